@@ -1,0 +1,63 @@
+"""What can go wrong, as one tree. Every message names the thing and says what to do next.
+
+ShepherdError            anything a person can mend; the command line prints it and exits with 2
+ · SettingsError         the run file: an unknown key, a wrong type, an impossible combination
+ · DataError             a row, a file, a field, a split
+   · BadRow              one row, by file, line and field
+   · TemplateError       a template that cannot render, or trains no token
+ · BaseError             the base model: missing, unreadable, or not fit for packed training
+ · AdapterError          an adapter: a missing, extra or misshapen tensor, or one for another base
+ · FolderError           a run folder: taken by another run, unreadable, or not a run at all
+   · CheckpointError     a checkpoint: corrupt, incomplete, or from another run
+ · FederationError       a round that could not be finished
+   · QuorumNotMet        too few clients answered
+ · UpdateRefused         one update that failed its checks; counted as a failure, never raised to the top
+"""
+
+
+class ShepherdError(Exception):
+    """Anything a person can mend. `str(error)` is one sentence that names the thing and the mend."""
+
+
+class SettingsError(ShepherdError):
+    """The run file says something impossible."""
+
+
+class DataError(ShepherdError):
+    """The data cannot be used as they are."""
+
+
+class BadRow(DataError):
+    """One row cannot be read; names file, line and field."""
+
+
+class TemplateError(DataError):
+    """A template cannot render an example, or would train no token."""
+
+
+class BaseError(ShepherdError):
+    """The base model is missing, unreadable, or unfit for packed training."""
+
+
+class AdapterError(ShepherdError):
+    """An adapter does not fit: a missing, extra or misshapen tensor, or another base."""
+
+
+class FolderError(ShepherdError):
+    """A run folder is taken, unreadable, or not a run."""
+
+
+class CheckpointError(FolderError):
+    """A checkpoint is corrupt, incomplete, or from another run."""
+
+
+class FederationError(ShepherdError):
+    """A round could not be finished."""
+
+
+class QuorumNotMet(FederationError):
+    """Fewer clients answered than the run file asks for."""
+
+
+class UpdateRefused(ShepherdError):
+    """One update failed its checks; the round counts it as a failure."""

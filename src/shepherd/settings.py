@@ -1,0 +1,309 @@
+"""The run file: frozen settings read from TOML, with dotted overrides from the command line.
+
+Every key has a default but `model.base` and `data.source`. A docstring under a key says what it means.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from shepherd.errors import SettingsError
+
+T = TypeVar("T", bound=BaseModel)
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Table(BaseModel):
+    """A table of the run file: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class ModelTable(Table):
+    base: str
+    """"tiny" is the embedded base; else a folder or a Hugging Face id."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the frozen base; "auto" takes bfloat16 where the device is good at it."""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Through bitsandbytes; needs CUDA and the extra [quantize]."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    trust_remote_code: bool = False
+
+
+class AdapterTable(Table):
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    rank_stabilised: bool = False
+    """Scale by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732) instead of alpha / rank."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the linear modules, such as ["q_proj", "v_proj"]; "all-linear" is all but the head."""
+
+    @model_validator(mode="after")
+    def _some_target(self) -> Self:
+        if not self.targets:
+            raise ValueError('targets is empty; name modules or write "all-linear"')
+        return self
+
+
+class FieldsTable(Table):
+    """How the data's fields are called. An empty string says that the data have no such field."""
+
+    instruction: str = "instruction"
+    context: str = "auto"
+    """"auto" takes `context` (Dolly), else `input` (Alpaca), where the row has one."""
+    response: str = "auto"
+    """"auto" takes `response` (Dolly), else `output` (Alpaca)."""
+    messages: str = "auto"
+    """A chat's list of turns; "auto" takes `messages`, else `conversations` (ShareGPT)."""
+
+
+class DataTable(Table):
+    source: str
+    """"world" is the embedded one; else a file, a folder with one file a client, or a Hugging Face id."""
+    config: str | None = None
+    """The configuration of a Hugging Face dataset."""
+    part: str = "train"
+    """The split of a Hugging Face dataset."""
+    fields: FieldsTable = FieldsTable()
+    category: str = "category"
+    """The field that says what kind of instruction it is; "" where there is none."""
+    template: Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"] = "alpaca"
+    """"chat" is the tokenizer's own chat template."""
+    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """The share of each category that is held out of training, before the split."""
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    """Longer examples are cut (prompt first, from its context; law 9) and counted."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    limit: PositiveInt | None = None
+    """Use only so many examples of each category, drawn with the seed."""
+
+
+class SplitTable(Table):
+    by: Literal["iid", "dirichlet", "shards", "natural", "size", "ready-made"] = "iid"
+    """"ready-made" is a folder with one file a client; "natural" is one client a value of `field`."""
+    clients: PositiveInt = 10
+    """Ignored by "natural" and "ready-made", where the data say it."""
+    alpha: PositiveFloat = 0.5
+    """Dirichlet concentration: small is unequal."""
+    shards_per_client: PositiveInt = 2
+    field: str = ""
+    """For "natural", the field that names the client; for "dirichlet" and "shards", "" is the category."""
+    size_exponent: NonNegativeFloat = 1.0
+    """For "size": client k holds a share proportional to (k + 1) ** size_exponent."""
+
+
+class FederationTable(Table):
+    rounds: PositiveInt = 20
+    share: PositiveShare = 1.0
+    """Of the clients, each round; at least one client."""
+    select: Literal["uniform", "poisson", "size-weighted", "round-robin", "all"] = "uniform"
+    weights: Literal["examples", "tokens", "equal"] = "examples"
+    """What a client's update counts for in the mean: examples trained, tokens trained, or one each."""
+    quorum: PositiveShare = 0.5
+    """The share of the cohort that must give a usable update, or the round is not finished."""
+
+
+class TuningTable(Table):
+    epochs: PositiveFloat | None = None
+    """Passes over the client's own data in one visit; 1 if neither this nor max_steps is set."""
+    max_steps: PositiveInt | None = None
+    """Optimiser steps in one visit; the cursor goes on where the last visit stopped (law 8)."""
+    batch_size: PositiveInt = 32
+    """Examples an optimiser step."""
+    row_tokens: PositiveInt = 2048
+    """Tokens of one client in one forward pass; a batch is cut into as many rows as it needs."""
+    cohort_size: Literal["auto"] | PositiveInt = "auto"
+    """Clients trained at once; "auto" chooses from the memory there is, once a run."""
+    learning_rate: PositiveFloat = 1.5e-4
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Of the learning rate within a visit."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Linear warm-up at the start of each visit."""
+    round_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Of the learning rate over the rounds."""
+    final_share: Share = 0.0
+    """Where linear and cosine schedules end, as a share of the learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    clip_norm: PositiveFloat | None = 1.0
+    """Clip each client's gradient to this norm; write `false` for no clipping."""
+    loss_on: Literal["responses", "all"] = "responses"
+    threads: PositiveInt | None = None
+    """Processor threads; the default is the number of cores."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _false_is_none(cls, table: Any) -> Any:
+        if isinstance(table, Mapping) and table.get("clip_norm") is False:
+            return {**table, "clip_norm": None}
+        return table
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("epochs and max_steps are both set; keep one of them")
+        return self
+
+
+class PartTable(BaseModel):
+    """`name` finds the module; the other keys are that module's own `Config`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+
+class AlgorithmTable(PartTable):
+    name: str = "fedavg"
+    """A file of `shepherd/algorithms`, or a dotted module outside."""
+
+
+class EvaluationTable(Table):
+    every: PositiveInt = 1
+    """Score the held-out examples every so many rounds (the last round always)."""
+    examples: PositiveInt = 200
+    """At most so many held-out examples for the loss, spread evenly over the categories."""
+    answers: Annotated[int, Field(ge=0)] = 0
+    """Held-out examples to answer before the first and after the last round, where a checker decides
+    (the embedded world has checkers); 0 answers none."""
+    max_new_tokens: PositiveInt = 64
+
+
+class TrackingTable(Table):
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Through accelerate's trackers; each needs its own package."""
+    project: str = "shepherd"
+
+
+class CheckpointTable(Table):
+    keep: PositiveInt = 2
+    """How many of the last rounds' checkpoints stay on disk."""
+
+
+class RunSettings(Table):
+    """A whole run file."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    output: str = "runs/run"
+    """The run folder; it must be new or empty."""
+    model: ModelTable
+    adapter: AdapterTable = AdapterTable()
+    data: DataTable
+    split: SplitTable = SplitTable()
+    federation: FederationTable = FederationTable()
+    tuning: TuningTable = TuningTable()
+    algorithm: AlgorithmTable = AlgorithmTable()
+    transforms: tuple[PartTable, ...] = ()
+    evaluation: EvaluationTable = EvaluationTable()
+    tracking: TrackingTable = TrackingTable()
+    checkpoints: CheckpointTable = CheckpointTable()
+
+
+def read(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
+    """Read a run file and apply `key=value` overrides (dotted keys; values in TOML, or bare words).
+
+    Raises:
+        SettingsError: the file is missing or not TOML, a key is unknown, or a value is impossible.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise SettingsError(f"run file {path} cannot be read ({error.strerror}); check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"run file {path} is not TOML: {error}; mend that line") from error
+    return parse(_overridden(table, overrides), str(path))
+
+
+def parse(table: Mapping[str, Any], where: str = "the run settings") -> RunSettings:
+    """Validate a plain table.
+
+    Raises:
+        SettingsError: one sentence a fault, each with its dotted key.
+    """
+    return validated(RunSettings, table, where)
+
+
+def validated(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """`kind(**table)`, with pydantic's faults turned into one SettingsError."""
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        faults = "; ".join(_fault(kind, item) for item in error.errors())
+        raise SettingsError(f"{where}: {faults}") from error
+
+
+def _fault(kind: type[BaseModel], item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "the file"
+    match item["type"]:
+        case "extra_forbidden":
+            known = _keys_beside(kind, item["loc"])
+            return f"unknown key {key}; known keys there are {', '.join(known)}"
+        case "missing":
+            return f"key {key} is missing; add it"
+        case _:
+            message = item["msg"].removeprefix("Value error, ")
+            return f"key {key}: {message[:1].lower()}{message[1:]} (got {item['input']!r:.80})"
+
+
+def _keys_beside(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
+    for part in loc[:-1]:
+        if part in getattr(kind, "model_fields", {}):
+            kind = kind.model_fields[part].annotation
+    return sorted(getattr(kind, "model_fields", {}))
+
+
+def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"override {override!r} is not key=value; write federation.rounds=2")
+        *parents, last = key.strip().split(".")
+        inner = table
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise SettingsError(f"override {key}: {parent} is not a table; give a whole value to it")
+        inner[last] = _value(text.strip())
+    return table
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word: output=runs/two
+
+
+def dump(settings: RunSettings) -> str:
+    """The whole run file as TOML, defaults written out; `parse` reads it back to an equal value."""
+    return tomli_w.dumps(_without_none(settings.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        # TOML has no null; the one key whose default is not None says `false`
+        kept = {k: (False if k == "clip_norm" and v is None else v) for k, v in value.items()}
+        return {k: _without_none(v) for k, v in kept.items() if v is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
