@@ -1,0 +1,1 @@
+"""The trainer: the only floor that imports torch, transformers and peft."""

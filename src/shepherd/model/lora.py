@@ -1,0 +1,247 @@
+"""Row k belongs to adapter k: linear layers that hold a stack of LoRA factors over one frozen base.
+
+`y = base(x) + scale * B_k A_k dropout(x)` for every token of the rows of adapter k (LoRA, arXiv
+2106.09685). One forward pass trains K clients, and their gradients never meet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from shepherd.core import Adapter, seed_for
+from shepherd.errors import AdapterError, BaseError
+from shepherd.model.layout import Layout, Segment, current
+from shepherd.settings import AdapterTable
+
+PREFIX = "base_model.model."  # PEFT's names start with it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One adapted linear module: its name in the base, and its input and output widths."""
+
+    module: str
+    inputs: int
+    outputs: int
+
+    @property
+    def name_a(self) -> str:
+        return f"{PREFIX}{self.module}.lora_A.weight"
+
+    @property
+    def name_b(self) -> str:
+        return f"{PREFIX}{self.module}.lora_B.weight"
+
+
+class CohortLinear(nn.Module):
+    """A frozen linear module with a stack of K adapters: A (K, r, in), B (K, out, r), float32."""
+
+    a: Tensor
+    b: Tensor
+
+    def __init__(self, base: nn.Module, *, scale: float, dropout: float, place: int = 0) -> None:
+        super().__init__()
+        self.base = base
+        self.place = place
+        self.scale = scale
+        self.dropout = dropout
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):  # some architectures read them, for a dtype
+            return getattr(self.base, name)
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out); which tokens are whose is in the running layout."""
+        layout = current()
+        y: Tensor = self.base(x)
+        if layout is None:
+            return y  # the base alone
+        flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        segments = _in_tokens(layout, len(flat))
+        keep = _dropout_mask(flat, segments, self.dropout if layout.training else 0.0, self.place)
+        out = _CohortLoRA.apply(y.reshape(-1, y.shape[-1]), flat, self.a, self.b, segments, self.scale, keep)
+        return out.view(y.shape)  # type: ignore[no-any-return]
+
+
+def _in_tokens(layout: Layout, tokens: int) -> tuple[Segment, ...]:
+    if tokens == layout.places:
+        return layout.segments
+    each, left = divmod(tokens, layout.places)
+    if left:
+        raise BaseError(
+            "this base routes tokens between its layers (a mixture of experts?), so rows cannot be told"
+            " apart there; name other adapter.targets, such as the attention's"
+        )
+    return tuple(
+        Segment(adapter=s.adapter, start=s.start * each, stop=s.stop * each) for s in layout.segments
+    )
+
+
+def _dropout_mask(x: Tensor, segments: Sequence[Segment], p: float, place: int) -> Tensor | None:
+    """(tokens, in) holding 0 or 1 / (1 - p), each row's and layer's drawn from its own seed (law 1)."""
+    if p == 0.0:
+        return None
+    mask = torch.empty_like(x)
+    for segment in segments:
+        generator = torch.Generator(x.device).manual_seed(seed_for(segment.dropout_seed, place))
+        mask[segment.start : segment.stop].bernoulli_(1 - p, generator=generator)
+    return mask.div_(1 - p)
+
+
+class _CohortLoRA(torch.autograd.Function):
+    """The stack's share of a layer, added in place to the base's output; one product a segment."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        segments: tuple[Segment, ...],
+        scale: float,
+        keep: Tensor | None,
+    ) -> Tensor:
+        ctx.mark_dirty(y)
+        a16, b16 = a.to(x.dtype), b.to(x.dtype)
+        dropped = x if keep is None else x * keep
+        low = x.new_empty(x.shape[0], a.shape[1])  # (tokens, r)
+        for s in segments:
+            torch.mm(dropped[s.start : s.stop], a16[s.adapter].T, out=low[s.start : s.stop])
+            y[s.start : s.stop].addmm_(low[s.start : s.stop], b16[s.adapter].T, alpha=scale)
+        ctx.save_for_backward(x, a16, b16, low, keep)
+        ctx.segments, ctx.scale = segments, scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads  # (tokens, out)
+        x, a, b, low, keep = ctx.saved_tensors
+        want_x, want_a, want_b = ctx.needs_input_grad[1:4]
+        grad_a = torch.zeros(a.shape, device=x.device) if want_a else None
+        grad_b = torch.zeros(b.shape, device=x.device) if want_b else None
+        grad_x = torch.empty_like(x) if want_x else None
+        for s in ctx.segments:
+            rows = slice(s.start, s.stop)
+            if grad_b is not None:
+                grad_b[s.adapter] += (grad[rows].T @ low[rows]).mul_(ctx.scale)  # (out, r)
+            if grad_a is None and grad_x is None:
+                continue
+            grad_low = (grad[rows] @ b[s.adapter]).mul_(ctx.scale)  # (rows, r)
+            if grad_a is not None:
+                dropped = x[rows] if keep is None else x[rows] * keep[rows]
+                grad_a[s.adapter] += grad_low.T @ dropped  # (r, in)
+            if grad_x is not None:
+                torch.mm(grad_low, a[s.adapter], out=grad_x[rows])
+        if grad_x is not None and keep is not None:
+            grad_x *= keep
+        return grad, grad_x, grad_a, grad_b, None, None, None
+
+
+def attach(model: nn.Module, table: AdapterTable) -> tuple[Site, ...]:
+    """Put a CohortLinear in the place of every target; returns the sites in the model's order.
+
+    Raises:
+        BaseError: a target names no linear module, or there is no linear module at all.
+    """
+    found = {name: module for name, module in model.named_modules() if _widths(module) is not None}
+    chosen = _chosen(model, found, table.targets)
+    scale = scaling(table)
+    sites = []
+    for name in chosen:
+        module = found[name]
+        widths = _widths(module)
+        assert widths is not None
+        sites.append(Site(module=name, inputs=widths[0], outputs=widths[1]))
+        parent, _, leaf = name.rpartition(".")
+        layer = CohortLinear(module, scale=scale, dropout=table.dropout, place=len(sites))
+        setattr(model.get_submodule(parent), leaf, layer)
+    return tuple(sites)
+
+
+def scaling(table: AdapterTable) -> float:
+    """alpha / r, or alpha / sqrt(r) where rank-stabilised (arXiv 2312.03732)."""
+    return table.alpha / (math.sqrt(table.rank) if table.rank_stabilised else table.rank)
+
+
+def _widths(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear module, quantised ones too; None for any other module."""
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return None
+
+
+def _chosen(model: nn.Module, found: Mapping[str, nn.Module], targets: str | Sequence[str]) -> list[str]:
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    bodies = {name: module for name, module in found.items() if module is not head}
+    if isinstance(targets, str):
+        if not bodies:
+            raise BaseError("this base has no linear module to adapt; use another base")
+        return list(bodies)
+    for target in targets:
+        if not any(_is(name, target) for name in bodies):
+            kinds = sorted({name.rpartition(".")[2] for name in bodies})
+            raise BaseError(f"adapter.targets names {target!r}, which this base lacks; it has {kinds}")
+    return [name for name in bodies if any(_is(name, target) for target in targets)]
+
+
+def _is(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def shapes(sites: Sequence[Site], rank: int) -> dict[str, tuple[int, int]]:
+    """The names and shapes of an adapter for these sites."""
+    pairs = ((s.name_a, (rank, s.inputs)) for s in sites), ((s.name_b, (s.outputs, rank)) for s in sites)
+    return {name: shape for pair in zip(*pairs, strict=True) for name, shape in pair}
+
+
+def fresh(sites: Sequence[Site], rank: int, seed: int) -> Adapter:
+    """A new adapter: A from U(-1/sqrt(in), 1/sqrt(in)) as in PEFT's default, B zero."""
+    tensors: dict[str, Any] = {}
+    for name, shape in shapes(sites, rank).items():
+        if ".lora_A." in name:
+            bound = 1 / math.sqrt(shape[1])
+            rng = np.random.default_rng(seed_for(seed, "adapter", name))
+            tensors[name] = rng.uniform(-bound, bound, shape).astype(np.float32)
+        else:
+            tensors[name] = np.zeros(shape, np.float32)
+    return Adapter(tensors)
+
+
+def layers(model: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[Site, CohortLinear]]:
+    """The adapted layers, in order."""
+    for site in sites:
+        layer = model.get_submodule(site.module)
+        assert isinstance(layer, CohortLinear)
+        yield site, layer
+
+
+def hang(model: nn.Module, sites: Sequence[Site], stack: Mapping[str, Tensor]) -> None:
+    """Let every layer read its factors from `stack`: name -> (K, ...)."""
+    for site, layer in layers(model, sites):
+        layer.a, layer.b = stack[site.name_a], stack[site.name_b]
+
+
+def stacked(adapters: Sequence[Adapter], device: torch.device) -> dict[str, Tensor]:
+    """K adapters as one stack: name -> (K, ...), float32.
+
+    Raises:
+        AdapterError: the adapters differ in names or shapes.
+    """
+    if not adapters:
+        raise AdapterError("there is no adapter to stack; give at least one")
+    return {
+        name: torch.from_numpy(np.stack([adapter[name] for adapter in adapters])).to(device)
+        for name in adapters[0]
+    }
