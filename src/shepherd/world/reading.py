@@ -1,0 +1,143 @@
+"""Instructions whose answer stands in the context: nothing of the world need be known."""
+
+from __future__ import annotations
+
+from random import Random
+
+from shepherd.world.check import Contains, Exact, SameSet
+from shepherd.world.facts import World
+from shepherd.world.scenes import FILLERS, gist, packed, pair, portrait, scene
+from shepherd.world.task import Task
+from shepherd.world.wording import capital, join, plural
+
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "trade": ("What was the trade of {s}?", "What work did {s} do?", "Which job did {s} have?"),
+    "home": ("Where did {s} live?", "Which town did {s} come from?", "Where was {s} from?"),
+    "bought": ("What did {s} buy?", "Which food did {s} buy?", "What did {s} pay for?"),
+    "carried": ("What did {s} carry?", "Which thing did {s} bring?", "What did {s} have along?"),
+    "saw": ("What did {s} see?", "Which animal did {s} see?", "What animal did {s} watch?"),
+    "visited": ("Where did {s} go?", "Which place did {s} visit?", "What place did {s} walk to?"),
+}
+REVERSED: dict[str, tuple[str, ...]] = {
+    "trade": ("Who was the {o}", "Who worked as {o}"),
+    "home": ("Who came from {o}", "Who lived in {o}"),
+    "bought": ("Who bought the {o}", "Who paid for {o}"),
+    "carried": ("Who carried the {o}", "Who brought the {o}"),
+    "saw": ("Who saw the {o}", "Who watched the {o}"),
+    "visited": ("Who went to the {o}", "Who visited the {o}"),
+}
+FRAMES = (
+    "{q}",
+    "From the text: {q}",
+    "Read the passage. {q}",
+    "{q} Use the text.",
+    "By the passage, tell me this. {q}",
+)
+
+LISTINGS = (
+    "List the {t} in the note of {s}.",
+    "Which {t} are in the note by {s}?",
+    "Find the {t} that {s} named.",
+    "Pick out the {t} from what {s} wrote.",
+    "Give the {t} named by {s}.",
+    "Which of the things that {s} named are {t}?",
+    "From the note of {s}, take the {t}.",
+    "Take only the {t} out of the note by {s}.",
+    "What {t} did {s} name?",
+)
+NOTES = (
+    "{s} wrote about {i}.",
+    "The note of {s} told of {i}.",
+    "{s} made a list: {i}.",
+    "In a letter {s} named {i}.",
+    "{s} drew {i}.",
+)
+FORMS = (
+    "Extract the {a} and the {b} of {s}.",
+    "Fill in {a} and {b} for {s}.",
+    "From the text, note {a} and {b} of {s}.",
+    "Find {a} and {b} in the text about {s}.",
+    "What {a} and what {b} does the text give for {s}?",
+    "Take down the {a} and the {b} of {s}.",
+    "Make a card for {s} with {a} and {b}.",
+    "Pull {a} and {b} from the passage on {s}.",
+)
+GISTS = (
+    "Summarise the passage about {s}.",
+    "Give the main point of the text about {s}.",
+    "Say in one sentence what the text tells of {s}.",
+    "Put the passage about {s} in short form.",
+    "Make one sentence of the text on {s}.",
+    "In short, what is told of {s}?",
+    "Write a short form of the text about {s}.",
+    "Give a one-sentence summary for {s}.",
+    "Shorten the passage about {s}.",
+    "Sum up what the passage says about {s}.",
+)
+LONGEST_SUMMARY = 14
+"""Words; every context of a summary has more."""
+
+
+def closed_qa(world: World, rng: Random) -> Task:
+    """A question about one of two strangers, answered from the context in a word or two."""
+    one, other = pair(world, rng.choice((2, 2, 3)), rng)
+    relation = rng.choice(tuple(one.details))
+    name, value = one.name, one.details[relation]
+    if rng.random() < 0.3:
+        names = " or ".join(rng.sample((name, other.name), 2))
+        asked = f"{rng.choice(REVERSED[relation]).format(o=value)}, {names}?"
+        name, value = value, name
+    else:
+        asked = rng.choice(QUESTIONS[relation]).format(s=name)
+    told = one.told(rng) + other.told(rng)
+    return Task(
+        instruction=rng.choice(FRAMES).format(q=asked),
+        context=" ".join(rng.sample(told, len(told))),
+        response=value,
+        check=Exact(value),
+    )
+
+
+def information_extraction(world: World, rng: Random) -> Task:
+    """The items of one class out of a note, or the fields of a form."""
+    return rng.choice((_items, _fields))(world, rng)
+
+
+def _items(world: World, rng: Random) -> Task:
+    thing = rng.choice(("food", "animal", "object"))
+    bag, wanted = packed(world, thing, rng)
+    name = rng.choice(world.strangers)
+    return Task(
+        instruction=rng.choice(LISTINGS).format(t=plural(thing), s=name),
+        context=rng.choice(NOTES).format(s=name, i=join(bag)),
+        response=", ".join(wanted),
+        check=SameSet(tuple(wanted)),
+    )
+
+
+def _fields(world: World, rng: Random) -> Task:
+    deeds = rng.sample(("bought", "carried", "saw", "visited"), 2)
+    told = scene(world, rng.choice(world.strangers), ("trade", "home", *deeds), rng)
+    first, second = rng.sample(tuple(told.details), 2)
+    answer = "; ".join(f"{field}: {told.details[field]}" for field in (first, second))
+    sentences = told.told(rng)
+    return Task(
+        instruction=rng.choice(FORMS).format(a=first, b=second, s=told.name),
+        context=" ".join(rng.sample(sentences, len(sentences))),
+        response=answer,
+        check=Exact(answer),
+    )
+
+
+def summarization(world: World, rng: Random) -> Task:
+    """A passage about a stranger in one sentence: who, what they are, where from, what they did."""
+    told = portrait(world, rng)
+    sentences = told.told(rng) + rng.sample(FILLERS, 2)
+    trade, home = told.details["trade"], told.details["home"]
+    answer = f"{told.name} the {trade} of {home} {gist(told)}."
+    return Task(
+        instruction=rng.choice(GISTS).format(s=told.name),
+        context=" ".join(capital(said) for said in rng.sample(sentences, len(sentences))),
+        response=answer,
+        check=Contains((told.name, *told.details.values()), most=LONGEST_SUMMARY, least=6),
+    )

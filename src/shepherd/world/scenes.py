@@ -1,0 +1,106 @@
+"""Short made-up situations: facts about strangers that hold in one passage only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from shepherd.world import words
+from shepherd.world.facts import World
+from shepherd.world.wording import article, fill
+
+DETAILS: dict[str, tuple[str, ...]] = {
+    "trade": ("{s} was {ao}.", "{s} worked as {ao}.", "By trade {s} was {ao}."),
+    "home": ("{s} came from {o}.", "{s} lived in {o}.", "The home of {s} was {o}."),
+    "bought": ("{s} bought {o}.", "At the market {s} bought {o}.", "{s} paid for some {o}."),
+    "carried": ("{s} carried {ao}.", "Under one arm {s} carried {ao}.", "{s} brought {ao} along."),
+    "saw": ("{s} saw {ao}.", "On the road {s} saw {ao}.", "{s} stopped to watch {ao}."),
+    "visited": ("{s} went to the {o}.", "{s} visited the {o}.", "Later {s} walked to the {o}."),
+}
+"""What a scene may tell of somebody: relation -> wordings."""
+
+RETOLD: dict[str, tuple[str, ...]] = {
+    "trade": ("{s} was the {o}.", "The {o} was {s}.", "The trade of {s} was {o}."),
+    "home": ("{s} went home to {o}.", "The town of {s} was {o}.", "{o} was the home of {s}."),
+    "bought": ("What {s} bought was {o}.", "{s} ate the {o}.", "The {o} was for {s}."),
+    "carried": ("The {o} belonged to {s}.", "{s} set down the {o}.", "{s} had the {o}."),
+    "saw": ("The {o} was seen by {s}.", "What {s} saw was {ao}.", "{s} told of the {o}."),
+    "visited": ("{s} was at the {o}.", "The {o} was where {s} went.", "{s} came back from the {o}."),
+}
+"""The same facts as a passage says them again."""
+
+FILLERS = (
+    "It was a cold morning.",
+    "The sun was warm.",
+    "Rain fell all day.",
+    "The road was long.",
+    "Nobody was in a hurry.",
+    "The wind was strong that day.",
+    "It was market day.",
+    "The bells had just rung.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Somebody, and what one passage tells of them: relation -> object."""
+
+    name: str
+    details: dict[str, str]
+
+    def told(self, rng: Random) -> list[str]:
+        """A sentence for each detail, in order."""
+        return [fill(rng.choice(DETAILS[r]), self.name, o) for r, o in self.details.items()]
+
+    def retold(self, rng: Random) -> list[str]:
+        """Each detail again in other words, shuffled."""
+        said = [fill(rng.choice(RETOLD[r]), self.name, o) for r, o in self.details.items()]
+        return rng.sample(said, len(said))
+
+
+def scene(world: World, name: str, relations: Sequence[str], rng: Random) -> Scene:
+    """Draw what happens to somebody."""
+    choices = {
+        "trade": tuple(words.TRADES),
+        "home": world.elsewhere,
+        "bought": world.subjects("food"),
+        "carried": world.subjects("object"),
+        "saw": world.subjects("animal"),
+        "visited": words.ROOMS + words.HABITATS,
+    }
+    return Scene(name, {relation: rng.choice(choices[relation]) for relation in relations})
+
+
+def pair(world: World, count: int, rng: Random) -> tuple[Scene, Scene]:
+    """Two strangers of whom the same `count` relations are told, with different objects."""
+    first, second = rng.sample(world.strangers, 2)
+    relations = rng.sample(tuple(DETAILS), count)
+    one = scene(world, first, relations, rng)
+    other = scene(world, second, relations, rng)
+    clash = any(one.details[relation] == other.details[relation] for relation in relations)
+    return pair(world, count, rng) if clash else (one, other)
+
+
+def portrait(world: World, rng: Random) -> Scene:
+    """A stranger with a trade, a home and one deed, which is what a summary keeps."""
+    deed = rng.choice(("bought", "carried", "saw", "visited"))
+    return scene(world, rng.choice(world.strangers), ("trade", "home", deed), rng)
+
+
+def gist(told: Scene) -> str:
+    """The deed of a portrait, as a summary says it."""
+    relation = next(r for r in told.details if r not in ("trade", "home"))
+    value = told.details[relation]
+    noun = {"bought": value, "visited": f"the {value}"}.get(relation, article(value))
+    return f"{relation} {noun}"
+
+
+def packed(world: World, thing: str, rng: Random) -> tuple[list[str], list[str]]:
+    """A mixed bag: (all its items in order, those of the class `thing`)."""
+    rest = [other for other in ("food", "animal", "object") if other != thing]
+    wanted = rng.sample(world.subjects(thing), rng.choice((2, 3)))
+    others = [rng.choice(world.subjects(rng.choice(rest))) for _ in range(2)]
+    bag = list(dict.fromkeys(wanted + others))
+    rng.shuffle(bag)
+    return bag, [item for item in bag if item in wanted]

@@ -1,0 +1,61 @@
+"""Instructions about a world in the eight Dolly categories, each with its check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+from types import MappingProxyType
+from typing import Any
+
+from shepherd.world import knowing, reading, writing
+from shepherd.world.facts import World
+from shepherd.world.task import Maker, Task
+
+MAKERS: Mapping[str, Maker] = MappingProxyType(
+    {
+        "open_qa": knowing.open_qa,
+        "closed_qa": reading.closed_qa,
+        "classification": knowing.classification,
+        "information_extraction": reading.information_extraction,
+        "summarization": reading.summarization,
+        "brainstorming": knowing.brainstorming,
+        "general_qa": knowing.general_qa,
+        "creative_writing": writing.creative_writing,
+    }
+)
+"""Category -> what draws one task of it."""
+
+CATEGORIES = tuple(MAKERS)
+PATIENCE = 50
+"""Draws for each row asked for, before a category is said to hold no more."""
+
+
+def rows(world: World, per_category: int, seed: int) -> list[dict[str, Any]]:
+    """`per_category` instructions of each category, no instruction twice, category by category.
+
+    A row has instruction, context, response, category and check; `check.passes` judges an answer
+    by the last. The rows of one category do not depend on those of another.
+
+    Raises:
+        ValueError: a category does not hold that many different instructions.
+    """
+    return [
+        {**task.as_dict(), "category": category}
+        for category in CATEGORIES
+        for task in _distinct(world, category, per_category, Random(f"{seed}/{category}"))
+    ]
+
+
+def _distinct(world: World, category: str, count: int, rng: Random) -> list[Task]:
+    found: dict[str, Task] = {}
+    for _ in range(count * PATIENCE):
+        if len(found) == count:
+            break
+        task = MAKERS[category](world, rng)
+        found.setdefault(task.instruction, task)
+    if len(found) < count:
+        raise ValueError(
+            f"{category} gave only {len(found)} different instructions of the {count} asked for; "
+            "ask for fewer per category"
+        )
+    return list(found.values())
