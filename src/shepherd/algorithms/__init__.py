@@ -1,0 +1,1 @@
+"""One file, one published method: `Config` (its keys) and `build(config) -> Algorithm`."""

@@ -1,0 +1,35 @@
+"""FedProx: a spring pulls each client back to what it was sent.
+
+Client k descends on
+
+    f_k(w) + (mu / 2) ||w - w_t||^2,    whose gradient is    grad f_k(w) + mu (w - w_t)
+
+where w_t is the broadcast; the server is FedAvg's. Li et al., arXiv 1812.06127.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from shepherd.algorithms import fedavg
+from shepherd.core import Algorithm, Broadcast
+from shepherd.settings import Table
+
+
+class Config(Table):
+    mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.01
+    """The strength of the spring; 0 is FedAvg."""
+
+
+def build(config: Config) -> Algorithm:
+    """FedAvg with the proximal term in the client's gradient."""
+
+    def correct(
+        name: str, grad: Any, param: Any, broadcast: Broadcast, memory: Mapping[str, Any]
+    ) -> Any:
+        return grad + config.mu * (param - broadcast.adapter[name])  # (K, ...) - (...)
+
+    return fedavg.ALGORITHM._replace(correct=correct)

@@ -1,0 +1,29 @@
+"""FFA-LoRA: A stays as it was drawn, and only B is trained, sent and averaged.
+
+With one A for all, the mean of B_k A is (mean of B_k) A: averaging is exact, and the gap of
+`shepherd.audit` is zero. A client sends B alone. Sun et al., arXiv 2403.12313.
+"""
+
+from __future__ import annotations
+
+from shepherd.algorithms import fedavg
+from shepherd.core import Algorithm
+from shepherd.settings import Table
+
+
+class Config(Table):
+    """FFA-LoRA has nothing to set."""
+
+
+def trainable(name: str, round: int) -> bool:
+    """All but A.
+
+    >>> trainable("q_proj.lora_A.weight", 0), trainable("q_proj.lora_B.weight", 0)
+    (False, True)
+    """
+    return "lora_A" not in name.split(".")
+
+
+def build(config: Config) -> Algorithm:
+    """FedAvg of B, with A frozen."""
+    return fedavg.ALGORITHM._replace(trainable=trainable)

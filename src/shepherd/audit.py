@@ -1,0 +1,135 @@
+"""How far the mean of A times the mean of B is from the mean of BA (law 10), in one pass.
+
+With p_k the weights of the mean, A_k and B_k the clients' local factors, and the sums over LoRA modules,
+
+    gap = ||mean(BA) - mean(B) mean(A)||_F / ||mean(BA)||_F
+
+The numerator is a covariance, sum_k p_k (B_k - mean B)(A_k - mean A), so it can be taken from the
+changes dA and dB alone and does not lose its digits to a large broadcast:
+
+    mean(BA) - mean(B) mean(A)  =  mean(dB dA) - mean(dB) mean(dA)
+
+Memory is fixed: mean(dB dA) as a matrix where all modules together fit a budget, else that matrix
+times a Gaussian sketch Omega, for which E ||M Omega||_F^2 = columns ||M||_F^2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shepherd.core import Adapter, Update, seed_for
+
+K = TypeVar("K")
+Matrix = NDArray[np.float64]
+BUDGET = 256 * 2**20
+"""Bytes that the matrices of all modules may take before they are sketched."""
+COLUMNS = 64
+"""Of the sketch; an estimated squared norm has a relative deviation of at most sqrt(2 / columns)."""
+FEWEST_COLUMNS = 8
+
+
+class Pair(NamedTuple):
+    """The two factors of one LoRA module, by their PEFT names."""
+
+    a: str
+    b: str
+
+
+def pairs(names: Iterable[str]) -> tuple[Pair, ...]:
+    """The modules that have both factors.
+
+    >>> pairs(["q.lora_A.weight", "q.lora_B.weight", "norm.weight"])
+    (Pair(a='q.lora_A.weight', b='q.lora_B.weight'),)
+    """
+    known = set(names)
+    both = ((name, name.replace(".lora_A.", ".lora_B.")) for name in known if ".lora_A." in name)
+    return tuple(sorted(Pair(a, b) for a, b in both if b in known))
+
+
+class Gap:
+    """The relative gap of one round: `add` each update, then ask for `value`.
+
+    Args:
+        adapter: the broadcast.
+        seed: of the sketch; the same seed gives the same bits.
+        budget: bytes for the matrices of all modules; above it they are sketched.
+
+    An update may carry A alone or B alone; the other factor is then the broadcast's, and the numerator
+    is exactly zero. Memory, in float64: twice the adapter, and at most the budget (or eight columns,
+    where even these take more).
+    """
+
+    def __init__(self, adapter: Adapter, seed: int, budget: int = BUDGET) -> None:
+        self._adapter = adapter
+        self._weight = 0.0
+        self._changes: dict[str, Matrix] = {}  # sum of w dA, of w dB
+        self._products: dict[Pair, Matrix] = {}  # sum of w dB dA Omega, (out, columns) or (out, in)
+        self._omega = _sketch(adapter, seed, budget)
+
+    def add(self, update: Update) -> None:
+        """Count one update with its weight."""
+        self._weight += update.weight
+        delta = {name: tensor.astype(np.float64) for name, tensor in update.delta.items()}
+        for pair in pairs(delta):
+            product = delta[pair.b] @ self._sketched(delta[pair.a])
+            _accumulate(self._products, pair, update.weight * product)
+        for name, change in delta.items():
+            _accumulate(self._changes, name, update.weight * change)
+
+    def value(self) -> float:
+        """The relative gap in [0, inf]: 0 where nothing was learned, or only one factor moved.
+
+        It is inf where the mean of BA cancels to zero and the clients differ.
+        """
+        squares = [self._squares(pair) for pair in pairs(self._adapter)]
+        gap = math.sqrt(math.fsum(above for above, _ in squares))
+        whole = math.sqrt(math.fsum(below for _, below in squares))
+        if not gap:
+            return 0.0
+        return gap / whole if whole else math.inf
+
+    def _squares(self, pair: Pair) -> tuple[float, float]:
+        mean_a, mean_b = self._mean(pair.a), self._mean(pair.b)  # changes, (r, in) and (out, r)
+        covariance = np.zeros(())
+        if pair in self._products:
+            covariance = self._products[pair] / self._weight - mean_b @ self._sketched(mean_a)
+        local_a, local_b = self._adapter[pair.a] + mean_a, self._adapter[pair.b] + mean_b
+        whole = local_b @ self._sketched(local_a) + covariance
+        return float(np.sum(covariance**2)), float(np.sum(whole**2))
+
+    def _mean(self, name: str) -> Matrix:
+        if name not in self._changes:
+            return np.zeros(self._adapter[name].shape)
+        return self._changes[name] / self._weight
+
+    def _sketched(self, a: Matrix) -> Matrix:
+        return a if self._omega is None else a @ self._omega[a.shape[1]]  # (r, columns)
+
+
+def _accumulate(sums: dict[K, Matrix], key: K, term: Matrix) -> None:
+    if key in sums:
+        sums[key] += term
+    else:
+        sums[key] = term
+
+
+def _sketch(adapter: Adapter, seed: int, budget: int) -> Mapping[int, Matrix] | None:
+    """None where the exact matrices fit; else Omega by input width, (in, columns).
+
+    Modules of one width share their Omega: the estimate of the sum of squares stays unbiased, and a
+    model has few widths.
+    """
+    shapes = [(adapter[b].shape[0], adapter[a].shape[1]) for a, b in pairs(adapter)]
+    if 8 * sum(out * width for out, width in shapes) <= budget:
+        return None
+    fitting = budget // (8 * sum(out for out, _ in shapes))
+    columns = max(FEWEST_COLUMNS, min(COLUMNS, fitting))
+    return {
+        width: np.random.default_rng(seed_for(seed, "sketch", width)).standard_normal((width, columns))
+        for width in {width for _, width in shapes}
+    }

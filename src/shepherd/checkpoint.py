@@ -1,0 +1,224 @@
+"""The server state, the clients' memories and the run's notes <-> a folder a round.
+
+    checkpoints/
+      round-00011/
+      round-00012/
+        tensors.safetensors   every tensor, in the bits it had
+        state.json            the round, which tensor is what, and the notes
+        SHA256SUMS            of the two; `sha256sum -c` reads it
+
+A checkpoint is written beside its place under another name, forced to the disk, and only then renamed:
+after a kill or a full disk it is there whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load as tensors_from
+from safetensors.numpy import save as bytes_of
+
+from shepherd.core import Adapter, ServerState
+from shepherd.errors import CheckpointError, FolderError
+
+FORMAT = 1
+TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
+UNFINISHED = ".unfinished-"
+"""How the folders begin that are being written or deleted; the next save sweeps what a kill left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """All that a run needs to go on with the same bits."""
+
+    state: ServerState
+    clients: Mapping[str, Adapter] = field(default_factory=dict)
+    """What each client remembers (`Algorithm.remember`)."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """JSON, with keys of text: cursors, the row of rounds.jsonl, what the run chose by measuring."""
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write `folder/round-00012`, then delete the rounds before the last `keep`; give its path.
+
+    When it returns, the checkpoint is on the disk. When it raises, the earlier ones are as they were.
+
+    Raises:
+        FolderError: the disk is full, the folder cannot be written, or that round is there already.
+    """
+    place = folder / f"round-{checkpoint.state.round:05d}"
+    with _or_say(f"checkpoint {place} cannot be written"):
+        _write(place, _contents(checkpoint))
+    with _or_say(f"checkpoints before {place} cannot be deleted"):
+        _delete_before(place, keep)
+    return place
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint of the last round there, or None."""
+    found = _by_round(folder)
+    return found[-1] if found else None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint that `save` wrote; every file is checked against its sum first.
+
+    Raises:
+        CheckpointError: a file is missing, cut or changed, or of another format; names it and the mend.
+    """
+    sums = _sums(path)
+    kept = _json(path, _checked(path, STATE, sums))
+    tensors = tensors_from(_checked(path, TENSORS, sums))
+    tree = _rebuilt(kept["tree"], (), tensors)
+    state = ServerState(
+        round=kept["round"],
+        adapter=Adapter(tree["adapter"]),
+        memory={name: Adapter(part) for name, part in tree["memory"].items()},
+        transforms=tree["transforms"],
+    )
+    clients = {name: Adapter(part) for name, part in tree["clients"].items()}
+    return Checkpoint(state=state, clients=clients, notes=kept["notes"])
+
+
+def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
+    state = checkpoint.state
+    tensors: dict[str, Any] = {}
+    parts = {
+        "adapter": state.adapter,
+        "memory": state.memory,
+        "transforms": state.transforms,
+        "clients": checkpoint.clients,
+    }
+    tree = _flattened(parts, (), tensors)
+    kept = {"format": FORMAT, "round": state.round, "tree": tree, "notes": checkpoint.notes}
+    contents = {TENSORS: bytes_of(tensors), STATE: json.dumps(kept, indent=1).encode()}
+    lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
+    return {**contents, SUMS: "".join(lines).encode()}
+
+
+def _flattened(value: Any, path: tuple[str | int, ...], tensors: dict[str, Any]) -> Any:
+    """The shape of nested mappings and tuples, for JSON; their arrays go to `tensors` by their path."""
+    if isinstance(value, Mapping):
+        return {name: _flattened(part, (*path, name), tensors) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [_flattened(part, (*path, place), tensors) for place, part in enumerate(value)]
+    tensors[json.dumps(path)] = np.asarray(value, order="C")
+    return None
+
+
+def _rebuilt(shape: Any, path: tuple[str | int, ...], tensors: Mapping[str, Any]) -> Any:
+    if isinstance(shape, dict):
+        return {name: _rebuilt(part, (*path, name), tensors) for name, part in shape.items()}
+    if isinstance(shape, list):
+        return tuple(_rebuilt(part, (*path, place), tensors) for place, part in enumerate(shape))
+    return tensors[json.dumps(path)]
+
+
+@contextmanager
+def _or_say(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FolderError(
+            f"{what} ({error.strerror or error}); free the disk or mend the folder, then resume"
+        ) from error
+
+
+def _write(place: Path, contents: Mapping[str, bytes]) -> None:
+    if place.exists():
+        raise FolderError(f"checkpoint {place} is there already; resume from it or delete it")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for left in place.parent.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left)
+    unfinished = _unfinished(place)
+    try:
+        _fill(unfinished, contents)
+        unfinished.rename(place)
+        _sync(place.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room back
+        raise
+
+
+def _fill(unfinished: Path, contents: Mapping[str, bytes]) -> None:
+    unfinished.mkdir()
+    for name, data in contents.items():
+        with open(unfinished / name, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    _sync(unfinished)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _delete_before(place: Path, keep: int) -> None:
+    found = _by_round(place.parent)
+    for old in found[: max(0, found.index(place) + 1 - keep)]:
+        doomed = old.rename(_unfinished(old))  # a half-deleted folder must not look like a checkpoint
+        shutil.rmtree(doomed)
+
+
+def _unfinished(place: Path) -> Path:
+    return place.with_name(UNFINISHED + place.name)
+
+
+def _by_round(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if re.fullmatch(r"round-\d{5,}", path.name))
+    return sorted(found, key=lambda path: int(path.name.removeprefix("round-")))
+
+
+def _sums(path: Path) -> dict[str, str]:
+    lines = _bytes(path, SUMS).decode(errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def _checked(path: Path, name: str, sums: Mapping[str, str]) -> bytes:
+    data = _bytes(path, name)
+    if hashlib.sha256(data).hexdigest() != sums.get(name):
+        raise CheckpointError(f"{path / name} is cut or changed; {_mend(path)}")
+    return data
+
+
+def _bytes(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path / name} cannot be read ({error.strerror}); {_mend(path)}"
+        ) from error
+
+
+def _json(path: Path, data: bytes) -> Any:
+    kept = json.loads(data)
+    if kept.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path / STATE} has format {kept.get('format')}, this version reads {FORMAT}; "
+            "resume with the version that wrote it"
+        )
+    return kept
+
+
+def _mend(path: Path) -> str:
+    others = [other for other in _by_round(path.parent) if other != path]
+    if others:
+        return f"delete {path} to go on from {others[-1].name}"
+    return "there is no other round, so start the run again in a new folder"

@@ -1,0 +1,69 @@
+"""Find an algorithm or a transform by the name of its module: the file is the plug-in.
+
+`name = "fedprox"` is `shepherd/algorithms/fedprox.py`; `name = "your_package.module"` is one outside.
+Such a module holds `Config`, a pydantic model of its other keys, and `build(config)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any
+
+from shepherd import algorithms, transforms
+from shepherd.core import Algorithm, Transform, chain
+from shepherd.errors import SettingsError
+from shepherd.settings import PartTable, validated
+
+
+def algorithm(table: PartTable) -> Algorithm:
+    """The algorithm that `[algorithm]` names, built with the table's other keys.
+
+    >>> algorithm(PartTable(name="fedprox", mu=0.1)).aggregate.__name__
+    'mean'
+
+    Raises:
+        SettingsError: no such module, a module that is no algorithm, or a key it does not have.
+    """
+    built: Algorithm = _built(algorithms, "algorithm", table)
+    return built
+
+
+def transform(tables: Sequence[PartTable]) -> Transform:
+    """The chain that the `[[transforms]]` name, in their order on the client.
+
+    Raises:
+        SettingsError: no such module, a module that is no transform, or a key it does not have.
+    """
+    return chain(*(_built(transforms, "transform", table) for table in tables))
+
+
+def names(folder: ModuleType) -> list[str]:
+    """The modules of a folder, such as `shepherd.algorithms`."""
+    return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
+
+
+def _built(folder: ModuleType, kind: str, table: PartTable) -> Any:
+    module = _module(folder, kind, table.name)
+    config = validated(module.Config, table.model_extra or {}, f"the {kind} {table.name!r}")
+    return module.build(config)
+
+
+def _module(folder: ModuleType, kind: str, name: str) -> ModuleType:
+    inside = names(folder)
+    if name not in inside and "." not in name:
+        close = get_close_matches(name, inside, n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise SettingsError(f"no {kind} called {name!r}; there are {', '.join(inside)}{meant}")
+    try:
+        module = importlib.import_module(f"{folder.__name__}.{name}" if name in inside else name)
+    except (ImportError, TypeError, ValueError) as error:  # the last two: ".x" and "x..y" are no modules
+        raise SettingsError(
+            f"{kind} {name!r} cannot be imported ({error}); install its package"
+        ) from error
+    if not (hasattr(module, "Config") and hasattr(module, "build")):
+        raise SettingsError(f"module {name} is no {kind}; give it a Config and a build(config)")
+    return module

@@ -1,0 +1,94 @@
+"""Which clients make up the cohort of a round: pure functions of the clients, the round and a seed.
+
+Each takes `(clients, share, round, seed)` and gives names in the fixed order of `clients`, at least one
+(only `poisson` may draw none). `round` counts from 0, `share` is in (0, 1], and the seed is the round's
+own: nothing else is random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from shepherd.core import ClientInfo
+from shepherd.errors import FederationError
+from shepherd.settings import FederationTable
+
+Cohort = tuple[str, ...]
+Select = Callable[[Sequence[ClientInfo], int, int], Cohort]
+
+
+def selector(table: FederationTable) -> Select:
+    """`select(clients, round, seed)` as the run file asks for it.
+
+    Raises:
+        FederationError: from `select`, where there is no client to choose from.
+    """
+    ways = {
+        "uniform": uniform,
+        "poisson": poisson,
+        "size-weighted": size_weighted,
+        "round-robin": round_robin,
+        "all": everyone,
+    }
+    way = ways[table.select]
+
+    def select(clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:
+        if not clients:
+            raise FederationError(
+                "there is no client to ask; connect one, or mend the split of the data"
+            )
+        return way(clients, table.share, round, seed)
+
+    return select
+
+
+def size(clients: Sequence[ClientInfo], share: float) -> int:
+    """How many clients a share is: the nearest whole number, and at least one."""
+    return max(1, round(share * len(clients)))
+
+
+def uniform(clients: Sequence[ClientInfo], share: float, round: int, seed: int) -> Cohort:
+    """A fixed number, each set of that size as likely as any other (FedIT, arXiv 2305.05644)."""
+    rng = np.random.default_rng(seed)
+    return _named(clients, rng.choice(len(clients), size(clients, share), replace=False))
+
+
+def poisson(clients: Sequence[ClientInfo], share: float, round: int, seed: int) -> Cohort:
+    """Each client by a coin of its own, with chance max(share, 1/N): the draw that privacy accounting
+    assumes. So it may draw no client; the round then passes with the adapter as it was."""
+    chance = max(share, 1 / len(clients))
+    return _named(clients, np.flatnonzero(np.random.default_rng(seed).random(len(clients)) < chance))
+
+
+def size_weighted(clients: Sequence[ClientInfo], share: float, round: int, seed: int) -> Cohort:
+    """One after another without replacement, with chance proportional to the examples of those left.
+
+    A client's size then counts in the draw, so it must not count in the mean again: use it with
+    `federation.weights = "equal"`. A client without examples is never drawn.
+
+    Raises:
+        FederationError: no client has an example.
+    """
+    examples = np.array([client.examples for client in clients], dtype=np.float64)
+    if not examples.any():
+        raise FederationError("no client has an example to be drawn by; mend the split of the data")
+    number = min(size(clients, share), int(np.count_nonzero(examples)))
+    rng = np.random.default_rng(seed)
+    return _named(clients, rng.choice(len(clients), number, replace=False, p=examples / examples.sum()))
+
+
+def round_robin(clients: Sequence[ClientInfo], share: float, round: int, seed: int) -> Cohort:
+    """The next ones in order, and after the last the first: all are asked before one is asked again."""
+    number = size(clients, share)
+    return _named(clients, (round * number + np.arange(number)) % len(clients))
+
+
+def everyone(clients: Sequence[ClientInfo], share: float, round: int, seed: int) -> Cohort:
+    """All clients, whatever the share."""
+    return tuple(client.name for client in clients)
+
+
+def _named(clients: Sequence[ClientInfo], places: Iterable[int]) -> Cohort:
+    return tuple(clients[place].name for place in sorted(places))

@@ -1,0 +1,43 @@
+"""Clip: nothing that leaves a client is longer than `norm`.
+
+    (delta, extra)  <-  (delta, extra) * min(1, norm / ||(delta, extra)||)
+
+One Euclidean norm over every tensor of `delta` and `extra` together, since both leave the client
+(law 7). Weight and metrics are not touched: a mechanism that adds noise must own them too.
+McMahan et al., arXiv 1710.06963, flat clipping.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from shepherd.core import Transform, Update
+from shepherd.settings import Table
+
+ROUNDING = 1 - 2**-22  # a float32 product rounds up by at most 2**-24, twice: the result is never longer
+
+
+class Config(Table):
+    norm: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    """The longest that a client's change may be."""
+
+
+def build(config: Config) -> Transform:
+    """Clip on the client; the server has nothing to undo."""
+
+    def on_client(update: Update, state: Any, seed: int) -> Update:
+        length = math.hypot(update.delta.norm(), update.extra.norm())
+        if not config.norm < length < math.inf:  # what is not finite is for the server to refuse
+            return update
+        scale = ROUNDING * config.norm / length
+        return replace(update, delta=update.delta.times(scale), extra=update.extra.times(scale))
+
+    return Transform(dict, on_client, _as_it_came)
+
+
+def _as_it_came(update: Update, state: Any, seed: int) -> tuple[Update, Any]:
+    return update, state
