@@ -1,0 +1,62 @@
+# make demo       install into .venv and train the embedded demo
+# make test       format, lint, types, tests, in .venv-dev
+# make test-slow  the tests that take minutes
+#
+# PYTHON=python3.12      another interpreter (3.11 to 3.13)
+# PIP_ARGS="..."         more for pip; a machine without a GPU saves gigabytes with
+#                        PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+DEMO := .venv/installed
+DEV := .venv-dev/installed
+BIN := .venv-dev/bin
+
+# the pins hold for the build backend too, which -c alone does not reach
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# the demo and the tests use no model hub: an attempt to reach it is a fault, not a delay
+demo test test-slow: export HF_HUB_OFFLINE := 1
+demo test test-slow: export HF_DATASETS_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev demo test format lint types tests test-slow
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^the /,$$d'
+
+install: $(DEMO)
+dev: $(DEV)
+
+$(DEMO): EXTRAS :=
+$(DEV): EXTRAS := [dev]
+$(DEMO) $(DEV): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Python 3.11 to 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -c constraints.txt $(PIP_ARGS) -e '.$(EXTRAS)'
+	@touch $@
+
+# a run never goes into a folder that exists, so each demo takes the next free name
+demo: $(DEMO)
+	@out=runs/demo; n=1; \
+	while [ -e "$$out" ]; do n=$$((n + 1)); out=runs/demo-$$n; done; \
+	.venv/bin/shepherd run examples/demo.toml output="$$out"
+
+test: format lint types tests
+
+format: $(DEV)
+	$(BIN)/ruff format --check .
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(DEV)
+	$(BIN)/mypy
+
+tests: $(DEV)
+	$(BIN)/pytest
+
+test-slow: $(DEV)
+	$(BIN)/pytest -m slow

@@ -1,0 +1,311 @@
+"""The run folder: taken by one process at a time, and whole after `kill -9` at any moment.
+
+runs/NAME/
+  run.toml        the resolved run file; a folder is a run once it is there
+  versions.json   what the run was started with
+  rounds.jsonl    one line a finished round; round 0 is the untuned base
+  checkpoints/    the last server states
+  adapter/        the final adapter in PEFT's layout, with its model card
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import FolderError, SettingsError
+from shepherd.settings import RunSettings, dump, read
+
+RUN_FILE, VERSIONS, LOG, LOCK = "run.toml", "versions.json", "rounds.jsonl", ".lock"
+_PACKAGES = ("shepherd-fit", "torch", "transformers", "peft", "datasets", "numpy", "safetensors")
+_TEMPORARY = ".tmp"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run folder that this process holds until `close()` or its death; from `create` or `reopen`."""
+
+    path: Path
+    lock: int
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file of the folder atomically; see `write_atomic`."""
+        return write_atomic(self.path / name, text)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one finished round to the log, and see it on the disk before returning.
+
+        Raises:
+            FolderError: the disk is full or the folder has gone; the log then holds no part of the row.
+        """
+        with mending(self.path), open(self.path / LOG, "ab", buffering=0) as log:
+            before = os.fstat(log.fileno()).st_size
+            try:
+                _write_all(log.fileno(), _line(row))
+            except OSError:
+                os.ftruncate(log.fileno(), before)
+                raise
+            os.fsync(log.fileno())
+
+    def reconcile(self, upto_round: int, row: Mapping[str, Any] | None = None) -> list[Row]:
+        """Make the log agree with the checkpoint of round `upto_round`, and return its rows.
+
+        A torn last line and the rows after the checkpoint are cut, since those rounds are run again;
+        `row`, which the checkpoint carries, is added where the log lacks it. So each finished round is
+        there exactly once, whichever of the two was written last before the process died.
+
+        Raises:
+            FolderError: a line inside the log is unreadable, or the disk is full.
+        """
+        with mending(self.path):
+            old = (self.path / LOG).read_bytes() if (self.path / LOG).exists() else b""
+            kept = {
+                r["round"]: r
+                for r in reversed(_parsed(old, self.path / LOG))
+                if r["round"] <= upto_round
+            }
+            if row is not None and row["round"] not in kept:
+                kept[row["round"]] = json.loads(_line(row))
+            rows = [kept[number] for number in sorted(kept)]
+            new = b"".join(_line(r) for r in rows)
+            if new != old:
+                write_atomic(self.path / LOG, new)
+            return rows
+
+    def close(self) -> None:
+        """Give the folder back. The lock also goes with the process, however it ends."""
+        os.close(self.lock)
+
+
+def create(path: str | Path, settings: RunSettings) -> RunFolder:
+    """Take a new or empty folder for a run, and write the run file and the versions into it.
+
+    Raises:
+        FolderError: the folder holds another run or any other file, or cannot be written.
+    """
+    path = Path(path)
+    with mending(path):
+        path.mkdir(parents=True, exist_ok=True)
+        _require_empty(
+            path
+        )  # before the lock file, so that nothing is left in a folder that is not ours
+        folder = RunFolder(path, _lock(path))
+        try:
+            _require_empty(path)  # another process may have come between
+            folder.write(VERSIONS, json.dumps(versions(), indent=2) + "\n")
+            folder.write(RUN_FILE, dump(settings))
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+
+def reopen(path: str | Path) -> RunFolder:
+    """Take the folder of a run that was started before.
+
+    Raises:
+        FolderError: there is no run in it, or another process holds it.
+    """
+    path = Path(path)
+    read_settings(path)
+    with mending(path):
+        return RunFolder(path, _lock(path))
+
+
+def read_settings(path: str | Path) -> RunSettings:
+    """The run file of a run folder. Takes no lock: a run may be read while it goes on.
+
+    Raises:
+        FolderError: there is no run in it, or its run file is damaged.
+    """
+    path = Path(path)
+    if not (path / RUN_FILE).is_file():
+        raise FolderError(f"{path} holds no run ({RUN_FILE} is missing); name the folder of a run")
+    try:
+        return read(path / RUN_FILE)
+    except SettingsError as error:
+        raise FolderError(f"the run in {path} cannot be read: {error}") from error
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of a run's log, without a last line that is still being written.
+
+    Raises:
+        FolderError: a line inside the log is unreadable.
+    """
+    log = Path(path) / LOG
+    with mending(Path(path)):
+        return _parsed(log.read_bytes(), log) if log.exists() else []
+
+
+def changed_versions(path: str | Path) -> dict[str, tuple[str, str]]:
+    """What differs from when the run was started, as name -> (then, now); equal bits need none of it."""
+    try:
+        then = json.loads((Path(path) / VERSIONS).read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return {}  # the record is for the reader; a run goes on without it
+    now = versions()
+    names = sorted(then.keys() | now.keys())
+    return {n: (then.get(n, "none"), now.get(n, "none")) for n in names if then.get(n) != now.get(n)}
+
+
+def versions() -> dict[str, str]:
+    """Python, platform, the libraries that decide the bits, and the source commit where known."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = _commit(Path(__file__).parent)
+    return {**found, "commit": commit} if commit else found
+
+
+def write_atomic(path: Path, content: str | bytes) -> Path:
+    """Write a file so that a reader, or a crash, sees the old one or the new one and never a part.
+
+    Raises:
+        FolderError: the disk is full, or the folder cannot be written; the old file is still there.
+    """
+    data = content.encode("utf8") if isinstance(content, str) else content
+    temporary = path.with_name(path.name + _TEMPORARY)
+    with mending(path.parent):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    return path
+
+
+@contextmanager
+def mending(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one FolderError sentence about the folder `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise FolderError(disk_fault(path, error)) from error
+
+
+def disk_fault(path: Path, error: OSError) -> str:
+    """One sentence on why the file system refused, and the mend."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {path} is full; free some space, then `shepherd resume {path}`"
+    name = error.filename or path
+    return f"{name} cannot be used ({error.strerror}); check the path and its permissions"
+
+
+def _require_empty(path: Path) -> None:
+    if (path / RUN_FILE).exists():
+        raise FolderError(
+            f"{path} holds another run; go on with it by `shepherd resume {path}`, "
+            "or set output to a new folder"
+        )
+    # a run that died before its run file was there has left no more than these
+    ours = {LOCK, VERSIONS, VERSIONS + _TEMPORARY, RUN_FILE + _TEMPORARY}
+    other = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
+    if other:
+        raise FolderError(f"{path} is not empty (it holds {other[0]}); set output to a new folder")
+
+
+def _lock(path: Path) -> int:
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    if sys.platform != "win32":  # no flock there; the run file alone guards the folder
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise FolderError(f"another process is running in {path}; wait for it or stop it") from None
+    return handle
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(_plain(row), allow_nan=False) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    """The same in JSON's types: numpy scalars as numbers, and null for a number that is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
+def _parsed(content: bytes, log: Path) -> list[Row]:
+    *lines, _torn = content.split(b"\n")  # what follows the last newline was never finished
+    return [_parsed_line(line, number, log) for number, line in enumerate(lines, 1)]
+
+
+def _parsed_line(line: bytes, number: int, log: Path) -> Row:
+    try:
+        row = json.loads(line)
+        int(row["round"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise FolderError(
+            f"line {number} of {log} is not a round; delete that line and go on"
+        ) from error
+    return dict(row)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(handle, data) :]
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename last through a power cut."""
+    if sys.platform == "win32":  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _commit(package: Path) -> str:
+    """The commit of the checkout that `package` lies in, with + where files were changed; else ""."""
+    try:
+        top = Path(_git(package, "rev-parse", "--show-toplevel"))
+        if top / "src" / package.name != package:
+            return ""  # installed inside somebody else's repository
+        dirty = "+" if _git(package, "status", "--porcelain", "--", str(package)) else ""
+        return _git(package, "rev-parse", "HEAD") + dirty
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(where: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(where), *words], capture_output=True, text=True, timeout=5, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,227 @@
+"""The run folder: taken once, locked, and whole after a death at any byte."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shepherd import folder
+from shepherd.errors import FolderError
+from shepherd.settings import dump, parse
+
+SETTINGS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}, "seed": 7})
+
+
+def row(number: int) -> dict[str, object]:
+    return {
+        "round": number,
+        "loss": 3.0 - number / 10,
+        "heldout": {"loss": 2.5, "category": {"open_qa": 2.0}},
+    }
+
+
+def test_create_writes_the_resolved_run_file_and_the_versions(tmp_path: Path) -> None:
+    made = folder.create(tmp_path / "runs" / "one", SETTINGS)
+    assert (made.path / "run.toml").read_text() == dump(SETTINGS)
+    assert folder.read_settings(made.path) == SETTINGS
+    recorded = json.loads((made.path / "versions.json").read_text())
+    assert recorded["numpy"] == np.__version__
+    assert recorded["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_an_empty_folder_is_fine_and_so_is_one_where_a_run_died_before_its_run_file(
+    tmp_path: Path,
+) -> None:
+    for leftover in (".lock", "versions.json", "run.toml.tmp"):
+        (tmp_path / leftover).write_text("")
+    folder.create(tmp_path, SETTINGS).close()
+    assert folder.read_settings(tmp_path) == SETTINGS
+
+
+def test_another_run_is_refused_and_untouched(tmp_path: Path) -> None:
+    folder.create(tmp_path, SETTINGS).close()
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(FolderError, match=r"holds another run; .*shepherd resume .*, or set output"):
+        folder.create(tmp_path, SETTINGS)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_folder_with_other_files_is_refused_without_leaving_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(FolderError, match=r"not empty \(it holds thesis\.tex\)"):
+        folder.create(tmp_path, SETTINGS)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(FolderError, match="taken cannot be used"):
+        folder.create(tmp_path / "taken", SETTINGS)
+
+
+def test_a_second_process_is_kept_out_until_the_first_dies(tmp_path: Path) -> None:
+    folder.create(tmp_path, SETTINGS).close()
+    holder = (
+        "import sys; from shepherd import folder; folder.reopen(sys.argv[1])\n"
+        "print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(FolderError, match="another process is running in"):
+            folder.reopen(tmp_path)
+        process.kill()
+    folder.reopen(tmp_path).close()
+
+
+@pytest.mark.parametrize("content", [None, "seed = [", "sed = 1\n"])
+def test_a_folder_that_is_not_a_run_or_a_damaged_one_is_named(
+    tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "run.toml").write_text(content)
+    with pytest.raises(FolderError, match=str(tmp_path)):
+        folder.reopen(tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_rows_come_back_as_plain_json(tmp_path: Path) -> None:
+    made = folder.create(tmp_path, SETTINGS)
+    made.append(
+        {
+            "round": 0,
+            "loss": np.float32(0.5),
+            "cohort": ("a", "b"),
+            "gap": float("nan"),
+            "n": np.int64(3),
+        }
+    )
+    assert folder.read_rows(tmp_path) == [
+        {"round": 0, "loss": 0.5, "cohort": ["a", "b"], "gap": None, "n": 3}
+    ]
+
+
+def test_reconcile_cuts_what_will_be_run_again_and_leaves_a_good_log_alone(tmp_path: Path) -> None:
+    made = folder.create(tmp_path, SETTINGS)
+    for number in range(5):
+        made.append(row(number))
+    before = (tmp_path / "rounds.jsonl").stat().st_ino
+    assert made.reconcile(4, row(4)) == [row(n) for n in range(5)]
+    assert (tmp_path / "rounds.jsonl").stat().st_ino == before
+    assert made.reconcile(2) == [row(n) for n in range(3)] == folder.read_rows(tmp_path)
+
+
+def test_a_damaged_line_inside_the_log_is_named(tmp_path: Path) -> None:
+    made = folder.create(tmp_path, SETTINGS)
+    (tmp_path / "rounds.jsonl").write_text('{"round": 0}\n{"roun\n{"round": 2}\n')
+    with pytest.raises(FolderError, match=r"line 2 of .*rounds\.jsonl is not a round"):
+        made.reconcile(2)
+
+
+def _append_partly(path: Path, number: int, share: float) -> None:
+    line = (json.dumps(row(number)) + "\n").encode()
+    with open(path / "rounds.jsonl", "ab") as log:
+        log.write(line[: round(share * len(line))])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    deaths=st.lists(
+        st.tuples(st.integers(1, 6), st.sampled_from(["log", "checkpoint"]), st.floats(0, 1)), max_size=6
+    ),
+    log_first=st.booleans(),
+)
+def test_each_round_is_in_the_log_once_wherever_the_process_died(
+    deaths: list[tuple[int, str, float]], log_first: bool
+) -> None:
+    """A run of six rounds with deaths at chosen points; the checkpoint is an integer written at once."""
+    with tempfile.TemporaryDirectory() as name:
+        made, saved, pending = folder.RunFolder(Path(name), lock=-1), 0, list(deaths)
+        made.append(row(0))
+        while saved < 6:
+            made.reconcile(saved, row(saved))
+            saved = _run_until_death(made, saved, pending, log_first)
+        assert made.reconcile(6, row(6)) == [row(n) for n in range(7)] == folder.read_rows(name)
+
+
+def _run_until_death(
+    made: folder.RunFolder, saved: int, pending: list[tuple[int, str, float]], log_first: bool
+) -> int:
+    """The saved round at the end or at the next pending death."""
+    for number in range(saved + 1, 7):
+        for step in ("log", "checkpoint") if log_first else ("checkpoint", "log"):
+            dies = bool(pending) and pending[0][:2] == (number, step)
+            share = pending.pop(0)[2] if dies else 1.0
+            if step == "log" and dies:
+                _append_partly(made.path, number, share)
+            elif step == "log":
+                made.append(row(number))
+            elif not dies or share > 0.5:  # the rename came before or after the death
+                saved = number
+            if dies:
+                return saved
+        pending[:] = [death for death in pending if death[0] > number]
+    return saved
+
+
+def _full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = folder.create(tmp_path, SETTINGS)
+    made.append(row(0))
+    monkeypatch.setattr(os, "fsync", _full)
+    for attempt in (lambda: made.append(row(1)), lambda: made.write("run.toml", "other")):
+        with pytest.raises(
+            FolderError, match=r"the disk of .* is full; free some space, then `shepherd resume"
+        ):
+            attempt()
+    monkeypatch.undo()
+    assert folder.read_settings(tmp_path) == SETTINGS
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_row_that_did_not_fit_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = folder.create(tmp_path, SETTINGS)
+    made.append(row(0))
+    write = os.write
+    halves = iter([lambda handle, data: write(handle, data[:10]), _full])
+    monkeypatch.setattr(os, "write", lambda handle, data: next(halves)(handle, data))
+    with pytest.raises(FolderError, match="full"):
+        made.append(row(1))
+    monkeypatch.undo()
+    assert (tmp_path / "rounds.jsonl").read_bytes() == (json.dumps(row(0)) + "\n").encode()
+
+
+def test_a_vanished_folder_is_a_sentence(tmp_path: Path) -> None:
+    made = folder.create(tmp_path / "run", SETTINGS)
+    made.close()
+    for entry in made.path.iterdir():
+        entry.unlink()
+    made.path.rmdir()
+    with pytest.raises(FolderError, match="cannot be used"):
+        made.append(row(0))
+
+
+def test_changed_versions_names_what_differs(tmp_path: Path) -> None:
+    folder.create(tmp_path, SETTINGS).close()
+    assert folder.changed_versions(tmp_path) == {}
+    recorded = folder.versions()
+    (tmp_path / "versions.json").write_text(json.dumps({**recorded, "numpy": "1.0"}))
+    assert folder.changed_versions(tmp_path) == {"numpy": ("1.0", np.__version__)}
