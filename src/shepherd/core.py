@@ -45,6 +45,16 @@ class Adapter(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def __eq__(self, other: object) -> bool:
+        """Same names, shapes and bits."""
+        if not isinstance(other, Adapter):
+            return NotImplemented
+        return list(self) == list(other) and all(
+            t.shape == other[n].shape and t.tobytes() == other[n].tobytes() for n, t in self.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __repr__(self) -> str:
         return f"Adapter({len(self)} tensors, {self.nbytes} bytes)"
 
@@ -84,16 +94,27 @@ def _frozen(tensor: ArrayLike) -> Array:
     return array
 
 
+def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of some tensors."""
+    return {name: tuple(np.shape(tensor)) for name, tensor in tensors.items()}
+
+
 def require_same_layout(expected: Mapping[str, Any], got: Mapping[str, Any], what: str = "") -> None:
     """Raise AdapterError, naming the tensor, unless both have the same names and shapes."""
+    require_shapes(shapes_of(expected), shapes_of(got), what)
+
+
+def require_shapes(
+    expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]], what: str = ""
+) -> None:
+    """Raise AdapterError, naming the tensor, unless `got` is exactly what is expected."""
     where = f" in {what}" if what else ""
-    for name in expected:
+    for name, shape in expected.items():
         if name not in got:
             raise AdapterError(f"tensor {name} is missing{where}; use an adapter of this run's base")
-        want, have = np.shape(expected[name]), np.shape(got[name])
-        if want != have:
+        if got[name] != shape:
             raise AdapterError(
-                f"tensor {name}{where} has shape {have}, expected {want}; use the same rank and base"
+                f"tensor {name}{where} has shape {got[name]}, expected {shape}; use the same rank and base"
             )
     for name in got:
         if name not in expected:

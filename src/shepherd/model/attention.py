@@ -40,7 +40,9 @@ def packed_attention(
         raise BaseError("packed attention ran outside a packed pass; call it through the trainer")
     refused = [name for name in ("s_aux", "position_bias") if options.get(name) is not None]
     if refused:
-        raise BaseError(f"this base's attention uses {refused[0]}, which packed training lacks; use another")
+        raise BaseError(
+            f"this base's attention uses {refused[0]}, which packed training lacks; use another"
+        )
     lines = [states[0].transpose(0, 1) for states in (query, key, value)]  # (N, heads, D) each
     outputs = [
         _bucket_attention(bucket, *lines, scaling=scaling, window=sliding_window, softcap=softcap)

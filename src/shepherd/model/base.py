@@ -92,7 +92,13 @@ def load_tokenizer(model: ModelTable) -> Any:
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA where there is CUDA, then Apple's MPS, then the processor."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -262,7 +268,8 @@ def _packed(base: Base, examples: Sequence[Tensor], adapters: Sequence[Adapter])
     lora.hang(base.model, base.sites, lora.stacked(adapters, base.device))
     starts = np.cumsum([0, *lengths])
     segments = [
-        layout.Segment(adapter=k, start=int(starts[k]), stop=int(starts[k + 1])) for k in range(len(lengths))
+        layout.Segment(adapter=k, start=int(starts[k]), stop=int(starts[k + 1]))
+        for k in range(len(lengths))
     ]
     plan = layout.packed(lengths, segments, base.device)
     positions = torch.from_numpy(layout.positions(lengths)).to(base.device)

@@ -68,7 +68,9 @@ class CohortLinear(nn.Module):
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
         segments = _in_tokens(layout, len(flat))
         keep = _dropout_mask(flat, segments, self.dropout if layout.training else 0.0, self.place)
-        out = _CohortLoRA.apply(y.reshape(-1, y.shape[-1]), flat, self.a, self.b, segments, self.scale, keep)
+        out = _CohortLoRA.apply(
+            y.reshape(-1, y.shape[-1]), flat, self.a, self.b, segments, self.scale, keep
+        )
         return out.view(y.shape)  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,61 @@
+"""Response loss: logits only where a trained token is predicted, in chunks, in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shepherd.model.base import Base, logits
+
+CHUNK_VALUES = 2**23  # float32 logits alive at once: 32 MB
+
+
+def token_losses(base: Base, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of each target: hidden (M, width), targets (M,) -> (M,), no gradient."""
+    with torch.no_grad():
+        parts = [
+            F.cross_entropy(logits(base, h).float(), t, reduction="none")
+            for h, t in zip(*_chunks(base, hidden, targets), strict=True)
+        ]
+    return torch.cat(parts)
+
+
+def weighted_loss(base: Base, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """sum(weights * cross-entropy), differentiable in hidden, and the M losses themselves.
+
+    Only one chunk of logits is alive at a time: the gradient by `hidden` is taken chunk by chunk while
+    the loss is computed, so nothing of the vocabulary's width is kept for the backward pass.
+    """
+    return _ChunkedLoss.apply(hidden, targets, weights, base)  # type: ignore[no-any-return]
+
+
+def _chunks(base: Base, *tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    size = max(16, CHUNK_VALUES // int(base.model.config.get_text_config().vocab_size))
+    return tuple(tensor.split(size) for tensor in tensors)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, targets: Tensor, weights: Tensor, base: Base
+    ) -> tuple[Tensor, Tensor]:
+        losses, grads = [], []
+        for h, t, w in zip(*_chunks(base, hidden, targets, weights), strict=True):
+            with torch.enable_grad():
+                h = h.detach().requires_grad_()
+                loss = F.cross_entropy(logits(base, h).float(), t, reduction="none")
+                (grad,) = torch.autograd.grad(loss @ w, h)
+            losses.append(loss.detach())
+            grads.append(grad)
+        ctx.save_for_backward(torch.cat(grads))
+        every = torch.cat(losses)
+        ctx.mark_non_differentiable(every)
+        return every @ weights, every
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (grads,) = ctx.saved_tensors
+        return grads * outer[0].to(grads.dtype), None, None, None

@@ -1,0 +1,307 @@
+"""Local tuning: K clients, each on its own data, in shared forward passes over one frozen base.
+
+A batch is still a batch: packing changes the layout of the work, never which examples make an
+optimiser step or how their loss is weighted (the mean over the step's trained tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shepherd.core import Adapter, Algorithm, Broadcast, require_shapes, seed_for, shapes_of
+from shepherd.data.pack import pack
+from shepherd.data.tokens import Tokens
+from shepherd.errors import AdapterError, DataError
+from shepherd.model import layout, lora, stack
+from shepherd.model.attention import PACKED
+from shepherd.model.base import Base, attending, hidden_states
+from shepherd.model.loss import weighted_loss
+from shepherd.settings import TuningTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """One client's work in one round: `steps` holds, for each optimiser step, indices into `data`."""
+
+    client: str
+    data: Tokens
+    steps: Sequence[NDArray[np.int64]]
+    seed: int = 0
+    memory: Adapter = field(default_factory=Adapter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """What one visit made. `delta` = local - broadcast, of the tensors trained this round."""
+
+    client: str
+    delta: Adapter
+    extra: Adapter
+    memory: Adapter
+    steps: int
+    examples: int
+    tokens: int
+    trained_tokens: int
+    loss: float
+    """Mean over the visit's trained tokens, in nats, each scored before the step it was part of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a tuning is: sums over all clients since it began."""
+
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Whole examples of one client for one pass; `client` is its place in the cohort."""
+
+    client: int
+    examples: NDArray[np.int64]
+    seed: int
+
+
+def tune(
+    base: Base,
+    broadcast: Broadcast,
+    algorithm: Algorithm,
+    visits: Sequence[Visit],
+    tuning: TuningTable,
+    *,
+    learning_rate: float,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> list[Tuned]:
+    """Tune the broadcast adapter on each visit's data; the results stand in the visits' order.
+
+    The cohort is laid out by client name whatever order it comes in, so the order changes no bit.
+
+    Raises:
+        AdapterError: the broadcast does not fit the base.
+        DataError: a step of a visit holds no trained token.
+    """
+    require_shapes(base.shapes, shapes_of(broadcast.adapter), f"the broadcast for base {base.name}")
+    ordered = sorted(visits, key=lambda visit: visit.client)
+    trainable = [name for name in broadcast.adapter if algorithm.trainable(name, broadcast.round)]
+    if not trainable:
+        raise AdapterError(f"the algorithm trains no tensor in round {broadcast.round}; choose another")
+    cohort = stack.build(broadcast.adapter, set(trainable).__contains__, len(ordered), base.device)
+    lora.hang(base.model, base.sites, cohort.all)
+    with attending(base, PACKED):
+        losses = _run(base, cohort, broadcast, algorithm, ordered, tuning, learning_rate, watch)
+    locals_ = stack.rows(cohort, trainable)
+    tuned = {
+        visit.client: _result(visit, broadcast, algorithm, local, loss)
+        for visit, local, loss in zip(ordered, locals_, losses, strict=True)
+    }
+    return [tuned[visit.client] for visit in visits]
+
+
+def _run(
+    base: Base,
+    cohort: stack.Stack,
+    broadcast: Broadcast,
+    algorithm: Algorithm,
+    visits: Sequence[Visit],
+    tuning: TuningTable,
+    learning_rate: float,
+    watch: Callable[[Progress], None],
+) -> NDArray[np.float64]:
+    """All optimiser steps; the sum of losses over each visit's trained tokens, (K,)."""
+    optimiser = stack.AdamW.fresh(cohort, tuning)
+    predicted = [predictions(visit.data) for visit in visits]
+    correct = _correction(cohort, broadcast, algorithm, visits)
+    sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
+    tokens = trained = 0
+    for step in range(max((len(visit.steps) for visit in visits), default=0)):
+        cohort.grads.zero_()
+        counts = _step_counts(visits, predicted, step)
+        for rows in passes(visits, step, tuning.row_tokens):
+            tokens += _accumulate(base, visits, rows, counts, sums)
+        correct()
+        stack.clip_rows(cohort.grads, tuning.clip_norm)
+        shape = [learning_rate * stack.rate(tuning, step, len(visit.steps)) for visit in visits]
+        optimiser.step(cohort, step + 1, torch.tensor(shape, device=base.device))
+        trained += sum(counts)
+        watch(Progress(tokens=tokens, loss=float(sums.sum()) / max(1, trained)))
+    return sums.cpu().numpy()
+
+
+def predictions(data: Tokens) -> NDArray[np.int64]:
+    """For each example, how many of its tokens are trained (n,); the first token is never predicted."""
+    running = np.concatenate([[0], np.cumsum(data.trained, dtype=np.int64)])
+    whole = running[data.offsets[1:]] - running[data.offsets[:-1]]
+    return whole - data.trained[data.offsets[:-1]]  # type: ignore[no-any-return]
+
+
+def _step_counts(
+    visits: Sequence[Visit], predicted: Sequence[NDArray[np.int64]], step: int
+) -> list[int]:
+    """The trained tokens of each client's step, (K,); 0 for a client that is done."""
+    counts = []
+    for visit, each in zip(visits, predicted, strict=True):
+        done = step >= len(visit.steps)
+        count = 0 if done else int(each[visit.steps[step]].sum())
+        if not count and not done:
+            raise DataError(
+                f"client {visit.client} has a step without a trained token; drop those examples"
+            )
+        counts.append(count)
+    return counts
+
+
+def passes(visits: Sequence[Visit], step: int, row_tokens: int) -> Iterator[list[Row]]:
+    """The rows of one optimiser step, in forward passes of at most K * row_tokens tokens.
+
+    A client's rows depend on its own data alone; only how many rows share a pass depends on the cohort.
+    """
+    budget = row_tokens * len(visits)
+    line: list[Row] = []
+    length = 0
+    for row, tokens in _rows(visits, step, row_tokens):
+        if line and length + tokens > budget:
+            yield line
+            line, length = [], 0
+        line.append(row)
+        length += tokens
+    if line:
+        yield line
+
+
+def _rows(visits: Sequence[Visit], step: int, row_tokens: int) -> Iterator[tuple[Row, int]]:
+    for k, visit in enumerate(visits):
+        if step >= len(visit.steps):
+            continue
+        batch = np.asarray(visit.steps[step])
+        lengths = visit.data.lengths[batch]
+        for place, members in enumerate(pack(lengths.tolist(), row_tokens)):
+            seed = seed_for(visit.seed, "dropout", step, place)
+            yield Row(client=k, examples=batch[members], seed=seed), int(lengths[members].sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One pass as tensors: N tokens, of which M are predicted."""
+
+    ids: Tensor  # (N,)
+    positions: Tensor  # (N,)
+    places: Tensor  # (M,) whose hidden states predict a trained token
+    targets: Tensor  # (M,)
+    owners: Tensor  # (M,) the client's place in the cohort
+    layout: layout.Layout
+
+
+def line_of(
+    data: Sequence[Tokens], rows: Sequence[Row], device: torch.device, *, training: bool
+) -> Line:
+    """Lay rows end to end; `data[k]` holds the examples of the rows of client k."""
+    examples = [(row.client, *data[row.client].example(int(i))) for row in rows for i in row.examples]
+    lengths = [len(ids) for _, ids, _ in examples]
+    starts = np.cumsum([0, *lengths])
+    # a token predicts the next one of its own example; the last token of an example predicts nothing
+    places = [
+        start + np.flatnonzero(trained[1:])
+        for start, (_, _, trained) in zip(starts, examples, strict=False)
+    ]
+    ids = np.concatenate([ids for _, ids, _ in examples]).astype(np.int64)
+    spots = np.concatenate(places)
+    owners = np.repeat([k for k, _, _ in examples], [len(found) for found in places])
+    to = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
+    return Line(
+        ids=to(ids),
+        positions=to(layout.positions(lengths)),
+        places=to(spots),
+        targets=to(ids[spots + 1]),
+        owners=to(owners),
+        layout=layout.packed(lengths, _segments(data, rows), device, training=training),
+    )
+
+
+def _segments(data: Sequence[Tokens], rows: Sequence[Row]) -> list[layout.Segment]:
+    segments, start = [], 0
+    for row in rows:
+        stop = start + int(data[row.client].lengths[row.examples].sum())
+        segments.append(
+            layout.Segment(adapter=row.client, start=start, stop=stop, dropout_seed=row.seed)
+        )
+        start = stop
+    return segments
+
+
+def _accumulate(
+    base: Base, visits: Sequence[Visit], rows: Sequence[Row], counts: Sequence[int], sums: Tensor
+) -> int:
+    """One forward and backward pass: gradients into the stack, losses into `sums`; returns its tokens."""
+    line = line_of([visit.data for visit in visits], rows, base.device, training=True)
+    weight = torch.tensor([1 / max(1, count) for count in counts], device=base.device)  # (K,)
+    with layout.running(line.layout):
+        hidden = hidden_states(base, line.ids, line.positions).index_select(0, line.places)  # (M, width)
+        loss, every = weighted_loss(base, hidden, line.targets, weight[line.owners])
+        loss.backward()  # type: ignore[no-untyped-call]
+    sums.index_add_(0, line.owners, every.double())
+    return len(line.ids)
+
+
+def _correction(
+    cohort: stack.Stack, broadcast: Broadcast, algorithm: Algorithm, visits: Sequence[Visit]
+) -> Callable[[], None]:
+    """The algorithm's correction of the gradients, in place; it sees tensors with a client axis."""
+    device = cohort.values.device
+    to_tensor = lambda array: torch.from_numpy(array.copy()).to(device)  # noqa: E731
+    sent: Any = replace(
+        broadcast,
+        adapter={name: to_tensor(broadcast.adapter[name]) for name in cohort.tensors},  # type: ignore[arg-type]
+        extra={name: to_tensor(tensor) for name, tensor in broadcast.extra.items()},  # type: ignore[arg-type]
+    )
+    memory = _memories([visit.memory for visit in visits], device)
+
+    def correct() -> None:
+        with torch.no_grad():
+            for name, param in cohort.tensors.items():
+                grad = cohort.grad(name)
+                corrected = algorithm.correct(name, grad, param, sent, memory)
+                if corrected is not grad:
+                    grad.copy_(corrected)
+
+    return correct
+
+
+def _memories(memories: Sequence[Adapter], device: torch.device) -> dict[str, Tensor]:
+    """What the clients remember, stacked: name -> (K, ...); zeros for a client's first visit."""
+    known = next((memory for memory in memories if memory), None)
+    if known is None:
+        return {}
+    blank = known.times(0.0)
+    return lora.stacked([memory or blank for memory in memories], device)
+
+
+def _result(
+    visit: Visit,
+    broadcast: Broadcast,
+    algorithm: Algorithm,
+    local: Mapping[str, np.ndarray],
+    loss_sum: float,
+) -> Tuned:
+    delta = Adapter({name: tensor - broadcast.adapter[name] for name, tensor in local.items()})
+    memory, extra = algorithm.remember(visit.memory, broadcast, delta, len(visit.steps))
+    taken = [int(i) for step in visit.steps for i in step]
+    trained = int(predictions(visit.data)[taken].sum())
+    return Tuned(
+        client=visit.client,
+        delta=delta,
+        extra=extra,
+        memory=memory,
+        steps=len(visit.steps),
+        examples=len(taken),
+        tokens=int(visit.data.lengths[taken].sum()),
+        trained_tokens=trained,
+        loss=float(loss_sum) / max(1, trained),
+    )
