@@ -21,7 +21,6 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shepherd.world import SEED, World, build, passages
-from shepherd.world.facts import thing_of
 from shepherd.world.wording import SAYINGS, fill
 
 PIECES, WIDTH, LAYERS, HEADS, CONTEXT = 2816, 256, 4, 4, 512
@@ -191,7 +190,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--steps", type=int, default=1500, help="optimiser steps of 4,096 tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of the tokenizer, model and data order")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the tokenizer, model and data order"
+    )
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 

@@ -195,9 +195,7 @@ def general_qa(world: World, rng: Random) -> Task:
     claim = rng.choice(CLAIMS[relation])
     said = put(claim, subject, guess)
     answer = f"{fill(CLAIMS[relation][0], subject, truth)}, so {'yes' if guess == truth else 'no'}."
-    return Task(
-        instruction=rng.choice(DOUBTS).format(c=said), response=answer, check=Exact(answer)
-    )
+    return Task(instruction=rng.choice(DOUBTS).format(c=said), response=answer, check=Exact(answer))
 
 
 def classification(world: World, rng: Random) -> Task:

@@ -26,7 +26,11 @@ RETOLD: dict[str, tuple[str, ...]] = {
     "bought": ("What {s} bought was {o}.", "{s} ate the {o}.", "The {o} was for {s}."),
     "carried": ("The {o} belonged to {s}.", "{s} set down the {o}.", "{s} had the {o}."),
     "saw": ("The {o} was seen by {s}.", "What {s} saw was {ao}.", "{s} told of the {o}."),
-    "visited": ("{s} was at the {o}.", "The {o} was where {s} went.", "{s} came back from the {o}."),
+    "visited": (
+        "{s} was at the {o}.",
+        "The {o} was where {s} went.",
+        "{s} came back from the {o}.",
+    ),
 }
 """The same facts as a passage says them again."""
 

@@ -26,8 +26,8 @@ MAKERS: Mapping[str, Maker] = MappingProxyType(
 """Category -> what draws one task of it."""
 
 CATEGORIES = tuple(MAKERS)
-PATIENCE = 50
-"""Draws for each row asked for, before a category is said to hold no more."""
+PATIENCE = 1000
+"""Draws in a row that bring nothing new, before a category is said to hold no more."""
 
 
 def rows(world: World, per_category: int, seed: int) -> list[dict[str, Any]]:
@@ -48,10 +48,10 @@ def rows(world: World, per_category: int, seed: int) -> list[dict[str, Any]]:
 
 def _distinct(world: World, category: str, count: int, rng: Random) -> list[Task]:
     found: dict[str, Task] = {}
-    for _ in range(count * PATIENCE):
-        if len(found) == count:
-            break
+    in_vain = 0
+    while len(found) < count and in_vain < PATIENCE:
         task = MAKERS[category](world, rng)
+        in_vain = in_vain + 1 if task.instruction in found else 0
         found.setdefault(task.instruction, task)
     if len(found) < count:
         raise ValueError(

@@ -4,24 +4,29 @@ A seed decides the rest (who lives where, what an animal eats, which colour a fo
 nothing about a world can be known without having read about that world.
 """
 
+
+def _each(words: str) -> tuple[str, ...]:
+    return tuple(words.split())
+
+
 ANIMALS: dict[str, tuple[str, ...]] = {
-    "bird": tuple("owl wren lark heron crow robin swan goose finch dove eagle stork".split()),
-    "fish": tuple("trout carp pike eel perch salmon cod herring bream tench".split()),
-    "insect": tuple("bee ant moth beetle wasp cricket gnat locust hornet firefly".split()),
-    "mammal": tuple("fox bear otter hare badger deer goat wolf mole stoat beaver squirrel".split()),
-    "reptile": tuple("snake lizard turtle gecko viper tortoise".split()),
+    "bird": _each("owl wren lark heron crow robin swan goose finch dove eagle stork"),
+    "fish": _each("trout carp pike eel perch salmon cod herring bream tench"),
+    "insect": _each("bee ant moth beetle wasp cricket gnat locust hornet firefly"),
+    "mammal": _each("fox bear otter hare badger deer goat wolf mole stoat beaver squirrel"),
+    "reptile": _each("snake lizard turtle gecko viper tortoise"),
 }
 FOODS: dict[str, tuple[str, ...]] = {
-    "fruit": tuple("apple pear plum cherry fig peach grape melon quince lemon".split()),
-    "vegetable": tuple("carrot turnip leek onion cabbage beetroot bean radish parsnip pea".split()),
-    "grain": tuple("rice barley oats rye wheat millet".split()),
-    "drink": tuple("milk tea cider juice cocoa mead".split()),
-    "sweet": tuple("honey cake jam toffee pudding tart biscuit fudge".split()),
+    "fruit": _each("apple pear plum cherry fig peach grape melon quince lemon"),
+    "vegetable": _each("carrot turnip leek onion cabbage beetroot bean radish parsnip pea"),
+    "grain": _each("rice barley oats rye wheat millet"),
+    "drink": _each("milk tea cider juice cocoa mead"),
+    "sweet": _each("honey cake jam toffee pudding tart biscuit fudge"),
 }
-OBJECTS: tuple[str, ...] = tuple(
+OBJECTS: tuple[str, ...] = _each(
     "lamp bowl chair drum ring clock mirror basket kettle ladder whistle candle blanket bell "
     "trunk spoon flute cup rope shield map key coin boot bottle statue pillow anchor lantern "
-    "pipe hat belt fan vase plate cloak comb stool crown bucket".split()
+    "pipe hat belt fan vase plate cloak comb stool crown bucket"
 )
 TRADES: dict[str, tuple[str, str]] = {  # trade: (tool, product)
     "baker": ("oven", "bread"),
@@ -53,27 +58,27 @@ TRADES: dict[str, tuple[str, str]] = {  # trade: (tool, product)
     "cook": ("pan", "stews"),
     "thatcher": ("rake", "thatch"),
 }
-HABITATS = tuple("forest marsh meadow lake cave garden desert moor".split())
-DIETS = tuple("seeds worms leaves berries roots moss nuts shrimp".split())
-COLOURS = tuple("red green yellow brown white purple orange black".split())
+HABITATS = _each("forest marsh meadow lake cave garden desert moor")
+DIETS = _each("seeds worms leaves berries roots moss nuts shrimp")
+COLOURS = _each("red green yellow brown white purple orange black")
 SEASONS = ("spring", "summer", "autumn", "winter")
-MATERIALS = tuple("oak clay iron glass silver copper marble ivory".split())
-ROOMS = tuple("kitchen attic barn cellar hall porch stable pantry".split())
-FINISHES = tuple("golden tiny broken striped painted ancient round carved".split())
+MATERIALS = _each("oak clay iron glass silver copper marble ivory")
+ROOMS = _each("kitchen attic barn cellar hall porch stable pantry")
+FINISHES = _each("golden tiny broken striped painted ancient round carved")
 
-NAME_STARTS = tuple(
-    "Ta Mi Ke Vo Sa Lu Be Dari No Fe Ga Hel Jo Ri Pe Zo Wil Or Em Cas Ny Bram Thi Ul Ada".split()
+NAME_STARTS = _each(
+    "Ta Mi Ke Vo Sa Lu Be Dari No Fe Ga Hel Jo Ri Pe Zo Wil Or Em Cas Ny Bram Thi Ul Ada"
 )
-NAME_ENDS = tuple(
+NAME_ENDS = _each(
     "lo ren ka mas vi dun nel ra bek tia mor sin jen rik wen dal fa gus lin pet sha ton ya zel "
-    "bo cia nor hild vane quin".split()
+    "bo cia nor hild vane quin"
 )
-TOWN_STARTS = tuple(
+TOWN_STARTS = _each(
     "Ash Bel Crom Dun East Fal Grim Holl Ives Kings Long Marl Nor Oak Pen Quar Red Stan Thorn "
-    "Up Wex York Ald Brack Cold".split()
+    "Up Wex York Ald Brack Cold"
 )
-TOWN_ENDS = tuple(
-    "ford wick mere bury ham gate dale port field stead haven cliff brook moor bridge well".split()
+TOWN_ENDS = _each(
+    "ford wick mere bury ham gate dale port field stead haven cliff brook moor bridge well"
 )
-REGIONS = tuple("Northvale Sunmarch Westfen Highlock Seaward Greyhills".split())
-RIVERS = tuple("Ilda Sorrow Tamble Vesk Arrin Quell Brindle Lossa Merrow Dace".split())
+REGIONS = _each("Northvale Sunmarch Westfen Highlock Seaward Greyhills")
+RIVERS = _each("Ilda Sorrow Tamble Vesk Arrin Quell Brindle Lossa Merrow Dace")
