@@ -22,7 +22,7 @@ ROUNDING = 1 - 2**-22  # a float32 product rounds up by at most 2**-24, twice: t
 
 
 class Config(Table):
-    norm: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    norm: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
     """The longest that a client's change may be."""
 
 

@@ -1,0 +1,37 @@
+from tests.quadratic import Quadratic, bits, drawn
+
+from shepherd.algorithms import ffa_lora
+from shepherd.core import chain
+from shepherd.rounds import rounds, start
+from shepherd.select import everyone
+
+ALGORITHM = ffa_lora.build(ffa_lora.Config())
+
+
+def run(adapter):
+    return rounds(
+        ALGORITHM,
+        Quadratic(ALGORITHM),
+        chain(),
+        start(ALGORITHM, chain(), adapter),
+        until=3,
+        select=lambda clients, round, seed: everyone(clients, 1.0, round, seed),
+        quorum=1.0,
+        seed=0,
+    )
+
+
+def test_a_never_changes_and_b_does():
+    first = drawn(0)
+    for state, _ in run(first):
+        now, then = bits(state.adapter), bits(first)
+        assert all((now[name] == then[name]) == (".lora_A." in name) for name in first)
+
+
+def test_only_b_travels_up_and_the_averaging_is_exact():
+    adapter = drawn(0)
+    b_bytes = sum(tensor.nbytes for name, tensor in adapter.items() if ".lora_B." in name)
+    for _, report in run(adapter):
+        assert report.bytes_up == 4 * b_bytes
+        assert report.bytes_down == 4 * adapter.nbytes
+        assert report.gap == 0.0
