@@ -49,12 +49,16 @@ class ModelTable(Table):
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", "mps"."""
     trust_remote_code: bool = False
+    """Run code that comes with a Hugging Face base; only for bases you have read."""
 
 
 class AdapterTable(Table):
     rank: PositiveInt = 8
+    """Of the two factors A and B."""
     alpha: PositiveFloat = 16.0
+    """The adapter counts for alpha / rank in each layer."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """On the input of A, while tuning."""
     rank_stabilised: bool = False
     """Scale by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732) instead of alpha / rank."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
@@ -71,6 +75,7 @@ class FieldsTable(Table):
     """How the data's fields are called. An empty string says that the data have no such field."""
 
     instruction: str = "instruction"
+    """What is asked."""
     context: str = "auto"
     """"auto" takes `context` (Dolly), else `input` (Alpaca), where the row has one."""
     response: str = "auto"
@@ -96,6 +101,7 @@ class DataTable(Table):
     max_tokens: Annotated[int, Field(ge=8)] = 512
     """Longer examples are cut (prompt first, from its context; law 9) and counted."""
     on_bad_row: Literal["error", "skip"] = "error"
+    """Stop at a row that cannot be read, or leave it out and count it."""
     limit: PositiveInt | None = None
     """Use only so many examples of each category, drawn with the seed."""
 
@@ -108,6 +114,7 @@ class SplitTable(Table):
     alpha: PositiveFloat = 0.5
     """Dirichlet concentration: small is unequal."""
     shards_per_client: PositiveInt = 2
+    """For "shards": how many runs of one category each client holds."""
     field: str = ""
     """For "natural", the field that names the client; for "dirichlet" and "shards", "" is the category."""
     size_exponent: NonNegativeFloat = 1.0
@@ -116,9 +123,11 @@ class SplitTable(Table):
 
 class FederationTable(Table):
     rounds: PositiveInt = 20
+    """How many times a cohort trains and is averaged."""
     share: PositiveShare = 1.0
     """Of the clients, each round; at least one client."""
     select: Literal["uniform", "poisson", "size-weighted", "round-robin", "all"] = "uniform"
+    """How the cohort of a round is drawn."""
     weights: Literal["examples", "tokens", "equal"] = "examples"
     """What a client's update counts for in the mean: examples trained, tokens trained, or one each."""
     quorum: PositiveShare = 0.5
@@ -137,6 +146,7 @@ class TuningTable(Table):
     cohort_size: Literal["auto"] | PositiveInt = "auto"
     """Clients trained at once; "auto" chooses from the memory there is, once a run."""
     learning_rate: PositiveFloat = 1.5e-4
+    """Of AdamW, at its highest."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of the learning rate within a visit."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -146,10 +156,13 @@ class TuningTable(Table):
     final_share: Share = 0.0
     """Where linear and cosine schedules end, as a share of the learning rate."""
     weight_decay: NonNegativeFloat = 0.0
+    """Of AdamW."""
     betas: tuple[Share, Share] = (0.9, 0.999)
+    """Of AdamW: the memory of its two means."""
     clip_norm: PositiveFloat | None = 1.0
     """Clip each client's gradient to this norm; write `false` for no clipping."""
     loss_on: Literal["responses", "all"] = "responses"
+    """Train on what the model has to answer, or on the prompt too."""
     threads: PositiveInt | None = None
     """Processor threads; the default is the number of cores."""
 
@@ -170,7 +183,7 @@ class TuningTable(Table):
 class PartTable(BaseModel):
     """`name` finds the module; the other keys are that module's own `Config`."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
     name: str
 
 
@@ -188,12 +201,14 @@ class EvaluationTable(Table):
     """Held-out examples to answer before the first and after the last round, where a checker decides
     (the embedded world has checkers); 0 answers none."""
     max_new_tokens: PositiveInt = 64
+    """Of one answer."""
 
 
 class TrackingTable(Table):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Through accelerate's trackers; each needs its own package."""
     project: str = "shepherd"
+    """What the trackers file the run under."""
 
 
 class CheckpointTable(Table):
@@ -205,6 +220,7 @@ class RunSettings(Table):
     """A whole run file."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of everything that is drawn: the split, the cohorts, the order of the examples."""
     output: str = "runs/run"
     """The run folder; it must be new or empty."""
     model: ModelTable
