@@ -78,15 +78,16 @@ def read(folder: str | Path, base: Base) -> Adapter:
     theirs = scaling(config)
     if abs(theirs - scaling(base.adapter)) > 1e-9:
         raise AdapterError(
-            f"adapter {folder} scales by {theirs:g}, this run by {scaling(base.adapter):g}; use its alpha and rank"
+            f"adapter {folder} scales by {theirs:g}, this run by"
+            f" {scaling(base.adapter):g}; use its alpha and rank"
         )
     tensors, metadata = _tensors(folder / WEIGHTS)
     require_shapes(base.shapes, shapes_of(tensors), f"adapter {folder}")
     made_for = metadata.get(BASE_KEY, base.fingerprint)
     if made_for != base.fingerprint:
         raise AdapterError(
-            f"adapter {folder} was made for another base ({made_for}) than {base.name} ({base.fingerprint});"
-            " load it with its own base"
+            f"adapter {folder} was made for another base ({made_for}) than {base.name}"
+            f" ({base.fingerprint}); load it with its own base"
         )
     return Adapter(tensors)
 

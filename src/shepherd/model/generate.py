@@ -1,0 +1,104 @@
+"""Answers: several adapters in one pass, sequences side by side, through transformers' own generate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shepherd.core import Adapter
+from shepherd.model import layout, lora
+from shepherd.model.base import Base
+
+BATCH = 64  # sequences answered at once
+
+
+def generate(
+    base: Base,
+    adapters: Sequence[Adapter | None],
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[int],
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[list[list[int]]]:
+    """For each adapter (None is the base alone), the new token ids of each prompt, without stop tokens.
+
+    Args:
+        prompts: token ids, as `data.template.prompt` makes them.
+        max_new_tokens: at least 1; an answer ends there at the latest.
+        stop: the token ids that end an answer.
+        temperature: 0 is greedy; above, sampling with `top_p` and a seed (the same for every batch).
+    """
+    answers: list[list[list[int]]] = [[[] for _ in prompts] for _ in adapters]
+    with torch.random.fork_rng(devices=[]):  # transformers samples from the global generator
+        torch.manual_seed(seed)
+        for places in _batches(prompts, max(1, BATCH // len(adapters))):
+            batch = [prompts[i] for i in places]
+            new = _answer(base, adapters, batch, max_new_tokens, stop, temperature, top_p)
+            for k, rows in enumerate(new):
+                for i, row in zip(places, rows, strict=True):
+                    answers[k][i] = row
+    return answers
+
+
+def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Places of prompts of about the same length, so that little is padded."""
+    order = np.argsort([len(prompt) for prompt in prompts], kind="stable").tolist()
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _answer(
+    base: Base,
+    adapters: Sequence[Adapter | None],
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop: Sequence[int],
+    temperature: float,
+    top_p: float,
+) -> list[list[list[int]]]:
+    stacked = _stack(base, adapters)
+    ids, mask = _left_padded(prompts, stop[0], base.device)
+    width, copies = ids.shape[1], len(adapters)
+    lora.hang(base.model, base.sites, stacked)
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {}
+    with torch.inference_mode(), layout.running(layout.sequences([len(prompts)] * copies)):
+        out = base.model.generate(
+            input_ids=ids.repeat(copies, 1),
+            attention_mask=mask.repeat(copies, 1),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stop),
+            pad_token_id=stop[0],
+            **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **sampling},
+        )
+    rows = [_until_stop(row, stop) for row in out[:, width:].tolist()]
+    return [rows[k * len(prompts) : (k + 1) * len(prompts)] for k in range(copies)]
+
+
+def _stack(base: Base, adapters: Sequence[Adapter | None]) -> Mapping[str, Tensor]:
+    """The adapters as one stack; a zero adapter is the base alone."""
+    zero = Adapter({name: np.zeros(shape) for name, shape in base.shapes.items()})
+    return lora.stacked([adapter or zero for adapter in adapters], base.device)
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """ids and mask, (n, width): prompts end at the right edge, where the answers begin."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _until_stop(row: list[int], stop: Sequence[int]) -> list[int]:
+    ends = [place for place, token in enumerate(row) if token in stop]
+    return row[: ends[0]] if ends else row

@@ -1,0 +1,85 @@
+"""What a machine can hold: how many clients to tune at once, and an allocator that keeps its pages."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from shepherd.core import Adapter
+from shepherd.data.tokens import Tokens
+from shepherd.model import layout, lora, stack
+from shepherd.model.attention import PACKED
+from shepherd.model.base import Base, attending, hidden_states
+
+USABLE = 0.6  # of the memory that is free, the rest is for the backward pass and everybody else
+COPIES = 6  # of an adapter a client: values, gradients, two moments, and the update on its way
+ENOUGH_TOKENS = 16384  # in one pass: beyond it a pass only grows, it does not get faster
+
+
+def keep_pages() -> bool:
+    """Tell glibc to keep freed memory instead of giving it back and faulting it in again each layer.
+
+    Returns whether there was a glibc to tell. Numbers are those of malloc.h.
+    """
+    trim_threshold, mmap_max = -1, -4
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a tuning may take on this device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def cohort_size(base: Base, clients: int, row_tokens: int) -> int:
+    """How many of `clients` to tune at once: as many as fit, and no more than make a pass faster.
+
+    Measures what one token leaves for the backward pass by running a short row once.
+    """
+    adapter_bytes = sum(4 * int(np.prod(shape)) for shape in base.shapes.values())
+    per_client = row_tokens * bytes_per_token(base) + COPIES * adapter_bytes
+    fits = int(USABLE * free_bytes(base.device) / per_client)
+    useful = -(-ENOUGH_TOKENS // row_tokens)
+    return max(1, min(clients, fits, useful))
+
+
+def bytes_per_token(base: Base, tokens: int = 64) -> int:
+    """Bytes that the forward pass keeps for the backward pass, for each token of a row."""
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
+    zero = Adapter({name: np.zeros(shape) for name, shape in base.shapes.items()})
+    cohort = stack.build(zero, lambda name: True, 1, base.device)
+    lora.hang(base.model, base.sites, cohort.all)
+    plan = layout.packed([tokens], [layout.Segment(adapter=0, start=0, stop=tokens)], base.device)
+    places = torch.arange(tokens, device=base.device)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+        layout.running(plan),
+        attending(base, PACKED),
+    ):
+        hidden_states(base, torch.zeros_like(places), places)
+    return sum(size for pointer, size in kept.items() if pointer not in weights) // tokens
+
+
+def longest(datasets: Sequence[Tokens]) -> int:
+    """The longest example of all, in tokens."""
+    return max(int(data.lengths.max()) for data in datasets if len(data))

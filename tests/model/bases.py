@@ -1,0 +1,82 @@
+"""Tiny random bases of the architectures that people use, and examples for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from shepherd.core import Adapter
+from shepherd.data.tokens import Tokens
+from shepherd.model import base as bases
+from shepherd.settings import AdapterTable, ModelTable
+
+VOCABULARY = 61
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "llama": hf.LlamaConfig(**_COMMON, num_key_value_heads=2),
+    "mistral": hf.MistralConfig(**_COMMON, num_key_value_heads=2, sliding_window=5),
+    "qwen2": hf.Qwen2Config(**_COMMON, num_key_value_heads=2),
+    "qwen3": hf.Qwen3Config(**_COMMON, num_key_value_heads=2, head_dim=8),
+    "gemma": hf.GemmaConfig(**_COMMON, num_key_value_heads=1, head_dim=8),
+    "gemma2": hf.Gemma2Config(**_COMMON, num_key_value_heads=2, head_dim=8, sliding_window=5),
+    "phi": hf.PhiConfig(**_COMMON),
+    "phi3": hf.Phi3Config(**_COMMON),
+    "gpt_neox": hf.GPTNeoXConfig(**_COMMON),
+    "gpt2": hf.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    ),
+}
+
+
+def save(config: hf.PretrainedConfig, folder: Path, seed: int = 0) -> Path:
+    """A random model of this configuration with a word-level tokenizer beside it."""
+    torch.manual_seed(seed)
+    model = hf.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, **{f"w{i}": i for i in range(4, VOCABULARY)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, **adapter: object) -> bases.Base:
+    return bases.load(
+        ModelTable(base=str(folder), dtype="float32", device="cpu"),
+        AdapterTable.model_validate({"rank": 3, "alpha": 6, **adapter}),
+    )
+
+
+def tokens(seed: int, lengths: list[int]) -> Tokens:
+    """Random examples; about the last half of each is trained."""
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(4, VOCABULARY, n).astype(np.int32) for n in lengths]
+    trained = [np.arange(n) >= n // 2 for n in lengths]
+    return Tokens(
+        ids=np.concatenate(ids), trained=np.concatenate(trained), offsets=np.cumsum([0, *lengths])
+    )
+
+
+def random_adapter(base: bases.Base, seed: int, size: float = 0.1) -> Adapter:
+    rng = np.random.default_rng(seed)
+    return Adapter({name: rng.normal(0, size, shape) for name, shape in base.shapes.items()})
