@@ -1,0 +1,296 @@
+"""Files, folders and hub ids to rows with their places. The only file that imports `datasets`.
+
+JSON, JSONL and CSV are read by the standard library, for two reasons that were measured: `datasets`
+turns the text 007 into 7, NA into nothing and 2024-01-01 into a timestamp, and its errors name no
+line. Parquet, saved data sets and hub ids come through `datasets`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import BadRow, DataError
+
+Placed = tuple[str, Any]
+"""Where a row is, and the row, or the BadRow that says why it cannot be read."""
+
+NOT_FOR_TRAINING = ("global_", "test", "eval", "valid")
+"""How the names of a folder's files begin that are not for training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The rows of one file, read lazily; `client` is its stem in a folder."""
+
+    client: str
+    rows: Iterable[Placed]
+
+
+def parts(source: str, config: str | None, part: str, *, folder_only: bool = False) -> list[Part]:
+    """The files of a source, in natural order of their names.
+
+    Raises:
+        DataError: nothing readable is there, or `folder_only` and the source is no folder of files.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir() and not _is_saved(path):
+        return [Part(client=file.stem, rows=rows_of(file)) for file in _training_files(path)]
+    if folder_only:
+        raise DataError(
+            f'split.by is "ready-made" but {source} is no folder with one file a client; give one'
+        )
+    if path.is_dir():
+        return [Part(client="", rows=_saved(path, part))]
+    if path.exists():
+        return [Part(client="", rows=rows_of(path))]
+    if path.suffix.lower() in READERS or path.is_absolute() or source.startswith((".", "~")):
+        raise DataError(f"data file {source} does not exist; check data.source")
+    return [Part(client="", rows=_hub(source, config, part))]
+
+
+def natural(name: str) -> tuple[tuple[int, str], ...]:
+    """A sort key under which client_2 comes before client_10.
+
+    >>> sorted(["c10", "c2"], key=natural)
+    ['c2', 'c10']
+    """
+    pieces = re.findall(r"\d+|\D+", name)
+    return tuple((int(piece), "") if piece.isdecimal() else (sys.maxsize, piece) for piece in pieces)
+
+
+def _training_files(folder: Path) -> list[Path]:
+    known = [f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS]
+    kept = [f for f in known if not f.name.lower().startswith(NOT_FOR_TRAINING)]
+    if not kept:
+        left = f" but {', '.join(sorted(f.name for f in known))}, not for training" if known else ""
+        raise DataError(f"folder {folder} holds no data file{left}; put {_extensions()} files there")
+    stems = [f.stem for f in kept]
+    for file in kept:
+        if stems.count(file.stem) > 1:
+            raise DataError(f"folder {folder} has two files named {file.stem}; rename one, each is a client")
+    return sorted(kept, key=lambda file: natural(file.stem))
+
+
+def rows_of(path: Path) -> Iterator[Placed]:
+    """The rows of one file with their places.
+
+    Raises:
+        DataError: the extension is unknown, or the file is unreadable, empty or broken as a whole.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"data file {path} has an unknown extension; use one of {_extensions()}")
+    empty = True
+    try:
+        for placed in reader(path):
+            empty = False
+            yield placed
+    except OSError as error:
+        raise DataError(f"data file {path} cannot be read ({error.strerror}); check it") from error
+    if empty:
+        raise DataError(f"data file {path} holds no rows; fill it or remove it")
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line} is not UTF-8; save the file as UTF-8") from error
+
+
+def _jsonl(path: Path) -> Iterator[Placed]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            if line.strip():
+                yield _parsed(line, f"{path}, line {number}")
+
+
+def _parsed(line: bytes, where: str) -> Placed:
+    try:
+        return where, json.loads(line.decode("utf8"))
+    except UnicodeDecodeError:
+        return where, BadRow(f"{where} is not UTF-8; save the file as UTF-8")
+    except (ValueError, RecursionError) as error:
+        return where, BadRow(f"{where} is not JSON ({error}); mend that line")
+
+
+def _json(path: Path) -> Iterator[Placed]:
+    text = _text(path)
+    if text.lstrip()[:1] == "[":
+        return _array(text, path)
+    return _jsonl(path)  # many a .json file holds one object a line
+
+
+def _array(text: str, path: Path) -> Iterator[Placed]:
+    """The records of a JSON array one by one, so that each has its line."""
+    decoder = json.JSONDecoder()
+    at, line, counted, number = _next(text, text.index("[") + 1), 1, 0, 0
+    while text[at : at + 1] != "]":
+        line, counted, number = line + text.count("\n", counted, at), at, number + 1
+        where = f"{path}, record {number} (line {line})"
+        try:
+            record, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where} is not JSON ({error}); mend it") from error
+        yield where, record
+        at = _next(text, at)
+        if text[at : at + 1] not in (",", "]"):
+            raise DataError(f"{where} has no comma or ] after it; mend it")
+        at = _next(text, at + 1) if text[at] == "," else at
+
+
+def _next(text: str, at: int) -> int:
+    """Where the white space from `at` on ends."""
+    found = re.compile(r"\S").search(text, at)
+    return found.start() if found else len(text)
+
+
+def _csv(path: Path, delimiter: str = ",") -> Iterator[Placed]:
+    lines = iter(_text(path).splitlines(keepends=True))
+    with _wide_cells():
+        reader = csv.reader(_only_newlines(lines), delimiter=delimiter, strict=True)
+        header = next(reader, [])
+        if len(set(header)) < len(header) or "" in header:
+            raise DataError(f"{path}, line 1 has an empty or a repeated column name; name each column once")
+        yield from _csv_rows(reader, header, path)
+
+
+def _csv_rows(reader: Any, header: list[str], path: Path) -> Iterator[Placed]:
+    while True:
+        where = f"{path}, line {reader.line_num + 1}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise DataError(
+                f"the row that starts at {where} is not CSV ({error}); mend its quotes"
+            ) from error
+        if cells is None:
+            return
+        if len(cells) == len(header):
+            yield where, dict(zip(header, cells, strict=True))
+        elif cells:
+            fault = f"{where} has {len(cells)} cells, the header {len(header)}; mend its commas or quotes"
+            yield where, BadRow(fault)
+
+
+def _only_newlines(lines: Iterator[str]) -> Iterator[str]:
+    """Join what `str.splitlines` cut at U+2028 and its like, which are no ends of line in a file."""
+    held = ""
+    for line in lines:
+        held += line
+        if line.endswith(("\n", "\r")):
+            yield held
+            held = ""
+    if held:
+        yield held
+
+
+@contextmanager
+def _wide_cells() -> Iterator[None]:
+    before = csv.field_size_limit(2**31 - 1)  # the default refuses a cell over 131,072 characters
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet(path: Path) -> Iterator[Placed]:
+    with tempfile.TemporaryDirectory() as cache, _quiet() as datasets:
+        try:
+            table = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+        except Exception as error:
+            raise DataError(
+                f"data file {path} is not Parquet ({_first_line(error)}); write it anew"
+            ) from error
+    return _records(table, str(path))
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
+
+
+def _saved(folder: Path, part: str) -> Iterator[Placed]:
+    with _quiet() as datasets:
+        try:
+            table = datasets.load_from_disk(str(folder))
+        except Exception as error:
+            raise DataError(f"saved data set {folder} cannot be read ({_first_line(error)})") from error
+    return _records(_chosen(table, str(folder), part), str(folder))
+
+
+def _chosen(table: Any, source: str, part: str) -> Any:
+    if not isinstance(table, Mapping):
+        return table
+    if part not in table:
+        raise DataError(f"{source} has no part {part}; set data.part to one of {', '.join(table)}")
+    return table[part]
+
+
+def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
+    with _quiet() as datasets:
+        try:
+            table = datasets.load_dataset(source, config, split=part)
+        except Exception as error:
+            raise DataError(
+                f"data.source {source} is no file here and cannot be fetched from the hub "
+                f"({_first_line(error)}); check the path, the id, data.config, data.part and the network"
+            ) from error
+    return _records(table, source)
+
+
+def _records(table: Any, where: str) -> Iterator[Placed]:
+    return ((f"{where}, record {number}", row) for number, row in enumerate(table, 1))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+@contextmanager
+def _quiet() -> Iterator[Any]:
+    """`datasets`, imported late and without progress bars, which are put back as they were."""
+    import datasets
+
+    shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield datasets
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def columns(**values: list[Any]) -> Any:
+    """A `datasets.Dataset` in memory, for the partitioners that take one."""
+    with _quiet() as datasets:
+        return datasets.Dataset.from_dict(values)
+
+
+def _tsv(path: Path) -> Iterator[Placed]:
+    return _csv(path, "\t")
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[Placed]]] = {
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+}
+
+
+def _extensions() -> str:
+    return ", ".join(READERS)

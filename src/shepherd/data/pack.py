@@ -1,0 +1,36 @@
+"""Whole examples to rows of bounded length, with no padding between them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows of indices whose lengths sum to at most `capacity` tokens; every index exactly once.
+
+    Best-fit decreasing (Johnson 1973): never more than 11/9 of the fewest rows, plus one. An example
+    longer than `capacity` gets a row of its own. Deterministic; indices ascend inside a row, and
+    rows are ordered by their first index.
+
+    >>> pack([5, 3, 4, 9, 2], capacity=8)
+    [[0, 1], [2, 4], [3]]
+
+    Raises:
+        ValueError: `capacity` is below one token, or a length is negative.
+    """
+    if capacity < 1 or min(lengths, default=0) < 0:
+        raise ValueError(f"capacity is {capacity} and lengths must not be negative; give at least one token")
+    rows: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (tokens left, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        place = bisect_left(free, (length, -1))
+        if place < len(free):
+            left, row = free.pop(place)
+            rows[row].append(index)
+        else:
+            left, row = max(capacity, length), len(rows)
+            rows.append([index])
+        insort(free, (left - length, row))
+    return sorted(sorted(row) for row in rows)

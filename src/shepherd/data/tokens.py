@@ -1,0 +1,165 @@
+"""Examples tokenised once: flat arrays, memory-mapped from disk, and the counts of law 9."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shepherd.data.examples import Example
+from shepherd.data.template import Dropped, LossOn, Rendered, TemplateName, Tokenizer, render_all
+from shepherd.errors import DataError
+
+ARRAYS = {"ids": np.int32, "trained": np.bool_, "offsets": np.int64}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tokens:
+    """n examples end to end; example i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    `ids` (N,) int32; `trained` (N,) bool, the targets of the loss; `offsets` (n + 1,) int64.
+    """
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example, (n,)."""
+        return np.diff(self.offsets)
+
+    def example(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The ids and the mask of one example, as views."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        part = slice(self.offsets[index], self.offsets[index + 1])
+        return self.ids[part], self.trained[part]
+
+    def take(self, indices: ArrayLike) -> Tokens:
+        """The examples at `indices`, in that order, copied."""
+        pairs = [self.example(int(index)) for index in np.asarray(indices, dtype=np.int64)]
+        return _joined(pairs)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the three arrays; the folder appears whole or not at all, and replaces an older one."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for name in ARRAYS:
+                np.save(fresh / f"{name}.npy", getattr(self, name))
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+
+
+def load(folder: str | Path) -> Tokens:
+    """Memory-map what `Tokens.save` wrote.
+
+    Raises:
+        DataError: an array is missing, unreadable or does not fit the others.
+    """
+    try:
+        arrays = {name: _mapped(Path(folder) / f"{name}.npy") for name in ARRAYS}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"tokens in {folder} cannot be read ({error}); remove the folder") from error
+    offsets, size = arrays["offsets"], len(arrays["ids"])
+    fits = all(arrays[name].dtype == kind and arrays[name].ndim == 1 for name, kind in ARRAYS.items())
+    ordered = (
+        len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == size and bool((np.diff(offsets) >= 0).all())
+    )
+    if not (fits and ordered and len(arrays["trained"]) == size):
+        raise DataError(f"tokens in {folder} do not fit together; remove the folder")
+    return Tokens(**arrays)
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    whole: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return whole
+
+
+def _joined(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> Tokens:
+    ids = [np.zeros(0, np.int32), *(pair[0] for pair in pairs)]
+    trained = [np.zeros(0, np.bool_), *(pair[1] for pair in pairs)]
+    offsets = np.cumsum([0, *(len(pair[0]) for pair in pairs)], dtype=np.int64)
+    return Tokens(ids=np.concatenate(ids), trained=np.concatenate(trained), offsets=offsets)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What became of some examples. `dropped` counts by reason; tokens are those of kept examples."""
+
+    examples: int
+    kept: int
+    cut: int
+    dropped: Mapping[str, int]
+    tokens: int
+    trained: int
+    cut_tokens: int
+
+    @property
+    def masked(self) -> int:
+        """Tokens that are read and not trained."""
+        return self.tokens - self.trained
+
+    @property
+    def share_cut(self) -> float:
+        """Of the kept examples, those that lost tokens to fit."""
+        return self.cut / self.kept if self.kept else 0.0
+
+    @property
+    def share_dropped(self) -> float:
+        """Of all the examples, those that are left out."""
+        return (self.examples - self.kept) / self.examples if self.examples else 0.0
+
+    @property
+    def share_masked(self) -> float:
+        """Of the tokens of kept examples, those that are not trained."""
+        return self.masked / self.tokens if self.tokens else 0.0
+
+
+def count(outcomes: Iterable[Rendered | Dropped]) -> Counts:
+    """Counts over what `render_all` gave."""
+    outcomes = list(outcomes)
+    kept = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
+    return Counts(
+        examples=len(outcomes),
+        kept=len(kept),
+        cut=sum(outcome.cut > 0 for outcome in kept),
+        dropped=dict(Counter(o.reason for o in outcomes if isinstance(o, Dropped))),
+        tokens=sum(len(outcome.ids) for outcome in kept),
+        trained=sum(int(outcome.trained.sum()) for outcome in kept),
+        cut_tokens=sum(outcome.cut for outcome in kept),
+    )
+
+
+def tokenise(
+    examples: Sequence[Example],
+    template: TemplateName,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    loss_on: LossOn = "responses",
+) -> tuple[Tokens, NDArray[np.int64], Counts]:
+    """The kept examples as tokens, their indices in `examples` (ascending), and the counts.
+
+    Raises:
+        TemplateError: the template cannot render with this tokenizer.
+    """
+    outcomes = render_all(examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on)
+    kept = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rendered)]
+    pairs = [(o.ids, o.trained) for o in outcomes if isinstance(o, Rendered)]
+    return _joined(pairs), np.array(kept, dtype=np.int64), count(outcomes)
