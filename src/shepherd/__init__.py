@@ -1,0 +1,76 @@
+"""Federated instruction tuning of language models: private data stay, small adapters travel.
+
+    run = shepherd.open_run(shepherd.read("examples/demo.toml"))
+    for state, row in run.rounds():
+        print(row["round"], row["loss"])
+    print(run.finish())
+
+Importing this is cheap: each name below is imported from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shepherd.core import (
+        Adapter,
+        Algorithm,
+        Broadcast,
+        ClientInfo,
+        Failure,
+        Federation,
+        ServerState,
+        Transform,
+        Update,
+        chain,
+        seed_for,
+    )
+    from shepherd.errors import ShepherdError
+    from shepherd.run import Run, generate, inspect_data, open_run, resume
+    from shepherd.settings import RunSettings, dump, parse, read
+
+__all__ = [
+    "Adapter",
+    "Algorithm",
+    "Broadcast",
+    "ClientInfo",
+    "Failure",
+    "Federation",
+    "Run",
+    "RunSettings",
+    "ServerState",
+    "ShepherdError",
+    "Transform",
+    "Update",
+    "chain",
+    "dump",
+    "generate",
+    "inspect_data",
+    "open_run",
+    "parse",
+    "read",
+    "resume",
+    "seed_for",
+]
+
+_HOME = {
+    "errors": ("ShepherdError",),
+    "run": ("Run", "generate", "inspect_data", "open_run", "resume"),
+    "settings": ("RunSettings", "dump", "parse", "read"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562: import the module that a public name lives in, when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((module for module, names in _HOME.items() if name in names), "core")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

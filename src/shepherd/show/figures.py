@@ -1,0 +1,123 @@
+"""Figures as a person reads them: pure functions from the log's rows to numbers and short texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any, Protocol
+
+Row = Mapping[str, Any]
+_BARS = "▁▂▃▄▅▆▇█"
+_RECENT = 5
+
+
+class Progress(Protocol):
+    """How far a round has come. `tokens` and `seconds` are this round's; `loss` is its running mean."""
+
+    @property
+    def round(self) -> int: ...
+    @property
+    def clients_done(self) -> int: ...
+    @property
+    def clients(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units that matter.
+
+    >>> [duration(s) for s in (0.42, 7, 161, 3900, 200000)]
+    ['0.4 s', '7 s', '2 min 41 s', '1 h 05 min', '2 d 07 h']
+    """
+    if seconds < 1:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, size, below, step in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // step:02d} {below}"
+    return f"{whole} s"
+
+
+def count(number: float) -> str:
+    """A whole number in groups of three digits.
+
+    >>> count(1234567.2)
+    '1 234 567'
+    """
+    return f"{round(number):,}".replace(",", " ")
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """The last `width` values as bars between their own least and greatest.
+
+    >>> sparkline([3, 2, 1, 1])
+    '█▅▁▁'
+    """
+    last = values[-width:]
+    low, high = min(last, default=0.0), max(last, default=0.0)
+    steps = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[int((value - low) * steps + 0.5)] for value in last)
+
+
+def held_out(rows: Sequence[Row]) -> list[float]:
+    """The held-out losses in the order of the rounds, where they were taken."""
+    losses = (row.get("heldout", {}).get("loss") for row in rows)
+    return [loss for loss in losses if loss is not None]
+
+
+def tokens_per_second(rows: Sequence[Row], progress: Progress | None) -> float | None:
+    """Of the round under way, else of the last tuning; None while there is nothing to measure."""
+    if progress is not None and progress.seconds > 0 and progress.tokens:
+        return progress.tokens / progress.seconds
+    for row in reversed(rows):
+        if row.get("seconds", {}).get("tuning"):
+            return float(row["tokens"]["seen"] / row["seconds"]["tuning"])
+    return None
+
+
+def time_left(rows: Sequence[Row], until: int, progress: Progress | None) -> float | None:
+    """Seconds to the end of round `until`: the median of the last rounds, less what this one has used.
+
+    Before any round is finished, this round is taken to go on as it began; None before its first client.
+    """
+    trained = [row for row in rows if row["round"] > 0]
+    under_way = progress.seconds if progress is not None else 0.0
+    if trained:
+        each = median(row["seconds"]["round"] for row in trained[-_RECENT:])
+        rest = until - trained[-1]["round"]
+    elif progress is not None and progress.clients_done:
+        each, rest = progress.seconds * progress.clients / progress.clients_done, until
+    else:
+        return None
+    return max(0.0, each * rest - under_way) if rest > 0 else 0.0
+
+
+def line(row: Row, rows: Sequence[Row], until: int) -> str:
+    """One finished round as one line for a log. `rows` ends with `row`."""
+    number = row["round"]
+    parts = [f"round {number}/{until}" if number else "before training"]
+    if number:
+        parts += [f"clients {len(row['cohort'])}", f"loss {_loss(row['loss'])}"]
+    if row.get("failures"):
+        parts.append(f"failures {len(row['failures'])}")
+    if "heldout" in row:
+        parts.append(f"held out {_loss(row['heldout']['loss'])}")
+    speed = tokens_per_second([row], None)
+    parts += [f"{count(speed)} tokens/s"] if speed else []
+    left = time_left(rows, until, None)
+    parts += [f"{duration(row['seconds']['round'])}"] if number else []
+    parts += [f"left {duration(left)}"] if left else []
+    return "  ".join(parts)
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

@@ -1,0 +1,68 @@
+"""The commented run file says all there is to say, and reads back as the defaults."""
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from shepherd import algorithms, new, plugins
+from shepherd.errors import FolderError
+from shepherd.settings import RunSettings, parse, read
+
+DEFAULTS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}})
+
+
+def every_key(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    for key, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from every_key(field.annotation)
+        elif key != "transforms":
+            yield key, field
+
+
+def uncommented(text: str) -> str:
+    """The text with every `# key = value` line switched on."""
+    lines = (line.removeprefix("# ") if " = " in line else line for line in text.splitlines())
+    return "\n".join(lines)
+
+
+def test_it_reads_back_as_the_defaults(tmp_path: Path) -> None:
+    new.write(tmp_path / "run.toml")
+    assert read(tmp_path / "run.toml") == DEFAULTS
+
+
+@pytest.mark.parametrize(("key", "field"), list(every_key(RunSettings)))
+def test_every_key_is_there_with_its_meaning(key: str, field: FieldInfo) -> None:
+    lines = new.text().splitlines()
+    places = [n for n, line in enumerate(lines) if line.removeprefix("# ").startswith(f"{key} = ")]
+    assert places
+    assert field.description
+    words = field.description.split()[:4]
+    assert any(" ".join(words) in " ".join(lines[max(0, n - 3) : n]) for n in places)
+
+
+def test_a_key_that_is_not_set_shows_a_value_that_would_do() -> None:
+    table = tomllib.loads(uncommented(new.text().split("\n[algorithm]")[0]))
+    table["tuning"].pop("epochs")  # the one pair that excludes each other
+    settings = parse(table)
+    assert (settings.data.limit, settings.model.revision, settings.tuning.max_steps) == (1, "...", 1)
+
+
+def test_the_algorithms_and_transforms_show_their_own_keys() -> None:
+    text = new.text()
+    for name in plugins.names(algorithms):
+        assert f'# name = "{name}"' in text
+    assert "# mu = 0.01" in text
+    assert "# norm = 1.0" in text
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("mine")
+    with pytest.raises(FolderError, match="exists; name another file"):
+        new.write(tmp_path / "run.toml")
+    assert (tmp_path / "run.toml").read_text() == "mine"
+    with pytest.raises(FolderError, match="cannot be written"):
+        new.write(tmp_path / "nowhere" / "run.toml")
