@@ -82,7 +82,9 @@ class Quadratic:
         params = {n: np.stack([broadcast.adapter[n]] * len(names)) for n in tensors}  # (K, ...)
         for step in range(self.steps):
             for n in tensors:
-                grad = np.stack([self._grad(broadcast, k, n, step, p) for k, p in zip(names, params[n])])
+                grad = np.stack(
+                    [self._grad(broadcast, k, n, step, p) for k, p in zip(names, params[n], strict=True)]
+                )
                 grad = self.algorithm.correct(n, grad, params[n], broadcast, memory)
                 params[n] = params[n] - np.float32(self.rate) * grad
         for row, name in enumerate(names):
