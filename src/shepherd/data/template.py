@@ -7,9 +7,9 @@ a tokenizer would merge across that border.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Literal
 
 import numpy as np
@@ -209,14 +209,12 @@ def _rendered(
     kept = fit(whole)
     if not kept:
         return Dropped(reason="its prompt leaves no room for a response")
-    marked = [*((token, False) for token in head), *(pair for e in kept for pair in _marked(e, end))]
-    ids, trained = (np.array(column) for column in zip(*marked, strict=True))
-    trained = trained | (loss_on == "all")
+    pieces = [
+        (head, False),
+        *(piece for e in kept for piece in ((e.prompt, False), ([*e.response, end], True))),
+    ]
+    ids = np.fromiter(chain.from_iterable(piece for piece, _ in pieces), dtype=np.int32)
+    trained = np.repeat([mark or loss_on == "all" for _, mark in pieces], [len(piece) for piece, _ in pieces])
     trained[0] = False
     cut = sum(exchange.size for exchange in whole) - sum(exchange.size for exchange in kept)
-    return Rendered(ids=ids.astype(np.int32), trained=trained, cut=cut)
-
-
-def _marked(exchange: _Exchange, end: int) -> Iterator[tuple[int, bool]]:
-    yield from ((token, False) for token in exchange.prompt)
-    yield from ((token, True) for token in (*exchange.response, end))
+    return Rendered(ids=ids, trained=trained, cut=cut)

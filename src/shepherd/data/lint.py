@@ -1,0 +1,156 @@
+"""What a template does to the data, before any training: samples with their masks, and the counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from shepherd.core import seed_for
+from shepherd.data.examples import Example, by_category
+from shepherd.data.template import Dropped, LossOn, Rendered, TemplateName, Tokenizer, render_all
+from shepherd.data.tokens import Counts, count
+
+Outcomes = Sequence[Rendered | Dropped]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One example as the model sees it: runs of text, and whether each is trained."""
+
+    where: str
+    category: str
+    spans: tuple[tuple[str, bool], ...]
+    cut: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What `shepherd data check` shows."""
+
+    samples: tuple[Sample, ...]
+    counts: Counts
+    by_category: Mapping[str, Counts]
+    by_client: Mapping[str, Counts]
+
+
+def report(
+    examples: Sequence[Example],
+    template: TemplateName,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    loss_on: LossOn = "responses",
+    clients: Mapping[str, ArrayLike] | None = None,
+    samples: int = 1,
+    seed: int = 0,
+) -> Report:
+    """Render all the examples; count, and draw `samples` kept ones of each category with the seed.
+
+    `clients` maps names to indices into `examples`, as `split` gives them.
+
+    Raises:
+        TemplateError: the template cannot render with this tokenizer.
+    """
+    outcomes = render_all(examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on)
+    groups = by_category(examples)
+    drawn = [place for name in groups for place in _drawn(groups[name], outcomes, samples, seed, name)]
+    shares = {name: np.asarray(places, dtype=np.int64) for name, places in (clients or {}).items()}
+    return Report(
+        samples=tuple(_sample(examples[place], outcomes[place], tokenizer) for place in drawn),
+        counts=count(outcomes),
+        by_category={name: count(outcomes[place] for place in groups[name]) for name in groups},
+        by_client={name: count(outcomes[place] for place in shares[name]) for name in shares},
+    )
+
+
+def _drawn(places: Sequence[int], outcomes: Outcomes, samples: int, seed: int, name: str) -> list[int]:
+    kept = [place for place in places if isinstance(outcomes[place], Rendered)]
+    return [
+        int(p) for p in np.random.default_rng(seed_for(seed, "samples", name)).permutation(kept)[:samples]
+    ]
+
+
+def _sample(example: Example, outcome: Rendered | Dropped, tokenizer: Tokenizer) -> Sample:
+    assert isinstance(outcome, Rendered)  # `_drawn` takes no other
+    return Sample(
+        where=example.where,
+        category=example.category,
+        spans=spans(outcome, tokenizer),
+        cut=outcome.cut,
+    )
+
+
+def spans(rendered: Rendered, tokenizer: Tokenizer) -> tuple[tuple[str, bool], ...]:
+    """Runs of tokens that share their mask, decoded with the special tokens in sight.
+
+    A run is what the text gains by it, so that the spaces at its borders are right, and a character
+    whose bytes lie in two runs is in the later one.
+    """
+    ids, trained = rendered.ids.tolist(), rendered.trained.tolist()
+    borders = [0, *(np.flatnonzero(np.diff(rendered.trained)) + 1).tolist(), len(ids)]
+    texts = [_decoded(ids[:border], tokenizer) for border in borders]
+    return tuple(
+        (after[len(before) :], trained[start])
+        for (before, after), (start, _) in zip(pairwise(texts), pairwise(borders), strict=True)
+    )
+
+
+def _decoded(ids: list[int], tokenizer: Tokenizer) -> str:
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    return str(tokenizer.decode(ids, **options)).rstrip("\ufffd") if ids else ""
+
+
+class _Paint(NamedTuple):
+    """How titles, the table and the samples' runs are written."""
+
+    title: Callable[[str], str]
+    line: Callable[[str], str]
+    run: Callable[[str, bool], str]
+
+
+def plain(found: Report) -> str:
+    """The report as plain text; trained tokens stand in [[ ]]."""
+    return _written(found, _Paint(str, str, lambda text, trained: f"[[{text}]]" if trained else text))
+
+
+def markup(found: Report) -> str:
+    """The report in rich's markup: the same text, with what is trained bold and green as well."""
+    from rich.markup import escape
+
+    def run(text: str, trained: bool) -> str:
+        return f"[bold green]{escape(f'[[{text}]]')}[/]" if trained else f"[dim]{escape(text)}[/]"
+
+    return _written(found, _Paint(lambda title: f"[bold]{escape(title)}[/]", escape, run))
+
+
+def _written(found: Report, paint: _Paint) -> str:
+    lines: list[str] = []
+    for sample in found.samples:
+        cut = f", {sample.cut} tokens cut" if sample.cut else ""
+        lines.append(paint.title(f"{sample.category or 'no category'} ({sample.where or 'in memory'}{cut})"))
+        lines.append("".join(paint.run(text, trained) for text, trained in sample.spans))
+        lines.append("")
+    rows = {"all": found.counts}
+    rows |= {f"category {name or '(none)'}": counts for name, counts in found.by_category.items()}
+    rows |= {f"client {name}": counts for name, counts in found.by_client.items()}
+    width = max(len(name) for name in rows)
+    lines.append(paint.title(f"{'':{width}}  {_HEADER}"))
+    lines += [paint.line(f"{name:{width}}  {_row(counts)}") for name, counts in rows.items()]
+    reasons = found.counts.dropped.items()
+    lines += [paint.line(f"{number} dropped: {reason}") for reason, number in reasons]
+    return "\n".join(lines)
+
+
+_HEADER = f"{'examples':>9}{'kept':>9}{'cut':>8}{'dropped':>9}{'tokens':>12}{'trained':>12}{'masked':>8}"
+
+
+def _row(counts: Counts) -> str:
+    return (
+        f"{counts.examples:9,}{counts.kept:9,}{counts.share_cut:8.1%}{counts.share_dropped:9.1%}"
+        f"{counts.tokens:12,}{counts.trained:12,}{counts.share_masked:8.1%}"
+    )

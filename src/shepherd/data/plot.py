@@ -1,0 +1,101 @@
+"""Who holds what, client by category, as a picture. The only file that imports `matplotlib`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shepherd.data.examples import Example, by_category
+from shepherd.errors import DataError
+
+MARK = "Shepherd: who holds what"
+"""Stands in the picture's metadata, so that only a picture of ours is ever replaced."""
+
+ANNOTATED = 24
+"""Up to so many clients, each cell says its number."""
+
+
+def holdings(
+    examples: Sequence[Example], clients: Mapping[str, ArrayLike]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Category names, and counts of shape (clients, categories) in the order of `clients`."""
+    names = list(by_category(examples))
+    column = {name: place for place, name in enumerate(names)}
+    table = np.zeros((len(clients), len(names)), dtype=np.int64)
+    for row, indices in enumerate(clients.values()):
+        for index in np.asarray(indices, dtype=np.int64):
+            table[row, column[examples[int(index)].category]] += 1
+    return names, table
+
+
+def draw(
+    examples: Sequence[Example],
+    clients: Mapping[str, ArrayLike],
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Draw the heat map of `holdings` as a PNG; the file appears whole or not at all.
+
+    Raises:
+        DataError: `path` holds a file that this function did not write, and `overwrite` is false.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite and not _ours(path):
+        raise DataError(f"{path} exists and is not a picture of ours; remove it or name another file")
+    names, table = holdings(examples, clients)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a name in a script that the font lacks
+            _figure(names, list(clients), table).savefig(file, format="png", metadata={"Title": MARK})
+        os.replace(fresh, path)
+    except BaseException:
+        Path(fresh).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(4096)
+
+
+def _figure(names: Sequence[str], clients: Sequence[str], table: NDArray[np.int64]) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height = max(3.0, min(0.36 * len(clients), 0.16 * len(clients) + 5.0))
+    figure = Figure(figsize=(3.4 + 0.95 * len(names), 1.6 + height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(table, aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
+    axes.set_xticks(
+        range(len(names)), [_short(name) or "no category" for name in names], rotation=30, ha="right"
+    )
+    labels = [f"{_short(c)}  ({n:,})" for c, n in zip(clients, table.sum(axis=1), strict=True)]
+    axes.set_yticks(range(len(clients)), labels, fontsize=9 if len(clients) <= ANNOTATED else 6)
+    axes.set_title(f"{table.sum():,} examples, {len(clients)} clients")
+    figure.colorbar(image, ax=axes, label="examples", shrink=0.6)
+    if len(clients) <= ANNOTATED:
+        _annotate(axes, table)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 28 else f"{name[:27]}…"
+
+
+def _annotate(axes: Any, table: NDArray[np.int64]) -> None:
+    for (row, column), number in np.ndenumerate(table):
+        if number:
+            colour = "white" if number > 0.6 * table.max() else "black"
+            axes.text(column, row, f"{number:,}", ha="center", va="center", color=colour, fontsize=8)
