@@ -80,9 +80,7 @@ class RunFolder:
         with mending(self.path):
             old = (self.path / LOG).read_bytes() if (self.path / LOG).exists() else b""
             kept = {
-                r["round"]: r
-                for r in reversed(_parsed(old, self.path / LOG))
-                if r["round"] <= upto_round
+                r["round"]: r for r in reversed(_parsed(old, self.path / LOG)) if r["round"] <= upto_round
             }
             if row is not None and row["round"] not in kept:
                 kept[row["round"]] = json.loads(_line(row))
@@ -106,9 +104,7 @@ def create(path: str | Path, settings: RunSettings) -> RunFolder:
     path = Path(path)
     with mending(path):
         path.mkdir(parents=True, exist_ok=True)
-        _require_empty(
-            path
-        )  # before the lock file, so that nothing is left in a folder that is not ours
+        _require_empty(path)  # before the lock file, so that nothing is left in a folder that is not ours
         folder = RunFolder(path, _lock(path))
         try:
             _require_empty(path)  # another process may have come between
@@ -132,6 +128,11 @@ def reopen(path: str | Path) -> RunFolder:
         return RunFolder(path, _lock(path))
 
 
+def is_run(path: str | Path) -> bool:
+    """Whether a run was ever started in the folder."""
+    return (Path(path) / RUN_FILE).is_file()
+
+
 def read_settings(path: str | Path) -> RunSettings:
     """The run file of a run folder. Takes no lock: a run may be read while it goes on.
 
@@ -139,7 +140,7 @@ def read_settings(path: str | Path) -> RunSettings:
         FolderError: there is no run in it, or its run file is damaged.
     """
     path = Path(path)
-    if not (path / RUN_FILE).is_file():
+    if not is_run(path):
         raise FolderError(f"{path} holds no run ({RUN_FILE} is missing); name the folder of a run")
     try:
         return read(path / RUN_FILE)
@@ -220,8 +221,16 @@ def disk_fault(path: Path, error: OSError) -> str:
     return f"{name} cannot be used ({error.strerror}); check the path and its permissions"
 
 
+def require_free(path: str | Path) -> None:
+    """Raise FolderError unless a run may begin there: the folder is new or empty."""
+    path = Path(path)
+    with mending(path):
+        if path.exists():
+            _require_empty(path)
+
+
 def _require_empty(path: Path) -> None:
-    if (path / RUN_FILE).exists():
+    if is_run(path):
         raise FolderError(
             f"{path} holds another run; go on with it by `shepherd resume {path}`, "
             "or set output to a new folder"
@@ -270,9 +279,7 @@ def _parsed_line(line: bytes, number: int, log: Path) -> Row:
         row = json.loads(line)
         int(row["round"])
     except (ValueError, TypeError, KeyError) as error:
-        raise FolderError(
-            f"line {number} of {log} is not a round; delete that line and go on"
-        ) from error
+        raise FolderError(f"line {number} of {log} is not a round; delete that line and go on") from error
     return dict(row)
 
 

@@ -107,8 +107,6 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
     parts = [f"round {number}/{until}" if number else "before training"]
     if number:
         parts += [f"clients {len(row['cohort'])}", f"loss {_loss(row['loss'])}"]
-    if row.get("failures"):
-        parts.append(f"failures {len(row['failures'])}")
     if "heldout" in row:
         parts.append(f"held out {_loss(row['heldout']['loss'])}")
     speed = tokens_per_second([row], None)
@@ -117,6 +115,12 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
     parts += [f"{duration(row['seconds']['round'])}"] if number else []
     parts += [f"left {duration(left)}"] if left else []
     return "  ".join(parts)
+
+
+def failures(row: Row) -> list[str]:
+    """One sentence a client that gave no usable update in the round."""
+    said = row.get("failures", {}).items()
+    return [f"round {row['round']}: no usable update from {client} ({reason})" for client, reason in said]
 
 
 def _loss(value: float | None) -> str:

@@ -31,7 +31,7 @@ class Display(Protocol):
         """The round under way has come so far."""
 
     def row(self, row: Row) -> None:
-        """A round is finished, as its row in the log says."""
+        """A round is finished, as its row in the log says. A round that is known already is no news."""
 
 
 @contextmanager
@@ -67,7 +67,11 @@ class PlainDisplay:
         pass  # a log needs no line for it
 
     def row(self, row: Row) -> None:
+        if _known(row, self._rows):
+            return
         self._rows.append(row)
+        for failure in figures.failures(row):
+            self.say(failure)
         self.say(figures.line(row, self._rows, self._until))
 
 
@@ -92,11 +96,12 @@ class LiveDisplay:
         self._progress = progress
 
     def row(self, row: Row) -> None:
+        if _known(row, self._rows):
+            return
         self._rows.append(row)
         self._progress = None
-        if row.get("failures"):
-            failed = ", ".join(_failure(item) for item in row["failures"])
-            self.say(f"round {row['round']}: no usable update from {failed}")
+        for failure in figures.failures(row):
+            self.say(failure)
 
     def stop(self) -> None:
         """Leave the last picture on the screen. Does nothing a second time."""
@@ -125,12 +130,12 @@ class LiveDisplay:
         if now:
             yield "clients", f"{now.clients_done} of {cohort}", _bar(now.clients_done, cohort)
         losses = [row["loss"] for row in rows if row.get("loss") is not None]
-        yield "loss", _last([*losses, now.loss] if now else losses), self._spark(losses)
+        yield "loss", _last([*losses, now.loss] if now and now.tokens else losses), self._spark(losses)
         yield "held out", _last(figures.held_out(rows)), self._spark(figures.held_out(rows))
         speed = figures.tokens_per_second(rows, now)
         yield "speed", f"{figures.count(speed)} tokens/s" if speed else "-", ""
         left = figures.time_left(rows, self._until, now)
-        yield "time left", figures.duration(left) if left is not None else "-", ""
+        yield "time left", figures.duration(left) if left else "-", ""
 
     def _spark(self, values: Sequence[float]) -> str:
         return figures.sparkline(values) if self._console.encoding.startswith("utf") else ""
@@ -144,5 +149,5 @@ def _last(values: Sequence[float]) -> str:
     return f"{values[-1]:.4f}" if values else "-"
 
 
-def _failure(item: object) -> str:
-    return str(item["client"]) if isinstance(item, dict) and "client" in item else str(item)
+def _known(row: Row, rows: Sequence[Row]) -> bool:
+    return bool(rows) and row["round"] <= rows[-1]["round"]

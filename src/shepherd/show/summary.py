@@ -26,6 +26,7 @@ def summary(
     console = Console(file=stream or sys.stdout, highlight=False)
     answers: Mapping[str, Pair] = finished.get("answers") or {}
     losses = loss_by_category(rows)
+    console.print()
     if answers or losses:
         console.print(_table(answers, losses))
     console.print(f"{_seen(rows)}Adapter: {finished['adapter']}\n", markup=False, soft_wrap=True)

@@ -1,0 +1,177 @@
+"""The model card beside the final adapter: what it was trained on and how, and no word of any example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from shepherd.settings import RunSettings, dump
+
+Row = Mapping[str, Any]
+Table = Sequence[Sequence[object]]
+
+
+def model_card(
+    settings: RunSettings,
+    rows: Sequence[Row],
+    *,
+    clients: Mapping[str, int],
+    versions: Mapping[str, str],
+    base: str,
+    answers: Mapping[str, tuple[float | None, float | None]] | None = None,
+) -> str:
+    """The text of `README.md` for the adapter's folder.
+
+    Args:
+        settings: the resolved run file.
+        rows: the run's whole log.
+        clients: how many training examples each client holds.
+        versions: the libraries, as `folder.versions` gives them.
+        base: where `from_pretrained` finds the base; a folder or an id.
+        answers: the share of right answers by category, before and after.
+    """
+    sections = (
+        _intro(settings, rows, clients),
+        _use(settings, base),
+        "## Data\n\n" + _table(("", ""), _data(settings, clients, rows)),
+        "## Training\n\n" + _table(("", ""), _training(settings, rows)),
+        _scores(rows, answers or {}),
+        "## Licence\n\n" + _LICENCE,
+        "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
+        "## Versions\n\n" + _table(("library", "version"), sorted(versions.items())),
+    )
+    return f"---\n{_metadata(settings).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+
+
+_LICENCE = (
+    "The adapter holds no part of the base and no example, but it was made from both: "
+    "the licences of the base and of the training data decide what may be done with it. "
+    "An adapter can still remember what it was trained on."
+)
+
+
+def _metadata(settings: RunSettings) -> ModelCardData:
+    model, data = settings.model.base, settings.data.source
+    return ModelCardData(
+        base_model=model if _is_hub_id(model) else None,
+        datasets=[data] if _is_hub_id(data) else None,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["lora", "federated-learning", "instruction-tuning", settings.algorithm.name],
+    )
+
+
+def _is_hub_id(name: str) -> bool:
+    """`owner/name` that is no path here; the hub refuses anything else in a card's metadata."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int]) -> str:
+    return (
+        f"# {Path(settings.output).name}\n\n"
+        f"A LoRA adapter of rank {settings.adapter.rank} for `{settings.model.base}`, instruction-tuned by "
+        f"{settings.algorithm.name} over {len(clients)} clients in {_rounds(rows)} rounds. "
+        "The clients' data never left them; adapters did."
+    )
+
+
+def _use(settings: RunSettings, base: str) -> str:
+    trust = ", trust_remote_code=True" if settings.model.trust_remote_code else ""
+    where = f"{base!r}, revision={settings.model.revision!r}" if settings.model.revision else repr(base)
+    return f"""## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained({where}{trust})
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained({where}{trust})
+```
+
+Prompts follow the template `{settings.data.template}`; with another one the answers are worse."""
+
+
+def _data(
+    settings: RunSettings, clients: Mapping[str, int], rows: Sequence[Row]
+) -> Iterator[tuple[str, str]]:
+    sizes = list(clients.values()) or [0]
+    yield "source", f"`{settings.data.source}`"
+    yield "clients", f"{len(clients)}, split by {settings.split.by}"
+    yield "training examples", f"{sum(sizes)}, from {min(sizes)} to {max(sizes)} a client"
+    yield "held out", f"{settings.data.holdout:.0%} of each category, taken before the split"
+    shares = list(rows[-1].get("coverage", {}).values()) if rows else []
+    if shares:
+        yield (
+            "coverage",
+            f"{fmean(shares):.1%} of a client's data seen on average, {min(shares):.1%} at least",
+        )
+
+
+def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    tuning = settings.tuning
+    visit = f"{tuning.max_steps} steps" if tuning.max_steps else f"{tuning.epochs or 1:g} epochs"
+    yield "algorithm", settings.algorithm.name
+    yield "transforms", ", ".join(part.name for part in settings.transforms) or "none"
+    yield "rounds", str(_rounds(rows))
+    yield "cohort", f"{settings.federation.share:.0%} of the clients, {settings.federation.select}"
+    yield "a visit", f"{visit}, {tuning.batch_size} examples a step, learning rate {tuning.learning_rate:g}"
+    yield "targets", _words(settings.adapter.targets)
+    yield (
+        "rank, alpha, dropout",
+        f"{settings.adapter.rank}, {settings.adapter.alpha:g}, {settings.adapter.dropout:g}",
+    )
+    yield "tokens trained", str(sum(row.get("tokens", {}).get("trained", 0) for row in rows))
+    yield "bytes sent down, up", f"{_total(rows, 'bytes_down')}, {_total(rows, 'bytes_up')}"
+    yield "usable updates missed", str(sum(len(row.get("failures", ())) for row in rows))
+    yield "seed", str(settings.seed)
+
+
+def _scores(rows: Sequence[Row], answers: Mapping[str, tuple[float | None, float | None]]) -> str:
+    """Held-out loss and right answers, of the base and after the last round."""
+    scored = [(row["round"], row["heldout"]) for row in rows if "heldout" in row]
+    before = _losses(scored[0][1]) if scored and scored[0][0] == 0 else {}
+    after = _losses(scored[-1][1]) if scored else {}
+    names = sorted({*after, *answers} - {"all"}) + ["all"] * ("all" in {*after, *answers})
+    if not names:
+        return ""
+    lines = [
+        (
+            name,
+            *_cells(answers.get(name, (None, None)), ".1%"),
+            *_cells((before.get(name), after.get(name)), ".4f"),
+        )
+        for name in names
+    ]
+    head = ("category", "right before", "right after", "loss before", "loss after")
+    return "## Scores on held-out examples\n\n" + _table(head, lines)
+
+
+def _losses(heldout: Mapping[str, Any]) -> dict[str, float | None]:
+    return {**heldout.get("category", {}), "all": heldout.get("loss")}
+
+
+def _cells(pair: tuple[float | None, float | None], form: str) -> list[str]:
+    return ["" if value is None else format(value, form) for value in pair]
+
+
+def _rounds(rows: Sequence[Row]) -> int:
+    return max((row["round"] for row in rows), default=0)
+
+
+def _total(rows: Sequence[Row], key: str) -> int:
+    return sum(row.get(key, 0) for row in rows)
+
+
+def _words(targets: str | tuple[str, ...]) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)
+
+
+def _table(head: Sequence[str], lines: Table | Iterator[Sequence[object]]) -> str:
+    rule = ["---"] * len(head)
+    rows = [" | ".join(str(cell).replace("|", "\\|") for cell in line) for line in (head, rule, *lines)]
+    return "\n".join(f"| {row} |" for row in rows)

@@ -1,0 +1,139 @@
+"""The command `shepherd`: parse, build, loop over the rounds. Nothing heavy is imported before it is used.
+
+An error that a person can mend is one line on stderr and exit code 2; Ctrl-C is exit code 130.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from shepherd.errors import ShepherdError
+
+if TYPE_CHECKING:
+    from shepherd.run import Run
+
+STOPPED = 130  # 128 + SIGINT, as shells count
+
+
+class Commands(click.Group):
+    """A group that says what is wrong in one sentence instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ShepherdError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("stopped", STOPPED)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            where = f" of {error.filename}" if error.filename else ""
+            _fail(f"the disk{where} is full; free some space, then `shepherd resume` the run")
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    click.echo(f"shepherd: {message}", err=True)
+    raise click.exceptions.Exit(code)
+
+
+run_file = click.argument("run_file", type=click.Path(path_type=Path), metavar="RUN.toml")
+overrides = click.argument("overrides", nargs=-1, metavar="[key=value ...]")
+run_folder = click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_FOLDER")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="shepherd-fit", prog_name="shepherd")
+def main() -> None:
+    """Federated instruction tuning of language models.
+
+    Private data stay with their clients; small adapters travel.
+    """
+
+
+@main.command()
+@run_file
+@overrides
+def run(run_file: Path, overrides: tuple[str, ...]) -> None:
+    """Train as a run file says.
+
+    Any key can be given again: federation.rounds=2 tuning.max_steps=3
+    """
+    from shepherd.run import open_run
+    from shepherd.settings import read
+
+    settings = read(run_file, overrides)
+    _train(lambda say: open_run(settings, say), Path(settings.output))
+
+
+@main.command()
+@run_folder
+def resume(folder: Path) -> None:
+    """Go on with a run that was stopped or killed, after its last finished round."""
+    from shepherd.run import resume
+
+    _train(lambda say: resume(folder, say), folder)
+
+
+def _train(opened: Callable[[Callable[[str], None]], Run], folder: Path) -> None:
+    from shepherd.folder import is_run, read_rows
+    from shepherd.show.running import display
+    from shepherd.show.summary import summary
+
+    try:
+        with display() as shown:
+            going = opened(shown.say)
+            going.progress = shown.progress
+            shown.begin(_title(going), going.until, read_rows(folder))
+            for state, row in going.rounds():
+                for base in read_rows(folder)[: state.round == 1]:  # scored before the first round
+                    shown.row(base)
+                shown.row(row)
+            finished = going.finish()
+        summary(folder, read_rows(folder), finished)
+    except KeyboardInterrupt:
+        go_on = f"; go on with: shepherd resume {folder}" if is_run(folder) else " before the run began"
+        _fail(f"stopped{go_on}", STOPPED)
+
+
+def _title(run: Run) -> str:
+    s = run.settings
+    return f"{run.folder}: {s.algorithm.name} on {s.model.base}, data {s.data.source}, rank {s.adapter.rank}"
+
+
+@main.group()
+def data() -> None:
+    """Look at the data of a run file before any training."""
+
+
+@main.command()
+@run_folder
+@click.argument("instruction")
+@click.option("--context", default="", help="A text that the instruction is about.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), help="The longest answer.  [default: the run's]"
+)
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.0, show_default="0, the likeliest answer"
+)
+@click.option("--base", is_flag=True, help="Answer with the untuned base, to compare.")
+def generate(folder: Path, instruction: str, **options: Any) -> None:
+    """Answer an instruction with the adapter of a run."""
+    from shepherd.run import generate
+
+    click.echo(generate(folder, instruction, **options))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path), default=Path("run.toml"), metavar="[FILE]")
+def new(file: Path) -> None:
+    """Write a run file with every key, its default and its meaning."""
+    from shepherd.new import write
+
+    write(file)
+    click.echo(f"wrote {file}; next: shepherd data check {file}")

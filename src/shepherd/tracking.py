@@ -1,0 +1,147 @@
+"""TensorBoard, Weights & Biases or MLflow, through accelerate's trackers. The one importer of accelerate.
+
+They get numbers about rounds, never a text of the data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from statistics import fmean
+from typing import Any
+
+from shepherd.errors import SettingsError
+from shepherd.folder import RunFolder, mending
+from shepherd.settings import RunSettings, TrackingTable
+
+IDS = "tracking.json"
+_BY_CLIENT = ("coverage", "losses", "weights", "client")
+_SKIPPED = ("round", "cohort", "failures")
+
+
+@dataclass(frozen=True, slots=True)
+class Trackers:
+    """The trackers that the run file asks for, maybe none. From `start`."""
+
+    parts: tuple[Any, ...] = ()
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """File one finished round under its number."""
+        for part in self.parts:
+            part.log(flatten(row), step=row["round"])
+
+    def finish(self) -> None:
+        for part in self.parts:
+            part.finish()
+
+
+def require(table: TrackingTable) -> None:
+    """Refuse, before anything is prepared, a tracker that is not installed.
+
+    Raises:
+        SettingsError: a package is missing.
+    """
+    for name in table.trackers:
+        if find_spec(name) is None:
+            raise SettingsError(f"tracker {name} is not installed; run pip install 'shepherd-fit[{name}]'")
+
+
+def start(settings: RunSettings, folder: RunFolder, *, after_round: int = -1) -> Trackers:
+    """Start the trackers, or go on with those of a resumed run whose log ends with `after_round`.
+
+    Raises:
+        SettingsError: a package is missing, or a service refuses.
+    """
+    require(settings.tracking)
+    ids = _ids(folder)
+    makers = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+    parts = [makers[name](settings, folder, ids, after_round) for name in settings.tracking.trackers]
+    for name, part in zip(settings.tracking.trackers, parts, strict=True):
+        _begin(name, part, settings, fresh=after_round < 0)
+    if any(name != "tensorboard" for name in settings.tracking.trackers):
+        folder.write(IDS, json.dumps({**ids, **_given(settings, parts)}) + "\n")
+    return Trackers(tuple(parts))
+
+
+def flatten(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row of the log as scalars by path. What is said of each client becomes mean, least and most.
+
+    >>> flatten({"round": 2, "loss": 1.5, "cohort": ["a"], "losses": {"a": 1.0, "b": 3.0}})
+    {'cohort': 1, 'failures': 0, 'loss': 1.5, 'losses/mean': 2.0, 'losses/min': 1.0, 'losses/max': 3.0}
+    """
+    counts = {name: len(row.get(name, ())) for name in ("cohort", "failures")}
+    return {**counts, **dict(_scalars(row, ()))}
+
+
+def _scalars(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping) and path[-1:] and path[-1] in _BY_CLIENT:
+        numbers = [x for x in value.values() if x is not None]
+        summary = (("mean", fmean), ("min", min), ("max", max)) if numbers else ()
+        yield from ((_path(*path, name), float(of(numbers))) for name, of in summary)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if path or key not in _SKIPPED:
+                yield from _scalars(item, (*path, str(key)))
+    elif isinstance(value, int | float):
+        yield _path(*path), value
+
+
+def _path(*parts: str) -> str:
+    return "/".join(re.sub(r"[^\w\-. ]", "_", part) for part in parts)  # MLflow takes nothing else
+
+
+def _begin(name: str, part: Any, settings: RunSettings, *, fresh: bool) -> None:
+    try:
+        part.start()
+        if fresh:
+            flat = dict(_settings(settings.model_dump(mode="json"), ()))
+            part.store_init_configuration(flat)
+    except Exception as error:  # each service has errors of its own
+        raise SettingsError(
+            f"tracker {name} cannot start ({error}); log in to it, or leave it out"
+        ) from error
+
+
+def _settings(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str | float]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _settings(item, (*path, key))
+    elif value is not None:
+        yield _path(*path), value if isinstance(value, str | int | float) else json.dumps(value)
+
+
+def _tensorboard(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], after_round: int) -> Any:
+    from accelerate.tracking import TensorBoardTracker
+
+    # rounds that are run again would be drawn twice without the purge
+    purge = {"purge_step": after_round + 1} if after_round >= 0 else {}
+    return TensorBoardTracker("tensorboard", str(folder.path), **purge)
+
+
+def _wandb(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], after_round: int) -> Any:
+    from accelerate.tracking import WandBTracker
+
+    same = {"id": ids["wandb"], "resume": "must"} if "wandb" in ids else {}
+    return WandBTracker(settings.tracking.project, name=folder.path.name, dir=str(folder.path), **same)
+
+
+def _mlflow(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], after_round: int) -> Any:
+    from accelerate.tracking import MLflowTracker
+
+    return MLflowTracker(settings.tracking.project, run_name=folder.path.name, run_id=ids.get("mlflow"))
+
+
+def _ids(folder: RunFolder) -> dict[str, str]:
+    """Under which ids the services know the run, from when it was started."""
+    with mending(folder.path):
+        path = folder.path / IDS
+        return dict(json.loads(path.read_text(encoding="utf8"))) if path.exists() else {}
+
+
+def _given(settings: RunSettings, parts: list[Any]) -> dict[str, str]:
+    ways = {"wandb": lambda run: run.id, "mlflow": lambda run: run.info.run_id}
+    named = zip(settings.tracking.trackers, parts, strict=True)
+    return {name: str(ways[name](part.tracker)) for name, part in named if name in ways}
