@@ -88,15 +88,16 @@ class Quadratic:
                 grad = self.algorithm.correct(n, grad, params[n], broadcast, memory)
                 params[n] = params[n] - np.float32(self.rate) * grad
         for row, name in enumerate(names):
-            delta = Adapter({n: params[n][row] - broadcast.adapter[n] for n in tensors})
-            yield self._sent(broadcast, name, delta)
+            # no name for the delta here: it would keep one update alive (law 5)
+            yield self._sent(broadcast, name, {n: params[n][row] for n in tensors})
 
     def _grad(self, broadcast: Broadcast, client: str, name: str, step: int, param: np.ndarray):
         rng = np.random.default_rng(seed_for(broadcast.seed, client, name, step))
         noise = np.float32(self.noise) * rng.standard_normal(param.shape, dtype=np.float32)
         return param - self.targets[client][name] + noise
 
-    def _sent(self, broadcast: Broadcast, client: str, delta: Adapter) -> Update:
+    def _sent(self, broadcast: Broadcast, client: str, local: Mapping[str, np.ndarray]) -> Update:
+        delta = Adapter({n: tensor - broadcast.adapter[n] for n, tensor in local.items()})
         memory = self.memories.get(client, Adapter())
         self.memories[client], extra = self.algorithm.remember(memory, broadcast, delta, self.steps)
         weight = float(next(info.examples for info in self.infos if info.name == client))

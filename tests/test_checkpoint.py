@@ -174,6 +174,7 @@ def test_every_moment_of_a_save_leaves_a_checkpoint_to_load(tmp_path, monkeypatc
         shutil.copytree(tmp_path / "first", folder)
         done = killed_at(moment, monkeypatch, lambda folder=folder: save(folder, made(2), keep=1))
         assert load(latest(folder)).state.round in ((2,) if done else (1, 2))
+        assert all(load(path) for path in folder.glob("round-*"))  # nothing half written or half deleted
         load(save(folder, made(3), keep=1))
         assert [p.name for p in folder.iterdir()] == ["round-00003"]
         if done:

@@ -202,9 +202,7 @@ def _bytes(path: Path, name: str) -> bytes:
     try:
         return (path / name).read_bytes()
     except OSError as error:
-        raise CheckpointError(
-            f"{path / name} cannot be read ({error.strerror}); {_mend(path)}"
-        ) from error
+        raise CheckpointError(f"{path / name} cannot be read ({error.strerror}); {_mend(path)}") from error
 
 
 def _json(path: Path, data: bytes) -> Any:

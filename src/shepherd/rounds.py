@@ -95,9 +95,7 @@ def rounds(
         key = partial(seed_for, seed, state.round)
         cohort = select(federation.clients(), state.round, key("cohort"))
         broadcast = algorithm.broadcast(state, key("clients"))
-        inbox = _Inbox(
-            broadcast, cohort, blank(algorithm, transform, broadcast), Gap(state.adapter, seed)
-        )
+        inbox = _Inbox(broadcast, cohort, blank(algorithm, transform, broadcast), Gap(state.adapter, seed))
         if cohort:
             updates = inbox.usable(federation.run(broadcast, cohort), quorum)
             update = algorithm.aggregate(state, updates)  # pulls the clients through one at a time
@@ -146,9 +144,7 @@ def check(update: Update, expected: Update) -> None:
         raise UpdateRefused(f"tensor {name} is not finite; lower the learning rate or clip the gradient")
     for name, value in update.metrics.items():
         if not math.isfinite(value):
-            raise UpdateRefused(
-                f"metric {name} is {value}; lower the learning rate or clip the gradient"
-            )
+            raise UpdateRefused(f"metric {name} is {value}; lower the learning rate or clip the gradient")
 
 
 def _not_finite(adapter: Adapter) -> Iterator[str]:

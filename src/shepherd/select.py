@@ -36,9 +36,7 @@ def selector(table: FederationTable) -> Select:
 
     def select(clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:
         if not clients:
-            raise FederationError(
-                "there is no client to ask; connect one, or mend the split of the data"
-            )
+            raise FederationError("there is no client to ask; connect one, or mend the split of the data")
         return way(clients, table.share, round, seed)
 
     return select
@@ -46,7 +44,12 @@ def selector(table: FederationTable) -> Select:
 
 def size(clients: Sequence[ClientInfo], share: float) -> int:
     """How many clients a share is: the nearest whole number, and at least one."""
-    return max(1, round(share * len(clients)))
+    return share_of(len(clients), share)
+
+
+def share_of(count: int, share: float) -> int:
+    """The nearest whole number to a share of `count`, and at least one."""
+    return max(1, round(share * count))
 
 
 def uniform(clients: Sequence[ClientInfo], share: float, round: int, seed: int) -> Cohort:

@@ -49,9 +49,7 @@ def correct(name: str, grad: Any, param: Any, broadcast: Broadcast, memory: Mapp
     return grad
 
 
-def remember(
-    memory: Adapter, broadcast: Broadcast, delta: Adapter, steps: int
-) -> tuple[Adapter, Adapter]:
+def remember(memory: Adapter, broadcast: Broadcast, delta: Adapter, steps: int) -> tuple[Adapter, Adapter]:
     """A client keeps nothing between its visits and adds nothing to its change."""
     return memory, Adapter()
 

@@ -27,9 +27,7 @@ class Config(Table):
 def build(config: Config) -> Algorithm:
     """FedAvg with the proximal term in the client's gradient."""
 
-    def correct(
-        name: str, grad: Any, param: Any, broadcast: Broadcast, memory: Mapping[str, Any]
-    ) -> Any:
+    def correct(name: str, grad: Any, param: Any, broadcast: Broadcast, memory: Mapping[str, Any]) -> Any:
         return grad + config.mu * (param - broadcast.adapter[name])  # (K, ...) - (...)
 
     return fedavg.ALGORITHM._replace(correct=correct)

@@ -1,0 +1,77 @@
+"""What every file of `shepherd/transforms` keeps to. A new file is tested without touching this one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.quadratic import Quadratic, bits, drawn, update_of
+
+from shepherd import plugins, transforms
+from shepherd.algorithms import fedavg
+from shepherd.checkpoint import Checkpoint, load, save
+from shepherd.core import Adapter
+from shepherd.rounds import rounds, start
+from shepherd.select import everyone
+from shepherd.settings import PartTable
+
+AVG = fedavg.ALGORITHM
+pytestmark = pytest.mark.parametrize("name", plugins.names(transforms))
+
+
+def built(name):
+    return plugins.transform([PartTable(name=name)])
+
+
+def run(transform, state=None, *, until=4):
+    loop = rounds(
+        AVG,
+        Quadratic(AVG, transform),
+        transform,
+        state or start(AVG, transform, drawn(0)),
+        until=until,
+        select=lambda clients, round, seed: everyone(clients, 1.0, round, seed),
+        quorum=1.0,
+        seed=0,
+    )
+    return [state for state, _ in loop]
+
+
+def numbers(state):
+    """A transform's state as plain values."""
+    return [{key: np.asarray(value).tolist() for key, value in part.items()} for part in state.transforms]
+
+
+def test_the_same_seed_gives_the_same_bits(name):
+    one, two = (run(built(name))[-1] for _ in range(2))
+    assert bits(one.adapter) == bits(two.adapter)
+    assert numbers(one) == numbers(two)
+
+
+@pytest.mark.parametrize("at", range(1, 4))
+def test_resumed_at_any_round_the_bits_are_the_same(name, at, tmp_path):
+    transform = built(name)
+    straight = run(transform)[-1]
+    path = save(tmp_path, Checkpoint(state=run(transform, until=at)[-1]), keep=1)
+    resumed = run(built(name), load(path).state)[-1]
+    assert bits(resumed.adapter) == bits(straight.adapter)
+    assert numbers(resumed) == numbers(straight)
+
+
+def test_a_zero_update_passes(name):
+    transform = built(name)
+    zero = replace(update_of("c0", 0), delta=drawn(0).times(0.0))
+    sent = transform.on_client(zero, transform.init(), 0)
+    back, _ = transform.on_server(sent, transform.init(), 0)
+    assert all(np.isfinite(tensor).all() for tensor in back.delta.values())
+    assert {n: t.shape for n, t in back.delta.items()} == {n: t.shape for n, t in zero.delta.items()}
+
+
+def test_nothing_is_mutated_and_the_client_keeps_its_name_and_round(name):
+    transform = built(name)
+    update = replace(update_of("c0", 0, weight=3.0, round=2), extra=Adapter({"c": [1e3]}))
+    then = bits(update.delta), bits(update.extra)
+    sent = transform.on_client(update, transform.init(), 0)
+    transform.on_server(sent, transform.init(), 0)
+    assert (bits(update.delta), bits(update.extra)) == then
+    assert (sent.client, sent.round, sent.count) == ("c0", 2, 1)
+    assert not any(tensor.flags.writeable for tensor in sent.delta.values())
