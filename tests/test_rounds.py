@@ -9,7 +9,7 @@ from shepherd.algorithms import fedavg, ffa_lora
 from shepherd.core import Adapter, ClientInfo, Failure, chain, seed_for
 from shepherd.errors import FederationError, QuorumNotMet
 from shepherd.rounds import MAX_WEIGHT, rounds, start
-from shepherd.select import everyone, poisson, uniform
+from shepherd.select import everyone, poisson, round_robin, uniform
 from shepherd.transforms import clip
 from tests.quadratic import Quadratic, bits, drawn, update_of
 from tests.test_audit import dense
@@ -231,6 +231,27 @@ def test_a_transform_state_travels_down_and_goes_on():
     *_, (state, _) = run(federation, until=3, transform=counting)
     assert seen == [1, 2, 3]
     assert state.transforms["count"] == 4
+
+
+def test_client_memories_extras_and_server_memory_go_round():
+    """A method with state on both sides: clients remember their last change, the server the mean extra."""
+
+    def remember(memory, broadcast, delta, steps):
+        return delta, Adapter({"visited": [float(len(memory) > 0)]})
+
+    def apply(state, update):
+        return replace(fedavg.apply(state, update), memory={"visits": update.extra})
+
+    algorithm = AVG._replace(remember=remember, apply=apply)
+    federation = Quadratic(algorithm, clients=4)
+    shares = []
+    for state, report in run(federation, until=2, algorithm=algorithm, select=choose(round_robin, 0.75)):
+        shares.append(state.memory["visits"]["visited"].tolist())
+        assert report.failures == {}
+        assert report.bytes_up == 3 * (drawn(0).nbytes + 4)
+    # c0, c1, c2; then c3 for the first time with c0 and c1 again: weights 4, 1 and 2
+    assert shares == [[0.0], [pytest.approx(3 / 7)]]
+    assert set(federation.memories) == {"c0", "c1", "c2", "c3"}
 
 
 def test_what_would_not_be_finite_stops_the_run_and_keeps_the_round_before():

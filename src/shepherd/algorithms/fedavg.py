@@ -50,7 +50,7 @@ def correct(name: str, grad: Any, param: Any, broadcast: Broadcast, memory: Mapp
 
 
 def remember(memory: Adapter, broadcast: Broadcast, delta: Adapter, steps: int) -> tuple[Adapter, Adapter]:
-    """A client keeps nothing between its visits and adds nothing to its change."""
+    """A client keeps nothing between its visits (`memory` is empty before the first) and adds nothing."""
     return memory, Adapter()
 
 
