@@ -1,0 +1,78 @@
+"""Law 8: every example is reached, and no batch holds one twice."""
+
+from math import ceil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shepherd.data.cursor import coverage, visit
+
+SIZES, SEEDS, BATCHES = st.integers(1, 60), st.integers(0, 5), st.integers(1, 40)
+
+
+@given(size=SIZES, batch=BATCHES, steps=st.integers(1, 5), seed=SEEDS)
+def test_every_example_is_reached_by_small_visits(size, batch, steps, seed):
+    position, seen = 0, set()
+    for _ in range(ceil(size / min(batch, size) / steps) + 1):
+        taken, after = visit(size, position, max_steps=steps, batch_size=batch, seed=seed)
+        assert len(taken) == steps
+        assert after - position == sum(len(step) for step in taken)
+        seen |= {int(index) for step in taken for index in step}
+        position = after
+        assert coverage(size, position) == len(seen) / size
+    assert seen == set(range(size))
+
+
+@given(size=SIZES, position=st.integers(0, 200), batch=BATCHES, seed=SEEDS)
+def test_one_epoch_takes_as_many_as_there_are_from_wherever_the_cursor_is(size, position, batch, seed):
+    steps, after = visit(size, position, batch_size=batch, seed=seed)
+    assert after == position + size
+    for step in steps:
+        assert 1 <= len(step) <= batch
+        assert len(set(step.tolist())) == len(step)
+    if position % size == 0:
+        assert sorted(np.concatenate(steps).tolist()) == list(range(size))
+
+
+@given(size=SIZES, seed=SEEDS, cuts=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_visits_go_on_where_the_last_one_stopped(size, seed, cuts):
+    position, apart = 0, []
+    for cut in cuts:
+        steps, position = visit(size, position, max_steps=cut, batch_size=1, seed=seed)
+        apart += [int(step[0]) for step in steps]
+    together, end = visit(size, 0, max_steps=sum(cuts), batch_size=1, seed=seed)
+    assert [int(step[0]) for step in together] == apart
+    assert position == end == sum(cuts)
+
+
+def test_epochs_differ_and_seeds_differ():
+    def order(position, seed):
+        return np.concatenate(visit(50, position, batch_size=7, seed=seed)[0]).tolist()
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(50, 1)
+    assert order(0, 1) != order(0, 2)
+
+
+@pytest.mark.parametrize(("epochs", "taken"), [(0.5, 5), (2, 20), (0.01, 1), (1.25, 12), (None, 10)])
+def test_epochs_count_examples(epochs, taken):
+    assert visit(10, 3, epochs=epochs, batch_size=4, seed=0)[1] == 3 + taken
+
+
+def test_a_batch_never_straddles_two_epochs():
+    steps, _ = visit(10, 0, epochs=2, batch_size=4, seed=0)
+    assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
+
+
+def test_the_global_generator_is_not_touched():
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    visit(10, 0, batch_size=4, seed=0)
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+@pytest.mark.parametrize(("size", "position", "batch"), [(0, 0, 1), (3, -1, 1), (3, 0, 0)])
+def test_numbers_that_make_no_sense(size, position, batch):
+    with pytest.raises(ValueError, match="must be positive"):
+        visit(size, position, batch_size=batch, seed=0)
