@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         seed_for,
     )
     from shepherd.errors import ShepherdError
-    from shepherd.run import Run, generate, inspect_data, open_run, resume
+    from shepherd.inspection import inspect_data
+    from shepherd.run import Run, generate, open_run, resume
     from shepherd.settings import RunSettings, dump, parse, read
 
 __all__ = [
@@ -57,7 +58,8 @@ __all__ = [
 
 _HOME = {
     "errors": ("ShepherdError",),
-    "run": ("Run", "generate", "inspect_data", "open_run", "resume"),
+    "inspection": ("inspect_data",),
+    "run": ("Run", "generate", "open_run", "resume"),
     "settings": ("RunSettings", "dump", "parse", "read"),
 }
 

@@ -9,40 +9,58 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from shepherd.folder import versions, write_atomic
 from shepherd.settings import RunSettings, dump
 
 Row = Mapping[str, Any]
+Pair = tuple[float | None, float | None]
 Table = Sequence[Sequence[object]]
 
 
-def model_card(
+def write(
+    folder: Path,
     settings: RunSettings,
-    rows: Sequence[Row],
     *,
+    rows: Sequence[Row],
+    answers: Mapping[str, Pair],
+    data: Mapping[str, Any],
     clients: Mapping[str, int],
-    versions: Mapping[str, str],
-    base: str,
-    answers: Mapping[str, tuple[float | None, float | None]] | None = None,
+) -> Path:
+    """Write `README.md` beside an adapter; the arguments are those of `text`.
+
+    Raises:
+        FolderError: the disk is full, or the folder cannot be written.
+    """
+    card = text(settings, rows=rows, answers=answers, data=data, clients=clients)
+    return write_atomic(folder / "README.md", card)
+
+
+def text(
+    settings: RunSettings,
+    *,
+    rows: Sequence[Row],
+    answers: Mapping[str, Pair],
+    data: Mapping[str, Any],
+    clients: Mapping[str, int],
 ) -> str:
-    """The text of `README.md` for the adapter's folder.
+    """The card as Markdown, with the metadata that the hub reads.
 
     Args:
         settings: the resolved run file.
         rows: the run's whole log.
+        answers: the share of right answers by category, before and after; may be empty.
+        data: counts of examples by what became of them, such as `kept`, `heldout`, `cut`, `dropped`.
         clients: how many training examples each client holds.
-        versions: the libraries, as `folder.versions` gives them.
-        base: where `from_pretrained` finds the base; a folder or an id.
-        answers: the share of right answers by category, before and after.
     """
     sections = (
         _intro(settings, rows, clients),
-        _use(settings, base),
-        "## Data\n\n" + _table(("", ""), _data(settings, clients, rows)),
+        _use(settings),
+        "## Data\n\n" + _table(("", ""), _data(settings, data, clients, rows)),
         "## Training\n\n" + _table(("", ""), _training(settings, rows)),
-        _scores(rows, answers or {}),
+        _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
-        "## Versions\n\n" + _table(("library", "version"), sorted(versions.items())),
+        "## Versions\n\n" + _table(("library", "version"), sorted(versions().items())),
     )
     return f"---\n{_metadata(settings).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
@@ -79,31 +97,35 @@ def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int
     )
 
 
-def _use(settings: RunSettings, base: str) -> str:
-    trust = ", trust_remote_code=True" if settings.model.trust_remote_code else ""
-    where = f"{base!r}, revision={settings.model.revision!r}" if settings.model.revision else repr(base)
+def _use(settings: RunSettings) -> str:
+    """How to load base and adapter without this project; the embedded base is only found through it."""
+    model = settings.model
+    tiny = "from shepherd.world import base_path\n" if model.base == "tiny" else ""
+    base = "base_path()" if tiny else repr(model.base)
+    base += f", revision={model.revision!r}" if model.revision else ""
+    base += ", trust_remote_code=True" if model.trust_remote_code else ""
     return f"""## Use
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+{tiny}from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({where}{trust})
+tokenizer = AutoTokenizer.from_pretrained({base})
+base = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, "path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained({where}{trust})
 ```
 
 Prompts follow the template `{settings.data.template}`; with another one the answers are worse."""
 
 
 def _data(
-    settings: RunSettings, clients: Mapping[str, int], rows: Sequence[Row]
+    settings: RunSettings, data: Mapping[str, Any], clients: Mapping[str, int], rows: Sequence[Row]
 ) -> Iterator[tuple[str, str]]:
     sizes = list(clients.values()) or [0]
     yield "source", f"`{settings.data.source}`"
     yield "clients", f"{len(clients)}, split by {settings.split.by}"
     yield "training examples", f"{sum(sizes)}, from {min(sizes)} to {max(sizes)} a client"
-    yield "held out", f"{settings.data.holdout:.0%} of each category, taken before the split"
+    yield from ((name.replace("_", " "), str(number)) for name, number in data.items() if name != "kept")
     shares = list(rows[-1].get("coverage", {}).values()) if rows else []
     if shares:
         yield (
@@ -127,11 +149,11 @@ def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str,
     )
     yield "tokens trained", str(sum(row.get("tokens", {}).get("trained", 0) for row in rows))
     yield "bytes sent down, up", f"{_total(rows, 'bytes_down')}, {_total(rows, 'bytes_up')}"
-    yield "usable updates missed", str(sum(len(row.get("failures", ())) for row in rows))
+    yield "updates missed", str(sum(len(row.get("failures", ())) for row in rows))
     yield "seed", str(settings.seed)
 
 
-def _scores(rows: Sequence[Row], answers: Mapping[str, tuple[float | None, float | None]]) -> str:
+def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:
     """Held-out loss and right answers, of the base and after the last round."""
     scored = [(row["round"], row["heldout"]) for row in rows if "heldout" in row]
     before = _losses(scored[0][1]) if scored and scored[0][0] == 0 else {}
@@ -155,7 +177,7 @@ def _losses(heldout: Mapping[str, Any]) -> dict[str, float | None]:
     return {**heldout.get("category", {}), "all": heldout.get("loss")}
 
 
-def _cells(pair: tuple[float | None, float | None], form: str) -> list[str]:
+def _cells(pair: Pair, form: str) -> list[str]:
     return ["" if value is None else format(value, form) for value in pair]
 
 

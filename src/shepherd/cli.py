@@ -15,6 +15,7 @@ import click
 from shepherd.errors import ShepherdError
 
 if TYPE_CHECKING:
+    from shepherd.prepare import Division
     from shepherd.run import Run
 
 STOPPED = 130  # 128 + SIGINT, as shells count
@@ -111,6 +112,46 @@ def data() -> None:
     """Look at the data of a run file before any training."""
 
 
+@data.command()
+@run_file
+@overrides
+@click.option("--samples", type=click.IntRange(min=0), default=1, show_default=True, help="Of each category.")
+def check(run_file: Path, overrides: tuple[str, ...], samples: int) -> None:
+    """Show examples with what is trained set off from what is masked, and the shares cut and dropped."""
+    from shepherd.inspection import inspect_data
+    from shepherd.settings import read
+    from shepherd.show.data import report
+
+    found = inspect_data(read(run_file, overrides), samples=samples)
+    report(found.report)
+    _left_out(found.division)
+
+
+@data.command()
+@run_file
+@overrides
+@click.option("--plot", is_flag=False, flag_value="split.png", metavar="[FILE.png]", help="Draw it as well.")
+def split(run_file: Path, overrides: tuple[str, ...], plot: str | None) -> None:
+    """Show which client holds how many examples of which category."""
+    from shepherd.data.plot import draw, holdings
+    from shepherd.prepare import divide
+    from shepherd.settings import read
+    from shepherd.show.data import holdings as show
+
+    division = divide(read(run_file, overrides))
+    names, table = holdings(division.reading.examples, division.clients)
+    show(names, list(division.clients), table.tolist())
+    _left_out(division)
+    if plot:
+        click.echo(f"drawn in {draw(division.reading.examples, division.clients, plot)}")
+
+
+def _left_out(division: Division) -> None:
+    held = division.held
+    click.echo(f"{len(held.train)} examples to train on, {len(held.heldout)} held out, ", nl=False)
+    click.echo(f"{held.duplicates} duplicates and {len(division.reading.skipped)} bad rows left out")
+
+
 @main.command()
 @run_folder
 @click.argument("instruction")
@@ -137,3 +178,7 @@ def new(file: Path) -> None:
 
     write(file)
     click.echo(f"wrote {file}; next: shepherd data check {file}")
+
+
+if __name__ == "__main__":
+    main(prog_name="shepherd")

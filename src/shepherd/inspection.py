@@ -1,0 +1,52 @@
+"""What a run file's data are, before any training: `shepherd data check` and `shepherd data split`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shepherd import prepare, world
+from shepherd.data import lint
+from shepherd.prepare import Division
+from shepherd.settings import RunSettings
+
+TINY = "tiny"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """Who gets which examples, and what the template does to them."""
+
+    division: Division
+    report: lint.Report
+
+
+def inspect_data(settings: RunSettings, *, samples: int = 1) -> Inspection:
+    """Read, hold out, split and render; `samples` examples of each category are kept to be shown.
+
+    Loads the base's tokenizer and not the base.
+
+    Raises:
+        DataError: a row, a file or the split cannot be used.
+        TemplateError: the template cannot render with this tokenizer.
+        BaseError: the base has no tokenizer that can be used.
+    """
+    from shepherd.model.base import load_tokenizer  # brings torch: not for `data split`
+
+    division = prepare.divide(settings)
+    model = settings.model
+    if model.base == TINY:
+        model = model.model_copy(update={"base": str(world.base_path())})
+    tokenizer = load_tokenizer(model)
+    return Inspection(
+        division=division,
+        report=lint.report(
+            division.reading.examples,
+            settings.data.template,
+            tokenizer,
+            max_tokens=settings.data.max_tokens,
+            loss_on=settings.tuning.loss_on,
+            clients=division.clients,
+            samples=samples,
+            seed=settings.seed,
+        ),
+    )

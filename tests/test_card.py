@@ -1,0 +1,85 @@
+"""The model card says what was done, loads where it says so, and holds no example."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from shepherd import card
+from shepherd.settings import parse
+
+HUB = {"model": {"base": "org/model", "revision": "v2"}, "data": {"source": "org/data", "holdout": 0.2}}
+ROWS = [
+    {"round": 0, "heldout": {"loss": 3.0, "category": {"qa": 3.5}}},
+    {"round": 1, "bytes_down": 10, "bytes_up": 7, "tokens": {"trained": 5}, "failures": {"b": "late"}},
+    {
+        "round": 2,
+        "heldout": {"loss": 2.0, "category": {"qa": 2.25}},
+        "bytes_down": 10,
+        "bytes_up": 9,
+        "tokens": {"trained": 6},
+        "failures": {},
+        "coverage": {"a": 1.0, "b": 0.5},
+    },
+]
+CLIENTS = {"a": 40, "b": 20}
+
+
+def written(table: dict[str, object], **changes: object) -> str:
+    given = {"rows": ROWS, "answers": {"qa": (0.0, 0.5)}, "data": {"heldout": 15}, "clients": CLIENTS}
+    return card.text(parse(table), **{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_the_hub_reads_its_metadata() -> None:
+    found = ModelCard(written(HUB)).data.to_dict()
+    assert (found["base_model"], found["datasets"], found["library_name"]) == (
+        "org/model",
+        ["org/data"],
+        "peft",
+    )
+    assert "fedavg" in found["tags"]
+
+
+@pytest.mark.parametrize("base", ["tiny", "/models/llama", "./a/b", "a/b/c"])
+def test_a_base_that_is_no_hub_id_stays_out_of_the_metadata(base: str) -> None:
+    text = written({"model": {"base": base}, "data": {"source": "world"}})
+    assert "base_model" not in ModelCard(text).data.to_dict()
+    assert ("base_path()" in text) == (base == "tiny")
+
+
+def test_the_figures_are_the_logs() -> None:
+    text = written(HUB)
+    for line in (
+        "| qa | 0.0% | 50.0% | 3.5000 | 2.2500 |",
+        "| all |  |  | 3.0000 | 2.0000 |",
+        "| training examples | 60, from 20 to 40 a client |",
+        "| coverage | 75.0% of a client's data seen on average, 50.0% at least |",
+        "| tokens trained | 11 |",
+        "| bytes sent down, up | 20, 16 |",
+        "| updates missed | 1 |",
+        "| heldout | 15 |",
+    ):
+        assert line in text
+    assert "from_pretrained('org/model', revision='v2')" in text
+
+
+def test_the_run_file_in_it_runs_again() -> None:
+    text = written(HUB)
+    table = text.split("```toml\n")[1].split("```")[0]
+    assert parse(tomllib.loads(table)) == parse(HUB)
+
+
+def test_nothing_scored_has_no_table_of_scores() -> None:
+    assert "## Scores" not in written(HUB, rows=[], answers={})
+    assert "## Scores" in written(HUB)
+
+
+def test_the_python_in_it_compiles(tmp_path: Path) -> None:
+    for base in ("tiny", "org/model"):
+        text = written({"model": {"base": base}, "data": {"source": "world"}})
+        compile(text.split("```python\n")[1].split("```")[0], "card", "exec")
+    settings = parse(HUB)
+    path = card.write(tmp_path, settings, rows=ROWS, answers={}, data={}, clients=CLIENTS)
+    assert path == tmp_path / "README.md"
+    assert path.read_text().startswith("---\n")
