@@ -148,7 +148,8 @@ def _turns(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[Turn, 
     if names.messages not in ("", "auto"):
         raise _missing(row, names.messages, where, "data.fields.messages")
     instruction = _full(row, _pick(row, names.instruction, ()), where, "data.fields.instruction")
-    context = _text(row, _pick(row, names.context, ("context", "input"), optional=True), where)
+    context_field = _pick(row, names.context, ("context", "input"), optional=True)
+    context = _text(row, context_field, where, "data.fields.context")
     response = _full(row, _pick(row, names.response, ("response", "output")), where, "data.fields.response")
     return (
         Turn(role="user", text=instruction, context=context if context.strip() else ""),
@@ -166,17 +167,17 @@ def _pick(row: Mapping[str, Any], name: str, known: tuple[str, ...], *, optional
 def _full(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
     if name not in row:
         raise _missing(row, name, where, key)
-    text = _text(row, name, where)
+    text = _text(row, name, where, key)
     if not text.strip():
         raise BadRow(f'{where}: field {name} is empty; fill it in, or set data.on_bad_row = "skip"')
     return text
 
 
-def _text(row: Mapping[str, Any], name: str, where: str) -> str:
+def _text(row: Mapping[str, Any], name: str, where: str, key: str = "") -> str:
     if not name:
         return ""
     if name not in row:
-        raise _missing(row, name, where, "data.fields")
+        raise _missing(row, name, where, key)
     value = row[name]
     if value is None or (isinstance(value, float) and np.isnan(value)):  # a null, as pandas writes it
         return ""
@@ -188,17 +189,16 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def _missing(row: Mapping[str, Any], name: str, where: str, key: str) -> BadRow:
-    has = ", ".join(str(field) for field in row if field is not None) or "none"
-    return BadRow(f"{where}: field {name} is missing (the row has {has}); add it, or map it with {key}")
+    has = ", ".join(str(field) for field in row) or "none"
+    mend = f"add it, or map it with {key}" if key else "add it"
+    return BadRow(f"{where}: field {name} is missing (there are {has}); {mend}")
 
 
 def _category(row: Mapping[str, Any], table: DataTable, where: str) -> str:
     default = DataTable.model_fields["category"].default
     if not table.category or (table.category == default and default not in row):
         return ""
-    if table.category not in row:
-        raise _missing(row, table.category, where, "data.category")
-    return _text(row, table.category, where)
+    return _text(row, table.category, where, "data.category")
 
 
 def _tag(row: Mapping[str, Any], name: str, where: str) -> str:

@@ -1,0 +1,45 @@
+"""The picture of who holds what."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from shepherd.data.examples import Example, Turn
+from shepherd.data.plot import draw, holdings
+from shepherd.errors import DataError
+
+
+def many(*categories):
+    turns = (Turn(role="user", text="x"), Turn(role="assistant", text="y"))
+    return [Example(turns=turns, category=category) for category in categories]
+
+
+def test_holdings_are_counted_by_hand():
+    names, table = holdings(many(*"aabbb"), {"one": [0, 2], "two": [1, 3, 4]})
+    assert names == ["a", "b"]
+    assert table.tolist() == [[1, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("clients", [1, 10, 100])
+def test_a_png_of_a_size_that_can_be_read(tmp_path, clients):
+    examples = many(*["雨", "", "x" * 50, "open_qa"] * clients)
+    shares = {f"client-{k:02d}": np.arange(4 * k, 4 * k + 4) for k in range(clients)}
+    raw = draw(examples, shares, tmp_path / "deep" / "p.png").read_bytes()
+    assert raw.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", raw[16:24])
+    assert 300 < width < 2000
+    assert height > 14 * clients  # pixels a client
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["p.png"]
+
+
+def test_only_a_picture_of_ours_is_replaced(tmp_path):
+    path, shares = tmp_path / "p.png", {"one": [0]}
+    draw(many("a"), shares, path)
+    draw(many("b"), shares, path)
+    path.write_bytes(b"a photograph")
+    with pytest.raises(DataError, match=r"p\.png exists and is not a picture of ours"):
+        draw(many("a"), shares, path)
+    assert path.read_bytes() == b"a photograph"
+    draw(many("a"), shares, path, overwrite=True)
+    assert path.read_bytes().startswith(b"\x89PNG")
