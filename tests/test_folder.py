@@ -61,6 +61,14 @@ def test_a_folder_with_other_files_is_refused_without_leaving_a_trace(tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_can_be_asked_for_before_anything_is_prepared(tmp_path: Path) -> None:
+    folder.require_free(tmp_path)
+    folder.require_free(tmp_path / "new")
+    folder.create(tmp_path, SETTINGS).close()
+    with pytest.raises(FolderError, match="holds another run"):
+        folder.require_free(tmp_path)
+
+
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(FolderError, match="taken cannot be used"):
@@ -88,9 +96,7 @@ def test_a_second_process_is_kept_out_until_the_first_dies(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", [None, "seed = [", "sed = 1\n"])
-def test_a_folder_that_is_not_a_run_or_a_damaged_one_is_named(
-    tmp_path: Path, content: str | None
-) -> None:
+def test_a_folder_that_is_not_a_run_or_a_damaged_one_is_named(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "run.toml").write_text(content)
     with pytest.raises(FolderError, match=str(tmp_path)):

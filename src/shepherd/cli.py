@@ -6,7 +6,9 @@ An error that a person can mend is one line on stderr and exit code 2; Ctrl-C is
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -65,10 +67,13 @@ def run(run_file: Path, overrides: tuple[str, ...]) -> None:
 
     Any key can be given again: federation.rounds=2 tuning.max_steps=3
     """
-    from shepherd.run import open_run
+    from shepherd.folder import require_free
     from shepherd.settings import read
 
     settings = read(run_file, overrides)
+    require_free(settings.output)
+    from shepherd.run import open_run  # torch takes seconds, a wrong key should not
+
     _train(lambda say: open_run(settings, say), Path(settings.output))
 
 
@@ -76,30 +81,42 @@ def run(run_file: Path, overrides: tuple[str, ...]) -> None:
 @run_folder
 def resume(folder: Path) -> None:
     """Go on with a run that was stopped or killed, after its last finished round."""
+    from shepherd.folder import read_settings
+
+    read_settings(folder)
     from shepherd.run import resume
 
     _train(lambda say: resume(folder, say), folder)
 
 
 def _train(opened: Callable[[Callable[[str], None]], Run], folder: Path) -> None:
-    from shepherd.folder import is_run, read_rows
+    from shepherd.folder import read_rows
     from shepherd.show.running import display
     from shepherd.show.summary import summary
 
     try:
         with display() as shown:
             going = opened(shown.say)
-            going.progress = shown.progress
-            shown.begin(_title(going), going.until, read_rows(folder))
-            for state, row in going.rounds():
-                for base in read_rows(folder)[: state.round == 1]:  # scored before the first round
-                    shown.row(base)
-                shown.row(row)
-            finished = going.finish()
+            with closing(going):
+                going.progress = shown.progress
+                shown.begin(_title(going), going.until, read_rows(folder))
+                for state, row in going.rounds():
+                    for base in read_rows(folder)[: state.round == 1]:  # scored before the first round
+                        shown.row(base)
+                    shown.row(row)
+                finished = going.finish()
         summary(folder, read_rows(folder), finished)
     except KeyboardInterrupt:
-        go_on = f"; go on with: shepherd resume {folder}" if is_run(folder) else " before the run began"
-        _fail(f"stopped{go_on}", STOPPED)
+        _fail(_stopped(folder), STOPPED)
+
+
+def _stopped(folder: Path) -> str:
+    from shepherd.folder import is_run, read_rows
+
+    if not is_run(folder):
+        return "stopped before the run began"
+    done = max((row["round"] for row in read_rows(folder)), default=0)
+    return f"stopped after round {done}; go on with: shepherd resume {shlex.quote(str(folder))}"
 
 
 def _title(run: Run) -> str:
@@ -165,6 +182,9 @@ def _left_out(division: Division) -> None:
 @click.option("--base", is_flag=True, help="Answer with the untuned base, to compare.")
 def generate(folder: Path, instruction: str, **options: Any) -> None:
     """Answer an instruction with the adapter of a run."""
+    from shepherd.folder import read_settings
+
+    read_settings(folder)
     from shepherd.run import generate
 
     click.echo(generate(folder, instruction, **options))

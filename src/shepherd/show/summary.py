@@ -79,7 +79,7 @@ def _seen(rows: Sequence[Row]) -> str:
     shares = trained[-1].get("coverage", {}).values()
     covered = f", {sum(shares) / len(shares):.0%} of each client's data seen on average" if shares else ""
     took = figures.duration(sum(row["seconds"]["round"] for row in trained))
-    return f"{len(trained)} rounds in {took}{covered}.\n"
+    return f"{len(trained)} round{'s' * (len(trained) > 1)} in {took}{covered}.\n"
 
 
 def _next(folder: Path) -> list[str]:
