@@ -161,6 +161,7 @@ def test_new_writes_a_run_file_that_runs(shepherd: Callable[..., Result]) -> Non
 
 
 def test_generate_passes_on_what_it_was_asked(shepherd: Callable[..., Result]) -> None:
+    shepherd("run", "run.toml")
     result = shepherd("generate", "runs/run", "Name two.", "--context", "Ann, Bo", "--base")
     assert "'Name two.'" in result.stdout
     assert "'context': 'Ann, Bo'" in result.stdout
