@@ -103,6 +103,7 @@ BAD = {
     "field instruction is empty": {**DOLLY, "instruction": None},
     "field context is a list, expected text": {**DOLLY, "context": ["x"]},
     r"field response is the number 3\.5, expected text": {**DOLLY, "response": 3.5},
+    "field response holds half of a surrogate": {**DOLLY, "response": "\ud83d"},
     "field response is true": {**DOLLY, "response": True},
     "field category is an object": {**DOLLY, "category": {}},
     "record 1 is a list, expected an object": ["x"],

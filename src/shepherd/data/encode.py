@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from shepherd.data.segments import Segment, Tokenizer
 
@@ -15,54 +14,60 @@ BATCH = 1024
 """Texts a tokenizer call; bounds the memory that its encodings take."""
 
 
-def encode(segments: Sequence[Segment], tokenizer: Tokenizer, *, special: bool) -> list[list[int]]:
-    """The ids of each segment, without any special token added.
+class Encoded(NamedTuple):
+    """The ids of a segment, and the range of those that are wholly its context's."""
+
+    ids: list[int]
+    context: tuple[int, int]
+
+
+def encode(segments: Sequence[Segment], tokenizer: Tokenizer, *, special: bool) -> list[Encoded]:
+    """Each segment as ids, without any special token added.
 
     A first segment is tokenised as it stands, any other one as the continuation of some text: no
     SentencePiece prefix, no leading space. Text that looks like a special token is read as one only
     if `special`.
     """
-    call = partial(_ids, tokenizer, special)
-    firsts = [place for place, segment in enumerate(segments) if segment.first]
+    found: dict[int, Encoded] = {}
     rests = [place for place, segment in enumerate(segments) if not segment.first]
-    found = dict(zip(firsts, call([segments[place].text for place in firsts]), strict=True))
     for anchor in ANCHORS:
-        head = call([anchor])[0]
-        tried = call([anchor + segments[place].text for place in rests])
-        good = {p: ids[len(head) :] for p, ids in zip(rests, tried, strict=True) if ids[: len(head)] == head}
-        found |= good
-        rests = [place for place in rests if place not in good]
-    found |= dict(zip(rests, call([segments[place].text for place in rests]), strict=True))
+        head = next(_encodings(tokenizer, special, [anchor])).ids
+        tried = _encodings(tokenizer, special, [anchor + segments[place].text for place in rests])
+        for place, encoding in zip(rests, tried, strict=True):
+            if encoding.ids[: len(head)] == head:
+                found[place] = _encoded(segments[place], encoding, len(anchor), len(head))
+        rests = [place for place in rests if place not in found]
+    bare = [place for place in range(len(segments)) if place not in found]
+    encodings = _encodings(tokenizer, special, [segments[place].text for place in bare])
+    found |= {place: _encoded(segments[place], e, 0, 0) for place, e in zip(bare, encodings, strict=True)}
     return [found[place] for place in range(len(segments))]
 
 
-def _ids(tokenizer: Tokenizer, special: bool, texts: list[str]) -> list[list[int]]:
+def _encodings(tokenizer: Tokenizer, special: bool, texts: list[str]) -> Iterator[Any]:
     options = {"add_special_tokens": False, "split_special_tokens": not special, "verbose": False}
-    batches = (texts[at : at + BATCH] for at in range(0, len(texts), BATCH))
-    return [ids for batch in batches for ids in tokenizer(batch, **options)["input_ids"]]
+    for at in range(0, len(texts), BATCH):
+        yield from tokenizer(texts[at : at + BATCH], **options).encodings
 
 
-def context_range(
-    segment: Segment, ids: Sequence[int], tokenizer: Tokenizer, *, special: bool
-) -> tuple[int, int]:
-    """Which of the segment's tokens are its context's: those that lie wholly inside it."""
-    start, stop = segment.context
-    if start == stop:
+def _encoded(segment: Segment, encoding: Any, letters: int, tokens: int) -> Encoded:
+    """Without what stands before it: so many letters, so many tokens."""
+    start, stop = (place + letters for place in segment.context)
+    first, last = _inside(encoding, start, stop)
+    return Encoded(encoding.ids[tokens:], (first - tokens, last - tokens) if first < last else (0, 0))
+
+
+def _inside(encoding: Any, start: int, stop: int) -> tuple[int, int]:
+    """The range of tokens whose letters all lie in [start, stop)."""
+    first = next((t for at in range(start, stop) if (t := encoding.char_to_token(at)) is not None), None)
+    if first is None:
         return 0, 0
-    for lead in ("", *ANCHORS) if segment.first else (*ANCHORS, ""):
-        offsets, found = _offsets(lead + segment.text, tokenizer, special)
-        shift = len(found) - len(ids)
-        if shift >= 0 and found[shift:] == list(ids):
-            spans = [(a - len(lead), b - len(lead)) for a, b in offsets[shift:]]
-            inside = [place for place, (a, b) in enumerate(spans) if start <= a < b <= stop]
-            return (inside[0], inside[-1] + 1) if inside else (0, 0)
-    return 0, 0
-
-
-def _offsets(text: str, tokenizer: Tokenizer, special: bool) -> tuple[Any, list[int]]:
-    options = {"add_special_tokens": False, "split_special_tokens": not special, "verbose": False}
-    encoded = tokenizer(text, return_offsets_mapping=True, **options)
-    return encoded["offset_mapping"], encoded["input_ids"]
+    last = next(t for at in reversed(range(start, stop)) if (t := encoding.char_to_token(at)) is not None)
+    while last + 1 < len(encoding.ids) and encoding.token_to_chars(last + 1) == encoding.token_to_chars(last):
+        last += 1  # a letter of several bytes may be several tokens
+    return (
+        first + (encoding.token_to_chars(first)[0] < start),
+        last + (encoding.token_to_chars(last)[1] <= stop),
+    )
 
 
 def beginning(tokenizer: Tokenizer) -> list[int]:

@@ -185,13 +185,15 @@ def _text(row: Mapping[str, Any], name: str, where: str, key: str = "") -> str:
         return str(value)
     if not isinstance(value, str):
         raise BadRow(f"{where}: field {name} is {_kind(value)}, expected text; write it as text")
+    if any("\ud800" <= letter <= "\udfff" for letter in set(value)):  # JSON allows it, UTF-8 does not
+        raise BadRow(f"{where}: field {name} holds half of a surrogate pair; write the whole character")
     return value
 
 
 def _missing(row: Mapping[str, Any], name: str, where: str, key: str) -> BadRow:
     has = ", ".join(str(field) for field in row) or "none"
     mend = f"add it, or map it with {key}" if key else "add it"
-    return BadRow(f"{where}: field {name} is missing (there are {has}); {mend}")
+    return BadRow(f"{where}: field {name or 'without a name'} is missing (there are {has}); {mend}")
 
 
 def _category(row: Mapping[str, Any], table: DataTable, where: str) -> str:

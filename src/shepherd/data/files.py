@@ -68,7 +68,10 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def _training_files(folder: Path) -> list[Path]:
-    known = [f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS]
+    try:
+        known = [f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS]
+    except OSError as error:
+        raise DataError(f"folder {folder} cannot be read ({error.strerror}); check its rights") from error
     kept = [f for f in known if not f.name.lower().startswith(NOT_FOR_TRAINING)]
     if not kept:
         left = f" but {', '.join(sorted(f.name for f in known))}, not for training" if known else ""

@@ -30,7 +30,8 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             left, row = free.pop(place)
             rows[row].append(index)
         else:
-            left, row = max(capacity, length), len(rows)
+            left, row = capacity, len(rows)
             rows.append([index])
-        insort(free, (left - length, row))
+        if length <= capacity:
+            insort(free, (left - length, row))
     return sorted(sorted(row) for row in rows)

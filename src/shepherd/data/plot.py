@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,14 +51,14 @@ def draw(
         raise DataError(f"{path} exists and is not a picture of ours; remove it or name another file")
     names, table = holdings(examples, clients)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file, warnings.catch_warnings():
+        with fresh.open("wb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a name in a script that the font lacks
             _figure(names, list(clients), table).savefig(file, format="png", metadata={"Title": MARK})
         os.replace(fresh, path)
     except BaseException:
-        Path(fresh).unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
         raise
     return path
 

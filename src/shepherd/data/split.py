@@ -111,7 +111,18 @@ def split(examples: Sequence[Example], table: SplitTable, seed: int) -> dict[str
             f"{_name(len(examples), table.clients)} would be empty; use fewer clients or more data"
         )
     shares = SPLITS[table.by](examples, table, seed)
-    return {_name(k, table.clients): _indices(part) for k, part in enumerate(shares)}
+    found = {_name(k, table.clients): _indices(part) for k, part in enumerate(shares)}
+    return _checked(found, len(examples))
+
+
+def _checked(found: dict[str, Indices], size: int) -> dict[str, Indices]:
+    """What the partitioner gave, if every example has one client and every client an example."""
+    for name, part in found.items():
+        if not len(part):
+            raise DataError(f"the split leaves client {name} empty; lower split.clients or use more data")
+    if not np.array_equal(np.sort(np.concatenate(list(found.values()))), np.arange(size)):
+        raise DataError("the split lost or repeated an example; set split.by or split.alpha to another value")
+    return found
 
 
 def _name(client: int, clients: int) -> str:

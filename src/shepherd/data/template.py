@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shepherd.data.encode import beginning, context_range, encode
+from shepherd.data.encode import Encoded, beginning, encode
 from shepherd.data.examples import Example, Turn
-from shepherd.data.segments import Segment, TemplateName, Tokenizer, end_of_turn, segments, special_tokens
+from shepherd.data.segments import TemplateName, Tokenizer, end_of_turn, segments, special_tokens
 from shepherd.errors import TemplateError
 
 __all__ = ["Dropped", "LossOn", "Rendered", "TemplateName", "Tokenizer", "prompt", "render", "stop_ids"]
@@ -49,8 +49,8 @@ class Dropped:
 class _Exchange:
     """A prompt as tokens, and the response to it without its end-of-turn token."""
 
-    segment: Segment
     prompt: list[int]
+    context: tuple[int, int]
     response: list[int]
 
     @property
@@ -98,12 +98,11 @@ def render_all(
     ]
     ids = encode([part for some in parts for part in some], tokenizer, special=template == "chat")
     borders = pairwise(accumulate((len(some) for some in parts), initial=0))
-    fit = _Fit(tokenizer, template == "chat", max_tokens - len(head))
     return [
         Dropped(reason=f"its text holds the special token {drop}")
         if drop
-        else _rendered(fit, _exchanges(some, ids[a:b]), head, end, loss_on)
-        for some, drop, (a, b) in zip(parts, drops, borders, strict=True)
+        else _rendered(_exchanges(ids[a:b]), max_tokens, head, end, loss_on)
+        for drop, (a, b) in zip(drops, borders, strict=True)
     ]
 
 
@@ -131,10 +130,10 @@ def prompt(
         raise TemplateError(f"the prompt holds the special token {held}; take it out of the text")
     parts = segments(turns, template, tokenizer, "the prompt")
     ids = encode(parts, tokenizer, special=template == "chat")
-    exchanges = _exchanges([*parts, Segment(text="", response=True)], [*ids, []])
+    exchanges = _exchanges([*ids, Encoded([], (0, 0))])
     if max_tokens is not None:
-        fit = _Fit(tokenizer, template == "chat", max_tokens - len(head))
-        exchanges = fit.contexts(exchanges, sum(e.size for e in exchanges) - 1 - fit.room)
+        size = len(head) + sum(exchange.size for exchange in exchanges) - 1  # the last one has no end
+        exchanges = _contexts_cut(exchanges, size - max_tokens)
     *answered, last = exchanges
     return [*head, *(t for e in answered for t in (*e.prompt, *e.response, end)), *last.prompt]
 
@@ -162,51 +161,41 @@ def _held(turns: Sequence[Turn], barred: set[str]) -> str:
     return next((token for token in sorted(barred) if any(token in text for text in texts)), "")
 
 
-def _exchanges(parts: Sequence[Segment], ids: Sequence[list[int]]) -> list[_Exchange]:
-    return [_Exchange(parts[at], ids[at], ids[at + 1]) for at in range(0, len(parts), 2)]
+def _exchanges(parts: Sequence[Encoded]) -> list[_Exchange]:
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return [_Exchange(prompt.ids, prompt.context, response.ids) for prompt, response in pairs]
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    """How exchanges are cut to `room` tokens."""
+def _fitted(exchanges: list[_Exchange], room: int) -> list[_Exchange]:
+    """At most `room` tokens, or no exchange at all."""
+    exchanges = _contexts_cut(exchanges, sum(exchange.size for exchange in exchanges) - room)
+    while exchanges:
+        over = sum(exchange.size for exchange in exchanges) - room
+        *others, last = exchanges
+        if over < len(last.response):
+            return [*others, replace(last, response=last.response[: len(last.response) - max(over, 0)])]
+        exchanges = others
+    return []
 
-    tokenizer: Tokenizer
-    special: bool
-    room: int
 
-    def __call__(self, exchanges: list[_Exchange]) -> list[_Exchange]:
-        """At most `room` tokens, or no exchange at all."""
-        over = sum(exchange.size for exchange in exchanges) - self.room
-        exchanges = self.contexts(exchanges, over)
-        while exchanges:
-            over = sum(exchange.size for exchange in exchanges) - self.room
-            *others, last = exchanges
-            if over < len(last.response):
-                return [*others, replace(last, response=last.response[: len(last.response) - max(over, 0)])]
-            exchanges = others
-        return []
-
-    def contexts(self, exchanges: list[_Exchange], over: int) -> list[_Exchange]:
-        """Take up to `over` tokens from the ends of the contexts, the first turn's first."""
-        shorter = []
-        for exchange in exchanges:
-            before = exchange.size
-            shorter.append(self._context(exchange, over) if over > 0 else exchange)
-            over -= before - shorter[-1].size
-        return shorter
-
-    def _context(self, exchange: _Exchange, over: int) -> _Exchange:
-        ids = exchange.prompt
-        start, stop = context_range(exchange.segment, ids, self.tokenizer, special=self.special)
-        return replace(exchange, prompt=ids[: max(start, stop - over)] + ids[stop:])
+def _contexts_cut(exchanges: list[_Exchange], over: int) -> list[_Exchange]:
+    """Take up to `over` tokens from the ends of the contexts, the first turn's first."""
+    shorter = []
+    for exchange in exchanges:
+        start, stop = exchange.context
+        count = min(max(over, 0), stop - start)
+        kept = exchange.prompt[: stop - count] + exchange.prompt[stop:]
+        shorter.append(replace(exchange, prompt=kept, context=(start, stop - count)))
+        over -= count
+    return shorter
 
 
 def _rendered(
-    fit: _Fit, whole: list[_Exchange], head: list[int], end: int, loss_on: LossOn
+    whole: list[_Exchange], max_tokens: int, head: list[int], end: int, loss_on: LossOn
 ) -> Rendered | Dropped:
     if not all(exchange.response for exchange in whole):
         return Dropped(reason="a response has no token")
-    kept = fit(whole)
+    kept = _fitted(whole, max_tokens - len(head))
     if not kept:
         return Dropped(reason="its prompt leaves no room for a response")
     pieces = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,11 +51,16 @@ class Tokens:
         return _joined(pairs)
 
     def save(self, folder: str | Path) -> None:
-        """Write the three arrays; the folder appears whole or not at all, and replaces an older one."""
+        """Write the three arrays; the folder appears whole or not at all, and replaces an older one.
+
+        One process at a time: what a killed one left half done is cleared away here.
+        """
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        fresh = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(fresh, ignore_errors=True)
         try:
+            fresh.mkdir()
             for name in ARRAYS:
                 np.save(fresh / f"{name}.npy", getattr(self, name))
             shutil.rmtree(folder, ignore_errors=True)
