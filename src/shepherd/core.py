@@ -33,7 +33,7 @@ class Adapter(Mapping[str, Array]):
 
     __slots__ = ("_tensors",)
 
-    def __init__(self, tensors: Mapping[str, ArrayLike] = {}) -> None:  # noqa: B006  (never mutated)
+    def __init__(self, tensors: Mapping[str, ArrayLike] = {}) -> None:
         self._tensors = {name: _frozen(tensors[name]) for name in sorted(tensors)}
 
     def __getitem__(self, name: str) -> Array:
@@ -88,7 +88,7 @@ class Adapter(Mapping[str, Array]):
 def _frozen(tensor: ArrayLike) -> Array:
     given = np.asarray(tensor)
     array = np.ascontiguousarray(given, dtype=np.float32)
-    if array is given and array.flags.writeable or array.base is not None and array.flags.writeable:
+    if array.flags.writeable and (array is given or array.base is not None):
         array = array.copy()
     array.flags.writeable = False
     return array

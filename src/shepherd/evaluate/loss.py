@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,10 @@ class HeldOutLoss:
     loss: float
     category: Mapping[str, float]
     client: Mapping[str, float]
+
+    def row(self) -> dict[str, Any]:
+        """As it stands in rounds.jsonl."""
+        return {"loss": self.loss, "category": dict(self.category), "client": dict(self.client)}
 
 
 def summarise(

@@ -40,9 +40,7 @@ def packed_attention(
         raise BaseError("packed attention ran outside a packed pass; call it through the trainer")
     refused = [name for name in ("s_aux", "position_bias") if options.get(name) is not None]
     if refused:
-        raise BaseError(
-            f"this base's attention uses {refused[0]}, which packed training lacks; use another"
-        )
+        raise BaseError(f"this base's attention uses {refused[0]}, which packed training lacks; use another")
     lines = [states[0].transpose(0, 1) for states in (query, key, value)]  # (N, heads, D) each
     outputs = [
         _bucket_attention(bucket, *lines, scaling=scaling, window=sliding_window, softcap=softcap)
@@ -69,15 +67,13 @@ def _bucket_attention(
         visible = _visible(bucket.width, window, q.device)
         out = F.scaled_dot_product_attention(q, k, v, visible, scale=scaling, enable_gqa=groups > 1)
     else:
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, enable_gqa=groups > 1
-        )
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=groups > 1)
     return out.transpose(1, 2).flatten(0, 1).index_select(0, bucket.keep)  # (tokens, H, D)
 
 
 def _rows(states: Tensor, bucket: Bucket) -> Tensor:
     rows = states.index_select(0, bucket.gather)  # (n * width, heads, D)
-    return rows.unflatten(0, (bucket.count, bucket.width)).transpose(1, 2)
+    return rows.view(bucket.count, bucket.width, *rows.shape[1:]).transpose(1, 2)
 
 
 def _visible(width: int, window: int | None, device: torch.device) -> Tensor:

@@ -44,8 +44,10 @@ class Base:
         return lora.shapes(self.sites, self.adapter.rank)
 
 
-def load(model: ModelTable, adapter: AdapterTable) -> Base:
+def load(model: ModelTable, adapter: AdapterTable, name: str = "") -> Base:
     """Load `model.base`, a folder or a Hugging Face id, and put an adapted layer at every target.
+
+    `name` is what messages and adapter folders call it, where that is not `model.base`.
 
     Raises:
         BaseError: the base is missing or unreadable, lacks a target, or cannot be trained packed.
@@ -60,7 +62,7 @@ def load(model: ModelTable, adapter: AdapterTable) -> Base:
     base = Base(
         model=network,
         tokenizer=tokenizer,
-        name=model.base,
+        name=name or model.base,
         fingerprint=fingerprint,
         device=device,
         dtype=dtype,
@@ -92,13 +94,7 @@ def load_tokenizer(model: ModelTable) -> Any:
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA where there is CUDA, then Apple's MPS, then the processor."""
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -268,8 +264,7 @@ def _packed(base: Base, examples: Sequence[Tensor], adapters: Sequence[Adapter])
     lora.hang(base.model, base.sites, lora.stacked(adapters, base.device))
     starts = np.cumsum([0, *lengths])
     segments = [
-        layout.Segment(adapter=k, start=int(starts[k]), stop=int(starts[k + 1]))
-        for k in range(len(lengths))
+        layout.Segment(adapter=k, start=int(starts[k]), stop=int(starts[k + 1])) for k in range(len(lengths))
     ]
     plan = layout.packed(lengths, segments, base.device)
     positions = torch.from_numpy(layout.positions(lengths)).to(base.device)

@@ -12,11 +12,12 @@ from typing import Any
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from transformers.pytorch_utils import Conv1D
 
 from shepherd.core import Adapter, require_shapes, shapes_of
 from shepherd.errors import AdapterError, FolderError
 from shepherd.model.base import Base
-from shepherd.model.lora import Conv1D, layers, scaling
+from shepherd.model.lora import layers, scaling
 from shepherd.settings import AdapterTable
 
 WEIGHTS = "adapter_model.safetensors"
@@ -37,9 +38,7 @@ def write(folder: Path, adapter: Adapter, base: Base) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as beside:
-            save_file(
-                dict(adapter), Path(beside) / WEIGHTS, {"format": "pt", BASE_KEY: base.fingerprint}
-            )
+            save_file(dict(adapter), Path(beside) / WEIGHTS, {"format": "pt", BASE_KEY: base.fingerprint})
             config_of(base).save_pretrained(beside)
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(beside) / name, folder / name)
@@ -101,19 +100,13 @@ def read_config(folder: Path) -> AdapterTable:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise AdapterError(
-            f"adapter {folder} has no readable {CONFIG}; give a PEFT LoRA folder"
-        ) from error
+        raise AdapterError(f"adapter {folder} has no readable {CONFIG}; give a PEFT LoRA folder") from error
     refused = [
-        key
-        for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
-        if config.get(key)
+        key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)
     ]
     if config.get("peft_type") != "LORA" or refused or config.get("bias", "none") != "none":
         kind = ", ".join(refused) or f"peft_type {config.get('peft_type')}, bias {config.get('bias')}"
-        raise AdapterError(
-            f"adapter {folder} uses {kind}, which is not plain LoRA; give a plain LoRA folder"
-        )
+        raise AdapterError(f"adapter {folder} uses {kind}, which is not plain LoRA; give a plain LoRA folder")
     targets = config["target_modules"]
     return AdapterTable(
         rank=config["r"],

@@ -86,9 +86,7 @@ def _stack(base: Base, adapters: Sequence[Adapter | None]) -> Mapping[str, Tenso
     return lora.stacked([adapter or zero for adapter in adapters], base.device)
 
 
-def _left_padded(
-    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """ids and mask, (n, width): prompts end at the right edge, where the answers begin."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad, dtype=torch.long)

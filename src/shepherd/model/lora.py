@@ -62,16 +62,14 @@ class CohortLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out); which tokens are whose is in the running layout."""
         layout = current()
-        y: Tensor = self.base(x)
         if layout is None:
-            return y  # the base alone
+            return self.base(x)  # type: ignore[no-any-return]
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        y: Tensor = self.base(flat)  # flat, so that adding to it in place is no write into a view
         segments = _in_tokens(layout, len(flat))
         keep = _dropout_mask(flat, segments, self.dropout if layout.training else 0.0, self.place)
-        out = _CohortLoRA.apply(
-            y.reshape(-1, y.shape[-1]), flat, self.a, self.b, segments, self.scale, keep
-        )
-        return out.view(y.shape)  # type: ignore[no-any-return]
+        y = _CohortLoRA.apply(y, flat, self.a, self.b, segments, self.scale, keep)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], -1)
 
 
 def _in_tokens(layout: Layout, tokens: int) -> tuple[Segment, ...]:
@@ -103,7 +101,7 @@ class _CohortLoRA(torch.autograd.Function):
     """The stack's share of a layer, added in place to the base's output; one product a segment."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         y: Tensor,
         x: Tensor,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 import psutil
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from shepherd.core import Adapter
-from shepherd.data.tokens import Tokens
 from shepherd.model import layout, lora, stack
 from shepherd.model.attention import PACKED
 from shepherd.model.base import Base, attending, hidden_states
@@ -35,6 +33,16 @@ def keep_pages() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with `count` processor threads; None is one for each core this process may use."""
+    torch.set_num_threads(count or psutil.cpu_count(logical=False) or 1)
+
+
+def threads() -> int:
+    """The processor threads in use."""
+    return torch.get_num_threads()
 
 
 def free_bytes(device: torch.device) -> int:
@@ -78,8 +86,3 @@ def bytes_per_token(base: Base, tokens: int = 64) -> int:
     ):
         hidden_states(base, torch.zeros_like(places), places)
     return sum(size for pointer, size in kept.items() if pointer not in weights) // tokens
-
-
-def longest(datasets: Sequence[Tokens]) -> int:
-    """The longest example of all, in tokens."""
-    return max(int(data.lengths.max()) for data in datasets if len(data))

@@ -18,9 +18,7 @@ from shepherd.model.loss import token_losses
 from shepherd.model.tune import Row, line_of
 
 
-def losses(
-    base: Base, adapters: Sequence[Adapter], data: Tokens, *, row_tokens: int
-) -> NDArray[np.float64]:
+def losses(base: Base, adapters: Sequence[Adapter], data: Tokens, *, row_tokens: int) -> NDArray[np.float64]:
     """Each example's summed loss over its trained tokens, in nats: (adapters, n).
 
     Raises:
@@ -45,5 +43,6 @@ def _row_losses(base: Base, adapters: int, data: Tokens, members: NDArray[np.int
     places = line.places.cpu().numpy()
     ends = np.cumsum(np.tile(data.lengths[members], adapters))
     owner = np.searchsorted(ends, places, side="right")  # which of the line's examples
-    sums = np.bincount(owner, weights=every.double().cpu().numpy(), minlength=adapters * len(members))
+    sums = np.zeros(adapters * len(members))
+    np.add.at(sums, owner, every.double().cpu().numpy())
     return sums.reshape(adapters, len(members))

@@ -1,16 +1,17 @@
-"""K adapters side by side in one (K, P) buffer, and the optimiser that works on it row by row.
+"""K adapters side by side, and the optimiser that works on all of them at once, each on its own.
 
-Everything here is elementwise or a reduction along a row, so no client's numbers reach another's.
+Everything here is elementwise or a reduction within a client, so no client's numbers reach another's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shepherd.core import Adapter
@@ -21,9 +22,10 @@ EPSILON = 1e-8  # AdamW's, as in PyTorch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """`values` and `grads` are (K, P); `tensors` are leaf views into them by name, (K, r, in) or (K, out, r).
+    """K adapters. `values` and `grads` are flat, one block a tensor; `tensors` are leaf views of the blocks.
 
-    Tensors that are not trained this round stand in `frozen`, one copy seen K times.
+    A block is (K, r, in) or (K, out, r). Tensors that are not trained this round stand in `frozen`, one
+    copy seen K times.
     """
 
     values: Tensor
@@ -41,63 +43,66 @@ class Stack:
         assert grad is not None
         return grad
 
+    def blocks(self, flat: Tensor) -> Iterator[Tensor]:
+        """A buffer laid out like `values`, tensor by tensor, each (K, ...)."""
+        start = 0
+        for tensor in self.tensors.values():
+            stop = start + tensor.numel()
+            yield flat[start:stop].view(tensor.shape)
+            start = stop
 
-def build(
-    adapter: Adapter, trainable: Callable[[str], bool], clients: int, device: torch.device
-) -> Stack:
+
+def build(adapter: Adapter, trainable: Callable[[str], bool], clients: int, device: torch.device) -> Stack:
     """`clients` copies of one adapter."""
+    host = {name: torch.from_numpy(tensor.copy()).to(device) for name, tensor in adapter.items()}
+    copies = {name: tensor.expand(clients, *tensor.shape) for name, tensor in host.items()}
     names = [name for name in adapter if trainable(name)]
-    frozen = {
-        name: torch.from_numpy(adapter[name].copy()).to(device).expand(clients, *adapter[name].shape)
-        for name in adapter
-        if name not in set(names)
-    }
-    row = np.concatenate([adapter[name].reshape(-1) for name in names]) if names else np.empty(0, "f4")
-    values = torch.from_numpy(row).to(device).repeat(clients, 1)  # (K, P)
+    values = torch.cat([copies[name].reshape(-1) for name in names]) if names else torch.empty(0)
     grads = torch.zeros_like(values)
     tensors, start = {}, 0
     for name in names:
-        stop = start + adapter[name].size
-        shape = (clients, *adapter[name].shape)
-        view = values[:, start:stop].view(shape).detach().requires_grad_()
-        view.grad = grads[:, start:stop].view(shape)  # autograd adds into it in place
+        stop = start + copies[name].numel()
+        view = values[start:stop].view(copies[name].shape).detach().requires_grad_()
+        view.grad = grads[start:stop].view(copies[name].shape)  # autograd adds into it in place
         tensors[name], start = view, stop
+    frozen = {name: copies[name] for name in adapter if name not in tensors}
     return Stack(values=values, grads=grads, tensors=tensors, frozen=frozen)
 
 
-def clip_rows(grads: Tensor, norm: float | None) -> Tensor:
-    """Scale each row of (K, P) in place to at most `norm`; returns the norms before, (K,)."""
-    norms = torch.linalg.vector_norm(grads, dim=1)
+def clip(stack: Stack, norm: float | None) -> Tensor:
+    """Scale each client's gradient in place to at most `norm`; returns the norms before, (K,)."""
+    squares = [grad.flatten(1).square().sum(1) for grad in stack.blocks(stack.grads)]  # (K,) each
+    norms = torch.stack(squares).sum(0).sqrt_()
     if norm is not None:
-        grads.mul_((norm / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1))
+        scale = (norm / (norms + 1e-6)).clamp(max=1.0)
+        for grad in stack.blocks(stack.grads):
+            grad.mul_(scale.view(-1, 1, 1))
     return norms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW:
-    """AdamW (arXiv 1711.05101) over the rows of a stack; a fresh one each visit."""
+    """AdamW (arXiv 1711.05101) over a stack; a fresh one each visit."""
 
-    first: Tensor  # (K, P)
-    second: Tensor  # (K, P)
+    first: Tensor
+    second: Tensor
     betas: tuple[float, float]
     weight_decay: float
 
     @classmethod
     def fresh(cls, stack: Stack, tuning: TuningTable) -> AdamW:
         zeros = torch.zeros_like(stack.values)
-        return cls(
-            first=zeros, second=zeros.clone(), betas=tuning.betas, weight_decay=tuning.weight_decay
-        )
+        return cls(first=zeros, second=zeros.clone(), betas=tuning.betas, weight_decay=tuning.weight_decay)
 
     def step(self, stack: Stack, count: int, rates: Tensor) -> None:
-        """The `count`-th step (from 1) with a learning rate a row, (K,); a rate of 0 leaves its row as is."""
+        """The `count`-th step (from 1) with a learning rate a client, (K,); at a rate of 0 nothing moves."""
         beta1, beta2 = self.betas
-        rates = rates.unsqueeze(1)  # (K, 1)
         self.first.lerp_(stack.grads, 1 - beta1)
         self.second.mul_(beta2).addcmul_(stack.grads, stack.grads, value=1 - beta2)
         scale = (self.second / (1 - beta2**count)).sqrt_().add_(EPSILON)
-        move = (self.first / (1 - beta1**count)).div_(scale)
-        stack.values.sub_(move.add_(stack.values, alpha=self.weight_decay).mul_(rates))
+        move = (self.first / (1 - beta1**count)).div_(scale).add_(stack.values, alpha=self.weight_decay)
+        for values, moves in zip(stack.blocks(stack.values), stack.blocks(move), strict=True):
+            values.sub_(moves.mul_(rates.view(-1, 1, 1)))
 
 
 def rate(tuning: TuningTable, step: int, steps: int) -> float:
@@ -126,7 +131,7 @@ def decay(schedule: str, progress: float, final: float) -> float:
             return 1.0
 
 
-def rows(stack: Stack, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
+def rows(stack: Stack, clients: int) -> list[dict[str, NDArray[np.float32]]]:
     """Each client's trained tensors as arrays, by name."""
-    host = {name: stack.tensors[name].detach().to("cpu").numpy() for name in names}
-    return [{name: host[name][k] for name in names} for k in range(len(stack.values))]
+    host = {name: tensor.detach().to("cpu").numpy() for name, tensor in stack.tensors.items()}
+    return [{name: host[name][k] for name in host} for k in range(clients)]

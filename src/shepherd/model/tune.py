@@ -97,7 +97,7 @@ def tune(
     lora.hang(base.model, base.sites, cohort.all)
     with attending(base, PACKED):
         losses = _run(base, cohort, broadcast, algorithm, ordered, tuning, learning_rate, watch)
-    locals_ = stack.rows(cohort, trainable)
+    locals_ = stack.rows(cohort, len(ordered))
     tuned = {
         visit.client: _result(visit, broadcast, algorithm, local, loss)
         for visit, local, loss in zip(ordered, locals_, losses, strict=True)
@@ -127,7 +127,7 @@ def _run(
         for rows in passes(visits, step, tuning.row_tokens):
             tokens += _accumulate(base, visits, rows, counts, sums)
         correct()
-        stack.clip_rows(cohort.grads, tuning.clip_norm)
+        stack.clip(cohort, tuning.clip_norm)
         shape = [learning_rate * stack.rate(tuning, step, len(visit.steps)) for visit in visits]
         optimiser.step(cohort, step + 1, torch.tensor(shape, device=base.device))
         trained += sum(counts)
@@ -142,18 +142,14 @@ def predictions(data: Tokens) -> NDArray[np.int64]:
     return whole - data.trained[data.offsets[:-1]]  # type: ignore[no-any-return]
 
 
-def _step_counts(
-    visits: Sequence[Visit], predicted: Sequence[NDArray[np.int64]], step: int
-) -> list[int]:
+def _step_counts(visits: Sequence[Visit], predicted: Sequence[NDArray[np.int64]], step: int) -> list[int]:
     """The trained tokens of each client's step, (K,); 0 for a client that is done."""
     counts = []
     for visit, each in zip(visits, predicted, strict=True):
         done = step >= len(visit.steps)
         count = 0 if done else int(each[visit.steps[step]].sum())
         if not count and not done:
-            raise DataError(
-                f"client {visit.client} has a step without a trained token; drop those examples"
-            )
+            raise DataError(f"client {visit.client} has a step without a trained token; drop those examples")
         counts.append(count)
     return counts
 
@@ -199,39 +195,38 @@ class Line:
     layout: layout.Layout
 
 
-def line_of(
-    data: Sequence[Tokens], rows: Sequence[Row], device: torch.device, *, training: bool
-) -> Line:
+def line_of(data: Sequence[Tokens], rows: Sequence[Row], device: torch.device, *, training: bool) -> Line:
     """Lay rows end to end; `data[k]` holds the examples of the rows of client k."""
     examples = [(row.client, *data[row.client].example(int(i))) for row in rows for i in row.examples]
     lengths = [len(ids) for _, ids, _ in examples]
     starts = np.cumsum([0, *lengths])
     # a token predicts the next one of its own example; the last token of an example predicts nothing
     places = [
-        start + np.flatnonzero(trained[1:])
-        for start, (_, _, trained) in zip(starts, examples, strict=False)
+        start + np.flatnonzero(trained[1:]) for start, (_, _, trained) in zip(starts, examples, strict=False)
     ]
     ids = np.concatenate([ids for _, ids, _ in examples]).astype(np.int64)
     spots = np.concatenate(places)
     owners = np.repeat([k for k, _, _ in examples], [len(found) for found in places])
-    to = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
     return Line(
-        ids=to(ids),
-        positions=to(layout.positions(lengths)),
-        places=to(spots),
-        targets=to(ids[spots + 1]),
-        owners=to(owners),
+        ids=_tensor(ids, device),
+        positions=_tensor(layout.positions(lengths), device),
+        places=_tensor(spots, device),
+        targets=_tensor(ids[spots + 1], device),
+        owners=_tensor(owners, device),
         layout=layout.packed(lengths, _segments(data, rows), device, training=training),
     )
+
+
+def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    writable: Tensor = torch.from_numpy(array.copy())  # torch warns of read-only arrays
+    return writable.to(device)
 
 
 def _segments(data: Sequence[Tokens], rows: Sequence[Row]) -> list[layout.Segment]:
     segments, start = [], 0
     for row in rows:
         stop = start + int(data[row.client].lengths[row.examples].sum())
-        segments.append(
-            layout.Segment(adapter=row.client, start=start, stop=stop, dropout_seed=row.seed)
-        )
+        segments.append(layout.Segment(adapter=row.client, start=start, stop=stop, dropout_seed=row.seed))
         start = stop
     return segments
 
@@ -245,7 +240,7 @@ def _accumulate(
     with layout.running(line.layout):
         hidden = hidden_states(base, line.ids, line.positions).index_select(0, line.places)  # (M, width)
         loss, every = weighted_loss(base, hidden, line.targets, weight[line.owners])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     sums.index_add_(0, line.owners, every.double())
     return len(line.ids)
 
@@ -255,11 +250,10 @@ def _correction(
 ) -> Callable[[], None]:
     """The algorithm's correction of the gradients, in place; it sees tensors with a client axis."""
     device = cohort.values.device
-    to_tensor = lambda array: torch.from_numpy(array.copy()).to(device)  # noqa: E731
     sent: Any = replace(
         broadcast,
-        adapter={name: to_tensor(broadcast.adapter[name]) for name in cohort.tensors},  # type: ignore[arg-type]
-        extra={name: to_tensor(tensor) for name, tensor in broadcast.extra.items()},  # type: ignore[arg-type]
+        adapter={name: _tensor(broadcast.adapter[name], device) for name in cohort.tensors},  # type: ignore[arg-type]
+        extra={name: _tensor(tensor, device) for name, tensor in broadcast.extra.items()},  # type: ignore[arg-type]
     )
     memory = _memories([visit.memory for visit in visits], device)
 

@@ -1,0 +1,56 @@
+"""Answers and whether they are right, for examples that carry a check."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from shepherd.data.examples import Example
+
+Row = dict[str, Any]
+
+
+def checked(
+    examples: Sequence[Example],
+    before: Sequence[str],
+    after: Sequence[str],
+    *,
+    passes: Callable[[Mapping[str, Any], str], bool],
+) -> list[Row]:
+    """One row an example: the instruction, a right answer, both answers, and whether each passes."""
+    rows = []
+    for example, first, last in zip(examples, before, after, strict=True):
+        assert example.check is not None
+        rows.append(
+            {
+                "category": example.category,
+                "instruction": example.instruction,
+                "context": example.context,
+                "expected": example.response,
+                "before": first,
+                "after": last,
+                "right_before": passes(example.check, first),
+                "right_after": passes(example.check, last),
+            }
+        )
+    return rows
+
+
+def by_category(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """Category -> the share of right answers before and after.
+
+    >>> by_category([{"category": "qa", "right_before": False, "right_after": True}])
+    {'qa': (0.0, 1.0)}
+    """
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["category"]].append(row)
+    return {category: _shares(group) for category, group in sorted(groups.items())}
+
+
+def _shares(rows: Sequence[Row]) -> tuple[float, float]:
+    return (
+        sum(row["right_before"] for row in rows) / len(rows),
+        sum(row["right_after"] for row in rows) / len(rows),
+    )

@@ -1,0 +1,1 @@
+"""Clients behind one method: where they run is nobody else's business."""

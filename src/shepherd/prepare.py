@@ -1,0 +1,204 @@
+"""From a run file to what the clients train on: read, hold out, split, tokenise, and keep on disk.
+
+A run folder keeps its own tokens, so that a run goes on when the source has moved or vanished:
+
+data/
+  index.json       clients, their category counts, and what was cut, dropped and left out
+  heldout.jsonl    the held-out examples, for scoring answers
+  heldout/         their tokens
+  clients/0000/    each client's tokens, in the order of index.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shepherd import world
+from shepherd.core import seed_for
+from shepherd.data import tokens as stored
+from shepherd.data.examples import Example, Reading, Turn, from_rows, read
+from shepherd.data.split import HoldOut, hold_out, split
+from shepherd.data.tokens import Counts, Tokens, tokenise
+from shepherd.errors import DataError, FolderError
+from shepherd.folder import mending, write_atomic
+from shepherd.settings import RunSettings
+
+WORLD = "world"
+WORLD_EXAMPLES = 1000  # of each category, where data.limit does not say
+INDEX, HELDOUT = "index.json", "heldout.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """Examples and who gets which: `clients` maps a name to indices, `held` is what nobody trains on."""
+
+    reading: Reading
+    held: HoldOut
+    clients: Mapping[str, Sequence[int]]
+
+    def of(self, indices: Sequence[int]) -> list[Example]:
+        return [self.reading.examples[i] for i in indices]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a run trains and scores on."""
+
+    clients: Mapping[str, Tokens]
+    mixes: Mapping[str, Mapping[str, int]]
+    """For each client, how many examples of each category it trains on."""
+    heldout: Tokens
+    heldout_examples: Sequence[Example]
+    summary: Mapping[str, Any]
+    """Counts: examples, duplicates, skipped rows, cut, dropped, tokens."""
+
+
+def divide(settings: RunSettings) -> Division:
+    """Read the examples, hold some out, and give the rest to clients.
+
+    Raises:
+        DataError: a row, a file, or the split cannot be used.
+    """
+    reading = examples(settings)
+    seed = seed_for(settings.seed, "data")
+    held = hold_out(reading.examples, settings.data.holdout, seed)
+    training = [reading.examples[i] for i in held.train]
+    shares = split(training, settings.split, seed)
+    clients = {name: held.train[places].tolist() for name, places in shares.items()}
+    return Division(reading=reading, held=held, clients=clients)
+
+
+def examples(settings: RunSettings) -> Reading:
+    """The examples of `data.source`; "world" is the embedded world's."""
+    if settings.data.source != WORLD:
+        return read(settings.data, settings.split, settings.seed)
+    count = settings.data.limit or WORLD_EXAMPLES
+    rows = world.rows(world.build(world.SEED), count, seed_for(settings.seed, "world"))
+    return from_rows(rows, settings.data, settings.split, WORLD)
+
+
+def prepare(settings: RunSettings, tokenizer: Any) -> Prepared:
+    """Divide and tokenise.
+
+    Raises:
+        DataError: as `divide`; or a client keeps no example after rendering.
+    """
+    division = divide(settings)
+    clients, mixes, counts = {}, {}, []
+    for name, indices in division.clients.items():
+        own = division.of(indices)
+        clients[name], kept, count = _tokenised(own, settings, tokenizer)
+        mixes[name] = dict(Counter(own[i].category or "all" for i in kept))
+        counts.append(count)
+        if not len(kept):
+            reason = next(iter(count.dropped), "it had none")
+            raise DataError(
+                f"client {name} keeps no example ({reason}); mend data.template or data.max_tokens"
+            )
+    held = division.of(division.held.heldout.tolist())
+    heldout, kept, _ = _tokenised(held, settings, tokenizer)
+    return Prepared(
+        clients=clients,
+        mixes=mixes,
+        heldout=heldout,
+        heldout_examples=[held[i] for i in kept],
+        summary={
+            "examples": len(division.reading.examples),
+            "skipped_rows": len(division.reading.skipped),
+            "duplicates": division.held.duplicates,
+            "heldout": len(kept),
+            "kept": sum(count.kept for count in counts),
+            "cut": sum(count.cut for count in counts),
+            "dropped": sum(count.examples - count.kept for count in counts),
+            "tokens": sum(count.tokens for count in counts),
+            "trained_tokens": sum(count.trained for count in counts),
+        },
+    )
+
+
+def _tokenised(
+    examples: Sequence[Example], settings: RunSettings, tokenizer: Any
+) -> tuple[Tokens, list[int], Counts]:
+    data, kept, counts = tokenise(
+        examples,
+        settings.data.template,
+        tokenizer,
+        max_tokens=settings.data.max_tokens,
+        loss_on=settings.tuning.loss_on,
+    )
+    return data, kept.tolist(), counts
+
+
+def save(folder: Path, prepared: Prepared) -> None:
+    """Write a run's data; `index.json` comes last, so that half a folder is never taken for a whole one.
+
+    Raises:
+        FolderError: the disk is full or the folder cannot be written.
+    """
+    with mending(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate(prepared.clients.values()):
+            data.save(folder / "clients" / f"{number:04d}")
+        prepared.heldout.save(folder / "heldout")
+    lines = [json.dumps(_plain(example)) + "\n" for example in prepared.heldout_examples]
+    write_atomic(folder / HELDOUT, "".join(lines))
+    index = {
+        "clients": list(prepared.clients),
+        "mixes": prepared.mixes,
+        "summary": prepared.summary,
+    }
+    write_atomic(folder / INDEX, json.dumps(index, indent=1))
+
+
+def load(folder: Path) -> Prepared:
+    """Read back what `save` wrote; the tokens are memory-mapped.
+
+    Raises:
+        FolderError: something is missing or damaged.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf8"))
+        lines = (folder / HELDOUT).read_text(encoding="utf8").splitlines()
+        names = enumerate(index["clients"])
+        clients = {name: stored.load(folder / "clients" / f"{number:04d}") for number, name in names}
+        return Prepared(
+            clients=clients,
+            mixes=index["mixes"],
+            heldout=stored.load(folder / "heldout"),
+            heldout_examples=[_example(json.loads(line)) for line in lines],
+            summary=index["summary"],
+        )
+    except (OSError, ValueError, KeyError, DataError) as error:
+        raise FolderError(
+            f"the data of the run in {folder.parent} cannot be read ({error}); start the run again"
+            " in a new folder"
+        ) from error
+
+
+def whole(folder: Path) -> bool:
+    """Whether `save` finished there."""
+    return (folder / INDEX).is_file()
+
+
+def _plain(example: Example) -> dict[str, Any]:
+    return {
+        "turns": [asdict(turn) for turn in example.turns],
+        "category": example.category,
+        "client": example.client,
+        "check": example.check,
+    }
+
+
+def _example(row: Mapping[str, Any]) -> Example:
+    turns = tuple(Turn(**turn) for turn in row["turns"])
+    return Example(turns=turns, category=row["category"], client=row["client"], check=row["check"])
+
+
+def categories(prepared: Prepared) -> list[str]:
+    """The category of each held-out example."""
+    return [example.category or "all" for example in prepared.heldout_examples]

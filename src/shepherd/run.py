@@ -1,0 +1,389 @@
+"""A run from its run file to its final adapter: the parts put together, and the body of the loop.
+
+run = open_run(read("examples/demo.toml"))
+for state, row in run.rounds():
+    print(row["round"], row["loss"])
+run.finish()
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from shepherd import checkpoint, folder, plugins, prepare, select, world
+from shepherd.checkpoint import Checkpoint
+from shepherd.core import Adapter, Algorithm, ServerState, Transform, require_shapes, seed_for, shapes_of
+from shepherd.data.examples import Turn
+from shepherd.data.template import prompt, stop_ids
+from shepherd.errors import AdapterError, CheckpointError, FolderError
+from shepherd.evaluate import answers, loss
+from shepherd.federation.simulation import Progress, Simulation
+from shepherd.folder import RunFolder
+from shepherd.model import base as bases
+from shepherd.model import files, lora, memory, score
+from shepherd.model import generate as generation
+from shepherd.model.tune import predictions
+from shepherd.prepare import Prepared
+from shepherd.rounds import RoundReport, rounds, start
+from shepherd.settings import ModelTable, RunSettings
+
+Row = dict[str, Any]
+Say = Callable[[str], None]
+TINY = "tiny"
+ANSWERS = "answers.jsonl"
+
+
+def _quiet(text: str) -> None:
+    pass
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A run that this process holds; from `open_run` or `resume`.
+
+    `progress`, where it is set, is called often while clients are tuned.
+    """
+
+    settings: RunSettings
+    holder: RunFolder
+    base: bases.Base
+    prepared: Prepared
+    algorithm: Algorithm
+    transform: Transform
+    state: ServerState
+    progress: Callable[[Progress], None] | None = None
+    simulation: Simulation = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert self.settings.tuning.cohort_size != "auto"
+        self.simulation = Simulation(
+            base=self.base,
+            datasets=self.prepared.clients,
+            algorithm=self.algorithm,
+            transform=self.transform,
+            tuning=self.settings.tuning,
+            federation=self.settings.federation,
+            seed=self.settings.seed,
+            cohort_size=self.settings.tuning.cohort_size,
+            watch=self._heard,
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept."""
+        return self.holder.path
+
+    @property
+    def until(self) -> int:
+        """Rounds in all."""
+        return self.settings.federation.rounds
+
+    def rounds(self) -> Iterator[tuple[ServerState, Row]]:
+        """Train to the last round; each is saved and logged before it is yielded.
+
+        The row is what `rounds.jsonl` got. Row 0, the untrained adapter's scores, is written first.
+
+        Raises:
+            QuorumNotMet: too few clients gave a usable update; the round before is kept.
+            FolderError: the disk is full; the round before is kept.
+        """
+        if self.state.round == 0:
+            self._log_start()
+        for state, report in rounds(
+            self.algorithm,
+            self.simulation,
+            self.transform,
+            self.state,
+            until=self.until,
+            select=select.selector(self.settings.federation),
+            quorum=self.settings.federation.quorum,
+            seed=self.settings.seed,
+        ):
+            row = self._row(state, report)
+            self._save(state, row)
+            self.state = state
+            yield state, row
+
+    def finish(self) -> Row:
+        """Write the final adapter with its model card, and answer held-out examples where they have checks.
+
+        Returns:
+            `adapter`, its folder; and `answers`, category -> (share right before, share right after).
+        """
+        files.write(self.holder.adapter, self.state.adapter, self.base)
+        scores = self._answer()
+        self._write_card(scores)
+        return {"adapter": self.holder.adapter, "answers": scores}
+
+    def close(self) -> None:
+        """Give the run folder back."""
+        self.holder.close()
+
+    def _heard(self, progress: Progress) -> None:
+        if self.progress is not None:
+            self.progress(progress)
+
+    def _log_start(self) -> None:
+        if not folder.read_rows(self.folder):
+            scored = {"heldout": self._scored(self.state.adapter)} if len(self.prepared.heldout) else {}
+            self.holder.append({"round": 0, **scored})
+
+    def _row(self, state: ServerState, report: RoundReport) -> Row:
+        began = perf_counter()
+        due = state.round % self.settings.evaluation.every == 0 or state.round == self.until
+        scored = {"heldout": self._scored(state.adapter)} if due and len(self.prepared.heldout) else {}
+        scoring = perf_counter() - began
+        return {
+            **report_row(report),
+            **scored,
+            "coverage": self.simulation.coverage(),
+            "learning_rate": self.simulation.learning_rate(report.round - 1),
+            "seconds": {
+                "round": report.seconds + scoring,
+                "tuning": report.federation_seconds,
+                "scoring": scoring,
+            },
+        }
+
+    def _scored(self, adapter: Adapter) -> Row:
+        """Held-out loss of one adapter on the same examples every round."""
+        categories = prepare.categories(self.prepared)
+        places = loss.spread(categories, self.settings.evaluation.examples)
+        data = self.prepared.heldout.take(places)
+        sums = score.losses(self.base, [adapter], data, row_tokens=self.settings.tuning.row_tokens)[0]
+        counts = predictions(data)
+        named = [categories[i] for i in places]
+        return loss.summarise(sums, counts, named, self.prepared.mixes).row()
+
+    def _save(self, state: ServerState, row: Row) -> None:
+        notes = {"positions": self.simulation.positions, "row": row}
+        saved = Checkpoint(state=state, clients=self.simulation.memories, notes=notes)
+        checkpoint.save(self.holder.checkpoints, saved, keep=self.settings.checkpoints.keep)
+        self.holder.append(row)
+
+    def _answer(self) -> Mapping[str, tuple[float, float]]:
+        """Greedy answers of the base alone and of the final adapter, checked; all go to answers.jsonl."""
+        examples = self.prepared.heldout_examples
+        checked = [i for i, example in enumerate(examples) if example.check is not None]
+        named = [examples[i].category for i in checked]
+        places = [checked[i] for i in loss.spread(named, self.settings.evaluation.answers)]
+        if not places:
+            return {}
+        template, tokenizer = self.settings.data.template, self.base.tokenizer
+        asked = [examples[i] for i in places]
+        limit = self.settings.data.max_tokens
+        prompts = [prompt(e.turns[:-1], template, tokenizer, max_tokens=limit) for e in asked]
+        before, after = generation.generate(
+            self.base,
+            [None, self.state.adapter],
+            prompts,
+            max_new_tokens=self.settings.evaluation.max_new_tokens,
+            stop=stop_ids(template, tokenizer),
+        )
+        texts = [
+            [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in arm]
+            for arm in (before, after)
+        ]
+        rows = answers.checked(asked, *texts, passes=world.passes)
+        self.holder.write(ANSWERS, "".join(json.dumps(row) + "\n" for row in rows))
+        return answers.by_category(rows)
+
+    def _write_card(self, scores: Mapping[str, tuple[float, float]]) -> None:
+        from shepherd import card
+
+        card.write(
+            self.holder.adapter,
+            self.settings,
+            rows=folder.read_rows(self.folder),
+            answers=scores,
+            data=self.prepared.summary,
+            clients={name: len(data) for name, data in self.prepared.clients.items()},
+        )
+
+
+def report_row(report: RoundReport) -> Row:
+    """A round's report as it stands in rounds.jsonl: no tensor, no text of any example."""
+    total = sum(report.weights.values())
+    metrics = report.metrics
+    trained = {client: each["trained_tokens"] for client, each in metrics.items()}
+    losses = {client: each["loss"] for client, each in metrics.items()}
+    weighed = sum(losses[client] * trained[client] for client in losses)
+    return {
+        "round": report.round,
+        "cohort": list(report.cohort),
+        "weights": {client: weight / total for client, weight in report.weights.items()},
+        "loss": weighed / sum(trained.values()) if trained else None,
+        "losses": losses,
+        "failures": dict(report.failures),
+        "bytes_down": report.bytes_down,
+        "bytes_up": report.bytes_up,
+        "gap": report.gap,
+        "examples": _sum(metrics, "examples"),
+        "steps": _sum(metrics, "steps"),
+        "tokens": {"seen": _sum(metrics, "tokens"), "trained": _sum(metrics, "trained_tokens")},
+    }
+
+
+def _sum(metrics: Mapping[str, Mapping[str, float]], name: str) -> int:
+    return int(sum(each[name] for each in metrics.values()))
+
+
+def open_run(settings: RunSettings, say: Say = _quiet) -> Run:
+    """Prepare a new run: base, data, clients, and its folder with everything to go on from.
+
+    Raises:
+        FolderError: `output` holds another run or anything else, or cannot be written.
+        ShepherdError: the base, the data or a setting cannot be used; nothing is written then.
+    """
+    folder.require_free(settings.output)
+    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
+    base = _load(settings, say)
+    say(f"reading {settings.data.source}")
+    prepared = prepare.prepare(settings, base.tokenizer)
+    settings = _resolved(settings, base, prepared)
+    say(_what(prepared, settings))
+    holder = folder.create(settings.output, settings)
+    prepare.save(holder.path / "data", prepared)
+    adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    return Run(
+        settings=settings,
+        holder=holder,
+        base=base,
+        prepared=prepared,
+        algorithm=algorithm,
+        transform=transform,
+        state=start(algorithm, transform, adapter),
+    )
+
+
+def resume(path: str | Path, say: Say = _quiet) -> Run:
+    """Go on with a run from its last finished round; the bits come out as if it had never stopped.
+
+    Raises:
+        FolderError: there is no run, another process holds it, or its data are damaged.
+        CheckpointError: its last checkpoint is damaged; the message names the mend.
+    """
+    holder = folder.reopen(path)
+    try:
+        return _resumed(holder, say)
+    except BaseException:
+        holder.close()
+        raise
+
+
+def _resumed(holder: RunFolder, say: Say) -> Run:
+    settings = folder.read_settings(holder.path)
+    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
+    base = _load(settings, say)
+    data = holder.path / "data"
+    if not prepare.whole(data):  # killed before its first round: nothing is lost by preparing again
+        prepare.save(data, prepare.prepare(settings, base.tokenizer))
+    adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    run = Run(
+        settings=settings,
+        holder=holder,
+        base=base,
+        prepared=prepare.load(data),
+        algorithm=algorithm,
+        transform=transform,
+        state=start(algorithm, transform, adapter),
+    )
+    last = checkpoint.latest(holder.checkpoints)
+    if last is None:
+        holder.reconcile(0)
+        return run
+    saved = checkpoint.load(last)
+    _require_fit(saved, run, last)
+    holder.reconcile(saved.state.round, saved.notes["row"])
+    run.simulation.positions.update(saved.notes["positions"])
+    run.simulation.memories.update(saved.clients)
+    run.state = saved.state
+    say(f"going on after round {saved.state.round} of {run.until}")
+    return run
+
+
+def _require_fit(saved: Checkpoint, run: Run, path: Path) -> None:
+    try:
+        require_shapes(run.base.shapes, shapes_of(saved.state.adapter))
+    except AdapterError as error:
+        raise CheckpointError(f"checkpoint {path} is of another base: {error}") from error
+
+
+def _load(settings: RunSettings, say: Say) -> bases.Base:
+    memory.keep_pages()
+    memory.use_threads(settings.tuning.threads)
+    say(f"loading {settings.model.base}")
+    return bases.load(_placed(settings.model), settings.adapter, name=settings.model.base)
+
+
+def _placed(table: ModelTable) -> ModelTable:
+    """The embedded base by its folder; any other as it is."""
+    return table.model_copy(update={"base": str(world.base_path())}) if table.base == TINY else table
+
+
+def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> RunSettings:
+    """What was chosen by measuring, written out, so that a resumed run chooses the same (law 3)."""
+    tuning, model = settings.tuning, settings.model
+    size = tuning.cohort_size
+    if size == "auto":
+        clients = select.share_of(len(prepared.clients), settings.federation.share)
+        size = memory.cohort_size(base, clients, tuning.row_tokens)
+    dtype = str(base.dtype).removeprefix("torch.")
+    tuning = tuning.model_copy(update={"cohort_size": size, "threads": memory.threads()})
+    model = model.model_copy(update={"dtype": dtype, "device": str(base.device)})
+    return settings.model_copy(update={"tuning": tuning, "model": model})
+
+
+def _what(prepared: Prepared, settings: RunSettings) -> str:
+    s = prepared.summary
+    return (
+        f"{len(prepared.clients)} clients, {s['kept']} examples to train on ({s['cut']} cut, {s['dropped']}"
+        f" dropped), {s['heldout']} held out, {settings.tuning.cohort_size} clients tuned at once"
+    )
+
+
+def generate(
+    path: str | Path,
+    instruction: str,
+    context: str = "",
+    *,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    base: bool = False,
+    seed: int = 0,
+) -> str:
+    """Answer with the adapter of a run: the final one, else the last checkpoint's; or with the base alone.
+
+    Raises:
+        FolderError: there is no run, or it has no adapter yet.
+    """
+    path = Path(path)
+    settings = folder.read_settings(path)
+    loaded = _load(settings, _quiet)
+    adapter = None if base else _adapter_of(path, loaded)
+    template, tokenizer = settings.data.template, loaded.tokenizer
+    turns = (Turn(role="user", text=instruction, context=context),)
+    ((answer,),) = generation.generate(
+        loaded,
+        [adapter],
+        [prompt(turns, template, tokenizer)],
+        max_new_tokens=max_new_tokens or settings.evaluation.max_new_tokens,
+        stop=stop_ids(template, tokenizer),
+        temperature=temperature,
+        seed=seed,
+    )
+    return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+
+
+def _adapter_of(path: Path, base: bases.Base) -> Adapter:
+    if (path / "adapter" / files.CONFIG).is_file():
+        return files.read(path / "adapter", base)
+    last = checkpoint.latest(path / "checkpoints")
+    if last is None:
+        raise FolderError(f"the run in {path} has finished no round yet; go on with `shepherd resume {path}`")
+    return checkpoint.load(last).state.adapter
