@@ -33,6 +33,7 @@ def test_a_hand_worked_case():
     assert pack([4, 2, 6, 3, 5], 10) == [[0, 2], [1, 3, 4]]
     assert pack([], 10) == []
     assert pack([30, 3], 10) == [[0], [1]]
+    assert pack([30, 0], 10) == [[0], [1]]
 
 
 @pytest.mark.parametrize(("lengths", "capacity"), [([1], 0), ([-1], 5)])

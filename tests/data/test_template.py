@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shepherd.data.examples import Example, Turn
@@ -24,6 +24,13 @@ VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+
+
+@pytest.fixture(scope="module")
+def chatty(neox):
+    found = deepcopy(neox)
+    found.chat_template = CHATML
+    return found
 
 
 def one(instruction="Name a bird.", response="A heron.", context=""):
@@ -47,6 +54,7 @@ def runs(rendered, tokenizer):
 
 
 EOS = "<|endoftext|>"
+TRICKY = st.one_of(st.sampled_from("\n\r\t .:#aé雨 \u2028👩"), st.characters(exclude_categories=["Cs"]))
 HAND_WORKED = {
     ("alpaca", ""): (f"{BELOW}. {WRITE}### Instruction:\nName a bird.\n\n### Response:\n", f"A heron.{EOS}"),
     ("alpaca", "Herons."): (
@@ -184,28 +192,32 @@ def test_a_cut_takes_the_context_then_the_response_and_keeps_the_rest(neox):
     assert int(less.trained.sum()) < response
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None)
 @given(
-    words=st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=6),
+    words=st.lists(st.text(TRICKY, min_size=1, max_size=12), min_size=2, max_size=6),
     context=st.text(max_size=40),
     room=st.integers(8, 90),
-    template=st.sampled_from(TEMPLATES),
+    template=st.sampled_from([*TEMPLATES, "chat"]),
     loss_on=st.sampled_from(["responses", "all"]),
 )
-def test_whatever_the_text_what_is_kept_fits_and_obeys_law_9(neox, words, context, room, template, loss_on):
+def test_whatever_the_text_what_is_kept_fits_and_obeys_law_9(chatty, words, context, room, template, loss_on):
     words = [word if word.strip() else "x" for word in words[: len(words) // 2 * 2]]
     first, *rest = chat(*words).turns
     turns = (Turn(role="user", text=first.text, context=context if context.strip() else ""), *rest)
-    found = render(Example(turns=turns), template, neox, max_tokens=room, loss_on=loss_on)
+    whole = render(Example(turns=turns), template, chatty, max_tokens=10_000)
+    for count in range(1, len(turns), 2):
+        start = prompt(turns[:count], template, chatty)
+        assert whole.ids[: len(start)].tolist() == start
+        assert whole.trained[len(start) - 1 : len(start) + 1].tolist() == [False, True]
+    found = render(Example(turns=turns), template, chatty, max_tokens=room, loss_on=loss_on)
     if isinstance(found, Dropped):
         assert found.reason == "its prompt leaves no room for a response"
         return
     assert len(found.ids) == len(found.trained) <= room
-    assert found.ids[-1] == neox.eos_token_id
+    assert int(found.ids[-1]) in stop_ids(template, chatty)
     assert found.trained[-2:].all()
     assert not found.trained[0]
     assert found.trained[1:].all() or loss_on == "responses"
-    whole = render(Example(turns=turns), template, neox, max_tokens=10_000)
     assert found.cut == len(whole.ids) - len(found.ids)
 
 

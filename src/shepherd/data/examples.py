@@ -78,9 +78,9 @@ class Reading:
 def read(table: DataTable, split: SplitTable, seed: int) -> Reading:
     """Read `table.source`: a file, a folder with one file a client, a saved data set, or a hub id.
 
-    In a folder the client is the file's stem, and files whose names begin with "global_", "test",
-    "eval" or "valid" are left out: they are not for training. `table.limit` keeps at most so many
-    examples of each category, drawn with the seed; the order stays.
+    In a folder each file is a client (its stem) where the split is ready-made. Files of a folder whose
+    names begin with "global_", "test", "eval" or "valid" are left out: they are not for training.
+    `table.limit` keeps at most so many examples of each category, drawn with the seed, in their order.
 
     Raises:
         BadRow: a row cannot be read and `on_bad_row` is "error"; names file, line, field and the mend.
@@ -88,7 +88,7 @@ def read(table: DataTable, split: SplitTable, seed: int) -> Reading:
     """
     ready_made = split.by == "ready-made"
     readings = [
-        _gather(part.rows, table, split, part.client)
+        _gather(part.rows, table, split, part.client if ready_made else "")
         for part in files.parts(table.source, table.config, table.part, folder_only=ready_made)
     ]
     examples = tuple(example for reading in readings for example in reading.examples)
