@@ -93,7 +93,7 @@ def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int
         f"# {Path(settings.output).name}\n\n"
         f"A LoRA adapter of rank {settings.adapter.rank} for `{settings.model.base}`, instruction-tuned by "
         f"{settings.algorithm.name} over {len(clients)} clients in {_rounds(rows)} rounds. "
-        "The clients' data never left them; adapters did."
+        "Clients sent changes of the adapter, and no example."
     )
 
 
