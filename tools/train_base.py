@@ -8,6 +8,7 @@ seed gives an equivalent model (the same bits on the same machine and number of 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shepherd.world import SEED, World, build, passages
 from shepherd.world.wording import SAYINGS, fill
@@ -39,11 +40,15 @@ def main() -> None:
     tokenizer = train_tokenizer(world, options.seed)
     model = new_model(tokenizer)
     print(f"{len(tokenizer)} pieces, {model.num_parameters():,} parameters", flush=True)
-    tokenizer.save_pretrained(options.out)
+    save_tokenizer(tokenizer, options.out)
     train(model, batches(world, tokenizer, options.seed), options.steps, options.out)
     known, asked = completed(model, tokenizer, world, seed=options.seed)
     print(f"completes {known} of {asked} facts ({known / asked:.1%})")
-    model.generation_config.update(do_sample=False)
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+    )
     model.save_pretrained(options.out)
     size = sum(file.stat().st_size for file in options.out.iterdir())
     print(f"{options.out}: {size / 1e6:.2f} MB")
@@ -71,6 +76,15 @@ def train_tokenizer(world: World, seed: int, texts: int = 12_000) -> PreTrainedT
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the tokenizer under the class name that every version of transformers knows."""
+    tokenizer.save_pretrained(out)
+    file = out / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    kept = {name: value for name, value in config.items() if "token" in name or "model" in name}
+    file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

@@ -202,3 +202,9 @@ def _example(row: Mapping[str, Any]) -> Example:
 def categories(prepared: Prepared) -> list[str]:
     """The category of each held-out example."""
     return [example.category or "all" for example in prepared.heldout_examples]
+
+
+def mean_length(prepared: Prepared) -> float:
+    """Tokens of an example, on average over all clients."""
+    tokens = sum(len(data.ids) for data in prepared.clients.values())
+    return tokens / sum(len(data) for data in prepared.clients.values())

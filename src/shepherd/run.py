@@ -25,9 +25,8 @@ from shepherd.evaluate import answers, loss
 from shepherd.federation.simulation import Progress, Simulation
 from shepherd.folder import RunFolder
 from shepherd.model import base as bases
-from shepherd.model import files, lora, memory, score
+from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
-from shepherd.model.tune import predictions
 from shepherd.prepare import Prepared
 from shepherd.rounds import RoundReport, rounds, start
 from shepherd.settings import ModelTable, RunSettings
@@ -155,8 +154,9 @@ class Run:
         categories = prepare.categories(self.prepared)
         places = loss.spread(categories, self.settings.evaluation.examples)
         data = self.prepared.heldout.take(places)
-        sums = score.losses(self.base, [adapter], data, row_tokens=self.settings.tuning.row_tokens)[0]
-        counts = predictions(data)
+        micro_batch = tune.micro_batch_tokens(self.settings.tuning, self.base.device)
+        sums = score.losses(self.base, [adapter], data, micro_batch=micro_batch)[0]
+        counts = tune.predictions(data)
         named = [categories[i] for i in places]
         return loss.summarise(sums, counts, named, self.prepared.mixes).row()
 
@@ -329,12 +329,16 @@ def _placed(table: ModelTable) -> ModelTable:
 def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> RunSettings:
     """What was chosen by measuring, written out, so that a resumed run chooses the same (law 3)."""
     tuning, model = settings.tuning, settings.model
+    micro_batch = memory.fitting_micro_batch(base, tune.micro_batch_tokens(tuning, base.device))
     size = tuning.cohort_size
-    if size == "auto":
+    if not isinstance(size, int):
+        step_tokens = prepare.mean_length(prepared) * tuning.batch_size
         clients = select.share_of(len(prepared.clients), settings.federation.share)
-        size = memory.cohort_size(base, clients, tuning.row_tokens)
+        size = min(clients, memory.cohort_size(base, micro_batch, step_tokens))
     dtype = str(base.dtype).removeprefix("torch.")
-    tuning = tuning.model_copy(update={"cohort_size": size, "threads": memory.threads()})
+    tuning = tuning.model_copy(
+        update={"cohort_size": size, "micro_batch_tokens": micro_batch, "threads": memory.threads()}
+    )
     model = model.model_copy(update={"dtype": dtype, "device": str(base.device)})
     return settings.model_copy(update={"tuning": tuning, "model": model})
 

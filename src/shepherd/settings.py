@@ -141,8 +141,8 @@ class TuningTable(Table):
     """Optimiser steps in one visit; the cursor goes on where the last visit stopped (law 8)."""
     batch_size: PositiveInt = 32
     """Examples an optimiser step."""
-    row_tokens: PositiveInt = 2048
-    """Tokens of one client in one forward pass; a batch is cut into as many rows as it needs."""
+    micro_batch_tokens: Literal["auto"] | PositiveInt = "auto"
+    """Tokens in one forward pass, over all the clients in it; it changes speed and memory, not the step."""
     cohort_size: Literal["auto"] | PositiveInt = "auto"
     """Clients trained at once; "auto" chooses from the memory there is, once a run."""
     learning_rate: PositiveFloat = 1.5e-4

@@ -74,7 +74,7 @@ def test_logits_and_gradients_equal_pefts(base, tmp_path) -> None:
         return grad
 
     visit = tune.Visit(client="a", data=data, steps=[np.arange(len(data))])
-    tuning = TuningTable(row_tokens=16)
+    tuning = TuningTable(micro_batch_tokens=16)
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
     (tuned,) = tune.tune(base, broadcast, plain._replace(correct=catch), [visit], tuning, learning_rate=0.01)
 

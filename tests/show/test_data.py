@@ -45,6 +45,7 @@ def test_the_shares_are_the_counts() -> None:
     lines = [" ".join(line.split()) for line in printed(2).splitlines()]
     assert "all 11 10.0% 9.1% 100 25 75.0%" in lines
     assert "client-1 3 50.0% 33.3% 100 25 75.0%" in lines
+    assert "information_extraction 5 25.0% 20.0% 100 25 75.0%" in lines
     assert "1 dropped: too long" in lines
     assert max(map(len, printed(2).splitlines())) <= 80
 

@@ -17,7 +17,6 @@ from shepherd.model.base import Base, attending, hidden_states
 
 USABLE = 0.6  # of the memory that is free, the rest is for the backward pass and everybody else
 COPIES = 6  # of an adapter a client: values, gradients, two moments, and the update on its way
-ENOUGH_TOKENS = 16384  # in one pass: beyond it a pass only grows, it does not get faster
 
 
 def keep_pages() -> bool:
@@ -52,16 +51,26 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def cohort_size(base: Base, clients: int, row_tokens: int) -> int:
-    """How many of `clients` to tune at once: as many as fit, and no more than make a pass faster.
+def fitting_micro_batch(base: Base, tokens: int) -> int:
+    """`tokens`, or fewer where a pass of so many would not fit into the memory that is free.
 
     Measures what one token leaves for the backward pass by running a short row once.
     """
+    fits = int(USABLE * free_bytes(base.device) / bytes_per_token(base))
+    return max(1, min(tokens, fits))
+
+
+def cohort_size(base: Base, micro_batch: int, step_tokens: float) -> int:
+    """How many clients to tune at once: enough that their steps fill two passes, and no more than fit.
+
+    Args:
+        micro_batch: tokens of one pass.
+        step_tokens: tokens of one client's optimiser step, on average.
+    """
     adapter_bytes = sum(4 * int(np.prod(shape)) for shape in base.shapes.values())
-    per_client = row_tokens * bytes_per_token(base) + COPIES * adapter_bytes
-    fits = int(USABLE * free_bytes(base.device) / per_client)
-    useful = -(-ENOUGH_TOKENS // row_tokens)
-    return max(1, min(clients, fits, useful))
+    left = USABLE * free_bytes(base.device) - micro_batch * bytes_per_token(base)
+    fits = int(left / (COPIES * adapter_bytes))
+    return max(1, min(fits, round(2 * micro_batch / max(1.0, step_tokens))))
 
 
 def bytes_per_token(base: Base, tokens: int = 64) -> int:

@@ -18,7 +18,7 @@ from shepherd.model.loss import token_losses
 from shepherd.model.tune import Row, line_of
 
 
-def losses(base: Base, adapters: Sequence[Adapter], data: Tokens, *, row_tokens: int) -> NDArray[np.float64]:
+def losses(base: Base, adapters: Sequence[Adapter], data: Tokens, *, micro_batch: int) -> NDArray[np.float64]:
     """Each example's summed loss over its trained tokens, in nats: (adapters, n).
 
     Raises:
@@ -29,13 +29,14 @@ def losses(base: Base, adapters: Sequence[Adapter], data: Tokens, *, row_tokens:
     sums = np.zeros((len(adapters), len(data)))
     lora.hang(base.model, base.sites, lora.stacked(adapters, base.device))
     with torch.no_grad(), attending(base, PACKED):
-        for members in pack(data.lengths.tolist(), row_tokens):
+        for members in pack(data.lengths.tolist(), max(1, micro_batch // len(adapters))):
             sums[:, members] = _row_losses(base, len(adapters), data, np.asarray(members))
     return sums
 
 
 def _row_losses(base: Base, adapters: int, data: Tokens, members: NDArray[np.int64]) -> NDArray[np.float64]:
-    rows = [Row(client=k, examples=members, seed=0) for k in range(adapters)]
+    tokens = int(data.lengths[members].sum())
+    rows = [Row(client=k, examples=members, tokens=tokens) for k in range(adapters)]
     line = line_of([data] * adapters, rows, base.device, training=False)
     with layout.running(line.layout):
         hidden = hidden_states(base, line.ids, line.positions).index_select(0, line.places)

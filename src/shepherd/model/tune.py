@@ -26,6 +26,9 @@ from shepherd.model.loss import weighted_loss
 from shepherd.settings import TuningTable
 
 
+MICRO_BATCH = {"cpu": 4096, "cuda": 16384}  # tokens; measured in docs/benchmarks.md
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
     """One client's work in one round: `steps` holds, for each optimiser step, indices into `data`."""
@@ -67,7 +70,8 @@ class Row:
 
     client: int
     examples: NDArray[np.int64]
-    seed: int
+    tokens: int
+    seed: int = 0
 
 
 def tune(
@@ -118,13 +122,14 @@ def _run(
     """All optimiser steps; the sum of losses over each visit's trained tokens, (K,)."""
     optimiser = stack.AdamW.fresh(cohort, tuning)
     predicted = [predictions(visit.data) for visit in visits]
+    micro_batch = micro_batch_tokens(tuning, base.device)
     correct = _correction(cohort, broadcast, algorithm, visits)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = trained = 0
     for step in range(max((len(visit.steps) for visit in visits), default=0)):
         cohort.grads.zero_()
         counts = _step_counts(visits, predicted, step)
-        for rows in passes(visits, step, tuning.row_tokens):
+        for rows in passes(visits, step, micro_batch):
             tokens += _accumulate(base, visits, rows, counts, sums)
         correct()
         stack.clip(cohort, tuning.clip_norm)
@@ -154,33 +159,30 @@ def _step_counts(visits: Sequence[Visit], predicted: Sequence[NDArray[np.int64]]
     return counts
 
 
-def passes(visits: Sequence[Visit], step: int, row_tokens: int) -> Iterator[list[Row]]:
-    """The rows of one optimiser step, in forward passes of at most K * row_tokens tokens.
+def micro_batch_tokens(tuning: TuningTable, device: torch.device) -> int:
+    """Tokens in one forward pass; "auto" is what keeps this kind of device busy and its caches warm."""
+    chosen = tuning.micro_batch_tokens
+    return chosen if isinstance(chosen, int) else MICRO_BATCH.get(device.type, MICRO_BATCH["cuda"])
 
-    A client's rows depend on its own data alone; only how many rows share a pass depends on the cohort.
+
+def passes(visits: Sequence[Visit], step: int, micro_batch: int) -> list[list[Row]]:
+    """The rows of one optimiser step, in forward passes of at most `micro_batch` tokens where they fit.
+
+    A client's rows depend on its own data alone; only which rows share a pass depends on the cohort.
     """
-    budget = row_tokens * len(visits)
-    line: list[Row] = []
-    length = 0
-    for row, tokens in _rows(visits, step, row_tokens):
-        if line and length + tokens > budget:
-            yield line
-            line, length = [], 0
-        line.append(row)
-        length += tokens
-    if line:
-        yield line
+    rows = [row for k, visit in enumerate(visits) for row in _rows(k, visit, step, micro_batch)]
+    groups = pack([row.tokens for row in rows], micro_batch)
+    return [[rows[i] for i in group] for group in groups]
 
 
-def _rows(visits: Sequence[Visit], step: int, row_tokens: int) -> Iterator[tuple[Row, int]]:
-    for k, visit in enumerate(visits):
-        if step >= len(visit.steps):
-            continue
-        batch = np.asarray(visit.steps[step])
-        lengths = visit.data.lengths[batch]
-        for place, members in enumerate(pack(lengths.tolist(), row_tokens)):
-            seed = seed_for(visit.seed, "dropout", step, place)
-            yield Row(client=k, examples=batch[members], seed=seed), int(lengths[members].sum())
+def _rows(k: int, visit: Visit, step: int, capacity: int) -> Iterator[Row]:
+    if step >= len(visit.steps):
+        return
+    batch = np.asarray(visit.steps[step])
+    lengths = visit.data.lengths[batch]
+    for place, members in enumerate(pack(lengths.tolist(), capacity)):
+        seed = seed_for(visit.seed, "dropout", step, place)
+        yield Row(client=k, examples=batch[members], tokens=int(lengths[members].sum()), seed=seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +215,7 @@ def line_of(data: Sequence[Tokens], rows: Sequence[Row], device: torch.device, *
         places=_tensor(spots, device),
         targets=_tensor(ids[spots + 1], device),
         owners=_tensor(owners, device),
-        layout=layout.packed(lengths, _segments(data, rows), device, training=training),
+        layout=layout.packed(lengths, _segments(rows), device, training=training),
     )
 
 
@@ -222,10 +224,10 @@ def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
     return writable.to(device)
 
 
-def _segments(data: Sequence[Tokens], rows: Sequence[Row]) -> list[layout.Segment]:
+def _segments(rows: Sequence[Row]) -> list[layout.Segment]:
     segments, start = [], 0
     for row in rows:
-        stop = start + int(data[row.client].lengths[row.examples].sum())
+        stop = start + row.tokens
         segments.append(layout.Segment(adapter=row.client, start=start, stop=stop, dropout_seed=row.seed))
         start = stop
     return segments

@@ -51,7 +51,7 @@ def _few(clients: Mapping[str, Counts]) -> Mapping[str, Counts]:
 
 
 def _counts(groups: Sequence[tuple[str, Mapping[str, Counts]]]) -> Table:
-    table = Table(box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("", overflow="fold")
     for name in ("examples", "cut", "dropped", "tokens", "trained", "masked"):
         table.add_column(name, justify="right", no_wrap=True)
