@@ -72,9 +72,7 @@ def tokens(seed: int, lengths: list[int]) -> Tokens:
     rng = np.random.default_rng(seed)
     ids = [rng.integers(4, VOCABULARY, n).astype(np.int32) for n in lengths]
     trained = [np.arange(n) >= n // 2 for n in lengths]
-    return Tokens(
-        ids=np.concatenate(ids), trained=np.concatenate(trained), offsets=np.cumsum([0, *lengths])
-    )
+    return Tokens(ids=np.concatenate(ids), trained=np.concatenate(trained), offsets=np.cumsum([0, *lengths]))
 
 
 def random_adapter(base: bases.Base, seed: int, size: float = 0.1) -> Adapter:

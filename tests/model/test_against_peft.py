@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import peft
 import pytest
 import torch
-import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
 
 from shepherd.algorithms import fedavg
-from shepherd.core import Adapter, Broadcast
-from shepherd.data.tokens import Tokens
+from shepherd.core import Broadcast
 from shepherd.model import files, tune
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
 from tests.model import bases
+from tests.model.in_peft import in_peft, peft_gradients, peft_loss
 
 LENGTHS = [9, 4, 13, 7]
 
@@ -23,40 +20,6 @@ LENGTHS = [9, 4, 13, 7]
 @pytest.fixture(params=list(bases.CONFIGS), scope="module")
 def base(request, tmp_path_factory) -> Base:
     return bases.load(bases.save(bases.CONFIGS[request.param], tmp_path_factory.mktemp(request.param)))
-
-
-def in_peft(base: Base, adapter: Adapter, folder) -> peft.PeftModel:
-    files.write(folder, adapter, base)
-    model = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float32)
-    return peft.PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
-
-
-def padded(data: Tokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    width = int(data.lengths.max())
-    ids = torch.zeros(len(data), width, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    mask = torch.zeros_like(ids)
-    for i in range(len(data)):
-        example, trained = data.example(i)
-        n = len(example)
-        ids[i, :n] = torch.from_numpy(example.astype(np.int64))
-        labels[i, :n] = torch.where(torch.from_numpy(np.array(trained)), ids[i, :n], -100)
-        mask[i, :n] = 1
-    return ids, labels, mask
-
-
-def peft_loss(model: peft.PeftModel, data: Tokens) -> torch.Tensor:
-    ids, labels, mask = padded(data)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
-
-
-def peft_gradients(model: peft.PeftModel) -> dict[str, np.ndarray]:
-    return {
-        name.replace(".default", ""): parameter.grad.numpy()
-        for name, parameter in model.named_parameters()
-        if "lora_" in name
-    }
 
 
 def test_logits_and_gradients_equal_pefts(base, tmp_path) -> None:
