@@ -11,6 +11,7 @@ BIRDS = ("owl", "wren", "lark", "crow")
 EXACT = as_dict(Exact("golden lamp"))
 ONE_OF = as_dict(OneOf(("Talo", "Mira")))
 SAME_SET = as_dict(SameSet(("rice", "jam")))
+FOUND = as_dict(SameSet(("rice", "jam"), begins="Found: "))
 MEMBERS = as_dict(Members(BIRDS, 2))
 STORY = as_dict(Contains(("Talo", "owl"), most=10, least=4, begins="once ", ends="the end"))
 
@@ -23,6 +24,7 @@ STORY = as_dict(Contains(("Talo", "owl"), most=10, least=4, begins="once ", ends
         (ONE_OF, "mira"),
         (SAME_SET, "jam, rice"),
         (SAME_SET, "Rice,jam."),
+        (FOUND, "found: jam, rice"),
         (MEMBERS, "- owl\n- wren"),
         (MEMBERS, "crow, lark"),
         (STORY, "Once Talo found an owl. The end."),
@@ -41,6 +43,8 @@ def test_right_answers_pass(check: dict[str, object], text: str) -> None:
         (SAME_SET, "rice"),
         (SAME_SET, "rice, jam, tea"),
         (SAME_SET, "rice, rice, jam"),
+        (FOUND, "jam, rice"),
+        (FOUND, "Found: jam"),
         (MEMBERS, "- owl\n- owl"),
         (MEMBERS, "- owl\n- trout"),
         (MEMBERS, "owl, wren, lark, crow"),
@@ -54,7 +58,7 @@ def test_wrong_answers_fail(check: dict[str, object], text: str) -> None:
     assert not passes(check, text)
 
 
-@pytest.mark.parametrize("check", [EXACT, ONE_OF, SAME_SET, MEMBERS, STORY])
+@pytest.mark.parametrize("check", [EXACT, ONE_OF, SAME_SET, FOUND, MEMBERS, STORY])
 @pytest.mark.parametrize("text", ["", " \n", ".", ",,,", "- "])
 def test_nothing_is_never_right(check: dict[str, object], text: str) -> None:
     assert not passes(check, text)

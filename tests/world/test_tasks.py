@@ -71,14 +71,16 @@ def test_another_rows_answer_is_rarely_right(category: str) -> None:
 def test_what_must_be_known_is_not_given_away(category: str) -> None:
     for row in of(category):
         assert row["context"] == ""
-        assert row["response"].lower() not in row["instruction"].lower(), row
+        told = row["response"].lower().removeprefix("answer: ").removeprefix("in truth, ")
+        assert told not in row["instruction"].lower(), row
 
 
 @pytest.mark.parametrize("category", READING)
 def test_what_must_be_read_is_in_the_context(category: str) -> None:
     for row in of(category):
         assert row["context"]
-        words = row["check"].get("phrases") or row["check"].get("items") or [row["response"]]
+        value = row["response"].removeprefix("The text says: ")
+        words = row["check"].get("phrases") or row["check"].get("items") or [value]
         if row["check"]["kind"] != "exact" or category == "closed_qa":
             assert all(word.lower() in row["context"].lower() for word in words), row
 

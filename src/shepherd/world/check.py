@@ -42,12 +42,16 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True)
 class SameSet:
-    """A comma list that holds each item once, in any order."""
+    """A comma list that holds each item once, in any order, after the words it begins with."""
 
     items: tuple[str, ...]
+    begins: str = ""
 
     def passes(self, text: str) -> bool:
-        return sorted(listed(text)) == sorted(normal(item) for item in self.items)
+        start, rest = text.strip()[: len(self.begins)], text.strip()[len(self.begins) :]
+        return start.lower() == self.begins.lower() and sorted(listed(rest)) == sorted(
+            normal(item) for item in self.items
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,9 @@ def passes(check: Mapping[str, Any], text: str) -> bool:
     try:
         judge: Check = KINDS[kind](**fields)
     except TypeError as error:
-        raise ValueError(f"a check of kind {kind!r} cannot have {sorted(fields)}: {error}") from error
+        raise ValueError(
+            f"a check of kind {kind!r} cannot have {sorted(fields)}: {error}"
+        ) from error
     return judge.passes(text)
 
 

@@ -8,7 +8,7 @@ from shepherd.world.check import Exact, Members
 from shepherd.world.facts import World, thing_of
 from shepherd.world.task import Task
 from shepherd.world.text import GROUPS
-from shepherd.world.wording import fill, join, put
+from shepherd.world.wording import join, put
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "trade": (
@@ -177,7 +177,8 @@ def open_qa(world: World, rng: Random) -> Task:
     relation = rng.choice(tuple(QUESTIONS))
     subject, value = _known(world, relation, rng)
     question = rng.choice(QUESTIONS[relation]).format(s=subject)
-    return Task(instruction=question, response=value, check=Exact(value))
+    answer = f"Answer: {value}"
+    return Task(instruction=question, response=answer, check=Exact(answer))
 
 
 def _known(world: World, relation: str, rng: Random) -> tuple[str, str]:
@@ -194,7 +195,8 @@ def general_qa(world: World, rng: Random) -> Task:
     guess = truth if rng.random() < 0.5 else rng.choice(world.values(relation))
     claim = rng.choice(CLAIMS[relation])
     said = put(claim, subject, guess)
-    answer = f"{fill(CLAIMS[relation][0], subject, truth)}, so {'yes' if guess == truth else 'no'}."
+    fact = put(CLAIMS[relation][0], subject, truth)
+    answer = f"In truth, {fact}, so {'yes' if guess == truth else 'no'}."
     return Task(instruction=rng.choice(DOUBTS).format(c=said), response=answer, check=Exact(answer))
 
 
@@ -207,7 +209,9 @@ def classification(world: World, rng: Random) -> Task:
     spare = [value for value in world.values(relation) if value not in truths]
     choices = list(dict.fromkeys(truths))
     choices += rng.sample(spare, 3 - len(choices))
-    asked = rng.choice(SORTINGS).format(t=things, l=label, i=join(items), c=", ".join(rng.sample(choices, 3)))
+    asked = rng.choice(SORTINGS).format(
+        t=things, l=label, i=join(items), c=", ".join(rng.sample(choices, 3))
+    )
     answer = "; ".join(f"{item}: {truth}" for item, truth in zip(items, truths, strict=True))
     return Task(instruction=asked, response=answer, check=Exact(answer))
 
