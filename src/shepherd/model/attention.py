@@ -63,6 +63,9 @@ def _bucket_attention(
     groups = q.shape[1] // k.shape[1]
     if softcap is not None:
         out = _softcapped(q, k, v, _visible(bucket.width, window, q.device), scaling, softcap, groups)
+    elif q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+        out = _BatchedProducts.apply(q, k, v, scale, _visible(bucket.width, window, q.device))  # type: ignore[no-untyped-call]
     elif window is not None and window < bucket.width:
         visible = _visible(bucket.width, window, q.device)
         out = F.scaled_dot_product_attention(q, k, v, visible, scale=scaling, enable_gqa=groups > 1)
@@ -91,6 +94,41 @@ def _softcapped(
     scores = cap * torch.tanh(scores / cap)
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     return scores.float().softmax(-1).to(q.dtype) @ v
+
+
+class _BatchedProducts(torch.autograd.Function):
+    """Attention as plain batched products, for bfloat16 on a processor.
+
+    PyTorch's fused kernel there spends two to ten times as long in the backward pass (docs/benchmarks.md).
+    Query heads that share a key head stand as rows of one product, so keys are never repeated.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, visible: Tensor) -> Tensor:
+        n, heads, width, size = query.shape
+        pairs, groups = n * key.shape[1], heads // key.shape[1]
+        q = query.reshape(pairs, groups * width, size)
+        k, v = key.reshape(pairs, width, size), value.reshape(pairs, width, size)
+        hidden = torch.zeros_like(visible, dtype=q.dtype).masked_fill_(~visible, float("-inf"))
+        mask = hidden.repeat(groups, 1).expand(pairs, groups * width, width)
+        p = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale).softmax(
+            -1
+        )  # (pairs, groups * width, width)
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scale, ctx.shapes = scale, (query.shape, key.shape)
+        return torch.bmm(p, v).view(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, p = ctx.saved_tensors
+        grad = grads[0].reshape(q.shape)
+        grad_v = torch.bmm(p.transpose(1, 2), grad)
+        grad_p = torch.bmm(grad, v.transpose(1, 2))
+        grad_s = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
+        grad_q = torch.bmm(grad_s, k).mul_(ctx.scale)
+        grad_k = torch.bmm(grad_s.transpose(1, 2), q).mul_(ctx.scale)
+        query, key = ctx.shapes
+        return grad_q.view(query), grad_k.view(key), grad_v.view(key), None, None
 
 
 AttentionInterface.register(PACKED, packed_attention)
