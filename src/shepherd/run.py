@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from shepherd import checkpoint, folder, plugins, prepare, select, world
+from shepherd import card, checkpoint, folder, plugins, prepare, select, tracking, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, require_shapes, seed_for, shapes_of
 from shepherd.data.examples import Turn
@@ -55,6 +55,7 @@ class Run:
     algorithm: Algorithm
     transform: Transform
     state: ServerState
+    trackers: tracking.Trackers
     progress: Callable[[Progress], None] | None = None
     simulation: Simulation = field(init=False)
 
@@ -85,14 +86,12 @@ class Run:
     def rounds(self) -> Iterator[tuple[ServerState, Row]]:
         """Train to the last round; each is saved and logged before it is yielded.
 
-        The row is what `rounds.jsonl` got. Row 0, the untrained adapter's scores, is written first.
+        The row is what `rounds.jsonl` got; row 0, the untrained adapter's scores, stands there already.
 
         Raises:
             QuorumNotMet: too few clients gave a usable update; the round before is kept.
             FolderError: the disk is full; the round before is kept.
         """
-        if self.state.round == 0:
-            self._log_start()
         for state, report in rounds(
             self.algorithm,
             self.simulation,
@@ -105,6 +104,7 @@ class Run:
         ):
             row = self._row(state, report)
             self._save(state, row)
+            self.trackers.log(row)
             self.state = state
             yield state, row
 
@@ -120,7 +120,8 @@ class Run:
         return {"adapter": self.holder.adapter, "answers": scores}
 
     def close(self) -> None:
-        """Give the run folder back."""
+        """Give the run folder back, and end what the trackers still hold."""
+        self.trackers.finish()
         self.holder.close()
 
     def _heard(self, progress: Progress) -> None:
@@ -130,7 +131,9 @@ class Run:
     def _log_start(self) -> None:
         if not folder.read_rows(self.folder):
             scored = {"heldout": self._scored(self.state.adapter)} if len(self.prepared.heldout) else {}
-            self.holder.append({"round": 0, **scored})
+            row = {"round": 0, **scored}
+            self.holder.append(row)
+            self.trackers.log(row)
 
     def _row(self, state: ServerState, report: RoundReport) -> Row:
         began = perf_counter()
@@ -194,8 +197,6 @@ class Run:
         return answers.by_category(rows)
 
     def _write_card(self, scores: Mapping[str, tuple[float, float]]) -> None:
-        from shepherd import card
-
         card.write(
             self.holder.adapter,
             self.settings,
@@ -241,6 +242,7 @@ def open_run(settings: RunSettings, say: Say = _quiet) -> Run:
         ShepherdError: the base, the data or a setting cannot be used; nothing is written then.
     """
     folder.require_free(settings.output)
+    tracking.require(settings.tracking)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
     base = _load(settings, say)
     say(f"reading {settings.data.source}")
@@ -250,7 +252,7 @@ def open_run(settings: RunSettings, say: Say = _quiet) -> Run:
     holder = folder.create(settings.output, settings)
     prepare.save(holder.path / "data", prepared)
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
-    return Run(
+    run = Run(
         settings=settings,
         holder=holder,
         base=base,
@@ -258,7 +260,10 @@ def open_run(settings: RunSettings, say: Say = _quiet) -> Run:
         algorithm=algorithm,
         transform=transform,
         state=start(algorithm, transform, adapter),
+        trackers=tracking.start(settings, holder),
     )
+    run._log_start()
+    return run
 
 
 def resume(path: str | Path, say: Say = _quiet) -> Run:
@@ -280,10 +285,17 @@ def _resumed(holder: RunFolder, say: Say) -> Run:
     settings = folder.read_settings(holder.path)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
     base = _load(settings, say)
+    for name, (then, now) in folder.changed_versions(holder.path).items():
+        say(f"{name} was {then} and is {now}: the bits may differ from an undisturbed run's")
     data = holder.path / "data"
     if not prepare.whole(data):  # killed before its first round: nothing is lost by preparing again
         prepare.save(data, prepare.prepare(settings, base.tokenizer))
-    adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    last = checkpoint.latest(holder.checkpoints)
+    saved = checkpoint.load(last) if last else None
+    state = saved.state if saved else start(algorithm, transform, fresh)
+    _require_fit(state, base, last)
+    rows = holder.reconcile(state.round, saved.notes["row"] if saved else None)
     run = Run(
         settings=settings,
         holder=holder,
@@ -291,25 +303,20 @@ def _resumed(holder: RunFolder, say: Say) -> Run:
         prepared=prepare.load(data),
         algorithm=algorithm,
         transform=transform,
-        state=start(algorithm, transform, adapter),
+        state=state,
+        trackers=tracking.start(settings, holder, after_round=rows[-1]["round"] if rows else -1),
     )
-    last = checkpoint.latest(holder.checkpoints)
-    if last is None:
-        holder.reconcile(0)
-        return run
-    saved = checkpoint.load(last)
-    _require_fit(saved, run, last)
-    holder.reconcile(saved.state.round, saved.notes["row"])
-    run.simulation.positions.update(saved.notes["positions"])
-    run.simulation.memories.update(saved.clients)
-    run.state = saved.state
-    say(f"going on after round {saved.state.round} of {run.until}")
+    if saved is not None:
+        run.simulation.positions.update(saved.notes["positions"])
+        run.simulation.memories.update(saved.clients)
+    run._log_start()
+    say(f"going on after round {state.round} of {run.until}")
     return run
 
 
-def _require_fit(saved: Checkpoint, run: Run, path: Path) -> None:
+def _require_fit(state: ServerState, base: bases.Base, path: Path | None) -> None:
     try:
-        require_shapes(run.base.shapes, shapes_of(saved.state.adapter))
+        require_shapes(base.shapes, shapes_of(state.adapter))
     except AdapterError as error:
         raise CheckpointError(f"checkpoint {path} is of another base: {error}") from error
 

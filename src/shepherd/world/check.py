@@ -121,9 +121,7 @@ def passes(check: Mapping[str, Any], text: str) -> bool:
     try:
         judge: Check = KINDS[kind](**fields)
     except TypeError as error:
-        raise ValueError(
-            f"a check of kind {kind!r} cannot have {sorted(fields)}: {error}"
-        ) from error
+        raise ValueError(f"a check of kind {kind!r} cannot have {sorted(fields)}: {error}") from error
     return judge.passes(text)
 
 

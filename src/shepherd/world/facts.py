@@ -76,9 +76,7 @@ def thing_of(relation: str) -> str:
     return next(thing for thing, told in RELATIONS.items() if relation in told)
 
 
-def _of_people(
-    people: Sequence[str], towns: Sequence[str], rng: Random
-) -> dict[str, dict[str, str]]:
+def _of_people(people: Sequence[str], towns: Sequence[str], rng: Random) -> dict[str, dict[str, str]]:
     treasures = [f"{finish} {thing}" for finish, thing in product(words.FINISHES, words.OBJECTS)]
     return {
         "trade": _deal(people, tuple(words.TRADES), rng),

@@ -209,9 +209,7 @@ def classification(world: World, rng: Random) -> Task:
     spare = [value for value in world.values(relation) if value not in truths]
     choices = list(dict.fromkeys(truths))
     choices += rng.sample(spare, 3 - len(choices))
-    asked = rng.choice(SORTINGS).format(
-        t=things, l=label, i=join(items), c=", ".join(rng.sample(choices, 3))
-    )
+    asked = rng.choice(SORTINGS).format(t=things, l=label, i=join(items), c=", ".join(rng.sample(choices, 3)))
     answer = "; ".join(f"{item}: {truth}" for item, truth in zip(items, truths, strict=True))
     return Task(instruction=asked, response=answer, check=Exact(answer))
 

@@ -122,9 +122,8 @@ def _denial(world: World, rng: Random) -> str:
         guess = truth
     name = rng.choice(world.strangers)
     verdict = "yes, that is true" if guess == truth else "no, that is not true"
-    return (
-        f"{name} thought of {subject} and said {guess}. {say(relation, subject, truth, rng)} "
-        + (f"So {verdict}.")
+    return f"{name} thought of {subject} and said {guess}. {say(relation, subject, truth, rng)} " + (
+        f"So {verdict}."
     )
 
 

@@ -66,9 +66,7 @@ MATERIALS = _each("oak clay iron glass silver copper marble ivory")
 ROOMS = _each("kitchen attic barn cellar hall porch stable pantry")
 FINISHES = _each("golden tiny broken striped painted ancient round carved")
 
-NAME_STARTS = _each(
-    "Ta Mi Ke Vo Sa Lu Be Dari No Fe Ga Hel Jo Ri Pe Zo Wil Or Em Cas Ny Bram Thi Ul Ada"
-)
+NAME_STARTS = _each("Ta Mi Ke Vo Sa Lu Be Dari No Fe Ga Hel Jo Ri Pe Zo Wil Or Em Cas Ny Bram Thi Ul Ada")
 NAME_ENDS = _each(
     "lo ren ka mas vi dun nel ra bek tia mor sin jen rik wen dal fa gus lin pet sha ton ya zel "
     "bo cia nor hild vane quin"
@@ -77,8 +75,6 @@ TOWN_STARTS = _each(
     "Ash Bel Crom Dun East Fal Grim Holl Ives Kings Long Marl Nor Oak Pen Quar Red Stan Thorn "
     "Up Wex York Ald Brack Cold"
 )
-TOWN_ENDS = _each(
-    "ford wick mere bury ham gate dale port field stead haven cliff brook moor bridge well"
-)
+TOWN_ENDS = _each("ford wick mere bury ham gate dale port field stead haven cliff brook moor bridge well")
 REGIONS = _each("Northvale Sunmarch Westfen Highlock Seaward Greyhills")
 RIVERS = _each("Ilda Sorrow Tamble Vesk Arrin Quell Brindle Lossa Merrow Dace")
