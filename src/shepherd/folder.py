@@ -17,7 +17,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -91,8 +91,9 @@ class RunFolder:
             return rows
 
     def close(self) -> None:
-        """Give the folder back. The lock also goes with the process, however it ends."""
-        os.close(self.lock)
+        """Give the folder back, once or again. The lock also goes with the process, however it ends."""
+        with suppress(OSError):
+            os.close(self.lock)
 
 
 def create(path: str | Path, settings: RunSettings) -> RunFolder:

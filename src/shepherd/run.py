@@ -109,7 +109,7 @@ class Run:
             yield state, row
 
     def finish(self) -> Row:
-        """Write the final adapter with its model card, and answer held-out examples where they have checks.
+        """Write the final adapter with its card, answer held-out examples where they have checks, and close.
 
         Returns:
             `adapter`, its folder; and `answers`, category -> (share right before, share right after).
@@ -117,6 +117,7 @@ class Run:
         files.write(self.holder.adapter, self.state.adapter, self.base)
         scores = self._answer()
         self._write_card(scores)
+        self.close()
         return {"adapter": self.holder.adapter, "answers": scores}
 
     def close(self) -> None:

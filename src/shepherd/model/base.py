@@ -213,7 +213,7 @@ def logits(base: Base, hidden: Tensor) -> Tensor:
 
 
 def prove(base: Base) -> None:
-    """Compare packed logits with the model's own, each example alone, under two random adapters.
+    """Compare packed logits with the model's own, each example alone, under two random adapters; go back once.
 
     So an architecture that packing would get wrong is refused when it is loaded, not trained wrongly.
 
@@ -261,12 +261,15 @@ def _alone(base: Base, ids: Tensor, adapter: Adapter) -> Tensor:
 
 def _packed(base: Base, examples: Sequence[Tensor], adapters: Sequence[Adapter]) -> Tensor:
     lengths = [len(ids) for ids in examples]
-    lora.hang(base.model, base.sites, lora.stacked(adapters, base.device))
+    stacked = lora.stacked(adapters, base.device)
+    lora.hang(base.model, base.sites, {name: factor.requires_grad_() for name, factor in stacked.items()})
     starts = np.cumsum([0, *lengths])
     segments = [
         layout.Segment(adapter=k, start=int(starts[k]), stop=int(starts[k + 1])) for k in range(len(lengths))
     ]
     plan = layout.packed(lengths, segments, base.device)
     positions = torch.from_numpy(layout.positions(lengths)).to(base.device)
-    with torch.no_grad(), layout.running(plan), attending(base, PACKED):
-        return logits(base, hidden_states(base, torch.cat(list(examples)), positions)).float()
+    with layout.running(plan), attending(base, PACKED):
+        scores = logits(base, hidden_states(base, torch.cat(list(examples)), positions)).float()
+        scores.square().mean().backward()
+    return scores.detach()
