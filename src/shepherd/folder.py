@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings, dump, read
@@ -38,7 +38,7 @@ class RunFolder:
     """A run folder that this process holds until `close()` or its death; from `create` or `reopen`."""
 
     path: Path
-    lock: IO[str]
+    lock: int
 
     @property
     def checkpoints(self) -> Path:
@@ -91,8 +91,8 @@ class RunFolder:
             return rows
 
     def close(self) -> None:
-        """Give the folder back, once or again. The lock also goes with the process, however it ends."""
-        self.lock.close()
+        """Give the folder back. The lock also goes with the process, however it ends."""
+        os.close(self.lock)
 
 
 def create(path: str | Path, settings: RunSettings) -> RunFolder:
@@ -242,15 +242,15 @@ def _require_empty(path: Path) -> None:
         raise FolderError(f"{path} is not empty (it holds {other[0]}); set output to a new folder")
 
 
-def _lock(path: Path) -> IO[str]:
-    handle = open(path / LOCK, "a", encoding="utf8")  # noqa: SIM115  (held until close)
+def _lock(path: Path) -> int:
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     if sys.platform != "win32":  # no flock there; the run file alone guards the folder
         import fcntl
 
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            handle.close()
+            os.close(handle)
             raise FolderError(f"another process is running in {path}; wait for it or stop it") from None
     return handle
 

@@ -57,6 +57,7 @@ class Run:
     state: ServerState
     trackers: tracking.Trackers
     progress: Callable[[Progress], None] | None = None
+    closed: bool = False
     simulation: Simulation = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,9 +122,11 @@ class Run:
         return {"adapter": self.holder.adapter, "answers": scores}
 
     def close(self) -> None:
-        """Give the run folder back, and end what the trackers still hold."""
-        self.trackers.finish()
-        self.holder.close()
+        """Give the run folder back, and end what the trackers still hold; once or again."""
+        if not self.closed:
+            self.closed = True
+            self.trackers.finish()
+            self.holder.close()
 
     def _heard(self, progress: Progress) -> None:
         if self.progress is not None:

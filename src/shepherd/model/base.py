@@ -215,7 +215,8 @@ def logits(base: Base, hidden: Tensor) -> Tensor:
 def prove(base: Base) -> None:
     """Compare packed logits with the model's own, each example alone, under two random adapters.
 
-    It goes backward once, too. So an architecture that packing would get wrong is refused when it is loaded, not trained wrongly.
+    It goes backward once, too. So an architecture that packing would get wrong is refused when it is loaded,
+    not trained wrongly.
 
     Raises:
         BaseError: the two differ, or the architecture cannot run packed at all.
