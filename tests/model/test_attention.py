@@ -73,6 +73,23 @@ def test_it_equals_attention_written_out_and_so_do_its_gradients(
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize(("scaling", "window"), [(None, None), (0.7, 4)])
+def test_in_bfloat16_it_is_as_good_as_bfloat16_is(
+    kv_heads: int, scaling: float | None, window: int | None
+) -> None:
+    exact = states(4, 0), states(kv_heads, 1), states(kv_heads, 2)
+    rough = [t.detach().bfloat16().requires_grad_() for t in exact]
+    with layout.running(layout.packed(LENGTHS, [], rough[0].device)):
+        out, _ = packed_attention(torch.nn.Module(), *rough, None, scaling=scaling, sliding_window=window)
+    expected = written_out(*exact, scaling, window, None)
+    outer = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    got = torch.autograd.grad((out * outer).sum(), rough)
+    wanted = torch.autograd.grad((expected * outer).sum(), exact)
+    for ours, theirs in zip((out, *got), (expected, *wanted), strict=True):
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
 def test_one_examples_tokens_do_not_touch_another() -> None:
     q, k, v = (states(2, seed).detach() for seed in range(3))
     with layout.running(layout.packed(LENGTHS, [], q.device)):

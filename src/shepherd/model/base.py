@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from shepherd.core import Adapter
@@ -130,14 +131,27 @@ def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype) -> 
         options["quantization_config"] = _quantisation(model, device, dtype)
     transformers_logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            model.base, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
+        network, report = AutoModelForCausalLM.from_pretrained(
+            model.base,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named below
+            **options,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise BaseError(
             f"base {model.base} cannot be loaded ({_first_line(error)}); give a folder with config.json"
             " and safetensors, or a Hugging Face id that this machine can reach"
         ) from error
+    unfit = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if unfit:  # transformers fills them up at random
+        raise BaseError(
+            f"base {model.base} lacks {len(unfit)} of its tensors or has them in another shape,"
+            f" {min(unfit)} first; get its files again"
+        )
+    network.generation_config = GenerationConfig()  # a repetition penalty of the base's is not ours
+    return network
 
 
 def _quantisation(model: ModelTable, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -22,6 +22,7 @@ from shepherd.settings import AdapterTable
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+REBASED = ("pissa", "olora", "corda", "loftq")  # ways to begin that change the base's own weights
 BASE_KEY = "shepherd.base"  # of the safetensors metadata: the base's fingerprint
 
 
@@ -98,23 +99,35 @@ def read_config(folder: Path) -> AdapterTable:
         AdapterError: it is not a LoRA folder, or uses a variant that the trainer lacks.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf8"))
-    except (OSError, json.JSONDecodeError) as error:
+        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf8")))
+    except (OSError, ValueError, TypeError) as error:
         raise AdapterError(f"adapter {folder} has no readable {CONFIG}; give a PEFT LoRA folder") from error
     refused = [
         key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)
     ]
+    if str(config.get("init_lora_weights")).startswith(REBASED):
+        refused.append(f"init_lora_weights {config['init_lora_weights']}")
     if config.get("peft_type") != "LORA" or refused or config.get("bias", "none") != "none":
         kind = ", ".join(refused) or f"peft_type {config.get('peft_type')}, bias {config.get('bias')}"
         raise AdapterError(f"adapter {folder} uses {kind}, which is not plain LoRA; give a plain LoRA folder")
-    targets = config["target_modules"]
-    return AdapterTable(
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        dropout=config.get("lora_dropout", 0.0),
-        rank_stabilised=config.get("use_rslora", False),
-        targets="all-linear" if targets == "all-linear" else tuple(sorted(targets)),
-    )
+    try:
+        targets = config["target_modules"]
+        return AdapterTable(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            dropout=config.get("lora_dropout", 0.0),
+            rank_stabilised=config.get("use_rslora", False),
+            targets=targets if targets == "all-linear" else _names(targets),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(
+            f"the {CONFIG} of adapter {folder} lacks a usable r, lora_alpha or target_modules; mend it"
+        ) from error
+
+
+def _names(targets: str | list[str]) -> tuple[str, ...]:
+    """PEFT's list of names; or its one pattern, which matches no name of ours."""
+    return (targets,) if isinstance(targets, str) else tuple(sorted(targets))
 
 
 def _tensors(path: Path) -> tuple[dict[str, Any], Mapping[str, str]]:

@@ -35,7 +35,8 @@ def generate(
         temperature: 0 is greedy; above, sampling with `top_p` and a seed (the same for every batch).
     """
     answers: list[list[list[int]]] = [[[] for _ in prompts] for _ in adapters]
-    with torch.random.fork_rng(devices=[]):  # transformers samples from the global generator
+    devices = [base.device] if base.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # transformers samples from the global generators
         torch.manual_seed(seed)
         for places in _batches(prompts, max(1, BATCH // len(adapters))):
             batch = [prompts[i] for i in places]

@@ -1,0 +1,145 @@
+"""Adapters on disk load strictly (law 4): whatever does not fit is an error that names it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from shepherd.core import Adapter
+from shepherd.errors import AdapterError, FolderError
+from shepherd.model import files
+from shepherd.settings import AdapterTable
+from tests.model import bases
+
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.fixture
+def folder(llama, tmp_path) -> Path:
+    files.write(tmp_path, bases.random_adapter(llama, 1), llama)
+    return tmp_path
+
+
+def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / files.WEIGHTS)
+
+
+def put(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    safetensors.torch.save_file(tensors, folder / files.WEIGHTS)
+
+
+def configure(folder: Path, **keys: object) -> None:
+    path = folder / files.CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
+def test_a_folder_holds_two_files_and_is_written_over_whole(llama, folder) -> None:
+    files.write(folder, bases.random_adapter(llama, 2), llama)
+    assert sorted(path.name for path in folder.iterdir()) == [files.CONFIG, files.WEIGHTS]
+    assert files.read(folder, llama) == bases.random_adapter(llama, 2)
+
+
+def test_the_config_reads_back_as_the_table_it_was_made_with(tmp_path, llama_folder) -> None:
+    base = bases.load(
+        llama_folder, rank=5, alpha=7, dropout=0.25, rank_stabilised=True, targets=["v_proj", "q_proj"]
+    )
+    files.write(tmp_path, bases.random_adapter(base, 1), base)
+    table = files.read_config(tmp_path)
+    assert (table.rank, table.alpha, table.dropout, table.rank_stabilised) == (5, 7, 0.25, True)
+    assert table.targets == tuple(sorted(site.module for site in base.sites))
+
+
+def test_a_wrong_adapter_is_not_written(llama, tmp_path) -> None:
+    with pytest.raises(AdapterError, match="is missing in the adapter to write"):
+        files.write(tmp_path / "new", Adapter(), llama)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(llama, tmp_path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(FolderError, match="taken"):
+        files.write(tmp_path / "taken", bases.random_adapter(llama, 1), llama)
+
+
+def test_a_missing_extra_or_misshapen_tensor_is_named(llama, folder) -> None:
+    whole = tensors_in(folder)
+    put(folder, {name: tensor for name, tensor in whole.items() if name != FIRST})
+    with pytest.raises(AdapterError, match=f"{FIRST} is missing in adapter {folder}"):
+        files.read(folder, llama)
+    put(folder, {**whole, "lm_head.lora_A.weight": torch.zeros(3, 32)})
+    with pytest.raises(AdapterError, match=r"lm_head\.lora_A\.weight is not expected"):
+        files.read(folder, llama)
+    put(folder, {**whole, FIRST: whole[FIRST].T.contiguous()})
+    with pytest.raises(AdapterError, match=rf"{FIRST}.* has shape \(32, 3\), expected \(3, 32\)"):
+        files.read(folder, llama)
+
+
+def test_another_base_of_the_same_shapes_is_told_apart(llama, folder, tmp_path) -> None:
+    other = bases.load(bases.save(bases.CONFIGS["llama"], tmp_path / "other", seed=1))
+    with pytest.raises(AdapterError, match=f"{llama.fingerprint}.*than .*other"):
+        files.read(folder, other)
+
+
+def test_an_adapter_without_our_note_is_taken_at_its_shapes(llama, folder) -> None:
+    put(folder, tensors_in(folder))  # the metadata is gone, as in a folder that PEFT wrote
+    assert files.read(folder, llama) == bases.random_adapter(llama, 1)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_files_are_read_as_float32(llama, folder, kind) -> None:
+    halves = {name: tensor.to(kind) for name, tensor in tensors_in(folder).items()}
+    put(folder, halves)
+    read = files.read(folder, llama)
+    assert read == Adapter({name: tensor.float().numpy() for name, tensor in halves.items()})
+    np.testing.assert_allclose(read[FIRST], bases.random_adapter(llama, 1)[FIRST], rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias all"),
+        ({"peft_type": "IA3"}, "peft_type IA3"),
+        ({"lora_alpha": 3}, "scales by 1, this run by 2"),
+        ({"use_rslora": True}, "scales by 3.46"),
+        ({"init_lora_weights": "pissa"}, "pissa"),  # PEFT would take the principal part out of the base
+    ],
+)
+def test_a_config_that_would_give_other_logits_is_refused(llama, folder, keys, message) -> None:
+    configure(folder, **keys)
+    with pytest.raises(AdapterError, match=message):
+        files.read(folder, llama)
+
+
+def test_a_missing_or_broken_file_is_named(llama, folder) -> None:
+    weights = folder / files.WEIGHTS
+    whole = weights.read_bytes()
+    for cut in (4, len(whole) // 2, len(whole) - 1):
+        weights.write_bytes(whole[:cut])
+        with pytest.raises(AdapterError, match=files.WEIGHTS):
+            files.read(folder, llama)
+    weights.unlink()
+    with pytest.raises(AdapterError, match=files.WEIGHTS):
+        files.read(folder, llama)
+    for text in ("{", "[]", "{}", '{"peft_type": "LORA"}'):
+        (folder / files.CONFIG).write_text(text)
+        with pytest.raises(AdapterError, match=str(folder)):
+            files.read(folder, llama)
+    (folder / files.CONFIG).unlink()
+    with pytest.raises(AdapterError, match=files.CONFIG):
+        files.read(folder, llama)
+
+
+def test_targets_may_be_all_linear_or_a_pattern(folder) -> None:
+    configure(folder, target_modules="all-linear")
+    assert files.read_config(folder).targets == AdapterTable().targets
+    configure(folder, target_modules=r".*\.q_proj")
+    assert files.read_config(folder).targets == (r".*\.q_proj",)
