@@ -246,5 +246,8 @@ def seed_for(seed: int, *path: int | str) -> int:
     >>> seed_for(0, 3, "cohort") == seed_for(0, 3, "cohort") != seed_for(0, 3, "noise")
     True
     """
-    text = repr((int(seed), *path)).encode()
+    plain = (
+        part if isinstance(part, str) else int(part) for part in path
+    )  # numpy's integers print otherwise
+    text = repr((int(seed), *plain)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

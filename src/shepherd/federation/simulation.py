@@ -95,6 +95,8 @@ class Simulation:
 
     def _visit(self, broadcast: Broadcast, client: str) -> tuple[Visit, int]:
         data = self.datasets[client]
+        if not len(data):
+            raise DataError(f"client {client} has no example; give it some or leave it out")
         steps, position = cursor.visit(
             len(data),
             self.positions.get(client, 0),
@@ -110,6 +112,7 @@ class Simulation:
             seed=seed_for(broadcast.seed, client),
             memory=self.memories.get(client, Adapter()),
         )
+        tune.require_trained(visit)
         return visit, position
 
     def _update(self, broadcast: Broadcast, tuned: Tuned) -> Update:

@@ -91,6 +91,8 @@ def tune(
         AdapterError: the broadcast does not fit the base.
         DataError: a step of a visit holds no trained token.
     """
+    for visit in visits:
+        require_trained(visit)
     require_shapes(base.shapes, shapes_of(broadcast.adapter), f"the broadcast for base {base.name}")
     ordered = sorted(visits, key=lambda visit: visit.client)
     trainable = [name for name in broadcast.adapter if algorithm.trainable(name, broadcast.round)]
@@ -146,16 +148,20 @@ def predictions(data: Tokens) -> NDArray[np.int64]:
     return whole - data.trained[data.offsets[:-1]]  # type: ignore[no-any-return]
 
 
+def require_trained(visit: Visit) -> None:
+    """Raise DataError, naming the client, where a step holds no trained token."""
+    predicted = predictions(visit.data)
+    for step in visit.steps:
+        if not predicted[step].any():
+            raise DataError(f"client {visit.client} has a step without a trained token; drop those examples")
+
+
 def _step_counts(visits: Sequence[Visit], predicted: Sequence[NDArray[np.int64]], step: int) -> list[int]:
     """The trained tokens of each client's step, (K,); 0 for a client that is done."""
-    counts = []
-    for visit, each in zip(visits, predicted, strict=True):
-        done = step >= len(visit.steps)
-        count = 0 if done else int(each[visit.steps[step]].sum())
-        if not count and not done:
-            raise DataError(f"client {visit.client} has a step without a trained token; drop those examples")
-        counts.append(count)
-    return counts
+    return [
+        int(each[visit.steps[step]].sum()) if step < len(visit.steps) else 0
+        for visit, each in zip(visits, predicted, strict=True)
+    ]
 
 
 def micro_batch_tokens(tuning: TuningTable, device: torch.device) -> int:

@@ -1,0 +1,222 @@
+"""The simulation: who trains on what, in which order, and what goes wrong stays with its client."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.model import bases
+
+from shepherd.algorithms import fedavg
+from shepherd.core import Adapter, Broadcast, Failure, Transform, Update, chain
+from shepherd.data.tokens import Tokens
+from shepherd.federation import simulation
+from shepherd.federation.simulation import Progress, Simulation
+from shepherd.model import tune
+from shepherd.settings import FederationTable, TuningTable
+
+SIZES = {"ann": 3, "bob": 7, "cay": 5, "dan": 4}
+RATE = 0.01
+
+
+def datasets() -> dict[str, Tokens]:
+    return {name: bases.tokens(size, [5 + i % 6 for i in range(size)]) for name, size in SIZES.items()}
+
+
+def simulated(base, *, cohort_size=4, tuning=None, federation=None, **more) -> Simulation:
+    table = {"batch_size": 2, "learning_rate": RATE, **(tuning or {})}
+    made = {
+        "base": base,
+        "datasets": datasets(),
+        "algorithm": fedavg.ALGORITHM,
+        "transform": chain(),
+        "tuning": TuningTable.model_validate(table),
+        "federation": FederationTable.model_validate(federation or {}),
+        "seed": 1,
+        "cohort_size": cohort_size,
+    }
+    return Simulation(**{**made, **more})
+
+
+def broadcast(base, round: int = 0) -> Broadcast:
+    return Broadcast(round=round, adapter=bases.random_adapter(base, 5), seed=100 + round)
+
+
+def close(ours: Update, theirs: Update) -> None:
+    assert (ours.client, ours.weight, ours.round) == (theirs.client, theirs.weight, theirs.round)
+    assert ours.metrics == pytest.approx(dict(theirs.metrics), rel=1e-5)
+    for name, delta in ours.delta.items():
+        np.testing.assert_allclose(delta, theirs.delta[name], atol=0.02 * RATE, err_msg=name)
+
+
+@pytest.fixture
+def visited(monkeypatch) -> list[list[tune.Visit]]:
+    """The visits of each tuning, as they are asked for."""
+    calls: list[list[tune.Visit]] = []
+    honest = tune.tune
+
+    def spy(base, sent, algorithm, visits, tuning, **options):
+        calls.append(list(visits))
+        return honest(base, sent, algorithm, visits, tuning, **options)
+
+    monkeypatch.setattr(simulation.tune, "tune", spy)
+    return calls
+
+
+def test_clients_are_told_by_name_and_size(llama) -> None:
+    assert {c.name: c.examples for c in simulated(llama).clients()} == SIZES
+    assert [c.name for c in simulated(llama).clients()] == sorted(SIZES)
+
+
+def test_updates_come_in_the_cohorts_order_as_each_group_is_done(llama, visited) -> None:
+    cohort = ["dan", "ann", "cay", "bob"]
+    answers = simulated(llama, cohort_size=2).run(broadcast(llama), cohort)
+    assert visited == []
+    assert [next(answers).client for _ in range(2)] == ["dan", "ann"]
+    assert len(visited) == 1  # the second group is not tuned before it is asked for
+    assert [answer.client for answer in answers] == ["cay", "bob"]
+
+
+def test_how_many_are_tuned_at_once_changes_rounding_alone(llama) -> None:
+    cohort = ["dan", "ann", "cay", "bob"]
+    together = list(simulated(llama, cohort_size=4).run(broadcast(llama), cohort))
+    for size in (1, 3):
+        for ours, theirs in zip(
+            simulated(llama, cohort_size=size).run(broadcast(llama), cohort), together, strict=True
+        ):
+            close(ours, theirs)
+
+
+def test_a_deployed_client_with_its_own_data_alone_sends_the_same_bits(dropping) -> None:
+    """Law 2, at cohort size 1."""
+    for round in range(2):
+        among = {
+            u.client: u for u in simulated(dropping, cohort_size=1).run(broadcast(dropping, round), [*SIZES])
+        }
+        own = {"cay": datasets()["cay"]}
+        (alone,) = simulated(dropping, cohort_size=1, datasets=own).run(broadcast(dropping, round), ["cay"])
+        assert alone == among["cay"]
+
+
+def test_the_cursor_goes_on_until_every_example_was_trained(llama, visited) -> None:
+    """Law 8, over three visits of two steps of two examples."""
+    simulation = simulated(llama, tuning={"max_steps": 2})
+    covered = []
+    for round in range(3):
+        assert len(list(simulation.run(broadcast(llama, round), ["bob", "ann"]))) == 2
+        covered.append(simulation.coverage()["bob"])
+    assert covered == [4 / 7, 1.0, 1.0]
+    visits = [visit for call in visited for visit in call]
+    taken = {
+        name: np.concatenate(
+            [step for visit in visits if visit.client == name for step in visit.steps]
+        ).tolist()
+        for name in ("ann", "bob")
+    }
+    assert sorted(taken["bob"][:7]) == list(range(7))  # all of them before any comes again
+    assert sorted(taken["ann"][:3]) == sorted(taken["ann"][3:6]) == list(range(3))
+    assert simulation.positions == {name: len(found) for name, found in taken.items()}
+    assert simulation.coverage() == {"ann": 1.0, "bob": 1.0, "cay": 0.0, "dan": 0.0}
+
+
+def test_a_later_round_trains_in_another_order_and_another_seed_too(llama, visited) -> None:
+    for seed in (1, 2):
+        simulation = simulated(llama, seed=seed)
+        for round in range(2):
+            list(simulation.run(broadcast(llama, round), ["bob"]))
+    orders = [np.concatenate(call[0].steps).tolist() for call in visited]
+    assert all(sorted(order) == list(range(7)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert len({call[0].seed for call in visited}) == 2  # dropout goes by the round's seed and the client
+
+
+@pytest.mark.parametrize("kind", ["examples", "tokens", "equal"])
+def test_weights_are_what_the_run_file_says(llama, kind) -> None:
+    for update in simulated(llama, federation={"weights": kind}).run(broadcast(llama), [*SIZES]):
+        data = datasets()[update.client]
+        trained = int(tune.predictions(data).sum())
+        assert update.weight == {"examples": len(data), "tokens": trained, "equal": 1.0}[kind]
+        assert update.metrics["examples"] == len(data)
+        assert update.metrics["trained_tokens"] == trained
+        assert update.metrics["tokens"] == len(data.ids)
+        assert update.metrics["steps"] == -(-len(data) // 2)
+
+
+def test_a_client_whose_data_fail_is_a_failure_and_the_others_go_on(llama) -> None:
+    data = datasets()
+    data["bob"].trained[:] = False
+    data["cay"] = data["cay"].take([])
+    simulation = simulated(llama, datasets=data)
+    ann, bob, cay, dan = simulation.run(broadcast(llama), ["ann", "bob", "cay", "dan"])
+    assert isinstance(bob, Failure)
+    assert "client bob has a step without a trained token" in bob.reason
+    assert isinstance(cay, Failure)
+    assert "client cay has no example" in cay.reason
+    assert simulation.positions == {"ann": 3, "dan": 4}
+    expected = simulated(llama).run(broadcast(llama), ["ann", "dan"])
+    for ours, theirs in zip((ann, dan), expected, strict=True):
+        assert ours == theirs
+
+
+def test_a_round_of_failures_alone_is_told_client_by_client(llama) -> None:
+    data = {name: tokens.take([]) for name, tokens in datasets().items()}
+    answers = list(simulated(llama, datasets=data, cohort_size=2).run(broadcast(llama), [*SIZES]))
+    assert [type(answer) for answer in answers] == [Failure] * 4
+
+
+def test_what_a_client_remembers_comes_back_to_it_alone(llama, visited) -> None:
+    algorithm = fedavg.ALGORITHM._replace(
+        remember=lambda memory, sent, delta, steps: (delta, Adapter({"n": np.full(1, float(bool(memory)))}))
+    )
+    simulation = simulated(llama, algorithm=algorithm)
+    first = {u.client: u for u in simulation.run(broadcast(llama, 0), ["ann", "bob"])}
+    second = {u.client: u for u in simulation.run(broadcast(llama, 1), ["bob", "cay"])}
+    assert {visit.client: visit.memory for visit in visited[1]} == {
+        "bob": first["bob"].delta,
+        "cay": Adapter(),
+    }
+    assert simulation.memories == {"ann": first["ann"].delta, **{n: second[n].delta for n in ("bob", "cay")}}
+    assert second["bob"].extra["n"] == 1
+    assert second["cay"].extra["n"] == 0
+
+
+def test_each_client_transforms_its_update_with_a_seed_of_its_own(llama) -> None:
+    seen: dict[str, tuple[object, int]] = {}
+
+    def on_client(update, state, seed):
+        seen[update.client] = (state, seed)
+        return update
+
+    noting = Transform(dict, on_client, lambda update, state, seed: (update, state))
+    sent = Broadcast(round=0, adapter=bases.random_adapter(llama, 5), seed=0, transforms={"norm": np.ones(1)})
+    list(simulated(llama, transform=noting).run(sent, ["ann", "bob"]))
+    assert all(state is sent.transforms for state, _ in seen.values())
+    assert seen["ann"][1] != seen["bob"][1]
+
+
+def test_progress_adds_up_over_the_groups_of_a_round(llama) -> None:
+    heard: list[Progress] = []
+    simulation = simulated(llama, cohort_size=2, watch=heard.append, federation={"rounds": 9})
+    updates = list(simulation.run(broadcast(llama, 4), [*SIZES]))
+    assert {(p.round, p.rounds, p.clients) for p in heard} == {(5, 9, 4)}
+    tokens, done = [p.tokens for p in heard], [p.clients_done for p in heard]
+    assert tokens == sorted(tokens)
+    assert tokens[-1] == sum(update.metrics["tokens"] for update in updates)
+    assert (done[0], done[-1]) == (0, 2)
+    assert all(p.seconds >= 0 and np.isfinite(p.loss) for p in heard)
+
+
+def test_the_rounds_schedule_sets_the_rate(llama) -> None:
+    simulation = simulated(llama, tuning={"round_schedule": "linear"}, federation={"rounds": 4})
+    assert [simulation.learning_rate(round) for round in range(4)] == pytest.approx(
+        [RATE, 0.75 * RATE, 0.5 * RATE, 0.25 * RATE]
+    )
+
+    def way(round: int) -> float:
+        (update,) = simulated(
+            llama, tuning={"round_schedule": "linear", "max_steps": 1}, federation={"rounds": 4}
+        ).run(broadcast(llama, round), ["ann"])
+        return max(float(np.abs(delta).max()) for delta in update.delta.values())
+
+    # the first step of AdamW is the rate, for every number with a gradient
+    assert way(0) == pytest.approx(RATE, rel=1e-3)
+    assert way(3) == pytest.approx(0.25 * RATE, rel=1e-3)
