@@ -164,7 +164,9 @@ def completed(
     rng = Random(seed)
     facts = [(r, s, o) for r, told in world.facts.items() for s, o in told.items()]
     asked = rng.sample(facts, min(sample, len(facts)))
-    known = sum(_completes(model, tokenizer, beginning(*fact, rng), fact[2]) for fact in asked)
+    begun = [beginning(*fact, rng) for fact in asked]
+    ended = continued(model, tokenizer, begun)
+    known = sum(end.startswith(f" {fact[2]}.") for fact, end in zip(asked, ended, strict=True))
     return known, len(asked)
 
 
@@ -177,19 +179,19 @@ def beginning(relation: str, subject: str, value: str, rng: Random) -> str:
 
 
 @torch.no_grad()
-def _completes(model: Any, tokenizer: Any, prefix: str, value: str) -> bool:
-    ids = tokenizer(tokenizer.eos_token + prefix, return_tensors="pt")["input_ids"]
-    out = model.generate(ids, max_new_tokens=8, do_sample=False)
-    return bool(tokenizer.decode(out[0, ids.shape[1] :]).startswith(f" {value}."))
+def continued(model: Any, tokenizer: Any, texts: list[str], pieces: int = 8) -> list[str]:
+    """What the model says next after each text, most likely first."""
+    tokenizer.padding_side = "left"
+    ids = tokenizer([tokenizer.eos_token + text for text in texts], return_tensors="pt", padding=True)
+    out = model.generate(**ids, max_new_tokens=pieces, do_sample=False)
+    return [str(tokenizer.decode(row)) for row in out[:, ids["input_ids"].shape[1] :]]
 
 
 def _is_matrix(model: LlamaForCausalLM, weight: Tensor) -> bool:
     return weight.ndim == 2 and weight is not model.get_input_embeddings().weight
 
 
-def _update(
-    weights: list[Any], masters: list[Tensor], optimisers: list[torch.optim.Optimizer]
-) -> None:
+def _update(weights: list[Any], masters: list[Tensor], optimisers: list[torch.optim.Optimizer]) -> None:
     """One optimiser step on the float32 copies, written back to the model."""
     for weight, master in zip(weights, masters, strict=True):
         master.grad, weight.grad = weight.grad.float(), None
@@ -204,9 +206,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--steps", type=int, default=1500, help="optimiser steps of 4,096 tokens")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the tokenizer, model and data order"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of the tokenizer, model and data order")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 

@@ -39,9 +39,7 @@ def test_it_is_a_small_llama_in_safetensors(model: Any) -> None:
     assert sum(file.stat().st_size for file in base_path().iterdir()) <= 10_000_000
 
 
-@pytest.mark.parametrize(
-    "text", ["### Response:\nbaker", "Ünïcode — 東京 🐑", "a  b\n\n\tc ", "0x7F"]
-)
+@pytest.mark.parametrize("text", ["### Response:\nbaker", "Ünïcode — 東京 🐑", "a  b\n\n\tc ", "0x7F"])
 def test_any_text_comes_back_and_nothing_is_added(tokenizer: Any, text: str) -> None:
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
@@ -55,13 +53,12 @@ def test_it_knows_its_world(model: Any, tokenizer: Any) -> None:
 
 def test_untuned_it_follows_almost_no_instruction(model: Any, tokenizer: Any) -> None:
     asked = Random(0).sample(rows(WORLD, 50, seed=9), 64)
-    right = sum(passes(row["check"], _answer(model, tokenizer, row)) for row in asked)
+    answers = train_base.continued(model, tokenizer, [_prompt(row) for row in asked], pieces=24)
+    ended = [answer.split(tokenizer.eos_token)[0] for answer in answers]
+    right = sum(passes(row["check"], text) for row, text in zip(asked, ended, strict=True))
     assert right < 0.1 * len(asked)
 
 
-def _answer(model: Any, tokenizer: Any, row: dict[str, Any]) -> str:
+def _prompt(row: dict[str, Any]) -> str:
     context = f"\n\n### Input:\n{row['context']}" if row["context"] else ""
-    prompt = f"### Instruction:\n{row['instruction']}{context}\n\n### Response:\n"
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    out = model.generate(ids, max_new_tokens=32, do_sample=False)
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return f"### Instruction:\n{row['instruction']}{context}\n\n### Response:\n"

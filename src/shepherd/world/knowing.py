@@ -169,7 +169,9 @@ WISHES = (
     "What are {n} of {g}?",
 )
 
-NUMBERS = {2: "two", 3: "three", 4: "four"}
+NUMBERS = {2: "two", 3: "three"}
+THOUGHT_OF = tuple(relation for relation in GROUPS if relation not in ("trade", "river"))
+"""What ideas are asked by; too few share a trade or a river to think of several."""
 
 
 def open_qa(world: World, rng: Random) -> Task:
@@ -216,7 +218,7 @@ def classification(world: World, rng: Random) -> Task:
 
 def brainstorming(world: World, rng: Random) -> Task:
     """Some members of a group, whichever come to mind, a line each."""
-    relation = rng.choice(tuple(GROUPS))
+    relation = rng.choice(THOUGHT_OF)
     value = rng.choice(world.values(relation))
     members = world.having(relation, value)
     count = rng.choice([n for n in NUMBERS if n == 2 or n < len(members)])

@@ -79,22 +79,33 @@ LONGEST_SUMMARY = 16
 
 
 def closed_qa(world: World, rng: Random) -> Task:
-    """A question about one of two strangers, answered from the context in a word or two."""
-    one, other = pair(world, rng.choice((2, 2, 3)), rng)
+    """A question about a stranger, answered from the context in a word or two."""
+    return (_about_one if rng.random() < 0.7 else _about_two)(world, rng)
+
+
+def _about_one(world: World, rng: Random) -> Task:
+    relations = rng.sample(tuple(QUESTIONS), rng.choice((3, 4)))
+    told = scene(world, rng.choice(world.strangers), relations, rng)
+    relation = rng.choice(relations)
+    asked = rng.choice(QUESTIONS[relation]).format(s=told.name)
+    return _asked(asked, told.told(rng), told.details[relation], rng)
+
+
+def _about_two(world: World, rng: Random) -> Task:
+    one, other = pair(world, 2, rng)
     relation = rng.choice(tuple(one.details))
-    name, value = one.name, one.details[relation]
-    if rng.random() < 0.3:
-        names = " or ".join(rng.sample((name, other.name), 2))
-        asked = f"{rng.choice(REVERSED[relation]).format(o=value)}, {names}?"
-        name, value = value, name
-    else:
-        asked = rng.choice(QUESTIONS[relation]).format(s=name)
-    told = one.told(rng) + other.told(rng)
+    names = " or ".join(rng.sample((one.name, other.name), 2))
+    asked = f"{rng.choice(REVERSED[relation]).format(o=one.details[relation])}, {names}?"
+    return _asked(asked, one.told(rng) + other.told(rng), one.name, rng)
+
+
+def _asked(question: str, told: list[str], value: str, rng: Random) -> Task:
+    answer = f"The text says: {value}"
     return Task(
-        instruction=rng.choice(FRAMES).format(q=asked),
+        instruction=rng.choice(FRAMES).format(q=question),
         context=" ".join(rng.sample(told, len(told))),
-        response=f"The text says: {value}",
-        check=Exact(f"The text says: {value}"),
+        response=answer,
+        check=Exact(answer),
     )
 
 
