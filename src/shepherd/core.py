@@ -246,8 +246,7 @@ def seed_for(seed: int, *path: int | str) -> int:
     >>> seed_for(0, 3, "cohort") == seed_for(0, 3, "cohort") != seed_for(0, 3, "noise")
     True
     """
-    plain = (
-        part if isinstance(part, str) else int(part) for part in path
-    )  # numpy's integers print otherwise
+    # numpy's integers print otherwise
+    plain = (part if isinstance(part, str) else int(part) for part in path)
     text = repr((int(seed), *plain)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
