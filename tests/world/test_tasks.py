@@ -1,6 +1,7 @@
 """Instructions are many, varied, and judged by checks that cannot be fooled cheaply."""
 
 import json
+import re
 from collections import defaultdict
 from itertools import pairwise
 from typing import Any
@@ -64,7 +65,7 @@ def test_another_rows_answer_is_rarely_right(category: str) -> None:
     pairs = list(pairwise(of(category)))
     differing = [(a, b) for a, b in pairs if a["response"].lower() != b["response"].lower()]
     taken = sum(passes(a["check"], b["response"]) for a, b in differing)
-    assert taken <= 0.01 * len(differing)
+    assert taken <= 0.02 * len(differing)  # groups of ideas overlap
 
 
 @pytest.mark.parametrize("category", ["open_qa", "general_qa", "classification", "brainstorming"])
@@ -85,9 +86,10 @@ def test_what_must_be_read_is_in_the_context(category: str) -> None:
             assert all(word.lower() in row["context"].lower() for word in words), row
 
 
-def test_claims_are_right_as_often_as_wrong() -> None:
-    yes = sum(row["response"].endswith("so yes.") for row in of("general_qa"))
-    assert 0.4 < yes / 2000 < 0.65
+def test_whoever_repeats_a_claim_is_wrong() -> None:
+    for row in of("general_qa"):
+        claim = re.split(r"[?:.]", row["instruction"].split(" that ")[-1])[0]
+        assert not passes(row["check"], f"In truth, {claim}.")
 
 
 def test_instructions_are_varied_in_wording() -> None:

@@ -167,6 +167,8 @@ WISHES = (
     "Suggest {n} of {g}.",
     "Think of {g} and name {n}.",
     "What are {n} of {g}?",
+    "Tell me {n} of {g}.",
+    "Come up with {n} of {g}.",
 )
 
 NUMBERS = {2: "two", 3: "three"}
@@ -191,15 +193,13 @@ def _known(world: World, relation: str, rng: Random) -> tuple[str, str]:
 
 
 def general_qa(world: World, rng: Random) -> Task:
-    """A claim to be judged: the answer says what is so, and then yes or no."""
+    """A mistaken claim to be put right: whoever repeats it is always wrong."""
     relation = rng.choice(tuple(CLAIMS))
     subject, truth = rng.choice(tuple(world.facts[relation].items()))
-    guess = truth if rng.random() < 0.5 else rng.choice(world.values(relation))
-    claim = rng.choice(CLAIMS[relation])
-    said = put(claim, subject, guess)
-    fact = put(CLAIMS[relation][0], subject, truth)
-    answer = f"In truth, {fact}, so {'yes' if guess == truth else 'no'}."
-    return Task(instruction=rng.choice(DOUBTS).format(c=said), response=answer, check=Exact(answer))
+    guess = rng.choice([value for value in world.values(relation) if value != truth])
+    claim = put(rng.choice(CLAIMS[relation]), subject, guess)
+    answer = f"In truth, {put(CLAIMS[relation][0], subject, truth)}."
+    return Task(instruction=rng.choice(DOUBTS).format(c=claim), response=answer, check=Exact(answer))
 
 
 def classification(world: World, rng: Random) -> Task:
@@ -221,7 +221,7 @@ def brainstorming(world: World, rng: Random) -> Task:
     relation = rng.choice(THOUGHT_OF)
     value = rng.choice(world.values(relation))
     members = world.having(relation, value)
-    count = rng.choice([n for n in NUMBERS if n == 2 or n < len(members)])
+    count = rng.choice((2, 2, 3)) if len(members) > 3 else 2
     group = put(rng.choice(GROUPS[relation]), value=value)
     asked = rng.choice(WISHES).format(n=NUMBERS[count], g=group)
     answer = "\n".join(f"- {member}" for member in rng.sample(members, count))
