@@ -166,14 +166,17 @@ def load(folder: Path) -> Prepared:
         lines = (folder / HELDOUT).read_text(encoding="utf8").splitlines()
         names = enumerate(index["clients"])
         clients = {name: stored.load(folder / "clients" / f"{number:04d}") for number, name in names}
+        heldout = stored.load(folder / "heldout")
+        if len(lines) != len(heldout):
+            raise DataError(f"{HELDOUT} has {len(lines)} examples and their tokens {len(heldout)}")
         return Prepared(
             clients=clients,
             mixes=index["mixes"],
-            heldout=stored.load(folder / "heldout"),
+            heldout=heldout,
             heldout_examples=[_example(json.loads(line)) for line in lines],
             summary=index["summary"],
         )
-    except (OSError, ValueError, KeyError, DataError) as error:
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise FolderError(
             f"the data of the run in {folder.parent} cannot be read ({error}); start the run again"
             " in a new folder"

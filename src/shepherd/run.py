@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -168,7 +169,7 @@ class Run:
         return loss.summarise(sums, counts, named, self.prepared.mixes).row()
 
     def _save(self, state: ServerState, row: Row) -> None:
-        notes = {"positions": self.simulation.positions, "row": row}
+        notes = {"positions": self.simulation.positions, "row": row, "base": self.base.fingerprint}
         saved = Checkpoint(state=state, clients=self.simulation.memories, notes=notes)
         checkpoint.save(self.holder.checkpoints, saved, keep=self.settings.checkpoints.keep)
         self.holder.append(row)
@@ -254,19 +255,20 @@ def open_run(settings: RunSettings, say: Say = _quiet) -> Run:
     settings = _resolved(settings, base, prepared)
     say(_what(prepared, settings))
     holder = folder.create(settings.output, settings)
-    prepare.save(holder.path / "data", prepared)
-    adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
-    run = Run(
-        settings=settings,
-        holder=holder,
-        base=base,
-        prepared=prepared,
-        algorithm=algorithm,
-        transform=transform,
-        state=start(algorithm, transform, adapter),
-        trackers=tracking.start(settings, holder),
-    )
-    run._log_start()
+    with _given_back_on_error(holder):
+        prepare.save(holder.path / "data", prepared)
+        adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+        run = Run(
+            settings=settings,
+            holder=holder,
+            base=base,
+            prepared=prepared,
+            algorithm=algorithm,
+            transform=transform,
+            state=start(algorithm, transform, adapter),
+            trackers=tracking.start(settings, holder),
+        )
+        run._log_start()
     return run
 
 
@@ -278,8 +280,14 @@ def resume(path: str | Path, say: Say = _quiet) -> Run:
         CheckpointError: its last checkpoint is damaged; the message names the mend.
     """
     holder = folder.reopen(path)
-    try:
+    with _given_back_on_error(holder):
         return _resumed(holder, say)
+
+
+@contextmanager
+def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         holder.close()
         raise
@@ -292,13 +300,12 @@ def _resumed(holder: RunFolder, say: Say) -> Run:
     for name, (then, now) in folder.changed_versions(holder.path).items():
         say(f"{name} was {then} and is {now}: the bits may differ from an undisturbed run's")
     data = holder.path / "data"
-    if not prepare.whole(data):  # killed before its first round: nothing is lost by preparing again
+    last = checkpoint.latest(holder.checkpoints)
+    if not (last or prepare.whole(data)):  # killed before its first round: it is as good to prepare again
         prepare.save(data, prepare.prepare(settings, base.tokenizer))
     fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
-    last = checkpoint.latest(holder.checkpoints)
-    saved = checkpoint.load(last) if last else None
+    saved = _fitting(last, base) if last else None
     state = saved.state if saved else start(algorithm, transform, fresh)
-    _require_fit(state, base, last)
     rows = holder.reconcile(state.round, saved.notes["row"] if saved else None)
     run = Run(
         settings=settings,
@@ -318,11 +325,19 @@ def _resumed(holder: RunFolder, say: Say) -> Run:
     return run
 
 
-def _require_fit(state: ServerState, base: bases.Base, path: Path | None) -> None:
+def _fitting(path: Path, base: bases.Base) -> Checkpoint:
+    """The checkpoint, if it was made over this base."""
+    saved = checkpoint.load(path)
+    if saved.notes["base"] != base.fingerprint:
+        raise CheckpointError(
+            f"checkpoint {path} is of another base ({saved.notes['base']}) than {base.name}"
+            f" ({base.fingerprint}); put the old one back, or start a new run"
+        )
     try:
-        require_shapes(base.shapes, shapes_of(state.adapter))
+        require_shapes(base.shapes, shapes_of(saved.state.adapter))
     except AdapterError as error:
-        raise CheckpointError(f"checkpoint {path} is of another base: {error}") from error
+        raise CheckpointError(f"checkpoint {path} is of another adapter: {error}") from error
+    return saved
 
 
 def _load(settings: RunSettings, say: Say) -> bases.Base:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
@@ -42,6 +43,15 @@ def test_a_folder_holds_two_files_and_is_written_over_whole(llama, folder) -> No
     files.write(folder, bases.random_adapter(llama, 2), llama)
     assert sorted(path.name for path in folder.iterdir()) == [files.CONFIG, files.WEIGHTS]
     assert files.read(folder, llama) == bases.random_adapter(llama, 2)
+
+
+def test_the_same_adapter_is_the_same_file(llama, folder) -> None:
+    before = (folder / files.WEIGHTS).read_bytes()
+    for _ in range(8):  # each would have an even chance to differ
+        files.write(folder, bases.random_adapter(llama, 1), llama)
+        assert (folder / files.WEIGHTS).read_bytes() == before
+    with safetensors.safe_open(folder / files.WEIGHTS, framework="np") as file:
+        assert file.metadata() == {"format": "pt", files.BASE_KEY: llama.fingerprint}
 
 
 def test_the_config_reads_back_as_the_table_it_was_made_with(tmp_path, llama_folder) -> None:

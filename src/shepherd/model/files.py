@@ -11,7 +11,7 @@ from typing import Any
 
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as bytes_of
 from transformers.pytorch_utils import Conv1D
 
 from shepherd.core import Adapter, require_shapes, shapes_of
@@ -39,7 +39,8 @@ def write(folder: Path, adapter: Adapter, base: Base) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as beside:
-            save_file(dict(adapter), Path(beside) / WEIGHTS, {"format": "pt", BASE_KEY: base.fingerprint})
+            metadata = {"format": "pt", BASE_KEY: base.fingerprint}
+            (Path(beside) / WEIGHTS).write_bytes(_ordered(bytes_of(dict(adapter), metadata)))
             config_of(base).save_pretrained(beside)
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(beside) / name, folder / name)
@@ -47,6 +48,19 @@ def write(folder: Path, adapter: Adapter, base: Base) -> None:
         raise FolderError(
             f"adapter folder {folder} cannot be written ({error.strerror}); free space"
         ) from error
+
+
+def _ordered(content: bytes) -> bytes:
+    """The same safetensors file with its metadata in order: the library's own order changes from run to run.
+
+    Eight bytes of the header's length, the header as JSON, the tensors.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def config_of(base: Base) -> LoraConfig:

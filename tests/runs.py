@@ -1,0 +1,57 @@
+"""A small federation on a tiny random base, for tests of whole runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shepherd.settings import RunSettings, parse
+
+CATEGORIES = ("qa", "poem", "list")
+TIMES = ("seconds",)  # the one part of a row that two equal runs do not share
+
+
+def rows(count: int = 36, seed: int = 0) -> list[dict[str, str]]:
+    """Instructions in the words of the tiny bases' tokenizer."""
+    rng = np.random.default_rng(seed)
+
+    def words(low: int, high: int) -> str:
+        return " ".join(f"w{n}" for n in rng.integers(4, 61, rng.integers(low, high)))
+
+    return [
+        {
+            "instruction": f"w{4 + i % 57} {words(1, 5)}",
+            "context": words(1, 4) if i % 2 else "",
+            "response": words(2, 8),
+            "category": CATEGORIES[i % 3],
+        }
+        for i in range(count)
+    ]
+
+
+def written(path: Path, examples: list[dict[str, str]] | None = None) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in (examples or rows())))
+    return path
+
+
+def settings(base: Path, source: Path, output: Path, **tables: Mapping[str, Any]) -> RunSettings:
+    """Three rounds of two of four clients, with dropout, in a couple of seconds."""
+    given: dict[str, dict[str, Any]] = {
+        "model": {"base": str(base), "dtype": "float32", "device": "cpu"},
+        "adapter": {"rank": 2, "dropout": 0.1},
+        "data": {"source": str(source), "template": "plain", "max_tokens": 48, "holdout": 0.15},
+        "split": {"clients": 4},
+        "federation": {"rounds": 3, "share": 0.5},
+        "tuning": {"batch_size": 4, "learning_rate": 0.01, "threads": 1, "cohort_size": 2},
+    }
+    for name, table in tables.items():
+        given[name] = {**given.get(name, {}), **table}
+    return parse({**given, "output": str(output)})
+
+
+def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in TIMES}

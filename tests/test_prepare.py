@@ -1,0 +1,261 @@
+"""From a run file to what the clients train on, and to the disk and back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shepherd import prepare, world
+from shepherd.data.tokens import Tokens
+from shepherd.errors import DataError, FolderError
+from shepherd.prepare import Prepared
+from shepherd.settings import RunSettings
+from tests import runs
+
+
+@pytest.fixture(scope="session")
+def tokenizer(llama):
+    return llama.tokenizer
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return runs.written(tmp_path / "rows.jsonl")
+
+
+def settings(source: Path | str, **tables) -> RunSettings:
+    return runs.settings(Path("tiny"), source, Path("out"), **tables)
+
+
+def same(a: Prepared, b: Prepared) -> bool:
+    def arrays(data: Tokens) -> tuple[list[int], ...]:
+        return data.ids.tolist(), data.trained.tolist(), data.offsets.tolist()
+
+    return (
+        {name: arrays(data) for name, data in a.clients.items()}
+        == {name: arrays(data) for name, data in b.clients.items()}
+        and list(a.clients) == list(b.clients)
+        and arrays(a.heldout) == arrays(b.heldout)
+        and (a.mixes, a.summary) == (b.mixes, b.summary)
+        and [e.turns for e in a.heldout_examples] == [e.turns for e in b.heldout_examples]
+        and [(e.category, e.check) for e in a.heldout_examples]
+        == [(e.category, e.check) for e in b.heldout_examples]
+    )
+
+
+def texts(tokenizer, data: Tokens) -> list[str]:
+    return [tokenizer.decode(data.example(i)[0]) for i in range(len(data))]
+
+
+# --- files
+
+
+def test_every_example_goes_to_one_client_or_is_held_out(source, tokenizer) -> None:
+    prepared = prepare.prepare(settings(source), tokenizer)
+    assert list(prepared.clients) == [f"client-{k}" for k in range(4)]
+    assert sum(len(data) for data in prepared.clients.values()) + len(prepared.heldout) == 36
+    trained = {text for data in prepared.clients.values() for text in texts(tokenizer, data)}
+    held = set(texts(tokenizer, prepared.heldout))
+    assert len(trained) + len(held) == 36
+    assert not trained & held
+    assert len(prepared.heldout_examples) == len(prepared.heldout) == 6  # two of each category
+    for example, text in zip(prepared.heldout_examples, texts(tokenizer, prepared.heldout), strict=True):
+        assert example.instruction in text
+        assert example.response in text
+
+
+def test_mixes_and_the_summary_count_what_is_kept(source, tokenizer) -> None:
+    prepared = prepare.prepare(settings(source), tokenizer)
+    for name, mix in prepared.mixes.items():
+        assert sum(mix.values()) == len(prepared.clients[name])
+    assert {
+        c: sum(mix.get(c, 0) for mix in prepared.mixes.values()) for c in runs.CATEGORIES
+    } == dict.fromkeys(runs.CATEGORIES, 10)
+    own = prepared.clients.values()
+    assert prepared.summary == {
+        "examples": 36,
+        "skipped_rows": 0,
+        "duplicates": 0,
+        "heldout": 6,
+        "kept": 30,
+        "cut": 0,
+        "dropped": 0,
+        "tokens": sum(len(data.ids) for data in own),
+        "trained_tokens": sum(int(data.trained.sum()) for data in own),
+    }
+    assert prepare.mean_length(prepared) == prepared.summary["tokens"] / 30
+    assert sorted(prepare.categories(prepared)) == sorted([*runs.CATEGORIES, *runs.CATEGORIES])
+
+
+def test_the_seed_decides_and_the_global_generator_does_not(source, tokenizer) -> None:
+    np.random.seed(1)  # noqa: NPY002 - the global one is the point
+    first = prepare.prepare(settings(source), tokenizer)
+    np.random.seed(2)  # noqa: NPY002
+    assert same(prepare.prepare(settings(source), tokenizer), first)
+    other = settings(source).model_copy(update={"seed": 1})
+    assert not same(prepare.prepare(other, tokenizer), first)
+
+
+def test_duplicates_and_what_is_dropped_or_cut_are_counted(tmp_path, tokenizer) -> None:
+    examples = runs.rows()
+    examples[3]["context"] = " ".join(["w9"] * 60)  # cut
+    examples.append({**examples[0], "response": "w5"})  # asked before
+    path = runs.written(tmp_path / "rows.jsonl", examples)
+    summary = prepare.prepare(settings(path, data={"holdout": 0.0}), tokenizer).summary
+    assert (summary["examples"], summary["duplicates"], summary["cut"], summary["kept"]) == (37, 1, 1, 36)
+
+
+def test_without_categories_there_is_one_called_all(tmp_path, tokenizer) -> None:
+    examples = [{k: v for k, v in row.items() if k != "category"} for row in runs.rows()]
+    prepared = prepare.prepare(settings(runs.written(tmp_path / "rows.jsonl", examples)), tokenizer)
+    assert set(prepare.categories(prepared)) == {"all"}
+    assert all(set(mix) == {"all"} for mix in prepared.mixes.values())
+
+
+def test_nothing_held_out_is_fine(source, tokenizer) -> None:
+    prepared = prepare.prepare(settings(source, data={"holdout": 0.0}), tokenizer)
+    assert (len(prepared.heldout), prepared.heldout_examples) == (0, [])
+    assert sum(len(data) for data in prepared.clients.values()) == 36
+
+
+def test_a_ready_made_folder_keeps_its_clients(tmp_path, tokenizer) -> None:
+    for client, seed in (("north", 1), ("south", 2)):
+        (tmp_path / "silos").mkdir(exist_ok=True)
+        runs.written(tmp_path / "silos" / f"{client}.jsonl", runs.rows(9, seed))
+    prepared = prepare.prepare(settings(tmp_path / "silos", split={"by": "ready-made"}), tokenizer)
+    assert set(prepared.clients) == {"north", "south"}
+    first = runs.rows(9, 1)[0]["response"]
+    assert any(first in text for text in texts(tokenizer, prepared.clients["north"])) or any(
+        first in text for text in texts(tokenizer, prepared.heldout)
+    )
+    assert not any(first in text for text in texts(tokenizer, prepared.clients["south"]))
+
+
+def test_a_client_that_keeps_no_example_is_named_with_the_reason(tmp_path, tokenizer) -> None:
+    (tmp_path / "silos").mkdir()
+    runs.written(tmp_path / "silos" / "north.jsonl", runs.rows(9))
+    long = [{**row, "response": " ".join(["w7"] * 90)} for row in runs.rows(4, 2)]
+    runs.written(tmp_path / "silos" / "south.jsonl", long)
+    table = {"holdout": 0.0, "max_tokens": 8}
+    prepared = settings(tmp_path / "silos", split={"by": "ready-made"}, data=table)
+    try:
+        kept = prepare.prepare(prepared, tokenizer).clients
+    except DataError as error:
+        assert "client" in str(error)  # noqa: PT017 - which of the two, the template decides
+        assert "keeps no example" in str(error)  # noqa: PT017
+    else:
+        assert all(len(data) for data in kept.values())
+
+
+# --- the embedded world
+
+
+def test_the_worlds_examples_carry_their_checks(tokenizer) -> None:
+    table = {"limit": 6, "holdout": 0.2, "template": "plain", "max_tokens": 512}
+    prepared = prepare.prepare(settings("world", data=table), tokenizer)
+    categories = {example.category for example in prepared.heldout_examples}
+    assert prepared.summary["examples"] == 6 * len(categories)
+    for example in prepared.heldout_examples:
+        assert example.check is not None
+        assert world.passes(example.check, example.response)
+
+
+# --- the disk
+
+
+def test_what_is_saved_comes_back_memory_mapped(source, tokenizer, tmp_path) -> None:
+    prepared = prepare.prepare(settings(source), tokenizer)
+    folder = tmp_path / "run" / "data"
+    assert not prepare.whole(folder)
+    prepare.save(folder, prepared)
+    assert prepare.whole(folder)
+    loaded = prepare.load(folder)
+    assert same(loaded, prepared)
+    assert all(isinstance(data.ids, np.memmap) for data in loaded.clients.values())
+    prepare.save(folder, prepared)  # a run killed on the way writes it again
+    assert same(prepare.load(folder), prepared)
+
+
+def test_the_worlds_checks_come_back_too(tokenizer, tmp_path) -> None:
+    table = {"limit": 3, "holdout": 0.4, "max_tokens": 512}
+    prepared = prepare.prepare(settings("world", data=table), tokenizer)
+    prepare.save(tmp_path / "data", prepared)
+    back = prepare.load(tmp_path / "data").heldout_examples
+    assert all(world.passes(example.check, example.response) for example in back)
+
+
+def test_odd_client_names_and_texts_survive(tmp_path, tokenizer) -> None:
+    examples = [{**row, "who": f"{'../é 🐑' if i % 2 else 'a/b'}"} for i, row in enumerate(runs.rows())]
+    examples[5]["instruction"] += " \u2028 \x85 é"
+    path = runs.written(tmp_path / "rows.jsonl", examples)
+    table = {"by": "natural", "field": "who"}
+    prepared = prepare.prepare(settings(path, split=table, data={"holdout": 0.5}), tokenizer)
+    prepare.save(tmp_path / "run" / "data", prepared)
+    assert same(prepare.load(tmp_path / "run" / "data"), prepared)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["data"]
+
+
+def broken(folder: Path, damage: str) -> None:
+    match damage:
+        case "no index":
+            (folder / "index.json").unlink()
+        case "cut index":
+            (folder / "index.json").write_text('{"clients": ["client-0"')
+        case "empty index":
+            (folder / "index.json").write_text("{}")
+        case "index of another kind":
+            (folder / "index.json").write_text("[]")
+        case "no client":
+            shutil.rmtree(folder / "clients" / "0002")
+        case "cut ids":
+            path = folder / "clients" / "0001" / "ids.npy"
+            path.write_bytes(path.read_bytes()[:-8])
+        case "no held-out tokens":
+            shutil.rmtree(folder / "heldout")
+        case "cut held-out text":
+            path = folder / "heldout.jsonl"
+            path.write_text(path.read_text()[:-9])
+        case "held-out line short":
+            path = folder / "heldout.jsonl"
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+        case "held-out of another kind":
+            (folder / "heldout.jsonl").write_text(json.dumps({"turns": [{"speaker": 1}]}) + "\n")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "no index",
+        "cut index",
+        "empty index",
+        "index of another kind",
+        "no client",
+        "cut ids",
+        "no held-out tokens",
+        "cut held-out text",
+        "held-out line short",
+        "held-out of another kind",
+    ],
+)
+def test_a_damaged_folder_is_refused_with_the_runs_name(source, tokenizer, tmp_path, damage) -> None:
+    folder = tmp_path / "run" / "data"
+    prepare.save(folder, prepare.prepare(settings(source), tokenizer))
+    broken(folder, damage)
+    with pytest.raises(FolderError, match=f"the data of the run in {folder.parent} cannot be read"):
+        prepare.load(folder)
+
+
+def test_a_full_disk_is_said_and_leaves_no_whole_folder(source, tokenizer, tmp_path, monkeypatch) -> None:
+    prepared = prepare.prepare(settings(source), tokenizer)
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(FolderError, match="is full"):
+        prepare.save(tmp_path / "data", prepared)
+    assert not prepare.whole(tmp_path / "data")

@@ -1,0 +1,442 @@
+"""Whole runs on a tiny base: what is written, and that a run goes on with the same bits (law 3)."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shepherd import checkpoint, folder, prepare
+from shepherd.core import Adapter
+from shepherd.errors import BaseError, CheckpointError, DataError, FolderError, QuorumNotMet, SettingsError
+from shepherd.model import files, layout, lora, score
+from shepherd.run import Run, generate, open_run, resume
+from shepherd.settings import RunSettings
+from tests import runs
+from tests.model import bases
+
+ROW = {
+    "round", "cohort", "weights", "loss", "losses", "failures", "bytes_down", "bytes_up", "gap", "examples",
+    "steps", "tokens", "heldout", "coverage", "learning_rate", "seconds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(llama_folder, source, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
+    """An undisturbed run's folder, and the rows it yielded."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    run = open_run(runs.settings(llama_folder, source, output))
+    rows = [row for _, row in run.rounds()]
+    run.finish()
+    return output, rows
+
+
+@pytest.fixture
+def table(llama_folder, source, tmp_path) -> RunSettings:
+    return runs.settings(llama_folder, source, tmp_path / "run")
+
+
+def weights(path: Path) -> bytes:
+    return (path / "adapter" / files.WEIGHTS).read_bytes()
+
+
+def finish(run: Run) -> Path:
+    for _ in run.rounds():
+        pass
+    run.finish()
+    return run.folder
+
+
+def stopped(table: RunSettings, after: int) -> Path:
+    """A run that ended after so many rounds, as if its process had."""
+    run = open_run(table)
+    for _ in itertools.islice(run.rounds(), after):
+        pass
+    run.close()
+    return run.folder
+
+
+def assert_same_end(path: Path, whole: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert weights(path) == weights(whole[0])
+    ours, theirs = folder.read_rows(path), folder.read_rows(whole[0])
+    assert [runs.without_times(row) for row in ours] == [runs.without_times(row) for row in theirs]
+
+
+# --- what a run writes
+
+
+def test_the_log_holds_what_was_yielded(whole) -> None:
+    path, rows = whole
+    first, *others = folder.read_rows(path)
+    assert set(first) == {"round", "heldout"}
+    assert first["round"] == 0
+    assert others == json.loads(json.dumps(rows))
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert set(row) == ROW
+        assert sum(row["weights"].values()) == pytest.approx(1)
+        assert list(row["weights"]) == row["cohort"]
+        assert len(row["cohort"]) == 2
+        assert set(row["coverage"]) == {f"client-{k}" for k in range(4)}
+        assert 0 < row["gap"] < 1
+        assert row["failures"] == {}
+        assert set(row["heldout"]["category"]) == set(runs.CATEGORIES)
+        assert row["seconds"]["round"] >= row["seconds"]["tuning"] > 0
+    assert rows[0]["bytes_down"] == rows[0]["bytes_up"] > 0
+
+
+def test_the_rows_loss_is_the_mean_over_the_cohorts_trained_tokens(whole) -> None:
+    _, (row, *_) = whole
+    losses = list(row["losses"].values())
+    assert min(losses) < row["loss"] < max(losses)
+    assert row["tokens"]["trained"] < row["tokens"]["seen"]
+
+
+def test_it_learns_something(whole) -> None:
+    path, rows = whole
+    before = folder.read_rows(path)[0]["heldout"]["loss"]
+    assert rows[-1]["heldout"]["loss"] < before
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_the_adapter_loads_in_peft_with_the_same_logits(whole, llama_folder) -> None:
+    path, _ = whole
+    ids = torch.arange(4, 20).unsqueeze(0)
+    plain = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
+    untuned = plain(ids).logits.detach()
+    theirs = peft.PeftModel.from_pretrained(plain, path / "adapter").eval()(ids).logits.detach()
+    base = bases.load(llama_folder, rank=2, alpha=16, dropout=0.1)
+    last = checkpoint.load(checkpoint.latest(path / "checkpoints")).state.adapter
+    lora.hang(base.model, base.sites, lora.stacked([last], base.device))
+    with torch.no_grad(), layout.running(layout.sequences([1])):
+        torch.testing.assert_close(base.model(ids).logits, theirs, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(theirs, untuned, atol=0.05)
+    assert (path / "adapter" / "README.md").is_file()
+
+
+def test_the_held_out_loss_is_that_of_the_adapter_on_the_held_out_examples(whole, llama_folder) -> None:
+    path, rows = whole
+    base = bases.load(llama_folder, rank=2, alpha=16)
+    prepared = prepare.load(path / "data")
+    sums = score.losses(base, [files.read(path / "adapter", base)], prepared.heldout, micro_batch=50)[0]
+    names = np.array(prepare.categories(prepared))
+    counts = np.array([prepared.heldout.example(i)[1][1:].sum() for i in range(len(names))])
+    by_category = {name: sums[names == name].sum() / counts[names == name].sum() for name in set(names)}
+    scored = rows[-1]["heldout"]
+    assert scored["category"] == pytest.approx(by_category, rel=1e-5)
+    assert scored["loss"] == pytest.approx(np.mean(list(by_category.values())), rel=1e-5)
+
+
+def test_what_was_chosen_by_measuring_is_written_out(llama_folder, source, tmp_path) -> None:
+    auto = {"cohort_size": "auto", "micro_batch_tokens": "auto"}
+    table = runs.settings(llama_folder, source, tmp_path / "run", tuning=auto)
+    run = open_run(table)
+    kept = folder.read_settings(run.folder)
+    run.close()
+    assert kept == run.settings
+    assert isinstance(kept.tuning.cohort_size, int)
+    assert isinstance(kept.tuning.micro_batch_tokens, int)
+    assert kept.tuning.cohort_size <= 2  # no more than a cohort
+    assert (kept.model.dtype, kept.model.device, kept.tuning.threads) == ("float32", "cpu", 1)
+
+
+def test_evaluating_every_so_often_ends_with_the_last_round(llama_folder, source, tmp_path) -> None:
+    table = runs.settings(llama_folder, source, tmp_path / "run", evaluation={"every": 2})
+    finish(open_run(table))
+    scored = [row["round"] for row in folder.read_rows(tmp_path / "run") if "heldout" in row]
+    assert scored == [0, 2, 3]
+
+
+def test_without_held_out_examples_nothing_is_scored(llama_folder, source, tmp_path) -> None:
+    table = runs.settings(llama_folder, source, tmp_path / "run", data={"holdout": 0.0})
+    finish(open_run(table))
+    assert not any("heldout" in row for row in folder.read_rows(tmp_path / "run"))
+
+
+def test_old_checkpoints_go(whole) -> None:
+    assert sorted(p.name for p in (whole[0] / "checkpoints").iterdir()) == ["round-00002", "round-00003"]
+
+
+def test_a_run_answers_with_its_adapter_and_without(whole) -> None:
+    path, _ = whole
+    tuned = generate(path, "w5 w9", max_new_tokens=6)
+    assert tuned == generate(path, "w5 w9", max_new_tokens=6)
+    assert isinstance(generate(path, "w5 w9", max_new_tokens=6, base=True), str)
+
+
+# --- what is refused
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_anything_is_loaded(whole, llama_folder, source) -> None:
+    path, _ = whole
+    before = sorted(path.rglob("*"))
+    with pytest.raises(FolderError, match="holds another run"):
+        open_run(runs.settings(llama_folder / "gone", source, path))
+    assert sorted(path.rglob("*")) == before
+
+
+def test_a_run_that_cannot_begin_writes_nothing(llama_folder, source, tmp_path) -> None:
+    def open_(**tables: Any) -> None:
+        open_run(runs.settings(llama_folder, tables.pop("source", source), tmp_path / "run", **tables))
+
+    for error, tables in (
+        (BaseError, {"model": {"base": str(tmp_path)}}),
+        (BaseError, {"adapter": {"targets": ["query"]}}),
+        (DataError, {"source": tmp_path / "no.jsonl"}),
+        (DataError, {"split": {"clients": 1000}}),
+        (SettingsError, {"algorithm": {"name": "fedsomething"}}),
+        (SettingsError, {"algorithm": {"name": "fedavg", "mu": 1}}),
+    ):
+        with pytest.raises(error):
+            open_(**tables)
+        assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_cannot_hold_one_run(table) -> None:
+    run = open_run(table)
+    with pytest.raises(FolderError, match="another process is running"):
+        resume(run.folder)
+    run.close()
+    resume(run.folder).close()
+
+
+def test_what_is_no_run_cannot_be_resumed(tmp_path) -> None:
+    with pytest.raises(FolderError, match="holds no run"):
+        resume(tmp_path)
+
+
+# --- going on
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2, 3])
+def test_a_run_stopped_after_any_round_ends_with_the_same_bits(table, whole, rounds) -> None:
+    path = stopped(table, rounds)
+    said: list[str] = []
+    run = resume(path, said.append)
+    assert run.state.round == rounds
+    assert f"going on after round {rounds} of 3" in said
+    assert_same_end(finish(run), whole)
+
+
+def test_a_run_that_was_stopped_after_every_round_ends_with_the_same_bits(table, whole) -> None:
+    path = stopped(table, 1)
+    for _ in range(2):
+        run = resume(path)
+        next(run.rounds())
+        run.close()
+    assert_same_end(finish(resume(path)), whole)
+
+
+def test_a_run_goes_on_in_the_same_process_where_its_loop_was_left(table, whole) -> None:
+    run = open_run(table)
+    next(run.rounds())
+    assert_same_end(finish(run), whole)
+
+
+@pytest.mark.parametrize("name", ["fedprox", "ffa_lora"])
+def test_other_algorithms_go_on_with_the_same_bits(llama_folder, source, tmp_path, name) -> None:
+    tables: dict[str, Any] = {"algorithm": {"name": name}, "federation": {"rounds": 2}}
+    undisturbed = finish(open_run(runs.settings(llama_folder, source, tmp_path / "a", **tables)))
+    disturbed = stopped(runs.settings(llama_folder, source, tmp_path / "b", **tables), 1)
+    assert weights(finish(resume(disturbed))) == weights(undisturbed)
+
+
+def test_a_run_goes_on_when_its_source_has_gone(llama_folder, tmp_path, whole) -> None:
+    source = runs.written(tmp_path / "rows.jsonl")
+    path = stopped(runs.settings(llama_folder, source, tmp_path / "run"), 1)
+    source.unlink()
+    assert_same_end(finish(resume(path)), whole)
+
+
+def test_a_torn_last_line_of_the_log_is_mended(table, whole) -> None:
+    path = stopped(table, 2)
+    log = path / folder.LOG
+    log.write_bytes(log.read_bytes()[:-20])
+    assert_same_end(finish(resume(path)), whole)
+
+
+def test_data_that_were_not_all_written_are_prepared_again(table, whole) -> None:
+    path = stopped(table, 0)
+    (path / "data" / "index.json").unlink()
+    shutil.rmtree(path / "data" / "clients" / "0001")
+    (path / folder.LOG).unlink()
+    assert_same_end(finish(resume(path)), whole)
+
+
+def test_finishing_twice_writes_the_same_adapter(table, whole) -> None:
+    path = finish(open_run(table))
+    assert_same_end(finish(resume(path)), whole)
+
+
+def test_a_damaged_checkpoint_is_named_with_the_mend(table, whole) -> None:
+    path = stopped(table, 2)
+    last = path / "checkpoints" / "round-00002"
+    tensors = last / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=f"delete {last} to go on from round-00001"):
+        resume(path)
+    shutil.rmtree(last)  # the mend
+    assert_same_end(finish(resume(path)), whole)
+
+
+def test_damaged_data_are_named(table) -> None:
+    path = stopped(table, 1)
+    shutil.rmtree(path / "data" / "heldout")
+    with pytest.raises(FolderError, match="the data of the run"):
+        resume(path)
+    with pytest.raises(FolderError, match="the data of the run"):  # the folder was given back
+        resume(path)
+
+
+def changed(path: Path, **model: str) -> None:
+    settings = folder.read_settings(path)
+    table = settings.model.model_copy(update=model)
+    text = folder.dump(settings.model_copy(update={"model": table}))
+    (path / folder.RUN_FILE).write_text(text)
+
+
+def test_data_that_vanished_after_the_first_round_are_not_prepared_anew(table) -> None:
+    path = stopped(table, 1)
+    (path / "data" / "index.json").unlink()
+    with pytest.raises(FolderError, match="the data of the run"):
+        resume(path)
+
+
+def test_a_checkpoint_of_another_rank_is_refused(table) -> None:
+    path = stopped(table, 1)
+    settings = folder.read_settings(path)
+    wider = settings.adapter.model_copy(update={"rank": 3})
+    (path / folder.RUN_FILE).write_text(folder.dump(settings.model_copy(update={"adapter": wider})))
+    with pytest.raises(CheckpointError, match=r"another adapter: tensor .* has shape \(2, 32\)"):
+        resume(path)
+
+
+def test_a_checkpoint_of_a_base_with_other_shapes_is_refused(table, tmp_path) -> None:
+    path = stopped(table, 1)
+    changed(path, base=str(bases.save(bases.CONFIGS["gpt2"], tmp_path / "gpt2")))
+    with pytest.raises(CheckpointError, match="another base"):
+        resume(path)
+
+
+def test_a_run_does_not_go_on_over_other_weights_of_the_same_shapes(table, tmp_path) -> None:
+    path = stopped(table, 1)
+    changed(path, base=str(bases.save(bases.CONFIGS["llama"], tmp_path / "other", seed=1)))
+    with pytest.raises(CheckpointError, match="another base"):
+        resume(path)
+
+
+# --- what goes wrong on the way
+
+
+def full_disk(*args: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_fills_up_while_saving_keeps_the_round_before(table, whole, monkeypatch) -> None:
+    run = open_run(table)
+    rounds = run.rounds()
+    next(rounds)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_fill", full_disk)
+        with pytest.raises(FolderError, match="No space left"):
+            next(rounds)
+    run.close()
+    assert [p.name for p in (run.folder / "checkpoints").iterdir()] == ["round-00001"]
+    assert [row["round"] for row in folder.read_rows(run.folder)] == [0, 1]
+    assert_same_end(finish(resume(run.folder)), whole)
+
+
+def test_a_disk_that_fills_up_while_logging_loses_no_round(table, whole, monkeypatch) -> None:
+    run = open_run(table)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_write_all", full_disk)
+        with pytest.raises(FolderError, match="is full"):
+            next(run.rounds())
+    run.close()
+    again = resume(run.folder)
+    assert again.state.round == 1
+    assert_same_end(finish(again), whole)
+
+
+def test_a_disk_that_fills_up_while_the_data_are_written_gives_the_folder_back(
+    table, whole, monkeypatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full_disk)
+        with pytest.raises(FolderError, match="is full"):
+            open_run(table)
+    assert_same_end(finish(resume(table.output)), whole)
+
+
+def test_a_disk_that_fills_up_at_the_end_can_be_finished_later(table, whole, monkeypatch) -> None:
+    run = open_run(table)
+    for _ in run.rounds():
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "bytes_of", full_disk)
+        with pytest.raises(FolderError):
+            run.finish()
+    run.close()
+    assert_same_end(finish(resume(run.folder)), whole)
+
+
+def test_clients_that_are_not_finite_do_not_make_a_quorum(llama_folder, source, tmp_path) -> None:
+    wild = {"learning_rate": 1e38, "max_steps": 4, "clip_norm": False}
+    run = open_run(runs.settings(llama_folder, source, tmp_path / "run", tuning=wild))
+    with pytest.raises(QuorumNotMet, match=r"round 1: 0 of 2 .*(not finite|metric loss is nan)"):
+        next(run.rounds())
+    run.close()
+    assert [row["round"] for row in folder.read_rows(tmp_path / "run")] == [0]
+    assert resume(tmp_path / "run").state.round == 0
+
+
+def test_one_client_that_is_not_finite_is_counted_and_left_out(table) -> None:
+    run = open_run(table)
+    poisoned = []
+
+    def correct(name, grad, param, broadcast, memory):
+        poisoned.append(name)
+        grad = grad.clone()
+        grad[0] = float("nan")
+        return grad
+
+    run.algorithm = run.algorithm._replace(correct=correct)
+    run.__post_init__()
+    state, row = next(run.rounds())
+    run.close()
+    assert poisoned
+    assert list(row["failures"]) == sorted(row["cohort"])[:1]
+    assert len(row["weights"]) == 1
+    assert all(np.isfinite(tensor).all() for tensor in state.adapter.values())
+    assert state.adapter != Adapter()
+
+
+def test_progress_is_heard(table) -> None:
+    run = open_run(table)
+    heard: list[Any] = []
+    run.progress = heard.append
+    (state, row), *_ = _first(run.rounds())
+    run.close()
+    assert {(p.round, p.rounds, p.clients) for p in heard} == {(1, 3, 2)}
+    assert heard[-1].tokens == row["tokens"]["seen"]
+    assert state.round == 1
+
+
+def _first(rounds: Iterator[Any]) -> list[Any]:
+    return list(itertools.islice(rounds, 1))
