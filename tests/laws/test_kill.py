@@ -1,0 +1,83 @@
+"""Law 3: `kill -9` anywhere, then resume: the same bits, and no finished round is redone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests import runs
+
+from shepherd import folder
+from shepherd.model import files
+from shepherd.run import open_run
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
+
+
+def table(llama_folder: Path, source: Path, output: Path, algorithm: str, rounds: int):
+    return runs.settings(
+        llama_folder,
+        source,
+        output,
+        federation={"rounds": rounds},
+        algorithm={"name": algorithm},
+        evaluation={"every": 5},
+    )
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rounds", "kills", "seed"),
+    [
+        ("fedavg", 12, 5, 0),
+        pytest.param("fedavg", 60, 40, 1, marks=pytest.mark.slow),
+        pytest.param("fedprox", 40, 20, 2, marks=pytest.mark.slow),
+        pytest.param("ffa_lora", 40, 20, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
+    llama_folder, source, tmp_path, algorithm, rounds, kills, seed
+) -> None:
+    lives = killed(table(llama_folder, source, tmp_path / "killed", algorithm, rounds), kills, seed)
+    assert sum(life["exit"] == -9 for life in lives) >= min(kills, 3)
+    assert any(life["exit"] == -9 and life["rounds"] for life in lives)  # some died between rounds
+    told = [number for life in lives for number in life["rounds"]]
+    assert told == sorted(set(told))  # no finished round is redone
+
+    undisturbed = open_run(table(llama_folder, source, tmp_path / "whole", algorithm, rounds))
+    for _ in undisturbed.rounds():
+        pass
+    undisturbed.finish()
+    assert (tmp_path / "killed" / "adapter" / files.WEIGHTS).read_bytes() == (
+        tmp_path / "whole" / "adapter" / files.WEIGHTS
+    ).read_bytes()
+    ours, theirs = (folder.read_rows(tmp_path / name) for name in ("killed", "whole"))
+    assert [row["round"] for row in ours] == list(range(rounds + 1))
+    assert [runs.without_times(row) for row in ours] == [runs.without_times(row) for row in theirs]
+
+
+def killed(settings: Any, kills: int, seed: int) -> list[dict[str, Any]]:
+    """What became of each process that had the run; the last one finished it."""
+    path = Path(settings.output).with_suffix(".toml")
+    path.write_text(folder.dump(settings))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(HERE / "killing.py"), str(path), str(kills), str(seed)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    lives: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    assert lives[-1]["exit"] == 0, done.stderr
+    return lives
