@@ -1,0 +1,153 @@
+"""What every benchmark shares: its options, its tables, and the same figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table as Drawn
+
+from shepherd import folder
+from shepherd.errors import ShepherdError
+from shepherd.model import memory
+
+Figures = dict[str, Any]
+ROOT = Path(__file__).parents[1]
+
+
+class Missing(Exception):
+    """Something that the benchmark needs is not on this machine: it is skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells as they are printed; the first column is to the left, the others to the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+def parser(about: str | None) -> ArgumentParser:
+    """The options that every benchmark has."""
+    made = ArgumentParser(description=about, formatter_class=RawDescriptionHelpFormatter)
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    made.add_argument("--quick", action="store_true", help="the smallest sizes: shows that it runs, no more")
+    made.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default 0)")
+    made.add_argument("--threads", type=int, help="processor threads (default: the cores)")
+    return made
+
+
+def run(
+    options: Namespace, measure: Callable[[Namespace], Figures], tables: Callable[[Figures], Sequence[Table]]
+) -> int:
+    """Measure, print, write; the exit code: 1 where the figures say `"passed": false`, 2 for a mistake."""
+    memory.use_threads(options.threads)
+    try:
+        figures = measure(options)
+    except Missing as missing:
+        print(f"skipped: {missing} is missing")
+        return 0
+    except ShepherdError as error:
+        print(f"{error}", file=sys.stderr)
+        return 2
+    for table in tables(figures):
+        show(table)
+    if options.json:
+        written = {**circumstances(options), "figures": figures}
+        options.json.write_text(json.dumps(written, indent=1, default=str) + "\n", encoding="utf8")
+    return 0 if figures.get("passed", True) else 1
+
+
+def show(table: Table) -> None:
+    """Print one table, whole even where the output is narrow."""
+    drawn = Drawn(box=box.SIMPLE, title=table.title, title_justify="left")
+    for place, name in enumerate(table.columns):
+        drawn.add_column(name, justify="right" if place else "left", no_wrap=True)
+    for row in table.rows:
+        drawn.add_row(*row)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(drawn)
+    for note in table.notes:
+        console.print(note, markup=False, soft_wrap=True)
+
+
+def circumstances(options: Namespace) -> Figures:
+    """Where a figure comes from: benchmark, options, date, commit, machine, versions."""
+    asked = {key: value for key, value in vars(options).items() if key != "json"}
+    return {
+        "benchmark": Path(sys.argv[0]).stem,
+        "options": asked,
+        "seed": options.seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": folder.versions(),
+    }
+
+
+def machine() -> Figures:
+    """What the figures were taken on; `load` tells whether others were using it."""
+    return {
+        "cpu": _cpu(),
+        "cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "threads": memory.threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+    except OSError:
+        return platform.processor()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
+
+
+def commit() -> str:
+    """The commit of this checkout, with + where the engine or a benchmark was changed since; else ""."""
+    try:
+        changed = "+" if _git("status", "--porcelain", "--", "src", "benchmarks", "examples") else ""
+        return _git("rev-parse", "HEAD") + changed
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def share(value: float | None) -> str:
+    """
+    >>> share(0.125), share(None)
+    ('12.5%', '')
+    """
+    return "" if value is None else f"{value:.1%}"
+
+
+def count(value: float) -> str:
+    """
+    >>> count(12345.6)
+    '12,346'
+    """
+    return f"{value:,.0f}"

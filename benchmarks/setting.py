@@ -1,0 +1,97 @@
+"""What the benchmarks run on: the demo's world, which comes with the project, or real data beside it.
+
+`../shared`, or the folder that SHEPHERD_SHARED names, holds `data/dolly/ten_clients` (Dolly as ten
+ready-made clients) and `models/novella-8m` (a small real base).
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT, Missing
+from shepherd import world
+from shepherd.run import TINY
+from shepherd.settings import RunSettings, parse
+
+Tables = Mapping[str, Any]
+SETTINGS = ("dolly", "world")
+
+
+def settings(on: str, *changes: Tables) -> RunSettings:
+    """A run on "dolly" or on the demo's "world", with the keys of `changes` put over it, last wins.
+
+    Raises:
+        Missing: the data or the base are not on this machine.
+    """
+    table = _dolly() if on == "dolly" else _world()
+    for change in changes:
+        table = merged(table, change)
+    return parsed(table)
+
+
+def parsed(table: Tables) -> RunSettings:
+    """Raises SettingsError, in the benchmark's name."""
+    return parse(table, "the benchmark's setting")
+
+
+def placed(settings: RunSettings) -> RunSettings:
+    """The embedded base by its folder, for what reads a base without a run."""
+    if settings.model.base != TINY:
+        return settings
+    model = settings.model.model_copy(update={"base": str(world.base_path())})
+    return settings.model_copy(update={"model": model})
+
+
+def merged(table: Tables, change: Tables) -> dict[str, Any]:
+    """`table` with the keys of `change`, table by table.
+
+    >>> merged({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}, "b": 4})
+    {'a': {'x': 1, 'y': 3}, 'b': 4}
+    """
+    inner = {
+        key: merged(table[key], value) if isinstance(value, Mapping) and key in table else value
+        for key, value in change.items()
+    }
+    return {**table, **inner}
+
+
+def available() -> str:
+    """The setting that needs nothing more, else the one on real data."""
+    return "world" if (world.base_path() / "config.json").is_file() else "dolly"
+
+
+def _world() -> dict[str, Any]:
+    _needed(world.base_path() / "config.json")
+    return tomllib.loads(_needed(ROOT / "examples" / "demo.toml").read_text(encoding="utf8"))
+
+
+def _dolly() -> dict[str, Any]:
+    """The setting whose arms `models/README.md` there reports for a plain padded loop."""
+    return {
+        "model": {"base": str(_needed(_shared() / "models" / "novella-8m"))},
+        "adapter": {"rank": 8, "alpha": 16, "targets": "all-linear"},
+        "data": {
+            "source": str(_needed(_shared() / "data" / "dolly" / "ten_clients")),
+            "template": "alpaca",
+            "holdout": 0.1,
+            "max_tokens": 384,
+        },
+        "split": {"by": "ready-made"},
+        "federation": {"rounds": 10, "share": 1.0},
+        "tuning": {"batch_size": 16, "learning_rate": 1e-3, "max_steps": 8},
+        "evaluation": {"examples": 400},
+    }
+
+
+def _shared() -> Path:
+    return Path(os.environ.get("SHEPHERD_SHARED", ROOT.parent / "shared"))
+
+
+def _needed(path: Path) -> Path:
+    if not path.exists():
+        raise Missing(str(path))
+    return path

@@ -1,0 +1,92 @@
+"""The work that both sides of the tuning benchmark do: the same examples in the same optimiser steps."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from shepherd.core import Adapter, seed_for
+from shepherd.data import cursor
+from shepherd.data.tokens import Tokens
+from shepherd.model.tune import predictions
+from shepherd.settings import RunSettings
+
+Steps = list[NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One round: each client tunes `start` for `settings.tuning.max_steps` steps; then the mean is taken."""
+
+    settings: RunSettings
+    clients: Mapping[str, Tokens]
+    start: Adapter
+
+    def steps(self, client: str) -> Steps:
+        """The examples of each optimiser step, as the engine's own cursor gives them."""
+        tuning = self.settings.tuning
+        steps, _ = cursor.visit(
+            len(self.clients[client]),
+            0,
+            max_steps=tuning.max_steps,
+            batch_size=tuning.batch_size,
+            seed=seed_for(self.settings.seed, "order", client),
+        )
+        return steps
+
+    def lengths(self) -> list[NDArray[np.int64]]:
+        """Tokens of each example, batch by batch."""
+        return [data.lengths[step] for name, data in self.clients.items() for step in self.steps(name)]
+
+    @property
+    def tokens(self) -> int:
+        """Of all the examples of all the steps, padding apart."""
+        return sum(int(lengths.sum()) for lengths in self.lengths())
+
+    def trained(self, client: str) -> list[int]:
+        """Trained tokens of each of the client's steps."""
+        counts = predictions(self.clients[client])
+        return [int(counts[step].sum()) for step in self.steps(client)]
+
+    def shortened(self, steps: int) -> Work:
+        """The same, with fewer steps a visit: for warming up."""
+        tuning = self.settings.tuning.model_copy(update={"max_steps": steps})
+        settings = self.settings.model_copy(update={"tuning": tuning})
+        return Work(settings=settings, clients=self.clients, start=self.start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One round's time and what came out of it."""
+
+    seconds: float
+    adapter: Adapter
+    """The mean of the clients' adapters."""
+    loss: float
+    """Mean over all trained tokens, each scored before the step it was part of."""
+    peak_bytes: int
+    """Of the process so far (on CUDA, of the device's memory)."""
+    dtype: str
+    """Of the frozen base."""
+    clients_at_once: int = 1
+    micro_batch_tokens: int | None = None
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: on CUDA the device's, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform.startswith("linux"):
+        status = Path(f"/proc/{os.getpid()}/status").read_text(encoding="utf8")
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", info.rss))

@@ -1,0 +1,75 @@
+"""Each benchmark that is a run, at its smallest: it ends well and its figures hang together."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import common, demo, dolly, kill, overhead, setting, tuning
+
+Main = Callable[[Sequence[str]], int]
+
+
+def _threads() -> list[str]:
+    """Those of this process, which the other tests go on with."""
+    return ["--threads", str(torch.get_num_threads())]
+
+
+def _figures(main: Main, tmp_path: Path, *more: str, needs: str = "world") -> Any:
+    try:
+        setting.settings(needs)
+    except common.Missing as missing:
+        pytest.skip(f"{missing} is missing")
+    file = tmp_path / "figures.json"
+    assert main(["--quick", *_threads(), "--json", str(file), *more]) == 0
+    return json.loads(file.read_text())["figures"]
+
+
+def test_demo(tmp_path: Path) -> None:
+    figures = _figures(demo.main, tmp_path)
+    overall = figures["answers"].pop("all")
+    assert len(figures["answers"]) == 8
+    assert overall["examples"] == sum(each["examples"] for each in figures["answers"].values()) == 8
+    assert figures["seconds"]["all"] > figures["seconds"]["rounds"] > 0
+
+
+def test_demo_of_no_run_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--run", str(tmp_path), *_threads()]) == 0
+    assert capsys.readouterr().out.startswith(f"skipped: {tmp_path}")
+
+
+def test_overhead(tmp_path: Path) -> None:
+    figures = _figures(overhead.main, tmp_path)
+    seconds = figures["seconds"]
+    assert (figures["rounds"], figures["clients_a_round"]) == (2, 10)
+    assert seconds["wall"] == pytest.approx(seconds["tuning"] + seconds["scoring"] + seconds["overhead"])
+    assert 0 < seconds["checkpoints"] < seconds["overhead"]
+    assert min(seconds.values()) > 0
+
+
+@pytest.mark.slow
+def test_dolly(tmp_path: Path) -> None:
+    figures = _figures(dolly.main, tmp_path, needs="dolly")
+    assert [row["round"] for row in figures["rounds"]] == [0, 1, 2]
+    assert figures["rounds"][2]["loss"] < figures["rounds"][0]["loss"]
+    assert 0 < figures["rounds"][1]["coverage_min"] < figures["rounds"][2]["coverage_min"]
+
+
+@pytest.mark.slow
+def test_kill(tmp_path: Path) -> None:
+    figures = _figures(kill.main, tmp_path)
+    assert figures["kills"] == sum(figures["phases"].values()) == 4
+    assert figures["rounds_lost"] == 0
+    assert figures["runs_with"] == dict.fromkeys(("bits", "log", "losses"), figures["runs"])
+
+
+@pytest.mark.slow
+def test_tuning(tmp_path: Path) -> None:
+    figures = _figures(tuning.main, tmp_path, "--llama-1b")
+    assert figures["passed"]
+    for side in figures["sides"].values():
+        assert side["seconds"][0] * side["examples_per_second"] == pytest.approx(4)
+        assert side["peak_bytes"] > 0
