@@ -113,11 +113,12 @@ def test_examples_are_as_long_as_dollys() -> None:
     assert responses.min() >= 2
 
 
-def test_losses_that_differ_are_told() -> None:
-    same = {"loss": 4.0, "heldout_loss": 3.9}
-    assert tuning.agree([same, {"loss": 4.1, "heldout_loss": 3.9}])
-    assert not tuning.agree([same, {"loss": 4.2, "heldout_loss": 3.9}])
-    assert not tuning.agree([same, {"loss": 4.0, "heldout_loss": 4.1}])
+def test_sides_that_differ_are_told() -> None:
+    same = {"loss": 4.0, "heldout_loss": 3.9, "cosine_to_recipe": 1.0}
+    assert tuning.agree([same, {**same, "loss": 4.1, "cosine_to_recipe": 0.95}])
+    assert not tuning.agree([same, {**same, "loss": 4.2}])
+    assert not tuning.agree([same, {**same, "heldout_loss": 4.1}])
+    assert not tuning.agree([same, {**same, "cosine_to_recipe": 0.1}])
 
 
 def test_cosine_of_changes() -> None:
