@@ -126,7 +126,14 @@ def test_a_later_round_trains_in_another_order_and_another_seed_too(llama, visit
     orders = [np.concatenate(call[0].steps).tolist() for call in visited]
     assert all(sorted(order) == list(range(7)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
-    assert len({call[0].seed for call in visited}) == 2  # dropout goes by the round's seed and the client
+
+
+def test_dropout_goes_by_the_rounds_seed_and_the_client(llama, visited) -> None:
+    for round in range(2):
+        list(simulated(llama).run(broadcast(llama, round), ["ann", "bob"]))
+    assert len({visit.seed for call in visited for visit in call}) == 4
+    list(simulated(llama).run(broadcast(llama, 0), ["bob"]))
+    assert visited[-1][0].seed == visited[0][1].seed  # and by nothing else
 
 
 @pytest.mark.parametrize("kind", ["examples", "tokens", "equal"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
 import signal
 import sys
 import time
@@ -47,10 +46,21 @@ def born(path: str) -> tuple[int, int]:
         os._exit(1)
 
 
-def buried(child: int, hear: int) -> dict[str, object]:
+def killed(child: int, hear: int, rng: random.Random, anywhere: bool) -> list[int]:
+    """Kill it at a random moment: from its birth on, or when it has told a thing or two. What it told."""
+    told: list[int] = []
+    if not anywhere:
+        for _ in range(rng.randint(1, 3)):
+            told += os.read(hear, 1)
+    time.sleep(rng.uniform(0, 1.0 if anywhere else 0.1))
+    os.kill(child, signal.SIGKILL)
+    return told
+
+
+def buried(child: int, hear: int, told: list[int]) -> dict[str, object]:
     _, status = os.waitpid(child, 0)
-    with os.fdopen(hear, "rb") as told:
-        rounds = [byte for byte in told.read() if byte != READY]
+    with os.fdopen(hear, "rb") as rest:
+        rounds = [byte for byte in (*told, *rest.read()) if byte != READY]
     return {"rounds": rounds, "exit": os.waitstatus_to_exitcode(status)}
 
 
@@ -59,14 +69,8 @@ def main(path: str, kills: int, seed: int) -> None:
     lives: list[dict[str, object]] = []
     while not lives or lives[-1]["exit"] < 0:  # type: ignore[operator]
         child, hear = born(path)
-        if len(lives) < kills:
-            if len(lives) % 3:  # in its rounds; every third time anywhere, from its birth on
-                select.select([hear], [], [], 60)
-                time.sleep(rng.uniform(0, 0.15))
-            else:
-                time.sleep(rng.uniform(0, 1.0))
-            os.kill(child, signal.SIGKILL)
-        lives.append(buried(child, hear))
+        told = killed(child, hear, rng, len(lives) % 3 == 0) if len(lives) < kills else []
+        lives.append(buried(child, hear, told))
     print(json.dumps(lives))
 
 

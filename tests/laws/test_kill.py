@@ -39,8 +39,8 @@ def table(llama_folder: Path, source: Path, output: Path, algorithm: str, rounds
 @pytest.mark.parametrize(
     ("algorithm", "rounds", "kills", "seed"),
     [
-        ("fedavg", 12, 5, 0),
-        pytest.param("fedavg", 60, 40, 1, marks=pytest.mark.slow),
+        ("fedavg", 12, 4, 0),
+        pytest.param("fedavg", 60, 30, 1, marks=pytest.mark.slow),
         pytest.param("fedprox", 40, 20, 2, marks=pytest.mark.slow),
         pytest.param("ffa_lora", 40, 20, 3, marks=pytest.mark.slow),
     ],
@@ -49,7 +49,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     llama_folder, source, tmp_path, algorithm, rounds, kills, seed
 ) -> None:
     lives = killed(table(llama_folder, source, tmp_path / "killed", algorithm, rounds), kills, seed)
-    assert sum(life["exit"] == -9 for life in lives) >= min(kills, 3)
+    assert sum(life["exit"] == -9 for life in lives) >= min(kills, 3)  # the last may be done too early
     assert any(life["exit"] == -9 and life["rounds"] for life in lives)  # some died between rounds
     told = [number for life in lives for number in life["rounds"]]
     assert told == sorted(set(told))  # no finished round is redone

@@ -22,7 +22,7 @@ RATE = 0.01
 
 def visit(client: str, seed: int, steps: int = 2, *, memory: Adapter | None = None) -> tune.Visit:
     """Steps of three examples over eight."""
-    data = bases.tokens(seed, [9, 4, 13, 7, 5, 11, 6, 8])
+    data = bases.tokens(seed, [9, 2, 13, 7, 3, 11, 6, 8])
     taken = np.random.default_rng(seed).integers(0, len(data), (steps, 3))
     return tune.Visit(client=client, data=data, steps=list(taken), seed=seed, memory=memory or Adapter())
 
