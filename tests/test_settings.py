@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shepherd.errors import SettingsError
-from shepherd.settings import PartTable, RunSettings, dump, parse, read
+from shepherd.settings import PartTable, RunSettings, Table, dump, parse, read, validated
 
 LEAST = {"model": {"base": "tiny"}, "data": {"source": "world"}}
 DESIGN = """
@@ -233,3 +233,33 @@ def test_every_key_says_what_it_means() -> None:
                 assert field.description, f"{kind.__name__}.{name}"
 
     described(RunSettings)
+
+
+def test_a_wrong_type_is_no_other_value() -> None:
+    """`true` is not 1, and text is no number; a whole number is a float."""
+    for table, key, value in (
+        ("federation", "rounds", True),
+        ("federation", "rounds", "3"),
+        ("federation", "share", "0.5"),
+        ("adapter", "rank", 8.0),
+        ("adapter", "rank_stabilised", "yes"),
+        ("tuning", "clip_norm", True),
+        ("tuning", "betas", [0.9, 1.0]),
+        ("tuning", "micro_batch_tokens", "4096"),
+    ):
+        assert f"key {table}.{key}" in fault({**LEAST, table: {key: value}})
+    assert "key seed: " in fault({**LEAST, "seed": True})
+    whole = {**LEAST, "adapter": {"alpha": 16}, "tuning": {"learning_rate": 1, "betas": [0, 0]}}
+    assert parse(whole).tuning.betas == (0.0, 0.0)
+
+
+def test_a_fault_speaks_of_the_file_and_not_of_python() -> None:
+    assert fault({**LEAST, "adapter": {"targets": "q_proj"}}).endswith(
+        "key adapter.targets: input should be 'all-linear' or be a list (got 'q_proj')"
+    )
+    assert "key algorithm: input should be a table (got 'fedprox')" in fault(
+        {**LEAST, "algorithm": "fedprox"}
+    )
+    assert "unknown key tuning.batch-size; known" in fault({**LEAST, "tuning": {"batch-size": 3}})
+    with pytest.raises(SettingsError, match="unknown key mu; known keys there are none"):
+        validated(Table, {"mu": 1}, "the algorithm 'fedavg'")

@@ -11,22 +11,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from shepherd.errors import SettingsError
 
 T = TypeVar("T", bound=BaseModel)
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
+# strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
+PositiveInt = Annotated[int, Strict(), Field(gt=0)]
+NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
+PositiveFloat = Annotated[float, Strict(), Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Strict(), Field(ge=0.0)]
+Share = Annotated[float, Strict(), Field(ge=0.0, le=1.0)]
+PositiveShare = Annotated[float, Strict(), Field(gt=0.0, le=1.0)]
+ShareBelowOne = Annotated[float, Strict(), Field(ge=0.0, lt=1.0)]
 
 
 class Table(BaseModel):
@@ -52,7 +49,7 @@ class ModelTable(Table):
     """Through bitsandbytes; needs CUDA and the extra [quantize]."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", "mps"."""
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, Strict()] = False
     """Run code that comes with a Hugging Face base; only for bases you have read."""
 
 
@@ -61,9 +58,9 @@ class AdapterTable(Table):
     """Of the two factors A and B."""
     alpha: PositiveFloat = 16.0
     """The adapter counts for alpha / rank in each layer."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: ShareBelowOne = 0.0
     """On the input of A, while tuning."""
-    rank_stabilised: bool = False
+    rank_stabilised: Annotated[bool, Strict()] = False
     """Scale by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732) instead of alpha / rank."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Names of the linear modules, such as ["q_proj", "v_proj"]; "all-linear" is all but the head."""
@@ -100,9 +97,9 @@ class DataTable(Table):
     """The field that says what kind of instruction it is; "" where there is none."""
     template: Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"] = "alpaca"
     """"chat" is the tokenizer's own chat template."""
-    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    holdout: ShareBelowOne = 0.1
     """The share of each category that is held out of training, before the split."""
-    max_tokens: Annotated[int, Field(ge=8)] = 512
+    max_tokens: Annotated[int, Strict(), Field(ge=8)] = 512
     """Longer examples are cut (prompt first, from its context; law 9) and counted."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a row that cannot be read, or leave it out and count it."""
@@ -153,7 +150,7 @@ class TuningTable(Table):
     """Of AdamW, at its highest."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of the learning rate within a visit."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: NonNegativeInt = 0
     """Linear warm-up at the start of each visit."""
     round_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of the learning rate over the rounds."""
@@ -161,7 +158,7 @@ class TuningTable(Table):
     """Where linear and cosine schedules end, as a share of the learning rate."""
     weight_decay: NonNegativeFloat = 0.0
     """Of AdamW."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
     """Of AdamW: the memory of its two means."""
     clip_norm: PositiveFloat | None = 1.0
     """Clip each client's gradient to this norm; write `false` for no clipping."""
@@ -201,7 +198,7 @@ class EvaluationTable(Table):
     """Score the held-out examples every so many rounds (the last round always)."""
     examples: PositiveInt = 200
     """At most so many held-out examples for the loss, spread evenly over the categories."""
-    answers: Annotated[int, Field(ge=0)] = 0
+    answers: NonNegativeInt = 0
     """Held-out examples to answer before the first and after the last round, where a checker decides
     (the embedded world has checkers); 0 answers none."""
     max_new_tokens: PositiveInt = 64
@@ -223,7 +220,7 @@ class CheckpointTable(Table):
 class RunSettings(Table):
     """A whole run file."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
     """Of everything that is drawn: the split, the cohorts, the order of the examples."""
     output: str = "runs/run"
     """The run folder; it must be new or empty."""
@@ -270,21 +267,41 @@ def validated(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     try:
         return kind.model_validate(table)
     except ValidationError as error:
-        faults = "; ".join(_fault(kind, item) for item in error.errors())
-        raise SettingsError(f"{where}: {faults}") from error
+        raise SettingsError(f"{where}: {'; '.join(_faults(kind, error))}") from error
 
 
-def _fault(kind: type[BaseModel], item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"]) or "the file"
-    match item["type"]:
+def _faults(kind: type[BaseModel], error: ValidationError) -> list[str]:
+    """One sentence a key: what the members of a union ask for stands together."""
+    groups: dict[tuple[int | str, ...], list[Any]] = {}
+    for item in error.errors():
+        groups.setdefault(_place(item), []).append(item)
+    return [_fault(kind, place, items) for place, items in groups.items()]
+
+
+def _place(item: Any) -> tuple[int | str, ...]:
+    """Where in the file, without the names that pydantic gives the members of a union."""
+    if item["type"] == "extra_forbidden":
+        return tuple(item["loc"])
+    return tuple(part for part in item["loc"] if isinstance(part, int) or part.isidentifier())
+
+
+def _fault(kind: type[BaseModel], place: tuple[int | str, ...], items: list[Any]) -> str:
+    key = ".".join(str(part) for part in place) or "the file"
+    match items[0]["type"]:
         case "extra_forbidden":
-            known = _keys_beside(kind, item["loc"])
-            return f"unknown key {key}; known keys there are {', '.join(known)}"
+            known = ", ".join(_keys_beside(kind, place)) or "none"
+            return f"unknown key {key}; known keys there are {known}"
         case "missing":
             return f"key {key} is missing; add it"
         case _:
-            message = item["msg"].removeprefix("Value error, ")
-            return f"key {key}: {message[:1].lower()}{message[1:]} (got {item['input']!r:.80})"
+            wanted = " or ".join(dict.fromkeys(map(_wanted, items))).replace(" or input should", " or")
+            return f"key {key}: {wanted} (got {items[0]['input']!r:.80})"
+
+
+def _wanted(item: Any) -> str:
+    toml = {"tuple_type": "input should be a list", "model_type": "input should be a table"}
+    message = item["msg"].removeprefix("Value error, ")
+    return toml.get(item["type"], f"{message[:1].lower()}{message[1:]}")
 
 
 def _keys_beside(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
