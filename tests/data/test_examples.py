@@ -180,6 +180,8 @@ def test_a_json_file_may_hold_one_object_a_line(tmp_path):
         ('[{"a": 1}\n{"b": 2}]', r"record 1 \(line 1\) has no comma"),
         ('[{"a": 1},', r"record 2 \(line 1\) is not JSON"),
         ('{\n"a": 1}', "line 1 is not JSON"),
+        ('[{"a": 1}]\n[{"a": 2}]', r"a\.json goes on after the \] of its list"),
+        ("[] x", "goes on after"),
         ("[]", "holds no rows"),
         (" \n", "holds no rows"),
         (b'["\xff"]', "line 1 is not UTF-8"),
@@ -290,6 +292,18 @@ def test_an_empty_client_is_named(tmp_path):
     (tmp_path / "b.jsonl").write_text("")
     with pytest.raises(DataError, match=r"b\.jsonl holds no rows"):
         read(DataTable(source=str(tmp_path)), SplitTable(by="ready-made"), 0)
+
+
+def test_a_client_whose_rows_are_all_skipped_or_left_out_by_the_limit_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines(*[{**DOLLY, "instruction": f"{n}"} for n in range(9)]))
+    (tmp_path / "b.jsonl").write_text("{oops\n")
+    split = SplitTable(by="ready-made")
+    with pytest.raises(DataError, match=r"client b has no usable row: all 1 were skipped, .*line 1"):
+        read(DataTable(source=str(tmp_path), on_bad_row="skip"), split, 0)
+    (tmp_path / "b.jsonl").write_text(lines(DOLLY))
+    with pytest.raises(DataError, match=r"data\.limit = 1 leaves client [ab] without an example"):
+        read(DataTable(source=str(tmp_path), limit=1), split, 0)
+    assert len(read(DataTable(source=str(tmp_path), limit=1), SplitTable(), 0).examples) == 1
 
 
 def test_when_all_rows_are_skipped_the_first_fault_is_shown(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,19 +84,25 @@ def read(table: DataTable, split: SplitTable, seed: int) -> Reading:
 
     Raises:
         BadRow: a row cannot be read and `on_bad_row` is "error"; names file, line, field and the mend.
-        DataError: a file is missing, empty or unreadable, or no row is left.
+        DataError: a file is missing, empty or unreadable, or no row of a source or of a client is left.
     """
     ready_made = split.by == "ready-made"
-    readings = [
-        _gather(part.rows, table, split, part.client if ready_made else "")
-        for part in files.parts(table.source, table.config, table.part, folder_only=ready_made)
-    ]
-    examples = tuple(example for reading in readings for example in reading.examples)
-    skipped = tuple(sentence for reading in readings for sentence in reading.skipped)
+    parts = files.parts(table.source, table.config, table.part, folder_only=ready_made)
+    readings = {
+        part.client: _gather(part.rows, table, split, part.client if ready_made else "") for part in parts
+    }
+    examples = tuple(example for reading in readings.values() for example in reading.examples)
+    skipped = tuple(sentence for reading in readings.values() for sentence in reading.skipped)
     if not examples:
-        why = f"all {len(skipped)} were skipped, the first because {skipped[0]}" if skipped else "it is empty"
-        raise DataError(f"{table.source} gives no usable row: {why}")
+        raise DataError(f"{table.source} gives no usable row: {_why_none(skipped)}")
+    for client, reading in readings.items():
+        if ready_made and not reading.examples:
+            raise DataError(f"client {client} has no usable row: {_why_none(reading.skipped)}")
     return Reading(examples=_limited(examples, table.limit, seed), skipped=skipped)
+
+
+def _why_none(skipped: Sequence[str]) -> str:
+    return f"all {len(skipped)} were skipped, the first because {skipped[0]}" if skipped else "it is empty"
 
 
 def from_rows(
@@ -267,7 +273,10 @@ def _limited(examples: tuple[Example, ...], limit: int | None, seed: int) -> tup
         return examples
     groups: Mapping[str, list[int]] = by_category(examples)
     kept = (_drawn(groups[name], limit, seed_for(seed, "limit", name)) for name in groups)
-    return tuple(examples[index] for index in sorted(i for part in kept for i in part))
+    limited = tuple(examples[index] for index in sorted(i for part in kept for i in part))
+    for client in sorted({e.client for e in examples} - {e.client for e in limited}):
+        raise DataError(f"data.limit = {limit} leaves client {client} without an example; raise it")
+    return limited
 
 
 def _drawn(indices: list[int], count: int, seed: int) -> Iterator[int]:

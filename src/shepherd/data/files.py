@@ -152,6 +152,8 @@ def _array(text: str, path: Path) -> Iterator[Placed]:
         if text[at : at + 1] not in (",", "]"):
             raise DataError(f"{where} has no comma or ] after it; mend it")
         at = _next(text, at + 1) if text[at] == "," else at
+    if _next(text, at + 1) < len(text):
+        raise DataError(f"{path} goes on after the ] of its list; put all its records into one list")
 
 
 def _next(text: str, at: int) -> int:
