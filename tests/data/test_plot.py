@@ -33,6 +33,13 @@ def test_a_png_of_a_size_that_can_be_read(tmp_path, clients):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["p.png"]
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file" / "p.png"):
+        with pytest.raises(DataError, match=r"picture .* cannot be written \(.*\); name another file"):
+            draw(many("a"), {"one": [0]}, path)
+
+
 def test_only_a_picture_of_ours_is_replaced(tmp_path):
     path, shares = tmp_path / "p.png", {"one": [0]}
     draw(many("a"), shares, path)

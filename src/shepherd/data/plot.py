@@ -44,9 +44,18 @@ def draw(
     """Draw the heat map of `holdings` as a PNG; the file appears whole or not at all.
 
     Raises:
-        DataError: `path` holds a file that this function did not write, and `overwrite` is false.
+        DataError: `path` holds a file that this function did not write, and `overwrite` is false; or it
+            cannot be written.
     """
-    path = Path(path)
+    try:
+        return _drawn(examples, clients, Path(path), overwrite)
+    except OSError as error:
+        raise DataError(f"picture {path} cannot be written ({error.strerror}); name another file") from error
+
+
+def _drawn(
+    examples: Sequence[Example], clients: Mapping[str, ArrayLike], path: Path, overwrite: bool
+) -> Path:
     if path.exists() and not overwrite and not _ours(path):
         raise DataError(f"{path} exists and is not a picture of ours; remove it or name another file")
     names, table = holdings(examples, clients)
