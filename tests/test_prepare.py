@@ -154,6 +154,19 @@ def test_a_client_that_keeps_no_example_is_named_with_the_reason(tmp_path, token
 # --- the embedded world
 
 
+def test_a_check_that_is_none_is_named_where_answers_are_wanted(tmp_path, tokenizer) -> None:
+    rows = [{**row, "check": {"foo": 1}} for row in runs.rows()]
+    source = runs.written(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"line \d+: field check: no check of kind None; .*answers = 0"):
+        prepare.prepare(settings(source, evaluation={"answers": 2}), tokenizer)
+    assert prepare.prepare(settings(source), tokenizer).heldout_examples
+
+
+def test_more_than_the_world_holds_is_said() -> None:
+    with pytest.raises(DataError, match=r"data\.limit = 100000 asks too much .* only \d+ different"):
+        prepare.divide(settings("world", data={"limit": 100_000}))
+
+
 def test_the_worlds_examples_carry_their_checks(tokenizer) -> None:
     table = {"limit": 6, "holdout": 0.2, "template": "plain", "max_tokens": 512}
     prepared = prepare.prepare(settings("world", data=table), tokenizer)

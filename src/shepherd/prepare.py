@@ -78,7 +78,10 @@ def examples(settings: RunSettings) -> Reading:
     if settings.data.source != WORLD:
         return read(settings.data, settings.split, settings.seed)
     count = settings.data.limit or WORLD_EXAMPLES
-    rows = world.rows(world.build(world.SEED), count, seed_for(settings.seed, "world"))
+    try:
+        rows = world.rows(world.build(world.SEED), count, seed_for(settings.seed, "world"))
+    except ValueError as error:
+        raise DataError(f"data.limit = {count} asks too much of the embedded world: {error}") from error
     return from_rows(rows, settings.data, settings.split, WORLD)
 
 
@@ -86,9 +89,12 @@ def prepare(settings: RunSettings, tokenizer: Any) -> Prepared:
     """Divide and tokenise.
 
     Raises:
-        DataError: as `divide`; or a client keeps no example after rendering.
+        DataError: as `divide`; or a client keeps no example after rendering; or answers are wanted and
+            a held-out example's check is none.
     """
     division = divide(settings)
+    if settings.evaluation.answers:
+        _require_checks(division.of(division.held.heldout.tolist()))
     clients, mixes, counts = {}, {}, []
     for name, indices in division.clients.items():
         own = division.of(indices)
@@ -119,6 +125,18 @@ def prepare(settings: RunSettings, tokenizer: Any) -> Prepared:
             "trained_tokens": sum(count.trained for count in counts),
         },
     )
+
+
+def _require_checks(examples: Sequence[Example]) -> None:
+    """Before any training: a check that nobody can decide by would only be found after the last round."""
+    for example in examples:
+        try:
+            if example.check is not None:
+                world.passes(example.check, "")
+        except ValueError as error:
+            raise DataError(
+                f"{example.where}: field check: {error}; or set evaluation.answers = 0"
+            ) from error
 
 
 def _tokenised(
