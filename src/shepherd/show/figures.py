@@ -106,7 +106,8 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
     number = row["round"]
     parts = [f"round {number}/{until}" if number else "before training"]
     if number:
-        parts += [f"clients {len(row['cohort'])}", f"loss {_loss(row['loss'])}"]
+        trained = f"loss {_loss(row['loss'])}" if row["cohort"] else "nobody was drawn"
+        parts += [f"clients {len(row['cohort'])}", trained]
     if "heldout" in row:
         parts.append(f"held out {_loss(row['heldout']['loss'])}")
     speed = tokens_per_second([row], None)
