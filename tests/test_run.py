@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from shepherd import checkpoint, folder, prepare
 from shepherd.core import Adapter
 from shepherd.errors import BaseError, CheckpointError, DataError, FolderError, QuorumNotMet, SettingsError
+from shepherd.inspection import inspect_data
 from shepherd.model import files, layout, lora, score
 from shepherd.run import Run, generate, open_run, resume
 from shepherd.settings import RunSettings
@@ -206,6 +207,33 @@ def test_a_run_that_cannot_begin_writes_nothing(llama_folder, source, tmp_path) 
         with pytest.raises(error):
             open_(**tables)
         assert not (tmp_path / "run").exists()
+
+
+def test_a_token_or_a_place_that_the_base_lacks_is_refused_before_training(llama_folder, tmp_path) -> None:
+    rows = [{**row, "response": "w5 " * 90} for row in runs.rows()]
+    long = runs.written(tmp_path / "long.jsonl", rows)
+    with pytest.raises(DataError, match=r"client-0: .* reads at most 64; set data\.max_tokens = 64"):
+        open_run(runs.settings(llama_folder, long, tmp_path / "run", data={"max_tokens": 80}))
+    other = shutil.copytree(llama_folder, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["new"] = bases.VOCABULARY
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    new = runs.written(tmp_path / "new.jsonl", [{**row, "response": "new"} for row in runs.rows()])
+    with pytest.raises(DataError, match=r"client-0: token 61 is not among the 61 of base .*other"):
+        open_run(runs.settings(other, new, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_instruction_is_refused(whole) -> None:
+    with pytest.raises(DataError, match="the instruction is empty"):
+        generate(whole[0], " ")
+
+
+def test_a_base_may_be_named_from_ones_home(whole, source, llama_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(llama_folder.parent))
+    settings = runs.settings(Path("~") / llama_folder.name, source, tmp_path / "run")
+    open_run(settings).close()
+    assert inspect_data(settings).report.counts.kept
 
 
 def test_two_processes_cannot_hold_one_run(table) -> None:

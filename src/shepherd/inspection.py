@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from shepherd import prepare, world
@@ -34,8 +35,8 @@ def inspect_data(settings: RunSettings, *, samples: int = 1) -> Inspection:
 
     division = prepare.divide(settings)
     model = settings.model
-    if model.base == TINY:
-        model = model.model_copy(update={"base": str(world.base_path())})
+    base = str(world.base_path()) if model.base == TINY else os.path.expanduser(model.base)
+    model = model.model_copy(update={"base": base})
     tokenizer = load_tokenizer(model)
     return Inspection(
         division=division,

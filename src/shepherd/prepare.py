@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shepherd import world
 from shepherd.core import seed_for
@@ -27,6 +27,9 @@ from shepherd.data.tokens import Counts, Tokens, tokenise
 from shepherd.errors import DataError, FolderError
 from shepherd.folder import mending, write_atomic
 from shepherd.settings import RunSettings
+
+if TYPE_CHECKING:  # torch is not for `data split`
+    from shepherd.model.base import Base
 
 WORLD = "world"
 WORLD_EXAMPLES = 1000  # of each category, where data.limit does not say
@@ -125,6 +128,23 @@ def prepare(settings: RunSettings, tokenizer: Any) -> Prepared:
             "trained_tokens": sum(count.trained for count in counts),
         },
     )
+
+
+def require_readable(prepared: Prepared, base: Base) -> None:
+    """Raise DataError where an example holds a token, or a place, that the base has no embedding for."""
+    known = len(base.model.get_input_embeddings().weight)
+    most = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    for name, data in {**prepared.clients, "the held-out examples": prepared.heldout}.items():
+        if len(data) and int(data.ids.max()) >= known:
+            raise DataError(
+                f"{name}: token {int(data.ids.max())} is not among the {known} of base {base.name}; "
+                "use the tokenizer that the base was trained with"
+            )
+        if most and len(data) and int(data.lengths.max()) > most:
+            raise DataError(
+                f"{name}: an example has {int(data.lengths.max())} tokens and base {base.name} reads at most"
+                f" {most}; set data.max_tokens = {most}"
+            )
 
 
 def _require_checks(examples: Sequence[Example]) -> None:

@@ -9,6 +9,7 @@ run.finish()
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, require_shapes, seed_for, shapes_of
 from shepherd.data.examples import Turn
 from shepherd.data.template import prompt, stop_ids
-from shepherd.errors import AdapterError, CheckpointError, FolderError
+from shepherd.errors import AdapterError, CheckpointError, DataError, FolderError
 from shepherd.evaluate import answers, loss
 from shepherd.federation.simulation import Progress, Simulation
 from shepherd.folder import RunFolder
@@ -252,6 +253,7 @@ def open_run(settings: RunSettings, say: Say = _quiet) -> Run:
     base = _load(settings, say)
     say(f"reading {settings.data.source}")
     prepared = prepare.prepare(settings, base.tokenizer)
+    prepare.require_readable(prepared, base)
     settings = _resolved(settings, base, prepared)
     say(_what(prepared, settings))
     holder = folder.create(settings.output, settings)
@@ -348,8 +350,9 @@ def _load(settings: RunSettings, say: Say) -> bases.Base:
 
 
 def _placed(table: ModelTable) -> ModelTable:
-    """The embedded base by its folder; any other as it is."""
-    return table.model_copy(update={"base": str(world.base_path())}) if table.base == TINY else table
+    """The embedded base by its folder; any other as it is, from one's home too."""
+    base = str(world.base_path()) if table.base == TINY else os.path.expanduser(table.base)
+    return table.model_copy(update={"base": base})
 
 
 def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> RunSettings:
@@ -391,8 +394,11 @@ def generate(
 
     Raises:
         FolderError: there is no run, or it has no adapter yet.
+        DataError: there is no instruction.
     """
     path = Path(path)
+    if not instruction.strip():
+        raise DataError("the instruction is empty; write what is asked")
     settings = folder.read_settings(path)
     loaded = _load(settings, _quiet)
     adapter = None if base else _adapter_of(path, loaded)
