@@ -13,39 +13,49 @@ CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=30)
 
 
+def padding_of(lengths: list[int]) -> layout.Padding:
+    padding = layout.packed(lengths, [], CPU).padding
+    assert padding is not None
+    return padding
+
+
 @given(LENGTHS)
-def test_every_token_stands_in_one_bucket_and_comes_back_to_its_place(lengths: list[int]) -> None:
-    plan = layout.packed(lengths, [], CPU)
+def test_every_token_stands_in_one_place_and_comes_back_to_its_own(lengths: list[int]) -> None:
+    padding = padding_of(lengths)
     line = torch.arange(sum(lengths))
-    placed = torch.cat([line[bucket.gather][bucket.keep] for bucket in plan.buckets])
-    assert sorted(placed.tolist()) == line.tolist()
-    assert placed[plan.order].equal(line)
+    assert line[padding.gather][padding.places].equal(line)
+    assert len(padding.places.unique()) == len(line)
 
 
 @given(LENGTHS)
 def test_a_row_of_a_bucket_is_one_whole_example_from_its_first_token(lengths: list[int]) -> None:
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     place = torch.from_numpy(layout.positions(lengths))
-    found = []
-    for bucket in layout.packed(lengths, [], CPU).buckets:
-        for row in bucket.gather.view(bucket.count, bucket.width):
+    padding, found, start = padding_of(lengths), [], 0
+    for bucket in padding.buckets:
+        for _ in range(bucket.count):
+            row = padding.gather[start : start + bucket.width]
             (example,) = owner[row].unique().tolist()
             last = lengths[example] - 1
             assert place[row].tolist() == [min(step, last) for step in range(bucket.width)]
+            # a real token is found at the real place, never at the padding that repeats it
+            assert padding.places[row[: last + 1]].tolist() == list(range(start, start + last + 1))
             found.append(example)
+            start += bucket.width
     assert sorted(found) == list(range(len(lengths)))
+    assert start == len(padding.gather)
 
 
 @given(LENGTHS)
-def test_padding_is_bounded_in_every_bucket(lengths: list[int]) -> None:
-    for bucket in layout.packed(lengths, [], CPU).buckets:
-        assert bucket.count * bucket.width <= layout.PADDING_ALLOWED * len(bucket.keep)
+def test_padding_is_bounded(lengths: list[int]) -> None:
+    padded = sum(bucket.count * bucket.width for bucket in padding_of(lengths).buckets)
+    assert padded <= layout.PADDING_ALLOWED * sum(lengths)
 
 
 def test_examples_of_one_length_share_a_bucket_without_padding() -> None:
-    (bucket,) = layout.packed([4, 4, 4], [], CPU).buckets
-    assert (bucket.count, bucket.width) == (3, 4)
-    assert bucket.gather.tolist() == bucket.keep.tolist() == list(range(12))
+    padding = padding_of([4, 4, 4])
+    assert padding.buckets == (layout.Bucket(count=3, width=4),)
+    assert padding.gather.tolist() == padding.places.tolist() == list(range(12))
 
 
 @given(LENGTHS)

@@ -32,12 +32,23 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """Examples attended to together: `gather` (n * width,) places, `scatter` (tokens,) places back."""
+    """`count` examples attended to together, each padded to `width` tokens."""
 
     count: int
     width: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padding:
+    """The line with its examples sorted into buckets, and the way back.
+
+    `gather` (P,): which token of the line stands at each place of the buckets, laid end to end; padding
+    repeats an example's last token. `places` (N,): where each token of the line stands there.
+    """
+
+    buckets: tuple[Bucket, ...]
     gather: Tensor
-    keep: Tensor
+    places: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +62,8 @@ class Layout:
     segments: tuple[Segment, ...]
     places: int
     training: bool = False
-    buckets: tuple[Bucket, ...] = ()
-    order: Tensor | None = None
-    """(N,) where each token of the line stands in the buckets' concatenated outputs."""
+    padding: Padding | None = None
+    """For packed attention; None where the model's own attention runs."""
 
 
 _current: ContextVar[Layout | None] = ContextVar("layout", default=None)
@@ -87,17 +97,12 @@ def packed(
     lengths: Sequence[int], segments: Sequence[Segment], device: torch.device, *, training: bool = False
 ) -> Layout:
     """The layout of a line whose examples have these lengths, in order."""
-    starts = np.cumsum([0, *lengths])
-    buckets = tuple(_bucket(group, starts, device) for group in _groups(np.asarray(lengths)))
-    order = np.empty(int(starts[-1]), np.int64)
-    placed = np.concatenate([_tokens(group, starts) for group in _groups(np.asarray(lengths))])
-    order[placed] = np.arange(len(placed))
+    sizes = np.asarray(lengths, dtype=np.int64)
     return Layout(
         segments=tuple(segments),
-        places=int(starts[-1]),
+        places=int(sizes.sum()),
         training=training,
-        buckets=buckets,
-        order=torch.from_numpy(order).to(device),
+        padding=_padding(sizes, device),
     )
 
 
@@ -124,20 +129,20 @@ def _groups(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [*groups, order[first:]]
 
 
-def _tokens(group: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([np.arange(starts[i], starts[i + 1]) for i in group])
-
-
-def _bucket(group: NDArray[np.int64], starts: NDArray[np.int64], device: torch.device) -> Bucket:
-    lengths = starts[group + 1] - starts[group]
-    width = int(lengths.max())
-    steps = np.arange(width)
-    # padding repeats an example's last token; it stands after every real query, so causality hides it
-    gather = np.minimum(starts[group][:, None] + steps, starts[group + 1][:, None] - 1)  # (n, width)
-    keep = np.flatnonzero(steps[None, :] < lengths[:, None])
-    return Bucket(
-        count=len(group),
-        width=width,
-        gather=torch.from_numpy(gather.reshape(-1)).to(device),
-        keep=torch.from_numpy(keep).to(device),
+def _padding(lengths: NDArray[np.int64], device: torch.device) -> Padding:
+    starts = np.cumsum([0, *lengths])
+    buckets, gathers = [], []
+    for group in _groups(lengths):
+        width = int(lengths[group].max())
+        steps = np.arange(width)
+        # padding stands after every real query of its example, so causality hides it
+        gathers.append(starts[group][:, None] + np.minimum(steps, lengths[group][:, None] - 1))  # (n, width)
+        buckets.append(Bucket(count=len(group), width=width))
+    gather = np.concatenate([part.reshape(-1) for part in gathers])
+    places = np.empty(starts[-1], np.int64)
+    places[gather[::-1]] = np.arange(len(gather))[::-1]  # backwards, so that the first of repeats stays
+    return Padding(
+        buckets=tuple(buckets),
+        gather=torch.from_numpy(gather).to(device),
+        places=torch.from_numpy(places).to(device),
     )

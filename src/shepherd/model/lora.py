@@ -112,13 +112,13 @@ class _CohortLoRA(torch.autograd.Function):
         keep: Tensor | None,
     ) -> Tensor:
         ctx.mark_dirty(y)
-        a16, b16 = a.to(x.dtype), b.to(x.dtype)
+        a, b = a.to(x.dtype), (b * scale).to(x.dtype)
         dropped = x if keep is None else x * keep
         low = x.new_empty(x.shape[0], a.shape[1])  # (tokens, r)
         for s in segments:
-            torch.mm(dropped[s.start : s.stop], a16[s.adapter].T, out=low[s.start : s.stop])
-            y[s.start : s.stop].addmm_(low[s.start : s.stop], b16[s.adapter].T, alpha=scale)
-        ctx.save_for_backward(x, a16, b16, low, keep)
+            torch.mm(dropped[s.start : s.stop], a[s.adapter].T, out=low[s.start : s.stop])
+            y[s.start : s.stop].addmm_(low[s.start : s.stop], b[s.adapter].T)
+        ctx.save_for_backward(x, a, b, low, keep)
         ctx.segments, ctx.scale = segments, scale
         return y
 
@@ -132,16 +132,18 @@ class _CohortLoRA(torch.autograd.Function):
         grad_x = torch.empty_like(x) if want_x else None
         for s in ctx.segments:
             rows = slice(s.start, s.stop)
-            if grad_b is not None:
-                grad_b[s.adapter] += (grad[rows].T @ low[rows]).mul_(ctx.scale)  # (out, r)
+            if grad_b is not None:  # (r, rows) x (rows, out): the other way round is slower
+                grad_b[s.adapter] += (low[rows].T @ grad[rows]).T  # (out, r)
             if grad_a is None and grad_x is None:
                 continue
-            grad_low = (grad[rows] @ b[s.adapter]).mul_(ctx.scale)  # (rows, r)
+            grad_low = grad[rows] @ b[s.adapter]  # (rows, r)
             if grad_a is not None:
                 dropped = x[rows] if keep is None else x[rows] * keep[rows]
                 grad_a[s.adapter] += grad_low.T @ dropped  # (r, in)
             if grad_x is not None:
                 torch.mm(grad_low, a[s.adapter], out=grad_x[rows])
+        if grad_b is not None:
+            grad_b *= ctx.scale
         if grad_x is not None and keep is not None:
             grad_x *= keep
         return grad, grad_x, grad_a, grad_b, None, None, None
