@@ -224,6 +224,22 @@ def test_a_token_or_a_place_that_the_base_lacks_is_refused_before_training(llama
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_never_writes_into_the_folder_that_replaced_its_own(table) -> None:
+    run = open_run(table)
+    rounds = run.rounds()
+    next(rounds)
+    shutil.rmtree(run.folder)
+    with pytest.raises(FolderError, match="was removed or replaced while its run went on"):
+        next(rounds)
+    assert not run.folder.exists()
+    other = open_run(table)
+    with pytest.raises(FolderError, match="was removed or replaced"):
+        run.finish()
+    run.close()
+    assert not other.holder.adapter.exists()
+    finish(other)
+
+
 def test_an_empty_instruction_is_refused(whole) -> None:
     with pytest.raises(DataError, match="the instruction is empty"):
         generate(whole[0], " ")

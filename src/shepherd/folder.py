@@ -48,6 +48,18 @@ class RunFolder:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
+    def require_held(self) -> None:
+        """Raise FolderError if the folder was removed, or is another run's by now."""
+        try:
+            held = os.path.samestat(os.stat(self.path / LOCK), os.fstat(self.lock))
+        except OSError:
+            held = False
+        if not held:
+            raise FolderError(
+                f"{self.path} was removed or replaced while its run went on; put it back and resume, "
+                "or start again in a new folder"
+            )
+
     def write(self, name: str, text: str) -> Path:
         """Write a file of the folder atomically; see `write_atomic`."""
         return write_atomic(self.path / name, text)

@@ -117,6 +117,7 @@ class Run:
         Returns:
             `adapter`, its folder; and `answers`, category -> (share right before, share right after).
         """
+        self.holder.require_held()
         files.write(self.holder.adapter, self.state.adapter, self.base)
         scores = self._answer()
         self._write_card(scores)
@@ -170,6 +171,7 @@ class Run:
         return loss.summarise(sums, counts, named, self.prepared.mixes).row()
 
     def _save(self, state: ServerState, row: Row) -> None:
+        self.holder.require_held()
         notes = {"positions": self.simulation.positions, "row": row, "base": self.base.fingerprint}
         saved = Checkpoint(state=state, clients=self.simulation.memories, notes=notes)
         checkpoint.save(self.holder.checkpoints, saved, keep=self.settings.checkpoints.keep)
