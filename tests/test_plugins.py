@@ -90,3 +90,10 @@ def test_a_module_with_an_import_that_fails_says_which(package):
     (package / "broken.py").write_text("import a_library_nobody_has")
     with pytest.raises(SettingsError, match=r"their_package\.broken.*a_library_nobody_has"):
         plugins.algorithm(PartTable(name="their_package.broken"))
+
+
+@pytest.mark.parametrize(("text", "fault"), [("def x(:", "SyntaxError"), ("1 / 0", "ZeroDivisionError")])
+def test_a_module_that_fails_while_it_is_imported_is_named(package, text, fault):
+    (package / "broken.py").write_text(text)
+    with pytest.raises(SettingsError, match=rf"'their_package\.broken' cannot be imported \({fault}"):
+        plugins.algorithm(PartTable(name="their_package.broken"))

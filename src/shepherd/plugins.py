@@ -60,8 +60,9 @@ def _module(folder: ModuleType, kind: str, name: str) -> ModuleType:
         raise SettingsError(f"no {kind} called {name!r}; there are {', '.join(inside)}{meant}")
     try:
         module = importlib.import_module(f"{folder.__name__}.{name}" if name in inside else name)
-    except (ImportError, TypeError, ValueError) as error:  # the last two: ".x" and "x..y" are no modules
-        raise SettingsError(f"{kind} {name!r} cannot be imported ({error}); install its package") from error
+    except Exception as error:  # ".x" and "x..y" are no modules, and a module may fail in any way
+        fault = f"{type(error).__name__}: {error}"
+        raise SettingsError(f"{kind} {name!r} cannot be imported ({fault}); install or mend it") from error
     if not (hasattr(module, "Config") and hasattr(module, "build")):
         raise SettingsError(f"module {name} is no {kind}; give it a Config and a build(config)")
     return module
