@@ -169,6 +169,16 @@ def test_a_share_of_each_category_is_held_out(categories, share, seed):
         assert held[name] == expected
 
 
+def test_chats_that_only_begin_alike_are_no_duplicates():
+    def chat(*texts):
+        roles = ("user", "assistant", "user", "assistant")
+        return Example(turns=tuple(Turn(role=r, text=t) for r, t in zip(roles, texts, strict=True)))
+
+    chats = [chat("Hi", "Hello.", q, a) for q, a in (("Sing.", "La."), ("Dance.", "No."), ("dance.", "Yes."))]
+    found = hold_out(chats, 0.0, 0)
+    assert (found.train.tolist(), found.duplicates) == ([0, 1], 1)
+
+
 def test_duplicates_are_in_neither_part():
     examples = [
         example(instruction="Name a bird."),

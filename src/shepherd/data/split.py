@@ -34,9 +34,10 @@ class HoldOut:
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
     """Set aside `share` of each category (rounded; at least one where there are two), with the seed.
 
-    First an example whose instruction and context were seen before (but for case and white space) is
-    removed. Then those whose instruction occurs once are drawn before the others, so that as long as
-    a category has enough of them no held-out instruction is trained on with another context.
+    First an example whose instruction and context were seen before (but for case and white space; of a
+    chat, all that comes before its last response) is removed. Then those whose instruction occurs once
+    are drawn before the others, so that as long as a category has enough of them no held-out
+    instruction is trained on with another context.
     A client's last example is never held out.
 
     Raises:
@@ -61,10 +62,11 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
 
 
 def _distinct(examples: Sequence[Example]) -> list[int]:
-    """The first of each instruction and context, ascending."""
-    first: dict[tuple[str, str], int] = {}
+    """The first of each prompt, ascending."""
+    first: dict[tuple[tuple[str, str], ...], int] = {}
     for index, example in enumerate(examples):
-        first.setdefault((_folded(example.instruction), _folded(example.context)), index)
+        asked = tuple((_folded(turn.text), _folded(turn.context)) for turn in example.turns[:-1])
+        first.setdefault(asked, index)
     return list(first.values())
 
 
