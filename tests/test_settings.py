@@ -263,3 +263,8 @@ def test_a_fault_speaks_of_the_file_and_not_of_python() -> None:
     assert "unknown key tuning.batch-size; known" in fault({**LEAST, "tuning": {"batch-size": 3}})
     with pytest.raises(SettingsError, match="unknown key mu; known keys there are none"):
         validated(Table, {"mu": 1}, "the algorithm 'fedavg'")
+
+
+def test_an_output_may_lie_in_ones_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse({**LEAST, "output": "~/runs/one"}).output == "/home/me/runs/one"

@@ -5,13 +5,14 @@ Every key has a default but `model.base` and `data.source`. A docstring under a 
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from shepherd.errors import SettingsError
 
@@ -222,7 +223,7 @@ class RunSettings(Table):
 
     seed: NonNegativeInt = 0
     """Of everything that is drawn: the split, the cohorts, the order of the examples."""
-    output: str = "runs/run"
+    output: Annotated[str, AfterValidator(os.path.expanduser)] = "runs/run"
     """The run folder; it must be new or empty."""
     model: ModelTable
     adapter: AdapterTable = AdapterTable()
