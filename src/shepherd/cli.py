@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from shepherd.errors import ShepherdError
+from shepherd.errors import ShepherdError, TemplateError
 
 if TYPE_CHECKING:
     from shepherd.prepare import Division
@@ -142,6 +142,8 @@ def check(run_file: Path, overrides: tuple[str, ...], samples: int) -> None:
     found = inspect_data(read(run_file, overrides), samples=samples)
     report(found.report)
     _left_out(found.division)
+    if not found.report.counts.kept:
+        raise TemplateError("no example is left to train on; mend data.template or data.max_tokens")
 
 
 @data.command()

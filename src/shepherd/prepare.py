@@ -133,7 +133,7 @@ def prepare(settings: RunSettings, tokenizer: Any) -> Prepared:
 def require_readable(prepared: Prepared, base: Base) -> None:
     """Raise DataError where an example holds a token, or a place, that the base has no embedding for."""
     known = len(base.model.get_input_embeddings().weight)
-    most = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    most = base.reads
     for name, data in {**prepared.clients, "the held-out examples": prepared.heldout}.items():
         if len(data) and int(data.ids.max()) >= known:
             raise DataError(

@@ -186,13 +186,14 @@ class Run:
         if not places:
             return {}
         template, tokenizer = self.settings.data.template, self.base.tokenizer
-        asked = [examples[i] for i in places]
-        limit = self.settings.data.max_tokens
-        prompts = [prompt(e.turns[:-1], template, tokenizer, max_tokens=limit) for e in asked]
+        limit = min(self.settings.data.max_tokens, self.base.reads or self.settings.data.max_tokens)
+        prompts = {i: prompt(examples[i].turns[:-1], template, tokenizer, max_tokens=limit) for i in places}
+        prompts = {i: ids for i, ids in prompts.items() if len(ids) < (self.base.reads or len(ids) + 1)}
+        asked = [examples[i] for i in prompts]
         before, after = generation.generate(
             self.base,
             [None, self.state.adapter],
-            prompts,
+            list(prompts.values()),
             max_new_tokens=self.settings.evaluation.max_new_tokens,
             stop=stop_ids(template, tokenizer),
         )

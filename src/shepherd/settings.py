@@ -135,6 +135,12 @@ class FederationTable(Table):
     quorum: PositiveShare = 0.5
     """The share of the cohort that must give a usable update, or the round is not finished."""
 
+    @model_validator(mode="after")
+    def _size_counts_once(self) -> Self:
+        if self.select == "size-weighted" and self.weights != "equal":
+            raise ValueError('select = "size-weighted" counts size already; set weights = "equal" with it')
+        return self
+
 
 class TuningTable(Table):
     epochs: PositiveFloat | None = None

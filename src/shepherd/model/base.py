@@ -40,6 +40,12 @@ class Base:
     attention: str
 
     @property
+    def reads(self) -> int | None:
+        """Tokens that the base can read, prompt and answer together; None where there is no such bound."""
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(most) if most else None
+
+    @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Names and shapes of this base's adapters."""
         return lora.shapes(self.sites, self.adapter.rank)
@@ -81,12 +87,15 @@ def load_tokenizer(model: ModelTable) -> Any:
     Raises:
         BaseError: there is none, or it is not fast.
     """
+    _require_config(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model.base, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BaseError(f"base {model.base} has no readable tokenizer: {_first_line(error)}") from error
+        raise BaseError(
+            f"base {model.base} has no readable tokenizer ({_first_line(error)}); put its tokenizer.json there"
+        ) from error
     if not tokenizer.is_fast:
         raise BaseError(f"base {model.base} has only a slow tokenizer; convert it to tokenizer.json")
     return tokenizer
@@ -122,10 +131,14 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype) -> Any:
+def _require_config(model: ModelTable) -> None:
     looks_local = Path(model.base).exists() or model.base.startswith((".", "/", "~"))
     if looks_local and not (Path(model.base) / "config.json").is_file():
         raise BaseError(f"base folder {model.base} has no config.json; give a model's folder or its id")
+
+
+def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype) -> Any:
+    _require_config(model)
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
     if model.quantize != "none":
         options["quantization_config"] = _quantisation(model, device, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from shepherd.core import Adapter
+from shepherd.errors import BaseError
 from shepherd.model import layout, lora
 from shepherd.model.base import Base
 
@@ -33,7 +35,16 @@ def generate(
         max_new_tokens: at least 1; an answer ends there at the latest.
         stop: the token ids that end an answer.
         temperature: 0 is greedy; above, sampling with `top_p` and a seed (the same for every batch).
+
+    Raises:
+        BaseError: a prompt leaves no room for an answer in what the base can read, or temperature is
+            negative or not finite.
     """
+    if not 0 <= temperature < math.inf:
+        raise BaseError(f"temperature {temperature} is not a number from 0 up; 0 is greedy")
+    if not prompts:
+        return [[] for _ in adapters]
+    max_new_tokens = _room(base, max(len(prompt) for prompt in prompts), max_new_tokens)
     answers: list[list[list[int]]] = [[[] for _ in prompts] for _ in adapters]
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices):  # transformers samples from the global generators
@@ -45,6 +56,15 @@ def generate(
                 for i, row in zip(places, rows, strict=True):
                     answers[k][i] = row
     return answers
+
+
+def _room(base: Base, longest: int, wanted: int) -> int:
+    left = wanted if base.reads is None else min(wanted, base.reads - longest)
+    if left < 1:
+        raise BaseError(
+            f"a prompt has {longest} tokens and base {base.name} reads {base.reads}; shorten the instruction"
+        )
+    return left
 
 
 def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
