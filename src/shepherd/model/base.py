@@ -94,7 +94,7 @@ def load_tokenizer(model: ModelTable) -> Any:
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BaseError(
-            f"base {model.base} has no readable tokenizer ({_first_line(error)}); put its tokenizer.json there"
+            f"base {model.base} has no readable tokenizer ({_first_line(error)}); add tokenizer.json"
         ) from error
     if not tokenizer.is_fast:
         raise BaseError(f"base {model.base} has only a slow tokenizer; convert it to tokenizer.json")
