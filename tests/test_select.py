@@ -18,7 +18,8 @@ def clients(*examples):
 
 
 def draw(way, infos, share, round=0, seed=0):
-    return select.selector(FederationTable(select=way, share=share))(infos, round, seed)
+    table = FederationTable(select=way, share=share, weights="equal")
+    return select.selector(table)(infos, round, seed)
 
 
 @given(st.sampled_from(WAYS), st.integers(1, 40), st.floats(0.001, 1.0), st.integers(0, 9), st.integers(0))

@@ -268,3 +268,8 @@ def test_a_fault_speaks_of_the_file_and_not_of_python() -> None:
 def test_an_output_may_lie_in_ones_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert parse({**LEAST, "output": "~/runs/one"}).output == "/home/me/runs/one"
+
+
+def test_size_that_draws_the_cohort_does_not_weigh_it_too() -> None:
+    with pytest.raises(SettingsError, match='set weights = "equal" with it'):
+        parse({**LEAST, "federation": {"select": "size-weighted"}})

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shepherd.core import Adapter
+from shepherd.errors import BaseError
 from shepherd.model import base as loading
 from shepherd.model import generate as generation
 from shepherd.model.base import Base
@@ -127,3 +128,21 @@ def test_a_bases_own_habits_do_not_make_greedy_something_else(llama, llama_folde
     (folder / "generation_config.json").write_text(json.dumps(habits))
     base = bases.load(folder)
     assert answers(base, adapter(base, 1)) == answers(llama, adapter(llama, 1))
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused_by_name(llama: Base) -> None:
+    assert llama.reads == 64
+    with pytest.raises(BaseError, match="a prompt has 64 tokens and base .* reads 64; shorten"):
+        generation.generate(llama, [None], [[5] * 64], max_new_tokens=4, stop=[2])
+    ((answer,),) = generation.generate(llama, [None], [[5] * 63], max_new_tokens=4, stop=[2])
+    assert len(answer) <= 1
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), float("inf"), -1.0])
+def test_a_temperature_is_a_number_from_zero_up(llama: Base, temperature: float) -> None:
+    with pytest.raises(BaseError, match="0 is greedy"):
+        generation.generate(llama, [None], [[5]], max_new_tokens=4, stop=[2], temperature=temperature)
+
+
+def test_no_prompt_gets_no_answer(llama: Base) -> None:
+    assert generation.generate(llama, [None, None], [], max_new_tokens=4, stop=[2]) == [[], []]
