@@ -1,10 +1,9 @@
 """What `shepherd data check` shows: samples whose masks can be read, and counts that add up."""
 
 import pytest
-from rich.text import Text
 
 from shepherd.data.examples import Example, Turn
-from shepherd.data.lint import markup, plain, report, spans
+from shepherd.data.lint import report, spans
 from shepherd.data.template import render
 
 
@@ -47,22 +46,7 @@ def test_spans_join_to_the_text_and_split_at_the_mask(neox, llama2):
         assert pieces[1][0].endswith(tokenizer.eos_token)
 
 
-def test_plain_text_marks_what_is_trained(found):
-    text = plain(found)
-    assert "[[A heron [bold]é[/bold] \\<|endoftext|>]]" in text
-    assert text.count("[[") == len(found.samples)
-    assert "tokens cut)" in text
-    assert "client client-1" in text
-
-
-def test_markup_says_the_same_and_colours_what_is_trained(found):
-    rich = Text.from_markup(markup(found))
-    assert rich.plain == plain(found)
-    green = [rich.plain[span.start : span.end] for span in rich.spans if str(span.style) == "bold green"]
-    assert green == ["[[A heron [bold]é[/bold] \\<|endoftext|>]]"] * 4
-
-
 def test_what_is_dropped_is_said(neox):
     found = report(EXAMPLES, "plain", neox, max_tokens=8)
     assert found.samples == ()
-    assert "10 dropped: its prompt leaves no room for a response" in plain(found)
+    assert found.counts.dropped == {"its prompt leaves no room for a response": 10}

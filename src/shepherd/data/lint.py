@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -103,54 +102,3 @@ def spans(rendered: Rendered, tokenizer: Tokenizer) -> tuple[tuple[str, bool], .
 def _decoded(ids: list[int], tokenizer: Tokenizer) -> str:
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     return str(tokenizer.decode(ids, **options)).rstrip("\ufffd") if ids else ""
-
-
-class _Paint(NamedTuple):
-    """How titles, the table and the samples' runs are written."""
-
-    title: Callable[[str], str]
-    line: Callable[[str], str]
-    run: Callable[[str, bool], str]
-
-
-def plain(found: Report) -> str:
-    """The report as plain text; trained tokens stand in [[ ]]."""
-    return _written(found, _Paint(str, str, lambda text, trained: f"[[{text}]]" if trained else text))
-
-
-def markup(found: Report) -> str:
-    """The report in rich's markup: the same text, with what is trained bold and green as well."""
-    from rich.markup import escape
-
-    def run(text: str, trained: bool) -> str:
-        return f"[bold green]{escape(f'[[{text}]]')}[/]" if trained else f"[dim]{escape(text)}[/]"
-
-    return _written(found, _Paint(lambda title: f"[bold]{escape(title)}[/]", escape, run))
-
-
-def _written(found: Report, paint: _Paint) -> str:
-    lines: list[str] = []
-    for sample in found.samples:
-        cut = f", {sample.cut} tokens cut" if sample.cut else ""
-        lines.append(paint.title(f"{sample.category or 'no category'} ({sample.where or 'in memory'}{cut})"))
-        lines.append("".join(paint.run(text, trained) for text, trained in sample.spans))
-        lines.append("")
-    rows = {"all": found.counts}
-    rows |= {f"category {name or '(none)'}": counts for name, counts in found.by_category.items()}
-    rows |= {f"client {name}": counts for name, counts in found.by_client.items()}
-    width = max(len(name) for name in rows)
-    lines.append(paint.title(f"{'':{width}}  {_HEADER}"))
-    lines += [paint.line(f"{name:{width}}  {_row(counts)}") for name, counts in rows.items()]
-    reasons = found.counts.dropped.items()
-    lines += [paint.line(f"{number} dropped: {reason}") for reason, number in reasons]
-    return "\n".join(lines)
-
-
-_HEADER = f"{'examples':>9}{'kept':>9}{'cut':>8}{'dropped':>9}{'tokens':>12}{'trained':>12}{'masked':>8}"
-
-
-def _row(counts: Counts) -> str:
-    return (
-        f"{counts.examples:9,}{counts.kept:9,}{counts.share_cut:8.1%}{counts.share_dropped:9.1%}"
-        f"{counts.tokens:12,}{counts.trained:12,}{counts.share_masked:8.1%}"
-    )
