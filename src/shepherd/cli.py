@@ -152,12 +152,16 @@ def check(run_file: Path, overrides: tuple[str, ...], samples: int) -> None:
 @click.option("--plot", is_flag=False, flag_value="split.png", metavar="[FILE.png]", help="Draw it as well.")
 def split(run_file: Path, overrides: tuple[str, ...], plot: str | None) -> None:
     """Show which client holds how many examples of which category."""
+    from shepherd.data.files import left_out
     from shepherd.data.plot import draw, holdings
     from shepherd.prepare import divide
     from shepherd.settings import read
     from shepherd.show.data import holdings as show
 
-    division = divide(read(run_file, overrides))
+    settings = read(run_file, overrides)
+    division = divide(settings)
+    for name in left_out(settings.data.source):
+        click.echo(f"{name} is left out: files that begin so are for testing")
     names, table = holdings(division.reading.examples, division.clients)
     show(names, list(division.clients), table.tolist())
     _left_out(division)

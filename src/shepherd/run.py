@@ -21,6 +21,7 @@ from shepherd import card, checkpoint, folder, plugins, prepare, select, trackin
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, require_shapes, seed_for, shapes_of
 from shepherd.data.examples import Turn
+from shepherd.data.files import left_out
 from shepherd.data.template import prompt, stop_ids
 from shepherd.errors import AdapterError, CheckpointError, DataError, FolderError
 from shepherd.evaluate import answers, loss
@@ -255,6 +256,8 @@ def open_run(settings: RunSettings, say: Say = _quiet) -> Run:
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
     base = _load(settings, say)
     say(f"reading {settings.data.source}")
+    for name in left_out(settings.data.source):
+        say(f"{name} is left out: files that begin so are for testing; rename it if it is a client's")
     prepared = prepare.prepare(settings, base.tokenizer)
     prepare.require_readable(prepared, base)
     settings = _resolved(settings, base, prepared)

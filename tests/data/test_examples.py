@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from shepherd.data import files
 from shepherd.data.examples import Example, Turn, from_rows, read
 from shepherd.errors import BadRow, DataError
 from shepherd.settings import DataTable, SplitTable
@@ -332,3 +333,10 @@ def test_dollys_ten_clients():
     assert len(found) == 15_011 - 80
     assert len({example.client for example in found}) == 10
     assert len({example.category for example in found}) == 8
+
+
+def test_files_that_are_not_for_training_are_named(tmp_path):
+    for name in ("a.jsonl", "Testing_centre.jsonl", "global_test.json", "notes.md"):
+        (tmp_path / name).write_text("{}")
+    assert files.left_out(str(tmp_path)) == ["Testing_centre.jsonl", "global_test.json"]
+    assert files.left_out(str(tmp_path / "a.jsonl")) == files.left_out("owner/name") == []

@@ -67,6 +67,15 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
     return tuple((int(piece), "") if piece.isdecimal() else (sys.maxsize, piece) for piece in pieces)
 
 
+def left_out(source: str) -> list[str]:
+    """Names of a folder's data files that are not for training, by how they begin; else empty."""
+    path = Path(source).expanduser()
+    if not path.is_dir() or _is_saved(path):
+        return []
+    known = (f.name for f in path.iterdir() if f.is_file() and f.suffix.lower() in READERS)
+    return sorted(name for name in known if name.lower().startswith(NOT_FOR_TRAINING))
+
+
 def _training_files(folder: Path) -> list[Path]:
     try:
         known = [f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS]
