@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -340,3 +341,12 @@ def test_files_that_are_not_for_training_are_named(tmp_path):
         (tmp_path / name).write_text("{}")
     assert files.left_out(str(tmp_path)) == ["Testing_centre.jsonl", "global_test.json"]
     assert files.left_out(str(tmp_path / "a.jsonl")) == files.left_out("owner/name") == []
+
+
+def test_a_folder_that_cannot_be_listed_is_one_sentence_there_too(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read .*check its rights"):
+        files.left_out(str(tmp_path))

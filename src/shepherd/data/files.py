@@ -68,20 +68,31 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def left_out(source: str) -> list[str]:
-    """Names of a folder's data files that are not for training, by how they begin; else empty."""
+    """Names of a folder's data files that are not for training, by how they begin; else empty.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
     path = Path(source).expanduser()
     if not path.is_dir() or _is_saved(path):
         return []
-    known = (f.name for f in path.iterdir() if f.is_file() and f.suffix.lower() in READERS)
-    return sorted(name for name in known if name.lower().startswith(NOT_FOR_TRAINING))
+    return sorted(file.name for file in _data_files(path) if _not_for_training(file))
+
+
+def _data_files(folder: Path) -> list[Path]:
+    try:
+        return [f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS]
+    except OSError as error:
+        raise DataError(f"folder {folder} cannot be read ({error.strerror}); check its rights") from error
+
+
+def _not_for_training(file: Path) -> bool:
+    return file.name.lower().startswith(NOT_FOR_TRAINING)
 
 
 def _training_files(folder: Path) -> list[Path]:
-    try:
-        known = [f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS]
-    except OSError as error:
-        raise DataError(f"folder {folder} cannot be read ({error.strerror}); check its rights") from error
-    kept = [f for f in known if not f.name.lower().startswith(NOT_FOR_TRAINING)]
+    known = _data_files(folder)
+    kept = [f for f in known if not _not_for_training(f)]
     if not kept:
         left = f" but {', '.join(sorted(f.name for f in known))}, not for training" if known else ""
         raise DataError(f"folder {folder} holds no data file{left}; put {_extensions()} files there")
