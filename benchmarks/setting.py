@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common import ROOT, Missing
 from shepherd import world
-from shepherd.run import TINY
+from shepherd.loading import TINY
 from shepherd.settings import RunSettings, parse
 
 Tables = Mapping[str, Any]

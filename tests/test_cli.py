@@ -66,8 +66,10 @@ def shepherd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
     def invoke(*words: str, at: Callable[[int], None] = lambda number: None) -> Result:
         fake = types.ModuleType("shepherd.run")
         fake.open_run = lambda settings, say: FakeRun(settings, at)  # type: ignore[attr-defined]
-        fake.generate = lambda *given, **options: f"{given} {options}"  # type: ignore[attr-defined]
+        asking = types.ModuleType("shepherd.asking")
+        asking.generate = lambda *given, **options: f"{given} {options}"  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "shepherd.run", fake)
+        monkeypatch.setitem(sys.modules, "shepherd.asking", asking)
         return CliRunner().invoke(cli.main, words)
 
     return invoke

@@ -22,7 +22,7 @@ from shepherd.core import Adapter
 from shepherd.errors import BaseError, CheckpointError, DataError, FolderError, QuorumNotMet, SettingsError
 from shepherd.inspection import inspect_data
 from shepherd.model import files, layout, lora, score
-from shepherd.run import Run, generate, open_run, resume
+from shepherd.run import Run, open_run, resume
 from shepherd.settings import RunSettings
 from tests import runs
 from tests.model import bases
@@ -174,13 +174,6 @@ def test_old_checkpoints_go(whole) -> None:
     assert sorted(p.name for p in (whole[0] / "checkpoints").iterdir()) == ["round-00002", "round-00003"]
 
 
-def test_a_run_answers_with_its_adapter_and_without(whole) -> None:
-    path, _ = whole
-    tuned = generate(path, "w5 w9", max_new_tokens=6)
-    assert tuned == generate(path, "w5 w9", max_new_tokens=6)
-    assert isinstance(generate(path, "w5 w9", max_new_tokens=6, base=True), str)
-
-
 # --- what is refused
 
 
@@ -238,11 +231,6 @@ def test_a_run_never_writes_into_the_folder_that_replaced_its_own(table) -> None
     run.close()
     assert not other.holder.adapter.exists()
     finish(other)
-
-
-def test_an_empty_instruction_is_refused(whole) -> None:
-    with pytest.raises(DataError, match="the instruction is empty"):
-        generate(whole[0], " ")
 
 
 def test_a_base_may_be_named_from_ones_home(whole, source, llama_folder, tmp_path, monkeypatch) -> None:

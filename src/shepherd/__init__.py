@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shepherd.asking import generate
     from shepherd.core import (
         Adapter,
         Algorithm,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     )
     from shepherd.errors import ShepherdError
     from shepherd.inspection import inspect_data
-    from shepherd.run import Run, generate, open_run, resume
+    from shepherd.run import Run, open_run, resume
     from shepherd.settings import RunSettings, dump, parse, read
 
 __all__ = [
@@ -57,9 +58,10 @@ __all__ = [
 ]
 
 _HOME = {
+    "asking": ("generate",),
     "errors": ("ShepherdError",),
     "inspection": ("inspect_data",),
-    "run": ("Run", "generate", "open_run", "resume"),
+    "run": ("Run", "open_run", "resume"),
     "settings": ("RunSettings", "dump", "parse", "read"),
 }
 

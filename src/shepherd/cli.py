@@ -191,7 +191,7 @@ def generate(folder: Path, instruction: str, **options: Any) -> None:
     from shepherd.folder import read_settings
 
     read_settings(folder)
-    from shepherd.run import generate
+    from shepherd.asking import generate
 
     click.echo(generate(folder, instruction, **options))
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from shepherd import prepare, world
+from shepherd import prepare
 from shepherd.data import lint
 from shepherd.prepare import Division
 from shepherd.settings import RunSettings
-
-TINY = "tiny"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +28,11 @@ def inspect_data(settings: RunSettings, *, samples: int = 1) -> Inspection:
         TemplateError: the template cannot render with this tokenizer.
         BaseError: the base has no tokenizer that can be used.
     """
-    from shepherd.model.base import load_tokenizer  # brings torch: not for `data split`
+    from shepherd.loading import placed  # brings torch: not for `data split`
+    from shepherd.model.base import load_tokenizer
 
     division = prepare.divide(settings)
-    model = settings.model
-    base = str(world.base_path()) if model.base == TINY else os.path.expanduser(model.base)
-    model = model.model_copy(update={"base": base})
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(placed(settings.model))
     return Inspection(
         division=division,
         report=lint.report(

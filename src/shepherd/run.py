@@ -9,7 +9,6 @@ run.finish()
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,23 +19,22 @@ from typing import Any
 from shepherd import card, checkpoint, folder, plugins, prepare, select, tracking, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, require_shapes, seed_for, shapes_of
-from shepherd.data.examples import Turn
 from shepherd.data.files import left_out
 from shepherd.data.template import prompt, stop_ids
-from shepherd.errors import AdapterError, CheckpointError, DataError, FolderError
+from shepherd.errors import AdapterError, CheckpointError
 from shepherd.evaluate import answers, loss
 from shepherd.federation.simulation import Progress, Simulation
 from shepherd.folder import RunFolder
+from shepherd.loading import load_base
 from shepherd.model import base as bases
 from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
 from shepherd.prepare import Prepared
 from shepherd.rounds import RoundReport, rounds, start
-from shepherd.settings import ModelTable, RunSettings
+from shepherd.settings import RunSettings
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
-TINY = "tiny"
 ANSWERS = "answers.jsonl"
 
 
@@ -254,7 +252,7 @@ def open_run(settings: RunSettings, say: Say = _quiet) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
-    base = _load(settings, say)
+    base = load_base(settings, say)
     say(f"reading {settings.data.source}")
     for name in left_out(settings.data.source):
         say(f"{name} is left out: files that begin so are for testing; rename it if it is a client's")
@@ -304,7 +302,7 @@ def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
 def _resumed(holder: RunFolder, say: Say) -> Run:
     settings = folder.read_settings(holder.path)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
-    base = _load(settings, say)
+    base = load_base(settings, say)
     for name, (then, now) in folder.changed_versions(holder.path).items():
         say(f"{name} was {then} and is {now}: the bits may differ from an undisturbed run's")
     data = holder.path / "data"
@@ -348,19 +346,6 @@ def _fitting(path: Path, base: bases.Base) -> Checkpoint:
     return saved
 
 
-def _load(settings: RunSettings, say: Say) -> bases.Base:
-    memory.keep_pages()
-    memory.use_threads(settings.tuning.threads)
-    say(f"loading {settings.model.base}")
-    return bases.load(_placed(settings.model), settings.adapter, name=settings.model.base)
-
-
-def _placed(table: ModelTable) -> ModelTable:
-    """The embedded base by its folder; any other as it is, from one's home too."""
-    base = str(world.base_path()) if table.base == TINY else os.path.expanduser(table.base)
-    return table.model_copy(update={"base": base})
-
-
 def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> RunSettings:
     """What was chosen by measuring, written out, so that a resumed run chooses the same (law 3)."""
     tuning, model = settings.tuning, settings.model
@@ -384,48 +369,3 @@ def _what(prepared: Prepared, settings: RunSettings) -> str:
         f"{len(prepared.clients)} clients, {s['kept']} examples to train on ({s['cut']} cut, {s['dropped']}"
         f" dropped), {s['heldout']} held out, {settings.tuning.cohort_size} clients tuned at once"
     )
-
-
-def generate(
-    path: str | Path,
-    instruction: str,
-    context: str = "",
-    *,
-    max_new_tokens: int | None = None,
-    temperature: float = 0.0,
-    base: bool = False,
-    seed: int = 0,
-) -> str:
-    """Answer with the adapter of a run: the final one, else the last checkpoint's; or with the base alone.
-
-    Raises:
-        FolderError: there is no run, or it has no adapter yet.
-        DataError: there is no instruction.
-    """
-    path = Path(path)
-    if not instruction.strip():
-        raise DataError("the instruction is empty; write what is asked")
-    settings = folder.read_settings(path)
-    loaded = _load(settings, _quiet)
-    adapter = None if base else _adapter_of(path, loaded)
-    template, tokenizer = settings.data.template, loaded.tokenizer
-    turns = (Turn(role="user", text=instruction, context=context),)
-    ((answer,),) = generation.generate(
-        loaded,
-        [adapter],
-        [prompt(turns, template, tokenizer)],
-        max_new_tokens=max_new_tokens or settings.evaluation.max_new_tokens,
-        stop=stop_ids(template, tokenizer),
-        temperature=temperature,
-        seed=seed,
-    )
-    return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
-
-
-def _adapter_of(path: Path, base: bases.Base) -> Adapter:
-    if (path / "adapter" / files.CONFIG).is_file():
-        return files.read(path / "adapter", base)
-    last = checkpoint.latest(path / "checkpoints")
-    if last is None:
-        raise FolderError(f"the run in {path} has finished no round yet; go on with `shepherd resume {path}`")
-    return checkpoint.load(last).state.adapter
