@@ -11,6 +11,7 @@ ShepherdError            anything a person can mend; the command line prints it 
    · CheckpointError     a checkpoint: corrupt, incomplete, or from another run
  · FederationError       a round that could not be finished
    · QuorumNotMet        too few clients answered
+ · JudgeError            the judge: no key, out of reach, or replies that cannot be read
  · UpdateRefused         one update that failed its checks; counted as a failure, never raised to the top
 """
 
@@ -61,3 +62,7 @@ class QuorumNotMet(FederationError):
 
 class UpdateRefused(ShepherdError):
     """One update failed its checks; the round counts it as a failure."""
+
+
+class JudgeError(ShepherdError):
+    """The judge has no key, cannot be reached, or gives no verdict that can be read."""

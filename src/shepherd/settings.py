@@ -6,13 +6,23 @@ Every key has a default but `model.base` and `data.source`. A docstring under a 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from shepherd.errors import SettingsError
 
@@ -212,6 +222,56 @@ class EvaluationTable(Table):
     """Of one answer."""
 
 
+class JudgeTable(Table):
+    """A model that compares answers, behind any OpenAI-compatible endpoint."""
+
+    model: str = ""
+    """As the endpoint calls it; "" judges nothing."""
+    base_url: str = "https://api.openai.com/v1"
+    """Where the endpoint is; it usually ends in /v1."""
+    key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; "" for an endpoint that wants none."""
+    protocol: Literal["pairwise", "fedit"] = "pairwise"
+    """"pairwise" asks which answer is better, in both orders; "fedit" scores both from 1 to 10."""
+    questions: str = "heldout"
+    """"heldout", "vicuna", "mt-bench" (its first turns), or a file of questions."""
+    limit: PositiveInt | None = None
+    """At most so many questions, spread evenly over their categories."""
+    repeats: PositiveInt = 3
+    """How often "fedit" scores each pair of answers."""
+    temperature: NonNegativeFloat = 0.0
+    """Of the judge's replies."""
+    max_tokens: PositiveInt = 512
+    """Of one reply: the reasons and the verdict after them."""
+    concurrency: PositiveInt = 8
+    """Requests under way at once."""
+    timeout: PositiveFloat = 60.0
+    """Seconds of silence after which a request is tried again."""
+    retries: NonNegativeInt = 5
+    """How often a request is tried again, later each time."""
+
+    @field_validator("key_env")
+    @classmethod
+    def _a_name(cls, name: str) -> str:
+        # no ValueError: its message would repeat the value, which may be the key itself
+        if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise SettingsError(
+                "key judge.key_env is no name of an environment variable; put the key into one, "
+                "such as OPENAI_API_KEY, and write that name"
+            )
+        return name
+
+    @field_validator("base_url")
+    @classmethod
+    def _bare_address(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
+            raise SettingsError(
+                "key judge.base_url is no bare http address; write it as https://host/v1, "
+                "without a password or a query (the key stays in judge.key_env's variable)"
+            )
+        return url
+
+
 class TrackingTable(Table):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Through accelerate's trackers; each needs its own package."""
@@ -240,6 +300,7 @@ class RunSettings(Table):
     algorithm: AlgorithmTable = AlgorithmTable()
     transforms: tuple[PartTable, ...] = ()
     evaluation: EvaluationTable = EvaluationTable()
+    judge: JudgeTable = JudgeTable()
     tracking: TrackingTable = TrackingTable()
     checkpoints: CheckpointTable = CheckpointTable()
 
