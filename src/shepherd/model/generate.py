@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from shepherd.core import Adapter
 from shepherd.errors import BaseError
@@ -40,25 +42,41 @@ def generate(
         BaseError: a prompt leaves no room for an answer in what the base can read, or temperature is
             negative or not finite.
     """
-    if not 0 <= temperature < math.inf:
-        raise BaseError(f"temperature {temperature} is not a number from 0 up; 0 is greedy")
+    require_temperature(temperature)
     if not prompts:
         return [[] for _ in adapters]
-    max_new_tokens = _room(base, max(len(prompt) for prompt in prompts), max_new_tokens)
+    max_new_tokens = room(base, max(len(prompt) for prompt in prompts), max_new_tokens)
     answers: list[list[list[int]]] = [[[] for _ in prompts] for _ in adapters]
-    devices = [base.device] if base.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):  # transformers samples from the global generators
-        torch.manual_seed(seed)
+    with seeded(base, seed):
         for places in _batches(prompts, max(1, BATCH // len(adapters))):
             batch = [prompts[i] for i in places]
-            new = _answer(base, adapters, batch, max_new_tokens, stop, temperature, top_p)
+            new = answer(base, adapters, batch, max_new_tokens, stop, temperature, top_p)
             for k, rows in enumerate(new):
                 for i, row in zip(places, rows, strict=True):
                     answers[k][i] = row
     return answers
 
 
-def _room(base: Base, longest: int, wanted: int) -> int:
+def require_temperature(temperature: float) -> None:
+    """Raise BaseError unless it is a finite number from 0 up."""
+    if not 0 <= temperature < math.inf:
+        raise BaseError(f"temperature {temperature} is not a number from 0 up; 0 is greedy")
+
+
+@contextmanager
+def seeded(base: Base, seed: int) -> Iterator[None]:
+    """Sample by this seed, and leave the global generators, which transformers samples from, as they were."""
+    with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def room(base: Base, longest: int, wanted: int) -> int:
+    """How many tokens an answer to a prompt of `longest` tokens may have, `wanted` at most.
+
+    Raises:
+        BaseError: there is no room for one.
+    """
     left = wanted if base.reads is None else min(wanted, base.reads - longest)
     if left < 1:
         raise BaseError(
@@ -74,7 +92,7 @@ def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]
         yield order[start : start + size]
 
 
-def _answer(
+def answer(
     base: Base,
     adapters: Sequence[Adapter | None],
     prompts: Sequence[Sequence[int]],
@@ -82,7 +100,12 @@ def _answer(
     stop: Sequence[int],
     temperature: float,
     top_p: float,
+    streamer: BaseStreamer | None = None,
 ) -> list[list[list[int]]]:
+    """One batch of `generate`, from the global generators.
+
+    `streamer.put` gets the padded prompts (K * n, width), and then each step's tokens (K * n,).
+    """
     stacked = _stack(base, adapters)
     ids, mask = _left_padded(prompts, stop[0], base.device)
     width, copies = ids.shape[1], len(adapters)
@@ -95,9 +118,10 @@ def _answer(
             max_new_tokens=max_new_tokens,
             eos_token_id=list(stop),
             pad_token_id=stop[0],
+            streamer=streamer,
             **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **sampling},
         )
-    rows = [_until_stop(row, stop) for row in out[:, width:].tolist()]
+    rows = [until_stop(row, stop) for row in out[:, width:].tolist()]
     return [rows[k * len(prompts) : (k + 1) * len(prompts)] for k in range(copies)]
 
 
@@ -118,6 +142,7 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.devic
     return ids.to(device), mask.to(device)
 
 
-def _until_stop(row: list[int], stop: Sequence[int]) -> list[int]:
+def until_stop(row: list[int], stop: Sequence[int]) -> list[int]:
+    """The ids before the first that ends an answer."""
     ends = [place for place, token in enumerate(row) if token in stop]
     return row[: ends[0]] if ends else row
