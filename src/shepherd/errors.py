@@ -12,6 +12,7 @@ ShepherdError            anything a person can mend; the command line prints it 
  · FederationError       a round that could not be finished
    · QuorumNotMet        too few clients answered
  · JudgeError            the judge: no key, out of reach, or replies that cannot be read
+ · StatisticsError       scores that no statistic can be made of: none, of differing shapes, or not finite
  · UpdateRefused         one update that failed its checks; counted as a failure, never raised to the top
 """
 
@@ -58,6 +59,10 @@ class FederationError(ShepherdError):
 
 class QuorumNotMet(FederationError):
     """Fewer clients answered than the run file asks for."""
+
+
+class StatisticsError(ShepherdError):
+    """Scores do not make a statistic: there are none, their shapes differ, or one is not finite."""
 
 
 class UpdateRefused(ShepherdError):

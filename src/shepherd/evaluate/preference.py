@@ -1,0 +1,158 @@
+"""Strengths of arms from who was preferred to whom, and win rates at equal length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shepherd.errors import StatisticsError
+from shepherd.evaluate.logistic import chance, fit
+from shepherd.evaluate.statistics import Interval, draws, percentiles
+
+Floats = NDArray[np.float64]
+FITTED = 2_000  # resamples of what is fitted to each
+_LENGTH_RIDGE = 1 / 5**2  # the length's coefficient is normal with standard deviation 5, beforehand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preferred:
+    """One question's verdict on two arms, both orders already combined (`combine`).
+
+    result: 1 where the first arm wins, 0.5 a tie, 0 where it loses. Lengths in characters (any unit does).
+    """
+
+    question: str
+    category: str
+    first: str
+    second: str
+    result: float
+    length_first: int
+    length_second: int
+
+
+def combine(order_ab: float, order_ba: float) -> float:
+    """One result of the verdicts in both orders, each as seen by the same arm; disagreement is a tie.
+
+    >>> combine(1, 1), combine(1, 0), combine(0.5, 0)
+    (1, 0.5, 0.5)
+    """
+    return order_ab if order_ab == order_ba else 0.5
+
+
+def bradley_terry(
+    preferred: Sequence[Preferred], *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, Interval]:
+    """Arm -> its strength b in log odds, mean 0: P(i preferred to j) = 1 / (1 + exp(b_j - b_i)).
+
+    Bradley and Terry (1952), a tie being half a win each way. Each pair that met is given one tie more, so
+    that an arm that wins every time stays finite: of two arms with w wins to l the difference is
+    log((w + 1/2) / (l + 1/2)). Intervals by a bootstrap over the questions.
+
+    Raises:
+        StatisticsError: there are no verdicts, or some arms are not linked to others by any pair.
+    """
+    arms, pairs, wins, losses = _counted(preferred)
+    if not _linked(pairs, len(arms)):
+        raise StatisticsError("Some arms were never compared, even through others: compare each with one in common.")
+    clusters = draws(["all"] * len(wins), resamples=resamples, seed=seed).groups[0].counts
+    counts = np.vstack([np.ones((1, len(wins))), clusters])  # (1 + R, Q): first the questions as they are
+    weights = np.hstack([counts @ wins, counts @ losses]) + 0.5  # (1 + R, 2 * pairs)
+    strengths = _strengths(pairs, len(arms), weights)
+    return {
+        arm: percentiles(float(strengths[0, at]), strengths[1:, at]) for at, arm in enumerate(arms)
+    }
+
+
+def _strengths(pairs: Sequence[tuple[int, int]], arms: int, weights: Floats) -> Floats:
+    """(R, arms), the first arm fixed at 0 for the fit, then centred."""
+    design = np.zeros((len(pairs), arms))
+    for row, (i, j) in enumerate(pairs):
+        design[row, i], design[row, j] = 1, -1
+    outcome = np.repeat([1.0, 0.0], len(pairs))
+    fitted = fit(np.vstack([design, design])[:, 1:], outcome, weights, np.zeros(arms - 1))
+    strengths = np.hstack([np.zeros((len(weights), 1)), fitted])
+    return strengths - strengths.mean(axis=1, keepdims=True)
+
+
+def _counted(
+    preferred: Sequence[Preferred],
+) -> tuple[list[str], list[tuple[int, int]], Floats, Floats]:
+    """Arms, pairs of arms' places, and wins and losses (questions, pairs)."""
+    require(preferred)
+    arms = sorted({arm for verdict in preferred for arm in (verdict.first, verdict.second)})
+    pairs = sorted({_pair(arms, verdict) for verdict in preferred})
+    questions = sorted({verdict.question for verdict in preferred})
+    rows = {question: row for row, question in enumerate(questions)}
+    columns = {pair: column for column, pair in enumerate(pairs)}
+    wins = np.zeros((len(questions), len(pairs)))
+    losses = np.zeros_like(wins)
+    for verdict in preferred:
+        place = rows[verdict.question], columns[_pair(arms, verdict)]
+        result = verdict.result if verdict.first < verdict.second else 1 - verdict.result
+        wins[place] += result
+        losses[place] += 1 - result
+    return arms, pairs, wins, losses
+
+
+def _pair(arms: Sequence[str], verdict: Preferred) -> tuple[int, int]:
+    first, second = sorted((verdict.first, verdict.second))
+    return arms.index(first), arms.index(second)
+
+
+def _linked(pairs: Sequence[tuple[int, int]], arms: int) -> bool:
+    reached = {0}
+    for _ in range(arms):
+        reached |= {arm for pair in pairs if reached & set(pair) for arm in pair}
+    return len(reached) == arms
+
+
+def length_controlled(
+    preferred: Sequence[Preferred], *, resamples: int = FITTED, seed: int = 0
+) -> Interval:
+    """The first arm's win rate had both answered at the same length, of one pair's verdicts.
+
+    P(first wins) = 1 / (1 + exp(-(t + f * tanh(d / sd(d))))), d being the first's length less the second's;
+    at d = 0 it is 1 / (1 + exp(-t)). This is Dubois et al. (2024, arXiv 2404.04475) for one pair, without
+    their term for each instruction's difficulty, which takes the verdicts of many models to estimate. One
+    tie is added at d = 0, and f is normal beforehand with standard deviation 5, so that both stay finite.
+
+    Raises:
+        StatisticsError: there are no verdicts, or they are of more than one pair.
+    """
+    require(preferred)
+    if len({(verdict.first, verdict.second) for verdict in preferred}) > 1:
+        raise StatisticsError("A win rate at equal length is of one pair of arms: give one pair's verdicts.")
+    questions, row = np.unique([verdict.question for verdict in preferred], return_inverse=True)
+    clusters = draws(["all"] * len(questions), resamples=resamples, seed=seed).groups[0].counts
+    weights = np.ones((1 + resamples, len(preferred) + 1))  # first the verdicts as they are; last the tie
+    weights[1:, :-1] = clusters[:, row]
+    design = np.zeros((len(preferred) + 1, 2))
+    design[:, 0] = 1
+    design[:-1, 1] = _lengths(preferred)
+    outcome = np.array([verdict.result for verdict in preferred] + [0.5])
+    rates = chance(fit(design, outcome, weights, np.array([0.0, _LENGTH_RIDGE]))[:, 0])
+    return percentiles(float(rates[0]), rates[1:])
+
+
+def _lengths(preferred: Sequence[Preferred]) -> Floats:
+    apart = np.array([float(verdict.length_first - verdict.length_second) for verdict in preferred])
+    spread = float(apart.std())
+    return np.tanh(apart / spread) if spread else np.zeros(len(apart))
+
+
+def require(preferred: Sequence[Preferred]) -> None:
+    """
+    Raises:
+        StatisticsError: there are no verdicts, one is of an arm with itself, or one is not 0, 0.5 or 1.
+    """
+    if not preferred:
+        raise StatisticsError("There are no verdicts to make a statistic of: have the judge answer at least one question.")
+    for verdict in preferred:
+        if verdict.first == verdict.second or verdict.result not in (0, 0.5, 1):
+            raise StatisticsError(
+                f"The verdict {verdict.result} on question {verdict.question!r} for {verdict.first} and "
+                f"{verdict.second} cannot be read: give two arms and 1, 0.5 or 0."
+            )

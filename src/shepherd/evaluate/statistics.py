@@ -1,0 +1,383 @@
+"""Scores with their intervals: a bootstrap clustered by question, stratified by category, paired over arms.
+
+Values are (S, Q): one number a seed and question. The statistic is the mean over categories of the
+weighted mean inside the category, averaged over seeds. One draw resamples the questions of each category
+and moves the seeds (`seeds.py`), the same for every arm, so differences between arms are paired.
+
+Of n questions n - 1 are drawn (Rao and Wu, 1988), which makes the variance of a mean unbiased; drawing n
+makes it too small by 1/n, which tells in small categories. Categories of one question are resampled among
+themselves (collapsed strata), since one question alone shows no spread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shepherd.errors import StatisticsError
+from shepherd.evaluate import seeds as of_seeds
+from shepherd.evaluate.power import questions_needed
+
+Floats = NDArray[np.float64]
+LEVEL = 0.95
+_CELLS = 1 << 20  # of a chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A number and its 95% interval. Where a ratio has no finite value or bound, it is NaN or infinite."""
+
+    value: float
+    low: float
+    high: float
+
+    def row(self) -> dict[str, float | None]:
+        """As it stands in JSON: None where there is no finite number.
+
+        >>> Interval(2.0, 1.5, float("inf")).row()
+        {'value': 2.0, 'low': 1.5, 'high': None}
+        """
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+
+    def scaled(self, factor: float) -> Interval:
+        """The interval in another unit; a negative factor turns it round."""
+        low, high = sorted((self.low * factor, self.high * factor))
+        return Interval(self.value * factor, low, high)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Questions that are resampled among themselves.
+
+    places: (n,) where they are; counts: (R, n) how often each is drawn; share: of the whole statistic;
+    single: every question is a category of its own, so that its weight does not matter.
+    """
+
+    places: NDArray[np.intp]
+    counts: NDArray[np.uint8]
+    share: float
+    single: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """What every arm is scored on: the strata (Q,), their draws, and the seeds' contrasts (R, S).
+
+    Takes resamples x questions bytes.
+    """
+
+    strata: tuple[str, ...]
+    groups: tuple[Group, ...]
+    contrasts: Floats
+
+    def only(self, category: str) -> Draws:
+        """The same draws for one category; values and weights are still given for all the questions."""
+        for group in self.groups:
+            names = [self.strata[place] for place in group.places]
+            if category in names:
+                return Draws(self.strata, (_part(group, names.index(category)),), self.contrasts)
+        raise StatisticsError(f"No question is of category {category!r}: name one of those asked.")
+
+    @property
+    def questions(self) -> int:
+        """How many questions are scored: all, or those of the one category."""
+        return sum(len(group.places) for group in self.groups)
+
+    @property
+    def seeds(self) -> int:
+        return self.contrasts.shape[1]
+
+
+def _part(group: Group, at: int) -> Group:
+    """The whole group, or where every question is a category of its own, that one."""
+    if not group.single:
+        return Group(group.places, group.counts, 1.0)
+    return Group(group.places[at : at + 1], np.ones((len(group.counts), 1), np.uint8), 1.0, single=True)
+
+
+def draws(strata: Sequence[str], *, seeds: int = 1, resamples: int = 10_000, seed: int = 0) -> Draws:
+    """Draw once; score all the arms with it.
+
+    Args:
+        strata: each question's category.
+        seeds: how many training seeds the values have.
+
+    Raises:
+        StatisticsError: there are no questions, or no seed.
+    """
+    if not len(strata) or seeds < 1 or resamples < 1:
+        raise StatisticsError("There are no scores to make a statistic of: ask at least one question.")
+    names = np.array([str(name) for name in strata])
+    rng = np.random.default_rng([seed, resamples])
+    return Draws(
+        strata=tuple(names.tolist()),
+        groups=tuple(
+            Group(places, _counts(len(places), resamples, rng), share, single)
+            for places, share, single in _grouped(names)
+        ),
+        contrasts=of_seeds.contrasts(resamples, seeds, rng),
+    )
+
+
+def _grouped(names: NDArray[np.str_]) -> Iterator[tuple[NDArray[np.intp], float, bool]]:
+    """Places, share and whether single: a group a category, and one of all categories of one question."""
+    found, inverse, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    for index in np.flatnonzero(sizes > 1):
+        yield np.flatnonzero(inverse == index), 1 / len(found), False
+    alone = np.flatnonzero(sizes[inverse] == 1)
+    if len(alone):
+        yield alone, len(alone) / len(found), True
+
+
+def _counts(n: int, resamples: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(resamples, n): n - 1 of n drawn with replacement; the only one where there is one."""
+    drawn = max(n - 1, 1)
+    counts = np.empty((resamples, n), np.uint8)
+    for rows in _chunks(resamples, n):
+        size = rows.stop - rows.start
+        picks = rng.integers(n, size=(size, drawn)) + n * np.arange(size)[:, None]
+        counts[rows] = np.bincount(picks.ravel(), minlength=size * n).reshape(size, n)
+    return counts
+
+
+def _chunks(resamples: int, n: int) -> Iterator[slice]:
+    step = max(1, _CELLS // n)
+    return (slice(start, min(start + step, resamples)) for start in range(0, resamples, step))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One arm on the draws: its score, each seed's score (S,), and the questions' part of each draw (R,)."""
+
+    draws: Draws
+    values: Floats  # (S, Q)
+    weights: Floats  # (Q,)
+    seeds: Floats
+    resampled: Floats
+
+    @property
+    def value(self) -> float:
+        return float(self.seeds.mean())
+
+
+def sample(values: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> Sample:
+    """One arm's values (S, Q) on the draws; (Q,) where the arm is the same for every seed.
+
+    Args:
+        weights: (Q,), above 0, the questions' weights inside their category; for a loss, values are each
+            example's mean loss and weights its trained tokens. None: all alike.
+
+    Raises:
+        StatisticsError: shapes that do not fit the draws, a value that is not finite, a weight not above 0.
+    """
+    given = _finite(values, draws)
+    heavy = _weights(weights, len(draws.strata))
+    return Sample(
+        draws=draws,
+        values=given,
+        weights=heavy,
+        seeds=_means(given, heavy, draws),
+        resampled=_resampled(given.mean(axis=0), heavy, draws),
+    )
+
+
+def _finite(values: ArrayLike, draws: Draws) -> Floats:
+    given = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    wanted = (draws.seeds, len(draws.strata))
+    if given.ndim != 2 or given.shape[1] != wanted[1] or given.shape[0] not in (1, wanted[0]):
+        raise StatisticsError(
+            f"Scores of shape {given.shape} do not fit {wanted[0]} seeds and {wanted[1]} questions: "
+            "give one number for each seed and question."
+        )
+    if not np.isfinite(given).all():
+        place = np.argwhere(~np.isfinite(given))[0].tolist()
+        raise StatisticsError(
+            f"The score of seed {place[0]} on question {place[1]} is not a finite number: leave it out."
+        )
+    return np.broadcast_to(given, wanted)
+
+
+def _weights(weights: ArrayLike | None, questions: int) -> Floats:
+    given = np.ones(questions) if weights is None else np.asarray(weights, dtype=np.float64)
+    if given.shape != (questions,):
+        raise StatisticsError(
+            f"Weights of shape {given.shape} do not fit {questions} questions: give one weight a question."
+        )
+    if not (np.isfinite(given) & (given > 0)).all():
+        raise StatisticsError("A question's weight is not above 0: leave out questions that carry no weight.")
+    return given
+
+
+def _inside(group: Group, weights: Floats) -> Floats:
+    return np.ones(len(group.places)) if group.single else weights[group.places]
+
+
+def _means(values: Floats, weights: Floats, draws: Draws) -> Floats:
+    """(S,): each seed's statistic on the questions as they are."""
+    scores = np.zeros(len(values))
+    for group in draws.groups:
+        inside = _inside(group, weights)
+        scores += group.share * (values[:, group.places] @ inside) / inside.sum()
+    return scores
+
+
+def _resampled(values: Floats, weights: Floats, draws: Draws) -> Floats:
+    """(R,): the statistic on the questions of each draw, from values (Q,)."""
+    scores = np.zeros(len(draws.contrasts))
+    for group in draws.groups:
+        inside = _inside(group, weights)
+        columns = np.stack([inside * values[group.places], inside], axis=1)  # (n, 2)
+        for rows in _chunks(len(scores), len(inside)):
+            sums = group.counts[rows].astype(np.float64) @ columns
+            scores[rows] += group.share * sums[:, 0] / sums[:, 1]
+    return scores
+
+
+def _noise(values: Floats, weights: Floats, draws: Draws) -> float:
+    """The variance of one seed's score that its questions' own noise makes: seed by question, inside a group."""
+    if len(values) == 1:
+        return 0.0
+    total = 0.0
+    for group in draws.groups:
+        inside = _inside(group, weights) / _inside(group, weights).sum()
+        apart = values[:, group.places] - values[:, group.places].mean(axis=0)  # (S, n)
+        apart = apart - (apart @ inside)[:, None]
+        freedom = (len(values) - 1) * max(len(inside) - 1, 1) / len(inside)
+        total += group.share**2 * float((apart**2 @ inside**2).sum()) / freedom
+    return total
+
+
+def _luck(contrast: Floats, weights: Floats, draws: Draws) -> float:
+    scores = _means(contrast, weights, draws)
+    return of_seeds.luck(scores, _noise(contrast, weights, draws))
+
+
+def _drawn(arm: Sample, luck: float) -> Floats:
+    """(R,): both parts of each draw."""
+    return arm.resampled + luck * (arm.draws.contrasts @ arm.seeds)
+
+
+def percentiles(value: float, drawn: Floats) -> Interval:
+    """The 95% percentile interval of draws (R,); NaN draws, of 0 / 0, do not count.
+
+    The order statistics are those at which the two-sided p of `two_sided` passes 5%.
+    """
+    kept = np.sort(drawn[~np.isnan(drawn)])
+    if not len(kept):
+        return Interval(value, math.nan, math.nan)
+    cut = max(math.floor((1 - LEVEL) / 2 * (len(kept) + 1) + 1e-9) - 1, 0)
+    return Interval(value, float(kept[cut]), float(kept[len(kept) - 1 - cut]))
+
+
+def two_sided(drawn: Floats) -> float:
+    """The two-sided bootstrap p of "it is 0": (1 + k) / (1 + R) of the rarer side, twice; never 0.
+
+    Below 5% just where the percentile interval does not hold 0.
+    """
+    rarer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return min(1.0, 2 * (1 + rarer) / (1 + len(drawn)))
+
+
+def interval(arm: Sample) -> Interval:
+    """An arm's score. Where all answers are right, or all wrong, the exact binomial bound stands in."""
+    exact = _all_or_none(arm)
+    if exact is not None:
+        return exact
+    return percentiles(arm.value, _drawn(arm, _luck(arm.values, arm.weights, arm.draws)))
+
+
+def _all_or_none(arm: Sample) -> Interval | None:
+    """Clopper and Pearson's interval at n of n and 0 of n, where no resample shows any spread."""
+    scored = np.concatenate([arm.values[:, group.places] for group in arm.draws.groups], axis=1)
+    bound = ((1 - LEVEL) / 2) ** (1 / arm.draws.questions)
+    if (scored == 0).all():
+        return Interval(0.0, 0.0, 1 - bound)
+    return Interval(1.0, bound, 1.0) if (scored == 1).all() else None
+
+
+def score(values: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> Interval:
+    """The score of an arm with values (S, Q) or (Q,), and its interval; see `sample` for what is refused."""
+    return interval(sample(values, draws, weights))
+
+
+def scores_by_category(
+    values: ArrayLike, draws: Draws, weights: ArrayLike | None = None
+) -> dict[str, Interval]:
+    """Category -> its score. One question's interval is that question's value, unless it is 0 or 1."""
+    return {category: score(values, draws.only(category), weights) for category in sorted(set(draws.strata))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """First minus second, and first / second, on the same questions, seeds and draws.
+
+    p: two-sided, by the same draws as the interval. questions_needed: those that would settle a difference
+    of this size at 80% power; None where no number would.
+    """
+
+    difference: Interval
+    relative: Interval
+    p: float
+    questions: int
+    seeds: int
+    questions_needed: int | None
+
+
+def difference(a: ArrayLike, b: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> Compared:
+    """a minus b, each (S, Q) or (Q,); see `sample` for what is refused."""
+    return between(sample(a, draws, weights), sample(b, draws, weights))
+
+
+def relative(a: ArrayLike, b: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> Interval:
+    """a / b. NaN and infinite where b's score is 0; an infinite bound where it is 0 in too many draws."""
+    return ratio(sample(a, draws, weights), sample(b, draws, weights))
+
+
+def between(a: Sample, b: Sample) -> Compared:
+    """a minus b, of two arms on the same draws and weights."""
+    contrast = a.values - b.values
+    luck = _luck(contrast, a.weights, a.draws)
+    apart = a.resampled - b.resampled
+    drawn = apart + luck * (a.draws.contrasts @ (a.seeds - b.seeds))
+    value = a.value - b.value
+    return Compared(
+        difference=percentiles(value, drawn),
+        relative=ratio(a, b),
+        p=two_sided(drawn),
+        questions=a.draws.questions,
+        seeds=a.draws.seeds,
+        questions_needed=questions_needed(
+            value,
+            float(apart.std()) * math.sqrt(a.draws.questions),
+            floor=of_seeds.variance(a.seeds - b.seeds, luck),
+        ),
+    )
+
+
+def ratio(a: Sample, b: Sample) -> Interval:
+    """a / b, of two arms on the same draws and weights."""
+    luck = 1.0
+    if a.value and b.value:
+        luck = _luck(a.values / a.value - b.values / b.value, a.weights, a.draws)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(np.float64(a.value) / np.float64(b.value))
+        return percentiles(value, _drawn(a, luck) / _drawn(b, luck))
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down correction (1979): the adjusted p of each, for all of them tested together.
+
+    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    {'a': 0.03, 'b': 0.06, 'c': 0.06}
+    """
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[name]))
+        adjusted[name] = highest
+    return {name: adjusted[name] for name in p}
