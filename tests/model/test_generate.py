@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,10 +139,22 @@ def test_a_prompt_without_room_for_an_answer_is_refused_by_name(llama: Base) -> 
     assert len(answer) <= 1
 
 
-@pytest.mark.parametrize("temperature", [float("nan"), float("inf"), -1.0])
-def test_a_temperature_is_a_number_from_zero_up(llama: Base, temperature: float) -> None:
-    with pytest.raises(BaseError, match="0 is greedy"):
-        generation.generate(llama, [None], [[5]], max_new_tokens=4, stop=[2], temperature=temperature)
+@pytest.mark.parametrize(
+    ("option", "value", "mend"),
+    [
+        ("temperature", float("nan"), "0 is greedy"),
+        ("temperature", float("inf"), "0 is greedy"),
+        ("temperature", -1.0, "0 is greedy"),
+        ("top_p", 0.0, "above 0 and at most 1"),
+        ("top_p", 1.01, "above 0 and at most 1"),
+        ("top_p", float("nan"), "above 0 and at most 1"),
+        ("max_new_tokens", 0, "at least 1"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(llama: Base, option: str, value: float, mend: str) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 4, option: value}
+    with pytest.raises(BaseError, match=mend):
+        generation.generate(llama, [None], [[5]], stop=[2], **options)
 
 
 def test_no_prompt_gets_no_answer(llama: Base) -> None:

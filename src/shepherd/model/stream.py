@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
@@ -25,7 +25,7 @@ def stream(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-) -> Iterator[list[list[int]]]:
+) -> Generator[list[list[int]], None, None]:
     """After each step, for each adapter (None is the base alone), its new token ids so far.
 
     Stop tokens are left out, and what is finished stays still. The last are those of `generate` for this
@@ -38,7 +38,7 @@ def stream(
     """
     if not adapters:
         return
-    generation.require_temperature(temperature)
+    generation.require_ranges(max_new_tokens, temperature, top_p)
     room = generation.room(base, len(prompt), max_new_tokens)
     steps = _Steps()
 
