@@ -1,0 +1,64 @@
+"""What one arm answered, by question; as a file, one {"question": id, "answer": text} a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shepherd.data import files
+from shepherd.errors import BadRow, DataError
+from shepherd.folder import write_atomic
+from shepherd.judge.questions import Question, whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """The answers of the arm `name`, by the questions' ids."""
+
+    name: str
+    texts: Mapping[str, str]
+
+    def require(self, questions: Iterable[Question]) -> None:
+        """Raise DataError, naming the first, if a question has no answer."""
+        missing = [question.id for question in questions if question.id not in self.texts]
+        if missing:
+            raise DataError(
+                f"{self.name} has no answer to question {missing[0]} ({len(missing)} such); "
+                "answer the same questions that are judged"
+            )
+
+
+def read(path: Path, name: str) -> Answers:
+    """Read an answers file.
+
+    Raises:
+        DataError: it is missing, empty or unreadable, a row is (by line), or a question is answered twice.
+    """
+    texts: dict[str, str] = {}
+    for where, row in files.rows_of(path):
+        question, text = _pair(row, where)
+        if question in texts:
+            raise BadRow(f"{where}: question {question} was answered before; keep one of the two")
+        texts[question] = text
+    return Answers(name=name, texts=texts)
+
+
+def write(path: Path, answers: Answers) -> Path:
+    """Write an answers file atomically.
+
+    Raises:
+        FolderError: the disk is full, or the folder cannot be written.
+    """
+    rows = ({"question": question, "answer": text} for question, text in answers.texts.items())
+    return write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _pair(row: object, where: str) -> tuple[str, str]:
+    match row:
+        case BadRow():
+            raise row
+        case {"question": str() | int() as question, "answer": str() as answer}:
+            return str(question), whole(answer, where)
+    raise BadRow(f'{where} is no answer; write it as {{"question": "id", "answer": "text"}}')

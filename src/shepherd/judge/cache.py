@@ -1,0 +1,120 @@
+"""The verdicts that were paid for, by what was asked: a file that only grows, one line a reply.
+
+A line is on the disk before the next is asked for. `kill -9` can at most tear the last line, which is
+then asked again; nothing else is lost, and nothing is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import FolderError
+
+FILE = "verdicts.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What the judge wrote. `cut` says that it ran into max_tokens; tokens are 0 where it did not say."""
+
+    text: str
+    cut: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Replies by key; from `opened`."""
+
+    path: Path
+    replies: dict[str, Reply]
+    handle: int
+
+    def add(self, key: str, reply: Reply, about: Mapping[str, Any]) -> None:
+        """Keep a reply, and see it on the disk before returning; `about` is for a person to read.
+
+        Raises:
+            FolderError: the disk is full.
+        """
+        row = {"key": key, **asdict(reply), "about": dict(about)}
+        with _mending(self.path):
+            data = (json.dumps(row) + "\n").encode()
+            while data:
+                data = data[os.write(self.handle, data) :]
+            os.fsync(self.handle)
+        self.replies[key] = reply
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Cache]:
+    """The cache in `folder`, which is made where it is missing.
+
+    Raises:
+        FolderError: the folder cannot be used, or its disk is full.
+    """
+    path = folder / FILE
+    with _mending(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes() if path.exists() else b""
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        if content and not content.endswith(b"\n"):
+            with _mending(path):
+                os.write(handle, b"\n")  # a torn line stays alone
+        yield Cache(path, dict(_lines(content)), handle)
+    finally:
+        os.close(handle)
+
+
+def read(folder: Path) -> dict[str, Reply]:
+    """The replies in `folder`, without making anything there.
+
+    Raises:
+        FolderError: the file is there and cannot be read.
+    """
+    path = folder / FILE
+    with _mending(path):
+        return dict(_lines(path.read_bytes())) if path.exists() else {}
+
+
+def key(model: str, base_url: str, prompt: str, temperature: float, max_tokens: int, repeat: int) -> str:
+    """All that a reply depends on, as one hash; `repeat` keeps the repeats of one question apart."""
+    parts = [model, base_url.rstrip("/"), prompt, float(temperature), max_tokens, repeat]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _lines(content: bytes) -> Iterator[tuple[str, Reply]]:
+    """What can be read; any other line is a torn one, and its question is asked again."""
+    for line in content.split(b"\n"):
+        try:
+            row = json.loads(line)
+            yield (
+                str(row["key"]),
+                Reply(
+                    text=str(row["text"]),
+                    cut=bool(row["cut"]),
+                    prompt_tokens=int(row["prompt_tokens"]),
+                    completion_tokens=int(row["completion_tokens"]),
+                ),
+            )
+        except (ValueError, TypeError, KeyError):
+            continue
+
+
+@contextmanager
+def _mending(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FolderError(
+            f"the verdicts' file {path} cannot be used ({error.strerror}); free some space or check "
+            "its rights, then go on by the same command"
+        ) from error

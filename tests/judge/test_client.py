@@ -1,0 +1,174 @@
+"""The endpoint against a real server: what is tried again, what is not, and what is said."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+from shepherd.errors import JudgeError
+from shepherd.judge import client
+from shepherd.judge.cache import Reply
+from shepherd.settings import JudgeTable
+from tests.judge import server
+from tests.judge.conftest import KEY, table
+
+
+def ask(settings: JudgeTable, prompt: str = "which?") -> Reply:
+    async def once() -> Reply:
+        async with client.opened(settings) as endpoint:
+            return await endpoint.reply(prompt)
+
+    return asyncio.run(once())
+
+
+def fault(settings: JudgeTable, kind: type[Exception] = JudgeError) -> str:
+    with pytest.raises(kind) as caught:
+        ask(settings)
+    message = str(caught.value)
+    assert KEY not in message
+    assert "\n" not in message
+    return message
+
+
+def test_a_reply_with_its_tokens(serve) -> None:
+    judge = serve(lambda prompt: f"you asked {prompt}")
+    said = ask(table(judge.url, temperature=0.5, max_tokens=77))
+    assert said == Reply(text="you asked which?", prompt_tokens=100, completion_tokens=10)
+    (body,) = judge.bodies
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge-1", 0.5, 77)
+    assert body["messages"] == [{"role": "user", "content": "which?"}]
+    assert judge.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+FAULTS = {
+    "429": server.status(429),
+    "500": server.status(500),
+    "503": server.status(503),
+    "broken JSON": server.body('{"choices": [{"mess'),
+    "no JSON": server.body("<html>busy</html>", content_type="text/html"),
+    "not UTF-8": lambda handler, _: handler.wfile.write(
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n\xff\xfe"
+    ),
+    "another object": server.body('{"detail": "warming up"}'),
+    "no choice": server.body('{"choices": []}'),
+    "choices of numbers": server.body('{"choices": 5}'),
+    "dropped within the body": server.dropped,
+    "hung up": server.hung_up,
+    "time-out": server.silent,
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_passes_is_tried_again(serve, name: str) -> None:
+    judge = serve(lambda _: "well", [FAULTS[name], FAULTS[name]])
+    assert ask(table(judge.url, timeout=0.2, retries=2)).text == "well"
+    assert judge.calls == 3
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_does_not_pass_is_one_sentence_after_the_last_try(serve, name: str) -> None:
+    judge = serve(always=FAULTS[name])
+    said = fault(table(judge.url, timeout=0.1, retries=1))
+    assert judge.url in said
+    assert judge.calls == 2
+
+
+def test_the_sentences_name_the_mend(serve) -> None:
+    for step, words in (
+        (server.status(429, "slow down"), r"HTTP 429, 2 times: slow down\); wait, or lower judge.concurrency"),
+        (server.status(500, "oops"), r"fails with HTTP 500, 2 times \(oops\)"),
+        (server.silent, r"silent for 0.1 s, 2 times; raise judge.timeout"),
+        (server.body("hello"), r"does not answer with chat completions, 2 times"),
+    ):
+        judge = serve(always=step)
+        with pytest.raises(JudgeError, match=words):
+            ask(table(judge.url, timeout=0.1, retries=1))
+
+
+def test_retry_after_is_waited_for(serve) -> None:
+    judge = serve(lambda _: "well", [server.status(429, retry_after_ms="", retry_after="0.3")])
+    start = time.monotonic()
+    assert ask(table(judge.url)).text == "well"
+    assert time.monotonic() - start >= 0.3
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (401, "refuses the key in OPENAI_API_KEY (HTTP 401)"),
+        (403, "refuses the key in OPENAI_API_KEY (HTTP 403)"),
+        (404, "has no model judge-1, or no chat (HTTP 404: no such model)"),
+    ],
+)
+def test_what_another_try_cannot_mend_is_not_tried_again(serve, code: int, words: str) -> None:
+    judge = serve(always=server.status(code, "no such model"))
+    assert words in fault(table(judge.url))
+    assert judge.calls == 1
+
+
+@pytest.mark.parametrize("code", [400, 413, 422])
+def test_a_prompt_may_be_refused(serve, code: int) -> None:
+    judge = serve(always=server.status(code, "too long.\nMuch"))
+    assert fault(table(judge.url), client.Refused) == f"HTTP {code}: too long. Much"
+    assert judge.calls == 1
+
+
+def test_an_endpoint_out_of_reach_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        assert fault(table(url, retries=1)).startswith(f"{url} cannot be reached (")
+
+
+def test_the_newer_name_of_the_token_limit_is_found_out_once(serve) -> None:
+    def rule(handler: server.Handler, _: str) -> None:
+        if "max_tokens" in handler.judge.bodies[-1]:
+            server.status(400, "Unsupported parameter: use 'max_completion_tokens' instead")(handler, _)
+        else:
+            server.said(handler, "well")
+
+    judge = serve(always=rule)
+
+    async def twice() -> None:
+        async with client.opened(table(judge.url, max_tokens=9)) as endpoint:
+            assert (await endpoint.reply("a")).text == (await endpoint.reply("b")).text == "well"
+
+    asyncio.run(twice())
+    assert ["max_tokens" in body for body in judge.bodies] == [True, False, False]
+    assert judge.bodies[-1]["max_completion_tokens"] == 9
+
+
+def test_a_reply_may_be_empty_or_cut(serve) -> None:
+    judge = serve(
+        script=[
+            lambda handler, _: server.said(handler, None),
+            lambda handler, _: server.said(handler, "so f", finish="length"),
+            server.body('{"choices": [{"message": {"content": "bare"}}]}'),
+        ]
+    )
+    settings = table(judge.url)
+    assert (ask(settings).text, ask(settings).cut) == ("", True)
+    assert ask(settings) == Reply(text="bare")  # nothing was said of tokens
+
+
+def test_the_key_that_a_server_repeats_goes_no_further(serve) -> None:
+    judge = serve(lambda _: f"your key is {KEY}", [server.status(400, f"bad key {KEY}")])
+    assert fault(table(judge.url), client.Refused) == "HTTP 400: bad key [the key]"
+    assert ask(table(judge.url)).text == "your key is [the key]"
+
+
+def test_a_missing_key_is_asked_for_by_the_name_of_its_variable(serve, monkeypatch) -> None:
+    judge = serve(lambda _: "well")
+    monkeypatch.setenv("MINE", " ")
+    for name in ("MINE", "NOT_SET_AT_ALL"):
+        assert f"environment variable {name}" in fault(table(judge.url, key_env=name))
+    monkeypatch.setenv("MINE", "sk-ключ-12345")
+    with pytest.raises(JudgeError, match="MINE holds what can be no key") as caught:
+        ask(table(judge.url, key_env="MINE"))
+    assert "ключ" not in str(caught.value)
+    assert judge.calls == 0
+    assert ask(table(judge.url, key_env="")).text == "well"
+    assert judge.headers[0]["authorization"] == "Bearer none"
