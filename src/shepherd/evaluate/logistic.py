@@ -22,7 +22,7 @@ def fit(design: Floats, outcome: Floats, weights: Floats, ridge: Floats) -> Floa
         weights: (R, N), not negative.
         ridge: (P,); above 0 where the data alone might leave a coefficient without a finite value.
     """
-    step = max(1, _CELLS // len(design))
+    step = max(1, _CELLS // max(len(design), design.shape[1] ** 2))
     start = _newton(design, outcome, weights.mean(axis=0, keepdims=True), ridge, np.zeros(design.shape[1]))[0]
     chunks = (weights[at : at + step] for at in range(0, len(weights), step))
     return np.concatenate([_newton(design, outcome, chunk, ridge, start) for chunk in chunks])

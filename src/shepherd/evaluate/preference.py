@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.errors import StatisticsError
+from shepherd.evaluate.draws import draws
 from shepherd.evaluate.logistic import chance, fit
-from shepherd.evaluate.statistics import Interval, draws, percentiles
+from shepherd.evaluate.statistics import Interval, percentiles
+from shepherd.evaluate.verdicts import Preferred, require
 
 Floats = NDArray[np.float64]
 FITTED = 2_000  # resamples of what is fitted to each
 _LENGTH_RIDGE = 1 / 5**2  # the length's coefficient is normal with standard deviation 5, beforehand
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preferred:
-    """One question's verdict on two arms, both orders already combined (`combine`).
-
-    result: 1 where the first arm wins, 0.5 a tie, 0 where it loses. Lengths in characters (any unit does).
-    """
-
-    question: str
-    category: str
-    first: str
-    second: str
-    result: float
-    length_first: int
-    length_second: int
-
-
-def combine(order_ab: float, order_ba: float) -> float:
-    """One result of the verdicts in both orders, each as seen by the same arm; disagreement is a tie.
-
-    >>> combine(1, 1), combine(1, 0), combine(0.5, 0)
-    (1, 0.5, 0.5)
-    """
-    return order_ab if order_ab == order_ba else 0.5
 
 
 def bradley_terry(
@@ -56,14 +32,14 @@ def bradley_terry(
     """
     arms, pairs, wins, losses = _counted(preferred)
     if not _linked(pairs, len(arms)):
-        raise StatisticsError("Some arms were never compared, even through others: compare each with one in common.")
+        raise StatisticsError(
+            "Some arms were never compared, even through others: compare each with one in common."
+        )
     clusters = draws(["all"] * len(wins), resamples=resamples, seed=seed).groups[0].counts
     counts = np.vstack([np.ones((1, len(wins))), clusters])  # (1 + R, Q): first the questions as they are
     weights = np.hstack([counts @ wins, counts @ losses]) + 0.5  # (1 + R, 2 * pairs)
     strengths = _strengths(pairs, len(arms), weights)
-    return {
-        arm: percentiles(float(strengths[0, at]), strengths[1:, at]) for at, arm in enumerate(arms)
-    }
+    return {arm: percentiles(float(strengths[0, at]), strengths[1:, at]) for at, arm in enumerate(arms)}
 
 
 def _strengths(pairs: Sequence[tuple[int, int]], arms: int, weights: Floats) -> Floats:
@@ -74,7 +50,7 @@ def _strengths(pairs: Sequence[tuple[int, int]], arms: int, weights: Floats) -> 
     outcome = np.repeat([1.0, 0.0], len(pairs))
     fitted = fit(np.vstack([design, design])[:, 1:], outcome, weights, np.zeros(arms - 1))
     strengths = np.hstack([np.zeros((len(weights), 1)), fitted])
-    return strengths - strengths.mean(axis=1, keepdims=True)
+    return np.asarray(strengths - strengths.mean(axis=1, keepdims=True))
 
 
 def _counted(
@@ -109,9 +85,7 @@ def _linked(pairs: Sequence[tuple[int, int]], arms: int) -> bool:
     return len(reached) == arms
 
 
-def length_controlled(
-    preferred: Sequence[Preferred], *, resamples: int = FITTED, seed: int = 0
-) -> Interval:
+def length_controlled(preferred: Sequence[Preferred], *, resamples: int = FITTED, seed: int = 0) -> Interval:
     """The first arm's win rate had both answered at the same length, of one pair's verdicts.
 
     P(first wins) = 1 / (1 + exp(-(t + f * tanh(d / sd(d))))), d being the first's length less the second's;
@@ -141,18 +115,3 @@ def _lengths(preferred: Sequence[Preferred]) -> Floats:
     apart = np.array([float(verdict.length_first - verdict.length_second) for verdict in preferred])
     spread = float(apart.std())
     return np.tanh(apart / spread) if spread else np.zeros(len(apart))
-
-
-def require(preferred: Sequence[Preferred]) -> None:
-    """
-    Raises:
-        StatisticsError: there are no verdicts, one is of an arm with itself, or one is not 0, 0.5 or 1.
-    """
-    if not preferred:
-        raise StatisticsError("There are no verdicts to make a statistic of: have the judge answer at least one question.")
-    for verdict in preferred:
-        if verdict.first == verdict.second or verdict.result not in (0, 0.5, 1):
-            raise StatisticsError(
-                f"The verdict {verdict.result} on question {verdict.question!r} for {verdict.first} and "
-                f"{verdict.second} cannot be read: give two arms and 1, 0.5 or 0."
-            )

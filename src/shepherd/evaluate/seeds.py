@@ -30,7 +30,7 @@ def contrasts(resamples: int, seeds: int, rng: np.random.Generator) -> Floats:
         return np.zeros((resamples, 1))
     normal = rng.standard_normal((resamples, seeds))
     centred = normal - normal.mean(axis=1, keepdims=True)
-    return centred * (student(seeds - 1) / _NORMAL / math.sqrt(seeds * (seeds - 1)))
+    return np.asarray(centred * (student(seeds - 1) / _NORMAL / math.sqrt(seeds * (seeds - 1))))
 
 
 def student(freedom: int) -> float:

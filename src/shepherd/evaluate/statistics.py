@@ -2,17 +2,13 @@
 
 Values are (S, Q): one number a seed and question. The statistic is the mean over categories of the
 weighted mean inside the category, averaged over seeds. One draw resamples the questions of each category
-and moves the seeds (`seeds.py`), the same for every arm, so differences between arms are paired.
-
-Of n questions n - 1 are drawn (Rao and Wu, 1988), which makes the variance of a mean unbiased; drawing n
-makes it too small by 1/n, which tells in small categories. Categories of one question are resampled among
-themselves (collapsed strata), since one question alone shows no spread.
+(`draws.py`) and moves the seeds (`seeds.py`), the same for every arm, so differences are paired.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from shepherd.errors import StatisticsError
 from shepherd.evaluate import seeds as of_seeds
+from shepherd.evaluate.draws import Draws, Group, chunks
 from shepherd.evaluate.power import questions_needed
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
-_CELLS = 1 << 20  # of a chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,106 +44,6 @@ class Interval:
         """The interval in another unit; a negative factor turns it round."""
         low, high = sorted((self.low * factor, self.high * factor))
         return Interval(self.value * factor, low, high)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Group:
-    """Questions that are resampled among themselves.
-
-    places: (n,) where they are; counts: (R, n) how often each is drawn; share: of the whole statistic;
-    single: every question is a category of its own, so that its weight does not matter.
-    """
-
-    places: NDArray[np.intp]
-    counts: NDArray[np.uint8]
-    share: float
-    single: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Draws:
-    """What every arm is scored on: the strata (Q,), their draws, and the seeds' contrasts (R, S).
-
-    Takes resamples x questions bytes.
-    """
-
-    strata: tuple[str, ...]
-    groups: tuple[Group, ...]
-    contrasts: Floats
-
-    def only(self, category: str) -> Draws:
-        """The same draws for one category; values and weights are still given for all the questions."""
-        for group in self.groups:
-            names = [self.strata[place] for place in group.places]
-            if category in names:
-                return Draws(self.strata, (_part(group, names.index(category)),), self.contrasts)
-        raise StatisticsError(f"No question is of category {category!r}: name one of those asked.")
-
-    @property
-    def questions(self) -> int:
-        """How many questions are scored: all, or those of the one category."""
-        return sum(len(group.places) for group in self.groups)
-
-    @property
-    def seeds(self) -> int:
-        return self.contrasts.shape[1]
-
-
-def _part(group: Group, at: int) -> Group:
-    """The whole group, or where every question is a category of its own, that one."""
-    if not group.single:
-        return Group(group.places, group.counts, 1.0)
-    return Group(group.places[at : at + 1], np.ones((len(group.counts), 1), np.uint8), 1.0, single=True)
-
-
-def draws(strata: Sequence[str], *, seeds: int = 1, resamples: int = 10_000, seed: int = 0) -> Draws:
-    """Draw once; score all the arms with it.
-
-    Args:
-        strata: each question's category.
-        seeds: how many training seeds the values have.
-
-    Raises:
-        StatisticsError: there are no questions, or no seed.
-    """
-    if not len(strata) or seeds < 1 or resamples < 1:
-        raise StatisticsError("There are no scores to make a statistic of: ask at least one question.")
-    names = np.array([str(name) for name in strata])
-    rng = np.random.default_rng([seed, resamples])
-    return Draws(
-        strata=tuple(names.tolist()),
-        groups=tuple(
-            Group(places, _counts(len(places), resamples, rng), share, single)
-            for places, share, single in _grouped(names)
-        ),
-        contrasts=of_seeds.contrasts(resamples, seeds, rng),
-    )
-
-
-def _grouped(names: NDArray[np.str_]) -> Iterator[tuple[NDArray[np.intp], float, bool]]:
-    """Places, share and whether single: a group a category, and one of all categories of one question."""
-    found, inverse, sizes = np.unique(names, return_inverse=True, return_counts=True)
-    for index in np.flatnonzero(sizes > 1):
-        yield np.flatnonzero(inverse == index), 1 / len(found), False
-    alone = np.flatnonzero(sizes[inverse] == 1)
-    if len(alone):
-        yield alone, len(alone) / len(found), True
-
-
-def _counts(n: int, resamples: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(resamples, n): n - 1 of n drawn with replacement; the only one where there is one."""
-    drawn = max(n - 1, 1)
-    counts = np.empty((resamples, n), np.uint8)
-    for rows in _chunks(resamples, n):
-        size = rows.stop - rows.start
-        picks = rng.integers(n, size=(size, drawn)) + n * np.arange(size)[:, None]
-        counts[rows] = np.bincount(picks.ravel(), minlength=size * n).reshape(size, n)
-    return counts
-
-
-def _chunks(resamples: int, n: int) -> Iterator[slice]:
-    step = max(1, _CELLS // n)
-    return (slice(start, min(start + step, resamples)) for start in range(0, resamples, step))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,14 +128,14 @@ def _resampled(values: Floats, weights: Floats, draws: Draws) -> Floats:
     for group in draws.groups:
         inside = _inside(group, weights)
         columns = np.stack([inside * values[group.places], inside], axis=1)  # (n, 2)
-        for rows in _chunks(len(scores), len(inside)):
+        for rows in chunks(len(scores), len(inside)):
             sums = group.counts[rows].astype(np.float64) @ columns
             scores[rows] += group.share * sums[:, 0] / sums[:, 1]
     return scores
 
 
 def _noise(values: Floats, weights: Floats, draws: Draws) -> float:
-    """The variance of one seed's score that its questions' own noise makes: seed by question, inside a group."""
+    """The variance of one seed's score that its questions' own noise makes (seed by question)."""
     if len(values) == 1:
         return 0.0
     total = 0.0
@@ -258,8 +154,9 @@ def _luck(contrast: Floats, weights: Floats, draws: Draws) -> float:
 
 
 def _drawn(arm: Sample, luck: float) -> Floats:
-    """(R,): both parts of each draw."""
-    return arm.resampled + luck * (arm.draws.contrasts @ arm.seeds)
+    """(R,): both parts of each draw, inside the range of the values themselves."""
+    drawn = arm.resampled + luck * (arm.draws.contrasts @ (arm.seeds - arm.value))
+    return np.clip(drawn, arm.values.min(), arm.values.max())
 
 
 def percentiles(value: float, drawn: Floats) -> Interval:
@@ -283,9 +180,9 @@ def two_sided(drawn: Floats) -> float:
     return min(1.0, 2 * (1 + rarer) / (1 + len(drawn)))
 
 
-def interval(arm: Sample) -> Interval:
-    """An arm's score. Where all answers are right, or all wrong, the exact binomial bound stands in."""
-    exact = _all_or_none(arm)
+def interval(arm: Sample, *, share: bool = True) -> Interval:
+    """An arm's score. Where every value of a share is 0, or 1, the exact binomial bound stands in."""
+    exact = _all_or_none(arm) if share else None
     if exact is not None:
         return exact
     return percentiles(arm.value, _drawn(arm, _luck(arm.values, arm.weights, arm.draws)))
@@ -316,8 +213,9 @@ def scores_by_category(
 class Compared:
     """First minus second, and first / second, on the same questions, seeds and draws.
 
-    p: two-sided, by the same draws as the interval. questions_needed: those that would settle a difference
-    of this size at 80% power; None where no number would.
+    p: two-sided, by the same draws as the interval, and never below that of a sign test in which every
+    question that differs speaks for the same arm: five questions settle nothing. questions_needed: those
+    that would settle a difference of this size at 80% power; None where no number would.
     """
 
     difference: Interval
@@ -334,7 +232,10 @@ def difference(a: ArrayLike, b: ArrayLike, draws: Draws, weights: ArrayLike | No
 
 
 def relative(a: ArrayLike, b: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> Interval:
-    """a / b. NaN and infinite where b's score is 0; an infinite bound where it is 0 in too many draws."""
+    """a / b, for measures that are never negative.
+
+    NaN or infinite where b's score is 0; a bound is infinite where b is 0 in too many draws.
+    """
     return ratio(sample(a, draws, weights), sample(b, draws, weights))
 
 
@@ -343,12 +244,12 @@ def between(a: Sample, b: Sample) -> Compared:
     contrast = a.values - b.values
     luck = _luck(contrast, a.weights, a.draws)
     apart = a.resampled - b.resampled
-    drawn = apart + luck * (a.draws.contrasts @ (a.seeds - b.seeds))
     value = a.value - b.value
+    drawn = apart + luck * (a.draws.contrasts @ (a.seeds - b.seeds - value))
     return Compared(
         difference=percentiles(value, drawn),
         relative=ratio(a, b),
-        p=two_sided(drawn),
+        p=max(two_sided(drawn), _sign_test(contrast, a.draws)),
         questions=a.draws.questions,
         seeds=a.draws.seeds,
         questions_needed=questions_needed(
@@ -359,8 +260,15 @@ def between(a: Sample, b: Sample) -> Compared:
     )
 
 
+def _sign_test(contrast: Floats, draws: Draws) -> float:
+    """The least p that a two-sided sign test can give: of the questions (S, Q) that differ at all."""
+    places = np.concatenate([group.places for group in draws.groups])
+    differing = int((contrast[:, places] != 0).any(axis=0).sum())
+    return float(min(1.0, 2.0 ** (1 - differing)))
+
+
 def ratio(a: Sample, b: Sample) -> Interval:
-    """a / b, of two arms on the same draws and weights."""
+    """a / b, of two arms on the same draws and weights; for measures that are never negative."""
     luck = 1.0
     if a.value and b.value:
         luck = _luck(a.values / a.value - b.values / b.value, a.weights, a.draws)

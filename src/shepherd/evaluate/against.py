@@ -1,0 +1,120 @@
+"""One arm against all the others on one measure: the table of differences, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from shepherd.errors import StatisticsError
+from shepherd.evaluate.draws import Draws
+from shepherd.evaluate.sentences import Measure, decided, says, these, verdict
+from shepherd.evaluate.statistics import Compared, between, holm, sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """`first` minus `arm` on one measure; p_holm is corrected for all the arms of the table."""
+
+    first: str
+    arm: str
+    measure: Measure
+    compared: Compared
+    p_holm: float
+    says: str
+
+    def row(self) -> dict[str, Any]:
+        """As it stands in comparison.json."""
+        return {
+            "arm": self.arm,
+            "measure": self.measure.name,
+            "difference": self.compared.difference.row(),
+            "relative": self.compared.relative.row(),
+            "p": self.compared.p,
+            "p_holm": self.p_holm,
+            "questions_needed": self.compared.questions_needed,
+            "says": self.says,
+        }
+
+    @property
+    def outcome(self) -> int:
+        """1 where first is better, -1 where it is worse, 0 where the two cannot be told apart."""
+        if not decided(self.compared, self.p_holm):
+            return 0
+        return 1 if self.measure.better(self.compared.difference.value) else -1
+
+
+def against(
+    first: str,
+    arms: Mapping[str, ArrayLike],
+    draws: Draws,
+    measure: Measure,
+    weights: ArrayLike | None = None,
+) -> list[Against]:
+    """`first` minus every other arm, in the arms' order, with Holm's correction over them.
+
+    Ten thousand resamples tell a p of 0.0002 at best, so of more than 250 arms none could stand: draw more.
+
+    Args:
+        arms: each arm's values, (S, Q), or (Q,) where they are the same for every seed.
+
+    Raises:
+        StatisticsError: `first` is not among the arms; otherwise as `statistics.sample`.
+    """
+    if first not in arms:
+        raise StatisticsError(
+            f"There are no scores of {first}, with which the arms are compared: score it first."
+        )
+    samples = {arm: sample(values, draws, weights) for arm, values in arms.items()}
+    mine = samples[first]
+    compared = {arm: between(mine, other) for arm, other in samples.items() if arm != first}
+    corrected = holm({arm: one.p for arm, one in compared.items()})
+    return [
+        Against(
+            first=first,
+            arm=arm,
+            measure=measure,
+            compared=one,
+            p_holm=corrected[arm],
+            says=says(
+                one,
+                first=first,
+                second=arm,
+                score_first=mine.value,
+                score_second=samples[arm].value,
+                measure=measure,
+                p_holm=corrected[arm] if len(compared) > 1 else None,
+            ),
+        )
+        for arm, one in compared.items()
+    ]
+
+
+def summary(rows: Sequence[Against], *, reference: str = "centralised") -> list[str]:
+    """What one table comes to: whom the first beats, how it stands to the reference, what intervals cover."""
+    if not rows:
+        return []
+    first, measure, compared = rows[0].first, rows[0].measure, rows[0].compared
+    by_outcome = {sign: [row.arm for row in rows if row.outcome == sign] for sign in (1, -1, 0)}
+    said = [f"By {measure.label}, {verdict(first, by_outcome[1], by_outcome[-1], by_outcome[0])}."]
+    said += [_relative(row) for row in rows if row.arm == reference]
+    said.append(_covered(compared, measure.asked))
+    return said
+
+
+def _covered(compared: Compared, asked: str) -> str:
+    covers = f"The intervals cover the choice of {these(compared, asked)}"
+    if compared.seeds > 1:
+        return f"{covers}, and the luck of training as these seeds show it."
+    return f"{covers}, not the luck of training, which one seed cannot show."
+
+
+def _relative(row: Against) -> str:
+    ratio = row.compared.relative.row()
+    if None in ratio.values():
+        return f"{row.arm} scores too near 0 for a relative score of {row.first}."
+    bounds = f"95%: {ratio['low']:.3f} to {ratio['high']:.3f}"
+    lower = ", where lower is better" if row.measure.lower_is_better else ""
+    return f"{row.first} comes to {ratio['value']:.3f} of {row.arm} ({bounds}) in {row.measure.label}{lower}."

@@ -1,0 +1,122 @@
+"""The draws of the bootstrap: which questions, and how far the seeds are moved; shared by all arms.
+
+Of n questions n - 1 are drawn (Rao and Wu, 1988), which makes the variance of a mean unbiased; drawing n
+makes it too small by 1/n, which tells in small categories. Categories of one question are resampled among
+themselves (collapsed strata), since one question alone shows no spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shepherd.errors import StatisticsError
+from shepherd.evaluate import seeds as of_seeds
+
+Floats = NDArray[np.float64]
+_CELLS = 1 << 20  # of a chunk
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Questions that are resampled among themselves.
+
+    places: (n,) where they are; counts: (R, n) how often each is drawn; share: of the whole statistic;
+    single: every question is a category of its own, so that its weight does not matter.
+    """
+
+    places: NDArray[np.intp]
+    counts: NDArray[np.uint8]
+    share: float
+    single: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """What every arm is scored on: the strata (Q,), their draws, and the seeds' contrasts (R, S).
+
+    Takes resamples x questions bytes.
+    """
+
+    strata: tuple[str, ...]
+    groups: tuple[Group, ...]
+    contrasts: Floats
+
+    def only(self, category: str) -> Draws:
+        """The same draws for one category; values and weights are still given for all the questions."""
+        for group in self.groups:
+            names = [self.strata[place] for place in group.places]
+            if category in names:
+                return Draws(self.strata, (_part(group, names.index(category)),), self.contrasts)
+        raise StatisticsError(f"No question is of category {category!r}: name one of those asked.")
+
+    @property
+    def questions(self) -> int:
+        """How many questions are scored: all, or those of the one category."""
+        return sum(len(group.places) for group in self.groups)
+
+    @property
+    def seeds(self) -> int:
+        """How many training seeds."""
+        return int(self.contrasts.shape[1])
+
+
+def _part(group: Group, at: int) -> Group:
+    """The whole group, or where every question is a category of its own, that one."""
+    if not group.single:
+        return Group(group.places, group.counts, 1.0)
+    return Group(group.places[at : at + 1], np.ones((len(group.counts), 1), np.uint8), 1.0, single=True)
+
+
+def draws(strata: Sequence[str], *, seeds: int = 1, resamples: int = 10_000, seed: int = 0) -> Draws:
+    """Draw once; score all the arms with it.
+
+    Args:
+        strata: each question's category.
+        seeds: how many training seeds the values have.
+
+    Raises:
+        StatisticsError: there are no questions, or no seed.
+    """
+    if not len(strata) or seeds < 1 or resamples < 1:
+        raise StatisticsError("There are no scores to make a statistic of: ask at least one question.")
+    names = np.array([str(name) for name in strata])
+    rng = np.random.default_rng([seed, resamples])
+    return Draws(
+        strata=tuple(names.tolist()),
+        groups=tuple(
+            Group(places, _counts(len(places), resamples, rng), share, single)
+            for places, share, single in _grouped(names)
+        ),
+        contrasts=of_seeds.contrasts(resamples, seeds, rng),
+    )
+
+
+def _grouped(names: NDArray[np.str_]) -> Iterator[tuple[NDArray[np.intp], float, bool]]:
+    """Places, share and whether single: a group a category, and one of all categories of one question."""
+    found, inverse, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    for index in np.flatnonzero(sizes > 1):
+        yield np.flatnonzero(inverse == index), 1 / len(found), False
+    alone = np.flatnonzero(sizes[inverse] == 1)
+    if len(alone):
+        yield alone, len(alone) / len(found), True
+
+
+def _counts(n: int, resamples: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(resamples, n): n - 1 of n drawn with replacement; the only one where there is one."""
+    drawn = max(n - 1, 1)
+    counts = np.empty((resamples, n), np.uint8)
+    for rows in chunks(resamples, n):
+        size = rows.stop - rows.start
+        picks = rng.integers(n, size=(size, drawn)) + n * np.arange(size)[:, None]
+        counts[rows] = np.bincount(picks.ravel(), minlength=size * n).reshape(size, n)
+    return counts
+
+
+def chunks(resamples: int, n: int) -> Iterator[slice]:
+    """Rows of (resamples, n) a mebi at a time, so that no product needs more memory than that."""
+    step = max(1, _CELLS // n)
+    return (slice(start, min(start + step, resamples)) for start in range(0, resamples, step))
