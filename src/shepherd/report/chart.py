@@ -1,0 +1,249 @@
+"""Line charts and interval tracks as inline SVG: pure functions from numbers to markup.
+
+Every x is a percentage and every y a pixel, so that a chart fits any width and its words keep their size.
+A series has its own marker and dash besides its colour, and its name stands at its end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+Form = Callable[[float], str]
+Point = tuple[float, float]
+STYLES = 6
+"""So many colours, dashes and markers; the stylesheet has as many of class s0, s1, ..."""
+_DASHES = ("", "7 4", "2 3", "10 3 2 3", "5 5", "1 4")
+_TOP, _BOTTOM = 12, 26  # pixels around the plot: half a label above, the axis below
+_LABEL = 16  # pixels from one series' name to the next
+_MOST_MARKERS = 26
+_MARKERS = (
+    '<circle r="4"/>',
+    '<rect x="-3.6" y="-3.6" width="7.2" height="7.2"/>',
+    '<path d="M0-4.8 4.6 3.6H-4.6Z"/>',
+    '<path d="M0-5 5 0 0 5-5 0Z"/>',
+    '<path d="M0 4.8 4.6-3.6H-4.6Z"/>',
+    '<path d="M-4-4 4 4M4-4-4 4" class="open"/>',
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line: (x, y) points in the order of x, none of them missing."""
+
+    name: str
+    points: Sequence[Point]
+
+
+def line_chart(
+    series: Sequence[Series], *, ident: str, title: str, form: Form, zero: bool = False, height: int = 240
+) -> str:
+    """An SVG of lines by round; an empty string where there is no point.
+
+    Args:
+        ident: unique on the page.
+        title: what it shows, in words; the text for those who do not see it.
+        form: how a value of y is written.
+        zero: y begins at 0.
+        height: in pixels; more where the names of the series need it.
+    """
+    series = [each for each in series if each.points]
+    if not series:
+        return ""
+    height = max(height, _TOP + _BOTTOM + _LABEL * len(series))
+    xs = [x for each in series for x, _ in each.points]
+    ys = [y for each in series for _, y in each.points] + [0.0] * zero
+    y_ticks = ticks(min(ys), max(ys), 5)
+    place = _Place(min(xs), max(xs), min(*ys, *y_ticks), max(*ys, *y_ticks), height)
+    names = len(series) > 1
+    drawn = [
+        *(_gridline(tick, place, form) for tick in y_ticks),
+        *(_x_label(tick, place) for tick in ticks(min(xs), max(xs), 6, whole=True)),
+        *(_line(each, style, place, form) for style, each in reversed(list(enumerate(series)))),
+        *(_end_labels(series, place) if names else ()),
+    ]
+    gutter = max(len(form(tick)) for tick in y_ticks)
+    room = _room(series) if names else 0.8
+    return (
+        f'<svg class="chart" role="img" aria-labelledby="{escape(ident)}-t" height="{height}"'
+        f' style="--room:{room:.1f}em;--gutter:{0.6 * gutter + 0.9:.1f}em"><title id="{escape(ident)}-t">{escape(title)}</title>'
+        f"{''.join(drawn)}</svg>"
+    )
+
+
+def _room(series: Sequence[Series]) -> float:
+    """Beside the plot for the longest name, in em: a marker, then up to 18 letters."""
+    return 2.2 + 0.58 * max(len(_short(each.name)) for each in series)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """From data to the drawing: percent across, pixels down."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+    height: int
+
+    def x(self, value: float) -> float:
+        return percent(value, self.left, self.right)
+
+    def y(self, value: float) -> float:
+        room = self.height - _TOP - _BOTTOM
+        return _TOP + room * (1 - percent(value, self.low, self.high) / 100)
+
+
+def percent(value: float, low: float, high: float) -> float:
+    """Where `value` lies from `low` (0) to `high` (100), held inside; 50 where the two are one.
+
+    >>> percent(3, 2, 4), percent(9, 2, 4), percent(1, 1, 1)
+    (50.0, 100.0, 50.0)
+    """
+    return 50.0 if high <= low else min(100.0, max(0.0, 100 * (value - low) / (high - low)))
+
+
+def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
+    """At most about `most` round numbers that span `low` to `high`; inside them where `whole`.
+
+    >>> ticks(0.13, 0.87, 5), ticks(0, 20, 6, whole=True), ticks(3, 3, 5)
+    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0, 5, 10, 15, 20], [3])
+    """
+    if high <= low:
+        return [low]
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough * 0.999)
+    step = max(1, round(step)) if whole else step
+    first, last = (
+        (math.ceil(low / step), math.floor(high / step))
+        if whole
+        else (math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9))
+    )
+    return [_clean(step * k, step) for k in range(first, last + 1)]
+
+
+def _clean(value: float, step: float) -> float:
+    """`value` without the dust of floating point: 0.6000000000000001 is 0.6."""
+    return value if isinstance(value, int) else round(value, max(0, 1 - math.floor(math.log10(step))))
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places near the wanted ones, in the same order, at least `gap` apart and inside [low, high].
+
+    >>> spread([10, 11, 50], 16, 0, 60)
+    [10, 26, 50]
+    >>> spread([58, 59], 16, 0, 60)
+    [44, 60]
+    """
+    order = sorted(range(len(wanted)), key=lambda k: wanted[k])
+    placed = dict.fromkeys(order, 0.0)
+    edge = low
+    for k in order:
+        placed[k] = edge = max(wanted[k], edge)
+        edge += gap
+    edge = high
+    for k in reversed(order):
+        placed[k] = min(placed[k], edge)
+        edge = placed[k] - gap
+    return [placed[k] for k in range(len(wanted))]
+
+
+def _gridline(tick: float, place: _Place, form: Form) -> str:
+    y = place.y(tick)
+    return (
+        f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="tick" x="-8" y="{y:.1f}" dy="4" text-anchor="end">{escape(form(tick))}</text>'
+    )
+
+
+def _x_label(tick: float, place: _Place) -> str:
+    return (
+        f'<text class="tick" x="{place.x(tick):.2f}%" y="{place.height - 6}" text-anchor="middle">'
+        f"{tick:g}</text>"
+    )
+
+
+def _line(series: Series, style: int, place: _Place, form: Form) -> str:
+    at = [(place.x(x), place.y(y)) for x, y in series.points]
+    path = " ".join(f"{10 * x:.1f},{y:.1f}" for x, y in at)
+    # the one part in stretched units: a polyline takes no percentages
+    line = (
+        f'<svg viewBox="0 0 1000 {place.height}" width="100%" height="{place.height}"'
+        f' preserveAspectRatio="none"><polyline points="{path}" stroke-dasharray="{_dash(style)}"'
+        ' vector-effect="non-scaling-stroke"/></svg>'
+    )
+    every = math.ceil(len(at) / _MOST_MARKERS)
+    marks = [
+        _mark(style, f"{x:.2f}%", y, f"{series.name}, round {point[0]:g}: {form(point[1])}")
+        for k, ((x, y), point) in enumerate(zip(at, series.points, strict=True))
+        if (len(at) - 1 - k) % every == 0
+    ]
+    return f'<g class="s{style % STYLES}">{line}{"".join(marks)}</g>'
+
+
+def _dash(style: int) -> str:
+    """Another dash once the colours come round again."""
+    return _DASHES[(style + style // STYLES) % len(_DASHES)]
+
+
+def _mark(style: int, x: str, y: float, title: str = "", dx: float = 0) -> str:
+    marker = _MARKERS[style % len(_MARKERS)]
+    shape = f"<title>{escape(title)}</title>{marker}" if title else marker
+    return (
+        f'<svg class="mark" x="{x}" y="{y:.1f}"><g transform="translate({dx:g} 0)">{shape}</g></svg>'
+    )
+
+
+def _end_labels(series: Sequence[Series], place: _Place) -> list[str]:
+    wanted = [place.y(each.points[-1][1]) for each in series]
+    ys = spread(wanted, _LABEL, _TOP, place.height - _BOTTOM)
+    return [
+        f'<g class="s{style % STYLES}">{_mark(style, "100%", y, dx=14)}'
+        f'<text class="name" x="100%" dx="24" y="{y:.1f}" dy="4">{escape(_short(each.name))}</text></g>'
+        for style, (each, y) in enumerate(zip(series, ys, strict=True))
+    ]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:17]}…"
+
+
+def track(
+    value: float, low: float | None, high: float | None, scale: tuple[float, float], *, kind: str, reference: float | None
+) -> str:
+    """A dot with its interval on a common scale, 0 to 100% of the width; decoration beside the numbers.
+
+    Args:
+        kind: the arm's, a class of the stylesheet: it chooses the marker.
+        reference: where the thin line of the arm that the others are compared with stands.
+    """
+    at = percent(value, *scale)
+    whisker = ""
+    if low is not None and high is not None:
+        ends = percent(low, *scale), percent(high, *scale)
+        caps = "".join(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="8" y2="16"/>' for x in ends)
+        whisker = f'<line x1="{ends[0]:.2f}%" x2="{ends[1]:.2f}%" y1="12" y2="12"/>{caps}'
+    line = ""
+    if reference is not None:
+        x = percent(reference, *scale)
+        line = f'<line class="reference" x1="{x:.2f}%" x2="{x:.2f}%" y1="-2" y2="26"/>'
+    marker = _MARKERS[_KIND_MARKERS.get(kind, 0)]
+    return (
+        f'<svg class="track {escape(kind)}" height="24" aria-hidden="true" focusable="false">{line}{whisker}'
+        f'<svg class="mark" x="{at:.2f}%" y="12">{marker}</svg></svg>'
+    )
+
+
+_KIND_MARKERS = {"base": 0, "local": 1, "centralised": 3, "federated": 0, "variant": 2}
+
+
+def arm_mark(kind: str) -> str:
+    """The marker of an arm's kind, as beside its name."""
+    marker = _MARKERS[_KIND_MARKERS.get(kind, 0)]
+    return (
+        f'<svg class="track {escape(kind)} key" width="12" height="12" aria-hidden="true" focusable="false">'
+        f'<svg class="mark" x="6" y="6">{marker}</svg></svg>'
+    )

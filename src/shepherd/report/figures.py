@@ -1,0 +1,111 @@
+"""Numbers as a person reads them.
+
+>>> share(0.6251), loss(2.03149), signed_points(-0.031), data_size(1_440_000), duration(161)
+('62.5%', '2.031', '−3.1', '1.44 MB', '161 s')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+Form = Callable[[float], str]
+_MINUS = "−"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", _MINUS)
+
+
+def loss(value: float) -> str:
+    return _minus(f"{value:.3f}")
+
+
+def share(value: float) -> str:
+    return _minus(f"{100 * value:.1f}%")
+
+
+def whole_share(value: float) -> str:
+    return _minus(f"{100 * value:.0f}%")
+
+
+def count(value: float) -> str:
+    """Groups of three digits, apart by a thin space that does not break.
+
+    >>> count(1234567), count(0.5)
+    ('1\\u202f234\\u202f567', '0.5')
+    """
+    return _minus(f"{value:,.0f}" if value == round(value) else f"{value:,.4g}").replace(",", "\u202f")
+
+
+def signed_loss(value: float) -> str:
+    return _minus(f"{value:+.3f}")
+
+
+def signed_points(value: float) -> str:
+    """A difference of shares in percentage points."""
+    return _minus(f"{100 * value:+.1f}")
+
+
+def ratio(value: float) -> str:
+    return _minus(f"{value:.3f}")
+
+
+def probability(value: float) -> str:
+    """
+    >>> probability(0.0004), probability(0.0312), probability(1.0)
+    ('< 0.001', '0.031', '1.000')
+    """
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def rate(value: float) -> str:
+    """
+    >>> rate(0.00015), rate(0.004)
+    ('1.5e−4', '0.004')
+    """
+    shown = f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}"
+    mantissa, e, exponent = shown.partition("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if e else mantissa
+    return _minus(f"{mantissa}{e}{int(exponent)}" if e else mantissa)
+
+
+def data_size(value: float) -> str:
+    """Bytes in powers of a thousand.
+
+    >>> [data_size(n) for n in (0, 999, 1000, 71_600_000, 5e15)]
+    ['0 B', '999 B', '1 kB', '71.6 MB', '5000 TB']
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB" if value < 1000 else f"{value:.0f} TB"
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> [duration(s) for s in (0.0123, 7.25, 161, 3900, 200000)]
+    ['0.012 s', '7.2 s', '161 s', '65 min', '55.6 h']
+    """
+    if seconds < 1:
+        return f"{seconds:.2g} s"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 300:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+FORMS: Mapping[str, Form] = {
+    "loss": loss,
+    "share": share,
+    "whole_share": whole_share,
+    "count": count,
+    "signed_loss": signed_loss,
+    "signed_points": signed_points,
+    "ratio": ratio,
+    "p": probability,
+    "rate": rate,
+    "bytes": data_size,
+    "duration": duration,
+}

@@ -1,0 +1,111 @@
+"""What lies in a run folder, read without trust: a key may be missing, a number may be none."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import FolderError
+from shepherd.folder import mending
+
+Row = dict[str, Any]
+_NO_CONTROLS = {code: "�" for code in (*range(32), 127) if chr(code) not in "\t\n"}
+
+
+def read_object(path: Path, mend: str) -> Row:
+    """A JSON object; empty where there is no such file.
+
+    Raises:
+        FolderError: it is damaged; the sentence ends with `mend`.
+    """
+    with mending(path.parent):
+        if not path.is_file():
+            return {}
+        content = path.read_bytes()
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise FolderError(f"{path} is not JSON ({error}); {mend}") from error
+    if not isinstance(found, dict):
+        raise FolderError(f"{path} holds no JSON object; {mend}")
+    return found
+
+
+def read_lines(path: Path) -> list[Row]:
+    """The objects of a JSON-lines file; empty where there is none. Other lines are left out."""
+    with mending(path.parent):
+        content = path.read_bytes() if path.is_file() else b""
+    return list(_objects(content.split(b"\n")))
+
+
+def _objects(lines: list[bytes]) -> Iterator[Row]:
+    for line in lines:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def table(value: Any) -> Row:
+    """`value` where it is a mapping, else an empty one."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def items(value: Any) -> list[Any]:
+    """`value` where it is a list, else an empty one."""
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def number(value: Any) -> float | int | None:
+    """`value` where it is a finite number, else None.
+
+    >>> number(0.5), number(True), number("0.5"), number(float("nan"))
+    (0.5, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def text(value: Any) -> str:
+    """`value` as text; none is empty."""
+    return "" if value is None else str(value)
+
+
+def interval(value: Any) -> Row | None:
+    """An estimate with its 95% interval; a bare number has none, and what is no number is None.
+
+    >>> interval({"value": 0.5, "low": 0.4, "high": 0.6}) == {"value": 0.5, "low": 0.4, "high": 0.6}
+    True
+    >>> interval(2.0), interval({"value": None})
+    ({'value': 2.0, 'low': None, 'high': None}, None)
+    """
+    given = table(value) if isinstance(value, Mapping) else {"value": value}
+    ends = {key: number(given.get(key)) for key in ("value", "low", "high")}
+    return None if ends["value"] is None else ends
+
+
+def numbers(value: Any) -> dict[str, float | int | None]:
+    """Name -> number, of a mapping."""
+    return {str(key): number(item) for key, item in table(value).items()}
+
+
+def plain(value: Any) -> Any:
+    """The same in what JSON and HTML can both hold.
+
+    A number that is not finite becomes null; a control character, or half of a surrogate pair, becomes
+    U+FFFD, since a model may have been made to say anything.
+    """
+    if isinstance(value, Mapping):
+        return {plain(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, str):
+        whole = value.replace("\r\n", "\n").replace("\r", "\n").translate(_NO_CONTROLS)
+        return whole.encode("utf8", "surrogatepass").decode("utf8", "replace")
+    return None if isinstance(value, float) and not math.isfinite(value) else value
