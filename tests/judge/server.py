@@ -88,7 +88,7 @@ def said(handler: Handler, text: str | None, finish: str = "stop") -> None:
 
 
 def status(code: int, message: str = "", **headers: str) -> Step:
-    """An error in OpenAI's form. Headers with _ for -; tried again after a millisecond unless they say else."""
+    """An error in OpenAI's form; headers have _ for -, and ask for another try in a millisecond."""
     named = {"retry-after-ms": "1", **{name.replace("_", "-"): value for name, value in headers.items()}}
     body = json.dumps({"error": {"message": message or f"status {code}", "type": "t"}})
     return lambda handler, _: handler.send(code, body, named)

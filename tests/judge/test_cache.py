@@ -70,7 +70,10 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 
 def test_a_file_in_the_folders_place_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "v").write_text("")
-    with pytest.raises(FolderError, match=r"the verdicts' file .* cannot be used"), cache.opened(tmp_path / "v"):
+    with (
+        pytest.raises(FolderError, match=r"the verdicts' file .* cannot be used"),
+        cache.opened(tmp_path / "v"),
+    ):
         pass
 
 

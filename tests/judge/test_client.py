@@ -78,7 +78,10 @@ def test_what_does_not_pass_is_one_sentence_after_the_last_try(serve, name: str)
 
 def test_the_sentences_name_the_mend(serve) -> None:
     for step, words in (
-        (server.status(429, "slow down"), r"HTTP 429, 2 times: slow down\); wait, or lower judge.concurrency"),
+        (
+            server.status(429, "slow down"),
+            r"HTTP 429, 2 times: slow down\); wait, or lower judge.concurrency",
+        ),
         (server.status(500, "oops"), r"fails with HTTP 500, 2 times \(oops\)"),
         (server.silent, r"silent for 0.1 s, 2 times; raise judge.timeout"),
         (server.body("hello"), r"does not answer with chat completions, 2 times"),

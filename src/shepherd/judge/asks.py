@@ -55,6 +55,8 @@ class Plan:
     def sentence(self, table: JudgeTable) -> str:
         """What a person wants to know before it is spent."""
         kept = f" ({self.cached:,} more are here already)" if self.cached else ""
+        if not self.calls and not self.cached:
+            return f"The judge {table.model} is not asked: all answers are the same."
         if not self.calls:
             return f"The judge {table.model} is not asked: all {self.cached:,} replies are here already."
         capped = self.most is not None and self.most < self.calls

@@ -103,8 +103,12 @@ class Endpoint:
             case 400 | 413 | 422:
                 return Refused(f"HTTP {code}: {said}")
             case 401 | 403:
-                whose = f"the key in {self.table.key_env}" if self.table.key_env else "a request without a key"
-                return JudgeError(f"{url} refuses {whose} (HTTP {code}); check judge.key_env and judge.base_url")
+                whose = (
+                    f"the key in {self.table.key_env}" if self.table.key_env else "a request without a key"
+                )
+                return JudgeError(
+                    f"{url} refuses {whose} (HTTP {code}); check judge.key_env and judge.base_url"
+                )
             case 404:
                 return JudgeError(
                     f"{url} has no model {model}, or no chat (HTTP 404: {said}); check judge.model, and "

@@ -75,7 +75,7 @@ def gather(
     if work.fault is None and work.refused and not work.replies:
         work.fault = _refusal(work)
     if work.fault is not None:
-        kept = f"; {len(cache.replies):,} replies are kept in {cache.path}, and the same command goes on there"
+        kept = f"; {len(cache.replies):,} replies are kept in {cache.path}, where the same command goes on"
         raise type(work.fault)(f"{work.fault}{kept if cache.replies else ''}") from work.fault
     return work.refused
 

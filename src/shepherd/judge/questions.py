@@ -109,7 +109,7 @@ def _question(row: Any, where: str, number: int) -> Question:
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, Mapping):
-        raise BadRow(f"{where} is no object with named fields; write it as {{\"question\": ...}}")
+        raise BadRow(f'{where} is no object with named fields; write it as {{"question": ...}}')
     text = _turn(row["turns"], where) if "turns" in row else _field(row, _TEXT, where)
     if not text.strip():
         raise BadRow(f"{where} asks nothing; give it one of the fields {', '.join(_TEXT)}, turns")

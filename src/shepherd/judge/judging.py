@@ -1,0 +1,278 @@
+"""Have the judge compare arms, as `fedit` or `pairwise`, and hand on what it said as plain values.
+
+`fedit` is the paper's protocol (arXiv 2305.05644): both answers of one pair get 1 to 10, several times,
+in one order. `pairwise` asks which is better in both orders (arXiv 2306.05685): where the two replies
+disagree, the question is a tie, so a liking for the first place cannot win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import DataError
+from shepherd.evaluate.judged import fedit_table, preference_table
+from shepherd.evaluate.verdicts import Preferred, Scored, combine
+from shepherd.judge import asks, cache, prompts
+from shepherd.judge.answers import Answers
+from shepherd.judge.asks import Ask, Pair, Plan
+from shepherd.judge.cache import Reply
+from shepherd.judge.gather import gather, nonsense
+from shepherd.judge.questions import Question
+from shepherd.settings import JudgeTable
+
+Say = Callable[[str], None]
+Replies = Mapping[str, Reply]
+
+_SEEN: Mapping[prompts.Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What the judge said of some pairs of arms.
+
+    `questions` is how many of those `asked`, from the first on, every pair has all its replies to; `left`
+    is how many requests are still to be made. `refused` and `unreadable` replies are counted and never
+    scored. `calls` and the tokens are of all the replies there are, paid for now or before; `new_calls`
+    are those of now.
+    """
+
+    protocol: str
+    model: str
+    base_url: str
+    questions: int
+    asked: int
+    calls: int
+    new_calls: int = 0
+    prompt_tokens: int
+    completion_tokens: int
+    unreadable: int = 0
+    refused: int
+    left: int
+    scored: tuple[Scored, ...] = ()
+    preferred: tuple[Preferred, ...] = ()
+    rows: tuple[Mapping[str, Any], ...] = ()
+    """A pair each: of `fedit_table` or `preference_table`."""
+    strengths: tuple[Mapping[str, Any], ...] = ()
+    """For `pairwise`, the arms' by Bradley-Terry, the strongest first."""
+    says: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, Any]:
+        """As it stands in comparison.json."""
+        return {
+            "protocol": self.protocol,
+            "model": self.model,
+            "base_url": self.base_url,
+            "questions": self.questions,
+            "asked": self.asked,
+            "calls": self.calls,
+            "tokens": self.prompt_tokens + self.completion_tokens,
+            "unreadable": self.unreadable,
+            "refused": self.refused,
+            "left": self.left,
+            "rows": [dict(row) for row in self.rows],
+            "strengths": [dict(row) for row in self.strengths],
+            "says": list(self.says),
+        }
+
+
+def judge(
+    first: Answers,
+    second: Answers,
+    questions: Sequence[Question],
+    table: JudgeTable,
+    folder: Path,
+    say: Say,
+    max_calls: int | None = None,
+) -> Result:
+    """Compare two arms; see `judge_pairs`."""
+    return judge_pairs([(first, second)], questions, table, folder, say, max_calls)
+
+
+def plan(
+    pairs: Sequence[Pair],
+    questions: Sequence[Question],
+    table: JudgeTable,
+    folder: Path,
+    max_calls: int | None = None,
+) -> Plan:
+    """What `judge_pairs` would ask and spend; asks nothing and writes nothing."""
+    wanted = _wanted(pairs, questions, table)
+    return asks.plan(wanted, cache.read(folder), table, max_calls)
+
+
+def judge_pairs(
+    pairs: Sequence[Pair],
+    questions: Sequence[Question],
+    table: JudgeTable,
+    folder: Path,
+    say: Say,
+    max_calls: int | None = None,
+    against: str | None = None,
+) -> Result:
+    """Compare each pair of arms on the same questions.
+
+    Args:
+        pairs: (baseline, arm) each; `fedit` shows the baseline's answer first, as the paper prints it.
+        folder: where replies are kept. What is there is not asked again, whoever asked it.
+        max_calls: at most so many new requests now; the result then rests on the questions that are
+            complete, and the same call goes on another time. Requests tried again do not count.
+        against: the arm that the tables put on one side of each of its pairs.
+
+    Raises:
+        DataError: no questions, an answer is missing, or both arms of a pair have one name.
+        SettingsError: no model is named.
+        JudgeError: no key, an endpoint that cannot be used, or replies that all lack a verdict; what was
+            paid for is kept.
+        FolderError: the folder cannot be written.
+    """
+    wanted = _wanted(pairs, questions, table)
+    with cache.opened(folder) as kept:
+        coming = asks.plan(wanted, kept.replies, table, max_calls)
+        say(coming.sentence(table))
+        before = len(kept.replies)
+        refused = _gathered(wanted, kept, table, say, max_calls)
+        new_calls = len(kept.replies) - before
+    used = {ask.key: kept.replies[ask.key] for ask in wanted if ask.key in kept.replies}
+    bad = [reply for reply in used.values() if not _readable(table)(reply.text)]
+    if used and len(bad) == len(used):
+        raise nonsense(len(bad), bad[-1], table)
+    result = _values(pairs, questions, table, wanted, used, refused)
+    return _tabled(replace(result, new_calls=new_calls, unreadable=len(bad)), refused, against)
+
+
+def _wanted(pairs: Sequence[Pair], questions: Sequence[Question], table: JudgeTable) -> tuple[Ask, ...]:
+    if not questions:
+        raise DataError("there is no question to judge by; give a file that holds some")
+    for first, second in pairs:
+        first.require(questions)
+        second.require(questions)
+        if first.name == second.name:
+            raise DataError(f"both arms are called {first.name}; give them two names")
+    return asks.asks(pairs, questions, table)
+
+
+def _gathered(
+    wanted: Sequence[Ask], kept: cache.Cache, table: JudgeTable, say: Say, max_calls: int | None
+) -> Mapping[str, str]:
+    """Ask for what is missing, at most `max_calls`; why some prompts were refused, by key."""
+    coming = asks.pending(wanted, kept.replies)[:max_calls]
+    if not coming:
+        return {}
+    readable = _readable(table)
+    held = (kept.replies[ask.key] for ask in wanted if ask.key in kept.replies)
+    sense = any(readable(reply.text) for reply in held)
+    return gather(coming, kept, table, readable=readable, sense=sense, say=say)
+
+
+def _readable(table: JudgeTable) -> Callable[[str], bool]:
+    read = prompts.scores if table.protocol == "fedit" else prompts.verdict
+    return lambda text: read(text) is not None
+
+
+def _values(
+    pairs: Sequence[Pair],
+    questions: Sequence[Question],
+    table: JudgeTable,
+    wanted: Sequence[Ask],
+    used: Replies,
+    refused: Mapping[str, str],
+) -> Result:
+    """What was said on the questions that are complete, without its statistics."""
+    known = used.keys() | refused.keys()
+    unfinished = {ask.question for ask in wanted if ask.key not in known}
+    # not beyond the first unfinished one: there, only the ties that need no asking would be known
+    complete = list(takewhile(lambda question: question.id not in unfinished, questions))
+    together = [(question, first, second) for question in complete for first, second in pairs]
+    fedit = table.protocol == "fedit"
+    return Result(
+        protocol=table.protocol,
+        model=table.model,
+        base_url=table.base_url,
+        questions=len(complete),
+        asked=len(questions),
+        calls=len(used),
+        prompt_tokens=sum(reply.prompt_tokens for reply in used.values()),
+        completion_tokens=sum(reply.completion_tokens for reply in used.values()),
+        refused=len(refused),
+        left=len({ask.key for ask in wanted} - known),
+        scored=tuple(s for q, a, b in together if fedit for s in _scored(q, a, b, table, used)),
+        preferred=tuple(p for q, a, b in together if not fedit for p in _preferred(q, a, b, table, used)),
+    )
+
+
+def _tabled(result: Result, refused: Mapping[str, str], against: str | None) -> Result:
+    """With the tables of what was said, and sentences on it and on what is missing."""
+    rows: Sequence[Mapping[str, Any]] = ()
+    strengths: Sequence[Mapping[str, Any]] = ()
+    if result.scored:
+        rows = fedit_table(result.scored, against)
+    elif result.preferred:
+        found = preference_table(result.preferred, against)
+        rows, strengths = found["rows"], found["strengths"]
+    says = (*(str(row["says"]) for row in rows), *_missing(result, refused))
+    return replace(result, rows=tuple(rows), strengths=tuple(strengths), says=says)
+
+
+def _missing(result: Result, refused: Mapping[str, str]) -> Iterator[str]:
+    if result.left:
+        yield (
+            f"{result.left:,} requests are left, so this is on {result.questions:,} of {result.asked:,} "
+            "questions; the same command goes on with the rest."
+        )
+    if result.unreadable:
+        yield (
+            f"{result.unreadable:,} of {result.calls:,} replies do not end in a verdict; "
+            "they are counted here and not scored."
+        )
+    if refused:
+        reason = next(iter(refused.values()))
+        yield f"{len(refused):,} requests were refused and are not scored ({reason})."
+
+
+def _scored(
+    question: Question, first: Answers, second: Answers, table: JudgeTable, used: Replies
+) -> Iterator[Scored]:
+    for ask in asks.of(question, first, second, table):
+        read = prompts.scores(used[ask.key].text) if ask.key in used else None
+        if read is not None:
+            yield Scored(
+                question=question.id,
+                category=question.category,
+                first=first.name,
+                second=second.name,
+                repeat=ask.repeat,
+                score_first=read[0],
+                score_second=read[1],
+            )
+
+
+def _preferred(
+    question: Question, first: Answers, second: Answers, table: JudgeTable, used: Replies
+) -> Iterator[Preferred]:
+    a, b = first.texts[question.id], second.texts[question.id]
+    result = 0.5 if a == b else _both_orders(list(asks.of(question, first, second, table)), used)
+    if result is not None:
+        yield Preferred(
+            question=question.id,
+            category=question.category,
+            first=first.name,
+            second=second.name,
+            result=result,
+            length_first=len(a),
+            length_second=len(b),
+        )
+
+
+def _both_orders(orders: Sequence[Ask], used: Replies) -> float | None:
+    """What both replies say of the first arm; None where one cannot be read."""
+    seen = []
+    for ask in orders:
+        verdict = prompts.verdict(used[ask.key].text) if ask.key in used else None
+        if verdict is None:
+            return None
+        seen.append(1 - _SEEN[verdict] if ask.swapped else _SEEN[verdict])
+    return combine(*seen)
