@@ -7,7 +7,7 @@ for texts in chat.answer("Name two rivers.", arms=["base", "federated"]):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from threading import Lock
@@ -61,7 +61,7 @@ class Chat:
         top_p: float = 1.0,
         max_new_tokens: int | None = None,
         seed: int = 0,
-    ) -> Iterator[dict[str, str]]:
+    ) -> Generator[dict[str, str], None, None]:
         """The text of each arm's answer so far, after every step; the last are the whole answers.
 
         Args:
