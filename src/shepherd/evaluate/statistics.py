@@ -272,7 +272,7 @@ def ratio(a: Sample, b: Sample) -> Interval:
     luck = 1.0
     if a.value and b.value:
         luck = _luck(a.values / a.value - b.values / b.value, a.weights, a.draws)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         value = float(np.float64(a.value) / np.float64(b.value))
         return percentiles(value, _drawn(a, luck) / _drawn(b, luck))
 
