@@ -8,10 +8,12 @@ from time import perf_counter
 from benchmarks.work import Measured, Work, peak_bytes
 from shepherd import plugins, select
 from shepherd.federation.simulation import Simulation
+from shepherd.federation.workers import Workers
 from shepherd.model import base as bases
 from shepherd.model import memory
 from shepherd.model.tune import micro_batch_tokens
 from shepherd.rounds import rounds, start
+from shepherd.settings import RunSettings
 
 
 def engine(work: Work) -> Callable[[Work], Measured]:
@@ -20,8 +22,8 @@ def engine(work: Work) -> Callable[[Work], Measured]:
     memory.keep_pages()
     memory.use_threads(settings.tuning.threads)
     base = bases.load(settings.model, settings.adapter)
-    micro_batch = memory.fitting_micro_batch(base, micro_batch_tokens(settings.tuning, base.device))
-    size = _cohort_size(work, base, micro_batch)
+    plan = _plan(work, base)
+    beside = _workers(settings, plan)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
 
     def visit_all(asked: Work) -> Measured:
@@ -30,10 +32,11 @@ def engine(work: Work) -> Callable[[Work], Measured]:
             datasets=asked.clients,
             algorithm=algorithm,
             transform=transform,
-            tuning=asked.settings.tuning.model_copy(update={"micro_batch_tokens": micro_batch}),
+            tuning=asked.settings.tuning.model_copy(update={"micro_batch_tokens": plan.micro_batch_tokens}),
             federation=asked.settings.federation,
             seed=asked.settings.seed,
-            cohort_size=size,
+            cohort_size=plan.cohort_size,
+            workers=beside,
         )
         began = perf_counter()
         state, report = next(
@@ -57,16 +60,28 @@ def engine(work: Work) -> Callable[[Work], Measured]:
             loss=sum(each["loss"] * each["trained_tokens"] for each in told) / trained,
             peak_bytes=peak_bytes(base.device),
             dtype=str(base.dtype).removeprefix("torch."),
-            clients_at_once=size,
-            micro_batch_tokens=micro_batch,
+            workers=plan.workers,
+            clients_at_once=plan.cohort_size,
+            micro_batch_tokens=plan.micro_batch_tokens,
         )
 
     return visit_all
 
 
-def _cohort_size(work: Work, base: bases.Base, micro_batch: int) -> int:
-    size = work.settings.tuning.cohort_size
-    if isinstance(size, int):
-        return size
-    step_tokens = work.tokens / sum(len(work.steps(name)) for name in work.clients)
-    return min(len(work.clients), memory.cohort_size(base, micro_batch, step_tokens))
+def _plan(work: Work, base: bases.Base) -> memory.Plan:
+    tuning = work.settings.tuning
+    return memory.plan(
+        base,
+        clients=len(work.clients),
+        step_tokens=work.tokens / sum(len(work.steps(name)) for name in work.clients),
+        all_tokens=1e12,  # as in a run that is worth measuring
+        micro_batch=micro_batch_tokens(tuning, base.device),
+        workers=None if tuning.workers == "auto" else tuning.workers,
+        cohort_size=None if tuning.cohort_size == "auto" else tuning.cohort_size,
+    )
+
+
+def _workers(settings: RunSettings, plan: memory.Plan) -> Workers | None:
+    if plan.workers == 1:
+        return None
+    return Workers(plan.workers, max(1, memory.threads() // plan.workers), settings.model, settings.adapter)

@@ -24,7 +24,7 @@ def sides(makes: Mapping[str, Make], work: Work) -> Iterator[dict[str, Turn]]:
 def _side(name: str, make: Make, work: Work) -> Iterator[Turn]:
     context = get_context("spawn")  # a fork would inherit threads and allocator
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, make, work), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, make, work))  # a daemon could start no workers
     process.start()
     theirs.close()  # so that `recv` ends when the other process does
 

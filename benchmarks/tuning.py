@@ -197,6 +197,7 @@ def _figures(
             "useful_gflops": useful / middle / 1e9,
             "share_of_peak": useful / middle / peaks[taken[0].dtype],
             "peak_bytes": max(each.peak_bytes for each in taken),
+            "workers": taken[0].workers,
             "clients_at_once": taken[0].clients_at_once,
             "micro_batch_tokens": taken[0].micro_batch_tokens,
             "loss": taken[-1].loss,

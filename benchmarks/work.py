@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,20 +72,30 @@ class Measured:
     loss: float
     """Mean over all trained tokens, each scored before the step it was part of."""
     peak_bytes: int
-    """Of the process so far (on CUDA, of the device's memory)."""
+    """Of the process and its workers so far (on CUDA, of the device's memory)."""
     dtype: str
     """Of the frozen base."""
+    workers: int = 1
     clients_at_once: int = 1
     micro_batch_tokens: int | None = None
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process has held: on CUDA the device's, else resident."""
+    """The most memory held by this process and those it started: on CUDA the device's, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform.startswith("linux"):
-        status = Path(f"/proc/{os.getpid()}/status").read_text(encoding="utf8")
-        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    info = psutil.Process().memory_info()
-    return int(getattr(info, "peak_wset", info.rss))
+    own = psutil.Process()
+    return sum(_resident(process) for process in (own, *own.children(recursive=True)))
+
+
+def _resident(process: psutil.Process) -> int:
+    """The most of one process."""
+    try:
+        if sys.platform.startswith("linux"):
+            status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf8")
+            lines = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+            return int(lines[0].split()[1]) * 1024 if lines else 0
+        info = process.memory_info()
+        return int(getattr(info, "peak_wset", info.rss))
+    except (OSError, psutil.NoSuchProcess):  # it has just ended
+        return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import peft
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from shepherd import checkpoint, folder, prepare
+from shepherd import run as run_module
 from shepherd.core import Adapter
 from shepherd.errors import BaseError, CheckpointError, DataError, FolderError, QuorumNotMet, SettingsError
 from shepherd.inspection import inspect_data
@@ -155,6 +158,28 @@ def test_what_was_chosen_by_measuring_is_written_out(llama_folder, source, tmp_p
     assert isinstance(kept.tuning.micro_batch_tokens, int)
     assert kept.tuning.cohort_size <= 2  # no more than a cohort
     assert (kept.model.dtype, kept.model.device, kept.tuning.threads) == ("float32", "cpu", 1)
+
+
+def test_a_run_in_worker_processes_has_the_same_bits_and_goes_on_with_them(
+    llama_folder, source, tmp_path, whole
+) -> None:
+    pair = {"workers": 2, "threads": 2, "cohort_size": 1}
+    alone = finish(
+        open_run(runs.settings(llama_folder, source, tmp_path / "alone", tuning={"cohort_size": 1}))
+    )
+    path = stopped(runs.settings(llama_folder, source, tmp_path / "run", tuning=pair), after=1)
+    finish(resume(path))
+    assert weights(path) == weights(alone)
+    kept = folder.read_settings(path).tuning
+    assert (kept.workers, kept.threads) == (2, 2)
+    assert not [child for child in psutil.Process().children() if "popen_loky" in " ".join(child.cmdline())]
+
+
+def test_workers_are_for_a_processor(table, llama) -> None:
+    elsewhere = dataclasses.replace(llama, device=torch.device("meta"))
+    two = table.model_copy(update={"tuning": table.tuning.model_copy(update={"workers": 2})})
+    with pytest.raises(SettingsError, match=r"tuning\.workers = 2 is for a processor; write 1 on meta"):
+        run_module._resolved(two, elsewhere, prepare.prepare(two, llama.tokenizer))
 
 
 def test_evaluating_every_so_often_ends_with_the_last_round(llama_folder, source, tmp_path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,17 +21,18 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, require_shapes, seed_for, shapes_of
 from shepherd.data.files import left_out
 from shepherd.data.template import prompt, stop_ids
-from shepherd.errors import AdapterError, CheckpointError
+from shepherd.errors import AdapterError, CheckpointError, SettingsError
 from shepherd.evaluate import answers, loss
 from shepherd.federation.simulation import Progress, Simulation
+from shepherd.federation.workers import Workers
 from shepherd.folder import RunFolder
-from shepherd.loading import load_base
+from shepherd.loading import load_base, placed
 from shepherd.model import base as bases
 from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
 from shepherd.prepare import Prepared
 from shepherd.rounds import RoundReport, rounds, start
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, TuningTable
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -72,6 +73,7 @@ class Run:
             federation=self.settings.federation,
             seed=self.settings.seed,
             cohort_size=self.settings.tuning.cohort_size,
+            workers=_workers(self.settings),
             watch=self._heard,
         )
 
@@ -127,6 +129,8 @@ class Run:
         """Give the run folder back, and end what the trackers still hold; once or again."""
         if not self.closed:
             self.closed = True
+            if self.simulation.workers:
+                self.simulation.workers.close()
             self.trackers.finish()
             self.holder.close()
 
@@ -349,23 +353,52 @@ def _fitting(path: Path, base: bases.Base) -> Checkpoint:
 def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> RunSettings:
     """What was chosen by measuring, written out, so that a resumed run chooses the same (law 3)."""
     tuning, model = settings.tuning, settings.model
-    micro_batch = memory.fitting_micro_batch(base, tune.micro_batch_tokens(tuning, base.device))
-    size = tuning.cohort_size
-    if not isinstance(size, int):
-        step_tokens = prepare.mean_length(prepared) * tuning.batch_size
-        clients = select.share_of(len(prepared.clients), settings.federation.share)
-        size = min(clients, memory.cohort_size(base, micro_batch, step_tokens))
-    dtype = str(base.dtype).removeprefix("torch.")
-    tuning = tuning.model_copy(
-        update={"cohort_size": size, "micro_batch_tokens": micro_batch, "threads": memory.threads()}
+    if tuning.workers not in ("auto", 1) and base.device.type != "cpu":
+        raise SettingsError(f"tuning.workers = {tuning.workers} is for a processor; write 1 on {base.device}")
+    clients = select.share_of(len(prepared.clients), settings.federation.share)
+    length = prepare.mean_length(prepared)
+    chosen = memory.plan(
+        base,
+        clients=clients,
+        step_tokens=length * tuning.batch_size,
+        all_tokens=length * settings.federation.rounds * clients * _visit_examples(settings, prepared),
+        micro_batch=tune.micro_batch_tokens(tuning, base.device),
+        workers=None if tuning.workers == "auto" else tuning.workers,
+        cohort_size=None if tuning.cohort_size == "auto" else tuning.cohort_size,
     )
-    model = model.model_copy(update={"dtype": dtype, "device": str(base.device)})
+    tuning = tuning.model_copy(update={**asdict(chosen), "threads": memory.threads()})
+    model = model.model_copy(
+        update={"dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device)}
+    )
     return settings.model_copy(update={"tuning": tuning, "model": model})
+
+
+def _visit_examples(settings: RunSettings, prepared: Prepared) -> float:
+    """That a client trains on in one visit, on average."""
+    tuning = settings.tuning
+    if tuning.max_steps:
+        return tuning.max_steps * tuning.batch_size
+    held = sum(len(data) for data in prepared.clients.values())
+    return (tuning.epochs or 1.0) * held / len(prepared.clients)
+
+
+def _workers(settings: RunSettings) -> Workers | None:
+    """Processes to tune in, where the run was laid out for more than this one."""
+    count = settings.tuning.workers
+    if count == "auto" or count == 1:  # "auto" stands in folders from before there were workers
+        return None
+    threads = max(1, memory.threads() // count)
+    return Workers(count, threads, placed(settings.model), settings.adapter)
 
 
 def _what(prepared: Prepared, settings: RunSettings) -> str:
     s = prepared.summary
     return (
         f"{len(prepared.clients)} clients, {s['kept']} examples to train on ({s['cut']} cut, {s['dropped']}"
-        f" dropped), {s['heldout']} held out, {settings.tuning.cohort_size} clients tuned at once"
+        f" dropped), {s['heldout']} held out, {_at_once(settings.tuning)} tuned at once"
     )
+
+
+def _at_once(tuning: TuningTable) -> str:
+    beside = "" if tuning.workers == 1 else f" in each of {tuning.workers} processes"
+    return f"{tuning.cohort_size} client{'s' * (tuning.cohort_size != 1)}{beside}"

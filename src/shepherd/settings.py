@@ -183,6 +183,9 @@ class TuningTable(Table):
     """Train on what the model has to answer, or on the prompt too."""
     threads: PositiveInt | None = None
     """Processor threads; the default is the number of cores."""
+    workers: Literal["auto"] | PositiveInt = "auto"
+    """Processes that tune side by side, each with its own copy of the base and its part of the threads;
+    "auto" is one a core on a processor, where memory allows it and the run is long, else 1."""
 
     @model_validator(mode="before")
     @classmethod

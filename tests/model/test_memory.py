@@ -12,38 +12,58 @@ from tests.model import bases
 PLENTY = 10**15
 
 
-def adapter_bytes(base) -> int:
-    return 4 * sum(rows * columns for rows, columns in base.shapes.values())
-
-
 def free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(size))
+
+
+def planned(base, **given) -> memory.Plan:
+    usual = {"clients": 100, "step_tokens": 1024.0, "all_tokens": 1.0, "micro_batch": 4096}
+    return memory.plan(base, **{**usual, **given})
 
 
 def test_a_pass_is_cut_to_the_memory_that_is_free(llama, monkeypatch) -> None:
     token = memory.bytes_per_token(llama)
     free(monkeypatch, PLENTY)
-    assert memory.fitting_micro_batch(llama, 4096) == 4096
+    assert planned(llama).micro_batch_tokens == 4096
     free(monkeypatch, 1000 * token / memory.USABLE + 1)
-    assert memory.fitting_micro_batch(llama, 4096) == 1000
+    assert planned(llama).micro_batch_tokens == 1000
     free(monkeypatch, 0)
-    assert memory.fitting_micro_batch(llama, 4096) == 1
+    assert planned(llama) == memory.Plan(workers=1, cohort_size=1, micro_batch_tokens=1)
 
 
-def test_a_cohort_fills_two_passes_where_memory_allows(llama, monkeypatch) -> None:
+@pytest.mark.parametrize(("step_tokens", "size"), [(1024.0, 8), (2048.0, 4), (1e9, 1)])
+def test_a_cohort_fills_two_passes_where_memory_allows(llama, monkeypatch, step_tokens, size) -> None:
     free(monkeypatch, PLENTY)
-    assert memory.cohort_size(llama, 4096, 1024.0) == 8
-    assert memory.cohort_size(llama, 4096, 2048.0) == 4
-    assert memory.cohort_size(llama, 4096, 1e9) == 1
+    assert planned(llama, clients=16, step_tokens=step_tokens).cohort_size == size
 
 
 def test_a_cohorts_adapters_must_fit_beside_a_pass(llama, monkeypatch) -> None:
-    each = memory.COPIES * adapter_bytes(llama)
+    each = memory.COPIES * memory.adapter_bytes(llama)
     room = 100 * memory.bytes_per_token(llama) + 3.5 * each
     free(monkeypatch, room / memory.USABLE)
-    assert memory.cohort_size(llama, 100, 1.0) == 3
-    free(monkeypatch, 0)
-    assert memory.cohort_size(llama, 100, 1.0) == 1
+    assert planned(llama, clients=99, step_tokens=1.0, micro_batch=100).cohort_size == 3
+
+
+def test_long_runs_take_a_worker_a_thread_as_far_as_memory_and_clients_go(llama, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "threads", lambda: 8)
+    free(monkeypatch, PLENTY)
+    long = memory.LONG / memory.parameters(llama)
+    assert planned(llama, all_tokens=0.9 * long / 6).workers == 1
+    assert planned(llama, all_tokens=long).workers == 8
+    assert planned(llama, all_tokens=long, clients=3) == memory.Plan(
+        workers=3, cohort_size=1, micro_batch_tokens=4096
+    )
+    assert planned(llama, all_tokens=long, workers=2).workers == 2
+    assert planned(llama, all_tokens=long, cohort_size=50).workers == 2  # there are but two groups
+    one = memory.PROCESS + memory.weight_bytes(llama) + 4096 * memory.bytes_per_token(llama)
+    free(monkeypatch, 2.5 * one / memory.USABLE)
+    assert planned(llama, all_tokens=long).workers == 2
+
+
+def test_workers_share_the_memory(llama, monkeypatch) -> None:
+    part = memory.PROCESS + memory.weight_bytes(llama) + 100 * memory.bytes_per_token(llama)
+    free(monkeypatch, 2 * part / memory.USABLE + 1)
+    assert planned(llama, workers=2).micro_batch_tokens == 100
 
 
 def test_bytes_a_token_grow_with_the_layers(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""All clients in this process, K at a time, over one base in memory."""
+"""All clients on this machine, K at a time, over one base in memory, or one copy of it a worker."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from shepherd.core import Adapter, Algorithm, Broadcast, ClientInfo, Failure, Tr
 from shepherd.data import cursor
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError
+from shepherd.federation import workers
+from shepherd.federation.workers import Job, Workers
 from shepherd.model import stack, tune
 from shepherd.model.base import Base
 from shepherd.model.tune import Tuned, Visit
@@ -31,7 +33,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """A Federation whose clients are datasets in this process.
+    """A Federation whose clients are datasets on this machine.
 
     `positions` (how many examples each client has taken, over all visits) and `memories` (what the
     algorithm lets a client keep) change as rounds go by; a checkpoint saves both.
@@ -45,6 +47,8 @@ class Simulation:
     federation: FederationTable
     seed: int
     cohort_size: int
+    workers: Workers | None = None
+    """Processes to tune in; None is this one."""
     positions: dict[str, int] = field(default_factory=dict)
     memories: dict[str, Adapter] = field(default_factory=dict)
     watch: Callable[[Progress], None] = lambda progress: None
@@ -56,10 +60,19 @@ class Simulation:
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Tune the cohort, `cohort_size` clients at once; updates come in the cohort's order."""
         meter = _Meter(round=broadcast.round + 1, rounds=self.federation.rounds, clients=len(cohort))
-        for start in range(0, len(cohort), self.cohort_size):
-            together = cohort[start : start + self.cohort_size]
-            yield from self._tuned_together(broadcast, together, lambda told: self.watch(meter.read(told)))
-            meter.pass_on(len(together))
+        groups = [
+            self._group(broadcast, cohort[start : start + self.cohort_size])
+            for start in range(0, len(cohort), self.cohort_size)
+        ]
+
+        def watch(number: int, told: tune.Progress) -> None:
+            self.watch(meter.read(number, told))
+
+        jobs = (group.job for group in groups)
+        done = self.workers.tuned(jobs, watch) if self.workers else workers.here(self.base, jobs, watch)
+        for group, tuned in zip(groups, done, strict=True):
+            yield from self._answers(broadcast, group, tuned)
+            meter.clients_done += len(group.clients)
 
     def coverage(self) -> dict[str, float]:
         """The share of each client's examples that it has trained on (law 8)."""
@@ -72,26 +85,31 @@ class Simulation:
         """Of a round, counted from 0, before the schedule within the visit."""
         return stack.round_rate(self.tuning, round, self.federation.rounds)
 
-    def _tuned_together(
-        self, broadcast: Broadcast, clients: Sequence[str], watch: Callable[[tune.Progress], None]
-    ) -> Iterator[Update | Failure]:
-        visits, failures = [], {}
-        positions = dict(self.positions)
+    def _group(self, broadcast: Broadcast, clients: Sequence[str]) -> _Group:
+        visits, failures, positions = [], {}, {}
         for client in clients:
             try:
                 visit, positions[client] = self._visit(broadcast, client)
                 visits.append(visit)
             except DataError as error:
                 failures[client] = Failure(client=client, reason=str(error))
-        rate = self.learning_rate(broadcast.round)
-        tuned = tune.tune(
-            self.base, broadcast, self.algorithm, visits, self.tuning, learning_rate=rate, watch=watch
+        job = Job(
+            broadcast=broadcast,
+            algorithm=self.algorithm,
+            visits=visits,
+            tuning=self.tuning,
+            learning_rate=self.learning_rate(broadcast.round),
         )
-        self.positions.update(positions)
+        return _Group(clients=clients, job=job, failures=failures, positions=positions)
+
+    def _answers(
+        self, broadcast: Broadcast, group: _Group, tuned: Sequence[Tuned]
+    ) -> Iterator[Update | Failure]:
+        self.positions.update(group.positions)
         results = {result.client: result for result in tuned}
-        del tuned
-        for client in clients:
-            yield failures[client] if client in failures else self._update(broadcast, results.pop(client))
+        for client in group.clients:
+            failure = group.failures.get(client)
+            yield failure or self._update(broadcast, results.pop(client))
 
     def _visit(self, broadcast: Broadcast, client: str) -> tuple[Visit, int]:
         data = self.datasets[client]
@@ -135,6 +153,16 @@ class Simulation:
         return self.transform.on_client(update, broadcast.transforms, seed)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """Clients tuned at once, those that cannot be among them, and where the others then are in their data."""
+
+    clients: Sequence[str]
+    job: Job
+    failures: Mapping[str, Failure]
+    positions: Mapping[str, int]
+
+
 @dataclass(slots=True, kw_only=True)
 class _Meter:
     """Adds up the tunings of one round."""
@@ -143,25 +171,21 @@ class _Meter:
     rounds: int
     clients: int
     clients_done: int = 0
-    tokens_before: int = 0
-    tokens: int = 0
+    told: dict[int, tune.Progress] = field(default_factory=dict)
     began: float = field(default_factory=perf_counter)
 
-    def read(self, tuning: tune.Progress) -> Progress:
-        self.tokens = self.tokens_before + tuning.tokens
+    def read(self, number: int, tuning: tune.Progress) -> Progress:
+        self.told[number] = tuning
+        tokens = sum(each.tokens for each in self.told.values())
         return Progress(
             round=self.round,
             rounds=self.rounds,
             clients_done=self.clients_done,
             clients=self.clients,
-            tokens=self.tokens,
-            loss=tuning.loss,
+            tokens=tokens,
+            loss=sum(each.loss * each.tokens for each in self.told.values()) / max(1, tokens),
             seconds=perf_counter() - self.began,
         )
-
-    def pass_on(self, clients: int) -> None:
-        self.clients_done += clients
-        self.tokens_before = self.tokens
 
 
 def weight(federation: FederationTable, tuned: Tuned) -> float:

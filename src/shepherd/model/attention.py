@@ -18,6 +18,7 @@ from shepherd.errors import BaseError
 from shepherd.model.layout import Bucket, current
 
 PACKED = "shepherd_packed"
+BLOCK, WORTH_BLOCKS = 64, 160  # queries of a block; the width from which blocks save time
 
 
 def packed_attention(
@@ -125,10 +126,11 @@ def _softcapped(
 
 
 class _BatchedProducts(torch.autograd.Function):
-    """Attention as plain batched products, for bfloat16 on a processor.
+    """Attention as plain batched products, a block of queries at a time, for bfloat16 on a processor.
 
     PyTorch's fused kernel there spends two to ten times as long in the backward pass (decision 8). Query
-    heads that share a key head stand as rows of one product, so keys are never repeated.
+    heads that share a key head stand as rows of one product, so keys are never repeated; a block meets only
+    the keys up to its end, since causality hides the rest.
     """
 
     @staticmethod
@@ -137,41 +139,65 @@ class _BatchedProducts(torch.autograd.Function):
     ) -> Tensor:
         n, heads, width, size = query.shape
         pairs, groups = n * key.shape[1], heads // key.shape[1]
-        q = query.reshape(pairs, groups * width, size)
+        q = query.reshape(pairs, groups, width, size)
         k, v = key.reshape(pairs, width, size), value.reshape(pairs, width, size)
-        mask = _hidden(width, window, groups, q.dtype).expand(pairs, -1, -1)
-        p = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale).softmax(
-            -1
-        )  # (pairs, groups * width, width)
-        ctx.save_for_backward(q, k, v, p)
+        out, shares = torch.empty_like(q), []
+        for start, stop in _blocks(width):
+            mask = _hidden(start, stop, window, groups, q.dtype).expand(pairs, -1, -1)
+            scores = torch.baddbmm(mask, _rows_of(q, start, stop), k[:, :stop].transpose(1, 2), alpha=scale)
+            p = scores.softmax(-1)  # (pairs, groups * block, stop)
+            out[:, :, start:stop] = torch.bmm(p, v[:, :stop]).view(pairs, groups, -1, size)
+            shares.append(p)
+        ctx.save_for_backward(q, k, v, *shares)
         ctx.scale, ctx.shapes = scale, (query.shape, key.shape)
-        return torch.bmm(p, v).view(query.shape)
+        return out.view(query.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, p = ctx.saved_tensors
-        grad = grads[0].reshape(q.shape)
-        grad_p = torch.bmm(grad, v.transpose(1, 2))
-        grad_s = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
-        grad_q = torch.bmm(grad_s, k)
-        # (D, rows) x (rows, width), since a product whose first factor is a wide transpose is slow here
-        grad_k = _turned(torch.bmm(_turned(q), grad_s))
-        grad_v = _turned(torch.bmm(_turned(grad), p))
+        q, k, v, *shares = ctx.saved_tensors
+        pairs, groups, width, size = q.shape
+        grad, grad_q = grads[0].reshape(q.shape), torch.empty_like(q)
+        # (D, rows) x (rows, keys), since a product whose first factor is a wide transpose is slow here
+        grad_k, grad_v = q.new_zeros(2, pairs, size, width, dtype=torch.float32)
+        for p, (start, stop) in zip(shares, _blocks(width), strict=True):
+            rows = _rows_of(grad, start, stop)
+            grad_p = torch.bmm(rows, v[:, :stop].transpose(1, 2))
+            grad_s = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
+            grad_q[:, :, start:stop] = torch.bmm(grad_s, k[:, :stop]).view(pairs, groups, -1, size)
+            grad_k[:, :, :stop] += torch.bmm(_turned(_rows_of(q, start, stop)), grad_s)
+            grad_v[:, :, :stop] += torch.bmm(_turned(rows), p)
         query, key = ctx.shapes
         return (
             grad_q.mul_(ctx.scale).view(query),
-            grad_k.mul_(ctx.scale).view(key),
-            grad_v.view(key),
+            grad_k.mul_(ctx.scale).transpose(1, 2).to(q.dtype).reshape(key),
+            grad_v.transpose(1, 2).to(q.dtype).reshape(key),
             None,
             None,
         )
 
 
-@lru_cache(maxsize=64)
-def _hidden(width: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
-    """0 where a query sees a key, else -inf: (groups * width, width)."""
-    visible = _visible(width, window, torch.device("cpu"))
-    return torch.zeros(width, width, dtype=dtype).masked_fill_(~visible, float("-inf")).repeat(groups, 1)
+def _blocks(width: int) -> list[tuple[int, int]]:
+    """Where the blocks of queries start and stop; a short example is one block.
+
+    >>> _blocks(100), _blocks(200)
+    ([(0, 100)], [(0, 64), (64, 128), (128, 192), (192, 200)])
+    """
+    if width < WORTH_BLOCKS:
+        return [(0, width)]
+    return [(start, min(start + BLOCK, width)) for start in range(0, width, BLOCK)]
+
+
+def _rows_of(states: Tensor, start: int, stop: int) -> Tensor:
+    """Queries start .. stop - 1: (pairs, groups, width, D) -> (pairs, groups * block, D)."""
+    return states[:, :, start:stop].flatten(1, 2)
+
+
+@lru_cache(maxsize=256)
+def _hidden(start: int, stop: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+    """0 where a query start .. stop - 1 sees a key 0 .. stop - 1, else -inf: (groups * block, stop)."""
+    visible = _visible(stop, window, torch.device("cpu"))[start:]
+    hidden = torch.zeros(stop - start, stop, dtype=dtype).masked_fill_(~visible, float("-inf"))
+    return hidden.repeat(groups, 1)
 
 
 def _turned(rows: Tensor) -> Tensor:

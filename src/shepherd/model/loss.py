@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shepherd.model.base import Base, logits
 
-CHUNK_VALUES = 2**21  # float32 logits alive at once: 8 MB, which a processor's cache still holds
+CHUNK_VALUES = 2**20  # float32 logits alive at once: 4 MB, which a processor's cache still holds
 
 
 def token_losses(base: Base, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -43,15 +43,19 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, targets: Tensor, weights: Tensor, base: Base
     ) -> tuple[Tensor, Tensor]:
         losses, grads = [], []
-        for h, t, w in zip(*_chunks(base, hidden, targets, weights), strict=True):
+        for h, t in zip(*_chunks(base, hidden, targets), strict=True):
             with torch.enable_grad():
                 h = h.detach().requires_grad_()
-                loss = F.cross_entropy(logits(base, h).float(), t, reduction="none")
-                (grad,) = torch.autograd.grad(loss @ w, h)
-            losses.append(loss.detach())
-            grads.append(grad)
-        ctx.save_for_backward(torch.cat(grads))
+                scores = logits(base, h)  # (m, vocabulary)
+            own = torch.arange(len(t), device=t.device), t
+            logp = scores.detach().log_softmax(-1, dtype=torch.float32)
+            losses.append(-logp[own])
+            slope = logp.exp_()  # of the cross-entropy by the scores: probabilities - the target's one
+            slope[own] -= 1
+            grads.append(torch.autograd.grad(scores, h, slope.to(scores.dtype))[0])
         every = torch.cat(losses)
+        # a row's weight scales its whole gradient, so it comes in where a row is narrow
+        ctx.save_for_backward(torch.cat(grads).mul_(weights.unsqueeze(1)))
         ctx.mark_non_differentiable(every)
         return every @ weights, every
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import psutil
@@ -16,6 +18,8 @@ from shepherd.model.attention import PACKED
 from shepherd.model.base import Base, attending, hidden_states
 
 USABLE = 0.6  # of the memory that is free, the rest is for the backward pass and everybody else
+PROCESS = 500 * 2**20  # bytes that PyTorch and transformers take in a process of their own
+LONG = 6e12  # operations, about a minute of a core: below it, starting processes costs more than it saves
 COPIES = 6  # of an adapter a client: values, gradients, two moments, and the update on its way
 
 
@@ -51,26 +55,83 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def fitting_micro_batch(base: Base, tokens: int) -> int:
-    """`tokens`, or fewer where a pass of so many would not fit into the memory that is free.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a run's work is laid out on the machine. More than one worker are processes beside this one."""
+
+    workers: int
+    cohort_size: int
+    micro_batch_tokens: int
+
+
+def plan(
+    base: Base,
+    *,
+    clients: int,
+    step_tokens: float,
+    all_tokens: float,
+    micro_batch: int,
+    workers: int | None = None,
+    cohort_size: int | None = None,
+) -> Plan:
+    """Choose what is not given, from the memory that is free and the cores there are.
 
     Measures what one token leaves for the backward pass by running a short row once.
-    """
-    fits = int(USABLE * free_bytes(base.device) / bytes_per_token(base))
-    return max(1, min(tokens, fits))
-
-
-def cohort_size(base: Base, micro_batch: int, step_tokens: float) -> int:
-    """How many clients to tune at once: enough that their steps fill two passes, and no more than fit.
 
     Args:
-        micro_batch: tokens of one pass.
+        clients: of one round.
         step_tokens: tokens of one client's optimiser step, on average.
+        all_tokens: that the whole run tunes on, about.
+        micro_batch: tokens of one pass; fewer where so many would not fit.
     """
-    adapter_bytes = sum(4 * int(np.prod(shape)) for shape in base.shapes.values())
-    left = USABLE * free_bytes(base.device) - micro_batch * bytes_per_token(base)
-    fits = int(left / (COPIES * adapter_bytes))
-    return max(1, min(fits, round(2 * micro_batch / max(1.0, step_tokens))))
+    kept = bytes_per_token(base)
+    free = USABLE * free_bytes(base.device)
+    if workers is None:
+        workers = _workers(base, clients, all_tokens, free, micro_batch * kept)
+    workers = min(workers, math.ceil(clients / (cohort_size or 1)))
+    share = free / workers - (workers > 1) * (PROCESS + weight_bytes(base))
+    micro_batch = max(1, min(micro_batch, int(share / kept)))
+    if cohort_size is None:
+        fits = int((share - micro_batch * kept) / (COPIES * adapter_bytes(base)))
+        wanted = round(2 * micro_batch / max(1.0, step_tokens))
+        cohort_size = _even(clients, workers, max(1, min(fits, wanted)))
+    return Plan(workers=workers, cohort_size=cohort_size, micro_batch_tokens=micro_batch)
+
+
+def _workers(base: Base, clients: int, tokens: float, free: float, pass_bytes: int) -> int:
+    if base.device.type != "cpu" or 6 * parameters(base) * tokens < LONG:
+        return 1
+    fits = int(free / (PROCESS + weight_bytes(base) + pass_bytes + COPIES * adapter_bytes(base)))
+    return max(1, min(threads(), clients, fits))
+
+
+def _even(clients: int, workers: int, most: int) -> int:
+    """Clients of a group, at most `most`, so that every worker gets as many groups as the others.
+
+    >>> _even(10, 2, 3)
+    3
+    >>> _even(10, 2, 10)
+    5
+    >>> _even(5, 1, 10)
+    5
+    """
+    turns = math.ceil(clients / (workers * most))
+    return math.ceil(clients / (workers * turns))
+
+
+def parameters(base: Base) -> int:
+    """Of the frozen base."""
+    return sum(weight.numel() for weight in base.model.parameters())
+
+
+def weight_bytes(base: Base) -> int:
+    """Of the frozen base in memory."""
+    return sum(weight.nbytes for weight in base.model.parameters())
+
+
+def adapter_bytes(base: Base) -> int:
+    """Of one adapter in float32."""
+    return sum(4 * int(np.prod(shape)) for shape in base.shapes.values())
 
 
 def bytes_per_token(base: Base, tokens: int = 64) -> int:

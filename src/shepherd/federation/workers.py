@@ -1,0 +1,186 @@
+"""Processes beside this one, each with its own copy of the base, that tune groups of clients side by side.
+
+On a processor a group tunes faster on one core than on two, so two groups on two cores are the better use of
+them (docs/benchmarks.md). Which group runs where changes no bit: a worker keeps nothing between two groups.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count as count_up
+from itertools import islice
+from typing import Any
+
+import loky
+import numpy as np
+import psutil
+from loky.backend import get_context
+from loky.process_executor import TerminatedWorkerError
+
+from shepherd.core import Algorithm, Broadcast
+from shepherd.errors import FederationError
+from shepherd.model import base as bases
+from shepherd.model import memory, tune
+from shepherd.model.base import Base
+from shepherd.model.tune import Progress, Tuned, Visit
+from shepherd.settings import AdapterTable, ModelTable, TuningTable
+
+POLL = 0.1  # seconds between two looks at how far the workers are
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # a tenth to a fifth faster; glibc reads it when a process starts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Clients to tune together; the arguments of `model.tune.tune` but the base."""
+
+    broadcast: Broadcast
+    algorithm: Algorithm
+    visits: Sequence[Visit]
+    tuning: TuningTable
+    learning_rate: float
+
+
+Watch = Callable[[int, Progress], None]  # which job, and how far it is
+
+
+def here(base: Base, jobs: Iterable[Job], watch: Watch) -> Iterator[list[Tuned]]:
+    """Tune one job after another in this process."""
+    for number, job in enumerate(jobs):
+        yield _tuned(base, job, lambda told, number=number: watch(number, told))  # type: ignore[misc]
+
+
+def _tuned(base: Base, job: Job, watch: Callable[[Progress], None]) -> list[Tuned]:
+    return tune.tune(
+        base,
+        job.broadcast,
+        job.algorithm,
+        job.visits,
+        job.tuning,
+        learning_rate=job.learning_rate,
+        watch=watch,
+    )
+
+
+class Workers:
+    """`count` processes of `threads` processor threads each, which start and load the base at first use."""
+
+    def __init__(self, count: int, threads: int, model: ModelTable, adapter: AdapterTable) -> None:
+        self.count = count
+        self._told = get_context("loky").SimpleQueue()
+        self._begin = os.getpid(), self._told, threads, model, adapter
+        self._serials = count_up()
+
+    @cached_property
+    def _pool(self) -> Any:
+        threads = self._begin[2]
+        pool = loky.ProcessPoolExecutor(
+            self.count, initializer=_begin, initargs=self._begin, env=_environment(threads)
+        )
+        for _ in range(self.count):  # all of them now, not one a job
+            pool.submit(_ready)
+        return pool
+
+    def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[Tuned]]:
+        """What each job made, in the jobs' order; at most two jobs a worker are under way.
+
+        Raises:
+            FederationError: a worker died, as it does when memory runs out.
+            ShepherdError: as `model.tune.tune`.
+        """
+        left = enumerate(jobs)
+        numbers: dict[int, int] = {}  # of a job among all that these workers ever had -> among `jobs`
+        under_way: deque[Future[list[Tuned]]] = deque()
+        try:
+            while True:
+                for number, job in islice(left, 2 * self.count - len(under_way)):
+                    serial = next(self._serials)
+                    numbers[serial] = number
+                    under_way.append(self._pool.submit(_work, serial, _carried(job)))
+                if not under_way:
+                    return
+                yield self._result(under_way[0], numbers, watch)
+                under_way.popleft()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    def close(self) -> None:
+        """End the processes, whatever they are doing; once or again."""
+        if "_pool" in self.__dict__:
+            self._pool.shutdown(wait=True, kill_workers=True)
+
+    def _result(self, future: Future[list[Tuned]], numbers: Mapping[int, int], watch: Watch) -> list[Tuned]:
+        while not wait([future], timeout=POLL).done:
+            self._tell(numbers, watch)
+        self._tell(numbers, watch)
+        try:
+            return future.result()
+        except TerminatedWorkerError as error:
+            raise FederationError(
+                "a process that tuned clients died, perhaps for lack of memory; resume with tuning.workers"
+                " or tuning.cohort_size set lower in the run folder's run.toml"
+            ) from error
+
+    def _tell(self, numbers: Mapping[int, int], watch: Watch) -> None:
+        while not self._told.empty():
+            serial, progress = self._told.get()
+            if serial in numbers:  # not one of a round that was given up
+                watch(numbers[serial], progress)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    tunables = [own for own in (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES) if own]
+    return {
+        "GLIBC_TUNABLES": ":".join(tunables),
+        "LOKY_MAX_MEMORY_LEAK_SIZE": "1e15",  # a heap that grows is no reason to load the base again
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+def _carried(job: Job) -> Job:
+    """The job with only the examples that its visits take."""
+    return replace(job, visits=[_cut(visit) for visit in job.visits])
+
+
+def _cut(visit: Visit) -> Visit:
+    taken = np.concatenate(list(visit.steps))
+    ends = np.cumsum([len(step) for step in visit.steps])
+    return replace(visit, data=visit.data.take(taken), steps=np.split(np.arange(len(taken)), ends[:-1]))
+
+
+# in a worker -----------------------------------------------------------------------------------------------
+
+_base: Base
+_queue: Any
+
+
+def _begin(parent: int, told: Any, threads: int, model: ModelTable, adapter: AdapterTable) -> None:
+    global _base, _queue
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that is asked to stop
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    memory.keep_pages()
+    memory.use_threads(threads)
+    _base, _queue = bases.load(model, adapter), told
+
+
+def _end_with(parent: int) -> None:
+    """A killed parent leaves no worker behind."""
+    while os.getppid() == parent and psutil.pid_exists(parent):
+        time.sleep(POLL)
+    os._exit(1)
+
+
+def _ready() -> None:
+    """Nothing to do: a worker that answers has loaded its base."""
+
+
+def _work(number: int, job: Job) -> list[Tuned]:
+    return _tuned(_base, job, lambda progress: _queue.put((number, progress)))

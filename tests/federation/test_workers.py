@@ -1,0 +1,156 @@
+"""Workers: the same bits as in this process, told in order; and what happens when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from tests.model import bases
+
+from shepherd.algorithms import fedavg
+from shepherd.core import Broadcast
+from shepherd.errors import DataError, FederationError
+from shepherd.federation.workers import Job, Workers, here
+from shepherd.model.tune import Progress, Visit
+from shepherd.settings import AdapterTable, ModelTable, TuningTable
+
+SIZES = {"ann": 3, "bob": 7, "cay": 5, "dan": 4, "eve": 6}
+
+
+@pytest.fixture(scope="module")
+def pair(llama_folder: Path) -> Iterator[Workers]:
+    workers = begun(llama_folder)
+    yield workers
+    workers.close()
+
+
+def begun(folder: Path) -> Workers:
+    table = ModelTable(base=str(folder), dtype="float32", device="cpu")
+    return Workers(2, 1, table, AdapterTable(rank=3, alpha=6))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def visit(name: str) -> Visit:
+    size = SIZES[name]
+    data = bases.tokens(size, [5 + i % 6 for i in range(size)])
+    return Visit(client=name, data=data, steps=[np.array([2, 0]), np.array([1]), np.array([0, 2])], seed=size)
+
+
+def job(base, *names: str) -> Job:
+    return Job(
+        broadcast=Broadcast(round=0, adapter=bases.random_adapter(base, 5), seed=1),
+        algorithm=fedavg.ALGORITHM,
+        visits=[visit(name) for name in names],
+        tuning=TuningTable(batch_size=2, micro_batch_tokens=64),
+        learning_rate=0.01,
+    )
+
+
+def jobs(base) -> list[Job]:
+    return [job(base, "ann", "bob"), job(base, "cay"), job(base), job(base, "dan"), job(base, "eve", "ann")]
+
+
+def silent(number: int, told: Progress) -> None:
+    pass
+
+
+def test_workers_make_the_same_bits_as_this_process_in_the_jobs_order(llama, pair, one_thread) -> None:
+    ours = list(here(llama, jobs(llama), silent))
+    heard: list[tuple[int, Progress]] = []
+    theirs = list(pair.tuned(jobs(llama), lambda number, told: heard.append((number, told))))
+    assert theirs == ours
+    assert [[tuned.client for tuned in each] for each in theirs] == [
+        ["ann", "bob"],
+        ["cay"],
+        [],
+        ["dan"],
+        ["eve", "ann"],
+    ]
+    last = {number: told.tokens for number, told in heard}
+    assert last == {k: sum(t.tokens for t in each) for k, each in enumerate(theirs) if each}
+
+
+def test_jobs_are_taken_as_they_are_needed(llama, pair) -> None:
+    taken = []
+
+    def asked() -> Iterator[Job]:
+        for number in range(20):
+            taken.append(number)
+            yield job(llama, "ann")
+
+    results = pair.tuned(asked(), silent)
+    next(results)
+    assert len(taken) == 4  # two a worker
+    results.close()
+    heard: list[int] = []
+    assert len(list(pair.tuned([job(llama, "bob")], lambda number, told: heard.append(number)))) == 1
+    assert set(heard) == {0}  # nothing of the jobs that were given up
+
+
+def test_a_mistake_in_the_data_comes_back_as_its_sentence(llama, pair) -> None:
+    bad = job(llama, "ann")
+    bad.visits[0].data.trained[:] = False
+    with pytest.raises(DataError, match="client ann has a step without a trained token"):
+        list(pair.tuned([bad], silent))
+    assert len(list(pair.tuned([job(llama, "ann")], silent))) == 1  # and the workers live on
+
+
+def test_a_worker_that_dies_is_told_with_the_mend(llama, llama_folder) -> None:
+    workers = begun(llama_folder)
+    try:
+        results = workers.tuned([job(llama, "ann")] * 3, silent)
+        next(results)
+        for child in psutil.Process().children():
+            if "loky" in " ".join(child.cmdline()) and "tracker" not in " ".join(child.cmdline()):
+                child.kill()
+        with pytest.raises(FederationError, match="died, perhaps for lack of memory; resume with"):
+            list(workers.tuned([job(llama, "bob")] * 3, silent))
+    finally:
+        workers.close()
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from tests.federation.test_workers import begun
+workers = begun(Path(sys.argv[1]))
+workers._pool.submit(int).result()
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_parent_leaves_no_worker(llama_folder) -> None:
+    """And a script needs no `if __name__ == "__main__"`: it is not run again in a worker."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(llama_folder)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    with parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert len(children) >= 2
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while any(child.is_running() and child.status() != "zombie" for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
