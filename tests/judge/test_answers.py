@@ -43,6 +43,14 @@ def test_a_fault_is_named_by_its_line(tmp_path: Path, line: str, message: str) -
     assert f"{file}, {message}" in str(caught.value)
 
 
+def test_arms_have_the_shortest_names_that_tell_them_apart(tmp_path: Path) -> None:
+    assert answers.names(Path("a/base.jsonl"), Path("a/mine.jsonl")) == ("base", "mine")
+    assert answers.names(Path("x/a/adapter"), Path("y/a/adapter")) == ("x/a/adapter", "y/a/adapter")
+    assert answers.names(Path("."), Path("..")) == (Path.cwd().name, Path.cwd().parent.name)
+    with pytest.raises(DataError, match="are the same answers"):
+        answers.names(Path("a"), Path("b/../a"))
+
+
 def test_every_question_wants_an_answer() -> None:
     asked = [Question(id=name, text="?") for name in "abc"]
     said = Answers(name="base", texts={"a": "", "b": "x", "more": "y"})

@@ -85,6 +85,11 @@ def test_the_known_files_are_found_where_the_environment_says(tmp_path: Path, mo
         questions.find("mt-bench")
 
 
+def test_held_out_questions_belong_to_a_run() -> None:
+    with pytest.raises(DataError, match='"heldout" are those of a run; name a file'):
+        questions.find("heldout")
+
+
 def test_held_out_examples_are_known_by_their_content() -> None:
     def example(text: str, response: str, category: str = "a") -> Example:
         turns = (Turn(role="user", text=text, context="c"), Turn(role="assistant", text=response))

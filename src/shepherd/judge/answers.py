@@ -55,6 +55,27 @@ def write(path: Path, answers: Answers) -> Path:
     return write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def names(first: Path, second: Path) -> tuple[str, str]:
+    """What to call the arms of two files or folders: as short an end of each path as tells them apart.
+
+    Raises:
+        DataError: both are one and the same.
+
+    >>> names(Path("runs/a/adapter"), Path("runs/b/adapter")), names(Path("base.jsonl"), Path("runs/b"))
+    (('a/adapter', 'b/adapter'), ('base', 'b'))
+    """
+    ends = [(*path.resolve().parent.parts, _called(path.resolve())) for path in (first, second)]
+    for length in range(1, max(map(len, ends)) + 1):
+        a, b = ("/".join(end[-length:]) for end in ends)
+        if a != b:
+            return a, b
+    raise DataError(f"{first} and {second} are the same answers; name two that differ")
+
+
+def _called(path: Path) -> str:
+    return path.stem if path.suffix in files.READERS else path.name
+
+
 def _pair(row: object, where: str) -> tuple[str, str]:
     match row:
         case BadRow():

@@ -41,6 +41,10 @@ def find(name: str) -> tuple[Question, ...]:
     Raises:
         DataError: the file is missing, empty or unreadable, or a row is (by file and line).
     """
+    if name == HELD_OUT:
+        raise DataError(
+            'the questions "heldout" are those of a run; name a file, "vicuna" or "mt-bench" here'
+        )
     if name not in KNOWN:
         return read(Path(name).expanduser())
     asked = read(_shared(name, KNOWN[name]))
