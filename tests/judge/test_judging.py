@@ -297,7 +297,10 @@ def test_the_key_is_written_nowhere(serve, tmp_path: Path, capfd: pytest.Capture
             result = judging.judge(MINE, BASE, asked(6), settings, tmp_path, lines.append)
             lines += [json.dumps(result.row()), repr(result), settings.model_dump_json()]
         except JudgeError as error:
-            lines += [str(error), repr(error), repr(error.__cause__), repr(error.__context__)]
+            lines += [str(error), repr(error)]
+            behind = error.__cause__
+            assert isinstance(behind, JudgeError)  # never the client's own, which holds the key
+            assert behind.__context__ is behind.__cause__ is None
     (tmp_path / "all").write_text("\n".join(lines) + "".join(capfd.readouterr()) + caplog.text)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) == 2

@@ -61,23 +61,26 @@ class Endpoint:
 
     async def _completion(self, prompt: str) -> Any:
         """What the endpoint answers; None if that is no JSON."""
+        fault: Exception
         try:
             return await self._create(prompt)
         except openai.APIStatusError as error:
-            raise self._status_fault(error) from None  # the chain would carry the key
-        except openai.APITimeoutError:
-            raise JudgeError(
-                f"{self.table.base_url} was silent for {self.table.timeout:g} s{self._tries()}; "
-                "raise judge.timeout or lower judge.concurrency"
-            ) from None
+            fault = self._status_fault(error)
         except openai.APIConnectionError as error:
-            why = self._safe(str(error.__cause__ or error))
-            raise JudgeError(
-                f"{self.table.base_url} cannot be reached ({why or 'the connection broke'}); "
-                "check judge.base_url and the network"
-            ) from None
+            fault = self._connection_fault(error)
         except (openai.APIError, ValueError, RecursionError):
             return None
+        raise fault  # from here, since the client's own exception carries the key in its request
+
+    def _connection_fault(self, error: openai.APIConnectionError) -> JudgeError:
+        url = self.table.base_url
+        if isinstance(error, openai.APITimeoutError):
+            return JudgeError(
+                f"{url} was silent for {self.table.timeout:g} s{self._tries()}; "
+                "raise judge.timeout or lower judge.concurrency"
+            )
+        why = self._safe(str(error.__cause__ or error)) or "the connection broke"
+        return JudgeError(f"{url} cannot be reached ({why}); check judge.base_url and the network")
 
     async def _create(self, prompt: str) -> Any:
         try:
