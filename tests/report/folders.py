@@ -134,7 +134,8 @@ def _answer(place: int, category: str) -> dict[str, Any]:
 
 
 def around(value: float, half: float) -> dict[str, float]:
-    return {"value": value, "low": max(0.0, value - half) if value >= 0 else value - half, "high": value + half}
+    low = max(0.0, value - half) if value >= 0 else value - half
+    return {"value": value, "low": low, "high": value + half}
 
 
 def comparison(
@@ -151,7 +152,9 @@ def comparison(
     """A comparison inside a run folder, and run folders of its variants and further seeds."""
     index = json.loads((path / "data" / "index.json").read_text())
     clients = index["clients"]
-    local = [_arm("local", f"local-{c}", c, index["mixes"][c], clients, categories) for c in clients[:locals_]]
+    local = [
+        _arm("local", f"local-{c}", c, index["mixes"][c], clients, categories) for c in clients[:locals_]
+    ]
     everything = {name: 500 for name in categories}
     arms = [
         _arm("base", "base", None, {}, clients, categories),
@@ -186,7 +189,9 @@ def comparison(
     for name in variants:
         write(path / "compare" / "seed-0" / name, clients=clients, categories=categories, seed=7)
     for seed in range(1, seeds):
-        write(path / "compare" / f"seed-{seed}" / "federated", clients=clients, categories=categories, seed=seed)
+        write(
+            path / "compare" / f"seed-{seed}" / "federated", clients=clients, categories=categories, seed=seed
+        )
     return path
 
 
@@ -248,19 +253,38 @@ def _difference(arm: str) -> dict[str, Any]:
 
 
 def _judge(names: Sequence[str]) -> dict[str, Any]:
+    others = [name for name in names if name != "federated"]
     return {
         "protocol": "pairwise",
         "model": "judge-model-of-nobody",
+        "base_url": "http://127.0.0.1:1/v1",
         "questions": 80,
-        "calls": 160 * (len(names) - 1),
+        "asked": 80,
+        "calls": 160 * len(others),
         "tokens": 184_220,
         "unreadable": 3,
+        "refused": 0,
+        "left": 0,
         "rows": [
-            {"arm": name, "wins": 40, "ties": 25, "losses": 15, "win_rate": around(0.656, 0.08)}
-            for name in names
-            if name != "federated"
+            {
+                "first": "federated",
+                "second": name,
+                "questions": 80,
+                "win": 40,
+                "tie": 25,
+                "loss": 15,
+                "win_rate": around(0.656, 0.08),
+                "length_controlled": {"value": 0.61, "low": 0.5, "high": None},
+                "category": {"open_qa": around(0.7, 0.1), "summarization": around(0.4, 0.2)},
+                "p": 0.0002,
+                "p_holm": 0.0012,
+                "questions_needed": None,
+                "says": f"The judge prefers federated to {name}.",
+            }
+            for name in others
         ],
-        "says": ["The judge prefers the federated answers to those of every arm but the centralised one."],
+        "strengths": [{"arm": name, "strength": around(0.4 - k / 5, 0.2)} for k, name in enumerate(names)],
+        "says": [f"The judge prefers federated to {name}." for name in others],
     }
 
 

@@ -88,7 +88,7 @@ def says(rows: Sequence[Row], answered: Sequence[Row], status: Mapping[str, Any]
 
 def _last_word(status: Mapping[str, Any]) -> str:
     if status["state"] == "finished":
-        return "Whether federation was worth it takes the other arms, which `shepherd compare` trains and scores."
+        return "Whether federation was worth it takes other arms: `shepherd compare` trains and scores them."
     return f"The run is {status['says']}: these figures are not its last."
 
 
@@ -126,8 +126,8 @@ def _right_says(answered: Sequence[Row]) -> str:
     if not before or not after:
         return ""
     return (
-        f"Of {len(after)} held-out questions that a checker decides, the base alone answers {sum(before)} right"
-        f" and the trained adapter {sum(after)}."
+        f"Of {len(after)} held-out questions that a checker decides, the base alone answers {sum(before)}"
+        f" right and the trained adapter {sum(after)}."
     )
 
 
@@ -143,9 +143,21 @@ def samples(answered: Sequence[Row]) -> list[Row]:
 
 def _sample(row: Row) -> Row:
     arms = (("base", "before"), ("federated", "after"))
+    answers = {arm: {"text": row[key], "right": row.get(f"right_{key}")} for arm, key in arms if key in row}
+    return sample({**row, "answers": answers})
+
+
+def sample(given: Row) -> Row:
+    """One question with the arms' answers; `right` is None where nothing decided it."""
+    answers = {arm: table(answer) for arm, answer in table(given.get("answers")).items()}
     return {
-        **{key: text(row.get(key)) for key in ("category", "instruction", "context", "expected")},
+        **{key: text(given.get(key)) for key in ("category", "instruction", "context", "expected")},
         "answers": {
-            arm: {"text": text(row.get(key)), "right": row.get(f"right_{key}")} for arm, key in arms if key in row
+            arm: {"text": text(answer.get("text")), "right": _verdict(answer.get("right"))}
+            for arm, answer in answers.items()
         },
     }
+
+
+def _verdict(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None

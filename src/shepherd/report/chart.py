@@ -7,17 +7,19 @@ A series has its own marker and dash besides its colour, and its name stands at 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 Form = Callable[[float], str]
 Point = tuple[float, float]
+Estimate = Mapping[str, float | None]
 STYLES = 6
 """So many colours, dashes and markers; the stylesheet has as many of class s0, s1, ..."""
 _DASHES = ("", "7 4", "2 3", "10 3 2 3", "5 5", "1 4")
 _TOP, _BOTTOM = 12, 26  # pixels around the plot: half a label above, the axis below
 _LABEL = 16  # pixels from one series' name to the next
+_MARK_ROOM = 26  # pixels beside the plot for the marker before a name
 _MOST_MARKERS = 26
 _MARKERS = (
     '<circle r="4"/>',
@@ -65,17 +67,12 @@ def line_chart(
         *(_end_labels(series, place) if names else ()),
     ]
     gutter = max(len(form(tick)) for tick in y_ticks)
-    room = _room(series) if names else 0.8
+    room = 0.6 * max(len(_short(each.name)) for each in series) if names else 0.0
+    beside = f"--room:calc({_MARK_ROOM if names else 8}px + {room:.1f}em);--gutter:{0.6 * gutter + 0.9:.1f}em"
     return (
         f'<svg class="chart" role="img" aria-labelledby="{escape(ident)}-t" height="{height}"'
-        f' style="--room:{room:.1f}em;--gutter:{0.6 * gutter + 0.9:.1f}em"><title id="{escape(ident)}-t">{escape(title)}</title>'
-        f"{''.join(drawn)}</svg>"
+        f' style="{beside}"><title id="{escape(ident)}-t">{escape(title)}</title>{"".join(drawn)}</svg>'
     )
-
-
-def _room(series: Sequence[Series]) -> float:
-    """Beside the plot for the longest name, in em: a marker, then up to 18 letters."""
-    return 2.2 + 0.58 * max(len(_short(each.name)) for each in series)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +189,7 @@ def _dash(style: int) -> str:
 def _mark(style: int, x: str, y: float, title: str = "", dx: float = 0) -> str:
     marker = _MARKERS[style % len(_MARKERS)]
     shape = f"<title>{escape(title)}</title>{marker}" if title else marker
-    return (
-        f'<svg class="mark" x="{x}" y="{y:.1f}"><g transform="translate({dx:g} 0)">{shape}</g></svg>'
-    )
+    return f'<svg class="mark" x="{x}" y="{y:.1f}"><g transform="translate({dx:g} 0)">{shape}</g></svg>'
 
 
 def _end_labels(series: Sequence[Series], place: _Place) -> list[str]:
@@ -211,30 +206,34 @@ def _short(name: str) -> str:
     return name if len(name) <= 18 else f"{name[:17]}…"
 
 
-def track(
-    value: float, low: float | None, high: float | None, scale: tuple[float, float], *, kind: str, reference: float | None
-) -> str:
+def track(estimate: Estimate, scale: tuple[float, float], *, kind: str, reference: float | None) -> str:
     """A dot with its interval on a common scale, 0 to 100% of the width; decoration beside the numbers.
 
     Args:
+        estimate: `value`, and `low` and `high` or None; an open end goes to the end of the scale.
         kind: the arm's, a class of the stylesheet: it chooses the marker.
         reference: where the thin line of the arm that the others are compared with stands.
     """
-    at = percent(value, *scale)
-    whisker = ""
-    if low is not None and high is not None:
-        ends = percent(low, *scale), percent(high, *scale)
-        caps = "".join(f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="8" y2="16"/>' for x in ends)
-        whisker = f'<line x1="{ends[0]:.2f}%" x2="{ends[1]:.2f}%" y1="12" y2="12"/>{caps}'
-    line = ""
-    if reference is not None:
-        x = percent(reference, *scale)
-        line = f'<line class="reference" x1="{x:.2f}%" x2="{x:.2f}%" y1="-2" y2="26"/>'
-    marker = _MARKERS[_KIND_MARKERS.get(kind, 0)]
+    value, low, high = (estimate.get(key) for key in ("value", "low", "high"))
+    at = percent(value or 0.0, *scale)
+    whisker = "" if low is None and high is None else _whisker(low, high, scale)
+    line = "" if reference is None else _upright(percent(reference, *scale), -2, 26, "reference")
     return (
         f'<svg class="track {escape(kind)}" height="24" aria-hidden="true" focusable="false">{line}{whisker}'
-        f'<svg class="mark" x="{at:.2f}%" y="12">{marker}</svg></svg>'
+        f'<svg class="mark" x="{at:.2f}%" y="12">{_MARKERS[_KIND_MARKERS.get(kind, 0)]}</svg></svg>'
     )
+
+
+def _whisker(low: float | None, high: float | None, scale: tuple[float, float]) -> str:
+    left = 0.0 if low is None else percent(low, *scale)
+    right = 100.0 if high is None else percent(high, *scale)
+    caps = _upright(left, 8, 16) * (low is not None) + _upright(right, 8, 16) * (high is not None)
+    return f'<line x1="{left:.2f}%" x2="{right:.2f}%" y1="12" y2="12"/>{caps}'
+
+
+def _upright(x: float, top: int, bottom: int, kind: str = "") -> str:
+    named = f' class="{kind}"' if kind else ""
+    return f'<line{named} x1="{x:.2f}%" x2="{x:.2f}%" y1="{top}" y2="{bottom}"/>'
 
 
 _KIND_MARKERS = {"base": 0, "local": 1, "centralised": 3, "federated": 0, "variant": 2}

@@ -37,6 +37,10 @@ def count(value: float) -> str:
     return _minus(f"{value:,.0f}" if value == round(value) else f"{value:,.4g}").replace(",", "\u202f")
 
 
+def total(value: float) -> str:
+    return _minus(f"{value:,.1f}").replace(",", "\u202f")
+
+
 def signed_loss(value: float) -> str:
     return _minus(f"{value:+.3f}")
 
@@ -59,14 +63,15 @@ def probability(value: float) -> str:
 
 
 def rate(value: float) -> str:
+    """Three figures that matter, however small the number.
+
+    >>> rate(0.00015), rate(0.0421), rate(2.5e-06)
+    ('0.00015', '0.0421', '2.5e−6')
     """
-    >>> rate(0.00015), rate(0.004)
-    ('1.5e−4', '0.004')
-    """
-    shown = f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}"
-    mantissa, e, exponent = shown.partition("e")
-    mantissa = mantissa.rstrip("0").rstrip(".") if e else mantissa
-    return _minus(f"{mantissa}{e}{int(exponent)}" if e else mantissa)
+    if value == 0 or abs(value) >= 1e-4:
+        return _minus(f"{float(f'{value:.3g}'):.7g}")
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return _minus(f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}")
 
 
 def data_size(value: float) -> str:
@@ -104,6 +109,7 @@ FORMS: Mapping[str, Form] = {
     "signed_loss": signed_loss,
     "signed_points": signed_points,
     "ratio": ratio,
+    "sum": total,
     "p": probability,
     "rate": rate,
     "bytes": data_size,

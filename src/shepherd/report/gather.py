@@ -79,7 +79,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
             for client, reason in table(row.get("failures")).items()
         ],
         "judge": _judge(compared),
-        "samples": [_sample(s) for s in map(table, items(compared.get("samples")))] or alone.samples(answered),
+        "samples": _samples(compared) or alone.samples(answered),
     }
     return dict(plain(shown))
 
@@ -299,24 +299,33 @@ def _judge(compared: Mapping[str, Any]) -> Row | None:
     given = table(compared.get("judge"))
     if not given:
         return None
+    counts = ("questions", "asked", "calls", "tokens", "unreadable", "refused", "left")
+    rows, strengths = ([_verdicts(table(row)) for row in items(given.get(key))] for key in _JUDGED)
     return {
-        "protocol": text(given.get("protocol")),
-        "model": text(given.get("model")),
-        **{key: number(given.get(key)) for key in ("questions", "calls", "tokens", "unreadable")},
-        "rows": [table(row) for row in items(given.get("rows")) if table(row)],
+        **{key: text(given.get(key)) for key in ("protocol", "model")},
+        **{key: number(given.get(key)) for key in counts},
+        "rows": [row for row in rows if row],
+        "strengths": [row for row in strengths if row],
         "says": [text(sentence) for sentence in items(given.get("says"))],
     }
 
 
-def _sample(given: Row) -> Row:
-    return {
-        **{key: text(given.get(key)) for key in ("category", "instruction", "context", "expected")},
-        "answers": {
-            arm: {"text": text(table(answer).get("text")), "right": _verdict(table(answer).get("right"))}
-            for arm, answer in table(given.get("answers")).items()
-        },
-    }
+_JUDGED = ("rows", "strengths")
 
 
-def _verdict(value: Any) -> bool | None:
-    return value if isinstance(value, bool) else None
+def _verdicts(row: Row) -> Row:
+    """A row of the judge's tables: numbers, intervals and names; its sentence is among `says`."""
+    named = {key: value for key, value in row.items() if key not in ("says", "category")}
+    found = {key: _verdict(value) for key, value in named.items()}
+    by_category = _intervals(row.get("category"))
+    return {**found, **({"category": by_category} if by_category else {})}
+
+
+def _verdict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return interval(value)
+    return number(value) if value is None or isinstance(value, int | float) else text(value)
+
+
+def _samples(compared: Mapping[str, Any]) -> list[Row]:
+    return [alone.sample(table(given)) for given in items(compared.get("samples"))]

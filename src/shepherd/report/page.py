@@ -105,6 +105,11 @@ def _tools(report: Report) -> dict[str, Any]:
         "charts": {name: Markup(svg) for name, svg in _charts(report).items() if svg},
         "settings": settings_groups(report),
         "columns_of": columns_of,
+        "judged_categories": columns_of(
+            [row.get("category", {}) for row in (report["judge"] or {}).get("rows", ())]
+        ),
+        "judged_form": judged_form,
+        "judged_label": judged_label,
         "mark": _kind_mark,
         "against": _against(report),
     }
@@ -146,17 +151,17 @@ def breakable(name: str) -> Markup:
         return Markup('<bdi class="short">{}</bdi>').format(name)
     words = re.split(r"(?<=[_/.:=-])", name)
     parts = [word[k : k + SHORT] for word in words for k in range(0, len(word), SHORT)]
-    return Markup("<bdi>{}</bdi>").format(Markup("<wbr>").join(parts))
+    return Markup('<bdi class="long">{}</bdi>').format(Markup("<wbr>").join(parts))
 
 
 def spans(report: Report) -> dict[str, Any]:
     """The least and the greatest number of each heat map, for its shades."""
     cells = {
-        measure: [cell["value"] for arm in report["arms"] for cell in arm["category"].get(measure, {}).values()]
-        for measure in MEASURES
+        name: [cell["value"] for arm in report["arms"] for cell in arm["category"].get(name, {}).values()]
+        for name in MEASURES
     }
     return {
-        "category": {measure: _span(values) for measure, values in cells.items() if values},
+        "category": {name: _span(values) for name, values in cells.items() if values},
         "holdings": (0, _span([n for mix in report["holdings"].values() for n in mix.values()])[1]),
         "client_loss": _span([x for row in report["client_loss"]["rows"].values() for x in row.values()]),
     }
@@ -183,19 +188,8 @@ def tracks(report: Report, measure: str) -> dict[str, Any]:
     marks = chart.ticks(min(values), max(values), 5)
     scale = marks[0], marks[-1]
     against = [found["value"] for k, _, found in known if report["arms"][k]["name"] == _against(report)]
-    drawn = {
-        k: Markup(
-            chart.track(
-                found["value"],
-                found["low"],
-                found["high"],
-                scale,
-                kind=kind,
-                reference=against[0] if against else None,
-            )
-        )
-        for k, kind, found in known
-    }
+    reference = against[0] if against else None
+    drawn = {k: Markup(chart.track(found, scale, kind=kind, reference=reference)) for k, kind, found in known}
     form = figures.FORMS[{"share": "whole_share", "loss": "rate"}[MEASURES[measure].form]]
     return {"rows": drawn, "ticks": [(f"{chart.percent(x, *scale):.2f}", form(x)) for x in marks]}
 
@@ -209,8 +203,39 @@ def _kind_mark(kind: str) -> Markup:
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys of the rows, each once, in the order of their coming."""
-    return list(dict.fromkeys(key for row in rows for key in row))
+    """The keys of a judge's rows, each once, in the order of their coming; not the table inside."""
+    return [key for key in dict.fromkeys(key for row in rows for key in row) if key != "category"]
+
+
+_JUDGED_FORMS = {
+    "win_rate": "share",
+    "length_controlled": "share",
+    "relative": "ratio",
+    "sum_first": "sum",
+    "sum_second": "sum",
+    "strength": "signed_loss",
+    "p": "p",
+    "p_holm": "p",
+}
+_JUDGED_LABELS = {
+    "length_controlled": "win rate at equal length",
+    "sum_first": "sum of the first",
+    "sum_second": "sum of the second",
+    "relative": "second / first",
+    "strength": "strength, log odds",
+    "p_holm": "p, Holm",
+    "questions_needed": "questions that would settle it",
+}
+
+
+def judged_form(column: str) -> str:
+    """How the numbers of a column of the judge's tables are written."""
+    return _JUDGED_FORMS.get(column, "count")
+
+
+def judged_label(column: str) -> str:
+    """What a column of the judge's tables is called."""
+    return _JUDGED_LABELS.get(column, column.replace("_", " "))
 
 
 def settings_groups(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -245,7 +270,6 @@ def _shown(value: Any) -> str:
 
 def _charts(report: Report) -> dict[str, str]:
     curves, rows = report["curves"], report["rounds"]
-    several = len(curves) > 1
     heldout = [Series(c["name"], _points(c["points"], "heldout")) for c in curves]
     train = [Series(c["name"], _points(c["points"], "train")) for c in curves]
     traffic = [
@@ -255,7 +279,7 @@ def _charts(report: Report) -> dict[str, str]:
     small = partial(_chart, height=170, zero=True)
     return {
         "heldout": _chart("heldout", "Held-out loss by round", heldout, figures.rate, height=300),
-        "train": _chart("train", "Training loss by round", train, figures.rate, height=300 if several else 240),
+        "train": _chart("train", "Training loss by round", train, figures.rate, height=300),
         "bytes": small("bytes", "Bytes by round", traffic, figures.data_size),
         "gap": small("gap", "Aggregation gap by round", [Series("gap", _points(rows, "gap"))], figures.rate),
         "learning_rate": small(

@@ -147,11 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         report, main = self.server.live.current()
         match self.path.partition("?")[0]:
             case "/":
-                nonce = secrets.token_urlsafe(16)
-                policy = page.LIVE_POLICY.format(nonce=nonce) + "; frame-ancestors 'none'"
-                self._send(
-                    HTTPStatus.OK, "text/html", page.live(self.server.live.folder.resolve().name, main, nonce), {"Content-Security-Policy": policy}
-                )
+                self._send_page(main)
             case "/main":
                 self._send_tagged("text/html", main)
             case "/report.json" if report is not None:
@@ -162,12 +158,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self) -> None:
         self._send(HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", "GET only\n", {"Allow": "GET"})
 
-    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
 
     def _from_here(self) -> bool:
         """Whether the request names this machine, and not a name that somebody pointed at it."""
         name, _, port = self.headers.get("Host", "").lower().partition(":")
         return name in _NAMES and port in ("", str(self.server.server_port))
+
+    def _send_page(self, main: str) -> None:
+        nonce = secrets.token_urlsafe(16)
+        policy = page.LIVE_POLICY.format(nonce=nonce) + "; frame-ancestors 'none'"
+        whole = page.live(self.server.live.folder.resolve().name, main, nonce)
+        self._send(HTTPStatus.OK, "text/html", whole, {"Content-Security-Policy": policy})
 
     def _send_tagged(self, kind: str, body: str) -> None:
         tag = f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
