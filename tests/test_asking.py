@@ -8,10 +8,11 @@ import pytest
 
 from shepherd import folder
 from shepherd.asking import adapter_of, generate
-from shepherd.errors import DataError, FolderError
+from shepherd.errors import CheckpointError, DataError, FolderError
 from shepherd.loading import load_base
 from shepherd.run import open_run
 from tests import runs
+from tests.model import bases
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +52,12 @@ def test_a_run_without_a_round_has_no_adapter_yet(llama_folder, tmp_path) -> Non
     with pytest.raises(FolderError, match="has finished no round yet"):
         generate(tmp_path / "run", "w5")
     assert isinstance(generate(tmp_path / "run", "w5", base=True, max_new_tokens=2), str)
+
+
+def test_a_checkpoint_of_another_base_is_named(asked, tmp_path) -> None:
+    other = bases.load(bases.save(bases.CONFIGS["llama"], tmp_path / "other", seed=1), rank=2, alpha=16)
+    with pytest.raises(CheckpointError, match=r"round-00001 is of another base .*; put the old one back"):
+        adapter_of(asked, other)
+    wider = bases.load(Path(load_base(folder.read_settings(asked)).name), rank=3, alpha=24)
+    with pytest.raises(CheckpointError, match="is of another adapter: tensor"):
+        adapter_of(asked, wider)

@@ -9,7 +9,7 @@ from shepherd.core import Adapter
 from shepherd.data.examples import Turn
 from shepherd.data.template import prompt, stop_ids
 from shepherd.errors import DataError, FolderError
-from shepherd.loading import load_base
+from shepherd.loading import load_base, load_checkpoint
 from shepherd.model import files
 from shepherd.model import generate as generation
 from shepherd.model.base import Base
@@ -56,7 +56,7 @@ def adapter_of(path: Path, base: Base) -> Adapter:
 
     Raises:
         FolderError: no round is finished yet.
-        CheckpointError: the last checkpoint is damaged.
+        CheckpointError: the last checkpoint is damaged, or was made over another base.
         AdapterError: the adapter is unreadable, or was made for another base.
     """
     if (path / "adapter" / files.CONFIG).is_file():
@@ -64,4 +64,4 @@ def adapter_of(path: Path, base: Base) -> Adapter:
     last = checkpoint.latest(path / "checkpoints")
     if last is None:
         raise FolderError(f"the run in {path} has finished no round yet; go on with `shepherd resume {path}`")
-    return checkpoint.load(last).state.adapter
+    return load_checkpoint(last, base).state.adapter

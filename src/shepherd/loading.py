@@ -1,11 +1,15 @@
-"""The base that a run file names, loaded as its run tunes it."""
+"""The base that a run file names, loaded as its run tunes it; and the checkpoints made over it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
-from shepherd import world
+from shepherd import checkpoint, world
+from shepherd.checkpoint import Checkpoint
+from shepherd.core import require_shapes, shapes_of
+from shepherd.errors import AdapterError, CheckpointError
 from shepherd.model import base as bases
 from shepherd.model import memory
 from shepherd.settings import ModelTable, RunSettings
@@ -33,3 +37,22 @@ def placed(table: ModelTable) -> ModelTable:
     """The embedded base by its folder; any other as it is, from one's home too."""
     base = str(world.base_path()) if table.base == TINY else os.path.expanduser(table.base)
     return table.model_copy(update={"base": base})
+
+
+def load_checkpoint(path: Path, base: bases.Base) -> Checkpoint:
+    """The checkpoint in `path`, if it was made over this base.
+
+    Raises:
+        CheckpointError: it is damaged, or of another base or adapter.
+    """
+    saved = checkpoint.load(path)
+    if saved.notes["base"] != base.fingerprint:
+        raise CheckpointError(
+            f"checkpoint {path} is of another base ({saved.notes['base']}) than {base.name}"
+            f" ({base.fingerprint}); put the old one back, or start a new run"
+        )
+    try:
+        require_shapes(base.shapes, shapes_of(saved.state.adapter))
+    except AdapterError as error:
+        raise CheckpointError(f"checkpoint {path} is of another adapter: {error}") from error
+    return saved

@@ -18,15 +18,15 @@ from typing import Any
 
 from shepherd import card, checkpoint, folder, plugins, prepare, select, tracking, world
 from shepherd.checkpoint import Checkpoint
-from shepherd.core import Adapter, Algorithm, ServerState, Transform, require_shapes, seed_for, shapes_of
+from shepherd.core import Adapter, Algorithm, ServerState, Transform, seed_for
 from shepherd.data.files import left_out
 from shepherd.data.template import prompt, stop_ids
-from shepherd.errors import AdapterError, CheckpointError, SettingsError
+from shepherd.errors import SettingsError
 from shepherd.evaluate import answers, loss
 from shepherd.federation.simulation import Progress, Simulation
 from shepherd.federation.workers import Workers
 from shepherd.folder import RunFolder
-from shepherd.loading import load_base, placed
+from shepherd.loading import load_base, load_checkpoint, placed
 from shepherd.model import base as bases
 from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
@@ -314,7 +314,7 @@ def _resumed(holder: RunFolder, say: Say) -> Run:
     if not (last or prepare.whole(data)):  # killed before its first round: it is as good to prepare again
         prepare.save(data, prepare.prepare(settings, base.tokenizer))
     fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
-    saved = _fitting(last, base) if last else None
+    saved = load_checkpoint(last, base) if last else None
     state = saved.state if saved else start(algorithm, transform, fresh)
     rows = holder.reconcile(state.round, saved.notes["row"] if saved else None)
     run = Run(
@@ -333,21 +333,6 @@ def _resumed(holder: RunFolder, say: Say) -> Run:
     run._log_start()
     say(f"going on after round {state.round} of {run.until}")
     return run
-
-
-def _fitting(path: Path, base: bases.Base) -> Checkpoint:
-    """The checkpoint, if it was made over this base."""
-    saved = checkpoint.load(path)
-    if saved.notes["base"] != base.fingerprint:
-        raise CheckpointError(
-            f"checkpoint {path} is of another base ({saved.notes['base']}) than {base.name}"
-            f" ({base.fingerprint}); put the old one back, or start a new run"
-        )
-    try:
-        require_shapes(base.shapes, shapes_of(saved.state.adapter))
-    except AdapterError as error:
-        raise CheckpointError(f"checkpoint {path} is of another adapter: {error}") from error
-    return saved
 
 
 def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> RunSettings:
