@@ -145,7 +145,9 @@ def _read(arm: Arm, base: Base) -> Adapter | None:
             return adapter_of(arm.path, base)
         return files.read(arm.path, base)
     except AdapterError as error:
-        raise AdapterError(f"arm {arm.name}: {error}; or ask other arms, by name") from error
+        raise AdapterError(
+            f"arm {arm.name}: {error}; or leave this arm out (--arm names those to load)"
+        ) from error
 
 
 def _templates(base: Base) -> tuple[TemplateName, ...]:
@@ -161,7 +163,8 @@ def _renders(name: TemplateName, tokenizer: Any) -> bool:
 
 
 def _texts(arms: Sequence[str], steps: Iterator[list[list[int]]], tokenizer: Any) -> Iterator[dict[str, str]]:
-    texts, whole = dict.fromkeys(arms, ""), []
+    texts = dict.fromkeys(arms, "")
+    whole = list(texts.values())
     for step in steps:
         whole = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in step]
         texts = {name: readable(texts[name], text) for name, text in zip(arms, whole, strict=True)}

@@ -34,7 +34,7 @@ CSS = """
            grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
 #answers > .column { min-width: 0 !important; gap: .25rem; margin-bottom: 1rem; align-content: start; }
 #answers > .column:not(.hide) { display: grid; grid-row: span 2; grid-template-rows: subgrid; }
-#answers .html-container { padding: 0; }
+.html-container { padding: 0 !important; }
 .arm h3 { margin: 0; font-size: 1.05rem; overflow-wrap: anywhere; }
 .arm p { margin: .15rem 0 0; font-size: .85rem; line-height: 1.3; opacity: .8; overflow-wrap: anywhere; }
 .answer p { margin: 0; padding: .6rem .75rem; min-height: 8.5rem; font-size: 1rem; line-height: 1.45;
