@@ -1,7 +1,7 @@
 """Weighted logistic regression, fitted to all the resamples at once.
 
-A library fits one set of weights at a time, some milliseconds each: ten thousand resamples of a dozen
-pairs would take minutes. Newton's method over a leading axis takes about a second.
+A library fits one set of weights at a time, some milliseconds each: the resamples of a dozen pairs of
+arms would take a minute. Newton's method over a leading axis takes about a second.
 """
 
 from __future__ import annotations
