@@ -55,7 +55,7 @@ def write(
     held.close()
     put(path / "data" / "index.json", {"clients": named, "mixes": mixes, "summary": _summary(mixes)})
     if answers:
-        lines = [_answer(k, categories[k % len(categories)]) for k in range(answers)]
+        lines = [answer(k, categories[k % len(categories)]) for k in range(answers)]
         (path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -120,7 +120,7 @@ def _row(
     }
 
 
-def _answer(place: int, category: str) -> dict[str, Any]:
+def answer(place: int, category: str) -> dict[str, Any]:
     return {
         "category": category,
         "instruction": f"Which treasure belongs to person {place}?",
@@ -206,7 +206,7 @@ def _arm(
     clients: Sequence[str],
     categories: Sequence[str],
 ) -> dict[str, Any]:
-    rng = random.Random(name)
+    rng = random.Random(repr(name))
     right = _RIGHT[kind] + (rng.random() - 0.5) / 25
     loss = 3.3 - 2.2 * right
 

@@ -19,6 +19,7 @@ STYLES = 6
 _DASHES = ("", "7 4", "2 3", "10 3 2 3", "5 5", "1 4")
 _TOP, _BOTTOM = 12, 26  # pixels around the plot: half a label above, the axis below
 _LABEL = 16  # pixels from one series' name to the next
+_SMALLEST = 1e-300  # a difference whose fifth part is still a number
 _MARK_ROOM = 26  # pixels beside the plot for the marker before a name
 _MOST_MARKERS = 26
 _MARKERS = (
@@ -108,7 +109,7 @@ def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[fl
     >>> ticks(0.13, 0.87, 5), ticks(0, 20, 6, whole=True), ticks(3, 3, 5)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0, 5, 10, 15, 20], [3])
     """
-    if high <= low:
+    if high - low < _SMALLEST:
         return [low]
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))

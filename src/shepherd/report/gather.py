@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from shepherd import folder as folders
 from shepherd.report import alone
 from shepherd.report.reading import (
     Row,
+    held,
     interval,
     items,
     number,
@@ -88,25 +88,9 @@ def _status(path: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> Row
     done, until = (rows[-1]["round"] if rows else 0), settings["federation"]["rounds"]
     if done >= until:
         return {"state": "finished", "round": done, "rounds": until, "says": f"finished, {done} rounds"}
-    state = {True: "running", False: "stopped", None: "unfinished"}[_held(path)]
+    state = {True: "running", False: "stopped", None: "unfinished"}[held(path)]
     says = {"running": "still running", "stopped": "stopped", "unfinished": "not finished"}[state]
     return {"state": state, "round": done, "rounds": until, "says": f"{says}, round {done} of {until}"}
-
-
-def _held(path: Path) -> bool | None:
-    """Whether a process is at work on the run; None where that cannot be known."""
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    try:
-        with open(path / folders.LOCK, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    return False
 
 
 def _versions(path: Path) -> Row:
@@ -127,7 +111,7 @@ def _comparison(compared: Mapping[str, Any]) -> Row | None:
     return {
         "finished": compared.get("finished") is True,
         "match": text(compared.get("match")),
-        "seeds": [seed for seed in items(compared.get("seeds")) if number(seed) is not None],
+        "seeds": list(filter(_whole, items(compared.get("seeds")))),
         "against": text(compared.get("against")) or "federated",
         "questions": number(compared.get("questions")),
         "loss_examples": number(compared.get("loss_examples")),
@@ -239,7 +223,7 @@ def _curves(
     path: Path, rows: Sequence[Row], settings: Mapping[str, Any], compared: Mapping[str, Any]
 ) -> list[Row]:
     """Held-out and training loss by round, of the run and of each run folder inside its comparison."""
-    first = next(iter(items(compared.get("seeds"))), settings["seed"])
+    first = next(filter(_whole, items(compared.get("seeds"))), settings["seed"])
     found = [_curve("federated", first, rows)]
     for seed, inner in _inner(path / "compare"):
         found.append(_curve(inner.name, seed, folders.read_rows(inner)))
@@ -258,6 +242,10 @@ def _inner(path: Path) -> Iterator[tuple[int, Path]]:
 
 def _natural(path: Path) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def _whole(seed: Any) -> bool:
+    return isinstance(seed, int) and not isinstance(seed, bool)
 
 
 def _curve(arm: str, seed: int, rows: Sequence[Row]) -> Row:

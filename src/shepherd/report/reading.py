@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import FolderError
-from shepherd.folder import mending
+from shepherd.folder import LOCK, mending
 
 Row = dict[str, Any]
+_MOST = 1e300  # the difference of two such numbers is still a number
 _NO_CONTROLS = {code: "�" for code in (*range(32), 127) if chr(code) not in "\t\n"}
 
 
@@ -51,6 +53,22 @@ def _objects(lines: list[bytes]) -> Iterator[Row]:
             yield found
 
 
+def held(path: Path) -> bool | None:
+    """Whether a process is at work on the run; None where that cannot be known."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        with open(path / LOCK, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
 def table(value: Any) -> Row:
     """`value` where it is a mapping, else an empty one."""
     return dict(value) if isinstance(value, Mapping) else {}
@@ -62,14 +80,14 @@ def items(value: Any) -> list[Any]:
 
 
 def number(value: Any) -> float | int | None:
-    """`value` where it is a finite number, else None.
+    """`value` where it is a number that can be drawn, else None.
 
-    >>> number(0.5), number(True), number("0.5"), number(float("nan"))
-    (0.5, None, None, None)
+    >>> number(0.5), number(True), number("0.5"), number(float("nan")), number(10**400)
+    (0.5, None, None, None, None)
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    return value if -_MOST < value < _MOST else None
 
 
 def text(value: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from shepherd.errors import ShepherdError
 from shepherd.report import page
 from shepherd.report.gather import collect
+from shepherd.report.reading import held
 from shepherd.report.writing import dumped
 
 HOST = "127.0.0.1"
@@ -121,10 +122,10 @@ class _Live:
             self.report, self.main = None, page.trouble(str(error))
 
 
-def signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of each file that a report is read from: equal while none has changed."""
+def signature(folder: Path) -> object:
+    """Equal while no file that a report is read from has changed, and none has taken up or left the run."""
     found = sorted(path for pattern in _SOURCES for path in folder.glob(pattern))
-    return tuple(entry for path in found if (entry := _entry(path)))
+    return held(folder), [entry for path in found if (entry := _entry(path))]
 
 
 def _entry(path: Path) -> tuple[str, int, int] | None:
