@@ -6,6 +6,7 @@ plain text: what a model writes is never taken for HTML or Markdown.
 
 from __future__ import annotations
 
+import json
 import os
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ CSS = """
             white-space: pre-wrap; overflow-wrap: anywhere; height: 100%;
             border: 1px solid var(--border-color-primary); border-radius: var(--block-radius);
             background: var(--block-background-fill); }
-.said p { margin: 0; min-height: 1.4em; overflow-wrap: anywhere; }
+.said p { margin: 0; min-height: 1.6em; line-height: 1.6; overflow-wrap: anywhere; }
 .said p.wrong { font-weight: 600; }
 """
 
@@ -258,8 +259,11 @@ class _Page:
         private = {"api_visibility": "private"}
         at_once = {**private, "queue": False, "show_progress": "hidden"}
         sampling = [self.template, self.temperature, self.top_p, self.longest, self.seed]
+        begun = [self.ask.click, self.instruction.submit]
+        waiting = f"() => {json.dumps(_said('Waiting for an answer …'))}"  # at once; others may come first
+        gr.on(begun, None, None, self.said, js=waiting, **at_once)
         asking = gr.on(
-            [self.ask.click, self.instruction.submit],
+            begun,
             self._asked,
             [self.instruction, self.context, self.shown, self.client, *sampling],
             [self.said, *self.texts],
