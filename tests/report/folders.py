@@ -170,10 +170,11 @@ def comparison(
             "format": 1,
             "finished": finished,
             "match": "steps",
-            "seeds": list(range(seeds)),
+            "seeds": [folder.read_settings(path).seed + k for k in range(seeds)],
             "against": "federated",
             "questions": 400,
             "loss_examples": 400,
+            "seconds": 391.5,
             "arms": arms,
             "differences": [_difference(name) for name in names if name != "federated"],
             "says": [

@@ -194,9 +194,20 @@ def test_settings_are_shown_by_table() -> None:
     [
         ("qa", '<bdi class="short">qa</bdi>'),
         ("information_extraction", '<bdi class="long">information_<wbr>extraction</bdi>'),
-        ("x" * 17, f'<bdi class="long">{"x" * 16}<wbr>x</bdi>'),
+        ("x" * 15, f'<bdi class="long">{"x" * 14}<wbr>x</bdi>'),
         ("<b>", '<bdi class="short">&lt;b&gt;</bdi>'),
     ],
 )
 def test_names_break_where_a_person_would(name: str, shown: str) -> None:
     assert page.breakable(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("run `a <b>` now", "run <code>a &lt;b&gt;</code> now"),
+        ("one ` alone & <i>", "one ` alone &amp; &lt;i&gt;"),
+    ],
+)
+def test_commands_in_sentences_are_code(sentence: str, shown: str) -> None:
+    assert page.said(sentence) == shown

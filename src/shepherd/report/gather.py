@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from shepherd import folder as folders
 from shepherd.report import alone
@@ -115,6 +116,7 @@ def _comparison(compared: Mapping[str, Any]) -> Row | None:
         "against": text(compared.get("against")) or "federated",
         "questions": number(compared.get("questions")),
         "loss_examples": number(compared.get("loss_examples")),
+        "seconds": number(compared.get("seconds")),
     }
 
 
@@ -130,7 +132,7 @@ def _arm(arm: Row, place: int) -> Row:
     return {
         "name": text(arm.get("name")) or f"arm {place}",
         "kind": kind if kind in KINDS else "variant",
-        "client": _own_client(arm),
+        "client": text(arm["client"]) if arm.get("client") is not None else None,
         "categories": numbers(arm.get("categories")),
         "overrides": [text(override) for override in items(arm.get("overrides"))],
         "trained": numbers(trained) if isinstance(trained, Mapping) else None,
@@ -140,19 +142,11 @@ def _arm(arm: Row, place: int) -> Row:
             for measure in MEASURES
             if table(table(arm.get("category")).get(measure))
         },
-        "client_loss": numbers(arm.get("client_loss") or table(arm.get("client"))),
+        "client_loss": numbers(arm.get("client_loss")),
         "worst_client": {"name": text(worst["name"]), "loss": number(worst.get("loss"))}
         if worst.get("name") is not None
         else None,
     }
-
-
-def _own_client(arm: Row) -> str | None:
-    """Whose data a local arm trains on; its name says it where `client` holds the losses by client."""
-    client, name = arm.get("client"), text(arm.get("name"))
-    if isinstance(client, str):
-        return client
-    return name.removeprefix("local-") if arm.get("kind") == "local" and name.startswith("local-") else None
 
 
 def _intervals(values: Any, names: Sequence[str] | None = None) -> Row:
@@ -223,21 +217,22 @@ def _curves(
     path: Path, rows: Sequence[Row], settings: Mapping[str, Any], compared: Mapping[str, Any]
 ) -> list[Row]:
     """Held-out and training loss by round, of the run and of each run folder inside its comparison."""
-    first = next(filter(_whole, items(compared.get("seeds"))), settings["seed"])
-    found = [_curve("federated", first, rows)]
-    for seed, inner in _inner(path / "compare"):
-        found.append(_curve(inner.name, seed, folders.read_rows(inner)))
+    seeds = list(filter(_whole, items(compared.get("seeds")))) or [settings["seed"]]
+    found = [_curve("federated", seeds[0], rows)]
+    for repetition, inner in _inner(path / "compare"):
+        seed = seeds[repetition] if repetition < len(seeds) else seeds[0] + repetition
+        found.append(_curve(unquote(inner.name), seed, folders.read_rows(inner)))
     several = len({curve["seed"] for curve in found}) > 1
     named = [{**c, "name": f"{c['arm']}, seed {c['seed']}" if several else c["arm"]} for c in found]
     return [curve for curve in named if curve["points"]]
 
 
 def _inner(path: Path) -> Iterator[tuple[int, Path]]:
-    """The run folders of a comparison, with the seed that each stands under."""
+    """The run folders of a comparison, with the number of the repetition that each stands under."""
     for log in sorted(path.glob(f"seed-*/*/{folders.LOG}"), key=_natural):
-        seed = log.parent.parent.name.removeprefix("seed-")
-        if seed.isdecimal():
-            yield int(seed), log.parent
+        repetition = log.parent.parent.name.removeprefix("seed-")
+        if repetition.isdecimal():
+            yield int(repetition), log.parent
 
 
 def _natural(path: Path) -> list[str | int]:

@@ -24,7 +24,7 @@ Path = Sequence[str | int]
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 LIVE_POLICY = POLICY + "; connect-src 'self'; script-src 'nonce-{nonce}'"
 NONE = "–"
-SHORT = 16
+SHORT = 14
 """Letters that any column has room for."""
 
 
@@ -99,6 +99,7 @@ def _tools(report: Report) -> dict[str, Any]:
         "at": partial(at, report),
         "measures": MEASURES,
         "breakable": breakable,
+        "said": said,
         "shade": shade,
         "tracks": partial(tracks, report),
         "spans": spans(report),
@@ -152,6 +153,15 @@ def breakable(name: str) -> Markup:
     words = re.split(r"(?<=[_/.:=-])", name)
     parts = [word[k : k + SHORT] for word in words for k in range(0, len(word), SHORT)]
     return Markup('<bdi class="long">{}</bdi>').format(Markup("<wbr>").join(parts))
+
+
+def said(sentence: str) -> Markup:
+    """A sentence, with what stands between backticks as code."""
+    parts = sentence.split("`")
+    if len(parts) % 2 == 0:  # one backtick has no other
+        return Markup("{}").format(sentence)
+    forms = (Markup("{}"), Markup("<code>{}</code>"))
+    return Markup("").join(forms[place % 2].format(part) for place, part in enumerate(parts))
 
 
 def spans(report: Report) -> dict[str, Any]:
