@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -19,6 +19,7 @@ from shepherd.errors import ShepherdError, TemplateError
 if TYPE_CHECKING:
     from shepherd.prepare import Division
     from shepherd.run import Run
+    from shepherd.show.running import Display
 
 STOPPED = 130  # 128 + SIGINT, as shells count
 
@@ -98,30 +99,162 @@ def _train(opened: Callable[[Callable[[str], None]], Run], folder: Path) -> None
         with display() as shown:
             going = opened(shown.say)
             with closing(going):
-                going.progress = shown.progress
-                shown.begin(_title(going), going.until, read_rows(folder))
-                for state, row in going.rounds():
-                    for base in read_rows(folder)[: state.round == 1]:  # scored before the first round
-                        shown.row(base)
-                    shown.row(row)
+                _rounds(going, shown)
                 finished = going.finish()
         summary(folder, read_rows(folder), finished)
     except KeyboardInterrupt:
         _fail(_stopped(folder), STOPPED)
 
 
-def _stopped(folder: Path) -> str:
+def _rounds(going: Run, shown: Display) -> None:
+    from shepherd.folder import read_rows
+
+    going.progress = shown.progress
+    shown.begin(_title(going), going.until, read_rows(going.folder))
+    for state, row in going.rounds():
+        for base in read_rows(going.folder)[: state.round == 1]:  # scored before the first round
+            shown.row(base)
+        shown.row(row)
+
+
+def _stopped(folder: Path, command: str = "resume") -> str:
     from shepherd.folder import is_run, read_rows
 
     if not is_run(folder):
         return "stopped before the run began"
     done = max((row["round"] for row in read_rows(folder)), default=0)
+    if command == "compare":
+        return f"stopped after round {done}; what is made is kept: give the same command again"
     return f"stopped after round {done}; go on with: shepherd resume {shlex.quote(str(folder))}"
 
 
 def _title(run: Run) -> str:
     s = run.settings
     return f"{run.folder}: {s.algorithm.name} on {s.model.base}, data {s.data.source}, rank {s.adapter.rank}"
+
+
+@main.command()
+@run_file
+@overrides
+@click.option("--local", "locals_", multiple=True, metavar="CLIENT", help="Also tunes alone.  [default: all]")
+@click.option("--arm", "arms", multiple=True, metavar='"NAME: key=value ..."', help="A federated variant.")
+@click.option(
+    "--match",
+    type=click.Choice(["steps", "examples"]),
+    default="steps",
+    show_default=True,
+    help="What every arm gets the same number of.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each arm."
+)
+@click.option("--max-calls", type=click.IntRange(min=0), help="At most so many requests to the judge.")
+def compare(
+    run_file: Path,
+    overrides: tuple[str, ...],
+    locals_: tuple[str, ...],
+    arms: tuple[str, ...],
+    match: Literal["steps", "examples"],
+    seeds: int,
+    max_calls: int | None,
+) -> None:
+    """Train and score the arms: base, each client alone, all data in one place, federated.
+
+    What is there already is not made again; a stopped comparison goes on with the same command. Where the
+    run file has a [judge], it judges too.
+    """
+    from shepherd.compare.arms import Asked, variant
+    from shepherd.settings import read
+
+    settings = read(run_file, overrides)
+    for arm in arms:
+        variant(arm)  # a mistake there costs no training
+    from shepherd.compare.comparing import compare
+    from shepherd.compare.judging import judged
+    from shepherd.show.compared import compared
+    from shepherd.show.judged import judged as show_judged
+
+    asked = Asked(locals=locals_ or None, variants=arms, match=match, seeds=seeds)
+    output = Path(settings.output)
+    try:
+        found = compare(settings, asked, say=click.echo, train=_shown)
+        compared(found)
+        if settings.judge.model:
+            found = judged(output, settings.judge, click.echo, max_calls)
+            show_judged(found["judge"])
+    except KeyboardInterrupt:
+        _fail(_stopped(output, "compare"), STOPPED)
+    name = shlex.quote(str(output))
+    click.echo(f"\nTry next:\n  shepherd report {name}\n  shepherd chat {name}")
+
+
+def _shown(opened: Callable[[Callable[[str], None]], Run]) -> None:
+    """Go through a run's rounds on the display; a comparison answers for all its arms later."""
+    from shepherd.show.running import display
+
+    with display() as shown:
+        going = opened(shown.say)
+        with closing(going):
+            _rounds(going, shown)
+            going.finish(answer=False)
+
+
+@main.command()
+@click.argument("first", type=click.Path(path_type=Path), metavar="A")
+@click.argument("second", type=click.Path(path_type=Path), metavar="B")
+@overrides
+@click.option(
+    "--questions", metavar="FILE", help='Or "heldout", "vicuna", "mt-bench".  [default: the run\'s]'
+)
+@click.option("--base-url", help="Of an OpenAI-compatible endpoint.")
+@click.option("--model", help="The judge.")
+@click.option("--max-calls", type=click.IntRange(min=0), help="At most so many requests.")
+def judge(first: Path, second: Path, overrides: tuple[str, ...], **options: Any) -> None:
+    """Have a judge compare two answers files, adapters or runs.
+
+    A, then B: `fedit` shows A's answer first and prints B's sum by A's. Any key of [judge] can be given:
+    protocol=fedit limit=80
+    """
+    from shepherd.compare.judging import judge_two
+    from shepherd.show.judged import judged as show_judged
+
+    given = {name: value for name, value in options.items() if value is not None and name != "max_calls"}
+    found = judge_two(first, second, overrides, given, click.echo, options["max_calls"])
+    show_judged(found)
+
+
+@main.command()
+@run_folder
+def report(folder: Path) -> None:
+    """Write report.html, one page that needs no network, and report.json."""
+    from shepherd.report import write
+
+    click.echo(f"wrote {write(folder)}")
+
+
+@main.command()
+@run_folder
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="On this machine.  [default: any]")
+def watch(folder: Path, port: int) -> None:
+    """Serve the report of a run that is going on, to this machine alone."""
+    from shepherd.report import watch
+
+    watch(folder, port, click.echo)
+
+
+@main.command()
+@run_folder
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="On this machine.  [default: any]")
+@click.option("--open", "opened", is_flag=True, help="Open it in the browser.")
+@click.option("--share", is_flag=True, help="Through a public link of Gradio's: anybody who has it can ask.")
+def chat(folder: Path, port: int, opened: bool, share: bool) -> None:
+    """Ask base, local, federated and centralised models side by side, on a page of this machine."""
+    from shepherd.folder import read_settings
+
+    read_settings(folder)
+    from shepherd.chat.page import launch
+
+    launch(folder, port=port or None, share=share, show=opened, say=click.echo)
 
 
 @main.group()

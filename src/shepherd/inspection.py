@@ -43,6 +43,6 @@ def inspect_data(settings: RunSettings, *, samples: int = 1) -> Inspection:
             loss_on=settings.tuning.loss_on,
             clients=division.clients,
             samples=samples,
-            seed=settings.seed,
+            seed=settings.data_seed,
         ),
     )

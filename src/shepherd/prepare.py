@@ -68,7 +68,7 @@ def divide(settings: RunSettings) -> Division:
         DataError: a row, a file, or the split cannot be used.
     """
     reading = examples(settings)
-    seed = seed_for(settings.seed, "data")
+    seed = seed_for(settings.data_seed, "data")
     held = hold_out(reading.examples, settings.data.holdout, seed)
     training = [reading.examples[i] for i in held.train]
     shares = split(training, settings.split, seed)
@@ -79,10 +79,10 @@ def divide(settings: RunSettings) -> Division:
 def examples(settings: RunSettings) -> Reading:
     """The examples of `data.source`; "world" is the embedded world's."""
     if settings.data.source != WORLD:
-        return read(settings.data, settings.split, settings.seed)
+        return read(settings.data, settings.split, settings.data_seed)
     count = settings.data.limit or WORLD_EXAMPLES
     try:
-        rows = world.rows(world.build(world.SEED), count, seed_for(settings.seed, "world"))
+        rows = world.rows(world.build(world.SEED), count, seed_for(settings.data_seed, "world"))
     except ValueError as error:
         raise DataError(f"data.limit = {count} asks too much of the embedded world: {error}") from error
     return from_rows(rows, settings.data, settings.split, WORLD)

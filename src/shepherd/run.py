@@ -112,15 +112,18 @@ class Run:
             self.state = state
             yield state, row
 
-    def finish(self) -> Row:
+    def finish(self, answer: bool = True) -> Row:
         """Write the final adapter with its card, answer held-out examples where they have checks, and close.
+
+        Args:
+            answer: whether to answer them here, as a comparison does not, which answers for all its arms.
 
         Returns:
             `adapter`, its folder; and `answers`, category -> (share right before, share right after).
         """
         self.holder.require_held()
         files.write(self.holder.adapter, self.state.adapter, self.base)
-        scores = self._answer()
+        scores = self._answer() if answer else {}
         self._write_card(scores)
         self.close()
         return {"adapter": self.holder.adapter, "answers": scores}

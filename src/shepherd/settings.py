@@ -116,6 +116,8 @@ class DataTable(Table):
     """Stop at a row that cannot be read, or leave it out and count it."""
     limit: PositiveInt | None = None
     """Use only so many examples of each category, drawn with the seed."""
+    seed: NonNegativeInt | None = None
+    """Of what is held out and who holds what; the default is the run's seed."""
 
 
 class SplitTable(Table):
@@ -307,6 +309,11 @@ class RunSettings(Table):
     tracking: TrackingTable = TrackingTable()
     checkpoints: CheckpointTable = CheckpointTable()
 
+    @property
+    def data_seed(self) -> int:
+        """The seed of what is held out and who holds what."""
+        return self.seed if self.data.seed is None else self.data.seed
+
 
 def read(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
     """Read a run file and apply `key=value` overrides (dotted keys; values in TOML, or bare words).
@@ -380,6 +387,27 @@ def _keys_beside(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
         if part in getattr(kind, "model_fields", {}):
             kind = kind.model_fields[part].annotation
     return sorted(getattr(kind, "model_fields", {}))
+
+
+def overridden(settings: RunSettings, overrides: Iterable[str]) -> RunSettings:
+    """The same settings with `key=value` put over them.
+
+    Raises:
+        SettingsError: as `read`.
+    """
+    return parse(_overridden(_without_none(settings.model_dump(mode="json")), overrides))
+
+
+def assigned(overrides: Iterable[str]) -> dict[str, Any]:
+    """A plain table of `key=value`.
+
+    Raises:
+        SettingsError: an override has no key or no value.
+
+    >>> assigned(["limit=80", "protocol=fedit"])
+    {'limit': 80, 'protocol': 'fedit'}
+    """
+    return _overridden({}, overrides)
 
 
 def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -50,6 +50,16 @@ class Tokens:
         pairs = [self.example(int(index)) for index in np.asarray(indices, dtype=np.int64)]
         return _joined(pairs)
 
+    @staticmethod
+    def pooled(parts: Sequence[Tokens]) -> Tokens:
+        """All the examples of `parts`, one part after another."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        return Tokens(
+            ids=np.concatenate([part.ids for part in parts]),
+            trained=np.concatenate([part.trained for part in parts]),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        )
+
     def save(self, folder: str | Path) -> None:
         """Write the three arrays; the folder appears whole or not at all, and replaces an older one.
 

@@ -1,0 +1,90 @@
+"""The arms of a comparison: base, each client alone, all data in one place, federated, and variants of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shepherd.errors import SettingsError
+
+Kind = Literal["base", "local", "centralised", "federated", "variant"]
+BASE, CENTRALISED, FEDERATED, LOCAL = "base", "centralised", "federated", "local-"
+# a variant answers the same questions, with an adapter of the same shape, over the same base
+FIXED = ("seed", "output", "model", "adapter", "data", "split", "evaluation", "tracking", "judge")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way of training. `client` is a local arm's; `overrides` are a variant's, on the run file."""
+
+    name: str
+    kind: Kind
+    client: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be compared.
+
+    locals: clients that also tune alone; None is all of them. variants: "name: key=value ..." each.
+    match: every arm takes as many optimiser steps one after another as a client that is in every round
+    ("steps"), or sees as many examples as the federated arm did over all its clients ("examples").
+    seeds: how many trainings of each arm, with seeds that follow each other.
+    """
+
+    locals: tuple[str, ...] | None = None
+    variants: tuple[str, ...] = ()
+    match: Literal["steps", "examples"] = "steps"
+    seeds: int = 1
+
+
+def arms(asked: Asked, clients: Sequence[str]) -> tuple[Arm, ...]:
+    """The arms that are asked for, of a run with these clients.
+
+    Raises:
+        SettingsError: a client is unknown, or a variant cannot be read, is named twice, or changes what
+            must stay the same.
+    """
+    names = tuple(clients) if asked.locals is None else tuple(dict.fromkeys(asked.locals))
+    unknown = [name for name in names if name not in clients]
+    if unknown:
+        known = ", ".join(clients[:8]) + (", ..." if len(clients) > 8 else "")
+        raise SettingsError(f"local arm {unknown[0]!r} is no client of this run; its clients are {known}")
+    found = (
+        Arm(name=BASE, kind="base"),
+        *(Arm(name=LOCAL + name, kind="local", client=name) for name in names),
+        Arm(name=CENTRALISED, kind="centralised"),
+        Arm(name=FEDERATED, kind="federated"),
+        *map(variant, asked.variants),
+    )
+    seen: set[str] = set()
+    for arm in found:
+        if arm.name in seen:
+            raise SettingsError(f"two arms are called {arm.name!r}; give each a name of its own")
+        seen.add(arm.name)
+    return found
+
+
+def variant(text: str) -> Arm:
+    """Read "name: key=value ...".
+
+    >>> variant("ffa: algorithm.name=ffa_lora tuning.max_steps=3").overrides
+    ('algorithm.name=ffa_lora', 'tuning.max_steps=3')
+    """
+    name, colon, rest = text.partition(":")
+    name, overrides = name.strip(), tuple(rest.split())
+    if not colon or not overrides or not re.fullmatch(r"[\w.-]+", name) or name.startswith((".", LOCAL)):
+        raise SettingsError(
+            f'arm {text!r} is not "name: key=value ..."; write "ffa: algorithm.name=ffa_lora"'
+        )
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key.split(".")[0] in FIXED:
+            raise SettingsError(
+                f"arm {name!r} changes {key}, but arms share data, base, adapter shape and questions;"
+                " compare two runs for that"
+            )
+    return Arm(name=name, kind="variant", overrides=overrides)

@@ -1,0 +1,206 @@
+"""The whole comparison: train the arms that are not trained, score what is not scored, make the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from shepherd import folder, prepare
+from shepherd.asking import adapter_of
+from shepherd.compare import table
+from shepherd.compare.arms import BASE, FEDERATED, Arm, Asked, arms
+from shepherd.compare.folders import (
+    COMPARISON,
+    TUNED,
+    arm_folder,
+    compare_folder,
+    keep_plan,
+    read_json,
+    scores_file,
+    write_json,
+)
+from shepherd.compare.scoring import questions, score_arms
+from shepherd.compare.training import Train, require_same, totals, train_apart, train_run
+from shepherd.core import Adapter
+from shepherd.federation.simulation import Progress
+from shepherd.loading import load_base
+from shepherd.model import files
+from shepherd.model.base import Base
+from shepherd.run import Run
+from shepherd.settings import RunSettings, overridden
+
+FORMAT = 1
+Row = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def _train(opened: Callable[[Say], Run]) -> None:
+    run = opened(print)
+    try:
+        for _ in run.rounds():
+            pass
+        run.finish(answer=False)
+    finally:
+        run.close()
+
+
+def compare(
+    settings: RunSettings,
+    asked: Asked,
+    *,
+    say: Say = print,
+    train: Train = _train,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> Row:
+    """Make the comparison in the folder of the run, or what of it is not made yet; returns comparison.json.
+
+    Args:
+        train: opens a run with the function it is given and goes through its rounds.
+        watch: hears how far the arms that are not federated are.
+
+    Raises:
+        SettingsError: an arm cannot be read.
+        FolderError: the folder holds another run, or a comparison made another way.
+    """
+    run = Path(settings.output)
+    if folder.is_run(run):
+        require_same(settings, run)
+    began = perf_counter()
+    train_run(settings, train)
+    prepared = prepare.load(run / "data")
+    chosen = arms(asked, sorted(prepared.clients))
+    keep_plan(run, asked.match, chosen)
+    for number in range(asked.seeds):
+        for arm in chosen:
+            if arm.kind == "variant" or (arm.kind == FEDERATED and number):
+                train_run(_settings_of(settings, run, arm, number), train)
+    kept = folder.read_settings(run)
+    base = load_base(kept, say)
+    steps = totals(run).matched(asked.match, kept.tuning.batch_size)
+    apart = [arm for arm in chosen if arm.kind in ("local", "centralised")]
+    for number in range(asked.seeds):
+        train_apart(
+            base,
+            kept,
+            prepared,
+            apart,
+            run,
+            number,
+            steps=steps,
+            seed=settings.seed + number,
+            say=say,
+            watch=watch,
+        )
+    return _tabled(base, kept, prepared, run, chosen, asked, say, began)
+
+
+def _settings_of(settings: RunSettings, run: Path, arm: Arm, number: int) -> RunSettings:
+    """A run on the same data, with the arm's overrides and the seed of this repetition."""
+    data = settings.data.model_copy(update={"seed": settings.data_seed})
+    changed = overridden(settings, arm.overrides)
+    return changed.model_copy(
+        update={
+            "output": str(arm_folder(run, number, arm)),
+            "seed": settings.seed + number,
+            "data": data,
+        }
+    )
+
+
+def _tabled(
+    base: Base,
+    settings: RunSettings,
+    prepared: prepare.Prepared,
+    run: Path,
+    chosen: Sequence[Arm],
+    asked: Asked,
+    say: Say,
+    began: float,
+) -> Row:
+    wanted = questions(base, settings, prepared)
+    for number in range(asked.seeds):
+        todo = [arm for arm in chosen if arm.kind != "base" or not number]  # the base has no seed
+        score_arms(
+            base,
+            settings,
+            prepared,
+            wanted,
+            {arm.name: partial(_adapter, run, number, arm, base) for arm in todo},
+            {arm.name: scores_file(run, number, arm) for arm in todo},
+            say,
+        )
+    scores = {arm.name: _scores(run, arm, asked.seeds) for arm in chosen}
+    measures = table.measured(scores, wanted, prepared, asked.seeds)
+    rows = table.differences(measures)
+    kept = read_json(compare_folder(run) / COMPARISON) or {}
+    made = {
+        "format": FORMAT,
+        "finished": True,
+        "match": asked.match,
+        "seeds": [settings.seed + number for number in range(asked.seeds)],
+        "against": FEDERATED,
+        "questions": len(wanted.answers),
+        "loss_examples": len(wanted.losses),
+        "seconds": perf_counter() - began,
+        "arms": [
+            table.arm_row(arm, measures, scores[arm.name], wanted, prepared, _told(run, arm))
+            for arm in chosen
+        ],
+        "differences": [row.row() for row in rows],
+        "says": [_matched(run, asked), *table.sentences(rows)],
+        "judge": kept.get("judge"),
+        "samples": table.samples(scores, wanted, prepared),
+    }
+    write_json(compare_folder(run) / COMPARISON, made)
+    return made
+
+
+def _adapter(run: Path, number: int, arm: Arm, base: Base) -> Adapter | None:
+    """Of a trained arm; None is the base alone."""
+    path = arm_folder(run, number, arm)
+    match arm.kind:
+        case "base":
+            return None
+        case "federated" | "variant":
+            return adapter_of(path, base)
+        case _:
+            return files.read(path, base)
+
+
+def _scores(run: Path, arm: Arm, seeds: int) -> list[Mapping[str, Any]]:
+    found = [read_json(scores_file(run, n, arm)) for n in range(1 if arm.name == BASE else seeds)]
+    return [each for each in found if each is not None]
+
+
+def _told(run: Path, arm: Arm) -> Row | None:
+    """What the arm was trained with, of the first seed."""
+    match arm.kind:
+        case "base":
+            return None
+        case "federated" | "variant":
+            done = totals(arm_folder(run, 0, arm))
+            return {
+                "steps": done.steps,
+                "examples": done.examples,
+                "tokens": done.tokens,
+                "seconds": done.seconds,
+            }
+        case _:
+            tuned = read_json(arm_folder(run, 0, arm) / TUNED) or {}
+            return {name: tuned.get(name) for name in ("steps", "examples", "tokens", "seconds")}
+
+
+def _matched(run: Path, asked: Asked) -> str:
+    done = totals(run)
+    if asked.match == "steps":
+        return (
+            f"Every tuned arm took {done.steps} optimiser steps one after another, as a client in every round"
+            f" does; the federated clients took theirs side by side, {done.examples:,} examples in all."
+        )
+    return (
+        f"Every tuned arm saw about {done.examples:,} examples; the federated clients saw them side by side,"
+        f" {done.steps} optimiser steps deep, the others one step after another."
+    )

@@ -1,0 +1,96 @@
+"""Where a comparison keeps what it made, inside the folder of its run.
+
+runs/NAME/                    the run itself: the federated arm of the first seed
+runs/NAME/compare/
+  plan.json                   how the arms are matched, and what the variants change
+  comparison.json             the results
+  seed-0/ARM/                 the adapter of a local arm or of the centralised one, with tuned.json
+  seed-0/VARIANT/             a run of its own
+  seed-1/federated/           the run with another seed
+  seed-0/scores/ARM.json      what the arm scored, question by question
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from shepherd.compare.arms import Arm
+from shepherd.errors import FolderError
+from shepherd.folder import write_atomic
+
+PLAN, COMPARISON, TUNED = "plan.json", "comparison.json", "tuned.json"
+
+
+def compare_folder(run: Path) -> Path:
+    return run / "compare"
+
+
+def seed_folder(run: Path, number: int) -> Path:
+    return compare_folder(run) / f"seed-{number}"
+
+
+def arm_folder(run: Path, number: int, arm: Arm) -> Path:
+    """Of a run, where the arm is one, else of an adapter."""
+    if arm.kind == "federated" and number == 0:
+        return run
+    return seed_folder(run, number) / _file_name(arm)
+
+
+def scores_file(run: Path, number: int, arm: Arm) -> Path:
+    return seed_folder(run, number) / "scores" / f"{_file_name(arm)}.json"
+
+
+def _file_name(arm: Arm) -> str:
+    """A client may be called anything."""
+    return quote(arm.name, safe=" ()[],;=@+~!'&")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None where there is no such file.
+
+    Raises:
+        FolderError: it is unreadable.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise FolderError(f"{path} cannot be read ({error}); remove it, and it is made again") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> Path:
+    """Write atomically, making the folders above.
+
+    Raises:
+        FolderError: the disk is full, or the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def keep_plan(run: Path, match: str, arms: Sequence[Arm]) -> None:
+    """Write down how the arms are made, so that a later call does not mix two ways.
+
+    Raises:
+        FolderError: the folder holds a comparison that was made another way.
+    """
+    path = compare_folder(run) / PLAN
+    variants = {arm.name: list(arm.overrides) for arm in arms if arm.kind == "variant"}
+    plan = read_json(path) or {"match": match, "variants": {}}
+    if plan["match"] != match:
+        raise FolderError(
+            f"{path.parent} holds a comparison matched by {plan['match']}; say --match {plan['match']}, "
+            "or move that folder away"
+        )
+    for name, overrides in variants.items():
+        if plan["variants"].get(name, overrides) != overrides:
+            raise FolderError(
+                f"{path.parent} holds an arm {name!r} with {' '.join(plan['variants'][name])}; "
+                "give the new one another name"
+            )
+    write_json(path, {"match": match, "variants": {**plan["variants"], **variants}})

@@ -1,0 +1,229 @@
+"""Have the judge compare the arms of a comparison, or any two runs, adapters or answers files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shepherd import folder, prepare
+from shepherd.asking import adapter_of
+from shepherd.compare.arms import FEDERATED, Arm
+from shepherd.compare.folders import (
+    COMPARISON,
+    arm_folder,
+    compare_folder,
+    read_json,
+    scores_file,
+    write_json,
+)
+from shepherd.core import Adapter
+from shepherd.data.examples import Turn
+from shepherd.data.template import prompt, stop_ids
+from shepherd.errors import AdapterError, DataError, FolderError, SettingsError
+from shepherd.judge import answers as answers_files
+from shepherd.judge import judging, questions
+from shepherd.judge.answers import Answers
+from shepherd.judge.questions import HELD_OUT, Question
+from shepherd.loading import load_base
+from shepherd.model import files
+from shepherd.model import generate as generation
+from shepherd.model.base import Base
+from shepherd.settings import JudgeTable, ModelTable, RunSettings, assigned, parse, validated
+
+Row = dict[str, Any]
+Say = Callable[[str], None]
+VERDICTS = "verdicts"
+
+
+def judged(run: Path, table: JudgeTable, say: Say, max_calls: int | None = None) -> Row:
+    """Judge every other arm of a comparison against the federated one; returns comparison.json with it.
+
+    Raises:
+        FolderError: there is no comparison yet.
+        ShepherdError: as `judge.judging.judge_pairs`; what was paid for is kept.
+    """
+    path = compare_folder(run) / COMPARISON
+    found = read_json(path)
+    if found is None:
+        raise FolderError(f"{run} holds no comparison yet; make it with `shepherd compare`")
+    arms = [_arm(row) for row in found["arms"]]
+    asked, answers = _answered(run, arms, table, say)
+    pairs = [(answers[arm.name], answers[FEDERATED]) for arm in arms if arm.name != FEDERATED]
+    result = judging.judge_pairs(
+        pairs, asked, table, compare_folder(run) / VERDICTS, say, max_calls, against=FEDERATED
+    )
+    found["judge"] = result.row()
+    write_json(path, found)
+    return found
+
+
+def _arm(row: Mapping[str, Any]) -> Arm:
+    return Arm(name=row["name"], kind=row["kind"], client=row["client"], overrides=tuple(row["overrides"]))
+
+
+def _answered(
+    run: Path, arms: Sequence[Arm], table: JudgeTable, say: Say
+) -> tuple[tuple[Question, ...], dict[str, Answers]]:
+    """The questions, and what each arm of the first seed answers to them."""
+    if table.questions == HELD_OUT:
+        return _held_out(run, arms, table)
+    asked = questions.limited(questions.find(table.questions), table.limit)
+    return asked, _written(run, arms, asked, say)
+
+
+def _held_out(
+    run: Path, arms: Sequence[Arm], table: JudgeTable
+) -> tuple[tuple[Question, ...], dict[str, Answers]]:
+    """The held-out questions that the comparison has answered already."""
+    scores = {arm.name: read_json(scores_file(run, 0, arm)) or {} for arm in arms}
+    places = scores[FEDERATED].get("questions", {}).get("answers", [])
+    if not places:
+        raise DataError(
+            "the comparison answered no held-out question; set evaluation.answers, or name judge.questions"
+        )
+    examples = prepare.load(run / "data").heldout_examples
+    every = [questions.held_out([examples[place]])[0] for place in places]
+    texts = {
+        name: {q.id: answer["text"] for q, answer in zip(every, found["answers"], strict=True)}
+        for name, found in scores.items()
+    }
+    unique = tuple({question.id: question for question in every}.values())
+    asked = questions.limited(unique, table.limit)
+    return asked, {name: Answers(name=name, texts=each) for name, each in texts.items()}
+
+
+def _written(run: Path, arms: Sequence[Arm], asked: Sequence[Question], say: Say) -> dict[str, Answers]:
+    """Answers to other questions, generated once and kept."""
+    ids = hashlib.sha256("\0".join(f"{q.id}\0{q.text}\0{q.context}" for q in asked).encode()).hexdigest()
+    at = compare_folder(run) / "answers" / ids[:12]
+    places = {arm.name: at / scores_file(run, 0, arm).with_suffix(".jsonl").name for arm in arms}
+    todo = [arm for arm in arms if not places[arm.name].is_file()]
+    if todo:
+        settings = folder.read_settings(run)
+        base = load_base(settings, say)
+        at.mkdir(parents=True, exist_ok=True)
+        for arm in todo:
+            say(f"{arm.name} answers {len(asked)} questions")
+            (texts,) = _texts(base, settings, [_adapter(run, arm, base)], asked)
+            answers_files.write(places[arm.name], Answers(name=arm.name, texts=texts))
+    return {name: answers_files.read(path, name) for name, path in places.items()}
+
+
+def _adapter(run: Path, arm: Arm, base: Base) -> Adapter | None:
+    match arm.kind:
+        case "base":
+            return None
+        case "federated" | "variant":
+            return adapter_of(arm_folder(run, 0, arm), base)
+        case _:
+            return files.read(arm_folder(run, 0, arm), base)
+
+
+def _texts(
+    base: Base, settings: RunSettings, adapters: Sequence[Adapter | None], asked: Sequence[Question]
+) -> list[dict[str, str]]:
+    template, tokenizer = settings.data.template, base.tokenizer
+    limit = min(settings.data.max_tokens, base.reads or settings.data.max_tokens)
+    prompts = [
+        prompt((Turn(role="user", text=q.text, context=q.context),), template, tokenizer, max_tokens=limit)
+        for q in asked
+    ]
+    new = generation.generate(
+        base,
+        adapters,
+        prompts,
+        max_new_tokens=settings.evaluation.max_new_tokens,
+        stop=stop_ids(template, tokenizer),
+    )
+    return [
+        {
+            q.id: tokenizer.decode(ids, skip_special_tokens=True).strip()
+            for q, ids in zip(asked, rows, strict=True)
+        }
+        for rows in new
+    ]
+
+
+def judge_two(
+    first: Path,
+    second: Path,
+    overrides: Iterable[str],
+    given: Mapping[str, Any],
+    say: Say,
+    max_calls: int | None = None,
+) -> Row:
+    """Compare two answers files, adapters or runs; returns what comparison.json would hold of it.
+
+    Args:
+        overrides: key=value on the judge's table, which is the first run's where there is one.
+        given: keys of the judge's table that stand above those.
+
+    Raises:
+        ShepherdError: one of the two is none of these, their bases differ, or as `judge_pairs`.
+    """
+    for path in (first, second):
+        if not path.exists():
+            raise FolderError(f"there is no {path}; give an answers file, an adapter folder or a run folder")
+    runs = [found for path in (first, second) if (found := _run_of(path)) is not None]
+    settings = folder.read_settings(runs[0]) if runs else None
+    table = _table(settings, overrides, given)
+    if table.questions != HELD_OUT:
+        every = questions.find(table.questions)
+    elif runs:
+        every = questions.held_out(prepare.load(runs[0] / "data").heldout_examples)
+    else:
+        raise SettingsError("these are of no run, so nothing is held out; name --questions FILE")
+    asked = questions.limited(every, table.limit)
+    names = answers_files.names(first, second)
+    kept = compare_folder(runs[0]) / VERDICTS if runs else first.resolve().parent / VERDICTS
+    pair = _both((first, second), names, settings, asked, say)
+    return judging.judge(*pair, asked, table, kept, say, max_calls).row()
+
+
+def _table(settings: RunSettings | None, overrides: Iterable[str], given: Mapping[str, Any]) -> JudgeTable:
+    before = settings.judge.model_dump() if settings else {}
+    return validated(JudgeTable, {**before, **assigned(overrides), **given}, "the judge's settings")
+
+
+def _run_of(path: Path) -> Path | None:
+    """The run that a path is, or lies in."""
+    return next((each for each in (path, *path.resolve().parents) if folder.is_run(each)), None)
+
+
+def _both(
+    paths: Sequence[Path],
+    names: Sequence[str],
+    settings: RunSettings | None,
+    asked: Sequence[Question],
+    say: Say,
+) -> tuple[Answers, Answers]:
+    """Both arms' answers: read from a file, or generated, adapters of one base in one pass."""
+    read = {i: answers_files.read(path, names[i]) for i, path in enumerate(paths) if path.is_file()}
+    rest = [i for i in range(2) if i not in read]
+    if rest:
+        chosen = settings or _settings_of(paths[rest[0]])
+        base = load_base(chosen, say)
+        adapters = [_adapter_at(paths[i], base) for i in rest]
+        say(f"{' and '.join(names[i] for i in rest)} answer {len(asked)} questions")
+        for i, texts in zip(rest, _texts(base, chosen, adapters, asked), strict=True):
+            read[i] = Answers(name=names[i], texts=texts)
+    return read[0], read[1]
+
+
+def _adapter_at(path: Path, base: Base) -> Adapter:
+    return adapter_of(path, base) if folder.is_run(path) else files.read(path, base)
+
+
+def _settings_of(path: Path) -> RunSettings:
+    """For an adapter that lies in no run: its own base, and the template that the run file has by default."""
+    table = files.read_config(path)
+    config = read_json(path / files.CONFIG) or {}
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise AdapterError(
+            f"adapter {path} does not name its base; add base_model_name_or_path to its config"
+        )
+    model = ModelTable(base=base).model_dump()
+    return parse({"model": model, "adapter": table.model_dump(), "data": {"source": str(path)}}, str(path))

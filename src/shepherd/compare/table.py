@@ -1,0 +1,177 @@
+"""From scores to the table: measures with their intervals, differences, and what they allow one to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shepherd.compare.arms import FEDERATED, Arm
+from shepherd.compare.scoring import Questions
+from shepherd.evaluate import loss
+from shepherd.evaluate.against import Against, against, summary
+from shepherd.evaluate.draws import Draws, draws
+from shepherd.evaluate.sentences import MEASURES, RIGHT, Measure
+from shepherd.evaluate.statistics import interval, sample
+from shepherd.model.tune import predictions
+from shepherd.prepare import Prepared, categories
+
+Floats = NDArray[np.float64]
+Row = dict[str, Any]
+Scores = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> what scoring.py wrote, one a seed
+TEXT = ("right", "exact", "f1", "rouge_l")
+SAMPLES = 2  # answers shown of each category
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One measure: each arm's values (S, Q), or (Q,) where it is the same for every seed; and the draws."""
+
+    measure: Measure
+    values: Mapping[str, Floats]
+    draws: Draws
+    weights: Floats | None = None
+
+
+def measured(scores: Scores, asked: Questions, prepared: Prepared, seeds: int) -> list[Measured]:
+    """Every measure that all the arms have."""
+    named = categories(prepared)
+    found = []
+    if asked.losses:
+        counts = predictions(prepared.heldout)[list(asked.losses)].astype(np.float64)
+        trained = counts > 0  # an example without a trained token has no loss
+        values = {arm: _losses(each)[:, trained] / counts[trained] for arm, each in scores.items()}
+        strata = [named[i] for i, kept in zip(asked.losses, trained, strict=True) if kept]
+        found.append(
+            Measured(
+                measure=MEASURES["loss"],
+                values=values,
+                draws=draws(strata, seeds=seeds),
+                weights=counts[trained],
+            )
+        )
+    for name in TEXT if asked.answers else ():
+        values, places = _answered(scores, name)
+        if places:
+            strata = [named[asked.answers[i]] for i in places]
+            found.append(Measured(measure=MEASURES[name], values=values, draws=draws(strata, seeds=seeds)))
+    return found
+
+
+def _losses(seeds: Sequence[Mapping[str, Any]]) -> Floats:
+    return np.array([each["losses"] for each in seeds], dtype=np.float64)  # (S, Q), sums of nats
+
+
+def _answered(scores: Scores, name: str) -> tuple[dict[str, Floats], list[int]]:
+    """Values (S, Q) of the answers that have this measure, and their places among those asked."""
+    first = next(iter(scores.values()))[0]["answers"]
+    places = [i for i, answer in enumerate(first) if answer[name] is not None]
+    values = {
+        arm: np.array([[float(each["answers"][i][name]) for i in places] for each in seeds])
+        for arm, seeds in scores.items()
+    }
+    return values, places
+
+
+def arm_row(
+    arm: Arm,
+    measures: Sequence[Measured],
+    scores: Sequence[Mapping[str, Any]],
+    asked: Questions,
+    prepared: Prepared,
+    trained: Mapping[str, Any] | None,
+) -> Row:
+    """One arm as it stands in comparison.json."""
+    client = _by_client(scores, asked, prepared)
+    known = {name: value for name, value in client.items() if not np.isnan(value)}
+    worst = max(known, key=lambda name: known[name]) if known else None
+    return {
+        "name": arm.name,
+        "kind": arm.kind,
+        "client": arm.client,
+        "categories": _categories(arm, prepared),
+        "overrides": list(arm.overrides),
+        "trained": trained,
+        "measures": {each.measure.name: _interval(each, arm.name) for each in measures},
+        "category": {each.measure.name: _by_category(each, arm.name) for each in measures},
+        "client_loss": known,
+        "worst_client": {"name": worst, "loss": known[worst]} if worst is not None else None,
+    }
+
+
+def _interval(each: Measured, arm: str) -> Row:
+    one = sample(each.values[arm], each.draws, each.weights)
+    return dict(interval(one, share=each.measure.share).row())
+
+
+def _by_category(each: Measured, arm: str) -> Row:
+    found = {}
+    for category in sorted(set(each.draws.strata)):
+        one = sample(each.values[arm], each.draws.only(category), each.weights)
+        found[category] = dict(interval(one, share=each.measure.share).row())
+    return found
+
+
+def _by_client(scores: Sequence[Mapping[str, Any]], asked: Questions, prepared: Prepared) -> dict[str, float]:
+    """Loss on data like each client's, the mean over the seeds."""
+    if not asked.losses:
+        return {}
+    named = categories(prepared)
+    counts = predictions(prepared.heldout)[list(asked.losses)]
+    summed = _losses(scores).mean(axis=0)
+    found = loss.summarise(summed, counts, [named[i] for i in asked.losses], prepared.mixes)
+    return dict(found.client)
+
+
+def _categories(arm: Arm, prepared: Prepared) -> dict[str, int]:
+    if arm.kind == "base":
+        return {}
+    mixes = [prepared.mixes[arm.client]] if arm.client is not None else list(prepared.mixes.values())
+    total: dict[str, int] = {}
+    for mix in mixes:
+        for category, count in mix.items():
+            total[category] = total.get(category, 0) + count
+    return dict(sorted(total.items()))
+
+
+def differences(measures: Sequence[Measured]) -> list[Against]:
+    """The federated arm against every other, by right answers where there are checks, and by the loss."""
+    chief = [each for each in measures if each.measure.name in ("loss", "right")]
+    return [
+        row
+        for each in chief
+        for row in against(FEDERATED, each.values, each.draws, each.measure, each.weights)
+    ]
+
+
+def sentences(rows: Sequence[Against]) -> list[str]:
+    """What the numbers allow one to say: by right answers where there are any, then by the loss."""
+    by_measure: dict[str, list[Against]] = {}
+    for row in rows:
+        by_measure.setdefault(row.measure.name, []).append(row)
+    order = sorted(by_measure, key=lambda name: name != RIGHT.name)
+    said = [sentence for name in order for sentence in summary(by_measure[name])]
+    return list(dict.fromkeys(said))
+
+
+def samples(scores: Scores, asked: Questions, prepared: Prepared) -> list[Row]:
+    """Answers of all the arms side by side, of the first seed: the first few questions of each category."""
+    named = categories(prepared)
+    places = loss.spread([named[i] for i in asked.answers], SAMPLES * len(set(named)))
+    found = []
+    for place in places.tolist():
+        example = prepared.heldout_examples[asked.answers[place]]
+        answers = {arm: seeds[0]["answers"][place] for arm, seeds in scores.items()}
+        found.append(
+            {
+                "category": example.category,
+                "instruction": example.instruction,
+                "context": example.context,
+                "expected": example.response,
+                "answers": {arm: {"text": a["text"], "right": a["right"]} for arm, a in answers.items()},
+            }
+        )
+    return found

@@ -1,0 +1,110 @@
+"""The table of a comparison: each arm with its intervals, what federation adds, and what one may say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Row = Mapping[str, Any]
+LABELS = {"right": "right %", "exact": "exact %", "f1": "F1 %", "rouge_l": "ROUGE-L %", "loss": "loss"}
+
+
+def compared(comparison: Row, stream: TextIO | None = None) -> None:
+    """Print comparison.json's arms by every measure, the first of them by category, and its sentences."""
+    console = Console(file=stream or sys.stdout, highlight=False)
+    arms: Sequence[Row] = comparison["arms"]
+    names = [name for name in LABELS if all(name in arm["measures"] for arm in arms)]
+    if "right" in names:  # a check knows better than a likeness to one answer; the report has all of them
+        names = [name for name in names if name in ("right", "loss")]
+    if not names:
+        console.print("Nothing is held out, so nothing can be compared; set data.holdout.")
+        return
+    chief = names[0]
+    console.print()
+    console.print(_table(comparison, arms, names))
+    if chief == "right":
+        console.print(_categories(arms, chief))
+    for sentence in _sentences(comparison, chief):
+        console.print(Text(f"- {sentence}"))
+
+
+def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str]) -> Table:
+    seeds = len(comparison["seeds"])
+    asked = comparison["questions"] if names[0] != "loss" else comparison["loss_examples"]
+    title = f"{asked:,} held-out questions, {seeds} seed{'s' * (seeds > 1)}; 95% intervals below each number"
+    table = Table(box=box.SIMPLE, title=title, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("arm", overflow="fold", min_width=12)
+    for name in names:
+        table.add_column(LABELS[name], justify="right", no_wrap=True)
+    table.add_column(f"federated\n/ arm, {_plain(names[0])}", justify="right", no_wrap=True)
+    table.add_column("Holm p", justify="right", no_wrap=True)
+    for arm in arms:
+        style = "bold" if arm["kind"] == "federated" else ""
+        cells = [_interval(arm["measures"][name], *_unit(name)) for name in names]
+        row = _difference(comparison, arm["name"], names[0])
+        relative = _interval(row["relative"], 3, 1) if row else ""
+        table.add_row(_named(arm), *cells, relative, _p(row["p_holm"]) if row else "", style=style)
+    return table
+
+
+def _named(arm: Row) -> Text:
+    """The arm, and for a local one what its client knows."""
+    own = ", ".join(arm["categories"]) if arm["kind"] == "local" else ""
+    return Text(f"{arm['name']}\n{own}" if own else arm["name"])
+
+
+def _categories(arms: Sequence[Row], chief: str) -> Table:
+    """The chief measure by category and arm."""
+    names = sorted({name for arm in arms for name in arm["category"][chief]})
+    table = Table(
+        box=box.SIMPLE, title=f"{LABELS[chief]} by category", title_justify="left", padding=(0, 1, 0, 0)
+    )
+    table.add_column("category", overflow="fold")
+    for arm in arms:
+        table.add_column(Text(arm["name"]), justify="right", overflow="fold")
+    for name in names:
+        cells = [_interval(arm["category"][chief].get(name), *_unit(chief)) for arm in arms]
+        table.add_row(Text(name), *cells)
+    return table
+
+
+def _difference(comparison: Row, arm: str, measure: str) -> Row | None:
+    found = [row for row in comparison["differences"] if (row["arm"], row["measure"]) == (arm, measure)]
+    return found[0] if found else None
+
+
+def _sentences(comparison: Row, chief: str) -> list[str]:
+    """All of them on the chief measure; each arm's own where it is not settled."""
+    return [
+        *comparison["says"],
+        *(row["says"] for row in comparison["differences"] if row["measure"] == chief),
+    ]
+
+
+def _unit(name: str) -> tuple[int, float]:
+    return (3, 1) if name == "loss" else (1, 100)
+
+
+def _plain(name: str) -> str:
+    return LABELS[name].removesuffix(" %")
+
+
+def _interval(row: Row | None, places: int, factor: float) -> str:
+    if row is None or row["value"] is None:
+        return "-"
+    low, high = (_number(row[end], places, factor) for end in ("low", "high"))
+    return f"{_number(row['value'], places, factor)}\n{low}-{high}"
+
+
+def _number(value: float | None, places: int, factor: float) -> str:
+    return "?" if value is None else f"{factor * value:.{places}f}"
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
