@@ -49,7 +49,7 @@ def chromium() -> Iterator[Any]:
 
     Skips the test where there is no Chromium or no Playwright; where CI is set, that is a failure.
     """
-    path = next(filter(None, map(shutil.which, NAMES)), None)
+    path = next(filter(None, (shutil.which(name) for name in NAMES)), None)
     if path is None:
         _go_without("there is no chromium on this machine")
     try:

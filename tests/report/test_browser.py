@@ -195,3 +195,13 @@ def test_the_served_page_says_when_nobody_serves_it(chromium: Any, tmp_path: Pat
         seen = shown.enter_context(browser.visit(chromium, url))
         served.close()
         seen.wait("document.getElementById('live').innerText.startsWith('Not live')")
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)])
+def test_without_chromium_the_tests_are_skipped_but_not_in_ci(
+    monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(outcome, match="no chromium"), browser.chromium():
+        pass

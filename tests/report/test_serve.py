@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -64,6 +65,7 @@ def test_an_unchanged_page_is_not_sent_again(run: Path) -> None:
     with report.serving(run) as url:
         answer, first = ask(url, "/main")
         tag = answer.headers["ETag"]
+        assert f'data-tag="{html.escape(tag, quote=True).replace("&quot;", "&#34;")}"' in ask(url)[1]
         again, nothing = ask(url, "/main", If_None_Match=tag)
         assert (again.status, nothing, again.headers["ETag"]) == (304, "", tag)
         held = folder.reopen(run)

@@ -57,14 +57,15 @@ def html(report: Report) -> str:
     return _page(report["title"], main(report), POLICY)
 
 
-def live(title: str, inside: str, nonce: str) -> str:
+def live(title: str, inside: str, tag: str, nonce: str) -> str:
     """The page around what stands inside <main>, with the script that keeps it up to date.
 
     Args:
         inside: from `main` or `trouble`.
+        tag: the ETag of `inside`, by which the script asks for another.
         nonce: new for each answer; it allows that one script.
     """
-    return _page(title, inside, LIVE_POLICY.format(nonce=nonce), nonce)
+    return _page(title, inside, LIVE_POLICY.format(nonce=nonce), tag, nonce)
 
 
 def main(report: Report) -> str:
@@ -77,9 +78,9 @@ def trouble(sentence: str) -> str:
     return _environment().get_template("trouble.html").render(sentence=sentence)
 
 
-def _page(title: str, inside: str, policy: str, nonce: str = "") -> str:
+def _page(title: str, inside: str, policy: str, tag: str = "", nonce: str = "") -> str:
     template = _environment().get_template("page.html")
-    return template.render(title=title, inside=Markup(inside), policy=policy, nonce=nonce)
+    return template.render(title=title, inside=Markup(inside), policy=policy, tag=tag, nonce=nonce)
 
 
 @cache

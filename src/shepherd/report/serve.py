@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -81,6 +82,11 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = os.name != "nt"  # there it would let two servers share a port
     live: _Live
 
+    def server_bind(self) -> None:
+        """Without asking a name server what this machine is called."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = HOST, self.server_address[1]
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A reader that went away is no news."""
 
@@ -93,6 +99,10 @@ def _listening(port: int) -> _Server:
             f"port {port} of {HOST} cannot be had ({getattr(error, 'strerror', None) or error}); name another"
             " by --port, or leave it out for a free one"
         ) from error
+
+
+def _tag(body: str) -> str:
+    return f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
 
 
 @dataclass(slots=True)
@@ -169,11 +179,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_page(self, main: str) -> None:
         nonce = secrets.token_urlsafe(16)
         policy = page.LIVE_POLICY.format(nonce=nonce) + "; frame-ancestors 'none'"
-        whole = page.live(self.server.live.folder.resolve().name, main, nonce)
+        whole = page.live(self.server.live.folder.resolve().name, main, _tag(main), nonce)
         self._send(HTTPStatus.OK, "text/html", whole, {"Content-Security-Policy": policy})
 
     def _send_tagged(self, kind: str, body: str) -> None:
-        tag = f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
+        tag = _tag(body)
         if self.headers.get("If-None-Match") == tag:
             self._send(HTTPStatus.NOT_MODIFIED, kind, "", {"ETag": tag})
         else:

@@ -3,7 +3,7 @@
 const EVERY = 2000;
 const main = document.getElementById("report");
 const live = document.getElementById("live");
-let tag = "";
+let tag = main.dataset.tag;
 
 function place() {
   const seen = [...main.querySelectorAll("[id]")].find((e) => e.getBoundingClientRect().bottom > 0);
@@ -30,15 +30,13 @@ function tell(words) {
 
 async function look() {
   try {
-    const answer = await fetch("/main", { headers: tag ? { "If-None-Match": tag } : {}, cache: "no-store" });
+    const answer = await fetch("/main", { headers: { "If-None-Match": tag }, cache: "no-store" });
     if (answer.status === 200 && getSelection().isCollapsed) {
       const html = await answer.text();
-      if (tag) {
-        const was = place();
-        main.innerHTML = html;
-        restore(was);
-      }
-      tag = answer.headers.get("ETag") ?? "";
+      const was = place();
+      main.innerHTML = html;
+      restore(was);
+      tag = answer.headers.get("ETag");
     }
     tell("Live: the page follows the run.");
   } catch {
