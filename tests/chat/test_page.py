@@ -274,9 +274,10 @@ def test_it_fits_a_phone_and_a_wide_screen(visit: Callable[..., Visit]) -> None:
 
 
 def test_it_answers_its_own_name_alone_and_takes_no_file(url: str) -> None:
-    def status(path: str, **headers: str) -> int:
+    def status(path: str, data: bytes | None = None, **headers: str) -> int:
+        request = urllib.request.Request(url + path, data, headers)
         try:
-            with urllib.request.urlopen(urllib.request.Request(url + path, headers=headers)) as answer:
+            with urllib.request.urlopen(request) as answer:
                 return int(answer.status)
         except HTTPError as error:
             with error:
@@ -286,6 +287,8 @@ def test_it_answers_its_own_name_alone_and_takes_no_file(url: str) -> None:
     assert status("") == 200
     assert status("", Host="elsewhere.example") == 400
     assert status("docs") == status("openapi.json") == 404
+    form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="f"\r\n\r\nhello\r\n--x--\r\n'
+    assert status("gradio_api/upload", form, **{"Content-Type": "multipart/form-data; boundary=x"}) == 413
     with urllib.request.urlopen(url + "gradio_api/info") as answer:
         assert answer.read() == b'{"named_endpoints":{},"unnamed_endpoints":{}}'
 
