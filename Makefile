@@ -1,4 +1,4 @@
-# make demo       install into .venv and train the embedded demo
+# make demo       install into .venv, train the embedded demo and compare it with its rivals
 # make test       format, lint, types, tests, in .venv-dev
 # make test-slow  the tests that take minutes
 #
@@ -41,7 +41,8 @@ $(DEMO) $(DEV): pyproject.toml constraints.txt
 demo: $(DEMO)
 	@out=runs/demo; n=1; \
 	while [ -e "$$out" ]; do n=$$((n + 1)); out=runs/demo-$$n; done; \
-	.venv/bin/shepherd run examples/demo.toml output="$$out"
+	.venv/bin/shepherd compare examples/demo.toml output="$$out" \
+	  --local client-0 --local client-3 --local client-6
 
 test: format lint types tests
 

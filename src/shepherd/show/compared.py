@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 Row = Mapping[str, Any]
+COLUMNS = 7  # arms that a terminal has room for
 LABELS = {"right": "right %", "exact": "exact %", "f1": "F1 %", "rouge_l": "ROUGE-L %", "loss": "loss"}
 
 
@@ -28,7 +29,7 @@ def compared(comparison: Row, stream: TextIO | None = None) -> None:
     chief = names[0]
     console.print()
     console.print(_table(comparison, arms, names))
-    if chief == "right":
+    if chief == "right" and len(arms) <= COLUMNS:
         console.print(_categories(arms, chief))
     for sentence in _sentences(comparison, chief):
         console.print(Text(f"- {sentence}"))
@@ -48,7 +49,7 @@ def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str]) -> Table:
         style = "bold" if arm["kind"] == "federated" else ""
         cells = [_interval(arm["measures"][name], *_unit(name)) for name in names]
         row = _difference(comparison, arm["name"], names[0])
-        relative = _interval(row["relative"], 3, 1) if row else ""
+        relative = _relative(row["relative"]) if row else ""
         table.add_row(_named(arm), *cells, relative, _p(row["p_holm"]) if row else "", style=style)
     return table
 
@@ -60,16 +61,15 @@ def _named(arm: Row) -> Text:
 
 
 def _categories(arms: Sequence[Row], chief: str) -> Table:
-    """The chief measure by category and arm."""
+    """The chief measure by category and arm, in whole percent; the report has the decimals."""
     names = sorted({name for arm in arms for name in arm["category"][chief]})
-    table = Table(
-        box=box.SIMPLE, title=f"{LABELS[chief]} by category", title_justify="left", padding=(0, 1, 0, 0)
-    )
+    title = f"{LABELS[chief]} by category"
+    table = Table(box=box.SIMPLE, title=title, title_justify="left", padding=(0, 1, 0, 0))
     table.add_column("category", overflow="fold")
     for arm in arms:
-        table.add_column(Text(arm["name"]), justify="right", overflow="fold")
+        table.add_column(Text(arm["name"].replace("-", "-\n", 1)), justify="right", overflow="fold")
     for name in names:
-        cells = [_interval(arm["category"][chief].get(name), *_unit(chief)) for arm in arms]
+        cells = [_interval(arm["category"][chief].get(name), 0, 100) for arm in arms]
         table.add_row(Text(name), *cells)
     return table
 
@@ -100,6 +100,13 @@ def _interval(row: Row | None, places: int, factor: float) -> str:
         return "-"
     low, high = (_number(row[end], places, factor) for end in ("low", "high"))
     return f"{_number(row['value'], places, factor)}\n{low}-{high}"
+
+
+def _relative(row: Row) -> str:
+    """An arm near 0 has no ratio worth three decimals."""
+    if row["high"] is None:
+        return "-" if row["low"] is None else f"> {row['low']:.0f}"
+    return _interval(row, 3, 1)
 
 
 def _number(value: float | None, places: int, factor: float) -> str:

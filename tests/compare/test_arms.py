@@ -1,0 +1,51 @@
+"""Which arms there are, and which are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from shepherd.compare.arms import Asked, arms, variant
+from shepherd.errors import SettingsError
+
+CLIENTS = ["ann", "bob", "cay"]
+
+
+def names(asked: Asked) -> list[str]:
+    return [arm.name for arm in arms(asked, CLIENTS)]
+
+
+def test_all_clients_tune_alone_unless_some_are_named() -> None:
+    assert names(Asked()) == ["base", "local-ann", "local-bob", "local-cay", "centralised", "federated"]
+    assert names(Asked(locals=("cay", "cay"))) == ["base", "local-cay", "centralised", "federated"]
+    assert names(Asked(locals=())) == ["base", "centralised", "federated"]
+
+
+def test_variants_stand_last_with_their_overrides() -> None:
+    found = arms(Asked(locals=(), variants=("ffa: algorithm.name=ffa_lora  tuning.epochs=2",)), CLIENTS)
+    assert (found[-1].name, found[-1].kind) == ("ffa", "variant")
+    assert found[-1].overrides == ("algorithm.name=ffa_lora", "tuning.epochs=2")
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (Asked(locals=("dan",)), "local arm 'dan' is no client of this run; its clients are ann, bob, cay"),
+        (Asked(variants=("a: algorithm.name=x", "a: algorithm.name=y")), "two arms are called 'a'"),
+        (Asked(variants=("base: algorithm.name=x",)), "two arms are called 'base'"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(asked: Asked, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        arms(asked, CLIENTS)
+
+
+@pytest.mark.parametrize("text", ["ffa", "ffa:", ": a.b=1", "a/b: a.b=1", "local-x: a.b=1", "..: a.b=1"])
+def test_a_variant_that_cannot_be_read_says_how_to_write_it(text: str) -> None:
+    with pytest.raises(SettingsError, match=r'write "ffa: algorithm\.name=ffa_lora"'):
+        variant(text)
+
+
+@pytest.mark.parametrize("key", ["seed", "output", "data.limit", "model.base", "adapter.rank", "split.by"])
+def test_a_variant_keeps_questions_base_and_data(key: str) -> None:
+    with pytest.raises(SettingsError, match=f"arm 'v' changes {key}, but arms share data, base"):
+        variant(f"v: {key}=1")

@@ -1,0 +1,276 @@
+"""A whole comparison on a tiny base: each arm as it would be alone, nothing made twice, numbers recomputed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shepherd import folder, prepare
+from shepherd.algorithms import fedavg
+from shepherd.asking import adapter_of
+from shepherd.compare import comparing, training
+from shepherd.compare.arms import Asked
+from shepherd.compare.comparing import compare
+from shepherd.core import Adapter, Broadcast, seed_for
+from shepherd.data import cursor
+from shepherd.errors import FolderError, SettingsError
+from shepherd.evaluate.text import against
+from shepherd.model import files, lora, score, tune
+from shepherd.model.tune import Visit
+from shepherd.run import open_run
+from shepherd.settings import RunSettings
+from tests import runs
+from tests.model import bases
+
+ASKED = Asked(locals=("client-1", "client-2"), variants=("ffa: algorithm.name=ffa_lora",), seeds=2)
+ARMS = ["base", "local-client-1", "local-client-2", "centralised", "federated", "ffa"]
+STEPS = 4  # two rounds of two steps
+
+
+def table(base: Path, source: Path, output: Path) -> RunSettings:
+    return runs.settings(
+        base,
+        source,
+        output,
+        adapter={"dropout": 0.0, "alpha": 4},
+        federation={"rounds": 2},
+        tuning={"max_steps": 2, "round_schedule": "linear"},
+        evaluation={"answers": 6, "max_new_tokens": 4},
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def made(llama_folder, source, tmp_path_factory) -> tuple[RunSettings, dict[str, Any]]:
+    settings = table(llama_folder, source, tmp_path_factory.mktemp("compared") / "run")
+    return settings, compare(settings, ASKED, say=lambda text: None)
+
+
+@pytest.fixture
+def copied(made, tmp_path) -> RunSettings:
+    shutil.copytree(made[0].output, tmp_path / "run")
+    return made[0].model_copy(update={"output": str(tmp_path / "run")})
+
+
+def base_of(settings: RunSettings) -> Any:
+    return bases.load(Path(settings.model.base), rank=2, alpha=4)
+
+
+def arm(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(each for each in found["arms"] if each["name"] == name)
+
+
+def test_all_arms_are_there_with_an_interval_beside_every_number(made) -> None:
+    settings, found = made
+    assert [each["name"] for each in found["arms"]] == ARMS
+    assert found == json.loads((Path(settings.output) / "compare" / "comparison.json").read_text())
+    assert found["seeds"] == [0, 1]
+    for each in found["arms"]:
+        assert set(each["measures"]) == {"loss", "exact", "f1", "rouge_l"}  # these data have no checks
+        for interval in each["measures"].values():
+            assert interval["low"] <= interval["value"] <= interval["high"]
+        assert set(each["category"]["loss"]) == set(runs.CATEGORIES)
+    assert {row["arm"] for row in found["differences"]} == set(ARMS) - {"federated"}
+    assert len(found["samples"]) == 6
+    assert set(found["samples"][0]["answers"]) == set(ARMS)
+
+
+def test_every_tuned_arm_took_as_many_steps(made) -> None:
+    _, found = made
+    assert arm(found, "base")["trained"] is None
+    for name in ARMS[1:]:
+        assert arm(found, name)["trained"]["steps"] == STEPS
+    assert "took 4 optimiser steps" in found["says"][0]
+    assert arm(found, "local-client-1")["trained"]["examples"] <= STEPS * 4
+    assert arm(found, "federated")["trained"]["examples"] > STEPS * 4
+
+
+def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
+    """Against model.tune itself, one client and no cohort; its rate falls over the whole visit."""
+    settings, _ = made
+    run, base = Path(settings.output), base_of(settings)
+    data = prepare.load(run / "data").clients["client-1"]
+    order = seed_for(settings.seed, "order", "local-client-1")
+    steps, _ = cursor.visit(len(data), 0, max_steps=STEPS, batch_size=4, seed=order)
+    first = lora.fresh(base.sites, 2, seed_for(settings.seed, "adapter"))
+    once = settings.tuning.model_copy(update={"schedule": "linear", "micro_batch_tokens": 2048})
+    (alone,) = tune.tune(
+        base,
+        Broadcast(round=0, adapter=first, seed=0),
+        fedavg.ALGORITHM,
+        [Visit(client="alone", data=data, steps=steps)],
+        once,
+        learning_rate=once.learning_rate,
+    )
+    kept = files.read(run / "compare" / "seed-0" / "local-client-1", base)
+    for name, tensor in kept.items():
+        np.testing.assert_allclose(tensor - first[name], alone.delta[name], atol=2e-4, err_msg=name)
+
+
+def test_the_centralised_arm_saw_everybodys_data(made) -> None:
+    settings, found = made
+    prepared = prepare.load(Path(settings.output) / "data")
+    together = training._data(_arm("centralised"), prepared)
+    assert len(together) == sum(len(data) for data in prepared.clients.values())
+    every = [tuple(data.example(i)[0]) for data in prepared.clients.values() for i in range(len(data))]
+    assert [tuple(together.example(i)[0]) for i in range(len(together))] == every
+    total = sum(arm(found, "centralised")["categories"].values())
+    assert total == len(together)
+
+
+def _arm(kind: Any) -> Any:
+    return comparing.Arm(name=kind, kind=kind)
+
+
+def test_the_losses_are_those_of_the_adapters_on_the_held_out_examples(made) -> None:
+    settings, found = made
+    run, base = Path(settings.output), base_of(settings)
+    held = prepare.load(run / "data")
+    named = prepare.categories(held)
+    adapters = {
+        "base": Adapter({name: np.zeros(shape) for name, shape in base.shapes.items()}),
+        "federated": adapter_of(run, base),
+        "centralised": files.read(run / "compare" / "seed-0" / "centralised", base),
+    }
+    counts = tune.predictions(held.heldout)
+    for name, adapter in adapters.items():
+        scores = json.loads((run / "compare" / "seed-0" / "scores" / f"{name}.json").read_text())
+        (sums,) = score.losses(base, [adapter], held.heldout, micro_batch=512)
+        np.testing.assert_allclose(scores["losses"], sums, rtol=1e-4)
+        if name == "base":  # the same for every seed: the table's number by hand
+            means = [
+                sums[[n == c for n in named]].sum() / counts[[n == c for n in named]].sum()
+                for c in runs.CATEGORIES
+            ]
+            assert arm(found, name)["measures"]["loss"]["value"] == pytest.approx(np.mean(means), rel=1e-4)
+
+
+def test_answers_are_scored_against_the_reference(made) -> None:
+    settings, found = made
+    run = Path(settings.output)
+    held = prepare.load(run / "data").heldout_examples
+    scores = json.loads((run / "compare" / "seed-0" / "scores" / "centralised.json").read_text())
+    for place, answer in zip(scores["questions"]["answers"], scores["answers"], strict=True):
+        assert answer["right"] is None
+        expected = against(answer["text"], held[place].response)
+        assert {name: answer[name] for name in expected} == expected
+
+
+def test_seeds_share_data_and_questions_and_nothing_else(made) -> None:
+    run = Path(made[0].output)
+    again = run / "compare" / "seed-1" / "federated"
+    assert folder.read_settings(again).seed == 1
+    ours, theirs = prepare.load(run / "data"), prepare.load(again / "data")
+    assert {n: d.ids.tolist() for n, d in ours.clients.items()} == {
+        n: d.ids.tolist() for n, d in theirs.clients.items()
+    }
+    assert ours.heldout_examples == theirs.heldout_examples
+    base = base_of(made[0])
+    for name in ("federated", "ffa", "local-client-1", "centralised"):
+        one = run if name == "federated" else run / "compare" / "seed-0" / name
+        other = run / "compare" / "seed-1" / name
+        read = adapter_of if folder.is_run(other) else files.read
+        assert read(one, base) != read(other, base)
+
+
+def test_a_variant_is_a_run_with_its_override(made) -> None:
+    path = Path(made[0].output) / "compare" / "seed-0" / "ffa"
+    assert folder.read_settings(path).algorithm.name == "ffa_lora"
+    assert folder.read_settings(path).seed == made[0].seed
+
+
+def test_what_is_there_is_not_made_again(copied, made, monkeypatch) -> None:
+    def never(*args: object, **options: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(training, "open_run", never)
+    monkeypatch.setattr(training, "resume", never)
+    monkeypatch.setattr(training.Simulation, "run", never)
+    monkeypatch.setattr("shepherd.compare.scoring._losses", never)
+    found = compare(copied, ASKED, say=lambda text: None)
+    assert {**found, "seconds": 0} == {**made[1], "seconds": 0}
+
+
+def test_a_stopped_comparison_goes_on_with_what_is_missing(copied, made, monkeypatch) -> None:
+    run = Path(copied.output)
+    shutil.rmtree(run / "compare" / "seed-1" / "local-client-2")
+    (run / "compare" / "seed-1" / "scores" / "local-client-2.json").unlink()
+    (run / "compare" / "seed-0" / "centralised" / "tuned.json").unlink()  # killed before it was whole
+    visited: list[str] = []
+    honest = tune.tune
+
+    def spy(base: Any, sent: Any, algorithm: Any, visits: Any, *rest: Any, **options: Any) -> Any:
+        visited.extend(visit.client for visit in visits)
+        return honest(base, sent, algorithm, visits, *rest, **options)
+
+    monkeypatch.setattr(tune, "tune", spy)
+    found = compare(copied, ASKED, say=lambda text: None)
+    assert visited == ["centralised", "local-client-2"]
+    ours, theirs = (arm(each, "local-client-2")["measures"]["loss"] for each in (found, made[1]))
+    assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4)
+
+
+def test_a_run_that_was_stopped_is_finished_first(llama_folder, source, tmp_path) -> None:
+    settings = table(llama_folder, source, tmp_path / "run")
+    run = open_run(settings)
+    next(run.rounds())
+    run.close()
+    found = compare(settings, Asked(locals=()), say=lambda text: None)
+    assert [row["round"] for row in folder.read_rows(tmp_path / "run")] == [0, 1, 2]
+    assert len(found["arms"]) == 3
+
+
+def test_matched_by_examples_every_arm_sees_as_many(llama_folder, source, tmp_path) -> None:
+    settings = table(llama_folder, source, tmp_path / "run")
+    found = compare(settings, Asked(locals=(), match="examples"), say=lambda text: None)
+    federated, central = (arm(found, name)["trained"] for name in ("federated", "centralised"))
+    assert central["steps"] == round(federated["examples"] / 4)
+    assert abs(central["examples"] - federated["examples"]) <= 4
+    with pytest.raises(FolderError, match="holds a comparison matched by examples; say --match examples"):
+        compare(settings, Asked(locals=()), say=lambda text: None)
+
+
+def test_a_folder_with_another_run_is_refused_by_the_key(copied) -> None:
+    other = copied.tuning.model_copy(update={"learning_rate": 0.5})
+    with pytest.raises(FolderError, match=r"holds a run with tuning\.learning_rate = 0\.01, not 0\.5"):
+        compare(copied.model_copy(update={"tuning": other}), ASKED, say=lambda text: None)
+
+
+def test_an_arm_of_the_same_name_but_another_meaning_is_refused(copied) -> None:
+    other = Asked(locals=(), variants=("ffa: algorithm.name=fedprox",), seeds=2)
+    with pytest.raises(FolderError, match=r"holds an arm 'ffa' with algorithm\.name=ffa_lora"):
+        compare(copied, other, say=lambda text: None)
+
+
+def test_a_client_that_is_none_is_refused(copied) -> None:
+    with pytest.raises(SettingsError, match="local arm 'nobody' is no client of this run"):
+        compare(copied, Asked(locals=("nobody",)), say=lambda text: None)
+
+
+def test_a_client_may_be_called_anything(llama_folder, tmp_path) -> None:
+    rows = [{**row, "hospital": ["St. Mary/East", "../north"][i % 2]} for i, row in enumerate(runs.rows())]
+    source = runs.written(tmp_path / "rows.jsonl", rows)
+    settings = runs.settings(
+        llama_folder,
+        source,
+        tmp_path / "run",
+        split={"by": "natural", "field": "hospital"},
+        federation={"rounds": 1},
+        tuning={"max_steps": 1},
+    )
+    found = compare(settings, Asked(), say=lambda text: None)
+    assert {each["client"] for each in found["arms"] if each["kind"] == "local"} == {
+        "St. Mary/East",
+        "../north",
+    }
+    inside = {path.name for path in (tmp_path / "run" / "compare" / "seed-0").iterdir()}
+    assert inside == {"local-St. Mary%2FEast", "local-..%2Fnorth", "centralised", "scores"}
