@@ -176,7 +176,12 @@ def comparison(
             "loss_examples": 400,
             "seconds": 391.5,
             "arms": arms,
-            "differences": [_difference(name) for name in names if name != "federated"],
+            "differences": [
+                _difference(name, measure)
+                for measure in ("loss", "right")
+                for name in names
+                if name != "federated"
+            ],
             "says": [
                 "Yes: the federated model answers more questions right than the base and every local model,"
                 " with the intervals apart.",
@@ -239,12 +244,12 @@ def _arm(
     }
 
 
-def _difference(arm: str) -> dict[str, Any]:
+def _difference(arm: str, measure: str) -> dict[str, Any]:
     near = arm == "centralised"
     return {
         "arm": arm,
-        "measure": "right",
-        "difference": around(-0.015 if near else 0.61, 0.026),
+        "measure": measure,
+        "difference": around((-0.015 if near else 0.61) * (-1 if measure == "loss" else 1), 0.026),
         "relative": around(0.983 if near else 3.8, 0.031),
         "p": 0.27 if near else 0.0001,
         "p_holm": 0.27 if near else 0.0004,

@@ -150,7 +150,10 @@ def test_a_comparison_is_shown_as_it_stands(compared: Path) -> None:
             assert shown[key] == arm[key]
         assert shown["category"] == arm["category"]
         assert shown["client_loss"] == arm["client_loss"]
-    assert found["differences"] == given["differences"]
+    losses = [each for each in given["differences"] if each["measure"] == "loss"]
+    rights = [each for each in given["differences"] if each["measure"] == "right"]
+    assert len(losses) == len(rights) == len(given["arms"]) - 1
+    assert found["differences"] == rights + losses
     assert found["samples"] == given["samples"]
     assert found["comparison"] == {
         "finished": True,

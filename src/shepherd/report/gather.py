@@ -63,7 +63,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "comparison": _comparison(compared),
         "arms": arms,
         "measures": [m for m in MEASURES if any(m in arm["measures"] for arm in arms)],
-        "differences": [_difference(d) for d in map(table, items(compared.get("differences")))],
+        "differences": _differences(compared),
         "data": numbers(index.get("summary")),
         "clients": _clients(index, rows),
         "categories": _categories(index, arms),
@@ -153,6 +153,13 @@ def _intervals(values: Any, names: Sequence[str] | None = None) -> Row:
     given = table(values)
     found = {name: interval(given.get(name)) for name in (given if names is None else names)}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _differences(compared: Mapping[str, Any]) -> list[Row]:
+    """As given, but one measure after the other, in the order of the page."""
+    found = [_difference(table(given)) for given in items(compared.get("differences"))]
+    places = {measure: place for place, measure in enumerate(MEASURES)}
+    return sorted(found, key=lambda each: places.get(each["measure"], len(MEASURES)))
 
 
 def _difference(given: Row) -> Row:
