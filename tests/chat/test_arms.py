@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -69,6 +71,18 @@ def test_many_kinds_are_counted(copy: Path) -> None:
     (copy / "data" / "index.json").write_text(text)
     says = arms(copy)["federated"].says
     assert says.startswith("4 clients, 170 examples of kind-0, kind-1, kind-2 and 5 more kinds; ")
+
+
+def test_a_client_may_be_called_anything(copy: Path) -> None:
+    name = "Köln/Ost <b>"
+    (copy / "compare" / "seed-0" / "local-client-1").rename(
+        copy / "compare" / "seed-0" / f"local-{quote(name, '')}"
+    )
+    text = (copy / "data" / "index.json").read_text()
+    (copy / "data" / "index.json").write_text(text.replace('"client-1"', json.dumps(name)))
+    found = arms(copy)[f"local-{name}"]
+    assert found.client == name
+    assert found.says.startswith(f"{name} alone: ")
 
 
 def test_a_run_without_a_round_is_refused(bare: Path) -> None:

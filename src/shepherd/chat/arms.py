@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from shepherd import folder
 from shepherd.errors import FolderError
@@ -42,18 +43,17 @@ def find(path: Path, settings: RunSettings) -> list[Arm]:
     if not _answers(path):
         raise FolderError(f"the run in {path} has finished no round yet; go on with `shepherd resume {path}`")
     mixes, told = _mixes(path), _told(path)
-    below = sorted(entry for entry in _entries(path / COMPARED) if _answers(entry))
-    locals_ = [entry for entry in below if entry.name.startswith(LOCAL)]
-    others = [entry for entry in below if entry not in locals_ and entry.name != CENTRALISED]
-    pooled = [entry for entry in below if entry.name == CENTRALISED]
+    below = {unquote(entry.name): entry for entry in _entries(path / COMPARED) if _answers(entry)}
     order = {LOCAL + client: place for place, client in enumerate(mixes)}
-    locals_.sort(key=lambda entry: order.get(entry.name, len(order)))
+    locals_ = sorted((n for n in below if n.startswith(LOCAL)), key=lambda n: (order.get(n, len(order)), n))
+    pooled = [name for name in below if name == CENTRALISED]
+    others = sorted({*below} - {*locals_, *pooled})
     return [
         Arm(name=BASE, path=None, says=f"{settings.model.base}, not tuned"),
-        *(Arm(name=e.name, path=e, says=_of_client(e.name, mixes, told)) for e in locals_),
+        *(Arm(name=name, path=below[name], says=_of_client(name, mixes, told)) for name in locals_),
         Arm(name=FEDERATED, path=path, says=_of_run(path, settings, mixes)),
-        *(Arm(name=CENTRALISED, path=e, says=_of_all(mixes, told)) for e in pooled),
-        *(Arm(name=e.name, path=e, says=_of_variant(e, told)) for e in others),
+        *(Arm(name=name, path=below[name], says=_of_all(mixes, told)) for name in pooled),
+        *(Arm(name=name, path=below[name], says=_of_variant(name, told)) for name in others),
     ]
 
 
@@ -107,8 +107,8 @@ def _of_run(path: Path, settings: RunSettings, mixes: Mixes) -> str:
     return f"{who}{settings.algorithm.name}, {going}"
 
 
-def _of_variant(path: Path, told: Mapping[str, Mapping[str, Any]]) -> str:
-    changed = ", ".join(told.get(path.name, {}).get("overrides", []))
+def _of_variant(name: str, told: Mapping[str, Mapping[str, Any]]) -> str:
+    changed = ", ".join(told.get(name, {}).get("overrides", []))
     return f"federated with {changed}" if changed else "a federated variant"
 
 
