@@ -42,7 +42,7 @@ demo: $(DEMO)
 	@out=runs/demo; n=1; \
 	while [ -e "$$out" ]; do n=$$((n + 1)); out=runs/demo-$$n; done; \
 	.venv/bin/shepherd compare examples/demo.toml output="$$out" \
-	  --local client-0 --local client-3 --local client-6
+	  --local client-3 --local client-6 --local client-8
 
 test: format lint types tests
 

@@ -76,7 +76,7 @@ def _settings(options: Namespace, output: Path) -> RunSettings:
             "output": str(output),
             "data": {"limit": 40} if options.quick else {},
             "federation": {"rounds": rounds, "share": 1.0},
-            "tuning": {"max_steps": steps, **few, **threads},
+            "tuning": {"max_steps": steps, "workers": 1, **few, **threads},  # tuning is timed in this process
             "evaluation": {"every": rounds, "examples": 16, "answers": 0},
         },
     )

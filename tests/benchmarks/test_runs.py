@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, demo, dolly, kill, overhead, setting, tuning
+from benchmarks import common, compare, demo, dolly, kill, overhead, setting, tuning
 
 Main = Callable[[Sequence[str]], int]
 
@@ -34,6 +34,16 @@ def test_demo(tmp_path: Path) -> None:
     assert len(figures["answers"]) == 8
     assert overall["examples"] == sum(each["examples"] for each in figures["answers"].values()) == 8
     assert figures["seconds"]["all"] > figures["seconds"]["rounds"] > 0
+
+
+def test_compare(tmp_path: Path) -> None:
+    figures = _figures(compare.main, tmp_path)
+    names = [arm["name"] for arm in figures["arms"]]
+    locals_ = [f"local-{name}" for name in compare.LOCALS["world"] or ()]
+    assert names == ["base", *locals_, "centralised", "federated"]
+    assert {arm["trained"]["steps"] for arm in figures["arms"] if arm["trained"]} == {2}
+    assert figures["seconds"]["all"] > figures["seconds"]["alone"] > 0
+    assert {row["arm"] for row in figures["differences"]} == {*names} - {"federated"}
 
 
 def test_demo_of_no_run_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

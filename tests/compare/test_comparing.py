@@ -1,4 +1,4 @@
-"""A whole comparison on a tiny base: each arm as it would be alone, nothing made twice, numbers recomputed."""
+"""A comparison on a tiny base: each arm as it would be alone, nothing made twice, numbers recomputed."""
 
 from __future__ import annotations
 
