@@ -22,6 +22,7 @@ from shepherd.errors import FolderError, SettingsError
 from shepherd.evaluate.text import against
 from shepherd.model import files, lora, score, tune
 from shepherd.model.tune import Visit
+from shepherd.report import collect
 from shepherd.run import open_run
 from shepherd.settings import RunSettings
 from tests import runs
@@ -89,7 +90,7 @@ def test_every_tuned_arm_took_as_many_steps(made) -> None:
     assert arm(found, "base")["trained"] is None
     for name in ARMS[1:]:
         assert arm(found, name)["trained"]["steps"] == STEPS
-    assert "took 4 optimiser steps" in found["says"][0]
+    assert "took 4 optimiser steps" in found["says"][-1]
     assert arm(found, "local-client-1")["trained"]["examples"] <= STEPS * 4
     assert arm(found, "federated")["trained"]["examples"] > STEPS * 4
 
@@ -251,9 +252,25 @@ def test_an_arm_of_the_same_name_but_another_meaning_is_refused(copied) -> None:
         compare(copied, other, say=lambda text: None)
 
 
-def test_a_client_that_is_none_is_refused(copied) -> None:
-    with pytest.raises(SettingsError, match="local arm 'nobody' is no client of this run"):
-        compare(copied, Asked(locals=("nobody",)), say=lambda text: None)
+def test_a_client_that_is_none_is_refused(copied, llama_folder, source, tmp_path) -> None:
+    new = table(llama_folder, source, tmp_path / "new")
+    for settings in (copied, new):
+        with pytest.raises(SettingsError, match="local arm 'nobody' is no client of this run"):
+            compare(settings, Asked(locals=("nobody",)), say=lambda text: None)
+    assert not (tmp_path / "new").exists()  # before any training
+
+
+def test_what_is_going_on_can_be_seen(llama_folder, source, tmp_path, monkeypatch) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "train_apart", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compare(table(llama_folder, source, tmp_path / "run"), Asked(), say=lambda text: None)
+    found = collect(tmp_path / "run")
+    text = (tmp_path / "run" / "compare" / "comparison.json").read_text()
+    assert json.loads(text)["finished"] is False
+    assert {"base", "centralised", "federated"} <= {each["name"] for each in found["arms"]}
 
 
 def test_a_client_may_be_called_anything(llama_folder, tmp_path) -> None:

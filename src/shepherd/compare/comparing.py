@@ -68,11 +68,14 @@ def compare(
     run = Path(settings.output)
     if folder.is_run(run):
         require_same(settings, run)
+    elif asked.locals or asked.variants:  # a wrong name costs no training
+        arms(asked, sorted(prepare.divide(settings).clients))
     began = perf_counter()
     train_run(settings, train)
     prepared = prepare.load(run / "data")
     chosen = arms(asked, sorted(prepared.clients))
     keep_plan(run, asked.match, chosen)
+    _begun(run, settings, asked, chosen)
     for number in range(asked.seeds):
         for arm in chosen:
             if arm.kind == "variant" or (arm.kind == FEDERATED and number):
@@ -95,6 +98,32 @@ def compare(
             watch=watch,
         )
     return _tabled(base, kept, prepared, run, chosen, asked, say, began)
+
+
+def _begun(run: Path, settings: RunSettings, asked: Asked, chosen: Sequence[Arm]) -> None:
+    """What the report shows while arms are trained: the arms, and no number yet. Older results stay."""
+    path = compare_folder(run) / COMPARISON
+    if read_json(path) is not None:
+        return
+    nothing: Row = {"trained": None, "measures": {}, "category": {}, "client_loss": {}, "worst_client": None}
+    arms_ = [
+        {"name": arm.name, "kind": arm.kind, "client": arm.client, "categories": {}, **nothing}
+        | {"overrides": list(arm.overrides)}
+        for arm in chosen
+    ]
+    begun = {
+        "format": FORMAT,
+        "finished": False,
+        "match": asked.match,
+        "seeds": [settings.seed + number for number in range(asked.seeds)],
+        "against": FEDERATED,
+        "arms": arms_,
+        "differences": [],
+        "says": [],
+        "judge": None,
+        "samples": [],
+    }
+    write_json(path, begun)
 
 
 def _settings_of(settings: RunSettings, run: Path, arm: Arm, number: int) -> RunSettings:
@@ -150,7 +179,7 @@ def _tabled(
             for arm in chosen
         ],
         "differences": [row.row() for row in rows],
-        "says": [_matched(run, asked), *table.sentences(rows)],
+        "says": [*table.sentences(rows), _matched(run, asked)],
         "judge": kept.get("judge"),
         "samples": table.samples(scores, wanted, prepared),
     }
