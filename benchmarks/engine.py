@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from multiprocessing.util import Finalize
 from time import perf_counter
 
 from benchmarks.work import Measured, Work, peak_bytes
@@ -24,6 +25,8 @@ def engine(work: Work) -> Callable[[Work], Measured]:
     base = bases.load(settings.model, settings.adapter)
     plan = _plan(work, base)
     beside = _workers(settings, plan)
+    if beside:  # a side ends when nobody asks it any more, and waits for its children
+        Finalize(None, beside.close, exitpriority=1)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
 
     def visit_all(asked: Work) -> Measured:

@@ -136,8 +136,31 @@ time.sleep(600)
 """
 
 
+FORGETFUL = """
+import sys
+from pathlib import Path
+from tests.federation.test_workers import begun, job, silent
+from tests.model import bases
+workers = begun(Path(sys.argv[1]))
+print(len(list(workers.tuned([job(bases.load(Path(sys.argv[1])), "ann")], silent))))
+"""
+
+
+def test_a_script_that_closes_nothing_ends_and_says_nothing(llama_folder, tmp_path) -> None:
+    script = tmp_path / "script.py"  # and it needs no `if __name__ == "__main__"`
+    script.write_text(FORGETFUL)
+    ended = subprocess.run(
+        [sys.executable, str(script), str(llama_folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1\n", "")
+
+
 def test_a_killed_parent_leaves_no_worker(llama_folder) -> None:
-    """And a script needs no `if __name__ == "__main__"`: it is not run again in a worker."""
     parent = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(llama_folder)],
         stdout=subprocess.PIPE,

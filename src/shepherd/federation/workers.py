@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -77,6 +78,7 @@ class Workers:
         self._told = get_context("loky").SimpleQueue()
         self._begin = os.getpid(), self._told, threads, model, adapter
         self._serials = count_up()
+        self._end: weakref.finalize[Any, Any] | None = None
 
     @cached_property
     def _pool(self) -> Any:
@@ -86,6 +88,8 @@ class Workers:
         )
         for _ in range(self.count):  # all of them now, not one a job
             pool.submit(_ready)
+        # also where nobody calls `close`, before the interpreter takes itself apart
+        self._end = weakref.finalize(self, pool.shutdown, wait=True, kill_workers=True)
         return pool
 
     def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[Tuned]]:
@@ -114,8 +118,8 @@ class Workers:
 
     def close(self) -> None:
         """End the processes, whatever they are doing; once or again."""
-        if "_pool" in self.__dict__:
-            self._pool.shutdown(wait=True, kill_workers=True)
+        if self._end is not None:
+            self._end()
 
     def _result(self, future: Future[list[Tuned]], numbers: Mapping[int, int], watch: Watch) -> list[Tuned]:
         while not wait([future], timeout=POLL).done:
