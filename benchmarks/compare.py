@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="default 3")
     parser.add_argument("--match", choices=("steps", "examples"), default="steps", help="default steps")
     parser.add_argument("--rounds", type=int, help="default: the run file's, 5 on Dolly")
+    parser.add_argument("--steps", type=int, help="of a visit; default: the run file's, 6 on Dolly")
     parser.add_argument("--answers", type=int, help="held-out examples answered; default: 400 on the world")
     parser.add_argument("--output", type=Path, help="keep the run folder there (default: nowhere)")
     return common.run(parser.parse_args(arguments), measure, tables)
@@ -76,7 +77,9 @@ def _settings(options: Namespace, output: Path) -> RunSettings:
         asked["tuning"] = {**asked["tuning"], "max_steps": 1}
         asked["evaluation"] = {"answers": 8, "examples": 16, "max_new_tokens": 8}
     elif options.on == "dolly":
-        asked["tuning"] = {**asked["tuning"], "max_steps": 17}  # one pass over the largest client in 5 rounds
+        asked["tuning"] = {**asked["tuning"], "max_steps": options.steps or 6}
+    elif options.steps:
+        asked["tuning"] = {**asked["tuning"], "max_steps": options.steps}
     return setting.settings(options.on, asked)
 
 

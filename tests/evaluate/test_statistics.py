@@ -355,3 +355,18 @@ def test_holm_is_between_p_and_bonferroni_and_knows_no_order(p: dict[str, float]
 
 def test_an_interval_in_another_unit() -> None:
     assert Interval(1.0, 0.5, 2.0).scaled(-10) == Interval(-10.0, -20.0, -5.0)
+
+
+def test_categories_all_right_or_all_wrong_still_leave_doubt() -> None:
+    """Two categories of 10, one all right and one all wrong: each end moves by half the exact bound at 10."""
+    values = [1.0] * 10 + [0.0] * 10
+    found = score(values, draws(["a"] * 10 + ["b"] * 10))
+    exact = stats.binomtest(10, 10).proportion_ci(0.95, "exact").low
+    assert found.value == 0.5
+    assert (found.low, found.high) == pytest.approx((0.5 - (1 - exact) / 2, 0.5 + (1 - exact) / 2))
+
+
+def test_a_category_with_spread_is_not_widened_by_itself() -> None:
+    values = np.array([0.0, 1.0] * 20)
+    found = score(values, draws(["a"] * 40))
+    assert (found.low, found.high) == pytest.approx((0.35, 0.65), abs=0.026)

@@ -181,11 +181,31 @@ def two_sided(drawn: Floats) -> float:
 
 
 def interval(arm: Sample, *, share: bool = True) -> Interval:
-    """An arm's score. Where every value of a share is 0, or 1, the exact binomial bound stands in."""
+    """An arm's score. Where every value of a share is 0, or 1, the exact binomial bound stands in.
+
+    A category in which all is right, or nothing, shows no spread to a resample either; its exact bound widens
+    the interval of the whole, as square roots of sums of squares do (Zou and Donner, 2008).
+    """
     exact = _all_or_none(arm) if share else None
     if exact is not None:
         return exact
-    return percentiles(arm.value, _drawn(arm, _luck(arm.values, arm.weights, arm.draws)))
+    drawn = percentiles(arm.value, _drawn(arm, _luck(arm.values, arm.weights, arm.draws)))
+    return _widened(arm, drawn) if share else drawn
+
+
+def _widened(arm: Sample, drawn: Interval) -> Interval:
+    below = above = 0.0
+    for group in arm.draws.groups:
+        values = arm.values[:, group.places]
+        slack = group.share * (1 - ((1 - LEVEL) / 2) ** (1 / len(group.places)))
+        below += slack**2 * (not group.single and bool((values == 1).all()))
+        above += slack**2 * (not group.single and bool((values == 0).all()))
+    low, high = arm.value - drawn.low, drawn.high - arm.value
+    return Interval(
+        arm.value,
+        max(0.0, arm.value - math.hypot(low, math.sqrt(below))) if below else drawn.low,
+        min(1.0, arm.value + math.hypot(high, math.sqrt(above))) if above else drawn.high,
+    )
 
 
 def _all_or_none(arm: Sample) -> Interval | None:
