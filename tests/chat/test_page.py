@@ -83,7 +83,7 @@ def ask(seen: Visit, instruction: str = QUESTION, context: str = "") -> None:
 
 
 def said(seen: Visit, text: str) -> None:
-    seen.page.locator("#said").get_by_text(text).wait_for(timeout=20_000)
+    seen.page.locator("#said").get_by_text(text).wait_for(timeout=60_000)
 
 
 def answers(seen: Visit) -> dict[str, str]:
@@ -191,10 +191,16 @@ def test_template_and_sampling_are_chosen(visit: Callable[..., Visit], chat: Cha
 
 def test_answers_stream_and_stop(visit: Callable[..., Visit], questions: list[int]) -> None:
     seen = visit()
+    buttons = {name: seen.page.get_by_role("button", name=name) for name in ("Ask", "Stop", "Clear")}
     ask(seen)
-    seen.wait(WRITTEN)
+    seen.wait(WRITTEN, 60)
     assert seen.page.locator("#said p").inner_text() == "Answering …"
-    seen.page.get_by_role("button", name="Stop").click()
+    assert {name: button.is_enabled() for name, button in buttons.items()} == {
+        "Ask": False,
+        "Stop": True,
+        "Clear": False,
+    }
+    buttons["Stop"].click()
     said(seen, "Stopped.")
     begun = answers(seen)
     ask(seen)  # the base is free again
@@ -204,9 +210,27 @@ def test_answers_stream_and_stop(visit: Callable[..., Visit], questions: list[in
     for name, text in answers(seen).items():
         shorter, longer = sorted([text.split(), begun[name].split()], key=len)
         assert longer[: len(shorter)] == shorter
-    seen.page.get_by_role("button", name="Clear").click()
+    buttons["Clear"].click()
     seen.wait(f"!({WRITTEN})")
     assert seen.page.get_by_label("Instruction").input_value() == ""
+    assert not buttons["Stop"].is_enabled()
+
+
+def test_what_nobody_foresaw_is_said_too(
+    visit: Callable[..., Visit], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*given: Any, **options: Any) -> Iterator[Any]:
+        raise RuntimeError("out of memory")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "stream", broken)
+        seen = visit()
+        ask(seen)
+        said(seen, "it failed (RuntimeError: out of memory); the terminal says more")
+    assert "Traceback" in caplog.text
+    ask(seen)
+    said(seen, "Answered in")
 
 
 def test_a_reader_who_goes_away_holds_nobody_up(
@@ -214,7 +238,7 @@ def test_a_reader_who_goes_away_holds_nobody_up(
 ) -> None:
     gone, seen = visit(), visit()
     ask(gone)
-    gone.wait(WRITTEN)
+    gone.wait(WRITTEN, 60)
     gone.page.close()
     ask(seen, "w30 w31")
     said(seen, "Answered in")

@@ -7,6 +7,7 @@ plain text: what a model writes is never taken for HTML or Markdown.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +23,15 @@ from shepherd.chat.answering import Chat, open_chat
 from shepherd.chat.arms import BASE, LOCAL
 from shepherd.errors import ShepherdError
 
+_log = logging.getLogger(__name__)
+
 HOST = "127.0.0.1"
 PORTS = range(7860, 7960)
 PACE = 0.05  # seconds between two sights of answers that grow
 WAITING = 16  # questions that may wait for their turn
+
 LOCAL_LABEL = "a local client"
+GOING, WRONG = "going", "wrong"  # what is said of the answers, if it is not their end
 
 CSS = """
 .gradio-container { max-width: 96rem !important; }
@@ -205,7 +210,7 @@ class _Page:
             )
         with gr.Row(elem_id="actions"):
             self.ask = gr.Button("Ask", variant="primary", min_width=90, elem_id="ask")
-            self.stop = gr.Button("Stop", min_width=90, elem_id="stop")
+            self.stop = gr.Button("Stop", min_width=90, elem_id="stop", interactive=False)
             self.clear = gr.Button("Clear", min_width=90, elem_id="clear")
 
     def _choices(self) -> None:
@@ -260,8 +265,8 @@ class _Page:
         at_once = {**private, "queue": False, "show_progress": "hidden"}
         sampling = [self.template, self.temperature, self.top_p, self.longest, self.seed]
         begun = [self.ask.click, self.instruction.submit]
-        waiting = f"() => {json.dumps(_said('Waiting for an answer …'))}"  # at once; others may come first
-        gr.on(begun, None, None, self.said, js=waiting, **at_once)
+        shown = [self.said, self.ask, self.stop, self.clear]
+        gr.on(begun, None, None, shown, js=_going(), **at_once)
         asking = gr.on(
             begun,
             self._asked,
@@ -272,9 +277,11 @@ class _Page:
             show_progress="hidden",
             **private,
         )
-        self.stop.click(lambda: _said("Stopped."), None, self.said, cancels=asking, **at_once)
+        for ended in (asking.then, asking.failure):  # the latter alone where a number is out of its range
+            ended(None, self.said, shown, js=_over("Stopped."), **at_once)
+        self.stop.click(None, cancels=asking, **at_once)
         emptied = [self.instruction, self.context, self.said, *self.texts]
-        self.clear.click(self._cleared, None, emptied, cancels=asking, **at_once)
+        self.clear.click(self._cleared, None, emptied, **at_once)
         self.shown.change(self._visible, self.shown, self.boxes, **at_once)
         if LOCAL in self.columns:
             place = self.columns.index(LOCAL)
@@ -310,7 +317,7 @@ class _Page:
         began = perf_counter()
         arms = {name: self._arm(name, client) for name in self.columns if name in shown}
         texts: dict[str, str] = {}
-        yield self._sight("Answering …", arms, texts)
+        yield self._sight("Answering …", arms, texts, GOING)
         answers = self.chat.answer(
             instruction or "",
             context or "",
@@ -324,17 +331,19 @@ class _Page:
         try:
             with closing(answers):
                 for texts in paced(answers, PACE):
-                    yield self._sight("Answering …", arms, texts)
+                    yield self._sight("Answering …", arms, texts, GOING)
         except ShepherdError as error:
-            yield self._sight(str(error), arms, texts, wrong=True)
+            yield self._sight(str(error), arms, texts, WRONG)
+        except Exception as error:  # a full GPU, for one: the page goes on
+            _log.exception("an answer failed")
+            said = f"it failed ({type(error).__name__}: {error}); the terminal says more"
+            yield self._sight(said, arms, texts, WRONG)
         else:
             yield self._sight(f"Answered in {perf_counter() - began:.1f} s.", arms, texts)
 
-    def _sight(
-        self, said: str, arms: dict[str, str], texts: dict[str, str], *, wrong: bool = False
-    ) -> list[str]:
+    def _sight(self, said: str, arms: dict[str, str], texts: dict[str, str], kind: str = "") -> list[str]:
         answers = (texts.get(arms.get(name, ""), "") for name in self.columns)
-        return [_said(said, wrong), *map(_written, answers)]
+        return [_said(said, kind), *map(_written, answers)]
 
 
 def _head(chat: Chat) -> str:
@@ -344,9 +353,25 @@ def _head(chat: Chat) -> str:
     )
 
 
-def _said(text: str, wrong: bool = False) -> str:
-    role, kind = ("alert", "wrong") if wrong else ("status", "")
-    return f'<p role="{role}" class="{kind}">{escape(text)}</p>'
+def _said(text: str, kind: str = "") -> str:
+    return f'<p role="{"alert" if kind == WRONG else "status"}" class="{kind}">{escape(text)}</p>'
+
+
+def _going() -> str:
+    """In the browser, at once: an answer is asked for, and may have to wait for others'."""
+    return f"() => [{json.dumps(_said('Waiting for an answer …', GOING))}, {_pressable(False, True, False)}]"
+
+
+def _over(said: str) -> str:
+    """In the browser, once nothing comes any more: say so, if the last that came was not the end."""
+    mark = json.dumps(f'class="{GOING}"')
+    return (
+        f"said => [said.includes({mark}) ? {json.dumps(_said(said))} : said, {_pressable(True, False, True)}]"
+    )
+
+
+def _pressable(*buttons: bool) -> str:
+    return ", ".join(json.dumps({"__type__": "update", "interactive": each}) for each in buttons)
 
 
 def _written(text: str) -> str:
