@@ -245,16 +245,17 @@ def watch(folder: Path, port: int) -> None:
 @main.command()
 @run_folder
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="On this machine.  [default: any]")
+@click.option("--arm", "arms", multiple=True, help="Only these.  [default: all there are]")
 @click.option("--open", "opened", is_flag=True, help="Open it in the browser.")
 @click.option("--share", is_flag=True, help="Through a public link of Gradio's: anybody who has it can ask.")
-def chat(folder: Path, port: int, opened: bool, share: bool) -> None:
+def chat(folder: Path, port: int, arms: tuple[str, ...], opened: bool, share: bool) -> None:
     """Ask base, local, federated and centralised models side by side, on a page of this machine."""
     from shepherd.folder import read_settings
 
     read_settings(folder)
     from shepherd.chat.page import launch
 
-    launch(folder, port=port or None, share=share, show=opened, say=click.echo)
+    launch(folder, arms=arms or None, port=port or None, share=share, show=opened, say=click.echo)
 
 
 @main.group()
