@@ -156,7 +156,7 @@ def test_the_losses_are_those_of_the_adapters_on_the_held_out_examples(made) -> 
 
 
 def test_answers_are_scored_against_the_reference(made) -> None:
-    settings, found = made
+    settings, _ = made
     run = Path(settings.output)
     held = prepare.load(run / "data").heldout_examples
     scores = json.loads((run / "compare" / "seed-0" / "scores" / "centralised.json").read_text())
