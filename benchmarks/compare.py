@@ -87,8 +87,9 @@ def tables(figures: Figures) -> list[Table]:
     arms = figures["arms"]
     names = [name for name in (*SHARES, "loss") if name in arms[0]["measures"]]
     chief = "right" if "right" in names else "loss"
-    columns = ("arm", "steps", "examples", *names, f"federated / arm, {chief}", "difference", "Holm p")
-    rows = [_row(arm, names, _difference(figures, arm["name"], chief)) for arm in arms]
+    first = [name for name in names if name in ("right", "loss")]
+    columns = ("arm", "steps", "examples", *first, f"federated/arm, {chief}", "difference", "Holm p")
+    rows = [_row(arm, first, _difference(figures, arm["name"], chief)) for arm in arms]
     seconds = figures["seconds"]
     alone = f"{seconds['alone']:.0f} s" if seconds["alone"] else "made before"
     notes = (
@@ -96,7 +97,14 @@ def tables(figures: Figures) -> list[Table]:
         f"the federated run alone {alone}, the whole comparison {seconds['all']:.0f} s",
     )
     title = f"{len(figures['seeds'])} seeds, matched by {figures['match']}; 95% intervals"
-    return [Table(title, columns, rows, notes), *_categories(figures, chief)]
+    return [Table(title, columns, rows, notes), *_texts(arms, names), *_categories(figures, chief)]
+
+
+def _texts(arms: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table]:
+    """How like the reference the answers are."""
+    alike = [name for name in names if name in ("exact", "f1", "rouge_l")]
+    rows = [[arm["name"], *(_interval(arm["measures"][name], True) for name in alike)] for arm in arms]
+    return [Table("answers against the reference, %", ("arm", *alike), rows)] if alike else []
 
 
 def _difference(figures: Figures, arm: str, measure: str) -> Mapping[str, Any] | None:
@@ -126,12 +134,18 @@ def _interval(row: Mapping[str, Any], share: bool) -> str:
 
 
 def _categories(figures: Figures, chief: str) -> list[Table]:
+    """An arm a column, six arms a table."""
     arms = figures["arms"]
     names = sorted(arms[0]["category"][chief])
-    rows = [
-        [name, *(_interval(arm["category"][chief][name], chief in SHARES) for arm in arms)] for name in names
-    ]
-    return [Table(f"{chief} by category", ("category", *(arm["name"] for arm in arms)), rows)]
+    made = []
+    for start in range(0, len(arms), 6):
+        part = arms[start : start + 6]
+        rows = [
+            [name, *(_interval(arm["category"][chief][name], chief in SHARES) for arm in part)]
+            for name in names
+        ]
+        made.append(Table(f"{chief} by category", ("category", *(arm["name"] for arm in part)), rows))
+    return made
 
 
 if __name__ == "__main__":
