@@ -249,8 +249,11 @@ def _sum(metrics: Mapping[str, Mapping[str, float]], name: str) -> int:
     return int(sum(each[name] for each in metrics.values()))
 
 
-def open_run(settings: RunSettings, say: Say = _quiet) -> Run:
+def open_run(settings: RunSettings, say: Say = _quiet, prepared: Prepared | None = None) -> Run:
     """Prepare a new run: base, data, clients, and its folder with everything to go on from.
+
+    Args:
+        prepared: the data, where they are read and divided already; None reads them.
 
     Raises:
         FolderError: `output` holds another run or anything else, or cannot be written.
@@ -260,10 +263,7 @@ def open_run(settings: RunSettings, say: Say = _quiet) -> Run:
     tracking.require(settings.tracking)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
     base = load_base(settings, say)
-    say(f"reading {settings.data.source}")
-    for name in left_out(settings.data.source):
-        say(f"{name} is left out: files that begin so are for testing; rename it if it is a client's")
-    prepared = prepare.prepare(settings, base.tokenizer)
+    prepared = prepared or _read(settings, base, say)
     prepare.require_readable(prepared, base)
     settings = _resolved(settings, base, prepared)
     say(_what(prepared, settings))
@@ -283,6 +283,13 @@ def open_run(settings: RunSettings, say: Say = _quiet) -> Run:
         )
         run._log_start()
     return run
+
+
+def _read(settings: RunSettings, base: bases.Base, say: Say) -> Prepared:
+    say(f"reading {settings.data.source}")
+    for name in left_out(settings.data.source):
+        say(f"{name} is left out: files that begin so are for testing; rename it if it is a client's")
+    return prepare.prepare(settings, base.tokenizer)
 
 
 def resume(path: str | Path, say: Say = _quiet) -> Run:

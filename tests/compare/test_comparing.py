@@ -18,7 +18,7 @@ from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
 from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.data import cursor
-from shepherd.errors import FolderError, SettingsError
+from shepherd.errors import FolderError, SettingsError, ShepherdError
 from shepherd.evaluate.text import against
 from shepherd.model import files, lora, score, tune
 from shepherd.model.tune import Visit
@@ -234,8 +234,8 @@ def test_matched_by_examples_every_arm_sees_as_many(llama_folder, source, tmp_pa
     settings = table(llama_folder, source, tmp_path / "run")
     found = compare(settings, Asked(locals=(), match="examples"), say=lambda text: None)
     federated, central = (arm(found, name)["trained"] for name in ("federated", "centralised"))
-    assert central["steps"] == round(federated["examples"] / 4)
-    assert abs(central["examples"] - federated["examples"]) <= 4
+    assert central["examples"] == federated["examples"]
+    assert central["steps"] >= federated["examples"] / 4
     with pytest.raises(FolderError, match="holds a comparison matched by examples; say --match examples"):
         compare(settings, Asked(locals=()), say=lambda text: None)
 
@@ -250,6 +250,77 @@ def test_an_arm_of_the_same_name_but_another_meaning_is_refused(copied) -> None:
     other = Asked(locals=(), variants=("ffa: algorithm.name=fedprox",), seeds=2)
     with pytest.raises(FolderError, match=r"holds an arm 'ffa' with algorithm\.name=ffa_lora"):
         compare(copied, other, say=lambda text: None)
+
+
+def test_small_clients_see_as_many_examples_too(llama_folder, source, tmp_path) -> None:
+    """A batch never straddles two passes over the data, so a small client needs more steps."""
+    settings = table(llama_folder, source, tmp_path / "run")
+    found = compare(settings, Asked(match="examples"), say=lambda text: None)
+    seen = {each["trained"]["examples"] for each in found["arms"] if each["trained"]}
+    assert seen == {arm(found, "federated")["trained"]["examples"]}
+
+
+def test_another_adapter_never_stands_under_old_scores(copied, made) -> None:
+    path = Path(copied.output) / "compare" / "seed-0" / "centralised"
+    base = base_of(copied)
+    files.write(path, files.read(path, base).times(3.0), base)
+    found = compare(copied, ASKED, say=lambda text: None)
+    assert arm(found, "centralised")["measures"] != arm(made[1], "centralised")["measures"]
+    assert arm(found, "federated")["measures"]["loss"]["value"] == pytest.approx(
+        arm(made[1], "federated")["measures"]["loss"]["value"]
+    )
+
+
+def test_variants_train_on_the_runs_own_data_whatever_became_of_the_source(
+    llama_folder, tmp_path, source
+) -> None:
+    own = tmp_path / "rows.jsonl"
+    shutil.copy(source, own)
+    settings = table(llama_folder, own, tmp_path / "run")
+    compare(settings, Asked(locals=()), say=lambda text: None)
+    own.write_text("".join(reversed(own.read_text().splitlines(keepends=True))))
+    compare(settings, Asked(locals=(), variants=ASKED.variants), say=lambda text: None)
+    ours, theirs = (
+        prepare.load(path / "data")
+        for path in (tmp_path / "run", tmp_path / "run" / "compare" / "seed-0" / "ffa")
+    )
+    assert ours.heldout_examples == theirs.heldout_examples
+    assert {n: d.ids.tolist() for n, d in ours.clients.items()} == {
+        n: d.ids.tolist() for n, d in theirs.clients.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("variant", "sentence"),
+    [("x: algorithm.name=nonexistent", "nonexistent"), ("x: tuning.rate=1", r"unknown key tuning\.rate")],
+)
+def test_a_mistake_in_a_variant_costs_no_training_and_no_name(copied, variant, sentence) -> None:
+    with pytest.raises(ShepherdError, match=sentence):
+        compare(copied, Asked(variants=(variant,), seeds=2), say=lambda text: None)
+    plan = json.loads((Path(copied.output) / "compare" / "plan.json").read_text())
+    assert set(plan["variants"]) == {"ffa"}
+
+
+def test_nothing_held_out_is_nothing_to_compare_on(llama_folder, source, tmp_path) -> None:
+    settings = runs.settings(llama_folder, source, tmp_path / "run", data={"holdout": 0.0})
+    with pytest.raises(SettingsError, match=r"set data\.holdout"):
+        compare(settings, Asked(), say=lambda text: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_longer_variant_is_said_to_be_longer(copied) -> None:
+    asked = Asked(locals=(), variants=("long: tuning.max_steps=3",))
+    found = compare(copied, asked, say=lambda text: None)
+    assert "took 4 optimiser steps" in found["says"][-1]
+    assert "but for long, which took 6;" in found["says"][-1]
+
+
+def test_what_the_run_chose_itself_is_no_difference(copied) -> None:
+    tuning = copied.tuning.model_copy(update={"workers": 8, "micro_batch_tokens": 9999})
+    compare(copied.model_copy(update={"tuning": tuning}), ASKED, say=lambda text: None)
+    unset = copied.tuning.model_copy(update={"max_steps": None})
+    with pytest.raises(FolderError, match=r"holds a run with tuning\.max_steps = 2, not None"):
+        compare(copied.model_copy(update={"tuning": unset}), ASKED, say=lambda text: None)
 
 
 def test_a_client_that_is_none_is_refused(copied, llama_folder, source, tmp_path) -> None:

@@ -12,6 +12,7 @@ from shepherd.errors import SettingsError
 Kind = Literal["base", "local", "centralised", "federated", "variant"]
 BASE, CENTRALISED, FEDERATED, LOCAL = "base", "centralised", "federated", "local-"
 # a variant answers the same questions, with an adapter of the same shape, over the same base
+SCORES = "scores"
 FIXED = ("seed", "output", "model", "adapter", "data", "split", "evaluation", "tracking", "judge")
 
 
@@ -76,13 +77,17 @@ def variant(text: str) -> Arm:
     """
     name, colon, rest = text.partition(":")
     name, overrides = name.strip(), tuple(rest.split())
+    if name == SCORES:
+        raise SettingsError(
+            f"an arm cannot be called {SCORES!r}, as its scores' folder is; give another name"
+        )
     if not colon or not overrides or not re.fullmatch(r"[\w.-]+", name) or name.startswith((".", LOCAL)):
         raise SettingsError(
             f'arm {text!r} is not "name: key=value ..."; write "ffa: algorithm.name=ffa_lora"'
         )
     for override in overrides:
         key = override.partition("=")[0]
-        if key.split(".")[0] in FIXED:
+        if key.split(".")[0] in FIXED or key == "tuning.loss_on":
             raise SettingsError(
                 f"arm {name!r} changes {key}, but arms share data, base, adapter shape and questions;"
                 " compare two runs for that"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from shepherd import folder, prepare
+from shepherd import folder, plugins, prepare
 from shepherd.asking import adapter_of
 from shepherd.compare import table
-from shepherd.compare.arms import BASE, FEDERATED, Arm, Asked, arms
+from shepherd.compare.arms import BASE, FEDERATED, Arm, Asked, arms, variant
 from shepherd.compare.folders import (
     COMPARISON,
     TUNED,
@@ -25,6 +26,7 @@ from shepherd.compare.folders import (
 from shepherd.compare.scoring import questions, score_arms
 from shepherd.compare.training import Train, require_same, totals, train_apart, train_run
 from shepherd.core import Adapter
+from shepherd.errors import SettingsError
 from shepherd.federation.simulation import Progress
 from shepherd.loading import load_base
 from shepherd.model import files
@@ -66,6 +68,7 @@ def compare(
         FolderError: the folder holds another run, or a comparison made another way.
     """
     run = Path(settings.output)
+    _require_arms(settings, asked)
     if folder.is_run(run):
         require_same(settings, run)
     elif asked.locals or asked.variants:  # a wrong name costs no training
@@ -79,10 +82,10 @@ def compare(
     for number in range(asked.seeds):
         for arm in chosen:
             if arm.kind == "variant" or (arm.kind == FEDERATED and number):
-                train_run(_settings_of(settings, run, arm, number), train)
+                train_run(_settings_of(settings, run, arm, number), train, prepared)
     kept = folder.read_settings(run)
     base = load_base(kept, say)
-    steps = totals(run).matched(asked.match, kept.tuning.batch_size)
+    length = totals(run).matched(asked.match)
     apart = [arm for arm in chosen if arm.kind in ("local", "centralised")]
     for number in range(asked.seeds):
         train_apart(
@@ -92,12 +95,26 @@ def compare(
             apart,
             run,
             number,
-            steps=steps,
+            length=length,
             seed=settings.seed + number,
             say=say,
             watch=watch,
         )
     return _tabled(base, kept, prepared, run, chosen, asked, say, began)
+
+
+def _require_arms(settings: RunSettings, asked: Asked) -> None:
+    """A mistake in what is asked costs no training.
+
+    Raises:
+        SettingsError: nothing is held out, or a variant's keys are not those of a run file.
+    """
+    if not settings.data.holdout:
+        raise SettingsError("nothing is held out to compare on; set data.holdout, such as 0.1")
+    for arm in map(variant, asked.variants):
+        changed = overridden(settings, arm.overrides)
+        plugins.algorithm(changed.algorithm)
+        plugins.transform(changed.transforms)
 
 
 def _begun(run: Path, settings: RunSettings, asked: Asked, chosen: Sequence[Arm]) -> None:
@@ -159,6 +176,7 @@ def _tabled(
             wanted,
             {arm.name: partial(_adapter, run, number, arm, base) for arm in todo},
             {arm.name: scores_file(run, number, arm) for arm in todo},
+            {arm.name: _digest(run, number, arm) for arm in todo},
             say,
         )
     scores = {arm.name: _scores(run, arm, asked.seeds) for arm in chosen}
@@ -179,7 +197,7 @@ def _tabled(
             for arm in chosen
         ],
         "differences": [row.row() for row in rows],
-        "says": [*table.sentences(rows), _matched(run, asked)],
+        "says": [*table.sentences(rows), _matched(run, asked, chosen)],
         "judge": kept.get("judge"),
         "samples": table.samples(scores, wanted, prepared),
     }
@@ -197,6 +215,15 @@ def _adapter(run: Path, number: int, arm: Arm, base: Base) -> Adapter | None:
             return adapter_of(path, base)
         case _:
             return files.read(path, base)
+
+
+def _digest(run: Path, number: int, arm: Arm) -> str:
+    """Of the arm's adapter file: scores are those of these weights and no others."""
+    if arm.name == BASE:
+        return BASE
+    path = arm_folder(run, number, arm)
+    inside = path / "adapter" if arm.kind in ("federated", "variant") else path
+    return hashlib.sha256((inside / files.WEIGHTS).read_bytes()).hexdigest()[:16]
 
 
 def _scores(run: Path, arm: Arm, seeds: int) -> list[Mapping[str, Any]]:
@@ -222,12 +249,20 @@ def _told(run: Path, arm: Arm) -> Row | None:
             return {name: tuned.get(name) for name in ("steps", "examples", "tokens", "seconds")}
 
 
-def _matched(run: Path, asked: Asked) -> str:
+def _but(run: Path, chosen: Sequence[Arm], steps: int) -> str:
+    """Variants may be longer or shorter by their own overrides."""
+    taken = {arm.name: totals(arm_folder(run, 0, arm)).steps for arm in chosen if arm.kind == "variant"}
+    others = [f"{name}, which took {count}" for name, count in taken.items() if count != steps]
+    return f", but for {' and '.join(others)}" if others else ""
+
+
+def _matched(run: Path, asked: Asked, chosen: Sequence[Arm]) -> str:
     done = totals(run)
     if asked.match == "steps":
         return (
             f"Every tuned arm took {done.steps} optimiser steps one after another, as a client in every round"
-            f" does; the federated clients took theirs side by side, {done.examples:,} examples in all."
+            f" does{_but(run, chosen, done.steps)}; the federated clients took theirs side by side,"
+            f" {done.examples:,} examples in all."
         )
     return (
         f"Every tuned arm saw about {done.examples:,} examples; the federated clients saw them side by side,"

@@ -82,10 +82,10 @@ def keep_plan(run: Path, match: str, arms: Sequence[Arm]) -> None:
     path = compare_folder(run) / PLAN
     variants = {arm.name: list(arm.overrides) for arm in arms if arm.kind == "variant"}
     plan = read_json(path) or {"match": match, "variants": {}}
-    if plan["match"] != match:
+    if plan.get("match") != match or "variants" not in plan:
+        was = plan.get("match")
         raise FolderError(
-            f"{path.parent} holds a comparison matched by {plan['match']}; say --match {plan['match']}, "
-            "or move that folder away"
+            f"{path.parent} holds a comparison matched by {was}; say --match {was}, or move that folder away"
         )
     for name, overrides in variants.items():
         if plan["variants"].get(name, overrides) != overrides:

@@ -56,6 +56,7 @@ def score_arms(
     asked: Questions,
     adapters: Mapping[str, Callable[[], Adapter | None]],
     files: Mapping[str, Path],
+    digests: Mapping[str, str],
     say: Say,
 ) -> None:
     """Write the scores of every arm that has none on these questions yet; those that are there stay.
@@ -63,9 +64,14 @@ def score_arms(
     Args:
         adapters: arm -> its adapter, read when it is needed; None is the base alone.
         files: arm -> where its scores go.
+        digests: arm -> what tells its adapter from another one.
     """
     wanted = {"losses": list(asked.losses), "answers": list(asked.answers)}
-    todo = [arm for arm in adapters if not _scored(files[arm], wanted)]
+    keys = {
+        arm: {**wanted, "adapter": digests[arm], "max_new_tokens": settings.evaluation.max_new_tokens}
+        for arm in adapters
+    }
+    todo = [arm for arm in adapters if not _scored(files[arm], keys[arm])]
     for start in range(0, len(todo), TOGETHER):
         arms = todo[start : start + TOGETHER]
         loaded = [adapters[arm]() for arm in arms]
@@ -73,12 +79,12 @@ def score_arms(
         sums = _losses(base, settings, prepared, asked, loaded)
         texts = _answers(base, settings, prepared, asked, loaded, say)
         for arm, row, answers in zip(arms, sums, texts, strict=True):
-            write_json(files[arm], {"questions": wanted, "losses": row, "answers": answers})
+            write_json(files[arm], {"questions": keys[arm], "losses": row, "answers": answers})
 
 
-def _scored(path: Path, wanted: Mapping[str, Sequence[int]]) -> bool:
+def _scored(path: Path, wanted: Mapping[str, Any]) -> bool:
     found = read_json(path)
-    return found is not None and found["questions"] == wanted
+    return found is not None and found.get("questions") == wanted
 
 
 def _losses(

@@ -12,6 +12,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from shepherd import checkpoint, folder
 from shepherd.algorithms import fedavg
 from shepherd.compare.arms import Arm
@@ -28,8 +30,24 @@ from shepherd.prepare import Prepared
 from shepherd.run import Run, open_run, resume
 from shepherd.settings import FederationTable, RunSettings, TuningTable
 
+# what a run lays out by measuring, and writes down otherwise than it was given
+CHOSEN = (
+    "tuning.threads", "tuning.workers", "tuning.cohort_size", "tuning.micro_batch_tokens",
+    "model.dtype", "model.device",
+)  # fmt: skip
 Say = Callable[[str], None]
 Train = Callable[[Callable[[Say], Run]], None]  # open a run and go through its rounds, showing them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """Of a training: so many optimiser steps, or so many examples, whichever is not None."""
+
+    steps: int | None = None
+    examples: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.examples:,} examples" if self.steps is None else f"{self.steps:,} steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +59,9 @@ class Totals:
     tokens: int
     seconds: float
 
-    def matched(self, match: str, batch_size: int) -> int:
-        """The optimiser steps of an arm that is not federated."""
-        return self.steps if match == "steps" else max(1, round(self.examples / batch_size))
+    def matched(self, match: str) -> Length:
+        """How long an arm that is not federated trains."""
+        return Length(steps=self.steps) if match == "steps" else Length(examples=self.examples)
 
 
 def totals(path: Path) -> Totals:
@@ -58,15 +76,18 @@ def totals(path: Path) -> Totals:
     )
 
 
-def train_run(settings: RunSettings, train: Train) -> None:
+def train_run(settings: RunSettings, train: Train, prepared: Prepared | None = None) -> None:
     """Train the run in `settings.output`, go on with it, or find it finished.
+
+    Args:
+        prepared: the data, where another run has read and divided them already.
 
     Raises:
         FolderError: the folder holds a run of other settings.
     """
     path = Path(settings.output)
     if not folder.is_run(path):
-        train(lambda say: open_run(settings, say))
+        train(lambda say: open_run(settings, say, prepared))
         return
     require_same(settings, path)
     if not finished(path):
@@ -99,7 +120,7 @@ def _differing(wanted: Any, found: Any, key: str = "") -> list[tuple[str, Any, A
             if name not in ("judge", "tracking", "output")
         ]
         return [each for part in inner for each in part]
-    return [] if wanted in (None, "auto") or wanted == found else [(key, wanted, found)]
+    return [] if key in CHOSEN or wanted == found else [(key, wanted, found)]
 
 
 def train_apart(
@@ -110,7 +131,7 @@ def train_apart(
     run: Path,
     number: int,
     *,
-    steps: int,
+    length: Length,
     seed: int,
     say: Say,
     watch: Callable[[Progress], None],
@@ -119,22 +140,22 @@ def train_apart(
 
     Args:
         settings: of the run that they stand beside, with what it chose by measuring.
-        steps: optimiser steps of each.
+        length: of each arm's training.
         seed: of the first adapter (the federated arm's own) and of the order of the examples.
 
     Raises:
-        DataError: a client's step holds no trained token.
+        DataError: a client's step holds no trained token, or an arm diverged.
         FolderError: an adapter cannot be written, or was trained otherwise.
     """
     places = {arm.name: arm_folder(run, number, arm) for arm in arms}
-    made = {"steps": steps, "seed": seed}
+    made = {**{k: v for k, v in asdict(length).items() if v is not None}, "seed": seed}
     todo = [arm for arm in arms if not _trained(places[arm.name], made)]
     if not todo:
         return
-    say(f"tuning {_named(todo)} for {steps} steps{' each' * (len(todo) > 1)}")
+    say(f"tuning {_named(todo)} for {length}{' each' * (len(todo) > 1)}")
     datasets = {arm.name: _data(arm, prepared) for arm in todo}
-    table = _table(settings.tuning, steps)
-    laid = _plan(base, datasets, table)
+    table = _table(settings.tuning, length)
+    laid = _plan(base, datasets, table, length)
     workers = (
         Workers(
             laid.workers, max(1, memory.threads() // laid.workers), placed(settings.model), settings.adapter
@@ -153,6 +174,9 @@ def train_apart(
         cohort_size=laid.cohort_size,
         workers=workers,
         watch=watch,
+        epochs={name: length.examples / len(data) for name, data in datasets.items()}
+        if length.examples is not None
+        else {},
     )
     first = lora.fresh(base.sites, settings.adapter.rank, seed_for(seed, "adapter"))
     broadcast = Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms"))
@@ -162,10 +186,11 @@ def train_apart(
             if isinstance(update, Failure):
                 raise DataError(f"arm {update.client}: {update.reason}")
             adapter = Adapter({name: first[name] + change for name, change in update.delta.items()})
+            _require_finite(update.client, adapter, update.metrics["loss"])
             files.write(places[update.client], adapter, base)
             told = {name: update.metrics[name] for name in ("steps", "examples", "tokens", "loss")}
             since, began = perf_counter() - began, perf_counter()
-            write_json(places[update.client] / TUNED, {**told, **made, "seconds": since})
+            write_json(places[update.client] / TUNED, {**told, "asked": made, "seconds": since})
     finally:
         if workers:
             workers.close()
@@ -175,11 +200,18 @@ def _trained(path: Path, made: Mapping[str, int]) -> bool:
     tuned = read_json(path / TUNED)
     if tuned is None:
         return False
-    if {name: tuned[name] for name in made} != made:
+    if tuned.get("asked") != made:
         raise FolderError(
-            f"{path} holds an arm of {tuned['steps']} steps; move it away, and it is trained again"
+            f"{path} holds an arm of another length or seed; move it away, and it is trained again"
         )
     return True
+
+
+def _require_finite(arm: str, adapter: Adapter, loss: float) -> None:
+    if not (np.isfinite(loss) and all(np.isfinite(tensor).all() for tensor in adapter.values())):
+        raise DataError(
+            f"arm {arm} diverged: its numbers are not finite any more; lower tuning.learning_rate"
+        )
 
 
 def _data(arm: Arm, prepared: Prepared) -> Tokens:
@@ -188,29 +220,29 @@ def _data(arm: Arm, prepared: Prepared) -> Tokens:
     return Tokens.pooled(list(prepared.clients.values()))
 
 
-def _table(tuning: TuningTable, steps: int) -> TuningTable:
+def _table(tuning: TuningTable, length: Length) -> TuningTable:
     """One visit for the whole training: the schedule over the rounds becomes that over the steps."""
     over_rounds = tuning.round_schedule != "constant"
     return tuning.model_copy(
         update={
             "epochs": None,
-            "max_steps": steps,
+            "max_steps": length.steps,
             "schedule": tuning.round_schedule if over_rounds else tuning.schedule,
             "round_schedule": "constant",
         }
     )
 
 
-def _plan(base: Base, datasets: Mapping[str, Tokens], table: TuningTable) -> memory.Plan:
+def _plan(base: Base, datasets: Mapping[str, Tokens], table: TuningTable, asked: Length) -> memory.Plan:
     tokens = sum(len(data.ids) for data in datasets.values())
     length = tokens / sum(len(data) for data in datasets.values())
-    assert table.max_steps is not None
+    examples = asked.examples or (asked.steps or 1) * table.batch_size
     assert table.micro_batch_tokens != "auto"
     return memory.plan(
         base,
         clients=len(datasets),
         step_tokens=length * table.batch_size,
-        all_tokens=length * table.batch_size * table.max_steps * len(datasets),
+        all_tokens=length * examples * len(datasets),
         micro_batch=table.micro_batch_tokens,
         workers=1 if table.workers == 1 else None,
     )

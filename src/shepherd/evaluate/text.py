@@ -6,6 +6,8 @@ the F-measure of the longest common subsequence (Lin, 2004), without stemming.
 
 from __future__ import annotations
 
+import re
+
 from torchmetrics.functional.text import rouge_score, squad
 
 
@@ -20,7 +22,13 @@ def against(answer: str, reference: str) -> dict[str, float]:
         [{"prediction_text": answer, "id": "0"}],
         [{"answers": {"answer_start": [0], "text": [reference]}, "id": "0"}],
     )
-    rouge = rouge_score(answer, reference, rouge_keys="rougeL", use_stemmer=False)
+    rouge = rouge_score(
+        answer,
+        reference,
+        rouge_keys="rougeL",
+        normalizer=lambda text: " ".join(re.findall(r"\w+", text.lower())),  # its own keeps a-z and 0-9 only
+        tokenizer=str.split,
+    )
     return {
         "exact": float(found["exact_match"]) / 100,
         "f1": float(found["f1"]) / 100,

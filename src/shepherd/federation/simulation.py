@@ -51,6 +51,8 @@ class Simulation:
     """Processes to tune in; None is this one."""
     positions: dict[str, int] = field(default_factory=dict)
     memories: dict[str, Adapter] = field(default_factory=dict)
+    epochs: Mapping[str, float] = field(default_factory=dict)
+    """Of a client's visit, where it is not as long as the run file says."""
     watch: Callable[[Progress], None] = lambda progress: None
 
     def clients(self) -> Sequence[ClientInfo]:
@@ -118,8 +120,8 @@ class Simulation:
         steps, position = cursor.visit(
             len(data),
             self.positions.get(client, 0),
-            epochs=self.tuning.epochs,
-            max_steps=self.tuning.max_steps,
+            epochs=self.epochs.get(client, self.tuning.epochs),
+            max_steps=None if client in self.epochs else self.tuning.max_steps,
             batch_size=self.tuning.batch_size,
             seed=seed_for(self.seed, "order", client),
         )

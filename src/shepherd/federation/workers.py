@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count as count_up
@@ -24,10 +25,10 @@ import loky
 import numpy as np
 import psutil
 from loky.backend import get_context
-from loky.process_executor import TerminatedWorkerError
+from loky.process_executor import BrokenProcessPool
 
 from shepherd.core import Algorithm, Broadcast
-from shepherd.errors import FederationError
+from shepherd.errors import FederationError, ShepherdError
 from shepherd.model import base as bases
 from shepherd.model import memory, tune
 from shepherd.model.base import Base
@@ -107,7 +108,8 @@ class Workers:
                 for number, job in islice(left, 2 * self.count - len(under_way)):
                     serial = next(self._serials)
                     numbers[serial] = number
-                    under_way.append(self._pool.submit(_work, serial, _carried(job)))
+                    with _told_of_death():
+                        under_way.append(self._pool.submit(_work, serial, _carried(job)))
                 if not under_way:
                     return
                 yield self._result(under_way[0], numbers, watch)
@@ -125,19 +127,25 @@ class Workers:
         while not wait([future], timeout=POLL).done:
             self._tell(numbers, watch)
         self._tell(numbers, watch)
-        try:
+        with _told_of_death():
             return future.result()
-        except TerminatedWorkerError as error:
-            raise FederationError(
-                "a process that tuned clients died, perhaps for lack of memory; resume with tuning.workers"
-                " or tuning.cohort_size set lower in the run folder's run.toml"
-            ) from error
 
     def _tell(self, numbers: Mapping[int, int], watch: Watch) -> None:
         while not self._told.empty():
             serial, progress = self._told.get()
             if serial in numbers:  # not one of a round that was given up
                 watch(numbers[serial], progress)
+
+
+@contextmanager
+def _told_of_death() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise FederationError(
+            "a process that tuned clients died, perhaps for lack of memory; resume with tuning.workers"
+            " or tuning.cohort_size set lower in the run folder's run.toml"
+        ) from error
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -162,7 +170,7 @@ def _cut(visit: Visit) -> Visit:
 
 # in a worker -----------------------------------------------------------------------------------------------
 
-_base: Base
+_base: Base | ShepherdError
 _queue: Any
 
 
@@ -172,7 +180,11 @@ def _begin(parent: int, told: Any, threads: int, model: ModelTable, adapter: Ada
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     memory.keep_pages()
     memory.use_threads(threads)
-    _base, _queue = bases.load(model, adapter), told
+    _queue = told
+    try:
+        _base = bases.load(model, adapter)
+    except ShepherdError as error:  # said with the first job
+        _base = error
 
 
 def _end_with(parent: int) -> None:
@@ -187,4 +199,13 @@ def _ready() -> None:
 
 
 def _work(number: int, job: Job) -> list[Tuned]:
-    return _tuned(_base, job, lambda progress: _queue.put((number, progress)))
+    if isinstance(_base, ShepherdError):
+        raise _base
+    try:
+        return _tuned(_base, job, lambda progress: _queue.put((number, progress)))
+    except ShepherdError:
+        raise
+    except Exception as error:  # of an algorithm from outside, say, and it may not travel as it is
+        raise FederationError(
+            f"tuning failed in a worker ({type(error).__name__}: {error}); see where with tuning.workers = 1"
+        ) from None

@@ -192,7 +192,7 @@ def _rows_of(states: Tensor, start: int, stop: int) -> Tensor:
     return states[:, :, start:stop].flatten(1, 2)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _hidden(start: int, stop: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
     """0 where a query start .. stop - 1 sees a key 0 .. stop - 1, else -inf: (groups * block, stop)."""
     visible = _visible(stop, window, torch.device("cpu"))[start:]

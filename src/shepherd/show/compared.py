@@ -26,16 +26,17 @@ def compared(comparison: Row, stream: TextIO | None = None) -> None:
     if not names:
         console.print("Nothing is held out, so nothing can be compared; set data.holdout.")
         return
-    chief = names[0]
+    tested = {row["measure"] for row in comparison["differences"]}
+    chief = next((name for name in names if name in tested), names[0])
     console.print()
-    console.print(_table(comparison, arms, names))
+    console.print(_table(comparison, arms, names, chief))
     if chief == "right" and len(arms) <= COLUMNS:
         console.print(_categories(arms, chief))
     for sentence in _sentences(comparison, chief):
         console.print(Text(f"- {sentence}"))
 
 
-def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str]) -> Table:
+def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chief: str) -> Table:
     seeds = len(comparison["seeds"])
     asked = comparison["questions"] if names[0] != "loss" else comparison["loss_examples"]
     title = f"{asked:,} held-out questions, {seeds} seed{'s' * (seeds > 1)}; 95% intervals below each number"
@@ -43,12 +44,12 @@ def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str]) -> Table:
     table.add_column("arm", overflow="fold", min_width=12)
     for name in names:
         table.add_column(LABELS[name], justify="right", no_wrap=True)
-    table.add_column(f"federated\n/ arm, {_plain(names[0])}", justify="right", no_wrap=True)
+    table.add_column(f"federated\n/ arm, {_plain(chief)}", justify="right", no_wrap=True)
     table.add_column("Holm p", justify="right", no_wrap=True)
     for arm in arms:
         style = "bold" if arm["kind"] == "federated" else ""
         cells = [_interval(arm["measures"][name], *_unit(name)) for name in names]
-        row = _difference(comparison, arm["name"], names[0])
+        row = _difference(comparison, arm["name"], chief)
         relative = _relative(row["relative"]) if row else ""
         table.add_row(_named(arm), *cells, relative, _p(row["p_holm"]) if row else "", style=style)
     return table

@@ -1,0 +1,184 @@
+"""The judge over a comparison's arms, and over any two things that answer: on the real command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from shepherd import cli
+from shepherd.asking import generate
+from shepherd.compare.arms import Asked
+from shepherd.compare.comparing import compare
+from shepherd.compare.judging import judged
+from shepherd.errors import JudgeError
+from shepherd.model import files
+from shepherd.settings import JudgeTable
+from tests import runs
+from tests.judge.server import Judge, serving, shown
+from tests.model import bases
+
+KEY = "sk-test-never-written"
+
+
+@pytest.fixture(scope="module")
+def folder(llama_folder, tmp_path_factory) -> Path:
+    """A finished comparison of base, one client, all data, and federated."""
+    place = tmp_path_factory.mktemp("judged")
+    settings = runs.settings(
+        llama_folder,
+        runs.written(place / "rows.jsonl"),
+        place / "run",
+        adapter={"dropout": 0.0},
+        federation={"rounds": 1},
+        tuning={"max_steps": 2},
+        evaluation={"answers": 6, "max_new_tokens": 4},
+    )
+    compare(settings, Asked(locals=("client-1",)), say=lambda text: None)
+    return place / "run"
+
+
+@pytest.fixture
+def copied(folder, tmp_path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "run"))
+
+
+@pytest.fixture
+def serve(monkeypatch) -> Iterator[Callable[..., Judge]]:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ExitStack() as stack:
+        yield lambda rule: stack.enter_context(serving(Judge(rule)))
+
+
+def longer(prompt: str) -> str:
+    """The longer answer is the better one, wherever it stands."""
+    first, second = (len(text) for text in shown(prompt))
+    return f"It says more.\nVERDICT: {'tie' if first == second else 'first' if first > second else 'second'}"
+
+
+def shepherd(*words: object) -> Result:
+    return CliRunner().invoke(cli.main, [str(word) for word in words])
+
+
+def test_every_arm_is_judged_against_the_federated_one_and_paid_for_once(copied, serve) -> None:
+    server = serve(longer)
+    table = JudgeTable(model="judge-1", base_url=server.url)
+    said: list[str] = []
+    found = judged(copied, table, said.append)
+    assert found == json.loads((copied / "compare" / "comparison.json").read_text())
+    pairs = {(row["first"], row["second"]) for row in found["judge"]["rows"]}
+    assert pairs == {("federated", arm) for arm in ("base", "local-client-1", "centralised")}
+    assert found["judge"]["questions"] == 6
+    calls = server.calls
+    assert 0 < calls <= 3 * 6 * 2  # both orders; equal answers are a tie for nothing
+    assert judged(copied, table, said.append)["judge"] == {**found["judge"]}
+    assert server.calls == calls
+    assert KEY not in "".join(p.read_text(errors="replace") for p in copied.rglob("*") if p.is_file())
+
+
+def test_other_questions_are_answered_by_every_arm_once(copied, serve, tmp_path, monkeypatch) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"id": "a", "question": "w5 w6"}\n{"id": "b", "question": "w7 w8 w9"}\n')
+    server = serve(longer)
+    table = JudgeTable(model="judge-1", base_url=server.url, questions=str(questions))
+    judged(copied, table, lambda text: None)
+    (kept,) = (copied / "compare" / "answers").iterdir()
+    assert {path.name for path in kept.iterdir()} == {
+        f"{arm}.jsonl" for arm in ("base", "local-client-1", "centralised", "federated")
+    }
+    rows = [json.loads(line) for line in (kept / "federated.jsonl").read_text().splitlines()]
+    assert rows[0]["answer"] == generate(copied, "w5 w6")
+    monkeypatch.setattr("shepherd.compare.judging.load_base", None)  # nothing is answered again
+    judged(copied, table, lambda text: None)
+
+
+def answers(path: Path, *texts: str) -> Path:
+    rows = [{"question": str(i), "answer": text} for i, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def asked(path: Path, count: int) -> Path:
+    path.write_text("".join(json.dumps({"id": str(i), "question": f"Q{i}?"}) + "\n" for i in range(count)))
+    return path
+
+
+def test_two_answers_files_on_the_command_line(serve, tmp_path) -> None:
+    server = serve(longer)
+    one, two = (
+        answers(tmp_path / "one.jsonl", "a", "b", "long"),
+        answers(tmp_path / "two.jsonl", "aa", "bb", "c"),
+    )
+    words = ("judge", one, two, "--questions", asked(tmp_path / "q.jsonl", 3), "--model", "j", "--base-url")
+    result = shepherd(*words, server.url)
+    assert result.exit_code == 0, result.output
+    assert "one" in result.output
+    assert server.calls == 6
+    assert shepherd(*words, server.url).exit_code == 0
+    assert server.calls == 6
+
+
+def test_two_adapters_are_judged_from_one_base(copied, serve, tmp_path) -> None:
+    server = serve(longer)
+    seed = copied / "compare" / "seed-0"
+    result = shepherd(
+        "judge",
+        seed / "centralised",
+        copied,
+        "--questions",
+        "heldout",
+        "--model",
+        "j",
+        "--base-url",
+        server.url,
+    )
+    assert result.exit_code == 0, result.output
+    assert server.calls > 0
+
+
+def test_what_was_paid_for_stays_when_the_judge_talks_nonsense(copied, serve) -> None:
+    server = serve(lambda prompt: "I like both.")
+    with pytest.raises(JudgeError):
+        judged(copied, JudgeTable(model="judge-1", base_url=server.url), lambda text: None)
+    calls = server.calls
+    with pytest.raises(JudgeError):
+        judged(copied, JudgeTable(model="judge-1", base_url=server.url), lambda text: None)
+    assert server.calls == calls
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(copied, llama_folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    one, two = answers(tmp_path / "one.jsonl", "a"), answers(tmp_path / "two.jsonl", "b")
+    questions, empty = asked(tmp_path / "q.jsonl", 1), tmp_path / "empty.jsonl"
+    empty.write_text("")
+    other = bases.save(bases.CONFIGS["llama"], tmp_path / "other", seed=7)
+    base, foreign = bases.load(other, rank=2, alpha=16), tmp_path / "foreign"
+    files.write(foreign, bases.random_adapter(base, 1), base)
+    judge = ("--model", "j", "--base-url", "http://127.0.0.1:9/v1")
+    cases = {
+        ("judge", one, two, "--questions", questions, *judge): "OPENAI_API_KEY",
+        ("judge", one, two, "--questions", empty, *judge): "empty.jsonl",
+        ("judge", one, tmp_path / "none", "--questions", questions, *judge): "there is no",
+        ("judge", one, two, *judge): "name --questions FILE",
+        ("judge", one, two, "--questions", questions): "model",
+        ("judge", foreign, copied, "--questions", questions, *judge): "was made for another base",
+        ("judge", one, two, "--questions", questions, "protocol=guess", *judge): "judge's settings",
+        ("chat", tmp_path / "none"): "run",
+        ("report", tmp_path): "run",
+        ("watch", tmp_path): "run",
+        ("compare", tmp_path / "none.toml"): "cannot be read",
+        ("compare", copied / "run.toml", "--arm", "ffa"): "write",
+        ("compare", copied / "run.toml", "--local", "nobody"): "nobody",
+    }
+    for words, said in cases.items():
+        result = shepherd(*words)
+        assert result.exit_code == 2, (words, result.output, result.exception)
+        assert result.stderr.startswith("shepherd: "), result.stderr
+        assert said in result.stderr, (words, result.stderr)
+        assert "Traceback" not in result.output
