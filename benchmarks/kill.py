@@ -77,6 +77,7 @@ class Trial:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = common.parser(__doc__)
     parser.add_argument("--kills", type=int, default=20, help="default 20")
+    parser.add_argument("--workers", type=int, default=1, help="processes that tune (default 1)")
     parser.add_argument("--on", choices=setting.SETTINGS, help="default: world, else what there is")
     return common.run(parser.parse_args(arguments), measure, tables)
 
@@ -120,7 +121,8 @@ def _write(options: Namespace, scratch: Path) -> Path:
         "tuning": {
             "max_steps": steps,
             "batch_size": 8,
-            "cohort_size": 5,  # never measured, so that every run has the same
+            "cohort_size": -(-5 // options.workers),  # never measured, so that every run has the same
+            "workers": options.workers,
             **({"threads": options.threads} if options.threads else {}),
         },
         "evaluation": {"examples": 16, "answers": 8, "max_new_tokens": 8},
