@@ -26,7 +26,7 @@ from shepherd.errors import BaseError, CheckpointError, DataError, FolderError, 
 from shepherd.inspection import inspect_data
 from shepherd.model import files, layout, lora, score
 from shepherd.run import Run, open_run, resume
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, dump
 from tests import runs
 from tests.model import bases
 
@@ -271,6 +271,14 @@ def test_two_processes_cannot_hold_one_run(table) -> None:
         resume(run.folder)
     run.close()
     resume(run.folder).close()
+
+
+def test_a_run_file_that_no_run_has_written_is_no_run(table, tmp_path) -> None:
+    text = dump(table).replace("cohort_size = 2", 'cohort_size = "auto"')
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(FolderError, match="holds a run file that no run has written"):
+        resume(tmp_path)
+    assert not (tmp_path / "data").exists()
 
 
 def test_what_is_no_run_cannot_be_resumed(tmp_path) -> None:

@@ -21,7 +21,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, seed_for
 from shepherd.data.files import left_out
 from shepherd.data.template import prompt, stop_ids
-from shepherd.errors import SettingsError
+from shepherd.errors import FolderError, SettingsError
 from shepherd.evaluate import answers, loss
 from shepherd.federation.simulation import Progress, Simulation
 from shepherd.federation.workers import Workers
@@ -315,6 +315,11 @@ def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
 
 def _resumed(holder: RunFolder, say: Say) -> Run:
     settings = folder.read_settings(holder.path)
+    if settings.tuning.cohort_size == "auto":  # a run writes down what it chose
+        raise FolderError(
+            f"{holder.path} holds a run file that no run has written; give output=ANOTHER_FOLDER, or start it"
+            " with `shepherd run`"
+        )
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
     base = load_base(settings, say)
     for name, (then, now) in folder.changed_versions(holder.path).items():
