@@ -191,6 +191,7 @@ def train_apart(
             told = {name: update.metrics[name] for name in ("steps", "examples", "tokens", "loss")}
             since, began = perf_counter() - began, perf_counter()
             write_json(places[update.client] / TUNED, {**told, "asked": made, "seconds": since})
+            say(f"  {update.client} is tuned: {told['steps']} steps, {told['examples']:,} examples")
     finally:
         if workers:
             workers.close()
