@@ -9,12 +9,11 @@ from time import perf_counter
 from benchmarks.work import Measured, Work, peak_bytes
 from shepherd import plugins, select
 from shepherd.federation.simulation import Simulation
-from shepherd.federation.workers import Workers
+from shepherd.federation.workers import beside
 from shepherd.model import base as bases
 from shepherd.model import memory
 from shepherd.model.tune import micro_batch_tokens
 from shepherd.rounds import rounds, start
-from shepherd.settings import RunSettings
 
 
 def engine(work: Work) -> Callable[[Work], Measured]:
@@ -24,9 +23,9 @@ def engine(work: Work) -> Callable[[Work], Measured]:
     memory.use_threads(settings.tuning.threads)
     base = bases.load(settings.model, settings.adapter)
     plan = _plan(work, base)
-    beside = _workers(settings, plan)
-    if beside:  # a side ends when nobody asks it any more, and waits for its children
-        Finalize(None, beside.close, exitpriority=1)
+    workers = beside(plan.workers, settings.model, settings.adapter)
+    if workers:  # a side ends when nobody asks it any more, and waits for its children
+        Finalize(None, workers.close, exitpriority=1)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
 
     def visit_all(asked: Work) -> Measured:
@@ -39,7 +38,7 @@ def engine(work: Work) -> Callable[[Work], Measured]:
             federation=asked.settings.federation,
             seed=asked.settings.seed,
             cohort_size=plan.cohort_size,
-            workers=beside,
+            workers=workers,
         )
         began = perf_counter()
         state, report = next(
@@ -82,9 +81,3 @@ def _plan(work: Work, base: bases.Base) -> memory.Plan:
         workers=None if tuning.workers == "auto" else tuning.workers,
         cohort_size=None if tuning.cohort_size == "auto" else tuning.cohort_size,
     )
-
-
-def _workers(settings: RunSettings, plan: memory.Plan) -> Workers | None:
-    if plan.workers == 1:
-        return None
-    return Workers(plan.workers, max(1, memory.threads() // plan.workers), settings.model, settings.adapter)

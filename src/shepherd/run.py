@@ -24,7 +24,7 @@ from shepherd.data.template import prompt, stop_ids
 from shepherd.errors import FolderError, SettingsError
 from shepherd.evaluate import answers, loss
 from shepherd.federation.simulation import Progress, Simulation
-from shepherd.federation.workers import Workers
+from shepherd.federation.workers import Workers, beside
 from shepherd.folder import RunFolder
 from shepherd.loading import load_base, load_checkpoint, placed
 from shepherd.model import base as bases
@@ -385,10 +385,8 @@ def _visit_examples(settings: RunSettings, prepared: Prepared) -> float:
 def _workers(settings: RunSettings) -> Workers | None:
     """Processes to tune in, where the run was laid out for more than this one."""
     count = settings.tuning.workers
-    if count == "auto" or count == 1:  # "auto" stands in folders from before there were workers
-        return None
-    threads = max(1, memory.threads() // count)
-    return Workers(count, threads, placed(settings.model), settings.adapter)
+    # "auto" stands in folders from before there were workers
+    return beside(1 if count == "auto" else count, placed(settings.model), settings.adapter)
 
 
 def _what(prepared: Prepared, settings: RunSettings) -> str:

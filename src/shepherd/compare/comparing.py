@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from shepherd import folder, plugins, prepare
-from shepherd.asking import adapter_of
 from shepherd.compare import table
+from shepherd.compare.adapters import arm_adapter, digest
 from shepherd.compare.arms import BASE, FEDERATED, Arm, Asked, arms, variant
 from shepherd.compare.folders import (
     COMPARISON,
@@ -24,12 +24,10 @@ from shepherd.compare.folders import (
     write_json,
 )
 from shepherd.compare.scoring import questions, score_arms
-from shepherd.compare.training import Train, require_same, totals, train_apart, train_run
-from shepherd.core import Adapter
+from shepherd.compare.training import Train, totals, train_apart, train_run
 from shepherd.errors import SettingsError
 from shepherd.federation.simulation import Progress
 from shepherd.loading import load_base
-from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.run import Run
 from shepherd.settings import RunSettings, overridden
@@ -69,9 +67,7 @@ def compare(
     """
     run = Path(settings.output)
     _require_arms(settings, asked)
-    if folder.is_run(run):
-        require_same(settings, run)
-    elif asked.locals or asked.variants:  # a wrong name costs no training
+    if not folder.is_run(run) and (asked.locals or asked.variants):  # a wrong name costs no training
         arms(asked, sorted(prepare.divide(settings).clients))
     began = perf_counter()
     train_run(settings, train)
@@ -129,11 +125,8 @@ def _begun(run: Path, settings: RunSettings, asked: Asked, chosen: Sequence[Arm]
         for arm in chosen
     ]
     begun = {
-        "format": FORMAT,
+        **_head(settings, asked),
         "finished": False,
-        "match": asked.match,
-        "seeds": [settings.seed + number for number in range(asked.seeds)],
-        "against": FEDERATED,
         "arms": arms_,
         "differences": [],
         "says": [],
@@ -141,6 +134,15 @@ def _begun(run: Path, settings: RunSettings, asked: Asked, chosen: Sequence[Arm]
         "samples": [],
     }
     write_json(path, begun)
+
+
+def _head(settings: RunSettings, asked: Asked) -> Row:
+    return {
+        "format": FORMAT,
+        "match": asked.match,
+        "seeds": [settings.seed + number for number in range(asked.seeds)],
+        "against": FEDERATED,
+    }
 
 
 def _settings_of(settings: RunSettings, run: Path, arm: Arm, number: int) -> RunSettings:
@@ -174,9 +176,9 @@ def _tabled(
             settings,
             prepared,
             wanted,
-            {arm.name: partial(_adapter, run, number, arm, base) for arm in todo},
+            {arm.name: partial(arm_adapter, run, number, arm, base) for arm in todo},
             {arm.name: scores_file(run, number, arm) for arm in todo},
-            {arm.name: _digest(run, number, arm) for arm in todo},
+            {arm.name: digest(run, number, arm) for arm in todo},
             say,
         )
     scores = {arm.name: _scores(run, arm, asked.seeds) for arm in chosen}
@@ -184,11 +186,8 @@ def _tabled(
     rows = table.differences(measures)
     kept = read_json(compare_folder(run) / COMPARISON) or {}
     made = {
-        "format": FORMAT,
+        **_head(settings, asked),
         "finished": True,
-        "match": asked.match,
-        "seeds": [settings.seed + number for number in range(asked.seeds)],
-        "against": FEDERATED,
         "questions": len(wanted.answers),
         "loss_examples": len(wanted.losses),
         "seconds": perf_counter() - began,
@@ -205,27 +204,6 @@ def _tabled(
     return made
 
 
-def _adapter(run: Path, number: int, arm: Arm, base: Base) -> Adapter | None:
-    """Of a trained arm; None is the base alone."""
-    path = arm_folder(run, number, arm)
-    match arm.kind:
-        case "base":
-            return None
-        case "federated" | "variant":
-            return adapter_of(path, base)
-        case _:
-            return files.read(path, base)
-
-
-def _digest(run: Path, number: int, arm: Arm) -> str:
-    """Of the arm's adapter file: scores are those of these weights and no others."""
-    if arm.name == BASE:
-        return BASE
-    path = arm_folder(run, number, arm)
-    inside = path / "adapter" if arm.kind in ("federated", "variant") else path
-    return hashlib.sha256((inside / files.WEIGHTS).read_bytes()).hexdigest()[:16]
-
-
 def _scores(run: Path, arm: Arm, seeds: int) -> list[Mapping[str, Any]]:
     found = [read_json(scores_file(run, n, arm)) for n in range(1 if arm.name == BASE else seeds)]
     return [each for each in found if each is not None]
@@ -237,13 +215,7 @@ def _told(run: Path, arm: Arm) -> Row | None:
         case "base":
             return None
         case "federated" | "variant":
-            done = totals(arm_folder(run, 0, arm))
-            return {
-                "steps": done.steps,
-                "examples": done.examples,
-                "tokens": done.tokens,
-                "seconds": done.seconds,
-            }
+            return asdict(totals(arm_folder(run, 0, arm)))
         case _:
             tuned = read_json(arm_folder(run, 0, arm) / TUNED) or {}
             return {name: tuned.get(name) for name in ("steps", "examples", "tokens", "seconds")}

@@ -9,10 +9,10 @@ from typing import Any
 
 from shepherd import folder, prepare
 from shepherd.asking import adapter_of
+from shepherd.compare.adapters import arm_adapter
 from shepherd.compare.arms import FEDERATED, Arm
 from shepherd.compare.folders import (
     COMPARISON,
-    arm_folder,
     compare_folder,
     read_json,
     scores_file,
@@ -106,19 +106,9 @@ def _written(run: Path, arms: Sequence[Arm], asked: Sequence[Question], say: Say
         at.mkdir(parents=True, exist_ok=True)
         for arm in todo:
             say(f"{arm.name} answers {len(asked)} questions")
-            (texts,) = _texts(base, settings, [_adapter(run, arm, base)], asked)
+            (texts,) = _texts(base, settings, [arm_adapter(run, 0, arm, base)], asked)
             answers_files.write(places[arm.name], Answers(name=arm.name, texts=texts))
     return {name: answers_files.read(path, name) for name, path in places.items()}
-
-
-def _adapter(run: Path, arm: Arm, base: Base) -> Adapter | None:
-    match arm.kind:
-        case "base":
-            return None
-        case "federated" | "variant":
-            return adapter_of(arm_folder(run, 0, arm), base)
-        case _:
-            return files.read(arm_folder(run, 0, arm), base)
 
 
 def _texts(

@@ -97,7 +97,7 @@ def _losses(
     """Each arm's summed loss on each question, in nats."""
     if not asked.losses:
         return [[] for _ in adapters]
-    zero = Adapter({name: np.zeros(shape) for name, shape in base.shapes.items()})
+    zero = base.zero
     data = prepared.heldout.take(asked.losses)
     micro_batch = tune.micro_batch_tokens(settings.tuning, base.device)
     sums = score.losses(base, [adapter or zero for adapter in adapters], data, micro_batch=micro_batch)

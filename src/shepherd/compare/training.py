@@ -22,7 +22,7 @@ from shepherd.core import Adapter, Broadcast, Failure, chain, seed_for
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
 from shepherd.federation.simulation import Progress, Simulation
-from shepherd.federation.workers import Workers
+from shepherd.federation.workers import beside
 from shepherd.loading import placed
 from shepherd.model import files, lora, memory
 from shepherd.model.base import Base
@@ -156,13 +156,7 @@ def train_apart(
     datasets = {arm.name: _data(arm, prepared) for arm in todo}
     table = _table(settings.tuning, length)
     laid = _plan(base, datasets, table, length)
-    workers = (
-        Workers(
-            laid.workers, max(1, memory.threads() // laid.workers), placed(settings.model), settings.adapter
-        )
-        if laid.workers > 1
-        else None
-    )
+    workers = beside(laid.workers, placed(settings.model), settings.adapter)
     simulation = Simulation(
         base=base,
         datasets=datasets,

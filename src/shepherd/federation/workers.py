@@ -148,6 +148,11 @@ def _told_of_death() -> Iterator[None]:
         ) from error
 
 
+def beside(count: int, model: ModelTable, adapter: AdapterTable) -> Workers | None:
+    """So many workers, each with its part of this process's threads; None where this process is enough."""
+    return Workers(count, max(1, memory.threads() // count), model, adapter) if count > 1 else None
+
+
 def _environment(threads: int) -> dict[str, str]:
     tunables = [own for own in (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES) if own]
     return {

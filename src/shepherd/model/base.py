@@ -50,6 +50,11 @@ class Base:
         """Names and shapes of this base's adapters."""
         return lora.shapes(self.sites, self.adapter.rank)
 
+    @property
+    def zero(self) -> Adapter:
+        """The adapter that changes nothing: the base alone, where an adapter is wanted."""
+        return Adapter({name: np.zeros(shape) for name, shape in self.shapes.items()})
+
 
 def load(model: ModelTable, adapter: AdapterTable, name: str = "") -> Base:
     """Load `model.base`, a folder or a Hugging Face id, and put an adapted layer at every target.

@@ -131,7 +131,7 @@ def answer(
 
 def _stack(base: Base, adapters: Sequence[Adapter | None]) -> Mapping[str, Tensor]:
     """The adapters as one stack; a zero adapter is the base alone."""
-    zero = Adapter({name: np.zeros(shape) for name, shape in base.shapes.items()})
+    zero = base.zero
     return lora.stacked([adapter or zero for adapter in adapters], base.device)
 
 

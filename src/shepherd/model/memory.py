@@ -12,7 +12,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from shepherd.core import Adapter
 from shepherd.model import layout, lora, stack
 from shepherd.model.attention import PACKED
 from shepherd.model.base import Base, attending, hidden_states
@@ -144,8 +143,7 @@ def bytes_per_token(base: Base, tokens: int = 64) -> int:
         return tensor
 
     weights = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
-    zero = Adapter({name: np.zeros(shape) for name, shape in base.shapes.items()})
-    cohort = stack.build(zero, lambda name: True, 1, base.device)
+    cohort = stack.build(base.zero, lambda name: True, 1, base.device)
     lora.hang(base.model, base.sites, cohort.all)
     plan = layout.packed([tokens], [layout.Segment(adapter=0, start=0, stop=tokens)], base.device)
     places = torch.arange(tokens, device=base.device)

@@ -1,0 +1,34 @@
+"""The adapter of an arm, and what tells it from another one."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from shepherd.asking import adapter_of
+from shepherd.compare.arms import BASE, Arm
+from shepherd.compare.folders import arm_folder
+from shepherd.core import Adapter
+from shepherd.model import files
+from shepherd.model.base import Base
+
+
+def arm_adapter(run: Path, number: int, arm: Arm, base: Base) -> Adapter | None:
+    """Of a trained arm; None is the base alone."""
+    path = arm_folder(run, number, arm)
+    match arm.kind:
+        case "base":
+            return None
+        case "federated" | "variant":
+            return adapter_of(path, base)
+        case _:
+            return files.read(path, base)
+
+
+def digest(run: Path, number: int, arm: Arm) -> str:
+    """Of the arm's adapter file: scores are those of these weights and no others."""
+    if arm.name == BASE:
+        return BASE
+    path = arm_folder(run, number, arm)
+    inside = path / "adapter" if arm.kind in ("federated", "variant") else path
+    return hashlib.sha256((inside / files.WEIGHTS).read_bytes()).hexdigest()[:16]
