@@ -12,6 +12,8 @@ ShepherdError            anything a person can mend; the command line prints it 
  · FederationError       a round that could not be finished
    · QuorumNotMet        too few clients answered
  · JudgeError            the judge: no key, out of reach, or replies that cannot be read
+ · SilosError            a federation of silos: its kits, certificates, server, sites and processes
+   · OutOfReach          the server cannot be reached now; trying again may help
  · StatisticsError       scores that no statistic can be made of: none, of differing shapes, or not finite
  · UpdateRefused         one update that failed its checks; counted as a failure, never raised to the top
 """
@@ -59,6 +61,14 @@ class FederationError(ShepherdError):
 
 class QuorumNotMet(FederationError):
     """Fewer clients answered than the run file asks for."""
+
+
+class SilosError(ShepherdError):
+    """A kit, a certificate, a name or a process of a federation of silos is not as it must be."""
+
+
+class OutOfReach(SilosError):
+    """The server cannot be reached now; it may be later, with the same kit."""
 
 
 class StatisticsError(ShepherdError):
