@@ -33,6 +33,7 @@ from shepherd.errors import CheckpointError, FolderError
 
 FORMAT = 1
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
+FILES = (TENSORS, STATE, SUMS)
 UNFINISHED = ".unfinished-"
 """How the folders begin that are being written or deleted; the next save sweeps what a kill left."""
 

@@ -65,46 +65,54 @@ class RunFolder:
         return write_atomic(self.path / name, text)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one finished round to the log, and see it on the disk before returning.
-
-        Raises:
-            FolderError: the disk is full or the folder has gone; the log then holds no part of the row.
-        """
-        with mending(self.path), open(self.path / LOG, "ab", buffering=0) as log:
-            before = os.fstat(log.fileno()).st_size
-            try:
-                _write_all(log.fileno(), _line(row))
-            except OSError:
-                os.ftruncate(log.fileno(), before)
-                raise
-            os.fsync(log.fileno())
+        """Add one finished round to the log; see `append`."""
+        append(self.path, row)
 
     def reconcile(self, upto_round: int, row: Mapping[str, Any] | None = None) -> list[Row]:
-        """Make the log agree with the checkpoint of round `upto_round`, and return its rows.
-
-        A torn last line and the rows after the checkpoint are cut, since those rounds are run again;
-        `row`, which the checkpoint carries, is added where the log lacks it. So each finished round is
-        there exactly once, whichever of the two was written last before the process died.
-
-        Raises:
-            FolderError: a line inside the log is unreadable, or the disk is full.
-        """
-        with mending(self.path):
-            old = (self.path / LOG).read_bytes() if (self.path / LOG).exists() else b""
-            kept = {
-                r["round"]: r for r in reversed(_parsed(old, self.path / LOG)) if r["round"] <= upto_round
-            }
-            if row is not None and row["round"] not in kept:
-                kept[row["round"]] = json.loads(_line(row))
-            rows = [kept[number] for number in sorted(kept)]
-            new = b"".join(_line(r) for r in rows)
-            if new != old:
-                write_atomic(self.path / LOG, new)
-            return rows
+        """Make the log agree with the checkpoint of round `upto_round`; see `reconciled`."""
+        return reconciled(self.path, upto_round, row)
 
     def close(self) -> None:
         """Give the folder back. The lock also goes with the process, however it ends."""
         os.close(self.lock)
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one finished round to the log in a folder, and see it on the disk before returning.
+
+    Raises:
+        FolderError: the disk is full or the folder has gone; the log then holds no part of the row.
+    """
+    with mending(path), open(path / LOG, "ab", buffering=0) as log:
+        before = os.fstat(log.fileno()).st_size
+        try:
+            _write_all(log.fileno(), _line(row))
+        except OSError:
+            os.ftruncate(log.fileno(), before)
+            raise
+        os.fsync(log.fileno())
+
+
+def reconciled(path: Path, upto_round: int, row: Mapping[str, Any] | None = None) -> list[Row]:
+    """Make the log in a folder agree with the checkpoint of round `upto_round`, and return its rows.
+
+    A torn last line and the rows after the checkpoint are cut, since those rounds are run again;
+    `row`, which the checkpoint carries, is added where the log lacks it. So each finished round is
+    there exactly once, whichever of the two was written last before the process died.
+
+    Raises:
+        FolderError: a line inside the log is unreadable, or the disk is full.
+    """
+    with mending(path):
+        old = (path / LOG).read_bytes() if (path / LOG).exists() else b""
+        kept = {r["round"]: r for r in reversed(_parsed(old, path / LOG)) if r["round"] <= upto_round}
+        if row is not None and row["round"] not in kept:
+            kept[row["round"]] = json.loads(_line(row))
+        rows = [kept[number] for number in sorted(kept)]
+        new = b"".join(_line(r) for r in rows)
+        if new != old:
+            write_atomic(path / LOG, new)
+        return rows
 
 
 def create(path: str | Path, settings: RunSettings) -> RunFolder:

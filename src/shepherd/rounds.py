@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,36 @@ class RoundReport:
     """Waiting for the clients: their training, in one process."""
     seconds: float
     """The whole round."""
+
+
+def report_row(report: RoundReport) -> dict[str, Any]:
+    """A round's report as it stands in rounds.jsonl: no tensor, no text of any example.
+
+    A client whose owner keeps its metrics back counts nowhere but in the weights.
+    """
+    total = sum(report.weights.values())
+    metrics = report.metrics
+    losses = {client: each["loss"] for client, each in metrics.items() if "loss" in each}
+    trained = {client: metrics[client].get("trained_tokens", 0.0) for client in losses}
+    tokens = sum(trained.values())
+    return {
+        "round": report.round,
+        "cohort": list(report.cohort),
+        "weights": {client: weight / total for client, weight in report.weights.items()},
+        "loss": sum(losses[client] * trained[client] for client in losses) / tokens if tokens else None,
+        "losses": losses,
+        "failures": dict(report.failures),
+        "bytes_down": report.bytes_down,
+        "bytes_up": report.bytes_up,
+        "gap": report.gap,
+        "examples": _sum(metrics, "examples"),
+        "steps": _sum(metrics, "steps"),
+        "tokens": {"seen": _sum(metrics, "tokens"), "trained": _sum(metrics, "trained_tokens")},
+    }
+
+
+def _sum(metrics: Mapping[str, Mapping[str, float]], name: str) -> int:
+    return int(sum(each.get(name, 0) for each in metrics.values()))
 
 
 def start(algorithm: Algorithm, transform: Transform, adapter: Adapter) -> ServerState:

@@ -31,7 +31,7 @@ from shepherd.model import base as bases
 from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
 from shepherd.prepare import Prepared
-from shepherd.rounds import RoundReport, rounds, start
+from shepherd.rounds import RoundReport, report_row, rounds, start
 from shepherd.settings import RunSettings, TuningTable
 
 Row = dict[str, Any]
@@ -220,33 +220,6 @@ class Run:
             data=self.prepared.summary,
             clients={name: len(data) for name, data in self.prepared.clients.items()},
         )
-
-
-def report_row(report: RoundReport) -> Row:
-    """A round's report as it stands in rounds.jsonl: no tensor, no text of any example."""
-    total = sum(report.weights.values())
-    metrics = report.metrics
-    trained = {client: each["trained_tokens"] for client, each in metrics.items()}
-    losses = {client: each["loss"] for client, each in metrics.items()}
-    weighed = sum(losses[client] * trained[client] for client in losses)
-    return {
-        "round": report.round,
-        "cohort": list(report.cohort),
-        "weights": {client: weight / total for client, weight in report.weights.items()},
-        "loss": weighed / sum(trained.values()) if trained else None,
-        "losses": losses,
-        "failures": dict(report.failures),
-        "bytes_down": report.bytes_down,
-        "bytes_up": report.bytes_up,
-        "gap": report.gap,
-        "examples": _sum(metrics, "examples"),
-        "steps": _sum(metrics, "steps"),
-        "tokens": {"seen": _sum(metrics, "tokens"), "trained": _sum(metrics, "trained_tokens")},
-    }
-
-
-def _sum(metrics: Mapping[str, Mapping[str, float]], name: str) -> int:
-    return int(sum(each[name] for each in metrics.values()))
 
 
 def open_run(settings: RunSettings, say: Say = _quiet, prepared: Prepared | None = None) -> Run:

@@ -146,6 +146,12 @@ class FederationTable(Table):
     """What a client's update counts for in the mean: examples trained, tokens trained, or one each."""
     quorum: PositiveShare = 0.5
     """The share of the cohort that must give a usable update, or the round is not finished."""
+    sites: tuple[str, ...] = ()
+    """Over silos, the clients by name; the default is every site that is connected at the start."""
+    deadline: PositiveFloat = 3600.0
+    """Over silos, the seconds in which a site has to answer."""
+    wave: PositiveInt = 4
+    """Over silos, how many sites are asked at once: the server's memory holds so many updates."""
 
     @model_validator(mode="after")
     def _size_counts_once(self) -> Self:

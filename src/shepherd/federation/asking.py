@@ -1,0 +1,150 @@
+"""Clients that are sites behind a network: requests go out in waves, answers come in the cohort's order.
+
+Knows no engine: a `Post` carries the bytes. A wave bounds the server's memory, since at most so many
+updates are held; the cohort's order makes the mean the same bits as in one process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Update
+from shepherd.errors import WireError
+from shepherd.federation import wire
+from shepherd.federation.wire import Joined, Request, Scores
+
+Reply = Update | Failure | Joined | Scores
+Text = Callable[[str], None]
+
+
+class Post(Protocol):
+    """What carries requests to sites and answers back."""
+
+    def present(self) -> Sequence[str]:
+        """The sites that can be asked now."""
+
+    def ask(self, message: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
+        """Send to each of the sites; yield (site, answer) as they come, each site at most once.
+
+        Ends when all have answered, when those that have not are gone, or after `seconds`.
+        """
+
+    def late(self) -> int:
+        """Answers that came after their time, so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What every request of a run says, whoever is asked."""
+
+    run: str
+    base: str
+    """Digest of the base."""
+    version: str
+    settings: Mapping[str, object]
+    """The tables of the run file that travel."""
+    deadline: float
+    """Seconds."""
+    wave: int
+    """Sites asked at once."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Silos:
+    """A Federation whose clients are sites. `examples` is what each said it holds, where it may say so."""
+
+    post: Post
+    terms: Terms
+    sites: Sequence[str]
+    heard: Callable[[Reply], None] = lambda reply: None
+    """Hears every answer as it is taken."""
+    examples: dict[str, int] = field(default_factory=dict)
+
+    def clients(self) -> Sequence[ClientInfo]:
+        """Every site of the run, by name, also those that are away: a run's cohorts must not depend on it."""
+        return [ClientInfo(name=name, examples=self.examples.get(name, 0)) for name in sorted(self.sites)]
+
+    def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
+        """Have the cohort train; a site that is away, late, or answers nonsense is a Failure."""
+        request = self._request("train", broadcast.round, broadcast, len(cohort))
+        for reply in self._asked(request, cohort):
+            yield reply if isinstance(reply, Update | Failure) else _beside(reply)
+
+    def join(self, round: int) -> list[Joined | Failure]:
+        """Have every site that is there load its base and its data."""
+        request = self._request("join", round, None, len(self.sites))
+        here = set(self.post.present())
+        replies = list(self._asked(request, [site for site in sorted(self.sites) if site in here]))
+        joined = [reply for reply in replies if isinstance(reply, Joined)]
+        self.examples.update({reply.client: reply.examples for reply in joined})
+        return [reply if isinstance(reply, Joined | Failure) else _beside(reply) for reply in replies]
+
+    def score(self, round: int, adapter: Adapter) -> list[Scores | Failure]:
+        """Have every site that is there score the adapter on the examples that it holds out."""
+        broadcast = Broadcast(round=round, adapter=adapter, seed=0)
+        request = self._request("score", round, broadcast, len(self.sites))
+        here = set(self.post.present())
+        replies = self._asked(request, [site for site in sorted(self.sites) if site in here])
+        return [reply if isinstance(reply, Scores | Failure) else _beside(reply) for reply in replies]
+
+    def _request(self, kind: wire.Kind, round: int, broadcast: Broadcast | None, cohort: int) -> Request:
+        terms = self.terms
+        return Request(
+            kind=kind,
+            run=terms.run,
+            id=wire.request_id(terms.run, kind, round, broadcast),
+            round=round,
+            deadline=terms.deadline,
+            sent=0.0,
+            version=terms.version,
+            cohort=cohort,
+            base=terms.base,
+            settings=terms.settings,
+            broadcast=broadcast,
+        )
+
+    def _asked(self, request: Request, sites: Sequence[str]) -> Iterator[Reply]:
+        for start in range(0, len(sites), self.terms.wave):
+            yield from self._wave(request, sites[start : start + self.terms.wave])
+
+    def _wave(self, request: Request, wave: Sequence[str]) -> Iterator[Reply]:
+        # encoded for each wave: the time in it is what a site compares its clock with
+        message = wire.encode_request(replace(request, sent=time.time()))
+        present = set(self.post.present())
+        here = [site for site in wave if site in present]
+        coming = iter(self.post.ask(message, here, request.deadline) if here else ())
+        came: dict[str, bytes] = {}
+        for site in wave:
+            while site in here and site not in came:
+                arrived = next(coming, None)
+                if arrived is None:
+                    break
+                came[arrived[0]] = arrived[1]
+            # popped, so that no more than the answers that wait for their turn are held
+            reply = self._read(site, came.pop(site, None), site in present, request)
+            self.heard(reply)
+            yield reply
+
+    def _read(self, site: str, answer: bytes | None, present: bool, request: Request) -> Reply:
+        if not present:
+            return Failure(client=site, reason="it is not connected; start `shepherd silos site` there")
+        if answer is None:
+            return Failure(
+                client=site,
+                reason=f"it gave no answer within {request.deadline:g} s; see its log, or raise"
+                " federation.deadline",
+            )
+        try:
+            reply = wire.decode_reply(answer)
+        except WireError as error:
+            return Failure(client=site, reason=f"its answer cannot be read ({error})")
+        if reply.client != site:  # who it is, the certificate says; an answer cannot
+            return Failure(client=site, reason=f"it answered in the name of {reply.client!r}; check its kit")
+        return reply
+
+
+def _beside(reply: Reply) -> Failure:
+    return Failure(client=reply.client, reason="it answered another question; install the server's version")

@@ -1,0 +1,346 @@
+"""A run at the server: the round loop over sites, kept on the server's disk, and told to whoever asks.
+
+Knows no engine. The folder of a run at the server:
+
+RUN_ID/
+  .lock           held by the one process that goes through the rounds
+  rounds.jsonl    one line a finished round
+  checkpoints/    the last server states
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from shepherd import checkpoint, folder, plugins, select
+from shepherd.checkpoint import Checkpoint
+from shepherd.core import Adapter, Failure, ServerState, Update
+from shepherd.data import cursor
+from shepherd.errors import FederationError, FolderError, ShepherdError
+from shepherd.federation.asking import Post, Reply, Silos, Terms
+from shepherd.federation.wire import Scores
+from shepherd.rounds import RoundReport, report_row, rounds
+from shepherd.settings import RunSettings, parse
+
+Row = dict[str, Any]
+CHUNK = 3 * 2**20
+"""Bytes of a checkpoint in one answer to the coordinator, before base64."""
+TAKEOVER = 90.0
+"""Seconds to wait for a server process that lost its parent to let go of the run."""
+TRAVELLING = ("seed", "model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
+"""Tables of the run file that a site is told."""
+TRAVELLING_DATA = ("template", "holdout", "max_tokens", "seed")
+"""Keys of [data] that a site is told: how to render, and never where from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a job brings to the server: all of it plain, and no secret in it."""
+
+    run: str
+    base: str
+    """Digest of the base's files."""
+    fingerprint: str
+    """Of the base in memory, as checkpoints carry it."""
+    version: str
+    sites: tuple[str, ...]
+    settings: Mapping[str, Any]
+    """The run file."""
+
+    def text(self) -> str:
+        """JSON; `order` reads it back."""
+        return json.dumps(
+            {
+                "run": self.run,
+                "base": self.base,
+                "fingerprint": self.fingerprint,
+                "version": self.version,
+                "sites": list(self.sites),
+                "settings": self.settings,
+            },
+            indent=1,
+        )
+
+
+def order(text: str) -> Order:
+    """Read an order.
+
+    Raises:
+        FederationError: it is no order.
+    """
+    try:
+        plain = json.loads(text)
+        return Order(**{**plain, "sites": tuple(plain["sites"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise FederationError(f"the job's order cannot be read ({error}); submit it anew") from error
+
+
+def travelling(settings: RunSettings) -> dict[str, Any]:
+    """What a site is told of the run file: nothing of the coordinator's paths but the base's name."""
+    plain = settings.model_dump(mode="json", exclude_none=True)
+    data = {key: plain["data"][key] for key in TRAVELLING_DATA if key in plain["data"]}
+    if settings.tuning.clip_norm is None:
+        plain["tuning"]["clip_norm"] = False
+    return {**{key: plain[key] for key in TRAVELLING}, "data": {"source": "the site's own", **data}}
+
+
+@dataclass(slots=True)
+class Service:
+    """One job's share of a run: from the last finished round to the last one, or as far as it comes."""
+
+    order: Order
+    home: Path
+    """Of the run, at the server."""
+    given: Path | None
+    """The coordinator's last checkpoint, that came with the job; used where it is the later one."""
+    post: Post
+    settings: RunSettings = field(init=False)
+    silos: Silos = field(init=False)
+    _book: _Book = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.settings = parse(self.order.settings, "the run file of the job")
+        federation = self.settings.federation
+        terms = Terms(
+            run=self.order.run,
+            base=self.order.base,
+            version=self.order.version,
+            settings=travelling(self.settings),
+            deadline=federation.deadline,
+            wave=federation.wave,
+        )
+        self._book = _Book(rounds=federation.rounds)
+        self.silos = Silos(post=self.post, terms=terms, sites=self.order.sites, heard=self._book.heard)
+
+    def run(self) -> None:
+        """Go through the rounds; what comes of it is in `told`, also where it cannot go on."""
+        try:
+            with _held(self.home):
+                self._rounds()
+            self._book.end({"finished": True})
+        except ShepherdError as error:
+            self._book.end({"error": str(error), "kind": type(error).__name__})
+
+    def told(self, asked: Mapping[str, Any]) -> Row:
+        """What the coordinator is told when it asks; safe from any thread.
+
+        Args:
+            asked: `rows` and `said`, how many of each it has; `state`, None or {"round", "offset"}, which
+                part of which checkpoint it wants.
+        """
+        answer = self._book.told(int(asked.get("rows", 0)), int(asked.get("said", 0)))
+        wanted = asked.get("state")
+        return {**answer, "state": self._part(wanted) if wanted else None}
+
+    def _rounds(self) -> None:
+        state, rows = self._opened()
+        self._book.open(rows)
+        for reply in self.silos.join(state.round):
+            if isinstance(reply, Failure):
+                self._book.say(f"{reply.client}: {reply.reason}")
+        if not rows:
+            self._log({"round": 0, **self._scored(state)})
+        taken = dict(rows[-1].get("taken", {})) if rows else {}
+        late = self.post.late()
+        for after, report in self._going(state):
+            taken = _taken(taken, report)
+            row = self._row(after, report, taken)
+            row["late"] = self.post.late() - late
+            late = self.post.late()
+            saved = Checkpoint(state=after, notes=self._notes(row))
+            checkpoint.save(self.home / "checkpoints", saved, keep=self.settings.checkpoints.keep)
+            self._log(row)
+
+    def _going(self, state: ServerState) -> Iterator[tuple[ServerState, RoundReport]]:
+        return rounds(
+            plugins.algorithm(self.settings.algorithm),
+            self.silos,
+            plugins.transform(self.settings.transforms),
+            state,
+            until=self.settings.federation.rounds,
+            select=select.selector(self.settings.federation),
+            quorum=self.settings.federation.quorum,
+            seed=self.settings.seed,
+        )
+
+    def _opened(self) -> tuple[ServerState, list[Row]]:
+        """The later of the two checkpoints, with the log that belongs to it."""
+        mine = checkpoint.latest(self.home / "checkpoints")
+        found = [checkpoint.load(path) for path in (mine, self.given) if path]
+        if not found:
+            raise FolderError(f"{self.home} holds no checkpoint and the job brought none; submit it anew")
+        last = max(found, key=lambda saved: saved.state.round)
+        return last.state, folder.reconciled(self.home, last.state.round, last.notes.get("row"))
+
+    def _notes(self, row: Row) -> Row:
+        return {"positions": row["taken"], "row": row, "base": self.order.fingerprint}
+
+    def _row(self, state: ServerState, report: RoundReport, taken: Mapping[str, int]) -> Row:
+        began = time.perf_counter()
+        due = state.round % self.settings.evaluation.every == 0
+        scored = self._scored(state) if due or state.round == self.settings.federation.rounds else {}
+        scoring = time.perf_counter() - began
+        held = self.silos.examples
+        return {
+            **report_row(report),
+            **scored,
+            "taken": dict(taken),
+            "coverage": {site: cursor.coverage(held[site], taken.get(site, 0)) for site in sorted(held)},
+            "seconds": {
+                "round": report.seconds + scoring,
+                "tuning": report.federation_seconds,
+                "scoring": scoring,
+                # of the slowest site, as it says itself: the rest of the round is the way there and back
+                "slowest": max((m.get("seconds", 0.0) for m in report.metrics.values()), default=0.0),
+            },
+        }
+
+    def _scored(self, state: ServerState) -> Row:
+        """Held-out loss over the sites that may tell theirs."""
+        if not self.settings.data.holdout:
+            return {}
+        replies = self.silos.score(state.round, state.adapter)
+        scores = [reply for reply in replies if isinstance(reply, Scores)]
+        return {"heldout": _pooled(scores)} if any(score.categories for score in scores) else {}
+
+    def _log(self, row: Row) -> None:
+        folder.append(self.home, row)
+        self._book.row(row)
+
+    def _part(self, wanted: Mapping[str, Any]) -> Row | None:
+        """A piece of a checkpoint's files, one after the other, in base64."""
+        place = self.home / "checkpoints" / f"round-{int(wanted['round']):05d}"
+        name, offset = str(wanted["file"]), int(wanted["offset"])
+        if name not in checkpoint.FILES:
+            return None
+        try:
+            with open(place / name, "rb") as file:
+                file.seek(offset)
+                data = file.read(CHUNK)
+                return {"of": os.fstat(file.fileno()).st_size, "data": base64.b64encode(data).decode()}
+        except OSError:  # an older round's, deleted by now
+            return None
+
+
+@dataclass(slots=True)
+class _Book:
+    """What has happened so far, for the coordinator: written by the rounds, read by another thread."""
+
+    rounds: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    rows: list[Row] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    outcome: Row | None = None
+    opened: bool = False
+    came: list[Reply] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def open(self, rows: Sequence[Row]) -> None:
+        with self.lock:
+            self.rows, self.opened = list(rows), True
+
+    def row(self, row: Row) -> None:
+        with self.lock:
+            self.rows.append(row)
+            self.came, self.began = [], time.perf_counter()
+
+    def say(self, line: str) -> None:
+        with self.lock:
+            self.said.append(line)
+
+    def end(self, outcome: Row) -> None:
+        with self.lock:
+            self.outcome = outcome
+
+    def heard(self, reply: Reply) -> None:
+        if isinstance(reply, Update | Failure):
+            with self.lock:
+                # without the tensors: they belong to the round
+                bare = replace(reply, delta=Adapter(), extra=Adapter()) if isinstance(reply, Update) else reply
+                self.came.append(bare)
+
+    def told(self, rows: int, said: int) -> Row:
+        with self.lock:
+            return {
+                "opened": self.opened,
+                "round": self.rows[-1]["round"] if self.rows else 0,
+                "count": len(self.rows),
+                "rows": self.rows[rows:],
+                "said": self.said[said:],
+                "progress": self._progress(),
+                "outcome": self.outcome,
+            }
+
+    def _progress(self) -> Row:
+        metrics = [reply.metrics for reply in self.came if isinstance(reply, Update)]
+        tokens = sum(each.get("tokens", 0.0) for each in metrics)
+        return {
+            "round": (self.rows[-1]["round"] if self.rows else 0) + 1,
+            "rounds": self.rounds,
+            "clients_done": len(self.came),
+            "tokens": int(tokens),
+            "loss": sum(m.get("loss", 0.0) * m.get("tokens", 0.0) for m in metrics) / max(1.0, tokens),
+            "seconds": time.perf_counter() - self.began,
+        }
+
+
+def _taken(before: Mapping[str, int], report: RoundReport) -> dict[str, int]:
+    """Examples that each site has trained on, over all rounds, as far as it may say."""
+    new = {site: int(metrics.get("examples", 0)) for site, metrics in report.metrics.items()}
+    return {site: before.get(site, 0) + new.get(site, 0) for site in sorted({*before, *new})}
+
+
+def _pooled(scores: Sequence[Scores]) -> Row:
+    """Held-out losses of several sites as one row: a category's is over its tokens at all of them."""
+    sums: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    for score in scores:
+        for category, (nats, count) in score.categories.items():
+            sums[category] = sums.get(category, 0.0) + nats
+            tokens[category] = tokens.get(category, 0) + count
+    category = {name: sums[name] / tokens[name] for name in sorted(sums) if tokens[name]}
+    return {
+        "loss": sum(category.values()) / len(category),
+        "category": category,
+        "client": {score.client: _mean(score) for score in scores if score.categories},
+    }
+
+
+def _mean(score: Scores) -> float:
+    pairs = list(score.categories.values())
+    return sum(nats for nats, _ in pairs) / sum(count for _, count in pairs)
+
+
+@contextmanager
+def _held(home: Path) -> Iterator[None]:
+    """Let one process at a time go through the rounds: a job that lost its parent lives on for a while."""
+    with folder.mending(home):
+        home.mkdir(parents=True, exist_ok=True)
+        handle = os.open(home / folder.LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        _wait_for(handle, home)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _wait_for(handle: int, home: Path) -> None:
+    ends = time.monotonic() + TAKEOVER
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                raise FolderError(f"another process goes through the rounds in {home}; stop it") from None
+            time.sleep(0.2)
