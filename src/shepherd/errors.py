@@ -14,6 +14,8 @@ ShepherdError            anything a person can mend; the command line prints it 
  · JudgeError            the judge: no key, out of reach, or replies that cannot be read
  · SilosError            a federation of silos: its kits, certificates, server, sites and processes
    · OutOfReach          the server cannot be reached now; trying again may help
+ · WireError             a message between server and site: cut, changed, or of another format
+ · LocalError            the socket between a site's own processes: nobody there, or gone in the middle
  · StatisticsError       scores that no statistic can be made of: none, of differing shapes, or not finite
  · UpdateRefused         one update that failed its checks; counted as a failure, never raised to the top
 """
@@ -81,3 +83,11 @@ class UpdateRefused(ShepherdError):
 
 class JudgeError(ShepherdError):
     """The judge has no key, cannot be reached, or gives no verdict that can be read."""
+
+
+class WireError(ShepherdError):
+    """A message between server and site is cut, changed, of another format, or not what was asked for."""
+
+
+class LocalError(ShepherdError):
+    """The socket between a site's own processes: nobody listens, or the other went away in the middle."""
