@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from shepherd.data.split import HoldOut, hold_out, split
 from shepherd.data.tokens import Counts, Tokens, tokenise
 from shepherd.errors import DataError, FolderError
 from shepherd.folder import mending, write_atomic
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, SplitTable
 
 if TYPE_CHECKING:  # torch is not for `data split`
     from shepherd.model.base import Base
@@ -98,6 +98,38 @@ def prepare(settings: RunSettings, tokenizer: Any) -> Prepared:
     division = divide(settings)
     if settings.evaluation.answers:
         _require_checks(division.of(division.held.heldout.tolist()))
+    return _prepared(division, settings, tokenizer)
+
+
+def one_client(settings: RunSettings, name: str, tokenizer: Any) -> Prepared:
+    """As `prepare`, but all the examples of the source that are not held out are the client `name`'s.
+
+    What a client of a ready-made folder trains on is the same here, given its file as the source, where
+    nothing is held out and no other client holds a duplicate: holding out and dropping duplicates look
+    at this client's examples alone. No answer is judged here, so checks are not asked for.
+
+    Raises:
+        DataError: a row or a file cannot be used, or no example is left to train on.
+    """
+    return _prepared(alone(settings, name), settings, tokenizer)
+
+
+def alone(settings: RunSettings, name: str) -> Division:
+    """The examples of `data.source` as the one client `name`'s, in the order that they were read.
+
+    Raises:
+        DataError: a row or a file cannot be used.
+    """
+    whole = settings.model_copy(update={"split": SplitTable()})
+    reading = examples(whole)
+    own = tuple(replace(example, client=name) for example in reading.examples)
+    held = hold_out(own, settings.data.holdout, seed_for(settings.data_seed, "data"))
+    return Division(
+        reading=Reading(examples=own, skipped=reading.skipped), held=held, clients={name: held.train.tolist()}
+    )
+
+
+def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prepared:
     clients, mixes, counts = {}, {}, []
     for name, indices in division.clients.items():
         own = division.of(indices)

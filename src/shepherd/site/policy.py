@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from shepherd.site.settings import PolicyTable
+from shepherd.settings import RunSettings
+from shepherd.site.settings import PolicyTable, asked, minutes
 
 if TYPE_CHECKING:
     from shepherd.federation.wire import Request
+
+LONGEST = 80  # letters of a name that came from outside, in a sentence
+NOISE, SECURE = "noise", "secure"  # the transforms' modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,20 @@ class Refusal:
 
     def __str__(self) -> str:
         return self.sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What one rule has against a request: what it allows, what was asked, and the mend."""
+
+    rule: str
+    allowed: object
+    got: str
+    mend: str
+
+    def at(self, site: str) -> Refusal:
+        limit = f" = {_toml(self.allowed)}" if self.allowed is not None else ""
+        return Refusal(self.rule, f"policy {self.rule}{limit} of {site} refuses {self.got}; {self.mend}")
 
 
 def refusal(
@@ -51,9 +69,128 @@ def refusal(
     Raises:
         SettingsError: the request's settings are no run file's.
     """
-    raise NotImplementedError
+    run = asked(request.settings)
+    faults = [_about_the_run(policy, run, request, bases), _about_a_visit(policy, run, examples, position)]
+    if request.kind != "join":
+        faults.append(_about_now(policy, request, granted_this_month, now))
+    return next((fault.at(site) for some in faults for fault in some), None)
 
 
 def leaving(policy: PolicyTable, metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics that may leave."""
     return {name: value for name, value in metrics.items() if name in policy.metrics}
+
+
+def _about_the_run(
+    policy: PolicyTable, run: RunSettings, request: Request, bases: Collection[str]
+) -> Iterator[Fault]:
+    if run.model.trust_remote_code:
+        yield Fault(
+            "trust_remote_code", False, "code that comes with a base", "set model.trust_remote_code = false"
+        )
+    if request.base not in bases:
+        mend = "agree on one base, and list its sha256 in the site's [[bases]]"
+        yield Fault("bases", None, f"base {request.base:.{LONGEST}}", mend)
+    if run.adapter.rank > policy.max_rank:
+        yield Fault("max_rank", policy.max_rank, f"rank {run.adapter.rank}", "lower adapter.rank")
+    rounds = max(run.federation.rounds, request.round)
+    if rounds > policy.max_rounds:
+        yield Fault("max_rounds", policy.max_rounds, f"{rounds} rounds", "lower federation.rounds")
+    if run.tuning.loss_on not in policy.loss_on:
+        got = f"a loss on {_toml(run.tuning.loss_on)}"
+        yield Fault("loss_on", policy.loss_on, got, "set tuning.loss_on to what is allowed")
+    yield from _about_its_parts(policy, run)
+
+
+def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
+    transforms = [part.name for part in run.transforms]
+    mend = "use one that is allowed"
+    if run.algorithm.name not in policy.algorithms:
+        yield Fault("algorithms", policy.algorithms, f"algorithm {_toml(run.algorithm.name)}", mend)
+    for name in transforms:
+        if name not in policy.transforms:
+            yield Fault("transforms", policy.transforms, f"transform {_toml(name)}", mend)
+    if policy.require_noise and NOISE not in transforms:
+        yield Fault("require_noise", True, "a run without noise", f"add the transform {_toml(NOISE)}")
+    if policy.require_secure_aggregation and SECURE not in transforms:
+        got = "a run without secure aggregation"
+        yield Fault("require_secure_aggregation", True, got, f"add the transform {_toml(SECURE)}")
+
+
+def _about_a_visit(policy: PolicyTable, run: RunSettings, examples: int, position: int) -> Iterator[Fault]:
+    if examples < policy.min_examples:
+        mend = "train with sites that hold more"
+        yield Fault("min_examples", policy.min_examples, f"to train on {examples} examples", mend)
+        return
+    visit = length(run, examples, position)
+    mend = "lower tuning.max_steps or tuning.epochs"
+    if visit.steps > policy.max_steps:
+        yield Fault("max_steps", policy.max_steps, f"{visit.steps} steps a visit", mend)
+    if visit.taken > policy.max_epochs * examples:
+        epochs = f"{visit.taken / examples:.4g}"
+        got = f"{epochs} epochs a visit ({visit.taken} examples of {examples})"
+        yield Fault("max_epochs", policy.max_epochs, got, mend)
+
+
+def _about_now(policy: PolicyTable, request: Request, granted: int, now: datetime) -> Iterator[Fault]:
+    if request.kind == "score" and "heldout" not in policy.metrics:
+        yield Fault("metrics", policy.metrics, '"heldout"', "go on without this site's scores")
+    if request.cohort < policy.min_cohort:
+        got = f"a cohort of {request.cohort}"
+        yield Fault("min_cohort", policy.min_cohort, got, "raise federation.share, or add sites")
+    if policy.hours is not None and not within(policy.hours, now):
+        yield Fault("hours", policy.hours, f"at {now:%H:%M} of its local time", "ask again within them")
+    most = policy.rounds_per_month * (2 if request.kind == "score" else 1)
+    if granted >= most:
+        got = f"round {granted + 1} to {request.kind} of {now:%Y-%m}"
+        yield Fault("rounds_per_month", policy.rounds_per_month, got, "ask again next month")
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """How long a visit is: optimiser steps, and examples taken (one taken twice counts twice)."""
+
+    steps: int
+    taken: int
+
+
+def length(run: RunSettings, examples: int, position: int = 0) -> Visit:
+    """The length of the visit that `data.cursor.visit` would make, without making it.
+
+    A batch never straddles two epochs, so the steps depend on where the cursor is.
+    """
+    batch, left = run.tuning.batch_size, examples - position % examples
+    if run.tuning.max_steps is None:
+        taken = max(1, round((run.tuning.epochs or 1.0) * examples))
+        whole, rest = divmod(max(0, taken - left), examples)
+        steps = _batches(min(taken, left), batch) + whole * _batches(examples, batch) + _batches(rest, batch)
+        return Visit(steps, taken)
+    first = _batches(left, batch)
+    if (steps := run.tuning.max_steps) <= first:
+        return Visit(steps, min(steps * batch, left))
+    whole, rest = divmod(steps - first, _batches(examples, batch))
+    return Visit(steps, left + whole * examples + min(rest * batch, examples))
+
+
+def _batches(examples: int, batch: int) -> int:
+    return -(-examples // batch)
+
+
+def within(hours: str, now: datetime) -> bool:
+    """Whether a time of day lies in a window, which may go over midnight; its end is not in it.
+
+    >>> within("22:00-06:00", datetime(2026, 1, 1, 5, 59)), within("22:00-06:00", datetime(2026, 1, 1, 6))
+    (True, False)
+    """
+    start, end = minutes(hours)
+    minute = now.hour * 60 + now.minute
+    return start <= minute < end if start < end else minute >= start or minute < end
+
+
+def _toml(value: Any) -> str:
+    """As site.toml writes it, on one line; a text from outside cut short, and never a line of its own."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return ascii(value[:LONGEST]).replace("'", '"')
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else str(value)

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Strict, model_validator
+import tomli_w
+from pydantic import AfterValidator, BaseModel, Field, Strict, model_validator
+from pydantic.fields import FieldInfo
 
 from shepherd import settings as run_file
+from shepherd import world
 from shepherd.data.files import READERS
 from shepherd.errors import SettingsError
+from shepherd.model.digest import digest
 from shepherd.settings import FieldsTable, PositiveFloat, PositiveInt, RunSettings, Table
 
 WORLD = "world"
@@ -62,7 +67,7 @@ def _digest(text: str) -> str:
 class SiteDataTable(Table):
     source: str
     """A file, a folder of files, a saved data set, or a Hugging Face id; all its rows are this site's."""
-    config: str | None = None
+    config: str | None = Field(default=None, examples=["default"])
     """The configuration of a Hugging Face dataset."""
     part: str = "train"
     """The split of a Hugging Face dataset."""
@@ -88,7 +93,7 @@ class BaseTable(Table):
 class TrainerTable(Table):
     device: str = "auto"
     """Where to train: "auto", "cpu", "cuda", "cuda:1", "mps"; a run cannot choose it."""
-    threads: PositiveInt | None = None
+    threads: PositiveInt | None = Field(default=None, examples=[2])
     """Processor threads; the default is what the run asks for, else the number of cores."""
 
 
@@ -105,7 +110,7 @@ class PolicyTable(Table):
     """Most rounds of one run."""
     rounds_per_month: PositiveInt = 300
     """Most rounds trained in a month of the calendar, over all runs, as the audit log has them; a
-    round that is asked for again with the same question counts once. As many may be scored again."""
+    round that is asked for again with the same question counts once. Twice as many may be scored."""
     algorithms: tuple[str, ...] = ("fedavg", "fedprox", "ffa_lora")
     """The algorithms that may run, by the exact name of the module. A module outside this package runs
     code of its own here: list it only if you have read it."""
@@ -121,7 +126,7 @@ class PolicyTable(Table):
     """Refuse a run that has no transform called "noise"."""
     require_secure_aggregation: Switch = False
     """Refuse a run that has no transform called "secure": without it the server sees each update."""
-    hours: Annotated[str, AfterValidator(_window)] | None = None
+    hours: Annotated[str, AfterValidator(_window)] | None = Field(default=None, examples=["18:00-06:00"])
     """When a visit may begin, by this machine's clock, such as "18:00-06:00"; the default is any time."""
     metrics: tuple[Metric, ...] = ("loss", "examples", "tokens", "trained_tokens", "steps", "heldout")
     """The numbers that may leave beside an update. "heldout" is the summed loss on held-out examples of
@@ -208,3 +213,62 @@ def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(table, Mapping):
         raise SettingsError(f"the request: key {name} is no table; ask with a run file's tables")
     return table
+
+
+EXAMPLE = """\
+# site.toml: what this site's owner allows. The server cannot read or change this file.
+#
+#   shepherd silos check {name}    what would be trained on, and what would leave
+#
+# Only data.source has to be there. Any other key can go, and then has the value that it has here; without
+# [[bases]] nothing is trained. A key behind a # is not set. Paths are relative to this file's folder.
+"""
+WIDTH = 100
+
+
+def example(source: str = "data.jsonl", name: str = "site.toml") -> str:
+    """A commented site.toml with every key, for data in `source` and with the embedded base allowed."""
+    tiny = BaseTable(name=TINY, folder=TINY, sha256=digest(world.base_path()))
+    lines = [
+        *_described("[data]", SiteDataTable(source=source)),
+        *_described("[data.fields]", FieldsTable()),
+        "",
+        *textwrap.wrap(_meaning(BaseTable), WIDTH, initial_indent="# ", subsequent_indent="# "),
+        *_described("[[bases]]", tiny),
+        *_described("[trainer]", TrainerTable()),
+        "",
+        *textwrap.wrap(_meaning(PolicyTable), WIDTH, initial_indent="# ", subsequent_indent="# "),
+        *_described("[policy]", PolicyTable()),
+    ]
+    return EXAMPLE.format(name=name) + "".join(f"{line}\n" for line in lines)
+
+
+def _described(title: str, table: BaseModel) -> Iterator[str]:
+    if title not in ("[[bases]]", "[policy]"):
+        yield ""
+    yield title
+    for key, field in type(table).model_fields.items():
+        value = getattr(table, key)
+        if not isinstance(value, BaseModel):
+            yield from _key(key, field, value)
+
+
+def _key(key: str, field: FieldInfo, value: Any) -> Iterator[str]:
+    meaning = " ".join((field.description or "").split())
+    yield from textwrap.wrap(
+        meaning, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
+    if value is None and field.examples:
+        yield f"# {key} = {_toml(field.examples[0])}"
+    else:
+        yield f"{key} = {_toml(value)}"
+
+
+def _meaning(table: type[BaseModel]) -> str:
+    return " ".join((table.__doc__ or "").split())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")

@@ -1,0 +1,122 @@
+"""The digest of a base: one sha256 over the files that decide what it computes.
+
+Two sides with the same digest have the same base. It covers, of the files that lie in the folder itself:
+
+- `config.json`;
+- the weights that transformers would load: `model.safetensors`, else the shards that
+  `model.safetensors.index.json` names and the index, else the same of `pytorch_model.bin`;
+- the tokenizer: `tokenizer.json`, or where there is none the vocabulary files of a slow one, and beside
+  them its configuration, special tokens, added tokens and chat template.
+
+It does not cover what is never used: `generation_config.json`, Python code, weights in other formats, a
+README. So a clone of a repository and a download of its needed files have one digest. By hand:
+
+    cd FOLDER && sha256sum FILES-IN-ORDER-OF-BYTES | sha256sum
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from shepherd.errors import BaseError
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""In the order in which transformers looks for them, each whole or as `NAME.index.json` with its shards."""
+TOKENIZER = "tokenizer.json"
+SLOW = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt")
+BESIDE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def digest(folder: str | Path) -> str:
+    """64 hex digits over a base's files, in the order of their names; see the module.
+
+    Reading is streamed. A file is read once a process, as long as its size and time stay the same.
+
+    Raises:
+        BaseError: the folder holds no configuration or no weights, or a file cannot be read.
+    """
+    folder = Path(folder).expanduser()
+    lines = [f"{_hashed(folder / name)}  {name}\n" for name in files(folder)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def files(folder: str | Path) -> list[str]:
+    """The names of the files that the digest of a base covers, in order.
+
+    Raises:
+        BaseError: the folder holds no configuration or no weights.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / CONFIG).is_file():
+        raise BaseError(f"base folder {folder} has no {CONFIG}; give the folder of a model on this disk")
+    words = [TOKENIZER] if (folder / TOKENIZER).is_file() else SLOW
+    there = (name for name in (*words, *BESIDE) if (folder / name).is_file())
+    return sorted({CONFIG, *_weights(folder), *there}, key=str.encode)
+
+
+def snapshot(name: str, revision: str | None = None) -> str:
+    """The folder that a Hugging Face id was downloaded to; nothing is fetched.
+
+    Raises:
+        BaseError: it is not on this disk.
+    """
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(name, CONFIG, revision=revision, local_files_only=True)
+    except (OSError, ValueError):
+        found = None
+    if found is None:
+        raise BaseError(
+            f"base {name} is not on this disk; download it first, or give the folder where it lies"
+        )
+    return str(Path(found).parent)
+
+
+def _weights(folder: Path) -> Iterator[str]:
+    for whole in WEIGHTS:
+        index = f"{whole}.index.json"
+        if (folder / whole).is_file():
+            yield whole
+            return
+        if (folder / index).is_file():
+            yield index
+            yield from _shards(folder / index)
+            return
+    raise BaseError(f"base folder {folder} has no {WEIGHTS[0]}; get its weights again")
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        shards = list(dict(json.loads(index.read_text(encoding="utf8"))["weight_map"]).values())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BaseError(f"index {index} of a base's weights cannot be read; get that file again") from error
+    if not shards or not all(isinstance(name, str) and Path(name).name == name for name in shards):
+        raise BaseError(f"index {index} names no files of its own folder; get that file again")
+    return shards
+
+
+def _hashed(path: Path) -> str:
+    try:
+        about = path.stat()
+        return _read(path.resolve(), about.st_size, about.st_mtime_ns)
+    except OSError as error:
+        raise BaseError(f"file {path} of a base cannot be read ({error.strerror}); get it again") from error
+
+
+@lru_cache(maxsize=1024)
+def _read(path: Path, size: int, changed: int) -> str:
+    """The sha256 of one file; `size` and `changed` are there for the cache."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
