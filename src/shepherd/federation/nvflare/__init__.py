@@ -1,0 +1,1 @@
+"""A federation of silos on NVIDIA FLARE: the one package that knows it."""

@@ -1,0 +1,122 @@
+"""FLARE's parent process of a server or a site: `python -m shepherd.federation.nvflare.parent KIND KIT`.
+
+It runs what the kit's own start script would run, with two things added at the server, since FLARE lets in
+whoever its authority once signed and is silent about everybody else: a line in the log for each refused
+connection, and no connection for a removed site.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import runpy
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+
+from shepherd.federation.nvflare.hardening import Kind
+
+REMOVED = "disabled_clients.json"
+"""Where FLARE's server keeps the names of the sites that were disabled, in its kit."""
+HEARTBEAT = 2.0
+"""Seconds between a site's signs of life; FLARE: 10. A restarted server knows its sites again after one."""
+_MODULES = {
+    "server": "nvflare.private.fed.app.server.server_train",
+    "site": "nvflare.private.fed.app.client.client_train",
+}
+_log = logging.getLogger("shepherd.door")
+
+
+def main(kind: Kind, kit: Path, name: str) -> None:
+    """Become FLARE's parent process of the kit; ends when FLARE does."""
+    os.chdir(kit)
+    os.environ["NVFL_JOB_STORE_ROOT"] = str(kit / "jobs")  # its settings can name no path that travels
+    os.environ["PYTHONSAFEPATH"] = "1"  # or each job process could import what lies in the kit
+    os.environ.setdefault("MALLOC_ARENA_MAX", "4")
+    if kind == "server":
+        watch_the_door(kit)
+    sys.argv = [_MODULES[kind], *_arguments(kind, kit, name)]
+    runpy.run_module(_MODULES[kind], run_name="__main__", alter_sys=True)
+
+
+def watch_the_door(kit: Path) -> None:
+    """Make every TLS server of this process log its refusals, and refuse the sites that were removed."""
+
+    class Watched(_Watched):
+        removed = kit / REMOVED
+
+    ssl.SSLContext.sslobject_class = Watched
+
+
+class _Watched(ssl.SSLObject):
+    """A TLS connection whose failed handshake leaves one line; FLARE's server drops it without a word."""
+
+    removed: Path
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise  # not over yet
+        except ssl.SSLError as error:
+            if self.server_side:
+                _log.warning("refused a TLS connection from %s: %s", _peer(), reason(error))
+            raise
+        name = _common_name(self) if self.server_side else None
+        if name is not None and name in _names(self.removed):
+            _log.warning("refused a TLS connection from %s: %s was removed from the federation", _peer(), name)
+            raise ssl.SSLError(f"{name} was removed")
+
+
+def reason(error: ssl.SSLError) -> str:
+    """Why a handshake failed, in words.
+
+    >>> reason(ssl.SSLError(1, "[SSL: HTTP_REQUEST] http request (_ssl.c:1006)"))
+    'it does not speak TLS (http request)'
+    """
+    text = getattr(error, "verify_message", "") or str(error).partition("] ")[2].partition(" (_ssl")[0]
+    text = text or str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate does not hold ({text})"
+    if "peer did not return a certificate" in text:
+        return "it showed no certificate"
+    if any(word in text for word in ("http request", "wrong version number", "unexpected message")):
+        return f"it does not speak TLS ({text})"
+    return text
+
+
+def _arguments(kind: Kind, kit: Path, name: str) -> list[str]:
+    common = ["secure_train=true", "org=shepherd", "config_folder=config"]
+    if kind == "server":
+        return ["-m", str(kit), "-s", "fed_server.json", "--set", *common]
+    beat = f"heart_beat_interval={HEARTBEAT}"
+    return ["-m", str(kit), "-s", "fed_client.json", "--set", *common, f"uid={name}", beat]
+
+
+def _names(file: Path) -> frozenset[str]:
+    """The names in FLARE's list; none where there is no list, and FLARE itself checks a damaged one."""
+    try:
+        return frozenset(json.loads(file.read_text(encoding="utf8"))["disabled_clients"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
+
+
+def _common_name(connection: ssl.SSLObject) -> str | None:
+    subject: Any = (connection.getpeercert() or {}).get("subject", ())
+    return next((value for part in subject for key, value in part if key == "commonName"), None)
+
+
+def _peer() -> str:
+    """The address at the other end. TLS over a memory buffer does not know it; asyncio, which calls, does."""
+    frame = sys._getframe(2)
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+        host, port, *_ = frame.f_back.f_locals["self"]._transport.get_extra_info("peername")
+        return f"{host}:{port}"
+    return "an unknown address"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3] if len(sys.argv) > 3 else "")  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""What an organisation runs: the server, a site, the coordinator."""
