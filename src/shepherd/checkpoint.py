@@ -65,6 +65,29 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     return place
 
 
+def adopt(unfinished: Path, place: Path, *, keep: int) -> Path:
+    """Make a checkpoint that was copied from elsewhere one of this folder's, if it is whole.
+
+    Raises:
+        CheckpointError: it is cut or changed; nothing of it is kept.
+        FolderError: the disk is full or the folder cannot be written.
+    """
+    try:
+        load(unfinished)
+        with _or_say(f"checkpoint {place} cannot be written"):
+            for name in FILES:
+                with open(unfinished / name, "rb") as file:
+                    os.fsync(file.fileno())
+            unfinished.rename(place)
+            _sync(place.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    with _or_say(f"checkpoints before {place} cannot be deleted"):
+        _delete_before(place, keep)
+    return place
+
+
 def latest(folder: Path) -> Path | None:
     """The checkpoint of the last round there, or None."""
     found = _by_round(folder)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
+from shepherd.cli_silos import silos
 from shepherd.errors import ShepherdError, TemplateError
 
 if TYPE_CHECKING:
     from shepherd.prepare import Division
     from shepherd.run import Run
     from shepherd.show.running import Display
+    from shepherd.silos.coordinate import SilosRun
 
 STOPPED = 130  # 128 + SIGINT, as shells count
 
@@ -63,7 +65,10 @@ def main() -> None:
 @main.command()
 @run_file
 @overrides
-def run(run_file: Path, overrides: tuple[str, ...]) -> None:
+@click.option(
+    "--silos", "kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="Over sites on a network."
+)
+def run(run_file: Path, overrides: tuple[str, ...], kit: Path | None) -> None:
     """Train as a run file says.
 
     Any key can be given again: federation.rounds=2 tuning.max_steps=3
@@ -73,6 +78,11 @@ def run(run_file: Path, overrides: tuple[str, ...]) -> None:
 
     settings = read(run_file, overrides)
     require_free(settings.output)
+    if kit is not None:
+        from shepherd.silos import coordinate
+
+        _train(lambda say: coordinate.open_run(settings, kit, say), Path(settings.output))
+        return
     from shepherd.run import open_run  # torch takes seconds, a wrong key should not
 
     _train(lambda say: open_run(settings, say), Path(settings.output))
@@ -82,15 +92,20 @@ def run(run_file: Path, overrides: tuple[str, ...]) -> None:
 @run_folder
 def resume(folder: Path) -> None:
     """Go on with a run that was stopped or killed, after its last finished round."""
-    from shepherd.folder import read_settings
+    from shepherd.folder import is_over_silos, read_settings
 
     read_settings(folder)
+    if is_over_silos(folder):
+        from shepherd.silos import coordinate
+
+        _train(lambda say: coordinate.resume(folder, say), folder)
+        return
     from shepherd.run import resume
 
     _train(lambda say: resume(folder, say), folder)
 
 
-def _train(opened: Callable[[Callable[[str], None]], Run], folder: Path) -> None:
+def _train(opened: Callable[[Callable[[str], None]], Run | SilosRun], folder: Path) -> None:
     from shepherd.folder import read_rows
     from shepherd.show.running import display
     from shepherd.show.summary import summary
@@ -106,7 +121,7 @@ def _train(opened: Callable[[Callable[[str], None]], Run], folder: Path) -> None
         _fail(_stopped(folder), STOPPED)
 
 
-def _rounds(going: Run, shown: Display) -> None:
+def _rounds(going: Run | SilosRun, shown: Display) -> None:
     from shepherd.folder import read_rows
 
     going.progress = shown.progress
@@ -128,7 +143,7 @@ def _stopped(folder: Path, command: str = "resume") -> str:
     return f"stopped after round {done}; go on with: shepherd resume {shlex.quote(str(folder))}"
 
 
-def _title(run: Run) -> str:
+def _title(run: Run | SilosRun) -> str:
     s = run.settings
     return f"{run.folder}: {s.algorithm.name} on {s.model.base}, data {s.data.source}, rank {s.adapter.rank}"
 
@@ -256,6 +271,9 @@ def chat(folder: Path, port: int, arms: tuple[str, ...], opened: bool, share: bo
     from shepherd.chat.page import launch
 
     launch(folder, arms=arms or None, port=port or None, share=share, show=opened, say=click.echo)
+
+
+main.add_command(silos)
 
 
 @main.group()

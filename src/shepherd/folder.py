@@ -27,6 +27,8 @@ from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings, dump, read
 
 RUN_FILE, VERSIONS, LOG, LOCK = "run.toml", "versions.json", "rounds.jsonl", ".lock"
+SILOS = "silos.json"
+"""Where a run over silos keeps which server it goes on at."""
 _PACKAGES = ("shepherd-fit", "torch", "transformers", "peft", "datasets", "numpy", "safetensors")
 _TEMPORARY = ".tmp"
 
@@ -151,6 +153,11 @@ def reopen(path: str | Path) -> RunFolder:
 def is_run(path: str | Path) -> bool:
     """Whether a run was ever started in the folder."""
     return (Path(path) / RUN_FILE).is_file()
+
+
+def is_over_silos(path: str | Path) -> bool:
+    """Whether the run in a folder goes on at a server of silos."""
+    return (Path(path) / SILOS).is_file()
 
 
 def read_settings(path: str | Path) -> RunSettings:

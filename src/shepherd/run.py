@@ -9,7 +9,7 @@ run.finish()
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from shepherd import card, checkpoint, folder, plugins, prepare, select, tracking, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, seed_for
+from shepherd.data.examples import Example
 from shepherd.data.files import left_out
 from shepherd.data.template import prompt, stop_ids
 from shepherd.errors import FolderError, SettingsError
@@ -123,7 +124,8 @@ class Run:
         """
         self.holder.require_held()
         files.write(self.holder.adapter, self.state.adapter, self.base)
-        scores = self._answer() if answer else {}
+        examples = self.prepared.heldout_examples if answer else []
+        scores = answered(self.holder, self.settings, self.base, self.state.adapter, examples)
         self._write_card(scores)
         self.close()
         return {"adapter": self.holder.adapter, "answers": scores}
@@ -183,34 +185,6 @@ class Run:
         checkpoint.save(self.holder.checkpoints, saved, keep=self.settings.checkpoints.keep)
         self.holder.append(row)
 
-    def _answer(self) -> Mapping[str, tuple[float, float]]:
-        """Greedy answers of the base alone and of the final adapter, checked; all go to answers.jsonl."""
-        examples = self.prepared.heldout_examples
-        checked = [i for i, example in enumerate(examples) if example.check is not None]
-        named = [examples[i].category for i in checked]
-        places = [checked[i] for i in loss.spread(named, self.settings.evaluation.answers)]
-        if not places:
-            return {}
-        template, tokenizer = self.settings.data.template, self.base.tokenizer
-        limit = min(self.settings.data.max_tokens, self.base.reads or self.settings.data.max_tokens)
-        prompts = {i: prompt(examples[i].turns[:-1], template, tokenizer, max_tokens=limit) for i in places}
-        prompts = {i: ids for i, ids in prompts.items() if len(ids) < (self.base.reads or len(ids) + 1)}
-        asked = [examples[i] for i in prompts]
-        before, after = generation.generate(
-            self.base,
-            [None, self.state.adapter],
-            list(prompts.values()),
-            max_new_tokens=self.settings.evaluation.max_new_tokens,
-            stop=stop_ids(template, tokenizer),
-        )
-        texts = [
-            [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in arm]
-            for arm in (before, after)
-        ]
-        rows = answers.checked(asked, *texts, passes=world.passes)
-        self.holder.write(ANSWERS, "".join(json.dumps(row) + "\n" for row in rows))
-        return answers.by_category(rows)
-
     def _write_card(self, scores: Mapping[str, tuple[float, float]]) -> None:
         card.write(
             self.holder.adapter,
@@ -220,6 +194,39 @@ class Run:
             data=self.prepared.summary,
             clients={name: len(data) for name, data in self.prepared.clients.items()},
         )
+
+
+def answered(
+    holder: RunFolder, settings: RunSettings, base: bases.Base, adapter: Adapter, examples: Sequence[Example]
+) -> Mapping[str, tuple[float, float]]:
+    """Greedy answers of the base alone and of an adapter, checked; all go to answers.jsonl.
+
+    Returns:
+        Category -> (share right before, share right after); empty where no example has a check.
+    """
+    checked = [i for i, example in enumerate(examples) if example.check is not None]
+    named = [examples[i].category for i in checked]
+    places = [checked[i] for i in loss.spread(named, settings.evaluation.answers)]
+    if not places:
+        return {}
+    template, tokenizer = settings.data.template, base.tokenizer
+    limit = min(settings.data.max_tokens, base.reads or settings.data.max_tokens)
+    prompts = {i: prompt(examples[i].turns[:-1], template, tokenizer, max_tokens=limit) for i in places}
+    prompts = {i: ids for i, ids in prompts.items() if len(ids) < (base.reads or len(ids) + 1)}
+    asked = [examples[i] for i in prompts]
+    before, after = generation.generate(
+        base,
+        [None, adapter],
+        list(prompts.values()),
+        max_new_tokens=settings.evaluation.max_new_tokens,
+        stop=stop_ids(template, tokenizer),
+    )
+    texts = [
+        [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in arm] for arm in (before, after)
+    ]
+    rows = answers.checked(asked, *texts, passes=world.passes)
+    holder.write(ANSWERS, "".join(json.dumps(row) + "\n" for row in rows))
+    return answers.by_category(rows)
 
 
 def open_run(settings: RunSettings, say: Say = _quiet, prepared: Prepared | None = None) -> Run:

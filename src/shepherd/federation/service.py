@@ -266,7 +266,9 @@ class _Book:
         if isinstance(reply, Update | Failure):
             with self.lock:
                 # without the tensors: they belong to the round
-                bare = replace(reply, delta=Adapter(), extra=Adapter()) if isinstance(reply, Update) else reply
+                bare = (
+                    replace(reply, delta=Adapter(), extra=Adapter()) if isinstance(reply, Update) else reply
+                )
                 self.came.append(bare)
 
     def told(self, rows: int, said: int) -> Row:
@@ -294,6 +296,11 @@ class _Book:
         }
 
 
+def _bare(reply: Update | Failure) -> Update | Failure:
+    """Without the tensors, which belong to the round."""
+    return replace(reply, delta=Adapter(), extra=Adapter()) if isinstance(reply, Update) else reply
+
+
 def _taken(before: Mapping[str, int], report: RoundReport) -> dict[str, int]:
     """Examples that each site has trained on, over all rounds, as far as it may say."""
     new = {site: int(metrics.get("examples", 0)) for site, metrics in report.metrics.items()}
@@ -308,10 +315,10 @@ def _pooled(scores: Sequence[Scores]) -> Row:
         for category, (nats, count) in score.categories.items():
             sums[category] = sums.get(category, 0.0) + nats
             tokens[category] = tokens.get(category, 0) + count
-    category = {name: sums[name] / tokens[name] for name in sorted(sums) if tokens[name]}
+    means = {name: sums[name] / tokens[name] for name in sorted(sums) if tokens[name]}
     return {
-        "loss": sum(category.values()) / len(category),
-        "category": category,
+        "loss": sum(means.values()) / len(means),
+        "category": means,
         "client": {score.client: _mean(score) for score in scores if score.categories},
     }
 

@@ -1,0 +1,124 @@
+"""The commands `shepherd silos ...`: a federation over a network, for its coordinator and its sites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+federation_folder = click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER")
+admin_kit = click.argument("kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT")
+
+
+@click.group()
+def silos() -> None:
+    """A federation over a network, on NVIDIA FLARE: the server, the sites, and who may do what.
+
+    The guide is docs/silos.md.
+    """
+
+
+@silos.command()
+@federation_folder
+@click.option(
+    "--server", required=True, metavar="HOST[:PORT]", help="As sites reach it.  [default port: 8002]"
+)
+@click.option("--site", "sites", multiple=True, required=True, metavar="NAME", help="Once for each site.")
+@click.option(
+    "--admin",
+    "admins",
+    multiple=True,
+    default=("admin",),
+    show_default=True,
+    metavar="NAME[:ROLE]",
+    help="project_admin (also removes sites), lead (runs), org_admin or member (look on).",
+)
+def create(folder: Path, server: str, sites: tuple[str, ...], admins: tuple[str, ...]) -> None:
+    """Make the certificates and kits of a federation, and say which kit goes to whom."""
+    from shepherd.federation.nvflare import provision
+
+    for sentence in provision.create(folder, server, sites, admins).sentences:
+        click.echo(sentence)
+
+
+@silos.command("add-site")
+@federation_folder
+@click.argument("name")
+def add_site(folder: Path, name: str) -> None:
+    """Make the kit of one more site."""
+    from shepherd.federation.nvflare import provision
+
+    for sentence in provision.add_site(folder, name).sentences:
+        click.echo(sentence)
+
+
+@silos.command("remove-site")
+@federation_folder
+@click.argument("name")
+@click.option(
+    "--kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="[default: the first in FOLDER]"
+)
+def remove_site(folder: Path, name: str, kit: Path | None) -> None:
+    """Throw a site out at once, and let it in no more."""
+    from shepherd.silos.membership import remove
+
+    for sentence in remove(folder, name, kit):
+        click.echo(sentence)
+
+
+@silos.command()
+@federation_folder
+def server(folder: Path) -> None:
+    """Run and supervise the server; FOLDER is what `create` made, or the server's own kit."""
+    from shepherd.silos.server import serve
+
+    serve(folder, click.echo)
+
+
+@silos.command()
+@click.argument("kit", type=click.Path(path_type=Path), metavar="SITE_KIT")
+@click.option(
+    "--config", type=click.Path(path_type=Path), required=True, metavar="site.toml", help="The owner's own."
+)
+def site(kit: Path, config: Path) -> None:
+    """Run and supervise a site: its connection to the server, and its trainer."""
+    from shepherd.silos.site import join
+
+    join(kit, config, click.echo)
+
+
+@silos.command()
+@click.argument("file", type=click.Path(path_type=Path), default=Path("site.toml"), metavar="[site.toml]")
+@click.option("--new", is_flag=True, help="Write a commented site.toml to begin with.")
+def check(file: Path, new: bool) -> None:
+    """Show a site's owner what would be trained on, and what would leave; joins nothing."""
+    from shepherd.site import settings
+
+    if new:
+        settings.write_example(file)
+        click.echo(f"wrote {file}; next: shepherd silos check {file}")
+        return
+    from shepherd.show.site import report
+    from shepherd.site.check import check as checked
+
+    if not report(checked(settings.read(file))):
+        raise click.exceptions.Exit(2)
+
+
+@silos.command()
+@admin_kit
+def status(kit: Path) -> None:
+    """Show which sites are connected, and what runs."""
+    from shepherd.show.silos import report
+    from shepherd.silos.membership import status as seen
+
+    report(seen(kit))
+
+
+@silos.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_FOLDER")
+def stop(folder: Path) -> None:
+    """Stop a run at the server and its sites; its finished rounds are kept, and `resume` goes on."""
+    from shepherd.silos.membership import stop as stopped
+
+    click.echo(stopped(folder))

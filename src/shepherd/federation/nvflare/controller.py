@@ -1,0 +1,135 @@
+"""FLARE's side of the server: carries the requests of our round loop, and its news to the coordinator."""
+
+from __future__ import annotations
+
+import math
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.client import Client
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.workflows.model_controller import ModelController
+
+from shepherd.errors import FederationError, WireError
+from shepherd.federation import service
+from shepherd.federation.nvflare import message
+from shepherd.federation.nvflare.job import BROUGHT, ORDER, TASK
+from shepherd.federation.service import Service
+
+TOPIC = "shepherd"
+HOME = "shepherd"
+LINGER = 120.0
+"""Seconds that a finished job waits for the coordinator to take what it made; it is kept at the server."""
+TICK = 0.05
+
+
+class Stopped(FederationError):
+    """The job was ended from outside."""
+
+
+class Rounds(ModelController):  # type: ignore[misc]
+    """Goes through the rounds of one run, from where its last job stopped."""
+
+    def __init__(self) -> None:
+        super().__init__(persistor_id="", ignore_result_error=True, task_check_period=0.05)
+        self._late = 0
+        self._away: frozenset[str] = frozenset()
+        self._collected = False
+
+    def run(self) -> None:
+        """FLARE's entry: the whole job."""
+        workspace = self.engine.get_workspace()
+        brought = Path(workspace.get_app_config_dir(self.fl_ctx.get_job_id())) / BROUGHT
+        order = service.order((brought / ORDER).read_text(encoding="utf8"))
+        _require_same_version(order.version)
+        home = Path(workspace.get_root_dir()) / HOME / "runs" / order.run
+        given = next(brought.glob("round-*"), None)
+        served = Service(order, home, given, self)
+        self.engine.register_app_command(TOPIC, self._told, served)
+        served.run()
+        self._linger()
+
+    def present(self) -> Sequence[str]:
+        """The sites of this job that are there."""
+        names = {client.name for client in self.engine.get_clients()}
+        return sorted(name for name in names if not self._gone(name))
+
+    def ask(self, message_: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
+        """Send to the sites; yield answers as they come; see `shepherd.federation.asking.Post`."""
+        inbox: queue.Queue[FLModel] = queue.Queue()
+        self.send_model(
+            task_name=TASK,
+            data=message.wrapped(message_),
+            targets=list(sites),
+            timeout=math.ceil(seconds) + 1,
+            callback=inbox.put,
+        )
+        ends = time.monotonic() + seconds
+        waiting = set(sites)
+        while waiting:
+            # seen before the inbox is: an answer is put there before its task stands no more
+            over = time.monotonic() > ends or not self.get_num_standing_tasks()
+            came = self._next(inbox, ends)
+            if came is not None and (site := came.meta["client_name"]) in waiting:
+                waiting.discard(site)
+                yield site, _bytes(came)
+            elif came is None and over:
+                break
+            else:
+                waiting = {site for site in waiting if not self._gone(site)}
+        self.cancel_all_tasks(fl_ctx=self.fl_ctx)
+
+    def late(self) -> int:
+        """Answers that came after their time."""
+        return self._late
+
+    def process_result_of_unknown_task(
+        self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
+    ) -> None:
+        """FLARE's hook for an answer to a question that stands no more: it is dropped, and counted."""
+        self._late += 1
+        self.log_warning(fl_ctx, f"dropped a late answer of {client.name}")
+
+    def _next(self, inbox: queue.Queue[FLModel], ends: float) -> FLModel | None:
+        if self.abort_signal.triggered:
+            raise Stopped("the job was stopped; `shepherd resume` goes on with the run")
+        try:
+            return inbox.get(timeout=max(0.0, min(TICK, ends - time.monotonic())))
+        except queue.Empty:
+            return None
+
+    def _gone(self, site: str) -> bool:
+        return site in self._away or self.get_client_disconnect_time(site) is not None
+
+    def _told(self, topic: str, asked: Any, fl_ctx: FLContext, served: Service) -> dict[str, Any]:
+        """FLARE's hook for a command of the coordinator's."""
+        asked = asked if isinstance(asked, dict) else {}
+        self._away = frozenset(asked.get("away", ()))
+        self._collected = self._collected or bool(asked.get("collected"))
+        return {**served.told(asked), "present": list(self.present())}
+
+    def _linger(self) -> None:
+        ends = time.monotonic() + LINGER
+        while not (self._collected or self.abort_signal.triggered or time.monotonic() > ends):
+            time.sleep(TICK)
+
+
+def _bytes(model: FLModel) -> bytes:
+    try:
+        return message.unwrapped(model)
+    except WireError:
+        return b""  # which cannot be read either, and is counted so
+
+
+def _require_same_version(version: str) -> None:
+    mine = metadata.version("shepherd-fit")
+    if mine != version:
+        raise FederationError(
+            f"the run was submitted by shepherd-fit {version} and this server has {mine}; install the same"
+        )

@@ -1,0 +1,83 @@
+"""A job folder for FLARE, written by hand: its own writer would pack our source into it as foreign code.
+
+NAME/
+  meta.json
+  server/config/config_fed_server.json      our Controller, by its class
+  server/config/shepherd/order.json         what to run
+  server/config/shepherd/round-00000/       the checkpoint to go on from
+  site/config/config_fed_client.json        our Executor, by its class
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shepherd.federation.service import Order
+from shepherd.folder import mending, write_atomic
+
+CONTROLLER = "shepherd.federation.nvflare.controller.Rounds"
+EXECUTOR = "shepherd.federation.nvflare.executor.Door"
+TASK = "ask"
+ORDER = "order.json"
+BROUGHT = "shepherd"
+POLL = 0.2
+"""Seconds after which an idle site asks the server for work again; FLARE's 2 s would be most of a round."""
+
+
+def write(folder: Path, order: Order, state: Path) -> Path:
+    """Write the job of an order, with the checkpoint folder `state` to go on from; give the job's folder.
+
+    Raises:
+        FolderError: the disk is full or the folder cannot be written.
+    """
+    job = folder / f"shepherd-{order.run}"
+    with mending(folder):
+        shutil.rmtree(job, ignore_errors=True)
+        brought = job / "server" / "config" / BROUGHT
+        brought.mkdir(parents=True)
+        (job / "site" / "config").mkdir(parents=True)
+        shutil.copytree(state, brought / state.name)
+    _json(job / "meta.json", _meta(order.run, order.sites))
+    _json(job / "server" / "config" / "config_fed_server.json", _server())
+    _json(job / "site" / "config" / "config_fed_client.json", _site())
+    write_atomic(brought / ORDER, order.text())
+    return job
+
+
+def _meta(run: str, sites: Sequence[str]) -> dict[str, Any]:
+    # min_clients 1: who has to answer is our quorum's to say, round by round
+    return {
+        "name": f"shepherd-{run}",
+        "resource_spec": {},
+        "min_clients": 1,
+        "deploy_map": {"server": ["server"], "site": list(sites)},
+    }
+
+
+def _server() -> dict[str, Any]:
+    return {
+        "format_version": 2,
+        "server": {"task_request_interval": POLL},
+        "task_data_filters": [],
+        "task_result_filters": [],
+        "components": [],
+        "workflows": [{"id": "rounds", "path": CONTROLLER, "args": {}}],
+    }
+
+
+def _site() -> dict[str, Any]:
+    return {
+        "format_version": 2,
+        "executors": [{"tasks": [TASK], "executor": {"path": EXECUTOR, "args": {}}}],
+        "task_data_filters": [],
+        "task_result_filters": [],
+        "components": [],
+    }
+
+
+def _json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1) + "\n")

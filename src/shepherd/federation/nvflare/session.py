@@ -1,0 +1,156 @@
+"""What an administrator can do at FLARE's server, in our words and with our errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nvflare.fuel.flare_api import api_spec
+from nvflare.fuel.flare_api.flare_api import Session as FlareSession
+from nvflare.fuel.flare_api.flare_api import new_secure_session
+from nvflare.fuel.hci.proto import MetaStatusValue
+
+from shepherd.errors import OutOfReach, SilosError
+from shepherd.federation.nvflare import controller, kits, reach
+from shepherd.federation.nvflare.kits import Kit
+
+_GONE = (
+    api_spec.NoConnection,
+    api_spec.SessionClosed,  # and expired
+    api_spec.NoReply,
+    api_spec.InternalError,
+    RuntimeError,
+    OSError,
+)
+
+
+class JobGone(SilosError):
+    """The job runs no more."""
+
+
+class Session:
+    """An administrator's login at the server; use `session(...)`, since one left open keeps Python alive."""
+
+    def __init__(self, kit: Kit, flare: FlareSession) -> None:
+        self.kit = kit
+        self._flare = flare
+
+    def connected(self) -> list[str]:
+        """Names of the sites that are connected now."""
+        with _our_words(self.kit):
+            return sorted(client.name for client in self._flare.get_connected_client_list())
+
+    def working(self) -> dict[str, frozenset[str] | None]:
+        """For each site that is registered, the jobs whose process runs there; None where it is silent."""
+        if not self.connected():
+            return {}
+        with _our_words(self.kit):
+            rows = self._flare.get_client_job_status() or []
+        found: dict[str, frozenset[str] | None] = {}
+        for row in rows:
+            site = row["client_name"]
+            found[site] = _jobs(row, found.get(site))
+        return found
+
+    def jobs(self) -> dict[str, str]:
+        """The names of the jobs that run now, by their id."""
+        with _our_words(self.kit):
+            return {job.job_id: job.app_name for job in self._flare.get_system_info().job_info}
+
+    def submit(self, folder: Path) -> str:
+        """Submit a job folder; give the job's id.
+
+        Raises:
+            SilosError: this administrator's role may not submit, or the server refuses the job.
+        """
+        with _our_words(self.kit):
+            return str(self._flare.submit_job(str(folder)))
+
+    def told(self, job: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What a running job of ours answers.
+
+        Raises:
+            JobGone: it does not run (yet, or any more).
+        """
+        with _our_words(self.kit):
+            return dict(self._flare.do_app_command(job, controller.TOPIC, dict(asked)))
+
+    def status(self, job: str) -> str:
+        """FLARE's word for the state of a job, such as RUNNING or FINISHED:COMPLETED."""
+        with _our_words(self.kit):
+            return str(self._flare.get_job_status(job))
+
+    def abort(self, job: str) -> None:
+        """End a job, whatever state it is in."""
+        try:
+            with _our_words(self.kit):
+                self._flare.abort_job(job)
+        except JobGone:
+            pass
+
+    def disable(self, site: str) -> None:
+        """Throw a site out, and let it in no more."""
+        with _our_words(self.kit):
+            self._flare.disable_client(site)
+
+    def enable(self, site: str) -> None:
+        """Let a site in again that was thrown out."""
+        with _our_words(self.kit):
+            self._flare.enable_client(site)
+
+
+@contextmanager
+def session(folder: str | Path, timeout: float = 15.0) -> Iterator[Session]:
+    """Log in with an administrator's kit.
+
+    Raises:
+        SilosError: it is no administrator's kit, or the server refuses it.
+        OutOfReach: the server does not answer.
+    """
+    kit = kits.read(folder, "admin")
+    reach.reach(kit, timeout)
+    with _our_words(kit):
+        flare = new_secure_session(kit.name, str(kit.folder), timeout=timeout, auto_login_max_tries=1)
+    try:
+        yield Session(kit, flare)
+    finally:
+        _close(flare)
+
+
+def _close(flare: FlareSession) -> None:
+    try:
+        flare.close()
+    except Exception:  # its server may be gone; the threads must end all the same
+        flare.api.close()
+
+
+def _jobs(row: Mapping[str, Any], before: frozenset[str] | None) -> frozenset[str] | None:
+    if row.get("status") == MetaStatusValue.NO_REPLY:
+        return None
+    job = row.get("job_id")
+    return (before or frozenset()) | ({job} if job else set())
+
+
+@contextmanager
+def _our_words(kit: Kit) -> Iterator[None]:
+    try:
+        yield
+    except (api_spec.JobNotRunning, api_spec.JobNotFound) as error:
+        raise JobGone(f"the job does not run at {kit.host} ({error}); resume the run") from error
+    except api_spec.AuthorizationError as error:
+        raise SilosError(
+            f"the server does not let {kit.name} do this ({error}); use the kit of a project_admin or lead"
+        ) from error
+    except api_spec.AuthenticationError as error:
+        raise SilosError(f"the server refuses {kit.name} ({error}); ask for a new kit") from error
+    except api_spec.InvalidJobDefinition as error:
+        raise SilosError(f"the server refuses the job ({error}); install the same version there") from error
+    except (api_spec.InvalidTarget, api_spec.NoClientsAvailable) as error:
+        raise SilosError(f"no such site is connected ({error}); look at `shepherd silos status`") from error
+    except _GONE as error:
+        raise OutOfReach(
+            f"the server at {kit.host}:{kit.port} gave no answer ({error}); see that `shepherd silos server`"
+            " runs there"
+        ) from error

@@ -1,0 +1,208 @@
+"""Keep a run going at the server until it has ended: submit its job, hear its news, and begin anew.
+
+One mechanism mends everything that ends a job (a dead process at the server or a site, a dead host) and
+the one thing that a job cannot mend itself (FLARE lets no site back into a job): another job, that goes on
+after the last finished round and asks the open one again; sites that had answered answer the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shepherd import checkpoint
+from shepherd.errors import FederationError, OutOfReach
+from shepherd.federation.nvflare import job as jobs
+from shepherd.federation.nvflare.session import JobGone, Session, session
+from shepherd.federation.service import Order
+
+Row = dict[str, Any]
+POLL = 0.25
+"""Seconds between two questions for news."""
+LOOK = 3.0
+"""Seconds between two looks at which sites work, while one is missing."""
+PATIENCE = 10.0
+"""Seconds of a round before it is asked whether all its sites still work."""
+ASSEMBLY = 30.0
+"""Seconds to wait for the sites of a run before it begins without them."""
+START = 90.0
+"""Seconds in which a submitted job must begin."""
+AGAIN = 30.0
+"""Seconds between two jobs that begin for the sake of one and the same site."""
+DEATHS = 12
+"""Jobs in a row that may die without a finished round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What the server told since the last time."""
+
+    job: str
+    restart: bool = False
+    """The first news of a job."""
+    round: int = 0
+    """Finished rounds at the server."""
+    count: int = 0
+    """Rows in the server's log."""
+    rows: Sequence[Row] = ()
+    said: Sequence[str] = ()
+    progress: Row | None = None
+    outcome: Row | None = None
+    fetch: Callable[[int], Iterator[tuple[str, bytes]]] | None = None
+    """Fetch a round's checkpoint: pieces as (file name, bytes), in order."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Following:
+    """A run at the server. `rows` is how many rows of its log are known here already."""
+
+    kit: Path
+    order: Order
+    state: Callable[[], Path]
+    """The last checkpoint that is here, for the next job to bring along."""
+    scratch: Path
+    """A folder for job folders."""
+    say: Callable[[str], None]
+    rows: int = 0
+    job: str | None = None
+    """The last job that was submitted."""
+    _said: int = 0
+    _deaths: int = 0
+    _restarted: dict[str, float] = field(default_factory=dict)
+
+    def news(self) -> Iterator[News]:
+        """News until the run has ended; whoever reads on keeps it alive.
+
+        Raises:
+            SilosError: the server refuses this kit or the job.
+            FederationError: jobs die again and again.
+        """
+        pause = 1.0
+        while True:
+            try:
+                with session(self.kit) as server:
+                    pause = 1.0
+                    for news in self._one_job(server):
+                        yield news
+                        if news.outcome:
+                            return
+            except OutOfReach as error:
+                self.say(f"{error}; trying again")
+                time.sleep(pause)
+                pause = min(30.0, 2 * pause)
+            self._died()
+
+    def _died(self) -> None:
+        self._deaths += 1
+        if self._deaths > DEATHS:
+            raise FederationError(
+                f"{DEATHS} jobs in a row died without a finished round; read the server's log and the sites',"
+                " then resume the run"
+            )
+
+    def _one_job(self, server: Session) -> Iterator[News]:
+        if self.job is None or self.job not in server.jobs():
+            self._await_sites(server)
+            self.job = server.submit(jobs.write(self.scratch, self.order, self.state()))
+        self._said = 0
+        try:
+            yield from self._told(server, self.job)
+        finally:
+            # ends what is left of it, so that it neither answers nor counts among the server's jobs
+            with suppress(OutOfReach):
+                server.abort(self.job)
+
+    def _told(self, server: Session, job: str) -> Iterator[News]:
+        began = looked = time.monotonic()
+        first, round_began = True, time.monotonic()
+        while True:
+            try:
+                told = server.told(job, {"rows": self.rows, "said": self._said})
+            except JobGone:
+                if not first or time.monotonic() - began > START or _ended(server, job):
+                    return
+                time.sleep(POLL)
+                continue
+            if told["opened"] or told["outcome"]:
+                if told["rows"]:
+                    self._deaths, round_began = 0, time.monotonic()
+                yield self._news(server, job, told, first)
+                first = False
+                self._said += len(told["said"])
+            now = time.monotonic()
+            missing = len(told["present"]) < len(self.order.sites) or now - round_began > PATIENCE
+            if missing and now - looked > LOOK:
+                looked = now
+                if back := self._back(server, job):
+                    self.say(f"{', '.join(back)} came back: a new job asks the round again")
+                    self._deaths -= 1  # no death
+                    return
+            time.sleep(POLL)
+
+    def _news(self, server: Session, job: str, told: Mapping[str, Any], first: bool) -> News:
+        return News(
+            job=job,
+            restart=first,
+            round=told["round"],
+            count=told["count"],
+            rows=told["rows"],
+            said=told["said"],
+            progress=told["progress"],
+            outcome=_final(told["outcome"]),
+            fetch=lambda round: _pieces(server, job, round),
+        )
+
+    def _back(self, server: Session, job: str) -> list[str]:
+        """The run's sites that answer the server and do not work on its job."""
+        now = time.monotonic()
+        back = [
+            site
+            for site, working in server.working().items()
+            if site in self.order.sites
+            and working is not None
+            and job not in working
+            and now - self._restarted.get(site, -AGAIN) >= AGAIN
+        ]
+        self._restarted.update(dict.fromkeys(back, now))
+        return back
+
+    def _await_sites(self, server: Session) -> None:
+        ends = time.monotonic() + ASSEMBLY
+        told: set[str] = set()
+        while missing := set(self.order.sites) - set(server.connected()):
+            none_there = len(missing) == len(self.order.sites)
+            if time.monotonic() > ends and not none_there:
+                self.say(f"beginning without {', '.join(sorted(missing))}")
+                return
+            if missing != told:
+                self.say(f"waiting for {', '.join(sorted(missing))} to connect")
+                told = missing
+            time.sleep(1.0)
+
+
+def _final(outcome: Row | None) -> Row | None:
+    """An outcome that another job could not change."""
+    return None if outcome and outcome.get("kind") == "Stopped" else outcome
+
+
+def _ended(server: Session, job: str) -> bool:
+    return server.status(job).startswith("FINISHED")
+
+
+def _pieces(server: Session, job: str, round: int) -> Iterator[tuple[str, bytes]]:
+    for name in checkpoint.FILES:
+        offset, size = 0, 1
+        while offset < size:
+            wanted = {"round": round, "file": name, "offset": offset}
+            part = server.told(job, {"rows": 2**31, "said": 2**31, "state": wanted})["state"]
+            if part is None:
+                raise JobGone(f"the server has no checkpoint of round {round} any more; resume the run")
+            data = base64.b64decode(part["data"])
+            size = part["of"]
+            offset += len(data)
+            yield name, data

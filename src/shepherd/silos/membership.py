@@ -1,0 +1,90 @@
+"""Who is in a federation, what runs there, and how to end it, for an administrator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shepherd.errors import OutOfReach, SilosError
+from shepherd.federation.nvflare import provision
+from shepherd.federation.nvflare.session import session
+from shepherd.silos import coordinate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """A federation now."""
+
+    server: str
+    """host:port."""
+    sites: Mapping[str, str]
+    """Every connected site, and what it does."""
+    jobs: Mapping[str, str]
+    """The jobs that run, by id: their names."""
+
+
+def status(kit: str | Path) -> Status:
+    """Ask the server who is connected and what runs.
+
+    Raises:
+        SilosError: the server refuses the kit, or cannot be reached.
+    """
+    with session(kit) as server:
+        jobs = server.jobs()
+        working = server.working()
+        return Status(
+            server=f"{server.kit.host}:{server.kit.port}",
+            sites={site: _doing(working[site]) for site in sorted(working)},
+            jobs=jobs,
+        )
+
+
+def remove(folder: str | Path, name: str, kit: str | Path | None = None) -> list[str]:
+    """Remember a site as removed, and have the running server throw it out.
+
+    Returns:
+        What was done, in sentences.
+
+    Raises:
+        SilosError: there is no such federation or site, or the kit may not do it.
+    """
+    federation = provision.remove_site(folder, name)
+    said = [f"{name} is removed from the federation in {folder}; its kit opens nothing any more"]
+    with_kit = Path(kit) if kit is not None else _first_admin(Path(folder), federation)
+    try:
+        with session(with_kit) as server:
+            server.disable(name)
+    except OutOfReach as error:
+        return [*said, f"the running server was not told, since it is out of reach ({error})"]
+    return [*said, "the running server has thrown it out; the runs that it was in go on without it"]
+
+
+def stop(folder: str | Path) -> str:
+    """End the job of a run; what is finished is kept at the server and in the run folder.
+
+    Returns:
+        One sentence.
+    """
+    kit, job = coordinate.under_way(folder)
+    if job is None:
+        return f"the run in {folder} has no job at the server; go on with: shepherd resume {folder}"
+    with session(kit) as server:
+        server.abort(job)
+    return f"stopped; go on with: shepherd resume {folder}"
+
+
+def _doing(jobs: frozenset[str] | None) -> str:
+    if jobs is None:
+        return "registered, gives no answer"
+    return f"works on {', '.join(sorted(jobs))}" if jobs else "waits for work"
+
+
+def _first_admin(folder: Path, federation: provision.Federation) -> Path:
+    for name, role in sorted(federation.admins.items()):
+        kit = folder / "admins" / provision.kit_name(name)
+        if role == "project_admin" and kit.is_dir():
+            return kit
+    raise SilosError(
+        f"{folder} has no project_admin's kit to tell the server with; name one with --kit ADMIN_KIT"
+    )
