@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from shepherd.federation.wire import Request
 
 LONGEST = 80  # letters of a name that came from outside, in a sentence
+MOST = 2.0**62  # examples: a visit that nobody makes, and a number that still can be counted with
 NOISE, SECURE = "noise", "secure"  # the transforms' modules
 
 
@@ -161,7 +162,7 @@ def length(run: RunSettings, examples: int, position: int = 0) -> Visit:
     """
     batch, left = run.tuning.batch_size, examples - position % examples
     if run.tuning.max_steps is None:
-        taken = max(1, round((run.tuning.epochs or 1.0) * examples))
+        taken = max(1, round(min((run.tuning.epochs or 1.0) * examples, MOST)))
         whole, rest = divmod(max(0, taken - left), examples)
         steps = _batches(min(taken, left), batch) + whole * _batches(examples, batch) + _batches(rest, batch)
         return Visit(steps, taken)

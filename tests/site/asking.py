@@ -1,0 +1,58 @@
+"""Requests for the tests of a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from shepherd.federation.wire import Request
+from shepherd.site import policy
+from shepherd.site.policy import Refusal
+from shepherd.site.settings import PolicyTable
+
+BASE = "ab" * 32
+NOON = datetime(2026, 11, 22, 12, 0)
+
+
+def request(kind: Any = "train", **changed: Any) -> Request:
+    """A request that the default policy grants; a mapping is a table of the run's settings."""
+    tables = {name: value for name, value in changed.items() if isinstance(value, Mapping | list)}
+    whole = tables.pop("settings", None)
+    plain = {name: value for name, value in changed.items() if name not in tables and name != "settings"}
+    settings = {
+        "seed": 0,
+        "model": {"base": "/home/coordinator/base"},
+        "adapter": {"rank": 8},
+        "data": {"source": "", "template": "plain"},
+        "federation": {"rounds": 5},
+        "tuning": {"epochs": 1, "batch_size": 4},
+        **tables,
+    }
+    values = {
+        "kind": kind,
+        "run": "0123456789abcdef",
+        "id": "q1",
+        "round": 0,
+        "deadline": 60.0,
+        "sent": 0.0,
+        "version": "1",
+        "cohort": 3,
+        "base": BASE,
+        "settings": settings if whole is None else whole,
+        "broadcast": None,
+    }
+    return Request(**{**values, **plain})
+
+
+def refused(table: PolicyTable | Mapping[str, Any], asked: Request, **about: Any) -> Refusal | None:
+    """What site-1 with 100 examples says at noon, with nothing granted yet."""
+    known = {
+        "site": "site-1",
+        "bases": {BASE},
+        "granted_this_month": 0,
+        "now": NOON,
+        "examples": 100,
+    }
+    table = table if isinstance(table, PolicyTable) else PolicyTable(**table)
+    return policy.refusal(table, asked, **{**known, **about})

@@ -1,0 +1,283 @@
+"""Each rule refuses by its own name; length and hours against walking through them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shepherd.data.cursor import visit
+from shepherd.errors import SettingsError
+from shepherd.settings import parse
+from shepherd.site.policy import leaving, length, within
+from shepherd.site.settings import PolicyTable
+from tests.site.asking import refused, request
+
+REFUSED = {
+    "trust_remote_code": ({}, {"model": {"base": "b", "trust_remote_code": True}}, {}, "code that comes"),
+    "bases": ({}, {"base": "cd" * 32}, {}, f"of site-1 refuses base {'cd' * 32}; "),
+    "max_rank": ({"max_rank": 8}, {"adapter": {"rank": 16}}, {}, "max_rank = 8 of site-1 refuses rank 16;"),
+    "max_rounds": ({"max_rounds": 4}, {}, {}, "max_rounds = 4 of site-1 refuses 5 rounds; "),
+    "max_steps": ({"max_steps": 24}, {}, {}, "max_steps = 24 of site-1 refuses 25 steps a visit; "),
+    "max_epochs": (
+        {"max_epochs": 0.5},
+        {"tuning": {"max_steps": 15, "batch_size": 4}},
+        {},
+        "max_epochs = 0.5 of site-1 refuses 0.6 epochs a visit (60 examples of 100); ",
+    ),
+    "loss_on": (
+        {},
+        {"tuning": {"loss_on": "all"}},
+        {},
+        'loss_on = ["responses"] of site-1 refuses a loss on',
+    ),
+    "algorithms": (
+        {"algorithms": ("fedavg",)},
+        {"algorithm": {"name": "fedprox"}},
+        {},
+        'algorithms = ["fedavg"] of site-1 refuses algorithm "fedprox"; ',
+    ),
+    "transforms": (
+        {"transforms": ()},
+        {"transforms": [{"name": "clip"}]},
+        {},
+        'transforms = [] of site-1 refuses transform "clip"; ',
+    ),
+    "require_noise": (
+        {"require_noise": True},
+        {},
+        {},
+        "require_noise = true of site-1 refuses a run without",
+    ),
+    "require_secure_aggregation": (
+        {"require_secure_aggregation": True},
+        {},
+        {},
+        "require_secure_aggregation = true of site-1 refuses a run without secure aggregation; ",
+    ),
+    "min_cohort": ({"min_cohort": 4}, {}, {}, "min_cohort = 4 of site-1 refuses a cohort of 3; "),
+    "min_examples": (
+        {},
+        {},
+        {"examples": 15},
+        "min_examples = 16 of site-1 refuses to train on 15 examples;",
+    ),
+    "hours": ({"hours": "18:00-06:00"}, {}, {}, 'hours = "18:00-06:00" of site-1 refuses at 12:00 of its'),
+    "rounds_per_month": (
+        {"rounds_per_month": 7},
+        {},
+        {"granted_this_month": 7},
+        "rounds_per_month = 7 of site-1 refuses round 8 to train of 2026-11; ",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", REFUSED)
+def test_a_rule_refuses_by_its_name_with_what_is_allowed_and_asked(rule: str) -> None:
+    table, asked, about, sentence = REFUSED[rule]
+    found = refused(table, request(**asked), **about)
+    assert found is not None
+    assert found.rule == rule
+    assert sentence in str(found)
+    assert str(found).startswith(f"policy {rule}")
+    assert "; " in str(found)  # and the mend
+
+
+def test_every_key_of_the_policy_refuses_something() -> None:
+    assert set(PolicyTable.model_fields) - {"metrics"} == set(REFUSED) - {"trust_remote_code", "bases"}
+
+
+@pytest.mark.parametrize("kind", ["join", "train", "score"])
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {},
+        {"algorithm": {"name": "ffa_lora"}, "transforms": [{"name": "clip", "norm": 1.0}]},
+        {"tuning": {"max_steps": 12, "batch_size": 16}},
+        {"settings": {"adapter": {"rank": 16}}},  # neither base nor source travels
+    ],
+)
+def test_the_default_policy_grants_an_ordinary_run(kind: str, tables: dict[str, Any]) -> None:
+    assert refused({}, request(kind, **tables)) is None
+
+
+def test_what_is_about_now_does_not_keep_a_site_from_joining() -> None:
+    table = {"hours": "18:00-06:00", "min_cohort": 9, "rounds_per_month": 1, "metrics": ()}
+    for kind, rule in (("join", None), ("train", "min_cohort"), ("score", "metrics")):
+        found = refused(table, request(kind), granted_this_month=1)
+        assert (found and found.rule) == rule
+
+
+def test_a_score_has_twice_the_budget_of_rounds() -> None:
+    asked = request("score")
+    assert refused({"rounds_per_month": 5}, asked, granted_this_month=9) is None
+    assert "11 to score" in str(refused({"rounds_per_month": 5}, asked, granted_this_month=10))
+
+
+def test_a_round_beyond_the_limit_is_refused_whatever_the_run_file_says() -> None:
+    assert refused({"max_rounds": 5}, request(round=5)) is None
+    assert "6 rounds" in str(refused({"max_rounds": 5}, request(round=6)))
+
+
+@pytest.mark.parametrize("name", ["shepherd.algorithms.fedavg", "FedAvg", "fedavg ", "", "os"])
+def test_an_algorithm_is_known_by_its_exact_name(name: str) -> None:
+    found = refused({}, request(algorithm={"name": name}))
+    assert found is not None
+    assert found.rule == "algorithms"
+
+
+def test_a_module_outside_runs_only_where_it_is_listed() -> None:
+    asked = request(transforms=[{"name": "clip"}, {"name": "their.module"}])
+    assert '"their.module"' in str(refused({}, asked))
+    assert refused({"transforms": ("clip", "their.module")}, asked) is None
+
+
+def test_noise_is_a_transform_of_that_name() -> None:
+    asked = request(transforms=[{"name": "noise"}])
+    assert refused({"require_noise": True, "transforms": ("noise",)}, asked) is None
+    assert "transforms" in str(refused({"require_noise": True}, asked))
+
+
+def test_a_sentence_has_one_line_and_an_end_whatever_was_asked() -> None:
+    found = refused({}, request(algorithm={"name": "a\n\x1b[31m\u202e'\"" + "x" * 500}))
+    assert str(found).isprintable()
+    assert len(str(found)) < 300
+
+
+def test_settings_that_are_no_run_files_are_named() -> None:
+    with pytest.raises(SettingsError, match=r"the request: key adapter\.rank"):
+        refused({}, request(adapter={"rank": 0}))
+    with pytest.raises(SettingsError, match="the request: key model is no table"):
+        refused({}, request(settings={"model": 3}))
+
+
+def test_only_listed_metrics_leave() -> None:
+    metrics = {"loss": 1.5, "examples": 9.0, "canary": 3.0}
+    assert leaving(PolicyTable(metrics=("loss", "steps")), metrics) == {"loss": 1.5}
+
+
+# --- how long a visit is
+
+
+def tuned(**tuning: Any) -> Any:
+    return parse({"model": {"base": "b"}, "data": {"source": "s"}, "tuning": tuning})
+
+
+SIZES = {
+    "size": st.integers(1, 40),
+    "batch": st.integers(1, 12),
+    "position": st.integers(0, 100),
+}
+
+
+@given(**SIZES, epochs=st.floats(0.01, 4.0))
+def test_epochs_are_as_long_as_the_cursor_goes(size: int, batch: int, position: int, epochs: float) -> None:
+    found = length(tuned(epochs=epochs, batch_size=batch), size, position)
+    steps, after = visit(size, position, epochs=epochs, batch_size=batch, seed=0)
+    assert (found.steps, found.taken) == (len(steps), after - position)
+
+
+@given(**SIZES, count=st.integers(1, 30))
+def test_steps_are_as_long_as_the_cursor_goes(size: int, batch: int, position: int, count: int) -> None:
+    found = length(tuned(max_steps=count, batch_size=batch), size, position)
+    _, after = visit(size, position, max_steps=count, batch_size=batch, seed=0)
+    assert (found.steps, found.taken) == (count, after - position)
+
+
+def test_neither_is_one_epoch() -> None:
+    assert (length(tuned(batch_size=4), 10).steps, length(tuned(batch_size=4), 10).taken) == (3, 10)
+
+
+def test_both_limits_hold_for_both_forms() -> None:
+    by_steps = request(tuning={"max_steps": 50, "batch_size": 4})  # two epochs of 100
+    by_epochs = request(tuning={"epochs": 2.0, "batch_size": 4})  # fifty steps
+    for asked in (by_steps, by_epochs):
+        assert refused({"max_steps": 50, "max_epochs": 2.0}, asked) is None
+        assert "49 of site-1 refuses 50 steps" in str(refused({"max_steps": 49}, asked))
+        assert "refuses 2 epochs" in str(refused({"max_epochs": 1.99}, asked))
+
+
+def test_a_huge_visit_is_refused_without_walking_through_it() -> None:
+    assert "max_steps" in str(refused({}, request(tuning={"max_steps": 10**18})))
+    assert "max_steps" in str(refused({}, request(tuning={"epochs": 1e15})))
+    assert "max_steps" in str(refused({}, request(tuning={"epochs": 1.7e308})))
+
+
+# --- hours
+
+
+@given(st.integers(0, 1439), st.integers(0, 1440), st.integers(0, 1439))
+def test_hours_are_those_that_a_clock_goes_through(start: int, end: int, now: int) -> None:
+    if start == end:
+        return
+    minute, passed = start, set()
+    while minute != end % 1440 or not passed:
+        passed.add(minute)
+        minute = (minute + 1) % 1440
+    hours = f"{start // 60:02}:{start % 60:02}-{end // 60:02}:{end % 60:02}"
+    at = datetime(2026, 1, 1, now // 60, now % 60, 59)
+    assert within(hours, at) == (now in passed)
+
+
+# --- monotone
+
+STRICTNESS = {  # from loose to strict
+    "max_rank": [64, 16, 8, 1],
+    "max_steps": [10**6, 100, 10, 1],
+    "max_epochs": [100.0, 2.0, 0.5],
+    "max_rounds": [1000, 10, 1],
+    "rounds_per_month": [1000, 10, 1],
+    "min_cohort": [1, 2, 5],
+    "min_examples": [1, 16, 200],
+    "algorithms": [("fedavg", "fedprox"), ("fedavg",), ()],
+    "transforms": [("clip", "noise", "secure"), ("clip", "noise"), ("clip",), ()],
+    "loss_on": [("responses", "all"), ("responses",), ()],
+    "require_noise": [False, True],
+    "require_secure_aggregation": [False, True],
+    "hours": [None, "06:00-20:00", "08:00-12:01", "08:00-12:00"],
+    "metrics": [("heldout",), ()],
+}
+LEVELS = st.fixed_dictionaries({key: st.integers(0, len(steps) - 1) for key, steps in STRICTNESS.items()})
+ASKED = st.builds(
+    lambda kind, rank, tuning, rounds, algorithm, transforms, cohort: request(
+        kind,
+        adapter={"rank": rank},
+        tuning=tuning,
+        federation={"rounds": rounds},
+        algorithm={"name": algorithm},
+        transforms=[{"name": name} for name in transforms],
+        cohort=cohort,
+    ),
+    st.sampled_from(["join", "train", "score"]),
+    st.integers(1, 32),
+    st.one_of(
+        st.fixed_dictionaries({"epochs": st.floats(0.1, 4.0), "batch_size": st.integers(1, 64)}),
+        st.fixed_dictionaries(
+            {"max_steps": st.integers(1, 300), "loss_on": st.sampled_from(["all", "responses"])}
+        ),
+    ),
+    st.integers(1, 30),
+    st.sampled_from(["fedavg", "fedprox"]),
+    st.lists(st.sampled_from(["clip", "noise", "secure"]), max_size=3),
+    st.integers(1, 6),
+)
+
+
+@given(LEVELS, st.sampled_from(sorted(STRICTNESS)), ASKED, st.integers(1, 300), st.integers(0, 20))
+def test_what_a_strict_policy_grants_a_looser_one_grants(
+    levels: dict[str, int], key: str, asked: Any, examples: int, granted: int
+) -> None:
+    def answer(some: dict[str, int]) -> bool:
+        table = {name: STRICTNESS[name][level] for name, level in some.items()}
+        return refused(table, asked, examples=examples, granted_this_month=granted) is None
+
+    looser = {**levels, key: max(0, levels[key] - 1)}
+    if answer(levels):
+        assert answer(looser)
+    loosest = dict.fromkeys(levels, 0)
+    strict = {**loosest, key: levels[key]}
+    if not answer(loosest):
+        assert not answer(strict)
