@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,6 +89,25 @@ def read(folder: str | Path, kind: Kind | None = None, *, now: datetime | None =
     _require_together(kit)
     _require_in_time(kit, now or datetime.now(UTC))
     return kit
+
+
+def common_name(certificate: Any) -> str | None:
+    """The name in a certificate as `ssl` gives it, or None."""
+    subject = (certificate or {}).get("subject", ())
+    return next((value for part in subject for key, value in part if key == "commonName"), None)
+
+
+def require_plain_path(kit: Kit) -> None:
+    """FLARE starts its job processes by a command line that it splits at spaces.
+
+    Raises:
+        SilosError: the path of the kit, or of this Python, would be split.
+    """
+    for path in (str(kit.folder), sys.executable):
+        if shlex.split(path) != [path]:
+            raise SilosError(
+                f"FLARE cannot run from {path}: spaces, quotes or backslashes are in it; move it"
+            )
 
 
 def _kind(folder: Path, wanted: Kind | None) -> Kind:

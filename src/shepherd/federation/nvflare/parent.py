@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.federation.nvflare.hardening import Kind
+from shepherd.federation.nvflare.kits import common_name
 
 REMOVED = "disabled_clients.json"
 """Where FLARE's server keeps the names of the sites that were disabled, in its kit."""
@@ -65,9 +66,11 @@ class _Watched(ssl.SSLObject):
             if self.server_side:
                 _log.warning("refused a TLS connection from %s: %s", _peer(), reason(error))
             raise
-        name = _common_name(self) if self.server_side else None
+        name = common_name(self.getpeercert()) if self.server_side else None
         if name is not None and name in _names(self.removed):
-            _log.warning("refused a TLS connection from %s: %s was removed from the federation", _peer(), name)
+            _log.warning(
+                "refused a TLS connection from %s: %s was removed from the federation", _peer(), name
+            )
             raise ssl.SSLError(f"{name} was removed")
 
 
@@ -104,16 +107,11 @@ def _names(file: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _common_name(connection: ssl.SSLObject) -> str | None:
-    subject: Any = (connection.getpeercert() or {}).get("subject", ())
-    return next((value for part in subject for key, value in part if key == "commonName"), None)
-
-
 def _peer() -> str:
     """The address at the other end. TLS over a memory buffer does not know it; asyncio, which calls, does."""
-    frame = sys._getframe(2)
+    caller: Any = sys._getframe(2).f_back
     with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
-        host, port, *_ = frame.f_back.f_locals["self"]._transport.get_extra_info("peername")
+        host, port, *_ = caller.f_locals["self"]._transport.get_extra_info("peername")
         return f"{host}:{port}"
     return "an unknown address"
 

@@ -368,9 +368,7 @@ def _handing_out(folder: Path, federation: Federation) -> tuple[str, ...]:
 
 def _site_sentence(folder: Path, site: str) -> str:
     kit = folder / "sites" / site
-    return (
-        f"{kit} is for {site} alone, which starts it with: shepherd silos site {site} --config site.toml"
-    )
+    return f"{kit} is for {site} alone, which starts it with: shepherd silos site {site} --config site.toml"
 
 
 _READ_ME: dict[Kind, str] = {
@@ -379,6 +377,6 @@ _READ_ME: dict[Kind, str] = {
     "site": "The kit of one site of a Shepherd federation. It holds a private key: keep it secret, and run\n"
     "it on one machine only, with: shepherd silos site THIS_FOLDER --config site.toml\n"
     "local/ holds what this site permits; it is yours, and nobody at the server can change it.\n",
-    "admin": "The kit of one administrator of a Shepherd federation. It holds a private key: keep it secret.\n"
+    "admin": "The kit of an administrator of a Shepherd federation. It holds a private key: keep it secret.\n"
     "Use it with: shepherd run RUN.toml --silos THIS_FOLDER\n",
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from shepherd.errors import OutOfReach, SilosError
-from shepherd.federation.nvflare.kits import Kit
+from shepherd.federation.nvflare.kits import Kit, common_name
 
 SKEW = 60.0
 """Seconds that two clocks may differ before somebody is told."""
@@ -68,7 +68,9 @@ def _connected(kit: Kit, timeout: float) -> socket.socket:
             f"the name {kit.host} is not known here ({error.strerror}); see to DNS or /etc/hosts"
         ) from error
     except ConnectionRefusedError as error:
-        raise OutOfReach(f"nobody listens at {where}; start the server with `shepherd silos server`") from error
+        raise OutOfReach(
+            f"nobody listens at {where}; start the server with `shepherd silos server`"
+        ) from error
 
 
 def _secured(kit: Kit, plain: socket.socket, where: str) -> ssl.SSLSocket:
@@ -103,8 +105,7 @@ def _distrust(kit: Kit, error: ssl.SSLCertVerificationError, where: str) -> str:
 
 
 def _require_identity(kit: Kit, secure: ssl.SSLSocket, where: str) -> None:
-    subject = (secure.getpeercert() or {}).get("subject", ())
-    name = next((v for part in subject for k, v in part if k == "commonName"), None)  # type: ignore[misc]
+    name = common_name(secure.getpeercert())
     if name != kit.identity:
         raise SilosError(
             f"what answers at {where} shows the certificate of {name}, and this kit expects {kit.identity}; "
@@ -128,8 +129,8 @@ def _first_answer(kit: Kit, secure: ssl.SSLSocket, where: str) -> bytes:
 def _refusal(kit: Kit, where: str, error: OSError | None) -> str:
     said = "it closed the connection" if error is None else _alert(error)
     return (
-        f"the server at {where} refuses the certificate of {kit.name} ({said}); either {kit.name} was removed, "
-        "the clocks are apart or the kit is an old one: the server's log says which"
+        f"the server at {where} refuses the certificate of {kit.name} ({said}); either {kit.name} was "
+        "removed, the clocks are apart or the kit is an old one: the server's log says which"
     )
 
 

@@ -1,0 +1,98 @@
+"""A site of a federation: its trainer and FLARE's client process, kept running."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from shepherd.errors import OutOfReach, SilosError
+from shepherd.federation.nvflare import kits
+from shepherd.federation.nvflare.hardening import harden
+from shepherd.federation.nvflare.kits import Kit
+from shepherd.federation.nvflare.reach import clock, reach
+from shepherd.federation.nvflare.supervise import Child, Omen, supervise, until_signalled
+from shepherd.site import settings
+
+LOOK = 30.0
+"""Seconds between two looks at whether the server still takes this kit."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0
+
+
+def join(folder: str | Path, site_toml: str | Path, say: Callable[[str], None]) -> None:
+    """Run a site until SIGTERM or SIGINT; its two processes are started again whenever they die.
+
+    Args:
+        folder: the site's kit.
+        site_toml: what the site's owner permits.
+        say: takes one line for each event.
+
+    Raises:
+        SilosError: no kit of a site, its certificate does not hold, the server is of another federation or
+            refuses the kit, or the kit runs on this machine already.
+        SettingsError: the site's file says something impossible.
+    """
+    kit = kits.read(folder, "site")
+    settings.read(site_toml)
+    with until_signalled() as stop:
+        keep(kit, [_trainer(kit, Path(site_toml)), _flare(kit)], say, stop)
+
+
+def keep(kit: Kit, children: list[Child], say: Callable[[str], None], stop: threading.Event) -> None:
+    """Wait for the server, then keep the children running until `stop` is set."""
+    kits.require_plain_path(kit)
+    for line in harden(kit.folder, "site"):
+        say(line)
+    _await_server(kit, say, stop)
+    if stop.is_set():
+        return
+    threading.Thread(target=_watch, args=(kit, say, stop), daemon=True).start()
+    supervise(kit.home, children, say, stop)
+
+
+def _await_server(kit: Kit, say: Callable[[str], None], stop: threading.Event) -> None:
+    """Return once the server takes the kit; raise what waiting cannot mend."""
+    pause, said = _FIRST_PAUSE, ""
+    while not stop.is_set():
+        try:
+            apart = clock(reach(kit))
+        except OutOfReach as error:
+            if str(error) != said:
+                say(f"{error}; trying again")
+            said = str(error)
+            stop.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            continue
+        say(f"{kit.name} has reached the server at {kit.host}:{kit.port}")
+        if apart:
+            say(apart)
+        return
+
+
+def _watch(kit: Kit, say: Callable[[str], None], stop: threading.Event) -> None:
+    """Say when the way to the server is lost or found again: FLARE waits without a word."""
+    said = ""
+    while not stop.wait(LOOK):
+        try:
+            reach(kit)
+            now = ""
+        except SilosError as error:
+            now = str(error)
+        if now != said:
+            say(now or f"the server at {kit.host}:{kit.port} is there again")
+        said = now
+
+
+def _trainer(kit: Kit, site_toml: Path) -> Child:
+    module = "shepherd.site.trainer"
+    named = ["--name", kit.name, "--home", str(kit.home)]
+    return Child("trainer", [sys.executable, "-m", module, str(site_toml.absolute()), *named])
+
+
+def _flare(kit: Kit) -> Child:
+    module = "shepherd.federation.nvflare.parent"
+    return Child("flare", [sys.executable, "-m", module, "site", str(kit.folder), kit.name], omens=_OMENS)
+
+
+_OMENS = (Omen("is disabled", "the server does not let this site in: it was removed from the federation"),)
