@@ -151,6 +151,75 @@ def test_a_client_that_keeps_no_example_is_named_with_the_reason(tmp_path, token
         assert all(len(data) for data in kept.values())
 
 
+# --- all of it one client's
+
+
+def test_one_client_has_what_it_has_in_a_ready_made_folder(tmp_path, tokenizer) -> None:
+    (tmp_path / "silos").mkdir()
+    for client, seed in (("north", 1), ("south", 2)):
+        runs.written(tmp_path / "silos" / f"{client}.jsonl", runs.rows(12, seed))
+    nothing_held = {"holdout": 0.0}
+    together = prepare.prepare(
+        settings(tmp_path / "silos", split={"by": "ready-made"}, data=nothing_held), tokenizer
+    )
+    for client in ("north", "south"):
+        alone = settings(tmp_path / "silos" / f"{client}.jsonl", data=nothing_held)
+        own = prepare.one_client(alone, client, tokenizer)
+        assert list(own.clients) == [client]
+        assert texts(tokenizer, own.clients[client]) == texts(tokenizer, together.clients[client])
+        assert own.mixes[client] == together.mixes[client]
+
+
+@pytest.mark.parametrize("split", [{"by": "shards", "clients": 7}, {"by": "natural", "field": "none"}])
+def test_one_client_holds_all_that_is_not_held_out_in_order(source, tokenizer, split) -> None:
+    whole = settings(source, split=split)
+    own = prepare.one_client(whole, "site-1", tokenizer)
+    division = prepare.divide(settings(source))  # the same seed, of one file: the same examples held out
+    responses = [example.response for example in division.of(division.held.train.tolist())]
+    told = texts(tokenizer, own.clients["site-1"])
+    assert len(told) == len(responses) == 30
+    assert all(response in text for response, text in zip(responses, told, strict=True))
+    assert [e.response for e in own.heldout_examples] == [
+        e.response for e in division.of(division.held.heldout.tolist())
+    ]
+    assert own.mixes == {"site-1": dict.fromkeys(runs.CATEGORIES, 10)}
+    assert (own.summary["kept"], own.summary["heldout"], own.summary["examples"]) == (30, 6, 36)
+
+
+def test_one_client_counts_duplicates_and_skipped_rows(tmp_path, tokenizer) -> None:
+    rows = [*runs.rows(), {**runs.rows()[0], "response": "w5"}, {"instruction": "w4"}]
+    table = {"holdout": 0.0, "on_bad_row": "skip"}
+    own = prepare.one_client(
+        settings(runs.written(tmp_path / "rows.jsonl", rows), data=table), "site-1", tokenizer
+    )
+    summary = own.summary
+    assert (summary["duplicates"], summary["skipped_rows"], summary["kept"]) == (1, 1, 36)
+
+
+def test_one_client_reads_every_file_of_a_folder(tmp_path, tokenizer) -> None:
+    (tmp_path / "files").mkdir()
+    for name, seed in (("part-10", 2), ("part-9", 1)):
+        runs.written(tmp_path / "files" / f"{name}.jsonl", runs.rows(6, seed))
+    own = prepare.one_client(settings(tmp_path / "files", data={"holdout": 0.0}), "site-1", tokenizer)
+    expected = [row["response"] for seed in (1, 2) for row in runs.rows(6, seed)]
+    found = texts(tokenizer, own.clients["site-1"])
+    assert len(found) == 12
+    assert all(response in text for response, text in zip(expected, found, strict=True))
+
+
+def test_one_client_that_keeps_no_example_is_named(tmp_path, tokenizer) -> None:
+    long = [{**row, "instruction": " ".join(["w7"] * 90)} for row in runs.rows(4)]
+    whole = settings(runs.written(tmp_path / "rows.jsonl", long), data={"holdout": 0.0, "max_tokens": 8})
+    with pytest.raises(DataError, match=r"client site-1 keeps no example \(its prompt leaves no room"):
+        prepare.one_client(whole, "site-1", tokenizer)
+
+
+def test_one_client_is_asked_for_no_answers(tmp_path, tokenizer) -> None:
+    rows = [{**row, "check": {"foo": 1}} for row in runs.rows()]
+    whole = settings(runs.written(tmp_path / "rows.jsonl", rows), evaluation={"answers": 2})
+    assert prepare.one_client(whole, "site-1", tokenizer).heldout_examples
+
+
 # --- the embedded world
 
 

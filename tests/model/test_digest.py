@@ -1,0 +1,148 @@
+"""The digest against sha256sum by hand; what changes it and what does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shepherd import world
+from shepherd.errors import BaseError
+from shepherd.model import digest as module
+from shepherd.model.digest import digest, files, snapshot
+
+WHOLE = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"words"}
+
+
+def folder(path: Path, contents: Mapping[str, bytes]) -> Path:
+    path.mkdir(parents=True)
+    for name, content in contents.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def by_hand(contents: Mapping[str, bytes]) -> str:
+    lines = [f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in sorted(contents)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_it_is_what_sha256sum_gives() -> None:
+    base = world.base_path()
+    command = f"cd '{base}' && sha256sum {' '.join(files(base))} | sha256sum"
+    shown = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+    assert shown.split()[0] == digest(base)
+    assert files(base) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+
+
+UNUSED = {
+    "README.md": b"read me",
+    "generation_config.json": b"{}",
+    "pytorch_model.bin": b"a pickle",
+    "modeling_own.py": b"code",
+    "vocab.json": b"{}",
+    "original/consolidated.00.pth": b"other weights",
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_what_is_not_used_does_not_count(tmp_path: Path, name: str) -> None:
+    more = folder(tmp_path / "more", {**WHOLE, name: UNUSED[name]})
+    assert digest(more) == by_hand(WHOLE)
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *module.BESIDE])
+def test_what_is_used_counts(tmp_path: Path, name: str) -> None:
+    contents = {**WHOLE, name: WHOLE.get(name, b"") + b"!"}
+    assert digest(folder(tmp_path / "base", contents)) == by_hand(contents) != by_hand(WHOLE)
+
+
+def test_a_file_under_another_name_is_another_base(tmp_path: Path) -> None:
+    one = folder(tmp_path / "one", {**WHOLE, "added_tokens.json": b"x"})
+    two = folder(tmp_path / "two", {**WHOLE, "chat_template.json": b"x"})
+    assert digest(one) != digest(two)
+
+
+def test_shards_come_with_their_index_and_only_those_it_names(tmp_path: Path) -> None:
+    index = json.dumps(
+        {"weight_map": {"a": "model-2.safetensors", "b": "model-1.safetensors", "c": "model-1.safetensors"}}
+    )
+    contents = {
+        "config.json": b"{}",
+        "model.safetensors.index.json": index.encode(),
+        "model-1.safetensors": b"1",
+        "model-2.safetensors": b"2",
+    }
+    base = folder(tmp_path / "base", {**contents, "model-3.safetensors": b"3"})
+    assert digest(base) == by_hand(contents)
+    (base / "model-2.safetensors").unlink()
+    with pytest.raises(BaseError, match=r"model-2\.safetensors of a base cannot be read \(No such file"):
+        digest(base)
+
+
+def test_without_safetensors_it_is_what_is_loaded_instead(tmp_path: Path) -> None:
+    contents = {"config.json": b"{}", "pytorch_model.bin": b"w", "vocab.json": b"v", "merges.txt": b"m"}
+    assert digest(folder(tmp_path / "base", contents)) == by_hand(contents)
+
+
+@pytest.mark.parametrize(
+    ("contents", "sentence"),
+    [
+        ({}, r"has no config\.json; give the folder of a model"),
+        ({"config.json": b"{}"}, r"has no model\.safetensors; get its weights again"),
+        ({"config.json": b"{}", "model.safetensors.index.json": b"{"}, "index .* cannot be read; get that"),
+        ({"config.json": b"{}", "model.safetensors.index.json": b"[]"}, "index .* cannot be read; get that"),
+        (
+            {
+                "config.json": b"{}",
+                "model.safetensors.index.json": b'{"weight_map": {"a": "../../etc/passwd"}}',
+            },
+            "names no files of its own folder",
+        ),
+        ({"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {}}'}, "names no files"),
+    ],
+)
+def test_half_a_base_is_named(tmp_path: Path, contents: Mapping[str, bytes], sentence: str) -> None:
+    with pytest.raises(BaseError, match=sentence):
+        digest(folder(tmp_path / "base", contents))
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: Any) -> None:
+    base = folder(tmp_path / "base", WHOLE)
+    first = digest(base)
+    reads = []
+    real = hashlib.file_digest
+    monkeypatch.setattr(
+        module.hashlib,
+        "file_digest",
+        lambda file, kind: (reads.append(Path(file.name).name), real(file, kind))[1],
+    )
+    assert digest(base) == digest(str(base)) == first
+    assert reads == []
+    (base / "tokenizer.json").write_bytes(b"other")
+    os.utime(base / "tokenizer.json", ns=(1, 1))
+    assert digest(base) != first
+    assert reads == ["tokenizer.json"]
+
+
+def test_a_hub_id_is_looked_for_on_this_disk_only(tmp_path: Path, monkeypatch: Any) -> None:
+    from transformers.utils import hub
+
+    home = tmp_path / "hub" / "models--them--their-base"
+    shot = home / "snapshots" / "c0ffee"
+    shutil.copytree(world.base_path(), shot)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("c0ffee")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = snapshot("them/their-base")
+    assert Path(found) == shot
+    assert digest(found) == digest(world.base_path())
+    with pytest.raises(BaseError, match="base them/none is not on this disk; download it first"):
+        snapshot("them/none")
