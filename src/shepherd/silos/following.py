@@ -82,20 +82,22 @@ class Following:
             SilosError: the server refuses this kit or the job.
             FederationError: jobs die again and again.
         """
-        pause = 1.0
+        pause, met = 1.0, False
         while True:
             try:
                 with session(self.kit) as server:
-                    pause = 1.0
+                    pause, met = 1.0, True
                     for news in self._one_job(server):
                         yield news
                         if news.outcome:
                             return
+                self._died()
             except OutOfReach as error:
+                if not met:  # a wrong kit or a server that was never started: the person is there to see it
+                    raise
                 self.say(f"{error}; trying again")
                 time.sleep(pause)
                 pause = min(30.0, 2 * pause)
-            self._died()
 
     def _died(self) -> None:
         self._deaths += 1

@@ -124,6 +124,7 @@ _NOTHING = {
     "manage_job": "none",
     "download_job": "none",
     "view": "none",
+    "app_command": "none",  # what the coordinator asks our controller
     "operate": "none",
     "shell_commands": "none",
     "byoc": "none",
@@ -132,14 +133,26 @@ _NOTHING = {
 _SEE = {"view": "any"}
 _RIGHTS: dict[Kind, dict[str, dict[str, str]]] = {
     "server": {
-        "project_admin": {**_SEE, "submit_job": "any", "manage_job": "any", "operate": "any"},
-        "lead": {**_SEE, "submit_job": "any", "manage_job": "n:submitter"},
+        "project_admin": {
+            **_SEE,
+            "submit_job": "any",
+            "manage_job": "any",
+            "operate": "any",
+            "app_command": "any",
+        },
+        "lead": {
+            **_SEE,
+            "submit_job": "any",
+            "manage_job": "n:submitter",
+            "app_command": "n:submitter",
+        },
         "org_admin": _SEE,
         "member": _SEE,
     },
     "site": {
-        "project_admin": {"submit_job": "any", "manage_job": "any"},
-        "lead": {"submit_job": "any", "manage_job": "n:submitter"},
+        # to see, at a site, is whether it works on a job
+        "project_admin": {**_SEE, "submit_job": "any", "manage_job": "any"},
+        "lead": {**_SEE, "submit_job": "any", "manage_job": "n:submitter"},
     },
 }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Session:
             SilosError: this administrator's role may not submit, or the server refuses the job.
         """
         with _our_words(self.kit):
-            return str(self._flare.submit_job(str(folder)))
+            return str(self._flare.submit_job(str(folder.absolute())))
 
     def told(self, job: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """What a running job of ours answers.
@@ -111,7 +112,7 @@ def session(folder: str | Path, timeout: float = 15.0) -> Iterator[Session]:
     """
     kit = kits.read(folder, "admin")
     reach.reach(kit, timeout)
-    with _our_words(kit):
+    with _our_words(kit), redirect_stdout(io.StringIO()):  # it says that it connects
         flare = new_secure_session(kit.name, str(kit.folder), timeout=timeout, auto_login_max_tries=1)
     try:
         yield Session(kit, flare)
