@@ -1,0 +1,67 @@
+"""What is asked of a request before anything is done with it, besides the owner's policy."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from shepherd.core import Broadcast, require_shapes, shapes_of
+from shepherd.errors import AdapterError
+from shepherd.federation import wire
+from shepherd.federation.wire import Request
+from shepherd.model.base import Base
+from shepherd.site.policy import Refusal
+
+CLOCKS = 300.0  # seconds that the server's clock and ours may be apart
+
+
+class Refused(Exception):
+    """The request is not answered, by a rule that has a name."""
+
+    def __init__(self, rule: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.refusal = Refusal(rule, sentence)
+
+
+def require_version(request: Request, name: str) -> None:
+    here = wire.version()
+    if request.version.split(".")[:2] != here.split(".")[:2]:
+        raise Refused(
+            "version",
+            f"the server has shepherd-fit {request.version} and {name} has {here};"
+            " install one version at both ends",
+        )
+
+
+def require_clock(request: Request) -> None:
+    ahead = request.sent - time.time()
+    if abs(ahead) > CLOCKS:
+        way = "ahead of" if ahead > 0 else "behind"
+        raise Refused(
+            "clock",
+            f"the server's clock is {abs(ahead):.0f} s {way} this site's, or the message is an old one;"
+            f" set both clocks (at most {CLOCKS:.0f} s apart) and ask again",
+        )
+
+
+def require_newer(request: Request, other: Request, name: str) -> None:
+    """What is left over from an earlier round must not disturb a later one."""
+    if request.run == other.run and request.round < other.round:
+        raise Refused(
+            "replay",
+            f"{name} is at round {other.round + 1} of this run, and not {request.round + 1} as asked;"
+            " go on from the run's last round",
+        )
+
+
+def require_fit(request: Request, broadcast: Broadcast, base: Base) -> None:
+    """The broadcast is of this round, has the base's layout, and is finite (law 6, on arrival at a site)."""
+    if broadcast.round != request.round:
+        raise AdapterError(
+            f"the broadcast is of round {broadcast.round + 1}, not {request.round + 1} as asked; send it"
+        )
+    require_shapes(base.shapes, shapes_of(broadcast.adapter), "the broadcast")
+    for name, tensor in (*broadcast.adapter.items(), *broadcast.extra.items()):
+        if not np.isfinite(tensor).all():
+            raise AdapterError(f"tensor {name} of the broadcast is not finite; go back to an earlier round")

@@ -1,0 +1,75 @@
+"""What a site says of its own faults: a fixed sentence to the server, and the whole of it in its own log.
+
+The server may know what kind of thing went wrong, and what of its own request did not fit. It is told no
+path, no value and no text of this site's.
+"""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Iterator
+
+from shepherd.errors import (
+    AdapterError,
+    BaseError,
+    DataError,
+    FolderError,
+    SettingsError,
+    ShepherdError,
+    WireError,
+)
+
+DATA = "its data cannot be used; the site's log says which file and line"
+BASE = "it cannot load the base; the site's log says what to mend"
+MEMORY = "its memory ran out; lower tuning.micro_batch_tokens or tuning.batch_size, or give the site more"
+FULL = "its disk is full; the site has to free some space, and what it had before stands"
+FOLDER = "its own files cannot be used; the site's log says which, and the mend"
+OTHER = "it met a fault that it does not know ({}); the site's log says where"
+
+
+class GivenUp(Exception):
+    """Work that nobody waits for any more."""
+
+
+def told(error: BaseException) -> str:
+    """What the server is told of a fault: what is about its own request in full, else a fixed sentence."""
+    match error:
+        case GivenUp() | WireError() | AdapterError() | SettingsError():
+            return str(error)
+        case DataError():
+            return DATA
+        case BaseError():
+            return BASE
+    causes = list(_causes(error))
+    if any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in causes):
+        return FULL
+    if any(_is_of_memory(each) for each in causes):
+        return MEMORY
+    if isinstance(error, FolderError):
+        return FOLDER
+    return OTHER.format(type(error).__name__)
+
+
+def logged(error: BaseException) -> str:
+    """What this site's log is told: our own sentences, which quote no example; of anything else, where."""
+    if isinstance(error, ShepherdError | GivenUp):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)[-5:]
+    steps = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    return f"{type(error).__name__} at {steps}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Python's own, CUDA's (by its name, since torch is not imported here), and torch's on a processor."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    full = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    torch_says = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return full or torch_says or not names.isdisjoint({"MemoryError", "OutOfMemoryError"})

@@ -1,0 +1,123 @@
+"""What a site keeps loaded: one base and its data as tokens, through rounds and runs."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shepherd import prepare
+from shepherd.data.examples import Example
+from shepherd.errors import FolderError
+from shepherd.federation.wire import version
+from shepherd.folder import mending
+from shepherd.loading import load_base
+from shepherd.model import base as bases
+from shepherd.model import memory
+from shepherd.prepare import Prepared
+from shepherd.settings import RunSettings
+
+FOLDERS = 4  # of tokens on the disk: those used last
+
+
+@dataclass(slots=True)
+class Holding:
+    """One base and one set of tokens; another takes its place when it is asked for."""
+
+    home: Path
+    name: str
+    _base: bases.Base | None = None
+    _base_key: Any = None
+    _prepared: Prepared | None = None
+    _data_key: str = ""
+
+    def ready(self, settings: RunSettings, digest: str) -> Prepared | None:
+        """The data, where both they and the base that these settings ask for are loaded."""
+        held = self._base is not None and self._base_key == _base_key(settings, digest)
+        return self._prepared if held and self._data_key == _data_key(settings, digest) else None
+
+    def data(self, settings: RunSettings, digest: str) -> Prepared:
+        """The site's examples as tokens: those in memory, those on the disk, or made now.
+
+        Raises:
+            DataError: they cannot be used.
+            BaseError: the base's tokenizer cannot be used.
+            FolderError: the disk is full or cannot be written.
+        """
+        key = _data_key(settings, digest)
+        if self._prepared is None or key != self._data_key:
+            self._prepared = None
+            self._prepared, self._data_key = self._stored(key) or self._made(settings, key), key
+        return self._prepared
+
+    def base(self, settings: RunSettings, digest: str) -> bases.Base:
+        """The base with its adapted layers: the one in memory, if it is this one, or loaded now.
+
+        Raises:
+            BaseError: it cannot be loaded.
+        """
+        key = _base_key(settings, digest)
+        if self._base is None or key != self._base_key:
+            self._base = None
+            gc.collect()  # two at once may not fit
+            self._base, self._base_key = load_base(settings), key
+        memory.use_threads(settings.tuning.threads)
+        return self._base
+
+    def _stored(self, key: str) -> Prepared | None:
+        folder = self.home / "data" / key
+        try:
+            return prepare.load(folder) if prepare.whole(folder) else None
+        except FolderError:  # damaged; it is made again
+            return None
+
+    def _made(self, settings: RunSettings, key: str) -> Prepared:
+        made = prepare.one_client(settings, self.name, bases.load_tokenizer(settings.model))
+        folder = self.home / "data" / key
+        with mending(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, mode=0o700)
+        prepare.save(folder, replace(made, heldout_examples=[_bare(e) for e in made.heldout_examples]))
+        _sweep(folder.parent)
+        return prepare.load(folder)
+
+
+def _bare(example: Example) -> Example:
+    """Without its text, which only answering would need."""
+    return Example(turns=(), category=example.category)
+
+
+def _sweep(folder: Path) -> None:
+    found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    for old in found[:-FOLDERS]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _base_key(settings: RunSettings, digest: str) -> Any:
+    return digest, settings.model.model_copy(update={"base": ""}), settings.adapter
+
+
+def _data_key(settings: RunSettings, digest: str) -> str:
+    """Of all that the tokens depend on; the base's digest stands for its tokenizer."""
+    plain = {
+        "version": version(),
+        "base": digest,
+        "data": settings.data.model_dump(mode="json"),
+        "files": list(_stamps(Path(settings.data.source))),
+        "seed": settings.data_seed,
+        "loss_on": settings.tuning.loss_on,
+    }
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _stamps(source: Path) -> Iterator[tuple[str, int, int]]:
+    """Sizes and times of the files of a source on this disk, so that changed data are read again."""
+    files = sorted(source.rglob("*")) if source.is_dir() else [source] if source.is_file() else []
+    for file in files:
+        about = file.stat()
+        yield str(file), about.st_size, about.st_mtime_ns

@@ -1,0 +1,47 @@
+"""One request that a site works on, and whether anybody still waits for it."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from time import monotonic
+
+from shepherd.federation.wire import Request
+from shepherd.site.faults import GivenUp
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """One request that is being worked on, or waits for it; who asks it again waits for the same."""
+
+    request: Request
+    until: float
+    """On the monotonic clock: after it nobody wants the answer."""
+    cancelled: bool = False
+    committed: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    future: Future[bytes] = field(default_factory=Future)
+
+    def require_wanted(self) -> None:
+        """Raise GivenUp if nobody waits for the answer any more."""
+        if self.cancelled:
+            raise GivenUp("it was given up, since a newer request came")
+        if monotonic() > self.until:
+            raise GivenUp(f"it gave no answer within {self.request.deadline:g} s")
+
+    def commit(self) -> None:
+        """From here on the work is finished, whatever comes; raises as `require_wanted`."""
+        with self.lock:
+            self.require_wanted()
+            self.committed = True
+
+
+def waited(task: Task, until: float) -> bytes:
+    """The answer, if it comes in time; or what went wrong."""
+    wait([task.future], timeout=max(0.0, until - monotonic()))
+    with task.lock:
+        late = not task.future.done() and not task.committed
+    if late:
+        raise GivenUp(f"it gave no answer within {task.request.deadline:g} s")
+    return task.future.result()
