@@ -71,7 +71,11 @@ def refusal(
         SettingsError: the request's settings are no run file's.
     """
     run = asked(request.settings)
-    faults = [_about_the_run(policy, run, request, bases), _about_a_visit(policy, run, examples, position)]
+    faults = [
+        _about_the_base(request.base, bases),
+        _about_the_run(policy, run, request.round),
+        _about_a_visit(policy, run, examples, position),
+    ]
     if request.kind != "join":
         faults.append(_about_now(policy, request, granted_this_month, now))
     return next((fault.at(site) for some in faults for fault in some), None)
@@ -82,19 +86,27 @@ def leaving(policy: PolicyTable, metrics: Mapping[str, float]) -> dict[str, floa
     return {name: value for name, value in metrics.items() if name in policy.metrics}
 
 
-def _about_the_run(
-    policy: PolicyTable, run: RunSettings, request: Request, bases: Collection[str]
-) -> Iterator[Fault]:
-    if run.model.trust_remote_code:
-        yield Fault(
-            "trust_remote_code", False, "code that comes with a base", "set model.trust_remote_code = false"
-        )
-    if request.base not in bases:
+def broken_by(
+    policy: PolicyTable, run: RunSettings, *, site: str, examples: int, rounds: int = 0
+) -> list[Refusal]:
+    """Every rule that a run file breaks by itself, whatever its base and whenever it asks."""
+    faults = (*_about_the_run(policy, run, rounds), *_about_a_visit(policy, run, examples, 0))
+    return [fault.at(site) for fault in faults]
+
+
+def _about_the_base(asked: str, bases: Collection[str]) -> Iterator[Fault]:
+    if asked not in bases:
         mend = "agree on one base, and list its sha256 in the site's [[bases]]"
-        yield Fault("bases", None, f"base {request.base:.{LONGEST}}", mend)
+        yield Fault("bases", None, f"base {_short(asked)}", mend)
+
+
+def _about_the_run(policy: PolicyTable, run: RunSettings, round: int) -> Iterator[Fault]:
+    if run.model.trust_remote_code:
+        mend = "set model.trust_remote_code = false"
+        yield Fault("trust_remote_code", False, "code that comes with a base", mend)
     if run.adapter.rank > policy.max_rank:
         yield Fault("max_rank", policy.max_rank, f"rank {run.adapter.rank}", "lower adapter.rank")
-    rounds = max(run.federation.rounds, request.round)
+    rounds = max(run.federation.rounds, round)
     if rounds > policy.max_rounds:
         yield Fault("max_rounds", policy.max_rounds, f"{rounds} rounds", "lower federation.rounds")
     if run.tuning.loss_on not in policy.loss_on:
@@ -193,5 +205,10 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return ascii(value[:LONGEST]).replace("'", '"')
+        return f'"{_short(value)}"'
     return f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else str(value)
+
+
+def _short(text: str) -> str:
+    """A text from outside: no longer than a name, and never a line of its own."""
+    return ascii(text[:LONGEST])[1:-1]

@@ -195,7 +195,11 @@ def own(site: SiteSettings, tables: Mapping[str, Any], folder: str) -> RunSettin
     Raises:
         SettingsError: a key is unknown, or a value is impossible.
     """
-    run = asked(tables)
+    return laid_over(site, asked(tables), folder)
+
+
+def laid_over(site: SiteSettings, run: RunSettings, folder: str) -> RunSettings:
+    """As `own`, for tables that are read already."""
     threads = site.trainer.threads or run.tuning.threads
     model = {"base": folder, "revision": None, "device": site.trainer.device, "trust_remote_code": False}
     data = {name: getattr(site.data, name) for name in SiteDataTable.model_fields}

@@ -1,0 +1,106 @@
+"""What a site would train on and what would leave it, for its owner's terminal alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from shepherd.show import data as shown
+from shepherd.site.check import Found, FoundBase, FoundData, Leaving
+
+
+def report(found: Found, stream: TextIO | None = None) -> None:
+    """Print samples, counts, bases, the policy, what would leave, and what has to be mended."""
+    console = Console(file=stream or sys.stdout, highlight=False)
+    if found.data is not None:
+        _data(console, found, found.data, stream)
+    _title(console, "Bases that may be loaded")
+    _listed(console, _bases(found.bases))
+    _title(console, "Your policy")
+    _listed(console, found.policy)
+    _title(console, "What would leave")
+    _listed(console, _leaving(found))
+    if found.notes:
+        _title(console, "To think about")
+        _listed(console, found.notes)
+    if found.faults:
+        _title(console, "To mend")
+        _listed(console, found.faults, "red")
+    else:
+        console.print(Text("\nNothing has to be mended: this site is ready to join.", style="bold green"))
+
+
+def _title(console: Console, text: str) -> None:
+    console.print(Text(f"\n{text}", style="bold underline"))
+
+
+def _listed(console: Console, sentences: Iterable[str], style: str = "") -> None:
+    for sentence in sentences:
+        console.print(Text(f" · {sentence}", style=style), soft_wrap=True)
+
+
+def _data(console: Console, found: Found, data: FoundData, stream: TextIO | None) -> None:
+    table = found.run.data
+    _title(console, f"What would be trained on, of {table.source}")
+    if data.report is not None:
+        shown.report(data.report, stream)
+    held = sum(data.heldout.values())
+    _listed(
+        console,
+        [
+            f"{data.examples:,} examples are trained on; {held:,} are held out and scored:"
+            f" {_counted(data.heldout)}.",
+            f"{data.duplicates:,} duplicates and {len(data.skipped):,} unreadable rows are left out.",
+            f"A run decides the template (here {table.template}), the longest example (here"
+            f" {table.max_tokens} tokens) and the share held out (here {table.holdout:g}).",
+        ],
+    )
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def _bases(bases: Iterable[FoundBase]) -> Iterable[str]:
+    for base in bases:
+        if base.digest:
+            verdict = "other than you named" if base.fault else "as you named it"
+            yield f"{base.name} in {base.folder}: {base.digest}, {verdict}"
+        else:
+            yield f"{base.name}: not found"
+
+
+def _leaving(found: Found) -> Iterable[str]:
+    policy = found.site.policy
+    yield "On joining: this site's name, how many examples it trains on, and the version of this program."
+    if found.leaving is not None:
+        yield from _tensors(found.leaving)
+    numbers = [name for name in policy.metrics if name != "heldout"]
+    yield f"Beside them one weight, and these numbers: {', '.join(numbers) or 'none'}."
+    if "heldout" in policy.metrics:
+        yield (
+            "For a score: the name of each category, the summed loss on its held-out examples, and how many"
+            " tokens they answer with."
+        )
+    yield "No text of an example leaves."
+
+
+def _tensors(leaving: Leaving) -> Iterable[str]:
+    yield (
+        f"Each round, {len(leaving.tensors)} tensors of float32 at rank {leaving.rank} over {leaving.base}:"
+        f" {leaving.bytes:,} bytes, the change of the adapter."
+    )
+    groups: dict[tuple[str, tuple[int, int]], list[str]] = {}
+    for name, shape in leaving.tensors.items():
+        groups.setdefault((_kind(name), shape), []).append(name)
+    for (kind, (rows, columns)), names in groups.items():
+        yield f"{len(names)} x {kind} ({rows}, {columns}), such as {names[0]}"
+
+
+def _kind(name: str) -> str:
+    """The last words of a tensor's name: q_proj.lora_A.weight."""
+    return ".".join(name.split(".")[-3:])

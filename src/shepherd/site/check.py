@@ -1,0 +1,243 @@
+"""What a site would train on and what would leave it, found out before it joins anything.
+
+Nothing is trained, nothing is fetched, and nothing is sent. The samples are for the owner's own eyes.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from shepherd import prepare
+from shepherd.data import lint
+from shepherd.errors import ShepherdError
+from shepherd.prepare import Division
+from shepherd.settings import AdapterTable, RunSettings
+from shepherd.site import bases
+from shepherd.site.policy import broken_by
+from shepherd.site.settings import BaseTable, PolicyTable, SiteSettings, asked, laid_over, read
+
+T = TypeVar("T")
+NUMBER = 4  # bytes of a float32
+OWN = "trained on"  # the one client's name in the report
+MANY = 40  # categories: so many names are hardly kinds of instruction
+FEW = 5  # held-out examples of a category, below which their mean tells much about each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundBase:
+    """A base of site.toml: where it lies, and its digest; or why it cannot be used."""
+
+    name: str
+    folder: str = ""
+    digest: str = ""
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundData:
+    """What the site holds, and what becomes of it."""
+
+    report: lint.Report | None
+    """Of every example that was read; its one client is what is trained on. None without any base."""
+    examples: int
+    """That would be trained on."""
+    heldout: Mapping[str, int]
+    """How many examples of each category are scored and not trained on."""
+    duplicates: int
+    skipped: tuple[str, ...]
+    """One sentence a row that was left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """What an answer to one request to train holds, beside a weight: one number."""
+
+    base: str
+    rank: int
+    tensors: Mapping[str, tuple[int, int]]
+    metrics: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensors; the names and numbers around them are a few thousand more."""
+        return sum(rows * columns for rows, columns in self.tensors.values()) * NUMBER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """All that `check` found. Where `faults` is empty the site is ready."""
+
+    site: SiteSettings
+    run: RunSettings
+    """What was assumed of a run: its template, its hold-out, its longest example, its rank."""
+    bases: tuple[FoundBase, ...] = ()
+    data: FoundData | None = None
+    leaving: Leaving | None = None
+    policy: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    """What has to be mended, one sentence each."""
+    notes: tuple[str, ...] = ()
+    """What the owner may want to think about."""
+
+
+def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1) -> Found:
+    """Look at everything that a site.toml names, as a run would use it.
+
+    Without a run file, what a run decides is taken at its default, and the rank at the largest that the
+    policy allows. `samples` examples of each category are rendered to be shown.
+
+    Raises:
+        SettingsError: the site.toml cannot be read. What else is wrong stands in `faults`.
+    """
+    site, name = read(path), Path(path).stem
+    run, asks = run or asked({"adapter": {"rank": site.policy.max_rank}}), run
+    found = tuple(_base(base) for base in site.bases)
+    faults = [base.fault for base in found if base.fault]
+    if not any(base.digest for base in found):
+        faults.append(f"{path} names no base that can be read, so every run is refused; add one to [[bases]]")
+    base = next((base for base in found if base.digest), None)
+    own = laid_over(site, run, base.folder if base else "")
+    data = _told(faults, lambda: _data(own, samples))
+    if data is not None:
+        faults += _refusals(site.policy, asks, name, data.examples)
+    return Found(
+        site=site,
+        run=own,
+        bases=found,
+        data=data,
+        leaving=_told(faults, lambda: _leaving(base, run.adapter, site.policy)) if base else None,
+        policy=tuple(in_words(site.policy)),
+        faults=tuple(faults),
+        notes=tuple(_notes(Path(path), site.policy, data)),
+    )
+
+
+def _told(faults: list[str], work: Callable[[], T]) -> T | None:
+    """What `work` gives, or None with its fault added to the others."""
+    try:
+        return work()
+    except ShepherdError as error:
+        faults.append(str(error))
+        return None
+
+
+def _refusals(policy: PolicyTable, asks: RunSettings | None, name: str, examples: int) -> list[str]:
+    """What the policy has against the run file; without one, against the site's own data."""
+    if asks is not None:
+        return [str(refusal) for refusal in broken_by(policy, asks, site=name, examples=examples)]
+    if examples >= policy.min_examples:
+        return []
+    return [
+        f"policy min_examples = {policy.min_examples} refuses every run, since {examples} examples are left"
+        " to train on; add examples, or lower it"
+    ]
+
+
+def _base(base: BaseTable) -> FoundBase:
+    try:
+        folder, found = bases.folder_of(base), bases.digest_of(base)
+    except ShepherdError as error:
+        return FoundBase(name=base.name, fault=str(error))
+    fault = ""
+    if not base.sha256:
+        fault = f'base {base.name} is not allowed yet; to allow it, write sha256 = "{found}" under it'
+    elif base.sha256 != found:
+        fault = (
+            f"base {base.name} has the digest {found} and not {base.sha256} as site.toml says; put its files"
+            " back, or write the new digest there if you trust them"
+        )
+    return FoundBase(name=base.name, folder=folder, digest=found, fault=fault)
+
+
+def _data(run: RunSettings, samples: int) -> FoundData:
+    from shepherd.model.base import load_tokenizer  # brings torch
+
+    division = prepare.alone(run, OWN)
+    report = None
+    if run.model.base:
+        report = lint.report(
+            division.reading.examples,
+            run.data.template,
+            load_tokenizer(run.model),
+            max_tokens=run.data.max_tokens,
+            loss_on=run.tuning.loss_on,
+            clients=division.clients,
+            samples=samples,
+            seed=run.data_seed,
+        )
+    return FoundData(
+        report=report,
+        examples=report.by_client[OWN].kept if report else len(division.clients[OWN]),
+        heldout=_heldout(division),
+        duplicates=division.held.duplicates,
+        skipped=division.reading.skipped,
+    )
+
+
+def _heldout(division: Division) -> dict[str, int]:
+    held = division.of(division.held.heldout.tolist())
+    return dict(Counter(example.category or "all" for example in held))
+
+
+def _leaving(base: FoundBase, adapter: AdapterTable, policy: PolicyTable) -> Leaving:
+    from shepherd.model.outline import shapes
+
+    return Leaving(
+        base=base.name,
+        rank=adapter.rank,
+        tensors=shapes(base.folder, adapter),
+        metrics=policy.metrics,
+    )
+
+
+def in_words(policy: PolicyTable) -> list[str]:
+    """The policy in plain sentences, for its owner."""
+    what = "instructions and contexts too" if "all" in policy.loss_on else "responses alone"
+    when = f"between {policy.hours.replace('-', ' and ')}" if policy.hours else "at any hour"
+    noise = "must" if policy.require_noise else "need not"
+    secure = "must use" if policy.require_secure_aggregation else "need not use"
+    return [
+        f"An adapter has rank {policy.max_rank} at most, and is trained on {what}.",
+        f"A visit takes {policy.max_steps:,} steps and {policy.max_epochs:g} epochs at most.",
+        f"A visit begins {when} by this machine's clock.",
+        f"A run has {policy.max_rounds:,} rounds at most.",
+        f"A month has {policy.rounds_per_month:,} rounds at most, over all runs.",
+        f"A round needs {policy.min_cohort} sites or more.",
+        f"A visit needs {policy.min_examples} examples or more.",
+        f"Algorithms that may run: {_listed(policy.algorithms)}.",
+        f"Transforms that may run: {_listed(policy.transforms)}.",
+        f"A run {noise} add noise.",
+        f"A run {secure} secure aggregation; without it the server sees this site's own update.",
+        "Code that comes with a base never runs.",
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _notes(path: Path, policy: PolicyTable, data: FoundData | None) -> Iterator[str]:
+    for name in (*policy.algorithms, *policy.transforms):
+        if "." in name:
+            yield f"{name} is code from outside this package, and runs here if a run asks for it."
+    if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        yield f"Others on this machine may write {path}; `chmod go-w {path}` keeps the policy yours."
+    if data is not None and "heldout" in policy.metrics:
+        yield from _about_scores(data.heldout)
+
+
+def _about_scores(heldout: Mapping[str, int]) -> Iterator[str]:
+    mend = 'Take "heldout" out of policy.metrics to give no score.'
+    few = sorted(name for name, count in heldout.items() if count < FEW)
+    if len(heldout) > MANY:
+        yield f"The {len(heldout)} names of categories leave with a score; is data.category free text? {mend}"
+    elif few:
+        yield (
+            f"Fewer than {FEW} examples are held out of {_listed(few)}: their summed loss says much about"
+            f" each. {mend}"
+        )
