@@ -42,7 +42,7 @@ def changed(folder: Path, *pairs: tuple[str, str]) -> Path:
 
 def printed(found: Found) -> str:
     stream = io.StringIO()
-    show.report(found, stream)
+    assert show.report(found, stream) == (not found.faults)
     return stream.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from shepherd import world
-from shepherd.errors import SettingsError
+from shepherd.errors import FolderError, SettingsError
 from shepherd.model.digest import digest
 from shepherd.settings import RunSettings
 from shepherd.site import settings
@@ -71,6 +72,19 @@ def test_the_example_has_every_key_with_its_meaning_and_every_key_behind_a_hash_
 def test_the_file_that_the_example_names_is_the_one_it_is_written_to() -> None:
     assert "shepherd silos check north.toml " in settings.example(name="north.toml")
     assert all(len(line) <= 110 for line in settings.example().splitlines())
+
+
+def test_an_example_is_written_once_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "north.toml"
+    settings.write_example(path, "rows.csv")
+    assert path.read_text() == settings.example("rows.csv", "north.toml")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.write_text("mine")
+    with pytest.raises(FolderError, match=r"north\.toml exists; name another file"):
+        settings.write_example(path)
+    assert path.read_text() == "mine"
+    with pytest.raises(FolderError, match=r"cannot be written \(No such file"):
+        settings.write_example(tmp_path / "nowhere" / "site.toml")
 
 
 # --- reading

@@ -13,8 +13,12 @@ from shepherd.show import data as shown
 from shepherd.site.check import Found, FoundBase, FoundData, Leaving
 
 
-def report(found: Found, stream: TextIO | None = None) -> None:
-    """Print samples, counts, bases, the policy, what would leave, and what has to be mended."""
+def report(found: Found, stream: TextIO | None = None) -> bool:
+    """Print samples, counts, bases, the policy, what would leave, and what has to be mended.
+
+    Returns:
+        Whether the site is ready: there is nothing to mend.
+    """
     console = Console(file=stream or sys.stdout, highlight=False)
     if found.data is not None:
         _data(console, found, found.data, stream)
@@ -32,6 +36,7 @@ def report(found: Found, stream: TextIO | None = None) -> None:
         _listed(console, found.faults, "red")
     else:
         console.print(Text("\nNothing has to be mended: this site is ready to join.", style="bold green"))
+    return not found.faults
 
 
 def _title(console: Console, text: str) -> None:

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from shepherd import settings as run_file
 from shepherd import world
 from shepherd.data.files import READERS
-from shepherd.errors import SettingsError
+from shepherd.errors import FolderError, SettingsError
 from shepherd.model.digest import digest
 from shepherd.settings import FieldsTable, PositiveFloat, PositiveInt, RunSettings, Table
 
@@ -245,6 +245,22 @@ def example(source: str = "data.jsonl", name: str = "site.toml") -> str:
         *_described("[policy]", PolicyTable()),
     ]
     return EXAMPLE.format(name=name) + "".join(f"{line}\n" for line in lines)
+
+
+def write_example(path: Path, source: str = "data.jsonl") -> None:
+    """Write a new site.toml that its owner alone may read and write.
+
+    Raises:
+        FolderError: something is there already, or the file cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w", encoding="utf8") as file:
+            file.write(example(source, path.name))
+    except FileExistsError:
+        raise FolderError(f"{path} exists; name another file, or move it away first") from None
+    except OSError as error:
+        raise FolderError(f"{path} cannot be written ({error.strerror}); check the path") from error
 
 
 def _described(title: str, table: BaseModel) -> Iterator[str]:
