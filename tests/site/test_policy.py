@@ -104,6 +104,22 @@ def test_the_default_policy_grants_an_ordinary_run(kind: str, tables: dict[str, 
     assert refused({}, request(kind, **tables)) is None
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"max_rank": 8},
+        {"max_rounds": 5},
+        {"max_steps": 25, "max_epochs": 1.0},
+        {"min_cohort": 3},
+        {"min_examples": 100},
+        {"rounds_per_month": 7},
+        {"hours": "12:00-12:01"},
+    ],
+)
+def test_what_is_just_allowed_is_granted(table: dict[str, Any]) -> None:
+    assert refused(table, request(), granted_this_month=6) is None
+
+
 def test_what_is_about_now_does_not_keep_a_site_from_joining() -> None:
     table = {"hours": "18:00-06:00", "min_cohort": 9, "rounds_per_month": 1, "metrics": ()}
     for kind, rule in (("join", None), ("train", "min_cohort"), ("score", "metrics")):
