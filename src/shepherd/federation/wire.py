@@ -217,6 +217,8 @@ def decode_reply(data: bytes, *, most_bytes: int | None = None) -> Reply:
     with _faults_told():
         head, tree = _read(data)
         what, plain = head["what"], head["plain"]
+        if what not in ("update", "failure", "joined", "scores"):
+            raise WireError(f"the message is no reply but a {what!r:.40}; check what answers there")
         if what == "update":
             _require_keys(tree, ("delta", "extra"), "the update's tensors")
             delta, extra = _adapter(tree["delta"]), _adapter(tree["extra"])
@@ -227,9 +229,8 @@ def decode_reply(data: bytes, *, most_bytes: int | None = None) -> Reply:
                 return Failure(**_fields(plain, _FAILURE))
             case "joined":
                 return Joined(**_fields(plain, _JOINED), version=head["version"])
-            case "scores":
+            case _:
                 return Scores(**_fields(plain, _SCORES))
-        raise WireError(f"the message is no reply but a {what!r:.40}; check what answers there")
 
 
 @contextmanager
