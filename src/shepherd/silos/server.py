@@ -12,7 +12,7 @@ from shepherd.errors import SilosError
 from shepherd.federation.nvflare import kits, provision
 from shepherd.federation.nvflare.hardening import harden
 from shepherd.federation.nvflare.kits import Kit
-from shepherd.federation.nvflare.supervise import Child, supervise, until_signalled
+from shepherd.federation.nvflare.supervise import Child, Omen, supervise, until_signalled
 
 
 def serve(folder: str | Path, say: Callable[[str], None]) -> None:
@@ -51,7 +51,15 @@ def keep(kit: Kit, say: Callable[[str], None], stop: threading.Event) -> None:
 
 def _flare(kit: Kit) -> Child:
     module = "shepherd.federation.nvflare.parent"
-    return Child("flare", [sys.executable, "-m", module, "server", str(kit.folder)])
+    return Child("flare", [sys.executable, "-m", module, "server", str(kit.folder)], omens=_OMENS)
+
+
+_OMENS = (
+    Omen(
+        r"Failed to re-activate the client:(\S+): already registered",
+        r"two machines run with the kit of \1; have its owner stop one of them",
+    ),
+)
 
 
 def _require_port(kit: Kit) -> None:

@@ -95,4 +95,11 @@ def _flare(kit: Kit) -> Child:
     return Child("flare", [sys.executable, "-m", module, "site", str(kit.folder), kit.name], omens=_OMENS)
 
 
-_OMENS = (Omen("is disabled", "the server does not let this site in: it was removed from the federation"),)
+_OMENS = (
+    Omen(
+        r"Connection \[.* is closed PID: {pid}\b",
+        "the server has closed this site's connection four times in a minute; if nobody restarts it, another "
+        "machine runs with this kit: stop one of the two",
+        times=4,
+    ),
+)

@@ -2,7 +2,7 @@
 
 It runs what the kit's own start script would run, with two things added at the server, since FLARE lets in
 whoever its authority once signed and is silent about everybody else: a line in the log for each refused
-connection, and no connection for a removed site.
+connection, and an end to the connections of a removed site.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ import os
 import runpy
 import ssl
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from shepherd.federation.nvflare.hardening import Kind
 from shepherd.federation.nvflare.kits import common_name
+from shepherd.federation.nvflare.leftovers import JOBS, tidy
 
 REMOVED = "disabled_clients.json"
 """Where FLARE's server keeps the names of the sites that were disabled, in its kit."""
 HEARTBEAT = 2.0
 """Seconds between a site's signs of life; FLARE: 10. A restarted server knows its sites again after one."""
+LOOK = 0.5
+"""Seconds after which the list of removed sites is read again."""
 _MODULES = {
     "server": "nvflare.private.fed.app.server.server_train",
     "site": "nvflare.private.fed.app.client.client_train",
@@ -34,9 +38,10 @@ _log = logging.getLogger("shepherd.door")
 def main(kind: Kind, kit: Path, name: str) -> None:
     """Become FLARE's parent process of the kit; ends when FLARE does."""
     os.chdir(kit)
-    os.environ["NVFL_JOB_STORE_ROOT"] = str(kit / "jobs")  # its settings can name no path that travels
+    os.environ["NVFL_JOB_STORE_ROOT"] = str(kit / JOBS)  # its settings can name no path that travels
     os.environ["PYTHONSAFEPATH"] = "1"  # or each job process could import what lies in the kit
     os.environ.setdefault("MALLOC_ARENA_MAX", "4")
+    tidy(kit)
     if kind == "server":
         watch_the_door(kit)
     sys.argv = [_MODULES[kind], *_arguments(kind, kit, name)]
@@ -44,18 +49,36 @@ def main(kind: Kind, kit: Path, name: str) -> None:
 
 
 def watch_the_door(kit: Path) -> None:
-    """Make every TLS server of this process log its refusals, and refuse the sites that were removed."""
+    """Make every TLS server of this process log its refusals, and cut the sites that were removed."""
 
     class Watched(_Watched):
-        removed = kit / REMOVED
+        removed = Removed(kit / REMOVED)
 
     ssl.SSLContext.sslobject_class = Watched
 
 
-class _Watched(ssl.SSLObject):
-    """A TLS connection whose failed handshake leaves one line; FLARE's server drops it without a word."""
+class Removed:
+    """The names in FLARE's list of disabled sites; looked at again at most every half second."""
 
-    removed: Path
+    def __init__(self, file: Path) -> None:
+        self._file, self._names, self._next = file, frozenset[str](), 0.0
+
+    def __contains__(self, name: str | None) -> bool:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + LOOK
+            self._names = _names(self._file)
+        return name in self._names
+
+
+class _Watched(ssl.SSLObject):
+    """A TLS connection that leaves a line where FLARE's server would drop it without a word.
+
+    FLARE lets the running job of a disabled site go on, and asks again for each new connection's name
+    only. All traffic of a site comes through here, so here it ends at once.
+    """
+
+    removed: Removed
+    _name: str | None = None
 
     def do_handshake(self) -> None:
         try:
@@ -66,12 +89,17 @@ class _Watched(ssl.SSLObject):
             if self.server_side:
                 _log.warning("refused a TLS connection from %s: %s", _peer(), reason(error))
             raise
-        name = common_name(self.getpeercert()) if self.server_side else None
-        if name is not None and name in _names(self.removed):
-            _log.warning(
-                "refused a TLS connection from %s: %s was removed from the federation", _peer(), name
-            )
-            raise ssl.SSLError(f"{name} was removed")
+        if self.server_side:
+            self._name = common_name(self.getpeercert())
+            if self._name in self.removed:
+                _log.warning("refused a TLS connection from %s: %s was removed", _peer(), self._name)
+                raise ssl.SSLError(f"{self._name} was removed")
+
+    def read(self, *arguments: Any) -> Any:
+        if self._name in self.removed:
+            _log.warning("cut a TLS connection: %s was removed", self._name)
+            raise ssl.SSLError(f"{self._name} was removed")
+        return super().read(*arguments)
 
 
 def reason(error: ssl.SSLError) -> str:

@@ -48,11 +48,12 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 @dataclass(frozen=True, slots=True)
 class Omen:
-    """A line of a child's output that says what only a person can mend."""
+    """Lines of a child's output that say what only a person can mend."""
 
-    pattern: str  # a regular expression, searched for in each line
-    sentence: str  # what is said then, once for each life of the child
-    ends: bool = False  # whether no restart can help: all is stopped with the sentence
+    pattern: str  # a regular expression, searched for in each line; {pid} is the child's process
+    sentence: str  # what is said then, once for each life of the child; \\1 is the pattern's first group
+    times: int = 1  # so many such lines
+    within: float = 60.0  # in so many seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def supervise(
         before: called once what an earlier supervisor left is gone, before any child is started.
 
     Raises:
-        SilosError: another supervisor has `home`, or a child said that no restart can help.
+        SilosError: another supervisor has `home`.
     """
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _held(home):
@@ -128,15 +129,13 @@ class _Kept:
         self._log = _Log(home / f"{child.name}.log")
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
-        self._began, self._due, self._pause = 0.0, 0.0, 0.0
+        self._pid, self._began, self._due, self._pause = 0, 0.0, 0.0, 0.0
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._said: set[str] = set()
-        self._fatal: str | None = None
+        self._seen: dict[Omen, deque[float]] = {}
 
     def look(self) -> None:
         """Start it if it is time, mourn it if it died."""
-        if self._fatal:
-            raise SilosError(self._fatal)
         if self._process is None:
             if time.monotonic() >= self._due:
                 self._start()
@@ -162,8 +161,9 @@ class _Kept:
             errors="replace",
             start_new_session=True,
         )
-        self._began = time.monotonic()
+        self._pid, self._began = self._process.pid, time.monotonic()
         self._said.clear()
+        self._seen = {omen: deque(maxlen=omen.times) for omen in self._child.omens}
         self._last.clear()
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
@@ -174,8 +174,6 @@ class _Kept:
         lived = time.monotonic() - self._began
         _end(_marked(self._mark), polite=0.0)  # its own children are of no use without it
         self._forget()
-        if self._fatal:
-            return
         self._pause = SHORTEST if lived > STEADY else min(LONGEST, max(SHORTEST, 2 * self._pause))
         self._due = time.monotonic() + self._pause
         why = self._last[-1] if code > 0 and self._last else ""
@@ -204,11 +202,16 @@ class _Kept:
         self._log.write(line)
         if line.strip():
             self._last.append(line.strip())
-        for omen in self._child.omens:
-            if omen.sentence not in self._said and re.search(omen.pattern, line):
-                self._said.add(omen.sentence)
-                self._say(omen.sentence)
-                self._fatal = self._fatal or (omen.sentence if omen.ends else None)
+        for omen, seen in self._seen.items():
+            if found := re.search(omen.pattern.replace("{pid}", str(self._pid)), line):
+                seen.append(time.monotonic())
+                if len(seen) == omen.times and seen[-1] - seen[0] <= omen.within:
+                    self._warn(found.expand(omen.sentence))
+
+    def _warn(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self._say(sentence)
 
 
 class _Log:
