@@ -134,6 +134,10 @@ def _accept(listener: socket.socket, handle: Callable[[bytes], bytes], stopped: 
             connection, _ = listener.accept()
         except TimeoutError:
             continue
+        except OSError as error:  # too many files are open, say: others may go
+            log.error("nobody can be answered now (%s)", error.strerror)
+            stopped.wait(POLL)
+            continue
         threading.Thread(target=_answer, args=(connection, handle), daemon=True).start()
 
 
