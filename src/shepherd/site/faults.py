@@ -7,6 +7,7 @@ path, no value and no text of this site's.
 from __future__ import annotations
 
 import errno
+import re
 import traceback
 from collections.abc import Iterator
 
@@ -26,6 +27,8 @@ MEMORY = "its memory ran out; lower tuning.micro_batch_tokens or tuning.batch_si
 FULL = "its disk is full; the site has to free some space, and what it had before stands"
 FOLDER = "its own files cannot be used; the site's log says which, and the mend"
 OTHER = "it met a fault that it does not know ({}); the site's log says where"
+
+_QUOTED = re.compile(r"'.*'|\".*\"", re.DOTALL)
 
 
 class GivenUp(Exception):
@@ -52,7 +55,9 @@ def told(error: BaseException) -> str:
 
 
 def logged(error: BaseException) -> str:
-    """What this site's log is told: our own sentences, which quote no example; of anything else, where."""
+    """What this site's log is told: our sentences, without what they quote of the data; else the place."""
+    if isinstance(error, DataError):
+        return _QUOTED.sub("(not shown)", str(error))
     if isinstance(error, ShepherdError | GivenUp):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)[-5:]

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from shepherd import prepare
 from shepherd.data.examples import Example
@@ -20,7 +19,8 @@ from shepherd.loading import load_base
 from shepherd.model import base as bases
 from shepherd.model import memory
 from shepherd.prepare import Prepared
-from shepherd.settings import RunSettings
+from shepherd.settings import AdapterTable, ModelTable, RunSettings
+from shepherd.site.store import sweep
 
 FOLDERS = 4  # of tokens on the disk: those used last
 
@@ -32,9 +32,14 @@ class Holding:
     home: Path
     name: str
     _base: bases.Base | None = None
-    _base_key: Any = None
+    _base_key: tuple[str, ModelTable, AdapterTable] | None = None
     _prepared: Prepared | None = None
     _data_key: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Of the base that is loaded; "" where none is."""
+        return self._base_key[0] if self._base is not None and self._base_key else ""
 
     def ready(self, settings: RunSettings, digest: str) -> Prepared | None:
         """The data, where both they and the base that these settings ask for are loaded."""
@@ -83,7 +88,7 @@ class Holding:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, mode=0o700)
         prepare.save(folder, replace(made, heldout_examples=[_bare(e) for e in made.heldout_examples]))
-        _sweep(folder.parent)
+        sweep(folder.parent, FOLDERS)
         return prepare.load(folder)
 
 
@@ -92,13 +97,7 @@ def _bare(example: Example) -> Example:
     return Example(turns=(), category=example.category)
 
 
-def _sweep(folder: Path) -> None:
-    found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
-    for old in found[:-FOLDERS]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _base_key(settings: RunSettings, digest: str) -> Any:
+def _base_key(settings: RunSettings, digest: str) -> tuple[str, ModelTable, AdapterTable]:
     return digest, settings.model.model_copy(update={"base": ""}), settings.adapter
 
 

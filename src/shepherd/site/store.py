@@ -9,6 +9,7 @@ ever leaves the site but the reply, to whoever asks the same question again.
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 
 KEEP = 2  # rounds of a run
+RUNS = 8  # those answered last
 OWN = "own"
 
 
@@ -79,7 +81,15 @@ class Store:
         with self._lock:
             self._run = ""  # whatever happens now, the disk knows
             checkpoint.save(self.home / "state" / run, _checkpoint(kept), keep=KEEP)
+            sweep(self.home / "state", RUNS)
             self._run, self._kept = run, (*before, kept)[-KEEP:]
+
+
+def sweep(folder: Path, keep: int) -> None:
+    """Delete all that lies in a folder but the `keep` things that changed last."""
+    found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    for old in found[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _checkpoint(kept: Kept) -> Checkpoint:

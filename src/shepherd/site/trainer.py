@@ -74,6 +74,7 @@ class Trainer:
         try:
             reply = self._reply(request, received)
             self._record(audit.answered(request, _now(), _left(reply)))
+            log.info("%s answered in %.1f s: %d bytes", _named(request), monotonic() - received, len(reply))
             return reply
         except arrival.Refused as error:
             return self._refused(request, error.refusal)
@@ -108,19 +109,20 @@ class Trainer:
 
     def _refusal(self, request: Request, examples: int, position: int = 0) -> Refusal | None:
         now = _now()
-        count = audit.granted(
-            self.home / audit.FILE, audit.month_of(now), kind=request.kind, besides=request.id
-        )
         return policy.refusal(
             self.settings.policy,
             request,
             site=self.name,
             bases=self._allowed,
-            granted_this_month=count,
+            granted_this_month=self._granted(request, now) if examples else 0,
             now=now,
             examples=examples,
             position=position,
         )
+
+    def _granted(self, request: Request, now: datetime) -> int:
+        month = audit.month_of(now)
+        return audit.granted(self.home / audit.FILE, month, kind=request.kind, besides=request.id)
 
     def _kept_reply(self, request: Request) -> bytes | None:
         """The reply that this question got before.
@@ -142,8 +144,9 @@ class Trainer:
 
     def _examples_held(self, request: Request) -> int:
         """How many examples there are, if base and data are loaded: then nobody's work is disturbed."""
-        settings = self._own(request)
-        prepared = self.holding.ready(settings, request.base)
+        if self.holding.digest != request.base:
+            return 0
+        prepared = self.holding.ready(self._own(request), request.base)
         return len(prepared.clients[self.name]) if prepared else 0
 
     def _submitted(self, request: Request, until: float) -> Task:
@@ -255,18 +258,12 @@ class Trainer:
     # what is said -----------------------------------------------------------------------------------------
 
     def _refused(self, request: Request, refusal: Refusal) -> bytes:
-        log.warning("run %s: %s is refused: %s", request.run, request.kind, refusal.sentence)
+        log.warning("%s refused: %s", _named(request), refusal.sentence)
         self._noted(lambda: audit.refused(request, _now(), refusal))
         return self._failure(refusal.sentence)
 
     def _failed(self, request: Request, error: Exception) -> bytes:
-        log.error(
-            "run %s, round %d: %s failed: %s",
-            request.run,
-            request.round + 1,
-            request.kind,
-            faults.logged(error),
-        )
+        log.error("%s failed: %s", _named(request), faults.logged(error))
         self._noted(lambda: audit.failed(request, _now(), error))
         return self._failure(faults.told(error))
 
@@ -286,6 +283,10 @@ class Trainer:
 
 def _now() -> datetime:
     return datetime.now().astimezone()
+
+
+def _named(request: Request) -> str:
+    return f"run {request.run}, round {request.round + 1}, {request.kind}:"
 
 
 def _left(reply: bytes) -> Left:

@@ -1,0 +1,27 @@
+"""FedAvg that takes its time: a visit that can be caught in the middle."""
+
+from __future__ import annotations
+
+import threading
+
+from shepherd.algorithms import fedavg
+from shepherd.core import Algorithm
+from shepherd.settings import Table
+
+begun = threading.Event()
+slept: list[str] = []
+
+
+class Config(Table):
+    seconds: float = 0.02
+
+
+def build(config: Config) -> Algorithm:
+    def correct(name: str, grad, param, broadcast, memory):
+        if name.endswith("layers.0.self_attn.q_proj.lora_A.weight"):
+            slept.append(name)
+            begun.set()
+            threading.Event().wait(config.seconds)
+        return grad
+
+    return fedavg.ALGORITHM._replace(correct=correct)
