@@ -101,7 +101,7 @@ def check(file: Path, new: bool) -> None:
     from shepherd.show.site import report
     from shepherd.site.check import check as checked
 
-    if not report(checked(settings.read(file))):
+    if not report(checked(file)):
         raise click.exceptions.Exit(2)
 
 

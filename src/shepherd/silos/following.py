@@ -18,7 +18,7 @@ from typing import Any
 from shepherd import checkpoint
 from shepherd.errors import FederationError, OutOfReach
 from shepherd.federation.nvflare import job as jobs
-from shepherd.federation.nvflare.session import JobGone, Session, session
+from shepherd.federation.nvflare.session import JobGone, JobSilent, Session, session
 from shepherd.federation.service import Order
 
 Row = dict[str, Any]
@@ -32,6 +32,8 @@ ASSEMBLY = 30.0
 """Seconds to wait for the sites of a run before it begins without them."""
 START = 90.0
 """Seconds in which a submitted job must begin."""
+SILENCE = 20.0
+"""Seconds without an answer after which a job that has begun is taken for dead."""
 AGAIN = 30.0
 """Seconds between two jobs that begin for the sake of one and the same site."""
 DEATHS = 12
@@ -120,31 +122,36 @@ class Following:
                 server.abort(self.job)
 
     def _told(self, server: Session, job: str) -> Iterator[News]:
-        began = looked = time.monotonic()
-        first, round_began = True, time.monotonic()
+        """News of one job, until it runs no more or must make room for another."""
+        heard = looked = round_began = time.monotonic()
+        first = True
         while True:
-            try:
-                told = server.told(job, {"rows": self.rows, "said": self._said})
-            except JobGone:
-                if not first or time.monotonic() - began > START or _ended(server, job):
+            told = self._asked(server, job)
+            now = time.monotonic()
+            if told is None:
+                if now - heard > (START if first else SILENCE) or _ended(server, job):
                     return
-                time.sleep(POLL)
-                continue
-            if told["opened"] or told["outcome"]:
+            elif told["opened"] or told["outcome"]:
+                heard = now
                 if told["rows"]:
-                    self._deaths, round_began = 0, time.monotonic()
+                    self._deaths, round_began = 0, now
                 yield self._news(server, job, told, first)
                 first = False
                 self._said += len(told["said"])
-            now = time.monotonic()
-            missing = len(told["present"]) < len(self.order.sites) or now - round_began > PATIENCE
-            if missing and now - looked > LOOK:
+            missing = told is not None and len(told["present"]) < len(self.order.sites)
+            if (missing or now - round_began > PATIENCE) and now - looked > LOOK:
                 looked = now
                 if back := self._back(server, job):
                     self.say(f"{', '.join(back)} came back: a new job asks the round again")
                     self._deaths -= 1  # no death
                     return
             time.sleep(POLL)
+
+    def _asked(self, server: Session, job: str) -> Row | None:
+        try:
+            return server.told(job, {"rows": self.rows, "said": self._said})
+        except (JobGone, JobSilent):
+            return None
 
     def _news(self, server: Session, job: str, told: Mapping[str, Any], first: bool) -> News:
         return News(

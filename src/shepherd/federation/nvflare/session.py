@@ -20,7 +20,6 @@ from shepherd.federation.nvflare.kits import Kit
 _GONE = (
     api_spec.NoConnection,
     api_spec.SessionClosed,  # and expired
-    api_spec.NoReply,
     api_spec.InternalError,
     RuntimeError,
     OSError,
@@ -29,6 +28,10 @@ _GONE = (
 
 class JobGone(SilosError):
     """The job runs no more."""
+
+
+class JobSilent(OutOfReach):
+    """The job's process is there and gives no answer: it is beginning, ending, or stuck."""
 
 
 class Session:
@@ -74,9 +77,13 @@ class Session:
 
         Raises:
             JobGone: it does not run (yet, or any more).
+            JobSilent: it gives no answer now.
         """
         with _our_words(self.kit):
-            return dict(self._flare.do_app_command(job, controller.TOPIC, dict(asked)))
+            try:
+                return dict(self._flare.do_app_command(job, controller.TOPIC, dict(asked)))
+            except api_spec.InternalError as error:  # its process has not yet said what it listens to
+                raise api_spec.NoReply(str(error)) from error
 
     def status(self, job: str) -> str:
         """FLARE's word for the state of a job, such as RUNNING or FINISHED:COMPLETED."""
@@ -148,6 +155,8 @@ def _our_words(kit: Kit) -> Iterator[None]:
         raise SilosError(f"the server refuses {kit.name} ({error}); ask for a new kit") from error
     except api_spec.InvalidJobDefinition as error:
         raise SilosError(f"the server refuses the job ({error}); install the same version there") from error
+    except api_spec.NoReply as error:
+        raise JobSilent(f"the run's process at {kit.host} gives no answer ({error}); wait for it") from error
     except (api_spec.InvalidTarget, api_spec.NoClientsAvailable) as error:
         raise SilosError(f"no such site is connected ({error}); look at `shepherd silos status`") from error
     except _GONE as error:
