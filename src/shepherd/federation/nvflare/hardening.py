@@ -131,17 +131,22 @@ _NOTHING = {
     "server-predeployed-flwr": "none",
 }
 _SEE = {"view": "any"}
+# a new logging configuration can have any callable built, so nobody sends one
+_NO_LOGGING = {"configure_job_log": "none", "configure_site_log": "none"}
+_OPERATE = {"disable_client": "any", "enable_client": "any", "remove_client": "any"}
 _RIGHTS: dict[Kind, dict[str, dict[str, str]]] = {
     "server": {
         "project_admin": {
             **_SEE,
+            **_NO_LOGGING,
+            **_OPERATE,
             "submit_job": "any",
             "manage_job": "any",
-            "operate": "any",
             "app_command": "any",
         },
         "lead": {
             **_SEE,
+            **_NO_LOGGING,
             "submit_job": "any",
             "manage_job": "n:submitter",
             "app_command": "n:submitter",
@@ -150,9 +155,8 @@ _RIGHTS: dict[Kind, dict[str, dict[str, str]]] = {
         "member": _SEE,
     },
     "site": {
-        # to see, at a site, is whether it works on a job
-        "project_admin": {**_SEE, "submit_job": "any", "manage_job": "any"},
-        "lead": {**_SEE, "submit_job": "any", "manage_job": "n:submitter"},
+        "project_admin": {"submit_job": "any", "check_status": "any"},
+        "lead": {"submit_job": "any", "check_status": "any"},
     },
 }
 
@@ -165,7 +169,7 @@ _SERVER: dict[str, Any] = {
         {
             "admin_storage": "transfer",
             "max_num_clients": 1000,
-            "heart_beat_timeout": 60,  # s without a heartbeat until a site is taken for gone; FLARE: 600
+            "heart_beat_timeout": 30,  # s without a heartbeat until a site is taken for gone; FLARE: 600
             "download_job_url": "",
             "admin_timeout": 10.0,
         }
@@ -214,7 +218,7 @@ _SITE: dict[str, Any] = {
         },
         {
             "id": "process_launcher",
-            "path": "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher",
+            "path": "shepherd.federation.nvflare.worker.Launcher",
             "args": {},
         },
     ],

@@ -39,11 +39,14 @@ def main(kind: Kind, kit: Path, name: str) -> None:
     """Become FLARE's parent process of the kit; ends when FLARE does."""
     os.chdir(kit)
     os.environ["NVFL_JOB_STORE_ROOT"] = str(kit / JOBS)  # its settings can name no path that travels
-    os.environ["PYTHONSAFEPATH"] = "1"  # or each job process could import what lies in the kit
     os.environ.setdefault("MALLOC_ARENA_MAX", "4")
     tidy(kit)
     if kind == "server":
         watch_the_door(kit)
+    else:
+        from shepherd.federation.nvflare.commands import restrict
+
+        restrict()
     sys.argv = [_MODULES[kind], *_arguments(kind, kit, name)]
     runpy.run_module(_MODULES[kind], run_name="__main__", alter_sys=True)
 

@@ -150,10 +150,11 @@ class _Kept:
             self._forget()
 
     def _start(self) -> None:
-        environment = {**os.environ, **self._child.environment, MARK: self._mark}
+        # the working folder is nobody's library: without the second, its files could be imported
+        plain = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-c", _BOUND, str(os.getpid()), *self._child.command],
-            env={**environment, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **plain, **self._child.environment, MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
