@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import errno
 import shlex
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -19,9 +17,6 @@ from shepherd.errors import ShepherdError, TemplateError
 
 if TYPE_CHECKING:
     from shepherd.prepare import Division
-    from shepherd.run import Run
-    from shepherd.show.running import Display
-    from shepherd.silos.coordinate import SilosRun
 
 STOPPED = 130  # 128 + SIGINT, as shells count
 
@@ -34,8 +29,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except ShepherdError as error:
             _fail(str(error))
-        except KeyboardInterrupt:
-            _fail("stopped", STOPPED)
+        except KeyboardInterrupt as stopped:
+            _fail(str(stopped) or "stopped", STOPPED)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -78,14 +73,16 @@ def run(run_file: Path, overrides: tuple[str, ...], kit: Path | None) -> None:
 
     settings = read(run_file, overrides)
     require_free(settings.output)
+    from shepherd.show.going import train
+
     if kit is not None:
         from shepherd.silos import coordinate
 
-        _train(lambda say: coordinate.open_run(settings, kit, say), Path(settings.output))
+        train(lambda say: coordinate.open_run(settings, kit, say), Path(settings.output))
         return
     from shepherd.run import open_run  # torch takes seconds, a wrong key should not
 
-    _train(lambda say: open_run(settings, say), Path(settings.output))
+    train(lambda say: open_run(settings, say), Path(settings.output))
 
 
 @main.command()
@@ -95,57 +92,16 @@ def resume(folder: Path) -> None:
     from shepherd.folder import is_over_silos, read_settings
 
     read_settings(folder)
+    from shepherd.show.going import train
+
     if is_over_silos(folder):
         from shepherd.silos import coordinate
 
-        _train(lambda say: coordinate.resume(folder, say), folder)
+        train(lambda say: coordinate.resume(folder, say), folder)
         return
     from shepherd.run import resume
 
-    _train(lambda say: resume(folder, say), folder)
-
-
-def _train(opened: Callable[[Callable[[str], None]], Run | SilosRun], folder: Path) -> None:
-    from shepherd.folder import read_rows
-    from shepherd.show.running import display
-    from shepherd.show.summary import summary
-
-    try:
-        with display() as shown:
-            going = opened(shown.say)
-            with closing(going):
-                _rounds(going, shown)
-                finished = going.finish()
-        summary(folder, read_rows(folder), finished)
-    except KeyboardInterrupt:
-        _fail(_stopped(folder), STOPPED)
-
-
-def _rounds(going: Run | SilosRun, shown: Display) -> None:
-    from shepherd.folder import read_rows
-
-    going.progress = shown.progress
-    shown.begin(_title(going), going.until, read_rows(going.folder))
-    for state, row in going.rounds():
-        for base in read_rows(going.folder)[: state.round == 1]:  # scored before the first round
-            shown.row(base)
-        shown.row(row)
-
-
-def _stopped(folder: Path, command: str = "resume") -> str:
-    from shepherd.folder import is_run, read_rows
-
-    if not is_run(folder):
-        return "stopped before the run began"
-    done = max((row["round"] for row in read_rows(folder)), default=0)
-    if command == "compare":
-        return f"stopped after round {done}; what is made is kept: give the same command again"
-    return f"stopped after round {done}; go on with: shepherd resume {shlex.quote(str(folder))}"
-
-
-def _title(run: Run | SilosRun) -> str:
-    s = run.settings
-    return f"{run.folder}: {s.algorithm.name} on {s.model.base}, data {s.data.source}, rank {s.adapter.rank}"
+    train(lambda say: resume(folder, say), folder)
 
 
 @main.command()
@@ -187,31 +143,21 @@ def compare(
     from shepherd.compare.comparing import compare
     from shepherd.compare.judging import judged
     from shepherd.show.compared import compared
+    from shepherd.show.going import shown, stopped
     from shepherd.show.judged import judged as show_judged
 
     asked = Asked(locals=locals_ or None, variants=arms, match=match, seeds=seeds)
     output = Path(settings.output)
     try:
-        found = compare(settings, asked, say=click.echo, train=_shown)
+        found = compare(settings, asked, say=click.echo, train=shown)
         compared(found)
         if settings.judge.model:
             found = judged(output, settings.judge, click.echo, max_calls)
             show_judged(found["judge"])
     except KeyboardInterrupt:
-        _fail(_stopped(output, "compare"), STOPPED)
+        raise KeyboardInterrupt(stopped(output, "compare")) from None
     name = shlex.quote(str(output))
     click.echo(f"\nTry next:\n  shepherd report {name}\n  shepherd chat {name}")
-
-
-def _shown(opened: Callable[[Callable[[str], None]], Run]) -> None:
-    """Go through a run's rounds on the display; a comparison answers for all its arms later."""
-    from shepherd.show.running import display
-
-    with display() as shown:
-        going = opened(shown.say)
-        with closing(going):
-            _rounds(going, shown)
-            going.finish(answer=False)
 
 
 @main.command()

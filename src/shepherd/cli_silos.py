@@ -122,3 +122,29 @@ def stop(folder: Path) -> None:
     from shepherd.silos.membership import stop as stopped
 
     click.echo(stopped(folder))
+
+
+@silos.command()
+@click.argument("run_file", type=click.Path(path_type=Path), metavar="RUN.toml")
+@click.argument("overrides", nargs=-1, metavar="[key=value ...]")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="For kits, data and logs.",
+)
+def demo(run_file: Path, overrides: tuple[str, ...], folder: Path) -> None:
+    """Try it: server and sites on this machine, each with one client's share of the run file's data."""
+    from shepherd.folder import require_free
+    from shepherd.settings import read
+    from shepherd.show.going import train
+    from shepherd.silos import coordinate, loopback
+
+    settings = read(run_file, overrides)
+    require_free(settings.output)
+    require_free(folder)
+    sites = loopback.write_sites(settings, folder / "sites")
+    with loopback.running(folder / "federation", sites) as made:
+        click.echo(f"server and {len(sites)} sites run on this machine; their logs: {folder}/federation/logs")
+        train(lambda say: coordinate.open_run(settings, made.admin, say), Path(settings.output))
+    click.echo(f"kits: {folder}/federation   sites' data, site.toml and audit: {folder}/sites, KIT/shepherd")

@@ -1,0 +1,69 @@
+"""A run that goes through its rounds on the display, wherever its clients are."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shepherd.folder import is_run, read_rows
+from shepherd.show.running import Display, display
+from shepherd.show.summary import summary
+
+if TYPE_CHECKING:
+    from shepherd.run import Run
+    from shepherd.silos.coordinate import SilosRun
+
+Opened = Callable[[Callable[[str], None]], "Run | SilosRun"]
+
+
+def train(opened: Opened, folder: Path) -> None:
+    """Go through a run's rounds and finish it, with its final table.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; the message says how to go on.
+    """
+    try:
+        with display() as seen:
+            going = opened(seen.say)
+            with closing(going):
+                _rounds(going, seen)
+                finished = going.finish()
+        summary(folder, read_rows(folder), finished)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(stopped(folder)) from None
+
+
+def shown(opened: Opened) -> None:
+    """Go through a run's rounds; a comparison answers for all its arms later."""
+    with display() as seen:
+        going = opened(seen.say)
+        with closing(going):
+            _rounds(going, seen)
+            going.finish(answer=False)
+
+
+def stopped(folder: Path, command: str = "resume") -> str:
+    """What a stopped run has finished, and how to go on with it."""
+    if not is_run(folder):
+        return "stopped before the run began"
+    done = max((row["round"] for row in read_rows(folder)), default=0)
+    if command == "compare":
+        return f"stopped after round {done}; what is made is kept: give the same command again"
+    return f"stopped after round {done}; go on with: shepherd resume {shlex.quote(str(folder))}"
+
+
+def _rounds(going: Run | SilosRun, seen: Display) -> None:
+    going.progress = seen.progress
+    seen.begin(_title(going), going.until, read_rows(going.folder))
+    for state, row in going.rounds():
+        for base in read_rows(going.folder)[: state.round == 1]:  # scored before the first round
+            seen.row(base)
+        seen.row(row)
+
+
+def _title(run: Run | SilosRun) -> str:
+    s = run.settings
+    return f"{run.folder}: {s.algorithm.name} on {s.model.base}, data {s.data.source}, rank {s.adapter.rank}"

@@ -1,0 +1,152 @@
+"""A whole federation on this machine, each part a process: to try it, to test it, to measure it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from shepherd import prepare
+from shepherd.data.examples import Example
+from shepherd.errors import SilosError
+from shepherd.federation.nvflare import provision
+from shepherd.federation.nvflare.session import session
+from shepherd.model.digest import digest
+from shepherd.settings import RunSettings
+
+READY = 60.0
+"""Seconds in which all sites must have connected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loopback:
+    """A federation that runs on this machine."""
+
+    folder: Path
+    sites: tuple[str, ...]
+
+    @property
+    def admin(self) -> Path:
+        """The administrator's kit."""
+        return self.folder / "admins" / "admin"
+
+    def kit(self, site: str) -> Path:
+        """A site's kit."""
+        return self.folder / "sites" / site
+
+    def log(self, who: str) -> Path:
+        """What the server or a site has printed."""
+        return self.folder / "logs" / f"{who}.log"
+
+
+@contextmanager
+def running(folder: Path, sites: Mapping[str, Path], port: int | None = None) -> Iterator[Loopback]:
+    """Make a federation in `folder` and run its server and sites until the end of the block.
+
+    Args:
+        sites: each site's name, and its site.toml.
+
+    Raises:
+        SilosError: the folder is taken, or the sites do not connect.
+    """
+    provision.create(folder, f"localhost:{port or free_port()}", list(sites))
+    made = Loopback(folder=folder, sites=tuple(sites))
+    (folder / "logs").mkdir()
+    with ExitStack() as ends:
+        ends.enter_context(started(made, "server", ["server", str(folder)]))
+        for site, config in sites.items():
+            words = ["site", str(made.kit(site)), "--config", str(config)]
+            ends.enter_context(started(made, site, words))
+        _await(made)
+        yield made
+
+
+@contextmanager
+def started(made: Loopback, who: str, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `shepherd silos WORDS ...` until the end of the block; what it prints goes to its log."""
+    with open(made.log(who), "ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "shepherd.cli", "silos", *words], stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(30)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def write_sites(
+    settings: RunSettings, folder: Path, names: Callable[[int], str] = "site-{}".format
+) -> dict[str, Path]:
+    """Give each client's share of a run file's data to a site: its data, and its site.toml.
+
+    Returns:
+        Each site's name, and its site.toml.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    division = prepare.divide(settings)
+    return {
+        names(number): write_site(folder / names(number), division.of(places))
+        for number, places in enumerate(division.clients.values(), 1)
+    }
+
+
+def write_site(folder: Path, examples: Sequence[Example], policy: Mapping[str, object] | None = None) -> Path:
+    """A site's folder: data.jsonl, and a site.toml that allows the embedded base."""
+    folder.mkdir(parents=True)
+    rows = (json.dumps(_row(example), ensure_ascii=False) + "\n" for example in examples)
+    (folder / "data.jsonl").write_text("".join(rows), encoding="utf8")
+    table = {
+        "data": {"source": "data.jsonl"},
+        "bases": [{"name": "tiny", "folder": "tiny", "sha256": digest("tiny")}],
+        "policy": dict(policy or {}),
+    }
+    config = folder / "site.toml"
+    config.write_text(tomli_w.dumps(table), encoding="utf8")
+    config.chmod(0o600)
+    return config
+
+
+def _row(example: Example) -> dict[str, str]:
+    return {
+        "instruction": example.instruction,
+        "context": example.context,
+        "response": example.response,
+        "category": example.category,
+    }
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as trial:
+        trial.bind(("", 0))
+        return int(trial.getsockname()[1])
+
+
+def _await(made: Loopback) -> None:
+    ends = time.monotonic() + READY
+    found: list[str] = []
+    while time.monotonic() < ends:
+        try:
+            with session(made.admin) as server:
+                while time.monotonic() < ends:
+                    found = server.connected()
+                    if set(made.sites) <= set(found):
+                        return
+                    time.sleep(0.3)
+        except SilosError:  # the server is not up yet
+            time.sleep(0.3)
+    missing = ", ".join(sorted(set(made.sites) - set(found)))
+    raise SilosError(f"{missing} did not connect within {READY:g} s; read the logs in {made.folder / 'logs'}")
