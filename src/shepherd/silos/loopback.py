@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tomli_w
 
-from shepherd import prepare
+from shepherd import prepare, world
 from shepherd.data.examples import Example
 from shepherd.errors import SilosError
 from shepherd.federation.nvflare import provision
@@ -110,7 +110,7 @@ def write_site(folder: Path, examples: Sequence[Example], policy: Mapping[str, o
     (folder / "data.jsonl").write_text("".join(rows), encoding="utf8")
     table = {
         "data": {"source": "data.jsonl"},
-        "bases": [{"name": "tiny", "folder": "tiny", "sha256": digest("tiny")}],
+        "bases": [{"name": "tiny", "folder": "tiny", "sha256": digest(str(world.base_path()))}],
         "policy": dict(policy or {}),
     }
     config = folder / "site.toml"
