@@ -1,6 +1,8 @@
 # make demo       install into .venv, train the embedded demo and compare it with its rivals
 # make test       format, lint, types, tests, in .venv-dev
 # make test-slow  the tests that take minutes
+# make test-silos the faults and strangers of a federation over silos; takes minutes too
+# make demo-silos a server and three sites on this machine, five rounds
 #
 # PYTHON=python3.12      another interpreter (3.11 to 3.13)
 # PIP_ARGS="..."         more for pip; a machine without a GPU saves gigabytes with
@@ -9,6 +11,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 DEMO := .venv/installed
+SILOS := .venv/installed-silos
 DEV := .venv-dev/installed
 BIN := .venv-dev/bin
 
@@ -16,11 +19,11 @@ BIN := .venv-dev/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # the demo and the tests use no model hub: an attempt to reach it is a fault, not a delay
-demo test test-slow: export HF_HUB_OFFLINE := 1
-demo test test-slow: export HF_DATASETS_OFFLINE := 1
+demo demo-silos test test-slow test-silos: export HF_HUB_OFFLINE := 1
+demo demo-silos test test-slow test-silos: export HF_DATASETS_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test format lint types tests test-slow
+.PHONY: help install dev demo demo-silos test format lint types tests test-slow test-silos
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^the /,$$d'
@@ -29,8 +32,9 @@ install: $(DEMO)
 dev: $(DEV)
 
 $(DEMO): EXTRAS :=
+$(SILOS): EXTRAS := [silos]
 $(DEV): EXTRAS := [dev]
-$(DEMO) $(DEV): pyproject.toml constraints.txt
+$(DEMO) $(SILOS) $(DEV): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "Python 3.11 to 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(@D)
@@ -61,3 +65,11 @@ tests: $(DEV)
 
 test-slow: $(DEV)
 	$(BIN)/pytest -m slow
+
+test-silos: $(DEV)
+	$(BIN)/pytest -m silos
+
+demo-silos: $(SILOS)
+	@out=runs/silos; n=1; \
+	while [ -e "$$out" ] || [ -e "$$out-federation" ]; do n=$$((n + 1)); out=runs/silos-$$n; done; \
+	.venv/bin/shepherd silos demo examples/silos.toml output="$$out" --folder "$$out-federation"

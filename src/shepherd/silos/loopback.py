@@ -110,6 +110,7 @@ def write_site(folder: Path, examples: Sequence[Example], policy: Mapping[str, o
     (folder / "data.jsonl").write_text("".join(rows), encoding="utf8")
     table = {
         "data": {"source": "data.jsonl"},
+        "trainer": {"threads": 1},  # several sites share this machine
         "bases": [{"name": "tiny", "folder": "tiny", "sha256": digest(str(world.base_path()))}],
         "policy": dict(policy or {}),
     }
