@@ -56,7 +56,12 @@ def test_a_job_may_name_one_class(kind: Any, ours: str) -> None:
         return any(policy._path_matches_prefix(path, prefix) for prefix in allowed)
 
     assert may(ours)
-    for path in ("subprocess.Popen", "os.system", "shepherd.federation.nvflare.supervise.supervise", ours + "x"):
+    for path in (
+        "subprocess.Popen",
+        "os.system",
+        "shepherd.federation.nvflare.supervise.supervise",
+        ours + "x",
+    ):
         assert not may(path)
 
 

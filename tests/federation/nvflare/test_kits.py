@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tests.federation.nvflare import federations
 
 from shepherd.errors import SilosError
 from shepherd.federation.nvflare import kits, provision
-from tests.federation.nvflare import federations
 
 
 def test_a_kit_says_whom_it_is_for_and_where_it_leads(federation: Path) -> None:
@@ -37,9 +37,9 @@ def test_a_certificate_holds_between_two_moments(federation: Path) -> None:
     kit, second = kits.read(folder), timedelta(seconds=1)
     for moment in (kit.not_before, kit.not_after):
         assert kits.read(folder, now=moment) == kit
-    with pytest.raises(SilosError, match="is not valid before .* clock says"):
+    with pytest.raises(SilosError, match=r"is not valid before .* clock says"):
         kits.read(folder, now=kit.not_before - second)
-    with pytest.raises(SilosError, match="ended on .* clock says .* new kit"):
+    with pytest.raises(SilosError, match=r"ended on .* clock says .* new kit"):
         kits.read(folder, now=kit.not_after + second)
     assert kit.not_before < datetime.now(UTC) < kit.not_after
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nvflare.apis.utils.format_check import name_check
+from tests.federation.nvflare import federations
 
 from shepherd.errors import SilosError
 from shepherd.federation.nvflare import kits, provision
-from tests.federation.nvflare import federations
 
 
 def test_everyone_gets_a_kit_and_only_its_own_key(federation: Path) -> None:

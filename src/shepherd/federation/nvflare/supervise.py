@@ -93,7 +93,7 @@ def supervise(
             say(line)
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
-        for pid in _end(_marked(_mark(home))):
+        for pid in _end_marked(_mark(home)):
             event(f"ended process {pid}, left by a supervisor that was killed")
         before()
         kept = [_Kept(home, child, event) for child in children]
@@ -144,7 +144,7 @@ class _Kept:
 
     def end(self) -> None:
         """End it and all that it started, politely first."""
-        _end(_marked(self._mark))
+        _end_marked(self._mark)
         if self._process is not None:
             self._process.wait()
             self._forget()
@@ -173,9 +173,9 @@ class _Kept:
 
     def _died(self, code: int) -> None:
         lived = time.monotonic() - self._began
-        _end(_marked(self._mark), polite=0.0)  # its own children are of no use without it
+        _end_marked(self._mark, politely=False)  # its own children are of no use without it
         self._forget()
-        self._pause = SHORTEST if lived > STEADY else min(LONGEST, max(SHORTEST, 2 * self._pause))
+        self._pause = next_pause(self._pause, lived, SHORTEST, LONGEST)
         self._due = time.monotonic() + self._pause
         why = self._last[-1] if code > 0 and self._last else ""
         self._say(
@@ -229,6 +229,11 @@ class _Log:
                 file.write(line + "\n")
 
 
+def next_pause(last: float, lived: float, shortest: float, longest: float) -> float:
+    """Seconds to wait before the next start: twice the last wait, and anew after a steady life."""
+    return shortest if lived > STEADY else min(longest, max(shortest, 2 * last))
+
+
 def ending(code: int) -> str:
     """How a process ended, by its return code.
 
@@ -260,18 +265,37 @@ def _marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def _end(processes: Sequence[psutil.Process], polite: float = POLITE) -> list[int]:
-    """End the processes, asking first where there is time for it; return their ids."""
-    with_time = polite > 0
+def _end_marked(mark: str, *, politely: bool = True) -> list[int]:
+    """End the processes that carry the mark, asking first or not; return their ids."""
+    ended: list[int] = []
+    while processes := [one for one in _marked(mark) if one.pid not in ended]:  # one may just start another
+        if politely:
+            _signal(processes, signal.SIGTERM)
+            _await_end(processes, POLITE)
+        _signal([one for one in processes if not _over(one)], signal.SIGKILL)
+        _await_end(processes, POLITE)
+        ended += [process.pid for process in processes]
+    return ended
+
+
+def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            process.terminate() if with_time else process.kill()
-    _, alive = psutil.wait_procs(processes, timeout=polite if with_time else 1.0)
-    for process in alive:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(alive, timeout=POLITE)
-    return [process.pid for process in processes]
+            process.send_signal(number)
+
+
+def _await_end(processes: Sequence[psutil.Process], seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while not all(map(_over, processes)) and time.monotonic() < ends:
+        time.sleep(0.02)
+
+
+def _over(process: psutil.Process) -> bool:
+    """Whether it runs no more; an orphan in a container may be nobody's to bury, and is over all the same."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
 
 
 @contextlib.contextmanager

@@ -1,0 +1,143 @@
+"""A real server and a real site on loopback, kept running by the code that the commands run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("nvflare")
+
+from tests.federation.nvflare import federations
+
+from shepherd.errors import SilosError
+from shepherd.federation.nvflare import kits
+from shepherd.federation.nvflare.kits import Kit
+from shepherd.silos import server, site
+
+Keep = Callable[[Callable[[str], None], threading.Event], None]
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return federations.made(tmp_path_factory.mktemp("federations") / "f", sites=1)
+
+
+class Running:
+    """What a kept process has said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.raised: list[BaseException] = []
+
+    def started(self) -> list[int]:
+        found = (re.match(r"flare started \(process (\d+)\)", line) for line in list(self.said))
+        return [int(match[1]) for match in found if match]
+
+
+@contextmanager
+def running(keep: Keep) -> Iterator[Running]:
+    one, stop = Running(), threading.Event()
+
+    def run() -> None:
+        try:
+            keep(one.said.append, stop)
+        except SilosError as error:
+            one.raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield one
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def the_server(federation: Path) -> Keep:
+    kit = server.kit_in(federation)
+    return lambda say, stop: server.keep(kit, say, stop)
+
+
+def a_site(kit: Kit) -> Keep:
+    return lambda say, stop: site.keep(kit, [site._flare(kit)], say, stop)
+
+
+def until(true: Callable[[], object], seconds: float = 40.0) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "it took too long"
+        time.sleep(0.05)
+
+
+def registered(federation: Path) -> int:
+    """How often the server has taken the site in."""
+    log = federation / "server" / "shepherd" / "flare.log"
+    text = log.read_text() if log.exists() else ""
+    return len(re.findall(r"New client site-1@|Re-activate the client: site-1", text))
+
+
+def test_both_are_started_again_when_they_are_killed_and_find_each_other(federation: Path) -> None:
+    kit = kits.read(federation / "sites" / "site-1", "site")
+    with running(a_site(kit)) as member:
+        until(lambda: member.said)
+        assert "nobody listens" in member.said[0]  # a site may be up before the server
+        with running(the_server(federation)) as host:
+            until(lambda: registered(federation) == 1)
+            os.kill(member.started()[0], signal.SIGKILL)
+            until(lambda: registered(federation) == 2)
+            os.kill(host.started()[0], signal.SIGKILL)
+            until(lambda: registered(federation) == 3)
+            with pytest.raises(SilosError, match="is running on this machine already"):
+                a_site(kit)(lambda line: None, threading.Event())
+    pids = host.started() + member.started()
+    assert len(pids) == 4
+    assert not any(map(psutil.pid_exists, pids))
+    assert not host.raised + member.raised
+    assert [line for line in host.said if "killed" in line] == [
+        next(line for line in host.said if line.startswith("flare was killed by SIGKILL after"))
+    ]
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(federation: Path) -> None:
+    import socket
+
+    kit = server.kit_in(federation / "server")
+    with socket.create_server(("", kit.port)), pytest.raises(SilosError, match=f"port {kit.port} is taken"):
+        server.keep(kit, lambda line: None, threading.Event())
+
+
+def test_a_stranger_is_told_and_starts_nothing(federation: Path, tmp_path: Path) -> None:
+    folder = federations.copied(federation / "sites" / "site-1", tmp_path / "kit")
+    federations.reissued(folder, federation / "authority", ends=-0.5)
+    (tmp_path / "site.toml").write_text("")
+    with pytest.raises(SilosError, match=r"ended on .* ask whoever made the federation"):
+        site.join(folder, tmp_path / "site.toml", lambda line: None)
+
+
+def test_waiting_for_a_server_can_be_stopped(federation: Path) -> None:
+    kit = kits.read(federation / "sites" / "site-1", "site")
+    with running(a_site(replace(kit, port=federations.free_port()))) as member:
+        until(lambda: member.said)
+    assert len(member.said) == 1
+    assert member.started() == []
+
+
+def test_loosened_settings_are_put_back_before_anything_starts(federation: Path, tmp_path: Path) -> None:
+    folder = federations.copied(federation / "sites" / "site-1", tmp_path / "kit")
+    loose = folder / "local" / "resources.json"
+    loose.write_text(loose.read_text().replace('"allow_log_streaming": false', '"allow_log_streaming": true'))
+    with running(a_site(replace(kits.read(folder), port=federations.free_port()))) as member:
+        until(lambda: member.said)
+    assert "allow_log_streaming had been loosened" in member.said[0]
+    assert '"allow_log_streaming": false' in loose.read_text()
