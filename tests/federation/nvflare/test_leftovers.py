@@ -5,8 +5,10 @@ import os
 import uuid
 from pathlib import Path
 
+import pytest
 from nvflare.apis.job_def import RunStatus
 
+from shepherd.errors import FolderError
 from shepherd.federation.nvflare import leftovers
 
 
@@ -58,3 +60,24 @@ def test_a_damaged_record_and_an_empty_kit_do_no_harm(tmp_path: Path) -> None:
     leftovers.tidy(tmp_path)
     (record(tmp_path, "RUNNING") / "meta").write_text("{")
     leftovers.tidy(tmp_path)
+
+
+def test_an_audit_log_that_has_grown_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "MOST_AUDIT", 10)
+    for content in ("x" * 10, "x" * 11):
+        (tmp_path / "audit.log").write_text(content)
+        leftovers.tidy(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["audit.log.1"]
+    assert (tmp_path / "audit.log.1").read_text() == "x" * 11
+
+
+def test_a_full_disk_does_not_keep_flare_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise FolderError("the disk is full")
+
+    monkeypatch.setattr(leftovers, "write_atomic", full)
+    folder = record(tmp_path, "RUNNING")
+    leftovers.tidy(tmp_path)
+    assert status(folder) == "RUNNING"

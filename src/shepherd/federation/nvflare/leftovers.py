@@ -1,7 +1,7 @@
 """What dead jobs left in a kit, put in order before FLARE starts, when none can be running.
 
-FLARE leaves the record of a job whose server was killed at RUNNING for ever, and the folder of every job
-it ever ran.
+FLARE leaves the record of a job whose server was killed at RUNNING for ever, the folder of every job it
+ever ran, and a line in its audit log for every question of an administrator.
 """
 
 from __future__ import annotations
@@ -14,18 +14,31 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from shepherd.errors import FolderError
 from shepherd.folder import write_atomic
 
-JOBS = "jobs"
+JOBS, AUDIT = "jobs", "audit.log"
 KEPT = 10
 """Job folders and finished records that stay, the newest, for whoever looks for a fault."""
+MOST_AUDIT = 20 << 20
+"""Bytes of FLARE's audit log before it is set aside, over the one that was."""
 ABANDONED = "FINISHED:ABANDONED"
 _UNFINISHED = frozenset({"RUNNING", "DISPATCHED"})
 _WAITING = frozenset({"SUBMITTED", "APPROVED"})
 
 
 def tidy(kit: Path) -> None:
-    """End the records of jobs that were cut off, and remove all but the newest of what is over."""
+    """End the records of jobs that were cut off, and remove all but the newest of what is over.
+
+    What cannot be put in order, as on a full disk, stays as it is.
+    """
+    with contextlib.suppress(FolderError, OSError):
+        _tidy_jobs(kit)
+        if (kit / AUDIT).exists() and (kit / AUDIT).stat().st_size > MOST_AUDIT:
+            (kit / AUDIT).replace(kit / f"{AUDIT}.1")
+
+
+def _tidy_jobs(kit: Path) -> None:
     records = list(_of_jobs(kit / JOBS))
     for record in records:
         if _status(record) in _UNFINISHED:
