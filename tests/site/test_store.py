@@ -120,4 +120,4 @@ def test_after_a_kill_at_any_moment_a_whole_state_is_there(tmp_path) -> None:
         assert last - told[-1] in (0, 1)
         assert rounds == [*range(last - len(rounds) + 1, last + 1)]
         assert len(rounds) <= 3  # killed before the oldest was deleted
-    assert last > 20
+    assert last >= 5  # a life saves one round at least

@@ -1,48 +1,95 @@
-"""A trainer's replies: law 2, what is refused, and what goes wrong."""
+"""A site's trainer: the bits of a simulation, refusals by name, and every fault as a reply."""
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from tests.site import trained
-from tests.site.trained import NAME, RUN, ask, broadcast, reason, request
 
 from shepherd import plugins, prepare
-from shepherd.core import Update
-from shepherd.federation import wire
+from shepherd.core import Adapter, Failure, Update
+from shepherd.federation import local, wire
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.wire import Joined, Scores
 from shepherd.loading import load_base
-from shepherd.site import audit
+from shepherd.model import score, tune
+from shepherd.model.digest import digest
+from shepherd.site import arrival, audit, faults, holding
+from shepherd.site import trainer as trainers
 from shepherd.site.settings import own
 from shepherd.site.trainer import Trainer
+from tests import runs
+from tests.site import sleeping, trained
+from tests.site.trained import (
+    NAME,
+    REMEMBERING,
+    RUN,
+    SLEEPING,
+    TABLES,
+    ask,
+    broadcast,
+    reason,
+    request,
+    tables,
+)
+
+CLIENT = {"algorithm": {"name": REMEMBERING}}
+SLOW = {"algorithm": {"name": SLEEPING}, "tuning": {"max_steps": 500}}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    return trained.written(tmp_path_factory.mktemp("data"))
+    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
 
 
 @pytest.fixture(scope="module")
 def shaped(llama_folder, source) -> Any:
-    """The base as the trainer loads it, for its shapes and for the reference."""
-    return load_base(own(trained.settings(llama_folder, source), trained.TABLES, str(llama_folder)))
+    """The base as the trainer loads it."""
+    return load_base(own(trained.settings(llama_folder, source), TABLES, str(llama_folder)))
 
 
 @pytest.fixture
-def trainer(llama_folder, source, tmp_path) -> Trainer:
-    return Trainer(trained.settings(llama_folder, source), NAME, tmp_path / "home")
+def born(llama_folder, source, tmp_path) -> Iterator[Callable[..., Trainer]]:
+    """Makes a trainer; one made later at the same home is the process after the one before."""
+    made: list[Trainer] = []
+
+    def make(**policy: Any) -> Trainer:
+        made.append(Trainer(trained.settings(llama_folder, source, **policy), NAME, tmp_path / "home"))
+        return made[-1]
+
+    yield make
+    for trainer in made:
+        trainer.stop()
+        trainer._worker.shutdown()
 
 
-def test_two_rounds_give_the_bits_of_a_simulation(llama_folder, source, shaped, trainer) -> None:
-    """Law 2."""
-    run = own(trained.settings(llama_folder, source), trained.TABLES, str(llama_folder))
-    simulation = Simulation(
-        base=shaped,
-        datasets=prepare.one_client(run, NAME, shaped.tokenizer).clients,
+@pytest.fixture
+def asked(llama_folder) -> Callable[..., wire.Request]:
+    return lambda *words, **more: request(llama_folder, *words, **more)
+
+
+def simulated(base: Any, source: Path, folder: Path, asked: Any) -> Simulation:
+    """The same client in process."""
+    run = own(trained.settings(folder, source), asked, str(folder))
+    return Simulation(
+        base=base,
+        datasets=prepare.one_client(run, NAME, base.tokenizer).clients,
         algorithm=plugins.algorithm(run.algorithm),
         transform=plugins.transform(run.transforms),
         tuning=run.tuning,
@@ -50,7 +97,430 @@ def test_two_rounds_give_the_bits_of_a_simulation(llama_folder, source, shaped, 
         seed=run.seed,
         cohort_size=1,
     )
-    for round in range(2):
+
+
+@pytest.mark.parametrize("changed", [{}, CLIENT], ids=["fedprox", "with memory"])
+def test_rounds_give_the_bits_of_a_simulation(born, asked, llama_folder, source, shaped, changed) -> None:
+    """Law 2; every round by a new process, and round 3 is not asked of this site."""
+    plain = tables(**changed)
+    here = simulated(shaped, source, llama_folder, plain)
+    for round in (0, 1, 3):
         sent = broadcast(shaped, round)
-        (expected,) = simulation.run(sent, [NAME])
-        assert ask(trainer, request(llama_folder, sent=sent)) == expected
+        (expected,) = here.run(sent, [NAME])
+        assert ask(born(), asked(sent, settings=plain)) == expected
+    assert bool(expected.extra) == bool(changed)
+
+
+def test_base_and_data_are_made_once_for_all_rounds_and_runs(born, asked, shaped, monkeypatch) -> None:
+    made: list[str] = []
+
+    def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **more: made.append(name) or original(*args, **more)
+
+    monkeypatch.setattr(holding, "load_base", counted("base", holding.load_base))
+    monkeypatch.setattr(prepare, "one_client", counted("data", prepare.one_client))
+    trainer = born()
+    for run in (RUN, "f" * 16):
+        assert isinstance(ask(trainer, asked(run=run)), Joined)
+        for round in range(2):
+            assert isinstance(ask(trainer, asked(broadcast(shaped, round), run=run)), Update)
+    assert sorted(made) == ["base", "data"]
+    ask(born(), asked(run=RUN))
+    assert sorted(made) == ["base", "base", "data"]  # the tokens lie on the disk
+    ask(trainer, asked(settings=tables(data={"max_tokens": 40})))
+    ask(trainer, asked(settings=tables(adapter={"rank": 3})))
+    assert sorted(made) == ["base"] * 3 + ["data"] * 2
+
+
+def test_changed_data_are_read_again(born, asked, llama_folder, tmp_path) -> None:
+    source = runs.written(tmp_path / "own.jsonl")
+    trainer = Trainer(trained.settings(llama_folder, source), NAME, tmp_path / "home")
+    before = ask(trainer, asked())
+    runs.written(source, runs.rows(48))
+    assert ask(trainer, asked()).examples > before.examples
+
+
+def test_who_joins_is_told_by_size_and_version(born, asked, source, llama_folder, shaped) -> None:
+    size = len(simulated(shaped, source, llama_folder, TABLES).datasets[NAME])
+    trainer = born()
+    for _ in range(2):  # loading, and loaded
+        assert ask(trainer, asked()) == Joined(client=NAME, examples=size, version=wire.version())
+
+
+# the same question, and an old one -------------------------------------------------------------------------
+
+
+def test_the_same_question_gets_the_same_bytes_and_tunes_once(born, asked, shaped, monkeypatch) -> None:
+    tuned: list[int] = []
+    honest = tune.tune
+    monkeypatch.setattr(tune, "tune", lambda *args, **more: tuned.append(1) or honest(*args, **more))
+    first, second = (broadcast(shaped, round) for round in range(2))
+    trainer = born()
+    replies = [trainer.handle(wire.encode_request(asked(sent))) for sent in (first, second)]
+    again = [
+        each.handle(wire.encode_request(asked(sent, deadline=5.0, cohort=4)))
+        for each in (trainer, born())
+        for sent in (first, second)
+    ]
+    assert again == 2 * replies
+    assert len(tuned) == 2
+
+
+def test_a_round_that_was_answered_is_not_answered_to_another_question(born, asked, shaped) -> None:
+    trainer = born()
+    ask(trainer, asked(broadcast(shaped, 1)))
+    for round in (0, 1):
+        said = reason(ask(trainer, asked(broadcast(shaped, round, seed=9))))
+        assert said == (
+            f"site-1 answered round 2 of this run and is asked for round {round + 1} with another question;"
+            " go on from the run's last round"
+        )
+    assert isinstance(ask(trainer, asked(broadcast(shaped, 0), run="f" * 16)), Update)
+
+
+# what is refused -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "rule", "said"),
+    [
+        ({"version": "0.0.9"}, "version", f"has shepherd-fit 0.0.9 and site-1 has {wire.version()}; "),
+        ({"ahead": 400}, "clock", "the server's clock is 400 s ahead of this site's, .* set both clocks"),
+        ({"ahead": -400}, "clock", "clock is 400 s behind this site's, or the message is an old"),
+        ({"base": "ef" * 32}, "bases", f"of site-1 refuses base {'ef' * 32}"),
+        ({"settings": tables(adapter={"rank": 64})}, "max_rank", "max_rank = 16 of site-1 refuses rank 64"),
+        ({"settings": tables(algorithm={"name": "os"})}, "algorithms", 'refuses algorithm "os"'),
+        ({"cohort": 1}, "min_cohort", "policy min_cohort = 2 of site-1 refuses"),
+        ({"settings": tables(tuning={"max_steps": 2000})}, "max_steps", "refuses 2000 steps a visit"),
+    ],
+)  # fmt: skip
+def test_a_request_outside_the_rules_is_refused_by_name(
+    born, asked, shaped, more, rule, said, caplog
+) -> None:
+    trainer = born()
+    sent = broadcast(shaped)
+    given = dict(more)
+    ahead = given.pop("ahead", 0)
+    question = asked(sent, **given)
+    told = reason(ask(trainer, replace(question, sent=question.sent + ahead)))
+    assert re.search(said, told)
+    assert told in caplog.text  # at this end too
+    (event,) = audit.events(trainer.home / audit.FILE)
+    assert (event.what, event.rule, event.sentence) == ("refused", rule, told)
+    assert isinstance(ask(trainer, asked(sent)), Update)  # and nothing else is the worse for it
+
+
+def test_clocks_a_little_apart_do_no_harm(born, asked) -> None:
+    question = asked()
+    for ahead in (-arrival.CLOCKS + 60, arrival.CLOCKS - 60):
+        assert isinstance(ask(born(), replace(question, sent=question.sent + ahead)), Joined)
+
+
+def test_the_budget_of_a_month_counts_each_question_once(born, asked, shaped) -> None:
+    trainer = born(rounds_per_month=1)
+    for _ in range(2):
+        assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
+    assert "rounds_per_month = 1" in reason(ask(trainer, asked(broadcast(shaped, 1))))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda sent: {"adapter": sent.adapter.times(np.nan)},
+            "lora_A.* of the broadcast is not finite",
+        ),
+        (lambda sent: {"extra": Adapter({"c": [np.inf]})}, "tensor c of the broadcast is not finite"),
+        (
+            lambda sent: {"adapter": Adapter({"x": [1.0]})},
+            "is missing in the broadcast; use an",
+        ),
+        (lambda sent: {"round": 5}, "the broadcast is of round 6, not 1 as asked"),
+    ],
+)
+def test_a_broadcast_that_does_not_fit_is_refused(born, asked, shaped, change, said) -> None:
+    sent = broadcast(shaped)
+    wrong = replace(sent, **change(sent))
+    assert re.search(said, reason(ask(born(), asked(wrong, round=0))))
+
+
+def test_settings_that_no_run_file_has_are_told(born, asked) -> None:
+    assert "unknown key hook" in reason(ask(born(), asked(settings={**TABLES, "hook": "x"})))
+
+
+def test_bytes_that_are_no_request_get_a_reply(born) -> None:
+    for message in (b"", b"noise", wire.encode_reply(Failure(client="a", reason="b"))):
+        assert reason(wire.decode_reply(born().handle(message)))
+
+
+# what leaves -----------------------------------------------------------------------------------------------
+
+
+def test_only_the_listed_metrics_leave(born, asked, shaped) -> None:
+    trainer = born(metrics=["loss", "steps"])
+    update = ask(trainer, asked(broadcast(shaped)))
+    assert list(update.metrics) == ["loss", "steps"]
+    assert update.weight == 12.0
+    granted, answered = audit.events(trainer.home / audit.FILE)
+    assert (granted.what, answered.what) == ("granted", "answered")
+    assert answered.left.metrics == ("loss", "steps")
+    assert answered.left.tensors == len(update.delta)
+
+
+def test_scores_are_sums_over_the_sites_own_held_out_examples(
+    born, asked, shaped, source, llama_folder
+) -> None:
+    sent = broadcast(shaped, 2)
+    prepared = prepare.one_client(
+        own(trained.settings(llama_folder, source), TABLES, str(llama_folder)), NAME, shaped.tokenizer
+    )
+    expected: dict[str, tuple[float, int]] = {}
+    for place, name in enumerate(prepare.categories(prepared)):
+        one = prepared.heldout.take([place])
+        total, count = expected.get(name, (0.0, 0))
+        lost = float(score.losses(shaped, [sent.adapter], one, micro_batch=100)[0, 0])
+        expected[name] = (total + lost, count + int(tune.predictions(one)[0]))
+    got = ask(born(), asked(sent, "score"))
+    assert isinstance(got, Scores)
+    assert (got.client, got.round, set(got.categories)) == (NAME, 2, set(expected))
+    for name, (total, count) in expected.items():
+        assert got.categories[name] == (pytest.approx(total, rel=1e-5), count)
+
+
+def test_scores_stay_where_the_policy_does_not_let_them_leave(born, asked, shaped) -> None:
+    said = reason(ask(born(metrics=["loss"]), asked(broadcast(shaped), "score")))
+    assert said.startswith('policy metrics = ["loss"] of site-1 refuses "heldout"')
+
+
+def test_a_score_does_not_move_the_cursor(born, asked, shaped) -> None:
+    trainer = born()
+    ask(trainer, asked(broadcast(shaped, 0), "score"))
+    assert trainer.store.kept(RUN) == ()
+
+
+def files_with(home: Path, text: str) -> list[Path]:
+    return [path for path in home.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def test_no_text_of_an_example_is_in_any_file_or_line(llama_folder, tmp_path, shaped, asked, caplog) -> None:
+    rows = [{name: f"{text} HUSH" for name, text in row.items()} for row in runs.rows()]
+    rows = [{**row, "category": "qa"} for row in rows]
+    source = runs.written(tmp_path / "rows.jsonl", rows)
+    trainer = Trainer(trained.settings(llama_folder, source), NAME, tmp_path / "home")
+    for question in (asked(), asked(broadcast(shaped)), asked(broadcast(shaped), "score")):
+        reply = trainer.handle(wire.encode_request(question))
+        assert not isinstance(wire.decode_reply(reply), Failure)
+        assert b"HUSH" not in reply
+    assert files_with(tmp_path / "home", "HUSH") == []
+    assert "HUSH" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"instruction": "HUSH", "response": ',
+        '{"messages": [{"role": "HUSH", "content": "HUSH"}]}',
+        '{"HUSH": 1}',
+    ],
+)
+def test_a_bad_row_is_named_here_and_not_there(llama_folder, tmp_path, asked, caplog, row) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(row + "\n")
+    trainer = Trainer(trained.settings(llama_folder, source), NAME, tmp_path / "home")
+    assert reason(ask(trainer, asked())) == faults.DATA
+    assert f"{source}, line 1" in caplog.text
+    assert "HUSH" not in caplog.text
+    assert files_with(tmp_path / "home", "HUSH") == []
+
+
+# what goes wrong -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("HUSH"), faults.MEMORY),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: HUSH"), faults.MEMORY),
+        (type("OutOfMemoryError", (RuntimeError,), {})("HUSH"), faults.MEMORY),
+        (OSError(errno.ENOMEM, "HUSH"), faults.MEMORY),
+        (ValueError("HUSH"), "it met a fault that it does not know (ValueError); the site's log says where"),
+    ],
+)
+def test_what_tuning_throws_is_a_failure_and_the_next_request_is_answered(
+    born, asked, shaped, monkeypatch, caplog, error, said
+) -> None:
+    trainer = born()
+
+    def fail(*args: object, **more: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "tune", fail)
+        assert reason(ask(trainer, asked(broadcast(shaped)))) == said
+    assert "HUSH" not in caplog.text
+    assert "test_trainer.py" in caplog.text  # where it was
+    assert trainer.store.kept(RUN) == ()
+    assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
+    events = audit.events(trainer.home / audit.FILE)
+    assert [event.what for event in events] == ["granted", "failed", "granted", "answered"]
+
+
+def test_a_full_disk_is_a_failure_and_the_state_before_stands(born, asked, shaped, monkeypatch) -> None:
+    trainer = born()
+    first = ask(trainer, asked(broadcast(shaped)))
+    undisturbed = (
+        ask(trainer, asked(broadcast(shaped, 0), run="f" * 16)),
+        ask(trainer, asked(broadcast(shaped, 1), run="f" * 16)),
+    )
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert reason(ask(trainer, asked(broadcast(shaped, 1)))) == faults.FULL
+    assert (first, ask(trainer, asked(broadcast(shaped, 1)))) == undisturbed
+
+
+def test_a_base_whose_files_changed_is_not_loaded(
+    asked, source, llama_folder, tmp_path, shaped, caplog
+) -> None:
+    copy = shutil.copytree(llama_folder, tmp_path / "base")
+    trainer = Trainer(trained.settings(copy, source), NAME, tmp_path / "home")
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    assert reason(ask(trainer, asked())) == faults.BASE
+    assert "base llama has the digest" in caplog.text
+
+
+# time ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(asked, shaped) -> Callable[..., wire.Request]:
+    """A request whose visit takes ten seconds and more."""
+    sleeping.begun.clear()
+    sleeping.slept.clear()
+    plain = tables(**SLOW)
+    return lambda round=0, **more: asked(broadcast(shaped, round), **{"settings": plain, **more})
+
+
+def test_work_past_its_deadline_is_given_up_and_leaves_nothing(born, asked, slow, shaped) -> None:
+    trainer = born()
+    ask(trainer, asked())
+    assert reason(ask(trainer, slow(deadline=0.4))) == "it gave no answer within 0.4 s"
+    trainer._worker.submit(int).result(5)  # the thread is free again, long before the visit would end
+    assert 0 < len(sleeping.slept) < 100
+    assert trainer.store.kept(RUN) == ()
+
+
+def test_a_newer_question_takes_the_place_of_an_older_one(born, asked, slow, shaped) -> None:
+    trainer = born()
+    with ThreadPoolExecutor() as pool:
+        older = pool.submit(ask, trainer, slow())
+        assert sleeping.begun.wait(30)
+        assert isinstance(ask(trainer, asked(broadcast(shaped), run="f" * 16)), Update)
+        assert reason(older.result(5)) == "it was given up, since a newer request came"
+    assert len(sleeping.slept) < 400
+    assert trainer.store.kept(RUN) == ()
+
+
+def test_the_same_question_waits_for_the_work_under_way(born, slow) -> None:
+    trainer = born()
+    question = slow(settings=tables(algorithm={"name": SLEEPING}, tuning={"max_steps": 20}), deadline=60.0)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(trainer.handle, wire.encode_request(question))
+        assert sleeping.begun.wait(30)
+        second = pool.submit(trainer.handle, wire.encode_request(replace(question, cohort=4)))
+        assert first.result(30) == second.result(30)
+    assert isinstance(wire.decode_reply(first.result()), Update)
+    assert len(sleeping.slept) == 20  # one visit
+
+
+def test_who_asks_again_is_waited_for_longer(born, asked, slow) -> None:
+    trainer = born()
+    ask(trainer, asked())
+    question = slow(settings=tables(algorithm={"name": SLEEPING}, tuning={"max_steps": 40}), deadline=0.5)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, trainer, question)
+        assert sleeping.begun.wait(30)
+        second = pool.submit(ask, trainer, replace(question, deadline=60.0))
+        assert reason(first.result(30)) == "it gave no answer within 0.5 s"
+        assert isinstance(second.result(30), Update)
+
+
+def test_neither_joining_nor_a_leftover_disturbs_the_work_under_way(born, asked, slow, shaped) -> None:
+    trainer = born()
+    plain = tables(algorithm={"name": SLEEPING}, tuning={"max_steps": 40})
+    ask(trainer, asked())
+    with ThreadPoolExecutor() as pool:
+        working = pool.submit(ask, trainer, slow(2, settings=plain))
+        assert sleeping.begun.wait(30)
+        assert isinstance(ask(trainer, asked()), Joined)
+        said = reason(ask(trainer, asked(broadcast(shaped, 1))))
+        assert said.startswith("site-1 is at round 3 of this run, and not 2 as asked")
+        assert not working.done()
+        assert isinstance(working.result(30), Update)
+
+
+# the process -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short one, as a socket needs."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "home"
+
+
+def site_file(folder: Path, base: Path, source: Path) -> Path:
+    path = folder / "site.toml"
+    bases = f'[[bases]]\nname = "llama"\nfolder = "{base}"\nsha256 = "{digest(base)}"\n'
+    path.write_text(f'{bases}[data]\nsource = "{source}"\n[trainer]\ndevice = "cpu"\n')
+    return path
+
+
+def started(*words: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "shepherd.site.trainer", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+
+
+def test_the_process_answers_on_its_socket_until_it_is_told_to_end(
+    home, tmp_path, asked, llama_folder, source
+) -> None:
+    with started(site_file(tmp_path, llama_folder, source), "--name", NAME, "--home", home) as process:
+        try:
+            while not (home / "trainer.sock").exists() and process.poll() is None:
+                time.sleep(0.05)
+            reply = local.ask(local.address(home), wire.encode_request(asked()), 60)
+            process.terminate()
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+    assert isinstance(wire.decode_reply(reply), Joined)
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert not (home / "trainer.sock").exists()
+    told = (home / "trainer.log").read_text()
+    assert re.search(r"run 0123456789abcdef, round 1, join: answered in [\d.]+ s: \d+ bytes", told)
+
+
+def test_a_trainer_ends_with_whoever_started_it() -> None:
+    stopped = threading.Event()
+    end = threading.Thread(target=trainers._end_with, args=(os.getppid(), stopped))
+    end.start()
+    end.join(1.5)
+    assert not stopped.is_set()
+    stopped.set()
+    orphaned = threading.Event()
+    trainers._end_with(os.getppid() + 1, orphaned)
+    assert orphaned.is_set()
+
+
+def test_a_site_file_that_cannot_be_used_ends_the_process_with_a_sentence(home, tmp_path, capsys) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert trainers.main([str(tmp_path / "none.toml"), "--name", NAME, "--home", str(home)]) == 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "none.toml cannot be read (No such file or directory); check the path" in capsys.readouterr().err

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests import runs
-
 from shepherd.core import Adapter, Broadcast, Failure
 from shepherd.federation import wire
 from shepherd.federation.wire import Kind, Reply, Request
 from shepherd.model.digest import digest
 from shepherd.site.settings import SiteSettings
 from shepherd.site.trainer import Trainer
+from tests.model import bases
 
 RUN = "0123456789abcdef"
 NAME = "site-1"
@@ -28,6 +27,7 @@ TABLES: Mapping[str, Any] = {
     "algorithm": {"name": "fedprox", "mu": 0.1},
     "transforms": [{"name": "clip", "norm": 0.05}],
 }
+REMEMBERING, SLEEPING = "tests.site.remembering", "tests.site.sleeping"
 
 
 def settings(base: Path, source: Path, **policy: Any) -> SiteSettings:
@@ -36,12 +36,19 @@ def settings(base: Path, source: Path, **policy: Any) -> SiteSettings:
             "data": {"source": str(source)},
             "bases": [{"name": "llama", "folder": str(base), "sha256": digest(base)}],
             "trainer": {"device": "cpu"},
-            "policy": policy,
+            "policy": {"max_epochs": 100.0, "algorithms": ["fedprox", REMEMBERING, SLEEPING], **policy},
         }
     )
 
 
-def request(base: Path, kind: Kind = "train", sent: Broadcast | None = None, **more: Any) -> Request:
+def tables(**changed: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's tables with some keys changed; an algorithm takes the place of the other."""
+    merged = {name: {**TABLES.get(name, {}), **table} for name, table in changed.items()}
+    return {**TABLES, **merged, **({"algorithm": changed["algorithm"]} if "algorithm" in changed else {})}
+
+
+def request(folder: Path, sent: Broadcast | None = None, kind: Kind | None = None, /, **more: Any) -> Request:
+    kind = kind or ("train" if sent else "join")
     round = sent.round if sent else 0
     given = {
         "kind": kind,
@@ -52,15 +59,16 @@ def request(base: Path, kind: Kind = "train", sent: Broadcast | None = None, **m
         "sent": time.time(),
         "version": wire.version(),
         "cohort": 3,
-        "base": digest(base),
+        "base": digest(folder),
         "settings": TABLES,
         "broadcast": sent,
     }
     return Request(**{**given, **more})
 
 
-def tables(**changed: Mapping[str, Any]) -> dict[str, Any]:
-    return {**TABLES, **{name: {**TABLES.get(name, {}), **table} for name, table in changed.items()}}
+def broadcast(base: Any, round: int = 0, seed: int = 5) -> Broadcast:
+    adapter: Adapter = bases.random_adapter(base, seed + round)
+    return Broadcast(round=round, adapter=adapter, seed=100 + round, transforms=({},))
 
 
 def ask(trainer: Trainer, asked: Request) -> Reply:
@@ -68,17 +76,7 @@ def ask(trainer: Trainer, asked: Request) -> Reply:
 
 
 def reason(reply: Reply) -> str:
-    assert isinstance(reply, Failure)
+    """Why a failure failed."""
+    assert isinstance(reply, Failure), reply
     assert reply.client == NAME
     return reply.reason
-
-
-def broadcast(base: Any, round: int = 0, seed: int = 5) -> Broadcast:
-    from tests.model import bases
-
-    adapter: Adapter = bases.random_adapter(base, seed + round)
-    return Broadcast(round=round, adapter=adapter, seed=100 + round, transforms=({},))
-
-
-def written(folder: Path) -> Path:
-    return runs.written(folder / "rows.jsonl")

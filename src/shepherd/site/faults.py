@@ -28,7 +28,8 @@ FULL = "its disk is full; the site has to free some space, and what it had befor
 FOLDER = "its own files cannot be used; the site's log says which, and the mend"
 OTHER = "it met a fault that it does not know ({}); the site's log says where"
 
-_QUOTED = re.compile(r"'.*'|\".*\"", re.DOTALL)
+# a role that is none; and the columns of a table, which are an example's where it has no header
+_QUOTED = re.compile(r"'.*'|\".*\"|\(there are .*\)(?=; add it)", re.DOTALL)
 
 
 class GivenUp(Exception):

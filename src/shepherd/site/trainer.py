@@ -46,7 +46,7 @@ from shepherd.site.task import Task, waited
 
 LOG = "trainer.log"
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("shepherd.site.trainer")  # also where it is run as __main__
 
 
 class Trainer:
@@ -237,11 +237,6 @@ class Trainer:
         return reply
 
     def _scores(self, settings: RunSettings, prepared: Prepared, base: Base, broadcast: Broadcast) -> Scores:
-        if "heldout" not in self.settings.policy.metrics:
-            raise arrival.Refused(
-                "metrics",
-                f'policy metrics of {self.name} does not let "heldout" leave; score without this site',
-            )
         categories = prepare.categories(prepared)
         places = loss.spread(categories, settings.evaluation.examples)
         data = prepared.heldout.take(places)
