@@ -15,7 +15,8 @@ ShepherdError            anything a person can mend; the command line prints it 
  · SilosError            a federation of silos: its kits, certificates, server, sites and processes
    · OutOfReach          the server cannot be reached now; trying again may help
  · WireError             a message between server and site: cut, changed, or of another format
- · LocalError            the socket between a site's own processes: nobody there, or gone in the middle
+ · LocalError            the socket between a site's own processes: it was gone in the middle
+   · NotListening        nobody serves it now
  · StatisticsError       scores that no statistic can be made of: none, of differing shapes, or not finite
  · UpdateRefused         one update that failed its checks; counted as a failure, never raised to the top
 """
@@ -91,3 +92,7 @@ class WireError(ShepherdError):
 
 class LocalError(ShepherdError):
     """The socket between a site's own processes: nobody listens, or the other went away in the middle."""
+
+
+class NotListening(LocalError):
+    """No process serves the socket: it is not started, or is being started again."""

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
-from shepherd.errors import LocalError
+from shepherd.errors import LocalError, NotListening
 
 ADDRESS, SOCKET = "trainer.address", "trainer.sock"
 MOST_PATH = 100  # bytes: Linux takes 107, macOS 103
@@ -54,12 +54,14 @@ def address(home: Path) -> Path:
     """Where the trainer of this home listens, as `place` wrote it.
 
     Raises:
-        LocalError: no trainer was ever started here.
+        NotListening: no trainer was ever started here.
     """
     try:
         return Path((home / ADDRESS).read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
-        raise LocalError(f"no trainer was started in {home}; start it with `shepherd silos site`") from error
+        raise NotListening(
+            f"no trainer was started in {home}; start it with `shepherd silos site`"
+        ) from error
 
 
 def _short(home: Path) -> Path:
@@ -168,7 +170,8 @@ def ask(path: Path, message: bytes, timeout: float) -> bytes:
     """Send one question to who serves `path`, and wait `timeout` seconds for the whole answer.
 
     Raises:
-        LocalError: nobody serves there, or it went away in the middle, or took too long.
+        NotListening: nobody serves there.
+        LocalError: it went away in the middle, or took too long.
     """
     until = monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -176,7 +179,9 @@ def ask(path: Path, message: bytes, timeout: float) -> bytes:
             connection.settimeout(timeout)
             connection.connect(str(path))
         except (OSError, ValueError) as error:
-            raise LocalError(f"no trainer listens at {path}; start it with `shepherd silos site`") from error
+            raise NotListening(
+                f"no trainer listens at {path}; start it with `shepherd silos site`"
+            ) from error
         try:
             _send(connection, message, until)
             return _receive(connection, until)

@@ -6,6 +6,7 @@ data lives here: bytes go to the trainer's socket, and bytes come back.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from nvflare.apis.executor import Executor
@@ -16,12 +17,15 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from shepherd.core import Failure
-from shepherd.errors import ShepherdError
+from shepherd.errors import NotListening, ShepherdError
 from shepherd.federation import local, wire
 from shepherd.federation.nvflare import message
 
 HOME = "shepherd"
 """The folder, in a kit, of all that is ours there."""
+RESTART = 120.0
+"""Seconds that a trainer may take to be started and to load its libraries."""
+POLL = 0.1
 SPARE = 30.0
 """Seconds over a request's deadline: the trainer itself says that it was late."""
 
@@ -38,10 +42,22 @@ class Door(Executor):  # type: ignore[misc]
         try:
             asked = message.unwrapped(FLModelUtils.from_shareable(shareable))
             request = wire.decode_request(asked)
-            answer = local.ask(local.address(home), asked, timeout=request.deadline + SPARE)
+            answer = _answer(home, asked, request.deadline, abort_signal)
         except ShepherdError as error:
             self.log_error(fl_ctx, str(error))
             answer = wire.encode_reply(Failure(client=site, reason=str(error)))
         if abort_signal.triggered:
             return make_reply(ReturnCode.TASK_ABORTED)
         return FLModelUtils.to_shareable(message.wrapped(answer))
+
+
+def _answer(home: Path, asked: bytes, deadline: float, abort_signal: Signal) -> bytes:
+    """The trainer's answer. One that is being started again is waited for; one that dies at work is not."""
+    ends = time.monotonic() + min(deadline, RESTART)
+    while True:
+        try:
+            return local.ask(local.address(home), asked, timeout=deadline + SPARE)
+        except NotListening:
+            if time.monotonic() > ends or abort_signal.triggered:
+                raise
+            time.sleep(POLL)

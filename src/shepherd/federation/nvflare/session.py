@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -17,6 +18,7 @@ from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation.nvflare import controller, kits, reach
 from shepherd.federation.nvflare.kits import Kit
 
+_SILENT = logging.NullHandler()
 _GONE = (
     api_spec.NoConnection,
     api_spec.SessionClosed,  # and expired
@@ -118,6 +120,7 @@ def session(folder: str | Path, timeout: float = 15.0) -> Iterator[Session]:
         OutOfReach: the server does not answer.
     """
     kit = kits.read(folder, "admin")
+    logging.getLogger().addHandler(_SILENT)  # what FLARE would print on a lost connection, we say
     reach.reach(kit, timeout)
     with _our_words(kit), redirect_stdout(io.StringIO()):  # it says that it connects
         flare = new_secure_session(kit.name, str(kit.folder), timeout=timeout, auto_login_max_tries=1)
