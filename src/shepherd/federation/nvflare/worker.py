@@ -1,4 +1,4 @@
-"""FLARE's job process at a site, with the commands of `commands.py`: run by `Launcher`, as a module."""
+"""FLARE's job process at a site, behind our `commands` and `door`: run by `Launcher`, as a module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class Launcher(ClientProcessJobLauncher):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
+    from shepherd.federation.nvflare import door
     from shepherd.federation.nvflare.commands import restrict
 
     restrict()
+    door.shorten_silence()
     runpy.run_module(_THEIRS, run_name="__main__", alter_sys=True)

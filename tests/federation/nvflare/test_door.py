@@ -1,0 +1,171 @@
+"""The watch at the server's door, with real TLS over asyncio, as FLARE has it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.federation.nvflare import doors, federations
+
+from shepherd.federation.nvflare import door as module
+
+
+@pytest.fixture
+def watched(federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, int]]:
+    """A server's kit whose list of removed sites a test may write, and the port that it listens at."""
+    monkeypatch.setattr(ssl.SSLContext, "sslobject_class", ssl.SSLObject)
+    monkeypatch.setattr(module, "LOOK", 0.05)
+    kit = federations.copied(federation / "server", tmp_path / "server")
+    module.watch(kit)
+    with doors.opened(kit) as door:
+        yield kit, door.port
+
+
+@contextmanager
+def connected(port: int, kit: Path | None) -> Iterator[ssl.SSLSocket]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if kit:
+        context.load_cert_chain(kit / "startup" / "client.crt", kit / "startup" / "client.key")
+    plain = socket.create_connection(("127.0.0.1", port), timeout=5)
+    with plain, context.wrap_socket(plain) as secure:
+        yield secure
+
+
+def gets_in(port: int, kit: Path | None) -> bool:
+    try:
+        with connected(port, kit) as secure:
+            return answered(secure)
+    except OSError:
+        return False
+
+
+def answered(secure: ssl.SSLSocket) -> bool:
+    try:
+        secure.sendall(b"hello\n")
+        return secure.recv(4096).startswith(b"HTTP")
+    except OSError:
+        return False
+
+
+Refused = Callable[[], list[str]]
+
+
+@pytest.fixture
+def refusals(caplog: pytest.LogCaptureFixture) -> Refused:
+    caplog.set_level(logging.WARNING, logger="shepherd.door")
+
+    def lines() -> list[str]:
+        ends = time.monotonic() + 3
+        while not caplog.messages and time.monotonic() < ends:
+            time.sleep(0.02)
+        return caplog.messages
+
+    return lines
+
+
+def test_a_member_gets_in_without_a_word(
+    watched: tuple[Path, int], federation: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert gets_in(watched[1], federation / "sites" / "site-1")
+    assert not [r for r in caplog.records if r.name == "shepherd.door"]
+
+
+def test_no_certificate(watched: tuple[Path, int], refusals: Refused) -> None:
+    assert not gets_in(watched[1], None)
+    (line,) = refusals()
+    assert line.startswith("refused a TLS connection from 127.0.0.1:")
+    assert line.endswith("it showed no certificate")
+
+
+@pytest.mark.parametrize(
+    ("signed", "begins", "ends", "why"),
+    [
+        (False, -1, 30, "self-signed|self signed"),
+        (True, -2, -1, "expired"),
+        (True, 1, 2, "not yet valid"),
+    ],
+)
+def test_a_certificate_that_does_not_hold(
+    watched: tuple[Path, int],
+    federation: Path,
+    tmp_path: Path,
+    refusals: Refused,
+    signed: bool,
+    begins: float,
+    ends: float,
+    why: str,
+) -> None:
+    kit = federations.copied(federation / "sites" / "site-1", tmp_path / "kit")
+    federations.reissued(kit, federation / "authority" if signed else None, begins=begins, ends=ends)
+    assert not gets_in(watched[1], kit)
+    (line,) = refusals()
+    assert any(word in line for word in why.split("|"))
+    assert "127.0.0.1:" in line
+
+
+def test_a_genuine_certificate_of_another_federation(
+    watched: tuple[Path, int], other_federation: Path, refusals: Refused
+) -> None:
+    assert not gets_in(watched[1], other_federation / "sites" / "site-1")
+    assert "its certificate does not hold" in refusals()[0]
+
+
+def test_what_speaks_no_tls(watched: tuple[Path, int], refusals: Refused) -> None:
+    with socket.create_connection(("127.0.0.1", watched[1]), timeout=5) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert b"404" not in plain.recv(100)
+    assert "does not speak TLS" in refusals()[0]
+
+
+def remove(kit: Path, *sites: str) -> None:
+    (kit / module.REMOVED).write_text(json.dumps({"disabled_clients": list(sites)}))
+
+
+def test_a_removed_site_is_cut_kept_out_and_let_back(
+    watched: tuple[Path, int], federation: Path, refusals: Refused
+) -> None:
+    kit, port = watched
+    sites = [federation / "sites" / name for name in ("site-1", "site-2")]
+    with connected(port, sites[0]) as removed, connected(port, sites[1]) as other:
+        assert answered(removed)
+        assert answered(other)
+        remove(kit, "site-1")
+        time.sleep(0.1)
+        assert not answered(removed)
+        assert answered(other)
+    assert not gets_in(port, sites[0])
+    assert [line.split(": ")[-1] for line in refusals()] == ["site-1 was removed"] * 2
+    remove(kit)
+    time.sleep(0.1)
+    assert gets_in(port, sites[0])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"disabled_clients": null}'])
+def test_a_damaged_list_removes_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.json").write_text(text)
+    assert "site-1" not in module.Removed(tmp_path / "list.json")
+    assert "site-1" not in module.Removed(tmp_path / "none.json")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds how long a connection is silent")
+def test_both_ends_give_up_a_connection_that_is_silent(
+    watched: tuple[Path, int], federation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = []
+    set_option = socket.socket.setsockopt
+    monkeypatch.setattr(
+        "asyncio.trsock.TransportSocket.setsockopt",
+        lambda self, *option: (bounds.append(option), set_option(self._sock, *option)),
+    )
+    assert gets_in(watched[1], federation / "sites" / "site-1")
+    assert (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15000) in bounds
