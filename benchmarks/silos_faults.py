@@ -35,7 +35,7 @@ from shepherd.silos import coordinate, loopback
 from shepherd.silos.loopback import Loopback
 
 KINDS = ("trainer", "site job", "site parent", "server job", "server parent")
-LONGEST = 300.0  # seconds of a trial
+LONGEST = 900.0  # seconds of a trial
 LIFE = 9.0  # seconds after the submission in which a kill may strike
 
 
@@ -139,7 +139,7 @@ def run_settings(rounds: int) -> RunSettings:
             "adapter": {"rank": 4},
             "data": {"source": "world", "limit": 40, "template": "alpaca-short", "holdout": 0.0},
             "split": {"by": "iid", "clients": 3},
-            "federation": {"rounds": rounds, "deadline": 60.0, "quorum": 0.5},
+            "federation": {"rounds": rounds, "deadline": 600.0, "quorum": 0.5},
             "tuning": {"max_steps": 6, "batch_size": 8, "learning_rate": 1e-3},
         }
     )
