@@ -17,7 +17,7 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from shepherd.core import Failure
-from shepherd.errors import NotListening, ShepherdError
+from shepherd.errors import LocalError, NotListening, ShepherdError, WireError
 from shepherd.federation import local, wire
 from shepherd.federation.nvflare import message
 
@@ -44,11 +44,24 @@ class Door(Executor):  # type: ignore[misc]
             request = wire.decode_request(asked)
             answer = _answer(home, asked, request.deadline, abort_signal)
         except ShepherdError as error:
-            self.log_error(fl_ctx, str(error))
-            answer = wire.encode_reply(Failure(client=site, reason=str(error)))
+            self.log_error(fl_ctx, str(error))  # which may name a path; that stays here
+            answer = wire.encode_reply(Failure(client=site, reason=_reason(error)))
         if abort_signal.triggered:
             return make_reply(ReturnCode.TASK_ABORTED)
         return FLModelUtils.to_shareable(message.wrapped(answer))
+
+
+def _reason(error: ShepherdError) -> str:
+    """What the server is told."""
+    match error:
+        case NotListening():
+            return "its trainer does not run; its owner starts it with `shepherd silos site`"
+        case LocalError():
+            return "its trainer died at work, and is started again; its log says why"
+        case WireError():
+            return "it cannot read the request; install the server's version there"
+        case _:
+            return "something went wrong there; its log says what"
 
 
 def _answer(home: Path, asked: bytes, deadline: float, abort_signal: Signal) -> bytes:

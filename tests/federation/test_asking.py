@@ -1,0 +1,142 @@
+"""Waves, order and deadlines, against sites that are functions."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.federation.posts import Letters, failing, honest, silent, update
+
+from shepherd.core import Adapter, Broadcast, Failure, Update
+from shepherd.federation import wire
+from shepherd.federation.asking import Silos, Terms
+from shepherd.federation.wire import Joined, Scores
+
+TERMS = Terms(run="0" * 16, base="b" * 64, version="0.1.0", settings={"seed": 0}, deadline=5.0, wave=2)
+BROADCAST = Broadcast(round=3, adapter=Adapter({"q.lora_A.weight": np.ones((2, 3))}), seed=7)
+
+
+def silos(post: Letters, wave: int = 2) -> Silos:
+    terms = Terms(**{**{n: getattr(TERMS, n) for n in TERMS.__slots__}, "wave": wave})
+    return Silos(post=post, terms=terms, sites=list(post.sites))
+
+
+def names(count: int) -> list[str]:
+    return [f"site-{number}" for number in range(1, count + 1)]
+
+
+@given(count=st.integers(1, 7), wave=st.integers(1, 8), data=st.data())
+def test_answers_come_in_the_cohorts_order_and_requests_in_waves(
+    count: int, wave: int, data: st.DataObject
+) -> None:
+    post = Letters({name: honest(name, step=number) for number, name in enumerate(names(count), 1)})
+    post.order = lambda sites: data.draw(st.permutations(list(sites)))
+    cohort = data.draw(st.permutations(names(count)))
+
+    answers = list(silos(post, wave).run(BROADCAST, cohort))
+
+    assert [answer.client for answer in answers] == cohort
+    assert all(isinstance(answer, Update) and answer.round == 3 for answer in answers)
+    assert [sites for _, sites in post.asked] == [
+        tuple(cohort[start : start + wave]) for start in range(0, count, wave)
+    ]
+
+
+def test_the_next_wave_is_asked_only_once_the_last_is_taken() -> None:
+    post = Letters({name: honest(name) for name in names(5)})
+    answers = silos(post).run(BROADCAST, names(5))
+
+    next(answers)
+
+    assert post.asked == [("train", ("site-1", "site-2"))]
+
+
+def test_every_site_is_told_the_same_question_and_its_own_wave_the_time() -> None:
+    post = Letters({name: honest(name) for name in names(3)})
+    before = time.time()
+
+    list(silos(post).run(BROADCAST, names(3)))
+
+    first, second = post.requests
+    assert (first.id, first.cohort, first.deadline, first.base) == (second.id, 3, 5.0, "b" * 64)
+    assert first.broadcast is not None
+    assert first.broadcast.adapter == BROADCAST.adapter
+    assert before <= first.sent <= second.sent <= time.time()
+    assert first.id == wire.request_id(TERMS.run, "train", 3, BROADCAST)
+
+
+def test_what_a_site_gets_wrong_is_its_failure_and_nobody_elses() -> None:
+    post = Letters(
+        {
+            "absent": honest("absent"),
+            "good": honest("good"),
+            "garbled": lambda request: b"nonsense",
+            "masked": lambda request: wire.encode_reply(update(request, "good", 9.0)),
+            "mistaken": lambda request: wire.encode_reply(
+                Joined(client="mistaken", examples=1, version="0.1.0")
+            ),
+            "refusing": failing("refusing", "policy max_rank = 4 of refusing refuses rank 8"),
+            "silent": silent,
+        },
+        away={"absent"},
+    )
+
+    answers = {answer.client: answer for answer in silos(post, wave=7).run(BROADCAST, sorted(post.sites))}
+
+    reasons = {name: answer.reason for name, answer in answers.items() if isinstance(answer, Failure)}
+    assert set(answers) - set(reasons) == {"good"}
+    assert "not connected" in reasons["absent"]
+    assert "cannot be read" in reasons["garbled"]
+    assert "in the name of 'good'" in reasons["masked"]
+    assert "another question" in reasons["mistaken"]
+    assert reasons["refusing"] == "policy max_rank = 4 of refusing refuses rank 8"
+    assert "no answer within 5 s" in reasons["silent"]
+    assert post.asked == [("train", ("garbled", "good", "masked", "mistaken", "refusing", "silent"))]
+
+
+def test_sites_that_are_away_stay_clients() -> None:
+    post = Letters({name: honest(name) for name in names(3)}, away={"site-2"})
+    federation = silos(post)
+
+    joined = federation.join(0)
+
+    assert [reply.client for reply in joined] == ["site-1", "site-3"]
+    assert [(client.name, client.examples) for client in federation.clients()] == [
+        ("site-1", 10),
+        ("site-2", 0),
+        ("site-3", 10),
+    ]
+
+
+def test_scores_come_from_those_that_may_tell() -> None:
+    post = Letters({"a": honest("a"), "b": failing("b", "policy metrics of b keep heldout")})
+
+    first, second = silos(post).score(2, BROADCAST.adapter)
+
+    assert first == Scores(client="a", round=2, categories={"qa": (2.0, 4), "a": (3.0, 1)})
+    assert isinstance(second, Failure)
+
+
+def test_no_more_than_a_wave_of_updates_is_held() -> None:
+    held: list[int] = []
+
+    class Counting(Letters):
+        def ask(self, message, sites, seconds):  # type: ignore[no-untyped-def]
+            for place, answer in enumerate(super().ask(message, sites, seconds), 1):
+                held.append(place)
+                yield answer
+
+    post = Counting({name: honest(name) for name in names(6)}, order=lambda sites: list(reversed(sites)))
+
+    assert len(list(silos(post, wave=3).run(BROADCAST, names(6)))) == 6
+    assert max(held) == 3
+
+
+@pytest.mark.parametrize("wave", [1, 4])
+def test_an_empty_cohort_asks_nobody(wave: int) -> None:
+    post = Letters({})
+    assert list(silos(post, wave).run(BROADCAST, [])) == []
+    assert post.asked == []

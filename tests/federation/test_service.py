@@ -1,0 +1,235 @@
+"""A run at the server, with sites that are functions: kept, told, gone on with."""
+
+from __future__ import annotations
+
+import base64
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.federation.posts import Letters, failing, honest, silent
+
+from shepherd import checkpoint, folder
+from shepherd.checkpoint import Checkpoint
+from shepherd.core import Adapter, ServerState
+from shepherd.errors import FederationError
+from shepherd.federation import service
+from shepherd.federation.service import Order, Service
+from shepherd.settings import parse
+
+A, B = "q.lora_A.weight", "q.lora_B.weight"
+START = ServerState(round=0, adapter=Adapter({A: np.ones((2, 3)), B: np.zeros((3, 2))}))
+
+
+def order(sites: tuple[str, ...] = ("a", "b"), **federation: Any) -> Order:
+    settings = {
+        "model": {"base": "tiny"},
+        "data": {"source": "world"},
+        "federation": {"rounds": 3, "deadline": 5.0, **federation},
+        "tuning": {"max_steps": 1},
+    }
+    return Order(
+        run="0" * 16, base="b" * 64, fingerprint="f", version="0.1.0", sites=sites, settings=settings
+    )
+
+
+def given(tmp_path: Path, state: ServerState = START) -> Path:
+    notes: dict[str, Any] = {"positions": {}, "row": None, "base": "f"}
+    return checkpoint.save(tmp_path / "given", Checkpoint(state=state, notes=notes), keep=1)
+
+
+def served(tmp_path: Path, post: Letters, asked: Order | None = None) -> Service:
+    made = Service(asked or order(), tmp_path / "home", given(tmp_path) if post else None, post)
+    made.run()
+    return made
+
+
+def both() -> Letters:
+    return Letters({"a": honest("a", 1.0), "b": honest("b", 2.0, weight=3.0)})
+
+
+def told(made: Service, **asked: Any) -> dict[str, Any]:
+    return made.told({"rows": 0, "said": 0, **asked})
+
+
+def test_a_run_goes_through_its_rounds_and_keeps_them(tmp_path: Path) -> None:
+    made = served(tmp_path, both())
+    answer = told(made)
+
+    assert answer["outcome"] == {"finished": True}
+    assert [row["round"] for row in answer["rows"]] == [0, 1, 2, 3]
+    assert answer["rows"] == folder.read_rows(tmp_path / "home")
+    last = checkpoint.load(tmp_path / "home" / "checkpoints" / "round-00003")
+    # by hand: each round adds the weighted mean (1 * 1 + 3 * 2) / 4
+    np.testing.assert_allclose(last.state.adapter[A], 1 + 3 * 1.75)
+    assert last.notes["base"] == "f"
+    assert last.notes["row"] == answer["rows"][-1]
+
+
+def test_a_row_says_what_the_sites_said(tmp_path: Path) -> None:
+    row = told(served(tmp_path, both()))["rows"][2]
+
+    assert row["weights"] == {"a": 0.25, "b": 0.75}
+    assert row["loss"] == 1.5
+    assert row["examples"] == 8
+    assert row["taken"] == {"a": 8, "b": 8}
+    assert row["coverage"] == {"a": 0.8, "b": 0.8}
+    assert row["failures"] == {}
+    assert row["late"] == 0
+    # qa: (2 + 4) nats over 8 tokens; each site's own category: 3 nats on one token
+    assert row["heldout"]["category"] == {"a": 3.0, "b": 3.0, "qa": 0.75}
+    assert row["heldout"]["loss"] == pytest.approx(2.25)
+    assert row["heldout"]["client"] == {"a": 1.0, "b": 1.4}
+
+
+def test_sites_that_keep_their_numbers_back_still_count(tmp_path: Path) -> None:
+    def quiet(request: Any) -> bytes:
+        from tests.federation.posts import update
+
+        from shepherd.federation import wire
+
+        if request.kind != "train":
+            return failing("b")(request) or b""
+        return wire.encode_reply(replace(update(request, "b", 2.0, 3.0), metrics={}))
+
+    made = served(tmp_path, Letters({"a": honest("a"), "b": quiet}))
+    row = told(made)["rows"][1]
+
+    assert row["weights"] == {"a": 0.25, "b": 0.75}
+    assert row["loss"] == 1.0
+    assert row["losses"] == {"a": 1.0}
+    assert row["taken"] == {"a": 4, "b": 0}
+    assert told(made)["said"] == ["b: out of memory"]
+
+
+def test_it_goes_on_after_its_last_checkpoint_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = served(tmp_path / "whole", both())
+    served(tmp_path / "parts", both(), order(rounds=1))
+    post = both()
+    again = Service(order(), tmp_path / "parts" / "home", tmp_path / "parts/given/round-00000", post)
+    again.run()
+
+    trained = [request.round for request in post.requests if request.kind == "train"]
+    assert trained == [1, 2]
+    assert [row["round"] for row in told(again)["rows"]] == [0, 1, 2, 3]
+    ends = [checkpoint.load(made.home / "checkpoints" / "round-00003").state for made in (whole, again)]
+    assert ends[0].adapter == ends[1].adapter
+
+
+def test_a_server_that_lost_its_disk_goes_on_with_what_the_job_brought(tmp_path: Path) -> None:
+    served(tmp_path / "old", both(), order(rounds=2))
+    post = both()
+    brought = tmp_path / "old" / "home" / "checkpoints" / "round-00002"
+    fresh = Service(order(), tmp_path / "new", brought, post)
+    fresh.run()
+
+    assert [request.round for request in post.requests if request.kind == "train"] == [2]
+    assert [row["round"] for row in told(fresh)["rows"]] == [2, 3]
+
+
+def test_a_round_without_quorum_ends_the_job_and_keeps_the_rounds_before(tmp_path: Path) -> None:
+    calls = []
+
+    def dies_later(request: Any) -> bytes | None:
+        calls.append(request.kind)
+        return honest("b")(request) if calls.count("train") < 2 else silent(request)
+
+    made = served(tmp_path, Letters({"a": honest("a"), "b": dies_later}), order(quorum=1.0))
+    outcome = told(made)["outcome"]
+
+    assert outcome["kind"] == "QuorumNotMet"
+    assert "round 2" in outcome["error"]
+    assert "b: it gave no answer within 5 s" in outcome["error"]
+    assert checkpoint.latest(tmp_path / "home" / "checkpoints") == tmp_path / "home/checkpoints/round-00001"
+
+
+def test_failures_are_counted_by_name(tmp_path: Path) -> None:
+    post = Letters({"a": honest("a"), "b": failing("b", "policy algorithms of b refuses fedavg")})
+    rows = told(served(tmp_path, post))["rows"]
+    assert [row.get("failures") for row in rows[1:]] == 3 * [{"b": "policy algorithms of b refuses fedavg"}]
+
+
+def test_it_tells_only_what_is_new(tmp_path: Path) -> None:
+    made = served(tmp_path, both())
+    assert [row["round"] for row in told(made, rows=3)["rows"]] == [3]
+    assert told(made, rows=4)["count"] == 4
+
+
+def test_its_checkpoint_can_be_fetched_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "CHUNK", 100)
+    made = served(tmp_path, both())
+    copy = tmp_path / "copy" / "round-00003"
+    copy.mkdir(parents=True)
+    for name in checkpoint.FILES:
+        data, size = b"", 1
+        while len(data) < size:
+            part = told(made, state={"round": 3, "file": name, "offset": len(data)})["state"]
+            data, size = data + base64.b64decode(part["data"]), part["of"]
+        (copy / name).write_bytes(data)
+
+    assert (
+        checkpoint.load(copy).state.adapter
+        == checkpoint.load(tmp_path / "home" / "checkpoints" / "round-00003").state.adapter
+    )
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"round": 1, "file": "tensors.safetensors", "offset": 0},  # deleted by now
+        {"round": 3, "file": "../../../etc/passwd", "offset": 0},
+        {"round": 3, "file": "/etc/passwd", "offset": 0},
+    ],
+)
+def test_nothing_else_can_be_fetched(tmp_path: Path, asked: dict[str, Any]) -> None:
+    assert told(served(tmp_path, both()), state=asked)["state"] is None
+
+
+def test_what_travels_names_no_path_of_the_coordinator() -> None:
+    settings = parse(
+        {
+            "output": "/home/ada/secret-runs",
+            "model": {"base": "tiny"},
+            "data": {"source": "/home/ada/secret-data", "template": "plain"},
+            "tuning": {"clip_norm": False},
+        }
+    )
+    travels = service.travelling(settings)
+
+    assert "secret" not in json.dumps(travels)
+    assert parse(travels).data.template == "plain"
+    assert parse(travels).tuning == settings.tuning
+
+
+def test_an_order_comes_back_as_it_went() -> None:
+    assert service.order(order().text()) == order()
+    with pytest.raises(FederationError, match="submit it anew"):
+        service.order("{}")
+
+
+def _hold(home: Path, ready: Any, end: Any) -> None:
+    with service._held(home):
+        ready.set()
+        end.wait(20)
+
+
+def test_one_process_at_a_time_goes_through_the_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "TAKEOVER", 0.5)
+    spawn = multiprocessing.get_context("spawn")
+    ready, end = spawn.Event(), spawn.Event()
+    other = spawn.Process(target=_hold, args=(tmp_path / "home", ready, end))
+    other.start()
+    try:
+        assert ready.wait(20)
+        outcome = told(served(tmp_path, both()))["outcome"]
+        assert "another process goes through the rounds" in outcome["error"]
+    finally:
+        end.set()
+        other.join()
+    assert told(served(tmp_path / "later", both()))["outcome"] == {"finished": True}
