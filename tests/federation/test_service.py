@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.federation.posts import Letters, failing, honest, silent
+from tests.federation.posts import Letters, failing, honest, silent, update
 
 from shepherd import checkpoint, folder
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import FederationError
-from shepherd.federation import service
+from shepherd.federation import service, wire
 from shepherd.federation.service import Order, Service
+from shepherd.federation.wire import Request
 from shepherd.settings import parse
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
@@ -87,10 +88,7 @@ def test_a_row_says_what_the_sites_said(tmp_path: Path) -> None:
 
 
 def test_sites_that_keep_their_numbers_back_still_count(tmp_path: Path) -> None:
-    def quiet(request: Any) -> bytes:
-        from tests.federation.posts import update
-
-        from shepherd.federation import wire
+    def quiet(request: Request) -> bytes:
 
         if request.kind != "train":
             return failing("b")(request) or b""
@@ -151,6 +149,30 @@ def test_failures_are_counted_by_name(tmp_path: Path) -> None:
     post = Letters({"a": honest("a"), "b": failing("b", "policy algorithms of b refuses fedavg")})
     rows = told(served(tmp_path, post))["rows"]
     assert [row.get("failures") for row in rows[1:]] == 3 * [{"b": "policy algorithms of b refuses fedavg"}]
+
+
+def test_nonsense_from_a_site_is_a_counted_failure_and_never_in_the_mean(tmp_path: Path) -> None:
+    def nonsense(request: Request) -> bytes:
+        if request.kind != "train":
+            return honest("b")(request) or b""
+        good = update(request, "b", 2.0)
+        names = dict(good.delta)
+        wrong = {
+            0: replace(good, delta=Adapter({**names, A: np.full((2, 3), np.nan)})),
+            1: replace(good, delta=Adapter({**names, A: np.ones((3, 3))})),
+            2: replace(good, round=0),
+            3: replace(good, weight=float("inf")),
+            4: replace(good, delta=Adapter({A: names[A]})),
+        }
+        return wire.encode_reply(wrong[request.round])
+
+    made = served(tmp_path, Letters({"a": honest("a", 1.0), "b": nonsense}), order(rounds=5))
+
+    reasons = [row["failures"]["b"] for row in told(made)["rows"][1:]]
+    for reason, word in zip(reasons, ("finite", "shape", "round 1", "weight", "missing"), strict=True):
+        assert word in reason
+    last = checkpoint.load(tmp_path / "home" / "checkpoints" / "round-00005")
+    np.testing.assert_allclose(last.state.adapter[A], 1 + 5 * 1.0)
 
 
 def test_it_tells_only_what_is_new(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ SILENCE = 20.0
 """Seconds without an answer after which a job that has begun is taken for dead."""
 AGAIN = 30.0
 """Seconds between two jobs that begin for the sake of one and the same site."""
+GRACE = 60.0
+"""Seconds that a site may be gone before the round goes on without it; back by then, it is asked again."""
 DEATHS = 12
 """Jobs in a row that may die without a finished round."""
 
@@ -76,6 +78,8 @@ class Following:
     _said: int = 0
     _deaths: int = 0
     _restarted: dict[str, float] = field(default_factory=dict)
+    _absent: dict[str, float] = field(default_factory=dict)
+    """Sites that give the server no answer, and since when."""
 
     def news(self) -> Iterator[News]:
         """News until the run has ended; whoever reads on keeps it alive.
@@ -141,7 +145,7 @@ class Following:
             missing = told is not None and len(told["present"]) < len(self.order.sites)
             if (missing or now - round_began > PATIENCE) and now - looked > LOOK:
                 looked = now
-                if back := self._back(server, job):
+                if back := self._back(server.working(), job):
                     self.say(f"{', '.join(back)} came back: a new job asks the round again")
                     self._deaths -= 1  # no death
                     return
@@ -149,7 +153,7 @@ class Following:
 
     def _asked(self, server: Session, job: str) -> Row | None:
         try:
-            return server.told(job, {"rows": self.rows, "said": self._said})
+            return server.told(job, {"rows": self.rows, "said": self._said, "away": self._away()})
         except (JobGone, JobSilent):
             return None
 
@@ -166,19 +170,23 @@ class Following:
             fetch=lambda round: _pieces(server, job, round),
         )
 
-    def _back(self, server: Session, job: str) -> list[str]:
-        """The run's sites that answer the server and do not work on its job."""
+    def _back(self, working: Mapping[str, frozenset[str] | None], job: str) -> list[str]:
+        """The run's sites that answer the server and do not work on its job; and note those that are gone."""
         now = time.monotonic()
+        there = {site for site, jobs in working.items() if jobs is not None}
+        gone = set(self.order.sites) - there
+        self._absent = {site: self._absent.get(site, now) for site in gone}
         back = [
             site
-            for site, working in server.working().items()
-            if site in self.order.sites
-            and working is not None
-            and job not in working
-            and now - self._restarted.get(site, -AGAIN) >= AGAIN
+            for site in sorted(there & set(self.order.sites))
+            if job not in (working[site] or ()) and now - self._restarted.get(site, -AGAIN) >= AGAIN
         ]
         self._restarted.update(dict.fromkeys(back, now))
         return back
+
+    def _away(self) -> list[str]:
+        now = time.monotonic()
+        return sorted(site for site, since in self._absent.items() if now - since > GRACE)
 
     def _await_sites(self, server: Session) -> None:
         ends = time.monotonic() + ASSEMBLY

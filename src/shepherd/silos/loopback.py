@@ -48,34 +48,42 @@ class Loopback:
 
 
 @contextmanager
-def running(folder: Path, sites: Mapping[str, Path], port: int | None = None) -> Iterator[Loopback]:
+def running(
+    folder: Path,
+    sites: Mapping[str, Path],
+    host: str = "localhost",
+    within: Mapping[str, Sequence[str]] = {},
+) -> Iterator[Loopback]:
     """Make a federation in `folder` and run its server and sites until the end of the block.
 
     Args:
         sites: each site's name, and its site.toml.
+        host: an address of this machine that the sites can reach.
+        within: words before a site's command, such as those that run it in a network of its own.
 
     Raises:
         SilosError: the folder is taken, or the sites do not connect.
     """
-    provision.create(folder, f"localhost:{port or free_port()}", list(sites))
+    provision.create(folder, f"{host}:{free_port()}", list(sites))
     made = Loopback(folder=folder, sites=tuple(sites))
     (folder / "logs").mkdir()
     with ExitStack() as ends:
         ends.enter_context(started(made, "server", ["server", str(folder)]))
         for site, config in sites.items():
             words = ["site", str(made.kit(site)), "--config", str(config)]
-            ends.enter_context(started(made, site, words))
+            ends.enter_context(started(made, site, words, within.get(site, ())))
         _await(made)
         yield made
 
 
 @contextmanager
-def started(made: Loopback, who: str, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    made: Loopback, who: str, words: Sequence[str], within: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run `shepherd silos WORDS ...` until the end of the block; what it prints goes to its log."""
+    command = [*within, sys.executable, "-m", "shepherd.cli", "silos", *words]
     with open(made.log(who), "ab") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "shepherd.cli", "silos", *words], stdout=log, stderr=subprocess.STDOUT
-        )
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield child
     finally:
