@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
-from shepherd.cli_silos import silos
+from shepherd.cli_silos import require_flare, silos
 from shepherd.errors import ShepherdError, TemplateError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def run(run_file: Path, overrides: tuple[str, ...], kit: Path | None) -> None:
     from shepherd.show.going import train
 
     if kit is not None:
+        require_flare()
         from shepherd.silos import coordinate
 
         train(lambda say: coordinate.open_run(settings, kit, say), Path(settings.output))
@@ -95,6 +96,7 @@ def resume(folder: Path) -> None:
     from shepherd.show.going import train
 
     if is_over_silos(folder):
+        require_flare()
         from shepherd.silos import coordinate
 
         train(lambda say: coordinate.resume(folder, say), folder)

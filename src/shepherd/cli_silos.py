@@ -6,16 +6,29 @@ from pathlib import Path
 
 import click
 
+from shepherd.errors import SilosError
+
 federation_folder = click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER")
 admin_kit = click.argument("kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT")
 
 
 @click.group()
-def silos() -> None:
+@click.pass_context
+def silos(context: click.Context) -> None:
     """A federation over a network, on NVIDIA FLARE: the server, the sites, and who may do what.
 
     The guide is docs/silos.md.
     """
+    if context.invoked_subcommand != "check":  # which an owner may ask before anything is installed
+        require_flare()
+
+
+def require_flare() -> None:
+    """Raise SilosError unless FLARE is installed."""
+    from importlib.util import find_spec
+
+    if find_spec("nvflare") is None:
+        raise SilosError("NVIDIA FLARE is not installed; install it with: pip install 'shepherd-fit[silos]'")
 
 
 @silos.command()
