@@ -79,6 +79,7 @@ def loosened(table: dict[str, Any], *keys: str | int, to: Any) -> dict[str, Any]
         ("resources.json", ["class_allow_list"], ["nvflare.", EXECUTOR]),
         ("resources.json", ["class_allow_list"], "*"),
         ("resources.json", ["class_list_enforcement_mode"], "warn"),
+        ("resources.json", ["app_validator"], None),
         ("resources.json", ["allow_log_streaming"], True),
         ("resources.json", ["components"], [{"id": "x", "path": "x.SiteLogStreamer"}]),
         ("authorization.json", ["permissions", "lead", "byoc"], "any"),

@@ -19,6 +19,7 @@ Kind = Literal["server", "site", "admin"]
 
 ROLES = ("project_admin", "lead", "org_admin", "member")
 _STORE = "nvflare.app_common.storages.filesystem_storage.FilesystemStorage"
+_VETTING = "shepherd.federation.nvflare.vetting.OurJob"
 _MEGABYTE = 1 << 20
 
 
@@ -86,6 +87,7 @@ def _loose_resources(found: Mapping[str, Any], safe: Mapping[str, Any]) -> list[
         "class_allow_list": isinstance(allowed, list) and all(entry in granted for entry in allowed),
         "class_list_enforcement_mode": found.get("class_list_enforcement_mode") == "enforce",
         "allow_log_streaming": found.get("allow_log_streaming") is False,
+        "app_validator": found.get("app_validator") == safe["app_validator"],
         "components": _paths(found) <= _paths(safe),
     }
     return [key for key, kept in tests.items() if not kept]
@@ -164,6 +166,7 @@ _SERVER: dict[str, Any] = {
     "format_version": 2,
     "class_list_enforcement_mode": "enforce",
     "class_allow_list": [CONTROLLER],
+    "app_validator": {"path": _VETTING, "args": {"kind": "server"}},
     "allow_log_streaming": False,
     "servers": [
         {
@@ -203,6 +206,7 @@ _SITE: dict[str, Any] = {
     "format_version": 2,
     "class_list_enforcement_mode": "enforce",
     "class_allow_list": [EXECUTOR],
+    "app_validator": {"path": _VETTING, "args": {"kind": "site"}},
     "allow_log_streaming": False,
     "client": {"retry_timeout": 30, "compression": "Gzip"},
     "components": [

@@ -42,10 +42,18 @@ def write(folder: Path, order: Order, state: Path) -> Path:
         (job / "site" / "config").mkdir(parents=True)
         shutil.copytree(state, brought / state.name)
     _json(job / "meta.json", _meta(order.run, order.sites))
-    _json(job / "server" / "config" / "config_fed_server.json", _server())
-    _json(job / "site" / "config" / "config_fed_client.json", _site())
+    for kind in ("server", "site"):
+        name, table = configuration(kind)
+        _json(job / kind / "config" / name, table)
     write_atomic(brought / ORDER, order.text())
     return job
+
+
+def configuration(kind: str) -> tuple[str, dict[str, Any]]:
+    """FLARE's configuration of our job: the file's name and what it says; `kind` is server or site."""
+    if kind == "server":
+        return "config_fed_server.json", _server()
+    return "config_fed_client.json", _site()
 
 
 def _meta(run: str, sites: Sequence[str]) -> dict[str, Any]:

@@ -29,6 +29,9 @@ def main(kind: Kind, kit: Path, name: str) -> None:
     os.environ["NVFL_JOB_STORE_ROOT"] = str(kit / JOBS)  # its settings can name no path that travels
     os.environ.setdefault("MALLOC_ARENA_MAX", "4")
     tidy(kit)
+    from shepherd.federation.nvflare.vetting import tell_denials  # FLARE itself, which takes its time
+
+    tell_denials()
     if kind == "server":
         door.watch(kit)
     else:
