@@ -79,15 +79,17 @@ def measure(options: Namespace) -> Figures:
         with loopback.running(work / "federation", sites) as federation:
             whole = trial(settings, federation, work / "undisturbed", None)
             bits = digest(work / "undisturbed")
-            trials = []
-            for number in range(kills):
-                kind = options.kinds[number % len(options.kinds)]
+            trials: list[Trial] = []
+            for number in range(2 * kills):  # a run that was over before its kill is no trial
+                kind = options.kinds[len(trials) % len(options.kinds)]
                 planned = Trial(kind=kind, site=draw.choice(sorted(sites)), after=draw.uniform(0, LIFE))
                 done = trial(settings, federation, work / f"run-{number:03d}", planned)
                 if done.ended and not done.failures:
                     done.same_bits = digest(work / f"run-{number:03d}") == bits
-                trials.append(done)
-                print(f"{number + 1:3d} {_line(done)}", file=sys.stderr, flush=True)
+                print(f"{len(trials) + 1:3d} {_line(done)}", file=sys.stderr, flush=True)
+                trials += [done] * done.struck
+                if len(trials) == kills:
+                    break
     ended = sum(one.ended for one in trials)
     return {
         "rounds": options.rounds,
@@ -196,7 +198,7 @@ def process(kind: str, site: str, made: Loopback) -> psutil.Process | None:
     kit, server = str(made.kit(site).resolve()), str((made.folder / "server").resolve())
     wanted = {
         "trainer": ("shepherd.site.trainer", site, kit),
-        "site job": ("nvflare.private.fed.app.client.worker_process", kit),
+        "site job": ("shepherd.federation.nvflare.worker", kit),
         "site parent": ("shepherd.federation.nvflare.parent", "site", kit),
         "server job": ("nvflare.private.fed.app.server.runner_process", server),
         "server parent": ("shepherd.federation.nvflare.parent", "server", server),
@@ -218,7 +220,7 @@ def _line(one: Trial) -> str:
     ended = "ended" if one.ended else f"NOT ENDED ({one.why})"
     return (
         f"{one.kind:13s} {one.site} at {one.after:4.1f} s: {ended} in {one.seconds:.0f} s, "
-        f"{one.rounds_lost} lost, {len(one.failures)} failures, same bits {one.same_bits}"
+        f"{one.rounds_lost} lost, {len(one.failures)} failures, same bits {one.same_bits}{'' if one.struck else ', NOT STRUCK'}"
     )
 
 
