@@ -218,9 +218,10 @@ def digest(output: Path) -> str:
 
 def _line(one: Trial) -> str:
     ended = "ended" if one.ended else f"NOT ENDED ({one.why})"
+    struck = "" if one.struck else ", NOT STRUCK"
     return (
         f"{one.kind:13s} {one.site} at {one.after:4.1f} s: {ended} in {one.seconds:.0f} s, "
-        f"{one.rounds_lost} lost, {len(one.failures)} failures, same bits {one.same_bits}{'' if one.struck else ', NOT STRUCK'}"
+        f"{one.rounds_lost} lost, {len(one.failures)} failures, same bits {one.same_bits}{struck}"
     )
 
 
