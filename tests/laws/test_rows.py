@@ -11,6 +11,7 @@ from tests.model import bases
 
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
+from shepherd.data.openings import WORTH
 from shepherd.model import tune
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
@@ -29,13 +30,14 @@ def base(request: pytest.FixtureRequest) -> Base:
 
 def visit(client: str, steps: int) -> tune.Visit:
     seed = sum(client.encode())
-    data = bases.tokens(seed, [9, 4, 13, 7, 5, 11, 6, 8])
+    # one template's opening for all clients: shared inside a row, and never with another client's
+    data = bases.beginning_alike(bases.tokens(seed, [9, 4, 13, 7, 5, 11, 6, 8]), WORTH + 1)
     taken = np.random.default_rng(seed).integers(0, len(data), (steps, 3))
     return tune.Visit(client=client, data=data, steps=list(taken), seed=seed)
 
 
 def tuned(base: Base, *visits: tune.Visit, algorithm=PLAIN, **table) -> dict[str, tune.Tuned]:
-    tuning = TuningTable.model_validate({"micro_batch_tokens": 40, **table})
+    tuning = TuningTable.model_validate({"micro_batch_tokens": 90, **table})
     sent = Broadcast(round=0, adapter=bases.random_adapter(base, 5), seed=0)
     results = tune.tune(base, sent, algorithm, visits, tuning, learning_rate=RATE)
     assert [result.client for result in results] == [visit.client for visit in visits]

@@ -75,6 +75,17 @@ def tokens(seed: int, lengths: list[int]) -> Tokens:
     return Tokens(ids=np.concatenate(ids), trained=np.concatenate(trained), offsets=np.cumsum([0, *lengths]))
 
 
+def beginning_alike(data: Tokens, opening: int) -> Tokens:
+    """The same with `opening` tokens, the same, in front of each example."""
+    shared = np.random.default_rng(opening).integers(4, VOCABULARY, opening).astype(np.int32)
+    pairs = [data.example(i) for i in range(len(data))]
+    return Tokens(
+        ids=np.concatenate([part for ids, _ in pairs for part in (shared, ids)]),
+        trained=np.concatenate([part for _, trained in pairs for part in (np.zeros(opening, bool), trained)]),
+        offsets=np.cumsum([0, *(opening + len(ids) for ids, _ in pairs)]),
+    )
+
+
 def random_adapter(base: bases.Base, seed: int, size: float = 0.1) -> Adapter:
     rng = np.random.default_rng(seed)
     return Adapter({name: rng.normal(0, size, shape) for name, shape in base.shapes.items()})

@@ -8,6 +8,7 @@ import torch
 
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
+from shepherd.data.openings import WORTH
 from shepherd.model import files, tune
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
@@ -22,8 +23,9 @@ def base(request, tmp_path_factory) -> Base:
     return bases.load(bases.save(bases.CONFIGS[request.param], tmp_path_factory.mktemp(request.param)))
 
 
-def test_logits_and_gradients_equal_pefts(base, tmp_path) -> None:
-    adapter, data = bases.random_adapter(base, 1), bases.tokens(0, LENGTHS)
+@pytest.mark.parametrize("opening", [0, WORTH + 3])
+def test_logits_and_gradients_equal_pefts(base, tmp_path, opening) -> None:
+    adapter, data = bases.random_adapter(base, 1), bases.beginning_alike(bases.tokens(0, LENGTHS), opening)
     model = in_peft(base, adapter, tmp_path)
     loss = peft_loss(model, data)
     loss.backward()
@@ -37,7 +39,7 @@ def test_logits_and_gradients_equal_pefts(base, tmp_path) -> None:
         return grad
 
     visit = tune.Visit(client="a", data=data, steps=[np.arange(len(data))])
-    tuning = TuningTable(micro_batch_tokens=16)
+    tuning = TuningTable(micro_batch_tokens=3 * opening + 16)
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
     (tuned,) = tune.tune(base, broadcast, plain._replace(correct=catch), [visit], tuning, learning_rate=0.01)
 

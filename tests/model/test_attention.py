@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shepherd.errors import BaseError
-from shepherd.model import layout
+from shepherd.model import attention, layout
 from shepherd.model.attention import packed_attention
 
 LENGTHS = [7, 1, 12, 5, 7, 11]
@@ -25,13 +26,19 @@ def states(heads: int, seed: int) -> Tensor:
 
 
 def written_out(
-    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None, cap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scaling: float | None,
+    window: int | None,
+    cap: float | None,
+    lengths: Sequence[int] = LENGTHS,
 ) -> Tensor:
     """softmax(cap(q k^T scale) + mask) v, example by example, (1, N, H, D)."""
     groups = q.shape[1] // k.shape[1]
     k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
     outputs = []
-    for start, stop in pairwise(np.cumsum([0, *LENGTHS]).tolist()):
+    for start, stop in pairwise(np.cumsum([0, *lengths]).tolist()):
         one = slice(start, stop)
         scores = q[0, :, one] @ k[0, :, one].transpose(1, 2) * (scaling or 1 / math.sqrt(WIDTH))
         if cap is not None:
@@ -88,6 +95,66 @@ def test_in_bfloat16_it_is_as_good_as_bfloat16_is(
     wanted = torch.autograd.grad((expected * outer).sum(), exact)
     for ours, theirs in zip((out, *got), (expected, *wanted), strict=True):
         assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+# examples as stretches: two openings, of 7 and of 5 tokens, and those that go on after them
+AFTER = [-1, -1, 0, -1, 0, 3]
+
+
+def spread(line: Tensor) -> Tensor:
+    """A line in which openings are shared -> each stretch with its opening, end to end: (1, H, M, D)."""
+    parts = line.split(LENGTHS, dim=2)
+    wholes = [
+        part if of < 0 else torch.cat([parts[of], part], 2) for part, of in zip(parts, AFTER, strict=True)
+    ]
+    return torch.cat(wholes, 2)
+
+
+def written_out_shared(q: Tensor, k: Tensor, v: Tensor, *options: float | int | None) -> Tensor:
+    """As `written_out`, for each stretch with its opening; of its own tokens."""
+    pasts = [0 if of < 0 else LENGTHS[of] for of in AFTER]
+    sizes = [past + own for past, own in zip(pasts, LENGTHS, strict=True)]
+    whole = written_out(*(spread(t) for t in (q, k, v)), *options, lengths=sizes)
+    own = [part[:, past:] for part, past in zip(whole.split(sizes, dim=1), pasts, strict=True)]
+    return torch.cat(own, 1)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "window", "cap"), [(None, None, None), (0.7, 8, None), (0.3, None, 2.0), (0.3, 8, 2.0)]
+)
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_shared_opening_is_seen_by_all_that_go_on_after_it(
+    scaling: float | None, window: int | None, cap: float | None, exact: bool
+) -> None:
+    q, k, v = states(4, 0), states(2, 1), states(2, 2)
+    own = (q, k, v) if exact else tuple(t.detach().bfloat16().requires_grad_() for t in (q, k, v))
+    options = {"scaling": scaling, "sliding_window": window, "softcap": cap}
+    with layout.running(layout.packed(LENGTHS, [], q.device, after=AFTER)):
+        out, _ = packed_attention(torch.nn.Module(), *own, None, **options)
+    expected = written_out_shared(q, k, v, scaling, window, cap)
+    outer = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    got = torch.autograd.grad((out * outer).sum(), own)
+    wanted = torch.autograd.grad((expected * outer).sum(), (q, k, v))
+    for ours, theirs in zip((out, *got), (expected, *wanted), strict=True):
+        assert (ours - theirs).norm() < (1e-6 if exact else 0.02) * theirs.norm()
+
+
+@pytest.mark.parametrize("after", [AFTER, None])
+@pytest.mark.parametrize("window", [None, 5])
+def test_blocks_of_queries_change_nothing(after, window, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "EVEN", 4)
+    monkeypatch.setattr(attention, "_hidden", attention._hidden.__wrapped__)  # nothing kept for an EVEN of 4
+    own = [states(heads, seed).detach().bfloat16().requires_grad_() for seed, heads in enumerate((4, 2, 2))]
+    found = []
+    for worth in (999, 3):
+        monkeypatch.setattr(attention, "WORTH_BLOCKS", worth)
+        monkeypatch.setattr(attention, "BLOCK", 4)
+        with layout.running(layout.packed(LENGTHS, [], own[0].device, after=after)):
+            out, _ = packed_attention(torch.nn.Module(), *own, None, sliding_window=window)
+        outer = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).bfloat16()
+        found.append((out, *torch.autograd.grad((out * outer).sum(), own)))
+    for whole, blocks in zip(*found, strict=True):
+        assert (whole - blocks).norm() < 0.01 * whole.norm()
 
 
 def test_one_examples_tokens_do_not_touch_another() -> None:

@@ -13,15 +13,16 @@ CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=30)
 
 
-def padding_of(lengths: list[int]) -> layout.Padding:
+def queries_of(lengths: list[int]) -> layout.Buckets:
     padding = layout.packed(lengths, [], CPU).padding
     assert padding is not None
-    return padding
+    assert padding.keys is padding.queries  # nobody goes on after an opening
+    return padding.queries
 
 
 @given(LENGTHS)
 def test_every_token_stands_in_one_place_and_comes_back_to_its_own(lengths: list[int]) -> None:
-    padding = padding_of(lengths)
+    padding = queries_of(lengths)
     line = torch.arange(sum(lengths))
     assert line[padding.gather][padding.places].equal(line)
     assert len(padding.places.unique()) == len(line)
@@ -31,30 +32,63 @@ def test_every_token_stands_in_one_place_and_comes_back_to_its_own(lengths: list
 def test_a_row_of_a_bucket_is_one_whole_example_from_its_first_token(lengths: list[int]) -> None:
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     place = torch.from_numpy(layout.positions(lengths))
-    padding, found, start = padding_of(lengths), [], 0
-    for bucket in padding.buckets:
-        for _ in range(bucket.count):
-            row = padding.gather[start : start + bucket.width]
+    padding, found, start = queries_of(lengths), [], 0
+    for count, width in padding.shapes:
+        for _ in range(count):
+            row = padding.gather[start : start + width]
             (example,) = owner[row].unique().tolist()
             last = lengths[example] - 1
-            assert place[row].tolist() == [min(step, last) for step in range(bucket.width)]
+            assert place[row].tolist() == [min(step, last) for step in range(width)]
             # a real token is found at the real place, never at the padding that repeats it
             assert padding.places[row[: last + 1]].tolist() == list(range(start, start + last + 1))
             found.append(example)
-            start += bucket.width
+            start += width
     assert sorted(found) == list(range(len(lengths)))
     assert start == len(padding.gather)
 
 
+@given(LENGTHS, st.data())
+def test_an_opening_stands_as_keys_in_front_of_all_that_go_on_after_it(lengths, data) -> None:
+    openings = data.draw(st.sets(st.integers(0, len(lengths) - 1), max_size=3))
+    after = [
+        -1 if j in openings else data.draw(st.sampled_from([-1, *openings])) for j in range(len(lengths))
+    ]
+    padding = layout.packed(lengths, [], CPU, after=after).padding
+    assert padding is not None
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    line, keys, start = torch.arange(sum(lengths)), padding.keys, 0
+    assert line[keys.gather][keys.places].equal(line)
+    found = []
+    for (count, width), (_, own) in zip(keys.shapes, padding.queries.shapes, strict=True):
+        for _ in range(count):
+            row = keys.gather[start : start + width].tolist()
+            j = starts.index(row[width - own])
+            opening = after[j]
+            assert row[: width - own] == list(
+                range(starts[opening], starts[opening + 1]) if opening >= 0 else []
+            )
+            real = row[width - own :][: lengths[j]]
+            assert real == list(range(starts[j], starts[j + 1]))
+            found.append(j)
+            start += width
+    assert sorted(found) == list(range(len(lengths)))
+    # where a token stands again is told, so that its gradients are summed
+    again = {int(p): int(first) + t for first, rows in keys.copies for row in rows for t, p in enumerate(row)}
+    assert len(again) == sum(lengths[j] for j in after if j >= 0)
+    assert all(
+        keys.gather[place] == token != place or keys.places[token] != place for place, token in again.items()
+    )
+
+
 @given(LENGTHS)
 def test_padding_is_bounded(lengths: list[int]) -> None:
-    padded = sum(bucket.count * bucket.width for bucket in padding_of(lengths).buckets)
+    padded = sum(count * width for count, width in queries_of(lengths).shapes)
     assert padded <= layout.PADDING_ALLOWED * sum(lengths)
 
 
 def test_examples_of_one_length_share_a_bucket_without_padding() -> None:
-    padding = padding_of([4, 4, 4])
-    assert padding.buckets == (layout.Bucket(count=3, width=4),)
+    padding = queries_of([4, 4, 4])
+    assert padding.shapes == ((3, 4),)
     assert padding.gather.tolist() == padding.places.tolist() == list(range(12))
 
 

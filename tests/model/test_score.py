@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shepherd.core import Adapter
+from shepherd.data import openings
 from shepherd.errors import AdapterError
 from shepherd.model import score, tune
 from tests.model import bases
@@ -21,6 +22,13 @@ def test_each_examples_sum_is_pefts(llama, tmp_path) -> None:
     expected = [peft_loss(model, DATA.take([i])).item() * counts[i] for i in range(len(DATA))]
     (sums,) = score.losses(llama, [adapter], DATA, micro_batch=25)
     np.testing.assert_allclose(sums, expected, rtol=1e-5)
+
+
+def test_an_opening_that_examples_share_changes_no_score(llama, monkeypatch) -> None:
+    data, adapters = bases.beginning_alike(DATA, 20), [bases.random_adapter(llama, seed) for seed in range(2)]
+    shared = score.losses(llama, adapters, data, micro_batch=200)
+    monkeypatch.setattr(openings, "WORTH", 999)
+    np.testing.assert_allclose(shared, score.losses(llama, adapters, data, micro_batch=200), rtol=1e-5)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 30, 10_000])

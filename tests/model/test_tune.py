@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from shepherd.algorithms import fedavg, fedprox, ffa_lora
 from shepherd.core import Adapter, Broadcast
+from shepherd.data import openings
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
 from shepherd.model import tune
 from shepherd.model.base import Base
+from shepherd.model.line import line_of
 from shepherd.settings import TuningTable
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
@@ -52,6 +56,21 @@ def test_a_batch_is_a_batch_however_it_is_cut_into_rows(llama) -> None:
         assert cut.loss == pytest.approx(whole.loss, rel=1e-6)
         # AdamW turns rounding of a tiny gradient into a share of one step; half a step would be 0.005
         close(cut.delta, whole.delta, 2e-4)
+
+
+def test_a_shared_opening_changes_no_result_and_is_not_shared_under_dropout(
+    llama, dropping, monkeypatch
+) -> None:
+    one = visit("a", 1)
+    one = replace(one, data=bases.beginning_alike(one.data, openings.WORTH + 2))
+    shared = tuned(llama, one)[0]
+    monkeypatch.setattr(openings, "groups", lambda examples: pytest.fail("looked for openings"))
+    tuned(dropping, one)
+    monkeypatch.setattr(tune, "line_of", lambda *given, **more: line_of(*given, **{**more, "share": False}))
+    apart = tuned(llama, one)[0]
+    assert (shared.tokens, shared.trained_tokens) == (apart.tokens, apart.trained_tokens)
+    assert shared.loss == pytest.approx(apart.loss, rel=1e-6)
+    close(shared.delta, apart.delta, 2e-4)
 
 
 def test_the_loss_is_the_mean_over_trained_tokens_before_each_step(llama, tmp_path) -> None:

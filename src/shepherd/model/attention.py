@@ -7,6 +7,7 @@ never sees another example, and the work is that of the examples' own lengths.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from shepherd.errors import BaseError
-from shepherd.model.layout import Bucket, current
+from shepherd.model.layout import Buckets, current
 
 PACKED = "shepherd_packed"
 BLOCK, WORTH_BLOCKS = 64, 160  # queries of a block; the width from which blocks save time
+EVEN = 32  # keys come in multiples: PyTorch's softmax in bfloat16 takes up to twice as long over a rest
 
 
 def packed_attention(
@@ -44,37 +46,46 @@ def packed_attention(
     if refused:
         raise BaseError(f"this base's attention uses {refused[0]}, which packed training lacks; use another")
     padding = layout.padding
-    sizes = [bucket.count * bucket.width for bucket in padding.buckets]
-    q, k, v = (
-        _Padded.apply(states[0].transpose(0, 1), padding.gather, padding.places).split(sizes)  # type: ignore[no-untyped-call]
-        for states in (query, key, value)
-    )  # (count * width, heads, D) a bucket
+    q = _rows(query, padding.queries)
+    k, v = (_rows(states, padding.keys) for states in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     outputs = [
-        _attention(*(_rows(x, bucket) for x in parts), scale=scale, window=sliding_window, softcap=softcap)
-        for bucket, *parts in zip(padding.buckets, q, k, v, strict=True)
+        _attention(*parts, scale=scale, window=sliding_window, softcap=softcap)
+        for parts in zip(q, k, v, strict=True)
     ]
     together = torch.cat([out.transpose(1, 2).flatten(0, 1) for out in outputs])  # (P, H, D)
-    return _Unpadded.apply(together, padding.places).unsqueeze(0), None  # type: ignore[no-untyped-call]
+    return _Unpadded.apply(together, padding.queries.places).unsqueeze(0), None  # type: ignore[no-untyped-call]
 
 
-def _rows(states: Tensor, bucket: Bucket) -> Tensor:
-    """(count * width, heads, D) -> (count, heads, width, D)."""
-    return states.view(bucket.count, bucket.width, *states.shape[1:]).transpose(1, 2)
+def _rows(line: Tensor, buckets: Buckets) -> list[Tensor]:
+    """(1, heads, N, D) -> (count, heads, width, D) a bucket."""
+    flat: Tensor = _Padded.apply(line[0].transpose(0, 1), buckets)  # type: ignore[no-untyped-call]
+    parts = flat.split([count * width for count, width in buckets.shapes])  # (count * width, heads, D) each
+    return [
+        part.view(*shape, *part.shape[1:]).transpose(1, 2)
+        for part, shape in zip(parts, buckets.shapes, strict=True)
+    ]
 
 
 class _Padded(torch.autograd.Function):
     """The line's tokens in their buckets. No padding has a gradient, so going back is a selection, too."""
 
     @staticmethod
-    def forward(ctx: Any, line: Tensor, gather: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        return line.index_select(0, gather)
+    def forward(ctx: Any, line: Tensor, buckets: Buckets) -> Tensor:
+        ctx.buckets = buckets
+        return line.index_select(0, buckets.gather)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (places,) = ctx.saved_tensors
-        return grads[0].index_select(0, places), None, None
+        buckets: Buckets = ctx.buckets
+        line = grads[0].index_select(0, buckets.places)
+        for (
+            first,
+            places,
+        ) in buckets.copies:  # (stretches, past): not `index_add_`, whose order CUDA leaves open
+            copies = grads[0].index_select(0, places.flatten()).unflatten(0, places.shape)
+            line[first : first + places.shape[1]] += copies.sum(0, dtype=torch.float32)
+        return line, None
 
 
 class _Unpadded(torch.autograd.Function):
@@ -96,22 +107,23 @@ class _Unpadded(torch.autograd.Function):
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
-    """Causal attention of whole examples: (count, heads, width, D) each -> (count, H, width, D)."""
-    width, groups = q.shape[2], q.shape[1] // k.shape[1]
+    """Causal attention, q (count, H, width, D), k and v (count, H_kv, past + width, D) -> as q."""
+    width, past, groups = q.shape[2], k.shape[2] - q.shape[2], q.shape[1] // k.shape[1]
     if softcap is not None:
-        return _softcapped(q, k, v, _visible(width, window, q.device), scale, softcap, groups)
+        return _softcapped(q, k, v, _visible(width, past, window, q.device), scale, softcap, groups)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return _BatchedProducts.apply(q, k, v, scale, window)  # type: ignore[no-any-return, no-untyped-call]
-    if window is not None and window < width:
-        visible = _visible(width, window, q.device)
+    if past or (window is not None and window < width):
+        visible = _visible(width, past, window, q.device)
         return F.scaled_dot_product_attention(q, k, v, visible, scale=scale, enable_gqa=groups > 1)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups > 1)
 
 
-def _visible(width: int, window: int | None, device: torch.device) -> Tensor:
-    place = torch.arange(width, device=device)
-    distance = place[:, None] - place[None, :]  # (query, key)
-    return (distance >= 0) & (distance < (window or width))
+def _visible(width: int, past: int, window: int | None, device: torch.device) -> Tensor:
+    """Which keys, `past` of the opening's and then their own, the queries see: (width, past + width)."""
+    place = torch.arange(past + width, device=device)
+    distance = place[past:, None] - place[None, :]
+    return (distance >= 0) & (distance < (window or past + width))
 
 
 def _softcapped(
@@ -138,18 +150,19 @@ class _BatchedProducts(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
         n, heads, width, size = query.shape
-        pairs, groups = n * key.shape[1], heads // key.shape[1]
+        pairs, groups, past = n * key.shape[1], heads // key.shape[1], key.shape[2] - width
         q = query.reshape(pairs, groups, width, size)
-        k, v = key.reshape(pairs, width, size), value.reshape(pairs, width, size)
+        k, v = _evened(key), _evened(value)  # (pairs, keys, D)
         out, shares = torch.empty_like(q), []
-        for start, stop in _blocks(width):
-            mask = _hidden(start, stop, window, groups, q.dtype).expand(pairs, -1, -1)
-            scores = torch.baddbmm(mask, _rows_of(q, start, stop), k[:, :stop].transpose(1, 2), alpha=scale)
-            p = scores.softmax(-1)  # (pairs, groups * block, stop)
-            out[:, :, start:stop] = torch.bmm(p, v[:, :stop]).view(pairs, groups, -1, size)
+        for start, stop in _blocks(width, past):
+            seen = _even(past + stop)
+            mask = _hidden(start, stop, past, window, groups, q.dtype).expand(pairs, -1, -1)
+            scores = torch.baddbmm(mask, _rows_of(q, start, stop), k[:, :seen].transpose(1, 2), alpha=scale)
+            p = scores.softmax(-1)  # (pairs, groups * block, seen)
+            out[:, :, start:stop] = torch.bmm(p, v[:, :seen]).view(pairs, groups, -1, size)
             shares.append(p)
         ctx.save_for_backward(q, k, v, *shares)
-        ctx.scale, ctx.shapes = scale, (query.shape, key.shape)
+        ctx.scale, ctx.shapes, ctx.past = scale, (query.shape, key.shape), past
         return out.view(query.shape)
 
     @staticmethod
@@ -157,34 +170,47 @@ class _BatchedProducts(torch.autograd.Function):
         q, k, v, *shares = ctx.saved_tensors
         pairs, groups, width, size = q.shape
         grad, grad_q = grads[0].reshape(q.shape), torch.empty_like(q)
-        # (D, rows) x (rows, keys), since a product whose first factor is a wide transpose is slow here
-        grad_k, grad_v = q.new_zeros(2, pairs, size, width, dtype=torch.float32)
-        for p, (start, stop) in zip(shares, _blocks(width), strict=True):
-            rows = _rows_of(grad, start, stop)
-            grad_p = torch.bmm(rows, v[:, :stop].transpose(1, 2))
+        # summed over the blocks in float32
+        grad_k, grad_v = q.new_zeros(2, *k.shape, dtype=torch.float32 if len(shares) > 1 else q.dtype)
+        for p, (start, stop) in zip(shares, _blocks(width, ctx.past), strict=True):
+            rows, seen = _rows_of(grad, start, stop), p.shape[-1]
+            grad_p = torch.bmm(rows, v[:, :seen].transpose(1, 2))
             grad_s = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
-            grad_q[:, :, start:stop] = torch.bmm(grad_s, k[:, :stop]).view(pairs, groups, -1, size)
-            grad_k[:, :, :stop] += torch.bmm(_turned(_rows_of(q, start, stop)), grad_s)
-            grad_v[:, :, :stop] += torch.bmm(_turned(rows), p)
+            grad_q[:, :, start:stop] = torch.bmm(grad_s, k[:, :seen]).view(pairs, groups, -1, size)
+            grad_k[:, :seen] += torch.bmm(grad_s.transpose(1, 2), _rows_of(q, start, stop))
+            grad_v[:, :seen] += torch.bmm(p.transpose(1, 2), rows)
         query, key = ctx.shapes
         return (
             grad_q.mul_(ctx.scale).view(query),
-            grad_k.mul_(ctx.scale).transpose(1, 2).to(q.dtype).reshape(key),
-            grad_v.transpose(1, 2).to(q.dtype).reshape(key),
+            grad_k[:, : key[2]].mul_(ctx.scale).to(q.dtype).reshape(key),
+            grad_v[:, : key[2]].to(q.dtype).reshape(key),
             None,
             None,
         )
 
 
-def _blocks(width: int) -> list[tuple[int, int]]:
-    """Where the blocks of queries start and stop; a short example is one block.
+def _blocks(width: int, past: int = 0) -> list[tuple[int, int]]:
+    """Where the blocks of queries start and stop, at even numbers of keys; a short example is one block.
 
-    >>> _blocks(100), _blocks(200)
-    ([(0, 100)], [(0, 64), (64, 128), (128, 192), (192, 200)])
+    >>> _blocks(100), _blocks(200), _blocks(200, past=44)
+    ([(0, 100)], [(0, 64), (64, 128), (128, 192), (192, 200)], [(0, 52), (52, 116), (116, 180), (180, 200)])
     """
     if width < WORTH_BLOCKS:
         return [(0, width)]
-    return [(start, min(start + BLOCK, width)) for start in range(0, width, BLOCK)]
+    starts = [0, *range(BLOCK - past % EVEN, width, BLOCK)]
+    return list(pairwise([*starts, width]))
+
+
+def _even(keys: int) -> int:
+    return -(-keys // EVEN) * EVEN
+
+
+def _evened(states: Tensor) -> Tensor:
+    """(count, heads, keys, D) -> (count * heads, keys, D), evened up by keys that nobody sees."""
+    count, heads, keys, size = states.shape
+    even = states.new_zeros(count, heads, _even(keys), size)
+    even[:, :, :keys] = states
+    return even.flatten(0, 1)
 
 
 def _rows_of(states: Tensor, start: int, stop: int) -> Tensor:
@@ -193,15 +219,12 @@ def _rows_of(states: Tensor, start: int, stop: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _hidden(start: int, stop: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
-    """0 where a query start .. stop - 1 sees a key 0 .. stop - 1, else -inf: (groups * block, stop)."""
-    visible = _visible(stop, window, torch.device("cpu"))[start:]
-    hidden = torch.zeros(stop - start, stop, dtype=dtype).masked_fill_(~visible, float("-inf"))
+def _hidden(start: int, stop: int, past: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+    """0 where a query start .. stop - 1 sees a key, else -inf: (groups * block, past + stop, evened)."""
+    visible = _visible(stop, past, window, torch.device("cpu"))[start:]
+    visible = F.pad(visible, (0, _even(past + stop) - past - stop))
+    hidden = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
     return hidden.repeat(groups, 1)
-
-
-def _turned(rows: Tensor) -> Tensor:
-    return rows.transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(PACKED, packed_attention)

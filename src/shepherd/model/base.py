@@ -23,6 +23,8 @@ from shepherd.model.attention import PACKED
 from shepherd.settings import AdapterTable, ModelTable
 
 FINGERPRINT_VALUES = 64  # of each tensor
+PROBED = (0, 0, 1)  # whose the examples are that a base is proven on
+SHARED = 4  # tokens that the first two of them begin with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,16 +249,15 @@ def logits(base: Base, hidden: Tensor) -> Tensor:
 def prove(base: Base) -> None:
     """Compare packed logits with the model's own, each example alone, under two random adapters.
 
-    It goes backward once, too. So an architecture that packing would get wrong is refused when it is loaded,
-    not trained wrongly.
+    Two of the examples share an opening, and it goes backward once, too. So an architecture that packing
+    would get wrong is refused when it is loaded, not trained wrongly.
 
     Raises:
         BaseError: the two differ, or the architecture cannot run packed at all.
     """
-    examples = _probe_examples(base)
-    adapters = [_probe_adapter(base, seed) for seed in range(len(examples))]
+    examples, adapters = _probe_examples(base), [_probe_adapter(base, seed) for seed in range(2)]
     try:
-        apart = [_alone(base, ids, adapter) for ids, adapter in zip(examples, adapters, strict=True)]
+        apart = [_alone(base, ids, adapters[k]) for ids, k in zip(examples, PROBED, strict=True)]
         together = _packed(base, examples, adapters)
     except ShepherdError:
         raise
@@ -265,7 +266,7 @@ def prove(base: Base) -> None:
             f"base {base.name} ({base.model.config.model_type}) cannot be trained packed"
             f" ({type(error).__name__}: {_first_line(error)}); use another architecture"
         ) from error
-    expected = torch.cat(apart)
+    expected = torch.cat([apart[0], apart[1][SHARED:], apart[2]])
     error_share = float((together - expected).norm() / expected.norm())
     allowed = 1e-3 if base.dtype == torch.float32 else 5e-2
     if not error_share <= allowed:
@@ -276,9 +277,11 @@ def prove(base: Base) -> None:
 
 
 def _probe_examples(base: Base) -> list[Tensor]:
+    """Three; the second begins as the first does."""
     rng = np.random.default_rng(0)
     size = base.model.config.get_text_config().vocab_size
-    return [torch.from_numpy(rng.integers(0, size, n)).to(base.device) for n in (9, 5)]
+    first, second, third = (torch.from_numpy(rng.integers(0, size, n)).to(base.device) for n in (9, 7, 5))
+    return [first, torch.cat([first[:SHARED], second[SHARED:]]), third]
 
 
 def _probe_adapter(base: Base, seed: int) -> Adapter:
@@ -293,16 +296,20 @@ def _alone(base: Base, ids: Tensor, adapter: Adapter) -> Tensor:
 
 
 def _packed(base: Base, examples: Sequence[Tensor], adapters: Sequence[Adapter]) -> Tensor:
-    lengths = [len(ids) for ids in examples]
+    """The first example's logits, the second's after the opening that both share, and the third's."""
+    first, second, third = examples
+    stretches, after = [first[:SHARED], first[SHARED:], second[SHARED:], third], [-1, 0, 0, -1]
+    lengths = [len(ids) for ids in stretches]
     stacked = lora.stacked(adapters, base.device)
     lora.hang(base.model, base.sites, {name: factor.requires_grad_() for name, factor in stacked.items()})
-    starts = np.cumsum([0, *lengths])
+    border, end = sum(lengths[:3]), sum(lengths)
     segments = [
-        layout.Segment(adapter=k, start=int(starts[k]), stop=int(starts[k + 1])) for k in range(len(lengths))
+        layout.Segment(adapter=0, start=0, stop=border),
+        layout.Segment(adapter=1, start=border, stop=end),
     ]
-    plan = layout.packed(lengths, segments, base.device)
-    positions = torch.from_numpy(layout.positions(lengths)).to(base.device)
+    plan = layout.packed(lengths, segments, base.device, after=after)
+    positions = torch.from_numpy(layout.positions(lengths, after)).to(base.device)
     with layout.running(plan), attending(base, PACKED):
-        scores = logits(base, hidden_states(base, torch.cat(list(examples)), positions)).float()
+        scores = logits(base, hidden_states(base, torch.cat(stretches), positions)).float()
         scores.square().mean().backward()
     return scores.detach()

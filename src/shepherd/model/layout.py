@@ -1,7 +1,8 @@
 """How one forward pass is laid out: rows of several clients end to end, whole examples inside each row.
 
-A pass is one line of N tokens. Segment j is a stretch of it that belongs to one adapter; examples are
-shorter stretches inside the segments, and no token sees another example. Nothing is padded.
+A pass is one line of N tokens. Segment j is a part of it that belongs to one adapter; examples are shorter
+stretches inside the segments, and no token sees another example. Nothing is padded. Examples of one segment
+that begin with the same tokens may share these: the opening is a stretch, which theirs go on after.
 """
 
 from __future__ import annotations
@@ -31,24 +32,27 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bucket:
-    """`count` examples attended to together, each padded to `width` tokens."""
+class Buckets:
+    """Tokens of the line in buckets of stretches, one a row, laid end to end; and the way back.
 
-    count: int
-    width: int
+    `shapes`: (count, width) of each bucket. `gather` (P,): which token of the line stands at each place;
+    padding repeats a stretch's last token. `places` (N,): where each token of the line stands as its own.
+    `copies`: for each shared opening, its first token in the line, and where it stands again in front of
+    those that go on after it, (stretches, tokens).
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    gather: Tensor
+    places: Tensor
+    copies: tuple[tuple[int, Tensor], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Padding:
-    """The line with its examples sorted into buckets, and the way back.
+    """The line's stretches as queries, and as keys, where its opening stands in front of a stretch."""
 
-    `gather` (P,): which token of the line stands at each place of the buckets, laid end to end; padding
-    repeats an example's last token. `places` (N,): where each token of the line stands there.
-    """
-
-    buckets: tuple[Bucket, ...]
-    gather: Tensor
-    places: Tensor
+    queries: Buckets
+    keys: Buckets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,25 +98,43 @@ def sequences(counts: Sequence[int]) -> Layout:
 
 
 def packed(
-    lengths: Sequence[int], segments: Sequence[Segment], device: torch.device, *, training: bool = False
+    lengths: Sequence[int],
+    segments: Sequence[Segment],
+    device: torch.device,
+    *,
+    after: Sequence[int] | None = None,
+    training: bool = False,
 ) -> Layout:
-    """The layout of a line whose examples have these lengths, in order."""
+    """The layout of a line whose stretches have these lengths, in order.
+
+    `after[j]` is the stretch that stretch j goes on after, -1 for none; that one goes on after none.
+    """
     sizes = np.asarray(lengths, dtype=np.int64)
     return Layout(
         segments=tuple(segments),
         places=int(sizes.sum()),
         training=training,
-        padding=_padding(sizes, device),
+        padding=_padding(sizes, _after(after, len(sizes)), device),
     )
 
 
-def positions(lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Each token's place in its own example: 0, 1, 2, 0, 1, ...
+def positions(lengths: Sequence[int], after: Sequence[int] | None = None) -> NDArray[np.int64]:
+    """Each token's place in its own example; `after` as in `packed`.
 
-    >>> positions([3, 2]).tolist()
-    [0, 1, 2, 0, 1]
+    >>> positions([3, 2, 1], [-1, -1, 0]).tolist()
+    [0, 1, 2, 0, 1, 3]
     """
-    return np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
+    sizes = np.asarray(lengths, dtype=np.int64)
+    pasts = _pasts(sizes, _after(after, len(sizes)))
+    return np.concatenate([past + np.arange(size) for past, size in zip(pasts, sizes, strict=True)])
+
+
+def _after(after: Sequence[int] | None, count: int) -> NDArray[np.int64]:
+    return np.full(count, -1) if after is None else np.asarray(after, dtype=np.int64)
+
+
+def _pasts(lengths: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.where(after >= 0, lengths[after], 0)
 
 
 def _groups(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -129,20 +151,45 @@ def _groups(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [*groups, order[first:]]
 
 
-def _padding(lengths: NDArray[np.int64], device: torch.device) -> Padding:
-    starts = np.cumsum([0, *lengths])
-    buckets, gathers = [], []
-    for group in _groups(lengths):
-        width = int(lengths[group].max())
-        steps = np.arange(width)
-        # padding stands after every real query of its example, so causality hides it
-        gathers.append(starts[group][:, None] + np.minimum(steps, lengths[group][:, None] - 1))  # (n, width)
-        buckets.append(Bucket(count=len(group), width=width))
-    gather = np.concatenate([part.reshape(-1) for part in gathers])
-    places = np.empty(starts[-1], np.int64)
-    places[gather[::-1]] = np.arange(len(gather))[::-1]  # backwards, so that the first of repeats stays
-    return Padding(
-        buckets=tuple(buckets),
-        gather=torch.from_numpy(gather).to(device),
-        places=torch.from_numpy(places).to(device),
+def _padding(lengths: NDArray[np.int64], after: NDArray[np.int64], device: torch.device) -> Padding:
+    starts, pasts = np.cumsum([0, *lengths]), _pasts(lengths, after)
+    own, openings = [], []  # which tokens of the line, (count, width) and (count, past) a bucket
+    for past in np.unique(pasts).tolist():  # one length of opening a bucket, so one mask a bucket
+        members = np.flatnonzero(pasts == past)
+        for group in _groups(lengths[members]):
+            chosen = members[group]
+            steps = np.arange(lengths[chosen].max())
+            # padding stands after every real query of its stretch, so causality hides it
+            own.append(starts[chosen][:, None] + np.minimum(steps, lengths[chosen][:, None] - 1))
+            openings.append(starts[after[chosen]][:, None] + np.arange(past))
+    queries = _buckets([part[:, :0] for part in own], own, device)
+    return Padding(queries=queries, keys=_buckets(openings, own, device) if pasts.any() else queries)
+
+
+def _buckets(
+    openings: Sequence[NDArray[np.int64]], own: Sequence[NDArray[np.int64]], device: torch.device
+) -> Buckets:
+    rows = [np.concatenate(pair, axis=1) for pair in zip(openings, own, strict=True)]
+    ends = np.cumsum([0, *(part.size for part in rows)])
+    spots = [
+        start + np.arange(part.size).reshape(part.shape) for start, part in zip(ends, rows, strict=False)
+    ]
+    places = np.empty(max(part.max() for part in own) + 1, np.int64)
+    copies: dict[int, list[NDArray[np.int64]]] = {}
+    for opening, part, spot in zip(openings, own, spots, strict=True):
+        past = opening.shape[1]
+        # backwards, so that the first of repeats stays
+        places[part.reshape(-1)[::-1]] = spot[:, past:].reshape(-1)[::-1]
+        for shared, place in zip(opening, spot[:, :past], strict=True):
+            if past:
+                copies.setdefault(int(shared[0]), []).append(place)
+    return Buckets(
+        shapes=tuple((len(part), part.shape[1]) for part in rows),
+        gather=_on(device, np.concatenate([part.reshape(-1) for part in rows])),
+        places=_on(device, places),
+        copies=tuple((first, _on(device, np.stack(found))) for first, found in copies.items()),
     )
+
+
+def _on(device: torch.device, array: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(array).to(device)

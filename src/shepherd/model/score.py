@@ -14,8 +14,8 @@ from shepherd.data.tokens import Tokens
 from shepherd.model import layout, lora
 from shepherd.model.attention import PACKED
 from shepherd.model.base import Base, attending, hidden_states
+from shepherd.model.line import Row, line_of
 from shepherd.model.loss import token_losses
-from shepherd.model.tune import Row, line_of
 
 
 def losses(base: Base, adapters: Sequence[Adapter], data: Tokens, *, micro_batch: int) -> NDArray[np.float64]:
@@ -41,9 +41,6 @@ def _row_losses(base: Base, adapters: int, data: Tokens, members: NDArray[np.int
     with layout.running(line.layout):
         hidden = hidden_states(base, line.ids, line.positions).index_select(0, line.places)
         every = token_losses(base, hidden, line.targets)
-    places = line.places.cpu().numpy()
-    ends = np.cumsum(np.tile(data.lengths[members], adapters))
-    owner = np.searchsorted(ends, places, side="right")  # which of the line's examples
-    sums = np.zeros(adapters * len(members))
-    np.add.at(sums, owner, every.double().cpu().numpy())
-    return sums.reshape(adapters, len(members))
+    size = adapters * len(members)
+    sums = np.bincount(line.examples, weights=every.double().cpu().numpy(), minlength=size)
+    return sums.reshape(adapters, len(members)).astype(np.float64, copy=False)

@@ -22,6 +22,7 @@ from shepherd.errors import AdapterError, DataError
 from shepherd.model import layout, lora, stack
 from shepherd.model.attention import PACKED
 from shepherd.model.base import Base, attending, hidden_states
+from shepherd.model.line import Row, line_of
 from shepherd.model.loss import weighted_loss
 from shepherd.settings import TuningTable
 
@@ -61,16 +62,6 @@ class Progress:
 
     tokens: int
     loss: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """Whole examples of one client for one pass; `client` is its place in the cohort."""
-
-    client: int
-    examples: NDArray[np.int64]
-    tokens: int
-    seed: int = 0
 
 
 def tune(
@@ -190,66 +181,20 @@ def _rows(k: int, visit: Visit, step: int, capacity: int) -> Iterator[Row]:
         yield Row(client=k, examples=batch[members], tokens=int(lengths[members].sum()), seed=seed)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One pass as tensors: N tokens, of which M are predicted."""
-
-    ids: Tensor  # (N,)
-    positions: Tensor  # (N,)
-    places: Tensor  # (M,) whose hidden states predict a trained token
-    targets: Tensor  # (M,)
-    owners: Tensor  # (M,) the client's place in the cohort
-    layout: layout.Layout
-
-
-def line_of(data: Sequence[Tokens], rows: Sequence[Row], device: torch.device, *, training: bool) -> Line:
-    """Lay rows end to end; `data[k]` holds the examples of the rows of client k."""
-    examples = [(row.client, *data[row.client].example(int(i))) for row in rows for i in row.examples]
-    lengths = [len(ids) for _, ids, _ in examples]
-    starts = np.cumsum([0, *lengths])
-    # a token predicts the next one of its own example; the last token of an example predicts nothing
-    places = [
-        start + np.flatnonzero(trained[1:]) for start, (_, _, trained) in zip(starts, examples, strict=False)
-    ]
-    ids = np.concatenate([ids for _, ids, _ in examples]).astype(np.int64)
-    spots = np.concatenate(places)
-    owners = np.repeat([k for k, _, _ in examples], [len(found) for found in places])
-    return Line(
-        ids=_tensor(ids, device),
-        positions=_tensor(layout.positions(lengths), device),
-        places=_tensor(spots, device),
-        targets=_tensor(ids[spots + 1], device),
-        owners=_tensor(owners, device),
-        layout=layout.packed(lengths, _segments(rows), device, training=training),
-    )
-
-
-def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
-    writable: Tensor = torch.from_numpy(array.copy())  # torch warns of read-only arrays
-    return writable.to(device)
-
-
-def _segments(rows: Sequence[Row]) -> list[layout.Segment]:
-    segments, start = [], 0
-    for row in rows:
-        stop = start + row.tokens
-        segments.append(layout.Segment(adapter=row.client, start=start, stop=stop, dropout_seed=row.seed))
-        start = stop
-    return segments
-
-
 def _accumulate(
     base: Base, visits: Sequence[Visit], rows: Sequence[Row], counts: Sequence[int], sums: Tensor
 ) -> int:
     """One forward and backward pass: gradients into the stack, losses into `sums`; returns its tokens."""
-    line = line_of([visit.data for visit in visits], rows, base.device, training=True)
+    line = line_of(
+        [visit.data for visit in visits], rows, base.device, training=True, share=not base.adapter.dropout
+    )
     weight = torch.tensor([1 / max(1, count) for count in counts], device=base.device)  # (K,)
     with layout.running(line.layout):
         hidden = hidden_states(base, line.ids, line.positions).index_select(0, line.places)  # (M, width)
         loss, every = weighted_loss(base, hidden, line.targets, weight[line.owners])
         loss.backward()
     sums.index_add_(0, line.owners, every.double())
-    return len(line.ids)
+    return sum(row.tokens for row in rows)
 
 
 def _correction(
@@ -273,6 +218,11 @@ def _correction(
                     grad.copy_(corrected)
 
     return correct
+
+
+def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    writable: Tensor = torch.from_numpy(array.copy())  # torch warns of read-only arrays
+    return writable.to(device)
 
 
 def _memories(memories: Sequence[Adapter], device: torch.device) -> dict[str, Tensor]:

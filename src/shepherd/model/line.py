@@ -1,0 +1,106 @@
+"""Rows of examples as the tensors of one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shepherd.data import openings
+from shepherd.data.tokens import Tokens
+from shepherd.model import layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Whole examples of one client for one pass; `client` is its place in the cohort."""
+
+    client: int
+    examples: NDArray[np.int64]
+    tokens: int
+    """Of the examples, each counted whole."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One pass as tensors: N tokens, and M predictions of trained tokens."""
+
+    ids: Tensor  # (N,)
+    positions: Tensor  # (N,)
+    places: Tensor  # (M,) whose hidden states predict a trained token; more than one example may use a place
+    targets: Tensor  # (M,)
+    owners: Tensor  # (M,) the client's place in the cohort
+    examples: NDArray[np.int64]  # (M,) which example, counted through the rows as they are given
+    layout: layout.Layout
+
+
+def line_of(
+    data: Sequence[Tokens], rows: Sequence[Row], device: torch.device, *, training: bool, share: bool = True
+) -> Line:
+    """Lay rows end to end; `data[k]` holds the examples of the rows of client k.
+
+    With `share`, an opening that examples of a row have in common is laid once. A token's states depend on
+    the tokens before it alone, so that changes nothing but rounding; where dropout treats each example's
+    tokens in its own way it must be off.
+    """
+    stretches: list[NDArray[Any]] = []
+    after, segments, spots, targets = [], [], [], []
+    start = 0
+    for row in rows:
+        examples = [data[row.client].example(int(i)) for i in row.examples]
+        cut, follows, places = _stretches([ids for ids, _ in examples], share)
+        after += [-1 if one < 0 else len(stretches) + one for one in follows]
+        stretches += cut
+        for (ids, trained), places_of_it in zip(examples, places, strict=True):
+            predicting = np.flatnonzero(trained[1:])  # a token predicts the next one of its own example
+            spots.append(start + places_of_it[predicting])
+            targets.append(ids[predicting + 1])
+        stop = start + sum(map(len, cut))
+        segments.append(layout.Segment(adapter=row.client, start=start, stop=stop, dropout_seed=row.seed))
+        start = stop
+    lengths, counts = [len(ids) for ids in stretches], [len(found) for found in spots]
+    clients = np.repeat([row.client for row in rows], [len(row.examples) for row in rows])
+    return Line(
+        ids=_tensor(np.concatenate(stretches), device),
+        positions=_tensor(layout.positions(lengths, after), device),
+        places=_tensor(np.concatenate(spots), device),
+        targets=_tensor(np.concatenate(targets), device),
+        owners=_tensor(np.repeat(clients, counts), device),
+        examples=np.repeat(np.arange(len(counts)), counts),
+        layout=layout.packed(lengths, segments, device, after=after, training=training),
+    )
+
+
+def _stretches(
+    examples: Sequence[NDArray[Any]], share: bool
+) -> tuple[list[NDArray[Any]], list[int], list[NDArray[np.int64]]]:
+    """Ids to lay end to end; which stretch each goes on after, or -1; where each example's tokens stand."""
+    alone = [openings.Group(tokens=0, members=tuple(range(len(examples))))]
+    stretches: list[NDArray[Any]] = []
+    after: list[int] = []
+    places = [np.zeros(0, np.int64)] * len(examples)
+    size = 0
+    for group in openings.groups(examples) if share else alone:
+        head, opening = np.arange(size, size + group.tokens), -1
+        if group.tokens:
+            opening = len(stretches)
+            stretches.append(examples[group.members[0]][: group.tokens])
+            after.append(-1)
+            size += group.tokens
+        for i in group.members:
+            own = examples[i][group.tokens :]
+            stretches.append(own)
+            after.append(opening)
+            places[i] = np.concatenate([head, np.arange(size, size + len(own))])
+            size += len(own)
+    return stretches, after, places
+
+
+def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64)).to(device)
