@@ -65,10 +65,11 @@ class CohortLinear(nn.Module):
         if layout is None:
             return self.base(x)  # type: ignore[no-any-return]
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
-        y: Tensor = self.base(flat)  # flat, so that adding to it in place is no write into a view
         segments = _in_tokens(layout, len(flat))
         keep = _dropout_mask(flat, segments, self.dropout if layout.training else 0.0, self.place)
-        y = _CohortLoRA.apply(y, flat, self.a, self.b, segments, self.scale, keep)  # type: ignore[no-untyped-call]
+        passed, low = _Down.apply(flat, self.a, segments, keep)  # type: ignore[no-untyped-call]
+        y: Tensor = self.base(passed if flat.requires_grad else flat)  # flat: added to in place, so no view
+        y = _Up.apply(y, low, self.b, segments, self.scale)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
 
@@ -97,56 +98,79 @@ def _dropout_mask(x: Tensor, segments: Sequence[Segment], p: float, place: int) 
     return mask.div_(1 - p)
 
 
-class _CohortLoRA(torch.autograd.Function):
-    """The stack's share of a layer, added in place to the base's output; one product a segment."""
+class _Down(torch.autograd.Function):
+    """x (tokens, in) -> x itself for the base, and A_k dropout(x), (r, n) a segment, laid end to end.
+
+    Since the base's gradient by x comes back through here, the stack's is added to it in place. The low side
+    stands as (r, n), because products with a long narrow matrix turned are slow on a processor.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        y: Tensor,
-        x: Tensor,
-        a: Tensor,
-        b: Tensor,
-        segments: tuple[Segment, ...],
-        scale: float,
-        keep: Tensor | None,
+        ctx: Any, x: Tensor, a: Tensor, segments: tuple[Segment, ...], keep: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        a = a.to(x.dtype)
+        dropped = x if keep is None else x * keep
+        low = x.new_empty(x.shape[0] * a.shape[1])
+        for s, part in _parts(low, segments, a.shape[1]):
+            torch.mm(a[s.adapter], dropped[s.start : s.stop].T, out=part)
+        ctx.save_for_backward(x, a, keep)
+        ctx.segments = segments
+        return x, low
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_low = grads
+        x, a, keep = ctx.saved_tensors
+        grad_a = torch.zeros(a.shape, device=x.device) if ctx.needs_input_grad[1] else None
+        for s, part in _parts(grad_low, ctx.segments, a.shape[1]):
+            rows = slice(s.start, s.stop)
+            if grad_a is not None:
+                grad_a[s.adapter] += part @ (x[rows] if keep is None else x[rows] * keep[rows])  # (r, in)
+            if grad_x is not None and keep is None:
+                grad_x[rows].addmm_(part.T, a[s.adapter])
+            elif grad_x is not None:
+                grad_x[rows] += (part.T @ a[s.adapter]) * keep[rows]
+        return grad_x, grad_a, None, None
+
+
+class _Up(torch.autograd.Function):
+    """y (tokens, out) + scale * B_k low, in place, one product a segment; low as from `_Down`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, low: Tensor, b: Tensor, segments: tuple[Segment, ...], scale: float
     ) -> Tensor:
         ctx.mark_dirty(y)
-        a, b = a.to(x.dtype), (b * scale).to(x.dtype)
-        dropped = x if keep is None else x * keep
-        low = x.new_empty(x.shape[0], a.shape[1])  # (tokens, r)
-        for s in segments:
-            torch.mm(dropped[s.start : s.stop], a[s.adapter].T, out=low[s.start : s.stop])
-            y[s.start : s.stop].addmm_(low[s.start : s.stop], b[s.adapter].T)
-        ctx.save_for_backward(x, a, b, low, keep)
+        b = (b * scale).to(y.dtype)
+        for s, part in _parts(low, segments, b.shape[2]):
+            y[s.start : s.stop].addmm_(part.T, b[s.adapter].T)
+        ctx.save_for_backward(low, b)
         ctx.segments, ctx.scale = segments, scale
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads  # (tokens, out)
-        x, a, b, low, keep = ctx.saved_tensors
-        want_x, want_a, want_b = ctx.needs_input_grad[1:4]
-        grad_a = torch.zeros(a.shape, device=x.device) if want_a else None
-        grad_b = torch.zeros(b.shape, device=x.device) if want_b else None
-        grad_x = torch.empty_like(x) if want_x else None
-        for s in ctx.segments:
-            rows = slice(s.start, s.stop)
-            if grad_b is not None:  # (r, rows) x (rows, out): the other way round is slower
-                grad_b[s.adapter] += (low[rows].T @ grad[rows]).T  # (out, r)
-            if grad_a is None and grad_x is None:
-                continue
-            grad_low = grad[rows] @ b[s.adapter]  # (rows, r)
-            if grad_a is not None:
-                dropped = x[rows] if keep is None else x[rows] * keep[rows]
-                grad_a[s.adapter] += grad_low.T @ dropped  # (r, in)
-            if grad_x is not None:
-                torch.mm(grad_low, a[s.adapter], out=grad_x[rows])
-        if grad_b is not None:
-            grad_b *= ctx.scale
-        if grad_x is not None and keep is not None:
-            grad_x *= keep
-        return grad, grad_x, grad_a, grad_b, None, None, None
+        low, b = ctx.saved_tensors
+        grad_low = torch.empty_like(low)
+        grad_b = torch.zeros(b.shape, device=b.device) if ctx.needs_input_grad[2] else None
+        parts = zip(
+            _parts(low, ctx.segments, b.shape[2]), _parts(grad_low, ctx.segments, b.shape[2]), strict=True
+        )
+        for (s, part), (_, grad_part) in parts:
+            rows = grad[s.start : s.stop]
+            torch.mm(b[s.adapter].T, rows.T, out=grad_part)
+            if grad_b is not None:
+                grad_b[s.adapter] += (part @ rows).T
+        return grad, grad_low, None if grad_b is None else grad_b.mul_(ctx.scale), None, None
+
+
+def _parts(low: Tensor, segments: Sequence[Segment], rank: int) -> Iterator[tuple[Segment, Tensor]]:
+    """Each segment's (r, n) in the flat (r * tokens,)."""
+    for s in segments:
+        yield s, low[rank * s.start : rank * s.stop].view(rank, s.stop - s.start)
 
 
 def attach(model: nn.Module, table: AdapterTable) -> tuple[Site, ...]:
