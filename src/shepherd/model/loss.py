@@ -48,9 +48,12 @@ class _ChunkedLoss(torch.autograd.Function):
                 h = h.detach().requires_grad_()
                 scores = logits(base, h)  # (m, vocabulary)
             own = torch.arange(len(t), device=t.device), t
-            logp = scores.detach().log_softmax(-1, dtype=torch.float32)
-            losses.append(-logp[own])
-            slope = logp.exp_()  # of the cross-entropy by the scores: probabilities - the target's one
+            powers = scores.detach().to(torch.float32, copy=True)
+            top = powers.amax(-1, keepdim=True)
+            reached = powers[own] - top[:, 0]
+            total = powers.sub_(top).exp_().sum(-1)
+            losses.append(total.log() - reached)
+            slope = powers.div_(total.unsqueeze(1))  # of the cross-entropy by the scores: probabilities
             slope[own] -= 1
             grads.append(torch.autograd.grad(scores, h, slope.to(scores.dtype))[0])
         every = torch.cat(losses)
