@@ -40,7 +40,7 @@ def no_right_to_submit(role: str, name: str) -> Callable[[Scene, int], Tried]:
 
         def attempt() -> tuple[bool, str]:
             try:
-                with session(scene.admin(name)) as server:
+                with session(scene.admin(name), 60.0) as server:
                     server.submit(folder)
             except SilosError as error:
                 return False, str(error)
@@ -142,7 +142,7 @@ def _submitting(scene: Scene, folder: Path) -> Attempt:
     """Submit the job as a project_admin, and wait for its end: did it run, and what does its record say?"""
 
     def attempt() -> tuple[bool, str]:
-        with session(scene.admin("admin")) as server:
+        with session(scene.admin("admin"), 60.0) as server:
             job = server.submit(folder)
             until(lambda: server.status(job).startswith("FINISHED"), 60)
             status = server.status(job)

@@ -150,7 +150,7 @@ def site_as_administrator(scene: Scene, tries: int) -> Tried:
 
     def attempt() -> tuple[bool, str]:
         try:
-            with session(folder) as server:
+            with session(folder, 60.0) as server:
                 return bool(server.connected()), ""
         except SilosError as error:
             return False, str(error)

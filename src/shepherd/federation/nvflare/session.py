@@ -9,6 +9,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_exception import FLCommunicationError
+from nvflare.apis.fl_exception import FLCommunicationError
 from nvflare.fuel.flare_api import api_spec
 from nvflare.fuel.flare_api.flare_api import Session as FlareSession
 from nvflare.fuel.flare_api.flare_api import new_secure_session
@@ -23,6 +25,7 @@ _GONE = (
     api_spec.NoConnection,
     api_spec.SessionClosed,  # and expired
     api_spec.InternalError,
+    FLCommunicationError,
     RuntimeError,
     OSError,
 )
@@ -53,7 +56,10 @@ class Session:
         if not self.connected():
             return {}
         with _our_words(self.kit):
-            rows = self._flare.get_client_job_status() or []
+            try:
+                rows = self._flare.get_client_job_status() or []
+            except (api_spec.NoClientsAvailable, api_spec.InvalidTarget):  # the last has just left
+                rows = []
         found: dict[str, frozenset[str] | None] = {}
         for row in rows:
             site = row["client_name"]
@@ -83,9 +89,12 @@ class Session:
         """
         with _our_words(self.kit):
             try:
-                return dict(self._flare.do_app_command(job, controller.TOPIC, dict(asked)))
+                answer = self._flare.do_app_command(job, controller.TOPIC, dict(asked))
             except api_spec.InternalError as error:  # its process has not yet said what it listens to
                 raise api_spec.NoReply(str(error)) from error
+            if not answer:
+                raise api_spec.NoReply("it answered nothing")
+            return dict(answer)
 
     def status(self, job: str) -> str:
         """FLARE's word for the state of a job, such as RUNNING or FINISHED:COMPLETED."""
