@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.apis.fl_exception import FLCommunicationError
-from nvflare.apis.fl_exception import FLCommunicationError
 from nvflare.fuel.flare_api import api_spec
 from nvflare.fuel.flare_api.flare_api import Session as FlareSession
 from nvflare.fuel.flare_api.flare_api import new_secure_session
