@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from shepherd import prepare
+from shepherd.errors import LocalError, SilosError
+from shepherd.federation import local
 from shepherd.federation.nvflare import provision
+from shepherd.federation.nvflare.session import session
 from shepherd.settings import RunSettings, parse
 from shepherd.silos import loopback
 from shepherd.silos.loopback import Loopback
@@ -27,6 +30,8 @@ from shepherd.site import audit
 
 SITES = ("site-1", "site-2", "site-3")
 ADMINS = ("admin", "lea:lead", "olga:org_admin", "max:member")
+READY = 300.0
+"""Seconds in which all sites must have connected, on a machine that has other things to do."""
 RUN: Mapping[str, Any] = {
     "model": {"base": "tiny"},
     "adapter": {"rank": 2, "targets": ["q_proj"]},
@@ -113,26 +118,47 @@ def strict(tries: int) -> dict[str, Any]:
 def running(folder: Path, tries: int = 3) -> Iterator[Scene]:
     """Make the federation and run it until the end of the block."""
     shares = prepare.divide(settings(folder / "unused"))
-    policies = {site: {"max_rounds": 10 * tries, "min_cohort": 1} for site in SITES} | {
-        "site-1": strict(tries)
-    }
+    policies = {"site-1": strict(tries)}
+    policies |= {site: {"max_rounds": 10 * tries, "min_cohort": 1} for site in SITES[1:]}
     configs = {
         site: loopback.write_site(folder / "sites" / site, shares.of(places), policies[site])
         for site, places in zip(SITES, shares.clients.values(), strict=True)
     }
-    federation = folder / "federation"
-    provision.create(federation, f"localhost:{loopback.free_port()}", SITES, ADMINS)
-    made = Loopback(folder=federation, sites=SITES)
-    (federation / "logs").mkdir()
+    made = Loopback(folder=folder / "federation", sites=SITES)
+    provision.create(made.folder, f"localhost:{loopback.free_port()}", SITES, ADMINS)
     (folder / "scratch" / "markers").mkdir(parents=True)
-    with ExitStack() as ends:
-        ends.enter_context(loopback.started(made, "server", ["server", str(federation)]))
-        for site, config in configs.items():
-            ends.enter_context(
-                loopback.started(made, site, ["site", str(made.kit(site)), "--config", str(config)])
-            )
-        loopback._await(made)
+    with up(made, configs):
         yield Scene(made=made, scratch=folder / "scratch")
+
+
+@contextmanager
+def up(made: Loopback, configs: Mapping[str, Path]) -> Iterator[None]:
+    """Run the server and the sites of a federation that is made, until the end of the block."""
+    (made.folder / "logs").mkdir()
+    with ExitStack() as ends:
+        ends.enter_context(loopback.started(made, "server", ["server", str(made.folder)]))
+        for site, config in configs.items():
+            words = ["site", str(made.kit(site)), "--config", str(config)]
+            ends.enter_context(loopback.started(made, site, words))
+        assert until(lambda: _connected(made), READY), f"not all of {', '.join(made.sites)} are connected"
+        assert until(lambda: all(map(_listening, map(made.kit, made.sites))), READY), "no trainer at a site"
+        yield
+
+
+def _listening(kit: Path) -> bool:
+    try:
+        return local.address(kit / "shepherd").exists()
+    except LocalError:
+        return False
+
+
+def _connected(made: Loopback) -> bool:
+    try:
+        with session(made.admin, 30.0) as server:
+            return until(lambda: set(made.sites) <= set(server.connected()), READY)
+    except SilosError:  # the server is not up yet
+        time.sleep(1.0)
+        return False
 
 
 def copied(kit: Path, to: Path) -> Path:
