@@ -98,8 +98,8 @@ def _flare(kit: Kit) -> Child:
 _OMENS = (
     Omen(
         r"Connection \[.* is closed PID: {pid}\b",
-        "the server has closed this site's connection four times in a minute; if nobody restarts it, another "
-        "machine runs with this kit: stop one of the two",
+        "the server has closed this site's connection four times in a minute: if nobody restarts it, another "
+        "machine runs with this kit, and one of the two must stop; the server's log says which it is",
         times=4,
     ),
 )
