@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from shepherd.core import Adapter, ServerState
 from shepherd.errors import FederationError
 from shepherd.federation import service, wire
 from shepherd.federation.service import Order, Service
-from shepherd.federation.wire import Request
+from shepherd.federation.wire import Request, Scores
 from shepherd.settings import parse
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
@@ -127,6 +128,9 @@ def test_a_server_that_lost_its_disk_goes_on_with_what_the_job_brought(tmp_path:
 
     assert [request.round for request in post.requests if request.kind == "train"] == [2]
     assert [row["round"] for row in told(fresh)["rows"]] == [2, 3]
+    # whoever knows rounds 0 to 2 hears of the third, though the server has fewer rows than that
+    assert [row["round"] for row in told(fresh, rows=3)["rows"]] == [3]
+    assert (told(fresh)["round"], told(fresh)["count"]) == (3, 4)
 
 
 def test_a_round_without_quorum_ends_the_job_and_keeps_the_rounds_before(tmp_path: Path) -> None:
@@ -181,6 +185,85 @@ def test_it_tells_only_what_is_new(tmp_path: Path) -> None:
     assert told(made, rows=4)["count"] == 4
 
 
+def test_a_long_log_is_told_in_parts_and_the_outcome_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "ROWS", 2)
+    made = served(tmp_path, both())
+    parts = [told(made, rows=known) for known in (0, 2, 4)]
+    assert [[row["round"] for row in part["rows"]] for part in parts] == [[0, 1], [2, 3], []]
+    assert [part["outcome"] for part in parts] == [None, {"finished": True}, {"finished": True}]
+
+
+def test_nothing_is_told_of_rounds_before_the_log_is_open(tmp_path: Path) -> None:
+    spoilt = given(tmp_path)
+    (spoilt / "state.json").write_text("{}")
+    made = Service(order(), tmp_path / "home", spoilt, both())
+    made.run()
+    answer = told(made)
+    assert (answer["opened"], answer["count"], answer["rows"]) == (False, 0, [])
+    assert "cut or changed" in answer["outcome"]["error"]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_cannot_be_counted_with_do_not_silence_the_run(tmp_path: Path, number: float) -> None:
+    """What is told while a round goes on is not checked yet."""
+    progress = []
+
+    def strange(request: Request) -> bytes:
+        if request.kind != "train":
+            return honest("b")(request) or b""
+        metrics = {"loss": number, "tokens": number, "examples": number}
+        return wire.encode_reply(replace(update(request, "b", 2.0), metrics=metrics))
+
+    def last(request: Request) -> bytes:
+        if request.kind == "train":
+            progress.append(told(made)["progress"])
+        return honest("c")(request) or b""
+
+    post = Letters({"a": honest("a"), "b": strange, "c": last})
+    made = Service(order(("a", "b", "c"), wave=2), tmp_path / "home", given(tmp_path), post)
+    made.run()
+
+    rows = told(made)["rows"]
+    assert all("metric" in row["failures"]["b"] for row in rows[1:])
+    known = [(each["clients_done"], each["tokens"], each["loss"]) for each in progress]
+    assert known == 3 * [(2, 8, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [{}, {"qa": (0.0, 0)}, {"qa": (math.nan, 3)}, {"qa": (math.inf, 3), "none": (1.0, 0)}],
+)
+def test_scores_of_nothing_or_nonsense_are_left_out(
+    tmp_path: Path, categories: dict[str, tuple[float, int]]
+) -> None:
+    def odd(request: Request) -> bytes:
+        if request.kind != "score":
+            return honest("b")(request) or b""
+        return wire.encode_reply(Scores(client="b", round=request.round, categories=categories))
+
+    rows = told(served(tmp_path, Letters({"a": honest("a"), "b": odd})))["rows"]
+    assert rows[-1]["heldout"]["category"] == {"a": 3.0, "qa": 0.5}
+    assert rows[-1]["heldout"]["client"] == {"a": 1.0}
+    alone = told(served(tmp_path / "alone", Letters({"b": odd}), order(("b",))))["rows"]
+    assert [row.get("heldout") for row in alone] == 4 * [None]
+
+
+def test_clients_that_fail_to_join_are_not_counted_as_done(tmp_path: Path) -> None:
+    done = []
+
+    def unready(request: Request) -> bytes | None:
+        if request.kind == "train":
+            done.append(told(made)["progress"]["clients_done"])
+        return failing("a")(request)
+
+    post = Letters({"a": unready, "b": honest("b")})
+    made = Service(order(), tmp_path / "home", given(tmp_path), post)
+    made.run()
+    assert done == [0, 0, 0]
+
+
 def test_its_checkpoint_can_be_fetched_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "CHUNK", 100)
     made = served(tmp_path, both())
@@ -229,8 +312,16 @@ def test_what_travels_names_no_path_of_the_coordinator() -> None:
 
 def test_an_order_comes_back_as_it_went() -> None:
     assert service.order(order().text()) == order()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"run": "../../etc/cron.d"}, {"run": 7}, {"sites": None}, {"more": 1}, {"run": "0" * 16 + "\n"}],
+)
+def test_an_order_that_is_none_is_refused(change: dict[str, Any]) -> None:
+    plain = {**json.loads(order().text()), **change}
     with pytest.raises(FederationError, match="submit it anew"):
-        service.order("{}")
+        service.order(json.dumps(plain))
 
 
 def _hold(home: Path, ready: Any, end: Any) -> None:

@@ -60,7 +60,7 @@ class Silos:
     terms: Terms
     sites: Sequence[str]
     heard: Callable[[Reply], None] = lambda reply: None
-    """Hears every answer as it is taken."""
+    """Hears every answer of a round as it is taken; none of it is checked yet."""
     examples: dict[str, int] = field(default_factory=dict)
 
     def clients(self) -> Sequence[ClientInfo]:
@@ -71,6 +71,7 @@ class Silos:
         """Have the cohort train; a site that is away, late, or answers nonsense is a Failure."""
         request = self._request("train", broadcast.round, broadcast, len(cohort))
         for reply in self._asked(request, cohort):
+            self.heard(reply)
             yield reply if isinstance(reply, Update | Failure) else _beside(reply)
 
     def join(self, round: int) -> list[Joined | Failure]:
@@ -124,9 +125,7 @@ class Silos:
                     break
                 came[arrived[0]] = arrived[1]
             # popped, so that no more than the answers that wait for their turn are held
-            reply = self._read(site, came.pop(site, None), site in present, request)
-            self.heard(reply)
-            yield reply
+            yield self._read(site, came.pop(site, None), site in present, request)
 
     def _read(self, site: str, answer: bytes | None, present: bool, request: Request) -> Reply:
         if not present:

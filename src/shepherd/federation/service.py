@@ -13,7 +13,9 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
+import math
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +37,8 @@ from shepherd.settings import RunSettings, parse
 Row = dict[str, Any]
 CHUNK = 3 * 2**20
 """Bytes of a checkpoint in one answer to the coordinator, before base64."""
+ROWS = 100
+"""Rows in one answer to the coordinator; the rest in the next ones."""
 TAKEOVER = 90.0
 """Seconds to wait for a server process that lost its parent to let go of the run."""
 TRAVELLING = ("seed", "model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
@@ -80,9 +84,19 @@ def order(text: str) -> Order:
     """
     try:
         plain = json.loads(text)
-        return Order(**{**plain, "sites": tuple(plain["sites"])})
+        read = Order(**{**plain, "sites": tuple(plain["sites"])})
+        if not re.fullmatch("[0-9a-f]{16}", read.run):  # it names a folder at the server
+            raise ValueError("its run is not 16 hex digits")
+        return read
     except (ValueError, TypeError, KeyError) as error:
         raise FederationError(f"the job's order cannot be read ({error}); submit it anew") from error
+
+
+def refused(error: ShepherdError) -> _Book:
+    """What a job tells that cannot begin: nothing but why."""
+    book = _Book(rounds=0)
+    book.fail(error)
+    return book
 
 
 def travelling(settings: RunSettings) -> dict[str, Any]:
@@ -129,16 +143,16 @@ class Service:
                 self._rounds()
             self._book.end({"finished": True})
         except ShepherdError as error:
-            self._book.end({"error": str(error), "kind": type(error).__name__})
+            self._book.fail(error)
 
     def told(self, asked: Mapping[str, Any]) -> Row:
         """What the coordinator is told when it asks; safe from any thread.
 
         Args:
-            asked: `rows` and `said`, how many of each it has; `state`, None or {"round", "offset"}, which
-                part of which checkpoint it wants.
+            asked: `rows` and `said`, how many of each it has; `state`, None or {"round", "file", "offset"},
+                which part of which checkpoint it wants.
         """
-        answer = self._book.told(int(asked.get("rows", 0)), int(asked.get("said", 0)))
+        answer = self._book.told(asked)
         wanted = asked.get("state")
         return {**answer, "state": self._part(wanted) if wanted else None}
 
@@ -210,7 +224,7 @@ class Service:
         if not self.settings.data.holdout:
             return {}
         replies = self.silos.score(state.round, state.adapter)
-        scores = [reply for reply in replies if isinstance(reply, Scores)]
+        scores = [_usable(reply) for reply in replies if isinstance(reply, Scores)]
         return {"heldout": _pooled(scores)} if any(score.categories for score in scores) else {}
 
     def _log(self, row: Row) -> None:
@@ -262,29 +276,32 @@ class _Book:
         with self.lock:
             self.outcome = outcome
 
+    def fail(self, error: ShepherdError) -> None:
+        self.end({"error": str(error), "kind": type(error).__name__})
+
     def heard(self, reply: Reply) -> None:
         if isinstance(reply, Update | Failure):
             with self.lock:
-                # without the tensors: they belong to the round
-                bare = (
-                    replace(reply, delta=Adapter(), extra=Adapter()) if isinstance(reply, Update) else reply
-                )
-                self.came.append(bare)
+                self.came.append(_bare(reply))
 
-    def told(self, rows: int, said: int) -> Row:
+    def told(self, asked: Mapping[str, Any]) -> Row:
+        rows, said = int(asked.get("rows", 0)), int(asked.get("said", 0))
         with self.lock:
+            last = self.rows[-1]["round"] if self.rows else -1
+            # by their rounds: a server that lost its disk has no rows of the first ones
+            new = [row for row in self.rows if row["round"] >= rows]
             return {
                 "opened": self.opened,
-                "round": self.rows[-1]["round"] if self.rows else 0,
-                "count": len(self.rows),
-                "rows": self.rows[rows:],
+                "round": max(0, last),
+                "count": last + 1,
+                "rows": new[:ROWS],
                 "said": self.said[said:],
                 "progress": self._progress(),
-                "outcome": self.outcome,
+                "outcome": self.outcome if len(new) <= ROWS else None,
             }
 
     def _progress(self) -> Row:
-        metrics = [reply.metrics for reply in self.came if isinstance(reply, Update)]
+        metrics = [_sound(reply.metrics) for reply in self.came if isinstance(reply, Update)]
         tokens = sum(each.get("tokens", 0.0) for each in metrics)
         return {
             "round": (self.rows[-1]["round"] if self.rows else 0) + 1,
@@ -301,9 +318,24 @@ def _bare(reply: Update | Failure) -> Update | Failure:
     return replace(reply, delta=Adapter(), extra=Adapter()) if isinstance(reply, Update) else reply
 
 
+def _sound(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    """Of an update that is not checked yet, the numbers that can be counted with."""
+    return {name: value for name, value in metrics.items() if 0 <= value < math.inf}
+
+
+def _usable(scores: Scores) -> Scores:
+    """What of a site's scores can be counted with: it may have held out nothing, or send nonsense."""
+    kept = {
+        name: (nats, tokens)
+        for name, (nats, tokens) in scores.categories.items()
+        if tokens and math.isfinite(nats)
+    }
+    return replace(scores, categories=kept)
+
+
 def _taken(before: Mapping[str, int], report: RoundReport) -> dict[str, int]:
     """Examples that each site has trained on, over all rounds, as far as it may say."""
-    new = {site: int(metrics.get("examples", 0)) for site, metrics in report.metrics.items()}
+    new = {site: max(0, int(metrics.get("examples", 0))) for site, metrics in report.metrics.items()}
     return {site: before.get(site, 0) + new.get(site, 0) for site in sorted({*before, *new})}
 
 
@@ -315,7 +347,7 @@ def _pooled(scores: Sequence[Scores]) -> Row:
         for category, (nats, count) in score.categories.items():
             sums[category] = sums.get(category, 0.0) + nats
             tokens[category] = tokens.get(category, 0) + count
-    means = {name: sums[name] / tokens[name] for name in sorted(sums) if tokens[name]}
+    means = {name: sums[name] / tokens[name] for name in sorted(sums)}
     return {
         "loss": sum(means.values()) / len(means),
         "category": means,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nvflare.apis.client import Client
 from nvflare.apis.fl_context import FLContext
@@ -16,7 +16,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
-from shepherd.errors import FederationError, WireError
+from shepherd.errors import FederationError, ShepherdError, WireError
 from shepherd.federation import service
 from shepherd.federation.nvflare import message
 from shepherd.federation.nvflare.job import BROUGHT, ORDER, TASK
@@ -27,6 +27,12 @@ HOME = "shepherd"
 LINGER = 120.0
 """Seconds that a finished job waits for the coordinator to take what it made; it is kept at the server."""
 TICK = 0.05
+
+
+class Telling(Protocol):
+    """What has an answer for the coordinator."""
+
+    def told(self, asked: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
 class Stopped(FederationError):
@@ -40,20 +46,24 @@ class Rounds(ModelController):  # type: ignore[misc]
         super().__init__(persistor_id="", ignore_result_error=True, task_check_period=0.05)
         self._late = 0
         self._away: frozenset[str] = frozenset()
-        self._collected = False
 
     def run(self) -> None:
         """FLARE's entry: the whole job."""
         workspace = self.engine.get_workspace()
         brought = Path(workspace.get_app_config_dir(self.fl_ctx.get_job_id())) / BROUGHT
+        try:
+            served = self._service(brought, Path(workspace.get_root_dir()) / HOME / "runs")
+        except ShepherdError as error:  # for the coordinator to hear: another job would fare no better
+            self.engine.register_app_command(TOPIC, self._told, service.refused(error))
+        else:
+            self.engine.register_app_command(TOPIC, self._told, served)
+            served.run()
+        self._linger()
+
+    def _service(self, brought: Path, runs: Path) -> Service:
         order = service.order((brought / ORDER).read_text(encoding="utf8"))
         _require_same_version(order.version)
-        home = Path(workspace.get_root_dir()) / HOME / "runs" / order.run
-        given = next(brought.glob("round-*"), None)
-        served = Service(order, home, given, self)
-        self.engine.register_app_command(TOPIC, self._told, served)
-        served.run()
-        self._linger()
+        return Service(order, runs / order.run, next(brought.glob("round-*"), None), self)
 
     def present(self) -> Sequence[str]:
         """The sites of this job that are there."""
@@ -107,16 +117,15 @@ class Rounds(ModelController):  # type: ignore[misc]
     def _gone(self, site: str) -> bool:
         return site in self._away or self.get_client_disconnect_time(site) is not None
 
-    def _told(self, topic: str, asked: Any, fl_ctx: FLContext, served: Service) -> dict[str, Any]:
+    def _told(self, topic: str, asked: Any, fl_ctx: FLContext, served: Telling) -> dict[str, Any]:
         """FLARE's hook for a command of the coordinator's."""
         asked = asked if isinstance(asked, dict) else {}
         self._away = frozenset(asked.get("away", ()))
-        self._collected = self._collected or bool(asked.get("collected"))
         return {**served.told(asked), "present": list(self.present())}
 
     def _linger(self) -> None:
         ends = time.monotonic() + LINGER
-        while not (self._collected or self.abort_signal.triggered or time.monotonic() > ends):
+        while not (self.abort_signal.triggered or time.monotonic() > ends):
             time.sleep(TICK)
 
 

@@ -43,15 +43,17 @@ class Door(Executor):  # type: ignore[misc]
             asked = message.unwrapped(FLModelUtils.from_shareable(shareable))
             request = wire.decode_request(asked)
             answer = _answer(home, asked, request.deadline, abort_signal)
-        except ShepherdError as error:
-            self.log_error(fl_ctx, str(error))  # which may name a path; that stays here
+        except Exception as error:
+            # our own errors may name a path, and others' anything: both stay here, the latter unsaid
+            told = str(error) if isinstance(error, ShepherdError) else type(error).__name__
+            self.log_error(fl_ctx, told)
             answer = wire.encode_reply(Failure(client=site, reason=_reason(error)))
         if abort_signal.triggered:
             return make_reply(ReturnCode.TASK_ABORTED)
         return FLModelUtils.to_shareable(message.wrapped(answer))
 
 
-def _reason(error: ShepherdError) -> str:
+def _reason(error: Exception) -> str:
     """What the server is told."""
     match error:
         case NotListening():

@@ -21,7 +21,7 @@ def unwrapped(model: FLModel) -> bytes:
     Raises:
         WireError: there are none in it.
     """
-    array = (model.params or {}).get(NAME)
+    array = model.params.get(NAME) if isinstance(model.params, dict) else None
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 1:
         raise WireError("the message holds no bytes of ours; install the same version at both ends")
     return array.tobytes()
