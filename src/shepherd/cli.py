@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import click
 
 from shepherd.cli_silos import require_flare, silos
-from shepherd.errors import ShepherdError, TemplateError
+from shepherd.errors import FolderError, ShepherdError, TemplateError
 
 if TYPE_CHECKING:
     from shepherd.prepare import Division
@@ -88,7 +88,14 @@ def run(run_file: Path, overrides: tuple[str, ...], kit: Path | None) -> None:
 
 @main.command()
 @run_folder
-def resume(folder: Path) -> None:
+@click.option(
+    "--silos",
+    "kit",
+    type=click.Path(path_type=Path),
+    metavar="ADMIN_KIT",
+    help="Of a run over sites, where the kit has moved.",
+)
+def resume(folder: Path, kit: Path | None) -> None:
     """Go on with a run that was stopped or killed, after its last finished round."""
     from shepherd.folder import is_over_silos, read_settings
 
@@ -99,8 +106,10 @@ def resume(folder: Path) -> None:
         require_flare()
         from shepherd.silos import coordinate
 
-        train(lambda say: coordinate.resume(folder, say), folder)
+        train(lambda say: coordinate.resume(folder, say, kit), folder)
         return
+    if kit is not None:
+        raise FolderError(f"the run in {folder} is not over silos; resume it without --silos")
     from shepherd.run import resume
 
     train(lambda say: resume(folder, say), folder)

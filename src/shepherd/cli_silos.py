@@ -130,11 +130,14 @@ def status(kit: Path) -> None:
 
 @silos.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_FOLDER")
-def stop(folder: Path) -> None:
+@click.option(
+    "--silos", "kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="[default: the run's own]"
+)
+def stop(folder: Path, kit: Path | None) -> None:
     """Stop a run at the server and its sites; its finished rounds are kept, and `resume` goes on."""
     from shepherd.silos.membership import stop as stopped
 
-    click.echo(stopped(folder))
+    click.echo(stopped(folder, kit))
 
 
 @silos.command()
@@ -150,14 +153,20 @@ def demo(run_file: Path, overrides: tuple[str, ...], folder: Path) -> None:
     """Try it: server and sites on this machine, each with one client's share of the run file's data."""
     from shepherd.folder import require_free
     from shepherd.settings import read
-    from shepherd.show.going import train
-    from shepherd.silos import coordinate, loopback
 
     settings = read(run_file, overrides)
     require_free(settings.output)
     require_free(folder)
+    from shepherd.show.going import train
+    from shepherd.silos import coordinate, loopback
+
     sites = loopback.write_sites(settings, folder / "sites")
-    with loopback.running(folder / "federation", sites) as made:
-        click.echo(f"server and {len(sites)} sites run on this machine; their logs: {folder}/federation/logs")
-        train(lambda say: coordinate.open_run(settings, made.admin, say), Path(settings.output))
+    try:
+        with loopback.running(folder / "federation", sites) as made:
+            click.echo(
+                f"server and {len(sites)} sites run on this machine; their logs: {folder}/federation/logs"
+            )
+            train(lambda say: coordinate.open_run(settings, made.admin, say), Path(settings.output))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped, and with it the server and the sites of the demo") from None
     click.echo(f"kits: {folder}/federation   sites' data, site.toml and audit: {folder}/sites, KIT/shepherd")

@@ -117,8 +117,12 @@ def reconciled(path: Path, upto_round: int, row: Mapping[str, Any] | None = None
         return rows
 
 
-def create(path: str | Path, settings: RunSettings) -> RunFolder:
+def create(path: str | Path, settings: RunSettings, silos: str | None = None) -> RunFolder:
     """Take a new or empty folder for a run, and write the run file and the versions into it.
+
+    Args:
+        silos: what `silos.json` says, of a run over silos. It is there before the folder is a run, so that
+            none is ever taken for a run of one process.
 
     Raises:
         FolderError: the folder holds another run or any other file, or cannot be written.
@@ -131,6 +135,8 @@ def create(path: str | Path, settings: RunSettings) -> RunFolder:
         try:
             _require_empty(path)  # another process may have come between
             folder.write(VERSIONS, json.dumps(versions(), indent=2) + "\n")
+            if silos is not None:
+                folder.write(SILOS, silos)
             folder.write(RUN_FILE, dump(settings))
         except BaseException:
             folder.close()
@@ -263,7 +269,7 @@ def _require_empty(path: Path) -> None:
             "or set output to a new folder"
         )
     # a run that died before its run file was there has left no more than these
-    ours = {LOCK, VERSIONS, VERSIONS + _TEMPORARY, RUN_FILE + _TEMPORARY}
+    ours = {LOCK, VERSIONS, VERSIONS + _TEMPORARY, SILOS, SILOS + _TEMPORARY, RUN_FILE + _TEMPORARY}
     other = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
     if other:
         raise FolderError(f"{path} is not empty (it holds {other[0]}); set output to a new folder")

@@ -279,6 +279,8 @@ def resume(path: str | Path, say: Say = _quiet) -> Run:
         FolderError: there is no run, another process holds it, or its data are damaged.
         CheckpointError: its last checkpoint is damaged; the message names the mend.
     """
+    if folder.is_over_silos(path):
+        raise FolderError(f"the run in {path} is over silos; go on with it by `shepherd resume {path}`")
     holder = folder.reopen(path)
     with _given_back_on_error(holder):
         return _resumed(holder, say)

@@ -25,7 +25,7 @@ from shepherd.compare.folders import (
 )
 from shepherd.compare.scoring import questions, score_arms
 from shepherd.compare.training import Train, totals, train_apart, train_run
-from shepherd.errors import SettingsError
+from shepherd.errors import FolderError, SettingsError
 from shepherd.federation.simulation import Progress
 from shepherd.loading import load_base
 from shepherd.model.base import Base
@@ -66,6 +66,11 @@ def compare(
         FolderError: the folder holds another run, or a comparison made another way.
     """
     run = Path(settings.output)
+    if folder.is_over_silos(run):
+        raise FolderError(
+            f"the run in {run} is over silos, whose data are not here to train the other arms on; compare a"
+            " run of one process, with output=ANOTHER_FOLDER"
+        )
     _require_arms(settings, asked)
     if not folder.is_run(run) and (asked.locals or asked.variants):  # a wrong name costs no training
         arms(asked, sorted(prepare.divide(settings).clients))

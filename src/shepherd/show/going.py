@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shepherd.folder import is_run, read_rows
+from shepherd.folder import is_over_silos, is_run, read_rows
 from shepherd.show.running import Display, display
 from shepherd.show.summary import summary
 
@@ -49,17 +49,29 @@ def stopped(folder: Path, command: str = "resume") -> str:
     """What a stopped run has finished, and how to go on with it."""
     if not is_run(folder):
         return "stopped before the run began"
-    done = max((row["round"] for row in read_rows(folder)), default=0)
+    done, name = max((row["round"] for row in read_rows(folder)), default=0), shlex.quote(str(folder))
     if command == "compare":
         return f"stopped after round {done}; what is made is kept: give the same command again"
-    return f"stopped after round {done}; go on with: shepherd resume {shlex.quote(str(folder))}"
+    if is_over_silos(folder) and _goes_on(folder):
+        return (
+            f"followed to round {done}; the run goes on at the server: watch it again with `shepherd resume"
+            f" {name}`, or end it with `shepherd silos stop {name}`"
+        )
+    return f"stopped after round {done}; go on with: shepherd resume {name}"
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether a run over silos has a job at the server, as far as its folder says."""
+    from shepherd.silos import record
+
+    return record.recorded(folder)[2] is not None and not record.is_finished(folder)
 
 
 def _rounds(going: Run | SilosRun, seen: Display) -> None:
     going.progress = seen.progress
     seen.begin(_title(going), going.until, read_rows(going.folder))
-    for state, row in going.rounds():
-        for base in read_rows(going.folder)[: state.round == 1]:  # scored before the first round
+    for _, row in going.rounds():
+        for base in read_rows(going.folder)[: row["round"] == 1]:  # scored before the first round
             seen.row(base)
         seen.row(row)
 

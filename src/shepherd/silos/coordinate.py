@@ -2,18 +2,15 @@
 
 The coordinator has the base, to make the first adapter and to write the last one in PEFT's layout, and no
 data but what it scores answers on. It keeps the run going while it lives; the server goes on without it.
-
-runs/NAME/silos.json   the kit, what was ordered, and the last job
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +19,15 @@ from typing import Any
 from shepherd import card, checkpoint, folder, plugins, prepare, select, tracking
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import ServerState, seed_for
-from shepherd.errors import CheckpointError, FederationError, FolderError, SettingsError
+from shepherd.data.examples import Example
+from shepherd.errors import (
+    CheckpointError,
+    DataError,
+    FederationError,
+    OutOfReach,
+    SettingsError,
+    SilosError,
+)
 from shepherd.federation.nvflare import kits
 from shepherd.federation.nvflare.session import JobGone, session
 from shepherd.federation.service import Order
@@ -35,6 +40,7 @@ from shepherd.model.digest import digest
 from shepherd.rounds import start
 from shepherd.run import answered
 from shepherd.settings import RunSettings
+from shepherd.silos import record
 from shepherd.silos.following import Following, News
 
 Row = dict[str, Any]
@@ -56,6 +62,7 @@ class SilosRun:
     progress: Callable[[Progress], None] | None = None
     closed: bool = False
     _mirrored: float = field(default_factory=time.monotonic)
+    _loaded: tuple[Path, ServerState] | None = None
 
     @property
     def folder(self) -> Path:
@@ -73,21 +80,25 @@ class SilosRun:
         The state that is yielded is the last one copied from the server, which may be an earlier round's.
 
         Raises:
-            FederationError: a round could not be finished; the round before is kept, here and there.
+            FederationError: a round could not be finished; the round before is kept, here and there. Or a
+                person has stopped the run.
             SilosError: the server refuses the kit or the job.
         """
-        for news in self.following.news():
-            self._remember(news)
-            for row in self._taken(news):
-                self.trackers.log(row)
-                if row["round"]:
-                    yield self._state(), row
-            self._show(news)
-            if news.outcome and "error" in news.outcome:
+        if _whole(self.holder, self.until):
+            return
+        outcome: Row | None = None
+        with closing(self.following.news()) as told:
+            for news in told:
+                self._remember(news)
+                for row in self._taken(news):
+                    self.trackers.log(row)
+                    if row["round"]:
+                        yield self._state(), row
+                self._show(news)
                 self._copy(news)
-                raise FederationError(news.outcome["error"])
-            if news.outcome or time.monotonic() - self._mirrored > MIRROR:
-                self._copy(news)
+                outcome = news.outcome
+        if outcome and "error" in outcome:
+            raise FederationError(outcome["error"])
 
     def finish(self, answer: bool = True) -> Row:
         """Write the final adapter with its card, and answer held-out examples if the run file asks for it.
@@ -100,9 +111,7 @@ class SilosRun:
         files.write(self.holder.adapter, adapter, self.base)
         scores: Mapping[str, tuple[float, float]] = {}
         if answer and self.settings.evaluation.answers:
-            division = prepare.divide(self.settings)
-            held = division.of(division.held.heldout.tolist())
-            scores = answered(self.holder, self.settings, self.base, adapter, held)
+            scores = answered(self.holder, self.settings, self.base, adapter, self._heldout())
         rows = folder.read_rows(self.folder)
         card.write(
             self.holder.adapter,
@@ -110,7 +119,7 @@ class SilosRun:
             rows=rows,
             answers=scores,
             data={},
-            clients={site: int(count) for site, count in rows[-1].get("taken", {}).items()},
+            clients={site: int(count) for site, count in rows[-1].get("taken", {}).items()} if rows else {},
         )
         self.close()
         return {"adapter": self.holder.adapter, "answers": scores}
@@ -122,15 +131,24 @@ class SilosRun:
             self.trackers.finish()
             self.holder.close()
 
+    def _heldout(self) -> list[Example]:
+        try:
+            division = prepare.divide(self.settings)
+        except DataError as error:  # the coordinator need not have any
+            self.say(f"no answers are scored here, since the data are not ({error})")
+            return []
+        return division.of(division.held.heldout.tolist())
+
     def _taken(self, news: News) -> list[Row]:
         """New rows, logged; where the server had to go back, the log here goes back with it."""
-        if news.count < self.following.rows:
-            self.following.rows = len(self.holder.reconcile(news.round))
+        if 0 < news.count < self.following.rows:
+            self.say(f"the server goes on after round {news.round}: it has lost what came after")
+            self.following.rows = _known(self.holder.reconcile(news.round))
             return []
         rows = [self._completed(row) for row in news.rows]
         for row in rows:
             self.holder.append(row)
-        self.following.rows += len(rows)
+        self.following.rows = max(self.following.rows, _known(rows))
         return rows
 
     def _completed(self, row: Row) -> Row:
@@ -148,24 +166,31 @@ class SilosRun:
 
     def _remember(self, news: News) -> None:
         if news.restart:
-            _record(self.holder, self.following)
+            kept = record.text(self.following.kit, self.following.order, news.job)
+            self.holder.write(folder.SILOS, kept)
 
     def _state(self) -> ServerState:
         last = checkpoint.latest(self.holder.checkpoints)
         if last is None:
             raise CheckpointError(f"{self.folder} holds no checkpoint; start the run again in a new folder")
-        return load_checkpoint(last, self.base).state
+        if self._loaded is None or self._loaded[0] != last:
+            self._loaded = (last, load_checkpoint(last, self.base).state)
+        return self._loaded[1]
 
     def _copy(self, news: News) -> None:
-        """Copy the server's last checkpoint here, whole or not at all."""
-        self._mirrored = time.monotonic()
+        """Copy the server's last checkpoint here now and then, and once more at the end."""
+        finished = bool(news.outcome) and "error" not in (news.outcome or {})
+        due = time.monotonic() - self._mirrored > MIRROR
         place = self.holder.checkpoints / f"round-{news.round:05d}"
-        if place.exists() or news.fetch is None:
+        if news.fetch is None or place.exists() or not (due or news.outcome):
             return
+        self._mirrored = time.monotonic()
         try:
             _fetched(place, news.fetch(news.round), self.settings.checkpoints.keep)
-        except JobGone:
-            if news.outcome:
+        except (JobGone, OutOfReach):
+            self.following.again = finished  # of the last one, the run is not over without
+        except (FederationError, CheckpointError):  # an earlier round's may be deleted in the middle
+            if finished:
                 raise
 
 
@@ -174,31 +199,29 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = print) -> SilosR
 
     Raises:
         SilosError: the kit or the server refuses; nothing is written then.
+        FederationError: no site of the run is connected; nothing is written then.
         FolderError: `output` holds another run or anything else.
     """
     folder.require_free(settings.output)
     tracking.require(settings.tracking)
-    kits.read(kit, "admin")
-    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
+    _require_submitter(kits.read(kit, "admin"))
+    plugins.algorithm(settings.algorithm)  # a wrong name is told before anything is made
+    plugins.transform(settings.transforms)
     sites = _sites(settings, kit, say)
     base = load_base(settings, say)
     settings = _resolved(settings, base, sites)
-    holder = folder.create(settings.output, settings)
+    order = Order(
+        run=secrets.token_hex(8),
+        base=digest(placed(settings.model).base),
+        fingerprint=base.fingerprint,
+        version=metadata.version("shepherd-fit"),
+        sites=sites,
+        settings=_plain(settings),
+    )
+    holder = folder.create(settings.output, settings, record.text(Path(kit), order, None))
     with _given_back_on_error(holder):
-        adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
-        state = start(algorithm, transform, adapter)
-        notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
-        checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)
-        order = Order(
-            run=secrets.token_hex(8),
-            base=digest(placed(settings.model).base),
-            fingerprint=base.fingerprint,
-            version=metadata.version("shepherd-fit"),
-            sites=sites,
-            settings=_plain(settings),
-        )
+        _save_start(holder, settings, base)
         following = _following(holder, Path(kit), order, say)
-        _record(holder, following)
         return SilosRun(
             settings=settings,
             holder=holder,
@@ -209,21 +232,34 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = print) -> SilosR
         )
 
 
-def resume(path: str | Path, say: Say = print) -> SilosRun:
+def resume(path: str | Path, say: Say = print, kit: str | Path | None = None) -> SilosRun:
     """Go on following a run, and have the server go on with it where it has stopped.
+
+    Args:
+        kit: of an administrator, where it is another than the run went on with or has moved.
 
     Raises:
         FolderError: there is no such run, or another process holds it.
+        SilosError: the kit is not there any more.
     """
     holder = folder.reopen(path)
     with _given_back_on_error(holder):
         settings = folder.read_settings(holder.path)
-        kit, order, job = _recorded(holder.path)
+        kept, order, job = record.recorded(holder.path)
+        kept = Path(kit or kept)
+        if not _whole(holder, settings.federation.rounds):
+            record.require_kit(kept, path)
         base = load_base(settings, say)
-        following = _following(holder, kit, order, say)
+        if checkpoint.latest(holder.checkpoints) is None:  # killed before it was written
+            _save_start(holder, settings, base)
+        following = _following(holder, kept, order, say)
         following.job = job
+        holder.write(folder.SILOS, record.text(kept, order, job))
+        with folder.mending(holder.path):
+            (holder.path / record.STOP).unlink(missing_ok=True)
         rows = folder.read_rows(holder.path)
-        following.rows = len(holder.reconcile(rows[-1]["round"])) if rows else 0
+        following.rows = _known(holder.reconcile(rows[-1]["round"])) if rows else 0
+        say(f"going on after round {max(0, following.rows - 1)} of {settings.federation.rounds}")
         return SilosRun(
             settings=settings,
             holder=holder,
@@ -234,29 +270,34 @@ def resume(path: str | Path, say: Say = print) -> SilosRun:
         )
 
 
-def under_way(path: str | Path) -> tuple[Path, str | None]:
-    """The administrator's kit that a run over silos goes on with, and its last job.
+def _whole(holder: RunFolder, until: int) -> bool:
+    """Whether the last round and its checkpoint are here, and the server has nothing more to tell."""
+    last = checkpoint.latest(holder.checkpoints)
+    rows = folder.read_rows(holder.path)
+    return last is not None and last.name == f"round-{until:05d}" and _known(rows) > until
 
-    Raises:
-        FolderError: the run in the folder is not over silos.
-    """
-    if not folder.is_over_silos(path):
-        raise FolderError(f"{path} holds no run over silos; name the folder of one")
-    kit, _, job = _recorded(Path(path))
-    return kit, job
+
+def _require_submitter(kit: kits.Kit) -> None:
+    if kit.role not in ("project_admin", "lead"):
+        raise SilosError(
+            f"{kit.name} is {kit.role} in the federation and may not submit a run; use the kit of a"
+            " project_admin or lead"
+        )
 
 
 def _sites(settings: RunSettings, kit: str | Path, say: Say) -> tuple[str, ...]:
-    if settings.federation.sites:
-        return tuple(sorted(settings.federation.sites))
     with session(kit) as server:
-        connected = tuple(server.connected())
-    if not connected:
+        connected = server.connected()
+    sites = sorted(set(settings.federation.sites)) or connected
+    missing = ", ".join(site for site in sites if site not in connected)
+    if not set(sites) & set(connected):
+        named = f"of federation.sites ({missing}) " if missing else ""
         raise FederationError(
-            "no site is connected; start `shepherd silos site` at the sites, or name them in federation.sites"
+            f"no site {named}is connected (connected: {', '.join(connected) or 'none'}); start"
+            " `shepherd silos site` at the sites, or mend federation.sites"
         )
-    say(f"sites: {', '.join(connected)}")
-    return connected
+    say(f"sites: {', '.join(sites)}" + (f" (not connected: {missing})" if missing else ""))
+    return tuple(sites)
 
 
 def _resolved(settings: RunSettings, base: bases.Base, sites: tuple[str, ...]) -> RunSettings:
@@ -283,24 +324,28 @@ def _following(holder: RunFolder, kit: Path, order: Order, say: Say) -> Followin
             raise CheckpointError(f"{holder.path} holds no checkpoint; start the run again in a new folder")
         return last
 
-    return Following(kit=kit, order=order, state=state, scratch=holder.path / "jobs", say=say)
-
-
-def _record(holder: RunFolder, following: Following) -> None:
-    kept = {"kit": str(following.kit.absolute()), "job": following.job}
-    holder.write(
-        folder.SILOS, json.dumps({**kept, "order": json.loads(following.order.text())}, indent=1) + "\n"
+    return Following(
+        kit=kit,
+        order=order,
+        state=state,
+        scratch=holder.path / "jobs",
+        say=say,
+        stopped=(holder.path / record.STOP).exists,
     )
 
 
-def _recorded(path: Path) -> tuple[Path, Order, str | None]:
-    from shepherd.federation.service import order
+def _save_start(holder: RunFolder, settings: RunSettings, base: bases.Base) -> None:
+    """The state before the first round; the run file alone decides its bits."""
+    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
+    adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
+    state = start(algorithm, transform, adapter)
+    checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)
 
-    try:
-        kept = json.loads((path / folder.SILOS).read_text(encoding="utf8"))
-        return Path(kept["kit"]), order(json.dumps(kept["order"])), kept["job"]
-    except (OSError, ValueError, KeyError) as error:
-        raise FolderError(f"{path / folder.SILOS} cannot be read ({error}); start the run again") from error
+
+def _known(rows: Sequence[Row]) -> int:
+    """Rows of a log that ends with these: it has one for each round, from 0 on."""
+    return int(rows[-1]["round"]) + 1 if rows else 0
 
 
 def _fetched(place: Path, pieces: Iterator[tuple[str, bytes]], keep: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,9 +35,15 @@ START = 90.0
 SILENCE = 20.0
 """Seconds without an answer after which a job that has begun is taken for dead."""
 AGAIN = 30.0
-"""Seconds between two jobs that begin for the sake of one and the same site."""
+"""Seconds between two jobs that begin for the sake of one and the same site; doubled while it stays out."""
+AGAIN_AT_MOST = 900.0
+PAUSE = 1.0
+"""Seconds before a server that is out of reach is tried again; doubled with each try."""
+PAUSE_AT_MOST = 30.0
 GRACE = 60.0
 """Seconds that a site may be gone before the round goes on without it; back by then, it is asked again."""
+WAITING = ("SUBMITTED", "APPROVED", "DISPATCHED")
+"""FLARE's words for a job that has yet to begin."""
 DEATHS = 12
 """Jobs in a row that may die without a finished round."""
 
@@ -52,7 +58,7 @@ class News:
     round: int = 0
     """Finished rounds at the server."""
     count: int = 0
-    """Rows in the server's log."""
+    """Rows in the server's log: rounds 0 to count - 1."""
     rows: Sequence[Row] = ()
     said: Sequence[str] = ()
     progress: Row | None = None
@@ -72,38 +78,79 @@ class Following:
     scratch: Path
     """A folder for job folders."""
     say: Callable[[str], None]
+    stopped: Callable[[], bool] = lambda: False
+    """Whether a person has ended the run."""
     rows: int = 0
     job: str | None = None
     """The last job that was submitted."""
+    again: bool = False
+    """Set by who reads the news and could not take what the last one offered: then it is told again."""
+    _mine: bool = False
+    """Whether the job is one that this object began."""
+    _over: bool = False
+    """Whether the job has to make room for another."""
     _said: int = 0
     _deaths: int = 0
     _restarted: dict[str, float] = field(default_factory=dict)
+    """When a job last began for the sake of a site."""
+    _pauses: dict[str, float] = field(default_factory=dict)
+    """Seconds until another may, while the site stays out."""
     _absent: dict[str, float] = field(default_factory=dict)
     """Sites that give the server no answer, and since when."""
 
-    def news(self) -> Iterator[News]:
+    def news(self) -> Generator[News, None, None]:
         """News until the run has ended; whoever reads on keeps it alive.
+
+        Who stops reading leaves the job to the server, which goes on with it.
 
         Raises:
             SilosError: the server refuses this kit or the job.
-            FederationError: jobs die again and again.
+            FederationError: jobs die again and again, or a person has stopped the run.
         """
-        pause, met = 1.0, False
+        pause, met, complaint = PAUSE, False, ""
         while True:
             try:
                 with session(self.kit) as server:
-                    pause, met = 1.0, True
-                    for news in self._one_job(server):
+                    met = True
+                    for news in self._jobs(server):
+                        pause, complaint = PAUSE, ""
                         yield news
-                        if news.outcome:
-                            return
-                self._died()
+                return
             except OutOfReach as error:
                 if not met:  # a wrong kit or a server that was never started: the person is there to see it
                     raise
-                self.say(f"{error}; trying again")
+                if str(error) != complaint:
+                    complaint = str(error)
+                    self.say(f"{complaint}; trying again")
+                self._require_wanted()
                 time.sleep(pause)
-                pause = min(30.0, 2 * pause)
+                pause = min(PAUSE_AT_MOST, 2 * pause)
+
+    def _jobs(self, server: Session) -> Iterator[News]:
+        """News of one job after the other, until one has an outcome that is taken."""
+        while True:
+            if self._over or self.job is None or not _lives(server, self.job):
+                yield self._begun(server)
+            assert self.job is not None
+            for news in self._told(server, self.job):
+                self.again = False
+                yield news
+                if news.outcome and not self.again:
+                    with suppress(OutOfReach):  # it would wait for us a while, and has nothing more to tell
+                        server.abort(self.job)
+                    return
+            self._over = True
+            self._died()
+
+    def _begun(self, server: Session) -> News:
+        """Submit a job. What is left of the last one must neither answer nor hold the run."""
+        self._require_wanted()
+        if self.job is not None:
+            _end(server, self.job)
+        self._await_sites(server)
+        self.job = server.submit(jobs.write(self.scratch, self.order, self.state()))
+        self._mine, self._over, self._said = True, False, 0
+        return News(job=self.job, restart=True, round=max(0, self.rows - 1), count=self.rows)
 
     def _died(self) -> None:
         self._deaths += 1
@@ -113,33 +160,30 @@ class Following:
                 " then resume the run"
             )
 
-    def _one_job(self, server: Session) -> Iterator[News]:
-        if self.job is None or self.job not in server.jobs():
-            self._await_sites(server)
-            self.job = server.submit(jobs.write(self.scratch, self.order, self.state()))
-        self._said = 0
-        try:
-            yield from self._told(server, self.job)
-        finally:
-            # ends what is left of it, so that it neither answers nor counts among the server's jobs
-            with suppress(OutOfReach):
-                server.abort(self.job)
+    def _require_wanted(self) -> None:
+        if self.stopped():
+            raise FederationError("the run was stopped by `shepherd silos stop`; resume it to go on")
 
     def _told(self, server: Session, job: str) -> Iterator[News]:
         """News of one job, until it runs no more or must make room for another."""
         heard = looked = round_began = time.monotonic()
         first = True
         while True:
+            if self.stopped():  # the job may be younger than the word to stop
+                _end(server, job)
+            self._require_wanted()
             told = self._asked(server, job)
             now = time.monotonic()
             if told is None:
                 if now - heard > (START if first else SILENCE) or _ended(server, job):
                     return
             elif told["opened"] or told["outcome"]:
+                if self._failed_before(told):
+                    return
                 heard = now
                 if told["rows"]:
                     self._deaths, round_began = 0, now
-                yield self._news(server, job, told, first)
+                yield self._news(server, job, told)
                 first = False
                 self._said += len(told["said"])
             missing = told is not None and len(told["present"]) < len(self.order.sites)
@@ -151,18 +195,23 @@ class Following:
                     return
             time.sleep(POLL)
 
+    def _failed_before(self, told: Row) -> bool:
+        """Whether a job found at the server had ended in an error, which may be mended by now."""
+        return not self._mine and "error" in (told["outcome"] or {})
+
     def _asked(self, server: Session, job: str) -> Row | None:
         try:
             return server.told(job, {"rows": self.rows, "said": self._said, "away": self._away()})
         except (JobGone, JobSilent):
             return None
 
-    def _news(self, server: Session, job: str, told: Mapping[str, Any], first: bool) -> News:
+    def _news(self, server: Session, job: str, told: Mapping[str, Any]) -> News:
+        # a job that ended before it had opened the run's log knows nothing of the rounds
+        known = (told["round"], told["count"]) if told["opened"] else (max(0, self.rows - 1), self.rows)
         return News(
             job=job,
-            restart=first,
-            round=told["round"],
-            count=told["count"],
+            round=known[0],
+            count=known[1],
             rows=told["rows"],
             said=told["said"],
             progress=told["progress"],
@@ -176,12 +225,14 @@ class Following:
         there = {site for site, jobs in working.items() if jobs is not None}
         gone = set(self.order.sites) - there
         self._absent = {site: self._absent.get(site, now) for site in gone}
-        back = [
-            site
-            for site in sorted(there & set(self.order.sites))
-            if job not in (working[site] or ()) and now - self._restarted.get(site, -AGAIN) >= AGAIN
-        ]
-        self._restarted.update(dict.fromkeys(back, now))
+        back = []
+        for site in sorted(there & set(self.order.sites)):
+            if job in (working[site] or ()):
+                self._pauses.pop(site, None)
+            elif now - self._restarted.get(site, -AGAIN_AT_MOST) >= self._pauses.get(site, AGAIN):
+                back.append(site)
+                self._restarted[site] = now
+                self._pauses[site] = min(AGAIN_AT_MOST, 2 * self._pauses.get(site, AGAIN / 2))
         return back
 
     def _away(self) -> list[str]:
@@ -190,16 +241,22 @@ class Following:
 
     def _await_sites(self, server: Session) -> None:
         ends = time.monotonic() + ASSEMBLY
-        told: set[str] = set()
-        while missing := set(self.order.sites) - set(server.connected()):
+        told = ""
+        while missing := set(self.order.sites) - (connected := set(server.connected())):
+            self._require_wanted()
             none_there = len(missing) == len(self.order.sites)
             if time.monotonic() > ends and not none_there:
-                self.say(f"beginning without {', '.join(sorted(missing))}")
+                self.say(f"beginning without {_listed(missing)}")
                 return
-            if missing != told:
-                self.say(f"waiting for {', '.join(sorted(missing))} to connect")
-                told = missing
+            line = f"waiting for {_listed(missing)} to connect; connected: {_listed(connected) or 'none'}"
+            if line != told:
+                self.say(line)
+                told = line
             time.sleep(1.0)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _final(outcome: Row | None) -> Row | None:
@@ -207,8 +264,28 @@ def _final(outcome: Row | None) -> Row | None:
     return None if outcome and outcome.get("kind") == "Stopped" else outcome
 
 
+def _lives(server: Session, job: str) -> bool:
+    # a record may say RUNNING for ever of a job that died with its server
+    return job in server.jobs() or _status(server, job) in WAITING
+
+
 def _ended(server: Session, job: str) -> bool:
-    return server.status(job).startswith("FINISHED")
+    return _status(server, job).startswith("FINISHED")
+
+
+def _status(server: Session, job: str) -> str:
+    try:
+        return server.status(job)
+    except JobGone:
+        return "FINISHED:FORGOTTEN"
+
+
+def _end(server: Session, job: str) -> None:
+    try:
+        server.abort(job)
+    except OutOfReach:  # also said of a job that does not run
+        if job in server.jobs():
+            raise
 
 
 def _pieces(server: Session, job: str, round: int) -> Iterator[tuple[str, bytes]]:
@@ -217,9 +294,9 @@ def _pieces(server: Session, job: str, round: int) -> Iterator[tuple[str, bytes]
         while offset < size:
             wanted = {"round": round, "file": name, "offset": offset}
             part = server.told(job, {"rows": 2**31, "said": 2**31, "state": wanted})["state"]
-            if part is None:
-                raise JobGone(f"the server has no checkpoint of round {round} any more; resume the run")
-            data = base64.b64decode(part["data"])
-            size = part["of"]
+            data = base64.b64decode(part["data"]) if part else b""
+            size = part["of"] if part else size
+            if not data and size:
+                raise FederationError(f"the server has no whole checkpoint of round {round}; resume the run")
             offset += len(data)
             yield name, data

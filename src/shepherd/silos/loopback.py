@@ -22,6 +22,8 @@ from shepherd.federation.nvflare.session import session
 from shepherd.model.digest import digest
 from shepherd.settings import RunSettings
 
+MOST = 20
+"""Sites on one machine: each is three processes, one with a base of its own."""
 READY = 60.0
 """Seconds in which all sites must have connected."""
 
@@ -102,9 +104,17 @@ def write_sites(
 
     Returns:
         Each site's name, and its site.toml.
+
+    Raises:
+        SilosError: more sites than one machine should run; nothing is written then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     division = prepare.divide(settings)
+    if len(division.clients) > MOST:
+        raise SilosError(
+            f"{len(division.clients)} clients would be as many sites on this machine, and at most {MOST} are"
+            " started; give split.clients=3"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     return {
         names(number): write_site(folder / names(number), division.of(places))
         for number, places in enumerate(division.clients.values(), 1)

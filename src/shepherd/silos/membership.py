@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from shepherd.errors import OutOfReach, SilosError
-from shepherd.federation.nvflare import provision
+from shepherd.federation.nvflare import kits, provision
+from shepherd.federation.nvflare.kits import Kit
 from shepherd.federation.nvflare.session import session
-from shepherd.silos import coordinate
+from shepherd.silos import record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ def remove(folder: str | Path, name: str, kit: str | Path | None = None) -> list
     Raises:
         SilosError: there is no such federation or site, or the kit may not do it.
     """
+    if kit is not None:
+        _require_may_remove(kits.read(kit, "admin"))  # a wrong one leaves everything as it is
     federation = provision.remove_site(folder, name)
     said = [f"{name} is removed from the federation in {folder}; its kit opens nothing any more"]
     with_kit = Path(kit) if kit is not None else _first_admin(Path(folder), federation)
@@ -60,24 +64,41 @@ def remove(folder: str | Path, name: str, kit: str | Path | None = None) -> list
     return [*said, "the running server has thrown it out; the runs that it was in go on without it"]
 
 
-def stop(folder: str | Path) -> str:
+def stop(folder: str | Path, kit: str | Path | None = None) -> str:
     """End the job of a run; what is finished is kept at the server and in the run folder.
+
+    Whoever follows the run stops too, and begins no other job.
 
     Returns:
         One sentence.
+
+    Raises:
+        FolderError: the folder holds no run over silos.
+        SilosError: the kit has moved, the server refuses it, or is out of reach.
     """
-    kit, job = coordinate.under_way(folder)
-    if job is None:
-        return f"the run in {folder} has no job at the server; go on with: shepherd resume {folder}"
-    with session(kit) as server:
-        server.abort(job)
-    return f"stopped; go on with: shepherd resume {folder}"
+    with_kit, job = record.under_way(folder, kit)
+    if record.is_finished(folder):
+        return f"the run in {folder} has ended already"
+    record.mark_stopped(folder)  # first: a job that only ended would be followed by another
+    if job is not None:
+        with session(with_kit) as server:
+            if job in server.jobs() or not server.status(job).startswith("FINISHED"):
+                server.abort(job)
+    return f"stopped; go on with: shepherd resume {shlex.quote(str(folder))}"
 
 
 def _doing(jobs: frozenset[str] | None) -> str:
     if jobs is None:
         return "registered, gives no answer"
     return f"works on {', '.join(sorted(jobs))}" if jobs else "waits for work"
+
+
+def _require_may_remove(kit: Kit) -> None:
+    if kit.role != "project_admin":
+        raise SilosError(
+            f"{kit.name} is {kit.role} in the federation and may not remove a site; use the kit of a"
+            " project_admin"
+        )
 
 
 def _first_admin(folder: Path, federation: provision.Federation) -> Path:
