@@ -345,6 +345,35 @@ def test_an_error_of_its_own_job_is_the_last_word(follow: Follow) -> None:
     assert [news.outcome for news in follow(server).news()][-1] == {"error": "quorum", "kind": "QuorumNotMet"}
 
 
+LACKED = {"error": "quorum", "kind": "QuorumNotMet"}
+
+
+def test_a_job_that_began_before_its_sites_were_there_is_begun_anew(follow: Follow) -> None:
+    """A server that was killed starts what it was given by itself, with whoever is there first."""
+    server = Server([[said(1, LACKED, present=("a",))], [said(3, DONE)]])
+    turns = iter(range(100))
+
+    def working(job: str) -> dict[str, frozenset[str] | None]:
+        here: dict[str, frozenset[str] | None] = {"a": frozenset({job})}
+        return {**here, "b": frozenset[str]()} if next(turns) > 3 else here  # b comes a little later
+
+    server.working_ = working
+    followed = follow(server)
+
+    assert followed.rounds() == [0, 1, 2]
+    assert followed.words == ["b came too late for the round: a new job asks it again"]
+
+
+def test_a_quorum_that_nobody_can_make_up_for_is_the_last_word(follow: Follow) -> None:
+    server = Server([[said(1, LACKED, present=("a",))]])
+    server.working_ = lambda job: {"a": frozenset({job})}
+    followed = follow(server)
+
+    assert followed.news()[-1].outcome == LACKED
+    assert server.submitted == ["job-0"]
+    assert followed.clock.now < 1000.0 + following.RETURN + 5
+
+
 def test_a_job_that_was_ended_from_outside_is_followed_by_another(follow: Follow) -> None:
     server = Server([[said(2, {"error": "stopped", "kind": "Stopped"}), GONE], [said(3, DONE)]])
     assert follow(server).rounds() == [0, 1, 2]

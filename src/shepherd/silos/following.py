@@ -44,6 +44,8 @@ GRACE = 60.0
 """Seconds that a site may be gone before the round goes on without it; back by then, it is asked again."""
 WAITING = ("SUBMITTED", "APPROVED", "DISPATCHED")
 """FLARE's words for a job that has yet to begin."""
+RETURN = 20.0
+"""Seconds in which a site may come that a round without quorum lacked, and the round is asked again."""
 DEATHS = 12
 """Jobs in a row that may die without a finished round."""
 
@@ -178,7 +180,7 @@ class Following:
                 if now - heard > (START if first else SILENCE) or _ended(server, job):
                     return
             elif told["opened"] or told["outcome"]:
-                if self._failed_before(told):
+                if self._failed_before(told) or self._began_too_early(server, job, told):
                     return
                 heard = now
                 if told["rows"]:
@@ -198,6 +200,18 @@ class Following:
     def _failed_before(self, told: Row) -> bool:
         """Whether a job found at the server had ended in an error, which may be mended by now."""
         return not self._mine and "error" in (told["outcome"] or {})
+
+    def _began_too_early(self, server: Session, job: str, told: Row) -> bool:
+        """Whether a job lacked a quorum for want of sites that are there now, or in a moment."""
+        lacking = (told["outcome"] or {}).get("kind") == "QuorumNotMet"
+        if not lacking or set(self.order.sites) <= set(told["present"]):
+            return False
+        ends = time.monotonic() + RETURN
+        while not (back := self._idle(server.working(), job)) and time.monotonic() < ends:
+            time.sleep(1.0)
+        if back:
+            self.say(f"{_listed(back)} came too late for the round: a new job asks it again")
+        return bool(back)
 
     def _asked(self, server: Session, job: str) -> Row | None:
         try:
@@ -222,18 +236,22 @@ class Following:
     def _back(self, working: Mapping[str, frozenset[str] | None], job: str) -> list[str]:
         """The run's sites that answer the server and do not work on its job; and note those that are gone."""
         now = time.monotonic()
-        there = {site for site, jobs in working.items() if jobs is not None}
-        gone = set(self.order.sites) - there
+        gone = {site for site in self.order.sites if working.get(site) is None}
         self._absent = {site: self._absent.get(site, now) for site in gone}
-        back = []
-        for site in sorted(there & set(self.order.sites)):
-            if job in (working[site] or ()):
+        idle, back = self._idle(working, job), []
+        for site in sorted(set(self.order.sites) - gone):
+            if site not in idle:
                 self._pauses.pop(site, None)
             elif now - self._restarted.get(site, -AGAIN_AT_MOST) >= self._pauses.get(site, AGAIN):
                 back.append(site)
                 self._restarted[site] = now
                 self._pauses[site] = min(AGAIN_AT_MOST, 2 * self._pauses.get(site, AGAIN / 2))
         return back
+
+    def _idle(self, working: Mapping[str, frozenset[str] | None], job: str) -> list[str]:
+        """The run's sites that answer the server and do not work on its job."""
+        answering = {site: jobs for site, jobs in working.items() if jobs is not None}
+        return [site for site in sorted(self.order.sites) if job not in answering.get(site, {job})]
 
     def _away(self) -> list[str]:
         now = time.monotonic()
@@ -244,8 +262,8 @@ class Following:
         told = ""
         while missing := set(self.order.sites) - (connected := set(server.connected())):
             self._require_wanted()
-            none_there = len(missing) == len(self.order.sites)
-            if time.monotonic() > ends and not none_there:
+            enough = len(self.order.sites) - len(missing) >= jobs.quorum(self.order)
+            if time.monotonic() > ends and enough:
                 self.say(f"beginning without {_listed(missing)}")
                 return
             line = f"waiting for {_listed(missing)} to connect; connected: {_listed(connected) or 'none'}"

@@ -11,6 +11,7 @@ NAME/
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 
 from shepherd.federation.service import Order
 from shepherd.folder import mending, write_atomic
+from shepherd.select import share_of
+from shepherd.settings import FederationTable
 
 CONTROLLER = "shepherd.federation.nvflare.controller.Rounds"
 EXECUTOR = "shepherd.federation.nvflare.executor.Door"
@@ -41,7 +44,7 @@ def write(folder: Path, order: Order, state: Path) -> Path:
         brought.mkdir(parents=True)
         (job / "site" / "config").mkdir(parents=True)
         shutil.copytree(state, brought / state.name)
-    _json(job / "meta.json", _meta(order.run, order.sites))
+    _json(job / "meta.json", _meta(order.run, order.sites, quorum(order)))
     for kind in ("server", "site"):
         name, table = configuration(kind)
         _json(job / kind / "config" / name, table)
@@ -56,14 +59,20 @@ def configuration(kind: str) -> tuple[str, dict[str, Any]]:
     return "config_fed_client.json", _site()
 
 
-def _meta(run: str, sites: Sequence[str]) -> dict[str, Any]:
-    # min_clients 1: who has to answer is our quorum's to say, round by round
+def _meta(run: str, sites: Sequence[str], quorum: int) -> dict[str, Any]:
+    # fewer sites could finish no round, and a server that was killed schedules what it was given by itself
     return {
         "name": f"shepherd-{run}",
         "resource_spec": {},
-        "min_clients": 1,
+        "min_clients": quorum,
         "deploy_map": {"server": ["server"], "site": list(sites)},
     }
+
+
+def quorum(order: Order) -> int:
+    """Sites that a round needs at least."""
+    table = FederationTable.model_validate(order.settings.get("federation", {}))
+    return max(1, math.ceil(table.quorum * share_of(len(order.sites), table.share) - 1e-9))
 
 
 def _server() -> dict[str, Any]:
