@@ -124,6 +124,7 @@ class Silos:
                 if arrived is None:
                     break
                 came[arrived[0]] = arrived[1]
+                del arrived  # else the last answer would wait here as well
             # popped, so that no more than the answers that wait for their turn are held
             yield self._read(site, came.pop(site, None), site in present, request)
 

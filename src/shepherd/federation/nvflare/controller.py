@@ -17,7 +17,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from shepherd.errors import FederationError, ShepherdError, WireError
-from shepherd.federation import service
+from shepherd.federation import heap, service
 from shepherd.federation.nvflare import message
 from shepherd.federation.nvflare.job import BROUGHT, ORDER, TASK
 from shepherd.federation.service import Service
@@ -72,6 +72,7 @@ class Rounds(ModelController):  # type: ignore[misc]
 
     def ask(self, message_: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
         """Send to the sites; yield answers as they come; see `shepherd.federation.asking.Post`."""
+        heap.give_back()
         inbox: queue.Queue[FLModel] = queue.Queue()
         self.send_model(
             task_name=TASK,
@@ -88,7 +89,9 @@ class Rounds(ModelController):  # type: ignore[misc]
             came = self._next(inbox, ends)
             if came is not None and (site := came.meta["client_name"]) in waiting:
                 waiting.discard(site)
-                yield site, _bytes(came)
+                answer, came = _bytes(came), None  # whose arrays would wait here as well
+                yield site, answer
+                del answer
             elif came is None and over:
                 break
             else:
