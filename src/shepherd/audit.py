@@ -74,12 +74,15 @@ class Gap:
     def add(self, update: Update) -> None:
         """Count one update with its weight."""
         self._weight += update.weight
-        delta = {name: tensor.astype(np.float64) for name, tensor in update.delta.items()}
-        for pair in pairs(delta):
-            product = delta[pair.b] @ self._sketched(delta[pair.a])
-            _accumulate(self._products, pair, update.weight * product)
-        for name, change in delta.items():
-            _accumulate(self._changes, name, update.weight * change)
+        delta = update.delta
+        for pair in pairs(delta):  # one at a time: all of them in float64 would be two more updates
+            product = _exact(delta[pair.b]) @ self._sketched(_exact(delta[pair.a]))
+            product *= update.weight
+            _accumulate(self._products, pair, product)
+        for name in delta:
+            change = _exact(delta[name])
+            change *= update.weight
+            _accumulate(self._changes, name, change)
 
     def value(self) -> float:
         """The relative gap in [0, inf]: 0 where nothing was learned, or only one factor moved.
@@ -109,6 +112,10 @@ class Gap:
 
     def _sketched(self, a: Matrix) -> Matrix:
         return a if self._omega is None else a @ self._omega[a.shape[1]]  # (r, columns)
+
+
+def _exact(tensor: NDArray[np.float32]) -> Matrix:
+    return tensor.astype(np.float64)
 
 
 def _accumulate(sums: dict[K, Matrix], key: K, term: Matrix) -> None:
