@@ -18,13 +18,14 @@ from transformers.utils import logging as transformers_logging
 
 from shepherd.core import Adapter
 from shepherd.errors import BaseError, ShepherdError
-from shepherd.model import layout, lora
+from shepherd.model import last, layout, lora
 from shepherd.model.attention import PACKED
 from shepherd.settings import AdapterTable, ModelTable
 
 FINGERPRINT_VALUES = 64  # of each tensor
 PROBED = (0, 0, 1)  # whose the examples are that a base is proven on
 SHARED = 4  # tokens that the first two of them begin with
+READ = slice(1, None, 2)  # the places whose states are read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ def load(model: ModelTable, adapter: AdapterTable, name: str = "") -> Base:
     network.requires_grad_(False).eval()
     fingerprint = fingerprint_of(network)
     sites = lora.attach(network, adapter)
+    last.read_only_there(network)
     base = Base(
         model=network,
         tokenizer=tokenizer,
@@ -266,7 +268,7 @@ def prove(base: Base) -> None:
             f"base {base.name} ({base.model.config.model_type}) cannot be trained packed"
             f" ({type(error).__name__}: {_first_line(error)}); use another architecture"
         ) from error
-    expected = torch.cat([apart[0], apart[1][SHARED:], apart[2]])
+    expected = torch.cat([apart[0], apart[1][SHARED:], apart[2]])[READ]
     error_share = float((together - expected).norm() / expected.norm())
     allowed = 1e-3 if base.dtype == torch.float32 else 5e-2
     if not error_share <= allowed:
@@ -296,7 +298,7 @@ def _alone(base: Base, ids: Tensor, adapter: Adapter) -> Tensor:
 
 
 def _packed(base: Base, examples: Sequence[Tensor], adapters: Sequence[Adapter]) -> Tensor:
-    """The first example's logits, the second's after the opening that both share, and the third's."""
+    """Every second of: the first example's logits, the second's after the shared opening, the third's."""
     first, second, third = examples
     stretches, after = [first[:SHARED], first[SHARED:], second[SHARED:], third], [-1, 0, 0, -1]
     lengths = [len(ids) for ids in stretches]
@@ -307,9 +309,10 @@ def _packed(base: Base, examples: Sequence[Tensor], adapters: Sequence[Adapter])
         layout.Segment(adapter=0, start=0, stop=border),
         layout.Segment(adapter=1, start=border, stop=end),
     ]
-    plan = layout.packed(lengths, segments, base.device, after=after)
+    read = torch.arange(end, device=base.device)[READ].contiguous()
+    plan = layout.packed(lengths, segments, base.device, after=after, read=read)
     positions = torch.from_numpy(layout.positions(lengths, after)).to(base.device)
     with layout.running(plan), attending(base, PACKED):
-        scores = logits(base, hidden_states(base, torch.cat(stretches), positions)).float()
+        scores = logits(base, hidden_states(base, torch.cat(stretches), positions)[read]).float()
         scores.square().mean().backward()
     return scores.detach()

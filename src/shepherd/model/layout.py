@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -68,6 +68,8 @@ class Layout:
     training: bool = False
     padding: Padding | None = None
     """For packed attention; None where the model's own attention runs."""
+    read: Tensor | None = None
+    """The places whose last states are read, ascending; None for all."""
 
 
 _current: ContextVar[Layout | None] = ContextVar("layout", default=None)
@@ -103,6 +105,7 @@ def packed(
     device: torch.device,
     *,
     after: Sequence[int] | None = None,
+    read: Tensor | None = None,
     training: bool = False,
 ) -> Layout:
     """The layout of a line whose stretches have these lengths, in order.
@@ -115,6 +118,24 @@ def packed(
         places=int(sizes.sum()),
         training=training,
         padding=_padding(sizes, _after(after, len(sizes)), device),
+        read=read,
+    )
+
+
+def narrowed(layout: Layout) -> Layout:
+    """The layout of the places that are read alone, for what treats each token for itself."""
+    assert layout.read is not None
+    borders = torch.tensor([[s.start, s.stop] for s in layout.segments], device=layout.read.device)
+    found = torch.searchsorted(layout.read, borders).tolist()
+    return replace(
+        layout,
+        segments=tuple(
+            replace(segment, start=start, stop=stop)
+            for segment, (start, stop) in zip(layout.segments, found, strict=True)
+        ),
+        places=len(layout.read),
+        padding=None,
+        read=None,
     )
 
 

@@ -64,16 +64,19 @@ def line_of(
         stop = start + sum(map(len, cut))
         segments.append(layout.Segment(adapter=row.client, start=start, stop=stop, dropout_seed=row.seed))
         start = stop
+    read = np.concatenate(spots)
     lengths, counts = [len(ids) for ids in stretches], [len(found) for found in spots]
     clients = np.repeat([row.client for row in rows], [len(row.examples) for row in rows])
     return Line(
         ids=_tensor(np.concatenate(stretches), device),
         positions=_tensor(layout.positions(lengths, after), device),
-        places=_tensor(np.concatenate(spots), device),
+        places=_tensor(read, device),
         targets=_tensor(np.concatenate(targets), device),
         owners=_tensor(np.repeat(clients, counts), device),
         examples=np.repeat(np.arange(len(counts)), counts),
-        layout=layout.packed(lengths, segments, device, after=after, training=training),
+        layout=layout.packed(
+            lengths, segments, device, after=after, read=_tensor(np.unique(read), device), training=training
+        ),
     )
 
 

@@ -1,0 +1,35 @@
+"""The last layer's feed-forward only at the places whose states are read.
+
+Attention is the only part of a decoder that carries anything from one token to another, so what the last
+feed-forward makes of a token that predicts nothing is never seen. In tuning that is most of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from shepherd.model.layout import current, narrowed, running
+
+
+def read_only_there(network: nn.Module) -> None:
+    """Have the last layer's `mlp`, where the architecture has one, leave out places that nobody reads."""
+    blocks = [
+        m for m in network.modules() if isinstance(m, nn.ModuleList) and len(m) and hasattr(m[-1], "mlp")
+    ]
+    if len(blocks) == 1:
+        mlp: Any = blocks[0][-1].mlp
+        mlp.forward = partial(_there, mlp.forward)
+
+
+def _there(forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    """(1, N, width) -> (1, N, width), zero at places that nobody reads."""
+    layout = current()
+    if layout is None or layout.read is None:
+        return forward(hidden)
+    with running(narrowed(layout)):
+        found = forward(hidden.index_select(1, layout.read))
+    return found.new_zeros(hidden.shape).index_copy(1, layout.read, found)

@@ -1,0 +1,58 @@
+"""The last feed-forward sees the places that are read, and no pass notices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shepherd.errors import BaseError
+from shepherd.model import layout, lora
+from shepherd.model.attention import PACKED
+from shepherd.model.base import Base, attending, hidden_states
+from tests.model import bases
+
+READ = torch.tensor([2, 5, 6, 11])
+
+
+def states(base: Base, read: torch.Tensor | None) -> torch.Tensor:
+    """Of a line of two clients' examples, 5 and 7 tokens long."""
+    lora.hang(
+        base.model, base.sites, lora.stacked([bases.random_adapter(base, k) for k in (1, 2)], base.device)
+    )
+    segments = [layout.Segment(adapter=k, start=5 * k, stop=5 + 7 * k) for k in range(2)]
+    plan = layout.packed([5, 7], segments, base.device, read=read)
+    positions = torch.from_numpy(layout.positions([5, 7]))
+    with torch.no_grad(), layout.running(plan), attending(base, PACKED):
+        return hidden_states(base, torch.arange(4, 16), positions)
+
+
+@pytest.mark.parametrize("name", bases.CONFIGS)
+def test_what_is_read_is_the_same_and_the_rest_is_left_out(name, tmp_path) -> None:
+    base = bases.load(bases.save(bases.CONFIGS[name], tmp_path))
+    whole, some = states(base, None), states(base, READ)
+    torch.testing.assert_close(some[READ], whole[READ], rtol=1e-5, atol=1e-5)
+    others = np.setdiff1d(np.arange(12), READ)
+    assert ((some[others] - whole[others]).abs().amax(1) > 1e-3).all()
+
+
+def test_segments_are_narrowed_to_the_places_that_are_read() -> None:
+    segments = [layout.Segment(adapter=k, start=5 * k, stop=5 * k + 5, dropout_seed=k) for k in range(3)]
+    plan = layout.narrowed(
+        layout.packed([15], segments, READ.device, read=torch.tensor([2, 4, 11]), training=True)
+    )
+    assert [(s.adapter, s.start, s.stop, s.dropout_seed) for s in plan.segments] == [
+        (0, 0, 2, 0),
+        (1, 2, 2, 1),
+        (2, 2, 3, 2),
+    ]
+    assert (plan.places, plan.training, plan.read) == (3, True, None)
+
+
+def test_a_feed_forward_that_looks_at_other_tokens_is_noticed(tmp_path, monkeypatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    honest = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: honest(self, x + x.cumsum(-2)))
+    with pytest.raises(BaseError, match="other logits when examples are packed"):
+        bases.load(bases.save(bases.CONFIGS["llama"], tmp_path))
