@@ -113,9 +113,15 @@ def _even(clients: int, workers: int, most: int) -> int:
     5
     >>> _even(5, 1, 10)
     5
+    >>> _even(6, 2, 2)
+    1
     """
     turns = math.ceil(clients / (workers * most))
-    return math.ceil(clients / (workers * turns))
+    while True:
+        size = math.ceil(clients / (workers * turns))
+        if size == 1 or math.ceil(clients / size) == workers * turns:
+            return size
+        turns += 1
 
 
 def parameters(base: Base) -> int:

@@ -26,7 +26,7 @@ from shepherd.model.line import Row, line_of
 from shepherd.model.loss import weighted_loss
 from shepherd.settings import TuningTable
 
-MICRO_BATCH = {"cpu": 2048, "cuda": 16384}  # tokens; measured in docs/benchmarks.md
+MICRO_BATCH = {"cpu": 4096, "cuda": 16384}  # tokens; measured in docs/benchmarks.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
