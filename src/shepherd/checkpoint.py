@@ -69,11 +69,11 @@ def adopt(unfinished: Path, place: Path, *, keep: int) -> Path:
     """Make a checkpoint that was copied from elsewhere one of this folder's, if it is whole.
 
     Raises:
-        CheckpointError: it is cut or changed; nothing of it is kept.
+        CheckpointError: it is cut or changed, or another round's; nothing of it is kept.
         FolderError: the disk is full or the folder cannot be written.
     """
     try:
-        load(unfinished)
+        _require_whole(unfinished, place)
         with _or_say(f"checkpoint {place} cannot be written"):
             for name in FILES:
                 with open(unfinished / name, "rb") as file:
@@ -86,6 +86,17 @@ def adopt(unfinished: Path, place: Path, *, keep: int) -> Path:
     with _or_say(f"checkpoints before {place} cannot be deleted"):
         _delete_before(place, keep)
     return place
+
+
+def _require_whole(unfinished: Path, place: Path) -> None:
+    try:
+        whole = f"round-{load(unfinished).state.round:05d}" == place.name
+    except Exception as error:  # sums that fit can stand over anything
+        raise CheckpointError(
+            f"the copy of {place.name} is cut or changed; resume to take another"
+        ) from error
+    if not whole:
+        raise CheckpointError(f"the copy of {place.name} holds another round; resume to take another")
 
 
 def latest(folder: Path) -> Path | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.federation.posts import Letters
 
 from shepherd.errors import OutOfReach
+from shepherd.federation import service, wire
 from shepherd.federation.nvflare.session import JobGone, JobSilent
-from shepherd.silos import following
+from shepherd.federation.service import Service
+from shepherd.silos import coordinate, following, membership
 
 Row = dict[str, Any]
 Step = Row | Exception | Callable[["Server"], Row]
@@ -133,4 +137,108 @@ def replaced(monkeypatch: pytest.MonkeyPatch, server: Server) -> Clock:
     clock = Clock()
     monkeypatch.setattr(following, "session", lambda kit: _session(server))
     monkeypatch.setattr(following, "time", clock)
+    return clock
+
+
+@dataclass
+class Hosted:
+    """A server that goes through a job's rounds as it is given the job, with sites that are functions."""
+
+    home: Path
+    post: Letters
+    dies: list[int] = field(default_factory=list)
+    """Rounds before which the next jobs die."""
+    connected_: list[str] = field(default_factory=lambda: list(SITES))
+    served: dict[str, Service] = field(default_factory=dict)
+    running: set[str] = field(default_factory=set)
+    aborted: list[str] = field(default_factory=list)
+    asked: list[Row] = field(default_factory=list)
+    heard: set[str] = field(default_factory=set)
+    fetching: list[Exception | Row] = field(default_factory=list)
+    """What comes in place of the next pieces of a checkpoint."""
+    logins: int = 0
+
+    def connected(self) -> list[str]:
+        return self.connected_
+
+    def working(self) -> dict[str, frozenset[str] | None]:
+        return dict.fromkeys(SITES, frozenset(self.served))
+
+    def jobs(self) -> dict[str, str]:
+        return dict.fromkeys(self.running, "server")
+
+    def submit(self, folder: Path) -> str:
+        job = f"job-{len(self.served)}"
+        brought = folder / "server" / "config" / "shepherd"
+        order = service.order((brought / "order.json").read_text())
+        (given,) = brought.glob("round-*")
+        post = Mortal(self.post, self.dies.pop(0) if self.dies else None)
+        kept = self.home / f"given-{job}"
+        shutil.copytree(given, kept / given.name)
+        served = self.served[job] = Service(order, self.home / order.run, kept / given.name, post)
+        self.running.add(job)
+        with suppress(Killed):
+            served.run()
+        return job
+
+    def status(self, job: str) -> str:
+        return "RUNNING" if job in self.running else "FINISHED:ABORTED"
+
+    def abort(self, job: str) -> None:
+        self.aborted.append(job)
+        self.running.discard(job)
+
+    def told(self, job: str, asked: Row) -> Row:
+        self.asked.append(asked)
+        if asked.get("state") and self.fetching:
+            step = self.fetching.pop(0)
+            if isinstance(step, Exception):
+                raise step
+            return {"state": step}
+        answer = self.served[job].told(asked)
+        told = bool(answer["rows"] or answer["outcome"] or asked.get("state") or job not in self.heard)
+        self.heard.add(job)
+        if job not in self.running or not told:
+            self.running.discard(job)  # it died
+            raise GONE
+        return {**answer, "present": list(SITES)}
+
+
+class Killed(Exception):
+    """The process of a job is gone."""
+
+
+@dataclass
+class Mortal:
+    """A post whose process dies as it is asked to carry a certain round."""
+
+    post: Letters
+    dies: int | None
+
+    def present(self) -> Sequence[str]:
+        return self.post.present()
+
+    def ask(self, message: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
+        request = wire.decode_request(message)
+        if request.kind == "train" and request.round == self.dies:
+            raise Killed
+        return self.post.ask(message, sites, seconds)
+
+    def late(self) -> int:
+        return self.post.late()
+
+
+def hosted(monkeypatch: pytest.MonkeyPatch, server: Hosted) -> Clock:
+    """Have the coordinator talk to it, in time that passes only by sleeping."""
+
+    @contextmanager
+    def session(kit: Path) -> Iterator[Hosted]:
+        server.logins += 1
+        yield server
+
+    clock = Clock()
+    for module in (following, coordinate, membership):
+        monkeypatch.setattr(module, "session", session)
+    for module in (following, coordinate):
+        monkeypatch.setattr(module, "time", clock)
     return clock

@@ -61,7 +61,7 @@ class SilosRun:
     say: Say
     progress: Callable[[Progress], None] | None = None
     closed: bool = False
-    _mirrored: float = field(default_factory=time.monotonic)
+    _mirrored: float = field(default_factory=lambda: time.monotonic())
     _loaded: tuple[Path, ServerState] | None = None
 
     @property
@@ -90,10 +90,11 @@ class SilosRun:
         with closing(self.following.news()) as told:
             for news in told:
                 self._remember(news)
-                for row in self._taken(news):
-                    self.trackers.log(row)
-                    if row["round"]:
-                        yield self._state(), row
+                self._gone_back(news)
+                for row in news.rows:
+                    taken = self._taken(row)
+                    if taken["round"]:
+                        yield self._state(), taken
                 self._show(news)
                 self._copy(news)
                 outcome = news.outcome
@@ -139,23 +140,21 @@ class SilosRun:
             return []
         return division.of(division.held.heldout.tolist())
 
-    def _taken(self, news: News) -> list[Row]:
-        """New rows, logged; where the server had to go back, the log here goes back with it."""
+    def _gone_back(self, news: News) -> None:
+        """Where the server had to go back, the log here goes back with it."""
         if 0 < news.count < self.following.rows:
             self.say(f"the server goes on after round {news.round}: it has lost what came after")
             self.following.rows = _known(self.holder.reconcile(news.round))
-            return []
-        rows = [self._completed(row) for row in news.rows]
-        for row in rows:
-            self.holder.append(row)
-        self.following.rows = max(self.following.rows, _known(rows))
-        return rows
 
-    def _completed(self, row: Row) -> Row:
-        if not row["round"]:
-            return row
+    def _taken(self, row: Row) -> Row:
+        """A new row, logged: whoever stops between two goes on with the second."""
         table, federation = self.settings.tuning, self.settings.federation
-        return {**row, "learning_rate": stack.round_rate(table, row["round"] - 1, federation.rounds)}
+        if row["round"]:
+            row = {**row, "learning_rate": stack.round_rate(table, row["round"] - 1, federation.rounds)}
+        self.holder.append(row)
+        self.following.rows = row["round"] + 1
+        self.trackers.log(row)
+        return row
 
     def _show(self, news: News) -> None:
         for line in news.said:
