@@ -5,9 +5,10 @@ steps, the same AdamW. Each lives in a process of its own, so that neither's mem
 help or hinder another, and they take turns (a, b, c, a, b, c, ...). Tokenising is outside the clock.
 Sides: `engine`; `recipe`, base in float32; `recipe bf16`, base in bfloat16 and bf16=True.
 
-Tokens are the examples' own, never padding. The share of the peak is the useful work (its formula is in
-benchmarks/flops.py) by the best matrix product that this machine did in that dtype, in the same run. The
-sides must agree: in the loss while tuning, and in the held-out loss of the mean adapter they end with.
+Tokens are the examples' own, never padding; an opening that several examples share counts in each. The share
+of the peak is the useful work (each example's own, by the formula in benchmarks/flops.py) by the best matrix
+product that this machine did in that dtype, in the same run. The sides must agree: in the loss while tuning,
+and in the held-out loss of the mean adapter they end with.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from benchmarks.sides import Make, sides
 from benchmarks.work import Measured, Work
 from shepherd import prepare
 from shepherd.core import Adapter, seed_for
+from shepherd.data.openings import groups
+from shepherd.data.pack import pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import SettingsError
 from shepherd.evaluate.loss import spread
@@ -176,6 +179,18 @@ def _amounts(work: Work) -> tuple[Any, int]:
     return np.concatenate(work.lengths()), sum(sum(work.trained(name)) for name in work.clients)
 
 
+def shared(work: Work, micro_batch: int) -> float:
+    """The share of the tokens that the engine need not compute: openings that examples of a row share."""
+    saved = 0
+    for name, data in work.clients.items():
+        for step in work.steps(name):
+            for members in pack(data.lengths[step].tolist(), micro_batch):
+                saved += sum(
+                    group.saved for group in groups([data.example(int(step[i]))[0] for i in members])
+                )
+    return saved / work.tokens
+
+
 def _figures(
     work: Work,
     turns: Mapping[str, Sequence[Measured]],
@@ -214,6 +229,7 @@ def _figures(
             "batch": tuning.batch_size,
             **amounts,
             "padding": 1 - amounts["tokens"] / padded,
+            "shared": shared(work, turns[ENGINE][0].micro_batch_tokens or work.tokens),
             "useful_flops": useful,
         },
         "heldout_loss_before": losses["start"],
@@ -290,6 +306,7 @@ def _speeds(figures: Figures) -> Table:
     notes = (
         f"{work['examples']} examples, {work['tokens']:,} tokens, {work['trained_tokens']:,} trained;"
         f" padding is {work['padding']:.0%} of the recipe's batches",
+        f"{work['shared']:.1%} of the tokens stand in openings that the engine computes once",
         f"measured matrix-product peak: {peaks}",
         f"against the usual recipe {figures['ratios']['recipe']['of_medians']:.1f} times as fast,"
         f" against the better one {best:.1f} times",
