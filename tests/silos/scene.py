@@ -81,10 +81,17 @@ class Scene:
         """How often the server has taken the site in."""
         return len(re.findall(rf"New client {site}@|Re-activate the client: {site}\b", self.log("server")))
 
-    def log(self, who: str) -> str:
-        """All that the server or a site has written down, and its processes with it."""
+    def log(self, who: str, seen: Mapping[str, int] = {}) -> str:
+        """What the server or a site has written down, and its processes with it, since `seen`."""
+        return "".join(text[seen.get(name, 0) :] for name, text in self._logs(who).items())
+
+    def seen(self, who: str) -> Mapping[str, int]:
+        """How much of each log there is by now."""
+        return {name: len(text) for name, text in self._logs(who).items()}
+
+    def _logs(self, who: str) -> Mapping[str, str]:
         home = self.server / "shepherd" if who == "server" else self.home(who)
-        return "".join(_text(home / f"{name}.log") for name in ("supervisor", "flare", "trainer"))
+        return {name: _text(home / f"{name}.log") for name in ("supervisor", "flare", "trainer")}
 
     def restart_server(self) -> None:
         """Kill FLARE's server; it is started again, and its sites come back."""

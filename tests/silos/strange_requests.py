@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any
 
 from tests.silos import scene as scenes
 from tests.silos.scene import Scene, strict
-from tests.silos.strangers import Tried, bare, tried
+from tests.silos.strangers import Tried, bare, matching, tried
 
 from shepherd import folder, world
 from shepherd.core import Broadcast, Failure, seed_for
@@ -74,7 +73,7 @@ def outside_policy(
     """
 
     def case(scene: Scene, tries: int) -> Tried:
-        before, seen = scene.granted("site-1", "train"), len(scene.log("site-1"))
+        before, seen = scene.granted("site-1", "train"), scene.seen("site-1")
         tables = {"federation": {}, **given(tries)}
         federation = {"rounds": tries, "sites": sites, **tables["federation"]}
         output = scene.scratch / "runs" / rule
@@ -91,7 +90,7 @@ def outside_policy(
         reasons = [row["failures"].get("site-1", "") for row in rows]
         refused = [why for why in reasons if f"policy {rule} = " in why]
         audited = [e for e in scene.audited("site-1") if e.rule == rule and e.kind == "train"]
-        lines = re.findall(rf".*train: refused: policy {rule} = .*", scene.log("site-1")[seen:])
+        lines = matching(scene, "site-1", seen, f"train: refused: policy {rule} = ")
         return Tried(
             case=f"a request outside the policy: {rule}",
             tries=len(rows),

@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,10 +52,10 @@ def tried(scene: Scene, case: str, tries: int, attempt: Attempt, line: str, end:
     """
     let_in, lines, other = 0, [], ""
     for _ in range(tries):
-        seen, before = len(scene.log(end)), evidence(scene)
+        seen, before = scene.seen(end), evidence(scene)
         answered, other = attempt()
-        until(lambda seen=seen: re.search(line, scene.log(end)[seen:]), 10.0)  # type: ignore[misc]
-        lines += [each for each in scene.log(end)[seen:].splitlines() if re.search(line, each)][:1]
+        until(lambda seen=seen: matching(scene, end, seen, line), 10.0)  # type: ignore[misc]
+        lines += matching(scene, end, seen, line)[:1]
         let_in += answered or evidence(scene) != before
     said = bare(lines[-1]) if len(lines) >= tries else ""
     return Tried(case=case, tries=tries, let_in=let_in, server=said, other=bare(other))
@@ -65,6 +65,11 @@ def evidence(scene: Scene) -> tuple[object, ...]:
     """What changes when somebody gets in."""
     markers = sorted(path.name for path in scene.markers.iterdir())
     return markers, [scene.granted(site) for site in scene.made.sites]
+
+
+def matching(scene: Scene, end: str, seen: Mapping[str, int], line: str) -> list[str]:
+    """The lines in the log of an end, since `seen`, that a regular expression finds."""
+    return [each for each in scene.log(end, seen).splitlines() if re.search(line, each)]
 
 
 def bare(line: str) -> str:
@@ -118,9 +123,9 @@ def another_site(scene: Scene, tries: int) -> Tried:
     folder = copied(scene.made.kit("site-2"), scene.scratch / "claim")
     kit = replace(kits.read(folder, "site"), name="site-1")
     line = r"authenticated as 'site-2' but claimed endpoint 'site-1'"
-    seen, before = len(scene.log("server")), scene.registered("site-1")
+    seen, before = scene.seen("server"), scene.registered("site-1")
     warned: list[str] = []
-    while len(found := _matching(scene, seen, line)) < tries:
+    while len(found := matching(scene, "server", seen, line)) < tries:
         warned += _kept_until_warned(kit)
     return Tried(
         case="a certificate of another site",
@@ -161,10 +166,10 @@ def site_as_administrator(scene: Scene, tries: int) -> Tried:
 
 def removed_while_running(scene: Scene, tries: int) -> Tried:
     """`shepherd silos remove-site`; its own client tries again by itself, and more tries are made for it."""
-    before, seen = scene.registered("site-3"), len(scene.log("server"))
+    before, seen = scene.registered("site-3"), scene.seen("server")
     command("remove-site", str(scene.made.folder), "site-3", "--kit", str(scene.admin("admin")))
     line = r"(refused|cut) a TLS connection.* site-3 was removed"
-    cut = until(lambda: len(_matching(scene, seen, line)) >= 2, 60)
+    cut = until(lambda: len(matching(scene, "server", seen, line)) >= 2, 60)
     reached = _reaching(kits.read(scene.made.kit("site-3"), "site"))
     result = tried(scene, "a removed site, while it runs", tries, reached, line)
     refusal = r"refuses the certificate of site-3.*"
@@ -242,7 +247,3 @@ def _reaching(kit: Kit) -> Attempt:
         return True, ""
 
     return attempt
-
-
-def _matching(scene: Scene, seen: int, line: str) -> list[str]:
-    return [each for each in scene.log("server")[seen:].splitlines() if re.search(line, each)]

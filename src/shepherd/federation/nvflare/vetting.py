@@ -19,6 +19,7 @@ from nvflare.fuel.sec.authz import AuthorizationService, AuthzContext
 from nvflare.lighter.tool_consts import NVFLARE_SIG_FILE, NVFLARE_SUBMITTER_CRT_FILE
 
 from shepherd import checkpoint
+from shepherd.federation import wire
 from shepherd.federation.nvflare import job
 
 _log = logging.getLogger("shepherd.door")
@@ -39,7 +40,10 @@ class OurJob(AppValidator):  # type: ignore[misc]
         fault = next(faults(Path(app_folder), self.kind), None)
         if fault is None:
             return "", {}
-        sentence = f"not a run of shepherd-fit, since it {fault}; submit runs with `shepherd run --silos`"
+        sentence = (
+            f"not a run of shepherd-fit {wire.version()}, since it {fault}; submit runs with"
+            " `shepherd run --silos` of that version"
+        )
         _log.warning("refused a job: %s", sentence)
         return sentence, {}
 
@@ -68,7 +72,7 @@ def tell_denials() -> None:
     def authorize(asked: AuthzContext) -> tuple[bool, str]:
         granted, why = decide(asked)
         if not granted:
-            who = f"{_short(asked.user.name)} ({_short(asked.user.role)})"
+            who = f"{_short(asked.user.name)} ({_short(asked.user.role or 'no role')})"
             _log.warning("refused %s to %s: its role does not allow that", _short(asked.right), who)
         return granted, why
 
