@@ -90,7 +90,7 @@ class Clock:
 
 
 @contextmanager
-def timed(module: ModuleType, name: str) -> Iterator[Clock]:
+def timed(module: ModuleType | type, name: str) -> Iterator[Clock]:
     """Clock every call of `module.name` that goes through the module, and put the function back."""
     function: Callable[..., Any] = getattr(module, name)
     clock = Clock()

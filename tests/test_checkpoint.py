@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -227,3 +228,69 @@ def test_a_disk_that_is_really_full(tmp_path):
 def test_notes_stay_json(tmp_path):
     path = save(tmp_path, full(), keep=1)
     assert json.loads((path / "state.json").read_text())["notes"]["cursors"] == {"c0": [3, 1]}
+
+
+def copied(tmp_path, round=4, name="round-00004"):
+    """A checkpoint as it lies beside its place while it is copied, and the place."""
+    source = save(tmp_path / "elsewhere", made(round), keep=9)
+    unfinished = tmp_path / "here" / f".unfinished-{name}"
+    shutil.copytree(source, unfinished)
+    return unfinished, tmp_path / "here" / name
+
+
+def test_a_whole_copy_becomes_the_folders_own(tmp_path):
+    for round in (1, 2, 3):
+        save(tmp_path / "here", made(round), keep=3)
+    unfinished, place = copied(tmp_path)
+    assert checkpoints.adopt(unfinished, place, keep=2) == place
+    assert bits(load(latest(tmp_path / "here")).state.adapter) == bits(drawn(4))
+    assert sorted(path.name for path in place.parent.iterdir()) == ["round-00003", "round-00004"]
+
+
+@pytest.mark.parametrize("name", checkpoints.FILES)
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    ],
+)
+def test_of_a_cut_copy_nothing_is_kept(tmp_path, name, harm):
+    save(tmp_path / "here", made(3), keep=3)
+    unfinished, place = copied(tmp_path)
+    harm(unfinished / name)
+    with pytest.raises(CheckpointError, match="the copy of round-00004 is cut or changed; resume"):
+        checkpoints.adopt(unfinished, place, keep=1)
+    assert [path.name for path in place.parent.iterdir()] == ["round-00003"]
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["[]", "{}", '{"format": 1}', "no json", '{"format": 1, "round": 4, "tree": {"adapter": {"x": null}}}'],
+)
+def test_sums_that_fit_over_nonsense_convince_nobody(tmp_path, state):
+    unfinished, place = copied(tmp_path)
+    (unfinished / "state.json").write_text(state)
+    lines = (unfinished / "SHA256SUMS").read_text().splitlines()
+    lines = [line for line in lines if "state.json" not in line]
+    digest = hashlib.sha256(state.encode()).hexdigest()
+    (unfinished / "SHA256SUMS").write_text("\n".join([*lines, f"{digest}  state.json"]) + "\n")
+    with pytest.raises(CheckpointError, match="cut or changed"):
+        checkpoints.adopt(unfinished, place, keep=1)
+    assert list(place.parent.iterdir()) == []
+
+
+def test_a_copy_of_another_round_is_refused(tmp_path):
+    unfinished, place = copied(tmp_path, round=3)
+    with pytest.raises(CheckpointError, match="the copy of round-00004 holds another round"):
+        checkpoints.adopt(unfinished, place, keep=1)
+    assert list(place.parent.iterdir()) == []
+
+
+def test_a_copy_whose_place_is_taken_changes_nothing(tmp_path):
+    unfinished, place = copied(tmp_path)
+    kept = save(tmp_path / "here", made(4, memory={"m": drawn(9)}), keep=1)
+    shutil.copytree(tmp_path / "elsewhere" / "round-00004", unfinished, dirs_exist_ok=True)
+    with pytest.raises(FolderError, match="cannot be written"):
+        checkpoints.adopt(unfinished, place, keep=1)
+    assert load(kept).state.memory

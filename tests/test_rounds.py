@@ -8,7 +8,7 @@ import pytest
 from shepherd.algorithms import fedavg, ffa_lora
 from shepherd.core import Adapter, ClientInfo, Failure, chain, seed_for
 from shepherd.errors import FederationError, QuorumNotMet
-from shepherd.rounds import MAX_WEIGHT, rounds, start
+from shepherd.rounds import MAX_WEIGHT, report_row, rounds, start
 from shepherd.select import everyone, poisson, round_robin, uniform
 from shepherd.transforms import clip
 from tests.quadratic import Quadratic, bits, drawn, update_of
@@ -277,3 +277,42 @@ def test_a_finished_state_yields_nothing_and_a_cohort_is_a_share():
     assert list(run(Quadratic(AVG), until=5, state=state)) == []
     ((_, report),) = run(Quadratic(AVG, clients=10), select=choose(uniform, 0.3))
     assert len(report.cohort) == len(report.weights) == 3
+
+
+def metrics(loss, trained, **more):
+    return {"loss": loss, "trained_tokens": trained, "examples": 2.0, "steps": 1.0, "tokens": 20.0, **more}
+
+
+def test_a_row_by_hand():
+    answers = [
+        replace(update_of("c0", 1, weight=1.0), metrics=metrics(2.0, 10.0)),
+        replace(update_of("c1", 2, weight=3.0), metrics=metrics(4.0, 30.0)),
+        Failure(client="c2", reason="out of memory"),
+    ]
+    ((_, report),) = run(answering(*answers))
+    row = report_row(report)
+    assert row["weights"] == {"c0": 0.25, "c1": 0.75}
+    assert row["loss"] == (2.0 * 10 + 4.0 * 30) / 40
+    assert row["losses"] == {"c0": 2.0, "c1": 4.0}
+    assert (row["examples"], row["steps"], row["tokens"]) == (4, 2, {"seen": 40, "trained": 40})
+    assert row["failures"] == {"c2": "out of memory"}
+
+
+def test_a_client_that_keeps_its_metrics_back_counts_in_the_weights_alone():
+    answers = [
+        replace(update_of("c0", 1, weight=1.0), metrics=metrics(2.0, 10.0)),
+        replace(update_of("c1", 2, weight=1.0), metrics={}),
+        replace(update_of("c2", 3, weight=2.0), metrics={"examples": 5.0, "trained_tokens": 7.0}),
+    ]
+    ((_, report),) = run(answering(*answers))
+    row = report_row(report)
+    assert row["weights"] == {"c0": 0.25, "c1": 0.25, "c2": 0.5}
+    assert (row["loss"], row["losses"]) == (2.0, {"c0": 2.0})
+    assert (row["examples"], row["steps"], row["tokens"]) == (7, 1, {"seen": 20, "trained": 17})
+
+
+@pytest.mark.parametrize("known", [{}, {"loss": 3.0}, {"trained_tokens": 4.0}])
+def test_a_loss_that_nobody_tells_is_none(known):
+    answers = [replace(update_of("c0", 1), metrics=known)]
+    ((_, report),) = run(answering(*answers), quorum=0.1)
+    assert report_row(report)["loss"] is None

@@ -1,0 +1,126 @@
+"""A trainer without a base, for benchmarks of the way there and back: it answers at once.
+
+    python -m benchmarks.silos_stub NAME HOME
+
+It does all that a site's trainer does with a message but train: it reads it, looks whether it is finite,
+answers with a change of the broadcast's shapes, keeps the answer on its disk, and writes the audit log.
+Each answer leaves a line in HOME/times.jsonl, in seconds of this machine's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from time import time
+
+import numpy as np
+
+from shepherd.core import Adapter, Broadcast, Update
+from shepherd.federation import local, wire
+from shepherd.federation.wire import Joined, Request, Scores
+from shepherd.site import audit
+from shepherd.site.audit import Left
+from shepherd.site.store import Kept, Store
+
+TIMES = "times.jsonl"
+STEP = 1e-3  # of a change, so that a mean over many rounds stays small
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One answered request: when the server had it ready, when it came, when its answer left."""
+
+    kind: str
+    round: int
+    sent: float
+    came: float
+    left: float
+
+
+class Stub:
+    """Answers as the trainer of a site would that needs no time to train."""
+
+    def __init__(self, name: str, home: Path) -> None:
+        self.name, self.home = name, home
+        home.mkdir(parents=True, exist_ok=True)
+        self.store = Store(home)
+        self._change = Adapter()
+
+    def handle(self, message: bytes) -> bytes:
+        """The reply to a request."""
+        came = time()
+        request = wire.decode_request(message)
+        audit.record(self.home / audit.FILE, audit.granted_to(request, datetime.now()))
+        reply = self._reply(request)
+        left = Left(bytes=len(reply), tensors=_tensors(reply))
+        audit.record(self.home / audit.FILE, audit.answered(request, datetime.now(), left))
+        self._note(Visit(request.kind, request.round, request.sent, came, time()))
+        return reply
+
+    def _reply(self, request: Request) -> bytes:
+        if request.broadcast is None:
+            return wire.encode_reply(Joined(client=self.name, examples=100, version=wire.version()))
+        if request.kind == "score":
+            return wire.encode_reply(Scores(client=self.name, round=request.round, categories={}))
+        kept = self.store.answered(request.run, request.id)
+        return kept if kept is not None else self._trained(request, request.broadcast)
+
+    def _trained(self, request: Request, broadcast: Broadcast) -> bytes:
+        for name, tensor in broadcast.adapter.items():
+            if not np.isfinite(tensor).all():
+                raise ValueError(f"tensor {name} is not finite")
+        update = Update(
+            round=broadcast.round,
+            client=self.name,
+            delta=self._changed(broadcast.adapter),
+            weight=1.0,
+            metrics={"loss": 1.0, "examples": 1.0, "tokens": 1.0, "trained_tokens": 1.0, "steps": 1.0},
+        )
+        reply = wire.encode_reply(update)
+        kept = Kept(round=request.round, id=request.id, reply=reply, position=0, memory=Adapter())
+        self.store.save(request.run, kept)
+        return reply
+
+    def _changed(self, adapter: Adapter) -> Adapter:
+        """A change of the adapter's shapes, made once: the same in every round, another at every site."""
+        if self._change.keys() != adapter.keys():
+            rng = np.random.default_rng(list(self.name.encode()))
+            self._change = Adapter(
+                {name: STEP * rng.standard_normal(t.shape, np.float32) for name, t in adapter.items()}
+            )
+        return self._change
+
+    def _note(self, visit: Visit) -> None:
+        with open(self.home / TIMES, "a", encoding="utf8") as file:
+            file.write(json.dumps(asdict(visit)) + "\n")
+
+
+def _tensors(reply: bytes) -> int:
+    read = wire.decode_reply(reply)  # as the trainer does, for its log
+    return len(read.delta) if isinstance(read, Update) else 0
+
+
+def visits(home: Path) -> list[Visit]:
+    """What a stub has answered, in its order; without a line that a kill has cut."""
+    try:
+        lines = (home / TIMES).read_text(encoding="utf8").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [Visit(**json.loads(line)) for line in lines]
+
+
+def main(name: str, home: Path) -> None:
+    """Serve until SIGTERM."""
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    local.serve(local.place(home), Stub(name, home).handle, stopped=stopped)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,270 @@
+"""FLARE's side of the server: its tasks are small fakes, the loop that waits for answers is ours."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("nvflare")
+
+from nvflare.apis.signal import Signal
+from nvflare.app_common.abstract.fl_model import FLModel
+from tests.federation.posts import Site, honest
+
+from shepherd import checkpoint
+from shepherd.checkpoint import Checkpoint
+from shepherd.core import Adapter, ServerState
+from shepherd.federation import wire
+from shepherd.federation.nvflare import controller, message
+from shepherd.federation.nvflare.controller import Rounds, Stopped
+from shepherd.federation.nvflare.job import BROUGHT, ORDER
+from shepherd.federation.service import Order
+
+Send = Callable[[bytes, Sequence[str], Callable[[FLModel], None]], None]
+
+
+def answer(site: str, data: bytes | None = None) -> FLModel:
+    model = message.wrapped(data or site.encode())
+    model.meta["client_name"] = site
+    return model
+
+
+class Flare(Rounds):
+    """A controller whose FLARE is a function that is given each task."""
+
+    def __init__(self, send: Send, sites: Sequence[str] = ("a", "b")) -> None:
+        super().__init__()
+        self.send, self.sites = send, sites
+        self.standing, self.cancelled = 0, 0
+        self.gone: dict[str, float] = {}
+        self.timeouts: list[int] = []
+        self.abort_signal = Signal()
+        self.fl_ctx: Any = SimpleNamespace(get_job_id=lambda: "job-7")
+        self.commands: dict[str, tuple[Any, Any]] = {}
+        clients = [SimpleNamespace(name=name) for name in sites]
+        self.engine: Any = SimpleNamespace(get_clients=lambda: clients, register_app_command=self.registered)
+
+    def registered(self, topic: str, function: Any, served: Any) -> None:
+        self.commands[topic] = (function, served)
+
+    def told(self, **asked: Any) -> dict[str, Any]:
+        function, served = self.commands[controller.TOPIC]
+        return dict(function(controller.TOPIC, asked, None, served))
+
+    def send_model(self, **given: Any) -> None:
+        assert given["task_name"] == "ask"
+        self.standing = 1
+        self.timeouts.append(given["timeout"])
+        self.send(message.unwrapped(given["data"]), given["targets"], given["callback"])
+
+    def get_num_standing_tasks(self) -> int:
+        return self.standing
+
+    def get_client_disconnect_time(self, client_name: str) -> float | None:
+        return self.gone.get(client_name)
+
+    def cancel_all_tasks(self, **given: Any) -> None:
+        self.cancelled += 1
+        self.standing = 0
+
+    def log_warning(self, *given: Any, **more: Any) -> None:
+        pass
+
+
+def later(seconds: float, do: Callable[[], object]) -> None:
+    threading.Timer(seconds, do).start()
+
+
+def test_answers_are_passed_on_as_they_come_and_no_longer_waited_for() -> None:
+    def send(data: bytes, sites: Sequence[str], put: Callable[[FLModel], None]) -> None:
+        assert (data, sites) == (b"question", ["a", "b"])
+        put(answer("b"))
+        later(0.1, lambda: put(answer("a")))
+
+    flare = Flare(send)
+    began = time.monotonic()
+    assert list(flare.ask(b"question", ["a", "b"], 30.0)) == [("b", b"b"), ("a", b"a")]
+    assert time.monotonic() - began < 5.0
+    assert flare.cancelled == 1
+
+
+def test_of_two_answers_of_a_site_the_first_is_passed_on_and_a_strangers_none() -> None:
+    def send(data: bytes, sites: Sequence[str], put: Callable[[FLModel], None]) -> None:
+        for site, text in (("x", b"x"), ("a", b"first"), ("a", b"second"), ("b", b"b")):
+            put(answer(site, text))
+
+    assert list(Flare(send).ask(b"q", ["a", "b"], 5.0)) == [("a", b"first"), ("b", b"b")]
+
+
+def test_who_is_silent_is_waited_for_until_the_deadline() -> None:
+    flare = Flare(lambda data, sites, put: put(answer("a")))
+    began = time.monotonic()
+    assert list(flare.ask(b"q", ["a", "b"], 0.3)) == [("a", b"a")]
+    assert 0.3 <= time.monotonic() - began < 3.0
+    assert flare.cancelled == 1
+    assert flare.timeouts == [2]  # FLARE's own is in whole seconds, and later than ours
+
+
+def test_a_task_that_stands_no_more_is_not_waited_for() -> None:
+    """FLARE has taken an error for the answer; it is not passed on."""
+    flare = Flare(lambda data, sites, put: put(answer("a")))
+    later(0.1, lambda: setattr(flare, "standing", 0))
+    began = time.monotonic()
+    assert list(flare.ask(b"q", ["a", "b"], 30.0)) == [("a", b"a")]
+    assert time.monotonic() - began < 5.0
+
+
+def test_an_answer_that_comes_as_its_task_ends_is_not_lost() -> None:
+    class Ending(Flare):
+        put: Callable[[FLModel], None]
+
+        def get_num_standing_tasks(self) -> int:
+            if self.standing:  # between two looks at the inbox, the last answer comes in and the task is done
+                self.put(answer("a"))
+                self.standing = 0
+                return 1
+            return 0
+
+    flare = Ending(lambda data, sites, put: setattr(flare, "put", put))
+    assert list(flare.ask(b"q", ["a", "b"], 30.0)) == [("a", b"a")]
+
+
+def test_a_site_that_goes_is_not_waited_for() -> None:
+    flare = Flare(lambda data, sites, put: put(answer("a")))
+    later(0.1, lambda: flare.gone.update(b=1.0))
+    began = time.monotonic()
+    assert list(flare.ask(b"q", ["a", "b"], 30.0)) == [("a", b"a")]
+    assert time.monotonic() - began < 5.0
+    assert flare.present() == ["a"]
+
+
+def test_a_site_that_the_coordinator_knows_to_be_away_is_not_waited_for() -> None:
+    flare = Flare(lambda data, sites, put: put(answer("a")))
+    served = SimpleNamespace(told=lambda asked: {"rows": asked["rows"]})
+    flare.registered(controller.TOPIC, flare._told, served)
+    later(0.1, lambda: flare.told(rows=3, away=["b"]))
+
+    assert list(flare.ask(b"q", ["a", "b"], 30.0)) == [("a", b"a")]
+    assert flare.told(rows=3, away=["b"]) == {"rows": 3, "present": ["a"]}
+    assert flare.told(rows=3) == {"rows": 3, "present": ["a", "b"]}  # it is back
+
+
+def test_a_command_that_is_none_is_answered_like_an_empty_one() -> None:
+    flare = Flare(lambda *given: None)
+    served = SimpleNamespace(told=lambda asked: {"asked": asked})
+    assert flare._told(controller.TOPIC, "nonsense", None, served)["asked"] == {}
+
+
+def test_a_job_that_is_ended_stops_waiting() -> None:
+    flare = Flare(lambda *given: None)
+    later(0.1, lambda: flare.abort_signal.trigger("over"))
+    began = time.monotonic()
+    with pytest.raises(Stopped, match="goes on with the run"):
+        list(flare.ask(b"q", ["a"], 30.0))
+    assert time.monotonic() - began < 5.0
+
+
+@pytest.mark.parametrize("params", [{"weights": np.zeros(2)}, [1, 2], "text"])
+def test_what_is_no_answer_of_ours_is_passed_on_as_nothing(params: Any) -> None:
+    def send(data: bytes, sites: Sequence[str], put: Callable[[FLModel], None]) -> None:
+        put(FLModel(params=params, meta={"client_name": "a"}))
+
+    assert list(Flare(send).ask(b"q", ["a"], 5.0)) == [("a", b"")]
+
+
+def test_answers_after_their_time_are_dropped_and_counted() -> None:
+    flare = Flare(lambda *given: None)
+    for _ in range(2):
+        flare.process_result_of_unknown_task(SimpleNamespace(name="a"), "ask", "id", None, None)
+    assert flare.late() == 2
+
+
+# a whole job ---------------------------------------------------------------------------------------------
+
+A, B = "q.lora_A.weight", "q.lora_B.weight"
+START = ServerState(round=0, adapter=Adapter({A: np.ones((2, 3)), B: np.zeros((3, 2))}))
+SETTINGS = {
+    "model": {"base": "tiny"},
+    "data": {"source": "world"},
+    "federation": {"rounds": 2, "deadline": 5.0},
+    "tuning": {"max_steps": 1},
+}
+
+
+@pytest.fixture
+def order() -> Order:
+    version = controller.metadata.version("shepherd-fit")
+    return Order(
+        run="0" * 16, base="b" * 64, fingerprint="f", version=version, sites=("a", "b"), settings=SETTINGS
+    )
+
+
+def job(tmp_path: Path, order: Order, text: str | None = None) -> Flare:
+    """The job of an order on a server, with sites that answer at once."""
+    brought = tmp_path / "config" / BROUGHT
+    notes: dict[str, Any] = {"positions": {}, "row": None, "base": "f"}
+    checkpoint.save(brought, Checkpoint(state=START, notes=notes), keep=1)
+    (brought / ORDER).write_text(text or order.text())
+    sites: dict[str, Site] = {"a": honest("a", 1.0), "b": honest("b", 2.0, weight=3.0)}
+
+    def send(data: bytes, targets: Sequence[str], put: Callable[[FLModel], None]) -> None:
+        for site in reversed(targets):
+            put(answer(site, sites[site](wire.decode_request(data))))
+
+    flare = Flare(send)
+    flare.engine.get_workspace = lambda: SimpleNamespace(
+        get_app_config_dir=lambda job: str(tmp_path / "config"), get_root_dir=lambda: str(tmp_path / "kit")
+    )
+    return flare
+
+
+def test_a_job_goes_through_its_rounds_and_lets_its_news_be_taken(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "LINGER", 0.1)
+    flare = job(tmp_path, order)
+    flare.run()
+
+    told = flare.told(rows=0, said=0)
+    assert [row["round"] for row in told["rows"]] == [0, 1, 2]
+    assert told["outcome"] == {"finished": True}
+    kept = checkpoint.load(tmp_path / "kit/shepherd/runs" / order.run / "checkpoints/round-00002")
+    # by hand: each round adds the weighted mean (1 * 1 + 3 * 2) / 4
+    np.testing.assert_allclose(kept.state.adapter[A], 1 + 2 * 1.75)
+
+
+def test_a_finished_job_ends_when_it_is_told_to(tmp_path: Path, order: Order) -> None:
+    flare = job(tmp_path, order)
+    later(0.3, lambda: flare.abort_signal.trigger("taken"))
+    began = time.monotonic()
+    flare.run()
+    assert time.monotonic() - began < 10.0
+
+
+@pytest.mark.parametrize("what", ["version", "order", "settings"])
+def test_a_job_that_cannot_begin_says_why_to_whoever_asks(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Silent, it would be begun again and again."""
+    monkeypatch.setattr(controller, "LINGER", 0.1)
+    change: dict[str, Any] = {
+        "version": {"version": "0.0.0"},
+        "order": {"run": "../up"},
+        "settings": {"settings": {**SETTINGS, "later": {"key": 1}}},
+    }[what]
+    flare = job(tmp_path, order, replace(order, **change).text())
+    flare.run()
+
+    told = flare.told(rows=5, said=0)
+    assert told["opened"] is False
+    words = {"version": "install the same", "order": "submit it anew", "settings": "later"}
+    assert words[what] in told["outcome"]["error"]
+    assert not (tmp_path / "kit").exists()

@@ -1,0 +1,105 @@
+"""The job folder: what FLARE takes, and nothing that it would take for foreign code."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("nvflare")
+
+from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
+
+from shepherd import checkpoint
+from shepherd.checkpoint import Checkpoint
+from shepherd.core import Adapter, ServerState
+from shepherd.errors import FolderError
+from shepherd.federation import service
+from shepherd.federation.nvflare import job
+from shepherd.federation.nvflare.controller import Rounds
+from shepherd.federation.nvflare.executor import Door
+from shepherd.federation.service import Order
+
+ORDER = Order(run="0" * 16, base="b", fingerprint="f", version="0", sites=("a", "b"), settings={"seed": 3})
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    made = Checkpoint(state=ServerState(round=3, adapter=Adapter({"a": np.ones(2)})))
+    return checkpoint.save(tmp_path / "checkpoints", made, keep=1)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_it_holds_configurations_the_order_and_the_state_and_no_code(tmp_path: Path, state: Path) -> None:
+    made = job.write(tmp_path / "jobs", ORDER, state)
+
+    assert files(made) == [
+        "meta.json",
+        "server/config/config_fed_server.json",
+        "server/config/shepherd/order.json",
+        "server/config/shepherd/round-00003/SHA256SUMS",
+        "server/config/shepherd/round-00003/state.json",
+        "server/config/shepherd/round-00003/tensors.safetensors",
+        "site/config/config_fed_client.json",
+    ]
+    assert service.order((made / "server/config/shepherd/order.json").read_text()) == ORDER
+    assert checkpoint.load(made / "server/config/shepherd/round-00003").state.round == 3
+
+
+def test_nothing_of_the_run_goes_to_the_sites_with_the_job(tmp_path: Path, state: Path) -> None:
+    made = job.write(tmp_path / "jobs", ORDER, state)
+    text = (made / "site/config/config_fed_client.json").read_text() + (made / "meta.json").read_text()
+    assert json.loads((made / "meta.json").read_text())["deploy_map"] == {
+        "server": ["server"],
+        "site": ["a", "b"],
+    }
+    assert "seed" not in text
+
+
+def test_flare_takes_it(tmp_path: Path, state: Path) -> None:
+    made = job.write(tmp_path / "jobs", ORDER, state)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in files(made):
+            archive.write(made / name, f"{made.name}/{name}")
+
+    valid, error, meta = JobMetaValidator().validate(made.name, packed.getvalue())
+
+    assert (valid, error) == (True, "")
+    assert not meta.get("byoc")
+
+
+def test_it_names_classes_that_are_there() -> None:
+    for path, kind in ((job.CONTROLLER, Rounds), (job.EXECUTOR, Door)):
+        assert path == f"{kind.__module__}.{kind.__qualname__}"
+    (workflow,) = job.configuration("server")[1]["workflows"]
+    (executor,) = job.configuration("site")[1]["executors"]
+    assert workflow["path"] == job.CONTROLLER
+    assert executor["executor"]["path"] == job.EXECUTOR
+    Rounds(**workflow["args"])
+    Door(**executor["executor"]["args"])
+
+
+def test_the_next_one_takes_its_place_with_nothing_left_over(tmp_path: Path, state: Path) -> None:
+    later = checkpoint.save(
+        tmp_path / "later",
+        Checkpoint(state=ServerState(round=4, adapter=Adapter({"a": np.ones(2)}))),
+        keep=1,
+    )
+    first, second = job.write(tmp_path / "jobs", ORDER, state), job.write(tmp_path / "jobs", ORDER, later)
+    assert first == second
+    brought = (second / "server/config/shepherd").glob("round-*")
+    assert [path.name for path in brought] == ["round-00004"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, state: Path) -> None:
+    (tmp_path / "jobs").write_text("a file")
+    with pytest.raises(FolderError, match="check the path"):
+        job.write(tmp_path / "jobs", ORDER, state)
