@@ -104,7 +104,7 @@ def _job(scene: Scene) -> Path:
         sites=("site-2",),
         settings=scenes.settings(scene.scratch / "unused").model_dump(mode="json", exclude_none=True),
     )
-    notes = {"positions": {}, "row": None, "base": "none"}
+    notes: dict[str, Any] = {"positions": {}, "row": None, "base": "none"}
     state = Checkpoint(state=ServerState(round=0, adapter=Adapter()), notes=notes)
     given = checkpoint.save(scene.scratch / "states" / order.run, state, keep=1)
     return jobs.write(scene.scratch / "jobs", order, given)
