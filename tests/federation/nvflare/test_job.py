@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 
 pytest.importorskip("nvflare")
 
+from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from shepherd import checkpoint
@@ -65,12 +64,9 @@ def test_nothing_of_the_run_goes_to_the_sites_with_the_job(tmp_path: Path, state
 
 def test_flare_takes_it(tmp_path: Path, state: Path) -> None:
     made = job.write(tmp_path / "jobs", ORDER, state)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name in files(made):
-            archive.write(made / name, f"{made.name}/{name}")
+    packed = zip_directory_to_bytes(str(made.parent), made.name)
 
-    valid, error, meta = JobMetaValidator().validate(made.name, packed.getvalue())
+    valid, error, meta = JobMetaValidator().validate(made.name, packed)
 
     assert (valid, error) == (True, "")
     assert not meta.get("byoc")
