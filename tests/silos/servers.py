@@ -15,12 +15,13 @@ from tests.federation.posts import Letters
 from shepherd.errors import OutOfReach
 from shepherd.federation import service, wire
 from shepherd.federation.nvflare.session import JobGone, JobSilent
-from shepherd.federation.service import Service
+from shepherd.federation.service import Order, Service
 from shepherd.silos import coordinate, following, membership
 
 Row = dict[str, Any]
 Step = Row | Exception | Callable[["Server"], Row]
 SITES = ("a", "b")
+ORDER = Order(run="0" * 16, base="b", fingerprint="f", version="0", sites=SITES, settings={})
 DONE: Row = {"finished": True}
 GONE = JobGone("the job does not run; resume")
 SILENT = JobSilent("no answer; wait")
@@ -135,7 +136,8 @@ class Clock:
 def replaced(monkeypatch: pytest.MonkeyPatch, server: Server) -> Clock:
     """Have `Following` talk to the script, in time of its own."""
     clock = Clock()
-    monkeypatch.setattr(following, "session", lambda kit: _session(server))
+    for module in (following, membership):
+        monkeypatch.setattr(module, "session", lambda kit: _session(server))
     monkeypatch.setattr(following, "time", clock)
     return clock
 

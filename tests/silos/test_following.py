@@ -13,17 +13,14 @@ import pytest
 
 pytest.importorskip("nvflare")
 
-from tests.silos.servers import AWAY, DONE, GONE, SILENT, SITES, Clock, Server, replaced, said
+from tests.silos.servers import AWAY, DONE, GONE, ORDER, SILENT, Clock, Server, replaced, said
 
 from shepherd import checkpoint
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import FederationError, OutOfReach, SilosError
-from shepherd.federation.service import Order
 from shepherd.silos import following
 from shepherd.silos.following import Following, News
-
-ORDER = Order(run="0" * 16, base="b", fingerprint="f", version="0", sites=SITES, settings={})
 
 
 @dataclass
