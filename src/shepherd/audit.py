@@ -76,9 +76,9 @@ class Gap:
         self._weight += update.weight
         delta = update.delta
         for pair in pairs(delta):  # one at a time: all of them in float64 would be two more updates
-            product = _exact(delta[pair.b]) @ self._sketched(_exact(delta[pair.a]))
-            product *= update.weight
-            _accumulate(self._products, pair, product)
+            sketched = self._sketched(_exact(delta[pair.a]))
+            sketched *= update.weight  # here, where it is narrow
+            _accumulate(self._products, pair, _exact(delta[pair.b]) @ sketched)
         for name in delta:
             change = _exact(delta[name])
             change *= update.weight
