@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from shepherd.data.examples import Example
 from shepherd.errors import SilosError
 from shepherd.federation.nvflare import provision
 from shepherd.federation.nvflare.session import session
+from shepherd.federation.nvflare.supervise import bound
 from shepherd.model.digest import digest
 from shepherd.settings import RunSettings
 
@@ -82,8 +84,11 @@ def running(
 def started(
     made: Loopback, who: str, words: Sequence[str], within: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `shepherd silos WORDS ...` until the end of the block; what it prints goes to its log."""
-    command = [*within, sys.executable, "-m", "shepherd.cli", "silos", *words]
+    """Run `shepherd silos WORDS ...` until the end of the block; what it prints goes to its log.
+
+    It ends with this process, also where this is killed.
+    """
+    command = bound([*within, sys.executable, "-m", "shepherd.cli", "silos", *words], signal.SIGTERM)
     with open(made.log(who), "ab") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:

@@ -39,10 +39,10 @@ _LAST_LINES = 20
 _BOUND = """
 import ctypes, os, sys
 if sys.platform == "linux":
-    ctypes.CDLL(None, use_errno=True).prctl(1, 9)
+    ctypes.CDLL(None, use_errno=True).prctl(1, int(sys.argv[2]))
     if os.getppid() != int(sys.argv[1]):
         sys.exit(1)
-os.execvp(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[3], sys.argv[3:])
 """
 
 
@@ -120,6 +120,14 @@ def until_signalled() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def bound(command: Sequence[str], sent: signal.Signals = signal.SIGKILL) -> list[str]:
+    """The command as a child of this process that is sent a signal when this process ends, however it ends.
+
+    On Linux; elsewhere it is the command alone.
+    """
+    return [sys.executable, "-S", "-c", _BOUND, str(os.getpid()), str(int(sent)), *command]
+
+
 class _Kept:
     """A child and its present life."""
 
@@ -153,7 +161,7 @@ class _Kept:
         # the working folder is nobody's library: without the second, its files could be imported
         plain = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-c", _BOUND, str(os.getpid()), *self._child.command],
+            bound(self._child.command),
             env={**os.environ, **plain, **self._child.environment, MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
