@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 from tests.model import bases
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
@@ -177,3 +178,16 @@ def test_a_killed_parent_leaves_no_worker(llama_folder) -> None:
     while any(child.is_running() and child.status() != "zombie" for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def _blas() -> set[int]:
+    return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+
+def test_numpy_leaves_the_cores_to_the_workers_while_they_compute(llama, pair) -> None:
+    with threadpool_limits(2, user_api="blas"):
+        results = pair.tuned(jobs(llama), silent)
+        next(results)
+        assert _blas() == {1}
+        results.close()
+        assert _blas() == {2}

@@ -1,0 +1,131 @@
+"""What a federation on this machine gives its sites to begin with."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("nvflare")
+
+from shepherd import prepare
+from shepherd.errors import SilosError
+from shepherd.federation.nvflare import provision
+from shepherd.settings import RunSettings, parse
+from shepherd.silos import loopback
+from shepherd.site import bases
+from shepherd.site.check import check
+from shepherd.site.settings import read
+
+
+def settings(clients: int = 3, **data: Any) -> RunSettings:
+    return parse(
+        {
+            "model": {"base": "tiny"},
+            "data": {"source": "world", "limit": 60, "holdout": 0.2, **data},
+            "split": {"clients": clients, "by": "iid"},
+        }
+    )
+
+
+def test_each_site_is_given_one_clients_share(tmp_path: Path) -> None:
+    run = settings()
+    sites = loopback.write_sites(run, tmp_path / "sites")
+    division = prepare.divide(run)
+
+    assert list(sites) == ["site-1", "site-2", "site-3"]
+    for config, places in zip(sites.values(), division.clients.values(), strict=True):
+        lines = (config.parent / "data.jsonl").read_text(encoding="utf8").splitlines()
+        wanted = [(each.instruction, each.response, each.category) for each in division.of(places)]
+        found = [
+            tuple(json.loads(line)[key] for key in ("instruction", "response", "category")) for line in lines
+        ]
+        assert found == wanted
+    every = Counter(
+        line
+        for config in sites.values()
+        for line in (config.parent / "data.jsonl").read_text(encoding="utf8").splitlines()
+    )
+    assert set(every.values()) == {1}
+
+
+def test_its_site_toml_allows_the_embedded_base_and_its_own_data(tmp_path: Path) -> None:
+    config = loopback.write_sites(settings(), tmp_path / "sites")["site-2"]
+    site = read(config)
+    (allowed,) = bases.allowed(site.bases)
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    assert site.bases[0].name == "tiny"
+    assert allowed == site.bases[0].sha256
+    assert check(config)
+
+
+def test_a_policy_is_written_where_one_is_given(tmp_path: Path) -> None:
+    examples = prepare.divide(settings()).reading.examples[:8]
+    config = loopback.write_site(tmp_path / "a", examples, {"max_rank": 4, "algorithms": ["fedavg"]})
+    policy = read(config).policy
+    assert (policy.max_rank, tuple(policy.algorithms)) == (4, ("fedavg",))
+
+
+def test_more_sites_than_a_machine_should_run_are_refused(tmp_path: Path) -> None:
+    many = settings(clients=loopback.MOST + 1)
+    with pytest.raises(SilosError, match=r"21 clients would be as many sites .* split\.clients=3"):
+        loopback.write_sites(many, tmp_path / "sites")
+    assert not (tmp_path / "sites").exists()
+
+
+def test_a_free_port_can_be_listened_at() -> None:
+    with socket.create_server(("", loopback.free_port())):
+        pass
+
+
+def test_where_things_are(tmp_path: Path) -> None:
+    made = loopback.Loopback(folder=tmp_path / "f", sites=("a",))
+    provision.create(made.folder, "localhost:8002", list(made.sites))
+    assert (made.admin / "startup").is_dir()
+    assert (made.kit("a") / "startup").is_dir()
+    assert made.log("a") == tmp_path / "f" / "logs" / "a.log"
+
+
+STARTED = """
+import sys, time
+from pathlib import Path
+from shepherd.silos import loopback
+made = loopback.Loopback(folder=Path(sys.argv[1]), sites=())
+with loopback.started(made, "server", ["server", sys.argv[1]]) as child:
+    print(child.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_whoever_kills_it_kills_the_federation(tmp_path: Path) -> None:
+    made = loopback.Loopback(folder=tmp_path / "f", sites=("a",))
+    provision.create(made.folder, f"localhost:{loopback.free_port()}", list(made.sites))
+    made.log("server").parent.mkdir()
+    words = [sys.executable, "-c", STARTED, str(made.folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        server = psutil.Process(int(parent.stdout.readline()))
+        _until(lambda: "flare started" in made.log("server").read_text())
+        flare = server.children(recursive=True)
+        assert flare
+        parent.send_signal(signal.SIGKILL)
+    _until(lambda: not any(process.is_running() for process in (server, *flare)))
+    assert "stopped" in made.log("server").read_text()
+
+
+def _until(true: Callable[[], object], seconds: float = 30.0) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "it took too long"
+        time.sleep(0.05)

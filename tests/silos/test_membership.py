@@ -1,0 +1,190 @@
+"""Who is there, who is thrown out, and a run that is stopped; the federation is real, its server a script."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("nvflare")
+
+from tests.federation.nvflare import federations
+from tests.silos.servers import AWAY, GONE, ORDER, Server, replaced
+
+from shepherd import folder
+from shepherd.errors import FolderError, OutOfReach, SilosError
+from shepherd.federation.nvflare import provision
+from shepherd.settings import parse
+from shepherd.silos import membership, record
+
+RUN = {"model": {"base": "tiny"}, "data": {"source": "world"}, "federation": {"rounds": 3}}
+
+
+class Scripted(Server):
+    """A server that also throws sites out."""
+
+    disabled: list[str]
+    kit = SimpleNamespace(host="hub.example", port=8002)
+
+    def disable(self, site: str) -> None:
+        self.disabled.append(site)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    made = Scripted([])
+    made.disabled = []
+    replaced(monkeypatch, made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return federations.made(tmp_path_factory.mktemp("membership") / "f")
+
+
+@pytest.fixture
+def federation(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "federation"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that has one job at the server, and one round of three."""
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    holder = folder.create(tmp_path / "run", parse(RUN), record.text(kit, ORDER, "job-0"))
+    with closing(holder):
+        for number in range(2):
+            holder.append({"round": number})
+    return tmp_path / "run"
+
+
+def test_what_each_site_does(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.running = {"job-0"}
+    working: dict[str, frozenset[str] | None] = {
+        "c": frozenset(),
+        "a": frozenset({"job-9", "job-0"}),
+        "b": None,
+    }
+    monkeypatch.setattr(server, "working", lambda: working)
+    seen = membership.status("kit")
+    assert seen.server == "hub.example:8002"
+    assert dict(seen.sites) == {
+        "a": "works on job-0, job-9",
+        "b": "registered, gives no answer",
+        "c": "waits for work",
+    }
+    assert list(seen.sites) == ["a", "b", "c"]
+    assert seen.jobs == {"job-0": "server"}
+
+
+def test_a_removed_site_is_remembered_and_thrown_out(server: Scripted, federation: Path) -> None:
+    said = membership.remove(federation, "site-1")
+    assert server.disabled == ["site-1"]
+    assert "site-1 is removed" in said[0]
+    assert "thrown it out" in said[1]
+    assert provision.read(federation).sites["site-1"] == "removed"
+
+
+def test_a_site_is_removed_also_while_the_server_is_down(server: Scripted, federation: Path) -> None:
+    server.logins = [AWAY]
+    said = membership.remove(federation, "site-1")
+    assert server.disabled == []
+    assert "was not told, since it is out of reach" in said[1]
+    assert provision.read(federation).sites["site-1"] == "removed"
+
+
+@pytest.mark.parametrize(
+    ("kit", "words"),
+    [("admins/lea", "lea.* is lead .* use the kit of a project_admin"), ("sites/site-2", "is a kit of a site"),
+     ("nowhere", "is no kit")],
+)  # fmt: skip
+def test_a_kit_that_may_not_remove_leaves_everything_as_it_is(
+    server: Scripted, federation: Path, kit: str, words: str
+) -> None:
+    with pytest.raises(SilosError, match=words):
+        membership.remove(federation, "site-1", federation / kit)
+    assert server.disabled == []
+    assert provision.read(federation).sites["site-1"] != "removed"
+
+
+def test_a_site_that_is_none_is_said(server: Scripted, federation: Path) -> None:
+    with pytest.raises(SilosError, match="site-9"):
+        membership.remove(federation, "site-9")
+    assert server.events == []
+
+
+def test_a_run_is_stopped_at_the_server_and_for_whoever_follows_it(server: Scripted, run: Path) -> None:
+    server.running = {"job-0"}
+    assert membership.stop(run) == f"stopped; go on with: shepherd resume {run}"
+    assert server.aborted == ["job-0"]
+    assert (run / record.STOP).exists()
+
+
+def test_the_word_to_stop_is_there_before_the_job_ends(
+    server: Scripted, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or whoever follows the run would begin another."""
+    server.running = {"job-0"}
+    marked: list[bool] = []
+    monkeypatch.setattr(server, "abort", lambda job: marked.append((run / record.STOP).exists()))
+    membership.stop(run)
+    assert marked == [True]
+
+
+def test_a_job_that_waits_for_its_turn_is_stopped_too(server: Scripted, run: Path) -> None:
+    server.statuses = {"job-0": "SUBMITTED"}
+    membership.stop(run)
+    assert server.aborted == ["job-0"]
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_job_that_has_ended_is_not_asked_to(
+    server: Scripted, run: Path, monkeypatch: pytest.MonkeyPatch, forgotten: bool
+) -> None:
+    def status(job: str) -> str:
+        raise GONE
+
+    if forgotten:
+        monkeypatch.setattr(server, "status", status)
+    assert membership.stop(run).startswith("stopped")
+    assert server.aborted == []
+
+
+def test_a_run_without_a_job_is_stopped_without_a_server(server: Scripted, run: Path) -> None:
+    (run / folder.SILOS).write_text(record.text(run.parent / "kit", ORDER, None))
+    assert membership.stop(run).startswith("stopped")
+    assert server.events == []
+    assert (run / record.STOP).exists()
+
+
+def test_a_run_that_is_over_is_not_stopped(server: Scripted, run: Path) -> None:
+    for number in (2, 3):
+        folder.append(run, {"round": number})
+    assert membership.stop(run) == f"the run in {run} has ended already"
+    assert not (run / record.STOP).exists()
+
+
+def test_a_server_out_of_reach_is_said(server: Scripted, run: Path) -> None:
+    server.logins = [AWAY]
+    with pytest.raises(OutOfReach):
+        membership.stop(run)
+
+
+def test_a_kit_that_has_moved_can_be_named(server: Scripted, run: Path) -> None:
+    server.running = {"job-0"}
+    (run.parent / "kit").rename(run.parent / "elsewhere")
+    with pytest.raises(SilosError, match="is not there; name it with --silos"):
+        membership.stop(run)
+    assert not (run / record.STOP).exists()
+    membership.stop(run, run.parent / "elsewhere")
+    assert server.aborted == ["job-0"]
+
+
+def test_a_folder_without_a_run_is_said(server: Scripted, tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match="holds no run over silos"):
+        membership.stop(tmp_path / "nothing")
