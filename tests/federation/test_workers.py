@@ -104,6 +104,19 @@ def test_jobs_are_taken_as_they_are_needed(llama, pair) -> None:
     assert set(heard) == {0}  # nothing of the jobs that were given up
 
 
+def _blas() -> set[int]:
+    return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+
+def test_numpy_leaves_the_cores_to_the_workers_while_they_compute(llama, pair) -> None:
+    with threadpool_limits(2, user_api="blas"):
+        results = pair.tuned(jobs(llama), silent)
+        next(results)
+        assert _blas() == {1}
+        results.close()
+        assert _blas() == {2}
+
+
 def test_a_mistake_in_the_data_comes_back_as_its_sentence(llama, pair) -> None:
     bad = job(llama, "ann")
     bad.visits[0].data.trained[:] = False
@@ -178,16 +191,3 @@ def test_a_killed_parent_leaves_no_worker(llama_folder) -> None:
     while any(child.is_running() and child.status() != "zombie" for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def _blas() -> set[int]:
-    return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
-
-
-def test_numpy_leaves_the_cores_to_the_workers_while_they_compute(llama, pair) -> None:
-    with threadpool_limits(2, user_api="blas"):
-        results = pair.tuned(jobs(llama), silent)
-        next(results)
-        assert _blas() == {1}
-        results.close()
-        assert _blas() == {2}
