@@ -177,7 +177,7 @@ class Following:
             told = self._asked(server, job)
             now = time.monotonic()
             if told is None:
-                if now - heard > (START if first else SILENCE) or _ended(server, job):
+                if now - heard > (START if first else SILENCE) or ended(server, job):
                     return
             elif told["opened"] or told["outcome"]:
                 if self._failed_before(told) or self._began_too_early(server, job, told):
@@ -287,7 +287,8 @@ def _lives(server: Session, job: str) -> bool:
     return job in server.jobs() or _status(server, job) in WAITING
 
 
-def _ended(server: Session, job: str) -> bool:
+def ended(server: Session, job: str) -> bool:
+    """Whether a job is over; also one that the server has forgotten."""
     return _status(server, job).startswith("FINISHED")
 
 

@@ -12,6 +12,7 @@ from shepherd.federation.nvflare import kits, provision
 from shepherd.federation.nvflare.kits import Kit
 from shepherd.federation.nvflare.session import session
 from shepherd.silos import record
+from shepherd.silos.following import ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ def stop(folder: str | Path, kit: str | Path | None = None) -> str:
     record.mark_stopped(folder)  # first: a job that only ended would be followed by another
     if job is not None:
         with session(with_kit) as server:
-            if job in server.jobs() or not server.status(job).startswith("FINISHED"):
+            if job in server.jobs() or not ended(server, job):
                 server.abort(job)
     return f"stopped; go on with: shepherd resume {shlex.quote(str(folder))}"
 
