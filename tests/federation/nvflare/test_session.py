@@ -26,7 +26,6 @@ OPERATIONS: dict[str, Any] = {
     "status": lambda server: server.status("j"),
     "told": lambda server: server.told("j", {}),
     "disable": lambda server: server.disable("a"),
-    "enable": lambda server: server.enable("a"),
 }
 
 

@@ -113,11 +113,6 @@ class Session:
         with _our_words(self.kit):
             self._flare.disable_client(site)
 
-    def enable(self, site: str) -> None:
-        """Let a site in again that was thrown out."""
-        with _our_words(self.kit):
-            self._flare.enable_client(site)
-
 
 @contextmanager
 def session(folder: str | Path, timeout: float = 15.0) -> Iterator[Session]:
