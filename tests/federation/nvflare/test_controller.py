@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ from tests.federation.posts import Site, honest
 from shepherd import checkpoint
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
+from shepherd.errors import FederationError
 from shepherd.federation import wire
 from shepherd.federation.nvflare import controller, message
 from shepherd.federation.nvflare.controller import Rounds, Stopped
@@ -207,7 +210,9 @@ def order() -> Order:
     )
 
 
-def job(tmp_path: Path, order: Order, text: str | None = None) -> Flare:
+def job(
+    tmp_path: Path, order: Order, text: str | None = None, submitter: str = "ada", role: str = "lead"
+) -> Flare:
     """The job of an order on a server, with sites that answer at once."""
     brought = tmp_path / "config" / BROUGHT
     notes: dict[str, Any] = {"positions": {}, "row": None, "base": "f"}
@@ -221,8 +226,12 @@ def job(tmp_path: Path, order: Order, text: str | None = None) -> Flare:
 
     flare = Flare(send)
     flare.engine.get_workspace = lambda: SimpleNamespace(
-        get_app_config_dir=lambda job: str(tmp_path / "config"), get_root_dir=lambda: str(tmp_path / "kit")
+        get_app_config_dir=lambda job: str(tmp_path / "config"),
+        get_job_meta_path=lambda job: str(tmp_path / "meta.json"),
+        get_root_dir=lambda: str(tmp_path / "kit"),
     )
+    meta = {"submitter_name": submitter, "submitter_role": role, "submitter_org": "o"}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
     return flare
 
 
@@ -268,3 +277,52 @@ def test_a_job_that_cannot_begin_says_why_to_whoever_asks(
     words = {"version": "install the same", "order": "submit it anew", "settings": "later"}
     assert words[what] in told["outcome"]["error"]
     assert not (tmp_path / "kit").exists()
+
+
+def outcome(flare: Flare, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(controller, "LINGER", 0.1)
+    flare.run()
+    return flare.told(rows=0, said=0)
+
+
+def test_a_run_is_gone_on_with_by_who_submitted_it_and_no_other_lead(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a lead could take another's checkpoints by the run's name, and put its own in their place."""
+    first = outcome(job(tmp_path / "1", order, submitter="ada"), monkeypatch)
+    assert first["outcome"] == {"finished": True}
+    (tmp_path / "2").mkdir()
+    (tmp_path / "1" / "kit").rename(tmp_path / "2" / "kit")
+
+    stranger = job(tmp_path / "2", order, submitter="bo")
+    told = outcome(stranger, monkeypatch)
+    assert "the run is ada's and bo is lead" in told["outcome"]["error"]
+    assert (told["rows"], told["opened"]) == ([], False)
+    wanted = {"round": 2, "file": checkpoint.FILES[0], "offset": 0}
+    assert not stranger.told(rows=0, said=0, state=wanted).get("state")
+
+
+@pytest.mark.parametrize(("submitter", "role"), [("ada", "lead"), ("root", "project_admin")])
+def test_who_submitted_a_run_or_a_project_admin_goes_on_with_it(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch, submitter: str, role: str
+) -> None:
+    home = tmp_path / "kit" / "shepherd" / "runs" / order.run
+    controller._require_submitter(home, "ada", "lead")
+    told = outcome(job(tmp_path, order, submitter=submitter, role=role), monkeypatch)
+    assert told["outcome"] == {"finished": True}
+    kept = home / controller.SUBMITTER
+    assert kept.read_text() == "ada"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert not list(home.glob(f"{controller.SUBMITTER}-*"))
+
+
+def test_of_two_that_begin_a_run_at_once_one_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = controller.os.link
+
+    def late(mine: Path, kept: Path) -> None:
+        kept.write_text("bo")  # came between
+        link(mine, kept)
+
+    monkeypatch.setattr(controller.os, "link", late)
+    with pytest.raises(FederationError, match="the run is bo's and ada is lead"):
+        controller._require_submitter(tmp_path / "run", "ada", "lead")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import queue
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +24,12 @@ from shepherd.federation import heap, service
 from shepherd.federation.nvflare import message
 from shepherd.federation.nvflare.job import BROUGHT, ORDER, TASK
 from shepherd.federation.service import Service
+from shepherd.folder import mending, write_atomic
 
 TOPIC = "shepherd"
 HOME = "shepherd"
+SUBMITTER = "submitter"
+"""A file of the run's folder: the name of the administrator who submitted its first job."""
 LINGER = 120.0
 """Seconds that a finished job waits for the coordinator to take what it made; it is kept at the server."""
 TICK = 0.05
@@ -50,9 +56,11 @@ class Rounds(ModelController):  # type: ignore[misc]
     def run(self) -> None:
         """FLARE's entry: the whole job."""
         workspace = self.engine.get_workspace()
-        brought = Path(workspace.get_app_config_dir(self.fl_ctx.get_job_id())) / BROUGHT
+        job = self.fl_ctx.get_job_id()
+        brought = Path(workspace.get_app_config_dir(job)) / BROUGHT
+        meta = Path(workspace.get_job_meta_path(job))
         try:
-            served = self._service(brought, Path(workspace.get_root_dir()) / HOME / "runs")
+            served = self._service(brought, meta, Path(workspace.get_root_dir()) / HOME / "runs")
         except ShepherdError as error:  # for the coordinator to hear: another job would fare no better
             self.engine.register_app_command(TOPIC, self._told, service.refused(error))
         else:
@@ -60,10 +68,14 @@ class Rounds(ModelController):  # type: ignore[misc]
             served.run()
         self._linger()
 
-    def _service(self, brought: Path, runs: Path) -> Service:
+    def _service(self, brought: Path, meta: Path, runs: Path) -> Service:
         order = service.order((brought / ORDER).read_text(encoding="utf8"))
         _require_same_version(order.version)
-        return Service(order, runs / order.run, next(brought.glob("round-*"), None), self)
+        served = Service(order, runs / order.run, next(brought.glob("round-*"), None), self)
+        # FLARE's own word: it writes over whatever a submitted job says of its submitter
+        submitted = json.loads(meta.read_text(encoding="utf8"))
+        _require_submitter(served.home, submitted["submitter_name"], submitted["submitter_role"])
+        return served
 
     def present(self) -> Sequence[str]:
         """The sites of this job that are there."""
@@ -145,3 +157,27 @@ def _require_same_version(version: str) -> None:
         raise FederationError(
             f"the run was submitted by shepherd-fit {version} and this server has {mine}; install the same"
         )
+
+
+def _require_submitter(home: Path, name: str, role: str) -> None:
+    """Raise FederationError where another administrator began the run in `home`; a project_admin may."""
+    first = _first_submitter(home, name)
+    if first != name and role != "project_admin":
+        raise FederationError(
+            f"the run is {first}'s and {name} is {role}, who may go on with their own alone; use the kit of"
+            f" {first} or of a project_admin"
+        )
+
+
+def _first_submitter(home: Path, name: str) -> str:
+    """Who submitted the first job of the run in `home`; `name`, where this is the first."""
+    kept = home / SUBMITTER
+    with mending(home):
+        home.mkdir(parents=True, exist_ok=True)
+        if not kept.exists():
+            mine = write_atomic(home / f"{SUBMITTER}-{os.getpid()}", name)
+            mine.chmod(0o600)
+            with suppress(FileExistsError):  # whole, and by one of two that begin at once
+                os.link(mine, kept)
+            mine.unlink()
+        return kept.read_text(encoding="utf8")
