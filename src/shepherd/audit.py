@@ -75,35 +75,42 @@ class Gap:
         """Count one update with its weight."""
         self._weight += update.weight
         delta = update.delta
-        for pair in pairs(delta):  # one at a time: all of them in float64 would be two more updates
-            sketched = self._sketched(_exact(delta[pair.a]))
-            sketched *= update.weight  # here, where it is narrow
-            _accumulate(self._products, pair, _exact(delta[pair.b]) @ sketched)
-        for name in delta:
-            change = _exact(delta[name])
-            change *= update.weight
-            _accumulate(self._changes, name, change)
+        both = pairs(delta)
+        for pair in both:  # one at a time: all of them in float64 would be two more updates
+            a, b = _exact(delta[pair.a], update.weight), _exact(delta[pair.b])
+            _accumulate(self._products, pair, b @ self._sketched(a))
+            _accumulate(self._changes, pair.a, a)
+            _accumulate(self._changes, pair.b, np.multiply(b, update.weight, out=b))
+        for name in delta.keys() - {name for pair in both for name in pair}:
+            _accumulate(self._changes, name, _exact(delta[name], update.weight))
 
     def value(self) -> float:
         """The relative gap in [0, inf]: 0 where nothing was learned, or only one factor moved.
 
         It is inf where the mean of BA cancels to zero and the clients differ.
         """
-        squares = [self._squares(pair) for pair in pairs(self._adapter)]
+        rooms: dict[tuple[int, int], Matrix] = {}  # kept over modules: fresh memory costs more than the sums
+        squares = [self._squares(pair, rooms) for pair in pairs(self._adapter)]
         gap = math.sqrt(math.fsum(above for above, _ in squares))
         whole = math.sqrt(math.fsum(below for _, below in squares))
         if not gap:
             return 0.0
         return gap / whole if whole else math.inf
 
-    def _squares(self, pair: Pair) -> tuple[float, float]:
+    def _squares(self, pair: Pair, rooms: dict[tuple[int, int], Matrix]) -> tuple[float, float]:
         mean_a, mean_b = self._mean(pair.a), self._mean(pair.b)  # changes, (r, in) and (out, r)
-        covariance = np.zeros(())
-        if pair in self._products:
-            covariance = self._products[pair] / self._weight - mean_b @ self._sketched(mean_a)
-        local_a, local_b = self._adapter[pair.a] + mean_a, self._adapter[pair.b] + mean_b
-        whole = local_b @ self._sketched(local_a) + covariance
-        return float(np.sum(covariance**2)), float(np.sum(whole**2))
+        local_a, local_b = self._sketched(self._adapter[pair.a] + mean_a), self._adapter[pair.b] + mean_b
+        shape = len(local_b), local_a.shape[1]  # (out, columns) or (out, in)
+        if shape not in rooms:
+            rooms[shape] = np.empty((3, *shape))
+        whole, covariance, term = rooms[shape]
+        np.matmul(local_b, local_a, out=whole)
+        if pair not in self._products:
+            return 0.0, float(np.vdot(whole, whole))
+        np.divide(self._products[pair], self._weight, out=covariance)
+        covariance -= np.matmul(mean_b, self._sketched(mean_a), out=term)
+        whole += covariance
+        return float(np.vdot(covariance, covariance)), float(np.vdot(whole, whole))
 
     def _mean(self, name: str) -> Matrix:
         if name not in self._changes:
@@ -114,8 +121,8 @@ class Gap:
         return a if self._omega is None else a @ self._omega[a.shape[1]]  # (r, columns)
 
 
-def _exact(tensor: NDArray[np.float32]) -> Matrix:
-    return tensor.astype(np.float64)
+def _exact(tensor: NDArray[np.float32], weight: float = 1.0) -> Matrix:
+    return np.multiply(tensor, weight, dtype=np.float64)
 
 
 def _accumulate(sums: dict[K, Matrix], key: K, term: Matrix) -> None:
