@@ -8,7 +8,7 @@ import pytest
 from shepherd.algorithms import fedavg, ffa_lora
 from shepherd.core import Adapter, ClientInfo, Failure, chain, seed_for
 from shepherd.errors import FederationError, QuorumNotMet
-from shepherd.rounds import MAX_WEIGHT, report_row, rounds, start
+from shepherd.rounds import MAX_METRIC, MAX_WEIGHT, report_row, rounds, start
 from shepherd.select import everyone, poisson, round_robin, uniform
 from shepherd.transforms import clip
 from tests.quadratic import Quadratic, bits, drawn, update_of
@@ -90,6 +90,9 @@ BAD = {
     "old round": (spoilt(round=-1), "answers round 0, not 1"),
     "many in one": (spoilt(count=7), "7 clients"),
     "metric": (spoilt(metrics={"loss": float("nan")}), "metric loss is nan"),
+    "metric inf": (spoilt(metrics={"loss": float("-inf")}), "metric loss is -inf"),
+    "metric too large": (spoilt(metrics={"tokens": 2 * MAX_METRIC}), "metric tokens is 2e"),
+    "metric too large, whole": (spoilt(metrics={"tokens": -(10**308)}), "metric tokens is -1"),
     "failure": (Failure(client="c1", reason="no disk"), "no disk"),
 }
 
@@ -309,6 +312,19 @@ def test_a_client_that_keeps_its_metrics_back_counts_in_the_weights_alone():
     assert row["weights"] == {"c0": 0.25, "c1": 0.25, "c2": 0.5}
     assert (row["loss"], row["losses"]) == (2.0, {"c0": 2.0})
     assert (row["examples"], row["steps"], row["tokens"]) == (7, 1, {"seen": 20, "trained": 17})
+
+
+def test_the_largest_numbers_that_a_client_may_tell_make_a_row():
+    most = MAX_METRIC
+    answers = [
+        replace(update_of("c0", 1), metrics=metrics(most, most)),
+        replace(update_of("c1", 2), metrics=metrics(-most, -most)),
+        replace(update_of("c2", 3), metrics=metrics(most, 1e-300)),
+    ]
+    ((_, report),) = run(answering(*answers))
+    row = report_row(report)
+    assert row["loss"] == most
+    assert row["losses"] == {"c0": most, "c1": -most, "c2": most}
 
 
 @pytest.mark.parametrize("known", [{}, {"loss": 3.0}, {"trained_tokens": 4.0}])

@@ -33,6 +33,8 @@ from shepherd.select import Cohort, Select
 
 MAX_WEIGHT = 1e12
 """More than the tokens of any visit: a larger weight is a mistake, or a bid to own the mean."""
+MAX_METRIC = MAX_WEIGHT
+"""Of a metric's size, and of a score's sum or count: products and sums of such numbers stay finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,8 @@ def report_row(report: RoundReport) -> dict[str, Any]:
     total = sum(report.weights.values())
     metrics = report.metrics
     losses = {client: each["loss"] for client, each in metrics.items() if "loss" in each}
-    trained = {client: metrics[client].get("trained_tokens", 0.0) for client in losses}
+    # a count below 0 could bring the sum next to it, and the mean to infinity
+    trained = {client: max(0.0, metrics[client].get("trained_tokens", 0.0)) for client in losses}
     tokens = sum(trained.values())
     return {
         "round": report.round,
@@ -154,7 +157,7 @@ def check(update: Update, expected: Update) -> None:
 
     Raises:
         UpdateRefused: another round, a weight outside (0, MAX_WEIGHT], several clients in one, a tensor
-            missing, extra or misshapen, or a number that is not finite.
+            missing, extra or misshapen, a number that is not finite, or a metric larger than MAX_METRIC.
     """
     if update.round != expected.round:
         raise UpdateRefused(
@@ -174,8 +177,11 @@ def check(update: Update, expected: Update) -> None:
     for name in (*_not_finite(update.delta), *_not_finite(update.extra)):
         raise UpdateRefused(f"tensor {name} is not finite; lower the learning rate or clip the gradient")
     for name, value in update.metrics.items():
-        if not math.isfinite(value):
-            raise UpdateRefused(f"metric {name} is {value}; lower the learning rate or clip the gradient")
+        if not abs(value) <= MAX_METRIC:
+            raise UpdateRefused(
+                f"metric {name} is {float(value):g} and its size may be {MAX_METRIC:g} at most; lower the"
+                " learning rate or clip the gradient"
+            )
 
 
 def _not_finite(adapter: Adapter) -> Iterator[str]:

@@ -205,7 +205,7 @@ def test_nothing_is_told_of_rounds_before_the_log_is_open(tmp_path: Path) -> Non
     assert "cut or changed" in answer["outcome"]["error"]
 
 
-@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 10**308, 1.7e308, 2e12], ids="{:g}".format)
 def test_numbers_that_cannot_be_counted_with_do_not_silence_the_run(tmp_path: Path, number: float) -> None:
     """What is told while a round goes on is not checked yet."""
     progress = []
@@ -233,7 +233,14 @@ def test_numbers_that_cannot_be_counted_with_do_not_silence_the_run(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "categories",
-    [{}, {"qa": (0.0, 0)}, {"qa": (math.nan, 3)}, {"qa": (math.inf, 3), "none": (1.0, 0)}],
+    [
+        {},
+        {"qa": (0.0, 0)},
+        {"qa": (math.nan, 3)},
+        {"qa": (math.inf, 3), "none": (1.0, 0)},
+        {"qa": (17 * 10**307, 1), "none": (17 * 10**307, 1)},
+        {"qa": (1.0, 2**63 - 1), "none": (-1.0, 3)},
+    ],
 )
 def test_scores_of_nothing_or_nonsense_are_left_out(
     tmp_path: Path, categories: dict[str, tuple[float, int]]
@@ -248,6 +255,26 @@ def test_scores_of_nothing_or_nonsense_are_left_out(
     assert rows[-1]["heldout"]["client"] == {"a": 1.0}
     alone = told(served(tmp_path / "alone", Letters({"b": odd}), order(("b",))))["rows"]
     assert [row.get("heldout") for row in alone] == 4 * [None]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("HUSH"), ValueError("HUSH\nHUSH")])
+def test_a_fault_that_nobody_knows_is_told_by_its_class_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """Untold, the job would die of it, and each new job too, since sites give the same answer again."""
+
+    def faulty(request: Request) -> bytes | None:
+        if request.kind == "train" and request.round == 1:
+            raise error
+        return honest("a")(request)
+
+    outcome = told(made := served(tmp_path, Letters({"a": faulty})))["outcome"]
+
+    assert type(error).__name__ in outcome["error"]
+    assert "HUSH" not in f"{outcome}{caplog.text}"
+    assert f"{type(error).__name__} at " in caplog.text
+    assert "test_service.py" in caplog.text  # where it was
+    assert [row["round"] for row in told(made)["rows"]] == [0, 1]
 
 
 def test_clients_that_fail_to_join_are_not_counted_as_done(tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ def test_an_update_comes_back_in_its_bits(delta, extra, weight, metrics) -> None
     update = some_update(delta=delta, extra=extra, weight=weight, metrics=metrics)
     got = decode_reply(encode_reply(update))
     assert (got.delta, got.extra) == (delta, extra)  # NaN and -0 too
-    assert repr((got.weight, got.metrics)) == repr((weight, metrics))
+    known = {name: float(number) for name, number in metrics.items()}
+    assert repr((got.weight, got.metrics)) == repr((float(weight), known))
     assert replace(got, weight=0.0, metrics={}) == replace(update, weight=0.0, metrics={})
 
 
@@ -143,6 +144,13 @@ def test_numpys_scalars_travel_as_numbers() -> None:
     update = some_update(weight=np.float64(2.5), metrics={"loss": np.float32(0.5), "steps": np.int64(3)})
     got = decode_reply(encode_reply(update))
     assert (got.weight, got.metrics) == (2.5, {"loss": 0.5, "steps": 3})
+
+
+def test_a_whole_number_comes_as_a_float_since_products_of_it_have_no_bound() -> None:
+    update = decode_reply(encode_reply(some_update(weight=10**308, metrics={"loss": 10**308})))
+    scores = decode_reply(encode_reply(Scores(client="a", round=0, categories={"qa": (10**308, 3)})))
+    assert [type(number) for number in (update.weight, update.metrics["loss"])] == [float, float]
+    assert type(scores.categories["qa"][0]) is float
 
 
 def test_a_reason_goes_as_one_line_of_bounded_length() -> None:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
-import math
+import logging
 import os
 import re
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,8 +32,10 @@ from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, ShepherdError
 from shepherd.federation.asking import Post, Reply, Silos, Terms
 from shepherd.federation.wire import Scores
-from shepherd.rounds import RoundReport, report_row, rounds
+from shepherd.rounds import MAX_METRIC, RoundReport, report_row, rounds
 from shepherd.settings import RunSettings, parse
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 CHUNK = 3 * 2**20
@@ -144,6 +147,9 @@ class Service:
             self._book.end({"finished": True})
         except ShepherdError as error:
             self._book.fail(error)
+        except Exception as error:  # what it says may be anything's text, and is not passed on
+            log.error("the run ended: %s at %s", type(error).__name__, _place(error))
+            self._book.fail(_unknown(error))
 
     def told(self, asked: Mapping[str, Any]) -> Row:
         """What the coordinator is told when it asks; safe from any thread.
@@ -320,7 +326,7 @@ def _bare(reply: Update | Failure) -> Update | Failure:
 
 def _sound(metrics: Mapping[str, float]) -> Mapping[str, float]:
     """Of an update that is not checked yet, the numbers that can be counted with."""
-    return {name: value for name, value in metrics.items() if 0 <= value < math.inf}
+    return {name: value for name, value in metrics.items() if 0 <= value <= MAX_METRIC}
 
 
 def _usable(scores: Scores) -> Scores:
@@ -328,9 +334,22 @@ def _usable(scores: Scores) -> Scores:
     kept = {
         name: (nats, tokens)
         for name, (nats, tokens) in scores.categories.items()
-        if tokens and math.isfinite(nats)
+        if 0 < tokens <= MAX_METRIC and 0 <= nats <= MAX_METRIC
     }
     return replace(scores, categories=kept)
+
+
+def _unknown(error: Exception) -> FederationError:
+    kind = type(error).__name__
+    return FederationError(
+        f"the rounds met a fault that the server does not know ({kind}); its log says where: mend it there,"
+        " and `shepherd resume` goes on"
+    )
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[-5:]
+    return " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))
 
 
 def _taken(before: Mapping[str, int], report: RoundReport) -> dict[str, int]:

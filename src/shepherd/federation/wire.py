@@ -376,14 +376,13 @@ def _whole(value: Any) -> int:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("is no number")
-    float(value)  # of a whole number with too many digits: OverflowError
-    return value
+    return float(value)  # of a whole number with too many digits: OverflowError
 
 
 def _duration(value: Any) -> float:
     if not 0 < _number(value) < math.inf:
         raise ValueError("is no positive number of seconds")
-    return float(value)
+    return _number(value)
 
 
 def _kind(value: Any) -> str:
