@@ -65,7 +65,7 @@ def test_every_site_is_told_the_same_question_and_its_own_wave_the_time() -> Non
     assert first.broadcast is not None
     assert first.broadcast.adapter == BROADCAST.adapter
     assert before <= first.sent <= second.sent <= time.time()
-    assert first.id == wire.request_id(TERMS.run, "train", 3, BROADCAST)
+    assert first.id == wire.request_id(first) == wire.request_id(second)
 
 
 def test_what_a_site_gets_wrong_is_its_failure_and_nobody_elses() -> None:

@@ -7,6 +7,7 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def request(sent: Broadcast | None = None, **more: object) -> Request:
     given = {
         "kind": "train" if sent else "join",
         "run": RUN,
-        "id": request_id(RUN, "train", 3, sent),
+        "id": "0" * 32,
         "round": 3,
         "deadline": 60.0,
         "sent": 1.8e9,
@@ -349,13 +350,21 @@ def test_a_question_has_one_name_and_every_other_question_another() -> None:
     bits = {name: tensor.copy() for name, tensor in sent.adapter.items()}
     bits["a.lora_A.weight"][0, 0] = -0.0  # equal as a number, not as bits
     turned = {**sent.adapter, "a.lora_A.weight": sent.adapter["a.lora_A.weight"].reshape(3, 2)}
+    asked = request(sent)
     others = [
-        request_id("f" * 16, "train", 3, sent),
-        request_id(RUN, "score", 3, sent),
-        request_id(RUN, "train", 4, sent),
-        request_id(RUN, "join", 3, None),
         *(
-            request_id(RUN, "train", 3, replace(sent, **change))
+            request_id(replace(asked, **change))
+            for change in (
+                {"run": "f" * 16},
+                {"kind": "score"},
+                {"round": 4},
+                {"kind": "join", "broadcast": None},
+                {"base": "cd" * 32},
+                {"settings": {"seed": 1, "model": {"base": "tiny"}}},
+            )
+        ),
+        *(
+            request_id(replace(asked, broadcast=replace(sent, **change)))
             for change in (
                 {"round": 4},
                 {"seed": 8},
@@ -367,10 +376,27 @@ def test_a_question_has_one_name_and_every_other_question_another() -> None:
             )
         ),
     ]
-    mine = request_id(RUN, "train", 3, sent)
+    mine = request_id(asked)
     assert len({mine, *others}) == 1 + len(others)
-    assert mine == request_id(RUN, "train", 3, decode_request(REQUEST).broadcast)
-    assert mine == "d1cf01d90d2ca5ed0e6513bdc8c7ec31"  # in any process, on any machine
+    assert mine == request_id(decode_request(encode_request(asked)))
+    assert mine == "1b3425b13ff136a7c85c398344024214"  # in any process, on any machine
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"id": "1" * 32}, {"deadline": 5.0}, {"sent": 1.9e9}, {"version": "0.1.1"}, {"cohort": 9}],
+    ids=lambda change: next(iter(change)),
+)
+def test_who_asks_again_at_another_time_asks_the_same(change: dict[str, Any]) -> None:
+    """Another job goes on with an open round: a site that has answered it gives the answer that it kept."""
+    asked = request(some_broadcast())
+    assert request_id(replace(asked, **change)) == request_id(asked)
+
+
+@given(BROADCASTS, st.dictionaries(NAMES, JSON, max_size=3))
+def test_a_question_has_the_same_name_at_both_ends(sent: Broadcast, settings: dict[str, Any]) -> None:
+    asked = request(sent, settings=settings)
+    assert request_id(decode_request(encode_request(asked))) == request_id(asked)
 
 
 def test_nothing_that_travels_or_is_kept_can_run() -> None:

@@ -52,7 +52,7 @@ def another_question(scene: Scene, tries: int) -> Tried:
 
 def old_message(scene: Scene, tries: int) -> Tried:
     """A message that was kept for ten minutes, of a run that the site does not know."""
-    late = replace(_request(scene), run="dead" * 4, sent=time.time() - 600)
+    late = _named(replace(_request(scene), run="dead" * 4, sent=time.time() - 600))
 
     def attempt() -> tuple[bool, str]:
         return _refused(wire.decode_reply(_asked(scene, wire.encode_request(late))))
@@ -122,10 +122,10 @@ def _request(scene: Scene, seed: int = 0) -> Request:
         seed=seed,
         transforms=(),
     )
-    return Request(
+    asked = Request(
         kind="train",
         run=RUN,
-        id=wire.request_id(RUN, "train", 0, sent),
+        id="",
         round=0,
         deadline=120.0,
         sent=time.time(),
@@ -135,6 +135,11 @@ def _request(scene: Scene, seed: int = 0) -> Request:
         settings=travelling(settings),
         broadcast=sent,
     )
+    return _named(asked)
+
+
+def _named(request: Request) -> Request:
+    return replace(request, id=wire.request_id(request))
 
 
 def _asked(scene: Scene, message: bytes) -> bytes:

@@ -197,8 +197,14 @@ def test_the_same_round_of_the_same_run_counts_once(tmp_path_factory: Any, event
         if (what, kind, when.year, when.month) == ("granted", "train", 2026, 11):
             questions.add((run, number))
     assert audit.granted(log, "2026-11") == len(questions)
-    again = f"{'a' * 16}0"
+    again = ("a" * 16, 0, f"{'a' * 16}0")
     assert audit.granted(log, "2026-11", besides=again) == len(questions - {("a" * 16, 0)})
+
+
+def test_another_run_or_round_under_the_same_id_counts(log: Path) -> None:
+    for asked in (request(), request(run="f" * 16), request(round=1)):
+        audit.record(log, audit.granted_to(asked, NOON))
+    assert audit.granted(log, "2026-11", besides=("0123456789abcdef", 0, "q1")) == 2
 
 
 def test_another_question_under_the_same_round_counts_again(log: Path) -> None:

@@ -185,6 +185,7 @@ def test_a_round_that_was_answered_is_not_answered_to_another_question(born, ask
     ("more", "rule", "said"),
     [
         ({"version": "0.0.9"}, "version", f"has shepherd-fit 0.0.9 and site-1 has {wire.version()}; "),
+        ({"id": "ab" * 16}, "id", "the request's id is not the one of what it asks of site-1; install one"),
         ({"ahead": 400}, "clock", "the server's clock is 400 s ahead of this site's, .* set both clocks"),
         ({"ahead": -400}, "clock", "clock is 400 s behind this site's, or the message is an old"),
         ({"base": "ef" * 32}, "bases", f"of site-1 refuses base {'ef' * 32}"),
@@ -221,6 +222,31 @@ def test_the_budget_of_a_month_counts_each_question_once(born, asked, shaped) ->
     for _ in range(2):
         assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
     assert "rounds_per_month = 1" in reason(ask(trainer, asked(broadcast(shaped, 1))))
+
+
+def test_the_budget_of_a_month_counts_each_score_that_is_asked_otherwise(born, asked, shaped) -> None:
+    trainer, sent = born(rounds_per_month=1), broadcast(shaped)
+    others = [tables(evaluation={"examples": 16 + more}) for more in range(3)]
+    for _ in range(2):
+        for settings in others[:2]:
+            assert isinstance(ask(trainer, asked(sent, "score", settings=settings)), Scores)
+    assert "rounds_per_month = 1" in reason(ask(trainer, asked(sent, "score", settings=others[2])))
+
+
+def test_a_question_cannot_go_by_the_id_of_one_that_was_granted(born, asked, shaped) -> None:
+    """Else a server in the wrong hands would ask all its questions for the price of the first."""
+    trainer, first = born(rounds_per_month=1), asked(broadcast(shaped))
+    assert isinstance(ask(trainer, first), Update)
+    for other in (
+        asked(broadcast(shaped), run="f" * 16),
+        asked(broadcast(shaped, 1)),
+        asked(broadcast(shaped), "score"),
+    ):
+        assert "is not the one of what it asks" in reason(ask(trainer, replace(other, id=first.id)))
+    assert [event.what for event in audit.events(trainer.home / audit.FILE)] == [
+        "granted",
+        "answered",
+    ] + 3 * ["refused"]
 
 
 @pytest.mark.parametrize(

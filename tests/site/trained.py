@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def request(folder: Path, sent: Broadcast | None = None, kind: Kind | None = Non
     given = {
         "kind": kind,
         "run": RUN,
-        "id": wire.request_id(more.get("run", RUN), kind, round, sent),
+        "id": "",
         "round": round,
         "deadline": 120.0,
         "sent": time.time(),
@@ -63,7 +64,8 @@ def request(folder: Path, sent: Broadcast | None = None, kind: Kind | None = Non
         "settings": TABLES,
         "broadcast": sent,
     }
-    return Request(**{**given, **more})
+    made = Request(**{**given, **more})
+    return made if made.id else replace(made, id=wire.request_id(made))
 
 
 def broadcast(base: Any, round: int = 0, seed: int = 5) -> Broadcast:

@@ -93,10 +93,10 @@ class Silos:
 
     def _request(self, kind: wire.Kind, round: int, broadcast: Broadcast | None, cohort: int) -> Request:
         terms = self.terms
-        return Request(
+        request = Request(
             kind=kind,
             run=terms.run,
-            id=wire.request_id(terms.run, kind, round, broadcast),
+            id="",
             round=round,
             deadline=terms.deadline,
             sent=0.0,
@@ -106,6 +106,7 @@ class Silos:
             settings=terms.settings,
             broadcast=broadcast,
         )
+        return replace(request, id=wire.request_id(request))
 
     def _asked(self, request: Request, sites: Sequence[str]) -> Iterator[Reply]:
         for start in range(0, len(sites), self.terms.wave):

@@ -49,7 +49,7 @@ class Request:
     run: str
     """Of the run, 16 hex digits."""
     id: str
-    """From `request_id`: the same whenever the same question is asked again."""
+    """From `request_id`: the same whenever the same question is asked again, and of no other one."""
     round: int
     """Rounds finished before this one."""
     deadline: float
@@ -100,11 +100,17 @@ def version() -> str:
         return "unknown"
 
 
-def request_id(run: str, kind: Kind, round: int, broadcast: Broadcast | None) -> str:
-    """32 hex digits of what is asked; the same for broadcasts that are equal to the bit, in any process."""
+def request_id(request: Request) -> str:
+    """32 hex digits of all that the answer depends on; the same for what is equal to the bit, in any process.
+
+    When and by which version it is asked, of how many others, and how long it may take are left out: who
+    asks again after a crash asks the same question.
+    """
     tensors: dict[str, NDArray[Any]] = {}
+    broadcast = request.broadcast
     sent = (broadcast.round, broadcast.seed, _laid(_parts(broadcast), (), tensors)) if broadcast else None
-    digest = hashlib.sha256(json.dumps([run, kind, round, sent], sort_keys=True).encode())
+    what = (request.run, request.kind, request.round, request.base, request.settings, sent)
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=_number_of).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
         digest.update(tensor.tobytes())

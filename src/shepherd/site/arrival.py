@@ -34,6 +34,16 @@ def require_version(request: Request, name: str) -> None:
         )
 
 
+def require_id(request: Request, name: str) -> None:
+    """What was granted is counted by its id, and answers are kept under it: the asker cannot choose it."""
+    if request.id != wire.request_id(request):
+        raise Refused(
+            "id",
+            f"the request's id is not the one of what it asks of {name};"
+            " install one version of shepherd-fit at both ends",
+        )
+
+
 def require_clock(request: Request) -> None:
     ahead = request.sent - time.time()
     if abs(ahead) > CLOCKS:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FILE = "audit.jsonl"
 PRIVATE = 0o600
 What = Literal["granted", "refused", "answered", "failed"]
+Question = tuple[str, int, str]
+"""A request's run, round and id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,20 +222,17 @@ def month_of(now: datetime) -> str:
     return now.isoformat()[:7]
 
 
-def granted(path: Path, month: str, *, kind: str = "train", besides: str = "") -> int:
+def granted(path: Path, month: str, *, kind: str = "train", besides: Question | None = None) -> int:
     """How many different questions of a kind were granted in a month such as "2026-11".
 
-    The same question asked again (the same run, round and request id) counts once, and the one with the
-    id `besides` does not count.
+    The same question asked again counts once, and `besides` does not count.
 
     Raises:
         FolderError: the log is there and cannot be read.
     """
-    return len(
-        {
-            (event.run, event.round, event.id)
-            for event in events(path)
-            if event.what == "granted" and event.kind == kind and event.when.startswith(month)
-            if event.id != besides
-        }
-    )
+    questions: set[Question] = {
+        (event.run, event.round, event.id)
+        for event in events(path)
+        if event.what == "granted" and event.kind == kind and event.when.startswith(month)
+    }
+    return len(questions - {besides})

@@ -92,6 +92,7 @@ class Trainer:
     def _reply(self, request: Request, received: float) -> bytes:
         arrival.require_version(request, self.name)
         arrival.require_clock(request)
+        arrival.require_id(request, self.name)
         self._require_allowed(request)
         kept = self._kept_reply(request)
         if kept is not None:
@@ -121,8 +122,8 @@ class Trainer:
         )
 
     def _granted(self, request: Request, now: datetime) -> int:
-        month = audit.month_of(now)
-        return audit.granted(self.home / audit.FILE, month, kind=request.kind, besides=request.id)
+        this = (request.run, request.round, request.id)
+        return audit.granted(self.home / audit.FILE, audit.month_of(now), kind=request.kind, besides=this)
 
     def _kept_reply(self, request: Request) -> bytes | None:
         """The reply that this question got before.
