@@ -220,8 +220,6 @@ class Service:
                 "round": report.seconds + scoring,
                 "tuning": report.federation_seconds,
                 "scoring": scoring,
-                # of the slowest site, as it says itself: the rest of the round is the way there and back
-                "slowest": max((m.get("seconds", 0.0) for m in report.metrics.values()), default=0.0),
             },
         }
 
