@@ -149,6 +149,36 @@ def test_a_site_that_goes_is_not_waited_for() -> None:
     assert flare.present() == ["a"]
 
 
+def test_an_answer_of_a_site_that_went_is_taken_while_others_are_waited_for() -> None:
+    def send(data: bytes, sites: Sequence[str], put: Callable[[FLModel], None]) -> None:
+        later(0.3, lambda: put(answer("b")))
+        later(0.6, lambda: put(answer("a")))
+
+    flare = Flare(send)
+    flare.gone.update(b=1.0)
+    assert list(flare.ask(b"q", ["a", "b"], 30.0)) == [("b", b"b"), ("a", b"a")]
+    assert flare.late() == 0
+
+
+def test_an_answer_that_is_no_longer_waited_for_counts_as_late() -> None:
+    class Ending(Flare):
+        put: Callable[[FLModel], None]
+
+        def cancel_all_tasks(self, **given: Any) -> None:
+            for site in ("b", "b", "x"):
+                self.put(answer(site))
+            super().cancel_all_tasks(**given)
+
+    def send(data: bytes, sites: Sequence[str], put: Callable[[FLModel], None]) -> None:
+        flare.put = put
+        put(answer("a"))
+
+    flare = Ending(send)
+    flare.gone.update(b=1.0)
+    assert list(flare.ask(b"q", ["a", "b"], 30.0)) == [("a", b"a")]
+    assert flare.late() == 1
+
+
 def test_a_site_that_the_coordinator_knows_to_be_away_is_not_waited_for() -> None:
     flare = Flare(lambda data, sites, put: put(answer("a")))
     served = SimpleNamespace(told=lambda asked: {"rows": asked["rows"]})
@@ -157,7 +187,19 @@ def test_a_site_that_the_coordinator_knows_to_be_away_is_not_waited_for() -> Non
 
     assert list(flare.ask(b"q", ["a", "b"], 30.0)) == [("a", b"a")]
     assert flare.told(rows=3, away=["b"]) == {"rows": 3, "present": ["a"]}
-    assert flare.told(rows=3) == {"rows": 3, "present": ["a", "b"]}  # it is back
+    assert flare.told(rows=3, away=[]) == {"rows": 3, "present": ["a", "b"]}  # it is back
+
+
+def test_who_is_away_holds_until_the_coordinator_says_else_or_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flare = Flare(lambda *given: None)
+    served = SimpleNamespace(told=lambda asked: {})
+    flare.registered(controller.TOPIC, flare._told, served)
+    flare.told(rows=3, away=["b"])
+    assert flare.told(state={"round": 1}) == {"present": ["a"]}  # of a checkpoint that is fetched
+    monkeypatch.setattr(controller, "MEMORY", 0.0)
+    assert flare.present() == ["a", "b"]
 
 
 def test_a_command_that_is_none_is_answered_like_an_empty_one() -> None:

@@ -32,6 +32,8 @@ SUBMITTER = "submitter"
 """A file of the run's folder: the name of the administrator who submitted its first job."""
 LINGER = 120.0
 """Seconds that a finished job waits for the coordinator to take what it made; it is kept at the server."""
+MEMORY = 60.0
+"""Seconds without a word of the coordinator after which nobody is away by what it said last."""
 TICK = 0.05
 
 
@@ -52,6 +54,7 @@ class Rounds(ModelController):  # type: ignore[misc]
         super().__init__(persistor_id="", ignore_result_error=True, task_check_period=0.05)
         self._late = 0
         self._away: frozenset[str] = frozenset()
+        self._heard = 0.0  # of the coordinator, on the monotonic clock
 
     def run(self) -> None:
         """FLARE's entry: the whole job."""
@@ -94,12 +97,13 @@ class Rounds(ModelController):  # type: ignore[misc]
             callback=inbox.put,
         )
         ends = time.monotonic() + seconds
-        waiting = set(sites)
+        unanswered, waiting = set(sites), set(sites)  # of one that is gone an answer may still be on its way
         while waiting:
             # seen before the inbox is: an answer is put there before its task stands no more
             over = time.monotonic() > ends or not self.get_num_standing_tasks()
             came = self._next(inbox, ends)
-            if came is not None and (site := came.meta["client_name"]) in waiting:
+            if came is not None and (site := came.meta["client_name"]) in unanswered:
+                unanswered.discard(site)
                 waiting.discard(site)
                 answer, came = _bytes(came), None  # whose arrays would wait here as well
                 yield site, answer
@@ -109,6 +113,7 @@ class Rounds(ModelController):  # type: ignore[misc]
             else:
                 waiting = {site for site in waiting if not self._gone(site)}
         self.cancel_all_tasks(fl_ctx=self.fl_ctx)
+        self._late += len(unanswered & _left(inbox))
 
     def late(self) -> int:
         """Answers that came after their time."""
@@ -130,18 +135,29 @@ class Rounds(ModelController):  # type: ignore[misc]
             return None
 
     def _gone(self, site: str) -> bool:
-        return site in self._away or self.get_client_disconnect_time(site) is not None
+        away = self._away if time.monotonic() - self._heard < MEMORY else ()
+        return site in away or self.get_client_disconnect_time(site) is not None
 
     def _told(self, topic: str, asked: Any, fl_ctx: FLContext, served: Telling) -> dict[str, Any]:
         """FLARE's hook for a command of the coordinator's."""
         asked = asked if isinstance(asked, dict) else {}
-        self._away = frozenset(asked.get("away", ()))
+        self._heard = time.monotonic()
+        if "away" in asked:  # who fetches a checkpoint does not say
+            self._away = frozenset(asked["away"])
         return {**served.told(asked), "present": list(self.present())}
 
     def _linger(self) -> None:
         ends = time.monotonic() + LINGER
         while not (self.abort_signal.triggered or time.monotonic() > ends):
             time.sleep(TICK)
+
+
+def _left(inbox: queue.Queue[FLModel]) -> set[str]:
+    """Whose answers came in and were not taken."""
+    left = set()
+    while not inbox.empty():
+        left.add(str(inbox.get().meta["client_name"]))
+    return left
 
 
 def _bytes(model: FLModel) -> bytes:
