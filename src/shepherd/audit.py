@@ -29,9 +29,9 @@ Matrix = NDArray[np.float64]
 BUDGET = 64 * 2**20
 """Bytes that the matrices of all modules may take before they are sketched."""
 COLUMNS = 64
-"""Of the sketch; an estimated squared norm has a relative deviation of at most sqrt(2 / columns), for one module.
+"""Of the sketch; an estimated squared norm has a relative deviation of at most sqrt(2 / columns).
 
-Over many modules it averages out: with 16 columns the gap of 224 random ones came within 0.3%.
+Over many modules that averages out: with 16 columns the gap of 224 random ones came within 0.3%.
 """
 FEWEST_COLUMNS = 8
 
