@@ -179,6 +179,23 @@ def test_nonsense_from_a_site_is_a_counted_failure_and_never_in_the_mean(tmp_pat
     np.testing.assert_allclose(last.state.adapter[A], 1 + 5 * 1.0)
 
 
+def test_what_a_site_calls_its_tensors_reaches_no_log_and_no_terminal(tmp_path: Path) -> None:
+    def shouting(request: Request) -> bytes:
+        if request.kind != "train":
+            return honest("b")(request) or b""
+        loud = Adapter({f"x\x1b[2J\n{'y' * 10**5}": np.ones(1)})
+        return wire.encode_reply(replace(update(request, "b", 2.0), delta=loud))
+
+    post = Letters({"a": honest("a"), "b": shouting})
+    answer = told(served(tmp_path, post, order(quorum=1.0)))
+    rows = told(served(tmp_path / "on", post))["rows"]
+
+    for said in (answer["outcome"]["error"], *(row["failures"]["b"] for row in rows[1:])):
+        assert "cannot be read" in said
+        assert said.isprintable()
+        assert len(said) < 1000
+
+
 def test_it_tells_only_what_is_new(tmp_path: Path) -> None:
     made = served(tmp_path, both())
     assert [row["round"] for row in told(made, rows=3)["rows"]] == [3]

@@ -298,6 +298,35 @@ def test_a_tensor_out_of_place_is_refused_by_name(what, tensors, said) -> None:
         read(edited(data, {}, tensors))
 
 
+NASTY = ["two\nlines", "a\x1b[2Jb", "\u202eback", "x" * 201, "x" * 10**6]
+
+
+@pytest.mark.parametrize("name", NASTY, ids=["lines", "escape", "turned", "long", "huge"])
+@pytest.mark.parametrize("place", ["adapter", "extra", "transforms", "delta", "nowhere"])
+def test_a_tensors_name_is_a_short_line_and_else_not_repeated(name, place) -> None:
+    one = {name: np.ones(2, np.float32)}
+    match place:
+        case "adapter" | "extra":
+            data, read = (
+                encode_request(request(replace(some_broadcast(), **{place: Adapter(one)}))),
+                "request",
+            )
+        case "transforms":
+            data, read = (
+                encode_request(request(replace(some_broadcast(), transforms=({"a": one},)))),
+                "request",
+            )
+        case "delta":
+            data, read = encode_reply(some_update(delta=Adapter(one))), "update"
+        case _:
+            data, read = edited(UPDATE, {}, one), "update"
+    with pytest.raises(WireError) as caught:
+        READERS[read][0](data)
+    told = str(caught.value)
+    assert told == wire.sentence(told)
+    assert len(told) < 400
+
+
 def test_nested_tensors_are_no_adapter() -> None:
     data = edited(
         UPDATE, {("tensors", "extra"): {"x": {"y": None}}}, {'["extra", "x", "y"]': np.ones(1, "f4")}

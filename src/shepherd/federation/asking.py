@@ -141,7 +141,7 @@ class Silos:
         try:
             reply = wire.decode_reply(answer)
         except WireError as error:
-            return Failure(client=site, reason=f"its answer cannot be read ({error})")
+            return Failure(client=site, reason=wire.sentence(f"its answer cannot be read ({error})"))
         if reply.client != site:  # who it is, the certificate says; an answer cannot
             return Failure(client=site, reason=f"it answered in the name of {reply.client!r}; check its kit")
         return reply

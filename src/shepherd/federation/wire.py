@@ -258,6 +258,7 @@ def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tree]]:
         array.flags.writeable = False  # so that an Adapter need not copy
     tree: dict[str, Tree] = _grown(_mapping(head["tensors"]), (), tensors)
     for name in tensors:
+        name = sentence(name)
         raise WireError(f"tensor {name:.200} has no place in the message's header; send what it lists")
     return head, tree
 
@@ -291,6 +292,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _grown(tree: Any, path: tuple[str | int, ...], tensors: dict[str, NDArray[Any]]) -> Tree:
     """The tree with its arrays, which are taken out of `tensors`."""
     if isinstance(tree, dict):
+        _require_names(tree)
         return {name: _grown(part, (*path, name), tensors) for name, part in tree.items()}
     if isinstance(tree, list):
         return tuple(_grown(part, (*path, place), tensors) for place, part in enumerate(tree))
@@ -298,6 +300,17 @@ def _grown(tree: Any, path: tuple[str | int, ...], tensors: dict[str, NDArray[An
     if tree is not None or name not in tensors:
         raise WireError(f"tensor {name:.200} is missing from the message; send what its header lists")
     return tensors.pop(name)
+
+
+def _require_names(tree: Mapping[str, Any]) -> None:
+    """Names that errors, and so logs, may repeat."""
+    for name in tree:
+        try:
+            _name(name)
+        except ValueError as error:
+            raise WireError(
+                f"the name of a tensor {error}; use the names of the base's own layers"
+            ) from error
 
 
 def _broadcast(sent: Any, tree: dict[str, Tree]) -> Broadcast:

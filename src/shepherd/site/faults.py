@@ -20,6 +20,7 @@ from shepherd.errors import (
     ShepherdError,
     WireError,
 )
+from shepherd.federation.wire import sentence
 
 DATA = "its data cannot be used; the site's log says which file and line"
 BASE = "it cannot load the base; the site's log says what to mend"
@@ -56,7 +57,14 @@ def told(error: BaseException) -> str:
 
 
 def logged(error: BaseException) -> str:
-    """What this site's log is told: our sentences, without what they quote of the data; else the place."""
+    """What this site's log is told: our sentences, without what they quote of the data; else the place.
+
+    One line, since a sentence may name what a request brought.
+    """
+    return sentence(_logged(error))
+
+
+def _logged(error: BaseException) -> str:
     if isinstance(error, DataError):
         return _QUOTED.sub("(not shown)", str(error))
     if isinstance(error, ShepherdError | GivenUp):
