@@ -47,12 +47,8 @@ def request(kind: Any = "train", **changed: Any) -> Request:
 
 def refused(table: PolicyTable | Mapping[str, Any], asked: Request, **about: Any) -> Refusal | None:
     """What site-1 with 100 examples says at noon, with nothing granted yet."""
-    known = {
-        "site": "site-1",
-        "bases": {BASE},
-        "granted_this_month": 0,
-        "now": NOON,
-        "examples": 100,
-    }
     table = table if isinstance(table, PolicyTable) else PolicyTable(**table)
-    return policy.refusal(table, asked, **{**known, **about})
+    now = {"granted_this_month": about.pop("granted_this_month", 0), "now": about.pop("now", NOON)}
+    return policy.refusal(
+        table, asked, site="site-1", bases={BASE}, **{"examples": 100, **about}
+    ) or policy.refusal_now(table, asked, site="site-1", **now)

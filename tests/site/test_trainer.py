@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,16 @@ def test_clocks_a_little_apart_do_no_harm(born, asked) -> None:
     question = asked()
     for ahead in (-arrival.CLOCKS + 60, arrival.CLOCKS - 60):
         assert isinstance(ask(born(), replace(question, sent=question.sent + ahead)), Joined)
+
+
+def test_an_answer_that_was_kept_is_given_at_any_hour(born, asked, shaped, monkeypatch) -> None:
+    trainer = born(hours="08:00-18:00")
+    monkeypatch.setattr(trainers, "_now", lambda: datetime(2026, 11, 22, 17, 59))
+    first = ask(trainer, asked(broadcast(shaped)))
+    monkeypatch.setattr(trainers, "_now", lambda: datetime(2026, 11, 22, 18, 0))
+    assert isinstance(first, Update)
+    assert ask(trainer, asked(broadcast(shaped))) == first
+    assert "hours" in reason(ask(trainer, asked(broadcast(shaped, 1))))
 
 
 def test_the_budget_of_a_month_counts_each_question_once(born, asked, shaped) -> None:
@@ -444,10 +455,25 @@ def test_a_newer_question_takes_the_place_of_an_older_one(born, asked, slow, sha
     with ThreadPoolExecutor() as pool:
         older = pool.submit(ask, trainer, slow())
         assert sleeping.begun.wait(30)
-        assert isinstance(ask(trainer, asked(broadcast(shaped), run="f" * 16)), Update)
+        assert isinstance(ask(trainer, asked(broadcast(shaped, 1))), Update)
         assert reason(older.result(5)) == "it was given up, since a newer request came"
     assert len(sleeping.slept) < 400
-    assert trainer.store.kept(RUN) == ()
+    assert [kept.round for kept in trainer.store.kept(RUN)] == [1]
+
+
+def test_two_runs_at_once_take_turns(born, asked, slow, shaped) -> None:
+    trainer = born()
+    ask(trainer, asked())
+    plain = tables(algorithm={"name": SLEEPING}, tuning={"max_steps": 20})
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, trainer, slow(settings=plain))
+        assert sleeping.begun.wait(30)
+        late = pool.submit(ask, trainer, asked(broadcast(shaped), run="e" * 16, deadline=0.05))
+        second = ask(trainer, asked(broadcast(shaped), run="f" * 16))
+        assert len(sleeping.slept) == 20  # the first visit went to its end
+        assert isinstance(first.result(30), Update)
+        assert isinstance(second, Update)
+        assert reason(late.result(30)) == "it gave no answer within 0.05 s"
 
 
 def test_the_same_question_waits_for_the_work_under_way(born, slow) -> None:
@@ -474,7 +500,9 @@ def test_who_asks_again_is_waited_for_longer(born, asked, slow) -> None:
         assert isinstance(second.result(30), Update)
 
 
-def test_neither_joining_nor_a_leftover_disturbs_the_work_under_way(born, asked, slow, shaped) -> None:
+def test_neither_joining_nor_a_leftover_nor_what_is_refused_disturbs_the_work_under_way(
+    born, asked, slow, shaped
+) -> None:
     trainer = born()
     plain = tables(algorithm={"name": SLEEPING}, tuning={"max_steps": 40})
     ask(trainer, asked())
@@ -484,6 +512,7 @@ def test_neither_joining_nor_a_leftover_disturbs_the_work_under_way(born, asked,
         assert isinstance(ask(trainer, asked()), Joined)
         said = reason(ask(trainer, asked(broadcast(shaped, 1))))
         assert said.startswith("site-1 is at round 3 of this run, and not 2 as asked")
+        assert "policy min_cohort = 2" in reason(ask(trainer, asked(broadcast(shaped, 3), cohort=1)))
         assert not working.done()
         assert isinstance(working.result(30), Update)
 

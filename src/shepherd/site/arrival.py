@@ -24,6 +24,12 @@ class Refused(Exception):
         self.refusal = Refusal(rule, sentence)
 
 
+def require_none(refusal: Refusal | None) -> None:
+    """Raise Refused with what the owner's policy has against a request."""
+    if refusal is not None:
+        raise Refused(refusal.rule, refusal.sentence)
+
+
 def require_version(request: Request, name: str) -> None:
     here = wire.version()
     if request.version.split(".")[:2] != here.split(".")[:2]:

@@ -49,36 +49,44 @@ def refusal(
     *,
     site: str,
     bases: Collection[str],
-    granted_this_month: int,
-    now: datetime,
-    examples: int,
+    examples: int | None,
     position: int = 0,
 ) -> Refusal | None:
-    """The first rule that refuses the request, or None.
+    """The first rule that refuses what the run asks for, or None; `refusal_now` is for the rest.
 
-    What a run asks for is checked for every kind of request, so that a site refuses when it is asked to
-    join. The cohort, the hours and the month's budget are checked when there is something to compute.
+    It is checked for every kind of request, so that a site refuses when it is asked to join.
 
     Args:
         site: the site's name, for the sentence.
         bases: digests of the bases that may be loaded.
-        granted_this_month: other requests of this kind granted; see `audit.granted`.
-        now: in the site's local time.
-        examples: that the site would train on, 1 or more.
+        examples: that the site would train on, 1 or more; None before the data are looked at, and the
+            rules about them are left out.
         position: where the site is in its examples for this run, as `data.cursor` counts.
 
     Raises:
         SettingsError: the request's settings are no run file's.
     """
     run = asked(request.settings)
-    faults = [
-        _about_the_base(request.base, bases),
-        _about_the_run(policy, run, request.round),
-        _about_a_visit(policy, run, examples, position),
-    ]
-    if request.kind != "join":
-        faults.append(_about_now(policy, request, granted_this_month, now))
+    faults = [_about_the_base(request.base, bases), _about_the_run(policy, run, request.round)]
+    if examples is not None:
+        faults.append(_about_a_visit(policy, run, examples, position))
     return next((fault.at(site) for some in faults for fault in some), None)
+
+
+def refusal_now(
+    policy: PolicyTable, request: Request, *, site: str, granted_this_month: int, now: datetime
+) -> Refusal | None:
+    """The first rule about the cohort, the hours and the month's budget that refuses the request, or None.
+
+    They hold where something is to be computed, and so neither for joining nor for an answer that was kept.
+
+    Args:
+        site: the site's name, for the sentence.
+        granted_this_month: other requests of this kind granted; see `audit.granted`.
+        now: in the site's local time.
+    """
+    faults = _about_now(policy, request, granted_this_month, now) if request.kind != "join" else ()
+    return next((fault.at(site) for fault in faults), None)
 
 
 def leaving(policy: PolicyTable, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -61,7 +61,7 @@ class Trainer:
         self._allowed = bases.allowed(settings.bases)
         self._worker = ThreadPoolExecutor(1)  # one thread, and so one tuning at a time
         self._lock = threading.Lock()
-        self._task: Task | None = None
+        self._tasks: dict[str, Task] = {}  # of each run, the last one
 
     def handle(self, message: bytes) -> bytes:
         """The reply to a request; never raises."""
@@ -84,8 +84,8 @@ class Trainer:
     def stop(self) -> None:
         """Give up what is being worked on."""
         with self._lock:
-            if self._task:
-                self._task.cancelled = True
+            for task in self._tasks.values():
+                task.cancelled = True
 
     # what is decided at once ------------------------------------------------------------------------------
 
@@ -102,23 +102,26 @@ class Trainer:
         task = self._submitted(request, received + request.deadline)
         return waited(task, received + request.deadline)
 
-    def _require_allowed(self, request: Request) -> None:
-        """By the rules that need no look at the data."""
-        refusal = self._refusal(request, examples=0)
-        if refusal is not None and refusal.rule != "min_examples":
-            raise arrival.Refused(refusal.rule, refusal.sentence)
+    def _require_allowed(self, request: Request, examples: int | None = None, position: int = 0) -> None:
+        """By the rules about what is asked; before the data are looked at, by those that need no look."""
+        arrival.require_none(
+            policy.refusal(
+                self.settings.policy,
+                request,
+                site=self.name,
+                bases=self._allowed,
+                examples=examples,
+                position=position,
+            )
+        )
 
-    def _refusal(self, request: Request, examples: int, position: int = 0) -> Refusal | None:
+    def _require_allowed_now(self, request: Request) -> None:
         now = _now()
-        return policy.refusal(
-            self.settings.policy,
-            request,
-            site=self.name,
-            bases=self._allowed,
-            granted_this_month=self._granted(request, now) if examples else 0,
-            now=now,
-            examples=examples,
-            position=position,
+        granted = self._granted(request, now)
+        arrival.require_none(
+            policy.refusal_now(
+                self.settings.policy, request, site=self.name, granted_this_month=granted, now=now
+            )
         )
 
     def _granted(self, request: Request, now: datetime) -> int:
@@ -130,15 +133,6 @@ class Trainer:
 
         Raises:
             Refused: a round that was answered already, or one before it, is asked with another question.
-        """
-        if request.kind != "train":
-            return None
-        kept = self.store.answered(request.run, request.id)
-        last = self.store.last(request.run)
-        if kept is None and last is not None and request.round <= last.round:
-            raise arrival.Refused(
-                "replay",
-                f"{self.name} answered round {last.round + 1} of this run and is asked for round"
                 f" {request.round + 1} with another question; go on from the run's last round",
             )
         return kept
@@ -152,14 +146,15 @@ class Trainer:
 
     def _submitted(self, request: Request, until: float) -> Task:
         with self._lock:
-            task = self._task
+            task = self._tasks.get(request.run)
             if task is not None and task.request.id == request.id and not task.cancelled:
                 task.until = max(task.until, until)
                 return task
+            self._require_allowed_now(request)  # before anybody's work is given up for it
             if task is not None:
                 arrival.require_newer(request, task.request, self.name)
                 task.cancelled = True
-            task = self._task = Task(request, until)
+            task = self._tasks[request.run] = Task(request, until)  # another run's waits for its turn
             task.future = self._worker.submit(self._work, task)
             return task
 
@@ -172,8 +167,8 @@ class Trainer:
             return kept if kept is not None else self._worked(task)
         finally:
             with self._lock:
-                if self._task is task:
-                    self._task = None
+                if self._tasks.get(task.request.run) is task:
+                    del self._tasks[task.request.run]
 
     def _worked(self, task: Task) -> bytes:
         request = task.request
@@ -181,9 +176,8 @@ class Trainer:
         prepared = self.holding.data(settings, request.base)
         before = self.store.before(request.run, request.round)
         examples = len(prepared.clients[self.name])
-        refusal = self._refusal(request, examples, before.position if before else 0)
-        if refusal is not None:
-            raise arrival.Refused(refusal.rule, refusal.sentence)
+        self._require_allowed(request, examples, before.position if before else 0)
+        self._require_allowed_now(request)  # it may have waited
         self._record(audit.granted_to(request, _now()))
         task.require_wanted()
         base = self.holding.base(settings, request.base)
