@@ -133,6 +133,15 @@ class Trainer:
 
         Raises:
             Refused: a round that was answered already, or one before it, is asked with another question.
+        """
+        if request.kind != "train":
+            return None
+        kept = self.store.answered(request.run, request.id)
+        last = self.store.last(request.run)
+        if kept is None and last is not None and request.round <= last.round:
+            raise arrival.Refused(
+                "replay",
+                f"{self.name} answered round {last.round + 1} of this run and is asked for round"
                 f" {request.round + 1} with another question; go on from the run's last round",
             )
         return kept
