@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ TERMS = Terms(run="0" * 16, base="b" * 64, version="0.1.0", settings={"seed": 0}
 BROADCAST = Broadcast(round=3, adapter=Adapter({"q.lora_A.weight": np.ones((2, 3))}), seed=7)
 
 
-def silos(post: Letters, wave: int = 2) -> Silos:
-    terms = Terms(**{**{n: getattr(TERMS, n) for n in TERMS.__slots__}, "wave": wave})
+def silos(post: Letters, wave: int = 2, deadline: float = 5.0) -> Silos:
+    terms = replace(TERMS, wave=wave, deadline=deadline)
     return Silos(post=post, terms=terms, sites=list(post.sites))
 
 
@@ -118,6 +119,40 @@ def test_scores_come_from_those_that_may_tell() -> None:
 
     assert first == Scores(client="a", round=2, categories={"qa": (2.0, 4), "a": (3.0, 1)})
     assert isinstance(second, Failure)
+
+
+@pytest.mark.parametrize(("deadline", "brief"), [(3600.0, 900.0), (1000.0, 300.0), (5.0, 5.0)])
+def test_joining_and_scoring_are_waited_for_less_long_than_training(deadline: float, brief: float) -> None:
+    post = Letters({"a": honest("a")})
+    federation = silos(post, deadline=deadline)
+
+    federation.join(0)
+    list(federation.run(BROADCAST, ["a"]))
+    federation.score(4, BROADCAST.adapter)
+
+    known = {request.kind: request.deadline for request in post.requests}
+    assert known == {"join": brief, "train": deadline, "score": brief}
+
+
+def test_who_gave_no_answer_is_not_asked_for_a_score_until_there_is_one() -> None:
+    hung = True
+    post = Letters({"a": honest("a"), "b": lambda request: None if hung else honest("b")(request)})
+    federation = silos(post)
+
+    def scored() -> list[str]:
+        return [reply.client for reply in federation.score(4, BROADCAST.adapter)]
+
+    federation.join(3)
+    assert scored() == ["a"]
+    list(federation.run(BROADCAST, ["a", "b"]))
+    assert scored() == ["a"]
+    hung = False
+    assert scored() == ["a"]
+    list(federation.run(BROADCAST, ["a", "b"]))
+    assert scored() == ["a", "b"]
+    hung = True
+    assert scored() == ["a", "b"]  # it hangs only now: this costs a bound, and the next score none
+    assert scored() == ["a"]
 
 
 def test_no_more_than_a_wave_of_updates_is_held() -> None:

@@ -16,6 +16,9 @@ from shepherd.errors import WireError
 from shepherd.federation import wire
 from shepherd.federation.wire import Joined, Request, Scores
 
+BRIEF = 300.0
+"""Seconds that a site has at least to join or to score, if the deadline is not shorter still."""
+
 Reply = Update | Failure | Joined | Scores
 Text = Callable[[str], None]
 
@@ -47,9 +50,14 @@ class Terms:
     settings: Mapping[str, object]
     """The tables of the run file that travel."""
     deadline: float
-    """Seconds."""
+    """Seconds for an update."""
     wave: int
     """Sites asked at once."""
+
+    @property
+    def brief(self) -> float:
+        """Seconds to join or to score: a round does without, and a site keeps what it has loaded by then."""
+        return min(self.deadline, max(BRIEF, self.deadline / 4))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +70,8 @@ class Silos:
     heard: Callable[[Reply], None] = lambda reply: None
     """Hears every answer of a round as it is taken; none of it is checked yet."""
     examples: dict[str, int] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
+    """Sites that gave no answer when they were asked last."""
 
     def clients(self) -> Sequence[ClientInfo]:
         """Every site of the run, by name, also those that are away: a run's cohorts must not depend on it."""
@@ -69,36 +79,44 @@ class Silos:
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Have the cohort train; a site that is away, late, or answers nonsense is a Failure."""
-        request = self._request("train", broadcast.round, broadcast, len(cohort))
+        request = self._request("train", broadcast.round, broadcast, len(cohort), self.terms.deadline)
         for reply in self._asked(request, cohort):
             self.heard(reply)
             yield reply if isinstance(reply, Update | Failure) else _beside(reply)
 
     def join(self, round: int) -> list[Joined | Failure]:
         """Have every site that is there load its base and its data."""
-        request = self._request("join", round, None, len(self.sites))
-        here = set(self.post.present())
-        replies = list(self._asked(request, [site for site in sorted(self.sites) if site in here]))
+        request = self._request("join", round, None, len(self.sites), self.terms.brief)
+        replies = list(self._asked(request, self._here()))
         joined = [reply for reply in replies if isinstance(reply, Joined)]
         self.examples.update({reply.client: reply.examples for reply in joined})
         return [reply if isinstance(reply, Joined | Failure) else _beside(reply) for reply in replies]
 
     def score(self, round: int, adapter: Adapter) -> list[Scores | Failure]:
-        """Have every site that is there score the adapter on the examples that it holds out."""
+        """Have every site that is there score the adapter on the examples that it holds out.
+
+        One that gave no answer last is left out until it answers again: a site that hangs costs a round
+        its deadline, and not another one for its score.
+        """
         broadcast = Broadcast(round=round, adapter=adapter, seed=0)
-        request = self._request("score", round, broadcast, len(self.sites))
-        here = set(self.post.present())
-        replies = self._asked(request, [site for site in sorted(self.sites) if site in here])
+        request = self._request("score", round, broadcast, len(self.sites), self.terms.brief)
+        replies = self._asked(request, [site for site in self._here() if site not in self.silent])
         return [reply if isinstance(reply, Scores | Failure) else _beside(reply) for reply in replies]
 
-    def _request(self, kind: wire.Kind, round: int, broadcast: Broadcast | None, cohort: int) -> Request:
+    def _here(self) -> list[str]:
+        here = set(self.post.present())
+        return [site for site in sorted(self.sites) if site in here]
+
+    def _request(
+        self, kind: wire.Kind, round: int, broadcast: Broadcast | None, cohort: int, deadline: float
+    ) -> Request:
         terms = self.terms
         request = Request(
             kind=kind,
             run=terms.run,
             id="",
             round=round,
-            deadline=terms.deadline,
+            deadline=deadline,
             sent=0.0,
             version=terms.version,
             cohort=cohort,
@@ -133,11 +151,13 @@ class Silos:
         if not present:
             return Failure(client=site, reason="it is not connected; start `shepherd silos site` there")
         if answer is None:
+            self.silent.add(site)
             return Failure(
                 client=site,
                 reason=f"it gave no answer within {request.deadline:g} s; see its log, or raise"
                 " federation.deadline",
             )
+        self.silent.discard(site)
         try:
             reply = wire.decode_reply(answer)
         except WireError as error:
