@@ -84,7 +84,7 @@ def _settings(options: Namespace, output: Path, *, holdout: float) -> RunSetting
             "split": {"by": "iid", "clients": SITES},
             "federation": {"rounds": rounds, "share": 1.0, "deadline": 300.0},
             "tuning": {"max_steps": steps, "batch_size": 8, **ONE},
-            "evaluation": {"examples": 8, "answers": 0, "every": 1},
+            "evaluation": {"examples": 16, "answers": 0, "every": 1},
         },
         held if holdout else {},
     )

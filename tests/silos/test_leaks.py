@@ -137,7 +137,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     settings = scenes.settings(
         place / "run",
         data={"holdout": 0.1},
-        evaluation={"examples": 4},
+        evaluation={"examples": 8},
         federation={"rounds": 2, "quorum": 0.3, "sites": SITES},
     )
     division = prepare.divide(settings)

@@ -39,7 +39,7 @@ RUN: dict[str, Any] = {
     "federation": {"rounds": ROUNDS, "deadline": 60.0},
     "tuning": {"max_steps": 2, "batch_size": 8, "learning_rate": 0.004},
     "transforms": [{"name": "clip", "norm": 1.0}],
-    "evaluation": {"examples": 4, "answers": 0},
+    "evaluation": {"examples": 16, "answers": 0},
 }
 
 

@@ -187,12 +187,24 @@ def test_a_site_file_that_cannot_be_read_is_raised(tmp_path: Path) -> None:
 
 
 def test_what_an_owner_may_want_to_think_about(folder: Path) -> None:
-    path = changed(folder, ('transforms = ["clip"]', 'transforms = ["their.module"]'))
+    path = changed(
+        folder,
+        ('transforms = ["clip"]', 'transforms = ["their.module"]'),
+        ("min_examples = 16", "min_examples = 3"),
+    )
     path.chmod(0o666)
     notes = "\n".join(check(path).notes)
     assert "their.module is code from outside" in notes
     assert f"`chmod go-w {path}`" in notes
     assert "Fewer than 5 examples are held out of list, poem, qa" in notes
+
+
+def test_too_few_held_out_for_a_score_are_told(folder: Path) -> None:
+    (note,) = check(folder / "site.toml").notes
+    assert note == (
+        "A run that holds out as is assumed here gets no score: 3 examples would be held out, and policy"
+        " min_examples = 16."
+    )
 
 
 def test_nothing_to_think_about_is_not_shown(folder: Path) -> None:

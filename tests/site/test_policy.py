@@ -127,6 +127,14 @@ def test_what_is_about_now_does_not_keep_a_site_from_joining() -> None:
         assert (found and found.rule) == rule
 
 
+def test_a_score_needs_as_many_examples_as_a_visit() -> None:
+    assert refused({}, request("score"), scored=16) is None
+    found = refused({}, request("score"), scored=15)
+    assert found is not None
+    assert found.rule == "min_examples"
+    assert "min_examples = 16 of site-1 refuses a score over 15 held-out examples; " in str(found)
+
+
 def test_a_score_has_twice_the_budget_of_rounds() -> None:
     asked = request("score")
     assert refused({"rounds_per_month": 5}, asked, granted_this_month=9) is None

@@ -204,12 +204,13 @@ def test_what_is_the_sites_stays_the_sites() -> None:
             "dtype": "float32",
             "trust_remote_code": True,
         },
-        data={"source": "/etc/passwd", "part": "theirs", "on_bad_row": "skip", "max_tokens": 77},
+        data={"source": "/etc/passwd", "part": "theirs", "on_bad_row": "skip", "limit": 1},
         tuning={"threads": 64, "max_steps": 3},
     )
     assert (run.model.base, run.model.revision, run.model.device) == ("/bases/b", None, "cuda:1")
     assert run.model.trust_remote_code is False
     assert (run.data.source, run.data.part, run.data.on_bad_row) == ("a.csv", "mine", "error")
+    assert run.data.limit is None  # all its rows, and not some that another chooses
     assert (run.data.fields.instruction, run.tuning.threads) == ("frage", 3)
 
 

@@ -324,6 +324,19 @@ def test_scores_are_sums_over_the_sites_own_held_out_examples(
         assert got.categories[name] == (pytest.approx(total, rel=1e-5), count)
 
 
+@pytest.mark.parametrize("changed", [{"evaluation": {"examples": 1}}, {"data": {"holdout": 0.01}}])
+def test_a_score_over_a_handful_is_refused(born, asked, shaped, changed) -> None:
+    """Of one example it would be that example's own loss."""
+    trainer = born()
+    said = reason(ask(trainer, asked(broadcast(shaped), "score", settings=tables(**changed))))
+    assert re.match(
+        r"policy min_examples = 4 of site-1 refuses a score over [13] held-out examples; go on", said
+    )
+    (event,) = audit.events(trainer.home / audit.FILE)
+    assert (event.what, event.kind, event.rule) == ("refused", "score", "min_examples")
+    assert isinstance(ask(trainer, asked(broadcast(shaped), settings=tables(**changed))), Update)
+
+
 def test_scores_stay_where_the_policy_does_not_let_them_leave(born, asked, shaped) -> None:
     said = reason(ask(born(metrics=["loss"]), asked(broadcast(shaped), "score")))
     assert said.startswith('policy metrics = ["loss"] of site-1 refuses "heldout"')

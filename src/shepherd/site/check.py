@@ -208,7 +208,7 @@ def in_words(policy: PolicyTable) -> list[str]:
         f"A run has {policy.max_rounds:,} rounds at most.",
         f"A month has {policy.rounds_per_month:,} rounds at most, over all runs.",
         f"A round needs {policy.min_cohort} sites or more.",
-        f"A visit needs {policy.min_examples} examples or more.",
+        f"A visit needs {policy.min_examples} examples or more, and a score as many that are held out.",
         f"Algorithms that may run: {_listed(policy.algorithms)}.",
         f"Transforms that may run: {_listed(policy.transforms)}.",
         f"A run {noise} add noise.",
@@ -228,13 +228,19 @@ def _notes(path: Path, policy: PolicyTable, data: FoundData | None) -> Iterator[
     if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         yield f"Others on this machine may write {path}; `chmod go-w {path}` keeps the policy yours."
     if data is not None and "heldout" in policy.metrics:
-        yield from _about_scores(data.heldout)
+        yield from _about_scores(data.heldout, policy.min_examples)
 
 
-def _about_scores(heldout: Mapping[str, int]) -> Iterator[str]:
+def _about_scores(heldout: Mapping[str, int], least: int) -> Iterator[str]:
     mend = 'Take "heldout" out of policy.metrics to give no score.'
+    whole = sum(heldout.values())
     few = sorted(name for name, count in heldout.items() if count < FEW)
-    if len(heldout) > MANY:
+    if whole < least:
+        yield (
+            f"A run that holds out as is assumed here gets no score: {whole} examples would be held out, and"
+            f" policy min_examples = {least}."
+        )
+    elif len(heldout) > MANY:
         yield f"The {len(heldout)} names of categories leave with a score; is data.category free text? {mend}"
     elif few:
         yield (

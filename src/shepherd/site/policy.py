@@ -51,6 +51,7 @@ def refusal(
     bases: Collection[str],
     examples: int | None,
     position: int = 0,
+    scored: int | None = None,
 ) -> Refusal | None:
     """The first rule that refuses what the run asks for, or None; `refusal_now` is for the rest.
 
@@ -62,6 +63,7 @@ def refusal(
         examples: that the site would train on, 1 or more; None before the data are looked at, and the
             rules about them are left out.
         position: where the site is in its examples for this run, as `data.cursor` counts.
+        scored: held-out examples that a score would be over; None where none is asked for.
 
     Raises:
         SettingsError: the request's settings are no run file's.
@@ -70,6 +72,8 @@ def refusal(
     faults = [_about_the_base(request.base, bases), _about_the_run(policy, run, request.round)]
     if examples is not None:
         faults.append(_about_a_visit(policy, run, examples, position))
+    if scored is not None:
+        faults.append(_about_a_score(policy, scored))
     return next((fault.at(site) for some in faults for fault in some), None)
 
 
@@ -151,6 +155,13 @@ def _about_a_visit(policy: PolicyTable, run: RunSettings, examples: int, positio
         epochs = f"{visit.taken / examples:.4g}"
         got = f"{epochs} epochs a visit ({visit.taken} examples of {examples})"
         yield Fault("max_epochs", policy.max_epochs, got, mend)
+
+
+def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Fault]:
+    if scored < policy.min_examples:
+        got = f"a score over {scored} held-out examples"
+        mend = "go on without this site's score, or raise evaluation.examples or data.holdout"
+        yield Fault("min_examples", policy.min_examples, got, mend)
 
 
 def _about_now(policy: PolicyTable, request: Request, granted: int, now: datetime) -> Iterator[Fault]:

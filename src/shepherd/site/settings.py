@@ -119,7 +119,8 @@ class PolicyTable(Table):
     min_cohort: PositiveInt = 2
     """Fewest sites in a round: in a round of one, the mean is this site's own update."""
     min_examples: PositiveInt = 16
-    """Fewest examples to train on: an update from a handful says much about each of them."""
+    """Fewest examples to train on, and fewest held-out ones to score: an update from a handful, or their
+    summed loss, says much about each of them."""
     loss_on: tuple[Literal["responses", "all"], ...] = ("responses",)
     """What may be trained on: the responses, or ("all") the instructions and contexts too."""
     require_noise: Switch = False
@@ -202,7 +203,7 @@ def laid_over(site: SiteSettings, run: RunSettings, folder: str) -> RunSettings:
     """As `own`, for tables that are read already."""
     threads = site.trainer.threads or run.tuning.threads
     model = {"base": folder, "revision": None, "device": site.trainer.device, "trust_remote_code": False}
-    data = {name: getattr(site.data, name) for name in SiteDataTable.model_fields}
+    data = {name: getattr(site.data, name) for name in SiteDataTable.model_fields} | {"limit": None}
     return run.model_copy(
         update={
             "model": run.model.model_copy(update=model),

@@ -23,6 +23,7 @@ from pathlib import Path
 from time import monotonic
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shepherd import plugins, prepare
 from shepherd.core import Broadcast, Failure, Update
@@ -102,7 +103,9 @@ class Trainer:
         task = self._submitted(request, received + request.deadline)
         return waited(task, received + request.deadline)
 
-    def _require_allowed(self, request: Request, examples: int | None = None, position: int = 0) -> None:
+    def _require_allowed(
+        self, request: Request, examples: int | None = None, position: int = 0, scored: int | None = None
+    ) -> None:
         """By the rules about what is asked; before the data are looked at, by those that need no look."""
         arrival.require_none(
             policy.refusal(
@@ -112,6 +115,7 @@ class Trainer:
                 bases=self._allowed,
                 examples=examples,
                 position=position,
+                scored=scored,
             )
         )
 
@@ -185,7 +189,9 @@ class Trainer:
         prepared = self.holding.data(settings, request.base)
         before = self.store.before(request.run, request.round)
         examples = len(prepared.clients[self.name])
-        self._require_allowed(request, examples, before.position if before else 0)
+        places = _scored(settings, prepared)
+        scored = len(places) if request.kind == "score" else None
+        self._require_allowed(request, examples, before.position if before else 0, scored)
         self._require_allowed_now(request)  # it may have waited
         self._record(audit.granted_to(request, _now()))
         task.require_wanted()
@@ -196,7 +202,7 @@ class Trainer:
             return wire.encode_reply(self._joined(examples))
         arrival.require_fit(request, request.broadcast, base)
         if request.kind == "score":
-            return wire.encode_reply(self._scores(settings, prepared, base, request.broadcast))
+            return wire.encode_reply(self._scores(settings, prepared, places, base, request.broadcast))
         return self._trained(task, settings, prepared, base, before)
 
     def _own(self, request: Request) -> RunSettings:
@@ -240,9 +246,15 @@ class Trainer:
         self.store.save(request.run, kept)
         return reply
 
-    def _scores(self, settings: RunSettings, prepared: Prepared, base: Base, broadcast: Broadcast) -> Scores:
+    def _scores(
+        self,
+        settings: RunSettings,
+        prepared: Prepared,
+        places: NDArray[np.int64],
+        base: Base,
+        broadcast: Broadcast,
+    ) -> Scores:
         categories = prepare.categories(prepared)
-        places = loss.spread(categories, settings.evaluation.examples)
         data = prepared.heldout.take(places)
         micro_batch = tune.micro_batch_tokens(settings.tuning, base.device)
         sums = score.losses(base, [broadcast.adapter], data, micro_batch=micro_batch)[0]
@@ -278,6 +290,11 @@ class Trainer:
             self._record(make())
         except ShepherdError as error:
             log.error("%s", error)
+
+
+def _scored(settings: RunSettings, prepared: Prepared) -> NDArray[np.int64]:
+    """Which of the held-out examples a score is over."""
+    return loss.spread(prepare.categories(prepared), settings.evaluation.examples)
 
 
 def _now() -> datetime:
