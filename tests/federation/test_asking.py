@@ -98,6 +98,18 @@ def test_what_a_site_gets_wrong_is_its_failure_and_nobody_elses() -> None:
     assert post.asked == [("train", ("garbled", "good", "masked", "mistaken", "refusing", "silent"))]
 
 
+@pytest.mark.parametrize(("numbers", "kind"), [(2**17, Update), (2**19, Failure)])
+def test_an_answer_many_times_as_long_as_its_question_is_refused_unread(numbers: int, kind: type) -> None:
+    def long(request: wire.Request) -> bytes:
+        extra = Adapter({"x": np.ones(numbers)})
+        return wire.encode_reply(replace(update(request, "a", 1.0), extra=extra))
+
+    (answer,) = silos(Letters({"a": long})).run(BROADCAST, ["a"])
+
+    assert type(answer) is kind
+    assert isinstance(answer, Update) or "bytes and at most" in answer.reason
+
+
 def test_sites_that_are_away_stay_clients() -> None:
     post = Letters({name: honest(name) for name in names(3)}, away={"site-2"})
     federation = silos(post)

@@ -18,6 +18,9 @@ from shepherd.federation.wire import Joined, Request, Scores
 
 BRIEF = 300.0
 """Seconds that a site has at least to join or to score, if the deadline is not shorter still."""
+TIMES, SPARE = 4, 2**20
+"""How many times its request's bytes an answer may have, and beside that: a method may send more than the
+change of what it was sent, and scores are sent by category."""
 
 Reply = Update | Failure | Joined | Scores
 Text = Callable[[str], None]
@@ -145,9 +148,9 @@ class Silos:
                 came[arrived[0]] = arrived[1]
                 del arrived  # else the last answer would wait here as well
             # popped, so that no more than the answers that wait for their turn are held
-            yield self._read(site, came.pop(site, None), site in present, request)
+            yield self._read(site, came.pop(site, None), site in present, request, len(message))
 
-    def _read(self, site: str, answer: bytes | None, present: bool, request: Request) -> Reply:
+    def _read(self, site: str, answer: bytes | None, present: bool, request: Request, asked: int) -> Reply:
         if not present:
             return Failure(client=site, reason="it is not connected; start `shepherd silos site` there")
         if answer is None:
@@ -159,7 +162,7 @@ class Silos:
             )
         self.silent.discard(site)
         try:
-            reply = wire.decode_reply(answer)
+            reply = wire.decode_reply(answer, most_bytes=TIMES * asked + SPARE)
         except WireError as error:
             return Failure(client=site, reason=wire.sentence(f"its answer cannot be read ({error})"))
         if reply.client != site:  # who it is, the certificate says; an answer cannot
