@@ -569,6 +569,7 @@ def test_the_process_answers_on_its_socket_until_it_is_told_to_end(
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert not (home / "trainer.sock").exists()
     told = (home / "trainer.log").read_text()
+    assert "site.toml is read at the start alone; restart the site after a change to it" in told
     assert re.search(r"run 0123456789abcdef, round 1, join: answered in [\d.]+ s: \d+ bytes", told)
 
 

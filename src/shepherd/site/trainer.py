@@ -330,6 +330,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         trainer = Trainer(read(given.site), given.name, given.home)
         _log_to(given.home / LOG)
+        log.info("%s is read at the start alone; restart the site after a change to it", given.site)
         local.serve(local.place(given.home), trainer.handle, lambda: log.info("ready"), stopped)
     except ShepherdError as error:
         print(error, file=sys.stderr)
