@@ -19,6 +19,7 @@ from shepherd import checkpoint
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import FederationError, OutOfReach, SilosError
+from shepherd.federation.nvflare.reach import DOUBT, HungUp
 from shepherd.silos import following
 from shepherd.silos.following import Following, News
 
@@ -179,6 +180,26 @@ def test_a_server_that_goes_away_is_tried_again_and_its_job_gone_on_with(follow:
     assert server.aborted == ["job-0"]  # at its end alone
     assert followed.words == ["the server is down; start it; trying again"]  # said once
     assert [pause for pause in followed.clock.pauses if pause != following.POLL] == [1.0, 2.0, 4.0, 8.0]
+
+
+HUNG_UP = HungUp("the server refuses ada (it closed the connection); or it is ending")
+
+
+def test_a_server_that_hangs_up_as_it_ends_is_tried_again(follow: Follow) -> None:
+    server = Server([[said(2), AWAY, said(3, DONE)]], logins=[None, *[HUNG_UP] * DOUBT])
+    assert follow(server).rounds() == [0, 1, 2]
+    assert server.submitted == ["job-0"]
+
+
+def test_a_server_that_hangs_up_again_and_again_refuses(follow: Follow) -> None:
+    server = Server([[said(2), AWAY, said(3, DONE)]], logins=[None, *[HUNG_UP] * 20])
+    with pytest.raises(HungUp):
+        follow(server).news()
+
+
+def test_a_server_that_hangs_up_on_the_first_login_refuses(follow: Follow) -> None:
+    with pytest.raises(HungUp):
+        follow(Server([[said(1, DONE)]], logins=[HUNG_UP])).news()
 
 
 def test_what_a_job_said_is_told_once_also_over_a_lost_connection(follow: Follow) -> None:

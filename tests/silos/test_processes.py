@@ -22,6 +22,7 @@ from tests.federation.nvflare import federations
 from shepherd.errors import SilosError
 from shepherd.federation.nvflare import kits
 from shepherd.federation.nvflare.kits import Kit
+from shepherd.federation.nvflare.reach import DOUBT, HungUp, Reached
 from shepherd.silos import server, site
 
 Keep = Callable[[Callable[[str], None], threading.Event], None]
@@ -131,6 +132,30 @@ def test_waiting_for_a_server_can_be_stopped(federation: Path) -> None:
         until(lambda: member.said)
     assert len(member.said) == 1
     assert member.started() == []
+
+
+@pytest.mark.parametrize("times", [DOUBT, DOUBT + 1])
+def test_a_server_that_hangs_up_may_be_ending(
+    federation: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    kit = kits.read(federation / "sites" / "site-1", "site")
+    answers = [HungUp("it closed the connection; it may be ending")] * times
+    said: list[str] = []
+
+    def reach(kit: Kit) -> Reached:
+        if answers:
+            raise answers.pop()
+        return Reached(skew=0.0)
+
+    monkeypatch.setattr(site, "reach", reach)
+    monkeypatch.setattr(site, "_FIRST_PAUSE", 0.001)
+    if times > DOUBT:
+        with pytest.raises(HungUp):
+            site._await_server(kit, said.append, threading.Event())
+        return
+    site._await_server(kit, said.append, threading.Event())
+    assert said[0] == "it closed the connection; it may be ending; trying again"
+    assert "has reached the server" in said[1]
 
 
 def test_loosened_settings_are_put_back_before_anything_starts(federation: Path, tmp_path: Path) -> None:

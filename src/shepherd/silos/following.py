@@ -18,6 +18,7 @@ from typing import Any
 from shepherd import checkpoint
 from shepherd.errors import FederationError, OutOfReach
 from shepherd.federation.nvflare import job as jobs
+from shepherd.federation.nvflare.reach import DOUBT, HungUp
 from shepherd.federation.nvflare.session import JobGone, JobSilent, Session, session
 from shepherd.federation.service import Order
 
@@ -109,16 +110,19 @@ class Following:
             SilosError: the server refuses this kit or the job.
             FederationError: jobs die again and again, or a person has stopped the run.
         """
-        pause, met, complaint = PAUSE, False, ""
+        pause, met, complaint, hung_up = PAUSE, False, "", 0
         while True:
             try:
                 with session(self.kit) as server:
-                    met = True
+                    met, hung_up = True, 0
                     for news in self._jobs(server):
                         pause, complaint = PAUSE, ""
                         yield news
                 return
-            except OutOfReach as error:
+            except (OutOfReach, HungUp) as error:
+                hung_up = hung_up + 1 if isinstance(error, HungUp) else 0
+                if hung_up > DOUBT:
+                    raise
                 if not met:  # a wrong kit or a server that was never started: the person is there to see it
                     raise
                 if str(error) != complaint:

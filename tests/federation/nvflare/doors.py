@@ -21,14 +21,14 @@ class Door:
 
 
 @contextmanager
-def opened(kit: Path, *, ahead: float = 0.0) -> Iterator[Door]:
-    """Run the server of a kit on a free port, in a thread."""
+def opened(kit: Path, *, ahead: float = 0.0, silent: bool = False) -> Iterator[Door]:
+    """Run the server of a kit on a free port, in a thread; `silent`, it hangs up on every question."""
     ready, door = threading.Event(), Door(0)
     ways: list[Callable[[], object]] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while await reader.readline():
+            while await reader.readline() and not silent:
                 date = format_datetime(datetime.now(UTC) + timedelta(seconds=ahead), usegmt=True)
                 writer.write(f"HTTP/1.1 404 Not Found\r\nDate: {date}\r\n\r\n".encode())
                 await writer.drain()

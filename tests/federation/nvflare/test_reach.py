@@ -11,7 +11,7 @@ from tests.federation.nvflare import doors, federations
 from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation.nvflare import kits
 from shepherd.federation.nvflare.kits import Kit
-from shepherd.federation.nvflare.reach import Reached, clock, reach
+from shepherd.federation.nvflare.reach import HungUp, Reached, clock, reach
 
 
 @pytest.fixture
@@ -103,3 +103,9 @@ def test_a_certificate_that_the_server_refuses(
     ):
         reach(replace(kit, port=door.port))
     assert not isinstance(raised.value, OutOfReach)  # waiting will not mend it
+
+
+def test_a_server_that_hangs_up_is_told_from_one_that_says_no(federation: Path, kit: Kit) -> None:
+    """It may be ending, and there again in a moment."""
+    with doors.opened(federation / "server", silent=True) as door, pytest.raises(HungUp, match="closed"):
+        reach(replace(kit, port=door.port))

@@ -17,6 +17,14 @@ _NOT_YET_VALID, _EXPIRED = 9, 10  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and 
 _QUESTION = b"GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
 
 
+DOUBT = 5
+"""Times in a row that a server may hang up without a word before it is taken to refuse."""
+
+
+class HungUp(SilosError):
+    """The server closed the connection without a word: as it does to who was removed, or as it ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reached:
     """A server that takes this kit's certificate."""
@@ -31,6 +39,7 @@ def reach(kit: Kit, timeout: float = 5.0) -> Reached:
 
     Raises:
         OutOfReach: no such name, nobody listening, or no answer in `timeout` seconds.
+        HungUp: the server refuses this kit, or is ending.
         SilosError: it is another federation's server, its certificate or this kit's does not hold, or
             the server refuses this kit.
     """
@@ -120,9 +129,10 @@ def _first_answer(kit: Kit, secure: ssl.SSLSocket, where: str) -> bytes:
     except TimeoutError:
         raise
     except (ssl.SSLError, ConnectionError) as error:
-        raise SilosError(_refusal(kit, where, error)) from error
+        kind = SilosError if "alert" in str(error).lower() else HungUp
+        raise kind(_refusal(kit, where, error)) from error
     if not answer:
-        raise SilosError(_refusal(kit, where, None))
+        raise HungUp(_refusal(kit, where, None))
     return answer
 
 
