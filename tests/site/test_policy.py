@@ -127,6 +127,14 @@ def test_what_is_about_now_does_not_keep_a_site_from_joining() -> None:
         assert (found and found.rule) == rule
 
 
+def test_before_the_data_are_looked_at_their_rules_are_left_out_and_no_other() -> None:
+    asked = request(tuning={"max_steps": 25})
+    found = refused({"max_steps": 24, "hours": "18:00-06:00"}, asked, examples=None)
+    assert found is not None
+    assert found.rule == "max_steps"
+    assert refused({"min_examples": 1000, "max_epochs": 0.01}, asked, examples=None) is None
+
+
 def test_a_score_needs_as_many_examples_as_a_visit() -> None:
     assert refused({}, request("score"), scored=16) is None
     found = refused({}, request("score"), scored=15)

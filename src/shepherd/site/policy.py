@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LONGEST = 80  # letters of a name that came from outside, in a sentence
 MOST = 2.0**62  # examples: a visit that nobody makes, and a number that still can be counted with
+SHORTER = "lower tuning.max_steps or tuning.epochs"
 NOISE, SECURE = "noise", "secure"  # the transforms' modules
 
 
@@ -70,7 +71,9 @@ def refusal(
     """
     run = asked(request.settings)
     faults = [_about_the_base(request.base, bases), _about_the_run(policy, run, request.round)]
-    if examples is not None:
+    if examples is None:
+        faults.append(_about_steps(policy, run.tuning.max_steps or 0))
+    else:
         faults.append(_about_a_visit(policy, run, examples, position))
     if scored is not None:
         faults.append(_about_a_score(policy, scored))
@@ -148,13 +151,16 @@ def _about_a_visit(policy: PolicyTable, run: RunSettings, examples: int, positio
         yield Fault("min_examples", policy.min_examples, f"to train on {examples} examples", mend)
         return
     visit = length(run, examples, position)
-    mend = "lower tuning.max_steps or tuning.epochs"
-    if visit.steps > policy.max_steps:
-        yield Fault("max_steps", policy.max_steps, f"{visit.steps} steps a visit", mend)
+    yield from _about_steps(policy, visit.steps)
     if visit.taken > policy.max_epochs * examples:
         epochs = f"{visit.taken / examples:.4g}"
         got = f"{epochs} epochs a visit ({visit.taken} examples of {examples})"
-        yield Fault("max_epochs", policy.max_epochs, got, mend)
+        yield Fault("max_epochs", policy.max_epochs, got, SHORTER)
+
+
+def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Fault]:
+    if steps > policy.max_steps:
+        yield Fault("max_steps", policy.max_steps, f"{steps} steps a visit", SHORTER)
 
 
 def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Fault]:
