@@ -103,7 +103,10 @@ def site(kit: Path, config: Path) -> None:
 @silos.command()
 @click.argument("file", type=click.Path(path_type=Path), default=Path("site.toml"), metavar="[site.toml]")
 @click.option("--new", is_flag=True, help="Write a commented site.toml to begin with.")
-def check(file: Path, new: bool) -> None:
+@click.option(
+    "--run", "run_file", type=click.Path(path_type=Path), metavar="RUN.toml", help="A run to check against."
+)
+def check(file: Path, new: bool, run_file: Path | None) -> None:
     """Show a site's owner what would be trained on, and what would leave; joins nothing."""
     from shepherd.site import settings
 
@@ -111,10 +114,11 @@ def check(file: Path, new: bool) -> None:
         settings.write_example(file)
         click.echo(f"wrote {file}; next: shepherd silos check {file}")
         return
+    from shepherd.settings import read
     from shepherd.show.site import report
     from shepherd.site.check import check as checked
 
-    if not report(checked(file)):
+    if not report(checked(file, read(run_file) if run_file else None)):
         raise click.exceptions.Exit(2)
 
 
@@ -138,6 +142,21 @@ def stop(folder: Path, kit: Path | None) -> None:
     from shepherd.silos.membership import stop as stopped
 
     click.echo(stopped(folder, kit))
+
+
+@silos.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_FOLDER")
+@click.option(
+    "--silos", "kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="[default: the run's own]"
+)
+def anew(folder: Path, kit: Path | None) -> None:
+    """Have sites go on with a run whose server has lost rounds that they have answered.
+
+    `resume` then goes on from the copy in the run folder, and each site begins its data from the front.
+    """
+    from shepherd.silos.membership import anew as named_anew
+
+    click.echo(named_anew(folder, kit))
 
 
 @silos.command()

@@ -206,7 +206,7 @@ class Hosted:
         return {**answer, "present": list(SITES)}
 
 
-class Killed(Exception):
+class Killed(BaseException):  # no error that anybody could answer
     """The process of a job is gone."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -16,20 +17,26 @@ import pytest
 
 pytest.importorskip("nvflare")
 
-from tests.federation.posts import Letters, failing, honest
+from tests.federation.posts import Letters, Site, failing, honest
 from tests.silos.servers import AWAY, GONE, Hosted, hosted
 
 from shepherd import asking, checkpoint, compare, folder, report
 from shepherd import run as runs
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare as compared
+from shepherd.core import Adapter
 from shepherd.errors import CheckpointError, FederationError, FolderError, SettingsError, ShepherdError
+from shepherd.federation.wire import Request
 from shepherd.loading import load_base
 from shepherd.model import files, memory
 from shepherd.model.base import Base
 from shepherd.settings import RunSettings, overridden, parse
-from shepherd.silos import coordinate, record
+from shepherd.silos import coordinate, membership, record
 from shepherd.silos.coordinate import SilosRun
+from shepherd.silos.following import News
+from shepherd.site.arrival import Refused
+from shepherd.site.store import Kept, Store
+from shepherd.site.trainer import Trainer
 
 assert compare  # the package, by its name
 
@@ -85,6 +92,29 @@ def logged(tmp_path: Path) -> list[int]:
 def final(tmp_path: Path) -> bytes:
     """The final adapter as it lies in the run folder."""
     return (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def keeping(store: Store, name: str, site: Site) -> Site:
+    """The site, with what a real one keeps of its answers and refuses by it."""
+    trainer: Any = SimpleNamespace(store=store, name=name)
+
+    def asked(request: Request) -> bytes | None:
+        if request.kind != "train":
+            return site(request)
+        try:
+            kept = Trainer._kept_reply(trainer, request)
+        except Refused as error:
+            return failing(name, str(error))(request)
+        reply = kept or site(request)
+        if reply and kept is None:
+            position = 4 * (request.round + 1)
+            answered = Kept(
+                round=request.round, id=request.id, reply=reply, position=position, memory=Adapter()
+            )
+            store.save(request.run, answered)
+        return reply
+
+    return asked
 
 
 @pytest.fixture
@@ -180,10 +210,9 @@ def test_a_last_checkpoint_that_was_changed_is_not_taken(tmp_path: Path, server:
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["round-00000"]
 
 
-def test_a_run_that_lives_on_has_its_checkpoints_copied_now_and_then(
-    tmp_path: Path, server: Hosted, monkeypatch: pytest.MonkeyPatch, whole: bytes
+def test_a_run_that_lives_on_has_each_of_its_checkpoints_copied(
+    tmp_path: Path, server: Hosted, whole: bytes
 ) -> None:
-    monkeypatch.setattr(coordinate, "MIRROR", -1.0)
     server.dies = [2]
     assert through(opened(tmp_path)) == [1, 2, 3, 4]
     # round 2's copy was there as the second job went on from it
@@ -193,9 +222,8 @@ def test_a_run_that_lives_on_has_its_checkpoints_copied_now_and_then(
 
 @pytest.mark.parametrize("wrong", [GONE, AWAY, {"of": 9, "data": ""}, {"of": 1, "data": "AA=="}])
 def test_a_copy_that_fails_on_the_way_disturbs_nothing(
-    tmp_path: Path, server: Hosted, monkeypatch: pytest.MonkeyPatch, whole: bytes, wrong: Any
+    tmp_path: Path, server: Hosted, whole: bytes, wrong: Any
 ) -> None:
-    monkeypatch.setattr(coordinate, "MIRROR", -1.0)
     server.dies = [2]
     server.fetching = [wrong]
     assert through(opened(tmp_path)) == [1, 2, 3, 4]
@@ -204,7 +232,7 @@ def test_a_copy_that_fails_on_the_way_disturbs_nothing(
 
 
 def test_a_server_that_lost_its_disk_goes_on_from_the_copy_here(
-    tmp_path: Path, server: Hosted, monkeypatch: pytest.MonkeyPatch, whole: bytes
+    tmp_path: Path, server: Hosted, whole: bytes
 ) -> None:
     """The copy is of round 1, the log here knows of round 2: that one is run again."""
     words: list[str] = []
@@ -214,9 +242,8 @@ def test_a_server_that_lost_its_disk_goes_on_from_the_copy_here(
     with closing(run):
         told = run.rounds()
         assert next(told)[1]["round"] == 1
-        monkeypatch.setattr(coordinate, "MIRROR", -1.0)
         assert next(told)[1]["round"] == 2
-        monkeypatch.setattr(coordinate, "MIRROR", 60.0)
+        server.fetching = [GONE]
         (home,) = (path for path in (tmp_path / "server").iterdir() if not path.name.startswith("given"))
         home.rename(tmp_path / "gone")
         again = [row["round"] for _, row in told]
@@ -226,6 +253,63 @@ def test_a_server_that_lost_its_disk_goes_on_from_the_copy_here(
     assert [path.name for path in brought] == ["round-00001"]
     assert again == [2, 3, 4]
     assert "the server goes on after round 1: it has lost what came after" in words
+    assert logged(tmp_path) == [0, 1, 2, 3, 4]
+    assert final(tmp_path) == whole
+
+
+def test_copies_leave_the_server_time_for_its_rounds(
+    tmp_path: Path, server: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that took 3 s is followed by none for 6 s, but the last."""
+    clock = hosted(monkeypatch, server)
+    real, copied = coordinate._fetched, list[str]()
+
+    def slow(place: Path, *given: Any) -> None:
+        copied.append(place.name)
+        clock.sleep(3.0)
+        real(place, *given)
+
+    monkeypatch.setattr(coordinate, "_fetched", slow)
+    run = opened(tmp_path)
+    news = News(job="job-0", fetch=lambda round: iter([("state.json", b"")]))
+    with closing(run):
+        for number, pause in ((1, 5.5), (2, 1.0), (3, 0.0), (4, 0.0)):
+            run._copy(replace(news, round=number, outcome={"error": "over"} if number == 4 else None))
+            clock.sleep(pause)
+    assert copied == ["round-00001", "round-00003", "round-00004"]
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_sites_that_have_gone_on_take_the_copy_anew(
+    tmp_path: Path, server: Hosted, whole: bytes, lost: int
+) -> None:
+    """The server went on to round 3 with nobody there to copy, and lost its disk; sites keep as real ones do.
+
+    What they still keep they answer again; what they do not, under another name.
+    """
+    sites = {name: keeping(Store(tmp_path / name), name, site) for name, site in server.post.sites.items()}
+    server.post = replace(server.post, sites=sites)
+    server.dies = [3]
+    run = opened(tmp_path, "checkpoints.keep=9")
+    with closing(run):
+        assert [row["round"] for _, row in islice(run.rounds(), 3)] == [1, 2, 3]
+        (home,) = (path for path in (tmp_path / "server").iterdir() if not path.name.startswith("given"))
+        copy = f"round-{3 - lost:05d}"
+        if lost < 3:
+            shutil.copytree(home / "checkpoints" / copy, run.holder.checkpoints / copy)
+        home.rename(tmp_path / "gone")
+
+    again = coordinate.resume(tmp_path / "run", lambda line: None)
+    if lost < 3:
+        assert through(again) == [ROUNDS]  # the log here had the others
+        assert final(tmp_path) == whole
+        return
+    with closing(again), pytest.raises(FederationError, match=r"round 1: 0 of 2 .*silos anew"):
+        list(again.rounds())
+    before = record.recorded(tmp_path / "run")[1].run
+    assert "begin their data anew" in membership.anew(tmp_path / "run")
+    assert record.recorded(tmp_path / "run")[1].run != before
+    assert through(coordinate.resume(tmp_path / "run", lambda line: None)) == [1, 2, 3, 4]
     assert logged(tmp_path) == [0, 1, 2, 3, 4]
     assert final(tmp_path) == whole
 

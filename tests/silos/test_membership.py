@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,6 +154,27 @@ def test_a_job_that_has_ended_is_not_asked_to(
         monkeypatch.setattr(server, "status", status)
     assert membership.stop(run).startswith("stopped")
     assert server.aborted == []
+
+
+def test_a_run_gets_another_name_and_no_job(server: Scripted, run: Path) -> None:
+    server.running = {"job-0"}
+    said = membership.anew(run)
+    assert said.endswith(f"shepherd resume {run}")
+    assert server.aborted == ["job-0"]
+    kit, order, job = record.recorded(run)
+    assert (kit, job) == (run.parent / "kit", None)
+    assert order.run != ORDER.run
+    assert replace(order, run=ORDER.run) == ORDER
+
+
+def test_a_run_that_is_followed_or_over_keeps_its_name(server: Scripted, run: Path) -> None:
+    with closing(folder.reopen(run)), pytest.raises(FolderError, match="another process is running"):
+        membership.anew(run)
+    for number in (2, 3):
+        folder.append(run, {"round": number})
+    assert membership.anew(run) == f"the run in {run} has ended already"
+    assert record.recorded(run)[1] == ORDER
+    assert server.events == []
 
 
 def test_a_run_without_a_job_is_stopped_without_a_server(server: Scripted, run: Path) -> None:

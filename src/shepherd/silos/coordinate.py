@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,10 @@ from shepherd.silos.following import Following, News
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
-MIRROR = 60.0
-"""Seconds between two copies of the server's checkpoint into the run folder; the last is always copied."""
+SPARE = 2.0
+"""Times as long as a copy of the server's checkpoint took, until the next may begin. Each finished round is
+copied into the run folder, since a site keeps its last two answers alone: from an older copy a server that
+lost its disk could not go on. Still, a large adapter and short rounds shall not fill the server's time."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,7 +63,8 @@ class SilosRun:
     say: Say
     progress: Callable[[Progress], None] | None = None
     closed: bool = False
-    _mirrored: float = field(default_factory=lambda: time.monotonic())
+    _due: float = 0.0
+    """When the next copy may begin."""
     _loaded: tuple[Path, ServerState] | None = None
 
     @property
@@ -177,13 +180,12 @@ class SilosRun:
         return self._loaded[1]
 
     def _copy(self, news: News) -> None:
-        """Copy the server's last checkpoint here now and then, and once more at the end."""
+        """Copy the checkpoint of the round that the server has finished."""
         finished = bool(news.outcome) and "error" not in (news.outcome or {})
-        due = time.monotonic() - self._mirrored > MIRROR
+        began = time.monotonic()
         place = self.holder.checkpoints / f"round-{news.round:05d}"
-        if news.fetch is None or place.exists() or not (due or news.outcome):
+        if news.fetch is None or place.exists() or (began < self._due and not news.outcome):
             return
-        self._mirrored = time.monotonic()
         try:
             _fetched(place, news.fetch(news.round), self.settings.checkpoints.keep)
         except (JobGone, OutOfReach):
@@ -191,6 +193,8 @@ class SilosRun:
         except (FederationError, CheckpointError):  # an earlier round's may be deleted in the middle
             if finished:
                 raise
+        finally:
+            self._due = time.monotonic() + SPARE * (time.monotonic() - began)
 
 
 def open_run(settings: RunSettings, kit: str | Path, say: Say = print) -> SilosRun:

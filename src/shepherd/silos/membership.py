@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from shepherd import folder as folders
 from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation.nvflare import kits, provision
 from shepherd.federation.nvflare.kits import Kit
@@ -86,6 +89,34 @@ def stop(folder: str | Path, kit: str | Path | None = None) -> str:
             if job in server.jobs() or not ended(server, job):
                 server.abort(job)
     return f"stopped; go on with: shepherd resume {shlex.quote(str(folder))}"
+
+
+def anew(folder: str | Path, kit: str | Path | None = None) -> str:
+    """Give a run another name at its server and sites, that has lost rounds which the sites have answered.
+
+    A site keeps its last two answers, and answers no older round again: so it would refuse. Under the new
+    name the rounds go on from the run folder's copy, and each site begins its data from the front.
+
+    Returns:
+        One sentence.
+
+    Raises:
+        FolderError: the folder holds no run over silos, or another process follows it.
+        SilosError: the kit has moved, the server refuses it, or is out of reach.
+    """
+    with_kit, _ = record.under_way(folder, kit)
+    if record.is_finished(folder):
+        return f"the run in {folder} has ended already"
+    holder = folders.reopen(folder)
+    with closing(holder):
+        stop(folder, with_kit)
+        _, order, _ = record.recorded(holder.path)
+        named = replace(order, run=secrets.token_hex(8))
+        holder.write(folders.SILOS, record.text(with_kit, named, None))
+    return (
+        "the sites take it for another run and begin their data anew; go on from the copy here with: shepherd"
+        f" resume {shlex.quote(str(folder))}"
+    )
 
 
 def _doing(jobs: frozenset[str] | None) -> str:
