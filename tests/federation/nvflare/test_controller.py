@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import threading
 import time
@@ -359,12 +360,12 @@ def test_who_submitted_a_run_or_a_project_admin_goes_on_with_it(
 
 
 def test_of_two_that_begin_a_run_at_once_one_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    link = controller.os.link
+    link = os.link
 
     def late(mine: Path, kept: Path) -> None:
         kept.write_text("bo")  # came between
         link(mine, kept)
 
-    monkeypatch.setattr(controller.os, "link", late)
+    monkeypatch.setattr(os, "link", late)
     with pytest.raises(FederationError, match="the run is bo's and ada is lead"):
         controller._require_submitter(tmp_path / "run", "ada", "lead")
