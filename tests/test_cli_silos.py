@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 pytest.importorskip("nvflare")
 
 from shepherd import cli
-from shepherd.data.examples import Example
+from shepherd.data.examples import Example, Turn
 from shepherd.federation.nvflare import kits, provision
 from shepherd.silos import loopback, membership
 
@@ -89,14 +89,18 @@ def test_a_lead_may_not_remove_a_site(federation: Path) -> None:
     assert provision.read(federation).sites["lmu"] != "removed"
 
 
+def numbers() -> list[Example]:
+    answer = Turn(role="assistant", text="A number.")
+    return [Example(turns=(Turn(role="user", text=f"What is {n}?"), answer)) for n in range(40)]
+
+
 def test_a_site_can_be_checked_before_anything_is_joined(tmp_path: Path) -> None:
     file = tmp_path / "site.toml"
     written = run("silos", "check", "--new", file)
     assert written.exit_code == 0
     assert f"shepherd silos check {file}" in written.stdout
     assert run("silos", "check", "--new", file).exit_code == 2  # it is not written over
-    example = [{"instruction": f"What is {n}?", "response": "A number."} for n in range(40)]
-    config = loopback.write_site(tmp_path / "site", [Example(context="", category="", **e) for e in example])
+    config = loopback.write_site(tmp_path / "site", numbers())
     told = run("silos", "check", config)
     assert told.exit_code == 0
     assert "this site is ready to join" in told.stdout
@@ -104,6 +108,16 @@ def test_a_site_can_be_checked_before_anything_is_joined(tmp_path: Path) -> None
     told = run("silos", "check", config)
     assert told.exit_code == 2
     assert "data.jsonl" in told.stdout + told.stderr
+
+
+def test_a_run_is_checked_against_the_sites_policy(tmp_path: Path) -> None:
+    config = loopback.write_site(tmp_path / "site", numbers(), {"max_rank": 4})
+    run_file = tmp_path / "run.toml"
+    run_file.write_text('[model]\nbase = "tiny"\n[data]\nsource = "world"\n[adapter]\nrank = 8\n')
+    told = run("silos", "check", config, "--run", run_file)
+    assert told.exit_code == 2
+    assert "policy max_rank = 4 of site refuses rank 8" in told.stdout
+    assert run("silos", "check", config, "--run", tmp_path / "none.toml").exit_code == 2
 
 
 def test_status_is_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
