@@ -146,7 +146,8 @@ class Trainer:
             raise arrival.Refused(
                 "replay",
                 f"{self.name} answered round {last.round + 1} of this run and is asked for round"
-                f" {request.round + 1} with another question; go on from the run's last round",
+                f" {request.round + 1} with another question; where the server has lost rounds, use `shepherd"
+                " silos anew`",
             )
         return kept
 
