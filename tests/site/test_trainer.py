@@ -174,7 +174,7 @@ def test_a_round_that_was_answered_is_not_answered_to_another_question(born, ask
         said = reason(ask(trainer, asked(broadcast(shaped, round, seed=9))))
         assert said == (
             f"site-1 answered round 2 of this run and is asked for round {round + 1} with another question;"
-            " go on from the run's last round"
+            " where the server has lost rounds, use `shepherd silos anew`"
         )
     assert isinstance(ask(trainer, asked(broadcast(shaped, 0), run="f" * 16)), Update)
 
