@@ -101,9 +101,12 @@ def test_a_site_is_removed_also_while_the_server_is_down(server: Scripted, feder
 
 @pytest.mark.parametrize(
     ("kit", "words"),
-    [("admins/lea", "lea.* is lead .* use the kit of a project_admin"), ("sites/site-2", "is a kit of a site"),
-     ("nowhere", "is no kit")],
-)  # fmt: skip
+    [
+        ("admins/lea", "lea.* is lead .* use the kit of a project_admin"),
+        ("sites/site-2", "is a kit of a site"),
+        ("nowhere", "is no kit"),
+    ],
+)
 def test_a_kit_that_may_not_remove_leaves_everything_as_it_is(
     server: Scripted, federation: Path, kit: str, words: str
 ) -> None:

@@ -38,7 +38,7 @@ from shepherd.settings import AdapterTable, ModelTable, TuningTable
 
 POLL = 0.1  # seconds between two looks at how far the workers are
 # glibc reads these when a process starts. Huge pages: a tenth to a fifth faster. No small free blocks kept
-# aside: they would stay between large ones, and each tensor be looked for in long lists, a twentieth of the time.
+# aside, which would stay between large ones, so that each tensor is looked for in long lists: a twentieth.
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 
 
@@ -107,7 +107,8 @@ class Workers:
         numbers: dict[int, int] = {}  # of a job among all that these workers ever had -> among `jobs`
         under_way: deque[Future[list[Tuned]]] = deque()
         try:
-            with threadpool_limits(1, user_api="blas"):  # or numpy's threads would wait for the workers' cores
+            # or numpy's threads would wait for the workers' cores
+            with threadpool_limits(1, user_api="blas"):
                 while True:
                     for number, job in islice(left, 2 * self.count - len(under_way)):
                         serial = next(self._serials)

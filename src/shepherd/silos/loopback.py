@@ -174,4 +174,6 @@ def _await(made: Loopback) -> None:
         except SilosError:  # the server is not up yet
             time.sleep(0.3)
     missing = ", ".join(sorted(set(made.sites) - set(found)))
-    raise SilosError(f"{missing} did not connect within {seconds:g} s; read the logs in {made.folder / 'logs'}")
+    raise SilosError(
+        f"{missing} did not connect within {seconds:g} s; read the logs in {made.folder / 'logs'}"
+    )
