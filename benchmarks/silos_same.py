@@ -2,8 +2,8 @@
 
 A real server and three real sites on this machine, trainers and all, with the embedded world. Twice: the
 plain user's way, `shepherd run` of one run file over a folder with one file a client, and with `--silos` over
-sites that have those files; and with examples held out, transforms and an algorithm that keeps a memory at
-the server, against `federation.simulation` over what the sites' own settings make of their data.
+sites that have those files; and with examples held out, `clip` and `ffa_lora`, against
+`federation.simulation` over what the sites' own settings make of their data.
 """
 
 from __future__ import annotations
