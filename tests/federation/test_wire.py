@@ -154,6 +154,16 @@ def test_a_whole_number_comes_as_a_float_since_products_of_it_have_no_bound() ->
     assert type(scores.categories["qa"][0]) is float
 
 
+def test_a_reply_names_no_more_than_a_log_has_room_for() -> None:
+    many = {f"c{n}": (1.0, 1) for n in range(wire.MOST_NAMES + 1)}
+    few = dict(list(many.items())[:-1])
+    assert decode_reply(encode_reply(Scores(client="a", round=0, categories=few))).categories == few
+    with pytest.raises(WireError, match="has 1001 names, at most 1000 are taken"):
+        decode_reply(encode_reply(Scores(client="a", round=0, categories=many)))
+    with pytest.raises(WireError, match="has 1001 names, at most 1000 are taken"):
+        decode_reply(encode_reply(some_update(metrics=dict.fromkeys(many, 1.0))))
+
+
 def test_a_reason_goes_as_one_line_of_bounded_length() -> None:
     got = decode_reply(
         encode_reply(Failure(client="a", reason="one\ntwo\x1b[31m\u202ered\ud800" + "x" * 9000))

@@ -32,6 +32,7 @@ FORMAT = 1
 HEADER = "shepherd"
 MOST_HEADER = 8 * 2**20  # bytes; the names of ten thousand tensors take two million
 MOST_NAME, MOST_SENTENCE = 200, 2000  # characters
+MOST_NAMES = 1000  # metrics or categories of a reply; they stand in every row of a run's log
 # what could end a line of a log, or turn a terminal's text around
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _FAULTS = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -411,11 +412,18 @@ def _kind(value: Any) -> str:
 
 
 def _metrics(value: Any) -> dict[str, float]:
-    return {_name(name): _number(number) for name, number in _mapping(value).items()}
+    return {_name(name): _number(number) for name, number in _few(value).items()}
 
 
 def _categories(value: Any) -> dict[str, tuple[float, int]]:
-    return {_name(name): _sum_and_count(pair) for name, pair in _mapping(value).items()}
+    return {_name(name): _sum_and_count(pair) for name, pair in _few(value).items()}
+
+
+def _few(value: Any) -> dict[str, Any]:
+    named = _mapping(value)
+    if len(named) > MOST_NAMES:
+        raise ValueError(f"has {len(named)} names, at most {MOST_NAMES} are taken")
+    return named
 
 
 def _sum_and_count(value: Any) -> tuple[float, int]:
