@@ -23,12 +23,12 @@ from safetensors.numpy import load_file
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd import checkpoint, folder, plugins, prepare, select, world
-from shepherd.core import Adapter, seed_for
+from shepherd.core import ServerState, seed_for
 from shepherd.federation.service import travelling
 from shepherd.federation.simulation import Simulation
 from shepherd.loading import load_base
 from shepherd.model import files, lora, memory
-from shepherd.rounds import rounds, start
+from shepherd.rounds import RoundReport, rounds, start
 from shepherd.settings import RunSettings, dump
 from shepherd.silos import coordinate, loopback
 from shepherd.silos.loopback import Loopback
@@ -125,14 +125,20 @@ def _by_simulation(
         run.close()
     if last is None or (over := checkpoint.load(last).state).round != settings.federation.rounds:
         raise RuntimeError(f"{settings.output} holds no checkpoint of the last round")
-    return _simulated(folder.read_settings(settings.output), sites), over.adapter
+    with _one_thread():
+        *_, (one, _) = simulated(folder.read_settings(settings.output), sites)
+    return one.adapter, over.adapter
 
 
-def _simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Adapter:
-    """The same rounds in this process, over what each site's settings make of its data."""
+def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tuple[ServerState, RoundReport]]:
+    """The same rounds in this process, over what each site's settings make of its data.
+
+    Args:
+        sites: each site's name, and its site.toml.
+    """
     tables, base_folder = travelling(settings), str(world.base_path())
     owned = {site: own(read(config), tables, base_folder) for site, config in sites.items()}
-    base = load_base(settings)
+    base = load_base(next(iter(owned.values())))
     datasets = {
         site: prepare.one_client(each, site, base.tokenizer).clients[site] for site, each in owned.items()
     }
@@ -148,19 +154,16 @@ def _simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Adapter:
         cohort_size=1,
     )
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
-    with _one_thread():
-        for state, _ in rounds(
-            algorithm,
-            simulation,
-            transform,
-            start(algorithm, transform, adapter),
-            until=settings.federation.rounds,
-            select=select.selector(settings.federation),
-            quorum=settings.federation.quorum,
-            seed=settings.seed,
-        ):
-            adapter = state.adapter
-    return adapter
+    yield from rounds(
+        algorithm,
+        simulation,
+        transform,
+        start(algorithm, transform, adapter),
+        until=settings.federation.rounds,
+        select=select.selector(settings.federation),
+        quorum=settings.federation.quorum,
+        seed=settings.seed,
+    )
 
 
 @contextmanager

@@ -13,18 +13,14 @@ import pytest
 
 pytest.importorskip("nvflare")
 
-from shepherd import checkpoint, folder, plugins, prepare, select, world
-from shepherd.core import Adapter, seed_for
-from shepherd.federation.service import travelling
-from shepherd.federation.simulation import Simulation
+from benchmarks import silos_same
+from shepherd import checkpoint, folder
 from shepherd.loading import load_base
-from shepherd.model import files, lora, memory
-from shepherd.rounds import rounds, start
-from shepherd.settings import RunSettings, parse
+from shepherd.model import files, memory
+from shepherd.settings import parse
 from shepherd.silos import coordinate, loopback
 from shepherd.silos.loopback import Loopback
 from shepherd.site import audit
-from shepherd.site.settings import own, read
 
 # FLARE's client of websockets calls its library the old way
 pytestmark = pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning")
@@ -74,45 +70,12 @@ def one_thread() -> Iterator[None]:
     memory.use_threads(before)
 
 
-def simulated(settings: RunSettings, sites: dict[str, Path]) -> tuple[Adapter, list[dict[str, float]]]:
-    """The same run in this process: the final adapter, and each round's losses."""
-    tables, base_folder = travelling(settings), str(world.base_path())
-    owned = {site: own(read(path), tables, base_folder) for site, path in sites.items()}
-    base = load_base(owned["site-1"])
-    datasets = {
-        site: prepare.one_client(each, site, base.tokenizer).clients[site] for site, each in owned.items()
-    }
-    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
-    simulation = Simulation(
-        base=base,
-        datasets=datasets,
-        algorithm=algorithm,
-        transform=transform,
-        tuning=settings.tuning,
-        federation=settings.federation,
-        seed=settings.seed,
-        cohort_size=1,
-    )
-    adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
-    losses = []
-    for state, report in rounds(
-        algorithm,
-        simulation,
-        transform,
-        start(algorithm, transform, adapter),
-        until=ROUNDS,
-        select=select.selector(settings.federation),
-        quorum=settings.federation.quorum,
-        seed=settings.seed,
-    ):
-        adapter = state.adapter
-        losses.append({client: metrics["loss"] for client, metrics in report.metrics.items()})
-    return adapter, losses
-
-
 def test_the_final_adapter_has_the_bits_of_the_same_run_in_process(ran: Ran, one_thread: None) -> None:
     """Law 2, with different processes, a wire and a server between the two ends."""
-    expected, losses = simulated(folder.read_settings(ran.folder), ran.sites)
+    ended = list(silos_same.simulated(folder.read_settings(ran.folder), ran.sites))
+    assert len(ended) == ROUNDS
+    expected = ended[-1][0].adapter
+    losses = [{client: metrics["loss"] for client, metrics in report.metrics.items()} for _, report in ended]
     last = checkpoint.latest(ran.folder / "checkpoints")
     assert last is not None
     found = checkpoint.load(last).state
