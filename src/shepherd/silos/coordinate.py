@@ -172,9 +172,7 @@ class SilosRun:
             self.holder.write(folder.SILOS, kept)
 
     def _state(self) -> ServerState:
-        last = checkpoint.latest(self.holder.checkpoints)
-        if last is None:
-            raise CheckpointError(f"{self.folder} holds no checkpoint; start the run again in a new folder")
+        last = _last(self.holder)
         if self._loaded is None or self._loaded[0] != last:
             self._loaded = (last, load_checkpoint(last, self.base).state)
         return self._loaded[1]
@@ -320,17 +318,19 @@ def _plain(settings: RunSettings) -> Row:
     return plain
 
 
-def _following(holder: RunFolder, kit: Path, order: Order, say: Say) -> Following:
-    def state() -> Path:
-        last = checkpoint.latest(holder.checkpoints)
-        if last is None:
-            raise CheckpointError(f"{holder.path} holds no checkpoint; start the run again in a new folder")
-        return last
+def _last(holder: RunFolder) -> Path:
+    """The last checkpoint that is here."""
+    last = checkpoint.latest(holder.checkpoints)
+    if last is None:
+        raise CheckpointError(f"{holder.path} holds no checkpoint; start the run again in a new folder")
+    return last
 
+
+def _following(holder: RunFolder, kit: Path, order: Order, say: Say) -> Following:
     return Following(
         kit=kit,
         order=order,
-        state=state,
+        state=lambda: _last(holder),
         scratch=holder.path / "jobs",
         say=say,
         stopped=(holder.path / record.STOP).exists,
