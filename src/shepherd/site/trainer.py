@@ -190,8 +190,8 @@ class Trainer:
         prepared = self.holding.data(settings, request.base)
         before = self.store.before(request.run, request.round)
         examples = len(prepared.clients[self.name])
-        places = _scored(settings, prepared)
-        scored = len(places) if request.kind == "score" else None
+        places = _scored(settings, prepared) if request.kind == "score" else None
+        scored = None if places is None else len(places)
         self._require_allowed(request, examples, before.position if before else 0, scored)
         self._require_allowed_now(request)  # it may have waited
         self._record(audit.granted_to(request, _now()))
@@ -202,7 +202,7 @@ class Trainer:
         if request.broadcast is None:
             return wire.encode_reply(self._joined(examples))
         arrival.require_fit(request, request.broadcast, base)
-        if request.kind == "score":
+        if places is not None:
             return wire.encode_reply(self._scores(settings, prepared, places, base, request.broadcast))
         return self._trained(task, settings, prepared, base, before)
 
