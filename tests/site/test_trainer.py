@@ -218,6 +218,15 @@ def test_clocks_a_little_apart_do_no_harm(born, asked) -> None:
         assert isinstance(ask(born(), replace(question, sent=question.sent + ahead)), Joined)
 
 
+def test_a_message_that_took_its_time_on_a_slow_line_is_no_old_one(asked) -> None:
+    old = replace(asked(), sent=time.time() - arrival.CLOCKS - 200)
+    arrival.require_clock(old, size=64_000_000)  # 256 s at 250 kB/s
+    with pytest.raises(arrival.Refused, match="an old one"):
+        arrival.require_clock(old, size=32_000_000)
+    with pytest.raises(arrival.Refused, match="ahead of"):
+        arrival.require_clock(replace(old, sent=time.time() + arrival.CLOCKS + 10), size=64_000_000)
+
+
 def test_an_answer_that_was_kept_is_given_at_any_hour(born, asked, shaped, monkeypatch) -> None:
     trainer = born(hours="08:00-18:00")
     monkeypatch.setattr(trainers, "_now", lambda: datetime(2026, 11, 22, 17, 59))

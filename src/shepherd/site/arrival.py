@@ -50,9 +50,14 @@ def require_id(request: Request, name: str) -> None:
         )
 
 
-def require_clock(request: Request) -> None:
+def require_clock(request: Request, size: int) -> None:
+    """Raise Refused where the request was sent at another time than now.
+
+    Args:
+        size: bytes of the message, which took their time if the line is slow.
+    """
     ahead = request.sent - time.time()
-    if abs(ahead) > CLOCKS:
+    if not -CLOCKS - size / wire.SLOWEST <= ahead <= CLOCKS:
         way = "ahead of" if ahead > 0 else "behind"
         raise Refused(
             "clock",

@@ -73,7 +73,7 @@ class Trainer:
             log.error("a message was refused: %s", faults.logged(error))
             return self._failure(faults.told(error))
         try:
-            reply = self._reply(request, received)
+            reply = self._reply(request, received, len(message))
             self._record(audit.answered(request, _now(), _left(reply)))
             log.info("%s answered in %.1f s: %d bytes", _named(request), monotonic() - received, len(reply))
             return reply
@@ -90,9 +90,9 @@ class Trainer:
 
     # what is decided at once ------------------------------------------------------------------------------
 
-    def _reply(self, request: Request, received: float) -> bytes:
+    def _reply(self, request: Request, received: float, size: int) -> bytes:
         arrival.require_version(request, self.name)
-        arrival.require_clock(request)
+        arrival.require_clock(request, size)
         arrival.require_id(request, self.name)
         self._require_allowed(request)
         kept = self._kept_reply(request)

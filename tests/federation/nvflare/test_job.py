@@ -75,12 +75,31 @@ def test_flare_takes_it(tmp_path: Path, state: Path) -> None:
 def test_it_names_classes_that_are_there() -> None:
     for path, kind in ((job.CONTROLLER, Rounds), (job.EXECUTOR, Door)):
         assert path == f"{kind.__module__}.{kind.__qualname__}"
-    (workflow,) = job.configuration("server")[1]["workflows"]
-    (executor,) = job.configuration("site")[1]["executors"]
+    (workflow,) = job.configuration("server", 30)[1]["workflows"]
+    (executor,) = job.configuration("site", 30)[1]["executors"]
     assert workflow["path"] == job.CONTROLLER
     assert executor["executor"]["path"] == job.EXECUTOR
     Rounds(**workflow["args"])
     Door(**executor["executor"]["args"])
+
+
+def test_a_large_answer_is_given_the_time_of_a_slow_line(tmp_path: Path, state: Path) -> None:
+    small = job.patience(state)
+    with open(state / "more", "wb") as file:
+        file.truncate(64_000_000)
+
+    made = job.write(tmp_path / "jobs", ORDER, state)
+
+    assert small == 31  # 30 s, and a few kB
+    assert job.patience(state) == pytest.approx(30 + 64e6 / 250e3, abs=2)
+    config = json.loads((made / "site/config/config_fed_client.json").read_text())
+    assert config["submit_task_result_timeout"] == job.patience(state)
+
+
+def test_nobody_waits_longer_than_a_day(state: Path) -> None:
+    with open(state / "more", "wb") as file:
+        file.truncate(10**12)
+    assert job.patience(state) == 24 * 3600
 
 
 def test_the_next_one_takes_its_place_with_nothing_left_over(tmp_path: Path, state: Path) -> None:

@@ -40,6 +40,7 @@ class Flare:
         def method(*given: Any) -> Any:
             self.calls.append((name, *given))
             answer = self.answers.get(name, self.answers.get("anything"))
+            answer = answer(*given) if callable(answer) else answer
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -108,6 +109,30 @@ def test_nobody_works_where_the_last_site_has_just_left(answer: Any) -> None:
 def test_where_nobody_is_connected_nobody_is_asked() -> None:
     one = server(get_connected_client_list=[], get_client_job_status=AssertionError())
     assert one.working() == {}
+
+
+def test_a_silent_site_is_not_taken_for_a_silent_server() -> None:
+    """FLARE's server keeps us waiting for it, and says nothing of the others."""
+
+    def status(sites: list[str]) -> list[dict[str, str]]:
+        if not sites or sites == ["b"]:
+            raise api_spec.NoConnection("ERROR_SERVER_CONNECTION")
+        return [{"client_name": sites[0], "job_id": "1", "status": "started"}]
+
+    one = server(get_connected_client_list=info("a", "b", "c"), get_client_job_status=status)
+    assert one.working() == {"a": frozenset({"1"}), "b": None, "c": frozenset({"1"})}
+    flare: Any = one._flare
+    assert flare.calls[-1] == ("unset_timeout",)
+
+
+def test_a_silent_server_is_one() -> None:
+    connected = iter([info("a"), api_spec.NoConnection("down")])
+    one = server(
+        get_connected_client_list=lambda: next(connected),
+        get_client_job_status=api_spec.NoConnection("down"),
+    )
+    with pytest.raises(OutOfReach):
+        one.working()
 
 
 def test_running_jobs_by_id() -> None:

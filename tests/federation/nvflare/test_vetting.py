@@ -59,6 +59,10 @@ def a_component(table: dict[str, Any]) -> None:
     table["components"].append({"id": "log", "name": "nvflare.x.Streamer"})
 
 
+def patient(seconds: object) -> Callable[[Path], None]:
+    return changed("site", lambda table: table.update(submit_task_result_timeout=seconds))
+
+
 def an_argument(table: dict[str, Any]) -> None:
     table["workflows"][0]["args"] = {"home": "/etc"}
 
@@ -69,6 +73,12 @@ def test_our_own_job_is_taken_with_what_submitting_puts_into_it(ours: Path, kind
         (folder / ".__nvfl_sig.json").write_text("{}")
         (folder / ".__nvfl_submitter.crt").write_text("")
     assert OurJob(kind).validate(str(ours / kind)) == ("", {})
+
+
+@pytest.mark.parametrize("seconds", [30, 31, 3600, 24 * 3600])
+def test_a_job_for_a_larger_adapter_is_ours_too(ours: Path, seconds: int) -> None:
+    patient(seconds)(ours / "site")
+    assert OurJob("site").validate(str(ours / "site")) == ("", {})
 
 
 @pytest.mark.parametrize(
@@ -86,6 +96,12 @@ def test_our_own_job_is_taken_with_what_submitting_puts_into_it(ours: Path, kind
         ("server", changed("server", an_argument), "has settings of its own in config_fed_server.json"),
         ("server", put("config/config_fed_server.json", "{"), "has no config_fed_server.json that can be"),
         ("site", put("config/config_fed_client.json", "[]"), "has settings of its own"),
+        ("site", patient(0), "has settings of its own"),
+        ("site", patient(-1), "has settings of its own"),
+        ("site", patient(10**9), "has settings of its own"),
+        ("site", patient(60.5), "has settings of its own"),
+        ("site", patient(True), "has settings of its own"),
+        ("site", patient({"path": "evil.Evil"}), "names evil.Evil"),
     ],
 )
 def test_any_other_job_is_refused_by_what_is_wrong_with_it(

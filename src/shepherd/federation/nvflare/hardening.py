@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from shepherd.federation.nvflare.job import CONTROLLER, EXECUTOR
+from shepherd.federation.nvflare.job import CONTROLLER, EXECUTOR, WAIT
 from shepherd.folder import write_atomic
 
 Kind = Literal["server", "site", "admin"]
@@ -208,7 +208,11 @@ _SITE: dict[str, Any] = {
     "class_allow_list": [EXECUTOR],
     "app_validator": {"path": _VETTING, "args": {"kind": "site"}},
     "allow_log_streaming": False,
-    "client": {"retry_timeout": 30, "compression": "Gzip"},
+    "client": {
+        "retry_timeout": 30,
+        "compression": "Gzip",
+        "communication_timeout": WAIT,  # s for the question for work, which may go down with a connection
+    },
     "components": [
         {
             "id": "resource_manager",

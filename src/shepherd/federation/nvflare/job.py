@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shepherd.federation import wire
 from shepherd.federation.service import Order
 from shepherd.folder import mending, write_atomic
 from shepherd.select import share_of
@@ -29,6 +30,11 @@ ORDER = "order.json"
 BROUGHT = "shepherd"
 POLL = 0.2
 """Seconds after which an idle site asks the server for work again; FLARE's 2 s would be most of a round."""
+WAIT = 30
+"""Seconds after which a short message is taken for lost and sent again. FLARE waits 300 s, or 600 s, also for
+what went down with a connection."""
+MOST_PATIENCE = 24 * 3600
+_PIECE = "np_streaming_per_request_timeout"  # of one piece of a message that is fetched by its receiver
 
 
 def write(folder: Path, order: Order, state: Path) -> Path:
@@ -46,17 +52,28 @@ def write(folder: Path, order: Order, state: Path) -> Path:
         shutil.copytree(state, brought / state.name)
     _json(job / "meta.json", _meta(order.run, order.sites, quorum(order)))
     for kind in ("server", "site"):
-        name, table = configuration(kind)
+        name, table = configuration(kind, patience(state))
         _json(job / kind / "config" / name, table)
     write_atomic(brought / ORDER, order.text())
     return job
 
 
-def configuration(kind: str) -> tuple[str, dict[str, Any]]:
-    """FLARE's configuration of our job: the file's name and what it says; `kind` is server or site."""
+def configuration(kind: str, patience: int) -> tuple[str, dict[str, Any]]:
+    """FLARE's configuration of our job: the file's name and what it says.
+
+    Args:
+        kind: server or site.
+        patience: seconds after which a site takes an answer for lost and sends it again.
+    """
     if kind == "server":
         return "config_fed_server.json", _server()
-    return "config_fed_client.json", _site()
+    return "config_fed_client.json", _site(patience)
+
+
+def patience(state: Path) -> int:
+    """Seconds in which an answer, about as large as the checkpoint `state`, gets through a slow line."""
+    size = sum(file.stat().st_size for file in state.iterdir())
+    return min(MOST_PATIENCE, math.ceil(WAIT + size / wire.SLOWEST))
 
 
 def _meta(run: str, sites: Sequence[str], quorum: int) -> dict[str, Any]:
@@ -79,6 +96,7 @@ def _server() -> dict[str, Any]:
     return {
         "format_version": 2,
         "server": {"task_request_interval": POLL},
+        _PIECE: WAIT,
         "task_data_filters": [],
         "task_result_filters": [],
         "components": [],
@@ -86,9 +104,11 @@ def _server() -> dict[str, Any]:
     }
 
 
-def _site() -> dict[str, Any]:
+def _site(patience: int) -> dict[str, Any]:
     return {
         "format_version": 2,
+        "submit_task_result_timeout": patience,
+        _PIECE: WAIT,
         "executors": [{"tasks": [TASK], "executor": {"path": EXECUTOR, "args": {}}}],
         "task_data_filters": [],
         "task_result_filters": [],

@@ -19,6 +19,8 @@ from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation.nvflare import controller, kits, reach
 from shepherd.federation.nvflare.kits import Kit
 
+PATIENCE = 2.0
+"""Seconds in which a site says what it works on, once one has been silent."""
 _SILENT = logging.NullHandler()
 _GONE = (
     api_spec.NoConnection,
@@ -52,11 +54,29 @@ class Session:
 
     def working(self) -> dict[str, frozenset[str] | None]:
         """For each site that is registered, the jobs whose process runs there; None where it is silent."""
-        if not self.connected():
+        sites = self.connected()
+        if not sites:
             return {}
+        try:
+            return self._working()
+        except OutOfReach:  # FLARE's server waits longer for a silent site than we do for the server
+            sites = self.connected()
+        self._flare.set_timeout(PATIENCE)
+        try:
+            return {site: jobs for each in sites for site, jobs in self._working_alone(each).items()}
+        finally:
+            self._flare.unset_timeout()
+
+    def _working_alone(self, site: str) -> dict[str, frozenset[str] | None]:
+        try:
+            return self._working(site)
+        except OutOfReach:
+            return {site: None}
+
+    def _working(self, *sites: str) -> dict[str, frozenset[str] | None]:
         with _our_words(self.kit):
             try:
-                rows = self._flare.get_client_job_status() or []
+                rows = self._flare.get_client_job_status(list(sites)) or []
             except (api_spec.NoClientsAvailable, api_spec.InvalidTarget):  # the last has just left
                 rows = []
         found: dict[str, frozenset[str] | None] = {}

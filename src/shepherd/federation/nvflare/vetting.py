@@ -50,7 +50,7 @@ class OurJob(AppValidator):  # type: ignore[misc]
 
 def faults(app: Path, kind: str) -> Iterator[str]:
     """What is in an application that is not in ours, or is otherwise there; `kind` is server or site."""
-    name, expected = job.configuration(kind)
+    name, expected = job.configuration(kind, job.WAIT)
     for path in sorted(_files(app) - {f"config/{name}"}):
         if kind != "server" or not _is_brought(path):
             yield f"brings {_short(path)}"
@@ -61,7 +61,7 @@ def faults(app: Path, kind: str) -> Iterator[str]:
         return
     for path in sorted(set(_classes(config)) - set(_classes(expected))):
         yield f"names {_short(path)}"
-    if config != expected:
+    if config != job.configuration(kind, _patience(config))[1]:
         yield f"has settings of its own in {name}"
 
 
@@ -91,6 +91,14 @@ def _is_brought(path: str) -> bool:
         case ["config", job.BROUGHT, state, name]:
             return bool(_STATE.fullmatch(state)) and name in checkpoint.FILES
     return False
+
+
+def _patience(config: Any) -> int:
+    """The one thing in which our jobs differ, where it is a number that ours can have."""
+    found = config.get("submit_task_result_timeout") if isinstance(config, dict) else None
+    if type(found) is int and job.WAIT <= found <= job.MOST_PATIENCE:
+        return int(found)
+    return job.WAIT
 
 
 def _classes(part: Any) -> Iterator[str]:
