@@ -293,6 +293,17 @@ def test_it_waits_a_while_for_sites_and_begins_without_those_that_stay_away(foll
 
     assert followed.words == ["waiting for b to connect; connected: a, c", "beginning without b"]
     assert following.ASSEMBLY <= sum(followed.clock.pauses) < following.ASSEMBLY + 5
+    assert [asked["away"] for asked in server.asked] == [["b"]]  # so that the job does not wait for it again
+
+
+def test_a_site_that_is_back_for_the_next_job_is_not_away(follow: Follow) -> None:
+    def dies(server: Server) -> Any:
+        server.connected_ = ["a", "b"]
+        return GONE
+
+    server = Server([[said(1), dies], [said(2, DONE)]], connected_=["a"])
+    follow(server).news()
+    assert [asked["away"] for asked in server.asked] == [["b"], ["b"], []]
 
 
 def test_it_does_not_begin_without_any_site_and_says_who_is_there(follow: Follow) -> None:

@@ -8,6 +8,7 @@ after the last finished round and asks the open one again; sites that had answer
 from __future__ import annotations
 
 import base64
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -269,12 +270,14 @@ class Following:
             enough = len(self.order.sites) - len(missing) >= jobs.quorum(self.order)
             if time.monotonic() > ends and enough:
                 self.say(f"beginning without {_listed(missing)}")
+                self._absent = dict.fromkeys(missing, -math.inf)  # the job shall not wait for them once more
                 return
             line = f"waiting for {_listed(missing)} to connect; connected: {_listed(connected) or 'none'}"
             if line != told:
                 self.say(line)
                 told = line
             time.sleep(1.0)
+        self._absent.clear()
 
 
 def _listed(names: Iterable[str]) -> str:

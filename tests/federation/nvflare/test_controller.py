@@ -301,6 +301,41 @@ def test_a_finished_job_ends_when_it_is_told_to(tmp_path: Path, order: Order) ->
     assert time.monotonic() - began < 10.0
 
 
+def test_a_job_that_begins_without_a_site_first_waits_for_another_job(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "LINGER", 0.1)
+    flare = job(tmp_path, replace(order, sites=("a", "b", "c")))
+    later(0.5, lambda: flare.abort_signal.trigger("another begins"))
+    began = time.monotonic()
+    flare.run()
+
+    assert 0.5 <= time.monotonic() - began < 5.0
+    assert flare.timeouts == []  # nobody was asked anything
+
+
+def test_it_waits_for_nobody_who_is_away_and_not_for_ever(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "LINGER", 0.1)
+    given = replace(order, sites=("a", "b", "c"))
+    flare = job(tmp_path / "told", given)
+    later(0.3, lambda: flare.told(rows=0, said=0, away=["c"]))
+    began = time.monotonic()
+    flare.run()
+    assert 0.3 <= time.monotonic() - began < 5.0
+    assert flare.told(rows=0, said=0)["rows"][-1]["failures"] == {
+        "c": "it is not connected; start `shepherd silos site` there"
+    }
+
+    monkeypatch.setattr(controller, "ASSEMBLY", 0.4)
+    untold = job(tmp_path / "untold", given)
+    began = time.monotonic()
+    untold.run()
+    assert 0.4 <= time.monotonic() - began < 5.0
+    assert untold.told(rows=0, said=0)["outcome"] == {"finished": True}
+
+
 @pytest.mark.parametrize("what", ["version", "order", "settings"])
 def test_a_job_that_cannot_begin_says_why_to_whoever_asks(
     tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch, what: str

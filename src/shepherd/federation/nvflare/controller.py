@@ -32,6 +32,8 @@ SUBMITTER = "submitter"
 """A file of the run's folder: the name of the administrator who submitted its first job."""
 LINGER = 120.0
 """Seconds that a finished job waits for the coordinator to take what it made; it is kept at the server."""
+ASSEMBLY = 20.0
+"""Seconds to wait for another job, where this one lacks a site that was there when it was submitted."""
 MEMORY = 60.0
 """Seconds without a word of the coordinator after which nobody is away by what it said last."""
 TICK = 0.05
@@ -68,7 +70,9 @@ class Rounds(ModelController):  # type: ignore[misc]
             self.engine.register_app_command(TOPIC, self._told, service.refused(error))
         else:
             self.engine.register_app_command(TOPIC, self._told, served)
-            served.run()
+            self._await_successor(served.order.sites)
+            if not self.abort_signal.triggered:
+                served.run()
         self._linger()
 
     def _service(self, brought: Path, meta: Path, runs: Path) -> Service:
@@ -145,6 +149,17 @@ class Rounds(ModelController):  # type: ignore[misc]
         if "away" in asked:  # who fetches a checkpoint does not say
             self._away = frozenset(asked["away"])
         return {**served.told(asked), "present": list(self.present())}
+
+    def _await_successor(self, sites: Sequence[str]) -> None:
+        """Begin no round while the coordinator can yet have a job begin that all the sites take part in.
+
+        FLARE lets no site into a job that has begun, so one that died in that moment would miss rounds.
+        """
+        ends = time.monotonic() + ASSEMBLY
+        while set(sites) - self._away - set(self.present()):
+            if self.abort_signal.triggered or time.monotonic() > ends:
+                return
+            time.sleep(TICK)
 
     def _linger(self) -> None:
         ends = time.monotonic() + LINGER
