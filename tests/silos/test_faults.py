@@ -219,27 +219,34 @@ def own_network(name: str) -> Iterator[list[str]]:
 
 
 def test_a_site_that_is_cut_off_and_comes_back_is_asked_again(tmp_path: Path) -> None:
-    settings = silos_faults.run_settings(6)
+    """Also where nobody has noticed, and where FLARE has counted it as gone, after 30 s, and takes it back."""
+    settings = silos_faults.run_settings(3)
     sites = loopback.write_sites(settings, tmp_path / "sites")
 
-    def cut(row: Row) -> None:
-        if row["round"] == 2:
+    def cut(row: Row, seconds: float) -> None:
+        if row["round"] == 1:
             subprocess.run(["ip", "link", "set", "shepcuth", "down"], check=True)
             plug = ["ip", "link", "set", "shepcuth", "up"]
-            threading.Timer(20.0, lambda: subprocess.run(plug, check=True)).start()
+            threading.Timer(seconds, lambda: subprocess.run(plug, check=True)).start()
 
     with (
         own_network("shepcut") as words,
         loopback.running(tmp_path / "federation", sites, host=f"{NET}.1", within={"site-2": words}) as made,
     ):
-        undisturbed, _ = run(made, tmp_path / "whole", "federation.rounds=6")
-        rows, said = run(made, tmp_path / "run", "federation.rounds=6", during=cut)
+        undisturbed, _ = run(made, tmp_path / "whole", "federation.rounds=3")
+        assert failures(undisturbed) == {}
+        for seconds in (10.0, 17.0, 28.0, 45.0):
+            output = tmp_path / f"cut-{seconds:g}"
+            rows, said = run(
+                made, output, "federation.rounds=3", during=lambda row, cut_for=seconds: cut(row, cut_for)
+            )
 
-    assert [row["round"] for row in rows] == list(range(7))
-    assert failures(undisturbed) == {}
-    # back within its time, it was asked the same again
-    assert failures(rows) == {}, said
-    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+            assert [row["round"] for row in rows] == list(range(4))
+            # back within its time, it was asked the same again
+            assert failures(rows) == {}, said
+            assert rows[2]["seconds"]["round"] < seconds + 60, said
+            assert digest(output) == digest(tmp_path / "whole")
+            assert not any("the server" in line for line in said)  # which was there all the time
 
 
 def test_a_site_that_stays_away_costs_its_share_and_the_rest_goes_on(tmp_path: Path) -> None:
