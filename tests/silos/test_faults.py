@@ -219,7 +219,7 @@ def own_network(name: str) -> Iterator[list[str]]:
 
 
 def test_a_site_that_is_cut_off_and_comes_back_is_asked_again(tmp_path: Path) -> None:
-    """Also where nobody has noticed, and where FLARE has counted it as gone, after 30 s, and takes it back."""
+    """Also where nobody noticed, and where FLARE has counted it as gone, after 30 s, and takes it back."""
     settings = silos_faults.run_settings(3)
     sites = loopback.write_sites(settings, tmp_path / "sites")
 
