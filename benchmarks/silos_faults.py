@@ -75,7 +75,9 @@ def measure(options: Namespace) -> Figures:
     with TemporaryDirectory() as made:
         work = options.keep or Path(made)
         settings = run_settings(options.rounds)
-        sites = loopback.write_sites(settings, work / "sites")
+        # of all runs together; one that was over before its kill is made again
+        budget = {"rounds_per_month": 2 * (kills + 1) * options.rounds}
+        sites = loopback.write_sites(settings, work / "sites", policy=budget)
         with loopback.running(work / "federation", sites) as federation:
             whole = trial(settings, federation, work / "undisturbed", None)
             bits = digest(work / "undisturbed")

@@ -285,6 +285,20 @@ def test_a_site_that_gives_no_answer_is_given_up_after_a_while(follow: Follow) -
     assert server.submitted == ["job-0"]
 
 
+def test_a_job_is_not_taken_for_dead_while_silent_sites_are_asked(follow: Follow) -> None:
+    def slow(job: str) -> dict[str, frozenset[str] | None]:
+        followed.clock.sleep(following.SILENCE + 5.0)
+        return {"a": frozenset({job}), "b": None}
+
+    server = Server([[said(1, present=("a",)), *20 * [said(1, present=("a",)), SILENT], said(2, DONE)]])
+    server.statuses["job-0"] = "RUNNING"
+    server.working_ = slow
+    followed = follow(server)
+
+    assert followed.rounds() == [0, 1]
+    assert server.submitted == ["job-0"]
+
+
 def test_it_waits_a_while_for_sites_and_begins_without_those_that_stay_away(follow: Follow) -> None:
     server = Server([[said(1, DONE)]], connected_=["a", "c"])
     followed = follow(server)
@@ -293,7 +307,8 @@ def test_it_waits_a_while_for_sites_and_begins_without_those_that_stay_away(foll
 
     assert followed.words == ["waiting for b to connect; connected: a, c", "beginning without b"]
     assert following.ASSEMBLY <= sum(followed.clock.pauses) < following.ASSEMBLY + 5
-    assert [asked["away"] for asked in server.asked] == [["b"]]  # so that the job does not wait for it again
+    assert [asked["unawaited"] for asked in server.asked] == [["b"]]  # the job does not wait for it again
+    assert [asked["away"] for asked in server.asked] == [[]]  # and if it is in the job after all, it is asked
 
 
 def test_a_site_that_is_back_for_the_next_job_is_not_away(follow: Follow) -> None:
@@ -303,7 +318,7 @@ def test_a_site_that_is_back_for_the_next_job_is_not_away(follow: Follow) -> Non
 
     server = Server([[said(1), dies], [said(2, DONE)]], connected_=["a"])
     follow(server).news()
-    assert [asked["away"] for asked in server.asked] == [["b"], ["b"], []]
+    assert [asked["unawaited"] for asked in server.asked] == [["b"], ["b"], []]
 
 
 def test_it_does_not_begin_without_any_site_and_says_who_is_there(follow: Follow) -> None:

@@ -60,6 +60,11 @@ def test_each_site_is_given_one_clients_share(tmp_path: Path) -> None:
     assert set(every.values()) == {1}
 
 
+def test_each_site_has_the_policy_that_is_given(tmp_path: Path) -> None:
+    for config in loopback.write_sites(settings(), tmp_path / "sites", policy={"max_rank": 3}).values():
+        assert read(config).policy.max_rank == 3
+
+
 def test_its_site_toml_allows_the_embedded_base_and_its_own_data(tmp_path: Path) -> None:
     config = loopback.write_sites(settings(), tmp_path / "sites")["site-2"]
     site = read(config)

@@ -220,9 +220,9 @@ def test_clocks_a_little_apart_do_no_harm(born, asked) -> None:
 
 def test_a_message_that_took_its_time_on_a_slow_line_is_no_old_one(asked) -> None:
     old = replace(asked(), sent=time.time() - arrival.CLOCKS - 200)
-    arrival.require_clock(old, size=64_000_000)  # 256 s at 250 kB/s
+    arrival.require_clock(old, size=32_000_000)  # 256 s at 125 kB/s
     with pytest.raises(arrival.Refused, match="an old one"):
-        arrival.require_clock(old, size=32_000_000)
+        arrival.require_clock(old, size=16_000_000)
     with pytest.raises(arrival.Refused, match="ahead of"):
         arrival.require_clock(replace(old, sent=time.time() + arrival.CLOCKS + 10), size=64_000_000)
 

@@ -37,7 +37,7 @@ MOST_NAMES = 1000  # metrics or categories of a reply; they stand in every row o
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _FAULTS = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
-SLOWEST = 250_000
+SLOWEST = 125_000
 """Bytes a second of the slowest line whose messages are waited for."""
 
 Kind = Literal["join", "train", "score"]

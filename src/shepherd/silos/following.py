@@ -8,7 +8,6 @@ after the last finished round and asks the open one again; sites that had answer
 from __future__ import annotations
 
 import base64
-import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -101,6 +100,8 @@ class Following:
     """Seconds until another may, while the site stays out."""
     _absent: dict[str, float] = field(default_factory=dict)
     """Sites that give the server no answer, and since when."""
+    _unawaited: set[str] = field(default_factory=set)
+    """Sites that were waited for before the job was submitted, and did not come."""
 
     def news(self) -> Generator[News, None, None]:
         """News until the run has ended; whoever reads on keeps it alive.
@@ -195,8 +196,10 @@ class Following:
                 self._said += len(told["said"])
             missing = told is not None and len(told["present"]) < len(self.order.sites)
             if (missing or now - round_began > PATIENCE) and now - looked > LOOK:
-                looked = now
-                if back := self._back(server.working(), job):
+                working = server.working()
+                looked = time.monotonic()
+                heard += looked - now  # silent sites keep it waiting, and the job is not to blame
+                if back := self._back(working, job):
                     self.say(f"{', '.join(back)} came back: a new job asks the round again")
                     self._deaths -= 1  # no death
                     return
@@ -219,8 +222,14 @@ class Following:
         return bool(back)
 
     def _asked(self, server: Session, job: str) -> Row | None:
+        asked = {
+            "rows": self.rows,
+            "said": self._said,
+            "away": self._away(),
+            "unawaited": sorted(self._unawaited),
+        }
         try:
-            return server.told(job, {"rows": self.rows, "said": self._said, "away": self._away()})
+            return server.told(job, asked)
         except (JobGone, JobSilent):
             return None
 
@@ -270,14 +279,14 @@ class Following:
             enough = len(self.order.sites) - len(missing) >= jobs.quorum(self.order)
             if time.monotonic() > ends and enough:
                 self.say(f"beginning without {_listed(missing)}")
-                self._absent = dict.fromkeys(missing, -math.inf)  # the job shall not wait for them once more
+                self._unawaited = missing
                 return
             line = f"waiting for {_listed(missing)} to connect; connected: {_listed(connected) or 'none'}"
             if line != told:
                 self.say(line)
                 told = line
             time.sleep(1.0)
-        self._absent.clear()
+        self._unawaited = set()
 
 
 def _listed(names: Iterable[str]) -> str:

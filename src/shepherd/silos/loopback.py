@@ -103,9 +103,12 @@ def started(
 
 
 def write_sites(
-    settings: RunSettings, folder: Path, names: Callable[[int], str] = "site-{}".format
+    settings: RunSettings,
+    folder: Path,
+    names: Callable[[int], str] = "site-{}".format,
+    policy: Mapping[str, object] | None = None,
 ) -> dict[str, Path]:
-    """Give each client's share of a run file's data to a site: its data, and its site.toml.
+    """Give each client's share of a run file's data to a site: its data, and its site.toml with the policy.
 
     Returns:
         Each site's name, and its site.toml.
@@ -121,7 +124,7 @@ def write_sites(
         )
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        names(number): write_site(folder / names(number), division.of(places))
+        names(number): write_site(folder / names(number), division.of(places), policy)
         for number, places in enumerate(division.clients.values(), 1)
     }
 

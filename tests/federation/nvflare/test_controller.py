@@ -20,6 +20,7 @@ pytest.importorskip("nvflare")
 
 from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.fuel.f3.cellnet import cell
 from tests.federation.posts import Site, honest
 
 from shepherd import checkpoint
@@ -33,6 +34,12 @@ from shepherd.federation.nvflare.job import BROUGHT, ORDER
 from shepherd.federation.service import Order
 
 Send = Callable[[bytes, Sequence[str], Callable[[FLModel], None]], None]
+
+
+@pytest.fixture(autouse=True)
+def own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job changes FLARE in its process, which is ours here."""
+    monkeypatch.setattr(cell, "_is_server_job_cell", cell._is_server_job_cell)
 
 
 def answer(site: str, data: bytes | None = None) -> FLModel:
@@ -288,6 +295,7 @@ def test_a_job_goes_through_its_rounds_and_lets_its_news_be_taken(
     told = flare.told(rows=0, said=0)
     assert [row["round"] for row in told["rows"]] == [0, 1, 2]
     assert told["outcome"] == {"finished": True}
+    assert not cell._is_server_job_cell(SimpleNamespace(fqcn="server.job-7"))  # see `outlive`
     kept = checkpoint.load(tmp_path / "kit/shepherd/runs" / order.run / "checkpoints/round-00002")
     # by hand: each round adds the weighted mean (1 * 1 + 3 * 2) / 4
     np.testing.assert_allclose(kept.state.adapter[A], 1 + 2 * 1.75)
@@ -314,26 +322,49 @@ def test_a_job_that_begins_without_a_site_first_waits_for_another_job(
     assert flare.timeouts == []  # nobody was asked anything
 
 
-def test_it_waits_for_nobody_who_is_away_and_not_for_ever(
-    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("key", ["away", "unawaited"])
+def test_it_waits_for_nobody_of_whom_the_coordinator_knows(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setattr(controller, "LINGER", 0.1)
-    given = replace(order, sites=("a", "b", "c"))
-    flare = job(tmp_path / "told", given)
-    later(0.3, lambda: flare.told(rows=0, said=0, away=["c"]))
+    flare = job(tmp_path, replace(order, sites=("a", "b", "c")))
+    later(0.3, lambda: flare.told(rows=0, said=0, **{key: ["c"]}))
     began = time.monotonic()
     flare.run()
+
     assert 0.3 <= time.monotonic() - began < 5.0
     assert flare.told(rows=0, said=0)["rows"][-1]["failures"] == {
         "c": "it is not connected; start `shepherd silos site` there"
     }
 
+
+def test_it_does_not_wait_for_ever(tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "LINGER", 0.1)
     monkeypatch.setattr(controller, "ASSEMBLY", 0.4)
-    untold = job(tmp_path / "untold", given)
+    flare = job(tmp_path, replace(order, sites=("a", "b", "c")))
     began = time.monotonic()
-    untold.run()
+    flare.run()
+
     assert 0.4 <= time.monotonic() - began < 5.0
-    assert untold.told(rows=0, said=0)["outcome"] == {"finished": True}
+    assert flare.told(rows=0, said=0)["outcome"] == {"finished": True}
+
+
+def test_a_site_that_came_while_the_job_was_submitted_takes_part(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator waited for it in vain; FLARE found it after all."""
+    monkeypatch.setattr(controller, "LINGER", 0.1)
+    flare = job(tmp_path, order)
+    register = flare.engine.register_app_command
+
+    def told_at_once(*given: Any) -> None:
+        register(*given)
+        flare.told(rows=0, said=0, unawaited=["b"])
+
+    flare.engine.register_app_command = told_at_once
+    flare.run()
+    rows = flare.told(rows=0, said=0)["rows"]
+    assert [row.get("failures", {}) for row in rows] == [{}, {}, {}]
 
 
 @pytest.mark.parametrize("what", ["version", "order", "settings"])

@@ -10,6 +10,7 @@ import pytest
 from nvflare.apis.fl_constant import AdminCommandNames
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
 from nvflare.fuel.sec.authz import AuthzContext, Person
+from nvflare.private.fed.client.fed_client_base import FederatedClientBase
 from nvflare.security.security import COMMAND_CATEGORIES, FLAuthorizer
 
 from shepherd.federation.nvflare.hardening import ROLES, files, harden
@@ -44,6 +45,14 @@ def test_at_the_server_nobody_may_bring_code_or_look_into_files_or_configure_log
     may_stop_anothers = {role for role, right in rights if right == AdminCommandNames.ABORT_JOB}
     assert may_remove == may_stop_anothers == {"project_admin"}
     assert may_submit == {"project_admin", "lead"}
+
+
+def test_a_question_that_went_down_with_a_connection_is_soon_asked_again() -> None:
+    """By FLARE's own reading of a site's settings; its default is 300 s."""
+    client = FederatedClientBase(
+        "a", files("site")["resources.json"]["client"], False, {"shepherd": {}}, None, cell=None
+    )
+    assert client.communicator.timeout == 30
 
 
 @pytest.mark.parametrize(("kind", "ours"), [("server", CONTROLLER), ("site", EXECUTOR)])

@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("nvflare")
 
+from nvflare.apis.fl_constant import ConfigVarName
+from nvflare.app_common.decomposers.numpy_decomposers import NumpyArrayDecomposer
 from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
@@ -91,9 +93,16 @@ def test_a_large_answer_is_given_the_time_of_a_slow_line(tmp_path: Path, state: 
     made = job.write(tmp_path / "jobs", ORDER, state)
 
     assert small == 31  # 30 s, and a few kB
-    assert job.patience(state) == pytest.approx(30 + 64e6 / 250e3, abs=2)
+    assert job.patience(state) == pytest.approx(30 + 64e6 / 125e3, abs=2)
     config = json.loads((made / "site/config/config_fed_client.json").read_text())
     assert config["submit_task_result_timeout"] == job.patience(state)
+
+
+def test_the_waits_have_the_names_that_flare_reads() -> None:
+    piece = NumpyArrayDecomposer()._config_var_name(ConfigVarName.STREAMING_PER_REQUEST_TIMEOUT)
+    site, server = (job.configuration(kind, 77)[1] for kind in ("site", "server"))
+    assert site[ConfigVarName.SUBMIT_TASK_RESULT_TIMEOUT] == 77
+    assert site[piece] == server[piece] == 60
 
 
 def test_nobody_waits_longer_than_a_day(state: Path) -> None:

@@ -98,6 +98,8 @@ def test_a_job_for_a_larger_adapter_is_ours_too(ours: Path, seconds: int) -> Non
         ("site", put("config/config_fed_client.json", "[]"), "has settings of its own"),
         ("site", patient(0), "has settings of its own"),
         ("site", patient(-1), "has settings of its own"),
+        ("site", patient(29), "has settings of its own"),
+        ("site", patient(24 * 3600 + 1), "has settings of its own"),
         ("site", patient(10**9), "has settings of its own"),
         ("site", patient(60.5), "has settings of its own"),
         ("site", patient(True), "has settings of its own"),

@@ -23,6 +23,7 @@ from shepherd.errors import FederationError, ShepherdError, WireError
 from shepherd.federation import heap, service
 from shepherd.federation.nvflare import message
 from shepherd.federation.nvflare.job import BROUGHT, ORDER, TASK
+from shepherd.federation.nvflare.outlive import outlive_updates
 from shepherd.federation.service import Service
 from shepherd.folder import mending, write_atomic
 
@@ -56,6 +57,7 @@ class Rounds(ModelController):  # type: ignore[misc]
         super().__init__(persistor_id="", ignore_result_error=True, task_check_period=0.05)
         self._late = 0
         self._away: frozenset[str] = frozenset()
+        self._unawaited: frozenset[str] = frozenset()
         self._heard = 0.0  # of the coordinator, on the monotonic clock
 
     def run(self) -> None:
@@ -70,6 +72,7 @@ class Rounds(ModelController):  # type: ignore[misc]
             self.engine.register_app_command(TOPIC, self._told, service.refused(error))
         else:
             self.engine.register_app_command(TOPIC, self._told, served)
+            outlive_updates()
             self._await_successor(served.order.sites)
             if not self.abort_signal.triggered:
                 served.run()
@@ -148,6 +151,8 @@ class Rounds(ModelController):  # type: ignore[misc]
         self._heard = time.monotonic()
         if "away" in asked:  # who fetches a checkpoint does not say
             self._away = frozenset(asked["away"])
+        if "unawaited" in asked:
+            self._unawaited = frozenset(asked["unawaited"])
         return {**served.told(asked), "present": list(self.present())}
 
     def _await_successor(self, sites: Sequence[str]) -> None:
@@ -156,7 +161,7 @@ class Rounds(ModelController):  # type: ignore[misc]
         FLARE lets no site into a job that has begun, so one that died in that moment would miss rounds.
         """
         ends = time.monotonic() + ASSEMBLY
-        while set(sites) - self._away - set(self.present()):
+        while set(sites) - self._away - self._unawaited - set(self.present()):
             if self.abort_signal.triggered or time.monotonic() > ends:
                 return
             time.sleep(TICK)

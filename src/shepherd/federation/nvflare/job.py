@@ -31,10 +31,12 @@ BROUGHT = "shepherd"
 POLL = 0.2
 """Seconds after which an idle site asks the server for work again; FLARE's 2 s would be most of a round."""
 WAIT = 30
-"""Seconds after which a short message is taken for lost and sent again. FLARE waits 300 s, or 600 s, also for
-what went down with a connection."""
+"""Seconds after which a short message is taken for lost and sent again; FLARE's 300 s are most of a round."""
+PIECE_WAIT = 60
+"""Seconds in which a piece of a message begins to come; FLARE waits 600 s, and tries four times as we do."""
 MOST_PATIENCE = 24 * 3600
-_PIECE = "np_streaming_per_request_timeout"  # of one piece of a message that is fetched by its receiver
+ANSWER_KEY, PIECE_KEY = "submit_task_result_timeout", "np_streaming_per_request_timeout"
+"""FLARE's names of the waits for an answer to get through, and for a piece of a message."""
 
 
 def write(folder: Path, order: Order, state: Path) -> Path:
@@ -96,7 +98,7 @@ def _server() -> dict[str, Any]:
     return {
         "format_version": 2,
         "server": {"task_request_interval": POLL},
-        _PIECE: WAIT,
+        PIECE_KEY: PIECE_WAIT,
         "task_data_filters": [],
         "task_result_filters": [],
         "components": [],
@@ -107,8 +109,8 @@ def _server() -> dict[str, Any]:
 def _site(patience: int) -> dict[str, Any]:
     return {
         "format_version": 2,
-        "submit_task_result_timeout": patience,
-        _PIECE: WAIT,
+        ANSWER_KEY: patience,
+        PIECE_KEY: PIECE_WAIT,
         "executors": [{"tasks": [TASK], "executor": {"path": EXECUTOR, "args": {}}}],
         "task_data_filters": [],
         "task_result_filters": [],

@@ -95,7 +95,7 @@ def _is_brought(path: str) -> bool:
 
 def _patience(config: Any) -> int:
     """The one thing in which our jobs differ, where it is a number that ours can have."""
-    found = config.get("submit_task_result_timeout") if isinstance(config, dict) else None
+    found = config.get(job.ANSWER_KEY) if isinstance(config, dict) else None
     if type(found) is int and job.WAIT <= found <= job.MOST_PATIENCE:
         return int(found)
     return job.WAIT
