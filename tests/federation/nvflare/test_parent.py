@@ -2,7 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shepherd.federation.nvflare import parent
+import pytest
+
+pytest.importorskip("nvflare")
+
+from nvflare.fuel.f3.comm_config import CommConfigurator
+
+from shepherd.federation.nvflare import parent, vetting
 
 
 def test_a_site_says_who_it_is_and_beats_often(tmp_path: Path) -> None:
@@ -10,3 +16,25 @@ def test_a_site_says_who_it_is_and_beats_often(tmp_path: Path) -> None:
     assert arguments[:4] == ["-m", str(tmp_path), "-s", "fed_client.json"]
     assert {"uid=north", "secure_train=true", f"heart_beat_interval={parent.HEARTBEAT}"} <= set(arguments)
     assert "uid" not in " ".join(parent._arguments("server", tmp_path, ""))
+
+
+def test_flare_waits_for_a_slow_line_before_it_sends_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By FLARE's own reading, in the process that it begins in; what it starts has its environment."""
+    found: list[float] = []
+
+    def flare(*given: object, **more: object) -> None:
+        found.append(CommConfigurator().get_streaming_retry_wait(5.0))
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("NVFLARE_STREAMING_RETRY_WAIT", "NVFL_JOB_STORE_ROOT", "MALLOC_ARENA_MAX"):
+        monkeypatch.setenv(name, "1")  # put back afterwards
+    monkeypatch.setattr(parent.runpy, "run_module", flare)
+    monkeypatch.setattr(vetting, "tell_denials", lambda: None)
+    monkeypatch.setattr(parent.door, "watch", lambda kit: None)
+    monkeypatch.setattr(parent.sys, "argv", [])
+
+    parent.main("server", tmp_path, "")
+
+    assert found == [30.0]

@@ -9,9 +9,8 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 
 from shepherd.errors import WireError
 
-PIECE = 2**21
-"""Bytes of one array. FLARE makes three or four copies of an array on its way, for each receiver, and sends
-again what has not come whole after 5 s: larger ones would fill a slow line with copies of themselves."""
+PIECE = 4 * 2**20
+"""Bytes of one array. FLARE makes three or four copies of an array on its way, for each receiver."""
 
 
 def wrapped(message: bytes) -> FLModel:

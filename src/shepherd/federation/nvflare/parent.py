@@ -17,6 +17,9 @@ from shepherd.federation.nvflare.leftovers import JOBS, tidy
 
 HEARTBEAT = 2.0
 """Seconds between a site's signs of life; FLARE: 10. A restarted server knows its sites again after one."""
+WAIT = 30
+"""Seconds after which a part of a message that is not confirmed is sent again. FLARE: 5, in which a slow line
+has not carried what was sent, and fills with copies of it."""
 _MODULES = {
     "server": "nvflare.private.fed.app.server.server_train",
     "site": "nvflare.private.fed.app.client.client_train",
@@ -27,6 +30,7 @@ def main(kind: Kind, kit: Path, name: str) -> None:
     """Become FLARE's parent process of the kit; ends when FLARE does."""
     os.chdir(kit)
     os.environ["NVFL_JOB_STORE_ROOT"] = str(kit / JOBS)  # its settings can name no path that travels
+    os.environ["NVFLARE_STREAMING_RETRY_WAIT"] = str(WAIT)  # its job processes have it from here
     os.environ.setdefault("MALLOC_ARENA_MAX", "4")
     tidy(kit)
     from shepherd.federation.nvflare.vetting import tell_denials  # FLARE itself, which takes its time
