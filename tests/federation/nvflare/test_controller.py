@@ -107,6 +107,22 @@ def test_answers_are_passed_on_as_they_come_and_no_longer_waited_for() -> None:
     assert flare.cancelled == 1
 
 
+def test_the_next_question_waits_until_flare_has_let_go_of_the_last_one() -> None:
+    """Of a wave of which all have answered nobody asks for the end; two questions would be held at once."""
+    flare = Flare(lambda data, sites, put: put(answer("a")))
+    ended: list[float] = []
+
+    def cancel(**given: Any) -> None:
+        later(0.3, lambda: (ended.append(time.monotonic()), setattr(flare, "standing", 0)))
+
+    flare.cancel_all_tasks = cancel  # type: ignore[method-assign]
+    asking = flare.ask(b"q", ["a"], 5.0)
+    assert next(asking) == ("a", b"a")
+    del asking
+    assert ended
+    assert ended[0] <= time.monotonic()
+
+
 def test_of_two_answers_of_a_site_the_first_is_passed_on_and_a_strangers_none() -> None:
     def send(data: bytes, sites: Sequence[str], put: Callable[[FLModel], None]) -> None:
         for site, text in (("x", b"x"), ("a", b"first"), ("a", b"second"), ("b", b"b")):

@@ -37,6 +37,8 @@ ASSEMBLY = 20.0
 """Seconds to wait for another job, where this one lacks a site that was there when it was submitted."""
 MEMORY = 60.0
 """Seconds without a word of the coordinator after which nobody is away by what it said last."""
+RELEASE = 2.0
+"""Seconds in which FLARE lets go of a task that has ended; its own watch looks each 0.05 s."""
 TICK = 0.05
 
 
@@ -103,8 +105,18 @@ class Rounds(ModelController):  # type: ignore[misc]
             timeout=math.ceil(seconds) + 1,
             callback=inbox.put,
         )
-        ends = time.monotonic() + seconds
-        unanswered, waiting = set(sites), set(sites)  # of one that is gone an answer may still be on its way
+        unanswered = set(sites)
+        try:
+            yield from self._answers(inbox, unanswered, time.monotonic() + seconds)
+        finally:  # also where nobody asks for the end, since all have answered
+            self._let_go()
+            self._late += len(unanswered & _left(inbox))
+
+    def _answers(
+        self, inbox: queue.Queue[FLModel], unanswered: set[str], ends: float
+    ) -> Iterator[tuple[str, bytes]]:
+        """The answers as they come; takes out of `unanswered` whose was passed on."""
+        waiting = set(unanswered)  # of one that is gone an answer may still be on its way
         while waiting:
             # seen before the inbox is: an answer is put there before its task stands no more
             over = time.monotonic() > ends or not self.get_num_standing_tasks()
@@ -119,8 +131,13 @@ class Rounds(ModelController):  # type: ignore[misc]
                 break
             else:
                 waiting = {site for site in waiting if not self._gone(site)}
+
+    def _let_go(self) -> None:
+        """End what stands yet, and wait until FLARE holds no message any more: the next one is as large."""
         self.cancel_all_tasks(fl_ctx=self.fl_ctx)
-        self._late += len(unanswered & _left(inbox))
+        ends = time.monotonic() + RELEASE
+        while self.get_num_standing_tasks() and time.monotonic() < ends:
+            time.sleep(TICK)
 
     def late(self) -> int:
         """Answers that came after their time."""
