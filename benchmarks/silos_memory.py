@@ -2,12 +2,14 @@
 
 A real server, real sites with FLARE's processes, and stubs for trainers; requests go out in waves of four.
 The peak is the kernel's high-water mark of resident memory (VmHWM) of the server's job process, where the
-updates are, and of FLARE's parent process beside it. At least three rounds, so that what is never given
-back would show.
+updates are, and of FLARE's parent process beside it. Every number of sites goes through as many waves: a
+high-water mark grows with how often it is drawn, and with what a wave never gives back; neither is a matter
+of how many sites there are, and the marks after each round show both.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from argparse import Namespace
@@ -31,16 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sites", type=int, action="append", help="default: 4, 10 and 20")
     parser.add_argument("--mb", type=int, default=64, help="megabytes of an adapter (default 64)")
     parser.add_argument("--wave", type=int, default=4, help="sites asked at once (default 4)")
-    parser.add_argument("--rounds", type=int, default=4, help="default 4")
+    parser.add_argument("--waves", type=int, default=15, help="in all, for each number of sites (default 15)")
     return common.run(parser.parse_args(arguments), measure, tables)
 
 
 def measure(options: Namespace) -> Figures:
-    counts, size, rounds = options.sites or SITES, options.mb * MB, options.rounds
+    counts, size, waves = options.sites or SITES, options.mb * MB, options.waves
     if options.quick:
-        counts, size, rounds = (2,), MB, 2
+        counts, size, waves = (2,), MB, 2
     cases = []
     for count in counts:
+        rounds = max(1, round(waves / math.ceil(count / options.wave)))
         with TemporaryDirectory() as scratch:
             cases.append(_case(count, size, rounds, options.wave, Path(scratch)))
         print(f"{count} sites: {cases[-1]['job'] / MB:,.0f} MB", flush=True)
@@ -48,7 +51,7 @@ def measure(options: Namespace) -> Figures:
     return {
         "bytes": size,
         "wave": options.wave,
-        "rounds": rounds,
+        "waves": waves,
         "cases": cases,
         "spread": most / least - 1,
         "target": FLAT,
@@ -111,7 +114,7 @@ def tables(figures: Figures) -> list[Table]:
     within = "within" if figures["passed"] else "above"
     note = (
         f"{share(figures['spread'])} between the least and the most, {within} the target of {FLAT:.0%};"
-        f" waves of {figures['wave']}"
+        f" {figures['waves']} waves of {figures['wave']} for each"
     )
     return [Table(title, columns, rows, (note,))]
 
