@@ -99,18 +99,24 @@ def high_water(pid: int) -> int:
     return int(found[1]) * 1024
 
 
+def _some(marks: Sequence[int]) -> list[int]:
+    """Six of them at most, the first and the last among them."""
+    last = len(marks) - 1
+    return [marks[round(place * last / 5)] for place in range(6)] if last > 5 else list(marks)
+
+
 def tables(figures: Figures) -> list[Table]:
     rows = [
         (
             str(case["sites"]),
             f"{case['job'] / MB:,.0f}",
-            ", ".join(f"{peak / MB:,.0f}" for peak in case["by_round"]["job"]),
+            ", ".join(f"{peak / MB:,.0f}" for peak in _some(case["by_round"]["job"])),
             f"{case['parent'] / MB:,.0f}",
         )
         for case in figures["cases"]
     ]
     title = f"Peak memory of the server in MB, adapters of {figures['bytes'] / MB:,.0f} MB"
-    columns = ("sites", "job process", "after each round", "FLARE's parent")
+    columns = ("sites", "job process", "on the way there", "FLARE's parent")
     within = "within" if figures["passed"] else "above"
     note = (
         f"{share(figures['spread'])} between the least and the most, {within} the target of {FLAT:.0%};"
