@@ -142,7 +142,11 @@ def test_a_folder_without_a_run_is_not_served(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_it_with_a_word(run: Path) -> None:
-    code = f"from shepherd.report import watch; watch({str(run)!r}, say=lambda text: print(text, flush=True))"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
+        "from shepherd.report import watch\n"
+        f"watch({str(run)!r}, say=lambda text: print(text, flush=True))"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
