@@ -203,9 +203,9 @@ def test_a_true_process_says_one_line_and_exits_with_2(tmp_path: Path) -> None:
 
 def test_a_true_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN_FILE)
-    code = (
+    code = (  # a job in the background would ignore it
         "import signal, sys, types, time; from shepherd.cli import main\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(*_): print('ready', flush=True); time.sleep(30)\n"
         "sys.modules['shepherd.run'] = fake = types.ModuleType('run'); fake.open_run = wait\n"
         "main(['run', 'run.toml'])"

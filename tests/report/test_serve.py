@@ -142,8 +142,8 @@ def test_a_folder_without_a_run_is_not_served(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_it_with_a_word(run: Path) -> None:
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
+    code = (  # a job in the background would ignore it
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from shepherd.report import watch\n"
         f"watch({str(run)!r}, say=lambda text: print(text, flush=True))"
     )
