@@ -53,8 +53,9 @@ def write(folder: Path, order: Order, state: Path) -> Path:
         (job / "site" / "config").mkdir(parents=True)
         shutil.copytree(state, brought / state.name)
     _json(job / "meta.json", _meta(order.run, order.sites, quorum(order)))
+    seconds = patience(state)
     for kind in ("server", "site"):
-        name, table = configuration(kind, patience(state))
+        name, table = configuration(kind, seconds)
         _json(job / kind / "config" / name, table)
     write_atomic(brought / ORDER, order.text())
     return job

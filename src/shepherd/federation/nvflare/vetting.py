@@ -50,7 +50,7 @@ class OurJob(AppValidator):  # type: ignore[misc]
 
 def faults(app: Path, kind: str) -> Iterator[str]:
     """What is in an application that is not in ours, or is otherwise there; `kind` is server or site."""
-    name, expected = job.configuration(kind, job.WAIT)
+    name, _ = job.configuration(kind, job.WAIT)
     for path in sorted(_files(app) - {f"config/{name}"}):
         if kind != "server" or not _is_brought(path):
             yield f"brings {_short(path)}"
@@ -59,9 +59,10 @@ def faults(app: Path, kind: str) -> Iterator[str]:
     except (OSError, ValueError):
         yield f"has no {name} that can be read"
         return
+    _, expected = job.configuration(kind, _patience(config))
     for path in sorted(set(_classes(config)) - set(_classes(expected))):
         yield f"names {_short(path)}"
-    if config != job.configuration(kind, _patience(config))[1]:
+    if config != expected:
         yield f"has settings of its own in {name}"
 
 
