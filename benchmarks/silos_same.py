@@ -24,7 +24,7 @@ from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd import checkpoint, folder, plugins, prepare, select, world
 from shepherd.core import ServerState, seed_for
-from shepherd.federation.service import travelling
+from shepherd.federation.orders import travelling
 from shepherd.federation.simulation import Simulation
 from shepherd.loading import load_base
 from shepherd.model import files, lora, memory

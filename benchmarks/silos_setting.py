@@ -20,7 +20,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.federation.nvflare import provision
 from shepherd.federation.nvflare.supervise import Child, supervise
-from shepherd.federation.service import Order
+from shepherd.federation.orders import Order
 from shepherd.silos import loopback
 from shepherd.silos.following import Following
 from shepherd.silos.loopback import Loopback

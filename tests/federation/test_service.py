@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import multiprocessing
 from dataclasses import replace
@@ -17,11 +16,10 @@ from tests.federation.posts import Letters, failing, honest, silent, update
 from shepherd import checkpoint, folder
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
-from shepherd.errors import FederationError
-from shepherd.federation import service, wire
-from shepherd.federation.service import Order, Service
+from shepherd.federation import book, service, wire
+from shepherd.federation.orders import Order
+from shepherd.federation.service import Service
 from shepherd.federation.wire import Request, Scores
-from shepherd.settings import parse
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
 START = ServerState(round=0, adapter=Adapter({A: np.ones((2, 3)), B: np.zeros((3, 2))}))
@@ -205,7 +203,7 @@ def test_it_tells_only_what_is_new(tmp_path: Path) -> None:
 def test_a_long_log_is_told_in_parts_and_the_outcome_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "ROWS", 2)
+    monkeypatch.setattr(book, "ROWS", 2)
     made = served(tmp_path, both())
     parts = [told(made, rows=known) for known in (0, 2, 4)]
     assert [[row["round"] for row in part["rows"]] for part in parts] == [[0, 1], [2, 3], []]
@@ -336,36 +334,6 @@ def test_its_checkpoint_can_be_fetched_in_pieces(tmp_path: Path, monkeypatch: py
 )
 def test_nothing_else_can_be_fetched(tmp_path: Path, asked: dict[str, Any]) -> None:
     assert told(served(tmp_path, both()), state=asked)["state"] is None
-
-
-def test_what_travels_names_no_path_of_the_coordinator() -> None:
-    settings = parse(
-        {
-            "output": "/home/ada/secret-runs",
-            "model": {"base": "tiny"},
-            "data": {"source": "/home/ada/secret-data", "template": "plain"},
-            "tuning": {"clip_norm": False},
-        }
-    )
-    travels = service.travelling(settings)
-
-    assert "secret" not in json.dumps(travels)
-    assert parse(travels).data.template == "plain"
-    assert parse(travels).tuning == settings.tuning
-
-
-def test_an_order_comes_back_as_it_went() -> None:
-    assert service.order(order().text()) == order()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"run": "../../etc/cron.d"}, {"run": 7}, {"sites": None}, {"more": 1}, {"run": "0" * 16 + "\n"}],
-)
-def test_an_order_that_is_none_is_refused(change: dict[str, Any]) -> None:
-    plain = {**json.loads(order().text()), **change}
-    with pytest.raises(FederationError, match="submit it anew"):
-        service.order(json.dumps(plain))
 
 
 def _hold(home: Path, ready: Any, end: Any) -> None:

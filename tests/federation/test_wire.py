@@ -20,7 +20,7 @@ from safetensors.numpy import save as bytes_of
 import shepherd
 from shepherd.core import Adapter, Broadcast, Failure, Update
 from shepherd.errors import WireError
-from shepherd.federation import wire
+from shepherd.federation import fields, wire
 from shepherd.federation.wire import (
     HEADER,
     Joined,
@@ -155,7 +155,7 @@ def test_a_whole_number_comes_as_a_float_since_products_of_it_have_no_bound() ->
 
 
 def test_a_reply_names_no_more_than_a_log_has_room_for() -> None:
-    many = {f"c{n}": (1.0, 1) for n in range(wire.MOST_NAMES + 1)}
+    many = {f"c{n}": (1.0, 1) for n in range(fields.MOST_NAMES + 1)}
     few = dict(list(many.items())[:-1])
     assert decode_reply(encode_reply(Scores(client="a", round=0, categories=few))).categories == few
     with pytest.raises(WireError, match="has 1001 names, at most 1000 are taken"):
@@ -169,7 +169,7 @@ def test_a_reason_goes_as_one_line_of_bounded_length() -> None:
         encode_reply(Failure(client="a", reason="one\ntwo\x1b[31m\u202ered\ud800" + "x" * 9000))
     )
     assert got.reason.startswith("one two [31m red x")
-    assert len(got.reason) == wire.MOST_SENTENCE
+    assert len(got.reason) == fields.MOST_SENTENCE
 
 
 def test_the_arrays_that_come_in_are_not_copied_again() -> None:
@@ -333,7 +333,7 @@ def test_a_tensors_name_is_a_short_line_and_else_not_repeated(name, place) -> No
     with pytest.raises(WireError) as caught:
         READERS[read][0](data)
     told = str(caught.value)
-    assert told == wire.sentence(told)
+    assert told == fields.sentence(told)
     assert len(told) < 400
 
 

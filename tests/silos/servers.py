@@ -13,9 +13,10 @@ import pytest
 from tests.federation.posts import Letters
 
 from shepherd.errors import OutOfReach
-from shepherd.federation import service, wire
+from shepherd.federation import orders, wire
 from shepherd.federation.nvflare.session import JobGone, JobSilent
-from shepherd.federation.service import Order, Service
+from shepherd.federation.orders import Order
+from shepherd.federation.service import Service
 from shepherd.silos import coordinate, following, membership
 
 Row = dict[str, Any]
@@ -58,6 +59,8 @@ class Server:
     aborted: list[str] = field(default_factory=list)
     asked: list[Row] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    runs: dict[str, str] = field(default_factory=dict)
+    """The runs of jobs that are not of the one run."""
     logins: list[Exception | None] = field(default_factory=list)
     """What goes wrong with the next logins."""
 
@@ -67,8 +70,11 @@ class Server:
     def working(self) -> dict[str, frozenset[str] | None]:
         return self.working_(self.submitted[-1])
 
-    def jobs(self) -> dict[str, str]:
-        return dict.fromkeys(self.running, "server")
+    def jobs(self) -> set[str]:
+        return set(self.running)
+
+    def run(self, job: str) -> str:
+        return self.runs.get(job, ORDER.run)
 
     def submit(self, folder: Path) -> str:
         assert (folder / "meta.json").is_file()
@@ -166,13 +172,13 @@ class Hosted:
     def working(self) -> dict[str, frozenset[str] | None]:
         return dict.fromkeys(SITES, frozenset(self.served))
 
-    def jobs(self) -> dict[str, str]:
-        return dict.fromkeys(self.running, "server")
+    def jobs(self) -> set[str]:
+        return set(self.running)
 
     def submit(self, folder: Path) -> str:
         job = f"job-{len(self.served)}"
         brought = folder / "server" / "config" / "shepherd"
-        order = service.order((brought / "order.json").read_text())
+        order = orders.read((brought / "order.json").read_text())
         (given,) = brought.glob("round-*")
         post = Mortal(self.post, self.dies.pop(0) if self.dies else None)
         kept = self.home / f"given-{job}"

@@ -19,7 +19,7 @@ from shepherd.core import Adapter, ServerState
 from shepherd.errors import SilosError
 from shepherd.federation.nvflare import job as jobs
 from shepherd.federation.nvflare.session import Session, session
-from shepherd.federation.service import Order
+from shepherd.federation.orders import Order
 from shepherd.model.digest import digest
 
 CODE = """

@@ -15,7 +15,7 @@ from shepherd import folder, world
 from shepherd.core import Broadcast, Failure, seed_for
 from shepherd.errors import FederationError
 from shepherd.federation import local, wire
-from shepherd.federation.service import travelling
+from shepherd.federation.orders import travelling
 from shepherd.federation.wire import Request
 from shepherd.loading import load_base
 from shepherd.model import lora

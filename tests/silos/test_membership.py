@@ -7,21 +7,24 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("nvflare")
 
 from tests.federation.nvflare import federations
-from tests.silos.servers import AWAY, GONE, ORDER, Server, replaced
+from tests.silos.servers import AWAY, DONE, GONE, ORDER, SILENT, Server, replaced, said
 
 from shepherd import folder
 from shepherd.errors import FolderError, OutOfReach, SilosError
 from shepherd.federation.nvflare import provision
+from shepherd.federation.nvflare.session import JobGone
 from shepherd.settings import parse
 from shepherd.silos import membership, record
 
 RUN = {"model": {"base": "tiny"}, "data": {"source": "world"}, "federation": {"rounds": 3}}
+UNDER_WAY = {"round": 2, "rounds": 3}
 
 
 class Scripted(Server):
@@ -65,7 +68,8 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_what_each_site_does(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.running = {"job-0"}
+    server.running, server.runs = {"job-0"}, {"job-9": "other"}
+    server.scripts = [[said(2, progress=UNDER_WAY)]]
     working: dict[str, frozenset[str] | None] = {
         "c": frozenset(),
         "a": frozenset({"job-9", "job-0"}),
@@ -74,13 +78,45 @@ def test_what_each_site_does(server: Scripted, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(server, "working", lambda: working)
     seen = membership.status("kit")
     assert seen.server == "hub.example:8002"
-    assert dict(seen.sites) == {
-        "a": "works on job-0, job-9",
-        "b": "registered, gives no answer",
-        "c": "waits for work",
-    }
-    assert list(seen.sites) == ["a", "b", "c"]
-    assert seen.jobs == {"job-0": "server"}
+    assert list(seen.sites.items()) == [
+        ("a", f"works on {ORDER.run}, other"),
+        ("b", "registered, gives no answer"),
+        ("c", "waits for work"),
+    ]
+    assert seen.runs == {ORDER.run: "round 2 of 3"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (said(2, progress=UNDER_WAY), "round 2 of 3"),
+        (said(2, DONE), "has ended"),
+        (said(1, {"error": "a fault", "kind": "QuorumNotMet"}), "has ended in an error; see its run folder"),
+        (said(0, progress=UNDER_WAY, opened=False), "waits for its sites"),
+        (SILENT, "begins or ends, and gives no answer now"),
+        (GONE, "begins or ends, and gives no answer now"),
+        (SilosError("the server does not let bob do this"), "only who submitted it"),
+    ],
+)
+def test_how_far_a_run_is(server: Scripted, answer: Any, words: str) -> None:
+    server.running, server.submitted, server.scripts = {"job-0"}, ["job-0"], [[answer]]
+    assert words in membership.status("kit").runs[ORDER.run]
+    assert all(asked.keys() == {"rows", "said"} for asked in server.asked)  # who follows it is not disturbed
+
+
+def test_a_job_that_the_server_forgets_meanwhile(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgotten(job: str) -> str:
+        raise JobGone("forgotten")
+
+    server.running, server.submitted, server.scripts = {"job-0"}, ["job-0"], [[GONE]]
+    monkeypatch.setattr(server, "run", forgotten)
+    assert list(membership.status("kit").runs) == ["job-0"]
+
+
+def test_a_server_that_goes_meanwhile_is_out_of_reach(server: Scripted) -> None:
+    server.running, server.submitted, server.scripts = {"job-0"}, ["job-0"], [[AWAY]]
+    with pytest.raises(OutOfReach):
+        membership.status("kit")
 
 
 def test_a_removed_site_is_remembered_and_thrown_out(server: Scripted, federation: Path) -> None:

@@ -102,7 +102,7 @@ def test_both_are_started_again_when_they_are_killed_and_find_each_other(federat
             with pytest.raises(SilosError, match="is running on this machine already"):
                 a_site(kit)(lambda line: None, threading.Event())
     pids = host.started() + member.started()
-    assert len(pids) == 4
+    assert len(pids) == 4, (host.said, member.said)
     assert not any(map(psutil.pid_exists, pids))
     assert not host.raised + member.raised
     assert [line for line in host.said if "killed" in line] == [

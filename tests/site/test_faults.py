@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shepherd.errors import BadRow, SettingsError, ShepherdError, WireError
-from shepherd.federation import wire
+from shepherd.federation import fields
 from shepherd.settings import parse
 from shepherd.site import faults
 
@@ -23,7 +23,7 @@ from shepherd.site import faults
 def test_a_line_of_the_log_stays_one(error: Exception) -> None:
     said = faults.logged(error)
     assert said.isprintable()
-    assert len(said) <= wire.MOST_SENTENCE
+    assert len(said) <= fields.MOST_SENTENCE
 
 
 def test_a_key_of_the_settings_forges_no_line() -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Update
 from shepherd.errors import WireError
-from shepherd.federation import wire
+from shepherd.federation import fields, wire
 from shepherd.federation.wire import Joined, Request, Scores
 
 BRIEF = 300.0
@@ -164,7 +164,7 @@ class Silos:
         try:
             reply = wire.decode_reply(answer, most_bytes=TIMES * asked + SPARE)
         except WireError as error:
-            return Failure(client=site, reason=wire.sentence(f"its answer cannot be read ({error})"))
+            return Failure(client=site, reason=fields.sentence(f"its answer cannot be read ({error})"))
         if reply.client != site:  # who it is, the certificate says; an answer cannot
             return Failure(client=site, reason=f"it answered in the name of {reply.client!r}; check its kit")
         return reply

@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import base64
 import fcntl
-import json
 import logging
 import os
-import re
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,10 +24,12 @@ from typing import Any
 
 from shepherd import checkpoint, folder, plugins, select
 from shepherd.checkpoint import Checkpoint
-from shepherd.core import Adapter, Failure, ServerState, Update
+from shepherd.core import Failure, ServerState
 from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, ShepherdError
-from shepherd.federation.asking import Post, Reply, Silos, Terms
+from shepherd.federation.asking import Post, Silos, Terms
+from shepherd.federation.book import Book
+from shepherd.federation.orders import Order, travelling
 from shepherd.federation.wire import Scores
 from shepherd.rounds import MAX_METRIC, RoundReport, report_row, rounds
 from shepherd.settings import RunSettings, parse
@@ -40,75 +39,8 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 CHUNK = 3 * 2**20
 """Bytes of a checkpoint in one answer to the coordinator, before base64."""
-ROWS = 100
-"""Rows in one answer to the coordinator; the rest in the next ones."""
 TAKEOVER = 90.0
 """Seconds to wait for a server process that lost its parent to let go of the run."""
-TRAVELLING = ("seed", "model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
-"""Tables of the run file that a site is told."""
-TRAVELLING_DATA = ("template", "holdout", "max_tokens", "seed")
-"""Keys of [data] that a site is told: how to render, and never where from."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a job brings to the server: all of it plain, and no secret in it."""
-
-    run: str
-    base: str
-    """Digest of the base's files."""
-    fingerprint: str
-    """Of the base in memory, as checkpoints carry it."""
-    version: str
-    sites: tuple[str, ...]
-    settings: Mapping[str, Any]
-    """The run file."""
-
-    def text(self) -> str:
-        """JSON; `order` reads it back."""
-        return json.dumps(
-            {
-                "run": self.run,
-                "base": self.base,
-                "fingerprint": self.fingerprint,
-                "version": self.version,
-                "sites": list(self.sites),
-                "settings": self.settings,
-            },
-            indent=1,
-        )
-
-
-def order(text: str) -> Order:
-    """Read an order.
-
-    Raises:
-        FederationError: it is no order.
-    """
-    try:
-        plain = json.loads(text)
-        read = Order(**{**plain, "sites": tuple(plain["sites"])})
-        if not re.fullmatch("[0-9a-f]{16}", read.run):  # it names a folder at the server
-            raise ValueError("its run is not 16 hex digits")
-        return read
-    except (ValueError, TypeError, KeyError) as error:
-        raise FederationError(f"the job's order cannot be read ({error}); submit it anew") from error
-
-
-def refused(error: ShepherdError) -> _Book:
-    """What a job tells that cannot begin: nothing but why."""
-    book = _Book(rounds=0)
-    book.fail(error)
-    return book
-
-
-def travelling(settings: RunSettings) -> dict[str, Any]:
-    """What a site is told of the run file: nothing of the coordinator's paths but the base's name."""
-    plain = settings.model_dump(mode="json", exclude_none=True)
-    data = {key: plain["data"][key] for key in TRAVELLING_DATA if key in plain["data"]}
-    if settings.tuning.clip_norm is None:
-        plain["tuning"]["clip_norm"] = False
-    return {**{key: plain[key] for key in TRAVELLING}, "data": {"source": "the site's own", **data}}
 
 
 @dataclass(slots=True)
@@ -123,7 +55,7 @@ class Service:
     post: Post
     settings: RunSettings = field(init=False)
     silos: Silos = field(init=False)
-    _book: _Book = field(init=False)
+    _book: Book = field(init=False)
 
     def __post_init__(self) -> None:
         self.settings = parse(self.order.settings, "the run file of the job")
@@ -136,7 +68,7 @@ class Service:
             deadline=federation.deadline,
             wave=federation.wave,
         )
-        self._book = _Book(rounds=federation.rounds)
+        self._book = Book(rounds=federation.rounds)
         self.silos = Silos(post=self.post, terms=terms, sites=self.order.sites, heard=self._book.heard)
 
     def run(self) -> None:
@@ -248,83 +180,6 @@ class Service:
                 return {"of": os.fstat(file.fileno()).st_size, "data": base64.b64encode(data).decode()}
         except OSError:  # an older round's, deleted by now
             return None
-
-
-@dataclass(slots=True)
-class _Book:
-    """What has happened so far, for the coordinator: written by the rounds, read by another thread."""
-
-    rounds: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    rows: list[Row] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-    outcome: Row | None = None
-    opened: bool = False
-    came: list[Reply] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
-
-    def open(self, rows: Sequence[Row]) -> None:
-        with self.lock:
-            self.rows, self.opened = list(rows), True
-
-    def row(self, row: Row) -> None:
-        with self.lock:
-            self.rows.append(row)
-            self.came, self.began = [], time.perf_counter()
-
-    def say(self, line: str) -> None:
-        with self.lock:
-            self.said.append(line)
-
-    def end(self, outcome: Row) -> None:
-        with self.lock:
-            self.outcome = outcome
-
-    def fail(self, error: ShepherdError) -> None:
-        self.end({"error": str(error), "kind": type(error).__name__})
-
-    def heard(self, reply: Reply) -> None:
-        if isinstance(reply, Update | Failure):
-            with self.lock:
-                self.came.append(_bare(reply))
-
-    def told(self, asked: Mapping[str, Any]) -> Row:
-        rows, said = int(asked.get("rows", 0)), int(asked.get("said", 0))
-        with self.lock:
-            last = self.rows[-1]["round"] if self.rows else -1
-            # by their rounds: a server that lost its disk has no rows of the first ones
-            new = [row for row in self.rows if row["round"] >= rows]
-            return {
-                "opened": self.opened,
-                "round": max(0, last),
-                "count": last + 1,
-                "rows": new[:ROWS],
-                "said": self.said[said:],
-                "progress": self._progress(),
-                "outcome": self.outcome if len(new) <= ROWS else None,
-            }
-
-    def _progress(self) -> Row:
-        metrics = [_sound(reply.metrics) for reply in self.came if isinstance(reply, Update)]
-        tokens = sum(each.get("tokens", 0.0) for each in metrics)
-        return {
-            "round": (self.rows[-1]["round"] if self.rows else 0) + 1,
-            "rounds": self.rounds,
-            "clients_done": len(self.came),
-            "tokens": int(tokens),
-            "loss": sum(m.get("loss", 0.0) * m.get("tokens", 0.0) for m in metrics) / max(1.0, tokens),
-            "seconds": time.perf_counter() - self.began,
-        }
-
-
-def _bare(reply: Update | Failure) -> Update | Failure:
-    """Without the tensors, which belong to the round."""
-    return replace(reply, delta=Adapter(), extra=Adapter()) if isinstance(reply, Update) else reply
-
-
-def _sound(metrics: Mapping[str, float]) -> Mapping[str, float]:
-    """Of an update that is not checked yet, the numbers that can be counted with."""
-    return {name: value for name, value in metrics.items() if 0 <= value <= MAX_METRIC}
 
 
 def _usable(scores: Scores) -> Scores:

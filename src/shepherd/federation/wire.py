@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -27,14 +25,11 @@ from safetensors.numpy import save as bytes_of
 
 from shepherd.core import Adapter, Broadcast, Failure, Update
 from shepherd.errors import WireError
+from shepherd.federation import fields
 
 FORMAT = 1
 HEADER = "shepherd"
 MOST_HEADER = 8 * 2**20  # bytes; the names of ten thousand tensors take two million
-MOST_NAME, MOST_SENTENCE = 200, 2000  # characters
-MOST_NAMES = 1000  # metrics or categories of a reply; they stand in every row of a run's log
-# what could end a line of a log, or turn a terminal's text around
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _FAULTS = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 SLOWEST = 125_000
@@ -42,7 +37,6 @@ SLOWEST = 125_000
 
 Kind = Literal["join", "train", "score"]
 Tree = Any  # nested mappings and tuples; the leaves are arrays, or None in their place
-Check = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,32 +121,25 @@ def request_id(request: Request) -> str:
 def encode_request(request: Request) -> bytes:
     """The request as bytes; `decode_request` gives an equal one back."""
     sent = request.broadcast
-    plain = {name: getattr(request, name) for name in _REQUEST}
+    plain = {name: getattr(request, name) for name in fields.REQUEST}
     plain["broadcast"] = {"round": sent.round, "seed": sent.seed} if sent else None
     return _written("request", plain, _parts(sent) if sent else {}, request.version)
 
 
 def encode_reply(reply: Reply) -> bytes:
-    """The reply as bytes; a Failure's reason goes as one line, as `sentence` makes it."""
+    """The reply as bytes; a Failure's reason goes as one line, as `fields.sentence` makes it."""
     match reply:
         case Update():
             parts = {"delta": reply.delta, "extra": reply.extra}
-            return _written("update", {name: getattr(reply, name) for name in _UPDATE}, parts)
+            return _written("update", {name: getattr(reply, name) for name in fields.UPDATE}, parts)
         case Failure():
-            return _written("failure", {"client": reply.client, "reason": sentence(reply.reason)})
+            return _written("failure", {"client": reply.client, "reason": fields.sentence(reply.reason)})
         case Joined():
-            return _written("joined", {name: getattr(reply, name) for name in _JOINED}, at=reply.version)
+            return _written(
+                "joined", {name: getattr(reply, name) for name in fields.JOINED}, at=reply.version
+            )
         case Scores():
-            return _written("scores", {name: getattr(reply, name) for name in _SCORES})
-
-
-def sentence(text: str) -> str:
-    """The text as one line of at most 2,000 characters, fit for a log and a terminal.
-
-    >>> sentence("two\\nlines")
-    'two lines'
-    """
-    return _UNFIT.sub(" ", text)[:MOST_SENTENCE]
+            return _written("scores", {name: getattr(reply, name) for name in fields.SCORES})
 
 
 def _parts(broadcast: Broadcast) -> dict[str, Tree]:
@@ -204,7 +191,7 @@ def decode_request(data: bytes) -> Request:
         plain = dict(head["plain"])
         sent = plain.pop("broadcast")
         request = Request(
-            **_fields(plain, _REQUEST),
+            **fields.read(plain, fields.REQUEST),
             version=head["version"],
             broadcast=None if sent is None else _broadcast(sent, tree),
         )
@@ -230,17 +217,17 @@ def decode_reply(data: bytes, *, most_bytes: int | None = None) -> Reply:
         if what not in ("update", "failure", "joined", "scores"):
             raise WireError(f"the message is no reply but a {what!r:.40}; check what answers there")
         if what == "update":
-            _require_keys(tree, ("delta", "extra"), "the update's tensors")
+            fields.require_keys(tree, ("delta", "extra"), "the update's tensors")
             delta, extra = _adapter(tree["delta"]), _adapter(tree["extra"])
-            return Update(delta=delta, extra=extra, **_fields(plain, _UPDATE))
-        _require_keys(tree, (), "the tensors")
+            return Update(delta=delta, extra=extra, **fields.read(plain, fields.UPDATE))
+        fields.require_keys(tree, (), "the tensors")
         match what:
             case "failure":
-                return Failure(**_fields(plain, _FAILURE))
+                return Failure(**fields.read(plain, fields.FAILURE))
             case "joined":
-                return Joined(**_fields(plain, _JOINED), version=head["version"])
+                return Joined(**fields.read(plain, fields.JOINED), version=head["version"])
             case _:
-                return Scores(**_fields(plain, _SCORES))
+                return Scores(**fields.read(plain, fields.SCORES))
 
 
 @contextmanager
@@ -260,9 +247,9 @@ def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tree]]:
     tensors = tensors_from(data)
     for array in tensors.values():
         array.flags.writeable = False  # so that an Adapter need not copy
-    tree: dict[str, Tree] = _grown(_mapping(head["tensors"]), (), tensors)
+    tree: dict[str, Tree] = _grown(fields.mapping(head["tensors"]), (), tensors)
     for name in tensors:
-        name = sentence(name)
+        name = fields.sentence(name)
         raise WireError(f"tensor {name:.200} has no place in the message's header; send what it lists")
     return head, tree
 
@@ -274,14 +261,14 @@ def _head(data: bytes) -> dict[str, Any]:
     text = json.loads(data[8 : 8 + size])["__metadata__"][HEADER]
     if len(text) > MOST_HEADER:
         raise WireError(f"the message's header has {len(text)} characters, at most {MOST_HEADER} are taken")
-    head = _mapping(json.loads(text, object_pairs_hook=_once))
-    writer = _name(head["version"])
+    head = fields.mapping(json.loads(text, object_pairs_hook=_once))
+    writer = fields.label(head["version"])
     if head["format"] != FORMAT or isinstance(head["format"], bool):
         raise WireError(
             f"the message has format {head['format']!r:.20} of shepherd-fit {writer}, and shepherd-fit"
             f" {version()} here reads format {FORMAT}; install one version at both ends"
         )
-    _require_keys(head, ("format", "version", "what", "plain", "tensors"), "the header")
+    fields.require_keys(head, ("format", "version", "what", "plain", "tensors"), "the header")
     json.dumps(head, ensure_ascii=False).encode()  # a lone surrogate would fail whoever prints it
     return head
 
@@ -310,7 +297,7 @@ def _require_names(tree: Mapping[str, Any]) -> None:
     """Names that errors, and so logs, may repeat."""
     for name in tree:
         try:
-            _name(name)
+            fields.label(name)
         except ValueError as error:
             raise WireError(
                 f"the name of a tensor {error}; use the names of the base's own layers"
@@ -318,11 +305,11 @@ def _require_names(tree: Mapping[str, Any]) -> None:
 
 
 def _broadcast(sent: Any, tree: dict[str, Tree]) -> Broadcast:
-    _require_keys(tree, ("adapter", "extra", "transforms"), "the broadcast's tensors")
+    fields.require_keys(tree, ("adapter", "extra", "transforms"), "the broadcast's tensors")
     if not isinstance(tree["transforms"], tuple):
         raise WireError("the broadcast's transforms are no list of states; send one for each transform")
     return Broadcast(
-        **_fields(sent, {"round": _whole, "seed": _whole}),
+        **fields.read(sent, {"round": fields.whole, "seed": fields.whole}),
         adapter=_adapter(tree["adapter"]),
         extra=_adapter(tree["extra"]),
         transforms=tree["transforms"],
@@ -330,129 +317,7 @@ def _broadcast(sent: Any, tree: dict[str, Tree]) -> Broadcast:
 
 
 def _adapter(part: Tree) -> Adapter:
-    for name, array in _mapping(part).items():
+    for name, array in fields.mapping(part).items():
         if not isinstance(array, np.ndarray) or array.dtype != np.float32:
             raise WireError(f"tensor {name:.200} is not float32; send adapters and updates in float32")
     return Adapter(part)
-
-
-def _fields(plain: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
-    _require_keys(_mapping(plain), checks, "the message")
-    fields = {}
-    for name, check in checks.items():
-        try:
-            fields[name] = check(plain[name])
-        except (ValueError, TypeError) as error:
-            raise WireError(f"key {name} of the message {error}; send it as this version does") from error
-    return fields
-
-
-def _require_keys(table: Mapping[str, Any], names: Any, where: str) -> None:
-    for name in names:
-        if name not in table:
-            raise WireError(f"key {name} is missing in {where}; use one version of shepherd-fit at both ends")
-    for name in table:
-        if name not in names:
-            raise WireError(
-                f"key {name!r:.80} is not expected in {where}; use one version of shepherd-fit at both ends"
-            )
-
-
-# what each plain field may be; each gives the value or raises ValueError, whose text goes on "key x ..." ---
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("is no table")
-    return value
-
-
-def _text(value: Any, most: int) -> str:
-    if not isinstance(value, str) or len(value) > most or _UNFIT.search(value):
-        raise ValueError(f"is no line of at most {most} characters")
-    return value
-
-
-def _name(value: Any) -> str:
-    return _text(value, MOST_NAME)
-
-
-def _reason(value: Any) -> str:
-    return _text(value, MOST_SENTENCE)
-
-
-def _hex(digits: int) -> Check:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
-            raise ValueError(f"is not {digits} hex digits")
-        return value
-
-    return check
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:  # True is an int, too
-        raise ValueError("is no whole number in [0, 2**63)")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("is no number")
-    return float(value)  # of a whole number with too many digits: OverflowError
-
-
-def _duration(value: Any) -> float:
-    if not 0 < _number(value) < math.inf:
-        raise ValueError("is no positive number of seconds")
-    return _number(value)
-
-
-def _kind(value: Any) -> str:
-    if value not in ("join", "train", "score"):
-        raise ValueError("is not join, train or score")
-    return str(value)
-
-
-def _metrics(value: Any) -> dict[str, float]:
-    return {_name(name): _number(number) for name, number in _few(value).items()}
-
-
-def _categories(value: Any) -> dict[str, tuple[float, int]]:
-    return {_name(name): _sum_and_count(pair) for name, pair in _few(value).items()}
-
-
-def _few(value: Any) -> dict[str, Any]:
-    named = _mapping(value)
-    if len(named) > MOST_NAMES:
-        raise ValueError(f"has {len(named)} names, at most {MOST_NAMES} are taken")
-    return named
-
-
-def _sum_and_count(value: Any) -> tuple[float, int]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise ValueError("holds no pair of a sum and a count")
-    return _number(value[0]), _whole(value[1])
-
-
-_REQUEST: Mapping[str, Check] = {
-    "kind": _kind,
-    "run": _hex(16),
-    "id": _hex(32),
-    "round": _whole,
-    "deadline": _duration,
-    "sent": _duration,
-    "cohort": _whole,
-    "base": _hex(64),
-    "settings": _mapping,
-}
-_UPDATE: Mapping[str, Check] = {
-    "client": _name,
-    "round": _whole,
-    "weight": _number,
-    "count": _whole,
-    "metrics": _metrics,
-}
-_FAILURE: Mapping[str, Check] = {"client": _name, "reason": _reason}
-_JOINED: Mapping[str, Check] = {"client": _name, "examples": _whole}
-_SCORES: Mapping[str, Check] = {"client": _name, "round": _whole, "categories": _categories}

@@ -30,7 +30,7 @@ from shepherd.errors import (
 )
 from shepherd.federation.nvflare import kits
 from shepherd.federation.nvflare.session import JobGone, session
-from shepherd.federation.service import Order
+from shepherd.federation.orders import Order
 from shepherd.federation.simulation import Progress
 from shepherd.folder import RunFolder
 from shepherd.loading import load_base, load_checkpoint, placed

@@ -18,9 +18,9 @@ from typing import Any
 from shepherd import checkpoint
 from shepherd.errors import FederationError, OutOfReach
 from shepherd.federation.nvflare import job as jobs
-from shepherd.federation.nvflare.reach import DOUBT, HungUp
+from shepherd.federation.nvflare.reach import HungUp, Trials
 from shepherd.federation.nvflare.session import JobGone, JobSilent, Session, session
-from shepherd.federation.service import Order
+from shepherd.federation.orders import Order
 
 Row = dict[str, Any]
 POLL = 0.25
@@ -112,19 +112,18 @@ class Following:
             SilosError: the server refuses this kit or the job.
             FederationError: jobs die again and again, or a person has stopped the run.
         """
-        pause, met, complaint, hung_up = PAUSE, False, "", 0
+        pause, met, complaint, trials = PAUSE, False, "", Trials()
         while True:
             try:
                 with session(self.kit) as server:
-                    met, hung_up = True, 0
+                    met = True
+                    trials.succeeded()
                     for news in self._jobs(server):
                         pause, complaint = PAUSE, ""
                         yield news
                 return
             except (OutOfReach, HungUp) as error:
-                hung_up = hung_up + 1 if isinstance(error, HungUp) else 0
-                if hung_up > DOUBT:
-                    raise
+                trials.failed(error)
                 if not met:  # a wrong kit or a server that was never started: the person is there to see it
                     raise
                 if str(error) != complaint:

@@ -13,9 +13,12 @@ from shepherd import folder as folders
 from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation.nvflare import kits, provision
 from shepherd.federation.nvflare.kits import Kit
-from shepherd.federation.nvflare.session import session
+from shepherd.federation.nvflare.session import JobGone, JobSilent, Session, session
 from shepherd.silos import record
 from shepherd.silos.following import ended
+
+_ALL = 2**31
+"""Rows and sentences, so that none is sent again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +29,8 @@ class Status:
     """host:port."""
     sites: Mapping[str, str]
     """Every connected site, and what it does."""
-    jobs: Mapping[str, str]
-    """The jobs that run, by id: their names."""
+    runs: Mapping[str, str]
+    """Every run whose job runs there, by the run's id, and how far it is."""
 
 
 def status(kit: str | Path) -> Status:
@@ -37,12 +40,13 @@ def status(kit: str | Path) -> Status:
         SilosError: the server refuses the kit, or cannot be reached.
     """
     with session(kit) as server:
-        jobs = server.jobs()
         working = server.working()
+        jobs = server.jobs()
+        runs = {job: _run(server, job) for job in jobs.union(*filter(None, working.values()))}
         return Status(
             server=f"{server.kit.host}:{server.kit.port}",
-            sites={site: _doing(working[site]) for site in sorted(working)},
-            jobs=jobs,
+            sites={site: _doing(working[site], runs) for site in sorted(working)},
+            runs={runs[job]: _how_far(server, job) for job in sorted(jobs)},
         )
 
 
@@ -119,10 +123,33 @@ def anew(folder: str | Path, kit: str | Path | None = None) -> str:
     )
 
 
-def _doing(jobs: frozenset[str] | None) -> str:
+def _doing(jobs: frozenset[str] | None, runs: Mapping[str, str]) -> str:
     if jobs is None:
         return "registered, gives no answer"
-    return f"works on {', '.join(sorted(jobs))}" if jobs else "waits for work"
+    return f"works on {', '.join(sorted({runs[job] for job in jobs}))}" if jobs else "waits for work"
+
+
+def _run(server: Session, job: str) -> str:
+    try:
+        return server.run(job)
+    except JobGone:
+        return job
+
+
+def _how_far(server: Session, job: str) -> str:
+    """How far a job's run is, as far as this kit may ask."""
+    try:
+        told = server.told(job, {"rows": _ALL, "said": _ALL})
+    except (JobGone, JobSilent):
+        return "begins or ends, and gives no answer now"
+    except OutOfReach:
+        raise
+    except SilosError:
+        return "is under way; only who submitted it and a project_admin may ask how far"
+    if told["outcome"]:
+        return "has ended" if told["outcome"].get("finished") else "has ended in an error; see its run folder"
+    progress = told["progress"]
+    return f"round {progress['round']} of {progress['rounds']}" if told["opened"] else "waits for its sites"
 
 
 def _require_may_remove(kit: Kit) -> None:

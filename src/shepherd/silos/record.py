@@ -11,8 +11,8 @@ from pathlib import Path
 
 from shepherd import folder
 from shepherd.errors import FederationError, FolderError, SilosError
-from shepherd.federation import service
-from shepherd.federation.service import Order
+from shepherd.federation import orders
+from shepherd.federation.orders import Order
 
 STOP = "silos.stop"
 
@@ -31,7 +31,7 @@ def recorded(path: Path) -> tuple[Path, Order, str | None]:
     """
     try:
         kept = json.loads((path / folder.SILOS).read_text(encoding="utf8"))
-        return Path(kept["kit"]), service.order(json.dumps(kept["order"])), kept["job"]
+        return Path(kept["kit"]), orders.read(json.dumps(kept["order"])), kept["job"]
     except (OSError, ValueError, KeyError, TypeError, FederationError) as error:
         raise FolderError(f"{path / folder.SILOS} cannot be read ({error}); start the run again") from error
 

@@ -11,7 +11,7 @@ from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation.nvflare import kits
 from shepherd.federation.nvflare.hardening import harden
 from shepherd.federation.nvflare.kits import Kit
-from shepherd.federation.nvflare.reach import DOUBT, HungUp, clock, reach
+from shepherd.federation.nvflare.reach import HungUp, Trials, clock, reach
 from shepherd.federation.nvflare.supervise import Child, Omen, supervise, until_signalled
 from shepherd.site import settings
 
@@ -53,14 +53,12 @@ def keep(kit: Kit, children: list[Child], say: Callable[[str], None], stop: thre
 
 def _await_server(kit: Kit, say: Callable[[str], None], stop: threading.Event) -> None:
     """Return once the server takes the kit; raise what waiting cannot mend."""
-    pause, said, hung_up = _FIRST_PAUSE, "", 0
+    pause, said, trials = _FIRST_PAUSE, "", Trials()
     while not stop.is_set():
         try:
             apart = clock(reach(kit))
         except (OutOfReach, HungUp) as error:
-            hung_up = hung_up + 1 if isinstance(error, HungUp) else 0
-            if hung_up > DOUBT:
-                raise
+            trials.failed(error)
             if str(error) != said:
                 say(f"{error}; trying again")
             said = str(error)

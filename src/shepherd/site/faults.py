@@ -20,7 +20,7 @@ from shepherd.errors import (
     ShepherdError,
     WireError,
 )
-from shepherd.federation.wire import sentence
+from shepherd.federation.fields import sentence
 
 DATA = "its data cannot be used; the site's log says which file and line"
 BASE = "it cannot load the base; the site's log says what to mend"

@@ -29,7 +29,7 @@ from shepherd import plugins, prepare
 from shepherd.core import Broadcast, Failure, Update
 from shepherd.errors import DataError, ShepherdError
 from shepherd.evaluate import loss
-from shepherd.federation import local, wire
+from shepherd.federation import fields, local, wire
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.wire import Joined, Request, Scores
 from shepherd.folder import mending
@@ -260,7 +260,7 @@ class Trainer:
         micro_batch = tune.micro_batch_tokens(settings.tuning, base.device)
         sums = score.losses(base, [broadcast.adapter], data, micro_batch=micro_batch)[0]
         counts = tune.predictions(data)
-        names = np.array([wire.sentence(categories[i])[: wire.MOST_NAME] for i in places])
+        names = np.array([fields.sentence(categories[i])[: fields.MOST_NAME] for i in places])
         by_name = {
             str(name): (float(sums[names == name].sum()), int(counts[names == name].sum()))
             for name in np.unique(names)

@@ -31,7 +31,7 @@ from shepherd.federation import wire
 from shepherd.federation.nvflare import controller, message
 from shepherd.federation.nvflare.controller import Rounds, Stopped
 from shepherd.federation.nvflare.job import BROUGHT, ORDER
-from shepherd.federation.service import Order
+from shepherd.federation.orders import Order
 
 Send = Callable[[bytes, Sequence[str], Callable[[FLModel], None]], None]
 
@@ -222,6 +222,9 @@ def test_who_is_away_holds_until_the_coordinator_says_else_or_is_silent(
     flare.registered(controller.TOPIC, flare._told, served)
     flare.told(rows=3, away=["b"])
     assert flare.told(state={"round": 1}) == {"present": ["a"]}  # of a checkpoint that is fetched
+    heard = flare._heard
+    assert flare.told(rows=3) == {"present": ["a"]}  # of who only looks on
+    assert flare._heard == heard
     monkeypatch.setattr(controller, "MEMORY", 0.0)
     assert flare.present() == ["a", "b"]
 

@@ -19,11 +19,11 @@ from shepherd import checkpoint
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import FolderError
-from shepherd.federation import service
+from shepherd.federation import orders
 from shepherd.federation.nvflare import job
 from shepherd.federation.nvflare.controller import Rounds
 from shepherd.federation.nvflare.executor import Door
-from shepherd.federation.service import Order
+from shepherd.federation.orders import Order
 
 ORDER = Order(run="0" * 16, base="b", fingerprint="f", version="0", sites=("a", "b"), settings={"seed": 3})
 
@@ -50,7 +50,7 @@ def test_it_holds_configurations_the_order_and_the_state_and_no_code(tmp_path: P
         "server/config/shepherd/round-00003/tensors.safetensors",
         "site/config/config_fed_client.json",
     ]
-    assert service.order((made / "server/config/shepherd/order.json").read_text()) == ORDER
+    assert orders.read((made / "server/config/shepherd/order.json").read_text()) == ORDER
     assert checkpoint.load(made / "server/config/shepherd/round-00003").state.round == 3
 
 

@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("nvflare")
 
 from nvflare.fuel.f3.comm_config import CommConfigurator
+from nvflare.fuel.utils.config_service import ConfigService
 
 from shepherd.federation.nvflare import parent, vetting
 
@@ -27,6 +28,7 @@ def test_flare_waits_for_a_slow_line_before_it_sends_again(
     def flare(*given: object, **more: object) -> None:
         found.append(CommConfigurator().get_streaming_retry_wait(5.0))
 
+    monkeypatch.setattr(ConfigService, "_var_values", {})  # what an earlier test's FLARE has read
     monkeypatch.chdir(tmp_path)
     for name in ("NVFLARE_STREAMING_RETRY_WAIT", "NVFL_JOB_STORE_ROOT", "MALLOC_ARENA_MAX"):
         monkeypatch.setenv(name, "1")  # put back afterwards

@@ -22,6 +22,7 @@ KIT: Any = SimpleNamespace(name="ada", host="hub.example", port=8002, folder=Pat
 OPERATIONS: dict[str, Any] = {
     "connected": lambda server: server.connected(),
     "jobs": lambda server: server.jobs(),
+    "run": lambda server: server.run("j"),
     "submit": lambda server: server.submit(Path("job")),
     "status": lambda server: server.status("j"),
     "told": lambda server: server.told("j", {}),
@@ -135,9 +136,11 @@ def test_a_silent_server_is_one() -> None:
         one.working()
 
 
-def test_running_jobs_by_id() -> None:
+def test_running_jobs_and_their_runs() -> None:
     listed = [SimpleNamespace(job_id="7", app_name="server")]
-    assert server(get_system_info=SimpleNamespace(job_info=listed)).jobs() == {"7": "server"}
+    one = server(get_system_info=SimpleNamespace(job_info=listed), get_job_meta={"name": "shepherd-0a1b"})
+    assert one.jobs() == {"7"}
+    assert one.run("7") == "0a1b"
 
 
 def test_a_job_is_asked_by_our_topic() -> None:

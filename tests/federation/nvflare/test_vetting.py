@@ -19,7 +19,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.federation.nvflare import job, vetting
 from shepherd.federation.nvflare.vetting import OurJob
-from shepherd.federation.service import Order
+from shepherd.federation.orders import Order
 
 CONFIGS = {"server": "config_fed_server.json", "site": "config_fed_client.json"}
 

@@ -20,7 +20,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from shepherd.errors import FederationError, ShepherdError, WireError
-from shepherd.federation import heap, service
+from shepherd.federation import book, heap, orders
 from shepherd.federation.nvflare import message
 from shepherd.federation.nvflare.job import BROUGHT, ORDER, TASK
 from shepherd.federation.nvflare.outlive import outlive_updates
@@ -71,7 +71,7 @@ class Rounds(ModelController):  # type: ignore[misc]
         try:
             served = self._service(brought, meta, Path(workspace.get_root_dir()) / HOME / "runs")
         except ShepherdError as error:  # for the coordinator to hear: another job would fare no better
-            self.engine.register_app_command(TOPIC, self._told, service.refused(error))
+            self.engine.register_app_command(TOPIC, self._told, book.refused(error))
         else:
             self.engine.register_app_command(TOPIC, self._told, served)
             outlive_updates()
@@ -81,7 +81,7 @@ class Rounds(ModelController):  # type: ignore[misc]
         self._linger()
 
     def _service(self, brought: Path, meta: Path, runs: Path) -> Service:
-        order = service.order((brought / ORDER).read_text(encoding="utf8"))
+        order = orders.read((brought / ORDER).read_text(encoding="utf8"))
         _require_same_version(order.version)
         served = Service(order, runs / order.run, next(brought.glob("round-*"), None), self)
         # FLARE's own word: it writes over whatever a submitted job says of its submitter
@@ -165,7 +165,8 @@ class Rounds(ModelController):  # type: ignore[misc]
     def _told(self, topic: str, asked: Any, fl_ctx: FLContext, served: Telling) -> dict[str, Any]:
         """FLARE's hook for a command of the coordinator's."""
         asked = asked if isinstance(asked, dict) else {}
-        self._heard = time.monotonic()
+        if "away" in asked or "state" in asked:  # who only looks on is not who follows the run
+            self._heard = time.monotonic()
         if "away" in asked:  # who fetches a checkpoint does not say
             self._away = frozenset(asked["away"])
         if "unawaited" in asked:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.federation import wire
-from shepherd.federation.service import Order
+from shepherd.federation.orders import Order
 from shepherd.folder import mending, write_atomic
 from shepherd.select import share_of
 from shepherd.settings import FederationTable
@@ -45,7 +45,7 @@ def write(folder: Path, order: Order, state: Path) -> Path:
     Raises:
         FolderError: the disk is full or the folder cannot be written.
     """
-    job = folder / f"shepherd-{order.run}"
+    job = folder / _name(order.run)
     with mending(folder):
         shutil.rmtree(job, ignore_errors=True)
         brought = job / "server" / "config" / BROUGHT
@@ -82,11 +82,16 @@ def patience(state: Path) -> int:
 def _meta(run: str, sites: Sequence[str], quorum: int) -> dict[str, Any]:
     # fewer sites could finish no round, and a server that was killed schedules what it was given by itself
     return {
-        "name": f"shepherd-{run}",
+        "name": _name(run),
         "resource_spec": {},
         "min_clients": quorum,
         "deploy_map": {"server": ["server"], "site": list(sites)},
     }
+
+
+def run_of(name: str) -> str:
+    """The id of the run that a job of this name goes on with."""
+    return name.removeprefix(_name(""))
 
 
 def quorum(order: Order) -> int:
@@ -117,6 +122,10 @@ def _site(patience: int) -> dict[str, Any]:
         "task_result_filters": [],
         "components": [],
     }
+
+
+def _name(run: str) -> str:
+    return f"shepherd-{run}"
 
 
 def _json(path: Path, value: Any) -> None:

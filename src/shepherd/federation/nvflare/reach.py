@@ -11,18 +11,33 @@ from email.utils import parsedate_to_datetime
 from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation.nvflare.kits import Kit, common_name
 
+DOUBT = 5
+"""Times in a row that a server may hang up without a word before it is taken to refuse."""
 SKEW = 60.0
 """Seconds that two clocks may differ before somebody is told."""
 _NOT_YET_VALID, _EXPIRED = 9, 10  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED
 _QUESTION = b"GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
 
 
-DOUBT = 5
-"""Times in a row that a server may hang up without a word before it is taken to refuse."""
-
-
 class HungUp(SilosError):
     """The server closed the connection without a word: as it does to who was removed, or as it ends."""
+
+
+@dataclass(slots=True)
+class Trials:
+    """Tries to reach a server, one after the other, that are given up where it seems to refuse."""
+
+    _hung_up: int = 0
+
+    def failed(self, error: OutOfReach | HungUp) -> None:
+        """Count a try; raise `error` where the server has hung up more than `DOUBT` times in a row."""
+        self._hung_up = self._hung_up + 1 if isinstance(error, HungUp) else 0
+        if self._hung_up > DOUBT:
+            raise error
+
+    def succeeded(self) -> None:
+        """Begin counting anew."""
+        self._hung_up = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.apis.fl_exception import FLCommunicationError
+from nvflare.apis.job_def import JobMetaKey
 from nvflare.fuel.flare_api import api_spec
 from nvflare.fuel.flare_api.flare_api import Session as FlareSession
 from nvflare.fuel.flare_api.flare_api import new_secure_session
@@ -17,6 +18,7 @@ from nvflare.fuel.hci.proto import MetaStatusValue
 
 from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation.nvflare import controller, kits, reach
+from shepherd.federation.nvflare.job import run_of
 from shepherd.federation.nvflare.kits import Kit
 
 PATIENCE = 2.0
@@ -85,10 +87,19 @@ class Session:
             found[site] = _jobs(row, found.get(site))
         return found
 
-    def jobs(self) -> dict[str, str]:
-        """The names of the jobs that run now, by their id."""
+    def jobs(self) -> set[str]:
+        """The ids of the jobs that run now."""
         with _our_words(self.kit):
-            return {job.job_id: job.app_name for job in self._flare.get_system_info().job_info}
+            return {job.job_id for job in self._flare.get_system_info().job_info}
+
+    def run(self, job: str) -> str:
+        """The id of the run that a job goes on with.
+
+        Raises:
+            JobGone: the server has forgotten the job.
+        """
+        with _our_words(self.kit):
+            return run_of(str(self._flare.get_job_meta(job)[JobMetaKey.JOB_NAME.value]))
 
     def submit(self, folder: Path) -> str:
         """Submit a job folder; give the job's id.

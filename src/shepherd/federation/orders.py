@@ -1,0 +1,71 @@
+"""What a job brings to the server, and what of it a site is told."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shepherd.errors import FederationError
+from shepherd.settings import RunSettings
+
+TRAVELLING = ("seed", "model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
+"""Tables of the run file that a site is told."""
+TRAVELLING_DATA = ("template", "holdout", "max_tokens", "seed")
+"""Keys of [data] that a site is told: how to render, and never where from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a job brings to the server: all of it plain, and no secret in it."""
+
+    run: str
+    base: str
+    """Digest of the base's files."""
+    fingerprint: str
+    """Of the base in memory, as checkpoints carry it."""
+    version: str
+    sites: tuple[str, ...]
+    settings: Mapping[str, Any]
+    """The run file."""
+
+    def text(self) -> str:
+        """JSON; `read` reads it back."""
+        return json.dumps(
+            {
+                "run": self.run,
+                "base": self.base,
+                "fingerprint": self.fingerprint,
+                "version": self.version,
+                "sites": list(self.sites),
+                "settings": self.settings,
+            },
+            indent=1,
+        )
+
+
+def read(text: str) -> Order:
+    """Read an order.
+
+    Raises:
+        FederationError: it is no order.
+    """
+    try:
+        plain = json.loads(text)
+        order = Order(**{**plain, "sites": tuple(plain["sites"])})
+        if not re.fullmatch("[0-9a-f]{16}", order.run):  # it names a folder at the server
+            raise ValueError("its run is not 16 hex digits")
+        return order
+    except (ValueError, TypeError, KeyError) as error:
+        raise FederationError(f"the job's order cannot be read ({error}); submit it anew") from error
+
+
+def travelling(settings: RunSettings) -> dict[str, Any]:
+    """What a site is told of the run file: nothing of the coordinator's paths but the base's name."""
+    plain = settings.model_dump(mode="json", exclude_none=True)
+    data = {key: plain["data"][key] for key in TRAVELLING_DATA if key in plain["data"]}
+    if settings.tuning.clip_norm is None:
+        plain["tuning"]["clip_norm"] = False
+    return {**{key: plain[key] for key in TRAVELLING}, "data": {"source": "the site's own", **data}}

@@ -1,0 +1,52 @@
+"""What a job brings to the server comes back as it went, and a site is told no more of it than it needs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from shepherd.errors import FederationError
+from shepherd.federation import orders
+from shepherd.federation.orders import Order
+from shepherd.settings import parse
+
+ORDER = Order(
+    run="0123456789abcdef",
+    base="ba5e",
+    fingerprint="f1",
+    version="1.0",
+    sites=("a", "b"),
+    settings={"output": "runs/x", "tuning": {"lr": 1e-3}},
+)
+
+
+def test_what_travels_names_no_path_of_the_coordinator() -> None:
+    settings = parse(
+        {
+            "output": "/home/ada/secret-runs",
+            "model": {"base": "tiny"},
+            "data": {"source": "/home/ada/secret-data", "template": "plain"},
+            "tuning": {"clip_norm": False},
+        }
+    )
+    travels = orders.travelling(settings)
+
+    assert "secret" not in json.dumps(travels)
+    assert parse(travels).data.template == "plain"
+    assert parse(travels).tuning == settings.tuning
+
+
+def test_an_order_comes_back_as_it_went() -> None:
+    assert orders.read(ORDER.text()) == ORDER
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"run": "../../etc/cron.d"}, {"run": 7}, {"sites": None}, {"more": 1}, {"run": "0" * 16 + "\n"}],
+)
+def test_an_order_that_is_none_is_refused(change: dict[str, Any]) -> None:
+    plain = {**json.loads(ORDER.text()), **change}
+    with pytest.raises(FederationError, match="submit it anew"):
+        orders.read(json.dumps(plain))
