@@ -23,7 +23,7 @@ def test_every_site_and_every_run_has_its_row() -> None:
         server="hub.example:8002", sites={"a[red]": "waits for work"}, runs={"0a1b": "round 2 of 3"}
     )
     assert [" ".join(line.split()) for line in printed(status)] == [
-        "server hub.example:8002: 1 sites, 1 runs",
+        "server hub.example:8002: 1 site, 1 run",
         "site now",
         "a[red] waits for work",
         "run now",

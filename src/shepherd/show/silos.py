@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 def report(status: Status, stream: TextIO | None = None) -> None:
     """Print who is connected and what runs."""
     console = Console(file=stream or sys.stdout, highlight=False)
-    console.print(f"server {status.server}: {len(status.sites)} sites, {len(status.runs)} runs", markup=False)
+    there = f"{_count(status.sites, 'site')}, {_count(status.runs, 'run')}"
+    console.print(f"server {status.server}: {there}", markup=False)
     for name, rows in (("site", status.sites), ("run", status.runs)):
         if rows:
             console.print(_table(name, rows))
+
+
+def _count(rows: Mapping[str, str], name: str) -> str:
+    return f"1 {name}" if len(rows) == 1 else f"{len(rows)} {name}s"
 
 
 def _table(name: str, rows: Mapping[str, str]) -> Table:
