@@ -121,12 +121,13 @@ def test_a_run_is_checked_against_the_sites_policy(tmp_path: Path) -> None:
 
 
 def test_status_is_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = membership.Status(server="hub:8002", sites={"a": "waits for work"}, jobs={"job-0": "server"})
+    seen = membership.Status(server="hub:8002", sites={"a": "waits for work"}, runs={"0a1b": "round 1 of 2"})
     monkeypatch.setattr(membership, "status", lambda kit: seen)
     told = run("silos", "status", tmp_path)
     assert told.exit_code == 0
-    assert "server hub:8002: 1 sites, 1 runs" in told.stdout
+    assert "server hub:8002: 1 site, 1 run" in told.stdout
     assert "waits for work" in told.stdout
+    assert "round 1 of 2" in told.stdout
 
 
 def test_a_server_out_of_reach_is_one_sentence(federation: Path) -> None:

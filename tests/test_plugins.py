@@ -4,7 +4,7 @@ import pytest
 
 from shepherd import plugins
 from shepherd.core import Adapter, Update
-from shepherd.errors import SettingsError
+from shepherd.errors import PluginError, SettingsError
 from shepherd.settings import PartTable
 
 OUTSIDE = """
@@ -95,5 +95,5 @@ def test_a_module_with_an_import_that_fails_says_which(package):
 @pytest.mark.parametrize(("text", "fault"), [("def x(:", "SyntaxError"), ("1 / 0", "ZeroDivisionError")])
 def test_a_module_that_fails_while_it_is_imported_is_named(package, text, fault):
     (package / "broken.py").write_text(text)
-    with pytest.raises(SettingsError, match=rf"'their_package\.broken' cannot be imported \({fault}"):
+    with pytest.raises(PluginError, match=rf"'their_package\.broken' cannot be imported \({fault}"):
         plugins.algorithm(PartTable(name="their_package.broken"))

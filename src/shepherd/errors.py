@@ -30,6 +30,10 @@ class SettingsError(ShepherdError):
     """The run file says something impossible."""
 
 
+class PluginError(SettingsError):
+    """A module that the run file names cannot be imported here."""
+
+
 class DataError(ShepherdError):
     """The data cannot be used as they are."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from shepherd import algorithms, transforms
 from shepherd.core import Algorithm, Transform, chain
-from shepherd.errors import SettingsError
+from shepherd.errors import PluginError, SettingsError
 from shepherd.settings import PartTable, validated
 
 
@@ -62,7 +62,7 @@ def _module(folder: ModuleType, kind: str, name: str) -> ModuleType:
         module = importlib.import_module(f"{folder.__name__}.{name}" if name in inside else name)
     except Exception as error:  # ".x" and "x..y" are no modules, and a module may fail in any way
         fault = f"{type(error).__name__}: {error}"
-        raise SettingsError(f"{kind} {name!r} cannot be imported ({fault}); install or mend it") from error
+        raise PluginError(f"{kind} {name!r} cannot be imported ({fault}); install or mend it") from error
     if not (hasattr(module, "Config") and hasattr(module, "build")):
         raise SettingsError(f"module {name} is no {kind}; give it a Config and a build(config)")
     return module

@@ -438,9 +438,15 @@ def _value(text: str) -> Any:
         return text  # a bare word: output=runs/two
 
 
+def plain(settings: RunSettings) -> dict[str, Any]:
+    """The settings as JSON's values, without what is None; `parse` reads them back to an equal value."""
+    values: dict[str, Any] = _without_none(settings.model_dump(mode="json"))
+    return values
+
+
 def dump(settings: RunSettings) -> str:
     """The whole run file as TOML, defaults written out; `parse` reads it back to an equal value."""
-    return tomli_w.dumps(_without_none(settings.model_dump(mode="json")))
+    return tomli_w.dumps(plain(settings))
 
 
 def _without_none(value: Any) -> Any:

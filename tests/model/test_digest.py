@@ -16,7 +16,7 @@ import pytest
 from shepherd import world
 from shepherd.errors import BaseError
 from shepherd.model import digest as module
-from shepherd.model.digest import digest, files, snapshot
+from shepherd.model.digest import digest, files, folder_of, snapshot
 
 WHOLE = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"words"}
 
@@ -144,5 +144,7 @@ def test_a_hub_id_is_looked_for_on_this_disk_only(tmp_path: Path, monkeypatch: A
     found = snapshot("them/their-base")
     assert Path(found) == shot
     assert digest(found) == digest(world.base_path())
+    assert folder_of("them/their-base") == folder_of("them/their-base", "main") == found
+    assert folder_of(str(shot)) == str(shot)
     with pytest.raises(BaseError, match="base them/none is not on this disk; download it first"):
         snapshot("them/none")

@@ -14,7 +14,7 @@ from tests.federation.posts import Letters
 
 from shepherd.errors import OutOfReach
 from shepherd.federation import orders, wire
-from shepherd.federation.nvflare.session import JobGone, JobSilent
+from shepherd.federation.nvflare.session import JobGone, JobSilent, Work
 from shepherd.federation.orders import Order
 from shepherd.federation.service import Service
 from shepherd.silos import coordinate, following, membership
@@ -48,9 +48,7 @@ class Server:
 
     scripts: list[list[Step]]
     connected_: list[str] = field(default_factory=lambda: list(SITES))
-    working_: Callable[[str], dict[str, frozenset[str] | None]] = lambda job: dict.fromkeys(
-        SITES, frozenset({job})
-    )
+    working_: Callable[[str], dict[str, Work]] = lambda job: dict.fromkeys(SITES, frozenset({job}))
     """Which jobs run at the sites, given the last one."""
     statuses: dict[str, str] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
@@ -67,7 +65,7 @@ class Server:
     def connected(self) -> list[str]:
         return self.connected_
 
-    def working(self) -> dict[str, frozenset[str] | None]:
+    def working(self) -> dict[str, Work]:
         return self.working_(self.submitted[-1])
 
     def jobs(self) -> set[str]:
@@ -169,7 +167,7 @@ class Hosted:
     def connected(self) -> list[str]:
         return self.connected_
 
-    def working(self) -> dict[str, frozenset[str] | None]:
+    def working(self) -> dict[str, Work]:
         return dict.fromkeys(SITES, frozenset(self.served))
 
     def jobs(self) -> set[str]:

@@ -20,7 +20,7 @@ pytest.importorskip("nvflare")
 from tests.federation.posts import Letters, Site, failing, honest
 from tests.silos.servers import AWAY, GONE, Hosted, hosted
 
-from shepherd import asking, checkpoint, compare, folder, report
+from shepherd import asking, checkpoint, compare, folder, report, world
 from shepherd import run as runs
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare as compared
@@ -30,6 +30,7 @@ from shepherd.federation.wire import Request
 from shepherd.loading import load_base
 from shepherd.model import files, memory
 from shepherd.model.base import Base
+from shepherd.model.digest import digest
 from shepherd.settings import RunSettings, overridden, parse
 from shepherd.silos import coordinate, membership, record
 from shepherd.silos.coordinate import SilosRun
@@ -128,6 +129,21 @@ def whole(tmp_path: Path, server: Hosted) -> bytes:
     server.aborted.clear()
     server.asked.clear()
     return final(tmp_path / "undisturbed")
+
+
+def test_a_base_by_its_hub_id_is_known_by_its_files(
+    tmp_path: Path, server: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites know it by the digest of what was downloaded."""
+    from transformers.utils import hub
+
+    home = tmp_path / "hub" / "models--them--their-base"
+    shutil.copytree(world.base_path(), home / "snapshots" / "c0ffee")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("c0ffee")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with closing(opened(tmp_path, 'model.base="them/their-base"')) as run:
+        assert run.following.order.base == digest(world.base_path())
 
 
 def test_a_run_fills_its_folder(tmp_path: Path, server: Hosted, base: Base) -> None:

@@ -20,6 +20,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import FederationError, OutOfReach, SilosError
 from shepherd.federation.nvflare.reach import DOUBT, HungUp
+from shepherd.federation.nvflare.session import Quiet, Work
 from shepherd.silos import following
 from shepherd.silos.following import Following, News
 
@@ -269,7 +270,7 @@ def test_a_site_that_never_gets_in_does_not_keep_the_others_from_working(follow:
 
 def test_a_site_that_gives_no_answer_is_given_up_after_a_while(follow: Follow) -> None:
     server = Server([[said(1, present=("a",))]])
-    server.working_ = lambda job: {"a": frozenset({job}), "b": None}
+    server.working_ = lambda job: {"a": frozenset({job}), "b": Quiet.SILENT}
     followed = follow(server)
 
     away = []
@@ -285,10 +286,22 @@ def test_a_site_that_gives_no_answer_is_given_up_after_a_while(follow: Follow) -
     assert server.submitted == ["job-0"]
 
 
+def test_a_site_that_may_not_say_what_it_does_is_left_alone(follow: Follow) -> None:
+    """Its owner grants this administrator nothing: it is neither out of work nor away."""
+    server = Server([[*[said(1, present=("a", "b"))] * 400, said(2, DONE)]])
+    server.working_ = lambda job: {"a": frozenset({job}), "b": Quiet.UNWILLING}
+    followed = follow(server)
+
+    assert followed.rounds() == [0, 1]
+    assert followed.clock.now > 1000.0 + following.PATIENCE + 2 * following.LOOK
+    assert server.submitted == ["job-0"]
+    assert all(asked["away"] == [] for asked in server.asked)
+
+
 def test_a_job_is_not_taken_for_dead_while_silent_sites_are_asked(follow: Follow) -> None:
-    def slow(job: str) -> dict[str, frozenset[str] | None]:
+    def slow(job: str) -> dict[str, Work]:
         followed.clock.sleep(following.SILENCE + 5.0)
-        return {"a": frozenset({job}), "b": None}
+        return {"a": frozenset({job}), "b": Quiet.SILENT}
 
     server = Server([[said(1, present=("a",)), *20 * [said(1, present=("a",)), SILENT], said(2, DONE)]])
     server.statuses["job-0"] = "RUNNING"
@@ -397,8 +410,8 @@ def test_a_job_that_began_before_its_sites_were_there_is_begun_anew(follow: Foll
     server = Server([[said(1, LACKED, present=("a",))], [said(3, DONE)]])
     turns = iter(range(100))
 
-    def working(job: str) -> dict[str, frozenset[str] | None]:
-        here: dict[str, frozenset[str] | None] = {"a": frozenset({job})}
+    def working(job: str) -> dict[str, Work]:
+        here: dict[str, Work] = {"a": frozenset({job})}
         return {**here, "b": frozenset[str]()} if next(turns) > 3 else here  # b comes a little later
 
     server.working_ = working

@@ -19,7 +19,7 @@ from tests.silos.servers import AWAY, DONE, GONE, ORDER, SILENT, Server, replace
 from shepherd import folder
 from shepherd.errors import FolderError, OutOfReach, SilosError
 from shepherd.federation.nvflare import provision
-from shepherd.federation.nvflare.session import JobGone
+from shepherd.federation.nvflare.session import JobGone, Quiet, Work
 from shepherd.settings import parse
 from shepherd.silos import membership, record
 
@@ -70,10 +70,11 @@ def run(tmp_path: Path) -> Path:
 def test_what_each_site_does(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     server.running, server.runs = {"job-0"}, {"job-9": "other"}
     server.scripts = [[said(2, progress=UNDER_WAY)]]
-    working: dict[str, frozenset[str] | None] = {
+    working: dict[str, Work] = {
         "c": frozenset(),
         "a": frozenset({"job-9", "job-0"}),
-        "b": None,
+        "b": Quiet.SILENT,
+        "d": Quiet.UNWILLING,
     }
     monkeypatch.setattr(server, "working", lambda: working)
     seen = membership.status("kit")
@@ -82,6 +83,7 @@ def test_what_each_site_does(server: Scripted, monkeypatch: pytest.MonkeyPatch) 
         ("a", f"works on {ORDER.run}, other"),
         ("b", "registered, gives no answer"),
         ("c", "waits for work"),
+        ("d", "registered, does not tell this administrator what it does"),
     ]
     assert seen.runs == {ORDER.run: "round 2 of 3"}
 
@@ -127,12 +129,32 @@ def test_a_removed_site_is_remembered_and_thrown_out(server: Scripted, federatio
     assert provision.read(federation).sites["site-1"] == "removed"
 
 
-def test_a_site_is_removed_also_while_the_server_is_down(server: Scripted, federation: Path) -> None:
+def test_a_server_that_was_not_told_still_lets_a_site_in(server: Scripted, federation: Path) -> None:
     server.logins = [AWAY]
-    said = membership.remove(federation, "site-1")
+    with pytest.raises(OutOfReach, match=r"still lets it in, .* ask again once the server is there"):
+        membership.remove(federation, "site-1")
     assert server.disabled == []
-    assert "was not told, since it is out of reach" in said[1]
     assert provision.read(federation).sites["site-1"] == "removed"
+    assert "thrown it out" in membership.remove(federation, "site-1")[1]
+    assert server.disabled == ["site-1"]
+
+
+def test_a_kit_of_another_federation_removes_nobody(
+    server: Scripted, federation: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(federation, tmp_path / "other"))
+    provision.write(other, replace(provision.read(other), name="shepherd-0therone"))
+    with pytest.raises(SilosError, match=r"of another federation \(shepherd-.*this is shepherd-0therone"):
+        membership.remove(other, "site-1", federation / "admins" / "ada")
+    assert server.disabled == []
+    assert provision.read(other).sites["site-1"] != "removed"
+
+
+def test_without_an_administrators_kit_nothing_is_noted(server: Scripted, federation: Path) -> None:
+    shutil.rmtree(federation / "admins")
+    with pytest.raises(SilosError, match="name one with --kit"):
+        membership.remove(federation, "site-1")
+    assert provision.read(federation).sites["site-1"] != "removed"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+from dataclasses import replace
 from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -66,6 +67,13 @@ def test_what_is_recorded_is_read_back(log: Path) -> None:
     assert (third["rule"], third["sentence"]) == ("max_rank", str(refusal))
     assert fourth["fault"] == "BadRow"
     assert "secret" not in log.read_text()
+
+
+def test_a_refusal_of_what_another_version_asks_is_kept_too(log: Path) -> None:
+    asked = replace(request(), settings={**request().settings, "a_new_table": {"x": 1}})
+    audit.record(log, audit.refused(asked, NOON, Refusal("version", "the server has 2; install one version")))
+    (event,) = audit.events(log)
+    assert (event.what, event.rule, event.asked) == ("refused", "version", {})
 
 
 def test_an_event_is_one_line_however_it_was_asked_for(log: Path) -> None:

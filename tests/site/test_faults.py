@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shepherd.errors import BadRow, SettingsError, ShepherdError, WireError
+from shepherd.errors import BadRow, PluginError, SettingsError, ShepherdError, WireError
 from shepherd.federation import fields
 from shepherd.settings import parse
 from shepherd.site import faults
@@ -24,6 +24,12 @@ def test_a_line_of_the_log_stays_one(error: Exception) -> None:
     said = faults.logged(error)
     assert said.isprintable()
     assert len(said) <= fields.MOST_SENTENCE
+
+
+def test_what_a_module_of_the_sites_says_stays_there() -> None:
+    error = PluginError("algorithm 'ours.best' cannot be imported (KeyError: '/srv/patients.csv'); mend it")
+    assert "patients" not in faults.told(error)
+    assert "ours.best" in faults.logged(error)
 
 
 def test_a_key_of_the_settings_forges_no_line() -> None:

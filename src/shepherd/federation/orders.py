@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shepherd.errors import FederationError
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, plain
 
 TRAVELLING = ("seed", "model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
 """Tables of the run file that a site is told."""
@@ -53,8 +53,8 @@ def read(text: str) -> Order:
         FederationError: it is no order.
     """
     try:
-        plain = json.loads(text)
-        order = Order(**{**plain, "sites": tuple(plain["sites"])})
+        found = json.loads(text)
+        order = Order(**{**found, "sites": tuple(found["sites"])})
         if not re.fullmatch("[0-9a-f]{16}", order.run):  # it names a folder at the server
             raise ValueError("its run is not 16 hex digits")
         return order
@@ -64,8 +64,6 @@ def read(text: str) -> Order:
 
 def travelling(settings: RunSettings) -> dict[str, Any]:
     """What a site is told of the run file: nothing of the coordinator's paths but the base's name."""
-    plain = settings.model_dump(mode="json", exclude_none=True)
-    data = {key: plain["data"][key] for key in TRAVELLING_DATA if key in plain["data"]}
-    if settings.tuning.clip_norm is None:
-        plain["tuning"]["clip_norm"] = False
-    return {**{key: plain[key] for key in TRAVELLING}, "data": {"source": "the site's own", **data}}
+    whole = plain(settings)
+    data = {key: whole["data"][key] for key in TRAVELLING_DATA if key in whole["data"]}
+    return {**{key: whole[key] for key in TRAVELLING}, "data": {"source": "the site's own", **data}}

@@ -84,6 +84,15 @@ def snapshot(name: str, revision: str | None = None) -> str:
     return str(Path(found).parent)
 
 
+def folder_of(name: str, revision: str | None = None) -> str:
+    """The folder of a base that was loaded by this name: itself, or where its download lies.
+
+    Raises:
+        BaseError: it is neither a folder nor on this disk.
+    """
+    return name if Path(name).expanduser().is_dir() else snapshot(name, revision)
+
+
 def _weights(folder: Path) -> Iterator[str]:
     for whole in WEIGHTS:
         index = f"{whole}.index.json"

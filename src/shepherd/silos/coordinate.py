@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from shepherd.errors import (
     SettingsError,
     SilosError,
 )
+from shepherd.federation import wire
 from shepherd.federation.nvflare import kits
 from shepherd.federation.nvflare.session import JobGone, session
 from shepherd.federation.orders import Order
@@ -36,10 +36,10 @@ from shepherd.folder import RunFolder
 from shepherd.loading import load_base, load_checkpoint, placed
 from shepherd.model import base as bases
 from shepherd.model import files, lora, stack
-from shepherd.model.digest import digest
+from shepherd.model.digest import digest, folder_of
 from shepherd.rounds import start
 from shepherd.run import answered
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, plain
 from shepherd.silos import record
 from shepherd.silos.following import Following, News
 
@@ -213,11 +213,11 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = print) -> SilosR
     settings = _resolved(settings, base, sites)
     order = Order(
         run=secrets.token_hex(8),
-        base=digest(placed(settings.model).base),
+        base=digest(folder_of(placed(settings.model).base, settings.model.revision)),
         fingerprint=base.fingerprint,
-        version=metadata.version("shepherd-fit"),
+        version=wire.version(),
         sites=sites,
-        settings=_plain(settings),
+        settings=plain(settings),
     )
     holder = folder.create(settings.output, settings, record.text(Path(kit), order, None))
     with _given_back_on_error(holder):
@@ -309,13 +309,6 @@ def _resolved(settings: RunSettings, base: bases.Base, sites: tuple[str, ...]) -
     model = settings.model.model_copy(update={"dtype": str(base.dtype).removeprefix("torch.")})
     federation = settings.federation.model_copy(update={"sites": sites})
     return settings.model_copy(update={"tuning": tuning, "model": model, "federation": federation})
-
-
-def _plain(settings: RunSettings) -> Row:
-    plain = settings.model_dump(mode="json", exclude_none=True)
-    if settings.tuning.clip_norm is None:
-        plain["tuning"]["clip_norm"] = False  # as the run file says it
-    return plain
 
 
 def _last(holder: RunFolder) -> Path:

@@ -8,6 +8,7 @@ after the last finished round and asks the open one again; sites that had answer
 from __future__ import annotations
 
 import base64
+import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from shepherd import checkpoint
 from shepherd.errors import FederationError, OutOfReach
 from shepherd.federation.nvflare import job as jobs
 from shepherd.federation.nvflare.reach import HungUp, Trials
-from shepherd.federation.nvflare.session import JobGone, JobSilent, Session, session
+from shepherd.federation.nvflare.session import JobGone, JobSilent, Quiet, Session, Work, session
 from shepherd.federation.orders import Order
 
 Row = dict[str, Any]
@@ -79,7 +80,7 @@ class Following:
     state: Callable[[], Path]
     """The last checkpoint that is here, for the next job to bring along."""
     scratch: Path
-    """A folder for job folders."""
+    """A folder that is made for a job's folder, and removed once the server has it."""
     say: Callable[[str], None]
     stopped: Callable[[], bool] = lambda: False
     """Whether a person has ended the run."""
@@ -155,7 +156,11 @@ class Following:
         if self.job is not None:
             _end(server, self.job)
         self._await_sites(server)
-        self.job = server.submit(jobs.write(self.scratch, self.order, self.state()))
+        written = jobs.write(self.scratch, self.order, self.state())
+        try:
+            self.job = server.submit(written)
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)  # it holds a copy of the checkpoint
         self._mine, self._over, self._said = True, False, 0
         return News(job=self.job, restart=True, round=max(0, self.rows - 1), count=self.rows)
 
@@ -246,10 +251,10 @@ class Following:
             fetch=lambda round: _pieces(server, job, round),
         )
 
-    def _back(self, working: Mapping[str, frozenset[str] | None], job: str) -> list[str]:
+    def _back(self, working: Mapping[str, Work], job: str) -> list[str]:
         """The run's sites that answer the server and do not work on its job; and note those that are gone."""
         now = time.monotonic()
-        gone = {site for site in self.order.sites if working.get(site) is None}
+        gone = {site for site in self.order.sites if working.get(site, Quiet.SILENT) is Quiet.SILENT}
         self._absent = {site: self._absent.get(site, now) for site in gone}
         idle, back = self._idle(working, job), []
         for site in sorted(set(self.order.sites) - gone):
@@ -261,9 +266,9 @@ class Following:
                 self._pauses[site] = min(AGAIN_AT_MOST, 2 * self._pauses.get(site, AGAIN / 2))
         return back
 
-    def _idle(self, working: Mapping[str, frozenset[str] | None], job: str) -> list[str]:
+    def _idle(self, working: Mapping[str, Work], job: str) -> list[str]:
         """The run's sites that answer the server and do not work on its job."""
-        answering = {site: jobs for site, jobs in working.items() if jobs is not None}
+        answering = {site: jobs for site, jobs in working.items() if isinstance(jobs, frozenset)}
         return [site for site in sorted(self.order.sites) if job not in answering.get(site, {job})]
 
     def _away(self) -> list[str]:

@@ -13,7 +13,7 @@ from shepherd import folder as folders
 from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation.nvflare import kits, provision
 from shepherd.federation.nvflare.kits import Kit
-from shepherd.federation.nvflare.session import JobGone, JobSilent, Session, session
+from shepherd.federation.nvflare.session import JobGone, JobSilent, Quiet, Session, Work, session
 from shepherd.silos import record
 from shepherd.silos.following import ended
 
@@ -42,34 +42,41 @@ def status(kit: str | Path) -> Status:
     with session(kit) as server:
         working = server.working()
         jobs = server.jobs()
-        runs = {job: _run(server, job) for job in jobs.union(*filter(None, working.values()))}
+        known = (work for work in working.values() if isinstance(work, frozenset))
+        runs = {job: _run(server, job) for job in sorted(jobs.union(*known))}
         return Status(
             server=f"{server.kit.host}:{server.kit.port}",
             sites={site: _doing(working[site], runs) for site in sorted(working)},
-            runs={runs[job]: _how_far(server, job) for job in sorted(jobs)},
+            runs=_under_way(server, {job: runs[job] for job in runs if job in jobs}),
         )
 
 
 def remove(folder: str | Path, name: str, kit: str | Path | None = None) -> list[str]:
-    """Remember a site as removed, and have the running server throw it out.
+    """Remember a site as removed, and have the server throw it out.
 
     Returns:
         What was done, in sentences.
 
     Raises:
-        SilosError: there is no such federation or site, or the kit may not do it.
+        SilosError: there is no such federation or site, or the kit may not do it; nothing is changed then.
+        OutOfReach: the site is remembered as removed, and the server, out of reach, would still let it in.
     """
-    if kit is not None:
-        _require_may_remove(kits.read(kit, "admin"))  # a wrong one leaves everything as it is
-    federation = provision.remove_site(folder, name)
-    said = [f"{name} is removed from the federation in {folder}; its kit opens nothing any more"]
-    with_kit = Path(kit) if kit is not None else _first_admin(Path(folder), federation)
+    federation = provision.read(folder)
+    with_kit = kits.read(kit if kit is not None else _first_admin(Path(folder), federation), "admin")
+    _require_may_remove(with_kit, federation)
+    provision.remove_site(folder, name)
     try:
-        with session(with_kit) as server:
+        with session(with_kit.folder) as server:
             server.disable(name)
     except OutOfReach as error:
-        return [*said, f"the running server was not told, since it is out of reach ({error})"]
-    return [*said, "the running server has thrown it out; the runs that it was in go on without it"]
+        raise OutOfReach(
+            f"{name} is noted as removed in {folder}, and the server still lets it in, since it was not told"
+            f" ({error}); ask again once the server is there"
+        ) from error
+    return [
+        f"{name} is removed from the federation in {folder}; its kit opens nothing any more",
+        "the running server has thrown it out; the runs that it was in go on without it",
+    ]
 
 
 def stop(folder: str | Path, kit: str | Path | None = None) -> str:
@@ -123,10 +130,10 @@ def anew(folder: str | Path, kit: str | Path | None = None) -> str:
     )
 
 
-def _doing(jobs: frozenset[str] | None, runs: Mapping[str, str]) -> str:
-    if jobs is None:
-        return "registered, gives no answer"
-    return f"works on {', '.join(sorted({runs[job] for job in jobs}))}" if jobs else "waits for work"
+def _doing(work: Work, runs: Mapping[str, str]) -> str:
+    if isinstance(work, Quiet):
+        return work.value
+    return f"works on {', '.join(sorted({runs[job] for job in work}))}" if work else "waits for work"
 
 
 def _run(server: Session, job: str) -> str:
@@ -134,6 +141,14 @@ def _run(server: Session, job: str) -> str:
         return server.run(job)
     except JobGone:
         return job
+
+
+def _under_way(server: Session, runs: Mapping[str, str]) -> dict[str, str]:
+    """How far each run is; of one whose last job is still ending, what each of its jobs says."""
+    said: dict[str, list[str]] = {}
+    for job, run in runs.items():
+        said.setdefault(run, []).append(_how_far(server, job))
+    return {run: "; ".join(lines) for run, lines in said.items()}
 
 
 def _how_far(server: Session, job: str) -> str:
@@ -152,7 +167,12 @@ def _how_far(server: Session, job: str) -> str:
     return f"round {progress['round']} of {progress['rounds']}" if told["opened"] else "waits for its sites"
 
 
-def _require_may_remove(kit: Kit) -> None:
+def _require_may_remove(kit: Kit, federation: provision.Federation) -> None:
+    if kit.federation != federation.name:
+        raise SilosError(
+            f"the kit in {kit.folder} is of another federation ({kit.federation}, and this is"
+            f" {federation.name}); use an administrator's kit of this one"
+        )
     if kit.role != "project_admin":
         raise SilosError(
             f"{kit.name} is {kit.role} in the federation and may not remove a site; use the kit of a"

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shepherd.errors import FolderError
+from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings
 from shepherd.site.policy import LONGEST, Refusal
 from shepherd.site.settings import asked
@@ -68,9 +68,13 @@ def granted_to(request: Request, now: datetime) -> Event:
 
 
 def refused(request: Request, now: datetime, refusal: Refusal) -> Event:
-    """The policy refuses the request."""
+    """The policy refuses the request; what cannot be read of its settings is left out."""
     of = _of(request, now)
-    return Event(what="refused", asked=summary(request), rule=refusal.rule, sentence=refusal.sentence, **of)
+    try:
+        comes_to = summary(request)
+    except SettingsError:  # as of another version, which is refused by its number
+        comes_to = {}
+    return Event(what="refused", asked=comes_to, rule=refusal.rule, sentence=refusal.sentence, **of)
 
 
 def answered(request: Request, now: datetime, left: Left) -> Event:

@@ -16,12 +16,14 @@ from shepherd.errors import (
     BaseError,
     DataError,
     FolderError,
+    PluginError,
     SettingsError,
     ShepherdError,
     WireError,
 )
 from shepherd.federation.fields import sentence
 
+PLUGIN = "it cannot import an algorithm or transform that the run names; the site's log says why"
 DATA = "its data cannot be used; the site's log says which file and line"
 BASE = "it cannot load the base; the site's log says what to mend"
 MEMORY = "its memory ran out; lower tuning.micro_batch_tokens or tuning.batch_size, or give the site more"
@@ -40,6 +42,8 @@ class GivenUp(Exception):
 def told(error: BaseException) -> str:
     """What the server is told of a fault: what is about its own request in full, else a fixed sentence."""
     match error:
+        case PluginError():  # which says what went wrong in a module of the site's
+            return PLUGIN
         case GivenUp() | WireError() | AdapterError() | SettingsError():
             return str(error)
         case DataError():

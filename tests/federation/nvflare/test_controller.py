@@ -273,7 +273,7 @@ SETTINGS = {
 
 @pytest.fixture
 def order() -> Order:
-    version = controller.metadata.version("shepherd-fit")
+    version = wire.version()
     return Order(
         run="0" * 16, base="b" * 64, fingerprint="f", version=version, sites=("a", "b"), settings=SETTINGS
     )

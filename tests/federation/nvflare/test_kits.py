@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.federation.nvflare import federations
@@ -68,6 +69,17 @@ def test_a_damaged_kit(federation: Path, tmp_path: Path, file: str, content: byt
     (folder / "startup" / file).write_bytes(content)
     with pytest.raises(SilosError, match="is damaged"):
         kits.read(folder)
+
+
+def test_a_kit_of_another_user(federation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, *_: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for method in ("is_file", "read_bytes"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, denied)
+            with pytest.raises(SilosError, match=r"cannot be read \(Permission denied: .*as the user who"):
+                kits.read(federation / "sites" / "site-1")
 
 
 def test_flare_cannot_run_from_a_path_with_a_space(federation: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from pathlib import Path
 
@@ -67,8 +68,57 @@ def test_an_audit_log_that_has_grown_is_set_aside(tmp_path: Path, monkeypatch: p
     for content in ("x" * 10, "x" * 11):
         (tmp_path / "audit.log").write_text(content)
         leftovers.tidy(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["audit.log.1"]
+        if len(content) == 10:
+            assert [entry.name for entry in tmp_path.iterdir()] == ["audit.log"]
     assert (tmp_path / "audit.log.1").read_text() == "x" * 11
+    assert (tmp_path / "audit.log").read_text() == ""
+
+
+def test_an_audit_log_that_is_open_goes_on_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "MOST_AUDIT", 10)
+    with open(tmp_path / "audit.log", "a") as log:  # as FLARE opens it
+        log.write("x" * 11)
+        log.flush()
+        leftovers.sweep(tmp_path, ())
+        log.write("y")
+    assert (tmp_path / "audit.log").read_text() == "y"
+
+
+def test_while_flare_runs_what_runs_stays_and_is_not_ended(tmp_path: Path) -> None:
+    waits = [record(tmp_path, state, age=999) for state in ("RUNNING", "DISPATCHED", "SUBMITTED", "APPROVED")]
+    ending = record(tmp_path, "FINISHED:COMPLETED", age=998)  # its process writes what is left
+    over = [record(tmp_path, "FINISHED:COMPLETED", age) for age in range(leftovers.KEPT + 1)]
+    for folder in (*waits, ending, over[-1]):
+        (tmp_path / folder.name).mkdir()
+        os.utime(tmp_path / folder.name, (1.0, 1.0))
+    for _ in range(leftovers.KEPT):
+        (tmp_path / str(uuid.uuid4())).mkdir()
+
+    leftovers.sweep(tmp_path, {ending.name, "-m"})
+
+    assert all(folder.is_dir() for folder in (*waits, ending, *over[:-1]))
+    assert [status(folder) for folder in waits] == ["RUNNING", "DISPATCHED", "SUBMITTED", "APPROVED"]
+    assert all((tmp_path / folder.name).is_dir() for folder in (*waits, ending))
+    assert not over[-1].exists()
+    assert not (tmp_path / over[-1].name).exists()
+
+
+def test_temporary_files_are_the_owners_and_go_when_nobody_can_want_them(tmp_path: Path) -> None:
+    folder = leftovers.temporary(tmp_path)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for name in ("new", "old"):
+        (folder / name).write_text("a job that was refused")
+    (folder / "old-folder").mkdir()
+    long_ago = time.time() - leftovers.OLD - 1
+    for name in ("old", "old-folder"):
+        os.utime(folder / name, (long_ago, long_ago))
+    leftovers.sweep(tmp_path, ())
+    assert [entry.name for entry in folder.iterdir()] == ["new"]
+    leftovers.tidy(tmp_path)  # nobody runs
+    assert not folder.exists()
+    assert leftovers.temporary(tmp_path) == folder
 
 
 def test_a_full_disk_does_not_keep_flare_from_starting(

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -30,7 +35,11 @@ def test_flare_waits_for_a_slow_line_before_it_sends_again(
 
     monkeypatch.setattr(ConfigService, "_var_values", {})  # what an earlier test's FLARE has read
     monkeypatch.chdir(tmp_path)
-    for name in ("NVFLARE_STREAMING_RETRY_WAIT", "NVFL_JOB_STORE_ROOT", "MALLOC_ARENA_MAX"):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(parent, "SWEEP", 0.01)
+    swept = threading.Event()
+    monkeypatch.setattr(parent, "sweep", lambda kit, running: swept.set())
+    for name in ("TMPDIR", "NVFLARE_STREAMING_RETRY_WAIT", "NVFL_JOB_STORE_ROOT", "MALLOC_ARENA_MAX"):
         monkeypatch.setenv(name, "1")  # put back afterwards
     monkeypatch.setattr(parent.runpy, "run_module", flare)
     monkeypatch.setattr(vetting, "tell_denials", lambda: None)
@@ -40,3 +49,13 @@ def test_flare_waits_for_a_slow_line_before_it_sends_again(
     parent.main("server", tmp_path, "")
 
     assert found == [30.0]
+    assert os.environ["TMPDIR"] == tempfile.gettempdir() == str(tmp_path / "shepherd" / "tmp")
+    assert swept.wait(5.0)
+
+
+def test_what_it_has_started_is_known_to_run() -> None:
+    job = "8b7f2c1e-0000-4000-8000-000000000000"
+    with subprocess.Popen([sys.executable, "-c", "input()", job], stdin=subprocess.PIPE) as child:
+        assert job in parent._running()
+        child.communicate(b"\n")
+    assert job not in parent._running()

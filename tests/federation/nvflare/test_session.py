@@ -16,7 +16,7 @@ from nvflare.fuel.flare_api import api_spec
 
 from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation.nvflare import session as module
-from shepherd.federation.nvflare.session import JobGone, JobSilent, Session, session
+from shepherd.federation.nvflare.session import JobGone, JobSilent, Quiet, Session, session
 
 KIT: Any = SimpleNamespace(name="ada", host="hub.example", port=8002, folder=Path("/kit"))
 OPERATIONS: dict[str, Any] = {
@@ -95,9 +95,10 @@ def test_who_works_on_what() -> None:
         {"client_name": "a", "job_id": "2", "status": "started"},
         {"client_name": "b", "status": "no_jobs"},
         {"client_name": "c", "status": "no_reply"},
+        {"client_name": "d", "status": "error"},
     ]
     seen = server(get_connected_client_list=info("a", "b", "c"), get_client_job_status=rows).working()
-    assert seen == {"a": frozenset({"1", "2"}), "b": frozenset(), "c": None}
+    assert seen == {"a": frozenset({"1", "2"}), "b": frozenset(), "c": Quiet.SILENT, "d": Quiet.UNWILLING}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_a_silent_site_is_not_taken_for_a_silent_server() -> None:
         return [{"client_name": sites[0], "job_id": "1", "status": "started"}]
 
     one = server(get_connected_client_list=info("a", "b", "c"), get_client_job_status=status)
-    assert one.working() == {"a": frozenset({"1"}), "b": None, "c": frozenset({"1"})}
+    assert one.working() == {"a": frozenset({"1"}), "b": Quiet.SILENT, "c": frozenset({"1"})}
     flare: Any = one._flare
     assert flare.calls[-1] == ("unset_timeout",)
 

@@ -9,7 +9,6 @@ import queue
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from shepherd.errors import FederationError, ShepherdError, WireError
-from shepherd.federation import book, heap, orders
+from shepherd.federation import book, heap, orders, wire
 from shepherd.federation.nvflare import message
 from shepherd.federation.nvflare.job import BROUGHT, ORDER, TASK
 from shepherd.federation.nvflare.outlive import outlive_updates
@@ -206,7 +205,7 @@ def _bytes(model: FLModel) -> bytes:
 
 
 def _require_same_version(version: str) -> None:
-    mine = metadata.version("shepherd-fit")
+    mine = wire.version()
     if mine != version:
         raise FederationError(
             f"the run was submitted by shepherd-fit {version} and this server has {mine}; install the same"

@@ -133,6 +133,7 @@ _NOTHING = {
     "server-predeployed-flwr": "none",
 }
 _SEE = {"view": "any"}
+_ASK = {"check_status": "any"}  # which jobs run at a site
 # a new logging configuration can have any callable built, so nobody sends one
 _NO_LOGGING = {"configure_job_log": "none", "configure_site_log": "none"}
 _OPERATE = {"disable_client": "any", "enable_client": "any", "remove_client": "any"}
@@ -157,8 +158,10 @@ _RIGHTS: dict[Kind, dict[str, dict[str, str]]] = {
         "member": _SEE,
     },
     "site": {
-        "project_admin": {"submit_job": "any", "check_status": "any"},
-        "lead": {"submit_job": "any", "check_status": "any"},
+        "project_admin": {**_ASK, "submit_job": "any"},
+        "lead": {**_ASK, "submit_job": "any"},
+        "org_admin": _ASK,
+        "member": _ASK,
     },
 }
 

@@ -80,14 +80,26 @@ def read(folder: str | Path, kind: Kind | None = None, *, now: datetime | None =
     """
     folder = Path(folder).absolute()
     folder = folder.parent if folder.name == "startup" else folder
+    try:
+        return _read(folder, kind, now or datetime.now(UTC))
+    except OSError as error:
+        raise SilosError(
+            f"the kit in {folder} cannot be read ({error.strerror}: {error.filename}); use it as the user who"
+            " owns it"
+        ) from error
+
+
+def _read(folder: Path, kind: Kind | None, now: datetime) -> Kit:
     found = _kind(folder, kind)
     try:
         kit = _parsed(folder, found)
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise SilosError(f"the kit in {folder} is damaged ({error}); {_MEND}") from error
     _require_private(kit)
     _require_together(kit)
-    _require_in_time(kit, now or datetime.now(UTC))
+    _require_in_time(kit, now)
     return kit
 
 

@@ -1,50 +1,79 @@
-"""What dead jobs left in a kit, put in order before FLARE starts, when none can be running.
+"""What jobs that are over left in a kit, put in order before FLARE starts and while it runs.
 
 FLARE leaves the record of a job whose server was killed at RUNNING for ever, the folder of every job it
-ever ran, and a line in its audit log for every question of an administrator.
+ever ran, a line in its audit log for every question of an administrator, and in the folder of temporary
+files the whole of a job that it refused or that did not come whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import FolderError
 from shepherd.folder import write_atomic
 
-JOBS, AUDIT = "jobs", "audit.log"
+JOBS, AUDIT, TEMPORARY = "jobs", "audit.log", "shepherd/tmp"
 KEPT = 10
 """Job folders and finished records that stay, the newest, for whoever looks for a fault."""
 MOST_AUDIT = 20 << 20
 """Bytes of FLARE's audit log before it is set aside, over the one that was."""
+OLD = 24 * 3600.0
+"""Seconds after which a temporary file belongs to nobody."""
 ABANDONED = "FINISHED:ABANDONED"
 _UNFINISHED = frozenset({"RUNNING", "DISPATCHED"})
 _WAITING = frozenset({"SUBMITTED", "APPROVED"})
 
 
 def tidy(kit: Path) -> None:
-    """End the records of jobs that were cut off, and remove all but the newest of what is over.
+    """Before FLARE starts, when no job can be running: end the records of those that were cut off; `sweep`.
 
     What cannot be put in order, as on a full disk, stays as it is.
     """
     with contextlib.suppress(FolderError, OSError):
-        _tidy_jobs(kit)
-        if (kit / AUDIT).exists() and (kit / AUDIT).stat().st_size > MOST_AUDIT:
-            (kit / AUDIT).replace(kit / f"{AUDIT}.1")
+        for record in _of_jobs(kit / JOBS):
+            if _status(record) in _UNFINISHED:
+                _abandon(record)
+    shutil.rmtree(kit / TEMPORARY, ignore_errors=True)
+    sweep(kit, ())
 
 
-def _tidy_jobs(kit: Path) -> None:
+def sweep(kit: Path, running: Collection[str]) -> None:
+    """Remove all but the newest of what is over, also while FLARE runs.
+
+    Args:
+        running: ids of jobs that are not over.
+    """
     records = list(_of_jobs(kit / JOBS))
-    for record in records:
-        if _status(record) in _UNFINISHED:
-            _abandon(record)
-    _remove_old(record for record in records if _status(record) not in _WAITING)
-    _remove_old(_of_jobs(kit))
+    waiting = {record.name for record in records if _status(record) in _WAITING | _UNFINISHED}
+    busy = waiting.union(running)
+    _remove_old(record for record in records if record.name not in busy)
+    _remove_old(folder for folder in _of_jobs(kit) if folder.name not in busy)
+    with contextlib.suppress(OSError):
+        _set_aside(kit / AUDIT)
+        for left in (kit / TEMPORARY).iterdir():
+            if time.time() - left.stat().st_mtime > OLD:
+                left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
+
+
+def temporary(kit: Path) -> Path:
+    """The folder of temporary files of a kit's processes, its owner's alone."""
+    (kit / TEMPORARY).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return kit / TEMPORARY
+
+
+def _set_aside(log: Path) -> None:
+    """Empty a log that has grown, over the one that was set aside before: FLARE may have it open."""
+    if log.exists() and log.stat().st_size > MOST_AUDIT:
+        shutil.copy(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
 
 
 def _of_jobs(folder: Path) -> Iterable[Path]:

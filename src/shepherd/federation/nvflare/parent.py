@@ -9,17 +9,25 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from shepherd.federation.nvflare import door
 from shepherd.federation.nvflare.hardening import Kind
-from shepherd.federation.nvflare.leftovers import JOBS, tidy
+from shepherd.federation.nvflare.leftovers import JOBS, sweep, temporary, tidy
 
 HEARTBEAT = 2.0
 """Seconds between a site's signs of life; FLARE: 10. A restarted server knows its sites again after one."""
 WAIT = 30
 """Seconds after which a part of a message that is not confirmed is sent again. FLARE: 5, in which a slow line
 has not carried what was sent, and fills with copies of it."""
+SWEEP = 600.0
+"""Seconds between two looks at what jobs that are over have left."""
 _MODULES = {
     "server": "nvflare.private.fed.app.server.server_train",
     "site": "nvflare.private.fed.app.client.client_train",
@@ -33,6 +41,9 @@ def main(kind: Kind, kit: Path, name: str) -> None:
     os.environ["NVFLARE_STREAMING_RETRY_WAIT"] = str(WAIT)  # its job processes have it from here
     os.environ.setdefault("MALLOC_ARENA_MAX", "4")
     tidy(kit)
+    with suppress(OSError):  # a full disk
+        os.environ["TMPDIR"] = tempfile.tempdir = str(temporary(kit))  # where FLARE leaves whole jobs
+    threading.Thread(target=_sweep, args=(kit,), daemon=True).start()
     from shepherd.federation.nvflare.vetting import tell_denials  # FLARE itself, which takes its time
 
     tell_denials()
@@ -45,6 +56,21 @@ def main(kind: Kind, kit: Path, name: str) -> None:
         door.shorten_silence()
     sys.argv = [_MODULES[kind], *_arguments(kind, kit, name)]
     runpy.run_module(_MODULES[kind], run_name="__main__", alter_sys=True)
+
+
+def _sweep(kit: Path) -> None:
+    while True:
+        time.sleep(SWEEP)
+        sweep(kit, _running())
+
+
+def _running() -> set[str]:
+    """Words of the command lines of all that this process has started; a job's id is one of them."""
+    words: set[str] = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            words.update(process.cmdline())
+    return words
 
 
 def _arguments(kind: Kind, kit: Path, name: str) -> list[str]:

@@ -116,7 +116,7 @@ def add_site(folder: str | Path, name: str) -> Created:
 
 
 def remove_site(folder: str | Path, name: str) -> Federation:
-    """Remember a site as removed and mark its kit; at the running server it is `session.remove` that acts.
+    """Remember a site as removed and mark its kit; at the running server it is `session.disable` that acts.
 
     Raises:
         SilosError: there is no such federation or site.
@@ -172,8 +172,13 @@ def write(folder: Path, federation: Federation) -> None:
 
 
 def holds_federation(folder: str | Path) -> bool:
-    """Whether `create` made this folder."""
-    return (Path(folder) / FEDERATION).is_file()
+    """Whether `create` made this folder.
+
+    Raises:
+        FolderError: this user may not look into it.
+    """
+    with mending(Path(folder)):
+        return (Path(folder) / FEDERATION).is_file()
 
 
 def kit_name(admin: str) -> str:
@@ -239,7 +244,9 @@ def _require_free(folder: Path) -> None:
             f"{folder} holds a federation already; add to it with `shepherd silos add-site {folder} NAME`, "
             "or choose a new folder"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    with mending(folder):
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if taken:
         raise SilosError(f"{folder} is not an empty folder; choose a new one")
 
 

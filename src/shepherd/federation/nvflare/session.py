@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,17 @@ _GONE = (
 )
 
 
+class Quiet(Enum):
+    """Why a registered site does not say what it works on."""
+
+    SILENT = "registered, gives no answer"
+    UNWILLING = "registered, does not tell this administrator what it does"
+
+
+Work = frozenset[str] | Quiet
+"""The jobs that a site works on, or why it does not say."""
+
+
 class JobGone(SilosError):
     """The job runs no more."""
 
@@ -54,8 +67,8 @@ class Session:
         with _our_words(self.kit):
             return sorted(client.name for client in self._flare.get_connected_client_list())
 
-    def working(self) -> dict[str, frozenset[str] | None]:
-        """For each site that is registered, the jobs whose process runs there; None where it is silent."""
+    def working(self) -> dict[str, Work]:
+        """For each site that is registered, the jobs whose process runs there, or why that is not known."""
         sites = self.connected()
         if not sites:
             return {}
@@ -69,22 +82,22 @@ class Session:
         finally:
             self._flare.unset_timeout()
 
-    def _working_alone(self, site: str) -> dict[str, frozenset[str] | None]:
+    def _working_alone(self, site: str) -> dict[str, Work]:
         try:
             return self._working(site)
         except OutOfReach:
-            return {site: None}
+            return {site: Quiet.SILENT}
 
-    def _working(self, *sites: str) -> dict[str, frozenset[str] | None]:
+    def _working(self, *sites: str) -> dict[str, Work]:
         with _our_words(self.kit):
             try:
                 rows = self._flare.get_client_job_status(list(sites)) or []
             except (api_spec.NoClientsAvailable, api_spec.InvalidTarget):  # the last has just left
                 rows = []
-        found: dict[str, frozenset[str] | None] = {}
+        found: dict[str, Work] = {}
         for row in rows:
             site = row["client_name"]
-            found[site] = _jobs(row, found.get(site))
+            found[site] = _work(row, found.get(site))
         return found
 
     def jobs(self) -> set[str]:
@@ -102,12 +115,12 @@ class Session:
             return run_of(str(self._flare.get_job_meta(job)[JobMetaKey.JOB_NAME.value]))
 
     def submit(self, folder: Path) -> str:
-        """Submit a job folder; give the job's id.
+        """Submit a job folder; give the job's id. What is interrupted may leave a copy beside the folder.
 
         Raises:
             SilosError: this administrator's role may not submit, or the server refuses the job.
         """
-        with _our_words(self.kit):
+        with _our_words(self.kit), _temporary_in(folder.absolute().parent):
             return str(self._flare.submit_job(str(folder.absolute())))
 
     def told(self, job: str, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,11 +184,25 @@ def _close(flare: FlareSession) -> None:
         flare.api.close()
 
 
-def _jobs(row: Mapping[str, Any], before: frozenset[str] | None) -> frozenset[str] | None:
+def _work(row: Mapping[str, Any], before: Work | None) -> Work:
     if row.get("status") == MetaStatusValue.NO_REPLY:
-        return None
+        return Quiet.SILENT
+    if row.get("status") == MetaStatusValue.ERROR:  # as where its owner grants this administrator nothing
+        return Quiet.UNWILLING
     job = row.get("job_id")
-    return (before or frozenset()) | ({job} if job else set())
+    known = before if isinstance(before, frozenset) else frozenset[str]()
+    return known | ({job} if job else set())
+
+
+@contextmanager
+def _temporary_in(folder: Path) -> Iterator[None]:
+    """Have FLARE pack what it sends here, and not where all users of the machine can read it."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager
