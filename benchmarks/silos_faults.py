@@ -2,7 +2,8 @@
 
 A server and three sites run on this machine, supervised, with real trainers. Each trial is a run of a few
 rounds in which one process is killed with SIGKILL: a trainer, a site's job process, a site's parent, the
-server's job process, the server's parent; kinds in turn, moments drawn over the life of a run.
+server's job process, the server's parent; kinds in turn, moments drawn over the nine seconds from the run's
+submission, in which its job begins and goes through its rounds.
 
 A run has ended where it went through all its rounds. A round is lost where the log that the run ends with
 lacks it, or tells otherwise of it than when it was first told. A trainer that dies at work is one counted
@@ -46,7 +47,7 @@ class Trial:
     kind: str
     site: str
     after: float
-    """Seconds from the first round's start to the kill."""
+    """Seconds from the submission to the kill."""
     struck: bool = False
     ended: bool = False
     why: str = ""

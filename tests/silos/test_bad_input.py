@@ -174,7 +174,7 @@ def test_one_kit_twice_on_one_machine(ran: Ran) -> None:
 
 
 def test_one_kit_on_two_machines(ran: Ran, tmp_path: Path) -> None:
-    """The server says it; and so does each of the two sites, whose connections end again and again."""
+    """The server says it, to whom both connect in turn."""
     copy = copied(ran.made.kit("good"), tmp_path / "kit")
     made = Loopback(folder=tmp_path, sites=("good",))
     (tmp_path / "logs").mkdir()

@@ -9,17 +9,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("nvflare")
 
 from benchmarks.silos_faults import KINDS, Trial, digest, process
+from tests.silos.tap import tapped
 
 from benchmarks import silos_faults
 from shepherd import folder, prepare
+from shepherd.core import Adapter, Update
 from shepherd.errors import ShepherdError
+from shepherd.federation import wire
 from shepherd.folder import Row
 from shepherd.settings import dump, overridden
 from shepherd.silos import coordinate, loopback
@@ -95,6 +100,37 @@ def test_a_trainer_that_dies_at_work_is_one_counted_failure(made: Loopback, tmp_
     assert set(found[3]) == {"site-1"}
     assert "died at work" in found[3]["site-1"]
     assert [row["round"] for row in rows] == [0, 1, 2, 3, 4]
+
+
+def amiss(asked: bytes, answer: bytes, kept: list[Update]) -> bytes:
+    """An answer to train as a broken site might send it, in each round another way."""
+    request, update = wire.decode_request(asked), wire.decode_reply(answer)
+    if request.kind != "train" or not isinstance(update, Update):
+        return answer
+    kept.append(update)
+    name, tensor = next(iter(update.delta.items()))
+    changes = (
+        {"delta": Adapter({**update.delta, name: np.full_like(tensor, np.nan)})},
+        {"delta": Adapter({**update.delta, name: tensor[:, :1]})},
+        {"round": 7},
+        {name: getattr(kept[0], name) for name in ("delta", "round")},  # the first answer once more
+    )
+    return wire.encode_reply(replace(update, **changes[request.round]))
+
+
+def test_what_a_site_sends_amiss_is_its_failure_and_never_in_the_mean(made: Loopback, tmp_path: Path) -> None:
+    kept: list[Update] = []
+    with tapped(made.kit("site-2") / "shepherd", lambda asked, answer: amiss(asked, answer, kept)):
+        rows, _ = run(made, tmp_path / "run")
+    run(made, tmp_path / "others", 'federation.sites=["site-1", "site-3"]')
+
+    found = failures(rows)
+    assert len(kept) == 4
+    assert [set(found[number]) for number in range(1, 5)] == 4 * [{"site-2"}]
+    words = ("NaN", "shape", "round 7", "round 0")
+    said = [found[number]["site-2"] for number in range(1, 5)]
+    assert all(word in sentence for word, sentence in zip(words, said, strict=True)), said
+    assert digest(tmp_path / "run") == digest(tmp_path / "others")
 
 
 def test_a_slow_site_costs_its_share_and_no_more_than_the_deadline(made: Loopback, tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
 import tomllib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,12 @@ pytest.importorskip("nvflare")
 
 from tests.silos import scene as scenes
 from tests.silos.relay import Relay, recording
+from tests.silos.tap import tapped
 
 from shepherd import prepare
 from shepherd.core import Failure, Update
 from shepherd.data.examples import Example
-from shepherd.federation import local, wire
+from shepherd.federation import wire
 from shepherd.federation.nvflare import provision
 from shepherd.federation.wire import Joined, Reply, Request, Scores
 from shepherd.silos import coordinate, loopback
@@ -107,28 +107,15 @@ class Ran:
         ]
 
 
-@contextmanager
-def tapped(home: Path, requests: list[bytes], replies: list[bytes]) -> Iterator[None]:
-    """Stand between FLARE's process and the trainer of a site."""
-    real = local.address(home)
-    tap = home / "tap" / "tap.sock"
-    stopped, ready = threading.Event(), threading.Event()
+def kept(requests: list[bytes], replies: list[bytes]) -> Callable[[bytes, bytes], bytes]:
+    """Pass answers on as they are, and keep them."""
 
-    def handle(asked: bytes) -> bytes:
-        answer = local.ask(real, asked, 120.0)
+    def passed(asked: bytes, answer: bytes) -> bytes:
         requests.append(asked)
         replies.append(answer)
         return answer
 
-    server = threading.Thread(target=local.serve, args=(tap, handle, ready.set, stopped))
-    server.start()
-    assert ready.wait(10)
-    (home / local.ADDRESS).write_text(str(tap))
-    try:
-        yield
-    finally:
-        stopped.set()
-        server.join()
+    return passed
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +146,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         ends.enter_context(scenes.up(made, configs))
         for site in SITES:
             home = made.kit(site) / "shepherd"
-            ends.enter_context(tapped(home, requests[site], replies[site]))
+            ends.enter_context(tapped(home, kept(requests[site], replies[site])))
         run = coordinate.open_run(settings, made.admin, said.append)
         rows = [row for _, row in run.rounds()]
         run.finish()

@@ -4,6 +4,7 @@ Knows no engine. The folder of a run at the server:
 
 RUN_ID/
   .lock           held by the one process that goes through the rounds
+  submitter       the administrator whose run it is
   rounds.jsonl    one line a finished round
   checkpoints/    the last server states
 """
