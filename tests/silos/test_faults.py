@@ -118,8 +118,11 @@ def amiss(asked: bytes, answer: bytes, kept: list[Update]) -> bytes:
     return wire.encode_reply(replace(update, **changes[request.round]))
 
 
-def test_what_a_site_sends_amiss_is_its_failure_and_never_in_the_mean(made: Loopback, tmp_path: Path) -> None:
+def test_what_a_site_sends_amiss_is_its_failure_and_never_in_the_mean(
+    made: Loopback, whole: Path, tmp_path: Path
+) -> None:
     kept: list[Update] = []
+    assert whole.is_dir()  # so that the trainer is there
     with tapped(made.kit("site-2") / "shepherd", lambda asked, answer: amiss(asked, answer, kept)):
         rows, _ = run(made, tmp_path / "run")
     run(made, tmp_path / "others", 'federation.sites=["site-1", "site-3"]')
@@ -127,7 +130,7 @@ def test_what_a_site_sends_amiss_is_its_failure_and_never_in_the_mean(made: Loop
     found = failures(rows)
     assert len(kept) == 4
     assert [set(found[number]) for number in range(1, 5)] == 4 * [{"site-2"}]
-    words = ("NaN", "shape", "round 7", "round 0")
+    words = ("is not finite", "shape", "answers round 8, not 3", "answers round 1, not 4")
     said = [found[number]["site-2"] for number in range(1, 5)]
     assert all(word in sentence for word, sentence in zip(words, said, strict=True)), said
     assert digest(tmp_path / "run") == digest(tmp_path / "others")
