@@ -76,7 +76,7 @@ def test_a_site_is_added_and_removed(federation: Path) -> None:
     removed = run("silos", "remove-site", federation, "tum")
     assert removed.exit_code == 2  # no server runs
     assert "tum is noted as removed" in removed.stderr
-    assert "ask again once the server is there" in removed.stderr
+    assert "ask again once that is mended" in removed.stderr
     assert provision.read(federation).sites["tum"] == "removed"
     again = run("silos", "add-site", federation, "tum")
     assert again.exit_code == 2

@@ -2,6 +2,7 @@
 
 ShepherdError            anything a person can mend; the command line prints it and exits with 2
  · SettingsError         the run file: an unknown key, a wrong type, an impossible combination
+   · PluginError         a module that it names cannot be imported here
  · DataError             a row, a file, a field, a split
    · BadRow              one row, by file, line and field
    · TemplateError       a template that cannot render, or trains no token

@@ -296,6 +296,7 @@ def test_a_site_that_may_not_say_what_it_does_is_left_alone(follow: Follow) -> N
     assert followed.clock.now > 1000.0 + following.PATIENCE + 2 * following.LOOK
     assert server.submitted == ["job-0"]
     assert all(asked["away"] == [] for asked in server.asked)
+    assert followed.words == ["b may not say what it works on, and is not waited for if it drops out"]
 
 
 def test_a_job_is_not_taken_for_dead_while_silent_sites_are_asked(follow: Follow) -> None:

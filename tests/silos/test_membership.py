@@ -19,7 +19,8 @@ from tests.silos.servers import AWAY, DONE, GONE, ORDER, SILENT, Server, replace
 from shepherd import folder
 from shepherd.errors import FolderError, OutOfReach, SilosError
 from shepherd.federation.nvflare import provision
-from shepherd.federation.nvflare.session import JobGone, Quiet, Work
+from shepherd.federation.nvflare.reach import HungUp
+from shepherd.federation.nvflare.session import JobGone, NotAllowed, Quiet, Work
 from shepherd.settings import parse
 from shepherd.silos import membership, record
 
@@ -97,7 +98,7 @@ def test_what_each_site_does(server: Scripted, monkeypatch: pytest.MonkeyPatch) 
         (said(0, progress=UNDER_WAY, opened=False), "waits for its sites"),
         (SILENT, "begins or ends, and gives no answer now"),
         (GONE, "begins or ends, and gives no answer now"),
-        (SilosError("the server does not let bob do this"), "only who submitted it"),
+        (NotAllowed("the server does not let bob do this"), "only who submitted it"),
     ],
 )
 def test_how_far_a_run_is(server: Scripted, answer: Any, words: str) -> None:
@@ -115,9 +116,10 @@ def test_a_job_that_the_server_forgets_meanwhile(server: Scripted, monkeypatch: 
     assert list(membership.status("kit").runs) == ["job-0"]
 
 
-def test_a_server_that_goes_meanwhile_is_out_of_reach(server: Scripted) -> None:
-    server.running, server.submitted, server.scripts = {"job-0"}, ["job-0"], [[AWAY]]
-    with pytest.raises(OutOfReach):
+@pytest.mark.parametrize("error", [AWAY, SilosError("the server refuses bob; ask for a new kit")])
+def test_a_server_that_goes_meanwhile_is_said(server: Scripted, error: SilosError) -> None:
+    server.running, server.submitted, server.scripts = {"job-0"}, ["job-0"], [[error]]
+    with pytest.raises(type(error)):
         membership.status("kit")
 
 
@@ -129,9 +131,12 @@ def test_a_removed_site_is_remembered_and_thrown_out(server: Scripted, federatio
     assert provision.read(federation).sites["site-1"] == "removed"
 
 
-def test_a_server_that_was_not_told_still_lets_a_site_in(server: Scripted, federation: Path) -> None:
-    server.logins = [AWAY]
-    with pytest.raises(OutOfReach, match=r"still lets it in, .* ask again once the server is there"):
+@pytest.mark.parametrize("error", [AWAY, HungUp("it is ending"), SilosError("the clocks are apart; set one")])
+def test_a_server_that_was_not_told_still_lets_a_site_in(
+    server: Scripted, federation: Path, error: SilosError
+) -> None:
+    server.logins = [error]
+    with pytest.raises(type(error), match=r"still lets it in, .* ask again once that is mended"):
         membership.remove(federation, "site-1")
     assert server.disabled == []
     assert provision.read(federation).sites["site-1"] == "removed"

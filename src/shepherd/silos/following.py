@@ -101,6 +101,8 @@ class Following:
     """Seconds until another may, while the site stays out."""
     _absent: dict[str, float] = field(default_factory=dict)
     """Sites that give the server no answer, and since when."""
+    _unwilling: set[str] = field(default_factory=set)
+    """Sites that do not tell this administrator what they work on."""
     _unawaited: set[str] = field(default_factory=set)
     """Sites that were waited for before the job was submitted, and did not come."""
 
@@ -156,9 +158,8 @@ class Following:
         if self.job is not None:
             _end(server, self.job)
         self._await_sites(server)
-        written = jobs.write(self.scratch, self.order, self.state())
         try:
-            self.job = server.submit(written)
+            self.job = server.submit(jobs.write(self.scratch, self.order, self.state()))
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)  # it holds a copy of the checkpoint
         self._mine, self._over, self._said = True, False, 0
@@ -256,6 +257,7 @@ class Following:
         now = time.monotonic()
         gone = {site for site in self.order.sites if working.get(site, Quiet.SILENT) is Quiet.SILENT}
         self._absent = {site: self._absent.get(site, now) for site in gone}
+        self._tell_unwilling(working)
         idle, back = self._idle(working, job), []
         for site in sorted(set(self.order.sites) - gone):
             if site not in idle:
@@ -265,6 +267,13 @@ class Following:
                 self._restarted[site] = now
                 self._pauses[site] = min(AGAIN_AT_MOST, 2 * self._pauses.get(site, AGAIN / 2))
         return back
+
+    def _tell_unwilling(self, working: Mapping[str, Work]) -> None:
+        """Say once which sites cannot be seen to be idle, and so are not asked again."""
+        unwilling = {site for site in self.order.sites if working.get(site) is Quiet.UNWILLING}
+        if new := unwilling - self._unwilling:
+            self.say(f"{_listed(new)} may not say what it works on, and is not waited for if it drops out")
+        self._unwilling = unwilling
 
     def _idle(self, working: Mapping[str, Work], job: str) -> list[str]:
         """The run's sites that answer the server and do not work on its job."""

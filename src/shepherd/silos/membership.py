@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shepherd import folder as folders
-from shepherd.errors import OutOfReach, SilosError
+from shepherd.errors import SilosError
 from shepherd.federation.nvflare import kits, provision
 from shepherd.federation.nvflare.kits import Kit
-from shepherd.federation.nvflare.session import JobGone, JobSilent, Quiet, Session, Work, session
+from shepherd.federation.nvflare.session import JobGone, JobSilent, NotAllowed, Quiet, Session, Work, session
 from shepherd.silos import record
 from shepherd.silos.following import ended
 
@@ -58,8 +58,8 @@ def remove(folder: str | Path, name: str, kit: str | Path | None = None) -> list
         What was done, in sentences.
 
     Raises:
-        SilosError: there is no such federation or site, or the kit may not do it; nothing is changed then.
-        OutOfReach: the site is remembered as removed, and the server, out of reach, would still let it in.
+        SilosError: there is no such federation or site, or the kit may not do it; nothing is changed then. Or
+            the site is remembered as removed, and the server could not be told: the sentence says so.
     """
     federation = provision.read(folder)
     with_kit = kits.read(kit if kit is not None else _first_admin(Path(folder), federation), "admin")
@@ -68,10 +68,10 @@ def remove(folder: str | Path, name: str, kit: str | Path | None = None) -> list
     try:
         with session(with_kit.folder) as server:
             server.disable(name)
-    except OutOfReach as error:
-        raise OutOfReach(
+    except SilosError as error:
+        raise type(error)(
             f"{name} is noted as removed in {folder}, and the server still lets it in, since it was not told"
-            f" ({error}); ask again once the server is there"
+            f" ({error}); ask again once that is mended"
         ) from error
     return [
         f"{name} is removed from the federation in {folder}; its kit opens nothing any more",
@@ -157,9 +157,7 @@ def _how_far(server: Session, job: str) -> str:
         told = server.told(job, {"rows": _ALL, "said": _ALL})
     except (JobGone, JobSilent):
         return "begins or ends, and gives no answer now"
-    except OutOfReach:
-        raise
-    except SilosError:
+    except NotAllowed:
         return "is under way; only who submitted it and a project_admin may ask how far"
     if told["outcome"]:
         return "has ended" if told["outcome"].get("finished") else "has ended in an error; see its run folder"

@@ -121,6 +121,26 @@ def test_temporary_files_are_the_owners_and_go_when_nobody_can_want_them(tmp_pat
     assert leftovers.temporary(tmp_path) == folder
 
 
+def test_a_full_disk_costs_neither_the_former_log_nor_the_cleaning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(leftovers, "MOST_AUDIT", 10)
+    monkeypatch.setattr(leftovers, "OLD", -1.0)
+    monkeypatch.setattr(leftovers.shutil, "copy", full)
+    (tmp_path / "audit.log").write_text("x" * 11)
+    (tmp_path / "audit.log.1").write_text("before")
+    (leftovers.temporary(tmp_path) / "a").write_text("what a job left")
+    with pytest.raises(OSError, match="No space"):
+        leftovers.sweep(tmp_path, ())
+    assert (tmp_path / "audit.log").read_text() == "x" * 11
+    assert (tmp_path / "audit.log.1").read_text() == "before"
+    assert not any(leftovers.temporary(tmp_path).iterdir())
+    leftovers.tidy(tmp_path)  # which keeps nobody from starting
+
+
 def test_a_full_disk_does_not_keep_flare_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,8 +37,14 @@ def test_flare_waits_for_a_slow_line_before_it_sends_again(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(parent, "SWEEP", 0.01)
-    swept = threading.Event()
-    monkeypatch.setattr(parent, "sweep", lambda kit, running: swept.set())
+    swept, tries = threading.Event(), iter([OSError(24, "Too many open files"), None])
+
+    def sweep(kit: Path, running: set[str]) -> None:
+        if (error := next(tries, None)) is not None:
+            raise error
+        swept.set()  # after one that failed
+
+    monkeypatch.setattr(parent, "sweep", sweep)
     for name in ("TMPDIR", "NVFLARE_STREAMING_RETRY_WAIT", "NVFL_JOB_STORE_ROOT", "MALLOC_ARENA_MAX"):
         monkeypatch.setenv(name, "1")  # put back afterwards
     monkeypatch.setattr(parent.runpy, "run_module", flare)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation.nvflare import session as module
 from shepherd.federation.nvflare.session import JobGone, JobSilent, Quiet, Session, session
 
+RUN = "0a1b2c3d4e5f6071"
+ONE, TWO = str(uuid.uuid4()), str(uuid.uuid4())
 KIT: Any = SimpleNamespace(name="ada", host="hub.example", port=8002, folder=Path("/kit"))
 OPERATIONS: dict[str, Any] = {
     "connected": lambda server: server.connected(),
@@ -91,14 +94,14 @@ def test_connected_sites_are_named_in_order() -> None:
 
 def test_who_works_on_what() -> None:
     rows = [
-        {"client_name": "a", "job_id": "1", "status": "started"},
-        {"client_name": "a", "job_id": "2", "status": "started"},
+        {"client_name": "a", "job_id": ONE, "status": "started"},
+        {"client_name": "a", "job_id": TWO, "status": "started"},
         {"client_name": "b", "status": "no_jobs"},
         {"client_name": "c", "status": "no_reply"},
         {"client_name": "d", "status": "error"},
     ]
     seen = server(get_connected_client_list=info("a", "b", "c"), get_client_job_status=rows).working()
-    assert seen == {"a": frozenset({"1", "2"}), "b": frozenset(), "c": Quiet.SILENT, "d": Quiet.UNWILLING}
+    assert seen == {"a": frozenset({ONE, TWO}), "b": frozenset(), "c": Quiet.SILENT, "d": Quiet.UNWILLING}
 
 
 @pytest.mark.parametrize(
@@ -119,10 +122,10 @@ def test_a_silent_site_is_not_taken_for_a_silent_server() -> None:
     def status(sites: list[str]) -> list[dict[str, str]]:
         if not sites or sites == ["b"]:
             raise api_spec.NoConnection("ERROR_SERVER_CONNECTION")
-        return [{"client_name": sites[0], "job_id": "1", "status": "started"}]
+        return [{"client_name": sites[0], "job_id": ONE, "status": "started"}]
 
     one = server(get_connected_client_list=info("a", "b", "c"), get_client_job_status=status)
-    assert one.working() == {"a": frozenset({"1"}), "b": Quiet.SILENT, "c": frozenset({"1"})}
+    assert one.working() == {"a": frozenset({ONE}), "b": Quiet.SILENT, "c": frozenset({ONE})}
     flare: Any = one._flare
     assert flare.calls[-1] == ("unset_timeout",)
 
@@ -139,9 +142,23 @@ def test_a_silent_server_is_one() -> None:
 
 def test_running_jobs_and_their_runs() -> None:
     listed = [SimpleNamespace(job_id="7", app_name="server")]
-    one = server(get_system_info=SimpleNamespace(job_info=listed), get_job_meta={"name": "shepherd-0a1b"})
+    one = server(get_system_info=SimpleNamespace(job_info=listed), get_job_meta={"name": f"shepherd-{RUN}"})
     assert one.jobs() == {"7"}
-    assert one.run("7") == "0a1b"
+    assert one.run("7") == RUN
+
+
+@pytest.mark.parametrize(
+    "meta", [{}, {"name": 7}, {"name": "shepherd-\x1b[2J"}, {"name": f"shepherd-{RUN}\n"}]
+)
+def test_a_job_that_is_none_of_ours_goes_by_its_id(meta: dict[str, Any]) -> None:
+    assert server(get_job_meta=meta).run("7") == "7"
+
+
+@pytest.mark.parametrize("job", [7, ["1"], "\x1b[2J", ""])
+def test_what_a_site_calls_its_jobs_is_taken_only_if_it_is_a_jobs_id(job: Any) -> None:
+    rows = [{"client_name": "a", "job_id": job, "status": "started"}]
+    found = server(get_connected_client_list=info("a"), get_client_job_status=rows).working()
+    assert found == {"a": Quiet.UNWILLING}
 
 
 def test_a_job_is_asked_by_our_topic() -> None:

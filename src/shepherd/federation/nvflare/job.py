@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,9 +90,10 @@ def _meta(run: str, sites: Sequence[str], quorum: int) -> dict[str, Any]:
     }
 
 
-def run_of(name: str) -> str:
-    """The id of the run that a job of this name goes on with."""
-    return name.removeprefix(_name(""))
+def run_of(name: Any) -> str | None:
+    """The id of the run that a job of this name goes on with; None where no job of ours has it."""
+    found = re.fullmatch(_name("([0-9a-f]{16})"), name) if isinstance(name, str) else None
+    return found[1] if found else None
 
 
 def quorum(order: Order) -> int:

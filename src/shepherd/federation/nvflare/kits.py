@@ -82,7 +82,7 @@ def read(folder: str | Path, kind: Kind | None = None, *, now: datetime | None =
     folder = folder.parent if folder.name == "startup" else folder
     try:
         return _read(folder, kind, now or datetime.now(UTC))
-    except OSError as error:
+    except PermissionError as error:
         raise SilosError(
             f"the kit in {folder} cannot be read ({error.strerror}: {error.filename}); use it as the user who"
             " owns it"

@@ -25,7 +25,7 @@ KEPT = 10
 """Job folders and finished records that stay, the newest, for whoever looks for a fault."""
 MOST_AUDIT = 20 << 20
 """Bytes of FLARE's audit log before it is set aside, over the one that was."""
-OLD = 24 * 3600.0
+OLD = 3600.0
 """Seconds after which a temporary file belongs to nobody."""
 ABANDONED = "FINISHED:ABANDONED"
 _UNFINISHED = frozenset({"RUNNING", "DISPATCHED"})
@@ -42,7 +42,8 @@ def tidy(kit: Path) -> None:
             if _status(record) in _UNFINISHED:
                 _abandon(record)
     shutil.rmtree(kit / TEMPORARY, ignore_errors=True)
-    sweep(kit, ())
+    with contextlib.suppress(OSError):
+        sweep(kit, ())
 
 
 def sweep(kit: Path, running: Collection[str]) -> None:
@@ -50,17 +51,19 @@ def sweep(kit: Path, running: Collection[str]) -> None:
 
     Args:
         running: ids of jobs that are not over.
+
+    Raises:
+        OSError: the system refuses, as on a full disk; the next sweep does the rest.
     """
+    for left in _entries(kit / TEMPORARY):  # first, since it frees the most
+        if time.time() - left.stat().st_mtime > OLD:
+            left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
     records = list(_of_jobs(kit / JOBS))
     waiting = {record.name for record in records if _status(record) in _WAITING | _UNFINISHED}
     busy = waiting.union(running)
     _remove_old(record for record in records if record.name not in busy)
     _remove_old(folder for folder in _of_jobs(kit) if folder.name not in busy)
-    with contextlib.suppress(OSError):
-        _set_aside(kit / AUDIT)
-        for left in (kit / TEMPORARY).iterdir():
-            if time.time() - left.stat().st_mtime > OLD:
-                left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
+    _set_aside(kit / AUDIT)
 
 
 def temporary(kit: Path) -> Path:
@@ -72,14 +75,17 @@ def temporary(kit: Path) -> Path:
 def _set_aside(log: Path) -> None:
     """Empty a log that has grown, over the one that was set aside before: FLARE may have it open."""
     if log.exists() and log.stat().st_size > MOST_AUDIT:
-        shutil.copy(log, log.with_name(f"{log.name}.1"))
+        copied = shutil.copy(log, log.with_name(f"{log.name}.new"))
+        Path(copied).replace(log.with_name(f"{log.name}.1"))
         os.truncate(log, 0)
 
 
 def _of_jobs(folder: Path) -> Iterable[Path]:
-    if not folder.is_dir():
-        return []
-    return [entry for entry in folder.iterdir() if entry.is_dir() and _is_job(entry.name)]
+    return [entry for entry in _entries(folder) if entry.is_dir() and _is_job(entry.name)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _is_job(name: str) -> bool:

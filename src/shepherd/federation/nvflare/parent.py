@@ -61,7 +61,8 @@ def main(kind: Kind, kit: Path, name: str) -> None:
 def _sweep(kit: Path) -> None:
     while True:
         time.sleep(SWEEP)
-        sweep(kit, _running())
+        with suppress(OSError, psutil.Error):  # for want of open files, say: the next look may go
+            sweep(kit, _running())
 
 
 def _running() -> set[str]:

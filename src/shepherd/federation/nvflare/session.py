@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.apis.fl_exception import FLCommunicationError
-from nvflare.apis.job_def import JobMetaKey
+from nvflare.apis.job_def import JobMetaKey, is_valid_job_id
 from nvflare.fuel.flare_api import api_spec
 from nvflare.fuel.flare_api.flare_api import Session as FlareSession
 from nvflare.fuel.flare_api.flare_api import new_secure_session
@@ -49,6 +49,10 @@ Work = frozenset[str] | Quiet
 
 class JobGone(SilosError):
     """The job runs no more."""
+
+
+class NotAllowed(SilosError):
+    """The administrator's role has no right to this, or not for this job."""
 
 
 class JobSilent(OutOfReach):
@@ -106,13 +110,13 @@ class Session:
             return {job.job_id for job in self._flare.get_system_info().job_info}
 
     def run(self, job: str) -> str:
-        """The id of the run that a job goes on with.
+        """The id of the run that a job goes on with; the job's own, where it is no job of ours.
 
         Raises:
             JobGone: the server has forgotten the job.
         """
         with _our_words(self.kit):
-            return run_of(str(self._flare.get_job_meta(job)[JobMetaKey.JOB_NAME.value]))
+            return run_of(self._flare.get_job_meta(job).get(JobMetaKey.JOB_NAME.value)) or job
 
     def submit(self, folder: Path) -> str:
         """Submit a job folder; give the job's id. What is interrupted may leave a copy beside the folder.
@@ -190,6 +194,8 @@ def _work(row: Mapping[str, Any], before: Work | None) -> Work:
     if row.get("status") == MetaStatusValue.ERROR:  # as where its owner grants this administrator nothing
         return Quiet.UNWILLING
     job = row.get("job_id")
+    if job is not None and not is_valid_job_id(job):  # a site may say anything
+        return Quiet.UNWILLING
     known = before if isinstance(before, frozenset) else frozenset[str]()
     return known | ({job} if job else set())
 
@@ -212,7 +218,7 @@ def _our_words(kit: Kit) -> Iterator[None]:
     except (api_spec.JobNotRunning, api_spec.JobNotFound) as error:
         raise JobGone(f"the job does not run at {kit.host} ({error}); resume the run") from error
     except api_spec.AuthorizationError as error:
-        raise SilosError(
+        raise NotAllowed(
             f"the server does not let {kit.name} do this ({error}); use the kit of a project_admin or lead"
         ) from error
     except api_spec.AuthenticationError as error:
