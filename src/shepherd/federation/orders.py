@@ -11,6 +11,7 @@ from typing import Any
 from shepherd.errors import FederationError
 from shepherd.settings import RunSettings, plain
 
+RUN_ID = "[0-9a-f]{16}"
 TRAVELLING = ("seed", "model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
 """Tables of the run file that a site is told."""
 TRAVELLING_DATA = ("template", "holdout", "max_tokens", "seed")
@@ -55,7 +56,7 @@ def read(text: str) -> Order:
     try:
         found = json.loads(text)
         order = Order(**{**found, "sites": tuple(found["sites"])})
-        if not re.fullmatch("[0-9a-f]{16}", order.run):  # it names a folder at the server
+        if not re.fullmatch(RUN_ID, order.run):  # it names a folder at the server
             raise ValueError("its run is not 16 hex digits")
         return order
     except (ValueError, TypeError, KeyError) as error:

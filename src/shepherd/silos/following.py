@@ -44,6 +44,8 @@ PAUSE = 1.0
 PAUSE_AT_MOST = 30.0
 GRACE = 60.0
 """Seconds that a site may be gone before the round goes on without it; back by then, it is asked again."""
+NO_NEWS: Row = {"rows": 2**31, "said": 2**31}
+"""What to ask a job that shall tell neither rows nor sentences."""
 WAITING = ("SUBMITTED", "APPROVED", "DISPATCHED")
 """FLARE's words for a job that has yet to begin."""
 RETURN = 20.0
@@ -341,7 +343,7 @@ def _pieces(server: Session, job: str, round: int) -> Iterator[tuple[str, bytes]
         offset, size = 0, 1
         while offset < size:
             wanted = {"round": round, "file": name, "offset": offset}
-            part = server.told(job, {"rows": 2**31, "said": 2**31, "state": wanted})["state"]
+            part = server.told(job, {**NO_NEWS, "state": wanted})["state"]
             data = base64.b64decode(part["data"]) if part else b""
             size = part["of"] if part else size
             if not data and size:

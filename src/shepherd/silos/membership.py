@@ -15,10 +15,7 @@ from shepherd.federation.nvflare import kits, provision
 from shepherd.federation.nvflare.kits import Kit
 from shepherd.federation.nvflare.session import JobGone, JobSilent, NotAllowed, Quiet, Session, Work, session
 from shepherd.silos import record
-from shepherd.silos.following import ended
-
-_ALL = 2**31
-"""Rows and sentences, so that none is sent again."""
+from shepherd.silos.following import NO_NEWS, ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +44,7 @@ def status(kit: str | Path) -> Status:
         return Status(
             server=f"{server.kit.host}:{server.kit.port}",
             sites={site: _doing(working[site], runs) for site in sorted(working)},
-            runs=_under_way(server, {job: runs[job] for job in runs if job in jobs}),
+            runs=_under_way(server, {job: runs[job] for job in sorted(jobs)}),
         )
 
 
@@ -154,7 +151,7 @@ def _under_way(server: Session, runs: Mapping[str, str]) -> dict[str, str]:
 def _how_far(server: Session, job: str) -> str:
     """How far a job's run is, as far as this kit may ask."""
     try:
-        told = server.told(job, {"rows": _ALL, "said": _ALL})
+        told = server.told(job, NO_NEWS)
     except (JobGone, JobSilent):
         return "begins or ends, and gives no answer now"
     except NotAllowed:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.federation import wire
-from shepherd.federation.orders import Order
+from shepherd.federation.orders import RUN_ID, Order
 from shepherd.folder import mending, write_atomic
 from shepherd.select import share_of
 from shepherd.settings import FederationTable
@@ -92,7 +92,7 @@ def _meta(run: str, sites: Sequence[str], quorum: int) -> dict[str, Any]:
 
 def run_of(name: Any) -> str | None:
     """The id of the run that a job of this name goes on with; None where no job of ours has it."""
-    found = re.fullmatch(_name("([0-9a-f]{16})"), name) if isinstance(name, str) else None
+    found = re.fullmatch(_name(f"({RUN_ID})"), name) if isinstance(name, str) else None
     return found[1] if found else None
 
 

@@ -58,7 +58,7 @@ def sweep(kit: Path, running: Collection[str]) -> None:
     for left in _entries(kit / TEMPORARY):  # first, since it frees the most
         if time.time() - left.stat().st_mtime > OLD:
             left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
-    records = list(_of_jobs(kit / JOBS))
+    records = _of_jobs(kit / JOBS)
     waiting = {record.name for record in records if _status(record) in _WAITING | _UNFINISHED}
     busy = waiting.union(running)
     _remove_old(record for record in records if record.name not in busy)
@@ -80,7 +80,7 @@ def _set_aside(log: Path) -> None:
         os.truncate(log, 0)
 
 
-def _of_jobs(folder: Path) -> Iterable[Path]:
+def _of_jobs(folder: Path) -> list[Path]:
     return [entry for entry in _entries(folder) if entry.is_dir() and _is_job(entry.name)]
 
 
