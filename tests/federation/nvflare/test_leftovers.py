@@ -124,7 +124,8 @@ def test_temporary_files_are_the_owners_and_go_when_nobody_can_want_them(tmp_pat
 def test_a_full_disk_costs_neither_the_former_log_nor_the_cleaning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(_: object, to: Path) -> None:
+        to.write_text("as much as there was room for")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(leftovers, "MOST_AUDIT", 10)
@@ -137,6 +138,7 @@ def test_a_full_disk_costs_neither_the_former_log_nor_the_cleaning(
         leftovers.sweep(tmp_path, ())
     assert (tmp_path / "audit.log").read_text() == "x" * 11
     assert (tmp_path / "audit.log.1").read_text() == "before"
+    assert not (tmp_path / "audit.log.new").exists()  # the rest of the room is not ours
     assert not any(leftovers.temporary(tmp_path).iterdir())
     leftovers.tidy(tmp_path)  # which keeps nobody from starting
 

@@ -75,8 +75,12 @@ def temporary(kit: Path) -> Path:
 def _set_aside(log: Path) -> None:
     """Empty a log that has grown, over the one that was set aside before: FLARE may have it open."""
     if log.exists() and log.stat().st_size > MOST_AUDIT:
-        copied = shutil.copy(log, log.with_name(f"{log.name}.new"))
-        Path(copied).replace(log.with_name(f"{log.name}.1"))
+        copied = log.with_name(f"{log.name}.new")
+        try:
+            shutil.copy(log, copied)
+            copied.replace(log.with_name(f"{log.name}.1"))
+        finally:
+            copied.unlink(missing_ok=True)  # as much of it as a full disk took
         os.truncate(log, 0)
 
 
