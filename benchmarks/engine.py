@@ -11,21 +11,25 @@ from shepherd import plugins, select
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.workers import beside
 from shepherd.model import base as bases
-from shepherd.model import memory
+from shepherd.model import malloc, memory
 from shepherd.model.tune import micro_batch_tokens
 from shepherd.rounds import rounds, start
+from shepherd.settings import RunSettings, TuningTable
 
 
-def engine(work: Work) -> Callable[[Work], Measured]:
-    """Load the base as a run would: its dtype, its allocator, its number of clients tuned at once."""
-    settings = work.settings
-    memory.keep_pages()
+def engine(work: Work, *, workers: int | None = None, dtype: str | None = None) -> Callable[[Work], Measured]:
+    """Load the base as a run would: its dtype, its allocator, its number of clients tuned at once.
+
+    `workers` and `dtype` take the place of the run file's.
+    """
+    settings = _changed(work.settings, workers, dtype)
+    malloc.keep_pages()
     memory.use_threads(settings.tuning.threads)
     base = bases.load(settings.model, settings.adapter)
-    plan = _plan(work, base)
-    workers = beside(plan.workers, settings.model, settings.adapter)
-    if workers:  # a side ends when nobody asks it any more, and waits for its children
-        Finalize(None, workers.close, exitpriority=1)
+    plan = _plan(work, settings.tuning, base)
+    pool = beside(plan.workers, settings.model, settings.adapter)
+    if pool:  # a side ends when nobody asks it any more, and waits for its children
+        Finalize(None, pool.close, exitpriority=1)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
 
     def visit_all(asked: Work) -> Measured:
@@ -38,7 +42,7 @@ def engine(work: Work) -> Callable[[Work], Measured]:
             federation=asked.settings.federation,
             seed=asked.settings.seed,
             cohort_size=plan.cohort_size,
-            workers=workers,
+            workers=pool,
         )
         began = perf_counter()
         state, report = next(
@@ -70,14 +74,24 @@ def engine(work: Work) -> Callable[[Work], Measured]:
     return visit_all
 
 
-def _plan(work: Work, base: bases.Base) -> memory.Plan:
-    tuning = work.settings.tuning
+def _changed(settings: RunSettings, workers: int | None, dtype: str | None) -> RunSettings:
+    tuning = {} if workers is None else {"workers": workers}
+    model = {} if dtype is None else {"dtype": dtype}
+    return settings.model_copy(
+        update={
+            "tuning": settings.tuning.model_copy(update=tuning),
+            "model": settings.model.model_copy(update=model),
+        }
+    )
+
+
+def _plan(work: Work, tuning: TuningTable, base: bases.Base) -> memory.Plan:
     return memory.plan(
         base,
         clients=len(work.clients),
         step_tokens=work.tokens / sum(len(work.steps(name)) for name in work.clients),
         all_tokens=1e12,  # as in a run that is worth measuring
-        micro_batch=micro_batch_tokens(tuning, base.device),
+        micro_batch=micro_batch_tokens(tuning, base),
         workers=None if tuning.workers == "auto" else tuning.workers,
         cohort_size=None if tuning.cohort_size == "auto" else tuning.cohort_size,
     )

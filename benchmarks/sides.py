@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
 from benchmarks.work import Measured, Work
+from shepherd.model import malloc
 
 Turn = Callable[[int], Measured]
 Make = Callable[[Work], Callable[[Work], Measured]]
@@ -25,7 +27,8 @@ def _side(name: str, make: Make, work: Work) -> Iterator[Turn]:
     context = get_context("spawn")  # a fork would inherit threads and allocator
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, make, work))  # a daemon could start no workers
-    process.start()
+    with _environment(malloc.environment() if name.startswith("engine") else {}):  # as `shepherd run` has it
+        process.start()
     theirs.close()  # so that `recv` ends when the other process does
 
     def turn(steps: int) -> Measured:
@@ -41,6 +44,18 @@ def _side(name: str, make: Make, work: Work) -> Iterator[Turn]:
     finally:
         ours.close()
         process.join(timeout=30)
+
+
+@contextmanager
+def _environment(more: Mapping[str, str]) -> Iterator[None]:
+    """What a process that starts meanwhile finds in its environment."""
+    before = dict(os.environ)
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _serve(pipe: Connection, make: Make, work: Work) -> None:

@@ -47,10 +47,12 @@ ALLOWED = 0.03  # relative difference of the sides' losses
 ALIGNED = 0.8  # cosine of the changes: bfloat16 turns small AdamW steps a little, a mistake turns all
 HELDOUT = 100  # examples
 SCORED_AT_ONCE = 4096  # tokens
-ENGINE = "engine"
+ENGINE, RECIPE = "engine", "recipe"
 SIDES: dict[str, Make] = {
     ENGINE: engine,
-    "recipe": partial(recipe, bfloat16=False),
+    "engine, 1 process": partial(engine, workers=1),
+    "engine float32": partial(engine, dtype="float32"),
+    RECIPE: partial(recipe, bfloat16=False),
     "recipe bf16": partial(recipe, bfloat16=True),
 }
 
@@ -66,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--on", choices=setting.SETTINGS, default="dolly", help="default dolly")
+    parser.add_argument("--base", help="another base: a folder or a Hugging Face id (default: the setting's)")
     parser.add_argument("--llama-1b", action="store_true", help="LLaMA's 1B shape, random weights; CUDA only")
     parser.add_argument("--clients", type=int, default=10, help="in the round, at most 10 on dolly")
     parser.add_argument("--steps", type=int, default=4, help="optimiser steps a visit (default 4)")
@@ -77,6 +80,14 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="default: CUDA where there is CUDA")
     parser.add_argument("--micro-batch-tokens", type=int, help="the engine's (default: it chooses)")
     parser.add_argument("--cohort-size", type=int, help="the engine's clients at once (default: it chooses)")
+    parser.add_argument("--workers", type=int, help="the engine's processes (default: it chooses)")
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        choices=tuple(SIDES),
+        default=(ENGINE, RECIPE, "recipe bf16"),
+        help="the engine and the recipe are always among them (default: both, and the recipe in bfloat16)",
+    )
 
 
 def measure(options: Namespace) -> Figures:
@@ -88,7 +99,8 @@ def measure(options: Namespace) -> Figures:
         shape = flops.shape_of(settings.model.base, settings.adapter)
         fresh = lora.fresh(shape.sites, settings.adapter.rank, seed_for(options.seed, "adapter"))
         work = Work(settings=settings, clients=clients, start=fresh)
-        turns = _turns(work, options.repeats)
+        chosen = [name for name in SIDES if name in {ENGINE, RECIPE, *options.sides}]
+        turns = _turns(work, chosen, options.repeats)
         finals = {name: taken[-1].adapter for name, taken in turns.items()}
         losses = _heldout_losses(settings, {"start": fresh, **finals}, heldout)
     peaks = {dtype: _peak(dtype, settings, options.quick) for dtype in _dtypes(turns)}
@@ -102,6 +114,7 @@ def _settings(options: Namespace, scratch: Path) -> RunSettings:
         "batch_size": options.batch,
         "micro_batch_tokens": options.micro_batch_tokens or "auto",
         "cohort_size": options.cohort_size or "auto",
+        "workers": options.workers or "auto",
         **({"threads": options.threads} if options.threads else {}),
     }
     asked = {
@@ -115,7 +128,8 @@ def _settings(options: Namespace, scratch: Path) -> RunSettings:
         return setting.parsed({"data": {"source": "none"}, **setting.merged(own, asked)})
     few = {"data": {"limit": 40}} if options.quick else {}
     split = {"split": {"clients": options.clients}} if options.on == "world" else {}
-    return setting.placed(setting.settings(options.on, few, split, asked))
+    base = {"model": {"base": options.base}} if options.base else {}
+    return setting.placed(setting.settings(options.on, few, split, asked, base))
 
 
 def _large(options: Namespace) -> Mapping[str, int]:
@@ -139,12 +153,12 @@ def _data(options: Namespace, settings: RunSettings) -> tuple[dict[str, Tokens],
     return chosen, ready.heldout.take(spread(prepare.categories(ready), 8 if options.quick else HELDOUT))
 
 
-def _turns(work: Work, repeats: int) -> dict[str, list[Measured]]:
+def _turns(work: Work, names: Sequence[str], repeats: int) -> dict[str, list[Measured]]:
     """Warm up, then take turns."""
     steps = work.settings.tuning.max_steps
     assert steps is not None
-    taken: dict[str, list[Measured]] = {name: [] for name in SIDES}
-    with sides(SIDES, work) as turns:
+    taken: dict[str, list[Measured]] = {name: [] for name in names}
+    with sides({name: SIDES[name] for name in names}, work) as turns:
         for turn in turns.values():
             turn(1)
         for _ in range(repeats):
@@ -201,7 +215,7 @@ def _figures(
     lengths, trained = _amounts(work)
     amounts = {"examples": len(lengths), "tokens": work.tokens, "trained_tokens": trained}
     padded = sum(int(batch.max()) * len(batch) for batch in work.lengths())
-    reference = turns["recipe"][-1].adapter.plus(work.start, -1.0)
+    reference = turns[RECIPE][-1].adapter.plus(work.start, -1.0)
     found: dict[str, Figures] = {}
     for name, taken in turns.items():
         middle = median(each.seconds for each in taken)

@@ -11,7 +11,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import require_shapes, shapes_of
 from shepherd.errors import AdapterError, CheckpointError
 from shepherd.model import base as bases
-from shepherd.model import memory
+from shepherd.model import malloc, memory
 from shepherd.settings import ModelTable, RunSettings
 
 TINY = "tiny"  # the embedded base
@@ -27,7 +27,7 @@ def load_base(settings: RunSettings, say: Callable[[str], None] = _quiet) -> bas
     Raises:
         BaseError: it is missing or unreadable, or cannot be trained packed.
     """
-    memory.keep_pages()
+    malloc.keep_pages()
     memory.use_threads(settings.tuning.threads)
     say(f"loading {settings.model.base}")
     return bases.load(placed(settings.model), settings.adapter, name=settings.model.base)

@@ -172,7 +172,7 @@ class Run:
         categories = prepare.categories(self.prepared)
         places = loss.spread(categories, self.settings.evaluation.examples)
         data = self.prepared.heldout.take(places)
-        micro_batch = tune.micro_batch_tokens(self.settings.tuning, self.base.device)
+        micro_batch = tune.micro_batch_tokens(self.settings.tuning, self.base)
         sums = score.losses(self.base, [adapter], data, micro_batch=micro_batch)[0]
         counts = tune.predictions(data)
         named = [categories[i] for i in places]
@@ -344,7 +344,7 @@ def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> Ru
         clients=clients,
         step_tokens=length * tuning.batch_size,
         all_tokens=length * settings.federation.rounds * clients * _visit_examples(settings, prepared),
-        micro_batch=tune.micro_batch_tokens(tuning, base.device),
+        micro_batch=tune.micro_batch_tokens(tuning, base),
         workers=None if tuning.workers == "auto" else tuning.workers,
         cohort_size=None if tuning.cohort_size == "auto" else tuning.cohort_size,
     )

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
 from shepherd.errors import DataError, FederationError
-from shepherd.federation.workers import Job, Workers, here
+from shepherd.federation.workers import AHEAD, Job, Workers, here
 from shepherd.model.tune import Progress, Visit
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
 
@@ -91,17 +91,28 @@ def test_jobs_are_taken_as_they_are_needed(llama, pair) -> None:
     taken = []
 
     def asked() -> Iterator[Job]:
-        for number in range(20):
+        for number in range(40):
             taken.append(number)
             yield job(llama, "ann")
 
     results = pair.tuned(asked(), silent)
     next(results)
-    assert len(taken) == 4  # two a worker
+    assert len(taken) == 2 * AHEAD
     results.close()
     heard: list[int] = []
     assert len(list(pair.tuned([job(llama, "bob")], lambda number, told: heard.append(number)))) == 1
     assert set(heard) == {0}  # nothing of the jobs that were given up
+
+
+def test_the_largest_job_begins_first(llama, llama_folder) -> None:
+    table = ModelTable(base=str(llama_folder), dtype="float32", device="cpu")
+    one = Workers(1, 1, table, AdapterTable(rank=3, alpha=6))
+    heard: list[int] = []
+    asked = [job(llama, "cay"), job(llama, "ann"), job(llama, "ann", "bob", "eve"), job(llama, "ann", "bob")]
+    found = list(one.tuned(asked, lambda number, told: heard.append(number)))
+    one.close()
+    assert list(dict.fromkeys(heard)) == [2, 3, 0, 1]
+    assert [len(each) for each in found] == [1, 1, 3, 2]
 
 
 def _blas() -> set[int]:

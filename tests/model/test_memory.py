@@ -100,6 +100,11 @@ def test_free_memory_of_this_machine_is_a_sensible_number() -> None:
     assert 2**24 < memory.free_bytes(torch.device("cpu")) < 2**50
 
 
-def test_keeping_pages_tells_whether_it_could(monkeypatch) -> None:
-    monkeypatch.setattr(memory.sys, "platform", "darwin")
-    assert memory.keep_pages() is False
+def test_a_pass_is_as_small_as_the_bases_size_allows(llama, monkeypatch) -> None:
+    assert memory.micro_batch(llama) == 4096  # of a tiny base the fixed cost of a layer is most
+    monkeypatch.setattr(memory, "parameters", lambda base: 107_000_000)
+    llama_30_layers = llama.model.config.get_text_config()
+    monkeypatch.setattr(llama_30_layers, "num_hidden_layers", 30)
+    assert memory.micro_batch(llama) == 1024  # SmolLM2-135M
+    monkeypatch.setattr(memory, "parameters", lambda base: 10**12)
+    assert memory.micro_batch(llama) == 1024  # the shared prefix of a row alone

@@ -134,11 +134,13 @@ def test_a_clients_rows_do_not_depend_on_who_else_is_there() -> None:
     assert rows_of("a", a) == rows_of("a", a, b) == rows_of("a", b, a)
 
 
-def test_the_tokens_of_a_pass_go_by_the_device_unless_they_are_set() -> None:
+def test_the_tokens_of_a_pass_go_by_base_and_device_unless_they_are_set(llama) -> None:
     auto = TuningTable()
-    sizes = [tune.micro_batch_tokens(auto, torch.device(kind)) for kind in ("cpu", "cuda")]
+    sizes = [
+        tune.micro_batch_tokens(auto, replace(llama, device=torch.device(kind))) for kind in ("cpu", "cuda")
+    ]
     assert 0 < sizes[0] < sizes[1]
-    assert tune.micro_batch_tokens(TuningTable(micro_batch_tokens=7), torch.device("cpu")) == 7
+    assert tune.micro_batch_tokens(TuningTable(micro_batch_tokens=7), llama) == 7
 
 
 # --- what is refused

@@ -99,7 +99,7 @@ def _losses(
         return [[] for _ in adapters]
     zero = base.zero
     data = prepared.heldout.take(asked.losses)
-    micro_batch = tune.micro_batch_tokens(settings.tuning, base.device)
+    micro_batch = tune.micro_batch_tokens(settings.tuning, base)
     sums = score.losses(base, [adapter or zero for adapter in adapters], data, micro_batch=micro_batch)
     return [[float(each) for each in row] for row in sums]
 

@@ -11,9 +11,8 @@ import signal
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,15 +30,13 @@ from threadpoolctl import threadpool_limits
 from shepherd.core import Algorithm, Broadcast
 from shepherd.errors import FederationError, ShepherdError
 from shepherd.model import base as bases
-from shepherd.model import memory, tune
+from shepherd.model import malloc, memory, tune
 from shepherd.model.base import Base
 from shepherd.model.tune import Progress, Tuned, Visit
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
 
 POLL = 0.1  # seconds between two looks at how far the workers are
-# glibc reads these when a process starts. Huge pages: a tenth to a fifth faster. No small free blocks kept
-# aside, which would stay between large ones, so that each tensor is looked for in long lists: a twentieth.
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+AHEAD = 8  # jobs a worker that are looked at, and whose results may wait here for one before them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,41 +96,52 @@ class Workers:
     def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[Tuned]]:
         """What each job made, in the jobs' order; at most two jobs a worker are under way.
 
+        Of the next `AHEAD` jobs a worker the largest begins first, so that none is left alone at the end.
+
         Raises:
             FederationError: a worker died, as it does when memory runs out.
             ShepherdError: as `model.tune.tune`.
         """
         left = enumerate(jobs)
+        waiting: dict[int, Job] = {}
+        begun: dict[int, Future[list[Tuned]]] = {}  # until their results are yielded
         numbers: dict[int, int] = {}  # of a job among all that these workers ever had -> among `jobs`
-        under_way: deque[Future[list[Tuned]]] = deque()
         try:
             # or numpy's threads would wait for the workers' cores
             with threadpool_limits(1, user_api="blas"):
-                while True:
-                    for number, job in islice(left, 2 * self.count - len(under_way)):
-                        serial = next(self._serials)
-                        numbers[serial] = number
-                        with _told_of_death():
-                            under_way.append(self._pool.submit(_work, serial, _carried(job)))
-                    if not under_way:
+                for wanted in count_up():
+                    waiting.update(islice(left, AHEAD * self.count - len(waiting) - len(begun)))
+                    self._begin_largest(waiting, begun, numbers)
+                    if wanted not in waiting and wanted not in begun:
                         return
-                    yield self._result(under_way[0], numbers, watch)
-                    under_way.popleft()
+                    while wanted not in begun or not begun[wanted].done():
+                        wait(_going(begun), timeout=POLL, return_when=FIRST_COMPLETED)
+                        self._tell(numbers, watch)
+                        self._begin_largest(waiting, begun, numbers)
+                    self._tell(numbers, watch)
+                    with _told_of_death():
+                        result = begun[wanted].result()
+                    yield result
+                    del begun[wanted]
         finally:
-            for future in under_way:
+            for future in begun.values():
                 future.cancel()
+
+    def _begin_largest(
+        self, waiting: dict[int, Job], begun: dict[int, Future[list[Tuned]]], numbers: dict[int, int]
+    ) -> None:
+        """Keep two jobs a worker under way, so that none waits for this process."""
+        while waiting and len(_going(begun)) < 2 * self.count:
+            number = max(waiting, key=lambda number: _tokens(waiting[number]))
+            serial = next(self._serials)
+            numbers[serial] = number
+            with _told_of_death():
+                begun[number] = self._pool.submit(_work, serial, _carried(waiting.pop(number)))
 
     def close(self) -> None:
         """End the processes, whatever they are doing; once or again."""
         if self._end is not None:
             self._end()
-
-    def _result(self, future: Future[list[Tuned]], numbers: Mapping[int, int], watch: Watch) -> list[Tuned]:
-        while not wait([future], timeout=POLL).done:
-            self._tell(numbers, watch)
-        self._tell(numbers, watch)
-        with _told_of_death():
-            return future.result()
 
     def _tell(self, numbers: Mapping[int, int], watch: Watch) -> None:
         while not self._told.empty():
@@ -159,12 +167,20 @@ def beside(count: int, model: ModelTable, adapter: AdapterTable) -> Workers | No
 
 
 def _environment(threads: int) -> dict[str, str]:
-    tunables = [own for own in (os.environ.get("GLIBC_TUNABLES"), MALLOC) if own]
     return {
-        "GLIBC_TUNABLES": ":".join(tunables),
+        **malloc.environment(),
         "LOKY_MAX_MEMORY_LEAK_SIZE": "1e15",  # a heap that grows is no reason to load the base again
         "OMP_NUM_THREADS": str(threads),
     }
+
+
+def _going(begun: Mapping[int, Future[list[Tuned]]]) -> list[Future[list[Tuned]]]:
+    return [future for future in begun.values() if not future.done()]
+
+
+def _tokens(job: Job) -> int:
+    """That a job's visits take, which is about how long it will be."""
+    return sum(int(visit.data.lengths[step].sum()) for visit in job.visits for step in visit.steps)
 
 
 def _carried(job: Job) -> Job:
@@ -188,7 +204,7 @@ def _begin(parent: int, told: Any, threads: int, model: ModelTable, adapter: Ada
     global _base, _queue
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that is asked to stop
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    memory.keep_pages()
+    malloc.keep_pages()
     memory.use_threads(threads)
     _queue = told
     try:

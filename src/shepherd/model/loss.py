@@ -11,6 +11,7 @@ from torch import Tensor
 from shepherd.model.base import Base, logits
 
 CHUNK_VALUES = 2**20  # float32 logits alive at once: 4 MB, which a processor's cache still holds
+FEW_ROWS, MOST_VALUES = 128, 2**24  # fewer rows would spend their time reading the head's weights
 
 
 def token_losses(base: Base, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -33,7 +34,8 @@ def weighted_loss(base: Base, hidden: Tensor, targets: Tensor, weights: Tensor) 
 
 
 def _chunks(base: Base, *tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-    size = max(16, CHUNK_VALUES // int(base.model.config.get_text_config().vocab_size))
+    words = int(base.model.config.get_text_config().vocab_size)
+    size = max(16, CHUNK_VALUES // words, min(FEW_ROWS, MOST_VALUES // words))
     return tuple(tensor.split(size) for tensor in tensors)
 
 

@@ -1,10 +1,8 @@
-"""What a machine can hold: how many clients to tune at once, and an allocator that keeps its pages."""
+"""What a machine can hold: how many clients to tune at once, in how many processes."""
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,21 +18,11 @@ USABLE = 0.6  # of the memory that is free, the rest is for the backward pass an
 PROCESS = 500 * 2**20  # bytes that PyTorch and transformers take in a process of their own
 LONG = 6e12  # operations, about a minute of a core: below it, starting processes costs more than it saves
 COPIES = 6  # of an adapter a client: values, gradients, two moments, and the update on its way
-
-
-def keep_pages() -> bool:
-    """Tell glibc to keep freed memory instead of giving it back and faulting it in again each layer.
-
-    Returns whether there was a glibc to tell. Numbers are those of malloc.h.
-    """
-    trim_threshold, mmap_max = -1, -4
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+# What decides the tokens of a pass on a processor; measured in docs/benchmarks.md.
+LAYER = 2.5e8  # operations in the time that a layer takes in every pass, however few its tokens are
+PREFIX = 40  # tokens that a template writes before each example, computed once a row
+OVERHEAD = 0.04  # of a pass's time, that both together may take
+PROCESSOR_PASS, CUDA_PASS = (512, 4096), 16384  # tokens: the least and the most, and the one number
 
 
 def use_threads(count: int | None) -> None:
@@ -95,6 +83,25 @@ def plan(
         wanted = round(2 * micro_batch / max(1.0, step_tokens))
         cohort_size = _even(clients, workers, max(1, min(fits, wanted)))
     return Plan(workers=workers, cohort_size=cohort_size, micro_batch_tokens=micro_batch)
+
+
+def micro_batch(base: Base) -> int:
+    """Tokens of one forward pass: on a processor the fewest that are about as fast as more.
+
+    Follows the base's sizes and nothing measured, so that a site and a simulation choose the same.
+    """
+    if base.device.type != "cpu":
+        return CUDA_PASS
+    model = base.model
+    ends = {
+        id(end.weight): end.weight.numel()
+        for end in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
+    layers = model.config.get_text_config().num_hidden_layers
+    fixed = layers * LAYER / (4 * max(1, parameters(base) - sum(ends.values())))  # in tokens
+    wanted = math.log2((fixed + PREFIX) / OVERHEAD)
+    least, most = PROCESSOR_PASS
+    return int(min(most, max(least, 2 ** round(wanted))))
 
 
 def _workers(base: Base, clients: int, tokens: float, free: float, pass_bytes: int) -> int:

@@ -19,14 +19,12 @@ from shepherd.core import Adapter, Algorithm, Broadcast, require_shapes, seed_fo
 from shepherd.data.pack import pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
-from shepherd.model import layout, lora, stack
+from shepherd.model import layout, lora, memory, stack
 from shepherd.model.attention import PACKED
 from shepherd.model.base import Base, attending, hidden_states
 from shepherd.model.line import Row, line_of
 from shepherd.model.loss import weighted_loss
 from shepherd.settings import TuningTable
-
-MICRO_BATCH = {"cpu": 4096, "cuda": 16384}  # tokens; measured in docs/benchmarks.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +112,7 @@ def _run(
     """All optimiser steps; the sum of losses over each visit's trained tokens, (K,)."""
     optimiser = stack.AdamW.fresh(cohort, tuning)
     predicted = [predictions(visit.data) for visit in visits]
-    micro_batch = micro_batch_tokens(tuning, base.device)
+    micro_batch = micro_batch_tokens(tuning, base)
     correct = _correction(cohort, broadcast, algorithm, visits)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = trained = 0
@@ -155,10 +153,10 @@ def _step_counts(visits: Sequence[Visit], predicted: Sequence[NDArray[np.int64]]
     ]
 
 
-def micro_batch_tokens(tuning: TuningTable, device: torch.device) -> int:
-    """Tokens in one forward pass; "auto" is what keeps this kind of device busy and its caches warm."""
+def micro_batch_tokens(tuning: TuningTable, base: Base) -> int:
+    """Tokens in one forward pass; "auto" is what `memory.micro_batch` takes for this base and device."""
     chosen = tuning.micro_batch_tokens
-    return chosen if isinstance(chosen, int) else MICRO_BATCH.get(device.type, MICRO_BATCH["cuda"])
+    return chosen if isinstance(chosen, int) else memory.micro_batch(base)
 
 
 def passes(visits: Sequence[Visit], step: int, micro_batch: int) -> list[list[Row]]:

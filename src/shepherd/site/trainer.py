@@ -257,7 +257,7 @@ class Trainer:
     ) -> Scores:
         categories = prepare.categories(prepared)
         data = prepared.heldout.take(places)
-        micro_batch = tune.micro_batch_tokens(settings.tuning, base.device)
+        micro_batch = tune.micro_batch_tokens(settings.tuning, base)
         sums = score.losses(base, [broadcast.adapter], data, micro_batch=micro_batch)[0]
         counts = tune.predictions(data)
         names = np.array([fields.sentence(categories[i])[: fields.MOST_NAME] for i in places])
