@@ -87,6 +87,16 @@ def _dolly() -> dict[str, Any]:
     }
 
 
+def pretrained() -> Path:
+    """The folder of SmolLM2-135M, which `tools/get_smollm2.py` fetches.
+
+    Raises:
+        Missing: it is not on this machine.
+    """
+    home = Path.home() / ".cache" / "shepherd" / "SmolLM2-135M-Instruct"
+    return _needed(Path(os.environ.get("SHEPHERD_SMOLLM2", home)) / "config.json").parent
+
+
 def _shared() -> Path:
     return Path(os.environ.get("SHEPHERD_SHARED", ROOT.parent / "shared"))
 

@@ -23,6 +23,7 @@ from shepherd.federation.nvflare.session import session
 from shepherd.federation.nvflare.supervise import bound
 from shepherd.model.digest import digest
 from shepherd.settings import RunSettings
+from shepherd.site.settings import TINY
 
 MOST = 20
 """Sites on one machine: each is three processes, one with a base of its own."""
@@ -117,6 +118,7 @@ def write_sites(
         SilosError: more sites than one machine should run; nothing is written then.
     """
     division = prepare.divide(settings)
+    base = settings.model.base
     if len(division.clients) > MOST:
         raise SilosError(
             f"{len(division.clients)} clients would be as many sites on this machine, and at most {MOST} are"
@@ -124,20 +126,28 @@ def write_sites(
         )
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        names(number): write_site(folder / names(number), division.of(places), policy)
+        names(number): write_site(folder / names(number), division.of(places), policy, base)
         for number, places in enumerate(division.clients.values(), 1)
     }
 
 
-def write_site(folder: Path, examples: Sequence[Example], policy: Mapping[str, object] | None = None) -> Path:
-    """A site's folder: data.jsonl, and a site.toml that allows the embedded base."""
+def write_site(
+    folder: Path,
+    examples: Sequence[Example],
+    policy: Mapping[str, object] | None = None,
+    base: str = TINY,
+) -> Path:
+    """A site's folder: data.jsonl, and a site.toml that allows the base, the embedded one or a folder's."""
+    where = world.base_path() if base == TINY else Path(base).expanduser().resolve()
     folder.mkdir(parents=True)
     rows = (json.dumps(_row(example), ensure_ascii=False) + "\n" for example in examples)
     (folder / "data.jsonl").write_text("".join(rows), encoding="utf8")
     table = {
         "data": {"source": "data.jsonl"},
         "trainer": {"threads": 1},  # several sites share this machine
-        "bases": [{"name": "tiny", "folder": "tiny", "sha256": digest(str(world.base_path()))}],
+        "bases": [
+            {"name": where.name, "folder": TINY if base == TINY else str(where), "sha256": digest(where)}
+        ],
         "policy": dict(policy or {}),
     }
     config = folder / "site.toml"
