@@ -1,7 +1,8 @@
 """Is federation worth it? FedIT's table: base, clients alone, all data in one place, federated.
 
 On the embedded world three clients of two categories tune alone, as in the paper, and answers are checked
-by code. On Dolly all ten clients do, and the measure is the held-out response loss. Every arm takes the same
+by code. On Dolly all ten clients do, and the measure is the held-out response loss; on SmolLM2, a pretrained
+base with the same clients, ROUGE-L of the answers as well. Every arm takes the same
 number of optimiser steps, or with --match examples sees the same number of examples. `alone` is the time of
 the federated run of the first seed, `all` that of the whole comparison with its scoring.
 """
@@ -24,7 +25,7 @@ from shepherd.compare.comparing import compare
 from shepherd.run import Run
 from shepherd.settings import RunSettings
 
-LOCALS = {"world": ("client-3", "client-6", "client-8"), "dolly": None}
+LOCALS = {"world": ("client-3", "client-6", "client-8"), "dolly": None, "smollm2": None}
 SHARES = ("right", "exact", "f1", "rouge_l")
 
 
@@ -97,7 +98,12 @@ def tables(figures: Figures) -> list[Table]:
         f"the federated run alone {alone}, the whole comparison {seconds['all']:.0f} s",
     )
     title = f"{len(figures['seeds'])} seeds, matched by {figures['match']}; 95% intervals"
-    return [Table(title, columns, rows, notes), *_texts(arms, names), *_categories(figures, chief)]
+    return [
+        Table(title, columns, rows, notes),
+        *_texts(arms, names),
+        *_categories(figures, chief),
+        *_clients(arms),
+    ]
 
 
 def _texts(arms: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table]:
@@ -105,6 +111,13 @@ def _texts(arms: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Tabl
     alike = [name for name in names if name in ("exact", "f1", "rouge_l")]
     rows = [[arm["name"], *(_interval(arm["measures"][name], True) for name in alike)] for arm in arms]
     return [Table("answers against the reference, %", ("arm", *alike), rows)] if alike else []
+
+
+def _clients(arms: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The held-out loss in each client's own mix of categories."""
+    clients = sorted(arms[0]["client_loss"])
+    rows = [[arm["name"], *(f"{arm['client_loss'][client]:.3f}" for client in clients)] for arm in arms]
+    return [Table("loss by client, in its own mix of categories", ("arm", *clients), rows)] if clients else []
 
 
 def _difference(figures: Figures, arm: str, measure: str) -> Mapping[str, Any] | None:

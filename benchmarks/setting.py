@@ -1,7 +1,8 @@
 """What the benchmarks run on: the demo's world, which comes with the project, or real data beside it.
 
 `../shared`, or the folder that SHEPHERD_SHARED names, holds `data/dolly/ten_clients` (Dolly as ten
-ready-made clients) and `models/novella-8m` (a small real base).
+ready-made clients) and `models/novella-8m` (a small real base). SmolLM2-135M-Instruct, a pretrained base,
+is fetched by `tools/get_smollm2.py`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from shepherd.loading import TINY
 from shepherd.settings import RunSettings, parse
 
 Tables = Mapping[str, Any]
-SETTINGS = ("dolly", "world")
+SETTINGS = ("dolly", "world", "smollm2")
 
 
 def settings(on: str, *changes: Tables) -> RunSettings:
-    """A run on "dolly" or on the demo's "world", with the keys of `changes` put over it, last wins.
+    """A run on one of `SETTINGS`, with the keys of `changes` put over it, last wins.
 
     Raises:
         Missing: the data or the base are not on this machine.
     """
-    table = _dolly() if on == "dolly" else _world()
+    table = {"dolly": _dolly, "world": _world, "smollm2": _smollm2}[on]()
     for change in changes:
         table = merged(table, change)
     return parsed(table)
@@ -85,6 +86,16 @@ def _dolly() -> dict[str, Any]:
         "tuning": {"batch_size": 16, "learning_rate": 1e-3, "max_steps": 8},
         "evaluation": {"examples": 400},
     }
+
+
+def _smollm2() -> dict[str, Any]:
+    """examples/smollm2.toml on the same ten clients as "dolly"."""
+    table = tomllib.loads((ROOT / "examples" / "smollm2.toml").read_text(encoding="utf8"))
+    here = {
+        "model": {"base": str(pretrained())},
+        "data": {"source": str(_needed(_shared() / "data" / "dolly" / "ten_clients"))},
+    }
+    return {**merged(table, here), "split": {"by": "ready-made"}}
 
 
 def pretrained() -> Path:
