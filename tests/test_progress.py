@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ class Clock:
 def beats(under_way: Stage, until: float, caplog: pytest.LogCaptureFixture) -> list[str]:
     caplog.set_level(logging.INFO)
     clock = Clock(until)
-    beat(under_way, clock.wait, clock.read)
+    beat([under_way], clock.wait, clock.read)
     return list(caplog.messages)
 
 
@@ -54,17 +55,17 @@ def test_what_is_counted_says_how_far_it_is_and_what_is_left() -> None:
     assert scoring.line(130.0) == "scoring 2,000 held-out examples: 0 of 2,000, 30 s so far"
     scoring.advance(500)
     assert scoring.line(160.0) == (
-        "scoring 2,000 held-out examples: 500 of 2,000, about 3 min 00 s left, 1 min 00 s so far"
+        "scoring 2,000 held-out examples: 500 of 2,000, about 3 min left, 1 min 00 s so far"
     )
 
 
 def test_a_round_names_its_clients_step_speed_loss_and_time_left() -> None:
     whole = far(first=3, last=5, step=4, steps=12, round_tokens=52400)
     # a quarter of round 2 took 10 s: 40 s for each of 19 rounds, less these 10 s
-    left = "about 12 min 30 s left"
+    left = "about 12 min left"
     assert str(whole) == f"round 2/20: clients 3-5 of 10, step 4 of 12, 1,310 tokens/s, loss 2.53, {left}"
     assert str(far(first=3, last=3, tokens=0, round_tokens=99)) == "round 2/20: client 3 of 10, 10 s so far"
-    assert str(far(clients_done=5, tokens=0)) == "round 2/20: 5 of 10 clients done, about 6 min 10 s left"
+    assert str(far(clients_done=5, tokens=0)) == "round 2/20: 5 of 10 clients done, about 6 min left"
 
 
 def test_a_round_that_hears_nothing_new_still_counts_its_seconds(caplog: pytest.LogCaptureFixture) -> None:
@@ -89,6 +90,38 @@ def test_a_stage_beats_while_its_block_runs_and_no_longer(
         raise ZeroDivisionError
     assert len(caplog.messages) in (said, said + 1)
     assert caplog.messages[0].startswith("proving: ")
+
+
+def test_a_stage_that_was_given_up_does_not_silence_the_next(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def updates() -> Iterator[int]:
+        with stage("tuning"):
+            yield 1
+            yield 2
+
+    with stage("round 1/2"):
+        given_up = updates()
+        next(given_up)
+    given_up.close()
+    monkeypatch.setattr(progress, "EVERY_S", 0.005)
+    caplog.set_level(logging.INFO)
+    with stage("round 2/2"):
+        while not caplog.messages:
+            pass
+    assert caplog.messages[0].startswith("round 2/2: ")
+
+
+def test_many_short_stages_in_a_long_one_are_no_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.05)
+    caplog.set_level(logging.INFO)
+    with stage("preparing the run"):
+        while not caplog.messages:
+            with stage("reading a file"):  # shorter than a beat
+                time.sleep(0.004)
+    assert caplog.messages[0].split(":")[0] in ("preparing the run", "reading a file")
 
 
 class Bar:

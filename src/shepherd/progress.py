@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -19,6 +19,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 EVERY_S = 25.0
 """Seconds between two lines about one piece of work: less than the half minute that is promised."""
+_of_this_thread = threading.local()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class Progress:
         if self.tokens and self.seconds > 0:
             parts += [f"{self.tokens / self.seconds:,.0f} tokens/s", f"loss {self.loss:.2f}"]
         left = self.left()
-        parts += [f"{duration(self.seconds)} so far" if left is None else f"about {duration(left)} left"]
+        parts += [f"{duration(self.seconds)} so far" if left is None else f"about {roughly(left)} left"]
         return f"round {self.round}/{self.rounds}: {', '.join(parts)}"
 
     def share(self) -> float:
@@ -69,7 +70,7 @@ class Progress:
         return self.seconds / self.share() * (self.rounds - self.round + 1) - self.seconds
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Stage:
     """A piece of work under way: `done` of `total` (0 where that is not known)."""
 
@@ -101,7 +102,7 @@ class Stage:
             return str(replace(self.progress, seconds=seconds))
         parts = [f"{self.done:,} of {self.total:,}"] if self.total else []
         if 0 < self.done < self.total:
-            parts += [f"about {duration(seconds * (self.total - self.done) / self.done)} left"]
+            parts += [f"about {roughly(seconds * (self.total - self.done) / self.done)} left"]
         return f"{self.name}: {', '.join([*parts, f'{duration(seconds)} so far'])}"
 
 
@@ -109,36 +110,57 @@ class Stage:
 def stage(name: str, total: int = 0) -> Iterator[Stage]:
     """A piece of work that may take long: while the block runs, a line at least every half minute.
 
-    The block calls `advance` as parts of `total` are done.
+    The block calls `advance` as parts of `total` are done. Stages nest: the lines are the innermost one's,
+    at the outermost one's beat, so that many short stages in a long one are no silence.
     """
     log.debug("%s", name)
-    now, over = Stage(name=name, total=total), threading.Event()
-    beats = threading.Thread(target=beat, args=(now, over.wait), daemon=True, name="shepherd-progress")
-    beats.start()
-    try:
-        with _bar(now):
-            yield now
-    finally:
-        over.set()
-        beats.join()
-
-
-def beat(under_way: Stage, wait: Callable[[float], bool], clock: Callable[[], float] = monotonic) -> None:
-    """Log how far the stage is, every EVERY_S, until `wait`, which waits so long, says that it is over."""
-    while not wait(EVERY_S):
-        log.info("%s", under_way.line(clock()))
+    now = Stage(name=name, total=total)
+    with _bar(now), _beating(now):
+        yield now
 
 
 @contextmanager
-def _bar(under_way: Stage) -> Iterator[None]:
+def _beating(now: Stage) -> Iterator[None]:
+    """The last of this thread's stages; the first of them also begins to beat."""
+    stages: list[Stage] = _of_this_thread.__dict__.setdefault("stages", [])
+    if stages:
+        stages.append(now)
+        try:
+            yield
+        finally:
+            if now in stages:  # a generator that was given up ends after the stages around it
+                stages.remove(now)
+        return
+    stages.append(now)
+    over = threading.Event()
+    beats = threading.Thread(target=beat, args=(stages, over.wait), daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beats.join()
+        stages.clear()
+
+
+def beat(
+    stages: Sequence[Stage], wait: Callable[[float], bool], clock: Callable[[], float] = monotonic
+) -> None:
+    """Log the last of the stages every EVERY_S, until `wait`, which waits so long, says that it is over."""
+    while not wait(EVERY_S):
+        log.info("%s", stages[-1].line(clock()))
+
+
+@contextmanager
+def _bar(now: Stage) -> Iterator[None]:
     """In a notebook, a bar for as long as the stage lasts."""
     if not in_notebook():
         yield
         return
     from tqdm.auto import tqdm  # brings ipywidgets
 
-    with tqdm(desc=under_way.name, total=under_way.total or None, leave=False) as bar:
-        under_way.bar = bar
+    with tqdm(desc=now.name, total=now.total or None, leave=False) as bar:
+        now.bar = bar
         yield
 
 
@@ -165,3 +187,13 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // step:02d} {below}"
     return f"{whole} s"
+
+
+def roughly(seconds: float) -> str:
+    """As `duration`, no finer than a guess is.
+
+    >>> [roughly(s) for s in (7, 100, 161, 3900, 20000)]
+    ['7 s', '1 min 40 s', '3 min', '65 min', '5 h 33 min']
+    """
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if 2 < minutes < 120 else duration(seconds)

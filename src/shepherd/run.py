@@ -39,7 +39,7 @@ from shepherd.model import base as bases
 from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
 from shepherd.prepare import Prepared
-from shepherd.progress import duration
+from shepherd.progress import roughly, stage
 from shepherd.rounds import RoundReport, report_row, rounds, start
 from shepherd.settings import RunSettings
 
@@ -112,7 +112,7 @@ class Run:
             FederationError: another loop over the rounds of this run went on in between.
         """
         self._require_open()
-        for state, report in rounds(
+        done = rounds(
             self.algorithm,
             self.simulation,
             self.transform,
@@ -121,10 +121,13 @@ class Run:
             select=select.selector(self.settings.federation),
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
-        ):
-            row = self._row(state, report)
-            self._save(state, row)
-            self.trackers.log(row)
+        )
+        while self.state.round < self.until:
+            with stage(f"round {self.state.round + 1}/{self.until}"):
+                state, report = next(done)
+                row = self._row(state, report)
+                self._save(state, row)
+                self.trackers.log(row)
             self.state = state
             yield state, row
             self._require_open()
@@ -273,6 +276,11 @@ def open_run(settings: RunSettings, prepared: Prepared | None = None) -> Run:
         FolderError: `output` holds another run or anything else, or cannot be written.
         ShepherdError: the base, the data or a setting cannot be used; nothing is written then.
     """
+    with stage("preparing the run"):
+        return _opened(settings, prepared)
+
+
+def _opened(settings: RunSettings, prepared: Prepared | None) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
@@ -320,7 +328,7 @@ def resume(path: str | Path) -> Run:
     if folder.is_over_silos(path):
         raise FolderError(f"the run in {path} is over silos; go on with it by `shepherd resume {path}`")
     holder = folder.reopen(path)
-    with _given_back_on_error(holder):
+    with _given_back_on_error(holder), stage("preparing the run"):
         return _resumed(holder)
 
 
@@ -446,4 +454,4 @@ def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, pre
 
 def _expect(of_run: Expected) -> None:
     memory_gb = of_run.memory_bytes / 1e9
-    log.info("expecting about %.1f GB of memory, %s a round", memory_gb, duration(of_run.seconds_a_round))
+    log.info("expecting about %.1f GB of memory, %s a round", memory_gb, roughly(of_run.seconds_a_round))

@@ -62,7 +62,7 @@ class Simulation:
             sizes=[len(group.clients) for group in groups],
             round_tokens=sum(_tokens(visit) for group in groups for visit in group.job.visits),
         )
-        with stage(f"round {meter.round}/{meter.rounds}", meter.round_tokens) as now:
+        with stage("tuning", meter.round_tokens) as now:
 
             def watch(number: int, told: tune.Progress) -> None:
                 meter.told[number] = told

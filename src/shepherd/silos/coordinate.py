@@ -13,11 +13,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from shepherd import card, checkpoint, folder, plugins, prepare, select, tracking
+from shepherd import card, checkpoint, folder, plugins, prepare, progress, select, tracking
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import ServerState, seed_for
 from shepherd.data.examples import Example
@@ -38,7 +38,7 @@ from shepherd.loading import load_base, load_checkpoint, placed
 from shepherd.model import base as bases
 from shepherd.model import files, lora, stack
 from shepherd.model.digest import digest, folder_of
-from shepherd.progress import Progress, Stage, stage
+from shepherd.progress import Progress
 from shepherd.rounds import start
 from shepherd.run import answered
 from shepherd.settings import RunSettings, plain, published
@@ -54,7 +54,7 @@ copied into the run folder, since a site keeps its last two answers alone: from 
 lost its disk could not go on. Still, a large adapter and short rounds shall not fill the server's time."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)
 class SilosRun:
     """A run that this process keeps going; from `open_run` or `resume`."""
 
@@ -67,7 +67,19 @@ class SilosRun:
     closed: bool = False
     _due: float = 0.0
     """When the next copy may begin."""
+    _next_line: float = field(default_factory=lambda: time.monotonic() + progress.EVERY_S)
+    """When the next line about the round under way is due."""
     _loaded: tuple[Path, ServerState] | None = None
+
+    def __repr__(self) -> str:
+        """Where it is and what it does, and no text of any example."""
+        return f"<SilosRun {self.folder}: {self.settings.algorithm.name}, {self.until} rounds>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def folder(self) -> Path:
@@ -92,7 +104,7 @@ class SilosRun:
         if _whole(self.holder, self.until):
             return
         outcome: Row | None = None
-        with stage("following the run") as now, closing(self.following.news()) as told:
+        with closing(self.following.news()) as told:
             for news in told:
                 self._remember(news)
                 self._gone_back(news)
@@ -100,7 +112,7 @@ class SilosRun:
                     taken = self._taken(row)
                     if taken["round"]:
                         yield self._state(), taken
-                self._show(news, now)
+                self._show(news)
                 self._copy(news)
                 outcome = news.outcome
         if outcome and "error" in outcome:
@@ -163,12 +175,16 @@ class SilosRun:
         self.trackers.log(row)
         return row
 
-    def _show(self, news: News, now: Stage) -> None:
+    def _show(self, news: News) -> None:
         for line in news.said:
             self.say(line)
         if news.progress is not None:
             cohort = select.share_of(len(self.following.order.sites), self.settings.federation.share)
-            now.at(Progress(clients=cohort, **news.progress))
+            line_is_due = time.monotonic() >= self._next_line
+            level = logging.INFO if line_is_due else logging.DEBUG
+            progress.log.log(level, "%s", Progress(clients=cohort, **news.progress))
+            if line_is_due:
+                self._next_line = time.monotonic() + progress.EVERY_S
 
     def _remember(self, news: News) -> None:
         if news.restart:
