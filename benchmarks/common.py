@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -57,6 +58,8 @@ def run(
 ) -> int:
     """Measure, print, write; the exit code: 1 where the figures say `"passed": false`, 2 for a mistake."""
     memory.use_threads(options.threads)
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("shepherd").setLevel(logging.INFO)
     try:
         figures = measure(options)
     except Missing as missing:

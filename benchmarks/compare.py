@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -55,9 +54,9 @@ def measure(options: Namespace) -> Figures:
     return {**kept, "seconds": seconds}
 
 
-def _trained(opened: Callable[[Callable[[str], None]], Run]) -> float:
+def _trained(opened: Callable[[], Run]) -> float:
     began = perf_counter()
-    with closing(opened(print)) as run:
+    with opened() as run:
         for _, row in run.rounds():
             print(f"round {row['round']} of {run.until}: loss {row['loss']:.4f}", flush=True)
         run.finish(answer=False)

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(options: Namespace) -> Figures:
     with TemporaryDirectory() as scratch:
         settings = _settings(options, options.output or Path(scratch) / "dolly")
-        with closing(open_run(settings, print)) as run:
+        with closing(open_run(settings)) as run:
             for _, row in run.rounds():
                 print(f"round {row['round']} of {run.until}: held-out loss {row['heldout']['loss']:.4f}")
             clients = {name: len(data) for name, data in run.prepared.clients.items()}

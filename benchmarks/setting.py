@@ -15,8 +15,7 @@ from typing import Any
 
 from benchmarks.common import ROOT, Missing
 from shepherd import world
-from shepherd.loading import TINY
-from shepherd.settings import RunSettings, parse
+from shepherd.settings import TINY, RunSettings, parse
 
 Tables = Mapping[str, Any]
 SETTINGS = ("dolly", "world", "smollm2")

@@ -29,15 +29,11 @@ class FakeRun:
         self.holder = folder.create(settings.output, settings)
         self.settings, self.at = settings, at
         self.folder, self.until = self.holder.path, settings.federation.rounds
-        self.progress: Any = None
 
     def rounds(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         self.holder.append({"round": 0, "heldout": {"loss": 3.0, "category": {"qa": 3.0}}})
         for number in range(1, self.until + 1):
             self.at(number)
-            self.progress(
-                SimpleNamespace(round=number, clients_done=0, clients=2, tokens=5, loss=2.0, seconds=0.5)
-            )
             row = {
                 "round": number,
                 "cohort": ["a", "b"],
@@ -51,6 +47,7 @@ class FakeRun:
             yield SimpleNamespace(round=number), row
 
     def finish(self) -> dict[str, Any]:
+        self.holder.write(folder.FINISHED, f'{{"round": {self.until}}}')
         return {"adapter": self.folder / "adapter", "answers": {"qa": (0.0, 0.5)}}
 
     def close(self) -> None:
@@ -65,7 +62,7 @@ def shepherd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
 
     def invoke(*words: str, at: Callable[[int], None] = lambda number: None) -> Result:
         fake = types.ModuleType("shepherd.run")
-        fake.open_run = lambda settings, say: FakeRun(settings, at)  # type: ignore[attr-defined]
+        fake.open_run = lambda settings: FakeRun(settings, at)  # type: ignore[attr-defined]
         asking = types.ModuleType("shepherd.asking")
         asking.generate = lambda *given, **options: f"{given} {options}"  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "shepherd.run", fake)
@@ -157,6 +154,15 @@ def test_a_folder_with_a_run_is_refused_and_kept(shepherd: Callable[..., Result]
     assert Path("runs/run/rounds.jsonl").read_bytes() == before
 
 
+def test_a_finished_run_says_so_and_is_not_made_again(shepherd: Callable[..., Result]) -> None:
+    shepherd("run", "run.toml")
+    result = shepherd("resume", "runs/run")
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "runs/run is finished already, after 3 rounds; its adapter is in runs/run/adapter\n"
+    )
+
+
 def test_new_writes_a_run_file_that_runs(shepherd: Callable[..., Result]) -> None:
     assert shepherd("new", "fresh.toml").stdout == "wrote fresh.toml; next: shepherd data check fresh.toml\n"
     assert shepherd("run", "fresh.toml", "federation.rounds=1").exit_code == 0
@@ -201,24 +207,60 @@ def test_a_true_process_says_one_line_and_exits_with_2(tmp_path: Path) -> None:
     assert done.stderr == "shepherd: nowhere holds no run (run.toml is missing); name the folder of a run\n"
 
 
-def test_a_true_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
+STAND_IN = (  # a job in the background would ignore Ctrl-C
+    "import signal, sys, types, time; from shepherd.cli import main\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "sys.modules['shepherd.run'] = fake = types.ModuleType('run')\n"
+)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_true_signal_ends_with_a_sentence(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     (tmp_path / "run.toml").write_text(RUN_FILE)
-    code = (  # a job in the background would ignore it
-        "import signal, sys, types, time; from shepherd.cli import main\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script = STAND_IN + (
         "def wait(*_): print('ready', flush=True); time.sleep(30)\n"
-        "sys.modules['shepherd.run'] = fake = types.ModuleType('run'); fake.open_run = wait\n"
+        "fake.open_run = wait\n"
         "main(['run', 'run.toml'])"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, sent)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert said == "shepherd: stopped before the run began\n"
+
+
+def test_a_reader_that_goes_away_does_not_end_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(RUN_FILE)
+    script = (
+        "from tests.test_cli import FakeRun\n"
+        + STAND_IN
+        + (
+            "fake.open_run = lambda settings: FakeRun(settings, lambda number: time.sleep(0.2))\n"
+            "main(['run', 'run.toml'])"
+        )
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()  # as `head -1`
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=30) == 0
+    assert folder.is_finished(tmp_path / "runs" / "run")
 
 
 def test_the_public_names_are_sorted_and_there() -> None:

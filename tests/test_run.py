@@ -6,8 +6,12 @@ import dataclasses
 import errno
 import itertools
 import json
+import logging
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +23,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shepherd import checkpoint, folder, prepare
+from shepherd import asking, checkpoint, folder, prepare
 from shepherd import run as run_module
 from shepherd.core import Adapter
-from shepherd.errors import BaseError, CheckpointError, DataError, FolderError, QuorumNotMet, SettingsError
+from shepherd.errors import (
+    BaseError,
+    CheckpointError,
+    DataError,
+    FederationError,
+    FolderError,
+    QuorumNotMet,
+    SettingsError,
+)
 from shepherd.inspection import inspect_data
 from shepherd.model import files, layout, lora, score
+from shepherd.progress import Progress
 from shepherd.run import Run, open_run, resume
-from shepherd.settings import RunSettings, dump
+from shepherd.settings import RunSettings, dump, read
 from tests import runs
 from tests.model import bases
 
@@ -267,8 +280,9 @@ def test_a_base_may_be_named_from_ones_home(whole, source, llama_folder, tmp_pat
 
 def test_two_processes_cannot_hold_one_run(table) -> None:
     run = open_run(table)
-    with pytest.raises(FolderError, match="another process is running"):
-        resume(run.folder)
+    code = f"from shepherd import folder; folder.reopen({str(run.folder)!r})"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "FolderError: another process is running" in other.stderr
     run.close()
     resume(run.folder).close()
 
@@ -290,12 +304,12 @@ def test_what_is_no_run_cannot_be_resumed(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2, 3])
-def test_a_run_stopped_after_any_round_ends_with_the_same_bits(table, whole, rounds) -> None:
+def test_a_run_stopped_after_any_round_ends_with_the_same_bits(table, whole, rounds, caplog) -> None:
     path = stopped(table, rounds)
-    said: list[str] = []
-    run = resume(path, said.append)
+    caplog.set_level(logging.INFO)
+    run = resume(path)
     assert run.state.round == rounds
-    assert f"going on after round {rounds} of 3" in said
+    assert f"going on after round {rounds} of 3" in caplog.messages
     assert_same_end(finish(run), whole)
 
 
@@ -492,15 +506,125 @@ def test_one_client_that_is_not_finite_is_counted_and_left_out(table) -> None:
     assert state.adapter != Adapter()
 
 
-def test_progress_is_heard(table) -> None:
+def test_progress_is_logged(table, caplog) -> None:
+    caplog.set_level(logging.DEBUG, logger="shepherd.progress")
     run = open_run(table)
-    heard: list[Any] = []
-    run.progress = heard.append
+    caplog.clear()
     (state, row), *_ = _first(run.rounds())
     run.close()
+    heard = [arg for record in caplog.records for arg in record.args or () if isinstance(arg, Progress)]
     assert {(p.round, p.rounds, p.clients) for p in heard} == {(1, 3, 2)}
-    assert heard[-1].tokens == row["tokens"]["seen"]
+    assert heard[-1].tokens == heard[-1].round_tokens == row["tokens"]["seen"]
     assert state.round == 1
+
+
+def test_what_is_trained_on_what_and_how_is_said_at_the_start(table, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    with open_run(table) as run:
+        said = "\n".join(caplog.messages)
+        trained = sum(tensor.size for tensor in run.state.adapter.values())
+        whole = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(table.model.base).parameters())
+        loss = folder.read_rows(run.folder)[0]["heldout"]["loss"]
+    assert f"base {Path(table.model.base).name}: {whole:,} parameters, and {trained:,} to train" in said
+    assert f"({100 * trained / whole:.2f}%), float32 on cpu" in said
+    assert re.search(r"4 clients, \d+ examples to train on \(\d+ cut, 0 dropped\), \d held out", said)
+    assert "tuning 2 clients at once in one process, 1 thread, up to " in said
+    assert re.search(r"expecting about \d\.\d GB of memory, .* a round", said)
+    assert said.endswith(f"before training  held out {loss:.4f}")
+
+
+# --- from Python
+
+
+def test_no_text_of_an_example_is_in_a_repr(table) -> None:
+    with open_run(table) as run:
+        assert repr(run) == f"<Run {run.folder}: fedavg, round 0 of 3>"
+        kept = sum(map(len, run.prepared.clients.values()))
+        held = len(run.prepared.heldout)
+        assert repr(run.prepared) == f"<Prepared: 4 clients, {kept} examples, {held} held out>"
+    inspection = inspect_data(table)
+    for part in (run, run.prepared, run.prepared.heldout, run.simulation, inspection, inspection.division):
+        assert len(repr(part)) < 200
+        assert " w" not in repr(part)  # the examples' words are w4, w5, ...
+    assert repr(run).endswith("closed>")
+
+
+def test_a_run_is_closed_at_the_end_of_its_with(table) -> None:
+    with open_run(table) as run:
+        next(run.rounds())
+        with pytest.raises(FolderError, match=r"this process holds the run in .* already; call close\(\)"):
+            resume(run.folder)
+    with pytest.raises(FolderError, match=r"is closed here; go on with it by shepherd\.resume"):
+        next(run.rounds())
+    with pytest.raises(FolderError, match="is closed here"):
+        run.finish()
+    resume(run.folder).close()
+
+
+def test_finish_a_second_time_gives_the_same(table) -> None:
+    run = open_run(table)
+    for _ in run.rounds():
+        pass
+    assert not folder.is_finished(run.folder)
+    once = run.finish()
+    assert folder.is_finished(run.folder)
+    assert run.finish() is once
+
+
+def test_a_finished_run_with_more_rounds_to_go_is_not_finished(whole, tmp_path) -> None:
+    path = shutil.copytree(whole[0], tmp_path / "run")
+    assert folder.is_finished(path)
+    text = (path / folder.RUN_FILE).read_text()
+    (path / folder.RUN_FILE).write_text(text.replace("rounds = 3", "rounds = 4"))
+    assert not folder.is_finished(path)
+
+
+def test_of_two_loops_over_one_run_the_older_ends(table) -> None:
+    with open_run(table) as run:
+        older, newer = run.rounds(), run.rounds()
+        next(older)
+        next(run.rounds())
+        with pytest.raises(FederationError, match=r"another loop over rounds\(\) has gone on"):
+            next(older)
+        assert next(newer)[0].round == 3
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(table) -> None:
+    with pytest.raises(FolderError, match=r"/proc/run cannot be used \(No such file or directory\)"):
+        open_run(table.model_copy(update={"output": "/proc/run"}))
+
+
+# --- paths
+
+
+def test_a_run_goes_on_and_answers_from_another_folder_wherever_it_lies(
+    llama_folder, tmp_path, whole, monkeypatch
+) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(llama_folder, place / "models" / "base")
+    runs.written(place / "rows.jsonl")
+    table = runs.settings(llama_folder, place, Path("run"))
+    text = dump(table).replace(str(llama_folder), "models/base").replace(str(place), "rows.jsonl")
+    (place / "run.toml").write_text(text)
+    monkeypatch.chdir(place)
+    path = stopped(read("run.toml"), 1)
+    kept = folder.read_settings(path)
+    assert (kept.model.base, kept.data.source) == (f"{place}/models/base", f"{place}/rows.jsonl")
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.move(path, tmp_path / "elsewhere" / "moved")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert_same_end(finish(resume("moved")), whole)
+    assert asking.generate("moved", "w4 w5") == asking.generate(moved, "w4 w5")
+
+
+def test_a_base_that_has_gone_is_missing_and_no_question_to_a_hub(table, llama_folder, tmp_path) -> None:
+    path = stopped(table, 1)
+    changed(path, base=str(tmp_path / "gone"))
+    with pytest.raises(BaseError, match=rf"there is no folder {tmp_path}/gone, which model.base names"):
+        resume(path)
+    changed(path, base="../gone")  # as an older run folder has it
+    with pytest.raises(BaseError, match=rf"no folder \.\./gone, looked for from {Path.cwd()}, which"):
+        resume(path)
 
 
 def _first(rounds: Iterator[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from shepherd.folder import versions, write_atomic
-from shepherd.settings import RunSettings, dump
+from shepherd.settings import RunSettings, dump, published
 
 Row = Mapping[str, Any]
 Pair = tuple[float | None, float | None]
@@ -52,6 +52,7 @@ def text(
         data: counts of examples by what became of them, such as `kept`, `heldout`, `cut`, `dropped`.
         clients: how many training examples each client holds.
     """
+    settings = published(settings)  # a card is for readers elsewhere
     sections = (
         _intro(settings, rows, clients),
         _use(settings),

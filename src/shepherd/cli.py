@@ -1,13 +1,17 @@
 """The command `shepherd`: parse, build, loop over the rounds. Nothing heavy is imported before it is used.
 
-An error that a person can mend is one line on stderr and exit code 2; Ctrl-C is exit code 130.
+An error that a person can mend is one line on stderr and exit code 2; Ctrl-C is exit code 130, SIGTERM 143.
 """
 
 from __future__ import annotations
 
 import errno
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -20,7 +24,27 @@ from shepherd.model import malloc
 if TYPE_CHECKING:
     from shepherd.prepare import Division
 
-STOPPED = 130  # 128 + SIGINT, as shells count
+_came = threading.Event()
+"""Set once SIGTERM has come."""
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM, as Slurm, Kubernetes and `timeout` send it, stops a command as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        _came.set()
+        raise KeyboardInterrupt
+
+    _came.clear()
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Commands(click.Group):
@@ -28,11 +52,13 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _terminated():
+                return super().invoke(ctx)
         except ShepherdError as error:
             _fail(str(error))
         except KeyboardInterrupt as stopped:
-            _fail(str(stopped) or "stopped", STOPPED)
+            number = signal.SIGTERM if _came.is_set() else signal.SIGINT
+            _fail(str(stopped) or "stopped", 128 + number)  # as shells count
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -81,11 +107,11 @@ def run(run_file: Path, overrides: tuple[str, ...], kit: Path | None) -> None:
         require_flare()
         from shepherd.silos import coordinate
 
-        train(lambda say: coordinate.open_run(settings, kit, say), Path(settings.output))
+        train(lambda: coordinate.open_run(settings, kit), Path(settings.output))
         return
     from shepherd.run import open_run  # torch takes seconds, a wrong key should not
 
-    train(lambda say: open_run(settings, say), Path(settings.output))
+    train(lambda: open_run(settings), Path(settings.output))
 
 
 @main.command()
@@ -99,22 +125,26 @@ def run(run_file: Path, overrides: tuple[str, ...], kit: Path | None) -> None:
 )
 def resume(folder: Path, kit: Path | None) -> None:
     """Go on with a run that was stopped or killed, after its last finished round."""
-    from shepherd.folder import is_over_silos, read_settings
+    from shepherd.folder import is_finished, is_over_silos, read_settings
 
-    read_settings(folder)
+    rounds = read_settings(folder).federation.rounds
+    if is_finished(folder):
+        many = f"{rounds} round{'s' * (rounds != 1)}"
+        click.echo(f"{folder} is finished already, after {many}; its adapter is in {folder / 'adapter'}")
+        return
     from shepherd.show.going import train
 
     if is_over_silos(folder):
         require_flare()
         from shepherd.silos import coordinate
 
-        train(lambda say: coordinate.resume(folder, say, kit), folder)
+        train(lambda: coordinate.resume(folder, kit=kit), folder)
         return
     if kit is not None:
         raise FolderError(f"the run in {folder} is not over silos; resume it without --silos")
     from shepherd.run import resume
 
-    train(lambda say: resume(folder, say), folder)
+    train(lambda: resume(folder), folder)
 
 
 @main.command()
@@ -158,15 +188,17 @@ def compare(
     from shepherd.show.compared import compared
     from shepherd.show.going import shown, stopped
     from shepherd.show.judged import judged as show_judged
+    from shepherd.show.running import lines
 
     asked = Asked(locals=locals_ or None, variants=arms, match=match, seeds=seeds)
     output = Path(settings.output)
     try:
-        found = compare(settings, asked, say=click.echo, train=shown)
-        compared(found)
-        if settings.judge.model:
-            found = judged(output, settings.judge, click.echo, max_calls)
-            show_judged(found["judge"])
+        with lines() as seen:
+            found = compare(settings, asked, train=shown)
+            compared(found)
+            if settings.judge.model:
+                found = judged(output, settings.judge, seen.say, max_calls)
+                show_judged(found["judge"])
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stopped(output, "compare")) from None
     name = shlex.quote(str(output))
@@ -191,9 +223,11 @@ def judge(first: Path, second: Path, overrides: tuple[str, ...], **options: Any)
     """
     from shepherd.compare.judging import judge_two
     from shepherd.show.judged import judged as show_judged
+    from shepherd.show.running import lines
 
     given = {name: value for name, value in options.items() if value is not None and name != "max_calls"}
-    found = judge_two(first, second, overrides, given, click.echo, options["max_calls"])
+    with lines() as seen:
+        found = judge_two(first, second, overrides, given, seen.say, options["max_calls"])
     show_judged(found)
 
 

@@ -185,7 +185,7 @@ def demo(run_file: Path, overrides: tuple[str, ...], folder: Path) -> None:
             click.echo(
                 f"server and {len(sites)} sites run on this machine; their logs: {folder}/federation/logs"
             )
-            train(lambda say: coordinate.open_run(settings, made.admin, say), Path(settings.output))
+            train(lambda: coordinate.open_run(settings, made.admin), Path(settings.output))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped, and with it the server and the sites of the demo") from None
     click.echo(f"kits: {folder}/federation   sites' data, site.toml and audit: {folder}/sites, KIT/shepherd")

@@ -4,6 +4,7 @@ runs/NAME/
   run.toml        the resolved run file; a folder is a run once it is there
   versions.json   what the run was started with
   rounds.jsonl    one line a finished round; round 0 is the untuned base
+  finished.json   the last round and what came of the run, once its adapter is written
   checkpoints/    the last server states
   adapter/        the final adapter in PEFT's layout, with its model card
 """
@@ -16,23 +17,27 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import FolderError, SettingsError
-from shepherd.settings import RunSettings, dump, read
+from shepherd.settings import RunSettings, dump, read_kept
 
 RUN_FILE, VERSIONS, LOG, LOCK = "run.toml", "versions.json", "rounds.jsonl", ".lock"
+FINISHED = "finished.json"
 SILOS = "silos.json"
 """Where a run over silos keeps which server it goes on at."""
 _PACKAGES = ("shepherd-fit", "torch", "transformers", "peft", "datasets", "numpy", "safetensors")
 _TEMPORARY = ".tmp"
 
 Row = dict[str, Any]
+_held: set[tuple[int, int]] = set()
+"""The lock files that this process holds, by device and inode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Give the folder back. The lock also goes with the process, however it ends."""
+        _held.discard(_identity(self.lock))
         os.close(self.lock)
 
 
@@ -161,6 +167,19 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / RUN_FILE).is_file()
 
 
+def is_finished(path: str | Path) -> bool:
+    """Whether a run's last round is done and its adapter written.
+
+    Raises:
+        FolderError: there is no run in it, or its run file is damaged.
+    """
+    try:
+        done = json.loads((Path(path) / FINISHED).read_text(encoding="utf8"))["round"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    return bool(done == read_settings(path).federation.rounds)
+
+
 def is_over_silos(path: str | Path) -> bool:
     """Whether the run in a folder goes on at a server of silos."""
     return (Path(path) / SILOS).is_file()
@@ -176,7 +195,7 @@ def read_settings(path: str | Path) -> RunSettings:
     if not is_run(path):
         raise FolderError(f"{path} holds no run ({RUN_FILE} is missing); name the folder of a run")
     try:
-        return read(path / RUN_FILE)
+        return read_kept(path / RUN_FILE)
     except SettingsError as error:
         raise FolderError(f"the run in {path} cannot be read: {error}") from error
 
@@ -255,11 +274,20 @@ def disk_fault(path: Path, error: OSError) -> str:
 
 
 def require_free(path: str | Path) -> None:
-    """Raise FolderError unless a run may begin there: the folder is new or empty."""
+    """Raise FolderError unless a run may begin there: the folder is new or empty, and can be written."""
     path = Path(path)
     with mending(path):
         if path.exists():
             _require_empty(path)
+        missing = [each for each in (path, *path.parents) if not each.exists()]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        finally:
+            for each in missing:
+                with suppress(OSError):  # it was not made, or somebody else writes there by now
+                    each.rmdir()
 
 
 def _require_empty(path: Path) -> None:
@@ -283,9 +311,21 @@ def _lock(path: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            ours = _identity(handle) in _held
             os.close(handle)
+            if ours:
+                raise FolderError(
+                    f"this process holds the run in {path} already; call close() on that run first, or open"
+                    " runs by `with`"
+                ) from None
             raise FolderError(f"another process is running in {path}; wait for it or stop it") from None
+    _held.add(_identity(handle))
     return handle
+
+
+def _identity(handle: int) -> tuple[int, int]:
+    found = os.fstat(handle)
+    return found.st_dev, found.st_ino
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -10,12 +10,20 @@ from shepherd.prepare import Division
 from shepherd.settings import RunSettings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Inspection:
     """Who gets which examples, and what the template does to them."""
 
     division: Division
     report: lint.Report
+
+    def __repr__(self) -> str:
+        """Counts, and no text of any example."""
+        counts = self.report.counts
+        return (
+            f"<Inspection: {counts.examples:,} examples, {counts.cut:,} cut,"
+            f" {counts.examples - counts.kept:,} dropped, {len(self.division.clients):,} clients>"
+        )
 
 
 def inspect_data(settings: RunSettings, *, samples: int = 1) -> Inspection:

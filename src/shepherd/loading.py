@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
-from shepherd import checkpoint, world
+from shepherd import checkpoint, paths, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import require_shapes, shapes_of
-from shepherd.errors import AdapterError, CheckpointError
+from shepherd.errors import AdapterError, BaseError, CheckpointError
 from shepherd.model import base as bases
 from shepherd.model import malloc, memory
-from shepherd.settings import ModelTable, RunSettings
+from shepherd.progress import stage
+from shepherd.settings import TINY, ModelTable, RunSettings
 
-TINY = "tiny"  # the embedded base
-
-
-def _quiet(text: str) -> None:
-    pass
+log = logging.getLogger(__name__)
 
 
-def load_base(settings: RunSettings, say: Callable[[str], None] = _quiet) -> bases.Base:
+def load_base(settings: RunSettings) -> bases.Base:
     """Load `model.base`, with an adapted layer at every target and the run's threads.
 
     Raises:
         BaseError: it is missing or unreadable, or cannot be trained packed.
     """
+    table = placed(settings.model)
     malloc.keep_pages()
     memory.use_threads(settings.tuning.threads)
-    say(f"loading {settings.model.base}")
-    return bases.load(placed(settings.model), settings.adapter, name=settings.model.base)
+    whence = " from the Hugging Face hub" if paths.is_hub_id(table.base) else ""
+    log.info("loading %s%s", settings.model.base, whence)
+    with stage(f"loading {settings.model.base}"):
+        return bases.load(table, settings.adapter, name=settings.model.base)
 
 
 def placed(table: ModelTable) -> ModelTable:
-    """The embedded base by its folder; any other as it is, from one's home too."""
+    """The table with its base as it can be loaded: a folder that is there, or a Hugging Face id.
+
+    Raises:
+        BaseError: it names a folder that is not there, which is no question to a hub.
+    """
     base = str(world.base_path()) if table.base == TINY else os.path.expanduser(table.base)
+    if not os.path.isdir(base) and not paths.is_hub_id(base):
+        # an older run folder may hold a relative path
+        whence = "" if os.path.isabs(base) else f", looked for from {Path.cwd()}"
+        raise BaseError(
+            f"there is no folder {base}{whence}, which model.base names; put the base there, or write the"
+            " absolute path of the folder it is in (for a run that has begun: in its run.toml)"
+        )
     return table.model_copy(update={"base": base})
 
 

@@ -26,17 +26,17 @@ from shepherd.data.split import HoldOut, hold_out, split
 from shepherd.data.tokens import Counts, Tokens, tokenise
 from shepherd.errors import DataError, FolderError
 from shepherd.folder import mending, write_atomic
-from shepherd.settings import RunSettings, SplitTable
+from shepherd.progress import stage
+from shepherd.settings import WORLD, RunSettings, SplitTable
 
 if TYPE_CHECKING:  # torch is not for `data split`
     from shepherd.model.base import Base
 
-WORLD = "world"
 WORLD_EXAMPLES = 1000  # of each category, where data.limit does not say
 INDEX, HELDOUT = "index.json", "heldout.jsonl"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Division:
     """Examples and who gets which: `clients` maps a name to indices, `held` is what nobody trains on."""
 
@@ -44,11 +44,16 @@ class Division:
     held: HoldOut
     clients: Mapping[str, Sequence[int]]
 
+    def __repr__(self) -> str:
+        """Counts, and no text of any example."""
+        held, clients = self.held, _many(len(self.clients), "client")
+        return f"<Division: {clients}, {len(held.train):,} examples, {len(held.heldout):,} held out>"
+
     def of(self, indices: Sequence[int]) -> list[Example]:
         return [self.reading.examples[i] for i in indices]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Prepared:
     """What a run trains and scores on."""
 
@@ -60,6 +65,16 @@ class Prepared:
     summary: Mapping[str, Any]
     """Counts: examples, duplicates, skipped rows, cut, dropped, tokens."""
 
+    def __repr__(self) -> str:
+        """Counts, and no text of any example."""
+        kept = sum(map(len, self.clients.values()))
+        clients = _many(len(self.clients), "client")
+        return f"<Prepared: {clients}, {kept:,} examples, {len(self.heldout):,} held out>"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
 
 def divide(settings: RunSettings) -> Division:
     """Read the examples, hold some out, and give the rest to clients.
@@ -67,7 +82,8 @@ def divide(settings: RunSettings) -> Division:
     Raises:
         DataError: a row, a file, or the split cannot be used.
     """
-    reading = examples(settings)
+    with stage(f"reading {settings.data.source}"):
+        reading = examples(settings)
     seed = seed_for(settings.data_seed, "data")
     held = hold_out(reading.examples, settings.data.holdout, seed)
     training = [reading.examples[i] for i in held.train]
@@ -131,18 +147,22 @@ def alone(settings: RunSettings, name: str) -> Division:
 
 def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prepared:
     clients, mixes, counts = {}, {}, []
-    for name, indices in division.clients.items():
-        own = division.of(indices)
-        clients[name], kept, count = _tokenised(own, settings, tokenizer)
-        mixes[name] = dict(Counter(own[i].category or "all" for i in kept))
-        counts.append(count)
-        if not len(kept):
-            reason = next(iter(count.dropped), "it had none")
-            raise DataError(
-                f"client {name} keeps no example ({reason}); mend data.template or data.max_tokens"
-            )
+    total = sum(map(len, division.clients.values()))
+    with stage(f"tokenising the examples of {len(division.clients)} clients", total) as now:
+        for name, indices in division.clients.items():
+            own = division.of(indices)
+            clients[name], kept, count = _tokenised(own, settings, tokenizer)
+            mixes[name] = dict(Counter(own[i].category or "all" for i in kept))
+            counts.append(count)
+            if not len(kept):
+                reason = next(iter(count.dropped), "it had none")
+                raise DataError(
+                    f"client {name} keeps no example ({reason}); mend data.template or data.max_tokens"
+                )
+            now.advance(len(own))
     held = division.of(division.held.heldout.tolist())
-    heldout, kept, _ = _tokenised(held, settings, tokenizer)
+    with stage(f"tokenising {len(held):,} held-out examples"):
+        heldout, kept, _ = _tokenised(held, settings, tokenizer)
     return Prepared(
         clients=clients,
         mixes=mixes,

@@ -1,30 +1,37 @@
 """A run from its run file to its final adapter: the parts put together, and the body of the loop.
 
-run = open_run(read("examples/demo.toml"))
-for state, row in run.rounds():
-    print(row["round"], row["loss"])
-run.finish()
+with open_run(read("examples/demo.toml")) as run:
+    for state, row in run.rounds():
+        print(row["round"], row["loss"])
+    run.finish()
+
+What goes on is logged by the logger "shepherd": `logging.basicConfig(level="INFO")` shows it, with a line at
+least every half minute. In a notebook there are progress bars as well.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
+from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
-from shepherd import card, checkpoint, folder, plugins, prepare, select, tracking, world
+from shepherd import card, checkpoint, folder, paths, plugins, prepare, select, tracking, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, seed_for
 from shepherd.data.examples import Example
 from shepherd.data.files import left_out
 from shepherd.data.template import prompt, stop_ids
-from shepherd.errors import FolderError, SettingsError
+from shepherd.errors import FederationError, FolderError, SettingsError
 from shepherd.evaluate import answers, loss
-from shepherd.federation.simulation import Progress, Simulation
+from shepherd.expected import Expected, expected, memory_bytes
+from shepherd.federation.simulation import Simulation
 from shepherd.federation.workers import Workers, beside
 from shepherd.folder import RunFolder
 from shepherd.loading import load_base, load_checkpoint, placed
@@ -32,24 +39,18 @@ from shepherd.model import base as bases
 from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
 from shepherd.prepare import Prepared
+from shepherd.progress import roughly, stage
 from shepherd.rounds import RoundReport, report_row, rounds, start
-from shepherd.settings import RunSettings, TuningTable
+from shepherd.settings import RunSettings
 
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
-Say = Callable[[str], None]
 ANSWERS = "answers.jsonl"
 
 
-def _quiet(text: str) -> None:
-    pass
-
-
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)
 class Run:
-    """A run that this process holds; from `open_run` or `resume`.
-
-    `progress`, where it is set, is called often while clients are tuned.
-    """
+    """A run that this process holds until `close()` or the end of its `with`; from `open_run` or `resume`."""
 
     settings: RunSettings
     holder: RunFolder
@@ -59,8 +60,9 @@ class Run:
     transform: Transform
     state: ServerState
     trackers: tracking.Trackers
-    progress: Callable[[Progress], None] | None = None
     closed: bool = False
+    finished: Row | None = None
+    """What `finish` has returned."""
     simulation: Simulation = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,8 +77,19 @@ class Run:
             seed=self.settings.seed,
             cohort_size=self.settings.tuning.cohort_size,
             workers=_workers(self.settings),
-            watch=self._heard,
         )
+
+    def __repr__(self) -> str:
+        """Where it is and how far, and no text of any example."""
+        s = self.settings
+        closed = ", closed" if self.closed else ""
+        return f"<Run {self.folder}: {s.algorithm.name}, round {self.state.round} of {self.until}{closed}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def folder(self) -> Path:
@@ -95,9 +108,11 @@ class Run:
 
         Raises:
             QuorumNotMet: too few clients gave a usable update; the round before is kept.
-            FolderError: the disk is full; the round before is kept.
+            FolderError: the disk is full; the round before is kept. Or the run is closed.
+            FederationError: another loop over the rounds of this run went on in between.
         """
-        for state, report in rounds(
+        self._require_open()
+        done = rounds(
             self.algorithm,
             self.simulation,
             self.transform,
@@ -106,12 +121,21 @@ class Run:
             select=select.selector(self.settings.federation),
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
-        ):
-            row = self._row(state, report)
-            self._save(state, row)
-            self.trackers.log(row)
+        )
+        while self.state.round < self.until:
+            with stage(f"round {self.state.round + 1}/{self.until}"):
+                state, report = next(done)
+                row = self._row(state, report)
+                self._save(state, row)
+                self.trackers.log(row)
             self.state = state
             yield state, row
+            self._require_open()
+            if self.state is not state:
+                raise FederationError(
+                    f"another loop over rounds() has gone on with the run in {self.folder}; use one loop at a"
+                    " time"
+                )
 
     def finish(self, answer: bool = True) -> Row:
         """Write the final adapter with its card, answer held-out examples where they have checks, and close.
@@ -120,15 +144,21 @@ class Run:
             answer: whether to answer them here, as a comparison does not, which answers for all its arms.
 
         Returns:
-            `adapter`, its folder; and `answers`, category -> (share right before, share right after).
+            `adapter`, its folder; and `answers`, category -> (share right before, share right after). A
+            second call returns the same and does nothing.
         """
+        if self.finished is not None:
+            return self.finished
+        self._require_open()
         self.holder.require_held()
         files.write(self.holder.adapter, self.state.adapter, self.base)
         examples = self.prepared.heldout_examples if answer else []
         scores = answered(self.holder, self.settings, self.base, self.state.adapter, examples)
         self._write_card(scores)
+        self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
         self.close()
-        return {"adapter": self.holder.adapter, "answers": scores}
+        self.finished = {"adapter": self.holder.adapter, "answers": scores}
+        return self.finished
 
     def close(self) -> None:
         """Give the run folder back, and end what the trackers still hold; once or again."""
@@ -139,9 +169,12 @@ class Run:
             self.trackers.finish()
             self.holder.close()
 
-    def _heard(self, progress: Progress) -> None:
-        if self.progress is not None:
-            self.progress(progress)
+    def _require_open(self) -> None:
+        if self.closed:
+            raise FolderError(
+                f"the run in {self.folder} is closed here; go on with it by"
+                f" shepherd.resume({str(self.folder)!r})"
+            )
 
     def _log_start(self) -> None:
         if not folder.read_rows(self.folder):
@@ -149,6 +182,8 @@ class Run:
             row = {"round": 0, **scored}
             self.holder.append(row)
             self.trackers.log(row)
+            if scored:
+                log.info("before training  held out %.4f", scored["heldout"]["loss"])
 
     def _row(self, state: ServerState, report: RoundReport) -> Row:
         began = perf_counter()
@@ -229,8 +264,10 @@ def answered(
     return answers.by_category(rows)
 
 
-def open_run(settings: RunSettings, say: Say = _quiet, prepared: Prepared | None = None) -> Run:
+def open_run(settings: RunSettings, prepared: Prepared | None = None) -> Run:
     """Prepare a new run: base, data, clients, and its folder with everything to go on from.
+
+    Says what it does, what it found and what it expects to the logger "shepherd", at level INFO.
 
     Args:
         prepared: the data, where they are read and divided already; None reads them.
@@ -239,14 +276,21 @@ def open_run(settings: RunSettings, say: Say = _quiet, prepared: Prepared | None
         FolderError: `output` holds another run or anything else, or cannot be written.
         ShepherdError: the base, the data or a setting cannot be used; nothing is written then.
     """
+    with stage("preparing the run"):
+        return _opened(settings, prepared)
+
+
+def _opened(settings: RunSettings, prepared: Prepared | None) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
-    base = load_base(settings, say)
-    prepared = prepared or _read(settings, base, say)
+    base = load_base(settings)
+    prepared = prepared or _read(settings, base)
     prepare.require_readable(prepared, base)
     settings = _resolved(settings, base, prepared)
-    say(_what(prepared, settings))
+    _describe(base, settings, algorithm, prepared)
+    sample = next(iter(prepared.clients.values()))
+    _expect(expected(base, settings.tuning, sample, _round_tokens(settings, prepared)))
     holder = folder.create(settings.output, settings)
     with _given_back_on_error(holder):
         prepare.save(holder.path / "data", prepared)
@@ -265,15 +309,17 @@ def open_run(settings: RunSettings, say: Say = _quiet, prepared: Prepared | None
     return run
 
 
-def _read(settings: RunSettings, base: bases.Base, say: Say) -> Prepared:
-    say(f"reading {settings.data.source}")
+def _read(settings: RunSettings, base: bases.Base) -> Prepared:
+    log.info("reading %s", settings.data.source)
     for name in left_out(settings.data.source):
-        say(f"{name} is left out: files that begin so are for testing; rename it if it is a client's")
+        log.info("%s is left out: files that begin so are for testing; rename it if it is a client's", name)
     return prepare.prepare(settings, base.tokenizer)
 
 
-def resume(path: str | Path, say: Say = _quiet) -> Run:
+def resume(path: str | Path) -> Run:
     """Go on with a run from its last finished round; the bits come out as if it had never stopped.
+
+    Says what it does to the logger "shepherd", at level INFO.
 
     Raises:
         FolderError: there is no run, another process holds it, or its data are damaged.
@@ -282,8 +328,8 @@ def resume(path: str | Path, say: Say = _quiet) -> Run:
     if folder.is_over_silos(path):
         raise FolderError(f"the run in {path} is over silos; go on with it by `shepherd resume {path}`")
     holder = folder.reopen(path)
-    with _given_back_on_error(holder):
-        return _resumed(holder, say)
+    with _given_back_on_error(holder), stage("preparing the run"):
+        return _resumed(holder)
 
 
 @contextmanager
@@ -295,7 +341,7 @@ def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _resumed(holder: RunFolder, say: Say) -> Run:
+def _resumed(holder: RunFolder) -> Run:
     settings = folder.read_settings(holder.path)
     if settings.tuning.cohort_size == "auto":  # a run writes down what it chose
         raise FolderError(
@@ -303,9 +349,9 @@ def _resumed(holder: RunFolder, say: Say) -> Run:
             " with `shepherd run`"
         )
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
-    base = load_base(settings, say)
+    base = load_base(settings)
     for name, (then, now) in folder.changed_versions(holder.path).items():
-        say(f"{name} was {then} and is {now}: the bits may differ from an undisturbed run's")
+        log.info("%s was %s and is %s: the bits may differ from an undisturbed run's", name, then, now)
     data = holder.path / "data"
     last = checkpoint.latest(holder.checkpoints)
     if not (last or prepare.whole(data)):  # killed before its first round: it is as good to prepare again
@@ -327,8 +373,12 @@ def _resumed(holder: RunFolder, say: Say) -> Run:
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])
         run.simulation.memories.update(saved.clients)
+    _describe(base, settings, algorithm, run.prepared)
+    took = [row["seconds"]["tuning"] for row in rows if row["round"]]
+    if took:
+        _expect(Expected(memory_bytes=memory_bytes(base, settings.tuning), seconds_a_round=median(took)))
     run._log_start()
-    say(f"going on after round {state.round} of {run.until}")
+    log.info("going on after round %d of %d", state.round, run.until)
     return run
 
 
@@ -343,7 +393,7 @@ def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> Ru
         base,
         clients=clients,
         step_tokens=length * tuning.batch_size,
-        all_tokens=length * settings.federation.rounds * clients * _visit_examples(settings, prepared),
+        all_tokens=settings.federation.rounds * _round_tokens(settings, prepared),
         micro_batch=tune.micro_batch_tokens(tuning, base),
         workers=None if tuning.workers == "auto" else tuning.workers,
         cohort_size=None if tuning.cohort_size == "auto" else tuning.cohort_size,
@@ -364,6 +414,12 @@ def _visit_examples(settings: RunSettings, prepared: Prepared) -> float:
     return (tuning.epochs or 1.0) * held / len(prepared.clients)
 
 
+def _round_tokens(settings: RunSettings, prepared: Prepared) -> float:
+    """That the cohort of one round trains on, on average."""
+    clients = select.share_of(len(prepared.clients), settings.federation.share)
+    return prepare.mean_length(prepared) * clients * _visit_examples(settings, prepared)
+
+
 def _workers(settings: RunSettings) -> Workers | None:
     """Processes to tune in, where the run was laid out for more than this one."""
     count = settings.tuning.workers
@@ -371,14 +427,31 @@ def _workers(settings: RunSettings) -> Workers | None:
     return beside(1 if count == "auto" else count, placed(settings.model), settings.adapter)
 
 
-def _what(prepared: Prepared, settings: RunSettings) -> str:
-    s = prepared.summary
-    return (
-        f"{len(prepared.clients)} clients, {s['kept']} examples to train on ({s['cut']} cut, {s['dropped']}"
-        f" dropped), {s['heldout']} held out, {_at_once(settings.tuning)} tuned at once"
-    )
+def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, prepared: Prepared) -> None:
+    """Log what is trained, on what, and how."""
+    whole = memory.parameters(base)
+    trained = sum(prod(shape) for name, shape in base.shapes.items() if algorithm.trainable(name, 0))
+    dtype = str(base.dtype).removeprefix("torch.")
+    log.info(
+        "base %s: %s parameters, and %s to train (%.2f%%), %s on %s",
+        paths.short(base.name), f"{whole:,}", f"{trained:,}", 100 * trained / whole, dtype, base.device,
+    )  # fmt: skip
+    s, tuning = prepared.summary, settings.tuning
+    log.info(
+        "%d clients, %s examples to train on (%s cut, %s dropped), %s held out",
+        len(prepared.clients), *(f"{s[name]:,}" for name in ("kept", "cut", "dropped", "heldout")),
+    )  # fmt: skip
+    many = tuning.workers not in ("auto", 1)
+    threads = max(1, memory.threads() // tuning.workers) if many else memory.threads()  # type: ignore[operator]
+    micro_batch = tune.micro_batch_tokens(tuning, base)
+    log.info(
+        "tuning %s client%s at once%s, %d thread%s, up to %s tokens a pass",
+        tuning.cohort_size, "s" * (tuning.cohort_size != 1),
+        f" in each of {tuning.workers} processes" if many else " in one process",
+        threads, "s" * (threads != 1) + " each" * many, f"{micro_batch:,}",
+    )  # fmt: skip
 
 
-def _at_once(tuning: TuningTable) -> str:
-    beside = "" if tuning.workers == 1 else f" in each of {tuning.workers} processes"
-    return f"{tuning.cohort_size} client{'s' * (tuning.cohort_size != 1)}{beside}"
+def _expect(of_run: Expected) -> None:
+    memory_gb = of_run.memory_bytes / 1e9
+    log.info("expecting about %.1f GB of memory, %s a round", memory_gb, roughly(of_run.seconds_a_round))

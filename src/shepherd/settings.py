@@ -1,10 +1,16 @@
 """The run file: frozen settings read from TOML, with dotted overrides from the command line.
 
 Every key has a default but `model.base` and `data.source`. A docstring under a key says what it means.
+
+A path in a run file is relative to the file; one in an override, or in a table from Python, to the current
+directory. They are absolute once they are read, so that a run folder holds wherever it is used from. `output`
+alone is relative to the current directory, always.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
 import re
 import tomllib
@@ -24,7 +30,18 @@ from pydantic import (
     model_validator,
 )
 
+from shepherd import paths
 from shepherd.errors import SettingsError
+
+log = logging.getLogger(__name__)
+TINY, WORLD = "tiny", "world"
+"""The embedded base and the embedded data."""
+PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("model", "base"): (TINY,),
+    ("data", "source"): (WORLD,),
+    ("judge", "questions"): ("heldout", "vicuna", "mt-bench"),
+}
+"""The keys that may hold a path, and the names there that are none."""
 
 T = TypeVar("T", bound=BaseModel)
 # strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
@@ -51,7 +68,7 @@ class Table(BaseModel):
 
 class ModelTable(Table):
     base: str
-    """"tiny" is the embedded base; else a folder or a Hugging Face id."""
+    """"tiny" is the embedded base; else a folder, relative to this file, or a Hugging Face id."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -98,7 +115,8 @@ class FieldsTable(Table):
 
 class DataTable(Table):
     source: str
-    """"world" is the embedded one; else a file, a folder with one file a client, or a Hugging Face id."""
+    """"world" is the embedded one; else a file or a folder with one file a client, relative to this file,
+    or a Hugging Face id."""
     config: str | None = None
     """The configuration of a Hugging Face dataset."""
     part: str = "train"
@@ -245,7 +263,7 @@ class JudgeTable(Table):
     protocol: Literal["pairwise", "fedit"] = "pairwise"
     """"pairwise" asks which answer is better, in both orders; "fedit" scores both from 1 to 10."""
     questions: str = "heldout"
-    """"heldout", "vicuna", "mt-bench" (its first turns), or a file of questions."""
+    """"heldout", "vicuna", "mt-bench" (its first turns), or a file of questions, relative to this file."""
     limit: PositiveInt | None = None
     """At most so many questions, spread evenly over their categories."""
     repeats: PositiveInt = 3
@@ -301,7 +319,7 @@ class RunSettings(Table):
     seed: NonNegativeInt = 0
     """Of everything that is drawn: the split, the cohorts, the order of the examples."""
     output: Annotated[str, AfterValidator(os.path.expanduser)] = "runs/run"
-    """The run folder; it must be new or empty."""
+    """The run folder, relative to the current directory; it must be new or empty."""
     model: ModelTable
     adapter: AdapterTable = AdapterTable()
     data: DataTable
@@ -324,26 +342,80 @@ class RunSettings(Table):
 def read(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
     """Read a run file and apply `key=value` overrides (dotted keys; values in TOML, or bare words).
 
+    Paths in the file are relative to the file, those in overrides to the current directory.
+
     Raises:
         SettingsError: the file is missing or not TOML, a key is unknown, or a value is impossible.
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise SettingsError(f"run file {path} cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"run file {path} is not TOML: {error}; mend that line") from error
-    return parse(_overridden(table, overrides), str(path))
+    own = _placed(_toml(path), path.absolute().parent, path)
+    changed = _overridden(copy.deepcopy(own), overrides)
+    return validated(RunSettings, _placed(changed, Path.cwd(), known=own), str(path))
+
+
+def read_kept(path: Path) -> RunSettings:
+    """Read the run file that a run has written, whose paths are absolute and stay as they are.
+
+    Raises:
+        SettingsError: as `read`.
+    """
+    return validated(RunSettings, _toml(path), str(path))
 
 
 def parse(table: Mapping[str, Any], where: str = "the run settings") -> RunSettings:
-    """Validate a plain table.
+    """Validate a plain table; its paths are relative to the current directory.
 
     Raises:
         SettingsError: one sentence a fault, each with its dotted key.
     """
-    return validated(RunSettings, table, where)
+    return validated(RunSettings, _placed(table, Path.cwd()), where)
+
+
+def published(settings: RunSettings) -> RunSettings:
+    """The same settings for readers elsewhere: each path by its last name."""
+    table = settings.model_dump()
+    for name, key in PATHS:
+        table[name][key] = paths.short(table[name][key])
+    return RunSettings.model_validate(table)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise SettingsError(f"run file {path} cannot be read ({error.strerror}); check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"run file {path} is not TOML: {error}; mend that line") from error
+
+
+def _placed(
+    table: Mapping[str, Any], folder: Path, file: Path | None = None, known: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """The table with its paths made absolute from `folder`, but for those that stand in `known` as well."""
+    whole = dict(table)
+    for (name, key), names in PATHS.items():
+        inner = whole.get(name)
+        text = inner.get(key) if isinstance(inner, Mapping) else None
+        if not isinstance(text, str) or not text or text in names:
+            continue
+        before = known.get(name)
+        if isinstance(before, Mapping) and before.get(key) == text:
+            continue
+        whole[name] = {**inner, key: _path(text, folder, f"{name}.{key}", file)}  # type: ignore[dict-item]
+    return whole
+
+
+def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
+    here = Path.cwd() / text
+    there = folder / os.path.expanduser(text)
+    if file is not None and not os.path.exists(there) and os.path.exists(here):
+        log.warning(
+            "run file %s: %s = %r is found from the current directory, which the next version will not do;"
+            " paths are relative to the run file: write %r",
+            file, key, text, os.path.relpath(here, folder),
+        )  # fmt: skip
+        folder = Path.cwd()
+    return paths.placed(text, folder)
 
 
 def validated(kind: type[T], table: Mapping[str, Any], where: str) -> T:

@@ -34,7 +34,7 @@ def test_arms_stand_in_the_order_of_their_reading(compared: Path, llama_folder: 
 
 def test_each_says_what_it_was_trained_on(compared: Path, llama_folder: Path) -> None:
     says = {name: arm.says for name, arm in arms(compared).items()}
-    assert says["base"] == f"{llama_folder}, not tuned"
+    assert says["base"] == f"{llama_folder.name}, not tuned"
     assert says["local-client-1"] == "client-1 alone: 9 examples of qa and poem"  # as the comparison says
     assert says["local-client-3"].startswith("client-3 alone: 7 examples of ")  # as the run's data say
     kinds = "30 examples of poem, list and qa"

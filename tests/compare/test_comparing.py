@@ -53,7 +53,7 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def made(llama_folder, source, tmp_path_factory) -> tuple[RunSettings, dict[str, Any]]:
     settings = table(llama_folder, source, tmp_path_factory.mktemp("compared") / "run")
-    return settings, compare(settings, ASKED, say=lambda text: None)
+    return settings, compare(settings, ASKED)
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_what_is_there_is_not_made_again(copied, made, monkeypatch) -> None:
     monkeypatch.setattr(training, "resume", never)
     monkeypatch.setattr(training.Simulation, "run", never)
     monkeypatch.setattr("shepherd.compare.scoring._losses", never)
-    found = compare(copied, ASKED, say=lambda text: None)
+    found = compare(copied, ASKED)
     assert {**found, "seconds": 0} == {**made[1], "seconds": 0}
 
 
@@ -214,7 +214,7 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(copied, made, monkeyp
         return honest(base, sent, algorithm, visits, *rest, **options)
 
     monkeypatch.setattr(tune, "tune", spy)
-    found = compare(copied, ASKED, say=lambda text: None)
+    found = compare(copied, ASKED)
     assert visited == ["centralised", "local-client-2"]
     ours, theirs = (arm(each, "local-client-2")["measures"]["loss"] for each in (found, made[1]))
     assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4)
@@ -225,37 +225,37 @@ def test_a_run_that_was_stopped_is_finished_first(llama_folder, source, tmp_path
     run = open_run(settings)
     next(run.rounds())
     run.close()
-    found = compare(settings, Asked(locals=()), say=lambda text: None)
+    found = compare(settings, Asked(locals=()))
     assert [row["round"] for row in folder.read_rows(tmp_path / "run")] == [0, 1, 2]
     assert len(found["arms"]) == 3
 
 
 def test_matched_by_examples_every_arm_sees_as_many(llama_folder, source, tmp_path) -> None:
     settings = table(llama_folder, source, tmp_path / "run")
-    found = compare(settings, Asked(locals=(), match="examples"), say=lambda text: None)
+    found = compare(settings, Asked(locals=(), match="examples"))
     federated, central = (arm(found, name)["trained"] for name in ("federated", "centralised"))
     assert central["examples"] == federated["examples"]
     assert central["steps"] >= federated["examples"] / 4
     with pytest.raises(FolderError, match="holds a comparison matched by examples; say --match examples"):
-        compare(settings, Asked(locals=()), say=lambda text: None)
+        compare(settings, Asked(locals=()))
 
 
 def test_a_folder_with_another_run_is_refused_by_the_key(copied) -> None:
     other = copied.tuning.model_copy(update={"learning_rate": 0.5})
     with pytest.raises(FolderError, match=r"holds a run with tuning\.learning_rate = 0\.01, not 0\.5"):
-        compare(copied.model_copy(update={"tuning": other}), ASKED, say=lambda text: None)
+        compare(copied.model_copy(update={"tuning": other}), ASKED)
 
 
 def test_an_arm_of_the_same_name_but_another_meaning_is_refused(copied) -> None:
     other = Asked(locals=(), variants=("ffa: algorithm.name=fedprox",), seeds=2)
     with pytest.raises(FolderError, match=r"holds an arm 'ffa' with algorithm\.name=ffa_lora"):
-        compare(copied, other, say=lambda text: None)
+        compare(copied, other)
 
 
 def test_small_clients_see_as_many_examples_too(llama_folder, source, tmp_path) -> None:
     """A batch never straddles two passes over the data, so a small client needs more steps."""
     settings = table(llama_folder, source, tmp_path / "run")
-    found = compare(settings, Asked(match="examples"), say=lambda text: None)
+    found = compare(settings, Asked(match="examples"))
     seen = {each["trained"]["examples"] for each in found["arms"] if each["trained"]}
     assert seen == {arm(found, "federated")["trained"]["examples"]}
 
@@ -264,7 +264,7 @@ def test_another_adapter_never_stands_under_old_scores(copied, made) -> None:
     path = Path(copied.output) / "compare" / "seed-0" / "centralised"
     base = base_of(copied)
     files.write(path, files.read(path, base).times(3.0), base)
-    found = compare(copied, ASKED, say=lambda text: None)
+    found = compare(copied, ASKED)
     assert arm(found, "centralised")["measures"] != arm(made[1], "centralised")["measures"]
     assert arm(found, "federated")["measures"]["loss"]["value"] == pytest.approx(
         arm(made[1], "federated")["measures"]["loss"]["value"]
@@ -277,9 +277,9 @@ def test_variants_train_on_the_runs_own_data_whatever_became_of_the_source(
     own = tmp_path / "rows.jsonl"
     shutil.copy(source, own)
     settings = table(llama_folder, own, tmp_path / "run")
-    compare(settings, Asked(locals=()), say=lambda text: None)
+    compare(settings, Asked(locals=()))
     own.write_text("".join(reversed(own.read_text().splitlines(keepends=True))))
-    compare(settings, Asked(locals=(), variants=ASKED.variants), say=lambda text: None)
+    compare(settings, Asked(locals=(), variants=ASKED.variants))
     ours, theirs = (
         prepare.load(path / "data")
         for path in (tmp_path / "run", tmp_path / "run" / "compare" / "seed-0" / "ffa")
@@ -296,7 +296,7 @@ def test_variants_train_on_the_runs_own_data_whatever_became_of_the_source(
 )
 def test_a_mistake_in_a_variant_costs_no_training_and_no_name(copied, variant, sentence) -> None:
     with pytest.raises(ShepherdError, match=sentence):
-        compare(copied, Asked(variants=(variant,), seeds=2), say=lambda text: None)
+        compare(copied, Asked(variants=(variant,), seeds=2))
     plan = json.loads((Path(copied.output) / "compare" / "plan.json").read_text())
     assert set(plan["variants"]) == {"ffa"}
 
@@ -304,30 +304,30 @@ def test_a_mistake_in_a_variant_costs_no_training_and_no_name(copied, variant, s
 def test_nothing_held_out_is_nothing_to_compare_on(llama_folder, source, tmp_path) -> None:
     settings = runs.settings(llama_folder, source, tmp_path / "run", data={"holdout": 0.0})
     with pytest.raises(SettingsError, match=r"set data\.holdout"):
-        compare(settings, Asked(), say=lambda text: None)
+        compare(settings, Asked())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_longer_variant_is_said_to_be_longer(copied) -> None:
     asked = Asked(locals=(), variants=("long: tuning.max_steps=3",))
-    found = compare(copied, asked, say=lambda text: None)
+    found = compare(copied, asked)
     assert "took 4 optimiser steps" in found["says"][-1]
     assert "but for long, which took 6;" in found["says"][-1]
 
 
 def test_what_the_run_chose_itself_is_no_difference(copied) -> None:
     tuning = copied.tuning.model_copy(update={"workers": 8, "micro_batch_tokens": 9999})
-    compare(copied.model_copy(update={"tuning": tuning}), ASKED, say=lambda text: None)
+    compare(copied.model_copy(update={"tuning": tuning}), ASKED)
     unset = copied.tuning.model_copy(update={"max_steps": None})
     with pytest.raises(FolderError, match=r"holds a run with tuning\.max_steps = 2, not None"):
-        compare(copied.model_copy(update={"tuning": unset}), ASKED, say=lambda text: None)
+        compare(copied.model_copy(update={"tuning": unset}), ASKED)
 
 
 def test_a_client_that_is_none_is_refused(copied, llama_folder, source, tmp_path) -> None:
     new = table(llama_folder, source, tmp_path / "new")
     for settings in (copied, new):
         with pytest.raises(SettingsError, match="local arm 'nobody' is no client of this run"):
-            compare(settings, Asked(locals=("nobody",)), say=lambda text: None)
+            compare(settings, Asked(locals=("nobody",)))
     assert not (tmp_path / "new").exists()  # before any training
 
 
@@ -337,7 +337,7 @@ def test_what_is_going_on_can_be_seen(llama_folder, source, tmp_path, monkeypatc
 
     monkeypatch.setattr(comparing, "train_apart", stop)
     with pytest.raises(KeyboardInterrupt):
-        compare(table(llama_folder, source, tmp_path / "run"), Asked(), say=lambda text: None)
+        compare(table(llama_folder, source, tmp_path / "run"), Asked())
     found = collect(tmp_path / "run")
     text = (tmp_path / "run" / "compare" / "comparison.json").read_text()
     assert json.loads(text)["finished"] is False
@@ -355,7 +355,7 @@ def test_a_client_may_be_called_anything(llama_folder, tmp_path) -> None:
         federation={"rounds": 1},
         tuning={"max_steps": 1},
     )
-    found = compare(settings, Asked(), say=lambda text: None)
+    found = compare(settings, Asked())
     assert {each["client"] for each in found["arms"] if each["kind"] == "local"} == {
         "St. Mary/East",
         "../north",

@@ -259,10 +259,13 @@ def test_parquet_and_saved_sets_come_through_datasets_and_leave_nothing_behind(t
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("{tmp}/none.json", r"none\.json does not exist; check data\.source"),
+        ("{tmp}/none.json", r"there is no data file or folder .*none\.json; check data\.source"),
         ("{tmp}/notes.txt", r"unknown extension; use one of \.json, \.jsonl"),
         ("{tmp}", "holds no data file but test.json, not for training"),
-        ("nobody/no-such-set", "nobody/no-such-set is no file here and cannot be fetched"),
+        (
+            "nobody/no-such-set",
+            "there is no file or folder nobody/no-such-set, and no data set of that name comes from the hub",
+        ),
     ],
 )
 def test_a_source_that_is_not_there_is_named(tmp_path, monkeypatch, source, words):

@@ -26,7 +26,7 @@ def test_what_travels_names_no_path_of_the_coordinator() -> None:
     settings = parse(
         {
             "output": "/home/ada/secret-runs",
-            "model": {"base": "tiny"},
+            "model": {"base": "/home/ada/secret-models/base"},
             "data": {"source": "/home/ada/secret-data", "template": "plain"},
             "tuning": {"clip_norm": False},
         }
@@ -34,6 +34,7 @@ def test_what_travels_names_no_path_of_the_coordinator() -> None:
     travels = orders.travelling(settings)
 
     assert "secret" not in json.dumps(travels)
+    assert travels["model"]["base"] == "base"
     assert parse(travels).data.template == "plain"
     assert parse(travels).tuning == settings.tuning
 

@@ -10,8 +10,9 @@ from shepherd.algorithms import fedavg
 from shepherd.core import Adapter, Broadcast, Failure, Transform, Update, chain
 from shepherd.data.tokens import Tokens
 from shepherd.federation import simulation
-from shepherd.federation.simulation import Progress, Simulation
+from shepherd.federation.simulation import Simulation
 from shepherd.model import tune
+from shepherd.progress import Progress
 from shepherd.settings import FederationTable, TuningTable
 
 SIZES = {"ann": 3, "bob": 7, "cay": 5, "dan": 4}
@@ -209,6 +210,9 @@ def test_progress_adds_up_over_the_groups_of_a_round(llama) -> None:
     assert tokens == sorted(tokens)
     assert tokens[-1] == sum(update.metrics["tokens"] for update in updates)
     assert (done[0], done[-1]) == (0, 2)
+    assert (heard[0].first, heard[0].last, heard[-1].first, heard[-1].last) == (1, 2, 3, 4)
+    assert {p.round_tokens for p in heard} == {tokens[-1]}
+    assert (heard[-1].step, heard[-1].share()) == (heard[-1].steps, 1.0)
     assert all(p.seconds >= 0 and np.isfinite(p.loss) for p in heard)
 
 

@@ -105,6 +105,19 @@ def test_progress_is_told_after_each_step(llama) -> None:
     assert tokens[-1] == sum(result.tokens for result in results)
     mean = sum(r.loss * r.trained_tokens for r in results) / sum(r.trained_tokens for r in results)
     assert heard[-1].loss == pytest.approx(mean)
+    assert [(progress.step, progress.steps) for progress in heard] == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_progress_is_told_within_a_step_that_takes_long(llama, monkeypatch) -> None:
+    monkeypatch.setattr(tune, "WATCH_S", -1.0)  # every pass takes longer
+    heard: list[tune.Progress] = []
+    one, few = visit("a", 1, steps=1), TuningTable(micro_batch_tokens=8)
+    (result,) = tune.tune(llama, broadcast(llama), PLAIN, [one], few, learning_rate=RATE, watch=heard.append)
+    assert len(heard) > 2
+    assert {progress.step for progress in heard} == {1}
+    assert [progress.tokens for progress in heard] == sorted(progress.tokens for progress in heard)
+    assert heard[-1].loss == pytest.approx(result.loss)
+    assert heard[0].loss != pytest.approx(result.loss)
 
 
 def test_no_visit_gives_no_result(llama) -> None:

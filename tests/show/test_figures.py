@@ -1,10 +1,10 @@
 """Figures from rows: worked by hand."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from shepherd.progress import Progress
 from shepherd.show import figures
 
 
@@ -19,10 +19,9 @@ def row(number: int, seconds: float = 10.0, **more: Any) -> dict[str, Any]:
     }
 
 
-def progress(**more: Any) -> Any:
-    return SimpleNamespace(
-        **{"round": 1, "clients_done": 1, "clients": 4, "tokens": 300, "loss": 2.5, "seconds": 6.0, **more}
-    )
+def progress(**more: Any) -> Progress:
+    given: dict[str, Any] = {"clients_done": 1, "clients": 4, "tokens": 300, "loss": 2.5, "seconds": 6.0}
+    return Progress(round=1, rounds=5, **{**given, **more})
 
 
 BASE = {"round": 0, "heldout": {"loss": 3.0}}
@@ -34,6 +33,7 @@ BASE = {"round": 0, "heldout": {"loss": 3.0}}
         ([BASE], None, None),
         ([BASE], progress(clients_done=0), None),
         ([BASE], progress(), 6.0 * 4 * 5 - 6.0),  # a quarter of the first of five rounds took 6 s
+        ([BASE], progress(round_tokens=900), 6.0 * 3 * 5 - 6.0),  # by its tokens a third
         ([BASE, row(1), row(2, 20), row(3, 12)], None, 2 * 12.0),  # two rounds of the median
         ([BASE, row(1), row(2, 20), row(3, 12)], progress(), 2 * 12.0 - 6.0),
         ([BASE, row(4)], progress(seconds=99.0), 0.0),

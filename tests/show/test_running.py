@@ -1,13 +1,16 @@
 """The display in both modes: a picture on a terminal, plain lines elsewhere."""
 
 import io
-from types import SimpleNamespace
+import logging
+import os
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from shepherd.show.running import LiveDisplay, PlainDisplay, display
+from shepherd import progress
+from shepherd.progress import Progress
+from shepherd.show.running import LiveDisplay, PlainDisplay, display, lines
 
 BASE = {"round": 0, "heldout": {"loss": 3.0}}
 
@@ -24,7 +27,12 @@ def row(number: int, **more: Any) -> dict[str, Any]:
     }
 
 
-PROGRESS: Any = SimpleNamespace(round=3, clients_done=1, clients=2, tokens=3000, loss=2.125, seconds=2.0)
+PROGRESS = Progress(round=3, rounds=4, clients_done=1, clients=2, tokens=3000, loss=2.125, seconds=2.0)
+
+
+def told(news: object, level: int = logging.DEBUG) -> None:
+    """As `shepherd.progress` tells of its stages."""
+    progress.log.log(level, "%s", news)
 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:
@@ -35,15 +43,39 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
         shown.begin("runs/one", 3, [])
         shown.row(BASE)
         shown.row(BASE)  # known already
-        shown.progress(PROGRESS)
+        told(PROGRESS)
+        told("round 1/3: client 1 of 2, 26 s so far", logging.INFO)
+        logging.getLogger("shepherd.run").info("%d clients", 2)
         shown.row(row(1, failures={"b": "late"}))
+    logging.getLogger("shepherd.run").info("nobody listens any more")
     assert stream.getvalue().splitlines() == [
         "reading world",
         "runs/one",
         "before training  held out 3.0000",
+        "round 1/3: client 1 of 2, 26 s so far",
+        "2 clients",
         "round 1: no usable update from b (late)",
-        "round 1/3  clients 2  loss 2.7500  held out 3.0000  5 000 tokens/s  10 s  left 20 s",
+        "round 1/3  clients 2  loss 2.7500  held out 3.0000  5,000 tokens/s  10 s  left 20 s",
     ]
+
+
+def test_of_two_displays_the_inner_one_shows_what_is_logged() -> None:
+    outer, inner, log = io.StringIO(), io.StringIO(), logging.getLogger("shepherd.compare")
+    with lines(outer):
+        log.info("one")
+        with display(inner):
+            log.info("two")
+        log.info("three")
+    assert (outer.getvalue(), inner.getvalue()) == ("one\nthree\n", "two\n")
+
+
+def test_a_closed_pipe_ends_nothing() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf8") as stream, display(stream) as shown:
+        shown.say("nobody reads this")
+        shown.say("nor this")
+        stream.write("nor what waits in the buffer")
 
 
 class Terminal(io.StringIO):
@@ -61,6 +93,8 @@ def test_a_terminal_gets_the_live_display_unless_it_is_dumb(monkeypatch: pytest.
         shown.begin("runs/one", 3, [BASE])
         shown.row(row(1, failures={"b": "late"}))
         shown.say("[not markup]")
+        told("scoring 200 held-out examples")
+    assert "scoring 200 held-out examples" in stream.getvalue()
     assert "\x1b[?25h" in stream.getvalue()  # the cursor is back
     assert "no usable update from b (late)" in stream.getvalue()
     assert "[not markup]" in stream.getvalue()
@@ -81,11 +115,11 @@ def test_the_picture_at_eighty_columns_without_colour(monkeypatch: pytest.Monkey
     live = LiveDisplay(console)
     live.begin("runs/one: " + "long " * 30, 4, [BASE, row(1), row(2)])
     live.stop()
-    live.progress(PROGRESS)
+    live.hear(logging.LogRecord("", logging.DEBUG, "", 0, "%s", (PROGRESS,), None))
     lines = drawn(live, console)
     assert all(len(line) <= 80 + 20 for line in lines)  # bold and dim are still escapes
     words = " ".join(lines)
-    for part in ("3 of 4", "1 of 2", "2.1250", "2.7500", "█▁", "1 500 tokens/s", "18 s"):
+    for part in ("3 of 4", "1 of 2", "2.1250", "2.7500", "█▁", "1,500 tokens/s", "18 s"):
         assert part in words
     assert "\x1b[3" not in words  # no colour
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -31,6 +32,7 @@ from shepherd.loading import load_base
 from shepherd.model import files, memory
 from shepherd.model.base import Base
 from shepherd.model.digest import digest
+from shepherd.progress import Progress
 from shepherd.settings import RunSettings, overridden, parse
 from shepherd.silos import coordinate, membership, record
 from shepherd.silos.coordinate import SilosRun
@@ -64,7 +66,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Base) -> Hoste
     made = Hosted(home=tmp_path / "server", post=post)
     (tmp_path / "kit").mkdir()
     hosted(monkeypatch, made)
-    monkeypatch.setattr(coordinate, "load_base", lambda settings, say: base)
+    monkeypatch.setattr(coordinate, "load_base", lambda settings: base)
     admin = SimpleNamespace(name="ada", role="lead")
     monkeypatch.setattr(coordinate, "kits", SimpleNamespace(read=lambda kit, kind: admin))
     return made
@@ -382,11 +384,12 @@ def test_a_refusal_is_said_as_the_sites_join_and_stands_in_the_rows(tmp_path: Pa
     assert [row["failures"] for row in rows[1:]] == ROUNDS * [{"b": policy}]
 
 
-def test_how_far_a_round_has_come_is_shown(tmp_path: Path, server: Hosted) -> None:
-    shown: list[Any] = []
-    run = opened(tmp_path)
-    run.progress = shown.append
-    through(run)
+def test_how_far_a_round_has_come_is_shown(
+    tmp_path: Path, server: Hosted, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="shepherd.progress")
+    through(opened(tmp_path))
+    shown = [arg for record in caplog.records for arg in record.args or () if isinstance(arg, Progress)]
     assert shown
     assert {(each.clients, each.rounds) for each in shown} == {(2, ROUNDS)}
 
@@ -408,7 +411,7 @@ def test_a_stopped_run_stays_stopped_until_it_is_resumed(tmp_path: Path, server:
 
 
 def test_one_coordinator_at_a_time(tmp_path: Path, server: Hosted) -> None:
-    with closing(opened(tmp_path)), pytest.raises(FolderError, match="another process is running"):
+    with closing(opened(tmp_path)), pytest.raises(FolderError, match="this process holds the run"):
         coordinate.resume(tmp_path / "run")
 
 

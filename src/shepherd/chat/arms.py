@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from shepherd import folder
 from shepherd.errors import FolderError
+from shepherd.paths import short
 from shepherd.settings import RunSettings
 
 BASE, FEDERATED, CENTRALISED, LOCAL = "base", "federated", "centralised", "local-"
@@ -49,7 +50,7 @@ def find(path: Path, settings: RunSettings) -> list[Arm]:
     pooled = [name for name in below if name == CENTRALISED]
     others = sorted({*below} - {*locals_, *pooled})
     return [
-        Arm(name=BASE, path=None, says=f"{settings.model.base}, not tuned"),
+        Arm(name=BASE, path=None, says=f"{short(settings.model.base)}, not tuned"),
         *(Arm(name=name, path=below[name], says=_of_client(name, mixes, told)) for name in locals_),
         Arm(name=FEDERATED, path=path, says=_of_run(path, settings, mixes)),
         *(Arm(name=name, path=below[name], says=_of_all(mixes, told)) for name in pooled),

@@ -22,6 +22,7 @@ from typing import Any
 from shepherd.chat.answering import Chat, open_chat
 from shepherd.chat.arms import BASE, LOCAL
 from shepherd.errors import ShepherdError
+from shepherd.paths import short
 
 _log = logging.getLogger(__name__)
 
@@ -347,7 +348,7 @@ class _Page:
 
 
 def _head(chat: Chat) -> str:
-    name, base = escape(chat.settings.output), escape(chat.settings.model.base)
+    name, base = escape(chat.settings.output), escape(short(chat.settings.model.base))
     return (
         f"<h1>Shepherd chat</h1><p>{name}: ask once, and its arms answer side by side, from base {base}.</p>"
     )

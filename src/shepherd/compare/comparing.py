@@ -26,7 +26,6 @@ from shepherd.compare.folders import (
 from shepherd.compare.scoring import questions, score_arms
 from shepherd.compare.training import Train, totals, train_apart, train_run
 from shepherd.errors import FolderError, SettingsError
-from shepherd.federation.simulation import Progress
 from shepherd.loading import load_base
 from shepherd.model.base import Base
 from shepherd.run import Run
@@ -34,32 +33,27 @@ from shepherd.settings import RunSettings, overridden
 
 FORMAT = 1
 Row = dict[str, Any]
-Say = Callable[[str], None]
 
 
-def _train(opened: Callable[[Say], Run]) -> None:
-    run = opened(print)
-    try:
+def _train(opened: Callable[[], Run]) -> None:
+    with opened() as run:
         for _ in run.rounds():
             pass
         run.finish(answer=False)
-    finally:
-        run.close()
 
 
 def compare(
     settings: RunSettings,
     asked: Asked,
     *,
-    say: Say = print,
     train: Train = _train,
-    watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Row:
     """Make the comparison in the folder of the run, or what of it is not made yet; returns comparison.json.
 
+    Says what it does to the logger "shepherd", at level INFO.
+
     Args:
         train: opens a run with the function it is given and goes through its rounds.
-        watch: hears how far the arms that are not federated are.
 
     Raises:
         SettingsError: an arm cannot be read.
@@ -85,7 +79,7 @@ def compare(
             if arm.kind == "variant" or (arm.kind == FEDERATED and number):
                 train_run(_settings_of(settings, run, arm, number), train, prepared)
     kept = folder.read_settings(run)
-    base = load_base(kept, say)
+    base = load_base(kept)
     length = totals(run).matched(asked.match)
     apart = [arm for arm in chosen if arm.kind in ("local", "centralised")]
     for number in range(asked.seeds):
@@ -98,10 +92,8 @@ def compare(
             number,
             length=length,
             seed=settings.seed + number,
-            say=say,
-            watch=watch,
         )
-    return _tabled(base, kept, prepared, run, chosen, asked, say, began)
+    return _tabled(base, kept, prepared, run, chosen, asked, began)
 
 
 def _require_arms(settings: RunSettings, asked: Asked) -> None:
@@ -170,7 +162,6 @@ def _tabled(
     run: Path,
     chosen: Sequence[Arm],
     asked: Asked,
-    say: Say,
     began: float,
 ) -> Row:
     wanted = questions(base, settings, prepared)
@@ -184,7 +175,6 @@ def _tabled(
             {arm.name: partial(arm_adapter, run, number, arm, base) for arm in todo},
             {arm.name: scores_file(run, number, arm) for arm in todo},
             {arm.name: digest(run, number, arm) for arm in todo},
-            say,
         )
     scores = {arm.name: _scores(run, arm, asked.seeds) for arm in chosen}
     measures = table.measured(scores, wanted, prepared, asked.seeds)

@@ -102,7 +102,7 @@ def _written(run: Path, arms: Sequence[Arm], asked: Sequence[Question], say: Say
     todo = [arm for arm in arms if not places[arm.name].is_file()]
     if todo:
         settings = folder.read_settings(run)
-        base = load_base(settings, say)
+        base = load_base(settings)
         at.mkdir(parents=True, exist_ok=True)
         for arm in todo:
             say(f"{arm.name} answers {len(asked)} questions")
@@ -194,7 +194,7 @@ def _both(
     rest = [i for i in range(2) if i not in read]
     if rest:
         chosen = settings or _settings_of(paths[rest[0]])
-        base = load_base(chosen, say)
+        base = load_base(chosen)
         adapters = [_adapter_at(paths[i], base) for i in rest]
         say(f"{' and '.join(names[i] for i in rest)} answer {len(asked)} questions")
         for i, texts in zip(rest, _texts(base, chosen, adapters, asked), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from shepherd.prepare import Prepared, categories
 from shepherd.settings import RunSettings
 
 TOGETHER = 8  # arms scored in one pass
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,6 @@ def score_arms(
     adapters: Mapping[str, Callable[[], Adapter | None]],
     files: Mapping[str, Path],
     digests: Mapping[str, str],
-    say: Say,
 ) -> None:
     """Write the scores of every arm that has none on these questions yet; those that are there stay.
 
@@ -75,9 +75,9 @@ def score_arms(
     for start in range(0, len(todo), TOGETHER):
         arms = todo[start : start + TOGETHER]
         loaded = [adapters[arm]() for arm in arms]
-        say(f"scoring {', '.join(arms)}")
+        log.info("scoring %s", ", ".join(arms))
         sums = _losses(base, settings, prepared, asked, loaded)
-        texts = _answers(base, settings, prepared, asked, loaded, say)
+        texts = _answers(base, settings, prepared, asked, loaded)
         for arm, row, answers in zip(arms, sums, texts, strict=True):
             write_json(files[arm], {"questions": keys[arm], "losses": row, "answers": answers})
 
@@ -110,7 +110,6 @@ def _answers(
     prepared: Prepared,
     asked: Questions,
     adapters: Sequence[Adapter | None],
-    say: Say,
 ) -> list[list[dict[str, Any]]]:
     """Each arm's answer to each question, and how it compares with the reference."""
     if not asked.answers:
@@ -132,7 +131,7 @@ def _answers(
         done += len(places)
         if done * 4 // len(prompts) > told:
             told = done * 4 // len(prompts)
-            say(f"  {done} of {len(prompts)} questions answered")
+            log.info("  %d of %d questions answered", done, len(prompts))
     examples = [prepared.heldout_examples[i] for i in asked.answers]
     return [[_judged(example, arm[i]) for i, example in enumerate(examples)] for arm in texts]
 

@@ -6,6 +6,7 @@ averaged, so all of them are tuned side by side over one base, as the clients of
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
 from shepherd.core import Adapter, Broadcast, Failure, chain, seed_for
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
-from shepherd.federation.simulation import Progress, Simulation
+from shepherd.federation.simulation import Simulation
 from shepherd.federation.workers import beside
 from shepherd.loading import placed
 from shepherd.model import files, lora, memory
@@ -35,8 +36,8 @@ CHOSEN = (
     "tuning.threads", "tuning.workers", "tuning.cohort_size", "tuning.micro_batch_tokens",
     "model.dtype", "model.device",
 )  # fmt: skip
-Say = Callable[[str], None]
-Train = Callable[[Callable[[Say], Run]], None]  # open a run and go through its rounds, showing them
+log = logging.getLogger(__name__)
+Train = Callable[[Callable[[], Run]], None]  # open a run and go through its rounds, showing them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +88,11 @@ def train_run(settings: RunSettings, train: Train, prepared: Prepared | None = N
     """
     path = Path(settings.output)
     if not folder.is_run(path):
-        train(lambda say: open_run(settings, say, prepared))
+        train(lambda: open_run(settings, prepared))
         return
     require_same(settings, path)
     if not finished(path):
-        train(lambda say: resume(path, say))
+        train(lambda: resume(path))
 
 
 def finished(path: Path) -> bool:
@@ -133,8 +134,6 @@ def train_apart(
     *,
     length: Length,
     seed: int,
-    say: Say,
-    watch: Callable[[Progress], None],
 ) -> None:
     """Train the local arms and the centralised one that are not there yet, all as rows of one cohort.
 
@@ -152,7 +151,7 @@ def train_apart(
     todo = [arm for arm in arms if not _trained(places[arm.name], made)]
     if not todo:
         return
-    say(f"tuning {_named(todo)} for {length}{' each' * (len(todo) > 1)}")
+    log.info("tuning %s for %s%s", _named(todo), length, " each" * (len(todo) > 1))
     datasets = {arm.name: _data(arm, prepared) for arm in todo}
     table = _table(settings.tuning, length)
     laid = _plan(base, datasets, table, length)
@@ -167,7 +166,6 @@ def train_apart(
         seed=seed,
         cohort_size=laid.cohort_size,
         workers=workers,
-        watch=watch,
         epochs={name: length.examples / len(data) for name, data in datasets.items()}
         if length.examples is not None
         else {},
@@ -185,7 +183,9 @@ def train_apart(
             told = {name: update.metrics[name] for name in ("steps", "examples", "tokens", "loss")}
             since, began = perf_counter() - began, perf_counter()
             write_json(places[update.client] / TUNED, {**told, "asked": made, "seconds": since})
-            say(f"  {update.client} is tuned: {told['steps']} steps, {told['examples']:,} examples")
+            log.info(
+                "  %s is tuned: %s steps, %s examples", update.client, told["steps"], f"{told['examples']:,}"
+            )
     finally:
         if workers:
             workers.close()

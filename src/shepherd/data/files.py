@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.errors import BadRow, DataError
+from shepherd.paths import is_hub_id
 
 Placed = tuple[str, Any]
 """Where a row is, and the row, or the BadRow that says why it cannot be read."""
@@ -52,8 +53,8 @@ def parts(source: str, config: str | None, part: str, *, folder_only: bool = Fal
         return [Part(client="", rows=_saved(path, part))]
     if path.exists():
         return [Part(client="", rows=rows_of(path))]
-    if path.suffix.lower() in READERS or path.is_absolute() or source.startswith((".", "~")):
-        raise DataError(f"data file {source} does not exist; check data.source")
+    if not is_hub_id(source):
+        raise DataError(f"there is no data file or folder {source}; check data.source")
     return [Part(client="", rows=_hub(source, config, part))]
 
 
@@ -269,7 +270,7 @@ def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
             table = datasets.load_dataset(source, config, split=part)
         except Exception as error:
             raise DataError(
-                f"data.source {source} is no file here and cannot be fetched from the hub "
+                f"there is no file or folder {source}, and no data set of that name comes from the hub "
                 f"({_first_line(error)}); check the path, the id, data.config, data.part and the network"
             ) from error
     return _records(table, source)

@@ -19,7 +19,7 @@ from shepherd.errors import DataError
 ARRAYS = {"ids": np.int32, "trained": np.bool_, "offsets": np.int64}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Tokens:
     """n examples end to end; example i is `ids[offsets[i]:offsets[i + 1]]`.
 
@@ -32,6 +32,10 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def __repr__(self) -> str:
+        """Counts, and no token, which could be read back as text."""
+        return f"<Tokens: {len(self):,} examples, {len(self.ids):,} tokens>"
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shepherd.errors import FederationError
-from shepherd.settings import RunSettings, plain
+from shepherd.settings import RunSettings, plain, published
 
 RUN_ID = "[0-9a-f]{16}"
 TRAVELLING = ("seed", "model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
@@ -65,6 +65,6 @@ def read(text: str) -> Order:
 
 def travelling(settings: RunSettings) -> dict[str, Any]:
     """What a site is told of the run file: nothing of the coordinator's paths but the base's name."""
-    whole = plain(settings)
+    whole = plain(published(settings))
     data = {key: whole["data"][key] for key in TRAVELLING_DATA if key in whole["data"]}
     return {**{key: whole[key] for key in TRAVELLING}, "data": {"source": "the site's own", **data}}

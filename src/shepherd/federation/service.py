@@ -33,7 +33,7 @@ from shepherd.federation.book import Book
 from shepherd.federation.orders import Order, travelling
 from shepherd.federation.wire import Scores
 from shepherd.rounds import MAX_METRIC, RoundReport, report_row, rounds
-from shepherd.settings import RunSettings, parse
+from shepherd.settings import RunSettings, validated
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Service:
     _book: Book = field(init=False)
 
     def __post_init__(self) -> None:
-        self.settings = parse(self.order.settings, "the run file of the job")
+        self.settings = validated(RunSettings, self.order.settings, "the run file of the job")
         federation = self.settings.federation
         terms = Terms(
             run=self.order.run,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
+import numpy as np
+
 from shepherd.core import Adapter, Algorithm, Broadcast, ClientInfo, Failure, Transform, Update, seed_for
 from shepherd.data import cursor
 from shepherd.data.tokens import Tokens
@@ -15,23 +17,11 @@ from shepherd.federation.workers import Job, Workers
 from shepherd.model import stack, tune
 from shepherd.model.base import Base
 from shepherd.model.tune import Tuned, Visit
+from shepherd.progress import Progress, stage
 from shepherd.settings import FederationTable, TuningTable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a round is. `tokens` and `seconds` are this round's; `loss` is the running mean, in nats."""
-
-    round: int
-    rounds: int
-    clients_done: int
-    clients: int
-    tokens: int
-    loss: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Simulation:
     """A Federation whose clients are datasets on this machine.
 
@@ -54,6 +44,7 @@ class Simulation:
     epochs: Mapping[str, float] = field(default_factory=dict)
     """Of a client's visit, where it is not as long as the run file says."""
     watch: Callable[[Progress], None] = lambda progress: None
+    """Hears how far a round is, and ends it by raising."""
 
     def clients(self) -> Sequence[ClientInfo]:
         """Every client, by name."""
@@ -61,20 +52,30 @@ class Simulation:
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Tune the cohort, `cohort_size` clients at once; updates come in the cohort's order."""
-        meter = _Meter(round=broadcast.round + 1, rounds=self.federation.rounds, clients=len(cohort))
         groups = [
             self._group(broadcast, cohort[start : start + self.cohort_size])
             for start in range(0, len(cohort), self.cohort_size)
         ]
+        meter = _Meter(
+            round=broadcast.round + 1,
+            rounds=self.federation.rounds,
+            sizes=[len(group.clients) for group in groups],
+            round_tokens=sum(_tokens(visit) for group in groups for visit in group.job.visits),
+        )
+        with stage("tuning", meter.round_tokens) as now:
 
-        def watch(number: int, told: tune.Progress) -> None:
-            self.watch(meter.read(number, told))
+            def watch(number: int, told: tune.Progress) -> None:
+                meter.told[number] = told
+                progress = meter.read()
+                now.at(progress)
+                self.watch(progress)
 
-        jobs = (group.job for group in groups)
-        done = self.workers.tuned(jobs, watch) if self.workers else workers.here(self.base, jobs, watch)
-        for group, tuned in zip(groups, done, strict=True):
-            yield from self._answers(broadcast, group, tuned)
-            meter.clients_done += len(group.clients)
+            now.at(meter.read())
+            jobs = (group.job for group in groups)
+            done = self.workers.tuned(jobs, watch) if self.workers else workers.here(self.base, jobs, watch)
+            for group, tuned in zip(groups, done, strict=True):
+                yield from self._answers(broadcast, group, tuned)
+                meter.groups_done += 1
 
     def coverage(self) -> dict[str, float]:
         """The share of each client's examples that it has trained on (law 8)."""
@@ -171,23 +172,38 @@ class _Meter:
 
     round: int
     rounds: int
-    clients: int
-    clients_done: int = 0
+    sizes: Sequence[int]
+    """Clients of each group."""
+    round_tokens: int
+    groups_done: int = 0
     told: dict[int, tune.Progress] = field(default_factory=dict)
     began: float = field(default_factory=perf_counter)
 
-    def read(self, number: int, tuning: tune.Progress) -> Progress:
-        self.told[number] = tuning
+    def read(self) -> Progress:
+        """How far the round is, by what each group last said of itself."""
+        sizes, done = self.sizes, self.groups_done
+        going = {number: told for number, told in self.told.items() if number >= done}
+        slowest = min(going.values(), key=lambda told: told.step, default=None)
         tokens = sum(each.tokens for each in self.told.values())
         return Progress(
             round=self.round,
             rounds=self.rounds,
-            clients_done=self.clients_done,
-            clients=self.clients,
+            clients_done=sum(sizes[:done]),
+            clients=sum(sizes),
             tokens=tokens,
             loss=sum(each.loss * each.tokens for each in self.told.values()) / max(1, tokens),
             seconds=perf_counter() - self.began,
+            first=sum(sizes[:done]) + 1,
+            last=sum(sizes[: max(going, default=done) + 1]),
+            step=slowest.step if slowest else 0,
+            steps=slowest.steps if slowest else 0,
+            round_tokens=self.round_tokens,
         )
+
+
+def _tokens(visit: Visit) -> int:
+    """That a visit trains on."""
+    return int(visit.data.lengths[np.concatenate(list(visit.steps))].sum()) if visit.steps else 0
 
 
 def weight(federation: FederationTable, tuned: Tuned) -> float:

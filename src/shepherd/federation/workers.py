@@ -202,7 +202,8 @@ _queue: Any
 
 def _begin(parent: int, told: Any, threads: int, model: ModelTable, adapter: AdapterTable) -> None:
     global _base, _queue
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that is asked to stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the process that is asked to stop
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     malloc.keep_pages()
     memory.use_threads(threads)

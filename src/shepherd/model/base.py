@@ -162,9 +162,10 @@ def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype) -> 
             **options,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        missing = "" if Path(model.base).is_dir() else "there is no such folder, and as a Hugging Face id: "
         raise BaseError(
-            f"base {model.base} cannot be loaded ({_first_line(error)}); give a folder with config.json"
-            " and safetensors, or a Hugging Face id that this machine can reach"
+            f"base {model.base} cannot be loaded ({missing}{_first_line(error)}); give a folder with"
+            " config.json and safetensors, or a Hugging Face id that this machine can reach"
         ) from error
     unfit = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     if unfit:  # transformers fills them up at random

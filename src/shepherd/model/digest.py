@@ -58,6 +58,8 @@ def files(folder: str | Path) -> list[str]:
         BaseError: the folder holds no configuration or no weights.
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise BaseError(f"there is no folder {folder}; give the folder of a model on this disk")
     if not (folder / CONFIG).is_file():
         raise BaseError(f"base folder {folder} has no {CONFIG}; give the folder of a model on this disk")
     words = [TOKENIZER] if (folder / TOKENIZER).is_file() else SLOW

@@ -15,6 +15,7 @@ from shepherd.core import Adapter
 from shepherd.errors import BaseError
 from shepherd.model import layout, lora
 from shepherd.model.base import Base
+from shepherd.progress import stage
 
 BATCH = 64  # sequences answered at once
 
@@ -47,13 +48,14 @@ def generate(
         return [[] for _ in adapters]
     max_new_tokens = room(base, max(len(prompt) for prompt in prompts), max_new_tokens)
     answers: list[list[list[int]]] = [[[] for _ in prompts] for _ in adapters]
-    with seeded(base, seed):
+    with seeded(base, seed), stage(f"answering {len(prompts):,} prompts", len(prompts)) as now:
         for places in _batches(prompts, max(1, BATCH // len(adapters))):
             batch = [prompts[i] for i in places]
             new = answer(base, adapters, batch, max_new_tokens, stop, temperature, top_p)
             for k, rows in enumerate(new):
                 for i, row in zip(places, rows, strict=True):
                     answers[k][i] = row
+            now.advance(len(places))
     return answers
 
 

@@ -16,6 +16,7 @@ from shepherd.model.attention import PACKED
 from shepherd.model.base import Base, attending, hidden_states
 from shepherd.model.line import Row, line_of
 from shepherd.model.loss import token_losses
+from shepherd.progress import stage
 
 
 def losses(base: Base, adapters: Sequence[Adapter], data: Tokens, *, micro_batch: int) -> NDArray[np.float64]:
@@ -28,9 +29,14 @@ def losses(base: Base, adapters: Sequence[Adapter], data: Tokens, *, micro_batch
         require_shapes(base.shapes, shapes_of(adapter), f"an adapter for base {base.name}")
     sums = np.zeros((len(adapters), len(data)))
     lora.hang(base.model, base.sites, lora.stacked(adapters, base.device))
-    with torch.no_grad(), attending(base, PACKED):
+    with (
+        torch.no_grad(),
+        attending(base, PACKED),
+        stage(f"scoring {len(data):,} held-out examples", len(data)) as now,
+    ):
         for members in pack(data.lengths.tolist(), max(1, micro_batch // len(adapters))):
             sums[:, members] = _row_losses(base, len(adapters), data, np.asarray(members))
+            now.advance(len(members))
     return sums
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from shepherd.model.base import Base, attending, hidden_states
 from shepherd.model.line import Row, line_of
 from shepherd.model.loss import weighted_loss
 from shepherd.settings import TuningTable
+
+WATCH_S = 1.0  # seconds: a look at the loss waits for a GPU, so not at every pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +59,12 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a tuning is: sums over all clients since it began."""
+    """How far a tuning is: sums over all clients since it began, and the optimiser step under way, from 1."""
 
     tokens: int
     loss: float
+    step: int
+    steps: int
 
 
 def tune(
@@ -75,6 +80,9 @@ def tune(
     """Tune the broadcast adapter on each visit's data; the results stand in the visits' order.
 
     The cohort is laid out by client name whatever order it comes in, so the order changes no bit.
+
+    Args:
+        watch: hears how far it is after each optimiser step, and about once a second within one.
 
     Raises:
         AdapterError: the broadcast does not fit the base.
@@ -116,18 +124,26 @@ def _run(
     correct = _correction(cohort, broadcast, algorithm, visits)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = trained = 0
-    for step in range(max((len(visit.steps) for visit in visits), default=0)):
+    steps, told = max((len(visit.steps) for visit in visits), default=0), monotonic()
+    for step in range(steps):
         cohort.grads.zero_()
         counts = _step_counts(visits, predicted, step)
         for rows in passes(visits, step, micro_batch):
             tokens += _accumulate(base, visits, rows, counts, sums)
+            trained += sum(int(predicted[row.client][row.examples].sum()) for row in rows)
+            if monotonic() - told > WATCH_S:  # a step of a large base may take minutes
+                watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
+                told = monotonic()
         correct()
         stack.clip(cohort, tuning.clip_norm)
         shape = [learning_rate * stack.rate(tuning, step, len(visit.steps)) for visit in visits]
         optimiser.step(cohort, step + 1, torch.tensor(shape, device=base.device))
-        trained += sum(counts)
-        watch(Progress(tokens=tokens, loss=float(sums.sum()) / max(1, trained)))
+        watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
     return sums.cpu().numpy()
+
+
+def _mean(sums: Tensor, trained: int) -> float:
+    return float(sums.sum()) / max(1, trained)
 
 
 def predictions(data: Tokens) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from shepherd.report.reading import (
     table,
     text,
 )
+from shepherd.settings import published
 
 FORMAT = 1
 MEASURES = ("right", "exact", "f1", "rouge_l", "loss")
@@ -43,7 +44,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         FolderError: there is no run in the folder, or a file of it is damaged.
     """
     path = Path(folder)
-    settings = folders.read_settings(path).model_dump(mode="json", exclude_none=True)
+    settings = published(folders.read_settings(path)).model_dump(mode="json", exclude_none=True)
     rows = folders.read_rows(path)
     compared = read_object(
         path / "compare" / "comparison.json", "remove it and compare again: the trained arms are kept"

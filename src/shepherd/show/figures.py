@@ -4,56 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
+
+from shepherd.progress import Progress, duration
 
 Row = Mapping[str, Any]
 _BARS = "▁▂▃▄▅▆▇█"
 _RECENT = 5
 
 
-class Progress(Protocol):
-    """How far a round has come. `tokens` and `seconds` are this round's; `loss` is its running mean."""
-
-    @property
-    def round(self) -> int: ...
-    @property
-    def clients_done(self) -> int: ...
-    @property
-    def clients(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def loss(self) -> float: ...
-    @property
-    def seconds(self) -> float: ...
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two units that matter.
-
-    >>> [duration(s) for s in (0.42, 7, 161, 3900, 200000)]
-    ['0.4 s', '7 s', '2 min 41 s', '1 h 05 min', '2 d 07 h']
-    """
-    if seconds < 1:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, size, below, step in (
-        ("d", 86400, "h", 3600),
-        ("h", 3600, "min", 60),
-        ("min", 60, "s", 1),
-    ):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // step:02d} {below}"
-    return f"{whole} s"
-
-
 def count(number: float) -> str:
-    """A whole number in groups of three digits.
+    """A whole number in groups of three digits, with commas wherever numbers are printed.
 
     >>> count(1234567.2)
-    '1 234 567'
+    '1,234,567'
     """
-    return f"{round(number):,}".replace(",", " ")
+    return f"{round(number):,}"
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
@@ -87,17 +53,14 @@ def tokens_per_second(rows: Sequence[Row], progress: Progress | None) -> float |
 def time_left(rows: Sequence[Row], until: int, progress: Progress | None) -> float | None:
     """Seconds to the end of round `until`: the median of the last rounds, less what this one has used.
 
-    Before any round is finished, this round is taken to go on as it began; None before its first client.
+    Before any round is finished, each is taken to go on as this one; None before its first tokens.
     """
     trained = [row for row in rows if row["round"] > 0]
+    if not trained:
+        return progress.left() if progress is not None else None
     under_way = progress.seconds if progress is not None else 0.0
-    if trained:
-        each = median(row["seconds"]["round"] for row in trained[-_RECENT:])
-        rest = until - trained[-1]["round"]
-    elif progress is not None and progress.clients_done:
-        each, rest = progress.seconds * progress.clients / progress.clients_done, until
-    else:
-        return None
+    each = median(row["seconds"]["round"] for row in trained[-_RECENT:])
+    rest = until - trained[-1]["round"]
     return max(0.0, each * rest - under_way) if rest > 0 else 0.0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shepherd.folder import is_over_silos, is_run, read_rows
+from shepherd.paths import short
 from shepherd.show.running import Display, display
 from shepherd.show.summary import summary
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from shepherd.run import Run
     from shepherd.silos.coordinate import SilosRun
 
-Opened = Callable[[Callable[[str], None]], "Run | SilosRun"]
+Opened = Callable[[], "Run | SilosRun"]
 
 
 def train(opened: Opened, folder: Path) -> None:
@@ -27,7 +28,7 @@ def train(opened: Opened, folder: Path) -> None:
     """
     try:
         with display() as seen:
-            going = opened(seen.say)
+            going = opened()
             with closing(going):
                 _rounds(going, seen)
                 finished = going.finish()
@@ -39,7 +40,7 @@ def train(opened: Opened, folder: Path) -> None:
 def shown(opened: Opened) -> None:
     """Go through a run's rounds; a comparison answers for all its arms later."""
     with display() as seen:
-        going = opened(seen.say)
+        going = opened()
         with closing(going):
             _rounds(going, seen)
             going.finish(answer=False)
@@ -68,7 +69,6 @@ def _goes_on(folder: Path) -> bool:
 
 
 def _rounds(going: Run | SilosRun, seen: Display) -> None:
-    going.progress = seen.progress
     seen.begin(_title(going), going.until, read_rows(going.folder))
     for _, row in going.rounds():
         for base in read_rows(going.folder)[: row["round"] == 1]:  # scored before the first round
@@ -78,4 +78,5 @@ def _rounds(going: Run | SilosRun, seen: Display) -> None:
 
 def _title(run: Run | SilosRun) -> str:
     s = run.settings
-    return f"{run.folder}: {s.algorithm.name} on {s.model.base}, data {s.data.source}, rank {s.adapter.rank}"
+    base, source = short(s.model.base), short(s.data.source)
+    return f"{run.folder}: {s.algorithm.name} on {base}, data {source}, rank {s.adapter.rank}"

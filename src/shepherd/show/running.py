@@ -1,7 +1,8 @@
-"""The display of a run under way: live on a terminal, else one plain line a round."""
+"""The display of a run under way: live on a terminal, plain lines where there is none."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,21 +15,26 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from shepherd import progress as signs
+from shepherd.progress import Progress, duration
 from shepherd.show import figures
-from shepherd.show.figures import Progress, Row
+from shepherd.show.figures import Row
 
 
 class Display(Protocol):
-    """What the loop tells the person. Everything may be called at any time and in any order."""
+    """What the loop tells the person. Everything may be called at any time, in any order, by any thread."""
+
+    level: int
+    """Of the records of `shepherd.progress` that it wants to hear."""
 
     def say(self, text: str) -> None:
         """One line on what is being prepared or has happened."""
 
+    def hear(self, record: logging.LogRecord) -> None:
+        """What `shepherd.progress` logs: how far the work is."""
+
     def begin(self, title: str, until: int, rows: Sequence[Row]) -> None:
         """The run is ready: `rows` are its finished rounds, `until` is its last one."""
-
-    def progress(self, progress: Progress) -> None:
-        """The round under way has come so far."""
 
     def row(self, row: Row) -> None:
         """A round is finished, as its row in the log says. A round that is known already is no news."""
@@ -36,20 +42,65 @@ class Display(Protocol):
 
 @contextmanager
 def display(stream: TextIO | None = None) -> Iterator[Display]:
-    """A live display where `stream` (stdout) is a terminal, plain lines where it is not."""
+    """A live display where `stream` (stdout) is a terminal, plain lines where it is not.
+
+    It shows what the logger "shepherd" gets, in place of any display around it.
+    """
     stream = stream or sys.stdout
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
-        yield PlainDisplay(stream)
+        plain = PlainDisplay(stream)
+        with _listening(plain):
+            yield plain
         return
     live = LiveDisplay(Console(file=stream, highlight=False))
     try:
-        yield live
+        with _listening(live):
+            yield live
     finally:
         live.stop()
 
 
+@contextmanager
+def lines(stream: TextIO | None = None) -> Iterator[Display]:
+    """As `display`, with plain lines on a terminal too: for what is no run."""
+    plain = PlainDisplay(stream or sys.stdout)
+    with _listening(plain):
+        yield plain
+
+
+class _Handler(logging.Handler):
+    """From the log to a display."""
+
+    def __init__(self, to: Display) -> None:
+        super().__init__()
+        self._to = to
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == signs.log.name:
+            self._to.hear(record)
+        else:
+            self._to.say(record.getMessage())
+
+
+@contextmanager
+def _listening(to: Display) -> Iterator[None]:
+    root = logging.getLogger("shepherd")
+    before = root.handlers, root.level, signs.log.level
+    root.handlers = [_Handler(to)]
+    root.setLevel(logging.INFO)
+    signs.log.setLevel(to.level)
+    try:
+        yield
+    finally:
+        root.handlers = before[0]
+        root.setLevel(before[1])
+        signs.log.setLevel(before[2])
+
+
 class PlainDisplay:
-    """One line a round, flushed as it comes, with no control characters."""
+    """A line a round, and one at least every half minute within it; flushed, with no control characters."""
+
+    level = logging.INFO
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -57,14 +108,17 @@ class PlainDisplay:
         self._rows: list[Row] = []
 
     def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:  # of `| head`, say: nobody reads on, and the work goes on all the same
+            _silence(self._stream)
+
+    def hear(self, record: logging.LogRecord) -> None:
+        self.say(record.getMessage())
 
     def begin(self, title: str, until: int, rows: Sequence[Row]) -> None:
         self._until, self._rows = until, list(rows)
         self.say(title)
-
-    def progress(self, progress: Progress) -> None:
-        pass  # a log needs no line for it
 
     def row(self, row: Row) -> None:
         if _known(row, self._rows):
@@ -75,14 +129,24 @@ class PlainDisplay:
         self.say(figures.line(row, self._rows, self._until))
 
 
+def _silence(stream: TextIO) -> None:
+    """Send what is still written there nowhere, also what waits in its buffer."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 class LiveDisplay:
     """Round, clients, losses, speed and time left, drawn again a few times a second."""
+
+    level = logging.DEBUG
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._title, self._until = "", 0
         self._rows: list[Row] = []
         self._progress: Progress | None = None
+        self._now = ""
         self._live = Live(console=console, get_renderable=self.draw, refresh_per_second=4)
 
     def say(self, text: str) -> None:
@@ -92,8 +156,14 @@ class LiveDisplay:
         self._title, self._until, self._rows = title, until, list(rows)
         self._live.start()
 
-    def progress(self, progress: Progress) -> None:
-        self._progress = progress
+    def hear(self, record: logging.LogRecord) -> None:
+        told = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        if isinstance(told, Progress):
+            self._progress, self._now = told, ""
+        elif self._live.is_started:
+            self._now = record.getMessage()
+        elif record.levelno >= logging.INFO:
+            self.say(record.getMessage())
 
     def row(self, row: Row) -> None:
         if _known(row, self._rows):
@@ -135,7 +205,9 @@ class LiveDisplay:
         speed = figures.tokens_per_second(rows, now)
         yield "speed", f"{figures.count(speed)} tokens/s" if speed else "-", ""
         left = figures.time_left(rows, self._until, now)
-        yield "time left", figures.duration(left) if left else "-", ""
+        yield "time left", duration(left) if left else "-", ""
+        if self._now:
+            yield "now", self._now, ""
 
     def _spark(self, values: Sequence[float]) -> str:
         return figures.sparkline(values) if self._console.encoding.startswith("utf") else ""

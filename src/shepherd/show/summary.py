@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from shepherd.show import figures
+from shepherd.progress import duration
 from shepherd.show.figures import Row
 
 Pair = tuple[float | None, float | None]
@@ -78,7 +78,7 @@ def _seen(rows: Sequence[Row]) -> str:
         return ""
     shares = trained[-1].get("coverage", {}).values()
     covered = f", {sum(shares) / len(shares):.0%} of each client's data seen on average" if shares else ""
-    took = figures.duration(sum(row["seconds"]["round"] for row in trained))
+    took = duration(sum(row["seconds"]["round"] for row in trained))
     return f"{len(trained)} round{'s' * (len(trained) > 1)} in {took}{covered}.\n"
 
 

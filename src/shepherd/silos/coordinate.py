@@ -6,16 +6,18 @@ data but what it scores answers on. It keeps the run going while it lives; the s
 
 from __future__ import annotations
 
+import json
+import logging
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from shepherd import card, checkpoint, folder, plugins, prepare, select, tracking
+from shepherd import card, checkpoint, folder, plugins, prepare, progress, select, tracking
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import ServerState, seed_for
 from shepherd.data.examples import Example
@@ -31,18 +33,19 @@ from shepherd.federation import wire
 from shepherd.federation.nvflare import kits
 from shepherd.federation.nvflare.session import JobGone, session
 from shepherd.federation.orders import Order
-from shepherd.federation.simulation import Progress
 from shepherd.folder import RunFolder
 from shepherd.loading import load_base, load_checkpoint, placed
 from shepherd.model import base as bases
 from shepherd.model import files, lora, stack
 from shepherd.model.digest import digest, folder_of
+from shepherd.progress import Progress
 from shepherd.rounds import start
 from shepherd.run import answered
-from shepherd.settings import RunSettings, plain
+from shepherd.settings import RunSettings, plain, published
 from shepherd.silos import record
 from shepherd.silos.following import Following, News
 
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Say = Callable[[str], None]
 SPARE = 2.0
@@ -51,7 +54,7 @@ copied into the run folder, since a site keeps its last two answers alone: from 
 lost its disk could not go on. Still, a large adapter and short rounds shall not fill the server's time."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)
 class SilosRun:
     """A run that this process keeps going; from `open_run` or `resume`."""
 
@@ -61,11 +64,22 @@ class SilosRun:
     following: Following
     trackers: tracking.Trackers
     say: Say
-    progress: Callable[[Progress], None] | None = None
     closed: bool = False
     _due: float = 0.0
     """When the next copy may begin."""
+    _next_line: float = field(default_factory=lambda: time.monotonic() + progress.EVERY_S)
+    """When the next line about the round under way is due."""
     _loaded: tuple[Path, ServerState] | None = None
+
+    def __repr__(self) -> str:
+        """Where it is and what it does, and no text of any example."""
+        return f"<SilosRun {self.folder}: {self.settings.algorithm.name}, {self.until} rounds>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def folder(self) -> Path:
@@ -125,6 +139,8 @@ class SilosRun:
             data={},
             clients={site: int(count) for site, count in rows[-1].get("taken", {}).items()} if rows else {},
         )
+        done = rows[-1]["round"] if rows else 0
+        self.holder.write(folder.FINISHED, json.dumps({"round": done, "answers": scores}) + "\n")
         self.close()
         return {"adapter": self.holder.adapter, "answers": scores}
 
@@ -162,9 +178,13 @@ class SilosRun:
     def _show(self, news: News) -> None:
         for line in news.said:
             self.say(line)
-        if self.progress is not None and news.progress is not None:
+        if news.progress is not None:
             cohort = select.share_of(len(self.following.order.sites), self.settings.federation.share)
-            self.progress(Progress(clients=cohort, **news.progress))
+            line_is_due = time.monotonic() >= self._next_line
+            level = logging.INFO if line_is_due else logging.DEBUG
+            progress.log.log(level, "%s", Progress(clients=cohort, **news.progress))
+            if line_is_due:
+                self._next_line = time.monotonic() + progress.EVERY_S
 
     def _remember(self, news: News) -> None:
         if news.restart:
@@ -195,7 +215,7 @@ class SilosRun:
             self._due = time.monotonic() + SPARE * (time.monotonic() - began)
 
 
-def open_run(settings: RunSettings, kit: str | Path, say: Say = print) -> SilosRun:
+def open_run(settings: RunSettings, kit: str | Path, say: Say = log.info) -> SilosRun:
     """Prepare a new run over silos: the base, the first adapter, the run folder, and the order.
 
     Raises:
@@ -209,7 +229,7 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = print) -> SilosR
     plugins.algorithm(settings.algorithm)  # a wrong name is told before anything is made
     plugins.transform(settings.transforms)
     sites = _sites(settings, kit, say)
-    base = load_base(settings, say)
+    base = load_base(settings)
     settings = _resolved(settings, base, sites)
     order = Order(
         run=secrets.token_hex(8),
@@ -217,7 +237,7 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = print) -> SilosR
         fingerprint=base.fingerprint,
         version=wire.version(),
         sites=sites,
-        settings=plain(settings),
+        settings=plain(published(settings)),
     )
     holder = folder.create(settings.output, settings, record.text(Path(kit), order, None))
     with _given_back_on_error(holder):
@@ -233,7 +253,7 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = print) -> SilosR
         )
 
 
-def resume(path: str | Path, say: Say = print, kit: str | Path | None = None) -> SilosRun:
+def resume(path: str | Path, say: Say = log.info, kit: str | Path | None = None) -> SilosRun:
     """Go on following a run, and have the server go on with it where it has stopped.
 
     Args:
@@ -250,7 +270,7 @@ def resume(path: str | Path, say: Say = print, kit: str | Path | None = None) ->
         kept = Path(kit or kept)
         if not _whole(holder, settings.federation.rounds):
             record.require_kit(kept, path)
-        base = load_base(settings, say)
+        base = load_base(settings)
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was written
             _save_start(holder, settings, base)
         following = _following(holder, kept, order, say)

@@ -22,8 +22,7 @@ from shepherd.federation.nvflare import provision
 from shepherd.federation.nvflare.session import session
 from shepherd.federation.nvflare.supervise import bound
 from shepherd.model.digest import digest
-from shepherd.settings import RunSettings
-from shepherd.site.settings import TINY
+from shepherd.settings import TINY, RunSettings
 
 MOST = 20
 """Sites on one machine: each is three processes, one with a base of its own."""

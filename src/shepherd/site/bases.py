@@ -8,7 +8,8 @@ from pathlib import Path
 from shepherd import world
 from shepherd.errors import BaseError
 from shepherd.model.digest import digest, snapshot
-from shepherd.site.settings import TINY, BaseTable
+from shepherd.settings import TINY
+from shepherd.site.settings import BaseTable
 
 
 def folder_of(base: BaseTable) -> str:

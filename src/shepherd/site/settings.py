@@ -18,15 +18,12 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, Field, Strict, model_validator
 from pydantic.fields import FieldInfo
 
+from shepherd import paths, world
 from shepherd import settings as run_file
-from shepherd import world
-from shepherd.data.files import READERS
 from shepherd.errors import FolderError, SettingsError
 from shepherd.model.digest import digest
-from shepherd.settings import FieldsTable, PositiveFloat, PositiveInt, RunSettings, Table
+from shepherd.settings import TINY, WORLD, FieldsTable, PositiveFloat, PositiveInt, RunSettings, Table
 
-WORLD = "world"
-TINY = "tiny"
 Switch = Annotated[bool, Strict()]
 Metric = Literal["loss", "examples", "tokens", "trained_tokens", "steps", "heldout"]
 DAY = 24 * 60  # minutes
@@ -167,16 +164,18 @@ def read(path: str | Path) -> SiteSettings:
 
 
 def _placed(site: SiteSettings, home: Path) -> SiteSettings:
-    data = site.data.model_copy(update={"source": _path(site.data.source, home)})
-    bases = tuple(base.model_copy(update={"folder": _path(base.folder, home)}) for base in site.bases)
-    return site.model_copy(update={"data": data, "bases": bases})
-
-
-def _path(text: str, home: Path) -> str:
-    """A path from the file's folder; the embedded names and Hugging Face ids as they are."""
-    path = home / os.path.expanduser(text)
-    local = text.startswith((".", "/", "~")) or path.suffix.lower() in READERS or path.exists()
-    return os.path.normpath(path) if local and text not in (WORLD, TINY) else text
+    source, folders = site.data.source, [base.folder for base in site.bases]
+    data = source if source == WORLD else paths.placed(source, home)
+    bases = [folder if folder == TINY else paths.placed(folder, home) for folder in folders]
+    return site.model_copy(
+        update={
+            "data": site.data.model_copy(update={"source": data}),
+            "bases": tuple(
+                base.model_copy(update={"folder": folder})
+                for base, folder in zip(site.bases, bases, strict=True)
+            ),
+        }
+    )
 
 
 def asked(tables: Mapping[str, Any]) -> RunSettings:
@@ -187,7 +186,7 @@ def asked(tables: Mapping[str, Any]) -> RunSettings:
     """
     model = {"base": "", **_table(tables, "model")}
     data = {"source": "", **_table(tables, "data")}
-    return run_file.parse({**tables, "model": model, "data": data}, "the request")
+    return run_file.validated(RunSettings, {**tables, "model": model, "data": data}, "the request")
 
 
 def own(site: SiteSettings, tables: Mapping[str, Any], folder: str) -> RunSettings:

@@ -1,0 +1,48 @@
+"""Paths in a run file: what is a path, what is a Hugging Face id, and where a path lies."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+DATA_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+"""How the names of data files end: what ends so is never a data set of the hub."""
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether the text has the form of a Hugging Face id, `owner/name` or a bare name.
+
+    >>> [is_hub_id(text) for text in ("gpt2", "Qwen/Qwen2.5-0.5B", "a/b/c", "./a", "/a", "~/a", "a/b.csv")]
+    [True, True, False, False, False, False, False]
+    """
+    return _HUB_ID.fullmatch(text) is not None and not text.lower().endswith(DATA_FILES)
+
+
+def is_path(text: str, folder: Path) -> bool:
+    """Whether the text names a place on this disk, there or missing, and no Hugging Face id.
+
+    It does where it has not the form of an id, exists in `folder`, or begins with a folder that does:
+    `models/SmolLM2` beside a folder `models` is a missing folder, and nobody's repository.
+    """
+    first, *rest = text.split("/")
+    return (
+        not is_hub_id(text) or os.path.exists(folder / text) or bool(rest and os.path.isdir(folder / first))
+    )
+
+
+def placed(text: str, folder: Path) -> str:
+    """The absolute path of a text that names one, relative ones from `folder`; a Hugging Face id as it is."""
+    if not is_path(text, folder):
+        return text
+    return os.path.abspath(folder / os.path.expanduser(text))
+
+
+def short(text: str) -> str:
+    """An absolute path by its last name, for what is published; anything else as it is.
+
+    >>> [short(text) for text in ("/home/me/models/SmolLM2", "Qwen/Qwen2.5-0.5B", "tiny")]
+    ['SmolLM2', 'Qwen/Qwen2.5-0.5B', 'tiny']
+    """
+    return os.path.basename(text) if os.path.isabs(text) else text
