@@ -23,7 +23,7 @@ def engine(work: Work) -> Callable[[Work], Measured]:
     memory.use_threads(settings.tuning.threads)
     base = bases.load(settings.model, settings.adapter)
     plan = _plan(work, base)
-    workers = beside(plan.workers, settings.model, settings.adapter)
+    workers = beside(plan.workers, settings.model, settings.adapter, base.proof)
     if workers:  # a side ends when nobody asks it any more, and waits for its children
         Finalize(None, workers.close, exitpriority=1)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)

@@ -25,12 +25,23 @@ def load_base(settings: RunSettings, say: Callable[[str], None] = _quiet) -> bas
     """Load `model.base`, with an adapted layer at every target and the run's threads.
 
     Raises:
-        BaseError: it is missing or unreadable, or cannot be trained packed.
+        BaseError: it is missing or unreadable, or cannot be trained here.
     """
     memory.keep_pages()
     memory.use_threads(settings.tuning.threads)
     say(f"loading {settings.model.base}")
-    return bases.load(placed(settings.model), settings.adapter, name=settings.model.base)
+    base = bases.load(
+        placed(settings.model),
+        settings.adapter,
+        name=settings.model.base,
+        longest=settings.data.max_tokens,
+    )
+    if not base.packed:
+        say(
+            f"{base.name} runs slower than other bases, one client's examples in padded batches:"
+            f" packed, {base.proof.unpacked}"
+        )
+    return base
 
 
 def placed(table: ModelTable) -> ModelTable:

@@ -74,7 +74,7 @@ class Run:
             federation=self.settings.federation,
             seed=self.settings.seed,
             cohort_size=self.settings.tuning.cohort_size,
-            workers=_workers(self.settings),
+            workers=_workers(self.settings, self.base),
             watch=self._heard,
         )
 
@@ -364,11 +364,11 @@ def _visit_examples(settings: RunSettings, prepared: Prepared) -> float:
     return (tuning.epochs or 1.0) * held / len(prepared.clients)
 
 
-def _workers(settings: RunSettings) -> Workers | None:
+def _workers(settings: RunSettings, base: bases.Base) -> Workers | None:
     """Processes to tune in, where the run was laid out for more than this one."""
     count = settings.tuning.workers
     # "auto" stands in folders from before there were workers
-    return beside(1 if count == "auto" else count, placed(settings.model), settings.adapter)
+    return beside(1 if count == "auto" else count, placed(settings.model), settings.adapter, base.proof)
 
 
 def _what(prepared: Prepared, settings: RunSettings) -> str:

@@ -21,6 +21,7 @@ from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
 from shepherd.errors import DataError, FederationError
 from shepherd.federation.workers import Job, Workers, here
+from shepherd.model.base import Proof
 from shepherd.model.tune import Progress, Visit
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
 
@@ -36,7 +37,7 @@ def pair(llama_folder: Path) -> Iterator[Workers]:
 
 def begun(folder: Path) -> Workers:
     table = ModelTable(base=str(folder), dtype="float32", device="cpu")
-    return Workers(2, 1, table, AdapterTable(rank=3, alpha=6))
+    return Workers(2, 1, table, AdapterTable(rank=3, alpha=6), Proof())
 
 
 @pytest.fixture
