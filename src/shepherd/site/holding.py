@@ -97,8 +97,10 @@ def _bare(example: Example) -> Example:
     return Example(turns=(), category=example.category)
 
 
-def _base_key(settings: RunSettings, digest: str) -> tuple[str, ModelTable, AdapterTable]:
-    return digest, settings.model.model_copy(update={"base": ""}), settings.adapter
+def _base_key(settings: RunSettings, digest: str) -> tuple[str, ModelTable, AdapterTable, int]:
+    """Of all that loading depends on, the length of the examples that the proof is for included."""
+    unnamed = settings.model.model_copy(update={"base": ""})
+    return digest, unnamed, settings.adapter, settings.data.max_tokens
 
 
 def _data_key(settings: RunSettings, digest: str) -> str:
