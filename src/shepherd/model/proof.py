@@ -13,7 +13,7 @@ import copy
 import math
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ class _Probe:
     """A copy of the base, examples of two clients, and a stack of their adapters."""
 
     base: Base
+    layers: int | None
+    """How many leading layers the copy has; None for all."""
+    slim: bool
+    """Whether long windows and chunks are shortened in it."""
     examples: list[Tensor]
     stack: Mapping[str, Tensor]
 
@@ -72,7 +76,7 @@ def prove(base: Base, longest: int | None = None) -> Proof:
     exact, own = _alone_in_float32(base, longest)
     _require_causal(exact, own)
     _require_head(exact)
-    rough = _in_own_dtype(base, exact)
+    rough = _in_own_dtype(base, exact, longest)
     allowed = 0.0 if rough is None else ROUGH * _error_of_the_dtype(base, rough, own)
     why_unpacked = _fault(_packed, exact, own, base.dtype, rough, allowed)
     if why_unpacked and (fault := _fault(_batched, exact, own, base.dtype, rough, allowed)):
@@ -107,8 +111,9 @@ def _alone_in_float32(base: Base, longest: int | None) -> tuple[_Probe, _Found]:
 
 
 def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
-    network = _copied(base.model, torch.float32, _layers_needed(base.model) if slim else None)
-    top = max(_borders(network, longest or math.inf, shorten=slim), default=0)
+    layers = _layers_needed(base.model) if slim else None
+    network = _copied(base.model, torch.float32, layers)
+    top = _border(network, longest or math.inf, shorten=slim)
     if top > LONGEST:
         raise BaseError(
             f"{_named(base)} has a window or chunk of {top} tokens, too long to prove what happens beyond it;"
@@ -124,7 +129,7 @@ def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
     examples = [torch.from_numpy(rng.integers(0, size, length)).to(base.device) for length in lengths]
     examples[1][:SHARED] = examples[0][:SHARED]
     stack = lora.stacked([_adapter(base, seed) for seed in range(2)], base.device)
-    return _Probe(base=base, examples=examples, stack=stack)
+    return _Probe(base=base, layers=layers, slim=slim, examples=examples, stack=stack)
 
 
 def _adapter(base: Base, seed: int) -> Adapter:
@@ -157,7 +162,7 @@ def _copied(network: Any, dtype: torch.dtype | None, layers: int | None = None) 
         made.config.get_text_config().num_hidden_layers = layers
     for module in made.modules() if dtype else ():
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point():
+            if buffer.is_floating_point() and dtype == torch.float32:
                 module._buffers[name] = buffer.to(dtype)
     return made
 
@@ -205,8 +210,9 @@ def _tells(name: str, value: Any) -> bool:
     return isinstance(value, (bool, str)) or (isinstance(value, int) and bool(BORDER.search(name)))
 
 
-def _borders(network: Any, longest: float, *, shorten: bool) -> Iterator[int]:
-    """Windows and chunks below `longest` of the configurations and modules, after long ones are shortened."""
+def _border(network: Any, longest: float, *, shorten: bool) -> int:
+    """The longest window or chunk below `longest` tokens, shortened first with `shorten`; 0 for none."""
+    top = 0
     configs = {id(c): c for m in network.modules() if (c := getattr(m, "config", None)) is not None}
     text = network.config.get_text_config()
     for holder in (text, *configs.values(), *network.modules()):
@@ -214,7 +220,8 @@ def _borders(network: Any, longest: float, *, shorten: bool) -> Iterator[int]:
             if BORDER.search(name) and type(value) is int and 0 < value < longest:
                 if shorten and value > SHORT:
                     setattr(holder, name, SHORT)
-                yield getattr(holder, name)
+                top = max(top, getattr(holder, name))
+    return top
 
 
 # what a probe gives ----------------------------------------------------------------------------------------
@@ -348,11 +355,15 @@ def _require_head(probe: _Probe) -> None:
         )
 
 
-def _in_own_dtype(base: Base, exact: _Probe) -> _Probe | None:
+def _in_own_dtype(base: Base, exact: _Probe, longest: int | None) -> _Probe | None:
     """The probe in the precision that the base will run in, where that is not float32."""
     if base.dtype == torch.float32:
         return None
-    network = _copied(exact.base.model, base.dtype)
+    if all(weight.is_floating_point() for weight in base.model.parameters()):
+        network = _copied(base.model, None, exact.layers)  # the very weights
+        _border(network, longest or math.inf, shorten=exact.slim)
+    else:  # quantised: the random modules of the copy
+        network = _copied(exact.base.model, base.dtype)
     return replace(exact, base=replace(exact.base, model=network, dtype=base.dtype))
 
 
@@ -364,8 +375,9 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
     """
     try:
         states = _found(_alone, rough).states
-        lora.hang(base.model, base.sites, rough.stack)
         ids = rough.examples[0]
+        zero = lora.stacked([base.zero], base.device)
+        lora.hang(base.model, base.sites, zero)
         with torch.no_grad(), layout.running(layout.padded(1, len(ids), 0)):
             whole = hidden_states(base, ids.unsqueeze(0), None)
     except Exception as error:

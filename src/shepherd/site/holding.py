@@ -32,7 +32,7 @@ class Holding:
     home: Path
     name: str
     _base: bases.Base | None = None
-    _base_key: tuple[str, ModelTable, AdapterTable] | None = None
+    _base_key: tuple[str, ModelTable, AdapterTable, int] | None = None
     _prepared: Prepared | None = None
     _data_key: str = ""
 
