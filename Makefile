@@ -1,6 +1,7 @@
 # make demo       install into .venv, train the embedded demo and compare it with its rivals
 # make test       format, lint, types, tests, in .venv-dev
 # make test-slow  the tests that take minutes
+# make test-architectures  every causal language model that transformers knows; takes minutes too
 # make test-silos the faults and strangers of a federation over silos; takes minutes too
 # make demo-silos a server and three sites on this machine, five rounds
 #
@@ -19,11 +20,11 @@ BIN := .venv-dev/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # the demo and the tests use no model hub: an attempt to reach it is a fault, not a delay
-demo demo-silos test test-slow test-silos: export HF_HUB_OFFLINE := 1
-demo demo-silos test test-slow test-silos: export HF_DATASETS_OFFLINE := 1
+demo demo-silos test test-slow test-architectures test-silos: export HF_HUB_OFFLINE := 1
+demo demo-silos test test-slow test-architectures test-silos: export HF_DATASETS_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo demo-silos test format lint types tests test-slow test-silos
+.PHONY: help install dev demo demo-silos test format lint types tests test-slow test-architectures test-silos
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^the /,$$d'
@@ -65,6 +66,9 @@ tests: $(DEV)
 
 test-slow: $(DEV)
 	$(BIN)/pytest -m slow
+
+test-architectures: $(DEV)
+	$(BIN)/pytest -m architectures tests/model/test_architectures.py
 
 test-silos: $(DEV)
 	$(BIN)/pytest -m silos

@@ -27,7 +27,7 @@ def engine(work: Work, *, workers: int | None = None, dtype: str | None = None) 
     memory.use_threads(settings.tuning.threads)
     base = bases.load(settings.model, settings.adapter)
     plan = _plan(work, settings.tuning, base)
-    pool = beside(plan.workers, settings.model, settings.adapter)
+    pool = beside(plan.workers, settings.model, settings.adapter, base.proof)
     if pool:  # a side ends when nobody asks it any more, and waits for its children
         Finalize(None, pool.close, exitpriority=1)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)

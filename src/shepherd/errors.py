@@ -6,7 +6,7 @@ ShepherdError            anything a person can mend; the command line prints it 
  · DataError             a row, a file, a field, a split
    · BadRow              one row, by file, line and field
    · TemplateError       a template that cannot render, or trains no token
- · BaseError             the base model: missing, unreadable, or not fit for packed training
+ · BaseError             the base model: missing, unreadable, or one that cannot be trained here
  · AdapterError          an adapter: a missing, extra or misshapen tensor, or one for another base
  · FolderError           a run folder: taken by another run, unreadable, or not a run at all
    · CheckpointError     a checkpoint: corrupt, incomplete, or from another run
@@ -48,7 +48,7 @@ class TemplateError(DataError):
 
 
 class BaseError(ShepherdError):
-    """The base model is missing, unreadable, or unfit for packed training."""
+    """The base model is missing, unreadable, or cannot be trained here."""
 
 
 class AdapterError(ShepherdError):

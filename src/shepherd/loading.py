@@ -22,7 +22,7 @@ def load_base(settings: RunSettings) -> bases.Base:
     """Load `model.base`, with an adapted layer at every target and the run's threads.
 
     Raises:
-        BaseError: it is missing or unreadable, or cannot be trained packed.
+        BaseError: it is missing or unreadable, or cannot be trained here.
     """
     table = placed(settings.model)
     malloc.keep_pages()
@@ -30,7 +30,14 @@ def load_base(settings: RunSettings) -> bases.Base:
     whence = " from the Hugging Face hub" if paths.is_hub_id(table.base) else ""
     log.info("loading %s%s", settings.model.base, whence)
     with stage(f"loading {settings.model.base}"):
-        return bases.load(table, settings.adapter, name=settings.model.base)
+        base = bases.load(table, settings.adapter, name=settings.model.base, longest=settings.data.max_tokens)
+    if not base.packed:
+        log.info(
+            "%s runs slower than other bases, one client's examples in padded batches: packed, %s",
+            base.name,
+            base.proof.unpacked,
+        )
+    return base
 
 
 def placed(table: ModelTable) -> ModelTable:

@@ -195,7 +195,7 @@ def require_readable(prepared: Prepared, base: Base) -> None:
         if most and len(data) and int(data.lengths.max()) > most:
             raise DataError(
                 f"{name}: an example has {int(data.lengths.max())} tokens and base {base.name} reads at most"
-                f" {most}; set data.max_tokens = {most}"
+                f" {most}{base.why_no_more}; set data.max_tokens = {most}"
             )
 
 

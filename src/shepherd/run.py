@@ -76,7 +76,7 @@ class Run:
             federation=self.settings.federation,
             seed=self.settings.seed,
             cohort_size=self.settings.tuning.cohort_size,
-            workers=_workers(self.settings),
+            workers=_workers(self.settings, self.base),
         )
 
     def __repr__(self) -> str:
@@ -420,11 +420,11 @@ def _round_tokens(settings: RunSettings, prepared: Prepared) -> float:
     return prepare.mean_length(prepared) * clients * _visit_examples(settings, prepared)
 
 
-def _workers(settings: RunSettings) -> Workers | None:
+def _workers(settings: RunSettings, base: bases.Base) -> Workers | None:
     """Processes to tune in, where the run was laid out for more than this one."""
     count = settings.tuning.workers
     # "auto" stands in folders from before there were workers
-    return beside(1 if count == "auto" else count, placed(settings.model), settings.adapter)
+    return beside(1 if count == "auto" else count, placed(settings.model), settings.adapter, base.proof)
 
 
 def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, prepared: Prepared) -> None:

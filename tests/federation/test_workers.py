@@ -21,6 +21,7 @@ from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
 from shepherd.errors import DataError, FederationError
 from shepherd.federation.workers import AHEAD, Job, Workers, here
+from shepherd.model.base import Proof
 from shepherd.model.tune import Progress, Visit
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
 
@@ -36,7 +37,7 @@ def pair(llama_folder: Path) -> Iterator[Workers]:
 
 def begun(folder: Path) -> Workers:
     table = ModelTable(base=str(folder), dtype="float32", device="cpu")
-    return Workers(2, 1, table, AdapterTable(rank=3, alpha=6))
+    return Workers(2, 1, table, AdapterTable(rank=3, alpha=6), Proof())
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_jobs_are_taken_as_they_are_needed(llama, pair) -> None:
 
 def test_the_largest_job_begins_first(llama, llama_folder) -> None:
     table = ModelTable(base=str(llama_folder), dtype="float32", device="cpu")
-    one = Workers(1, 1, table, AdapterTable(rank=3, alpha=6))
+    one = Workers(1, 1, table, AdapterTable(rank=3, alpha=6), Proof())
     heard: list[int] = []
     asked = [job(llama, "cay"), job(llama, "ann"), job(llama, "ann", "bob", "eve"), job(llama, "ann", "bob")]
     found = list(one.tuned(asked, lambda number, told: heard.append(number)))

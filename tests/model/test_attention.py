@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from shepherd.errors import BaseError
 from shepherd.model import attention, layout
-from shepherd.model.attention import packed_attention
+from shepherd.model.attention import Reach, packed_attention
 
 LENGTHS = [7, 1, 12, 5, 7, 11]
 WIDTH = 6
@@ -33,6 +35,8 @@ def written_out(
     window: int | None,
     cap: float | None,
     lengths: Sequence[int] = LENGTHS,
+    sinks: Tensor | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """softmax(cap(q k^T scale) + mask) v, example by example, (1, N, H, D)."""
     groups = q.shape[1] // k.shape[1]
@@ -45,9 +49,11 @@ def written_out(
             scores = cap * torch.tanh(scores / cap)
         for i in range(stop - start):
             for j in range(stop - start):
-                if j > i or (window is not None and i - j >= window):
+                if j > i or (window is not None and i - j >= window) or (chunk and i // chunk > j // chunk):
                     scores[:, i, j] = -math.inf
-        outputs.append(scores.softmax(-1) @ v[0, :, one])
+        if sinks is not None:
+            scores = torch.cat([scores, sinks[:, None, None].expand(-1, stop - start, 1)], -1)
+        outputs.append(scores.softmax(-1)[..., : stop - start] @ v[0, :, one])
     return torch.cat(outputs, dim=1).transpose(0, 1).unsqueeze(0)
 
 
@@ -110,11 +116,11 @@ def spread(line: Tensor) -> Tensor:
     return torch.cat(wholes, 2)
 
 
-def written_out_shared(q: Tensor, k: Tensor, v: Tensor, *options: float | int | None) -> Tensor:
+def written_out_shared(q: Tensor, k: Tensor, v: Tensor, *options: float | int | None, **more: Any) -> Tensor:
     """As `written_out`, for each stretch with its opening; of its own tokens."""
     pasts = [0 if of < 0 else LENGTHS[of] for of in AFTER]
     sizes = [past + own for past, own in zip(pasts, LENGTHS, strict=True)]
-    whole = written_out(*(spread(t) for t in (q, k, v)), *options, lengths=sizes)
+    whole = written_out(*(spread(t) for t in (q, k, v)), *options, lengths=sizes, **more)
     own = [part[:, past:] for part, past in zip(whole.split(sizes, dim=1), pasts, strict=True)]
     return torch.cat(own, 1)
 
@@ -176,8 +182,68 @@ def test_it_refuses_to_run_outside_a_packed_pass() -> None:
         packed_attention(torch.nn.Module(), q, q, q, None)
 
 
-@pytest.mark.parametrize("option", ["s_aux", "position_bias"])
-def test_what_it_cannot_do_is_refused_by_name(option: str) -> None:
+SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("after", [None, "shared"])
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_sink_is_a_further_key_without_a_value(window: int | None, exact: bool, after: str | None) -> None:
+    q, k, v = states(4, 0), states(2, 1), states(2, 2)
+    own = (q, k, v) if exact else tuple(t.detach().bfloat16().requires_grad_() for t in (q, k, v))
+    stretches = AFTER if after else None
+    with layout.running(layout.packed(LENGTHS, [], q.device, after=stretches)):
+        out, _ = packed_attention(torch.nn.Module(), *own, None, sliding_window=window, s_aux=SINKS)
+    written = written_out_shared if after else written_out
+    expected = written(q, k, v, None, window, None, sinks=SINKS)
+    outer = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    got = torch.autograd.grad((out * outer).sum(), own)
+    wanted = torch.autograd.grad((expected * outer).sum(), (q, k, v))
+    for ours, theirs in zip((out, *got), (expected, *wanted), strict=True):
+        assert (ours - theirs).norm() < (1e-6 if exact else 0.02) * theirs.norm()
+
+
+@pytest.mark.parametrize("after", [None, "shared"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_query_sees_nothing_before_its_chunk(exact: bool, after: str | None) -> None:
+    """Chunks of Llama 4: counted from each example's first token."""
+    module = torch.nn.Module()
+    module.layer_idx = 1
+    module.config = SimpleNamespace(
+        layer_types=["full_attention", "chunked_attention"], attention_chunk_size=5, sliding_window=None
+    )
+    q, k, v = states(4, 0), states(2, 1), states(2, 2)
+    own = (q, k, v) if exact else tuple(t.detach().bfloat16().requires_grad_() for t in (q, k, v))
+    stretches = AFTER if after else None
+    with layout.running(layout.packed(LENGTHS, [], q.device, after=stretches)):
+        out, _ = packed_attention(module, *own, None)
+    written = written_out_shared if after else written_out
+    expected = written(q, k, v, None, None, None, chunk=5)
+    assert (out - expected).norm() < (1e-6 if exact else 0.02) * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "expected"),
+    [
+        ({"sliding_window": 7}, {}, Reach(7, None)),  # PhiMoE
+        ({"sliding_window": 7}, {"sliding_window": None}, Reach()),  # the call knows better
+        ({"sliding_window": 7}, {"sliding_window": 3}, Reach(3, None)),
+        ({"sliding_window": 7, "layer_types": ["full_attention"]}, {}, Reach()),
+        ({"sliding_window": 7, "layer_types": ["sliding_attention"]}, {}, Reach(7, None)),  # Qwen2-MoE
+        ({"attention_chunk_size": 9, "layer_types": ["chunked_attention"]}, {}, Reach(None, 9)),
+        ({"attention_chunk_size": 9, "layer_types": ["full_attention"]}, {}, Reach()),
+    ],
+)
+def test_what_the_call_does_not_say_the_layers_configuration_does(config, options, expected) -> None:
+    module = torch.nn.Module()
+    module.layer_idx, module.config = 0, SimpleNamespace(**config)
+    assert attention._reach(module, options) == expected
+
+
+def test_what_it_cannot_do_is_refused_by_name() -> None:
     q = states(2, 0)
-    with layout.running(layout.packed(LENGTHS, [], q.device)), pytest.raises(BaseError, match=option):
-        packed_attention(torch.nn.Module(), q, q, q, None, **{option: q})
+    with (
+        layout.running(layout.packed(LENGTHS, [], q.device)),
+        pytest.raises(BaseError, match="a position bias"),
+    ):
+        packed_attention(torch.nn.Module(), q, q, q, None, position_bias=q)

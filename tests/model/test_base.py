@@ -1,4 +1,4 @@
-"""What cannot be loaded or trained packed is refused in one sentence; fingerprints tell bases apart."""
+"""What cannot be loaded or trained is refused in one sentence; fingerprints tell bases apart."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM
 
-from shepherd.errors import BaseError
+from shepherd.data.tokens import Tokens
+from shepherd.errors import BaseError, DataError
 from shepherd.model import base as loading
-from shepherd.model import layout, lora
+from shepherd.model import lora, score
 from shepherd.model.attention import PACKED
+from shepherd.prepare import Prepared, require_readable
 from shepherd.settings import AdapterTable, ModelTable
 from tests.model import bases
 
@@ -73,7 +76,7 @@ def test_the_head_gives_the_models_own_logits(tmp_path) -> None:
     }
     ids = torch.arange(4, 12)
     for name, config in configs.items():
-        base = load(bases.save(config, tmp_path / name))  # `prove` compares them too, to 1e-3
+        base = load(bases.save(config, tmp_path / name))  # the proof compares them too, to 1e-3
         with torch.no_grad():
             hidden = base.model.base_model(ids.unsqueeze(0)).last_hidden_state[0]
             torch.testing.assert_close(loading.logits(base, hidden), base.model(ids.unsqueeze(0)).logits[0])
@@ -142,32 +145,67 @@ def test_a_device_that_is_not_there_is_named(llama_folder, device) -> None:
     assert f"model.device '{device}'" in refused(llama_folder, device=device)
 
 
-MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
-UNFIT: dict[str, Callable[[], hf.PretrainedConfig]] = {
+def test_an_architecture_that_looks_ahead_is_refused(tmp_path) -> None:
+    assert "a token's states depend on the tokens after it" in refused(
+        bases.save(hf.BertConfig(**bases._COMMON), tmp_path)
+    )
+
+
+UNPACKED: dict[str, tuple[Callable[[], hf.PretrainedConfig], str]] = {
     # a state runs on from one example into the next
-    "mamba": lambda: hf.MambaConfig(vocab_size=bases.VOCABULARY, **MAMBA),
-    # its own attention with ALiBi, which takes no other function
-    "bloom": lambda: hf.BloomConfig(vocab_size=bases.VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
-    # looks ahead
-    "bert": lambda: hf.BertConfig(**bases._COMMON),
-    # attention sinks
-    "gpt_oss": lambda: hf.GptOssConfig(
-        **bases._COMMON, num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1
+    "mamba": (
+        lambda: hf.MambaConfig(
+            vocab_size=bases.VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
+        ),
+        "its examples get other states packed than alone",
+    ),
+    # its own attention with ALiBi
+    "bloom": (
+        lambda: hf.BloomConfig(vocab_size=bases.VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
+        "its attention is code of its own, which takes no other function",
     ),
 }
 
 
-@pytest.mark.parametrize("name", UNFIT)
-def test_an_architecture_that_packing_would_get_wrong_is_refused(name, tmp_path) -> None:
-    message = refused(bases.save(UNFIT[name](), tmp_path))
-    assert "packed" in message or "does not take an attention function" in message
+@pytest.mark.parametrize("name", UNPACKED)
+def test_an_architecture_that_packing_would_get_wrong_runs_in_batches(name, tmp_path) -> None:
+    config, why = UNPACKED[name]
+    base = load(bases.save(config(), tmp_path))
+    assert not base.packed
+    assert why in base.proof.unpacked
 
 
-def test_proving_notices_logits_that_differ(llama, monkeypatch) -> None:
-    honest = layout.positions
-    monkeypatch.setattr(layout, "positions", lambda *line: honest(*line) + 7 * (honest(*line) > 2))
-    with pytest.raises(BaseError, match="other logits when examples are packed"):
-        loading.prove(llama)
+# --- how much it reads
+
+
+def longrope(kind: str = "longrope") -> hf.PretrainedConfig:
+    rope = {
+        "rope_type": kind,
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 24,
+        **({"short_factor": [1.0] * 4, "long_factor": [4.0] * 4} if kind == "longrope" else {"factor": 4.0}),
+    }
+    made = hf.Phi3Config if kind == "longrope" else hf.LlamaConfig
+    return made(**bases._COMMON, rope_parameters=rope, original_max_position_embeddings=24)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_a_base_whose_position_scaling_switches_reads_up_to_there(kind, tmp_path) -> None:
+    """From there on one long example would change how every other of the pass is read (law 1)."""
+    assert load(bases.save(longrope(kind), tmp_path)).reads == 24
+
+
+def test_a_long_example_beside_it_changes_no_score_and_one_that_would_is_refused(tmp_path) -> None:
+    base = load(bases.save(longrope(), tmp_path))
+    short, long = bases.tokens(0, [9, 14]), bases.tokens(1, [24])
+    alone = score.losses(base, [base.zero], short, micro_batch=999)
+    beside = score.losses(base, [base.zero], Tokens.pooled([short, long]), micro_batch=999)
+    np.testing.assert_allclose(beside[:, :2], alone, rtol=1e-6)
+    prepared = Prepared(
+        clients={"ann": bases.tokens(1, [25])}, mixes={}, heldout=short, heldout_examples=[], summary={}
+    )
+    with pytest.raises(DataError, match=r"ann: .* 25 tokens and .* at most 24.*; set data\.max_tokens = 24"):
+        require_readable(prepared, base)
 
 
 # --- what is picked

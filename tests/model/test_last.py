@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shepherd.errors import BaseError
-from shepherd.model import layout, lora
+from shepherd.model import last, layout, lora
 from shepherd.model.attention import PACKED
 from shepherd.model.base import Base, attending, hidden_states
 from tests.model import bases
@@ -54,5 +53,32 @@ def test_a_feed_forward_that_looks_at_other_tokens_is_noticed(tmp_path, monkeypa
 
     honest = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: honest(self, x + x.cumsum(-2)))
-    with pytest.raises(BaseError, match="other logits when examples are packed"):
-        bases.load(bases.save(bases.CONFIGS["llama"], tmp_path))
+    base = bases.load(bases.save(bases.CONFIGS["llama"], tmp_path))
+    assert "its examples get other states packed" in base.proof.unpacked
+
+
+class Gated(torch.nn.Module):
+    """A feed-forward that gives its router's scores as well."""
+
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 2 * hidden, hidden.sum(-1)
+
+
+class Residual(torch.nn.Module):
+    """One that takes what it is added to."""
+
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return hidden + residual
+
+
+def test_a_feed_forward_of_another_form_runs_as_it_is() -> None:
+    hidden = torch.randn(1, 12, 4)
+    plan = layout.packed([12], [layout.Segment(adapter=0, start=0, stop=12)], READ.device, read=READ)
+    for mlp, given in ((Gated(), (hidden,)), (Residual(), (hidden, hidden))):
+        expected = mlp(*given)
+        layer = torch.nn.Module()
+        layer.mlp = mlp
+        last.read_only_there(torch.nn.ModuleList([layer]))
+        with layout.running(plan):
+            for _ in range(2):
+                torch.testing.assert_close(mlp(*given), expected)

@@ -266,3 +266,8 @@ def test_a_rank_stabilised_conv1d_adapter_gives_pefts_logits(tmp_path) -> None:
         ours = base.model(ids).logits
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours, untouched, atol=1e-2)
+
+
+def test_the_head_as_a_target_is_refused_with_the_true_reason(llama_folder) -> None:
+    with pytest.raises(BaseError, match=r"names 'lm_head', the head of this base, which is not adapted here"):
+        bases.load(llama_folder, targets=["q_proj", "lm_head"])

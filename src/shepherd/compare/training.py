@@ -155,7 +155,7 @@ def train_apart(
     datasets = {arm.name: _data(arm, prepared) for arm in todo}
     table = _table(settings.tuning, length)
     laid = _plan(base, datasets, table, length)
-    workers = beside(laid.workers, placed(settings.model), settings.adapter)
+    workers = beside(laid.workers, placed(settings.model), settings.adapter, base.proof)
     simulation = Simulation(
         base=base,
         datasets=datasets,

@@ -1,9 +1,11 @@
-"""Whole examples to rows of bounded length, with no padding between them."""
+"""Whole examples to rows of bounded length with no padding between them, or to batches with little."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+
+PADDED = 1.25  # tokens of a batch, padding and all, for each real one
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -35,3 +37,25 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         if length <= capacity:
             insort(free, (left - length, row))
     return sorted(sorted(row) for row in rows)
+
+
+def batches(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Batches of indices of about the same length; padded to its longest, none has over `capacity` tokens.
+
+    At most a fifth of a batch is padding. An example longer than `capacity` is a batch of its own.
+    Deterministic; the longest come first.
+
+    >>> batches([5, 3, 4, 9, 2], capacity=12)
+    [[3], [0, 2], [1, 4]]
+    """
+    found: list[list[int]] = []
+    real = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        real += lengths[index]
+        padded = lengths[found[-1][0]] * (len(found[-1]) + 1) if found else 0
+        if found and padded <= min(capacity, PADDED * real):
+            found[-1].append(index)
+        else:
+            found.append([index])
+            real = lengths[index]
+    return found

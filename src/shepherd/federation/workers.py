@@ -31,7 +31,7 @@ from shepherd.core import Algorithm, Broadcast
 from shepherd.errors import FederationError, ShepherdError
 from shepherd.model import base as bases
 from shepherd.model import malloc, memory, tune
-from shepherd.model.base import Base
+from shepherd.model.base import Base, Proof
 from shepherd.model.tune import Progress, Tuned, Visit
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
 
@@ -74,10 +74,12 @@ def _tuned(base: Base, job: Job, watch: Callable[[Progress], None]) -> list[Tune
 class Workers:
     """`count` processes of `threads` processor threads each, which start and load the base at first use."""
 
-    def __init__(self, count: int, threads: int, model: ModelTable, adapter: AdapterTable) -> None:
+    def __init__(
+        self, count: int, threads: int, model: ModelTable, adapter: AdapterTable, proof: Proof
+    ) -> None:
         self.count = count
         self._told = get_context("loky").SimpleQueue()
-        self._begin = os.getpid(), self._told, threads, model, adapter
+        self._begin = os.getpid(), self._told, threads, model, adapter, proof
         self._serials = count_up()
         self._end: weakref.finalize[Any, Any] | None = None
 
@@ -161,9 +163,12 @@ def _told_of_death() -> Iterator[None]:
         ) from error
 
 
-def beside(count: int, model: ModelTable, adapter: AdapterTable) -> Workers | None:
-    """So many workers, each with its part of this process's threads; None where this process is enough."""
-    return Workers(count, max(1, memory.threads() // count), model, adapter) if count > 1 else None
+def beside(count: int, model: ModelTable, adapter: AdapterTable, proof: Proof) -> Workers | None:
+    """So many workers, each with its part of this process's threads; None where this process is enough.
+
+    `proof` is what this process found of the base, which no worker proves again.
+    """
+    return Workers(count, max(1, memory.threads() // count), model, adapter, proof) if count > 1 else None
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -200,7 +205,9 @@ _base: Base | ShepherdError
 _queue: Any
 
 
-def _begin(parent: int, told: Any, threads: int, model: ModelTable, adapter: AdapterTable) -> None:
+def _begin(
+    parent: int, told: Any, threads: int, model: ModelTable, adapter: AdapterTable, proof: Proof
+) -> None:
     global _base, _queue
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the process that is asked to stop
         signal.signal(number, signal.SIG_IGN)
@@ -209,7 +216,7 @@ def _begin(parent: int, told: Any, threads: int, model: ModelTable, adapter: Ada
     memory.use_threads(threads)
     _queue = told
     try:
-        _base = bases.load(model, adapter)
+        _base = bases.load(model, adapter, proof=proof)
     except ShepherdError as error:  # said with the first job
         _base = error
 

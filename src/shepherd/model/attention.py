@@ -6,9 +6,12 @@ never sees another example, and the work is that of the examples' own lengths.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +22,29 @@ from shepherd.errors import BaseError
 from shepherd.model.layout import Buckets, current
 
 PACKED = "shepherd_packed"
+UNUSED = ("moshi", "moshi_depth")  # whose configurations name a window that no mask has
 BLOCK, WORTH_BLOCKS = 64, 160  # queries of a block; the width from which blocks save time
 EVEN = 32  # keys come in multiples: PyTorch's softmax in bfloat16 takes up to twice as long over a rest
+
+
+class Reach(NamedTuple):
+    """How far back a query sees: `window` tokens with itself, nothing before its chunk; None is no bound."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+
+_computing: ContextVar[torch.dtype | None] = ContextVar("computing", default=None)
+
+
+@contextmanager
+def computing_as(dtype: torch.dtype) -> Iterator[None]:
+    """Take the code that `dtype` takes, whatever dtype the states have: its layout without its rounding."""
+    token = _computing.set(dtype)
+    try:
+        yield
+    finally:
+        _computing.reset(token)
 
 
 def packed_attention(
@@ -30,11 +54,13 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature: query (1, H, N, D), key and value (1, H_kv, N, D) -> (1, N, H, D).
+
+    `s_aux` (H,) are attention sinks: the score of a key without a value that every query of a head sees.
 
     Raises:
         BaseError: the architecture asks for something that packed attention does not do.
@@ -42,19 +68,35 @@ def packed_attention(
     layout = current()
     if layout is None or layout.padding is None:
         raise BaseError("packed attention ran outside a packed pass; call it through the trainer")
-    refused = [name for name in ("s_aux", "position_bias") if options.get(name) is not None]
-    if refused:
-        raise BaseError(f"this base's attention uses {refused[0]}, which packed training lacks; use another")
+    if key.shape[2] != layout.places:
+        raise BaseError("its attention has keys besides those of the tokens, which packed attention lacks")
+    if options.get("position_bias") is not None:
+        raise BaseError("its attention adds a position bias, which packed attention lacks")
     padding = layout.padding
     q = _rows(query, padding.queries)
     k, v = (_rows(states, padding.keys) for states in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    reach = _reach(module, options)
     outputs = [
-        _attention(*parts, scale=scale, window=sliding_window, softcap=softcap)
+        _attention(*parts, scale=scale, reach=reach, softcap=softcap, sinks=s_aux)
         for parts in zip(q, k, v, strict=True)
     ]
     together = torch.cat([out.transpose(1, 2).flatten(0, 1) for out in outputs])  # (P, H, D)
     return _Unpadded.apply(together, padding.queries.places).unsqueeze(0), None  # type: ignore[no-untyped-call]
+
+
+def _reach(module: torch.nn.Module, options: Mapping[str, Any]) -> Reach:
+    """What the call says; where it says nothing, the configuration of the module's layer.
+
+    Qwen2-MoE, PhiMoE and Llama 4 tell their windows and chunks to the mask alone.
+    """
+    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[layer] if kinds and layer is not None else None
+    chunk = getattr(config, "attention_chunk_size", None) if kind == "chunked_attention" else None
+    masked = kind in (None, "sliding_attention") and getattr(config, "model_type", "") not in UNUSED
+    own = getattr(config, "sliding_window", None) if masked else None
+    return Reach(window=options.get("sliding_window", own) or None, chunk=chunk)
 
 
 def _rows(line: Tensor, buckets: Buckets) -> list[Tensor]:
@@ -105,36 +147,59 @@ class _Unpadded(torch.autograd.Function):
 
 
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    reach: Reach,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Causal attention, q (count, H, width, D), k and v (count, H_kv, past + width, D) -> as q."""
     width, past, groups = q.shape[2], k.shape[2] - q.shape[2], q.shape[1] // k.shape[1]
-    if softcap is not None:
-        return _softcapped(q, k, v, _visible(width, past, window, q.device), scale, softcap, groups)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return _BatchedProducts.apply(q, k, v, scale, window)  # type: ignore[no-any-return, no-untyped-call]
-    if past or (window is not None and window < width):
-        visible = _visible(width, past, window, q.device)
+    if softcap is not None or sinks is not None:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        return _written_out(q, k, v, _visible(width, past, reach, q.device), scale, softcap, sinks)
+    if q.device.type == "cpu" and (_computing.get() or q.dtype) == torch.bfloat16:
+        return _BatchedProducts.apply(q, k, v, scale, reach)  # type: ignore[no-any-return, no-untyped-call]
+    if past or any(bound is not None and bound < width for bound in reach):
+        visible = _visible(width, past, reach, q.device)
         return F.scaled_dot_product_attention(q, k, v, visible, scale=scale, enable_gqa=groups > 1)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups > 1)
 
 
-def _visible(width: int, past: int, window: int | None, device: torch.device) -> Tensor:
+def _visible(width: int, past: int, reach: Reach, device: torch.device) -> Tensor:
     """Which keys, `past` of the opening's and then their own, the queries see: (width, past + width)."""
     place = torch.arange(past + width, device=device)
-    distance = place[past:, None] - place[None, :]
-    return (distance >= 0) & (distance < (window or past + width))
+    queries, keys = place[past:, None], place[None, :]
+    seen = queries >= keys
+    if reach.window is not None:
+        seen &= queries - keys < reach.window
+    if reach.chunk is not None:
+        seen &= queries // reach.chunk == keys // reach.chunk
+    return seen
 
 
-def _softcapped(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, cap: float, groups: int
+def _written_out(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    scale: float,
+    cap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Gemma 2's cap * tanh(scores / cap) before the mask."""
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    """Gemma 2's cap * tanh(scores / cap) before the mask; GPT-OSS's sinks (H,) as a further column."""
     scores = q @ k.transpose(2, 3) * scale
-    scores = cap * torch.tanh(scores / cap)
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    return scores.float().softmax(-1).to(q.dtype) @ v
+    if sinks is not None:
+        column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], -1)
+    shares = scores.float().softmax(-1).to(q.dtype)
+    return shares[..., : k.shape[2]] @ v
 
 
 class _BatchedProducts(torch.autograd.Function):
@@ -146,32 +211,30 @@ class _BatchedProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, reach: Reach) -> Tensor:
         n, heads, width, size = query.shape
         pairs, groups, past = n * key.shape[1], heads // key.shape[1], key.shape[2] - width
         q = query.reshape(pairs, groups, width, size)
         k, v = _evened(key), _evened(value)  # (pairs, keys, D)
-        out, shares = torch.empty_like(q), []
+        out, shares = q.new_empty(pairs, groups, width, v.shape[2]), []
         for start, stop in _blocks(width, past):
             seen = _even(past + stop)
-            mask = _hidden(start, stop, past, window, groups, q.dtype).expand(pairs, -1, -1)
+            mask = _hidden(start, stop, past, reach, groups, q.dtype).expand(pairs, -1, -1)
             scores = torch.baddbmm(mask, _rows_of(q, start, stop), k[:, :seen].transpose(1, 2), alpha=scale)
             p = scores.softmax(-1)  # (pairs, groups * block, seen)
-            out[:, :, start:stop] = torch.bmm(p, v[:, :seen]).view(pairs, groups, -1, size)
+            out[:, :, start:stop] = torch.bmm(p, v[:, :seen]).view(pairs, groups, -1, v.shape[2])
             shares.append(p)
         ctx.save_for_backward(q, k, v, *shares)
-        ctx.scale, ctx.shapes, ctx.past = scale, (query.shape, key.shape), past
-        return out.view(query.shape)
+        ctx.scale, ctx.shapes, ctx.past = scale, (query.shape, key.shape, value.shape), past
+        return out.view(n, heads, width, -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *shares = ctx.saved_tensors
         pairs, groups, width, size = q.shape
-        grad, grad_q = grads[0].reshape(q.shape), torch.empty_like(q)
-        # summed over the blocks in float32
-        grad_k, grad_v = q.new_zeros(2, *k.shape, dtype=torch.float32 if len(shares) > 1 else q.dtype)
+        grad, grad_q = grads[0].reshape(pairs, groups, width, -1), torch.empty_like(q)
+        exact = torch.float32 if len(shares) > 1 else q.dtype  # in which the blocks are summed
+        grad_k, grad_v = torch.zeros_like(k, dtype=exact), torch.zeros_like(v, dtype=exact)
         for p, (start, stop) in zip(shares, _blocks(width, ctx.past), strict=True):
             rows, seen = _rows_of(grad, start, stop), p.shape[-1]
             grad_p = torch.bmm(rows, v[:, :seen].transpose(1, 2))
@@ -179,11 +242,11 @@ class _BatchedProducts(torch.autograd.Function):
             grad_q[:, :, start:stop] = torch.bmm(grad_s, k[:, :seen]).view(pairs, groups, -1, size)
             grad_k[:, :seen] += torch.bmm(grad_s.transpose(1, 2), _rows_of(q, start, stop))
             grad_v[:, :seen] += torch.bmm(p.transpose(1, 2), rows)
-        query, key = ctx.shapes
+        query, key, value = ctx.shapes
         return (
             grad_q.mul_(ctx.scale).view(query),
             grad_k[:, : key[2]].mul_(ctx.scale).to(q.dtype).reshape(key),
-            grad_v[:, : key[2]].to(q.dtype).reshape(key),
+            grad_v[:, : key[2]].to(q.dtype).reshape(value),
             None,
             None,
         )
@@ -219,9 +282,9 @@ def _rows_of(states: Tensor, start: int, stop: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _hidden(start: int, stop: int, past: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+def _hidden(start: int, stop: int, past: int, reach: Reach, groups: int, dtype: torch.dtype) -> Tensor:
     """0 where a query start .. stop - 1 sees a key, else -inf: (groups * block, past + stop, evened)."""
-    visible = _visible(stop, past, window, torch.device("cpu"))[start:]
+    visible = _visible(stop, past, reach, torch.device("cpu"))[start:]
     visible = F.pad(visible, (0, _even(past + stop) - past - stop))
     hidden = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
     return hidden.repeat(groups, 1)

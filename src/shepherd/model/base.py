@@ -1,11 +1,11 @@
-"""Load a frozen base with its tokenizer and adapted layers, and prove that it can be trained packed."""
+"""Load a frozen base with its tokenizer and adapted layers, and have it proven that it can be trained."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,28 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from shepherd.core import Adapter
-from shepherd.errors import BaseError, ShepherdError
-from shepherd.model import last, layout, lora
+from shepherd.errors import BaseError
+from shepherd.model import last, lora
 from shepherd.model.attention import PACKED
 from shepherd.settings import AdapterTable, ModelTable
 
 FINGERPRINT_VALUES = 64  # of each tensor
-PROBED = (0, 0, 1)  # whose the examples are that a base is proven on
-SHARED = 4  # tokens that the first two of them begin with
-READ = slice(1, None, 2)  # the places whose states are read
+CAPS = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+)  # Gemma 2, RecurrentGemma, xLSTM
+SWITCHES = ("longrope", "dynamic")  # position scalings that take other factors once a pass is long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What was found out about a base when it was loaded, by `model.proof`."""
+
+    unpacked: str = ""
+    """Why examples run as padded batches of one client; empty where they run packed."""
+    pads: bool = True
+    """Whether prompts of several lengths are answered in one batch as each alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +54,31 @@ class Base:
     adapter: AdapterTable
     sites: tuple[lora.Site, ...]
     attention: str
+    proof: Proof = Proof()
+
+    @property
+    def packed(self) -> bool:
+        """Whether examples of several clients run end to end in one pass; else a batch of one's at a time."""
+        return not self.proof.unpacked
 
     @property
     def reads(self) -> int | None:
-        """Tokens that the base can read, prompt and answer together; None where there is no such bound."""
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(most) if most else None
+        """Tokens that the base can read, prompt and answer together; None where there is no such bound.
+
+        No more than the length from which `longrope` and its relatives take other factors for every
+        example of a pass, so that one client's example never changes another's (law 1).
+        """
+        config = self.model.config.get_text_config()
+        most = [getattr(config, "max_position_embeddings", None), _switches_at(config)]
+        return min((int(bound) for bound in most if bound and bound > 0), default=None)
+
+    @property
+    def why_no_more(self) -> str:
+        """The reason for `reads` in words, where it is not the base's own limit."""
+        switch = _switches_at(self.model.config.get_text_config())
+        if switch is None or self.reads != switch:
+            return ""
+        return " (above it the position scaling of one example would change that of others)"
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -59,14 +91,44 @@ class Base:
         return Adapter({name: np.zeros(shape) for name, shape in self.shapes.items()})
 
 
-def load(model: ModelTable, adapter: AdapterTable, name: str = "") -> Base:
+def _switches_at(config: Any) -> int | None:
+    """Tokens up to which position scaling is the same whatever the pass holds; None where it always is."""
+    scalings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    each = [
+        scalings,
+        *(scaling for scaling in scalings.values() if isinstance(scaling, dict)),
+    ]  # a layer type's
+    bounds = [
+        scaling.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or getattr(config, "max_position_embeddings", None)
+        for scaling in each
+        if scaling.get("rope_type", scaling.get("type")) in SWITCHES
+    ]
+    return min((int(bound) for bound in bounds if bound), default=None)
+
+
+def load(
+    model: ModelTable,
+    adapter: AdapterTable,
+    name: str = "",
+    *,
+    longest: int | None = None,
+    proof: Proof | None = None,
+) -> Base:
     """Load `model.base`, a folder or a Hugging Face id, and put an adapted layer at every target.
 
-    `name` is what messages and adapter folders call it, where that is not `model.base`.
+    Args:
+        name: what messages and adapter folders call it, where that is not `model.base`.
+        longest: tokens of the longest example that it will be trained on; None is any length. A sliding
+            window that none reaches need not be proven.
+        proof: what an earlier load of the same base found, which is not proven again then.
 
     Raises:
-        BaseError: the base is missing or unreadable, lacks a target, or cannot be trained packed.
+        BaseError: the base is missing or unreadable, lacks a target, or cannot be trained here.
     """
+    from shepherd.model.proof import prove  # which works on a Base
+
     device = pick_device(model.device)
     dtype = pick_dtype(model.dtype, device)
     network = _load_model(model, device, dtype)
@@ -86,8 +148,7 @@ def load(model: ModelTable, adapter: AdapterTable, name: str = "") -> Base:
         sites=sites,
         attention=network.config._attn_implementation,
     )
-    prove(base)
-    return base
+    return replace(base, proof=prove(base, longest) if proof is None else proof)
 
 
 def load_tokenizer(model: ModelTable) -> Any:
@@ -214,106 +275,49 @@ def fingerprint_of(network: nn.Module) -> str:
 @contextmanager
 def attending(base: Base, how: str) -> Iterator[None]:
     """Run the base with another attention function, and put its own back."""
-    before = base.model.config._attn_implementation
-    base.model.set_attn_implementation(how)
-    if base.model.config._attn_implementation != how:
-        raise BaseError(
-            f"base {base.name} ({base.model.config.model_type}) does not take an attention function of"
-            " ours; use an architecture that follows transformers' attention interface"
-        )
+    configs = {id(c): c for m in base.model.modules() if (c := getattr(m, "config", None)) is not None}
+    before = [(config, config._attn_implementation) for config in configs.values()]
     try:
+        base.model.set_attn_implementation(how)
+        if base.model.config._attn_implementation != how:
+            raise BaseError("its attention is code of its own, which takes no other function")
         yield
     finally:
-        base.model.set_attn_implementation(before)
+        for config, own in before:  # from the whole to its parts, which may have their own each
+            config._attn_implementation = own
 
 
-def hidden_states(base: Base, ids: Tensor, positions: Tensor) -> Tensor:
-    """The last hidden states of a packed line: ids (N,), positions (N,) -> (N, width)."""
-    output = base.model.base_model(
-        input_ids=ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False
-    )
+def tuning_attention(base: Base) -> AbstractContextManager[None]:
+    """The attention that tuning and scoring run with: packed, or the base's own where it cannot."""
+    return attending(base, PACKED) if base.packed else nullcontext()
+
+
+def hidden_states(base: Base, ids: Tensor, positions: Tensor | None) -> Tensor:
+    """The last hidden states, (N, width): of a packed line with ids (N,) and positions (N,), or of a batch.
+
+    A batch has ids (n, tokens) padded on the right and no positions: the model counts them. Needs no mask,
+    since padding stands behind every token that is read.
+    """
+    places = {} if positions is None else {"position_ids": positions.unsqueeze(0)}
+    rows = ids if positions is None else ids.unsqueeze(0)
+    body = base.model.base_model
+    if body is base.model:  # Llama 4 names a part of a larger model that this one is not
+        body = base.model.model
+    output = body(input_ids=rows, use_cache=False, **places)
     states: Tensor = output.last_hidden_state
-    return states[0]
+    return states.flatten(0, 1)
 
 
 def logits(base: Base, hidden: Tensor) -> Tensor:
     """(M, width) -> (M, vocabulary) as the model itself would: its head, then its own scaling or cap."""
-    scores: Tensor = base.model.get_output_embeddings()(hidden)
     config = base.model.config.get_text_config()
+    if divisor := getattr(config, "logits_mup_width_multiplier", None):  # Inkling
+        hidden = hidden / divisor
+    scores: Tensor = base.model.get_output_embeddings()(hidden)
     if scale := getattr(base.model, "logit_scale", None):  # Cohere
         scores = scores * scale
     if divisor := getattr(config, "logits_scaling", None):  # Granite
         scores = scores / divisor
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+    if cap := next((c for name in CAPS if (c := getattr(config, name, None))), None):
         scores = cap * torch.tanh(scores / cap)
     return scores
-
-
-def prove(base: Base) -> None:
-    """Compare packed logits with the model's own, each example alone, under two random adapters.
-
-    Two of the examples share an opening, and it goes backward once, too. So an architecture that packing
-    would get wrong is refused when it is loaded, not trained wrongly.
-
-    Raises:
-        BaseError: the two differ, or the architecture cannot run packed at all.
-    """
-    examples, adapters = _probe_examples(base), [_probe_adapter(base, seed) for seed in range(2)]
-    try:
-        apart = [_alone(base, ids, adapters[k]) for ids, k in zip(examples, PROBED, strict=True)]
-        together = _packed(base, examples, adapters)
-    except ShepherdError:
-        raise
-    except Exception as error:  # any architecture may fail here, each in its own way
-        raise BaseError(
-            f"base {base.name} ({base.model.config.model_type}) cannot be trained packed"
-            f" ({type(error).__name__}: {_first_line(error)}); use another architecture"
-        ) from error
-    expected = torch.cat([apart[0], apart[1][SHARED:], apart[2]])[READ]
-    error_share = float((together - expected).norm() / expected.norm())
-    allowed = 1e-3 if base.dtype == torch.float32 else 5e-2
-    if not error_share <= allowed:
-        raise BaseError(
-            f"base {base.name} ({base.model.config.model_type}) gives other logits when examples are"
-            f" packed (relative difference {error_share:.1e}); it cannot be trained here"
-        )
-
-
-def _probe_examples(base: Base) -> list[Tensor]:
-    """Three; the second begins as the first does."""
-    rng = np.random.default_rng(0)
-    size = base.model.config.get_text_config().vocab_size
-    first, second, third = (torch.from_numpy(rng.integers(0, size, n)).to(base.device) for n in (9, 7, 5))
-    return [first, torch.cat([first[:SHARED], second[SHARED:]]), third]
-
-
-def _probe_adapter(base: Base, seed: int) -> Adapter:
-    rng = np.random.default_rng(seed)
-    return Adapter({name: rng.normal(0, 0.05, shape) for name, shape in base.shapes.items()})
-
-
-def _alone(base: Base, ids: Tensor, adapter: Adapter) -> Tensor:
-    lora.hang(base.model, base.sites, lora.stacked([adapter], base.device))
-    with torch.no_grad(), layout.running(layout.sequences([1])):
-        return base.model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0].float()  # type: ignore[no-any-return]
-
-
-def _packed(base: Base, examples: Sequence[Tensor], adapters: Sequence[Adapter]) -> Tensor:
-    """Every second of: the first example's logits, the second's after the shared opening, the third's."""
-    first, second, third = examples
-    stretches, after = [first[:SHARED], first[SHARED:], second[SHARED:], third], [-1, 0, 0, -1]
-    lengths = [len(ids) for ids in stretches]
-    stacked = lora.stacked(adapters, base.device)
-    lora.hang(base.model, base.sites, {name: factor.requires_grad_() for name, factor in stacked.items()})
-    border, end = sum(lengths[:3]), sum(lengths)
-    segments = [
-        layout.Segment(adapter=0, start=0, stop=border),
-        layout.Segment(adapter=1, start=border, stop=end),
-    ]
-    read = torch.arange(end, device=base.device)[READ].contiguous()
-    plan = layout.packed(lengths, segments, base.device, after=after, read=read)
-    positions = torch.from_numpy(layout.positions(lengths, after)).to(base.device)
-    with layout.running(plan), attending(base, PACKED):
-        scores = logits(base, hidden_states(base, torch.cat(stretches), positions)[read]).float()
-        scores.square().mean().backward()
-    return scores.detach()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
@@ -48,14 +48,18 @@ def generate(
         return [[] for _ in adapters]
     max_new_tokens = room(base, max(len(prompt) for prompt in prompts), max_new_tokens)
     answers: list[list[list[int]]] = [[[] for _ in prompts] for _ in adapters]
-    with seeded(base, seed), stage(f"answering {len(prompts):,} prompts", len(prompts)) as now:
-        for places in _batches(prompts, max(1, BATCH // len(adapters))):
-            batch = [prompts[i] for i in places]
-            new = answer(base, adapters, batch, max_new_tokens, stop, temperature, top_p)
-            for k, rows in enumerate(new):
-                for i, row in zip(places, rows, strict=True):
-                    answers[k][i] = row
-            now.advance(len(places))
+    with (
+        seeded(base, seed),
+        stage(f"answering {len(prompts):,} prompts", len(prompts) * len(adapters)) as now,
+    ):
+        for arms in _arms(base, len(adapters)):
+            for places in _batches(prompts, max(1, BATCH // len(arms)), base.proof.pads):
+                batch, chosen = [prompts[i] for i in places], [adapters[k] for k in arms]
+                new = answer(base, chosen, batch, max_new_tokens, stop, temperature, top_p)
+                for k, rows in zip(arms, new, strict=True):
+                    for i, row in zip(places, rows, strict=True):
+                        answers[k][i] = row
+                now.advance(len(places) * len(arms))
     return answers
 
 
@@ -91,11 +95,18 @@ def room(base: Base, longest: int, wanted: int) -> int:
     return left
 
 
-def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Places of prompts of about the same length, so that little is padded."""
-    order = np.argsort([len(prompt) for prompt in prompts], kind="stable").tolist()
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def _arms(base: Base, count: int) -> list[list[int]]:
+    """Which adapters answer in one batch: all, or each alone where rows may meet in the base (a router)."""
+    return [list(range(count))] if base.packed else [[k] for k in range(count)]
+
+
+def _batches(prompts: Sequence[Sequence[int]], size: int, pads: bool) -> Iterator[list[int]]:
+    """Places of prompts of about the same length, so that little is padded; of the same without `pads`."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    alike = [order] if pads else [list(g) for _, g in groupby(order, key=lambda i: len(prompts[i]))]
+    for group in alike:
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
 def answer(
@@ -113,7 +124,7 @@ def answer(
     `streamer.put` gets the padded prompts (K * n, width), and then each step's tokens (K * n,).
     """
     stacked = _stack(base, adapters)
-    ids, mask = _left_padded(prompts, stop[0], base.device)
+    ids, mask = left_padded(prompts, stop[0], base.device)
     width, copies = ids.shape[1], len(adapters)
     lora.hang(base.model, base.sites, stacked)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {}
@@ -137,7 +148,7 @@ def _stack(base: Base, adapters: Sequence[Adapter | None]) -> Mapping[str, Tenso
     return lora.stacked([adapter or zero for adapter in adapters], base.device)
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """ids and mask, (n, width): prompts end at the right edge, where the answers begin."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad, dtype=torch.long)

@@ -22,14 +22,21 @@ def read_only_there(network: nn.Module) -> None:
     ]
     if len(blocks) == 1:
         mlp: Any = blocks[0][-1].mlp
-        mlp.forward = partial(_there, mlp.forward)
+        mlp.forward = partial(_there, mlp, mlp.forward)
 
 
-def _there(forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-    """(1, N, width) -> (1, N, width), zero at places that nobody reads."""
+def _there(mlp: Any, forward: Callable[..., Any], hidden: Tensor, *more: Any, **options: Any) -> Any:
+    """(1, N, width) -> (1, N, width), zero at places that nobody reads.
+
+    A feed-forward that takes or gives more than the states (Bloom takes the residual, Llama 4 gives its
+    router's scores) runs as it is.
+    """
     layout = current()
-    if layout is None or layout.read is None:
-        return forward(hidden)
+    if layout is None or layout.read is None or more or options:
+        return forward(hidden, *more, **options)
     with running(narrowed(layout)):
         found = forward(hidden.index_select(1, layout.read))
+    if not isinstance(found, Tensor):
+        mlp.forward = forward  # from now on
+        return forward(hidden)
     return found.new_zeros(hidden.shape).index_copy(1, layout.read, found)

@@ -122,6 +122,13 @@ def packed(
     )
 
 
+def padded(count: int, width: int, adapter: int, *, dropout_seed: int = 0, training: bool = False) -> Layout:
+    """The layout of a batch (count, width) of one client's examples, padded on the right."""
+    places = count * width
+    segment = Segment(adapter=adapter, start=0, stop=places, dropout_seed=dropout_seed)
+    return Layout(segments=(segment,), places=places, training=training)
+
+
 def narrowed(layout: Layout) -> Layout:
     """The layout of the places that are read alone, for what treats each token for itself."""
     assert layout.read is not None

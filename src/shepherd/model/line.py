@@ -31,9 +31,9 @@ class Row:
 class Line:
     """One pass as tensors: N tokens, and M predictions of trained tokens."""
 
-    ids: Tensor  # (N,)
-    positions: Tensor  # (N,)
-    places: Tensor  # (M,) whose hidden states predict a trained token; more than one example may use a place
+    ids: Tensor  # (N,) packed; (n, width) as a batch
+    positions: Tensor | None  # (N,) packed; None where the model counts them, in a batch
+    places: Tensor  # (M,) whose hidden states predict a trained token, in the flattened ids; two may be one
     targets: Tensor  # (M,)
     owners: Tensor  # (M,) the client's place in the cohort
     examples: NDArray[np.int64]  # (M,) which example, counted through the rows as they are given
@@ -77,6 +77,29 @@ def line_of(
         layout=layout.packed(
             lengths, segments, device, after=after, read=_tensor(np.unique(read), device), training=training
         ),
+    )
+
+
+def batch_of(data: Tokens, row: Row, device: torch.device, *, training: bool) -> Line:
+    """The examples of one row as a batch, padded on the right, for a base that cannot run packed.
+
+    What stands at the padding is never seen: it comes after every token of its example.
+    """
+    examples = [data.example(int(i)) for i in row.examples]
+    width = max(len(ids) for ids, _ in examples)
+    ids = np.stack([np.pad(ids, (0, width - len(ids)), mode="edge") for ids, _ in examples])
+    predicting = [np.flatnonzero(trained[1:]) for _, trained in examples]
+    counts = [len(found) for found in predicting]
+    targets = [own[found + 1] for (own, _), found in zip(examples, predicting, strict=True)]
+    places = [n * width + found for n, found in enumerate(predicting)]
+    return Line(
+        ids=_tensor(ids, device),
+        positions=None,
+        places=_tensor(np.concatenate(places), device),
+        targets=_tensor(np.concatenate(targets), device),
+        owners=_tensor(np.full(sum(counts), row.client), device),
+        examples=np.repeat(np.arange(len(counts)), counts),
+        layout=layout.padded(len(ids), width, row.client, dropout_seed=row.seed, training=training),
     )
 
 

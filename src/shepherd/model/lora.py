@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,8 @@ class CohortLinear(nn.Module):
 def _in_tokens(layout: Layout, tokens: int) -> tuple[Segment, ...]:
     if tokens == layout.places:
         return layout.segments
+    if len(layout.segments) == 1:  # whatever a router chose, it is all one client's
+        return (replace(layout.segments[0], start=0, stop=tokens),)
     each, left = divmod(tokens, layout.places)
     if left:
         raise BaseError(
@@ -203,9 +205,15 @@ def _widths(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear module, quantised ones too; None for any other module."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and not _gives_more(module):
         return module.in_features, module.out_features
     return None
+
+
+def _gives_more(module: nn.Linear) -> bool:
+    """Whether it is a router of an architecture, such as Llama 4's, which also chooses experts."""
+    kind = type(module)
+    return kind.forward is not nn.Linear.forward and ".modeling_" in kind.__module__
 
 
 def _chosen(model: nn.Module, found: Mapping[str, nn.Module], targets: str | Sequence[str]) -> list[str]:
@@ -215,7 +223,13 @@ def _chosen(model: nn.Module, found: Mapping[str, nn.Module], targets: str | Seq
         if not bodies:
             raise BaseError("this base has no linear module to adapt; use another base")
         return list(bodies)
+    heads = [name for name, module in found.items() if module is head]
     for target in targets:
+        if any(_is(name, target) for name in heads):
+            raise BaseError(
+                f"adapter.targets names {target!r}, the head of this base, which is not adapted here, since"
+                " the loss is computed from its weights a part at a time; leave it out"
+            )
         if not any(_is(name, target) for name in bodies):
             kinds = sorted({name.rpartition(".")[2] for name in bodies})
             raise BaseError(f"adapter.targets names {target!r}, which this base lacks; it has {kinds}")

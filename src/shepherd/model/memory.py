@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from shepherd.model import layout, lora, stack
-from shepherd.model.attention import PACKED
-from shepherd.model.base import Base, attending, hidden_states
+from shepherd.model.base import Base, hidden_states, tuning_attention
 
 USABLE = 0.6  # of the memory that is free, the rest is for the backward pass and everybody else
 PROCESS = 500 * 2**20  # bytes that PyTorch and transformers take in a process of their own
@@ -158,12 +157,16 @@ def bytes_per_token(base: Base, tokens: int = 64) -> int:
     weights = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
     cohort = stack.build(base.zero, lambda name: True, 1, base.device)
     lora.hang(base.model, base.sites, cohort.all)
-    plan = layout.packed([tokens], [layout.Segment(adapter=0, start=0, stop=tokens)], base.device)
-    places = torch.arange(tokens, device=base.device)
+    ids = torch.zeros(tokens, dtype=torch.long, device=base.device)
+    if base.packed:
+        plan = layout.packed([tokens], [layout.Segment(adapter=0, start=0, stop=tokens)], base.device)
+        positions = torch.arange(tokens, device=base.device)
+    else:
+        plan, ids, positions = layout.padded(1, tokens, 0), ids.unsqueeze(0), None
     with (
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         layout.running(plan),
-        attending(base, PACKED),
+        tuning_attention(base),
     ):
-        hidden_states(base, torch.zeros_like(places), places)
+        hidden_states(base, ids, positions)
     return sum(size for pointer, size in kept.items() if pointer not in weights) // tokens

@@ -1,4 +1,4 @@
-"""Response loss of adapters on examples, in packed passes without a gradient."""
+"""Response loss of adapters on examples, in passes without a gradient."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from shepherd.core import Adapter, require_shapes, shapes_of
-from shepherd.data.pack import pack
+from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.model import layout, lora
-from shepherd.model.attention import PACKED
-from shepherd.model.base import Base, attending, hidden_states
-from shepherd.model.line import Row, line_of
+from shepherd.model.base import Base, hidden_states, tuning_attention
+from shepherd.model.line import Line, Row, batch_of, line_of
 from shepherd.model.loss import token_losses
 from shepherd.progress import stage
 
@@ -31,22 +30,32 @@ def losses(base: Base, adapters: Sequence[Adapter], data: Tokens, *, micro_batch
     lora.hang(base.model, base.sites, lora.stacked(adapters, base.device))
     with (
         torch.no_grad(),
-        attending(base, PACKED),
+        tuning_attention(base),
         stage(f"scoring {len(data):,} held-out examples", len(data)) as now,
     ):
-        for members in pack(data.lengths.tolist(), max(1, micro_batch // len(adapters))):
-            sums[:, members] = _row_losses(base, len(adapters), data, np.asarray(members))
-            now.advance(len(members))
+        if base.packed:
+            for members in pack(data.lengths.tolist(), max(1, micro_batch // len(adapters))):
+                rows = [_row(k, data, members) for k in range(len(adapters))]
+                line = line_of([data] * len(adapters), rows, base.device, training=False)
+                sums[:, members] = _sums(base, line, len(adapters) * len(members)).reshape(len(adapters), -1)
+                now.advance(len(members))
+        else:
+            for members in batches(data.lengths.tolist(), micro_batch):
+                for k in range(len(adapters)):
+                    line = batch_of(data, _row(k, data, members), base.device, training=False)
+                    sums[k, members] = _sums(base, line, len(members))
+                now.advance(len(members))
     return sums
 
 
-def _row_losses(base: Base, adapters: int, data: Tokens, members: NDArray[np.int64]) -> NDArray[np.float64]:
-    tokens = int(data.lengths[members].sum())
-    rows = [Row(client=k, examples=members, tokens=tokens) for k in range(adapters)]
-    line = line_of([data] * adapters, rows, base.device, training=False)
+def _row(adapter: int, data: Tokens, members: Sequence[int]) -> Row:
+    return Row(client=adapter, examples=np.asarray(members), tokens=int(data.lengths[members].sum()))
+
+
+def _sums(base: Base, line: Line, examples: int) -> NDArray[np.float64]:
+    """Each example's summed loss, (examples,)."""
     with layout.running(line.layout):
         hidden = hidden_states(base, line.ids, line.positions).index_select(0, line.places)
         every = token_losses(base, hidden, line.targets)
-    size = adapters * len(members)
-    sums = np.bincount(line.examples, weights=every.double().cpu().numpy(), minlength=size)
-    return sums.reshape(adapters, len(members)).astype(np.float64, copy=False)
+    sums = np.bincount(line.examples, weights=every.double().cpu().numpy(), minlength=examples)
+    return sums.astype(np.float64, copy=False)

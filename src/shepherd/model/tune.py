@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shepherd.core import Adapter, Algorithm, Broadcast, require_shapes, seed_for, shapes_of
-from shepherd.data.pack import pack
+from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
 from shepherd.model import layout, lora, memory, stack
-from shepherd.model.attention import PACKED
-from shepherd.model.base import Base, attending, hidden_states
-from shepherd.model.line import Row, line_of
+from shepherd.model.base import Base, hidden_states, tuning_attention
+from shepherd.model.line import Row, batch_of, line_of
 from shepherd.model.loss import weighted_loss
 from shepherd.settings import TuningTable
 
@@ -97,7 +96,7 @@ def tune(
         raise AdapterError(f"the algorithm trains no tensor in round {broadcast.round}; choose another")
     cohort = stack.build(broadcast.adapter, set(trainable).__contains__, len(ordered), base.device)
     lora.hang(base.model, base.sites, cohort.all)
-    with attending(base, PACKED):
+    with tuning_attention(base):
         losses = _run(base, cohort, broadcast, algorithm, ordered, tuning, learning_rate, watch)
     locals_ = stack.rows(cohort, len(ordered))
     tuned = {
@@ -128,7 +127,7 @@ def _run(
     for step in range(steps):
         cohort.grads.zero_()
         counts = _step_counts(visits, predicted, step)
-        for rows in passes(visits, step, micro_batch):
+        for rows in passes(visits, step, micro_batch, packed=base.packed):
             tokens += _accumulate(base, visits, rows, counts, sums)
             trained += sum(int(predicted[row.client][row.examples].sum()) for row in rows)
             if monotonic() - told > WATCH_S:  # a step of a large base may take minutes
@@ -175,22 +174,32 @@ def micro_batch_tokens(tuning: TuningTable, base: Base) -> int:
     return chosen if isinstance(chosen, int) else memory.micro_batch(base)
 
 
-def passes(visits: Sequence[Visit], step: int, micro_batch: int) -> list[list[Row]]:
+def passes(visits: Sequence[Visit], step: int, micro_batch: int, *, packed: bool = True) -> list[list[Row]]:
     """The rows of one optimiser step, in forward passes of at most `micro_batch` tokens where they fit.
 
-    A client's rows depend on its own data alone; only which rows share a pass depends on the cohort.
+    A client's rows depend on its own data alone; only which rows share a pass depends on the cohort, and
+    unpacked each is a pass of its own.
     """
-    rows = [row for k, visit in enumerate(visits) for row in _rows(k, visit, step, micro_batch)]
+    cut = pack if packed else batches
+    rows = [row for k, visit in enumerate(visits) for row in _rows(k, visit, step, micro_batch, cut)]
+    if not packed:
+        return [[row] for row in rows]
     groups = pack([row.tokens for row in rows], micro_batch)
     return [[rows[i] for i in group] for group in groups]
 
 
-def _rows(k: int, visit: Visit, step: int, capacity: int) -> Iterator[Row]:
+def _rows(
+    k: int,
+    visit: Visit,
+    step: int,
+    capacity: int,
+    cut: Callable[[Sequence[int], int], list[list[int]]],
+) -> Iterator[Row]:
     if step >= len(visit.steps):
         return
     batch = np.asarray(visit.steps[step])
     lengths = visit.data.lengths[batch]
-    for place, members in enumerate(pack(lengths.tolist(), capacity)):
+    for place, members in enumerate(cut(lengths.tolist(), capacity)):
         seed = seed_for(visit.seed, "dropout", step, place)
         yield Row(client=k, examples=batch[members], tokens=int(lengths[members].sum()), seed=seed)
 
@@ -199,9 +208,12 @@ def _accumulate(
     base: Base, visits: Sequence[Visit], rows: Sequence[Row], counts: Sequence[int], sums: Tensor
 ) -> int:
     """One forward and backward pass: gradients into the stack, losses into `sums`; returns its tokens."""
-    line = line_of(
-        [visit.data for visit in visits], rows, base.device, training=True, share=not base.adapter.dropout
-    )
+    if base.packed:
+        data = [visit.data for visit in visits]
+        line = line_of(data, rows, base.device, training=True, share=not base.adapter.dropout)
+    else:
+        (row,) = rows
+        line = batch_of(visits[row.client].data, row, base.device, training=True)
     weight = torch.tensor([1 / max(1, count) for count in counts], device=base.device)  # (K,)
     with layout.running(line.layout):
         hidden = hidden_states(base, line.ids, line.positions).index_select(0, line.places)  # (M, width)

@@ -32,7 +32,7 @@ class Holding:
     home: Path
     name: str
     _base: bases.Base | None = None
-    _base_key: tuple[str, ModelTable, AdapterTable] | None = None
+    _base_key: tuple[str, ModelTable, AdapterTable, int] | None = None
     _prepared: Prepared | None = None
     _data_key: str = ""
 
@@ -97,8 +97,10 @@ def _bare(example: Example) -> Example:
     return Example(turns=(), category=example.category)
 
 
-def _base_key(settings: RunSettings, digest: str) -> tuple[str, ModelTable, AdapterTable]:
-    return digest, settings.model.model_copy(update={"base": ""}), settings.adapter
+def _base_key(settings: RunSettings, digest: str) -> tuple[str, ModelTable, AdapterTable, int]:
+    """Of all that loading depends on, the length of the examples that the proof is for included."""
+    unnamed = settings.model.model_copy(update={"base": ""})
+    return digest, unnamed, settings.adapter, settings.data.max_tokens
 
 
 def _data_key(settings: RunSettings, digest: str) -> str:

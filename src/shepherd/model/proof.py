@@ -1,0 +1,439 @@
+"""The proof at load: packed examples give what each gives alone, or they run in batches, or not at all.
+
+It measures packing and not rounding: the base is copied in float32, whatever dtype it is loaded in, and
+each token's states and each factor's gradient are compared with those of the examples alone. Of a large
+base the copy holds as many leading layers as have every kind of layer, and long sliding windows and
+attention chunks are shortened in it, so that short examples cross every border. In a low precision the same
+layers then run in it, too: there packing must add no more error than the precision itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shepherd.core import Adapter
+from shepherd.errors import BaseError, ShepherdError
+from shepherd.model import layout, lora
+from shepherd.model.attention import PACKED, computing_as
+from shepherd.model.base import Base, Proof, attending, hidden_states, logits
+from shepherd.model.generate import left_padded
+
+WHOLE = 2**30  # bytes in float32 up to which a base is proven whole
+SHORT = 16  # tokens that a longer window or chunk is shortened to
+LONGEST = 8192  # tokens of a probe, where shortening breaks the base
+OWNERS = (0, 0, 1, 1)  # whose the four examples are
+SHARED = 4  # tokens that the first two begin with
+READ = slice(1, None, 2)  # the places of the line whose states are compared
+EXACT = 1e-3  # relative difference of a token's states, or a factor's gradient: above it is no rounding
+ROUGH = 3.0  # times the error of the base's own low precision that it may have packed
+BORDER = re.compile(r"(window|window_size|window_len|chunk_size|index_topk|compress_rate)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Probe:
+    """A copy of the base, examples of two clients, and a stack of their adapters."""
+
+    base: Base
+    layers: int | None
+    """How many leading layers the copy has; None for all."""
+    slim: bool
+    """Whether long windows and chunks are shortened in it."""
+    examples: list[Tensor]
+    stack: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The states that are read, (M, width), and each factor's gradient of a sum over them, (2, ...)."""
+
+    states: Tensor
+    gradients: Mapping[str, Tensor]
+
+
+_Run = Callable[[_Probe], Tensor]  # -> states (M, width)
+
+
+def prove(base: Base, longest: int | None = None) -> Proof:
+    """How the base must run so that the states and gradients of each example are its own.
+
+    Args:
+        longest: tokens of the longest example; None is any. A border that none reaches is not crossed.
+
+    Raises:
+        BaseError: neither packed nor in batches, or the base itself does not run.
+    """
+    exact, own = _alone_in_float32(base, longest)
+    _require_causal(exact, own)
+    _require_head(exact)
+    rough = _in_own_dtype(base, exact, longest)
+    allowed = 0.0 if rough is None else ROUGH * _error_of_the_dtype(base, rough, own)
+    why_unpacked = _fault(_packed, exact, own, base.dtype, rough, allowed)
+    if why_unpacked and (fault := _fault(_batched, exact, own, base.dtype, rough, allowed)):
+        raise BaseError(f"{_named(base)} cannot be trained here: {fault}; use another base")
+    return Proof(unpacked=why_unpacked, pads=_pads(exact))
+
+
+def _named(base: Base) -> str:
+    return f"base {base.name} ({base.model.config.model_type})"
+
+
+# the probe -------------------------------------------------------------------------------------------------
+
+
+def _alone_in_float32(base: Base, longest: int | None) -> tuple[_Probe, _Found]:
+    """The probe, a slice with short windows where such a one runs, and what its examples give alone."""
+    try:
+        probe = _probe(base, longest, slim=True)
+        return probe, _found(_alone, probe)
+    except BaseError:
+        raise
+    except Exception:  # the architecture's own code does not take a slice
+        pass
+    try:
+        probe = _probe(base, longest, slim=False)
+        own = _found(_alone, probe)
+    except BaseError:
+        raise
+    except Exception as error:  # any architecture may fail here, each in its own way
+        raise BaseError(f"{_named(base)} does not run: {_said(error)}; use another base") from error
+    return probe, own
+
+
+def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
+    layers = _layers_needed(base.model) if slim else None
+    network = _copied(base.model, torch.float32, layers)
+    top = _border(network, longest or math.inf, shorten=slim)
+    if top > LONGEST:
+        raise BaseError(
+            f"{_named(base)} has a window or chunk of {top} tokens, too long to prove what happens beyond it;"
+            f" set data.max_tokens = {top}"
+        )
+    there = {name for name, _ in network.named_modules()}
+    sites = tuple(site for site in base.sites if site.module in there)
+    base = replace(base, model=network, dtype=torch.float32, sites=sites)
+    top += top % 2  # even, so that the last token of each is read
+    lengths = [min(length, base.reads or length) for length in (top + 12, top + 10, top + 8, 6)]
+    rng = np.random.default_rng(0)
+    size = len(network.get_input_embeddings().weight)
+    examples = [torch.from_numpy(rng.integers(0, size, length)).to(base.device) for length in lengths]
+    examples[1][:SHARED] = examples[0][:SHARED]
+    stack = lora.stacked([_adapter(base, seed) for seed in range(2)], base.device)
+    return _Probe(base=base, layers=layers, slim=slim, examples=examples, stack=stack)
+
+
+def _adapter(base: Base, seed: int) -> Adapter:
+    """As one may be after some tuning: A as it is drawn at first, B no longer zero."""
+    rng = np.random.default_rng(seed)
+    first = lora.fresh(base.sites, base.adapter.rank, seed)
+    return Adapter(
+        {name: a if ".lora_A." in name else rng.normal(0, 0.02, a.shape) for name, a in first.items()}
+    )
+
+
+def _copied(network: Any, dtype: torch.dtype | None, layers: int | None = None) -> Any:
+    """A copy with the first `layers` layers, its weights in `dtype`; they are shared where nothing changes.
+
+    A quantised linear module becomes a random one of its shape, since the proof is of the layers' order.
+    """
+    known: dict[int, Any] = {}  # by the id of what they stand for, as `copy.deepcopy` takes them
+    stack = _layers(network)
+    dropped = {id(weight) for layer in stack[layers:] for weight in layer.parameters()} if layers else set()
+    for module in network.modules():
+        if isinstance(module, nn.Linear) and not module.weight.is_floating_point():
+            known[id(module)] = _random_linear(module, dtype)
+    for weight in network.parameters():
+        if id(weight) not in dropped and weight.is_floating_point():
+            known[id(weight)] = nn.Parameter(weight.detach().to(dtype or weight.dtype), requires_grad=False)
+    if layers:
+        known[id(stack)] = nn.ModuleList([copy.deepcopy(layer, known) for layer in stack[:layers]])
+    made = copy.deepcopy(network, known)
+    if layers:
+        made.config.get_text_config().num_hidden_layers = layers
+    for module in made.modules() if dtype else ():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and dtype == torch.float32:
+                module._buffers[name] = buffer.to(dtype)
+    return made
+
+
+def _random_linear(module: nn.Linear, dtype: torch.dtype | None) -> nn.Linear:
+    device = module.weight.device
+    linear = nn.Linear(
+        module.in_features, module.out_features, module.bias is not None, device=device, dtype=dtype
+    )
+    with torch.no_grad():
+        linear.weight.normal_(0, module.in_features**-0.5)
+    return linear.requires_grad_(False)
+
+
+def _layers(network: Any) -> nn.ModuleList:
+    """The decoder's layers: the list with most weights; empty where there is none."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=_size, default=nn.ModuleList())
+
+
+def _size(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _layers_needed(network: Any) -> int | None:
+    """How many leading layers hold every kind of layer; None for all, as of a base that is small."""
+    stack = _layers(network)
+    if 4 * _size(network) <= WHOLE or len(stack) != network.config.get_text_config().num_hidden_layers:
+        return None
+    kinds = [_kind(network, index, layer) for index, layer in enumerate(stack)]
+    return 1 + max(kinds.index(kind) for kind in kinds)
+
+
+def _kind(network: Any, index: int, layer: nn.Module) -> tuple[Any, ...]:
+    """What tells a layer from others: its parts, their settings and windows, and its type."""
+    types = getattr(network.config.get_text_config(), "layer_types", None)
+    parts = [
+        (name, type(module), *sorted((k, v) for k, v in vars(module).items() if _tells(k, v)))
+        for name, module in layer.named_modules()
+    ]
+    return types[index] if types else None, *parts
+
+
+def _tells(name: str, value: Any) -> bool:
+    return isinstance(value, (bool, str)) or (isinstance(value, int) and bool(BORDER.search(name)))
+
+
+def _border(network: Any, longest: float, *, shorten: bool) -> int:
+    """The longest window or chunk below `longest` tokens, shortened first with `shorten`; 0 for none."""
+    top = 0
+    configs = {id(c): c for m in network.modules() if (c := getattr(m, "config", None)) is not None}
+    text = network.config.get_text_config()
+    for holder in (text, *configs.values(), *network.modules()):
+        for name, value in list(vars(holder).items()):
+            if BORDER.search(name) and type(value) is int and 0 < value < longest:
+                if shorten and value > SHORT:
+                    setattr(holder, name, SHORT)
+                top = max(top, getattr(holder, name))
+    return top
+
+
+# what a probe gives ----------------------------------------------------------------------------------------
+
+
+def _alone(probe: _Probe) -> Tensor:
+    parts = []
+    for ids, owner in zip(probe.examples, OWNERS, strict=True):
+        with layout.running(layout.padded(1, len(ids), owner)):
+            parts.append(hidden_states(probe.base, ids.unsqueeze(0), None))
+    return _line(parts)[READ]
+
+
+def _batched(probe: _Probe) -> Tensor:
+    parts: list[Tensor] = []
+    for owner in (0, 1):
+        own = [ids for ids, of in zip(probe.examples, OWNERS, strict=True) if of == owner]
+        width = max(map(len, own))
+        rows = [torch.cat([ids, ids[-1:].expand(width - len(ids))]) for ids in own]
+        with layout.running(layout.padded(len(rows), width, owner)):
+            states = hidden_states(probe.base, torch.stack(rows), None).unflatten(0, (len(rows), width))
+        parts += [of_one[: len(ids)] for of_one, ids in zip(states, own, strict=True)]
+    return _line(parts)[READ]
+
+
+def _line(parts: list[Tensor]) -> Tensor:
+    """The states in the order of the packed line, where the opening that two examples share stands once."""
+    first, second, *others = parts
+    return torch.cat([first, second[SHARED:], *others])
+
+
+def _packed(probe: _Probe) -> Tensor:
+    first, second, *others = probe.examples
+    stretches, after = [first[:SHARED], first[SHARED:], second[SHARED:], *others], [-1, 0, 0, -1, -1]
+    lengths = [len(ids) for ids in stretches]
+    border, end = sum(lengths[:3]), sum(lengths)
+    segments = [
+        layout.Segment(adapter=0, start=0, stop=border),
+        layout.Segment(adapter=1, start=border, stop=end),
+    ]
+    device = probe.base.device
+    read = torch.arange(end, device=device)[READ].contiguous()
+    plan = layout.packed(lengths, segments, device, after=after, read=read)
+    positions = torch.from_numpy(layout.positions(lengths, after)).to(device)
+    with layout.running(plan), attending(probe.base, PACKED):
+        return hidden_states(probe.base, torch.cat(stretches), positions)[read]
+
+
+def _found(run: _Run, probe: _Probe) -> _Found:
+    """The states and, of their sum in random directions, the gradients."""
+    factors = {name: factor.clone().requires_grad_() for name, factor in probe.stack.items()}
+    lora.hang(probe.base.model, probe.base.sites, factors)
+    states = run(probe).float()
+    directions = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states.device)
+    (states * directions).sum().backward()
+    gradients = {
+        name: torch.zeros_like(factor) if factor.grad is None else factor.grad
+        for name, factor in factors.items()
+    }
+    return _Found(states=states.detach(), gradients=gradients)
+
+
+# comparing -------------------------------------------------------------------------------------------------
+
+
+def _fault(
+    run: _Run, exact: _Probe, own: _Found, dtype: torch.dtype, rough: _Probe | None, allowed: float
+) -> str:
+    """What is wrong with examples that run so; empty for nothing. `allowed` is the error in the low dtype."""
+    how = "packed" if run is _packed else "in a batch"
+    try:
+        with computing_as(dtype):
+            found = _found(run, exact)
+        low = None if rough is None else _found(run, rough)
+    except Exception as error:  # any architecture may fail here, each in its own way
+        return _said(error)
+    if not (apart := float(_apart(found.states, own.states).max())) <= EXACT:
+        return f"its examples get other states {how} than alone (relative difference {apart:.1e})"
+    if not (apart := _gradients_apart(found.gradients, own.gradients)) <= EXACT:
+        return f"its examples get other gradients {how} than alone (relative difference {apart:.1e})"
+    if low is not None and not (apart := float(_apart(low.states, own.states).median())) <= allowed:
+        return f"in {_short(dtype)} its examples get other states {how} than alone ({apart:.1e} off)"
+    return ""
+
+
+def _apart(found: Tensor, expected: Tensor) -> Tensor:
+    """Each token's relative difference, (M,)."""
+    sizes = expected.norm(dim=-1)
+    apart: Tensor = (found - expected).norm(dim=-1) / sizes.clamp(min=1e-3 * float(sizes.mean()))
+    return apart
+
+
+def _gradients_apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The largest relative difference of a factor of one of the adapters."""
+    sizes = {name: gradient.flatten(1).norm(dim=1) for name, gradient in expected.items()}  # (2,) each
+    floor = 1e-3 * max(float(size.max()) for size in sizes.values())
+    each = [
+        (found[name] - gradient).flatten(1).norm(dim=1) / sizes[name].clamp(min=floor)
+        for name, gradient in expected.items()
+    ]
+    return float(torch.stack(each).max())
+
+
+def _require_causal(probe: _Probe, own: _Found) -> None:
+    """The states of the first example's tokens must be the same where it is cut."""
+    lora.hang(probe.base.model, probe.base.sites, probe.stack)
+    ids = probe.examples[0][: len(probe.examples[0]) // 2]
+    with torch.no_grad(), layout.running(layout.padded(1, len(ids), 0)):
+        states = hidden_states(probe.base, ids.unsqueeze(0), None)[READ]
+    if not (apart := float(_apart(states, own.states[: len(states)]).max())) <= EXACT:
+        raise BaseError(
+            f"{_named(probe.base)} cannot be trained here: a token's states depend on the tokens after it"
+            f" (relative difference {apart:.1e}); use a causal language model"
+        )
+
+
+def _require_head(probe: _Probe) -> None:
+    """The logits that are computed from the states here must be the base's own."""
+    ids = probe.examples[-1].unsqueeze(0)
+    try:
+        with torch.no_grad(), layout.running(layout.padded(1, ids.shape[1], 0)):
+            ours = logits(probe.base, hidden_states(probe.base, ids, None))
+            own = probe.base.model(input_ids=ids, use_cache=False).logits[0]
+        apart = float(_apart(ours, own).max())
+    except Exception as error:  # any architecture may fail here, each in its own way
+        raise BaseError(f"{_named(probe.base)} cannot be trained here: {_said(error)}") from error
+    if not apart <= EXACT:
+        raise BaseError(
+            f"{_named(probe.base)} makes its logits in a way that is not known here (relative difference"
+            f" {apart:.1e}); use another base"
+        )
+
+
+def _in_own_dtype(base: Base, exact: _Probe, longest: int | None) -> _Probe | None:
+    """The probe in the precision that the base will run in, where that is not float32."""
+    if base.dtype == torch.float32:
+        return None
+    if all(weight.is_floating_point() for weight in base.model.parameters()):
+        network = _copied(base.model, None, exact.layers)  # the very weights
+        _border(network, longest or math.inf, shorten=exact.slim)
+    else:  # quantised: the random modules of the copy
+        network = _copied(exact.base.model, base.dtype)
+    return replace(exact, base=replace(exact.base, model=network, dtype=base.dtype))
+
+
+def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
+    """How far the base's own states in its dtype are from those in float32: the median token's share.
+
+    Raises:
+        BaseError: they overflow, the whole base's too.
+    """
+    try:
+        states = _found(_alone, rough).states
+        ids = rough.examples[0]
+        zero = lora.stacked([base.zero], base.device)
+        lora.hang(base.model, base.sites, zero)
+        with torch.no_grad(), layout.running(layout.padded(1, len(ids), 0)):
+            whole = hidden_states(base, ids.unsqueeze(0), None)
+    except Exception as error:
+        raise BaseError(
+            f"{_named(base)} does not run in {_short(base.dtype)}: {_said(error)}; set model.dtype to another"
+        ) from error
+    if not (states.isfinite().all() and whole.isfinite().all()):
+        raise BaseError(
+            f'{_named(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
+        )
+    return max(float(_apart(states, own.states).median()), torch.finfo(base.dtype).eps)
+
+
+def _pads(probe: _Probe) -> bool:
+    """Whether two prompts of different lengths, padded on the left, are answered as each alone."""
+    lora.hang(probe.base.model, probe.base.sites, probe.stack)
+    prompts = [probe.examples[-1].tolist(), probe.examples[0].tolist()]
+    try:
+        apart = [_scores(probe, [prompt]) for prompt in prompts]
+        together = _scores(probe, prompts)
+    except Exception:  # then none is padded
+        return False
+    return bool(_apart(together, torch.cat(apart)).max() <= EXACT)
+
+
+def _scores(probe: _Probe, prompts: list[list[int]]) -> Tensor:
+    """The logits of the first two tokens of each answer, (n, 2, vocabulary)."""
+    ids, mask = left_padded(prompts, 0, probe.base.device)
+    with torch.no_grad(), layout.running(layout.sequences([len(prompts)])):
+        out = probe.base.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=2,
+            do_sample=False,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    scores: Tensor = torch.stack(out.logits, 1).float()
+    return scores
+
+
+# words -----------------------------------------------------------------------------------------------------
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _said(error: Exception) -> str:
+    """The reason in words, with the place in the architecture's code where it stopped."""
+    if isinstance(error, ShepherdError):
+        return str(error)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "modeling_" in f.filename]
+    place = f" at {Path(frames[-1].filename).stem}.{frames[-1].name}" if frames else ""
+    first = (str(error).strip().splitlines() or [""])[0][:150]
+    if "NoneType" in first and isinstance(error, (TypeError, AttributeError)):
+        return f"its own code reads an attention mask or a cache, which is not there{place} ({first})"
+    return f"its own code stops{place} ({type(error).__name__}: {first})"
