@@ -106,6 +106,7 @@ class Run:
             select=select.selector(self.settings.federation),
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
+            rank=self.settings.adapter.rank,
         ):
             row = self._row(state, report)
             self._save(state, row)

@@ -299,7 +299,7 @@ def attach(model: nn.Module, table: AdapterTable) -> tuple[Site, ...]:
     for name, module in list(model.named_modules()):
         layer: nn.Module
         if name in linear:
-            inputs, outputs = _widths(module) or (0, 0)
+            inputs, outputs = widths(module) or (0, 0)
             sites.append(Site(module=name, inputs=inputs, outputs=outputs))
             layer = CohortLinear(module, scale=scale, dropout=table.dropout, place=len(sites))
         elif name in stacked:
@@ -314,8 +314,8 @@ def attach(model: nn.Module, table: AdapterTable) -> tuple[Site, ...]:
 
 def _sites_of(name: str, module: Any, parameters: Sequence[str]) -> Iterator[Site]:
     for place, parameter in enumerate(parameters):
-        experts, *widths = getattr(module, parameter).shape
-        inputs, outputs = widths if module.is_transposed else reversed(widths)
+        experts, *sizes = getattr(module, parameter).shape
+        inputs, outputs = sizes if module.is_transposed else reversed(sizes)
         yield Site(
             module=name,
             inputs=inputs,
@@ -331,7 +331,7 @@ def scaling(table: AdapterTable) -> float:
     return table.alpha / (math.sqrt(table.rank) if table.rank_stabilised else table.rank)
 
 
-def _widths(module: nn.Module) -> tuple[int, int] | None:
+def widths(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear module, quantised ones too; None for any other module."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
@@ -355,7 +355,7 @@ def _linear(model: nn.Module, targets: str | Sequence[str], towers: Sequence[str
     found = {
         name
         for name, module in model.named_modules()
-        if _widths(module) is not None and module is not head and not reach.within(name, towers)
+        if widths(module) is not None and module is not head and not reach.within(name, towers)
     }
     if isinstance(targets, str):
         if not found:
@@ -378,12 +378,12 @@ def _no_linear(model: nn.Module, target: str, towers: Sequence[str], kinds: Sequ
         if tower := reach.within(name, towers):
             return f"which is in {tower} alone, where text never goes; name modules of the text part: {kinds}"
         if names := [f"{name}.{parameter}" for parameter in stacks(module)]:
-            return f"experts without linear modules; write adapter.target_parameters = {_suffixes(names)}"
+            return f"experts without linear modules; write adapter.target_parameters = {suffixes(names)}"
         return f"which is no linear module but a {type(module).__name__}; the linear ones are {kinds}"
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
         if _is(name, target) and leaf in stacks(model.get_submodule(owner)):
-            return f"a stack of experts' matrices; write adapter.target_parameters = {_suffixes([name])}"
+            return f"a stack of experts' matrices; write adapter.target_parameters = {suffixes([name])}"
         if _is(name, target):
             shape = tuple(parameter.shape)
             return f"which is no linear module but a parameter {shape}; the linear modules are {kinds}"
@@ -427,13 +427,13 @@ def _instead(model: nn.Module, towers: Sequence[str]) -> str:
         for parameter in stacks(module)
         if not reach.within(name, towers)
     ]
-    return f", or write {_suffixes(names)}" if names else " (this base has no stacked experts)"
+    return f", or write {suffixes(names)}" if names else " (this base has no stacked experts)"
 
 
-def _suffixes(names: Sequence[str]) -> list[str]:
+def suffixes(names: Sequence[str]) -> list[str]:
     """What is the same in every layer: the part of a name after the layer's number.
 
-    >>> _suffixes(["model.layers.0.mlp.experts.down_proj", "model.layers.1.mlp.experts.down_proj"])
+    >>> suffixes(["model.layers.0.mlp.experts.down_proj", "model.layers.1.mlp.experts.down_proj"])
     ['mlp.experts.down_proj']
     """
     return sorted({re.split(r"\.\d+\.", name)[-1] for name in names})
