@@ -125,7 +125,7 @@ class Gap:
         """B (out, r E) and A (E r, in or columns) -> each expert's BA, (E, out, in or columns)."""
         experts = _experts(a, self._rank)
         by_expert = b.reshape(len(b), -1, experts).transpose(2, 0, 1)  # (E, out, r)
-        return np.matmul(by_expert, a.reshape(experts, -1, a.shape[1]), out=out)  # type: ignore[no-any-return]
+        return np.matmul(by_expert, a.reshape(experts, -1, a.shape[1]), out=out)
 
     def _mean(self, name: str) -> Matrix:
         if name not in self._changes:

@@ -335,9 +335,21 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear module, quantised ones too; None for any other module."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and _gives_one_tensor(module):
         return module.in_features, module.out_features
     return None
+
+
+def _gives_one_tensor(module: nn.Linear) -> bool:
+    """Whether an architecture's own kind of linear module is one: Falcon's is, Llama 4's router is not."""
+    kind = type(module)
+    if kind.forward is nn.Linear.forward or ".modeling_" not in kind.__module__:
+        return True
+    try:
+        y = module(module.weight.new_zeros(1, module.in_features))
+    except RuntimeError:
+        return False
+    return isinstance(y, Tensor) and y.shape == (1, module.out_features)
 
 
 def stacks(module: nn.Module) -> tuple[str, ...]:
