@@ -47,7 +47,13 @@ MIXTURES = {
     "qwen3_moe": hf.Qwen3MoeConfig(**_GROUPED, head_dim=8, num_experts=4, moe_intermediate_size=24),
     "olmoe": hf.OlmoeConfig(**_GROUPED, num_experts=4),
     # its matrices are transposed, and have biases
-    "gpt_oss": hf.GptOssConfig(**_GROUPED, head_dim=8, num_local_experts=4, sliding_window=8),
+    "gpt_oss": hf.GptOssConfig(
+        **_GROUPED,
+        head_dim=8,
+        num_local_experts=4,
+        sliding_window=8,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    ),
 }
 """Experts stacked in parameters."""
 STACKS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
