@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,6 +52,31 @@ def dense(adapter, updates):
 def test_equals_the_dense_computation(shapes, weights, seed):
     adapter, updates = made(shapes, weights, seed)
     assert measured(adapter, updates) == pytest.approx(dense(adapter, updates), rel=1e-9, abs=1e-12)
+
+
+@given(SHAPES, st.integers(1, 4), WEIGHTS, st.integers(0, 2**32))
+def test_each_expert_of_a_stack_is_a_module_of_its_own(shapes, experts, weights, seed):
+    """A stack of rank 2 by expert, against its matrices as modules that are named one by one."""
+    one_by_one = [(2, width, out) for _, width, out in shapes for _ in range(experts)]
+    adapter, updates = made(one_by_one, weights, seed)
+    together = [replace(update, delta=stacked(update.delta, experts)) for update in updates]
+    expected = dense(adapter, updates)
+    for budget in (2**20, 0):  # the sketch is drawn by width, so it is the same one
+        gap = measured(stacked(adapter, experts), together, rank=2, budget=budget)
+        assert gap == pytest.approx(measured(adapter, updates, budget=budget), rel=1e-9, abs=1e-12)
+        assert budget == 0 or gap == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def stacked(adapter, experts):
+    """Modules m0, m1, ... in groups as PEFT lays them: A's rows by expert, B's columns by rank."""
+    tensors = {}
+    for first in range(0, len(pairs(adapter)), experts):
+        group = range(first, first + experts)
+        a = np.stack([adapter[f"m{k}.lora_A.weight"] for k in group])  # (E, r, in)
+        b = np.stack([adapter[f"m{k}.lora_B.weight"] for k in group], axis=2)  # (out, r, E)
+        tensors[f"m{first}.lora_A.weight"] = a.reshape(-1, a.shape[2])
+        tensors[f"m{first}.lora_B.weight"] = b.reshape(len(b), -1)
+    return Adapter(tensors)
 
 
 @given(st.tuples(*[st.integers(1, 6)] * 3), WEIGHTS, st.integers(0, 2**32))

@@ -336,6 +336,32 @@ def test_other_algorithms_go_on_with_the_same_bits(llama_folder, source, tmp_pat
     assert weights(finish(resume(disturbed))) == weights(undisturbed)
 
 
+def test_a_run_that_tunes_stacked_experts_goes_on_with_the_same_bits(source, tmp_path) -> None:
+    base = bases.save(bases.MIXTURES["mixtral"], tmp_path / "base")
+    tables: dict[str, Any] = {
+        "adapter": {"dropout": 0.0, "target_parameters": list(bases.STACKS)},
+        "federation": {"rounds": 2},
+    }
+    undisturbed = finish(open_run(runs.settings(base, source, tmp_path / "a", **tables)))
+    disturbed = finish(resume(stopped(runs.settings(base, source, tmp_path / "b", **tables), 1)))
+    assert weights(disturbed) == weights(undisturbed)
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), disturbed / "adapter")
+    moved = [p for name, p in theirs.named_parameters() if ".experts." in name and "lora_B" in name]
+    assert len(moved) == 4
+    assert all(parameter.any() for parameter in moved)
+
+
+def test_the_gap_is_told_the_rank(table, monkeypatch) -> None:
+    """Without it, the experts of a stack would count as one matrix."""
+    told: list[int] = []
+    rounds = run_module.rounds
+    monkeypatch.setattr(run_module, "rounds", lambda *a, **k: told.append(k["rank"]) or rounds(*a, **k))
+    run = open_run(table)
+    next(run.rounds())
+    run.close()
+    assert told == [table.adapter.rank]
+
+
 def test_a_run_goes_on_when_its_source_has_gone(llama_folder, tmp_path, whole) -> None:
     source = runs.written(tmp_path / "rows.jsonl")
     path = stopped(runs.settings(llama_folder, source, tmp_path / "run"), 1)

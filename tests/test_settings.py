@@ -151,6 +151,7 @@ def test_unknown_keys_are_refused_with_those_that_are_known() -> None:
         ({"adapter": {"rank": 0}}, "adapter.rank"),
         ({"adapter": {"dropout": 1.0}}, "adapter.dropout"),
         ({"adapter": {"targets": []}}, "adapter"),
+        ({"adapter": {"target_parameters": ["experts.down_proj"], "dropout": 0.1}}, "adapter"),
         ({"federation": {"share": 0.0}}, "federation.share"),
         ({"federation": {"share": 1.5}}, "federation.share"),
         ({"federation": {"quorum": 0}}, "federation.quorum"),

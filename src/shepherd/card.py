@@ -144,6 +144,8 @@ def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str,
     yield "cohort", f"{settings.federation.share:.0%} of the clients, {settings.federation.select}"
     yield "a visit", f"{visit}, {tuning.batch_size} examples a step, learning rate {tuning.learning_rate:g}"
     yield "targets", _words(settings.adapter.targets)
+    if settings.adapter.target_parameters:
+        yield "target parameters", _words(settings.adapter.target_parameters)
     yield (
         "rank, alpha, dropout",
         f"{settings.adapter.rank}, {settings.adapter.alpha:g}, {settings.adapter.dropout:g}",

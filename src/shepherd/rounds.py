@@ -108,6 +108,7 @@ def rounds(
     select: Select,
     quorum: float,
     seed: int,
+    rank: int | None = None,
 ) -> Iterator[tuple[ServerState, RoundReport]]:
     """Train up to round `until`; yield the state and the report after each round.
 
@@ -119,6 +120,7 @@ def rounds(
         select: `(clients, round, seed) -> names`, see `shepherd.select`.
         quorum: the share of the cohort, in (0, 1], that must give a usable update.
         seed: of the run; each round and purpose has one of its own from it.
+        rank: of the adapter, where some of its tensors stack experts; see `audit.Gap`.
 
     Raises:
         QuorumNotMet: too few usable updates; the last state yielded stands.
@@ -129,7 +131,8 @@ def rounds(
         key = partial(seed_for, seed, state.round)
         cohort = select(federation.clients(), state.round, key("cohort"))
         broadcast = algorithm.broadcast(state, key("clients"))
-        inbox = _Inbox(broadcast, cohort, blank(algorithm, transform, broadcast), Gap(state.adapter, seed))
+        gap = Gap(state.adapter, seed, rank=rank)
+        inbox = _Inbox(broadcast, cohort, blank(algorithm, transform, broadcast), gap)
         if cohort:
             updates = inbox.usable(federation.run(broadcast, cohort), quorum)
             update = algorithm.aggregate(state, updates)  # pulls the clients through one at a time

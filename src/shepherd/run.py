@@ -121,6 +121,7 @@ class Run:
             select=select.selector(self.settings.federation),
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
+            rank=self.settings.adapter.rank,
         )
         while self.state.round < self.until:
             with stage(f"round {self.state.round + 1}/{self.until}"):

@@ -91,12 +91,21 @@ class AdapterTable(Table):
     rank_stabilised: Annotated[bool, Strict()] = False
     """Scale by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732) instead of alpha / rank."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the linear modules, such as ["q_proj", "v_proj"]; "all-linear" is all but the head."""
+    """Names of the linear modules, such as ["q_proj", "v_proj"]; "all-linear" is all that text passes but the
+    head."""
+    target_parameters: tuple[str, ...] = ()
+    """Names of parameters that stack experts' matrices, such as ["mlp.experts.gate_up_proj"]; each expert
+    gets factors of its own."""
 
     @model_validator(mode="after")
     def _some_target(self) -> Self:
-        if not self.targets:
+        if not self.targets and not self.target_parameters:
             raise ValueError('targets is empty; name modules or write "all-linear"')
+        if self.target_parameters and self.dropout:
+            raise ValueError(
+                "target_parameters cannot be tuned with dropout, as in PEFT; set dropout to 0, or leave"
+                " target_parameters out"
+            )
         return self
 
 

@@ -23,7 +23,14 @@ TOLERANCE = 0.02 * RATE
 small share of a step, `RATE`, and a gradient that leaked would turn into whole steps."""
 
 
-@pytest.fixture(params=["llama", "dropping"])
+@pytest.fixture(scope="session")
+def routing(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """Tokens of all rows meet in the same experts, which carry adapters too."""
+    folder = bases.save(bases.MIXTURES["mixtral"], tmp_path_factory.mktemp("mixtral"))
+    return bases.load(folder, target_parameters=bases.STACKS)
+
+
+@pytest.fixture(params=["llama", "dropping", "routing"])
 def base(request: pytest.FixtureRequest) -> Base:
     return request.getfixturevalue(request.param)
 

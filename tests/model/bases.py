@@ -41,6 +41,22 @@ CONFIGS = {
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
     ),
 }
+_GROUPED = {**_COMMON, "num_key_value_heads": 2, "num_experts_per_tok": 2}
+MIXTURES = {
+    "mixtral": hf.MixtralConfig(**_GROUPED, num_local_experts=4),
+    "qwen3_moe": hf.Qwen3MoeConfig(**_GROUPED, head_dim=8, num_experts=4, moe_intermediate_size=24),
+    "olmoe": hf.OlmoeConfig(**_GROUPED, num_experts=4),
+    # its matrices are transposed, and have biases
+    "gpt_oss": hf.GptOssConfig(
+        **_GROUPED,
+        head_dim=8,
+        num_local_experts=4,
+        sliding_window=8,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    ),
+}
+"""Experts stacked in parameters."""
+STACKS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 
 def save(config: hf.PretrainedConfig, folder: Path, seed: int = 0) -> Path:

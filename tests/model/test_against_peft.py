@@ -18,9 +18,11 @@ from tests.model.in_peft import in_peft, peft_gradients, peft_loss
 LENGTHS = [9, 4, 13, 7]
 
 
-@pytest.fixture(params=list(bases.CONFIGS), scope="module")
+@pytest.fixture(params=[*bases.CONFIGS, "mixtral", "qwen3_moe", "olmoe"], scope="module")
 def base(request, tmp_path_factory) -> Base:
-    return bases.load(bases.save(bases.CONFIGS[request.param], tmp_path_factory.mktemp(request.param)))
+    config = {**bases.CONFIGS, **bases.MIXTURES}[request.param]
+    stacks = bases.STACKS if request.param in bases.MIXTURES else ()
+    return bases.load(bases.save(config, tmp_path_factory.mktemp(request.param)), target_parameters=stacks)
 
 
 @pytest.mark.parametrize("opening", [0, WORTH + 3])

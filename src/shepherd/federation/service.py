@@ -124,6 +124,7 @@ class Service:
             select=select.selector(self.settings.federation),
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
+            rank=self.settings.adapter.rank,
         )
 
     def _opened(self) -> tuple[ServerState, list[Row]]:

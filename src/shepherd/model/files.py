@@ -76,7 +76,8 @@ def config_of(base: Base) -> LoraConfig:
         lora_dropout=table.dropout,
         use_rslora=table.rank_stabilised,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in bases),
-        target_modules=[site.module for site in base.sites],
+        target_modules=[site.module for site in base.sites if not site.parameter],
+        target_parameters=[f"{s.module}.{s.parameter}" for s in base.sites if s.parameter] or None,
     )
 
 
@@ -132,6 +133,7 @@ def read_config(folder: Path) -> AdapterTable:
             dropout=config.get("lora_dropout", 0.0),
             rank_stabilised=config.get("use_rslora", False),
             targets=targets if targets == "all-linear" else _names(targets),
+            target_parameters=_names(config.get("target_parameters") or []),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(

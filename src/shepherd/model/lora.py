@@ -1,12 +1,14 @@
-"""Row k belongs to adapter k: linear layers that hold a stack of LoRA factors over one frozen base.
+"""Row k belongs to adapter k: layers that hold a stack of LoRA factors over one frozen base.
 
 `y = base(x) + scale * B_k A_k dropout(x)` for every token of the rows of adapter k (LoRA, arXiv
-2106.09685). One forward pass trains K clients, and their gradients never meet.
+2106.09685), in linear modules and in each expert of a mixture whose matrices are stacked in one parameter.
+One forward pass trains K clients, and their gradients never meet.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,27 +20,39 @@ from transformers.pytorch_utils import Conv1D
 
 from shepherd.core import Adapter, seed_for
 from shepherd.errors import AdapterError, BaseError
+from shepherd.model import reach
 from shepherd.model.layout import Layout, Segment, current
 from shepherd.settings import AdapterTable
 
 PREFIX = "base_model.model."  # PEFT's names start with it
+EXPERTS = ("num_experts", "has_gate", "has_bias", "is_transposed", "_apply_gate")
+"""What transformers' `use_experts_implementation` gives a module, and its replacements of `forward` read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One adapted linear module: its name in the base, and its input and output widths."""
+    """One adapted linear module, or one parameter that stacks a matrix an expert; its name and widths."""
 
     module: str
     inputs: int
     outputs: int
+    parameter: str = ""
+    """Of a module of experts; "" for a linear module."""
+    experts: int = 1
+    wrappers: int = 0
+    """PEFT wraps a module once for each of its parameters; so many wrappers stand outside of this one's."""
 
     @property
     def name_a(self) -> str:
-        return f"{PREFIX}{self.module}.lora_A.weight"
+        return f"{self._prefix}.lora_A.weight"
 
     @property
     def name_b(self) -> str:
-        return f"{PREFIX}{self.module}.lora_B.weight"
+        return f"{self._prefix}.lora_B.weight"
+
+    @property
+    def _prefix(self) -> str:
+        return f"{PREFIX}{self.module}{'.base_layer' * self.wrappers}"
 
 
 class CohortLinear(nn.Module):
@@ -71,6 +85,104 @@ class CohortLinear(nn.Module):
         y: Tensor = self.base(passed if flat.requires_grad else flat)  # flat: added to in place, so no view
         y = _Up.apply(y, low, self.b, segments, self.scale)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
+
+
+class CohortExperts(nn.Module):
+    """Frozen experts, some of whose stacked parameters carry a stack of K adapters, float32.
+
+    `factors` holds, by parameter, A (K, E r, in) and B (K, out, r E), laid out as in PEFT's `ParamWrapper`:
+    the rows of A are expert by expert, the columns of B rank by rank. The change of expert e for adapter k
+    is scale * B_ke A_ke; it is never made as a matrix, since the low sides are small.
+    """
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+
+    def __init__(self, base: nn.Module, *, scale: float) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = scale
+        self.factors = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # the block around the experts may read what they are
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """(tokens, width), each token's experts and their weights (tokens, choices) -> (tokens, width)."""
+        layout = current()
+        if layout is None:
+            return self.base(hidden, chosen, weights)  # type: ignore[no-any-return]
+        base: Any = self.base
+        tokens, choices = chosen.shape
+        routed = _routed(chosen, _in_tokens(layout, tokens), base.num_experts)
+        x = hidden.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
+        x = x.index_select(0, routed.pairs)  # each once, so its gradient is summed in one order
+        x = self._product(x, "gate_up_proj" if base.has_gate else "up_proj", routed)
+        x = base._apply_gate(x) if base.has_gate else base.act_fn(x)
+        x = self._product(x, "down_proj", routed)
+        if getattr(base, "has_post_expert_norm", False):
+            x = base.post_expert_norm(x)
+        x = x * weights.reshape(-1, 1).index_select(0, routed.pairs)
+        y = x.new_zeros(tokens * choices, x.shape[1]).index_copy(0, routed.pairs, x)
+        return y.view(tokens, choices, -1).sum(1).to(hidden.dtype)
+
+    def _product(self, x: Tensor, name: str, routed: _Routed) -> Tensor:
+        """(pairs, in) -> (pairs, out), each by the matrix of its expert and the factors of its adapter."""
+        stack: Tensor = getattr(self.base, name)  # (E, out, in), or (E, in, out) where transposed
+        matrices = stack if self.base.is_transposed else stack.transpose(1, 2)
+        if name not in self.factors:
+            return self._frozen(x, matrices, name, routed)
+        a, b = self.factors[name]
+        experts = len(stack)
+        a = a.reshape(len(a) * experts, -1, a.shape[2])  # (K E, r, in)
+        b = b.unflatten(2, (-1, experts)).permute(0, 3, 1, 2).flatten(0, 1)  # (K E, out, r)
+        passed, low = _Down.apply(x, a, routed.segments, None)  # type: ignore[no-untyped-call]
+        y = self._frozen(passed if x.requires_grad else x, matrices, name, routed)
+        return _Up.apply(y, low, b, routed.segments, self.scale)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _frozen(self, x: Tensor, matrices: Tensor, name: str, routed: _Routed) -> Tensor:
+        parts = zip(x.split(routed.counts), matrices, strict=True)
+        y = torch.cat([part @ matrix for part, matrix in parts])  # an expert that nobody chose gives no row
+        if self.base.has_bias:
+            y = y + getattr(self.base, f"{name}_bias").index_select(0, routed.experts)
+        return y
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Routed:
+    """Pairs of a token and an expert that it goes to, expert by expert, and in each segment by segment."""
+
+    pairs: Tensor  # (P,) which of the (tokens * choices)
+    experts: Tensor  # (P,)
+    counts: list[int]  # (E,) pairs of each expert
+    segments: tuple[Segment, ...]  # of the pairs; adapter k at expert e counts as adapter k E + e
+
+
+def _routed(chosen: Tensor, segments: Sequence[Segment], experts: int) -> _Routed:
+    """A choice that is no expert's (its number is E or more) is left out, and so gives nothing."""
+    stops = torch.tensor([s.stop for s in segments], device=chosen.device)
+    tokens = torch.arange(len(chosen), device=chosen.device)
+    owners = torch.searchsorted(stops, tokens, right=True)  # (tokens,) the segment of each
+    key = (chosen * len(segments) + owners.unsqueeze(1)).reshape(-1)
+    pairs = key.argsort(stable=True)
+    counts = key.bincount(minlength=experts * len(segments))[: experts * len(segments)].tolist()
+    found, start = [], 0
+    for place, count in enumerate(counts):
+        expert, owner = divmod(place, len(segments))
+        if count:
+            adapter = segments[owner].adapter * experts + expert
+            found.append(Segment(adapter=adapter, start=start, stop=start + count))
+        start += count
+    pairs = pairs[:start]
+    each = [sum(counts[e : e + len(segments)]) for e in range(0, len(counts), len(segments))]
+    return _Routed(
+        pairs=pairs,
+        experts=chosen.reshape(-1).index_select(0, pairs),
+        counts=each,
+        segments=tuple(found),
+    )
 
 
 def _in_tokens(layout: Layout, tokens: int) -> tuple[Segment, ...]:
@@ -176,24 +288,44 @@ def _parts(low: Tensor, segments: Sequence[Segment], rank: int) -> Iterator[tupl
 
 
 def attach(model: nn.Module, table: AdapterTable) -> tuple[Site, ...]:
-    """Put a CohortLinear in the place of every target; returns the sites in the model's order.
+    """Put an adapted layer in the place of every target; returns the sites in the model's order.
 
     Raises:
-        BaseError: a target names no linear module, or there is no linear module at all.
+        BaseError: a target names no linear module or stacked parameter that text reaches, or there is none.
     """
-    found = {name: module for name, module in model.named_modules() if _widths(module) is not None}
-    chosen = _chosen(model, found, table.targets)
+    towers = reach.towers(model)
+    linear = _linear(model, table.targets, towers)
+    stacked = _stacked(model, table.target_parameters, towers)
     scale = scaling(table)
-    sites = []
-    for name in chosen:
-        module = found[name]
-        widths = _widths(module)
-        assert widths is not None
-        sites.append(Site(module=name, inputs=widths[0], outputs=widths[1]))
+    sites: list[Site] = []
+    for name, module in list(model.named_modules()):
+        layer: nn.Module
+        if name in linear:
+            inputs, outputs = widths(module) or (0, 0)
+            sites.append(Site(module=name, inputs=inputs, outputs=outputs))
+            layer = CohortLinear(module, scale=scale, dropout=table.dropout, place=len(sites))
+        elif name in stacked:
+            sites += _sites_of(name, module, stacked[name])
+            layer = CohortExperts(module, scale=scale)
+        else:
+            continue
         parent, _, leaf = name.rpartition(".")
-        layer = CohortLinear(module, scale=scale, dropout=table.dropout, place=len(sites))
         setattr(model.get_submodule(parent), leaf, layer)
     return tuple(sites)
+
+
+def _sites_of(name: str, module: Any, parameters: Sequence[str]) -> Iterator[Site]:
+    for place, parameter in enumerate(parameters):
+        experts, *sizes = getattr(module, parameter).shape
+        inputs, outputs = sizes if module.is_transposed else reversed(sizes)
+        yield Site(
+            module=name,
+            inputs=inputs,
+            outputs=outputs,
+            parameter=parameter,
+            experts=experts,
+            wrappers=len(parameters) - 1 - place,  # PEFT wraps them in the module's order
+        )
 
 
 def scaling(table: AdapterTable) -> float:
@@ -201,39 +333,124 @@ def scaling(table: AdapterTable) -> float:
     return table.alpha / (math.sqrt(table.rank) if table.rank_stabilised else table.rank)
 
 
-def _widths(module: nn.Module) -> tuple[int, int] | None:
+def widths(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear module, quantised ones too; None for any other module."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
-    if isinstance(module, nn.Linear) and not _gives_more(module):
+    if isinstance(module, nn.Linear) and _gives_one_tensor(module):
         return module.in_features, module.out_features
     return None
 
 
-def _gives_more(module: nn.Linear) -> bool:
-    """Whether it is a router of an architecture, such as Llama 4's, which also chooses experts."""
+def _gives_one_tensor(module: nn.Linear) -> bool:
+    """Whether an architecture's own kind of linear module is one: Falcon's is, Llama 4's router is not."""
     kind = type(module)
-    return kind.forward is not nn.Linear.forward and ".modeling_" in kind.__module__
+    if kind.forward is nn.Linear.forward or ".modeling_" not in kind.__module__:
+        return True
+    try:
+        y = module(module.weight.new_zeros(1, module.in_features))
+    except RuntimeError:
+        return False
+    return isinstance(y, Tensor) and y.shape == (1, module.out_features)
 
 
-def _chosen(model: nn.Module, found: Mapping[str, nn.Module], targets: str | Sequence[str]) -> list[str]:
+def stacks(module: nn.Module) -> tuple[str, ...]:
+    """The parameters of a module of experts that stack a matrix an expert; () for any other module."""
+    if not all(hasattr(module, name) for name in EXPERTS):
+        return ()
+    names = {"gate_up_proj" if module.has_gate else "up_proj", "down_proj"}
+    found = [name for name, p in module.named_parameters(recurse=False) if name in names and p.ndim == 3]
+    return tuple(found) if len(found) == len(names) else ()
+
+
+def _linear(model: nn.Module, targets: str | Sequence[str], towers: Sequence[str]) -> set[str]:
+    """The names of the linear modules to adapt."""
     head = model.get_output_embeddings()  # type: ignore[operator]
-    bodies = {name: module for name, module in found.items() if module is not head}
+    found = {
+        name
+        for name, module in model.named_modules()
+        if widths(module) is not None and module is not head and not reach.within(name, towers)
+    }
     if isinstance(targets, str):
-        if not bodies:
+        if not found:
             raise BaseError("this base has no linear module to adapt; use another base")
-        return list(bodies)
-    heads = [name for name, module in found.items() if module is head]
+        return found
     for target in targets:
-        if any(_is(name, target) for name in heads):
-            raise BaseError(
-                f"adapter.targets names {target!r}, the head of this base, which is not adapted here, since"
-                " the loss is computed from its weights a part at a time; leave it out"
-            )
-        if not any(_is(name, target) for name in bodies):
-            kinds = sorted({name.rpartition(".")[2] for name in bodies})
-            raise BaseError(f"adapter.targets names {target!r}, which this base lacks; it has {kinds}")
-    return [name for name in bodies if any(_is(name, target) for target in targets)]
+        if not any(_is(name, target) for name in found):
+            kinds = sorted({name.rpartition(".")[2] for name in found})
+            raise BaseError(f"adapter.targets names {target!r}, {_no_linear(model, target, towers, kinds)}")
+    return {name for name in found if any(_is(name, target) for target in targets)}
+
+
+def _no_linear(model: nn.Module, target: str, towers: Sequence[str], kinds: Sequence[str]) -> str:
+    """Why no linear module can be adapted by this name, and what to write instead."""
+    for name, module in model.named_modules():
+        if not _is(name, target):
+            continue
+        if module is model.get_output_embeddings():  # type: ignore[operator]
+            return "the head, which is not adapted: the loss is computed from it directly; leave it out"
+        if tower := reach.within(name, towers):
+            return f"which is in {tower} alone, where text never goes; name modules of the text part: {kinds}"
+        if names := [f"{name}.{parameter}" for parameter in stacks(module)]:
+            return f"experts without linear modules; write adapter.target_parameters = {suffixes(names)}"
+        return f"which is no linear module but a {type(module).__name__}; the linear ones are {kinds}"
+    for name, parameter in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        if _is(name, target) and leaf in stacks(model.get_submodule(owner)):
+            return f"a stack of experts' matrices; write adapter.target_parameters = {suffixes([name])}"
+        if _is(name, target):
+            shape = tuple(parameter.shape)
+            return f"which is no linear module but a parameter {shape}; the linear modules are {kinds}"
+    return f"which this base lacks; it has {kinds}"
+
+
+def _stacked(model: nn.Module, targets: Sequence[str], towers: Sequence[str]) -> dict[str, list[str]]:
+    """Module -> those of its stacked parameters that are to be adapted, in the module's order."""
+    found: dict[str, list[str]] = {}
+    for target in targets:
+        hits = [name for name, _ in model.named_parameters() if _is(name, target)]
+        reached = [name for name in hits if not reach.within(name, towers)]
+        if not reached:
+            raise BaseError(f"adapter.target_parameters names {target!r}, {_no_stack(model, hits, towers)}")
+        for name in reached:
+            owner, _, leaf = name.rpartition(".")
+            if leaf not in stacks(model.get_submodule(owner)):
+                kind = type(model.get_submodule(owner)).__name__
+                raise BaseError(
+                    f"adapter.target_parameters names {target!r}, a parameter of {owner} ({kind}), which does"
+                    " not follow transformers' interface for experts, so one client's tokens cannot be told"
+                    f" from another's there; leave it out{_instead(model, towers)}"
+                )
+    for name, module in model.named_modules():
+        chosen = [p for p in stacks(module) if any(_is(f"{name}.{p}", target) for target in targets)]
+        if chosen and not reach.within(name, towers):
+            found[name] = chosen
+    return found
+
+
+def _no_stack(model: nn.Module, hits: Sequence[str], towers: Sequence[str]) -> str:
+    if hits:
+        return f"which is in {reach.within(hits[0], towers)} alone, where text never goes; leave it out"
+    return f"which this base lacks; leave it out{_instead(model, towers)}"
+
+
+def _instead(model: nn.Module, towers: Sequence[str]) -> str:
+    names = [
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        for parameter in stacks(module)
+        if not reach.within(name, towers)
+    ]
+    return f", or write {suffixes(names)}" if names else " (this base has no stacked experts)"
+
+
+def suffixes(names: Sequence[str]) -> list[str]:
+    """What is the same in every layer: the part of a name after the layer's number.
+
+    >>> suffixes(["model.layers.0.mlp.experts.down_proj", "model.layers.1.mlp.experts.down_proj"])
+    ['mlp.experts.down_proj']
+    """
+    return sorted({re.split(r"\.\d+\.", name)[-1] for name in names})
 
 
 def _is(name: str, target: str) -> bool:
@@ -241,9 +458,12 @@ def _is(name: str, target: str) -> bool:
 
 
 def shapes(sites: Sequence[Site], rank: int) -> dict[str, tuple[int, int]]:
-    """The names and shapes of an adapter for these sites."""
-    pairs = ((s.name_a, (rank, s.inputs)) for s in sites), ((s.name_b, (s.outputs, rank)) for s in sites)
-    return {name: shape for pair in zip(*pairs, strict=True) for name, shape in pair}
+    """The names and shapes of an adapter for these sites; of experts, each has this rank."""
+    found = {}
+    for site in sites:
+        found[site.name_a] = (rank * site.experts, site.inputs)
+        found[site.name_b] = (site.outputs, rank * site.experts)
+    return found
 
 
 def fresh(sites: Sequence[Site], rank: int, seed: int) -> Adapter:
@@ -259,18 +479,22 @@ def fresh(sites: Sequence[Site], rank: int, seed: int) -> Adapter:
     return Adapter(tensors)
 
 
-def layers(model: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[Site, CohortLinear]]:
-    """The adapted layers, in order."""
+def layers(model: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[Site, CohortLinear | CohortExperts]]:
+    """The adapted layers, in order; one of experts comes once for each of its sites."""
     for site in sites:
         layer = model.get_submodule(site.module)
-        assert isinstance(layer, CohortLinear)
+        assert isinstance(layer, CohortLinear | CohortExperts)
         yield site, layer
 
 
 def hang(model: nn.Module, sites: Sequence[Site], stack: Mapping[str, Tensor]) -> None:
     """Let every layer read its factors from `stack`: name -> (K, ...)."""
     for site, layer in layers(model, sites):
-        layer.a, layer.b = stack[site.name_a], stack[site.name_b]
+        a, b = stack[site.name_a], stack[site.name_b]
+        if isinstance(layer, CohortExperts):
+            layer.factors[site.parameter] = a, b
+        else:
+            layer.a, layer.b = a, b
 
 
 def stacked(adapters: Sequence[Adapter], device: torch.device) -> dict[str, Tensor]:

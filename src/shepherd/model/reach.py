@@ -1,0 +1,71 @@
+"""Which parts of a base text never reaches: the encoders of images and sound, and what leads out of them.
+
+Found by how transformers builds a model, not by a list of names, and without running it. So a site that knows
+a base's configuration alone finds the same parts as one that has loaded its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from shepherd.errors import BaseError
+
+
+def towers(network: Any) -> tuple[str, ...]:
+    """The names of the outermost modules of a causal language model that text alone never passes through.
+
+    These are, where the configuration has a text part of its own, all modules beside the text decoder and the
+    head; and wherever they stand, models whose inputs (`input_modalities`) are no text, with the modules
+    that exist to hold them.
+
+    Raises:
+        BaseError: the configuration has several text parts.
+    """
+    try:
+        text = network.config.get_text_config()
+    except ValueError as error:
+        raise BaseError(
+            f"base {network.config.model_type} has several text parts; give a causal language model"
+        ) from error
+    beside = [] if text is network.config else _beside(network, network.get_decoder())
+    holders = [
+        _holder(network, name)
+        for name, module in network.named_modules()
+        if isinstance(module, PreTrainedModel) and "text" not in getattr(module, "input_modalities", "text")
+    ]
+    outermost: list[str] = []
+    for name in sorted({*beside, *holders}, key=len):
+        if not within(name, outermost):
+            outermost.append(name)
+    return tuple(name for name, _ in network.named_modules() if name in outermost)
+
+
+def within(name: str, towers: Sequence[str]) -> str | None:
+    """The one of these modules that has this name or holds what has it; None where there is none."""
+    return next((tower for tower in towers if f"{name}.".startswith(f"{tower}.")), None)
+
+
+def _beside(network: Any, decoder: nn.Module) -> list[str]:
+    """What hangs off the way from the model down to its decoder, without the head."""
+    spared = {id(decoder), id(network.get_output_embeddings())}
+    way = {id(module) for _, module in network.named_modules() if any(m is decoder for m in module.modules())}
+    return [
+        f"{name}.{leaf}" if name else leaf
+        for name, module in network.named_modules()
+        if id(module) in way and module is not decoder
+        for leaf, child in module.named_children()
+        if id(child) not in way | spared
+    ]
+
+
+def _holder(network: nn.Module, name: str) -> str:
+    """The outermost module around a part that is no model itself, and so is there for it alone."""
+    while (parent := name.rpartition(".")[0]) and not isinstance(
+        network.get_submodule(parent), PreTrainedModel
+    ):
+        name = parent
+    return name
