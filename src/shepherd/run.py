@@ -124,6 +124,8 @@ class Run:
         """
         self.holder.require_held()
         files.write(self.holder.adapter, self.state.adapter, self.base)
+        stop = stop_ids(self.settings.data.template, self.base.tokenizer)
+        files.write_beside(self.holder.adapter, self.base, stop)
         examples = self.prepared.heldout_examples if answer else []
         scores = answered(self.holder, self.settings, self.base, self.state.adapter, examples)
         self._write_card(scores)
@@ -243,6 +245,8 @@ def open_run(settings: RunSettings, say: Say = _quiet, prepared: Prepared | None
     tracking.require(settings.tracking)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
     base = load_base(settings, say)
+    if told := files.rehearse(base):
+        say(told)
     prepared = prepared or _read(settings, base, say)
     prepare.require_readable(prepared, base)
     settings = _resolved(settings, base, prepared)
