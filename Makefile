@@ -2,6 +2,7 @@
 # make test       format, lint, types, tests, in .venv-dev
 # make test-slow  the tests that take minutes
 # make test-silos the faults and strangers of a federation over silos; takes minutes too
+# make oldest-peft fetch the oldest PEFT that is allowed, for one of the slow tests
 # make demo-silos a server and three sites on this machine, five rounds
 #
 # PYTHON=python3.12      another interpreter (3.11 to 3.13)
@@ -23,7 +24,7 @@ demo demo-silos test test-slow test-silos: export HF_HUB_OFFLINE := 1
 demo demo-silos test test-slow test-silos: export HF_DATASETS_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo demo-silos test format lint types tests test-slow test-silos
+.PHONY: help install dev demo demo-silos test format lint types tests test-slow test-silos oldest-peft
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^the /,$$d'
@@ -65,6 +66,10 @@ tests: $(DEV)
 
 test-slow: $(DEV)
 	$(BIN)/pytest -m slow
+
+oldest-peft: $(DEV)
+	PIP_CONSTRAINT= $(BIN)/pip install --quiet --no-deps --upgrade --target .oldest-peft \
+	  "peft==$$(sed -n 's/.*"peft>=\(.*\)".*/\1/p' pyproject.toml).*"
 
 test-silos: $(DEV)
 	$(BIN)/pytest -m silos

@@ -104,9 +104,10 @@ def _is_hub_id(name: str) -> bool:
 def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int]) -> str:
     return (
         f"# {Path(settings.output).name}\n\n"
-        f"A LoRA adapter of rank {settings.adapter.rank} for `{_shown(settings.model.base)}`, instruction-tuned by "
-        f"{settings.algorithm.name} over {len(clients)} clients in {_rounds(rows)} rounds. "
-        "Clients sent changes of the adapter, and no example."
+        f"A LoRA adapter of rank {settings.adapter.rank} for `{_shown(settings.model.base)}`,"
+        f" instruction-tuned by {settings.algorithm.name}"
+        f" over {len(clients)} clients in {_rounds(rows)} rounds."
+        " Clients sent changes of the adapter, and no example."
     )
 
 
@@ -134,7 +135,8 @@ answer = model.generate(**prompt, generation_config=ends, max_new_tokens=200)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-Prompts follow the template `{settings.data.template}`; with another one the answers are worse.{_place(model.base)}"""
+Prompts follow the template `{settings.data.template}`; with another one the answers are worse.
+{_place(model.base)}""".rstrip()
 
 
 def _asked(template: TemplateName) -> str:
@@ -154,7 +156,7 @@ def _place(base: str) -> str:
     if base == "tiny" or _is_hub_id(base):
         return ""
     return (
-        "\n\n`adapter_config.json` names the base by its folder on the machine that trained it: before you"
+        "\n`adapter_config.json` names the base by its folder on the machine that trained it: before you"
         " publish the adapter, write the base's public name at `base_model_name_or_path`."
     )
 

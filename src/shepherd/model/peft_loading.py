@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from shepherd.core import Adapter
@@ -40,27 +41,22 @@ def lost(folder: Path, adapter: Adapter, base: Base) -> list[str]:
             )
         except Exception:  # each version of PEFT refuses in its own ways
             return sorted(adapter)
-    there = {
-        name.replace(".default", ""): parameter
-        for name, parameter in model.named_parameters()
-        if ".lora_" in name
-    }
-    scales = {
-        f"{name}.lora_{factor}.weight".replace(".base_layer", ""): module.scaling["default"]
-        for name, module in model.named_modules()
-        if hasattr(module, "scaling")
-        for factor in "AB"
-    }
     wanted = scaling(base.adapter)
-    whole = {
-        name
-        for name, parameter in there.items()
-        if name in adapter
-        and not parameter.is_meta
-        and np.array_equal(parameter.detach().numpy(), adapter[name])
-        and abs(scales.get(name.replace(".base_layer", ""), wanted) - wanted) < 1e-9
-    }
-    return sorted({*adapter, *there} - whole)
+    there, whole = set(), set()
+    for module, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        for kind, factors in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            name, tensor = f"{module}.{kind}.weight", factors["default"].weight
+            there.add(name)
+            if (
+                name in adapter
+                and not tensor.is_meta
+                and np.array_equal(tensor.detach().numpy(), adapter[name])
+                and abs(layer.scaling["default"] - wanted) < 1e-9
+            ):
+                whole.add(name)
+    return sorted((there | set(adapter)) - whole)
 
 
 def skeleton(base: Base) -> nn.Module:
