@@ -188,6 +188,9 @@ def test_equal_runs_write_equal_bytes(llama, tmp_path) -> None:
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     assert json.loads((tmp_path / "one" / "tokenizer.json").read_text())["truncation"] is None
+    about = json.loads((tmp_path / "one" / "tokenizer_config.json").read_text())
+    assert about["tokenizer_class"] == "PreTrainedTokenizerFast"  # which every transformers knows
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(about)
     targets = json.loads((tmp_path / "one" / files.CONFIG).read_text())["target_modules"]
     assert targets == sorted(site.module for site in llama.sites)
 

@@ -165,7 +165,17 @@ def write_beside(folder: Path, base: Base, stop: Sequence[int]) -> None:
     )
     with _replacing(folder) as beside:
         tokenizer.save_pretrained(beside)
+        _for_others(beside / "tokenizer_config.json")
         generation.save_pretrained(beside)
+
+
+def _for_others(path: Path) -> None:
+    """Take out of a tokenizer's configuration how it was loaded here, and name a class of any version."""
+    keys = json.loads(path.read_text(encoding="utf8"))
+    keys = {key: value for key, value in keys.items() if key not in ("is_local", "local_files_only")}
+    if keys.get("tokenizer_class") == "TokenizersBackend":  # of transformers 5 only
+        keys["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf8")
 
 
 @contextmanager
@@ -215,7 +225,7 @@ def config_of(base: Base, as_parameters: Collection[str] = ()) -> LoraConfig:
         revision=revision,
         inference_mode=True,
         r=table.rank,
-        lora_alpha=table.alpha,
+        lora_alpha=int(table.alpha) if table.alpha.is_integer() else table.alpha,
         lora_dropout=0.0 if as_parameters else table.dropout,
         use_rslora=table.rank_stabilised,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in bases),
