@@ -3,6 +3,7 @@
 # make test-slow  the tests that take minutes
 # make test-architectures  every causal language model that transformers knows; takes minutes too
 # make test-silos the faults and strangers of a federation over silos; takes minutes too
+# make oldest-peft fetch the oldest PEFT that is allowed, for one of the slow tests
 # make demo-silos a server and three sites on this machine, five rounds
 #
 # PYTHON=python3.12      another interpreter (3.11 to 3.13)
@@ -24,7 +25,8 @@ demo demo-silos test test-slow test-architectures test-silos: export HF_HUB_OFFL
 demo demo-silos test test-slow test-architectures test-silos: export HF_DATASETS_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo demo-silos test format lint types tests test-slow test-architectures test-silos
+.PHONY: help install dev demo demo-silos test format lint types tests test-slow test-architectures test-silos \
+  oldest-peft
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^the /,$$d'
@@ -69,6 +71,9 @@ test-slow: $(DEV)
 
 test-architectures: $(DEV)
 	$(BIN)/pytest -m architectures tests/model/test_architectures.py
+oldest-peft: $(DEV)
+	PIP_CONSTRAINT= $(BIN)/pip install --quiet --no-deps --upgrade --target .oldest-peft \
+	  "peft==$$(sed -n 's/.*"peft>=\(.*\)".*/\1/p' pyproject.toml).*"
 
 test-silos: $(DEV)
 	$(BIN)/pytest -m silos

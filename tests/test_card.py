@@ -1,5 +1,6 @@
 """The model card says what was done, loads where it says so, and holds no example."""
 
+import ast
 import tomllib
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from shepherd import card
+from shepherd.data.examples import Turn
+from shepherd.data.segments import segments
 from shepherd.settings import parse
 
 HUB = {"model": {"base": "org/model", "revision": "v2"}, "data": {"source": "org/data", "holdout": 0.2}}
@@ -70,14 +73,45 @@ def test_the_run_file_in_it_runs_again() -> None:
     assert parse(tomllib.loads(table)) == parse(HUB)
 
 
+def test_the_folders_of_a_machine_stay_there() -> None:
+    text = written(
+        {
+            "model": {"base": "/home/me/models/llama"},
+            "data": {"source": "/data/clinic/notes.jsonl"},
+            "output": "/scratch/me/first",
+        }
+    )
+    for word in ("/home", "models", "clinic", "/data", "scratch"):
+        assert word not in text
+    for line in (
+        'base = "llama"',
+        "| source | `notes.jsonl` |",
+        "base's public name at `base_model_name_or_path`",
+    ):
+        assert line in text
+    assert "public name" not in written(HUB)
+
+
+def test_the_prompt_in_it_is_what_was_trained_on() -> None:
+    for template in ("alpaca", "alpaca-short", "vicuna", "plain"):
+        text = written({**HUB, "data": {**HUB["data"], "template": template}})
+        line = next(line for line in text.splitlines() if line.startswith("prompt = tokenizer("))
+        (part,) = segments([Turn(role="user", text="Name two rivers.")], template, None, "")
+        assert (
+            ast.literal_eval(line.removeprefix("prompt = tokenizer(").partition(", return")[0]) == part.text
+        )
+    text = written({**HUB, "data": {**HUB["data"], "template": "chat"}})
+    assert '[{"role": "user", "content": "Name two rivers."}]' in text
+
+
 def test_nothing_scored_has_no_table_of_scores() -> None:
     assert "## Scores" not in written(HUB, rows=[], answers={})
     assert "## Scores" in written(HUB)
 
 
 def test_the_python_in_it_compiles(tmp_path: Path) -> None:
-    for base in ("tiny", "org/model"):
-        text = written({"model": {"base": base}, "data": {"source": "world"}})
+    for base, template in (("tiny", "alpaca"), ("org/model", "chat")):
+        text = written({"model": {"base": base}, "data": {"source": "world", "template": template}})
         compile(text.split("```python\n")[1].split("```")[0], "card", "exec")
     settings = parse(HUB)
     path = card.write(tmp_path, settings, rows=ROWS, answers={}, data={}, clients=CLIENTS)

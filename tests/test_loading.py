@@ -1,14 +1,22 @@
-"""What is said of a base when it is loaded, and a whole run over one that cannot be packed."""
+"""What is said of a base when it is loaded, a run over an unpacked one, and which checkpoints are a base's."""
 
 from __future__ import annotations
+
+import logging
+from pathlib import Path
 
 import pytest
 import transformers as hf
 
-from shepherd import folder
-from shepherd.errors import BaseError
-from shepherd.loading import load_base
+from shepherd import checkpoint, folder
+from shepherd.checkpoint import Checkpoint
+from shepherd.core import ServerState
+from shepherd.errors import BaseError, CheckpointError
+from shepherd.loading import load_base, load_checkpoint
+from shepherd.model import base as bases_
+from shepherd.model import fingerprint
 from shepherd.run import open_run
+from shepherd.settings import AdapterTable, ModelTable
 from tests import runs
 from tests.model import bases
 
@@ -19,13 +27,13 @@ def bloom(tmp_path_factory):
     return bases.save(config, tmp_path_factory.mktemp("bloom"))
 
 
-def test_a_base_that_cannot_be_packed_is_said_to_be_slower(bloom, llama_folder, tmp_path) -> None:
-    said: list[str] = []
-    load_base(runs.settings(llama_folder, tmp_path / "rows.jsonl", tmp_path / "run"), said.append)
-    assert not any("slower" in line for line in said)
-    load_base(runs.settings(bloom, tmp_path / "rows.jsonl", tmp_path / "run"), said.append)
-    assert f"{bloom} runs slower than other bases" in said[-1]
-    assert "its attention is code of its own" in said[-1]
+def test_a_base_that_cannot_be_packed_is_said_to_be_slower(bloom, llama_folder, tmp_path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    load_base(runs.settings(llama_folder, tmp_path / "rows.jsonl", tmp_path / "run"))
+    assert "slower" not in caplog.text
+    load_base(runs.settings(bloom, tmp_path / "rows.jsonl", tmp_path / "run"))
+    assert f"{bloom} runs slower than other bases" in caplog.text
+    assert "its attention is code of its own" in caplog.text
 
 
 def test_a_run_over_such_a_base_tunes_it(bloom, tmp_path) -> None:
@@ -56,3 +64,24 @@ def test_windows_are_proven_as_far_as_the_runs_examples_go(tmp_path, monkeypatch
 def test_a_missing_base_is_named(tmp_path) -> None:
     with pytest.raises(BaseError, match=r"has no config\.json"):
         load_base(runs.settings(tmp_path / "none", tmp_path / "rows", tmp_path / "run"))
+
+
+def saved(folder: Path, base: bases_.Base, made_over: str) -> Path:
+    state = ServerState(round=1, adapter=bases.random_adapter(base, 1))
+    return checkpoint.save(folder, Checkpoint(state=state, notes={"base": made_over}), keep=1)
+
+
+def test_it_loads_over_the_same_base_in_another_dtype(llama, llama_folder, tmp_path) -> None:
+    path = saved(tmp_path, llama, llama.fingerprint)
+    half = bases_.load(
+        ModelTable(base=str(llama_folder), dtype="float16", device="cpu"), AdapterTable(rank=3, alpha=6)
+    )
+    assert load_checkpoint(path, half).state.adapter == bases.random_adapter(llama, 1)
+
+
+def test_it_loads_with_the_fingerprint_of_before_and_not_with_anothers(llama, tmp_path) -> None:
+    before = fingerprint.of_tensors(llama.model, llama.sites)
+    assert before != llama.fingerprint
+    assert load_checkpoint(saved(tmp_path / "old", llama, before), llama).state.round == 1
+    with pytest.raises(CheckpointError, match="is of another base"):
+        load_checkpoint(saved(tmp_path / "other", llama, "0" * 16), llama)

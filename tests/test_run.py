@@ -21,12 +21,13 @@ import peft
 import psutil
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from shepherd import asking, checkpoint, folder, prepare
 from shepherd import run as run_module
 from shepherd.core import Adapter
 from shepherd.errors import (
+    AdapterError,
     BaseError,
     CheckpointError,
     DataError,
@@ -145,6 +146,26 @@ def test_the_adapter_loads_in_peft_with_the_same_logits(whole, llama_folder) -> 
         torch.testing.assert_close(base.model(ids).logits, theirs, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(theirs, untuned, atol=0.05)
     assert (path / "adapter" / "README.md").is_file()
+    ends = GenerationConfig.from_pretrained(path / "adapter")
+    assert ends.eos_token_id == [base.tokenizer.eos_token_id]
+    read = AutoTokenizer.from_pretrained(path / "adapter")
+    assert read("w4 w5").input_ids == base.tokenizer("w4 w5").input_ids
+
+
+def test_an_adapter_that_peft_would_not_load_is_told_before_anything_is_trained(table, monkeypatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(files, "rehearse", lambda base: "it will be so")
+    open_run(table, told.append).close()
+    assert "it will be so" in told
+
+    def refuses(base: object) -> str:
+        raise AdapterError("PEFT would not load it")
+
+    monkeypatch.setattr(files, "rehearse", refuses)
+    other = table.model_copy(update={"output": f"{table.output}-2"})
+    with pytest.raises(AdapterError):
+        open_run(other)
+    assert not Path(other.output).exists()
 
 
 def test_the_held_out_loss_is_that_of_the_adapter_on_the_held_out_examples(whole, llama_folder) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from shepherd.data.segments import STYLES, TemplateName
 from shepherd.folder import versions, write_atomic
 from shepherd.settings import RunSettings, dump, published
 
@@ -60,7 +61,7 @@ def text(
         "## Training\n\n" + _table(("", ""), _training(settings, rows)),
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
-        "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
+        "## The run file\n\n```toml\n" + dump(_public(settings)).strip() + "\n```",
         "## Versions\n\n" + _table(("library", "version"), sorted(versions().items())),
     )
     return f"---\n{_metadata(settings).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
@@ -84,6 +85,18 @@ def _metadata(settings: RunSettings) -> ModelCardData:
     )
 
 
+def _shown(name: str) -> str:
+    """A base, a source or a run folder as others may see it: without the folders above it."""
+    return name if _is_hub_id(name) else Path(name).name
+
+
+def _public(settings: RunSettings) -> RunSettings:
+    """The settings without the folders of this machine."""
+    model = settings.model.model_copy(update={"base": _shown(settings.model.base)})
+    data = settings.data.model_copy(update={"source": _shown(settings.data.source)})
+    return settings.model_copy(update={"model": model, "data": data, "output": _shown(settings.output)})
+
+
 def _is_hub_id(name: str) -> bool:
     """`owner/name` that is no path here; the hub refuses anything else in a card's metadata."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
@@ -92,38 +105,68 @@ def _is_hub_id(name: str) -> bool:
 def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int]) -> str:
     return (
         f"# {Path(settings.output).name}\n\n"
-        f"A LoRA adapter of rank {settings.adapter.rank} for `{settings.model.base}`, instruction-tuned by "
-        f"{settings.algorithm.name} over {len(clients)} clients in {_rounds(rows)} rounds. "
-        "Clients sent changes of the adapter, and no example."
+        f"A LoRA adapter of rank {settings.adapter.rank} for `{_shown(settings.model.base)}`,"
+        f" instruction-tuned by {settings.algorithm.name}"
+        f" over {len(clients)} clients in {_rounds(rows)} rounds."
+        " Clients sent changes of the adapter, and no example."
     )
 
 
 def _use(settings: RunSettings) -> str:
-    """How to load base and adapter without this project; the embedded base is only found through it."""
+    """How to ask base and adapter without this project; the embedded base is only found through it."""
     model = settings.model
     tiny = "from shepherd.world import base_path\n" if model.base == "tiny" else ""
-    base = "base_path()" if tiny else repr(model.base)
+    base = "base_path()" if tiny else repr(_shown(model.base))
     base += f", revision={model.revision!r}" if model.revision else ""
     base += ", trust_remote_code=True" if model.trust_remote_code else ""
     return f"""## Use
 
 ```python
 from peft import PeftModel
-{tiny}from transformers import AutoModelForCausalLM, AutoTokenizer
+{tiny}from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-tokenizer = AutoTokenizer.from_pretrained({base})
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
 base = AutoModelForCausalLM.from_pretrained({base})
-model = PeftModel.from_pretrained(base, "path/to/this/folder")
+model = PeftModel.from_pretrained(base, folder)
+
+{_asked(settings.data.template)}
+ends = GenerationConfig.from_pretrained(folder)
+answer = model.generate(**prompt, generation_config=ends, max_new_tokens=200)
+print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-Prompts follow the template `{settings.data.template}`; with another one the answers are worse."""
+Prompts follow the template `{settings.data.template}`; with another one the answers are worse.
+{_place(model.base)}""".rstrip()
+
+
+def _asked(template: TemplateName) -> str:
+    """The line of Python that makes a prompt as the training did."""
+    question = "Name two rivers."
+    if template == "chat":
+        turns = f'[{{"role": "user", "content": "{question}"}}]'
+        options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+        return f"turns = {turns}\nprompt = tokenizer.apply_chat_template(turns, {options})"
+    style = STYLES[template]
+    lead = style.system + style.gap if style.system else ""
+    return f'prompt = tokenizer({lead + style.user + question + style.answer!r}, return_tensors="pt")'
+
+
+def _place(base: str) -> str:
+    """What to do before others get an adapter whose base is a folder here."""
+    if base == "tiny" or _is_hub_id(base):
+        return ""
+    return (
+        "\n`adapter_config.json` names the base by its folder on the machine that trained it: before you"
+        " publish the adapter, write the base's public name at `base_model_name_or_path`."
+    )
 
 
 def _data(
     settings: RunSettings, data: Mapping[str, Any], clients: Mapping[str, int], rows: Sequence[Row]
 ) -> Iterator[tuple[str, str]]:
     sizes = list(clients.values()) or [0]
-    yield "source", f"`{settings.data.source}`"
+    yield "source", f"`{_shown(settings.data.source)}`"
     yield "clients", f"{len(clients)}, split by {settings.split.by}"
     yield "training examples", f"{sum(sizes)}, from {min(sizes)} to {max(sizes)} a client"
     yield from ((name.replace("_", " "), str(number)) for name, number in data.items() if name != "kept")

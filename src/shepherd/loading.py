@@ -11,7 +11,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, CheckpointError
 from shepherd.model import base as bases
-from shepherd.model import malloc, memory
+from shepherd.model import fingerprint, malloc, memory
 from shepherd.progress import stage
 from shepherd.settings import TINY, ModelTable, RunSettings
 
@@ -64,7 +64,7 @@ def load_checkpoint(path: Path, base: bases.Base) -> Checkpoint:
         CheckpointError: it is damaged, or of another base or adapter.
     """
     saved = checkpoint.load(path)
-    if saved.notes["base"] != base.fingerprint:
+    if not fingerprint.is_of(saved.notes["base"], base):
         raise CheckpointError(
             f"checkpoint {path} is of another base ({saved.notes['base']}) than {base.name}"
             f" ({base.fingerprint}); put the old one back, or start a new run"

@@ -153,6 +153,8 @@ class Run:
         self._require_open()
         self.holder.require_held()
         files.write(self.holder.adapter, self.state.adapter, self.base)
+        stop = stop_ids(self.settings.data.template, self.base.tokenizer)
+        files.write_beside(self.holder.adapter, self.base, stop)
         examples = self.prepared.heldout_examples if answer else []
         scores = answered(self.holder, self.settings, self.base, self.state.adapter, examples)
         self._write_card(scores)
@@ -286,6 +288,8 @@ def _opened(settings: RunSettings, prepared: Prepared | None) -> Run:
     tracking.require(settings.tracking)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
     base = load_base(settings)
+    if told := files.rehearse(base):
+        log.info("%s", told)
     prepared = prepared or _read(settings, base)
     prepare.require_readable(prepared, base)
     settings = _resolved(settings, base, prepared)

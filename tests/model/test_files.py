@@ -13,7 +13,7 @@ import torch
 
 from shepherd.core import Adapter
 from shepherd.errors import AdapterError, FolderError
-from shepherd.model import files
+from shepherd.model import files, fingerprint
 from shepherd.settings import AdapterTable
 from tests.model import bases
 
@@ -112,21 +112,75 @@ def test_half_precision_files_are_read_as_float32(llama, folder, kind) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, "use_dora = true"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "all"}, "bias all"),
-        ({"peft_type": "IA3"}, "peft_type IA3"),
+        ({"bias": "all"}, 'bias = "all"'),
+        ({"peft_type": "IA3", "feedforward_modules": ["w1"]}, 'peft_type = "IA3"'),
         ({"lora_alpha": 3}, "scales by 1, this run by 2"),
         ({"use_rslora": True}, "scales by 3.46"),
         ({"init_lora_weights": "pissa"}, "pissa"),  # PEFT would take the principal part out of the base
+        ({"init_lora_weights": "corda"}, "corda"),
+        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens = \[1\]"),  # works from a token on
+        ({"layers_to_transform": [0]}, "layers_to_transform"),
+        ({"layers_to_transform": 0, "layers_pattern": "layers"}, "layers_"),
+        ({"exclude_modules": ["k_proj"]}, "exclude_modules"),
+        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
+        ({"megatron_config": {"tensor_parallel": 2}}, "megatron_config"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"eva_config": {"rho": 2.0}}, "eva_config"),
+        ({"corda_config": {"corda_method": "ipm"}}, "corda_config"),
+        ({"loftq_config": {"loftq_bits": 4}}, "loftq_config"),
+        ({"runtime_config": {"ephemeral_gpu_offload": True}}, "runtime_config"),
+        ({"arrow_config": {"top_k": 3}}, "arrow_config"),
+        ({"ensure_weight_tying": True}, "ensure_weight_tying"),
+        ({"of_a_later_peft": 0.5}, "of_a_later_peft = 0.5"),
     ],
 )
 def test_a_config_that_would_give_other_logits_is_refused(llama, folder, keys, message) -> None:
     configure(folder, **keys)
     with pytest.raises(AdapterError, match=message):
         files.read(folder, llama)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"q_proj": 6}},  # as everywhere
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": False},
+        {"layers_to_transform": [], "eva_config": {}, "megatron_core": None, "exclude_modules": ""},
+        {
+            "task_type": None,
+            "inference_mode": False,
+            "base_model_name_or_path": "org/model",
+            "revision": "v1",
+        },
+        {"of_a_later_peft": None, "of_an_older_peft": False, "merge_weights": False, "enable_lora": None},
+        {"lora_dropout": 0.5, "peft_version": "0.17.0", "auto_mapping": {"parent_library": "x"}},
+    ],
+)
+def test_a_config_that_gives_the_same_logits_is_read(llama, folder, keys) -> None:
+    configure(folder, **keys)
+    assert files.read(folder, llama) == bases.random_adapter(llama, 1)
+
+
+def test_the_config_of_an_early_peft_is_read(llama, folder) -> None:
+    early = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "bias": "none", "fan_in_fan_out": False}
+    (folder / files.CONFIG).write_text(json.dumps({**early, "target_modules": ["q_proj"]}))
+    assert files.read(folder, llama) == bases.random_adapter(llama, 1)
+
+
+def test_an_adapter_with_the_fingerprint_of_before_is_read(llama, folder) -> None:
+    adapter = bases.random_adapter(llama, 1)
+    old = fingerprint.of_tensors(llama.model, llama.sites)
+    metadata = {"format": "pt", files.BASE_KEY: old}
+    safetensors.torch.save_file(tensors_in(folder), folder / files.WEIGHTS, metadata)
+    assert files.read(folder, llama) == adapter
 
 
 def test_a_missing_or_broken_file_is_named(llama, folder) -> None:

@@ -215,5 +215,5 @@ def _settings_of(path: Path) -> RunSettings:
         raise AdapterError(
             f"adapter {path} does not name its base; add base_model_name_or_path to its config"
         )
-    model = ModelTable(base=base).model_dump()
+    model = ModelTable(base=base, revision=config.get("revision")).model_dump()
     return parse({"model": model, "adapter": table.model_dump(), "data": {"source": str(path)}}, str(path))

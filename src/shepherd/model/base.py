@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,17 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from shepherd.core import Adapter
 from shepherd.errors import BaseError
-from shepherd.model import last, lora
+from shepherd.model import fingerprint, last, lora
 from shepherd.model.attention import PACKED
 from shepherd.settings import AdapterTable, ModelTable
 
-FINGERPRINT_VALUES = 64  # of each tensor
 CAPS = (
     "final_logit_softcapping",
     "logits_soft_cap",
@@ -134,14 +132,14 @@ def load(
     network = _load_model(model, device, dtype)
     tokenizer = load_tokenizer(model)
     network.requires_grad_(False).eval()
-    fingerprint = fingerprint_of(network)
+    found = fingerprint.of_base(model.base, model.revision, network)
     sites = lora.attach(network, adapter)
     last.read_only_there(network)
     base = Base(
         model=network,
         tokenizer=tokenizer,
         name=name or model.base,
-        fingerprint=fingerprint,
+        fingerprint=found,
         device=device,
         dtype=dtype,
         adapter=adapter,
@@ -253,23 +251,6 @@ def _quantisation(model: ModelTable, device: torch.device, dtype: torch.dtype) -
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def fingerprint_of(network: nn.Module) -> str:
-    """16 hex digits that tell one base from another, whatever dtype or quantisation it is loaded in.
-
-    Taken from the names and shapes of the tensors that no quantisation touches, and from a sample of
-    their values in bfloat16.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.named_parameters()):
-        if tensor.ndim == 2 and "embed" not in name:
-            continue
-        flat = tensor.detach().reshape(-1)
-        step = max(1, len(flat) // FINGERPRINT_VALUES)
-        sample = flat[::step].to("cpu", torch.float32).to(torch.bfloat16).float().numpy()
-        digest.update(f"{name} {tuple(tensor.shape)} ".encode() + sample.tobytes())
-    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def files(folder: str | Path) -> list[str]:
         raise BaseError(f"base folder {folder} has no {CONFIG}; give the folder of a model on this disk")
     words = [TOKENIZER] if (folder / TOKENIZER).is_file() else SLOW
     there = (name for name in (*words, *BESIDE) if (folder / name).is_file())
-    return sorted({CONFIG, *_weights(folder), *there}, key=str.encode)
+    return sorted({CONFIG, *weights(folder), *there}, key=str.encode)
 
 
 def snapshot(name: str, revision: str | None = None) -> str:
@@ -95,7 +95,12 @@ def folder_of(name: str, revision: str | None = None) -> str:
     return name if Path(name).expanduser().is_dir() else snapshot(name, revision)
 
 
-def _weights(folder: Path) -> Iterator[str]:
+def weights(folder: Path) -> Iterator[str]:
+    """The names of the files that transformers would take the weights from, the index of shards first.
+
+    Raises:
+        BaseError: the folder holds no weights.
+    """
     for whole in WEIGHTS:
         index = f"{whole}.index.json"
         if (folder / whole).is_file():

@@ -2,48 +2,195 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import peft
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as bytes_of
+from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
 from shepherd.core import Adapter, require_shapes, shapes_of
-from shepherd.errors import AdapterError, FolderError
+from shepherd.errors import AdapterError, BaseError, FolderError
+from shepherd.model import fingerprint, peft_loading
 from shepherd.model.base import Base
-from shepherd.model.lora import layers, scaling
+from shepherd.model.lora import PREFIX, layers, scaling
 from shepherd.settings import AdapterTable
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-REBASED = ("pissa", "olora", "corda", "loftq")  # ways to begin that change the base's own weights
+WEIGHT = ".weight"
 BASE_KEY = "shepherd.base"  # of the safetensors metadata: the base's fingerprint
+UNDERSTOOD = {
+    "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
+    # of no weight for the logits
+    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "peft_version", "revision",
+    "task_type",
+}  # fmt: skip
+DEFAULTS = LoraConfig().to_dict()
 
 
 def write(folder: Path, adapter: Adapter, base: Base) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`, each whole or not at all.
 
-    `peft.PeftModel.from_pretrained(model, folder)` reads them back.
+    `peft.PeftModel.from_pretrained(model, folder)` reads them back. PEFT is asked what it would load, where
+    the base can be built without its weights.
 
     Raises:
-        AdapterError: the adapter does not fit the base.
+        AdapterError: the adapter does not fit the base; or PEFT would load another one, though the folder
+            is written and `read` reads it.
         FolderError: the folder cannot be written.
     """
+    found = _written(folder, adapter, base)
+    if found.lost:
+        raise AdapterError(
+            f"adapter {folder} is written and can be used here, but PEFT {peft.__version__} would leave out"
+            f" or change {len(found.lost)} of its {len(adapter)} tensors, {found.lost[0]} first; write"
+            f" {_arriving(base, found.lost)} and train it anew"
+        )
+
+
+def rehearse(base: Base) -> str:
+    """Write an adapter of rank 1 and ask PEFT what it would load, so that none is trained in vain.
+
+    Returns:
+        What a person should know of the adapters of this base, in a sentence; mostly nothing.
+
+    Raises:
+        AdapterError: PEFT would load another adapter than the trained one.
+    """
+    small = replace(base, adapter=base.adapter.model_copy(update={"rank": 1}))
+    rng = np.random.default_rng(0)
+    adapter = Adapter({name: rng.normal(size=shape) for name, shape in small.shapes.items()})
+    with tempfile.TemporaryDirectory() as folder:
+        found = _written(Path(folder), adapter, small)
+    if found.lost:
+        modules = sorted({name.rpartition(".lora_")[0].removeprefix(PREFIX) for name in found.lost})
+        raise AdapterError(
+            f"PEFT {peft.__version__} would not load the adapters of {len(modules)} modules of base"
+            f" {base.name} ({base.model.config.model_type}) as they are trained, {modules[0]} first; write"
+            f" {_arriving(base, found.lost)}"
+        )
+    if found.unknown:
+        return f"what PEFT would load of the adapter cannot be checked: {found.unknown}"
+    if found.as_parameters:
+        kinds = sorted({name.rpartition(".")[2] for name in found.as_parameters})
+        return (
+            f"the adapter names {len(found.as_parameters)} modules ({', '.join(kinds)}) as target_parameters,"
+            " since PEFT takes them for experts otherwise"
+        ) + (", and a dropout of 0, the only one that PEFT allows there" if base.adapter.dropout else "")
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """How an adapter was written: modules named as parameters, tensors lost, and why nobody can tell."""
+
+    as_parameters: tuple[str, ...] = ()
+    lost: Sequence[str] = ()
+    unknown: str = ""
+
+
+def _written(folder: Path, adapter: Adapter, base: Base) -> _Found:
     require_shapes(base.shapes, shapes_of(adapter), "the adapter to write")
+    metadata = {"format": "pt", BASE_KEY: base.fingerprint}
+    with _replacing(folder) as beside:
+        (beside / WEIGHTS).write_bytes(_ordered(bytes_of(dict(adapter), metadata)))
+        return _configured(beside, adapter, base)
+
+
+def _configured(folder: Path, adapter: Adapter, base: Base) -> _Found:
+    """Write the configuration under which PEFT loads every tensor; the usual one where that will do."""
+    _write_config(folder, config_of(base))
+    try:
+        lost = peft_loading.lost(folder, adapter, base)
+        if not lost:
+            return _Found()
+        modules = tuple(s.module for s in base.sites if s.name_a in lost or s.name_b in lost)
+        _write_config(folder, config_of(base, as_parameters=modules))
+        return _Found(as_parameters=modules, lost=peft_loading.lost(folder, adapter, base))
+    except BaseError as error:
+        return _Found(unknown=str(error))
+
+
+def _write_config(folder: Path, config: LoraConfig) -> None:
+    """As PEFT does, but with sets in order: its own order changes from run to run."""
+    keys = {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
+    }
+    (folder / CONFIG).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf8")
+
+
+def _arriving(base: Base, lost: Sequence[str]) -> str:
+    """The targets that are left where these tensors are lost, as a line of the run file."""
+    gone = [s.module for s in base.sites if s.name_a in lost or s.name_b in lost]
+    kept = [s.module for s in base.sites if s.module not in gone]
+    names = sorted({_shortest(module, gone) for module in kept})
+    return f"adapter.targets = {json.dumps(names)}" if names else "another base: none of its modules is left"
+
+
+def _shortest(module: str, others: Sequence[str]) -> str:
+    """The end of a module's name that is the end of no other's."""
+    parts = module.split(".")
+    ends = (".".join(parts[i:]) for i in reversed(range(len(parts))))
+    return next(end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others))
+
+
+def write_beside(folder: Path, base: Base, stop: Sequence[int]) -> None:
+    """Write the tokenizer with its chat template, and `generation_config.json` with what ends an answer.
+
+    So `AutoTokenizer.from_pretrained(folder)` and `GenerationConfig.from_pretrained(folder)` read them.
+
+    Raises:
+        FolderError: the folder cannot be written.
+    """
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.backend_tokenizer.no_padding()  # what the last batch needed is no part of the tokenizer
+    tokenizer.backend_tokenizer.no_truncation()
+    eos = tokenizer.eos_token_id
+    generation = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(stop),
+        pad_token_id=eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    )
+    with _replacing(folder) as beside:
+        tokenizer.save_pretrained(beside)
+        _for_others(beside / "tokenizer_config.json")
+        generation.save_pretrained(beside)
+
+
+def _for_others(path: Path) -> None:
+    """Take out of a tokenizer's configuration how it was loaded here, and name a class of any version."""
+    keys = json.loads(path.read_text(encoding="utf8"))
+    keys = {key: value for key, value in keys.items() if key not in ("is_local", "local_files_only")}
+    if keys.get("tokenizer_class") == "TokenizersBackend":  # of transformers 5 only
+        keys["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf8")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside, whose files then take the place of those of the same names, each whole."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as beside:
-            metadata = {"format": "pt", BASE_KEY: base.fingerprint}
-            (Path(beside) / WEIGHTS).write_bytes(_ordered(bytes_of(dict(adapter), metadata)))
-            config_of(base).save_pretrained(beside)
-            for name in (WEIGHTS, CONFIG):
-                os.replace(Path(beside) / name, folder / name)
+            yield Path(beside)
+            for path in sorted(Path(beside).rglob("*")):
+                place = folder / path.relative_to(beside)
+                if path.is_dir():
+                    place.mkdir(exist_ok=True)
+                else:
+                    os.replace(path, place)
     except OSError as error:
         raise FolderError(
             f"adapter folder {folder} cannot be written ({error.strerror}); free space"
@@ -63,22 +210,42 @@ def _ordered(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[start:]
 
 
-def config_of(base: Base) -> LoraConfig:
-    """The PEFT configuration that gives the same logits."""
+def config_of(base: Base, as_parameters: Collection[str] = ()) -> LoraConfig:
+    """The PEFT configuration that gives the same logits.
+
+    Modules in `as_parameters` are named by their weights: PEFT rewrites the names of modules that it takes
+    for experts, but not those of parameters. The tensors are the same.
+    """
     table = base.adapter
     bases = [layer.base for _, layer in layers(base.model, base.sites)]
+    name, revision = named(base)
     return LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base.name,
+        base_model_name_or_path=name,
+        revision=revision,
         inference_mode=True,
         r=table.rank,
-        lora_alpha=table.alpha,
-        lora_dropout=table.dropout,
+        lora_alpha=int(table.alpha) if table.alpha.is_integer() else table.alpha,
+        lora_dropout=0.0 if as_parameters else table.dropout,
         use_rslora=table.rank_stabilised,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in bases),
-        target_modules=[site.module for site in base.sites if not site.parameter],
-        target_parameters=[f"{s.module}.{s.parameter}" for s in base.sites if s.parameter] or None,
+        target_modules=[s.module for s in base.sites if not s.parameter and s.module not in as_parameters],
+        target_parameters=_parameters(base, as_parameters) or None,
     )
+
+
+def _parameters(base: Base, modules: Collection[str]) -> list[str]:
+    """Stacked experts, and the weights of `modules`."""
+    stacked = [f"{site.module}.{site.parameter}" for site in base.sites if site.parameter]
+    return sorted([*stacked, *(f"{module}{WEIGHT}" for module in modules)])
+
+
+def named(base: Base) -> tuple[str, str | None]:
+    """What others load the base by: a folder's whole path, or a Hugging Face id and the commit."""
+    source = base.model.config._name_or_path or base.name
+    if os.path.isdir(source):
+        return os.path.abspath(source), None
+    return source, getattr(base.model.config, "_commit_hash", None)
 
 
 def read(folder: str | Path, base: Base) -> Adapter:
@@ -99,7 +266,7 @@ def read(folder: str | Path, base: Base) -> Adapter:
     tensors, metadata = _tensors(folder / WEIGHTS)
     require_shapes(base.shapes, shapes_of(tensors), f"adapter {folder}")
     made_for = metadata.get(BASE_KEY, base.fingerprint)
-    if made_for != base.fingerprint:
+    if not fingerprint.is_of(made_for, base):
         raise AdapterError(
             f"adapter {folder} was made for another base ({made_for}) than {base.name}"
             f" ({base.fingerprint}); load it with its own base"
@@ -117,14 +284,13 @@ def read_config(folder: Path) -> AdapterTable:
         config = dict(json.loads((folder / CONFIG).read_text(encoding="utf8")))
     except (OSError, ValueError, TypeError) as error:
         raise AdapterError(f"adapter {folder} has no readable {CONFIG}; give a PEFT LoRA folder") from error
-    refused = [
-        key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)
-    ]
-    if str(config.get("init_lora_weights")).startswith(REBASED):
-        refused.append(f"init_lora_weights {config['init_lora_weights']}")
-    if config.get("peft_type") != "LORA" or refused or config.get("bias", "none") != "none":
-        kind = ", ".join(refused) or f"peft_type {config.get('peft_type')}, bias {config.get('bias')}"
-        raise AdapterError(f"adapter {folder} uses {kind}, which is not plain LoRA; give a plain LoRA folder")
+    refused = [key for key, value in config.items() if not _plain(key, value, config)]
+    if config.get("peft_type") != "LORA" or refused:
+        key = refused[0] if config.get("peft_type") == "LORA" else "peft_type"
+        raise AdapterError(
+            f"adapter {folder} has {key} = {json.dumps(config.get(key))}, which is not known here;"
+            " give a plain LoRA folder"
+        )
     try:
         targets = config["target_modules"]
         return AdapterTable(
@@ -132,18 +298,39 @@ def read_config(folder: Path) -> AdapterTable:
             alpha=config["lora_alpha"],
             dropout=config.get("lora_dropout", 0.0),
             rank_stabilised=config.get("use_rslora", False),
-            targets=targets if targets == "all-linear" else _names(targets),
-            target_parameters=_names(config.get("target_parameters") or []),
+            targets=targets if targets == "all-linear" else _names(targets, _weights(config)),
+            target_parameters=tuple(name for name in _listed(config) if not name.endswith(WEIGHT)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(
-            f"the {CONFIG} of adapter {folder} lacks a usable r, lora_alpha or target_modules; mend it"
+            f"the {CONFIG} of adapter {folder} lacks a usable r, lora_alpha or target_modules; fix it"
         ) from error
 
 
-def _names(targets: str | list[str]) -> tuple[str, ...]:
-    """PEFT's list of names; or its one pattern, which matches no name of ours."""
-    return (targets,) if isinstance(targets, str) else tuple(sorted(targets))
+def _plain(key: str, value: Any, config: Mapping[str, Any]) -> bool:
+    """Whether a key of PEFT's configuration is understood or changes nothing; others must be empty."""
+    match key:
+        case "init_lora_weights":  # others change the base's own weights
+            return value in (True, False, None, "gaussian", "orthogonal")
+        case "rank_pattern" | "alpha_pattern":
+            everywhere = config.get("r" if key == "rank_pattern" else "lora_alpha")
+            return all(each == everywhere for each in dict(value or {}).values())
+        case _:
+            return key in UNDERSTOOD or not value or value == DEFAULTS.get(key)
+
+
+def _weights(config: Mapping[str, Any]) -> list[str]:
+    """The linear modules that are named by their weights."""
+    return [name.removesuffix(WEIGHT) for name in _listed(config) if name.endswith(WEIGHT)]
+
+
+def _listed(config: Mapping[str, Any]) -> list[str]:
+    return sorted(map(str, config.get("target_parameters") or ()))
+
+
+def _names(targets: str | list[str] | None, others: Sequence[str]) -> tuple[str, ...]:
+    """PEFT's list of names, and `others`; or its one pattern, which matches no name of ours."""
+    return (targets,) if isinstance(targets, str) else tuple(sorted({*(targets or ()), *others}))
 
 
 def _tensors(path: Path) -> tuple[dict[str, Any], Mapping[str, str]]:

@@ -21,6 +21,7 @@ from shepherd import card, checkpoint, folder, plugins, prepare, progress, selec
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import ServerState, seed_for
 from shepherd.data.examples import Example
+from shepherd.data.template import stop_ids
 from shepherd.errors import (
     CheckpointError,
     DataError,
@@ -127,6 +128,8 @@ class SilosRun:
         self.holder.require_held()
         adapter = self._state().adapter
         files.write(self.holder.adapter, adapter, self.base)
+        stop = stop_ids(self.settings.data.template, self.base.tokenizer)
+        files.write_beside(self.holder.adapter, self.base, stop)
         scores: Mapping[str, tuple[float, float]] = {}
         if answer and self.settings.evaluation.answers:
             scores = answered(self.holder, self.settings, self.base, adapter, self._heldout())
@@ -230,6 +233,8 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = log.info) -> Sil
     plugins.transform(settings.transforms)
     sites = _sites(settings, kit, say)
     base = load_base(settings)
+    if told := files.rehearse(base):
+        say(told)
     settings = _resolved(settings, base, sites)
     order = Order(
         run=secrets.token_hex(8),

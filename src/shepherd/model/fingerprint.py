@@ -1,0 +1,146 @@
+"""The fingerprint of a base: 16 hex digits that tell one base from another, taken from its files.
+
+It covers the configuration, but for what does not change any logit, and of each stored tensor the name, the
+shape and up to 64 values, spread evenly and rounded to bfloat16. So it is the same
+
+- in whatever dtype or quantisation the base is loaded, and wherever its folder lies;
+- whether the base is stored as safetensors or pytorch_model.bin, whole or in shards;
+- for a base saved as float32 and the same one saved as bfloat16 (but not as float16, which rounds twice).
+
+Only the sampled values are read: a few bytes a tensor, whatever the size of the base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from shepherd.errors import BaseError
+from shepherd.model import digest
+from shepherd.model.lora import Site
+
+if TYPE_CHECKING:
+    from shepherd.model.base import Base
+
+VALUES = 64  # of each tensor
+NO_LOGIT = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def of_base(name: str, revision: str | None, network: nn.Module) -> str:
+    """The fingerprint of a base that was loaded by this name, a folder or a Hugging Face id.
+
+    A base whose weights are in no file that `digest` knows has that of its loaded tensors.
+    """
+    try:
+        return of_folder(digest.folder_of(name, revision))
+    except BaseError:
+        return of_tensors(network)
+
+
+def of_folder(folder: str | Path) -> str:
+    """The fingerprint of the base in a folder.
+
+    Raises:
+        BaseError: the folder holds no configuration or no weights, or a file cannot be read.
+    """
+    folder = Path(folder)
+    stored = [name for name in digest.weights(folder) if not name.endswith(".json")]
+    try:
+        config = json.loads((folder / digest.CONFIG).read_text(encoding="utf8"))
+        lines = dict(line for name in stored for line in _lines(folder / name))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise BaseError(
+            f"a file of base folder {folder} cannot be read ({error}); get its files again"
+        ) from error
+    found = hashlib.sha256(json.dumps(_deciding(config), sort_keys=True).encode())
+    for name in sorted(lines):
+        found.update(name.encode() + lines[name])
+    return found.hexdigest()[:16]
+
+
+def _deciding(config: Any) -> Any:
+    """A configuration, with the parts of it that are one too, without what changes no logit."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _deciding(value) for key, value in config.items() if key not in NO_LOGIT}
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Each tensor's name; its shape and sampled values."""
+    read = _of_safetensors if path.suffix == ".safetensors" else _of_pickle
+    for name, shape, sample in read(path):
+        if isinstance(sample, Tensor):
+            sample = sample.float().bfloat16().view(torch.int16).numpy().tobytes()
+        yield name, f" {shape} ".encode() + sample
+
+
+def _of_safetensors(path: Path) -> Iterator[tuple[str, list[int], Tensor | bytes]]:
+    """Reads each value on its own: mapped memory would fetch many pages around it."""
+    with open(path, "rb", buffering=0) as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        start = file.tell()
+        for name, about in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = about["data_offsets"]
+            count = math.prod(about["shape"])
+            width = (end - begin) // max(count, 1) or 1  # bytes; some kinds have several values in one
+            sample = bytearray()
+            for i in _places(min(count, end - begin)):
+                file.seek(start + begin + i * width)
+                sample += file.read(width)
+            kind = FLOATS.get(about["dtype"])
+            yield (
+                name,
+                about["shape"],
+                torch.frombuffer(sample, dtype=kind) if kind and sample else bytes(sample),
+            )
+
+
+def _of_pickle(path: Path) -> Iterator[tuple[str, list[int], Tensor | bytes]]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # torch's old format cannot be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, tensor in state.items():
+        flat = tensor.reshape(-1)
+        sample = flat[list(_places(len(flat)))]
+        yield name, list(tensor.shape), sample if tensor.is_floating_point() else sample.numpy().tobytes()
+
+
+def _places(count: int) -> range:
+    return range(0, count, max(1, count // VALUES))
+
+
+def is_of(recorded: str, base: Base) -> bool:
+    """Whether a fingerprint that stands in a file is that of this base, as it is taken now or once was."""
+    return recorded == base.fingerprint or recorded == of_tensors(base.model, base.sites)
+
+
+def of_tensors(network: nn.Module, sites: Sequence[Site] = ()) -> str:
+    """As fingerprints were once taken: from the loaded vectors and embeddings, rounded to bfloat16.
+
+    Another one where the base is loaded as float16, and the same one for two bases that differ in their
+    linear modules only. `sites` are the modules that carry an adapted layer, whose names it takes out.
+    """
+    adapted = {f"{site.module}.base": site.module for site in sites}
+    named = []
+    for name, tensor in network.named_parameters():
+        parent, _, leaf = name.rpartition(".")
+        named.append((f"{adapted[parent]}.{leaf}" if parent in adapted else name, tensor))
+    found = hashlib.sha256()
+    for name, tensor in sorted(named, key=lambda pair: pair[0]):
+        if tensor.ndim == 2 and "embed" not in name:
+            continue
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // VALUES)].to("cpu", torch.float32).to(torch.bfloat16)
+        found.update(f"{name} {tuple(tensor.shape)} ".encode() + sample.float().numpy().tobytes())
+    return found.hexdigest()[:16]
