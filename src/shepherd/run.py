@@ -21,7 +21,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, seed_for
 from shepherd.data.examples import Example
 from shepherd.data.files import left_out
-from shepherd.data.template import prompt, stop_ids
+from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import FolderError, SettingsError
 from shepherd.evaluate import answers, loss
 from shepherd.federation.simulation import Progress, Simulation
@@ -209,7 +209,7 @@ def answered(
     places = [checked[i] for i in loss.spread(named, settings.evaluation.answers)]
     if not places:
         return {}
-    template, tokenizer = settings.data.template, base.tokenizer
+    template, tokenizer = Template.of(settings.data), base.tokenizer
     limit = min(settings.data.max_tokens, base.reads or settings.data.max_tokens)
     prompts = {i: prompt(examples[i].turns[:-1], template, tokenizer, max_tokens=limit) for i in places}
     prompts = {i: ids for i, ids in prompts.items() if len(ids) < (base.reads or len(ids) + 1)}
@@ -243,10 +243,13 @@ def open_run(settings: RunSettings, say: Say = _quiet, prepared: Prepared | None
     tracking.require(settings.tracking)
     algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
     base = load_base(settings, say)
+    settings = prepare.dated(settings, base.tokenizer)
     prepared = prepared or _read(settings, base, say)
     prepare.require_readable(prepared, base)
     settings = _resolved(settings, base, prepared)
     say(_what(prepared, settings))
+    for sentence in prepared.dropped:
+        say(sentence)
     holder = folder.create(settings.output, settings)
     with _given_back_on_error(holder):
         prepare.save(holder.path / "data", prepared)

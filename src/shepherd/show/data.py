@@ -33,7 +33,10 @@ def report(found: Report, stream: TextIO | None = None) -> None:
     groups = [("category", found.by_category), ("client", _few(found.by_client))]
     console.print(_counts([*groups, ("", {"all": found.counts})]))
     for reason, number in found.counts.dropped.items():
-        console.print(f"{number} dropped: {reason}", markup=False)
+        first = found.counts.first[reason] or "in memory"
+        console.print(f"{number} dropped: {reason} (the first: {first})", markup=False, soft_wrap=True)
+    for remark in found.remarks:
+        console.print(remark, markup=False, soft_wrap=True)
 
 
 def _masked(spans: Sequence[tuple[str, bool]]) -> Text:

@@ -210,7 +210,7 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = print) -> SilosR
     plugins.transform(settings.transforms)
     sites = _sites(settings, kit, say)
     base = load_base(settings, say)
-    settings = _resolved(settings, base, sites)
+    settings = prepare.dated(_resolved(settings, base, sites), base.tokenizer)
     order = Order(
         run=secrets.token_hex(8),
         base=digest(folder_of(placed(settings.model).base, settings.model.revision)),
