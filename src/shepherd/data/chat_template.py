@@ -144,12 +144,13 @@ class ChatTemplate:
         if written.startswith(before):
             response = written[len(before) :]
         else:
-            common = _shared(before, written)
+            common = _whole_tags(_shared(before, written))
             if last and f"{common}{answer}".startswith(before):  # it begins with the thought that is opened
                 return f"{common}{answer}"[len(before) :], self._end(rest)[1]
             self._require_prompt(turns, before, common, number, last)
             response = written[len(common) :]
-        if not (response.endswith(answer) or _bare(response).endswith(_bare(answer))):
+        said = before[len(before) - len(self.after_user) :] + response  # a thought may begin in the prompt
+        if not (said.endswith(answer) or _bare(said).endswith(_bare(answer))):
             raise _rewritten(f"response {number}")
         space, ends = self._end(rest)
         return response + space, ends
@@ -212,14 +213,15 @@ class ChatTemplate:
 
     def _without_tokens(self, text: str) -> str:
         for token in sorted(self.ids, key=len, reverse=True):
-            text = text.replace(token, "") if token.strip() else text
+            text = text.replace(token, " ") if token.strip() else text
         return text
 
     def prints_date(self) -> bool:
         """Whether it prints the day, so that a chat is another one tomorrow."""
-        days = (replace(self, source=_dated(self.source, day)) for day in ("2000-01-02", "2011-10-09"))
-        one, other = (chat.write(self.template.opened(TRIAL[:1]), to_answer=True) for chat in days)
-        return one != other
+        days = (replace(self.template, date=day) for day in ("2000-01-02", "2011-10-09"))
+        one, other = (chat_template(template, self.tokenizer) for template in days)
+        asked = self.template.opened(TRIAL[:1])
+        return one.write(asked, to_answer=True) != other.write(asked, to_answer=True)
 
 
 def chat_template(template: Template, tokenizer: Tokenizer) -> ChatTemplate:
@@ -298,6 +300,15 @@ def _shared(one: str, other: str) -> str:
     """The longest common beginning of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return one[: next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))]
+
+
+def _whole_tags(text: str) -> str:
+    """Without a tag at its end that is only begun.
+
+    >>> _whole_tags("<think>\\n<"), _whole_tags("<think>")
+    ('<think>\\n', '<think>')
+    """
+    return text[: text.rindex("<")] if text.rfind("<") > text.rfind(">") else text
 
 
 def _bare(text: str) -> str:
