@@ -184,7 +184,7 @@ def _dropped(counts: Sequence[Counts]) -> Iterator[str]:
     for reason in dict.fromkeys(reason for each in counts for reason in each.dropped):
         number = sum(each.dropped.get(reason, 0) for each in counts)
         first = next(each.first[reason] for each in counts if reason in each.first)
-        yield f"{number} dropped: {reason} (the first: {first or 'in memory'})"
+        yield f"{number} dropped: {reason}" + (f" (the first: {first})" if first else "")
 
 
 def require_readable(prepared: Prepared, base: Base) -> None:

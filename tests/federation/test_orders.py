@@ -50,3 +50,15 @@ def test_an_order_that_is_none_is_refused(change: dict[str, Any]) -> None:
     plain = {**json.loads(ORDER.text()), **change}
     with pytest.raises(FederationError, match="submit it anew"):
         orders.read(json.dumps(plain))
+
+
+def test_how_chats_are_written_travels() -> None:
+    chat = {
+        "template": "chat",
+        "template_options": {"enable_thinking": False},
+        "system": "Be brief.",
+        "date": "2026-11-28",
+    }
+    settings = parse({"model": {"base": "tiny"}, "data": {"source": "x", **chat}})
+    travels = parse(json.loads(json.dumps(orders.travelling(settings)))).data
+    assert {key: getattr(travels, key) for key in chat} == chat

@@ -43,7 +43,7 @@ class Report:
     counts: Counts
     by_category: Mapping[str, Counts]
     by_client: Mapping[str, Counts]
-    remarks: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
     """What the template does of its own accord."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class Counts:
     tokens: int
     trained: int
     cut_tokens: int
-    first: Mapping[str, str]
+    first: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def masked(self) -> int:
