@@ -59,6 +59,13 @@ def test_the_oracle_can_fail():
     assert outcome(family, of("ChatML"), "one exchange").verdict == "wrong"
 
 
+@pytest.mark.parametrize("answer", ["hi", "in", "k", "t", "think", "i", "/", "assistant"])
+def test_an_answer_that_its_header_holds_is_trained_whole(answer):
+    tok = of("GLM-4.5")
+    found = render(one("Say it.", answer), CHAT, tok, max_tokens=500)
+    assert text(tok, found, trained=True) == f"\n<think></think>\n{answer}<|endoftext|>"
+
+
 # ---- end of turn
 
 

@@ -11,6 +11,7 @@ from shepherd.errors import FederationError
 from shepherd.federation import orders
 from shepherd.federation.orders import Order
 from shepherd.settings import parse
+from shepherd.site.settings import SiteDataTable, SiteSettings, own
 
 ORDER = Order(
     run="0123456789abcdef",
@@ -60,5 +61,7 @@ def test_how_chats_are_written_travels() -> None:
         "date": "2026-11-28",
     }
     settings = parse({"model": {"base": "tiny"}, "data": {"source": "x", **chat}})
-    travels = parse(json.loads(json.dumps(orders.travelling(settings)))).data
-    assert {key: getattr(travels, key) for key in chat} == chat
+    travels = json.loads(json.dumps(orders.travelling(settings)))
+    site = SiteSettings(data=SiteDataTable(source="its own"))
+    for data in (parse(travels).data, own(site, travels, "base").data):
+        assert {key: getattr(data, key) for key in chat} == chat

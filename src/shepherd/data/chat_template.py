@@ -173,20 +173,20 @@ class ChatTemplate:
         opened = before[len(common) :]
         if turns[0].role == "system" and turns[0].text.strip() not in common:
             raise Refusal(
-                "the chat template drops the system text once a turn is answered", "take the system turn out"
+                "the chat template drops the system text once a turn is answered",
+                "take the system turn out, or data.system",
             )
-        switch = self._switch(turns)
         if not last:
             raise Refusal(
                 f"the chat template asks for response {number} by {opened!r}, and leaves that out once later"
                 " turns follow",
-                f"{switch}use one exchange an example",
+                f"{self._switch(turns)}use one exchange an example",
             )
         if len(opened) > len(self.after_user) or _is_open(opened):
             raise Refusal(
                 f"the chat template asks for response {number} by {opened!r}, and leaves that out once it is"
                 " answered",
-                f"{switch}begin each response with that text, or set another data.template",
+                f"{self._switch(turns)}begin each response with that text, or set another data.template",
             )
 
     def _switch(self, turns: Sequence[Turn]) -> str:
@@ -196,7 +196,7 @@ class ChatTemplate:
                 continue
             for value in (False, True):
                 options = {**self.template.options, name: value}
-                with suppress(Refusal):
+                with suppress(Refusal, TemplateError):
                     chat_template(replace(self.template, options=options), self.tokenizer).segments(turns)
                     return f"set data.template_options.{name} = {str(value).lower()}, "
         return ""
@@ -239,7 +239,8 @@ def chat_template(template: Template, tokenizer: Tokenizer) -> ChatTemplate:
     try:
         return _learned(template, tokenizer, source, tokenizer.eos_token_id, len(tokenizer))
     except Refusal as refusal:
-        raise TemplateError(f"a trial chat of one exchange: {refusal}") from refusal
+        system = "" if template.system is None else " with the system prompt of data.system"
+        raise TemplateError(f"a trial chat{system}: {refusal}") from refusal
 
 
 @lru_cache(maxsize=16)
