@@ -243,7 +243,7 @@ def test_what_a_template_adds_of_its_own_accord_is_said():
     def said(name, template=CHAT):
         return " ".join(remarks(template, of(name)))
 
-    assert '"system\nYou are a helpful assistant." before every chat' in said("ChatML, default system")
+    assert r"'system\nYou are a helpful assistant.' before every chat" in said("ChatML, default system")
     assert said("ChatML") == said("Mistral v1") == said("Llama 2") == ""
     assert said("ChatML, default system", Template("chat", system="Be brief.")) == ""
     assert "today's date" in said("GPT-OSS")

@@ -273,6 +273,6 @@ def test_what_a_chat_template_adds_and_refuses_is_told(folder: Path) -> None:
     skipping = changed(folder, ('on_bad_row = "error"', 'on_bad_row = "skip"'))
     text = printed(check(skipping, run))
     assert 'this chat: "no w9" (the first: ' in text
-    assert 'writes "Be nice. 28" before every chat without a system turn' in text
+    assert "writes 'Be nice. 28' before every chat without a system turn" in text
     assert "today's date, as which the run keeps 2026-11-28" in text
     assert "writes no end of turn" in text

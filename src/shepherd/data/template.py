@@ -217,7 +217,7 @@ def remarks(template: Template, tokenizer: Tokenizer) -> list[str]:
     preface = chat.preface() if template.system is None else ""
     if preface:
         found.append(
-            f'The chat template writes "{preface}" before every chat without a system turn;'
+            f"The chat template writes {preface!r} before every chat without a system turn;"
             ' data.system = "..." puts another system prompt there.'
         )
     if chat.prints_date():
