@@ -1,4 +1,4 @@
-"""What is said of a base when it is loaded, a run over an unpacked one, and which checkpoints are a base's."""
+"""What is said of a base when it is loaded, runs over an unpacked one, and which checkpoints are a base's."""
 
 from __future__ import annotations
 

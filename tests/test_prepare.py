@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import deepcopy
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from shepherd import prepare, world
 from shepherd.data.tokens import Tokens
-from shepherd.errors import DataError, FolderError
+from shepherd.errors import DataError, FolderError, TemplateError
 from shepherd.prepare import Prepared
 from shepherd.settings import RunSettings
 from tests import runs
@@ -341,3 +343,55 @@ def test_a_full_disk_is_said_and_leaves_no_whole_folder(source, tokenizer, tmp_p
     with pytest.raises(FolderError, match="is full"):
         prepare.save(tmp_path / "data", prepared)
     assert not prepare.whole(tmp_path / "data")
+
+
+# --- chats that a template refuses, and the day
+
+
+REFUSING = (
+    "w{{ strftime_now('%d') }} {% for m in messages %}{% if 'w33' in m.content.split() %}"
+    "{{ raise_exception('no w33 here') }}{% endif %}{{ m.content }} {% endfor %}"
+)
+
+
+@pytest.fixture
+def chatting(tokenizer):
+    own = deepcopy(tokenizer)
+    own.chat_template = REFUSING
+    return own
+
+
+def test_a_chat_that_the_template_refuses_is_a_bad_row(tmp_path, chatting) -> None:
+    rows = [{**row, "instruction": row["instruction"].replace("w33", "w34")} for row in runs.rows()]
+    rows = [{key: value.replace("w33", "w34") for key, value in row.items()} for row in rows]
+    rows[4]["instruction"] = "w9 w33"
+    rows[7]["response"] = "w33"
+    source = runs.written(tmp_path / "rows.jsonl", rows)
+    chat = {"template": "chat", "date": "2026-11-28"}
+    with pytest.raises(
+        TemplateError, match=r'rows\.jsonl, line [58]: .* "no w33 here"; .*on_bad_row = "skip"'
+    ):
+        prepare.prepare(settings(source, data=chat), chatting)
+    skipping = settings(source, data={**chat, "on_bad_row": "skip"})
+    for prepared in (prepare.prepare(skipping, chatting), prepare.one_client(skipping, "a", chatting)):
+        (sentence,) = prepared.dropped
+        assert sentence.startswith(
+            '2 dropped: the chat template refuses this chat: "no w33 here" (the first: '
+        )
+        assert sentence.endswith(("line 5)", "line 8)"))
+        trained = sum(len(data) for data in prepared.clients.values())
+        assert trained + len(prepared.heldout) == 34
+    prepare.save(tmp_path / "data", prepared)
+    assert prepare.load(tmp_path / "data").dropped == prepared.dropped
+
+
+def test_the_day_is_kept_where_a_template_prints_it(source, chatting, tokenizer) -> None:
+    chat = settings(source, data={"template": "chat"})
+    today = prepare.dated(chat, chatting).data.date
+    assert date.today() - timedelta(days=1) <= date.fromisoformat(today) <= date.today()
+    given = settings(source, data={"template": "chat", "date": "2020-02-03"})
+    assert prepare.dated(given, chatting) == given
+    plain = settings(source)
+    assert prepare.dated(plain, tokenizer) == plain
+    chatting.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    assert prepare.dated(chat, chatting) == chat

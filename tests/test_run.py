@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import errno
 import itertools
 import json
@@ -26,6 +27,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from shepherd import asking, checkpoint, folder, prepare
 from shepherd import run as run_module
 from shepherd.core import Adapter
+from shepherd.data.examples import Turn
+from shepherd.data.template import Template, prompt
 from shepherd.errors import (
     AdapterError,
     BaseError,
@@ -676,3 +679,53 @@ def test_a_base_that_has_gone_is_missing_and_no_question_to_a_hub(table, llama_f
 
 def _first(rounds: Iterator[Any]) -> list[Any]:
     return list(itertools.islice(rounds, 1))
+
+
+# --- the day
+
+
+DATED = "w{{ strftime_now('%d') }} {% for m in messages %}{{ m.content }} {% endfor %}"
+
+
+@pytest.fixture
+def on_a_day(monkeypatch):
+    """Move the clocks of this package and of transformers to a day of May 2026."""
+    from transformers.utils import chat_template_utils
+
+    def move(day: int) -> None:
+        class Clock(datetime.datetime):
+            @classmethod
+            def now(cls, tz: object = None) -> datetime.datetime:
+                return datetime.datetime(2026, 5, day, 12)
+
+        class Today(datetime.date):
+            @classmethod
+            def today(cls) -> datetime.date:
+                return datetime.date(2026, 5, day)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+        monkeypatch.setattr(prepare, "date", Today)
+
+    return move
+
+
+def test_a_run_keeps_the_day_that_it_started_on(llama_folder, source, tmp_path, on_a_day) -> None:
+    base = shutil.copytree(llama_folder, tmp_path / "base")
+    (base / "chat_template.jinja").write_text(DATED)
+    on_a_day(14)
+    settings = runs.settings(base, source, tmp_path / "run", data={"template": "chat"})
+    open_run(settings).close()
+    assert folder.read_settings(tmp_path / "run").data.date == "2026-05-14"
+    data = {
+        name: tokens.ids.tolist() for name, tokens in prepare.load(tmp_path / "run" / "data").clients.items()
+    }
+    assert all(14 in ids for ids in data.values())
+    on_a_day(21)
+    shutil.rmtree(tmp_path / "run" / "data")  # killed before its first round: it is prepared again
+    again = resume(tmp_path / "run")
+    again.close()
+    assert {name: tokens.ids.tolist() for name, tokens in again.prepared.clients.items()} == data
+    turns = (Turn(role="user", text="w5"),)
+    template = Template.of(again.settings.data)
+    assert again.base.tokenizer.decode(prompt(turns, template, again.base.tokenizer)) == "w14 w5"
+    assert again.base.tokenizer.decode(prompt(turns, Template("chat"), again.base.tokenizer)) == "w21 w5"

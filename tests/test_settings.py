@@ -274,3 +274,25 @@ def test_an_output_may_lie_in_ones_home(monkeypatch: pytest.MonkeyPatch) -> None
 def test_size_that_draws_the_cohort_does_not_weigh_it_too() -> None:
     with pytest.raises(SettingsError, match='set weights = "equal" with it'):
         parse({**LEAST, "federation": {"select": "size-weighted"}})
+
+
+def test_a_date_is_a_day(path: Path) -> None:
+    def day(text: str) -> str:
+        return read(path, [f"data.date={text}"]).data.date
+
+    assert day("2026-11-28") == day('"2026-11-28"') == "2026-11-28"  # a date of TOML's, and a text
+    assert read(path).data.date == ""
+    for wrong in ('"28.11.2026"', '"20261128"', '"2026-13-01"', "2026-11-28T10:00:00", "5"):
+        with pytest.raises(SettingsError, match=r"data\.date"):
+            day(wrong)
+
+
+def test_template_options_are_a_chat_templates(path: Path) -> None:
+    asked = ["data.template=chat", "data.template_options.enable_thinking=false"]
+    settings = read(path, asked)
+    assert settings.data.template_options == {"enable_thinking": False}
+    assert parse(tomllib.loads(dump(settings))) == settings
+    with pytest.raises(SettingsError, match='for template = "chat" alone'):
+        read(path, asked[1:])
+    with pytest.raises(SettingsError, match="cannot set chat_template"):
+        read(path, [*asked, "data.template_options.chat_template=x"])

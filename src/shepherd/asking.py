@@ -7,7 +7,7 @@ from pathlib import Path
 from shepherd import checkpoint, folder
 from shepherd.core import Adapter
 from shepherd.data.examples import Turn
-from shepherd.data.template import prompt, stop_ids
+from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import DataError, FolderError
 from shepherd.loading import load_base, load_checkpoint
 from shepherd.model import files
@@ -37,7 +37,7 @@ def generate(
     settings = folder.read_settings(path)
     loaded = load_base(settings)
     adapter = None if base else adapter_of(path, loaded)
-    template, tokenizer = settings.data.template, loaded.tokenizer
+    template, tokenizer = Template.of(settings.data), loaded.tokenizer
     turns = (Turn(role="user", text=instruction, context=context),)
     ((answer,),) = generation.generate(
         loaded,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shepherd import prepare
 from shepherd.data import lint
+from shepherd.data.template import Template
 from shepherd.prepare import Division
 from shepherd.settings import RunSettings
 
@@ -45,10 +46,11 @@ def inspect_data(settings: RunSettings, *, samples: int = 1) -> Inspection:
         division=division,
         report=lint.report(
             division.reading.examples,
-            settings.data.template,
+            Template.of(settings.data),
             tokenizer,
             max_tokens=settings.data.max_tokens,
             loss_on=settings.tuning.loss_on,
+            drop_refused=settings.data.on_bad_row == "skip",
             clients=division.clients,
             samples=samples,
             seed=settings.data_seed,

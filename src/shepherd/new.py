@@ -122,4 +122,6 @@ def _sample(kind: Any) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):  # on its line, before the tables
+        return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
     return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from shepherd.core import seed_for
 from shepherd.data import tokens as stored
 from shepherd.data.examples import Example, Reading, Turn, from_rows, read
 from shepherd.data.split import HoldOut, hold_out, split
+from shepherd.data.template import Template, prints_date
 from shepherd.data.tokens import Counts, Tokens, tokenise
 from shepherd.errors import DataError, FolderError
 from shepherd.folder import mending, write_atomic
@@ -64,6 +66,8 @@ class Prepared:
     heldout_examples: Sequence[Example]
     summary: Mapping[str, Any]
     """Counts: examples, duplicates, skipped rows, cut, dropped, tokens."""
+    dropped: Sequence[str] = ()
+    """One sentence for each reason that examples were dropped for."""
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -117,6 +121,18 @@ def prepare(settings: RunSettings, tokenizer: Any) -> Prepared:
     return _prepared(division, settings, tokenizer)
 
 
+def dated(settings: RunSettings, tokenizer: Any) -> RunSettings:
+    """The settings with today's date, where the template prints the day and they name none.
+
+    Raises:
+        TemplateError: the template cannot render with this tokenizer.
+    """
+    if settings.data.date or not prints_date(Template.of(settings.data), tokenizer):
+        return settings
+    data = settings.data.model_copy(update={"date": date.today().isoformat()})
+    return settings.model_copy(update={"data": data})
+
+
 def one_client(settings: RunSettings, name: str, tokenizer: Any) -> Prepared:
     """As `prepare`, but all the examples of the source that are not held out are the client `name`'s.
 
@@ -146,7 +162,7 @@ def alone(settings: RunSettings, name: str) -> Division:
 
 
 def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prepared:
-    clients, mixes, counts = {}, {}, []
+    clients, mixes, counts = {}, {}, list[Counts]()
     total = sum(map(len, division.clients.values()))
     with stage(f"tokenising the examples of {len(division.clients)} clients", total) as now:
         for name, indices in division.clients.items():
@@ -157,12 +173,12 @@ def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prep
             if not len(kept):
                 reason = next(iter(count.dropped), "it had none")
                 raise DataError(
-                    f"client {name} keeps no example ({reason}); mend data.template or data.max_tokens"
+                    f"client {name} keeps no example ({reason}); change data.template or data.max_tokens"
                 )
             now.advance(len(own))
     held = division.of(division.held.heldout.tolist())
     with stage(f"tokenising {len(held):,} held-out examples"):
-        heldout, kept, _ = _tokenised(held, settings, tokenizer)
+        heldout, kept, count = _tokenised(held, settings, tokenizer)
     return Prepared(
         clients=clients,
         mixes=mixes,
@@ -179,7 +195,16 @@ def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prep
             "tokens": sum(count.tokens for count in counts),
             "trained_tokens": sum(count.trained for count in counts),
         },
+        dropped=list(_dropped([*counts, count])),
     )
+
+
+def _dropped(counts: Sequence[Counts]) -> Iterator[str]:
+    """A sentence a reason, over clients and held-out examples."""
+    for reason in dict.fromkeys(reason for each in counts for reason in each.dropped):
+        number = sum(each.dropped.get(reason, 0) for each in counts)
+        first = next(each.first[reason] for each in counts if reason in each.first)
+        yield f"{number} dropped: {reason}" + (f" (the first: {first})" if first else "")
 
 
 def require_readable(prepared: Prepared, base: Base) -> None:
@@ -216,10 +241,11 @@ def _tokenised(
 ) -> tuple[Tokens, list[int], Counts]:
     data, kept, counts = tokenise(
         examples,
-        settings.data.template,
+        Template.of(settings.data),
         tokenizer,
         max_tokens=settings.data.max_tokens,
         loss_on=settings.tuning.loss_on,
+        drop_refused=settings.data.on_bad_row == "skip",
     )
     return data, kept.tolist(), counts
 
@@ -241,6 +267,7 @@ def save(folder: Path, prepared: Prepared) -> None:
         "clients": list(prepared.clients),
         "mixes": prepared.mixes,
         "summary": prepared.summary,
+        "dropped": list(prepared.dropped),
     }
     write_atomic(folder / INDEX, json.dumps(index, indent=1))
 
@@ -265,6 +292,7 @@ def load(folder: Path) -> Prepared:
             heldout=heldout,
             heldout_examples=[_example(json.loads(line)) for line in lines],
             summary=index["summary"],
+            dropped=index.get("dropped", []),
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise FolderError(

@@ -27,7 +27,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, seed_for
 from shepherd.data.examples import Example
 from shepherd.data.files import left_out
-from shepherd.data.template import prompt, stop_ids
+from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import FederationError, FolderError, SettingsError
 from shepherd.evaluate import answers, loss
 from shepherd.expected import Expected, expected, memory_bytes
@@ -153,7 +153,7 @@ class Run:
         self._require_open()
         self.holder.require_held()
         files.write(self.holder.adapter, self.state.adapter, self.base)
-        stop = stop_ids(self.settings.data.template, self.base.tokenizer)
+        stop = stop_ids(Template.of(self.settings.data), self.base.tokenizer)
         files.write_beside(self.holder.adapter, self.base, stop)
         examples = self.prepared.heldout_examples if answer else []
         scores = answered(self.holder, self.settings, self.base, self.state.adapter, examples)
@@ -247,7 +247,7 @@ def answered(
     places = [checked[i] for i in loss.spread(named, settings.evaluation.answers)]
     if not places:
         return {}
-    template, tokenizer = settings.data.template, base.tokenizer
+    template, tokenizer = Template.of(settings.data), base.tokenizer
     limit = min(settings.data.max_tokens, base.reads or settings.data.max_tokens)
     prompts = {i: prompt(examples[i].turns[:-1], template, tokenizer, max_tokens=limit) for i in places}
     prompts = {i: ids for i, ids in prompts.items() if len(ids) < (base.reads or len(ids) + 1)}
@@ -290,10 +290,13 @@ def _opened(settings: RunSettings, prepared: Prepared | None) -> Run:
     base = load_base(settings)
     if told := files.rehearse(base):
         log.info("%s", told)
+    settings = prepare.dated(settings, base.tokenizer)
     prepared = prepared or _read(settings, base)
     prepare.require_readable(prepared, base)
     settings = _resolved(settings, base, prepared)
     _describe(base, settings, algorithm, prepared)
+    for sentence in prepared.dropped:
+        log.info("%s", sentence)
     sample = next(iter(prepared.clients.values()))
     _expect(expected(base, settings.tuning, sample, _round_tokens(settings, prepared)))
     holder = folder.create(settings.output, settings)

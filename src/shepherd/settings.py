@@ -15,6 +15,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -24,6 +25,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     Strict,
     ValidationError,
     field_validator,
@@ -122,6 +124,14 @@ class FieldsTable(Table):
     """A chat's list of turns; "auto" takes `messages`, else `conversations` (ShareGPT)."""
 
 
+NOT_OPTIONS = {
+    "self", "conversation", "conversations", "messages", "chat_template", "add_generation_prompt",
+    "continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length",
+    "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now",
+}  # fmt: skip
+"""Arguments of `apply_chat_template` that are not variables of a template, or are given already."""
+
+
 class DataTable(Table):
     source: str
     """"world" is the embedded one; else a file or a folder with one file a client, relative to this file,
@@ -135,6 +145,13 @@ class DataTable(Table):
     """The field that says what kind of instruction it is; "" where there is none."""
     template: Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"] = "alpaca"
     """"chat" is the tokenizer's own chat template."""
+    template_options: dict[str, JsonValue] = {}
+    """Variables that the chat template reads, such as `enable_thinking`, in a table of their own."""
+    system: str | None = None
+    """System prompt of every chat that has no system turn, for any template; the default is the
+    template's own, and "" is an empty one."""
+    date: str = ""
+    """Day that a chat template prints as today's, such as "2026-11-28"; "" is the day the run starts."""
     holdout: ShareBelowOne = 0.1
     """The share of each category that is held out of training, before the split."""
     max_tokens: Annotated[int, Strict(), Field(ge=8)] = 512
@@ -145,6 +162,29 @@ class DataTable(Table):
     """Use only so many examples of each category, drawn with the seed."""
     seed: NonNegativeInt | None = None
     """Of what is held out and who holds what; the default is the run's seed."""
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _iso_date(cls, day: Any) -> Any:
+        if type(day) is date:  # TOML has dates of its own
+            return day.isoformat()
+        if isinstance(day, str) and day:
+            try:
+                date.fromisoformat(day)
+            except ValueError:
+                raise ValueError("write a day as 2026-11-28") from None
+            if not re.fullmatch(r"\d{4}-\d\d-\d\d", day):  # ISO 8601 knows 20261128 as well
+                raise ValueError("write a day as 2026-11-28")
+        return day
+
+    @model_validator(mode="after")
+    def _options_of_a_chat_template(self) -> Self:
+        if self.template_options and self.template != "chat":
+            raise ValueError('template_options are for template = "chat" alone')
+        taken = sorted(NOT_OPTIONS & self.template_options.keys())
+        if taken:
+            raise ValueError(f"template_options cannot set {taken[0]}, which is set for each chat")
+        return self
 
 
 class SplitTable(Table):

@@ -4,7 +4,7 @@ import pytest
 
 from shepherd.data.examples import Example, Turn
 from shepherd.data.lint import report, spans
-from shepherd.data.template import render
+from shepherd.data.template import Template, render
 
 
 def one(number, category):
@@ -19,13 +19,13 @@ CLIENTS = {"client-0": [0, 1, 2], "client-1": [3, 4, 5, 6, 7, 8, 9]}
 
 @pytest.fixture
 def found(neox):
-    return report(EXAMPLES, "plain", neox, max_tokens=100, clients=CLIENTS, samples=2, seed=1)
+    return report(EXAMPLES, Template("plain"), neox, max_tokens=100, clients=CLIENTS, samples=2, seed=1)
 
 
 def test_samples_are_seeded_and_of_each_category(found, neox):
     assert [sample.category for sample in found.samples] == ["a", "a", "b", "b"]
-    again = report(EXAMPLES, "plain", neox, max_tokens=100, samples=2, seed=1)
-    other = report(EXAMPLES, "plain", neox, max_tokens=100, samples=2, seed=2)
+    again = report(EXAMPLES, Template("plain"), neox, max_tokens=100, samples=2, seed=1)
+    other = report(EXAMPLES, Template("plain"), neox, max_tokens=100, samples=2, seed=2)
     assert found.samples == again.samples != other.samples
 
 
@@ -38,7 +38,7 @@ def test_counts_add_up(found):
 
 def test_spans_join_to_the_text_and_split_at_the_mask(neox, llama2):
     for tokenizer in (neox, llama2):
-        rendered = render(EXAMPLES[0], "vicuna", tokenizer, max_tokens=200)
+        rendered = render(EXAMPLES[0], Template("vicuna"), tokenizer, max_tokens=200)
         pieces = spans(rendered, tokenizer)
         assert [trained for _, trained in pieces] == [False, True]
         assert pieces[0][0].endswith("USER: Name [bird] 0. ASSISTANT:")
@@ -47,6 +47,6 @@ def test_spans_join_to_the_text_and_split_at_the_mask(neox, llama2):
 
 
 def test_what_is_dropped_is_said(neox):
-    found = report(EXAMPLES, "plain", neox, max_tokens=8)
+    found = report(EXAMPLES, Template("plain"), neox, max_tokens=8)
     assert found.samples == ()
     assert found.counts.dropped == {"its prompt leaves no room for a response": 10}

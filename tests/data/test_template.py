@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shepherd.data.examples import Example, Turn
-from shepherd.data.template import Dropped, prompt, render, render_all, stop_ids
+from shepherd.data.template import Dropped, Template, prompt, render, render_all, stop_ids
 from shepherd.errors import TemplateError
 from tests.data.kinds import made
 
@@ -77,7 +77,7 @@ HAND_WORKED = {
 @pytest.mark.parametrize(("template", "context"), HAND_WORKED)
 def test_each_template_writes_this_and_trains_the_response_and_its_end(neox, template, context):
     before, after = HAND_WORKED[template, context]
-    found = render(one(context=context), template, neox, max_tokens=512)
+    found = render(one(context=context), Template(template), neox, max_tokens=512)
     assert runs(found, neox) == [(before, False), (after, True)]
     assert found.cut == 0
 
@@ -105,7 +105,7 @@ def test_every_assistant_turn_is_trained_with_its_end(neox, monkeypatch, templat
     back = {"<S>": "<|im_start|>", "<E>": "<|im_end|>", "<X>": EOS}
     for mark, text in back.items():
         pieces = [part.replace(mark, text) for part in pieces]
-    found = render(chat(*TWO), template, neox, max_tokens=512)
+    found = render(chat(*TWO), Template(template), neox, max_tokens=512)
     assert runs(found, neox) == [(part, place % 2 == 1) for place, part in enumerate(pieces)]
 
 
@@ -114,7 +114,7 @@ def test_every_assistant_turn_is_trained_with_its_end(neox, monkeypatch, templat
     [("alpaca", "Be brief.\n\n### I"), ("vicuna", "Be brief. USER:"), ("plain", "Be brief.\n\nName")],
 )
 def test_a_system_turn_takes_the_preambles_place(neox, template, start):
-    found = render(chat(*TWO[:2], system="Be brief."), template, neox, max_tokens=512)
+    found = render(chat(*TWO[:2], system="Be brief."), Template(template), neox, max_tokens=512)
     assert neox.decode(found.ids).startswith(start)
 
 
@@ -128,9 +128,9 @@ def test_rendered_ids_start_with_the_prompts_and_the_text_is_whole(tokenizer, mo
         pytest.skip("the tokenizer has no such special tokens")
     for answer in [a for a in ANSWERS if a.strip()]:
         example = chat("Name a bird.", "A heron.", "One more: ", answer)
-        found = render(example, template, tokenizer, max_tokens=512)
+        found = render(example, Template(template), tokenizer, max_tokens=512)
         for count in (1, 3):
-            start = prompt(example.turns[:count], template, tokenizer)
+            start = prompt(example.turns[:count], Template(template), tokenizer)
             assert found.ids[: len(start)].tolist() == start
             assert found.trained[len(start)]
             assert not found.trained[len(start) - 1]
@@ -140,13 +140,13 @@ def test_rendered_ids_start_with_the_prompts_and_the_text_is_whole(tokenizer, mo
             answer.removeprefix(" "),
         )
         assert found.trained[-1]
-        assert int(found.ids[-1]) in stop_ids(template, tokenizer)
+        assert int(found.ids[-1]) in stop_ids(Template(template), tokenizer)
 
 
 @pytest.mark.parametrize("ends", [("", ""), ("<s>", ""), ("<s>", EOS), ("", EOS)])
 def test_bos_is_there_once_if_the_tokenizer_adds_it_and_eos_once_always(ends):
     tokenizer = made(ends=ends)
-    found = render(one(), "alpaca", tokenizer, max_tokens=512)
+    found = render(one(), Template("alpaca"), tokenizer, max_tokens=512)
     text = tokenizer.decode(found.ids)
     assert text.startswith(ends[0] + BELOW)
     assert (text.count("<s>"), text.count(EOS)) == (len(ends[0]) // 3, 1)
@@ -158,19 +158,19 @@ def test_a_tokenizer_that_merges_over_the_border_is_kept_from_it():
     whole = tokenizer("### Response:\nA heron.", add_special_tokens=False)["input_ids"]
     start = tokenizer("### Response:\n", add_special_tokens=False)["input_ids"]
     assert whole[: len(start)] != start  # or this test would show nothing
-    found = render(one(), "alpaca-short", tokenizer, max_tokens=512)
+    found = render(one(), Template("alpaca-short"), tokenizer, max_tokens=512)
     assert runs(found, tokenizer)[1] == (f"A heron.{EOS}", True)
 
 
 def test_a_sentencepiece_response_gets_no_second_space(llama2):
-    found = render(one(response="Heron"), "alpaca", llama2, max_tokens=512)
+    found = render(one(response="Heron"), Template("alpaca"), llama2, max_tokens=512)
     whole = f"{BELOW}. {WRITE}### Instruction:\nName a bird.\n\n### Response:\nHeron"
     assert found.ids[:-1].tolist() == llama2(whole, add_special_tokens=False)["input_ids"]
     assert found.ids[-1] == llama2.eos_token_id
 
 
 def test_text_that_looks_like_a_special_token_is_text(novella):
-    found = render(one("What is <s>?", "It is </s>, the end."), "alpaca", novella, max_tokens=512)
+    found = render(one("What is <s>?", "It is </s>, the end."), Template("alpaca"), novella, max_tokens=512)
     assert (found.ids == novella.bos_token_id).sum() == 1
     assert (found.ids == novella.eos_token_id).sum() == 1
 
@@ -180,12 +180,12 @@ def test_text_that_looks_like_a_special_token_is_text(novella):
 
 def test_a_cut_takes_the_context_then_the_response_and_keeps_the_rest(neox):
     example = one(context="Some text about birds. " * 30, response="A heron and a gull. " * 5)
-    whole = render(example, "alpaca-short", neox, max_tokens=2000)
+    whole = render(example, Template("alpaca-short"), neox, max_tokens=2000)
     response = int(whole.trained.sum())
-    bare = len(render(one(response=example.response), "alpaca-short", neox, max_tokens=2000).ids)
-    some = render(example, "alpaca-short", neox, max_tokens=len(whole.ids) - 40)
+    bare = len(render(one(response=example.response), Template("alpaca-short"), neox, max_tokens=2000).ids)
+    some = render(example, Template("alpaca-short"), neox, max_tokens=len(whole.ids) - 40)
     assert (some.cut, int(some.trained.sum()), len(some.ids)) == (40, response, len(whole.ids) - 40)
-    less = render(example, "alpaca-short", neox, max_tokens=bare)
+    less = render(example, Template("alpaca-short"), neox, max_tokens=bare)
     text = neox.decode(less.ids)
     assert text.startswith("### Instruction:\nName a bird.\n\n### Input:\n\n\n### Response:\nA heron")
     assert text.endswith(EOS)
@@ -204,17 +204,17 @@ def test_whatever_the_text_what_is_kept_fits_and_obeys_law_9(chatty, words, cont
     words = [word if word.strip() else "x" for word in words[: len(words) // 2 * 2]]
     first, *rest = chat(*words).turns
     turns = (Turn(role="user", text=first.text, context=context if context.strip() else ""), *rest)
-    whole = render(Example(turns=turns), template, chatty, max_tokens=10_000)
+    whole = render(Example(turns=turns), Template(template), chatty, max_tokens=10_000)
     for count in range(1, len(turns), 2):
-        start = prompt(turns[:count], template, chatty)
+        start = prompt(turns[:count], Template(template), chatty)
         assert whole.ids[: len(start)].tolist() == start
         assert whole.trained[len(start) - 1 : len(start) + 1].tolist() == [False, True]
-    found = render(Example(turns=turns), template, chatty, max_tokens=room, loss_on=loss_on)
+    found = render(Example(turns=turns), Template(template), chatty, max_tokens=room, loss_on=loss_on)
     if isinstance(found, Dropped):
         assert found.reason == "its prompt leaves no room for a response"
         return
     assert len(found.ids) == len(found.trained) <= room
-    assert int(found.ids[-1]) in stop_ids(template, chatty)
+    assert int(found.ids[-1]) in stop_ids(Template(template), chatty)
     assert found.trained[-2:].all()
     assert not found.trained[0]
     assert found.trained[1:].all() or loss_on == "responses"
@@ -222,24 +222,24 @@ def test_whatever_the_text_what_is_kept_fits_and_obeys_law_9(chatty, words, cont
 
 
 def test_a_prompt_that_fills_the_room_drops_the_example(neox):
-    found = render(one("word " * 100), "plain", neox, max_tokens=20)
+    found = render(one("word " * 100), Template("plain"), neox, max_tokens=20)
     assert found == Dropped(reason="its prompt leaves no room for a response")
 
 
 def test_a_long_chat_loses_its_last_exchange(neox):
-    short = render(chat(*TWO[:2]), "plain", neox, max_tokens=500)
-    found = render(chat(*TWO[:2], "word " * 100, "Yes."), "plain", neox, max_tokens=len(short.ids))
+    short = render(chat(*TWO[:2]), Template("plain"), neox, max_tokens=500)
+    found = render(chat(*TWO[:2], "word " * 100, "Yes."), Template("plain"), neox, max_tokens=len(short.ids))
     assert found.ids.tolist() == short.ids.tolist()
     assert found.cut > 100
 
 
 def test_a_prompt_alone_is_cut_in_its_context_only(tokenizer):
     turns = one(context="Some text about birds. " * 30).turns[:1]
-    whole = prompt(turns, "alpaca", tokenizer)
-    cut = prompt(turns, "alpaca", tokenizer, max_tokens=len(whole) - 50)
+    whole = prompt(turns, Template("alpaca"), tokenizer)
+    cut = prompt(turns, Template("alpaca"), tokenizer, max_tokens=len(whole) - 50)
     assert len(cut) == len(whole) - 50
     assert tokenizer.decode(cut).rstrip().endswith("### Response:")
-    assert "Name a bird." in tokenizer.decode(prompt(turns, "alpaca", tokenizer, max_tokens=1))
+    assert "Name a bird." in tokenizer.decode(prompt(turns, Template("alpaca"), tokenizer, max_tokens=1))
 
 
 # ---- chat templates
@@ -247,10 +247,11 @@ def test_a_prompt_alone_is_cut_in_its_context_only(tokenizer):
 
 def render_chat(tokenizer, monkeypatch, template, example):
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    return render(example, "chat", tokenizer, max_tokens=500)
+    return render(example, Template("chat"), tokenizer, max_tokens=500)
 
 
-def test_a_chat_template_without_an_end_gets_eos(neox, monkeypatch):
+def test_a_chat_template_without_an_end_gets_eos_after_the_last_response(neox, monkeypatch):
+    """Between exchanges nothing is written, as in the prompt that any engine makes of earlier turns."""
     template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -258,11 +259,11 @@ def test_a_chat_template_without_an_end_gets_eos(neox, monkeypatch):
     found = render_chat(neox, monkeypatch, template, chat(*TWO))
     assert runs(found, neox) == [
         ("user: Name a bird.\nassistant: ", False),
-        (f"A heron.{EOS}", True),
+        ("A heron.", True),
         ("\nuser: And one more?\nassistant: ", False),
         (f"A gull.{EOS}", True),
     ]
-    assert stop_ids("chat", neox) == [neox.eos_token_id]
+    assert stop_ids(Template("chat"), neox) == [neox.eos_token_id]
 
 
 def test_a_chat_template_that_thinks_in_the_last_turn_only(neox, monkeypatch):
@@ -294,7 +295,13 @@ FAULTS = {
     "refuses": "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     + CHATML,
     "once it is answered": CHATML.replace("assistant\n{%", "assistant\n<think>{%"),
-    "rewrites this response": CHATML.replace("{{ m.content }}", "{{ m.content | upper }}"),
+    "rewrites response 1": CHATML.replace(
+        "{{ m.content }}", "{{ m.content | upper if m.role == 'assistant' else m.content }}"
+    ),
+    "rewrites the text of user turn 1": CHATML.replace("{{ m.content }}", "{{ m.content | upper }}"),
+    "rewrites the system text": CHATML.replace(
+        "{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"
+    ),
 }
 
 
@@ -309,23 +316,23 @@ def test_a_text_that_the_chat_template_would_obey_is_dropped(neox, monkeypatch):
     found = render_chat(neox, monkeypatch, CHATML, example)
     assert found == Dropped(reason="its text holds the special token <|im_end|>")
     with pytest.raises(TemplateError, match="im_end"):
-        prompt(example.turns[:1], "chat", neox)
+        prompt(example.turns[:1], Template("chat"), neox)
 
 
 def test_what_a_tokenizer_lacks_is_named(neox):
     with pytest.raises(TemplateError, match="no chat template"):
-        render(one(), "chat", neox, max_tokens=50)
+        render(one(), Template("chat"), neox, max_tokens=50)
     endless = deepcopy(neox)
     endless.eos_token = None
     with pytest.raises(TemplateError, match="no EOS"):
-        render(one(), "plain", endless, max_tokens=50)
+        render(one(), Template("plain"), endless, max_tokens=50)
 
 
 def test_many_at_once_are_as_each_alone(tokenizer):
     examples = [one(f"Name bird {n}", "Heron " * n, "text " * (n % 3)) for n in range(1, 9)]
-    together = render_all(examples, "alpaca", tokenizer, max_tokens=90)
+    together = render_all(examples, Template("alpaca"), tokenizer, max_tokens=90)
     for example, found in zip(examples, together, strict=True):
-        alone = render(example, "alpaca", tokenizer, max_tokens=90)
+        alone = render(example, Template("alpaca"), tokenizer, max_tokens=90)
         assert type(alone) is type(found)
         if not isinstance(found, Dropped):
             assert (found.ids.tolist(), found.cut) == (alone.ids.tolist(), alone.cut)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shepherd.data.examples import Example, Turn
-from shepherd.data.template import render
+from shepherd.data.template import Template, render
 from shepherd.data.tokens import Tokens, load, tokenise
 from shepherd.errors import DataError
 
@@ -24,7 +24,7 @@ EXAMPLES = [
 
 @pytest.fixture
 def found(neox):
-    return tokenise(EXAMPLES, "alpaca-short", neox, max_tokens=64)
+    return tokenise(EXAMPLES, Template("alpaca-short"), neox, max_tokens=64)
 
 
 def test_tokens_are_what_render_gives(found, neox):
@@ -33,7 +33,7 @@ def test_tokens_are_what_render_gives(found, neox):
     assert len(tokens) == 3
     assert (tokens.ids.dtype, tokens.trained.dtype, tokens.offsets.dtype) == ("int32", "bool", "int64")
     for place, index in enumerate(kept):
-        alone = render(EXAMPLES[index], "alpaca-short", neox, max_tokens=64)
+        alone = render(EXAMPLES[index], Template("alpaca-short"), neox, max_tokens=64)
         ids, trained = tokens.example(place)
         assert ids.tolist() == alone.ids.tolist()
         assert trained.tolist() == alone.trained.tolist()
@@ -51,7 +51,7 @@ def test_counts_add_up(found):
 
 
 def test_nothing_at_all_counts_nothing(neox):
-    tokens, kept, counts = tokenise([], "plain", neox, max_tokens=64)
+    tokens, kept, counts = tokenise([], Template("plain"), neox, max_tokens=64)
     assert (len(tokens), len(kept), counts.share_cut, counts.share_masked) == (0, 0, 0.0, 0.0)
 
 

@@ -11,6 +11,7 @@ from shepherd.errors import FederationError
 from shepherd.federation import orders
 from shepherd.federation.orders import Order
 from shepherd.settings import parse
+from shepherd.site.settings import SiteDataTable, SiteSettings, own
 
 ORDER = Order(
     run="0123456789abcdef",
@@ -51,3 +52,17 @@ def test_an_order_that_is_none_is_refused(change: dict[str, Any]) -> None:
     plain = {**json.loads(ORDER.text()), **change}
     with pytest.raises(FederationError, match="submit it anew"):
         orders.read(json.dumps(plain))
+
+
+def test_how_chats_are_written_travels() -> None:
+    chat = {
+        "template": "chat",
+        "template_options": {"enable_thinking": False},
+        "system": "Be brief.",
+        "date": "2026-11-28",
+    }
+    settings = parse({"model": {"base": "tiny"}, "data": {"source": "x", **chat}})
+    travels = json.loads(json.dumps(orders.travelling(settings)))
+    site = SiteSettings(data=SiteDataTable(source="its own"))
+    for data in (parse(travels).data, own(site, travels, "base").data):
+        assert {key: getattr(data, key) for key in chat} == chat

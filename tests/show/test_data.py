@@ -1,6 +1,7 @@
 """The data as a person sees them before any training."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 from shepherd.data.lint import Report, Sample
@@ -73,3 +74,12 @@ def test_a_few_categories_keep_their_names(tmp_path: Path) -> None:
     data.holdings(["open_qa", ""], ["a"], [[3, 4]], stream)
     assert "open qa" in stream.getvalue()
     assert "(none)" in stream.getvalue()
+
+
+def test_the_first_of_what_is_dropped_and_what_a_template_adds_are_said() -> None:
+    stream = io.StringIO()
+    counted = replace(counts(3), first={"too long": "a.jsonl, line 4"})
+    found = Report(samples=(), counts=counted, by_category={}, by_client={}, remarks=("It adds [a date].",))
+    data.report(found, stream)
+    assert "1 dropped: too long (the first: a.jsonl, line 4)\n" in stream.getvalue()
+    assert "It adds [a date].\n" in stream.getvalue()

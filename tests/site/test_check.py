@@ -252,3 +252,27 @@ def test_a_key_is_in_words(key: str) -> None:
 
 def test_every_key_is_in_words() -> None:
     assert set(WORDS) == set(PolicyTable.model_fields) - {"metrics"}  # what leaves has its own list
+
+
+# --- chat templates
+
+
+def test_what_a_chat_template_adds_and_refuses_is_told(folder: Path) -> None:
+    base = shutil.copytree(world.base_path(), folder / "base")
+    refusing = "{% if 'w9' in m.content %}{{ raise_exception('no w9') }}{% endif %}"
+    (base / "chat_template.jinja").write_text(
+        "Be nice. {{ strftime_now('%d') }} {% for m in messages %}"
+        + refusing
+        + "{{ m.content }} {% endfor %}"
+    )
+    row = '{"instruction": "Say w9.", "response": "No."}\n'
+    (folder / "data.jsonl").write_text((folder / "data.jsonl").read_text().replace("w9", "w8") + row)
+    path = changed(folder, ('folder = "tiny"', f'folder = "{base}"'), (TINY, digest(base)))
+    run = asked(request(data={"template": "chat", "date": "2026-11-28"}).settings)
+    assert any("line 37" in fault and "no w9" in fault for fault in check(path, run).faults)
+    skipping = changed(folder, ('on_bad_row = "error"', 'on_bad_row = "skip"'))
+    text = printed(check(skipping, run))
+    assert 'this chat: "no w9" (the first: ' in text
+    assert "writes 'Be nice. 28' before every chat without a system turn" in text
+    assert "today's date, as which the run keeps 2026-11-28" in text
+    assert "writes no end of turn" in text

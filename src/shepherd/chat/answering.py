@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, get_args
@@ -18,7 +19,7 @@ from shepherd.asking import adapter_of
 from shepherd.chat.arms import FEDERATED, Arm, find
 from shepherd.core import Adapter
 from shepherd.data.examples import Turn
-from shepherd.data.template import TemplateName, prompt, stop_ids
+from shepherd.data.template import Template, TemplateName, prompt, stop_ids
 from shepherd.errors import AdapterError, DataError, TemplateError
 from shepherd.loading import load_base
 from shepherd.model import files
@@ -36,7 +37,7 @@ class Chat:
         self.settings = settings
         self.base = base
         self.arms = {arm.name: arm for arm in arms}
-        self.templates = _templates(base)
+        self.templates = _templates(settings, base)
         self._adapters: dict[str, Adapter | None] = {}
         self._asked = Lock()
 
@@ -79,7 +80,7 @@ class Chat:
         if not instruction.strip():
             raise DataError("the instruction is empty; write what is asked")
         self._require(arms)
-        style = template or self.settings.data.template
+        style = _style(self.settings, template or self.settings.data.template)
         turns = (Turn(role="user", text=instruction, context=context),)
         ids = prompt(turns, style, self.base.tokenizer)
         stop = stop_ids(style, self.base.tokenizer)
@@ -150,14 +151,19 @@ def _read(arm: Arm, base: Base) -> Adapter | None:
         ) from error
 
 
-def _templates(base: Base) -> tuple[TemplateName, ...]:
+def _style(settings: RunSettings, name: TemplateName) -> Template:
+    """A template with what the run lays over it."""
+    return replace(Template.of(settings.data), name=name)
+
+
+def _templates(settings: RunSettings, base: Base) -> tuple[TemplateName, ...]:
     """Those that this tokenizer can render; not every one has a chat template."""
-    return tuple(name for name in get_args(TemplateName) if _renders(name, base.tokenizer))
+    return tuple(name for name in get_args(TemplateName) if _renders(_style(settings, name), base.tokenizer))
 
 
-def _renders(name: TemplateName, tokenizer: Any) -> bool:
+def _renders(template: Template, tokenizer: Any) -> bool:
     try:
-        return bool(prompt((Turn(role="user", text="?"),), name, tokenizer))
+        return bool(prompt((Turn(role="user", text="?"),), template, tokenizer))
     except TemplateError:
         return False
 

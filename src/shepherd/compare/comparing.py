@@ -144,7 +144,8 @@ def _head(settings: RunSettings, asked: Asked) -> Row:
 
 def _settings_of(settings: RunSettings, run: Path, arm: Arm, number: int) -> RunSettings:
     """A run on the same data, with the arm's overrides and the seed of this repetition."""
-    data = settings.data.model_copy(update={"seed": settings.data_seed})
+    date = folder.read_settings(run).data.date  # of the first run, whose data these are
+    data = settings.data.model_copy(update={"seed": settings.data_seed, "date": date})
     changed = overridden(settings, arm.overrides)
     return changed.model_copy(
         update={

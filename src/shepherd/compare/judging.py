@@ -20,7 +20,7 @@ from shepherd.compare.folders import (
 )
 from shepherd.core import Adapter
 from shepherd.data.examples import Turn
-from shepherd.data.template import prompt, stop_ids
+from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import AdapterError, DataError, FolderError, SettingsError
 from shepherd.judge import answers as answers_files
 from shepherd.judge import judging, questions
@@ -114,7 +114,7 @@ def _written(run: Path, arms: Sequence[Arm], asked: Sequence[Question], say: Say
 def _texts(
     base: Base, settings: RunSettings, adapters: Sequence[Adapter | None], asked: Sequence[Question]
 ) -> list[dict[str, str]]:
-    template, tokenizer = settings.data.template, base.tokenizer
+    template, tokenizer = Template.of(settings.data), base.tokenizer
     limit = min(settings.data.max_tokens, base.reads or settings.data.max_tokens)
     prompts = [
         prompt((Turn(role="user", text=q.text, context=q.context),), template, tokenizer, max_tokens=limit)

@@ -14,7 +14,7 @@ from shepherd import world
 from shepherd.compare.folders import read_json, write_json
 from shepherd.core import Adapter
 from shepherd.data.examples import Example
-from shepherd.data.template import prompt, stop_ids
+from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.evaluate import loss, text
 from shepherd.model import generate as generation
 from shepherd.model import score, tune
@@ -123,7 +123,7 @@ def _answers(
             adapters,
             [prompts[i] for i in places],
             max_new_tokens=settings.evaluation.max_new_tokens,
-            stop=stop_ids(settings.data.template, base.tokenizer),
+            stop=stop_ids(Template.of(settings.data), base.tokenizer),
         )
         for arm, rows in zip(texts, new, strict=True):
             for place, ids in zip(places, rows, strict=True):
@@ -146,7 +146,7 @@ def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]
 def _prompt(base: Base, settings: RunSettings, prepared: Prepared, place: int) -> list[int]:
     limit = min(settings.data.max_tokens, base.reads or settings.data.max_tokens)
     turns = prepared.heldout_examples[place].turns[:-1]
-    return list(prompt(turns, settings.data.template, base.tokenizer, max_tokens=limit))
+    return list(prompt(turns, Template.of(settings.data), base.tokenizer, max_tokens=limit))
 
 
 def _judged(example: Example, answer: str) -> dict[str, Any]:

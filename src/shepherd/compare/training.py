@@ -121,7 +121,8 @@ def _differing(wanted: Any, found: Any, key: str = "") -> list[tuple[str, Any, A
             if name not in ("judge", "tracking", "output")
         ]
         return [each for part in inner for each in part]
-    return [] if key in CHOSEN or wanted == found else [(key, wanted, found)]
+    chosen = key in CHOSEN or (key == "data.date" and not wanted)
+    return [] if chosen or wanted == found else [(key, wanted, found)]
 
 
 def train_apart(

@@ -11,7 +11,15 @@ from numpy.typing import ArrayLike
 
 from shepherd.core import seed_for
 from shepherd.data.examples import Example, by_category
-from shepherd.data.template import Dropped, LossOn, Rendered, TemplateName, Tokenizer, render_all
+from shepherd.data.template import (
+    Dropped,
+    LossOn,
+    Rendered,
+    Template,
+    Tokenizer,
+    remarks,
+    render_all,
+)
 from shepherd.data.tokens import Counts, count
 
 Outcomes = Sequence[Rendered | Dropped]
@@ -35,15 +43,18 @@ class Report:
     counts: Counts
     by_category: Mapping[str, Counts]
     by_client: Mapping[str, Counts]
+    remarks: tuple[str, ...] = ()
+    """What the template does of its own accord."""
 
 
 def report(
     examples: Sequence[Example],
-    template: TemplateName,
+    template: Template,
     tokenizer: Tokenizer,
     *,
     max_tokens: int,
     loss_on: LossOn = "responses",
+    drop_refused: bool = False,
     clients: Mapping[str, ArrayLike] | None = None,
     samples: int = 1,
     seed: int = 0,
@@ -53,9 +64,12 @@ def report(
     `clients` maps names to indices into `examples`, as `split` gives them.
 
     Raises:
-        TemplateError: the template cannot render with this tokenizer.
+        TemplateError: the template cannot render with this tokenizer, or refuses an example and
+            `drop_refused` is not set.
     """
-    outcomes = render_all(examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on)
+    outcomes = render_all(
+        examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on, drop_refused=drop_refused
+    )
     groups = by_category(examples)
     drawn = [place for name in groups for place in _drawn(groups[name], outcomes, samples, seed, name)]
     shares = {name: np.asarray(places, dtype=np.int64) for name, places in (clients or {}).items()}
@@ -64,6 +78,7 @@ def report(
         counts=count(outcomes),
         by_category={name: count(outcomes[place] for place in groups[name]) for name in groups},
         by_client={name: count(outcomes[place] for place in shares[name]) for name in shares},
+        remarks=tuple(remarks(template, tokenizer)),
     )
 
 

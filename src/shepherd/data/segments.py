@@ -6,13 +6,12 @@ Alpaca's prompts are Stanford Alpaca's (Taori et al. 2023) with the line break o
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from shepherd.data.examples import Turn
-from shepherd.errors import TemplateError
+from shepherd.settings import DataTable
 
 TemplateName = Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"]
 
@@ -27,21 +26,58 @@ class Tokenizer(Protocol):
     def __call__(self, text: Any, **options: Any) -> Any:
         """Token ids, and offsets where asked for, of a text or a list of texts."""
 
+    def __hash__(self) -> int:
+        """One tokenizer is no other."""
+
+    def __len__(self) -> int:
+        """How many tokens it knows, added ones too."""
+
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
         """The text of a chat."""
+
+    def get_chat_template(self) -> str:
+        """The source of the chat template."""
 
     def decode(self, token_ids: Any, **options: Any) -> Any:
         """Text from ids."""
 
 
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How chats are written: a template by its name, and what a run file lays over it.
+
+    `options` are variables of a chat template; `date`, an ISO date, is what it prints as today's; `system` is
+    the system prompt of chats without a system turn. "" and None leave both to the template.
+    """
+
+    name: TemplateName
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    date: str = ""
+    system: str | None = None
+
+    @classmethod
+    def of(cls, table: DataTable) -> Template:
+        """The template that a run file's [data] asks for."""
+        return cls(table.template, table.template_options, table.date, table.system)
+
+    def opened(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """The turns as they are rendered: with the system prompt, where they have none of their own."""
+        if self.system is None or turns[0].role == "system":
+            return turns
+        return [Turn(role="system", text=self.system), *turns]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A piece that is tokenised as one string; `context` is the range of its context, in characters."""
+    """A piece that is tokenised as one string: a prompt, or a response.
+
+    `context` is the range of a prompt's context, in characters; `end` are the ids that end a response.
+    """
 
     text: str
-    response: bool = False
     first: bool = False
     context: tuple[int, int] = (0, 0)
+    end: tuple[int, ...] = ()
 
 
 class Style(NamedTuple):
@@ -79,20 +115,9 @@ STYLES: Mapping[str, Style] = {
 }
 
 
-def segments(
-    turns: Sequence[Turn], template: TemplateName, tokenizer: Tokenizer, where: str
-) -> list[Segment]:
-    """Prompt, response, prompt, response, ...; ends with a prompt if the last turn is the user's.
-
-    Raises:
-        TemplateError: the tokenizer has no chat template, or it cannot render these turns.
-    """
-    if template == "chat":
-        return _chat_segments(turns, tokenizer, where)
-    return list(_styled(turns, STYLES[template]))
-
-
-def _styled(turns: Sequence[Turn], style: Style) -> Iterator[Segment]:
+def styled(turns: Sequence[Turn], name: TemplateName, eos: int) -> Iterator[Segment]:
+    """Prompt, response, prompt, response, ...; ends with a prompt if the last turn is the user's."""
+    style = STYLES[name]
     given = turns[0].text if turns[0].role == "system" else None
     spoken = turns if given is None else turns[1:]
     default = style.system_with_context if spoken[0].context else style.system
@@ -100,7 +125,7 @@ def _styled(turns: Sequence[Turn], style: Style) -> Iterator[Segment]:
     lead = system + style.gap if system else ""
     for number, turn in enumerate(spoken):
         if turn.role == "assistant":
-            yield Segment(text=style.space + turn.text, response=True)
+            yield Segment(text=style.space + turn.text, end=(eos,))
             continue
         before = (style.between if number else lead) + style.user + turn.text
         before += style.context if turn.context else ""
@@ -111,78 +136,11 @@ def _styled(turns: Sequence[Turn], style: Style) -> Iterator[Segment]:
         )
 
 
-def _chat_segments(turns: Sequence[Turn], tokenizer: Tokenizer, where: str) -> list[Segment]:
-    write = _writer(turns, tokenizer, where)
-    answered = turns[-1].role == "assistant"
-    text = write(len(turns), not answered)
-    end = end_of_turn(tokenizer)
-    found: list[Segment] = []
-    at = 0
-    for place, turn in enumerate(turns):
-        if turn.role != "assistant":
-            continue
-        start = len(write(place, True))
-        if text[:start] != write(place, True) or start < at:
-            raise TemplateError(
-                f"{where}: the chat template writes turn {place + 1} differently once it is answered, so "
-                "training and generation would not agree; use one exchange an example, or another template"
-            )
-        stop, after = _response_ends(text, start, turn.text, end, f"{where}: turn {place + 1}")
-        found.append(_before(text[at:start], turns[:place], first=at == 0))
-        found.append(Segment(text=text[start:stop], response=True))
-        at = after
-    return found if answered else [*found, _before(text[at:], turns, first=at == 0)]
+def added_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """The texts that this tokenizer reads as one token each, special or not, with their ids."""
+    return {token.content: int(number) for number, token in tokenizer.added_tokens_decoder.items()}
 
 
-def _writer(turns: Sequence[Turn], tokenizer: Tokenizer, where: str) -> Callable[[int, bool], str]:
-    if not tokenizer.chat_template:
-        raise TemplateError('the tokenizer has no chat template; set data.template = "alpaca" or another')
-    messages = [{"role": turn.role, "content": _content(turn)} for turn in turns]
-
-    def write(count: int, to_answer: bool) -> str:
-        options = {"tokenize": False, "add_generation_prompt": to_answer}
-        try:
-            return str(tokenizer.apply_chat_template(messages[:count], **options))
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise TemplateError(
-                f"{where}: the tokenizer's chat template refuses this chat ({reason}); "
-                "mend its turns, or set another data.template"
-            ) from error
-
-    return write
-
-
-def _content(turn: Turn) -> str:
-    return f"{turn.text}\n\n{turn.context}" if turn.context else turn.text
-
-
-def _before(text: str, turns: Sequence[Turn], *, first: bool) -> Segment:
-    context = turns[-1].context.strip() if turns else ""
-    at = text.rfind(context) if context else -1
-    return Segment(text=text, first=first, context=(at, at + len(context)) if at >= 0 else (0, 0))
-
-
-def _response_ends(text: str, start: int, content: str, end: str, where: str) -> tuple[int, int]:
-    """Where the response stops (before its end-of-turn token) and where the next prompt starts."""
-    tail = re.escape(content.strip()) + (rf"(\s*){re.escape(end)}" if end else "()")
-    found = re.compile(tail).search(text, start)
-    if found is None:
-        raise TemplateError(
-            f"{where}: the chat template rewrites this response; use a template that keeps it as it is"
-        )
-    return found.end(1), found.end()
-
-
-def end_of_turn(tokenizer: Tokenizer) -> str:
-    """The special token that the chat template writes after a response, or "" if it writes none."""
-    probe = (Turn(role="user", text="a"), Turn(role="assistant", text="zyx"))
-    text = _writer(probe, tokenizer, "a trial chat")(2, False)
-    after = text[text.rfind("zyx") + 3 :].lstrip()
-    return max((token for token in special_tokens(tokenizer) if after.startswith(token)), key=len, default="")
-
-
-def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """The texts that this tokenizer reads as special tokens, with their ids."""
-    added = tokenizer.added_tokens_decoder.items()
-    return {token.content: int(number) for number, token in added if token.special}
+def special_tokens(tokenizer: Tokenizer) -> set[str]:
+    """Those of them that are marked special."""
+    return {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}

@@ -9,18 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, pairwise
+from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shepherd.data.chat_template import ChatTemplate, Refusal, chat_template
 from shepherd.data.encode import Encoded, beginning, encode
 from shepherd.data.examples import Example, Turn
-from shepherd.data.segments import TemplateName, Tokenizer, end_of_turn, segments, special_tokens
+from shepherd.data.segments import Segment, Template, TemplateName, Tokenizer, styled
 from shepherd.errors import TemplateError
 
-__all__ = ["Dropped", "LossOn", "Rendered", "TemplateName", "Tokenizer", "prompt", "render", "stop_ids"]
+__all__ = [
+    "Dropped",
+    "LossOn",
+    "Rendered",
+    "Template",
+    "TemplateName",
+    "Tokenizer",
+    "prompt",
+    "render",
+    "render_all",
+    "stop_ids",
+]
 
 LossOn = Literal["responses", "all"]
 
@@ -40,27 +52,58 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """Why an example is left out."""
+    """Why an example is left out, and where it comes from."""
 
     reason: str
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Exchange:
-    """A prompt as tokens, and the response to it without its end-of-turn token."""
+    """A prompt as tokens, the response to it, and what ends that; an earlier one may have no end."""
 
     prompt: list[int]
     context: tuple[int, int]
     response: list[int]
+    end: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        return len(self.prompt) + len(self.response) + 1
+        return len(self.prompt) + len(self.response) + len(self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """A template with a tokenizer: `head` are the ids before an example, `chat` is None but for "chat"."""
+
+    template: Template
+    tokenizer: Tokenizer
+    head: list[int]
+    eos: int
+    chat: ChatTemplate | None
+
+    @property
+    def barred(self) -> list[str]:
+        """What no text may hold; only a chat template's prompts are read for tokens."""
+        return sorted(self.chat.barred) if self.chat else []
+
+    @property
+    def stops(self) -> list[int]:
+        return sorted({self.eos, *(self.chat.stops if self.chat else ())})
+
+    def segments(self, turns: Sequence[Turn]) -> list[Segment]:
+        turns = self.template.opened(turns)
+        if self.chat is not None:
+            return self.chat.segments(turns)
+        return list(styled(turns, self.template.name, self.eos))
+
+    def encoded(self, segments: Sequence[Segment]) -> list[Encoded]:
+        return encode(segments, self.tokenizer, special=self.chat is not None)
 
 
 def render(
     example: Example,
-    template: TemplateName,
+    template: Template,
     tokenizer: Tokenizer,
     *,
     max_tokens: int,
@@ -72,43 +115,58 @@ def render(
 
 def render_all(
     examples: Sequence[Example],
-    template: TemplateName,
+    template: Template,
     tokenizer: Tokenizer,
     *,
     max_tokens: int,
     loss_on: LossOn = "responses",
+    drop_refused: bool = False,
 ) -> list[Rendered | Dropped]:
     """Each example as at most `max_tokens` tokens, or the reason that it is dropped.
 
-    Every assistant turn ends in EOS, or in the chat template's own end-of-turn token, trained. What is
-    too long loses tokens from the ends of its contexts first, then from the end of its last response,
-    then its last exchange; an example that cannot keep one token of a response is dropped, and so is
-    one whose text holds a special token that the chat template would obey.
+    The last response of an example ends in EOS, or in the chat template's own end-of-turn tokens, trained,
+    and so do earlier ones, where the chat template ends those. What is too long loses tokens from the ends of
+    its contexts first, then from the end of its last response, then its last exchange; an example that cannot
+    keep one token of a response is dropped, and so is one whose text holds a special token that the chat
+    template would obey.
+
+    Args:
+        drop_refused: drop an example that the chat template refuses or does not keep, as a bad row.
 
     Raises:
         TemplateError: the tokenizer is not fast, has no EOS or no chat template, or the template
             cannot render an example.
     """
-    head, end = _frame(template, tokenizer)
-    barred = set(special_tokens(tokenizer)) if template == "chat" else set()
-    drops = [_held(example.turns, barred) for example in examples]
-    parts = [
-        [] if drop else segments(example.turns, template, tokenizer, example.where or "an example")
-        for example, drop in zip(examples, drops, strict=True)
-    ]
-    ids = encode([part for some in parts for part in some], tokenizer, special=template == "chat")
-    borders = pairwise(accumulate((len(some) for some in parts), initial=0))
+    writer = _writer(template, tokenizer)
+    barred = writer.barred
+    parts: list[list[Segment] | Dropped] = []
+    for example in examples:
+        try:
+            held = _held(example.turns, barred)
+            parts.append(
+                Dropped(reason=f"its text holds the special token {held}", where=example.where)
+                if held
+                else writer.segments(example.turns)
+            )
+        except Refusal as refusal:
+            if not drop_refused:
+                raise TemplateError(
+                    f'{example.where or "an example"}: {refusal}, or set data.on_bad_row = "skip"'
+                ) from refusal
+            parts.append(Dropped(reason=refusal.reason, where=example.where))
+    whole = [part for part in parts if not isinstance(part, Dropped)]
+    ids = iter(writer.encoded([segment for part in whole for segment in part]))
     return [
-        Dropped(reason=f"its text holds the special token {drop}")
-        if drop
-        else _rendered(_exchanges(ids[a:b]), max_tokens, head, end, loss_on)
-        for drop, (a, b) in zip(drops, borders, strict=True)
+        part
+        if isinstance(part, Dropped)
+        else _rendered(_exchanges(part, list(islice(ids, len(part)))), max_tokens, writer, loss_on, example)
+        for part, example in zip(parts, examples, strict=True)
     ]
 
 
 def prompt(
     turns: Sequence[Turn],
-    template: TemplateName,
+    template: Template,
     tokenizer: Tokenizer,
     *,
     max_tokens: int | None = None,
@@ -124,58 +182,90 @@ def prompt(
     """
     if not turns or turns[-1].role != "user":
         raise TemplateError("a prompt must end with a user turn; leave the answer out")
-    head, end = _frame(template, tokenizer)
-    held = _held(turns, set(special_tokens(tokenizer)) if template == "chat" else set())
+    writer = _writer(template, tokenizer)
+    held = _held(turns, writer.barred)
     if held:
         raise TemplateError(f"the prompt holds the special token {held}; take it out of the text")
-    parts = segments(turns, template, tokenizer, "the prompt")
-    ids = encode(parts, tokenizer, special=template == "chat")
-    exchanges = _exchanges([*ids, Encoded([], (0, 0))])
+    try:
+        parts = [*writer.segments(turns), Segment(text="")]  # and no response yet
+    except Refusal as refusal:
+        raise TemplateError(f"the prompt: {refusal}") from refusal
+    exchanges = _exchanges(parts, writer.encoded(parts))
     if max_tokens is not None:
-        size = len(head) + sum(exchange.size for exchange in exchanges) - 1  # the last one has no end
+        size = len(writer.head) + sum(exchange.size for exchange in exchanges)
         exchanges = _contexts_cut(exchanges, size - max_tokens)
-    *answered, last = exchanges
-    return [*head, *(t for e in answered for t in (*e.prompt, *e.response, end)), *last.prompt]
+    return [*writer.head, *(t for e in exchanges for t in (*e.prompt, *e.response, *e.end))]
 
 
-def stop_ids(template: TemplateName, tokenizer: Tokenizer) -> list[int]:
+def stop_ids(template: Template, tokenizer: Tokenizer) -> list[int]:
     """The ids that end an answer: EOS, and the chat template's end-of-turn token."""
-    _, end = _frame(template, tokenizer)
-    return sorted({int(tokenizer.eos_token_id), end})
+    return _writer(template, tokenizer).stops
 
 
-def _frame(template: TemplateName, tokenizer: Tokenizer) -> tuple[list[int], int]:
-    """The ids before an example (a chat template writes its own), and the one after each response."""
+def prints_date(template: Template, tokenizer: Tokenizer) -> bool:
+    """Whether the template prints the day, so that its prompts are others tomorrow."""
+    chat = _writer(template, tokenizer).chat
+    return chat is not None and chat.prints_date()
+
+
+def remarks(template: Template, tokenizer: Tokenizer) -> list[str]:
+    """What the template does of its own accord and the data do not show, a sentence each."""
+    chat = _writer(template, tokenizer).chat
+    if chat is None:
+        return []
+    found = []
+    preface = chat.preface() if template.system is None else ""
+    if preface:
+        found.append(
+            f"The chat template writes {preface!r} before every chat without a system turn;"
+            ' data.system = "..." puts another system prompt there.'
+        )
+    if chat.prints_date():
+        day = f"as which the run keeps {template.date}" if template.date else "as which a run keeps its first"
+        found.append(f"The chat template prints today's date, {day}; data.date sets it.")
+    if not chat.ends:
+        found.append(
+            f"The chat template writes no end of turn: {chat.eos} is added after the last response of each"
+            " chat, and nothing after earlier ones."
+        )
+    return found
+
+
+def _writer(template: Template, tokenizer: Tokenizer) -> _Writer:
     if not getattr(tokenizer, "is_fast", True):
         raise TemplateError("the tokenizer is not a fast one; load the base with its tokenizer.json")
     if tokenizer.eos_token_id is None:
         raise TemplateError("the tokenizer has no EOS token, so no answer would end; set its eos_token")
-    eos = int(tokenizer.eos_token_id)
-    if template == "chat":
-        return [], special_tokens(tokenizer).get(end_of_turn(tokenizer), eos)
-    return beginning(tokenizer), eos
+    chat = chat_template(template, tokenizer) if template.name == "chat" else None
+    head = beginning(tokenizer) if chat is None else []  # a chat template writes its own
+    return _Writer(template, tokenizer, head, int(tokenizer.eos_token_id), chat)
 
 
-def _held(turns: Sequence[Turn], barred: set[str]) -> str:
+def _held(turns: Sequence[Turn], barred: Sequence[str]) -> str:
     texts = [text for turn in turns for text in (turn.text, turn.context)]
-    return next((token for token in sorted(barred) if any(token in text for text in texts)), "")
+    return next((token for token in barred if any(token in text for text in texts)), "")
 
 
-def _exchanges(parts: Sequence[Encoded]) -> list[_Exchange]:
-    pairs = zip(parts[::2], parts[1::2], strict=True)
-    return [_Exchange(prompt.ids, prompt.context, response.ids) for prompt, response in pairs]
+def _exchanges(segments: Sequence[Segment], ids: Sequence[Encoded]) -> list[_Exchange]:
+    pairs = zip(ids[::2], ids[1::2], segments[1::2], strict=True)
+    return [_Exchange(ask.ids, ask.context, reply.ids, text.end) for ask, reply, text in pairs]
 
 
-def _fitted(exchanges: list[_Exchange], room: int) -> list[_Exchange]:
-    """At most `room` tokens, or no exchange at all."""
+def _fitted(exchanges: list[_Exchange], room: int, eos: int) -> list[_Exchange]:
+    """At most `room` tokens, or no exchange at all; the last one has an end."""
     exchanges = _contexts_cut(exchanges, sum(exchange.size for exchange in exchanges) - room)
     while exchanges:
-        over = sum(exchange.size for exchange in exchanges) - room
         *others, last = exchanges
+        last = _ended(last, eos)
+        over = sum(exchange.size for exchange in (*others, last)) - room
         if over < len(last.response):
             return [*others, replace(last, response=last.response[: len(last.response) - max(over, 0)])]
         exchanges = others
     return []
+
+
+def _ended(last: _Exchange, eos: int) -> _Exchange:
+    return replace(last, end=last.end or (eos,))
 
 
 def _contexts_cut(exchanges: list[_Exchange], over: int) -> list[_Exchange]:
@@ -191,17 +281,18 @@ def _contexts_cut(exchanges: list[_Exchange], over: int) -> list[_Exchange]:
 
 
 def _rendered(
-    whole: list[_Exchange], max_tokens: int, head: list[int], end: int, loss_on: LossOn
+    whole: list[_Exchange], max_tokens: int, writer: _Writer, loss_on: LossOn, example: Example
 ) -> Rendered | Dropped:
     if not all(exchange.response for exchange in whole):
-        return Dropped(reason="a response has no token")
-    kept = _fitted(whole, max_tokens - len(head))
+        return Dropped(reason="a response has no token", where=example.where)
+    *earlier, last = whole
+    whole = [*earlier, _ended(last, writer.eos)]
+    kept = _fitted(whole, max_tokens - len(writer.head), writer.eos)
     if not kept:
-        return Dropped(reason="its prompt leaves no room for a response")
-    pieces = [
-        (head, False),
-        *(piece for e in kept for piece in ((e.prompt, False), ([*e.response, end], True))),
-    ]
+        return Dropped(reason="its prompt leaves no room for a response", where=example.where)
+    pieces = [(writer.head, False)]
+    for exchange in kept:
+        pieces += [(exchange.prompt, False), ([*exchange.response, *exchange.end], True)]
     ids = np.fromiter(chain.from_iterable(piece for piece, _ in pieces), dtype=np.int32)
     trained = np.repeat([mark or loss_on == "all" for _, mark in pieces], [len(piece) for piece, _ in pieces])
     trained[0] = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shepherd.data.examples import Example
-from shepherd.data.template import Dropped, LossOn, Rendered, TemplateName, Tokenizer, render_all
+from shepherd.data.template import Dropped, LossOn, Rendered, Template, Tokenizer, render_all
 from shepherd.errors import DataError
 
 ARRAYS = {"ids": np.int32, "trained": np.bool_, "offsets": np.int64}
@@ -118,7 +118,10 @@ def _joined(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> Tok
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What became of some examples. `dropped` counts by reason; tokens are those of kept examples."""
+    """What became of some examples; tokens are those of kept examples.
+
+    `dropped` counts by reason, and `first` is where the first one of each reason comes from.
+    """
 
     examples: int
     kept: int
@@ -127,6 +130,7 @@ class Counts:
     tokens: int
     trained: int
     cut_tokens: int
+    first: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def masked(self) -> int:
@@ -153,31 +157,37 @@ def count(outcomes: Iterable[Rendered | Dropped]) -> Counts:
     """Counts over what `render_all` gave."""
     outcomes = list(outcomes)
     kept = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
+    dropped = [outcome for outcome in outcomes if isinstance(outcome, Dropped)]
     return Counts(
         examples=len(outcomes),
         kept=len(kept),
         cut=sum(outcome.cut > 0 for outcome in kept),
-        dropped=dict(Counter(o.reason for o in outcomes if isinstance(o, Dropped))),
+        dropped=dict(Counter(outcome.reason for outcome in dropped)),
         tokens=sum(len(outcome.ids) for outcome in kept),
         trained=sum(int(outcome.trained.sum()) for outcome in kept),
         cut_tokens=sum(outcome.cut for outcome in kept),
+        first={outcome.reason: outcome.where for outcome in reversed(dropped)},
     )
 
 
 def tokenise(
     examples: Sequence[Example],
-    template: TemplateName,
+    template: Template,
     tokenizer: Tokenizer,
     *,
     max_tokens: int,
     loss_on: LossOn = "responses",
+    drop_refused: bool = False,
 ) -> tuple[Tokens, NDArray[np.int64], Counts]:
     """The kept examples as tokens, their indices in `examples` (ascending), and the counts.
 
     Raises:
-        TemplateError: the template cannot render with this tokenizer.
+        TemplateError: the template cannot render with this tokenizer, or refuses an example and
+            `drop_refused` is not set.
     """
-    outcomes = render_all(examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on)
+    outcomes = render_all(
+        examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on, drop_refused=drop_refused
+    )
     kept = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rendered)]
     pairs = [(o.ids, o.trained) for o in outcomes if isinstance(o, Rendered)]
     return _joined(pairs), np.array(kept, dtype=np.int64), count(outcomes)

@@ -33,7 +33,11 @@ def report(found: Report, stream: TextIO | None = None) -> None:
     groups = [("category", found.by_category), ("client", _few(found.by_client))]
     console.print(_counts([*groups, ("", {"all": found.counts})]))
     for reason, number in found.counts.dropped.items():
-        console.print(f"{number} dropped: {reason}", markup=False)
+        first = found.counts.first.get(reason)
+        where = f" (the first: {first})" if first else ""
+        console.print(f"{number} dropped: {reason}{where}", markup=False, soft_wrap=True)
+    for remark in found.remarks:
+        console.print(remark, markup=False, soft_wrap=True)
 
 
 def _masked(spans: Sequence[tuple[str, bool]]) -> Text:

@@ -21,7 +21,7 @@ from shepherd import card, checkpoint, folder, plugins, prepare, progress, selec
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import ServerState, seed_for
 from shepherd.data.examples import Example
-from shepherd.data.template import stop_ids
+from shepherd.data.template import Template, stop_ids
 from shepherd.errors import (
     CheckpointError,
     DataError,
@@ -128,7 +128,7 @@ class SilosRun:
         self.holder.require_held()
         adapter = self._state().adapter
         files.write(self.holder.adapter, adapter, self.base)
-        stop = stop_ids(self.settings.data.template, self.base.tokenizer)
+        stop = stop_ids(Template.of(self.settings.data), self.base.tokenizer)
         files.write_beside(self.holder.adapter, self.base, stop)
         scores: Mapping[str, tuple[float, float]] = {}
         if answer and self.settings.evaluation.answers:
@@ -235,7 +235,7 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = log.info) -> Sil
     base = load_base(settings)
     if told := files.rehearse(base):
         say(told)
-    settings = _resolved(settings, base, sites)
+    settings = prepare.dated(_resolved(settings, base, sites), base.tokenizer)
     order = Order(
         run=secrets.token_hex(8),
         base=digest(folder_of(placed(settings.model).base, settings.model.revision)),

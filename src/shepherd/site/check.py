@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from shepherd import prepare
 from shepherd.data import lint
+from shepherd.data.template import Template
 from shepherd.errors import ShepherdError
 from shepherd.prepare import Division
 from shepherd.settings import AdapterTable, RunSettings
@@ -162,10 +163,11 @@ def _data(run: RunSettings, samples: int) -> FoundData:
     if run.model.base:
         report = lint.report(
             division.reading.examples,
-            run.data.template,
+            Template.of(run.data),
             load_tokenizer(run.model),
             max_tokens=run.data.max_tokens,
             loss_on=run.tuning.loss_on,
+            drop_refused=run.data.on_bad_row == "skip",
             clients=division.clients,
             samples=samples,
             seed=run.data_seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from shepherd import prepare
 from shepherd.data.examples import Example
-from shepherd.errors import FolderError
+from shepherd.errors import DataError, FolderError
 from shepherd.federation.wire import version
 from shepherd.folder import mending
 from shepherd.loading import load_base
@@ -20,7 +21,10 @@ from shepherd.model import base as bases
 from shepherd.model import memory
 from shepherd.prepare import Prepared
 from shepherd.settings import AdapterTable, ModelTable, RunSettings
+from shepherd.site import faults
 from shepherd.site.store import sweep
+
+log = logging.getLogger(__name__)
 
 FOLDERS = 4  # of tokens on the disk: those used last
 
@@ -83,6 +87,8 @@ class Holding:
 
     def _made(self, settings: RunSettings, key: str) -> Prepared:
         made = prepare.one_client(settings, self.name, bases.load_tokenizer(settings.model))
+        for dropped in made.dropped:
+            log.info("%s", faults.logged(DataError(dropped)))
         folder = self.home / "data" / key
         with mending(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,327 @@
+"""A tokenizer's chat template: the prompts and responses of a chat, as the template writes them.
+
+An answer is never looked for by its text. A chat is rendered with the answer and with a word in its place:
+what follows the word follows the answer. And it begins where the prompt that asks for it ends, so that prompt
+has to be how the answered chat begins, or training and generation would not agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+from shepherd.data.examples import Turn
+from shepherd.data.segments import Segment, Template, Tokenizer, added_tokens, special_tokens
+from shepherd.errors import TemplateError
+
+USER, ANSWER, LATER = "qzxuserxzq", "qzxanswerxzq", "qzxlaterxzq"
+"""Words that stand for texts, which no template changes and nobody writes."""
+TRIAL = (Turn(role="user", text=USER), Turn(role="assistant", text=ANSWER), Turn(role="user", text=LATER))
+SWITCHES = ("enable_thinking", "thinking")
+"""What chat templates call the variable that turns thoughts off and on."""
+TAG = re.compile(r"<[^<>\s]+>")
+
+
+class Refusal(Exception):
+    """A chat cannot be rendered so that it can be trained: the reason, and how to fix it."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(f"{reason}; {fix}")
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A chat template with what a run file lays over it, and what trial chats have shown of it.
+
+    `ends` are the tokens that it writes right after the last response, `after_user` what it writes from a
+    user's text to the answer, and `as_parts` says that it wants texts as lists of parts.
+    """
+
+    template: Template
+    tokenizer: Tokenizer
+    source: str
+    eos: str
+    ids: Mapping[str, int]
+    as_parts: bool = False
+    ends: tuple[str, ...] = ()
+    after_user: str = ""
+
+    @property
+    def barred(self) -> set[str]:
+        """What no text of a chat may hold, since it would be read as the template's own."""
+        return special_tokens(self.tokenizer) | {*self.ends, self.eos}
+
+    @property
+    def stops(self) -> set[int]:
+        """The tokens that end an answer: EOS, and the first that the template writes after it."""
+        return {self.ids[token] for token in (self.eos, *self.ends[:1])}
+
+    def write(self, turns: Sequence[Turn], *, to_answer: bool) -> str:
+        """The text of a chat, and of the prompt for an answer to it.
+
+        Raises:
+            Refusal: the template refuses it.
+        """
+        messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self.source,
+                    tokenize=False,
+                    add_generation_prompt=to_answer,
+                    **self.template.options,
+                )
+            )
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".").replace('"', "'")
+            raise Refusal(
+                f'the chat template refuses this chat: "{reason}"',
+                "change its turns, or set another data.template",
+            ) from error
+
+    def _content(self, turn: Turn) -> Any:
+        text = f"{turn.text}\n\n{turn.context}" if turn.context else turn.text
+        return [{"type": "text", "text": text}] if self.as_parts else text
+
+    def segments(self, turns: Sequence[Turn]) -> list[Segment]:
+        """Prompt, response, prompt, response, ...; ends with a prompt if the last turn is the user's.
+
+        Raises:
+            Refusal: the template refuses this chat, or does not keep what it says.
+        """
+        answered = turns[-1].role == "assistant"
+        answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+        # up to each answer, and the whole
+        parts = [turns[:place] for place in (*answers, len(turns))]
+        texts = [self.write(part, to_answer=not answered or part is not parts[-1]) for part in parts]
+        found: list[Segment] = []
+        at = 0
+        for number, (before, after) in enumerate(pairwise(texts), 1):
+            last = answered and number == len(answers)
+            found.append(self._prompt(before[at:], turns[answers[number - 1] - 1], number, first=at == 0))
+            response, ends = self._response(parts[number], answers[number - 1], before, after, number, last)
+            found.append(Segment(text=response, end=tuple(self.ids[token] for token in ends)))
+            at = len(before) + len(response) + len("".join(ends))
+        if not answered:
+            found.append(self._prompt(texts[-1][at:], turns[-1], len(answers) + 1, first=at == 0))
+        system = turns[0].text.strip() if turns[0].role == "system" else ""
+        if not any(system in prompt.text for prompt in found[::2]):
+            raise _rewritten("the system text")
+        return found
+
+    def _prompt(self, text: str, user: Turn, number: int, *, first: bool) -> Segment:
+        if not (user.text.strip() in text and user.context.strip() in text):
+            raise _rewritten(f"the text of user turn {number}")
+        # what is cut to fit has to be the user's and no part of a header
+        inside, context = text.removesuffix(self.after_user).rstrip(), user.context.strip()
+        found = context and text.endswith(self.after_user) and inside.endswith(context)
+        return Segment(
+            text=text, first=first, context=(len(inside) - len(context), len(inside)) if found else (0, 0)
+        )
+
+    def _response(
+        self, turns: Sequence[Turn], place: int, before: str, after: str, number: int, last: bool
+    ) -> tuple[str, tuple[str, ...]]:
+        """What the model writes to answer the prompt `before`, and the tokens that end it.
+
+        Args:
+            after: where the answer stands: the prompt for the next one, or the whole chat.
+        """
+        answer = turns[place].text.strip()
+        marked = [*turns[:place], replace(turns[place], text=ANSWER), *turns[place + 1 :]]
+        _, stands, rest = self.write(marked, to_answer=not last).rpartition(ANSWER)
+        if not stands or not after.endswith(rest):
+            raise _rewritten(f"response {number}")
+        written = after.removesuffix(rest)
+        if written.startswith(before):
+            response = written[len(before) :]
+        else:
+            common = _whole_tags(_shared(before, written))
+            if last and f"{common}{answer}".startswith(before):  # it begins with the thought that is opened
+                return f"{common}{answer}"[len(before) :], self._end(rest)[1]
+            self._require_prompt(turns, before, common, number, last)
+            response = written[len(common) :]
+        said = before[len(before) - len(self.after_user) :] + response  # a thought may begin in the prompt
+        if not (said.endswith(answer) or _bare(said).endswith(_bare(answer))):
+            raise _rewritten(f"response {number}")
+        space, ends = self._end(rest)
+        return response + space, ends
+
+    def _end(self, rest: str) -> tuple[str, tuple[str, ...]]:
+        """The white space and the end-of-turn tokens with which the text after a response begins."""
+        close = rest.lstrip()
+        for ends in (self.ends, (self.eos,)):
+            if ends and close.startswith("".join(ends)):
+                return rest[: len(rest) - len(close)], ends
+        return "", ()
+
+    def _require_prompt(
+        self, turns: Sequence[Turn], before: str, common: str, number: int, last: bool
+    ) -> None:
+        """Raise Refusal unless a last answer may follow the prompt, which is not how the chat begins.
+
+        It may where the prompt alone opens and closes a thought; the model is fed that, too.
+        """
+        opened = before[len(common) :]
+        if turns[0].role == "system" and turns[0].text.strip() not in common:
+            raise Refusal(
+                "the chat template drops the system text once a turn is answered",
+                "take the system turn out, or data.system",
+            )
+        if not last:
+            raise Refusal(
+                f"the chat template asks for response {number} by {opened!r}, and leaves that out once later"
+                " turns follow",
+                f"{self._switch(turns)}use one exchange an example",
+            )
+        if len(opened) > len(self.after_user) or _is_open(opened):
+            raise Refusal(
+                f"the chat template asks for response {number} by {opened!r}, and leaves that out once it is"
+                " answered",
+                f"{self._switch(turns)}begin each response with that text, or set another data.template",
+            )
+
+    def _switch(self, turns: Sequence[Turn]) -> str:
+        """The option under which this chat can be used, as a beginning of the fix."""
+        for name in SWITCHES:
+            if name in self.template.options or not re.search(rf"\b{name}\b", self.source):
+                continue
+            for value in (False, True):
+                options = {**self.template.options, name: value}
+                with suppress(Refusal, TemplateError):
+                    chat_template(replace(self.template, options=options), self.tokenizer).segments(turns)
+                    return f"set data.template_options.{name} = {str(value).lower()}, "
+        return ""
+
+    def preface(self) -> str:
+        """What it writes before a chat of its own accord, without its tokens; "" where that is nothing."""
+        first = self._without_tokens(self.write(TRIAL[:1], to_answer=True).partition(USER)[0])
+        try:
+            later = self.write(TRIAL, to_answer=True).partition(ANSWER)[2].partition(LATER)[0]
+        except Refusal:
+            return first.strip()
+        shared = _shared(first[::-1], self._without_tokens(later)[::-1])  # a turn's header
+        return first[: len(first) - len(shared)].strip()
+
+    def _without_tokens(self, text: str) -> str:
+        for token in sorted(self.ids, key=len, reverse=True):
+            text = text.replace(token, " ") if token.strip() else text
+        return text
+
+    def prints_date(self) -> bool:
+        """Whether it prints the day, so that a chat is another one tomorrow."""
+        days = (replace(self.template, date=day) for day in ("2000-01-02", "2011-10-09"))
+        one, other = (chat_template(template, self.tokenizer) for template in days)
+        asked = self.template.opened(TRIAL[:1])
+        return one.write(asked, to_answer=True) != other.write(asked, to_answer=True)
+
+
+def chat_template(template: Template, tokenizer: Tokenizer) -> ChatTemplate:
+    """The tokenizer's chat template under `template`'s options; what trial chats show of it is kept.
+
+    Raises:
+        TemplateError: there is none, it reads no such option, or it refuses a chat of one exchange.
+    """
+    if not tokenizer.chat_template:
+        raise TemplateError('the tokenizer has no chat template; set data.template = "alpaca" or another')
+    source = tokenizer.get_chat_template()
+    for name in template.options:
+        if not re.search(rf"\b{re.escape(name)}\b", source):
+            raise TemplateError(f"the chat template knows no {name}; take it out of data.template_options")
+    try:
+        return _learned(template, tokenizer, source, tokenizer.eos_token_id, len(tokenizer))
+    except Refusal as refusal:
+        system = "" if template.system is None else " with the system prompt of data.system"
+        raise TemplateError(f"a trial chat{system}: {refusal}") from refusal
+
+
+@lru_cache(maxsize=16)
+def _learned(template: Template, tokenizer: Tokenizer, source: str, eos: int, size: int) -> ChatTemplate:
+    """`eos` and `size` are only there to tell a tokenizer from itself after a change."""
+    ids = added_tokens(tokenizer)
+    end = next((text for text, number in ids.items() if number == eos), tokenizer.decode([eos]))
+    bare = ChatTemplate(template, tokenizer, _dated(source, template.date), end, {**ids, end: eos})
+    asked, answered = template.opened(TRIAL[:1]), template.opened(TRIAL[:2])
+    parts = replace(bare, as_parts=True)
+    chat = parts if USER not in _tried(bare, asked) and USER in _tried(parts, asked) else bare
+    after = chat.write(answered, to_answer=False).rpartition(ANSWER)[2]
+    return replace(
+        chat,
+        ends=_tokens_at_start(after.lstrip(), ids, end),
+        after_user=chat.write(asked, to_answer=True).rpartition(USER)[2],
+    )
+
+
+def _tried(chat: ChatTemplate, turns: Sequence[Turn]) -> str:
+    with suppress(Refusal):
+        return chat.write(turns, to_answer=True)
+    return ""
+
+
+def _tokens_at_start(text: str, ids: Mapping[str, int], eos: str) -> tuple[str, ...]:
+    """The added tokens, one right after another, that a text begins with; EOS is the last of them."""
+    found: list[str] = []
+    while eos not in found:
+        token = max((token for token in ids if token.strip() and text.startswith(token)), key=len, default="")
+        if not token:
+            break
+        found.append(token)
+        text = text[len(token) :]
+    return tuple(found)
+
+
+def _dated(source: str, day: str) -> str:
+    """The template with another clock than the machine's, which transformers gives it."""
+    if not day or "strftime_now" not in source:
+        return source
+    when = date.fromisoformat(day)
+    codes = {f"%{code}": when.strftime(f"%{code}") for code in "aAbBcdDeFHIjmMpSTuUVwWxXyY"}
+    codes |= {"%-d": str(when.day), "%-m": str(when.month)}
+    said = "".join(f"|replace('{code}', '{text}')" for code, text in codes.items())
+    # no block may come right before the template: jinja would take a line break after it away
+    return f"{{%- macro strftime_now(format) %}}{{{{ format{said} }}}}{{%- endmacro %}}{{{{ '' }}}}{source}"
+
+
+def _rewritten(what: str) -> Refusal:
+    return Refusal(
+        f"the chat template leaves out or rewrites {what}",
+        "use a template that keeps it as it is, or take out what it does not keep (a thought, a turn)",
+    )
+
+
+def _shared(one: str, other: str) -> str:
+    """The longest common beginning of two texts."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return one[: next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))]
+
+
+def _whole_tags(text: str) -> str:
+    """Without a tag at its end that is only begun.
+
+    >>> _whole_tags("<think>\\n<"), _whole_tags("<think>")
+    ('<think>\\n', '<think>')
+    """
+    return text[: text.rindex("<")] if text.rfind("<") > text.rfind(">") else text
+
+
+def _bare(text: str) -> str:
+    """Without white space: a template may write a thought's line breaks its own way."""
+    return "".join(text.split())
+
+
+def _is_open(text: str) -> bool:
+    """Whether a tag is opened and not closed.
+
+    >>> _is_open("<think>\\n"), _is_open("<think>\\n\\n</think>\\n\\n"), _is_open("</think>"), _is_open("\\n")
+    (True, False, False, False)
+    """
+    tags = TAG.findall(text)
+    return len(tags) % 2 == 1 and not tags[-1].startswith("</")

