@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from shepherd import card
 from shepherd.data.examples import Turn
-from shepherd.data.segments import segments
+from shepherd.data.segments import styled
 from shepherd.settings import parse
 
 HUB = {"model": {"base": "org/model", "revision": "v2"}, "data": {"source": "org/data", "holdout": 0.2}}
@@ -96,7 +96,7 @@ def test_the_prompt_in_it_is_what_was_trained_on() -> None:
     for template in ("alpaca", "alpaca-short", "vicuna", "plain"):
         text = written({**HUB, "data": {**HUB["data"], "template": template}})
         line = next(line for line in text.splitlines() if line.startswith("prompt = tokenizer("))
-        (part,) = segments([Turn(role="user", text="Name two rivers.")], template, None, "")
+        (part,) = styled([Turn(role="user", text="Name two rivers.")], template, 0)
         assert (
             ast.literal_eval(line.removeprefix("prompt = tokenizer(").partition(", return")[0]) == part.text
         )
