@@ -205,15 +205,11 @@ def _widths(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear module, quantised ones too; None for any other module."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
-    if isinstance(module, nn.Linear) and not _gives_more(module):
+    # an architecture's routers also choose experts (Llama 4), its grouped ones are several in one (DeepSeek-V4)
+    other = any(word in type(module).__name__ for word in ("Router", "Grouped"))
+    if isinstance(module, nn.Linear) and not other:
         return module.in_features, module.out_features
     return None
-
-
-def _gives_more(module: nn.Linear) -> bool:
-    """Whether it is a router of an architecture, such as Llama 4's, which also chooses experts."""
-    kind = type(module)
-    return kind.forward is not nn.Linear.forward and ".modeling_" in kind.__module__
 
 
 def _chosen(model: nn.Module, found: Mapping[str, nn.Module], targets: str | Sequence[str]) -> list[str]:
