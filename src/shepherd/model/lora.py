@@ -205,7 +205,7 @@ def _widths(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear module, quantised ones too; None for any other module."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
-    # an architecture's routers also choose experts (Llama 4), its grouped ones are several in one (DeepSeek-V4)
+    # routers also choose experts (Llama 4), grouped ones are several in one (DeepSeek-V4)
     other = any(word in type(module).__name__ for word in ("Router", "Grouped"))
     if isinstance(module, nn.Linear) and not other:
         return module.in_features, module.out_features
