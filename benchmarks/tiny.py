@@ -39,6 +39,7 @@ WHERE_NONE = {  # set though the default is none
     "sliding_window", "attention_chunk_size", "head_dim", "num_key_value_heads", "n_routed_experts",
     "bos_token_id", "eos_token_id", "pad_token_id",
 }  # fmt: skip
+DELTA_NETS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 OWN: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": 64},
     "bailing_hybrid": {"linear_head_dim": 16, "linear_num_heads": 4, "num_expert_group": 1},
@@ -65,6 +66,10 @@ OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
     "mimo_v2_flash": {"num_key_value_heads": 2},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    **{kind: {"layer_types": ["linear_attention", "full_attention"]} for kind in DELTA_NETS},
     "moshi": {"audio_vocab_size": 300},
     "qwen2_moe": {"use_sliding_window": True, "max_window_layers": 1},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},

@@ -64,7 +64,9 @@ def test_a_right_base_runs_packed_and_pads_its_prompts(saved, name, dtype) -> No
 
 
 @pytest.mark.skipif(not SMOLLM2.is_dir(), reason=f"SmolLM2-135M-Instruct is not in {SMOLLM2}")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float32", "float16"))]
+)
 def test_real_weights_run_packed(dtype) -> None:
     assert load(SMOLLM2, dtype).proof == Proof(unpacked="", pads=True)
 

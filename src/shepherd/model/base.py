@@ -37,6 +37,8 @@ class Proof:
     """Why examples run as padded batches of one client; empty where they run packed."""
     pads: bool = True
     """Whether prompts of several lengths are answered in one batch as each alone."""
+    batches: bool = True
+    """Whether prompts of one length are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

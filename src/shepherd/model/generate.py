@@ -53,7 +53,8 @@ def generate(
         stage(f"answering {len(prompts):,} prompts", len(prompts) * len(adapters)) as now,
     ):
         for arms in _arms(base, len(adapters)):
-            for places in _batches(prompts, max(1, BATCH // len(arms)), base.proof.pads):
+            size = max(1, BATCH // len(arms)) if base.proof.batches else 1
+            for places in _batches(prompts, size, base.proof.pads):
                 batch, chosen = [prompts[i] for i in places], [adapters[k] for k in arms]
                 new = answer(base, chosen, batch, max_new_tokens, stop, temperature, top_p)
                 for k, rows in zip(arms, new, strict=True):
@@ -97,7 +98,8 @@ def room(base: Base, longest: int, wanted: int) -> int:
 
 def _arms(base: Base, count: int) -> list[list[int]]:
     """Which adapters answer in one batch: all, or each alone where rows may meet in the base (a router)."""
-    return [list(range(count))] if base.packed else [[k] for k in range(count)]
+    together = base.packed and base.proof.batches
+    return [list(range(count))] if together else [[k] for k in range(count)]
 
 
 def _batches(prompts: Sequence[Sequence[int]], size: int, pads: bool) -> Iterator[list[int]]:

@@ -81,7 +81,9 @@ def prove(base: Base, longest: int | None = None) -> Proof:
     why_unpacked = _fault(_packed, exact, own, base.dtype, rough, allowed)
     if why_unpacked and (fault := _fault(_batched, exact, own, base.dtype, rough, allowed)):
         raise BaseError(f"{_named(base)} cannot be trained here: {fault}; use another base")
-    return Proof(unpacked=why_unpacked, pads=_pads(exact))
+    pads = _answers_alike(exact, [exact.examples[-1], exact.examples[0]])
+    batches = pads or _answers_alike(exact, [e[: len(exact.examples[-1])] for e in exact.examples[2:]])
+    return Proof(unpacked=why_unpacked, pads=pads, batches=batches)
 
 
 def _named(base: Base) -> str:
@@ -391,10 +393,10 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
     return max(float(_apart(states, own.states).median()), torch.finfo(base.dtype).eps)
 
 
-def _pads(probe: _Probe) -> bool:
-    """Whether two prompts of different lengths, padded on the left, are answered as each alone."""
+def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:
+    """Whether these as prompts, padded on the left, are answered in one batch as each alone."""
     lora.hang(probe.base.model, probe.base.sites, probe.stack)
-    prompts = [probe.examples[-1].tolist(), probe.examples[0].tolist()]
+    prompts = [ids.tolist() for ids in examples]
     try:
         apart = [_scores(probe, [prompt]) for prompt in prompts]
         together = _scores(probe, prompts)
@@ -404,13 +406,13 @@ def _pads(probe: _Probe) -> bool:
 
 
 def _scores(probe: _Probe, prompts: list[list[int]]) -> Tensor:
-    """The logits of the first two tokens of each answer, (n, 2, vocabulary)."""
+    """The logits of the first three tokens of each answer, (n, 3, vocabulary)."""
     ids, mask = left_padded(prompts, 0, probe.base.device)
     with torch.no_grad(), layout.running(layout.sequences([len(prompts)])):
         out = probe.base.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=2,
+            max_new_tokens=3,
             do_sample=False,
             pad_token_id=0,
             output_logits=True,
