@@ -16,19 +16,32 @@ def table(**keys: Any) -> TuningTable:
     return TuningTable(**{"batch_size": 2, "cohort_size": 2, "workers": 1, "micro_batch_tokens": 64, **keys})
 
 
-def test_seconds_are_the_rounds_tokens_by_the_speed_of_a_trial(llama, monkeypatch) -> None:
-    times = iter([0.0, 1.0, 10.0, 10.5])  # the first trial warms up; the second takes half a second
+def clocked(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """Each trial takes so long."""
+    times = (time for each in seconds for time in (0.0, each))
     monkeypatch.setattr(expected, "perf_counter", lambda: next(times))
+
+
+def test_seconds_are_the_rounds_tokens_by_the_speed_of_the_largest_trial(llama, monkeypatch) -> None:
+    clocked(monkeypatch, 9.0, 0.5, 0.8)  # to warm up; 260 tokens; a whole pass of 300
     sample = bases.tokens(60, [10] * 60)
-    found = expected.expected(llama, table(), sample, round_tokens=5000)
-    tried = 250  # 25 examples of 10 tokens: at most 256
-    assert found.seconds_a_round == pytest.approx(5000 / (tried / 0.5))
+    found = expected.expected(llama, table(micro_batch_tokens=300), sample, round_tokens=5000)
+    assert found.seconds_a_round == pytest.approx(5000 / (300 / 0.8))
 
 
-def test_a_slow_base_is_tried_once(llama, monkeypatch) -> None:
-    times = iter([0.0, 50.0])
-    monkeypatch.setattr(expected, "perf_counter", lambda: next(times))
-    assert expected.tokens_per_second(llama, table(), bases.tokens(3, [10] * 3)) == pytest.approx(30 / 50)
+def test_a_slow_base_is_tried_on_little(llama, monkeypatch) -> None:
+    clocked(monkeypatch, 9.0, 50.0)
+    sample = bases.tokens(60, [10] * 60)
+    speed = expected.tokens_per_second(llama, table(micro_batch_tokens=4096), sample)
+    assert speed == pytest.approx(260 / 50)
+
+
+def test_little_data_are_tried_whole(llama, monkeypatch) -> None:
+    clocked(monkeypatch, 9.0, 0.1)
+    sample = bases.tokens(3, [10] * 3)
+    assert expected.tokens_per_second(llama, table(micro_batch_tokens=4096), sample) == pytest.approx(
+        30 / 0.1
+    )
 
 
 def test_each_process_holds_the_base_and_its_own_passes(llama) -> None:

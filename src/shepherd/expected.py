@@ -17,7 +17,7 @@ from shepherd.progress import stage
 from shepherd.settings import TuningTable
 
 TRIAL_TOKENS = 256
-WARM_S = 2.0  # a trial that took less is made again: the first one also starts threads and fills caches
+LONG_S = 1.0  # after a trial of this length no larger one is made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +54,28 @@ def memory_bytes(base: Base, tuning: TuningTable) -> int:
 
 
 def tokens_per_second(base: Base, tuning: TuningTable, sample: Tokens) -> float:
-    """Of tuning, in this process. The trial tunes an adapter that is thrown away."""
-    count = max(1, int(np.searchsorted(np.cumsum(sample.lengths), TRIAL_TOKENS)))
+    """Of tuning, in this process. The trials tune adapters that are thrown away.
+
+    The first, of one example, starts threads and fills caches and is not counted. The others grow to a whole
+    pass as long as they are short, since a small one is slower by the token.
+    """
+    most = tune.micro_batch_tokens(tuning, base.device)
+    with stage("measuring the speed on a few examples"):
+        _timed(base, tuning, sample, 1)
+        tokens = TRIAL_TOKENS
+        while True:
+            took, seconds = _timed(base, tuning, sample, min(tokens, most))
+            if seconds > LONG_S or tokens >= most or took == len(sample.ids):
+                return took / seconds
+            tokens *= 4
+
+
+def _timed(base: Base, tuning: TuningTable, sample: Tokens, tokens: int) -> tuple[int, float]:
+    """One optimiser step on the first examples that hold so many tokens: its tokens, and its seconds."""
+    count = int(np.searchsorted(np.cumsum(sample.lengths), tokens)) + 1
     data = sample.take(np.arange(min(count, len(sample))))
     visit = Visit(client="trial", data=data, steps=[np.arange(len(data))])
     broadcast = Broadcast(round=0, adapter=base.zero, seed=0)
-    with stage("measuring the speed on a few examples"):
-        for _ in range(2):
-            began = perf_counter()
-            tune.tune(base, broadcast, fedavg.ALGORITHM, [visit], tuning, learning_rate=tuning.learning_rate)
-            seconds = perf_counter() - began
-            if seconds > WARM_S:
-                break
-    return len(data.ids) / seconds
+    began = perf_counter()
+    tune.tune(base, broadcast, fedavg.ALGORITHM, [visit], tuning, learning_rate=tuning.learning_rate)
+    return len(data.ids), perf_counter() - began
