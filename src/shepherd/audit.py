@@ -137,7 +137,7 @@ class Gap:
 
 
 def _experts(a: NDArray[Any], rank: int | None) -> int:
-    return len(a) // (rank or len(a))
+    return max(1, len(a) // (rank or len(a)))
 
 
 def _exact(tensor: NDArray[np.float32], weight: float = 1.0) -> Matrix:
