@@ -32,7 +32,7 @@ CONFIG = "adapter_config.json"
 WEIGHT = ".weight"
 BASE_KEY = "shepherd.base"  # of the safetensors metadata: the base's fingerprint
 UNDERSTOOD = {
-    "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
+    "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "target_parameters",
     # of no weight for the logits
     "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "peft_version", "revision",
     "task_type",
