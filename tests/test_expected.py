@@ -36,6 +36,20 @@ def test_a_slow_base_is_tried_on_little(llama, monkeypatch) -> None:
     assert speed == pytest.approx(260 / 50)
 
 
+def test_of_several_workers_each_is_as_fast_as_this_process_with_its_threads(llama, monkeypatch) -> None:
+    clocked(monkeypatch, 9.0, 50.0)
+    used, before = [], memory.threads()
+    monkeypatch.setattr(expected.memory, "threads", lambda: 4)
+    monkeypatch.setattr(expected.memory, "use_threads", used.append)
+    speed = expected.tokens_per_second(
+        llama, table(workers=2, micro_batch_tokens=4096), bases.tokens(60, [10] * 60)
+    )
+    assert speed == pytest.approx(2 * 260 / 50)
+    assert used == [2, 4]
+    monkeypatch.undo()
+    assert memory.threads() == before
+
+
 def test_little_data_are_tried_whole(llama, monkeypatch) -> None:
     clocked(monkeypatch, 9.0, 0.1)
     sample = bases.tokens(3, [10] * 3)

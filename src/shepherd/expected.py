@@ -54,12 +54,26 @@ def memory_bytes(base: Base, tuning: TuningTable) -> int:
 
 
 def tokens_per_second(base: Base, tuning: TuningTable, sample: Tokens) -> float:
-    """Of tuning, in this process. The trials tune adapters that are thrown away.
+    """Of tuning, in all processes: of this one with a worker's threads, times the workers.
 
-    The first, of one example, starts threads and fills caches and is not counted. The others grow to a whole
-    pass as long as they are short, since a small one is slower by the token.
+    The trials tune adapters that are thrown away.
     """
     most = tune.micro_batch_tokens(tuning, base.device)
+    workers = 1 if tuning.workers == "auto" else tuning.workers
+    threads = memory.threads()
+    memory.use_threads(max(1, threads // workers))
+    try:
+        return workers * _tried(base, tuning, sample, most)
+    finally:
+        memory.use_threads(threads)
+
+
+def _tried(base: Base, tuning: TuningTable, sample: Tokens, most: int) -> float:
+    """Tokens a second of this process.
+
+    The first trial, of one example, starts threads and fills caches and is not counted. The others grow to a
+    whole pass of `most` tokens as long as they are short, since a small one is slower by the token.
+    """
     with stage("measuring the speed on a few examples"):
         _timed(base, tuning, sample, 1)
         tokens = TRIAL_TOKENS
