@@ -62,7 +62,7 @@ def test_windows_are_proven_as_far_as_the_runs_examples_go(tmp_path, monkeypatch
 
 
 def test_a_missing_base_is_named(tmp_path) -> None:
-    with pytest.raises(BaseError, match=r"has no config\.json"):
+    with pytest.raises(BaseError, match=r"there is no folder .*none, which model\.base names"):
         load_base(runs.settings(tmp_path / "none", tmp_path / "rows", tmp_path / "run"))
 
 

@@ -126,7 +126,6 @@ def test_half_precision_files_are_read_as_float32(llama, folder, kind) -> None:
         ({"layers_to_transform": [0]}, "layers_to_transform"),
         ({"layers_to_transform": 0, "layers_pattern": "layers"}, "layers_"),
         ({"exclude_modules": ["k_proj"]}, "exclude_modules"),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
         ({"megatron_config": {"tensor_parallel": 2}}, "megatron_config"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
