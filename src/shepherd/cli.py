@@ -286,23 +286,63 @@ def _left_out(division: Division) -> None:
 
 @main.command()
 @run_folder
-@click.argument("instruction")
-@click.option("--context", default="", help="A text that the instruction is about.")
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), help="The longest answer.  [default: the run's]"
-)
+@click.argument("instruction", required=False)
+@click.option("--prompts", metavar="FILE", help='One a line, or JSONL rows as the data have; "-" is stdin.')
+@click.option("--context", default="", help="A text that the INSTRUCTION is about.")
+@click.option("--n", type=click.IntRange(min=1), default=1, show_default=True, help="Answers to each prompt.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Of one answer.  [default: the run's]")
 @click.option(
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default="0, the likeliest answer"
 )
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Of sampling."
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of sampling.  [default: a new one, which is said]")
+@click.option("--round", type=click.IntRange(min=1), help="Of a kept checkpoint.  [default: the last]")
 @click.option("--base", is_flag=True, help="Answer with the untuned base, to compare.")
-def generate(folder: Path, instruction: str, **options: Any) -> None:
-    """Answer an instruction with the adapter of a run."""
+@click.option("--json", "as_json", is_flag=True, help="A line an answer: prompt, answer, n, seed.")
+def generate(
+    folder: Path,
+    instruction: str | None,
+    prompts: str | None,
+    context: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answer an INSTRUCTION, or each prompt of a file, with the adapter of a run.
+
+    Answers go to stdout, all else to stderr. INSTRUCTION "-" reads prompts from stdin.
+    """
+    if instruction == "-":
+        instruction, prompts = None, "-"
+    if (instruction is None) == (prompts is None):
+        raise click.UsageError("give an INSTRUCTION, or --prompts FILE")
+    if prompts is not None and context:
+        raise click.UsageError("--context belongs to an INSTRUCTION; rows of a JSONL file have their own")
+    if options["n"] > 1 and not options["temperature"]:
+        raise click.UsageError("--n needs a --temperature above 0; greedy answers are all the same")
+    from shepherd.data.prompts import prompt_of, read, with_context
     from shepherd.folder import read_settings
+    from shepherd.show import answers
 
-    read_settings(folder)
-    from shepherd.asking import generate
+    settings = read_settings(folder)
+    if prompts is None:
+        asked = [with_context(prompt_of(instruction or "", settings.data), context)]
+    else:
+        asked = read(prompts, settings.data)
+    if options["temperature"] and options["seed"] is None:
+        import secrets
 
-    click.echo(generate(folder, instruction, **options))
+        options["seed"] = secrets.randbelow(2**31)
+        answers.said(f"seed {options['seed']}; the same answers again with --seed {options['seed']}")
+    with answers.timed(f"loading {settings.model.base}"):
+        from shepherd.asking import Progress, load_run  # torch takes seconds
+
+        run = load_run(folder)
+    progress = Progress()
+    with answers.alive(progress, len(asked) * options["n"]):
+        found = run.answers(asked, progress=progress, **options)
+        answers.shown(found, several=len(asked) * options["n"] > 1, as_json=as_json)
 
 
 @main.command()

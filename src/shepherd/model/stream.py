@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
 
+import numpy as np
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
@@ -30,8 +31,8 @@ def stream(
 
     Stop tokens are left out, and what is finished stays still. The last are those of `generate` for this
     one prompt, with the same seed. transformers' own generate runs in a thread meanwhile; it ends when the
-    iterator is exhausted or closed. The base, on which the adapters hang, and torch's global generators
-    are taken until then: one at a time.
+    iterator is exhausted or closed. The base, on which the adapters hang, is taken until then: one at a
+    time.
 
     Raises:
         BaseError: as `generate`; when the first answer is asked for.
@@ -40,12 +41,13 @@ def stream(
         return
     generation.require_ranges(max_new_tokens, temperature, top_p)
     room = generation.room(base, len(prompt), max_new_tokens)
+    draws = generation.uniforms(seed, 0, prompt, room)
+    sampler = generation.Sampler(draws[np.newaxis], temperature, top_p) if temperature else None
     steps = _Steps()
 
     def work() -> None:
         try:
-            with generation.seeded(base, seed):
-                generation.answer(base, adapters, [prompt], room, stop, temperature, top_p, steps)
+            generation.answer(base, adapters, [prompt], room, stop, sampler, steps)
         except _Stopped:
             pass
         finally:
