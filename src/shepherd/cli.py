@@ -347,12 +347,28 @@ def generate(
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path), default=Path("run.toml"), metavar="[FILE]")
-def new(file: Path) -> None:
-    """Write a run file with every key, its default and its meaning."""
-    from shepherd.new import write
+@click.option(
+    "--data", metavar="FILE", help="Or a folder with a file a client, or a Hugging Face dataset's id."
+)
+@click.option("--base", metavar="NAME", help="A model's folder or its Hugging Face id.")
+@click.option("--instruction", metavar="COLUMN", help="What is asked.  [default: found, as are the others]")
+@click.option("--context", metavar="COLUMN", help="What it is about; '' for none.")
+@click.option("--response", metavar="COLUMN", help="The answer.")
+@click.option("--messages", metavar="COLUMN", help="A chat's list of turns; '' for none.")
+@click.option("--client", metavar="COLUMN", help="Who holds the row; '' for none.")
+@click.option("--category", metavar="COLUMN", help="The kind of instruction; '' for none.")
+def new(file: Path, data: str | None, base: str | None, **columns: str | None) -> None:
+    """Write a run file with every key, its meaning, and a value that fits the data and the base.
 
-    write(file)
-    click.echo(f"wrote {file}; next: shepherd data check {file}")
+    Without --data it is the embedded world, without --base the embedded tiny base.
+    """
+    from shepherd.new import write  # torch takes seconds
+
+    sources = {"data": data, "base": base}
+    given = {part: name for part, name in columns.items() if name is not None}
+    for sentence in write(file, given=given, **{key: value for key, value in sources.items() if value}):
+        click.echo(sentence)
+    click.echo(f"wrote {file}; next: shepherd data check {shlex.quote(str(file))}")
 
 
 if __name__ == "__main__":
