@@ -7,9 +7,8 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as bytes_of
 from transformers.pytorch_utils import Conv1D
@@ -19,6 +18,9 @@ from shepherd.errors import AdapterError, FolderError
 from shepherd.model.base import Base
 from shepherd.model.lora import layers, scaling
 from shepherd.settings import AdapterTable
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -65,6 +67,8 @@ def _ordered(content: bytes) -> bytes:
 
 def config_of(base: Base) -> LoraConfig:
     """The PEFT configuration that gives the same logits."""
+    from peft import LoraConfig  # seconds, that a question to a run need not wait for
+
     table = base.adapter
     bases = [layer.base for _, layer in layers(base.model, base.sites)]
     return LoraConfig(
