@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from shepherd import folder
-from shepherd.asking import adapter_of, generate
-from shepherd.errors import CheckpointError, DataError, FolderError
+import shepherd
+from shepherd import asking, folder
+from shepherd.asking import Answerer, adapter_of, generate, load_run
+from shepherd.data.prompts import prompt_of
+from shepherd.errors import BaseError, CheckpointError, DataError, FolderError
 from shepherd.loading import load_base
 from shepherd.run import open_run
 from tests import runs
@@ -24,6 +26,11 @@ def asked(llama_folder, tmp_path_factory) -> Path:
     next(run.rounds())
     run.close()
     return output
+
+
+@pytest.fixture(scope="module")
+def answerer(asked) -> Answerer:
+    return load_run(asked)
 
 
 def test_a_run_answers_with_its_adapter_and_without(asked) -> None:
@@ -61,3 +68,80 @@ def test_a_checkpoint_of_another_base_is_named(asked, tmp_path) -> None:
     wider = bases.load(Path(load_base(folder.read_settings(asked)).name), rank=3, alpha=24)
     with pytest.raises(CheckpointError, match="is of another adapter: tensor"):
         adapter_of(asked, wider)
+
+
+# --- many prompts, one load
+
+MANY = ["w5 w9", "w30 w31 w32 w33 w34", {"instruction": "w5 w9", "context": "w7"}]
+
+
+def test_many_prompts_are_answered_from_one_load_as_each_alone(asked, answerer, monkeypatch) -> None:
+    loads = []
+    load = asking.load_base
+    monkeypatch.setattr(asking, "load_base", lambda *given: loads.append(1) or load(*given))
+    found = shepherd.generate(asked, MANY, max_new_tokens=6)
+    assert len(loads) == 1
+    assert found == [
+        answerer.generate("w5 w9", max_new_tokens=6),
+        answerer.generate("w30 w31 w32 w33 w34", max_new_tokens=6),
+        answerer.generate("w5 w9", "w7", max_new_tokens=6),
+    ]
+    assert len(loads) == 1
+    assert answerer.generate([]) == []
+
+
+def test_the_same_seed_gives_the_same_answers_and_no_seed_gives_new_ones(answerer, monkeypatch) -> None:
+    def sampled(**options: object) -> list[tuple[str, int, int | None]]:
+        found = answerer.answers(
+            [prompt_of(each, answerer.settings.data) for each in MANY],
+            **{"n": 3, "temperature": 1.5, "max_new_tokens": 8, **options},
+        )
+        return [(each.text, each.n, each.seed) for each in found]
+
+    first = sampled()
+    assert [n for _, n, _ in first] == [1, 2, 3] * 3
+    assert len({text for text, _, _ in first}) >= 6
+    seed = first[0][2]
+    assert sampled(seed=seed) == first
+    assert sampled() != first
+    monkeypatch.setattr(asking, "AT_ONCE", 2)  # given in the order of the prompts all the same
+    assert sampled(seed=seed) == first
+
+
+def test_answers_say_whether_they_were_cut(answerer) -> None:
+    prompt = [prompt_of("w5 w9", answerer.settings.data)]
+    (short,) = answerer.answers(prompt, max_new_tokens=1)
+    assert short.cut
+    assert short.seed is None
+
+
+def test_a_kept_round_answers_and_another_is_named(llama_folder, tmp_path) -> None:
+    data = runs.written(tmp_path / "rows.jsonl")
+    tables = {"federation": {"rounds": 3}, "checkpoints": {"keep": 2}}
+    run = open_run(runs.settings(llama_folder, data, tmp_path / "run", **tables))
+    states = {state.round: state.adapter for state, _ in run.rounds()}
+    run.finish()
+    kept = load_run(tmp_path / "run")
+    assert kept.adapter(2) == states[2]
+    assert kept.adapter(3) == kept.adapter() == states[3]
+    assert isinstance(kept.generate("w5", round=2, max_new_tokens=2), str)
+    with pytest.raises(
+        FolderError, match=r"keeps no checkpoint of round 1 but of 2, 3; ask for one of these"
+    ):
+        kept.adapter(1)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "error", "sentence"),
+    [
+        (["w5", " "], {}, DataError, "prompt 2: the instruction is empty"),
+        (["w5", "w6 " * 70], {}, BaseError, "prompt 2 has 7. tokens and base .* reads 64; shorten"),
+        (["w5"], {"n": 2}, DataError, "2 answers to each prompt need a temperature above 0"),
+        ("w5", {"n": 2, "temperature": 1.0}, DataError, "give the text in a list"),
+        (["w5", "w6"], {"context": "w7"}, DataError, "the context belongs to one instruction"),
+        ("w5", {"temperature": -1.0}, BaseError, "0 is greedy"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(answerer, prompts, options, error, sentence) -> None:
+    with pytest.raises(error, match=sentence):
+        answerer.generate(prompts, **options)

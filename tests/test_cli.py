@@ -1,7 +1,9 @@
 """The command: what it says, where, and with which exit code. The run behind it is a fake one."""
 
 import errno
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +56,15 @@ class FakeRun:
         self.holder.close()
 
 
+class FakeAnswerer:
+    """Answers with what it was asked, and how."""
+
+    def answers(self, prompts: Any, **options: Any) -> Iterator[Any]:
+        for prompt in prompts:
+            text = f"{prompt.text} {prompt.context} {options}"
+            yield SimpleNamespace(prompt=prompt, text=text, n=1, seed=options["seed"], cut=False)
+
+
 @pytest.fixture
 def shepherd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Invoke the command in an empty folder with run.toml; `at(round)` happens before each round."""
@@ -64,7 +75,7 @@ def shepherd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
         fake = types.ModuleType("shepherd.run")
         fake.open_run = lambda settings: FakeRun(settings, at)  # type: ignore[attr-defined]
         asking = types.ModuleType("shepherd.asking")
-        asking.generate = lambda *given, **options: f"{given} {options}"  # type: ignore[attr-defined]
+        asking.load_run = lambda folder: FakeAnswerer()  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "shepherd.run", fake)
         monkeypatch.setitem(sys.modules, "shepherd.asking", asking)
         return CliRunner().invoke(cli.main, words)
@@ -170,11 +181,49 @@ def test_new_writes_a_run_file_that_runs(shepherd: Callable[..., Result]) -> Non
 
 def test_generate_passes_on_what_it_was_asked(shepherd: Callable[..., Result]) -> None:
     shepherd("run", "run.toml")
-    result = shepherd("generate", "runs/run", "Name two.", "--context", "Ann, Bo", "--base")
-    assert "'Name two.'" in result.stdout
-    assert "'context': 'Ann, Bo'" in result.stdout
-    assert "'base': True" in result.stdout
-    assert "'max_new_tokens': None" in result.stdout
+    words = ("--context", "Ann, Bo", "--base", "--round", "2")
+    result = shepherd("generate", "runs/run", "Name two.", *words)
+    assert result.stdout.startswith("Name two. Ann, Bo {")
+    for option in ("'base': True", "'max_new_tokens': None", "'round': 2", "'temperature': 0.0", "'n': 1"):
+        assert option in result.stdout
+    assert re.fullmatch(r"loaded tiny in \d+\.\d s\n", result.stderr)
+
+
+def test_generate_answers_a_file_and_stdin_and_says_its_seed(shepherd: Callable[..., Result]) -> None:
+    shepherd("run", "run.toml")
+    Path("asked.txt").write_text("Name two.\nName three.\n")
+    result = shepherd("generate", "runs/run", "--prompts", "asked.txt", "--temperature", "1", "--json")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["Name two.", "Name three."]
+    seed = rows[0]["seed"]
+    assert result.stderr.startswith(f"seed {seed}; the same answers again with --seed {seed}\n")
+    again = shepherd("generate", "runs/run", "--prompts", "asked.txt", "--temperature", "1", "--json")
+    assert json.loads(again.stdout.splitlines()[0])["seed"] != seed
+    given = CliRunner().invoke(cli.main, ["generate", "runs/run", "-"], input="Name four.\n")
+    assert given.stdout.startswith("Name four.")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "give an INSTRUCTION, or --prompts FILE"),
+        (("a", "--prompts", "x.txt"), "give an INSTRUCTION, or --prompts FILE"),
+        (("-", "--context", "c"), "--context belongs to an INSTRUCTION"),
+        (("a", "--n", "2"), "--n needs a --temperature above 0"),
+        ((" ",), "the instruction is empty"),
+        (("--prompts", "none.txt"), "none.txt cannot be read"),
+        (("--prompts", "runs"), "runs cannot be read (Is a directory)"),
+    ],
+)
+def test_generate_refuses_before_it_loads(
+    shepherd: Callable[..., Result], words: tuple[str, ...], sentence: str
+) -> None:
+    shepherd("run", "run.toml")
+    result = shepherd("generate", "runs/run", *words)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert "load" not in result.stderr
+    assert result.stdout == ""
 
 
 def test_data_split_counts_and_draws(shepherd: Callable[..., Result]) -> None:

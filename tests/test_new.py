@@ -1,4 +1,4 @@
-"""The commented run file says all there is to say, and reads back as the defaults."""
+"""The commented run file says all there is to say, and reads back as the defaults and the choices."""
 
 import tomllib
 from collections.abc import Iterator
@@ -10,9 +10,17 @@ from pydantic.fields import FieldInfo
 
 from shepherd import algorithms, new, plugins
 from shepherd.errors import FolderError
+from shepherd.fitting import Choice, Fit
 from shepherd.settings import RunSettings, parse, read
 
 DEFAULTS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}})
+BARE = Fit(
+    found=(),
+    choices={
+        ("model", "base"): Choice(value="tiny", why=""),
+        ("data", "source"): Choice(value="world", why=""),
+    },
+)
 
 
 def every_key(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
@@ -29,14 +37,34 @@ def uncommented(text: str) -> str:
     return "\n".join(lines)
 
 
-def test_it_reads_back_as_the_defaults(tmp_path: Path) -> None:
-    new.write(tmp_path / "run.toml")
+def test_it_reads_back_as_the_defaults_where_nothing_is_chosen(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(new.text(BARE))
     assert read(tmp_path / "run.toml") == DEFAULTS
+
+
+def test_a_choice_stands_in_its_place_with_its_reason(tmp_path: Path) -> None:
+    rate = Choice(value=0.25, why='so """odd"""\n[data]\nthat it must stay a comment ' * 9)
+    chosen = Fit(found=("one thing",), choices={**BARE.choices, ("tuning", "learning_rate"): rate})
+    text = new.text(chosen, "my.toml")
+    assert "# Found:\n#   one thing\n" in text
+    assert '# Here: so """odd""" [data] that' in text
+    assert max(map(len, text.splitlines())) <= 110
+    (tmp_path / "my.toml").write_text(text)
+    tuning = DEFAULTS.tuning.model_copy(update={"learning_rate": 0.25})
+    assert read(tmp_path / "my.toml") == DEFAULTS.model_copy(update={"tuning": tuning})
+
+
+def test_without_data_it_is_the_embedded_world_as_the_demo_tunes_it(tmp_path: Path) -> None:
+    new.write(tmp_path / "first.toml")
+    settings = read(tmp_path / "first.toml")
+    assert (settings.model.base, settings.data.source) == ("tiny", "world")
+    assert (settings.data.template, settings.tuning.learning_rate) == ("alpaca-short", 4e-3)
+    assert settings.output == "runs/first"
 
 
 @pytest.mark.parametrize(("key", "field"), list(every_key(RunSettings)))
 def test_every_key_is_there_with_its_meaning(key: str, field: FieldInfo) -> None:
-    lines = new.text().splitlines()
+    lines = new.text(BARE).splitlines()
     places = [n for n, line in enumerate(lines) if line.removeprefix("# ").startswith(f"{key} = ")]
     assert places
     assert field.description
@@ -45,14 +73,14 @@ def test_every_key_is_there_with_its_meaning(key: str, field: FieldInfo) -> None
 
 
 def test_a_key_that_is_not_set_shows_a_value_that_would_do() -> None:
-    table = tomllib.loads(uncommented(new.text().split("\n[algorithm]")[0]))
+    table = tomllib.loads(uncommented(new.text(BARE).split("\n[algorithm]")[0]))
     table["tuning"].pop("epochs")  # the one pair that excludes each other
     settings = parse(table)
     assert (settings.data.limit, settings.model.revision, settings.tuning.max_steps) == (1, "...", 1)
 
 
 def test_the_algorithms_and_transforms_show_their_own_keys() -> None:
-    text = new.text()
+    text = new.text(BARE)
     for name in plugins.names(algorithms):
         assert f'# name = "{name}"' in text
     assert "# mu = 0.01" in text

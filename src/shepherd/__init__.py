@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shepherd.asking import generate
+    from shepherd.asking import Answerer, generate, load_run
     from shepherd.core import (
         Adapter,
         Algorithm,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "Algorithm",
+    "Answerer",
     "Broadcast",
     "ClientInfo",
     "Failure",
@@ -50,6 +51,7 @@ __all__ = [
     "dump",
     "generate",
     "inspect_data",
+    "load_run",
     "open_run",
     "parse",
     "read",
@@ -58,7 +60,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "asking": ("generate",),
+    "asking": ("Answerer", "generate", "load_run"),
     "errors": ("ShepherdError",),
     "inspection": ("inspect_data",),
     "run": ("Run", "open_run", "resume"),

@@ -1,67 +1,226 @@
-"""Ask a run: what its adapter, or its base alone, answers."""
+"""Ask a run: what its adapter, or its base alone, answers.
+
+asked = load_run("runs/demo")  # the base is loaded once
+asked.generate("Name two rivers.")
+asked.generate(["Name a bird.", {"instruction": "Who is it?", "context": "Ann is here."}], base=True)
+"""
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, overload
 
 from shepherd import checkpoint, folder
 from shepherd.core import Adapter
-from shepherd.data.examples import Turn
+from shepherd.data.prompts import Prompt, prompt_of, with_context
 from shepherd.data.template import Template, prompt, stop_ids
-from shepherd.errors import DataError, FolderError
+from shepherd.errors import DataError, FolderError, TemplateError
 from shepherd.loading import load_base, load_checkpoint
 from shepherd.model import files
 from shepherd.model import generate as generation
 from shepherd.model.base import Base
+from shepherd.settings import RunSettings
+
+__all__ = ["Answer", "Answerer", "adapter_of", "generate", "load_run"]
+
+Asked = str | Mapping[str, Any]
+"""What is asked: a text, or a row in the run's own layout, such as `instruction` with `context`."""
+
+AT_ONCE = 4 * generation.BATCH  # answers, sorted by the length of their prompts; they are given in order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer. `n` counts a prompt's answers from 1; `seed` is None where it is greedy."""
+
+    prompt: Prompt
+    text: str
+    n: int
+    seed: int | None
+    cut: bool
+    """Whether it was ended by its greatest length, and not by the model."""
+
+
+class Answerer:
+    """A run's base in memory, with the adapters that were asked for; from `load_run`. Not for two threads."""
+
+    def __init__(self, path: Path, settings: RunSettings, base: Base) -> None:
+        self.path = path
+        self.settings = settings
+        self.base = base
+        self._adapters: dict[int | None, Adapter] = {}
+
+    @overload
+    def generate(self, prompts: str, context: str = "", **options: Any) -> str: ...
+
+    @overload
+    def generate(self, prompts: Sequence[Asked], context: str = "", **options: Any) -> list[str]: ...
+
+    def generate(self, prompts: str | Sequence[Asked], context: str = "", **options: Any) -> str | list[str]:
+        """Answer one instruction, or each of many; many are much faster together than one by one.
+
+        Args:
+            prompts: a text, or a sequence of texts and of rows as the run's data have them.
+            context: what the one text is about.
+            options: those of `answers`; of several answers (`n`) each prompt's come one after another.
+
+        Returns:
+            The answer to a text; a list for a sequence, in its order.
+
+        Raises:
+            DataError: an instruction is empty, or a context is given for several.
+            ShepherdError: as `answers`.
+        """
+        table = self.settings.data
+        if not isinstance(prompts, str):
+            if context:
+                raise DataError("the context belongs to one instruction; give several as rows with their own")
+            many = [prompt_of(each, table, f"prompt {n}") for n, each in enumerate(prompts, 1)]
+            return [answer.text for answer in self.answers(many, **options)]
+        if options.get("n", 1) != 1:
+            raise DataError("several answers to one text are a list; give the text in a list")
+        asked = with_context(prompt_of(prompts, table), context)
+        return next(self.answers([asked], **options)).text
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        base: bool = False,
+        round: int | None = None,
+        n: int = 1,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[Answer]:
+        """The answers in the order of the prompts, each prompt's `n` together, as they become ready.
+
+        A sampled answer depends on its prompt, the seed and its number alone, and not on the other prompts.
+
+        Args:
+            base: answer with the untuned base.
+            round: of a kept checkpoint; the final adapter, else the last checkpoint's, where none is given.
+            n: answers to each prompt, at least 1.
+            max_new_tokens: of one answer, at least 1; the run's `evaluation.max_new_tokens` by default.
+            temperature: 0 is greedy; above, sampling.
+            top_p: in (0, 1]; sampling leaves out the least likely tokens beyond this share.
+            seed: of the sampling; a new one is drawn where none is given, and stands in the answers.
+
+        Raises:
+            FolderError: the run keeps no such round, or has no adapter yet.
+            DataError: several greedy answers are wanted, which would be the same.
+            TemplateError: the template cannot render a prompt.
+            BaseError: a prompt is too long for the base, or a number is out of its range.
+        """
+        longest = self.settings.evaluation.max_new_tokens if max_new_tokens is None else max_new_tokens
+        generation.require_ranges(longest, temperature, top_p)
+        if n < 1 or (n > 1 and not temperature):
+            raise DataError(
+                f"{n} answers to each prompt need a temperature above 0; greedy ones are the same"
+            )
+        adapter = None if base else self.adapter(round)
+        drawn = (secrets.randbelow(2**31) if seed is None else seed) if temperature else None
+        ids = [self._ids(each, longest) for each in prompts]
+        stop = stop_ids(Template.of(self.settings.data), self.base.tokenizer)
+        asked = [(place, number) for place in range(len(prompts)) for number in range(n)]
+        for start in range(0, len(asked), AT_ONCE):
+            some = asked[start : start + AT_ONCE]
+            (found,) = generation.generate(
+                self.base,
+                [adapter],
+                [ids[place] for place, _ in some],
+                max_new_tokens=longest,
+                stop=stop,
+                temperature=temperature,
+                top_p=top_p,
+                seed=drawn or 0,
+                draws=[number for _, number in some],
+            )
+            for (place, number), new in zip(some, found, strict=True):
+                text = self.base.tokenizer.decode(new, skip_special_tokens=True).strip()
+                left = generation.room(self.base, len(ids[place]), longest)
+                yield Answer(prompt=prompts[place], text=text, n=number + 1, seed=drawn, cut=len(new) == left)
+
+    def adapter(self, round: int | None = None) -> Adapter:
+        """The run's adapter, read once; see `adapter_of`."""
+        if round not in self._adapters:
+            self._adapters[round] = adapter_of(self.path, self.base, round)
+        return self._adapters[round]
+
+    def _ids(self, asked: Prompt, longest: int) -> list[int]:
+        try:
+            ids = prompt(asked.turns, Template.of(self.settings.data), self.base.tokenizer)
+        except TemplateError as error:
+            raise TemplateError(f"{asked.where}: {error}") from error
+        generation.room(self.base, len(ids), longest, asked.where)
+        return ids
+
+
+def load_run(path: str | Path) -> Answerer:
+    """Load the base of the run in `path` once, to ask it again and again.
+
+    Raises:
+        FolderError: there is no run.
+        BaseError: the base cannot be loaded.
+    """
+    settings = folder.read_settings(path)
+    return Answerer(Path(path), settings, load_base(settings))
+
+
+@overload
+def generate(path: str | Path, prompts: str, context: str = "", **options: Any) -> str: ...
+
+
+@overload
+def generate(path: str | Path, prompts: Sequence[Asked], context: str = "", **options: Any) -> list[str]: ...
 
 
 def generate(
-    path: str | Path,
-    instruction: str,
-    context: str = "",
-    *,
-    max_new_tokens: int | None = None,
-    temperature: float = 0.0,
-    base: bool = False,
-    seed: int = 0,
-) -> str:
-    """Answer with the adapter of a run: the final one, else the last checkpoint's; or with the base alone.
+    path: str | Path, prompts: str | Sequence[Asked], context: str = "", **options: Any
+) -> str | list[str]:
+    """Answer one instruction, or each of many, with the adapter of the run in `path`.
+
+    The base is loaded once a call; `load_run` keeps it for the next ones.
+
+    Args:
+        prompts: a text, or a sequence of texts and of rows as the run's data have them.
+        context: what the one text is about.
+        options: `base`, `round`, `n`, `max_new_tokens`, `temperature`, `top_p`, `seed`; see
+            `Answerer.answers`.
+
+    Returns:
+        The answer to a text; a list for a sequence, in its order.
 
     Raises:
         FolderError: there is no run, or it has no adapter yet.
-        DataError: there is no instruction.
+        DataError: an instruction is empty.
+        ShepherdError: as `Answerer.answers`.
     """
-    path = Path(path)
-    if not instruction.strip():
-        raise DataError("the instruction is empty; write what is asked")
-    settings = folder.read_settings(path)
-    loaded = load_base(settings)
-    adapter = None if base else adapter_of(path, loaded)
-    template, tokenizer = Template.of(settings.data), loaded.tokenizer
-    turns = (Turn(role="user", text=instruction, context=context),)
-    ((answer,),) = generation.generate(
-        loaded,
-        [adapter],
-        [prompt(turns, template, tokenizer)],
-        max_new_tokens=max_new_tokens or settings.evaluation.max_new_tokens,
-        stop=stop_ids(template, tokenizer),
-        temperature=temperature,
-        seed=seed,
-    )
-    return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+    if isinstance(prompts, str) and not prompts.strip():
+        prompt_of(prompts, folder.read_settings(path).data)  # before the base is loaded
+    return load_run(path).generate(prompts, context, **options)
 
 
-def adapter_of(path: Path, base: Base) -> Adapter:
-    """The adapter of the run in `path`: the final one, else the last checkpoint's.
+def adapter_of(path: Path, base: Base, round: int | None = None) -> Adapter:
+    """The adapter of the run in `path`: of a round, or the final one, else the last checkpoint's.
 
     Raises:
-        FolderError: no round is finished yet.
-        CheckpointError: the last checkpoint is damaged, or was made over another base.
+        FolderError: no round is finished yet, or that round's checkpoint is not kept.
+        CheckpointError: the checkpoint is damaged, or was made over another base.
         AdapterError: the adapter is unreadable, or was made for another base.
     """
-    if (path / "adapter" / files.CONFIG).is_file():
+    if round is None and (path / "adapter" / files.CONFIG).is_file():
         return files.read(path / "adapter", base)
-    last = checkpoint.latest(path / "checkpoints")
-    if last is None:
+    kept = checkpoint.kept(path / "checkpoints")
+    if not kept:
         raise FolderError(f"the run in {path} has finished no round yet; go on with `shepherd resume {path}`")
-    return load_checkpoint(last, base).state.adapter
+    if round is not None and round not in kept:
+        raise FolderError(
+            f"the run in {path} keeps no checkpoint of round {round} but of {', '.join(map(str, kept))};"
+            " ask for one of these (checkpoints.keep says how many are kept)"
+        )
+    return load_checkpoint(kept[max(kept) if round is None else round], base).state.adapter

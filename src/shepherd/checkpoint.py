@@ -105,6 +105,11 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def kept(folder: Path) -> dict[int, Path]:
+    """The checkpoints there by their rounds, ascending."""
+    return {int(path.name.removeprefix("round-")): path for path in _by_round(folder)}
+
+
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint that `save` wrote; every file is checked against its sum first.
 

@@ -6,6 +6,7 @@ An error that a person can mend is one line on stderr and exit code 2; Ctrl-C is
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import signal
 import sys
@@ -322,33 +323,92 @@ def _left_out(division: Division) -> None:
 
 @main.command()
 @run_folder
-@click.argument("instruction")
-@click.option("--context", default="", help="A text that the instruction is about.")
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), help="The longest answer.  [default: the run's]"
-)
+@click.argument("instruction", required=False)
+@click.option("--prompts", metavar="FILE", help='One a line, or JSONL rows as the data have; "-" is stdin.')
+@click.option("--context", default="", help="A text that the INSTRUCTION is about.")
+@click.option("--n", type=click.IntRange(min=1), default=1, show_default=True, help="Answers to each prompt.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Of one answer.  [default: the run's]")
 @click.option(
     "--temperature", type=click.FloatRange(min=0), default=0.0, show_default="0, the likeliest answer"
 )
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Of sampling."
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of sampling.  [default: a new one, which is said]")
+@click.option("--round", type=click.IntRange(min=1), help="Of a kept checkpoint.  [default: the last]")
 @click.option("--base", is_flag=True, help="Answer with the untuned base, to compare.")
-def generate(folder: Path, instruction: str, **options: Any) -> None:
-    """Answer an instruction with the adapter of a run."""
+@click.option("--json", "as_json", is_flag=True, help="A line an answer: prompt, answer, n, seed.")
+def generate(
+    folder: Path,
+    instruction: str | None,
+    prompts: str | None,
+    context: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answer an INSTRUCTION, or each prompt of a file, with the adapter of a run.
+
+    Answers go to stdout, all else to stderr. INSTRUCTION "-" reads prompts from stdin.
+    """
+    if instruction == "-":
+        instruction, prompts = None, "-"
+    if (instruction is None) == (prompts is None):
+        raise click.UsageError("give an INSTRUCTION, or --prompts FILE")
+    if prompts is not None and context:
+        raise click.UsageError("--context belongs to an INSTRUCTION; rows of a JSONL file have their own")
+    if options["n"] > 1 and not options["temperature"]:
+        raise click.UsageError("--n needs a --temperature above 0; greedy answers are all the same")
+    from shepherd.data.prompts import prompt_of, read, with_context
     from shepherd.folder import read_settings
+    from shepherd.show import answers
+    from shepherd.show.running import lines
 
-    read_settings(folder)
-    from shepherd.asking import generate
+    settings = read_settings(folder)
+    if prompts is None:
+        asked = [with_context(prompt_of(instruction or "", settings.data), context)]
+    else:
+        asked = read(prompts, settings.data)
+    if options["temperature"] and options["seed"] is None:
+        import secrets
 
-    click.echo(generate(folder, instruction, **options))
+        options["seed"] = secrets.randbelow(2**31)
+        answers.said(f"seed {options['seed']}; the same answers again with --seed {options['seed']}")
+    # read when torch is imported: threads that wait busily for the next small product take the cores from
+    # each other, five times as much processor time a token beside other work
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with lines(sys.stderr):
+        with answers.timed(f"loaded {settings.model.base}"):
+            from shepherd.asking import load_run  # torch takes seconds
+
+            run = load_run(folder)
+        found = run.answers(asked, **options)
+        answers.shown(found, several=len(asked) * options["n"] > 1, as_json=as_json)
 
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path), default=Path("run.toml"), metavar="[FILE]")
-def new(file: Path) -> None:
-    """Write a run file with every key, its default and its meaning."""
-    from shepherd.new import write
+@click.option(
+    "--data", metavar="FILE", help="Or a folder with a file a client, or a Hugging Face dataset's id."
+)
+@click.option("--base", metavar="NAME", help="A model's folder or its Hugging Face id.")
+@click.option("--instruction", metavar="COLUMN", help="What is asked.  [default: found, as are the others]")
+@click.option("--context", metavar="COLUMN", help="What it is about; '' for none.")
+@click.option("--response", metavar="COLUMN", help="The answer.")
+@click.option("--messages", metavar="COLUMN", help="A chat's list of turns; '' for none.")
+@click.option("--client", metavar="COLUMN", help="Who holds the row; '' for none.")
+@click.option("--category", metavar="COLUMN", help="The kind of instruction; '' for none.")
+def new(file: Path, data: str | None, base: str | None, **columns: str | None) -> None:
+    """Write a run file with every key, its meaning, and a value that fits the data and the base.
 
-    write(file)
-    click.echo(f"wrote {file}; next: shepherd data check {file}")
+    Without --data it is the embedded world, without --base the embedded tiny base.
+    """
+    from shepherd.new import write  # torch takes seconds
+
+    sources = {"data": data, "base": base}
+    given = {part: name for part, name in columns.items() if name is not None}
+    for sentence in write(file, given=given, **{key: value for key, value in sources.items() if value}):
+        click.echo(sentence)
+    click.echo(f"wrote {file}; next: shepherd data check {shlex.quote(str(file))}")
 
 
 def start() -> None:

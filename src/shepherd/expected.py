@@ -58,7 +58,7 @@ def tokens_per_second(base: Base, tuning: TuningTable, sample: Tokens) -> float:
 
     The trials tune adapters that are thrown away.
     """
-    most = tune.micro_batch_tokens(tuning, base.device)
+    most = tune.micro_batch_tokens(tuning, base)
     workers = 1 if tuning.workers == "auto" else tuning.workers
     threads = memory.threads()
     memory.use_threads(max(1, threads // workers))

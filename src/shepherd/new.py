@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
@@ -13,52 +14,75 @@ import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from shepherd import algorithms, plugins, transforms
+from shepherd import algorithms, fitting, plugins, transforms
 from shepherd.errors import FolderError
-from shepherd.settings import RunSettings
+from shepherd.fitting import Choice, Choices, Fit, Key
+from shepherd.settings import TINY, WORLD, RunSettings
 
 HEAD = """\
-# A run file: every key, what it means, and its default. Only model.base and data.source have to be
-# there; any other line can go. A key behind a # is not set.
+# A run file: every key, what it means, and a value. Only model.base and data.source have to be there;
+# any other line can go, and its default holds. A key behind a # is not set.
 #
 #   shepherd data check {name}    see the examples as they will be trained on
 #   shepherd run {name}           train
 
 """
-REQUIRED: dict[tuple[str, ...], str] = {("model", "base"): "tiny", ("data", "source"): "world"}
 WIDTH = 100
 
 
-def write(path: Path) -> None:
-    """Write a new run file.
+def write(
+    path: Path, data: str = WORLD, base: str = TINY, given: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """Write a new run file that fits these data and this base; returns what was found, in sentences.
+
+    Args:
+        data: as `data.source`; a path is relative to the current folder.
+        base: as `model.base`, likewise.
+        given: columns by what they are; see `fitting.fit`.
 
     Raises:
         FolderError: something is there already, or the file cannot be written.
+        DataError: the data cannot be read, or it is not plain which column is what.
+        BaseError: the base cannot be used.
     """
+    if path.exists():
+        raise FolderError(f"{path} exists; name another file, or move it away first")
+    found = fitting.fit(data, base, given)
+    named: Choices = {("output",): Choice(value=f"runs/{path.stem}", why="")}
+    for key in (("data", "source"), ("model", "base")):
+        choice = found.choices[key]
+        named[key] = replace(choice, value=_from(path.parent, choice.value))
+    found = replace(found, choices={**found.choices, **named})
     try:
         with open(path, "x", encoding="utf8") as file:
-            file.write(text(path.name))
-    except FileExistsError:
-        raise FolderError(f"{path} exists; name another file, or move it away first") from None
+            file.write(text(found, path.name))
     except OSError as error:
         raise FolderError(f"{path} cannot be written ({error.strerror}); check the path") from error
+    return found.found
 
 
-def text(name: str = "run.toml") -> str:
-    """The run file as TOML: it reads back as the defaults, on the embedded base and data.
-
-    >>> text("my.toml").splitlines()[4]
-    '#   shepherd run my.toml           train'
-    """
-    return HEAD.format(name=name) + "".join(f"{line}\n" for line in _table(RunSettings, ()))
+def _from(folder: Path, given: str) -> str:
+    """A path that holds from the run file's folder and from the current one; an id or a name as it is."""
+    path = Path(given).expanduser()
+    here = folder.resolve() == Path.cwd()
+    return given if here or given.startswith("~") or not path.exists() else str(path.resolve())
 
 
-def _table(kind: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
+def text(fit: Fit, name: str = "run.toml") -> str:
+    """The run file as TOML, each choice with its reason; the other keys have their defaults."""
+    found = [line for sentence in fit.found for line in _comment(sentence, "#   ")]
+    lines = ["# Found:", *found, ""] if found else []
+    return HEAD.format(name=name) + "".join(
+        f"{line}\n" for line in [*lines, *_table(RunSettings, (), fit.choices)]
+    )
+
+
+def _table(kind: type[BaseModel], path: Key, choices: Choices) -> Iterator[str]:
     """A table's own keys, then the tables inside it: the order that TOML wants."""
     yield from ("", f"[{'.'.join(path)}]") if path else ()
     for key, field in kind.model_fields.items():
         if _inner(field) is None and key != "transforms":
-            yield from _key(key, field, path)
+            yield from _key(key, field, choices.get((*path, key)))
     if path == ("algorithm",):
         yield from _plugins(algorithms, "# There are:", "# name = ")
     for key, field in kind.model_fields.items():
@@ -69,7 +93,7 @@ def _table(kind: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
                 "# [[transforms]]\n# name = ",
             )
         elif inner := _inner(field):
-            yield from _table(inner, (*path, key))
+            yield from _table(inner, (*path, key), choices)
 
 
 def _inner(field: FieldInfo) -> type[BaseModel] | None:
@@ -89,14 +113,18 @@ def _plugins(folder: ModuleType, title: str, start: str) -> Iterator[str]:
             yield f"# {key} = {default}"
 
 
-def _key(key: str, field: FieldInfo, path: tuple[str, ...]) -> Iterator[str]:
+def _key(key: str, field: FieldInfo, choice: Choice | None) -> Iterator[str]:
     yield from _comment(_meaning(field))
-    value = REQUIRED.get((*path, key)) if field.is_required() else field.get_default()
+    if choice is not None and choice.why:
+        yield from _comment(f"Here: {choice.why.rstrip('.')}.")
+    value = choice.value if choice is not None else field.get_default()
     yield f"# {key} = {_sample(field.annotation)}" if value is None else f"{key} = {_toml(value)}"
 
 
-def _comment(meaning: str) -> list[str]:
-    return textwrap.wrap(meaning, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+def _comment(meaning: str, indent: str = "# ") -> list[str]:
+    """Lines of a comment; a long text of others', such as a system prompt, stays in it whatever it holds."""
+    line = " ".join(meaning.split())
+    return textwrap.wrap(line, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _meaning(field: FieldInfo) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import random
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
+from shepherd import progress
 from shepherd.core import Adapter
+from shepherd.data.examples import Turn
+from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import BaseError
 from shepherd.model import base as loading
 from shepherd.model import generate as generation
@@ -55,6 +62,43 @@ def base(request, tmp_path_factory) -> Base:
     return bases.load(bases.save(bases.CONFIGS[request.param], tmp_path_factory.mktemp(request.param)))
 
 
+@pytest.mark.parametrize("name", bases.CONFIGS)
+def test_greedy_answers_are_the_same_alone_and_beside_others(name: str, tmp_path) -> None:
+    """Padding, positions and windows (5 tokens in three of them) leave no trace, whatever the lengths."""
+    base = bases.load(bases.save(bases.CONFIGS[name], tmp_path))
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(4, bases.VOCABULARY, n).tolist() for n in (1, 40, 3, 17, 8)]
+    arms = [adapter(base, 1), None]
+    together = answers(base, *arms, prompts=prompts)
+    for arm, found in zip(arms, together, strict=True):
+        assert found == [answers(base, arm, prompts=[prompt])[0][0] for prompt in prompts]
+    assert len({tuple(answer) for arm in together for answer in arm}) >= 5
+
+
+def test_a_long_prompt_does_not_shorten_the_answers_to_others(base) -> None:
+    prompts = [[5, 9, 22], [7] * 60, [8, 8]]
+    (found,) = answers(base, None, prompts=prompts, stop=[0])
+    assert found[0] == answers(base, None, prompts=prompts[:1], stop=[0])[0][0]
+    assert len(found[0]) > len(found[1])
+    assert len(found[1]) <= 4  # the base reads 64
+
+
+def test_batches_are_bounded_in_tokens(llama, monkeypatch) -> None:
+    expected = answers(llama, adapter(llama, 1), None)
+    sizes = []
+
+    def counted(base, adapters, prompts, longest, *rest):
+        sizes.append(len(adapters) * len(prompts) * (max(map(len, prompts)) + longest))
+        return answer(base, adapters, prompts, longest, *rest)
+
+    answer = generation.answer
+    monkeypatch.setattr(generation, "answer", counted)
+    monkeypatch.setattr(generation, "BATCH_TOKENS", 60)
+    assert answers(llama, adapter(llama, 1), None) == expected
+    assert len(sizes) == 3
+    assert max(sizes) <= 60
+
+
 def test_greedy_answers_are_those_of_peft_one_by_one(base, tmp_path) -> None:
     model = in_peft(base, adapter(base, 1), tmp_path)
     expected = [alone(model, prompt, STOP) for prompt in PROMPTS]
@@ -92,7 +136,14 @@ def test_no_prompt_has_no_answer(llama) -> None:
     assert answers(llama, None, prompts=[]) == [[]]
 
 
-def test_sampling_goes_by_its_seed_and_leaves_the_global_generators_alone(llama) -> None:
+# --- sampling
+
+
+def permuted(items: list, order: list[int]) -> list:
+    return [items[i] for i in order]
+
+
+def test_sampling_goes_by_its_seed_and_no_global_generator(llama) -> None:
     def states() -> tuple[object, ...]:
         _, keys, place, *_ = np.random.get_state()  # noqa: NPY002 - the global one is the point
         return random.getstate(), keys.tobytes(), place, torch.get_rng_state().numpy().tobytes()
@@ -105,8 +156,47 @@ def test_sampling_goes_by_its_seed_and_leaves_the_global_generators_alone(llama)
     assert answers(llama, adapter(llama, 1), temperature=1.0, seed=4) != first
 
 
+def test_a_sampled_answer_does_not_depend_on_what_is_asked_beside_it(llama, monkeypatch) -> None:
+    arms, sampled = [adapter(llama, 1), None], {"temperature": 1.2, "top_p": 0.95, "seed": 5}
+    together = answers(llama, *arms, **sampled)
+    assert len({tuple(answer) for answer in together[0]}) >= 4
+    assert together == [answers(llama, arm, **sampled)[0] for arm in arms]
+    for place, asked in enumerate(PROMPTS):
+        ((alone_,),) = answers(llama, arms[0], prompts=[asked], **sampled)
+        assert alone_ == together[0][place]
+    order = [3, 0, 4, 1, 2]
+    (turned,) = answers(llama, arms[0], prompts=permuted(PROMPTS, order), **sampled)
+    assert turned == permuted(together[0], order)
+    monkeypatch.setattr(generation, "BATCH", 2)
+    assert answers(llama, *arms, **sampled) == together
+
+
+def test_each_draw_of_a_prompt_is_its_own(llama) -> None:
+    several = {"prompts": [PROMPTS[0]] * 4, "temperature": 1.0, "seed": 3}
+    (drawn,) = answers(llama, None, draws=[0, 1, 2, 1], **several)
+    assert drawn[1] == drawn[3]
+    assert len({tuple(answer) for answer in drawn}) == 3
+    (alone_,) = answers(llama, None, prompts=[PROMPTS[0]], temperature=1.0, seed=3, draws=[2])
+    assert alone_ == [drawn[2]]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (2.0, 0.8), (1.0, 0.3)])
+def test_a_token_is_picked_as_often_as_its_share(temperature: float, top_p: float) -> None:
+    """Against transformers' own warpers; evenly spaced numbers hit each token by its share exactly."""
+    scores = torch.randn(1, 40, generator=torch.Generator().manual_seed(0)) * 3
+    warped = TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(temperature)(None, scores.clone()))
+    expected = torch.softmax(warped.double(), -1)[0].numpy()
+    count = 20_000
+    draws = (np.arange(count) + 0.5)[:, np.newaxis] / count
+    left = generation.Sampler(draws, temperature, top_p)(torch.zeros(count, 1), scores.repeat(count, 1))
+    assert (left.isfinite().sum(-1) == 1).all()
+    found = np.bincount(left.argmax(-1).numpy(), minlength=40) / count
+    np.testing.assert_allclose(found, expected, atol=1.01 / count + 1e-7)
+    assert (found[expected == 0] == 0).all()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
-def test_sampling_leaves_cudas_global_generator_alone(llama_folder) -> None:
+def test_sampling_on_cuda_goes_by_its_seed_and_leaves_the_global_generator_alone(llama_folder) -> None:
     table = ModelTable(base=str(llama_folder), dtype="float32", device="cuda")
     base = loading.load(table, AdapterTable(rank=3))
     before = torch.cuda.get_rng_state()
@@ -135,6 +225,8 @@ def test_a_prompt_without_room_for_an_answer_is_refused_by_name(llama: Base) -> 
     assert llama.reads == 64
     with pytest.raises(BaseError, match=r"a prompt has 64 tokens and base .* reads 64; shorten"):
         generation.generate(llama, [None], [[5] * 64], max_new_tokens=4, stop=[2])
+    with pytest.raises(BaseError, match=r"prompt 2 of 3 has 70 tokens"):
+        generation.generate(llama, [None], [[5], [5] * 70, [5]], max_new_tokens=4, stop=[2])
     ((answer,),) = generation.generate(llama, [None], [[5] * 63], max_new_tokens=4, stop=[2])
     assert len(answer) <= 1
 
@@ -159,3 +251,41 @@ def test_numbers_out_of_their_range_are_refused(llama: Base, option: str, value:
 
 def test_no_prompt_gets_no_answer(llama: Base) -> None:
     assert generation.generate(llama, [None, None], [], max_new_tokens=4, stop=[2]) == [[], []]
+
+
+def test_a_stage_says_how_far_it_is(llama: Base, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(generation, "BATCH", 2)
+    monkeypatch.setattr(progress, "EVERY_S", 0.001)
+    caplog.set_level(logging.INFO)
+    generation.generate(llama, [None], PROMPTS[:3], max_new_tokens=40, stop=[0])
+    assert any(line.startswith("answering 3 prompts: 2 of 3") for line in caplog.messages)
+
+
+SMOLLM2 = Path(os.environ.get("SHEPHERD_SMOLLM2", "~/.cache/shepherd/SmolLM2-135M-Instruct")).expanduser()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMOLLM2.is_dir(), reason=f"SmolLM2 is not in {SMOLLM2} (SHEPHERD_SMOLLM2)")
+def test_a_real_base_answers_alone_as_beside_others() -> None:
+    table = ModelTable(base=str(SMOLLM2), dtype="float32", device="cpu")
+    base = loading.load(table, AdapterTable(rank=8))
+    texts = [
+        "Name three animals.",
+        "What is 7 times 8?",
+        "Write a haiku about the sea.",
+        "Summarise: " + "The river rose for three days and the mill stood still. " * 12,
+        "Translate to French: good morning",
+        "List the planets, and say of each how far from the sun it is.",
+        "Why? " * 60,
+        "Who wrote Hamlet, and when was it first performed? Answer in one sentence.",
+    ]
+    asked = [prompt((Turn(role="user", text=text),), Template("chat"), base.tokenizer) for text in texts]
+    assert max(map(len, asked)) > 4 * min(map(len, asked))
+    stop, arms = stop_ids(Template("chat"), base.tokenizer), [bases.random_adapter(base, 1, size=0.005), None]
+    for options in ({}, {"temperature": 0.8, "top_p": 0.95, "seed": 7}):
+        options = {"max_new_tokens": 40, "stop": stop, **options}
+        together = generation.generate(base, arms, asked, **options)
+        for arm, found in zip(arms, together, strict=True):
+            alone = [generation.generate(base, [arm], [ids], **options)[0][0] for ids in asked]
+            assert found == alone
+        assert together[0] != together[1]

@@ -67,8 +67,7 @@ class Chat:
 
         Args:
             template: one of `templates`; the run's, where none is given.
-            temperature: 0 is greedy; above, the arms sample together, so the same arms with the same
-                seed answer the same.
+            temperature: 0 is greedy; above, an arm's answer depends on the seed, not on the other arms.
             max_new_tokens: at least 1; the run's `evaluation.max_new_tokens`, where none is given.
 
         Raises:

@@ -75,7 +75,10 @@ def launch(
     """
     _gradio()
     say(f"loading the arms of {path}")
-    with serve(open_chat(path, arms), port=port, share=share) as url:
+    began = perf_counter()
+    chat = open_chat(path, arms)
+    say(f"loaded {chat.settings.model.base} in {perf_counter() - began:.1f} s")
+    with serve(chat, port=port, share=share) as url:
         say(f"{url} (Ctrl-C ends it)")
         if show:
             webbrowser.open(url)

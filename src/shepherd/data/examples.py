@@ -147,20 +147,44 @@ def _example(row: Any, table: DataTable, split: SplitTable, where: str, client: 
 
 def _turns(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[Turn, ...]:
     names = table.fields
-    chats = ("messages", "conversations") if names.messages == "auto" else (names.messages,)
-    found = next((name for name in chats if name and row.get(name) is not None), "")
-    if found:
+    if found := _chat_field(row, table):
         return _chat(row[found], where, found)
     if names.messages not in ("", "auto"):
         raise _missing(row, names.messages, where, "data.fields.messages")
+    asked = _user_turn(row, table, where)
+    response = _full(row, _pick(row, names.response, ("response", "output")), where, "data.fields.response")
+    return (asked, Turn(role="assistant", text=response))
+
+
+def question(row: Any, table: DataTable, where: str) -> tuple[Turn, ...]:
+    """The turns that a row asks to be answered: its instruction with its context, or a chat.
+
+    A chat's last answer is left out, and a response is not read.
+
+    Raises:
+        BadRow: a field is missing or is no text, or a chat has no user turn to answer.
+    """
+    if not isinstance(row, Mapping):
+        raise BadRow(f"{where} is {_kind(row)}, expected an object with named fields; rewrite that row")
+    if found := _chat_field(row, table):
+        turns = _chat(row[found], where, found, answered=False)
+        return turns[:-1] if turns[-1].role == "assistant" else turns
+    return (_user_turn(row, table, where),)
+
+
+def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
+    """The field with a chat, or "" where the row has none."""
+    names = table.fields
+    chats = ("messages", "conversations") if names.messages == "auto" else (names.messages,)
+    return next((name for name in chats if name and row.get(name) is not None), "")
+
+
+def _user_turn(row: Mapping[str, Any], table: DataTable, where: str) -> Turn:
+    names = table.fields
     instruction = _full(row, _pick(row, names.instruction, ()), where, "data.fields.instruction")
     context_field = _pick(row, names.context, ("context", "input"), optional=True)
     context = _text(row, context_field, where, "data.fields.context")
-    response = _full(row, _pick(row, names.response, ("response", "output")), where, "data.fields.response")
-    return (
-        Turn(role="user", text=instruction, context=context if context.strip() else ""),
-        Turn(role="assistant", text=response),
-    )
+    return Turn(role="user", text=instruction, context=context if context.strip() else "")
 
 
 def _pick(row: Mapping[str, Any], name: str, known: tuple[str, ...], *, optional: bool = False) -> str:
@@ -215,7 +239,7 @@ def _tag(row: Mapping[str, Any], name: str, where: str) -> str:
     return _full(row, name, where, "split.field")
 
 
-def _chat(value: Any, where: str, field: str) -> tuple[Turn, ...]:
+def _chat(value: Any, where: str, field: str, *, answered: bool = True) -> tuple[Turn, ...]:
     if isinstance(value, str):  # a CSV cell
         try:
             value = json.loads(value)
@@ -232,7 +256,9 @@ def _chat(value: Any, where: str, field: str) -> tuple[Turn, ...]:
                 f"{where}: field {field}, turn {number} is {turn.role}'s, expected {wanted}'s; "
                 "a chat alternates, user first, after at most one system turn"
             )
-    if not spoken or spoken[-1].role != "assistant":
+    if not (answered or spoken):
+        raise BadRow(f"{where}: field {field} holds no user turn; add it or remove the row")
+    if answered and (not spoken or spoken[-1].role != "assistant"):
         raise BadRow(f"{where}: field {field} ends without an assistant turn; add it or remove the row")
     return turns if turns[0].text.strip() else spoken
 

@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import peft
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as bytes_of
 from transformers import GenerationConfig
@@ -22,10 +22,13 @@ from transformers.pytorch_utils import Conv1D
 
 from shepherd.core import Adapter, require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, FolderError
-from shepherd.model import fingerprint, peft_loading
+from shepherd.model import fingerprint
 from shepherd.model.base import Base
 from shepherd.model.lora import PREFIX, layers, scaling
 from shepherd.settings import AdapterTable
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -37,7 +40,6 @@ UNDERSTOOD = {
     "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "peft_version", "revision",
     "task_type",
 }  # fmt: skip
-DEFAULTS = LoraConfig().to_dict()
 
 
 def write(folder: Path, adapter: Adapter, base: Base) -> None:
@@ -54,7 +56,7 @@ def write(folder: Path, adapter: Adapter, base: Base) -> None:
     found = _written(folder, adapter, base)
     if found.lost:
         raise AdapterError(
-            f"adapter {folder} is written and can be used here, but PEFT {peft.__version__} would leave out"
+            f"adapter {folder} is written and can be used here, but PEFT {version('peft')} would leave out"
             f" or change {len(found.lost)} of its {len(adapter)} tensors, {found.lost[0]} first; write"
             f" {_arriving(base, found.lost)} and train it anew"
         )
@@ -77,7 +79,7 @@ def rehearse(base: Base) -> str:
     if found.lost:
         modules = sorted({name.rpartition(".lora_")[0].removeprefix(PREFIX) for name in found.lost})
         raise AdapterError(
-            f"PEFT {peft.__version__} would not load the adapters of {len(modules)} modules of base"
+            f"PEFT {version('peft')} would not load the adapters of {len(modules)} modules of base"
             f" {base.name} ({base.model.config.model_type}) as they are trained, {modules[0]} first; write"
             f" {_arriving(base, found.lost)}"
         )
@@ -111,12 +113,15 @@ def _written(folder: Path, adapter: Adapter, base: Base) -> _Found:
 
 def _configured(folder: Path, adapter: Adapter, base: Base) -> _Found:
     """Write the configuration under which PEFT loads every tensor; the usual one where that will do."""
+    from shepherd.model import peft_loading
+
     _write_config(folder, config_of(base))
     try:
         lost = peft_loading.lost(folder, adapter, base)
         if not lost:
             return _Found()
-        modules = tuple(s.module for s in base.sites if s.name_a in lost or s.name_b in lost)
+        hit = [s for s in base.sites if s.name_a in lost or s.name_b in lost]
+        modules = tuple(site.module for site in hit if not site.parameter)
         _write_config(folder, config_of(base, as_parameters=modules))
         return _Found(as_parameters=modules, lost=peft_loading.lost(folder, adapter, base))
     except BaseError as error:
@@ -216,6 +221,8 @@ def config_of(base: Base, as_parameters: Collection[str] = ()) -> LoraConfig:
     Modules in `as_parameters` are named by their weights: PEFT rewrites the names of modules that it takes
     for experts, but not those of parameters. The tensors are the same.
     """
+    from peft import LoraConfig  # seconds, that a question to a run need not wait for
+
     table = base.adapter
     bases = [layer.base for _, layer in layers(base.model, base.sites)]
     name, revision = named(base)
@@ -316,7 +323,15 @@ def _plain(key: str, value: Any, config: Mapping[str, Any]) -> bool:
             everywhere = config.get("r" if key == "rank_pattern" else "lora_alpha")
             return all(each == everywhere for each in dict(value or {}).values())
         case _:
-            return key in UNDERSTOOD or not value or value == DEFAULTS.get(key)
+            return key in UNDERSTOOD or not value or value == _defaults().get(key)
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> dict[str, Any]:
+    """Of PEFT's configuration."""
+    from peft import LoraConfig
+
+    return dict(LoraConfig().to_dict())
 
 
 def _weights(config: Mapping[str, Any]) -> list[str]:

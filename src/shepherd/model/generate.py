@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import groupby
+from contextlib import nullcontext
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
-from shepherd.core import Adapter
+from shepherd.core import Adapter, seed_for
 from shepherd.errors import BaseError
 from shepherd.model import layout, lora
 from shepherd.model.base import Base
 from shepherd.progress import stage
 
 BATCH = 64  # sequences answered at once
+BATCH_TOKENS = 2**16  # of their prompts and answers together, padding included: the cache holds so many
 
 
 def generate(
@@ -30,38 +33,86 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    draws: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """For each adapter (None is the base alone), the new token ids of each prompt, without stop tokens.
 
+    An answer depends on its prompt, draw and seed: not on what is asked beside it, nor in which order.
+    (Sums of another batch are rounded otherwise, so two tokens that are equally likely to the last bits
+    may change places.) Every adapter samples with the same draws.
+
     Args:
         prompts: token ids, as `data.template.prompt` makes them.
-        max_new_tokens: at least 1; an answer ends there at the latest.
+        max_new_tokens: at least 1; an answer ends there at the latest, or where the base reads no further.
         stop: the token ids that end an answer.
-        temperature: 0 is greedy; above, sampling with `top_p` and a seed (the same for every batch).
+        temperature: 0 is greedy; above, sampling.
+        top_p: in (0, 1]; sampling leaves out the least likely tokens beyond this share.
+        draws: a number for each prompt, 0 by default; with another one, the same prompt is sampled anew.
 
     Raises:
         BaseError: a prompt leaves no room for an answer in what the base can read, or a number is out of
             its range.
     """
     require_ranges(max_new_tokens, temperature, top_p)
-    if not prompts:
-        return [[] for _ in adapters]
-    max_new_tokens = room(base, max(len(prompt) for prompt in prompts), max_new_tokens)
+    names = [
+        f"prompt {n} of {len(prompts)}" if len(prompts) > 1 else "a prompt"
+        for n in range(1, len(prompts) + 1)
+    ]
+    rooms = [room(base, len(p), max_new_tokens, name) for p, name in zip(prompts, names, strict=True)]
+    draws = draws or [0] * len(prompts)
     answers: list[list[list[int]]] = [[[] for _ in prompts] for _ in adapters]
-    with (
-        seeded(base, seed),
-        stage(f"answering {len(prompts):,} prompts", len(prompts) * len(adapters)) as now,
-    ):
-        for arms in _arms(base, len(adapters)):
-            size = max(1, BATCH // len(arms)) if base.proof.batches else 1
-            for places in _batches(prompts, size, base.proof.pads):
-                batch, chosen = [prompts[i] for i in places], [adapters[k] for k in arms]
-                new = answer(base, chosen, batch, max_new_tokens, stop, temperature, top_p)
+    with stage(f"answering {len(prompts):,} prompts", len(prompts) * len(adapters)) as now:
+        for arms in together(base, len(adapters)):
+            chosen = [adapters[k] for k in arms]
+            for places in _batches(base, prompts, rooms, len(arms)):
+                batch, longest = [prompts[i] for i in places], rooms[places[0]]
+                uniform = np.stack([uniforms(seed, draws[i], prompts[i], longest) for i in places])
+                sampler = Sampler(uniform, temperature, top_p) if temperature else None
+                new = answer(base, chosen, batch, longest, stop, sampler)
                 for k, rows in zip(arms, new, strict=True):
                     for i, row in zip(places, rows, strict=True):
                         answers[k][i] = row
                 now.advance(len(places) * len(arms))
     return answers
+
+
+def uniforms(seed: int, draw: int, prompt: Sequence[int], steps: int) -> NDArray[np.float64]:
+    """(steps,) in [0, 1): what picks each token of one draw of a prompt's answer."""
+    return np.random.default_rng(seed_for(seed, "answer", draw, *prompt)).random(steps)
+
+
+class Sampler(LogitsProcessor):  # type: ignore[misc]
+    """Sampling by inversion: leaves each sequence only the token that its own number picks.
+
+    transformers draws all the sequences of a batch from one global generator, so that an answer would
+    depend on those beside it. Tokens keep their order in the vocabulary, since sorted by likelihood those
+    that are about equally likely would change places with the rounding.
+
+    Args:
+        draws: (prompts, steps) in [0, 1); each adapter's prompts take the same.
+        temperature: above 0.
+        top_p: in (0, 1].
+    """
+
+    def __init__(self, draws: NDArray[np.float64], temperature: float, top_p: float) -> None:
+        self.draws, self.temperature, self.top_p = torch.from_numpy(draws), temperature, top_p
+        self.step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores (adapters * prompts, vocabulary) -> the same shape, all but the picked token at -inf."""
+        exact = torch.float32 if scores.device.type == "mps" else torch.float64
+        lower = (scores - scores.amax(-1, keepdim=True)).to(exact)
+        shares = torch.softmax(lower / self.temperature, -1)
+        if self.top_p < 1:
+            sizes, tokens = shares.sort(descending=True, stable=True)
+            likelier = sizes.cumsum(-1) - sizes  # the share of the tokens before each
+            shares = shares.scatter(-1, tokens, sizes * (likelier < self.top_p))
+        sums = shares.cumsum(-1)
+        draws = self.draws[:, self.step].to(sums).repeat(len(sums) // len(self.draws)).unsqueeze(-1)
+        picked = torch.searchsorted(sums, draws * sums[:, -1:], right=True)  # (adapters * prompts, 1)
+        self.step += 1
+        last = scores.shape[-1] - 1  # a product that is rounded up to the whole sum
+        return torch.full_like(scores, -math.inf).scatter_(-1, picked.clamp(max=last), 0.0)
 
 
 def require_ranges(max_new_tokens: int, temperature: float, top_p: float) -> None:
@@ -74,41 +125,46 @@ def require_ranges(max_new_tokens: int, temperature: float, top_p: float) -> Non
         raise BaseError(f"top-p {top_p} is not above 0 and at most 1; 1 leaves no token out")
 
 
-@contextmanager
-def seeded(base: Base, seed: int) -> Iterator[None]:
-    """Sample by this seed, and leave the global generators, which transformers samples from, as they were."""
-    with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def room(base: Base, longest: int, wanted: int) -> int:
-    """How many tokens an answer to a prompt of `longest` tokens may have, `wanted` at most.
+def room(base: Base, tokens: int, wanted: int, name: str = "a prompt") -> int:
+    """How many tokens the answer to a prompt of `tokens` tokens may have, `wanted` at most.
 
     Raises:
-        BaseError: there is no room for one.
+        BaseError: there is no room for one; it calls the prompt by `name`.
     """
-    left = wanted if base.reads is None else min(wanted, base.reads - longest)
+    left = wanted if base.reads is None else min(wanted, base.reads - tokens)
     if left < 1:
         raise BaseError(
-            f"a prompt has {longest} tokens and base {base.name} reads {base.reads}; shorten the instruction"
+            f"{name} has {tokens} tokens and base {base.name} reads {base.reads}; shorten the instruction"
         )
     return left
 
 
-def _arms(base: Base, count: int) -> list[list[int]]:
+def together(base: Base, count: int) -> list[list[int]]:
     """Which adapters answer in one batch: all, or each alone where rows may meet in the base (a router)."""
-    together = base.packed and base.proof.batches
-    return [list(range(count))] if together else [[k] for k in range(count)]
+    meet = not (base.packed and base.proof.batches)
+    return [[k] for k in range(count)] if meet else [list(range(count))]
 
 
-def _batches(prompts: Sequence[Sequence[int]], size: int, pads: bool) -> Iterator[list[int]]:
-    """Places of prompts of about the same length, so that little is padded; of the same without `pads`."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    alike = [order] if pads else [list(g) for _, g in groupby(order, key=lambda i: len(prompts[i]))]
-    for group in alike:
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
+def _batches(
+    base: Base, prompts: Sequence[Sequence[int]], rooms: Sequence[int], copies: int
+) -> Iterator[list[int]]:
+    """Places of prompts of about the same length, so that little is padded, and of equal room.
+
+    Of the same length, where padding changes the base's answers; one by one, where batches do.
+    """
+    most = BATCH if base.proof.batches else 1
+    batch: list[int] = []
+    for i in sorted(range(len(prompts)), key=lambda i: (-rooms[i], len(prompts[i]))):
+        full = (len(batch) + 1) * copies > most
+        wide = (len(batch) + 1) * copies * (len(prompts[i]) + rooms[i]) > BATCH_TOKENS
+        first = batch[0] if batch else i
+        other = rooms[i] != rooms[first] or (not base.proof.pads and len(prompts[i]) != len(prompts[first]))
+        if batch and (full or wide or other):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def answer(
@@ -117,28 +173,31 @@ def answer(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     stop: Sequence[int],
-    temperature: float,
-    top_p: float,
+    sampler: Sampler | None = None,
     streamer: BaseStreamer | None = None,
 ) -> list[list[list[int]]]:
-    """One batch of `generate`, from the global generators.
+    """One batch of `generate`; greedy without a sampler.
 
     `streamer.put` gets the padded prompts (K * n, width), and then each step's tokens (K * n,).
     """
-    stacked = _stack(base, adapters)
     ids, mask = left_padded(prompts, stop[0], base.device)
     width, copies = ids.shape[1], len(adapters)
-    lora.hang(base.model, base.sites, stacked)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {}
-    with torch.inference_mode(), layout.running(layout.sequences([len(prompts)] * copies)):
+    lora.hang(base.model, base.sites, _stack(base, adapters))
+    tuned = any(adapter is not None for adapter in adapters)  # without a layout the base runs alone
+    laid_out = layout.running(layout.sequences([len(prompts)] * copies)) if tuned else nullcontext()
+    with torch.inference_mode(), laid_out:
         out = base.model.generate(
             input_ids=ids.repeat(copies, 1),
             attention_mask=mask.repeat(copies, 1),
             max_new_tokens=max_new_tokens,
             eos_token_id=list(stop),
             pad_token_id=stop[0],
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            logits_processor=[sampler] if sampler else [],
             streamer=streamer,
-            **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **sampling},
         )
     rows = [until_stop(row, stop) for row in out[:, width:].tolist()]
     return [rows[k * len(prompts) : (k + 1) * len(prompts)] for k in range(copies)]

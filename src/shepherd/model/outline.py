@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shepherd.errors import BaseError
 from shepherd.model import lora
-from shepherd.settings import AdapterTable
+from shepherd.settings import AdapterTable, ModelTable
+
+
+def size(model: ModelTable) -> tuple[int, int | None]:
+    """How many parameters `model.base` has, and the tokens it reads (None: no bound), without its weights.
+
+    Raises:
+        BaseError: the configuration cannot be read or needs code of its own.
+    """
+    network = _network(model.base, model.revision)
+    most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    return sum(weight.numel() for weight in network.parameters()), int(most) if most else None
 
 
 def shapes(folder: str, adapter: AdapterTable) -> dict[str, tuple[int, int]]:
@@ -16,13 +29,18 @@ def shapes(folder: str, adapter: AdapterTable) -> dict[str, tuple[int, int]]:
     Raises:
         BaseError: the configuration cannot be read, needs code of its own, or has no such target.
     """
+    network = _network(folder)
+    return lora.shapes(lora.attach(network, adapter), adapter.rank)
+
+
+def _network(folder: str, revision: str | None = None) -> Any:
+    """The model without its weights."""
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise BaseError(
             f"the configuration of base {folder} cannot be used ({type(error).__name__}); give a causal"
             " language model that transformers knows by itself"
         ) from error
-    return lora.shapes(lora.attach(network, adapter), adapter.rank)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
 
+import numpy as np
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
@@ -30,8 +31,8 @@ def stream(
 
     Stop tokens are left out, and what is finished stays still. The last are those of `generate` for this
     one prompt, with the same seed. transformers' own generate runs in a thread meanwhile; it ends when the
-    iterator is exhausted or closed. The base, on which the adapters hang, and torch's global generators
-    are taken until then: one at a time.
+    iterator is exhausted or closed. The base, on which the adapters hang, is taken until then: one at a
+    time.
 
     Raises:
         BaseError: as `generate`; when the first answer is asked for.
@@ -40,12 +41,15 @@ def stream(
         return
     generation.require_ranges(max_new_tokens, temperature, top_p)
     room = generation.room(base, len(prompt), max_new_tokens)
+    draws = generation.uniforms(seed, 0, prompt, room)
     steps = _Steps()
 
     def work() -> None:
         try:
-            with generation.seeded(base, seed):
-                generation.answer(base, adapters, [prompt], room, stop, temperature, top_p, steps)
+            for steps.arms in generation.together(base, len(adapters)):
+                sampler = generation.Sampler(draws[np.newaxis], temperature, top_p) if temperature else None
+                chosen = [adapters[k] for k in steps.arms]
+                generation.answer(base, chosen, [prompt], room, stop, sampler, steps)
         except _Stopped:
             pass
         finally:
@@ -62,9 +66,9 @@ def stream(
 
 def _grown(steps: _Steps, count: int, stop: Sequence[int]) -> Iterator[list[list[int]]]:
     rows: list[list[int]] = [[] for _ in range(count)]
-    while (tokens := steps.queue.get()) is not None:
-        for row, token in zip(rows, tokens, strict=True):
-            row.append(token)
+    while (step := steps.queue.get()) is not None:
+        for arm, token in zip(*step, strict=True):
+            rows[arm].append(token)
         yield [generation.until_stop(list(row), stop) for row in rows]
 
 
@@ -76,14 +80,15 @@ class _Steps(BaseStreamer):  # type: ignore[misc]
     """Hands over each step's tokens; unlike transformers' own streamers, those of a whole batch."""
 
     def __init__(self) -> None:
-        self.queue: SimpleQueue[list[int] | None] = SimpleQueue()
+        self.queue: SimpleQueue[tuple[list[int], list[int]] | None] = SimpleQueue()
+        self.arms: list[int] = []  # of the batch under way
         self.stopped = Event()
 
     def put(self, value: Tensor) -> None:
         if self.stopped.is_set():
             raise _Stopped
         if value.ndim == 1:  # the prompts come first, as rows
-            self.queue.put(value.tolist())
+            self.queue.put((self.arms, value.tolist()))
 
     def end(self) -> None:
         pass

@@ -1,0 +1,250 @@
+"""Which column of some rows is the instruction, the context, the response, the client, the category.
+
+By the column's name first, in English and other languages, then by what it holds. What could be one of
+several is not guessed: the error names the candidates.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shepherd.errors import DataError
+
+LONGEST_NAME = 60  # letters; a longer one is a row in the place of the header
+MANY_LABELS = 200  # more distinct values than this name no clients or categories
+
+# Each kind's names, the sure ones first. One word each, as `_words` writes them.
+NAMES: Mapping[str, tuple[str, str]] = {
+    "instruction": (
+        "instruction instructions question query prompt request frage aufgabe anweisung anfrage pregunta"
+        " instruccion consigna consigne demande domanda istruzione pergunta instrucao vraag opdracht pytanie"
+        " polecenie otazka soru fraga sporsmal kysymys вопрос инструкция запрос 質問 指示 問題 问题 指令 提问"
+        " 질문 지시 سؤال प्रश्न",
+        "input user human task problem text source sentence document article eingabe entrada entree текст",
+    ),
+    "response": (
+        "response answer output completion reply antwort ausgabe respuesta salida reponse sortie risposta"
+        " resposta saida antwoord odpowiedz odpoved cevap svar vastaus ответ 回答 応答 答え 答案 输出 响应"
+        " 대답 답변 جواب उत्तर",
+        "assistant bot gpt target label solution summary translation answers responses completions outputs"
+        " losung zusammenfassung ubersetzung resumen resume riassunto перевод 要約 翻訳 摘要 翻译",
+    ),
+    "context": (
+        "context input passage background kontext hintergrund contexto contexte contesto contextual kontekst"
+        " baglam контекст 文脈 コンテキスト 背景 上下文 문맥",
+        "document documents paragraph article evidence quelle dokument documento",
+    ),
+    "client": (
+        "client hospital clinic organisation organization institution institute company customer author user"
+        " tenant owner school bank annotator worker krankenhaus klinik kunde autor mandant standort"
+        " einrichtung hopital clinique auteur entreprise cliente autora empresa ospedale azienda ziekenhuis"
+        " klant больница автор клиент организация 病院 顧客 医院 客户 作者 병원",
+        "site centre center department station ward branch region username speaker writer abteilung",
+    ),
+    "category": (
+        "category kategorie categoria categorie kategoria категория カテゴリ カテゴリー 类别 分类 카테고리",
+        "type kind task topic class label subject domain genre skill tag art typ thema fach aufgabentyp tipo"
+        " tema sujet тип тема 種類 种类 类型",
+    ),
+}
+# words that say nothing of what a column holds
+_TAILS = ("id", "ids", "name", "names", "nr", "no", "number", "text", "code", "key", "str", "value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """A column for each part, "" where there is none; `why` says how each was found."""
+
+    instruction: str = ""
+    context: str = ""
+    response: str = ""
+    messages: str = ""
+    client: str = ""
+    category: str = ""
+    why: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    """Of the unused, those with few values: each may name the client or the category."""
+
+
+PARTS = ("messages", "instruction", "context", "response", "client", "category")
+
+
+def recognise(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str] | None = None) -> Columns:
+    """The columns of `rows`, and `given` ones by part, as they are ("" is none).
+
+    Raises:
+        DataError: a given column is not there, or the instruction or the response is in none, or several
+            columns may be one part; names the candidates.
+    """
+    columns = _looked_at(rows)
+    if longest := next((name for name in columns if len(name) > LONGEST_NAME), ""):
+        raise DataError(
+            f"the first line seems to be a row, not the names of the columns ({longest[:40]}...); put a line"
+            " with their names before it"
+        )
+    found: dict[str, str] = dict(given or {})
+    why = dict.fromkeys(found, "as it was asked")
+    for part, name in found.items():
+        if name and name not in columns:
+            raise DataError(f"--{part} {name}: there is no such column; there are {_listed(columns)}")
+    if "messages" not in found and not {"instruction", "response"} & {p for p, name in found.items() if name}:
+        chats = [name for name, column in columns.items() if column.chat]
+        found["messages"], why["messages"] = _only(chats, "messages"), "it holds chats"
+    if found.get("messages"):
+        found |= {"instruction": "", "response": "", "context": ""}
+    for part in ("instruction", "response", "context", "client", "category"):
+        if part in found:
+            continue
+        names = _named(part, columns, found)
+        if name := _only(names, part):
+            found[part], why[part] = name, "by its name"
+    if not found.get("messages"):
+        _by_content(columns, found, why)
+    left = [name for name in columns if name not in found.values()]
+    labels = [name for name in left if columns[name].few]
+    if "category" not in found and len(labels) == 1:
+        found["category"] = labels[0]
+        why["category"] = f"the only other column of few values, {columns[labels[0]].distinct}"
+        labels, left = [], [name for name in left if name != found["category"]]
+    return Columns(**found, why=why, unused=tuple(left), labels=tuple(labels))
+
+
+def _only(names: Sequence[str], part: str) -> str:
+    if len(names) > 1:
+        none = "" if part in ("instruction", "response") else f", or --{part} '' for none"
+        raise DataError(
+            f"columns {_listed(names)} may each be the {part}; say which with --{part} COLUMN{none}"
+        )
+    return names[0] if names else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Column:
+    """What a column holds, over the rows that were looked at."""
+
+    filled: int
+    distinct: int
+    letters: float
+    """Of a value, on average."""
+    prose: bool
+    """Texts of some words, as instructions and responses are."""
+    questions: float
+    """The share of the values that end in a question mark."""
+    few: bool
+    """Few and short values, each of them several times, as clients and categories have."""
+    chat: bool
+
+
+def _looked_at(rows: Sequence[Mapping[str, Any]]) -> dict[str, _Column]:
+    values: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            values.setdefault(str(name), []).append(value)
+    return {name: _column([v for v in own if v not in (None, "")]) for name, own in values.items()}
+
+
+def _column(values: Sequence[Any]) -> _Column:
+    texts = [str(v).strip() for v in values if isinstance(v, str | int) and not isinstance(v, bool)]
+    texts = [text for text in texts if text]
+    count, distinct = len(texts), len(set(texts))
+    letters = sum(map(len, texts)) / max(1, count)
+    words = sum(_count_words(text) for text in texts) / max(1, count)
+    plain = count > 0 and count >= 0.9 * len(values)
+    few = plain and 2 <= distinct <= min(MANY_LABELS, count // 2) and letters <= 60
+    return _Column(
+        filled=count,
+        distinct=distinct,
+        letters=letters,
+        prose=plain and words >= 3 and not (few and distinct <= count // 10),
+        questions=sum(text.endswith(("?", "？", "؟")) for text in texts) / max(1, count),
+        few=few,
+        chat=bool(values) and sum(map(_is_chat, values)) >= 0.9 * len(values),
+    )
+
+
+def _count_words(text: str) -> int:
+    """Words between spaces; where a script writes none, about two letters are one.
+
+    >>> _count_words("Name two rivers."), _count_words("東京の川は何ですか")
+    (3, 5)
+    """
+    return max(len(text.split()), (sum(letter > "\u2e7f" for letter in text) + 1) // 2)
+
+
+def _is_chat(value: Any) -> bool:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return False
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(turn, Mapping) and {"role", "from"} & turn.keys() for turn in value)
+
+
+def _named(part: str, columns: Mapping[str, _Column], found: Mapping[str, str]) -> list[str]:
+    """The columns whose names say this part: by a sure name, else a likely one, else by a word of it."""
+    fit = [name for name, column in columns.items() if name not in found.values() and _fits(part, column)]
+    for names in NAMES[part]:
+        known = {"".join(_words(each)) for each in names.split()}
+        if exact := [name for name in fit if "".join(_words(name)) in known]:
+            return exact
+        if alike := [name for name in fit if _last_word(name) in known]:
+            return alike
+    return []
+
+
+def _fits(part: str, column: _Column) -> bool:
+    if part in ("client", "category"):
+        return column.few
+    return column.filled > 0 and not column.chat
+
+
+def _words(name: str) -> list[str]:
+    """The words of a column's name in small letters without accents.
+
+    >>> _words("Frage_Text"), _words("authorId"), _words("Réponse"), _words("質問")
+    (['frage', 'text'], ['author', 'id'], ['reponse'], ['質問'])
+    """
+    split = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    bare = "".join(c for c in unicodedata.normalize("NFD", split) if not unicodedata.combining(c))
+    return [word for word in re.split(r"[\W_]+", unicodedata.normalize("NFC", bare).casefold()) if word]
+
+
+def _last_word(name: str) -> str:
+    """The word that says what it is: `answer` of `best_answer`, `hospital` of `hospital_name`."""
+    words = _words(name)
+    while len(words) > 1 and words[-1] in _TAILS:
+        words.pop()
+    return words[-1] if words else ""
+
+
+def _by_content(columns: Mapping[str, _Column], found: dict[str, str], why: dict[str, str]) -> None:
+    """The instruction and the response, where no name says them: only where nothing else can be meant."""
+    missing = [part for part in ("instruction", "response") if not found.get(part)]
+    prose = [name for name, column in columns.items() if column.prose and name not in found.values()]
+    if len(missing) == len(prose) == 1:
+        found[missing[0]], why[missing[0]] = prose[0], "the only other column of texts"
+    elif len(missing) == len(prose) == 2:
+        prose.sort(key=lambda name: -columns[name].questions)
+        asks, says = (columns[name].questions for name in prose)
+        if asks >= 0.5 and says <= 0.2:
+            found |= dict(zip(missing, prose, strict=True))
+            why |= {missing[0]: f"{asks:.0%} of its texts are questions", missing[1]: "the other texts"}
+    for part in missing:
+        if not found.get(part):
+            candidates = prose or [name for name in columns if name not in found.values()]
+            raise DataError(
+                f"no column is named as the {part}; say which it is with --{part} COLUMN, of"
+                f" {_listed(candidates)}"
+            )

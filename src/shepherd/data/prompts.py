@@ -1,0 +1,119 @@
+"""What a run is asked: a text, a row in the run's own layout, or a file of either."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shepherd.data import files
+from shepherd.data.examples import Turn, question
+from shepherd.errors import BadRow, DataError
+from shepherd.settings import DataTable, FieldsTable
+
+STDIN = "-"
+NO_PROMPT = "the instruction is empty; write what is asked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """Turns that end with the user's; `where` is the file and line, for messages."""
+
+    turns: tuple[Turn, ...]
+    where: str = "the prompt"
+
+    @property
+    def text(self) -> str:
+        """What the last turn asks, without its context."""
+        return self.turns[-1].text
+
+    @property
+    def context(self) -> str:
+        """The last turn's context."""
+        return self.turns[-1].context
+
+
+def prompt_of(asked: str | Mapping[str, Any], table: DataTable, where: str = "the prompt") -> Prompt:
+    """A text, or a row with the fields of the run's data; else with `instruction`, `context`, `messages`.
+
+    Raises:
+        DataError: a text is empty.
+        BadRow: a row lacks its instruction, or a field is no text.
+    """
+    if not isinstance(asked, str):
+        own = table.fields.instruction in asked or asked.get(table.fields.messages) is not None
+        usual = table.model_copy(update={"fields": FieldsTable()})
+        return Prompt(turns=question(asked, table if own else usual, where), where=where)
+    if not asked.strip():
+        raise DataError(NO_PROMPT if where == "the prompt" else f"{where}: {NO_PROMPT}")
+    return Prompt(turns=(Turn(role="user", text=asked),), where=where)
+
+
+def with_context(asked: Prompt, context: str) -> Prompt:
+    """The same with a context of its last turn."""
+    *others, last = asked.turns
+    return replace(asked, turns=(*others, replace(last, context=context)))
+
+
+def read(source: str, table: DataTable) -> list[Prompt]:
+    """The prompts of a file, or of standard input for "-".
+
+    JSON, JSONL, CSV, TSV and Parquet hold rows as in `prompt_of`; any other file holds one text a line.
+    Standard input is JSONL where its first line begins with "{", else one text a line.
+
+    Raises:
+        DataError: the file is missing, unreadable, no text, or empty; or a row is (by file and line).
+    """
+    suffix = Path(source).suffix.lower()
+    placed = files.rows_of(Path(source).expanduser()) if suffix in files.READERS else _lines(source)
+    found = []
+    for where, row in placed:
+        if isinstance(row, BadRow):
+            raise row
+        found.append(prompt_of(row if isinstance(row, str) else _row(row, where), table, where))
+    if not found:
+        raise DataError(f"{_named(source)} holds no prompt; write one a line")
+    return found
+
+
+def _row(row: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(row, Mapping):
+        raise BadRow(f'{where} is no object with named fields; write it as {{"instruction": "..."}}')
+    return row
+
+
+def _named(source: str) -> str:
+    return "standard input" if source == STDIN else source
+
+
+def _lines(source: str) -> Iterator[tuple[str, Any]]:
+    """The lines that are not blank, each with its place."""
+    name = _named(source)
+    try:
+        raw = sys.stdin.buffer.read() if source == STDIN else Path(source).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{name} cannot be read ({error.strerror}); name a file with one prompt a line"
+        ) from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{name}, line {line} is not text in UTF-8; give a text file or JSONL") from error
+    if "\0" in text:
+        raise DataError(f"{name} is not a text file; give one prompt a line, or JSONL")
+    rows = source == STDIN and text.lstrip().startswith("{")
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+        where = f"{name}, line {number}"
+        if line.strip():
+            yield where, _parsed(line, where) if rows else line.strip()
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return BadRow(f"{where} is not JSON ({error}); fix that line")
