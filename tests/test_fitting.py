@@ -210,7 +210,7 @@ def test_the_work_fits_the_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("none.csv", None, "none.csv does not exist"),
+        ("none.csv", None, "there is no data file or folder"),
         ("a.csv", b"frage;antwort\nWas?;Das.\n", "is separated by semicolons"),
         ("a.csv", "frage,antwort\nGr\u00f6\u00dfe?,Ja.\n".encode("cp1252"), "is not UTF-8 but cp1252"),
         ("a.csv", b"", "holds no rows"),
@@ -235,7 +235,7 @@ def test_data_that_cannot_be_used_are_one_sentence_and_no_file(
 
 
 def test_a_base_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(BaseError, match=r"no config\.json"):
+    with pytest.raises(BaseError, match=r"there is no folder \./nowhere"):
         fitting.fit(base="./nowhere")
 
 
@@ -243,7 +243,8 @@ def test_a_path_holds_from_the_run_files_folder(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     as_csv(tmp_path / "p.csv", table())
     new.write(Path("run.toml"), "p.csv")
-    assert read("run.toml").data.source == "p.csv"
+    assert 'source = "p.csv"' in Path("run.toml").read_text()
+    assert read("run.toml").data.source == str(tmp_path / "p.csv")
     (tmp_path / "below").mkdir()
     new.write(Path("below/run.toml"), "p.csv")
     assert read("below/run.toml").data.source == str(tmp_path / "p.csv")
