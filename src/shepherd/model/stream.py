@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
 
-import numpy as np
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
@@ -41,13 +40,13 @@ def stream(
         return
     generation.require_ranges(max_new_tokens, temperature, top_p)
     room = generation.room(base, len(prompt), max_new_tokens)
-    draws = generation.uniforms(seed, 0, prompt, room)
+    seeds = [generation.seed_of(seed, 0, prompt)]
     steps = _Steps()
 
     def work() -> None:
         try:
             for steps.arms in generation.together(base, len(adapters)):
-                sampler = generation.Sampler(draws[np.newaxis], temperature, top_p) if temperature else None
+                sampler = generation.Sampler(seeds, temperature, top_p, base.device) if temperature else None
                 chosen = [adapters[k] for k in steps.arms]
                 generation.answer(base, chosen, [prompt], room, stop, sampler, steps)
         except _Stopped:
