@@ -81,6 +81,8 @@ def _add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--micro-batch-tokens", type=int, help="the engine's (default: it chooses)")
     parser.add_argument("--cohort-size", type=int, help="the engine's clients at once (default: it chooses)")
     parser.add_argument("--workers", type=int, help="the engine's processes (default: it chooses)")
+    parser.add_argument("--heldout", type=int, default=HELDOUT, help=f"examples scored (default {HELDOUT})")
+    parser.add_argument("--beside", type=int, default=0, help="busy processes beside the sides (default 0)")
     parser.add_argument(
         "--sides",
         nargs="+",
@@ -100,11 +102,13 @@ def measure(options: Namespace) -> Figures:
         fresh = lora.fresh(shape.sites, settings.adapter.rank, seed_for(options.seed, "adapter"))
         work = Work(settings=settings, clients=clients, start=fresh)
         chosen = [name for name in SIDES if name in {ENGINE, RECIPE, *options.sides}]
-        turns = _turns(work, chosen, options.repeats)
+        with common.busy(options.beside):
+            turns = _turns(work, chosen, options.repeats)
         finals = {name: taken[-1].adapter for name, taken in turns.items()}
         losses = _heldout_losses(settings, {"start": fresh, **finals}, heldout)
     peaks = {dtype: _peak(dtype, settings, options.quick) for dtype in _dtypes(turns)}
-    return _figures(work, turns, losses, flops.useful(shape, *_amounts(work)), peaks)
+    figures = _figures(work, turns, losses, flops.useful(shape, *_amounts(work)), peaks)
+    return {**figures, "beside": options.beside}
 
 
 def _settings(options: Namespace, scratch: Path) -> RunSettings:
@@ -150,7 +154,9 @@ def _data(options: Namespace, settings: RunSettings) -> tuple[dict[str, Tokens],
             raise SettingsError(
                 f"client {name} has {len(data)} examples; give fewer --steps or a smaller --batch"
             )
-    return chosen, ready.heldout.take(spread(prepare.categories(ready), 8 if options.quick else HELDOUT))
+    return chosen, ready.heldout.take(
+        spread(prepare.categories(ready), 8 if options.quick else options.heldout)
+    )
 
 
 def _turns(work: Work, names: Sequence[str], repeats: int) -> dict[str, list[Measured]]:
@@ -311,9 +317,10 @@ def _speeds(figures: Figures) -> Table:
         "engine is faster by",
     )
     work = figures["work"]
+    beside = f", {figures['beside']} busy processes beside" if figures["beside"] else ""
     title = (
         f"{figures['base']} on {figures['device']}: {work['clients']} clients, {work['steps']} steps of"
-        f" {work['batch']} examples"
+        f" {work['batch']} examples{beside}"
     )
     peaks = ", ".join(f"{dtype} {value:,.0f} GFLOP/s" for dtype, value in figures["peak_gflops"].items())
     best = min(each["of_medians"] for each in figures["ratios"].values())
