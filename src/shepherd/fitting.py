@@ -200,7 +200,8 @@ def _field(found: Columns, part: str, rows: Sequence[Mapping[str, Any]]) -> Choi
     optional = part == "context" and name in ("context", "input") and any(name not in row for row in rows)
     if optional:
         return Choice(value="auto", why=f"column {name}, which not every row has")
-    return Choice(value=name, why=f"found {found.why[part]}" if name else f"no column is the {part}")
+    none = "no column holds chats" if part == "messages" else f"no column is the {part}"
+    return Choice(value=name, why=f"found {found.why[part]}" if name else none)
 
 
 def _category(found: Columns) -> Choice:
@@ -268,7 +269,7 @@ def _lengths(known: Outline, rendered: Sequence[Rendered]) -> Choices:
     value = max(8, min(_rounded(wanted), known.reads or _rounded(wanted)))
     share = float((tokens <= value).mean())
     why = (
-        f"{share:.0%} of the examples have at most so many tokens; the longest of {len(tokens)} has {longest}"
+        f"{share:.0%} of the examples have at most {value} tokens; the longest of {len(tokens)} has {longest}"
     )
     if value == known.reads:
         why = f"as many as the base reads; {why}"

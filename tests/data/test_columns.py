@@ -123,6 +123,7 @@ def test_what_is_given_holds() -> None:
         ({"title": ABOUT, "body": SAID}, {}, "no column is named as the instruction; .* of title, body"),
         ({"question": ASKED, "n": IDS}, {}, "no column is named as the response; .* --response COLUMN, of n"),
         ({"chosen": CHAT, "rejected": CHAT}, {}, "chosen, rejected may each be the messages"),
+        ({ABOUT[0] * 2: ABOUT, "18": IDS}, {}, "the first line seems to be a row"),
         ({"question": ASKED, "answer": SAID}, {"client": "who"}, "--client who: there is no such column"),
     ],
 )

@@ -15,6 +15,7 @@ from typing import Any
 
 from shepherd.errors import DataError
 
+LONGEST_NAME = 60  # letters; a longer one is a row in the place of the header
 MANY_LABELS = 200  # more distinct values than this name no clients or categories
 
 # Each kind's names, the sure ones first. One word each, as `_words` writes them.
@@ -82,6 +83,11 @@ def recognise(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str] | None
             columns may be one part; names the candidates.
     """
     columns = _looked_at(rows)
+    if longest := next((name for name in columns if len(name) > LONGEST_NAME), ""):
+        raise DataError(
+            f"the first line seems to be a row, not the names of the columns ({longest[:40]}...); put a line with"
+            " their names before it"
+        )
     found: dict[str, str] = dict(given or {})
     why = dict.fromkeys(found, "as it was asked")
     for part, name in found.items():
