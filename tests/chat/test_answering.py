@@ -63,6 +63,8 @@ def test_template_length_and_sampling_are_as_chosen(chat: Chat) -> None:
     sampled = {"temperature": 1.5, "top_p": 0.9}
     assert last(chat, "w5", **sampled, seed=1) == last(chat, "w5", **sampled, seed=1)
     assert last(chat, "w5", **sampled, seed=1) != last(chat, "w5", **sampled, seed=2)
+    alone = {name: last(chat, "w5", **sampled, seed=1, arms=[name])[name] for name in ARMS}
+    assert alone == last(chat, "w5", **sampled, seed=1)
 
 
 def test_two_who_ask_at_once_get_their_own_answers(chat: Chat) -> None:

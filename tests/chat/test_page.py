@@ -334,7 +334,8 @@ def test_launching_says_where_until_it_is_stopped(compared: Path, monkeypatch: p
     monkeypatch.setattr("webbrowser.open", shown.append)
     page.launch(compared, arms=["base", "federated"], say=heard.append)
     assert heard[0] == f"loading the arms of {compared}"
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)", heard[1])
+    assert re.fullmatch(r"loaded .*llama.* in \d+\.\d s", heard[1])
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)", heard[2])
     assert shown == []
     page.launch(compared, arms=["base"], say=heard.append, show=True)
     assert shown == [heard[-2].split()[0]]

@@ -85,8 +85,8 @@ def recognise(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str] | None
     columns = _looked_at(rows)
     if longest := next((name for name in columns if len(name) > LONGEST_NAME), ""):
         raise DataError(
-            f"the first line seems to be a row, not the names of the columns ({longest[:40]}...); put a line with"
-            " their names before it"
+            f"the first line seems to be a row, not the names of the columns ({longest[:40]}...); put a line"
+            " with their names before it"
         )
     found: dict[str, str] = dict(given or {})
     why = dict.fromkeys(found, "as it was asked")
