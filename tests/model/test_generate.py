@@ -180,17 +180,34 @@ def test_each_draw_of_a_prompt_is_its_own(llama) -> None:
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (2.0, 0.8), (1.0, 0.3)])
 def test_a_token_is_picked_as_often_as_its_share(temperature: float, top_p: float) -> None:
-    """Against transformers' own warpers; evenly spaced numbers hit each token by its share exactly."""
+    """Against transformers' own warpers, within five standard errors."""
     scores = torch.randn(1, 40, generator=torch.Generator().manual_seed(0)) * 3
     warped = TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(temperature)(None, scores.clone()))
     expected = torch.softmax(warped.double(), -1)[0].numpy()
-    count = 20_000
-    draws = (np.arange(count) + 0.5)[:, np.newaxis] / count
-    left = generation.Sampler(draws, temperature, top_p)(torch.zeros(count, 1), scores.repeat(count, 1))
-    assert (left.isfinite().sum(-1) == 1).all()
-    found = np.bincount(left.argmax(-1).numpy(), minlength=40) / count
-    np.testing.assert_allclose(found, expected, atol=1.01 / count + 1e-7)
-    assert (found[expected == 0] == 0).all()
+    prompts, steps = 200, 100
+    sampler = generation.Sampler(range(prompts), temperature, top_p, torch.device("cpu"))
+    picked = []
+    for _ in range(steps):
+        left = sampler(None, scores.repeat(prompts, 1))
+        assert (left.isfinite().sum(-1) == 1).all()
+        picked.append(left.argmax(-1))
+    count = prompts * steps
+    found = np.bincount(torch.cat(picked).numpy(), minlength=40) / count
+    assert (abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / count)).all()
+
+
+def test_rounding_changes_no_token_of_a_large_vocabulary() -> None:
+    """Tokens that are hardly likely, one beside the other, are where a sum of shares would be off."""
+    prompts, vocabulary = 200, 50_000
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(prompts, vocabulary, generator=generator)
+    rounded = scores + 1e-6 * torch.randn(scores.shape, generator=generator)
+    first, second = (
+        generation.Sampler(range(prompts), 1.0, 1.0, torch.device("cpu"))(None, each).argmax(-1)
+        for each in (scores, rounded)
+    )
+    assert (first == second).all()
+    assert len(set(first.tolist())) > 190
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
@@ -287,7 +304,7 @@ def test_a_real_base_answers_alone_as_beside_others() -> None:
     ]
     asked = [prompt((Turn(role="user", text=text),), "chat", base.tokenizer) for text in texts]
     assert max(map(len, asked)) > 4 * min(map(len, asked))
-    stop, arms = stop_ids("chat", base.tokenizer), [bases.random_adapter(base, 1, size=0.005), None]
+    stop, arms = stop_ids("chat", base.tokenizer), [bases.random_adapter(base, 1, size=0.03), None]
     for options in ({}, {"temperature": 0.8, "top_p": 0.95, "seed": 7}):
         options = {"max_new_tokens": 40, "stop": stop, **options}
         together = generation.generate(base, arms, asked, **options)

@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
@@ -87,8 +85,8 @@ def generate(
         batch, longest = [prompts[i] for i in places], rooms[places[0]]
         if progress:
             progress.begin(len(batch), longest)
-        uniform = np.stack([uniforms(seed, draws[i], prompts[i], longest) for i in places])
-        sampler = Sampler(uniform, temperature, top_p) if temperature else None
+        seeds = [seed_of(seed, draws[i], prompts[i]) for i in places]
+        sampler = Sampler(seeds, temperature, top_p, base.device) if temperature else None
         new = answer(base, adapters, batch, longest, stop, sampler, progress)
         for k, rows in enumerate(new):
             for i, row in zip(places, rows, strict=True):
@@ -98,43 +96,40 @@ def generate(
     return answers
 
 
-def uniforms(seed: int, draw: int, prompt: Sequence[int], steps: int) -> NDArray[np.float64]:
-    """(steps,) in [0, 1): what picks each token of one draw of a prompt's answer."""
-    return np.random.default_rng(seed_for(seed, "answer", draw, *prompt)).random(steps)
+def seed_of(seed: int, draw: int, prompt: Sequence[int]) -> int:
+    """The seed of one draw of a prompt's answer."""
+    return seed_for(seed, "answer", draw, *prompt)
 
 
 class Sampler(LogitsProcessor):  # type: ignore[misc]
-    """Sampling by inversion: leaves each sequence only the token that its own number picks.
+    """Sampling with a generator for each sequence: leaves it only the token that its own draws pick.
 
     transformers draws all the sequences of a batch from one global generator, so that an answer would
-    depend on those beside it. Tokens keep their order in the vocabulary, since sorted by likelihood those
-    that are about equally likely would change places with the rounding.
+    depend on those beside it. Here the highest of the scores with Gumbel noise on them is taken, which has
+    the same distribution, and which the rounding of another batch changes as seldom as greedy search: it
+    takes two that are equal to the last bits.
 
     Args:
-        draws: (prompts, steps) in [0, 1); each adapter's prompts take the same.
+        seeds: one a prompt; each adapter's prompts take the same.
         temperature: above 0.
         top_p: in (0, 1].
     """
 
-    def __init__(self, draws: NDArray[np.float64], temperature: float, top_p: float) -> None:
-        self.draws, self.temperature, self.top_p = torch.from_numpy(draws), temperature, top_p
-        self.step = 0
+    def __init__(self, seeds: Sequence[int], temperature: float, top_p: float, device: torch.device) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.temperature, self.top_p = temperature, top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores (adapters * prompts, vocabulary) -> the same shape, all but the picked token at -inf."""
-        exact = torch.float32 if scores.device.type == "mps" else torch.float64
-        lower = (scores - scores.amax(-1, keepdim=True)).to(exact)
-        shares = torch.softmax(lower / self.temperature, -1)
+        scores = (scores - scores.amax(-1, keepdim=True)).float() / self.temperature
         if self.top_p < 1:
-            sizes, tokens = shares.sort(descending=True, stable=True)
-            likelier = sizes.cumsum(-1) - sizes  # the share of the tokens before each
-            shares = shares.scatter(-1, tokens, sizes * (likelier < self.top_p))
-        sums = shares.cumsum(-1)
-        draws = self.draws[:, self.step].to(sums).repeat(len(sums) // len(self.draws)).unsqueeze(-1)
-        picked = torch.searchsorted(sums, draws * sums[:, -1:], right=True)  # (adapters * prompts, 1)
-        self.step += 1
-        last = scores.shape[-1] - 1  # a product that is rounded up to the whole sum
-        return torch.full_like(scores, -math.inf).scatter_(-1, picked.clamp(max=last), 0.0)
+            sizes, tokens = torch.softmax(scores, -1).sort(descending=True, stable=True)
+            out = sizes.cumsum(-1) - sizes >= self.top_p  # by the share of the likelier ones
+            scores = scores.masked_fill(torch.zeros_like(out).scatter(-1, tokens, out), -math.inf)
+        width, copies = scores.shape[-1], len(scores) // len(self.generators)
+        waits = torch.stack([scores.new_empty(width).exponential_(generator=g) for g in self.generators])
+        picked = (scores - waits.log().repeat(copies, 1)).argmax(-1, keepdim=True)
+        return torch.full_like(scores, -math.inf).scatter_(-1, picked, 0.0)
 
 
 def require_ranges(max_new_tokens: int, temperature: float, top_p: float) -> None:

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
 
-import numpy as np
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
@@ -41,8 +40,8 @@ def stream(
         return
     generation.require_ranges(max_new_tokens, temperature, top_p)
     room = generation.room(base, len(prompt), max_new_tokens)
-    draws = generation.uniforms(seed, 0, prompt, room)
-    sampler = generation.Sampler(draws[np.newaxis], temperature, top_p) if temperature else None
+    seeds = [generation.seed_of(seed, 0, prompt)]
+    sampler = generation.Sampler(seeds, temperature, top_p, base.device) if temperature else None
     steps = _Steps()
 
     def work() -> None:
