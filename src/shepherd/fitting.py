@@ -302,7 +302,7 @@ def _adapter(known: Outline) -> Choices:
         return {("tuning", "learning_rate"): Choice(value=1.5e-4, why=why)}
     why = (
         "the best of 1e-4, 3e-4, 1e-3, 3e-3 and 1e-2 where it was measured: 135 million parameters, rank 8,"
-        " alpha 16, batches of 8, 8 steps; 1e-2 did harm, so halve it if the held-out loss rises"
+        " alpha 16, batches of 8, 8 to 16 steps; 1e-2 did harm, so halve it if the held-out loss rises"
     )
     return {("tuning", "learning_rate"): Choice(value=RATE, why=why)}
 
