@@ -38,6 +38,7 @@ from shepherd.loading import load_base, load_checkpoint, placed
 from shepherd.model import base as bases
 from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
+from shepherd.model.coverage import coverage
 from shepherd.prepare import Prepared
 from shepherd.progress import roughly, stage
 from shepherd.rounds import RoundReport, report_row, rounds, start
@@ -444,6 +445,7 @@ def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, pre
         "base %s: %s parameters, and %s to train (%.2f%%), %s on %s",
         paths.short(base.name), f"{whole:,}", f"{trained:,}", 100 * trained / whole, dtype, base.device,
     )  # fmt: skip
+    log.info("%s", coverage(base.model, base.sites).sentence)
     s, tuning = prepared.summary, settings.tuning
     log.info(
         "%d clients, %s examples to train on (%s cut, %s dropped), %s held out",

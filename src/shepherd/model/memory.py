@@ -145,8 +145,17 @@ def adapter_bytes(base: Base) -> int:
     return sum(4 * int(np.prod(shape)) for shape in base.shapes.values())
 
 
-def bytes_per_token(base: Base, tokens: int = 64) -> int:
-    """Bytes that the forward pass keeps for the backward pass, for each token of a row."""
+def bytes_per_token(base: Base) -> int:
+    """Bytes that the forward pass keeps for the backward pass, for each token of a row.
+
+    From rows of two lengths, since a part is kept once a pass, such as copies of stacked experts' factors.
+    """
+    few, many = 32, 96
+    return (_kept_bytes(base, many) - _kept_bytes(base, few)) // (many - few)
+
+
+def _kept_bytes(base: Base, tokens: int) -> int:
+    """That the forward pass over one row keeps, the base's own weights apart."""
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -169,4 +178,4 @@ def bytes_per_token(base: Base, tokens: int = 64) -> int:
         tuning_attention(base),
     ):
         hidden_states(base, ids, positions)
-    return sum(size for pointer, size in kept.items() if pointer not in weights) // tokens
+    return sum(size for pointer, size in kept.items() if pointer not in weights)
