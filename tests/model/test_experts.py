@@ -243,7 +243,7 @@ def test_adapters_side_by_side_answer_as_each_alone(mixtral: Base) -> None:
     prompts = [[1, 5, 6, 7], [1, 8, 9]]
 
     def answers(*chosen: Adapter) -> list[list[list[int]]]:
-        return generate.answer(mixtral, chosen, prompts, 8, [2], 0.0, 1.0)
+        return generate.answer(mixtral, chosen, prompts, 8, [2])
 
     together = answers(*adapters)
     assert together == [*answers(adapters[0]), *answers(adapters[1])]

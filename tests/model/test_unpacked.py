@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from benchmarks import tiny
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
 from shepherd.model import generate, memory, score, tune
-from shepherd.model.base import Base
+from shepherd.model.base import Base, Proof
 from shepherd.model.tune import Tuned, Visit
 from shepherd.settings import TuningTable
 from tests.model import bases
@@ -120,12 +121,19 @@ def test_several_adapters_answer_as_each_alone(base) -> None:
     assert together[0] != together[1] != together[2]
 
 
-def test_where_padding_changes_an_answer_only_prompts_of_one_length_share_a_batch() -> None:
+def test_where_padding_changes_an_answer_only_prompts_of_one_length_share_a_batch(llama, monkeypatch) -> None:
     prompts = [[1] * 3, [1] * 2, [1] * 3, [1] * 2, [1] * 3]
-    assert list(generate._batches(prompts, 2, pads=False)) == [[1, 3], [0, 2], [4]]
-    assert list(generate._batches(prompts, 2, pads=True)) == [[1, 3], [0, 2], [4]]
-    assert list(generate._batches(prompts, 4, pads=True)) == [[1, 3, 0, 2], [4]]
-    assert list(generate._batches(prompts, 4, pads=False)) == [[1, 3], [0, 2, 4]]
+
+    def batches(most: int, **proof: bool) -> list[list[int]]:
+        monkeypatch.setattr(generate, "BATCH", most)
+        base = replace(llama, proof=Proof(**proof))
+        return list(generate._batches(base, prompts, [8] * len(prompts), 1))
+
+    assert batches(2, pads=False) == [[1, 3], [0, 2], [4]]
+    assert batches(2) == [[1, 3], [0, 2], [4]]
+    assert batches(4) == [[1, 3, 0, 2], [4]]
+    assert batches(4, pads=False) == [[1, 3], [0, 2, 4]]
+    assert batches(4, batches=False) == [[1], [3], [0], [2], [4]]
 
 
 def test_the_memory_of_a_token_is_measured(base) -> None:

@@ -145,7 +145,11 @@ def write_site(
         "data": {"source": "data.jsonl"},
         "trainer": {"threads": 1},  # several sites share this machine
         "bases": [
-            {"name": where.name, "folder": TINY if base == TINY else str(where), "sha256": digest(where)}
+            {
+                "name": base if base == TINY else where.name,
+                "folder": TINY if base == TINY else str(where),
+                "sha256": digest(where),
+            }
         ],
         "policy": dict(policy or {}),
     }
