@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +10,6 @@ import pytest
 from tests import runs
 
 EXAMPLES = {"qa": 7, "poem": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _left_by_gradio() -> Iterator[None]:
-    """Collect the sockets and event loops that gradio's server leaves, before another test is blamed."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture(scope="session")
