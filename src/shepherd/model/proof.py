@@ -38,6 +38,7 @@ READ = slice(1, None, 2)  # the places of the line whose states are compared
 EXACT = 1e-3  # relative difference of a token's states, or a factor's gradient: above it is no rounding
 ROUGH = 3.0  # times the error of the base's own low precision that it may have packed
 BORDER = re.compile(r"(window|window_size|window_len|chunk_size|index_topk|compress_rate)$")
+SCALE = re.compile(r"floor_scale$")  # tokens from which attention is scaled; some count them along the line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,12 +214,17 @@ def _tells(name: str, value: Any) -> bool:
 
 
 def _border(network: Any, longest: float, *, shorten: bool) -> int:
-    """The longest window or chunk below `longest` tokens, shortened first with `shorten`; 0 for none."""
+    """The longest window or chunk below `longest` tokens, shortened first with `shorten`; 0 for none.
+
+    A scale is shortened whatever `longest` is: a line reaches it though no example does.
+    """
     top = 0
     configs = {id(c): c for m in network.modules() if (c := getattr(m, "config", None)) is not None}
     text = network.config.get_text_config()
     for holder in (text, *configs.values(), *network.modules()):
         for name, value in list(vars(holder).items()):
+            if SCALE.search(name) and type(value) in (int, float) and value > SHORT:
+                setattr(holder, name, SHORT)
             if BORDER.search(name) and type(value) is int and 0 < value < longest:
                 if shorten and value > SHORT:
                     setattr(holder, name, SHORT)
