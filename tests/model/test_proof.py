@@ -275,6 +275,18 @@ def test_a_head_that_is_not_known_is_refused(saved, monkeypatch) -> None:
         load(saved("llama"))
 
 
+def test_a_head_that_fails_in_the_bases_own_dtype_alone_is_refused(saved, monkeypatch) -> None:
+    honest = proof.logits
+
+    def logits(base, hidden):
+        return honest(base, hidden) * (1 if base.dtype == torch.float32 else 2)
+
+    monkeypatch.setattr(proof, "logits", logits)
+    assert load(saved("llama")).packed
+    with pytest.raises(BaseError, match="makes its logits in a way that is not known here"):
+        load(saved("llama"), "bfloat16")
+
+
 def test_an_error_in_the_architectures_own_code_is_told_with_its_place(saved, monkeypatch) -> None:
     from transformers.models.llama import modeling_llama
 

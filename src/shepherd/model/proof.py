@@ -76,9 +76,11 @@ def prove(base: Base, longest: int | None = None) -> Proof:
     """
     exact, own = _alone_in_float32(base, longest)
     _require_causal(exact, own)
-    _require_head(exact)
+    _require_head(exact, EXACT)
     rough = _in_own_dtype(base, exact, longest)
     allowed = 0.0 if rough is None else ROUGH * _error_of_the_dtype(base, rough, own)
+    if rough is not None:
+        _require_head(rough, allowed)
     why_unpacked = _fault(_packed, exact, own, base.dtype, rough, allowed)
     if why_unpacked and (fault := _fault(_batched, exact, own, base.dtype, rough, allowed)):
         raise BaseError(f"{_named(base)} cannot be trained here: {fault}; use another base")
@@ -346,17 +348,20 @@ def _require_causal(probe: _Probe, own: _Found) -> None:
         )
 
 
-def _require_head(probe: _Probe) -> None:
-    """The logits that are computed from the states here must be the base's own."""
+def _require_head(probe: _Probe, allowed: float) -> None:
+    """The logits that are computed from the states here must be the base's own, but for `allowed`."""
     ids = probe.examples[-1].unsqueeze(0)
     try:
         with torch.no_grad(), layout.running(layout.padded(1, ids.shape[1], 0)):
             ours = logits(probe.base, hidden_states(probe.base, ids, None))
             own = probe.base.model(input_ids=ids, use_cache=False).logits[0]
-        apart = float(_apart(ours, own).max())
+        apart = float(_apart(ours.float(), own.float()).max())
     except Exception as error:  # any architecture may fail here, each in its own way
-        raise BaseError(f"{_named(probe.base)} cannot be trained here: {_said(error)}") from error
-    if not apart <= EXACT:
+        raise BaseError(
+            f"{_named(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_said(error)};"
+            " use another base"
+        ) from error
+    if not apart <= allowed:
         raise BaseError(
             f"{_named(probe.base)} makes its logits in a way that is not known here (relative difference"
             f" {apart:.1e}); use another base"
