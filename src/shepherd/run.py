@@ -241,8 +241,11 @@ def answered(
     """Greedy answers of the base alone and of an adapter, checked; all go to answers.jsonl.
 
     Returns:
-        Category -> (share right before, share right after); empty where no example has a check.
+        Category -> (share right before, share right after); empty where no example has a check, or the base
+        cannot generate.
     """
+    if base.proof.mute:  # which loading has said
+        return {}
     checked = [i for i, example in enumerate(examples) if example.check is not None]
     named = [examples[i].category for i in checked]
     places = [checked[i] for i in loss.spread(named, settings.evaluation.answers)]

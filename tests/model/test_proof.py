@@ -310,6 +310,19 @@ def test_activations_that_overflow_float16_are_named(saved, tmp_path) -> None:
     assert load(tmp_path, "bfloat16").packed
 
 
+def test_a_slice_that_cannot_generate_makes_no_base_mute(saved, monkeypatch) -> None:
+    honest = proof._scores
+    base = load(saved("llama"), proof=Proof())
+
+    def scores(probe, prompts):
+        if probe.base.model is not base.model:
+            raise ValueError("no layers")
+        return honest(probe, prompts)
+
+    monkeypatch.setattr(proof, "_scores", scores)
+    assert proof.prove(base) == Proof(pads=False, batches=False)
+
+
 # --- what is run
 
 

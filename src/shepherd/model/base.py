@@ -39,6 +39,8 @@ class Proof:
     """Whether prompts of several lengths are answered in one batch as each alone."""
     batches: bool = True
     """Whether prompts of one length are."""
+    mute: str = ""
+    """Why the base generates no answers at all; empty where it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

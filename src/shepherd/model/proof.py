@@ -84,6 +84,8 @@ def prove(base: Base, longest: int | None = None) -> Proof:
     why_unpacked = _fault(_packed, exact, own, base.dtype, rough, allowed)
     if why_unpacked and (fault := _fault(_batched, exact, own, base.dtype, rough, allowed)):
         raise BaseError(f"{_named(base)} cannot be trained here: {fault}; use another base")
+    if mute := _why_mute(base, exact):
+        return Proof(unpacked=why_unpacked, pads=False, batches=False, mute=mute)
     pads = _answers_alike(exact, [exact.examples[-1], exact.examples[0]])
     batches = pads or _answers_alike(exact, [e[: len(exact.examples[-1])] for e in exact.examples[2:]])
     return Proof(unpacked=why_unpacked, pads=pads, batches=batches)
@@ -402,6 +404,21 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
             f'{_named(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
         )
     return max(float(_apart(states, own.states).median()), torch.finfo(base.dtype).eps)
+
+
+def _why_mute(base: Base, exact: _Probe) -> str:
+    """Why the base answers not even one prompt; empty where it does. A slice that stops decides nothing."""
+    whole = replace(exact, base=base, stack=lora.stacked([base.zero], base.device))
+    said = ""
+    for probe in (exact, whole):
+        lora.hang(probe.base.model, probe.base.sites, probe.stack)
+        try:
+            _scores(probe, [probe.examples[-1].tolist()])
+        except Exception as error:  # any architecture may fail here, each in its own way
+            said = _said(error)
+        else:
+            return ""
+    return said
 
 
 def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:
