@@ -336,6 +336,7 @@ def resume(path: str | Path) -> Run:
     Raises:
         FolderError: there is no run, another process holds it, or its data are damaged.
         CheckpointError: its last checkpoint is damaged; the message names the mend.
+        DataError: the base cannot read an example of the run.
     """
     if folder.is_over_silos(path):
         raise FolderError(f"the run in {path} is over silos; go on with it by `shepherd resume {path}`")
@@ -368,6 +369,8 @@ def _resumed(holder: RunFolder) -> Run:
     last = checkpoint.latest(holder.checkpoints)
     if not (last or prepare.whole(data)):  # killed before its first round: it is as good to prepare again
         prepare.save(data, prepare.prepare(settings, base.tokenizer))
+    prepared = prepare.load(data)
+    prepare.require_readable(prepared, base)
     fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     saved = load_checkpoint(last, base) if last else None
     state = saved.state if saved else start(algorithm, transform, fresh)
@@ -376,7 +379,7 @@ def _resumed(holder: RunFolder) -> Run:
         settings=settings,
         holder=holder,
         base=base,
-        prepared=prepare.load(data),
+        prepared=prepared,
         algorithm=algorithm,
         transform=transform,
         state=state,

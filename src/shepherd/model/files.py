@@ -340,7 +340,8 @@ def _plain(key: str, value: Any, config: Mapping[str, Any]) -> bool:
             return value in (True, False, None, "gaussian", "orthogonal")
         case "rank_pattern" | "alpha_pattern":
             everywhere = config.get("r" if key == "rank_pattern" else "lora_alpha")
-            return all(each == everywhere for each in dict(value or {}).values())
+            same = isinstance(value, dict) and all(each == everywhere for each in value.values())
+            return same or not value
         case _:
             return key in UNDERSTOOD or not value or value == _defaults().get(key)
 

@@ -397,6 +397,8 @@ def refused_by_peft(model: nn.Module) -> tuple[str, ...]:
 
 def _no_linear(model: nn.Module, target: str, towers: Sequence[str], kinds: Sequence[str]) -> str:
     """Why no linear module can be adapted by this name, and what to write instead."""
+    if not re.fullmatch(r"[\w.-]+", target):
+        return f"a pattern, which is not read; list the names of modules: {kinds}"
     for name, module in model.named_modules():
         if not _is(name, target):
             continue
