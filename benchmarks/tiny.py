@@ -64,6 +64,7 @@ OWN: dict[str, dict[str, Any]] = {
     "bert-generation": {"is_decoder": True},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "llama4_text": {"no_rope_layers": [1, 0]},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
     "mimo_v2_flash": {"num_key_value_heads": 2},
     "bamba": {"attn_layer_indices": [1]},

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import transformers as hf
 
+from benchmarks import tiny
 from shepherd import checkpoint, folder
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import ServerState
 from shepherd.errors import BaseError, CheckpointError
 from shepherd.loading import load_base, load_checkpoint
 from shepherd.model import base as bases_
-from shepherd.model import fingerprint
+from shepherd.model import fingerprint, generate
 from shepherd.run import open_run
 from shepherd.settings import AdapterTable, ModelTable
 from tests import runs
@@ -32,8 +33,26 @@ def test_a_base_that_cannot_be_packed_is_said_to_be_slower(bloom, llama_folder, 
     load_base(runs.settings(llama_folder, tmp_path / "rows.jsonl", tmp_path / "run"))
     assert "slower" not in caplog.text
     load_base(runs.settings(bloom, tmp_path / "rows.jsonl", tmp_path / "run"))
-    assert f"{bloom} runs slower than other bases" in caplog.text
-    assert "its attention is code of its own" in caplog.text
+    assert (
+        f"{bloom} cannot be packed (its attention is code of its own, which takes no other function), so each"
+        " pass holds one client's examples, padded: slower" in caplog.text
+    )
+    assert "cannot generate" not in caplog.text
+
+
+def test_a_base_that_cannot_generate_says_so_and_trains(tmp_path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    base = tiny.save(tiny.config("recurrent_gemma"), tmp_path / "base")
+    settings = runs.settings(base, runs.written(tmp_path / "rows.jsonl"), tmp_path / "run")
+    with open_run(settings) as run:
+        reason = run.base.proof.mute
+        assert "get_seq_length" in reason
+        assert f"{base} can be trained and scored, but cannot generate answers: {reason}" in caplog.text
+        with pytest.raises(BaseError, match=r"cannot generate answers: .*get_seq_length"):
+            generate.generate(run.base, [None], [[5, 6]], max_new_tokens=2, stop=[1])
+        for _ in run.rounds():
+            pass
+        assert run.finish()["answers"] == {}
 
 
 def test_a_run_over_such_a_base_tunes_it(bloom, tmp_path) -> None:
@@ -50,7 +69,6 @@ def test_a_run_over_such_a_base_tunes_it(bloom, tmp_path) -> None:
 
 
 def test_windows_are_proven_as_far_as_the_runs_examples_go(tmp_path, monkeypatch) -> None:
-    from benchmarks import tiny
     from shepherd.model import attention
     from shepherd.model.attention import Reach
 

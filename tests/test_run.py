@@ -41,6 +41,8 @@ from shepherd.errors import (
 )
 from shepherd.inspection import inspect_data
 from shepherd.model import files, layout, lora, score
+from shepherd.model.base import Base
+from shepherd.model.coverage import coverage
 from shepherd.progress import Progress
 from shepherd.run import Run, open_run, resume
 from shepherd.settings import RunSettings, dump, read
@@ -442,6 +444,15 @@ def changed(path: Path, **model: str) -> None:
     (path / folder.RUN_FILE).write_text(text)
 
 
+def test_a_run_whose_base_no_longer_reads_its_examples_is_not_gone_on_with(table, monkeypatch) -> None:
+    path = stopped(table, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Base, "reads", 6)
+        with pytest.raises(DataError, match=r"reads at most 6.*; set data\.max_tokens = 6"):
+            resume(path)
+    resume(path).close()  # the folder was given back
+
+
 def test_data_that_vanished_after_the_first_round_are_not_prepared_anew(table) -> None:
     path = stopped(table, 1)
     (path / "data" / "index.json").unlink()
@@ -577,6 +588,8 @@ def test_what_is_trained_on_what_and_how_is_said_at_the_start(table, caplog) -> 
         trained = sum(tensor.size for tensor in run.state.adapter.values())
         whole = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(table.model.base).parameters())
         loss = folder.read_rows(run.folder)[0]["heldout"]["loss"]
+        reached = coverage(run.base.model, run.base.sites).sentence
+    assert reached in caplog.messages
     assert f"base {Path(table.model.base).name}: {whole:,} parameters, and {trained:,} to train" in said
     assert f"({100 * trained / whole:.2f}%), float32 on cpu" in said
     assert re.search(r"4 clients, \d+ examples to train on \(\d+ cut, 0 dropped\), \d held out", said)

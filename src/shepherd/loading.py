@@ -33,10 +33,12 @@ def load_base(settings: RunSettings) -> bases.Base:
         base = bases.load(table, settings.adapter, name=settings.model.base, longest=settings.data.max_tokens)
     if not base.packed:
         log.info(
-            "%s runs slower than other bases, one client's examples in padded batches: packed, %s",
+            "%s cannot be packed (%s), so each pass holds one client's examples, padded: slower",
             base.name,
             base.proof.unpacked,
         )
+    if base.proof.mute:
+        log.info("%s can be trained and scored, but cannot generate answers: %s", base.name, base.proof.mute)
     return base
 
 

@@ -241,8 +241,11 @@ def answered(
     """Greedy answers of the base alone and of an adapter, checked; all go to answers.jsonl.
 
     Returns:
-        Category -> (share right before, share right after); empty where no example has a check.
+        Category -> (share right before, share right after); empty where no example has a check, or the base
+        cannot generate.
     """
+    if base.proof.mute:  # which loading has said
+        return {}
     checked = [i for i, example in enumerate(examples) if example.check is not None]
     named = [examples[i].category for i in checked]
     places = [checked[i] for i in loss.spread(named, settings.evaluation.answers)]
@@ -333,6 +336,7 @@ def resume(path: str | Path) -> Run:
     Raises:
         FolderError: there is no run, another process holds it, or its data are damaged.
         CheckpointError: its last checkpoint is damaged; the message names the mend.
+        DataError: the base cannot read an example of the run.
     """
     if folder.is_over_silos(path):
         raise FolderError(f"the run in {path} is over silos; go on with it by `shepherd resume {path}`")
@@ -365,6 +369,8 @@ def _resumed(holder: RunFolder) -> Run:
     last = checkpoint.latest(holder.checkpoints)
     if not (last or prepare.whole(data)):  # killed before its first round: it is as good to prepare again
         prepare.save(data, prepare.prepare(settings, base.tokenizer))
+    prepared = prepare.load(data)
+    prepare.require_readable(prepared, base)
     fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     saved = load_checkpoint(last, base) if last else None
     state = saved.state if saved else start(algorithm, transform, fresh)
@@ -373,7 +379,7 @@ def _resumed(holder: RunFolder) -> Run:
         settings=settings,
         holder=holder,
         base=base,
-        prepared=prepare.load(data),
+        prepared=prepared,
         algorithm=algorithm,
         transform=transform,
         state=state,

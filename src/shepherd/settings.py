@@ -94,7 +94,7 @@ class AdapterTable(Table):
     """Scale by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732) instead of alpha / rank."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Names of the linear modules, such as ["q_proj", "v_proj"]; "all-linear" is all that text passes but the
-    head."""
+    head, and out_proj of Mamba and its kin, which PEFT refuses."""
     target_parameters: tuple[str, ...] = ()
     """Names of parameters that stack experts' matrices, such as ["mlp.experts.gate_up_proj"]; each expert
     gets factors of its own."""

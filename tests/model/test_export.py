@@ -15,6 +15,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from benchmarks import tiny
 from shepherd.core import Adapter
 from shepherd.errors import AdapterError
 from shepherd.model import files, layout, lora, peft_loading
@@ -76,6 +77,22 @@ def test_what_is_written_has_the_trainers_logits_in_peft_or_is_refused_before_tr
     assert files.read(tmp_path / "again", base) == adapter
 
 
+@pytest.mark.parametrize("kind", ["falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"])
+def test_all_linear_leaves_out_what_peft_refuses_and_says_so(kind, tmp_path) -> None:
+    folder = tiny.save(tiny.config(kind), tmp_path / "base")
+    base = bases.load(folder)
+    assert base.sites
+    assert not [site for site in base.sites if site.module.endswith("out_proj")]
+    assert files.rehearse(base) == (
+        f'adapter.targets = "all-linear" leaves out out_proj, which PEFT refuses for {kind}'
+    )
+    adapter = bases.random_adapter(base, 1)
+    close(in_peft(base, adapter, tmp_path / "adapter")(IDS).logits, trained_logits(base, adapter))
+    named = bases.load(folder, targets=["in_proj", "out_proj"])
+    with pytest.raises(AdapterError, match=r"'out_proj' is incompatible .*; change adapter\.targets"):
+        files.rehearse(named)
+
+
 def written_config(folder: Path) -> dict[str, object]:
     """The keys of a written configuration that are not empty."""
     return {key: value for key, value in json.loads((folder / files.CONFIG).read_text()).items() if value}
@@ -126,7 +143,7 @@ def folder(llama, tmp_path) -> Path:
 
 def test_lost_names_what_is_missing_renamed_changed_or_scaled_otherwise(llama, folder) -> None:
     adapter = bases.random_adapter(llama, 1)
-    assert peft_loading.lost(folder, adapter, llama) == []
+    assert peft_loading.lost(folder, adapter, llama) == ([], "")
     whole = safetensors.torch.load_file(folder / files.WEIGHTS)
     first, second = sorted(whole)[:2]
     for name, changed in {
@@ -135,12 +152,12 @@ def test_lost_names_what_is_missing_renamed_changed_or_scaled_otherwise(llama, f
         "changed": {**whole, first: whole[first] + 1e-6},
     }.items():
         safetensors.torch.save_file(changed, folder / files.WEIGHTS)
-        assert peft_loading.lost(folder, adapter, llama) == [first], name
+        assert peft_loading.lost(folder, adapter, llama) == ([first], ""), name
     safetensors.torch.save_file(whole, folder / files.WEIGHTS)
     config = json.loads((folder / files.CONFIG).read_text())
     module = first.removeprefix(lora.PREFIX).partition(".lora_")[0]
     (folder / files.CONFIG).write_text(json.dumps({**config, "alpha_pattern": {module: 7}}))
-    assert peft_loading.lost(folder, adapter, llama) == [first, second]
+    assert peft_loading.lost(folder, adapter, llama) == ([first, second], "")
 
 
 def test_where_a_base_cannot_be_built_without_weights_it_is_said(llama, tmp_path, monkeypatch) -> None:
@@ -156,7 +173,7 @@ def test_where_a_base_cannot_be_built_without_weights_it_is_said(llama, tmp_path
 def test_a_quantised_base_is_checked_as_its_plain_self(llama, folder, monkeypatch) -> None:
     about = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     monkeypatch.setattr(llama.model.config, "quantization_config", about, raising=False)
-    assert peft_loading.lost(folder, bases.random_adapter(llama, 1), llama) == []
+    assert peft_loading.lost(folder, bases.random_adapter(llama, 1), llama) == ([], "")
     assert llama.model.config.quantization_config is about
 
 

@@ -114,7 +114,9 @@ def test_half_precision_files_are_read_as_float32(llama, folder, kind) -> None:
     [
         ({"use_dora": True}, "use_dora = true"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"rank_pattern": [1]}, r"rank_pattern = \[1\]"),
         ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
+        ({"alpha_pattern": "q_proj"}, 'alpha_pattern = "q_proj"'),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, 'bias = "all"'),
         ({"peft_type": "IA3", "feedforward_modules": ["w1"]}, 'peft_type = "IA3"'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -54,6 +55,44 @@ def test_shards_and_pickles_of_the_same_base_have_the_same(llama, llama_folder, 
             network.state_dict(), pickled / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy
         )
         assert fingerprint.of_folder(pickled) == llama.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "gpt_neox"])
+def test_a_head_tied_to_the_embedding_counts_once_in_whatever_format(kind, tmp_path) -> None:
+    config = copy.deepcopy(bases.CONFIGS[kind])
+    config.tie_word_embeddings = True
+    whole = bases.save(config, tmp_path / "safetensors")
+    network = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
+    pickled = tmp_path / "pickle"
+    network.config.save_pretrained(pickled)
+    torch.save(network.state_dict(), pickled / "pytorch_model.bin")
+    stored = safetensors.torch.load_file(whole / "model.safetensors")
+    assert len(network.state_dict()) == len(stored) + 1
+    assert fingerprint.of_folder(pickled) == fingerprint.of_folder(whole)
+
+
+def test_a_configuration_that_saving_completes_is_the_same_base(llama, folder) -> None:
+    path = folder / "config.json"
+    whole = json.loads(path.read_text())
+    gone = ("initializer_range", "attention_bias", "mlp_bias", "head_dim", "rope_parameters", "architectures")
+    short = {key: value for key, value in whole.items() if key not in gone}
+    for written in (short, {**short, "rope_theta": 10000.0}, {**whole, "rope_theta": 10000.0}):
+        path.write_text(json.dumps({**written, "attention_dropout": 0.5}))
+        assert fingerprint.of_folder(folder) == llama.fingerprint
+    for other in ({"rope_theta": 20000.0}, {"head_dim": 16}, {"num_attention_heads": 2}):
+        path.write_text(json.dumps({**short, **other}))
+        assert fingerprint.of_folder(folder) != llama.fingerprint
+
+
+def test_a_configuration_of_code_that_comes_with_the_base_counts_as_it_is_written(llama, folder) -> None:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), "model_type": "ours", "use_cache": True}
+    path.write_text(json.dumps(config))
+    first = fingerprint.of_folder(folder)
+    path.write_text(json.dumps({**config, "use_cache": False}))
+    assert fingerprint.of_folder(folder) == first
+    path.write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    assert fingerprint.of_folder(folder) != first
 
 
 def test_saved_as_bfloat16_it_is_the_same_base(llama_folder, tmp_path) -> None:

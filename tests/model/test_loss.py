@@ -6,9 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from shepherd.model import loss
+from benchmarks import tiny
+from shepherd.model import base as loading
+from shepherd.model import loss, score
 from shepherd.model.base import Base
+from shepherd.settings import AdapterTable, ModelTable
 from tests.model import bases
 
 M = 53  # four chunks of 16, 16, 16 and 5
@@ -69,3 +73,25 @@ def test_a_loss_that_is_not_finite_leaves_the_other_gradients_alone(base: Base) 
     others = torch.arange(M) != 20
     assert poisoned[20].isnan().all()
     assert poisoned[others].equal(clean[others])
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "falcon_mamba", "hy_v4"])
+def test_states_in_another_dtype_than_the_heads_are_scored_as_the_model_itself_would(kind, tmp_path) -> None:
+    folder = tiny.save(tiny.config(kind), tmp_path)
+    table = ModelTable(base=str(folder), dtype="bfloat16", device="cpu")
+    base = loading.load(table, AdapterTable(rank=2), longest=20)
+    data = bases.tokens(0, [9, 14])
+    ours = score.losses(base, [base.zero], data, micro_batch=100)[0]
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    for i, found in enumerate(ours):
+        ids, trained = (torch.from_numpy(part.copy()) for part in data.example(i))
+        with torch.no_grad():
+            scores = plain(input_ids=ids[None].long(), use_cache=False).logits[0].float()
+        wanted = trained[1:]
+        own = F.cross_entropy(scores[:-1][wanted], ids[1:][wanted].long(), reduction="sum")
+        assert found == pytest.approx(float(own), rel=0.02)
+    hidden = torch.randn(5, tiny.SIZES["hidden_size"], requires_grad=True)  # float32, as those states are
+    total, _ = loss.weighted_loss(base, hidden, torch.arange(5), torch.ones(5))
+    total.backward()
+    assert hidden.grad is not None
+    assert hidden.grad.abs().sum() > 0

@@ -78,6 +78,17 @@ def test_bytes_a_token_grow_with_the_layers(tmp_path) -> None:
     assert four - two == pytest.approx(2 * (two - one), rel=0.1)
 
 
+def test_no_row_is_longer_than_what_the_base_reads(tmp_path) -> None:
+    def measured(reads: int) -> int:
+        config = hf.GPT2Config(
+            vocab_size=bases.VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=reads, eos_token_id=2
+        )
+        return memory.bytes_per_token(bases.load(bases.save(config, tmp_path / str(reads))))
+
+    # a table of learned positions, which has no row beyond
+    assert measured(64) == pytest.approx(measured(256), rel=0.1)
+
+
 def test_measuring_leaves_the_base_as_it_was(llama) -> None:
     first = memory.bytes_per_token(llama)
     assert memory.bytes_per_token(llama) == first

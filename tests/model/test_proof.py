@@ -29,7 +29,9 @@ CONFIGS: dict[str, Callable[[], hf.PretrainedConfig]] = {
     "capped": lambda: hf.Gemma2Config(**_COMMON, head_dim=8, sliding_window=5, attn_logit_softcapping=1.0),
     "deepseek_v3": lambda: tiny.config("deepseek_v3"),  # values narrower than keys, routed experts
     "gpt_oss": lambda: tiny.config("gpt_oss"),  # sinks, windows, experts
-    "llama4_text": lambda: tiny.config("llama4_text", no_rope_layers=[1, 0]),  # chunks
+    "llama4_text": lambda: tiny.config(
+        "llama4_text", no_rope_layers=[1, 0], attn_temperature_tuning=False
+    ),  # chunks
     "qwen2_moe": lambda: tiny.config("qwen2_moe"),  # a window told to the mask alone
     "gemma3_text": lambda: tiny.config("gemma3_text", layer_types=["sliding_attention", "full_attention"]),
 }
@@ -273,6 +275,18 @@ def test_a_head_that_is_not_known_is_refused(saved, monkeypatch) -> None:
         load(saved("llama"))
 
 
+def test_a_head_that_fails_in_the_bases_own_dtype_alone_is_refused(saved, monkeypatch) -> None:
+    honest = proof.logits
+
+    def logits(base, hidden):
+        return honest(base, hidden) * (1 if base.dtype == torch.float32 else 2)
+
+    monkeypatch.setattr(proof, "logits", logits)
+    assert load(saved("llama")).packed
+    with pytest.raises(BaseError, match="makes its logits in a way that is not known here"):
+        load(saved("llama"), "bfloat16")
+
+
 def test_an_error_in_the_architectures_own_code_is_told_with_its_place(saved, monkeypatch) -> None:
     from transformers.models.llama import modeling_llama
 
@@ -294,6 +308,19 @@ def test_activations_that_overflow_float16_are_named(saved, tmp_path) -> None:
     with pytest.raises(BaseError, match=r'overflows float16; set model.dtype = "bfloat16" or "float32"'):
         load(tmp_path, "float16")
     assert load(tmp_path, "bfloat16").packed
+
+
+def test_a_slice_that_cannot_generate_makes_no_base_mute(saved, monkeypatch) -> None:
+    honest = proof._scores
+    base = load(saved("llama"), proof=Proof())
+
+    def scores(probe, prompts):
+        if probe.base.model is not base.model:
+            raise ValueError("no layers")
+        return honest(probe, prompts)
+
+    monkeypatch.setattr(proof, "_scores", scores)
+    assert proof.prove(base) == Proof(pads=False, batches=False)
 
 
 # --- what is run
@@ -326,6 +353,24 @@ def test_a_border_that_no_example_reaches_needs_no_proof(saved, monkeypatch) -> 
     no_window(monkeypatch)
     assert load(saved("qwen2_moe"), longest=16).packed
     assert not load(saved("qwen2_moe"), longest=17).packed
+
+
+@pytest.mark.parametrize("longest", [None, 100])
+def test_a_scale_that_is_counted_along_the_line_is_noticed_though_no_example_reaches_it(
+    tmp_path, longest
+) -> None:
+    config = tiny.config("llama4_text", no_rope_layers=[1, 0])
+    assert config.attn_temperature_tuning
+    assert config.floor_scale == 8192
+    base = load(tiny.save(config, tmp_path), longest=longest)
+    assert "other states packed than alone" in base.proof.unpacked
+    assert base.model.config.floor_scale == 8192
+
+
+def test_a_scale_that_follows_the_positions_runs_packed(tmp_path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.5}
+    rope["original_max_position_embeddings"] = 16
+    assert load(tiny.save(tiny.config("ministral3", rope_parameters=rope), tmp_path)).packed
 
 
 def test_what_was_proven_is_not_proven_again(saved, monkeypatch) -> None:

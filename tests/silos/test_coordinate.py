@@ -31,6 +31,7 @@ from shepherd.federation.wire import Request
 from shepherd.loading import load_base
 from shepherd.model import files, memory
 from shepherd.model.base import Base
+from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest
 from shepherd.progress import Progress
 from shepherd.settings import RunSettings, overridden, parse
@@ -158,6 +159,7 @@ def test_a_run_fills_its_folder(tmp_path: Path, server: Hosted, base: Base) -> N
     last = checkpoint.load(tmp_path / "run" / "checkpoints" / "round-00004")
     assert files.read(tmp_path / "run" / "adapter", base) == last.state.adapter
     assert words[0] == "sites: a, b"
+    assert coverage(base.model, base.sites).sentence in words
     assert server.aborted == ["job-0"]
     kept = folder.read_settings(tmp_path / "run")
     assert (kept.federation.sites, kept.tuning.cohort_size) == (("a", "b"), 1)

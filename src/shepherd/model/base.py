@@ -39,6 +39,8 @@ class Proof:
     """Whether prompts of several lengths are answered in one batch as each alone."""
     batches: bool = True
     """Whether prompts of one length are."""
+    mute: str = ""
+    """Why the base generates no answers at all; empty where it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,7 +298,10 @@ def logits(base: Base, hidden: Tensor) -> Tensor:
     config = base.model.config.get_text_config()
     if divisor := getattr(config, "logits_mup_width_multiplier", None):  # Inkling
         hidden = hidden / divisor
-    scores: Tensor = base.model.get_output_embeddings()(hidden)
+    head = base.model.get_output_embeddings()
+    if head.weight.is_floating_point():  # the last norm of Mamba and others gives float32 whatever the dtype
+        hidden = hidden.to(head.weight.dtype)
+    scores: Tensor = head(hidden)
     if scale := getattr(base.model, "logit_scale", None):  # Cohere
         scores = scores * scale
     if divisor := getattr(config, "logits_scaling", None):  # Granite

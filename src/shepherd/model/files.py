@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shepherd.core import Adapter, require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, FolderError
-from shepherd.model import fingerprint
+from shepherd.model import fingerprint, lora
 from shepherd.model.base import Base
 from shepherd.model.lora import PREFIX, layers, scaling
 from shepherd.settings import AdapterTable
@@ -54,6 +54,10 @@ def write(folder: Path, adapter: Adapter, base: Base) -> None:
         FolderError: the folder cannot be written.
     """
     found = _written(folder, adapter, base)
+    if found.refused:
+        raise AdapterError(
+            f"adapter {folder} is written and can be used here, but {_refusal(base, found.refused)}"
+        )
     if found.lost:
         raise AdapterError(
             f"adapter {folder} is written and can be used here, but PEFT {version('peft')} would leave out"
@@ -76,6 +80,8 @@ def rehearse(base: Base) -> str:
     adapter = Adapter({name: rng.normal(size=shape) for name, shape in small.shapes.items()})
     with tempfile.TemporaryDirectory() as folder:
         found = _written(Path(folder), adapter, small)
+    if found.refused:
+        raise AdapterError(_refusal(base, found.refused))
     if found.lost:
         modules = sorted({name.rpartition(".lora_")[0].removeprefix(PREFIX) for name in found.lost})
         raise AdapterError(
@@ -85,6 +91,9 @@ def rehearse(base: Base) -> str:
         )
     if found.unknown:
         return f"what PEFT would load of the adapter cannot be checked: {found.unknown}"
+    if base.adapter.targets == "all-linear" and (names := lora.refused_by_peft(base.model)):
+        kind = base.model.config.model_type
+        return f'adapter.targets = "all-linear" leaves out {", ".join(names)}, which PEFT refuses for {kind}'
     if found.as_parameters:
         kinds = sorted({name.rpartition(".")[2] for name in found.as_parameters})
         return (
@@ -100,6 +109,8 @@ class _Found:
 
     as_parameters: tuple[str, ...] = ()
     lost: Sequence[str] = ()
+    refused: str = ""
+    """PEFT's reason for loading none of it."""
     unknown: str = ""
 
 
@@ -117,15 +128,23 @@ def _configured(folder: Path, adapter: Adapter, base: Base) -> _Found:
 
     _write_config(folder, config_of(base))
     try:
-        lost = peft_loading.lost(folder, adapter, base)
+        lost, refused = peft_loading.lost(folder, adapter, base)
         if not lost:
             return _Found()
         hit = [s for s in base.sites if s.name_a in lost or s.name_b in lost]
         modules = tuple(site.module for site in hit if not site.parameter)
         _write_config(folder, config_of(base, as_parameters=modules))
-        return _Found(as_parameters=modules, lost=peft_loading.lost(folder, adapter, base))
+        lost, again = peft_loading.lost(folder, adapter, base)
+        return _Found(as_parameters=modules, lost=lost, refused=again and (refused or again))
     except BaseError as error:
         return _Found(unknown=str(error))
+
+
+def _refusal(base: Base, reason: str) -> str:
+    return (
+        f"PEFT {version('peft')} does not load adapters of these targets of base {base.name}"
+        f" ({base.model.config.model_type}): {reason.rstrip('.')}; change adapter.targets"
+    )
 
 
 def _write_config(folder: Path, config: LoraConfig) -> None:
@@ -321,7 +340,8 @@ def _plain(key: str, value: Any, config: Mapping[str, Any]) -> bool:
             return value in (True, False, None, "gaussian", "orthogonal")
         case "rank_pattern" | "alpha_pattern":
             everywhere = config.get("r" if key == "rank_pattern" else "lora_alpha")
-            return all(each == everywhere for each in dict(value or {}).values())
+            same = isinstance(value, dict) and all(each == everywhere for each in value.values())
+            return same or not value
         case _:
             return key in UNDERSTOOD or not value or value == _defaults().get(key)
 

@@ -1,13 +1,16 @@
 """The fingerprint of a base: 16 hex digits that tell one base from another, taken from its files.
 
-It covers the configuration, but for what does not change any logit, and of each stored tensor the name, the
-shape and up to 64 values, spread evenly and rounded to bfloat16. So it is the same
+It covers the configuration as transformers parses it, but for defaults and for what does not change any
+logit, and of each stored tensor the name, the shape and up to 64 values, spread evenly and rounded to
+bfloat16. A head that is a copy of the embedding is left out, since not every format holds it. So it is one
 
 - in whatever dtype or quantisation the base is loaded, and wherever its folder lies;
 - whether the base is stored as safetensors or pytorch_model.bin, whole or in shards;
+- whether the configuration is as its author wrote it or as transformers completes it when it saves a base;
 - for a base saved as float32 and the same one saved as bfloat16 (but not as float16, which rounds twice).
 
-Only the sampled values are read: a few bytes a tensor, whatever the size of the base.
+Only the sampled values are read: a few bytes a tensor, whatever the size of the base. A transformers that
+parses a configuration otherwise, as version 4 does with rope, may give another one.
 """
 
 from __future__ import annotations
@@ -15,12 +18,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from shepherd.errors import BaseError
 from shepherd.model import digest
@@ -30,7 +36,10 @@ if TYPE_CHECKING:
     from shepherd.model.base import Base
 
 VALUES = 64  # of each tensor
-NO_LOGIT = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+NO_LOGIT = re.compile(
+    r"_.*|transformers_version|dtype|torch_dtype|use_cache|architectures|initializer_(range|factor)"
+    r"|.*dropout.*|.*pdrop|id2label|label2id"
+)
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -55,7 +64,7 @@ def of_folder(folder: str | Path) -> str:
     stored = [name for name in digest.weights(folder) if not name.endswith(".json")]
     try:
         config = json.loads((folder / digest.CONFIG).read_text(encoding="utf8"))
-        lines = dict(line for name in stored for line in _lines(folder / name))
+        lines = _without_copies(config, dict(line for name in stored for line in _lines(folder / name)))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BaseError(
             f"a file of base folder {folder} cannot be read ({error}); get its files again"
@@ -66,11 +75,45 @@ def of_folder(folder: str | Path) -> str:
     return found.hexdigest()[:16]
 
 
-def _deciding(config: Any) -> Any:
-    """A configuration, with the parts of it that are one too, without what changes no logit."""
+def _deciding(config: dict[str, Any]) -> Any:
+    """A configuration, completed by its class, without defaults and without what changes no logit."""
+    try:
+        kind = CONFIG_MAPPING[config["model_type"]]
+        parsed, usual = (_plain(one.to_dict()) for one in (kind.from_dict(config), kind()))
+    except Exception:  # of code that comes with the base, or of a class that refuses it
+        return _telling(config, {})
+    return {**_telling(parsed, usual), "model_type": config["model_type"]}
+
+
+def _plain(config: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(config, default=str))
+
+
+def _telling(config: Any, usual: Any) -> Any:
+    """What stands in a configuration, with the parts of it that are one too, that is not the usual."""
     if not isinstance(config, dict):
         return config
-    return {key: _deciding(value) for key, value in config.items() if key not in NO_LOGIT}
+    usual = usual if isinstance(usual, dict) else {}
+    return {
+        key: _telling(value, usual.get(key))
+        for key, value in config.items()
+        if not NO_LOGIT.fullmatch(key) and (key not in usual or value != usual[key])
+    }
+
+
+def _without_copies(config: dict[str, Any], lines: dict[str, bytes]) -> dict[str, bytes]:
+    """The tensors but those that the base's class ties to another, and that are stored as it is."""
+    counts = Counter(lines.values())
+    try:
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[config["model_type"]]]
+        tied = list(kind._tied_weights_keys or ())  # patterns
+    except Exception:  # of code that comes with the base
+        return lines
+    return {
+        name: line
+        for name, line in lines.items()
+        if counts[line] == 1 or not any(re.fullmatch(key, name) for key in tied)
+    }
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:

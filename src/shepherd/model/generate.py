@@ -48,8 +48,8 @@ def generate(
         draws: a number for each prompt, 0 by default; with another one, the same prompt is sampled anew.
 
     Raises:
-        BaseError: a prompt leaves no room for an answer in what the base can read, or a number is out of
-            its range.
+        BaseError: a prompt leaves no room for an answer in what the base can read, a number is out of its
+            range, or the base cannot generate.
     """
     require_ranges(max_new_tokens, temperature, top_p)
     names = [
@@ -174,7 +174,14 @@ def answer(
     """One batch of `generate`; greedy without a sampler.
 
     `streamer.put` gets the padded prompts (K * n, width), and then each step's tokens (K * n,).
+
+    Raises:
+        BaseError: the base cannot generate.
     """
+    if base.proof.mute:
+        raise BaseError(
+            f"base {base.name} cannot generate answers: {base.proof.mute}; use another base for that"
+        )
     ids, mask = left_padded(prompts, stop[0], base.device)
     width, copies = ids.shape[1], len(adapters)
     lora.hang(base.model, base.sites, _stack(base, adapters))

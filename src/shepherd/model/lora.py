@@ -28,6 +28,11 @@ PREFIX = "base_model.model."  # PEFT's names start with it
 EXPERTS = ("num_experts", "has_gate", "has_bias", "is_transposed", "_apply_gate")
 """What transformers' `use_experts_implementation` gives a module, and its replacements of `forward` read."""
 
+REFUSED_BY_PEFT = {
+    kind: "out_proj" for kind in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+}
+"""The linear modules that PEFT adapts in no model of a type: fused kernels read their weights alone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
@@ -372,6 +377,7 @@ def _linear(model: nn.Module, targets: str | Sequence[str], towers: Sequence[str
         if widths(module) is not None and module is not head and not reach.within(name, towers)
     }
     if isinstance(targets, str):
+        found -= {name for refused in refused_by_peft(model) for name in found if _is(name, refused)}
         if not found:
             raise BaseError("this base has no linear module to adapt; use another base")
         return found
@@ -382,8 +388,17 @@ def _linear(model: nn.Module, targets: str | Sequence[str], towers: Sequence[str
     return {name for name in found if any(_is(name, target) for target in targets)}
 
 
+def refused_by_peft(model: nn.Module) -> tuple[str, ...]:
+    """The names of modules that are linear, but PEFT refuses to adapt in a model of this type."""
+    refused = REFUSED_BY_PEFT.get(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    there = refused and any(_is(name, refused) for name, _ in model.named_modules())
+    return (refused,) if refused and there else ()
+
+
 def _no_linear(model: nn.Module, target: str, towers: Sequence[str], kinds: Sequence[str]) -> str:
     """Why no linear module can be adapted by this name, and what to write instead."""
+    if not re.fullmatch(r"[\w.-]+", target):
+        return f"a pattern, which is not read; list the names of modules: {kinds}"
     for name, module in model.named_modules():
         if not _is(name, target):
             continue

@@ -149,8 +149,10 @@ def bytes_per_token(base: Base) -> int:
     """Bytes that the forward pass keeps for the backward pass, for each token of a row.
 
     From rows of two lengths, since a part is kept once a pass, such as copies of stacked experts' factors.
+    Neither is longer than what the base reads.
     """
-    few, many = 32, 96
+    many = min(96, base.reads or 96)
+    few = many // 3
     return (_kept_bytes(base, many) - _kept_bytes(base, few)) // (many - few)
 
 

@@ -22,12 +22,13 @@ from shepherd.model.base import Base
 from shepherd.model.lora import scaling
 
 
-def lost(folder: Path, adapter: Adapter, base: Base) -> list[str]:
+def lost(folder: Path, adapter: Adapter, base: Base) -> tuple[list[str], str]:
     """The tensors that `peft.PeftModel.from_pretrained(model, folder)` does not put where they belong.
 
+    Beside them stands PEFT's own reason where it refuses the folder; all are lost then.
+
     A tensor counts as lost where PEFT leaves it out, changes it, puts it at another module or scales it
-    otherwise; and so does each that PEFT adds without being given it. All are lost where PEFT refuses the
-    folder.
+    otherwise; and so does each that PEFT adds without being given it.
 
     Raises:
         BaseError: the base cannot be built without its weights, so nobody can tell.
@@ -39,8 +40,8 @@ def lost(folder: Path, adapter: Adapter, base: Base) -> list[str]:
             model = PeftModel.from_pretrained(
                 network, str(folder), low_cpu_mem_usage=True, torch_device="cpu"
             )
-        except Exception:  # each version of PEFT refuses in its own ways
-            return sorted(adapter)
+        except Exception as error:  # each version of PEFT refuses in its own ways
+            return sorted(adapter), " ".join(str(error).split()) or type(error).__name__
     wanted = scaling(base.adapter)
     there, whole = set(), set()
     for module, layer in model.named_modules():
@@ -56,7 +57,7 @@ def lost(folder: Path, adapter: Adapter, base: Base) -> list[str]:
                 and abs(layer.scaling["default"] - wanted) < 1e-9
             ):
                 whole.add(name)
-    return sorted((there | set(adapter)) - whole)
+    return sorted((there | set(adapter)) - whole), ""
 
 
 def skeleton(base: Base) -> nn.Module:

@@ -38,6 +38,7 @@ READ = slice(1, None, 2)  # the places of the line whose states are compared
 EXACT = 1e-3  # relative difference of a token's states, or a factor's gradient: above it is no rounding
 ROUGH = 3.0  # times the error of the base's own low precision that it may have packed
 BORDER = re.compile(r"(window|window_size|window_len|chunk_size|index_topk|compress_rate)$")
+SCALE = re.compile(r"floor_scale$")  # tokens from which attention is scaled; some count them along the line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +76,16 @@ def prove(base: Base, longest: int | None = None) -> Proof:
     """
     exact, own = _alone_in_float32(base, longest)
     _require_causal(exact, own)
-    _require_head(exact)
+    _require_head(exact, EXACT)
     rough = _in_own_dtype(base, exact, longest)
     allowed = 0.0 if rough is None else ROUGH * _error_of_the_dtype(base, rough, own)
+    if rough is not None:
+        _require_head(rough, allowed)
     why_unpacked = _fault(_packed, exact, own, base.dtype, rough, allowed)
     if why_unpacked and (fault := _fault(_batched, exact, own, base.dtype, rough, allowed)):
         raise BaseError(f"{_named(base)} cannot be trained here: {fault}; use another base")
+    if mute := _why_mute(base, exact):
+        return Proof(unpacked=why_unpacked, pads=False, batches=False, mute=mute)
     pads = _answers_alike(exact, [exact.examples[-1], exact.examples[0]])
     batches = pads or _answers_alike(exact, [e[: len(exact.examples[-1])] for e in exact.examples[2:]])
     return Proof(unpacked=why_unpacked, pads=pads, batches=batches)
@@ -213,12 +218,17 @@ def _tells(name: str, value: Any) -> bool:
 
 
 def _border(network: Any, longest: float, *, shorten: bool) -> int:
-    """The longest window or chunk below `longest` tokens, shortened first with `shorten`; 0 for none."""
+    """The longest window or chunk below `longest` tokens, shortened first with `shorten`; 0 for none.
+
+    A scale is shortened whatever `longest` is: a line reaches it though no example does.
+    """
     top = 0
     configs = {id(c): c for m in network.modules() if (c := getattr(m, "config", None)) is not None}
     text = network.config.get_text_config()
     for holder in (text, *configs.values(), *network.modules()):
         for name, value in list(vars(holder).items()):
+            if SCALE.search(name) and type(value) in (int, float) and value > SHORT:
+                setattr(holder, name, SHORT)
             if BORDER.search(name) and type(value) is int and 0 < value < longest:
                 if shorten and value > SHORT:
                     setattr(holder, name, SHORT)
@@ -340,17 +350,20 @@ def _require_causal(probe: _Probe, own: _Found) -> None:
         )
 
 
-def _require_head(probe: _Probe) -> None:
-    """The logits that are computed from the states here must be the base's own."""
+def _require_head(probe: _Probe, allowed: float) -> None:
+    """The logits that are computed from the states here must be the base's own, but for `allowed`."""
     ids = probe.examples[-1].unsqueeze(0)
     try:
         with torch.no_grad(), layout.running(layout.padded(1, ids.shape[1], 0)):
             ours = logits(probe.base, hidden_states(probe.base, ids, None))
             own = probe.base.model(input_ids=ids, use_cache=False).logits[0]
-        apart = float(_apart(ours, own).max())
+        apart = float(_apart(ours.float(), own.float()).max())
     except Exception as error:  # any architecture may fail here, each in its own way
-        raise BaseError(f"{_named(probe.base)} cannot be trained here: {_said(error)}") from error
-    if not apart <= EXACT:
+        raise BaseError(
+            f"{_named(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_said(error)};"
+            " use another base"
+        ) from error
+    if not apart <= allowed:
         raise BaseError(
             f"{_named(probe.base)} makes its logits in a way that is not known here (relative difference"
             f" {apart:.1e}); use another base"
@@ -391,6 +404,21 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
             f'{_named(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
         )
     return max(float(_apart(states, own.states).median()), torch.finfo(base.dtype).eps)
+
+
+def _why_mute(base: Base, exact: _Probe) -> str:
+    """Why the base answers not even one prompt; empty where it does. A slice that stops decides nothing."""
+    whole = replace(exact, base=base, stack=lora.stacked([base.zero], base.device))
+    said = ""
+    for probe in (exact, whole):
+        lora.hang(probe.base.model, probe.base.sites, probe.stack)
+        try:
+            _scores(probe, [probe.examples[-1].tolist()])
+        except Exception as error:  # any architecture may fail here, each in its own way
+            said = _said(error)
+        else:
+            return ""
+    return said
 
 
 def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:

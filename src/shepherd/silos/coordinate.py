@@ -38,6 +38,7 @@ from shepherd.folder import RunFolder
 from shepherd.loading import load_base, load_checkpoint, placed
 from shepherd.model import base as bases
 from shepherd.model import files, lora, stack
+from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
 from shepherd.progress import Progress
 from shepherd.rounds import start
@@ -235,6 +236,7 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = log.info) -> Sil
     base = load_base(settings)
     if told := files.rehearse(base):
         say(told)
+    say(coverage(base.model, base.sites).sentence)
     settings = prepare.dated(_resolved(settings, base, sites), base.tokenizer)
     order = Order(
         run=secrets.token_hex(8),
