@@ -235,8 +235,11 @@ def test_data_that_cannot_be_used_are_one_sentence_and_no_file(
 
 
 def test_a_base_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(BaseError, match=r"there is no folder \./nowhere"):
-        fitting.fit(base="./nowhere")
+    for base in ("./nowhere", "nowhere"):
+        with pytest.raises(BaseError, match=rf"there is no folder {Path.cwd()}/nowhere, which"):
+            fitting.fit(base=base)
+    with pytest.raises(BaseError, match=r"there is no folder nobody/nothing \(.*as a Hugging Face id"):
+        fitting.fit(base="nobody/nothing")
 
 
 def test_a_path_holds_from_the_run_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shepherd import prepare
+from shepherd import paths, prepare
 from shepherd.core import seed_for
 from shepherd.data import columns, files, sniff
 from shepherd.data.columns import PARTS, Columns
@@ -25,7 +25,7 @@ from shepherd.errors import BadRow, DataError, TemplateError
 from shepherd.loading import placed
 from shepherd.model import base as bases
 from shepherd.model import outline
-from shepherd.settings import TINY, WORLD, DataTable, ModelTable, RunSettings, parse
+from shepherd.settings import TINY, WORLD, DataTable, FieldsTable, ModelTable, RunSettings, parse
 from shepherd.world import CATEGORIES
 
 LOOKED_AT = 20_000  # rows that say what a column is
@@ -135,7 +135,8 @@ def short(number: float) -> str:
 
 
 def _outline(name: str) -> Outline:
-    model = placed(ModelTable(base=name))
+    folder = name if name == TINY else paths.placed(name, Path.cwd())
+    model = placed(ModelTable(base=folder))
     tokenizer = bases.load_tokenizer(model)  # says it best where there is no base at all
     parameters, reads = outline.size(model)
     return Outline(name=name, tokenizer=tokenizer, parameters=parameters, reads=reads)
@@ -154,8 +155,8 @@ def _settings(choices: Choices) -> RunSettings:
 
 def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[str, ...]:
     """Add what the data's form and columns say; returns it in sentences."""
-    default = DataTable(source=data)
-    parts = files.parts(data, default.config, default.part)
+    default = DataTable(source=paths.placed(data, Path.cwd()))
+    parts = files.parts(default.source, default.config, default.part)
     path = Path(data).expanduser()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         sniff.require_plain(file)
@@ -195,7 +196,7 @@ def _rows(part: files.Part) -> Iterator[Mapping[str, Any]]:
 def _field(found: Columns, part: str, rows: Sequence[Mapping[str, Any]]) -> Choice:
     name = getattr(found, part)
     if part in ("instruction", "response") and not name:  # a chat's
-        default = DataTable(source="").fields
+        default = FieldsTable()
         return Choice(value=getattr(default, part), why="not read: the column of messages is")
     optional = part == "context" and name in ("context", "input") and any(name not in row for row in rows)
     if optional:

@@ -45,7 +45,15 @@ PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
 }
 """The keys that may hold a path, and the names there that are none."""
 
+
+def _not_empty(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty; write a folder or a Hugging Face id")
+    return text
+
+
 T = TypeVar("T", bound=BaseModel)
+Named = Annotated[str, AfterValidator(_not_empty)]
 # strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
 PositiveInt = Annotated[int, Strict(), Field(gt=0)]
 NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
@@ -69,7 +77,7 @@ class Table(BaseModel):
 
 
 class ModelTable(Table):
-    base: str
+    base: Named
     """"tiny" is the embedded base; else a folder, relative to this file, or a Hugging Face id."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
@@ -133,7 +141,7 @@ NOT_OPTIONS = {
 
 
 class DataTable(Table):
-    source: str
+    source: Named
     """"world" is the embedded one; else a file or a folder with one file a client, relative to this file,
     or a Hugging Face id."""
     config: str | None = None

@@ -54,7 +54,9 @@ def parts(source: str, config: str | None, part: str, *, folder_only: bool = Fal
     if path.exists():
         return [Part(client="", rows=rows_of(path))]
     if not is_hub_id(source):
-        raise DataError(f"there is no data file or folder {source}; check data.source")
+        raise DataError(
+            f"there is no data file or folder {source}; check data.source (an id of the hub is owner/name)"
+        )
     return [Part(client="", rows=_hub(source, config, part))]
 
 
@@ -270,8 +272,9 @@ def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
             table = datasets.load_dataset(source, config, split=part)
         except Exception as error:
             raise DataError(
-                f"there is no file or folder {source}, and no data set of that name comes from the hub "
-                f"({_first_line(error)}); check the path, the id, data.config, data.part and the network"
+                f"there is no file or folder {source} (looked for beside the run file and in {Path.cwd()}), "
+                f"and no data set of that name comes from the hub ("
+                f"{_first_line(error)}); check the path, the id, data.config, data.part and the network"
             ) from error
     return _records(table, source)
 
