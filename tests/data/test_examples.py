@@ -264,7 +264,7 @@ def test_parquet_and_saved_sets_come_through_datasets_and_leave_nothing_behind(t
         ("{tmp}", "holds no data file but test.json, not for training"),
         (
             "nobody/no-such-set",
-            "there is no file or folder nobody/no-such-set, and no data set of that name comes from the hub",
+            r"there is no file or folder nobody/no-such-set \(looked for .*, and no data set of",
         ),
     ],
 )
