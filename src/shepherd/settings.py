@@ -433,6 +433,7 @@ def published(settings: RunSettings) -> RunSettings:
     table = settings.model_dump()
     for name, key in PATHS:
         table[name][key] = paths.short(table[name][key])
+    table["output"] = paths.short(table["output"])
     return RunSettings.model_validate(table)
 
 
