@@ -353,3 +353,18 @@ def test_a_folder_that_cannot_be_listed_is_one_sentence_there_too(tmp_path, monk
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(DataError, match=r"cannot be read .*check its rights"):
         files.left_out(str(tmp_path))
+
+
+def test_a_file_without_a_header_is_said_to_have_none_and_shows_no_text(tmp_path):
+    (tmp_path / "a.tsv").write_text("Frau Meier hat seit Montag Husten\tTee\nHerr Otto hat Fieber\tRuhe\n")
+    with pytest.raises(BadRow, match="seems to have no header") as caught:
+        read(DataTable(source=str(tmp_path / "a.tsv")), IID, 0)
+    assert "Meier" not in str(caught.value)
+    wide = {f"column{n}": "x" for n in range(30)}
+    with pytest.raises(BadRow, match=r"there are column0, .*, column7 and 22 more\)"):
+        rows(wide)
+
+
+def test_a_readings_repr_holds_no_text():
+    reading = from_rows([{"instruction": "secret", "response": "secret"}], DataTable(source="x"), IID, "m")
+    assert repr(reading) == "<Reading: 1 examples, 0 bad rows skipped>"

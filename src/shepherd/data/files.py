@@ -149,7 +149,7 @@ def _parsed(line: bytes, where: str) -> Placed:
     except UnicodeDecodeError:
         return where, BadRow(f"{where} is not UTF-8; save the file as UTF-8")
     except (ValueError, RecursionError) as error:
-        return where, BadRow(f"{where} is not JSON ({error}); mend that line")
+        return where, BadRow(f"{where} is not JSON ({error}); fix that line")
 
 
 def _json(path: Path) -> Iterator[Placed]:
@@ -169,11 +169,11 @@ def _array(text: str, path: Path) -> Iterator[Placed]:
         try:
             record, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is not JSON ({error}); mend it") from error
+            raise DataError(f"{where} is not JSON ({error}); fix it") from error
         yield where, record
         at = _next(text, at)
         if text[at : at + 1] not in (",", "]"):
-            raise DataError(f"{where} has no comma or ] after it; mend it")
+            raise DataError(f"{where} has no comma or ] after it; fix it")
         at = _next(text, at + 1) if text[at] == "," else at
     if _next(text, at + 1) < len(text):
         raise DataError(f"{path} goes on after the ] of its list; put all its records into one list")
@@ -201,15 +201,13 @@ def _csv_rows(reader: Any, header: list[str], path: Path) -> Iterator[Placed]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise DataError(
-                f"the row that starts at {where} is not CSV ({error}); mend its quotes"
-            ) from error
+            raise DataError(f"the row that starts at {where} is not CSV ({error}); fix its quotes") from error
         if cells is None:
             return
         if len(cells) == len(header):
             yield where, dict(zip(header, cells, strict=True))
         elif cells:
-            fault = f"{where} has {len(cells)} cells, the header {len(header)}; mend its commas or quotes"
+            fault = f"{where} has {len(cells)} cells, the header {len(header)}; fix its commas or quotes"
             yield where, BadRow(fault)
 
 
