@@ -14,6 +14,7 @@ from shepherd import paths
 from shepherd.data.examples import Turn
 from shepherd.data.segments import Template, styled
 from shepherd.folder import versions, write_atomic
+from shepherd.progress import many
 from shepherd.settings import TINY, WORLD, DataTable, RunSettings, dump, published
 
 Row = Mapping[str, Any]
@@ -98,7 +99,7 @@ def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int
         f"# {Path(settings.output).name}\n\n"
         f"A LoRA adapter of rank {settings.adapter.rank} for `{settings.model.base}`,"
         f" instruction-tuned by {settings.algorithm.name}"
-        f" over {len(clients)} clients in {_rounds(rows)} rounds."
+        f" over {many(len(clients), 'client')} in {many(_rounds(rows), 'round')}."
         " Clients sent changes of the adapter, and no example."
     )
 
@@ -190,7 +191,7 @@ def _data(
 
 def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     tuning = settings.tuning
-    visit = f"{tuning.max_steps} steps" if tuning.max_steps else f"{tuning.epochs or 1:g} epochs"
+    visit = many(tuning.max_steps, "step") if tuning.max_steps else f"{tuning.epochs or 1:g} epochs"
     yield "algorithm", settings.algorithm.name
     yield "transforms", ", ".join(part.name for part in settings.transforms) or "none"
     yield "rounds", str(_rounds(rows))

@@ -25,6 +25,7 @@ from shepherd.errors import BadRow, DataError, TemplateError
 from shepherd.loading import placed
 from shepherd.model import base as bases
 from shepherd.model import outline
+from shepherd.progress import many
 from shepherd.settings import TINY, WORLD, DataTable, FieldsTable, ModelTable, RunSettings, parse
 from shepherd.world import CATEGORIES
 
@@ -111,7 +112,8 @@ def _own(
     found = _add_columns(choices, data, given)
     reading = prepare.examples(_settings(choices))
     if reading.skipped:
-        found += (f"{len(reading.skipped)} rows cannot be read and are left out; see data.on_bad_row",)
+        skipped = many(len(reading.skipped), "row")
+        found += (f"{skipped} left out, being unreadable; see data.on_bad_row",)
         choices["data", "on_bad_row"] = Choice(value="skip", why=f"the first: {reading.skipped[0]}")
     if ("split", "by") not in choices:
         # ten, or fewer where each would have less than twenty examples
@@ -119,7 +121,11 @@ def _own(
         why = "no column names the client, so the examples are dealt out evenly"
         choices["split", "clients"] = Choice(value=count, why=why)
     tuned = [len(part) for part in prepare.divide(_settings(choices)).clients.values()]
-    return (f"{len(reading.examples):,} examples, {len(tuned)} clients", *found), reading.examples, tuned
+    return (
+        (f"{many(len(reading.examples), 'example')}, {many(len(tuned), 'client')}", *found),
+        reading.examples,
+        tuned,
+    )
 
 
 def short(number: float) -> str:
@@ -159,15 +165,16 @@ def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[st
     parts = files.parts(default.source, default.config, default.part)
     path = Path(data).expanduser()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        sniff.require_plain(file)
+        sniff.require_plain(file)  # JSONL too, whose reader takes bad lines one by one
     each = max(1, LOOKED_AT // len(parts))
-    rows = list(chain.from_iterable(islice(_rows(part), each) for part in parts))
+    of_parts = {part.client: list(islice(_rows(part), each)) for part in parts}
+    rows = list(chain.from_iterable(of_parts.values()))
     if not rows:
         raise DataError(f"{data} holds no row with named columns; give JSON objects, CSV or Parquet")
     folder = len(parts) > 1 and "client" not in given
     if folder:
         given["client"] = ""  # each file is one
-    found = columns.recognise(rows, given)
+    found = _recognised(of_parts, rows, given)
     choices |= {("data", "fields", part): _field(found, part, rows) for part in PARTS[:4]}
     choices["data", "category"] = _category(found)
     if folder:
@@ -186,6 +193,39 @@ def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[st
         ),
         *(f"{name} is left out, being for testing by its name" for name in files.left_out(data)),
     )
+
+
+def _recognised(
+    of_parts: Mapping[str, Sequence[Mapping[str, Any]]],
+    rows: Sequence[Mapping[str, Any]],
+    given: dict[str, str],
+) -> Columns:
+    """The columns of all the files together.
+
+    Raises:
+        DataError: as `columns.recognise`, or a file lacks a column; names two files that differ.
+    """
+    names = {client: {str(name) for row in some for name in row} for client, some in of_parts.items()}
+    try:
+        found = columns.recognise(rows, given)
+    except DataError as error:
+        unlike = [client for client in names if names[client] != next(iter(names.values()))]
+        if not unlike:
+            raise
+        raise DataError(f"{error} (the files differ: {_both(names, unlike[0])})") from error
+    for used in (found.instruction, found.response, found.messages):
+        if lacking := [client for client in names if used and used not in names[client]]:
+            raise DataError(
+                f"not every file has the column {used}: {_both(names, lacking[0])}; give all files the same"
+                " columns"
+            )
+    return found
+
+
+def _both(names: Mapping[str, set[str]], unlike: str) -> str:
+    """The columns of a file that differs, beside those of one from which it does."""
+    other = next(client for client in names if names[client] != names[unlike])
+    return "; ".join(f"in {client}, {columns.listed(sorted(names[client]))}" for client in (unlike, other))
 
 
 def _rows(part: files.Part) -> Iterator[Mapping[str, Any]]:
@@ -325,7 +365,7 @@ def _work(known: Outline, tuned: Sequence[int], rendered: Sequence[Rendered]) ->
     scored = 200 if gpu or tiny else 64
     return {
         ("federation", "share"): Choice(
-            value=round(cohort / len(tuned), 4), why=f"{cohort} of the {len(tuned)} clients a round"
+            value=round(cohort / len(tuned), 4), why=f"{cohort} of {many(len(tuned), 'client')} a round"
         ),
         ("federation", "rounds"): Choice(
             value=rounds,
@@ -333,7 +373,7 @@ def _work(known: Outline, tuned: Sequence[int], rendered: Sequence[Rendered]) ->
         ),
         ("tuning", "batch_size"): Choice(value=batch, why=f"half of the clients have {own} examples or less"),
         ("tuning", "max_steps"): Choice(
-            value=steps, why=f"all of a client's examples are {whole} steps{spared}"
+            value=steps, why=f"all of a client's examples are {many(whole, 'step')}{spared}"
         ),
         ("evaluation", "examples"): Choice(value=scored, why="scored after every round"),
     }

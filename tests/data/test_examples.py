@@ -186,7 +186,7 @@ def test_a_json_file_may_hold_one_object_a_line(tmp_path):
         ("[] x", "goes on after"),
         ("[]", "holds no rows"),
         (" \n", "holds no rows"),
-        (b'["\xff"]', "line 1 is not UTF-8"),
+        (b'["\xff"]', "is not UTF-8 but cp1252; convert it"),
     ],
 )
 def test_a_broken_json_file_is_named(tmp_path, text, words):
@@ -368,3 +368,32 @@ def test_a_file_without_a_header_is_said_to_have_none_and_shows_no_text(tmp_path
 def test_a_readings_repr_holds_no_text():
     reading = from_rows([{"instruction": "secret", "response": "secret"}], DataTable(source="x"), IID, "m")
     assert repr(reading) == "<Reading: 1 examples, 0 bad rows skipped>"
+
+
+BY_COLUMNS = {"instruction": {"0": "a", "1": "b"}, "response": {"0": "c", "1": "d"}}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    "whole", [BY_COLUMNS, {"0": ALPACA, "1": ALPACA}, {"instruction": ["a"], "output": ["b"]}]
+)
+def test_a_table_that_is_one_object_is_refused_with_the_true_reason(tmp_path, name, whole):
+    with pytest.raises(DataError, match="neither a list of objects nor one object a line; .* lines=True"):
+        read_file(tmp_path / name, json.dumps(whole), on_bad_row="skip")
+    if name == "a.json":
+        with pytest.raises(DataError, match="neither a list of objects nor one object a line"):
+            read_file(tmp_path / name, json.dumps(whole, indent=2), on_bad_row="skip")
+    assert len(read_file(tmp_path / name, json.dumps(MESSAGES)).examples) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"instruction;response\na;b\n", "separated by semicolons, not by commas"),
+        ("instruction,response\nGr\u00f6\u00dfe,b\n".encode("cp1252"), "is not UTF-8 but cp1252; convert it"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not text"),
+    ],
+)
+def test_the_reader_says_what_a_table_is_instead(tmp_path, text, words):
+    with pytest.raises(DataError, match=words):
+        read_file(tmp_path / "a.csv", text)

@@ -13,11 +13,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shepherd.data.sniff import require_plain
 from shepherd.errors import BadRow, DataError
 from shepherd.paths import is_hub_id
 
@@ -127,12 +128,8 @@ def rows_of(path: Path) -> Iterator[Placed]:
 
 
 def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line} is not UTF-8; save the file as UTF-8") from error
+    require_plain(path)
+    return path.read_bytes().decode("utf-8-sig")
 
 
 def _jsonl(path: Path) -> Iterator[Placed]:
@@ -140,7 +137,10 @@ def _jsonl(path: Path) -> Iterator[Placed]:
         for number, raw in enumerate(file, 1):
             line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             if line.strip():
-                yield _parsed(line, f"{path}, line {number}")
+                placed = _parsed(line, f"{path}, line {number}")
+                if number == 1:
+                    _require_record(placed[1], path)
+                yield placed
 
 
 def _parsed(line: bytes, where: str) -> Placed:
@@ -156,7 +156,23 @@ def _json(path: Path) -> Iterator[Placed]:
     text = _text(path)
     if text.lstrip()[:1] == "[":
         return _array(text, path)
+    with suppress(ValueError, RecursionError):
+        _require_record(json.loads(text), path)
     return _jsonl(path)  # many a .json file holds one object a line
+
+
+def _require_record(whole: Any, path: Path) -> None:
+    """Raise DataError where a file's one object is a table, by columns or by rows, as pandas writes it."""
+    values = list(whole.values()) if isinstance(whole, Mapping) else []
+    if not values or not all(isinstance(value, Mapping | list) for value in values):
+        return
+    items = [item for value in values if isinstance(value, list) for item in value]
+    if items and all(isinstance(item, Mapping) and {"role", "from"} & item.keys() for item in items):
+        return  # a chat
+    raise DataError(
+        f"{path} is JSON, but neither a list of objects nor one object a line; write it again so, with pandas"
+        ' by to_json(path, orient="records", lines=True)'
+    )
 
 
 def _array(text: str, path: Path) -> Iterator[Placed]:
