@@ -378,10 +378,11 @@ def generate(
     # read when torch is imported: threads that wait busily for the next small product take the cores from
     # each other, five times as much processor time a token beside other work
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from shepherd.asking import load_run, require_options  # torch takes seconds
+
+    require_options(folder, **options)
     with lines(sys.stderr):
         with answers.timed(f"loaded {settings.model.base}"):
-            from shepherd.asking import load_run  # torch takes seconds
-
             run = load_run(folder)
         found = run.answers(asked, **options)
         answers.shown(found, several=len(asked) * options["n"] > 1, as_json=as_json)

@@ -174,7 +174,7 @@ def question(row: Any, table: DataTable, where: str) -> tuple[Turn, ...]:
     if found := _chat_field(row, table):
         turns = _chat(row[found], where, found, answered=False)
         return turns[:-1] if turns[-1].role == "assistant" else turns
-    return (_user_turn(row, table, where),)
+    return (_user_turn(row, table, where, asked=True),)
 
 
 def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
@@ -184,10 +184,14 @@ def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
     return next((name for name in chats if name and row.get(name) is not None), "")
 
 
-def _user_turn(row: Mapping[str, Any], table: DataTable, where: str) -> Turn:
+def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: bool = False) -> Turn:
+    """The turn of a row; one that is `asked` needs no context, and no key of the run file helps it."""
     names = table.fields
-    instruction = _full(row, _pick(row, names.instruction, ()), where, "data.fields.instruction")
+    key = "" if asked else "data.fields.instruction"
+    instruction = _full(row, _pick(row, names.instruction, ()), where, key)
     context_field = _pick(row, names.context, ("context", "input"), optional=True)
+    if asked and context_field not in row:
+        context_field = ""
     context = _text(row, context_field, where, "data.fields.context")
     return Turn(role="user", text=instruction, context=context if context.strip() else "")
 
@@ -204,7 +208,8 @@ def _full(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
         raise _missing(row, name, where, key)
     text = _text(row, name, where, key)
     if not text.strip():
-        raise BadRow(f'{where}: field {name} is empty; fill it in, or set data.on_bad_row = "skip"')
+        skip = ', or set data.on_bad_row = "skip"' if key else ""
+        raise BadRow(f"{where}: field {name} is empty; fill it in{skip}")
     return text
 
 
