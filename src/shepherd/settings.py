@@ -443,7 +443,7 @@ def _toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"run file {path} cannot be read ({error.strerror}); check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"run file {path} is not TOML: {error}; mend that line") from error
+        raise SettingsError(f"run file {path} is not TOML: {error}; fix that line") from error
 
 
 def _placed(
@@ -509,7 +509,16 @@ def _fault(kind: type[BaseModel], place: tuple[int | str, ...], items: list[Any]
             return f"key {key} is missing; add it"
         case _:
             wanted = " or ".join(dict.fromkeys(map(_wanted, items))).replace(" or input should", " or")
-            return f"key {key}: {wanted} (got {items[0]['input']!r:.80})"
+            got = _given(items[0]["input"], wanted)
+            return f"key {key}: {wanted}{got and f' (got {got})'}"
+
+
+def _given(value: Any, wanted: str) -> str:
+    """The value at fault: of a table only the keys that `wanted` names, "" where it names none."""
+    if not isinstance(value, Mapping):
+        return f"{value!r:.80}"
+    named = (key for key in value if re.search(rf"\b{re.escape(str(key))}\b", wanted))
+    return ", ".join(f"{key} = {value[key]!r:.80}" for key in named)
 
 
 def _wanted(item: Any) -> str:
