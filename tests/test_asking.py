@@ -176,7 +176,7 @@ def test_the_prompt_is_named_once(answerer, monkeypatch) -> None:
         raise TemplateError("the prompt holds the special token </s>; take it out of the text")
 
     monkeypatch.setattr(asking, "prompt", refuse)
-    with pytest.raises(TemplateError, match="^the prompt holds the special token"):
+    with pytest.raises(TemplateError, match=r"^the prompt holds the special token"):
         answerer.generate("w5")
-    with pytest.raises(TemplateError, match="^prompt 1 holds the special token"):
+    with pytest.raises(TemplateError, match=r"^prompt 1 holds the special token"):
         answerer.generate(["w5"])

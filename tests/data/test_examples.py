@@ -378,7 +378,7 @@ BY_COLUMNS = {"instruction": {"0": "a", "1": "b"}, "response": {"0": "c", "1": "
     "whole", [BY_COLUMNS, {"0": ALPACA, "1": ALPACA}, {"instruction": ["a"], "output": ["b"]}]
 )
 def test_a_table_that_is_one_object_is_refused_with_the_true_reason(tmp_path, name, whole):
-    with pytest.raises(DataError, match="neither a list of objects nor one object a line; .* lines=True"):
+    with pytest.raises(DataError, match=r"neither a list of objects nor one object a line; .* lines=True"):
         read_file(tmp_path / name, json.dumps(whole), on_bad_row="skip")
     if name == "a.json":
         with pytest.raises(DataError, match="neither a list of objects nor one object a line"):

@@ -113,5 +113,5 @@ def test_a_rows_faults_are_said_by_the_runs_own_fields(tmp_path: Path) -> None:
     with pytest.raises(BadRow, match=r"field frage is missing \(there are fragen\); add it$"):
         prompt_of({"fragen": "Was?"}, GERMAN)
     (tmp_path / "a.csv").write_text("frage,kontext\nWas?,\n,Hier\n")
-    with pytest.raises(BadRow, match="line 3: field frage is empty; fill it in$"):
+    with pytest.raises(BadRow, match=r"line 3: field frage is empty; fill it in$"):
         read(str(tmp_path / "a.csv"), GERMAN)
