@@ -189,7 +189,7 @@ def test_a_chat_template_is_taken_and_its_system_prompt_is_shown(tmp_path: Path)
     tokenizer.save_pretrained(folder)
     settings, text = made(as_csv(tmp_path / "p.csv", table()), tmp_path, str(folder))
     assert settings.data.template == "chat"
-    assert "'<s> you are a w9 helper of w7'" in " ".join(text.replace("\n#", "").split())
+    assert "'you are a w9 helper of w7'" in " ".join(text.replace("\n#", "").split())
     assert settings.tuning.learning_rate == fitting.RATE
     assert settings.adapter.rank == 8
 

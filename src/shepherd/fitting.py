@@ -18,6 +18,7 @@ import numpy as np
 from shepherd import paths, prepare
 from shepherd.core import seed_for
 from shepherd.data import columns, files, sniff
+from shepherd.data.chat_template import chat_template
 from shepherd.data.columns import PARTS, Columns
 from shepherd.data.examples import Example
 from shepherd.data.template import Rendered, Template, TemplateName, render_all
@@ -265,7 +266,7 @@ def _template(known: Outline, examples: Sequence[Example]) -> tuple[Choice, list
     except TemplateError as error:
         plain = Choice(value="alpaca", why=f"the tokenizer's chat template does not do: {error}")
         return plain, _rendered(drawn, "alpaca", known)
-    added = _preamble(known.tokenizer)
+    added = chat_template(Template("chat"), known.tokenizer).preface()
     also = (
         f"; it writes before the first instruction, if the data have no system turn: {added!r}"
         if added
@@ -280,25 +281,6 @@ def _rendered(examples: Sequence[Example], template: TemplateName, known: Outlin
     if not kept:
         raise DataError(f"none of the examples can be rendered by template {template}; look at them")
     return kept
-
-
-def _preamble(tokenizer: Any) -> str:
-    """What a chat template writes before a first user turn beyond the marks around it: a system prompt."""
-    mark = "zyx"
-    alone = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
-    twice = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": mark},
-    ]
-    try:
-        later = tokenizer.apply_chat_template(twice, tokenize=False)
-    except Exception:  # templates may refuse anything, each in its own way
-        return ""
-    before = str(alone).split(mark)[0]
-    between = str(later).rpartition(mark)[0].rpartition("b")[2]
-    common = next(n for n in range(len(before) + 1) if between.endswith(before[n:]))
-    return before[:common].strip() if len(before[:common].split()) > 3 else ""
 
 
 def _lengths(known: Outline, rendered: Sequence[Rendered]) -> Choices:
