@@ -162,7 +162,7 @@ def test_where_the_base_comes_from_is_said(
     base: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "models--known").mkdir()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     text = written({**HUB, "model": {"base": base}})
     assert said in text
     assert ("adapter_config.json" in text) == bool(said)

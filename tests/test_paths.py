@@ -56,7 +56,7 @@ def found(settings: RunSettings) -> tuple[str, str, str]:
 def test_what_is_a_path(tmp_path: Path, text: str, path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("there", "models", "elsewhere/here", "hub/models--known", "hub/datasets--models--known"):
         (tmp_path / name).mkdir(parents=True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert is_path(text, tmp_path) is path
 

@@ -37,10 +37,15 @@ def is_path(text: str, folder: Path) -> bool:
 
 def _is_cached(name: str) -> bool:
     """Whether a model or a data set of that id has been downloaded from the hub."""
-    from huggingface_hub.constants import HF_HUB_CACHE  # late: a run file of paths does not need it
-
     folders = (f"{kind}--{name.replace('/', '--')}" for kind in ("models", "datasets"))
-    return any(os.path.isdir(os.path.join(HF_HUB_CACHE, folder)) for folder in folders)
+    return any(os.path.isdir(os.path.join(_hub_cache(), folder)) for folder in folders)
+
+
+def _hub_cache() -> str:
+    """Where huggingface_hub keeps what it downloads, by the variables that it reads (it takes long to import)."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", os.path.join(cache, "huggingface"))
+    return os.path.expanduser(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub")))
 
 
 def placed(text: str, folder: Path) -> str:
