@@ -42,7 +42,7 @@ def _is_cached(name: str) -> bool:
 
 
 def _hub_cache() -> str:
-    """Where huggingface_hub keeps what it downloads, by the variables that it reads (it takes long to import)."""
+    """Where huggingface_hub keeps what it downloads, by the variables that it reads: the import is slow."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME", os.path.join(cache, "huggingface"))
     return os.path.expanduser(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub")))
