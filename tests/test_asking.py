@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import shepherd
 from shepherd import asking, folder
 from shepherd.asking import Answerer, adapter_of, generate, load_run
+from shepherd.cli import main
 from shepherd.data.prompts import prompt_of
-from shepherd.errors import BaseError, CheckpointError, DataError, FolderError
+from shepherd.errors import BaseError, CheckpointError, DataError, FolderError, TemplateError
 from shepherd.loading import load_base
 from shepherd.run import open_run
 from tests import runs
@@ -145,3 +147,36 @@ def test_a_kept_round_answers_and_another_is_named(llama_folder, tmp_path) -> No
 def test_what_cannot_be_asked_is_one_sentence(answerer, prompts, options, error, sentence) -> None:
     with pytest.raises(error, match=sentence):
         answerer.generate(prompts, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"round": 9}, FolderError, "keeps no checkpoint of round 9"),
+        ({"round": 1, "base": True}, DataError, "the untuned base has no round 1"),
+        ({"temperature": float("nan")}, BaseError, "temperature nan is not a number"),
+        ({"top_p": 2.0}, BaseError, "top-p 2.0"),
+        ({"n": 2}, DataError, "need a temperature above 0"),
+    ],
+)
+def test_options_are_checked_before_the_base_is_loaded(asked, monkeypatch, options, error, sentence) -> None:
+    monkeypatch.setattr(asking, "load_base", lambda settings: pytest.fail("the base is loaded"))
+    with pytest.raises(error, match=sentence):
+        generate(asked, "w5", **options)
+    words = [
+        f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for key, value in options.items()
+    ]
+    result = CliRunner().invoke(main, ["generate", str(asked), "w5", *words])
+    assert result.exit_code == 2
+
+
+def test_the_prompt_is_named_once(answerer, monkeypatch) -> None:
+    def refuse(*_) -> None:
+        raise TemplateError("the prompt holds the special token </s>; take it out of the text")
+
+    monkeypatch.setattr(asking, "prompt", refuse)
+    with pytest.raises(TemplateError, match=r"^the prompt holds the special token"):
+        answerer.generate("w5")
+    with pytest.raises(TemplateError, match=r"^prompt 1 holds the special token"):
+        answerer.generate(["w5"])

@@ -3,6 +3,7 @@
 import ast
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -10,7 +11,9 @@ from huggingface_hub import ModelCard
 from shepherd import card
 from shepherd.data.examples import Turn
 from shepherd.data.segments import styled
+from shepherd.data.template import Template, prompt
 from shepherd.settings import parse
+from tests.data.kinds import made
 
 HUB = {"model": {"base": "org/model", "revision": "v2"}, "data": {"source": "org/data", "holdout": 0.2}}
 ROWS = [
@@ -102,6 +105,68 @@ def test_the_prompt_in_it_is_what_was_trained_on() -> None:
         )
     text = written({**HUB, "data": {**HUB["data"], "template": "chat"}})
     assert '[{"role": "user", "content": "Name two rivers."}]' in text
+
+
+@pytest.mark.parametrize("template", ["alpaca", "vicuna", "plain"])
+def test_the_system_prompt_of_the_run_is_in_the_prompt(template: str) -> None:
+    data = {**HUB["data"], "template": template, "system": "Be brief."}
+    trained = prompt_turns(data, tokenizer := chatty(""))
+    assert asked_as_the_card_says(data, tokenizer) == trained
+    assert "Be brief." in tokenizer.decode(trained)
+
+
+def test_a_chat_in_it_has_the_runs_system_prompt_options_and_date() -> None:
+    source = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{{ strftime_now('%d %B %Y') }}{% if enable_thinking is false %}<off>{% endif %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    options = {"enable_thinking": False}
+    data = {
+        **HUB["data"],
+        "template": "chat",
+        "system": 'Sag "ja".',
+        "template_options": options,
+        "date": "2001-02-03",
+    }
+    trained = prompt_turns(data, tokenizer := chatty(source))
+    assert asked_as_the_card_says(data, tokenizer) == trained
+    for part in ('<system>Sag "ja".', "03 February 2001", "<off>"):
+        assert part in tokenizer.decode(trained)
+
+
+def chatty(source: str) -> Any:
+    tokenizer = made()
+    tokenizer.chat_template = source
+    return tokenizer
+
+
+def prompt_turns(data: dict[str, object], tokenizer: Any) -> list[int]:
+    """What a run with these data asks for an answer to."""
+    settings = parse({**HUB, "data": data})
+    return prompt([Turn(role="user", text="Name two rivers.")], Template.of(settings.data), tokenizer)
+
+
+def asked_as_the_card_says(data: dict[str, object], tokenizer: Any) -> list[int]:
+    lines = written({**HUB, "data": data}).split("from_pretrained(base, folder)\n")[1].split("\nends")[0]
+    lines = lines[lines.index("\n") :] if lines.startswith("model") else lines
+    names = {"tokenizer": tokenizer}
+    exec(lines, names)
+    return list(names["prompt"]["input_ids"][0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("base", "said"), [("tiny", "embedded in the package"), ("known", ""), ("unknown", "public name at")]
+)
+def test_where_the_base_comes_from_is_said(
+    base: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models--known").mkdir()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    text = written({**HUB, "model": {"base": base}})
+    assert said in text
+    assert ("adapter_config.json" in text) == bool(said)
+    assert ModelCard(text).data.to_dict().get("base_model") == ("known" if base == "known" else None)
 
 
 def test_nothing_scored_has_no_table_of_scores() -> None:

@@ -76,6 +76,7 @@ def shepherd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
         fake.open_run = lambda settings: FakeRun(settings, at)  # type: ignore[attr-defined]
         asking = types.ModuleType("shepherd.asking")
         asking.load_run = lambda folder: FakeAnswerer()  # type: ignore[attr-defined]
+        asking.require_options = lambda folder, **options: None  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "shepherd.run", fake)
         monkeypatch.setitem(sys.modules, "shepherd.asking", asking)
         return CliRunner().invoke(cli.main, words)

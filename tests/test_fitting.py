@@ -147,7 +147,7 @@ def test_rows_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> No
     rows[7]["antwort"] = ""
     settings, text = made(as_csv(tmp_path / "p.csv", rows), tmp_path)
     assert settings.data.on_bad_row == "skip"
-    assert "1 rows cannot be read" in text
+    assert "1 row left out" in text
     assert "line 9: field antwort is empty" in " ".join(text.replace("\n#", "").split())
 
 
@@ -189,7 +189,7 @@ def test_a_chat_template_is_taken_and_its_system_prompt_is_shown(tmp_path: Path)
     tokenizer.save_pretrained(folder)
     settings, text = made(as_csv(tmp_path / "p.csv", table()), tmp_path, str(folder))
     assert settings.data.template == "chat"
-    assert "'<s> you are a w9 helper of w7'" in " ".join(text.replace("\n#", "").split())
+    assert "'you are a w9 helper of w7'" in " ".join(text.replace("\n#", "").split())
     assert settings.tuning.learning_rate == fitting.RATE
     assert settings.adapter.rank == 8
 
@@ -214,6 +214,8 @@ def test_the_work_fits_the_data(tmp_path: Path) -> None:
         ("a.csv", b"frage;antwort\nWas?;Das.\n", "is separated by semicolons"),
         ("a.csv", "frage,antwort\nGr\u00f6\u00dfe?,Ja.\n".encode("cp1252"), "is not UTF-8 but cp1252"),
         ("a.csv", b"", "holds no rows"),
+        ("a.csv", b"Wer?,Ja\nWas?,Nein\n", "seems to have no header"),
+        ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not text"),
         ("a.jsonl", b"[1]\n[2]\n", "holds no row with named columns"),
         ("a.xlsx", b"PK", "unknown extension"),
         (
@@ -234,9 +236,27 @@ def test_data_that_cannot_be_used_are_one_sentence_and_no_file(
     assert not (tmp_path / "run.toml").exists()
 
 
+def test_a_folder_whose_files_differ_is_refused_by_their_names(tmp_path: Path) -> None:
+    (tmp_path / "sites").mkdir()
+    for site, column in (("ulm", "frage"), ("bonn", "question")):
+        rows = [{column: f"Was ist {n}?", "antwort": f"Das ist {n}."} for n in range(9)]
+        as_csv(tmp_path / "sites" / f"{site}.csv", rows)
+    with pytest.raises(
+        DataError, match="in ulm, there are antwort, frage; in bonn, there are antwort, question"
+    ):
+        fitting.fit(str(tmp_path / "sites"))
+    with pytest.raises(
+        DataError, match="not every file has the column frage: in bonn, there are antwort, question"
+    ):
+        fitting.fit(str(tmp_path / "sites"), given={"instruction": "frage"})
+
+
 def test_a_base_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(BaseError, match=r"there is no folder \./nowhere"):
-        fitting.fit(base="./nowhere")
+    for base in ("./nowhere", "nowhere"):
+        with pytest.raises(BaseError, match=rf"there is no folder {Path.cwd()}/nowhere, which"):
+            fitting.fit(base=base)
+    with pytest.raises(BaseError, match=r"there is no folder nobody/nothing \(.*as a Hugging Face id"):
+        fitting.fit(base="nobody/nothing")
 
 
 def test_a_path_holds_from_the_run_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from shepherd.data.files import READERS
+from shepherd.errors import BaseError, DataError, SettingsError
+from shepherd.loading import load_base
 from shepherd.paths import DATA_FILES, is_path, placed
+from shepherd.prepare import examples
 from shepherd.settings import RunSettings, dump, parse, published, read, read_kept
 
 LEAST = '[model]\nbase = "{base}"\n[data]\nsource = "{source}"\n[judge]\nquestions = "{questions}"\n'
@@ -28,7 +31,10 @@ def found(settings: RunSettings) -> tuple[str, str, str]:
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        ("gpt2", False),
+        ("base", True),  # a bare name that was never downloaded
+        ("known", False),
+        ("models/known", False),
+        ("here/base", True),  # missing, and a folder here is in the current directory
         ("HuggingFaceTB/SmolLM2-135M", False),
         ("Qwen/Qwen2.5-0.5B", False),
         ("there", True),
@@ -44,12 +50,14 @@ def found(settings: RunSettings) -> tuple[str, str, str]:
         ("somebody/data.jsonl", True),
         ("data.CSV", True),
         ("a\\b", True),
-        ("x" * 5000, False),  # too long to be looked for on a disk
+        ("x" * 5000, True),  # too long to be looked for on a disk
     ],
 )
-def test_what_is_a_path(tmp_path: Path, text: str, path: bool) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "models").mkdir()
+def test_what_is_a_path(tmp_path: Path, text: str, path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("there", "models", "elsewhere/here", "hub/models--known", "hub/datasets--models--known"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert is_path(text, tmp_path) is path
 
 
@@ -127,3 +135,23 @@ def test_what_is_published_names_no_folder_of_this_machine(tmp_path: Path) -> No
     settings = published(read(written(tmp_path / "p", "./base", "../private/rows.jsonl", "asked.jsonl")))
     assert found(settings) == ("base", "rows.jsonl", "asked.jsonl")
     assert str(tmp_path) not in dump(settings)
+
+
+@pytest.mark.parametrize("base", ["base", "models/X"])
+def test_a_missing_folder_is_no_question_to_the_hub(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = read(written(tmp_path / "project", base, "daten"))
+    assert found(settings)[:2] == (f"{tmp_path}/project/{base}", f"{tmp_path}/project/daten")
+    with pytest.raises(BaseError, match=f"there is no folder {tmp_path}/project/{base}, which model.base"):
+        load_base(settings)
+    with pytest.raises(DataError, match=f"there is no data file or folder {tmp_path}/project/daten"):
+        examples(settings)
+
+
+@pytest.mark.parametrize("key", ["base", "source"])
+def test_an_empty_name_is_refused(key: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"{key}: it is empty"):
+        read(written(tmp_path, **{key: ""}))

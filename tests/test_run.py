@@ -594,7 +594,7 @@ def test_what_is_trained_on_what_and_how_is_said_at_the_start(table, caplog) -> 
     assert f"({100 * trained / whole:.2f}%), float32 on cpu" in said
     assert re.search(r"4 clients, \d+ examples to train on \(\d+ cut, 0 dropped\), \d held out", said)
     assert "tuning 2 clients at once in one process, 1 thread, up to " in said
-    assert re.search(r"expecting about \d\.\d GB of memory, .* a round", said)
+    assert re.search(r"expecting about \d\.\d GB of memory, about .* a round", said)
     assert said.endswith(f"before training  held out {loss:.4f}")
 
 

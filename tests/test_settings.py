@@ -296,3 +296,20 @@ def test_template_options_are_a_chat_templates(path: Path) -> None:
         read(path, asked[1:])
     with pytest.raises(SettingsError, match="cannot set chat_template"):
         read(path, [*asked, "data.template_options.chat_template=x"])
+
+
+def test_of_a_table_at_fault_only_the_keys_at_fault_are_printed() -> None:
+    data = {
+        "source": "world",
+        "template": "plain",
+        "template_options": {"thinking": False},
+        "system": "secret",
+    }
+    with pytest.raises(SettingsError) as caught:
+        parse({"model": {"base": "tiny"}, "data": data})
+    assert str(caught.value).endswith("(got template = 'plain', template_options = {'thinking': False})")
+    tuning = {"epochs": 1.0, "max_steps": 3, "batch_size": 4}
+    with pytest.raises(SettingsError, match=r"keep one of them \(got epochs = 1.0, max_steps = 3\)"):
+        parse({"model": {"base": "tiny"}, "data": {"source": "world"}, "tuning": tuning})
+    with pytest.raises(SettingsError, match=r"key model.base: input should be a valid string$"):
+        parse({"model": {"base": {"name": "secret"}}, "data": {"source": "world"}})

@@ -117,11 +117,15 @@ class Answerer:
             BaseError: a prompt is too long for the base, or a number is out of its range.
         """
         longest = self.settings.evaluation.max_new_tokens if max_new_tokens is None else max_new_tokens
-        generation.require_ranges(longest, temperature, top_p)
-        if n < 1 or (n > 1 and not temperature):
-            raise DataError(
-                f"{n} answers to each prompt need a temperature above 0; greedy ones are the same"
-            )
+        require_options(
+            self.path,
+            base=base,
+            round=round,
+            n=n,
+            max_new_tokens=longest,
+            temperature=temperature,
+            top_p=top_p,
+        )
         adapter = None if base else self.adapter(round)
         drawn = (secrets.randbelow(2**31) if seed is None else seed) if temperature else None
         ids = [self._ids(each, longest) for each in prompts]
@@ -155,9 +159,38 @@ class Answerer:
         try:
             ids = prompt(asked.turns, Template.of(self.settings.data), self.base.tokenizer)
         except TemplateError as error:
-            raise TemplateError(f"{asked.where}: {error}") from error
+            said = str(error)
+            rest = said.removeprefix("the prompt") if said.startswith("the prompt") else f": {said}"
+            raise TemplateError(f"{asked.where}{rest}") from error
         generation.room(self.base, len(ids), longest, asked.where)
         return ids
+
+
+def require_options(
+    path: str | Path,
+    *,
+    base: bool = False,
+    round: int | None = None,
+    n: int = 1,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> None:
+    """Check the options of `Answerer.answers` without any base, which may take minutes to load.
+
+    Raises:
+        FolderError: the run in `path` keeps no such round, or has no adapter yet.
+        DataError: several greedy answers are wanted, or a round and the base alone.
+        BaseError: a number is out of its range.
+    """
+    generation.require_ranges(1 if max_new_tokens is None else max_new_tokens, temperature, top_p)
+    if n < 1 or (n > 1 and not temperature):
+        raise DataError(f"{n} answers to each prompt need a temperature above 0; greedy ones are the same")
+    if base and round is not None:
+        raise DataError(f"the untuned base has no round {round}; leave out the round, or the base")
+    if not base:
+        _kept(Path(path), round)
 
 
 def load_run(path: str | Path) -> Answerer:
@@ -200,8 +233,10 @@ def generate(
         DataError: an instruction is empty.
         ShepherdError: as `Answerer.answers`.
     """
-    if isinstance(prompts, str) and not prompts.strip():
-        prompt_of(prompts, folder.read_settings(path).data)  # before the base is loaded
+    table = folder.read_settings(path).data  # before the base is loaded
+    for number, each in enumerate([prompts] if isinstance(prompts, str) else prompts, 1):
+        prompt_of(each, table, "the prompt" if isinstance(prompts, str) else f"prompt {number}")
+    require_options(path, **options)
     return load_run(path).generate(prompts, context, **options)
 
 
@@ -213,8 +248,20 @@ def adapter_of(path: Path, base: Base, round: int | None = None) -> Adapter:
         CheckpointError: the checkpoint is damaged, or was made over another base.
         AdapterError: the adapter is unreadable, or was made for another base.
     """
-    if round is None and (path / "adapter" / files.CONFIG).is_file():
+    place = _kept(path, round)
+    if place is None:
         return files.read(path / "adapter", base)
+    return load_checkpoint(place, base).state.adapter
+
+
+def _kept(path: Path, round: int | None) -> Path | None:
+    """The checkpoint of a round, or the last; None is the final adapter.
+
+    Raises:
+        FolderError: no round is finished yet, or that round's checkpoint is not kept.
+    """
+    if round is None and (path / "adapter" / files.CONFIG).is_file():
+        return None
     kept = checkpoint.kept(path / "checkpoints")
     if not kept:
         raise FolderError(f"the run in {path} has finished no round yet; go on with `shepherd resume {path}`")
@@ -223,4 +270,4 @@ def adapter_of(path: Path, base: Base, round: int | None = None) -> Adapter:
             f"the run in {path} keeps no checkpoint of round {round} but of {', '.join(map(str, kept))};"
             " ask for one of these (checkpoints.keep says how many are kept)"
         )
-    return load_checkpoint(kept[max(kept) if round is None else round], base).state.adapter
+    return kept[max(kept) if round is None else round]

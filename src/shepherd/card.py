@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -9,9 +10,12 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from shepherd.data.segments import STYLES, TemplateName
+from shepherd import paths
+from shepherd.data.examples import Turn
+from shepherd.data.segments import Template, styled
 from shepherd.folder import versions, write_atomic
-from shepherd.settings import RunSettings, dump, published
+from shepherd.progress import many
+from shepherd.settings import TINY, WORLD, DataTable, RunSettings, dump, published
 
 Row = Mapping[str, Any]
 Pair = tuple[float | None, float | None]
@@ -53,18 +57,18 @@ def text(
         data: counts of examples by what became of them, such as `kept`, `heldout`, `cut`, `dropped`.
         clients: how many training examples each client holds.
     """
-    settings = published(settings)  # a card is for readers elsewhere
+    whole, settings = settings, published(settings)  # a card is for readers elsewhere
     sections = (
         _intro(settings, rows, clients),
-        _use(settings),
+        _use(settings, _id(whole.model.base, TINY)),
         "## Data\n\n" + _table(("", ""), _data(settings, data, clients, rows)),
         "## Training\n\n" + _table(("", ""), _training(settings, rows)),
         _scores(rows, answers),
         "## Licence\n\n" + _LICENCE,
-        "## The run file\n\n```toml\n" + dump(_public(settings)).strip() + "\n```",
+        "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
         "## Versions\n\n" + _table(("library", "version"), sorted(versions().items())),
     )
-    return f"---\n{_metadata(settings).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+    return f"---\n{_metadata(whole).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
 _LICENCE = (
@@ -75,48 +79,36 @@ _LICENCE = (
 
 
 def _metadata(settings: RunSettings) -> ModelCardData:
-    model, data = settings.model.base, settings.data.source
+    data = _id(settings.data.source, WORLD)
     return ModelCardData(
-        base_model=model if _is_hub_id(model) else None,
-        datasets=[data] if _is_hub_id(data) else None,
+        base_model=_id(settings.model.base, TINY),
+        datasets=[data] if data else None,
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["lora", "federated-learning", "instruction-tuning", settings.algorithm.name],
     )
 
 
-def _shown(name: str) -> str:
-    """A base, a source or a run folder as others may see it: without the folders above it."""
-    return name if _is_hub_id(name) else Path(name).name
-
-
-def _public(settings: RunSettings) -> RunSettings:
-    """The settings without the folders of this machine."""
-    model = settings.model.model_copy(update={"base": _shown(settings.model.base)})
-    data = settings.data.model_copy(update={"source": _shown(settings.data.source)})
-    return settings.model_copy(update={"model": model, "data": data, "output": _shown(settings.output)})
-
-
-def _is_hub_id(name: str) -> bool:
-    """`owner/name` that is no path here; the hub refuses anything else in a card's metadata."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+def _id(name: str, embedded: str) -> str | None:
+    """The name where it is a Hugging Face id: not `embedded`, and no path (absolute once it is read)."""
+    return name if paths.is_hub_id(name) and name != embedded else None
 
 
 def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int]) -> str:
     return (
         f"# {Path(settings.output).name}\n\n"
-        f"A LoRA adapter of rank {settings.adapter.rank} for `{_shown(settings.model.base)}`,"
+        f"A LoRA adapter of rank {settings.adapter.rank} for `{settings.model.base}`,"
         f" instruction-tuned by {settings.algorithm.name}"
-        f" over {len(clients)} clients in {_rounds(rows)} rounds."
+        f" over {many(len(clients), 'client')} in {many(_rounds(rows), 'round')}."
         " Clients sent changes of the adapter, and no example."
     )
 
 
-def _use(settings: RunSettings) -> str:
+def _use(settings: RunSettings, on_hub: str | None) -> str:
     """How to ask base and adapter without this project; the embedded base is only found through it."""
     model = settings.model
-    tiny = "from shepherd.world import base_path\n" if model.base == "tiny" else ""
-    base = "base_path()" if tiny else repr(_shown(model.base))
+    tiny = "from shepherd.world import base_path\n" if model.base == TINY else ""
+    base = "base_path()" if tiny else repr(model.base)
     base += f", revision={model.revision!r}" if model.revision else ""
     base += ", trust_remote_code=True" if model.trust_remote_code else ""
     return f"""## Use
@@ -130,32 +122,51 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 base = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, folder)
 
-{_asked(settings.data.template)}
+{_asked(settings.data)}
 ends = GenerationConfig.from_pretrained(folder)
 answer = model.generate(**prompt, generation_config=ends, max_new_tokens=200)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
 Prompts follow the template `{settings.data.template}`; with another one the answers are worse.
-{_place(model.base)}""".rstrip()
+{_place(model.base, on_hub)}""".rstrip()
 
 
-def _asked(template: TemplateName) -> str:
-    """The line of Python that makes a prompt as the training did."""
-    question = "Name two rivers."
-    if template == "chat":
-        turns = f'[{{"role": "user", "content": "{question}"}}]'
-        options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
-        return f"turns = {turns}\nprompt = tokenizer.apply_chat_template(turns, {options})"
-    style = STYLES[template]
-    lead = style.system + style.gap if style.system else ""
-    return f'prompt = tokenizer({lead + style.user + question + style.answer!r}, return_tensors="pt")'
+def _asked(data: DataTable) -> str:
+    """The lines of Python that make a prompt as the training did."""
+    template = Template.of(data)
+    asked = template.opened([Turn(role="user", text="Name two rivers.")])
+    if data.template != "chat":
+        (prompt,) = styled(asked, data.template, 0)
+        return f'prompt = tokenizer({prompt.text!r}, return_tensors="pt")'
+    turns = [{"role": turn.role, "content": turn.text} for turn in asked]
+    given = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+    if template.options:
+        given += f", **{dict(template.options)!r}"
+    lines = [f"turns = {json.dumps(turns, ensure_ascii=False)}"]
+    if template.date:
+        lines.append(_CLOCK.format(day=template.date))
+        given = f"chat_template=clock + tokenizer.get_chat_template(), {given}"
+    return "\n".join([*lines, f"prompt = tokenizer.apply_chat_template(turns, {given})"])
 
 
-def _place(base: str) -> str:
-    """What to do before others get an adapter whose base is a folder here."""
-    if base == "tiny" or _is_hub_id(base):
+# transformers gives a template the machine's clock and takes no other
+_CLOCK = """\
+from datetime import date
+day = date.fromisoformat("{day}")  # what the chat template prints as today's
+codes = "".join(f"|replace('%{{c}}', '{{day:%{{c}}}}')" for c in ("-d", *"aAbBdDeFjmuUwWyY"))
+clock = "{{%- macro strftime_now(form) %}}{{{{ form" + codes + " }}}}{{%- endmacro %}}{{{{ '' }}}}\""""
+
+
+def _place(base: str, on_hub: str | None) -> str:
+    """What to do before others get an adapter whose base is not on the hub."""
+    if on_hub:
         return ""
+    if base == TINY:
+        return (
+            "\nThe base is embedded in the package `shepherd-fit` and not on the hub: who loads the adapter"
+            " needs the package, since `adapter_config.json` names the base by its folder."
+        )
     return (
         "\n`adapter_config.json` names the base by its folder on the machine that trained it: before you"
         " publish the adapter, write the base's public name at `base_model_name_or_path`."
@@ -166,7 +177,7 @@ def _data(
     settings: RunSettings, data: Mapping[str, Any], clients: Mapping[str, int], rows: Sequence[Row]
 ) -> Iterator[tuple[str, str]]:
     sizes = list(clients.values()) or [0]
-    yield "source", f"`{_shown(settings.data.source)}`"
+    yield "source", f"`{settings.data.source}`"
     yield "clients", f"{len(clients)}, split by {settings.split.by}"
     yield "training examples", f"{sum(sizes)}, from {min(sizes)} to {max(sizes)} a client"
     yield from ((name.replace("_", " "), str(number)) for name, number in data.items() if name != "kept")
@@ -180,7 +191,7 @@ def _data(
 
 def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     tuning = settings.tuning
-    visit = f"{tuning.max_steps} steps" if tuning.max_steps else f"{tuning.epochs or 1:g} epochs"
+    visit = many(tuning.max_steps, "step") if tuning.max_steps else f"{tuning.epochs or 1:g} epochs"
     yield "algorithm", settings.algorithm.name
     yield "transforms", ", ".join(part.name for part in settings.transforms) or "none"
     yield "rounds", str(_rounds(rows))

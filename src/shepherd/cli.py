@@ -21,6 +21,7 @@ import click
 from shepherd.cli_silos import require_flare, silos
 from shepherd.errors import FolderError, ShepherdError, TemplateError
 from shepherd.model import malloc
+from shepherd.progress import many
 
 if TYPE_CHECKING:
     from shepherd.prepare import Division
@@ -130,8 +131,8 @@ def resume(folder: Path, kit: Path | None) -> None:
 
     rounds = read_settings(folder).federation.rounds
     if is_finished(folder):
-        many = f"{rounds} round{'s' * (rounds != 1)}"
-        click.echo(f"{folder} is finished already, after {many}; its adapter is in {folder / 'adapter'}")
+        done = many(rounds, "round")
+        click.echo(f"{folder} is finished already, after {done}; its adapter is in {folder / 'adapter'}")
         return
     from shepherd.show.going import train
 
@@ -289,7 +290,7 @@ def check(run_file: Path, overrides: tuple[str, ...], samples: int) -> None:
     report(found.report)
     _left_out(found.division)
     if not found.report.counts.kept:
-        raise TemplateError("no example is left to train on; mend data.template or data.max_tokens")
+        raise TemplateError("no example is left to train on; change data.template or data.max_tokens")
 
 
 @data.command()
@@ -317,8 +318,9 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None) -> None:
 
 def _left_out(division: Division) -> None:
     held = division.held
-    click.echo(f"{len(held.train)} examples to train on, {len(held.heldout)} held out, ", nl=False)
-    click.echo(f"{held.duplicates} duplicates and {len(division.reading.skipped)} bad rows left out")
+    click.echo(f"{many(len(held.train), 'example')} to train on, {len(held.heldout)} held out, ", nl=False)
+    left = many(held.duplicates, "duplicate"), many(len(division.reading.skipped), "bad row")
+    click.echo(f"{' and '.join(left)} left out")
 
 
 @main.command()
@@ -376,10 +378,11 @@ def generate(
     # read when torch is imported: threads that wait busily for the next small product take the cores from
     # each other, five times as much processor time a token beside other work
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from shepherd.asking import load_run, require_options  # torch takes seconds
+
+    require_options(folder, **options)
     with lines(sys.stderr):
         with answers.timed(f"loaded {settings.model.base}"):
-            from shepherd.asking import load_run  # torch takes seconds
-
             run = load_run(folder)
         found = run.answers(asked, **options)
         answers.shown(found, several=len(asked) * options["n"] > 1, as_json=as_json)

@@ -1,6 +1,6 @@
 """What can go wrong, as one tree. Every message names the thing and says what to do next.
 
-ShepherdError            anything a person can mend; the command line prints it and exits with 2
+ShepherdError            anything a person can fix; the command line prints it and exits with 2
  · SettingsError         the run file: an unknown key, a wrong type, an impossible combination
    · PluginError         a module that it names cannot be imported here
  · DataError             a row, a file, a field, a split
@@ -24,7 +24,7 @@ ShepherdError            anything a person can mend; the command line prints it 
 
 
 class ShepherdError(Exception):
-    """Anything a person can mend. `str(error)` is one sentence that names the thing and the mend."""
+    """Anything a person can fix. `str(error)` is one sentence that names the thing and the fix."""
 
 
 class SettingsError(ShepherdError):

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from shepherd import prepare
+from shepherd import paths, prepare
 from shepherd.core import seed_for
 from shepherd.data import columns, files, sniff
+from shepherd.data.chat_template import chat_template
 from shepherd.data.columns import PARTS, Columns
 from shepherd.data.examples import Example
 from shepherd.data.template import Rendered, Template, TemplateName, render_all
@@ -25,7 +26,8 @@ from shepherd.errors import BadRow, DataError, TemplateError
 from shepherd.loading import placed
 from shepherd.model import base as bases
 from shepherd.model import outline
-from shepherd.settings import TINY, WORLD, DataTable, ModelTable, RunSettings, parse
+from shepherd.progress import many
+from shepherd.settings import TINY, WORLD, DataTable, FieldsTable, ModelTable, RunSettings, parse
 from shepherd.world import CATEGORIES
 
 LOOKED_AT = 20_000  # rows that say what a column is
@@ -111,7 +113,8 @@ def _own(
     found = _add_columns(choices, data, given)
     reading = prepare.examples(_settings(choices))
     if reading.skipped:
-        found += (f"{len(reading.skipped)} rows cannot be read and are left out; see data.on_bad_row",)
+        skipped = many(len(reading.skipped), "row")
+        found += (f"{skipped} left out, being unreadable; see data.on_bad_row",)
         choices["data", "on_bad_row"] = Choice(value="skip", why=f"the first: {reading.skipped[0]}")
     if ("split", "by") not in choices:
         # ten, or fewer where each would have less than twenty examples
@@ -119,7 +122,11 @@ def _own(
         why = "no column names the client, so the examples are dealt out evenly"
         choices["split", "clients"] = Choice(value=count, why=why)
     tuned = [len(part) for part in prepare.divide(_settings(choices)).clients.values()]
-    return (f"{len(reading.examples):,} examples, {len(tuned)} clients", *found), reading.examples, tuned
+    return (
+        (f"{many(len(reading.examples), 'example')}, {many(len(tuned), 'client')}", *found),
+        reading.examples,
+        tuned,
+    )
 
 
 def short(number: float) -> str:
@@ -135,7 +142,8 @@ def short(number: float) -> str:
 
 
 def _outline(name: str) -> Outline:
-    model = placed(ModelTable(base=name))
+    folder = name if name == TINY else paths.placed(name, Path.cwd())
+    model = placed(ModelTable(base=folder))
     tokenizer = bases.load_tokenizer(model)  # says it best where there is no base at all
     parameters, reads = outline.size(model)
     return Outline(name=name, tokenizer=tokenizer, parameters=parameters, reads=reads)
@@ -154,19 +162,20 @@ def _settings(choices: Choices) -> RunSettings:
 
 def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[str, ...]:
     """Add what the data's form and columns say; returns it in sentences."""
-    default = DataTable(source=data)
-    parts = files.parts(data, default.config, default.part)
+    default = DataTable(source=paths.placed(data, Path.cwd()))
+    parts = files.parts(default.source, default.config, default.part)
     path = Path(data).expanduser()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        sniff.require_plain(file)
+        sniff.require_plain(file)  # JSONL too, whose reader takes bad lines one by one
     each = max(1, LOOKED_AT // len(parts))
-    rows = list(chain.from_iterable(islice(_rows(part), each) for part in parts))
+    of_parts = {part.client: list(islice(_rows(part), each)) for part in parts}
+    rows = list(chain.from_iterable(of_parts.values()))
     if not rows:
         raise DataError(f"{data} holds no row with named columns; give JSON objects, CSV or Parquet")
     folder = len(parts) > 1 and "client" not in given
     if folder:
         given["client"] = ""  # each file is one
-    found = columns.recognise(rows, given)
+    found = _recognised(of_parts, rows, given)
     choices |= {("data", "fields", part): _field(found, part, rows) for part in PARTS[:4]}
     choices["data", "category"] = _category(found)
     if folder:
@@ -187,6 +196,39 @@ def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[st
     )
 
 
+def _recognised(
+    of_parts: Mapping[str, Sequence[Mapping[str, Any]]],
+    rows: Sequence[Mapping[str, Any]],
+    given: dict[str, str],
+) -> Columns:
+    """The columns of all the files together.
+
+    Raises:
+        DataError: as `columns.recognise`, or a file lacks a column; names two files that differ.
+    """
+    names = {client: {str(name) for row in some for name in row} for client, some in of_parts.items()}
+    try:
+        found = columns.recognise(rows, given)
+    except DataError as error:
+        unlike = [client for client in names if names[client] != next(iter(names.values()))]
+        if not unlike:
+            raise
+        raise DataError(f"{error} (the files differ: {_both(names, unlike[0])})") from error
+    for used in (found.instruction, found.response, found.messages):
+        if lacking := [client for client in names if used and used not in names[client]]:
+            raise DataError(
+                f"not every file has the column {used}: {_both(names, lacking[0])}; give all files the same"
+                " columns"
+            )
+    return found
+
+
+def _both(names: Mapping[str, set[str]], unlike: str) -> str:
+    """The columns of a file that differs, beside those of one from which it does."""
+    other = next(client for client in names if names[client] != names[unlike])
+    return "; ".join(f"in {client}, {columns.listed(sorted(names[client]))}" for client in (unlike, other))
+
+
 def _rows(part: files.Part) -> Iterator[Mapping[str, Any]]:
     """The rows of a file that are objects; the reader says what the others are."""
     return (row for _, row in part.rows if isinstance(row, Mapping) and not isinstance(row, BadRow))
@@ -195,7 +237,7 @@ def _rows(part: files.Part) -> Iterator[Mapping[str, Any]]:
 def _field(found: Columns, part: str, rows: Sequence[Mapping[str, Any]]) -> Choice:
     name = getattr(found, part)
     if part in ("instruction", "response") and not name:  # a chat's
-        default = DataTable(source="").fields
+        default = FieldsTable()
         return Choice(value=getattr(default, part), why="not read: the column of messages is")
     optional = part == "context" and name in ("context", "input") and any(name not in row for row in rows)
     if optional:
@@ -224,7 +266,7 @@ def _template(known: Outline, examples: Sequence[Example]) -> tuple[Choice, list
     except TemplateError as error:
         plain = Choice(value="alpaca", why=f"the tokenizer's chat template does not do: {error}")
         return plain, _rendered(drawn, "alpaca", known)
-    added = _preamble(known.tokenizer)
+    added = chat_template(Template("chat"), known.tokenizer).preface()
     also = (
         f"; it writes before the first instruction, if the data have no system turn: {added!r}"
         if added
@@ -239,25 +281,6 @@ def _rendered(examples: Sequence[Example], template: TemplateName, known: Outlin
     if not kept:
         raise DataError(f"none of the examples can be rendered by template {template}; look at them")
     return kept
-
-
-def _preamble(tokenizer: Any) -> str:
-    """What a chat template writes before a first user turn beyond the marks around it: a system prompt."""
-    mark = "zyx"
-    alone = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
-    twice = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": mark},
-    ]
-    try:
-        later = tokenizer.apply_chat_template(twice, tokenize=False)
-    except Exception:  # templates may refuse anything, each in its own way
-        return ""
-    before = str(alone).split(mark)[0]
-    between = str(later).rpartition(mark)[0].rpartition("b")[2]
-    common = next(n for n in range(len(before) + 1) if between.endswith(before[n:]))
-    return before[:common].strip() if len(before[:common].split()) > 3 else ""
 
 
 def _lengths(known: Outline, rendered: Sequence[Rendered]) -> Choices:
@@ -324,7 +347,7 @@ def _work(known: Outline, tuned: Sequence[int], rendered: Sequence[Rendered]) ->
     scored = 200 if gpu or tiny else 64
     return {
         ("federation", "share"): Choice(
-            value=round(cohort / len(tuned), 4), why=f"{cohort} of the {len(tuned)} clients a round"
+            value=round(cohort / len(tuned), 4), why=f"{cohort} of {many(len(tuned), 'client')} a round"
         ),
         ("federation", "rounds"): Choice(
             value=rounds,
@@ -332,7 +355,7 @@ def _work(known: Outline, tuned: Sequence[int], rendered: Sequence[Rendered]) ->
         ),
         ("tuning", "batch_size"): Choice(value=batch, why=f"half of the clients have {own} examples or less"),
         ("tuning", "max_steps"): Choice(
-            value=steps, why=f"all of a client's examples are {whole} steps{spared}"
+            value=steps, why=f"all of a client's examples are {many(whole, 'step')}{spared}"
         ),
         ("evaluation", "examples"): Choice(value=scored, why="scored after every round"),
     }

@@ -54,7 +54,8 @@ def placed(table: ModelTable) -> ModelTable:
         whence = "" if os.path.isabs(base) else f", looked for from {Path.cwd()}"
         raise BaseError(
             f"there is no folder {base}{whence}, which model.base names; put the base there, or write the"
-            " absolute path of the folder it is in (for a run that has begun: in its run.toml)"
+            " absolute path of the folder it is in (for a run that has begun: in its run.toml), or a Hugging"
+            " Face id as owner/name"
         )
     return table.model_copy(update={"base": base})
 

@@ -12,7 +12,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether the text has the form of a Hugging Face id, `owner/name` or a bare name.
+    """Whether the text has the form of a Hugging Face id, `owner/name` or a bare name; see also `is_path`.
 
     >>> [is_hub_id(text) for text in ("gpt2", "Qwen/Qwen2.5-0.5B", "a/b/c", "./a", "/a", "~/a", "a/b.csv")]
     [True, True, False, False, False, False, False]
@@ -23,13 +23,29 @@ def is_hub_id(text: str) -> bool:
 def is_path(text: str, folder: Path) -> bool:
     """Whether the text names a place on this disk, there or missing, and no Hugging Face id.
 
-    It does where it has not the form of an id, exists in `folder`, or begins with a folder that does:
-    `models/SmolLM2` beside a folder `models` is a missing folder, and nobody's repository.
+    It does where it has not the form of an id or exists in `folder`. What is in the hub's local cache is an
+    id. Else a bare name is a path, since the hub is never asked for what may be a folder's name, and so is
+    what begins with a folder of `folder` or of the current directory: `models/SmolLM2` beside a folder
+    `models` is a missing folder, and nobody's repository.
     """
+    if not is_hub_id(text) or os.path.exists(folder / text):
+        return True
     first, *rest = text.split("/")
-    return (
-        not is_hub_id(text) or os.path.exists(folder / text) or bool(rest and os.path.isdir(folder / first))
-    )
+    looks_local = not rest or os.path.isdir(folder / first) or os.path.isdir(first)
+    return looks_local and not _is_cached(text)
+
+
+def _is_cached(name: str) -> bool:
+    """Whether a model or a data set of that id has been downloaded from the hub."""
+    folders = (f"{kind}--{name.replace('/', '--')}" for kind in ("models", "datasets"))
+    return any(os.path.isdir(os.path.join(_hub_cache(), folder)) for folder in folders)
+
+
+def _hub_cache() -> str:
+    """Where huggingface_hub keeps what it downloads, by the variables that it reads: the import is slow."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", os.path.join(cache, "huggingface"))
+    return os.path.expanduser(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub")))
 
 
 def placed(text: str, folder: Path) -> str:

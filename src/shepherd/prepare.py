@@ -28,7 +28,7 @@ from shepherd.data.template import Template, prints_date
 from shepherd.data.tokens import Counts, Tokens, tokenise
 from shepherd.errors import DataError, FolderError
 from shepherd.folder import mending, write_atomic
-from shepherd.progress import stage
+from shepherd.progress import many, stage
 from shepherd.settings import WORLD, RunSettings, SplitTable
 
 if TYPE_CHECKING:  # torch is not for `data split`
@@ -48,7 +48,7 @@ class Division:
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
-        held, clients = self.held, _many(len(self.clients), "client")
+        held, clients = self.held, many(len(self.clients), "client")
         return f"<Division: {clients}, {len(held.train):,} examples, {len(held.heldout):,} held out>"
 
     def of(self, indices: Sequence[int]) -> list[Example]:
@@ -72,12 +72,8 @@ class Prepared:
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
         kept = sum(map(len, self.clients.values()))
-        clients = _many(len(self.clients), "client")
+        clients = many(len(self.clients), "client")
         return f"<Prepared: {clients}, {kept:,} examples, {len(self.heldout):,} held out>"
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def divide(settings: RunSettings) -> Division:

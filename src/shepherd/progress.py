@@ -22,6 +22,15 @@ EVERY_S = 25.0
 _of_this_thread = threading.local()
 
 
+def many(count: int, what: str) -> str:
+    """A count with its noun.
+
+    >>> many(1, "client"), many(2000, "row")
+    ('1 client', '2,000 rows')
+    """
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far a round is. `tokens` and `seconds` are this round's; `loss` is the running mean, in nats."""

@@ -469,5 +469,7 @@ def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, pre
 
 
 def _expect(of_run: Expected) -> None:
-    memory_gb = of_run.memory_bytes / 1e9
-    log.info("expecting about %.1f GB of memory, %s a round", memory_gb, roughly(of_run.seconds_a_round))
+    memory_gb, seconds = of_run.memory_bytes / 1e9, of_run.seconds_a_round
+    # one digit of a trial is all that holds where other work shares the machine
+    rough = roughly(float(f"{seconds:.1g}"))
+    log.info("expecting about %.1f GB of memory, about %s a round", memory_gb, rough)

@@ -45,7 +45,15 @@ PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
 }
 """The keys that may hold a path, and the names there that are none."""
 
+
+def _not_empty(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty; write a folder or a Hugging Face id")
+    return text
+
+
 T = TypeVar("T", bound=BaseModel)
+Named = Annotated[str, AfterValidator(_not_empty)]
 # strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
 PositiveInt = Annotated[int, Strict(), Field(gt=0)]
 NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
@@ -69,7 +77,7 @@ class Table(BaseModel):
 
 
 class ModelTable(Table):
-    base: str
+    base: Named
     """"tiny" is the embedded base; else a folder, relative to this file, or a Hugging Face id."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
@@ -133,7 +141,7 @@ NOT_OPTIONS = {
 
 
 class DataTable(Table):
-    source: str
+    source: Named
     """"world" is the embedded one; else a file or a folder with one file a client, relative to this file,
     or a Hugging Face id."""
     config: str | None = None
@@ -425,6 +433,7 @@ def published(settings: RunSettings) -> RunSettings:
     table = settings.model_dump()
     for name, key in PATHS:
         table[name][key] = paths.short(table[name][key])
+    table["output"] = paths.short(table["output"])
     return RunSettings.model_validate(table)
 
 
@@ -434,7 +443,7 @@ def _toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"run file {path} cannot be read ({error.strerror}); check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"run file {path} is not TOML: {error}; mend that line") from error
+        raise SettingsError(f"run file {path} is not TOML: {error}; fix that line") from error
 
 
 def _placed(
@@ -500,7 +509,16 @@ def _fault(kind: type[BaseModel], place: tuple[int | str, ...], items: list[Any]
             return f"key {key} is missing; add it"
         case _:
             wanted = " or ".join(dict.fromkeys(map(_wanted, items))).replace(" or input should", " or")
-            return f"key {key}: {wanted} (got {items[0]['input']!r:.80})"
+            got = _given(items[0]["input"], wanted)
+            return f"key {key}: {wanted}{got and f' (got {got})'}"
+
+
+def _given(value: Any, wanted: str) -> str:
+    """The value at fault: of a table only the keys that `wanted` names, "" where it names none."""
+    if not isinstance(value, Mapping):
+        return f"{value!r:.80}"
+    named = (key for key in value if re.search(rf"\b{re.escape(str(key))}\b", wanted))
+    return ", ".join(f"{key} = {value[key]!r:.80}" for key in named)
 
 
 def _wanted(item: Any) -> str:

@@ -123,7 +123,7 @@ def test_what_is_given_holds() -> None:
         ({"title": ABOUT, "body": SAID}, {}, "no column is named as the instruction; .* of title, body"),
         ({"question": ASKED, "n": IDS}, {}, "no column is named as the response; .* --response COLUMN, of n"),
         ({"chosen": CHAT, "rejected": CHAT}, {}, "chosen, rejected may each be the messages"),
-        ({ABOUT[0] * 2: ABOUT, "18": IDS}, {}, "the first line seems to be a row"),
+        ({ABOUT[0] * 2: ABOUT, "18": IDS}, {}, "its first line looks like a row"),
         ({"question": ASKED, "answer": SAID}, {"client": "who"}, "--client who: there is no such column"),
     ],
 )
@@ -132,3 +132,20 @@ def test_what_is_not_plain_is_asked_with_its_candidates(
 ) -> None:
     with pytest.raises(DataError, match=sentence):
         recognise(rows(**columns), given)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [["Wer?", "Ja"], ["Was?", "Nein"]],
+        [["Ulm", "Wer ist da", "Anna"], ["Ulm", "Wer kommt", "Otto"]],
+        [["17", "husten"], ["18", "fieber"]],
+    ],
+)
+def test_a_first_row_of_data_is_no_header(rows: list[list[str]]) -> None:
+    header, *others = rows
+    with pytest.raises(DataError, match="seems to have no header") as caught:
+        recognise([dict(zip(header, row, strict=True)) for row in others])
+    assert not any(cell in str(caught.value) for cell in header)
+    named = [dict(zip(["frage", "antwort", "x"], row, strict=False)) for row in others]
+    assert recognise(named, {"instruction": "frage", "response": "antwort"}).instruction == "frage"

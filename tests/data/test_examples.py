@@ -186,7 +186,7 @@ def test_a_json_file_may_hold_one_object_a_line(tmp_path):
         ("[] x", "goes on after"),
         ("[]", "holds no rows"),
         (" \n", "holds no rows"),
-        (b'["\xff"]', "line 1 is not UTF-8"),
+        (b'["\xff"]', "is not UTF-8 but cp1252; convert it"),
     ],
 )
 def test_a_broken_json_file_is_named(tmp_path, text, words):
@@ -264,7 +264,7 @@ def test_parquet_and_saved_sets_come_through_datasets_and_leave_nothing_behind(t
         ("{tmp}", "holds no data file but test.json, not for training"),
         (
             "nobody/no-such-set",
-            "there is no file or folder nobody/no-such-set, and no data set of that name comes from the hub",
+            r"there is no file or folder nobody/no-such-set \(looked for .*, and no data set of",
         ),
     ],
 )
@@ -353,3 +353,47 @@ def test_a_folder_that_cannot_be_listed_is_one_sentence_there_too(tmp_path, monk
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(DataError, match=r"cannot be read .*check its rights"):
         files.left_out(str(tmp_path))
+
+
+def test_a_file_without_a_header_is_said_to_have_none_and_shows_no_text(tmp_path):
+    (tmp_path / "a.tsv").write_text("Frau Meier hat seit Montag Husten\tTee\nHerr Otto hat Fieber\tRuhe\n")
+    with pytest.raises(BadRow, match="seems to have no header") as caught:
+        read(DataTable(source=str(tmp_path / "a.tsv")), IID, 0)
+    assert "Meier" not in str(caught.value)
+    wide = {f"column{n}": "x" for n in range(30)}
+    with pytest.raises(BadRow, match=r"there are column0, .*, column7 and 22 more\)"):
+        rows(wide)
+
+
+def test_a_readings_repr_holds_no_text():
+    reading = from_rows([{"instruction": "secret", "response": "secret"}], DataTable(source="x"), IID, "m")
+    assert repr(reading) == "<Reading: 1 examples, 0 bad rows skipped>"
+
+
+BY_COLUMNS = {"instruction": {"0": "a", "1": "b"}, "response": {"0": "c", "1": "d"}}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    "whole", [BY_COLUMNS, {"0": ALPACA, "1": ALPACA}, {"instruction": ["a"], "output": ["b"]}]
+)
+def test_a_table_that_is_one_object_is_refused_with_the_true_reason(tmp_path, name, whole):
+    with pytest.raises(DataError, match=r"neither a list of objects nor one object a line; .* lines=True"):
+        read_file(tmp_path / name, json.dumps(whole), on_bad_row="skip")
+    if name == "a.json":
+        with pytest.raises(DataError, match="neither a list of objects nor one object a line"):
+            read_file(tmp_path / name, json.dumps(whole, indent=2), on_bad_row="skip")
+    assert len(read_file(tmp_path / name, json.dumps(MESSAGES)).examples) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"instruction;response\na;b\n", "separated by semicolons, not by commas"),
+        ("instruction,response\nGr\u00f6\u00dfe,b\n".encode("cp1252"), "is not UTF-8 but cp1252; convert it"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not text"),
+    ],
+)
+def test_the_reader_says_what_a_table_is_instead(tmp_path, text, words):
+    with pytest.raises(DataError, match=words):
+        read_file(tmp_path / "a.csv", text)

@@ -50,3 +50,8 @@ def test_what_is_dropped_is_said(neox):
     found = report(EXAMPLES, Template("plain"), neox, max_tokens=8)
     assert found.samples == ()
     assert found.counts.dropped == {"its prompt leaves no room for a response": 10}
+
+
+def test_reprs_hold_no_text(found):
+    assert repr(found) == "<Report: 10 examples, 4 samples>"
+    assert "heron" not in repr(found.samples[0]).lower()

@@ -106,3 +106,12 @@ def test_a_folder_is_no_file_of_prompts(tmp_path: Path) -> None:
 def test_a_context_joins_the_last_turn() -> None:
     found = prompts.with_context(prompt_of("Who?", USUAL), "Ann is here.")
     assert found.turns == (Turn(role="user", text="Who?", context="Ann is here."),)
+
+
+def test_a_rows_faults_are_said_by_the_runs_own_fields(tmp_path: Path) -> None:
+    assert asked([prompt_of({"frage": "Was?"}, GERMAN)]) == [("Was?", "")]
+    with pytest.raises(BadRow, match=r"field frage is missing \(there are fragen\); add it$"):
+        prompt_of({"fragen": "Was?"}, GERMAN)
+    (tmp_path / "a.csv").write_text("frage,kontext\nWas?,\n,Hier\n")
+    with pytest.raises(BadRow, match=r"line 3: field frage is empty; fill it in$"):
+        read(str(tmp_path / "a.csv"), GERMAN)

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from shepherd import folder
 from shepherd.errors import FolderError
 from shepherd.paths import short
+from shepherd.progress import many
 from shepherd.settings import RunSettings
 
 BASE, FEDERATED, CENTRALISED, LOCAL = "base", "federated", "centralised", "local-"
@@ -102,9 +103,9 @@ def _of_all(mixes: Mixes, told: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _of_run(path: Path, settings: RunSettings, mixes: Mixes) -> str:
     done = max((row["round"] for row in folder.read_rows(path)), default=0)
-    going = f"{done} of {settings.federation.rounds} rounds" if _going(path) else _many(done, "round")
+    going = f"{done} of {settings.federation.rounds} rounds" if _going(path) else many(done, "round")
     mix = _pooled(mixes.values())
-    who = f"{_many(len(mixes), 'client')}, {_counted(mix)}; " if mix else ""
+    who = f"{many(len(mixes), 'client')}, {_counted(mix)}; " if mix else ""
     return f"{who}{settings.algorithm.name}, {going}"
 
 
@@ -128,12 +129,8 @@ def _pooled(mixes: Sequence[Mapping[str, int]] | Any) -> dict[str, int]:
 def _counted(mix: Mapping[str, int]) -> str:
     """`210 examples of qa, poem and 3 more kinds`, the largest first."""
     named = [category for category, _ in sorted(mix.items(), key=lambda item: -item[1]) if category]
-    total = _many(sum(mix.values()), "example")
+    total = many(sum(mix.values()), "example")
     if not named:
         return total
     kinds = named if len(named) <= SHOWN else [*named[: SHOWN - 1], f"{len(named) - SHOWN + 1} more kinds"]
     return f"{total} of {' and '.join(filter(None, [', '.join(kinds[:-1]), kinds[-1]]))}"
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"

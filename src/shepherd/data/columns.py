@@ -72,6 +72,34 @@ class Columns:
     """Of the unused, those with few values: each may name the client or the category."""
 
 
+def listed(names: Iterable[object], many: int = 8) -> str:
+    """Names for a message, or what there seems to be in their place: the first row's text is never shown.
+
+    >>> listed(["frage", "antwort"]), listed([f"c{n}" for n in range(10)], 2)
+    ('there are frage, antwort', 'there are c0, c1 and 8 more')
+    """
+    texts = [str(name) for name in names]
+    if any(map(is_cell, texts)):
+        return f"the file seems to have no header: {len(texts)} names in its first line look like a row"
+    shown = ", ".join(text[:40] for text in texts[:many]) or "none"
+    return f"there are {shown}" + (f" and {len(texts) - many} more" if len(texts) > many else "")
+
+
+def is_cell(name: str) -> bool:
+    """Whether the name of a column looks like a text, or a number, and so like a row's cell.
+
+    >>> [is_cell(name) for name in ("frage", "best answer", "What is it?", "He has had a cough", "17", "")]
+    [False, False, True, True, True, False]
+    """
+    bare = name.strip()
+    return (
+        len(bare) > 40
+        or len(bare.split()) > 3
+        or bare.endswith((".", "?", "!", "。", "？", "؟"))
+        or bool(re.fullmatch(r"[\d.,:/-]+", bare))
+    )
+
+
 PARTS = ("messages", "instruction", "context", "response", "client", "category")
 
 
@@ -83,16 +111,16 @@ def recognise(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str] | None
             columns may be one part; names the candidates.
     """
     columns = _looked_at(rows)
-    if longest := next((name for name in columns if len(name) > LONGEST_NAME), ""):
+    if any(len(name) > LONGEST_NAME for name in columns) or (not given and _no_header(rows)):
         raise DataError(
-            f"the first line seems to be a row, not the names of the columns ({longest[:40]}...); put a line"
-            " with their names before it"
+            "the file seems to have no header: its first line looks like a row; put a line with the columns'"
+            " names before it, or say which column is which with --instruction and --response"
         )
     found: dict[str, str] = dict(given or {})
     why = dict.fromkeys(found, "as it was asked")
     for part, name in found.items():
         if name and name not in columns:
-            raise DataError(f"--{part} {name}: there is no such column; there are {_listed(columns)}")
+            raise DataError(f"--{part} {name}: there is no such column; {listed(columns)}")
     if "messages" not in found and not {"instruction", "response"} & {p for p, name in found.items() if name}:
         chats = [name for name, column in columns.items() if column.chat]
         found["messages"], why["messages"] = _only(chats, "messages"), "it holds chats"
@@ -113,6 +141,15 @@ def recognise(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str] | None
         why["category"] = f"the only other column of few values, {columns[labels[0]].distinct}"
         labels, left = [], [name for name in left if name != found["category"]]
     return Columns(**found, why=why, unused=tuple(left), labels=tuple(labels))
+
+
+def _no_header(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether no name is known, and some name looks like a cell or is one of its column's values."""
+    known = {word for names in NAMES.values() for word in " ".join(names).split()} | {"messages"}
+    names = [str(name) for name in rows[0]]
+    if any(known & {"".join(_words(name)), *_words(name)} for name in names):
+        return False
+    return any(is_cell(name) or any(row.get(name) == name for row in rows) for name in names)
 
 
 def _only(names: Sequence[str], part: str) -> str:

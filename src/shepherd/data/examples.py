@@ -12,6 +12,7 @@ import numpy as np
 
 from shepherd.core import seed_for
 from shepherd.data import files
+from shepherd.data.columns import listed
 from shepherd.errors import BadRow, DataError
 from shepherd.settings import DataTable, SplitTable
 
@@ -67,12 +68,16 @@ class Example:
         return next(turn.text for turn in reversed(self.turns) if turn.role == "assistant")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Reading:
     """What was read. `skipped` has one sentence a bad row, where bad rows are skipped."""
 
     examples: tuple[Example, ...]
     skipped: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Counts, and no text of any example."""
+        return f"<Reading: {len(self.examples):,} examples, {len(self.skipped):,} bad rows skipped>"
 
 
 def read(table: DataTable, split: SplitTable, seed: int) -> Reading:
@@ -83,7 +88,7 @@ def read(table: DataTable, split: SplitTable, seed: int) -> Reading:
     `table.limit` keeps at most so many examples of each category, drawn with the seed, in their order.
 
     Raises:
-        BadRow: a row cannot be read and `on_bad_row` is "error"; names file, line, field and the mend.
+        BadRow: a row cannot be read and `on_bad_row` is "error"; names file, line, field and the fix.
         DataError: a file is missing, empty or unreadable, or no row of a source or of a client is left.
     """
     ready_made = split.by == "ready-made"
@@ -133,7 +138,7 @@ def _gather(rows: Iterable[files.Placed], table: DataTable, split: SplitTable, c
 
 def _example(row: Any, table: DataTable, split: SplitTable, where: str, client: str) -> Example:
     if not isinstance(row, Mapping):
-        raise BadRow(f"{where} is {_kind(row)}, expected an object with named fields; mend that row")
+        raise BadRow(f"{where} is {_kind(row)}, expected an object with named fields; fix that row")
     check = row.get("check")
     return Example(
         turns=_turns(row, table, where),
@@ -169,7 +174,7 @@ def question(row: Any, table: DataTable, where: str) -> tuple[Turn, ...]:
     if found := _chat_field(row, table):
         turns = _chat(row[found], where, found, answered=False)
         return turns[:-1] if turns[-1].role == "assistant" else turns
-    return (_user_turn(row, table, where),)
+    return (_user_turn(row, table, where, asked=True),)
 
 
 def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
@@ -179,10 +184,14 @@ def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
     return next((name for name in chats if name and row.get(name) is not None), "")
 
 
-def _user_turn(row: Mapping[str, Any], table: DataTable, where: str) -> Turn:
+def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: bool = False) -> Turn:
+    """The turn of a row; one that is `asked` needs no context, and no key of the run file helps it."""
     names = table.fields
-    instruction = _full(row, _pick(row, names.instruction, ()), where, "data.fields.instruction")
+    key = "" if asked else "data.fields.instruction"
+    instruction = _full(row, _pick(row, names.instruction, ()), where, key)
     context_field = _pick(row, names.context, ("context", "input"), optional=True)
+    if asked and context_field not in row:
+        context_field = ""
     context = _text(row, context_field, where, "data.fields.context")
     return Turn(role="user", text=instruction, context=context if context.strip() else "")
 
@@ -199,7 +208,8 @@ def _full(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
         raise _missing(row, name, where, key)
     text = _text(row, name, where, key)
     if not text.strip():
-        raise BadRow(f'{where}: field {name} is empty; fill it in, or set data.on_bad_row = "skip"')
+        skip = ', or set data.on_bad_row = "skip"' if key else ""
+        raise BadRow(f"{where}: field {name} is empty; fill it in{skip}")
     return text
 
 
@@ -221,9 +231,8 @@ def _text(row: Mapping[str, Any], name: str, where: str, key: str = "") -> str:
 
 
 def _missing(row: Mapping[str, Any], name: str, where: str, key: str) -> BadRow:
-    has = ", ".join(str(field) for field in row) or "none"
-    mend = f"add it, or map it with {key}" if key else "add it"
-    return BadRow(f"{where}: field {name or 'without a name'} is missing (there are {has}); {mend}")
+    fix = f"add it, or map it with {key}" if key else "add it"
+    return BadRow(f"{where}: field {name or 'without a name'} is missing ({listed(row)}); {fix}")
 
 
 def _category(row: Mapping[str, Any], table: DataTable, where: str) -> str:
@@ -244,9 +253,9 @@ def _chat(value: Any, where: str, field: str, *, answered: bool = True) -> tuple
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise BadRow(f"{where}: field {field} is not a list of turns ({error}); mend it") from error
+            raise BadRow(f"{where}: field {field} is not a list of turns ({error}); fix it") from error
     if not isinstance(value, list) or not value:
-        raise BadRow(f"{where}: field {field} is {_kind(value)}, expected a list of turns; mend it")
+        raise BadRow(f"{where}: field {field} is {_kind(value)}, expected a list of turns; fix it")
     turns = tuple(_turn(item, f"{where}: field {field}, turn {n}") for n, item in enumerate(value, 1))
     spoken = turns[1:] if turns[0].role == "system" else turns
     for number, turn in enumerate(spoken, 1 + len(turns) - len(spoken)):
@@ -265,7 +274,7 @@ def _chat(value: Any, where: str, field: str, *, answered: bool = True) -> tuple
 
 def _turn(item: Any, where: str) -> Turn:
     if not isinstance(item, Mapping):
-        raise BadRow(f"{where} is {_kind(item)}, expected role and content; mend it")
+        raise BadRow(f"{where} is {_kind(item)}, expected role and content; fix it")
     role_key, text_key = ("from", "value") if "from" in item else ("role", "content")
     role = ROLES.get(str(_text(item, role_key, where)).strip().lower())
     if role is None:

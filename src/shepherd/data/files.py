@@ -13,11 +13,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shepherd.data.sniff import require_plain
 from shepherd.errors import BadRow, DataError
 from shepherd.paths import is_hub_id
 
@@ -54,7 +55,9 @@ def parts(source: str, config: str | None, part: str, *, folder_only: bool = Fal
     if path.exists():
         return [Part(client="", rows=rows_of(path))]
     if not is_hub_id(source):
-        raise DataError(f"there is no data file or folder {source}; check data.source")
+        raise DataError(
+            f"there is no data file or folder {source}; check data.source (an id of the hub is owner/name)"
+        )
     return [Part(client="", rows=_hub(source, config, part))]
 
 
@@ -125,12 +128,8 @@ def rows_of(path: Path) -> Iterator[Placed]:
 
 
 def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line} is not UTF-8; save the file as UTF-8") from error
+    require_plain(path)
+    return path.read_bytes().decode("utf-8-sig")
 
 
 def _jsonl(path: Path) -> Iterator[Placed]:
@@ -138,7 +137,10 @@ def _jsonl(path: Path) -> Iterator[Placed]:
         for number, raw in enumerate(file, 1):
             line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             if line.strip():
-                yield _parsed(line, f"{path}, line {number}")
+                placed = _parsed(line, f"{path}, line {number}")
+                if number == 1:
+                    _require_record(placed[1], path)
+                yield placed
 
 
 def _parsed(line: bytes, where: str) -> Placed:
@@ -147,14 +149,30 @@ def _parsed(line: bytes, where: str) -> Placed:
     except UnicodeDecodeError:
         return where, BadRow(f"{where} is not UTF-8; save the file as UTF-8")
     except (ValueError, RecursionError) as error:
-        return where, BadRow(f"{where} is not JSON ({error}); mend that line")
+        return where, BadRow(f"{where} is not JSON ({error}); fix that line")
 
 
 def _json(path: Path) -> Iterator[Placed]:
     text = _text(path)
     if text.lstrip()[:1] == "[":
         return _array(text, path)
+    with suppress(ValueError, RecursionError):
+        _require_record(json.loads(text), path)
     return _jsonl(path)  # many a .json file holds one object a line
+
+
+def _require_record(whole: Any, path: Path) -> None:
+    """Raise DataError where a file's one object is a table, by columns or by rows, as pandas writes it."""
+    values = list(whole.values()) if isinstance(whole, Mapping) else []
+    if not values or not all(isinstance(value, Mapping | list) for value in values):
+        return
+    items = [item for value in values if isinstance(value, list) for item in value]
+    if items and all(isinstance(item, Mapping) and {"role", "from"} & item.keys() for item in items):
+        return  # a chat
+    raise DataError(
+        f"{path} is JSON, but neither a list of objects nor one object a line; write it again so, with pandas"
+        ' by to_json(path, orient="records", lines=True)'
+    )
 
 
 def _array(text: str, path: Path) -> Iterator[Placed]:
@@ -167,11 +185,11 @@ def _array(text: str, path: Path) -> Iterator[Placed]:
         try:
             record, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is not JSON ({error}); mend it") from error
+            raise DataError(f"{where} is not JSON ({error}); fix it") from error
         yield where, record
         at = _next(text, at)
         if text[at : at + 1] not in (",", "]"):
-            raise DataError(f"{where} has no comma or ] after it; mend it")
+            raise DataError(f"{where} has no comma or ] after it; fix it")
         at = _next(text, at + 1) if text[at] == "," else at
     if _next(text, at + 1) < len(text):
         raise DataError(f"{path} goes on after the ] of its list; put all its records into one list")
@@ -199,15 +217,13 @@ def _csv_rows(reader: Any, header: list[str], path: Path) -> Iterator[Placed]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise DataError(
-                f"the row that starts at {where} is not CSV ({error}); mend its quotes"
-            ) from error
+            raise DataError(f"the row that starts at {where} is not CSV ({error}); fix its quotes") from error
         if cells is None:
             return
         if len(cells) == len(header):
             yield where, dict(zip(header, cells, strict=True))
         elif cells:
-            fault = f"{where} has {len(cells)} cells, the header {len(header)}; mend its commas or quotes"
+            fault = f"{where} has {len(cells)} cells, the header {len(header)}; fix its commas or quotes"
             yield where, BadRow(fault)
 
 
@@ -270,8 +286,9 @@ def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
             table = datasets.load_dataset(source, config, split=part)
         except Exception as error:
             raise DataError(
-                f"there is no file or folder {source}, and no data set of that name comes from the hub "
-                f"({_first_line(error)}); check the path, the id, data.config, data.part and the network"
+                f"there is no file or folder {source} (looked for beside the run file and in {Path.cwd()}), "
+                f"and no data set of that name comes from the hub ("
+                f"{_first_line(error)}); check the path, the id, data.config, data.part and the network"
             ) from error
     return _records(table, source)
 

@@ -25,7 +25,7 @@ from shepherd.data.tokens import Counts, count
 Outcomes = Sequence[Rendered | Dropped]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Sample:
     """One example as the model sees it: runs of text, and whether each is trained."""
 
@@ -34,8 +34,12 @@ class Sample:
     spans: tuple[tuple[str, bool], ...]
     cut: int
 
+    def __repr__(self) -> str:
+        """Where it is, and none of its text."""
+        return f"<Sample: {self.where}, {len(self.spans)} spans, {self.cut} tokens cut>"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Report:
     """What `shepherd data check` shows."""
 
@@ -45,6 +49,10 @@ class Report:
     by_client: Mapping[str, Counts]
     remarks: tuple[str, ...] = ()
     """What the template does of its own accord."""
+
+    def __repr__(self) -> str:
+        """Counts, and no text of any example."""
+        return f"<Report: {self.counts.examples:,} examples, {len(self.samples):,} samples>"
 
 
 def report(

@@ -44,9 +44,12 @@ def prompt_of(asked: str | Mapping[str, Any], table: DataTable, where: str = "th
         BadRow: a row lacks its instruction, or a field is no text.
     """
     if not isinstance(asked, str):
-        own = table.fields.instruction in asked or asked.get(table.fields.messages) is not None
-        usual = table.model_copy(update={"fields": FieldsTable()})
-        return Prompt(turns=question(asked, table if own else usual, where), where=where)
+        names = table.fields
+        own = names.instruction in asked or asked.get(names.messages) is not None
+        usual = bool({"instruction", "messages", "conversations"} & asked.keys()) or not names.instruction
+        if usual and not own:
+            table = table.model_copy(update={"fields": FieldsTable()})
+        return Prompt(turns=question(asked, table, where), where=where)
     if not asked.strip():
         raise DataError(NO_PROMPT if where == "the prompt" else f"{where}: {NO_PROMPT}")
     return Prompt(turns=(Turn(role="user", text=asked),), where=where)

@@ -13,7 +13,7 @@ NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def require_plain(path: Path) -> None:
-    """Raise DataError where a text file is not UTF-8, or a table's cells are not parted by its delimiter.
+    """Raise DataError where a file is no text or not UTF-8, or a table has another delimiter.
 
     The message has a command that writes the file anew. What cannot be read at all is left to the reader.
     """
@@ -33,9 +33,13 @@ def require_plain(path: Path) -> None:
 def _encoding(path: Path) -> str:
     """utf-8-sig where it is UTF-8, with a mark or without; else what it seems to be."""
     with path.open("rb") as file:
-        head = file.read(4)
+        head = file.read(HEAD_BYTES)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
+    if b"\0" in head:
+        raise DataError(
+            f"{path} is not text, whatever its name says; export it as {path.suffix.lower()[1:].upper()}"
+        )
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with path.open("rb") as file:

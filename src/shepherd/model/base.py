@@ -165,6 +165,7 @@ def load_tokenizer(model: ModelTable) -> Any:
             model.base, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        _require_folder(model, error)
         raise BaseError(
             f"base {model.base} has no readable tokenizer ({_first_line(error)}); add tokenizer.json"
         ) from error
@@ -209,6 +210,16 @@ def _require_config(model: ModelTable) -> None:
         raise BaseError(f"base folder {model.base} has no config.json; give a model's folder or its id")
 
 
+def _require_folder(model: ModelTable, error: Exception) -> None:
+    """Raise BaseError with both readings of `model.base`, unless it is a folder."""
+    if not Path(model.base).is_dir():
+        raise BaseError(
+            f"there is no folder {model.base} (looked for beside the run file and in {Path.cwd()}), and as a"
+            f" Hugging Face id it cannot be loaded ({_first_line(error)}); give a folder with config.json and"
+            " safetensors, or an id that this machine can reach"
+        ) from error
+
+
 def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype) -> Any:
     _require_config(model)
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
@@ -225,10 +236,10 @@ def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype) -> 
             **options,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        missing = "" if Path(model.base).is_dir() else "there is no such folder, and as a Hugging Face id: "
+        _require_folder(model, error)
         raise BaseError(
-            f"base {model.base} cannot be loaded ({missing}{_first_line(error)}); give a folder with"
-            " config.json and safetensors, or a Hugging Face id that this machine can reach"
+            f"base {model.base} cannot be loaded ({_first_line(error)}); give a folder with config.json and"
+            " safetensors"
         ) from error
     unfit = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     if unfit:  # transformers fills them up at random

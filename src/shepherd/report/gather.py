@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from shepherd import folder as folders
+from shepherd.progress import many
 from shepherd.report import alone
 from shepherd.report.reading import (
     Row,
@@ -89,7 +90,12 @@ def collect(folder: str | Path) -> dict[str, Any]:
 def _status(path: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> Row:
     done, until = (rows[-1]["round"] if rows else 0), settings["federation"]["rounds"]
     if done >= until:
-        return {"state": "finished", "round": done, "rounds": until, "says": f"finished, {done} rounds"}
+        return {
+            "state": "finished",
+            "round": done,
+            "rounds": until,
+            "says": f"finished, {many(done, 'round')}",
+        }
     state = {True: "running", False: "stopped", None: "unfinished"}[held(path)]
     says = {"running": "still running", "stopped": "stopped", "unfinished": "not finished"}[state]
     return {"state": state, "round": done, "rounds": until, "says": f"{says}, round {done} of {until}"}
