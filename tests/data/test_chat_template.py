@@ -294,3 +294,112 @@ def test_vendors_tokenizers(name):
             assert each.removesuffix(ends[name]).strip().endswith(answer)
             assert each.endswith(ends[name])
         assert whole.startswith(tok.decode(found.ids))
+
+
+# ---- what stands between a prompt and its answer
+
+
+def chatml(body="{{ m.content }}", ask="<|im_start|>assistant\n", head="{{ m.role }}"):
+    tok = of("ChatML")
+    tok.chat_template = (
+        f"{{% for m in messages %}}<|im_start|>{head}\n{body}<|im_end|>\n{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{ask}{{% endif %}}"
+    )
+    return tok
+
+
+def by_role(user="{{ m.content }}", answer="{{ m.content }}"):
+    return f"{{% if m.role == 'assistant' %}}{answer}{{% else %}}{user}{{% endif %}}"
+
+
+@pytest.mark.parametrize("added", [" /no_think", "\n\nAnswer briefly."])
+def test_what_is_written_after_the_last_user_turn_alone_never_begins_a_response(added):
+    tok = chatml(f"{{{{ m.content }}}}{{% if loop.last and m.role == 'user' %}}{added}{{% endif %}}")
+    for example in (one(), one(context="Herons wade.")):
+        with pytest.raises(TemplateError, match="writes that user turn otherwise once it is answered"):
+            render(example, CHAT, tok, max_tokens=500)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ({"body": by_role(answer="{{ m.content | tojson }}")}, """writes '"' before response 1"""),
+        ({"body": by_role(answer="<|im_end|>{{ m.content }}")}, r"writes '<\|im_end\|>' before response 1"),
+        ({"body": by_role(answer="Re: {{ m.content }}")}, "writes 'Re: ' before response 1"),
+        ({"ask": ""}, r"writes '<\|im_start\|>assistant\\n' before response 1.* no generation prompt"),
+        (
+            {"head": "{{ 'model' if m.role == 'assistant' else m.role }}"},
+            r"asks for response 1 by 'assistant",
+        ),
+        ({"body": by_role(answer="{{ m.content }} ({{ m.content }})")}, "writes response 1 more than once"),
+    ],
+)
+def test_what_a_template_writes_around_an_answer_is_not_trained_unseen(made, said):
+    with pytest.raises(TemplateError, match=said):
+        render(one(), CHAT, chatml(**made), max_tokens=500)
+
+
+@pytest.mark.parametrize("name", ["Zephyr", "Llama 3", "DeepSeek V3", "Granite", "Gemma 3", "Alpaca"])
+def test_a_template_that_writes_no_generation_prompt_is_refused(name):
+    tok = of(name)
+    tok.chat_template = tok.chat_template.replace("add_generation_prompt", "false")
+    with pytest.raises(TemplateError, match="no generation prompt"):
+        render(one(), CHAT, tok, max_tokens=500)
+
+
+@pytest.mark.parametrize("asked", ["user", "assistant"])
+def test_parts_are_given_to_the_roles_that_want_them(asked):
+    part, plain = "{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}", "{{ m.content }}"
+    made = {"user": part, "answer": plain} if asked == "user" else {"user": plain, "answer": part}
+    assert (
+        render(one(system="Be."), CHAT, chatml(by_role(**made)), max_tokens=500).ids.tolist()
+        == render(one(system="Be."), CHAT, of("ChatML"), max_tokens=500).ids.tolist()
+    )
+
+
+@pytest.mark.parametrize("kept", ["split() | join(' ')", "replace(' ', '')", "replace('\n', '')"])
+def test_white_space_within_an_answer_is_kept_or_the_chat_refused(kept):
+    tok = chatml(by_role(answer="{{ m.content." + kept + " }}"))
+    with pytest.raises(TemplateError, match="rewrites response 1"):
+        render(one(answer="def f():\n    return 1"), CHAT, tok, max_tokens=500)
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        "[THINK]\n",
+        "Let me think. ",
+        "<think><reason>",
+        "<|channel|>analysis<|message|>",
+        "<think>\n</think>\nSo ",
+    ],
+)
+def test_an_answer_is_not_trained_in_an_open_thought(opened):
+    tok = chatml(ask=f"<|im_start|>assistant\n{opened}")
+    with pytest.raises(TemplateError, match="begin each response with that text"):
+        render(one(), CHAT, tok, max_tokens=500)
+    if opened.strip() != opened or not opened.endswith("So "):
+        found = render(one(answer=f"{opened}A heron."), CHAT, tok, max_tokens=500)
+        assert text(tok, found, trained=True) == "A heron.<|im_end|>"
+
+
+# ---- where the texts of a chat stand
+
+
+@pytest.mark.parametrize(
+    ("example", "body", "said"),
+    [
+        (one("user"), by_role(user="{{ m.content if m.role == 'system' else '' }}"), "user turn 1"),
+        (one("assist"), "{{ m.content if m.content | length > 6 else '' }}", "user turn 1"),
+        (one(system="user"), "{{ m.content if m.content | length > 4 else '' }}", "the system text"),
+        (one(context="user"), "{{ m.content.split('\n')[0] }}", "user turn 1"),
+        (
+            Example(turns=turns_of("three exchanges")),
+            "{{ m.content if loop.index != 3 else messages[0].content }}",
+            "user turn 2",
+        ),
+    ],
+)
+def test_a_text_is_looked_for_where_it_has_to_stand(example, body, said):
+    with pytest.raises(TemplateError, match=f"leaves out or rewrites .*{said}"):
+        render(example, CHAT, chatml(body), max_tokens=900)

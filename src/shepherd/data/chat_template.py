@@ -13,19 +13,33 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 from shepherd.data.examples import Turn
 from shepherd.data.segments import Segment, Template, Tokenizer, added_tokens, special_tokens
 from shepherd.errors import TemplateError
 
-USER, ANSWER, LATER = "qzxuserxzq", "qzxanswerxzq", "qzxlaterxzq"
+SYSTEM, USER, ANSWER, LATER = "qzxsystemxzq", "qzxuserxzq", "qzxanswerxzq", "qzxlaterxzq"
 """Words that stand for texts, which no template changes and nobody writes."""
 TRIAL = (Turn(role="user", text=USER), Turn(role="assistant", text=ANSWER), Turn(role="user", text=LATER))
+TRIAL_SYSTEM = Turn(role="system", text=SYSTEM)
+PARTS = [
+    frozenset(roles) for size in range(4) for roles in combinations(("user", "assistant", "system"), size)
+]
+"""The roles whose texts a template may want as lists of parts, the fewest first."""
+SYSTEM_TEXT = "the system text"
 SWITCHES = ("enable_thinking", "thinking")
 """What chat templates call the variable that turns thoughts off and on."""
-TAG = re.compile(r"<[^<>\s]+>")
+_NAME = r"[\w:.-]*(?:think|thought|reason)[\w:.-]*"
+_OWN = (
+    rf"\s*(?:<({_NAME})>\s*</\1>|\[({_NAME})\]\s*\[/\2\]|</{_NAME}>|\[/{_NAME}\]|<\|(\w+)>\w*\s*<\3\|>)?\s*"
+)
+CLOSED = re.compile(_OWN, re.IGNORECASE)
+"""What may stand between a header and an answer: white space, and a thought that is closed."""
+CHANNEL = re.compile(r"\s*(<\|\w+\|>)\w+<\|\w+\|>\s*")
+"""What GPT-OSS writes before an answer: tokens around the name of a channel."""
+THOUGHT = re.compile(rf"(<({_NAME})>|\[({_NAME})\])(.*?)(</\2>|\[/\3\])(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class Refusal(Exception):
@@ -40,8 +54,9 @@ class Refusal(Exception):
 class ChatTemplate:
     """A chat template with what a run file lays over it, and what trial chats have shown of it.
 
-    `ends` are the tokens that it writes right after the last response, `after_user` what it writes from a
-    user's text to the answer, and `as_parts` says that it wants texts as lists of parts.
+    `ends` are the tokens that it writes right after the last response, `before_user` what it writes before a
+    first user's text, `after_user` what from there to the answer; texts of the roles `as_parts` are given as
+    lists of parts.
     """
 
     template: Template
@@ -49,8 +64,9 @@ class ChatTemplate:
     source: str
     eos: str
     ids: Mapping[str, int]
-    as_parts: bool = False
+    as_parts: frozenset[str] = frozenset()
     ends: tuple[str, ...] = ()
+    before_user: str = ""
     after_user: str = ""
 
     @property
@@ -89,7 +105,7 @@ class ChatTemplate:
 
     def _content(self, turn: Turn) -> Any:
         text = f"{turn.text}\n\n{turn.context}" if turn.context else turn.text
-        return [{"type": "text", "text": text}] if self.as_parts else text
+        return [{"type": "text", "text": text}] if turn.role in self.as_parts else text
 
     def segments(self, turns: Sequence[Turn]) -> list[Segment]:
         """Prompt, response, prompt, response, ...; ends with a prompt if the last turn is the user's.
@@ -103,23 +119,30 @@ class ChatTemplate:
         parts = [turns[:place] for place in (*answers, len(turns))]
         texts = [self.write(part, to_answer=not answered or part is not parts[-1]) for part in parts]
         found: list[Segment] = []
-        at = 0
+        at = start = 0
         for number, (before, after) in enumerate(pairwise(texts), 1):
-            last = answered and number == len(answers)
-            found.append(self._prompt(before[at:], turns[answers[number - 1] - 1], number, first=at == 0))
-            response, ends = self._response(parts[number], answers[number - 1], before, after, number, last)
+            place, last = answers[number - 1], answered and number == len(answers)
+            marked, words = _marked(parts[number], start, place)
+            head, answer, rest = self.write(marked, to_answer=not last).partition(ANSWER)
+            for word, (said, called) in words.items():
+                # the system text may be left out of a chat that is answered; `_require_prompt` says so
+                if said not in before or (word not in head and called != SYSTEM_TEXT):
+                    raise _rewritten(called)
+                rest = rest.replace(word, said)
+            if not answer:
+                raise _rewritten(f"response {number}")
+            response, ends = self._response(parts[number], place, before, after, rest, number, last)
+            _require_texts(before, head, words)
+            found.append(self._prompt(before[at:], turns[place - 1], first=at == 0))
             found.append(Segment(text=response, end=tuple(self.ids[token] for token in ends)))
-            at = len(before) + len(response) + len("".join(ends))
+            at, start = len(before) + len(response) + len("".join(ends)), place + 1
         if not answered:
-            found.append(self._prompt(texts[-1][at:], turns[-1], len(answers) + 1, first=at == 0))
-        system = turns[0].text.strip() if turns[0].role == "system" else ""
-        if not any(system in prompt.text for prompt in found[::2]):
-            raise _rewritten("the system text")
+            marked, words = _marked(turns, start, len(turns))
+            _require_texts(texts[-1], self.write(marked, to_answer=True), words)
+            found.append(self._prompt(texts[-1][at:], turns[-1], first=at == 0))
         return found
 
-    def _prompt(self, text: str, user: Turn, number: int, *, first: bool) -> Segment:
-        if not (user.text.strip() in text and user.context.strip() in text):
-            raise _rewritten(f"the text of user turn {number}")
+    def _prompt(self, text: str, user: Turn, *, first: bool) -> Segment:
         # what is cut to fit has to be the user's and no part of a header
         inside, context = text.removesuffix(self.after_user).rstrip(), user.context.strip()
         found = context and text.endswith(self.after_user) and inside.endswith(context)
@@ -128,17 +151,27 @@ class ChatTemplate:
         )
 
     def _response(
-        self, turns: Sequence[Turn], place: int, before: str, after: str, number: int, last: bool
+        self,
+        turns: Sequence[Turn],
+        place: int,
+        before: str,
+        after: str,
+        rest: str,
+        number: int,
+        last: bool,
     ) -> tuple[str, tuple[str, ...]]:
         """What the model writes to answer the prompt `before`, and the tokens that end it.
 
         Args:
             after: where the answer stands: the prompt for the next one, or the whole chat.
+            rest: what follows the answer there.
         """
         answer = turns[place].text.strip()
-        marked = [*turns[:place], replace(turns[place], text=ANSWER), *turns[place + 1 :]]
-        _, stands, rest = self.write(marked, to_answer=not last).rpartition(ANSWER)
-        if not stands or not after.endswith(rest):
+        if ANSWER in rest:
+            raise Refusal(
+                f"the chat template writes response {number} more than once", "set another data.template"
+            )
+        if not after.endswith(rest):
             raise _rewritten(f"response {number}")
         written = after.removesuffix(rest)
         if written.startswith(before):
@@ -149,11 +182,31 @@ class ChatTemplate:
                 return f"{common}{answer}"[len(before) :], self._end(rest)[1]
             self._require_prompt(turns, before, common, number, last)
             response = written[len(common) :]
-        said = before[len(before) - len(self.after_user) :] + response  # a thought may begin in the prompt
-        if not (said.endswith(answer) or _bare(said).endswith(_bare(answer))):
+        header = before[len(before) - len(self.after_user) :]
+        begins = _begin(header + response, answer)  # a thought may begin in the prompt
+        if begins < 0:
             raise _rewritten(f"response {number}")
+        lead = (header + response)[len(header) : begins]
+        if not self.may_lead(lead):
+            none = before == self.write(turns[:place], to_answer=False)
+            why = "it writes no generation prompt" if none else "its generation prompt does not write it"
+            raise Refusal(
+                f"the chat template writes {lead!r} before response {number}, which would be trained; {why}",
+                "set another data.template",
+            )
         space, ends = self._end(rest)
         return response + space, ends
+
+    def may_lead(self, text: str) -> bool:
+        """Whether a response may begin with what the template writes before the answer.
+
+        That is white space, a thought that is closed, or a channel; no end of turn and no header of a turn.
+        """
+        if any(token in text for token in {*self.ends, self.eos}):
+            return False
+        channel = CHANNEL.fullmatch(text)
+        named = channel is not None and channel[1] not in self.before_user + self.after_user
+        return named or CLOSED.fullmatch(text) is not None
 
     def _end(self, rest: str) -> tuple[str, tuple[str, ...]]:
         """The white space and the end-of-turn tokens with which the text after a response begins."""
@@ -182,7 +235,13 @@ class ChatTemplate:
                 " turns follow",
                 f"{self._switch(turns)}use one exchange an example",
             )
-        if len(opened) > len(self.after_user) or _is_open(opened):
+        if len(opened) > len(self.after_user) or any(end in opened for end in (*self.ends, self.eos)):
+            raise Refusal(
+                f"the chat template ends the prompt for response {number} by {opened!r}, and writes that user"
+                " turn otherwise once it is answered",
+                f"{self._switch(turns)}set another data.template",
+            )
+        if not CLOSED.fullmatch(opened):
             raise Refusal(
                 f"the chat template asks for response {number} by {opened!r}, and leaves that out once it is"
                 " answered",
@@ -250,14 +309,21 @@ def _learned(template: Template, tokenizer: Tokenizer, source: str, eos: int, si
     end = next((text for text, number in ids.items() if number == eos), tokenizer.decode([eos]))
     bare = ChatTemplate(template, tokenizer, _dated(source, template.date), end, {**ids, end: eos})
     asked, answered = template.opened(TRIAL[:1]), template.opened(TRIAL[:2])
-    parts = replace(bare, as_parts=True)
-    chat = parts if USER not in _tried(bare, asked) and USER in _tried(parts, asked) else bare
-    after = chat.write(answered, to_answer=False).rpartition(ANSWER)[2]
+    chat = replace(bare, as_parts=max(PARTS, key=lambda roles: _understood(replace(bare, as_parts=roles))))
+    after = chat.write(answered, to_answer=False).partition(ANSWER)[2]
+    before_user, _, after_user = chat.write(asked, to_answer=True).rpartition(USER)
     return replace(
         chat,
         ends=_tokens_at_start(after.lstrip(), ids, end),
-        after_user=chat.write(asked, to_answer=True).rpartition(USER)[2],
+        before_user=before_user,
+        after_user=after_user if USER in chat.write(asked, to_answer=True) else "",
     )
+
+
+def _understood(chat: ChatTemplate) -> int:
+    """How many texts of a trial chat are written."""
+    text = _tried(chat, (TRIAL_SYSTEM, *TRIAL)) or _tried(chat, chat.template.opened(TRIAL))
+    return sum(word in text for word in (SYSTEM, USER, ANSWER))
 
 
 def _tried(chat: ChatTemplate, turns: Sequence[Turn]) -> str:
@@ -312,16 +378,58 @@ def _whole_tags(text: str) -> str:
     return text[: text.rindex("<")] if text.rfind("<") > text.rfind(">") else text
 
 
-def _bare(text: str) -> str:
-    """Without white space: a template may write a thought's line breaks its own way."""
-    return "".join(text.split())
+def _marked(turns: Sequence[Turn], start: int, stop: int) -> tuple[list[Turn], dict[str, tuple[str, str]]]:
+    """The turns with words for the texts of `start` to `stop`, and for the answer at `stop`, if there is one.
 
-
-def _is_open(text: str) -> bool:
-    """Whether a tag is opened and not closed.
-
-    >>> _is_open("<think>\\n"), _is_open("<think>\\n\\n</think>\\n\\n"), _is_open("</think>"), _is_open("\\n")
-    (True, False, False, False)
+    Each word with the text that it stands for, and what that is called.
     """
-    tags = TAG.findall(text)
-    return len(tags) % 2 == 1 and not tags[-1].startswith("</")
+    marked, words = list(turns), dict[str, tuple[str, str]]()
+    users = sum(turn.role == "user" for turn in turns[:start])
+    for place in range(start, stop):
+        turn = turns[place]
+        users += turn.role == "user"
+        called = SYSTEM_TEXT if turn.role == "system" else f"the text of user turn {users}"
+        given = {"text": turn.text, "context": turn.context}
+        chosen = {name: f"qzx{name}{place}xzq" if text.strip() else text for name, text in given.items()}
+        words |= {word: (given[name].strip(), called) for name, word in chosen.items() if word.strip()}
+        marked[place] = replace(turn, text=chosen["text"], context=chosen["context"])
+    if stop < len(turns):
+        marked[stop] = replace(turns[stop], text=ANSWER)
+    return marked, words
+
+
+def _require_texts(before: str, marked: str, words: Mapping[str, tuple[str, str]]) -> None:
+    """Raise Refusal unless `before` holds each text where `marked` holds its word, but for white space."""
+    rest, at = marked, 0
+    for word in sorted(words, key=marked.find):
+        text, called = words[word]
+        literal, found, rest = rest.partition(word)
+        for piece in (literal.strip(), text):
+            at = _after_space(before, at)
+            if not found or not before.startswith(piece, at):
+                raise _rewritten(called)
+            at += len(piece)
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _begin(said: str, answer: str) -> int:
+    """Where the answer begins with which a text ends, but for white space around its thought; -1: nowhere.
+
+    >>> _begin("ab", "b"), _begin("a <think>t</think>b", "<think>\\nt\\n</think>\\n\\nb"), _begin("ab", "a b")
+    (1, 2, -1)
+    """
+    if said.rstrip().endswith(answer):
+        return len(said.rstrip()) - len(answer)
+    thought = THOUGHT.fullmatch(answer)
+    at = len(said)
+    for piece in (thought[6], thought[5], thought[4], thought[1]) if thought else (answer,):
+        at = len(said[:at].rstrip())
+        if not said.endswith(piece.strip(), 0, at):
+            return -1
+        at -= len(piece.strip())
+    return at
