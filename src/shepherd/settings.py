@@ -128,6 +128,7 @@ NOT_OPTIONS = {
     "self", "conversation", "conversations", "messages", "chat_template", "add_generation_prompt",
     "continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length",
     "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now",
+    "raise_exception",
 }  # fmt: skip
 """Arguments of `apply_chat_template` that are not variables of a template, or are given already."""
 
@@ -500,7 +501,12 @@ def _fault(kind: type[BaseModel], place: tuple[int | str, ...], items: list[Any]
             return f"key {key} is missing; add it"
         case _:
             wanted = " or ".join(dict.fromkeys(map(_wanted, items))).replace(" or input should", " or")
-            return f"key {key}: {wanted} (got {items[0]['input']!r:.80})"
+            got = items[0]["input"]
+            if items[0]["type"] == "value_error" and isinstance(
+                got, Mapping
+            ):  # it names the key of that table
+                return f"key {key}: {wanted}"
+            return f"key {key}: {wanted} (got {got!r:.80})"
 
 
 def _wanted(item: Any) -> str:

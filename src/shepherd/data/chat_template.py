@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime, time
 from functools import lru_cache
 from itertools import combinations, pairwise
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from shepherd.data.examples import Turn
 from shepherd.data.segments import Segment, Template, Tokenizer, added_tokens, special_tokens
 from shepherd.errors import TemplateError
+from shepherd.settings import NOT_OPTIONS
 
 SYSTEM, USER, ANSWER, LATER = "qzxsystemxzq", "qzxuserxzq", "qzxanswerxzq", "qzxlaterxzq"
 """Words that stand for texts, which no template changes and nobody writes."""
@@ -28,6 +29,9 @@ PARTS = [
     frozenset(roles) for size in range(4) for roles in combinations(("user", "assistant", "system"), size)
 ]
 """The roles whose texts a template may want as lists of parts, the fewest first."""
+CODES = re.compile(r"%[-_0^#:EO]*[A-Za-z%]")
+PERCENT = "\ue000"
+"""Stands for a per cent sign of a text in which codes of dates are still replaced."""
 SYSTEM_TEXT = "the system text"
 SWITCHES = ("enable_thinking", "thinking")
 """What chat templates call the variable that turns thoughts off and on."""
@@ -37,6 +41,7 @@ _OWN = (
 )
 CLOSED = re.compile(_OWN, re.IGNORECASE)
 """What may stand between a header and an answer: white space, and a thought that is closed."""
+OPENED = re.compile(rf"<{_NAME}>|\[{_NAME}\]", re.IGNORECASE)
 CHANNEL = re.compile(r"\s*(<\|\w+\|>)\w+<\|\w+\|>\s*")
 """What GPT-OSS writes before an answer: tokens around the name of a channel."""
 THOUGHT = re.compile(rf"(<({_NAME})>|\[({_NAME})\])(.*?)(</\2>|\[/\3\])(.*)", re.IGNORECASE | re.DOTALL)
@@ -55,8 +60,8 @@ class ChatTemplate:
     """A chat template with what a run file lays over it, and what trial chats have shown of it.
 
     `ends` are the tokens that it writes right after the last response, `before_user` what it writes before a
-    first user's text, `after_user` what from there to the answer; texts of the roles `as_parts` are given as
-    lists of parts.
+    first user's text, `after_user` what from there to the answer, `written` the added tokens of trial chats;
+    texts of the roles `as_parts` are given as lists of parts.
     """
 
     template: Template
@@ -68,11 +73,20 @@ class ChatTemplate:
     ends: tuple[str, ...] = ()
     before_user: str = ""
     after_user: str = ""
+    written: frozenset[str] = frozenset()
 
     @property
     def barred(self) -> set[str]:
         """What no text of a chat may hold, since it would be read as the template's own."""
         return special_tokens(self.tokenizer) | {*self.ends, self.eos}
+
+    @property
+    def barred_of_prompts(self) -> set[str]:
+        """What nothing but a response may hold: also the tokens of turns' headers, marked special or not.
+
+        A tag of thoughts is none of them, and no token is that is a word.
+        """
+        return self.barred | self.written
 
     @property
     def stops(self) -> set[int]:
@@ -98,9 +112,13 @@ class ChatTemplate:
             )
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".").replace('"', "'")
+            if type(error).__name__ == "TemplateError":  # jinja's own, which templates raise themselves
+                raise Refusal(
+                    f'the chat template refuses this chat: "{reason}"',
+                    "change its turns, or set another data.template",
+                ) from error
             raise Refusal(
-                f'the chat template refuses this chat: "{reason}"',
-                "change its turns, or set another data.template",
+                f'the chat template has a fault: "{reason}"', "correct it, or set another data.template"
             ) from error
 
     def _content(self, turn: Turn) -> Any:
@@ -124,7 +142,7 @@ class ChatTemplate:
             place, last = answers[number - 1], answered and number == len(answers)
             marked, words = _marked(parts[number], start, place)
             head, answer, rest = self.write(marked, to_answer=not last).partition(ANSWER)
-            for word, (said, called) in words.items():
+            for word, (said, called) in reversed(words.items()):
                 # the system text may be left out of a chat that is answered; `_require_prompt` says so
                 if said not in before or (word not in head and called != SYSTEM_TEXT):
                     raise _rewritten(called)
@@ -251,7 +269,7 @@ class ChatTemplate:
     def _switch(self, turns: Sequence[Turn]) -> str:
         """The option under which this chat can be used, as a beginning of the fix."""
         for name in SWITCHES:
-            if name in self.template.options or not re.search(rf"\b{name}\b", self.source):
+            if name in self.template.options or name not in read_names(self.source):
                 continue
             for value in (False, True):
                 options = {**self.template.options, name: value}
@@ -262,7 +280,10 @@ class ChatTemplate:
 
     def preface(self) -> str:
         """What it writes before a chat of its own accord, without its tokens; "" where that is nothing."""
-        first = self._without_tokens(self.write(TRIAL[:1], to_answer=True).partition(USER)[0])
+        head, found, _ = self.write(TRIAL[:1], to_answer=True).partition(USER)
+        if not found:
+            return ""
+        first = self._without_tokens(head)
         try:
             later = self.write(TRIAL, to_answer=True).partition(ANSWER)[2].partition(LATER)[0]
         except Refusal:
@@ -276,11 +297,19 @@ class ChatTemplate:
         return text
 
     def prints_date(self) -> bool:
-        """Whether it prints the day, so that a chat is another one tomorrow."""
-        days = (replace(self.template, date=day) for day in ("2000-01-02", "2011-10-09"))
-        one, other = (chat_template(template, self.tokenizer) for template in days)
-        asked = self.template.opened(TRIAL[:1])
-        return one.write(asked, to_answer=True) != other.write(asked, to_answer=True)
+        """Whether it reads the clock, so that a chat may be another one tomorrow."""
+        return "strftime_now" in read_names(self.tokenizer.get_chat_template())
+
+    def leads(self) -> str:
+        """What it writes before the answer of a trial chat, and is trained; "" where that is white space."""
+        asked, answered = (self.template.opened(TRIAL[:count]) for count in (1, 2))
+        before = self.write(asked, to_answer=True)
+        head = self.write(answered, to_answer=False).partition(ANSWER)[0]
+        return head.removeprefix(before).strip() if head.startswith(before) else ""
+
+    def ends_earlier(self) -> bool:
+        """Whether EOS is what it writes after an earlier answer."""
+        return _tried(self, TRIAL).partition(ANSWER)[2].lstrip().startswith(self.eos)
 
 
 def chat_template(template: Template, tokenizer: Tokenizer) -> ChatTemplate:
@@ -292,8 +321,11 @@ def chat_template(template: Template, tokenizer: Tokenizer) -> ChatTemplate:
     if not tokenizer.chat_template:
         raise TemplateError('the tokenizer has no chat template; set data.template = "alpaca" or another')
     source = tokenizer.get_chat_template()
+    read = read_names(source)
     for name in template.options:
-        if not re.search(rf"\b{re.escape(name)}\b", source):
+        if name in NOT_OPTIONS:
+            raise TemplateError(f"data.template_options cannot set {name}, which is set for each chat")
+        if name not in read:
             raise TemplateError(f"the chat template knows no {name}; take it out of data.template_options")
     try:
         return _learned(template, tokenizer, source, tokenizer.eos_token_id, len(tokenizer))
@@ -312,12 +344,19 @@ def _learned(template: Template, tokenizer: Tokenizer, source: str, eos: int, si
     chat = replace(bare, as_parts=max(PARTS, key=lambda roles: _understood(replace(bare, as_parts=roles))))
     after = chat.write(answered, to_answer=False).partition(ANSWER)[2]
     before_user, _, after_user = chat.write(asked, to_answer=True).rpartition(USER)
+    trials = (answered, TRIAL, (TRIAL_SYSTEM, *TRIAL))
+    shown = "".join(_tried(chat, trial) for trial in trials)
     return replace(
         chat,
         ends=_tokens_at_start(after.lstrip(), ids, end),
         before_user=before_user,
         after_user=after_user if USER in chat.write(asked, to_answer=True) else "",
+        written=frozenset(token for token in ids if _is_markup(token) and token in shown),
     )
+
+
+def _is_markup(token: str) -> bool:
+    return not (not token.strip() or token.isalnum() or CLOSED.fullmatch(token) or OPENED.fullmatch(token))
 
 
 def _understood(chat: ChatTemplate) -> int:
@@ -348,12 +387,42 @@ def _dated(source: str, day: str) -> str:
     """The template with another clock than the machine's, which transformers gives it."""
     if not day or "strftime_now" not in source:
         return source
-    when = date.fromisoformat(day)
-    codes = {f"%{code}": when.strftime(f"%{code}") for code in "aAbBcdDeFHIjmMpSTuUVwWxXyY"}
-    codes |= {"%-d": str(when.day), "%-m": str(when.month)}
-    said = "".join(f"|replace('{code}', '{text}')" for code, text in codes.items())
+    when = datetime.combine(date.fromisoformat(day), time())
+    said = "".join(
+        f"|replace({code!r}, {when.strftime(code).replace('%', PERCENT)!r})"
+        for code in ("%%", *sorted(set(CODES.findall(source)) - {"%%"}))
+    )
     # no block may come right before the template: jinja would take a line break after it away
-    return f"{{%- macro strftime_now(format) %}}{{{{ format{said} }}}}{{%- endmacro %}}{{{{ '' }}}}{source}"
+    return (
+        f"{{%- macro strftime_now(format) %}}{{{{ format{said}|replace({PERCENT!r}, '%') }}}}"
+        f"{{%- endmacro %}}{{{{ '' }}}}{source}"
+    )
+
+
+@lru_cache(maxsize=16)
+def read_names(source: str) -> frozenset[str]:
+    """The variables that a chat template reads and that are given to it.
+
+    Raises:
+        TemplateError: it is no template.
+    """
+    import jinja2
+    import jinja2.meta
+
+    # transformers' own block, around what is the assistant's
+    plain = re.sub(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}", _filter_block, source)
+    try:
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+        return frozenset(jinja2.meta.find_undeclared_variables(tree))
+    except jinja2.TemplateError as error:
+        raise TemplateError(
+            f"the chat template cannot be read: {error}; correct it, or set another data.template"
+        ) from error
+
+
+def _filter_block(found: re.Match[str]) -> str:
+    start, end, stop = found.groups()
+    return f"{{%{start} {'endif' if end else 'if true'} {stop}%}}"
 
 
 def _rewritten(what: str) -> Refusal:
