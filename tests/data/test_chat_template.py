@@ -480,3 +480,10 @@ def test_remarks_say_what_is_trained_and_quote_no_trial_chat():
     assert "nothing after earlier ones" in said(of("GLM-4.5"))
     for body in ("{{ m.content | upper }}", "{{ m.content | wordwrap(5) }}", "{{ m.content | truncate(5) }}"):
         assert "qzx" not in said(chatml(body)).lower()
+
+
+def test_a_text_that_a_template_writes_twice_is_kept():
+    tok = chatml(by_role(user="{{ messages[0].content }}: {{ m.content }}"))
+    found = render(one(system="Be brief."), CHAT, tok, max_tokens=500)
+    assert text(tok, found, trained=True) == "A heron.<|im_end|>"
+    assert "user\nBe brief.: Name a bird.<|im_end|>" in text(tok, found)

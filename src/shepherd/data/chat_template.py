@@ -469,13 +469,18 @@ def _marked(turns: Sequence[Turn], start: int, stop: int) -> tuple[list[Turn], d
 
 def _require_texts(before: str, marked: str, words: Mapping[str, tuple[str, str]]) -> None:
     """Raise Refusal unless `before` holds each text where `marked` holds its word, but for white space."""
-    rest, at = marked, 0
-    for word in sorted(words, key=marked.find):
+    if not words:
+        return
+    *pieces, _ = re.split(f"({'|'.join(words)})", marked)
+    lost = [called for word, (_, called) in words.items() if word not in pieces]
+    if lost:
+        raise _rewritten(lost[0])
+    at = 0
+    for literal, word in zip(pieces[::2], pieces[1::2], strict=True):
         text, called = words[word]
-        literal, found, rest = rest.partition(word)
         for piece in (literal.strip(), text):
             at = _after_space(before, at)
-            if not found or not before.startswith(piece, at):
+            if not before.startswith(piece, at):
                 raise _rewritten(called)
             at += len(piece)
 
