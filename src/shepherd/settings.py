@@ -136,6 +136,7 @@ NOT_OPTIONS = {
     "self", "conversation", "conversations", "messages", "chat_template", "add_generation_prompt",
     "continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length",
     "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now",
+    "raise_exception",
 }  # fmt: skip
 """Arguments of `apply_chat_template` that are not variables of a template, or are given already."""
 

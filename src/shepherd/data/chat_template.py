@@ -11,21 +11,40 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime, time
 from functools import lru_cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 from shepherd.data.examples import Turn
 from shepherd.data.segments import Segment, Template, Tokenizer, added_tokens, special_tokens
 from shepherd.errors import TemplateError
+from shepherd.settings import NOT_OPTIONS
 
-USER, ANSWER, LATER = "qzxuserxzq", "qzxanswerxzq", "qzxlaterxzq"
+SYSTEM, USER, ANSWER, LATER = "qzxsystemxzq", "qzxuserxzq", "qzxanswerxzq", "qzxlaterxzq"
 """Words that stand for texts, which no template changes and nobody writes."""
 TRIAL = (Turn(role="user", text=USER), Turn(role="assistant", text=ANSWER), Turn(role="user", text=LATER))
+TRIAL_SYSTEM = Turn(role="system", text=SYSTEM)
+PARTS = [
+    frozenset(roles) for size in range(4) for roles in combinations(("user", "assistant", "system"), size)
+]
+"""The roles whose texts a template may want as lists of parts, the fewest first."""
+CODES = re.compile(r"%[-_0^#:EO]*[A-Za-z%]")
+PERCENT = "\ue000"
+"""Stands for a per cent sign of a text in which codes of dates are still replaced."""
+SYSTEM_TEXT = "the system text"
 SWITCHES = ("enable_thinking", "thinking")
 """What chat templates call the variable that turns thoughts off and on."""
-TAG = re.compile(r"<[^<>\s]+>")
+_NAME = r"[\w:.-]*(?:think|thought|reason)[\w:.-]*"
+_OWN = (
+    rf"\s*(?:<({_NAME})>\s*</\1>|\[({_NAME})\]\s*\[/\2\]|</{_NAME}>|\[/{_NAME}\]|<\|(\w+)>\w*\s*<\3\|>)?\s*"
+)
+CLOSED = re.compile(_OWN, re.IGNORECASE)
+"""What may stand between a header and an answer: white space, and a thought that is closed."""
+OPENED = re.compile(rf"<{_NAME}>|\[{_NAME}\]", re.IGNORECASE)
+CHANNEL = re.compile(r"\s*(<\|\w+\|>)\w+<\|\w+\|>\s*")
+"""What GPT-OSS writes before an answer: tokens around the name of a channel."""
+THOUGHT = re.compile(rf"(<({_NAME})>|\[({_NAME})\])(.*?)(</\2>|\[/\3\])(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class Refusal(Exception):
@@ -40,8 +59,9 @@ class Refusal(Exception):
 class ChatTemplate:
     """A chat template with what a run file lays over it, and what trial chats have shown of it.
 
-    `ends` are the tokens that it writes right after the last response, `after_user` what it writes from a
-    user's text to the answer, and `as_parts` says that it wants texts as lists of parts.
+    `ends` are the tokens that it writes right after the last response, `before_user` what it writes before a
+    first user's text, `after_user` what from there to the answer, `written` the added tokens of trial chats;
+    texts of the roles `as_parts` are given as lists of parts.
     """
 
     template: Template
@@ -49,14 +69,24 @@ class ChatTemplate:
     source: str
     eos: str
     ids: Mapping[str, int]
-    as_parts: bool = False
+    as_parts: frozenset[str] = frozenset()
     ends: tuple[str, ...] = ()
+    before_user: str = ""
     after_user: str = ""
+    written: frozenset[str] = frozenset()
 
     @property
     def barred(self) -> set[str]:
         """What no text of a chat may hold, since it would be read as the template's own."""
         return special_tokens(self.tokenizer) | {*self.ends, self.eos}
+
+    @property
+    def barred_of_prompts(self) -> set[str]:
+        """What nothing but a response may hold: also the tokens of turns' headers, marked special or not.
+
+        A tag of thoughts is none of them, and no token is that is a word.
+        """
+        return self.barred | self.written
 
     @property
     def stops(self) -> set[int]:
@@ -82,14 +112,18 @@ class ChatTemplate:
             )
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".").replace('"', "'")
+            if type(error).__name__ == "TemplateError":  # jinja's own, which templates raise themselves
+                raise Refusal(
+                    f'the chat template refuses this chat: "{reason}"',
+                    "change its turns, or set another data.template",
+                ) from error
             raise Refusal(
-                f'the chat template refuses this chat: "{reason}"',
-                "change its turns, or set another data.template",
+                f'the chat template has a fault: "{reason}"', "correct it, or set another data.template"
             ) from error
 
     def _content(self, turn: Turn) -> Any:
         text = f"{turn.text}\n\n{turn.context}" if turn.context else turn.text
-        return [{"type": "text", "text": text}] if self.as_parts else text
+        return [{"type": "text", "text": text}] if turn.role in self.as_parts else text
 
     def segments(self, turns: Sequence[Turn]) -> list[Segment]:
         """Prompt, response, prompt, response, ...; ends with a prompt if the last turn is the user's.
@@ -103,23 +137,30 @@ class ChatTemplate:
         parts = [turns[:place] for place in (*answers, len(turns))]
         texts = [self.write(part, to_answer=not answered or part is not parts[-1]) for part in parts]
         found: list[Segment] = []
-        at = 0
+        at = start = 0
         for number, (before, after) in enumerate(pairwise(texts), 1):
-            last = answered and number == len(answers)
-            found.append(self._prompt(before[at:], turns[answers[number - 1] - 1], number, first=at == 0))
-            response, ends = self._response(parts[number], answers[number - 1], before, after, number, last)
+            place, last = answers[number - 1], answered and number == len(answers)
+            marked, words = _marked(parts[number], start, place)
+            head, answer, rest = self.write(marked, to_answer=not last).partition(ANSWER)
+            for word, (said, called) in reversed(words.items()):
+                # the system text may be left out of a chat that is answered; `_require_prompt` says so
+                if said not in before or (word not in head and called != SYSTEM_TEXT):
+                    raise _rewritten(called)
+                rest = rest.replace(word, said)
+            if not answer:
+                raise _rewritten(f"response {number}")
+            response, ends = self._response(parts[number], place, before, after, rest, number, last)
+            _require_texts(before, head, words)
+            found.append(self._prompt(before[at:], turns[place - 1], first=at == 0))
             found.append(Segment(text=response, end=tuple(self.ids[token] for token in ends)))
-            at = len(before) + len(response) + len("".join(ends))
+            at, start = len(before) + len(response) + len("".join(ends)), place + 1
         if not answered:
-            found.append(self._prompt(texts[-1][at:], turns[-1], len(answers) + 1, first=at == 0))
-        system = turns[0].text.strip() if turns[0].role == "system" else ""
-        if not any(system in prompt.text for prompt in found[::2]):
-            raise _rewritten("the system text")
+            marked, words = _marked(turns, start, len(turns))
+            _require_texts(texts[-1], self.write(marked, to_answer=True), words)
+            found.append(self._prompt(texts[-1][at:], turns[-1], first=at == 0))
         return found
 
-    def _prompt(self, text: str, user: Turn, number: int, *, first: bool) -> Segment:
-        if not (user.text.strip() in text and user.context.strip() in text):
-            raise _rewritten(f"the text of user turn {number}")
+    def _prompt(self, text: str, user: Turn, *, first: bool) -> Segment:
         # what is cut to fit has to be the user's and no part of a header
         inside, context = text.removesuffix(self.after_user).rstrip(), user.context.strip()
         found = context and text.endswith(self.after_user) and inside.endswith(context)
@@ -128,17 +169,27 @@ class ChatTemplate:
         )
 
     def _response(
-        self, turns: Sequence[Turn], place: int, before: str, after: str, number: int, last: bool
+        self,
+        turns: Sequence[Turn],
+        place: int,
+        before: str,
+        after: str,
+        rest: str,
+        number: int,
+        last: bool,
     ) -> tuple[str, tuple[str, ...]]:
         """What the model writes to answer the prompt `before`, and the tokens that end it.
 
         Args:
             after: where the answer stands: the prompt for the next one, or the whole chat.
+            rest: what follows the answer there.
         """
         answer = turns[place].text.strip()
-        marked = [*turns[:place], replace(turns[place], text=ANSWER), *turns[place + 1 :]]
-        _, stands, rest = self.write(marked, to_answer=not last).rpartition(ANSWER)
-        if not stands or not after.endswith(rest):
+        if ANSWER in rest:
+            raise Refusal(
+                f"the chat template writes response {number} more than once", "set another data.template"
+            )
+        if not after.endswith(rest):
             raise _rewritten(f"response {number}")
         written = after.removesuffix(rest)
         if written.startswith(before):
@@ -149,11 +200,31 @@ class ChatTemplate:
                 return f"{common}{answer}"[len(before) :], self._end(rest)[1]
             self._require_prompt(turns, before, common, number, last)
             response = written[len(common) :]
-        said = before[len(before) - len(self.after_user) :] + response  # a thought may begin in the prompt
-        if not (said.endswith(answer) or _bare(said).endswith(_bare(answer))):
+        header = before[len(before) - len(self.after_user) :]
+        begins = _begin(header + response, answer)  # a thought may begin in the prompt
+        if begins < 0:
             raise _rewritten(f"response {number}")
+        lead = (header + response)[len(header) : begins]
+        if not self.may_lead(lead):
+            none = before == self.write(turns[:place], to_answer=False)
+            why = "it writes no generation prompt" if none else "its generation prompt does not write it"
+            raise Refusal(
+                f"the chat template writes {lead!r} before response {number}, which would be trained; {why}",
+                "set another data.template",
+            )
         space, ends = self._end(rest)
         return response + space, ends
+
+    def may_lead(self, text: str) -> bool:
+        """Whether a response may begin with what the template writes before the answer.
+
+        That is white space, a thought that is closed, or a channel; no end of turn and no header of a turn.
+        """
+        if any(token in text for token in {*self.ends, self.eos}):
+            return False
+        channel = CHANNEL.fullmatch(text)
+        named = channel is not None and channel[1] not in self.before_user + self.after_user
+        return named or CLOSED.fullmatch(text) is not None
 
     def _end(self, rest: str) -> tuple[str, tuple[str, ...]]:
         """The white space and the end-of-turn tokens with which the text after a response begins."""
@@ -182,7 +253,13 @@ class ChatTemplate:
                 " turns follow",
                 f"{self._switch(turns)}use one exchange an example",
             )
-        if len(opened) > len(self.after_user) or _is_open(opened):
+        if len(opened) > len(self.after_user) or any(end in opened for end in (*self.ends, self.eos)):
+            raise Refusal(
+                f"the chat template ends the prompt for response {number} by {opened!r}, and writes that user"
+                " turn otherwise once it is answered",
+                f"{self._switch(turns)}set another data.template",
+            )
+        if not CLOSED.fullmatch(opened):
             raise Refusal(
                 f"the chat template asks for response {number} by {opened!r}, and leaves that out once it is"
                 " answered",
@@ -192,7 +269,7 @@ class ChatTemplate:
     def _switch(self, turns: Sequence[Turn]) -> str:
         """The option under which this chat can be used, as a beginning of the fix."""
         for name in SWITCHES:
-            if name in self.template.options or not re.search(rf"\b{name}\b", self.source):
+            if name in self.template.options or name not in read_names(self.source):
                 continue
             for value in (False, True):
                 options = {**self.template.options, name: value}
@@ -203,7 +280,10 @@ class ChatTemplate:
 
     def preface(self) -> str:
         """What it writes before a chat of its own accord, without its tokens; "" where that is nothing."""
-        first = self._without_tokens(self.write(TRIAL[:1], to_answer=True).partition(USER)[0])
+        head, found, _ = self.write(TRIAL[:1], to_answer=True).partition(USER)
+        if not found:
+            return ""
+        first = self._without_tokens(head)
         try:
             later = self.write(TRIAL, to_answer=True).partition(ANSWER)[2].partition(LATER)[0]
         except Refusal:
@@ -217,11 +297,19 @@ class ChatTemplate:
         return text
 
     def prints_date(self) -> bool:
-        """Whether it prints the day, so that a chat is another one tomorrow."""
-        days = (replace(self.template, date=day) for day in ("2000-01-02", "2011-10-09"))
-        one, other = (chat_template(template, self.tokenizer) for template in days)
-        asked = self.template.opened(TRIAL[:1])
-        return one.write(asked, to_answer=True) != other.write(asked, to_answer=True)
+        """Whether it reads the clock, so that a chat may be another one tomorrow."""
+        return "strftime_now" in read_names(self.tokenizer.get_chat_template())
+
+    def leads(self) -> str:
+        """What it writes before the answer of a trial chat, and is trained; "" where that is white space."""
+        asked, answered = (self.template.opened(TRIAL[:count]) for count in (1, 2))
+        before = self.write(asked, to_answer=True)
+        head = self.write(answered, to_answer=False).partition(ANSWER)[0]
+        return head.removeprefix(before).strip() if head.startswith(before) else ""
+
+    def ends_earlier(self) -> bool:
+        """Whether EOS is what it writes after an earlier answer."""
+        return _tried(self, TRIAL).partition(ANSWER)[2].lstrip().startswith(self.eos)
 
 
 def chat_template(template: Template, tokenizer: Tokenizer) -> ChatTemplate:
@@ -233,8 +321,11 @@ def chat_template(template: Template, tokenizer: Tokenizer) -> ChatTemplate:
     if not tokenizer.chat_template:
         raise TemplateError('the tokenizer has no chat template; set data.template = "alpaca" or another')
     source = tokenizer.get_chat_template()
+    read = read_names(source)
     for name in template.options:
-        if not re.search(rf"\b{re.escape(name)}\b", source):
+        if name in NOT_OPTIONS:
+            raise TemplateError(f"data.template_options cannot set {name}, which is set for each chat")
+        if name not in read:
             raise TemplateError(f"the chat template knows no {name}; take it out of data.template_options")
     try:
         return _learned(template, tokenizer, source, tokenizer.eos_token_id, len(tokenizer))
@@ -250,14 +341,28 @@ def _learned(template: Template, tokenizer: Tokenizer, source: str, eos: int, si
     end = next((text for text, number in ids.items() if number == eos), tokenizer.decode([eos]))
     bare = ChatTemplate(template, tokenizer, _dated(source, template.date), end, {**ids, end: eos})
     asked, answered = template.opened(TRIAL[:1]), template.opened(TRIAL[:2])
-    parts = replace(bare, as_parts=True)
-    chat = parts if USER not in _tried(bare, asked) and USER in _tried(parts, asked) else bare
-    after = chat.write(answered, to_answer=False).rpartition(ANSWER)[2]
+    chat = replace(bare, as_parts=max(PARTS, key=lambda roles: _understood(replace(bare, as_parts=roles))))
+    after = chat.write(answered, to_answer=False).partition(ANSWER)[2]
+    before_user, _, after_user = chat.write(asked, to_answer=True).rpartition(USER)
+    trials = (answered, TRIAL, (TRIAL_SYSTEM, *TRIAL))
+    shown = "".join(_tried(chat, trial) for trial in trials)
     return replace(
         chat,
         ends=_tokens_at_start(after.lstrip(), ids, end),
-        after_user=chat.write(asked, to_answer=True).rpartition(USER)[2],
+        before_user=before_user,
+        after_user=after_user if USER in chat.write(asked, to_answer=True) else "",
+        written=frozenset(token for token in ids if _is_markup(token) and token in shown),
     )
+
+
+def _is_markup(token: str) -> bool:
+    return not (not token.strip() or token.isalnum() or CLOSED.fullmatch(token) or OPENED.fullmatch(token))
+
+
+def _understood(chat: ChatTemplate) -> int:
+    """How many texts of a trial chat are written."""
+    text = _tried(chat, (TRIAL_SYSTEM, *TRIAL)) or _tried(chat, chat.template.opened(TRIAL))
+    return sum(word in text for word in (SYSTEM, USER, ANSWER))
 
 
 def _tried(chat: ChatTemplate, turns: Sequence[Turn]) -> str:
@@ -282,12 +387,42 @@ def _dated(source: str, day: str) -> str:
     """The template with another clock than the machine's, which transformers gives it."""
     if not day or "strftime_now" not in source:
         return source
-    when = date.fromisoformat(day)
-    codes = {f"%{code}": when.strftime(f"%{code}") for code in "aAbBcdDeFHIjmMpSTuUVwWxXyY"}
-    codes |= {"%-d": str(when.day), "%-m": str(when.month)}
-    said = "".join(f"|replace('{code}', '{text}')" for code, text in codes.items())
+    when = datetime.combine(date.fromisoformat(day), time())
+    said = "".join(
+        f"|replace({code!r}, {when.strftime(code).replace('%', PERCENT)!r})"
+        for code in ("%%", *sorted(set(CODES.findall(source)) - {"%%"}))
+    )
     # no block may come right before the template: jinja would take a line break after it away
-    return f"{{%- macro strftime_now(format) %}}{{{{ format{said} }}}}{{%- endmacro %}}{{{{ '' }}}}{source}"
+    return (
+        f"{{%- macro strftime_now(format) %}}{{{{ format{said}|replace({PERCENT!r}, '%') }}}}"
+        f"{{%- endmacro %}}{{{{ '' }}}}{source}"
+    )
+
+
+@lru_cache(maxsize=16)
+def read_names(source: str) -> frozenset[str]:
+    """The variables that a chat template reads and that are given to it.
+
+    Raises:
+        TemplateError: it is no template.
+    """
+    import jinja2
+    import jinja2.meta
+
+    # transformers' own block, around what is the assistant's
+    plain = re.sub(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}", _filter_block, source)
+    try:
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+        return frozenset(jinja2.meta.find_undeclared_variables(tree))
+    except jinja2.TemplateError as error:
+        raise TemplateError(
+            f"the chat template cannot be read: {error}; correct it, or set another data.template"
+        ) from error
+
+
+def _filter_block(found: re.Match[str]) -> str:
+    start, end, stop = found.groups()
+    return f"{{%{start} {'endif' if end else 'if true'} {stop}%}}"
 
 
 def _rewritten(what: str) -> Refusal:
@@ -312,16 +447,63 @@ def _whole_tags(text: str) -> str:
     return text[: text.rindex("<")] if text.rfind("<") > text.rfind(">") else text
 
 
-def _bare(text: str) -> str:
-    """Without white space: a template may write a thought's line breaks its own way."""
-    return "".join(text.split())
+def _marked(turns: Sequence[Turn], start: int, stop: int) -> tuple[list[Turn], dict[str, tuple[str, str]]]:
+    """The turns with words for the texts of `start` to `stop`, and for the answer at `stop`, if there is one.
 
-
-def _is_open(text: str) -> bool:
-    """Whether a tag is opened and not closed.
-
-    >>> _is_open("<think>\\n"), _is_open("<think>\\n\\n</think>\\n\\n"), _is_open("</think>"), _is_open("\\n")
-    (True, False, False, False)
+    Each word with the text that it stands for, and what that is called.
     """
-    tags = TAG.findall(text)
-    return len(tags) % 2 == 1 and not tags[-1].startswith("</")
+    marked, words = list(turns), dict[str, tuple[str, str]]()
+    users = sum(turn.role == "user" for turn in turns[:start])
+    for place in range(start, stop):
+        turn = turns[place]
+        users += turn.role == "user"
+        called = SYSTEM_TEXT if turn.role == "system" else f"the text of user turn {users}"
+        given = {"text": turn.text, "context": turn.context}
+        chosen = {name: f"qzx{name}{place}xzq" if text.strip() else text for name, text in given.items()}
+        words |= {word: (given[name].strip(), called) for name, word in chosen.items() if word.strip()}
+        marked[place] = replace(turn, text=chosen["text"], context=chosen["context"])
+    if stop < len(turns):
+        marked[stop] = replace(turns[stop], text=ANSWER)
+    return marked, words
+
+
+def _require_texts(before: str, marked: str, words: Mapping[str, tuple[str, str]]) -> None:
+    """Raise Refusal unless `before` holds each text where `marked` holds its word, but for white space."""
+    if not words:
+        return
+    *pieces, _ = re.split(f"({'|'.join(words)})", marked)
+    lost = [called for word, (_, called) in words.items() if word not in pieces]
+    if lost:
+        raise _rewritten(lost[0])
+    at = 0
+    for literal, word in zip(pieces[::2], pieces[1::2], strict=True):
+        text, called = words[word]
+        for piece in (literal.strip(), text):
+            at = _after_space(before, at)
+            if not before.startswith(piece, at):
+                raise _rewritten(called)
+            at += len(piece)
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _begin(said: str, answer: str) -> int:
+    """Where the answer begins with which a text ends, but for white space around its thought; -1: nowhere.
+
+    >>> _begin("ab", "b"), _begin("a <think>t</think>b", "<think>\\nt\\n</think>\\n\\nb"), _begin("ab", "a b")
+    (1, 2, -1)
+    """
+    if said.rstrip().endswith(answer):
+        return len(said.rstrip()) - len(answer)
+    thought = THOUGHT.fullmatch(answer)
+    at = len(said)
+    for piece in (thought[6], thought[5], thought[4], thought[1]) if thought else (answer,):
+        at = len(said[:at].rstrip())
+        if not said.endswith(piece.strip(), 0, at):
+            return -1
+        at -= len(piece.strip())
+    return at

@@ -81,11 +81,8 @@ class _Writer:
     head: list[int]
     eos: int
     chat: ChatTemplate | None
-
-    @property
-    def barred(self) -> list[str]:
-        """What no text may hold; only a chat template's prompts are read for tokens."""
-        return sorted(self.chat.barred) if self.chat else []
+    barred: tuple[str, ...] = ()
+    barred_of_prompts: tuple[str, ...] = ()
 
     @property
     def stops(self) -> list[int]:
@@ -138,11 +135,10 @@ def render_all(
             cannot render an example.
     """
     writer = _writer(template, tokenizer)
-    barred = writer.barred
     parts: list[list[Segment] | Dropped] = []
     for example in examples:
         try:
-            held = _held(example.turns, barred)
+            held = _held(example.turns, writer)
             parts.append(
                 Dropped(reason=f"its text holds the special token {held}", where=example.where)
                 if held
@@ -183,7 +179,7 @@ def prompt(
     if not turns or turns[-1].role != "user":
         raise TemplateError("a prompt must end with a user turn; leave the answer out")
     writer = _writer(template, tokenizer)
-    held = _held(turns, writer.barred)
+    held = _held(turns, writer)
     if held:
         raise TemplateError(f"the prompt holds the special token {held}; take it out of the text")
     try:
@@ -222,11 +218,20 @@ def remarks(template: Template, tokenizer: Tokenizer) -> list[str]:
         )
     if chat.prints_date():
         day = f"as which the run keeps {template.date}" if template.date else "as which a run keeps its first"
-        found.append(f"The chat template prints today's date, {day}; data.date sets it.")
+        found.append(f"The chat template reads today's date, {day}; data.date sets it.")
+    lead = chat.leads()
+    if lead and chat.may_lead(lead):
+        found.append(
+            f"The chat template writes {lead!r} before an answer, and its generation prompt does not: it is"
+            " trained as the beginning of a response."
+        )
     if not chat.ends:
+        earlier = (
+            "which it writes after earlier ones" if chat.ends_earlier() else "and nothing after earlier ones"
+        )
         found.append(
             f"The chat template writes no end of turn: {chat.eos} is added after the last response of each"
-            " chat, and nothing after earlier ones."
+            f" chat, {earlier}."
         )
     return found
 
@@ -238,12 +243,26 @@ def _writer(template: Template, tokenizer: Tokenizer) -> _Writer:
         raise TemplateError("the tokenizer has no EOS token, so no answer would end; set its eos_token")
     chat = chat_template(template, tokenizer) if template.name == "chat" else None
     head = beginning(tokenizer) if chat is None else []  # a chat template writes its own
-    return _Writer(template, tokenizer, head, int(tokenizer.eos_token_id), chat)
+    barred, prompts = (chat.barred, chat.barred_of_prompts) if chat else ((), ())
+    writer = _Writer(
+        template, tokenizer, head, int(tokenizer.eos_token_id), chat, (*sorted(barred),), (*sorted(prompts),)
+    )
+    held = template.system and _held([Turn(role="system", text=template.system)], writer)
+    if held:
+        raise TemplateError(f"data.system holds the token {held} of the chat template; take it out")
+    return writer
 
 
-def _held(turns: Sequence[Turn], barred: Sequence[str]) -> str:
-    texts = [text for turn in turns for text in (turn.text, turn.context)]
-    return next((token for token in barred if any(token in text for text in texts)), "")
+def _held(turns: Sequence[Turn], writer: _Writer) -> str:
+    """A token in a text that would be read as the template's own; only chat templates are read for tokens."""
+    if writer.chat is None:
+        return ""
+    for turn in turns:
+        tokens = writer.barred if turn.role == "assistant" else writer.barred_of_prompts
+        for token in tokens:
+            if token in turn.text or token in turn.context:
+                return token
+    return ""
 
 
 def _exchanges(segments: Sequence[Segment], ids: Sequence[Encoded]) -> list[_Exchange]:
