@@ -46,14 +46,7 @@ PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
 """The keys that may hold a path, and the names there that are none."""
 
 
-def _not_empty(text: str) -> str:
-    if not text.strip():
-        raise ValueError("it is empty; write a folder or a Hugging Face id")
-    return text
-
-
 T = TypeVar("T", bound=BaseModel)
-Named = Annotated[str, AfterValidator(_not_empty)]
 # strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
 PositiveInt = Annotated[int, Strict(), Field(gt=0)]
 NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
@@ -77,7 +70,7 @@ class Table(BaseModel):
 
 
 class ModelTable(Table):
-    base: Named
+    base: str
     """"tiny" is the embedded base; else a folder, relative to this file, or a Hugging Face id."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
@@ -142,7 +135,7 @@ NOT_OPTIONS = {
 
 
 class DataTable(Table):
-    source: Named
+    source: str
     """"world" is the embedded one; else a file or a folder with one file a client, relative to this file,
     or a Hugging Face id."""
     config: str | None = None
@@ -455,8 +448,10 @@ def _placed(
     for (name, key), names in PATHS.items():
         inner = whole.get(name)
         text = inner.get(key) if isinstance(inner, Mapping) else None
-        if not isinstance(text, str) or not text or text in names:
+        if not isinstance(text, str) or text in names:
             continue
+        if not text.strip():
+            raise SettingsError(f"key {name}.{key}: it is empty; write a folder, a file or a Hugging Face id")
         before = known.get(name)
         if isinstance(before, Mapping) and before.get(key) == text:
             continue

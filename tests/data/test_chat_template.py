@@ -443,7 +443,7 @@ def test_a_word_that_a_template_does_not_read_from_outside_is_no_option(name):
 def test_what_is_set_for_each_chat_is_no_option(name):
     with pytest.raises(TemplateError, match=f"cannot set {name}"):
         render(one(), Template("chat", {name: []}), of("ChatML"), max_tokens=500)
-    with pytest.raises(SettingsError, match=f"cannot set {name}, which is set for each chat$"):
+    with pytest.raises(SettingsError, match=f"cannot set {name}, which is set for each chat"):
         validated(DataTable, {"source": "x", "template": "chat", "template_options": {name: 1}}, "f")
 
 

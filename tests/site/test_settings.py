@@ -106,7 +106,6 @@ def test_only_the_data_have_to_be_named(tmp_path: Path) -> None:
         ("/data/rows", "/data/rows"),
         ("~/rows", "{home}/rows"),
         ("databricks/databricks-dolly-15k", "databricks/databricks-dolly-15k"),
-        ("world", "world"),
     ],
 )
 def test_a_path_is_taken_from_the_files_own_folder(
@@ -119,6 +118,12 @@ def test_a_path_is_taken_from_the_files_own_folder(
     site = settings.read(Path("site") / "site.toml")
     known = {"here": here, "up": tmp_path, "home": os.path.expanduser("~")}
     assert site.data.source == site.bases[0].folder == found.format(**known)
+
+
+def test_the_embedded_data_are_not_a_path_and_a_bare_base_is_one(tmp_path: Path) -> None:
+    written(tmp_path, '[data]\nsource = "world"\n[[bases]]\nname = "b"\nfolder = "world"\n')
+    site = settings.read(tmp_path / "site.toml")
+    assert (site.data.source, site.bases[0].folder) == ("world", str(tmp_path / "world"))
 
 
 def test_the_embedded_base_is_not_a_path(tmp_path: Path) -> None:
