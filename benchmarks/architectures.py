@@ -60,6 +60,31 @@ NAMED = re.compile(r"^base \S+ (\([^)]*\) )?")
 ADAPTER = AdapterTable(rank=4, alpha=8.0)
 
 
+PARTS = """
+## Mixtures of experts
+
+In transformers 5 the experts of a layer are stacked parameters and no linear modules, so "all-linear" reaches
+the attention and shared experts only; the first lines of a run say what share of the weights that is. To tune
+the experts too:
+
+```toml
+[adapter]
+target_parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+dropout = 0.0
+```
+
+Names match by their end, as in PEFT's `LoraConfig.target_parameters`; they are the same in most architectures
+(GraniteMoE: `block_sparse_moe.experts...`, Nemotron-H: `up_proj`). Each expert gets factors of `adapter.rank`,
+so an adapter is larger by the number of experts and travels every round: rank 8 over all experts of
+OLMoE-1B-7B is about 235 MB in float32. Architectures whose experts do not follow transformers' interface
+(JetMoe, Llama 4, LongCat-Flash) are refused by name. Routers are not adapted.
+
+## Vision and audio
+
+Where a multimodal checkpoint is loaded as a language model (Gemma 3 and 4, Fuyu, GOT-OCR2, MOSS,
+Phi-4-multimodal), its encoders and projectors get no adapter, since text never reaches them; the first lines
+of a run name them.
+"""
 HEAD = """# Architectures
 
 Written by `python -m benchmarks.architectures --write`; `make test-architectures` holds it.
@@ -395,7 +420,7 @@ def page(expected: Mapping[str, Mapping[str, str]]) -> str:
         for kind, one in sorted(expected.items())
         if (how := one.get("answers", "batched")) != "batched"
     ]
-    return "".join(parts)
+    return "".join([*parts, PARTS])
 
 
 if __name__ == "__main__":
