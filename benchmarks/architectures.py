@@ -73,11 +73,12 @@ target_parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 dropout = 0.0
 ```
 
-Names match by their end, as in PEFT's `LoraConfig.target_parameters`; they are the same in most architectures
-(GraniteMoE: `block_sparse_moe.experts...`, Nemotron-H: `up_proj`). Each expert gets factors of
-`adapter.rank`, so an adapter is larger by the number of experts and travels every round: rank 8 over all experts of
-OLMoE-1B-7B is about 235 MB in float32. Architectures whose experts do not follow transformers' interface
-(JetMoe, Llama 4, LongCat-Flash) are refused by name. Routers are not adapted.
+Names match by their end, as in PEFT's `LoraConfig.target_parameters`; they are the same in most
+architectures (GraniteMoE: `block_sparse_moe.experts...`, Nemotron-H: `up_proj`). Each expert gets
+factors of `adapter.rank`, so an adapter is larger by the number of experts and travels every round:
+rank 8 over all experts of OLMoE-1B-7B is about 235 MB in float32. Architectures whose experts do
+not follow transformers' interface (JetMoe, Llama 4, LongCat-Flash) are refused by name. Routers are
+not adapted.
 
 ## Vision and audio
 
