@@ -108,7 +108,7 @@ class Answerer:
             max_new_tokens: of one answer, at least 1; the run's `evaluation.max_new_tokens` by default.
             temperature: 0 is greedy; above, sampling.
             top_p: in (0, 1]; sampling leaves out the least likely tokens beyond this share.
-            seed: of the sampling; a new one is drawn where none is given, and stands in the answers.
+            seed: of the sampling; a new one is drawn where none is given, and each answer holds it.
 
         Raises:
             FolderError: the run keeps no such round, or has no adapter yet.

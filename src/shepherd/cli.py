@@ -1,6 +1,6 @@
 """The command `shepherd`: parse, build, loop over the rounds. Nothing heavy is imported before it is used.
 
-An error that a person can mend is one line on stderr and exit code 2; Ctrl-C is exit code 130, SIGTERM 143.
+An error that a person can fix is one line on stderr and exit code 2; Ctrl-C is exit code 130, SIGTERM 143.
 """
 
 from __future__ import annotations

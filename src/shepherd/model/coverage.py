@@ -16,7 +16,7 @@ LINEAR = "linear modules that adapter.targets leaves out"
 MATRICES = "matrices that are no linear module"
 STACKED = "stacked parameters"
 UNREACHED = "text does not reach"
-WORTH_SAYING = 0.01  # of the layers' weights; a reason for less stands in `left_out` alone
+WORTH_SAYING = 0.01  # of the layers' weights; a smaller reason is in `left_out` only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,7 +90,7 @@ def _plain(config: dict[str, Any]) -> Any:
 
 
 def _telling(config: Any, usual: Any) -> Any:
-    """What stands in a configuration, with the parts of it that are one too, that is not the usual."""
+    """The values of a configuration, nested ones included, that differ from its class's defaults."""
     if not isinstance(config, dict):
         return config
     usual = usual if isinstance(usual, dict) else {}
@@ -164,7 +164,7 @@ def _places(count: int) -> range:
 
 
 def is_of(recorded: str, base: Base) -> bool:
-    """Whether a fingerprint that stands in a file is that of this base, as it is taken now or once was."""
+    """Whether a recorded fingerprint is this base's, in today's form or the earlier one."""
     return recorded == base.fingerprint or recorded == of_tensors(base.model, base.sites)
 
 
