@@ -6,7 +6,7 @@ from collections.abc import Callable
 from multiprocessing.util import Finalize
 from time import perf_counter
 
-from benchmarks.work import Measured, Work, peak_bytes
+from benchmarks.work import Measured, Work, device_bytes
 from shepherd import plugins, select
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.workers import beside
@@ -64,7 +64,7 @@ def engine(work: Work, *, workers: int | None = None, dtype: str | None = None) 
             seconds=seconds,
             adapter=state.adapter,
             loss=sum(each["loss"] * each["trained_tokens"] for each in told) / trained,
-            peak_bytes=peak_bytes(base.device),
+            peak_bytes=device_bytes(base.device),
             dtype=str(base.dtype).removeprefix("torch."),
             workers=plan.workers,
             clients_at_once=plan.cohort_size,

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from benchmarks.sides import Make, sides
-from benchmarks.work import Measured, Work, peak_bytes
+from benchmarks.work import Measured, Work, device_bytes
 from shepherd import plugins, prepare
 from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.model import base as bases
@@ -111,7 +111,7 @@ def _cell(work: Work, *, size: int) -> Callable[[Work], Measured]:
             seconds=perf_counter() - began,
             adapter=asked.start,
             loss=tuned[0].loss,
-            peak_bytes=peak_bytes(base.device),
+            peak_bytes=device_bytes(base.device),
             dtype=str(base.dtype).removeprefix("torch."),
             micro_batch_tokens=memory.micro_batch(base),
         )

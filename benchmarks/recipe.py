@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.work import Measured, Work, peak_bytes
+from benchmarks.work import Measured, Work, device_bytes
 from shepherd.core import Adapter
 from shepherd.data.tokens import Tokens
 from shepherd.model import memory
@@ -62,7 +62,7 @@ def recipe(work: Work, *, bfloat16: bool) -> Callable[[Work], Measured]:
             seconds=seconds,
             adapter=Adapter({name: tensor.float().numpy() for name, tensor in mean.items()}),
             loss=_mean_loss(asked, losses),
-            peak_bytes=peak_bytes(device),
+            peak_bytes=device_bytes(device),
             dtype="bfloat16" if bfloat16 else "float32",
         )
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
-from benchmarks.work import Measured, Work
+import psutil
+
+from benchmarks.work import Measured, Work, held_bytes
 from shepherd.model import malloc
 
+LOOK = 0.2  # seconds between two looks at the memory of a side
 Turn = Callable[[int], Measured]
 Make = Callable[[Work], Callable[[Work], Measured]]
 
@@ -31,15 +35,27 @@ def _side(name: str, make: Make, work: Work) -> Iterator[Turn]:
         process.start()
     theirs.close()  # so that `recv` ends when the other process does
 
+    watched = psutil.Process(process.pid)
+    peak = 0  # since it began
+
+    def answer() -> Measured | None:
+        nonlocal peak
+        while not ours.poll(LOOK):
+            peak = max(peak, held_bytes(watched))
+        found: Measured | None = ours.recv()
+        return found
+
     def turn(steps: int) -> Measured:
         try:
             ours.send(steps)
-            measured: Measured = ours.recv()
+            measured = answer()
         except (EOFError, BrokenPipeError) as error:
             raise RuntimeError(f"the side {name!r} died; its traceback is above") from error
-        return measured
+        assert measured is not None
+        return replace(measured, peak_bytes=measured.peak_bytes or peak)
 
     try:
+        answer()  # that it has loaded its base: one side after another
         yield turn
     finally:
         ours.close()
@@ -60,9 +76,12 @@ def _environment(more: Mapping[str, str]) -> Iterator[None]:
 
 def _serve(pipe: Connection, make: Make, work: Work) -> None:
     visit_all = make(work)
+    pipe.send(None)
     while True:
         try:
             steps: int = pipe.recv()
         except EOFError:  # nobody asks any more
             return
-        pipe.send(visit_all(work.shortened(steps)))
+        measured = visit_all(work.shortened(steps))
+        malloc.give_back()  # or what this side no longer needs is missing to the others
+        pipe.send(measured)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -71,31 +70,30 @@ class Measured:
     """The mean of the clients' adapters."""
     loss: float
     """Mean over all trained tokens, each scored before the step it was part of."""
-    peak_bytes: int
-    """Of the process and its workers so far (on CUDA, of the device's memory)."""
     dtype: str
     """Of the frozen base."""
     workers: int = 1
     clients_at_once: int = 1
     micro_batch_tokens: int | None = None
+    peak_bytes: int = 0
+    """The most that the process and its workers have held at one moment (on CUDA, of the device's memory)."""
 
 
-def peak_bytes(device: torch.device) -> int:
-    """The most memory held by this process and those it started: on CUDA the device's, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    own = psutil.Process()
-    return sum(_resident(process) for process in (own, *own.children(recursive=True)))
+def held_bytes(process: psutil.Process) -> int:
+    """What a process and those it started hold now; what they map from files, as libraries, counts once.
+
+    Read from counters: a walk through the pages would slow down who is measured.
+    """
+    own, mapped = 0, 0
+    with suppress(psutil.NoSuchProcess):  # it has just ended
+        for each in (process, *process.children(recursive=True)):
+            memory = each.memory_info()
+            of_files = getattr(memory, "shared", 0)  # Linux alone tells
+            own += memory.rss - of_files
+            mapped = max(mapped, of_files)
+    return own + mapped
 
 
-def _resident(process: psutil.Process) -> int:
-    """The most of one process."""
-    try:
-        if sys.platform.startswith("linux"):
-            status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf8")
-            lines = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-            return int(lines[0].split()[1]) * 1024 if lines else 0
-        info = process.memory_info()
-        return int(getattr(info, "peak_wset", info.rss))
-    except (OSError, psutil.NoSuchProcess):  # it has just ended
-        return 0
+def device_bytes(device: torch.device) -> int:
+    """The most of a CUDA device's memory that this process has held; 0 on a processor."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

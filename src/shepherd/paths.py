@@ -8,6 +8,7 @@ from pathlib import Path
 
 DATA_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 """How the names of data files end: what ends so is never a data set of the hub."""
+_SNAPSHOT = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?/snapshots/([0-9a-f]{40})", re.ASCII)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
@@ -53,6 +54,21 @@ def placed(text: str, folder: Path) -> str:
     if not is_path(text, folder):
         return text
     return os.path.abspath(folder / os.path.expanduser(text))
+
+
+def snapshot(folder: str) -> tuple[str, str] | None:
+    """The Hugging Face id and the commit of a folder in the hub's cache; None for any other folder.
+
+    >>> snapshot("/home/me/hub/models--Qwen--Qwen2.5-0.5B/snapshots/" + "0a" * 20)
+    ('Qwen/Qwen2.5-0.5B', '0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a')
+    >>> snapshot("/home/me/models/Qwen2.5-0.5B") is None
+    True
+    """
+    found = _SNAPSHOT.fullmatch("/".join(Path(folder).parts[-3:]))
+    if found is None:
+        return None
+    owner, name, commit = found.groups()
+    return f"{owner}/{name}" if name else owner, commit
 
 
 def short(text: str) -> str:

@@ -64,6 +64,15 @@ def test_the_config_reads_back_as_the_table_it_was_made_with(tmp_path, llama_fol
     assert table.targets == tuple(sorted(site.module for site in base.sites))
 
 
+def test_a_base_from_the_hubs_cache_is_named_by_its_id_and_commit(llama, llama_folder, tmp_path) -> None:
+    assert files.named(llama) == (str(llama_folder), None)
+    snapshot = tmp_path / "models--someone--a-llama" / "snapshots" / ("0a" * 20)
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(llama_folder)
+    config = files.config_of(bases.load(snapshot))
+    assert (config.base_model_name_or_path, config.revision) == ("someone/a-llama", "0a" * 20)
+
+
 def test_a_wrong_adapter_is_not_written(llama, tmp_path) -> None:
     with pytest.raises(AdapterError, match="is missing in the adapter to write"):
         files.write(tmp_path / "new", Adapter(), llama)

@@ -6,6 +6,8 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
+import psutil
 import pytest
 
 from shepherd.model import malloc
@@ -45,3 +47,14 @@ def test_a_program_starts_again_once_with_its_arguments(tmp_path, monkeypatch) -
     assert first.split()[1:] == ["False", "['a", "b',", "'c=1']"]
     assert second == first.replace("False", "True")  # the same process number
     assert third == "False"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's heap can be given back")
+def test_what_is_free_in_the_middle_of_the_heap_goes_back_to_the_system() -> None:
+    process, size = psutil.Process(), 100_000  # below what gets a mapping of its own
+    held = [np.ones(size, np.uint8) for _ in range(1000)]
+    held = held[::100]  # the rest is free, between those that are held
+    before = process.memory_info().rss
+    malloc.give_back()
+    assert process.memory_info().rss < before - 50 * 2**20
+    assert all(array.all() for array in held)

@@ -109,6 +109,7 @@ class Workers:
         begun: dict[int, Future[list[Tuned]]] = {}  # until their results are yielded
         numbers: dict[int, int] = {}  # of a job among all that these workers ever had -> among `jobs`
         try:
+            malloc.give_back()  # of the proof and the scores: the workers need it
             # or numpy's threads would wait for the workers' cores
             with threadpool_limits(1, user_api="blas"):
                 for wanted in count_up():

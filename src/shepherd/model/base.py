@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from shepherd.core import Adapter
 from shepherd.errors import BaseError
-from shepherd.model import fingerprint, last, lora
+from shepherd.model import fingerprint, last, lora, malloc
 from shepherd.model.attention import PACKED
 from shepherd.settings import AdapterTable, ModelTable
 
@@ -150,7 +150,9 @@ def load(
         sites=sites,
         attention=network.config._attn_implementation,
     )
-    return replace(base, proof=prove(base, longest) if proof is None else proof)
+    base = replace(base, proof=prove(base, longest) if proof is None else proof)
+    malloc.give_back()  # what the proof took, before somebody plans with what is free
+    return base
 
 
 def load_tokenizer(model: ModelTable) -> Any:

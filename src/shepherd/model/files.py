@@ -20,6 +20,7 @@ from safetensors.numpy import save as bytes_of
 from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
+from shepherd import paths
 from shepherd.core import Adapter, require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, FolderError
 from shepherd.model import fingerprint, lora
@@ -267,10 +268,10 @@ def _parameters(base: Base, modules: Collection[str]) -> list[str]:
 
 
 def named(base: Base) -> tuple[str, str | None]:
-    """What others load the base by: a folder's whole path, or a Hugging Face id and the commit."""
+    """What others load the base by: a Hugging Face id and the commit, or a folder's whole path."""
     source = base.model.config._name_or_path or base.name
     if os.path.isdir(source):
-        return os.path.abspath(source), None
+        return paths.snapshot(source) or (os.path.abspath(source), None)
     return source, getattr(base.model.config, "_commit_hash", None)
 
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Callable
 
 # glibc reads these when a process starts. Huge pages: a tenth to a fifth faster. No small free blocks kept
 # aside, which would stay between large ones, so that each tensor is looked for in long lists: a twentieth.
@@ -43,3 +44,18 @@ def keep_pages() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def give_back() -> None:
+    """Return what is free to the system, also from the middle of the heap; does nothing but on glibc."""
+    _malloc_trim(0)
+
+
+def _trim() -> Callable[[int], int]:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # only glibc has it
+        return lambda pad: 0
+
+
+_malloc_trim = _trim()

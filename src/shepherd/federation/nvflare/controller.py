@@ -19,12 +19,13 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from shepherd.errors import FederationError, ShepherdError, WireError
-from shepherd.federation import book, heap, orders, wire
+from shepherd.federation import book, orders, wire
 from shepherd.federation.nvflare import message
 from shepherd.federation.nvflare.job import BROUGHT, ORDER, TASK
 from shepherd.federation.nvflare.outlive import outlive_updates
 from shepherd.federation.service import Service
 from shepherd.folder import mending, write_atomic
+from shepherd.model import malloc
 
 TOPIC = "shepherd"
 HOME = "shepherd"
@@ -95,7 +96,7 @@ class Rounds(ModelController):  # type: ignore[misc]
 
     def ask(self, message_: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
         """Send to the sites; yield answers as they come; see `shepherd.federation.asking.Post`."""
-        heap.give_back()
+        malloc.give_back()  # so that the peak is that of one wave
         inbox: queue.Queue[FLModel] = queue.Queue()
         self.send_model(
             task_name=TASK,
