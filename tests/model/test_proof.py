@@ -56,6 +56,12 @@ def saved(tmp_path_factory) -> Callable[[str], Path]:
     return folder
 
 
+def test_a_base_that_reads_too_few_tokens_is_refused(tmp_path) -> None:
+    folder = bases.save(hf.LlamaConfig(**{**_COMMON, "max_position_embeddings": 2}), tmp_path)
+    with pytest.raises(BaseError, match=r"\(llama\) reads 2 tokens at most, too few"):
+        load(folder)
+
+
 # --- right ones
 
 

@@ -33,6 +33,7 @@ WHOLE = 2**30  # bytes in float32 up to which a base is proven whole
 SHORT = 16  # tokens that a longer window or chunk is shortened to
 LONGEST = 8192  # tokens of a probe, where shortening breaks the base
 OWNERS = (0, 0, 1, 1)  # whose the four examples are
+FEWEST = 6  # tokens that a base must read: those of the shortest example
 SHARED = 4  # tokens that the first two begin with
 READ = slice(1, None, 2)  # the places of the line whose states are compared
 EXACT = 1e-3  # relative difference of a token's states, or a factor's gradient: above it is no rounding
@@ -74,6 +75,11 @@ def prove(base: Base, longest: int | None = None) -> Proof:
     Raises:
         BaseError: neither packed nor in batches, or the base itself does not run.
     """
+    if base.reads is not None and base.reads < FEWEST:
+        raise BaseError(
+            f"{_named(base)} reads {base.reads} tokens at most, too few for a prompt and its answer; use"
+            " another base"
+        )
     exact, own = _alone_in_float32(base, longest)
     _require_causal(exact, own)
     _require_head(exact, EXACT)
