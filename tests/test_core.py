@@ -145,3 +145,21 @@ def test_seeds_are_the_same_on_every_machine_and_for_numpys_integers() -> None:
     assert seed_for(np.int64(0), np.int32(3), "cohort") == seed_for(0, 3, "cohort")
     assert seed_for(0, 1, 2) != seed_for(0, 12)
     assert seed_for(0, "1") != seed_for(0, 1)
+
+
+def test_arrivals_go_back_through_a_chain_and_a_part_without_the_hook_lets_them_pass() -> None:
+    log: list[tuple[str, str, int]] = []
+    seen: list[tuple[str, object]] = []
+
+    def hooked(name: str) -> Transform:
+        def on_arrival(update: Update, state: object) -> Update:
+            seen.append((name, state))
+            return update_of(update.client, 0, update.weight + 1)
+
+        return noting(log, name)._replace(on_arrival=on_arrival)
+
+    both = chain(hooked("first"), noting(log, "bare"), hooked("last"))
+    assert both.on_arrival(update_of("c", 0, 1.0), ("a", "b", "c")).weight == 3
+    assert seen == [("last", "c"), ("first", "a")]
+    update = update_of("c", 0)
+    assert chain().on_arrival(update, ()) is update

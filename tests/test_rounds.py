@@ -1,6 +1,7 @@
 import weakref
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from shepherd.algorithms import fedavg, ffa_lora
 from shepherd.core import Adapter, ClientInfo, Failure, chain, seed_for
 from shepherd.errors import FederationError, QuorumNotMet
-from shepherd.rounds import MAX_METRIC, MAX_WEIGHT, report_row, rounds, start
+from shepherd.rounds import MAX_METRIC, MAX_NATS, MAX_WEIGHT, report_row, rounds, start
 from shepherd.select import everyone, poisson, round_robin, uniform
+from shepherd.settings import parse
 from shepherd.transforms import clip
+from shepherd.weighing import Allowed, allowing, anything
 from tests.quadratic import Quadratic, bits, drawn, update_of
 from tests.test_audit import dense
 
@@ -20,9 +23,10 @@ AVG = fedavg.ALGORITHM
 class Scripted:
     """Clients that answer what they are told to: `answers(broadcast, cohort)`."""
 
-    def __init__(self, answers, clients=3):
+    def __init__(self, answers, clients=3, fewest=()):
         self.run = answers
-        self.infos = [ClientInfo(name=f"c{k}", examples=1) for k in range(clients)]
+        fewest = [*fewest, *[1] * clients]
+        self.infos = [ClientInfo(name=f"c{k}", examples=1, min_cohort=fewest[k]) for k in range(clients)]
 
     def clients(self):
         return self.infos
@@ -32,12 +36,24 @@ def choose(way, share=1.0):
     return lambda clients, round, seed: way(clients, share, round, seed)
 
 
-def run(federation, *, until=1, algorithm=AVG, transform=None, select=None, quorum=0.5, seed=0, state=None):
+def run(
+    federation, *, until=1, algorithm=AVG, transform=None, select=None, quorum=0.5, seed=0, state=None,
+    max_share=1.0, allow=anything,
+):  # fmt: skip
     transform = transform or chain()
     state = state or start(algorithm, transform, drawn(0))
     select = select or choose(everyone)
     return rounds(
-        algorithm, federation, transform, state, until=until, select=select, quorum=quorum, seed=seed
+        algorithm,
+        federation,
+        transform,
+        state,
+        until=until,
+        select=select,
+        quorum=quorum,
+        seed=seed,
+        allow=allow,
+        max_share=max_share,
     )
 
 
@@ -151,7 +167,7 @@ def test_quorum_not_met_names_who_failed_and_why():
     assert str(error.value) == (
         "round 1: 1 of 12 clients gave a usable update and federation.quorum = 0.25 asks for 3 "
         "(c1: it timed out; c2: it gave no answer; c3: it gave no answer; c4: it gave no answer; "
-        "c5: it gave no answer; and 6 more); mend those clients or lower federation.quorum"
+        "c5: it gave no answer; and 6 more); fix those clients or lower federation.quorum"
     )
 
 
@@ -323,7 +339,7 @@ def test_the_largest_numbers_that_a_client_may_tell_make_a_row():
     ]
     ((_, report),) = run(answering(*answers))
     row = report_row(report)
-    assert row["loss"] == most
+    assert row["loss"] == MAX_NATS
     assert row["losses"] == {"c0": most, "c1": -most, "c2": most}
 
 
@@ -332,3 +348,144 @@ def test_a_loss_that_nobody_tells_is_none(known):
     answers = [replace(update_of("c0", 1), metrics=known)]
     ((_, report),) = run(answering(*answers), quorum=0.1)
     assert report_row(report)["loss"] is None
+
+
+def of(client, step, weight=1.0):
+    """An update that adds the same number everywhere."""
+    delta = Adapter({n: np.full(t.shape, step) for n, t in drawn(0).items()})
+    return replace(update_of(client, 0, weight), delta=delta)
+
+
+def equal(client):
+    return Allowed(least=1.0, most=1.0, whole=True, by='federation.weights = "equal"')
+
+
+def test_a_weight_that_was_not_asked_for_is_a_counted_failure():
+    answers = [of("c0", 0.01), of("c1", 1000.0, 1e12), of("c2", 0.01)]
+    ((state, report),) = run(answering(*answers), allow=equal)
+    assert bits(state.adapter) == bits(drawn(0).plus(of("c0", 0.01).delta))
+    assert report.weights == {"c0": 1.0, "c2": 1.0}
+    assert report.failures["c1"] == (
+        "its weight 1000000000000 is not a whole number of 1, which is all that a visit with"
+        ' federation.weights = "equal" allows; count it as the run file says'
+    )
+
+
+@pytest.mark.parametrize("weight", [1e-300, 0.5, 1.5, 21.0, 1 - 2**-53, 1e12])
+def test_counts_are_whole_and_no_more_than_a_visit(weight):
+    run_file = {
+        "model": {"base": "tiny"},
+        "data": {"source": "world"},
+        "tuning": {"max_steps": 5, "batch_size": 4},
+    }
+    answers = [of("c0", 1.0, 20.0), of("c1", 2.0, weight), of("c2", 1.0, 20.0)]
+    ((_, report),) = run(answering(*answers), allow=allowing(parse(run_file)))
+    assert list(report.failures) == ["c1"]
+    assert "from 1 to 20" in report.failures["c1"]
+
+
+def test_a_count_in_the_metrics_is_no_more_than_a_visit_either():
+    many = replace(of("c1", 1.0), metrics={"trained_tokens": 1e12, "loss": 40.0})
+    allow = lambda client: Allowed(counts={"trained_tokens": 100.0})  # noqa: E731
+    ((_, report),) = run(answering(of("c0", 1.0), many, of("c2", 1.0)), allow=allow)
+    assert "metric trained_tokens is 1000000000000 and a visit has 100 at most" in report.failures["c1"]
+
+
+def test_no_client_counts_for_more_than_its_share():
+    answers = [of("c0", 8.0, 1000.0), of("c1", 1.0, 3.0), of("c2", 2.0, 1.0)]
+    ((state, report),) = run(answering(*answers), max_share=0.5)
+    assert report.weights == {"c0": 4.0, "c1": 3.0, "c2": 1.0}
+    assert report.capped == ("c0",)
+    moved = state.adapter.plus(drawn(0), -1.0)
+    for tensor in moved.values():
+        np.testing.assert_allclose(tensor, (4 * 8 + 3 * 1 + 1 * 2) / 8, rtol=1e-5)
+    row = report_row(report)
+    assert row["weights"] == {"c0": 0.5, "c1": 0.375, "c2": 0.125}
+    assert row["capped"] == ["c0"]
+    assert report.gap == pytest.approx(
+        dense(drawn(0), [replace(u, weight=min(u.weight, 4.0)) for u in answers]), rel=1e-6
+    )
+
+
+def test_a_partner_with_a_tiny_weight_does_not_make_the_mean_anothers_own():
+    ((state, _),) = run(answering(of("c0", 7.0, 32000.0), of("c1", 0.0, 1.0)), max_share=0.5, quorum=0.6)
+    moved = state.adapter.plus(drawn(0), -1.0)
+    np.testing.assert_allclose(next(iter(moved.values())), 3.5, rtol=1e-5)
+
+
+def test_a_cap_changes_no_bit_where_all_weigh_the_same():
+    answers = [update_of(f"c{k}", k, 5.0) for k in range(3)]
+    (one, _), (two, _) = (next(run(answering(*answers), max_share=share)) for share in (0.1, 1.0))
+    assert bits(one.adapter) == bits(two.adapter)
+
+
+def test_under_a_cap_few_updates_wait():
+    """Law 5: of a cohort of any size, no more than 1 / max_share are alive when the next one is made."""
+    alive = []
+
+    def answers(broadcast, cohort):
+        made = []
+        for k, client in enumerate(cohort):
+            alive.append(sum(ref() is not None for ref in made))
+            update = update_of(client, k, weight=float(1 + 37 * k % 50))
+            made.append(weakref.ref(update.delta[ONE]))
+            yield update
+            del update
+
+    ((_, report),) = run(Scripted(answers, 60), max_share=0.25)
+    assert len(report.weights) == 60
+    assert max(alive) <= 4
+
+
+def test_a_round_with_fewer_updates_than_a_member_asks_for_is_thrown_away():
+    answers = [of("c0", 7.0), Failure(client="c1", reason="it timed out")]
+    loop = run(Scripted(lambda broadcast, cohort: iter(answers), fewest=(2, 5)), quorum=0.1)
+    with pytest.raises(
+        QuorumNotMet, match=r"1 of 3 .* and c0 lets its own into a mean of 2 or more .*c1: it timed"
+    ):
+        next(loop)
+
+
+def test_who_gave_no_usable_update_asks_for_nothing():
+    answers = [of("c0", 7.0), Failure(client="c1", reason="policy min_cohort"), of("c2", 1.0)]
+    loop = run(Scripted(lambda broadcast, cohort: iter(answers), fewest=(2, 3, 2)))
+    assert list(next(loop)[1].weights) == ["c0", "c2"]
+
+
+def test_who_asks_for_more_than_there_are_is_left_out_and_stops_no_round():
+    answers = [of("c0", 7.0), of("c1", 1.0), of("c2", 2.0)]
+    loop = run(Scripted(lambda broadcast, cohort: iter(answers), fewest=(2, 2, 10**6)))
+    report = next(loop)[1]
+    assert list(report.weights) == ["c0", "c1"]
+    assert "its min_cohort is 1000000 and 3 clients were asked" in report.failures["c2"]
+
+
+@pytest.mark.parametrize("taken", [1, 2])
+def test_an_algorithm_that_stops_early_does_not_get_past_the_checks(taken):
+    """The quorum and the smallest cohort are known after the last update alone."""
+    algorithm = AVG._replace(aggregate=lambda state, updates: AVG.aggregate(state, islice(updates, taken)))
+    federation = Scripted(lambda broadcast, cohort: iter([of("c0", 7.0), of("c1", 7.0)]), fewest=(3,))
+    with pytest.raises(FederationError, match=r"aggregate must take them all|lets its own into a mean of 3"):
+        next(run(federation, algorithm=algorithm, quorum=0.1))
+
+
+def test_a_promise_is_verified_on_arrival():
+    answers = [of("c0", 0.001), of("c1", 1000.0), of("c2", 0.002)]
+    ((state, report),) = run(answering(*answers), transform=chain(clip.build(clip.Config(norm=1.0))))
+    assert list(report.failures) == ["c1"]
+    assert "the transform clip lets 1 through" in report.failures["c1"]
+    assert state.adapter.plus(drawn(0), -1.0).norm() <= 1.0
+
+
+def test_what_a_transform_decodes_on_arrival_is_checked_again():
+    """A transform that sends a change at half its size, and gives it back twice as large."""
+    scaled = chain()._replace(
+        on_client=lambda update, state, seed: replace(update, delta=update.delta.times(0.5)),
+        on_arrival=lambda update, state: replace(update, delta=update.delta.times(2.0)),
+    )
+    huge = Adapter({n: np.full(t.shape, 3e38) for n, t in drawn(0).items()})
+    with np.errstate(over="ignore"):
+        answers = [of("c0", 0.5), replace(of("c1", 1.0), delta=huge), of("c2", 0.5)]
+        ((state, report),) = run(answering(*answers), transform=scaled)
+    assert "is not finite" in report.failures["c1"]
+    np.testing.assert_allclose(next(iter(state.adapter.plus(drawn(0), -1.0).values())), 1.0, rtol=1e-5)

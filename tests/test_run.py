@@ -50,8 +50,8 @@ from tests import runs
 from tests.model import bases
 
 ROW = {
-    "round", "cohort", "weights", "loss", "losses", "failures", "bytes_down", "bytes_up", "gap", "examples",
-    "steps", "tokens", "heldout", "coverage", "learning_rate", "seconds",
+    "round", "cohort", "weights", "capped", "loss", "losses", "failures", "bytes_down", "bytes_up", "gap",
+    "examples", "steps", "tokens", "heldout", "coverage", "learning_rate", "seconds",
 }  # fmt: skip
 
 

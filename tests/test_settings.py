@@ -117,7 +117,10 @@ def test_overrides_that_say_nothing_or_the_impossible_are_refused(path: Path) ->
         ("rounds", "'rounds' is not key=value"),
         ("=3", "'=3' is not key=value"),
         ("seed.more=1", "override seed.more: seed is not a table"),
-        ("federation.round=3", "unknown key federation.round; known keys there are deadline, quorum, rounds"),
+        (
+            "federation.round=3",
+            "unknown key federation.round; known keys there are deadline, max_share, quorum, rounds",
+        ),
         ("federation.rounds=two", "key federation.rounds: .*integer.* \\(got 'two'\\)"),
     ):
         with pytest.raises(SettingsError, match=message):

@@ -169,6 +169,8 @@ class ClientInfo:
 
     name: str
     examples: int
+    min_cohort: int = 1
+    """Usable updates that a mean must be made of, or this client's part in it is not let out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,15 +200,24 @@ class Algorithm(NamedTuple):
     apply: Callable[[ServerState, Update], ServerState]
 
 
+def as_it_came(update: Update, state: Any) -> Update:
+    """The hook of a transform that has nothing to do on arrival."""
+    return update
+
+
 class Transform(NamedTuple):
     """Something done to an update on its way: on the client, and undone or completed on the server.
 
-    A state is a mapping from names to arrays, so that it can be broadcast and saved.
+    A state is a mapping from names to arrays, so that it can be broadcast and saved. `on_arrival` sees each
+    update before it is averaged, to decode it, or to raise `UpdateRefused` where a promise is broken, such as
+    a bound on its length. A transform that comes later on the client and lengthens what was bounded has to
+    undo that in its own `on_arrival`, which is called first.
     """
 
     init: Callable[[], Any]
     on_client: Callable[[Update, Any, int], Update]
     on_server: Callable[[Update, Any, int], tuple[Update, Any]]
+    on_arrival: Callable[[Update, Any], Update] = as_it_came
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -227,7 +238,13 @@ def chain(*transforms: Transform) -> Transform:
             update, after[place] = part.on_server(update, states[place], seed_for(seed, place))
         return update, tuple(after)
 
-    return Transform(lambda: tuple(part.init() for part in transforms), on_client, on_server)
+    def on_arrival(update: Update, states: Any) -> Update:
+        for part, state in reversed(list(zip(transforms, states, strict=True))):
+            update = part.on_arrival(update, state)
+        return update
+
+    arrive = on_arrival if transforms else as_it_came  # as for a part that has no such hook
+    return Transform(lambda: tuple(part.init() for part in transforms), on_client, on_server, arrive)
 
 
 class Federation(Protocol):

@@ -22,7 +22,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Self
 
-from shepherd import card, checkpoint, folder, paths, plugins, prepare, select, tracking, world
+from shepherd import card, checkpoint, folder, paths, plugins, prepare, select, tracking, weighing, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, seed_for
 from shepherd.data.examples import Example
@@ -123,6 +123,8 @@ class Run:
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
             rank=self.settings.adapter.rank,
+            allow=weighing.allowing(self.settings),
+            max_share=self.settings.federation.max_share,
         )
         while self.state.round < self.until:
             with stage(f"round {self.state.round + 1}/{self.until}"):

@@ -215,6 +215,10 @@ class FederationTable(Table):
     """What a client's update counts for in the mean: examples trained, tokens trained, or one each."""
     quorum: PositiveShare = 0.5
     """The share of the cohort that must give a usable update, or the round is not finished."""
+    max_share: Annotated[float, Strict(), Field(ge=0.1, le=1.0)] = 0.5
+    """The most that one client may count for in a round: a heavier one counts for less. Of two clients each
+    is half, of one it is all; 1 is no bound, which a server of silos refuses. The server holds
+    1 / max_share updates back at most, to know how heavy the others are."""
     sites: tuple[str, ...] = ()
     """Over silos, the clients by name; the default is every site that is connected at the start."""
     deadline: PositiveFloat = 3600.0

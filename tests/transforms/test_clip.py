@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.quadratic import bits, drawn, update_of
 
 from shepherd.core import Adapter, Update
-from shepherd.errors import SettingsError
+from shepherd.errors import SettingsError, UpdateRefused
 from shepherd.settings import validated
 from shepherd.transforms import clip
 
@@ -63,3 +63,25 @@ def test_the_server_undoes_nothing():
 def test_an_impossible_norm_is_refused(norm):
     with pytest.raises(SettingsError, match="norm"):
         validated(clip.Config, {"norm": norm}, "the transform")
+
+
+@given(st.integers(0, 2**32), st.floats(1e-3, 1e3), st.floats(0.5, 2.0))
+def test_on_arrival_what_is_longer_is_refused_and_what_was_clipped_is_not(seed, norm, times):
+    transform, update = (
+        clip.build(clip.Config(norm=norm)),
+        replace(update_of("c", seed), extra=drawn(seed + 1)),
+    )
+    sent = clipped(replace(update, delta=update.delta.times(1e4)), norm)
+    assert transform.on_arrival(sent, {}) is sent
+    other = replace(sent, delta=sent.delta.times(times), extra=sent.extra.times(times))
+    if length(other) > norm * 1.001:
+        with pytest.raises(UpdateRefused, match="clip it at the client"):
+            transform.on_arrival(other, {})
+    elif length(other) <= norm:
+        assert transform.on_arrival(other, {}) is other
+
+
+def test_a_length_that_is_no_number_is_refused_on_arrival():
+    update = replace(update_of("c", 0), delta=Adapter({"w": [np.nan]}))
+    with pytest.raises(UpdateRefused, match="length nan"):
+        clip.build(clip.Config()).on_arrival(update, {})

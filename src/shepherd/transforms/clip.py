@@ -1,4 +1,4 @@
-"""Clip: nothing that leaves a client is longer than `norm`.
+"""Clip: nothing that leaves a client is longer than `norm`, and the server takes nothing longer.
 
     (delta, extra)  <-  (delta, extra) * min(1, norm / ||(delta, extra)||)
 
@@ -16,9 +16,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from shepherd.core import Transform, Update
+from shepherd.errors import UpdateRefused
 from shepherd.settings import Table
 
 ROUNDING = 1 - 2**-22  # a float32 product rounds up by at most 2**-24, twice: the result is never longer
+ALLOWANCE = 1 + 2**-20
+"""Of a length on arrival: two machines add up the same squares in another order."""
 
 
 class Config(Table):
@@ -27,17 +30,30 @@ class Config(Table):
 
 
 def build(config: Config) -> Transform:
-    """Clip on the client; the server has nothing to undo."""
+    """Clip on the client, and verify it on arrival; the server has nothing to undo."""
 
     def on_client(update: Update, state: Any, seed: int) -> Update:
-        length = math.hypot(update.delta.norm(), update.extra.norm())
+        length = _length(update)
         if not config.norm < length < math.inf:  # what is not finite is for the server to refuse
             return update
         scale = ROUNDING * config.norm / length
         return replace(update, delta=update.delta.times(scale), extra=update.extra.times(scale))
 
-    return Transform(dict, on_client, _as_it_came)
+    def on_arrival(update: Update, state: Any) -> Update:
+        length = _length(update)
+        if not length <= ALLOWANCE * config.norm:
+            raise UpdateRefused(
+                f"its change has length {length:.6g}, and the transform clip lets {config.norm:g} through;"
+                " clip it at the client as the run file says"
+            )
+        return update
+
+    return Transform(dict, on_client, _untouched, on_arrival)
 
 
-def _as_it_came(update: Update, state: Any, seed: int) -> tuple[Update, Any]:
+def _length(update: Update) -> float:
+    return math.hypot(update.delta.norm(), update.extra.norm())
+
+
+def _untouched(update: Update, state: Any, seed: int) -> tuple[Update, Any]:
     return update, state
