@@ -61,7 +61,8 @@ class Progress:
         ]
         parts += [f"step {self.step} of {self.steps}"] if self.step else []
         if self.tokens and self.seconds > 0:
-            parts += [f"{self.tokens / self.seconds:,.0f} tokens/s", f"loss {self.loss:.2f}"]
+            parts += [f"{self.tokens / self.seconds:,.0f} tokens/s"]
+            parts += [f"loss {self.loss:.2f}"] if self.loss else []  # 0 where nobody tells
         left = self.left()
         parts += [f"{duration(self.seconds)} so far" if left is None else f"about {roughly(left)} left"]
         return f"round {self.round}/{self.rounds}: {', '.join(parts)}"

@@ -41,12 +41,14 @@ class Letters:
         return self.late_ones
 
 
-def honest(name: str, step: float = 1.0, weight: float = 1.0, examples: int = 10) -> Site:
+def honest(
+    name: str, step: float = 1.0, weight: float = 1.0, examples: int = 10, min_cohort: int = 1
+) -> Site:
     """Answers every kind of request; trains by adding `step` to every number."""
 
     def site(request: Request) -> bytes:
         if request.kind == "join":
-            return wire.encode_reply(Joined(client=name, examples=examples, version=request.version))
+            return wire.encode_reply(joined(name, request, examples, min_cohort))
         if request.kind == "score":
             categories = {"qa": (2.0 * step, 4), name: (3.0, 1)}
             return wire.encode_reply(Scores(client=name, round=request.round, categories=categories))
@@ -54,6 +56,10 @@ def honest(name: str, step: float = 1.0, weight: float = 1.0, examples: int = 10
         return wire.encode_reply(update(request, name, step, weight))
 
     return site
+
+
+def joined(name: str, request: Request, examples: int = 10, min_cohort: int = 1) -> Joined:
+    return Joined(client=name, examples=examples, min_cohort=min_cohort, version=request.version)
 
 
 def update(request: Request, name: str, step: float, weight: float = 1.0) -> Update:

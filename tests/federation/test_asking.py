@@ -20,9 +20,11 @@ TERMS = Terms(run="0" * 16, base="b" * 64, version="0.1.0", settings={"seed": 0}
 BROADCAST = Broadcast(round=3, adapter=Adapter({"q.lora_A.weight": np.ones((2, 3))}), seed=7)
 
 
-def silos(post: Letters, wave: int = 2, deadline: float = 5.0) -> Silos:
+def silos(post: Letters, wave: int = 2, deadline: float = 5.0, *, new: bool = False) -> Silos:
+    """Sites that have joined, or that are all new."""
     terms = replace(TERMS, wave=wave, deadline=deadline)
-    return Silos(post=post, terms=terms, sites=list(post.sites))
+    joined = {name: Joined(client=name, examples=10, version="0.1.0") for name in post.sites}
+    return Silos(post=post, terms=terms, sites=list(post.sites), joined={} if new else joined)
 
 
 def names(count: int) -> list[str]:
@@ -112,7 +114,7 @@ def test_an_answer_many_times_as_long_as_its_question_is_refused_unread(numbers:
 
 def test_sites_that_are_away_stay_clients() -> None:
     post = Letters({name: honest(name) for name in names(3)}, away={"site-2"})
-    federation = silos(post)
+    federation = silos(post, new=True)
 
     joined = federation.join(0)
 
@@ -187,3 +189,62 @@ def test_an_empty_cohort_asks_nobody(wave: int) -> None:
     post = Letters({})
     assert list(silos(post, wave).run(BROADCAST, [])) == []
     assert post.asked == []
+
+
+def told(post: Letters) -> list[tuple[str, int, tuple[str, ...]]]:
+    """What was asked of whom, and how many they were told to be."""
+    pairs = zip(post.requests, post.asked, strict=True)
+    return [(kind, request.cohort, sites) for request, (kind, sites) in pairs]
+
+
+def test_a_site_is_told_how_many_are_joined_there_and_asked() -> None:
+    """Names that nobody answers to, and sites that are off, are nobody's company."""
+    post = Letters(
+        {"a": honest("a"), "b": honest("b"), "off": honest("off"), "no": failing("no", "policy bases of no")},
+        away={"off"},
+    )
+    federation = silos(post, wave=9, new=True)
+    federation.sites = [*post.sites, *(f"ghost-{number}" for number in range(9))]
+    federation.join(0)
+
+    answers = {reply.client: reply for reply in federation.run(BROADCAST, sorted(federation.sites))}
+
+    assert told(post) == [("join", 3, ("a", "b", "no")), ("join", 1, ("no",)), ("train", 2, ("a", "b"))]
+    reasons = {name: reply.reason for name, reply in answers.items() if isinstance(reply, Failure)}
+    assert set(answers) - set(reasons) == {"a", "b"}
+    assert reasons["no"] == "policy bases of no"
+    assert "not connected" in reasons["off"]
+    assert "not connected" in reasons["ghost-3"]
+
+
+def test_a_cohort_is_told_its_own_number_and_not_the_runs() -> None:
+    post = Letters({name: honest(name) for name in names(5)})
+    list(silos(post, wave=9).run(BROADCAST, ["site-2", "site-4"]))
+    assert told(post) == [("train", 2, ("site-2", "site-4"))]
+
+
+def test_who_comes_late_joins_before_it_is_asked_to_train() -> None:
+    post = Letters({"a": honest("a"), "b": honest("b", examples=7, min_cohort=2)}, away={"b"})
+    federation = silos(post, wave=9, new=True)
+    federation.join(0)
+    post.away.clear()
+
+    answers = list(federation.run(BROADCAST, ["a", "b"]))
+
+    assert [type(answer) for answer in answers] == [Update, Update]
+    assert told(post)[1:] == [("join", 1, ("b",)), ("train", 2, ("a", "b"))]
+    assert [(client.examples, client.min_cohort) for client in federation.clients()] == [(10, 1), (7, 2)]
+
+
+def test_scores_are_asked_of_who_has_joined_and_of_their_round_alone() -> None:
+    other = lambda request: wire.encode_reply(Scores(client="b", round=1, categories={"qa": (1.0, 1)}))  # noqa: E731
+    post = Letters({"a": honest("a"), "b": other, "c": failing("c")})
+    federation = silos(post, wave=9)
+    del federation.joined["c"]
+
+    first, second = federation.score(2, BROADCAST.adapter)
+
+    assert isinstance(first, Scores)
+    assert isinstance(second, Failure)
+    assert "of round 1" in second.reason
+    assert told(post) == [("score", 2, ("a", "b"))]

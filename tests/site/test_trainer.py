@@ -145,7 +145,8 @@ def test_who_joins_is_told_by_size_and_version(born, asked, source, llama_folder
     size = len(simulated(shaped, source, llama_folder, TABLES).datasets[NAME])
     trainer = born()
     for _ in range(2):  # loading, and loaded
-        assert ask(trainer, asked()) == Joined(client=NAME, examples=size, version=wire.version())
+        joined = Joined(client=NAME, examples=size, version=wire.version(), min_cohort=2)
+        assert ask(trainer, asked()) == joined
 
 
 # the same question, and an old one -------------------------------------------------------------------------

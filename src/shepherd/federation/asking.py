@@ -21,6 +21,7 @@ BRIEF = 300.0
 TIMES, SPARE = 4, 2**20
 """How many times its request's bytes an answer may have, and beside that: a method may send more than the
 change of what it was sent, and scores are sent by category."""
+AWAY = "it is not connected; start `shepherd silos site` there"
 
 Reply = Update | Failure | Joined | Scores
 Text = Callable[[str], None]
@@ -65,35 +66,40 @@ class Terms:
 
 @dataclass(slots=True, kw_only=True)
 class Silos:
-    """A Federation whose clients are sites. `examples` is what each said it holds, where it may say so."""
+    """A Federation whose clients are sites; it asks those that have joined and are there."""
 
     post: Post
     terms: Terms
     sites: Sequence[str]
     heard: Callable[[Reply], None] = lambda reply: None
     """Hears every answer of a round as it is taken; none of it is checked yet."""
-    examples: dict[str, int] = field(default_factory=dict)
+    joined: dict[str, Joined] = field(default_factory=dict)
+    """What each site said of itself."""
     silent: set[str] = field(default_factory=set)
     """Sites that gave no answer when they were asked last."""
+    _refused: dict[str, str] = field(default_factory=dict)
+    """Why a site did not join."""
 
     def clients(self) -> Sequence[ClientInfo]:
         """Every site of the run, by name, also those that are away: a run's cohorts must not depend on it."""
-        return [ClientInfo(name=name, examples=self.examples.get(name, 0)) for name in sorted(self.sites)]
+        return [_info(name, self.joined.get(name)) for name in sorted(self.sites)]
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
-        """Have the cohort train; a site that is away, late, or answers nonsense is a Failure."""
-        request = self._request("train", broadcast.round, broadcast, len(cohort), self.terms.deadline)
-        for reply in self._asked(request, cohort):
+        """Have the cohort train; a site that is away, late, or answers nonsense is a Failure.
+
+        Who comes late joins first. A site is told how many are asked: sites that joined and are there.
+        """
+        late = [site for site in self._here() if site in cohort and site not in self.joined]
+        list(self._join(broadcast.round, late))
+        asked, others = self._members(cohort)
+        request = self._request("train", broadcast.round, broadcast, len(asked), self.terms.deadline)
+        for reply in self._asked(request, cohort, others):
             self.heard(reply)
             yield reply if isinstance(reply, Update | Failure) else _beside(reply)
 
     def join(self, round: int) -> list[Joined | Failure]:
         """Have every site that is there load its base and its data."""
-        request = self._request("join", round, None, len(self.sites), self.terms.brief)
-        replies = list(self._asked(request, self._here()))
-        joined = [reply for reply in replies if isinstance(reply, Joined)]
-        self.examples.update({reply.client: reply.examples for reply in joined})
-        return [reply if isinstance(reply, Joined | Failure) else _beside(reply) for reply in replies]
+        return list(self._join(round, self._here()))
 
     def score(self, round: int, adapter: Adapter) -> list[Scores | Failure]:
         """Have every site that is there score the adapter on the examples that it holds out.
@@ -102,13 +108,35 @@ class Silos:
         its deadline, and not another one for its score.
         """
         broadcast = Broadcast(round=round, adapter=adapter, seed=0)
-        request = self._request("score", round, broadcast, len(self.sites), self.terms.brief)
-        replies = self._asked(request, [site for site in self._here() if site not in self.silent])
+        sites = [site for site in self._here() if site in self.joined and site not in self.silent]
+        asked, others = self._members(sites)
+        request = self._request("score", round, broadcast, len(asked), self.terms.brief)
+        replies = self._asked(request, sites, others)
         return [reply if isinstance(reply, Scores | Failure) else _beside(reply) for reply in replies]
 
     def _here(self) -> list[str]:
         here = set(self.post.present())
         return [site for site in sorted(self.sites) if site in here]
+
+    def _join(self, round: int, sites: Sequence[str]) -> Iterator[Joined | Failure]:
+        request = self._request("join", round, None, len(sites), self.terms.brief)
+        for reply in self._asked(request, sites, {}):
+            if isinstance(reply, Joined):
+                self.joined[reply.client] = reply
+                yield reply
+            else:
+                failure = reply if isinstance(reply, Failure) else _beside(reply)
+                self._refused[failure.client] = failure.reason
+                yield failure
+
+    def _members(self, sites: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """Of these sites those that can be asked, and of each other one why it cannot."""
+        here = set(self.post.present())
+        others = {
+            site: self._refused.get(site, "it has not joined") for site in sites if site not in self.joined
+        }
+        others |= {site: AWAY for site in sites if site not in here}
+        return [site for site in sites if site not in others], others
 
     def _request(
         self, kind: wire.Kind, round: int, broadcast: Broadcast | None, cohort: int, deadline: float
@@ -129,30 +157,33 @@ class Silos:
         )
         return replace(request, id=wire.request_id(request))
 
-    def _asked(self, request: Request, sites: Sequence[str]) -> Iterator[Reply]:
+    def _asked(self, request: Request, sites: Sequence[str], others: Mapping[str, str]) -> Iterator[Reply]:
+        """The answer of each site in order; `others` are not asked, and fail for that reason."""
         for start in range(0, len(sites), self.terms.wave):
-            yield from self._wave(request, sites[start : start + self.terms.wave])
+            yield from self._wave(request, sites[start : start + self.terms.wave], others)
 
-    def _wave(self, request: Request, wave: Sequence[str]) -> Iterator[Reply]:
+    def _wave(self, request: Request, wave: Sequence[str], others: Mapping[str, str]) -> Iterator[Reply]:
         # encoded for each wave: the time in it is what a site compares its clock with
         message = wire.encode_request(replace(request, sent=time.time()))
         present = set(self.post.present())
-        here = [site for site in wave if site in present]
+        others = {**{site: AWAY for site in wave if site not in present}, **others}
+        here = [site for site in wave if site not in others]
         coming = iter(self.post.ask(message, here, request.deadline) if here else ())
         came: dict[str, bytes] = {}
         for site in wave:
-            while site in here and site not in came:
+            if site in others:
+                yield Failure(client=site, reason=others[site])
+                continue
+            while site not in came:
                 arrived = next(coming, None)
                 if arrived is None:
                     break
                 came[arrived[0]] = arrived[1]
                 del arrived  # else the last answer would wait here as well
             # popped, so that no more than the answers that wait for their turn are held
-            yield self._read(site, came.pop(site, None), site in present, request, len(message))
+            yield self._read(site, came.pop(site, None), request, len(message))
 
-    def _read(self, site: str, answer: bytes | None, present: bool, request: Request, asked: int) -> Reply:
-        if not present:
-            return Failure(client=site, reason="it is not connected; start `shepherd silos site` there")
+    def _read(self, site: str, answer: bytes | None, request: Request, asked: int) -> Reply:
         if answer is None:
             self.silent.add(site)
             return Failure(
@@ -165,9 +196,17 @@ class Silos:
             reply = wire.decode_reply(answer, most_bytes=TIMES * asked + SPARE)
         except WireError as error:
             return Failure(client=site, reason=fields.sentence(f"its answer cannot be read ({error})"))
+        if isinstance(reply, Scores) and reply.round != request.round:
+            return Failure(client=site, reason=f"its scores are of round {reply.round}, not {request.round}")
         if reply.client != site:  # who it is, the certificate says; an answer cannot
             return Failure(client=site, reason=f"it answered in the name of {reply.client!r}; check its kit")
         return reply
+
+
+def _info(name: str, joined: Joined | None) -> ClientInfo:
+    if joined is None:
+        return ClientInfo(name=name, examples=0)
+    return ClientInfo(name=name, examples=joined.examples, min_cohort=joined.min_cohort)
 
 
 def _beside(reply: Reply) -> Failure:

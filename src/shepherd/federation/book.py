@@ -75,14 +75,21 @@ class Book:
     def _progress(self) -> Row:
         metrics = [_sound(reply.metrics) for reply in self.came if isinstance(reply, Update)]
         tokens = sum(each.get("tokens", 0.0) for each in metrics)
+        losses = [(each["loss"], each["tokens"]) for each in metrics if "loss" in each and each.get("tokens")]
         return {
             "round": (self.rows[-1]["round"] if self.rows else 0) + 1,
             "rounds": self.rounds,
             "clients_done": len(self.came),
             "tokens": int(tokens),
-            "loss": sum(m.get("loss", 0.0) * m.get("tokens", 0.0) for m in metrics) / max(1.0, tokens),
+            "loss": _mean(losses)
+            if len(losses) > 1
+            else 0.0,  # of one alone: not before the round is finished
             "seconds": time.perf_counter() - self.began,
         }
+
+
+def _mean(losses: Sequence[tuple[float, float]]) -> float:
+    return sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
 
 
 def refused(error: ShepherdError) -> Book:

@@ -14,19 +14,20 @@ from shepherd.errors import WireError
 
 MOST_NAME, MOST_SENTENCE = 200, 2000  # characters
 MOST_NAMES = 1000  # metrics or categories of a reply; they stand in every row of a run's log
+MOST_EXAMPLES, MOST_COHORT = 10**9, 10**6  # of a site
 # what could end a line of a log, or turn a terminal's text around
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Check = Callable[[Any], Any]
 
 
-def sentence(text: str) -> str:
-    """The text as one line of at most 2,000 characters, fit for a log and a terminal.
+def sentence(text: str, most: int = MOST_SENTENCE) -> str:
+    """The text as one line of at most so many characters, fit for a log and a terminal.
 
     >>> sentence("two\\nlines")
     'two lines'
     """
-    return _UNFIT.sub(" ", text)[:MOST_SENTENCE]
+    return _UNFIT.sub(" ", text)[:most]
 
 
 def read(plain: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
@@ -95,6 +96,15 @@ def whole(value: Any) -> int:
     return value
 
 
+def _at_most(most: int, least: int = 0) -> Check:
+    def check(value: Any) -> int:
+        if not least <= whole(value) <= most:
+            raise ValueError(f"is no whole number from {least} to {most}")
+        return int(value)
+
+    return check
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("is no number")
@@ -153,5 +163,9 @@ UPDATE: Mapping[str, Check] = {
     "metrics": _metrics,
 }
 FAILURE: Mapping[str, Check] = {"client": label, "reason": _reason}
-JOINED: Mapping[str, Check] = {"client": label, "examples": whole}
+JOINED: Mapping[str, Check] = {
+    "client": label,
+    "examples": _at_most(MOST_EXAMPLES),
+    "min_cohort": _at_most(MOST_COHORT, 1),
+}
 SCORES: Mapping[str, Check] = {"client": label, "round": whole, "categories": _categories}

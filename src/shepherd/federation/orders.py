@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from shepherd.errors import FederationError
-from shepherd.settings import RunSettings, plain, published
+from shepherd.federation.fields import label
+from shepherd.settings import FederationTable, RunSettings, plain, published
 
 RUN_ID = "[0-9a-f]{16}"
+MOST_SITES = 1000
 TRAVELLING = ("seed", "model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
 """Tables of the run file that a site is told."""
 TRAVELLING_DATA = ("template", "template_options", "system", "date", "holdout", "max_tokens", "seed")
@@ -31,6 +33,11 @@ class Order:
     sites: tuple[str, ...]
     settings: Mapping[str, Any]
     """The run file."""
+
+    @property
+    def federation(self) -> FederationTable:
+        """The run file's table."""
+        return FederationTable.model_validate(self.settings.get("federation", {}))
 
     def text(self) -> str:
         """JSON; `read` reads it back."""
@@ -55,12 +62,18 @@ def read(text: str) -> Order:
     """
     try:
         found = json.loads(text)
-        order = Order(**{**found, "sites": tuple(found["sites"])})
+        order = Order(**{**found, "sites": _sites(found["sites"])})
         if not re.fullmatch(RUN_ID, order.run):  # it names a folder at the server
             raise ValueError("its run is not 16 hex digits")
         return order
     except (ValueError, TypeError, KeyError) as error:
         raise FederationError(f"the job's order cannot be read ({error}); submit it anew") from error
+
+
+def _sites(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or len(names) > MOST_SITES:
+        raise ValueError(f"its sites are no list of at most {MOST_SITES} names")
+    return tuple(map(label, names))
 
 
 def travelling(settings: RunSettings) -> dict[str, Any]:

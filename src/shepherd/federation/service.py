@@ -17,22 +17,26 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shepherd import checkpoint, folder, plugins, select
+from shepherd import checkpoint, folder, plugins, select, weighing
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Failure, ServerState
 from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, ShepherdError
+from shepherd.federation import trusted
 from shepherd.federation.asking import Post, Silos, Terms
 from shepherd.federation.book import Book
 from shepherd.federation.orders import Order, travelling
+from shepherd.federation.pooling import pooled
+from shepherd.federation.trusted import NO_OTHERS, Trusted
 from shepherd.federation.wire import Scores
-from shepherd.rounds import MAX_METRIC, RoundReport, report_row, rounds
+from shepherd.rounds import RoundReport, report_row, rounds
 from shepherd.settings import RunSettings, validated
 
 log = logging.getLogger(__name__)
@@ -42,6 +46,9 @@ CHUNK = 3 * 2**20
 """Bytes of a checkpoint in one answer to the coordinator, before base64."""
 TAKEOVER = 90.0
 """Seconds to wait for a server process that lost its parent to let go of the run."""
+KEEP = 2
+"""Checkpoints of a run that stay at the server, whatever the run file says of the run folder."""
+MOST_WHY = 300  # characters of why a site is left out of a score
 
 
 @dataclass(slots=True)
@@ -54,6 +61,10 @@ class Service:
     given: Path | None
     """The coordinator's last checkpoint, that came with the job; used where it is the later one."""
     post: Post
+    known: Collection[str] | None = None
+    """Sites of the federation, there or not; None where nobody keeps a list."""
+    trusted: Trusted = NO_OTHERS
+    """Modules outside the package that a run may name."""
     settings: RunSettings = field(init=False)
     silos: Silos = field(init=False)
     _book: Book = field(init=False)
@@ -75,6 +86,7 @@ class Service:
     def run(self) -> None:
         """Go through the rounds; what comes of it is in `told`, also where it cannot go on."""
         try:
+            self.require_sound()
             with _held(self.home):
                 self._rounds()
             self._book.end({"finished": True})
@@ -95,6 +107,17 @@ class Service:
         wanted = asked.get("state")
         return {**answer, "state": self._part(wanted) if wanted else None}
 
+    def require_sound(self) -> None:
+        """Raise FederationError unless the order is one that this server goes along with."""
+        _require_sites(self.order.sites, self.known)
+        trusted.require(self.settings, self.trusted)
+        share = self.settings.federation.max_share
+        if share > weighing.MAX_SHARE:
+            raise FederationError(
+                f"federation.max_share = {share:g} would let one site be more than half of a mean, which a"
+                f" server does not; set it to {weighing.MAX_SHARE:g} or less"
+            )
+
     def _rounds(self) -> None:
         state, rows = self._opened()
         self._book.open(rows)
@@ -111,7 +134,7 @@ class Service:
             row["late"] = self.post.late() - late
             late = self.post.late()
             saved = Checkpoint(state=after, notes=self._notes(row))
-            checkpoint.save(self.home / "checkpoints", saved, keep=self.settings.checkpoints.keep)
+            checkpoint.save(self.home / "checkpoints", saved, keep=KEEP)
             self._log(row)
 
     def _going(self, state: ServerState) -> Iterator[tuple[ServerState, RoundReport]]:
@@ -125,6 +148,8 @@ class Service:
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
             rank=self.settings.adapter.rank,
+            allow=weighing.allowing(self.settings),
+            max_share=self.settings.federation.max_share,
         )
 
     def _opened(self) -> tuple[ServerState, list[Row]]:
@@ -144,7 +169,7 @@ class Service:
         due = state.round % self.settings.evaluation.every == 0
         scored = self._scored(state) if due or state.round == self.settings.federation.rounds else {}
         scoring = time.perf_counter() - began
-        held = self.silos.examples
+        held = {site: joined.examples for site, joined in self.silos.joined.items()}
         return {
             **report_row(report),
             **scored,
@@ -161,9 +186,10 @@ class Service:
         """Held-out loss over the sites that may tell theirs."""
         if not self.settings.data.holdout:
             return {}
-        replies = self.silos.score(state.round, state.adapter)
-        scores = [_usable(reply) for reply in replies if isinstance(reply, Scores)]
-        return {"heldout": _pooled(scores)} if any(score.categories for score in scores) else {}
+        told = {reply.client: _told(reply) for reply in self.silos.score(state.round, state.adapter)}
+        absent = {site: "it was not asked" for site in self.order.sites if site not in told}
+        heldout = pooled({**told, **absent}, self.settings.federation.max_share)
+        return {"heldout": heldout} if heldout else {}
 
     def _log(self, row: Row) -> None:
         folder.append(self.home, row)
@@ -184,14 +210,21 @@ class Service:
             return None
 
 
-def _usable(scores: Scores) -> Scores:
-    """What of a site's scores can be counted with: it may have held out nothing, or send nonsense."""
-    kept = {
-        name: (nats, tokens)
-        for name, (nats, tokens) in scores.categories.items()
-        if 0 < tokens <= MAX_METRIC and 0 <= nats <= MAX_METRIC
-    }
-    return replace(scores, categories=kept)
+def _told(reply: Scores | Failure) -> Scores | str:
+    return reply if isinstance(reply, Scores) else reply.reason[:MOST_WHY]
+
+
+def _require_sites(sites: Collection[str], known: Collection[str] | None) -> None:
+    """Raise FederationError where a run names no site, one twice, or one that is not in the federation."""
+    twice = sorted(site for site, count in Counter(sites).items() if count > 1)
+    strange = sorted(site for site in sites if known is not None and site not in known)
+    if not sites or twice or strange:
+        named = ascii((twice or strange or ["no site"])[0][:80])
+        why = "is named twice" if twice else "has never connected to this server" if strange else "is named"
+        raise FederationError(
+            f"the run cannot begin, since {named} {why}; write each site of the federation once in"
+            " federation.sites"
+        )
 
 
 def _unknown(error: Exception) -> FederationError:
@@ -211,27 +244,6 @@ def _taken(before: Mapping[str, int], report: RoundReport) -> dict[str, int]:
     """Examples that each site has trained on, over all rounds, as far as it may say."""
     new = {site: max(0, int(metrics.get("examples", 0))) for site, metrics in report.metrics.items()}
     return {site: before.get(site, 0) + new.get(site, 0) for site in sorted({*before, *new})}
-
-
-def _pooled(scores: Sequence[Scores]) -> Row:
-    """Held-out losses of several sites as one row: a category's is over its tokens at all of them."""
-    sums: dict[str, float] = {}
-    tokens: dict[str, int] = {}
-    for score in scores:
-        for category, (nats, count) in score.categories.items():
-            sums[category] = sums.get(category, 0.0) + nats
-            tokens[category] = tokens.get(category, 0) + count
-    means = {name: sums[name] / tokens[name] for name in sorted(sums)}
-    return {
-        "loss": sum(means.values()) / len(means),
-        "category": means,
-        "client": {score.client: _mean(score) for score in scores if score.categories},
-    }
-
-
-def _mean(score: Scores) -> float:
-    pairs = list(score.categories.values())
-    return sum(nats for nats, _ in pairs) / sum(count for _, count in pairs)
 
 
 @contextmanager

@@ -75,6 +75,8 @@ class Joined:
     """That it trains on."""
     version: str
     """Of shepherd-fit at the site."""
+    min_cohort: int = 1
+    """Usable updates that a mean with this site's part in it must be made of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,7 +210,8 @@ class Trainer:
         return own(self.settings, request.settings, bases.find(self.settings.bases, request.base))
 
     def _joined(self, examples: int) -> Joined:
-        return Joined(client=self.name, examples=examples, version=wire.version())
+        fewest = self.settings.policy.min_cohort
+        return Joined(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
 
     def _trained(
         self, task: Task, settings: RunSettings, prepared: Prepared, base: Base, before: Kept | None

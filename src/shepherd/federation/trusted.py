@@ -1,0 +1,78 @@
+"""Which algorithms and transforms a server lets a run name: a name is imported, so it is checked before that.
+
+The package's own are taken. Whoever runs the server may list others, in `local/plugins.json` of its kit:
+
+    {"algorithms": ["your_package.fedmine"], "transforms": []}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shepherd import algorithms, plugins, transforms
+from shepherd.errors import FederationError
+from shepherd.settings import RunSettings
+
+FILE = "plugins.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trusted:
+    """Modules outside the package, by their full names."""
+
+    algorithms: frozenset[str] = frozenset()
+    transforms: frozenset[str] = frozenset()
+
+
+NO_OTHERS = Trusted()
+
+
+def read(local: Path) -> Trusted:
+    """The list in a kit's `local/`; nothing where there is none.
+
+    Raises:
+        FederationError: it is not such a list.
+    """
+    path = local / FILE
+    try:
+        table = json.loads(path.read_text(encoding="utf8"))
+        if not isinstance(table, dict) or not table.keys() <= {"algorithms", "transforms"}:
+            raise ValueError("its keys may be algorithms and transforms")
+        return Trusted(**{kind: _names(names) for kind, names in table.items()})
+    except FileNotFoundError:
+        return Trusted()
+    except (OSError, ValueError) as error:
+        raise FederationError(
+            f"{path.name} in the server's kit cannot be used ({error}); write"
+            ' {"algorithms": [], "transforms": []}'
+        ) from error
+
+
+def _names(names: object) -> frozenset[str]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("a value is no list of names")
+    return frozenset(names)
+
+
+def require(settings: RunSettings, trusted: Trusted) -> None:
+    """Refuse a run that names a module which is neither the package's own nor trusted; nothing is imported.
+
+    Raises:
+        FederationError: it names one.
+    """
+    for kind, name in _unknown(settings, trusted):
+        raise FederationError(
+            f"the server takes no {kind} called {name[:80]!a}; use one of the package, or have whoever runs"
+            f" the server list it in local/{FILE} of its kit"
+        )
+
+
+def _unknown(settings: RunSettings, trusted: Trusted) -> Iterator[tuple[str, str]]:
+    if settings.algorithm.name not in {*plugins.names(algorithms), *trusted.algorithms}:
+        yield "algorithm", settings.algorithm.name
+    for part in settings.transforms:
+        if part.name not in {*plugins.names(transforms), *trusted.transforms}:
+            yield "transform", part.name
