@@ -169,3 +169,32 @@ def test_the_demo_overwrites_nothing(tmp_path: Path) -> None:
     assert told.exit_code == 2
     assert str(tmp_path / "taken") in told.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.toml", "taken"]
+
+
+def test_an_administrator_is_removed(federation: Path) -> None:
+    removed = run("silos", "remove-admin", federation, "bo")
+    assert removed.exit_code == 2  # no server runs
+    assert "bo@shepherd.local is noted as removed" in removed.stderr
+    assert provision.read(federation).admins["bo@shepherd.local"] == "removed"
+    told = run("silos", "remove-admin", federation, "eve")
+    assert told.exit_code == 2
+    assert "eve is no administrator" in told.stderr
+
+
+def test_runs_at_the_server_are_listed_and_deleted_only_with_a_yes(federation: Path) -> None:
+    home = federation / "server" / "shepherd" / "runs" / ("a" * 16)
+    home.mkdir(parents=True)
+    (home / "rounds.jsonl").write_text('{"round": 0}\n{"round": 1}\n')
+    listed = run("silos", "runs", federation)
+    assert listed.exit_code == 0
+    assert "1 run" in listed.stdout
+    assert "a" * 16 in listed.stdout
+    assert "no run is as old" in run("silos", "runs", federation, "--older-than", "1").stdout
+    asked = run("silos", "runs", federation / "server", "--delete", "a" * 16)
+    assert asked.exit_code != 0
+    assert home.is_dir()
+    gone = run("silos", "runs", federation / "server", "--delete", "a" * 16, "--yes")
+    assert gone.exit_code == 0, gone.stderr
+    assert f"deleted {'a' * 16}" in gone.stdout
+    assert not home.exists()
+    assert run("silos", "runs", federation, "--delete", "a" * 16, "--yes").exit_code == 2

@@ -44,7 +44,7 @@ def require_flare() -> None:
     default=("admin",),
     show_default=True,
     metavar="NAME[:ROLE]",
-    help="project_admin (also removes sites), lead (runs), org_admin or member (look on).",
+    help="project_admin (also removes members), lead (runs), org_admin or member (look on).",
 )
 def create(folder: Path, server: str, sites: tuple[str, ...], admins: tuple[str, ...]) -> None:
     """Make the certificates and kits of a federation, and say which kit goes to whom."""
@@ -77,6 +77,51 @@ def remove_site(folder: Path, name: str, kit: Path | None) -> None:
 
     for sentence in remove(folder, name, kit):
         click.echo(sentence)
+
+
+@silos.command("remove-admin")
+@federation_folder
+@click.argument("name")
+@click.option(
+    "--kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="[default: the first in FOLDER]"
+)
+@click.option("--stop-runs", is_flag=True, help="Also stop the runs that NAME has submitted.")
+def remove_admin(folder: Path, name: str, kit: Path | None, stop_runs: bool) -> None:
+    """Shut an administrator out at once, say which runs are theirs, and let them in no more."""
+    from shepherd.silos import membership
+
+    for sentence in membership.remove_admin(folder, name, kit, stop_runs=stop_runs):
+        click.echo(sentence)
+
+
+@silos.command()
+@federation_folder
+@click.option("--delete", "doomed", multiple=True, metavar="ID", help="Delete this run; once for each.")
+@click.option(
+    "--older-than", "days", type=float, metavar="DAYS", help="Delete the runs that are idle so long."
+)
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+def runs(folder: Path, doomed: tuple[str, ...], days: float | None, yes: bool) -> None:
+    """List what the server keeps of its runs, on its own machine, and delete old ones.
+
+    FOLDER is what `create` made, or the server's own kit. A run under way is never deleted.
+    """
+    from shepherd.show.silos import report_kept
+    from shepherd.silos import kept
+
+    found = kept.kept(folder)
+    if days is None and not doomed:
+        report_kept(found)
+        return
+    named = sorted({*doomed, *(kept.older(found, days) if days is not None else ())})
+    if not named:
+        click.echo("no run is as old as that")
+        return
+    report_kept([run for run in found if run.run in named])
+    if not yes:
+        click.confirm("Delete what the server keeps of these runs, for good?", abort=True)
+    freed = kept.delete(folder, named)
+    click.echo(f"deleted {', '.join(named)}: {freed / 1e6:,.1f} MB are free again")
 
 
 @silos.command()

@@ -18,30 +18,35 @@ from tests.silos.servers import AWAY, DONE, GONE, ORDER, SILENT, Server, replace
 
 from shepherd import folder
 from shepherd.errors import FolderError, OutOfReach, SilosError
-from shepherd.federation.nvflare import provision
+from shepherd.federation.nvflare import provision, reach
 from shepherd.federation.nvflare.reach import HungUp
 from shepherd.federation.nvflare.session import JobGone, NotAllowed, Quiet, Work
 from shepherd.settings import parse
 from shepherd.silos import membership, record
 
 RUN = {"model": {"base": "tiny"}, "data": {"source": "world"}, "federation": {"rounds": 3}}
-UNDER_WAY = {"round": 2, "rounds": 3}
+UNDER_WAY = {"round": 2, "rounds": 3, "clients_done": 0, "tokens": 0, "loss": 0.0, "seconds": 1.0}
 
 
 class Scripted(Server):
-    """A server that also throws sites out."""
+    """A server that also throws members out."""
 
     disabled: list[str]
-    kit = SimpleNamespace(host="hub.example", port=8002)
+    records: dict[str, tuple[str, str, bool]]
+    """Jobs: who submitted it, its run, whether it is over."""
+    kit: Any = SimpleNamespace(host="hub.example", port=8002, name="ada@shepherd.local")
 
-    def disable(self, site: str) -> None:
-        self.disabled.append(site)
+    def disable(self, name: str) -> None:
+        self.disabled.append(name)
+
+    def jobs_of(self, admin: str) -> dict[str, tuple[str, bool]]:
+        return {job: (run, over) for job, (who, run, over) in self.records.items() if who == admin}
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     made = Scripted([])
-    made.disabled = []
+    made.disabled, made.records = [], {}
     replaced(monkeypatch, made)
     return made
 
@@ -98,6 +103,7 @@ def test_what_each_site_does(server: Scripted, monkeypatch: pytest.MonkeyPatch) 
         (said(0, progress=UNDER_WAY, opened=False), "waits for its sites"),
         (SILENT, "begins or ends, and gives no answer now"),
         (GONE, "begins or ends, and gives no answer now"),
+        (said(2, progress={"round": 1}), "tells what cannot be taken"),
         (NotAllowed("the server does not let bob do this"), "only who submitted it"),
     ],
 )
@@ -183,6 +189,116 @@ def test_a_site_that_is_none_is_said(server: Scripted, federation: Path) -> None
     with pytest.raises(SilosError, match="site-9"):
         membership.remove(federation, "site-9")
     assert server.events == []
+
+
+# administrators ------------------------------------------------------------------------------------------
+
+LEA = "lea@shepherd.local"
+
+
+def test_a_removed_administrator_is_remembered_and_shut_out(server: Scripted, federation: Path) -> None:
+    said = membership.remove_admin(federation, "lea")
+    assert server.disabled == [LEA]
+    assert said == [
+        f"{LEA} is removed from the federation in {federation}; that kit opens nothing any more",
+        "the running server has ended the sessions of that kit and opens no other",
+        f"submitted by {LEA}: no run; `shepherd silos runs` at the server lists older ones too",
+    ]
+    assert provision.read(federation).admins[LEA] == "removed"
+    assert "opens nothing" in (federation / "admins" / "lea" / "REMOVED").read_text()
+    assert membership.remove_admin(federation, LEA)  # again, where the server has forgotten
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_which_runs_were_theirs_is_said_and_they_end_if_asked(
+    server: Scripted, federation: Path, stop: bool
+) -> None:
+    server.records = {
+        "job-0": (LEA, "one", True),
+        "job-1": (LEA, "two", False),
+        "job-2": (LEA, "two", True),
+        "job-3": ("ada@shepherd.local", "three", False),
+    }
+    said = membership.remove_admin(federation, "lea", stop_runs=stop)[2]
+    assert said.startswith(f"submitted by {LEA}: one, two, of which two ")
+    assert ("were stopped" in said) == stop
+    assert ("--stop-runs" in said) != stop
+    assert server.aborted == (["job-1"] if stop else [])
+
+
+def test_of_two_project_admins_another_removes_the_one(server: Scripted, federation: Path) -> None:
+    """By default it is not the kit that is shut out in that moment."""
+    wider = provision.read(federation)
+    provision.write(
+        federation, replace(wider, admins={**wider.admins, "zoe@shepherd.local": "project_admin"})
+    )
+    shutil.copytree(federation / "admins" / "ada", federation / "admins" / "zoe")
+    assert membership._first_admin(federation, provision.read(federation), "ada@shepherd.local").name == "zoe"
+    assert membership._first_admin(federation, provision.read(federation)).name == "ada"
+    membership.remove_admin(federation, "ada")
+    assert membership._first_admin(federation, provision.read(federation)).name == "zoe"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "done"),
+    [
+        (HungUp("it closed the connection"), True),
+        (SilosError("it refuses ada"), True),
+        (AWAY, False),
+        (None, False),
+    ],
+)
+def test_the_only_project_admin_may_go_and_is_cut_off_in_the_middle(
+    server: Scripted,
+    federation: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: SilosError | None,
+    done: bool,
+) -> None:
+    def cut(name: str) -> None:
+        raise OutOfReach("the server gave no answer")
+
+    def reached(kit: Any) -> None:
+        if refusal:
+            raise refusal
+
+    monkeypatch.setattr(server, "disable", cut)
+    monkeypatch.setattr(reach, "reach", reached)
+    if done:
+        assert "is removed" in membership.remove_admin(federation, "ada")[0]
+        return
+    with pytest.raises(OutOfReach, match="still lets it in"):
+        membership.remove_admin(federation, "ada")
+
+
+@pytest.mark.parametrize("error", [AWAY, SilosError("the clocks are apart; set one")])
+def test_a_server_that_was_not_told_still_lets_an_administrator_in(
+    server: Scripted, federation: Path, error: SilosError
+) -> None:
+    server.logins = [error]
+    with pytest.raises(type(error), match=r"lea@shepherd\.local is noted .* still lets it in, .* ask again"):
+        membership.remove_admin(federation, "lea")
+    assert server.disabled == []
+    membership.remove_admin(federation, "lea")
+    assert server.disabled == [LEA]
+
+
+@pytest.mark.parametrize("name", ["eve", "site-1", "ada@example.org", ""])
+def test_an_administrator_who_is_none_is_said(server: Scripted, federation: Path, name: str) -> None:
+    before = provision.read(federation)
+    with pytest.raises(SilosError, match=r"is no administrator .* they are ada, lea"):
+        membership.remove_admin(federation, name)
+    assert (server.events, provision.read(federation)) == ([], before)
+
+
+def test_a_lead_removes_no_administrator(server: Scripted, federation: Path) -> None:
+    with pytest.raises(SilosError, match="may not remove anybody"):
+        membership.remove_admin(federation, "ada", federation / "admins" / "lea")
+    assert server.disabled == []
+    assert provision.read(federation).admins["ada@shepherd.local"] == "project_admin"
+
+
+# runs ------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_stopped_at_the_server_and_for_whoever_follows_it(server: Scripted, run: Path) -> None:

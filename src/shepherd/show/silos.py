@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from rich import box
@@ -11,7 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from shepherd.progress import duration
+
 if TYPE_CHECKING:
+    from shepherd.silos.kept import KeptRun
     from shepherd.silos.membership import Status
 
 
@@ -23,6 +26,26 @@ def report(status: Status, stream: TextIO | None = None) -> None:
     for name, rows in (("site", status.sites), ("run", status.runs)):
         if rows:
             console.print(_table(name, rows))
+
+
+def report_kept(runs: Sequence[KeptRun], stream: TextIO | None = None) -> None:
+    """Print what a server keeps of its runs."""
+    console = Console(file=stream or sys.stdout, highlight=False)
+    total = sum(run.bytes for run in runs) / 1e6
+    console.print(f"{len(runs)} run{'s' * (len(runs) != 1)}, {total:,.1f} MB", markup=False)
+    if runs:
+        console.print(_kept_table(runs))
+
+
+def _kept_table(runs: Sequence[KeptRun]) -> Table:
+    table = Table(box=box.SIMPLE)
+    for name in ("run", "rounds", "submitted by", "MB", "now"):
+        table.add_column(name, overflow="fold")
+    for run in runs:
+        now = "is under way" if run.going else f"idle for {duration(run.idle)}"
+        row = (run.run, str(run.round), run.submitter, f"{run.bytes / 1e6:,.1f}", now)
+        table.add_row(*map(escape, row))
+    return table
 
 
 def _count(rows: Mapping[str, str], name: str) -> str:

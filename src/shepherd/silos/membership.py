@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shepherd import folder as folders
-from shepherd.errors import SilosError
-from shepherd.federation.nvflare import kits, provision
+from shepherd.errors import FederationError, OutOfReach, SilosError
+from shepherd.federation.nvflare import kits, provision, reach
 from shepherd.federation.nvflare.kits import Kit
 from shepherd.federation.nvflare.session import JobGone, JobSilent, NotAllowed, Quiet, Session, Work, session
-from shepherd.silos import record
+from shepherd.silos import record, telling
 from shepherd.silos.following import NO_NEWS, ended
 
 
@@ -58,22 +58,108 @@ def remove(folder: str | Path, name: str, kit: str | Path | None = None) -> list
         SilosError: there is no such federation or site, or the kit may not do it; nothing is changed then. Or
             the site is remembered as removed, and the server could not be told: the sentence says so.
     """
-    federation = provision.read(folder)
-    with_kit = kits.read(kit if kit is not None else _first_admin(Path(folder), federation), "admin")
-    _require_may_remove(with_kit, federation)
+    with_kit = _remover(folder, kit)
     provision.remove_site(folder, name)
+    with _said_if_untold(folder, name), session(with_kit.folder) as server:
+        server.disable(name)
+    return [
+        _removed(folder, name),
+        "the running server has thrown it out; the runs that it was in go on without it",
+    ]
+
+
+def remove_admin(
+    folder: str | Path, name: str, kit: str | Path | None = None, *, stop_runs: bool = False
+) -> list[str]:
+    """Remember an administrator as removed, and have the server end the session and take the kit no more.
+
+    Args:
+        name: of the administrator, or of the kit.
+        kit: of a project_admin; the first in the folder, another than the removed one where there is another.
+        stop_runs: also end the jobs that the administrator has submitted.
+
+    Returns:
+        What was done, and which runs are the administrator's, in sentences.
+
+    Raises:
+        SilosError: as `remove`.
+    """
+    federation = provision.read(folder)
+    full = provision.full_name(federation, Path(folder), name)
+    with_kit = _remover(folder, kit, last=full)
+    provision.remove_admin(folder, full)
+    with _said_if_untold(folder, full), session(with_kit.folder) as server:
+        theirs = _submitted(server, full, stop_runs)
+        _disable(server, full)
+    return [
+        _removed(folder, full),
+        "the running server has ended the sessions of that kit and opens no other",
+        *theirs,
+    ]
+
+
+def _disable(server: Session, admin: str) -> None:
     try:
-        with session(with_kit.folder) as server:
-            server.disable(name)
+        server.disable(admin)
+    except OutOfReach:
+        if admin != server.kit.name:
+            raise
+        # who removes the own kit is cut off, perhaps before the answer is through
+        with suppress(OutOfReach):
+            _require_refused(server.kit)
+            return
+        raise
+
+
+def _require_refused(kit: Kit) -> None:
+    """Raise OutOfReach unless the server takes this kit no more."""
+    try:
+        reach.reach(kit)
+    except OutOfReach:
+        raise
+    except SilosError:
+        return
+    raise OutOfReach(f"the server at {kit.host}:{kit.port} still takes the kit of {kit.name}; ask again")
+
+
+def _submitted(server: Session, admin: str, stop_runs: bool) -> list[str]:
+    """Which runs an administrator has submitted, by the server's records; ends those under way if asked."""
+    jobs = server.jobs_of(admin)
+    going = {job: run for job, (run, over) in jobs.items() if not over}
+    if stop_runs:
+        for job in going:
+            server.abort(job)
+    runs = sorted({run for run, _ in jobs.values()})
+    under_way = sorted(set(going.values()))
+    listed = f"submitted by {admin}: {', '.join(runs) or 'no run'}"
+    older = "; `shepherd silos runs` at the server lists older ones too"
+    if not under_way:
+        return [listed + older]
+    state = "were stopped" if stop_runs else "go on: stop them with --stop-runs"
+    return [f"{listed}, of which {', '.join(under_way)} {state}{older}"]
+
+
+def _remover(folder: str | Path, kit: str | Path | None, last: str = "") -> Kit:
+    """The kit that removes somebody."""
+    federation = provision.read(folder)
+    with_kit = kits.read(kit if kit is not None else _first_admin(Path(folder), federation, last), "admin")
+    _require_may_remove(with_kit, federation)
+    return with_kit
+
+
+def _removed(folder: str | Path, name: str) -> str:
+    return f"{name} is removed from the federation in {folder}; that kit opens nothing any more"
+
+
+@contextmanager
+def _said_if_untold(folder: str | Path, name: str) -> Iterator[None]:
+    try:
+        yield
     except SilosError as error:
         raise type(error)(
             f"{name} is noted as removed in {folder}, and the server still lets it in, since it was not told"
             f" ({error}); ask again once that is mended"
         ) from error
-    return [
-        f"{name} is removed from the federation in {folder}; its kit opens nothing any more",
-        "the running server has thrown it out; the runs that it was in go on without it",
-    ]
 
 
 def stop(folder: str | Path, kit: str | Path | None = None) -> str:
@@ -151,15 +237,18 @@ def _under_way(server: Session, runs: Mapping[str, str]) -> dict[str, str]:
 def _how_far(server: Session, job: str) -> str:
     """How far a job's run is, as far as this kit may ask."""
     try:
-        told = server.told(job, NO_NEWS)
+        told = telling.told(server.told(job, NO_NEWS), rounds=-1)
     except (JobGone, JobSilent):
         return "begins or ends, and gives no answer now"
+    except FederationError:
+        return "tells what cannot be taken; ask whoever runs the server"
     except NotAllowed:
         return "is under way; only who submitted it and a project_admin may ask how far"
-    if told["outcome"]:
-        return "has ended" if told["outcome"].get("finished") else "has ended in an error; see its run folder"
-    progress = told["progress"]
-    return f"round {progress['round']} of {progress['rounds']}" if told["opened"] else "waits for its sites"
+    if told.outcome:
+        return "has ended" if told.outcome.get("finished") else "has ended in an error; see its run folder"
+    if not told.opened or told.progress is None:
+        return "waits for its sites"
+    return f"round {told.progress['round']} of {told.progress['rounds']}"
 
 
 def _require_may_remove(kit: Kit, federation: provision.Federation) -> None:
@@ -170,15 +259,16 @@ def _require_may_remove(kit: Kit, federation: provision.Federation) -> None:
         )
     if kit.role != "project_admin":
         raise SilosError(
-            f"{kit.name} is {kit.role} in the federation and may not remove a site; use the kit of a"
+            f"{kit.name} is {kit.role} in the federation and may not remove anybody; use the kit of a"
             " project_admin"
         )
 
 
-def _first_admin(folder: Path, federation: provision.Federation) -> Path:
-    for name, role in sorted(federation.admins.items()):
+def _first_admin(folder: Path, federation: provision.Federation, last: str = "") -> Path:
+    """The first kit of a project_admin; that of `last` only where there is no other."""
+    for name, role in sorted(federation.admins.items(), key=lambda admin: (admin[0] == last, admin[0])):
         kit = folder / "admins" / provision.kit_name(name)
-        if role == "project_admin" and kit.is_dir():
+        if (role == "project_admin" or name == last) and kit.is_dir():
             return kit
     raise SilosError(
         f"{folder} has no project_admin's kit to tell the server with; name one with --kit ADMIN_KIT"

@@ -28,7 +28,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import FederationError
 from shepherd.federation import wire
-from shepherd.federation.nvflare import controller, message
+from shepherd.federation.nvflare import acquainted, controller, door, message
 from shepherd.federation.nvflare.controller import Rounds, Stopped
 from shepherd.federation.nvflare.job import BROUGHT, ORDER
 from shepherd.federation.orders import Order
@@ -299,6 +299,7 @@ def job(
         get_job_meta_path=lambda job: str(tmp_path / "meta.json"),
         get_root_dir=lambda: str(tmp_path / "kit"),
     )
+    acquainted.add(tmp_path / "kit", ["a", "b", "c"])
     meta = {"submitter_name": submitter, "submitter_role": role, "submitter_org": "o"}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     return flare
@@ -316,8 +317,8 @@ def test_a_job_goes_through_its_rounds_and_lets_its_news_be_taken(
     assert told["outcome"] == {"finished": True}
     assert not cell._is_server_job_cell(SimpleNamespace(fqcn="server.job-7"))  # see `outlive`
     kept = checkpoint.load(tmp_path / "kit/shepherd/runs" / order.run / "checkpoints/round-00002")
-    # by hand: each round adds the weighted mean (1 * 1 + 3 * 2) / 4
-    np.testing.assert_allclose(kept.state.adapter[A], 1 + 2 * 1.75)
+    # by hand: each round adds the weighted mean (1 * 1 + 3 * 2) / 4, but neither is more than half
+    np.testing.assert_allclose(kept.state.adapter[A], 1 + 2 * 1.5)
 
 
 def test_a_finished_job_ends_when_it_is_told_to(tmp_path: Path, order: Order) -> None:
@@ -404,7 +405,7 @@ def test_a_job_that_cannot_begin_says_why_to_whoever_asks(
     assert told["opened"] is False
     words = {"version": "install the same", "order": "submit it anew", "settings": "later"}
     assert words[what] in told["outcome"]["error"]
-    assert not (tmp_path / "kit").exists()
+    assert not (tmp_path / "kit" / "shepherd" / "runs").exists()
 
 
 def outcome(flare: Flare, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -454,3 +455,36 @@ def test_of_two_that_begin_a_run_at_once_one_has_it(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "link", late)
     with pytest.raises(FederationError, match="the run is bo's and ada is lead"):
         controller._require_submitter(tmp_path / "run", "ada", "lead")
+
+
+def test_an_order_with_a_site_that_is_not_in_the_federation_begins_nothing(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flare = job(tmp_path, replace(order, sites=("a", "ghost")))
+    told = outcome(flare, monkeypatch)
+    assert "'ghost' has never connected to this server" in told["outcome"]["error"]
+    assert flare.timeouts == []
+    assert not (tmp_path / "kit" / "shepherd" / "runs").exists()
+
+
+def test_an_order_may_name_what_the_servers_own_kit_lists(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(order, settings={**SETTINGS, "algorithm": {"name": "shepherd.algorithms.fedavg"}})
+    told = outcome(job(tmp_path / "1", asked), monkeypatch)
+    assert "takes no algorithm called 'shepherd.algorithms.fedavg'" in told["outcome"]["error"]
+    (tmp_path / "2" / "kit" / "local").mkdir(parents=True)
+    (tmp_path / "2" / "kit" / "local" / "plugins.json").write_text(
+        '{"algorithms": ["shepherd.algorithms.fedavg"]}'
+    )
+    assert outcome(job(tmp_path / "2", asked), monkeypatch)["outcome"] == {"finished": True}
+
+
+def test_a_job_of_an_administrator_who_was_removed_meanwhile_does_not_begin(
+    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flare = job(tmp_path, order, submitter="ada", role="project_admin")
+    (tmp_path / "kit" / door.REMOVED).write_text('{"disabled_clients": ["ada"]}')
+    told = outcome(flare, monkeypatch)
+    assert "ada was removed from the federation" in told["outcome"]["error"]
+    assert flare.timeouts == []

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.federation.nvflare import doors, federations
 
+from shepherd.federation.nvflare import acquainted
 from shepherd.federation.nvflare import door as module
 
 
@@ -169,3 +170,30 @@ def test_both_ends_give_up_a_connection_that_is_silent(
     )
     assert gets_in(watched[1], federation / "sites" / "site-1")
     assert (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15000) in bounds
+
+
+def test_a_removed_administrator_is_cut_in_an_open_session_and_kept_out(
+    watched: tuple[Path, int], federation: Path, refusals: Refused
+) -> None:
+    kit, port = watched
+    ada, lea = (federation / "admins" / name for name in ("ada", "lea"))
+    with connected(port, lea) as removed, connected(port, ada) as other:
+        assert answered(removed)
+        assert answered(other)
+        remove(kit, "lea@shepherd.local")
+        time.sleep(0.1)
+        assert not answered(removed)
+        assert answered(other)
+    assert not gets_in(port, lea)
+    assert gets_in(port, ada)
+    assert [line.split(": ")[-1] for line in refusals()] == ["lea@shepherd.local was removed"] * 2
+
+
+def test_the_sites_that_come_are_noted_and_nobody_else(watched: tuple[Path, int], federation: Path) -> None:
+    kit, port = watched
+    (kit / acquainted.FILE).write_text("[]")
+    module.watch(kit)
+    for who in ("sites/site-2", "admins/ada", "sites/site-1", "sites/site-2"):
+        assert gets_in(port, federation / who)
+    assert gets_in(port, None) is False
+    assert acquainted.read(kit) == {"site-1", "site-2"}

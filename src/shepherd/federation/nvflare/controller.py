@@ -19,8 +19,8 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from shepherd.errors import FederationError, ShepherdError, WireError
-from shepherd.federation import book, orders, wire
-from shepherd.federation.nvflare import message
+from shepherd.federation import book, orders, trusted, wire
+from shepherd.federation.nvflare import acquainted, door, message
 from shepherd.federation.nvflare.job import BROUGHT, ORDER, TASK
 from shepherd.federation.nvflare.outlive import outlive_updates
 from shepherd.federation.service import Service
@@ -69,7 +69,7 @@ class Rounds(ModelController):  # type: ignore[misc]
         brought = Path(workspace.get_app_config_dir(job)) / BROUGHT
         meta = Path(workspace.get_job_meta_path(job))
         try:
-            served = self._service(brought, meta, Path(workspace.get_root_dir()) / HOME / "runs")
+            served = self._service(brought, meta, Path(workspace.get_root_dir()))
         except ShepherdError as error:  # for the coordinator to hear: another job would fare no better
             self.engine.register_app_command(TOPIC, self._told, book.refused(error))
         else:
@@ -80,12 +80,21 @@ class Rounds(ModelController):  # type: ignore[misc]
                 served.run()
         self._linger()
 
-    def _service(self, brought: Path, meta: Path, runs: Path) -> Service:
-        order = orders.read((brought / ORDER).read_text(encoding="utf8"))
-        _require_same_version(order.version)
-        served = Service(order, runs / order.run, next(brought.glob("round-*"), None), self)
+    def _service(self, brought: Path, meta: Path, kit: Path) -> Service:
         # FLARE's own word: it writes over whatever a submitted job says of its submitter
         submitted = json.loads(meta.read_text(encoding="utf8"))
+        _require_member(kit, submitted["submitter_name"])
+        order = orders.read((brought / ORDER).read_text(encoding="utf8"))
+        _require_same_version(order.version)
+        served = Service(
+            order,
+            kit / HOME / "runs" / order.run,
+            next(brought.glob("round-*"), None),
+            self,
+            known=acquainted.read(kit).union(client.name for client in self.engine.get_clients()),
+            trusted=trusted.read(kit / "local"),
+        )
+        served.require_sound()
         _require_submitter(served.home, submitted["submitter_name"], submitted["submitter_role"])
         return served
 
@@ -211,6 +220,12 @@ def _require_same_version(version: str) -> None:
         raise FederationError(
             f"the run was submitted by shepherd-fit {version} and this server has {mine}; install the same"
         )
+
+
+def _require_member(kit: Path, name: str) -> None:
+    """Raise FederationError where the administrator was removed, whose job may have waited for its turn."""
+    if name in door.Removed(kit / door.REMOVED):
+        raise FederationError(f"{name} was removed from the federation; use the kit of another administrator")
 
 
 def _require_submitter(home: Path, name: str, role: str) -> None:

@@ -1,7 +1,7 @@
 """The TLS connections of FLARE's processes, which FLARE itself watches over too little.
 
 Its server lets in whoever its authority once signed and is silent about everybody else; here a refused
-connection leaves a line in the log, and those of a removed site end.
+connection leaves a line in the log, and those of a removed site or administrator end.
 """
 
 from __future__ import annotations
@@ -17,22 +17,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shepherd.federation.nvflare import kits
+from shepherd.federation.nvflare.acquainted import Acquainted
 from shepherd.federation.nvflare.kits import common_name
 
 REMOVED = "disabled_clients.json"
-"""Where FLARE's server keeps the names of the sites that were disabled, in its kit."""
+"""Where FLARE's server keeps the names of the sites and administrators that were disabled, in its kit."""
 LOOK = 0.5
-"""Seconds after which the list of removed sites is read again."""
+"""Seconds after which the list of who is removed is read again."""
 SILENCE = 15.0
 """Seconds that the other end may leave what was sent unconfirmed."""
 _log = logging.getLogger("shepherd.door")
 
 
 def watch(kit: Path) -> None:
-    """Make every TLS server of this process log its refusals, and cut the sites that were removed."""
+    """Make every TLS server of this process log its refusals, cut who was removed, and note who came."""
 
     class Watched(_Watched):
         removed = Removed(kit / REMOVED)
+        acquainted = Acquainted(kit)
+        own = kits.read(kit, "server").identity
 
     ssl.SSLContext.sslobject_class = Watched
 
@@ -42,8 +46,30 @@ def shorten_silence() -> None:
     ssl.SSLContext.sslobject_class = _Bounded
 
 
+def hold_to_server() -> None:
+    """End every TLS connection that FLARE makes in this process to another than the kit's server.
+
+    FLARE takes any certificate of the federation there, so a member could sit between a site and the server:
+    what FLARE asks of a server after that can be passed on to the real one.
+    """
+    from nvflare.fuel.f3.drivers import net_utils
+
+    made = net_utils.get_ssl_context
+    if getattr(made, "holds", False):
+        return
+
+    def get_ssl_context(params: dict[str, Any], ssl_server: bool) -> ssl.SSLContext | None:
+        context: ssl.SSLContext | None = made(params, ssl_server)
+        if context is not None and not ssl_server:
+            context.sslobject_class = _holding(kits.read(Path(params["client_cert"]).parent).identity)
+        return context
+
+    get_ssl_context.holds = True  # type: ignore[attr-defined]
+    net_utils.get_ssl_context = get_ssl_context
+
+
 class Removed:
-    """The names in FLARE's list of disabled sites; looked at again at most every half second."""
+    """The names in FLARE's list of who is disabled; looked at again at most every half second."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._names, self._next = file, frozenset[str](), 0.0
@@ -70,14 +96,39 @@ class _Bounded(ssl.SSLObject):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * SILENCE))
 
 
+def _holding(identity: str) -> type[_Held]:
+    class Held(_Held):
+        server = identity
+
+    return Held
+
+
+class _Held(_Bounded):
+    """A TLS connection to the one whose name is in the server's certificate, and to nobody else."""
+
+    server: str
+
+    def do_handshake(self) -> None:
+        super().do_handshake()
+        name = common_name(self.getpeercert())
+        if name != self.server:
+            _log.error(
+                "what answers at %s shows the certificate of %s, not of %s", _peer(), name, self.server
+            )
+            raise ssl.SSLError(f"the certificate is of {name}, and {self.server} is expected")
+
+
 class _Watched(_Bounded):
     """A TLS connection that leaves a line where FLARE's server would drop it without a word.
 
     FLARE lets the running job of a disabled site go on, and asks again for each new connection's name
-    only. All traffic of a site comes through here, so here it ends at once.
+    only. All traffic of a site or an administrator comes through here, so here it ends at once.
     """
 
     removed: Removed
+    acquainted: Acquainted
+    own: str
+    """The name in this server's certificate, which its job processes show."""
     _name: str | None = None
 
     def do_handshake(self) -> None:
@@ -94,6 +145,8 @@ class _Watched(_Bounded):
             if self._name in self.removed:
                 _log.warning("refused a TLS connection from %s: %s was removed", _peer(), self._name)
                 raise ssl.SSLError(f"{self._name} was removed")
+            if self._name and self._name != self.own and "@" not in self._name:  # an administrator's has one
+                self.acquainted.meet(self._name)
 
     def read(self, *arguments: Any) -> Any:
         if self._name in self.removed:

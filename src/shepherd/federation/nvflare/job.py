@@ -22,7 +22,6 @@ from shepherd.federation import wire
 from shepherd.federation.orders import RUN_ID, Order
 from shepherd.folder import mending, write_atomic
 from shepherd.select import share_of
-from shepherd.settings import FederationTable
 
 CONTROLLER = "shepherd.federation.nvflare.controller.Rounds"
 EXECUTOR = "shepherd.federation.nvflare.executor.Door"
@@ -97,9 +96,9 @@ def run_of(name: Any) -> str | None:
 
 
 def quorum(order: Order) -> int:
-    """Sites that a round needs at least."""
-    table = FederationTable.model_validate(order.settings.get("federation", {}))
-    return max(1, math.ceil(table.quorum * share_of(len(order.sites), table.share) - 1e-9))
+    """Sites that a job is not begun without: those of a round's quorum, and two where the run has two."""
+    table, sites = order.federation, len(order.sites)
+    return max(min(2, sites), math.ceil(table.quorum * share_of(sites, table.share) - 1e-9))
 
 
 def _server() -> dict[str, Any]:

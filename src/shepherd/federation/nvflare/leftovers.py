@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.errors import FolderError
+from shepherd.federation.nvflare.job import run_of
 from shepherd.folder import write_atomic
 
 JOBS, AUDIT, TEMPORARY = "jobs", "audit.log", "shepherd/tmp"
@@ -70,6 +71,13 @@ def temporary(kit: Path) -> Path:
     """The folder of temporary files of a kit's processes, its owner's alone."""
     (kit / TEMPORARY).mkdir(mode=0o700, parents=True, exist_ok=True)
     return kit / TEMPORARY
+
+
+def unfinished_runs(kit: Path) -> set[str]:
+    """The ids of the runs of which a job is not over, by its record."""
+    records = [_meta(record) for record in _of_jobs(kit / JOBS)]
+    going = [meta for meta in records if meta.get("status") in _WAITING | _UNFINISHED]
+    return {run for meta in going if (run := run_of(meta.get("name")))}
 
 
 def _set_aside(log: Path) -> None:

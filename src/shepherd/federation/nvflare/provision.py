@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shepherd.errors import SilosError
+from shepherd.federation.nvflare import acquainted
 from shepherd.federation.nvflare.hardening import ROLES, Kind, harden, protect
 from shepherd.folder import mending, write_atomic
 
@@ -54,7 +55,7 @@ class Federation:
     host: str
     port: int
     sites: Mapping[str, State]
-    admins: Mapping[str, str]  # the full name -> the role
+    admins: Mapping[str, str]  # the full name -> the role, or "removed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,8 @@ def create(
         folder: where; all its folders and files become the owner's alone.
         server: "host[:port]" by which the sites and administrators reach the server.
         sites: their names: letters, digits, - and _, at most 40.
-        admins: "name[:role]", by default with the role project_admin, who may also remove a site; a lead
-            may submit runs and stop its own; org_admin and member may look.
+        admins: "name[:role]", by default with the role project_admin, who may also remove sites and
+            administrators; a lead may submit runs and stop its own; org_admin and member may look.
 
     Raises:
         SilosError: the folder is taken, a name or address will not do, or FLARE is not installed.
@@ -86,6 +87,7 @@ def create(
     with _staged(folder) as staging:
         _provision(staging, federation, federation.sites, federation.admins, with_server=True)
         write(staging, federation)
+        acquainted.add(staging / "server", federation.sites)
         protect(staging)
     return Created(folder, _handing_out(folder, federation))
 
@@ -112,6 +114,8 @@ def add_site(folder: str | Path, name: str) -> Created:
         shutil.rmtree(staging / "sites")
         protect(staging)
     write(folder, wider)
+    if (folder / "server").is_dir():  # elsewhere it knows the site once that has connected
+        acquainted.add(folder / "server", [name])
     return Created(folder / "sites" / name, (_site_sentence(folder, name),))
 
 
@@ -132,6 +136,39 @@ def remove_site(folder: str | Path, name: str) -> Federation:
     if kit.is_dir():
         write_atomic(kit / "REMOVED", f"{name} was removed from the federation; this kit opens nothing.\n")
     return narrower
+
+
+def remove_admin(folder: str | Path, name: str) -> tuple[Federation, str]:
+    """Remember an administrator as removed and mark the kit, as `remove_site` does.
+
+    Returns:
+        The federation, and the administrator's full name.
+
+    Raises:
+        SilosError: there is no such federation or administrator.
+    """
+    folder = Path(folder)
+    federation = read(folder)
+    full = full_name(federation, folder, name)
+    narrower = replace(federation, admins={**federation.admins, full: "removed"})
+    write(folder, narrower)
+    kit = folder / "admins" / kit_name(full)
+    if kit.is_dir():
+        write_atomic(kit / "REMOVED", f"{full} was removed from the federation; this kit opens nothing.\n")
+    return narrower, full
+
+
+def full_name(federation: Federation, folder: Path, name: str) -> str:
+    """The name in the certificate of an administrator who is called by it, or by the name of the kit.
+
+    Raises:
+        SilosError: there is no such administrator.
+    """
+    full = name if "@" in name else f"{name}@{_DOMAIN}"
+    if full not in federation.admins:
+        known = ", ".join(map(kit_name, federation.admins)) or "none"
+        raise SilosError(f"{name} is no administrator of the federation in {folder}; they are {known}")
+    return full
 
 
 def read(folder: str | Path) -> Federation:

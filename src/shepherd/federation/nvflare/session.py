@@ -19,6 +19,7 @@ from nvflare.fuel.flare_api.flare_api import new_secure_session
 from nvflare.fuel.hci.proto import MetaStatusValue
 
 from shepherd.errors import OutOfReach, SilosError
+from shepherd.federation import fields
 from shepherd.federation.nvflare import controller, kits, reach
 from shepherd.federation.nvflare.job import run_of
 from shepherd.federation.nvflare.kits import Kit
@@ -33,6 +34,17 @@ _GONE = (
     FLCommunicationError,
     RuntimeError,
     OSError,
+)
+_FLARES = (
+    api_spec.JobNotRunning,
+    api_spec.JobNotFound,
+    api_spec.AuthorizationError,
+    api_spec.AuthenticationError,
+    api_spec.InvalidJobDefinition,
+    api_spec.NoReply,
+    api_spec.InvalidTarget,
+    api_spec.NoClientsAvailable,
+    *_GONE,
 )
 
 
@@ -69,7 +81,8 @@ class Session:
     def connected(self) -> list[str]:
         """Names of the sites that are connected now."""
         with _our_words(self.kit):
-            return sorted(client.name for client in self._flare.get_connected_client_list())
+            clients = self._flare.get_connected_client_list()
+        return sorted(fields.sentence(str(client.name))[: fields.MOST_NAME] for client in clients)
 
     def working(self) -> dict[str, Work]:
         """For each site that is registered, the jobs whose process runs there, or why that is not known."""
@@ -139,9 +152,9 @@ class Session:
                 answer = self._flare.do_app_command(job, controller.TOPIC, dict(asked))
             except api_spec.InternalError as error:  # its process has not yet said what it listens to
                 raise api_spec.NoReply(str(error)) from error
-            if not answer:
+            if not answer or not isinstance(answer, dict):
                 raise api_spec.NoReply("it answered nothing")
-            return dict(answer)
+            return answer
 
     def status(self, job: str) -> str:
         """FLARE's word for the state of a job, such as RUNNING or FINISHED:COMPLETED."""
@@ -156,10 +169,17 @@ class Session:
         except JobGone:
             pass
 
-    def disable(self, site: str) -> None:
-        """Throw a site out, and let it in no more."""
+    def jobs_of(self, admin: str) -> dict[str, tuple[str, bool]]:
+        """An administrator's jobs in the server's records, as (the run's id, whether it is over)."""
         with _our_words(self.kit):
-            self._flare.disable_client(site)
+            records = self._flare.list_jobs(detailed=True)
+        mine = [record for record in records if record.get(JobMetaKey.SUBMITTER_NAME.value) == admin]
+        return {str(record[JobMetaKey.JOB_ID.value]): _run_and_end(record) for record in mine}
+
+    def disable(self, name: str) -> None:
+        """Throw a site or an administrator out, and let nobody in with that kit any more."""
+        with _our_words(self.kit):
+            self._flare.disable_client(name)
 
 
 @contextmanager
@@ -186,6 +206,13 @@ def _close(flare: FlareSession) -> None:
         flare.close()
     except Exception:  # its server may be gone; the threads must end all the same
         flare.api.close()
+
+
+def _run_and_end(record: Mapping[str, Any]) -> tuple[str, bool]:
+    run = run_of(record.get(JobMetaKey.JOB_NAME.value)) or fields.sentence(
+        str(record[JobMetaKey.JOB_ID.value])
+    )
+    return run, str(record.get(JobMetaKey.STATUS.value, "")).startswith("FINISHED")
 
 
 def _work(row: Mapping[str, Any], before: Work | None) -> Work:
@@ -215,22 +242,30 @@ def _temporary_in(folder: Path) -> Iterator[None]:
 def _our_words(kit: Kit) -> Iterator[None]:
     try:
         yield
-    except (api_spec.JobNotRunning, api_spec.JobNotFound) as error:
-        raise JobGone(f"the job does not run at {kit.host} ({error}); resume the run") from error
-    except api_spec.AuthorizationError as error:
-        raise NotAllowed(
-            f"the server does not let {kit.name} do this ({error}); use the kit of a project_admin or lead"
-        ) from error
-    except api_spec.AuthenticationError as error:
-        raise SilosError(f"the server refuses {kit.name} ({error}); ask for a new kit") from error
-    except api_spec.InvalidJobDefinition as error:
-        raise SilosError(f"the server refuses the job ({error}); install the same version there") from error
-    except api_spec.NoReply as error:
-        raise JobSilent(f"the run's process at {kit.host} gives no answer ({error}); wait for it") from error
-    except (api_spec.InvalidTarget, api_spec.NoClientsAvailable) as error:
-        raise SilosError(f"no such site is connected ({error}); look at `shepherd silos status`") from error
-    except _GONE as error:
-        raise OutOfReach(
-            f"the server at {kit.host}:{kit.port} gave no answer ({error}); see that `shepherd silos server`"
-            " runs there"
-        ) from error
+    except _FLARES as error:
+        raise _worded(kit, error) from error
+
+
+def _worded(kit: Kit, error: Exception) -> SilosError:
+    """FLARE's error in our words, with a line of the server's, which may be any."""
+    said = fields.sentence(str(error))
+    match error:
+        case api_spec.JobNotRunning() | api_spec.JobNotFound():
+            return JobGone(f"the job does not run at {kit.host} ({said}); resume the run")
+        case api_spec.AuthorizationError():
+            return NotAllowed(
+                f"the server does not let {kit.name} do this ({said}); use the kit of a project_admin or lead"
+            )
+        case api_spec.AuthenticationError():
+            return SilosError(f"the server refuses {kit.name} ({said}); ask for a new kit")
+        case api_spec.InvalidJobDefinition():
+            return SilosError(f"the server refuses the job ({said}); install the same version there")
+        case api_spec.NoReply():
+            return JobSilent(f"the run's process at {kit.host} gives no answer ({said}); wait for it")
+        case api_spec.InvalidTarget() | api_spec.NoClientsAvailable():
+            return SilosError(f"no such site is connected ({said}); look at `shepherd silos status`")
+        case _:
+            return OutOfReach(
+                f"the server at {kit.host}:{kit.port} gave no answer ({said}); see that `shepherd silos"
+                " server` runs there"
+            )
