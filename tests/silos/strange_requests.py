@@ -66,7 +66,8 @@ def outside_policy(
 ) -> Callable[[Scene, int], Tried]:
     """A run, submitted as any other, in whose every round site-1 must refuse to train by `rule`.
 
-    The rules about the round itself let it join, which loads what is there and says how much it is.
+    The rules about the round itself let it join, which loads what is there and says how much it is; by the
+    others it refuses that, and is not asked to train.
 
     Args:
         given: the tables of the run file that break the rule, by the number of tries.
@@ -89,8 +90,8 @@ def outside_policy(
         rows = folder.read_rows(output)[1:]
         reasons = [row["failures"].get("site-1", "") for row in rows]
         refused = [why for why in reasons if f"policy {rule} = " in why]
-        audited = [e for e in scene.audited("site-1") if e.rule == rule and e.kind == "train"]
-        lines = matching(scene, "site-1", seen, f"train: refused: policy {rule} = ")
+        audited = [e for e in scene.audited("site-1") if e.rule == rule]
+        lines = matching(scene, "site-1", seen, rf"(join|train): refused: policy {rule} = ")
         return Tried(
             case=f"a request outside the policy: {rule}",
             tries=len(rows),

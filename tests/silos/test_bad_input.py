@@ -65,7 +65,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     )
     division = prepare.divide(settings)
     configs = {
-        name: loopback.write_site(place / "sites" / name, division.of(places), {"min_examples": 8})
+        name: loopback.write_site(
+            place / "sites" / name, division.of(places), {"min_examples": 8, "min_cohort": 1}
+        )
         for name, places in zip(SITES, division.clients.values(), strict=True)
     }
     spoil(configs, place / "old")

@@ -27,6 +27,7 @@ from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare as compared
 from shepherd.core import Adapter
 from shepherd.errors import CheckpointError, FederationError, FolderError, SettingsError, ShepherdError
+from shepherd.federation import service
 from shepherd.federation.wire import Request
 from shepherd.loading import load_base
 from shepherd.model import files, memory
@@ -302,16 +303,17 @@ def test_copies_leave_the_server_time_for_its_rounds(
 
 @pytest.mark.parametrize("lost", [1, 2, 3])
 def test_sites_that_have_gone_on_take_the_copy_anew(
-    tmp_path: Path, server: Hosted, whole: bytes, lost: int
+    tmp_path: Path, server: Hosted, whole: bytes, lost: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server went on to round 3 with nobody there to copy, and lost its disk; sites keep as real ones do.
 
     What they still keep they answer again; what they do not, under another name.
     """
+    monkeypatch.setattr(service, "KEEP", 9)
     sites = {name: keeping(Store(tmp_path / name), name, site) for name, site in server.post.sites.items()}
     server.post = replace(server.post, sites=sites)
     server.dies = [3]
-    run = opened(tmp_path, "checkpoints.keep=9")
+    run = opened(tmp_path)
     with closing(run):
         assert [row["round"] for _, row in islice(run.rounds(), 3)] == [1, 2, 3]
         (home,) = (path for path in (tmp_path / "server").iterdir() if not path.name.startswith("given"))
@@ -560,3 +562,24 @@ def test_a_run_of_one_process_is_none_over_silos(tmp_path: Path) -> None:
         record.under_way(tmp_path / "run")
     with pytest.raises(SettingsError):
         overridden(parse(RUN), ["federation.deadline=inf"])
+
+
+def test_how_large_a_checkpoint_may_be_is_known_to_some_per_cent(tmp_path: Path, server: Hosted) -> None:
+    run = opened(tmp_path)
+    with closing(run):
+        state = checkpoint.load(run.holder.checkpoints / "round-00000").state
+        assert run.following.most_bytes == pytest.approx(1.05 * state.adapter.nbytes + 8 * 2**20, abs=2)
+
+
+def test_a_server_that_would_fill_the_disk_is_refused(tmp_path: Path, server: Hosted) -> None:
+    server.fetching = [{"of": 2**40, "data": base64.b64encode(b"x").decode()}]
+    run = opened(tmp_path)
+    with closing(run), pytest.raises(FederationError, match="cannot be taken"):
+        list(run.rounds())
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["round-00000"]
+
+
+def test_no_share_of_more_than_a_half_is_ordered(tmp_path: Path, server: Hosted) -> None:
+    with pytest.raises(SettingsError, match=r"over silos write 0\.5 or less"):
+        opened(tmp_path, "federation.max_share=0.8")
+    assert not (tmp_path / "run").exists()

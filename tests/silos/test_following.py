@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Follow:
         clock, words = replaced(monkeypatch, server), list[str]()
         run = Following(
             kit=tmp_path,
-            order=ORDER,
+            order=more.pop("order", ORDER),
             state=lambda: given,
             scratch=tmp_path / "jobs",
             say=words.append,
@@ -66,6 +66,9 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Follow:
         return Followed(run, words, clock)
 
     return made
+
+
+THREE = replace(ORDER, sites=("a", "b", "c"))
 
 
 def test_a_run_is_told_row_by_row_to_its_end(follow: Follow) -> None:
@@ -314,24 +317,34 @@ def test_a_job_is_not_taken_for_dead_while_silent_sites_are_asked(follow: Follow
 
 
 def test_it_waits_a_while_for_sites_and_begins_without_those_that_stay_away(follow: Follow) -> None:
-    server = Server([[said(1, DONE)]], connected_=["a", "c"])
-    followed = follow(server)
+    server = Server([[said(1, DONE, present=("a", "c"))]], connected_=["a", "c", "x"])
+    followed = follow(server, order=THREE)
 
     followed.news()
 
-    assert followed.words == ["waiting for b to connect; connected: a, c", "beginning without b"]
+    assert followed.words == ["waiting for b to connect; connected: a, c, x", "beginning without b"]
     assert following.ASSEMBLY <= sum(followed.clock.pauses) < following.ASSEMBLY + 5
     assert [asked["unawaited"] for asked in server.asked] == [["b"]]  # the job does not wait for it again
     assert [asked["away"] for asked in server.asked] == [[]]  # and if it is in the job after all, it is asked
 
 
+def test_a_run_of_several_sites_does_not_begin_with_one(follow: Follow) -> None:
+    """Its mean would be that site's own update, whatever federation.quorum says."""
+    server = Server([[said(1, DONE)]], connected_=["a"])
+    followed = follow(server, stopped=lambda: followed.clock.now > 1000.0 + 3600.0)
+    with pytest.raises(FederationError, match="was stopped"):
+        followed.news()
+    assert followed.words == ["waiting for b to connect; connected: a"]
+    assert server.submitted == []
+
+
 def test_a_site_that_is_back_for_the_next_job_is_not_away(follow: Follow) -> None:
     def dies(server: Server) -> Any:
-        server.connected_ = ["a", "b"]
+        server.connected_ = ["a", "b", "c"]
         return GONE
 
-    server = Server([[said(1), dies], [said(2, DONE)]], connected_=["a"])
-    follow(server).news()
+    server = Server([[said(1, present=("a", "c")), dies], [said(2, DONE)]], connected_=["a", "c"])
+    follow(server, order=THREE).news()
     assert [asked["unawaited"] for asked in server.asked] == [["b"], ["b"], []]
 
 
@@ -489,3 +502,43 @@ def test_a_checkpoint_that_is_gone_or_cut_is_said_and_not_asked_for_ever(
     assert last.fetch is not None
     with pytest.raises(FederationError, match="no whole checkpoint of round 1"):
         list(last.fetch(1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"round": "1"},
+        {"rows": 7},
+        {"present": None},
+        {"progress": {"round": 1}},
+        {"said": [3]},
+        {"outcome": 1},
+    ],
+)
+def test_what_a_server_may_not_tell_ends_it_in_one_sentence(follow: Follow, wrong: dict[str, Any]) -> None:
+    class Strange(Server):
+        def told(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
+            return {**super().told(job, asked), **wrong}
+
+    with pytest.raises(FederationError, match="what the server tells of the run cannot be taken"):
+        follow(Strange([[said(1, DONE)]])).news()
+
+
+def test_a_server_that_never_stops_talking_is_not_listened_to(follow: Follow) -> None:
+    class Talking(Server):
+        def told(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
+            return {**super().told(job, asked), "said": ["x"] * 600}
+
+    server = Talking([[*[said(1)] * 9, said(2, DONE)]])
+    assert sum(len(news.said) for news in follow(server).news()) == 1200
+
+
+def test_a_checkpoint_larger_than_the_runs_is_not_taken(follow: Follow) -> None:
+    class Large(Server):
+        def told(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
+            return super().told(job, asked) if "state" not in asked else part(b"x" * 100, 10**9)
+
+    (*_, last) = follow(Large([[said(2, DONE)]]), most_bytes=1000).run.news()
+    assert last.fetch is not None
+    with pytest.raises(FederationError, match="more than 1000"):
+        next(last.fetch(1))

@@ -72,7 +72,7 @@ def lines(site: str, examples: list[Example]) -> list[str]:
 
 
 def a_site(place: Path, site: str, examples: list[Example]) -> Path:
-    policy: dict[str, Any] = {"metrics": METRICS[site], "min_examples": 8}
+    policy: dict[str, Any] = {"metrics": METRICS[site], "min_examples": 8, "min_cohort": 1}
     if site == "site-1":
         policy["rounds_per_month"] = 1
     config = loopback.write_site(place, examples, policy)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from shepherd import card, checkpoint, folder, plugins, prepare, progress, select, tracking
+import numpy as np
+
+from shepherd import card, checkpoint, folder, plugins, prepare, progress, select, tracking, weighing
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import ServerState, seed_for
 from shepherd.data.examples import Example
@@ -41,7 +44,7 @@ from shepherd.model import files, lora, stack
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
 from shepherd.progress import Progress
-from shepherd.rounds import start
+from shepherd.rounds import blank, start
 from shepherd.run import answered
 from shepherd.settings import RunSettings, plain, published
 from shepherd.silos import record
@@ -54,6 +57,8 @@ SPARE = 2.0
 """Times as long as a copy of the server's checkpoint took, until the next may begin. Each finished round is
 copied into the run folder, since a site keeps its last two answers alone: from an older copy a server that
 lost its disk could not go on. Still, a large adapter and short rounds shall not fill the server's time."""
+SPARE_TIMES, SPARE_BYTES = 1.05, 8 * 2**20
+"""What a file of a checkpoint may have beside its tensors: their names, a row of the log, notes."""
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
@@ -230,6 +235,7 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = log.info) -> Sil
     folder.require_free(settings.output)
     tracking.require(settings.tracking)
     _require_submitter(kits.read(kit, "admin"))
+    _require_capped(settings)
     plugins.algorithm(settings.algorithm)  # a wrong name is told before anything is made
     plugins.transform(settings.transforms)
     sites = _sites(settings, kit, say)
@@ -249,7 +255,7 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = log.info) -> Sil
     holder = folder.create(settings.output, settings, record.text(Path(kit), order, None))
     with _given_back_on_error(holder):
         _save_start(holder, settings, base)
-        following = _following(holder, Path(kit), order, say)
+        following = _following(holder, Path(kit), order, settings, say)
         return SilosRun(
             settings=settings,
             holder=holder,
@@ -280,7 +286,7 @@ def resume(path: str | Path, say: Say = log.info, kit: str | Path | None = None)
         base = load_base(settings)
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was written
             _save_start(holder, settings, base)
-        following = _following(holder, kept, order, say)
+        following = _following(holder, kept, order, settings, say)
         following.job = job
         holder.write(folder.SILOS, record.text(kept, order, job))
         with folder.mending(holder.path):
@@ -310,6 +316,14 @@ def _require_submitter(kit: kits.Kit) -> None:
         raise SilosError(
             f"{kit.name} is {kit.role} in the federation and may not submit a run; use the kit of a"
             " project_admin or lead"
+        )
+
+
+def _require_capped(settings: RunSettings) -> None:
+    if settings.federation.max_share > weighing.MAX_SHARE:
+        raise SettingsError(
+            f"federation.max_share = {settings.federation.max_share:g} is for clients in one process; over"
+            f" silos write {weighing.MAX_SHARE:g} or less, or leave it out"
         )
 
 
@@ -346,7 +360,7 @@ def _last(holder: RunFolder) -> Path:
     return last
 
 
-def _following(holder: RunFolder, kit: Path, order: Order, say: Say) -> Following:
+def _following(holder: RunFolder, kit: Path, order: Order, settings: RunSettings, say: Say) -> Following:
     return Following(
         kit=kit,
         order=order,
@@ -354,7 +368,27 @@ def _following(holder: RunFolder, kit: Path, order: Order, say: Say) -> Followin
         scratch=holder.path / "jobs",
         say=say,
         stopped=(holder.path / record.STOP).exists,
+        most_bytes=_most_bytes(settings, checkpoint.load(_last(holder)).state),
     )
+
+
+def _most_bytes(settings: RunSettings, state: ServerState) -> int:
+    """Of a file of the run's checkpoints: what a state has, also after a round, which may make it grow."""
+    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
+    still = blank(algorithm, transform, algorithm.broadcast(state, 0))
+    update, states = transform.on_server(algorithm.aggregate(state, iter([still])), state.transforms, 0)
+    after = replace(algorithm.apply(state, update), transforms=states)
+    return SPARE_BYTES + math.ceil(SPARE_TIMES * max(_bytes(state), _bytes(after)))
+
+
+def _bytes(state: ServerState) -> int:
+    return sum(map(_tree_bytes, (state.adapter, state.memory, state.transforms)))
+
+
+def _tree_bytes(tree: Any) -> int:
+    if isinstance(tree, Mapping):
+        return sum(map(_tree_bytes, tree.values()))
+    return sum(map(_tree_bytes, tree)) if isinstance(tree, tuple) else int(np.asarray(tree).nbytes)
 
 
 def _save_start(holder: RunFolder, settings: RunSettings, base: bases.Base) -> None:

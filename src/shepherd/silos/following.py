@@ -7,7 +7,6 @@ after the last finished round and asks the open one again; sites that had answer
 
 from __future__ import annotations
 
-import base64
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,8 @@ from shepherd.federation.nvflare import job as jobs
 from shepherd.federation.nvflare.reach import HungUp, Trials
 from shepherd.federation.nvflare.session import JobGone, JobSilent, Quiet, Session, Work, session
 from shepherd.federation.orders import Order
+from shepherd.silos import telling
+from shepherd.silos.telling import Told
 
 Row = dict[str, Any]
 POLL = 0.25
@@ -86,6 +87,8 @@ class Following:
     say: Callable[[str], None]
     stopped: Callable[[], bool] = lambda: False
     """Whether a person has ended the run."""
+    most_bytes: int = 2**32
+    """Of a file of a checkpoint; the server's word for more is not taken."""
     rows: int = 0
     job: str | None = None
     """The last job that was submitted."""
@@ -192,16 +195,16 @@ class Following:
             if told is None:
                 if now - heard > (START if first else SILENCE) or ended(server, job):
                     return
-            elif told["opened"] or told["outcome"]:
+            elif told.opened or told.outcome:
                 if self._failed_before(told) or self._began_too_early(server, job, told):
                     return
                 heard = now
-                if told["rows"]:
+                if told.rows:
                     self._deaths, round_began = 0, now
                 yield self._news(server, job, told)
                 first = False
-                self._said += len(told["said"])
-            missing = told is not None and len(told["present"]) < len(self.order.sites)
+                self._said += len(told.said)
+            missing = told is not None and len(told.present) < len(self.order.sites)
             if (missing or now - round_began > PATIENCE) and now - looked > LOOK:
                 working = server.working()
                 looked = time.monotonic()
@@ -212,14 +215,18 @@ class Following:
                     return
             time.sleep(POLL)
 
-    def _failed_before(self, told: Row) -> bool:
-        """Whether a job found at the server had ended in an error, which may be mended by now."""
-        return not self._mine and "error" in (told["outcome"] or {})
+    @property
+    def _rounds(self) -> int:
+        return self.order.federation.rounds
 
-    def _began_too_early(self, server: Session, job: str, told: Row) -> bool:
+    def _failed_before(self, told: Told) -> bool:
+        """Whether a job found at the server had ended in an error, which may be mended by now."""
+        return not self._mine and "error" in (told.outcome or {})
+
+    def _began_too_early(self, server: Session, job: str, told: Told) -> bool:
         """Whether a job lacked a quorum for want of sites that are there now, or in a moment."""
-        lacking = (told["outcome"] or {}).get("kind") == "QuorumNotMet"
-        if not lacking or set(self.order.sites) <= set(told["present"]):
+        lacking = (told.outcome or {}).get("kind") == "QuorumNotMet"
+        if not lacking or set(self.order.sites) <= set(told.present):
             return False
         ends = time.monotonic() + RETURN
         while not (back := self._idle(server.working(), job)) and time.monotonic() < ends:
@@ -228,7 +235,7 @@ class Following:
             self.say(f"{_listed(back)} came too late for the round: a new job asks it again")
         return bool(back)
 
-    def _asked(self, server: Session, job: str) -> Row | None:
+    def _asked(self, server: Session, job: str) -> Told | None:
         asked = {
             "rows": self.rows,
             "said": self._said,
@@ -236,22 +243,22 @@ class Following:
             "unawaited": sorted(self._unawaited),
         }
         try:
-            return server.told(job, asked)
+            return telling.told(server.told(job, asked), self._rounds, self.rows)
         except (JobGone, JobSilent):
             return None
 
-    def _news(self, server: Session, job: str, told: Mapping[str, Any]) -> News:
+    def _news(self, server: Session, job: str, told: Told) -> News:
         # a job that ended before it had opened the run's log knows nothing of the rounds
-        known = (told["round"], told["count"]) if told["opened"] else (max(0, self.rows - 1), self.rows)
+        known = (told.round, told.count) if told.opened else (max(0, self.rows - 1), self.rows)
         return News(
             job=job,
             round=known[0],
             count=known[1],
-            rows=told["rows"],
-            said=told["said"],
-            progress=told["progress"],
-            outcome=_final(told["outcome"]),
-            fetch=lambda round: _pieces(server, job, round),
+            rows=told.rows,
+            said=told.said if self._said < telling.MOST_SAID else (),
+            progress=told.progress,
+            outcome=_final(told.outcome),
+            fetch=lambda round: _pieces(server, job, round, self.most_bytes),
         )
 
     def _back(self, working: Mapping[str, Work], job: str) -> list[str]:
@@ -338,14 +345,13 @@ def _end(server: Session, job: str) -> None:
             raise
 
 
-def _pieces(server: Session, job: str, round: int) -> Iterator[tuple[str, bytes]]:
+def _pieces(server: Session, job: str, round: int, most: int) -> Iterator[tuple[str, bytes]]:
     for name in checkpoint.FILES:
         offset, size = 0, 1
         while offset < size:
             wanted = {"round": round, "file": name, "offset": offset}
-            part = server.told(job, {**NO_NEWS, "state": wanted})["state"]
-            data = base64.b64decode(part["data"]) if part else b""
-            size = part["of"] if part else size
+            part = telling.piece(server.told(job, {**NO_NEWS, "state": wanted}), offset, most)
+            data, size = part if part else (b"", size)
             if not data and size:
                 raise FederationError(f"the server has no whole checkpoint of round {round}; resume the run")
             offset += len(data)
