@@ -29,6 +29,7 @@ CASES: dict[str, Case] = {
     "another question": strange_requests.another_question,
     "old message": strange_requests.old_message,
     **{f"policy {number}": case for number, case in enumerate(strange_requests.POLICY, 1)},
+    "removed administrator": strangers.removed_administrator,
     "removed while it runs": strangers.removed_while_running,
     "removed, after a restart": strangers.removed_after_restart,
 }

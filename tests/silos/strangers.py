@@ -23,7 +23,7 @@ from tests.silos.scene import Scene, copied, until
 from shepherd.errors import SilosError
 from shepherd.federation.nvflare import kits, reach
 from shepherd.federation.nvflare.kits import Kit
-from shepherd.federation.nvflare.session import session
+from shepherd.federation.nvflare.session import Session, session
 from shepherd.silos import site as sites
 
 
@@ -162,6 +162,27 @@ def site_as_administrator(scene: Scene, tries: int) -> Tried:
 
     case = "a site's certificate as an administrator's"
     return tried(scene, case, tries, attempt, r"refused check_status to site-3")
+
+
+def removed_administrator(scene: Scene, tries: int) -> Tried:
+    """`shepherd silos remove-admin` while the administrator looks on; then the kit is tried again."""
+    lea = scene.admin("lea")
+    with session(lea, 60.0) as server:
+        assert server.connected()
+        removed = command("remove-admin", str(scene.made.folder), "lea", "--kit", str(scene.admin("admin")))
+        until(lambda: not _looks_on(server), 10.0)
+        open_still = _looks_on(server)
+    line = r"(refused|cut) a TLS connection.* lea@shepherd\.local was removed"
+    case = "a removed administrator, also in an open session"
+    result = tried(scene, case, tries, _reaching(kits.read(lea, "admin")), line)
+    return replace(result, let_in=result.let_in + open_still + (removed.returncode != 0))
+
+
+def _looks_on(server: Session) -> bool:
+    try:
+        return bool(server.connected())
+    except SilosError:
+        return False
 
 
 def removed_while_running(scene: Scene, tries: int) -> Tried:

@@ -21,8 +21,12 @@ class Door:
 
 
 @contextmanager
-def opened(kit: Path, *, ahead: float = 0.0, silent: bool = False) -> Iterator[Door]:
-    """Run the server of a kit on a free port, in a thread; `silent`, it hangs up on every question."""
+def opened(kit: Path, *, ahead: float = 0.0, silent: bool = False, shows: str = "server") -> Iterator[Door]:
+    """Run the server of a kit on a free port, in a thread; `silent`, it hangs up on every question.
+
+    Args:
+        shows: "client" has a member of the federation pose as the server, with the certificate of its kit.
+    """
     ready, door = threading.Event(), Door(0)
     ways: list[Callable[[], object]] = []
 
@@ -39,7 +43,7 @@ def opened(kit: Path, *, ahead: float = 0.0, silent: bool = False) -> Iterator[D
 
     async def serve() -> None:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=_context(kit))
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=_context(kit, shows))
         door.port = server.sockets[0].getsockname()[1]
         ways.append(lambda: loop.call_soon_threadsafe(done.set))
         ready.set()
@@ -57,9 +61,9 @@ def opened(kit: Path, *, ahead: float = 0.0, silent: bool = False) -> Iterator[D
         thread.join()
 
 
-def _context(kit: Path) -> ssl.SSLContext:
+def _context(kit: Path, shows: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(kit / "startup" / "rootCA.pem")
-    context.load_cert_chain(kit / "startup" / "server.crt", kit / "startup" / "server.key")
+    context.load_cert_chain(kit / "startup" / f"{shows}.crt", kit / "startup" / f"{shows}.key")
     return context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -9,10 +10,14 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("nvflare")
+
+from nvflare.fuel.f3.drivers import net_utils
 from tests.federation.nvflare import doors, federations
 
 from shepherd.federation.nvflare import acquainted
@@ -197,3 +202,55 @@ def test_the_sites_that_come_are_noted_and_nobody_else(watched: tuple[Path, int]
         assert gets_in(port, federation / who)
     assert gets_in(port, None) is False
     assert acquainted.read(kit) == {"site-1", "site-2"}
+
+
+def reached(kit: Path, port: int) -> bool:
+    """Whether FLARE's client with this kit speaks to what listens there: its own context, over asyncio."""
+    startup = kit / "startup"
+    files = {"client_cert": "client.crt", "client_key": "client.key", "ca_cert": "rootCA.pem"}
+    params = {"scheme": "https", **{name: str(startup / file) for name, file in files.items()}}
+    context = net_utils.get_ssl_context(params, False)
+
+    async def asked() -> bool:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        writer.write(b"hello\n")
+        try:
+            return (await reader.readline()).startswith(b"HTTP")
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    try:
+        return asyncio.run(asked())
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    monkeypatch.setattr(net_utils, "get_ssl_context", net_utils.get_ssl_context)
+    return module.hold_to_server
+
+
+@pytest.mark.parametrize("member", ["sites/site-2", "admins/ada", "admins/lea"])
+@pytest.mark.parametrize("asking", ["sites/site-1", "admins/ada"])
+def test_a_members_certificate_is_not_taken_for_the_servers(
+    federation: Path, held: Callable[[], None], refusals: Refused, member: str, asking: str
+) -> None:
+    """By itself FLARE's client takes it, as far as TLS goes."""
+    with doors.opened(federation / member, shows="client") as posing:
+        assert reached(federation / asking, posing.port)
+        held()
+        held()  # once is enough
+        assert not reached(federation / asking, posing.port)
+    (line,) = refusals()
+    name = member.split("/")[1] + ("@shepherd.local" if member.startswith("admins") else "")
+    assert line.endswith(f"shows the certificate of {name}, not of localhost")
+
+
+def test_the_server_itself_is_taken(federation: Path, held: Callable[[], None]) -> None:
+    held()
+    with doors.opened(federation / "server") as door:
+        assert reached(federation / "sites" / "site-1", door.port)
+        assert reached(federation / "admins" / "ada", door.port)

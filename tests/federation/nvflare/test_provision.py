@@ -112,6 +112,15 @@ def test_flare_takes_every_name_that_we_take(name: str) -> None:
         assert not name_check(admin, "admin")[0]
 
 
+def test_no_site_is_called_as_the_server(federation: Path, tmp_path: Path) -> None:
+    """Its certificate would pass for the server's."""
+    with pytest.raises(SilosError, match='"Hub" is what the server is called'):
+        provision.create(tmp_path / "f", "hub:9000", ["a", "Hub"])
+    with pytest.raises(SilosError, match='"localhost" is what the server is called'):
+        provision.add_site(federation, "localhost")
+    assert provision._federation("hub", ["a"], ["hub"]).admins  # whose certificate has a longer name
+
+
 def test_nothing_is_overwritten(federation: Path, tmp_path: Path) -> None:
     with pytest.raises(SilosError, match="holds a federation already"):
         provision.create(federation, "host", ["a"])

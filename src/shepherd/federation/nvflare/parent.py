@@ -54,6 +54,7 @@ def main(kind: Kind, kit: Path, name: str) -> None:
 
         restrict()
         door.shorten_silence()
+        door.hold_to_server()
     sys.argv = [_MODULES[kind], *_arguments(kind, kit, name)]
     runpy.run_module(_MODULES[kind], run_name="__main__", alter_sys=True)
 

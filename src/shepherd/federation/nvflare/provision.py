@@ -105,7 +105,7 @@ def add_site(folder: str | Path, name: str) -> Created:
         state = "was removed from" if federation.sites[name] == "removed" else "is already a site of"
         raise SilosError(f"{name} {state} the federation in {folder}; choose another name")
     wider = replace(federation, sites={**federation.sites, name: "member"})
-    _require_names(wider.sites, wider.admins)
+    _require_names(wider.host, wider.sites, wider.admins)
     with _staged(folder / "sites" / name) as staging:
         _provision(staging, federation, [name], [], authority=folder / AUTHORITY)
         kit = staging / "sites" / name
@@ -230,7 +230,7 @@ def kit_name(admin: str) -> str:
 def _federation(server: str, sites: Sequence[str], admins: Sequence[str]) -> Federation:
     host, port = _address(server)
     roles = [_role(admin) for admin in admins]
-    _require_names(sites, [name for name, _ in roles])
+    _require_names(host, sites, [name for name, _ in roles])
     if not sites:
         raise SilosError("a federation needs a site; name one with --site")
     if not any(role in ("project_admin", "lead") for _, role in roles):
@@ -261,7 +261,7 @@ def _role(admin: str) -> tuple[str, str]:
     return name if "@" in name else f"{name}@{_DOMAIN}", role
 
 
-def _require_names(sites: Iterable[str], admins: Iterable[str]) -> None:
+def _require_names(host: str, sites: Iterable[str], admins: Iterable[str]) -> None:
     seen: set[str] = set()
     for name, form in [*((s, _NAME) for s in sites), *((kit_name(a), _MAIL) for a in admins)]:
         if not form.fullmatch(name) or len(name) > _LONGEST:
@@ -270,6 +270,8 @@ def _require_names(sites: Iterable[str], admins: Iterable[str]) -> None:
             )
         if name.lower() in _TAKEN and form is _NAME:
             raise SilosError(f'"{name}" has a meaning of its own in FLARE; choose another name')
+        if name.lower() == host.lower() and form is _NAME:  # the certificate would pass for the server's
+            raise SilosError(f'"{name}" is what the server is called; choose another name')
         if (form.pattern + name.lower()) in seen:  # one file system in two takes a for A
             raise SilosError(f'"{name}" is named twice; give each its own name')
         seen.add(form.pattern + name.lower())

@@ -20,7 +20,7 @@ from nvflare.fuel.hci.proto import MetaStatusValue
 
 from shepherd.errors import OutOfReach, SilosError
 from shepherd.federation import fields
-from shepherd.federation.nvflare import controller, kits, reach
+from shepherd.federation.nvflare import controller, door, kits, reach
 from shepherd.federation.nvflare.job import run_of
 from shepherd.federation.nvflare.kits import Kit
 
@@ -193,6 +193,7 @@ def session(folder: str | Path, timeout: float = 15.0) -> Iterator[Session]:
     kit = kits.read(folder, "admin")
     logging.getLogger().addHandler(_SILENT)  # what FLARE would print on a lost connection, we say
     reach.reach(kit, timeout)
+    door.hold_to_server()
     with _our_words(kit), redirect_stdout(io.StringIO()):  # it says that it connects
         flare = new_secure_session(kit.name, str(kit.folder), timeout=timeout, auto_login_max_tries=1)
     try:

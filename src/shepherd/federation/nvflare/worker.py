@@ -26,4 +26,5 @@ if __name__ == "__main__":
 
     restrict()
     door.shorten_silence()
+    door.hold_to_server()
     runpy.run_module(_THEIRS, run_name="__main__", alter_sys=True)
