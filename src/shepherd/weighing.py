@@ -61,9 +61,11 @@ def allowing(settings: RunSettings) -> Allow:
         tokens = examples * settings.data.max_tokens
         steps = examples if tuning.max_steps is None else tuning.max_steps
         counts = {"examples": examples, "steps": steps, "tokens": tokens, "trained_tokens": tokens}
-        most = {"examples": examples, "tokens": tokens, "equal": 1.0}[weights]
+        size = float(max(1, client.examples))
+        most = {"examples": examples, "tokens": tokens, "size": size, "equal": 1.0}[weights]
+        least = most if weights in ("size", "equal") else 1.0
         by = f'federation.weights = "{weights}"'
-        return Allowed(least=1.0, most=min(most, MAX_WEIGHT), whole=True, by=by, counts=counts)
+        return Allowed(least=least, most=min(most, MAX_WEIGHT), whole=True, by=by, counts=counts)
 
     return allow
 

@@ -37,6 +37,12 @@ def test_others_are_refused_and_not_imported(name: str) -> None:
     assert str(error.value).isprintable()
 
 
+def test_a_run_has_a_handful_of_transforms() -> None:
+    trusted.require(run(transforms=[{"name": "clip"}] * trusted.MOST_TRANSFORMS), NO_OTHERS)
+    with pytest.raises(FederationError, match="3000 transforms"):
+        trusted.require(run(transforms=[{"name": "clip"}] * 3000), NO_OTHERS)
+
+
 def test_a_server_lists_others_by_kind(tmp_path: Path) -> None:
     assert trusted.read(tmp_path) == NO_OTHERS
     (tmp_path / "plugins.json").write_text('{"algorithms": ["their.method"]}')

@@ -127,7 +127,7 @@ def test_an_update_comes_back_in_its_bits(delta, extra, weight, metrics) -> None
 def test_every_other_reply_comes_back(name, count, categories) -> None:
     for reply in (
         Failure(client=name, reason=f"it failed {count} times"),
-        Joined(client=name, examples=count % 10**9, min_cohort=1 + count % 10**6, version="0.1.0"),
+        Joined(client=name, examples=count, min_cohort=1 + count % 10**6, version="0.1.0"),
         Scores(client=name, round=count, categories=categories),
     ):
         assert decode_reply(encode_reply(reply)) == reply

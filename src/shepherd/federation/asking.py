@@ -21,6 +21,8 @@ BRIEF = 300.0
 TIMES, SPARE = 4, 2**20
 """How many times its request's bytes an answer may have, and beside that: a method may send more than the
 change of what it was sent, and scores are sent by category."""
+MAX_EXAMPLES = 100_000_000
+"""That a site may say it holds."""
 AWAY = "it is not connected; start `shepherd silos site` there"
 
 Reply = Update | Failure | Joined | Scores
@@ -81,8 +83,13 @@ class Silos:
     """Why a site did not join."""
 
     def clients(self) -> Sequence[ClientInfo]:
-        """Every site of the run, by name, also those that are away: a run's cohorts must not depend on it."""
-        return [_info(name, self.joined.get(name)) for name in sorted(self.sites)]
+        """Every site of the run, by name, also those that are away: a run's cohorts must not depend on it.
+
+        One that has not joined yet counts as an average one, so that it may still be drawn by its size.
+        """
+        known = [joined.examples for joined in self.joined.values()]
+        usual = max(1, round(sum(known) / len(known))) if known else 1
+        return [_info(name, self.joined.get(name), usual) for name in sorted(self.sites)]
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Have the cohort train; a site that is away, late, or answers nonsense is a Failure.
@@ -120,7 +127,7 @@ class Silos:
 
     def _join(self, round: int, sites: Sequence[str]) -> Iterator[Joined | Failure]:
         request = self._request("join", round, None, len(sites), self.terms.brief)
-        for reply in self._asked(request, sites, {}):
+        for reply in map(_of_a_size, self._asked(request, sites, {})):
             if isinstance(reply, Joined):
                 self.joined[reply.client] = reply
                 yield reply
@@ -203,10 +210,21 @@ class Silos:
         return reply
 
 
-def _info(name: str, joined: Joined | None) -> ClientInfo:
+def _info(name: str, joined: Joined | None, usual: int) -> ClientInfo:
     if joined is None:
-        return ClientInfo(name=name, examples=0)
+        return ClientInfo(name=name, examples=usual)
     return ClientInfo(name=name, examples=joined.examples, min_cohort=joined.min_cohort)
+
+
+def _of_a_size(reply: Reply) -> Reply:
+    """A size is a site's own word, and decides how often it is drawn and may decide what it counts for."""
+    if isinstance(reply, Joined) and reply.examples > MAX_EXAMPLES:
+        return Failure(
+            client=reply.client,
+            reason=f"it says that it holds {reply.examples:,} examples, and {MAX_EXAMPLES:,} is the most that"
+            " is believed; check its data",
+        )
+    return reply
 
 
 def _beside(reply: Reply) -> Failure:

@@ -14,7 +14,7 @@ from shepherd.errors import WireError
 
 MOST_NAME, MOST_SENTENCE = 200, 2000  # characters
 MOST_NAMES = 1000  # metrics or categories of a reply; they stand in every row of a run's log
-MOST_EXAMPLES, MOST_COHORT = 10**9, 10**6  # of a site
+MOST_COHORT = 10**6  # that a site may ask for
 # what could end a line of a log, or turn a terminal's text around
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -165,7 +165,7 @@ UPDATE: Mapping[str, Check] = {
 FAILURE: Mapping[str, Check] = {"client": label, "reason": _reason}
 JOINED: Mapping[str, Check] = {
     "client": label,
-    "examples": _at_most(MOST_EXAMPLES),
+    "examples": whole,
     "min_cohort": _at_most(MOST_COHORT, 1),
 }
 SCORES: Mapping[str, Check] = {"client": label, "round": whole, "categories": _categories}

@@ -17,6 +17,8 @@ from shepherd.errors import FederationError
 from shepherd.settings import RunSettings
 
 FILE = "plugins.json"
+MOST_TRANSFORMS = 16
+"""Of a run: each looks at every update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +63,13 @@ def require(settings: RunSettings, trusted: Trusted) -> None:
     """Refuse a run that names a module which is neither the package's own nor trusted; nothing is imported.
 
     Raises:
-        FederationError: it names one.
+        FederationError: it names one, or more transforms than a server goes through.
     """
+    if len(settings.transforms) > MOST_TRANSFORMS:
+        raise FederationError(
+            f"the run has {len(settings.transforms)} transforms and the server takes {MOST_TRANSFORMS} at most;"
+            " leave some out"
+        )
     for kind, name in _unknown(settings, trusted):
         raise FederationError(
             f"the server takes no {kind} called {name[:80]!a}; use one of the package, or have whoever runs"
