@@ -67,7 +67,7 @@ def require(settings: RunSettings, trusted: Trusted) -> None:
     """
     if len(settings.transforms) > MOST_TRANSFORMS:
         raise FederationError(
-            f"the run has {len(settings.transforms)} transforms and the server takes {MOST_TRANSFORMS} at most;"
+            f"the run has {len(settings.transforms)} transforms, at most {MOST_TRANSFORMS} are taken;"
             " leave some out"
         )
     for kind, name in _unknown(settings, trusted):
