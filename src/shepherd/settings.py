@@ -210,9 +210,12 @@ class FederationTable(Table):
     share: PositiveShare = 1.0
     """Of the clients, each round; at least one client."""
     select: Literal["uniform", "poisson", "size-weighted", "round-robin", "all"] = "uniform"
-    """How the cohort of a round is drawn."""
-    weights: Literal["examples", "tokens", "equal"] = "examples"
-    """What a client's update counts for in the mean: examples trained, tokens trained, or one each."""
+    """How the cohort of a round is drawn; "size-weighted" with a chance that goes by a client's examples."""
+    weights: Literal["examples", "tokens", "size", "equal"] = "examples"
+    """What a client's update counts for in the mean: the examples or the tokens that it trained on in its
+    visit, those that it holds ("size"), or one each. FedAvg's n_k (McMahan et al., 2017) is "size";
+    "examples" is the same where a visit goes over all of a client's examples, and one each where
+    `tuning.max_steps` makes all visits equally long."""
     quorum: PositiveShare = 0.5
     """The share of the cohort that must give a usable update, or the round is not finished."""
     sites: tuple[str, ...] = ()
@@ -226,6 +229,11 @@ class FederationTable(Table):
     def _size_counts_once(self) -> Self:
         if self.select == "size-weighted" and self.weights != "equal":
             raise ValueError('select = "size-weighted" counts size already; set weights = "equal" with it')
+        if self.select == "size-weighted" and self.share == 1:
+            raise ValueError(
+                'select = "size-weighted" draws nobody by size where share is 1; set a share below 1, or'
+                ' select = "uniform" with weights = "size"'
+            )
         return self
 
 

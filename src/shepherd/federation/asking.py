@@ -22,6 +22,9 @@ TIMES, SPARE = 4, 2**20
 """How many times its request's bytes an answer may have, and beside that: a method may send more than the
 change of what it was sent, and scores are sent by category."""
 
+MAX_EXAMPLES = 100_000_000
+"""That a site may say it holds."""
+
 Reply = Update | Failure | Joined | Scores
 Text = Callable[[str], None]
 
@@ -65,7 +68,7 @@ class Terms:
 
 @dataclass(slots=True, kw_only=True)
 class Silos:
-    """A Federation whose clients are sites. `examples` is what each said it holds, where it may say so."""
+    """A Federation whose clients are sites. `examples` is what each said on joining that it holds."""
 
     post: Post
     terms: Terms
@@ -77,8 +80,13 @@ class Silos:
     """Sites that gave no answer when they were asked last."""
 
     def clients(self) -> Sequence[ClientInfo]:
-        """Every site of the run, by name, also those that are away: a run's cohorts must not depend on it."""
-        return [ClientInfo(name=name, examples=self.examples.get(name, 0)) for name in sorted(self.sites)]
+        """Every site of the run, by name, also those that are away: a run's cohorts must not depend on it.
+
+        One that has not joined yet counts as an average one, so that it may still be drawn by its size.
+        """
+        known = self.examples.values()
+        usual = max(1, round(sum(known) / len(known))) if known else 1
+        return [ClientInfo(name=name, examples=self.examples.get(name, usual)) for name in sorted(self.sites)]
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Have the cohort train; a site that is away, late, or answers nonsense is a Failure."""
@@ -90,7 +98,7 @@ class Silos:
     def join(self, round: int) -> list[Joined | Failure]:
         """Have every site that is there load its base and its data."""
         request = self._request("join", round, None, len(self.sites), self.terms.brief)
-        replies = list(self._asked(request, self._here()))
+        replies = [_of_a_size(reply) for reply in self._asked(request, self._here())]
         joined = [reply for reply in replies if isinstance(reply, Joined)]
         self.examples.update({reply.client: reply.examples for reply in joined})
         return [reply if isinstance(reply, Joined | Failure) else _beside(reply) for reply in replies]
@@ -168,6 +176,17 @@ class Silos:
         if reply.client != site:  # who it is, the certificate says; an answer cannot
             return Failure(client=site, reason=f"it answered in the name of {reply.client!r}; check its kit")
         return reply
+
+
+def _of_a_size(reply: Reply) -> Reply:
+    """A size is a site's own word, and decides how often it is drawn and may decide what it counts for."""
+    if isinstance(reply, Joined) and reply.examples > MAX_EXAMPLES:
+        return Failure(
+            client=reply.client,
+            reason=f"it says that it holds {reply.examples:,} examples, and {MAX_EXAMPLES:,} is the most that"
+            " is believed; check its data",
+        )
+    return reply
 
 
 def _beside(reply: Reply) -> Failure:
