@@ -750,11 +750,6 @@ def test_a_run_keeps_the_day_that_it_started_on(llama_folder, source, tmp_path, 
 # ---- a round that does not come to its end, in the same process (law 3)
 
 
-def _interrupted_in_the_second_group(progress: Progress) -> None:
-    if progress.clients_done:
-        raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("where", ["tuning", "scoring", "saving", "logging", "quorum"])
 def test_a_round_that_fails_leaves_no_trace_in_the_same_process(table, whole, monkeypatch, where) -> None:
     """Going on with the same Run gives the bits of the run that nothing disturbed."""
@@ -767,9 +762,7 @@ def test_a_round_that_fails_leaves_no_trace_in_the_same_process(table, whole, mo
     before = dict(run.simulation.positions)
     with monkeypatch.context() as patched:
         if where == "tuning":
-            run.simulation.workers or patched.setattr(
-                run_module.tune, "tune", _after_one(run_module.tune.tune, fail)
-            )
+            patched.setattr(run_module.tune, "tune", _tuned_in_vain(run_module.tune.tune))
         elif where == "scoring":
             patched.setattr(run_module.score, "losses", fail)
         elif where == "saving":
@@ -777,7 +770,6 @@ def test_a_round_that_fails_leaves_no_trace_in_the_same_process(table, whole, mo
         elif where == "logging":
             patched.setattr(folder.RunFolder, "append", fail)
         else:
-            patched.setattr(Adapter, "norm", Adapter.norm)
             patched.setattr("shepherd.rounds.check", _refusing)
         expected = QuorumNotMet if where == "quorum" else KeyboardInterrupt
         with pytest.raises(expected):
@@ -794,10 +786,9 @@ def _refusing(update: object, expected: object) -> None:
     raise UpdateRefused("not today; ask again")
 
 
-def _after_one(honest: Any, fail: Any) -> Any:
-    calls = itertools.count()
-
-    def tuned(*args: Any, **options: Any) -> Any:
-        return fail() if next(calls) else honest(*args, **options)
+def _tuned_in_vain(honest: Any) -> Any:
+    def tuned(*args: Any, **options: Any) -> None:
+        honest(*args, **options)
+        raise KeyboardInterrupt
 
     return tuned

@@ -317,13 +317,13 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None) -> None:
 
 
 def _left_out(division: Division) -> None:
-    from shepherd.data.split import remarks
+    from shepherd.data.split import hold_out_remarks
 
     held = division.held
     click.echo(f"{many(len(held.train), 'example')} to train on, {len(held.heldout)} held out, ", nl=False)
     left = many(held.duplicates, "duplicate"), many(len(division.reading.skipped), "bad row")
     click.echo(f"{' and '.join(left)} left out")
-    for sentence in remarks({"shared": held.shared, "copies": held.copies}):
+    for sentence in hold_out_remarks(shared=held.shared, copies=held.copies):
         click.echo(sentence)
 
 

@@ -23,7 +23,7 @@ from shepherd import world
 from shepherd.core import seed_for
 from shepherd.data import tokens as stored
 from shepherd.data.examples import Example, Reading, Turn, from_rows, read
-from shepherd.data.split import HoldOut, hold_out, split
+from shepherd.data.split import HoldOut, hold_out, hold_out_remarks, split
 from shepherd.data.template import Template, prints_date
 from shepherd.data.tokens import Counts, Tokens, tokenise
 from shepherd.errors import DataError, FolderError
@@ -65,7 +65,7 @@ class Prepared:
     heldout: Tokens
     heldout_examples: Sequence[Example]
     summary: Mapping[str, Any]
-    """Counts: examples, duplicates, copies and shared (see `HoldOut`), skipped rows, cut, dropped, tokens."""
+    """Counts: examples, duplicates and the like (see `HoldOut`), skipped rows, cut, dropped, tokens."""
     dropped: Sequence[str] = ()
     """One sentence for each reason that examples were dropped for."""
 
@@ -184,8 +184,8 @@ def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prep
             "examples": len(division.reading.examples),
             "skipped_rows": len(division.reading.skipped),
             "duplicates": division.held.duplicates,
-            "copies": division.held.copies,
-            "shared": division.held.shared,
+            "held_by_several_clients": division.held.copies,
+            "heldout_shared_with_training": division.held.shared,
             "heldout": len(kept),
             "kept": sum(count.kept for count in counts),
             "cut": sum(count.cut for count in counts),
@@ -292,6 +292,15 @@ def load(folder: Path) -> Prepared:
             f"the data of the run in {folder.parent} cannot be read ({error}); start the run again"
             " in a new folder"
         ) from error
+
+
+def remarks(prepared: Prepared) -> list[str]:
+    """What is to be said of what was held out, if anything."""
+    counts = prepared.summary
+    return hold_out_remarks(
+        shared=counts.get("heldout_shared_with_training", 0),  # folders from before it was counted have none
+        copies=counts.get("held_by_several_clients", 0),
+    )
 
 
 def whole(folder: Path) -> bool:

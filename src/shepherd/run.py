@@ -27,7 +27,6 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, seed_for
 from shepherd.data.examples import Example
 from shepherd.data.files import left_out
-from shepherd.data.split import remarks
 from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import FederationError, FolderError, SettingsError
 from shepherd.evaluate import answers, loss
@@ -164,7 +163,7 @@ class Run:
         self._write_card(scores)
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
         self.close()
-        said = remarks(self.prepared.summary)
+        said = prepare.remarks(self.prepared)
         self.finished = {"adapter": self.holder.adapter, "answers": scores, "remarks": said}
         return self.finished
 
@@ -311,9 +310,10 @@ def _opened(settings: RunSettings, prepared: Prepared | None) -> Run:
     settings = prepare.dated(settings, base.tokenizer)
     prepared = prepared or _read(settings, base)
     prepare.require_readable(prepared, base)
+    select.require_possible(settings.federation, {name: len(own) for name, own in prepared.clients.items()})
     settings = _resolved(settings, base, prepared)
     _describe(base, settings, algorithm, prepared)
-    for sentence in (*prepared.dropped, *remarks(prepared.summary)):
+    for sentence in (*prepared.dropped, *prepare.remarks(prepared)):
         log.info("%s", sentence)
     sample = next(iter(prepared.clients.values()))
     _expect(expected(base, settings.tuning, sample, _round_tokens(settings, prepared)))

@@ -7,7 +7,7 @@ own: nothing else is random.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -40,6 +40,15 @@ def selector(table: FederationTable) -> Select:
         return way(clients, table.share, round, seed)
 
     return select
+
+
+def require_possible(table: FederationTable, sizes: Mapping[str, int]) -> None:
+    """Raise FederationError, before anything is trained, where no cohort of these clients can be drawn.
+
+    Args:
+        sizes: client -> how many examples it holds.
+    """
+    selector(table)([ClientInfo(name=name, examples=count) for name, count in sizes.items()], 0, 0)
 
 
 def size(clients: Sequence[ClientInfo], share: float) -> int:

@@ -99,9 +99,10 @@ def test_every_tuned_arm_took_as_many_steps(made) -> None:
 def test_the_first_sentence_says_how_many_examples_each_arm_saw(made) -> None:
     _, found = made
     saw = {name: arm(found, name)["trained"]["examples"] for name in ARMS[1:]}
+    locals_ = sorted(saw[name] for name in ("local-client-1", "local-client-2"))
     assert found["says"][0] == (
         f"federated saw {saw['federated']} examples, those of its clients side by side, in 4 optimiser steps"
-        f" one after another; local-client-1 and local-client-2 {saw['local-client-1']} each in 4 steps;"
+        f" one after another; local-client-1 and local-client-2 {locals_[0]} to {locals_[1]} each in 4 steps;"
         f" centralised {saw['centralised']} in 4 steps; ffa {saw['ffa']} in 4 steps."
     )
 

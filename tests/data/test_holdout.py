@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shepherd.data.examples import Example, Turn
 from shepherd.data.groups import folded, joined
-from shepherd.data.split import HoldOut, hold_out, remarks
+from shepherd.data.split import HoldOut, hold_out, hold_out_remarks
 from shepherd.evaluate.loss import spread
 
 
@@ -118,7 +118,9 @@ def test_equal_pairs_are_dropped_within_a_client_and_kept_with_each_that_has_the
     found = hold_out(examples, 0.2, 0)
     assert (found.duplicates, found.copies, found.shared) == (20, 20, 0)
     assert leaks(examples, found) == 0
-    assert "20 examples are held by more than one client" in remarks({"copies": found.copies})[0]
+    assert (
+        "20 examples are held by more than one client" in hold_out_remarks(shared=0, copies=found.copies)[0]
+    )
 
 
 def test_what_cannot_be_kept_apart_is_counted_and_said() -> None:
@@ -126,8 +128,8 @@ def test_what_cannot_be_kept_apart_is_counted_and_said() -> None:
     examples = [chat(f"q{i}", f"a{i}", "Thanks!", "You are welcome.") for i in range(100)]
     found = hold_out(examples, 0.1, 0)
     assert len(found.heldout) == found.shared == leaks(examples, found) == 10
-    assert "10 held-out examples share a question" in remarks({"shared": found.shared})[0]
-    assert remarks({"shared": 0, "copies": 0}) == []
+    assert "10 held-out examples share a question" in hold_out_remarks(shared=found.shared, copies=0)[0]
+    assert hold_out_remarks(shared=0, copies=0) == []
 
 
 def test_a_group_that_is_too_large_is_trained_on_where_others_can_be_held_out() -> None:

@@ -109,7 +109,7 @@ def joined(ties: Mapping[int, Iterable[Hashable]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def shared(held: Sequence[Marks], trained: Sequence[Marks]) -> int:
+def ties_shared(held: Sequence[Marks], trained: Sequence[Marks]) -> int:
     """How many of the held-out examples share a tie with one that is trained on."""
     known = {tie for mark in trained for tie in every_tie(mark)}
     return sum(not known.isdisjoint(every_tie(mark)) for mark in held)

@@ -24,7 +24,7 @@ from shepherd.data.groups import (
     joined,
     marks,
     no_tie,
-    shared,
+    ties_shared,
     whole_question,
 )
 from shepherd.errors import DataError
@@ -79,19 +79,19 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
         heldout=np.array(_scoring_order(groups, examples, seed), dtype=np.int64),
         duplicates=len(examples) - len(kept),
         copies=_copies([found[index] for index in kept]),
-        shared=shared([found[index] for index in held], [found[index] for index in train]),
+        shared=ties_shared([found[index] for index in held], [found[index] for index in train]),
     )
 
 
-def remarks(counts: Mapping[str, Any]) -> list[str]:
-    """What is to be said of a hold-out's `shared` and `copies`: a sentence each, none where they are 0."""
+def hold_out_remarks(*, shared: int, copies: int) -> list[str]:
+    """What is to be said of these two counts of a `HoldOut`: a sentence each, none where they are 0."""
     said = []
-    if shared_ := counts.get("shared", 0):
+    if shared:
         said.append(
-            f"{shared_:,} held-out examples share a question with examples that are trained on: too many hang"
+            f"{shared:,} held-out examples share a question with examples that are trained on: too many hang"
             " together by common turns to be kept apart, so scores on them may be too good"
         )
-    if copies := counts.get("copies", 0):
+    if copies:
         said.append(f"{copies:,} examples are held by more than one client; each client keeps its own")
     return said
 
