@@ -136,7 +136,8 @@ def settle(compared: Compared, p_holm: float | None = None, asked: str = "questi
             f"among all those tested it does not ({shown(compared.p, p_holm)})"
         )
     if compared.questions_needed is None:
-        hidden = compared.seeds > 1 and compared.difference.value
+        gap = compared.difference
+        hidden = compared.seeds > 1 and gap.value and math.isfinite(gap.low) and math.isfinite(gap.high)
         return f"; more seeds, not more {asked}, would settle a difference of this size" if hidden else ""
     if compared.questions_needed <= compared.questions:
         return ""

@@ -45,6 +45,12 @@ class Interval:
         numbers = {"value": self.value, "low": self.low, "high": self.high}
         return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
 
+    def reaching(self, number: float) -> Interval:
+        """Widened to hold a number that cannot be left out; as it is, where it has no finite value."""
+        if not math.isfinite(self.value):
+            return self
+        return Interval(self.value, min(self.low, number), max(self.high, number))
+
     def scaled(self, factor: float) -> Interval:
         """The interval in another unit; a negative factor turns it round."""
         low, high = sorted((self.low * factor, self.high * factor))
@@ -300,12 +306,10 @@ def between(a: Sample, b: Sample) -> Compared:
     contrast, gap = a.values - b.values, _gap(a, b)
     differing = _differing(contrast, a.draws)
     p = max(gap.p(), min(1.0, 2.0 ** (1 - differing)))
-    found = gap.interval()
-    if p >= ALPHA:
-        found = Interval(found.value, min(found.low, 0.0), max(found.high, 0.0))
+    apart, over = gap.interval(), ratio(a, b)
     return Compared(
-        difference=found,
-        relative=ratio(a, b),
+        difference=apart.reaching(0.0) if p >= ALPHA else apart,
+        relative=over.reaching(1.0) if p >= ALPHA else over,
         p=p,
         questions=a.draws.questions,
         seeds=a.draws.seeds,
