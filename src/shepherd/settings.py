@@ -155,7 +155,8 @@ class DataTable(Table):
     date: str = ""
     """Day that a chat template prints as today's, such as "2026-11-28"; "" is the day the run starts."""
     holdout: ShareBelowOne = 0.1
-    """The share of each category that is held out of training, before the split."""
+    """The share of the examples that is held out of training, before the split, each category its part;
+    examples that share a question stay together."""
     max_tokens: Annotated[int, Strict(), Field(ge=8)] = 512
     """Longer examples are cut (prompt first, from its context; law 9) and counted."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -302,7 +303,8 @@ class EvaluationTable(Table):
     every: PositiveInt = 1
     """Score the held-out examples every so many rounds (the last round always)."""
     examples: PositiveInt = 200
-    """At most so many held-out examples for the loss, spread evenly over the categories."""
+    """At most so many held-out examples for the loss, drawn evenly over the categories, and over the clients
+    where the data name them."""
     answers: NonNegativeInt = 0
     """Held-out examples to answer before the first and after the last round, where a checker decides
     (the embedded world has checkers); 0 answers none."""
@@ -324,7 +326,7 @@ class JudgeTable(Table):
     questions: str = "heldout"
     """"heldout", "vicuna", "mt-bench" (its first turns), or a file of questions, relative to this file."""
     limit: PositiveInt | None = None
-    """At most so many questions, spread evenly over their categories."""
+    """At most so many questions, drawn evenly over their categories."""
     repeats: PositiveInt = 3
     """How often "fedit" scores each pair of answers."""
     temperature: NonNegativeFloat = 0.0

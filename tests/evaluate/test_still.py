@@ -105,6 +105,15 @@ def test_categories_without_spread_add_up_with_those_that_have_it() -> None:
     assert found.high - found.value == pytest.approx(half, rel=0.06)
 
 
+def test_small_categories_that_say_the_same_count_as_one() -> None:
+    names = [f"c{i // 2}" for i in range(80)]
+    a = np.where(np.arange(80) < 40, 1.0, np.arange(80) % 2)  # the second half shows spread
+    found = difference(a, np.zeros(80), draws(names)).difference
+    below = 0.5 * (1 - tango(40, 0, 40)[0])
+    half = 1.96 * 0.5 * 0.5 / math.sqrt(20)  # one of each pair is drawn
+    assert found.value - found.low == pytest.approx(math.hypot(below, half), rel=0.05)
+
+
 VALUES = st.integers(1, 12).flatmap(
     lambda n: st.tuples(
         st.lists(st.sampled_from("abc"), min_size=n, max_size=n),

@@ -58,26 +58,28 @@ def scored(questions: int, alpha: float) -> float:
 
 
 def still(values: NDArray[np.float64], groups: Sequence[Group], span: Span) -> tuple[Still, ...]:
-    """The categories without spread, of values (Q,); one for all of them where no question differs.
+    """The categories without spread, of values (Q,); those that gave the same value count as one.
 
-    A side on which the measure has no bound goes as far as these questions do, and where all of them are
-    alike without end.
+    Else many small ones, each of which may hide much, would together hide more than all of them can. A side
+    on which the measure has no bound goes as far as these questions do, and where all of them are alike
+    without end.
     """
     every = np.concatenate([values[group.places] for group in groups])
     spread = not _alike(every)
     low = span[0] if math.isfinite(span[0]) else float(every.min()) if spread else -math.inf
     high = span[1] if math.isfinite(span[1]) else float(every.max()) if spread else math.inf
-    if not spread:
-        return (Still(share=1.0, questions=len(every), value=float(every.mean()), span=(low, high)),)
+    alike: dict[float, list[Group]] = {}
+    for group in groups:
+        if _alike(values[group.places]):
+            alike.setdefault(round(float(values[group.places].mean()), 9), []).append(group)
     return tuple(
         Still(
-            share=group.share,
-            questions=len(group.places),
-            value=float(values[group.places].mean()),
+            share=sum(group.share for group in those),
+            questions=sum(len(group.places) for group in those),
+            value=float(values[those[0].places].mean()),
             span=(low, high),
         )
-        for group in groups
-        if _alike(values[group.places])
+        for those in alike.values()
     )
 
 

@@ -68,8 +68,8 @@ def line_of(
         stop = start + sum(map(len, cut))
         segments.append(layout.Segment(adapter=row.client, start=start, stop=stop, dropout_seed=row.seed))
         start = stop
-    places = np.concatenate(spots)
-    read, at = np.unique(places, return_inverse=True)
+    predicting_at = np.concatenate(spots)
+    read, at = np.unique(predicting_at, return_inverse=True)
     lengths, counts = [len(ids) for ids in stretches], [len(found) for found in spots]
     rows_of = np.repeat(np.arange(len(rows)), [len(row.examples) for row in rows])
     clients = np.array([row.client for row in rows])[rows_of]
@@ -77,7 +77,7 @@ def line_of(
         ids=_tensor(np.concatenate(stretches), device),
         positions=_tensor(layout.positions(lengths, after), device),
         read=_tensor(read, device),
-        places=_tensor(places, device),
+        places=_tensor(predicting_at, device),
         at=_tensor(at, device),
         turns=_turns(at, device),
         targets=_tensor(np.concatenate(targets), device),
