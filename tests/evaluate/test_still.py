@@ -110,8 +110,8 @@ def test_small_categories_that_say_the_same_count_as_one() -> None:
     a = np.where(np.arange(80) < 40, 1.0, np.arange(80) % 2)  # the second half shows spread
     found = difference(a, np.zeros(80), draws(names)).difference
     below = 0.5 * (1 - tango(40, 0, 40)[0])
-    half = 1.96 * 0.5 * 0.5 / math.sqrt(20)  # one of each pair is drawn
-    assert found.value - found.low == pytest.approx(math.hypot(below, half), rel=0.05)
+    half = (10 - stats.binom.ppf(0.025, 20, 0.5)) / 40  # one of each pair is drawn
+    assert found.value - found.low == pytest.approx(math.hypot(below, half), rel=0.01)
 
 
 VALUES = st.integers(1, 12).flatmap(
