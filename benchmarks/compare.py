@@ -2,9 +2,10 @@
 
 On the embedded world three clients of two categories tune alone, as in the paper, and answers are checked
 by code. On Dolly all ten clients do, and the measure is the held-out response loss; on SmolLM2, a pretrained
-base with the same clients, ROUGE-L of the answers as well. Every arm takes the same
-number of optimiser steps, or with --match examples sees the same number of examples. `alone` is the time of
-the federated run of the first seed, `all` that of the whole comparison with its scoring.
+base with the same clients, ROUGE-L of the answers as well. The centralised arm sees as many examples as the
+federated one, and once more takes as many optimiser steps, as the local arms do; with --match steps or
+--match examples every arm is matched so. `alone` is the time of the federated run of the first seed, `all`
+that of the whole comparison with its scoring.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = common.parser(__doc__)
     parser.add_argument("--on", choices=setting.SETTINGS, default="world", help="default world")
     parser.add_argument("--seeds", type=int, default=3, help="default 3")
-    parser.add_argument("--match", choices=("steps", "examples"), default="steps", help="default steps")
+    parser.add_argument("--match", choices=("both", "steps", "examples"), default="both", help="default both")
     parser.add_argument("--rounds", type=int, help="default: the run file's, 5 on Dolly")
     parser.add_argument("--steps", type=int, help="of a visit; default: the run file's, 6 on Dolly")
     parser.add_argument("--answers", type=int, help="held-out examples answered; default: 400 on the world")

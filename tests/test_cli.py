@@ -239,6 +239,11 @@ def test_data_split_counts_and_draws(shepherd: Callable[..., Result]) -> None:
     assert result.exit_code == 0, result.output
     assert "18 examples to train on, 2 held out, 0 duplicates and 0 bad rows left out" in result.stdout
     assert Path("x.png").read_bytes().startswith(b"\x89PNG")
+    said = [[f"Say {n}", f"{n}", "Thanks!", "You are welcome."] for n in range(20)]
+    turns = [[{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(c)] for c in said]
+    Path("chats.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
+    result = shepherd("data", "split", "run.toml", "data.source=chats.jsonl", "split.clients=3")
+    assert "2 held-out examples share a question with examples that are trained on" in result.stdout
 
 
 def python(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -82,6 +82,8 @@ def test_mixes_and_the_summary_count_what_is_kept(source, tokenizer) -> None:
         "examples": 36,
         "skipped_rows": 0,
         "duplicates": 0,
+        "held_by_several_clients": 0,
+        "heldout_shared_with_training": 0,
         "heldout": 6,
         "kept": 30,
         "cut": 0,
@@ -105,10 +107,11 @@ def test_the_seed_decides_and_the_global_generator_does_not(source, tokenizer) -
 def test_duplicates_and_what_is_dropped_or_cut_are_counted(tmp_path, tokenizer) -> None:
     examples = runs.rows()
     examples[3]["context"] = " ".join(["w9"] * 60)  # cut
-    examples.append({**examples[0], "response": "w5"})  # asked before
+    examples.append({**examples[0], "category": "qa"})
+    examples.append({**examples[0], "response": "w5"})  # another answer to the same question
     path = runs.written(tmp_path / "rows.jsonl", examples)
     summary = prepare.prepare(settings(path, data={"holdout": 0.0}), tokenizer).summary
-    assert (summary["examples"], summary["duplicates"], summary["cut"], summary["kept"]) == (37, 1, 1, 36)
+    assert (summary["examples"], summary["duplicates"], summary["cut"], summary["kept"]) == (38, 1, 1, 37)
 
 
 def test_without_categories_there_is_one_called_all(tmp_path, tokenizer) -> None:
@@ -189,7 +192,7 @@ def test_one_client_holds_all_that_is_not_held_out_in_order(source, tokenizer, s
 
 
 def test_one_client_counts_duplicates_and_skipped_rows(tmp_path, tokenizer) -> None:
-    rows = [*runs.rows(), {**runs.rows()[0], "response": "w5"}, {"instruction": "w4"}]
+    rows = [*runs.rows(), runs.rows()[0], {"instruction": "w4"}]
     table = {"holdout": 0.0, "on_bad_row": "skip"}
     own = prepare.one_client(
         settings(runs.written(tmp_path / "rows.jsonl", rows), data=table), "site-1", tokenizer

@@ -38,6 +38,7 @@ from shepherd.errors import (
     FolderError,
     QuorumNotMet,
     SettingsError,
+    UpdateRefused,
 )
 from shepherd.inspection import inspect_data
 from shepherd.model import files, layout, lora, score
@@ -744,3 +745,50 @@ def test_a_run_keeps_the_day_that_it_started_on(llama_folder, source, tmp_path, 
     template = Template.of(again.settings.data)
     assert again.base.tokenizer.decode(prompt(turns, template, again.base.tokenizer)) == "w14 w5"
     assert again.base.tokenizer.decode(prompt(turns, Template("chat"), again.base.tokenizer)) == "w21 w5"
+
+
+# ---- a round that does not come to its end, in the same process (law 3)
+
+
+@pytest.mark.parametrize("where", ["tuning", "scoring", "saving", "logging", "quorum"])
+def test_a_round_that_fails_leaves_no_trace_in_the_same_process(table, whole, monkeypatch, where) -> None:
+    """Going on with the same Run gives the bits of the run that nothing disturbed."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    run = open_run(table)
+    rows = [next(run.rounds())[1]]
+    before = dict(run.simulation.positions)
+    with monkeypatch.context() as patched:
+        if where == "tuning":
+            patched.setattr(run_module.tune, "tune", _tuned_in_vain(run_module.tune.tune))
+        elif where == "scoring":
+            patched.setattr(run_module.score, "losses", fail)
+        elif where == "saving":
+            patched.setattr(checkpoint, "save", fail)
+        elif where == "logging":
+            patched.setattr(folder.RunFolder, "append", fail)
+        else:
+            patched.setattr("shepherd.rounds.check", _refusing)
+        expected = QuorumNotMet if where == "quorum" else KeyboardInterrupt
+        with pytest.raises(expected):
+            next(run.rounds())
+    assert run.simulation.positions == before or where == "logging"
+    rows += [row for _, row in run.rounds()]
+    run.finish()
+    assert weights(run.folder) == weights(whole[0])
+    logged = [runs.without_times(row) for row in folder.read_rows(run.folder)]
+    assert logged == [runs.without_times(row) for row in folder.read_rows(whole[0])]
+
+
+def _refusing(update: object, expected: object) -> None:
+    raise UpdateRefused("not today; ask again")
+
+
+def _tuned_in_vain(honest: Any) -> Any:
+    def tuned(*args: Any, **options: Any) -> None:
+        honest(*args, **options)
+        raise KeyboardInterrupt
+
+    return tuned

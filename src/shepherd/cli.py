@@ -156,10 +156,10 @@ def resume(folder: Path, kit: Path | None) -> None:
 @click.option("--arm", "arms", multiple=True, metavar='"NAME: key=value ..."', help="A federated variant.")
 @click.option(
     "--match",
-    type=click.Choice(["steps", "examples"]),
-    default="steps",
+    type=click.Choice(["both", "steps", "examples"]),
+    default="both",
     show_default=True,
-    help="What every arm gets the same number of.",
+    help="What arms get the same number of; `both` trains the centralised arm twice, local ones by steps.",
 )
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each arm."
@@ -170,7 +170,7 @@ def compare(
     overrides: tuple[str, ...],
     locals_: tuple[str, ...],
     arms: tuple[str, ...],
-    match: Literal["steps", "examples"],
+    match: Literal["both", "steps", "examples"],
     seeds: int,
     max_calls: int | None,
 ) -> None:
@@ -317,10 +317,14 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None) -> None:
 
 
 def _left_out(division: Division) -> None:
+    from shepherd.data.split import hold_out_remarks
+
     held = division.held
     click.echo(f"{many(len(held.train), 'example')} to train on, {len(held.heldout)} held out, ", nl=False)
     left = many(held.duplicates, "duplicate"), many(len(division.reading.skipped), "bad row")
     click.echo(f"{' and '.join(left)} left out")
+    for sentence in hold_out_remarks(shared=held.shared, copies=held.copies):
+        click.echo(sentence)
 
 
 @main.command()

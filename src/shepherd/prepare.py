@@ -4,7 +4,7 @@ A run folder keeps its own tokens, so that a run goes on when the source has mov
 
 data/
   index.json       clients, their category counts, and what was cut, dropped and left out
-  heldout.jsonl    the held-out examples, for scoring answers
+  heldout.jsonl    the held-out examples, in the order in which they are drawn to be scored
   heldout/         their tokens
   clients/0000/    each client's tokens, in the order of index.json
 """
@@ -23,7 +23,7 @@ from shepherd import world
 from shepherd.core import seed_for
 from shepherd.data import tokens as stored
 from shepherd.data.examples import Example, Reading, Turn, from_rows, read
-from shepherd.data.split import HoldOut, hold_out, split
+from shepherd.data.split import HoldOut, hold_out, hold_out_remarks, split
 from shepherd.data.template import Template, prints_date
 from shepherd.data.tokens import Counts, Tokens, tokenise
 from shepherd.errors import DataError, FolderError
@@ -65,7 +65,7 @@ class Prepared:
     heldout: Tokens
     heldout_examples: Sequence[Example]
     summary: Mapping[str, Any]
-    """Counts: examples, duplicates, skipped rows, cut, dropped, tokens."""
+    """Counts: examples, duplicates and the like (see `HoldOut`), skipped rows, cut, dropped, tokens."""
     dropped: Sequence[str] = ()
     """One sentence for each reason that examples were dropped for."""
 
@@ -184,6 +184,8 @@ def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prep
             "examples": len(division.reading.examples),
             "skipped_rows": len(division.reading.skipped),
             "duplicates": division.held.duplicates,
+            "held_by_several_clients": division.held.copies,
+            "heldout_shared_with_training": division.held.shared,
             "heldout": len(kept),
             "kept": sum(count.kept for count in counts),
             "cut": sum(count.cut for count in counts),
@@ -206,18 +208,13 @@ def _dropped(counts: Sequence[Counts]) -> Iterator[str]:
 def require_readable(prepared: Prepared, base: Base) -> None:
     """Raise DataError where an example holds a token, or a place, that the base has no embedding for."""
     known = len(base.model.get_input_embeddings().weight)
-    most = base.reads
     for name, data in {**prepared.clients, "the held-out examples": prepared.heldout}.items():
         if len(data) and int(data.ids.max()) >= known:
             raise DataError(
                 f"{name}: token {int(data.ids.max())} is not among the {known} of base {base.name}; "
                 "use the tokenizer that the base was trained with"
             )
-        if most and len(data) and int(data.lengths.max()) > most:
-            raise DataError(
-                f"{name}: an example has {int(data.lengths.max())} tokens and base {base.name} reads at most"
-                f" {most}{base.why_no_more}; set data.max_tokens = {most}"
-            )
+        base.require_reads(int(data.lengths.max()) if len(data) else 0, name)
 
 
 def _require_checks(examples: Sequence[Example]) -> None:
@@ -295,6 +292,15 @@ def load(folder: Path) -> Prepared:
             f"the data of the run in {folder.parent} cannot be read ({error}); start the run again"
             " in a new folder"
         ) from error
+
+
+def remarks(prepared: Prepared) -> list[str]:
+    """What is to be said of what was held out, if anything."""
+    counts = prepared.summary
+    return hold_out_remarks(
+        shared=counts.get("heldout_shared_with_training", 0),  # folders from before it was counted have none
+        copies=counts.get("held_by_several_clients", 0),
+    )
 
 
 def whole(folder: Path) -> bool:

@@ -64,6 +64,8 @@ class Run:
     closed: bool = False
     finished: Row | None = None
     """What `finish` has returned."""
+    unlogged: Row | None = None
+    """Of a round that is saved and does not stand in the log yet."""
     simulation: Simulation = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +115,7 @@ class Run:
             FederationError: another loop over the rounds of this run went on in between.
         """
         self._require_open()
+        self._log_saved()
         done = rounds(
             self.algorithm,
             self.simulation,
@@ -132,7 +135,6 @@ class Run:
                 row = self._row(state, report)
                 self._save(state, row)
                 self.trackers.log(row)
-            self.state = state
             yield state, row
             self._require_open()
             if self.state is not state:
@@ -148,8 +150,8 @@ class Run:
             answer: whether to answer them here, as a comparison does not, which answers for all its arms.
 
         Returns:
-            `adapter`, its folder; and `answers`, category -> (share right before, share right after). A
-            second call returns the same and does nothing.
+            `adapter`, its folder; `answers`, category -> (share right before, share right after); and
+            `remarks`, sentences on what the scores stand on. A second call returns the same and does nothing.
         """
         if self.finished is not None:
             return self.finished
@@ -163,7 +165,8 @@ class Run:
         self._write_card(scores)
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
         self.close()
-        self.finished = {"adapter": self.holder.adapter, "answers": scores}
+        said = prepare.remarks(self.prepared)
+        self.finished = {"adapter": self.holder.adapter, "answers": scores, "remarks": said}
         return self.finished
 
     def close(self) -> None:
@@ -220,11 +223,21 @@ class Run:
         return loss.summarise(sums, counts, named, self.prepared.mixes).row()
 
     def _save(self, state: ServerState, row: Row) -> None:
+        """On disk first: where that fails, the round before stands here too. What is on disk is done."""
         self.holder.require_held()
-        notes = {"positions": self.simulation.positions, "row": row, "base": self.base.fingerprint}
-        saved = Checkpoint(state=state, clients=self.simulation.memories, notes=notes)
+        positions, memories = self.simulation.reached()
+        notes = {"positions": positions, "row": row, "base": self.base.fingerprint}
+        saved = Checkpoint(state=state, clients=memories, notes=notes)
         checkpoint.save(self.holder.checkpoints, saved, keep=self.settings.checkpoints.keep)
-        self.holder.append(row)
+        self.simulation.commit()
+        self.state, self.unlogged = state, row
+        self._log_saved()
+
+    def _log_saved(self) -> None:
+        """Also where an earlier try was interrupted."""
+        if self.unlogged is not None:
+            self.holder.append(self.unlogged)
+            self.unlogged = None
 
     def _write_card(self, scores: Mapping[str, tuple[float, float]]) -> None:
         card.write(
@@ -299,9 +312,10 @@ def _opened(settings: RunSettings, prepared: Prepared | None) -> Run:
     settings = prepare.dated(settings, base.tokenizer)
     prepared = prepared or _read(settings, base)
     prepare.require_readable(prepared, base)
+    select.require_possible(settings.federation, {name: len(own) for name, own in prepared.clients.items()})
     settings = _resolved(settings, base, prepared)
     _describe(base, settings, algorithm, prepared)
-    for sentence in prepared.dropped:
+    for sentence in (*prepared.dropped, *prepare.remarks(prepared)):
         log.info("%s", sentence)
     sample = next(iter(prepared.clients.values()))
     _expect(expected(base, settings.tuning, sample, _round_tokens(settings, prepared)))

@@ -7,7 +7,7 @@ own: nothing else is random.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -42,6 +42,15 @@ def selector(table: FederationTable) -> Select:
     return select
 
 
+def require_possible(table: FederationTable, sizes: Mapping[str, int]) -> None:
+    """Raise FederationError, before anything is trained, where no cohort of these clients can be drawn.
+
+    Args:
+        sizes: client -> how many examples it holds.
+    """
+    selector(table)([ClientInfo(name=name, examples=count) for name, count in sizes.items()], 0, 0)
+
+
 def size(clients: Sequence[ClientInfo], share: float) -> int:
     """How many clients a share is: the nearest whole number, and at least one."""
     return share_of(len(clients), share)
@@ -66,20 +75,31 @@ def poisson(clients: Sequence[ClientInfo], share: float, round: int, seed: int) 
 
 
 def size_weighted(clients: Sequence[ClientInfo], share: float, round: int, seed: int) -> Cohort:
-    """One after another without replacement, with chance proportional to the examples of those left.
+    """A fixed number m, each client with chance m n_k / n exactly, where it holds n_k of all n examples.
 
-    A client's size then counts in the draw, so it must not count in the mean again: use it with
-    `federation.weights = "equal"`. A client without examples is never drawn.
+    So the plain mean of the cohort is, in expectation, the mean over all clients by their sizes: use it with
+    `federation.weights = "equal"`. The draw is systematic (Madow, 1949): clients stand in a random order,
+    each as long as its examples, and every (n / m)th place from a random one on is drawn.
 
     Raises:
-        FederationError: no client has an example.
+        FederationError: no client has an example, or one would have to be drawn more than once.
     """
-    examples = np.array([client.examples for client in clients], dtype=np.float64)
-    if not examples.any():
+    sizes = np.array([client.examples for client in clients], dtype=np.int64)
+    whole, number = int(sizes.sum()), size(clients, share)
+    if not whole:
         raise FederationError("no client has an example to be drawn by; mend the split of the data")
-    number = min(size(clients, share), int(np.count_nonzero(examples)))
+    largest = int(sizes.argmax())
+    if number * int(sizes[largest]) > whole:
+        most = whole // int(sizes[largest])
+        raise FederationError(
+            f"client {clients[largest].name} holds {sizes[largest]:,} of {whole:,} examples, so of {number}"
+            f" clients a round it cannot be drawn by its size; set federation.share so that {most} or fewer"
+            ' are drawn, or set select = "uniform" with weights = "size"'
+        )
     rng = np.random.default_rng(seed)
-    return _named(clients, rng.choice(len(clients), number, replace=False, p=examples / examples.sum()))
+    order = rng.permutation(len(clients))
+    places = rng.integers(whole) + whole * np.arange(number)  # of number * whole, so all is in whole numbers
+    return _named(clients, order[np.searchsorted(number * np.cumsum(sizes[order]), places, side="right")])
 
 
 def round_robin(clients: Sequence[ClientInfo], share: float, round: int, seed: int) -> Cohort:

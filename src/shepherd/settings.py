@@ -155,7 +155,8 @@ class DataTable(Table):
     date: str = ""
     """Day that a chat template prints as today's, such as "2026-11-28"; "" is the day the run starts."""
     holdout: ShareBelowOne = 0.1
-    """The share of each category that is held out of training, before the split."""
+    """The share of the examples that is held out of training, before the split, each category its part;
+    examples that share a question stay together."""
     max_tokens: Annotated[int, Strict(), Field(ge=8)] = 512
     """Longer examples are cut (prompt first, from its context; law 9) and counted."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -210,9 +211,12 @@ class FederationTable(Table):
     share: PositiveShare = 1.0
     """Of the clients, each round; at least one client."""
     select: Literal["uniform", "poisson", "size-weighted", "round-robin", "all"] = "uniform"
-    """How the cohort of a round is drawn."""
-    weights: Literal["examples", "tokens", "equal"] = "examples"
-    """What a client's update counts for in the mean: examples trained, tokens trained, or one each."""
+    """How the cohort of a round is drawn; "size-weighted" with a chance that goes by a client's examples."""
+    weights: Literal["examples", "tokens", "size", "equal"] = "examples"
+    """What a client's update counts for in the mean: the examples or the tokens that it trained on in its
+    visit, those that it holds ("size"), or one each. FedAvg's n_k (McMahan et al., 2017) is "size";
+    "examples" is the same where a visit goes over all of a client's examples, and one each where
+    `tuning.max_steps` makes all visits equally long."""
     quorum: PositiveShare = 0.5
     """The share of the cohort that must give a usable update, or the round is not finished."""
     max_share: Annotated[float, Strict(), Field(ge=0.1, le=1.0)] = 0.5
@@ -230,6 +234,11 @@ class FederationTable(Table):
     def _size_counts_once(self) -> Self:
         if self.select == "size-weighted" and self.weights != "equal":
             raise ValueError('select = "size-weighted" counts size already; set weights = "equal" with it')
+        if self.select == "size-weighted" and self.share == 1:
+            raise ValueError(
+                'select = "size-weighted" draws nobody by size where share is 1; set a share below 1, or'
+                ' select = "uniform" with weights = "size"'
+            )
         return self
 
 
@@ -298,7 +307,8 @@ class EvaluationTable(Table):
     every: PositiveInt = 1
     """Score the held-out examples every so many rounds (the last round always)."""
     examples: PositiveInt = 200
-    """At most so many held-out examples for the loss, spread evenly over the categories."""
+    """At most so many held-out examples for the loss, drawn evenly over the categories, and over the clients
+    where the data name them."""
     answers: NonNegativeInt = 0
     """Held-out examples to answer before the first and after the last round, where a checker decides
     (the embedded world has checkers); 0 answers none."""
@@ -320,7 +330,7 @@ class JudgeTable(Table):
     questions: str = "heldout"
     """"heldout", "vicuna", "mt-bench" (its first turns), or a file of questions, relative to this file."""
     limit: PositiveInt | None = None
-    """At most so many questions, spread evenly over their categories."""
+    """At most so many questions, drawn evenly over their categories."""
     repeats: PositiveInt = 3
     """How often "fedit" scores each pair of answers."""
     temperature: NonNegativeFloat = 0.0

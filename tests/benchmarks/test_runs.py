@@ -40,8 +40,10 @@ def test_compare(tmp_path: Path) -> None:
     figures = _figures(compare.main, tmp_path)
     names = [arm["name"] for arm in figures["arms"]]
     locals_ = [f"local-{name}" for name in compare.LOCALS["world"] or ()]
-    assert names == ["base", *locals_, "centralised", "federated"]
-    assert {arm["trained"]["steps"] for arm in figures["arms"] if arm["trained"]} == {2}
+    assert names == ["base", *locals_, "centralised", "centralised-steps", "federated"]
+    trained = {arm["name"]: arm["trained"] for arm in figures["arms"]}
+    assert {trained[name]["steps"] for name in (*locals_, "centralised-steps", "federated")} == {2}
+    assert trained["centralised"]["examples"] == trained["federated"]["examples"]
     assert figures["seconds"]["all"] > figures["seconds"]["alone"] > 0
     assert {row["arm"] for row in figures["differences"]} == {*names} - {"federated"}
 

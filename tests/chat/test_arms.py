@@ -37,7 +37,7 @@ def test_each_says_what_it_was_trained_on(compared: Path, llama_folder: Path) ->
     assert says["base"] == f"{llama_folder.name}, not tuned"
     assert says["local-client-1"] == "client-1 alone: 9 examples of qa and poem"  # as the comparison says
     assert says["local-client-3"].startswith("client-3 alone: 7 examples of ")  # as the run's data say
-    kinds = "30 examples of poem, list and qa"
+    kinds = "30 examples of list, qa and poem"
     assert says["federated"] == f"4 clients, {kinds}; fedavg, 2 rounds"
     assert says["centralised"] == f"everybody's data in one place: {kinds}"
     assert says["ffa"] == "federated with algorithm.name=ffa_lora"

@@ -15,9 +15,24 @@ def names(asked: Asked) -> list[str]:
 
 
 def test_all_clients_tune_alone_unless_some_are_named() -> None:
-    assert names(Asked()) == ["base", "local-ann", "local-bob", "local-cay", "centralised", "federated"]
-    assert names(Asked(locals=("cay", "cay"))) == ["base", "local-cay", "centralised", "federated"]
-    assert names(Asked(locals=())) == ["base", "centralised", "federated"]
+    asked = Asked(match="steps")
+    assert names(asked) == ["base", "local-ann", "local-bob", "local-cay", "centralised", "federated"]
+    one = Asked(locals=("cay", "cay"), match="examples")
+    assert names(one) == ["base", "local-cay", "centralised", "federated"]
+    assert names(Asked(locals=(), match="steps")) == ["base", "centralised", "federated"]
+
+
+def test_how_long_arms_train_and_the_centralised_one_both_ways_by_default() -> None:
+    ways = {
+        match: {arm.name: arm.match for arm in arms(Asked(locals=("ann",), match=match), CLIENTS)}  # type: ignore[arg-type]
+        for match in ("both", "steps", "examples")
+    }
+    assert Asked().match == "both"
+    names = ["base", "local-ann", "centralised", "centralised-steps", "federated"]
+    assert list(ways["both"]) == names
+    assert [ways["both"][name] for name in names[1:4]] == ["steps", "examples", "steps"]
+    for match in ("steps", "examples"):
+        assert ways[match]["local-ann"] == ways[match]["centralised"] == match
 
 
 def test_variants_stand_last_with_their_overrides() -> None:

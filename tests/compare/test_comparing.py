@@ -28,7 +28,9 @@ from shepherd.settings import RunSettings
 from tests import runs
 from tests.model import bases
 
-ASKED = Asked(locals=("client-1", "client-2"), variants=("ffa: algorithm.name=ffa_lora",), seeds=2)
+ASKED = Asked(
+    locals=("client-1", "client-2"), variants=("ffa: algorithm.name=ffa_lora",), match="steps", seeds=2
+)
 ARMS = ["base", "local-client-1", "local-client-2", "centralised", "federated", "ffa"]
 STEPS = 4  # two rounds of two steps
 
@@ -90,9 +92,35 @@ def test_every_tuned_arm_took_as_many_steps(made) -> None:
     assert arm(found, "base")["trained"] is None
     for name in ARMS[1:]:
         assert arm(found, name)["trained"]["steps"] == STEPS
-    assert "took 4 optimiser steps" in found["says"][-1]
     assert arm(found, "local-client-1")["trained"]["examples"] <= STEPS * 4
     assert arm(found, "federated")["trained"]["examples"] > STEPS * 4
+
+
+def test_the_first_sentence_says_how_many_examples_each_arm_saw(made) -> None:
+    _, found = made
+    saw = {name: arm(found, name)["trained"]["examples"] for name in ARMS[1:]}
+    locals_ = sorted(saw[name] for name in ("local-client-1", "local-client-2"))
+    assert found["says"][0] == (
+        f"federated saw {saw['federated']} examples, those of its clients side by side, in 4 optimiser steps"
+        f" one after another; local-client-1 and local-client-2 {locals_[0]} to {locals_[1]} each in 4 steps;"
+        f" centralised {saw['centralised']} in 4 steps; ffa {saw['ffa']} in 4 steps."
+    )
+
+
+def test_by_default_the_centralised_arm_is_trained_both_ways(llama_folder, source, tmp_path) -> None:
+    found = compare(table(llama_folder, source, tmp_path / "run"), Asked(locals=("client-1",)))
+    assert found["match"] == "both"
+    assert [each["name"] for each in found["arms"]] == [
+        "base", "local-client-1", "centralised", "centralised-steps", "federated",
+    ]  # fmt: skip
+    trained = {each["name"]: each["trained"] for each in found["arms"]}
+    assert trained["centralised"]["examples"] == trained["federated"]["examples"]
+    assert trained["centralised-steps"]["steps"] == trained["local-client-1"]["steps"] == STEPS
+    assert trained["centralised"]["steps"] > STEPS
+    said = [sentence for sentence in found["says"] if "comes to" in sentence]
+    for name in ("centralised", "centralised-steps"):
+        assert any(f" of {name} (" in sentence for sentence in said)
+    assert set(arm(found, "centralised-steps")["categories"]) == set(runs.CATEGORIES)
 
 
 def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
@@ -225,7 +253,7 @@ def test_a_run_that_was_stopped_is_finished_first(llama_folder, source, tmp_path
     run = open_run(settings)
     next(run.rounds())
     run.close()
-    found = compare(settings, Asked(locals=()))
+    found = compare(settings, Asked(locals=(), match="steps"))
     assert [row["round"] for row in folder.read_rows(tmp_path / "run")] == [0, 1, 2]
     assert len(found["arms"]) == 3
 
@@ -237,7 +265,7 @@ def test_matched_by_examples_every_arm_sees_as_many(llama_folder, source, tmp_pa
     assert central["examples"] == federated["examples"]
     assert central["steps"] >= federated["examples"] / 4
     with pytest.raises(FolderError, match="holds a comparison matched by examples; say --match examples"):
-        compare(settings, Asked(locals=()))
+        compare(settings, Asked(locals=(), match="steps"))
 
 
 def test_a_folder_with_another_run_is_refused_by_the_key(copied) -> None:
@@ -247,7 +275,7 @@ def test_a_folder_with_another_run_is_refused_by_the_key(copied) -> None:
 
 
 def test_an_arm_of_the_same_name_but_another_meaning_is_refused(copied) -> None:
-    other = Asked(locals=(), variants=("ffa: algorithm.name=fedprox",), seeds=2)
+    other = Asked(locals=(), variants=("ffa: algorithm.name=fedprox",), match="steps", seeds=2)
     with pytest.raises(FolderError, match=r"holds an arm 'ffa' with algorithm\.name=ffa_lora"):
         compare(copied, other)
 
@@ -296,7 +324,7 @@ def test_variants_train_on_the_runs_own_data_whatever_became_of_the_source(
 )
 def test_a_mistake_in_a_variant_costs_no_training_and_no_name(copied, variant, sentence) -> None:
     with pytest.raises(ShepherdError, match=sentence):
-        compare(copied, Asked(variants=(variant,), seeds=2))
+        compare(copied, Asked(variants=(variant,), match="steps", seeds=2))
     plan = json.loads((Path(copied.output) / "compare" / "plan.json").read_text())
     assert set(plan["variants"]) == {"ffa"}
 
@@ -309,10 +337,9 @@ def test_nothing_held_out_is_nothing_to_compare_on(llama_folder, source, tmp_pat
 
 
 def test_a_longer_variant_is_said_to_be_longer(copied) -> None:
-    asked = Asked(locals=(), variants=("long: tuning.max_steps=3",))
+    asked = Asked(locals=(), variants=("long: tuning.max_steps=3",), match="steps")
     found = compare(copied, asked)
-    assert "took 4 optimiser steps" in found["says"][-1]
-    assert "but for long, which took 6;" in found["says"][-1]
+    assert f"long {arm(found, 'long')['trained']['examples']} in 6 steps" in found["says"][0]
 
 
 def test_what_the_run_chose_itself_is_no_difference(copied) -> None:
@@ -327,7 +354,7 @@ def test_a_client_that_is_none_is_refused(copied, llama_folder, source, tmp_path
     new = table(llama_folder, source, tmp_path / "new")
     for settings in (copied, new):
         with pytest.raises(SettingsError, match="local arm 'nobody' is no client of this run"):
-            compare(settings, Asked(locals=("nobody",)))
+            compare(settings, Asked(locals=("nobody",), match="steps"))
     assert not (tmp_path / "new").exists()  # before any training
 
 
@@ -361,4 +388,6 @@ def test_a_client_may_be_called_anything(llama_folder, tmp_path) -> None:
         "../north",
     }
     inside = {path.name for path in (tmp_path / "run" / "compare" / "seed-0").iterdir()}
-    assert inside == {"local-St. Mary%2FEast", "local-..%2Fnorth", "centralised", "scores"}
+    assert inside == {
+        "local-St. Mary%2FEast", "local-..%2Fnorth", "centralised", "centralised-steps", "scores",
+    }  # fmt: skip

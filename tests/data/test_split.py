@@ -1,4 +1,4 @@
-"""Splits: disjoint, covering, none empty, seeded; and what is held out before them."""
+"""Splits: disjoint, covering, none empty, seeded."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shepherd.data.examples import Example, Turn
-from shepherd.data.split import hold_out, sizes_for, split
+from shepherd.data.split import sizes_for, split
 from shepherd.errors import DataError
 from shepherd.settings import SplitTable
 
@@ -153,60 +153,3 @@ def test_a_split_by_another_field_than_the_category():
 def test_a_split_that_cannot_be_says_so(examples, table, words):
     with pytest.raises(DataError, match=words):
         split(examples, table, 0)
-
-
-# ---- what is held out
-
-
-@settings(max_examples=60, deadline=None)
-@given(categories=CATEGORIES, share=st.floats(0, 0.9), seed=st.integers(0, 3))
-def test_a_share_of_each_category_is_held_out(categories, share, seed):
-    found = hold_out(many(*categories), share, seed)
-    assert sorted([*found.train, *found.heldout]) == list(range(len(categories)))
-    held = Counter(categories[index] for index in found.heldout)
-    for name, size in Counter(categories).items():
-        expected = 0 if share == 0 or size < 2 else min(size - 1, max(1, round(share * size)))
-        assert held[name] == expected
-
-
-def test_chats_that_only_begin_alike_are_no_duplicates():
-    def chat(*texts):
-        roles = ("user", "assistant", "user", "assistant")
-        return Example(turns=tuple(Turn(role=r, text=t) for r, t in zip(roles, texts, strict=True)))
-
-    chats = [chat("Hi", "Hello.", q, a) for q, a in (("Sing.", "La."), ("Dance.", "No."), ("dance.", "Yes."))]
-    found = hold_out(chats, 0.0, 0)
-    assert (found.train.tolist(), found.duplicates) == ([0, 1], 1)
-
-
-def test_duplicates_are_in_neither_part():
-    examples = [
-        example(instruction="Name a bird."),
-        example(instruction="name  a\nBIRD."),
-        example(instruction="Name a bird.", context="Herons."),
-        example(instruction="Name a bird.", context="herons. "),
-        example(instruction="Name a fish."),
-    ]
-    found = hold_out(examples, 0.5, 0)
-    assert found.duplicates == 2
-    assert sorted([*found.train, *found.heldout]) == [0, 2, 4]
-
-
-def test_an_instruction_seen_in_training_is_held_out_only_where_all_are():
-    repeated = [example(category="a", instruction="Sum up.", context=f"Text {n}") for n in range(10)]
-    single = [example(n, category="a") for n in range(10)]
-    for seed in range(3):
-        assert min(hold_out([*repeated, *single], 0.4, seed).heldout) >= 10
-    assert len(hold_out(repeated, 0.3, 0).heldout) == 3  # one instruction, told apart by its contexts
-
-
-def test_no_client_loses_its_last_example():
-    examples = [example(n, client=f"c{n}") for n in range(4)] + [
-        example(n + 4, client="big") for n in range(4)
-    ]
-    for seed in range(5):
-        found = hold_out(examples, 0.9, seed)
-        assert {examples[index].client for index in found.train} == {"c0", "c1", "c2", "c3", "big"}
-        assert len(found.heldout) == 3
-    with pytest.raises(DataError, match="client b holds only duplicates"):
-        hold_out([example(client="a"), example(client="b")], 0.1, 0)

@@ -101,8 +101,10 @@ def test_what_it_comes_to() -> None:
 def test_a_reference_near_nothing_has_no_relative_score() -> None:
     given = {**arms(), "base": np.arange(400) == 0}
     rows = against("federated", given, draws(NAMES), RIGHT)
-    assert summary(rows, reference="base")[1] == "base scores too near 0 for a relative score of federated."
-    assert len(summary(rows, reference="nobody")) == 2
+    assert (
+        summary(rows, references=["base"])[1] == "base scores too near 0 for a relative score of federated."
+    )
+    assert len(summary(rows, references=["nobody"])) == 2
 
 
 def test_an_arm_without_scores_is_named() -> None:

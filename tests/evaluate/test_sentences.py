@@ -81,7 +81,7 @@ def test_decided_alone_but_not_among_many() -> None:
 
 
 def test_no_difference() -> None:
-    same = replace(OPEN, difference=Interval(0, 0, 0), p=1.0, questions_needed=None)
+    same = replace(OPEN, difference=Interval(0, -0.01, 0.01), p=1.0, questions_needed=None, alike=True)
     assert said(same) == "federated and base score the same on every one of these 400 questions."
     even = replace(OPEN, difference=Interval(-0.0, -0.01, 0.01), p=1.0, questions_needed=None)
     assert said(even) == (

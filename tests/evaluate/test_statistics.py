@@ -277,7 +277,9 @@ def test_a_difference_turned_round_is_its_opposite_and_an_arm_differs_not_from_i
     assert other.difference == Interval(-gap.value, -gap.high, -gap.low)
     assert (one.p, one.questions_needed) == (other.p, other.questions_needed)
     same = difference(a, a, drawn)
-    assert (same.difference, same.p, same.questions_needed) == (Interval(0, 0, 0), 1.0, None)
+    assert (same.difference.value, same.p, same.questions_needed) == (0, 1.0, None)
+    assert same.alike
+    assert same.difference.low == -same.difference.high < 0
     assert gap.value == pytest.approx(score(a, drawn).value - score(b, drawn).value)
 
 

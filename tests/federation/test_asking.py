@@ -13,7 +13,7 @@ from tests.federation.posts import Letters, failing, honest, silent, update
 
 from shepherd.core import Adapter, Broadcast, Failure, Update
 from shepherd.federation import wire
-from shepherd.federation.asking import Silos, Terms
+from shepherd.federation.asking import MAX_EXAMPLES, Silos, Terms
 from shepherd.federation.wire import Joined, Scores
 
 TERMS = Terms(run="0" * 16, base="b" * 64, version="0.1.0", settings={"seed": 0}, deadline=5.0, wave=2)
@@ -124,6 +124,19 @@ def test_sites_that_are_away_stay_clients() -> None:
         ("site-2", 10),  # not known yet, and taken for an average one
         ("site-3", 10),
     ]
+
+
+def test_a_size_that_is_not_believed_is_a_failure_and_decides_nothing() -> None:
+    def boasting(request: wire.Request) -> bytes:
+        return wire.encode_reply(Joined(client="b", examples=MAX_EXAMPLES + 1, version="0.1.0"))
+
+    federation = silos(Letters({"a": honest("a"), "b": boasting}))
+
+    _, second = federation.join(0)
+
+    assert isinstance(second, Failure)
+    assert "100,000,000 is the most" in second.reason
+    assert {client.name: client.examples for client in federation.clients()} == {"a": 10, "b": 10}
 
 
 def test_scores_come_from_those_that_may_tell() -> None:

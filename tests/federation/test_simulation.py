@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.model import bases
 
 from shepherd.algorithms import fedavg
-from shepherd.core import Adapter, Broadcast, Failure, Transform, Update, chain
+from shepherd.core import Adapter, Algorithm, Broadcast, Failure, Transform, Update, chain
 from shepherd.data.tokens import Tokens
 from shepherd.federation import simulation
 from shepherd.federation.simulation import Simulation
@@ -115,6 +117,7 @@ def test_the_cursor_goes_on_until_every_example_was_trained(llama, visited) -> N
     }
     assert sorted(taken["bob"][:7]) == list(range(7))  # all of them before any comes again
     assert sorted(taken["ann"][:3]) == sorted(taken["ann"][3:6]) == list(range(3))
+    simulation.commit()
     assert simulation.positions == {name: len(found) for name, found in taken.items()}
     assert simulation.coverage() == {"ann": 1.0, "bob": 1.0, "cay": 0.0, "dan": 0.0}
 
@@ -137,16 +140,86 @@ def test_dropout_goes_by_the_rounds_seed_and_the_client(llama, visited) -> None:
     assert visited[-1][0].seed == visited[0][1].seed  # and by nothing else
 
 
-@pytest.mark.parametrize("kind", ["examples", "tokens", "equal"])
+@pytest.mark.parametrize("kind", ["examples", "tokens", "size", "equal"])
 def test_weights_are_what_the_run_file_says(llama, kind) -> None:
     for update in simulated(llama, federation={"weights": kind}).run(broadcast(llama), [*SIZES]):
         data = datasets()[update.client]
         trained = int(tune.predictions(data).sum())
-        assert update.weight == {"examples": len(data), "tokens": trained, "equal": 1.0}[kind]
+        assert update.weight == {
+            "examples": len(data), "tokens": trained, "size": len(data), "equal": 1.0,
+        }[kind]  # fmt: skip
         assert update.metrics["examples"] == len(data)
         assert update.metrics["trained_tokens"] == trained
         assert update.metrics["tokens"] == len(data.ids)
         assert update.metrics["steps"] == -(-len(data) // 2)
+
+
+def test_a_size_counts_whatever_a_visit_takes_of_it(llama) -> None:
+    tuning = {"max_steps": 1}
+    for kind, weights in (("size", SIZES), ("examples", dict.fromkeys(SIZES, 2))):
+        simulation = simulated(llama, tuning=tuning, federation={"weights": kind})
+        assert {u.client: u.weight for u in simulation.run(broadcast(llama), [*SIZES])} == weights
+
+
+def remembering() -> Algorithm:
+    """Each client keeps the sum of its changes."""
+    return fedavg.ALGORITHM._replace(
+        remember=lambda memory, sent, delta, steps: (memory.plus(delta) if memory else delta, Adapter())
+    )
+
+
+def state(simulation: Simulation) -> tuple[dict[str, int], dict[str, Adapter]]:
+    return dict(simulation.positions), dict(simulation.memories)
+
+
+@pytest.mark.parametrize("how", ["left", "raised", "finished"])
+def test_a_round_that_is_asked_again_begins_where_the_one_before_ended(llama, how) -> None:
+    """Left half way, ended by an interruption, or finished and not taken over, as below its quorum."""
+    heard: list[Progress] = []
+
+    def watch(progress: Progress) -> None:
+        heard.append(progress)
+        if how == "raised" and progress.clients_done and len(heard) < 99:
+            heard.extend([progress] * 99)
+            raise KeyboardInterrupt
+
+    cohort = ["ann", "bob"]
+    disturbed, undisturbed = (
+        simulated(llama, cohort_size=1, tuning={"max_steps": 1}, algorithm=remembering()) for _ in range(2)
+    )
+    for each in (disturbed, undisturbed):
+        list(each.run(broadcast(llama, 0), cohort))
+        each.commit()
+    before = state(disturbed)
+    interrupted = replace(disturbed, watch=watch)
+    answers = interrupted.run(broadcast(llama, 1), cohort)
+    if how == "raised":
+        with pytest.raises(KeyboardInterrupt):
+            list(answers)
+    elif how == "left":
+        next(answers)
+        answers.close()
+    else:
+        list(answers)
+    assert state(disturbed) == state(interrupted) == before
+    for round in (1, 2):  # asking for a later round takes over the one before
+        ours = list(interrupted.run(broadcast(llama, round), cohort))
+        theirs = list(undisturbed.run(broadcast(llama, round), cohort))
+        assert ours == theirs
+    interrupted.commit()
+    undisturbed.commit()
+    assert state(interrupted) == state(undisturbed)
+
+
+def test_what_a_round_will_have_changed_can_be_saved_before_it_is_taken_over(llama) -> None:
+    simulation = simulated(llama, algorithm=remembering())
+    (update,) = simulation.run(broadcast(llama), ["ann"])
+    assert state(simulation) == ({}, {})
+    assert simulation.reached() == ({"ann": 3}, {"ann": update.delta})
+    assert simulation.coverage()["ann"] == 1.0
+    simulation.commit()
+    simulation.commit()
+    assert state(simulation) == simulation.reached() == ({"ann": 3}, {"ann": update.delta})
 
 
 def test_a_client_whose_data_fail_is_a_failure_and_the_others_go_on(llama) -> None:
@@ -159,7 +232,7 @@ def test_a_client_whose_data_fail_is_a_failure_and_the_others_go_on(llama) -> No
     assert "client bob has a step without a trained token" in bob.reason
     assert isinstance(cay, Failure)
     assert "client cay has no example" in cay.reason
-    assert simulation.positions == {"ann": 3, "dan": 4}
+    assert simulation.reached()[0] == {"ann": 3, "dan": 4}
     expected = simulated(llama).run(broadcast(llama), ["ann", "dan"])
     for ours, theirs in zip((ann, dan), expected, strict=True):
         assert ours == theirs
@@ -182,6 +255,8 @@ def test_what_a_client_remembers_comes_back_to_it_alone(llama, visited) -> None:
         "bob": first["bob"].delta,
         "cay": Adapter(),
     }
+    assert simulation.memories == {name: first[name].delta for name in ("ann", "bob")}  # one round is done
+    simulation.commit()
     assert simulation.memories == {"ann": first["ann"].delta, **{n: second[n].delta for n in ("bob", "cay")}}
     assert second["bob"].extra["n"] == 1
     assert second["cay"].extra["n"] == 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +15,16 @@ import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM
 
+from shepherd.algorithms import fedavg
+from shepherd.core import Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, DataError
 from shepherd.model import base as loading
-from shepherd.model import lora, score
+from shepherd.model import lora, score, tune
 from shepherd.model.attention import PACKED
+from shepherd.model.tune import Visit
 from shepherd.prepare import Prepared, require_readable
-from shepherd.settings import AdapterTable, ModelTable
+from shepherd.settings import AdapterTable, ModelTable, TuningTable
 from tests.model import bases
 
 
@@ -206,6 +211,46 @@ def test_a_long_example_beside_it_changes_no_score_and_one_that_would_is_refused
     )
     with pytest.raises(DataError, match=r"ann: .* 25 tokens and .* at most 24.*; set data\.max_tokens = 24"):
         require_readable(prepared, base)
+
+
+def test_tuning_and_scoring_refuse_it_too_whoever_calls_them(tmp_path) -> None:
+    """The update of a client beside another's example that the scaling would switch at."""
+    base = load(bases.save(longrope(), tmp_path))
+    visits = [
+        Visit(client=name, data=bases.tokens(1, [size]), steps=[np.arange(1)])
+        for name, size in (("ann", 9), ("bob", 25))
+    ]
+    sent = Broadcast(round=0, adapter=bases.random_adapter(base, 0), seed=0)
+    said = r"client bob: an example has 25 tokens and .* that of others\); set data\.max_tokens = 24"
+    with pytest.raises(DataError, match=said):
+        tune.tune(base, sent, fedavg.ALGORITHM, visits, TuningTable(), learning_rate=0.1)
+    with pytest.raises(DataError, match="to score: an example has 25"):
+        score.losses(base, [base.zero], bases.tokens(1, [25]), micro_batch=99)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "reads"),
+    [
+        ({"rope_type": "longrope"}, 24),
+        ({"type": "longrope"}, 24),
+        ({"rope_type": "dynamic"}, 24),
+        ({"rope_type": "dynamic-yarn"}, 24),
+        ({"rope_type": "yarn", "long_mscale": 1.2, "short_mscale": 1.1}, 24),  # PhiMoE's own scale
+        ({"rope_type": "yarn", "factor": 4.0}, 64),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}, 64),
+        ({"rope_type": "linear", "factor": 2.0}, 64),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_which_scalings_go_by_the_longest_example_of_a_pass(llama, scaling, reads, nested) -> None:
+    rope = {**scaling, "original_max_position_embeddings": 24}
+    config = SimpleNamespace(
+        max_position_embeddings=64, rope_parameters={"full_attention": rope} if nested else rope
+    )
+    config.get_text_config = lambda: config
+    base = dataclasses.replace(llama, model=SimpleNamespace(config=config))
+    assert base.reads == reads
+    assert bool(base.why_no_more) == (reads == 24)
 
 
 # --- what is picked

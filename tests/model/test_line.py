@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shepherd.data.openings import WORTH
 from shepherd.data.tokens import Tokens
-from shepherd.model.line import Line, Row, line_of
+from shepherd.model.line import Line, Row, at_places, line_of
 
 CPU = torch.device("cpu")
 
@@ -79,3 +79,38 @@ def test_places_count_from_zero_in_every_example(share: bool) -> None:
     ends = [int(line.positions[place]) for place in line.places]
     lengths = data.lengths.tolist()
     assert ends == [t - 1 for n in lengths for t in range(n // 2, n)]
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=9), st.booleans())
+def test_each_place_is_read_once_and_gradients_are_added_in_order(sizes, every) -> None:
+    """Against index_select's own backward in float64, whose order is of no matter there."""
+    data = [tokens(k, sizes, every=every) for k in range(2)]
+    rows = [Row(client=k, examples=np.arange(len(sizes)), tokens=0) for k in (1, 0)]
+    line = line_of(data, rows, CPU, training=True)
+    assert line.read.tolist() == sorted(set(line.places.tolist()))
+    assert torch.equal(line.read[line.at], line.places)
+    assert torch.equal(line.layout.read, line.read)
+    assert sorted(torch.cat(line.turns).tolist()) == list(range(len(line.places)))
+    for turn in line.turns:
+        assert len(set(line.at[turn].tolist())) == len(turn)
+    assert sum(line.counts) == len(line.places)
+    per_row = [int((line.owners == row.client).sum()) for row in rows]
+    assert list(line.counts) == per_row
+    slopes = torch.randn(len(line.places), 3, generator=torch.Generator().manual_seed(0))
+    ours, plain = (torch.randn(len(line.read), 3).requires_grad_() for _ in range(2))
+    (at_places(ours, line) * slopes).sum().backward()
+    (plain.double().index_select(0, line.at) * slopes).sum().backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
+    assert torch.equal(at_places(ours, line), ours[line.at])
+
+
+def test_gradients_in_bfloat16_are_added_in_float32() -> None:
+    data = [tokens(0, [3] * 40, every=True)]
+    line = line_of(data, [Row(client=0, examples=np.arange(40), tokens=0)], CPU, training=True)
+    assert len(line.turns) > 10
+    states = torch.zeros(len(line.read), 1, dtype=torch.bfloat16, requires_grad=True)
+    slopes = torch.full((len(line.places), 1), 1.0, dtype=torch.bfloat16)
+    slopes[line.turns[0]] = 256.0  # beside it, 1 is lost in bfloat16
+    (at_places(states, line) * slopes).sum().backward()
+    expected = torch.zeros(len(line.read), 1).index_add_(0, line.at, slopes.float()).bfloat16()
+    assert torch.equal(states.grad, expected)

@@ -2,7 +2,8 @@
 
     theta  <-  theta + sum_k (n_k / n) (theta_k - theta),    n = sum_k n_k
 
-over the clients k of one round, for A and for B apart. McMahan et al., arXiv 1602.05629; on LoRA factors
+over the clients k of one round, for A and for B apart; n_k is what `federation.weights` says, and with
+"size" what they call so, the examples that client k holds. McMahan et al., arXiv 1602.05629; on LoRA factors
 it is FedIT, Zhang et al., arXiv 2305.05644. The mean of A times the mean of B is not the mean of BA:
 `shepherd.audit` measures by how much.
 

@@ -16,6 +16,7 @@ from shepherd.progress import many
 from shepherd.settings import RunSettings
 
 BASE, FEDERATED, CENTRALISED, LOCAL = "base", "federated", "centralised", "local-"
+BY_STEPS = "centralised-steps"
 COMPARED = Path("compare", "seed-0")
 SHOWN = 4  # categories that a heading names
 
@@ -48,13 +49,13 @@ def find(path: Path, settings: RunSettings) -> list[Arm]:
     below = {unquote(entry.name): entry for entry in _entries(path / COMPARED) if _answers(entry)}
     order = {LOCAL + client: place for place, client in enumerate(mixes)}
     locals_ = sorted((n for n in below if n.startswith(LOCAL)), key=lambda n: (order.get(n, len(order)), n))
-    pooled = [name for name in below if name == CENTRALISED]
+    pooled = sorted(name for name in below if name in (CENTRALISED, BY_STEPS))
     others = sorted({*below} - {*locals_, *pooled})
     return [
         Arm(name=BASE, path=None, says=f"{short(settings.model.base)}, not tuned"),
         *(Arm(name=name, path=below[name], says=_of_client(name, mixes, told)) for name in locals_),
         Arm(name=FEDERATED, path=path, says=_of_run(path, settings, mixes)),
-        *(Arm(name=name, path=below[name], says=_of_all(mixes, told)) for name in pooled),
+        *(Arm(name=name, path=below[name], says=_of_all(name, mixes, told)) for name in pooled),
         *(Arm(name=name, path=below[name], says=_of_variant(name, told)) for name in others),
     ]
 
@@ -96,9 +97,10 @@ def _of_client(name: str, mixes: Mixes, told: Mapping[str, Mapping[str, Any]]) -
     return f"{client} alone: {_counted(mix)}" if mix else f"{client} alone"
 
 
-def _of_all(mixes: Mixes, told: Mapping[str, Mapping[str, Any]]) -> str:
-    mix = told.get(CENTRALISED, {}).get("categories") or _pooled(mixes.values())
-    return f"everybody's data in one place: {_counted(mix)}" if mix else "everybody's data in one place"
+def _of_all(name: str, mixes: Mixes, told: Mapping[str, Mapping[str, Any]]) -> str:
+    mix = told.get(name, {}).get("categories") or _pooled(mixes.values())
+    fewer = ", for as many steps as a client takes" if name == BY_STEPS else ""
+    return f"everybody's data in one place{fewer}" + (f": {_counted(mix)}" if mix else "")
 
 
 def _of_run(path: Path, settings: RunSettings, mixes: Mixes) -> str:

@@ -10,6 +10,8 @@ from typing import Literal
 from shepherd.errors import SettingsError
 
 Kind = Literal["base", "local", "centralised", "federated", "variant"]
+Way = Literal["steps", "examples"]
+BY_STEPS = "centralised-steps"
 BASE, CENTRALISED, FEDERATED, LOCAL = "base", "centralised", "federated", "local-"
 # a variant answers the same questions, with an adapter of the same shape, over the same base
 SCORES = "scores"
@@ -18,12 +20,18 @@ FIXED = ("seed", "output", "model", "adapter", "data", "split", "evaluation", "t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One way of training. `client` is a local arm's; `overrides` are a variant's, on the run file."""
+    """One way of training.
+
+    client: a local arm's. overrides: a variant's, on the run file. match: how long a local or centralised
+    arm trains: as many optimiser steps one after another as a client that is in every round ("steps"), or
+    as many examples as the federated arm saw over all its clients ("examples").
+    """
 
     name: str
     kind: Kind
     client: str | None = None
     overrides: tuple[str, ...] = ()
+    match: Way = "steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +39,14 @@ class Asked:
     """What is to be compared.
 
     locals: clients that also tune alone; None is all of them. variants: "name: key=value ..." each.
-    match: every arm takes as many optimiser steps one after another as a client that is in every round
-    ("steps"), or sees as many examples as the federated arm did over all its clients ("examples").
+    match: how long the other arms train, as an `Arm` says, or "both": the centralised arm is trained in both
+    ways, which costs as many examples as the federated arm again, and local arms by steps.
     seeds: how many trainings of each arm, with seeds that follow each other.
     """
 
     locals: tuple[str, ...] | None = None
     variants: tuple[str, ...] = ()
-    match: Literal["steps", "examples"] = "steps"
+    match: Literal["both", "steps", "examples"] = "both"
     seeds: int = 1
 
 
@@ -54,10 +62,14 @@ def arms(asked: Asked, clients: Sequence[str]) -> tuple[Arm, ...]:
     if unknown:
         known = ", ".join(clients[:8]) + (", ..." if len(clients) > 8 else "")
         raise SettingsError(f"local arm {unknown[0]!r} is no client of this run; its clients are {known}")
+    both = asked.match == "both"
+    local: Way = "steps" if asked.match == "both" else asked.match
+    central: Way = "examples" if asked.match == "both" else asked.match
     found = (
         Arm(name=BASE, kind="base"),
-        *(Arm(name=LOCAL + name, kind="local", client=name) for name in names),
-        Arm(name=CENTRALISED, kind="centralised"),
+        *(Arm(name=LOCAL + name, kind="local", client=name, match=local) for name in names),
+        Arm(name=CENTRALISED, kind="centralised", match=central),
+        *[Arm(name=BY_STEPS, kind="centralised", match="steps")] * both,
         Arm(name=FEDERATED, kind="federated"),
         *map(variant, asked.variants),
     )

@@ -80,19 +80,19 @@ def compare(
                 train_run(_settings_of(settings, run, arm, number), train, prepared)
     kept = folder.read_settings(run)
     base = load_base(kept)
-    length = totals(run).matched(asked.match)
     apart = [arm for arm in chosen if arm.kind in ("local", "centralised")]
     for number in range(asked.seeds):
-        train_apart(
-            base,
-            kept,
-            prepared,
-            apart,
-            run,
-            number,
-            length=length,
-            seed=settings.seed + number,
-        )
+        for way in sorted({arm.match for arm in apart}):
+            train_apart(
+                base,
+                kept,
+                prepared,
+                [arm for arm in apart if arm.match == way],
+                run,
+                number,
+                length=totals(run).matched(way),
+                seed=settings.seed + number,
+            )
     return _tabled(base, kept, prepared, run, chosen, asked, began)
 
 
@@ -180,6 +180,7 @@ def _tabled(
     scores = {arm.name: _scores(run, arm, asked.seeds) for arm in chosen}
     measures = table.measured(scores, wanted, prepared, asked.seeds)
     rows = table.differences(measures)
+    trained = {arm.name: _told(run, arm) for arm in chosen}
     kept = read_json(compare_folder(run) / COMPARISON) or {}
     made = {
         **_head(settings, asked),
@@ -188,11 +189,11 @@ def _tabled(
         "loss_examples": len(wanted.losses),
         "seconds": perf_counter() - began,
         "arms": [
-            table.arm_row(arm, measures, scores[arm.name], wanted, prepared, _told(run, arm))
+            table.arm_row(arm, measures, scores[arm.name], wanted, prepared, trained[arm.name])
             for arm in chosen
         ],
         "differences": [row.row() for row in rows],
-        "says": [*table.sentences(rows), _matched(run, asked, chosen)],
+        "says": [table.lengths(chosen, trained), *table.sentences(rows)],
         "judge": kept.get("judge"),
         "samples": table.samples(scores, wanted, prepared),
     }
@@ -215,24 +216,3 @@ def _told(run: Path, arm: Arm) -> Row | None:
         case _:
             tuned = read_json(arm_folder(run, 0, arm) / TUNED) or {}
             return {name: tuned.get(name) for name in ("steps", "examples", "tokens", "seconds")}
-
-
-def _but(run: Path, chosen: Sequence[Arm], steps: int) -> str:
-    """Variants may be longer or shorter by their own overrides."""
-    taken = {arm.name: totals(arm_folder(run, 0, arm)).steps for arm in chosen if arm.kind == "variant"}
-    others = [f"{name}, which took {count}" for name, count in taken.items() if count != steps]
-    return f", but for {' and '.join(others)}" if others else ""
-
-
-def _matched(run: Path, asked: Asked, chosen: Sequence[Arm]) -> str:
-    done = totals(run)
-    if asked.match == "steps":
-        return (
-            f"Every tuned arm took {done.steps} optimiser steps one after another, as a client in every round"
-            f" does{_but(run, chosen, done.steps)}; the federated clients took theirs side by side,"
-            f" {done.examples:,} examples in all."
-        )
-    return (
-        f"Every tuned arm saw about {done.examples:,} examples; the federated clients saw them side by side,"
-        f" {done.steps} optimiser steps deep, the others one step after another."
-    )

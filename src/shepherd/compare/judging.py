@@ -69,7 +69,8 @@ def _answered(
     """The questions, and what each arm of the first seed answers to them."""
     if table.questions == HELD_OUT:
         return _held_out(run, arms, table)
-    asked = questions.limited(questions.find(table.questions), table.limit)
+    seed = folder.read_settings(run).data_seed
+    asked = questions.drawn(questions.find(table.questions), table.limit, seed)
     return asked, _written(run, arms, asked, say)
 
 
@@ -160,12 +161,13 @@ def judge_two(
     settings = folder.read_settings(runs[0]) if runs else None
     table = _table(settings, overrides, given)
     if table.questions != HELD_OUT:
-        every = questions.find(table.questions)
+        seed = settings.data_seed if settings else 0
+        asked = questions.drawn(questions.find(table.questions), table.limit, seed)
     elif runs:
         every = questions.held_out(prepare.load(runs[0] / "data").heldout_examples)
+        asked = questions.limited(every, table.limit)
     else:
         raise SettingsError("these are of no run, so nothing is held out; name --questions FILE")
-    asked = questions.limited(every, table.limit)
     names = answers_files.names(first, second)
     kept = compare_folder(runs[0]) / VERDICTS if runs else first.resolve().parent / VERDICTS
     pair = _both((first, second), names, settings, asked, say)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shepherd.compare.arms import FEDERATED, Arm
+from shepherd.compare.arms import BY_STEPS, CENTRALISED, FEDERATED, Arm
 from shepherd.compare.scoring import Questions
 from shepherd.evaluate import loss
 from shepherd.evaluate.against import Against, against, summary
 from shepherd.evaluate.draws import Draws, draws
-from shepherd.evaluate.sentences import MEASURES, RIGHT, Measure
+from shepherd.evaluate.sentences import MEASURES, RIGHT, Measure, listed
 from shepherd.evaluate.statistics import interval, sample
 from shepherd.model.tune import predictions
 from shepherd.prepare import Prepared, categories
@@ -103,15 +103,15 @@ def arm_row(
 
 
 def _interval(each: Measured, arm: str) -> Row:
-    one = sample(each.values[arm], each.draws, each.weights)
-    return dict(interval(one, share=each.measure.share).row())
+    one = sample(each.values[arm], each.draws, each.weights, each.measure.span)
+    return dict(interval(one).row())
 
 
 def _by_category(each: Measured, arm: str) -> Row:
     found = {}
     for category in sorted(set(each.draws.strata)):
-        one = sample(each.values[arm], each.draws.only(category), each.weights)
-        found[category] = dict(interval(one, share=each.measure.share).row())
+        one = sample(each.values[arm], each.draws.only(category), each.weights, each.measure.span)
+        found[category] = dict(interval(one).row())
     return found
 
 
@@ -147,18 +147,47 @@ def differences(measures: Sequence[Measured]) -> list[Against]:
     ]
 
 
+def lengths(arms: Sequence[Arm], trained: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """How many examples each tuned arm saw, and in how many optimiser steps one after another.
+
+    Args:
+        trained: arm -> its `examples` and `steps`; None for the base.
+    """
+    federated = trained[FEDERATED] or {}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for arm in arms:
+        if trained[arm.name] and arm.name != FEDERATED:
+            alone = arm.name if arm.kind == "variant" else ""
+            groups.setdefault((arm.kind, alone or arm.match), []).append(arm.name)
+    others = [
+        f"{listed(names, most=3)} {_range(trained, names, 'examples')}{' each' * (len(names) > 1)}"
+        f" in {_range(trained, names, 'steps')} steps"
+        for names in groups.values()
+    ]
+    return (
+        f"{FEDERATED} saw {federated['examples']:,} examples, those of its clients side by side, in"
+        f" {federated['steps']:,} optimiser steps one after another; {'; '.join(others)}."
+    )
+
+
+def _range(trained: Mapping[str, Mapping[str, Any] | None], arms: Sequence[str], name: str) -> str:
+    numbers = [(trained[arm] or {})[name] for arm in arms]
+    least, most = min(numbers), max(numbers)
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
+
+
 def sentences(rows: Sequence[Against]) -> list[str]:
     """What the numbers allow one to say: by right answers where there are any, then by the loss."""
     by_measure: dict[str, list[Against]] = {}
     for row in rows:
         by_measure.setdefault(row.measure.name, []).append(row)
     order = sorted(by_measure, key=lambda name: name != RIGHT.name)
-    said = [sentence for name in order for sentence in summary(by_measure[name])]
+    said = [s for name in order for s in summary(by_measure[name], references=(CENTRALISED, BY_STEPS))]
     return list(dict.fromkeys(said))
 
 
 def samples(scores: Scores, asked: Questions, prepared: Prepared) -> list[Row]:
-    """Answers of all the arms side by side, of the first seed: the first few questions of each category."""
+    """Answers of all the arms side by side, of the first seed: to a few questions of each category."""
     named = categories(prepared)
     places = loss.spread([named[i] for i in asked.answers], SAMPLES * len(set(named)))
     found = []

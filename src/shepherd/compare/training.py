@@ -17,7 +17,7 @@ import numpy as np
 
 from shepherd import checkpoint, folder
 from shepherd.algorithms import fedavg
-from shepherd.compare.arms import Arm
+from shepherd.compare.arms import Arm, Way
 from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
 from shepherd.core import Adapter, Broadcast, Failure, chain, seed_for
 from shepherd.data.tokens import Tokens
@@ -60,7 +60,7 @@ class Totals:
     tokens: int
     seconds: float
 
-    def matched(self, match: str) -> Length:
+    def matched(self, match: Way) -> Length:
         """How long an arm that is not federated trains."""
         return Length(steps=self.steps) if match == "steps" else Length(examples=self.examples)
 

@@ -8,14 +8,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from typing import Any
+from heapq import heappop, heappush, heapreplace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.core import seed_for
 from shepherd.data import files
-from shepherd.data.examples import Example, by_category
+from shepherd.data.examples import Example
+from shepherd.data.groups import (
+    Marks,
+    every_tie,
+    first_question,
+    joined,
+    marks,
+    no_tie,
+    ties_shared,
+    whole_question,
+)
 from shepherd.errors import DataError
 from shepherd.settings import SplitTable
 
@@ -24,73 +35,212 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HoldOut:
-    """Indices for training and for scoring, ascending; `duplicates` examples are in neither."""
+    """Indices for training, ascending, and for scoring, in the order in which they are to be scored."""
 
     train: Indices
     heldout: Indices
+    """Any number from the front is spread evenly over categories, and over clients where there are any."""
     duplicates: int
+    """Examples in neither: the same client has the same question with the same answer already."""
+    copies: int = 0
+    """Examples that another client has as well: each client keeps its own, all on one side."""
+    shared: int = 0
+    """Held-out examples that share a question with training, since too many hang together."""
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
-    """Set aside `share` of each category (rounded; at least one where there are two), with the seed.
+    """Set aside `share` of the examples, of each category its part, with the seed.
 
-    First an example whose instruction and context were seen before (but for case and white space; of a
-    chat, all that comes before its last response) is removed. Then those whose instruction occurs once
-    are drawn before the others, so that as long as a category has enough of them no held-out
-    instruction is trained on with another context.
+    First an example that its client has already, question and answer, is removed. Examples that share
+    their first instruction with its context, or any user turn with its response, stay on one side, whole
+    groups at a time, so the share is met to within one group. Only where whole groups would give less than
+    half of it, or far more, are the rest taken apart, by weaker ties first; `shared` counts what that costs.
     A client's last example is never held out.
-
-    Raises:
-        DataError: a client (of a ready-made or natural split) holds nothing but duplicates.
     """
-    kept = _distinct(examples)
-    left = Counter(examples[index].client for index in kept)
-    for client in {example.client for example in examples} - set(left):
-        raise DataError(f"client {client} holds only duplicates of other clients' examples; remove its file")
-    times = Counter(_folded(examples[index].instruction) for index in kept)
-    drawn: list[int] = []
-    for name, places in by_category([examples[index] for index in kept]).items():
-        shuffled = np.random.default_rng(seed_for(seed, "holdout", name)).permutation(places)
-        order = [kept[place] for place in shuffled]
-        order.sort(key=lambda index: times[_folded(examples[index].instruction)] > 1)
-        drawn += _spared(order, _quota(len(order), share), examples, left)
+    found = {index: marks(example) for index, example in enumerate(examples)}
+    kept = _distinct(examples, found)
+    rng = np.random.default_rng(seed_for(seed, "holdout"))
+    wanted = min(len(kept) - 1, max(1, round(share * len(kept)))) if share > 0 and len(kept) > 1 else 0
+    room = _Room(
+        categories=_quotas(Counter(examples[index].category for index in kept), wanted, rng),
+        clients=Counter(examples[index].client for index in kept),
+        left=wanted,
+    )
+    held: set[int] = set()
+    for tied in (every_tie, first_question, whole_question, no_tie):
+        if 2 * len(held) >= wanted:
+            break
+        rest = joined({index: tied(found[index]) for index in kept if index not in held})
+        held |= _taken([rest[place] for place in rng.permutation(len(rest))], examples, room, len(kept))
+    train = [index for index in kept if index not in held]
+    groups = joined({index: every_tie(found[index]) for index in sorted(held)})
     return HoldOut(
-        train=_indices(set(kept) - set(drawn)),
-        heldout=_indices(drawn),
+        train=_indices(train),
+        heldout=np.array(_scoring_order(groups, examples, seed), dtype=np.int64),
         duplicates=len(examples) - len(kept),
+        copies=_copies([found[index] for index in kept]),
+        shared=ties_shared([found[index] for index in held], [found[index] for index in train]),
     )
 
 
-def _distinct(examples: Sequence[Example]) -> list[int]:
-    """The first of each prompt, ascending."""
-    first: dict[tuple[tuple[str, str], ...], int] = {}
-    for index, example in enumerate(examples):
-        asked = tuple((_folded(turn.text), _folded(turn.context)) for turn in example.turns[:-1])
-        first.setdefault(asked, index)
+def hold_out_remarks(*, shared: int, copies: int) -> list[str]:
+    """What is to be said of these two counts of a `HoldOut`: a sentence each, none where they are 0."""
+    said = []
+    if shared:
+        said.append(
+            f"{shared:,} held-out examples share a question with examples that are trained on: too many hang"
+            " together by common turns to be kept apart, so scores on them may be too good"
+        )
+    if copies:
+        said.append(f"{copies:,} examples are held by more than one client; each client keeps its own")
+    return said
+
+
+def _distinct(examples: Sequence[Example], found: Mapping[int, Marks]) -> list[int]:
+    """The first of each conversation that a client has, ascending."""
+    first: dict[tuple[str, bytes], int] = {}
+    for index, mark in found.items():
+        first.setdefault((examples[index].client, mark.whole), index)
     return list(first.values())
+
+
+def _copies(kept: Sequence[Marks]) -> int:
+    times = Counter(mark.whole for mark in kept)
+    return sum(count for count in times.values() if count > 1)
+
+
+def _quotas(sizes: Mapping[str, int], wanted: int, rng: np.random.Generator) -> Counter[str]:
+    """How many of each category: `wanted` in all, each its part to within one.
+
+    Where there are no more categories than are wanted, each that has two gets at least one.
+    """
+    names = sorted(sizes)
+    counts = np.array([sizes[name] for name in names], dtype=np.float64)
+    parts = wanted * counts / max(1.0, counts.sum())
+    small = np.zeros(len(names), dtype=bool)
+    while wanted >= len(names) and (more := (parts < 1) & (counts > 1) & ~small).any():
+        small |= more
+        parts[small] = 1
+        parts[~small] = (wanted - small.sum()) * counts[~small] / max(1.0, counts[~small].sum())
+    # systematic sampling: each part is rounded up with the chance of its fraction, and the sum stays
+    order = rng.permutation(len(names))
+    ends = np.floor(np.concatenate([[0], np.cumsum(parts[order])]) + rng.random() + 1e-9).astype(int)
+    return Counter({names[place]: int(n) for place, n in zip(order, np.diff(ends), strict=True)})
+
+
+@dataclass(slots=True)
+class _Room:
+    """What may still be held out: of each category, in all, and so that each client keeps an example."""
+
+    categories: Counter[str]
+    clients: Counter[str]
+    """How many examples each has left to train on."""
+    left: int
+
+    def spares(self, group: Sequence[Example]) -> bool:
+        """Whether each client keeps an example without this group."""
+        own = Counter(example.client for example in group if example.client)
+        return all(self.clients[client] > count for client, count in own.items())
+
+    def holds(self, group: Sequence[Example]) -> bool:
+        """Whether the group fits into what is left of its categories."""
+        own = Counter(example.category for example in group)
+        return all(count <= self.categories[name] for name, count in own.items())
+
+    def take(self, group: Sequence[Example]) -> None:
+        self.categories.subtract(example.category for example in group)
+        self.clients.subtract(example.client for example in group)
+        self.left -= len(group)
+
+
+def _taken(groups: Sequence[list[int]], examples: Sequence[Example], room: _Room, size: int) -> set[int]:
+    """Groups that fit, first into their categories, then anywhere; then the smallest, if it comes nearer."""
+    held: set[int] = set()
+    for anywhere in (False, True):
+        for group in groups:
+            members = [examples[index] for index in group]
+            fits = len(group) <= room.left and (anywhere or room.holds(members))
+            if fits and held.isdisjoint(group) and room.spares(members):
+                room.take(members)
+                held.update(group)
+    open_ = [g for g in groups if held.isdisjoint(g) and room.spares([examples[index] for index in g])]
+    smallest = min(open_, key=len, default=[])
+    if smallest and _worth_it(len(smallest), room.left, sum(room.clients.values()), size):
+        room.take([examples[index] for index in smallest])
+        held.update(smallest)
+    return held
+
+
+def _worth_it(group: int, left: int, trained: int, size: int) -> bool:
+    """Whether to hold out a group that is larger than what is left to hold out.
+
+    It is, where that comes nearer to what is wanted; and where next to nothing would be held out without
+    it, as long as three quarters remain to train on, or all but twice what is wanted.
+    """
+    held = size - trained
+    wanted = held + left
+    if left <= 0 or group >= trained:
+        return False
+    few = 2 * held < wanted and held + group <= max(2 * wanted, size // 4)
+    return few or group - left < left
+
+
+def _scoring_order(groups: Sequence[Sequence[int]], examples: Sequence[Example], seed: int) -> list[int]:
+    """At random, but in turn over the categories and over the clients, and one of a group before a second."""
+    rng = np.random.default_rng(seed_for(seed, "scored"))
+    rank = {index: place for group in groups for place, index in enumerate(rng.permutation(group).tolist())}
+    members = _by_category(sorted(rank), examples)
+    names = rng.permutation(sorted(members)).tolist()
+    queues = [_Queue.of(members[name], rank, examples, seed_for(seed, "scored", name)) for name in names]
+    order: list[int] = []
+    taken: Counter[str] = Counter()
+    while queues := [queue for queue in queues if queue.heap]:
+        order += [queue.next(taken) for queue in queues]
+    return order
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """The examples of one category: the next is of the client of which the fewest have been taken."""
+
+    heap: list[tuple[int, int, str]]
+    """For each client: how many of it were taken when it was put here, its place by lot, its name."""
+    own: Mapping[str, list[int]]
+    """Of each client, the next one last."""
+
+    @classmethod
+    def of(
+        cls, members: Sequence[int], rank: Mapping[int, int], examples: Sequence[Example], seed: int
+    ) -> Self:
+        rng = np.random.default_rng(seed)
+        own: dict[str, list[int]] = {}
+        for index in sorted(rng.permutation(members).tolist(), key=lambda index: -rank[index]):
+            own.setdefault(examples[index].client, []).append(index)
+        return cls(sorted(zip([0] * len(own), rng.permutation(len(own)).tolist(), own, strict=True)), own)
+
+    def next(self, taken: Counter[str]) -> int:
+        """Take one, and count it."""
+        while self.heap[0][0] != taken[self.heap[0][2]]:  # since then another category has taken of it
+            _, lot, client = self.heap[0]
+            heapreplace(self.heap, (taken[client], lot, client))
+        _, lot, client = heappop(self.heap)
+        taken[client] += 1
+        index = self.own[client].pop()
+        if self.own[client]:
+            heappush(self.heap, (taken[client], lot, client))
+        return index
+
+
+def _by_category(indices: Iterable[int], examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Category -> those of the indices that are of it, in their order."""
+    found: dict[str, list[int]] = {}
+    for index in indices:
+        found.setdefault(examples[index].category, []).append(index)
+    return found
 
 
 def _indices(found: Iterable[int]) -> Indices:
     return np.array(sorted(found), dtype=np.int64)
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _quota(size: int, share: float) -> int:
-    return min(size - 1, max(1, round(size * share))) if share > 0 and size >= 2 else 0
-
-
-def _spared(order: Sequence[int], quota: int, examples: Sequence[Example], left: Counter[str]) -> list[int]:
-    """The first `quota` of `order` whose client keeps another example; `left` is brought up to date."""
-    drawn: list[int] = []
-    for index in order:
-        client = examples[index].client
-        if len(drawn) < quota and (not client or left[client] > 1):
-            left[client] -= 1
-            drawn.append(int(index))
-    return drawn
 
 
 def split(examples: Sequence[Example], table: SplitTable, seed: int) -> dict[str, Indices]:

@@ -67,7 +67,7 @@ def against(
         raise StatisticsError(
             f"There are no scores of {first}, with which the arms are compared: score it first."
         )
-    samples = {arm: sample(values, draws, weights) for arm, values in arms.items()}
+    samples = {arm: sample(values, draws, weights, measure.span) for arm, values in arms.items()}
     mine = samples[first]
     compared = {arm: between(mine, other) for arm, other in samples.items() if arm != first}
     corrected = holm({arm: one.p for arm, one in compared.items()})
@@ -92,14 +92,14 @@ def against(
     ]
 
 
-def summary(rows: Sequence[Against], *, reference: str = "centralised") -> list[str]:
-    """What one table comes to: whom the first beats, how it stands to the reference, what intervals cover."""
+def summary(rows: Sequence[Against], *, references: Sequence[str] = ("centralised",)) -> list[str]:
+    """What one table comes to: whom the first beats, how it stands to references, what intervals cover."""
     if not rows:
         return []
     first, measure, compared = rows[0].first, rows[0].measure, rows[0].compared
     by_outcome = {sign: [row.arm for row in rows if row.outcome == sign] for sign in (1, -1, 0)}
     said = [f"By {measure.label}, {verdict(first, by_outcome[1], by_outcome[-1], by_outcome[0])}."]
-    said += [_relative(row) for row in rows if row.arm == reference]
+    said += [_relative(row) for row in rows if row.arm in references]
     said.append(_covered(compared, measure.asked))
     return said
 

@@ -23,12 +23,14 @@ from shepherd.evaluate.statistics import (
     sample,
     score,
 )
+from shepherd.evaluate.still import SHARE, Span
 from shepherd.evaluate.verdicts import Preferred, Scored, require
 
 Floats = NDArray[np.float64]
 Pair = tuple[str, str]
 Verdict = TypeVar("Verdict", Scored, Preferred)
 HIGHEST = 10
+SCORES: Span = (1.0, float(HIGHEST))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,9 +137,9 @@ def _by_question(questions: Sequence[str], numbers: Sequence[float]) -> Floats:
     return np.bincount(place, weights=np.asarray(numbers, dtype=np.float64)) / met
 
 
-def _tested(first: Floats, second: Floats) -> _Tested:
+def _tested(first: Floats, second: Floats, spans: tuple[Span, Span]) -> _Tested:
     drawn = draws(["all"] * len(first))
-    one, other = sample(first, drawn), sample(second, drawn)
+    one, other = sample(first, drawn, span=spans[0]), sample(second, drawn, span=spans[1])
     return _Tested(one, other, between(one, other))
 
 
@@ -146,20 +148,21 @@ def _scores_tested(verdicts: Sequence[Scored]) -> _Tested:
     return _tested(
         _by_question(questions, [verdict.score_second for verdict in verdicts]),
         _by_question(questions, [verdict.score_first for verdict in verdicts]),
+        (SCORES, SCORES),
     )
 
 
 def _results_tested(verdicts: Sequence[Preferred]) -> _Tested:
     rates = _by_question([verdict.question for verdict in verdicts], [verdict.result for verdict in verdicts])
-    return _tested(rates, np.full(len(rates), 0.5))
+    return _tested(rates, np.full(len(rates), 0.5), (SHARE, (0.5, 0.5)))
 
 
 def _fedit_row(pair: Pair, tested: _Tested, p_holm: float, pairs: int) -> dict[str, Any]:
     baseline, arm = pair
     compared = tested.compared
     sums = {
-        "sum_first": interval(tested.second, share=False).scaled(compared.questions),
-        "sum_second": interval(tested.first, share=False).scaled(compared.questions),
+        "sum_first": interval(tested.second).scaled(compared.questions),
+        "sum_second": interval(tested.first).scaled(compared.questions),
     }
     return {
         "first": baseline,

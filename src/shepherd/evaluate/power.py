@@ -17,7 +17,8 @@ def questions_needed(
         floor: the variance of the difference that more questions do not lessen: that of the seeds.
 
     Returns:
-        None where no number of questions would do: the difference is 0, or the seeds' spread hides it.
+        None where no number of questions would do: the difference is 0, or the seeds' spread hides it; and
+        where nothing is known of the spread: it is 0 or has no bound.
 
     Win rates against a half, whose spread is at most 0.5:
 
@@ -27,6 +28,6 @@ def questions_needed(
     normal = NormalDist()
     reach = normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)
     room = (difference / reach) ** 2 - floor
-    if room <= 0:
+    if room <= 0 or not 0 < spread < math.inf:
         return None
     return max(1, math.ceil(spread**2 / room))

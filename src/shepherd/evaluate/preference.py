@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,10 +11,13 @@ from numpy.typing import NDArray
 from shepherd.errors import StatisticsError
 from shepherd.evaluate.draws import draws
 from shepherd.evaluate.logistic import chance, fit
-from shepherd.evaluate.statistics import Interval, percentiles
+from shepherd.evaluate.statistics import ALPHA, Interval, percentiles
+from shepherd.evaluate.still import exact
 from shepherd.evaluate.verdicts import Preferred, require
 
 Floats = NDArray[np.float64]
+_NORMAL = 1.959964
+_TINY = 1e-9
 FITTED = 2_000  # resamples of what is fitted to each
 _LENGTH_RIDGE = 1 / 5**2  # the length's coefficient is normal with standard deviation 5, beforehand
 
@@ -39,7 +43,26 @@ def bradley_terry(
     counts = np.vstack([np.ones((1, len(wins))), clusters])  # (1 + R, Q): first the questions as they are
     weights = np.hstack([counts @ wins, counts @ losses]) + 0.5  # (1 + R, 2 * pairs)
     strengths = _strengths(pairs, len(arms), weights)
-    return {arm: percentiles(float(strengths[0, at]), strengths[1:, at]) for at, arm in enumerate(arms)}
+    errors = _errors(pairs, weights[0], strengths[0])
+    return {arm: _told(strengths[:, at], errors[at]) for at, arm in enumerate(arms)}
+
+
+def _told(strengths: Floats, error: float) -> Interval:
+    """The interval of a strength (1 + R,); by its standard error where no resample moves it."""
+    value = float(strengths[0])
+    if np.ptp(strengths[1:]) > _TINY:
+        return percentiles(value, strengths[1:])
+    return Interval(value, value - _NORMAL * error, value + _NORMAL * error)
+
+
+def _errors(pairs: Sequence[tuple[int, int]], weights: Floats, strengths: Floats) -> Floats:
+    """Standard errors (arms,) of strengths with mean 0, by Fisher's information."""
+    information = np.zeros((len(strengths), len(strengths)))
+    for (i, j), games in zip(pairs, weights.reshape(2, -1).sum(axis=0), strict=True):
+        won = 1 / (1 + math.exp(strengths[j] - strengths[i]))
+        information[[i, j], [i, j]] += games * won * (1 - won)
+        information[[i, j], [j, i]] -= games * won * (1 - won)
+    return np.asarray(np.sqrt(np.diag(np.linalg.pinv(information, hermitian=True))))
 
 
 def _strengths(pairs: Sequence[tuple[int, int]], arms: int, weights: Floats) -> Floats:
@@ -108,7 +131,13 @@ def length_controlled(preferred: Sequence[Preferred], *, resamples: int = FITTED
     design[:-1, 1] = _lengths(preferred)
     outcome = np.array([verdict.result for verdict in preferred] + [0.5])
     rates = chance(fit(design, outcome, weights, np.array([0.0, _LENGTH_RIDGE]))[:, 0])
-    return percentiles(float(rates[0]), rates[1:])
+    found = percentiles(float(rates[0]), rates[1:])
+    results = np.array([verdict.result for verdict in preferred])
+    if np.ptp(results):
+        return found
+    hidden = exact(len(questions), ALPHA)  # no resample shows any spread but that of the lengths
+    low, high = results[0] * (1 - hidden), results[0] + hidden * (1 - results[0])
+    return Interval(found.value, min(found.low, low), max(found.high, high))
 
 
 def _lengths(preferred: Sequence[Preferred]) -> Floats:

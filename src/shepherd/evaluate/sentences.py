@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shepherd.evaluate.statistics import Compared, Interval
+from shepherd.evaluate.still import LOSS as NATS
+from shepherd.evaluate.still import SHARE, Span
 
 ALPHA = 0.05
 
@@ -26,6 +29,11 @@ class Measure:
     asked: str = "questions"
     lower_is_better: bool = False
 
+    @property
+    def span(self) -> Span:
+        """The least and the largest value that there can be."""
+        return SHARE if self.share else NATS
+
     def number(self, value: float) -> str:
         return f"{_plain(100 * value, 1)}%" if self.share else _plain(value, 3)
 
@@ -42,6 +50,8 @@ class Measure:
 
 def _plain(value: float, places: int) -> str:
     """Never "-0.0"."""
+    if math.isinf(value):
+        return "infinity" if value > 0 else "-infinity"
     return f"{round(value, places) + 0.0:.{places}f}"
 
 
@@ -96,7 +106,7 @@ def says(
     Args:
         p_holm: the p corrected for all the arms tested; None where this is the only one.
     """
-    if _alike(compared):
+    if compared.alike:
         return f"{first} and {second} score the same on every one of {these(compared, measure.asked)}."
     if decided(compared, p_holm):
         gap = compared.difference.scaled(-1 if compared.difference.value < 0 else 1)
@@ -126,7 +136,8 @@ def settle(compared: Compared, p_holm: float | None = None, asked: str = "questi
             f"among all those tested it does not ({shown(compared.p, p_holm)})"
         )
     if compared.questions_needed is None:
-        hidden = compared.seeds > 1 and compared.difference.value
+        gap = compared.difference
+        hidden = compared.seeds > 1 and gap.value and math.isfinite(gap.low) and math.isfinite(gap.high)
         return f"; more seeds, not more {asked}, would settle a difference of this size" if hidden else ""
     if compared.questions_needed <= compared.questions:
         return ""
@@ -141,11 +152,6 @@ def shown(p: float, p_holm: float | None = None) -> str:
     """
     name, number = ("p", p) if p_holm is None else ("Holm p", p_holm)
     return f"{name} < 0.001" if number < 0.001 else f"{name} = {number:.3f}"
-
-
-def _alike(compared: Compared) -> bool:
-    gap = compared.difference
-    return gap.value == gap.low == gap.high == 0
 
 
 def these(compared: Compared, asked: str = "questions") -> str:

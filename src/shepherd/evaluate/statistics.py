@@ -2,7 +2,9 @@
 
 Values are (S, Q): one number a seed and question. The statistic is the mean over categories of the
 weighted mean inside the category, averaged over seeds. One draw resamples the questions of each category
-(`draws.py`) and moves the seeds (`seeds.py`), the same for every arm, so differences are paired.
+(`draws.py`) and moves the seeds (`seeds.py`), the same for every arm, so differences are paired. A category
+whose questions all have one value shows no spread to a resample; what it may have all the same widens the
+interval (`still.py`).
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ from shepherd.errors import StatisticsError
 from shepherd.evaluate import seeds as of_seeds
 from shepherd.evaluate.draws import Draws, Group, chunks
 from shepherd.evaluate.power import questions_needed
+from shepherd.evaluate.still import SHARE, Span, Still, exact, scored, slack, still
 
 Floats = NDArray[np.float64]
-LEVEL = 0.95
+ALPHA = 0.05
+_HALVINGS = 30  # of the search for a p: to one part in a billion
+_NORMAL = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,12 @@ class Interval:
         numbers = {"value": self.value, "low": self.low, "high": self.high}
         return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
 
+    def reaching(self, number: float) -> Interval:
+        """Widened to hold a number that cannot be left out; as it is, where it has no finite value."""
+        if not math.isfinite(self.value):
+            return self
+        return Interval(self.value, min(self.low, number), max(self.high, number))
+
     def scaled(self, factor: float) -> Interval:
         """The interval in another unit; a negative factor turns it round."""
         low, high = sorted((self.low * factor, self.high * factor))
@@ -55,30 +66,34 @@ class Sample:
     weights: Floats  # (Q,)
     seeds: Floats
     resampled: Floats
+    span: Span
 
     @property
     def value(self) -> float:
         return float(self.seeds.mean())
 
 
-def sample(values: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> Sample:
+def sample(values: ArrayLike, draws: Draws, weights: ArrayLike | None = None, span: Span = SHARE) -> Sample:
     """One arm's values (S, Q) on the draws; (Q,) where the arm is the same for every seed.
 
     Args:
         weights: (Q,), above 0, the questions' weights inside their category; for a loss, values are each
             example's mean loss and weights its trained tokens. None: all alike.
+        span: the least and the largest value that there can be; a value outside widens it.
 
     Raises:
         StatisticsError: shapes that do not fit the draws, a value that is not finite, a weight not above 0.
     """
     given = _finite(values, draws)
     heavy = _weights(weights, len(draws.strata))
+    low, high = span
     return Sample(
         draws=draws,
         values=given,
         weights=heavy,
         seeds=_means(given, heavy, draws),
         resampled=_resampled(given.mean(axis=0), heavy, draws),
+        span=(min(low, float(given.min())), max(high, float(given.max()))),
     )
 
 
@@ -159,15 +174,15 @@ def _drawn(arm: Sample, luck: float) -> Floats:
     return np.clip(drawn, arm.values.min(), arm.values.max())
 
 
-def percentiles(value: float, drawn: Floats) -> Interval:
-    """The 95% percentile interval of draws (R,); NaN draws, of 0 / 0, do not count.
+def percentiles(value: float, drawn: Floats, alpha: float = ALPHA) -> Interval:
+    """The percentile interval of draws (R,) at 1 - `alpha`; NaN draws, of 0 / 0, do not count.
 
-    The order statistics are those at which the two-sided p of `two_sided` passes 5%.
+    The order statistics are those at which the two-sided p of `two_sided` passes `alpha`.
     """
     kept = np.sort(drawn[~np.isnan(drawn)])
     if not len(kept):
         return Interval(value, math.nan, math.nan)
-    cut = max(math.floor((1 - LEVEL) / 2 * (len(kept) + 1) + 1e-9) - 1, 0)
+    cut = max(math.floor(alpha / 2 * (len(kept) + 1) + 1e-9) - 1, 0)
     return Interval(value, float(kept[cut]), float(kept[len(kept) - 1 - cut]))
 
 
@@ -180,41 +195,25 @@ def two_sided(drawn: Floats) -> float:
     return min(1.0, 2 * (1 + rarer) / (1 + len(drawn)))
 
 
-def interval(arm: Sample, *, share: bool = True) -> Interval:
-    """An arm's score. Where every value of a share is 0, or 1, the exact binomial bound stands in.
-
-    A category in which all is right, or nothing, shows no spread to a resample either; its exact bound widens
-    the interval of the whole, as square roots of sums of squares do (Zou and Donner, 2008).
-    """
-    exact = _all_or_none(arm) if share else None
-    if exact is not None:
-        return exact
+def interval(arm: Sample) -> Interval:
+    """An arm's score. Never of zero width: see `still.py`; at n of n right it is Clopper and Pearson's."""
     drawn = percentiles(arm.value, _drawn(arm, _luck(arm.values, arm.weights, arm.draws)))
-    return _widened(arm, drawn) if share else drawn
+    return _widened(drawn, slack(_still(arm), ALPHA, exact), arm.span)
 
 
-def _widened(arm: Sample, drawn: Interval) -> Interval:
-    below = above = 0.0
-    for group in arm.draws.groups:
-        values = arm.values[:, group.places]
-        slack = group.share * (1 - ((1 - LEVEL) / 2) ** (1 / len(group.places)))
-        below += slack**2 * (not group.single and bool((values == 1).all()))
-        above += slack**2 * (not group.single and bool((values == 0).all()))
-    low, high = arm.value - drawn.low, drawn.high - arm.value
+def _still(arm: Sample) -> tuple[Still, ...]:
+    return still(arm.values.mean(axis=0), arm.draws.groups, arm.span)
+
+
+def _widened(drawn: Interval, by: tuple[float, float], span: Span) -> Interval:
+    """Further by independent parts: by the roots of sums of squares (Zou and Donner, 2008)."""
+    below, above = by
+    value, low, high = drawn.value, drawn.low, drawn.high
     return Interval(
-        arm.value,
-        max(0.0, arm.value - math.hypot(low, math.sqrt(below))) if below else drawn.low,
-        min(1.0, arm.value + math.hypot(high, math.sqrt(above))) if above else drawn.high,
+        value,
+        max(span[0], value - math.hypot(value - low, below)) if below else low,
+        min(span[1], value + math.hypot(high - value, above)) if above else high,
     )
-
-
-def _all_or_none(arm: Sample) -> Interval | None:
-    """Clopper and Pearson's interval at n of n and 0 of n, where no resample shows any spread."""
-    scored = np.concatenate([arm.values[:, group.places] for group in arm.draws.groups], axis=1)
-    bound = ((1 - LEVEL) / 2) ** (1 / arm.draws.questions)
-    if (scored == 0).all():
-        return Interval(0.0, 0.0, 1 - bound)
-    return Interval(1.0, bound, 1.0) if (scored == 1).all() else None
 
 
 def score(values: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> Interval:
@@ -225,7 +224,7 @@ def score(values: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> 
 def scores_by_category(
     values: ArrayLike, draws: Draws, weights: ArrayLike | None = None
 ) -> dict[str, Interval]:
-    """Category -> its score. One question's interval is that question's value, unless it is 0 or 1."""
+    """Category -> its score. One question's interval is all but as wide as the measure itself."""
     return {category: score(values, draws.only(category), weights) for category in sorted(set(draws.strata))}
 
 
@@ -233,9 +232,11 @@ def scores_by_category(
 class Compared:
     """First minus second, and first / second, on the same questions, seeds and draws.
 
-    p: two-sided, by the same draws as the interval, and never below that of a sign test in which every
-    question that differs speaks for the same arm: five questions settle nothing. questions_needed: those
-    that would settle a difference of this size at 80% power; None where no number would.
+    p: two-sided, by the interval: below 5% just where that leaves out 0. Never below that of a sign test in
+    which every question that differs speaks for the same arm, to which the interval is then widened: five
+    questions settle nothing. questions_needed: those that would settle a difference of this size at 80%
+    power; None where no number would, or the questions show no spread and the measure has no bounds.
+    alike: no question tells the two apart.
     """
 
     difference: Interval
@@ -244,57 +245,119 @@ class Compared:
     questions: int
     seeds: int
     questions_needed: int | None
+    alike: bool = False
 
 
-def difference(a: ArrayLike, b: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> Compared:
+def difference(
+    a: ArrayLike, b: ArrayLike, draws: Draws, weights: ArrayLike | None = None, span: Span = SHARE
+) -> Compared:
     """a minus b, each (S, Q) or (Q,); see `sample` for what is refused."""
-    return between(sample(a, draws, weights), sample(b, draws, weights))
+    return between(sample(a, draws, weights, span), sample(b, draws, weights, span))
 
 
-def relative(a: ArrayLike, b: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> Interval:
+def relative(
+    a: ArrayLike, b: ArrayLike, draws: Draws, weights: ArrayLike | None = None, span: Span = SHARE
+) -> Interval:
     """a / b, for measures that are never negative.
 
     NaN or infinite where b's score is 0; a bound is infinite where b is 0 in too many draws.
     """
-    return ratio(sample(a, draws, weights), sample(b, draws, weights))
+    return ratio(sample(a, draws, weights, span), sample(b, draws, weights, span))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Gap:
+    """a minus b: its draws (R,), and what the categories add that show no spread of it."""
+
+    value: float
+    drawn: Floats
+    still: tuple[Still, ...]
+    span: Span
+
+    def interval(self, alpha: float = ALPHA) -> Interval:
+        """At 1 - alpha; of paired shares that show no spread it is Tango's (1998)."""
+        return _widened(
+            percentiles(self.value, self.drawn, alpha), slack(self.still, alpha, scored), self.span
+        )
+
+    def p(self) -> float:
+        """The least alpha at which the interval leaves out 0; `two_sided` where every category has spread."""
+        if not self.still:
+            return two_sided(self.drawn)
+        low, high = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            found = self.interval(middle)
+            low, high = (middle, high) if found.low <= 0 <= found.high else (low, middle)
+        return high
+
+
+def _gap(a: Sample, b: Sample) -> _Gap:
+    contrast = a.values - b.values
+    value = a.value - b.value
+    luck = _luck(contrast, a.weights, a.draws)
+    drawn = a.resampled - b.resampled + luck * (a.draws.contrasts @ (a.seeds - b.seeds - value))
+    span = a.span[0] - b.span[1], a.span[1] - b.span[0]
+    return _Gap(value, drawn, still(contrast.mean(axis=0), a.draws.groups, span), span)
 
 
 def between(a: Sample, b: Sample) -> Compared:
     """a minus b, of two arms on the same draws and weights."""
-    contrast = a.values - b.values
-    luck = _luck(contrast, a.weights, a.draws)
-    apart = a.resampled - b.resampled
-    value = a.value - b.value
-    drawn = apart + luck * (a.draws.contrasts @ (a.seeds - b.seeds - value))
+    contrast, gap = a.values - b.values, _gap(a, b)
+    differing = _differing(contrast, a.draws)
+    p = max(gap.p(), min(1.0, 2.0 ** (1 - differing)))
+    apart, over = gap.interval(), ratio(a, b)
     return Compared(
-        difference=percentiles(value, drawn),
-        relative=ratio(a, b),
-        p=max(two_sided(drawn), _sign_test(contrast, a.draws)),
+        difference=apart.reaching(0.0) if p >= ALPHA else apart,
+        relative=over.reaching(1.0) if p >= ALPHA else over,
+        p=p,
         questions=a.draws.questions,
         seeds=a.draws.seeds,
-        questions_needed=questions_needed(
-            value,
-            float(apart.std()) * math.sqrt(a.draws.questions),
-            floor=of_seeds.variance(a.seeds - b.seeds, luck),
-        ),
+        questions_needed=_needed(a, b, gap, differing),
+        alike=not differing,
     )
 
 
-def _sign_test(contrast: Floats, draws: Draws) -> float:
-    """The least p that a two-sided sign test can give: of the questions (S, Q) that differ at all."""
+def _differing(contrast: Floats, draws: Draws) -> int:
+    """How many of the questions (S, Q) differ at all: a sign test's p is 2 ** (1 - this) at least."""
     places = np.concatenate([group.places for group in draws.groups])
-    differing = int((contrast[:, places] != 0).any(axis=0).sum())
-    return float(min(1.0, 2.0 ** (1 - differing)))
+    return int((contrast[:, places] != 0).any(axis=0).sum())
+
+
+def _needed(a: Sample, b: Sample, gap: _Gap, differing: int) -> int | None:
+    """Questions until a difference of this size is settled, at least so many that a sign test can do it."""
+    luck = _luck(a.values - b.values, a.weights, a.draws)
+    more = math.hypot(*slack(gap.still, ALPHA, scored)) / math.sqrt(2) / _NORMAL
+    spread = math.hypot(float((a.resampled - b.resampled).std()), more)
+    found = questions_needed(
+        gap.value,
+        spread * math.sqrt(a.draws.questions),
+        floor=of_seeds.variance(a.seeds - b.seeds, luck),
+    )
+    least = 1 + math.ceil(math.log2(1 / ALPHA))  # that differ, all in favour of one arm
+    return None if found is None else max(found, math.ceil(least * a.draws.questions / max(1, differing)))
 
 
 def ratio(a: Sample, b: Sample) -> Interval:
-    """a / b, of two arms on the same draws and weights; for measures that are never negative."""
+    """a / b, of two arms on the same draws and weights; for measures that are never negative.
+
+    Where a category shows no spread it reaches at least as far as the difference does, over b's score.
+    """
     luck = 1.0
     if a.value and b.value:
         luck = _luck(a.values / a.value - b.values / b.value, a.weights, a.draws)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         value = float(np.float64(a.value) / np.float64(b.value))
-        return percentiles(value, _drawn(a, luck) / _drawn(b, luck))
+        found = percentiles(value, _drawn(a, luck) / _drawn(b, luck))
+    gap = _gap(a, b)
+    if not b.value or not (gap.still or _still(a) or _still(b)):
+        return found
+    apart = gap.interval()
+    return Interval(
+        value,
+        min(found.low, max(0.0, 1 + apart.low / b.value)),
+        max(found.high, 1 + apart.high / b.value),
+    )
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

@@ -21,12 +21,30 @@ from shepherd.progress import Progress, stage
 from shepherd.settings import FederationTable, TuningTable
 
 
+@dataclass(slots=True)
+class Draft:
+    """What a round changes, kept apart until the round is done."""
+
+    round: int = -1
+    complete: bool = False
+    """Whether every client of the cohort has answered."""
+    positions: dict[str, int] = field(default_factory=dict)
+    memories: dict[str, Adapter] = field(default_factory=dict)
+
+    def begin(self, round: int) -> None:
+        """Drop what is there."""
+        self.round, self.complete = round, False
+        self.positions, self.memories = {}, {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Simulation:
     """A Federation whose clients are datasets on this machine.
 
     `positions` (how many examples each client has taken, over all visits) and `memories` (what the
-    algorithm lets a client keep) change as rounds go by; a checkpoint saves both.
+    algorithm lets a client keep) are those after the last round that is done: `commit` takes over what a
+    round changed, and so does asking for a later round. A round that is interrupted, fails its quorum or
+    is asked again leaves no trace in them (law 3). A checkpoint saves what `reached` gives.
     """
 
     base: Base
@@ -45,6 +63,7 @@ class Simulation:
     """Of a client's visit, where it is not as long as the run file says."""
     watch: Callable[[Progress], None] = lambda progress: None
     """Hears how far a round is, and ends it by raising."""
+    draft: Draft = field(default_factory=Draft)
 
     def clients(self) -> Sequence[ClientInfo]:
         """Every client, by name."""
@@ -52,6 +71,9 @@ class Simulation:
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Tune the cohort, `cohort_size` clients at once; updates come in the cohort's order."""
+        if self.draft.round < broadcast.round:  # nobody asks for a later round before this one is done
+            self.commit()
+        self.draft.begin(broadcast.round)
         groups = [
             self._group(broadcast, cohort[start : start + self.cohort_size])
             for start in range(0, len(cohort), self.cohort_size)
@@ -76,11 +98,25 @@ class Simulation:
             for group, tuned in zip(groups, done, strict=True):
                 yield from self._answers(broadcast, group, tuned)
                 meter.groups_done += 1
+        self.draft.complete = True
+
+    def commit(self) -> None:
+        """Take over what the last round changed, where all its cohort has answered."""
+        if self.draft.complete:
+            self.positions.update(self.draft.positions)
+            self.memories.update(self.draft.memories)
+        self.draft.begin(self.draft.round)
+
+    def reached(self) -> tuple[dict[str, int], dict[str, Adapter]]:
+        """Positions and memories as they will stand once the round under way is done."""
+        draft = self.draft if self.draft.complete else Draft()
+        return {**self.positions, **draft.positions}, {**self.memories, **draft.memories}
 
     def coverage(self) -> dict[str, float]:
-        """The share of each client's examples that it has trained on (law 8)."""
+        """The share of each client's examples that it has trained on (law 8), the last round included."""
+        positions, _ = self.reached()
         return {
-            client.name: cursor.coverage(client.examples, self.positions.get(client.name, 0))
+            client.name: cursor.coverage(client.examples, positions.get(client.name, 0))
             for client in self.clients()
         }
 
@@ -108,7 +144,7 @@ class Simulation:
     def _answers(
         self, broadcast: Broadcast, group: _Group, tuned: Sequence[Tuned]
     ) -> Iterator[Update | Failure]:
-        self.positions.update(group.positions)
+        self.draft.positions.update(group.positions)
         results = {result.client: result for result in tuned}
         for client in group.clients:
             failure = group.failures.get(client)
@@ -137,13 +173,13 @@ class Simulation:
         return visit, position
 
     def _update(self, broadcast: Broadcast, tuned: Tuned) -> Update:
-        self.memories[tuned.client] = tuned.memory
+        self.draft.memories[tuned.client] = tuned.memory
         update = Update(
             round=broadcast.round,
             client=tuned.client,
             delta=tuned.delta,
             extra=tuned.extra,
-            weight=weight(self.federation, tuned),
+            weight=weight(self.federation, tuned, len(self.datasets[tuned.client])),
             metrics={
                 "loss": tuned.loss,
                 "examples": tuned.examples,
@@ -206,9 +242,11 @@ def _tokens(visit: Visit) -> int:
     return int(visit.data.lengths[np.concatenate(list(visit.steps))].sum()) if visit.steps else 0
 
 
-def weight(federation: FederationTable, tuned: Tuned) -> float:
-    """What the client counts for in the mean."""
+def weight(federation: FederationTable, tuned: Tuned, size: int) -> float:
+    """What a client that holds `size` examples to train on counts for in the mean."""
     match federation.weights:
+        case "size":
+            return float(size)
         case "examples":
             return float(tuned.examples)
         case "tokens":

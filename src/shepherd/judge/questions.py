@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.examples import Example
 from shepherd.errors import BadRow, DataError
@@ -93,10 +96,19 @@ def held_out(examples: Iterable[Example]) -> tuple[Question, ...]:
 
 
 def limited(questions: Sequence[Question], most: int | None) -> tuple[Question, ...]:
-    """At most `most` questions, spread evenly over the categories; all of them for None."""
+    """At most `most` questions, the first of each category, evenly over these; all of them for None."""
     if most is None:
         return tuple(questions)
     return tuple(questions[place] for place in spread([q.category for q in questions], most))
+
+
+def drawn(questions: Sequence[Question], most: int | None, seed: int) -> tuple[Question, ...]:
+    """As `limited`, but drawn at random, in their order: a file of questions may be in any."""
+    if most is None:
+        return tuple(questions)
+    order = np.random.default_rng(seed_for(seed, "questions")).permutation(len(questions))
+    places = spread([questions[place].category for place in order], most)
+    return tuple(questions[place] for place in sorted(order[places]))
 
 
 def _shared(name: str, file: str) -> Path:

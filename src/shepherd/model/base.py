@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from shepherd.core import Adapter
-from shepherd.errors import BaseError
+from shepherd.errors import BaseError, DataError
 from shepherd.model import fingerprint, last, lora, malloc
 from shepherd.model.attention import PACKED
 from shepherd.settings import AdapterTable, ModelTable
@@ -26,7 +26,6 @@ CAPS = (
     "logits_soft_cap",
     "output_logit_soft_cap",
 )  # Gemma 2, RecurrentGemma, xLSTM
-SWITCHES = ("longrope", "dynamic")  # position scalings that take other factors once a pass is long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +81,19 @@ class Base:
             return ""
         return " (above it the position scaling of one example would change that of others)"
 
+    def require_reads(self, tokens: int, whose: str) -> None:
+        """Raise DataError where an example of this many tokens is more than the base reads.
+
+        Args:
+            whose: what the message names: a client, or the held-out examples.
+        """
+        most = self.reads
+        if most and tokens > most:
+            raise DataError(
+                f"{whose}: an example has {tokens} tokens and base {self.name} reads at most"
+                f" {most}{self.why_no_more}; set data.max_tokens = {most}"
+            )
+
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Names and shapes of this base's adapters."""
@@ -105,9 +117,21 @@ def _switches_at(config: Any) -> int | None:
         or getattr(config, "original_max_position_embeddings", None)
         or getattr(config, "max_position_embeddings", None)
         for scaling in each
-        if scaling.get("rope_type", scaling.get("type")) in SWITCHES
+        if _switches(scaling)
     ]
+    if getattr(config, "use_dynamic_ntk", False):  # code of its own, as the first Qwen's
+        bounds.append(getattr(config, "seq_length", None))
     return min((int(bound) for bound in bounds if bound), default=None)
+
+
+def _switches(scaling: dict[str, Any]) -> bool:
+    """Whether a position scaling goes by the longest example of the pass: `longrope`, `dynamic` and kin.
+
+    PhiMoE takes `long_mscale` or `short_mscale` so, whatever the type is. `yarn`, `llama3` and `linear` are
+    the same at every length.
+    """
+    kind = str(scaling.get("rope_type", scaling.get("type")))
+    return "longrope" in kind or "dynamic" in kind or any(str(key).startswith("long_") for key in scaling)
 
 
 def load(

@@ -33,10 +33,14 @@ class Line:
 
     ids: Tensor  # (N,) packed; (n, width) as a batch
     positions: Tensor | None  # (N,) packed; None where the model counts them, in a batch
+    read: Tensor  # (U,) the places, ascending and each once
     places: Tensor  # (M,) whose hidden states predict a trained token, in the flattened ids; two may be one
+    at: Tensor  # (M,) which of `read` each of these places is
+    turns: tuple[Tensor, ...]  # the predictions (M,) in turns, in each of which a place is read once
     targets: Tensor  # (M,)
     owners: Tensor  # (M,) the client's place in the cohort
     examples: NDArray[np.int64]  # (M,) which example, counted through the rows as they are given
+    counts: tuple[int, ...]  # predictions of each row, which stand one row after the other
     layout: layout.Layout
 
 
@@ -64,18 +68,24 @@ def line_of(
         stop = start + sum(map(len, cut))
         segments.append(layout.Segment(adapter=row.client, start=start, stop=stop, dropout_seed=row.seed))
         start = stop
-    read = np.concatenate(spots)
+    predicting_at = np.concatenate(spots)
+    read, at = np.unique(predicting_at, return_inverse=True)
     lengths, counts = [len(ids) for ids in stretches], [len(found) for found in spots]
-    clients = np.repeat([row.client for row in rows], [len(row.examples) for row in rows])
+    rows_of = np.repeat(np.arange(len(rows)), [len(row.examples) for row in rows])
+    clients = np.array([row.client for row in rows])[rows_of]
     return Line(
         ids=_tensor(np.concatenate(stretches), device),
         positions=_tensor(layout.positions(lengths, after), device),
-        places=_tensor(read, device),
+        read=_tensor(read, device),
+        places=_tensor(predicting_at, device),
+        at=_tensor(at, device),
+        turns=_turns(at, device),
         targets=_tensor(np.concatenate(targets), device),
         owners=_tensor(np.repeat(clients, counts), device),
         examples=np.repeat(np.arange(len(counts)), counts),
+        counts=tuple(np.bincount(rows_of, weights=counts, minlength=len(rows)).astype(int).tolist()),
         layout=layout.packed(
-            lengths, segments, device, after=after, read=_tensor(np.unique(read), device), training=training
+            lengths, segments, device, after=after, read=_tensor(read, device), training=training
         ),
     )
 
@@ -91,14 +101,18 @@ def batch_of(data: Tokens, row: Row, device: torch.device, *, training: bool) ->
     predicting = [np.flatnonzero(trained[1:]) for _, trained in examples]
     counts = [len(found) for found in predicting]
     targets = [own[found + 1] for (own, _), found in zip(examples, predicting, strict=True)]
-    places = [n * width + found for n, found in enumerate(predicting)]
+    read = np.concatenate([n * width + found for n, found in enumerate(predicting)])
     return Line(
         ids=_tensor(ids, device),
         positions=None,
-        places=_tensor(np.concatenate(places), device),
+        read=_tensor(read, device),
+        places=_tensor(read, device),
+        at=_tensor(np.arange(len(read)), device),
+        turns=_turns(np.arange(len(read)), device),
         targets=_tensor(np.concatenate(targets), device),
         owners=_tensor(np.full(sum(counts), row.client), device),
         examples=np.repeat(np.arange(len(counts)), counts),
+        counts=(sum(counts),),
         layout=layout.padded(len(ids), width, row.client, dropout_seed=row.seed, training=training),
     )
 
@@ -126,6 +140,39 @@ def _stretches(
             places[i] = np.concatenate([head, np.arange(size, size + len(own))])
             size += len(own)
     return stretches, after, places
+
+
+def _turns(places: NDArray[Any], device: torch.device) -> tuple[Tensor, ...]:
+    """Where each place stands for the first time, for the second, and so on."""
+    order = np.argsort(places, kind="stable")
+    times = np.bincount(places)
+    turn = np.empty(len(places), np.int64)
+    turn[order] = np.arange(len(places)) - np.repeat(np.cumsum(times) - times, times)
+    return tuple(_tensor(np.flatnonzero(turn == each), device) for each in range(int(times.max(initial=0))))
+
+
+def at_places(states: Tensor, line: Line) -> Tensor:
+    """The states (U, width) of what is read, as each prediction takes them, (M, width).
+
+    Where a place is taken several times, as of an opening that is trained on, the gradients are added in
+    the order of the predictions and in float32; `index_select` leaves the order open on CUDA.
+    """
+    return _AtPlaces.apply(states, line.at, line.turns)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _AtPlaces(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, places: Tensor, turns: tuple[Tensor, ...]) -> Tensor:
+        ctx.places, ctx.turns, ctx.size = places, turns, len(states)
+        return states.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = outer
+        total = slopes.new_zeros(ctx.size, slopes.shape[1], dtype=torch.float32)
+        for turn in ctx.turns:
+            total.index_add_(0, ctx.places.index_select(0, turn), slopes.index_select(0, turn).float())
+        return total.to(slopes.dtype), None, None
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:

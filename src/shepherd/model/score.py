@@ -13,7 +13,7 @@ from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.model import layout, lora
 from shepherd.model.base import Base, hidden_states, tuning_attention
-from shepherd.model.line import Line, Row, batch_of, line_of
+from shepherd.model.line import Line, Row, at_places, batch_of, line_of
 from shepherd.model.loss import token_losses
 from shepherd.progress import stage
 
@@ -23,7 +23,9 @@ def losses(base: Base, adapters: Sequence[Adapter], data: Tokens, *, micro_batch
 
     Raises:
         AdapterError: an adapter does not fit the base.
+        DataError: an example has more tokens than the base reads.
     """
+    base.require_reads(int(data.lengths.max(initial=0)), "the examples to score")
     for adapter in adapters:
         require_shapes(base.shapes, shapes_of(adapter), f"an adapter for base {base.name}")
     sums = np.zeros((len(adapters), len(data)))
@@ -55,7 +57,7 @@ def _row(adapter: int, data: Tokens, members: Sequence[int]) -> Row:
 def _sums(base: Base, line: Line, examples: int) -> NDArray[np.float64]:
     """Each example's summed loss, (examples,)."""
     with layout.running(line.layout):
-        hidden = hidden_states(base, line.ids, line.positions).index_select(0, line.places)
+        hidden = at_places(hidden_states(base, line.ids, line.positions).index_select(0, line.read), line)
         every = token_losses(base, hidden, line.targets)
     sums = np.bincount(line.examples, weights=every.double().cpu().numpy(), minlength=examples)
     return sums.astype(np.float64, copy=False)

@@ -22,7 +22,7 @@ from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
 from shepherd.model import layout, lora, memory, stack
 from shepherd.model.base import Base, hidden_states, tuning_attention
-from shepherd.model.line import Row, batch_of, line_of
+from shepherd.model.line import Row, at_places, batch_of, line_of
 from shepherd.model.loss import weighted_loss
 from shepherd.settings import TuningTable
 
@@ -85,10 +85,11 @@ def tune(
 
     Raises:
         AdapterError: the broadcast does not fit the base.
-        DataError: a step of a visit holds no trained token.
+        DataError: a step of a visit holds no trained token, or an example more than the base reads.
     """
     for visit in visits:
         require_trained(visit)
+        base.require_reads(int(visit.data.lengths.max(initial=0)), f"client {visit.client}")
     require_shapes(base.shapes, shapes_of(broadcast.adapter), f"the broadcast for base {base.name}")
     ordered = sorted(visits, key=lambda visit: visit.client)
     trainable = [name for name in broadcast.adapter if algorithm.trainable(name, broadcast.round)]
@@ -216,10 +217,12 @@ def _accumulate(
         line = batch_of(visits[row.client].data, row, base.device, training=True)
     weight = torch.tensor([1 / max(1, count) for count in counts], device=base.device)  # (K,)
     with layout.running(line.layout):
-        hidden = hidden_states(base, line.ids, line.positions).index_select(0, line.places)  # (M, width)
+        states = hidden_states(base, line.ids, line.positions).index_select(0, line.read)  # (U, width)
+        hidden = at_places(states, line)  # (M, width)
         loss, every = weighted_loss(base, hidden, line.targets, weight[line.owners])
         loss.backward()
-    sums.index_add_(0, line.owners, every.double())
+    for row, own in zip(rows, every.double().split(line.counts), strict=True):
+        sums[row.client] += own.sum()  # not `index_add_`, whose order CUDA leaves open
     return sum(row.tokens for row in rows)
 
 

@@ -29,6 +29,8 @@ def summary(
     console.print()
     if answers or losses:
         console.print(_table(answers, losses))
+    for sentence in finished.get("remarks", ()):
+        console.print(sentence, markup=False, soft_wrap=True)
     console.print(f"{_seen(rows)}Adapter: {finished['adapter']}\n", markup=False, soft_wrap=True)
     console.print("Try next:")
     for command in _next(folder):

@@ -232,6 +232,7 @@ class Trainer:
             watch=lambda progress: task.require_wanted(),
         )
         (answer,) = simulation.run(request.broadcast, [name])
+        simulation.commit()
         if isinstance(answer, Failure):
             raise DataError(answer.reason)
         reply = wire.encode_reply(

@@ -1,0 +1,284 @@
+"""What is held out: whole groups, the share that is asked for, and the order in which they are scored."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shepherd.data.examples import Example, Turn
+from shepherd.data.groups import folded, joined
+from shepherd.data.split import HoldOut, hold_out, hold_out_remarks
+from shepherd.evaluate.loss import spread
+
+
+def chat(*texts: str, system: str = "", context: str = "", category: str = "", client: str = "") -> Example:
+    """User and assistant in turn."""
+    turns = [Turn(role="system", text=system)] if system else []
+    for place, text in enumerate(texts):
+        asked = place % 2 == 0
+        of = context if place == 0 else ""
+        turns.append(Turn(role="user" if asked else "assistant", text=text, context=of))
+    return Example(turns=tuple(turns), category=category, client=client)
+
+
+def single(number: int, category: str = "", client: str = "") -> Example:
+    return chat(f"Question {number}", f"Answer {number}", category=category, client=client)
+
+
+def exchanges(example: Example) -> set[tuple[str, str, str]]:
+    """As they stand, by another way than the digests: each user turn with its response."""
+    return {
+        (asked.text, asked.context, told.text)
+        for asked, told in zip(example.turns, example.turns[1:], strict=False)
+        if asked.role == "user"
+    }
+
+
+def leaks(examples: list[Example], found: HoldOut) -> int:
+    """Held-out examples of which an exchange, or the first question, is trained on."""
+    trained = [examples[i] for i in found.train]
+    said = set().union(*map(exchanges, trained))
+    asked = {(one.instruction, one.context) for one in trained}
+    held = [examples[i] for i in found.heldout]
+    return sum(bool(exchanges(one) & said) or (one.instruction, one.context) in asked for one in held)
+
+
+# ---- groups
+
+
+def test_chats_that_share_their_first_exchange_stay_on_one_side() -> None:
+    examples = [chat(f"q{i}", f"answer {i}", "and why?", f"because {i}") for i in range(200)]
+    examples += [chat(f"q{i}", f"answer {i}") for i in range(200)]
+    examples += [chat(f"solo {i}", "x") for i in range(20)]
+    found = hold_out(examples, 0.2, 0)
+    assert (leaks(examples, found), found.shared, found.duplicates) == (0, 0, 0)
+    assert len(found.heldout) == 84
+
+
+def test_one_question_under_two_system_prompts_stays_on_one_side() -> None:
+    examples = [
+        chat(f"q{i}", f"answer {i}", system=system)
+        for i in range(100)
+        for system in ("You are kind.", "You are brief.")
+    ]
+    found = hold_out(examples, 0.1, 0)
+    assert (len(found.heldout), leaks(examples, found)) == (20, 0)
+
+
+def test_a_later_turn_that_is_shared_ties_too_and_through_others() -> None:
+    """a - b by a late exchange, b - c by the first: all three on one side."""
+    knots = [
+        [
+            chat(f"a{i}", "1", f"late {i}", "2"),
+            chat(f"b{i}", "3", f"late {i}", "2"),
+            chat(f"b{i}", "4", "z", f"{i}"),
+        ]
+        for i in range(60)
+    ]
+    examples = [one for knot in knots for one in knot]
+    found = hold_out(examples, 0.1, 3)
+    assert leaks(examples, found) == found.shared == 0
+    assert len(found.heldout) == 18
+    assert set(Counter(i // 3 for i in found.heldout.tolist()).values()) == {3}
+
+
+def test_the_same_instruction_about_another_text_is_another_question() -> None:
+    examples = [chat("Sum up.", f"Short {n}.", context=f"Text {n}") for n in range(50)]
+    found = hold_out(examples, 0.2, 0)
+    assert (len(found.heldout), found.shared) == (10, 0)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_texts_are_compared_whatever_way_they_are_written(form: str) -> None:
+    text = "Où est l’Ångström ①  ﬁnie ?"
+    written = unicodedata.normalize(form, text).upper().replace("  ", "\u00a0\n")
+    assert folded(f"\ufeff{written}") == folded(text)
+    twice = [chat(text, "Là."), chat(written, "Là.\u200b"), chat("other", "x")]
+    assert hold_out(twice, 0.0, 0).duplicates == 1
+
+
+def test_several_good_answers_are_no_duplicates_and_stay_together() -> None:
+    examples = [chat(f"Name a bird, {i}.", f"Answer {k}.") for i in range(40) for k in range(3)]
+    found = hold_out([*examples, *examples[:5]], 0.1, 0)
+    assert found.duplicates == 5
+    assert len(found.train) + len(found.heldout) == 120
+    assert len(found.heldout) == 12
+    assert set(Counter(i // 3 for i in found.heldout.tolist()).values()) == {3}
+
+
+def test_equal_pairs_are_dropped_within_a_client_and_kept_with_each_that_has_them() -> None:
+    examples = [single(n % 10, client="ab"[n // 10 % 2]) for n in range(40)]
+    examples += [single(100 + n, client="ab"[n % 2]) for n in range(20)]
+    found = hold_out(examples, 0.2, 0)
+    assert (found.duplicates, found.copies, found.shared) == (20, 20, 0)
+    assert leaks(examples, found) == 0
+    assert (
+        "20 examples are held by more than one client" in hold_out_remarks(shared=0, copies=found.copies)[0]
+    )
+
+
+def test_what_cannot_be_kept_apart_is_counted_and_said() -> None:
+    """Every chat holds the same greeting, so all hang together."""
+    examples = [chat(f"q{i}", f"a{i}", "Thanks!", "You are welcome.") for i in range(100)]
+    found = hold_out(examples, 0.1, 0)
+    assert len(found.heldout) == found.shared == leaks(examples, found) == 10
+    assert "10 held-out examples share a question" in hold_out_remarks(shared=found.shared, copies=0)[0]
+    assert hold_out_remarks(shared=0, copies=0) == []
+
+
+def test_a_group_that_is_too_large_is_trained_on_where_others_can_be_held_out() -> None:
+    examples = [chat("Hi", f"Hello {i}") for i in range(60)] + [single(i) for i in range(40)]
+    found = hold_out(examples, 0.2, 0)
+    assert (len(found.heldout), found.shared, leaks(examples, found)) == (20, 0, 0)
+    assert min(found.heldout) >= 60
+
+
+def test_where_all_hang_together_the_same_question_still_does_not_cross() -> None:
+    examples = [chat(f"q{i}", f"a{i}{k}", "Thanks!", "You are welcome.") for i in range(50) for k in range(2)]
+    found = hold_out(examples, 0.1, 0)
+    assert set(Counter(i // 2 for i in found.heldout.tolist()).values()) == {2}
+
+
+@given(st.lists(st.lists(st.integers(0, 12), max_size=4), max_size=30))
+def test_groups_are_the_connected_parts(ties: list[list[int]]) -> None:
+    """Against reachability by matrices."""
+    found = joined(dict(enumerate(ties)))
+    assert sorted(i for group in found for i in group) == list(range(len(ties)))
+    shares = np.array(
+        [[bool(set(a) & set(b)) or i == j for j, b in enumerate(ties)] for i, a in enumerate(ties)]
+    )
+    reach = np.linalg.matrix_power(shares.astype(float), max(1, len(ties))) > 0 if ties else shares
+    for group in found:
+        assert np.flatnonzero(reach[group[0]]).tolist() == group
+
+
+# ---- the share
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    categories=st.lists(st.sampled_from("abcde"), min_size=1, max_size=80),
+    share=st.floats(0, 0.9),
+    seed=st.integers(0, 3),
+)
+def test_the_share_is_held_out_and_each_category_gives_its_part(categories, share, seed) -> None:
+    examples = [single(number, category) for number, category in enumerate(categories)]
+    found = hold_out(examples, share, seed)
+    n = len(examples)
+    assert sorted([*found.train, *found.heldout]) == list(range(n))
+    assert len(found.heldout) == (0 if not share or n < 2 else min(n - 1, max(1, round(share * n))))
+    held, sizes = Counter(categories[index] for index in found.heldout), Counter(categories)
+    for name, size in sizes.items():
+        part = len(found.heldout) * size / n
+        assert held[name] <= part + 1
+        if len(found.heldout) >= len(sizes) and size > 1:
+            assert held[name] >= 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_thousands_of_tiny_categories_hold_out_no_more_than_the_share(size: int) -> None:
+    examples = [single(number, f"c{number // size}") for number in range(6000)]
+    assert len(hold_out(examples, 0.1, 0).heldout) == 600
+
+
+def test_the_share_is_met_to_within_one_group() -> None:
+    examples = [chat(f"q{i}", f"answer {k}") for i in range(30) for k in range(1 + i % 7)]
+    for seed in range(10):
+        found = hold_out(examples, 0.15, seed)
+        assert abs(len(found.heldout) - 0.15 * len(examples)) < 7
+        assert leaks(examples, found) == 0
+
+
+def test_five_answers_to_each_question_are_held_out_whole_though_one_was_wanted() -> None:
+    examples = [chat(f"q{i}", f"answer {k}") for i in range(10) for k in range(5)]
+    found = hold_out(examples, 0.02, 0)
+    assert (len(found.heldout), found.shared) == (5, 0)
+
+
+def test_each_example_is_held_out_as_often_as_any_other() -> None:
+    examples = [single(number, "ab"[number % 2]) for number in range(40)]
+    times = Counter(int(i) for seed in range(400) for i in hold_out(examples, 0.25, seed).heldout)
+    assert len(times) == 40
+    assert all(abs(times[i] - 100) < 45 for i in range(40))  # deviation 9
+
+
+def test_no_client_loses_its_last_example() -> None:
+    examples = [single(n, client=f"c{n}") for n in range(4)] + [single(n + 4, client="big") for n in range(4)]
+    for seed in range(5):
+        found = hold_out(examples, 0.9, seed)
+        assert {examples[index].client for index in found.train} == {"c0", "c1", "c2", "c3", "big"}
+        assert len(found.heldout) == 3
+
+
+def test_a_hundred_thousand_examples_take_seconds() -> None:
+    rng = np.random.default_rng(0)
+    text = " ".join(["word"] * 60)
+    numbers = rng.integers(0, 80_000, 100_000).tolist()
+    examples = [
+        chat(f"q{n} {text}", f"a{k % 3} {text}", category=f"c{n % 50}", client=f"u{n % 3000}")
+        for k, n in enumerate(numbers)
+    ]
+    began = time.process_time()
+    found = hold_out(examples, 0.1, 0)
+    assert time.process_time() - began < 20  # about 4
+    assert abs(len(found.heldout) - 0.1 * (100_000 - found.duplicates)) < 10
+
+
+# ---- the order of scoring
+
+
+def test_any_number_from_the_front_is_even_over_clients() -> None:
+    """Ten ready-made clients with one category, as in a folder with one file a client."""
+    examples = [single(1000 * c + i, client=f"client_{c}") for c in range(10) for i in range(300)]
+    held = [examples[i] for i in hold_out(examples, 0.1, 0).heldout]
+    places = spread([one.category for one in held], 200)
+    assert set(Counter(held[i].client for i in places).values()) == {20}
+    assert set(Counter(one.client for one in held[:50]).values()) == {5}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyzw")), min_size=4, max_size=120),
+    st.integers(0, 40),
+)
+def test_the_order_is_even_over_categories_first_and_then_over_clients(kinds, most) -> None:
+    examples = [single(n, category, client) for n, (category, client) in enumerate(kinds)]
+    found = hold_out(examples, 0.5, 0)
+    held = [examples[i] for i in found.heldout]
+    front = held[:most]
+    there = Counter(one.category for one in front)
+    for name, count in Counter(one.category for one in held).items():
+        if there[name] < count:
+            assert max(there.values(), default=0) <= there[name] + 1
+    assert sorted(spread([one.category for one in held], most)) == list(range(len(front)))
+
+
+def test_the_order_is_not_the_files_and_goes_by_the_seed() -> None:
+    examples = [single(n, "ab"[n // 500]) for n in range(1000)]
+    orders = [hold_out(examples, 0.2, seed).heldout.tolist() for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    first = [index for index in orders[0] if index < 500]
+    assert first != sorted(first)
+    assert np.mean(first[:40]) == pytest.approx(250, abs=90)  # deviation 23
+
+
+def test_categories_that_are_more_than_are_scored_are_drawn_too() -> None:
+    examples = [single(n, f"c{n // 10}") for n in range(4000)]
+    held = [examples[i] for i in hold_out(examples, 0.1, 0).heldout]
+    scored = {int(held[i].category[1:]) for i in spread([one.category for one in held], 50)}
+    assert len(scored) == 50
+    assert np.mean(list(scored)) == pytest.approx(200, abs=65)  # deviation 16
+
+
+def test_one_of_a_group_is_scored_before_a_second_of_it() -> None:
+    """Answers to one question are no two questions to an interval."""
+    examples = [chat(f"q{i}", f"answer {k}") for i in range(100) for k in range(4)]
+    held = hold_out(examples, 0.2, 0).heldout
+    assert len(held) == 80
+    for start in range(0, 80, 20):
+        assert len({i // 4 for i in held[start : start + 20].tolist()}) == 20
