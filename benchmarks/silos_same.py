@@ -32,6 +32,7 @@ from shepherd.rounds import RoundReport, rounds, start
 from shepherd.settings import RunSettings, dump
 from shepherd.silos import coordinate, loopback
 from shepherd.silos.loopback import Loopback
+from shepherd.site import numbers
 from shepherd.site.settings import own, read
 
 Tensors = Mapping[str, np.ndarray]
@@ -153,6 +154,7 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         federation=settings.federation,
         seed=settings.seed,
         min_batch=max(config.policy.min_batch for config in configs.values()),
+        cap_nats=numbers.CAP_NATS,
         cohort_size=1,
     )
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))

@@ -76,7 +76,7 @@ def test_the_final_adapter_has_the_bits_of_the_same_run_in_process(ran: Ran, one
     assert len(ended) == ROUNDS
     expected = ended[-1][0].adapter
     losses = [
-        {client: numbers.rounded(metrics["loss"]) for client, metrics in report.metrics.items()}
+        {client: numbers.rounded(m["loss"], m["trained_tokens"]) for client, m in report.metrics.items()}
         for _, report in ended
     ]
     last = checkpoint.latest(ran.folder / "checkpoints")

@@ -29,7 +29,7 @@ def test_each_number_of_a_score_has_enough_behind_it(names: list[str], least: in
         of = [i for i, each in enumerate(names) if (numbers.OTHER if each in small else each) == name]
         assert score.examples == len(of) >= least
         assert score.tokens == 2 * len(of)
-        assert score.mean == round(sum(of) / (2 * len(of)), numbers.DIGITS)
+        assert score.mean == numbers.rounded(sum(of) / (2 * len(of)), 2 * len(of))
     assert {name: score.examples for name, score in found.items()} == numbers.behind(names, least)
     whole = {name for name in counts if counts[name] >= least and name != numbers.OTHER}
     assert set(found) - {numbers.OTHER} == whole
@@ -59,6 +59,16 @@ def test_no_difference_of_told_visits_is_of_a_handful(
     for epoch in range(position // size + 1):
         cuts = sorted(b for b in borders | ends if epoch * size <= b <= (epoch + 1) * size)
         assert all(after - before >= least for before, after in pairwise(cuts))
+
+
+@given(st.floats(0.0, numbers.CAP_NATS), st.integers(1, 10**6))
+def test_a_token_moves_a_mean_by_one_step_at_most(mean: float, tokens: int) -> None:
+    found = numbers.rounded(mean, tokens)
+    assert found == round(found, numbers.DIGITS)
+    after = numbers.rounded(mean + numbers.CAP_NATS / tokens, tokens)
+    step = max(numbers.CAP_NATS / tokens, 10**-numbers.DIGITS)
+    assert after - found <= step + 10**-numbers.DIGITS + 1e-9
+    assert abs(found - mean) <= (step + 10**-numbers.DIGITS) / 2 + 1e-9
 
 
 def test_a_run_renders_as_scored_only_where_every_token_is_the_same() -> None:
@@ -104,7 +114,7 @@ def test_an_adapter_is_near_by_the_length_of_the_sites_own_update() -> None:
     ],
 )
 def test_what_is_told_of_a_visit(comparable: bool, known: bool, told: set[str]) -> None:
-    metrics = {"loss": 1.23456, "tokens": 90.0, "trained_tokens": 50.0, "examples": 16.0, "steps": 2.0}
+    metrics = {"loss": 1.23456, "tokens": 9e4, "trained_tokens": 5e4, "examples": 16.0, "steps": 2.0}
     found = numbers.of_a_visit(metrics, comparable=comparable, known=known)
     assert set(found) == told
     assert found.get("loss", 1.23) == 1.23

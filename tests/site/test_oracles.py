@@ -23,7 +23,7 @@ from shepherd.model import layout, lora
 from shepherd.model.base import load
 from shepherd.model.digest import digest
 from shepherd.settings import AdapterTable, ModelTable
-from shepherd.site import audit
+from shepherd.site import audit, numbers
 from shepherd.site.settings import PolicyTable, SiteSettings
 from shepherd.site.trainer import Trainer
 from tests import runs
@@ -176,6 +176,7 @@ def test_every_number_of_a_score_has_enough_behind_it_and_few_digits(site: Any, 
     assert set(answer.categories) == set(runs.CATEGORIES)  # 40 of each
     for nats, tokens in answer.categories.values():
         assert nats / tokens == pytest.approx(round(nats / tokens, 2), abs=1e-9)
+        assert nats / tokens == pytest.approx(numbers.rounded(nats / tokens, tokens), abs=1e-9)
         assert nats / tokens <= 20
     pooled = asked(site(**SCORED), "score", blank, run=1)
     assert set(pooled.categories) == {"other"}  # 8 of each

@@ -219,6 +219,14 @@ def test_a_weight_that_tells_tokens_needs_what_counts_of_tokens_need() -> None:
         assert "refuses a weight that tells its trained tokens" in str(refused(table, asked))
 
 
+def test_an_adapter_is_not_scaled_beyond_all_recipes() -> None:
+    assert refused({}, request(adapter={"rank": 1, "alpha": 64.0})) is None
+    assert "refuses an adapter scaled by 1e+12; lower adapter.alpha" in str(
+        refused({}, request(adapter={"rank": 1, "alpha": 1e12}))
+    )
+    assert refused({}, request(adapter={"rank": 16, "alpha": 512.0, "rank_stabilised": True})) is not None
+
+
 def test_transforms_are_few() -> None:
     clips = [{"name": "clip", "norm": 1.0}]
     assert refused({}, request(transforms=8 * clips)) is None

@@ -31,7 +31,7 @@ from shepherd.federation.wire import Joined, Scores
 from shepherd.loading import load_base
 from shepherd.model import score, tune
 from shepherd.model.digest import digest
-from shepherd.site import arrival, audit, faults, holding
+from shepherd.site import arrival, audit, faults, holding, numbers
 from shepherd.site import trainer as trainers
 from shepherd.site.settings import own
 from shepherd.site.settings import scored as as_scored
@@ -335,7 +335,7 @@ def test_scores_are_sums_over_the_sites_own_held_out_examples(
     assert isinstance(got, Scores)
     assert (got.client, got.round, set(got.categories)) == (NAME, 2, set(expected))
     for name, (total, count) in expected.items():
-        assert got.categories[name] == (pytest.approx(count * round(total / count, 2)), count)
+        assert got.categories[name] == (pytest.approx(count * numbers.rounded(total / count, count)), count)
 
 
 def test_a_score_over_a_handful_is_refused(born, asked, shaped) -> None:

@@ -7,6 +7,7 @@ than `policy.min_examples` examples. The reasons stand in docs/decisions/0020-wh
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from shepherd.site.settings import PolicyTable, ScoringTable
 CAP_NATS = 20.0
 """Most that one token adds to a loss: above what an honest model loses on any but a few."""
 DIGITS = 2
-"""Digits after the point of a mean loss that leaves."""
+"""Digits after the point of a mean loss that leaves; its steps are wider where a token moves it more."""
 NEAR = 10.0
 """How many times its own update's length, a round, an adapter may be away from the one that a site trained:
 a mean is no longer than the longest update in it, and sites whose visits are longer move further."""
@@ -57,7 +58,7 @@ def scores(
     for name in sorted(set(pooled) - {None}, key=str):
         of = np.array([each == name for each in pooled])
         if of.sum() >= least and tokens[of].sum():
-            mean = rounded(float(sums[of].sum() / tokens[of].sum()))
+            mean = rounded(float(sums[of].sum() / tokens[of].sum()), int(tokens[of].sum()))
             found[str(name)] = Score(mean, int(tokens[of].sum()), int(of.sum()))
     return found
 
@@ -74,13 +75,14 @@ def _pooled(names: Sequence[str], least: int) -> list[str | None]:
     return [name if name != OTHER or pooled.count(OTHER) >= least else None for name in pooled]
 
 
-def rounded(mean: float) -> float:
-    """A mean loss as it leaves.
+def rounded(mean: float, tokens: float) -> float:
+    """A mean loss over so many tokens as it leaves: in steps that no single token is longer than.
 
-    >>> rounded(2.34567)
-    2.35
+    >>> rounded(2.34567, 5000), rounded(2.34567, 500)
+    (2.35, 2.36)
     """
-    return round(mean, DIGITS)
+    step = math.ceil(10**DIGITS * CAP_NATS / max(1.0, tokens)) / 10**DIGITS
+    return round(round(mean / step) * step, DIGITS)
 
 
 def is_rendered_as_scored(data: DataTable, scoring: ScoringTable) -> bool:
@@ -130,7 +132,9 @@ def of_a_visit(metrics: Mapping[str, float], *, comparable: bool, known: bool) -
     told = {name: value for name, value in metrics.items() if comparable or name not in _OF_TOKENS}
     if not known:
         told.pop("loss", None)
-    return {name: rounded(value) if name == "loss" else value for name, value in told.items()}
+    if "loss" in told:
+        told["loss"] = rounded(told["loss"], metrics["trained_tokens"])
+    return told
 
 
 def leaving(policy: PolicyTable, metrics: Mapping[str, float]) -> dict[str, float]:

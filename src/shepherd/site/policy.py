@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LONGEST = 80  # letters of a name that came from outside, in a sentence
 MOST = 2.0**62  # examples: a visit that nobody makes, and a number that still can be counted with
 MOST_TRANSFORMS = 8  # of one run: each is work at the site
+MOST_SCALE = 64.0  # alpha / rank: recipes have 1 to 4, and a larger one drowns what the base says
 SHORTER = "lower tuning.max_steps or tuning.epochs"
 USUAL = ScoringTable()
 NOISE, SECURE = "noise", "secure"  # the transforms' modules
@@ -141,6 +142,9 @@ def _about_the_run(
         yield Fault("trust_remote_code", False, "code that comes with a base", fix)
     if run.adapter.rank > policy.max_rank:
         yield Fault("max_rank", policy.max_rank, f"rank {run.adapter.rank}", "lower adapter.rank")
+    scale = run.adapter.alpha / run.adapter.rank ** (0.5 if run.adapter.rank_stabilised else 1.0)
+    if scale > MOST_SCALE:
+        yield Fault("alpha", None, f"an adapter scaled by {scale:g}", "lower adapter.alpha")
     rounds = max(run.federation.rounds, round)
     if rounds > policy.max_rounds:
         yield Fault("max_rounds", policy.max_rounds, f"{rounds} rounds", "lower federation.rounds")
