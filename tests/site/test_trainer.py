@@ -31,7 +31,7 @@ from shepherd.federation.wire import Joined, Scores
 from shepherd.loading import load_base
 from shepherd.model import score, tune
 from shepherd.model.digest import digest
-from shepherd.site import arrival, audit, faults, holding, numbers
+from shepherd.site import arrival, audit, faults, holding, numbers, store
 from shepherd.site import trainer as trainers
 from shepherd.site.settings import own
 from shepherd.site.settings import scored as as_scored
@@ -185,6 +185,71 @@ def test_a_round_that_was_answered_is_not_answered_to_another_question(born, ask
             " where the server has lost rounds, use `shepherd silos anew`"
         )
     assert isinstance(ask(trainer, asked(broadcast(shaped, 0), run="f" * 16)), Update)
+
+
+def test_an_answer_that_was_kept_leaves_as_the_policy_of_today_has_it(born, asked, shaped) -> None:
+    first = ask(born(), asked(blank(shaped)))
+    assert {"loss", "examples"} <= set(first.metrics)
+    again = ask(born(metrics=["steps"]), asked(blank(shaped)))
+    assert again == replace(first, metrics={"steps": first.metrics["steps"]})
+    said = reason(ask(born(min_examples=13), asked(blank(shaped))))
+    assert said.startswith("policy min_examples = 13 of site-1 refuses a visit that takes 12")
+
+
+def test_a_run_that_was_crowded_out_goes_on_where_it_was(born, asked, shaped, caplog) -> None:
+    """And answers no round again."""
+    trainer = born()
+    ask(trainer, asked(blank(shaped)))
+    for number in range(store.RUNS):
+        ask(trainer, asked(blank(shaped), run=f"{number:016x}"))
+    assert trainer.store.kept(RUN) == ()
+    said = reason(ask(born(), asked(broadcast(shaped, 0))))
+    assert "answered round 1 of this run and is asked for round 1 with another question" in said
+    said = reason(ask(born(), asked(blank(shaped))))
+    assert "with one whose answer is kept no more" in said
+    assert isinstance(ask(trainer, asked(broadcast(shaped, 1))), Update)
+    (kept,) = trainer.store.kept(RUN)
+    assert (kept.start, kept.position) == (12, 24)
+    assert "what it remembered is gone" in caplog.text
+
+
+def test_the_same_answer_is_given_only_so_often(born, asked, shaped, monkeypatch) -> None:
+    monkeypatch.setattr(trainers, "MOST_REPEATS", 2)
+    trainer = born()
+    for _ in range(3):
+        assert isinstance(ask(trainer, asked(blank(shaped))), Update)
+    assert "has given this answer 2 times" in reason(ask(trainer, asked(blank(shaped))))
+
+
+def test_the_mean_of_a_round_is_scored_and_what_did_not_come_of_it_is_not(born, asked, shaped) -> None:
+    trainer, first = born(), blank(shaped)
+    assert isinstance(ask(trainer, asked(first, "score")), Scores)
+    update = ask(trainer, asked(first))
+    mean = replace(first, round=1, adapter=first.adapter.plus(update.delta, 0.5))
+    assert isinstance(ask(trainer, asked(mean, "score")), Scores)
+    assert "loss" in ask(trainer, asked(mean)).metrics
+    for far in (100.0, -1e3):
+        other = replace(first, round=2, adapter=first.adapter.plus(update.delta, far))
+        assert "this is neither" in reason(ask(trainer, asked(other, "score")))
+    assert "loss" not in ask(trainer, asked(other)).metrics
+
+
+def test_an_adapter_with_huge_numbers_is_refused(born, asked, shaped) -> None:
+    sent = blank(shaped)
+    huge = replace(sent, adapter=sent.adapter.times(1e30))
+    for kind in ("train", "score"):
+        assert "of the broadcast has numbers above 1000" in reason(ask(born(), asked(huge, kind)))
+
+
+def test_an_update_that_is_not_finite_does_not_leave(born, asked, shaped, monkeypatch) -> None:
+    honest = Simulation.run
+
+    def run(self, *words):
+        for update in honest(self, *words):
+            yield replace(update, delta=update.delta.times(np.inf))
+
+    monkeypatch.setattr(Simulation, "run", run)
+    assert "of its update is not finite" in reason(ask(born(), asked(blank(shaped))))
 
 
 # what is refused -------------------------------------------------------------------------------------------
@@ -499,6 +564,42 @@ def test_two_runs_at_once_take_turns(born, asked, slow, shaped) -> None:
         assert isinstance(first.result(30), Update)
         assert isinstance(second, Update)
         assert reason(late.result(30)) == "it gave no answer within 0.05 s"
+
+
+def test_joins_are_counted_by_the_hour(llama_folder, source, tmp_path, asked, monkeypatch) -> None:
+    site = trained.settings(llama_folder, source)
+    site = site.model_copy(update={"trainer": site.trainer.model_copy(update={"joins_per_hour": 2})})
+    trainer = Trainer(site, NAME, tmp_path / "home")
+    for _ in range(2):
+        assert isinstance(ask(trainer, asked()), Joined)
+    assert "was asked to join 2 times within an hour" in reason(ask(trainer, asked()))
+    now = time.monotonic()
+    monkeypatch.setattr(trainers, "monotonic", lambda: now + 3601)
+    assert isinstance(ask(trainer, asked()), Joined)
+
+
+def test_one_question_of_a_run_waits_and_of_a_few_runs(born, asked, slow, shaped) -> None:
+    trainer = born()
+    ask(trainer, asked())
+    with ThreadPoolExecutor(20) as pool:
+        working = pool.submit(ask, trainer, slow(settings=tables(**SLOW)))
+        assert sleeping.begun.wait(30)
+        older = pool.submit(ask, trainer, asked(broadcast(shaped, 0), run="a" * 16))
+        while len(trainer._tasks) < 2:
+            time.sleep(0.01)
+        waiting = trainer._tasks["a" * 16]
+        newer = pool.submit(ask, trainer, asked(broadcast(shaped, 1), run="a" * 16))
+        assert reason(older.result(10)) == "it was given up, since a newer request came"  # at once
+        assert waiting.request.broadcast is None
+        others = [pool.submit(ask, trainer, asked(broadcast(shaped), run=run * 16)) for run in "bcd"]
+        while len(trainer._tasks) < 5:
+            time.sleep(0.01)
+        said = reason(ask(trainer, asked(broadcast(shaped), run="e" * 16)))
+        assert said == "site-1 works for one run and 4 others wait; ask again later"
+        assert not working.done()
+        trainer.stop()
+        for each in (working, newer, *others):
+            assert reason(each.result(30)) == "it was given up, since a newer request came"
 
 
 def test_the_same_question_waits_for_the_work_under_way(born, slow) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from time import monotonic
 
@@ -56,12 +56,15 @@ class Task:
 
 def waited(task: Task, until: float) -> Answer:
     """The answer, if it comes in time; or what went wrong."""
-    wait([task.future], timeout=max(0.0, until - monotonic()))
+    try:
+        return task.future.result(timeout=max(0.0, until - monotonic()))
+    except CancelledError:
+        raise GivenUp(NEWER) from None
+    except TimeoutError:
+        if task.future.done():  # the work's own, or it was done just now
+            return task.future.result()
     with task.lock:
         late = not task.future.done() and not task.committed
     if late:
         raise GivenUp(f"it gave no answer within {task.request.deadline:g} s")
-    try:
-        return task.future.result()
-    except CancelledError:
-        raise GivenUp(NEWER) from None
+    return task.future.result()
