@@ -203,6 +203,11 @@ def test_what_an_owner_may_want_to_think_about(folder: Path) -> None:
 SCORES = ('"steps"]', '"steps", "heldout"]')
 
 
+def test_scoring_as_no_run_may_write_is_told(folder: Path) -> None:
+    (note,) = check(changed(folder, ("\nmax_tokens = 512", "\nmax_tokens = 500"))).notes
+    assert "list alpaca in policy.templates and 500 in policy.max_tokens" in note
+
+
 def test_too_few_held_out_for_a_score_are_told(folder: Path) -> None:
     (note,) = check(changed(folder, SCORES)).notes
     assert note.startswith("No score is given: 3 examples are held out, no category has 16 of them")

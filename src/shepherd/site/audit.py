@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FILE = "audit.jsonl"
 PRIVATE = 0o600
 WHOLE_LINES = 10
-"""Refusals of one rule and run that each have a line; after them every second as many: 20, 40, 80, ..."""
+"""Refusals of one rule and run that each have a line; after them only the 20th, 40th, 80th, ... has one."""
 MOST_KEYS = 200
 """Rules and runs that are told apart in this; whoever names more runs is counted by the rule alone."""
 TAIL_BYTES = 4096

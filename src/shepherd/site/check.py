@@ -246,8 +246,14 @@ def _listed(names: Sequence[object]) -> str:
 
 
 def _notes(path: Path, site: SiteSettings, run: RunSettings, data: FoundData | None) -> Iterator[str]:
-    policy = site.policy
-    if not numbers.is_rendered_as_scored(run.data, site.scoring):
+    policy, scoring = site.policy, site.scoring
+    if scoring.template not in policy.templates or scoring.max_tokens not in policy.max_tokens:
+        yield (
+            "No run may write examples as [scoring] has them, so no visit gives a loss: list"
+            f" {scoring.template} in policy.templates and {scoring.max_tokens} in policy.max_tokens, or score"
+            " as you allow."
+        )
+    elif not numbers.is_rendered_as_scored(run.data, scoring):
         yield (
             "This run writes examples otherwise than [scoring] has them, so its visits give no loss and no"
             " counts of tokens; agree on data.template, data.max_tokens and no system prompt."
