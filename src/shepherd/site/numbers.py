@@ -82,7 +82,7 @@ def rounded(mean: float, tokens: float) -> float:
     (2.35, 2.36)
     """
     step = math.ceil(10**DIGITS * CAP_NATS / max(1.0, tokens)) / 10**DIGITS
-    return round(round(mean / step) * step, DIGITS)
+    return float(round(round(mean / step) * step, DIGITS))
 
 
 def is_rendered_as_scored(data: DataTable, scoring: ScoringTable) -> bool:
