@@ -77,7 +77,7 @@ def measure(options: Namespace) -> Figures:
         work = options.keep or Path(made)
         settings = run_settings(options.rounds)
         # of all runs together; one that was over before its kill is made again
-        budget = {"rounds_per_month": 2 * (kills + 1) * options.rounds}
+        budget = {"rounds_per_month": 2 * (kills + 1) * options.rounds, "runs_per_month": 2 * (kills + 1)}
         sites = loopback.write_sites(settings, work / "sites", policy=budget)
         with loopback.running(work / "federation", sites) as federation:
             whole = trial(settings, federation, work / "undisturbed", None)

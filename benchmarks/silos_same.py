@@ -32,6 +32,7 @@ from shepherd.rounds import RoundReport, rounds, start
 from shepherd.settings import RunSettings, dump
 from shepherd.silos import coordinate, loopback
 from shepherd.silos.loopback import Loopback
+from shepherd.site import numbers
 from shepherd.site.settings import own, read
 
 Tensors = Mapping[str, np.ndarray]
@@ -137,7 +138,8 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         sites: each site's name, and its site.toml.
     """
     tables, base_folder = travelling(settings), str(world.base_path())
-    owned = {site: own(read(config), tables, base_folder) for site, config in sites.items()}
+    configs = {site: read(config) for site, config in sites.items()}
+    owned = {site: own(config, tables, base_folder) for site, config in configs.items()}
     base = load_base(next(iter(owned.values())))
     datasets = {
         site: prepare.one_client(each, site, base.tokenizer).clients[site] for site, each in owned.items()
@@ -151,6 +153,8 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         tuning=settings.tuning,
         federation=settings.federation,
         seed=settings.seed,
+        min_batch=max(config.policy.min_batch for config in configs.values()),
+        cap_nats=numbers.CAP_NATS,
         cohort_size=1,
     )
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))

@@ -68,7 +68,7 @@ class Stub:
         if request.kind == "score":
             return wire.encode_reply(Scores(client=self.name, round=request.round, categories={}))
         kept = self.store.answered(request.run, request.id)
-        return kept if kept is not None else self._trained(request, request.broadcast)
+        return wire.encode_reply(kept.update) if kept else self._trained(request, request.broadcast)
 
     def _trained(self, request: Request, broadcast: Broadcast) -> bytes:
         for name, tensor in broadcast.adapter.items():
@@ -81,10 +81,18 @@ class Stub:
             weight=1.0,
             metrics={"loss": 1.0, "examples": 1.0, "tokens": 1.0, "trained_tokens": 1.0, "steps": 1.0},
         )
-        reply = wire.encode_reply(update)
-        kept = Kept(round=request.round, id=request.id, reply=reply, position=0, memory=Adapter())
+        kept = Kept(
+            round=request.round,
+            id=request.id,
+            update=update,
+            start=0,
+            position=0,
+            examples=1,
+            memory=Adapter(),
+            adapter=broadcast.adapter,
+        )
         self.store.save(request.run, kept)
-        return reply
+        return wire.encode_reply(update)
 
     def _changed(self, adapter: Adapter) -> Adapter:
         """A change of the adapter's shapes, made once: the same in every round, another at every site."""

@@ -142,6 +142,15 @@ def one_client(settings: RunSettings, name: str, tokenizer: Any) -> Prepared:
     return _prepared(alone(settings, name), settings, tokenizer)
 
 
+def held_out(settings: RunSettings, name: str, tokenizer: Any) -> Prepared:
+    """Of `one_client`, only what is held out.
+
+    Raises:
+        DataError: a row or a file cannot be used.
+    """
+    return _prepared(replace(alone(settings, name), clients={}), settings, tokenizer)
+
+
 def alone(settings: RunSettings, name: str) -> Division:
     """The examples of `data.source` as the one client `name`'s, in the order that they were read.
 

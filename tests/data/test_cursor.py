@@ -72,6 +72,35 @@ def test_the_global_generator_is_not_touched():
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 
 
+LEAST = st.integers(1, 12)
+
+
+@given(size=SIZES, batch=BATCHES, least=LEAST, lengths=st.lists(st.integers(1, 5), max_size=6), seed=SEEDS)
+def test_no_step_is_shorter_than_the_shortest_and_every_example_is_reached(size, batch, least, lengths, seed):
+    position, taken = 0, []
+    for count in lengths:
+        steps, position = visit(size, position, max_steps=count, batch_size=batch, seed=seed, min_batch=least)
+        assert len(steps) == count
+        taken += steps
+    assert all(min(least, batch, size) <= len(step) < batch + least for step in taken)
+    assert all(len(set(step.tolist())) == len(step) for step in taken)
+    # nothing was passed over: epoch after epoch, whole
+    order = np.concatenate([*taken, np.array([], np.int64)])
+    for epoch in range(position // size):
+        assert set(order[epoch * size : (epoch + 1) * size].tolist()) == set(range(size))
+
+
+@given(size=SIZES, position=st.integers(0, 200), batch=BATCHES, least=LEAST, epochs=st.floats(0.5, 3.0))
+def test_epochs_end_where_no_short_step_is_left(size, position, batch, least, epochs):
+    batch, least = max(batch, least), min(least, size)
+    _, position = visit(size, position, max_steps=2, batch_size=batch, seed=0, min_batch=least)
+    steps, after = visit(size, position, epochs=epochs, batch_size=batch, seed=0, min_batch=least)
+    assert abs(sum(map(len, steps)) - max(1, round(epochs * size))) < least
+    if sum(map(len, steps)) >= least:
+        assert all(least <= len(step) < batch + least for step in steps)
+    assert after % size == 0 or size - after % size >= least
+
+
 @pytest.mark.parametrize(("size", "position", "batch"), [(0, 0, 1), (3, -1, 1), (3, 0, 0)])
 def test_numbers_that_make_no_sense(size, position, batch):
     with pytest.raises(ValueError, match="must be positive"):

@@ -239,3 +239,39 @@ def test_a_folder_that_is_not_ours_to_use_is_told(home) -> None:
         local.place(home / "file" / "inside")
     with pytest.raises(LocalError, match=r"cannot be used \(.*\); check that it belongs"):
         local.serve(home / "file" / "trainer.sock", bytes)
+
+
+def test_a_question_that_is_announced_too_long_is_hung_up_on_unread(home) -> None:
+    asked: list[bytes] = []
+    path, ready, stopped = local.place(home), threading.Event(), threading.Event()
+    handle = lambda question: asked.append(question) or b""  # noqa: E731
+    thread = threading.Thread(target=local.serve, args=(path, handle, ready.set, stopped, 1000))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        with pytest.raises(LocalError, match="went away in the middle"):
+            local.ask(path, bytes(1001), 5)
+        assert local.ask(path, bytes(1000), 5) == b""
+    finally:
+        stopped.set()
+        thread.join(10)
+    assert asked == [bytes(1000)]
+
+
+def test_no_more_callers_are_taken_than_can_be_answered(home, monkeypatch) -> None:
+    monkeypatch.setattr(local, "MOST_CALLERS", 1)
+    begun, go = threading.Event(), threading.Event()
+
+    def handle(question: bytes) -> bytes:
+        begun.set()
+        go.wait(10)
+        return question
+
+    path = local.place(home)
+    with serving(path, handle), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(local.ask, path, b"a", 10)
+        assert begun.wait(10)
+        with pytest.raises(LocalError, match="went away in the middle"):
+            local.ask(path, b"b", 5)
+        go.set()
+        assert first.result(10) == b"a"

@@ -95,3 +95,9 @@ def test_states_in_another_dtype_than_the_heads_are_scored_as_the_model_itself_w
     total.backward()
     assert hidden.grad is not None
     assert hidden.grad.abs().sum() > 0
+
+
+def test_what_is_no_number_counts_as_the_cap() -> None:
+    losses = torch.tensor([1.0, 30.0, float("nan"), float("inf")])
+    assert loss.capped(losses, 20.0).tolist() == [1.0, 20.0, 20.0, 20.0]
+    assert loss.capped(losses, float("inf")) is losses

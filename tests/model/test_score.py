@@ -54,3 +54,13 @@ def test_no_example_scores_nothing(llama) -> None:
 def test_an_adapter_of_another_base_is_refused(llama) -> None:
     with pytest.raises(AdapterError, match="is missing in an adapter for base"):
         score.losses(llama, [Adapter()], DATA, micro_batch=99)
+
+
+def test_a_token_counts_no_more_than_the_cap(llama) -> None:
+    data, adapter = DATA, bases.random_adapter(llama, 1)
+    (whole,) = score.losses(llama, [adapter], data, micro_batch=100)
+    capped = {
+        cap: score.losses(llama, [adapter], data, micro_batch=100, cap_nats=cap)[0] for cap in (0.1, 1e6)
+    }
+    assert np.array_equal(capped[1e6], whole)
+    assert capped[0.1] == pytest.approx(0.1 * tune.predictions(data))  # no token is that sure

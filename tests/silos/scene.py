@@ -38,7 +38,7 @@ RUN: Mapping[str, Any] = {
     "data": {"source": "world", "template": "alpaca-short", "holdout": 0.0, "limit": 72},
     "split": {"clients": len(SITES), "by": "iid"},
     "federation": {"rounds": 2, "deadline": 60.0, "quorum": 0.3},
-    "tuning": {"max_steps": 1, "batch_size": 4},
+    "tuning": {"max_steps": 1, "batch_size": 16},
     "evaluation": {"answers": 0},
 }
 

@@ -25,9 +25,9 @@ from shepherd import asking, checkpoint, compare, folder, report, world
 from shepherd import run as runs
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare as compared
-from shepherd.core import Adapter
+from shepherd.core import Adapter, Update
 from shepherd.errors import CheckpointError, FederationError, FolderError, SettingsError, ShepherdError
-from shepherd.federation import service
+from shepherd.federation import service, wire
 from shepherd.federation.wire import Request
 from shepherd.loading import load_base
 from shepherd.model import files, memory
@@ -101,20 +101,31 @@ def final(tmp_path: Path) -> bytes:
 
 def keeping(store: Store, name: str, site: Site) -> Site:
     """The site, with what a real one keeps of its answers and refuses by it."""
-    trainer: Any = SimpleNamespace(store=store, name=name)
+    trainer: Any = SimpleNamespace(
+        store=store, name=name, _require_allowed=lambda *_: None, _told=lambda update: update
+    )
 
     def asked(request: Request) -> bytes | None:
         if request.kind != "train":
             return site(request)
         try:
-            kept = Trainer._kept_reply(trainer, request)
+            kept = Trainer._kept_answer(trainer, request)
         except Refused as error:
             return failing(name, str(error))(request)
-        reply = kept or site(request)
-        if reply and kept is None:
-            position = 4 * (request.round + 1)
+        if kept is not None:
+            return kept.message
+        reply = site(request)
+        update = wire.decode_reply(reply) if reply else None
+        if isinstance(update, Update):
             answered = Kept(
-                round=request.round, id=request.id, reply=reply, position=position, memory=Adapter()
+                round=request.round,
+                id=request.id,
+                update=update,
+                start=4 * request.round,
+                position=4 * (request.round + 1),
+                examples=40,
+                memory=Adapter(),
+                adapter=Adapter(),
             )
             store.save(request.run, answered)
         return reply

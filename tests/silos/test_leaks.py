@@ -75,7 +75,7 @@ def a_site(place: Path, site: str, examples: list[Example]) -> Path:
     policy: dict[str, Any] = {"metrics": METRICS[site], "min_examples": 8, "min_cohort": 1}
     if site == "site-1":
         policy["rounds_per_month"] = 1
-    config = loopback.write_site(place, examples, policy)
+    config = loopback.write_site(place, examples, policy, scoring={"template": "alpaca-short"})
     (place / "data.jsonl").write_text("\n".join(lines(site, examples)) + "\n")
     table = tomllib.loads(config.read_text())
     if site == "site-2":

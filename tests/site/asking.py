@@ -8,7 +8,7 @@ from typing import Any
 
 from shepherd.federation.wire import Request
 from shepherd.site import policy
-from shepherd.site.policy import Refusal
+from shepherd.site.policy import Granted, Refusal
 from shepherd.site.settings import PolicyTable
 
 BASE = "ab" * 32
@@ -26,7 +26,7 @@ def request(kind: Any = "train", **changed: Any) -> Request:
         "adapter": {"rank": 8},
         "data": {"source": "", "template": "plain"},
         "federation": {"rounds": 5},
-        "tuning": {"epochs": 1, "batch_size": 4},
+        "tuning": {"epochs": 1, "batch_size": 8},
         **tables,
     }
     values = {
@@ -48,7 +48,8 @@ def request(kind: Any = "train", **changed: Any) -> Request:
 def refused(table: PolicyTable | Mapping[str, Any], asked: Request, **about: Any) -> Refusal | None:
     """What site-1 with 100 examples says at noon, with nothing granted yet."""
     table = table if isinstance(table, PolicyTable) else PolicyTable(**table)
-    now = {"granted_this_month": about.pop("granted_this_month", 0), "now": about.pop("now", NOON)}
+    granted = Granted(rounds=about.pop("rounds", 0), runs=about.pop("runs", 0))
+    now = about.pop("now", NOON)
     return policy.refusal(
         table, asked, site="site-1", bases={BASE}, **{"examples": 100, **about}
-    ) or policy.refusal_now(table, asked, site="site-1", **now)
+    ) or policy.refusal_now(table, asked, site="site-1", granted=granted, now=now)

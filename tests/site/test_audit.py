@@ -16,13 +16,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BadRow, FolderError
 from shepherd.site import audit
 from shepherd.site.audit import Left
-from shepherd.site.policy import Refusal
+from shepherd.site.policy import Refusal, Visit
+from shepherd.site.settings import ScoringTable
 from tests.site.asking import NOON, request
 
-LEFT = Left(bytes=4096, tensors=4, metrics=("loss", "steps"))
+LEFT = Left(bytes=4096, tensors=4, metrics={"loss": 2.31, "steps": 6.0})
+
+
+def november(log: Path) -> Path:
+    return audit.of_month(log, "2026-11")
 
 
 @pytest.fixture
@@ -42,7 +48,7 @@ def test_what_is_recorded_is_read_back(log: Path) -> None:
     for event in written:
         audit.record(log, event)
     assert audit.events(log) == written
-    first, second, third, fourth = map(json.loads, log.read_text().splitlines())
+    first, second, third, fourth = map(json.loads, november(log).read_text().splitlines())
     assert first == {
         "what": "granted",
         "when": "2026-11-22T12:00:00",
@@ -55,18 +61,24 @@ def test_what_is_recorded_is_read_back(log: Path) -> None:
             "version": "1",
             "cohort": 3,
             "rounds": 5,
+            "weights": "examples",
+            "dtype": "auto",
             "rank": 8,
+            "alpha": 16.0,
             "algorithm": "fedavg",
             "transforms": ["clip"],
+            "template": "plain",
+            "max_tokens": 512,
             "max_steps": 7,
             "batch_size": 32,
+            "learning_rate": 0.00015,
             "loss_on": "responses",
         },
     }
-    assert second["left"] == {"bytes": 4096, "tensors": 4, "metrics": ["loss", "steps"]}
+    assert second["left"] == {"bytes": 4096, "tensors": 4, "metrics": {"loss": 2.31, "steps": 6.0}}
     assert (third["rule"], third["sentence"]) == ("max_rank", str(refusal))
     assert fourth["fault"] == "BadRow"
-    assert "secret" not in log.read_text()
+    assert "secret" not in november(log).read_text()
 
 
 def test_a_refusal_of_what_another_version_asks_is_kept_too(log: Path) -> None:
@@ -79,8 +91,8 @@ def test_a_refusal_of_what_another_version_asks_is_kept_too(log: Path) -> None:
 def test_an_event_is_one_line_however_it_was_asked_for(log: Path) -> None:
     name = "a\nb\u2028" + "x" * 999
     audit.record(log, audit.granted_to(request(algorithm={"name": name}, id=name, run=name), NOON))
-    assert log.read_bytes().count(b"\n") == 1
-    assert len(log.read_bytes()) < 1000
+    assert november(log).read_bytes().count(b"\n") == 1
+    assert len(november(log).read_bytes()) < 1000
 
 
 def test_the_log_is_its_owners_alone(log: Path) -> None:
@@ -89,10 +101,10 @@ def test_the_log_is_its_owners_alone(log: Path) -> None:
         audit.record(log, audit.granted_to(request(), NOON))
     finally:
         os.umask(before)
-    assert stat.S_IMODE(log.stat().st_mode) == 0o600
-    log.chmod(0o644)
+    assert stat.S_IMODE(november(log).stat().st_mode) == 0o600
+    november(log).chmod(0o644)
     audit.record(log, audit.granted_to(request(), NOON))
-    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert stat.S_IMODE(november(log).stat().st_mode) == 0o600
 
 
 @given(cut=st.integers(1, 300))
@@ -100,22 +112,22 @@ def test_a_line_that_a_crash_cut_short_spoils_no_other(tmp_path_factory: Any, cu
     log = tmp_path_factory.mktemp("home") / audit.FILE
     for number in range(3):
         audit.record(log, audit.granted_to(request(round=number), NOON))
-    whole = log.read_bytes()
+    whole = november(log).read_bytes()
     last = whole.splitlines(keepends=True)[-1]
     cut = min(cut, len(last))
-    log.write_bytes(whole[: len(whole) - cut])
+    november(log).write_bytes(whole[: len(whole) - cut])
     survivors = 3 if cut == 1 else 2  # only the end of the line was lost
-    assert audit.granted(log, "2026-11") == survivors
+    assert audit.granted(log, "2026-11").rounds == survivors
     audit.record(log, audit.granted_to(request(round=9), NOON))
     rounds = [event.round for event in audit.events(log)]
     assert rounds == [*range(survivors), 9]
-    assert log.read_bytes().startswith(whole[: len(whole) - cut])
+    assert november(log).read_bytes().startswith(whole[: len(whole) - cut])
 
 
 @pytest.mark.parametrize("line", [b"[]", b"3", b'{"what": "granted"}', b"\xff\xfe", b'{"left": 3}', b""])
 def test_a_line_that_is_no_event_is_passed_over(log: Path, line: bytes) -> None:
     audit.record(log, audit.answered(request(), NOON, LEFT))
-    log.write_bytes(log.read_bytes() + line + b"\n")
+    november(log).write_bytes(november(log).read_bytes() + line + b"\n")
     assert [event.what for event in audit.events(log)] == ["answered"]
 
 
@@ -131,33 +143,33 @@ def full(handle: int, data: bytes) -> int:
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_part_of_the_line(log: Path, monkeypatch: Any) -> None:
     audit.record(log, audit.granted_to(request(), NOON))
-    before = log.read_bytes()
+    before = november(log).read_bytes()
     calls = iter([full, lambda *_: full(0, b"")])
     monkeypatch.setattr(os, "write", lambda *given: next(calls)(*given))
     with pytest.raises(
-        FolderError, match=r"audit log .*audit\.jsonl cannot be used \(its disk is full\); fre"
+        FolderError, match=r"audit log .*audit-2026-11\.jsonl cannot be used \(its disk is full\); fre"
     ):
         audit.record(log, audit.granted_to(request(), NOON))
-    assert log.read_bytes() == before
+    assert november(log).read_bytes() == before
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     log, elsewhere = tmp_path / audit.FILE, tmp_path / "elsewhere"
     elsewhere.touch()
-    log.symlink_to(elsewhere)
+    november(log).symlink_to(elsewhere)
     with pytest.raises(FolderError, match="cannot be used"):
         audit.record(log, audit.granted_to(request(), NOON))
     assert elsewhere.read_bytes() == b""
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FolderError, match=r"nowhere/audit\.jsonl cannot be used \(No such file"):
+    with pytest.raises(FolderError, match=r"nowhere/audit-2026-11\.jsonl cannot be used \(No such file"):
         audit.record(tmp_path / "nowhere" / audit.FILE, audit.granted_to(request(), NOON))
 
 
 def test_no_log_holds_no_events(log: Path) -> None:
     assert audit.events(log) == []
-    assert audit.granted(log, "2026-11") == 0
+    assert audit.granted(log, "2026-11").rounds == 0
 
 
 # --- the budget
@@ -175,7 +187,7 @@ def test_two_processes_lose_no_line(log: Path) -> None:
         writer.start()
     for writer in writers:
         writer.join(60)
-    assert audit.granted(log, "2026-11") == 40
+    assert audit.granted(log, "2026-11").rounds == 40
 
 
 EVENTS = st.lists(
@@ -204,21 +216,144 @@ def test_the_same_round_of_the_same_run_counts_once(tmp_path_factory: Any, event
         audit.record(log, make[what](asked, when))
         if (what, kind, when.year, when.month) == ("granted", "train", 2026, 11):
             questions.add((run, number))
-    assert audit.granted(log, "2026-11") == len(questions)
+    assert audit.granted(log, "2026-11").rounds == len(questions)
     again = ("a" * 16, 0, f"{'a' * 16}0")
-    assert audit.granted(log, "2026-11", besides=again) == len(questions - {("a" * 16, 0)})
+    assert audit.granted(log, "2026-11", besides=again).rounds == len(questions - {("a" * 16, 0)})
 
 
 def test_another_run_or_round_under_the_same_id_counts(log: Path) -> None:
     for asked in (request(), request(run="f" * 16), request(round=1)):
         audit.record(log, audit.granted_to(asked, NOON))
-    assert audit.granted(log, "2026-11", besides=("0123456789abcdef", 0, "q1")) == 2
+    assert audit.granted(log, "2026-11", besides=("0123456789abcdef", 0, "q1")).rounds == 2
 
 
 def test_another_question_under_the_same_round_counts_again(log: Path) -> None:
     for name in ("q1", "q2", "q1"):
         audit.record(log, audit.granted_to(request(id=name), NOON))
     audit.record(log, audit.granted_to(request("score", id="q3"), NOON))
-    assert audit.granted(log, "2026-11") == 2
-    assert audit.granted(log, "2026-11", kind="score") == 1
-    assert audit.granted(log, "2026-12") == 0
+    assert audit.granted(log, "2026-11").rounds == 2
+    assert audit.granted(log, "2026-11", kind="score").rounds == 1
+    assert audit.granted(log, "2026-12").rounds == 0
+
+
+def test_runs_are_counted_over_both_kinds_but_for_the_one_that_asks(log: Path) -> None:
+    for kind, run in (("train", "a"), ("score", "a"), ("score", "b"), ("join", "c"), ("train", "d")):
+        audit.record(log, audit.granted_to(request(kind, run=run * 16), NOON))
+    assert audit.granted(log, "2026-11").runs == 3
+    assert audit.granted(log, "2026-11", besides=("b" * 16, 0, "q1")).runs == 2
+    assert audit.granted(log, "2026-11", besides=("e" * 16, 0, "q1")).runs == 3
+
+
+def test_what_decides_how_much_leaves_is_in_the_log(log: Path) -> None:
+    adapter = Adapter({"q.lora_A.weight": [[3.0, 4.0]], "q.lora_B.weight": [[0.0]]})
+    sent = Broadcast(round=0, adapter=adapter, seed=1)
+    other = replace(sent, adapter=adapter.times(2.0))
+    for each in (sent, other):
+        asked = request("score", broadcast=each)
+        scoring = ScoringTable(examples=40)
+        audit.record(log, audit.granted_to(asked, NOON, scoring=scoring, behind={"qa": 40}))
+    audit.record(log, audit.granted_to(request(), NOON, visit=Visit(steps=3, taken=24)))
+    first, second, third = (event.asked for event in audit.events(log))
+    assert (first["norm"], second["norm"]) == (5.0, 10.0)
+    assert first["adapter"] != second["adapter"]
+    assert first["scoring"]["behind"] == {"qa": 40}
+    assert first["scoring"]["examples"] == 40
+    assert (third["steps"], third["examples"]) == (3, 24)
+
+
+def test_an_older_log_is_read_and_counted_and_not_written(log: Path) -> None:
+    old = {"what": "granted", "when": "2026-11-03T08:00:00", "kind": "train", "run": "a" * 16}
+    old |= {"round": 0, "id": "q0"}
+    left = {**old, "what": "answered", "left": {"bytes": 9, "tensors": 1, "metrics": ["loss"]}}
+    log.write_text(json.dumps(old) + "\n" + json.dumps(left) + "\n")
+    before = log.read_bytes()
+    assert audit.granted(log, "2026-11").rounds == 1
+    audit.record(log, audit.granted_to(request(), NOON))
+    assert log.read_bytes() == before
+    assert audit.granted(log, "2026-11").rounds == 2
+    assert [event.what for event in audit.events(log)] == ["granted", "answered", "granted"]
+    assert audit.events(log)[1].left == Left(bytes=9, tensors=1, metrics={"loss": None})
+
+
+# --- the counts beside it
+
+
+def beside(log: Path) -> Path:
+    return november(log).with_suffix(".counts.json")
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda counts: None,
+        lambda counts: "",
+        lambda counts: "[]",
+        lambda counts: counts.replace('"tail":"', '"tail":"0'),
+        lambda counts: counts.replace('"bytes":', '"bytes":9'),
+        lambda counts: json.dumps({**json.loads(counts), "granted": 3}),
+    ],
+)
+def test_counts_that_are_missing_or_wrong_are_made_again(log: Path, spoilt: Any) -> None:
+    for number in range(5):
+        audit.record(log, audit.granted_to(request(round=number), NOON))
+    text = spoilt(beside(log).read_text())
+    if text is None:
+        beside(log).unlink()
+    else:
+        beside(log).write_text(text)
+    assert audit.granted(log, "2026-11").rounds == 5
+    audit.record(log, audit.granted_to(request(round=9), NOON))
+    assert audit.granted(log, "2026-11").rounds == 6
+    assert stat.S_IMODE(beside(log).stat().st_mode) == 0o600
+
+
+def test_only_what_was_added_is_read(log: Path, monkeypatch: Any) -> None:
+    for number in range(50):
+        audit.record(log, audit.granted_to(request(round=number), NOON))
+    read: list[bytes] = []
+    honest = audit._event
+    monkeypatch.setattr(audit, "_event", lambda line: read.append(line) or honest(line))
+    assert audit.granted(log, "2026-11").rounds == 50
+    audit.record(log, audit.granted_to(request(round=99), NOON))
+    assert audit.granted(log, "2026-11").rounds == 51
+    assert len([line for line in read if line]) == 1
+
+
+# --- refusals again and again
+
+
+def refusals(log: Path, count: int, rule: str = "hours", **about: Any) -> None:
+    for _ in range(count):
+        audit.record(log, audit.refused(request(**about), NOON, Refusal(rule, "no")))
+
+
+def test_refusals_of_one_rule_and_run_are_folded(log: Path) -> None:
+    refusals(log, 100)
+    events = audit.events(log)
+    assert [event.sentence for event in events] == 10 * ["no"] + [
+        "no (and 9 more)",
+        "no (and 19 more)",
+        "no (and 39 more)",
+    ]
+    assert [event.more for event in events] == 10 * [0] + [9, 19, 39]
+    refusals(log, 1, rule="max_rank")
+    refusals(log, 1, run="f" * 16)
+    assert len(audit.events(log)) == 15
+    beside(log).unlink()  # then what the lines say is known
+    refusals(log, 79)
+    assert len(audit.events(log)) == 15
+    refusals(log, 1)
+    assert audit.events(log)[-1].more == 79
+
+
+def test_naming_other_runs_does_not_unfold_them(log: Path) -> None:
+    for number in range(400):
+        refusals(log, 1, run=f"{number:016x}")
+    assert len(audit.events(log)) < audit.MOST_KEYS + 16
+
+
+def test_granted_and_answered_are_never_folded(log: Path) -> None:
+    for number in range(30):
+        audit.record(log, audit.granted_to(request(round=number), NOON))
+        audit.record(log, audit.answered(request(round=number), NOON, LEFT))
+    assert len(audit.events(log)) == 60

@@ -53,6 +53,7 @@ def test_a_site_that_is_ready(folder: Path) -> None:
     assert found.data.report is not None
     assert found.data.examples + sum(found.data.heldout.values()) == found.data.report.counts.kept == 36
     assert found.data.heldout == dict.fromkeys(runs.CATEGORIES, 1)
+    assert found.data.scored == {}
     assert len(found.data.report.samples) == 3
     assert [(base.name, base.digest, base.fault) for base in found.bases] == [("tiny", TINY, "")]
     assert found.leaving is not None
@@ -86,16 +87,16 @@ def test_what_leaves_is_what_an_adapter_of_that_rank_holds(folder: Path) -> None
     )
 
 
-def test_the_runs_template_and_hold_out_are_shown(folder: Path) -> None:
-    run = asked(request(data={"template": "plain", "holdout": 0.5, "max_tokens": 9}).settings)
-    found = check(folder / "site.toml", run)
+def test_the_runs_template_is_shown_and_the_owners_hold_out(folder: Path) -> None:
+    path = changed(folder, ("share = 0.1", "share = 0.5"))
+    run = asked(request(data={"template": "plain", "holdout": 0.2, "max_tokens": 9}).settings)
+    found = check(path, run)
     assert found.data is not None
     assert found.data.report is not None
     assert found.data.heldout == dict.fromkeys(runs.CATEGORIES, 6)
     assert found.data.report.counts.cut > 0
-    assert "template (here plain), the longest example (here 9 tokens) and the share held out (here 0.5)" in (
-        printed(found)
-    )
+    assert "chooses the template (here plain) and the longest example (here 9 tokens)" in printed(found)
+    assert "This run writes examples otherwise than [scoring] has them" in found.notes[0]
 
 
 def test_a_run_that_the_policy_refuses_is_told_rule_by_rule(folder: Path) -> None:
@@ -190,34 +191,57 @@ def test_what_an_owner_may_want_to_think_about(folder: Path) -> None:
     path = changed(
         folder,
         ('transforms = ["clip"]', 'transforms = ["their.module"]'),
-        ("min_examples = 16", "min_examples = 3"),
+        ("# order_seed = 0", "order_seed = 0"),
     )
     path.chmod(0o666)
     notes = "\n".join(check(path).notes)
     assert "their.module is code from outside" in notes
     assert f"`chmod go-w {path}`" in notes
-    assert "Fewer than 5 examples are held out of list, poem, qa" in notes
+    assert "trainer.order_seed is set" in notes
+
+
+SCORES = ('"steps"]', '"steps", "heldout"]')
+
+
+def test_scoring_as_no_run_may_write_is_told(folder: Path) -> None:
+    (note,) = check(changed(folder, ("\nmax_tokens = 512", "\nmax_tokens = 500"))).notes
+    assert "list alpaca in policy.templates and 500 in policy.max_tokens" in note
 
 
 def test_too_few_held_out_for_a_score_are_told(folder: Path) -> None:
-    (note,) = check(folder / "site.toml").notes
-    assert note == (
-        "A run that holds out as is assumed here gets no score: 3 examples would be held out, and policy"
-        " min_examples = 16."
-    )
+    (note,) = check(changed(folder, SCORES)).notes
+    assert note.startswith("No score is given: 3 examples are held out, no category has 16 of them")
+
+
+def test_what_stands_behind_each_number_is_shown(folder: Path) -> None:
+    path = changed(folder, SCORES, ("share = 0.1", "share = 0.5"), ("min_examples = 16", "min_examples = 6"))
+    found = check(path)
+    assert found.data is not None
+    assert found.data.scored == dict.fromkeys(runs.CATEGORIES, 6)
+    assert "of these many examples: " in printed(found)
+    pooled = check(changed(folder, ("min_examples = 6", "min_examples = 7"))).data
+    assert pooled is not None
+    assert pooled.scored == {"other": 18}
 
 
 def test_nothing_to_think_about_is_not_shown(folder: Path) -> None:
-    found = check(changed(folder, (', "heldout"]', "]")))
+    found = check(folder / "site.toml")
     assert found.notes == ()
     text = printed(found)
     assert "To think about" not in text
     assert "For a score" not in text
 
 
+def test_no_more_is_promised_than_is_true(folder: Path) -> None:
+    text = printed(check(folder / "site.toml"))
+    assert "No text of an example leaves" not in text
+    assert "who studies it may draw out what single ones say" in text
+
+
 def test_categories_that_look_like_text_are_told(tmp_path: Path, folder: Path) -> None:
     rows = [{**row, "category": f"kind {i // 2}"} for i, row in enumerate(runs.rows(100))]
     runs.written(folder / "data.jsonl", rows)
+    changed(folder, SCORES, ("min_examples = 16", "min_examples = 1"))
     assert (
         "The 50 names of categories leave with a score; is data.category free text?"
         in (check(folder / "site.toml").notes[0])
@@ -235,7 +259,12 @@ WORDS: dict[str, tuple[Any, str]] = {
     "algorithms": (("fedavg",), "Algorithms that may run: fedavg."),
     "transforms": ((), "Transforms that may run: none."),
     "min_cohort": (9, "9 sites or more"),
-    "min_examples": (77, "77 examples or more"),
+    "runs_per_month": (56, "56 at most"),
+    "min_examples": (77, "77 different examples or more"),
+    "min_batch": (9, "a step takes 9 or more"),
+    "templates": (("plain", "chat"), "written as plain, chat,"),
+    "system_prompts": (("Be brief.",), "a run may set: Be brief."),
+    "max_tokens": ((77, 99), "cut to 77, 99 tokens"),
     "loss_on": (("responses", "all"), "instructions and contexts too"),
     "require_noise": (True, "must add noise"),
     "require_secure_aggregation": (True, "must use secure aggregation"),

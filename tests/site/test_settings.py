@@ -44,6 +44,7 @@ def test_the_example_reads_back_as_the_defaults_with_the_embedded_base(tmp_path:
     assert site.data == SiteDataTable(source=str(tmp_path / 'my "own".jsonl'))
     assert site.policy == PolicyTable()
     assert site.trainer == settings.TrainerTable()
+    assert site.scoring == settings.ScoringTable()
     assert [(base.folder, base.sha256) for base in site.bases] == [("tiny", digest(world.base_path()))]
 
 
@@ -59,7 +60,13 @@ def test_the_example_has_every_key_with_its_meaning_and_every_key_behind_a_hash_
                     assert lines[place - 1].startswith("# "), key
                 assert field.description or key == "bases", key
 
-    for table in (SiteDataTable, settings.BaseTable, settings.TrainerTable, PolicyTable):
+    for table in (
+        SiteDataTable,
+        settings.BaseTable,
+        settings.ScoringTable,
+        settings.TrainerTable,
+        PolicyTable,
+    ):
         keys(table)
     text = settings.example()
     for line in ("threads = 2", 'hours = "18:00-06:00"', 'config = "default"'):
@@ -229,5 +236,30 @@ def test_what_the_run_decides_travels() -> None:
     }
     run = laid(settings=tables)
     assert (run.seed, run.model.dtype, run.adapter.rank) == (7, "float32", 3)
-    assert (run.data.template, run.data.holdout, run.data.max_tokens) == ("vicuna", 0.25, 77)
-    assert (run.tuning.threads, run.tuning.max_steps) == (2, 3)
+    assert (run.data.template, run.data.max_tokens) == ("vicuna", 77)
+    assert (run.tuning.threads, run.tuning.max_steps) == (min(2, os.cpu_count()), 3)
+
+
+def test_what_is_held_out_and_how_it_is_scored_is_the_owners() -> None:
+    scoring = DATA + '[scoring]\nshare = 0.5\nseed = 4\ntemplate = "plain"\nmax_tokens = 99\n'
+    asked = {
+        "seed": 7,
+        "data": {"template": "chat", "holdout": 0.25, "max_tokens": 77, "seed": 8, "system": "x"},
+        "tuning": {"loss_on": "all"},
+        "evaluation": {"examples": 1},
+    }
+    run = laid(scoring, settings=asked)
+    assert (run.data.holdout, run.data_seed) == (0.5, 4)
+    site = SiteSettings.model_validate(tomllib.loads(scoring))
+    scored = settings.scored(site, run)
+    assert (scored.data.template, scored.data.system, scored.data.max_tokens) == ("plain", None, 99)
+    assert scored.tuning.loss_on == "responses"
+
+
+def test_a_run_uses_no_more_of_the_machine_than_it_is_given() -> None:
+    greedy = {"threads": 10**6, "micro_batch_tokens": 10**12, "batch_size": 10**6}
+    run = laid(tuning=greedy)
+    assert run.tuning.threads == os.cpu_count()
+    assert run.tuning.micro_batch_tokens == settings.TrainerTable().micro_batch_tokens
+    assert laid(DATA + "[trainer]\nmicro_batch_tokens = 64\n", tuning=greedy).tuning.micro_batch_tokens == 64
+    assert laid(tuning={"micro_batch_tokens": 32}).tuning.micro_batch_tokens == 32

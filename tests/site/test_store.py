@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import stat
 import subprocess
 import sys
 import time
@@ -12,9 +13,9 @@ import time
 import numpy as np
 import pytest
 
-from shepherd.core import Adapter
+from shepherd.core import Adapter, Update
 from shepherd.errors import CheckpointError, FolderError
-from shepherd.site.store import Kept, Store
+from shepherd.site.store import Kept, Record, Store
 
 RUN, OTHER = "0123456789abcdef", "f" * 16
 
@@ -22,13 +23,25 @@ RUN, OTHER = "0123456789abcdef", "f" * 16
 def kept(round: int, size: int = 3) -> Kept:
     """A state that tells its round in each of its parts."""
     memory = Adapter({"a": np.full((2, size), round), "b": np.full(1, np.nan)}) if round else Adapter()
-    reply = bytes([round % 256]) * (1000 * size)
-    return Kept(round=round, id=f"{round:032x}", reply=reply, position=7 * round, memory=memory)
+    delta = Adapter({"b": np.full(250 * size, round, np.float32)})
+    update = Update(
+        round=round, client="site-1", delta=delta, weight=4.0, metrics={"loss": 1 / 3, "steps": float(round)}
+    )
+    return Kept(
+        round=round,
+        id=f"{round:032x}",
+        update=update,
+        start=5 * round,
+        position=7 * round,
+        examples=40,
+        memory=memory,
+        adapter=delta.times(0.5),
+    )
 
 
 def test_a_new_run_has_no_state(tmp_path) -> None:
     store = Store(tmp_path)
-    assert (store.kept(RUN), store.last(RUN), store.before(RUN, 5)) == ((), None, None)
+    assert (store.kept(RUN), store.record(RUN), store.before(RUN, 5)) == ((), Record(), None)
     assert store.answered(RUN, "0" * 32) is None
 
 
@@ -40,21 +53,68 @@ def test_states_come_back_from_memory_and_from_the_disk(tmp_path) -> None:
     for found in (store, Store(tmp_path)):
         assert found.kept(RUN) == (kept(1), kept(4))  # two are kept
         assert found.kept(OTHER) == (kept(2),)
-        assert found.last(RUN) == kept(4)
+        assert (found.record(RUN).round, found.record(RUN).position) == (4, 28)
         assert [found.before(RUN, round) for round in (1, 2, 4, 5, 9)] == [
             None, kept(1), kept(1), kept(4), kept(4),
         ]  # fmt: skip
-        assert found.answered(RUN, kept(4).id) == kept(4).reply
+        assert found.answered(RUN, kept(4).id) == kept(4)
         assert found.answered(RUN, kept(0).id) is None
         assert found.answered(OTHER, kept(4).id) is None
 
 
-def test_runs_of_long_ago_are_forgotten(tmp_path) -> None:
+def test_of_many_runs_the_tensors_go_and_where_each_was_stays(tmp_path) -> None:
     store = Store(tmp_path)
     runs = [f"{number:016x}" for number in range(10)]
     for run in runs:
-        store.save(run, kept(0))
+        store.save(run, kept(3))
     assert [run for run in runs if store.kept(run)] == runs[2:]
+    for found in (store, Store(tmp_path)):
+        for run in runs:
+            assert found.record(run) == Record(round=3, id=kept(3).id, position=21)
+
+
+def test_a_record_stays_a_year(tmp_path) -> None:
+    store = Store(tmp_path)
+    for run, days in ((RUN, 364), (OTHER, 366)):
+        store.save(run, kept(0))
+        store.note_score(run, 0, "a" * 32)
+        then = time.time() - 86_400 * days
+        os.utime(tmp_path / "runs" / f"{run}.json", (then, then))
+    store.save("1" * 16, kept(0))
+    assert sorted(path.stem for path in (tmp_path / "runs").iterdir()) == [RUN, "1" * 16]
+
+
+def test_what_was_scored_is_kept_beside(tmp_path) -> None:
+    store = Store(tmp_path)
+    store.note_score(RUN, 0, "a" * 32)
+    store.save(RUN, kept(0))
+    assert Store(tmp_path).record(RUN) == Record(id=kept(0).id, round=0, scored=0, scored_id="a" * 32)
+
+
+def test_a_kill_between_the_state_and_the_record_loses_neither(tmp_path) -> None:
+    Store(tmp_path).save(RUN, kept(0))
+    before = (tmp_path / "runs" / f"{RUN}.json").read_bytes()
+    Store(tmp_path).save(RUN, kept(1))
+    (tmp_path / "runs" / f"{RUN}.json").write_bytes(before)
+    assert Store(tmp_path).record(RUN) == Record(round=1, id=kept(1).id, position=7)
+
+
+def test_a_damaged_record_is_told(tmp_path) -> None:
+    Store(tmp_path).save(RUN, kept(0))
+    (tmp_path / "runs" / f"{RUN}.json").write_text("{")
+    with pytest.raises(FolderError, match=r"the record .*\.json cannot be read .*; delete it"):
+        Store(tmp_path).record(RUN)
+
+
+def test_the_secret_is_drawn_once_for_its_owner_alone(tmp_path) -> None:
+    first = Store(tmp_path).secret()
+    assert Store(tmp_path).secret() == first > 2**128
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+    (tmp_path / "other").mkdir()
+    assert Store(tmp_path / "other").secret() != first
+    (tmp_path / "secret").write_text("12")
+    with pytest.raises(FolderError, match="was cut or changed; delete it"):
+        Store(tmp_path).secret()
 
 
 @pytest.mark.parametrize("call", ["fsync", "mkdir", "rename"])
@@ -93,8 +153,7 @@ from shepherd.site.store import Store
 from tests.site.test_store import RUN, kept
 
 store = Store(Path(sys.argv[1]))
-last = store.last(RUN)
-for round in range(last.round + 1 if last else 0, 10**6):
+for round in range(store.record(RUN).round + 1, 10**6):
     store.save(RUN, kept(round, 2000))
     print(round, flush=True)
 """

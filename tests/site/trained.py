@@ -11,6 +11,7 @@ from typing import Any
 from shepherd.core import Adapter, Broadcast, Failure
 from shepherd.federation import wire
 from shepherd.federation.wire import Kind, Reply, Request
+from shepherd.model import lora
 from shepherd.model.digest import digest
 from shepherd.site.settings import SiteSettings
 from shepherd.site.trainer import Trainer
@@ -28,6 +29,7 @@ TABLES: Mapping[str, Any] = {
     "algorithm": {"name": "fedprox", "mu": 0.1},
     "transforms": [{"name": "clip", "norm": 0.05}],
 }
+SCORING: Mapping[str, Any] = {"share": 0.15, "seed": 3, "template": "plain", "max_tokens": 48}
 REMEMBERING, SLEEPING = "tests.site.remembering", "tests.site.sleeping"
 
 
@@ -36,10 +38,14 @@ def settings(base: Path, source: Path, **policy: Any) -> SiteSettings:
         {
             "data": {"source": str(source)},
             "bases": [{"name": "llama", "folder": str(base), "sha256": digest(base)}],
-            "trainer": {"device": "cpu"},
+            "scoring": SCORING,
+            "trainer": {"device": "cpu", "order_seed": 3},
             "policy": {
                 "max_epochs": 100.0,
                 "min_examples": 4,  # the few that these tests hold out
+                "min_batch": 4,
+                "max_tokens": [40, 48],
+                "metrics": ["loss", "examples", "tokens", "trained_tokens", "steps", "heldout"],
                 "algorithms": ["fedprox", REMEMBERING, SLEEPING],
                 **policy,
             },
@@ -75,6 +81,12 @@ def request(folder: Path, sent: Broadcast | None = None, kind: Kind | None = Non
 
 def broadcast(base: Any, round: int = 0, seed: int = 5) -> Broadcast:
     adapter: Adapter = bases.random_adapter(base, seed + round)
+    return Broadcast(round=round, adapter=adapter, seed=100 + round, transforms=({},))
+
+
+def blank(base: Any, round: int = 0) -> Broadcast:
+    """What a run begins with: an adapter that changes nothing."""
+    adapter = lora.fresh(base.sites, TABLES["adapter"]["rank"], round)
     return Broadcast(round=round, adapter=adapter, seed=100 + round, transforms=({},))
 
 

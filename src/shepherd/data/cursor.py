@@ -18,6 +18,7 @@ def visit(
     max_steps: int | None = None,
     batch_size: int,
     seed: int,
+    min_batch: int = 1,
 ) -> tuple[list[Indices], int]:
     """The optimiser steps of one visit, and the new position.
 
@@ -26,8 +27,12 @@ def visit(
     never holds an example twice. `epochs` passes take `epochs * size` examples (rounded, at least
     one) from wherever the cursor is; `max_steps` counts batches instead; with neither, one epoch.
 
+    No step is shorter than `min_batch`: a shorter last batch is taken with the one before it, and `epochs`
+    end at the border of an epoch that is nearer than that.
+
     Returns:
-        Arrays of local indices in [0, size), 1 to `batch_size` long each; and the position after them.
+        Arrays of local indices in [0, size), `min_batch` to `batch_size + min_batch - 1` long each (shorter
+        only where the client holds fewer); and the position after them.
 
     Raises:
         ValueError: the client is empty, or a number is out of range.
@@ -35,20 +40,55 @@ def visit(
     >>> steps, position = visit(5, 3, max_steps=2, batch_size=4, seed=0)
     >>> [len(step) for step in steps], position
     ([2, 4], 9)
+    >>> [len(step) for step in visit(33, 0, batch_size=16, seed=0, min_batch=8)[0]]
+    [16, 17]
     """
-    if size < 1 or batch_size < 1 or position < 0:
-        raise ValueError(f"size {size}, batch_size {batch_size} and position {position} must be positive")
+    if size < 1 or batch_size < 1 or position < 0 or min_batch < 1:
+        raise ValueError(
+            f"size {size}, batch_size {batch_size}, min_batch {min_batch} and position {position} must be"
+            " positive"
+        )
     steps: list[Indices] = []
-    end = None if max_steps is not None else position + max(1, round((epochs or 1.0) * size))
+    position = begin(size, position, min_batch)
+    wanted = max(1, round((epochs or 1.0) * size))
+    stop = end(size, position, wanted, min_batch) if max_steps is None else None
     orders: dict[int, Indices] = {}
-    while position < end if end is not None else len(steps) < (max_steps or 0):
+    while position < stop if stop is not None else len(steps) < (max_steps or 0):
         epoch, offset = divmod(position, size)
-        count = min(batch_size, size - offset, batch_size if end is None else end - position)
+        left = size - offset if stop is None else min(size - offset, stop - position)
+        count = left if left < batch_size + min_batch else batch_size
         if epoch not in orders:
             orders = {epoch: order(size, epoch, seed)}
         steps.append(orders[epoch][offset : offset + count])
         position += count
     return steps, position
+
+
+def begin(size: int, position: int, min_batch: int) -> int:
+    """Where a visit begins: what is left of an epoch and too short for a step is passed over.
+
+    No visit leaves so little; it is found only where `min_batch` was raised meanwhile.
+    """
+    left = size - position % size
+    return position + left if left < min(min_batch, size) else position
+
+
+def end(size: int, start: int, wanted: int, min_batch: int) -> int:
+    """Where a visit of about `wanted` examples ends: at an epoch's border, if that is nearer than a step."""
+    stop = start + wanted
+    over = stop % size
+    if 0 < over < min_batch and stop - over > start:
+        return stop - over
+    return stop + size - over if over and size - over < min_batch else stop
+
+
+def batches(examples: int, batch_size: int, min_batch: int = 1) -> int:
+    """How many steps `visit` makes of so many examples of one epoch.
+
+    >>> batches(33, 16), batches(33, 16, 8), batches(0, 16)
+    (3, 2, 0)
+    """
+    return max(0, examples - min_batch) // batch_size + 1 if examples else 0
 
 
 def order(size: int, epoch: int, seed: int) -> Indices:

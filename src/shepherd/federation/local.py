@@ -24,6 +24,7 @@ from shepherd.errors import LocalError, NotListening
 ADDRESS, SOCKET = "trainer.address", "trainer.sock"
 MOST_PATH = 100  # bytes: Linux takes 107, macOS 103
 MOST_MESSAGE = 2**32  # bytes
+MOST_CALLERS = 64  # at once: each may bring a message
 POLL = 0.2  # seconds between two looks at whether to stop
 PATIENCE = 60.0  # seconds for a question to come in whole, or an answer to be taken
 _LENGTH = struct.Struct(">Q")
@@ -90,11 +91,13 @@ def serve(
     handle: Callable[[bytes], bytes],
     ready: Callable[[], None] = lambda: None,
     stopped: threading.Event | None = None,
+    most_bytes: int = MOST_MESSAGE,
 ) -> None:
     """Answer each question with `handle`, in a thread of its own, until `stopped` is set.
 
     Args:
         ready: called once, as soon as questions can be asked.
+        most_bytes: of a question; who announces more is hung up on before anything is read.
 
     Raises:
         LocalError: another process serves there, or the folder cannot be used or closed to others.
@@ -110,7 +113,7 @@ def serve(
             listener.settimeout(POLL)
             ready()
             try:
-                _accept(listener, handle, stopped or threading.Event())
+                _accept(listener, handle, stopped or threading.Event(), most_bytes)
             finally:
                 path.unlink(missing_ok=True)
 
@@ -130,7 +133,13 @@ def _held(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _accept(listener: socket.socket, handle: Callable[[bytes], bytes], stopped: threading.Event) -> None:
+def _accept(
+    listener: socket.socket,
+    handle: Callable[[bytes], bytes],
+    stopped: threading.Event,
+    most_bytes: int,
+) -> None:
+    free = threading.BoundedSemaphore(MOST_CALLERS)
     while not stopped.is_set():
         try:
             connection, _ = listener.accept()
@@ -140,21 +149,44 @@ def _accept(listener: socket.socket, handle: Callable[[bytes], bytes], stopped: 
             log.error("nobody can be answered now (%s)", error.strerror)
             stopped.wait(POLL)
             continue
-        threading.Thread(target=_answer, args=(connection, handle), daemon=True).start()
+        if not free.acquire(blocking=False):
+            log.warning("%d callers are being answered, and one more was hung up on", MOST_CALLERS)
+            connection.close()
+            continue
+        threading.Thread(target=_answer, args=(connection, handle, most_bytes, free), daemon=True).start()
 
 
-def _answer(connection: socket.socket, handle: Callable[[bytes], bytes]) -> None:
-    with connection:
+def _answer(
+    connection: socket.socket,
+    handle: Callable[[bytes], bytes],
+    most_bytes: int,
+    free: threading.BoundedSemaphore,
+) -> None:
+    with connection, _given_back(free):
         try:
             if (caller := _peer(connection)) not in (None, os.geteuid()):
                 log.warning("user %s called on the trainer's socket and was hung up on", caller)
                 return
-            question = _receive(connection, monotonic() + PATIENCE)
+            question = _receive(connection, monotonic() + PATIENCE, most_bytes)
             _send(connection, handle(question), monotonic() + PATIENCE)
+        except _TooLong as error:
+            log.warning("a caller was hung up on: %s", error)
         except OSError as error:
             log.info("whoever asked has gone (%s)", type(error).__name__)
         except Exception as error:  # its message may hold anything
             log.error("a question was not answered (%s)", type(error).__name__)
+
+
+@contextmanager
+def _given_back(free: threading.BoundedSemaphore) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        free.release()
+
+
+class _TooLong(ConnectionError):
+    """More was announced than is taken."""
 
 
 def _peer(connection: socket.socket) -> int | None:
@@ -197,10 +229,10 @@ def _send(connection: socket.socket, message: bytes, until: float) -> None:
         connection.sendall(part)
 
 
-def _receive(connection: socket.socket, until: float) -> bytes:
+def _receive(connection: socket.socket, until: float, most_bytes: int = MOST_MESSAGE) -> bytes:
     (size,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size, until))
-    if size > MOST_MESSAGE:
-        raise ConnectionError(f"a message of {size} bytes was announced")
+    if size > most_bytes:
+        raise _TooLong(f"a message of {size} bytes was announced, and {most_bytes} are taken")
     return _exactly(connection, size, until)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -61,6 +62,12 @@ class Simulation:
     memories: dict[str, Adapter] = field(default_factory=dict)
     epochs: Mapping[str, float] = field(default_factory=dict)
     """Of a client's visit, where it is not as long as the run file says."""
+    order_seed: int | None = None
+    """Of the order of the examples, where it is not the run's seed: a site has one that nobody else knows."""
+    min_batch: int = 1
+    """Fewest examples of an optimiser step; see `data.cursor.visit`."""
+    cap_nats: float = math.inf
+    """Most that one token counts in the loss that is reported; see `model.tune.tune`."""
     watch: Callable[[Progress], None] = lambda progress: None
     """Hears how far a round is, and ends it by raising."""
     draft: Draft = field(default_factory=Draft)
@@ -138,6 +145,7 @@ class Simulation:
             visits=visits,
             tuning=self.tuning,
             learning_rate=self.learning_rate(broadcast.round),
+            cap_nats=self.cap_nats,
         )
         return _Group(clients=clients, job=job, failures=failures, positions=positions)
 
@@ -160,7 +168,8 @@ class Simulation:
             epochs=self.epochs.get(client, self.tuning.epochs),
             max_steps=None if client in self.epochs else self.tuning.max_steps,
             batch_size=self.tuning.batch_size,
-            seed=seed_for(self.seed, "order", client),
+            seed=seed_for(self.seed if self.order_seed is None else self.order_seed, "order", client),
+            min_batch=self.min_batch,
         )
         visit = Visit(
             client=client,

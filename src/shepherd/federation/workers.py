@@ -6,6 +6,7 @@ them (docs/benchmarks.md). Which group runs where changes no bit: a worker keeps
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -48,6 +49,7 @@ class Job:
     visits: Sequence[Visit]
     tuning: TuningTable
     learning_rate: float
+    cap_nats: float = math.inf
 
 
 Watch = Callable[[int, Progress], None]  # which job, and how far it is
@@ -67,6 +69,7 @@ def _tuned(base: Base, job: Job, watch: Callable[[Progress], None]) -> list[Tune
         job.visits,
         job.tuning,
         learning_rate=job.learning_rate,
+        cap_nats=job.cap_nats,
         watch=watch,
     )
 

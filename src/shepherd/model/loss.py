@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,6 +32,13 @@ def weighted_loss(base: Base, hidden: Tensor, targets: Tensor, weights: Tensor) 
     the loss is computed, so nothing of the vocabulary's width is kept for the backward pass.
     """
     return _ChunkedLoss.apply(hidden, targets, weights, base)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def capped(losses: Tensor, nats: float) -> Tensor:
+    """The losses, each `nats` at most; what is not a number counts as much."""
+    if nats == math.inf:
+        return losses
+    return torch.nan_to_num(losses, nan=nats, posinf=nats).clamp(max=nats)
 
 
 def _chunks(base: Base, *tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:

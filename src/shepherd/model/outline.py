@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,6 +32,16 @@ def shapes(folder: str, adapter: AdapterTable) -> dict[str, tuple[int, int]]:
     """
     network = _network(folder)
     return lora.shapes(lora.attach(network, adapter), adapter.rank)
+
+
+def adapter_bytes(folder: str, rank: int) -> int:
+    """Bytes in float32 of the largest adapter of a rank: a pair of factors at every matrix of the base.
+
+    Raises:
+        BaseError: the configuration cannot be read or needs code of its own.
+    """
+    shapes = (tuple(weight.shape) for weight in _network(folder).parameters() if weight.dim() >= 2)
+    return 4 * rank * int(sum(math.prod(shape[:-2]) * (shape[-2] + shape[-1]) for shape in shapes))
 
 
 def _network(folder: str, revision: str | None = None) -> Any:

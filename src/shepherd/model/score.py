@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,12 +15,19 @@ from shepherd.data.tokens import Tokens
 from shepherd.model import layout, lora
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.model.line import Line, Row, at_places, batch_of, line_of
-from shepherd.model.loss import token_losses
+from shepherd.model.loss import capped, token_losses
 from shepherd.progress import stage
 
 
-def losses(base: Base, adapters: Sequence[Adapter], data: Tokens, *, micro_batch: int) -> NDArray[np.float64]:
-    """Each example's summed loss over its trained tokens, in nats: (adapters, n).
+def losses(
+    base: Base,
+    adapters: Sequence[Adapter],
+    data: Tokens,
+    *,
+    micro_batch: int,
+    cap_nats: float = math.inf,
+) -> NDArray[np.float64]:
+    """Each example's summed loss over its trained tokens, in nats, each `cap_nats` at most: (adapters, n).
 
     Raises:
         AdapterError: an adapter does not fit the base.
@@ -39,13 +47,14 @@ def losses(base: Base, adapters: Sequence[Adapter], data: Tokens, *, micro_batch
             for members in pack(data.lengths.tolist(), max(1, micro_batch // len(adapters))):
                 rows = [_row(k, data, members) for k in range(len(adapters))]
                 line = line_of([data] * len(adapters), rows, base.device, training=False)
-                sums[:, members] = _sums(base, line, len(adapters) * len(members)).reshape(len(adapters), -1)
+                found = _sums(base, line, len(adapters) * len(members), cap_nats)
+                sums[:, members] = found.reshape(len(adapters), -1)
                 now.advance(len(members))
         else:
             for members in batches(data.lengths.tolist(), micro_batch):
                 for k in range(len(adapters)):
                     line = batch_of(data, _row(k, data, members), base.device, training=False)
-                    sums[k, members] = _sums(base, line, len(members))
+                    sums[k, members] = _sums(base, line, len(members), cap_nats)
                 now.advance(len(members))
     return sums
 
@@ -54,10 +63,10 @@ def _row(adapter: int, data: Tokens, members: Sequence[int]) -> Row:
     return Row(client=adapter, examples=np.asarray(members), tokens=int(data.lengths[members].sum()))
 
 
-def _sums(base: Base, line: Line, examples: int) -> NDArray[np.float64]:
+def _sums(base: Base, line: Line, examples: int, cap_nats: float) -> NDArray[np.float64]:
     """Each example's summed loss, (examples,)."""
     with layout.running(line.layout):
         hidden = at_places(hidden_states(base, line.ids, line.positions).index_select(0, line.read), line)
-        every = token_losses(base, hidden, line.targets)
+        every = capped(token_losses(base, hidden, line.targets), cap_nats)
     sums = np.bincount(line.examples, weights=every.double().cpu().numpy(), minlength=examples)
     return sums.astype(np.float64, copy=False)

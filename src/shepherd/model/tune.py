@@ -6,6 +6,7 @@ optimiser step or how their loss is weighted (the mean over the step's trained t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -23,7 +24,7 @@ from shepherd.errors import AdapterError, DataError
 from shepherd.model import layout, lora, memory, stack
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.model.line import Row, at_places, batch_of, line_of
-from shepherd.model.loss import weighted_loss
+from shepherd.model.loss import capped, weighted_loss
 from shepherd.settings import TuningTable
 
 WATCH_S = 1.0  # seconds: a look at the loss waits for a GPU, so not at every pass
@@ -74,6 +75,7 @@ def tune(
     tuning: TuningTable,
     *,
     learning_rate: float,
+    cap_nats: float = math.inf,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Tuned]:
     """Tune the broadcast adapter on each visit's data; the results stand in the visits' order.
@@ -81,6 +83,7 @@ def tune(
     The cohort is laid out by client name whatever order it comes in, so the order changes no bit.
 
     Args:
+        cap_nats: most that one token counts in the loss that is reported; the gradient is never capped.
         watch: hears how far it is after each optimiser step, and about once a second within one.
 
     Raises:
@@ -98,7 +101,7 @@ def tune(
     cohort = stack.build(broadcast.adapter, set(trainable).__contains__, len(ordered), base.device)
     lora.hang(base.model, base.sites, cohort.all)
     with tuning_attention(base):
-        losses = _run(base, cohort, broadcast, algorithm, ordered, tuning, learning_rate, watch)
+        losses = _run(base, cohort, broadcast, algorithm, ordered, tuning, learning_rate, cap_nats, watch)
     locals_ = stack.rows(cohort, len(ordered))
     tuned = {
         visit.client: _result(visit, broadcast, algorithm, local, loss)
@@ -115,6 +118,7 @@ def _run(
     visits: Sequence[Visit],
     tuning: TuningTable,
     learning_rate: float,
+    cap_nats: float,
     watch: Callable[[Progress], None],
 ) -> NDArray[np.float64]:
     """All optimiser steps; the sum of losses over each visit's trained tokens, (K,)."""
@@ -129,7 +133,7 @@ def _run(
         cohort.grads.zero_()
         counts = _step_counts(visits, predicted, step)
         for rows in passes(visits, step, micro_batch, packed=base.packed):
-            tokens += _accumulate(base, visits, rows, counts, sums)
+            tokens += _accumulate(base, visits, rows, counts, sums, cap_nats)
             trained += sum(int(predicted[row.client][row.examples].sum()) for row in rows)
             if monotonic() - told > WATCH_S:  # a step of a large base may take minutes
                 watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
@@ -206,7 +210,12 @@ def _rows(
 
 
 def _accumulate(
-    base: Base, visits: Sequence[Visit], rows: Sequence[Row], counts: Sequence[int], sums: Tensor
+    base: Base,
+    visits: Sequence[Visit],
+    rows: Sequence[Row],
+    counts: Sequence[int],
+    sums: Tensor,
+    cap_nats: float,
 ) -> int:
     """One forward and backward pass: gradients into the stack, losses into `sums`; returns its tokens."""
     if base.packed:
@@ -221,7 +230,7 @@ def _accumulate(
         hidden = at_places(states, line)  # (M, width)
         loss, every = weighted_loss(base, hidden, line.targets, weight[line.owners])
         loss.backward()
-    for row, own in zip(rows, every.double().split(line.counts), strict=True):
+    for row, own in zip(rows, capped(every, cap_nats).double().split(line.counts), strict=True):
         sums[row.client] += own.sum()  # not `index_add_`, whose order CUDA leaves open
     return sum(row.tokens for row in rows)
 

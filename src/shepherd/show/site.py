@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from shepherd.show import data as shown
+from shepherd.site import numbers
 from shepherd.site.check import Found, FoundBase, FoundData, Leaving
 
 
@@ -57,11 +58,11 @@ def _data(console: Console, found: Found, data: FoundData, stream: TextIO | None
     _listed(
         console,
         [
-            f"{data.examples:,} examples are trained on; {held:,} are held out and scored:"
-            f" {_counted(data.heldout)}.",
+            f"{data.examples:,} examples are trained on; {held:,} are held out: {_counted(data.heldout)}.",
             f"{data.duplicates:,} duplicates and {len(data.skipped):,} unreadable rows are left out.",
-            f"A run decides the template (here {table.template}), the longest example (here"
-            f" {table.max_tokens} tokens) and the share held out (here {table.holdout:g}).",
+            f"A run chooses the template (here {table.template}) and the longest example (here"
+            f" {table.max_tokens} tokens) of those that your policy allows; [scoring] alone decides what is"
+            " held out and how it is scored.",
         ],
     )
 
@@ -84,14 +85,23 @@ def _leaving(found: Found) -> Iterable[str]:
     yield "On joining: this site's name, how many examples it trains on, and the version of this program."
     if found.leaving is not None:
         yield from _tensors(found.leaving)
-    numbers = [name for name in policy.metrics if name != "heldout"]
-    yield f"Beside them one weight, and these numbers: {', '.join(numbers) or 'none'}."
-    if "heldout" in policy.metrics:
+    names = [name for name in policy.metrics if name != "heldout"]
+    yield f"Beside them one weight, and these numbers: {', '.join(names) or 'none'}."
+    if "loss" in policy.metrics:
         yield (
-            "For a score: the name of each category, the summed loss on its held-out examples, and how many"
-            " tokens they answer with."
+            f"A loss is a mean over {policy.min_examples} examples or more, to {numbers.DIGITS} digits after"
+            f" the point; each token counts at most {numbers.CAP_NATS:g} nats in it."
         )
-    yield "No text of an example leaves."
+    if "heldout" in policy.metrics and found.data is not None and found.data.scored:
+        yield (
+            "For a score, once a round: the mean loss on held-out examples, and how many tokens they answer"
+            f" with, of these many examples: {_counted(found.data.scored)}. Names of smaller categories stay."
+        )
+    yield (
+        "No message holds text of an example. But an update is made of your examples: who studies it may draw"
+        " out what single ones say, or whether one was among them. Your policy bounds how many examples are"
+        " behind it, and how often it is asked; only noise or secure aggregation would bound what it tells."
+    )
 
 
 def _tensors(leaving: Leaving) -> Iterable[str]:

@@ -23,6 +23,7 @@ from shepherd.federation.nvflare.session import session
 from shepherd.federation.nvflare.supervise import bound
 from shepherd.model.digest import digest
 from shepherd.settings import TINY, RunSettings
+from shepherd.site.settings import PolicyTable
 
 MOST = 20
 """Sites on one machine: each is three processes, one with a base of its own."""
@@ -110,6 +111,9 @@ def write_sites(
 ) -> dict[str, Path]:
     """Give each client's share of a run file's data to a site: its data, and its site.toml with the policy.
 
+    The sites score as the run file says and take examples in its order, so that they come to what the same
+    run comes to in one process.
+
     Returns:
         Each site's name, and its site.toml.
 
@@ -125,8 +129,38 @@ def write_sites(
         )
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        names(number): write_site(folder / names(number), division.of(places), policy, base)
+        names(number): write_site(
+            folder / names(number),
+            division.of(places),
+            {**_policy(settings), **(policy or {})},
+            base,
+            scoring=_scoring(settings),
+            order_seed=settings.seed,
+        )
         for number, places in enumerate(division.clients.values(), 1)
+    }
+
+
+def _policy(settings: RunSettings) -> dict[str, object]:
+    """What a run of one's own data may be allowed beside the defaults."""
+    usual, data = PolicyTable(), settings.data
+    return {
+        "metrics": [*usual.metrics, *(["heldout"] if data.holdout else [])],
+        "max_tokens": sorted({*usual.max_tokens, data.max_tokens}),
+        "min_batch": min(usual.min_batch, settings.tuning.batch_size),
+        "system_prompts": [] if data.system is None else [data.system],
+    }
+
+
+def _scoring(settings: RunSettings) -> dict[str, object]:
+    data = settings.data
+    return {
+        "share": data.holdout,
+        "seed": settings.data_seed,
+        "template": data.template,
+        "date": data.date,
+        "max_tokens": data.max_tokens,
+        "examples": settings.evaluation.examples,
     }
 
 
@@ -135,15 +169,25 @@ def write_site(
     examples: Sequence[Example],
     policy: Mapping[str, object] | None = None,
     base: str = TINY,
+    *,
+    scoring: Mapping[str, object] | None = None,
+    order_seed: int | None = None,
 ) -> Path:
-    """A site's folder: data.jsonl, and a site.toml that allows the base, the embedded one or a folder's."""
+    """A site's folder: data.jsonl, and a site.toml that allows the base, the embedded one or a folder's.
+
+    It has one thread, since several sites share this machine.
+    """
     where = world.base_path() if base == TINY else Path(base).expanduser().resolve()
     folder.mkdir(parents=True)
     rows = (json.dumps(_row(example), ensure_ascii=False) + "\n" for example in examples)
     (folder / "data.jsonl").write_text("".join(rows), encoding="utf8")
     table = {
         "data": {"source": "data.jsonl"},
-        "trainer": {"threads": 1},  # several sites share this machine
+        "trainer": {
+            "threads": 1,
+            "joins_per_hour": 3600,  # of whoever starts run after run to try things
+            **({} if order_seed is None else {"order_seed": order_seed}),
+        },
         "bases": [
             {
                 "name": base if base == TINY else where.name,
@@ -152,6 +196,7 @@ def write_site(
             }
         ],
         "policy": dict(policy or {}),
+        "scoring": dict(scoring or {}),
     }
     config = folder / "site.toml"
     config.write_text(tomli_w.dumps(table), encoding="utf8")

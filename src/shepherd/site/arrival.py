@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from shepherd.core import Broadcast, require_shapes, shapes_of
+from shepherd.core import Adapter, Broadcast, Update, require_shapes, shapes_of
 from shepherd.errors import AdapterError
 from shepherd.federation import wire
 from shepherd.federation.wire import Request
@@ -14,6 +14,9 @@ from shepherd.model.base import Base
 from shepherd.site.policy import Refusal
 
 CLOCKS = 300.0  # seconds that the server's clock and ours may be apart
+LARGEST = 1e3
+"""Of an adapter's numbers, in size: none that was tuned comes near it, and larger ones make a base overflow
+for some texts and not for others."""
 
 
 class Refused(Exception):
@@ -83,6 +86,22 @@ def require_fit(request: Request, broadcast: Broadcast, base: Base) -> None:
             f"the broadcast is of round {broadcast.round + 1}, not {request.round + 1} as asked; send it"
         )
     require_shapes(base.shapes, shapes_of(broadcast.adapter), "the broadcast")
-    for name, tensor in (*broadcast.adapter.items(), *broadcast.extra.items()):
+    for part in (broadcast.adapter, broadcast.extra):
+        _require_finite(part, "the broadcast", "go back to an earlier round")
+    for name, tensor in broadcast.adapter.items():
+        if np.abs(tensor).max(initial=0.0) > LARGEST:
+            raise AdapterError(
+                f"tensor {name} of the broadcast has numbers above {LARGEST:g}; go back to an earlier round"
+            )
+
+
+def require_finite(update: Update) -> None:
+    """Raise AdapterError, naming the tensor, where a visit came to numbers that are none."""
+    for part in (update.delta, update.extra):
+        _require_finite(part, "its update", "lower the learning rate or clip the gradient")
+
+
+def _require_finite(adapter: Adapter, what: str, fix: str) -> None:
+    for name, tensor in adapter.items():
         if not np.isfinite(tensor).all():
-            raise AdapterError(f"tensor {name} of the broadcast is not finite; go back to an earlier round")
+            raise AdapterError(f"tensor {name} of {what} is not finite; {fix}")

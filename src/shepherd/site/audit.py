@@ -1,5 +1,10 @@
 """The site's audit log: one JSON line an event, only ever added to, kept by its owner alone.
 
+    audit-2026-11.jsonl         the events of a month
+    audit-2026-11.counts.json   what of it is counted with, so that no request reads the whole; made again
+                                from the log where it is missing or does not fit
+    audit.jsonl                 of earlier versions, read and never written
+
 It says what was asked, what was decided, and what left. It never holds text of an example: a failure is
 written as the class of its error, and what came from outside is cut short.
 """
@@ -8,25 +13,32 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings
-from shepherd.site.policy import LONGEST, Refusal
-from shepherd.site.settings import asked
+from shepherd.site.policy import LONGEST, Granted, Refusal, Visit
+from shepherd.site.settings import ScoringTable, asked
 
 if TYPE_CHECKING:
     from shepherd.federation.wire import Request
 
 FILE = "audit.jsonl"
 PRIVATE = 0o600
+WHOLE_LINES = 10
+"""Refusals of one rule and run that each have a line; after them only the 20th, 40th, 80th, ... has one."""
+MOST_KEYS = 200
+"""Rules and runs that are told apart in this; whoever names more runs is counted by the rule alone."""
+TAIL_BYTES = 4096
 What = Literal["granted", "refused", "answered", "failed"]
 Question = tuple[str, int, str]
 """A request's run, round and id."""
@@ -34,11 +46,13 @@ Question = tuple[str, int, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """What left the site: bytes of the reply, how many tensors, and the names of the metrics."""
+    """What left the site: bytes of the reply, how many tensors, each metric with its value, and of a score
+    each category's mean loss, tokens and examples. Logs of earlier versions have no values."""
 
     bytes: int
     tensors: int = 0
-    metrics: tuple[str, ...] = ()
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +60,8 @@ class Event:
     """One line: `granted` or `refused` first, then `answered` or `failed`.
 
     `when` is ISO 8601 in the site's local time; `asked` is what the request comes to; `rule` and
-    `sentence` are a refusal's; `fault` is the class of a failure's error; `left` is an answer's.
+    `sentence` are a refusal's, and `more` how many like it came since the last line about them; `fault` is
+    the class of a failure's error; `left` is an answer's.
     """
 
     when: str
@@ -58,13 +73,32 @@ class Event:
     asked: Mapping[str, Any] = field(default_factory=dict)
     rule: str = ""
     sentence: str = ""
+    more: int = 0
     fault: str = ""
     left: Left | None = None
 
 
-def granted_to(request: Request, now: datetime) -> Event:
-    """The policy allows the request; to be recorded before anything is computed."""
-    return Event(what="granted", asked=summary(request), **_of(request, now))
+def granted_to(
+    request: Request,
+    now: datetime,
+    *,
+    visit: Visit | None = None,
+    scoring: ScoringTable | None = None,
+    behind: Mapping[str, int] = {},
+) -> Event:
+    """The policy allows the request; to be recorded before anything is computed.
+
+    Args:
+        visit: of a request to train, how long the visit is.
+        scoring: of a request to score, what the owner has scored.
+        behind: of a request to score, how many examples stand behind each number.
+    """
+    comes_to = {**summary(request), **_adapter(request)}
+    if visit is not None:
+        comes_to |= {"steps": visit.steps, "examples": visit.taken}
+    if scoring is not None:
+        comes_to |= {"scoring": {**scoring.model_dump(), "behind": dict(behind)}}
+    return Event(what="granted", asked=comes_to, **_of(request, now))
 
 
 def refused(request: Request, now: datetime, refusal: Refusal) -> Event:
@@ -88,7 +122,7 @@ def failed(request: Request, now: datetime, error: BaseException) -> Event:
 
 
 def summary(request: Request) -> dict[str, Any]:
-    """What a request asks of the site, in the run file's words.
+    """What a request asks of the site, in the run file's words: all that decides how much leaves.
 
     Raises:
         SettingsError: the request's settings are no run file's.
@@ -99,11 +133,17 @@ def summary(request: Request) -> dict[str, Any]:
         "version": _short(request.version),
         "cohort": request.cohort,
         "rounds": run.federation.rounds,
+        "weights": run.federation.weights,
+        "dtype": run.model.dtype,
         "rank": run.adapter.rank,
+        "alpha": run.adapter.alpha,
         "algorithm": _short(run.algorithm.name),
         "transforms": [_short(part.name) for part in run.transforms],
+        "template": run.data.template,
+        "max_tokens": run.data.max_tokens,
         **_visit(run),
         "batch_size": run.tuning.batch_size,
+        "learning_rate": run.tuning.learning_rate,
         "loss_on": run.tuning.loss_on,
     }
 
@@ -112,6 +152,22 @@ def _visit(run: RunSettings) -> dict[str, Any]:
     if run.tuning.max_steps is not None:
         return {"max_steps": run.tuning.max_steps}
     return {"epochs": run.tuning.epochs or 1.0}
+
+
+def _adapter(request: Request) -> dict[str, Any]:
+    """Which adapter the question is about, so that two questions about one can be told from two."""
+    if request.broadcast is None:
+        return {}
+    adapter, digest = request.broadcast.adapter, hashlib.sha256()
+    for name, tensor in adapter.items():
+        digest.update(f"{name} {tensor.shape}\n".encode())
+        digest.update(tensor.tobytes())
+    return {"adapter": digest.hexdigest()[:32], "norm": _finite(adapter.norm())}
+
+
+def _finite(number: float) -> float | str:
+    """JSON has no other numbers."""
+    return float(f"{number:.6g}") if abs(number) < float("inf") else str(number)
 
 
 def _of(request: Request, now: datetime) -> dict[str, Any]:
@@ -128,31 +184,69 @@ def _short(text: str) -> str:
     return text[:LONGEST]
 
 
-def record(path: Path, event: Event) -> None:
-    """Add one event, and see it on the disk before returning.
+# writing ---------------------------------------------------------------------------------------------------
 
-    A line that a crash has left unfinished gets its end first, so that it spoils no other.
+
+def record(path: Path, event: Event) -> None:
+    """Add one event to its month's log beside `path`, and see it on the disk before returning.
+
+    A line that a crash has left unfinished gets its end first, so that it spoils no other. Of many refusals
+    by one rule and run only some have a line, which says how many more there were.
 
     Raises:
         FolderError: it cannot be written; the log then holds no part of it, and the request is to be
             refused.
     """
-    line = json.dumps(_plain(event), allow_nan=False, separators=(",", ":")).encode() + b"\n"
-    with _mending(path):
-        new = not path.exists()
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
+    log = of_month(path, event.when[:7])
+    with _told(log):
+        new = not log.exists()
+        handle = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)  # given back when the handle is closed
-            _append(handle, line)
+            counts = counted(path, event.when[:7])
+            line = _numbered(event, counts)
+            if line is None:
+                counts = replace(counts, refusals=_refused(counts.refusals, event))
+            else:
+                _append(handle, json.dumps(_plain(line), allow_nan=False, separators=(",", ":")).encode())
+                counts = counted(path, event.when[:7], counts)
+            _keep(_beside(log), counts)
         finally:
             os.close(handle)
         if new:
-            _sync_folder(path.parent)
+            _sync_folder(log.parent)
+
+
+def of_month(path: Path, month: str) -> Path:
+    """Where the events of a month such as "2026-11" lie, beside `path`."""
+    return path.with_name(f"{path.stem}-{month}.jsonl")
+
+
+def _beside(log: Path) -> Path:
+    return log.with_suffix(".counts.json")
+
+
+def _numbered(event: Event, counts: Counts) -> Event | None:
+    """The event as it is written, or None where it is only counted."""
+    if event.what != "refused":
+        return event
+    number = counts.refusals.get(_key(counts.refusals, event), 0) + 1
+    if number <= WHOLE_LINES:
+        return event
+    times, rest = divmod(number, WHOLE_LINES)
+    if rest or times & (times - 1):
+        return None
+    more = number - max(WHOLE_LINES, number // 2) - 1  # since the line before
+    return replace(event, more=more, sentence=f"{event.sentence} (and {more:,} more)")
 
 
 def _plain(event: Event) -> dict[str, Any]:
     """Without what has nothing to say."""
     kept = {name: value for name, value in asdict(event).items() if value not in ("", {}, None)}
+    if not event.more:
+        del kept["more"]
+    if event.left is not None:
+        kept["left"] = {name: value for name, value in kept["left"].items() if value != {}}
     return {"what": kept.pop("what"), **kept}
 
 
@@ -161,7 +255,7 @@ def _append(handle: int, line: bytes) -> None:
     if before.st_mode & 0o077:
         os.fchmod(handle, PRIVATE)
     torn = before.st_size and os.pread(handle, 1, before.st_size - 1) != b"\n"
-    rest = b"\n" + line if torn else line
+    rest = b"\n" * bool(torn) + line + b"\n"
     try:
         while rest:
             rest = rest[os.write(handle, rest) :]
@@ -182,27 +276,159 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _mending(path: Path) -> Iterator[None]:
+def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "its disk is full" if full else error.strerror
-        mend = "free some space" if full else "check the path and its permissions"
+        fix = "free some space" if full else "check the path and its permissions"
         raise FolderError(
-            f"audit log {path} cannot be used ({why}); {mend}: what cannot be audited is refused"
+            f"audit log {path} cannot be used ({why}); {fix}: what cannot be audited is refused"
         ) from error
 
 
-def events(path: Path) -> list[Event]:
-    """The events of a log, oldest first, without a line that was never finished.
+# counting --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What is counted of a month: which questions were granted, and how often each rule refused each run.
+
+    `bytes` of the log are counted in it, the last of which have the digest `tail`.
+    """
+
+    bytes: int = 0
+    tail: str = ""
+    granted: Mapping[str, frozenset[Question]] = field(default_factory=dict)
+    """By kind: "train" and "score"."""
+    refusals: Mapping[str, int] = field(default_factory=dict)
+
+
+def _key(refusals: Mapping[str, int], event: Event) -> str:
+    """What a refusal is counted under: its rule and run, or once there are many its rule."""
+    key = f"{event.rule} {event.run}"
+    return key if key in refusals or len(refusals) < MOST_KEYS else event.rule
+
+
+def _refused(refusals: Mapping[str, int], event: Event) -> dict[str, int]:
+    """The counts with one more refusal, whose line may stand for those before it."""
+    key = _key(refusals, event)
+    number = max(refusals.get(key, 0) + 1, 2 * (event.more + 1) if event.more else 0)
+    return {**refusals, key: number}
+
+
+def counted(path: Path, month: str, known: Counts | None = None) -> Counts:
+    """What a month's log comes to: as it was kept, or is `known`, and what was added since.
 
     Raises:
         FolderError: the log is there and cannot be read.
     """
-    with _mending(path):
-        content = path.read_bytes() if path.exists() else b""
-    found = (_event(line) for line in content.split(b"\n"))
+    log = of_month(path, month)
+    with _told(log):
+        if not log.exists():
+            return _added(Counts(), _lines(path), month)
+        with open(log, "rb") as file:
+            before = known or _kept(_beside(log))
+            if before is None or not _fits(before, file.fileno()):
+                before = _added(Counts(), _lines(path), month)
+            file.seek(before.bytes)
+            added = file.read()
+            whole = added.rfind(b"\n") + 1  # the rest is read again, with what follows it
+            counts = _added(before, added.split(b"\n"), month)
+            size = before.bytes + whole
+            return replace(counts, bytes=size, tail=_digest(file.fileno(), size))
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n") if path.exists() else []
+
+
+def _added(counts: Counts, lines: list[bytes], month: str) -> Counts:
+    granted = {kind: set(questions) for kind, questions in counts.granted.items()}
+    refusals = dict(counts.refusals)
+    for line in lines:
+        event = _event(line)
+        if event is None or not event.when.startswith(month):
+            continue
+        if event.what == "granted" and event.kind != "join":
+            granted.setdefault(event.kind, set()).add((event.run, event.round, event.id))
+        if event.what == "refused":
+            refusals = _refused(refusals, event)
+    return replace(
+        counts,
+        granted={kind: frozenset(questions) for kind, questions in granted.items()},
+        refusals=refusals,
+    )
+
+
+def _fits(counts: Counts, log: int) -> bool:
+    return counts.bytes <= os.fstat(log).st_size and counts.tail == _digest(log, counts.bytes)
+
+
+def _digest(log: int, size: int) -> str:
+    begin = max(0, size - TAIL_BYTES)
+    return hashlib.sha256(os.pread(log, size - begin, begin)).hexdigest()
+
+
+def _kept(place: Path) -> Counts | None:
+    try:
+        table = json.loads(place.read_bytes())
+        granted = {
+            kind: frozenset((str(run), int(round), str(id)) for run, round, id in questions)
+            for kind, questions in table["granted"].items()
+        }
+        refusals = {str(key): int(count) for key, count in table["refusals"].items()}
+        return Counts(bytes=int(table["bytes"]), tail=table["tail"], granted=granted, refusals=refusals)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _keep(place: Path, counts: Counts) -> None:
+    """Not forced to the disk, and no fault where it cannot be written: the log has it all."""
+    table = {
+        "bytes": counts.bytes,
+        "tail": counts.tail,
+        "granted": {kind: sorted(questions) for kind, questions in counts.granted.items()},
+        "refusals": counts.refusals,
+    }
+    beside = place.with_name(f"{place.name}.new")
+    with suppress(OSError):
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, PRIVATE)
+        with open(handle, "w", encoding="utf8") as file:
+            json.dump(table, file, separators=(",", ":"))
+        beside.replace(place)
+
+
+def granted(path: Path, month: str, *, kind: str = "train", besides: Question | None = None) -> Granted:
+    """How many different questions of a kind were granted in a month such as "2026-11", and to how many runs.
+
+    The same question asked again counts once, and `besides` does not count, nor does its run.
+
+    Raises:
+        FolderError: the log is there and cannot be read.
+    """
+    found = counted(path, month).granted
+    runs = {run for questions in found.values() for run, _, _ in questions}
+    return Granted(
+        rounds=len(found.get(kind, frozenset()) - {besides}), runs=len(runs - {besides[0] if besides else ""})
+    )
+
+
+# reading ---------------------------------------------------------------------------------------------------
+
+
+def events(path: Path) -> list[Event]:
+    """The events of all months, oldest first, without a line that was never finished.
+
+    Raises:
+        FolderError: a log is there and cannot be read.
+    """
+    months = [log for log in path.parent.glob(f"{path.stem}-*.jsonl") if re.search(r"-\d{4}-\d\d$", log.stem)]
+    found = []
+    for log in (path, *sorted(months)):
+        with _told(log):
+            found += [_event(line) for line in _lines(log)]
     return [event for event in found if event is not None]
 
 
@@ -211,7 +437,10 @@ def _event(line: bytes) -> Event | None:
         row = json.loads(line)
         left = row.pop("left", None)
         if left is not None:
-            left = Left(**{**left, "metrics": tuple(left["metrics"])})
+            metrics = left.get("metrics", {})
+            # earlier versions wrote their names alone
+            metrics = metrics if isinstance(metrics, dict) else dict.fromkeys(metrics)
+            left = Left(**{**left, "metrics": metrics})
         return Event(**{**row, "when": str(row["when"])}, left=left)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -224,19 +453,3 @@ def month_of(now: datetime) -> str:
     '2026-11'
     """
     return now.isoformat()[:7]
-
-
-def granted(path: Path, month: str, *, kind: str = "train", besides: Question | None = None) -> int:
-    """How many different questions of a kind were granted in a month such as "2026-11".
-
-    The same question asked again counts once, and `besides` does not count.
-
-    Raises:
-        FolderError: the log is there and cannot be read.
-    """
-    questions: set[Question] = {
-        (event.run, event.round, event.id)
-        for event in events(path)
-        if event.what == "granted" and event.kind == kind and event.when.startswith(month)
-    }
-    return len(questions - {besides})

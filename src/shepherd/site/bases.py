@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from shepherd import world
@@ -10,6 +11,9 @@ from shepherd.errors import BaseError
 from shepherd.model.digest import digest, snapshot
 from shepherd.settings import TINY
 from shepherd.site.settings import BaseTable
+
+ADAPTERS = 4  # in one request
+SPARE = 32 * 2**20  # bytes: a message's header is half of it at most
 
 
 def folder_of(base: BaseTable) -> str:
@@ -32,6 +36,20 @@ def digest_of(base: BaseTable) -> str:
         BaseError: it is not there, or cannot be read.
     """
     return digest(folder_of(base))
+
+
+def largest_message(bases: Sequence[BaseTable], max_rank: int) -> int:
+    """Bytes of the largest request that a site has to take: a few adapters of the largest rank, and names.
+
+    A method may send more than the adapter, such as a correction of its size.
+    """
+    from shepherd.model import outline  # brings torch
+
+    sizes = [0]
+    for base in bases:
+        with suppress(BaseError):  # a base that cannot be read is refused when a run asks for it
+            sizes.append(outline.adapter_bytes(folder_of(base), max_rank))
+    return ADAPTERS * max(sizes) + SPARE
 
 
 def allowed(bases: Sequence[BaseTable]) -> frozenset[str]:

@@ -16,9 +16,10 @@ from shepherd import prepare
 from shepherd.data import lint
 from shepherd.data.template import Template
 from shepherd.errors import ShepherdError
+from shepherd.evaluate import loss
 from shepherd.prepare import Division
 from shepherd.settings import AdapterTable, RunSettings
-from shepherd.site import bases
+from shepherd.site import bases, numbers
 from shepherd.site.policy import broken_by
 from shepherd.site.settings import BaseTable, PolicyTable, SiteSettings, asked, laid_over, read
 
@@ -26,7 +27,6 @@ T = TypeVar("T")
 NUMBER = 4  # bytes of a float32
 OWN = "trained on"  # the one client's name in the report
 MANY = 40  # categories: so many names are hardly kinds of instruction
-FEW = 5  # held-out examples of a category, below which their mean tells much about each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,9 @@ class FoundData:
     examples: int
     """That would be trained on."""
     heldout: Mapping[str, int]
-    """How many examples of each category are scored and not trained on."""
+    """How many examples of each category are not trained on."""
+    scored: Mapping[str, int]
+    """How many of them stand behind each number of a score, by its name."""
     duplicates: int
     skipped: tuple[str, ...]
     """One sentence a row that was left out."""
@@ -96,16 +98,16 @@ def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1)
         SettingsError: the site.toml cannot be read. What else is wrong stands in `faults`.
     """
     site, name = read(path), Path(path).stem
-    run, asks = run or asked({"adapter": {"rank": site.policy.max_rank}}), run
+    run, asks = run or _usual(site), run
     found = tuple(_base(base) for base in site.bases)
     faults = [base.fault for base in found if base.fault]
     if not any(base.digest for base in found):
         faults.append(f"{path} names no base that can be read, so every run is refused; add one to [[bases]]")
     base = next((base for base in found if base.digest), None)
     own = laid_over(site, run, base.folder if base else "")
-    data = _told(faults, lambda: _data(own, samples))
+    data = _told(faults, lambda: _data(site, own, samples))
     if data is not None:
-        faults += _refusals(site.policy, asks, name, data.examples)
+        faults += _refusals(site, asks, name, data.examples)
     return Found(
         site=site,
         run=own,
@@ -114,8 +116,15 @@ def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1)
         leaving=_told(faults, lambda: _leaving(base, run.adapter, site.policy)) if base else None,
         policy=tuple(in_words(site.policy)),
         faults=tuple(faults),
-        notes=tuple(_notes(Path(path), site.policy, data)),
+        notes=tuple(_notes(Path(path), site, run, data)),
     )
+
+
+def _usual(site: SiteSettings) -> RunSettings:
+    """A run that renders examples as they are scored, at the largest rank that is allowed."""
+    scoring = site.scoring
+    data = {"template": scoring.template, "date": scoring.date, "max_tokens": scoring.max_tokens}
+    return asked({"adapter": {"rank": site.policy.max_rank}, "data": data})
 
 
 def _told(faults: list[str], work: Callable[[], T]) -> T | None:
@@ -127,10 +136,12 @@ def _told(faults: list[str], work: Callable[[], T]) -> T | None:
         return None
 
 
-def _refusals(policy: PolicyTable, asks: RunSettings | None, name: str, examples: int) -> list[str]:
+def _refusals(site: SiteSettings, asks: RunSettings | None, name: str, examples: int) -> list[str]:
     """What the policy has against the run file; without one, against the site's own data."""
+    policy = site.policy
     if asks is not None:
-        return [str(refusal) for refusal in broken_by(policy, asks, site=name, examples=examples)]
+        broken = broken_by(policy, asks, site=name, examples=examples, scoring=site.scoring)
+        return [str(refusal) for refusal in broken]
     if examples >= policy.min_examples:
         return []
     return [
@@ -155,7 +166,7 @@ def _base(base: BaseTable) -> FoundBase:
     return FoundBase(name=base.name, folder=folder, digest=found, fault=fault)
 
 
-def _data(run: RunSettings, samples: int) -> FoundData:
+def _data(site: SiteSettings, run: RunSettings, samples: int) -> FoundData:
     from shepherd.model.base import load_tokenizer  # brings torch
 
     division = prepare.alone(run, OWN)
@@ -175,15 +186,22 @@ def _data(run: RunSettings, samples: int) -> FoundData:
     return FoundData(
         report=report,
         examples=report.by_client[OWN].kept if report else len(division.clients[OWN]),
-        heldout=_heldout(division),
+        heldout=dict(Counter(_heldout(division))),
+        scored=_scored(site, _heldout(division)),
         duplicates=division.held.duplicates,
         skipped=division.reading.skipped,
     )
 
 
-def _heldout(division: Division) -> dict[str, int]:
+def _heldout(division: Division) -> list[str]:
+    """The category of each held-out example."""
     held = division.of(division.held.heldout.tolist())
-    return dict(Counter(example.category or "all" for example in held))
+    return [example.category or "all" for example in held]
+
+
+def _scored(site: SiteSettings, categories: Sequence[str]) -> dict[str, int]:
+    places = loss.spread(categories, site.scoring.examples)
+    return numbers.behind([categories[place] for place in places], site.policy.min_examples)
 
 
 def _leaving(base: FoundBase, adapter: AdapterTable, policy: PolicyTable) -> Leaving:
@@ -208,9 +226,13 @@ def in_words(policy: PolicyTable) -> list[str]:
         f"A visit takes {policy.max_steps:,} steps and {policy.max_epochs:g} epochs at most.",
         f"A visit begins {when} by this machine's clock.",
         f"A run has {policy.max_rounds:,} rounds at most.",
-        f"A month has {policy.rounds_per_month:,} rounds at most, over all runs.",
+        f"A month has {policy.rounds_per_month:,} rounds at most, over all runs, of which there are"
+        f" {policy.runs_per_month:,} at most.",
         f"A round needs {policy.min_cohort} sites or more.",
-        f"A visit needs {policy.min_examples} examples or more, and a score as many that are held out.",
+        f"A visit takes {policy.min_examples} different examples or more, and no number that leaves is of"
+        f" fewer; a step takes {policy.min_batch} or more.",
+        f"Examples may be written as {_listed(policy.templates)}, and cut to {_listed(policy.max_tokens)}"
+        f" tokens; system prompts that a run may set: {_listed(policy.system_prompts)}.",
         f"Algorithms that may run: {_listed(policy.algorithms)}.",
         f"Transforms that may run: {_listed(policy.transforms)}.",
         f"A run {noise} add noise.",
@@ -219,33 +241,47 @@ def in_words(policy: PolicyTable) -> list[str]:
     ]
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
+def _listed(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names)) or "none"
 
 
-def _notes(path: Path, policy: PolicyTable, data: FoundData | None) -> Iterator[str]:
+def _notes(path: Path, site: SiteSettings, run: RunSettings, data: FoundData | None) -> Iterator[str]:
+    policy, scoring = site.policy, site.scoring
+    if scoring.template not in policy.templates or scoring.max_tokens not in policy.max_tokens:
+        yield (
+            "No run may write examples as [scoring] has them, so no visit gives a loss: list"
+            f" {scoring.template} in policy.templates and {scoring.max_tokens} in policy.max_tokens, or score"
+            " as you allow."
+        )
+    elif not numbers.is_rendered_as_scored(run.data, scoring):
+        yield (
+            "This run writes examples otherwise than [scoring] has them, so its visits give no loss and no"
+            " counts of tokens; agree on data.template, data.max_tokens and no system prompt."
+        )
+    if site.trainer.order_seed is not None:
+        yield (
+            "trainer.order_seed is set, so whoever asks may know which examples a visit takes; leave it out"
+            " but for tests."
+        )
     for name in (*policy.algorithms, *policy.transforms):
         if "." in name:
             yield f"{name} is code from outside this package, and runs here if a run asks for it."
     if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         yield f"Others on this machine may write {path}; `chmod go-w {path}` keeps the policy yours."
     if data is not None and "heldout" in policy.metrics:
-        yield from _about_scores(data.heldout, policy.min_examples)
+        yield from _about_scores(data, policy.min_examples)
 
 
-def _about_scores(heldout: Mapping[str, int], least: int) -> Iterator[str]:
-    mend = 'Take "heldout" out of policy.metrics to give no score.'
-    whole = sum(heldout.values())
-    few = sorted(name for name, count in heldout.items() if count < FEW)
-    if whole < least:
+def _about_scores(data: FoundData, least: int) -> Iterator[str]:
+    whole, names = sum(data.heldout.values()), len(data.scored)
+    if not data.scored:
         yield (
-            f"A run that holds out as is assumed here gets no score: {whole} examples would be held out, and"
-            f" policy min_examples = {least}."
+            f"No score is given: {whole} examples are held out, no category has {least} of them"
+            f" (policy min_examples = {least}), and all small ones together have not either; raise"
+            " scoring.share or scoring.examples."
         )
-    elif len(heldout) > MANY:
-        yield f"The {len(heldout)} names of categories leave with a score; is data.category free text? {mend}"
-    elif few:
+    elif names > MANY:
         yield (
-            f"Fewer than {FEW} examples are held out of {_listed(few)}: their summed loss says much about"
-            f" each. {mend}"
+            f"The {names} names of categories leave with a score; is data.category free text? Take"
+            ' "heldout" out of policy.metrics to give no score.'
         )

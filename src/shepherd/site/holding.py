@@ -1,4 +1,4 @@
-"""What a site keeps loaded: one base and its data as tokens, through rounds and runs."""
+"""What a site keeps loaded: one base, and its data as tokens: what is trained on, and what is scored."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shepherd import prepare
 from shepherd.data.examples import Example
-from shepherd.errors import DataError, FolderError
+from shepherd.data.template import Template, prints_date
+from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.federation.wire import version
 from shepherd.folder import mending
 from shepherd.loading import load_base
@@ -26,12 +27,12 @@ from shepherd.site.store import sweep
 
 log = logging.getLogger(__name__)
 
-FOLDERS = 4  # of tokens on the disk: those used last
+FOLDERS = 8  # of tokens on the disk: those made last
 
 
 @dataclass(slots=True)
 class Holding:
-    """One base and one set of tokens; another takes its place when it is asked for."""
+    """One base and one set of tokens of each kind; others take their place when they are asked for."""
 
     home: Path
     name: str
@@ -39,19 +40,21 @@ class Holding:
     _base_key: tuple[str, ModelTable, AdapterTable, int] | None = None
     _prepared: Prepared | None = None
     _data_key: str = ""
+    _heldout: Prepared | None = None
+    _heldout_key: str = ""
 
     @property
     def digest(self) -> str:
         """Of the base that is loaded; "" where none is."""
         return self._base_key[0] if self._base is not None and self._base_key else ""
 
-    def ready(self, settings: RunSettings, digest: str) -> Prepared | None:
+    def ready(self, settings: RunSettings, digest: str, longest: int) -> Prepared | None:
         """The data, where both they and the base that these settings ask for are loaded."""
-        held = self._base is not None and self._base_key == _base_key(settings, digest)
+        held = self._base is not None and self._base_key == _base_key(settings, digest, longest)
         return self._prepared if held and self._data_key == _data_key(settings, digest) else None
 
     def data(self, settings: RunSettings, digest: str) -> Prepared:
-        """The site's examples as tokens: those in memory, those on the disk, or made now.
+        """The examples to train on as tokens: those in memory, those on the disk, or made now.
 
         Raises:
             DataError: they cannot be used.
@@ -61,20 +64,40 @@ class Holding:
         key = _data_key(settings, digest)
         if self._prepared is None or key != self._data_key:
             self._prepared = None
-            self._prepared, self._data_key = self._stored(key) or self._made(settings, key), key
+            self._prepared = self._stored(key) or self._made(settings, key, prepare.one_client)
+            self._data_key = key
         return self._prepared
 
-    def base(self, settings: RunSettings, digest: str) -> bases.Base:
+    def heldout(self, settings: RunSettings, digest: str) -> Prepared:
+        """The examples that are held out as tokens, likewise, rendered as the owner has them scored.
+
+        Raises:
+            SettingsError: the template prints the day, and the owner has not said which.
+            DataError, BaseError, FolderError: as `data`.
+        """
+        key = "scored-" + _data_key(settings, digest)
+        if self._heldout is None or key != self._heldout_key:
+            self._heldout = None
+            _require_date(settings)
+            self._heldout = self._stored(key) or self._made(settings, key, prepare.held_out)
+            self._heldout_key = key
+        return self._heldout
+
+    def base(self, settings: RunSettings, digest: str, longest: int) -> bases.Base:
         """The base with its adapted layers: the one in memory, if it is this one, or loaded now.
+
+        Args:
+            longest: tokens of the longest example that it is for.
 
         Raises:
             BaseError: it cannot be loaded.
         """
-        key = _base_key(settings, digest)
+        key = _base_key(settings, digest, longest)
         if self._base is None or key != self._base_key:
             self._base = None
             gc.collect()  # two at once may not fit
-            self._base, self._base_key = load_base(settings), key
+            data = settings.data.model_copy(update={"max_tokens": longest})
+            self._base, self._base_key = load_base(settings.model_copy(update={"data": data})), key
         memory.use_threads(settings.tuning.threads)
         return self._base
 
@@ -85,8 +108,8 @@ class Holding:
         except FolderError:  # damaged; it is made again
             return None
 
-    def _made(self, settings: RunSettings, key: str) -> Prepared:
-        made = prepare.one_client(settings, self.name, bases.load_tokenizer(settings.model))
+    def _made(self, settings: RunSettings, key: str, make: Callable[..., Prepared]) -> Prepared:
+        made = make(settings, self.name, bases.load_tokenizer(settings.model))
         for dropped in made.dropped:
             log.info("%s", faults.logged(DataError(dropped)))
         folder = self.home / "data" / key
@@ -103,10 +126,21 @@ def _bare(example: Example) -> Example:
     return Example(turns=(), category=example.category)
 
 
-def _base_key(settings: RunSettings, digest: str) -> tuple[str, ModelTable, AdapterTable, int]:
+def _require_date(settings: RunSettings) -> None:
+    table = settings.data
+    if table.date or table.template != "chat":
+        return
+    if prints_date(Template.of(table), bases.load_tokenizer(settings.model)):
+        raise SettingsError(
+            "the chat template of its base prints the day, and its owner has not said which one scores are"
+            " for; set scoring.date in its site.toml"
+        )
+
+
+def _base_key(settings: RunSettings, digest: str, longest: int) -> tuple[str, ModelTable, AdapterTable, int]:
     """Of all that loading depends on, the length of the examples that the proof is for included."""
     unnamed = settings.model.model_copy(update={"base": ""})
-    return digest, unnamed, settings.adapter, settings.data.max_tokens
+    return digest, unnamed, settings.adapter, longest
 
 
 def _data_key(settings: RunSettings, digest: str) -> str:

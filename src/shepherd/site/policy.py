@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from bisect import bisect
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from shepherd.data import cursor
 from shepherd.settings import RunSettings
-from shepherd.site.settings import PolicyTable, asked, minutes
+from shepherd.site import numbers
+from shepherd.site.settings import PolicyTable, ScoringTable, asked, minutes
 
 if TYPE_CHECKING:
     from shepherd.federation.wire import Request
 
 LONGEST = 80  # letters of a name that came from outside, in a sentence
 MOST = 2.0**62  # examples: a visit that nobody makes, and a number that still can be counted with
+MOST_TRANSFORMS = 8  # of one run: each is work at the site
+MOST_SCALE = 64.0  # alpha / rank: recipes have 1 to 4, and a larger one drowns what the base says
 SHORTER = "lower tuning.max_steps or tuning.epochs"
+USUAL = ScoringTable()
 NOISE, SECURE = "noise", "secure"  # the transforms' modules
 
 
@@ -32,16 +38,26 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What one rule has against a request: what it allows, what was asked, and the mend."""
+    """What one rule has against a request: what it allows, what was asked, and how to fix it."""
 
     rule: str
     allowed: object
     got: str
-    mend: str
+    fix: str
 
     def at(self, site: str) -> Refusal:
         limit = f" = {_toml(self.allowed)}" if self.allowed is not None else ""
-        return Refusal(self.rule, f"policy {self.rule}{limit} of {site} refuses {self.got}; {self.mend}")
+        return Refusal(self.rule, f"policy {self.rule}{limit} of {site} refuses {self.got}; {self.fix}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """What a month has granted already, besides the question that is asked now: see `audit.granted`."""
+
+    rounds: int = 0
+    """Questions of this kind."""
+    runs: int = 0
+    """Other runs that were trained or scored."""
 
 
 def refusal(
@@ -53,6 +69,7 @@ def refusal(
     examples: int | None,
     position: int = 0,
     scored: int | None = None,
+    scoring: ScoringTable = USUAL,
 ) -> Refusal | None:
     """The first rule that refuses what the run asks for, or None; `refusal_now` is for the rest.
 
@@ -64,13 +81,14 @@ def refusal(
         examples: that the site would train on, 1 or more; None before the data are looked at, and the
             rules about them are left out.
         position: where the site is in its examples for this run, as `data.cursor` counts.
-        scored: held-out examples that a score would be over; None where none is asked for.
+        scored: held-out examples behind the numbers of a score; None where none is asked for.
+        scoring: how the owner has examples rendered.
 
     Raises:
         SettingsError: the request's settings are no run file's.
     """
     run = asked(request.settings)
-    faults = [_about_the_base(request.base, bases), _about_the_run(policy, run, request.round)]
+    faults = [_about_the_base(request.base, bases), _about_the_run(policy, run, request.round, scoring)]
     if examples is None:
         faults.append(_about_steps(policy, run.tuning.max_steps or 0))
     else:
@@ -81,7 +99,7 @@ def refusal(
 
 
 def refusal_now(
-    policy: PolicyTable, request: Request, *, site: str, granted_this_month: int, now: datetime
+    policy: PolicyTable, request: Request, *, site: str, granted: Granted, now: datetime
 ) -> Refusal | None:
     """The first rule about the cohort, the hours and the month's budget that refuses the request, or None.
 
@@ -89,55 +107,97 @@ def refusal_now(
 
     Args:
         site: the site's name, for the sentence.
-        granted_this_month: other requests of this kind granted; see `audit.granted`.
+        granted: in this month.
         now: in the site's local time.
     """
-    faults = _about_now(policy, request, granted_this_month, now) if request.kind != "join" else ()
+    faults = _about_now(policy, request, granted, now) if request.kind != "join" else ()
     return next((fault.at(site) for fault in faults), None)
 
 
-def leaving(policy: PolicyTable, metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that may leave."""
-    return {name: value for name, value in metrics.items() if name in policy.metrics}
-
-
 def broken_by(
-    policy: PolicyTable, run: RunSettings, *, site: str, examples: int, rounds: int = 0
+    policy: PolicyTable,
+    run: RunSettings,
+    *,
+    site: str,
+    examples: int,
+    rounds: int = 0,
+    scoring: ScoringTable = USUAL,
 ) -> list[Refusal]:
     """Every rule that a run file breaks by itself, whatever its base and whenever it asks."""
-    faults = (*_about_the_run(policy, run, rounds), *_about_a_visit(policy, run, examples, 0))
+    faults = (*_about_the_run(policy, run, rounds, scoring), *_about_a_visit(policy, run, examples, 0))
     return [fault.at(site) for fault in faults]
 
 
 def _about_the_base(asked: str, bases: Collection[str]) -> Iterator[Fault]:
     if asked not in bases:
-        mend = "agree on one base, and list its sha256 in the site's [[bases]]"
-        yield Fault("bases", None, f"base {_short(asked)}", mend)
+        fix = "agree on one base, and list its sha256 in the site's [[bases]]"
+        yield Fault("bases", None, f"base {_short(asked)}", fix)
 
 
-def _about_the_run(policy: PolicyTable, run: RunSettings, round: int) -> Iterator[Fault]:
+def _about_the_run(
+    policy: PolicyTable, run: RunSettings, round: int, scoring: ScoringTable
+) -> Iterator[Fault]:
     if run.model.trust_remote_code:
-        mend = "set model.trust_remote_code = false"
-        yield Fault("trust_remote_code", False, "code that comes with a base", mend)
+        fix = "set model.trust_remote_code = false"
+        yield Fault("trust_remote_code", False, "code that comes with a base", fix)
     if run.adapter.rank > policy.max_rank:
         yield Fault("max_rank", policy.max_rank, f"rank {run.adapter.rank}", "lower adapter.rank")
+    scale = run.adapter.alpha / run.adapter.rank ** (0.5 if run.adapter.rank_stabilised else 1.0)
+    if scale > MOST_SCALE:
+        yield Fault("alpha", None, f"an adapter scaled by {scale:g}", "lower adapter.alpha")
     rounds = max(run.federation.rounds, round)
     if rounds > policy.max_rounds:
         yield Fault("max_rounds", policy.max_rounds, f"{rounds} rounds", "lower federation.rounds")
     if run.tuning.loss_on not in policy.loss_on:
         got = f"a loss on {_toml(run.tuning.loss_on)}"
         yield Fault("loss_on", policy.loss_on, got, "set tuning.loss_on to what is allowed")
+    if run.tuning.batch_size < policy.min_batch:
+        got = f"steps of {run.tuning.batch_size} examples"
+        yield Fault("min_batch", policy.min_batch, got, f"set tuning.batch_size = {policy.min_batch} or more")
+    yield from _about_the_rendering(policy, run, scoring)
     yield from _about_its_parts(policy, run)
+
+
+def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: ScoringTable) -> Iterator[Fault]:
+    """How examples are written decides what is trained on: two ways that differ little tell much."""
+    data = run.data
+    if data.template not in policy.templates:
+        got = f"template {_toml(data.template)}"
+        yield Fault("templates", policy.templates, got, "set data.template to one of them")
+    for name, value in data.template_options.items():
+        if not isinstance(value, bool):
+            got = f"template option {_toml(name)} that is no switch"
+            yield Fault("templates", None, got, "leave it out, or set it to true or false")
+    if data.system is not None and data.system not in policy.system_prompts:
+        fix = "leave data.system out, or have it listed there, word by word"
+        yield Fault("system_prompts", None, f"system prompt {_toml(data.system)}", fix)
+    if data.max_tokens not in policy.max_tokens:
+        got = f"examples of {data.max_tokens} tokens"
+        yield Fault("max_tokens", policy.max_tokens, got, _nearest(policy.max_tokens, data.max_tokens))
+    if run.federation.weights == "tokens":
+        shown = "trained_tokens" in policy.metrics and numbers.is_rendered_as_scored(data, scoring)
+        if not shown:  # the weight is that very number
+            fix = 'set federation.weights = "examples" or "equal"'
+            yield Fault("metrics", policy.metrics, "a weight that tells its trained tokens", fix)
+
+
+def _nearest(allowed: Collection[int], wanted: int) -> str:
+    known = sorted(allowed)
+    place = bisect(known, wanted)
+    near = [str(each) for each in known[max(0, place - 1) : place + 1]]
+    return f"set data.max_tokens = {' or '.join(near)}" if near else "nothing is allowed there"
 
 
 def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
     transforms = [part.name for part in run.transforms]
-    mend = "use one that is allowed"
+    fix = "use one that is allowed"
     if run.algorithm.name not in policy.algorithms:
-        yield Fault("algorithms", policy.algorithms, f"algorithm {_toml(run.algorithm.name)}", mend)
+        yield Fault("algorithms", policy.algorithms, f"algorithm {_toml(run.algorithm.name)}", fix)
+    if len(transforms) > MOST_TRANSFORMS:
+        yield Fault("transforms", None, f"{len(transforms)} transforms", f"use at most {MOST_TRANSFORMS}")
     for name in transforms:
         if name not in policy.transforms:
-            yield Fault("transforms", policy.transforms, f"transform {_toml(name)}", mend)
+            yield Fault("transforms", policy.transforms, f"transform {_toml(name)}", fix)
     if policy.require_noise and NOISE not in transforms:
         yield Fault("require_noise", True, "a run without noise", f"add the transform {_toml(NOISE)}")
     if policy.require_secure_aggregation and SECURE not in transforms:
@@ -146,13 +206,18 @@ def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
 
 
 def _about_a_visit(policy: PolicyTable, run: RunSettings, examples: int, position: int) -> Iterator[Fault]:
-    if examples < policy.min_examples:
-        mend = "train with sites that hold more"
-        yield Fault("min_examples", policy.min_examples, f"to train on {examples} examples", mend)
+    if examples < max(policy.min_examples, policy.min_batch):
+        rule = "min_examples" if examples < policy.min_examples else "min_batch"
+        fix = "train with sites that hold more"
+        yield Fault(rule, getattr(policy, rule), f"to train on {examples} examples", fix)
         return
-    visit = length(run, examples, position)
+    visit = length(run, examples, position, policy.min_batch)
     yield from _about_steps(policy, visit.steps)
-    if visit.taken > policy.max_epochs * examples:
+    if min(visit.taken, examples) < policy.min_examples:
+        fix = "raise tuning.batch_size, tuning.max_steps or tuning.epochs"
+        yield Fault("min_examples", policy.min_examples, f"a visit that takes {visit.taken}", fix)
+    wanted = visit.taken if run.tuning.max_steps else _wanted(run, examples)  # an end may be moved a little
+    if wanted > policy.max_epochs * examples:
         epochs = f"{visit.taken / examples:.4g}"
         got = f"{epochs} epochs a visit ({visit.taken} examples of {examples})"
         yield Fault("max_epochs", policy.max_epochs, got, SHORTER)
@@ -166,11 +231,11 @@ def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Fault]:
 def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Fault]:
     if scored < policy.min_examples:
         got = f"a score over {scored} held-out examples"
-        mend = "go on without this site's score, or raise evaluation.examples or data.holdout"
-        yield Fault("min_examples", policy.min_examples, got, mend)
+        fix = "go on without this site's score; its owner may raise scoring.share or scoring.examples"
+        yield Fault("min_examples", policy.min_examples, got, fix)
 
 
-def _about_now(policy: PolicyTable, request: Request, granted: int, now: datetime) -> Iterator[Fault]:
+def _about_now(policy: PolicyTable, request: Request, granted: Granted, now: datetime) -> Iterator[Fault]:
     if request.kind == "score" and "heldout" not in policy.metrics:
         yield Fault("metrics", policy.metrics, '"heldout"', "go on without this site's scores")
     if request.cohort < policy.min_cohort:
@@ -178,10 +243,14 @@ def _about_now(policy: PolicyTable, request: Request, granted: int, now: datetim
         yield Fault("min_cohort", policy.min_cohort, got, "raise federation.share, or add sites")
     if policy.hours is not None and not within(policy.hours, now):
         yield Fault("hours", policy.hours, f"at {now:%H:%M} of its local time", "ask again within them")
-    most = policy.rounds_per_month * (2 if request.kind == "score" else 1)
-    if granted >= most:
-        got = f"round {granted + 1} to {request.kind} of {now:%Y-%m}"
+    # a run is scored before its first round, too
+    most = policy.rounds_per_month + (granted.runs + 1 if request.kind == "score" else 0)
+    if granted.rounds >= most:
+        got = f"round {granted.rounds + 1} to {request.kind} of {now:%Y-%m}"
         yield Fault("rounds_per_month", policy.rounds_per_month, got, "ask again next month")
+    if granted.runs >= policy.runs_per_month:
+        got = f"run {granted.runs + 1} of {now:%Y-%m}"
+        yield Fault("runs_per_month", policy.runs_per_month, got, "ask again next month")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,26 +261,27 @@ class Visit:
     taken: int
 
 
-def length(run: RunSettings, examples: int, position: int = 0) -> Visit:
+def length(run: RunSettings, examples: int, position: int = 0, min_batch: int = 1) -> Visit:
     """The length of the visit that `data.cursor.visit` would make, without making it.
 
     A batch never straddles two epochs, so the steps depend on where the cursor is.
     """
-    batch, left = run.tuning.batch_size, examples - position % examples
+    batch, start = run.tuning.batch_size, cursor.begin(examples, position, min_batch)
+    left = examples - start % examples
+    first, each = (cursor.batches(count, batch, min_batch) for count in (left, examples))
     if run.tuning.max_steps is None:
-        taken = max(1, round(min((run.tuning.epochs or 1.0) * examples, MOST)))
+        taken = cursor.end(examples, start, _wanted(run, examples), min_batch) - start
         whole, rest = divmod(max(0, taken - left), examples)
-        steps = _batches(min(taken, left), batch) + whole * _batches(examples, batch) + _batches(rest, batch)
-        return Visit(steps, taken)
-    first = _batches(left, batch)
-    if (steps := run.tuning.max_steps) <= first:
-        return Visit(steps, min(steps * batch, left))
-    whole, rest = divmod(steps - first, _batches(examples, batch))
-    return Visit(steps, left + whole * examples + min(rest * batch, examples))
+        head = cursor.batches(min(taken, left), batch, min_batch)
+        return Visit(head + whole * each + cursor.batches(rest, batch, min_batch), taken)
+    if (steps := run.tuning.max_steps) < first:
+        return Visit(steps, steps * batch)
+    whole, rest = divmod(steps - first, each)
+    return Visit(steps, left + whole * examples + rest * batch)
 
 
-def _batches(examples: int, batch: int) -> int:
-    return -(-examples // batch)
+def _wanted(run: RunSettings, examples: int) -> int:
+    return max(1, round(min((run.tuning.epochs or 1.0) * examples, MOST)))
 
 
 def within(hours: str, now: datetime) -> bool:

@@ -12,7 +12,7 @@ import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, Field, Strict, model_validator
@@ -22,10 +22,23 @@ from shepherd import paths, world
 from shepherd import settings as run_file
 from shepherd.errors import FolderError, SettingsError
 from shepherd.model.digest import digest
-from shepherd.settings import TINY, WORLD, FieldsTable, PositiveFloat, PositiveInt, RunSettings, Table
+from shepherd.settings import (
+    TINY,
+    WORLD,
+    FieldsTable,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    RunSettings,
+    ShareBelowOne,
+    Table,
+    TuningTable,
+)
 
 Switch = Annotated[bool, Strict()]
 Metric = Literal["loss", "examples", "tokens", "trained_tokens", "steps", "heldout"]
+TemplateName = Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"]
+Tokens = Annotated[int, Strict(), Field(ge=8)]
 DAY = 24 * 60  # minutes
 
 
@@ -87,11 +100,40 @@ class BaseTable(Table):
     """The digest of its files, as `shepherd silos check` prints it; a base without one is never loaded."""
 
 
+class ScoringTable(Table):
+    """What is held out and scored, one choice for all runs. Every number about this site's examples, a
+    visit's loss too, is of examples as these keys render them: a run with another template or length
+    trains, and gets no loss. Agree on both with the coordinator."""
+
+    share: ShareBelowOne = 0.1
+    """The share of each category that is held out of training, to be scored; 0 holds nothing out."""
+    seed: NonNegativeInt = 0
+    """Of the draw of what is held out."""
+    template: TemplateName = "alpaca"
+    """How examples are written: "alpaca", "alpaca-short", "vicuna", "plain" or "chat", the base's own."""
+    date: str = Field(default="", examples=["2026-11-28"])
+    """Day that a chat template prints as today's; only a template that prints one needs it."""
+    max_tokens: Tokens = 512
+    """Longer examples are cut to this many tokens."""
+    examples: PositiveInt = 200
+    """At most this many held-out examples are scored, spread evenly over the categories."""
+
+
 class TrainerTable(Table):
+    """What a run may use of this machine."""
+
     device: str = "auto"
     """Where to train: "auto", "cpu", "cuda", "cuda:1", "mps"; a run cannot choose it."""
     threads: PositiveInt | None = Field(default=None, examples=[2])
-    """Processor threads; the default is what the run asks for, else the number of cores."""
+    """Processor threads; the default is what the run asks for, and never more than there are cores."""
+    micro_batch_tokens: PositiveInt = 16384
+    """Most tokens in one forward pass, whatever a run asks for: lower it where memory is short."""
+    joins_per_hour: PositiveInt = 60
+    """Most requests to join in an hour: each may load a base and read the data."""
+    order_seed: NonNegativeInt | None = Field(default=None, examples=[0])
+    """Seed of the order in which visits take examples. Leave it out: the order then comes from a secret
+    that this site draws for itself, and nobody who asks can tell which examples a visit takes. Tests set it
+    to the run's seed, to compare a site with the same run in one process."""
 
 
 class PolicyTable(Table):
@@ -107,7 +149,10 @@ class PolicyTable(Table):
     """Most rounds of one run."""
     rounds_per_month: PositiveInt = 300
     """Most rounds trained in a month of the calendar, over all runs, as the audit log has them; a
-    round that is asked for again with the same question counts once. Twice as many may be scored."""
+    round that is asked for again with the same question counts once. As many may be scored, and one more
+    a run."""
+    runs_per_month: PositiveInt = 30
+    """Most runs that train or are scored in a month: each new run takes the examples in another order."""
     algorithms: tuple[str, ...] = ("fedavg", "fedprox", "ffa_lora")
     """The algorithms that may run, by the exact name of the module. A module outside this package runs
     code of its own here: list it only if you have read it."""
@@ -116,8 +161,19 @@ class PolicyTable(Table):
     min_cohort: PositiveInt = 2
     """Fewest sites in a round: in a round of one, the mean is this site's own update."""
     min_examples: PositiveInt = 16
-    """Fewest examples to train on, and fewest held-out ones to score: an update from a handful, or their
-    summed loss, says much about each of them."""
+    """Fewest different examples that a visit takes, and fewest behind any number that leaves: what comes from
+    a handful says much about each of them. Smaller categories are scored together, as "other"."""
+    min_batch: PositiveInt = 8
+    """Fewest examples in one optimiser step. A last batch of an epoch that would be shorter is taken with
+    the one before it."""
+    templates: tuple[TemplateName, ...] = get_args(TemplateName)
+    """How a run may write the examples."""
+    system_prompts: tuple[str, ...] = ()
+    """System prompts that a run may put before the examples, word by word; none is needed for a run that
+    sets none."""
+    max_tokens: tuple[Tokens, ...] = (128, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+    """Lengths that a run may cut examples to. They lie far apart, so that two updates which differ by one
+    token of an example cannot both be asked for."""
     loss_on: tuple[Literal["responses", "all"], ...] = ("responses",)
     """What may be trained on: the responses, or ("all") the instructions and contexts too."""
     require_noise: Switch = False
@@ -126,9 +182,9 @@ class PolicyTable(Table):
     """Refuse a run that has no transform called "secure": without it the server sees each update."""
     hours: Annotated[str, AfterValidator(_window)] | None = Field(default=None, examples=["18:00-06:00"])
     """When a visit may begin, by this machine's clock, such as "18:00-06:00"; the default is any time."""
-    metrics: tuple[Metric, ...] = ("loss", "examples", "tokens", "trained_tokens", "steps", "heldout")
-    """The numbers that may leave beside an update. "heldout" is the summed loss on held-out examples of
-    each category, and their tokens; without it no score is given."""
+    metrics: tuple[Metric, ...] = ("loss", "examples", "tokens", "trained_tokens", "steps")
+    """The numbers that may leave beside an update. "heldout" adds the mean loss on the held-out examples of
+    each category, after each round, with the category's name and tokens; without it no score is given."""
 
 
 class SiteSettings(Table):
@@ -136,6 +192,7 @@ class SiteSettings(Table):
 
     data: SiteDataTable
     bases: tuple[BaseTable, ...] = ()
+    scoring: ScoringTable = ScoringTable()
     trainer: TrainerTable = TrainerTable()
     policy: PolicyTable = PolicyTable()
 
@@ -159,7 +216,7 @@ def read(path: str | Path) -> SiteSettings:
     except OSError as error:
         raise SettingsError(f"site file {path} cannot be read ({error.strerror}); check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"site file {path} is not TOML: {error}; mend that line") from error
+        raise SettingsError(f"site file {path} is not TOML: {error}; fix that line") from error
     return _placed(run_file.validated(SiteSettings, table, str(path)), path.absolute().parent)
 
 
@@ -190,7 +247,7 @@ def asked(tables: Mapping[str, Any]) -> RunSettings:
 
 
 def own(site: SiteSettings, tables: Mapping[str, Any], folder: str) -> RunSettings:
-    """The tables of a request, with the site's data, device and the base in `folder` put over them.
+    """The tables of a request, with the site's data, hold-out, machine and the base in `folder` over them.
 
     Raises:
         SettingsError: a key is unknown, or a value is impossible.
@@ -200,14 +257,42 @@ def own(site: SiteSettings, tables: Mapping[str, Any], folder: str) -> RunSettin
 
 def laid_over(site: SiteSettings, run: RunSettings, folder: str) -> RunSettings:
     """As `own`, for tables that are read already."""
-    threads = site.trainer.threads or run.tuning.threads
     model = {"base": folder, "revision": None, "device": site.trainer.device, "trust_remote_code": False}
-    data = {name: getattr(site.data, name) for name in SiteDataTable.model_fields} | {"limit": None}
+    data = {name: getattr(site.data, name) for name in SiteDataTable.model_fields}
+    held = {"holdout": site.scoring.share, "seed": site.scoring.seed, "limit": None}
     return run.model_copy(
         update={
             "model": run.model.model_copy(update=model),
+            "data": run.data.model_copy(update={**data, **held}),
+            "tuning": run.tuning.model_copy(update=_used(site.trainer, run.tuning)),
+        }
+    )
+
+
+def _used(trainer: TrainerTable, tuning: TuningTable) -> dict[str, Any]:
+    """What a run uses of the machine: no more than its owner gives."""
+    cores = os.cpu_count() or 1
+    asked, most = tuning.micro_batch_tokens, trainer.micro_batch_tokens
+    return {
+        "threads": trainer.threads or (min(tuning.threads, cores) if tuning.threads else None),
+        "micro_batch_tokens": min(asked, most) if isinstance(asked, int) else asked,
+    }
+
+
+def scored(site: SiteSettings, run: RunSettings) -> RunSettings:
+    """The settings of a run that are laid over already, with the examples rendered as they are scored."""
+    scoring = site.scoring
+    data: dict[str, Any] = {
+        "template": scoring.template,
+        "template_options": {},
+        "system": None,
+        "date": scoring.date,
+        "max_tokens": scoring.max_tokens,
+    }
+    return run.model_copy(
+        update={
             "data": run.data.model_copy(update=data),
-            "tuning": run.tuning.model_copy(update={"threads": threads}),
+            "tuning": run.tuning.model_copy(update={"loss_on": "responses"}),
         }
     )
 
@@ -236,13 +321,10 @@ def example(source: str = "data.jsonl", name: str = "site.toml") -> str:
     lines = [
         *_described("[data]", SiteDataTable(source=source)),
         *_described("[data.fields]", FieldsTable()),
-        "",
-        *textwrap.wrap(_meaning(BaseTable), WIDTH, initial_indent="# ", subsequent_indent="# "),
-        *_described("[[bases]]", tiny),
-        *_described("[trainer]", TrainerTable()),
-        "",
-        *textwrap.wrap(_meaning(PolicyTable), WIDTH, initial_indent="# ", subsequent_indent="# "),
-        *_described("[policy]", PolicyTable()),
+        *_introduced("[[bases]]", tiny),
+        *_introduced("[scoring]", ScoringTable()),
+        *_introduced("[trainer]", TrainerTable()),
+        *_introduced("[policy]", PolicyTable()),
     ]
     return EXAMPLE.format(name=name) + "".join(f"{line}\n" for line in lines)
 
@@ -263,9 +345,18 @@ def write_example(path: Path, source: str = "data.jsonl") -> None:
         raise FolderError(f"{path} cannot be written ({error.strerror}); check the path") from error
 
 
+def _introduced(title: str, table: BaseModel) -> Iterator[str]:
+    yield ""
+    yield from textwrap.wrap(_meaning(type(table)), WIDTH, initial_indent="# ", subsequent_indent="# ")
+    yield from _keys(title, table)
+
+
 def _described(title: str, table: BaseModel) -> Iterator[str]:
-    if title not in ("[[bases]]", "[policy]"):
-        yield ""
+    yield ""
+    yield from _keys(title, table)
+
+
+def _keys(title: str, table: BaseModel) -> Iterator[str]:
     yield title
     for key, field in type(table).model_fields.items():
         value = getattr(table, key)

@@ -1,41 +1,74 @@
 """What a site keeps of a run between rounds: where it is in its data, its memory, and what it answered.
 
     HOME/state/RUN/round-00003/    a checkpoint: after the third round that the run asked of it
-                                   tensors: the algorithm's memory, and the reply as it was sent
+                                   tensors: what was trained from, the algorithm's memory, and the update
+    HOME/runs/RUN.json             where it is in its data, and the last questions that it answered
+    HOME/secret                    what the order of the examples comes from
 
-Each is written whole or not at all (`shepherd.checkpoint`), and the last two of a run are kept. None of it
-ever leaves the site but the reply, to whoever asks the same question again.
+Each is written whole or not at all. Checkpoints are kept of the last two rounds of the last eight runs; the
+small record of a run for a year, so that a run that comes back goes on where it was. None of it ever leaves
+the site but the update, to whoever asks the same question again.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import secrets
 import shutil
 import threading
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from shepherd import checkpoint
 from shepherd.checkpoint import Checkpoint
-from shepherd.core import Adapter, ServerState
+from shepherd.core import Adapter, ServerState, Update
+from shepherd.errors import FolderError
+from shepherd.folder import mending, write_atomic
 
 KEEP = 2  # rounds of a run
 RUNS = 8  # those answered last
 OWN = "own"
+YEAR_S = 365 * 86_400.0
+SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """The state after one answered round. `position` counts examples taken, as `data.cursor` does."""
+    """The state after one answered round. Positions count examples taken, as `data.cursor` does."""
 
     round: int
     """The broadcast's: rounds finished before it."""
     id: str
     """Of the request."""
-    reply: bytes
+    update: Update
+    """As it was sent, with every number that might be told; the policy of the day chooses of them."""
+    start: int
+    """Where the visit began."""
     position: int
+    """Where it ended."""
+    examples: int
+    """That the site held then."""
     memory: Adapter
+    adapter: Adapter
+    """That was trained from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What stays of a run for a year. Rounds are -1 before the first."""
+
+    round: int = -1
+    """The last one answered."""
+    id: str = ""
+    position: int = 0
+    scored: int = -1
+    """The last one scored."""
+    scored_id: str = ""
 
 
 @dataclass(slots=True)
@@ -51,7 +84,7 @@ class Store:
         """What is kept of a run, oldest first.
 
         Raises:
-            CheckpointError: it is damaged; the message names the mend.
+            CheckpointError: it is damaged; the message names the fix.
         """
         with self._lock:
             if run != self._run:
@@ -59,17 +92,25 @@ class Store:
                 self._run = run
             return self._kept
 
-    def answered(self, run: str, id: str) -> bytes | None:
-        """The reply to the request of this id, if it is still kept."""
-        return next((kept.reply for kept in self.kept(run) if kept.id == id), None)
-
-    def last(self, run: str) -> Kept | None:
-        """The state after the last round that was answered."""
-        return next(reversed(self.kept(run)), None)
+    def answered(self, run: str, id: str) -> Kept | None:
+        """The round that answered the request of this id, if it is still kept."""
+        return next((kept for kept in self.kept(run) if kept.id == id), None)
 
     def before(self, run: str, round: int) -> Kept | None:
         """The state that round `round` begins with: that after the last answered round before it."""
         return next((kept for kept in reversed(self.kept(run)) if kept.round < round), None)
+
+    def record(self, run: str) -> Record:
+        """Where a run is, also where its tensors are gone.
+
+        Raises:
+            FolderError: it is there and cannot be read.
+        """
+        found = _record(self._place(run))
+        for last in self.kept(run)[-1:]:  # a kill between the two leaves the record behind
+            if last.round > found.round:
+                return replace(found, round=last.round, id=last.id, position=last.position)
+        return found
 
     def save(self, run: str, kept: Kept) -> None:
         """Keep the state after one more round; when this returns, it is on the disk.
@@ -82,7 +123,50 @@ class Store:
             self._run = ""  # whatever happens now, the disk knows
             checkpoint.save(self.home / "state" / run, _checkpoint(kept), keep=KEEP)
             sweep(self.home / "state", RUNS)
+            known = _record(self._place(run))
+            now = replace(known, round=kept.round, id=kept.id, position=kept.position)
+            self._write(run, now)
             self._run, self._kept = run, (*before, kept)[-KEEP:]
+
+    def note_score(self, run: str, round: int, id: str) -> None:
+        """Keep that a round was scored, before its score is told.
+
+        Raises:
+            FolderError: the disk is full or cannot be written.
+        """
+        with self._lock:
+            self._write(run, replace(_record(self._place(run)), scored=round, scored_id=id))
+
+    def secret(self) -> int:
+        """This site's own, drawn once; nobody else ever sees it.
+
+        Raises:
+            FolderError: it cannot be read or written.
+        """
+        path = self.home / "secret"
+        with mending(self.home):
+            if not path.exists():
+                _write_private(path, secrets.token_hex(SECRET_BYTES))
+            text = path.read_text(encoding="ascii", errors="replace")
+        try:
+            if len(text) != 2 * SECRET_BYTES:
+                raise ValueError
+            return int(text, 16)
+        except ValueError:
+            raise FolderError(f"{path} was cut or changed; delete it, and a new one is drawn") from None
+
+    def _place(self, run: str) -> Path:
+        return self.home / "runs" / f"{run}.json"
+
+    def _write(self, run: str, record: Record) -> None:
+        place = self._place(run)
+        with mending(place.parent):
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+        write_atomic(place, json.dumps(asdict(record)))
+        for old in place.parent.iterdir():
+            with suppress(OSError):
+                if old.stat().st_mtime < time.time() - YEAR_S:
+                    old.unlink()
 
 
 def sweep(folder: Path, keep: int) -> None:
@@ -92,21 +176,68 @@ def sweep(folder: Path, keep: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _write_private(path: Path, text: str) -> None:
+    """For the owner alone, whole or not at all."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.unlink(missing_ok=True)
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(handle, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _record(place: Path) -> Record:
+    try:
+        return Record(**json.loads(place.read_text(encoding="utf8")))
+    except FileNotFoundError:
+        return Record()
+    except (OSError, ValueError, TypeError) as error:
+        raise FolderError(
+            f"the record {place} cannot be read ({type(error).__name__}); delete it, and the run begins anew"
+        ) from error
+
+
 def _checkpoint(kept: Kept) -> Checkpoint:
-    reply = np.frombuffer(kept.reply, dtype=np.uint8)
-    state = ServerState(round=kept.round + 1, adapter=Adapter(), transforms={"reply": reply})
-    notes = {"id": kept.id, "position": kept.position}
+    update = kept.update
+    tensors = {"delta": update.delta, "extra": update.extra}
+    state = ServerState(round=kept.round + 1, adapter=kept.adapter, transforms=tensors)
+    notes = {
+        "id": kept.id,
+        "client": update.client,
+        "weight": update.weight,
+        "metrics": dict(update.metrics),
+        "start": kept.start,
+        "position": kept.position,
+        "examples": kept.examples,
+    }
     return Checkpoint(state=state, clients={OWN: kept.memory}, notes=notes)
 
 
 def _read(path: Path) -> Kept:
     saved = checkpoint.load(path)
+    notes, tensors, round = saved.notes, saved.state.transforms, saved.state.round - 1
     return Kept(
-        round=saved.state.round - 1,
-        id=saved.notes["id"],
-        reply=saved.state.transforms["reply"].tobytes(),
-        position=saved.notes["position"],
+        round=round,
+        id=notes["id"],
+        update=_update(round, notes, tensors),
+        start=notes["start"],
+        position=notes["position"],
+        examples=notes["examples"],
         memory=saved.clients[OWN],
+        adapter=saved.state.adapter,
+    )
+
+
+def _update(round: int, notes: Mapping[str, Any], tensors: Mapping[str, Any]) -> Update:
+    return Update(
+        round=round,
+        client=notes["client"],
+        delta=Adapter(tensors["delta"]),
+        extra=Adapter(tensors["extra"]),
+        weight=notes["weight"],
+        metrics=notes["metrics"],
     )
 
 

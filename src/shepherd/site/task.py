@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from shepherd.federation.wire import Request
+from shepherd.site.audit import Left
 from shepherd.site.faults import GivenUp
+
+NEWER = "it was given up, since a newer request came"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply as bytes, and what the audit log says of it."""
+
+    message: bytes
+    left: Left
 
 
 @dataclass(slots=True, eq=False)
@@ -21,12 +32,12 @@ class Task:
     cancelled: bool = False
     committed: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
-    future: Future[bytes] = field(default_factory=Future)
+    future: Future[Answer] = field(default_factory=Future)
 
     def require_wanted(self) -> None:
         """Raise GivenUp if nobody waits for the answer any more."""
         if self.cancelled:
-            raise GivenUp("it was given up, since a newer request came")
+            raise GivenUp(NEWER)
         if monotonic() > self.until:
             raise GivenUp(f"it gave no answer within {self.request.deadline:g} s")
 
@@ -36,10 +47,22 @@ class Task:
             self.require_wanted()
             self.committed = True
 
+    def cancel(self) -> None:
+        """Give it up. One that has not begun lets go of its adapter, since it may wait long for its turn."""
+        self.cancelled = True
+        if self.future.cancel():
+            self.request = replace(self.request, broadcast=None)
 
-def waited(task: Task, until: float) -> bytes:
+
+def waited(task: Task, until: float) -> Answer:
     """The answer, if it comes in time; or what went wrong."""
-    wait([task.future], timeout=max(0.0, until - monotonic()))
+    try:
+        return task.future.result(timeout=max(0.0, until - monotonic()))
+    except CancelledError:
+        raise GivenUp(NEWER) from None
+    except TimeoutError:
+        if task.future.done():  # the work's own, or it was done just now
+            return task.future.result()
     with task.lock:
         late = not task.future.done() and not task.committed
     if late:

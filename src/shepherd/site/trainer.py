@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,30 +23,32 @@ from datetime import datetime
 from pathlib import Path
 from time import monotonic
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shepherd import plugins, prepare
-from shepherd.core import Broadcast, Failure, Update
+from shepherd.core import Adapter, Broadcast, Failure, Update, seed_for
 from shepherd.errors import DataError, ShepherdError
 from shepherd.evaluate import loss
 from shepherd.federation import fields, local, wire
 from shepherd.federation.simulation import Simulation
-from shepherd.federation.wire import Joined, Request, Scores
+from shepherd.federation.wire import Joined, Reply, Request, Scores
 from shepherd.folder import mending
 from shepherd.model import score, tune
 from shepherd.model.base import Base
 from shepherd.prepare import Prepared
-from shepherd.settings import RunSettings
-from shepherd.site import arrival, audit, bases, faults, policy
+from shepherd.settings import RunSettings, TuningTable
+from shepherd.site import arrival, audit, bases, faults, numbers, policy
 from shepherd.site.audit import Left
 from shepherd.site.holding import Holding
 from shepherd.site.policy import Refusal
-from shepherd.site.settings import SiteSettings, own, read
-from shepherd.site.store import Kept, Store
-from shepherd.site.task import Task, waited
+from shepherd.site.settings import SiteSettings, own, read, scored
+from shepherd.site.store import Kept, Record, Store
+from shepherd.site.task import Answer, Task, waited
 
 LOG = "trainer.log"
+HOUR_S = 3600.0
+MOST_WAITING = 4
+"""Runs whose requests may wait for the one that is worked on: each holds an adapter."""
+MOST_REPEATS = 20
+"""Answers to one question: who needs more has another trouble than a lost connection."""
 
 log = logging.getLogger("shepherd.site.trainer")  # also where it is run as __main__
 
@@ -63,6 +66,9 @@ class Trainer:
         self._worker = ThreadPoolExecutor(1)  # one thread, and so one tuning at a time
         self._lock = threading.Lock()
         self._tasks: dict[str, Task] = {}  # of each run, the last one
+        self._joins: deque[float] = deque()  # when the last ones came
+        self._repeats: Counter[str] = Counter()  # of each question of the run asked last, its answers
+        self._repeated = ""
 
     def handle(self, message: bytes) -> bytes:
         """The reply to a request; never raises."""
@@ -73,10 +79,11 @@ class Trainer:
             log.error("a message was refused: %s", faults.logged(error))
             return self._failure(faults.told(error))
         try:
-            reply = self._reply(request, received, len(message))
-            self._record(audit.answered(request, _now(), _left(reply)))
-            log.info("%s answered in %.1f s: %d bytes", _named(request), monotonic() - received, len(reply))
-            return reply
+            answer = self._answer(request, received, len(message))
+            self._record(audit.answered(request, _now(), answer.left))
+            size = len(answer.message)
+            log.info("%s answered in %.1f s: %d bytes", _named(request), monotonic() - received, size)
+            return answer.message
         except arrival.Refused as error:
             return self._refused(request, error.refusal)
         except Exception as error:
@@ -86,20 +93,23 @@ class Trainer:
         """Give up what is being worked on."""
         with self._lock:
             for task in self._tasks.values():
-                task.cancelled = True
+                task.cancel()
 
     # what is decided at once ------------------------------------------------------------------------------
 
-    def _reply(self, request: Request, received: float, size: int) -> bytes:
+    def _answer(self, request: Request, received: float, size: int) -> Answer:
         arrival.require_version(request, self.name)
         arrival.require_clock(request, size)
         arrival.require_id(request, self.name)
         self._require_allowed(request)
-        kept = self._kept_reply(request)
+        if request.kind == "join":
+            self._require_few_joins()
+        kept = self._kept_answer(request)
         if kept is not None:
+            self._require_few_repeats(request)
             return kept
         if request.kind == "join" and (examples := self._examples_held(request)):
-            return wire.encode_reply(self._joined(examples))
+            return _left(self._joined(examples))
         task = self._submitted(request, received + request.deadline)
         return waited(task, received + request.deadline)
 
@@ -116,46 +126,86 @@ class Trainer:
                 examples=examples,
                 position=position,
                 scored=scored,
+                scoring=self.settings.scoring,
             )
         )
 
     def _require_allowed_now(self, request: Request) -> None:
         now = _now()
-        granted = self._granted(request, now)
+        this = (request.run, request.round, request.id)
+        granted = audit.granted(self.home / audit.FILE, audit.month_of(now), kind=request.kind, besides=this)
         arrival.require_none(
-            policy.refusal_now(
-                self.settings.policy, request, site=self.name, granted_this_month=granted, now=now
-            )
+            policy.refusal_now(self.settings.policy, request, site=self.name, granted=granted, now=now)
         )
 
-    def _granted(self, request: Request, now: datetime) -> int:
-        this = (request.run, request.round, request.id)
-        return audit.granted(self.home / audit.FILE, audit.month_of(now), kind=request.kind, besides=this)
+    def _require_few_joins(self) -> None:
+        most = self.settings.trainer.joins_per_hour
+        with self._lock:
+            now = monotonic()
+            while self._joins and self._joins[0] < now - HOUR_S:
+                self._joins.popleft()
+            if len(self._joins) >= most:
+                raise arrival.Refused(
+                    "joins_per_hour",
+                    f"{self.name} was asked to join {most} times within an hour; ask again later",
+                )
+            self._joins.append(now)
 
-    def _kept_reply(self, request: Request) -> bytes | None:
-        """The reply that this question got before.
+    def _require_few_repeats(self, request: Request) -> None:
+        with self._lock:
+            if self._repeated != request.run:
+                self._repeated, self._repeats = request.run, Counter()
+            self._repeats[request.id] += 1
+            if self._repeats[request.id] > MOST_REPEATS:
+                raise arrival.Refused(
+                    "replay",
+                    f"{self.name} has given this answer {MOST_REPEATS} times; go on with the next round",
+                )
+
+    def _kept_answer(self, request: Request) -> Answer | None:
+        """The answer that this question got before, as the policy of today lets it leave.
 
         Raises:
-            Refused: a round that was answered already, or one before it, is asked with another question.
+            Refused: a round that was answered already, or one before it, is asked with another question; or
+                the answer would not be given today.
         """
-        if request.kind != "train":
+        if request.kind == "join":
+            return None
+        record = self.store.record(request.run)
+        if request.kind == "score":
+            self._require_unscored(request, record)
             return None
         kept = self.store.answered(request.run, request.id)
-        last = self.store.last(request.run)
-        if kept is None and last is not None and request.round <= last.round:
+        if kept is None and request.round <= record.round:
+            again = "another question" if request.id != record.id else "one whose answer is kept no more"
             raise arrival.Refused(
                 "replay",
-                f"{self.name} answered round {last.round + 1} of this run and is asked for round"
-                f" {request.round + 1} with another question; where the server has lost rounds, use `shepherd"
+                f"{self.name} answered round {record.round + 1} of this run and is asked for round"
+                f" {request.round + 1} with {again}; where the server has lost rounds, use `shepherd"
                 " silos anew`",
             )
-        return kept
+        if kept is None:
+            return None
+        self._require_allowed(request, kept.examples, kept.start)
+        return _left(self._told(kept.update))
+
+    def _require_unscored(self, request: Request, record: Record) -> None:
+        """One question a round: two scores of adapters that differ little tell much."""
+        again = (record.scored, record.scored_id) == (request.round, request.id)
+        if not again and request.round <= max(record.scored, record.round):
+            raise arrival.Refused(
+                "replay",
+                f"{self.name} has scored this run after {max(record.scored, record.round)} rounds, or trained"
+                f" since, and is asked to score it after {request.round} with another question; go on without"
+                " its score",
+            )
 
     def _examples_held(self, request: Request) -> int:
         """How many examples there are, if base and data are loaded: then nobody's work is disturbed."""
         if self.holding.digest != request.base:
             return 0
-        prepared = self.holding.ready(self._own(request), request.base)
+        settings = self._own(request)
+        prepared = self.holding.ready(settings, request.base, self._longest(settings))
         return len(prepared.clients[self.name]) if prepared else 0
 
     def _submitted(self, request: Request, until: float) -> Task:
@@ -167,67 +217,100 @@ class Trainer:
             self._require_allowed_now(request)  # before anybody's work is given up for it
             if task is not None:
                 arrival.require_newer(request, task.request, self.name)
-                task.cancelled = True
+                task.cancel()
+            elif len(self._tasks) > MOST_WAITING:
+                raise arrival.Refused(
+                    "busy",
+                    f"{self.name} works for one run and {MOST_WAITING} others wait; ask again later",
+                )
             task = self._tasks[request.run] = Task(request, until)  # another run's waits for its turn
             task.future = self._worker.submit(self._work, task)
             return task
 
     # the work, in its own thread --------------------------------------------------------------------------
 
-    def _work(self, task: Task) -> bytes:
+    def _work(self, task: Task) -> Answer:
         try:
             task.require_wanted()
-            kept = self._kept_reply(task.request)
+            kept = self._kept_answer(task.request)
             return kept if kept is not None else self._worked(task)
         finally:
             with self._lock:
                 if self._tasks.get(task.request.run) is task:
                     del self._tasks[task.request.run]
 
-    def _worked(self, task: Task) -> bytes:
-        request = task.request
-        settings = self._own(request)
+    def _worked(self, task: Task) -> Answer:
+        request, settings = task.request, self._own(task.request)
+        if request.kind == "score":
+            return self._scored(task, settings)
         prepared = self.holding.data(settings, request.base)
-        before = self.store.before(request.run, request.round)
         examples = len(prepared.clients[self.name])
-        places = _scored(settings, prepared) if request.kind == "score" else None
-        scored = None if places is None else len(places)
-        self._require_allowed(request, examples, before.position if before else 0, scored)
+        before = self.store.before(request.run, request.round)
+        start = before.position if before else self.store.record(request.run).position
+        self._require_allowed(request, examples, start)
         self._require_allowed_now(request)  # it may have waited
-        self._record(audit.granted_to(request, _now()))
+        least = self.settings.policy.min_batch
+        visit = policy.length(settings, examples, start, least) if request.broadcast else None
+        self._record(audit.granted_to(request, _now(), visit=visit))
         task.require_wanted()
-        base = self.holding.base(settings, request.base)
+        base = self.holding.base(settings, request.base, self._longest(settings))
         prepare.require_readable(prepared, base)
         task.require_wanted()
         if request.broadcast is None:
-            return wire.encode_reply(self._joined(examples))
+            return _left(self._joined(examples))
         arrival.require_fit(request, request.broadcast, base)
-        if places is not None:
-            return wire.encode_reply(self._scores(settings, prepared, places, base, request.broadcast))
-        return self._trained(task, settings, prepared, base, before)
+        return self._trained(task, settings, prepared, base, before, start)
 
     def _own(self, request: Request) -> RunSettings:
         return own(self.settings, request.settings, bases.find(self.settings.bases, request.base))
+
+    def _longest(self, settings: RunSettings) -> int:
+        """Tokens of the longest example that the base is loaded for."""
+        scores = self.settings.scoring.max_tokens if "heldout" in self.settings.policy.metrics else 0
+        return max(settings.data.max_tokens, scores)
+
+    def _tuning(self, settings: RunSettings, base: Base) -> TuningTable:
+        """With passes no larger than the owner has them."""
+        most = self.settings.trainer.micro_batch_tokens
+        wanted = tune.micro_batch_tokens(settings.tuning, base)
+        return settings.tuning.model_copy(update={"micro_batch_tokens": min(wanted, most)})
+
+    def _order(self, request: Request) -> int:
+        """The seed of the order of the examples: of every run its own, and nobody's to know."""
+        if self.settings.trainer.order_seed is not None:
+            return self.settings.trainer.order_seed
+        return seed_for(self.store.secret(), "order", request.run)
 
     def _joined(self, examples: int) -> Joined:
         fewest = self.settings.policy.min_cohort
         return Joined(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
 
     def _trained(
-        self, task: Task, settings: RunSettings, prepared: Prepared, base: Base, before: Kept | None
-    ) -> bytes:
+        self,
+        task: Task,
+        settings: RunSettings,
+        prepared: Prepared,
+        base: Base,
+        before: Kept | None,
+        start: int,
+    ) -> Answer:
         request, name = task.request, self.name
         assert request.broadcast is not None
+        if before is None and start:
+            log.warning("%s what it remembered is gone, and it goes on without", _named(request))
         simulation = Simulation(
             base=base,
             datasets={name: prepared.clients[name]},
             algorithm=plugins.algorithm(settings.algorithm),
             transform=plugins.transform(settings.transforms),
-            tuning=settings.tuning,
+            tuning=self._tuning(settings, base),
             federation=settings.federation,
             seed=settings.seed,
+            order_seed=self._order(request),
+            min_batch=self.settings.policy.min_batch,
+            cap_nats=numbers.CAP_NATS,
             cohort_size=1,
-            positions={name: before.position} if before else {},
+            positions={name: start},
             memories={name: before.memory} if before else {},
             watch=lambda progress: task.require_wanted(),
         )
@@ -235,39 +318,85 @@ class Trainer:
         simulation.commit()
         if isinstance(answer, Failure):
             raise DataError(answer.reason)
-        reply = wire.encode_reply(
-            replace(answer, metrics=policy.leaving(self.settings.policy, answer.metrics))
+        arrival.require_finite(answer)
+        examples, position = len(prepared.clients[name]), simulation.positions[name]
+        metrics = numbers.of_a_visit(
+            answer.metrics,
+            comparable=self._is_comparable(settings, examples, start, position),
+            known=_is_known(request.broadcast, before),
         )
         task.commit()
         kept = Kept(
             round=request.round,
             id=request.id,
-            reply=reply,
-            position=simulation.positions[name],
+            update=replace(answer, metrics=metrics),
+            start=start,
+            position=position,
+            examples=examples,
             memory=simulation.memories[name],
+            adapter=request.broadcast.adapter,
         )
         self.store.save(request.run, kept)
-        return reply
+        return _left(self._told(kept.update))
 
-    def _scores(
-        self,
-        settings: RunSettings,
-        prepared: Prepared,
-        places: NDArray[np.int64],
-        base: Base,
-        broadcast: Broadcast,
-    ) -> Scores:
-        categories = prepare.categories(prepared)
-        data = prepared.heldout.take(places)
-        micro_batch = tune.micro_batch_tokens(settings.tuning, base)
-        sums = score.losses(base, [broadcast.adapter], data, micro_batch=micro_batch)[0]
-        counts = tune.predictions(data)
-        names = np.array([fields.sentence(categories[i])[: fields.MOST_NAME] for i in places])
-        by_name = {
-            str(name): (float(sums[names == name].sum()), int(counts[names == name].sum()))
-            for name in np.unique(names)
+    def _told(self, update: Update) -> Update:
+        return replace(update, metrics=numbers.leaving(self.settings.policy, update.metrics))
+
+    def _is_comparable(self, settings: RunSettings, examples: int, start: int, end: int) -> bool:
+        """Whether the visit's numbers can stand beside every other number that leaves."""
+        least = self.settings.policy.min_examples
+        return numbers.is_rendered_as_scored(settings.data, self.settings.scoring) and all(
+            numbers.cuts_fairly(examples, position, least) for position in (start, end)
+        )
+
+    def _scored(self, task: Task, settings: RunSettings) -> Answer:
+        request, scoring = task.request, self.settings.scoring
+        assert request.broadcast is not None
+        held = self.holding.heldout(scored(self.settings, settings), request.base)
+        categories = prepare.categories(held)
+        places = loss.spread(categories, scoring.examples)
+        names = [fields.sentence(categories[i])[: fields.MOST_NAME] for i in places]
+        least = self.settings.policy.min_examples
+        behind = numbers.behind(names, least)
+        self._require_allowed(request, scored=sum(behind.values()))
+        self._require_allowed_now(request)  # it may have waited
+        self._record(audit.granted_to(request, _now(), scoring=scoring, behind=behind))
+        task.require_wanted()
+        base = self.holding.base(settings, request.base, self._longest(settings))
+        prepare.require_readable(held, base)
+        arrival.require_fit(request, request.broadcast, base)
+        adapter = self._scorable(request, request.broadcast)
+        data = held.heldout.take(places)
+        micro_batch = self._tuning(settings, base).micro_batch_tokens
+        assert isinstance(micro_batch, int)
+        sums = score.losses(base, [adapter], data, micro_batch=micro_batch, cap_nats=numbers.CAP_NATS)[0]
+        found = numbers.scores(sums, tune.predictions(data), names, least)
+        task.commit()
+        self.store.note_score(request.run, request.round, request.id)
+        by_name = {name: (each.mean * each.tokens, each.tokens) for name, each in found.items()}
+        reply = Scores(client=self.name, round=request.round, categories=by_name)
+        told = {
+            name: {"mean": each.mean, "tokens": each.tokens, "examples": each.examples}
+            for name, each in found.items()
         }
-        return Scores(client=self.name, round=broadcast.round, categories=by_name)
+        return _left(reply, told)
+
+    def _scorable(self, request: Request, broadcast: Broadcast) -> Adapter:
+        """The adapter to score: near one that this site trained, or one that changes nothing.
+
+        Raises:
+            Refused: it is another one.
+        """
+        if numbers.is_blank(broadcast.adapter):
+            # of A nothing is wanted then, and large numbers in it could still overflow
+            return broadcast.adapter.times(0.0)
+        if not _is_known(broadcast, self.store.before(request.run, request.round)):
+            raise arrival.Refused(
+                "scoring",
+                f"{self.name} scores an adapter that changes nothing yet, or one that is near the last one"
+                " that it trained in this run, and this is neither; go on without its score",
+            )
+        return broadcast.adapter
 
     # what is said -----------------------------------------------------------------------------------------
 
@@ -295,9 +424,13 @@ class Trainer:
             log.error("%s", error)
 
 
-def _scored(settings: RunSettings, prepared: Prepared) -> NDArray[np.int64]:
-    """Which of the held-out examples a score is over."""
-    return loss.spread(prepare.categories(prepared), settings.evaluation.examples)
+def _is_known(broadcast: Broadcast, trained: Kept | None) -> bool:
+    """Whether an adapter changes nothing, or can have come of the one that was trained before."""
+    if numbers.is_blank(broadcast.adapter):
+        return True
+    return trained is not None and numbers.is_near(
+        broadcast.adapter, broadcast.round, trained.adapter, trained.round, trained.update.delta.norm()
+    )
 
 
 def _now() -> datetime:
@@ -308,16 +441,16 @@ def _named(request: Request) -> str:
     return f"run {request.run}, round {request.round + 1}, {request.kind}:"
 
 
-def _left(reply: bytes) -> Left:
-    """What a reply lets out, for the audit log."""
-    match wire.decode_reply(reply):
+def _left(reply: Reply, scores: dict[str, dict[str, float]] | None = None) -> Answer:
+    """A reply as it leaves, with what it lets out."""
+    message = wire.encode_reply(reply)
+    match reply:
         case Update() as update:
             tensors = len(update.delta) + len(update.extra)
-            return Left(bytes=len(reply), tensors=tensors, metrics=tuple(sorted(update.metrics)))
-        case Scores():
-            return Left(bytes=len(reply), metrics=("heldout",))
+            metrics = dict(sorted(update.metrics.items()))
+            return Answer(message, Left(bytes=len(message), tensors=tensors, metrics=metrics))
         case _:
-            return Left(bytes=len(reply))
+            return Answer(message, Left(bytes=len(message), scores=scores or {}))
 
 
 # the process -----------------------------------------------------------------------------------------------
@@ -334,7 +467,9 @@ def main(words: Sequence[str] | None = None) -> int:
         trainer = Trainer(read(given.site), given.name, given.home)
         _log_to(given.home / LOG)
         log.info("%s is read at the start alone; restart the site after a change to it", given.site)
-        local.serve(local.place(given.home), trainer.handle, lambda: log.info("ready"), stopped)
+        most = bases.largest_message(trainer.settings.bases, trainer.settings.policy.max_rank)
+        place = local.place(given.home)
+        local.serve(place, trainer.handle, lambda: log.info("ready"), stopped, most)
     except ShepherdError as error:
         print(error, file=sys.stderr)
         return 2
