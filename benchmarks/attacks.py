@@ -171,7 +171,9 @@ def heldout_text(home: Path) -> int:
         sums = []
         for many in APART:
             number += 1
-            settings = run_file(data={"max_tokens": length}, evaluation={"examples": many})
+            settings = run_file(
+                data={"max_tokens": length}, evaluation={"examples": many}, tuning={"batch_size": 16}
+            )
             reply = victim.asked(settings, "score", adapter, f"{number:016x}")
             if isinstance(reply, Failure):
                 return 0
