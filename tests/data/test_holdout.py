@@ -216,6 +216,15 @@ def test_no_client_loses_its_last_example() -> None:
         assert len(found.heldout) == 3
 
 
+def test_nothing_is_taken_apart_for_want_of_clients_that_can_spare_it() -> None:
+    """Fifty clients whose one example another client has too: less is held out, and nothing leaks."""
+    examples = [single(n, client="big") for n in range(60)]
+    examples += [single(n, client=f"c{n}") for n in range(50)]
+    found = hold_out(examples, 0.3, 0)
+    assert sorted(found.heldout.tolist()) == list(range(50, 60))
+    assert (found.shared, leaks(examples, found)) == (0, 0)
+
+
 def test_a_hundred_thousand_examples_take_seconds() -> None:
     rng = np.random.default_rng(0)
     text = " ".join(["word"] * 60)

@@ -67,16 +67,20 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
         left=wanted,
     )
     held: set[int] = set()
+    rest = kept
     for tied in (every_tie, first_question, whole_question, no_tie):
-        if 2 * len(held) >= wanted:
+        groups = joined({index: tied(found[index]) for index in rest})
+        held |= _taken([groups[place] for place in rng.permutation(len(groups))], examples, room, len(kept))
+        # a group that would have fitted is one that a client cannot spare, and stays whole
+        large = (group for group in groups if len(group) > room.left and held.isdisjoint(group))
+        rest = [index for group in large for index in group]
+        if 2 * len(held) >= wanted or not rest:
             break
-        rest = joined({index: tied(found[index]) for index in kept if index not in held})
-        held |= _taken([rest[place] for place in rng.permutation(len(rest))], examples, room, len(kept))
     train = [index for index in kept if index not in held]
-    groups = joined({index: every_tie(found[index]) for index in sorted(held)})
+    scored = joined({index: every_tie(found[index]) for index in sorted(held)})
     return HoldOut(
         train=_indices(train),
-        heldout=np.array(_scoring_order(groups, examples, seed), dtype=np.int64),
+        heldout=np.array(_scoring_order(scored, examples, seed), dtype=np.int64),
         duplicates=len(examples) - len(kept),
         copies=_copies([found[index] for index in kept]),
         shared=ties_shared([found[index] for index in held], [found[index] for index in train]),
