@@ -144,11 +144,12 @@ def test_two_adapters_are_judged_from_one_base(copied, serve, tmp_path) -> None:
 
 def test_what_was_paid_for_stays_when_the_judge_talks_nonsense(copied, serve) -> None:
     server = serve(lambda prompt: "I like both.")
+    table = JudgeTable(model="judge-1", base_url=server.url, limit=3)  # fewer requests than end it early
     with pytest.raises(JudgeError):
-        judged(copied, JudgeTable(model="judge-1", base_url=server.url), lambda text: None)
+        judged(copied, table, lambda text: None)
     calls = server.calls
     with pytest.raises(JudgeError):
-        judged(copied, JudgeTable(model="judge-1", base_url=server.url), lambda text: None)
+        judged(copied, table, lambda text: None)
     assert server.calls == calls
 
 
