@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
@@ -281,6 +281,10 @@ def _released(
     return int(last is not None and checkpoint.load(last).state.round > 0)
 
 
+_ASKED: dict[str, Any] = {"min_cohort": 2} if "min_cohort" in {f.name for f in fields(ClientInfo)} else {}
+"""What a site says of itself by the default policy; nothing in former versions."""
+
+
 class Members:
     """Clients that answer as they like: name -> (weight, every number of the change)."""
 
@@ -288,7 +292,7 @@ class Members:
         self.answers = answers
 
     def clients(self) -> list[ClientInfo]:
-        return [ClientInfo(name=name, examples=100) for name in self.answers]
+        return [ClientInfo(name=name, examples=100, **_ASKED) for name in self.answers]
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update]:
         for name in cohort:
