@@ -48,9 +48,7 @@ def test_counts_are_bounded_by_the_visit() -> None:
 def by_search(weights: list[float], share: float) -> float:
     """The cap by bisection: the largest c with c <= share * sum(min(w, c))."""
     share = max(share, 1 / len(weights))
-    low, high = 0.0, 2 * max(weights)
-    if max(weights) <= share * math.fsum(weights) * (1 + 1e-9):
-        return math.inf
+    low, high = 0.0, 2 * math.fsum(weights)
     for _ in range(200):
         middle = (low + high) / 2
         fits = middle <= share * math.fsum(min(w, middle) for w in weights) * (1 + 1e-12)
@@ -88,7 +86,7 @@ def test_what_was_known_to_pass_is_not_capped_later(weights: list[float], share:
 
 
 def test_a_share_of_one_is_no_cap_and_two_clients_are_half_each() -> None:
-    assert added([1.0, 1e12], 1.0).last_cap() == math.inf
+    assert added([1.0, 1e12], 1.0).last_cap() >= 1e12
     assert added([1.0, 1e12], 0.5).last_cap() == 1.0
-    assert added([3.0], 0.5).last_cap() == math.inf
-    assert added([1.0] * 10, 0.1).last_cap() == math.inf
+    assert added([3.0], 0.5).last_cap() == 3.0
+    assert added([1.0] * 10, 0.1).last_cap() == pytest.approx(1.0)

@@ -290,7 +290,7 @@ class _Inbox:
         self._close(quorum)
         cap = self.shares.last_cap()
         self.capped = [update.client for update in held if update.weight > cap * (1 + ROUNDING)]
-        held = [replace(update, weight=min(update.weight, cap)) for update in held]
+        held = [replace(each, weight=cap) if each.client in self.capped else each for each in held]
         yield from self._counted(held, math.inf)
 
     def report(self, seconds: float) -> RoundReport:
