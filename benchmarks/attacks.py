@@ -264,7 +264,7 @@ def _released(
 ) -> int:
     """1 where the server holds a checkpoint of a round after the one that was brought."""
     start = lora.fresh(base.sites, 1, 0)
-    notes = {"positions": {}, "row": None, "base": base.fingerprint}
+    notes: dict[str, Any] = {"positions": {}, "row": None, "base": base.fingerprint}
     given = checkpoint.save(
         home / "given", Checkpoint(state=ServerState(round=0, adapter=start), notes=notes), keep=1
     )
