@@ -782,7 +782,7 @@ def test_a_round_that_fails_leaves_no_trace_in_the_same_process(table, whole, mo
     assert logged == [runs.without_times(row) for row in folder.read_rows(whole[0])]
 
 
-def _refusing(update: object, expected: object) -> None:
+def _refusing(*given: object) -> None:
     raise UpdateRefused("not today; ask again")
 
 

@@ -106,12 +106,8 @@ class Shares:
         return self._cap(self.share)
 
     def last_cap(self) -> float:
-        """The cap once all updates are in, infinite where it caps nobody.
-
-        Of fewer than 1 / share updates, each may count for as much as another.
-        """
-        cap = self._cap(max(self.share, 1 / max(1, self.count)))
-        return cap if self._largest and self._largest[-1] > cap * (1 + ROUNDING) else math.inf
+        """The cap once all updates are in: of fewer than 1 / share, each may count for as much as another."""
+        return self._cap(max(self.share, 1 / max(1, self.count)))
 
     def _cap(self, share: float) -> float:
         descending = self._largest[::-1]
