@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shepherd import folder, prepare
+from shepherd import folder, prepare, report
 from shepherd.algorithms import fedavg
 from shepherd.asking import adapter_of
 from shepherd.compare import comparing, training
@@ -391,3 +395,43 @@ def test_a_client_may_be_called_anything(llama_folder, tmp_path) -> None:
     assert inside == {
         "local-St. Mary%2FEast", "local-..%2Fnorth", "centralised", "centralised-steps", "scores",
     }  # fmt: skip
+
+
+def test_nobody_else_can_read_a_comparison(llama_folder, source, tmp_path) -> None:
+    before = os.umask(0o022)
+    try:
+        settings = table(llama_folder, source, tmp_path / "run")
+        compare(settings, Asked(locals=("client-1",), variants=("ffa: algorithm.name=ffa_lora",)))
+        report.write(tmp_path / "run")
+    finally:
+        os.umask(before)
+    made = [tmp_path / "run", *(tmp_path / "run").rglob("*")]
+    assert len(made) > 40
+    assert [str(path) for path in made if path.stat().st_mode & 0o077] == []
+
+
+def test_two_comparisons_of_one_folder_exclude_each_other(copied, monkeypatch) -> None:
+    """The second comes while the first trains an arm; it is told so, and changes nothing."""
+    shutil.rmtree(Path(copied.output) / "compare" / "seed-0" / "centralised")
+    script = (
+        "import json, sys\nfrom shepherd.compare.comparing import compare\n"
+        "from shepherd.compare.arms import Asked\nfrom shepherd.settings import parse\n"
+        "compare(parse(json.loads(sys.argv[1])), Asked(locals=(), seeds=1))"
+    )
+    words = [sys.executable, "-c", script, json.dumps(copied.model_dump(mode="json", exclude_none=True))]
+    said: list[str] = []
+    honest = tune.tune
+
+    def meanwhile(*given: Any, **options: Any) -> Any:
+        if not said:
+            said.append(subprocess.run(words, capture_output=True, text=True, timeout=120).stderr)
+        return honest(*given, **options)
+
+    monkeypatch.setattr(tune, "tune", meanwhile)
+    found = compare(copied, ASKED)
+    assert "FolderError" in said[0]
+    assert "another process is running in" in said[0]
+    assert found["finished"]
+    held = pytest.raises(FolderError, match="this process holds the run")
+    with closing(folder.reopen(copied.output)), held:  # it was given back
+        compare(copied, ASKED)
