@@ -73,7 +73,7 @@ def test_a_path_that_a_run_file_could_not_hold_is_refused_before_anything(
         files.parts(str(odd / "rows.jsonl"), None, "train")
 
 
-@pytest.mark.parametrize("command", [("data", "check"), ("data", "split"), ("run",)])
+@pytest.mark.parametrize("command", [("data", "check"), ("data", "split")])
 def test_the_commands_say_it_in_one_sentence(folder: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[model]\nbase = "tiny"\n[data]\nsource = "clients"\n[split]\nby = "ready-made"\n')

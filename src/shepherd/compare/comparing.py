@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from shepherd import folder, plugins, prepare
+from shepherd import folder, plugins, prepare, private
 from shepherd.compare import table
 from shepherd.compare.adapters import arm_adapter, digest
 from shepherd.compare.arms import BASE, FEDERATED, Arm, Asked, arms, variant
@@ -22,6 +22,7 @@ from shepherd.compare.folders import (
     keep_plan,
     read_json,
     scores_file,
+    seed_folder,
     write_json,
 )
 from shepherd.compare.scoring import questions, score_arms
@@ -87,6 +88,7 @@ def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, b
     keep_plan(run, asked.match, chosen)
     _begun(run, settings, asked, chosen)
     for number in range(asked.seeds):
+        private.make(seed_folder(run, number))
         for arm in chosen:
             if arm.kind == "variant" or (arm.kind == FEDERATED and number):
                 train_run(_settings_of(settings, run, arm, number), train, prepared, consent)

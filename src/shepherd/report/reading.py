@@ -14,9 +14,7 @@ from shepherd.folder import LOCK, mending
 
 Row = dict[str, Any]
 _MOST = 1e300  # the difference of two such numbers is still a number
-_TURNING = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-"""Marks that turn the direction of a text around."""
-_NO_CONTROLS = {code: "�" for code in (*range(32), *range(0x7F, 0xA0), *_TURNING) if chr(code) not in "\t\n"}
+_NO_CONTROLS = {code: "�" for code in (*range(32), 127) if chr(code) not in "\t\n"}
 
 
 def read_object(path: Path, mend: str) -> Row:
