@@ -197,6 +197,7 @@ def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
             model.base, revision=model.revision, trust_remote_code=trusted
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
             f"base {model.base} has no readable tokenizer ({_first_line(error)}); add tokenizer.json"
@@ -282,6 +283,7 @@ def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype, con
             **options,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
             f"base {model.base} cannot be loaded ({_first_line(error)}); give a folder with config.json and"

@@ -32,6 +32,15 @@ def allowed(model: ModelTable, consent: Consent) -> bool:
     return model.trust_remote_code
 
 
+def require_known(model: ModelTable, error: Exception) -> None:
+    """Raise BaseError with the way to allow it, where a base was not loaded for want of code of its own."""
+    if "trust_remote_code" in str(error) and not model.trust_remote_code:
+        raise BaseError(
+            f"base {model.base} needs {whose(model)}, which did not run: read it, then set"
+            " model.trust_remote_code = true and give --trust-remote-code"
+        ) from error
+
+
 def whose(model: ModelTable) -> str:
     """The code in words, as far as it is on this disk: `the code of folder /bases/x (modeling_x.py)`."""
     folder = Path(model.base)
