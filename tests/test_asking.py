@@ -160,7 +160,7 @@ def test_what_cannot_be_asked_is_one_sentence(answerer, prompts, options, error,
     ],
 )
 def test_options_are_checked_before_the_base_is_loaded(asked, monkeypatch, options, error, sentence) -> None:
-    monkeypatch.setattr(asking, "load_base", lambda settings: pytest.fail("the base is loaded"))
+    monkeypatch.setattr(asking, "load_base", lambda *given: pytest.fail("the base is loaded"))
     with pytest.raises(error, match=sentence):
         generate(asked, "w5", **options)
     words = [

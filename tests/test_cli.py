@@ -73,9 +73,9 @@ def shepherd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
 
     def invoke(*words: str, at: Callable[[int], None] = lambda number: None) -> Result:
         fake = types.ModuleType("shepherd.run")
-        fake.open_run = lambda settings: FakeRun(settings, at)  # type: ignore[attr-defined]
+        fake.open_run = lambda settings, consent: FakeRun(settings, at)  # type: ignore[attr-defined]
         asking = types.ModuleType("shepherd.asking")
-        asking.load_run = lambda folder: FakeAnswerer()  # type: ignore[attr-defined]
+        asking.load_run = lambda folder, consent: FakeAnswerer()  # type: ignore[attr-defined]
         asking.require_options = lambda folder, **options: None  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "shepherd.run", fake)
         monkeypatch.setitem(sys.modules, "shepherd.asking", asking)
@@ -273,7 +273,7 @@ STAND_IN = (  # a job in the background would ignore Ctrl-C
 def test_a_true_signal_ends_with_a_sentence(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     (tmp_path / "run.toml").write_text(RUN_FILE)
     script = STAND_IN + (
-        "def wait(*_): print('ready', flush=True); time.sleep(30)\n"
+        "def wait(*_, **__): print('ready', flush=True); time.sleep(30)\n"
         "fake.open_run = wait\n"
         "main(['run', 'run.toml'])"
     )
@@ -298,7 +298,7 @@ def test_a_reader_that_goes_away_does_not_end_a_run(tmp_path: Path) -> None:
         "from tests.test_cli import FakeRun\n"
         + STAND_IN
         + (
-            "fake.open_run = lambda settings: FakeRun(settings, lambda number: time.sleep(0.2))\n"
+            "fake.open_run = lambda settings, consent: FakeRun(settings, lambda number: time.sleep(0.2))\n"
             "main(['run', 'run.toml'])"
         )
     )

@@ -3,9 +3,12 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shepherd import folder
+from shepherd import folder, private
 from shepherd.errors import FolderError
 from shepherd.settings import dump, parse
 
@@ -231,3 +234,91 @@ def test_changed_versions_names_what_differs(tmp_path: Path) -> None:
     recorded = folder.versions()
     (tmp_path / "versions.json").write_text(json.dumps({**recorded, "numpy": "1.0"}))
     assert folder.changed_versions(tmp_path) == {"numpy": ("1.0", np.__version__)}
+
+
+def open_to_others(path: Path) -> list[str]:
+    """What in a folder, itself first, other users of the machine could read, list or change."""
+    return [str(each) for each in (path, *path.rglob("*")) if each.stat().st_mode & 0o077]
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def test_a_run_folder_is_its_owners_alone(usual_umask: None, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "one"
+    folder.require_free(path)
+    made = folder.create(path, SETTINGS, "{}")
+    made.append(row(0))
+    made.append(row(1))
+    made.reconcile(0)
+    made.close()
+    folder.reopen(path).close()
+    assert open_to_others(path) == []
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755  # what is above it is as usual
+
+
+def test_an_empty_folder_that_was_there_is_taken_from_others(usual_umask: None, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir(0o755)
+    folder.create(path, SETTINGS).close()
+    assert open_to_others(path) == []
+
+
+def test_an_old_folder_stays_as_it_is_and_its_owner_is_told(
+    usual_umask: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "run"
+    folder.create(path, SETTINGS).close()
+    assert caplog.messages == []
+    path.chmod(0o755)
+    folder.reopen(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    assert f"chmod -R go= {path}" in caplog.text
+
+
+def test_folders_within_are_made_for_their_owner_alone(usual_umask: None, tmp_path: Path) -> None:
+    private.make(tmp_path / "a" / "b" / "c")
+    private.make(tmp_path / "a" / "b" / "c")
+    assert open_to_others(tmp_path / "a") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        private.make(tmp_path / "file")
+
+
+def test_two_writers_of_one_file_never_meet(tmp_path: Path) -> None:
+    """Each sees its own file whole, and what is left is one of them."""
+    texts = [str(n) * 100_000 for n in range(4)]
+    faults: list[Exception] = []
+
+    def write(text: str) -> None:
+        try:
+            for _ in range(20):
+                folder.write_atomic(tmp_path / "comparison.json", text)
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    assert (tmp_path / "comparison.json").read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["comparison.json"]
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    for leftover in (".run.toml-abc.tmp", ".versions.json-x.tmp", "run.toml.tmp"):
+        (path / leftover).write_text("half")
+    folder.create(path, SETTINGS).close()
+    (path / ".rounds.jsonl-y.tmp").write_text("half")
+    folder.reopen(path).close()
+    assert not list(path.glob("*.tmp"))
+    assert not list(path.glob(".*.tmp"))

@@ -53,7 +53,7 @@ def test_no_transform_is_an_empty_chain():
 
 def test_a_dotted_name_is_a_module_outside(package):
     (package / "later.py").write_text(OUTSIDE)
-    later = plugins.algorithm(PartTable(name="their_package.later", start=3))
+    later = plugins.algorithm(PartTable(name="their_package.later", start=3), ["their_package.later"])
     assert [later.trainable("w", round) for round in (2, 3)] == [False, True]
 
 
@@ -78,7 +78,7 @@ def test_a_dotted_name_is_a_module_outside(package):
 )
 def test_what_cannot_be_built_says_why(table, message):
     with pytest.raises(SettingsError, match=message):
-        plugins.algorithm(table)
+        plugins.algorithm(table, [table.name])
 
 
 def test_an_algorithm_is_no_transform():
@@ -89,11 +89,30 @@ def test_an_algorithm_is_no_transform():
 def test_a_module_with_an_import_that_fails_says_which(package):
     (package / "broken.py").write_text("import a_library_nobody_has")
     with pytest.raises(SettingsError, match=r"their_package\.broken.*a_library_nobody_has"):
-        plugins.algorithm(PartTable(name="their_package.broken"))
+        plugins.algorithm(PartTable(name="their_package.broken"), {"their_package.broken"})
 
 
-@pytest.mark.parametrize(("text", "fault"), [("def x(:", "SyntaxError"), ("1 / 0", "ZeroDivisionError")])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [("def x(:", "SyntaxError"), ("1 / 0", "ZeroDivisionError"), ("raise SystemExit(0)", "SystemExit")],
+)
 def test_a_module_that_fails_while_it_is_imported_is_named(package, text, fault):
     (package / "broken.py").write_text(text)
     with pytest.raises(PluginError, match=rf"'their_package\.broken' cannot be imported \({fault}"):
-        plugins.algorithm(PartTable(name="their_package.broken"))
+        plugins.algorithm(PartTable(name="their_package.broken"), {"their_package.broken"})
+
+
+@pytest.mark.parametrize("allowed", [(), ("their_package",), ("their_package.later.x",), ("later",)])
+def test_a_module_outside_is_imported_by_its_whole_name_alone(package, allowed):
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    (package / "later.py").write_text(OUTSIDE)
+    for ask in (
+        lambda: plugins.algorithm(PartTable(name="their_package.later"), allowed),
+        lambda: plugins.transform([PartTable(name="clip"), PartTable(name="their_package.later")], allowed),
+    ):
+        with pytest.raises(PluginError, match=r"--allow-plugin their_package\.later"):
+            ask()
+
+
+def test_a_name_inside_needs_nobodys_word(package):
+    assert plugins.algorithm(PartTable(name="fedprox", mu=1.0), allowed=()).correct is not None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shepherd.asking import Answerer, generate, load_run
+    from shepherd.consent import Consent
     from shepherd.core import (
         Adapter,
         Algorithm,
@@ -39,6 +40,7 @@ __all__ = [
     "Answerer",
     "Broadcast",
     "ClientInfo",
+    "Consent",
     "Failure",
     "Federation",
     "Run",
@@ -61,6 +63,7 @@ __all__ = [
 
 _HOME = {
     "asking": ("Answerer", "generate", "load_run"),
+    "consent": ("Consent",),
     "errors": ("ShepherdError",),
     "inspection": ("inspect_data",),
     "run": ("Run", "open_run", "resume"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from shepherd import checkpoint, folder
+from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.data.prompts import Prompt, prompt_of, with_context
 from shepherd.data.template import Template, prompt, stop_ids
@@ -193,15 +194,18 @@ def require_options(
         _kept(Path(path), round)
 
 
-def load_run(path: str | Path) -> Answerer:
+def load_run(path: str | Path, consent: Consent = NOTHING) -> Answerer:
     """Load the base of the run in `path` once, to ask it again and again.
+
+    Args:
+        consent: whether code that comes with the base may run, where the run file in the folder asks for it.
 
     Raises:
         FolderError: there is no run.
-        BaseError: the base cannot be loaded.
+        BaseError: the base cannot be loaded, or asks to run code that nobody agreed to.
     """
     settings = folder.read_settings(path)
-    return Answerer(Path(path), settings, load_base(settings))
+    return Answerer(Path(path), settings, load_base(settings, consent))
 
 
 @overload
@@ -213,7 +217,11 @@ def generate(path: str | Path, prompts: Sequence[Asked], context: str = "", **op
 
 
 def generate(
-    path: str | Path, prompts: str | Sequence[Asked], context: str = "", **options: Any
+    path: str | Path,
+    prompts: str | Sequence[Asked],
+    context: str = "",
+    consent: Consent = NOTHING,
+    **options: Any,
 ) -> str | list[str]:
     """Answer one instruction, or each of many, with the adapter of the run in `path`.
 
@@ -222,6 +230,7 @@ def generate(
     Args:
         prompts: a text, or a sequence of texts and of rows as the run's data have them.
         context: what the one text is about.
+        consent: as for `load_run`.
         options: `base`, `round`, `n`, `max_new_tokens`, `temperature`, `top_p`, `seed`; see
             `Answerer.answers`.
 
@@ -237,7 +246,7 @@ def generate(
     for number, each in enumerate([prompts] if isinstance(prompts, str) else prompts, 1):
         prompt_of(each, table, "the prompt" if isinstance(prompts, str) else f"prompt {number}")
     require_options(path, **options)
-    return load_run(path).generate(prompts, context, **options)
+    return load_run(path, consent).generate(prompts, context, **options)
 
 
 def adapter_of(path: Path, base: Base, round: int | None = None) -> Adapter:

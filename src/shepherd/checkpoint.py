@@ -28,6 +28,7 @@ import numpy as np
 from safetensors.numpy import load as tensors_from
 from safetensors.numpy import save as bytes_of
 
+from shepherd import private
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import CheckpointError, FolderError
 
@@ -177,7 +178,7 @@ def _or_say(what: str) -> Iterator[None]:
 def _write(place: Path, contents: Mapping[str, bytes]) -> None:
     if place.exists():
         raise FolderError(f"checkpoint {place} is there already; resume from it or delete it")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    private.make(place.parent)
     for left in place.parent.glob(f"{UNFINISHED}*"):
         shutil.rmtree(left)
     unfinished = _unfinished(place)
@@ -191,9 +192,9 @@ def _write(place: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _fill(unfinished: Path, contents: Mapping[str, bytes]) -> None:
-    unfinished.mkdir()
+    unfinished.mkdir(mode=private.FOLDER)
     for name, data in contents.items():
-        with open(unfinished / name, "wb") as file:
+        with open(unfinished / name, "wb", opener=private.owner_only) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

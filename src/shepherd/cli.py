@@ -6,6 +6,7 @@ An error that a person can fix is one line on stderr and exit code 2; Ctrl-C is 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import signal
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
-from shepherd.cli_silos import require_flare, silos
+from shepherd.cli_silos import agreed, echo, plugin, require_flare, silos, tracker, trust, wished
 from shepherd.errors import FolderError, ShepherdError, TemplateError
 from shepherd.model import malloc
 from shepherd.progress import many
+from shepherd.visible import shown
 
 if TYPE_CHECKING:
     from shepherd.prepare import Division
@@ -69,13 +71,17 @@ class Commands(click.Group):
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    click.echo(f"shepherd: {message}", err=True)
+    click.echo(f"shepherd: {shown(message)}", err=True)
     raise click.exceptions.Exit(code)
 
 
 run_file = click.argument("run_file", type=click.Path(path_type=Path), metavar="RUN.toml")
 overrides = click.argument("overrides", nargs=-1, metavar="[key=value ...]")
 run_folder = click.argument("folder", type=click.Path(path_type=Path), metavar="RUN_FOLDER")
+base_url = click.option("--base-url", metavar="URL", help="The judge's address, where it is not OpenAI's.")
+key_env = click.option(
+    "--key-env", metavar="NAME", help="The environment variable with the judge's key; '' for none."
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,7 +99,17 @@ def main() -> None:
 @click.option(
     "--silos", "kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="Over sites on a network."
 )
-def run(run_file: Path, overrides: tuple[str, ...], kit: Path | None) -> None:
+@trust
+@plugin
+@tracker
+def run(
+    run_file: Path,
+    overrides: tuple[str, ...],
+    kit: Path | None,
+    remote_code: bool,
+    plugins: tuple[str, ...],
+    trackers: tuple[str, ...],
+) -> None:
     """Train as a run file says.
 
     Any key can be given again: federation.rounds=2 tuning.max_steps=3
@@ -101,19 +117,20 @@ def run(run_file: Path, overrides: tuple[str, ...], kit: Path | None) -> None:
     from shepherd.folder import require_free
     from shepherd.settings import read
 
-    settings = read(run_file, overrides)
+    settings = read(run_file, wished(overrides, remote_code))
     require_free(settings.output)
+    consent = agreed(remote_code, plugins, trackers)
     from shepherd.show.going import train
 
     if kit is not None:
         require_flare()
         from shepherd.silos import coordinate
 
-        train(lambda: coordinate.open_run(settings, kit), Path(settings.output))
+        train(lambda: coordinate.open_run(settings, kit, consent=consent), Path(settings.output))
         return
     from shepherd.run import open_run  # torch takes seconds, a wrong key should not
 
-    train(lambda: open_run(settings), Path(settings.output))
+    train(lambda: open_run(settings, consent=consent), Path(settings.output))
 
 
 @main.command()
@@ -125,14 +142,24 @@ def run(run_file: Path, overrides: tuple[str, ...], kit: Path | None) -> None:
     metavar="ADMIN_KIT",
     help="Of a run over sites, where the kit has moved.",
 )
-def resume(folder: Path, kit: Path | None) -> None:
+@trust
+@plugin
+@tracker
+def resume(
+    folder: Path,
+    kit: Path | None,
+    remote_code: bool,
+    plugins: tuple[str, ...],
+    trackers: tuple[str, ...],
+) -> None:
     """Go on with a run that was stopped or killed, after its last finished round."""
     from shepherd.folder import is_finished, is_over_silos, read_settings
 
     rounds = read_settings(folder).federation.rounds
+    consent = agreed(remote_code, plugins, trackers)
     if is_finished(folder):
         done = many(rounds, "round")
-        click.echo(f"{folder} is finished already, after {done}; its adapter is in {folder / 'adapter'}")
+        echo(f"{folder} is finished already, after {done}; its adapter is in {folder / 'adapter'}")
         return
     from shepherd.show.going import train
 
@@ -140,13 +167,13 @@ def resume(folder: Path, kit: Path | None) -> None:
         require_flare()
         from shepherd.silos import coordinate
 
-        train(lambda: coordinate.resume(folder, kit=kit), folder)
+        train(lambda: coordinate.resume(folder, kit=kit, consent=consent), folder)
         return
     if kit is not None:
         raise FolderError(f"the run in {folder} is not over silos; resume it without --silos")
     from shepherd.run import resume
 
-    train(lambda: resume(folder), folder)
+    train(lambda: resume(folder, consent=consent), folder)
 
 
 @main.command()
@@ -165,6 +192,11 @@ def resume(folder: Path, kit: Path | None) -> None:
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each arm."
 )
 @click.option("--max-calls", type=click.IntRange(min=0), help="At most so many requests to the judge.")
+@base_url
+@key_env
+@trust
+@plugin
+@tracker
 def compare(
     run_file: Path,
     overrides: tuple[str, ...],
@@ -173,6 +205,11 @@ def compare(
     match: Literal["both", "steps", "examples"],
     seeds: int,
     max_calls: int | None,
+    base_url: str | None,
+    key_env: str | None,
+    remote_code: bool,
+    plugins: tuple[str, ...],
+    trackers: tuple[str, ...],
 ) -> None:
     """Train and score the arms: base, each client alone, all data in one place, federated.
 
@@ -182,9 +219,16 @@ def compare(
     from shepherd.compare.arms import Asked, variant
     from shepherd.settings import read
 
-    settings = read(run_file, overrides)
+    given = {"judge.base_url": base_url, "judge.key_env": key_env}
+    said = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
+    settings = read(run_file, (*wished(overrides, remote_code), *said))
+    consent = agreed(remote_code, plugins, trackers, base_url, key_env)
     for arm in arms:
         variant(arm)  # a mistake there costs no training
+    if settings.judge.model:
+        from shepherd.judge.agreed import require_agreed
+
+        require_agreed(settings.judge, consent)
     from shepherd.compare.comparing import compare
     from shepherd.compare.judging import judged
     from shepherd.show.compared import compared
@@ -196,15 +240,15 @@ def compare(
     output = Path(settings.output)
     try:
         with lines() as seen:
-            found = compare(settings, asked, train=shown)
+            found = compare(settings, asked, train=shown, consent=consent)
             compared(found)
             if settings.judge.model:
-                found = judged(output, settings.judge, seen.say, max_calls)
+                found = judged(output, settings.judge, seen.say, max_calls, consent)
                 show_judged(found["judge"])
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stopped(output, "compare")) from None
     name = shlex.quote(str(output))
-    click.echo(f"\nTry next:\n  shepherd report {name}\n  shepherd chat {name}")
+    echo(f"\nTry next:\n  shepherd report {name}\n  shepherd chat {name}")
 
 
 @main.command()
@@ -214,22 +258,32 @@ def compare(
 @click.option(
     "--questions", metavar="FILE", help='Or "heldout", "vicuna", "mt-bench".  [default: the run\'s]'
 )
-@click.option("--base-url", help="Of an OpenAI-compatible endpoint.")
+@base_url
+@key_env
 @click.option("--model", help="The judge.")
 @click.option("--max-calls", type=click.IntRange(min=0), help="At most so many requests.")
-def judge(first: Path, second: Path, overrides: tuple[str, ...], **options: Any) -> None:
+@trust
+def judge(
+    first: Path,
+    second: Path,
+    overrides: tuple[str, ...],
+    max_calls: int | None,
+    remote_code: bool,
+    **options: str | None,
+) -> None:
     """Have a judge compare two answers files, adapters or runs.
 
     A, then B: `fedit` shows A's answer first and prints B's sum by A's. Any key of [judge] can be given:
-    protocol=fedit limit=80
+    protocol=fedit limit=80; its address and the name of its key's variable by their options.
     """
     from shepherd.compare.judging import judge_two
     from shepherd.show.judged import judged as show_judged
     from shepherd.show.running import lines
 
-    given = {name: value for name, value in options.items() if value is not None and name != "max_calls"}
+    given = {name: value for name, value in options.items() if value is not None}
+    consent = agreed(remote_code, base_url=options["base_url"], key_env=options["key_env"])
     with lines() as seen:
-        found = judge_two(first, second, overrides, given, seen.say, options["max_calls"])
+        found = judge_two(first, second, overrides, given, seen.say, max_calls, consent)
     show_judged(found)
 
 
@@ -239,7 +293,7 @@ def report(folder: Path) -> None:
     """Write report.html, one page that needs no network, and report.json."""
     from shepherd.report import write
 
-    click.echo(f"wrote {write(folder)}")
+    echo(f"wrote {write(folder)}")
 
 
 @main.command()
@@ -249,7 +303,7 @@ def watch(folder: Path, port: int) -> None:
     """Serve the report of a run that is going on, to this machine alone."""
     from shepherd.report import watch
 
-    watch(folder, port, click.echo)
+    watch(folder, port, echo)
 
 
 @main.command()
@@ -258,14 +312,25 @@ def watch(folder: Path, port: int) -> None:
 @click.option("--arm", "arms", multiple=True, help="Only these.  [default: all there are]")
 @click.option("--open", "opened", is_flag=True, help="Open it in the browser.")
 @click.option("--share", is_flag=True, help="Through a public link of Gradio's: anybody who has it can ask.")
-def chat(folder: Path, port: int, arms: tuple[str, ...], opened: bool, share: bool) -> None:
+@trust
+def chat(
+    folder: Path, port: int, arms: tuple[str, ...], opened: bool, share: bool, remote_code: bool
+) -> None:
     """Ask base, local, federated and centralised models side by side, on a page of this machine."""
     from shepherd.folder import read_settings
 
     read_settings(folder)
     from shepherd.chat.page import launch
 
-    launch(folder, arms=arms or None, port=port or None, share=share, show=opened, say=click.echo)
+    launch(
+        folder,
+        arms=arms or None,
+        port=port or None,
+        share=share,
+        show=opened,
+        say=echo,
+        consent=agreed(remote_code),
+    )
 
 
 main.add_command(silos)
@@ -280,13 +345,15 @@ def data() -> None:
 @run_file
 @overrides
 @click.option("--samples", type=click.IntRange(min=0), default=1, show_default=True, help="Of each category.")
-def check(run_file: Path, overrides: tuple[str, ...], samples: int) -> None:
+@trust
+def check(run_file: Path, overrides: tuple[str, ...], samples: int, remote_code: bool) -> None:
     """Show examples with what is trained set off from what is masked, and the shares cut and dropped."""
     from shepherd.inspection import inspect_data
     from shepherd.settings import read
     from shepherd.show.data import report
 
-    found = inspect_data(read(run_file, overrides), samples=samples)
+    settings = read(run_file, wished(overrides, remote_code))
+    found = inspect_data(settings, samples=samples, consent=agreed(remote_code))
     report(found.report)
     _left_out(found.division)
     if not found.report.counts.kept:
@@ -308,23 +375,25 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None) -> None:
     settings = read(run_file, overrides)
     division = divide(settings)
     for name in left_out(settings.data.source):
-        click.echo(f"{name} is left out: files that begin so are for testing")
+        echo(f"{name} is left out: files that begin so are for testing")
     names, table = holdings(division.reading.examples, division.clients)
     show(names, list(division.clients), table.tolist())
     _left_out(division)
     if plot:
-        click.echo(f"drawn in {draw(division.reading.examples, division.clients, plot)}")
+        echo(f"drawn in {draw(division.reading.examples, division.clients, plot)}")
 
 
 def _left_out(division: Division) -> None:
     from shepherd.data.split import hold_out_remarks
 
     held = division.held
-    click.echo(f"{many(len(held.train), 'example')} to train on, {len(held.heldout)} held out, ", nl=False)
     left = many(held.duplicates, "duplicate"), many(len(division.reading.skipped), "bad row")
-    click.echo(f"{' and '.join(left)} left out")
+    echo(
+        f"{many(len(held.train), 'example')} to train on, {len(held.heldout)} held out,"
+        f" {' and '.join(left)} left out"
+    )
     for sentence in hold_out_remarks(shared=held.shared, copies=held.copies):
-        click.echo(sentence)
+        echo(sentence)
 
 
 @main.command()
@@ -344,12 +413,14 @@ def _left_out(division: Division) -> None:
 @click.option("--round", type=click.IntRange(min=1), help="Of a kept checkpoint.  [default: the last]")
 @click.option("--base", is_flag=True, help="Answer with the untuned base, to compare.")
 @click.option("--json", "as_json", is_flag=True, help="A line an answer: prompt, answer, n, seed.")
+@trust
 def generate(
     folder: Path,
     instruction: str | None,
     prompts: str | None,
     context: str,
     as_json: bool,
+    remote_code: bool,
     **options: Any,
 ) -> None:
     """Answer an INSTRUCTION, or each prompt of a file, with the adapter of a run.
@@ -387,7 +458,7 @@ def generate(
     require_options(folder, **options)
     with lines(sys.stderr):
         with answers.timed(f"loaded {settings.model.base}"):
-            run = load_run(folder)
+            run = load_run(folder, consent=agreed(remote_code))
         found = run.answers(asked, **options)
         answers.shown(found, several=len(asked) * options["n"] > 1, as_json=as_json)
 
@@ -404,18 +475,19 @@ def generate(
 @click.option("--messages", metavar="COLUMN", help="A chat's list of turns; '' for none.")
 @click.option("--client", metavar="COLUMN", help="Who holds the row; '' for none.")
 @click.option("--category", metavar="COLUMN", help="The kind of instruction; '' for none.")
-def new(file: Path, data: str | None, base: str | None, **columns: str | None) -> None:
+@trust
+def new(file: Path, data: str | None, base: str | None, remote_code: bool, **columns: str | None) -> None:
     """Write a run file with every key, its meaning, and a value that fits the data and the base.
 
     Without --data it is the embedded world, without --base the embedded tiny base.
     """
     from shepherd.new import write  # torch takes seconds
 
-    sources = {"data": data, "base": base}
+    sources = {name: value for name, value in {"data": data, "base": base}.items() if value}
     given = {part: name for part, name in columns.items() if name is not None}
-    for sentence in write(file, given=given, **{key: value for key, value in sources.items() if value}):
-        click.echo(sentence)
-    click.echo(f"wrote {file}; next: shepherd data check {shlex.quote(str(file))}")
+    for sentence in write(file, given=given, consent=agreed(remote_code), **sources):
+        echo(sentence)
+    echo(f"wrote {file}; next: shepherd data check {shlex.quote(str(file))}")
 
 
 def start() -> None:

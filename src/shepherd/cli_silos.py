@@ -2,14 +2,65 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
+from shepherd.consent import Consent
 from shepherd.errors import SilosError
+from shepherd.visible import shown
 
 federation_folder = click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER")
 admin_kit = click.argument("kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT")
+
+trust = click.option(
+    "--trust-remote-code",
+    "remote_code",
+    is_flag=True,
+    help="Run the code that comes with the base: read it first.",
+)
+plugin = click.option(
+    "--allow-plugin",
+    "plugins",
+    multiple=True,
+    metavar="NAME",
+    help="Import this module from outside, which the run file names; once for each.",
+)
+tracker = click.option(
+    "--allow-tracker",
+    "trackers",
+    multiple=True,
+    type=click.Choice(["wandb", "mlflow"]),
+    help="Send the run's figures to this service, which the run file names.",
+)
+
+
+def agreed(
+    remote_code: bool = False,
+    plugins: tuple[str, ...] = (),
+    trackers: tuple[str, ...] = (),
+    base_url: str | None = None,
+    key_env: str | None = None,
+) -> Consent:
+    """What the person has said yes to by options."""
+    return Consent(
+        remote_code=remote_code,
+        plugins=frozenset(plugins),
+        trackers=frozenset(trackers),
+        base_url=base_url,
+        key_env=key_env,
+    )
+
+
+def wished(overrides: tuple[str, ...], remote_code: bool) -> tuple[str, ...]:
+    """The overrides, and what an option wishes for besides."""
+    return (*overrides, "model.trust_remote_code=true") if remote_code else overrides
+
+
+def echo(text: object) -> None:
+    """Print a sentence, whoever's words are in it."""
+    click.echo(shown(text))
 
 
 @click.group()
@@ -51,7 +102,7 @@ def create(folder: Path, server: str, sites: tuple[str, ...], admins: tuple[str,
     from shepherd.federation.nvflare import provision
 
     for sentence in provision.create(folder, server, sites, admins).sentences:
-        click.echo(sentence)
+        echo(sentence)
 
 
 @silos.command("add-site")
@@ -62,7 +113,7 @@ def add_site(folder: Path, name: str) -> None:
     from shepherd.federation.nvflare import provision
 
     for sentence in provision.add_site(folder, name).sentences:
-        click.echo(sentence)
+        echo(sentence)
 
 
 @silos.command("remove-site")
@@ -76,7 +127,7 @@ def remove_site(folder: Path, name: str, kit: Path | None) -> None:
     from shepherd.silos.membership import remove
 
     for sentence in remove(folder, name, kit):
-        click.echo(sentence)
+        echo(sentence)
 
 
 @silos.command("remove-admin")
@@ -91,7 +142,7 @@ def remove_admin(folder: Path, name: str, kit: Path | None, stop_runs: bool) -> 
     from shepherd.silos import membership
 
     for sentence in membership.remove_admin(folder, name, kit, stop_runs=stop_runs):
-        click.echo(sentence)
+        echo(sentence)
 
 
 @silos.command()
@@ -115,13 +166,13 @@ def runs(folder: Path, doomed: tuple[str, ...], days: float | None, yes: bool) -
         return
     named = sorted({*doomed, *(kept.older(found, days) if days is not None else ())})
     if not named:
-        click.echo("no run is as old as that")
+        echo("no run is as old as that")
         return
     report_kept([run for run in found if run.run in named])
     if not yes:
         click.confirm("Delete what the server keeps of these runs, for good?", abort=True)
     freed = kept.delete(folder, named)
-    click.echo(f"deleted {', '.join(named)}: {freed / 1e6:,.1f} MB are free again")
+    echo(f"deleted {', '.join(named)}: {freed / 1e6:,.1f} MB are free again")
 
 
 @silos.command()
@@ -130,7 +181,7 @@ def server(folder: Path) -> None:
     """Run and supervise the server; FOLDER is what `create` made, or the server's own kit."""
     from shepherd.silos.server import serve
 
-    serve(folder, click.echo)
+    serve(folder, echo)
 
 
 @silos.command()
@@ -142,7 +193,7 @@ def site(kit: Path, config: Path) -> None:
     """Run and supervise a site: its connection to the server, and its trainer."""
     from shepherd.silos.site import join
 
-    join(kit, config, click.echo)
+    join(kit, config, echo)
 
 
 @silos.command()
@@ -157,7 +208,7 @@ def check(file: Path, new: bool, run_file: Path | None) -> None:
 
     if new:
         settings.write_example(file)
-        click.echo(f"wrote {file}; next: shepherd silos check {file}")
+        echo(f"wrote {file}; next: shepherd silos check {file}")
         return
     from shepherd.settings import read
     from shepherd.show.site import report
@@ -186,7 +237,7 @@ def stop(folder: Path, kit: Path | None) -> None:
     """Stop a run at the server and its sites; its finished rounds are kept, and `resume` goes on."""
     from shepherd.silos.membership import stop as stopped
 
-    click.echo(stopped(folder, kit))
+    echo(stopped(folder, kit))
 
 
 @silos.command()
@@ -201,7 +252,7 @@ def anew(folder: Path, kit: Path | None) -> None:
     """
     from shepherd.silos.membership import anew as named_anew
 
-    click.echo(named_anew(folder, kit))
+    echo(named_anew(folder, kit))
 
 
 @silos.command()
@@ -213,24 +264,34 @@ def anew(folder: Path, kit: Path | None) -> None:
     required=True,
     help="For kits, data and logs.",
 )
-def demo(run_file: Path, overrides: tuple[str, ...], folder: Path) -> None:
+@trust
+@plugin
+@tracker
+def demo(
+    run_file: Path,
+    overrides: tuple[str, ...],
+    folder: Path,
+    remote_code: bool,
+    plugins: tuple[str, ...],
+    trackers: tuple[str, ...],
+) -> None:
     """Try it: server and sites on this machine, each with one client's share of the run file's data."""
     from shepherd.folder import require_free
     from shepherd.settings import read
 
-    settings = read(run_file, overrides)
+    settings = read(run_file, wished(overrides, remote_code))
     require_free(settings.output)
     require_free(folder)
+    consent = agreed(remote_code, plugins, trackers)
     from shepherd.show.going import train
     from shepherd.silos import coordinate, loopback
 
     sites = loopback.write_sites(settings, folder / "sites")
     try:
         with loopback.running(folder / "federation", sites) as made:
-            click.echo(
-                f"server and {len(sites)} sites run on this machine; their logs: {folder}/federation/logs"
-            )
-            train(lambda: coordinate.open_run(settings, made.admin), Path(settings.output))
+            echo(f"server and {len(sites)} sites run on this machine; their logs: {folder}/federation/logs")
+            opened = partial(coordinate.open_run, settings, made.admin, consent=consent)
+            train(opened, Path(settings.output))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped, and with it the server and the sites of the demo") from None
-    click.echo(f"kits: {folder}/federation   sites' data, site.toml and audit: {folder}/sites, KIT/shepherd")
+    echo(f"kits: {folder}/federation   sites' data, site.toml and audit: {folder}/sites, KIT/shepherd")

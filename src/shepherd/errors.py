@@ -22,9 +22,17 @@ ShepherdError            anything a person can fix; the command line prints it a
  · UpdateRefused         one update that failed its checks; counted as a failure, never raised to the top
 """
 
+from shepherd.visible import shown
+
 
 class ShepherdError(Exception):
-    """Anything a person can fix. `str(error)` is one sentence that names the thing and the fix."""
+    """Anything a person can fix. `str(error)` is one sentence that names the thing and the fix.
+
+    What it quotes of others has its control characters made visible.
+    """
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class SettingsError(ShepherdError):

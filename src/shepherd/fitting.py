@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from shepherd import paths, prepare
+from shepherd.consent import NOTHING, Consent
 from shepherd.core import seed_for
 from shepherd.data import columns, files, sniff
 from shepherd.data.chat_template import chat_template
@@ -73,22 +74,30 @@ class Outline:
     reads: int | None
 
 
-def fit(data: str = WORLD, base: str = TINY, given: Mapping[str, str] | None = None) -> Fit:
+def fit(
+    data: str = WORLD,
+    base: str = TINY,
+    given: Mapping[str, str] | None = None,
+    consent: Consent = NOTHING,
+) -> Fit:
     """Choose settings for `data` (as `data.source`) and `base` (as `model.base`).
 
     Args:
         given: columns by what they are: instruction, context, response, messages, client, category.
+        consent: whether code that comes with the base may run; the run file then asks for it too.
 
     Raises:
         DataError: the data cannot be read, or it is not plain which column is what; the message says
             which option decides it.
         BaseError: the base has no configuration or no tokenizer that can be used.
     """
-    known = _outline(base)
+    known = _outline(base, consent)
     choices: Choices = {
         ("model", "base"): Choice(value=base, why=f"{short(known.parameters)} parameters"),
         ("data", "source"): Choice(value=data, why="the embedded world" if data == WORLD else ""),
     }
+    if consent.remote_code:
+        choices["model", "trust_remote_code"] = Choice(value=True, why="as --trust-remote-code said")
     found, examples, tuned = _world(choices) if data == WORLD else _own(choices, data, dict(given or {}))
     template, lengths = _template(known, examples)
     choices["data", "template"] = template
@@ -141,11 +150,11 @@ def short(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _outline(name: str) -> Outline:
+def _outline(name: str, consent: Consent) -> Outline:
     folder = name if name == TINY else paths.placed(name, Path.cwd())
-    model = placed(ModelTable(base=folder))
-    tokenizer = bases.load_tokenizer(model)  # says it best where there is no base at all
-    parameters, reads = outline.size(model)
+    model = placed(ModelTable(base=folder, trust_remote_code=consent.remote_code))
+    tokenizer = bases.load_tokenizer(model, consent)  # says it best where there is no base at all
+    parameters, reads = outline.size(model, consent)
     return Outline(name=name, tokenizer=tokenizer, parameters=parameters, reads=reads)
 
 

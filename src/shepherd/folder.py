@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from shepherd import private
 from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings, dump, read_kept
+from shepherd.visible import logger
 
 RUN_FILE, VERSIONS, LOG, LOCK = "run.toml", "versions.json", "rounds.jsonl", ".lock"
 FINISHED = "finished.json"
@@ -34,6 +37,7 @@ SILOS = "silos.json"
 """Where a run over silos keeps which server it goes on at."""
 _PACKAGES = ("shepherd-fit", "torch", "transformers", "peft", "datasets", "numpy", "safetensors")
 _TEMPORARY = ".tmp"
+log = logger(__name__)
 
 Row = dict[str, Any]
 _held: set[tuple[int, int]] = set()
@@ -91,7 +95,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
     Raises:
         FolderError: the disk is full or the folder has gone; the log then holds no part of the row.
     """
-    with mending(path), open(path / LOG, "ab", buffering=0) as log:
+    with mending(path), open(path / LOG, "ab", buffering=0, opener=private.owner_only) as log:
         before = os.fstat(log.fileno()).st_size
         try:
             _write_all(log.fileno(), _line(row))
@@ -126,6 +130,8 @@ def reconciled(path: Path, upto_round: int, row: Mapping[str, Any] | None = None
 def create(path: str | Path, settings: RunSettings, silos: str | None = None) -> RunFolder:
     """Take a new or empty folder for a run, and write the run file and the versions into it.
 
+    It is its owner's alone (mode 0700), and so is what a run writes into it: there is text of the data in it.
+
     Args:
         silos: what `silos.json` says, of a run over silos. It is there before the folder is a run, so that
             none is ever taken for a run of one process.
@@ -135,11 +141,16 @@ def create(path: str | Path, settings: RunSettings, silos: str | None = None) ->
     """
     path = Path(path)
     with mending(path):
-        path.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        private.make(path)
         _require_empty(path)  # before the lock file, so that nothing is left in a folder that is not ours
+        with suppress(PermissionError):  # an empty one may have been there, on a disk that knows no modes
+            private.close(path)
+        _warn_of_others(path)
         folder = RunFolder(path, _lock(path))
         try:
             _require_empty(path)  # another process may have come between
+            _sweep(path)
             folder.write(VERSIONS, json.dumps(versions(), indent=2) + "\n")
             if silos is not None:
                 folder.write(SILOS, silos)
@@ -159,7 +170,10 @@ def reopen(path: str | Path) -> RunFolder:
     path = Path(path)
     read_settings(path)
     with mending(path):
-        return RunFolder(path, _lock(path))
+        folder = RunFolder(path, _lock(path))
+        _sweep(path)
+        _warn_of_others(path)
+    return folder
 
 
 def is_run(path: str | Path) -> bool:
@@ -241,10 +255,12 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
         FolderError: the disk is full, or the folder cannot be written; the old file is still there.
     """
     data = content.encode("utf8") if isinstance(content, str) else content
-    temporary = path.with_name(path.name + _TEMPORARY)
     with mending(path.parent):
+        # a name of its own for each writer, of whom there may be two; for its owner alone
+        handle, name = tempfile.mkstemp(_TEMPORARY, f".{path.name}-", path.parent)
+        temporary = Path(name)
         try:
-            with open(temporary, "wb") as file:
+            with open(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -281,7 +297,8 @@ def require_free(path: str | Path) -> None:
             _require_empty(path)
         missing = [each for each in (path, *path.parents) if not each.exists()]
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            private.make(path)
             with tempfile.TemporaryFile(dir=path):
                 pass
         finally:
@@ -297,14 +314,40 @@ def _require_empty(path: Path) -> None:
             "or set output to a new folder"
         )
     # a run that died before its run file was there has left no more than these
-    ours = {LOCK, VERSIONS, VERSIONS + _TEMPORARY, SILOS, SILOS + _TEMPORARY, RUN_FILE + _TEMPORARY}
+    ours = {LOCK, VERSIONS, SILOS, *(each.name for each in _leftovers(path))}
     other = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
     if other:
         raise FolderError(f"{path} is not empty (it holds {other[0]}); set output to a new folder")
 
 
+def _leftovers(path: Path) -> list[Path]:
+    """What killed writers of the folder's own files have left, of this version or an earlier one."""
+    names = (VERSIONS, SILOS, RUN_FILE, LOG, FINISHED)
+    earlier = {name + _TEMPORARY for name in names}
+    starts = tuple(f".{name}-" for name in names)
+    return [
+        entry
+        for entry in path.iterdir()
+        if entry.name in earlier or (entry.name.startswith(starts) and entry.name.endswith(_TEMPORARY))
+    ]
+
+
+def _warn_of_others(path: Path) -> None:
+    if private.open_to_others(path):
+        log.warning(
+            "others on this machine can read %s, and texts of the data with it; take that from them with:"
+            " chmod -R go= %s",
+            path, shlex.quote(str(path)),
+        )  # fmt: skip
+
+
+def _sweep(path: Path) -> None:
+    for entry in _leftovers(path):
+        entry.unlink(missing_ok=True)
+
+
 def _lock(path: Path) -> int:
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, private.FILE)
     if sys.platform != "win32":  # no flock there; the run file alone guards the folder
         import fcntl
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shepherd import prepare
+from shepherd.consent import NOTHING, Consent
 from shepherd.data import lint
 from shepherd.data.template import Template
 from shepherd.prepare import Division
@@ -27,21 +28,21 @@ class Inspection:
         )
 
 
-def inspect_data(settings: RunSettings, *, samples: int = 1) -> Inspection:
+def inspect_data(settings: RunSettings, *, samples: int = 1, consent: Consent = NOTHING) -> Inspection:
     """Read, hold out, split and render; `samples` examples of each category are kept to be shown.
 
-    Loads the base's tokenizer and not the base.
+    Loads the base's tokenizer and not the base; with code that comes with it only by `consent`.
 
     Raises:
         DataError: a row, a file or the split cannot be used.
         TemplateError: the template cannot render with this tokenizer.
-        BaseError: the base has no tokenizer that can be used.
+        BaseError: the base has no tokenizer that can be used, or asks to run code that nobody agreed to.
     """
     from shepherd.loading import placed  # brings torch: not for `data split`
     from shepherd.model.base import load_tokenizer
 
     division = prepare.divide(settings)
-    tokenizer = load_tokenizer(placed(settings.model))
+    tokenizer = load_tokenizer(placed(settings.model), consent)
     return Inspection(
         division=division,
         report=lint.report(

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
 from shepherd import checkpoint, paths, world
 from shepherd.checkpoint import Checkpoint
+from shepherd.consent import NOTHING, Consent
 from shepherd.core import require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, CheckpointError
 from shepherd.model import base as bases
-from shepherd.model import fingerprint, malloc, memory
+from shepherd.model import fingerprint, malloc, memory, remote_code
 from shepherd.progress import stage
 from shepherd.settings import TINY, ModelTable, RunSettings
+from shepherd.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
-def load_base(settings: RunSettings) -> bases.Base:
+def load_base(settings: RunSettings, consent: Consent = NOTHING) -> bases.Base:
     """Load `model.base`, with an adapted layer at every target and the run's threads.
 
     Raises:
-        BaseError: it is missing or unreadable, or cannot be trained here.
+        BaseError: it is missing or unreadable, cannot be trained here, or asks to run code that nobody agreed
+            to.
     """
     table = placed(settings.model)
     malloc.keep_pages()
     memory.use_threads(settings.tuning.threads)
     whence = " from the Hugging Face hub" if paths.is_hub_id(table.base) else ""
+    if remote_code.allowed(table, consent):
+        log.info("%s runs here", remote_code.whose(table))
     log.info("loading %s%s", settings.model.base, whence)
     with stage(f"loading {settings.model.base}"):
-        base = bases.load(table, settings.adapter, name=settings.model.base, longest=settings.data.max_tokens)
+        base = bases.load(
+            table,
+            settings.adapter,
+            name=settings.model.base,
+            longest=settings.data.max_tokens,
+            consent=consent,
+        )
     if not base.packed:
         log.info(
             "%s cannot be packed (%s), so each pass holds one client's examples, padded: slower",

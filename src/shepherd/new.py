@@ -15,9 +15,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from shepherd import algorithms, fitting, plugins, transforms
+from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FolderError
 from shepherd.fitting import Choice, Choices, Fit, Key
 from shepherd.settings import TINY, WORLD, RunSettings
+from shepherd.visible import shown, shown_toml
 
 HEAD = """\
 # A run file: every key, what it means, and a value. Only model.base and data.source have to be there;
@@ -31,7 +33,11 @@ WIDTH = 100
 
 
 def write(
-    path: Path, data: str = WORLD, base: str = TINY, given: Mapping[str, str] | None = None
+    path: Path,
+    data: str = WORLD,
+    base: str = TINY,
+    given: Mapping[str, str] | None = None,
+    consent: Consent = NOTHING,
 ) -> tuple[str, ...]:
     """Write a new run file that fits these data and this base; returns what was found, in sentences.
 
@@ -39,6 +45,7 @@ def write(
         data: as `data.source`; a path is relative to the current folder.
         base: as `model.base`, likewise.
         given: columns by what they are; see `fitting.fit`.
+        consent: whether code that comes with the base may run.
 
     Raises:
         FolderError: something is there already, or the file cannot be written.
@@ -47,7 +54,7 @@ def write(
     """
     if path.exists():
         raise FolderError(f"{path} exists; name another file, or move it away first")
-    found = fitting.fit(data, base, given)
+    found = fitting.fit(data, base, given, consent)
     named: Choices = {("output",): Choice(value=f"runs/{path.stem}", why="")}
     for key in (("data", "source"), ("model", "base")):
         choice = found.choices[key]
@@ -123,7 +130,7 @@ def _key(key: str, field: FieldInfo, choice: Choice | None) -> Iterator[str]:
 
 def _comment(meaning: str, indent: str = "# ") -> list[str]:
     """Lines of a comment; a long text of others', such as a system prompt, stays in it whatever it holds."""
-    line = " ".join(meaning.split())
+    line = shown(" ".join(meaning.split()))
     return textwrap.wrap(line, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
@@ -152,4 +159,4 @@ def _toml(value: Any) -> str:
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, dict):  # on its line, before the tables
         return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
-    return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
+    return shown_toml(tomli_w.dumps({"x": value})).removeprefix("x = ").rstrip("\n")

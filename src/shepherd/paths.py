@@ -71,6 +71,19 @@ def snapshot(folder: str) -> tuple[str, str] | None:
     return f"{owner}/{name}" if name else owner, commit
 
 
+def is_utf8(text: str) -> bool:
+    """Whether the text has bytes in UTF-8: a name of a file on this disk may be any bytes.
+
+    >>> is_utf8("café"), is_utf8("caf\\udce9")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def short(text: str) -> str:
     """An absolute path by its last name, for what is published; anything else as it is.
 

@@ -19,7 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shepherd import world
+from shepherd import private, world
 from shepherd.core import seed_for
 from shepherd.data import tokens as stored
 from shepherd.data.examples import Example, Reading, Turn, from_rows, read
@@ -259,7 +259,7 @@ def save(folder: Path, prepared: Prepared) -> None:
         FolderError: the disk is full or the folder cannot be written.
     """
     with mending(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        private.make(folder)
         for number, data in enumerate(prepared.clients.values()):
             data.save(folder / "clients" / f"{number:04d}")
         prepared.heldout.save(folder / "heldout")

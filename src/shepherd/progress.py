@@ -7,7 +7,6 @@ display finds in the record's `args`.
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
-log = logging.getLogger(__name__)
+from shepherd.visible import logger
+
+log = logger(__name__)
 EVERY_S = 25.0
 """Seconds between two lines about one piece of work: less than the half minute that is promised."""
 _of_this_thread = threading.local()

@@ -12,7 +12,6 @@ least every half minute. In a notebook there are progress bars as well.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from typing import Any, Self
 
 from shepherd import card, checkpoint, folder, paths, plugins, prepare, select, tracking, weighing, world
 from shepherd.checkpoint import Checkpoint
+from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Algorithm, ServerState, Transform, seed_for
 from shepherd.data.examples import Example
 from shepherd.data.files import left_out
@@ -43,8 +43,9 @@ from shepherd.prepare import Prepared
 from shepherd.progress import roughly, stage
 from shepherd.rounds import RoundReport, report_row, rounds, start
 from shepherd.settings import RunSettings
+from shepherd.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 Row = dict[str, Any]
 ANSWERS = "answers.jsonl"
 
@@ -61,6 +62,7 @@ class Run:
     transform: Transform
     state: ServerState
     trackers: tracking.Trackers
+    consent: Consent = NOTHING
     closed: bool = False
     finished: Row | None = None
     """What `finish` has returned."""
@@ -79,7 +81,7 @@ class Run:
             federation=self.settings.federation,
             seed=self.settings.seed,
             cohort_size=self.settings.tuning.cohort_size,
-            workers=_workers(self.settings, self.base),
+            workers=_workers(self.settings, self.base, self.consent),
         )
 
     def __repr__(self) -> str:
@@ -286,27 +288,29 @@ def answered(
     return answers.by_category(rows)
 
 
-def open_run(settings: RunSettings, prepared: Prepared | None = None) -> Run:
+def open_run(settings: RunSettings, prepared: Prepared | None = None, consent: Consent = NOTHING) -> Run:
     """Prepare a new run: base, data, clients, and its folder with everything to go on from.
 
     Says what it does, what it found and what it expects to the logger "shepherd", at level INFO.
 
     Args:
         prepared: the data, where they are read and divided already; None reads them.
+        consent: what a person has agreed to that the settings only wish for.
 
     Raises:
         FolderError: `output` holds another run or anything else, or cannot be written.
         ShepherdError: the base, the data or a setting cannot be used; nothing is written then.
     """
     with stage("preparing the run"):
-        return _opened(settings, prepared)
+        return _opened(settings, prepared, consent)
 
 
-def _opened(settings: RunSettings, prepared: Prepared | None) -> Run:
+def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) -> Run:
     folder.require_free(settings.output)
-    tracking.require(settings.tracking)
-    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
-    base = load_base(settings)
+    tracking.require(settings.tracking, consent)
+    algorithm = plugins.algorithm(settings.algorithm, consent.plugins)
+    transform = plugins.transform(settings.transforms, consent.plugins)
+    base = load_base(settings, consent)
     if told := files.rehearse(base):
         log.info("%s", told)
     settings = prepare.dated(settings, base.tokenizer)
@@ -332,6 +336,7 @@ def _opened(settings: RunSettings, prepared: Prepared | None) -> Run:
             transform=transform,
             state=start(algorithm, transform, adapter),
             trackers=tracking.start(settings, holder),
+            consent=consent,
         )
         run._log_start()
     return run
@@ -344,10 +349,14 @@ def _read(settings: RunSettings, base: bases.Base) -> Prepared:
     return prepare.prepare(settings, base.tokenizer)
 
 
-def resume(path: str | Path) -> Run:
+def resume(path: str | Path, consent: Consent = NOTHING) -> Run:
     """Go on with a run from its last finished round; the bits come out as if it had never stopped.
 
     Says what it does to the logger "shepherd", at level INFO.
+
+    Args:
+        consent: what a person has agreed to that the run file in the folder only wishes for; what was said
+            when the run began does not count, since a folder may come from anywhere.
 
     Raises:
         FolderError: there is no run, another process holds it, or its data are damaged.
@@ -358,7 +367,7 @@ def resume(path: str | Path) -> Run:
         raise FolderError(f"the run in {path} is over silos; go on with it by `shepherd resume {path}`")
     holder = folder.reopen(path)
     with _given_back_on_error(holder), stage("preparing the run"):
-        return _resumed(holder)
+        return _resumed(holder, consent)
 
 
 @contextmanager
@@ -370,15 +379,17 @@ def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _resumed(holder: RunFolder) -> Run:
+def _resumed(holder: RunFolder, consent: Consent) -> Run:
     settings = folder.read_settings(holder.path)
     if settings.tuning.cohort_size == "auto":  # a run writes down what it chose
         raise FolderError(
             f"{holder.path} holds a run file that no run has written; give output=ANOTHER_FOLDER, or start it"
             " with `shepherd run`"
         )
-    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
-    base = load_base(settings)
+    tracking.require(settings.tracking, consent)
+    algorithm = plugins.algorithm(settings.algorithm, consent.plugins)
+    transform = plugins.transform(settings.transforms, consent.plugins)
+    base = load_base(settings, consent)
     for name, (then, now) in folder.changed_versions(holder.path).items():
         log.info("%s was %s and is %s: the bits may differ from an undisturbed run's", name, then, now)
     data = holder.path / "data"
@@ -400,6 +411,7 @@ def _resumed(holder: RunFolder) -> Run:
         transform=transform,
         state=state,
         trackers=tracking.start(settings, holder, after_round=rows[-1]["round"] if rows else -1),
+        consent=consent,
     )
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])
@@ -451,11 +463,12 @@ def _round_tokens(settings: RunSettings, prepared: Prepared) -> float:
     return prepare.mean_length(prepared) * clients * _visit_examples(settings, prepared)
 
 
-def _workers(settings: RunSettings, base: bases.Base) -> Workers | None:
+def _workers(settings: RunSettings, base: bases.Base, consent: Consent) -> Workers | None:
     """Processes to tune in, where the run was laid out for more than this one."""
     count = settings.tuning.workers
     # "auto" stands in folders from before there were workers
-    return beside(1 if count == "auto" else count, placed(settings.model), settings.adapter, base.proof)
+    count = 1 if count == "auto" else count
+    return beside(count, placed(settings.model), settings.adapter, base.proof, consent)
 
 
 def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, prepared: Prepared) -> None:

@@ -10,7 +10,6 @@ alone is relative to the current directory, always.
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import re
 import tomllib
@@ -34,8 +33,9 @@ from pydantic import (
 
 from shepherd import paths
 from shepherd.errors import SettingsError
+from shepherd.visible import logger, shown_toml
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 TINY, WORLD = "tiny", "world"
 """The embedded base and the embedded data."""
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -81,7 +81,7 @@ class ModelTable(Table):
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", "mps"."""
     trust_remote_code: Annotated[bool, Strict()] = False
-    """Run code that comes with a Hugging Face base; only for bases you have read."""
+    """Run code that comes with a base; it runs only with --trust-remote-code, for bases you have read."""
 
 
 class AdapterTable(Table):
@@ -300,7 +300,7 @@ class PartTable(BaseModel):
 
 class AlgorithmTable(PartTable):
     name: str = "fedavg"
-    """A file of `shepherd/algorithms`, or a dotted module outside."""
+    """A file of `shepherd/algorithms`, or a dotted module outside, with --allow-plugin NAME."""
 
 
 class EvaluationTable(Table):
@@ -322,9 +322,10 @@ class JudgeTable(Table):
     model: str = ""
     """As the endpoint calls it; "" judges nothing."""
     base_url: str = "https://api.openai.com/v1"
-    """Where the endpoint is; it usually ends in /v1."""
+    """Where the endpoint is; it usually ends in /v1. Another than OpenAI's needs --base-url as well."""
     key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; "" for an endpoint that wants none."""
+    """Name of the environment variable that holds the key; "" for an endpoint that wants none. Another name
+    needs --key-env as well."""
     protocol: Literal["pairwise", "fedit"] = "pairwise"
     """"pairwise" asks which answer is better, in both orders; "fedit" scores both from 1 to 10."""
     questions: str = "heldout"
@@ -368,7 +369,8 @@ class JudgeTable(Table):
 
 class TrackingTable(Table):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Through accelerate's trackers; each needs its own package."""
+    """Through accelerate's trackers; each needs its own package. "wandb" and "mlflow" call a service, and
+    need --allow-tracker NAME."""
     project: str = "shepherd"
     """What the trackers file the run under."""
 
@@ -483,7 +485,12 @@ def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
             file, key, text, os.path.relpath(here, folder),
         )  # fmt: skip
         folder = Path.cwd()
-    return paths.placed(text, folder)
+    placed = paths.placed(text, folder)
+    if not paths.is_utf8(placed):
+        raise SettingsError(
+            f"key {key}: the path {os.fsencode(placed)!r} is not UTF-8, as a run file is; rename what is not"
+        )
+    return placed
 
 
 def validated(kind: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -570,6 +577,9 @@ def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise SettingsError(f"override {override!r} is not key=value; write federation.rounds=2")
+        if not paths.is_utf8(override):
+            named = os.fsencode(override)
+            raise SettingsError(f"override {named!r} is not UTF-8, as a run file is; rename what it names")
         *parents, last = key.strip().split(".")
         inner = table
         for parent in parents:
@@ -595,7 +605,7 @@ def plain(settings: RunSettings) -> dict[str, Any]:
 
 def dump(settings: RunSettings) -> str:
     """The whole run file as TOML, defaults written out; `parse` reads it back to an equal value."""
-    return tomli_w.dumps(plain(settings))
+    return shown_toml(tomli_w.dumps(plain(settings)))
 
 
 def _without_none(value: Any) -> Any:

@@ -13,11 +13,19 @@ from importlib.util import find_spec
 from statistics import fmean
 from typing import Any
 
+from shepherd import private
+from shepherd.consent import NOTHING, Consent
 from shepherd.errors import SettingsError
 from shepherd.folder import RunFolder, mending
 from shepherd.settings import RunSettings, TrackingTable
 
 IDS = "tracking.json"
+LOCAL = ("tensorboard",)
+"""Trackers that write files into the run folder and call nobody."""
+SERVICES = {
+    "wandb": "Weights & Biases, as whoever is logged in here",
+    "mlflow": "the MLflow server that MLFLOW_TRACKING_URI names, or a folder mlruns here",
+}
 _BY_CLIENT = ("coverage", "losses", "weights", "client")
 _SKIPPED = ("round", "cohort", "failures")
 
@@ -38,12 +46,22 @@ class Trackers:
             part.finish()
 
 
-def require(table: TrackingTable) -> None:
-    """Refuse, before anything is prepared, a tracker that is not installed.
+def require(table: TrackingTable, consent: Consent = NOTHING) -> None:
+    """Refuse, before anything is prepared, a tracker that is not installed or that nobody agreed to.
 
     Raises:
-        SettingsError: a package is missing.
+        SettingsError: a package is missing; or a run file alone asks for a tracker that calls a service.
     """
+    _require_installed(table)
+    for name in table.trackers:
+        if name not in (*LOCAL, *consent.trackers):
+            raise SettingsError(
+                f"tracking.trackers asks to send this run's figures and settings to {SERVICES[name]}; nothing"
+                f" was sent: give --allow-tracker {name} if you want that, or leave {name} out"
+            )
+
+
+def _require_installed(table: TrackingTable) -> None:
     for name in table.trackers:
         if find_spec(name) is None:
             raise SettingsError(f"tracker {name} is not installed; run pip install 'shepherd-fit[{name}]'")
@@ -55,13 +73,16 @@ def start(settings: RunSettings, folder: RunFolder, *, after_round: int = -1) ->
     Raises:
         SettingsError: a package is missing, or a service refuses.
     """
-    require(settings.tracking)
+    _require_installed(settings.tracking)
     ids = _ids(folder)
     makers = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
     parts = [makers[name](settings, folder, ids, after_round) for name in settings.tracking.trackers]
     for name, part in zip(settings.tracking.trackers, parts, strict=True):
         _begin(name, part, settings, fresh=after_round < 0)
-    if any(name != "tensorboard" for name in settings.tracking.trackers):
+    for name in ("tensorboard", "wandb"):  # what these write, they write for everybody
+        if (folder.path / name).is_dir():
+            private.close(folder.path / name)
+    if any(name not in LOCAL for name in settings.tracking.trackers):
         folder.write(IDS, json.dumps({**ids, **_given(settings, parts)}) + "\n")
     return Trackers(tuple(parts))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import stat
 import sys
 import time
 import urllib.request
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from shepherd import access
 from shepherd.asking import generate
 from shepherd.chat import answering, page
 from shepherd.chat.answering import Chat, open_chat
@@ -298,8 +300,11 @@ def test_it_fits_a_phone_and_a_wide_screen(visit: Callable[..., Visit]) -> None:
 
 
 def test_it_answers_its_own_name_alone_and_takes_no_file(url: str) -> None:
+    place = urlsplit(url)
+    cookie = {"Cookie": f"shepherd-{place.port}={place.query.removeprefix('token=')}"}
+
     def status(path: str, data: bytes | None = None, **headers: str) -> int:
-        request = urllib.request.Request(url + path, data, headers)
+        request = urllib.request.Request(f"http://{place.netloc}/{path}", data, {**cookie, **headers})
         try:
             with urllib.request.urlopen(request) as answer:
                 return int(answer.status)
@@ -307,14 +312,35 @@ def test_it_answers_its_own_name_alone_and_takes_no_file(url: str) -> None:
             with error:
                 return error.code
 
-    assert urlsplit(url).hostname == "127.0.0.1"
+    assert place.hostname == "127.0.0.1"
     assert status("") == 200
     assert status("", Host="elsewhere.example") == 400
     assert status("docs") == status("openapi.json") == 404
     form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="f"\r\n\r\nhello\r\n--x--\r\n'
     assert status("gradio_api/upload", form, **{"Content-Type": "multipart/form-data; boundary=x"}) == 413
-    with urllib.request.urlopen(url + "gradio_api/info") as answer:
+    info = urllib.request.Request(f"http://{place.netloc}/gradio_api/info", headers=cookie)
+    with urllib.request.urlopen(info) as answer:
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
         assert answer.read() == b'{"named_endpoints":{},"unnamed_endpoints":{}}'
+
+
+def test_without_the_token_nothing_is_told(url: str) -> None:
+    place = urlsplit(url)
+    for path in ("", "?token=wrong", "config", "gradio_api/info", "gradio_api/queue/data", "theme.css"):
+        request = urllib.request.Request(
+            f"http://{place.netloc}/{path}", headers={"Cookie": f"shepherd-{place.port}=wrong"}
+        )
+        with pytest.raises(HTTPError, match="403") as refused, urllib.request.urlopen(request):
+            pass
+        with refused.value as error:
+            assert error.read().decode() == access.REFUSED
+
+
+def test_the_browser_has_a_cookie_and_no_token_in_its_address(visit: Callable[..., Visit]) -> None:
+    seen = visit()
+    assert "token" not in seen("location.href")
+    assert seen("document.cookie") == ""
+    assert [each for each in seen.requests if "token=" in each] == seen.requests[:1]
 
 
 def test_a_port_that_is_taken_is_named(chat: Chat, url: str) -> None:
@@ -331,14 +357,22 @@ def test_launching_says_where_until_it_is_stopped(compared: Path, monkeypatch: p
     heard: list[str] = []
     shown: list[str] = []
     monkeypatch.setattr(page, "Event", Stopped)
-    monkeypatch.setattr("webbrowser.open", shown.append)
+
+    def opened(link: str) -> None:
+        """Reads the file, which no other user can: the words of a browser's command are everybody's."""
+        file = Path(urlsplit(link).path)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        shown.append(file.read_text())
+
+    monkeypatch.setattr("webbrowser.open", opened)
     page.launch(compared, arms=["base", "federated"], say=heard.append)
     assert heard[0] == f"loading the arms of {compared}"
     assert re.fullmatch(r"loaded .*llama.* in \d+\.\d s", heard[1])
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)", heard[2])
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32,} \(Ctrl-C ends it\)", heard[2])
     assert shown == []
     page.launch(compared, arms=["base"], say=heard.append, show=True)
-    assert shown == [heard[-2].split()[0]]
+    assert heard[-2].split()[0] in shown[0]
+    assert not list(compared.glob(".chat-*"))
 
 
 def test_a_public_link_that_cannot_be_had_is_an_error(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shepherd import folder, prepare
+from shepherd import folder, prepare, report
 from shepherd.algorithms import fedavg
 from shepherd.asking import adapter_of
 from shepherd.compare import comparing, training
@@ -23,6 +25,7 @@ from shepherd.evaluate.text import against
 from shepherd.model import files, lora, score, tune
 from shepherd.model.tune import Visit
 from shepherd.report import collect
+from shepherd.report.reading import held
 from shepherd.run import open_run
 from shepherd.settings import RunSettings
 from tests import runs
@@ -391,3 +394,38 @@ def test_a_client_may_be_called_anything(llama_folder, tmp_path) -> None:
     assert inside == {
         "local-St. Mary%2FEast", "local-..%2Fnorth", "centralised", "centralised-steps", "scores",
     }  # fmt: skip
+
+
+def test_nobody_else_can_read_a_comparison(llama_folder, source, tmp_path) -> None:
+    before = os.umask(0o022)
+    try:
+        settings = table(llama_folder, source, tmp_path / "run")
+        compare(settings, Asked(locals=("client-1",), variants=("ffa: algorithm.name=ffa_lora",)))
+        report.write(tmp_path / "run")
+    finally:
+        os.umask(before)
+    made = [tmp_path / "run", *(tmp_path / "run").rglob("*")]
+    assert len(made) > 40
+    assert [str(path) for path in made if path.stat().st_mode & 0o077] == []
+
+
+def test_two_comparisons_of_one_folder_exclude_each_other(copied, monkeypatch) -> None:
+    """While one trains an arm, another gets no hold of the folder; one that comes then changes nothing."""
+    shutil.rmtree(Path(copied.output) / "compare" / "seed-0" / "centralised")
+    seen: list[bool | None] = []
+    honest = tune.tune
+
+    def meanwhile(*given: Any, **options: Any) -> Any:
+        seen.append(held(Path(copied.output)))
+        return honest(*given, **options)
+
+    monkeypatch.setattr(tune, "tune", meanwhile)
+    compare(copied, ASKED)
+    assert seen
+    assert all(seen)
+    assert held(Path(copied.output)) is False  # it was given back
+    shutil.rmtree(Path(copied.output) / "compare" / "seed-0" / "centralised")
+    taken = pytest.raises(FolderError, match="this process holds the run")
+    with closing(folder.reopen(copied.output)), taken:
+        compare(copied, ASKED)
+    assert not (Path(copied.output) / "compare" / "seed-0" / "centralised").exists()

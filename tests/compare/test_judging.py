@@ -16,6 +16,7 @@ from shepherd.asking import generate
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
 from shepherd.compare.judging import judged
+from shepherd.consent import Consent
 from shepherd.errors import JudgeError
 from shepherd.model import files
 from shepherd.settings import JudgeTable
@@ -70,14 +71,15 @@ def test_every_arm_is_judged_against_the_federated_one_and_paid_for_once(copied,
     server = serve(longer)
     table = JudgeTable(model="judge-1", base_url=server.url)
     said: list[str] = []
-    found = judged(copied, table, said.append)
+    consent = Consent(base_url=server.url)
+    found = judged(copied, table, said.append, consent=consent)
     assert found == json.loads((copied / "compare" / "comparison.json").read_text())
     pairs = {(row["first"], row["second"]) for row in found["judge"]["rows"]}
     assert pairs == {("federated", arm) for arm in ("base", "local-client-1", "centralised")}
     assert found["judge"]["questions"] == 6
     calls = server.calls
     assert 0 < calls <= 3 * 6 * 2  # both orders; equal answers are a tie for nothing
-    assert judged(copied, table, said.append)["judge"] == {**found["judge"]}
+    assert judged(copied, table, said.append, consent=consent)["judge"] == {**found["judge"]}
     assert server.calls == calls
     assert KEY not in "".join(p.read_text(errors="replace") for p in copied.rglob("*") if p.is_file())
 
@@ -87,7 +89,8 @@ def test_other_questions_are_answered_by_every_arm_once(copied, serve, tmp_path,
     questions.write_text('{"id": "a", "question": "w5 w6"}\n{"id": "b", "question": "w7 w8 w9"}\n')
     server = serve(longer)
     table = JudgeTable(model="judge-1", base_url=server.url, questions=str(questions))
-    judged(copied, table, lambda text: None)
+    consent = Consent(base_url=server.url)
+    judged(copied, table, lambda text: None, consent=consent)
     (kept,) = (copied / "compare" / "answers").iterdir()
     assert {path.name for path in kept.iterdir()} == {
         f"{arm}.jsonl" for arm in ("base", "local-client-1", "centralised", "federated")
@@ -95,7 +98,7 @@ def test_other_questions_are_answered_by_every_arm_once(copied, serve, tmp_path,
     rows = [json.loads(line) for line in (kept / "federated.jsonl").read_text().splitlines()]
     assert rows[0]["answer"] == generate(copied, "w5 w6")
     monkeypatch.setattr("shepherd.compare.judging.load_base", None)  # nothing is answered again
-    judged(copied, table, lambda text: None)
+    judged(copied, table, lambda text: None, consent=consent)
 
 
 def answers(path: Path, *texts: str) -> Path:
@@ -145,11 +148,13 @@ def test_two_adapters_are_judged_from_one_base(copied, serve, tmp_path) -> None:
 def test_what_was_paid_for_stays_when_the_judge_talks_nonsense(copied, serve) -> None:
     server = serve(lambda prompt: "I like both.")
     table = JudgeTable(model="judge-1", base_url=server.url, limit=3)  # fewer requests than end it early
+    consent = Consent(base_url=server.url)
     with pytest.raises(JudgeError):
-        judged(copied, table, lambda text: None)
+        judged(copied, table, lambda text: None, consent=consent)
     calls = server.calls
+    assert calls > 0
     with pytest.raises(JudgeError):
-        judged(copied, table, lambda text: None)
+        judged(copied, table, lambda text: None, consent=consent)
     assert server.calls == calls
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import peft
 import pytest
 import safetensors.torch
 import torch
@@ -20,8 +21,9 @@ from shepherd.core import Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, DataError
 from shepherd.model import base as loading
-from shepherd.model import lora, score, tune
+from shepherd.model import lora, outline, score, tune
 from shepherd.model.attention import PACKED
+from shepherd.model.digest import digest
 from shepherd.model.tune import Visit
 from shepherd.prepare import Prepared, require_readable
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
@@ -265,3 +267,28 @@ def test_dtypes_and_devices_by_name(monkeypatch) -> None:
     monkeypatch.setattr(loading, "_cpu_has_bfloat16", lambda: False)
     assert loading.pick_dtype("auto", cpu) == torch.float32
     assert loading.pick_dtype("auto", torch.device("mps")) == torch.float32
+
+
+def test_a_base_that_carries_an_adapter_is_refused_by_name(copy, llama_folder) -> None:
+    """Transformers would load the adapter with it, and no digest or fingerprint would tell."""
+    network = AutoModelForCausalLM.from_pretrained(copy, dtype=torch.float32)
+    adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(network, adapter).save_pretrained(copy)
+    assert digest(llama_folder)
+    model = ModelTable(base=str(copy), device="cpu", dtype="float32")
+    for ask in (
+        lambda: load(copy),
+        lambda: loading.load_tokenizer(model),
+        lambda: outline.size(model),
+        lambda: outline.shapes(str(copy), AdapterTable()),
+        lambda: digest(copy),
+    ):
+        with pytest.raises(BaseError, match=r"copy carries a PEFT adapter \(adapter_config\.json\)"):
+            ask()
+
+
+def test_so_is_a_hugging_face_id_that_names_another_base(monkeypatch) -> None:
+    """Transformers would load the base that the adapter's configuration names, whatever it is."""
+    found = "/cache/adapter_config.json"
+    monkeypatch.setattr(loading, "find_adapter_config_file", lambda name, revision: found)
+    assert "base owner/adapter carries a PEFT adapter" in refused("owner/adapter")

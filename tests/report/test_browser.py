@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -186,7 +187,9 @@ def test_the_served_page_follows_the_run_and_keeps_the_place(chromium: Any, tmp_
         assert abs(after - before) < 3
         assert seen("document.getElementById('every-round').open")
         assert seen.errors == []
-        assert {address.removeprefix(url) for address in seen.requests} == {"", "main"}
+        assert {urlsplit(address).path for address in seen.requests} == {"/", "/main"}
+        assert "token" not in seen("location.href")
+        assert seen("document.cookie") == ""  # no script reads it
 
 
 def test_the_served_page_says_when_nobody_serves_it(chromium: Any, tmp_path: Path) -> None:

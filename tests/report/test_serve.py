@@ -10,18 +10,21 @@ import socket
 import subprocess
 import sys
 from http.client import HTTPConnection, HTTPResponse
+from http.cookies import SimpleCookie
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from shepherd import folder, report
+from shepherd import access, folder, report
 from shepherd.errors import FolderError, ShepherdError
 from tests.report import folders
 
 
 def ask(url: str, path: str = "/", method: str = "GET", **headers: str) -> tuple[HTTPResponse, str]:
+    """As a browser asks that has been there once: with the cookie for the token in `url`."""
     place = urlsplit(url)
+    headers = {"Cookie": f"shepherd-{place.port}={place.query.removeprefix('token=')}", **headers}
     connection = HTTPConnection(str(place.hostname), place.port, timeout=10)
     connection.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
     answer = connection.getresponse()
@@ -59,6 +62,55 @@ def test_one_script_is_allowed_by_a_nonce_of_its_own(run: Path) -> None:
             policies.add(policy)
             nonces.add(nonce)
     assert len(nonces) == len(policies) == 2
+
+
+def test_the_first_visit_gives_a_cookie_and_the_token_leaves_the_address(run: Path) -> None:
+    with report.serving(run) as url:
+        place = urlsplit(url)
+        answer, text = ask(url, f"/?{place.query}", Cookie="")
+        assert (answer.status, answer.headers["Location"], text) == (303, "/", "see /\n")
+        cookie = SimpleCookie(answer.headers["Set-Cookie"])
+        (name,) = cookie
+        assert name == f"shepherd-{place.port}"
+        assert (cookie[name]["httponly"], cookie[name]["samesite"], cookie[name]["path"]) == (
+            True,
+            "Lax",
+            "/",
+        )
+        assert ask(url, Cookie=f"other=1; {name}={cookie[name].value}")[0].status == 200
+        assert ask(url, f"/report.json?{place.query}", Cookie="")[0].status == 200  # curl has no cookie
+
+
+@pytest.mark.parametrize("path", ["/", "/main", "/report.json", "/?token=", "/main?token=wrong", "/none"])
+@pytest.mark.parametrize(
+    "cookie", ["", "shepherd-{port}=wrong", "shepherd-1={token}", "shepherd-{port}=ü; =;", ";"]
+)
+def test_without_the_token_nothing_is_told(run: Path, path: str, cookie: str) -> None:
+    with report.serving(run) as url:
+        place = urlsplit(url)
+        token = place.query.removeprefix("token=")
+        assert len(token) >= 32
+        answer, text = ask(url, path, Cookie=cookie.format(port=place.port, token=token))
+        assert (answer.status, text) == (403, access.REFUSED)
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert "Set-Cookie" not in answer.headers
+        assert token not in str(answer.headers)
+
+
+def test_each_server_has_a_token_of_its_own_that_no_log_holds(
+    run: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = set()
+    with caplog.at_level("DEBUG"):
+        for _ in range(2):
+            with report.serving(run) as url:
+                ask(url, f"/?{urlsplit(url).query}", Cookie="")
+                ask(url, "/?token=wrong", Cookie="")
+                tokens.add(urlsplit(url).query.removeprefix("token="))
+    assert len(tokens) == 2
+    said = "".join(capfd.readouterr()) + caplog.text + repr(access.Token())
+    assert not [token for token in tokens if token in said]
+    assert "secret" not in repr(access.Token())
 
 
 def test_an_unchanged_page_is_not_sent_again(run: Path) -> None:

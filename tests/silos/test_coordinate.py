@@ -68,7 +68,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Base) -> Hoste
     made = Hosted(home=tmp_path / "server", post=post)
     (tmp_path / "kit").mkdir()
     hosted(monkeypatch, made)
-    monkeypatch.setattr(coordinate, "load_base", lambda settings: base)
+    monkeypatch.setattr(coordinate, "load_base", lambda settings, consent: base)
     admin = SimpleNamespace(name="ada", role="lead")
     monkeypatch.setattr(coordinate, "kits", SimpleNamespace(read=lambda kit, kind: admin))
     return made

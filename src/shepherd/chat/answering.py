@@ -17,6 +17,7 @@ from typing import Any, get_args
 from shepherd import folder
 from shepherd.asking import adapter_of
 from shepherd.chat.arms import FEDERATED, Arm, find
+from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.data.examples import Turn
 from shepherd.data.template import Template, TemplateName, prompt, stop_ids
@@ -113,21 +114,22 @@ class Chat:
         return self._adapters[name]
 
 
-def open_chat(path: str | Path, arms: Sequence[str] | None = None) -> Chat:
+def open_chat(path: str | Path, arms: Sequence[str] | None = None, consent: Consent = NOTHING) -> Chat:
     """Load the base of the run in `path` once, and the adapters of its arms: of these, or of all.
 
-    A local arm's adapter is read when it is first asked for, or when it is named here.
+    A local arm's adapter is read when it is first asked for, or when it is named here. Code that comes with
+    the base runs only by `consent`.
 
     Raises:
         FolderError: there is no run, or it has finished no round yet.
         DataError: there is no such arm.
-        BaseError: the base cannot be loaded.
+        BaseError: the base cannot be loaded, or asks to run code that nobody agreed to.
         AdapterError: an adapter is unreadable, or was made for another base.
     """
     path = Path(path)
     settings = folder.read_settings(path)
     found = find(path, settings)
-    chat = Chat(settings, load_base(settings), found)
+    chat = Chat(settings, load_base(settings, consent), found)
     if arms is not None:
         chat._require(arms)
         chat.arms = {name: arm for name, arm in chat.arms.items() if name in arms}

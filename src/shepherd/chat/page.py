@@ -1,17 +1,18 @@
 """The chat page: what is typed goes to several arms at once, and their answers appear side by side.
 
-The one importer of gradio. It listens on loopback, asks nothing of any other host, and shows every text as
-plain text: what a model writes is never taken for HTML or Markdown.
+The one importer of gradio. It listens on loopback and answers whoever has the token of its address; it asks
+nothing of any other host, and shows every text as plain text: what a model writes is never taken for HTML or
+Markdown.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
+import tempfile
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from html import escape
 from importlib import import_module
 from pathlib import Path
@@ -19,12 +20,16 @@ from threading import Event
 from time import perf_counter
 from typing import Any
 
+from shepherd.access import Token
 from shepherd.chat.answering import Chat, open_chat
 from shepherd.chat.arms import BASE, LOCAL
+from shepherd.chat.gate import Gate
+from shepherd.consent import NOTHING, Consent
 from shepherd.errors import ShepherdError
 from shepherd.paths import short
+from shepherd.visible import logger, shown
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 HOST = "127.0.0.1"
 PORTS = range(7860, 7960)
@@ -61,6 +66,7 @@ def launch(
     share: bool = False,
     show: bool = False,
     say: Callable[[str], None] = print,
+    consent: Consent = NOTHING,
 ) -> None:
     """Open the chat page of the run in `path`, and serve it until Ctrl-C.
 
@@ -69,6 +75,8 @@ def launch(
         port: of loopback; the first free one from 7860 on, where none is given.
         share: also through a public link of Gradio's, for anybody who has it.
         show: open it in the browser.
+        say: is told the address, which holds a token: without it the page answers nobody.
+        consent: whether code that comes with the base may run, where the run file in the folder asks for it.
 
     Raises:
         ShepherdError: gradio is missing, the port is taken, or what `open_chat` raises.
@@ -76,21 +84,31 @@ def launch(
     _gradio()
     say(f"loading the arms of {path}")
     began = perf_counter()
-    chat = open_chat(path, arms)
+    chat = open_chat(path, arms, consent)
     say(f"loaded {chat.settings.model.base} in {perf_counter() - began:.1f} s")
     with serve(chat, port=port, share=share) as url:
         say(f"{url} (Ctrl-C ends it)")
-        if show:
-            webbrowser.open(url)
-        try:
-            Event().wait()
-        except KeyboardInterrupt:
-            say("closed")
+        with _opened(url, Path(path)) if show else nullcontext():
+            try:
+                Event().wait()
+            except KeyboardInterrupt:
+                say("closed")
+
+
+@contextmanager
+def _opened(url: str, folder: Path) -> Iterator[None]:
+    """The page in the browser, by a file that leads there: other users can read the words of a command."""
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".chat-", suffix=".html") as file:
+        link = escape(url)
+        file.write(f'<meta http-equiv="refresh" content="0; url={link}"><a href="{link}">chat</a>\n')
+        file.flush()
+        webbrowser.open(Path(file.name).resolve().as_uri())
+        yield
 
 
 @contextmanager
 def serve(chat: Chat, *, port: int | None = None, share: bool = False) -> Iterator[str]:
-    """Serve the page while the context lasts; gives its address.
+    """Serve the page while the context lasts; gives its address, which holds a token.
 
     Raises:
         ShepherdError: gradio is missing, the port is taken, or no public link could be had.
@@ -100,6 +118,8 @@ def serve(chat: Chat, *, port: int | None = None, share: bool = False) -> Iterat
     hosts = import_module("starlette.middleware.trustedhost").TrustedHostMiddleware
     # a page elsewhere that points its own name at 127.0.0.1 gets nothing
     named = middleware.Middleware(hosts, allowed_hosts=["*"] if share else [HOST, "localhost"])
+    token = Token()
+    gate = middleware.Middleware(Gate, token=token)
     page = build(chat).queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     try:
         with _past_proxies(), _port(port):
@@ -118,11 +138,11 @@ def serve(chat: Chat, *, port: int | None = None, share: bool = False) -> Iterat
                 ssr_mode=False,
                 mcp_server=False,
                 max_file_size=1,  # byte: nothing is to be uploaded here
-                app_kwargs={"openapi_url": None, "middleware": [named]},
+                app_kwargs={"openapi_url": None, "middleware": [named, gate]},
             )
         if share and not page.share_url:
             raise ShepherdError("no public link could be had; try again, or leave --share out")
-        yield page.share_url or page.local_url
+        yield token.address(page.share_url or page.local_url)
     finally:
         page.close(verbose=False)
 
@@ -185,7 +205,8 @@ class _Page:
         others = [name for name in chat.arms if name not in chat.local]
         place = others.index(BASE) + 1 if BASE in others else 0
         self.columns = [*others[:place], *([LOCAL] if chat.local else []), *others[place:]]
-        with gradio.Blocks(title=f"Shepherd: {chat.settings.output}", analytics_enabled=False) as self.blocks:
+        title = f"Shepherd: {shown(chat.settings.output)}"
+        with gradio.Blocks(title=title, analytics_enabled=False) as self.blocks:
             gradio.HTML(_head(chat))
             self._question()
             self._choices()
@@ -221,9 +242,9 @@ class _Page:
         gr, chat = self.gr, self.chat
         tuning = chat.settings.evaluation
         with gr.Row():
-            labels = [(LOCAL_LABEL if name == LOCAL else name, name) for name in self.columns]
+            labels = [(LOCAL_LABEL if name == LOCAL else shown(name), name) for name in self.columns]
             self.shown = gr.CheckboxGroup(labels, value=self.columns, label="Arms", scale=3, min_width=260)
-            clients = [(name.removeprefix(LOCAL), name) for name in chat.local]
+            clients = [(shown(name.removeprefix(LOCAL)), name) for name in chat.local]
             self.client = gr.Dropdown(
                 clients,
                 value=chat.local[0] if chat.local else None,
@@ -297,7 +318,7 @@ class _Page:
 
     def _headed(self, name: str) -> str:
         arm = self.chat.arms[name]
-        return f"<h3>{escape(arm.name)}</h3><p>{escape(arm.says)}</p>"
+        return f"<h3>{_text(arm.name)}</h3><p>{_text(arm.says)}</p>"
 
     def _visible(self, shown: Sequence[str]) -> list[Any]:
         return [self.gr.Column(visible=name in shown) for name in self.columns]
@@ -351,14 +372,14 @@ class _Page:
 
 
 def _head(chat: Chat) -> str:
-    name, base = escape(chat.settings.output), escape(short(chat.settings.model.base))
+    name, base = _text(chat.settings.output), _text(short(chat.settings.model.base))
     return (
         f"<h1>Shepherd chat</h1><p>{name}: ask once, and its arms answer side by side, from base {base}.</p>"
     )
 
 
 def _said(text: str, kind: str = "") -> str:
-    return f'<p role="{"alert" if kind == WRONG else "status"}" class="{kind}">{escape(text)}</p>'
+    return f'<p role="{"alert" if kind == WRONG else "status"}" class="{kind}">{_text(text)}</p>'
 
 
 def _going() -> str:
@@ -379,7 +400,12 @@ def _pressable(*buttons: bool) -> str:
 
 
 def _written(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
+    return f"<p>{_text(text)}</p>"
+
+
+def _text(text: str) -> str:
+    """A text of others as HTML that is nothing but text."""
+    return escape(shown(text))
 
 
 def paced(values: Iterator[dict[str, str]], seconds: float) -> Iterator[dict[str, str]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from shepherd import folder, plugins, prepare
+from shepherd import folder, plugins, prepare, private
 from shepherd.compare import table
 from shepherd.compare.adapters import arm_adapter, digest
 from shepherd.compare.arms import BASE, FEDERATED, Arm, Asked, arms, variant
@@ -21,10 +22,12 @@ from shepherd.compare.folders import (
     keep_plan,
     read_json,
     scores_file,
+    seed_folder,
     write_json,
 )
 from shepherd.compare.scoring import questions, score_arms
 from shepherd.compare.training import Train, totals, train_apart, train_run
+from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FolderError, SettingsError
 from shepherd.loading import load_base
 from shepherd.model.base import Base
@@ -47,6 +50,7 @@ def compare(
     asked: Asked,
     *,
     train: Train = _train,
+    consent: Consent = NOTHING,
 ) -> Row:
     """Make the comparison in the folder of the run, or what of it is not made yet; returns comparison.json.
 
@@ -54,10 +58,12 @@ def compare(
 
     Args:
         train: opens a run with the function it is given and goes through its rounds.
+        consent: what a person has agreed to that the settings only wish for.
 
     Raises:
         SettingsError: an arm cannot be read.
-        FolderError: the folder holds another run, or a comparison made another way.
+        FolderError: the folder holds another run or a comparison made another way, or another process is at
+            work in it.
     """
     run = Path(settings.output)
     if folder.is_over_silos(run):
@@ -65,21 +71,29 @@ def compare(
             f"the run in {run} is over silos, whose data are not here to train the other arms on; compare a"
             " run of one process, with output=ANOTHER_FOLDER"
         )
-    _require_arms(settings, asked)
+    _require_arms(settings, asked, consent)
     if not folder.is_run(run) and (asked.locals or asked.variants):  # a wrong name costs no training
         arms(asked, sorted(prepare.divide(settings).clients))
     began = perf_counter()
-    train_run(settings, train)
+    train_run(settings, train, consent=consent)
+    with closing(folder.reopen(run)):  # two comparisons in one folder would tune the same arms
+        return _made(settings, asked, train, consent, began)
+
+
+def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, began: float) -> Row:
+    """The comparison beside a finished run."""
+    run = Path(settings.output)
     prepared = prepare.load(run / "data")
     chosen = arms(asked, sorted(prepared.clients))
     keep_plan(run, asked.match, chosen)
     _begun(run, settings, asked, chosen)
     for number in range(asked.seeds):
+        private.make(seed_folder(run, number))
         for arm in chosen:
             if arm.kind == "variant" or (arm.kind == FEDERATED and number):
-                train_run(_settings_of(settings, run, arm, number), train, prepared)
+                train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
     kept = folder.read_settings(run)
-    base = load_base(kept)
+    base = load_base(kept, consent)
     apart = [arm for arm in chosen if arm.kind in ("local", "centralised")]
     for number in range(asked.seeds):
         for way in sorted({arm.match for arm in apart}):
@@ -92,11 +106,12 @@ def compare(
                 number,
                 length=totals(run).matched(way),
                 seed=settings.seed + number,
+                consent=consent,
             )
     return _tabled(base, kept, prepared, run, chosen, asked, began)
 
 
-def _require_arms(settings: RunSettings, asked: Asked) -> None:
+def _require_arms(settings: RunSettings, asked: Asked, consent: Consent) -> None:
     """A mistake in what is asked costs no training.
 
     Raises:
@@ -106,8 +121,8 @@ def _require_arms(settings: RunSettings, asked: Asked) -> None:
         raise SettingsError("nothing is held out to compare on; set data.holdout, such as 0.1")
     for arm in map(variant, asked.variants):
         changed = overridden(settings, arm.overrides)
-        plugins.algorithm(changed.algorithm)
-        plugins.transform(changed.transforms)
+        plugins.algorithm(changed.algorithm, consent.plugins)
+        plugins.transform(changed.transforms, consent.plugins)
 
 
 def _begun(run: Path, settings: RunSettings, asked: Asked, chosen: Sequence[Arm]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from shepherd import private
 from shepherd.compare.arms import Arm
 from shepherd.errors import FolderError
 from shepherd.folder import write_atomic
@@ -69,7 +70,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
     Raises:
         FolderError: the disk is full, or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private.make(path.parent)
     return write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

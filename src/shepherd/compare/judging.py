@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from shepherd import folder, prepare
+from shepherd import folder, prepare, private
 from shepherd.asking import adapter_of
 from shepherd.compare.adapters import arm_adapter
 from shepherd.compare.arms import FEDERATED, Arm
@@ -18,12 +19,14 @@ from shepherd.compare.folders import (
     scores_file,
     write_json,
 )
+from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.data.examples import Turn
 from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import AdapterError, DataError, FolderError, SettingsError
 from shepherd.judge import answers as answers_files
 from shepherd.judge import judging, questions
+from shepherd.judge.agreed import require_agreed
 from shepherd.judge.answers import Answers
 from shepherd.judge.questions import HELD_OUT, Question
 from shepherd.loading import load_base
@@ -37,19 +40,31 @@ Say = Callable[[str], None]
 VERDICTS = "verdicts"
 
 
-def judged(run: Path, table: JudgeTable, say: Say, max_calls: int | None = None) -> Row:
+def judged(
+    run: Path, table: JudgeTable, say: Say, max_calls: int | None = None, consent: Consent = NOTHING
+) -> Row:
     """Judge every other arm of a comparison against the federated one; returns comparison.json with it.
 
+    Args:
+        consent: the judge's address and the name of its key's variable, where they are not the default ones.
+
     Raises:
-        FolderError: there is no comparison yet.
+        FolderError: there is no comparison yet, or another process is at work in the folder.
+        JudgeError: the table names a host or a variable that nobody agreed to; nothing was sent.
         ShepherdError: as `judge.judging.judge_pairs`; what was paid for is kept.
     """
-    path = compare_folder(run) / COMPARISON
-    found = read_json(path)
-    if found is None:
+    require_agreed(table, consent)
+    if read_json(compare_folder(run) / COMPARISON) is None:
         raise FolderError(f"{run} holds no comparison yet; make it with `shepherd compare`")
+    with closing(folder.reopen(run)):
+        return _judged(run, table, say, max_calls, consent)
+
+
+def _judged(run: Path, table: JudgeTable, say: Say, max_calls: int | None, consent: Consent) -> Row:
+    path = compare_folder(run) / COMPARISON
+    found = read_json(path) or {}
     arms = [_arm(row) for row in found["arms"]]
-    asked, answers = _answered(run, arms, table, say)
+    asked, answers = _answered(run, arms, table, say, consent)
     pairs = [(answers[arm.name], answers[FEDERATED]) for arm in arms if arm.name != FEDERATED]
     result = judging.judge_pairs(
         pairs, asked, table, compare_folder(run) / VERDICTS, say, max_calls, against=FEDERATED
@@ -64,14 +79,14 @@ def _arm(row: Mapping[str, Any]) -> Arm:
 
 
 def _answered(
-    run: Path, arms: Sequence[Arm], table: JudgeTable, say: Say
+    run: Path, arms: Sequence[Arm], table: JudgeTable, say: Say, consent: Consent
 ) -> tuple[tuple[Question, ...], dict[str, Answers]]:
     """The questions, and what each arm of the first seed answers to them."""
     if table.questions == HELD_OUT:
         return _held_out(run, arms, table)
     seed = folder.read_settings(run).data_seed
     asked = questions.drawn(questions.find(table.questions), table.limit, seed)
-    return asked, _written(run, arms, asked, say)
+    return asked, _written(run, arms, asked, say, consent)
 
 
 def _held_out(
@@ -95,7 +110,9 @@ def _held_out(
     return asked, {name: Answers(name=name, texts=each) for name, each in texts.items()}
 
 
-def _written(run: Path, arms: Sequence[Arm], asked: Sequence[Question], say: Say) -> dict[str, Answers]:
+def _written(
+    run: Path, arms: Sequence[Arm], asked: Sequence[Question], say: Say, consent: Consent
+) -> dict[str, Answers]:
     """Answers to other questions, generated once and kept."""
     ids = hashlib.sha256("\0".join(f"{q.id}\0{q.text}\0{q.context}" for q in asked).encode()).hexdigest()
     at = compare_folder(run) / "answers" / ids[:12]
@@ -103,8 +120,8 @@ def _written(run: Path, arms: Sequence[Arm], asked: Sequence[Question], say: Say
     todo = [arm for arm in arms if not places[arm.name].is_file()]
     if todo:
         settings = folder.read_settings(run)
-        base = load_base(settings)
-        at.mkdir(parents=True, exist_ok=True)
+        base = load_base(settings, consent)
+        private.make(at)
         for arm in todo:
             say(f"{arm.name} answers {len(asked)} questions")
             (texts,) = _texts(base, settings, [arm_adapter(run, 0, arm, base)], asked)
@@ -144,14 +161,18 @@ def judge_two(
     given: Mapping[str, Any],
     say: Say,
     max_calls: int | None = None,
+    consent: Consent = NOTHING,
 ) -> Row:
     """Compare two answers files, adapters or runs; returns what comparison.json would hold of it.
 
     Args:
         overrides: key=value on the judge's table, which is the first run's where there is one.
         given: keys of the judge's table that stand above those.
+        consent: the judge's address and the name of its key's variable, where they are not the default ones;
+            and whether code that comes with a base may run.
 
     Raises:
+        JudgeError: a file alone names a host or a variable; nothing was sent.
         ShepherdError: one of the two is none of these, their bases differ, or as `judge_pairs`.
     """
     for path in (first, second):
@@ -160,6 +181,7 @@ def judge_two(
     runs = [found for path in (first, second) if (found := _run_of(path)) is not None]
     settings = folder.read_settings(runs[0]) if runs else None
     table = _table(settings, overrides, given)
+    require_agreed(table, consent)
     if table.questions != HELD_OUT:
         seed = settings.data_seed if settings else 0
         asked = questions.drawn(questions.find(table.questions), table.limit, seed)
@@ -170,7 +192,7 @@ def judge_two(
         raise SettingsError("these are of no run, so nothing is held out; name --questions FILE")
     names = answers_files.names(first, second)
     kept = compare_folder(runs[0]) / VERDICTS if runs else first.resolve().parent / VERDICTS
-    pair = _both((first, second), names, settings, asked, say)
+    pair = _both((first, second), names, settings, asked, say, consent)
     return judging.judge(*pair, asked, table, kept, say, max_calls).row()
 
 
@@ -190,13 +212,14 @@ def _both(
     settings: RunSettings | None,
     asked: Sequence[Question],
     say: Say,
+    consent: Consent,
 ) -> tuple[Answers, Answers]:
     """Both arms' answers: read from a file, or generated, adapters of one base in one pass."""
     read = {i: answers_files.read(path, names[i]) for i, path in enumerate(paths) if path.is_file()}
     rest = [i for i in range(2) if i not in read]
     if rest:
-        chosen = settings or _settings_of(paths[rest[0]])
-        base = load_base(chosen)
+        chosen = settings or _settings_of(paths[rest[0]], consent)
+        base = load_base(chosen, consent)
         adapters = [_adapter_at(paths[i], base) for i in rest]
         say(f"{' and '.join(names[i] for i in rest)} answer {len(asked)} questions")
         for i, texts in zip(rest, _texts(base, chosen, adapters, asked), strict=True):
@@ -208,7 +231,7 @@ def _adapter_at(path: Path, base: Base) -> Adapter:
     return adapter_of(path, base) if folder.is_run(path) else files.read(path, base)
 
 
-def _settings_of(path: Path) -> RunSettings:
+def _settings_of(path: Path, consent: Consent) -> RunSettings:
     """For an adapter that lies in no run: its own base, and the template that the run file has by default."""
     table = files.read_config(path)
     config = read_json(path / files.CONFIG) or {}
@@ -217,5 +240,6 @@ def _settings_of(path: Path) -> RunSettings:
         raise AdapterError(
             f"adapter {path} does not name its base; add base_model_name_or_path to its config"
         )
-    model = ModelTable(base=base, revision=config.get("revision")).model_dump()
+    trusted = consent.remote_code  # an adapter has no way to ask
+    model = ModelTable(base=base, revision=config.get("revision"), trust_remote_code=trusted).model_dump()
     return parse({"model": model, "adapter": table.model_dump(), "data": {"source": str(path)}}, str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from shepherd.model import score, tune
 from shepherd.model.base import Base
 from shepherd.prepare import Prepared, categories
 from shepherd.settings import RunSettings
+from shepherd.visible import logger
 
 TOGETHER = 8  # arms scored in one pass
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

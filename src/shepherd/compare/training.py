@@ -6,7 +6,6 @@ averaged, so all of them are tuned side by side over one base, as the clients of
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from shepherd import checkpoint, folder
 from shepherd.algorithms import fedavg
 from shepherd.compare.arms import Arm, Way
 from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
+from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, Failure, chain, seed_for
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
@@ -30,13 +30,14 @@ from shepherd.model.base import Base
 from shepherd.prepare import Prepared
 from shepherd.run import Run, open_run, resume
 from shepherd.settings import FederationTable, RunSettings, TuningTable
+from shepherd.visible import logger
 
 # what a run lays out by measuring, and writes down otherwise than it was given
 CHOSEN = (
     "tuning.threads", "tuning.workers", "tuning.cohort_size", "tuning.micro_batch_tokens",
     "model.dtype", "model.device",
 )  # fmt: skip
-log = logging.getLogger(__name__)
+log = logger(__name__)
 Train = Callable[[Callable[[], Run]], None]  # open a run and go through its rounds, showing them
 
 
@@ -77,7 +78,9 @@ def totals(path: Path) -> Totals:
     )
 
 
-def train_run(settings: RunSettings, train: Train, prepared: Prepared | None = None) -> None:
+def train_run(
+    settings: RunSettings, train: Train, prepared: Prepared | None = None, consent: Consent = NOTHING
+) -> None:
     """Train the run in `settings.output`, go on with it, or find it finished.
 
     Args:
@@ -88,11 +91,11 @@ def train_run(settings: RunSettings, train: Train, prepared: Prepared | None = N
     """
     path = Path(settings.output)
     if not folder.is_run(path):
-        train(lambda: open_run(settings, prepared))
+        train(lambda: open_run(settings, prepared, consent))
         return
     require_same(settings, path)
     if not finished(path):
-        train(lambda: resume(path))
+        train(lambda: resume(path, consent))
 
 
 def finished(path: Path) -> bool:
@@ -135,6 +138,7 @@ def train_apart(
     *,
     length: Length,
     seed: int,
+    consent: Consent = NOTHING,
 ) -> None:
     """Train the local arms and the centralised one that are not there yet, all as rows of one cohort.
 
@@ -156,7 +160,7 @@ def train_apart(
     datasets = {arm.name: _data(arm, prepared) for arm in todo}
     table = _table(settings.tuning, length)
     laid = _plan(base, datasets, table, length)
-    workers = beside(laid.workers, placed(settings.model), settings.adapter, base.proof)
+    workers = beside(laid.workers, placed(settings.model), settings.adapter, base.proof, consent)
     simulation = Simulation(
         base=base,
         datasets=datasets,

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shepherd.data.sniff import require_plain
 from shepherd.errors import BadRow, DataError
-from shepherd.paths import is_hub_id
+from shepherd.paths import is_hub_id, is_utf8
 
 Placed = tuple[str, Any]
 """Where a row is, and the row, or the BadRow that says why it cannot be read."""
@@ -44,6 +45,7 @@ def parts(source: str, config: str | None, part: str, *, folder_only: bool = Fal
         DataError: nothing readable is there, or `folder_only` and the source is no folder of files.
     """
     path = Path(source).expanduser()
+    _require_utf8(path)
     if path.is_dir() and not _is_saved(path):
         return [Part(client=file.stem, rows=rows_of(file)) for file in _training_files(path)]
     if folder_only:
@@ -85,9 +87,18 @@ def left_out(source: str) -> list[str]:
 
 def _data_files(folder: Path) -> list[Path]:
     try:
-        return [f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS]
+        found = [f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS]
     except OSError as error:
         raise DataError(f"folder {folder} cannot be read ({error.strerror}); check its rights") from error
+    for file in found:
+        _require_utf8(file)
+    return found
+
+
+def _require_utf8(path: Path) -> None:
+    """Raise DataError where a name is not UTF-8: no client, no run file and no page could be called by it."""
+    if not is_utf8(str(path)):
+        raise DataError(f"the name of data file {os.fsencode(path)!r} is not UTF-8; rename it")
 
 
 def _not_for_training(file: Path) -> bool:
@@ -282,6 +293,10 @@ def _chosen(table: Any, source: str, part: str) -> Any:
 
 def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
     with _quiet() as datasets:
+        if hasattr(datasets.packaged_modules, source):  # "pandas" would unpickle what lies in this folder
+            raise DataError(
+                f"data.source {source!r} is a reader of the library datasets and no data set; give owner/name"
+            )
         try:
             table = datasets.load_dataset(source, config, split=part)
         except Exception as error:
@@ -294,7 +309,23 @@ def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
 
 
 def _records(table: Any, where: str) -> Iterator[Placed]:
+    features = _stored(dict(table.features))
+    if features != table.features:
+        with _quiet() as datasets:
+            table = table.cast(datasets.Features(features))
     return ((f"{where}, record {number}", row) for number, row in enumerate(table, 1))
+
+
+def _stored(feature: Any) -> Any:
+    """A column's type, with images and sound as they are stored: to decode one may fetch its address."""
+    if isinstance(feature, dict):
+        return {name: _stored(inner) for name, inner in feature.items()}
+    if isinstance(feature, list | tuple):
+        return [_stored(inner) for inner in feature]
+    if hasattr(feature, "feature"):
+        return replace(feature, feature=_stored(feature.feature))
+    media = getattr(feature, "decode", False) and type(feature).__name__ != "Json"
+    return replace(feature, decode=False) if media else feature
 
 
 def _first_line(error: BaseException) -> str:

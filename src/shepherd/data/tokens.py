@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shepherd import private
 from shepherd.data.examples import Example
 from shepherd.data.template import Dropped, LossOn, Rendered, Template, Tokenizer, render_all
 from shepherd.errors import DataError
@@ -70,13 +71,14 @@ class Tokens:
         One process at a time: what a killed one left half done is cleared away here.
         """
         folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        private.make(folder.parent)
         fresh = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(fresh, ignore_errors=True)
         try:
-            fresh.mkdir()
+            fresh.mkdir(mode=private.FOLDER)
             for name in ARRAYS:
-                np.save(fresh / f"{name}.npy", getattr(self, name))
+                with open(fresh / f"{name}.npy", "wb", opener=private.owner_only) as file:
+                    np.save(file, getattr(self, name))
             shutil.rmtree(folder, ignore_errors=True)
             fresh.rename(folder)
         except BaseException:

@@ -139,9 +139,9 @@ class Service:
 
     def _going(self, state: ServerState) -> Iterator[tuple[ServerState, RoundReport]]:
         return rounds(
-            plugins.algorithm(self.settings.algorithm),
+            plugins.algorithm(self.settings.algorithm, self.trusted.algorithms),
             self.silos,
-            plugins.transform(self.settings.transforms),
+            plugins.transform(self.settings.transforms, self.trusted.transforms),
             state,
             until=self.settings.federation.rounds,
             select=select.selector(self.settings.federation),

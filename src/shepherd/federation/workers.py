@@ -28,6 +28,7 @@ from loky.backend import get_context
 from loky.process_executor import BrokenProcessPool
 from threadpoolctl import threadpool_limits
 
+from shepherd.consent import NOTHING, Consent
 from shepherd.core import Algorithm, Broadcast
 from shepherd.errors import FederationError, ShepherdError
 from shepherd.model import base as bases
@@ -78,11 +79,17 @@ class Workers:
     """`count` processes of `threads` processor threads each, which start and load the base at first use."""
 
     def __init__(
-        self, count: int, threads: int, model: ModelTable, adapter: AdapterTable, proof: Proof
+        self,
+        count: int,
+        threads: int,
+        model: ModelTable,
+        adapter: AdapterTable,
+        proof: Proof,
+        consent: Consent = NOTHING,
     ) -> None:
         self.count = count
         self._told = get_context("loky").SimpleQueue()
-        self._begin = os.getpid(), self._told, threads, model, adapter, proof
+        self._begin = os.getpid(), self._told, threads, model, adapter, proof, consent
         self._serials = count_up()
         self._end: weakref.finalize[Any, Any] | None = None
 
@@ -167,12 +174,16 @@ def _told_of_death() -> Iterator[None]:
         ) from error
 
 
-def beside(count: int, model: ModelTable, adapter: AdapterTable, proof: Proof) -> Workers | None:
+def beside(
+    count: int, model: ModelTable, adapter: AdapterTable, proof: Proof, consent: Consent = NOTHING
+) -> Workers | None:
     """So many workers, each with its part of this process's threads; None where this process is enough.
 
     `proof` is what this process found of the base, which no worker proves again.
     """
-    return Workers(count, max(1, memory.threads() // count), model, adapter, proof) if count > 1 else None
+    if count == 1:
+        return None
+    return Workers(count, max(1, memory.threads() // count), model, adapter, proof, consent)
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -210,7 +221,13 @@ _queue: Any
 
 
 def _begin(
-    parent: int, told: Any, threads: int, model: ModelTable, adapter: AdapterTable, proof: Proof
+    parent: int,
+    told: Any,
+    threads: int,
+    model: ModelTable,
+    adapter: AdapterTable,
+    proof: Proof,
+    consent: Consent,
 ) -> None:
     global _base, _queue
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the process that is asked to stop
@@ -220,7 +237,7 @@ def _begin(
     memory.use_threads(threads)
     _queue = told
     try:
-        _base = bases.load(model, adapter, proof=proof)
+        _base = bases.load(model, adapter, proof=proof, consent=consent)
     except ShepherdError as error:  # said with the first job
         _base = error
 

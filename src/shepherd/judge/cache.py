@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shepherd import private
 from shepherd.errors import FolderError
 
 FILE = "verdicts.jsonl"
@@ -62,9 +63,9 @@ def opened(folder: Path) -> Iterator[Cache]:
     """
     path = folder / FILE
     with _mending(path):
-        folder.mkdir(parents=True, exist_ok=True)
+        private.make(folder)
         content = path.read_bytes() if path.exists() else b""
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, private.FILE)
     try:
         if content and not content.endswith(b"\n"):
             with _mending(path):

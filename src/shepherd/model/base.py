@@ -13,11 +13,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
+from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.errors import BaseError, DataError
-from shepherd.model import fingerprint, last, lora, malloc
+from shepherd.model import digest, fingerprint, last, lora, malloc, remote_code
 from shepherd.model.attention import PACKED
 from shepherd.settings import AdapterTable, ModelTable
 
@@ -141,6 +143,7 @@ def load(
     *,
     longest: int | None = None,
     proof: Proof | None = None,
+    consent: Consent = NOTHING,
 ) -> Base:
     """Load `model.base`, a folder or a Hugging Face id, and put an adapted layer at every target.
 
@@ -149,16 +152,18 @@ def load(
         longest: tokens of the longest example that it will be trained on; None is any length. A sliding
             window that none reaches need not be proven.
         proof: what an earlier load of the same base found, which is not proven again then.
+        consent: whether code that comes with the base may run, where the table asks for it.
 
     Raises:
-        BaseError: the base is missing or unreadable, lacks a target, or cannot be trained here.
+        BaseError: the base is missing or unreadable, lacks a target, cannot be trained here, carries an
+            adapter of its own, or asks to run code that nobody agreed to.
     """
     from shepherd.model.proof import prove  # which works on a Base
 
     device = pick_device(model.device)
     dtype = pick_dtype(model.dtype, device)
-    network = _load_model(model, device, dtype)
-    tokenizer = load_tokenizer(model)
+    network = _load_model(model, device, dtype, consent)
+    tokenizer = load_tokenizer(model, consent)
     network.requires_grad_(False).eval()
     found = fingerprint.of_base(model.base, model.revision, network)
     sites = lora.attach(network, adapter)
@@ -179,18 +184,20 @@ def load(
     return base
 
 
-def load_tokenizer(model: ModelTable) -> Any:
+def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
     """The base's tokenizer; it must be a fast one, and have an end-of-sequence token.
 
     Raises:
-        BaseError: there is none, or it is not fast.
+        BaseError: there is none, it is not fast, or the table asks to run code that nobody agreed to.
     """
+    trusted = remote_code.allowed(model, consent)
     _require_config(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            model.base, revision=model.revision, trust_remote_code=model.trust_remote_code
+            model.base, revision=model.revision, trust_remote_code=trusted
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
             f"base {model.base} has no readable tokenizer ({_first_line(error)}); add tokenizer.json"
@@ -234,6 +241,18 @@ def _require_config(model: ModelTable) -> None:
     looks_local = Path(model.base).exists() or model.base.startswith((".", "/", "~"))
     if looks_local and not (Path(model.base) / "config.json").is_file():
         raise BaseError(f"base folder {model.base} has no config.json; give a model's folder or its id")
+    if looks_local:
+        digest.require_no_adapter(Path(model.base))
+
+
+def _require_no_adapter(model: ModelTable) -> None:
+    """Raise BaseError where transformers would load a PEFT adapter too, or the base that one names."""
+    try:
+        found = find_adapter_config_file(model.base, revision=model.revision)
+    except (OSError, ValueError):  # no such repository, which loading says best
+        return
+    if found is not None:
+        raise BaseError(f"base {model.base} {digest.AN_ADAPTER}")
 
 
 def _require_folder(model: ModelTable, error: Exception) -> None:
@@ -246,8 +265,10 @@ def _require_folder(model: ModelTable, error: Exception) -> None:
         ) from error
 
 
-def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype) -> Any:
+def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype, consent: Consent) -> Any:
+    trusted = remote_code.allowed(model, consent)
     _require_config(model)
+    _require_no_adapter(model)
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
     if model.quantize != "none":
         options["quantization_config"] = _quantisation(model, device, dtype)
@@ -256,12 +277,13 @@ def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype) -> 
         network, report = AutoModelForCausalLM.from_pretrained(
             model.base,
             revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
+            trust_remote_code=trusted,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # named below
             **options,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
             f"base {model.base} cannot be loaded ({_first_line(error)}); give a folder with config.json and"

@@ -29,6 +29,11 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them, each whole or as `NAME.index.json` with its shards."""
 TOKENIZER = "tokenizer.json"
 SLOW = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt")
+ADAPTER = "adapter_config.json"
+AN_ADAPTER = (
+    f"carries a PEFT adapter ({ADAPTER}), which transformers would load with it unseen; give the base alone,"
+    " without the adapter's files"
+)
 BESIDE = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -55,16 +60,23 @@ def files(folder: str | Path) -> list[str]:
     """The names of the files that the digest of a base covers, in order.
 
     Raises:
-        BaseError: the folder holds no configuration or no weights.
+        BaseError: the folder holds no configuration or no weights, or an adapter as well.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise BaseError(f"there is no folder {folder}; give the folder of a model on this disk")
     if not (folder / CONFIG).is_file():
         raise BaseError(f"base folder {folder} has no {CONFIG}; give the folder of a model on this disk")
+    require_no_adapter(folder)
     words = [TOKENIZER] if (folder / TOKENIZER).is_file() else SLOW
     there = (name for name in (*words, *BESIDE) if (folder / name).is_file())
     return sorted({CONFIG, *weights(folder), *there}, key=str.encode)
+
+
+def require_no_adapter(folder: Path) -> None:
+    """Raise BaseError where a base's folder carries a PEFT adapter, which no digest covers."""
+    if (folder / ADAPTER).is_file():
+        raise BaseError(f"base folder {folder} {AN_ADAPTER}")
 
 
 def snapshot(name: str, revision: str | None = None) -> str:

@@ -20,7 +20,7 @@ from safetensors.numpy import save as bytes_of
 from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
-from shepherd import paths
+from shepherd import paths, private
 from shepherd.core import Adapter, require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, FolderError
 from shepherd.model import fingerprint, lora
@@ -207,14 +207,15 @@ def _for_others(path: Path) -> None:
 def _replacing(folder: Path) -> Iterator[Path]:
     """A folder beside, whose files then take the place of those of the same names, each whole."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private.make(folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as beside:
             yield Path(beside)
             for path in sorted(Path(beside).rglob("*")):
                 place = folder / path.relative_to(beside)
                 if path.is_dir():
-                    place.mkdir(exist_ok=True)
+                    place.mkdir(mode=private.FOLDER, exist_ok=True)
                 else:
+                    path.chmod(private.FILE)
                     os.replace(path, place)
     except OSError as error:
         raise FolderError(

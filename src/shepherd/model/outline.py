@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from shepherd.consent import NOTHING, Consent
 from shepherd.errors import BaseError
-from shepherd.model import lora
+from shepherd.model import lora, remote_code
+from shepherd.model.digest import require_no_adapter
 from shepherd.settings import AdapterTable, ModelTable
 
 
-def size(model: ModelTable) -> tuple[int, int | None]:
+def size(model: ModelTable, consent: Consent = NOTHING) -> tuple[int, int | None]:
     """How many parameters `model.base` has, and the tokens it reads (None: no bound), without its weights.
 
     Raises:
-        BaseError: the configuration cannot be read or needs code of its own.
+        BaseError: the configuration cannot be read, or needs code of its own that nobody agreed to.
     """
-    network = _network(model.base, model.revision)
+    network = _network(model.base, model.revision, remote_code.allowed(model, consent))
     most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     return sum(weight.numel() for weight in network.parameters()), int(most) if most else None
 
@@ -44,12 +47,14 @@ def adapter_bytes(folder: str, rank: int) -> int:
     return 4 * rank * int(sum(math.prod(shape[:-2]) * (shape[-2] + shape[-1]) for shape in shapes))
 
 
-def _network(folder: str, revision: str | None = None) -> Any:
+def _network(folder: str, revision: str | None = None, trusted: bool = False) -> Any:
     """The model without its weights."""
+    if Path(folder).is_dir():
+        require_no_adapter(Path(folder))
     try:
-        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trusted)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise BaseError(
             f"the configuration of base {folder} cannot be used ({type(error).__name__}); give a causal"

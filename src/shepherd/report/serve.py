@@ -1,4 +1,4 @@
-"""A run's report on loopback, following the run. It listens on 127.0.0.1 and answers GET alone."""
+"""A run's report on loopback, following the run: it answers GET alone, and only who has its token."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from socketserver import TCPServer
 from threading import Event, Lock, Thread
 from typing import Any
 
+from shepherd import access
+from shepherd.access import Token
 from shepherd.errors import ShepherdError
 from shepherd.report import page
 from shepherd.report.gather import collect
@@ -35,7 +37,7 @@ _SOURCES = (
 _HEADERS = {
     "Cache-Control": "no-cache",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
+    **access.HEADERS,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
@@ -62,14 +64,17 @@ def watch(folder: str | Path, port: int = 0, say: Callable[[str], object] = prin
 
 @contextmanager
 def serving(folder: str | Path, port: int = 0) -> Iterator[str]:
-    """The report served from a thread while the block runs; yields its URL. Raises as `watch` does."""
+    """The report served from a thread while the block runs; yields its address, which holds a token.
+
+    Who asks without the token gets nothing. Raises as `watch` does.
+    """
     collect(folder)
     server = _listening(port)
-    server.live = _Live(Path(folder))
+    server.live, server.token = _Live(Path(folder)), Token()
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     thread.start()
     try:
-        yield f"http://{HOST}:{server.server_port}/"
+        yield server.token.address(f"http://{HOST}:{server.server_port}/")
     finally:
         server.shutdown()
         server.server_close()
@@ -81,6 +86,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False  # a browser that keeps a connection open does not hold up the end
     allow_reuse_address = os.name != "nt"  # there it would let two servers share a port
     live: _Live
+    token: Token
 
     def server_bind(self) -> None:
         """Without asking a name server what this machine is called."""
@@ -155,8 +161,18 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._from_here():
             self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "ask for it as localhost\n")
             return
+        path, _, query = self.path.partition("?")
+        known = self.server.token.is_in(query)
+        if not (known or self._has_cookie()):
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", access.REFUSED)
+            return
         report, main = self.server.live.current()
-        match self.path.partition("?")[0]:
+        match path:
+            case "/" if known:
+                cookie = self.server.token.cookie(self.server.server_port)
+                self._send(
+                    HTTPStatus.SEE_OTHER, "text/plain", "see /\n", {"Location": "/", "Set-Cookie": cookie}
+                )
             case "/":
                 self._send_page(main)
             case "/main":
@@ -175,6 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Whether the request names this machine, and not a name that somebody pointed at it."""
         name, _, port = self.headers.get("Host", "").lower().partition(":")
         return name in _NAMES and port in ("", str(self.server.server_port))
+
+    def _has_cookie(self) -> bool:
+        cookies = "; ".join(self.headers.get_all("Cookie", []))
+        return self.server.token.is_among(cookies, self.server.server_port)
 
     def _send_page(self, main: str) -> None:
         nonce = secrets.token_urlsafe(16)

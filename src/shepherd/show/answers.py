@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from shepherd.visible import shown as visible
+from shepherd.visible import shown_json, shown_line
+
 if TYPE_CHECKING:  # torch is not for `--help`
     from shepherd.asking import Answer
 
@@ -17,7 +20,7 @@ HEADING = 100  # characters of a prompt that stand above its answer
 
 def said(text: str) -> None:
     """Write to stderr, now."""
-    print(text, file=sys.stderr, flush=True)
+    print(shown_line(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -32,7 +35,8 @@ def shown(answers: Iterable[Answer], *, several: bool, as_json: bool) -> None:
     """Print each answer as it comes: alone, below its prompt where there are several, or as JSON."""
     count = cut = 0
     for answer in answers:
-        print(_line(answer) if as_json else _headed(answer) if several else answer.text, flush=True)
+        text = _line(answer) if as_json else visible(_headed(answer) if several else answer.text)
+        print(text, flush=True)
         count, cut = count + 1, cut + answer.cut
     if cut:
         said(f"{cut} of {count} answers reached the greatest length; --max-new-tokens gives them more")
@@ -42,7 +46,7 @@ def _line(answer: Answer) -> str:
     """One JSON object: `prompt`, `context` where there is one, `answer`, `n`, `seed` (null where greedy)."""
     context = {"context": answer.prompt.context} if answer.prompt.context else {}
     row = {"prompt": answer.prompt.text, **context, "answer": answer.text, "n": answer.n, "seed": answer.seed}
-    return json.dumps(row, ensure_ascii=False)
+    return shown_json(json.dumps(row, ensure_ascii=False))
 
 
 def _headed(answer: Answer) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from shepherd.show.console import PlainConsole
 
 Row = Mapping[str, Any]
 COLUMNS = 7  # arms that a terminal has room for
@@ -18,7 +17,7 @@ LABELS = {"right": "right %", "exact": "exact %", "f1": "F1 %", "rouge_l": "ROUG
 
 def compared(comparison: Row, stream: TextIO | None = None) -> None:
     """Print comparison.json's arms by every measure, the first of them by category, and its sentences."""
-    console = Console(file=stream or sys.stdout, highlight=False)
+    console = PlainConsole(stream)
     arms: Sequence[Row] = comparison["arms"]
     names = [name for name in LABELS if all(name in arm["measures"] for arm in arms)]
     if "right" in names:  # a check knows better than a likeness to one answer; the report has all of them
@@ -33,7 +32,7 @@ def compared(comparison: Row, stream: TextIO | None = None) -> None:
     if chief == "right" and len(arms) <= COLUMNS:
         console.print(_categories(arms, chief))
     for sentence in _sentences(comparison, chief):
-        console.print(Text(f"- {sentence}"))
+        console.print(f"- {sentence}")
 
 
 def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chief: str) -> Table:
@@ -55,10 +54,10 @@ def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chief: st
     return table
 
 
-def _named(arm: Row) -> Text:
+def _named(arm: Row) -> str:
     """The arm, and for a local one what its client knows."""
     own = ", ".join(arm["categories"]) if arm["kind"] == "local" else ""
-    return Text(f"{arm['name']}\n{own}" if own else arm["name"])
+    return f"{arm['name']}\n{own}" if own else str(arm["name"])
 
 
 def _categories(arms: Sequence[Row], chief: str) -> Table:
@@ -68,10 +67,10 @@ def _categories(arms: Sequence[Row], chief: str) -> Table:
     table = Table(box=box.SIMPLE, title=title, title_justify="left", padding=(0, 1, 0, 0))
     table.add_column("category", overflow="fold")
     for arm in arms:
-        table.add_column(Text(arm["name"].replace("-", "-\n", 1)), justify="right", overflow="fold")
+        table.add_column(arm["name"].replace("-", "-\n", 1), justify="right", overflow="fold")
     for name in names:
         cells = [_interval(arm["category"][chief].get(name), 0, 100) for arm in arms]
-        table.add_row(Text(name), *cells)
+        table.add_row(name, *cells)
     return table
 
 

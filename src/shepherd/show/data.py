@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from shepherd.data.lint import Report
 from shepherd.data.tokens import Counts
+from shepherd.show.console import PlainConsole, styled
+from shepherd.visible import shown, shown_line
 
 MANY = 40
 """Of more clients than this, only the smallest and the largest are listed."""
@@ -23,25 +23,27 @@ COLUMNS = 8
 
 def report(found: Report, stream: TextIO | None = None) -> None:
     """Print samples and counts. What is trained stands in [[ ]], and is bold and green on a terminal."""
-    console = Console(file=stream or sys.stdout, highlight=False)
+    console = PlainConsole(stream)
     for sample in found.samples:
         cut = f", {sample.cut} tokens cut" if sample.cut else ""
         title = f"{sample.category or 'no category'} ({sample.where or 'in memory'}{cut})"
-        console.print(Text(title, style="bold underline"))
+        console.print(styled(shown_line(title), "bold underline"))
         console.print(_masked(sample.spans), soft_wrap=True, end="\n\n")
-    console.print("What stands in [[ ]] is trained; the model only reads the rest.\n", markup=False)
+    console.print("What stands in [[ ]] is trained; the model only reads the rest.\n")
     groups = [("category", found.by_category), ("client", _few(found.by_client))]
     console.print(_counts([*groups, ("", {"all": found.counts})]))
     for reason, number in found.counts.dropped.items():
         first = found.counts.first.get(reason)
         where = f" (the first: {first})" if first else ""
-        console.print(f"{number} dropped: {reason}{where}", markup=False, soft_wrap=True)
+        console.print(f"{number} dropped: {reason}{where}", soft_wrap=True)
     for remark in found.remarks:
-        console.print(remark, markup=False, soft_wrap=True)
+        console.print(remark, soft_wrap=True)
 
 
 def _masked(spans: Sequence[tuple[str, bool]]) -> Text:
-    pieces = [(f"[[{text}]]", "bold green") if trained else (text, "dim") for text, trained in spans]
+    pieces = [
+        (f"[[{shown(text)}]]", "bold green") if trained else (shown(text), "dim") for text, trained in spans
+    ]
     return Text.assemble(*pieces)
 
 
@@ -65,7 +67,7 @@ def _counts(groups: Sequence[tuple[str, Mapping[str, Counts]]]) -> Table:
         for name, of in counts.items():
             shares = f"{of.share_cut:.1%}", f"{of.share_dropped:.1%}"
             numbers = f"{of.tokens:,}", f"{of.trained:,}", f"{of.share_masked:.1%}"
-            table.add_row(Text(name or "(none)"), f"{of.examples:,}", *shares, *numbers)
+            table.add_row(name or "(none)", f"{of.examples:,}", *shares, *numbers)
         table.add_section()
     return table
 
@@ -82,11 +84,11 @@ def holdings(
     width = min(16, max(map(len, clients), default=0))
     table.add_column("client", overflow="fold", min_width=max(6, width))
     for name in names:
-        table.add_column(Text(name.replace("_", " ") or "(none)"), justify="right", overflow="fold")
+        table.add_column(name.replace("_", " ") or "(none)", justify="right", overflow="fold")
     table.add_column("all", justify="right", no_wrap=True)
     for client, row in zip(clients, counts, strict=True):
-        table.add_row(Text(client), *(f"{number}" if number else "·" for number in row), f"{sum(row)}")
-    Console(file=stream or sys.stdout, highlight=False).print(table)
+        table.add_row(client, *(f"{number}" if number else "·" for number in row), f"{sum(row)}")
+    PlainConsole(stream).print(table)
 
 
 def _widest(

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from shepherd.show.console import PlainConsole, styled
 
 Row = Mapping[str, Any]
 
 
 def judged(judge: Row, stream: TextIO | None = None) -> None:
     """Print the judge's part of a comparison: `Result.row()`, or comparison.json's `judge`."""
-    console = Console(file=stream or sys.stdout, highlight=False)
+    console = PlainConsole(stream)
     rows = judge["rows"]
     if rows:
         console.print(_fedit(judge, rows) if judge["protocol"] == "fedit" else _pairwise(judge, rows))
     if len(judge.get("strengths", ())) > 2:
         console.print(_strengths(judge["strengths"]))
     for sentence in judge["says"]:
-        console.print(Text(sentence), soft_wrap=True)
+        console.print(sentence, soft_wrap=True)
     console.print(
         f"{judge['calls']:,} replies, {judge['tokens']:,} tokens, {judge['unreadable']:,} unreadable.",
-        markup=False,
     )
 
 
@@ -34,9 +32,9 @@ def _fedit(judge: Row, rows: list[Row]) -> Table:
     table = _table(judge, "first", "sum", "second", "sum", "of", "second / first")
     for row in rows:
         table.add_row(
-            Text(row["first"]),
+            row["first"],
             interval(row["sum_first"], 1),
-            Text(row["second"]),
+            row["second"],
             interval(row["sum_second"], 1),
             f"{row['out_of']}",
             interval(row["relative"], 3),
@@ -48,8 +46,8 @@ def _pairwise(judge: Row, rows: list[Row]) -> Table:
     table = _table(judge, "first", "second", "win", "tie", "loss", "win rate %", "at equal length %")
     for row in rows:
         table.add_row(
-            Text(row["first"]),
-            Text(row["second"]),
+            row["first"],
+            row["second"],
             *(f"{row[name]}" for name in ("win", "tie", "loss")),
             interval(row["win_rate"], 1, 100),
             interval(row["length_controlled"], 1, 100),
@@ -62,13 +60,13 @@ def _strengths(rows: list[Row]) -> Table:
     table.add_column("arm", overflow="fold")
     table.add_column("Bradley-Terry,\nlog odds", justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(Text(row["arm"]), interval(row["strength"], 2))
+        table.add_row(row["arm"], interval(row["strength"], 2))
     return table
 
 
 def _table(judge: Row, *columns: str) -> Table:
     title = f"Judged by {judge['model']} ({judge['protocol']}, {judge['questions']:,} questions)"
-    table = Table(box=box.SIMPLE, title=Text(title), title_justify="left", padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE, title=styled(title), title_justify="left", padding=(0, 1, 0, 0))
     for name in columns:
         names = name in ("first", "second")
         table.add_column(name, justify="left" if names else "right", overflow="fold", no_wrap=not names)

@@ -13,12 +13,13 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from shepherd import progress as signs
 from shepherd.progress import Progress, duration
 from shepherd.show import figures
+from shepherd.show.console import PlainConsole, styled
 from shepherd.show.figures import Row
+from shepherd.visible import shown_line
 
 
 class Display(Protocol):
@@ -52,7 +53,7 @@ def display(stream: TextIO | None = None) -> Iterator[Display]:
         with _listening(plain):
             yield plain
         return
-    live = LiveDisplay(Console(file=stream, highlight=False))
+    live = LiveDisplay(PlainConsole(stream))
     try:
         with _listening(live):
             yield live
@@ -109,7 +110,7 @@ class PlainDisplay:
 
     def say(self, text: str) -> None:
         try:
-            print(text, file=self._stream, flush=True)
+            print(shown_line(text), file=self._stream, flush=True)
         except BrokenPipeError:  # of `| head`, say: nobody reads on, and the work goes on all the same
             _silence(self._stream)
 
@@ -150,7 +151,7 @@ class LiveDisplay:
         self._live = Live(console=console, get_renderable=self.draw, refresh_per_second=4)
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(styled(shown_line(text)))
 
     def begin(self, title: str, until: int, rows: Sequence[Row]) -> None:
         self._title, self._until, self._rows = title, until, list(rows)
@@ -180,7 +181,8 @@ class LiveDisplay:
 
     def draw(self) -> Group:
         """The picture now. Called by rich's own thread, so it only reads."""
-        return Group(Text(self._title, style="bold", overflow="ellipsis", no_wrap=True), self._figures())
+        title = styled(shown_line(self._title), "bold", overflow="ellipsis", no_wrap=True)
+        return Group(title, self._figures())
 
     def _figures(self) -> Table:
         grid = Table.grid(padding=(0, 2))
@@ -188,7 +190,7 @@ class LiveDisplay:
         grid.add_column(no_wrap=True, overflow="ellipsis")
         grid.add_column(no_wrap=True)
         for label, text, picture in self._lines():
-            grid.add_row(label, text, picture)
+            grid.add_row(label, styled(shown_line(text)), picture)
         return grid
 
     def _lines(self) -> Iterator[tuple[str, str, ProgressBar | str]]:

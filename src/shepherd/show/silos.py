@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from shepherd.progress import duration
+from shepherd.show.console import PlainConsole
 
 if TYPE_CHECKING:
     from shepherd.silos.kept import KeptRun
@@ -20,9 +18,9 @@ if TYPE_CHECKING:
 
 def report(status: Status, stream: TextIO | None = None) -> None:
     """Print who is connected and what runs."""
-    console = Console(file=stream or sys.stdout, highlight=False)
+    console = PlainConsole(stream)
     there = f"{_count(status.sites, 'site')}, {_count(status.runs, 'run')}"
-    console.print(f"server {status.server}: {there}", markup=False)
+    console.print(f"server {status.server}: {there}")
     for name, rows in (("site", status.sites), ("run", status.runs)):
         if rows:
             console.print(_table(name, rows))
@@ -30,9 +28,9 @@ def report(status: Status, stream: TextIO | None = None) -> None:
 
 def report_kept(runs: Sequence[KeptRun], stream: TextIO | None = None) -> None:
     """Print what a server keeps of its runs."""
-    console = Console(file=stream or sys.stdout, highlight=False)
+    console = PlainConsole(stream)
     total = sum(run.bytes for run in runs) / 1e6
-    console.print(f"{len(runs)} run{'s' * (len(runs) != 1)}, {total:,.1f} MB", markup=False)
+    console.print(f"{len(runs)} run{'s' * (len(runs) != 1)}, {total:,.1f} MB")
     if runs:
         console.print(_kept_table(runs))
 
@@ -44,7 +42,7 @@ def _kept_table(runs: Sequence[KeptRun]) -> Table:
     for run in runs:
         now = "is under way" if run.going else f"idle for {duration(run.idle)}"
         row = (run.run, str(run.round), run.submitter, f"{run.bytes / 1e6:,.1f}", now)
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 
@@ -57,5 +55,5 @@ def _table(name: str, rows: Mapping[str, str]) -> Table:
     table.add_column(name, overflow="fold")
     table.add_column("now", overflow="fold")
     for row in rows.items():
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table

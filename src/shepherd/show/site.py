@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import TextIO
 
-from rich.console import Console
-from rich.text import Text
-
 from shepherd.show import data as shown
+from shepherd.show.console import PlainConsole, styled
 from shepherd.site import numbers
 from shepherd.site.check import Found, FoundBase, FoundData, Leaving
 
@@ -20,7 +17,7 @@ def report(found: Found, stream: TextIO | None = None) -> bool:
     Returns:
         Whether the site is ready: there is nothing to mend.
     """
-    console = Console(file=stream or sys.stdout, highlight=False)
+    console = PlainConsole(stream)
     if found.data is not None:
         _data(console, found, found.data, stream)
     _title(console, "Bases that may be loaded")
@@ -36,20 +33,20 @@ def report(found: Found, stream: TextIO | None = None) -> bool:
         _title(console, "To mend")
         _listed(console, found.faults, "red")
     else:
-        console.print(Text("\nNothing has to be mended: this site is ready to join.", style="bold green"))
+        console.print(styled("\nNothing has to be mended: this site is ready to join.", "bold green"))
     return not found.faults
 
 
-def _title(console: Console, text: str) -> None:
-    console.print(Text(f"\n{text}", style="bold underline"))
+def _title(console: PlainConsole, text: str) -> None:
+    console.print(styled(f"\n{text}", "bold underline"))
 
 
-def _listed(console: Console, sentences: Iterable[str], style: str = "") -> None:
+def _listed(console: PlainConsole, sentences: Iterable[str], style: str = "") -> None:
     for sentence in sentences:
-        console.print(Text(f" · {sentence}", style=style), soft_wrap=True)
+        console.print(styled(f" · {sentence}", style), soft_wrap=True)
 
 
-def _data(console: Console, found: Found, data: FoundData, stream: TextIO | None) -> None:
+def _data(console: PlainConsole, found: Found, data: FoundData, stream: TextIO | None) -> None:
     table = found.run.data
     _title(console, f"What would be trained on, of {table.source}")
     if data.report is not None:

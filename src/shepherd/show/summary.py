@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from shepherd.progress import duration
+from shepherd.show.console import PlainConsole
 from shepherd.show.figures import Row
 
 Pair = tuple[float | None, float | None]
@@ -23,18 +22,18 @@ def summary(
     folder: Path, rows: Sequence[Row], finished: Mapping[str, Any], stream: TextIO | None = None
 ) -> None:
     """Print the final table. `finished` is what `Run.finish` gave, `rows` is the whole log."""
-    console = Console(file=stream or sys.stdout, highlight=False)
+    console = PlainConsole(stream)
     answers: Mapping[str, Pair] = finished.get("answers") or {}
     losses = loss_by_category(rows)
     console.print()
     if answers or losses:
         console.print(_table(answers, losses))
     for sentence in finished.get("remarks", ()):
-        console.print(sentence, markup=False, soft_wrap=True)
-    console.print(f"{_seen(rows)}Adapter: {finished['adapter']}\n", markup=False, soft_wrap=True)
+        console.print(sentence, soft_wrap=True)
+    console.print(f"{_seen(rows)}Adapter: {finished['adapter']}\n", soft_wrap=True)
     console.print("Try next:")
     for command in _next(folder):
-        console.print(f"  {command}", markup=False, soft_wrap=True)
+        console.print(f"  {command}", soft_wrap=True)
 
 
 def loss_by_category(rows: Sequence[Row]) -> dict[str, Pair]:

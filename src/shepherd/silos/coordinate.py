@@ -20,9 +20,21 @@ from typing import Any, Self
 
 import numpy as np
 
-from shepherd import card, checkpoint, folder, plugins, prepare, progress, select, tracking, weighing
+from shepherd import (
+    card,
+    checkpoint,
+    folder,
+    plugins,
+    prepare,
+    private,
+    progress,
+    select,
+    tracking,
+    weighing,
+)
 from shepherd.checkpoint import Checkpoint
-from shepherd.core import ServerState, seed_for
+from shepherd.consent import NOTHING, Consent
+from shepherd.core import Algorithm, ServerState, Transform, seed_for
 from shepherd.data.examples import Example
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import (
@@ -49,8 +61,9 @@ from shepherd.run import answered
 from shepherd.settings import RunSettings, plain, published
 from shepherd.silos import record
 from shepherd.silos.following import Following, News
+from shepherd.visible import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 Row = dict[str, Any]
 Say = Callable[[str], None]
 SPARE = 2.0
@@ -224,8 +237,14 @@ class SilosRun:
             self._due = time.monotonic() + SPARE * (time.monotonic() - began)
 
 
-def open_run(settings: RunSettings, kit: str | Path, say: Say = log.info) -> SilosRun:
+def open_run(
+    settings: RunSettings, kit: str | Path, say: Say = log.info, consent: Consent = NOTHING
+) -> SilosRun:
     """Prepare a new run over silos: the base, the first adapter, the run folder, and the order.
+
+    Args:
+        consent: what a person has agreed to that the settings only wish for; it holds here and not at the
+            server or a site, each of which has its owner's word.
 
     Raises:
         SilosError: the kit or the server refuses; nothing is written then.
@@ -233,13 +252,12 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = log.info) -> Sil
         FolderError: `output` holds another run or anything else.
     """
     folder.require_free(settings.output)
-    tracking.require(settings.tracking)
+    tracking.require(settings.tracking, consent)
     _require_submitter(kits.read(kit, "admin"))
     _require_capped(settings)
-    plugins.algorithm(settings.algorithm)  # a wrong name is told before anything is made
-    plugins.transform(settings.transforms)
+    _plugged(settings, consent)  # a wrong name is told before anything is made
     sites = _sites(settings, kit, say)
-    base = load_base(settings)
+    base = load_base(settings, consent)
     if told := files.rehearse(base):
         say(told)
     say(coverage(base.model, base.sites).sentence)
@@ -254,8 +272,8 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = log.info) -> Sil
     )
     holder = folder.create(settings.output, settings, record.text(Path(kit), order, None))
     with _given_back_on_error(holder):
-        _save_start(holder, settings, base)
-        following = _following(holder, Path(kit), order, settings, say)
+        _save_start(holder, settings, base, consent)
+        following = _following(holder, Path(kit), order, settings, say, consent)
         return SilosRun(
             settings=settings,
             holder=holder,
@@ -266,11 +284,17 @@ def open_run(settings: RunSettings, kit: str | Path, say: Say = log.info) -> Sil
         )
 
 
-def resume(path: str | Path, say: Say = log.info, kit: str | Path | None = None) -> SilosRun:
+def resume(
+    path: str | Path,
+    say: Say = log.info,
+    kit: str | Path | None = None,
+    consent: Consent = NOTHING,
+) -> SilosRun:
     """Go on following a run, and have the server go on with it where it has stopped.
 
     Args:
         kit: of an administrator, where it is another than the run went on with or has moved.
+        consent: what a person has agreed to that the run file in the folder only wishes for.
 
     Raises:
         FolderError: there is no such run, or another process holds it.
@@ -283,10 +307,11 @@ def resume(path: str | Path, say: Say = log.info, kit: str | Path | None = None)
         kept = Path(kit or kept)
         if not _whole(holder, settings.federation.rounds):
             record.require_kit(kept, path)
-        base = load_base(settings)
+        tracking.require(settings.tracking, consent)
+        base = load_base(settings, consent)
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was written
-            _save_start(holder, settings, base)
-        following = _following(holder, kept, order, settings, say)
+            _save_start(holder, settings, base, consent)
+        following = _following(holder, kept, order, settings, say, consent)
         following.job = job
         holder.write(folder.SILOS, record.text(kept, order, job))
         with folder.mending(holder.path):
@@ -360,7 +385,9 @@ def _last(holder: RunFolder) -> Path:
     return last
 
 
-def _following(holder: RunFolder, kit: Path, order: Order, settings: RunSettings, say: Say) -> Following:
+def _following(
+    holder: RunFolder, kit: Path, order: Order, settings: RunSettings, say: Say, consent: Consent
+) -> Following:
     return Following(
         kit=kit,
         order=order,
@@ -368,13 +395,13 @@ def _following(holder: RunFolder, kit: Path, order: Order, settings: RunSettings
         scratch=holder.path / "jobs",
         say=say,
         stopped=(holder.path / record.STOP).exists,
-        most_bytes=_most_bytes(settings, checkpoint.load(_last(holder)).state),
+        most_bytes=_most_bytes(settings, checkpoint.load(_last(holder)).state, consent),
     )
 
 
-def _most_bytes(settings: RunSettings, state: ServerState) -> int:
+def _most_bytes(settings: RunSettings, state: ServerState, consent: Consent) -> int:
     """Of a file of the run's checkpoints: what a state has, also after a round, which may make it grow."""
-    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
+    algorithm, transform = _plugged(settings, consent)
     still = blank(algorithm, transform, algorithm.broadcast(state, 0))
     update, states = transform.on_server(algorithm.aggregate(state, iter([still])), state.transforms, 0)
     after = replace(algorithm.apply(state, update), transforms=states)
@@ -391,9 +418,14 @@ def _tree_bytes(tree: Any) -> int:
     return sum(map(_tree_bytes, tree)) if isinstance(tree, tuple) else int(np.asarray(tree).nbytes)
 
 
-def _save_start(holder: RunFolder, settings: RunSettings, base: bases.Base) -> None:
+def _plugged(settings: RunSettings, consent: Consent) -> tuple[Algorithm, Transform]:
+    algorithm = plugins.algorithm(settings.algorithm, consent.plugins)
+    return algorithm, plugins.transform(settings.transforms, consent.plugins)
+
+
+def _save_start(holder: RunFolder, settings: RunSettings, base: bases.Base, consent: Consent) -> None:
     """The state before the first round; the run file alone decides its bits."""
-    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
+    algorithm, transform = _plugged(settings, consent)
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
     state = start(algorithm, transform, adapter)
@@ -409,10 +441,10 @@ def _fetched(place: Path, pieces: Iterator[tuple[str, bytes]], keep: int) -> Non
     unfinished = place.with_name(checkpoint.UNFINISHED + place.name)
     with folder.mending(place.parent.parent):
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        private.make(unfinished)
         try:
             for name, data in pieces:
-                with open(unfinished / name, "ab") as file:
+                with open(unfinished / name, "ab", opener=private.owner_only) as file:
                     file.write(data)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -301,8 +301,8 @@ class Trainer:
         simulation = Simulation(
             base=base,
             datasets={name: prepared.clients[name]},
-            algorithm=plugins.algorithm(settings.algorithm),
-            transform=plugins.transform(settings.transforms),
+            algorithm=plugins.algorithm(settings.algorithm, self.settings.policy.algorithms),
+            transform=plugins.transform(settings.transforms, self.settings.policy.transforms),
             tuning=self._tuning(settings, base),
             federation=settings.federation,
             seed=settings.seed,

@@ -1,0 +1,37 @@
+"""Folders and files for their owner alone: a run keeps text of its data, and other users are no part of it.
+
+Folders have the mode 0700 and files 0600. On Windows modes say nothing, and what a folder inherits holds.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+FOLDER, FILE = 0o700, 0o600
+OTHERS = 0o077
+
+
+def make(path: Path) -> None:
+    """Make a folder and the missing ones above it; what is there already stays as it is."""
+    for each in (*reversed(path.parents), path):
+        if not each.exists():
+            each.mkdir(mode=FOLDER, exist_ok=True)
+    path.mkdir(mode=FOLDER, exist_ok=True)  # or say what is in the way
+
+
+def owner_only(path: str, flags: int) -> int:
+    """As the `opener` of `open`: a new file is its owner's."""
+    return os.open(path, flags, FILE)
+
+
+def open_to_others(path: Path) -> bool:
+    """Whether other users of this machine may do anything with it."""
+    return os.name == "posix" and bool(path.stat().st_mode & OTHERS)
+
+
+def close(path: Path) -> None:
+    """Take a folder, and all that is in it, from other users."""
+    for each in (path, *path.rglob("*")):
+        if not each.is_symlink() and open_to_others(each):
+            each.chmod(FOLDER if each.is_dir() else FILE)

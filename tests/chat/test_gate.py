@@ -1,0 +1,79 @@
+"""The gate without gradio: what passes, gets a cookie, or is refused, by hand-made ASGI messages."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from shepherd import access
+from shepherd.access import Token
+from shepherd.chat.gate import OPEN, Gate
+
+TOKEN = Token()
+COOKIE = TOKEN.cookie(7860).partition(";")[0]
+
+
+def asked(path: str, query: str = "", cookie: str = "", kind: str = "http", method: str = "GET") -> list[Any]:
+    """The messages that come back."""
+    sent: list[Any] = []
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"y")]})
+        await send({"type": "http.response.body", "body": b"the page"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("nothing is read")
+
+    scope = {"type": kind, "path": path, "query_string": query.encode(), "server": ("127.0.0.1", 7860)}
+    scope |= {"method": method, "headers": [(b"host", b"localhost"), (b"cookie", cookie.encode())]}
+    asyncio.run(Gate(page, TOKEN)(scope, receive, send))
+    return sent
+
+
+def headers(answer: list[Any]) -> dict[bytes, bytes]:
+    return dict(answer[0]["headers"])
+
+
+def test_the_first_visit_gets_a_cookie_and_goes_on_without_the_token() -> None:
+    answer = asked("/", f"token={TOKEN.secret}")
+    assert answer[0]["status"] == 303
+    assert headers(answer)[b"location"] == b"/"
+    assert headers(answer)[b"set-cookie"].decode() == TOKEN.cookie(7860)
+    assert headers(answer)[b"referrer-policy"] == b"no-referrer"
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "cookie"),
+    [
+        ("/", "", f"a=b; {COOKIE}"),
+        ("/config", f"token={TOKEN.secret}", ""),
+        ("/x", "token=wrong", COOKIE),
+        (OPEN, "", ""),
+    ],
+)
+def test_who_has_the_token_or_the_cookie_sees_the_page(path: str, query: str, cookie: str) -> None:
+    answer = asked(path, query, cookie)
+    assert (answer[0]["status"], answer[1]["body"]) == (200, b"the page")
+    assert headers(answer)[b"x"] == b"y"
+    if path != OPEN:
+        assert headers(answer)[b"referrer-policy"] == b"no-referrer"
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/queue/join", f"{OPEN}/x", "/x/../config"])
+@pytest.mark.parametrize("query", ["", "token=", "token=wrong", f"Token={TOKEN.secret}", "a=%ff&token=%ff"])
+@pytest.mark.parametrize("cookie", ["", COOKIE[:-1], COOKIE.replace("7860", "7861")])
+def test_nobody_else_does(path: str, query: str, cookie: str) -> None:
+    answer = asked(path, query, cookie, method="POST")
+    assert (answer[0]["status"], answer[1]["body"].decode()) == (403, access.REFUSED)
+    assert len(answer) == 2
+
+
+def test_a_socket_is_closed_and_a_head_is_told_what_gradio_understands() -> None:
+    assert asked("/ws", kind="websocket") == [{"type": "websocket.close", "code": 1008}]
+    assert asked("/", method="HEAD")[0]["status"] == 401
+    assert asked("", kind="lifespan")[0]["status"] == 200
