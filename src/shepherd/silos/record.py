@@ -13,6 +13,7 @@ from shepherd import folder
 from shepherd.errors import FederationError, FolderError, SilosError
 from shepherd.federation import orders
 from shepherd.federation.orders import Order
+from shepherd.visible import shown_line
 
 STOP = "silos.stop"
 
@@ -44,13 +45,24 @@ def under_way(path: str | Path, kit: str | Path | None = None) -> tuple[Path, st
 
     Raises:
         FolderError: the run in the folder is not over silos.
-        SilosError: the kit has moved.
+        SilosError: the kit has moved, or lies in the run folder and is not named by `kit`.
     """
     if not folder.is_over_silos(path):
         raise FolderError(f"{path} holds no run over silos; name the folder of one")
     kept, _, job = recorded(Path(path))
+    if kit is None:
+        _require_own(kept, Path(path))
     require_kit(Path(kit or kept), path)
     return Path(kit or kept), job
+
+
+def _require_own(kit: Path, path: Path) -> None:
+    """A folder from somebody else brings no kit: its server would be called (law 12)."""
+    if not kit.is_absolute() or kit.resolve().is_relative_to(path.resolve()):
+        raise SilosError(
+            f"{path / folder.SILOS} names a kit that lies in the run folder itself ({shown_line(kit)}), whose"
+            " server would be called; if it is yours, name it with --silos ADMIN_KIT"
+        )
 
 
 def require_kit(kit: Path, path: str | Path) -> None:
