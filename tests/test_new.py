@@ -69,7 +69,7 @@ def test_every_key_is_there_with_its_meaning(key: str, field: FieldInfo) -> None
     assert places
     assert field.description
     words = field.description.split()[:4]
-    assert any(" ".join(words) in " ".join(lines[max(0, n - 3) : n]) for n in places)
+    assert any(" ".join(words) in " ".join(lines[max(0, n - 5) : n]) for n in places)
 
 
 def test_a_key_that_is_not_set_shows_a_value_that_would_do() -> None:

@@ -142,6 +142,11 @@ def test_no_interval_has_no_width_and_p_goes_with_it(given, span) -> None:
         assert found.relative.low <= 1 <= found.relative.high
 
 
+def test_a_ratio_that_is_the_same_in_every_question_has_a_width() -> None:
+    found = relative([0.0, 0.5], [0.0, 1.0], draws(["a", "a"]))
+    assert found.low < found.value == 0.5 < found.high
+
+
 def test_p_against_mcnemars_where_every_question_says_the_same() -> None:
     """The score test of a paired difference of shares, at its edge: sqrt(n) for n of n."""
     for n in (8, 12, 20):

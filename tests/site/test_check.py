@@ -52,7 +52,8 @@ def test_a_site_that_is_ready(folder: Path) -> None:
     assert found.data is not None
     assert found.data.report is not None
     assert found.data.examples + sum(found.data.heldout.values()) == found.data.report.counts.kept == 36
-    assert found.data.heldout == dict.fromkeys(runs.CATEGORIES, 1)
+    assert sorted(found.data.heldout) == sorted(runs.CATEGORIES)
+    assert sorted(found.data.heldout.values()) == [1, 1, 2]  # a tenth of 36, evenly
     assert found.data.scored == {}
     assert len(found.data.report.samples) == 3
     assert [(base.name, base.digest, base.fault) for base in found.bases] == [("tiny", TINY, "")]
@@ -60,7 +61,7 @@ def test_a_site_that_is_ready(folder: Path) -> None:
     assert found.leaving.rank == PolicyTable().max_rank  # the most that a run can ask for
     text = printed(found)
     assert "[[" in text  # a sample with its mask, for the owner's own terminal
-    assert "33 examples are trained on; 3 are held out" in text
+    assert "32 examples are trained on; 4 are held out" in text
     assert f"tiny in {world.base_path()}: {TINY}, as you named it" in text
     assert "this site is ready to join" in text
     assert "To mend" not in text
@@ -115,7 +116,7 @@ def test_a_run_that_the_policy_refuses_is_told_rule_by_rule(folder: Path) -> Non
 def test_too_few_examples_are_told_without_a_run(folder: Path) -> None:
     path = changed(folder, ("min_examples = 16", "min_examples = 34"))
     assert check(path).faults == (
-        "policy min_examples = 34 refuses every run, since 33 examples are left to train on; add examples,"
+        "policy min_examples = 34 refuses every run, since 32 examples are left to train on; add examples,"
         " or lower it",
     )
 
@@ -146,7 +147,7 @@ def test_without_a_base_the_data_are_still_read(folder: Path) -> None:
     assert found.faults[0].startswith(f"there is no folder {folder}/nowhere")
     assert "names no base that can be read" in found.faults[1]
     assert found.data is not None
-    assert (found.data.report, found.data.examples) == (None, 33)
+    assert (found.data.report, found.data.examples) == (None, 32)
     assert found.leaving is None
     assert "tiny: not found" in printed(found)
 
@@ -210,7 +211,7 @@ def test_scoring_as_no_run_may_write_is_told(folder: Path) -> None:
 
 def test_too_few_held_out_for_a_score_are_told(folder: Path) -> None:
     (note,) = check(changed(folder, SCORES)).notes
-    assert note.startswith("No score is given: 3 examples are held out, no category has 16 of them")
+    assert note.startswith("No score is given: 4 examples are held out, no category has 16 of them")
 
 
 def test_what_stands_behind_each_number_is_shown(folder: Path) -> None:
@@ -241,7 +242,7 @@ def test_no_more_is_promised_than_is_true(folder: Path) -> None:
 def test_categories_that_look_like_text_are_told(tmp_path: Path, folder: Path) -> None:
     rows = [{**row, "category": f"kind {i // 2}"} for i, row in enumerate(runs.rows(100))]
     runs.written(folder / "data.jsonl", rows)
-    changed(folder, SCORES, ("min_examples = 16", "min_examples = 1"))
+    changed(folder, SCORES, ("share = 0.1", "share = 0.5"), ("min_examples = 16", "min_examples = 1"))
     assert (
         "The 50 names of categories leave with a score; is data.category free text?"
         in (check(folder / "site.toml").notes[0])

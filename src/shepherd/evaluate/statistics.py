@@ -341,7 +341,8 @@ def _needed(a: Sample, b: Sample, gap: _Gap, differing: int) -> int | None:
 def ratio(a: Sample, b: Sample) -> Interval:
     """a / b, of two arms on the same draws and weights; for measures that are never negative.
 
-    Where a category shows no spread it reaches at least as far as the difference does, over b's score.
+    Where a category shows no spread, or the ratio none, it reaches at least as far as the difference does,
+    over b's score.
     """
     luck = 1.0
     if a.value and b.value:
@@ -350,7 +351,8 @@ def ratio(a: Sample, b: Sample) -> Interval:
         value = float(np.float64(a.value) / np.float64(b.value))
         found = percentiles(value, _drawn(a, luck) / _drawn(b, luck))
     gap = _gap(a, b)
-    if not b.value or not (gap.still or _still(a) or _still(b)):
+    spread = found.low < found.high  # none where a is the same part of b in every question
+    if not b.value or (spread and not (gap.still or _still(a) or _still(b))):
         return found
     apart = gap.interval()
     return Interval(
