@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shepherd import weighing
 from shepherd.core import ClientInfo
+from shepherd.data.cursor import visit
 from shepherd.settings import parse
 from shepherd.weighing import Shares, allowing
 
@@ -27,11 +28,11 @@ def allowed(examples: int = 10, **tables: dict[str, object]) -> weighing.Allowed
     ("weights", "tuning", "most"),
     [
         ("equal", {"max_steps": 5}, 1),
-        ("examples", {"max_steps": 5, "batch_size": 4}, 20),
-        ("examples", {"epochs": 1.25}, 13),  # of 10 examples
-        ("examples", {}, 10),
-        ("tokens", {"max_steps": 5, "batch_size": 4}, 20 * 64),
-        ("tokens", {"epochs": 0.01}, 64),
+        ("examples", {"max_steps": 5, "batch_size": 4}, 29),  # of 10 examples: three epochs may end
+        ("examples", {"epochs": 1.25, "batch_size": 4}, 16),
+        ("examples", {"batch_size": 1}, 10),
+        ("tokens", {"max_steps": 5, "batch_size": 4}, 29 * 64),
+        ("tokens", {"epochs": 0.01, "batch_size": 1}, 64),
     ],
 )
 def test_a_weight_is_bounded_by_the_visit(weights: str, tuning: dict[str, object], most: float) -> None:
@@ -42,7 +43,28 @@ def test_a_weight_is_bounded_by_the_visit(weights: str, tuning: dict[str, object
 
 def test_counts_are_bounded_by_the_visit() -> None:
     found = allowed(tuning={"max_steps": 5, "batch_size": 4})
-    assert found.counts == {"examples": 20, "steps": 5, "tokens": 1280, "trained_tokens": 1280}
+    assert found.counts == {"examples": 29, "steps": 5, "tokens": 1856, "trained_tokens": 1856}
+
+
+@given(
+    size=st.integers(1, 200),
+    position=st.integers(0, 400),
+    length=st.one_of(
+        st.builds(lambda steps: {"max_steps": steps}, st.integers(1, 40)),
+        st.builds(lambda epochs: {"epochs": epochs}, st.floats(0.01, 3)),
+    ),
+    batch=st.integers(1, 40),
+    share=st.floats(0, 1),
+)
+def test_every_visit_that_a_site_may_make_is_allowed(
+    size: int, position: int, length: dict[str, float], batch: int, share: float
+) -> None:
+    min_batch = max(1, round(share * batch))  # a site's policy asks for no more than a whole batch
+    steps, _ = visit(size, position, batch_size=batch, seed=0, min_batch=min_batch, **length)  # type: ignore[arg-type]
+    found = allowed(examples=size, tuning={**length, "batch_size": batch}, federation={"weights": "examples"})
+    assert sum(map(len, steps)) <= found.counts["examples"]
+    assert sum(map(len, steps)) <= found.most
+    assert len(steps) <= found.counts["steps"]
 
 
 def by_search(weights: list[float], share: float) -> float:

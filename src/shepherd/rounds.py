@@ -73,11 +73,13 @@ def report_row(report: RoundReport) -> dict[str, Any]:
     """
     total = sum(report.weights.values())
     metrics = report.metrics
-    losses = {client: each["loss"] for client, each in metrics.items() if "loss" in each}
+    losses = {
+        client: min(max(0.0, each["loss"]), MAX_NATS) for client, each in metrics.items() if "loss" in each
+    }
     # a count below 0 could bring the sum next to it, and the mean to infinity
     trained = {client: max(0.0, metrics[client].get("trained_tokens", 0.0)) for client in losses}
     tokens = sum(trained.values())
-    nats = sum(min(losses[client], MAX_NATS) * trained[client] for client in losses)
+    nats = sum(losses[client] * trained[client] for client in losses)
     return {
         "round": report.round,
         "cohort": list(report.cohort),

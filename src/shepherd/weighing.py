@@ -71,10 +71,15 @@ def allowing(settings: RunSettings) -> Allow:
 
 
 def _taken(tuning: TuningTable, examples: int) -> float:
-    """Examples of one visit, at most; see `data.cursor.visit`."""
+    """Examples of one visit, at most; see `data.cursor.visit`.
+
+    A site may take the last batch of an epoch, if it is short, with the one before it.
+    """
+    batch = tuning.batch_size
     if tuning.max_steps is not None:
-        return float(tuning.max_steps * tuning.batch_size)
-    return float(max(1, math.ceil((tuning.epochs or 1.0) * examples)))
+        ends = 1 + (tuning.max_steps - 1) // max(1, examples // batch)  # of epochs that a visit meets
+        return float(tuning.max_steps * batch + ends * (batch - 1))
+    return float(max(1, math.ceil((tuning.epochs or 1.0) * examples)) + batch - 1)
 
 
 @dataclass(slots=True)

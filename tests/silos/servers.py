@@ -29,11 +29,27 @@ SILENT = JobSilent("no answer; wait")
 AWAY = OutOfReach("the server is down; start it")
 
 
+def row(number: int) -> Row:
+    """What a round's row says at least."""
+    if not number:
+        return {"round": 0}
+    counts = dict.fromkeys(("bytes_down", "bytes_up", "examples", "steps"), 0)
+    return {
+        "round": number,
+        "cohort": [],
+        **{name: {} for name in ("weights", "losses", "failures")},
+        **dict.fromkeys(("loss", "gap")),
+        **counts,
+        "tokens": {"seen": 0, "trained": 0},
+        "seconds": {"round": 1.0, "tuning": 1.0},
+    }
+
+
 def said(rows: int, outcome: Row | None = None, present: tuple[str, ...] = SITES, **more: Any) -> Row:
     """What a job tells that has finished the rounds before `rows`."""
     return {
         "opened": True,
-        "log": [{"round": number} for number in range(rows)],
+        "log": [row(number) for number in range(rows)],
         "said": [],
         "progress": None,
         "outcome": outcome,

@@ -97,7 +97,7 @@ def piece(answer: Any, offset: int, most: int) -> tuple[bytes, int] | None:
 def _read(value: Any, checks: Mapping[str, Check]) -> Row:
     try:
         return fields.read(value, checks)
-    except (WireError, ValueError) as error:
+    except (WireError, ValueError, OverflowError) as error:  # of a whole number of a thousand digits
         raise FederationError(_fault(str(error))) from error
 
 
@@ -217,13 +217,28 @@ _ROW: Mapping[str, Check] = {
     "gap": _told_number,
     "examples": fields.whole,
     "steps": fields.whole,
-    "tokens": _BY_NAME,
+    "tokens": lambda value: _numbers(value, ("seen", "trained")),
     "heldout": lambda value: _some(value, _HELDOUT),
     "taken": _by_name(fields.whole),
     "coverage": _BY_NAME,
-    "seconds": _BY_NAME,
+    "seconds": lambda value: _numbers(value, ("round", "tuning")),
     "late": fields.whole,
 }
+
+
+_OF_A_ROUND = (
+    *("cohort", "weights", "loss", "losses", "failures", "bytes_down", "bytes_up", "gap", "examples"),
+    *("steps", "tokens", "seconds"),
+)
+"""What every row but that of round 0 says."""
+
+
+def _numbers(value: Any, needed: Sequence[str]) -> Row:
+    found = _BY_NAME(value)
+    for name in needed:
+        if found.get(name) is None:
+            raise ValueError(f"says no {name}")
+    return found
 
 
 def _rows(value: Any, first: int, last: int) -> list[Row]:
@@ -238,7 +253,8 @@ def _row(value: Row, last: int) -> Row:
     if len(json.dumps(value)) > MOST_ROW:
         raise ValueError(f"has a row of more than {MOST_ROW} characters")
     try:
-        return _some(value, {"round": _at_most(last), **_ROW}, needed=("round",))
+        needed = ("round", *(_OF_A_ROUND if value.get("round") else ()))
+        return _some(value, {"round": _at_most(last), **_ROW}, needed=needed)
     except WireError as error:
         raise ValueError(f"has a row that is none ({error})") from error
 
