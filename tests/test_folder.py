@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -322,3 +323,42 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
     folder.reopen(path).close()
     assert not list(path.glob("*.tmp"))
     assert not list(path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".lock", "rounds.jsonl", "adapter", "checkpoints", "data", "run.toml", "finished.json", "answers.jsonl",
+     "compare/comparison.json", "compare/seed-0/local", "checkpoints/round-00001", "data/gone"],
+)  # fmt: skip
+def test_a_link_in_a_run_folder_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    folder.create(run, SETTINGS).close()
+    link = run / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists():
+        link.rename(mine)
+    link.symlink_to(mine)
+    there = mine.exists()
+    for take in (folder.reopen, folder.read_settings):
+        with pytest.raises(FolderError, match=rf"{re.escape(str(link))} is a symbolic link.* remove it"):
+            take(run)
+    assert mine.exists() == there
+
+
+def test_a_run_folder_may_be_a_link_itself_and_wandb_links_its_newest_run(tmp_path: Path) -> None:
+    folder.create(tmp_path / "run", SETTINGS).close()
+    (tmp_path / "run" / "wandb").mkdir()
+    (tmp_path / "run" / "wandb" / "latest-run").symlink_to("run-1")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    folder.reopen(tmp_path / "link").close()
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    for name in (folder.LOG, folder.LOCK):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(FolderError, match=r"rounds\.jsonl cannot be used"):
+        folder.append(tmp_path, row(1))
+    (tmp_path / folder.LOG).unlink()
+    with pytest.raises(FolderError, match=r"\.lock cannot be used"):
+        folder.create(tmp_path, SETTINGS)
+    assert not (tmp_path / "mine").exists()

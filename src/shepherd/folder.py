@@ -99,7 +99,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
         before = os.fstat(log.fileno()).st_size
         try:
             _write_all(log.fileno(), _line(row))
-        except OSError:
+        except BaseException:  # of an interrupt, too
             os.ftruncate(log.fileno(), before)
             raise
         os.fsync(log.fileno())
@@ -203,15 +203,32 @@ def read_settings(path: str | Path) -> RunSettings:
     """The run file of a run folder. Takes no lock: a run may be read while it goes on.
 
     Raises:
-        FolderError: there is no run in it, or its run file is damaged.
+        FolderError: there is no run in it, its run file is damaged, or a link lies in it.
     """
     path = Path(path)
+    require_no_links(path)
     if not is_run(path):
         raise FolderError(f"{path} holds no run ({RUN_FILE} is missing); name the folder of a run")
     try:
         return read_kept(path / RUN_FILE)
     except SettingsError as error:
         raise FolderError(f"the run in {path} cannot be read: {error}") from error
+
+
+def require_no_links(path: str | Path) -> None:
+    """Raise FolderError where a symbolic link lies in a run folder; the folder itself may be one.
+
+    A folder may come from anywhere, and what is written into it would land where its links point.
+    """
+    for place, folders, names in os.walk(path):
+        links = (Path(place) / name for name in (*folders, *names) if os.path.islink(f"{place}/{name}"))
+        if (link := next(links, None)) is not None:
+            raise FolderError(
+                f"{link} is a symbolic link, which no run folder may hold; remove it, or put what it points to"
+                " in its place"
+            )
+        if Path(place) == Path(path):  # wandb links its newest run, and nothing else writes in there
+            folders[:] = [name for name in folders if name != "wandb"]
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -347,7 +364,7 @@ def _sweep(path: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, private.FILE)
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | private.NO_LINK, private.FILE)
     if sys.platform != "win32":  # no flock there; the run file alone guards the folder
         import fcntl
 

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 
 FOLDER, FILE = 0o700, 0o600
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""For `os.open`, never to write where a link points; Windows has none of it."""
 OTHERS = 0o077
 
 
@@ -21,8 +23,8 @@ def make(path: Path) -> None:
 
 
 def owner_only(path: str, flags: int) -> int:
-    """As the `opener` of `open`: a new file is its owner's."""
-    return os.open(path, flags, FILE)
+    """As the `opener` of `open`: a new file is its owner's, and a link is refused (OSError)."""
+    return os.open(path, flags | NO_LINK, FILE)
 
 
 def open_to_others(path: Path) -> bool:

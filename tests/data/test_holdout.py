@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import unicodedata
 from collections import Counter
@@ -101,6 +102,28 @@ def test_texts_are_compared_whatever_way_they_are_written(form: str) -> None:
     assert folded(f"\ufeff{written}") == folded(text)
     twice = [chat(text, "Là."), chat(written, "Là.\u200b"), chat("other", "x")]
     assert hold_out(twice, 0.0, 0).duplicates == 1
+
+
+UNSEEN = [
+    chr(code)
+    for code in range(sys.maxunicode + 1)
+    if (unicodedata.category(chr(code)) in ("Cf", "Cc") and not chr(code).isspace())
+    or code in (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2065, 0x3164, 0xFFA0)
+    or 0x180B <= code <= 0x180F
+    or 0xFE00 <= code <= 0xFE0F
+    or 0xE0000 <= code <= 0xE01EF
+]
+
+
+def test_every_character_that_shows_nothing_is_folded_away() -> None:
+    assert folded("What " + "".join(UNSEEN) + "is a bee?") == "what is a bee?"
+    assert folded("What\tis\x85a\r\nbee?") == "what is a bee?"
+
+
+@given(st.text(), st.sampled_from(UNSEEN), st.data())
+def test_what_shows_nothing_changes_nothing_anywhere(text: str, unseen: str, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(text)))
+    assert folded(text[:place] + unseen + text[place:]) == folded(text)
 
 
 def test_several_good_answers_are_no_duplicates_and_stay_together() -> None:

@@ -14,7 +14,16 @@ from hashlib import blake2b
 
 from shepherd.data.examples import Example, Turn
 
-_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+_UNSEEN = re.compile(
+    "["
+    "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # controls (Cc) but those that are white space
+    "\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a"  # formats (Cf)
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0"  # selectors and fillers
+    "\U000e0000-\U000e0fff"  # tags, selectors and what is kept for more of them
+    "]"
+)
 
 
 def folded(text: str) -> str:
@@ -23,9 +32,10 @@ def folded(text: str) -> str:
     >>> folded("Cafe\\u0301  AU\\u00a0lait\\n") == folded("caf\\u00e9 au lait")
     True
     """
-    if text.isascii():
-        return " ".join(text.lower().split())
-    once = unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).casefold()
+    seen = _UNSEEN.sub("", text)
+    if seen.isascii():
+        return " ".join(seen.lower().split())
+    once = unicodedata.normalize("NFKC", seen).casefold()
     return " ".join(unicodedata.normalize("NFKC", once).split())
 
 
