@@ -224,8 +224,8 @@ def require_no_links(path: str | Path) -> None:
         links = (Path(place) / name for name in (*folders, *names) if os.path.islink(f"{place}/{name}"))
         if (link := next(links, None)) is not None:
             raise FolderError(
-                f"{link} is a symbolic link, which no run folder may hold; remove it, or put what it points to"
-                " in its place"
+                f"{link} is a symbolic link, which no run folder may hold; remove it, or put what it points"
+                " to in its place"
             )
         if Path(place) == Path(path):  # wandb links its newest run, and nothing else writes in there
             folders[:] = [name for name in folders if name != "wandb"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,13 @@ def test_a_config_that_cannot_be_read_is_named(copy) -> None:
     assert f"base {copy} cannot be loaded" in refused(copy)
     (copy / "config.json").write_text('{"model_type": "perceptron"}')
     assert f"base {copy} cannot be loaded" in refused(copy)
+
+
+@pytest.mark.parametrize(("key", "value"), [("tie_word_embeddings", "x"), ("hidden_size", "wide")])
+def test_a_config_with_a_value_of_another_kind_is_named(copy, key, value) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, key: value}))
+    assert f"base {copy} " in refused(copy)
 
 
 def test_a_base_without_a_tokenizer_is_refused(copy) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
@@ -28,6 +29,8 @@ CAPS = (
     "logits_soft_cap",
     "output_logit_soft_cap",
 )  # Gemma 2, RecurrentGemma, xLSTM
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassError)
+"""What transformers raises over a configuration or a tokenizer that it cannot use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +199,7 @@ def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             model.base, revision=model.revision, trust_remote_code=trusted
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _UNREADABLE as error:
         remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
@@ -282,7 +285,7 @@ def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype, con
             ignore_mismatched_sizes=True,  # named below
             **options,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except (*_UNREADABLE, RuntimeError, SafetensorError) as error:
         remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
@@ -313,7 +316,7 @@ def _quantisation(model: ModelTable, device: torch.device, dtype: torch.dtype) -
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(":")
 
 
 @contextmanager
