@@ -40,6 +40,7 @@ from shepherd.errors import (
     SettingsError,
     UpdateRefused,
 )
+from shepherd.federation.simulation import Simulation
 from shepherd.inspection import inspect_data
 from shepherd.model import files, layout, lora, score
 from shepherd.model.base import Base
@@ -776,6 +777,37 @@ def test_a_round_that_fails_leaves_no_trace_in_the_same_process(table, whole, mo
             next(run.rounds())
     assert run.simulation.positions == before or where == "logging"
     rows += [row for _, row in run.rounds()]
+    run.finish()
+    assert weights(run.folder) == weights(whole[0])
+    logged = [runs.without_times(row) for row in folder.read_rows(run.folder)]
+    assert logged == [runs.without_times(row) for row in folder.read_rows(whole[0])]
+
+
+@pytest.mark.parametrize(
+    "where", ["shepherd.checkpoint.save", "shepherd.checkpoint._sync", "shepherd.folder.append",
+              "shepherd.federation.simulation.Simulation.commit"],
+)  # fmt: skip
+def test_an_interrupt_right_after_a_part_of_saving_loses_no_round_and_logs_none_twice(
+    table, whole, monkeypatch, where
+) -> None:
+    name = where.rpartition(".")[2]
+    owner = {"save": checkpoint, "_sync": checkpoint, "append": folder, "commit": Simulation}[name]
+    honest = getattr(owner, name)
+
+    def interrupted(*given: Any, **options: Any) -> None:
+        honest(*given, **options)
+        if name != "_sync" or given[0].name == "checkpoints":
+            raise KeyboardInterrupt
+
+    run = open_run(table)
+    next(run.rounds())
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            for _ in run.rounds():
+                pass
+    for _ in run.rounds():
+        pass
     run.finish()
     assert weights(run.folder) == weights(whole[0])
     logged = [runs.without_times(row) for row in folder.read_rows(run.folder)]

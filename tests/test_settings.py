@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shepherd.errors import SettingsError
-from shepherd.settings import PartTable, RunSettings, Table, dump, parse, read, validated
+from shepherd.settings import PartTable, RunSettings, Table, dump, parse, read, read_kept, validated
 
 LEAST = {"model": {"base": "tiny"}, "data": {"source": "world"}}
 DESIGN = """
@@ -277,6 +277,15 @@ def test_an_output_may_lie_in_ones_home(monkeypatch: pytest.MonkeyPatch) -> None
 def test_size_that_draws_the_cohort_does_not_weigh_it_too() -> None:
     with pytest.raises(SettingsError, match='set weights = "equal" with it'):
         parse({**LEAST, "federation": {"select": "size-weighted"}})
+
+
+def test_all_clients_are_not_drawn_by_size_and_a_run_kept_from_before_is_read(path: Path) -> None:
+    drawn = {"select": "size-weighted", "weights": "equal", "share": 1.0}
+    with pytest.raises(SettingsError, match=r"draws nobody by size where share is 1"):
+        read(path, [f"federation.{key}={value}" for key, value in drawn.items()])
+    kept = path.with_name("kept.toml")
+    kept.write_text(dump(parse({**LEAST, "federation": drawn})))
+    assert read_kept(kept).federation.select == "size-weighted"
 
 
 def test_a_date_is_a_day(path: Path) -> None:

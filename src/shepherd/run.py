@@ -42,7 +42,7 @@ from shepherd.model.coverage import coverage
 from shepherd.prepare import Prepared
 from shepherd.progress import roughly, stage
 from shepherd.rounds import RoundReport, report_row, rounds, start
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, require_drawn
 from shepherd.visible import logger
 
 log = logger(__name__)
@@ -117,7 +117,7 @@ class Run:
             FederationError: another loop over the rounds of this run went on in between.
         """
         self._require_open()
-        self._log_saved()
+        self._complete_saved()
         done = rounds(
             self.algorithm,
             self.simulation,
@@ -159,6 +159,7 @@ class Run:
             return self.finished
         self._require_open()
         self.holder.require_held()
+        self._complete_saved()
         files.write(self.holder.adapter, self.state.adapter, self.base)
         stop = stop_ids(Template.of(self.settings.data), self.base.tokenizer)
         files.write_beside(self.holder.adapter, self.base, stop)
@@ -230,15 +231,21 @@ class Run:
         positions, memories = self.simulation.reached()
         notes = {"positions": positions, "row": row, "base": self.base.fingerprint}
         saved = Checkpoint(state=state, clients=memories, notes=notes)
-        checkpoint.save(self.holder.checkpoints, saved, keep=self.settings.checkpoints.keep)
+        before = checkpoint.latest(self.holder.checkpoints)
+        try:
+            checkpoint.save(self.holder.checkpoints, saved, keep=self.settings.checkpoints.keep)
+        finally:  # it may be there where saving was interrupted, too
+            if checkpoint.latest(self.holder.checkpoints) != before:
+                self.state, self.unlogged = state, row
         self.simulation.commit()
-        self.state, self.unlogged = state, row
-        self._log_saved()
+        self.holder.append(row)
+        self.unlogged = None
 
-    def _log_saved(self) -> None:
-        """Also where an earlier try was interrupted."""
+    def _complete_saved(self) -> None:
+        """Do what an interrupt has kept `_save` from after the checkpoint; each part may be done already."""
         if self.unlogged is not None:
-            self.holder.append(self.unlogged)
+            self.simulation.commit()
+            self.holder.reconcile(self.state.round, self.unlogged)
             self.unlogged = None
 
     def _write_card(self, scores: Mapping[str, tuple[float, float]]) -> None:
@@ -306,6 +313,7 @@ def open_run(settings: RunSettings, prepared: Prepared | None = None, consent: C
 
 
 def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) -> Run:
+    require_drawn(settings.federation)
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
     algorithm = plugins.algorithm(settings.algorithm, consent.plugins)
@@ -381,6 +389,7 @@ def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
 
 def _resumed(holder: RunFolder, consent: Consent) -> Run:
     settings = folder.read_settings(holder.path)
+    require_drawn(settings.federation)
     if settings.tuning.cohort_size == "auto":  # a run writes down what it chose
         raise FolderError(
             f"{holder.path} holds a run file that no run has written; give output=ANOTHER_FOLDER, or start it"

@@ -234,11 +234,6 @@ class FederationTable(Table):
     def _size_counts_once(self) -> Self:
         if self.select == "size-weighted" and self.weights != "equal":
             raise ValueError('select = "size-weighted" counts size already; set weights = "equal" with it')
-        if self.select == "size-weighted" and self.share == 1:
-            raise ValueError(
-                'select = "size-weighted" draws nobody by size where share is 1; set a share below 1, or'
-                ' select = "uniform" with weights = "size"'
-            )
         return self
 
 
@@ -417,7 +412,18 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
     path = Path(path)
     own = _placed(_toml(path), path.absolute().parent, path)
     changed = _overridden(copy.deepcopy(own), overrides)
-    return validated(RunSettings, _placed(changed, Path.cwd(), known=own), str(path))
+    settings = validated(RunSettings, _placed(changed, Path.cwd(), known=own), str(path))
+    require_drawn(settings.federation)
+    return settings
+
+
+def require_drawn(table: FederationTable) -> None:
+    """Raise SettingsError where all clients would be drawn "by size": finished runs of before may say so."""
+    if table.select == "size-weighted" and table.share == 1:
+        raise SettingsError(
+            'federation.select = "size-weighted" draws nobody by size where share is 1; set a share below 1,'
+            ' or select = "uniform" with weights = "size"'
+        )
 
 
 def read_kept(path: Path) -> RunSettings:
