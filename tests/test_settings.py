@@ -162,6 +162,7 @@ def test_unknown_keys_are_refused_with_those_that_are_known() -> None:
         ({"split": {"clients": 2.5}}, "split.clients"),
         ({"tuning": {"epochs": 1, "max_steps": 1}}, "tuning"),
         ({"tuning": {"learning_rate": 0}}, "tuning.learning_rate"),
+        ({"federation": {"deadline": 1e10}}, "federation.deadline"),
         ({"tuning": {"betas": [0.9, 1.1]}}, "tuning.betas"),
         ({"tuning": {"micro_batch_tokens": 0}}, "tuning.micro_batch_tokens"),
         ({"tracking": {"trackers": ["pigeon"]}}, "tracking.trackers"),

@@ -46,6 +46,9 @@ PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
 """The keys that may hold a path, and the names there that are none."""
 
 
+LONGEST_DEADLINE = 7 * 24 * 3600.0  # seconds: what waits for an answer overflows far beyond
+
+
 T = TypeVar("T", bound=BaseModel)
 # strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
 PositiveInt = Annotated[int, Strict(), Field(gt=0)]
@@ -225,8 +228,8 @@ class FederationTable(Table):
     1 / max_share updates back at most, to know how heavy the others are."""
     sites: tuple[str, ...] = ()
     """Over silos, the clients by name; the default is every site that is connected at the start."""
-    deadline: PositiveFloat = 3600.0
-    """Over silos, the seconds in which a site has to answer."""
+    deadline: Annotated[float, Strict(), Field(gt=0.0, le=LONGEST_DEADLINE)] = 3600.0
+    """Over silos, the seconds in which a site has to answer; a week at most."""
     wave: PositiveInt = 4
     """Over silos, how many sites are asked at once: the server's memory holds so many updates."""
 

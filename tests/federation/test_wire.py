@@ -252,6 +252,7 @@ DEEP = "[" * 10**5 + "]" * 10**5
         ("request", {("plain", "cohort"): 3.0}, "no whole number"),
         ("request", {("plain", "deadline"): 0}, "no positive number of seconds"),
         ("request", {("plain", "deadline"): float("inf")}, "no positive number of seconds"),
+        ("request", {("plain", "deadline"): 1e10}, "longer than a week"),
         ("request", {("plain", "sent"): float("nan")}, "no positive number of seconds"),
         ("request", {("plain", "sent"): "now"}, "key sent of the message is no number"),
         ("request", {("plain", "settings"): []}, "key settings of the message is no table"),

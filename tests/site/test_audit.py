@@ -65,6 +65,7 @@ def test_what_is_recorded_is_read_back(log: Path) -> None:
             "dtype": "auto",
             "rank": 8,
             "alpha": 16.0,
+            "dropout": 0.0,
             "algorithm": "fedavg",
             "transforms": ["clip"],
             "template": "plain",
@@ -72,6 +73,9 @@ def test_what_is_recorded_is_read_back(log: Path) -> None:
             "max_steps": 7,
             "batch_size": 32,
             "learning_rate": 0.00015,
+            "weight_decay": 0.0,
+            "betas": [0.9, 0.999],
+            "clip_norm": 1.0,
             "loss_on": "responses",
         },
     }

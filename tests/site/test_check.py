@@ -253,6 +253,8 @@ def test_categories_that_look_like_text_are_told(tmp_path: Path, folder: Path) -
 
 WORDS: dict[str, tuple[Any, str]] = {
     "max_rank": (7, "rank 7 at most"),
+    "max_dropout": (0.25, "dropout is 0.25 at most"),
+    "max_learning_rate": (0.02, "learning rate 0.02."),
     "max_steps": (1234, "1,234 steps"),
     "max_epochs": (2.5, "2.5 epochs"),
     "max_rounds": (12, "A run has 12 rounds"),

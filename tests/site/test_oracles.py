@@ -91,7 +91,7 @@ SCORED = {"policy": {"metrics": [*PolicyTable().metrics, "heldout"], "runs_per_m
 
 
 def asked(
-    trainer: Trainer, kind: Kind, adapter: Adapter, *, run: int, round: int = 0, **tables: Any
+    trainer: Trainer, kind: Kind, adapter: Adapter, /, *, run: int, round: int = 0, **tables: Any
 ) -> Reply:
     """What the trainer answers somebody who chooses every word of the request."""
     tuning = {"max_steps": 1, "batch_size": 16, "threads": 1, **tables.get("tuning", {})}
@@ -128,7 +128,7 @@ WORDING = [
     {"evaluation": {"examples": 17}},
     {"data": {"template": "vicuna"}},
     {"data": {"template": "alpaca"}},
-    {"tuning": {"loss_on": "responses", "learning_rate": 0.5}},
+    {"tuning": {"loss_on": "responses", "learning_rate": 0.05}},
     {"seed": 5},
 ]
 
@@ -234,6 +234,20 @@ def test_a_visit_of_a_handful_is_refused(site: Any, blank: Adapter, tuning: Any,
     answer = asked(site(), "train", blank, run=1, tuning=tuning)
     assert isinstance(answer, Failure)
     assert answer.reason.startswith(f"policy {rule} = ")
+
+
+SINGLE = {"clip_norm": 1e-12, "betas": [0.0, 0.0], "learning_rate": 1e4}
+
+
+@pytest.mark.parametrize("tuning", [SINGLE, *({name: value} for name, value in SINGLE.items())])
+def test_an_update_of_single_tokens_is_refused(site: Any, blank: Adapter, tuning: Any) -> None:
+    """Dropout of nearly all, with a step as long whatever it is made of, left one token's direction."""
+    answer = asked(site(), "train", blank, run=1, tuning=tuning)
+    assert isinstance(answer, Failure)
+    assert answer.reason.startswith("policy ")
+    dropped = asked(site(), "train", blank, run=1, adapter={**ADAPTER, "dropout": 0.9999})
+    assert isinstance(dropped, Failure)
+    assert dropped.reason.startswith("policy max_dropout = 0.5 ")
 
 
 def test_a_new_run_takes_other_examples_than_anybody_can_tell(site: Any, blank: Adapter) -> None:

@@ -21,6 +21,18 @@ REFUSED = {
     "bases": ({}, {"base": "cd" * 32}, {}, f"of site-1 refuses base {'cd' * 32}; "),
     "max_rank": ({"max_rank": 8}, {"adapter": {"rank": 16}}, {}, "max_rank = 8 of site-1 refuses rank 16;"),
     "max_rounds": ({"max_rounds": 4}, {}, {}, "max_rounds = 4 of site-1 refuses 5 rounds; "),
+    "max_dropout": (
+        {"max_dropout": 0.3},
+        {"adapter": {"dropout": 0.4}},
+        {},
+        "max_dropout = 0.3 of site-1 refuses dropout 0.4; lower adapter.dropout",
+    ),
+    "max_learning_rate": (
+        {},
+        {"tuning": {"learning_rate": 0.2}},
+        {},
+        "max_learning_rate = 0.1 of site-1 refuses a learning rate of 0.2; lower",
+    ),
     "max_steps": ({"max_steps": 11}, {}, {}, "max_steps = 11 of site-1 refuses 12 steps a visit; "),
     "max_epochs": (
         {"max_epochs": 0.5},
@@ -118,6 +130,44 @@ def test_a_rule_refuses_by_its_name_with_what_is_allowed_and_asked(rule: str) ->
 
 def test_every_key_of_the_policy_refuses_something() -> None:
     assert set(PolicyTable.model_fields) - {"metrics"} == set(REFUSED) - {"trust_remote_code", "bases"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed", "refusing"),
+    [
+        ("max_dropout", {"adapter": {"dropout": 0.5}}, {"adapter": {"dropout": 0.9999}}),
+        ("max_learning_rate", {"tuning": {"learning_rate": 0.1}}, {"tuning": {"learning_rate": 1e4}}),
+        ("clip_norm", {"tuning": {"clip_norm": 1e-3}}, {"tuning": {"clip_norm": 1e-12}}),
+        ("clip_norm", {"tuning": {"clip_norm": False}}, {"tuning": {"clip_norm": 9e-4}}),
+        ("betas", {"tuning": {"betas": [0.5, 0.5]}}, {"tuning": {"betas": [0.0, 0.999]}}),
+        ("betas", {}, {"tuning": {"betas": [0.9, 0.4]}}),
+        (
+            "weight_decay",
+            {"tuning": {"learning_rate": 0.1, "weight_decay": 0.09}},
+            {"tuning": {"learning_rate": 0.1, "weight_decay": 10.0}},
+        ),
+    ],
+)
+def test_no_extreme_of_the_optimiser_makes_an_update_of_a_few_tokens_or_steps(
+    rule: str, allowed: dict[str, Any], refusing: dict[str, Any]
+) -> None:
+    assert refused({}, request(**allowed)) is None
+    for kind in ("join", "train"):
+        found = refused({}, request(kind, **refusing))
+        assert found is not None
+        assert found.rule == rule
+        assert str(found).startswith(f"policy {rule}")
+
+
+@given(st.integers(16, 80), st.integers(0, 200), st.integers(8, 24), st.integers(1, 4))
+def test_an_epochs_border_makes_no_visit_of_fewer_different_examples(
+    examples: int, position: int, batch: int, count: int
+) -> None:
+    tuning = {"max_steps": count, "batch_size": batch}
+    found = refused({"max_epochs": 99.0}, request(tuning=tuning), examples=examples, position=position)
+    steps, _ = visit(examples, position, max_steps=count, batch_size=batch, seed=position, min_batch=8)
+    if found is None:
+        assert len({int(each) for step in steps for each in step}) >= 16
 
 
 @pytest.mark.parametrize("kind", ["join", "train", "score"])
@@ -342,6 +392,8 @@ def test_hours_are_those_that_a_clock_goes_through(start: int, end: int, now: in
 
 STRICTNESS = {  # from loose to strict
     "max_rank": [64, 16, 8, 1],
+    "max_dropout": [0.9, 0.5, 0.0],
+    "max_learning_rate": [1.0, 0.1, 1e-5],
     "max_steps": [10**6, 100, 10, 1],
     "max_epochs": [100.0, 2.0, 0.5],
     "max_rounds": [1000, 10, 1],

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from shepherd.errors import WireError
+from shepherd.settings import LONGEST_DEADLINE
 
 MOST_NAME, MOST_SENTENCE = 200, 2000  # characters
 MOST_NAMES = 1000  # metrics or categories of a reply; they stand in every row of a run's log
@@ -117,6 +118,12 @@ def _duration(value: Any) -> float:
     return _number(value)
 
 
+def _deadline(value: Any) -> float:
+    if _duration(value) > LONGEST_DEADLINE:
+        raise ValueError("is longer than a week in seconds")
+    return _duration(value)
+
+
 def _kind(value: Any) -> str:
     if value not in ("join", "train", "score"):
         raise ValueError("is not join, train or score")
@@ -149,7 +156,7 @@ REQUEST: Mapping[str, Check] = {
     "run": _hex(16),
     "id": _hex(32),
     "round": whole,
-    "deadline": _duration,
+    "deadline": _deadline,
     "sent": _duration,
     "cohort": whole,
     "base": _hex(64),

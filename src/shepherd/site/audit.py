@@ -137,6 +137,7 @@ def summary(request: Request) -> dict[str, Any]:
         "dtype": run.model.dtype,
         "rank": run.adapter.rank,
         "alpha": run.adapter.alpha,
+        "dropout": run.adapter.dropout,
         "algorithm": _short(run.algorithm.name),
         "transforms": [_short(part.name) for part in run.transforms],
         "template": run.data.template,
@@ -144,6 +145,9 @@ def summary(request: Request) -> dict[str, Any]:
         **_visit(run),
         "batch_size": run.tuning.batch_size,
         "learning_rate": run.tuning.learning_rate,
+        "weight_decay": run.tuning.weight_decay,
+        "betas": list(run.tuning.betas),
+        "clip_norm": run.tuning.clip_norm,
         "loss_on": run.tuning.loss_on,
     }
 

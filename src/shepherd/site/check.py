@@ -223,6 +223,7 @@ def in_words(policy: PolicyTable) -> list[str]:
     secure = "must use" if policy.require_secure_aggregation else "need not use"
     return [
         f"An adapter has rank {policy.max_rank} at most, and is trained on {what}.",
+        f"Its dropout is {policy.max_dropout:g} at most, and the learning rate {policy.max_learning_rate:g}.",
         f"A visit takes {policy.max_steps:,} steps and {policy.max_epochs:g} epochs at most.",
         f"A visit begins {when} by this machine's clock.",
         f"A run has {policy.max_rounds:,} rounds at most.",

@@ -25,8 +25,10 @@ CAP_NATS = 20.0
 DIGITS = 2
 """Digits after the point of a mean loss that leaves; its steps are wider where a token moves it more."""
 NEAR = 10.0
-"""How many times its own update's length, a round, an adapter may be away from the one that a site trained:
-a mean is no longer than the longest update in it, and sites whose visits are longer move further."""
+"""How many times its own update's length an adapter may be away from the one that a site trained: a mean
+is no longer than the longest update in it, and sites whose visits are longer move further."""
+MOST_MOVED = 10.0
+"""Most that an update's length counts there: whoever asks chooses how long a visit's steps are."""
 OTHER = "other"
 """What categories are called that are scored together, since each is too small."""
 _OF_TOKENS = ("loss", "tokens", "trained_tokens")
@@ -110,7 +112,7 @@ def is_blank(adapter: Adapter) -> bool:
 
 
 def is_near(adapter: Adapter, round: int, trained: Adapter, trained_round: int, moved: float) -> bool:
-    """Whether an adapter can have come of the one that the site trained in an earlier round.
+    """Whether an adapter can have come of the one that the site trained in the round before.
 
     Args:
         moved: the length of the site's own update then.
@@ -119,7 +121,7 @@ def is_near(adapter: Adapter, round: int, trained: Adapter, trained_round: int, 
         distance = adapter.plus(trained, -1.0).norm()
     except AdapterError:  # another layout
         return False
-    return distance <= NEAR * moved * max(1, round - trained_round)
+    return round == trained_round + 1 and distance <= NEAR * min(moved, MOST_MOVED)
 
 
 def of_a_visit(metrics: Mapping[str, float], *, comparable: bool, known: bool) -> dict[str, float]:

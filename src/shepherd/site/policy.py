@@ -20,6 +20,9 @@ LONGEST = 80  # letters of a name that came from outside, in a sentence
 MOST = 2.0**62  # examples: a visit that nobody makes, and a number that still can be counted with
 MOST_TRANSFORMS = 8  # of one run: each is work at the site
 MOST_SCALE = 64.0  # alpha / rank: recipes have 1 to 4, and a larger one drowns what the base says
+LEAST_CLIP_NORM = 1e-3  # below, a step has the same length whatever it is made of
+LEAST_BETA = 0.5  # below, an update is the last steps' rather than the visit's
+MOST_FORGOTTEN = 0.01  # learning_rate * weight_decay, a step: at 1 only the last step is left
 SHORTER = "lower tuning.max_steps or tuning.epochs"
 USUAL = ScoringTable()
 NOISE, SECURE = "noise", "secure"  # the transforms' modules
@@ -145,6 +148,7 @@ def _about_the_run(
     scale = run.adapter.alpha / run.adapter.rank ** (0.5 if run.adapter.rank_stabilised else 1.0)
     if scale > MOST_SCALE:
         yield Fault("alpha", None, f"an adapter scaled by {scale:g}", "lower adapter.alpha")
+    yield from _about_the_optimiser(policy, run)
     rounds = max(run.federation.rounds, round)
     if rounds > policy.max_rounds:
         yield Fault("max_rounds", policy.max_rounds, f"{rounds} rounds", "lower federation.rounds")
@@ -156,6 +160,27 @@ def _about_the_run(
         yield Fault("min_batch", policy.min_batch, got, f"set tuning.batch_size = {policy.min_batch} or more")
     yield from _about_the_rendering(policy, run, scoring)
     yield from _about_its_parts(policy, run)
+
+
+def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
+    """Extremes make an update of single tokens or of single steps, whatever a visit takes."""
+    tuning, dropout = run.tuning, run.adapter.dropout
+    if dropout > policy.max_dropout:
+        yield Fault("max_dropout", policy.max_dropout, f"dropout {dropout:g}", "lower adapter.dropout")
+    rate = tuning.learning_rate
+    if rate > policy.max_learning_rate:
+        got = f"a learning rate of {rate:g}"
+        yield Fault("max_learning_rate", policy.max_learning_rate, got, "lower tuning.learning_rate")
+    if tuning.clip_norm is not None and tuning.clip_norm < LEAST_CLIP_NORM:
+        fix = f"set tuning.clip_norm = {LEAST_CLIP_NORM:g} or more, or false"
+        yield Fault("clip_norm", None, f"gradients clipped to {tuning.clip_norm:g}", fix)
+    if min(tuning.betas) < LEAST_BETA:
+        fix = f"set both of tuning.betas to {LEAST_BETA:g} or more"
+        yield Fault("betas", None, f"betas {_toml(tuning.betas)}", fix)
+    if rate * tuning.weight_decay > MOST_FORGOTTEN:
+        got = f"a weight decay that takes {rate * tuning.weight_decay:.3g} of the adapter each step"
+        fix = f"lower tuning.weight_decay to {MOST_FORGOTTEN:g} / tuning.learning_rate or less"
+        yield Fault("weight_decay", None, got, fix)
 
 
 def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: ScoringTable) -> Iterator[Fault]:
@@ -213,14 +238,28 @@ def _about_a_visit(policy: PolicyTable, run: RunSettings, examples: int, positio
         return
     visit = length(run, examples, position, policy.min_batch)
     yield from _about_steps(policy, visit.steps)
-    if min(visit.taken, examples) < policy.min_examples:
+    different = _different(examples, cursor.begin(examples, position, policy.min_batch), visit.taken)
+    if different < policy.min_examples:
+        got = f"a visit that takes {different}"
+        if different < visit.taken:
+            got += f" different ones for certain ({visit.taken}, over the border of an epoch)"
         fix = "raise tuning.batch_size, tuning.max_steps or tuning.epochs"
-        yield Fault("min_examples", policy.min_examples, f"a visit that takes {visit.taken}", fix)
+        yield Fault("min_examples", policy.min_examples, got, fix)
     wanted = visit.taken if run.tuning.max_steps else _wanted(run, examples)  # an end may be moved a little
     if wanted > policy.max_epochs * examples:
         epochs = f"{visit.taken / examples:.4g}"
         got = f"{epochs} epochs a visit ({visit.taken} examples of {examples})"
         yield Fault("max_epochs", policy.max_epochs, got, SHORTER)
+
+
+def _different(examples: int, start: int, taken: int) -> int:
+    """Fewest different examples of a visit: what it takes of the next epoch it may have taken of this one.
+
+    >>> _different(30, 16, 14), _different(30, 16, 22), _different(30, 16, 40)
+    (14, 14, 26)
+    """
+    left = examples - start % examples
+    return max(min(taken, left), min(taken - left, examples))
 
 
 def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Fault]:

@@ -141,6 +141,12 @@ class PolicyTable(Table):
 
     max_rank: PositiveInt = 16
     """Largest rank of an adapter: a larger one carries more out, and can learn more by heart."""
+    max_dropout: ShareBelowOne = 0.5
+    """Largest dropout of an adapter: where nearly all is dropped, an update is of single tokens."""
+    max_learning_rate: PositiveFloat = 0.1
+    """Largest learning rate. By no key of its own, a request is also refused whose tuning.clip_norm is below
+    0.001, whose tuning.betas are below 0.5, or whose learning_rate * weight_decay is above 0.01: each
+    can make an update of a few examples out of a visit of many."""
     max_steps: PositiveInt = 1000
     """Most optimiser steps in one visit, however the run file says its length."""
     max_epochs: PositiveFloat = 3.0
