@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 
@@ -142,6 +143,17 @@ def test_the_newer_name_of_the_token_limit_is_found_out_once(serve) -> None:
     asyncio.run(twice())
     assert ["max_tokens" in body for body in judge.bodies] == [True, False, False]
     assert judge.bodies[-1]["max_completion_tokens"] == 9
+
+
+def test_what_is_meant_for_openai_alone_is_sent_to_no_other_host(serve, monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-of-mine")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Of-Mine: header-of-mine\nAuthorization: Bearer of-mine")
+    judge = serve(lambda prompt: "well")
+    ask(table(judge.url))
+    (sent,) = judge.headers
+    assert "of-mine" not in str(sent)
+    assert os.environ["OPENAI_ORG_ID"] == "org-of-mine"  # still there for others
 
 
 def test_a_reply_may_be_empty_or_cut(serve) -> None:

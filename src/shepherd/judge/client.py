@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,12 @@ from shepherd.settings import JudgeTable
 
 PAUSE = 0.5
 """Seconds before the second try; twice as many before each further one, up to 8."""
+
+_OF_OPENAI = (
+    *("OPENAI_ADMIN_KEY", "OPENAI_CUSTOM_HEADERS", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"),
+    "OPENAI_WEBHOOK_SECRET",
+)
+"""Environment variables that are meant for OpenAI's own address alone."""
 
 _SECRET = 8
 """Letters from which on a key is one; "EMPTY" and "none" are what local servers are given."""
@@ -146,13 +152,23 @@ async def opened(table: JudgeTable) -> AsyncIterator[Endpoint]:
     Raises:
         JudgeError: the key is not there.
     """
-    async with openai.AsyncOpenAI(
-        api_key=_key(table.key_env),
-        base_url=table.base_url,
-        timeout=table.timeout,
-        max_retries=table.retries,
-    ) as client:
+    key = _key(table.key_env)
+    with _unread(() if table.base_url == JudgeTable.model_fields["base_url"].default else _OF_OPENAI):
+        made = openai.AsyncOpenAI(
+            api_key=key, base_url=table.base_url, timeout=table.timeout, max_retries=table.retries
+        )
+    async with made as client:
         yield Endpoint(table, client)
+
+
+@contextmanager
+def _unread(names: Sequence[str]) -> Iterator[None]:
+    """Keep the library from reading these environment variables, which it would send to any host (law 12)."""
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _key(name: str) -> str:

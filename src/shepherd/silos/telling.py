@@ -234,7 +234,7 @@ _OF_A_ROUND = (
 
 
 def _numbers(value: Any, needed: Sequence[str]) -> Row:
-    found = _BY_NAME(value)
+    found: Row = _BY_NAME(value)
     for name in needed:
         if found.get(name) is None:
             raise ValueError(f"says no {name}")
