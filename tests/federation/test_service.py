@@ -479,7 +479,7 @@ def test_a_weight_beyond_the_visit_is_a_failure(tmp_path: Path) -> None:
     sites = {"a": honest("a", 1.0), "b": honest("b", 1.0), "evil": honest("evil", 1e3, weight=1e12)}
     rows = told(served(tmp_path, Letters(sites), order(("a", "b", "evil"))))["rows"]
     assert [list(row["failures"]) for row in rows[1:]] == [["evil"]] * 3
-    assert "from 1 to 63" in rows[1]["failures"]["evil"]  # one step of 32 examples
+    assert "from 1 to 63" in rows[1]["failures"]["evil"]  # a step of 32, which may be taken with a short one
 
 
 def test_two_checkpoints_stay_whatever_the_run_file_says(tmp_path: Path) -> None:
