@@ -71,7 +71,7 @@ class Site:
     texts: list[list[int]]
     """Tokens of each response."""
 
-    def asked(self, settings: RunSettings, kind: str, adapter: Adapter, run: str, cohort: int = 3) -> Any:
+    def asked(self, settings: RunSettings, kind: str, adapter: Adapter, run: str) -> Any:
         """The reply to one request; a `Failure` where it is refused."""
         request = wire.Request(
             kind=kind,  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ class Site:
             deadline=600.0,
             sent=time.time(),
             version=wire.version(),
-            cohort=cohort,
+            cohort=3,
             base=digest(world.base_path()),
             settings=travelling(settings),
             broadcast=Broadcast(round=0, adapter=adapter, seed=0),
@@ -263,11 +263,18 @@ def _released(
     settings: RunSettings, sites: list[str], victim: Site, base: bases.Base, home: Path, run: str
 ) -> int:
     """1 where the server holds a checkpoint of a round after the one that was brought."""
-    start = lora.fresh(base.sites, 1, 0)
+    _service(settings, sites, Asked({VICTIM: victim.trainer.handle}), base, home, run).run()
+    last = checkpoint.latest(home / "server" / "checkpoints")
+    return int(last is not None and checkpoint.load(last).state.round > 0)
+
+
+def _service(
+    settings: RunSettings, sites: Sequence[str], post: Asked, base: bases.Base, home: Path, run: str
+) -> Service:
+    """The server's part of a lead's job, which brings a new adapter."""
     notes: dict[str, Any] = {"positions": {}, "row": None, "base": base.fingerprint}
-    given = checkpoint.save(
-        home / "given", Checkpoint(state=ServerState(round=0, adapter=start), notes=notes), keep=1
-    )
+    state = ServerState(round=0, adapter=lora.fresh(base.sites, 1, 0))
+    given = checkpoint.save(home / "given", Checkpoint(state=state, notes=notes), keep=1)
     order = Order(
         run=run,
         base=digest(world.base_path()),
@@ -276,9 +283,7 @@ def _released(
         sites=tuple(sites),
         settings=plain(settings),
     )
-    Service(order, home / "server", given, Asked({VICTIM: victim.trainer.handle})).run()
-    last = checkpoint.latest(home / "server" / "checkpoints")
-    return int(last is not None and checkpoint.load(last).state.round > 0)
+    return Service(order, home / "server", given, post)
 
 
 _ASKED: dict[str, Any] = {"min_cohort": 2} if "min_cohort" in {f.name for f in fields(ClientInfo)} else {}
@@ -380,25 +385,9 @@ def foreign_import(home: Path) -> int:
         settings = parse(
             {**plain(run_file(federation={"sites": ["a", "b"]})), part: table if number == 1 else [table]}
         )
-        start = lora.fresh(base.sites, 1, 0)
-        given = checkpoint.save(
-            home / f"given{number}",
-            Checkpoint(
-                state=ServerState(round=0, adapter=start),
-                notes={"positions": {}, "row": None, "base": base.fingerprint},
-            ),
-            keep=1,
-        )
-        order = Order(
-            run=f"{number:016x}",
-            base=digest(world.base_path()),
-            fingerprint=base.fingerprint,
-            version=wire.version(),
-            sites=("a", "b"),
-            settings=plain(settings),
-        )
+        job = _service(settings, ("a", "b"), Asked({}), base, home / f"job{number}", f"{number:016x}")
         with suppress(ShepherdError):
-            Service(order, home / f"server{number}", given, Asked({})).run()
+            job.run()
         out += (home / name).exists()
     return out
 

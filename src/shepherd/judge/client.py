@@ -18,6 +18,7 @@ from typing import Any
 import openai
 
 from shepherd.errors import JudgeError
+from shepherd.judge.agreed import URL
 from shepherd.judge.cache import Reply
 from shepherd.settings import JudgeTable
 
@@ -153,7 +154,7 @@ async def opened(table: JudgeTable) -> AsyncIterator[Endpoint]:
         JudgeError: the key is not there.
     """
     key = _key(table.key_env)
-    with _unread(() if table.base_url == JudgeTable.model_fields["base_url"].default else _OF_OPENAI):
+    with _unread(() if table.base_url == URL else _OF_OPENAI):
         made = openai.AsyncOpenAI(
             api_key=key, base_url=table.base_url, timeout=table.timeout, max_retries=table.retries
         )
