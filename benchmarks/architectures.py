@@ -23,7 +23,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -227,7 +227,7 @@ def _gradients(base: Base, adapter: Adapter, data: Sequence[Tokens]) -> list[dic
         caught[name] = grad.clone()
         return grad
 
-    algorithm = fedavg.build(fedavg.Config())._replace(correct=catch)
+    algorithm = replace(fedavg.ALGORITHM, correct=catch)
     visits = [
         tune.Visit(client=f"client-{k}", data=one, steps=[np.arange(len(one))]) for k, one in enumerate(data)
     ]

@@ -30,7 +30,6 @@ import torch
 from numpy.typing import NDArray
 
 from shepherd import checkpoint, plugins, prepare, rounds, select, world
-from shepherd.algorithms import fedavg
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, ServerState, Update
 from shepherd.errors import ShepherdError
@@ -303,7 +302,7 @@ class Members:
         for name in cohort:
             weight, value = self.answers[name]
             change = {key: np.full(tensor.shape, value) for key, tensor in broadcast.adapter.items()}
-            yield Update(round=broadcast.round, client=name, weight=weight, delta=Adapter(change))
+            yield Update(round=broadcast.round, weight=weight, delta=Adapter(change), **_named(name))
 
 
 def one_round(members: Members, weights: str, clip: float | None = None) -> tuple[ServerState, Any] | None:
@@ -316,15 +315,11 @@ def one_round(members: Members, weights: str, clip: float | None = None) -> tupl
             "transforms": [{"name": "clip", "norm": clip}] if clip else [],
         }
     )
-    transform = plugins.transform(settings.transforms)
     start = Adapter({"q.lora_A.weight": np.zeros((2, 4)), "q.lora_B.weight": np.zeros((3, 2))})
     try:
         return next(
             rounds.rounds(
-                fedavg.ALGORITHM,
-                members,
-                transform,
-                rounds.start(fedavg.ALGORITHM, transform, start),
+                *_parts(settings, members, start),
                 until=1,
                 select=select.selector(settings.federation),
                 quorum=0.5,
@@ -334,6 +329,23 @@ def one_round(members: Members, weights: str, clip: float | None = None) -> tupl
         )
     except ShepherdError:
         return None
+
+
+def _named(client: str) -> dict[str, Any]:
+    """Whose an update is, as this version and former ones call it."""
+    several = "clients" in {f.name for f in fields(Update)}
+    return {"clients": (client,)} if several else {"client": client}
+
+
+def _parts(settings: RunSettings, members: Members, adapter: Adapter) -> Sequence[Any]:
+    """What the loop takes first, in this version and in former ones."""
+    if hasattr(plugins, "method"):
+        method = plugins.method(settings)
+        return method, members, rounds.start(method, adapter)
+    parts: Any = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
+    algorithm, transform = parts
+    begin: Any = rounds.start
+    return algorithm, members, transform, begin(algorithm, transform, adapter)
 
 
 def _checks(settings: RunSettings) -> dict[str, Any]:

@@ -30,14 +30,14 @@ def engine(work: Work, *, workers: int | None = None, dtype: str | None = None) 
     pool = beside(plan.workers, settings.model, settings.adapter, base.proof)
     if pool:  # a side ends when nobody asks it any more, and waits for its children
         Finalize(None, pool.close, exitpriority=1)
-    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
+    method = plugins.method(settings)
 
     def visit_all(asked: Work) -> Measured:
         simulation = Simulation(
             base=base,
             datasets=asked.clients,
-            algorithm=algorithm,
-            transform=transform,
+            algorithm=method.algorithm,
+            transform=method.transform,
             tuning=asked.settings.tuning.model_copy(update={"micro_batch_tokens": plan.micro_batch_tokens}),
             federation=asked.settings.federation,
             seed=asked.settings.seed,
@@ -47,10 +47,9 @@ def engine(work: Work, *, workers: int | None = None, dtype: str | None = None) 
         began = perf_counter()
         state, report = next(
             rounds(
-                algorithm,
+                method,
                 simulation,
-                transform,
-                start(algorithm, transform, asked.start),
+                start(method, asked.start),
                 until=1,
                 select=select.selector(asked.settings.federation),
                 quorum=1.0,

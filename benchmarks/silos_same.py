@@ -144,12 +144,12 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
     datasets = {
         site: prepare.one_client(each, site, base.tokenizer).clients[site] for site, each in owned.items()
     }
-    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
+    method = plugins.method(settings)
     simulation = Simulation(
         base=base,
         datasets=datasets,
-        algorithm=algorithm,
-        transform=transform,
+        algorithm=method.algorithm,
+        transform=method.transform,
         tuning=settings.tuning,
         federation=settings.federation,
         seed=settings.seed,
@@ -159,10 +159,9 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
     )
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     yield from rounds(
-        algorithm,
+        method,
         simulation,
-        transform,
-        start(algorithm, transform, adapter),
+        start(method, adapter),
         until=settings.federation.rounds,
         select=select.selector(settings.federation),
         quorum=settings.federation.quorum,

@@ -76,7 +76,7 @@ class Stub:
                 raise ValueError(f"tensor {name} is not finite")
         update = Update(
             round=broadcast.round,
-            client=self.name,
+            clients=(self.name,),
             delta=self._changed(broadcast.adapter),
             weight=1.0,
             metrics={"loss": 1.0, "examples": 1.0, "tokens": 1.0, "trained_tokens": 1.0, "steps": 1.0},

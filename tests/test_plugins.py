@@ -3,9 +3,9 @@ import sys
 import pytest
 
 from shepherd import plugins
+from shepherd.config import PartTable
 from shepherd.core import Adapter, Update
 from shepherd.errors import PluginError, SettingsError
-from shepherd.settings import PartTable
 
 OUTSIDE = """
 from pydantic import BaseModel

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shepherd.config import PartTable, Table
 from shepherd.errors import SettingsError
-from shepherd.settings import PartTable, RunSettings, Table, dump, parse, read, read_kept, validated
+from shepherd.settings import RunSettings, dump, parse, read, read_kept, validated
 
 LEAST = {"model": {"base": "tiny"}, "data": {"source": "world"}}
 DESIGN = """

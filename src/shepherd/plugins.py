@@ -1,4 +1,4 @@
-"""Find an algorithm or a transform by the name of its module: the file is the plug-in.
+"""Find a part of a method by the name of its module: the file is the plug-in.
 
 `name = "fedprox"` is `shepherd/algorithms/fedprox.py`; `name = "your_package.module"` is one outside, which
 is imported only where it is allowed by name (law 12). Such a module holds `Config`, a pydantic model of its
@@ -15,17 +15,34 @@ from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
-from shepherd import algorithms, transforms
-from shepherd.core import Algorithm, Transform, chain
+from shepherd import aggregations, algorithms, server_optimisers, transforms
+from shepherd.config import PartTable
+from shepherd.core import Aggregation, Algorithm, Method, ServerOptimiser, Transform, chain
 from shepherd.errors import PluginError, SettingsError
-from shepherd.settings import PartTable, validated
+from shepherd.settings import RunSettings, validated
+
+
+def method(settings: RunSettings, allowed: Collection[str] = ()) -> Method:
+    """The method that a run file describes; `allowed` as for `algorithm`.
+
+    Raises:
+        PluginError: a module outside that is not allowed, and was not imported; or one that cannot be.
+        SettingsError: no such module, one of another kind, a key it does not have, or parts that do not go
+            together.
+    """
+    return Method(
+        algorithm=algorithm(settings.algorithm, allowed),
+        aggregation=aggregation(settings.aggregation, allowed),
+        server=server_optimiser(settings.server, allowed),
+        transform=transform(settings.transforms, allowed),
+    )
 
 
 def algorithm(table: PartTable, allowed: Collection[str] = ()) -> Algorithm:
     """The algorithm that `[algorithm]` names, built with the table's other keys.
 
-    >>> algorithm(PartTable(name="fedprox", mu=0.1)).aggregate.__name__
-    'mean'
+    >>> algorithm(PartTable(name="fedprox", mu=0.1)).correct is not None
+    True
 
     Args:
         allowed: dotted names of modules outside the package that may be imported; those inside always may.
@@ -34,7 +51,19 @@ def algorithm(table: PartTable, allowed: Collection[str] = ()) -> Algorithm:
         PluginError: a module outside that is not allowed, and was not imported; or one that cannot be.
         SettingsError: no such module, a module that is no algorithm, or a key it does not have.
     """
-    built: Algorithm = _built(algorithms, "algorithm", table, allowed)
+    built: Algorithm = _built(algorithms, "algorithm", Algorithm, table, allowed)
+    return built
+
+
+def aggregation(table: PartTable, allowed: Collection[str] = ()) -> Aggregation:
+    """The rule that `[aggregation]` names; arguments and errors as for `algorithm`."""
+    built: Aggregation = _built(aggregations, "aggregation", Aggregation, table, allowed)
+    return built
+
+
+def server_optimiser(table: PartTable, allowed: Collection[str] = ()) -> ServerOptimiser:
+    """The server optimiser that `[server]` names; arguments and errors as for `algorithm`."""
+    built: ServerOptimiser = _built(server_optimisers, "server optimiser", ServerOptimiser, table, allowed)
     return built
 
 
@@ -45,7 +74,7 @@ def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Tra
         PluginError: a module outside that is not allowed, and was not imported; or one that cannot be.
         SettingsError: no such module, a module that is no transform, or a key it does not have.
     """
-    return chain(*(_built(transforms, "transform", table, allowed) for table in tables))
+    return chain(*(_built(transforms, "transform", Transform, table, allowed) for table in tables))
 
 
 def names(folder: ModuleType) -> list[str]:
@@ -53,10 +82,16 @@ def names(folder: ModuleType) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
 
 
-def _built(folder: ModuleType, kind: str, table: PartTable, allowed: Collection[str]) -> Any:
+def _built(folder: ModuleType, kind: str, type_: type, table: PartTable, allowed: Collection[str]) -> Any:
     module = _module(folder, kind, table.name, allowed)
     config = validated(module.Config, table.model_extra or {}, f"the {kind} {table.name!r}")
-    return module.build(config)
+    built = module.build(config)
+    if not isinstance(built, type_):
+        raise SettingsError(
+            f"build of module {table.name} gives a {type(built).__name__} and no {type_.__name__}; name a"
+            f" module that makes a {kind}"
+        )
+    return built
 
 
 def _module(folder: ModuleType, kind: str, name: str, allowed: Collection[str] = ()) -> ModuleType:

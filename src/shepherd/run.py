@@ -24,7 +24,7 @@ from typing import Any, Self
 from shepherd import card, checkpoint, folder, paths, plugins, prepare, select, tracking, weighing, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Algorithm, ServerState, Transform, seed_for
+from shepherd.core import Adapter, Algorithm, Method, ServerState, seed_for
 from shepherd.data.examples import Example
 from shepherd.data.files import left_out
 from shepherd.data.template import Template, prompt, stop_ids
@@ -41,7 +41,7 @@ from shepherd.model import generate as generation
 from shepherd.model.coverage import coverage
 from shepherd.prepare import Prepared
 from shepherd.progress import roughly, stage
-from shepherd.rounds import RoundReport, report_row, rounds, start
+from shepherd.rounds import RoundReport, context_of, report_row, rounds, start
 from shepherd.settings import RunSettings, require_drawn
 from shepherd.visible import logger
 
@@ -58,8 +58,7 @@ class Run:
     holder: RunFolder
     base: bases.Base
     prepared: Prepared
-    algorithm: Algorithm
-    transform: Transform
+    method: Method
     state: ServerState
     trackers: tracking.Trackers
     consent: Consent = NOTHING
@@ -75,8 +74,8 @@ class Run:
         self.simulation = Simulation(
             base=self.base,
             datasets=self.prepared.clients,
-            algorithm=self.algorithm,
-            transform=self.transform,
+            algorithm=self.method.algorithm,
+            transform=self.method.transform,
             tuning=self.settings.tuning,
             federation=self.settings.federation,
             seed=self.settings.seed,
@@ -119,15 +118,14 @@ class Run:
         self._require_open()
         self._complete_saved()
         done = rounds(
-            self.algorithm,
+            self.method,
             self.simulation,
-            self.transform,
             self.state,
+            context=context_of(self.settings, self.state.adapter, len(self.prepared.clients)),
             until=self.until,
             select=select.selector(self.settings.federation),
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
-            rank=self.settings.adapter.rank,
             allow=weighing.allowing(self.settings),
             max_share=self.settings.federation.max_share,
         )
@@ -316,8 +314,7 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
     require_drawn(settings.federation)
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
-    algorithm = plugins.algorithm(settings.algorithm, consent.plugins)
-    transform = plugins.transform(settings.transforms, consent.plugins)
+    method = plugins.method(settings, consent.plugins)
     base = load_base(settings, consent)
     if told := files.rehearse(base):
         log.info("%s", told)
@@ -326,7 +323,7 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
     prepare.require_readable(prepared, base)
     select.require_possible(settings.federation, {name: len(own) for name, own in prepared.clients.items()})
     settings = _resolved(settings, base, prepared)
-    _describe(base, settings, algorithm, prepared)
+    _describe(base, settings, method.algorithm, prepared)
     for sentence in (*prepared.dropped, *prepare.remarks(prepared)):
         log.info("%s", sentence)
     sample = next(iter(prepared.clients.values()))
@@ -340,9 +337,8 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
             holder=holder,
             base=base,
             prepared=prepared,
-            algorithm=algorithm,
-            transform=transform,
-            state=start(algorithm, transform, adapter),
+            method=method,
+            state=start(method, adapter, context_of(settings, adapter, len(prepared.clients))),
             trackers=tracking.start(settings, holder),
             consent=consent,
         )
@@ -396,8 +392,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
             " with `shepherd run`"
         )
     tracking.require(settings.tracking, consent)
-    algorithm = plugins.algorithm(settings.algorithm, consent.plugins)
-    transform = plugins.transform(settings.transforms, consent.plugins)
+    method = plugins.method(settings, consent.plugins)
     base = load_base(settings, consent)
     for name, (then, now) in folder.changed_versions(holder.path).items():
         log.info("%s was %s and is %s: the bits may differ from an undisturbed run's", name, then, now)
@@ -409,15 +404,15 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
     prepare.require_readable(prepared, base)
     fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     saved = load_checkpoint(last, base) if last else None
-    state = saved.state if saved else start(algorithm, transform, fresh)
+    context = context_of(settings, fresh, len(prepared.clients))
+    state = saved.state if saved else start(method, fresh, context)
     rows = holder.reconcile(state.round, saved.notes["row"] if saved else None)
     run = Run(
         settings=settings,
         holder=holder,
         base=base,
         prepared=prepared,
-        algorithm=algorithm,
-        transform=transform,
+        method=method,
         state=state,
         trackers=tracking.start(settings, holder, after_round=rows[-1]["round"] if rows else -1),
         consent=consent,
@@ -425,7 +420,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])
         run.simulation.memories.update(saved.clients)
-    _describe(base, settings, algorithm, run.prepared)
+    _describe(base, settings, method.algorithm, run.prepared)
     took = [row["seconds"]["tuning"] for row in rows if row["round"]]
     if took:
         _expect(Expected(memory_bytes=memory_bytes(base, settings.tuning), seconds_a_round=median(took)))

@@ -22,7 +22,6 @@ import tomli_w
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
     Strict,
@@ -32,6 +31,17 @@ from pydantic import (
 )
 
 from shepherd import paths
+from shepherd.config import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PartTable,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Share,
+    ShareBelowOne,
+    Table,
+)
 from shepherd.errors import SettingsError
 from shepherd.visible import logger, shown_toml
 
@@ -50,26 +60,6 @@ LONGEST_DEADLINE = 7 * 24 * 3600.0  # seconds: what waits for an answer overflow
 
 
 T = TypeVar("T", bound=BaseModel)
-# strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
-PositiveInt = Annotated[int, Strict(), Field(gt=0)]
-NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
-PositiveFloat = Annotated[float, Strict(), Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Strict(), Field(ge=0.0)]
-Share = Annotated[float, Strict(), Field(ge=0.0, le=1.0)]
-PositiveShare = Annotated[float, Strict(), Field(gt=0.0, le=1.0)]
-ShareBelowOne = Annotated[float, Strict(), Field(ge=0.0, lt=1.0)]
-
-
-class Table(BaseModel):
-    """A table of the run file: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
 
 
 class ModelTable(Table):
@@ -150,7 +140,7 @@ class DataTable(Table):
     """The field that says what kind of instruction it is; "" where there is none."""
     template: Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"] = "alpaca"
     """"chat" is the tokenizer's own chat template."""
-    template_options: dict[str, JsonValue] = {}
+    template_options: dict[str, JsonValue] = Field(default_factory=dict)
     """Variables that the chat template reads, such as `enable_thinking`, in a table of their own."""
     system: str | None = None
     """System prompt of every chat that has no system turn, for any template; the default is the
@@ -289,16 +279,19 @@ class TuningTable(Table):
         return self
 
 
-class PartTable(BaseModel):
-    """`name` finds the module; the other keys are that module's own `Config`."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-    name: str
-
-
 class AlgorithmTable(PartTable):
     name: str = "fedavg"
     """A file of `shepherd/algorithms`, or a dotted module outside, with --allow-plugin NAME."""
+
+
+class AggregationTable(PartTable):
+    name: str = "mean"
+    """A file of `shepherd/aggregations`, or a dotted module outside, with --allow-plugin NAME."""
+
+
+class ServerTable(PartTable):
+    name: str = "sgd"
+    """A file of `shepherd/server_optimisers`, or a dotted module outside, with --allow-plugin NAME."""
 
 
 class EvaluationTable(Table):
@@ -392,6 +385,8 @@ class RunSettings(Table):
     federation: FederationTable = FederationTable()
     tuning: TuningTable = TuningTable()
     algorithm: AlgorithmTable = AlgorithmTable()
+    aggregation: AggregationTable = AggregationTable()
+    server: ServerTable = ServerTable()
     transforms: tuple[PartTable, ...] = ()
     evaluation: EvaluationTable = EvaluationTable()
     judge: JudgeTable = JudgeTable()

@@ -8,10 +8,10 @@ from tests.quadratic import Quadratic, bits, drawn
 
 from shepherd import algorithms, plugins
 from shepherd.checkpoint import Checkpoint, latest, load, save
+from shepherd.config import PartTable
 from shepherd.core import Adapter, chain, seed_for
 from shepherd.rounds import blank, check, rounds, start
 from shepherd.select import uniform
-from shepherd.settings import PartTable
 from shepherd.transforms import clip
 
 ROUNDS = 4

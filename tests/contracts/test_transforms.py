@@ -9,10 +9,10 @@ from tests.quadratic import Quadratic, bits, drawn, update_of
 from shepherd import plugins, transforms
 from shepherd.algorithms import fedavg
 from shepherd.checkpoint import Checkpoint, load, save
+from shepherd.config import PartTable
 from shepherd.core import Adapter
 from shepherd.rounds import rounds, start
 from shepherd.select import everyone
-from shepherd.settings import PartTable
 
 AVG = fedavg.ALGORITHM
 pytestmark = pytest.mark.parametrize("name", plugins.names(transforms))

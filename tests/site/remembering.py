@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shepherd.algorithms import fedavg
+from shepherd.config import Table
 from shepherd.core import Adapter, Algorithm, Broadcast
-from shepherd.settings import Table
 
 
 class Config(Table):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 from shepherd.algorithms import fedavg
+from shepherd.config import Table
 from shepherd.core import Algorithm
-from shepherd.settings import Table
 
 begun = threading.Event()
 slept: list[str] = []

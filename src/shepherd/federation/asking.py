@@ -205,7 +205,9 @@ class Silos:
             return Failure(client=site, reason=fields.sentence(f"its answer cannot be read ({error})"))
         if isinstance(reply, Scores) and reply.round != request.round:
             return Failure(client=site, reason=f"its scores are of round {reply.round}, not {request.round}")
-        if reply.client != site:  # who it is, the certificate says; an answer cannot
+        if (reply.clients if isinstance(reply, Update) else (reply.client,)) != (
+            site,
+        ):  # who it is, the certificate says; an answer cannot
             return Failure(client=site, reason=f"it answered in the name of {reply.client!r}; check its kit")
         return reply
 

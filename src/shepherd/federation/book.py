@@ -11,7 +11,7 @@ from typing import Any
 from shepherd.core import Adapter, Failure, Update
 from shepherd.errors import ShepherdError
 from shepherd.federation.asking import Reply
-from shepherd.rounds import MAX_METRIC
+from shepherd.rounds.acceptance import MAX_METRIC
 
 Row = dict[str, Any]
 ROWS = 100

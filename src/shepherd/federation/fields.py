@@ -77,6 +77,13 @@ def label(value: Any) -> str:
     return _text(value, MOST_NAME)
 
 
+def _labels(value: Any) -> tuple[str, ...]:
+    """The clients that an update is of: one, but where a federation merges."""
+    if not isinstance(value, list) or not 0 < len(value) <= MOST_NAMES:
+        raise ValueError(f"is no list of 1 to {MOST_NAMES} names")
+    return tuple(map(label, value))
+
+
 def _reason(value: Any) -> str:
     return _text(value, MOST_SENTENCE)
 
@@ -163,10 +170,9 @@ REQUEST: Mapping[str, Check] = {
     "settings": mapping,
 }
 UPDATE: Mapping[str, Check] = {
-    "client": label,
+    "clients": _labels,
     "round": whole,
     "weight": _number,
-    "count": whole,
     "metrics": _metrics,
 }
 FAILURE: Mapping[str, Check] = {"client": label, "reason": _reason}

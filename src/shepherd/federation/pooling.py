@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shepherd.federation.wire import Scores
-from shepherd.rounds import MAX_METRIC, MAX_NATS
+from shepherd.rounds.acceptance import MAX_METRIC
+from shepherd.rounds.report import MAX_NATS
 from shepherd.weighing import Shares
 
 MOST_CATEGORIES = 100

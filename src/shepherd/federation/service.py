@@ -26,7 +26,7 @@ from typing import Any
 
 from shepherd import checkpoint, folder, plugins, select, weighing
 from shepherd.checkpoint import Checkpoint
-from shepherd.core import Failure, ServerState
+from shepherd.core import Context, Failure, ServerState
 from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, ShepherdError
 from shepherd.federation import trusted
@@ -36,7 +36,7 @@ from shepherd.federation.orders import Order, travelling
 from shepherd.federation.pooling import pooled
 from shepherd.federation.trusted import NO_OTHERS, Trusted
 from shepherd.federation.wire import Scores
-from shepherd.rounds import RoundReport, report_row, rounds
+from shepherd.rounds import RoundReport, context_of, report_row, rounds
 from shepherd.settings import RunSettings, validated
 
 log = logging.getLogger(__name__)
@@ -139,18 +139,20 @@ class Service:
 
     def _going(self, state: ServerState) -> Iterator[tuple[ServerState, RoundReport]]:
         return rounds(
-            plugins.algorithm(self.settings.algorithm, self.trusted.algorithms),
+            plugins.method(self.settings, self.trusted.all),
             self.silos,
-            plugins.transform(self.settings.transforms, self.trusted.transforms),
             state,
+            context=self._context(state),
             until=self.settings.federation.rounds,
             select=select.selector(self.settings.federation),
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
-            rank=self.settings.adapter.rank,
             allow=weighing.allowing(self.settings),
             max_share=self.settings.federation.max_share,
         )
+
+    def _context(self, state: ServerState) -> Context:
+        return context_of(self.settings, state.adapter, len(self.order.sites))
 
     def _opened(self) -> tuple[ServerState, list[Row]]:
         """The later of the two checkpoints, with the log that belongs to it."""

@@ -9,7 +9,18 @@ from time import perf_counter
 
 import numpy as np
 
-from shepherd.core import Adapter, Algorithm, Broadcast, ClientInfo, Failure, Transform, Update, seed_for
+from shepherd.core import (
+    Algorithm,
+    Broadcast,
+    ClientInfo,
+    Draws,
+    Failure,
+    Payload,
+    Seeded,
+    Transform,
+    Update,
+    seed_for,
+)
 from shepherd.data import cursor
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError
@@ -30,7 +41,7 @@ class Draft:
     complete: bool = False
     """Whether every client of the cohort has answered."""
     positions: dict[str, int] = field(default_factory=dict)
-    memories: dict[str, Adapter] = field(default_factory=dict)
+    memories: dict[str, Payload] = field(default_factory=dict)
 
     def begin(self, round: int) -> None:
         """Drop what is there."""
@@ -59,7 +70,7 @@ class Simulation:
     workers: Workers | None = None
     """Processes to tune in; None is this one."""
     positions: dict[str, int] = field(default_factory=dict)
-    memories: dict[str, Adapter] = field(default_factory=dict)
+    memories: dict[str, Payload] = field(default_factory=dict)
     epochs: Mapping[str, float] = field(default_factory=dict)
     """Of a client's visit, where it is not as long as the run file says."""
     order_seed: int | None = None
@@ -68,6 +79,8 @@ class Simulation:
     """Fewest examples of an optimiser step; see `data.cursor.visit`."""
     cap_nats: float = math.inf
     """Most that one token counts in the loss that is reported; see `model.tune.tune`."""
+    draws: Draws | None = None
+    """Of the transforms' client half; by default a seed in the broadcast decides them, as law 2 wants it."""
     watch: Callable[[Progress], None] = lambda progress: None
     """Hears how far a round is, and ends it by raising."""
     draft: Draft = field(default_factory=Draft)
@@ -114,7 +127,7 @@ class Simulation:
             self.memories.update(self.draft.memories)
         self.draft.begin(self.draft.round)
 
-    def reached(self) -> tuple[dict[str, int], dict[str, Adapter]]:
+    def reached(self) -> tuple[dict[str, int], dict[str, Payload]]:
         """Positions and memories as they will stand once the round under way is done."""
         draft = self.draft if self.draft.complete else Draft()
         return {**self.positions, **draft.positions}, {**self.memories, **draft.memories}
@@ -171,12 +184,15 @@ class Simulation:
             seed=seed_for(self.seed if self.order_seed is None else self.order_seed, "order", client),
             min_batch=self.min_batch,
         )
+        memory = self.memories.get(client, Payload())
+        start = self.algorithm.start(broadcast, memory, ClientInfo(name=client, examples=len(data)))
         visit = Visit(
             client=client,
             data=data,
             steps=steps,
             seed=seed_for(broadcast.seed, client),
-            memory=self.memories.get(client, Adapter()),
+            memory=memory,
+            start=None if start is broadcast.adapter else start,
         )
         tune.require_trained(visit)
         return visit, position
@@ -185,7 +201,7 @@ class Simulation:
         self.draft.memories[tuned.client] = tuned.memory
         update = Update(
             round=broadcast.round,
-            client=tuned.client,
+            clients=(tuned.client,),
             delta=tuned.delta,
             extra=tuned.extra,
             weight=weight(self.federation, tuned, len(self.datasets[tuned.client])),
@@ -197,8 +213,8 @@ class Simulation:
                 "steps": tuned.steps,
             },
         )
-        seed = seed_for(broadcast.seed, "transform", tuned.client)
-        return self.transform.on_client(update, broadcast.transforms, seed)
+        draws = self.draws or Seeded(seed_for(broadcast.seed, "transform", tuned.client))
+        return self.transform.on_client(update, broadcast.transforms, draws)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

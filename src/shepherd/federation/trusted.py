@@ -1,4 +1,4 @@
-"""Which algorithms and transforms a server lets a run name: a name is imported, so it is checked before that.
+"""Which parts of a method a server lets a run name: a name is imported, so it is checked before that.
 
 The package's own are taken. Whoever runs the server may list others, in `local/plugins.json` of its kit:
 
@@ -12,11 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shepherd import algorithms, plugins, transforms
+from shepherd import aggregations, algorithms, plugins, server_optimisers, transforms
 from shepherd.errors import FederationError
 from shepherd.settings import RunSettings
 
 FILE = "plugins.json"
+FOLDERS = {
+    "algorithms": algorithms,
+    "aggregations": aggregations,
+    "server_optimisers": server_optimisers,
+    "transforms": transforms,
+}
+"""The keys of the list, and where the package's own are."""
 MOST_TRANSFORMS = 16
 """Of a run: each looks at every update."""
 
@@ -27,6 +34,13 @@ class Trusted:
 
     algorithms: frozenset[str] = frozenset()
     transforms: frozenset[str] = frozenset()
+    aggregations: frozenset[str] = frozenset()
+    server_optimisers: frozenset[str] = frozenset()
+
+    @property
+    def all(self) -> frozenset[str]:
+        """Every module that may be imported."""
+        return self.algorithms | self.transforms | self.aggregations | self.server_optimisers
 
 
 NO_OTHERS = Trusted()
@@ -41,8 +55,8 @@ def read(local: Path) -> Trusted:
     path = local / FILE
     try:
         table = json.loads(path.read_text(encoding="utf8"))
-        if not isinstance(table, dict) or not table.keys() <= {"algorithms", "transforms"}:
-            raise ValueError("its keys may be algorithms and transforms")
+        if not isinstance(table, dict) or not table.keys() <= FOLDERS.keys():
+            raise ValueError(f"its keys may be {', '.join(FOLDERS)}")
         return Trusted(**{kind: _names(names) for kind, names in table.items()})
     except FileNotFoundError:
         return Trusted()
@@ -78,8 +92,12 @@ def require(settings: RunSettings, trusted: Trusted) -> None:
 
 
 def _unknown(settings: RunSettings, trusted: Trusted) -> Iterator[tuple[str, str]]:
-    if settings.algorithm.name not in {*plugins.names(algorithms), *trusted.algorithms}:
-        yield "algorithm", settings.algorithm.name
-    for part in settings.transforms:
-        if part.name not in {*plugins.names(transforms), *trusted.transforms}:
-            yield "transform", part.name
+    parts = [
+        ("algorithm", "algorithms", settings.algorithm),
+        ("aggregation", "aggregations", settings.aggregation),
+        ("server optimiser", "server_optimisers", settings.server),
+        *(("transform", "transforms", part) for part in settings.transforms),
+    ]
+    for kind, folder, part in parts:
+        if part.name not in {*plugins.names(FOLDERS[folder]), *getattr(trusted, folder)}:
+            yield kind, part.name

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as tensors_from
 from safetensors.numpy import save as bytes_of
 
-from shepherd.core import Adapter, Broadcast, Failure, Update
+from shepherd.core import Adapter, Broadcast, Failure, Payload, Update
 from shepherd.errors import WireError
 from shepherd.federation import fields
 
@@ -220,7 +220,7 @@ def decode_reply(data: bytes, *, most_bytes: int | None = None) -> Reply:
             raise WireError(f"the message is no reply but a {what!r:.40}; check what answers there")
         if what == "update":
             fields.require_keys(tree, ("delta", "extra"), "the update's tensors")
-            delta, extra = _adapter(tree["delta"]), _adapter(tree["extra"])
+            delta, extra = _payload(tree["delta"]), _payload(tree["extra"])
             return Update(delta=delta, extra=extra, **fields.read(plain, fields.UPDATE))
         fields.require_keys(tree, (), "the tensors")
         match what:
@@ -313,13 +313,20 @@ def _broadcast(sent: Any, tree: dict[str, Tree]) -> Broadcast:
     return Broadcast(
         **fields.read(sent, {"round": fields.whole, "seed": fields.whole}),
         adapter=_adapter(tree["adapter"]),
-        extra=_adapter(tree["extra"]),
+        extra=_payload(tree["extra"]),
         transforms=tree["transforms"],
     )
+
+
+def _payload(part: Tree) -> Payload:
+    for name, array in fields.mapping(part).items():
+        if not isinstance(array, np.ndarray):
+            raise WireError(f"tensor {name:.200} is a table of tensors; send one tensor under each name")
+    return Payload(part)
 
 
 def _adapter(part: Tree) -> Adapter:
     for name, array in fields.mapping(part).items():
         if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-            raise WireError(f"tensor {name:.200} is not float32; send adapters and updates in float32")
+            raise WireError(f"tensor {name:.200} is not float32; send adapters in float32")
     return Adapter(part)

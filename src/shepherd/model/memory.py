@@ -166,7 +166,7 @@ def _kept_bytes(base: Base, tokens: int) -> int:
         return tensor
 
     weights = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
-    cohort = stack.build(base.zero, lambda name: True, 1, base.device)
+    cohort = stack.build([base.zero], lambda name: True, base.device)
     lora.hang(base.model, base.sites, cohort.all)
     ids = torch.zeros(tokens, dtype=torch.long, device=base.device)
     if base.packed:

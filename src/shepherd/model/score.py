@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shepherd.core import Adapter, require_shapes, shapes_of
+from shepherd.core import Adapter
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.model import layout, lora
@@ -35,7 +35,7 @@ def losses(
     """
     base.require_reads(int(data.lengths.max(initial=0)), "the examples to score")
     for adapter in adapters:
-        require_shapes(base.shapes, shapes_of(adapter), f"an adapter for base {base.name}")
+        lora.require_fits(base.sites, adapter, f"an adapter for base {base.name}")
     sums = np.zeros((len(adapters), len(data)))
     lora.hang(base.model, base.sites, lora.stacked(adapters, base.device))
     with (

@@ -6,8 +6,9 @@ Everything here is elementwise or a reduction within a client, so no client's nu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ class Stack:
     grads: Tensor
     tensors: Mapping[str, Tensor]
     frozen: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of the trained tensors in which clients have different ranks, (K, ...)."""
 
     @property
     def all(self) -> dict[str, Tensor]:
@@ -52,11 +55,16 @@ class Stack:
             start = stop
 
 
-def build(adapter: Adapter, trainable: Callable[[str], bool], clients: int, device: torch.device) -> Stack:
-    """`clients` copies of one adapter."""
-    host = {name: torch.from_numpy(tensor.copy()).to(device) for name, tensor in adapter.items()}
-    copies = {name: tensor.expand(clients, *tensor.shape) for name, tensor in host.items()}
-    names = [name for name in adapter if trainable(name)]
+def build(adapters: Sequence[Adapter], trainable: Callable[[str], bool], device: torch.device) -> Stack:
+    """The clients' adapters side by side, at the largest rank among them.
+
+    Where all start from one adapter, what is not trained stays one copy that is seen K times.
+
+    Raises:
+        AdapterError: two of them differ in names, or in shapes by more than the rank.
+    """
+    copies = {name: side_by_side([adapter[name] for adapter in adapters], device) for name in adapters[0]}
+    names = [name for name in copies if trainable(name)]
     values = torch.cat([copies[name].reshape(-1) for name in names]) if names else torch.empty(0)
     grads = torch.zeros_like(values)
     tensors, start = {}, 0
@@ -65,8 +73,34 @@ def build(adapter: Adapter, trainable: Callable[[str], bool], clients: int, devi
         view = values[start:stop].view(copies[name].shape).detach().requires_grad_()
         view.grad = grads[start:stop].view(copies[name].shape)  # autograd adds into it in place
         tensors[name], start = view, stop
-    frozen = {name: copies[name] for name in adapter if name not in tensors}
-    return Stack(values=values, grads=grads, tensors=tensors, frozen=frozen)
+    frozen = {name: copies[name] for name in copies if name not in tensors}
+    masks = {name: mask for name in tensors if (mask := _mask(name, adapters, device)) is not None}
+    return Stack(values=values, grads=grads, tensors=tensors, frozen=frozen, masks=masks)
+
+
+def side_by_side(tensors: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
+    """K tensors as one, (K, ...), filled up with zeros to the largest; what all share is one copy."""
+    first = tensors[0]
+    if all(tensor is first for tensor in tensors):
+        return torch.from_numpy(first.copy()).to(device).expand(len(tensors), *first.shape)
+    shape = tuple(max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True))
+    whole = np.zeros((len(tensors), *shape), first.dtype)
+    for own, tensor in zip(whole, tensors, strict=True):
+        own[tuple(map(slice, tensor.shape))] = tensor
+    return torch.from_numpy(whole).to(device)
+
+
+def corner(tensor: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The part of a factor that a client of a smaller rank has: its first rows, or columns."""
+    return tensor if tensor.shape == shape else tensor[tuple(map(slice, shape))]
+
+
+def _mask(name: str, adapters: Sequence[Adapter], device: torch.device) -> Tensor | None:
+    """1 where a client has the entry and 0 where it was filled up, (K, ...); None where nothing was."""
+    shapes = [adapter[name].shape for adapter in adapters]
+    if len(set(shapes)) == 1:
+        return None
+    return side_by_side([np.ones(shape, np.float32) for shape in shapes], device)
 
 
 def clip(stack: Stack, norm: float | None) -> Tensor:
@@ -131,7 +165,10 @@ def decay(schedule: str, progress: float, final: float) -> float:
             return 1.0
 
 
-def rows(stack: Stack, clients: int) -> list[dict[str, NDArray[np.float32]]]:
-    """Each client's trained tensors as arrays, by name."""
+def rows(stack: Stack, starts: Sequence[Adapter]) -> list[Adapter]:
+    """Each client's trained tensors, at the rank that it started with."""
     host = {name: tensor.detach().to("cpu").numpy() for name, tensor in stack.tensors.items()}
-    return [{name: host[name][k] for name in host} for k in range(clients)]
+    return [
+        Adapter({name: corner(host[name][k], start[name].shape) for name in host})
+        for k, start in enumerate(starts)
+    ]

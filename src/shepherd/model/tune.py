@@ -7,7 +7,7 @@ optimiser step or how their loss is weighted (the mean over the step's trained t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shepherd.core import Adapter, Algorithm, Broadcast, require_shapes, seed_for, shapes_of
+from shepherd.core import Adapter, Algorithm, Broadcast, LocalResult, Payload, Step, seed_for
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
@@ -38,17 +38,19 @@ class Visit:
     data: Tokens
     steps: Sequence[NDArray[np.int64]]
     seed: int = 0
-    memory: Adapter = field(default_factory=Adapter)
+    memory: Payload = field(default_factory=Payload)
+    start: Adapter | None = None
+    """The adapter that the visit starts from; None is the broadcast's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """What one visit made. `delta` = local - broadcast, of the tensors trained this round."""
+    """What one visit made. `delta` = local - broadcast, of the tensors that are trained and shared."""
 
     client: str
     delta: Adapter
-    extra: Adapter
-    memory: Adapter
+    extra: Payload
+    memory: Payload
     steps: int
     examples: int
     tokens: int
@@ -93,19 +95,36 @@ def tune(
     for visit in visits:
         require_trained(visit)
         base.require_reads(int(visit.data.lengths.max(initial=0)), f"client {visit.client}")
-    require_shapes(base.shapes, shapes_of(broadcast.adapter), f"the broadcast for base {base.name}")
+    lora.require_fits(base.sites, broadcast.adapter, f"the broadcast for base {base.name}")
     ordered = sorted(visits, key=lambda visit: visit.client)
+    starts = [visit.start or broadcast.adapter for visit in ordered]
+    for visit in ordered:
+        if visit.start is not None:
+            lora.require_fits(base.sites, visit.start, f"what client {visit.client} starts from")
     trainable = [name for name in broadcast.adapter if algorithm.trainable(name, broadcast.round)]
     if not trainable:
         raise AdapterError(f"the algorithm trains no tensor in round {broadcast.round}; choose another")
-    cohort = stack.build(broadcast.adapter, set(trainable).__contains__, len(ordered), base.device)
+    cohort = stack.build(starts, set(trainable).__contains__, base.device)
     lora.hang(base.model, base.sites, cohort.all)
     with tuning_attention(base):
         losses = _run(base, cohort, broadcast, algorithm, ordered, tuning, learning_rate, cap_nats, watch)
-    locals_ = stack.rows(cohort, len(ordered))
+    locals_ = stack.rows(cohort, starts)
+    rate_sums = [
+        learning_rate
+        * math.fsum(stack.rate(tuning, step, len(visit.steps)) for step in range(len(visit.steps)))
+        for visit in ordered
+    ]
     tuned = {
-        visit.client: _result(visit, broadcast, algorithm, local, loss)
-        for visit, local, loss in zip(ordered, locals_, losses, strict=True)
+        visit.client: _result(
+            visit,
+            broadcast,
+            algorithm,
+            LocalResult(start=start, local=local, steps=len(visit.steps), rate_sum=rate_sum),
+            loss,
+        )
+        for visit, start, local, rate_sum, loss in zip(
+            ordered, starts, locals_, rate_sums, losses, strict=True
+        )
     }
     return [tuned[visit.client] for visit in visits]
 
@@ -138,10 +157,13 @@ def _run(
             if monotonic() - told > WATCH_S:  # a step of a large base may take minutes
                 watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
                 told = monotonic()
-        correct()
-        stack.clip(cohort, tuning.clip_norm)
         shape = [learning_rate * stack.rate(tuning, step, len(visit.steps)) for visit in visits]
-        optimiser.step(cohort, step + 1, torch.tensor(shape, device=base.device))
+        rates = torch.tensor(shape, device=base.device)  # (K,)
+        correct(Step(index=step, rates=rates.view(-1, 1, 1)))
+        for name, mask in cohort.masks.items():
+            cohort.grad(name).mul_(mask)
+        stack.clip(cohort, tuning.clip_norm)
+        optimiser.step(cohort, step + 1, rates)
         watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
     return sums.cpu().numpy()
 
@@ -237,8 +259,11 @@ def _accumulate(
 
 def _correction(
     cohort: stack.Stack, broadcast: Broadcast, algorithm: Algorithm, visits: Sequence[Visit]
-) -> Callable[[], None]:
+) -> Callable[[Step], None]:
     """The algorithm's correction of the gradients, in place; it sees tensors with a client axis."""
+    correction = algorithm.correct
+    if correction is None:
+        return lambda step: None
     device = cohort.values.device
     sent: Any = replace(
         broadcast,
@@ -247,11 +272,11 @@ def _correction(
     )
     memory = _memories([visit.memory for visit in visits], device)
 
-    def correct() -> None:
+    def correct(step: Step) -> None:
         with torch.no_grad():
             for name, param in cohort.tensors.items():
                 grad = cohort.grad(name)
-                corrected = algorithm.correct(name, grad, param, sent, memory)
+                corrected = correction(name, grad, param, sent, memory, step)
                 if corrected is not grad:
                     grad.copy_(corrected)
 
@@ -263,24 +288,25 @@ def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
     return writable.to(device)
 
 
-def _memories(memories: Sequence[Adapter], device: torch.device) -> dict[str, Tensor]:
-    """What the clients remember, stacked: name -> (K, ...); zeros for a client's first visit."""
+def _memories(memories: Sequence[Payload], device: torch.device) -> dict[str, Tensor]:
+    """What the clients remember, stacked: name -> (K, ...); zeros for a client's first visit.
+
+    Raises:
+        AdapterError: two clients remember tensors of other names.
+    """
     known = next((memory for memory in memories if memory), None)
     if known is None:
         return {}
-    blank = known.times(0.0)
+    blank = Payload({name: np.zeros_like(tensor) for name, tensor in known.items()})
     return lora.stacked([memory or blank for memory in memories], device)
 
 
 def _result(
-    visit: Visit,
-    broadcast: Broadcast,
-    algorithm: Algorithm,
-    local: Mapping[str, np.ndarray],
-    loss_sum: float,
+    visit: Visit, broadcast: Broadcast, algorithm: Algorithm, result: LocalResult, loss_sum: float
 ) -> Tuned:
-    delta = Adapter({name: tensor - broadcast.adapter[name] for name, tensor in local.items()})
-    memory, extra = algorithm.remember(visit.memory, broadcast, delta, len(visit.steps))
+    shared = {n: t for n, t in result.local.items() if algorithm.shared(n, broadcast.round)}
+    delta = Adapter({n: t - stack.corner(broadcast.adapter[n], t.shape) for n, t in shared.items()})
+    memory, extra = algorithm.remember(visit.memory, broadcast, result)
     taken = [int(i) for step in visit.steps for i in step]
     trained = int(predictions(visit.data)[taken].sum())
     return Tuned(

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +34,7 @@ from shepherd import (
 )
 from shepherd.checkpoint import Checkpoint
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Algorithm, ServerState, Transform, seed_for
+from shepherd.core import ServerState, seed_for
 from shepherd.data.examples import Example
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import (
@@ -56,7 +56,7 @@ from shepherd.model import files, lora, stack
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
 from shepherd.progress import Progress
-from shepherd.rounds import blank, start
+from shepherd.rounds import context_of, rehearsed, start
 from shepherd.run import answered
 from shepherd.settings import RunSettings, plain, published
 from shepherd.silos import record
@@ -255,7 +255,7 @@ def open_run(
     tracking.require(settings.tracking, consent)
     _require_submitter(kits.read(kit, "admin"))
     _require_capped(settings)
-    _plugged(settings, consent)  # a wrong name is told before anything is made
+    plugins.method(settings, consent.plugins)  # a wrong name is told before anything is made
     sites = _sites(settings, kit, say)
     base = load_base(settings, consent)
     if told := files.rehearse(base):
@@ -401,15 +401,13 @@ def _following(
 
 def _most_bytes(settings: RunSettings, state: ServerState, consent: Consent) -> int:
     """Of a file of the run's checkpoints: what a state has, also after a round, which may make it grow."""
-    algorithm, transform = _plugged(settings, consent)
-    still = blank(algorithm, transform, algorithm.broadcast(state, 0))
-    update, states = transform.on_server(algorithm.aggregate(state, iter([still])), state.transforms, 0)
-    after = replace(algorithm.apply(state, update), transforms=states)
+    context = context_of(settings, state.adapter, len(settings.federation.sites))
+    after = rehearsed(plugins.method(settings, consent.plugins), state, context)
     return SPARE_BYTES + math.ceil(SPARE_TIMES * max(_bytes(state), _bytes(after)))
 
 
 def _bytes(state: ServerState) -> int:
-    return sum(map(_tree_bytes, (state.adapter, state.memory, state.transforms)))
+    return sum(map(_tree_bytes, (state.adapter, state.memory, state.optimiser, state.transforms)))
 
 
 def _tree_bytes(tree: Any) -> int:
@@ -418,17 +416,12 @@ def _tree_bytes(tree: Any) -> int:
     return sum(map(_tree_bytes, tree)) if isinstance(tree, tuple) else int(np.asarray(tree).nbytes)
 
 
-def _plugged(settings: RunSettings, consent: Consent) -> tuple[Algorithm, Transform]:
-    algorithm = plugins.algorithm(settings.algorithm, consent.plugins)
-    return algorithm, plugins.transform(settings.transforms, consent.plugins)
-
-
 def _save_start(holder: RunFolder, settings: RunSettings, base: bases.Base, consent: Consent) -> None:
     """The state before the first round; the run file alone decides its bits."""
-    algorithm, transform = _plugged(settings, consent)
+    method = plugins.method(settings, consent.plugins)
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
-    state = start(algorithm, transform, adapter)
+    state = start(method, adapter, context_of(settings, adapter, len(settings.federation.sites)))
     checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)
 
 

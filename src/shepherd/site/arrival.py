@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from shepherd.core import Adapter, Broadcast, Update, require_shapes, shapes_of
+from shepherd.core import Broadcast, Payload, Update, require_shapes, shapes_of
 from shepherd.errors import AdapterError
 from shepherd.federation import wire
 from shepherd.federation.wire import Request
@@ -101,7 +101,7 @@ def require_finite(update: Update) -> None:
         _require_finite(part, "its update", "lower the learning rate or clip the gradient")
 
 
-def _require_finite(adapter: Adapter, what: str, fix: str) -> None:
+def _require_finite(adapter: Payload, what: str, fix: str) -> None:
     for name, tensor in adapter.items():
         if not np.isfinite(tensor).all():
             raise AdapterError(f"tensor {name} of {what} is not finite; {fix}")

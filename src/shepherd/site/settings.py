@@ -20,20 +20,10 @@ from pydantic.fields import FieldInfo
 
 from shepherd import paths, world
 from shepherd import settings as run_file
+from shepherd.config import NonNegativeInt, PositiveFloat, PositiveInt, ShareBelowOne, Table
 from shepherd.errors import FolderError, SettingsError
 from shepherd.model.digest import digest
-from shepherd.settings import (
-    TINY,
-    WORLD,
-    FieldsTable,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    RunSettings,
-    ShareBelowOne,
-    Table,
-    TuningTable,
-)
+from shepherd.settings import TINY, WORLD, FieldsTable, RunSettings, TuningTable
 
 Switch = Annotated[bool, Strict()]
 Metric = Literal["loss", "examples", "tokens", "trained_tokens", "steps", "heldout"]

@@ -26,7 +26,7 @@ from typing import Any
 
 from shepherd import checkpoint
 from shepherd.checkpoint import Checkpoint
-from shepherd.core import Adapter, ServerState, Update
+from shepherd.core import Adapter, Payload, ServerState, Update
 from shepherd.errors import FolderError
 from shepherd.folder import mending, write_atomic
 
@@ -53,7 +53,7 @@ class Kept:
     """Where it ended."""
     examples: int
     """That the site held then."""
-    memory: Adapter
+    memory: Payload
     adapter: Adapter
     """That was trained from."""
 
@@ -205,7 +205,7 @@ def _checkpoint(kept: Kept) -> Checkpoint:
     state = ServerState(round=kept.round + 1, adapter=kept.adapter, transforms=tensors)
     notes = {
         "id": kept.id,
-        "client": update.client,
+        "clients": list(update.clients),
         "weight": update.weight,
         "metrics": dict(update.metrics),
         "start": kept.start,
@@ -233,9 +233,9 @@ def _read(path: Path) -> Kept:
 def _update(round: int, notes: Mapping[str, Any], tensors: Mapping[str, Any]) -> Update:
     return Update(
         round=round,
-        client=notes["client"],
-        delta=Adapter(tensors["delta"]),
-        extra=Adapter(tensors["extra"]),
+        clients=tuple(notes["clients"]) if "clients" in notes else (notes["client"],),
+        delta=Payload(tensors["delta"]),
+        extra=Payload(tensors["extra"]),
         weight=notes["weight"],
         metrics=notes["metrics"],
     )

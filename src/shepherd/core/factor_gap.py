@@ -25,7 +25,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shepherd.core import Adapter, Update, seed_for
+from shepherd.core.adapter import Adapter
+from shepherd.core.messages import Broadcast, Context, Update
+from shepherd.core.randomness import Draws
 
 K = TypeVar("K")
 Matrix = NDArray[np.float64]
@@ -37,6 +39,8 @@ COLUMNS = 64
 Over many modules that averages out: with 16 columns the gap of 224 random ones came within 0.3%.
 """
 FEWEST_COLUMNS = 8
+COLUMN = "gap"
+"""What it is called in rounds.jsonl."""
 
 
 class Pair(NamedTuple):
@@ -62,7 +66,7 @@ class Gap:
 
     Args:
         adapter: the broadcast.
-        seed: of the sketch; the same seed gives the same bits.
+        draws: of the sketch; the same ones give the same bits.
         budget: bytes for the matrices of all modules; above it they are sketched.
         rank: of every matrix's factors, where some tensors stack experts; None where none does.
 
@@ -71,13 +75,13 @@ class Gap:
     where even these take more).
     """
 
-    def __init__(self, adapter: Adapter, seed: int, budget: int = BUDGET, rank: int | None = None) -> None:
+    def __init__(self, adapter: Adapter, draws: Draws, budget: int = BUDGET, rank: int | None = None) -> None:
         self._adapter = adapter
         self._rank = rank
         self._weight = 0.0
         self._changes: dict[str, Matrix] = {}  # sum of w dA, of w dB
         self._products: dict[Pair, Matrix] = {}  # sum of w dB dA Omega, (E, out, columns) or (E, out, in)
-        self._omega = _sketch(adapter, seed, budget, rank)
+        self._omega = _sketch(adapter, draws, budget, rank)
 
     def add(self, update: Update) -> None:
         """Count one update with its weight."""
@@ -104,6 +108,10 @@ class Gap:
         if not gap:
             return 0.0
         return gap / whole if whole else math.inf
+
+    def figures(self) -> dict[str, float]:
+        """The gap as the column of a round's row."""
+        return {COLUMN: self.value()}
 
     def _squares(self, pair: Pair, rooms: dict[tuple[int, ...], Matrix]) -> tuple[float, float]:
         mean_a, mean_b = self._mean(pair.a), self._mean(pair.b)  # changes, (r, in) and (out, r)
@@ -136,6 +144,11 @@ class Gap:
         return a if self._omega is None else a @ self._omega[a.shape[1]]  # (r, columns)
 
 
+def observe(broadcast: Broadcast, context: Context, draws: Draws) -> Gap:
+    """The observer of a method that averages factors."""
+    return Gap(broadcast.adapter, draws, rank=context.rank)
+
+
 def _experts(a: NDArray[Any], rank: int | None) -> int:
     return max(1, len(a) // (rank or len(a)))
 
@@ -151,7 +164,7 @@ def _accumulate(sums: dict[K, Matrix], key: K, term: Matrix) -> None:
         sums[key] = term
 
 
-def _sketch(adapter: Adapter, seed: int, budget: int, rank: int | None) -> Mapping[int, Matrix] | None:
+def _sketch(adapter: Adapter, draws: Draws, budget: int, rank: int | None) -> Mapping[int, Matrix] | None:
     """None where the exact matrices fit; else Omega by input width, (in, columns).
 
     Modules of one width share their Omega: the estimate of the sum of squares stays unbiased, and a
@@ -165,6 +178,6 @@ def _sketch(adapter: Adapter, seed: int, budget: int, rank: int | None) -> Mappi
     fitting = budget // (8 * sum(out for out, _ in shapes))
     columns = max(FEWEST_COLUMNS, min(COLUMNS, fitting))
     return {
-        width: np.random.default_rng(seed_for(seed, "sketch", width)).standard_normal((width, columns))
+        width: draws.generator("sketch", width).standard_normal((width, columns))
         for width in {width for _, width in shapes}
     }

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from shepherd.audit import COLUMNS, Gap, pairs
+
 from shepherd.core import Adapter, Update
 from tests.quadratic import drawn
 
