@@ -133,10 +133,10 @@ def test_the_only_checkpoint_harmed_says_to_start_again(tmp_path):
 
 
 def test_another_format_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "FORMAT", 2)
+    monkeypatch.setattr(checkpoints, "FORMAT", 3)
     path = save(tmp_path, made(), keep=1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 2, this version reads 1"):
+    with pytest.raises(CheckpointError, match="has format 3, this version reads 2"):
         load(path)
 
 
@@ -294,3 +294,17 @@ def test_a_copy_whose_place_is_taken_changes_nothing(tmp_path):
     with pytest.raises(FolderError, match="cannot be written"):
         checkpoints.adopt(unfinished, place, keep=1)
     assert load(kept).state.memory
+
+
+def test_a_checkpoint_from_before_there_were_server_optimisers_is_read(tmp_path):
+    path = save(tmp_path, made(), keep=1)
+    kept = json.loads((path / checkpoints.STATE).read_bytes())
+    assert kept.pop("format") == 2
+    assert kept["tree"].pop("optimiser") == {}
+    state = json.dumps({"format": 1, **kept}).encode()
+    (path / checkpoints.STATE).write_bytes(state)
+    sums = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in checkpoints.FILES[:2]}
+    (path / checkpoints.SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+    back = load(path)
+    assert bits(back.state.adapter) == bits(made().state.adapter)
+    assert back.state.optimiser == {}

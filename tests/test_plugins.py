@@ -4,10 +4,11 @@ import pytest
 
 from shepherd import plugins
 from shepherd.config import PartTable
-from shepherd.core import Adapter, Update
+from shepherd.core import Adapter, Broadcast, Context, Seeded, Step, Update
 from shepherd.errors import PluginError, SettingsError
 
 OUTSIDE = """
+from dataclasses import replace
 from pydantic import BaseModel
 from shepherd.algorithms import fedavg
 
@@ -15,7 +16,7 @@ class Config(BaseModel):
     start: int = 0
 
 def build(config):
-    return fedavg.ALGORITHM._replace(trainable=lambda name, round: round >= config.start)
+    return replace(fedavg.ALGORITHM, trainable=lambda name, round: round >= config.start)
 """
 
 
@@ -33,22 +34,23 @@ def package(tmp_path, monkeypatch):
 
 def test_the_file_is_the_plug_in_and_its_keys_reach_it():
     prox = plugins.algorithm(PartTable(name="fedprox", mu=2.0))
-    broadcast = prox.broadcast(prox.init(Adapter({"w": [1.0]})), 0)
-    assert prox.correct("w", 0.5, 4.0, broadcast, {}) == 0.5 + 2.0 * (4.0 - 1.0)
+    broadcast = Broadcast(round=0, adapter=Adapter({"w": [1.0]}), seed=0)
+    step = Step(index=0, rates=0.1)
+    assert prox.correct("w", 0.5, 4.0, broadcast, {}, step) == 0.5 + 2.0 * (4.0 - 1.0)
 
 
 def test_transforms_are_chained_in_their_order():
     chained = plugins.transform([PartTable(name="clip", norm=4.0), PartTable(name="clip", norm=1.0)])
-    update = Update(round=0, delta=Adapter({"w": [8.0]}), weight=1.0)
-    assert chained.on_client(update, chained.init(), 0).delta.norm() == pytest.approx(1.0)
-    assert len(chained.init()) == 2
+    update = Update(round=0, delta=Adapter({"w": [8.0]}), weight=1.0, clients=("c",))
+    assert chained.on_client(update, chained.init(Context()), Seeded(0)).delta.norm() == pytest.approx(1.0)
+    assert len(chained.init(Context())) == 2
 
 
 def test_no_transform_is_an_empty_chain():
-    update = Update(round=0, delta=Adapter({"w": [8.0]}), weight=1.0)
+    update = Update(round=0, delta=Adapter({"w": [8.0]}), weight=1.0, clients=("c",))
     nothing = plugins.transform([])
-    assert nothing.init() == ()
-    assert nothing.on_client(update, (), 0) is update
+    assert nothing.init(Context()) == ()
+    assert nothing.on_client(update, (), Seeded(0)) is update
 
 
 def test_a_dotted_name_is_a_module_outside(package):

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -554,13 +555,13 @@ def test_one_client_that_is_not_finite_is_counted_and_left_out(table) -> None:
     run = open_run(table)
     poisoned = []
 
-    def correct(name, grad, param, broadcast, memory):
+    def correct(name, grad, param, broadcast, memory, step):
         poisoned.append(name)
         grad = grad.clone()
         grad[0] = float("nan")
         return grad
 
-    run.algorithm = run.algorithm._replace(correct=correct)
+    run.method = replace(run.method, algorithm=replace(run.method.algorithm, correct=correct))
     run.__post_init__()
     state, row = next(run.rounds())
     run.close()

@@ -66,7 +66,7 @@ def update(request: Request, name: str, step: float, weight: float = 1.0) -> Upd
     assert request.broadcast is not None
     delta = {key: np.full_like(tensor, step) for key, tensor in request.broadcast.adapter.items()}
     metrics = {"loss": step, "examples": 4.0, "tokens": 8.0, "trained_tokens": 2.0, "steps": 1.0}
-    return Update(round=request.round, client=name, delta=Adapter(delta), weight=weight, metrics=metrics)
+    return Update(round=request.round, clients=(name,), delta=Adapter(delta), weight=weight, metrics=metrics)
 
 
 def failing(name: str, reason: str = "out of memory") -> Site:

@@ -9,7 +9,7 @@ import pytest
 from tests.model import bases
 
 from shepherd.algorithms import fedavg
-from shepherd.core import Adapter, Algorithm, Broadcast, Failure, Transform, Update, chain
+from shepherd.core import Adapter, Algorithm, Broadcast, Failure, Payload, Transform, Update, chain
 from shepherd.data.tokens import Tokens
 from shepherd.federation import simulation
 from shepherd.federation.simulation import Simulation
@@ -163,8 +163,12 @@ def test_a_size_counts_whatever_a_visit_takes_of_it(llama) -> None:
 
 def remembering() -> Algorithm:
     """Each client keeps the sum of its changes."""
-    return fedavg.ALGORITHM._replace(
-        remember=lambda memory, sent, delta, steps: (memory.plus(delta) if memory else delta, Adapter())
+    return replace(
+        fedavg.ALGORITHM,
+        remember=lambda memory, sent, result: (
+            Adapter(memory).plus(result.delta) if memory else result.delta,
+            Payload(),
+        ),
     )
 
 
@@ -245,15 +249,16 @@ def test_a_round_of_failures_alone_is_told_client_by_client(llama) -> None:
 
 
 def test_what_a_client_remembers_comes_back_to_it_alone(llama, visited) -> None:
-    algorithm = fedavg.ALGORITHM._replace(
-        remember=lambda memory, sent, delta, steps: (delta, Adapter({"n": np.full(1, float(bool(memory)))}))
+    algorithm = replace(
+        fedavg.ALGORITHM,
+        remember=lambda memory, sent, result: (result.delta, Adapter({"n": np.full(1, float(bool(memory)))})),
     )
     simulation = simulated(llama, algorithm=algorithm)
     first = {u.client: u for u in simulation.run(broadcast(llama, 0), ["ann", "bob"])}
     second = {u.client: u for u in simulation.run(broadcast(llama, 1), ["bob", "cay"])}
     assert {visit.client: visit.memory for visit in visited[1]} == {
         "bob": first["bob"].delta,
-        "cay": Adapter(),
+        "cay": Payload(),
     }
     assert simulation.memories == {name: first[name].delta for name in ("ann", "bob")}  # one round is done
     simulation.commit()

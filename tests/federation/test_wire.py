@@ -86,7 +86,7 @@ def some_broadcast() -> Broadcast:
 
 
 def some_update(**more: object) -> Update:
-    given = {"round": 3, "delta": some_broadcast().adapter, "weight": 5.0, "client": "site-1"}
+    given = {"round": 3, "delta": some_broadcast().adapter, "weight": 5.0, "clients": ("site-1",)}
     return Update(**{**given, "metrics": {"loss": 1.5, "examples": 5}, **more})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,13 +91,13 @@ def test_dropout_is_on_and_goes_by_the_visits_seed(dropping, llama) -> None:
 
 
 def test_a_clients_nan_reaches_no_other_client(base) -> None:
-    def poison(name, grad, param, sent, memory):
+    def poison(name, grad, param, sent, memory, step):
         grad = grad.clone()
         grad[1] = torch.nan  # b's place, by name
         return grad
 
     clean = tuned(base, A, B, C)
-    poisoned = tuned(base, A, B, C, algorithm=PLAIN._replace(correct=poison))
+    poisoned = tuned(base, A, B, C, algorithm=replace(PLAIN, correct=poison))
     assert all(np.isnan(delta).all() for delta in poisoned["b"].delta.values())
     assert np.isnan(poisoned["b"].loss)
     for client in "ac":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -36,14 +38,14 @@ def test_logits_and_gradients_equal_pefts(base, tmp_path, opening) -> None:
     caught: dict[str, np.ndarray] = {}
     plain = fedavg.build(fedavg.Config())
 
-    def catch(name, grad, param, broadcast, memory):
+    def catch(name, grad, param, broadcast, memory, step):
         caught[name] = grad[0].numpy().copy()
         return grad
 
     visit = tune.Visit(client="a", data=data, steps=[np.arange(len(data))])
     tuning = TuningTable(micro_batch_tokens=3 * opening + 16)
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
-    (tuned,) = tune.tune(base, broadcast, plain._replace(correct=catch), [visit], tuning, learning_rate=0.01)
+    (tuned,) = tune.tune(base, broadcast, replace(plain, correct=catch), [visit], tuning, learning_rate=0.01)
 
     assert tuned.loss == pytest.approx(loss.item(), rel=1e-5)
     assert caught.keys() == expected.keys()

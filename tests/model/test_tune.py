@@ -176,7 +176,7 @@ def test_an_adapter_of_another_base_is_refused_by_the_tensors_name(llama) -> Non
 
 def test_an_algorithm_that_trains_nothing_is_refused(llama) -> None:
     with pytest.raises(AdapterError, match="trains no tensor in round 0"):
-        tuned(llama, visit("a", 1), algorithm=PLAIN._replace(trainable=lambda name, round: False))
+        tuned(llama, visit("a", 1), algorithm=replace(PLAIN, trainable=lambda name, round: False))
 
 
 # --- algorithms inside
@@ -187,14 +187,14 @@ def test_fedprox_adds_its_spring_to_every_clients_gradient(llama) -> None:
     seen: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
     prox = fedprox.build(fedprox.Config(mu=0.7))
 
-    def spy(name, grad, param, sent, memory):
-        corrected = prox.correct(name, grad, param, sent, memory)
+    def spy(name, grad, param, sent, memory, step):
+        corrected = prox.correct(name, grad, param, sent, memory, step)
         seen.append(tuple(t.detach().numpy().copy() for t in (grad, param, corrected)))
         names.append(name)
         return corrected
 
     names: list[str] = []
-    tuned(llama, visit("a", 1), visit("b", 2), algorithm=prox._replace(correct=spy), clip_norm=False)
+    tuned(llama, visit("a", 1), visit("b", 2), algorithm=replace(prox, correct=spy), clip_norm=False)
     start = broadcast(llama).adapter
     second = seen[len(start) :]
     assert names == [*start, *start]
@@ -226,7 +226,7 @@ def test_a_frozen_factor_does_not_travel_and_the_other_is_trained_as_if_it_were_
 
 
 def test_which_tensors_train_may_change_with_the_round(llama) -> None:
-    turns = PLAIN._replace(trainable=lambda name, round: f"lora_{'AB'[round % 2]}" in name)
+    turns = replace(PLAIN, trainable=lambda name, round: f"lora_{'AB'[round % 2]}" in name)
     for round, letter in ((0, "A"), (1, "B")):
         (result,) = tune.tune(
             llama, broadcast(llama, round), turns, [visit("a", 1)], TuningTable(), learning_rate=RATE
@@ -237,14 +237,14 @@ def test_which_tensors_train_may_change_with_the_round(llama) -> None:
 def test_memory_is_stacked_with_zeros_for_a_first_visit_and_what_is_remembered_comes_out(llama) -> None:
     seen: dict[str, np.ndarray] = {}
 
-    def correct(name, grad, param, sent, memory):
+    def correct(name, grad, param, sent, memory, step):
         seen[name] = memory[name].numpy().copy()
         return grad + memory[name]
 
-    def remember(memory, sent, delta, steps):
-        return delta.times(float(steps)), delta.times(-1.0)
+    def remember(memory, sent, result):
+        return result.delta.times(float(result.steps)), result.delta.times(-1.0)
 
-    algorithm = PLAIN._replace(correct=correct, remember=remember)
+    algorithm = replace(PLAIN, correct=correct, remember=remember)
     kept = bases.random_adapter(llama, 8, size=1.0)
     old, new = visit("old", 1, steps=1, memory=kept), visit("new", 2, steps=2)
     first, second = tuned(llama, old, new, algorithm=algorithm, clip_norm=False)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shepherd.algorithms import fedavg
 from shepherd.config import Table
-from shepherd.core import Adapter, Algorithm, Broadcast
+from shepherd.core import (
+    Adapter,
+    Algorithm,
+    Broadcast,
+    ClientInfo,
+    Expected,
+    LocalResult,
+    Payload,
+    shapes_of,
+)
 
 
 class Config(Table):
@@ -12,11 +23,14 @@ class Config(Table):
 
 
 def build(config: Config) -> Algorithm:
-    def remember(memory: Adapter, sent: Broadcast, delta: Adapter, steps: int) -> tuple[Adapter, Adapter]:
-        total = memory.plus(delta) if memory else delta
+    def remember(memory: Payload, sent: Broadcast, result: LocalResult) -> tuple[Payload, Payload]:
+        total = Adapter(memory).plus(result.delta) if memory else result.delta
         return total, total
 
-    def correct(name: str, grad, param, broadcast: Broadcast, memory):
+    def expected(broadcast: Broadcast, client: ClientInfo) -> Expected:
+        return Expected(delta=shapes_of(broadcast.adapter), extra=shapes_of(broadcast.adapter))
+
+    def correct(name: str, grad, param, broadcast: Broadcast, memory, step):
         return grad + 0.1 * memory[name] if memory else grad
 
-    return fedavg.ALGORITHM._replace(remember=remember, correct=correct)
+    return replace(fedavg.ALGORITHM, remember=remember, correct=correct, expected=expected)

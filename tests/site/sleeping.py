@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 from shepherd.algorithms import fedavg
 from shepherd.config import Table
@@ -17,11 +18,11 @@ class Config(Table):
 
 
 def build(config: Config) -> Algorithm:
-    def correct(name: str, grad, param, broadcast, memory):
+    def correct(name: str, grad, param, broadcast, memory, step):
         if name.endswith("layers.0.self_attn.q_proj.lora_A.weight"):
             slept.append(name)
             begun.set()
             threading.Event().wait(config.seconds)
         return grad
 
-    return fedavg.ALGORITHM._replace(correct=correct)
+    return replace(fedavg.ALGORITHM, correct=correct)

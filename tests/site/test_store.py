@@ -25,7 +25,11 @@ def kept(round: int, size: int = 3) -> Kept:
     memory = Adapter({"a": np.full((2, size), round), "b": np.full(1, np.nan)}) if round else Adapter()
     delta = Adapter({"b": np.full(250 * size, round, np.float32)})
     update = Update(
-        round=round, client="site-1", delta=delta, weight=4.0, metrics={"loss": 1 / 3, "steps": float(round)}
+        round=round,
+        clients=("site-1",),
+        delta=delta,
+        weight=4.0,
+        metrics={"loss": 1 / 3, "steps": float(round)},
     )
     return Kept(
         round=round,

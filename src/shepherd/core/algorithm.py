@@ -34,6 +34,11 @@ class LocalResult:
     rate_sum: float
     """The sum of the learning rates of all steps; steps times the rate where it is constant."""
 
+    @property
+    def delta(self) -> Adapter:
+        """Local - start, of the tensors that were trained."""
+        return Adapter({name: tensor - self.start[name] for name, tensor in self.local.items()})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:

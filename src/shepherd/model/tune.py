@@ -96,6 +96,8 @@ def tune(
         require_trained(visit)
         base.require_reads(int(visit.data.lengths.max(initial=0)), f"client {visit.client}")
     lora.require_fits(base.sites, broadcast.adapter, f"the broadcast for base {base.name}")
+    if not visits:
+        return []
     ordered = sorted(visits, key=lambda visit: visit.client)
     starts = [visit.start or broadcast.adapter for visit in ordered]
     for visit in ordered:

@@ -107,8 +107,7 @@ def accepted(asked: Asked, answers: Iterator[Answer], received: Received) -> Ite
         try:
             update = _accepted(asked, answer, names, received)
         except UpdateRefused as refusal:
-            for name in names or ("",):
-                received.failures.setdefault(name, str(refusal))
+            received.failures.setdefault(answer.client, str(refusal))
         else:
             part = update.weight / len(names)
             received.weights.update(dict.fromkeys(names, part))

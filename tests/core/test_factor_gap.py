@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shepherd.audit import COLUMNS, Gap, pairs
-
-from shepherd.core import Adapter, Update
 from tests.quadratic import drawn
+
+from shepherd.core import Adapter, Seeded, Update
+from shepherd.core.factor_gap import COLUMNS, Gap, pairs
 
 SHAPES = st.lists(st.tuples(*[st.integers(1, 6)] * 3), min_size=1, max_size=3)  # (rank, in, out)
 WEIGHTS = st.lists(st.floats(0.1, 100), min_size=1, max_size=5)
@@ -22,13 +22,14 @@ def made(shapes, weights, seed):
     """A broadcast and a cohort's updates."""
     named = layout(shapes)
     updates = [
-        Update(round=0, delta=drawn(seed + k + 1, named), weight=weight) for k, weight in enumerate(weights)
+        Update(round=0, clients=("c",), delta=drawn(seed + k + 1, named), weight=weight)
+        for k, weight in enumerate(weights)
     ]
     return drawn(seed, named), updates
 
 
 def measured(adapter, updates, **how):
-    gap = Gap(adapter, 0, **how)
+    gap = Gap(adapter, Seeded(0), **how)
     for update in updates:
         gap.add(update)
     return gap.value()
@@ -98,7 +99,12 @@ def test_by_hand():
     adapter = Adapter({"m.lora_A.weight": [[0.0]], "m.lora_B.weight": [[0.0]]})
     locals_ = [(1.0, 1.0), (-3.0, -1.0)]
     updates = [
-        Update(round=0, delta=Adapter({"m.lora_A.weight": [[a]], "m.lora_B.weight": [[b]]}), weight=2.0)
+        Update(
+            round=0,
+            clients=("c",),
+            delta=Adapter({"m.lora_A.weight": [[a]], "m.lora_B.weight": [[b]]}),
+            weight=2.0,
+        )
         for a, b in locals_
     ]
     assert measured(adapter, updates) == pytest.approx(2.0 / 2.0)
@@ -113,7 +119,12 @@ def test_one_client_has_no_gap():
 def test_where_one_factor_travels_there_is_no_gap(kept):
     adapter, updates = made([(2, 5, 4)], [1.0, 2.0], 0)
     half = [
-        Update(round=0, delta=Adapter({n: t for n, t in u.delta.items() if kept in n}), weight=u.weight)
+        Update(
+            round=0,
+            clients=("c",),
+            delta=Adapter({n: t for n, t in u.delta.items() if kept in n}),
+            weight=u.weight,
+        )
         for u in updates
     ]
     assert measured(adapter, half) == 0.0
@@ -123,13 +134,13 @@ def test_where_one_factor_travels_there_is_no_gap(kept):
 def test_without_updates_or_without_pairs_the_gap_is_zero():
     assert measured(drawn(0), []) == 0.0
     bias = Adapter({"bias": [1.0]})
-    assert measured(bias, [Update(round=0, delta=bias, weight=1.0)]) == 0.0
+    assert measured(bias, [Update(round=0, clients=("c",), delta=bias, weight=1.0)]) == 0.0
 
 
 def test_a_small_change_on_a_large_broadcast_keeps_its_digits():
     adapter, updates = made([(2, 5, 4)], [1.0, 1.0], 0)
     large = adapter.times(1e4)
-    small = [Update(round=0, delta=u.delta.times(1e-4), weight=1.0) for u in updates]
+    small = [Update(round=0, clients=("c",), delta=u.delta.times(1e-4), weight=1.0) for u in updates]
     change = [u.delta for u in small]
     off = [{n: (change[0][n].astype(float) - change[1][n]) / 2 for n in adapter}] * 2
     covariance = off[0]["m0.lora_B.weight"] @ off[0]["m0.lora_A.weight"]
@@ -145,7 +156,7 @@ def test_the_sketch_stays_within_its_tolerance():
     budget = 8 * (80 + 70) * COLUMNS
     ratios = []
     for seed in range(30):
-        gap = Gap(adapter, seed, budget=budget)
+        gap = Gap(adapter, Seeded(seed), budget=budget)
         for update in updates:
             gap.add(update)
         ratios.append(gap.value() / exact)
@@ -163,7 +174,7 @@ def test_memory_does_not_grow_with_the_cohort():
     adapter, updates = made([(2, 40, 30)], [1.0], 0)
 
     def held(count, budget):
-        gap = Gap(adapter, 0, budget=budget)
+        gap = Gap(adapter, Seeded(0), budget=budget)
         for update in updates * count:
             gap.add(update)
         return sum(m.nbytes for m in (*gap._changes.values(), *gap._products.values()))

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.quadratic import drawn, update_of
 
 from shepherd.core import (
     Adapter,
     Broadcast,
+    Context,
+    Draws,
+    FromSystem,
+    Mechanism,
+    Payload,
+    Seeded,
     Transform,
     Update,
     chain,
     require_same_layout,
     seed_for,
 )
-from shepherd.errors import AdapterError
-from tests.quadratic import drawn, update_of
+from shepherd.errors import AdapterError, SettingsError
 
 
 def test_an_adapter_is_a_sorted_read_only_float32_copy() -> None:
@@ -91,30 +98,30 @@ def test_layouts_that_differ_are_named() -> None:
 def test_bytes_are_those_of_the_tensors_that_travel() -> None:
     adapter, extra = Adapter({"x": np.zeros(5)}), Adapter({"n": np.zeros(2)})
     assert Broadcast(round=0, adapter=adapter, seed=0, extra=extra).nbytes == 28
-    assert Update(round=0, delta=adapter, weight=1.0, extra=extra).nbytes == 28
+    assert Update(round=0, delta=adapter, weight=1.0, clients=("c",), extra=extra).nbytes == 28
 
 
-def noting(log: list[tuple[str, str, int]], name: str) -> Transform:
+def noting(log: list[tuple[str, str, float]], name: str) -> Transform:
     """Adds 1 on the client and doubles on the server, and counts its server calls in its state."""
 
-    def on_client(update: Update, state: dict[str, int], seed: int) -> Update:
-        log.append(("client", name, seed))
+    def on_client(update: Update, state: dict[str, int], draws: Draws) -> Update:
+        log.append(("client", name, draws.generator("x").random()))
         return update_of(update.client, 0, update.weight + 1)
 
-    def on_server(update: Update, state: dict[str, int], seed: int) -> tuple[Update, dict[str, int]]:
-        log.append(("server", name, seed))
+    def on_server(update: Update, state: dict[str, int], draws: Draws) -> tuple[Update, dict[str, int]]:
+        log.append(("server", name, draws.generator("x").random()))
         return update_of(update.client, 0, update.weight * 2), {"calls": state["calls"] + 1}
 
-    return Transform(lambda: {"calls": 0}, on_client, on_server)
+    return Transform(init=lambda context: {"calls": 0}, on_client=on_client, on_server=on_server)
 
 
 def test_a_chain_goes_forth_on_the_client_and_back_on_the_server() -> None:
-    log: list[tuple[str, str, int]] = []
+    log: list[tuple[str, str, float]] = []
     both = chain(noting(log, "first"), noting(log, "second"))
-    states = both.init()
-    sent = both.on_client(update_of("c", 0, 1.0), states, 7)
+    states = both.init(Context())
+    sent = both.on_client(update_of("c", 0, 1.0), states, Seeded(7))
     assert sent.weight == 3
-    got, states = both.on_server(sent, states, 8)
+    got, states = both.on_server(sent, states, Seeded(8))
     assert got.weight == 12
     assert states == ({"calls": 1}, {"calls": 1})
     assert [entry[:2] for entry in log] == [
@@ -125,8 +132,8 @@ def test_a_chain_goes_forth_on_the_client_and_back_on_the_server() -> None:
 
 def test_an_empty_chain_changes_nothing() -> None:
     update = update_of("c", 0)
-    assert chain().on_client(update, (), 0) is update
-    assert chain().on_server(update, (), 0) == (update, ())
+    assert chain().on_client(update, (), Seeded(0)) is update
+    assert chain().on_server(update, (), Seeded(0)) == (update, ())
 
 
 PATHS = st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=4)
@@ -148,7 +155,7 @@ def test_seeds_are_the_same_on_every_machine_and_for_numpys_integers() -> None:
 
 
 def test_arrivals_go_back_through_a_chain_and_a_part_without_the_hook_lets_them_pass() -> None:
-    log: list[tuple[str, str, int]] = []
+    log: list[tuple[str, str, float]] = []
     seen: list[tuple[str, object]] = []
 
     def hooked(name: str) -> Transform:
@@ -156,10 +163,47 @@ def test_arrivals_go_back_through_a_chain_and_a_part_without_the_hook_lets_them_
             seen.append((name, state))
             return update_of(update.client, 0, update.weight + 1)
 
-        return noting(log, name)._replace(on_arrival=on_arrival)
+        return replace(noting(log, name), on_arrival=on_arrival)
 
     both = chain(hooked("first"), noting(log, "bare"), hooked("last"))
     assert both.on_arrival(update_of("c", 0, 1.0), ("a", "b", "c")).weight == 3
     assert seen == [("last", "c"), ("first", "a")]
     update = update_of("c", 0)
     assert chain().on_arrival(update, ()) is update
+
+
+def test_a_payload_keeps_its_dtypes_and_its_bytes_are_those_that_travel() -> None:
+    mine = np.array([1, -2, 3], np.int8)
+    payload = Payload({"codes": mine, "scale": np.float16(0.5), "places": np.array([7], np.uint32)})
+    mine[:] = 0
+    assert payload["codes"].tolist() == [1, -2, 3]
+    assert {name: tensor.dtype.str for name, tensor in payload.items()} == {
+        "codes": "|i1", "places": "<u4", "scale": "<f2",
+    }  # fmt: skip
+    assert payload.nbytes == 3 + 4 + 2
+    assert pickle.loads(pickle.dumps(payload)) == payload
+    assert Payload({"x": np.float32([1])}) != Payload({"x": np.float64([1])})
+    assert Adapter({"x": [1.0]}) == Payload({"x": np.float32([1.0])})  # an adapter is a payload
+    with pytest.raises(ValueError, match="read-only"):
+        payload["codes"][0] = 1
+    with pytest.raises(AdapterError, match="tensor codes has dtype int8 and cannot be scaled"):
+        payload.times(2.0)
+    with pytest.raises(AdapterError, match="tensor x has dtype object"):
+        Payload({"x": np.array([None])})
+
+
+def test_draws_of_a_seed_come_again_and_those_of_the_system_do_not() -> None:
+    def numbers(draws: Draws) -> list[float]:
+        return list(draws.generator("noise", 1).random(3))
+
+    assert numbers(Seeded(5)) == numbers(Seeded(5)) != numbers(Seeded(6))
+    assert list(Seeded(5).generator("noise", 2).random(3)) != numbers(Seeded(5))
+    assert numbers(FromSystem()) != numbers(FromSystem())
+
+
+def test_a_chain_spends_the_budget_of_its_one_mechanism_and_two_are_refused() -> None:
+    noise = Transform(mechanism=Mechanism(sensitivity=1.0, noise=2.0, sampling=0.1))
+    assert chain(Transform(), noise).mechanism == noise.mechanism
+    assert chain(Transform()).mechanism is None
+    with pytest.raises(SettingsError, match="two transforms spend privacy budget"):
+        chain(noise, noise)
