@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shepherd.algorithms import fedavg, fedprox, ffa_lora
-from shepherd.core import Adapter, Broadcast
+from shepherd.core import Adapter, Broadcast, ClientInfo
 from shepherd.data import openings
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
@@ -19,6 +19,7 @@ from shepherd.model.line import line_of
 from shepherd.settings import TuningTable
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
+from tests.plugins import personal_b
 
 PLAIN = fedavg.ALGORITHM
 RATE = 0.01
@@ -269,3 +270,59 @@ def test_the_rate_is_the_shape_of_each_visits_own_length(llama) -> None:
     for one, result in zip((short, long), together, strict=True):
         (alone,) = tuned(llama, one, **table)
         close(result.delta, alone.delta, 2e-4)
+
+
+def truncated(adapter: Adapter, rank: int) -> Adapter:
+    """The first rows of A and the first columns of B."""
+    return Adapter({n: t[:rank] if "lora_A" in n else t[:, :rank] for n, t in adapter.items()})
+
+
+@pytest.mark.parametrize("algorithm", [PLAIN, fedprox.build(fedprox.Config(mu=5.0))])
+def test_clients_of_unequal_ranks_in_one_stack_are_tuned_as_if_each_were_alone(llama, algorithm) -> None:
+    sent = replace(broadcast(llama), adapter=bases.random_adapter(llama, 8, size=0.3))
+    rank = min(sent.adapter[n].shape[0] for n in sent.adapter if "lora_A" in n)
+    small = truncated(sent.adapter, rank - 1)
+    low, high = replace(visit("low", 1), start=small), visit("high", 2)
+    how = {"learning_rate": RATE}
+    together = tune.tune(llama, sent, algorithm, [low, high], TuningTable(weight_decay=0.1), **how)
+    (alone,) = tune.tune(
+        llama,
+        replace(sent, adapter=small),
+        algorithm,
+        [visit("low", 1)],
+        TuningTable(weight_decay=0.1),
+        **how,
+    )
+    (whole,) = tune.tune(llama, sent, algorithm, [high], TuningTable(weight_decay=0.1), **how)
+    assert {n: t.shape for n, t in together[0].delta.items()} == {n: t.shape for n, t in small.items()}
+    close(together[0].delta, alone.delta, 1e-4)
+    close(together[1].delta, whole.delta, 1e-4)
+
+
+def test_what_is_not_shared_stays_with_the_client_and_its_next_visit_starts_from_it(llama) -> None:
+    algorithm = personal_b.build(personal_b.Config())
+    sent = broadcast(llama)
+    (first,) = tuned(llama, visit("a", 1), algorithm=algorithm)
+    assert {n.split(".")[-2] for n in first.delta} == {"lora_A"}
+    assert {n.split(".")[-2] for n in first.memory} == {"lora_B"}
+    begun = algorithm.start(sent, first.memory, ClientInfo(name="a", examples=9))
+    again = replace(visit("a", 1), memory=first.memory, start=begun)
+    (second,) = tuned(llama, again, algorithm=algorithm)
+    (plain,) = tune.tune(
+        llama, replace(sent, adapter=begun), PLAIN, [visit("a", 1)], TuningTable(), learning_rate=RATE
+    )
+    for name, tensor in second.memory.items():
+        np.testing.assert_allclose(tensor, begun[name] + plain.delta[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_start_that_does_not_fit_the_base_is_refused_by_name(llama) -> None:
+    odd = Adapter({n: t[:, :-1] if "lora_A" in n else t for n, t in broadcast(llama).adapter.items()})
+    with pytest.raises(AdapterError, match=r"lora_A.weight in what client a starts from has shape"):
+        tuned(llama, replace(visit("a", 1), start=odd))
+
+
+def test_memories_that_differ_in_layout_are_refused(llama) -> None:
+    prox = replace(PLAIN, correct=lambda name, grad, param, sent, memory, step: grad)
+    mine, other = Adapter({"x": [1.0]}), Adapter({"y": [1.0]})
+    with pytest.raises(AdapterError, match="tensor x is missing"):
+        tuned(llama, visit("a", 1, memory=mine), visit("b", 2, memory=other), algorithm=prox)
