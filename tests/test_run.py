@@ -386,7 +386,9 @@ def test_the_gap_is_told_the_rank(table, monkeypatch) -> None:
     """Without it, the experts of a stack would count as one matrix."""
     told: list[int] = []
     rounds = run_module.rounds
-    monkeypatch.setattr(run_module, "rounds", lambda *a, **k: told.append(k["rank"]) or rounds(*a, **k))
+    monkeypatch.setattr(
+        run_module, "rounds", lambda *a, **k: told.append(k["context"].rank) or rounds(*a, **k)
+    )
     run = open_run(table)
     next(run.rounds())
     run.close()
@@ -772,7 +774,7 @@ def test_a_round_that_fails_leaves_no_trace_in_the_same_process(table, whole, mo
         elif where == "logging":
             patched.setattr(folder.RunFolder, "append", fail)
         else:
-            patched.setattr("shepherd.rounds.check", _refusing)
+            patched.setattr("shepherd.rounds.acceptance.check_tensors", _refusing)
         expected = QuorumNotMet if where == "quorum" else KeyboardInterrupt
         with pytest.raises(expected):
             next(run.rounds())

@@ -143,7 +143,8 @@ def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
 
 
 def test_unknown_keys_are_refused_with_those_that_are_known() -> None:
-    assert "unknown key modle; known keys there are adapter, algorithm" in fault({**LEAST, "modle": 1})
+    outer = fault({**LEAST, "modle": 1})
+    assert "unknown key modle; known keys there are adapter, aggregation, algorithm" in outer
     inner = fault({**LEAST, "data": {"source": "world", "fields": {"prompt": "x"}}})
     assert "unknown key data.fields.prompt; known keys there are context, instruction, messages" in inner
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from shepherd import checkpoint, paths, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.consent import NOTHING, Consent
+from shepherd.core import require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, CheckpointError
 from shepherd.model import base as bases
-from shepherd.model import fingerprint, lora, malloc, memory, remote_code
+from shepherd.model import fingerprint, malloc, memory, remote_code
 from shepherd.progress import stage
 from shepherd.settings import TINY, ModelTable, RunSettings
 from shepherd.visible import logger
@@ -82,7 +83,7 @@ def load_checkpoint(path: Path, base: bases.Base) -> Checkpoint:
             f" ({base.fingerprint}); put the old one back, or start a new run"
         )
     try:
-        lora.require_fits(base.sites, saved.state.adapter, "its adapter")
+        require_shapes(base.shapes, shapes_of(saved.state.adapter))
     except AdapterError as error:
         raise CheckpointError(f"checkpoint {path} is of another adapter: {error}") from error
     return saved

@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from shepherd import algorithms, fitting, plugins, transforms
+from shepherd import aggregations, algorithms, fitting, plugins, server_optimisers, transforms
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FolderError
 from shepherd.fitting import Choice, Choices, Fit, Key
@@ -84,14 +84,18 @@ def text(fit: Fit, name: str = "run.toml") -> str:
     )
 
 
+PARTS = {"algorithm": algorithms, "aggregation": aggregations, "server": server_optimisers}
+"""Tables that name a module, and the folder that it is in."""
+
+
 def _table(kind: type[BaseModel], path: Key, choices: Choices) -> Iterator[str]:
     """A table's own keys, then the tables inside it: the order that TOML wants."""
     yield from ("", f"[{'.'.join(path)}]") if path else ()
     for key, field in kind.model_fields.items():
         if _inner(field) is None and key != "transforms":
             yield from _key(key, field, choices.get((*path, key)))
-    if path == ("algorithm",):
-        yield from _plugins(algorithms, "# There are:", "# name = ")
+    if path and path[0] in PARTS:
+        yield from _plugins(PARTS[path[0]], "# There are:", "# name = ")
     for key, field in kind.model_fields.items():
         if key == "transforms":
             yield from _plugins(

@@ -140,7 +140,7 @@ class DataTable(Table):
     """The field that says what kind of instruction it is; "" where there is none."""
     template: Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"] = "alpaca"
     """"chat" is the tokenizer's own chat template."""
-    template_options: dict[str, JsonValue] = Field(default_factory=dict)
+    template_options: dict[str, JsonValue] = {}  # noqa: RUF012 (pydantic copies it)
     """Variables that the chat template reads, such as `enable_thinking`, in a table of their own."""
     system: str | None = None
     """System prompt of every chat that has no system turn, for any template; the default is the

@@ -74,7 +74,7 @@ def test_useful_work_is_what_pytorch_counts(work: works.Work, tmp_path: Path) ->
     settings = work.settings
     base = bases.load(settings.model, settings.adapter)
     shape = flops.shape_of(settings.model.base, settings.adapter)
-    cohort = stack.build(work.start, lambda name: True, 1, base.device)
+    cohort = stack.build([work.start], lambda name: True, base.device)
     lora.hang(base.model, base.sites, cohort.all)
     length, predicted = 40, 10
     plan = layout.packed([length], [layout.Segment(adapter=0, start=0, stop=length)], base.device)

@@ -268,13 +268,13 @@ def test_what_a_client_remembers_comes_back_to_it_alone(llama, visited) -> None:
 
 
 def test_each_client_transforms_its_update_with_a_seed_of_its_own(llama) -> None:
-    seen: dict[str, tuple[object, int]] = {}
+    seen: dict[str, tuple[object, float]] = {}
 
-    def on_client(update, state, seed):
-        seen[update.client] = (state, seed)
+    def on_client(update, state, draws):
+        seen[update.client] = (state, draws.generator().random())
         return update
 
-    noting = Transform(dict, on_client, lambda update, state, seed: (update, state))
+    noting = Transform(on_client=on_client)
     sent = Broadcast(round=0, adapter=bases.random_adapter(llama, 5), seed=0, transforms={"norm": np.ones(1)})
     list(simulated(llama, transform=noting).run(sent, ["ann", "bob"]))
     assert all(state is sent.transforms for state, _ in seen.values())
