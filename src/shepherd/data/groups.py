@@ -1,16 +1,19 @@
 """Which examples hang together: training on one of them would give away what another one asks or answers.
 
-Texts are compared folded: Unicode's compatibility form (NFKC), and without regard to case, white space and
-characters that show nothing. Each is kept as a digest, so that no text is held twice.
+Texts are compared folded: Unicode's compatibility form (NFKC), with quotes and dashes as they are typed, and
+without regard to case, white space and characters that show nothing. Each is kept as a digest, so that no
+text is held twice.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Self
 
 from shepherd.data.examples import Example, Turn
 
@@ -24,6 +27,20 @@ _UNSEEN = re.compile(
     "\U000e0000-\U000e0fff"  # tags, selectors and what is kept for more of them
     "]"
 )
+_TYPED = {
+    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u02bb\u02bc\u2039\u203a\u00b4`", "'"),
+    **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\u301d\u301e\u301f", '"'),
+    **dict.fromkeys(
+        "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2043\u058a\u05be\u1400\u1806\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d"
+        "\u301c\u3030\u30a0\U00010d6e\U00010ead",
+        "-",
+    ),
+}
+_SET = re.compile(f"[{''.join(_TYPED)}]")
+_DASH = re.compile(" ?-[ -]*")
+_BLANK = re.compile(r"\n\s*\n")
+COMMON, FEW = 0.01, 20
+"""What more than this share of the conversations hold is too common to be a tie, where they are not few."""
 
 
 def folded(text: str) -> str:
@@ -31,63 +48,148 @@ def folded(text: str) -> str:
 
     >>> folded("Cafe\\u0301  AU\\u00a0lait\\n") == folded("caf\\u00e9 au lait")
     True
+    >>> folded("It\\u2019s late \\u2014 very late") == folded("It's late--very late")
+    True
     """
     seen = _UNSEEN.sub("", text)
     if seen.isascii():
-        return " ".join(seen.lower().split())
-    once = unicodedata.normalize("NFKC", seen).casefold()
-    return " ".join(unicodedata.normalize("NFKC", once).split())
+        return _spaced(_typed(seen.lower()))
+    whole = seen.replace("\u00b4", "'").replace("\u2033", '"')  # NFKC takes these two to pieces
+    once = unicodedata.normalize("NFKC", whole).casefold()
+    return _spaced(_typed(unicodedata.normalize("NFKC", once)))
+
+
+def _typed(text: str) -> str:
+    return _SET.sub(lambda found: _TYPED[found[0]], text)
+
+
+def _spaced(text: str) -> str:
+    spaced = " ".join(text.split())
+    return _DASH.sub("-", spaced) if "-" in spaced else spaced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
-    """Digests of what an example says.
+    """Digests of what an example says, in each way that a question about a text may be written.
 
-    whole: every turn. asked: every turn but the last response. first: its first user turn with the context.
-    exchanges: each user turn, with its context, and the response to it.
+    The text may stand in the field of the context, in the user turn, or in the system turn.
+
+    whole: every turn. said: every turn but the system's. asked: every turn but the last response.
+    questions: its first user turn. exchanges: each user turn with the response to it. later: the user turns
+    after the first. bare: the exchanges without what may be their context.
     """
 
     whole: bytes
+    said: bytes
     asked: bytes
-    first: bytes
+    questions: tuple[bytes, ...]
     exchanges: tuple[bytes, ...]
+    later: tuple[bytes, ...]
+    bare: tuple[bytes, ...]
 
 
 def marks(example: Example) -> Marks:
     """What the example shares with others, if anything."""
-    turns = [_digest(turn) for turn in example.turns]
+    texts = [(folded(turn.text), folded(turn.context)) for turn in example.turns]
+    whole = [_digest(turn.role, *both) for turn, both in zip(example.turns, texts, strict=True)]
+    is_system = [turn.role == "system" for turn in example.turns]
+    system = texts[is_system.index(True)][0] if any(is_system) else ""
     users = [place for place, turn in enumerate(example.turns) if turn.role == "user"]
+    asked = {place: _questions(*texts[place], system) for place in users}
+    told = [(place, texts[place + 1][0]) for place in users if place + 1 < len(texts)]
     return Marks(
-        whole=b"".join(turns),
-        asked=b"".join(turns[:-1]),
-        first=turns[users[0]],
-        exchanges=tuple(b"".join(turns[place : place + 2]) for place in users if place + 1 < len(turns)),
+        whole=b"".join(whole),
+        said=b"".join(digest for digest, apart in zip(whole, is_system, strict=True) if not apart),
+        asked=_digest(*(_spaced(" ".join(both)) for both in texts[:-1])),
+        questions=_digests((question,) for question in asked[users[0]]),
+        exchanges=_digests((question, response) for place, response in told for question in asked[place]),
+        later=_digests((question,) for place in users[1:] for question in asked[place]),
+        bare=_digests(
+            (question, response)
+            for place, response in told
+            for question in _instructions(example.turns[place])
+        ),
     )
 
 
-def _digest(turn: Turn) -> bytes:
-    text = f"{turn.role}\0{folded(turn.text)}\0{folded(turn.context)}"
-    return blake2b(text.encode(), digest_size=12).digest()
+def _questions(text: str, context: str, system: str) -> list[str]:
+    """A user turn with its context as one text; a system text may be a context, and need not."""
+    about = context or system
+    both = [_spaced(f"{text} {about}"), _spaced(f"{about} {text}")] if about else []
+    return both if context else [text, *both]
 
 
-def every_tie(mark: Marks) -> tuple[Hashable, ...]:
-    """The first instruction, and each user turn with its response."""
-    return (mark.first, *mark.exchanges)
+def _instructions(turn: Turn) -> set[str]:
+    """What may be the question alone: beside a context, or first or last in a text of several parts."""
+    if turn.context:
+        return {folded(turn.text)}
+    lines = [line for line in turn.text.splitlines() if line.strip()]
+    if len(lines) < 2:
+        return set()
+    blocks = _BLANK.split(turn.text.strip())
+    return {folded(part) for part in {lines[0], lines[-1], blocks[0], blocks[-1]} - {turn.text.strip()}}
 
 
-def first_question(mark: Marks) -> tuple[Hashable, ...]:
-    """The first instruction alone."""
-    return (mark.first,)
+def _digests(parts: Iterable[Sequence[str]]) -> tuple[bytes, ...]:
+    return tuple(sorted({_digest(*each) for each in parts}))
 
 
-def whole_question(mark: Marks) -> tuple[Hashable, ...]:
-    """All that comes before the last response: the same question may have several good answers."""
-    return (mark.asked,)
+def _digest(*parts: str) -> bytes:
+    text = "\0".join(parts)
+    return blake2b(text.encode("utf8", "surrogatepass"), digest_size=12).digest()
 
 
-def no_tie(mark: Marks) -> tuple[Hashable, ...]:
-    """Nothing: each example on its own."""
-    return ()
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """What each of a number of examples is tied by.
+
+    known: what is a first question, or an exchange, of one of them. common: ties that so many different
+    conversations hold that they tell nothing, as a greeting is. Equal questions with equal answers, and equal
+    conversations up to the last response, are ties however many there are.
+    """
+
+    known: Collection[bytes]
+    common: Collection[bytes]
+
+    @classmethod
+    def among(cls, found: Collection[Marks]) -> Self:
+        """The ties of all that are to be divided."""
+        known = {tie for mark in found for tie in (*mark.questions, *mark.exchanges)}
+        # what many clients have, or under many system texts, is one conversation
+        held = {
+            (mark.said, tie)
+            for mark in found
+            for tie in (*mark.questions, *mark.exchanges, *mark.later, *mark.bare)
+        }
+        most = max(FEW, COMMON * len({mark.said for mark in found}))
+        holders = Counter(tie for _, tie in held)
+        return cls(known, {tie for tie in known if holders[tie] > most})
+
+    def every(self, mark: Marks) -> tuple[Hashable, ...]:
+        """Its questions and exchanges, and those of others that it holds in another place or form."""
+        held = (tie for tie in (*mark.later, *mark.bare) if tie in self.known and tie not in self.common)
+        return (*self.own(mark), *held)
+
+    def own(self, mark: Marks) -> tuple[Hashable, ...]:
+        """Its first question, and each user turn with its response."""
+        return (*mark.exchanges, *self.questions(mark))
+
+    def questions(self, mark: Marks) -> tuple[Hashable, ...]:
+        """Its first question."""
+        return (*(tie for tie in mark.questions if tie not in self.common), *self.whole(mark))
+
+    def whole(self, mark: Marks) -> tuple[Hashable, ...]:
+        """All that comes before the last response, which may be one of several good ones."""
+        return (mark.asked, mark.said)
+
+    def none(self, mark: Marks) -> tuple[Hashable, ...]:
+        """Nothing: each example on its own."""
+        return ()
+
+    def common_questions(self, mark: Marks) -> tuple[Hashable, ...]:
+        """First questions, its own or others', that it holds and that do not tie it."""
+        held = {*mark.questions, *mark.later} - {mark.asked}
+        return tuple(tie for tie in held if tie in self.common)
 
 
 def joined(ties: Mapping[int, Iterable[Hashable]]) -> list[list[int]]:
@@ -119,7 +221,20 @@ def joined(ties: Mapping[int, Iterable[Hashable]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def ties_shared(held: Sequence[Marks], trained: Sequence[Marks]) -> int:
+def ties_shared(
+    tied: Callable[[Marks], Iterable[Hashable]], held: Sequence[Marks], trained: Sequence[Marks]
+) -> int:
     """How many of the held-out examples share a tie with one that is trained on."""
-    known = {tie for mark in trained for tie in every_tie(mark)}
-    return sum(not known.isdisjoint(every_tie(mark)) for mark in held)
+    known = {tie for mark in trained for tie in tied(mark)}
+    return sum(not known.isdisjoint(tied(mark)) for mark in held)
+
+
+def shared_by_most(
+    tied: Callable[[Marks], Iterable[Hashable]], held: Sequence[Marks], trained: Sequence[Marks]
+) -> tuple[int, int]:
+    """How many examples share a tie across the sides, and how many hold the commonest of these ties."""
+    sides = [Counter(tie for mark in side for tie in tied(mark)) for side in (held, trained)]
+    across = {tie: sides[0][tie] + sides[1][tie] for tie in sides[0] if tie in sides[1]}
+    return sum(not across.keys().isdisjoint(tied(mark)) for mark in (*held, *trained)), max(
+        across.values(), default=0
+    )

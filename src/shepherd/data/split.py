@@ -17,16 +17,7 @@ from numpy.typing import NDArray
 from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.examples import Example
-from shepherd.data.groups import (
-    Marks,
-    every_tie,
-    first_question,
-    joined,
-    marks,
-    no_tie,
-    ties_shared,
-    whole_question,
-)
+from shepherd.data.groups import FEW, Marks, Ties, joined, marks, shared_by_most, ties_shared
 from shepherd.errors import DataError
 from shepherd.settings import SplitTable
 
@@ -46,6 +37,10 @@ class HoldOut:
     """Examples that another client has as well: each client keeps its own, all on one side."""
     shared: int = 0
     """Held-out examples that share a question with training, since too many hang together."""
+    common: int = 0
+    """Examples on both sides that share a first instruction which is too common to keep them together."""
+    commonest: int = 0
+    """How many of them share the commonest of these."""
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
@@ -53,9 +48,10 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
 
     First an example that its client has already, question and answer, is removed. Examples that share
     their first instruction with its context, or any user turn with its response, stay on one side, whole
-    groups at a time, so the share is met to within one group. Only where whole groups would give less than
-    half of it, or far more, are the rest taken apart, by weaker ties first; `shared` counts what that costs.
-    A client's last example is never held out.
+    groups at a time, so the share is met to within one group. What too many share to tell anything, such as a
+    greeting, does not tie; `common` counts it. Groups too large to be held out are trained on, where that
+    leaves twice the share to choose from; else they are taken apart, by weaker ties first; `shared` counts
+    what that costs. A client's last example is never held out.
     """
     found = {index: marks(example) for index, example in enumerate(examples)}
     kept = _distinct(examples, found)
@@ -66,30 +62,34 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
         clients=Counter(examples[index].client for index in kept),
         left=wanted,
     )
-    held: set[int] = set()
-    rest = kept
-    for tied in (every_tie, first_question, whole_question, no_tie):
-        groups = joined({index: tied(found[index]) for index in rest})
-        held |= _taken([groups[place] for place in rng.permutation(len(groups))], examples, room, len(kept))
-        # a group that would have fitted is one that a client cannot spare, and stays whole
-        large = (group for group in groups if len(group) > room.left and held.isdisjoint(group))
-        rest = [index for group in large for index in group]
-        if 2 * len(held) >= wanted or not rest:
-            break
+    ties = Ties.among([found[index] for index in kept])
+    groups = _grouped({index: found[index] for index in kept}, ties, examples, room) if wanted else []
+    held = _taken([groups[place] for place in rng.permutation(len(groups))], examples, room, len(kept))
     train = [index for index in kept if index not in held]
-    scored = joined({index: every_tie(found[index]) for index in sorted(held)})
+    sides = [found[index] for index in held], [found[index] for index in train]
+    scored = joined({index: ties.every(found[index]) for index in sorted(held)})
+    common, commonest = shared_by_most(ties.common_questions, *sides)
     return HoldOut(
         train=_indices(train),
         heldout=np.array(_scoring_order(scored, examples, seed), dtype=np.int64),
         duplicates=len(examples) - len(kept),
         copies=_copies([found[index] for index in kept]),
-        shared=ties_shared([found[index] for index in held], [found[index] for index in train]),
+        shared=ties_shared(ties.every, *sides),
+        common=common,
+        commonest=commonest,
     )
 
 
-def hold_out_remarks(*, shared: int, copies: int) -> list[str]:
-    """What is to be said of these two counts of a `HoldOut`: a sentence each, none where they are 0."""
+def hold_out_remarks(
+    *, shared: int, copies: int, common: int = 0, commonest: int = 0, size: int = 0
+) -> list[str]:
+    """What is to be said of these counts of a `HoldOut` of `size` examples: a sentence each, none where 0."""
     said = []
+    if common:
+        said.append(
+            f"{common:,} examples share a first instruction that up to {commonest / size:.0%} have;"
+            " they were divided all the same"
+        )
     if shared:
         said.append(
             f"{shared:,} held-out examples share a question with examples that are trained on: too many hang"
@@ -98,6 +98,22 @@ def hold_out_remarks(*, shared: int, copies: int) -> list[str]:
     if copies:
         said.append(f"{copies:,} examples are held by more than one client; each client keeps its own")
     return said
+
+
+def _grouped(
+    found: Mapping[int, Marks], ties: Ties, examples: Sequence[Example], room: _Room
+) -> list[list[int]]:
+    """Groups that can be held out whole; and others, where there is enough to choose from without them."""
+    most = _most(room.left, len(found))
+    groups = joined({index: ties.every(mark) for index, mark in found.items()})
+    for weaker in (ties.own, ties.questions, ties.whole, ties.none):
+        small = [group for group in groups if len(group) <= most]
+        large = [index for group in groups if len(group) > most for index in group]
+        spare = sum(len(group) for group in small if room.spares([examples[index] for index in group]))
+        if not large or spare >= 2 * room.left:
+            break
+        groups = small + joined({index: weaker(found[index]) for index in large})
+    return groups
 
 
 def _distinct(examples: Sequence[Example], found: Mapping[int, Marks]) -> list[int]:
@@ -169,24 +185,28 @@ def _taken(groups: Sequence[list[int]], examples: Sequence[Example], room: _Room
                 held.update(group)
     open_ = [g for g in groups if held.isdisjoint(g) and room.spares([examples[index] for index in g])]
     smallest = min(open_, key=len, default=[])
-    if smallest and _worth_it(len(smallest), room.left, sum(room.clients.values()), size):
+    if smallest and _worth_it(len(smallest), len(held), room.left, size):
         room.take([examples[index] for index in smallest])
         held.update(smallest)
     return held
 
 
-def _worth_it(group: int, left: int, trained: int, size: int) -> bool:
+def _worth_it(group: int, held: int, left: int, size: int) -> bool:
     """Whether to hold out a group that is larger than what is left to hold out.
 
-    It is, where that comes nearer to what is wanted; and where next to nothing would be held out without
-    it, as long as three quarters remain to train on, or all but twice what is wanted.
+    It is, where that comes nearer to what is wanted; and where next to nothing would be held out without it,
+    as long as it is not too large to be held out whole.
     """
-    held = size - trained
     wanted = held + left
-    if left <= 0 or group >= trained:
+    if left <= 0 or held + group >= size:
         return False
-    few = 2 * held < wanted and held + group <= max(2 * wanted, size // 4)
+    few = 2 * held < wanted and held + group <= _most(wanted, size)
     return few or group - left < left
+
+
+def _most(wanted: int, size: int) -> int:
+    """How many of `size` examples one group may have that is held out whole, where so many are wanted."""
+    return max(2 * wanted, min(FEW, size // 4))
 
 
 def _scoring_order(groups: Sequence[Sequence[int]], examples: Sequence[Example], seed: int) -> list[int]:
