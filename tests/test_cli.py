@@ -244,6 +244,13 @@ def test_data_split_counts_and_draws(shepherd: Callable[..., Result]) -> None:
     Path("chats.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
     result = shepherd("data", "split", "run.toml", "data.source=chats.jsonl", "split.clients=3")
     assert "2 held-out examples share a question with examples that are trained on" in result.stdout
+    Path("own.jsonl").write_text(
+        "".join(f'{{"instruction": "Say {n}", "response": "{n}", "who": "c{n // 9}"}}\n' for n in range(19))
+    )
+    result = shepherd(
+        "data", "split", "run.toml", "data.source=own.jsonl", "split.by=natural", "split.field=who"
+    )
+    assert "1 of 3 clients have nothing held out (c2)" in result.stdout
 
 
 def python(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -27,6 +27,7 @@ from shepherd.visible import shown
 
 if TYPE_CHECKING:
     from shepherd.prepare import Division
+    from shepherd.settings import RunSettings
 
 _came = threading.Event()
 """Set once SIGTERM has come."""
@@ -355,7 +356,7 @@ def check(run_file: Path, overrides: tuple[str, ...], samples: int, remote_code:
     settings = read(run_file, wished(overrides, remote_code))
     found = inspect_data(settings, samples=samples, consent=agreed(remote_code))
     report(found.report)
-    _left_out(found.division)
+    _left_out(found.division, settings)
     if not found.report.counts.kept:
         raise TemplateError("no example is left to train on; change data.template or data.max_tokens")
 
@@ -378,13 +379,13 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None) -> None:
         echo(f"{name} is left out: files that begin so are for testing")
     names, table = holdings(division.reading.examples, division.clients)
     show(names, list(division.clients), table.tolist())
-    _left_out(division)
+    _left_out(division, settings)
     if plot:
         echo(f"drawn in {draw(division.reading.examples, division.clients, plot)}")
 
 
-def _left_out(division: Division) -> None:
-    from shepherd.data.split import hold_out_remarks
+def _left_out(division: Division, settings: RunSettings) -> None:
+    from shepherd.prepare import division_remarks
 
     held = division.held
     left = many(held.duplicates, "duplicate"), many(len(division.reading.skipped), "bad row")
@@ -392,7 +393,7 @@ def _left_out(division: Division) -> None:
         f"{many(len(held.train), 'example')} to train on, {len(held.heldout)} held out,"
         f" {' and '.join(left)} left out"
     )
-    for sentence in hold_out_remarks(shared=held.shared, copies=held.copies):
+    for sentence in division_remarks(division, settings):
         echo(sentence)
 
 

@@ -20,7 +20,7 @@ from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
 from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.data import cursor
-from shepherd.errors import FolderError, SettingsError, ShepherdError
+from shepherd.errors import DataError, FolderError, SettingsError, ShepherdError
 from shepherd.evaluate.text import against
 from shepherd.model import files, lora, score, tune
 from shepherd.model.tune import Visit
@@ -269,6 +269,30 @@ def test_matched_by_examples_every_arm_sees_as_many(llama_folder, source, tmp_pa
     assert central["steps"] >= federated["examples"] / 4
     with pytest.raises(FolderError, match="holds a comparison matched by examples; say --match examples"):
         compare(settings, Asked(locals=(), match="steps"))
+
+
+@pytest.fixture
+def lonely(llama_folder, tmp_path) -> RunSettings:
+    """Clients with one example each, of which none can be held out."""
+    rows = [{**row, "who": f"c{k}"} for k, row in enumerate(runs.rows(4))]
+    asked = table(llama_folder, runs.written(tmp_path / "rows.jsonl", rows), tmp_path / "run")
+    return asked.model_copy(
+        update={"split": asked.split.model_copy(update={"by": "natural", "field": "who"})}
+    )
+
+
+def test_where_nothing_can_be_scored_nothing_is_trained(lonely, monkeypatch) -> None:
+    monkeypatch.setattr(training, "open_run", None)
+    with pytest.raises(DataError, match=r"nothing of .*rows\.jsonl is held out to compare on"):
+        compare(lonely, Asked(locals=()))
+    assert not Path(lonely.output).exists()
+
+
+def test_nor_is_a_run_gone_on_with_that_has_nothing_to_score(lonely, monkeypatch) -> None:
+    open_run(lonely).close()
+    monkeypatch.setattr(training, "resume", None)
+    with pytest.raises(DataError, match="is held out to compare on"):
+        compare(lonely, Asked(locals=()))
 
 
 def test_a_folder_with_another_run_is_refused_by_the_key(copied) -> None:

@@ -62,6 +62,7 @@ def compare(
 
     Raises:
         SettingsError: an arm cannot be read.
+        DataError: nothing could be held out.
         FolderError: the folder holds another run or a comparison made another way, or another process is at
             work in it.
     """
@@ -72,8 +73,7 @@ def compare(
             " run of one process, with output=ANOTHER_FOLDER"
         )
     _require_arms(settings, asked, consent)
-    if not folder.is_run(run) and (asked.locals or asked.variants):  # a wrong name costs no training
-        arms(asked, sorted(prepare.divide(settings).clients))
+    _require_data(settings, asked)
     began = perf_counter()
     train_run(settings, train, consent=consent)
     with closing(folder.reopen(run)):  # two comparisons in one folder would tune the same arms
@@ -123,6 +123,22 @@ def _require_arms(settings: RunSettings, asked: Asked, consent: Consent) -> None
         changed = overridden(settings, arm.overrides)
         plugins.algorithm(changed.algorithm, consent.plugins)
         plugins.transform(changed.transforms, consent.plugins)
+
+
+def _require_data(settings: RunSettings, asked: Asked) -> None:
+    """A wrong name, or nothing to score, costs no training.
+
+    Raises:
+        SettingsError: no client, or no arm, has a name that is asked for.
+        DataError: nothing is held out.
+    """
+    run = Path(settings.output)
+    if not folder.is_run(run):
+        division = prepare.divide(settings)
+        prepare.require_heldout(len(division.held.heldout), settings.data.source)
+        arms(asked, sorted(division.clients))
+    elif prepare.whole(run / "data"):
+        prepare.require_heldout(len(prepare.load(run / "data").heldout), settings.data.source)
 
 
 def _begun(run: Path, settings: RunSettings, asked: Asked, chosen: Sequence[Arm]) -> None:
