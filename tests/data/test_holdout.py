@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shepherd.data.examples import Example, Turn
-from shepherd.data.groups import folded, joined, marks
+from shepherd.data.folding import folded, shows_nothing
+from shepherd.data.groups import joined, marks
 from shepherd.data.split import HoldOut, hold_out, hold_out_remarks
 from shepherd.evaluate.loss import spread
 
@@ -253,6 +254,7 @@ UNSEEN = [
 
 def test_every_character_that_shows_nothing_is_folded_away() -> None:
     assert folded("What " + "".join(UNSEEN) + "is a bee?") == "what is a bee?"
+    assert shows_nothing(" ".join(UNSEEN))
     assert folded("What\tis\x85a\r\nbee?") == "what is a bee?"
 
 
@@ -428,6 +430,36 @@ def test_the_share_is_held_out_and_each_category_gives_its_part(categories, shar
             assert held[name] >= 1
 
 
+CHATS = st.lists(
+    st.tuples(
+        st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=3),
+        st.sampled_from(["", "You are kind.", "Text 1", "Text 2"]),
+        st.sampled_from(["", "", "Text 1", "Text 2"]),
+    ),
+    min_size=2,
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(CHATS, st.sampled_from([0.02, 0.1, 0.3, 0.5, 0.85]), st.integers(0, 3))
+def test_however_they_hang_together_the_share_is_held_out_and_what_it_costs_is_counted(
+    chats, share, seed
+) -> None:
+    examples = [
+        chat(*(f"{'qa'[k % 2]}{n}" for k, n in enumerate(sum(said, ()))), system=system, context=context)
+        for said, system, context in chats
+    ]
+    found = hold_out(examples, share, seed)
+    size = len(found.train) + len(found.heldout)
+    assert size + found.duplicates == len(examples)
+    if size > 1:
+        wanted = min(size - 1, max(1, round(share * size)))
+        assert wanted <= 2 * len(found.heldout) <= max(4 * wanted, 2 * min(20, size // 4))
+    assert leaks(examples, found) <= found.shared + found.common
+    assert len(remarks(found)) == bool(found.shared) + bool(found.common)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_thousands_of_tiny_categories_hold_out_no_more_than_the_share(size: int) -> None:
     examples = [single(number, f"c{number // size}") for number in range(6000)]
@@ -453,6 +485,21 @@ def test_each_example_is_held_out_as_often_as_any_other() -> None:
     times = Counter(int(i) for seed in range(400) for i in hold_out(examples, 0.25, seed).heldout)
     assert len(times) == 40
     assert all(abs(times[i] - 100) < 45 for i in range(40))  # deviation 9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_client_gives_its_part_where_the_data_name_them(seed: int) -> None:
+    """Ten clients with ten examples each in two categories: one of each, and half of either category."""
+    examples = [single(n, "ab"[n % 2], f"c{n // 10}") for n in range(100)]
+    held = [examples[i] for i in hold_out(examples, 0.1, seed).heldout]
+    assert Counter(one.category for one in held) == {"a": 5, "b": 5}
+    assert len({one.client for one in held}) >= 9  # the last of a category may be of one client alone
+
+
+def test_clients_that_are_too_many_for_one_each_take_turns() -> None:
+    examples = [single(n, client=f"c{n // 3}") for n in range(900)]
+    held = Counter(examples[i].client for i in hold_out(examples, 0.1, 0).heldout)
+    assert len(held) == 90
 
 
 def test_no_client_loses_its_last_example() -> None:

@@ -1,14 +1,11 @@
 """Which examples hang together: training on one of them would give away what another one asks or answers.
 
-Texts are compared folded: Unicode's compatibility form (NFKC), with quotes and dashes as they are typed, and
-without regard to case, white space and characters that show nothing. Each is kept as a digest, so that no
-text is held twice.
+Texts are compared folded (`folding.py`). Each is kept as a digest, so that no text is held twice.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,56 +13,11 @@ from hashlib import blake2b
 from typing import Self
 
 from shepherd.data.examples import Example, Turn
+from shepherd.data.folding import folded, spaced
 
-_UNSEEN = re.compile(
-    "["
-    "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # controls (Cc) but those that are white space
-    "\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f"
-    "\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
-    "\U0001d173-\U0001d17a"  # formats (Cf)
-    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0"  # selectors and fillers
-    "\U000e0000-\U000e0fff"  # tags, selectors and what is kept for more of them
-    "]"
-)
-_TYPED = {
-    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u02bb\u02bc\u2039\u203a\u00b4`", "'"),
-    **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\u301d\u301e\u301f", '"'),
-    **dict.fromkeys(
-        "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2043\u058a\u05be\u1400\u1806\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d"
-        "\u301c\u3030\u30a0\U00010d6e\U00010ead",
-        "-",
-    ),
-}
-_SET = re.compile(f"[{''.join(_TYPED)}]")
-_DASH = re.compile(" ?-[ -]*")
 _BLANK = re.compile(r"\n\s*\n")
 COMMON, FEW = 0.01, 20
 """What more than this share of the conversations hold is too common to be a tie, where they are not few."""
-
-
-def folded(text: str) -> str:
-    """The text as it is compared.
-
-    >>> folded("Cafe\\u0301  AU\\u00a0lait\\n") == folded("caf\\u00e9 au lait")
-    True
-    >>> folded("It\\u2019s late \\u2014 very late") == folded("It's late--very late")
-    True
-    """
-    seen = _UNSEEN.sub("", text)
-    if seen.isascii():
-        return _spaced(_typed(seen.lower()))
-    whole = seen.replace("\u00b4", "'").replace("\u2033", '"')  # NFKC takes these two to pieces
-    once = unicodedata.normalize("NFKC", whole).casefold()
-    return _spaced(_typed(unicodedata.normalize("NFKC", once)))
-
-
-def _typed(text: str) -> str:
-    return _SET.sub(lambda found: _TYPED[found[0]], text)
-
-
-def _spaced(text: str) -> str:
-    spaced = " ".join(text.split())
-    return _DASH.sub("-", spaced) if "-" in spaced else spaced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +52,7 @@ def marks(example: Example) -> Marks:
     return Marks(
         whole=b"".join(whole),
         said=b"".join(digest for digest, apart in zip(whole, is_system, strict=True) if not apart),
-        asked=_digest(*(_spaced(" ".join(both)) for both in texts[:-1])),
+        asked=_digest(*(spaced(" ".join(both)) for both in texts[:-1])),
         questions=_digests((question,) for question in asked[users[0]]),
         exchanges=_digests((question, response) for place, response in told for question in asked[place]),
         later=_digests((question,) for place in users[1:] for question in asked[place]),
@@ -115,7 +67,7 @@ def marks(example: Example) -> Marks:
 def _questions(text: str, context: str, system: str) -> list[str]:
     """A user turn with its context as one text; a system text may be a context, and need not."""
     about = context or system
-    both = [_spaced(f"{text} {about}"), _spaced(f"{about} {text}")] if about else []
+    both = [spaced(f"{text} {about}"), spaced(f"{about} {text}")] if about else []
     return both if context else [text, *both]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush, heapreplace
 from typing import Any, Self
 
@@ -44,7 +44,7 @@ class HoldOut:
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
-    """Set aside `share` of the examples, of each category its part, with the seed.
+    """Set aside `share` of the examples, of each category and client its part, with the seed.
 
     First an example that its client has already, question and answer, is removed. Examples that share
     their first instruction with its context, or any user turn with its response, stay on one side, whole
@@ -59,12 +59,13 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
     wanted = min(len(kept) - 1, max(1, round(share * len(kept)))) if share > 0 and len(kept) > 1 else 0
     room = _Room(
         categories=_quotas(Counter(examples[index].category for index in kept), wanted, rng),
-        clients=Counter(examples[index].client for index in kept),
+        clients=_quotas(Counter(examples[index].client for index in kept), wanted, rng),
+        trained=Counter(examples[index].client for index in kept),
         left=wanted,
+        size=len(kept),
     )
     ties = Ties.among([found[index] for index in kept])
-    groups = _grouped({index: found[index] for index in kept}, ties, examples, room) if wanted else []
-    held = _taken([groups[place] for place in rng.permutation(len(groups))], examples, room, len(kept))
+    held = _drawn({index: found[index] for index in kept}, ties, examples, room, rng) if wanted else set()
     train = [index for index in kept if index not in held]
     sides = [found[index] for index in held], [found[index] for index in train]
     scored = joined({index: ties.every(found[index]) for index in sorted(held)})
@@ -100,20 +101,50 @@ def hold_out_remarks(
     return said
 
 
-def _grouped(
-    found: Mapping[int, Marks], ties: Ties, examples: Sequence[Example], room: _Room
-) -> list[list[int]]:
-    """Groups that can be held out whole; and others, where there is enough to choose from without them."""
-    most = _most(room.left, len(found))
+def _drawn(
+    found: Mapping[int, Marks],
+    ties: Ties,
+    examples: Sequence[Example],
+    room: _Room,
+    rng: np.random.Generator,
+) -> set[int]:
+    """Whole groups, and parts of those that are too large, where there is too little without them."""
     groups = joined({index: ties.every(mark) for index, mark in found.items()})
     for weaker in (ties.own, ties.questions, ties.whole, ties.none):
-        small = [group for group in groups if len(group) <= most]
-        large = [index for group in groups if len(group) > most for index in group]
-        spare = sum(len(group) for group in small if room.spares([examples[index] for index in group]))
-        if not large or spare >= 2 * room.left:
-            break
-        groups = small + joined({index: weaker(found[index]) for index in large})
-    return groups
+        held = _taken(groups, examples, room.copy(), rng)
+        large = _too_large(groups, held, examples, room)
+        if not large:
+            return held
+        whole = [group for place, group in enumerate(groups) if place not in large]
+        apart = {index: weaker(found[index]) for place in sorted(large) for index in groups[place]}
+        groups = whole + joined(apart)
+    return _taken(groups, examples, room, rng)
+
+
+def _too_large(
+    groups: Sequence[list[int]], held: Set[int], examples: Sequence[Example], room: _Room
+) -> set[int]:
+    """Places of the groups to be taken apart, if any.
+
+    Those that cannot be held out whole, where there is not twice of what is wanted besides: what is scored
+    would else be of one kind, and none of it be trained on. And where less than half of what is wanted was
+    held out, those that stood in the way.
+    """
+    spared = [room.spares([examples[index] for index in group]) for group in groups]
+    sizes = [len(group) for group in groups]
+    most = room.most()
+    vast = {place for place, size in enumerate(sizes) if size > most}
+    whole = sum(size for size, spare in zip(sizes, spared, strict=True) if spare and size <= most)
+    if vast and whole < 2 * room.left:
+        return vast
+    if 2 * len(held) >= room.left:
+        return set()
+    left = room.left - len(held)
+    return {
+        place
+        for place, (group, spare) in enumerate(zip(groups, spared, strict=True))
+        if len(group) > (left if spare else min(left, FEW)) and held.isdisjoint(group)
+    }
 
 
 def _distinct(examples: Sequence[Example], found: Mapping[int, Marks]) -> list[int]:
@@ -130,9 +161,9 @@ def _copies(kept: Sequence[Marks]) -> int:
 
 
 def _quotas(sizes: Mapping[str, int], wanted: int, rng: np.random.Generator) -> Counter[str]:
-    """How many of each category: `wanted` in all, each its part to within one.
+    """How many of each category, or client: `wanted` in all, each its part to within one.
 
-    Where there are no more categories than are wanted, each that has two gets at least one.
+    Where there are no more of them than are wanted, each that has two gets at least one.
     """
     names = sorted(sizes)
     counts = np.array([sizes[name] for name in names], dtype=np.float64)
@@ -150,63 +181,80 @@ def _quotas(sizes: Mapping[str, int], wanted: int, rng: np.random.Generator) -> 
 
 @dataclass(slots=True)
 class _Room:
-    """What may still be held out: of each category, in all, and so that each client keeps an example."""
+    """What may still be held out: of each category and client, in all, and so that each client keeps one."""
 
     categories: Counter[str]
     clients: Counter[str]
-    """How many examples each has left to train on."""
+    trained: Counter[str]
+    """How many examples each client has left to train on."""
     left: int
+    size: int
+    """How many examples there are, held out or not."""
+
+    def copy(self) -> Self:
+        parts = self.categories, self.clients, self.trained
+        categories, clients, trained = (part.copy() for part in parts)
+        return replace(self, categories=categories, clients=clients, trained=trained)
+
+    def most(self) -> int:
+        """How many examples one group may have that is held out whole: twice what is wanted, or a few."""
+        return max(2 * self.left, min(FEW, self.size // 4))
 
     def spares(self, group: Sequence[Example]) -> bool:
         """Whether each client keeps an example without this group."""
         own = Counter(example.client for example in group if example.client)
-        return all(self.clients[client] > count for client, count in own.items())
+        return all(self.trained[client] > count for client, count in own.items())
 
-    def holds(self, group: Sequence[Example]) -> bool:
+    def in_categories(self, group: Sequence[Example]) -> bool:
         """Whether the group fits into what is left of its categories."""
         own = Counter(example.category for example in group)
         return all(count <= self.categories[name] for name, count in own.items())
 
+    def in_clients(self, group: Sequence[Example]) -> bool:
+        """Whether the group fits into what is left of its clients."""
+        own = Counter(example.client for example in group)
+        return all(count <= self.clients[name] for name, count in own.items())
+
     def take(self, group: Sequence[Example]) -> None:
         self.categories.subtract(example.category for example in group)
         self.clients.subtract(example.client for example in group)
+        self.trained.subtract(example.client for example in group)
         self.left -= len(group)
 
 
-def _taken(groups: Sequence[list[int]], examples: Sequence[Example], room: _Room, size: int) -> set[int]:
-    """Groups that fit, first into their categories, then anywhere; then the smallest, if it comes nearer."""
+def _taken(
+    groups: Sequence[list[int]], examples: Sequence[Example], room: _Room, rng: np.random.Generator
+) -> set[int]:
+    """Groups that fit their categories and clients, then their categories, then at all; then the smallest,
+    if that comes nearer."""
     held: set[int] = set()
-    for anywhere in (False, True):
-        for group in groups:
+    most = room.most()
+    order = [groups[place] for place in rng.permutation(len(groups))]
+    for within in ((room.in_categories, room.in_clients), (room.in_categories,), ()):
+        for group in order:
             members = [examples[index] for index in group]
-            fits = len(group) <= room.left and (anywhere or room.holds(members))
-            if fits and held.isdisjoint(group) and room.spares(members):
+            fits = len(group) <= room.left and held.isdisjoint(group) and room.spares(members)
+            if fits and all(fit(members) for fit in within):
                 room.take(members)
                 held.update(group)
-    open_ = [g for g in groups if held.isdisjoint(g) and room.spares([examples[index] for index in g])]
-    smallest = min(open_, key=len, default=[])
-    if smallest and _worth_it(len(smallest), len(held), room.left, size):
+    open_ = [g for g in order if held.isdisjoint(g) and room.spares([examples[index] for index in g])]
+    smallest: list[int] = min(open_, key=len, default=[])
+    if smallest and _worth_it(len(smallest), len(held), room, most):
         room.take([examples[index] for index in smallest])
         held.update(smallest)
     return held
 
 
-def _worth_it(group: int, held: int, left: int, size: int) -> bool:
+def _worth_it(group: int, held: int, room: _Room, most: int) -> bool:
     """Whether to hold out a group that is larger than what is left to hold out.
 
     It is, where that comes nearer to what is wanted; and where next to nothing would be held out without it,
-    as long as it is not too large to be held out whole.
+    as long as no more than `most` are then.
     """
-    wanted = held + left
-    if left <= 0 or held + group >= size:
+    if room.left <= 0 or held + group >= room.size:
         return False
-    few = 2 * held < wanted and held + group <= _most(wanted, size)
-    return few or group - left < left
-
-
-def _most(wanted: int, size: int) -> int:
-    """How many of `size` examples one group may have that is held out whole, where so many are wanted."""
-    return max(2 * wanted, min(FEW, size // 4))
+    few = held < room.left and held + group <= most
+    return few or group - room.left < room.left
 
 
 def _scoring_order(groups: Sequence[Sequence[int]], examples: Sequence[Example], seed: int) -> list[int]:
