@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from shepherd.consent import NOTHING, Consent
@@ -258,6 +259,43 @@ def _require_no_adapter(model: ModelTable) -> None:
         raise BaseError(f"base {model.base} {digest.AN_ADAPTER}")
 
 
+def _require_safetensors(model: ModelTable) -> None:
+    """Raise BaseError unless the weights are the safetensors that the digest covers; no pickle is read.
+
+    A repository without them transformers would have converted by a service on another host.
+    """
+    if named := remote_code.configuration(model).get("transformers_weights"):
+        raise BaseError(
+            f"base {model.base} has transformers_weights = {json.dumps(named)} in its config.json, and a base"
+            f" is loaded from {digest.WEIGHTS} alone; take the key out and give the file that name"
+        )
+    if Path(model.base).is_dir():
+        list(digest.weights(Path(model.base)))
+        return
+    try:
+        if not _from_hub(model, digest.CONFIG):
+            return
+        whole = _from_hub(model, digest.WEIGHTS)
+        index = None if whole else _from_hub(model, digest.INDEX)
+    except (OSError, ValueError):  # no such repository, which loading says best
+        return
+    if index:
+        digest.shards(Path(index))
+    elif not whole:
+        raise BaseError(
+            f"base {model.base} has no safetensors on the hub, or none on this disk where the hub is out of"
+            f" reach; a pickle is no base, {digest.AS_SAFETENSORS}"
+        )
+
+
+def _from_hub(model: ModelTable, name: str) -> str | None:
+    """A file of a repository, downloaded once; None where it is not there."""
+    found: str | None = cached_file(
+        model.base, name, revision=model.revision, _raise_exceptions_for_missing_entries=False
+    )
+    return found
+
+
 def _require_folder(model: ModelTable, error: Exception) -> None:
     """Raise BaseError with both readings of `model.base`, unless it is a folder."""
     if not Path(model.base).is_dir():
@@ -272,7 +310,8 @@ def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype, con
     trusted = remote_code.allowed(model, consent)
     _require_config(model)
     _require_no_adapter(model)
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    _require_safetensors(model)
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
     if model.quantize != "none":
         options["quantization_config"] = _quantisation(model, device, dtype)
     transformers_logging.disable_progress_bar()
