@@ -23,7 +23,7 @@ from shepherd.cli_silos import agreed, echo, plugin, require_flare, silos, track
 from shepherd.errors import FolderError, ShepherdError, TemplateError
 from shepherd.model import malloc
 from shepherd.progress import many
-from shepherd.visible import shown
+from shepherd.visible import in_this_process, shown
 
 if TYPE_CHECKING:
     from shepherd.prepare import Division
@@ -495,6 +495,7 @@ def start() -> None:
     """The program `shepherd`: what tunes begins with an allocator that is set up for it."""
     if sys.argv[1:2] in (["run"], ["resume"], ["compare"]):
         malloc.restart()
+    in_this_process()
     main(prog_name="shepherd")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import platform
 import shlex
@@ -29,7 +30,6 @@ from typing import Any
 from shepherd import private
 from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings, dump, read_kept
-from shepherd.visible import logger
 
 RUN_FILE, VERSIONS, LOG, LOCK = "run.toml", "versions.json", "rounds.jsonl", ".lock"
 FINISHED = "finished.json"
@@ -37,7 +37,7 @@ SILOS = "silos.json"
 """Where a run over silos keeps which server it goes on at."""
 _PACKAGES = ("shepherd-fit", "torch", "transformers", "peft", "datasets", "numpy", "safetensors")
 _TEMPORARY = ".tmp"
-log = logger(__name__)
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 _held: set[tuple[int, int]] = set()

@@ -12,6 +12,7 @@ least every half minute. In a notebook there are progress bars as well.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -43,9 +44,8 @@ from shepherd.prepare import Prepared
 from shepherd.progress import roughly, stage
 from shepherd.rounds import RoundReport, report_row, rounds, start
 from shepherd.settings import RunSettings, require_drawn
-from shepherd.visible import logger
 
-log = logger(__name__)
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
 ANSWERS = "answers.jsonl"
 

@@ -10,6 +10,7 @@ alone is relative to the current directory, always.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import re
 import tomllib
@@ -33,9 +34,9 @@ from pydantic import (
 
 from shepherd import paths
 from shepherd.errors import SettingsError
-from shepherd.visible import logger, shown_toml
+from shepherd.visible import shown_toml
 
-log = logger(__name__)
+log = logging.getLogger(__name__)
 TINY, WORLD = "tiny", "world"
 """The embedded base and the embedded data."""
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {

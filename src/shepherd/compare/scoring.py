@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,9 @@ from shepherd.model import score, tune
 from shepherd.model.base import Base
 from shepherd.prepare import Prepared, categories
 from shepherd.settings import RunSettings
-from shepherd.visible import logger
 
 TOGETHER = 8  # arms scored in one pass
-log = logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ averaged, so all of them are tuned side by side over one base, as the clients of
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,14 +31,13 @@ from shepherd.model.base import Base
 from shepherd.prepare import Prepared
 from shepherd.run import Run, open_run, resume
 from shepherd.settings import FederationTable, RunSettings, TuningTable
-from shepherd.visible import logger
 
 # what a run lays out by measuring, and writes down otherwise than it was given
 CHOSEN = (
     "tuning.threads", "tuning.workers", "tuning.cohort_size", "tuning.micro_batch_tokens",
     "model.dtype", "model.device",
 )  # fmt: skip
-log = logger(__name__)
+log = logging.getLogger(__name__)
 Train = Callable[[Callable[[], Run]], None]  # open a run and go through its rounds, showing them
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
@@ -23,15 +23,15 @@ from shepherd.core import Adapter
 from shepherd.errors import BaseError, DataError
 from shepherd.model import digest, fingerprint, last, lora, malloc, remote_code
 from shepherd.model.attention import PACKED
+from shepherd.progress import many
 from shepherd.settings import AdapterTable, ModelTable
 
+log = logging.getLogger(__name__)
 CAPS = (
     "final_logit_softcapping",
     "logits_soft_cap",
     "output_logit_soft_cap",
 )  # Gemma 2, RecurrentGemma, xLSTM
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassError)
-"""What transformers raises over a configuration or a tokenizer that it cannot use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +200,7 @@ def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             model.base, revision=model.revision, trust_remote_code=trusted
         )
-    except _UNREADABLE as error:
+    except remote_code.UNREADABLE as error:
         remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
@@ -316,15 +316,16 @@ def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype, con
         options["quantization_config"] = _quantisation(model, device, dtype)
     transformers_logging.disable_progress_bar()
     try:
-        network, report = AutoModelForCausalLM.from_pretrained(
-            model.base,
-            revision=model.revision,
-            trust_remote_code=trusted,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # named below
-            **options,
-        )
-    except (*_UNREADABLE, RuntimeError, SafetensorError) as error:
+        with _without_table():
+            network, report = AutoModelForCausalLM.from_pretrained(
+                model.base,
+                revision=model.revision,
+                trust_remote_code=trusted,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named below
+                **options,
+            )
+    except (*remote_code.UNREADABLE, RuntimeError, SafetensorError) as error:
         remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
@@ -337,8 +338,30 @@ def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype, con
             f"base {model.base} lacks {len(unfit)} of its tensors or has them in another shape,"
             f" {min(unfit)} first; get its files again"
         )
+    if strange := report["unexpected_keys"]:
+        log.info(
+            "base %s has %s that its architecture does not have, %s first: left out",
+            model.base,
+            many(len(strange), "tensor"),
+            min(strange),
+        )
     network.generation_config = GenerationConfig()  # a repetition penalty of the base's is not ours
     return network
+
+
+@contextmanager
+def _without_table() -> Iterator[None]:
+    """Without transformers' table of tensors, which is said here, as its styles would be shown as escapes."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_table)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_table)
+
+
+def _is_no_table(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in str(record.msg)
 
 
 def _quantisation(model: ModelTable, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:

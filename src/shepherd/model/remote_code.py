@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
 from shepherd.consent import NOTHING, Consent
@@ -28,6 +29,12 @@ FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 """Of a package that is installed here; with the package `kernels`, of the hub where that one is not."""
 QUANTISED = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 """What computes without kernels of the hub."""
+
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, ImportError, AttributeError),
+    *(AssertionError, StrictDataclassError),
+)
+"""What transformers raises over a configuration or a tokenizer that it cannot use."""
 
 
 def allowed(model: ModelTable, consent: Consent = NOTHING) -> bool:
@@ -53,7 +60,7 @@ def configuration(model: ModelTable) -> dict[str, Any]:
     try:
         found, _ = PretrainedConfig.get_config_dict(model.base, revision=model.revision)
         return dict(found or {})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # loading it says best what is wrong
+    except UNREADABLE:  # loading it says best what is wrong
         return {}
 
 

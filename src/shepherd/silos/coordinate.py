@@ -61,9 +61,8 @@ from shepherd.run import answered
 from shepherd.settings import RunSettings, plain, published
 from shepherd.silos import record
 from shepherd.silos.following import Following, News
-from shepherd.visible import logger
 
-log = logger(__name__)
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Say = Callable[[str], None]
 SPARE = 2.0

@@ -42,6 +42,7 @@ from shepherd.site.policy import Refusal
 from shepherd.site.settings import SiteSettings, own, read, scored
 from shepherd.site.store import Kept, Record, Store
 from shepherd.site.task import Answer, Task, waited
+from shepherd.visible import in_this_process
 
 LOG = "trainer.log"
 HOUR_S = 3600.0
@@ -506,6 +507,7 @@ def _end_with(parent: int, stopped: threading.Event) -> None:
 
 
 if __name__ == "__main__":
+    in_this_process()
     code = main()
     logging.shutdown()
     os._exit(code)  # a step that is under way may take long, and nothing of it is wanted
