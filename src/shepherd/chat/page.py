@@ -120,7 +120,7 @@ def serve(chat: Chat, *, port: int | None = None, share: bool = False) -> Iterat
     # a page elsewhere that points its own name at 127.0.0.1 gets nothing
     named = middleware.Middleware(hosts, allowed_hosts=["*"] if share else [HOST, "localhost"])
     token = Token()
-    gate = middleware.Middleware(Gate, token=token)
+    gate = middleware.Middleware(Gate, token=token, shared=share)
     page = build(chat).queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     try:
         with _past_proxies(), _port(port):
