@@ -112,6 +112,13 @@ def test_shards_come_with_their_index_and_only_those_it_names(tmp_path: Path) ->
             },
             "names no safetensors of its own folder",
         ),
+        (
+            {
+                "config.json": b"{}",
+                "model.safetensors.index.json": b'{"weight_map": {"a": "\\u001b[2J.safetensors"}}',
+            },
+            "names no safetensors of its own folder",
+        ),
         ({"config.json": b"{}", "pytorch_model.bin": b"w"}, "has its weights as a pickle, which is not"),
         (
             {**WHOLE, "shard-00001-model-00001-of-00002.safetensors": b"w"},

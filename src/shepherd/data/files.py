@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shepherd.data.repository import own_commit
 from shepherd.data.sniff import require_plain
 from shepherd.errors import BadRow, DataError
 from shepherd.paths import is_hub_id, is_utf8
@@ -298,7 +299,9 @@ def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
                 f"data.source {source!r} is a reader of the library datasets and no data set; give owner/name"
             )
         try:
-            table = datasets.load_dataset(source, config, split=part)
+            table = datasets.load_dataset(source, config, split=part, revision=own_commit(source))
+        except DataError:
+            raise
         except Exception as error:
             raise DataError(
                 f"there is no file or folder {source} (looked for beside the run file and in {Path.cwd()}), "

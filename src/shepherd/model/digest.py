@@ -23,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from shepherd.errors import BaseError
+from shepherd.visible import shown_line
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -149,7 +150,12 @@ def shards(index: Path) -> list[str]:
 
 
 def _is_plain(name: object) -> bool:
-    return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+    """Whether it is a name within the folder, which no bar of a download shows otherwise than it is."""
+    return (
+        isinstance(name, str)
+        and Path(name).name == name == shown_line(name)
+        and name.endswith(".safetensors")
+    )
 
 
 def _hashed(path: Path) -> str:
