@@ -263,6 +263,7 @@ WORDS: dict[str, tuple[Any, str]] = {
     "transforms": ((), "Transforms that may run: none."),
     "min_cohort": (9, "9 sites or more"),
     "runs_per_month": (56, "56 at most"),
+    "failures_per_run": (78, "after 78 of its visits and scores"),
     "min_examples": (77, "77 different examples or more"),
     "min_batch": (9, "a step takes 9 or more"),
     "templates": (("plain", "chat"), "written as plain, chat,"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shepherd.data.cursor import visit
 from shepherd.errors import SettingsError
 from shepherd.settings import parse
-from shepherd.site.policy import length, within
+from shepherd.site.policy import MOST_TRIES, length, within
 from shepherd.site.settings import PolicyTable
 from tests.site.asking import refused, request
 
@@ -114,6 +114,12 @@ REFUSED = {
         {"runs": 2},
         "runs_per_month = 2 of site-1 refuses run 3 of 2026-11; ",
     ),
+    "failures_per_run": (
+        {"failures_per_run": 3},
+        {},
+        {"failures": 3},
+        "failures_per_run = 3 of site-1 refuses to go on with a run of which 3 visits and scores came to",
+    ),
 }
 
 
@@ -196,11 +202,12 @@ def test_the_default_policy_grants_an_ordinary_run(kind: str, tables: dict[str, 
         {"runs_per_month": 3},
         {"min_batch": 8},
         {"max_tokens": (512,)},
+        {"failures_per_run": 5},
         {"hours": "12:00-12:01"},
     ],
 )
 def test_what_is_just_allowed_is_granted(table: dict[str, Any]) -> None:
-    assert refused(table, request(), rounds=6, runs=2) is None
+    assert refused(table, request(), rounds=6, runs=2, tries=MOST_TRIES - 1, failures=4) is None
 
 
 def test_what_is_about_now_does_not_keep_a_site_from_joining() -> None:
@@ -220,7 +227,7 @@ def test_before_the_data_are_looked_at_their_rules_are_left_out_and_no_other() -
 
 def test_a_score_needs_as_many_examples_as_a_visit() -> None:
     assert refused({"metrics": ("heldout",)}, request("score"), scored=16) is None
-    found = refused({}, request("score"), scored=15)
+    found = refused({"metrics": ("heldout",)}, request("score"), scored=15)
     assert found is not None
     assert found.rule == "min_examples"
     assert "min_examples = 16 of site-1 refuses a score over 15 held-out examples; " in str(found)
@@ -399,6 +406,7 @@ STRICTNESS = {  # from loose to strict
     "max_rounds": [1000, 10, 1],
     "rounds_per_month": [1000, 10, 1],
     "runs_per_month": [1000, 10, 1],
+    "failures_per_run": [1000, 10, 1],
     "templates": [("alpaca", "plain"), ("alpaca",), ()],
     "system_prompts": [("w",), ()],
     "max_tokens": [(256, 512), (512,), ()],
@@ -444,7 +452,9 @@ def test_what_a_strict_policy_grants_a_looser_one_grants(
 ) -> None:
     def answer(some: dict[str, int]) -> bool:
         table = {name: STRICTNESS[name][level] for name, level in some.items()}
-        return refused(table, asked, examples=examples, rounds=granted, runs=granted) is None
+        return (
+            refused(table, asked, examples=examples, rounds=granted, runs=granted, failures=granted) is None
+        )
 
     looser = {**levels, key: max(0, levels[key] - 1)}
     if answer(levels):

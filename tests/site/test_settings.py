@@ -150,7 +150,7 @@ POLICY = DATA + "[policy]\n"
     [
         ("", "key data is missing; add it"),
         ("[data]", "key data.source is missing; add it"),
-        (POLICY + "max_rang = 3", "unknown key policy.max_rang; known keys there are algorithms, hours, "),
+        (POLICY + "max_rang = 3", "unknown key policy.max_rang; known keys there are algorithms, "),
         (DATA + 'template = "chat"', "unknown key data.template; known keys there are category, config, "),
         (POLICY + "max_rank = 0", "key policy.max_rank: input should be greater than 0 (got 0)"),
         (POLICY + "max_rank = true", "key policy.max_rank: input should be a valid integer"),

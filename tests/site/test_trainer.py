@@ -25,13 +25,14 @@ import pytest
 
 from shepherd import plugins, prepare
 from shepherd.core import Adapter, Failure, Update
+from shepherd.errors import DataError
 from shepherd.federation import local, wire
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.wire import Joined, Scores
 from shepherd.loading import load_base
 from shepherd.model import score, tune
 from shepherd.model.digest import digest
-from shepherd.site import arrival, audit, faults, holding, numbers, store
+from shepherd.site import arrival, audit, faults, holding, numbers, policy, store
 from shepherd.site import trainer as trainers
 from shepherd.site.settings import own
 from shepherd.site.settings import scored as as_scored
@@ -214,12 +215,48 @@ def test_a_run_that_was_crowded_out_goes_on_where_it_was(born, asked, shaped, ca
     assert "what it remembered is gone" in caplog.text
 
 
-def test_the_same_answer_is_given_only_so_often(born, asked, shaped, monkeypatch) -> None:
-    monkeypatch.setattr(trainers, "MOST_REPEATS", 2)
-    trainer = born()
+@pytest.mark.parametrize(("kind", "reply"), [("train", Update), ("score", Scores)])
+def test_the_same_answer_is_given_only_so_often(born, asked, shaped, monkeypatch, kind, reply) -> None:
+    """Whatever else is asked in between, and whoever is started again."""
+    monkeypatch.setattr(trainers, "MOST_ANSWERS", 3)
     for _ in range(3):
-        assert isinstance(ask(trainer, asked(blank(shaped))), Update)
-    assert "has given this answer 2 times" in reason(ask(trainer, asked(blank(shaped))))
+        trainer = born()
+        for run in ("a" * 16, "b" * 16):
+            assert isinstance(ask(trainer, asked(blank(shaped), kind, run=run)), reply)
+    for run in ("a" * 16, "b" * 16):
+        assert "has given this answer 3 times" in reason(ask(trainer, asked(blank(shaped), kind, run=run)))
+
+
+def test_a_score_is_computed_once_and_given_again_as_the_policy_of_today_has_it(
+    asked, shaped, llama_folder, tmp_path, monkeypatch
+) -> None:
+    computed: list[int] = []
+    honest = score.losses
+    monkeypatch.setattr(score, "losses", lambda *args, **more: computed.append(1) or honest(*args, **more))
+    rows = [{**row, "category": "ab"[number % 4 == 0]} for number, row in enumerate(runs.rows(80))]
+    source = runs.written(tmp_path / "rows.jsonl", rows)
+
+    def born(**policy: Any) -> Trainer:
+        settings = trained.settings(llama_folder, source, **{"min_examples": 2, **policy})
+        return Trainer(settings, NAME, tmp_path / "home")
+
+    question, trainer = asked(blank(shaped), "score"), born()
+    first = ask(trainer, question)
+    assert [ask(each, question) for each in (trainer, born())] == 2 * [first]
+    assert isinstance(ask(trainer, asked(blank(shaped))), Update)
+    assert ask(trainer, question) == first  # after it has trained, too
+    assert {name: each.examples for name, each in trainer.store.record(RUN).score.items()} == {"a": 9, "b": 3}
+    again = ask(born(min_examples=9), question)
+    assert again.categories == {"a": first.categories["a"]}
+    left = audit.events(trainer.home / audit.FILE)[-1].left
+    assert list(left.scores) == ["a"]
+    assert left.scores["a"]["examples"] == 9
+    said = reason(ask(born(min_examples=10), question))
+    assert "min_examples = 10 of site-1 refuses a score over 0 held-out examples" in said
+    assert "policy metrics" in reason(ask(born(metrics=["loss"]), question))
+    monkeypatch.setattr(trainers, "_now", lambda: datetime(2026, 11, 22, 18, 0))
+    assert ask(born(hours="08:00-18:00"), question) == first
+    assert len(computed) == 1
 
 
 def test_the_mean_of_a_round_is_scored_and_what_did_not_come_of_it_is_not(born, asked, shaped) -> None:
@@ -494,6 +531,58 @@ def test_what_tuning_throws_is_a_failure_and_the_next_request_is_answered(
     assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
     events = audit.events(trainer.home / audit.FILE)
     assert [event.what for event in events] == ["granted", "failed", "granted", "answered"]
+
+
+def failing(monkeypatch) -> None:
+    def fail(*args: object, **more: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(tune, "tune", fail)
+    monkeypatch.setattr(score, "losses", fail)
+
+
+@pytest.mark.parametrize("kind", ["train", "score"])
+def test_one_question_is_tried_a_few_times(born, asked, shaped, monkeypatch, kind) -> None:
+    """Also by a trainer that is started again."""
+    failing(monkeypatch)
+    for _ in range(policy.MOST_TRIES):
+        assert reason(ask(born(), asked(blank(shaped), kind))) == faults.MEMORY
+    for _ in range(3):
+        assert reason(ask(born(), asked(blank(shaped), kind))) == (
+            "policy tries of site-1 refuses one question again, of which 5 tries this month came to no"
+            " answer; go on with the next round, and see the site's log"
+        )
+    assert reason(ask(born(), asked(blank(shaped, 1), kind))) == faults.MEMORY
+
+
+def test_what_comes_to_nothing_is_bounded_by_run_and_by_month(born, asked, shaped, monkeypatch) -> None:
+    trainer = born(failures_per_run=3, rounds_per_month=5)
+    with monkeypatch.context() as patch:
+        failing(patch)
+        for kind, round in (("train", 0), ("score", 0), ("train", 1)):
+            assert reason(ask(trainer, asked(blank(shaped, round), kind))) == faults.MEMORY
+        for round in range(1, 4):
+            assert reason(ask(trainer, asked(blank(shaped, round)))) == (
+                "policy failures_per_run = 3 of site-1 refuses to go on with a run of which 3 visits and"
+                " scores came to nothing this month; see the site's log, and begin another run once it is"
+                " fixed"
+            )
+        for _ in range(3):
+            assert reason(ask(trainer, asked(blank(shaped), run="f" * 16))) == faults.MEMORY
+    assert "rounds_per_month = 5" in reason(ask(born(rounds_per_month=5), asked(blank(shaped), run="e" * 16)))
+
+
+def test_what_fails_before_it_is_granted_is_bounded_too(born, asked, shaped, monkeypatch) -> None:
+    """Data that cannot be read are read again each time."""
+
+    def fail(*args: object, **more: object) -> None:
+        raise DataError("no")
+
+    monkeypatch.setattr(prepare, "one_client", fail)
+    trainer = born(failures_per_run=2)
+    for round in range(2):
+        assert reason(ask(trainer, asked(blank(shaped, round)))) == faults.DATA
+    assert "policy failures_per_run = 2" in reason(ask(trainer, asked(blank(shaped, 2))))
 
 
 def test_a_full_disk_is_a_failure_and_the_state_before_stands(born, asked, shaped, monkeypatch) -> None:

@@ -79,13 +79,15 @@ def require_newer(request: Request, other: Request, name: str) -> None:
         )
 
 
-def require_fit(request: Request, broadcast: Broadcast, base: Base) -> None:
-    """The broadcast is of this round, has the base's layout, and is finite (law 6, on arrival at a site)."""
+def require_sound(request: Request) -> None:
+    """The broadcast, if there is one, is of this round and finite (law 6, on arrival at a site)."""
+    broadcast = request.broadcast
+    if broadcast is None:
+        return
     if broadcast.round != request.round:
         raise AdapterError(
             f"the broadcast is of round {broadcast.round + 1}, not {request.round + 1} as asked; send it"
         )
-    require_shapes(base.shapes, shapes_of(broadcast.adapter), "the broadcast")
     for part in (broadcast.adapter, broadcast.extra):
         _require_finite(part, "the broadcast", "go back to an earlier round")
     for name, tensor in broadcast.adapter.items():
@@ -93,6 +95,11 @@ def require_fit(request: Request, broadcast: Broadcast, base: Base) -> None:
             raise AdapterError(
                 f"tensor {name} of the broadcast has numbers above {LARGEST:g}; go back to an earlier round"
             )
+
+
+def require_fit(broadcast: Broadcast, base: Base) -> None:
+    """The broadcast has the base's layout."""
+    require_shapes(base.shapes, shapes_of(broadcast.adapter), "the broadcast")
 
 
 def require_finite(update: Update) -> None:

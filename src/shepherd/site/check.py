@@ -229,6 +229,8 @@ def in_words(policy: PolicyTable) -> list[str]:
         f"A run has {policy.max_rounds:,} rounds at most.",
         f"A month has {policy.rounds_per_month:,} rounds at most, over all runs, of which there are"
         f" {policy.runs_per_month:,} at most.",
+        f"A run is refused for the rest of a month after {policy.failures_per_run:,} of its visits and scores"
+        " came to nothing.",
         f"A round needs {policy.min_cohort} sites or more.",
         f"A visit takes {policy.min_examples} different examples or more, and no number that leaves is of"
         f" fewer; a step takes {policy.min_batch} or more.",

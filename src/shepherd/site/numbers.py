@@ -65,6 +65,11 @@ def scores(
     return found
 
 
+def still_told(scores: Mapping[str, Score], least: int) -> dict[str, Score]:
+    """Of a score that was told before, the categories of `least` examples or more."""
+    return {name: score for name, score in scores.items() if score.examples >= least}
+
+
 def behind(names: Sequence[str], least: int) -> dict[str, int]:
     """How many examples stand behind each number of a score, by the name that it would have."""
     return dict(Counter(name for name in _pooled(names, least) if name is not None))

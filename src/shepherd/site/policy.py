@@ -23,6 +23,7 @@ MOST_SCALE = 64.0  # alpha / rank: recipes have 1 to 4, and a larger one drowns 
 LEAST_CLIP_NORM = 1e-3  # below, a step has the same length whatever it is made of
 LEAST_BETA = 0.5  # below, an update is the last steps' rather than the visit's
 MOST_FORGOTTEN = 0.01  # learning_rate * weight_decay, a step: at 1 only the last step is left
+MOST_TRIES = 5  # of one question in a month: a process that was killed, a disk that was full and is not
 SHORTER = "lower tuning.max_steps or tuning.epochs"
 USUAL = ScoringTable()
 NOISE, SECURE = "noise", "secure"  # the transforms' modules
@@ -55,12 +56,18 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """What a month has granted already, besides the question that is asked now: see `audit.granted`."""
+    """What a month has granted already: see `audit.granted`."""
 
     rounds: int = 0
-    """Questions of this kind."""
+    """Visits or scores of this kind that were begun, whatever came of them."""
     runs: int = 0
     """Other runs that were trained or scored."""
+    tries: int = 0
+    """Of `rounds`, those for this very question."""
+    failures: int = 0
+    """Visits and scores of this run that came to no answer."""
+    answers: int = 0
+    """Answers to this very question."""
 
 
 def refusal(
@@ -92,6 +99,8 @@ def refusal(
     """
     run = asked(request.settings)
     faults = [_about_the_base(request.base, bases), _about_the_run(policy, run, request.round, scoring)]
+    if request.kind == "score":
+        faults.append(_about_scores(policy))
     if examples is None:
         faults.append(_about_steps(policy, run.tuning.max_steps or 0))
     else:
@@ -267,6 +276,11 @@ def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Fault]:
         yield Fault("max_steps", policy.max_steps, f"{steps} steps a visit", SHORTER)
 
 
+def _about_scores(policy: PolicyTable) -> Iterator[Fault]:
+    if "heldout" not in policy.metrics:
+        yield Fault("metrics", policy.metrics, '"heldout"', "go on without this site's scores")
+
+
 def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Fault]:
     if scored < policy.min_examples:
         got = f"a score over {scored} held-out examples"
@@ -275,8 +289,6 @@ def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Fault]:
 
 
 def _about_now(policy: PolicyTable, request: Request, granted: Granted, now: datetime) -> Iterator[Fault]:
-    if request.kind == "score" and "heldout" not in policy.metrics:
-        yield Fault("metrics", policy.metrics, '"heldout"', "go on without this site's scores")
     if request.cohort < policy.min_cohort:
         got = f"a cohort of {request.cohort}"
         yield Fault("min_cohort", policy.min_cohort, got, "raise federation.share, or add sites")
@@ -290,6 +302,13 @@ def _about_now(policy: PolicyTable, request: Request, granted: Granted, now: dat
     if granted.runs >= policy.runs_per_month:
         got = f"run {granted.runs + 1} of {now:%Y-%m}"
         yield Fault("runs_per_month", policy.runs_per_month, got, "ask again next month")
+    if granted.failures >= policy.failures_per_run:
+        got = f"to go on with a run of which {granted.failures} visits and scores came to nothing this month"
+        fix = "see the site's log, and begin another run once it is fixed"
+        yield Fault("failures_per_run", policy.failures_per_run, got, fix)
+    if granted.tries >= MOST_TRIES:
+        got = f"one question again, of which {granted.tries} tries this month came to no answer"
+        yield Fault("tries", None, got, "go on with the next round, and see the site's log")
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,11 +154,15 @@ class PolicyTable(Table):
     max_rounds: PositiveInt = 100
     """Most rounds of one run."""
     rounds_per_month: PositiveInt = 300
-    """Most rounds trained in a month of the calendar, over all runs, as the audit log has them; a
-    round that is asked for again with the same question counts once. As many may be scored, and one more
-    a run."""
+    """Most rounds trained in a month of the calendar, over all runs, as the audit log has them. A visit
+    that came to nothing counts, and so does each new try of it; an answer that is kept and given again does
+    not. As many may be scored, and one more a run."""
     runs_per_month: PositiveInt = 30
     """Most runs that train or are scored in a month: each new run takes the examples in another order."""
+    failures_per_run: PositiveInt = 20
+    """Most visits and scores of a run that may come to nothing in a month, out of time or of memory or
+    whatever it was, until the run is refused: that a visit fails may tell of the examples in it. By no key of
+    its own, one question is tried five times at most."""
     algorithms: tuple[str, ...] = ("fedavg", "fedprox", "ffa_lora")
     """The algorithms that may run, by the exact name of the module. A module outside this package runs
     code of its own here: list it only if you have read it."""

@@ -2,7 +2,7 @@
 
     HOME/state/RUN/round-00003/    a checkpoint: after the third round that the run asked of it
                                    tensors: what was trained from, the algorithm's memory, and the update
-    HOME/runs/RUN.json             where it is in its data, and the last questions that it answered
+    HOME/runs/RUN.json             where it is in its data, the last questions answered, and its last score
     HOME/secret                    what the order of the examples comes from
 
 Each is written whole or not at all. Checkpoints are kept of the last two rounds of the last eight runs; the
@@ -29,6 +29,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState, Update
 from shepherd.errors import FolderError
 from shepherd.folder import mending, write_atomic
+from shepherd.site.numbers import Score
 
 KEEP = 2  # rounds of a run
 RUNS = 8  # those answered last
@@ -69,6 +70,8 @@ class Record:
     scored: int = -1
     """The last one scored."""
     scored_id: str = ""
+    score: Mapping[str, Score] | None = None
+    """What was told then, by category."""
 
 
 @dataclass(slots=True)
@@ -128,14 +131,15 @@ class Store:
             self._write(run, now)
             self._run, self._kept = run, (*before, kept)[-KEEP:]
 
-    def note_score(self, run: str, round: int, id: str) -> None:
-        """Keep that a round was scored, before its score is told.
+    def save_score(self, run: str, round: int, id: str, score: Mapping[str, Score]) -> None:
+        """Keep the score of a round, before it is told.
 
         Raises:
             FolderError: the disk is full or cannot be written.
         """
         with self._lock:
-            self._write(run, replace(_record(self._place(run)), scored=round, scored_id=id))
+            known = _record(self._place(run))
+            self._write(run, replace(known, scored=round, scored_id=id, score=score))
 
     def secret(self) -> int:
         """This site's own, drawn once; nobody else ever sees it.
@@ -190,10 +194,13 @@ def _write_private(path: Path, text: str) -> None:
 
 def _record(place: Path) -> Record:
     try:
-        return Record(**json.loads(place.read_text(encoding="utf8")))
+        table = json.loads(place.read_text(encoding="utf8"))
+        score = table.pop("score", None)
+        told = None if score is None else {name: Score(**each) for name, each in score.items()}
+        return Record(**table, score=told)
     except FileNotFoundError:
         return Record()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise FolderError(
             f"the record {place} cannot be read ({type(error).__name__}); delete it, and the run begins anew"
         ) from error
