@@ -254,13 +254,13 @@ def test_what_decides_how_much_leaves_is_in_the_log(log: Path) -> None:
         asked = request("score", broadcast=each)
         scoring = ScoringTable(examples=40)
         audit.record(log, audit.granted_to(asked, NOON, scoring=scoring, behind={"qa": 40}))
-    audit.record(log, audit.granted_to(request(), NOON, visit=Visit(steps=3, taken=24)))
+    audit.record(log, audit.granted_to(request(), NOON, visit=Visit(steps=3, taken=24, different=20)))
     first, second, third = (event.asked for event in audit.events(log))
     assert (first["norm"], second["norm"]) == (5.0, 10.0)
     assert first["adapter"] != second["adapter"]
     assert first["scoring"]["behind"] == {"qa": 40}
     assert first["scoring"]["examples"] == 40
-    assert (third["steps"], third["examples"]) == (3, 24)
+    assert (third["steps"], third["examples"], third["different"]) == (3, 24, 20)
 
 
 def test_an_older_log_is_read_and_counted_and_not_written(log: Path) -> None:

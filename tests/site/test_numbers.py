@@ -48,10 +48,11 @@ def test_no_difference_of_told_visits_is_of_a_handful(
     """The parts that told visits cut an epoch into, and what they leave of it, are large or empty."""
     position, borders = 0, {0}
     for steps in lengths:
-        start = position
-        taken, position = visit(size, start, max_steps=steps, batch_size=batch, seed=0)
-        if sum(map(len, taken)) < least:  # it is refused
-            position = start
+        before = position
+        taken, position = visit(size, before, max_steps=steps, batch_size=batch, seed=0, min_examples=least)
+        start = position - sum(map(len, taken))
+        if position - start < least:  # it is refused
+            position = before
             continue
         if all(numbers.cuts_fairly(size, each, least) for each in (start, position)):
             borders |= {start, position}

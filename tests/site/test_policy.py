@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shepherd.data.cursor import visit
 from shepherd.errors import SettingsError
 from shepherd.settings import parse
-from shepherd.site.policy import MOST_TRIES, length, within
+from shepherd.site.policy import MOST_TRIES, Visit, length, within
 from shepherd.site.settings import PolicyTable
 from tests.site.asking import refused, request
 
@@ -166,14 +166,21 @@ def test_no_extreme_of_the_optimiser_makes_an_update_of_a_few_tokens_or_steps(
 
 
 @given(st.integers(16, 80), st.integers(0, 200), st.integers(8, 24), st.integers(1, 4))
-def test_an_epochs_border_makes_no_visit_of_fewer_different_examples(
+def test_what_is_granted_takes_as_many_different_examples_wherever_the_site_is(
     examples: int, position: int, batch: int, count: int
 ) -> None:
     tuning = {"max_steps": count, "batch_size": batch}
-    found = refused({"max_epochs": 99.0}, request(tuning=tuning), examples=examples, position=position)
-    steps, _ = visit(examples, position, max_steps=count, batch_size=batch, seed=position, min_batch=8)
+    found = refused({"max_epochs": 99.0}, request(tuning=tuning), examples=examples)
+    how = {**tuning, "seed": position, "min_batch": 8, "min_examples": 16}
+    steps, _ = visit(examples, position, **how)
     if found is None:
         assert len({int(each) for step in steps for each in step}) >= 16
+
+
+def test_an_answer_that_was_kept_has_the_examples_that_it_took() -> None:
+    assert refused({"min_examples": 90}, request(), different=90) is None
+    found = refused({"min_examples": 91}, request(), different=90)
+    assert "min_examples = 91 of site-1 refuses a visit that takes 90; raise" in str(found)
 
 
 @pytest.mark.parametrize("kind", ["join", "train", "score"])
@@ -346,22 +353,26 @@ SIZES = {
 def test_epochs_are_as_long_as_the_cursor_goes(
     size: int, batch: int, position: int, least: int, epochs: float
 ) -> None:
-    found = length(tuned(epochs=epochs, batch_size=batch), size, position, least)
-    steps, _ = visit(size, position, epochs=epochs, batch_size=batch, seed=0, min_batch=least)
+    found = length(tuned(epochs=epochs, batch_size=batch), size, least)
+    how = {"epochs": epochs, "batch_size": batch, "seed": 0, "min_batch": least}
+    steps, _ = visit(size, 0, **how)
     assert (found.steps, found.taken) == (len(steps), sum(map(len, steps)))
+    assert found.different == len({int(each) for step in steps for each in step})
+    if batch >= least:
+        steps, _ = visit(size, position, **how)  # over the end of an epoch
+        assert len(steps) <= found.steps + 2
 
 
-@given(**SIZES, count=st.integers(1, 30))
-def test_steps_are_as_long_as_the_cursor_goes(
-    size: int, batch: int, position: int, least: int, count: int
-) -> None:
-    found = length(tuned(max_steps=count, batch_size=batch), size, position, least)
-    steps, _ = visit(size, position, max_steps=count, batch_size=batch, seed=0, min_batch=least)
+@given(**{name: SIZES[name] for name in ("size", "batch", "least")}, count=st.integers(1, 30))
+def test_steps_are_as_long_as_the_cursor_goes(size: int, batch: int, least: int, count: int) -> None:
+    found = length(tuned(max_steps=count, batch_size=batch), size, least)
+    steps, _ = visit(size, 0, max_steps=count, batch_size=batch, seed=0, min_batch=least)
     assert (found.steps, found.taken) == (count, sum(map(len, steps)))
+    assert found.different == len({int(each) for step in steps for each in step})
 
 
 def test_neither_is_one_epoch() -> None:
-    assert (length(tuned(batch_size=4), 10).steps, length(tuned(batch_size=4), 10).taken) == (3, 10)
+    assert length(tuned(batch_size=4), 10) == Visit(steps=3, taken=10, different=10)
 
 
 def test_both_limits_hold_for_both_forms() -> None:

@@ -34,6 +34,7 @@ def kept(round: int, size: int = 3) -> Kept:
         update=update,
         start=5 * round,
         position=7 * round,
+        different=2,
         examples=40,
         memory=memory,
         adapter=delta.times(0.5),

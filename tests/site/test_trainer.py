@@ -24,7 +24,8 @@ import numpy as np
 import pytest
 
 from shepherd import plugins, prepare
-from shepherd.core import Adapter, Failure, Update
+from shepherd.core import Adapter, Failure, Update, seed_for
+from shepherd.data import cursor
 from shepherd.errors import DataError
 from shepherd.federation import local, wire
 from shepherd.federation.simulation import Simulation
@@ -88,7 +89,7 @@ def asked(llama_folder) -> Callable[..., wire.Request]:
     return lambda *words, **more: request(llama_folder, *words, **more)
 
 
-def simulated(base: Any, source: Path, folder: Path, asked: Any) -> Simulation:
+def simulated(base: Any, source: Path, folder: Path, asked: Any, **least: int) -> Simulation:
     """The same client in process."""
     run = own(trained.settings(folder, source), asked, str(folder))
     return Simulation(
@@ -99,7 +100,7 @@ def simulated(base: Any, source: Path, folder: Path, asked: Any) -> Simulation:
         tuning=run.tuning,
         federation=run.federation,
         seed=run.seed,
-        min_batch=4,
+        **{"min_batch": 4, **least},
         cohort_size=1,
     )
 
@@ -117,6 +118,38 @@ def test_rounds_give_the_bits_of_a_simulation(born, asked, llama_folder, source,
         assert found.metrics == {name: expected.metrics[name] for name in found.metrics}
         assert "trained_tokens" in found.metrics
     assert bool(expected.extra) == bool(changed)
+
+
+def test_a_small_site_goes_on_over_the_end_of_an_epoch(
+    asked, llama_folder, shaped, tmp_path, monkeypatch
+) -> None:
+    """Thirty examples, two steps of eight: the second visit has 14 of one epoch and 8 of the next."""
+    source = runs.written(tmp_path / "rows.jsonl", runs.rows(30))
+    monkeypatch.setattr(trained, "SCORING", {**trained.SCORING, "share": 0.0})
+    limits = {"min_examples": 16, "min_batch": 8, "rounds_per_month": 99}
+    trainer = Trainer(trained.settings(llama_folder, source, **limits), NAME, tmp_path / "home")
+    plain = tables(tuning={"batch_size": 8, "max_steps": 2}, federation={"rounds": 40})
+    here = simulated(shaped, source, llama_folder, plain, min_batch=8, min_examples=16)
+    starts = []
+    for round in range(12):
+        sent = broadcast(shaped, round)
+        (expected,) = here.run(sent, [NAME])
+        found = ask(trainer, asked(sent, settings=plain))
+        assert found == replace(expected, metrics=found.metrics)
+        kept = trainer.store.kept(RUN)[-1]
+        assert (kept.position, kept.different) == (here.draft.positions[NAME], len(_taken(kept)))
+        assert kept.different >= 16
+        starts.append(kept.start)
+    assert any(start % 30 for start in starts)
+    granted = [event.asked for event in audit.events(trainer.home / audit.FILE) if event.what == "granted"]
+    assert {each["steps"] for each in granted} == {2}
+
+
+def _taken(kept: store.Kept) -> set[int]:
+    """The examples of a visit, by the orders of its epochs."""
+    seed = seed_for(3, "order", NAME)
+    orders = np.concatenate([cursor.order(30, epoch, seed) for epoch in range(kept.position // 30 + 1)])
+    return set(orders[kept.start : kept.position].tolist())
 
 
 def test_base_and_data_are_made_once_for_all_rounds_and_runs(born, asked, shaped, monkeypatch) -> None:

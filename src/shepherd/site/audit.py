@@ -110,7 +110,7 @@ def granted_to(
     """
     comes_to = {**summary(request), **_adapter(request)}
     if visit is not None:
-        comes_to |= {"steps": visit.steps, "examples": visit.taken}
+        comes_to |= {"steps": visit.steps, "examples": visit.taken, "different": visit.different}
     if scoring is not None:
         comes_to |= {"scoring": {**scoring.model_dump(), "behind": dict(behind)}}
     return Event(what="granted", asked=comes_to, **_of(request, now))

@@ -77,7 +77,7 @@ def refusal(
     site: str,
     bases: Collection[str],
     examples: int | None,
-    position: int = 0,
+    different: int | None = None,
     scored: int | None = None,
     scoring: ScoringTable = USUAL,
 ) -> Refusal | None:
@@ -90,7 +90,7 @@ def refusal(
         bases: digests of the bases that may be loaded.
         examples: that the site would train on, 1 or more; None before the data are looked at, and the
             rules about them are left out.
-        position: where the site is in its examples for this run, as `data.cursor` counts.
+        different: examples that the visit took, where it is one whose answer was kept.
         scored: held-out examples behind the numbers of a score; None where none is asked for.
         scoring: how the owner has examples rendered.
 
@@ -104,7 +104,7 @@ def refusal(
     if examples is None:
         faults.append(_about_steps(policy, run.tuning.max_steps or 0))
     else:
-        faults.append(_about_a_visit(policy, run, examples, position))
+        faults.append(_about_a_visit(policy, run, examples, different))
     if scored is not None:
         faults.append(_about_a_score(policy, scored))
     return next((fault.at(site) for some in faults for fault in some), None)
@@ -136,7 +136,7 @@ def broken_by(
     scoring: ScoringTable = USUAL,
 ) -> list[Refusal]:
     """Every rule that a run file breaks by itself, whatever its base and whenever it asks."""
-    faults = (*_about_the_run(policy, run, rounds, scoring), *_about_a_visit(policy, run, examples, 0))
+    faults = (*_about_the_run(policy, run, rounds, scoring), *_about_a_visit(policy, run, examples))
     return [fault.at(site) for fault in faults]
 
 
@@ -239,36 +239,27 @@ def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
         yield Fault("require_secure_aggregation", True, got, f"add the transform {_toml(SECURE)}")
 
 
-def _about_a_visit(policy: PolicyTable, run: RunSettings, examples: int, position: int) -> Iterator[Fault]:
+def _about_a_visit(
+    policy: PolicyTable, run: RunSettings, examples: int, different: int | None = None
+) -> Iterator[Fault]:
+    """By what a visit from the start of an epoch takes, so that a run is refused at once or not at all: one
+    that goes over an epoch's end has as many different examples, or begins with the next (`data.cursor`)."""
     if examples < max(policy.min_examples, policy.min_batch):
         rule = "min_examples" if examples < policy.min_examples else "min_batch"
         fix = "train with sites that hold more"
         yield Fault(rule, getattr(policy, rule), f"to train on {examples} examples", fix)
         return
-    visit = length(run, examples, position, policy.min_batch)
+    visit = length(run, examples, policy.min_batch)
     yield from _about_steps(policy, visit.steps)
-    different = _different(examples, cursor.begin(examples, position, policy.min_batch), visit.taken)
+    different = visit.different if different is None else different
     if different < policy.min_examples:
-        got = f"a visit that takes {different}"
-        if different < visit.taken:
-            got += f" different ones for certain ({visit.taken}, over the border of an epoch)"
         fix = "raise tuning.batch_size, tuning.max_steps or tuning.epochs"
-        yield Fault("min_examples", policy.min_examples, got, fix)
-    wanted = visit.taken if run.tuning.max_steps else _wanted(run, examples)  # an end may be moved a little
+        yield Fault("min_examples", policy.min_examples, f"a visit that takes {different}", fix)
+    # as asked, since an end may be moved a little
+    wanted = run.tuning.max_steps * run.tuning.batch_size if run.tuning.max_steps else _wanted(run, examples)
     if wanted > policy.max_epochs * examples:
-        epochs = f"{visit.taken / examples:.4g}"
-        got = f"{epochs} epochs a visit ({visit.taken} examples of {examples})"
+        got = f"{wanted / examples:.4g} epochs a visit ({wanted} examples of {examples})"
         yield Fault("max_epochs", policy.max_epochs, got, SHORTER)
-
-
-def _different(examples: int, start: int, taken: int) -> int:
-    """Fewest different examples of a visit: what it takes of the next epoch it may have taken of this one.
-
-    >>> _different(30, 16, 14), _different(30, 16, 22), _different(30, 16, 40)
-    (14, 14, 26)
-    """
-    left = examples - start % examples
-    return max(min(taken, left), min(taken - left, examples))
 
 
 def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Fault]:
@@ -313,29 +304,27 @@ def _about_now(policy: PolicyTable, request: Request, granted: Granted, now: dat
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """How long a visit is: optimiser steps, and examples taken (one taken twice counts twice)."""
+    """How long a visit is: optimiser steps, examples taken (one taken twice counts twice), different ones."""
 
     steps: int
     taken: int
+    different: int
 
 
-def length(run: RunSettings, examples: int, position: int = 0, min_batch: int = 1) -> Visit:
-    """The length of the visit that `data.cursor.visit` would make, without making it.
+def length(run: RunSettings, examples: int, min_batch: int = 1) -> Visit:
+    """The length of the visit that `data.cursor.visit` makes from the start of an epoch, without making it.
 
-    A batch never straddles two epochs, so the steps depend on where the cursor is.
+    One that goes over the end of an epoch may have one or two steps more, since no batch straddles two.
     """
-    batch, start = run.tuning.batch_size, cursor.begin(examples, position, min_batch)
-    left = examples - start % examples
-    first, each = (cursor.batches(count, batch, min_batch) for count in (left, examples))
-    if run.tuning.max_steps is None:
-        taken = cursor.end(examples, start, _wanted(run, examples), min_batch) - start
-        whole, rest = divmod(max(0, taken - left), examples)
-        head = cursor.batches(min(taken, left), batch, min_batch)
-        return Visit(head + whole * each + cursor.batches(rest, batch, min_batch), taken)
-    if (steps := run.tuning.max_steps) < first:
-        return Visit(steps, steps * batch)
-    whole, rest = divmod(steps - first, each)
-    return Visit(steps, left + whole * examples + rest * batch)
+    batch, each = run.tuning.batch_size, cursor.batches(examples, run.tuning.batch_size, min_batch)
+    if (steps := run.tuning.max_steps) is None:
+        taken = cursor.end(examples, 0, _wanted(run, examples), min_batch)
+        whole, rest = divmod(taken, examples)
+        steps = whole * each + cursor.batches(rest, batch, min_batch)
+    else:
+        whole, rest = divmod(steps, each)
+        taken = whole * examples + rest * batch
+    return Visit(steps, taken, min(taken, examples))
 
 
 def _wanted(run: RunSettings, examples: int) -> int:

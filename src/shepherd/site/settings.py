@@ -148,7 +148,8 @@ class PolicyTable(Table):
     0.001, whose tuning.betas are below 0.5, or whose learning_rate * weight_decay is above 0.01: each
     can make an update of a few examples out of a visit of many."""
     max_steps: PositiveInt = 1000
-    """Most optimiser steps in one visit, however the run file says its length."""
+    """Most optimiser steps in one visit, however the run file says its length (over the end of an epoch there
+    may be one or two more)."""
     max_epochs: PositiveFloat = 3.0
     """Most passes over the site's examples in one visit, however the run file says its length."""
     max_rounds: PositiveInt = 100
@@ -172,7 +173,8 @@ class PolicyTable(Table):
     """Fewest sites in a round: in a round of one, the mean is this site's own update."""
     min_examples: PositiveInt = 16
     """Fewest different examples that a visit takes, and fewest behind any number that leaves: what comes from
-    a handful says much about each of them. Smaller categories are scored together, as "other"."""
+    a handful says much about each of them. A visit that would take fewer at the end of an epoch begins with
+    the next one. Smaller categories are scored together, as "other"."""
     min_batch: PositiveInt = 8
     """Fewest examples in one optimiser step. A last batch of an epoch that would be shorter is taken with
     the one before it."""

@@ -52,6 +52,8 @@ class Kept:
     """Where the visit began."""
     position: int
     """Where it ended."""
+    different: int
+    """How many different examples it took."""
     examples: int
     """That the site held then."""
     memory: Adapter
@@ -217,6 +219,7 @@ def _checkpoint(kept: Kept) -> Checkpoint:
         "metrics": dict(update.metrics),
         "start": kept.start,
         "position": kept.position,
+        "different": kept.different,
         "examples": kept.examples,
     }
     return Checkpoint(state=state, clients={OWN: kept.memory}, notes=notes)
@@ -231,6 +234,7 @@ def _read(path: Path) -> Kept:
         update=_update(round, notes, tensors),
         start=notes["start"],
         position=notes["position"],
+        different=notes["different"],
         examples=notes["examples"],
         memory=saved.clients[OWN],
         adapter=saved.state.adapter,

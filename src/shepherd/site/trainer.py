@@ -25,6 +25,7 @@ from time import monotonic
 
 from shepherd import plugins, prepare
 from shepherd.core import Adapter, Broadcast, Failure, Update, seed_for
+from shepherd.data import cursor
 from shepherd.errors import DataError, ShepherdError
 from shepherd.evaluate import loss
 from shepherd.federation import fields, local, wire
@@ -39,7 +40,7 @@ from shepherd.site import arrival, audit, bases, faults, numbers, policy
 from shepherd.site.audit import Left
 from shepherd.site.holding import Holding
 from shepherd.site.numbers import Score
-from shepherd.site.policy import Granted, Refusal
+from shepherd.site.policy import Granted, Refusal, Visit
 from shepherd.site.settings import SiteSettings, own, read, scored
 from shepherd.site.store import Kept, Record, Store
 from shepherd.site.task import Answer, Task, waited
@@ -114,7 +115,11 @@ class Trainer:
         return waited(task, received + request.deadline)
 
     def _require_allowed(
-        self, request: Request, examples: int | None = None, position: int = 0, scored: int | None = None
+        self,
+        request: Request,
+        examples: int | None = None,
+        different: int | None = None,
+        scored: int | None = None,
     ) -> None:
         """By the rules about what is asked; before the data are looked at, by those that need no look."""
         arrival.require_none(
@@ -124,7 +129,7 @@ class Trainer:
                 site=self.name,
                 bases=self._allowed,
                 examples=examples,
-                position=position,
+                different=different,
                 scored=scored,
                 scoring=self.settings.scoring,
             )
@@ -184,7 +189,7 @@ class Trainer:
             )
         if kept is None:
             return None
-        self._require_allowed(request, kept.examples, kept.start)
+        self._require_allowed(request, kept.examples, kept.different)
         return _left(self._told(kept.update))
 
     def _kept_score(self, request: Request, record: Record) -> Answer | None:
@@ -249,12 +254,9 @@ class Trainer:
             return self._scored(task, settings)
         prepared = self.holding.data(settings, request.base)
         examples = len(prepared.clients[self.name])
-        before = self.store.before(request.run, request.round)
-        start = before.position if before else self.store.record(request.run).position
-        self._require_allowed(request, examples, start)
+        self._require_allowed(request, examples)
         self._require_allowed_now(request)  # it may have waited
-        least = self.settings.policy.min_batch
-        visit = policy.length(settings, examples, start, least) if request.broadcast else None
+        start, visit = self._planned(request, settings, examples)
         self._record(audit.granted_to(request, _now(), visit=visit))
         task.require_wanted()
         base = self.holding.base(settings, request.base, self._longest(settings))
@@ -263,7 +265,7 @@ class Trainer:
         if request.broadcast is None:
             return _left(self._joined(examples))
         arrival.require_fit(request.broadcast, base)
-        return self._trained(task, settings, prepared, base, before, start)
+        return self._trained(task, settings, prepared, base, start, visit)
 
     def _own(self, request: Request) -> RunSettings:
         return own(self.settings, request.settings, bases.find(self.settings.bases, request.base))
@@ -285,6 +287,22 @@ class Trainer:
             return self.settings.trainer.order_seed
         return seed_for(self.store.secret(), "order", request.run)
 
+    def _planned(self, request: Request, settings: RunSettings, examples: int) -> tuple[int, Visit]:
+        """Where the next visit begins in the site's examples, and how long it is."""
+        limits, tuning = self.settings.policy, settings.tuning
+        steps, end = cursor.visit(
+            examples,
+            self.store.record(request.run).position,
+            epochs=tuning.epochs,
+            max_steps=tuning.max_steps,
+            batch_size=tuning.batch_size,
+            seed=seed_for(self._order(request), "order", self.name),
+            min_batch=limits.min_batch,
+            min_examples=limits.min_examples,
+        )
+        visit = Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
+        return end - visit.taken, visit
+
     def _joined(self, examples: int) -> Joined:
         fewest = self.settings.policy.min_cohort
         return Joined(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
@@ -295,11 +313,12 @@ class Trainer:
         settings: RunSettings,
         prepared: Prepared,
         base: Base,
-        before: Kept | None,
         start: int,
+        visit: Visit,
     ) -> Answer:
         request, name = task.request, self.name
         assert request.broadcast is not None
+        before = self.store.before(request.run, request.round)
         if before is None and start:
             log.warning("%s what it remembered is gone, and it goes on without", _named(request))
         simulation = Simulation(
@@ -336,6 +355,7 @@ class Trainer:
             update=replace(answer, metrics=metrics),
             start=start,
             position=position,
+            different=visit.different,
             examples=examples,
             memory=simulation.memories[name],
             adapter=request.broadcast.adapter,
