@@ -75,7 +75,7 @@ REFUSED = {
         {},
         {},
         {"examples": 15},
-        "min_examples = 16 of site-1 refuses to train on 15 examples;",
+        "min_examples = 16 of site-1 refuses to train on fewer examples;",
     ),
     "min_batch": (
         {},
@@ -237,7 +237,7 @@ def test_a_score_needs_as_many_examples_as_a_visit() -> None:
     found = refused({"metrics": ("heldout",)}, request("score"), scored=15)
     assert found is not None
     assert found.rule == "min_examples"
-    assert "min_examples = 16 of site-1 refuses a score over 15 held-out examples; " in str(found)
+    assert "min_examples = 16 of site-1 refuses a score over fewer held-out examples; " in str(found)
 
 
 def test_a_score_has_the_budget_of_rounds_and_one_more_a_run() -> None:

@@ -104,6 +104,17 @@ def test_a_record_of_an_earlier_version_has_no_score(tmp_path) -> None:
     assert Store(tmp_path).record(RUN) == Record(round=3, position=9, scored=2, scored_id="b")
 
 
+def test_a_round_that_came_to_nothing_is_over(tmp_path) -> None:
+    store = Store(tmp_path)
+    store.save(RUN, kept(0))
+    store.spend(RUN, 1, "b" * 32, 12)
+    for found in (store, Store(tmp_path)):
+        assert found.record(RUN) == Record(round=1, id="b" * 32, position=12, spent=True)
+        assert found.before(RUN, 2) == kept(0)
+    store.save(RUN, kept(2))
+    assert store.record(RUN) == Record(round=2, id=kept(2).id, position=14)
+
+
 def test_a_kill_between_the_state_and_the_record_loses_neither(tmp_path) -> None:
     Store(tmp_path).save(RUN, kept(0))
     before = (tmp_path / "runs" / f"{RUN}.json").read_bytes()

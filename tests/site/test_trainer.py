@@ -26,7 +26,7 @@ import pytest
 from shepherd import plugins, prepare
 from shepherd.core import Adapter, Failure, Update, seed_for
 from shepherd.data import cursor
-from shepherd.errors import DataError
+from shepherd.errors import AdapterError, DataError, SettingsError, ShepherdError, WireError
 from shepherd.federation import local, wire
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.wire import Joined, Scores
@@ -191,6 +191,20 @@ def test_who_joins_is_told_by_size_and_version(born, asked, source, llama_folder
         assert ask(trainer, asked()) == joined
 
 
+def test_how_few_examples_a_site_has_is_never_told(asked, llama_folder, shaped, tmp_path) -> None:
+    """Not by a refusal, and not once all is loaded either."""
+    source = runs.written(tmp_path / "rows.jsonl", runs.rows(36))
+    trainer = Trainer(trained.settings(llama_folder, source, min_examples=6), NAME, tmp_path / "home")
+    assert isinstance(ask(trainer, asked()), Joined)
+    few = trainer.settings.policy.model_copy(update={"min_examples": 37})
+    trainer.settings = trainer.settings.model_copy(update={"policy": few})
+    said = reason(ask(trainer, asked()))
+    assert said == (
+        "policy min_examples = 37 of site-1 refuses to train on fewer examples; train with sites that hold"
+        " more"
+    )
+
+
 # the same question, and an old one -------------------------------------------------------------------------
 
 
@@ -285,7 +299,7 @@ def test_a_score_is_computed_once_and_given_again_as_the_policy_of_today_has_it(
     assert list(left.scores) == ["a"]
     assert left.scores["a"]["examples"] == 9
     said = reason(ask(born(min_examples=10), question))
-    assert "min_examples = 10 of site-1 refuses a score over 0 held-out examples" in said
+    assert "min_examples = 10 of site-1 refuses a score over fewer held-out examples" in said
     assert "policy metrics" in reason(ask(born(metrics=["loss"]), question))
     monkeypatch.setattr(trainers, "_now", lambda: datetime(2026, 11, 22, 18, 0))
     assert ask(born(hours="08:00-18:00"), question) == first
@@ -312,15 +326,33 @@ def test_an_adapter_with_huge_numbers_is_refused(born, asked, shaped) -> None:
         assert "of the broadcast has numbers above 1000" in reason(ask(born(), asked(huge, kind)))
 
 
-def test_an_update_that_is_not_finite_does_not_leave(born, asked, shaped, monkeypatch) -> None:
-    honest = Simulation.run
+def test_an_update_that_is_not_finite_does_not_leave_and_its_round_is_over(
+    born, asked, shaped, llama_folder, source, monkeypatch, caplog
+) -> None:
+    """That it is not is an answer about the examples: one a round, without a name or a number."""
+    trainer, tuned, honest = born(), [], Simulation.run
 
     def run(self, *words):
+        tuned.append(self.positions[NAME])
         for update in honest(self, *words):
             yield replace(update, delta=update.delta.times(np.inf))
 
-    monkeypatch.setattr(Simulation, "run", run)
-    assert "of its update is not finite" in reason(ask(born(), asked(blank(shaped))))
+    with monkeypatch.context() as patch:
+        patch.setattr(Simulation, "run", run)
+        for each in (trainer, trainer, born()):
+            assert reason(ask(each, asked(blank(shaped)))) == faults.DIVERGED
+        said = reason(ask(trainer, asked(broadcast(shaped))))
+    assert "answered round 1 of this run and is asked for round 1 with another question" in said
+    assert tuned == [0]
+    assert re.search(r"tensor \S+lora_A\.weight of its update is not finite", caplog.text)
+    events = audit.events(trainer.home / audit.FILE)
+    assert [event.what for event in events] == ["granted", "failed", "failed", "failed", "refused"]
+    here = simulated(shaped, source, llama_folder, TABLES)  # where such an update is refused later
+    for round in range(2):
+        (expected,) = here.run(broadcast(shaped, round), [NAME])
+    assert ask(born(), asked(broadcast(shaped, 1))).delta == expected.delta  # law 2
+    (kept,) = born().store.kept(RUN)
+    assert (kept.round, kept.start) == (1, 12)
 
 
 # what is refused -------------------------------------------------------------------------------------------
@@ -481,7 +513,7 @@ def test_a_score_over_a_handful_is_refused(born, asked, shaped) -> None:
     trainer = born(min_examples=7)  # 6 are held out
     said = reason(ask(trainer, asked(blank(shaped), "score")))
     assert said.startswith(
-        "policy min_examples = 7 of site-1 refuses a score over 0 held-out examples; go on without"
+        "policy min_examples = 7 of site-1 refuses a score over fewer held-out examples; go on without"
     )
     (event,) = audit.events(trainer.home / audit.FILE)
     assert (event.what, event.kind, event.rule) == ("refused", "score", "min_examples")
@@ -544,7 +576,12 @@ def test_a_bad_row_is_named_here_and_not_there(llama_folder, tmp_path, asked, ca
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: HUSH"), faults.MEMORY),
         (type("OutOfMemoryError", (RuntimeError,), {})("HUSH"), faults.MEMORY),
         (OSError(errno.ENOMEM, "HUSH"), faults.MEMORY),
-        (ValueError("HUSH"), "it met a fault that it does not know (ValueError); the site's log says where"),
+        (ValueError("HUSH"), faults.OTHER),
+        (type("HUSH", (RuntimeError,), {})(), faults.OTHER),
+        (DataError("client a: HUSH"), faults.DATA),
+        (AdapterError("tensor HUSH is not finite"), faults.VISIT),
+        (SettingsError("HUSH"), faults.VISIT),
+        (WireError("HUSH"), faults.VISIT),
     ],
 )
 def test_what_tuning_throws_is_a_failure_and_the_next_request_is_answered(
@@ -558,8 +595,9 @@ def test_what_tuning_throws_is_a_failure_and_the_next_request_is_answered(
     with monkeypatch.context() as patch:
         patch.setattr(tune, "tune", fail)
         assert reason(ask(trainer, asked(broadcast(shaped)))) == said
-    assert "HUSH" not in caplog.text
-    assert "test_trainer.py" in caplog.text  # where it was
+    if not isinstance(error, ShepherdError):
+        assert "test_trainer.py" in caplog.text  # where it was
+        assert str(error) == "" or str(error) not in caplog.text
     assert trainer.store.kept(RUN) == ()
     assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
     events = audit.events(trainer.home / audit.FILE)

@@ -11,6 +11,7 @@ from shepherd.errors import AdapterError
 from shepherd.federation import wire
 from shepherd.federation.wire import Request
 from shepherd.model.base import Base
+from shepherd.site.faults import Diverged
 from shepherd.site.policy import Refusal
 
 CLOCKS = 300.0  # seconds that the server's clock and ours may be apart
@@ -89,7 +90,8 @@ def require_sound(request: Request) -> None:
             f"the broadcast is of round {broadcast.round + 1}, not {request.round + 1} as asked; send it"
         )
     for part in (broadcast.adapter, broadcast.extra):
-        _require_finite(part, "the broadcast", "go back to an earlier round")
+        if (name := _infinite(part)) is not None:
+            raise AdapterError(f"tensor {name} of the broadcast is not finite; go back to an earlier round")
     for name, tensor in broadcast.adapter.items():
         if np.abs(tensor).max(initial=0.0) > LARGEST:
             raise AdapterError(
@@ -103,12 +105,12 @@ def require_fit(broadcast: Broadcast, base: Base) -> None:
 
 
 def require_finite(update: Update) -> None:
-    """Raise AdapterError, naming the tensor, where a visit came to numbers that are none."""
-    for part in (update.delta, update.extra):
-        _require_finite(part, "its update", "lower the learning rate or clip the gradient")
+    """Raise Diverged, naming the tensor for this site's log, where a visit came to numbers that are none."""
+    name = _infinite(update.delta) or _infinite(update.extra)
+    if name is not None:
+        raise Diverged(f"tensor {name} of its update is not finite")
 
 
-def _require_finite(adapter: Adapter, what: str, fix: str) -> None:
-    for name, tensor in adapter.items():
-        if not np.isfinite(tensor).all():
-            raise AdapterError(f"tensor {name} of {what} is not finite; {fix}")
+def _infinite(adapter: Adapter) -> str | None:
+    """The first tensor that is not finite."""
+    return next((name for name, tensor in adapter.items() if not np.isfinite(tensor).all()), None)

@@ -247,7 +247,9 @@ def _about_a_visit(
     if examples < max(policy.min_examples, policy.min_batch):
         rule = "min_examples" if examples < policy.min_examples else "min_batch"
         fix = "train with sites that hold more"
-        yield Fault(rule, getattr(policy, rule), f"to train on {examples} examples", fix)
+        yield Fault(
+            rule, getattr(policy, rule), "to train on fewer examples", fix
+        )  # how many is its own affair
         return
     visit = length(run, examples, policy.min_batch)
     yield from _about_steps(policy, visit.steps)
@@ -274,9 +276,8 @@ def _about_scores(policy: PolicyTable) -> Iterator[Fault]:
 
 def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Fault]:
     if scored < policy.min_examples:
-        got = f"a score over {scored} held-out examples"
         fix = "go on without this site's score; its owner may raise scoring.share or scoring.examples"
-        yield Fault("min_examples", policy.min_examples, got, fix)
+        yield Fault("min_examples", policy.min_examples, "a score over fewer held-out examples", fix)
 
 
 def _about_now(policy: PolicyTable, request: Request, granted: Granted, now: datetime) -> Iterator[Fault]:

@@ -69,6 +69,8 @@ class Record:
     """The last one answered."""
     id: str = ""
     position: int = 0
+    spent: bool = False
+    """Whether that round's visit came to nothing that could be answered."""
     scored: int = -1
     """The last one scored."""
     scored_id: str = ""
@@ -114,7 +116,7 @@ class Store:
         found = _record(self._place(run))
         for last in self.kept(run)[-1:]:  # a kill between the two leaves the record behind
             if last.round > found.round:
-                return replace(found, round=last.round, id=last.id, position=last.position)
+                return _answered(found, last)
         return found
 
     def save(self, run: str, kept: Kept) -> None:
@@ -129,9 +131,18 @@ class Store:
             checkpoint.save(self.home / "state" / run, _checkpoint(kept), keep=KEEP)
             sweep(self.home / "state", RUNS)
             known = _record(self._place(run))
-            now = replace(known, round=kept.round, id=kept.id, position=kept.position)
-            self._write(run, now)
+            self._write(run, _answered(known, kept))
             self._run, self._kept = run, (*before, kept)[-KEEP:]
+
+    def spend(self, run: str, round: int, id: str, position: int) -> None:
+        """Keep that a round's visit was made and came to nothing, so that it is not made again.
+
+        Raises:
+            FolderError: the disk is full or cannot be written.
+        """
+        with self._lock:
+            known = _record(self._place(run))
+            self._write(run, replace(known, round=round, id=id, position=position, spent=True))
 
     def save_score(self, run: str, round: int, id: str, score: Mapping[str, Score]) -> None:
         """Keep the score of a round, before it is told.
@@ -206,6 +217,10 @@ def _record(place: Path) -> Record:
         raise FolderError(
             f"the record {place} cannot be read ({type(error).__name__}); delete it, and the run begins anew"
         ) from error
+
+
+def _answered(record: Record, kept: Kept) -> Record:
+    return replace(record, round=kept.round, id=kept.id, position=kept.position, spent=False)
 
 
 def _checkpoint(kept: Kept) -> Checkpoint:

@@ -110,6 +110,7 @@ class Trainer:
             self._require_few_answers(request)
             return kept
         if request.kind == "join" and (examples := self._examples_held(request)):
+            self._require_allowed(request, examples)
             return _left(self._joined(examples))
         task = self._submitted(request, received + request.deadline)
         return waited(task, received + request.deadline)
@@ -178,6 +179,8 @@ class Trainer:
         record = self.store.record(request.run)
         if request.kind == "score":
             return self._kept_score(request, record)
+        if record.spent and record.id == request.id:
+            raise faults.Diverged("this visit was made, and came to numbers that are not finite")
         kept = self.store.answered(request.run, request.id)
         if kept is None and request.round <= record.round:
             again = "another question" if request.id != record.id else "one whose answer is kept no more"
@@ -337,12 +340,17 @@ class Trainer:
             memories={name: before.memory} if before else {},
             watch=lambda progress: task.require_wanted(),
         )
-        (answer,) = simulation.run(request.broadcast, [name])
+        with faults.of_the_examples():
+            (answer,) = simulation.run(request.broadcast, [name])
         simulation.commit()
         if isinstance(answer, Failure):
             raise DataError(answer.reason)
-        arrival.require_finite(answer)
         examples, position = len(prepared.clients[name]), simulation.positions[name]
+        try:
+            arrival.require_finite(answer)
+        except faults.Diverged:  # which says something of these examples: once
+            self.store.spend(request.run, request.round, request.id, position)
+            raise
         metrics = numbers.of_a_visit(
             answer.metrics,
             comparable=self._is_comparable(settings, examples, start, position),
@@ -393,7 +401,8 @@ class Trainer:
         data = held.heldout.take(places)
         micro_batch = self._tuning(settings, base).micro_batch_tokens
         assert isinstance(micro_batch, int)
-        sums = score.losses(base, [adapter], data, micro_batch=micro_batch, cap_nats=numbers.CAP_NATS)[0]
+        with faults.of_the_examples():
+            sums = score.losses(base, [adapter], data, micro_batch=micro_batch, cap_nats=numbers.CAP_NATS)[0]
         found = numbers.scores(sums, tune.predictions(data), names, least)
         task.commit()
         self.store.save_score(request.run, request.round, request.id, found)
