@@ -324,6 +324,7 @@ WORDS: dict[str, tuple[Any, str]] = {
     "templates": (("plain", "chat"), "written as plain, chat,"),
     "system_prompts": (("Be brief.",), "a run may set: Be brief."),
     "max_tokens": ((77, 99), "cut to 77, 99 tokens"),
+    "dates": (("2026-11-28",), "print as today's: 2026-11-28."),
     "loss_on": (("responses", "all"), "instructions and contexts too"),
     "require_noise": (True, "must add noise"),
     "require_secure_aggregation": (True, "must use secure aggregation"),

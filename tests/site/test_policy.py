@@ -13,7 +13,7 @@ from shepherd.data.cursor import visit
 from shepherd.errors import SettingsError
 from shepherd.settings import parse
 from shepherd.site.policy import MOST_TRIES, Visit, length, within
-from shepherd.site.settings import PolicyTable
+from shepherd.site.settings import PolicyTable, ScoringTable
 from tests.site.asking import refused, request
 
 REFUSED = {
@@ -100,6 +100,12 @@ REFUSED = {
         {"data": {"max_tokens": 300}},
         {},
         "of site-1 refuses examples of 300 tokens; set data.max_tokens = 256 or 384",
+    ),
+    "dates": (
+        {"dates": ("2026-11-27", "2026-11-28")},
+        {"data": {"template": "chat", "date": "2026-11-29"}},
+        {},
+        'dates = ["2026-11-27", "2026-11-28"] of site-1 refuses to print 2026-11-29 as the day; set',
     ),
     "hours": ({"hours": "18:00-06:00"}, {}, {}, 'hours = "18:00-06:00" of site-1 refuses at 12:00 of its'),
     "rounds_per_month": (
@@ -269,6 +275,16 @@ def test_options_of_a_chat_template_are_switches() -> None:
         assert 'refuses template option "enable_thinking"' in str(refused({}, asked(value)))
 
 
+def test_the_day_of_the_scores_may_be_printed_too() -> None:
+    asked = request(data={"template": "chat", "date": "2026-11-28"})
+    found = refused({}, asked)
+    assert str(found).startswith("policy dates = [] of site-1 refuses to print 2026-11-28 as the day; leave")
+    assert refused({}, asked, scoring=ScoringTable(date="2026-11-28")) is None
+    other = refused({}, asked, scoring=ScoringTable(date="2026-11-27"))
+    assert 'dates = ["2026-11-27"] of site-1 refuses' in str(other)
+    assert refused({}, request(data={"template": "chat"})) is None
+
+
 def test_a_system_prompt_is_allowed_word_by_word() -> None:
     asked = request(data={"system": "Be brief."})
     assert refused({"system_prompts": ("Be brief.",)}, asked) is None
@@ -425,6 +441,7 @@ STRICTNESS = {  # from loose to strict
     "min_examples": [1, 16, 200],
     "algorithms": [("fedavg", "fedprox"), ("fedavg",), ()],
     "transforms": [("clip", "noise", "secure"), ("clip", "noise"), ("clip",), ()],
+    "dates": [("2026-11-27", "2026-11-28"), ("2026-11-28",), ()],
     "loss_on": [("responses", "all"), ("responses",), ()],
     "require_noise": [False, True],
     "require_secure_aggregation": [False, True],
@@ -433,8 +450,9 @@ STRICTNESS = {  # from loose to strict
 }
 LEVELS = st.fixed_dictionaries({key: st.integers(0, len(steps) - 1) for key, steps in STRICTNESS.items()})
 ASKED = st.builds(
-    lambda kind, rank, tuning, rounds, algorithm, transforms, cohort: request(
+    lambda kind, rank, tuning, rounds, algorithm, transforms, cohort, day: request(
         kind,
+        data={"template": "chat", "date": day},
         adapter={"rank": rank},
         tuning=tuning,
         federation={"rounds": rounds},
@@ -454,6 +472,7 @@ ASKED = st.builds(
     st.sampled_from(["fedavg", "fedprox"]),
     st.lists(st.sampled_from(["clip", "noise", "secure"]), max_size=3),
     st.integers(1, 6),
+    st.sampled_from(["", "2026-11-28", "2026-11-27"]),
 )
 
 

@@ -683,6 +683,31 @@ def test_a_base_whose_files_changed_is_not_loaded(
     assert "base llama has the digest" in caplog.text
 
 
+def test_the_day_that_a_template_prints_is_the_owners_choice(
+    source, llama_folder, tmp_path, shaped, monkeypatch
+) -> None:
+    copy = shutil.copytree(llama_folder, tmp_path / "base")
+    printing = "w{{ strftime_now('%d') }} {% for m in messages %}{{ m.content }} {% endfor %}"
+    (copy / "chat_template.jinja").write_text(printing)
+    usual = trained.settings(copy, source, dates=["2026-11-27"])
+    scoring = usual.scoring.model_copy(update={"template": "chat", "date": "2026-11-28"})
+    trainer = Trainer(usual.model_copy(update={"scoring": scoring}), NAME, tmp_path / "home")
+
+    def answer(number: int, kind: str, **data: Any) -> Any:
+        plain = tables(data={"template": "chat", **data})
+        return ask(trainer, request(copy, blank(shaped), kind, settings=plain, run=f"{number:016x}"))
+
+    assert "loss" in answer(1, "train", date="2026-11-28").metrics
+    assert "loss" not in answer(2, "train", date="2026-11-27").metrics
+    assert "policy dates = " in reason(answer(3, "train", date="2026-11-29"))
+    assert "prints the day, and the run names none; set data.date" in reason(answer(4, "train"))
+    assert isinstance(answer(5, "score"), Scores)
+    trainer.settings = usual.model_copy(
+        update={"scoring": scoring.model_copy(update={"date": "", "max_tokens": 40})}
+    )
+    assert "its owner has not said which one" in reason(answer(6, "score"))
+
+
 # time ------------------------------------------------------------------------------------------------------
 
 

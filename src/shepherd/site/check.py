@@ -246,6 +246,7 @@ def in_words(policy: PolicyTable) -> list[str]:
         f" fewer; a step takes {policy.min_batch} or more.",
         f"Examples may be written as {_listed(policy.templates)}, and cut to {_listed(policy.max_tokens)}"
         f" tokens; system prompts that a run may set: {_listed(policy.system_prompts)}.",
+        f"Days that a run may have a chat template print as today's: {_listed(policy.dates)}.",
         f"Algorithms that may run: {_listed(policy.algorithms)}.",
         f"Transforms that may run: {_listed(policy.transforms)}.",
         f"A run {noise} add noise.",

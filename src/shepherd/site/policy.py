@@ -205,6 +205,10 @@ def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: Scoring
     if data.system is not None and data.system not in policy.system_prompts:
         fix = "leave data.system out, or have it listed there, word by word"
         yield Fault("system_prompts", None, f"system prompt {_toml(data.system)}", fix)
+    days = (*policy.dates, *((scoring.date,) if scoring.date else ()))
+    if data.date and data.date not in days:
+        fix = "set data.date to one of them" if days else "leave data.date out, or have it listed there"
+        yield Fault("dates", days, f"to print {data.date} as the day", fix)
     if data.max_tokens not in policy.max_tokens:
         got = f"examples of {data.max_tokens} tokens"
         yield Fault("max_tokens", policy.max_tokens, got, _nearest(policy.max_tokens, data.max_tokens))

@@ -11,11 +11,12 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Strict, model_validator
 from pydantic.fields import FieldInfo
 
 from shepherd import paths, world
@@ -39,7 +40,7 @@ Switch = Annotated[bool, Strict()]
 Metric = Literal["loss", "examples", "tokens", "trained_tokens", "steps", "heldout"]
 TemplateName = Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"]
 Tokens = Annotated[int, Strict(), Field(ge=8)]
-DAY = 24 * 60  # minutes
+MINUTES = 24 * 60  # of a day
 
 
 def minutes(hours: str) -> tuple[int, int]:
@@ -56,7 +57,7 @@ def minutes(hours: str) -> tuple[int, int]:
         raise ValueError("write it as 08:00-18:00")
     first, first_minute, last, last_minute = map(int, found.groups())
     start, end = first * 60 + first_minute, last * 60 + last_minute
-    if max(first_minute, last_minute) > 59 or start >= DAY or end > DAY:
+    if max(first_minute, last_minute) > 59 or start >= MINUTES or end > MINUTES:
         raise ValueError("a day has the hours 00:00 to 24:00")
     if start == end:
         raise ValueError("the window is empty; leave the key out to allow every hour")
@@ -68,10 +69,26 @@ def _window(hours: str) -> str:
     return hours
 
 
+def _day(day: Any) -> Any:
+    if type(day) is date:  # TOML has dates of its own
+        return day.isoformat()
+    if isinstance(day, str) and day:
+        try:
+            written = date.fromisoformat(day).isoformat()
+        except ValueError:
+            written = ""
+        if written != day:  # ISO 8601 knows 20261128 as well
+            raise ValueError("write a day as 2026-11-28")
+    return day
+
+
 def _digest(text: str) -> str:
     if text and not re.fullmatch(r"[0-9a-f]{64}", text):
         raise ValueError("64 hex digits are wanted, as `shepherd silos check` prints them")
     return text
+
+
+Day = Annotated[str, BeforeValidator(_day)]
 
 
 class SiteDataTable(Table):
@@ -111,7 +128,7 @@ class ScoringTable(Table):
     """Of the draw of what is held out."""
     template: TemplateName = "alpaca"
     """How examples are written: "alpaca", "alpaca-short", "vicuna", "plain" or "chat", the base's own."""
-    date: str = Field(default="", examples=["2026-11-28"])
+    date: Day = Field(default="", examples=["2026-11-28"])
     """Day that a chat template prints as today's; only a template that prints one needs it."""
     max_tokens: Tokens = 512
     """Longer examples are cut to this many tokens."""
@@ -186,6 +203,9 @@ class PolicyTable(Table):
     max_tokens: tuple[Tokens, ...] = (128, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
     """Lengths that a run may cut examples to. They lie far apart, so that two updates which differ by one
     token of an example cannot both be asked for."""
+    dates: tuple[Day, ...] = ()
+    """Days that a run may have a chat template print as today's, beside scoring.date; only a template that
+    prints one needs it."""
     loss_on: tuple[Literal["responses", "all"], ...] = ("responses",)
     """What may be trained on: the responses, or ("all") the instructions and contexts too."""
     require_noise: Switch = False
