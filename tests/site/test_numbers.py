@@ -101,7 +101,9 @@ def test_an_adapter_is_near_by_the_length_of_the_sites_own_update() -> None:
     trained = adapter(1.0, 1.0)
     assert numbers.is_near(adapter(1.0, 1.0 + 0.9 * numbers.NEAR), 1, trained, 0, moved=1.0)
     assert not numbers.is_near(adapter(1.0, 1.0 + 1.1 * numbers.NEAR), 1, trained, 0, moved=1.0)
-    assert not numbers.is_near(adapter(1.0, 1.0 + 0.9 * numbers.NEAR), 2, trained, 0, moved=1.0)
+    far = adapter(1.0, 1.0 + 0.9 * numbers.NEAR)
+    near = [round for round in range(-1, 30) if numbers.is_near(far, round + 4, trained, 4, moved=1.0)]
+    assert near == [*range(1, numbers.LATER + 1)]
     most = numbers.NEAR * numbers.MOST_MOVED
     assert numbers.is_near(adapter(1.0, 1.0 + 0.9 * most), 1, trained, 0, moved=1e9)
     assert not numbers.is_near(adapter(1.0, 1.0 + 1.1 * most), 1, trained, 0, moved=1e9)

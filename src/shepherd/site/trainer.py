@@ -429,7 +429,8 @@ class Trainer:
             raise arrival.Refused(
                 "scoring",
                 f"{self.name} scores an adapter that changes nothing yet, or one that is near the last one"
-                " that it trained, in the round before, and this is neither; go on without its score",
+                f" that it trained, in the {numbers.LATER} rounds before, and this is neither; go on without"
+                " its score",
             )
         return broadcast.adapter
 
