@@ -87,6 +87,7 @@ class Stub:
             update=update,
             start=0,
             position=0,
+            different=1,
             examples=1,
             memory=Adapter(),
             adapter=broadcast.adapter,

@@ -15,6 +15,7 @@ import pytest
 
 from shepherd.core import Adapter, Update
 from shepherd.errors import CheckpointError, FolderError
+from shepherd.site.numbers import Score
 from shepherd.site.store import Kept, Record, Store
 
 RUN, OTHER = "0123456789abcdef", "f" * 16
@@ -33,6 +34,7 @@ def kept(round: int, size: int = 3) -> Kept:
         update=update,
         start=5 * round,
         position=7 * round,
+        different=2,
         examples=40,
         memory=memory,
         adapter=delta.times(0.5),
@@ -77,7 +79,7 @@ def test_a_record_stays_a_year(tmp_path) -> None:
     store = Store(tmp_path)
     for run, days in ((RUN, 364), (OTHER, 366)):
         store.save(run, kept(0))
-        store.note_score(run, 0, "a" * 32)
+        store.save_score(run, 0, "a" * 32, {})
         then = time.time() - 86_400 * days
         os.utime(tmp_path / "runs" / f"{run}.json", (then, then))
     store.save("1" * 16, kept(0))
@@ -86,9 +88,31 @@ def test_a_record_stays_a_year(tmp_path) -> None:
 
 def test_what_was_scored_is_kept_beside(tmp_path) -> None:
     store = Store(tmp_path)
-    store.note_score(RUN, 0, "a" * 32)
+    score = {"qa": Score(mean=2.31, tokens=812, examples=40), "other": Score(0.1, 9, 16)}
+    store.save_score(RUN, 0, "a" * 32, score)
     store.save(RUN, kept(0))
-    assert Store(tmp_path).record(RUN) == Record(id=kept(0).id, round=0, scored=0, scored_id="a" * 32)
+    assert Store(tmp_path).record(RUN) == Record(
+        id=kept(0).id, round=0, scored=0, scored_id="a" * 32, score=score
+    )
+
+
+def test_a_record_of_an_earlier_version_has_no_score(tmp_path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / f"{RUN}.json").write_text(
+        '{"round": 3, "id": "", "position": 9, "scored": 2, "scored_id": "b"}'
+    )
+    assert Store(tmp_path).record(RUN) == Record(round=3, position=9, scored=2, scored_id="b")
+
+
+def test_a_round_that_came_to_nothing_is_over(tmp_path) -> None:
+    store = Store(tmp_path)
+    store.save(RUN, kept(0))
+    store.spend(RUN, 1, "b" * 32, 12)
+    for found in (store, Store(tmp_path)):
+        assert found.record(RUN) == Record(round=1, id="b" * 32, position=12, spent=True)
+        assert found.before(RUN, 2) == kept(0)
+    store.save(RUN, kept(2))
+    assert store.record(RUN) == Record(round=2, id=kept(2).id, position=14)
 
 
 def test_a_kill_between_the_state_and_the_record_loses_neither(tmp_path) -> None:

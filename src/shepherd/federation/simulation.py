@@ -66,6 +66,8 @@ class Simulation:
     """Of the order of the examples, where it is not the run's seed: a site has one that nobody else knows."""
     min_batch: int = 1
     """Fewest examples of an optimiser step; see `data.cursor.visit`."""
+    min_examples: int = 1
+    """Fewest different examples of a visit; see `data.cursor.visit`."""
     cap_nats: float = math.inf
     """Most that one token counts in the loss that is reported; see `model.tune.tune`."""
     watch: Callable[[Progress], None] = lambda progress: None
@@ -170,6 +172,7 @@ class Simulation:
             batch_size=self.tuning.batch_size,
             seed=seed_for(self.seed if self.order_seed is None else self.order_seed, "order", client),
             min_batch=self.min_batch,
+            min_examples=self.min_examples,
         )
         visit = Visit(
             client=client,

@@ -2,7 +2,7 @@
 
     HOME/state/RUN/round-00003/    a checkpoint: after the third round that the run asked of it
                                    tensors: what was trained from, the algorithm's memory, and the update
-    HOME/runs/RUN.json             where it is in its data, and the last questions that it answered
+    HOME/runs/RUN.json             where it is in its data, the last questions answered, and its last score
     HOME/secret                    what the order of the examples comes from
 
 Each is written whole or not at all. Checkpoints are kept of the last two rounds of the last eight runs; the
@@ -29,6 +29,7 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState, Update
 from shepherd.errors import FolderError
 from shepherd.folder import mending, write_atomic
+from shepherd.site.numbers import Score
 
 KEEP = 2  # rounds of a run
 RUNS = 8  # those answered last
@@ -51,6 +52,8 @@ class Kept:
     """Where the visit began."""
     position: int
     """Where it ended."""
+    different: int
+    """How many different examples it took."""
     examples: int
     """That the site held then."""
     memory: Adapter
@@ -66,9 +69,13 @@ class Record:
     """The last one answered."""
     id: str = ""
     position: int = 0
+    spent: bool = False
+    """Whether that round's visit came to nothing that could be answered."""
     scored: int = -1
     """The last one scored."""
     scored_id: str = ""
+    score: Mapping[str, Score] | None = None
+    """What was told then, by category."""
 
 
 @dataclass(slots=True)
@@ -109,7 +116,7 @@ class Store:
         found = _record(self._place(run))
         for last in self.kept(run)[-1:]:  # a kill between the two leaves the record behind
             if last.round > found.round:
-                return replace(found, round=last.round, id=last.id, position=last.position)
+                return _answered(found, last)
         return found
 
     def save(self, run: str, kept: Kept) -> None:
@@ -124,18 +131,28 @@ class Store:
             checkpoint.save(self.home / "state" / run, _checkpoint(kept), keep=KEEP)
             sweep(self.home / "state", RUNS)
             known = _record(self._place(run))
-            now = replace(known, round=kept.round, id=kept.id, position=kept.position)
-            self._write(run, now)
+            self._write(run, _answered(known, kept))
             self._run, self._kept = run, (*before, kept)[-KEEP:]
 
-    def note_score(self, run: str, round: int, id: str) -> None:
-        """Keep that a round was scored, before its score is told.
+    def spend(self, run: str, round: int, id: str, position: int) -> None:
+        """Keep that a round's visit was made and came to nothing, so that it is not made again.
 
         Raises:
             FolderError: the disk is full or cannot be written.
         """
         with self._lock:
-            self._write(run, replace(_record(self._place(run)), scored=round, scored_id=id))
+            known = _record(self._place(run))
+            self._write(run, replace(known, round=round, id=id, position=position, spent=True))
+
+    def save_score(self, run: str, round: int, id: str, score: Mapping[str, Score]) -> None:
+        """Keep the score of a round, before it is told.
+
+        Raises:
+            FolderError: the disk is full or cannot be written.
+        """
+        with self._lock:
+            known = _record(self._place(run))
+            self._write(run, replace(known, scored=round, scored_id=id, score=score))
 
     def secret(self) -> int:
         """This site's own, drawn once; nobody else ever sees it.
@@ -190,13 +207,20 @@ def _write_private(path: Path, text: str) -> None:
 
 def _record(place: Path) -> Record:
     try:
-        return Record(**json.loads(place.read_text(encoding="utf8")))
+        table = json.loads(place.read_text(encoding="utf8"))
+        score = table.pop("score", None)
+        told = None if score is None else {name: Score(**each) for name, each in score.items()}
+        return Record(**table, score=told)
     except FileNotFoundError:
         return Record()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise FolderError(
             f"the record {place} cannot be read ({type(error).__name__}); delete it, and the run begins anew"
         ) from error
+
+
+def _answered(record: Record, kept: Kept) -> Record:
+    return replace(record, round=kept.round, id=kept.id, position=kept.position, spent=False)
 
 
 def _checkpoint(kept: Kept) -> Checkpoint:
@@ -210,6 +234,7 @@ def _checkpoint(kept: Kept) -> Checkpoint:
         "metrics": dict(update.metrics),
         "start": kept.start,
         "position": kept.position,
+        "different": kept.different,
         "examples": kept.examples,
     }
     return Checkpoint(state=state, clients={OWN: kept.memory}, notes=notes)
@@ -224,6 +249,7 @@ def _read(path: Path) -> Kept:
         update=_update(round, notes, tensors),
         start=notes["start"],
         position=notes["position"],
+        different=notes["different"],
         examples=notes["examples"],
         memory=saved.clients[OWN],
         adapter=saved.state.adapter,
