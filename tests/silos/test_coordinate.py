@@ -123,6 +123,7 @@ def keeping(store: Store, name: str, site: Site) -> Site:
                 update=update,
                 start=4 * request.round,
                 position=4 * (request.round + 1),
+                different=4,
                 examples=40,
                 memory=Adapter(),
                 adapter=Adapter(),
