@@ -9,12 +9,14 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from shepherd.core import Adapter, Update
 from shepherd.errors import CheckpointError, FolderError
+from shepherd.site import store as store_module
 from shepherd.site.numbers import Score
 from shepherd.site.store import Kept, Record, Store
 
@@ -204,3 +206,16 @@ def test_after_a_kill_at_any_moment_a_whole_state_is_there(tmp_path) -> None:
         assert rounds == [*range(last - len(rounds) + 1, last + 1)]
         assert len(rounds) <= 3  # killed before the oldest was deleted
     assert last >= 5  # a life saves one round at least
+
+
+def test_a_visit_that_an_earlier_version_kept_is_read(tmp_path, monkeypatch) -> None:
+    def before(kept: Kept):
+        saved = honest(kept)
+        return replace(saved, notes={key: note for key, note in saved.notes.items() if key != "different"})
+
+    honest = store_module._checkpoint
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module, "_checkpoint", before)
+        Store(tmp_path).save(RUN, kept(1))
+    (back,) = Store(tmp_path).kept(RUN)
+    assert (back.round, back.different) == (1, 2)  # from 5 to 7

@@ -249,7 +249,8 @@ def _read(path: Path) -> Kept:
         update=_update(round, notes, tensors),
         start=notes["start"],
         position=notes["position"],
-        different=notes["different"],
+        # an earlier version counted what it took
+        different=notes.get("different", min(notes["position"] - notes["start"], notes["examples"])),
         examples=notes["examples"],
         memory=saved.clients[OWN],
         adapter=saved.state.adapter,
