@@ -99,6 +99,11 @@ def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(np.shape(tensor)) for name, tensor in tensors.items()}
 
 
+def not_finite(tensors: Mapping[str, Array]) -> Iterator[str]:
+    """The names of the tensors with a number that is not finite."""
+    return (name for name, tensor in tensors.items() if not np.isfinite(tensor).all())
+
+
 def require_same_layout(expected: Mapping[str, Any], got: Mapping[str, Any], what: str = "") -> None:
     """Raise AdapterError, naming the tensor, unless both have the same names and shapes."""
     require_shapes(shapes_of(expected), shapes_of(got), what)

@@ -26,6 +26,7 @@ from shepherd.core import (
     ServerState,
     Transform,
     Update,
+    not_finite,
     require_same_layout,
     seed_for,
 )
@@ -200,7 +201,7 @@ def check(update: Update, expected: Update, allowed: Allowed = ANYTHING) -> None
         require_same_layout(expected.extra, update.extra, "its extra")
     except AdapterError as error:
         raise UpdateRefused(str(error)) from error
-    for name in (*_not_finite(update.delta), *_not_finite(update.extra)):
+    for name in (*not_finite(update.delta), *not_finite(update.extra)):
         raise UpdateRefused(f"tensor {name} is not finite; lower the learning rate or clip the gradient")
     _require_metrics(update.metrics, allowed)
 
@@ -231,13 +232,9 @@ def _require_metrics(metrics: Mapping[str, float], allowed: Allowed) -> None:
             )
 
 
-def _not_finite(adapter: Adapter) -> Iterator[str]:
-    return (name for name, tensor in adapter.items() if not np.isfinite(tensor).all())
-
-
 def _require_finite(state: ServerState) -> None:
     for adapter in (state.adapter, *state.memory.values()):
-        for name in _not_finite(adapter):
+        for name in not_finite(adapter):
             raise FederationError(
                 f"round {state.round + 1} would make tensor {name} not finite; clip the updates "
                 "or lower the learning rate, and resume from the round before"

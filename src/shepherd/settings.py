@@ -23,6 +23,7 @@ import tomli_w
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -59,6 +60,23 @@ NonNegativeFloat = Annotated[float, Strict(), Field(ge=0.0)]
 Share = Annotated[float, Strict(), Field(ge=0.0, le=1.0)]
 PositiveShare = Annotated[float, Strict(), Field(gt=0.0, le=1.0)]
 ShareBelowOne = Annotated[float, Strict(), Field(ge=0.0, lt=1.0)]
+
+
+def _day(day: Any) -> Any:
+    if type(day) is date:  # TOML has dates of its own
+        return day.isoformat()
+    if isinstance(day, str) and day:
+        try:
+            written = date.fromisoformat(day).isoformat()
+        except ValueError:
+            written = ""
+        if written != day:  # ISO 8601 knows 20261128 as well
+            raise ValueError("write a day as 2026-11-28")
+    return day
+
+
+Day = Annotated[str, BeforeValidator(_day)]
+"""A day as 2026-11-28, or ""."""
 
 
 class Table(BaseModel):
@@ -156,7 +174,7 @@ class DataTable(Table):
     system: str | None = None
     """System prompt of every chat that has no system turn, for any template; the default is the
     template's own, and "" is an empty one."""
-    date: str = ""
+    date: Day = ""
     """Day that a chat template prints as today's, such as "2026-11-28"; "" is the day the run starts."""
     holdout: ShareBelowOne = 0.1
     """The share of the examples that is held out of training, before the split, each category its part;
@@ -169,20 +187,6 @@ class DataTable(Table):
     """Use only so many examples of each category, drawn with the seed."""
     seed: NonNegativeInt | None = None
     """Of what is held out and who holds what; the default is the run's seed."""
-
-    @field_validator("date", mode="before")
-    @classmethod
-    def _iso_date(cls, day: Any) -> Any:
-        if type(day) is date:  # TOML has dates of its own
-            return day.isoformat()
-        if isinstance(day, str) and day:
-            try:
-                date.fromisoformat(day)
-            except ValueError:
-                raise ValueError("write a day as 2026-11-28") from None
-            if not re.fullmatch(r"\d{4}-\d\d-\d\d", day):  # ISO 8601 knows 20261128 as well
-                raise ValueError("write a day as 2026-11-28")
-        return day
 
     @model_validator(mode="after")
     def _options_of_a_chat_template(self) -> Self:

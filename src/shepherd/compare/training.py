@@ -20,7 +20,7 @@ from shepherd.algorithms import fedavg
 from shepherd.compare.arms import Arm, Way
 from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Broadcast, Failure, chain, seed_for
+from shepherd.core import Adapter, Broadcast, Failure, chain, not_finite, seed_for
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
 from shepherd.federation.simulation import Simulation
@@ -208,7 +208,7 @@ def _trained(path: Path, made: Mapping[str, int]) -> bool:
 
 
 def _require_finite(arm: str, adapter: Adapter, loss: float) -> None:
-    if not (np.isfinite(loss) and all(np.isfinite(tensor).all() for tensor in adapter.values())):
+    if not np.isfinite(loss) or any(not_finite(adapter)):
         raise DataError(
             f"arm {arm} diverged: its numbers are not finite any more; lower tuning.learning_rate"
         )

@@ -69,7 +69,7 @@ def visit(
         steps.append(orders[epoch][offset : offset + count])
         position += count
     start = position - sum(map(len, steps))
-    if start % size and different(steps) < min_examples:
+    if min_examples > 1 and start % size and different(steps) < min_examples:
         return visit(
             size,
             start + size - start % size,

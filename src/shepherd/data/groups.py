@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Self
@@ -173,20 +173,17 @@ def joined(ties: Mapping[int, Iterable[Hashable]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def ties_shared(
-    tied: Callable[[Marks], Iterable[Hashable]], held: Sequence[Marks], trained: Sequence[Marks]
-) -> int:
-    """How many of the held-out examples share a tie with one that is trained on."""
-    known = {tie for mark in trained for tie in tied(mark)}
-    return sum(not known.isdisjoint(tied(mark)) for mark in held)
+def ties_shared(held: Iterable[tuple[Hashable, ...]], trained: Iterable[tuple[Hashable, ...]]) -> int:
+    """How many of the held-out examples, each by its ties, share one with an example that is trained on."""
+    known = {tie for own in trained for tie in own}
+    return sum(not known.isdisjoint(own) for own in held)
 
 
 def shared_by_most(
-    tied: Callable[[Marks], Iterable[Hashable]], held: Sequence[Marks], trained: Sequence[Marks]
+    held: Sequence[tuple[Hashable, ...]], trained: Sequence[tuple[Hashable, ...]]
 ) -> tuple[int, int]:
-    """How many examples share a tie across the sides, and how many hold the commonest of these ties."""
-    sides = [Counter(tie for mark in side for tie in tied(mark)) for side in (held, trained)]
+    """How many examples, each by its ties, share one across the sides, and how many hold the commonest."""
+    sides = [Counter(tie for own in side for tie in own) for side in (held, trained)]
     across = {tie: sides[0][tie] + sides[1][tie] for tie in sides[0] if tie in sides[1]}
-    return sum(not across.keys().isdisjoint(tied(mark)) for mark in (*held, *trained)), max(
-        across.values(), default=0
-    )
+    sharing = sum(not across.keys().isdisjoint(own) for own in (*held, *trained))
+    return sharing, max(across.values(), default=0)

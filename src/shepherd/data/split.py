@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush, heapreplace
@@ -65,17 +65,19 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
         size=len(kept),
     )
     ties = Ties.among([found[index] for index in kept])
-    held = _drawn({index: found[index] for index in kept}, ties, examples, room, rng) if wanted else set()
+    tied = {index: ties.every(found[index]) for index in kept}
+    held = _drawn(tied, found, ties, examples, room, rng) if wanted else set()
     train = [index for index in kept if index not in held]
-    sides = [found[index] for index in held], [found[index] for index in train]
-    scored = joined({index: ties.every(found[index]) for index in sorted(held)})
-    common, commonest = shared_by_most(ties.common_questions, *sides)
+    scored = joined({index: tied[index] for index in sorted(held)})
+    common, commonest = shared_by_most(
+        *([ties.common_questions(found[index]) for index in side] for side in (held, train))
+    )
     return HoldOut(
         train=_indices(train),
         heldout=np.array(_scoring_order(scored, examples, seed), dtype=np.int64),
         duplicates=len(examples) - len(kept),
         copies=_copies([found[index] for index in kept]),
-        shared=ties_shared(ties.every, *sides),
+        shared=ties_shared((tied[index] for index in held), (tied[index] for index in train)),
         common=common,
         commonest=commonest,
     )
@@ -102,6 +104,7 @@ def hold_out_remarks(
 
 
 def _drawn(
+    tied: Mapping[int, Iterable[Hashable]],
     found: Mapping[int, Marks],
     ties: Ties,
     examples: Sequence[Example],
@@ -109,7 +112,7 @@ def _drawn(
     rng: np.random.Generator,
 ) -> set[int]:
     """Whole groups, and parts of those that are too large, where there is too little without them."""
-    groups = joined({index: ties.every(mark) for index, mark in found.items()})
+    groups = joined(tied)
     for weaker in (ties.own, ties.questions, ties.whole, ties.none):
         held = _taken(groups, examples, room.copy(), rng)
         large = _too_large(groups, held, examples, room)

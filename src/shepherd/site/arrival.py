@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from shepherd.core import Adapter, Broadcast, Update, require_shapes, shapes_of
+from shepherd.core import Broadcast, Update, not_finite, require_shapes, shapes_of
 from shepherd.errors import AdapterError
 from shepherd.federation import wire
 from shepherd.federation.wire import Request
@@ -90,7 +90,7 @@ def require_sound(request: Request) -> None:
             f"the broadcast is of round {broadcast.round + 1}, not {request.round + 1} as asked; send it"
         )
     for part in (broadcast.adapter, broadcast.extra):
-        if (name := _infinite(part)) is not None:
+        for name in not_finite(part):
             raise AdapterError(f"tensor {name} of the broadcast is not finite; go back to an earlier round")
     for name, tensor in broadcast.adapter.items():
         if np.abs(tensor).max(initial=0.0) > LARGEST:
@@ -106,11 +106,5 @@ def require_fit(broadcast: Broadcast, base: Base) -> None:
 
 def require_finite(update: Update) -> None:
     """Raise Diverged, naming the tensor for this site's log, where a visit came to numbers that are none."""
-    name = _infinite(update.delta) or _infinite(update.extra)
-    if name is not None:
+    for name in (*not_finite(update.delta), *not_finite(update.extra)):
         raise Diverged(f"tensor {name} of its update is not finite")
-
-
-def _infinite(adapter: Adapter) -> str | None:
-    """The first tensor that is not finite."""
-    return next((name for name, tensor in adapter.items() if not np.isfinite(tensor).all()), None)

@@ -11,12 +11,11 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, Field, Strict, model_validator
 from pydantic.fields import FieldInfo
 
 from shepherd import paths, world
@@ -26,6 +25,7 @@ from shepherd.model.digest import digest
 from shepherd.settings import (
     TINY,
     WORLD,
+    Day,
     FieldsTable,
     NonNegativeInt,
     PositiveFloat,
@@ -69,26 +69,10 @@ def _window(hours: str) -> str:
     return hours
 
 
-def _day(day: Any) -> Any:
-    if type(day) is date:  # TOML has dates of its own
-        return day.isoformat()
-    if isinstance(day, str) and day:
-        try:
-            written = date.fromisoformat(day).isoformat()
-        except ValueError:
-            written = ""
-        if written != day:  # ISO 8601 knows 20261128 as well
-            raise ValueError("write a day as 2026-11-28")
-    return day
-
-
 def _digest(text: str) -> str:
     if text and not re.fullmatch(r"[0-9a-f]{64}", text):
         raise ValueError("64 hex digits are wanted, as `shepherd silos check` prints them")
     return text
-
-
-Day = Annotated[str, BeforeValidator(_day)]
 
 
 class SiteDataTable(Table):
