@@ -59,10 +59,10 @@ class FakeRun:
 class FakeAnswerer:
     """Answers with what it was asked, and how."""
 
-    def answers(self, prompts: Any, **options: Any) -> Iterator[Any]:
+    def answers(self, prompts: Any, how: Any) -> Iterator[Any]:
         for prompt in prompts:
-            text = f"{prompt.text} {prompt.context} {options}"
-            yield SimpleNamespace(prompt=prompt, text=text, n=1, seed=options["seed"], cut=False)
+            text = f"{prompt.text} {prompt.context} {vars(how)}"
+            yield SimpleNamespace(prompt=prompt, text=text, n=1, seed=how.seed, cut=False)
 
 
 @pytest.fixture
@@ -76,7 +76,8 @@ def shepherd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
         fake.open_run = lambda settings, consent: FakeRun(settings, at)  # type: ignore[attr-defined]
         asking = types.ModuleType("shepherd.asking")
         asking.load_run = lambda folder, consent: FakeAnswerer()  # type: ignore[attr-defined]
-        asking.require_options = lambda folder, **options: None  # type: ignore[attr-defined]
+        asking.Options = SimpleNamespace  # type: ignore[attr-defined]
+        asking.require_options = lambda folder, how: None  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "shepherd.run", fake)
         monkeypatch.setitem(sys.modules, "shepherd.asking", asking)
         return CliRunner().invoke(cli.main, words)

@@ -454,13 +454,14 @@ def generate(
     # read when torch is imported: threads that wait busily for the next small product take the cores from
     # each other, five times as much processor time a token beside other work
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from shepherd.asking import load_run, require_options  # torch takes seconds
+    from shepherd.asking import Options, load_run, require_options  # torch takes seconds
 
-    require_options(folder, **options)
+    how = Options(**options)
+    require_options(folder, how)
     with lines(sys.stderr):
         with answers.timed(f"loaded {settings.model.base}"):
             run = load_run(folder, consent=agreed(remote_code))
-        found = run.answers(asked, **options)
+        found = run.answers(asked, how)
         answers.shown(found, several=len(asked) * options["n"] > 1, as_json=as_json)
 
 
