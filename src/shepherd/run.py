@@ -35,7 +35,7 @@ from shepherd.expected import Expected, expected, memory_bytes
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.workers import Workers, beside
 from shepherd.folder import RunFolder
-from shepherd.loading import load_base, load_checkpoint, placed
+from shepherd.loading import load_base, load_checkpoint
 from shepherd.model import base as bases
 from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
@@ -477,7 +477,7 @@ def _workers(settings: RunSettings, base: bases.Base, consent: Consent) -> Worke
     count = settings.tuning.workers
     # "auto" stands in folders from before there were workers
     count = 1 if count == "auto" else count
-    return beside(count, placed(settings.model), settings.adapter, base.proof, consent)
+    return beside(count, base.table, settings.adapter, base.proof, consent)
 
 
 def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, prepared: Prepared) -> None:

@@ -259,6 +259,32 @@ def test_parquet_and_saved_sets_come_through_datasets_and_leave_nothing_behind(t
 
 
 @pytest.mark.parametrize(
+    "name", ["a[1]", "a*c", "a?c", "{a,b}", "a::b", "simplecache::a", "a%20b", "k=v", "~a"]
+)
+def test_the_name_of_a_file_or_folder_is_no_pattern(tmp_path, name):
+    import datasets
+
+    mine, other = (datasets.Dataset.from_list([{"instruction": who, "response": "b"}]) for who in "mo")
+    for stem in ("a1", "abc", "a", "b", "a b"):
+        with (tmp_path / f"{stem}.parquet").open("wb") as file:
+            other.to_parquet(file)
+        other.save_to_disk(str(tmp_path / stem))
+    with (tmp_path / f"{name}.parquet").open("wb") as file:
+        mine.to_parquet(file)
+    assert [e.instruction for e in read(DataTable(source=f"{tmp_path}/{name}.parquet"), IID, 0).examples] == [
+        "m"
+    ]
+    mine.save_to_disk(str(tmp_path / "mine"))
+    (tmp_path / "mine").rename(tmp_path / name)
+    saved = DataTable(source=f"{tmp_path}/{name}")
+    if "::" in name:
+        with pytest.raises(DataError, match="has :: in its path"):
+            read(saved, IID, 0)
+    else:
+        assert [e.instruction for e in read(saved, IID, 0).examples] == ["m"]
+
+
+@pytest.mark.parametrize(
     ("source", "words"),
     [
         ("{tmp}/none.json", r"there is no data file or folder .*none\.json; check data\.source"),

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from shepherd import loading, world
 from shepherd.consent import Consent
 from shepherd.errors import BaseError, TemplateError
 from shepherd.model import base as bases
-from shepherd.model import outline, remote_code
+from shepherd.model import files, outline, remote_code
 from shepherd.settings import AdapterTable, ModelTable
 
 KERNELS = """
@@ -263,6 +264,38 @@ def test_a_repository_without_safetensors_is_refused_and_nobody_is_asked_to_conv
     with pytest.raises(BaseError, match=r"base owner/name has no safetensors.*save_pretrained"):
         bases.load(table("owner/name"), AdapterTable(rank=2))
     assert not (tmp_path / "mark").exists()
+
+
+def test_what_is_checked_of_a_repository_is_what_is_loaded(
+    copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import hub
+
+    checked, pushed = "0a" * 20, "0b" * 20
+    home = tmp_path / "hub" / "models--owner--name"
+    folder = shutil.copytree(copied(), home / "snapshots" / checked)
+    shutil.copytree(copied(), home / "snapshots" / pushed)
+    (home / "snapshots" / pushed / "chat_template.jinja").write_text("pushed")
+    weights = load_file(folder / "model.safetensors")
+    changed = {name: weight + 1 for name, weight in weights.items()}
+    save_file(changed, home / "snapshots" / pushed / "model.safetensors", {"format": "pt"})
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(checked)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    require = bases._require_safetensors
+
+    def and_then_somebody_pushes(model: ModelTable) -> None:
+        require(model)
+        (home / "refs" / "main").write_text(pushed)
+
+    monkeypatch.setattr(bases, "_require_safetensors", and_then_somebody_pushes)
+    found = bases.load(table("owner/name"), AdapterTable(rank=2))
+    assert found.fingerprint == bases.load(table(folder), AdapterTable(rank=2)).fingerprint
+    assert found.tokenizer.chat_template != "pushed"
+    assert found.table.revision == checked  # the workers' too
+    assert files.named(found) == ("owner/name", checked)
+    name, weight = next(iter(weights.items()))
+    assert torch.equal(found.model.state_dict()[name], weight)
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "owner/model.gguf", "adapter.pt"])

@@ -25,7 +25,6 @@ from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.workers import beside
-from shepherd.loading import placed
 from shepherd.model import files, lora, memory
 from shepherd.model.base import Base
 from shepherd.prepare import Prepared
@@ -160,7 +159,7 @@ def train_apart(
     datasets = {arm.name: _data(arm, prepared) for arm in todo}
     table = _table(settings.tuning, length)
     laid = _plan(base, datasets, table, length)
-    workers = beside(laid.workers, placed(settings.model), settings.adapter, base.proof, consent)
+    workers = beside(laid.workers, base.table, settings.adapter, base.proof, consent)
     simulation = Simulation(
         base=base,
         datasets=datasets,

@@ -1,4 +1,4 @@
-"""Files, folders and hub ids to rows with their places. The only file that imports `datasets`.
+"""Files, folders and hub ids to rows with their places. Only this file imports `datasets` and `pyarrow`.
 
 JSON, JSONL and CSV are read by the standard library, for two reasons that were measured: `datasets`
 turns the text 007 into 7, NA into nothing and 2024-01-01 into a timestamp, and its errors name no
@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -261,9 +260,12 @@ def _wide_cells() -> Iterator[None]:
 
 
 def _parquet(path: Path) -> Iterator[Placed]:
-    with tempfile.TemporaryDirectory() as cache, _quiet() as datasets:
+    """The rows of one file; `Dataset.from_parquet` would take its name as a pattern, and read others too."""
+    from pyarrow import parquet
+
+    with path.open("rb") as file, _quiet() as datasets:
         try:
-            table = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+            table = datasets.Dataset(datasets.table.InMemoryTable(parquet.ParquetFile(file).read()))
         except Exception as error:
             raise DataError(
                 f"data file {path} is not Parquet ({_first_line(error)}); write it anew"
@@ -276,6 +278,11 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _saved(folder: Path, part: str) -> Iterator[Placed]:
+    if "::" in str(folder):
+        raise DataError(
+            f"saved data set {folder} has :: in its path, where the library datasets would read another;"
+            " rename it"
+        )
     with _quiet() as datasets:
         try:
             table = datasets.load_from_disk(str(folder))

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils import cached_file, extract_commit_hash, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from shepherd.consent import NOTHING, Consent
@@ -54,6 +54,8 @@ class Base:
 
     model: Any
     tokenizer: Any
+    table: ModelTable
+    """What it was loaded by, with the commit where it is the hub's."""
     name: str
     fingerprint: str
     device: torch.device
@@ -164,6 +166,7 @@ def load(
     """
     from shepherd.model.proof import prove  # which works on a Base
 
+    model = _pinned(model)
     device = pick_device(model.device)
     dtype = pick_dtype(model.dtype, device)
     network = _load_model(model, device, dtype, consent)
@@ -175,6 +178,7 @@ def load(
     base = Base(
         model=network,
         tokenizer=tokenizer,
+        table=model,
         name=name or model.base,
         fingerprint=found,
         device=device,
@@ -194,6 +198,7 @@ def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
     Raises:
         BaseError: there is none, it is not fast, or the table asks to run code that nobody agreed to.
     """
+    model = _pinned(model)
     trusted = remote_code.allowed(model, consent)
     _require_config(model)
     try:
@@ -209,6 +214,17 @@ def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
     if not tokenizer.is_fast:
         raise BaseError(f"base {model.base} has only a slow tokenizer; convert it to tokenizer.json")
     return tokenizer
+
+
+def _pinned(model: ModelTable) -> ModelTable:
+    """The table with the commit of the hub that its revision is now, so that what is checked is loaded."""
+    if Path(model.base).is_dir():
+        return model
+    try:
+        found = _from_hub(model, digest.CONFIG)
+    except (OSError, ValueError):  # no such repository, which loading says best
+        return model
+    return model.model_copy(update={"revision": extract_commit_hash(found, None) or model.revision})
 
 
 def pick_device(name: str) -> torch.device:
