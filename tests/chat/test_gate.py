@@ -64,6 +64,7 @@ def test_the_first_visit_gets_a_cookie_and_goes_on_without_the_token() -> None:
         ("/x", "token=wrong", COOKIE),
         (OPEN, "", ""),
     ],
+    ids=["cookie", "token", "both", "open"],  # a secret's text would differ at each collection
 )
 def test_who_has_the_token_or_the_cookie_sees_the_page(path: str, query: str, cookie: str) -> None:
     answer = asked(path, query, cookie)
@@ -74,8 +75,14 @@ def test_who_has_the_token_or_the_cookie_sees_the_page(path: str, query: str, co
 
 
 @pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/queue/join", f"{OPEN}/x", "/x/../config"])
-@pytest.mark.parametrize("query", ["", "token=", "token=wrong", f"Token={TOKEN.secret}", "a=%ff&token=%ff"])
-@pytest.mark.parametrize("cookie", ["", COOKIE[:-1], COOKIE.replace("7860", "7861")])
+@pytest.mark.parametrize(
+    "query",
+    ["", "token=", "token=wrong", f"Token={TOKEN.secret}", "a=%ff&token=%ff"],
+    ids=["none", "empty", "wrong", "capital", "bytes"],
+)
+@pytest.mark.parametrize(
+    "cookie", ["", COOKIE[:-1], COOKIE.replace("7860", "7861")], ids=["none", "cut", "another port's"]
+)
 def test_nobody_else_does(path: str, query: str, cookie: str) -> None:
     answer = asked(path, query, cookie, method="POST")
     assert (answer[0]["status"], answer[1]["body"].decode()) == (403, access.REFUSED)
