@@ -126,7 +126,7 @@ def keeping(store: Store, name: str, site: Site) -> Site:
                 different=4,
                 examples=40,
                 memory=Adapter(),
-                adapter=Adapter(),
+                adapter=None,
             )
             store.save(request.run, answered)
         return reply

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from shepherd import checkpoint
 from shepherd.core import Adapter, Update
 from shepherd.errors import CheckpointError, FolderError
 from shepherd.site import store as store_module
@@ -64,6 +65,26 @@ def test_states_come_back_from_memory_and_from_the_disk(tmp_path) -> None:
         assert found.answered(RUN, kept(4).id) == kept(4)
         assert found.answered(RUN, kept(0).id) is None
         assert found.answered(OTHER, kept(4).id) is None
+
+
+def test_a_start_that_the_disk_lost_is_lost_and_nothing_else(tmp_path) -> None:
+    store = Store(tmp_path)
+    for round in range(4):
+        store.save(RUN, kept(round))
+    folder = tmp_path / "state" / RUN
+    assert sorted(path.name for path in folder.glob("start-*")) == ["start-00003", "start-00004"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.glob("start-*")} == {0o600}
+    first, last = folder / "start-00003", folder / "start-00004"
+    last.write_bytes(bytes(last.stat().st_size))  # as a file system leaves it that had not written it yet
+    first.unlink()
+    assert Store(tmp_path).kept(RUN) == (replace(kept(2), adapter=None), replace(kept(3), adapter=None))
+
+
+def test_a_start_of_an_earlier_version_stands_in_the_checkpoint(tmp_path) -> None:
+    saved = store_module._checkpoint(kept(1), "")
+    state = replace(saved.state, adapter=kept(1).adapter)
+    checkpoint.save(tmp_path / "state" / RUN, replace(saved, state=state), keep=2)
+    assert Store(tmp_path).kept(RUN) == (kept(1),)
 
 
 def test_of_many_runs_the_tensors_go_and_where_each_was_stays(tmp_path) -> None:
@@ -209,8 +230,8 @@ def test_after_a_kill_at_any_moment_a_whole_state_is_there(tmp_path) -> None:
 
 
 def test_a_visit_that_an_earlier_version_kept_is_read(tmp_path, monkeypatch) -> None:
-    def before(kept: Kept):
-        saved = honest(kept)
+    def before(kept: Kept, start: str):
+        saved = honest(kept, start)
         return replace(saved, notes={key: note for key, note in saved.notes.items() if key != "different"})
 
     honest = store_module._checkpoint

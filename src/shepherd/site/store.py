@@ -1,17 +1,20 @@
 """What a site keeps of a run between rounds: where it is in its data, its memory, and what it answered.
 
     HOME/state/RUN/round-00003/    a checkpoint: after the third round that the run asked of it
-                                   tensors: what was trained from, the algorithm's memory, and the update
+                                   tensors: the algorithm's memory, and the update
+    HOME/state/RUN/start-00003     the adapter that was trained from then, as safetensors
     HOME/runs/RUN.json             where it is in its data, the last questions answered, and its last score
     HOME/secret                    what the order of the examples comes from
 
 Each is written whole or not at all. Checkpoints are kept of the last two rounds of the last eight runs; the
-small record of a run for a year, so that a run that comes back goes on where it was. None of it ever leaves
-the site but the update, to whoever asks the same question again.
+small record of a run for a year, so that a run that comes back goes on where it was. Nobody waits until a
+start is on the disk, which would double a round: where a power cut loses it, the site gives no score until it
+has trained again. None of it ever leaves the site but the update, to whoever asks the same question again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -24,7 +27,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shepherd import checkpoint
+from safetensors.numpy import load as tensors_from
+from safetensors.numpy import save as bytes_of
+
+from shepherd import checkpoint, private
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState, Update
 from shepherd.errors import FolderError
@@ -57,8 +63,8 @@ class Kept:
     examples: int
     """That the site held then."""
     memory: Adapter
-    adapter: Adapter
-    """That was trained from."""
+    adapter: Adapter | None
+    """That was trained from; None where it is lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +134,10 @@ class Store:
         before = self.kept(run)
         with self._lock:
             self._run = ""  # whatever happens now, the disk knows
-            checkpoint.save(self.home / "state" / run, _checkpoint(kept), keep=KEEP)
+            folder = self.home / "state" / run
+            digest = _save_start(folder, kept.round, kept.adapter) if kept.adapter else ""
+            checkpoint.save(folder, _checkpoint(kept, digest), keep=KEEP)
+            _delete_starts(folder)
             sweep(self.home / "state", RUNS)
             known = _record(self._place(run))
             self._write(run, _answered(known, kept))
@@ -223,10 +232,40 @@ def _answered(record: Record, kept: Kept) -> Record:
     return replace(record, round=kept.round, id=kept.id, position=kept.position, spent=False)
 
 
-def _checkpoint(kept: Kept) -> Checkpoint:
+def _save_start(folder: Path, round: int, adapter: Adapter) -> str:
+    """Write the adapter that a round was trained from, without waiting for the disk; give its digest."""
+    data = bytes_of(dict(adapter))
+    with mending(folder):
+        private.make(folder)
+        with open(_start(folder, round), "wb", opener=private.owner_only) as file:
+            file.write(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _start(folder: Path, round: int) -> Path:
+    return folder / f"start-{round + 1:05d}"  # the number of its checkpoint
+
+
+def _delete_starts(folder: Path) -> None:
+    """Of rounds whose checkpoint is gone."""
+    with mending(folder):
+        for start in folder.glob("start-*"):
+            if not start.with_name(start.name.replace("start", "round")).exists():
+                start.unlink()
+
+
+def _read_start(folder: Path, round: int, digest: str) -> Adapter | None:
+    try:
+        data = _start(folder, round).read_bytes()
+    except OSError:
+        return None
+    return Adapter(tensors_from(data)) if hashlib.sha256(data).hexdigest() == digest else None
+
+
+def _checkpoint(kept: Kept, start: str) -> Checkpoint:
     update = kept.update
     tensors = {"delta": update.delta, "extra": update.extra}
-    state = ServerState(round=kept.round + 1, adapter=kept.adapter, transforms=tensors)
+    state = ServerState(round=kept.round + 1, adapter=Adapter(), transforms=tensors)
     notes = {
         "id": kept.id,
         "client": update.client,
@@ -236,6 +275,7 @@ def _checkpoint(kept: Kept) -> Checkpoint:
         "position": kept.position,
         "different": kept.different,
         "examples": kept.examples,
+        "trained_from": start,
     }
     return Checkpoint(state=state, clients={OWN: kept.memory}, notes=notes)
 
@@ -253,7 +293,8 @@ def _read(path: Path) -> Kept:
         different=notes.get("different", min(notes["position"] - notes["start"], notes["examples"])),
         examples=notes["examples"],
         memory=saved.clients[OWN],
-        adapter=saved.state.adapter,
+        # which stood in the checkpoint itself
+        adapter=saved.state.adapter or _read_start(path.parent, round, notes.get("trained_from", "")),
     )
 
 

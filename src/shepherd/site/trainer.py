@@ -465,7 +465,9 @@ def _is_known(broadcast: Broadcast, trained: Kept | None) -> bool:
     """Whether an adapter changes nothing, or can have come of the one that was trained before."""
     if numbers.is_blank(broadcast.adapter):
         return True
-    return trained is not None and numbers.is_near(
+    if trained is None or trained.adapter is None:
+        return False
+    return numbers.is_near(
         broadcast.adapter, broadcast.round, trained.adapter, trained.round, trained.update.delta.norm()
     )
 
