@@ -67,9 +67,12 @@ class Adapter(Mapping[str, Array]):
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def norm(self) -> float:
-        """The Euclidean norm over all tensors jointly, summed in float64."""
-        squares = (float(np.vdot(t, t.astype(np.float64))) for t in self._tensors.values())
-        return float(np.sqrt(sum(squares)))
+        """The Euclidean norm over all tensors jointly, summed in float64.
+
+        Not by BLAS, whose threads, where several processes share the cores, wait for each other.
+        """
+        wide = (t.astype(np.float64).ravel() for t in self._tensors.values())
+        return float(np.sqrt(sum(float(np.einsum("i,i", x, x)) for x in wide)))
 
     def plus(self, other: Mapping[str, ArrayLike], scale: float = 1.0) -> Adapter:
         """self + scale * other, name by name.

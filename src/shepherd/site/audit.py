@@ -24,6 +24,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings
 from shepherd.site.policy import LONGEST, Granted, Refusal, Visit
@@ -180,7 +182,7 @@ def _adapter(request: Request) -> dict[str, Any]:
     adapter, digest = request.broadcast.adapter, hashlib.sha256()
     for name, tensor in adapter.items():
         digest.update(f"{name} {tensor.shape}\n".encode())
-        digest.update(tensor.tobytes())
+        digest.update(memoryview(np.ascontiguousarray(tensor)))
     return {"adapter": digest.hexdigest()[:32], "norm": _finite(adapter.norm())}
 
 
