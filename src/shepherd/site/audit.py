@@ -182,7 +182,7 @@ def _adapter(request: Request) -> dict[str, Any]:
     adapter, digest = request.broadcast.adapter, hashlib.sha256()
     for name, tensor in adapter.items():
         digest.update(f"{name} {tensor.shape}\n".encode())
-        digest.update(memoryview(np.ascontiguousarray(tensor)))
+        digest.update(np.ascontiguousarray(tensor).data)
     return {"adapter": digest.hexdigest()[:32], "norm": _finite(adapter.norm())}
 
 
