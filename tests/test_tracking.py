@@ -73,13 +73,29 @@ def test_tensorboard_reads_back_each_round_once_after_a_resume(tmp_path: Path) -
 
     settings = asking("tensorboard")
     made = folder.create(tmp_path, settings)
-    for after, numbers in ((-1, (0, 1, 2, 3)), (1, (2, 3))):
-        trackers = tracking.start(settings, made, after_round=after)
-        for number in numbers:
-            trackers.log({"round": number, "loss": 3.0 - number + (after == 1) / 4})
-        trackers.finish()
+    rows = [{"round": number, "loss": 3.0 - number} for number in range(3)]
+    first = tracking.start(settings, made)
+    for row in (*rows[:2], {"round": 2, "loss": 9.0}):  # the last round came to nothing and was run again
+        first.log(row)
+    first.finish()
+    again = tracking.start(settings, made, rows)
+    again.log({"round": 3, "loss": 0.25})
+    again.finish()
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(0, 3.0), (1, 2.0), (2, 1.25), (3, 0.25)]
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(0, 3.0), (1, 2.0), (2, 1.0), (3, 0.25)]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the extra [tensorboard]")
+def test_rounds_that_a_kill_kept_from_the_tracker_are_there_after_the_resume(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = asking("tensorboard")
+    made = folder.create(tmp_path, settings)
+    tracking.start(settings, made).log({"round": 0, "loss": 3.0})  # neither flushed nor finished
+    rows = [{"round": number, "loss": 3.0 - number} for number in range(3)]  # in the run's own log
+    tracking.start(settings, made, rows).finish()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(0, 3.0), (1, 2.0), (2, 1.0)]
 
 
 class FakeService:
@@ -110,10 +126,10 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.
     settings = asking("wandb")
     made = folder.create(tmp_path / "flock", settings)
     tracking.start(settings, made).log(ROW)
-    tracking.start(settings, made, after_round=3)
+    tracking.start(settings, made, [{"round": 2, "loss": 3.0}, ROW])
     options = {"name": "flock", "dir": str(made.path)}
     again = {**options, "id": "run-77", "resume": "must"}
-    assert FakeService.said == [("sheep", options), 32, (3, 2.5), ("sheep", again)]
+    assert FakeService.said == [("sheep", options), 32, (3, 2.5), ("sheep", again), (3, 2.5)]
     assert json.loads((made.path / "tracking.json").read_text()) == {"wandb": "run-77"}
 
 

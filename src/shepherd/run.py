@@ -419,7 +419,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
         algorithm=algorithm,
         transform=transform,
         state=state,
-        trackers=tracking.start(settings, holder, after_round=rows[-1]["round"] if rows else -1),
+        trackers=tracking.start(settings, holder, rows),
         consent=consent,
     )
     if saved is not None:
