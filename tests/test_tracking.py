@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,6 +132,54 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.
     again = {**options, "id": "run-77", "resume": "must"}
     assert FakeService.said == [("sheep", options), 32, (3, 2.5), ("sheep", again), (3, 2.5)]
     assert json.loads((made.path / "tracking.json").read_text()) == {"wandb": "run-77"}
+
+
+@pytest.mark.parametrize("filed", [2, 3])
+def test_mlflow_gets_what_it_lacks_and_nothing_twice(tmp_path: Path, monkeypatch, filed: int) -> None:
+    """MLflow keeps two values of one step; `filed` is the last round that it had before the kill."""
+    from accelerate import tracking as theirs
+
+    class Fake(FakeService):
+        def __init__(self, project: str, **options: Any) -> None:
+            self.tracker = SimpleNamespace(info=SimpleNamespace(run_id="run-77"))
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            said.append(step)
+
+    said: list[int] = []
+    past = SimpleNamespace(get_metric_history=lambda run, key: [SimpleNamespace(step=n) for n in said])
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=lambda: past))  # type: ignore[misc]
+    monkeypatch.setattr(theirs, "MLflowTracker", Fake)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    settings = asking("mlflow")
+    made = folder.create(tmp_path / "flock", settings)
+    FakeService.said.clear()
+    rows = [{"round": number, "loss": 3.0} for number in range(4)]
+    first = tracking.start(settings, made)
+    for row in rows[: filed + 1]:
+        first.log(row)
+    tracking.start(settings, made, rows)
+    assert said == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="the extra [mlflow]")
+@pytest.mark.parametrize("filed", [2, 3])
+def test_mlflow_itself_has_each_round_once(tmp_path: Path, monkeypatch, filed: int) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "kept").as_uri())
+    settings = asking("mlflow")
+    made = folder.create(tmp_path / "flock", settings)
+    rows = [{"round": number, "loss": 3.0 - number} for number in range(4)]
+    first = tracking.start(settings, made)
+    for row in rows[: filed + 1]:
+        first.log(row)
+    first.finish()
+    tracking.start(settings, made, rows).finish()
+    run = json.loads((made.path / "tracking.json").read_text())["mlflow"]
+    history = mlflow.MlflowClient().get_metric_history(run, "loss")
+    assert [(each.step, each.value) for each in history] == [(0, 3.0), (1, 2.0), (2, 1.0), (3, 0.0)]
 
 
 def test_a_service_that_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,8 +71,7 @@ def start(settings: RunSettings, folder: RunFolder, rows: Sequence[Mapping[str, 
     """Start the trackers, or go on with those of a resumed run.
 
     Args:
-        rows: the log of a resumed run. A kill may have come before its last rounds were filed, so they are
-            filed again: all of them in a file, which is begun anew, and the last one with a service.
+        rows: the log of a resumed run, whose last round a kill may have kept from a tracker. See `_unfiled`.
 
     Raises:
         SettingsError: a package is missing, or a service refuses.
@@ -84,9 +83,7 @@ def start(settings: RunSettings, folder: RunFolder, rows: Sequence[Mapping[str, 
         name: makers[name](settings, folder, ids, bool(rows)) for name in settings.tracking.trackers
     }
     for name, part in parts.items():
-        _begin(name, part, settings, fresh=not rows)
-        for row in rows if name in LOCAL else rows[-1:]:
-            Trackers((part,)).log(row)
+        _begin(name, part, settings, rows)
     for name in ("tensorboard", "wandb"):  # what these write, they write for everybody
         if (folder.path / name).is_dir():
             private.close(folder.path / name)
@@ -122,16 +119,31 @@ def _path(*parts: str) -> str:
     return "/".join(re.sub(r"[^\w\-. ]", "_", part) for part in parts)  # MLflow takes nothing else
 
 
-def _begin(name: str, part: Any, settings: RunSettings, *, fresh: bool) -> None:
+def _begin(name: str, part: Any, settings: RunSettings, rows: Sequence[Mapping[str, Any]]) -> None:
     try:
         part.start()
-        if fresh:
+        for row in _unfiled(name, part, rows):
+            Trackers((part,)).log(row)
+        if not rows:
             flat = dict(_settings(settings.model_dump(mode="json"), ()))
             part.store_init_configuration(flat)
     except Exception as error:  # each service has errors of its own
         raise SettingsError(
             f"tracker {name} cannot start ({error}); log in to it, or leave it out"
         ) from error
+
+
+def _unfiled(name: str, part: Any, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Rows of a resumed run to file: all in a file, which is begun anew; with a service, what it may lack."""
+    if name in LOCAL or not rows:
+        return rows
+    if name != "mlflow":
+        return rows[-1:]  # Weights & Biases leaves out a step that it has
+    from mlflow import MlflowClient
+
+    known = MlflowClient().get_metric_history(part.tracker.info.run_id, "cohort")  # every row has it
+    last = max((each.step for each in known), default=-1)
+    return [row for row in rows if row["round"] > last]
 
 
 def _settings(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str | float]]:
