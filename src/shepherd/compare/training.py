@@ -76,14 +76,26 @@ def train_run(
 
     Raises:
         FolderError: the folder holds a run of other settings.
+        DataError: no held-out example is left by the template and `max_tokens`.
     """
     path = Path(settings.output)
     if not folder.is_run(path):
-        train(lambda: open_run(settings, prepared, consent))
+        train(lambda: _begun(settings, prepared, consent))
         return
     require_same(settings, path)
     if not finished(path):
         train(lambda: resume(path, consent))
+
+
+def _begun(settings: RunSettings, prepared: Prepared | None, consent: Consent) -> Run:
+    run = open_run(settings, prepared, consent)
+    if not len(run.prepared.heldout):
+        run.close()
+        raise DataError(
+            f"no held-out example of {settings.data.source} is left to compare on"
+            f" ({'; '.join(run.prepared.dropped)}); raise data.max_tokens or change data.template"
+        )
+    return run
 
 
 def finished(path: Path) -> bool:
@@ -130,8 +142,8 @@ def train_apart(
 ) -> None:
     """Train the local arms and the centralised ones that are not there yet, as rows of one cohort.
 
-    A group of which an arm is missing is trained whole, since the bits of a row are those of its group; what
-    is there stays as it is.
+    What is there stays as it is and is not trained again. A row's last bits depend on the rows beside it, so
+    an arm that is added later may differ in them from one that was asked for at once (law 1).
 
     Args:
         settings: of the run that they stand beside, with what it chose by measuring.
@@ -148,7 +160,7 @@ def train_apart(
     made = {arm.name: {arm.match: done.matched(arm.match), "seed": seed} for arm in arms}
     there = {name for name, place in places.items() if _trained(place, made[name])}
     groups = _groups(arms, settings.tuning)
-    todo = [group for group in groups if not there.issuperset(group)]
+    todo = [left for group in groups if (left := [name for name in group if name not in there])]
     if not todo:
         return
     for way in WAYS:
@@ -175,8 +187,6 @@ def train_apart(
     for update in simulation.run_groups(broadcast, todo):
         if isinstance(update, Failure):
             raise DataError(f"arm {update.client}: {update.reason}")
-        if update.client in there:
-            continue
         adapter = Adapter({name: first[name] + change for name, change in update.delta.items()})
         _require_finite(update.client, adapter, update.metrics["loss"])
         place, told = places[update.client], update.metrics

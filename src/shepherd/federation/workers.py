@@ -190,7 +190,7 @@ def _told_of_death() -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         raise FederationError(
-            "a process that tuned clients died, perhaps for lack of memory; resume with tuning.workers"
+            "a worker process died, perhaps for lack of memory; resume with tuning.workers"
             " or tuning.cohort_size set lower in the run folder's run.toml"
         ) from error
 
@@ -287,5 +287,5 @@ def _with_base(work: Callable[[Base, T], R], item: T) -> R:
         raise
     except Exception as error:  # of an algorithm from outside, say, and it may not travel as it is
         raise FederationError(
-            f"work failed in a worker ({type(error).__name__}: {error}); see where with tuning.workers = 1"
+            f"a worker process failed ({type(error).__name__}: {error}); see where with tuning.workers = 1"
         ) from None
