@@ -252,6 +252,41 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(copied, made, monkeyp
     assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4)
 
 
+@pytest.mark.parametrize("written", [0, 1])
+def test_arms_of_one_pass_are_kept_together_or_not_at_all(copied, made, monkeypatch, written) -> None:
+    """Stopped before or after the first of a pass is said to be whole: same bits, and no kept arm tuned."""
+    run = Path(copied.output)
+    names = ("local-client-1", "local-client-2")
+    for name in names:
+        shutil.rmtree(run / "compare" / "seed-0" / name)
+    honest, said = training.write_json, 0
+
+    def stopped(path: Path, value: Any) -> Path:
+        nonlocal said
+        if said == written:
+            raise KeyboardInterrupt
+        said += 1
+        return honest(path, value)
+
+    monkeypatch.setattr(training, "write_json", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare(copied, ASKED)
+    monkeypatch.undo()
+    assert [(run / "compare" / "seed-0" / name / "tuned.json").exists() for name in names] == [
+        written > 0,
+        False,
+    ]
+    if written:
+        monkeypatch.setattr(training.Simulation, "run_groups", None)
+    compare(copied, ASKED)
+    for name in names:
+        ours, theirs = (
+            Path(settings.output) / "compare" / "seed-0" / name / files.WEIGHTS
+            for settings in (copied, made[0])
+        )
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
 def untimed(found: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**each, "trained": {**(each["trained"] or {}), "seconds": 0}} for each in found["arms"]]
 

@@ -158,6 +158,7 @@ def train_apart(
     """
     places = {arm.name: arm_folder(run, number, arm) for arm in arms}
     made = {arm.name: {arm.match: done.matched(arm.match), "seed": seed} for arm in arms}
+    _complete(places)
     there = {name for name, place in places.items() if _trained(place, made[name])}
     groups = _groups(arms, settings.tuning)
     todo = [left for group in groups if (left := [name for name in group if name not in there])]
@@ -183,7 +184,8 @@ def train_apart(
     )
     first = lora.fresh(base.sites, settings.adapter.rank, seed_for(seed, "adapter"))
     broadcast = Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms"))
-    began = perf_counter()
+    began, beside = perf_counter(), dict[str, dict[str, Any]]()
+    last = {group[-1] for group in todo}
     for update in simulation.run_groups(broadcast, todo):
         if isinstance(update, Failure):
             raise DataError(f"arm {update.client}: {update.reason}")
@@ -193,10 +195,26 @@ def train_apart(
         files.write(place, adapter, base)
         tuned = {name: told[name] for name in ("steps", "examples", "tokens", "loss")}
         seconds = perf_counter() - began
-        write_json(place / TUNED, {**tuned, "asked": made[update.client], "seconds": seconds})
-        log.info(
-            "  %s is tuned: %s steps, %s examples", update.client, told["steps"], f"{told['examples']:,}"
-        )
+        beside[update.client] = {**tuned, "asked": made[update.client], "seconds": seconds}
+        if update.client in last:
+            _keep(places, beside)
+            beside = {}
+
+
+def _keep(places: Mapping[str, Path], beside: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say that the arms of one pass are whole: all with the first file, since alone they have other bits."""
+    for name, tuned in beside.items():
+        write_json(places[name] / TUNED, {**tuned, "beside": beside})
+        log.info("  %s is tuned: %s steps, %s examples", name, tuned["steps"], f"{tuned['examples']:,}")
+
+
+def _complete(places: Mapping[str, Path]) -> None:
+    """Say it of those that a kill came before."""
+    for place in places.values():
+        for name, tuned in ((read_json(place / TUNED) or {}).get("beside") or {}).items():
+            path = places.get(name)
+            if path and (path / files.CONFIG).is_file() and read_json(path / TUNED) is None:
+                write_json(path / TUNED, tuned)
 
 
 def _groups(arms: Sequence[Arm], tuning: TuningTable) -> list[list[str]]:
