@@ -81,7 +81,7 @@ class Run:
             federation=self.settings.federation,
             seed=self.settings.seed,
             cohort_size=self.settings.tuning.cohort_size,
-            workers=_workers(self.settings, self.base, self.consent),
+            workers=workers_of(self.settings, self.base, self.consent),
         )
 
     def __repr__(self) -> str:
@@ -419,7 +419,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
         algorithm=algorithm,
         transform=transform,
         state=state,
-        trackers=tracking.start(settings, holder, after_round=rows[-1]["round"] if rows else -1),
+        trackers=tracking.start(settings, holder, rows),
         consent=consent,
     )
     if saved is not None:
@@ -472,7 +472,7 @@ def _round_tokens(settings: RunSettings, prepared: Prepared) -> float:
     return prepare.mean_length(prepared) * clients * _visit_examples(settings, prepared)
 
 
-def _workers(settings: RunSettings, base: bases.Base, consent: Consent) -> Workers | None:
+def workers_of(settings: RunSettings, base: bases.Base, consent: Consent) -> Workers | None:
     """Processes to tune in, where the run was laid out for more than this one."""
     count = settings.tuning.workers
     # "auto" stands in folders from before there were workers

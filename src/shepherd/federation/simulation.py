@@ -80,13 +80,15 @@ class Simulation:
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Tune the cohort, `cohort_size` clients at once; updates come in the cohort's order."""
+        starts = range(0, len(cohort), self.cohort_size)
+        return self.run_groups(broadcast, [cohort[start : start + self.cohort_size] for start in starts])
+
+    def run_groups(self, broadcast: Broadcast, cohort: Sequence[Sequence[str]]) -> Iterator[Update | Failure]:
+        """Tune a cohort whose groups are given, the clients of each at once; updates come in this order."""
         if self.draft.round < broadcast.round:  # nobody asks for a later round before this one is done
             self.commit()
         self.draft.begin(broadcast.round)
-        groups = [
-            self._group(broadcast, cohort[start : start + self.cohort_size])
-            for start in range(0, len(cohort), self.cohort_size)
-        ]
+        groups = [self._group(broadcast, clients) for clients in cohort]
         meter = _Meter(
             round=broadcast.round + 1,
             rounds=self.federation.rounds,
