@@ -452,7 +452,11 @@ def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> Ru
     )
     tuning = tuning.model_copy(update={**asdict(chosen), "threads": memory.threads()})
     model = model.model_copy(
-        update={"dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device)}
+        update={
+            "dtype": str(base.dtype).removeprefix("torch."),
+            "device": str(base.device),
+            "revision": base.table.revision,  # the commit, whatever is pushed before the run goes on
+        }
     )
     return settings.model_copy(update={"tuning": tuning, "model": model})
 

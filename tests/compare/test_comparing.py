@@ -287,6 +287,23 @@ def test_arms_of_one_pass_are_kept_together_or_not_at_all(copied, made, monkeypa
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_an_adapter_that_was_written_later_is_not_taken_for_the_one_beside(copied, monkeypatch) -> None:
+    """Its folder was removed, and training it again was killed before it was said to be whole."""
+    kept = Path(copied.output) / "compare" / "seed-0" / "local-client-2"
+    (kept / "tuned.json").unlink()
+    shutil.copy(kept.with_name("local-client-1") / files.WEIGHTS, kept / files.WEIGHTS)
+    tuned: list[str] = []
+    honest = training.Simulation.run_groups
+
+    def spy(self: Any, sent: Any, groups: Any) -> Any:
+        tuned.extend(name for group in groups for name in group)
+        return honest(self, sent, groups)
+
+    monkeypatch.setattr(training.Simulation, "run_groups", spy)
+    compare(copied, ASKED)
+    assert tuned == ["local-client-2"]
+
+
 def untimed(found: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**each, "trained": {**(each["trained"] or {}), "seconds": 0}} for each in found["arms"]]
 

@@ -258,6 +258,36 @@ def test_parquet_and_saved_sets_come_through_datasets_and_leave_nothing_behind(t
         read(DataTable(source=str(tmp_path / "b.parquet")), IID, 0)
 
 
+def test_a_text_in_parquet_that_is_not_utf8_is_said_of_the_file(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    raw = pyarrow.array([b"a", b"\xff"])
+    text = pyarrow.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
+    parquet.write_table(pyarrow.table({"instruction": text, "response": text}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet is not Parquet \(.*UTF8"):
+        read(DataTable(source=str(tmp_path / "a.parquet")), IID, 0)
+
+
+def test_a_saved_set_is_read_from_its_own_files_alone(tmp_path):
+    import datasets
+
+    secret = datasets.Dataset.from_list([{"instruction": "secret", "response": "b"}])
+    secret.save_to_disk(str(tmp_path / "other"))
+    (arrow,) = (path.name for path in (tmp_path / "other").glob("*.arrow"))
+    mine = datasets.Dataset.from_list([{"instruction": "m", "response": "b"}])
+    mine.save_to_disk(str(tmp_path / "mine"))
+    state = tmp_path / "mine" / "state.json"
+    for name in (f"../other/{arrow}", str(tmp_path / "other" / arrow)):
+        state.write_text(json.dumps({**json.loads(state.read_text()), "_data_files": [{"filename": name}]}))
+        with pytest.raises(DataError, match=r"as its data \(state\.json\), which is no file of its own"):
+            read(DataTable(source=str(tmp_path / "mine")), IID, 0)
+    (tmp_path / "dict").mkdir()
+    (tmp_path / "dict" / "dataset_dict.json").write_text(json.dumps({"splits": ["../other"]}))
+    with pytest.raises(DataError, match=r"'\.\./other' as its data \(dataset_dict\.json\)"):
+        read(DataTable(source=str(tmp_path / "dict"), part="../other"), IID, 0)
+
+
 @pytest.mark.parametrize(
     "name", ["a[1]", "a*c", "a?c", "{a,b}", "a::b", "simplecache::a", "a%20b", "k=v", "~a"]
 )

@@ -298,6 +298,31 @@ def test_what_is_checked_of_a_repository_is_what_is_loaded(
     assert torch.equal(found.model.state_dict()[name], weight)
 
 
+def test_a_run_goes_on_with_the_commit_that_it_began_with(
+    copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import hub
+
+    from shepherd.run import open_run
+    from shepherd.settings import parse, read
+
+    commit = "0a" * 20
+    home = tmp_path / "hub" / "models--owner--name"
+    shutil.copytree(copied(), home / "snapshots" / commit)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    run = {
+        "output": str(tmp_path / "run"),
+        "model": {"base": "owner/name", "device": "cpu", "dtype": "float32"},
+        "data": {"source": "world", "limit": 60},
+        "split": {"clients": 2},
+        "evaluation": {"answers": 0, "examples": 2},
+    }
+    open_run(parse(run)).close()
+    assert read(tmp_path / "run" / "run.toml").model.revision == commit
+
+
 @pytest.mark.parametrize("name", ["model.gguf", "owner/model.gguf", "adapter.pt"])
 def test_a_file_by_name_is_no_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)

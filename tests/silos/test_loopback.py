@@ -22,7 +22,8 @@ import pytest
 pytest.importorskip("nvflare")
 
 from shepherd import prepare, world
-from shepherd.errors import SilosError
+from shepherd.consent import Consent
+from shepherd.errors import BaseError, SilosError
 from shepherd.federation.nvflare import provision
 from shepherd.settings import RunSettings, parse
 from shepherd.silos import loopback
@@ -119,6 +120,24 @@ def test_the_day_that_a_template_prints_is_the_one_that_the_run_will_have(tmp_pa
     sites = loopback.write_sites(run, tmp_path / "sites")
     days |= {date.today().isoformat()}  # it may be midnight
     assert {read(config).scoring.date for config in sites.values()} <= days
+
+
+def test_the_embedded_base_may_have_a_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = shutil.copytree(world.base_path(), tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    monkeypatch.setattr(world, "base_path", lambda: base)
+    sites = loopback.write_sites(settings(template="chat"), tmp_path / "sites")
+    assert {read(config).scoring.template for config in sites.values()} == {"chat"}
+
+
+def test_what_a_person_agreed_to_holds_for_its_tokenizer_too(tmp_path: Path) -> None:
+    base = shutil.copytree(world.base_path(), tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    table = settings().model.model_copy(update={"base": str(base), "trust_remote_code": True})
+    run = settings(template="chat").model_copy(update={"model": table})
+    with pytest.raises(BaseError, match="--trust-remote-code"):
+        loopback.write_sites(run, tmp_path / "sites")
+    loopback.write_sites(run, tmp_path / "sites", consent=Consent(remote_code=True))
 
 
 def test_its_site_toml_allows_the_embedded_base_and_its_own_data(tmp_path: Path) -> None:

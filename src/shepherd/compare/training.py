@@ -17,6 +17,7 @@ import numpy as np
 
 from shepherd import checkpoint, folder
 from shepherd.algorithms import fedavg
+from shepherd.compare.adapters import digest_of
 from shepherd.compare.arms import WAYS, Arm, Way
 from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
 from shepherd.consent import NOTHING, Consent
@@ -34,7 +35,7 @@ from shepherd.settings import FederationTable, RunSettings, TuningTable
 # what a run lays out by measuring, and writes down otherwise than it was given
 CHOSEN = (
     "tuning.threads", "tuning.workers", "tuning.cohort_size", "tuning.micro_batch_tokens",
-    "model.dtype", "model.device",
+    "model.dtype", "model.device", "model.revision",
 )  # fmt: skip
 log = logging.getLogger(__name__)
 Train = Callable[[Callable[[], Run]], None]  # open a run and go through its rounds, showing them
@@ -93,7 +94,8 @@ def _begun(settings: RunSettings, prepared: Prepared | None, consent: Consent) -
         run.close()
         raise DataError(
             f"no held-out example of {settings.data.source} is left to compare on"
-            f" ({'; '.join(run.prepared.dropped)}); raise data.max_tokens or change data.template"
+            f" ({'; '.join(run.prepared.dropped)}); raise data.max_tokens or change data.template,"
+            " and give output=ANOTHER_FOLDER"
         )
     return run
 
@@ -191,14 +193,16 @@ def train_apart(
             raise DataError(f"arm {update.client}: {update.reason}")
         adapter = Adapter({name: first[name] + change for name, change in update.delta.items()})
         _require_finite(update.client, adapter, update.metrics["loss"])
-        place, told = places[update.client], update.metrics
+        place, metrics = places[update.client], update.metrics
         files.write(place, adapter, base)
-        tuned = {name: told[name] for name in ("steps", "examples", "tokens", "loss")}
-        seconds = perf_counter() - began
-        beside[update.client] = {**tuned, "asked": made[update.client], "seconds": seconds}
+        tuned = {name: metrics[name] for name in ("steps", "examples", "tokens", "loss")}
+        # what is tuned beside others has no time of its own
+        seconds = None if workers else perf_counter() - began
+        kept = {**tuned, "asked": made[update.client], "seconds": seconds, "adapter": digest_of(place)}
+        beside[update.client] = kept
         if update.client in last:
             _keep(places, beside)
-            beside = {}
+            began, beside = perf_counter(), {}
 
 
 def _keep(places: Mapping[str, Path], beside: Mapping[str, Mapping[str, Any]]) -> None:
@@ -213,15 +217,17 @@ def _complete(places: Mapping[str, Path]) -> None:
     for place in places.values():
         for name, tuned in ((read_json(place / TUNED) or {}).get("beside") or {}).items():
             path = places.get(name)
-            if path and (path / files.CONFIG).is_file() and read_json(path / TUNED) is None:
+            if path is None or read_json(path / TUNED) is not None:
+                continue
+            if (path / files.CONFIG).is_file() and digest_of(path) == tuned["adapter"]:  # and no later one's
                 write_json(path / TUNED, tuned)
 
 
 def _groups(arms: Sequence[Arm], tuning: TuningTable) -> list[list[str]]:
     """Which arms are tuned at once: as many as clients of the run, and none beside a shorter one.
 
-    A long arm would go on alone in the end, so it is a group of its own, with which a worker begins: of the
-    next groups they take the largest first. It stands last, since results are written down in this order.
+    A long arm would go on alone in the end, so it is in no group with short ones, and workers begin with the
+    largest of the groups that they look at. It stands last, since results are written down in this order.
     """
     assert tuning.cohort_size != "auto"
     names = [[arm.name for arm in arms if arm.match == way] for way in WAYS]

@@ -265,7 +265,9 @@ def _parquet(path: Path) -> Iterator[Placed]:
 
     with path.open("rb") as file, _quiet() as datasets:
         try:
-            table = datasets.Dataset(datasets.table.InMemoryTable(parquet.ParquetFile(file).read()))
+            table = parquet.ParquetFile(file).read()
+            table.validate(full=True)  # or a text that is not UTF-8 would be found at its row
+            table = datasets.Dataset(datasets.table.InMemoryTable(table))
         except Exception as error:
             raise DataError(
                 f"data file {path} is not Parquet ({_first_line(error)}); write it anew"
@@ -283,12 +285,29 @@ def _saved(folder: Path, part: str) -> Iterator[Placed]:
             f"saved data set {folder} has :: in its path, where the library datasets would read another;"
             " rename it"
         )
+    _require_own_files(folder)
     with _quiet() as datasets:
         try:
             table = datasets.load_from_disk(str(folder))
         except Exception as error:
             raise DataError(f"saved data set {folder} cannot be read ({_first_line(error)})") from error
     return _records(_chosen(table, str(folder), part), str(folder))
+
+
+def _require_own_files(folder: Path) -> None:
+    """Raise DataError where a saved data set names files outside its folder, which would be read as rows."""
+    for described in (folder / "dataset_dict.json", folder / "state.json", *folder.glob("*/state.json")):
+        try:
+            found = json.loads(described.read_text(encoding="utf8"))
+            names = [*found.get("splits", ()), *(each["filename"] for each in found.get("_data_files", ()))]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue  # loading says best what is wrong
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or name == "..":
+                raise DataError(
+                    f"saved data set {folder} names {name!r} as its data ({described.name}), which is no file"
+                    " of its own; nothing was read from there: save it anew with save_to_disk()"
+                )
 
 
 def _chosen(table: Any, source: str, part: str) -> Any:

@@ -16,11 +16,13 @@ from pathlib import Path
 import tomli_w
 
 from shepherd import prepare, world
+from shepherd.consent import NOTHING, Consent
 from shepherd.data.examples import Example
 from shepherd.errors import SilosError
 from shepherd.federation.nvflare import provision
 from shepherd.federation.nvflare.session import session
 from shepherd.federation.nvflare.supervise import bound
+from shepherd.loading import placed
 from shepherd.model.base import load_tokenizer
 from shepherd.model.digest import digest
 from shepherd.settings import TINY, RunSettings
@@ -110,13 +112,15 @@ def write_sites(
     folder: Path,
     names: Callable[[int], str] = "site-{}".format,
     policy: Mapping[str, object] | None = None,
+    consent: Consent = NOTHING,
 ) -> dict[str, Path]:
     """Give each client's share of a run file's data to a site: its data, and its site.toml with the policy.
 
     The sites belong to whoever wrote the run file, so they allow what it asks for, score as it says and take
     examples in its order: they come to what the same run comes to in one process. What bounds how few
     examples or sites are behind what leaves (`min_examples`, `min_cohort`) stays as it usually is, and so
-    does which code from outside the package may run.
+    do the code from outside the package that may run, and the extremes that every site refuses (of
+    `clip_norm`, `betas`, and the rate times the decay).
 
     Returns:
         Each site's name, and its site.toml.
@@ -132,7 +136,7 @@ def write_sites(
             " started; give split.clients=3"
         )
     if settings.data.template == "chat":
-        settings = prepare.dated(settings, load_tokenizer(settings.model))  # as the run itself will be
+        settings = prepare.dated(settings, load_tokenizer(placed(settings.model), consent))  # as the run
     allowed = {
         **_policy(settings, [max(1, len(places)) for places in division.clients.values()]),
         **(policy or {}),

@@ -6,7 +6,7 @@
     HOME/runs/RUN.json             where it is in its data, the last questions answered, and its last score
     HOME/secret                    what the order of the examples comes from
 
-Each is written whole or not at all. Checkpoints are kept of the last two rounds of the last eight runs; the
+Each is whole or not there. Checkpoints are kept of the last two rounds of the last eight runs; the
 small record of a run for a year, so that a run that comes back goes on where it was. Nobody waits until a
 start is on the disk, which would double a round: where a power cut loses it, the site gives no score until it
 has trained again. None of it ever leaves the site but the update, to whoever asks the same question again.
@@ -126,7 +126,7 @@ class Store:
         return found
 
     def save(self, run: str, kept: Kept) -> None:
-        """Keep the state after one more round; when this returns, it is on the disk.
+        """Keep the state after one more round; when this returns, all but the start is on the disk.
 
         Raises:
             FolderError: the disk is full or cannot be written; what was there before stands.
@@ -237,8 +237,10 @@ def _save_start(folder: Path, round: int, adapter: Adapter) -> str:
     data = bytes_of(dict(adapter))
     with mending(folder):
         private.make(folder)
-        with open(_start(folder, round), "wb", opener=private.owner_only) as file:
+        unfinished = _start(folder, round).with_name("start.new")
+        with open(unfinished, "wb", opener=private.owner_only) as file:
             file.write(data)
+        unfinished.replace(_start(folder, round))
     return hashlib.sha256(data).hexdigest()
 
 
