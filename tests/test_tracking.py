@@ -182,6 +182,19 @@ def test_mlflow_itself_has_each_round_once(tmp_path: Path, monkeypatch, filed: i
     assert [(each.step, each.value) for each in history] == [(0, 3.0), (1, 2.0), (2, 1.0), (3, 0.0)]
 
 
+def test_a_tracker_that_a_resumed_run_did_not_have_gets_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import tracking as theirs
+
+    FakeService.said.clear()
+    monkeypatch.setattr(theirs, "WandBTracker", FakeService)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    made = folder.create(tmp_path / "flock", asking())
+    tracking.start(asking("wandb"), made, [{"round": 2, "loss": 3.0}, ROW])
+    assert FakeService.said[1:] == [32, (2, 3.0), (3, 2.5)]
+
+
 def test_a_service_that_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate import tracking as theirs
 

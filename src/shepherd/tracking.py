@@ -83,7 +83,7 @@ def start(settings: RunSettings, folder: RunFolder, rows: Sequence[Mapping[str, 
         name: makers[name](settings, folder, ids, bool(rows)) for name in settings.tracking.trackers
     }
     for name, part in parts.items():
-        _begin(name, part, settings, rows)
+        _begin(name, part, settings, rows, known=bool(rows) and name in (*LOCAL, *ids))
     for name in ("tensorboard", "wandb"):  # what these write, they write for everybody
         if (folder.path / name).is_dir():
             private.close(folder.path / name)
@@ -119,14 +119,17 @@ def _path(*parts: str) -> str:
     return "/".join(re.sub(r"[^\w\-. ]", "_", part) for part in parts)  # MLflow takes nothing else
 
 
-def _begin(name: str, part: Any, settings: RunSettings, rows: Sequence[Mapping[str, Any]]) -> None:
+def _begin(
+    name: str, part: Any, settings: RunSettings, rows: Sequence[Mapping[str, Any]], *, known: bool
+) -> None:
+    """Start one tracker; `known` is whether it had this run before, and not since a resume alone."""
     try:
         part.start()
-        for row in _unfiled(name, part, rows):
-            Trackers((part,)).log(row)
-        if not rows:
+        if not known:
             flat = dict(_settings(settings.model_dump(mode="json"), ()))
             part.store_init_configuration(flat)
+        for row in _unfiled(name, part, rows) if known else rows:
+            Trackers((part,)).log(row)
     except Exception as error:  # each service has errors of its own
         raise SettingsError(
             f"tracker {name} cannot start ({error}); log in to it, or leave it out"
@@ -135,7 +138,7 @@ def _begin(name: str, part: Any, settings: RunSettings, rows: Sequence[Mapping[s
 
 def _unfiled(name: str, part: Any, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Rows of a resumed run to file: all in a file, which is begun anew; with a service, what it may lack."""
-    if name in LOCAL or not rows:
+    if name in LOCAL:
         return rows
     if name != "mlflow":
         return rows[-1:]  # Weights & Biases leaves out a step that it has

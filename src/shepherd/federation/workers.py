@@ -153,13 +153,17 @@ class Workers:
             FederationError: a worker died, or `work` raised anything but a ShepherdError.
         """
         going: deque[Future[R]] = deque()
-        with _told_of_death():
-            for item in items:
-                going.append(self._pool.submit(_with_base, work, item))
-                if len(going) == 2 * self.count:
+        try:
+            with _told_of_death():
+                for item in items:
+                    going.append(self._pool.submit(_with_base, work, item))
+                    if len(going) == 2 * self.count:
+                        yield going.popleft().result()
+                while going:
                     yield going.popleft().result()
-            while going:
-                yield going.popleft().result()
+        finally:
+            for future in going:
+                future.cancel()
 
     def _begin_largest(
         self, waiting: dict[int, Job], begun: dict[int, Future[list[Tuned]]], numbers: dict[int, int]
