@@ -63,8 +63,11 @@ lint: $(DEV)
 types: $(DEV)
 	$(BIN)/mypy
 
+# one process a core, each on one thread: what is tested is small, and threads would only wait for each other
+tests: export OMP_NUM_THREADS := 1
+tests: export OMP_WAIT_POLICY := PASSIVE
 tests: $(DEV)
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
 
 test-slow: $(DEV)
 	$(BIN)/pytest -m slow

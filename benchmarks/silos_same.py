@@ -154,6 +154,7 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         federation=settings.federation,
         seed=settings.seed,
         min_batch=max(config.policy.min_batch for config in configs.values()),
+        min_examples=max(config.policy.min_examples for config in configs.values()),
         cap_nats=numbers.CAP_NATS,
         cohort_size=1,
     )

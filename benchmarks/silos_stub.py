@@ -23,6 +23,7 @@ import numpy as np
 from shepherd.core import Adapter, Broadcast, Update
 from shepherd.federation import local, wire
 from shepherd.federation.wire import Joined, Request, Scores
+from shepherd.model import malloc
 from shepherd.site import audit
 from shepherd.site.audit import Left
 from shepherd.site.store import Kept, Store
@@ -87,6 +88,7 @@ class Stub:
             update=update,
             start=0,
             position=0,
+            different=1,
             examples=1,
             memory=Adapter(),
             adapter=broadcast.adapter,
@@ -124,6 +126,7 @@ def visits(home: Path) -> list[Visit]:
 
 def main(name: str, home: Path) -> None:
     """Serve until SIGTERM."""
+    malloc.keep_pages()  # as a trainer does when it loads its base
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())

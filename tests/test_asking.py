@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 import shepherd
 from shepherd import asking, folder
-from shepherd.asking import Answerer, adapter_of, generate, load_run
+from shepherd.asking import Answerer, Options, adapter_of, generate, load_run
 from shepherd.cli import main
 from shepherd.data.prompts import prompt_of
 from shepherd.errors import BaseError, CheckpointError, DataError, FolderError, TemplateError
@@ -96,7 +96,7 @@ def test_the_same_seed_gives_the_same_answers_and_no_seed_gives_new_ones(answere
     def sampled(**options: object) -> list[tuple[str, int, int | None]]:
         found = answerer.answers(
             [prompt_of(each, answerer.settings.data) for each in MANY],
-            **{"n": 3, "temperature": 1.5, "max_new_tokens": 8, **options},
+            Options(**{"n": 3, "temperature": 1.5, "max_new_tokens": 8, **options}),
         )
         return [(each.text, each.n, each.seed) for each in found]
 
@@ -112,7 +112,7 @@ def test_the_same_seed_gives_the_same_answers_and_no_seed_gives_new_ones(answere
 
 def test_answers_say_whether_they_were_cut(answerer) -> None:
     prompt = [prompt_of("w5 w9", answerer.settings.data)]
-    (short,) = answerer.answers(prompt, max_new_tokens=1)
+    (short,) = answerer.answers(prompt, Options(max_new_tokens=1))
     assert short.cut
     assert short.seed is None
 

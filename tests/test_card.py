@@ -13,6 +13,7 @@ from shepherd.data.examples import Turn
 from shepherd.data.segments import styled
 from shepherd.data.template import Template, prompt
 from shepherd.settings import parse
+from shepherd.visible import shown
 from tests.data.kinds import made
 
 HUB = {"model": {"base": "org/model", "revision": "v2"}, "data": {"source": "org/data", "holdout": 0.2}}
@@ -182,3 +183,20 @@ def test_the_python_in_it_compiles(tmp_path: Path) -> None:
     path = card.write(tmp_path, settings, rows=ROWS, answers={}, data={}, clients=CLIENTS)
     assert path == tmp_path / "README.md"
     assert path.read_text().startswith("---\n")
+
+
+EVIL = "\x1b[2J\x1b]0;owned\x07\u202e"
+
+
+def test_what_others_have_named_is_text_in_it() -> None:
+    name = f"{EVIL}\n| x [y](http://evil.example) <img src=http://evil.example> ![z](http://evil.example) `c`"
+    rows = [{"round": n, "heldout": {"loss": 3.0, "category": {name: 3.5}}} for n in (0, 1)]
+    table: dict[str, object] = {"model": {"base": f"/m/{EVIL}"}, "data": {"source": f"/d/{EVIL}"}}
+    text = written(table, rows=rows, answers={name: (0.0, 0.5)})
+    assert shown(text) == text
+    (line,) = [line for line in text.splitlines() if "0.0%" in line]
+    for mark in "[<`!":
+        assert f"\\{mark}" in line
+        assert line.count(mark) == line.count(f"\\{mark}")
+    assert line.count(" | ") == 4  # the cells are five
+    assert "owned" in line

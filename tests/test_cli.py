@@ -59,10 +59,10 @@ class FakeRun:
 class FakeAnswerer:
     """Answers with what it was asked, and how."""
 
-    def answers(self, prompts: Any, **options: Any) -> Iterator[Any]:
+    def answers(self, prompts: Any, how: Any) -> Iterator[Any]:
         for prompt in prompts:
-            text = f"{prompt.text} {prompt.context} {options}"
-            yield SimpleNamespace(prompt=prompt, text=text, n=1, seed=options["seed"], cut=False)
+            text = f"{prompt.text} {prompt.context} {vars(how)}"
+            yield SimpleNamespace(prompt=prompt, text=text, n=1, seed=how.seed, cut=False)
 
 
 @pytest.fixture
@@ -76,7 +76,8 @@ def shepherd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
         fake.open_run = lambda settings, consent: FakeRun(settings, at)  # type: ignore[attr-defined]
         asking = types.ModuleType("shepherd.asking")
         asking.load_run = lambda folder, consent: FakeAnswerer()  # type: ignore[attr-defined]
-        asking.require_options = lambda folder, **options: None  # type: ignore[attr-defined]
+        asking.Options = SimpleNamespace  # type: ignore[attr-defined]
+        asking.require_options = lambda folder, how: None  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "shepherd.run", fake)
         monkeypatch.setitem(sys.modules, "shepherd.asking", asking)
         return CliRunner().invoke(cli.main, words)
@@ -244,6 +245,13 @@ def test_data_split_counts_and_draws(shepherd: Callable[..., Result]) -> None:
     Path("chats.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
     result = shepherd("data", "split", "run.toml", "data.source=chats.jsonl", "split.clients=3")
     assert "2 held-out examples share a question with examples that are trained on" in result.stdout
+    Path("own.jsonl").write_text(
+        "".join(f'{{"instruction": "Say {n}", "response": "{n}", "who": "c{n // 9}"}}\n' for n in range(19))
+    )
+    result = shepherd(
+        "data", "split", "run.toml", "data.source=own.jsonl", "split.by=natural", "split.field=who"
+    )
+    assert "1 of 3 clients have nothing held out (c2)" in result.stdout
 
 
 def python(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:

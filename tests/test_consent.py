@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from click.testing import CliRunner, Result
 
 import shepherd
@@ -182,6 +186,66 @@ def test_whose_code_it_is_is_named_also_where_it_lies_elsewhere(evil: Path) -> N
     assert remote_code.whose(folder).endswith("(evil.py), and of the Hugging Face repository owner/elsewhere")
     hub = ModelTable(base="owner/name", revision="v2", trust_remote_code=True)
     assert remote_code.whose(hub) == "the code of the Hugging Face repository owner/name at v2"
+
+
+# --- addresses and variables where a file is meant
+
+
+@pytest.fixture
+def host() -> Iterator[tuple[str, list[str]]]:
+    """An address of this machine, and who has asked it."""
+    asked: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        over = threading.Event()
+
+        def listen() -> None:
+            while not over.is_set():
+                with suppress(TimeoutError):
+                    server.accept()[0].close()
+                    asked.append("somebody")
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}", asked
+        over.set()
+        thread.join()
+
+
+ADDRESSES = [
+    *("http://{host}/x.jsonl", "https://{host}/x.parquet", "hf://datasets/owner/name/x.jsonl"),
+    *("s3://bucket/x.jsonl", "zip://x.jsonl::http://{host}/x.zip", "simplecache::http://{host}/x.jsonl"),
+    *("file://{host}/x.jsonl", "//{host}/x.jsonl", "$SECRET", "${SECRET}/x.jsonl", "%SECRET%", "~$SECRET"),
+]
+
+
+@pytest.mark.parametrize("written", ADDRESSES)
+def test_an_address_is_no_file_and_no_variable_is_put_in(
+    llama_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    host: tuple[str, list[str]],
+    written: str,
+) -> None:
+    monkeypatch.setenv("SECRET", str(llama_folder))
+    text = written.format(host=host[0]) if "{host}" in written else written
+    data = str(runs.written(tmp_path / "rows.jsonl"))
+    for base, source in ((text, data), (str(llama_folder), text)):
+        tables = {"output": "run", "model": {"base": base}, "data": {"source": source}}
+        path = tmp_path / "strange.toml"
+        path.write_text(tomli_w.dumps(tables))
+        result = said("data", "check", path)
+        assert result.exit_code == 2, result.output
+        assert result.stderr.count("\n") == 1
+        assert str(llama_folder) not in result.stderr
+        kept = tmp_path / "kept"
+        folder.create(kept, shepherd.parse({"model": {"base": "tiny"}, "data": {"source": "world"}})).close()
+        (kept / "run.toml").write_text(tomli_w.dumps({**tables, "output": str(kept)}))
+        refused(said("resume", kept))  # whose paths stay as they are written
+        shutil.rmtree(kept)
+    result = said("generate", "none", "--prompts", text)
+    assert result.exit_code == 2
+    assert host[1] == []
 
 
 # --- plug-ins

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shepherd import folder, private
+from shepherd import folder, private, report
 from shepherd.errors import FolderError
 from shepherd.settings import dump, parse
 
@@ -343,6 +343,43 @@ def test_a_link_in_a_run_folder_is_refused_by_name(tmp_path: Path, name: str) ->
         with pytest.raises(FolderError, match=rf"{re.escape(str(link))} is a symbolic link.* remove it"):
             take(run)
     assert mine.exists() == there
+
+
+def test_links_are_looked_for_once_and_whenever_a_folder_is_taken(tmp_path: Path, monkeypatch) -> None:
+    run = tmp_path / "run"
+    folder.create(run, SETTINGS).close()
+    (run / "checkpoints").mkdir()
+    looked: list[str] = []
+    honest = os.walk
+    monkeypatch.setattr(os, "walk", lambda path: looked.append(str(path)) or honest(path))
+    for _ in range(3):
+        folder.read_settings(run)
+        folder.is_finished(run)
+        report.collect(run)
+        folder.append(run, row(1))
+    assert looked == [str(run)]
+    folder.reopen(run).close()
+    assert looked == [str(run)] * 2
+    folder.read_settings(run)
+    assert len(looked) == 2
+    (run / "data").symlink_to(tmp_path)
+    with pytest.raises(FolderError, match="data is a symbolic link"):
+        folder.reopen(run)
+
+
+def test_another_folder_in_the_place_of_one_is_looked_at_anew(tmp_path: Path) -> None:
+    """Made of the same files, even: a hard link brings the run file's own number with it."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    folder.create(run, SETTINGS).close()
+    other.mkdir()
+    os.link(run / "run.toml", other / "run.toml")
+    folder.read_settings(run)
+    (other / "data").symlink_to(tmp_path)
+    run.rename(tmp_path / "old")
+    other.rename(run)
+    for _ in range(2):
+        with pytest.raises(FolderError, match="data is a symbolic link"):
+            folder.read_settings(run)
 
 
 def test_a_run_folder_may_be_a_link_itself_and_wandb_links_its_newest_run(tmp_path: Path) -> None:

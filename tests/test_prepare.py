@@ -84,6 +84,9 @@ def test_mixes_and_the_summary_count_what_is_kept(source, tokenizer) -> None:
         "duplicates": 0,
         "held_by_several_clients": 0,
         "heldout_shared_with_training": 0,
+        "sharing_a_common_instruction": 0,
+        "sharing_the_commonest": 0,
+        "clients_without_heldout": 0,
         "heldout": 6,
         "kept": 30,
         "cut": 0,
@@ -125,6 +128,54 @@ def test_nothing_held_out_is_fine(source, tokenizer) -> None:
     prepared = prepare.prepare(settings(source, data={"holdout": 0.0}), tokenizer)
     assert (len(prepared.heldout), prepared.heldout_examples) == (0, [])
     assert sum(len(data) for data in prepared.clients.values()) == 36
+
+
+def natural(tmp_path: Path, sizes: list[int], holdout: float = 0.3) -> RunSettings:
+    """A data set in which client k has so many examples."""
+    clients = [k for k, size in enumerate(sizes) for _ in range(size)]
+    rows = [{**row, "who": f"c{k}"} for row, k in zip(runs.rows(len(clients)), clients, strict=True)]
+    source = runs.written(tmp_path / f"{holdout}.jsonl", rows)
+    return settings(source, split={"by": "natural", "field": "who"}, data={"holdout": holdout})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ([8, 8, 1, 1], "2 of 4 clients have nothing held out (c2 and c3)"),
+        ([8, *[1] * 6], "6 of 7 clients have nothing held out (c1, c2, c3 and 3 others)"),
+        ([1, 1, 1, 1], "nothing is held out (a client's last example is always trained on)"),
+    ],
+)
+def test_clients_with_nothing_held_out_are_said_before_training(tmp_path, tokenizer, sizes, said) -> None:
+    asked = natural(tmp_path, sizes)
+    prepared = prepare.prepare(asked, tokenizer)
+    assert prepared.summary["clients_without_heldout"] == sizes.count(1)
+    (sentence,) = prepare.remarks(prepared)
+    assert sentence.startswith(said)
+    assert prepare.division_remarks(prepare.divide(asked), asked) == [sentence]
+    prepare.save(tmp_path / "data", prepared)
+    assert prepare.remarks(prepare.load(tmp_path / "data")) == [sentence]
+
+
+def test_of_clients_that_have_something_held_out_nothing_is_said(tmp_path, source, tokenizer) -> None:
+    for asked in (settings(source), natural(tmp_path, [8, 8], 0.4), natural(tmp_path, [1, 3], 0.0)):
+        assert prepare.remarks(prepare.prepare(asked, tokenizer)) == []
+        assert prepare.division_remarks(prepare.divide(asked), asked) == []
+    assert prepare.remarks(prepare.held_out(settings(source), "site-1", tokenizer)) == []
+
+
+def test_one_example_leaves_nothing_to_hold_out_and_that_is_said(tmp_path, tokenizer) -> None:
+    asked = settings(runs.written(tmp_path / "rows.jsonl", runs.rows(1)), split={"clients": 1})
+    assert "nothing is held out" in prepare.remarks(prepare.prepare(asked, tokenizer))[0]
+
+
+def test_remarks_of_an_older_folder_are_of_what_was_counted_then(tmp_path, source, tokenizer) -> None:
+    prepare.save(tmp_path / "data", prepare.prepare(settings(source), tokenizer))
+    index = json.loads((tmp_path / "data" / "index.json").read_text())
+    counted = ("examples", "duplicates", "heldout", "kept")
+    index["summary"] = {name: index["summary"][name] for name in counted}
+    (tmp_path / "data" / "index.json").write_text(json.dumps(index))
+    assert prepare.remarks(prepare.load(tmp_path / "data")) == []
 
 
 def test_a_ready_made_folder_keeps_its_clients(tmp_path, tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,13 +74,29 @@ def test_tensorboard_reads_back_each_round_once_after_a_resume(tmp_path: Path) -
 
     settings = asking("tensorboard")
     made = folder.create(tmp_path, settings)
-    for after, numbers in ((-1, (0, 1, 2, 3)), (1, (2, 3))):
-        trackers = tracking.start(settings, made, after_round=after)
-        for number in numbers:
-            trackers.log({"round": number, "loss": 3.0 - number + (after == 1) / 4})
-        trackers.finish()
+    rows = [{"round": number, "loss": 3.0 - number} for number in range(3)]
+    first = tracking.start(settings, made)
+    for row in (*rows[:2], {"round": 2, "loss": 9.0}):  # the last round came to nothing and was run again
+        first.log(row)
+    first.finish()
+    again = tracking.start(settings, made, rows)
+    again.log({"round": 3, "loss": 0.25})
+    again.finish()
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(0, 3.0), (1, 2.0), (2, 1.25), (3, 0.25)]
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(0, 3.0), (1, 2.0), (2, 1.0), (3, 0.25)]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the extra [tensorboard]")
+def test_rounds_that_a_kill_kept_from_the_tracker_are_there_after_the_resume(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = asking("tensorboard")
+    made = folder.create(tmp_path, settings)
+    tracking.start(settings, made).log({"round": 0, "loss": 3.0})  # neither flushed nor finished
+    rows = [{"round": number, "loss": 3.0 - number} for number in range(3)]  # in the run's own log
+    tracking.start(settings, made, rows).finish()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(0, 3.0), (1, 2.0), (2, 1.0)]
 
 
 class FakeService:
@@ -110,11 +127,72 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.
     settings = asking("wandb")
     made = folder.create(tmp_path / "flock", settings)
     tracking.start(settings, made).log(ROW)
-    tracking.start(settings, made, after_round=3)
+    tracking.start(settings, made, [{"round": 2, "loss": 3.0}, ROW])
     options = {"name": "flock", "dir": str(made.path)}
     again = {**options, "id": "run-77", "resume": "must"}
-    assert FakeService.said == [("sheep", options), 32, (3, 2.5), ("sheep", again)]
+    assert FakeService.said == [("sheep", options), 32, (3, 2.5), ("sheep", again), (3, 2.5)]
     assert json.loads((made.path / "tracking.json").read_text()) == {"wandb": "run-77"}
+
+
+@pytest.mark.parametrize("filed", [2, 3])
+def test_mlflow_gets_what_it_lacks_and_nothing_twice(tmp_path: Path, monkeypatch, filed: int) -> None:
+    """MLflow keeps two values of one step; `filed` is the last round that it had before the kill."""
+    from accelerate import tracking as theirs
+
+    class Fake(FakeService):
+        def __init__(self, project: str, **options: Any) -> None:
+            self.tracker = SimpleNamespace(info=SimpleNamespace(run_id="run-77"))
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            said.append(step)
+
+    said: list[int] = []
+    past = SimpleNamespace(get_metric_history=lambda run, key: [SimpleNamespace(step=n) for n in said])
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=lambda: past))  # type: ignore[misc]
+    monkeypatch.setattr(theirs, "MLflowTracker", Fake)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    settings = asking("mlflow")
+    made = folder.create(tmp_path / "flock", settings)
+    FakeService.said.clear()
+    rows = [{"round": number, "loss": 3.0} for number in range(4)]
+    first = tracking.start(settings, made)
+    for row in rows[: filed + 1]:
+        first.log(row)
+    tracking.start(settings, made, rows)
+    assert said == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="the extra [mlflow]")
+@pytest.mark.parametrize("filed", [2, 3])
+def test_mlflow_itself_has_each_round_once(tmp_path: Path, monkeypatch, filed: int) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "kept").as_uri())
+    settings = asking("mlflow")
+    made = folder.create(tmp_path / "flock", settings)
+    rows = [{"round": number, "loss": 3.0 - number} for number in range(4)]
+    first = tracking.start(settings, made)
+    for row in rows[: filed + 1]:
+        first.log(row)
+    first.finish()
+    tracking.start(settings, made, rows).finish()
+    run = json.loads((made.path / "tracking.json").read_text())["mlflow"]
+    history = mlflow.MlflowClient().get_metric_history(run, "loss")
+    assert [(each.step, each.value) for each in history] == [(0, 3.0), (1, 2.0), (2, 1.0), (3, 0.0)]
+
+
+def test_a_tracker_that_a_resumed_run_did_not_have_gets_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import tracking as theirs
+
+    FakeService.said.clear()
+    monkeypatch.setattr(theirs, "WandBTracker", FakeService)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    made = folder.create(tmp_path / "flock", asking())
+    tracking.start(asking("wandb"), made, [{"round": 2, "loss": 3.0}, ROW])
+    assert FakeService.said[1:] == [32, (2, 3.0), (3, 2.5)]
 
 
 def test_a_service_that_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

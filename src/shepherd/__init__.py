@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from shepherd import visible
+
 if TYPE_CHECKING:
     from shepherd.asking import Answerer, generate, load_run
     from shepherd.consent import Consent
@@ -69,6 +71,12 @@ _HOME = {
     "run": ("Run", "open_run", "resume"),
     "settings": ("RunSettings", "dump", "parse", "read"),
 }
+
+visible.in_logs(
+    *("shepherd", "accelerate", "datasets", "flwr", "huggingface_hub", "nvflare", "peft", "safetensors"),
+    *("tokenizers", "torch", "transformers"),
+)
+visible.in_warnings()
 
 
 def __getattr__(name: str) -> Any:

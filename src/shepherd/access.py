@@ -7,13 +7,29 @@ browser a cookie, so that the token need not stand in the address that it shows 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hmac import compare_digest
 from urllib.parse import parse_qs
 
 REFUSED = "this page is for whoever started it: open the address that was printed, with its token\n"
-HEADERS = {"Referrer-Policy": "no-referrer"}
-"""Of every answer: no other page is told the address, and the token in it."""
+HEADERS = {
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""Of every answer: no other page is told the address, and the token in it, or shows or reads the answer."""
+
+
+def is_other_page(hosts: Sequence[str], origins: Sequence[str]) -> bool:
+    """Whether another page asks than the one at the host that is asked, by the headers `Host` and `Origin`.
+
+    A browser sends the cookie of this machine to all its ports, and also for what another of them asks for.
+    It says who asks, unless a person follows a link.
+    """
+    own = {host.lower() for host in hosts}
+    return any(origin.lower().partition("://")[2] not in own for origin in origins)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from shepherd.model import generate as generation
 from shepherd.model.base import Base
 from shepherd.settings import RunSettings
 
-__all__ = ["Answer", "Answerer", "adapter_of", "generate", "load_run"]
+__all__ = ["Answer", "Answerer", "Options", "adapter_of", "generate", "load_run"]
 
 Asked = str | Mapping[str, Any]
 """What is asked: a text, or a row in the run's own layout, such as `instruction` with `context`."""
@@ -43,6 +43,29 @@ class Answer:
     seed: int | None
     cut: bool
     """Whether it was ended by its greatest length, and not by the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a run is asked; by default for one greedy answer of its last adapter."""
+
+    base: bool = False
+    """Answer with the untuned base."""
+    round: int | None = None
+    """Of a kept checkpoint; the final adapter, else the last checkpoint's, where none is given."""
+    n: int = 1
+    """Answers to each prompt, at least 1."""
+    max_new_tokens: int | None = None
+    """Of one answer, at least 1; the run's `evaluation.max_new_tokens` by default."""
+    temperature: float = 0.0
+    """0 is greedy; above, sampling."""
+    top_p: float = 1.0
+    """In (0, 1]; sampling leaves out the least likely tokens beyond this share."""
+    seed: int | None = None
+    """Of the sampling; a new one is drawn where none is given, and each answer holds it."""
+
+
+USUAL = Options()
 
 
 class Answerer:
@@ -66,7 +89,7 @@ class Answerer:
         Args:
             prompts: a text, or a sequence of texts and of rows as the run's data have them.
             context: what the one text is about.
-            options: those of `answers`; of several answers (`n`) each prompt's come one after another.
+            options: the fields of `Options`; of several answers (`n`) each prompt's come one after another.
 
         Returns:
             The answer to a text; a list for a sequence, in its order.
@@ -75,41 +98,21 @@ class Answerer:
             DataError: an instruction is empty, or a context is given for several.
             ShepherdError: as `answers`.
         """
-        table = self.settings.data
+        table, how = self.settings.data, Options(**options)
         if not isinstance(prompts, str):
             if context:
                 raise DataError("the context belongs to one instruction; give several as rows with their own")
             many = [prompt_of(each, table, f"prompt {n}") for n, each in enumerate(prompts, 1)]
-            return [answer.text for answer in self.answers(many, **options)]
-        if options.get("n", 1) != 1:
+            return [answer.text for answer in self.answers(many, how)]
+        if how.n != 1:
             raise DataError("several answers to one text are a list; give the text in a list")
         asked = with_context(prompt_of(prompts, table), context)
-        return next(self.answers([asked], **options)).text
+        return next(self.answers([asked], how)).text
 
-    def answers(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        base: bool = False,
-        round: int | None = None,
-        n: int = 1,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-    ) -> Iterator[Answer]:
+    def answers(self, prompts: Sequence[Prompt], how: Options = USUAL) -> Iterator[Answer]:
         """The answers in the order of the prompts, each prompt's `n` together, as they become ready.
 
         A sampled answer depends on its prompt, the seed and its number alone, and not on the other prompts.
-
-        Args:
-            base: answer with the untuned base.
-            round: of a kept checkpoint; the final adapter, else the last checkpoint's, where none is given.
-            n: answers to each prompt, at least 1.
-            max_new_tokens: of one answer, at least 1; the run's `evaluation.max_new_tokens` by default.
-            temperature: 0 is greedy; above, sampling.
-            top_p: in (0, 1]; sampling leaves out the least likely tokens beyond this share.
-            seed: of the sampling; a new one is drawn where none is given, and each answer holds it.
 
         Raises:
             FolderError: the run keeps no such round, or has no adapter yet.
@@ -117,21 +120,13 @@ class Answerer:
             TemplateError: the template cannot render a prompt.
             BaseError: a prompt is too long for the base, or a number is out of its range.
         """
-        longest = self.settings.evaluation.max_new_tokens if max_new_tokens is None else max_new_tokens
-        require_options(
-            self.path,
-            base=base,
-            round=round,
-            n=n,
-            max_new_tokens=longest,
-            temperature=temperature,
-            top_p=top_p,
-        )
-        adapter = None if base else self.adapter(round)
-        drawn = (secrets.randbelow(2**31) if seed is None else seed) if temperature else None
+        require_options(self.path, how)
+        longest = how.max_new_tokens or self.settings.evaluation.max_new_tokens
+        adapter = None if how.base else self.adapter(how.round)
+        drawn = (secrets.randbelow(2**31) if how.seed is None else how.seed) if how.temperature else None
         ids = [self._ids(each, longest) for each in prompts]
         stop = stop_ids(Template.of(self.settings.data), self.base.tokenizer)
-        asked = [(place, number) for place in range(len(prompts)) for number in range(n)]
+        asked = [(place, number) for place in range(len(prompts)) for number in range(how.n)]
         for start in range(0, len(asked), AT_ONCE):
             some = asked[start : start + AT_ONCE]
             (found,) = generation.generate(
@@ -140,8 +135,8 @@ class Answerer:
                 [ids[place] for place, _ in some],
                 max_new_tokens=longest,
                 stop=stop,
-                temperature=temperature,
-                top_p=top_p,
+                temperature=how.temperature,
+                top_p=how.top_p,
                 seed=drawn or 0,
                 draws=[number for _, number in some],
             )
@@ -167,17 +162,7 @@ class Answerer:
         return ids
 
 
-def require_options(
-    path: str | Path,
-    *,
-    base: bool = False,
-    round: int | None = None,
-    n: int = 1,
-    max_new_tokens: int | None = None,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-) -> None:
+def require_options(path: str | Path, how: Options) -> None:
     """Check the options of `Answerer.answers` without any base, which may take minutes to load.
 
     Raises:
@@ -185,13 +170,16 @@ def require_options(
         DataError: several greedy answers are wanted, or a round and the base alone.
         BaseError: a number is out of its range.
     """
-    generation.require_ranges(1 if max_new_tokens is None else max_new_tokens, temperature, top_p)
-    if n < 1 or (n > 1 and not temperature):
-        raise DataError(f"{n} answers to each prompt need a temperature above 0; greedy ones are the same")
-    if base and round is not None:
-        raise DataError(f"the untuned base has no round {round}; leave out the round, or the base")
-    if not base:
-        _kept(Path(path), round)
+    longest = 1 if how.max_new_tokens is None else how.max_new_tokens
+    generation.require_ranges(longest, how.temperature, how.top_p)
+    if how.n < 1 or (how.n > 1 and not how.temperature):
+        raise DataError(
+            f"{how.n} answers to each prompt need a temperature above 0; greedy ones are the same"
+        )
+    if how.base and how.round is not None:
+        raise DataError(f"the untuned base has no round {how.round}; leave out the round, or the base")
+    if not how.base:
+        _kept(Path(path), how.round)
 
 
 def load_run(path: str | Path, consent: Consent = NOTHING) -> Answerer:
@@ -231,8 +219,7 @@ def generate(
         prompts: a text, or a sequence of texts and of rows as the run's data have them.
         context: what the one text is about.
         consent: as for `load_run`.
-        options: `base`, `round`, `n`, `max_new_tokens`, `temperature`, `top_p`, `seed`; see
-            `Answerer.answers`.
+        options: the fields of `Options`.
 
     Returns:
         The answer to a text; a list for a sequence, in its order.
@@ -245,7 +232,7 @@ def generate(
     table = folder.read_settings(path).data  # before the base is loaded
     for number, each in enumerate([prompts] if isinstance(prompts, str) else prompts, 1):
         prompt_of(each, table, "the prompt" if isinstance(prompts, str) else f"prompt {number}")
-    require_options(path, **options)
+    require_options(path, Options(**options))
     return load_run(path, consent).generate(prompts, context, **options)
 
 

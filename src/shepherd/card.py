@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +17,7 @@ from shepherd.data.segments import Template, styled
 from shepherd.folder import versions, write_atomic
 from shepherd.progress import many
 from shepherd.settings import TINY, WORLD, DataTable, RunSettings, dump, published
+from shepherd.visible import shown, shown_line
 
 Row = Mapping[str, Any]
 Pair = tuple[float | None, float | None]
@@ -68,7 +70,7 @@ def text(
         "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
         "## Versions\n\n" + _table(("library", "version"), sorted(versions().items())),
     )
-    return f"---\n{_metadata(whole).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+    return shown(f"---\n{_metadata(whole).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
 
 
 _LICENCE = (
@@ -220,7 +222,7 @@ def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:
         return ""
     lines = [
         (
-            name,
+            _inert(name),
             *_cells(answers.get(name, (None, None)), ".1%"),
             *_cells((before.get(name), after.get(name)), ".4f"),
         )
@@ -248,6 +250,11 @@ def _total(rows: Sequence[Row], key: str) -> int:
 
 def _words(targets: str | tuple[str, ...]) -> str:
     return targets if isinstance(targets, str) else ", ".join(targets)
+
+
+def _inert(name: str) -> str:
+    """A name that others gave, as one line with no mark of Markdown or HTML; `_table` sees to the bars."""
+    return re.sub(r"[\\`*\[\]<>!&~$]", r"\\\g<0>", shown_line(name))
 
 
 def _table(head: Sequence[str], lines: Table | Iterator[Sequence[object]]) -> str:

@@ -23,10 +23,11 @@ from shepherd.cli_silos import agreed, echo, plugin, require_flare, silos, track
 from shepherd.errors import FolderError, ShepherdError, TemplateError
 from shepherd.model import malloc
 from shepherd.progress import many
-from shepherd.visible import shown
+from shepherd.visible import in_this_process, shown
 
 if TYPE_CHECKING:
     from shepherd.prepare import Division
+    from shepherd.settings import RunSettings
 
 _came = threading.Event()
 """Set once SIGTERM has come."""
@@ -355,7 +356,7 @@ def check(run_file: Path, overrides: tuple[str, ...], samples: int, remote_code:
     settings = read(run_file, wished(overrides, remote_code))
     found = inspect_data(settings, samples=samples, consent=agreed(remote_code))
     report(found.report)
-    _left_out(found.division)
+    _left_out(found.division, settings)
     if not found.report.counts.kept:
         raise TemplateError("no example is left to train on; change data.template or data.max_tokens")
 
@@ -378,13 +379,13 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None) -> None:
         echo(f"{name} is left out: files that begin so are for testing")
     names, table = holdings(division.reading.examples, division.clients)
     show(names, list(division.clients), table.tolist())
-    _left_out(division)
+    _left_out(division, settings)
     if plot:
         echo(f"drawn in {draw(division.reading.examples, division.clients, plot)}")
 
 
-def _left_out(division: Division) -> None:
-    from shepherd.data.split import hold_out_remarks
+def _left_out(division: Division, settings: RunSettings) -> None:
+    from shepherd.prepare import division_remarks
 
     held = division.held
     left = many(held.duplicates, "duplicate"), many(len(division.reading.skipped), "bad row")
@@ -392,7 +393,7 @@ def _left_out(division: Division) -> None:
         f"{many(len(held.train), 'example')} to train on, {len(held.heldout)} held out,"
         f" {' and '.join(left)} left out"
     )
-    for sentence in hold_out_remarks(shared=held.shared, copies=held.copies):
+    for sentence in division_remarks(division, settings):
         echo(sentence)
 
 
@@ -453,13 +454,14 @@ def generate(
     # read when torch is imported: threads that wait busily for the next small product take the cores from
     # each other, five times as much processor time a token beside other work
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from shepherd.asking import load_run, require_options  # torch takes seconds
+    from shepherd.asking import Options, load_run, require_options  # torch takes seconds
 
-    require_options(folder, **options)
+    how = Options(**options)
+    require_options(folder, how)
     with lines(sys.stderr):
         with answers.timed(f"loaded {settings.model.base}"):
             run = load_run(folder, consent=agreed(remote_code))
-        found = run.answers(asked, **options)
+        found = run.answers(asked, how)
         answers.shown(found, several=len(asked) * options["n"] > 1, as_json=as_json)
 
 
@@ -494,6 +496,7 @@ def start() -> None:
     """The program `shepherd`: what tunes begins with an allocator that is set up for it."""
     if sys.argv[1:2] in (["run"], ["resume"], ["compare"]):
         malloc.restart()
+    in_this_process()
     main(prog_name="shepherd")
 
 

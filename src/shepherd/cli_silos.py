@@ -286,7 +286,7 @@ def demo(
     from shepherd.show.going import train
     from shepherd.silos import coordinate, loopback
 
-    sites = loopback.write_sites(settings, folder / "sites")
+    sites = loopback.write_sites(settings, folder / "sites", consent=consent)
     try:
         with loopback.running(folder / "federation", sites) as made:
             echo(f"server and {len(sites)} sites run on this machine; their logs: {folder}/federation/logs")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from datetime import date
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 # strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
 PositiveInt = Annotated[int, Strict(), Field(gt=0)]
@@ -14,6 +15,23 @@ NonNegativeFloat = Annotated[float, Strict(), Field(ge=0.0)]
 Share = Annotated[float, Strict(), Field(ge=0.0, le=1.0)]
 PositiveShare = Annotated[float, Strict(), Field(gt=0.0, le=1.0)]
 ShareBelowOne = Annotated[float, Strict(), Field(ge=0.0, lt=1.0)]
+
+
+def _day(day: Any) -> Any:
+    if type(day) is date:  # TOML has dates of its own
+        return day.isoformat()
+    if isinstance(day, str) and day:
+        try:
+            written = date.fromisoformat(day).isoformat()
+        except ValueError:
+            written = ""
+        if written != day:  # ISO 8601 knows 20261128 as well
+            raise ValueError("write a day as 2026-11-28")
+    return day
+
+
+Day = Annotated[str, BeforeValidator(_day)]
+"""A day as 2026-11-28, or ""."""
 
 
 class Table(BaseModel):

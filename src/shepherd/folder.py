@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import platform
 import shlex
@@ -29,7 +30,6 @@ from typing import Any
 from shepherd import private
 from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings, dump, read_kept
-from shepherd.visible import logger
 
 RUN_FILE, VERSIONS, LOG, LOCK = "run.toml", "versions.json", "rounds.jsonl", ".lock"
 FINISHED = "finished.json"
@@ -37,11 +37,13 @@ SILOS = "silos.json"
 """Where a run over silos keeps which server it goes on at."""
 _PACKAGES = ("shepherd-fit", "torch", "transformers", "peft", "datasets", "numpy", "safetensors")
 _TEMPORARY = ".tmp"
-log = logger(__name__)
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 _held: set[tuple[int, int]] = set()
 """The lock files that this process holds, by device and inode."""
+_looked_at: set[tuple[int, ...]] = set()
+"""The run folders that this process has read and found no link in, by what `_mark` tells them apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,7 @@ def reopen(path: str | Path) -> RunFolder:
         FolderError: there is no run in it, or another process holds it.
     """
     path = Path(path)
+    _look_for_links(path)
     read_settings(path)
     with mending(path):
         folder = RunFolder(path, _lock(path))
@@ -202,17 +205,36 @@ def is_over_silos(path: str | Path) -> bool:
 def read_settings(path: str | Path) -> RunSettings:
     """The run file of a run folder. Takes no lock: a run may be read while it goes on.
 
+    Links are looked for when this process first reads the folder, and whenever one takes it.
+
     Raises:
         FolderError: there is no run in it, its run file is damaged, or a link lies in it.
     """
     path = Path(path)
-    require_no_links(path)
+    if _mark(path) not in _looked_at:
+        _look_for_links(path)
     if not is_run(path):
         raise FolderError(f"{path} holds no run ({RUN_FILE} is missing); name the folder of a run")
     try:
         return read_kept(path / RUN_FILE)
     except SettingsError as error:
         raise FolderError(f"the run in {path} cannot be read: {error}") from error
+
+
+def _look_for_links(path: Path) -> None:
+    mark = _mark(path)
+    require_no_links(path)
+    if mark is not None:
+        _looked_at.add(mark)
+
+
+def _mark(path: Path) -> tuple[int, ...] | None:
+    """What tells a run folder from any other, also from one put in its place; None where there is none."""
+    try:
+        run, file = os.stat(path), os.lstat(path / RUN_FILE)
+    except OSError:
+        return None
+    return run.st_dev, run.st_ino, file.st_ino, file.st_ctime_ns
 
 
 def require_no_links(path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,9 +15,8 @@ from shepherd.model import base as bases
 from shepherd.model import fingerprint, malloc, memory, remote_code
 from shepherd.progress import stage
 from shepherd.settings import TINY, ModelTable, RunSettings
-from shepherd.visible import logger
 
-log = logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def load_base(settings: RunSettings, consent: Consent = NOTHING) -> bases.Base:

@@ -27,6 +27,7 @@ from shepherd.data.split import HoldOut, hold_out, hold_out_remarks, split
 from shepherd.data.template import Template, prints_date
 from shepherd.data.tokens import Counts, Tokens, tokenise
 from shepherd.errors import DataError, FolderError
+from shepherd.evaluate.sentences import listed
 from shepherd.folder import mending, write_atomic
 from shepherd.progress import many, stage
 from shepherd.settings import WORLD, RunSettings, SplitTable
@@ -190,12 +191,7 @@ def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prep
         heldout=heldout,
         heldout_examples=[held[i] for i in kept],
         summary={
-            "examples": len(division.reading.examples),
-            "skipped_rows": len(division.reading.skipped),
-            "duplicates": division.held.duplicates,
-            "held_by_several_clients": division.held.copies,
-            "heldout_shared_with_training": division.held.shared,
-            "heldout": len(kept),
+            **_counts(division, settings, [held[i] for i in kept]),
             "kept": sum(count.kept for count in counts),
             "cut": sum(count.cut for count in counts),
             "dropped": sum(count.examples - count.kept for count in counts),
@@ -305,11 +301,70 @@ def load(folder: Path) -> Prepared:
 
 def remarks(prepared: Prepared) -> list[str]:
     """What is to be said of what was held out, if anything."""
-    counts = prepared.summary
-    return hold_out_remarks(
-        shared=counts.get("heldout_shared_with_training", 0),  # folders from before it was counted have none
+    return _remarks(prepared.summary, list(prepared.clients), prepared.heldout_examples)
+
+
+def division_remarks(division: Division, settings: RunSettings) -> list[str]:
+    """The same, before anything is tokenised."""
+    held = division.of(division.held.heldout.tolist())
+    return _remarks(_counts(division, settings, held), list(division.clients), held)
+
+
+def _remarks(counts: Mapping[str, int], clients: Sequence[str], heldout: Sequence[Example]) -> list[str]:
+    said = hold_out_remarks(
+        shared=counts.get("heldout_shared_with_training", 0),  # older folders lack what was not counted then
         copies=counts.get("held_by_several_clients", 0),
+        common=counts.get("sharing_a_common_instruction", 0),
+        commonest=counts.get("sharing_the_commonest", 0),
+        size=counts["examples"] - counts["duplicates"],
     )
+    without = counts.get("clients_without_heldout", 0)
+    if without and without == len(clients):
+        said.append(
+            "nothing is held out (a client's last example is always trained on), so nothing is scored"
+        )
+    elif without:
+        own = {example.client for example in heldout}
+        named = listed([client for client in clients if client not in own], 3)
+        said.append(
+            f"{without:,} of {many(len(clients), 'client')} have nothing held out ({named}); what is scored"
+            " is the others'"
+        )
+    return said
+
+
+def _counts(division: Division, settings: RunSettings, heldout: Sequence[Example]) -> dict[str, int]:
+    """What became of the examples before they were tokenised; of `heldout` some may be dropped by now."""
+    scored = {example.client for example in heldout}
+    pooled = scored == {""}
+    return {
+        "examples": len(division.reading.examples),
+        "skipped_rows": len(division.reading.skipped),
+        "duplicates": division.held.duplicates,
+        "held_by_several_clients": division.held.copies,
+        "heldout_shared_with_training": division.held.shared,
+        "sharing_a_common_instruction": division.held.common,
+        "sharing_the_commonest": division.held.commonest,
+        "clients_without_heldout": (
+            sum(client not in scored for client in division.clients)
+            if settings.data.holdout and not pooled
+            else 0
+        ),
+        "heldout": len(heldout),
+    }
+
+
+def require_heldout(count: int, source: str) -> None:
+    """Raise DataError, before anything is trained to be compared, where no example is held out to score.
+
+    Args:
+        count: of the examples that are held out.
+    """
+    if not count:
+        raise DataError(
+            f"nothing of {source} is held out to compare on, since a client's last example is trained on; use"
+            " data in which a client has two examples"
+        )
 
 
 def whole(folder: Path) -> bool:

@@ -7,6 +7,7 @@ display finds in the record's `args`.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
-from shepherd.visible import logger
+from shepherd.visible import shown_line
 
-log = logger(__name__)
+log = logging.getLogger(__name__)
 EVERY_S = 25.0
 """Seconds between two lines about one piece of work: less than the half minute that is promised."""
 _of_this_thread = threading.local()
@@ -170,7 +171,7 @@ def _bar(now: Stage) -> Iterator[None]:
         return
     from tqdm.auto import tqdm  # brings ipywidgets
 
-    with tqdm(desc=now.name, total=now.total or None, leave=False) as bar:
+    with tqdm(desc=shown_line(now.name), total=now.total or None, leave=False) as bar:
         now.bar = bar
         yield
 

@@ -12,6 +12,7 @@ least every half minute. In a notebook there are progress bars as well.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -34,7 +35,7 @@ from shepherd.expected import Expected, expected, memory_bytes
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.workers import Workers, beside
 from shepherd.folder import RunFolder
-from shepherd.loading import load_base, load_checkpoint, placed
+from shepherd.loading import load_base, load_checkpoint
 from shepherd.model import base as bases
 from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
@@ -43,9 +44,8 @@ from shepherd.prepare import Prepared
 from shepherd.progress import roughly, stage
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, start
 from shepherd.settings import RunSettings, require_drawn
-from shepherd.visible import logger
 
-log = logger(__name__)
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
 ANSWERS = "answers.jsonl"
 
@@ -80,7 +80,7 @@ class Run:
             federation=self.settings.federation,
             seed=self.settings.seed,
             cohort_size=self.settings.tuning.cohort_size,
-            workers=_workers(self.settings, self.base, self.consent),
+            workers=workers_of(self.settings, self.base, self.consent),
         )
 
     def __repr__(self) -> str:
@@ -414,7 +414,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
         prepared=prepared,
         method=method,
         state=state,
-        trackers=tracking.start(settings, holder, after_round=rows[-1]["round"] if rows else -1),
+        trackers=tracking.start(settings, holder, rows),
         consent=consent,
     )
     if saved is not None:
@@ -447,7 +447,11 @@ def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> Ru
     )
     tuning = tuning.model_copy(update={**asdict(chosen), "threads": memory.threads()})
     model = model.model_copy(
-        update={"dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device)}
+        update={
+            "dtype": str(base.dtype).removeprefix("torch."),
+            "device": str(base.device),
+            "revision": base.table.revision,  # the commit, whatever is pushed before the run goes on
+        }
     )
     return settings.model_copy(update={"tuning": tuning, "model": model})
 
@@ -467,12 +471,12 @@ def _round_tokens(settings: RunSettings, prepared: Prepared) -> float:
     return prepare.mean_length(prepared) * clients * _visit_examples(settings, prepared)
 
 
-def _workers(settings: RunSettings, base: bases.Base, consent: Consent) -> Workers | None:
+def workers_of(settings: RunSettings, base: bases.Base, consent: Consent) -> Workers | None:
     """Processes to tune in, where the run was laid out for more than this one."""
     count = settings.tuning.workers
     # "auto" stands in folders from before there were workers
     count = 1 if count == "auto" else count
-    return beside(count, placed(settings.model), settings.adapter, base.proof, consent)
+    return beside(count, base.table, settings.adapter, base.proof, consent)
 
 
 def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, prepared: Prepared) -> None:

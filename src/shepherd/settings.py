@@ -10,11 +10,11 @@ alone is relative to the current directory, always.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -32,6 +32,7 @@ from pydantic import (
 
 from shepherd import paths
 from shepherd.config import (
+    Day,
     NonNegativeFloat,
     NonNegativeInt,
     PartTable,
@@ -43,9 +44,9 @@ from shepherd.config import (
     Table,
 )
 from shepherd.errors import SettingsError
-from shepherd.visible import logger, shown_toml
+from shepherd.visible import shown_toml
 
-log = logger(__name__)
+log = logging.getLogger(__name__)
 TINY, WORLD = "tiny", "world"
 """The embedded base and the embedded data."""
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -145,7 +146,7 @@ class DataTable(Table):
     system: str | None = None
     """System prompt of every chat that has no system turn, for any template; the default is the
     template's own, and "" is an empty one."""
-    date: str = ""
+    date: Day = ""
     """Day that a chat template prints as today's, such as "2026-11-28"; "" is the day the run starts."""
     holdout: ShareBelowOne = 0.1
     """The share of the examples that is held out of training, before the split, each category its part;
@@ -158,20 +159,6 @@ class DataTable(Table):
     """Use only so many examples of each category, drawn with the seed."""
     seed: NonNegativeInt | None = None
     """Of what is held out and who holds what; the default is the run's seed."""
-
-    @field_validator("date", mode="before")
-    @classmethod
-    def _iso_date(cls, day: Any) -> Any:
-        if type(day) is date:  # TOML has dates of its own
-            return day.isoformat()
-        if isinstance(day, str) and day:
-            try:
-                date.fromisoformat(day)
-            except ValueError:
-                raise ValueError("write a day as 2026-11-28") from None
-            if not re.fullmatch(r"\d{4}-\d\d-\d\d", day):  # ISO 8601 knows 20261128 as well
-                raise ValueError("write a day as 2026-11-28")
-        return day
 
     @model_validator(mode="after")
     def _options_of_a_chat_template(self) -> Self:

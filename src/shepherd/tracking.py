@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from statistics import fmean
@@ -67,8 +67,11 @@ def _require_installed(table: TrackingTable) -> None:
             raise SettingsError(f"tracker {name} is not installed; run pip install 'shepherd-fit[{name}]'")
 
 
-def start(settings: RunSettings, folder: RunFolder, *, after_round: int = -1) -> Trackers:
-    """Start the trackers, or go on with those of a resumed run whose log ends with `after_round`.
+def start(settings: RunSettings, folder: RunFolder, rows: Sequence[Mapping[str, Any]] = ()) -> Trackers:
+    """Start the trackers, or go on with those of a resumed run.
+
+    Args:
+        rows: the log of a resumed run, whose last round a kill may have kept from a tracker. See `_unfiled`.
 
     Raises:
         SettingsError: a package is missing, or a service refuses.
@@ -76,15 +79,17 @@ def start(settings: RunSettings, folder: RunFolder, *, after_round: int = -1) ->
     _require_installed(settings.tracking)
     ids = _ids(folder)
     makers = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
-    parts = [makers[name](settings, folder, ids, after_round) for name in settings.tracking.trackers]
-    for name, part in zip(settings.tracking.trackers, parts, strict=True):
-        _begin(name, part, settings, fresh=after_round < 0)
+    parts: dict[str, Any] = {
+        name: makers[name](settings, folder, ids, bool(rows)) for name in settings.tracking.trackers
+    }
+    for name, part in parts.items():
+        _begin(name, part, settings, rows, known=bool(rows) and name in (*LOCAL, *ids))
     for name in ("tensorboard", "wandb"):  # what these write, they write for everybody
         if (folder.path / name).is_dir():
             private.close(folder.path / name)
     if any(name not in LOCAL for name in settings.tracking.trackers):
-        folder.write(IDS, json.dumps({**ids, **_given(settings, parts)}) + "\n")
-    return Trackers(tuple(parts))
+        folder.write(IDS, json.dumps({**ids, **_given(parts)}) + "\n")
+    return Trackers(tuple(parts.values()))
 
 
 def flatten(row: Mapping[str, Any]) -> dict[str, float]:
@@ -114,16 +119,34 @@ def _path(*parts: str) -> str:
     return "/".join(re.sub(r"[^\w\-. ]", "_", part) for part in parts)  # MLflow takes nothing else
 
 
-def _begin(name: str, part: Any, settings: RunSettings, *, fresh: bool) -> None:
+def _begin(
+    name: str, part: Any, settings: RunSettings, rows: Sequence[Mapping[str, Any]], *, known: bool
+) -> None:
+    """Start one tracker; `known` is whether it had this run before, and not since a resume alone."""
     try:
         part.start()
-        if fresh:
+        if not known:
             flat = dict(_settings(settings.model_dump(mode="json"), ()))
             part.store_init_configuration(flat)
+        for row in _unfiled(name, part, rows) if known else rows:
+            Trackers((part,)).log(row)
     except Exception as error:  # each service has errors of its own
         raise SettingsError(
             f"tracker {name} cannot start ({error}); log in to it, or leave it out"
         ) from error
+
+
+def _unfiled(name: str, part: Any, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Rows of a resumed run to file: all in a file, which is begun anew; with a service, what it may lack."""
+    if name in LOCAL:
+        return rows
+    if name != "mlflow":
+        return rows[-1:]  # Weights & Biases leaves out a step that it has
+    from mlflow import MlflowClient
+
+    known = MlflowClient().get_metric_history(part.tracker.info.run_id, "cohort")  # every row has it
+    last = max((each.step for each in known), default=-1)
+    return [row for row in rows if row["round"] > last]
 
 
 def _settings(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str | float]]:
@@ -134,22 +157,21 @@ def _settings(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str | fl
         yield _path(*path), value if isinstance(value, str | int | float) else json.dumps(value)
 
 
-def _tensorboard(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], after_round: int) -> Any:
+def _tensorboard(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], again: bool) -> Any:
     from accelerate.tracking import TensorBoardTracker
 
-    # rounds that are run again would be drawn twice without the purge
-    purge = {"purge_step": after_round + 1} if after_round >= 0 else {}
+    purge = {"purge_step": 0} if again else {}  # rounds that are filed again would be drawn twice without it
     return TensorBoardTracker("tensorboard", str(folder.path), **purge)
 
 
-def _wandb(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], after_round: int) -> Any:
+def _wandb(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], again: bool) -> Any:
     from accelerate.tracking import WandBTracker
 
     same = {"id": ids["wandb"], "resume": "must"} if "wandb" in ids else {}
     return WandBTracker(settings.tracking.project, name=folder.path.name, dir=str(folder.path), **same)
 
 
-def _mlflow(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], after_round: int) -> Any:
+def _mlflow(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], again: bool) -> Any:
     from accelerate.tracking import MLflowTracker
 
     return MLflowTracker(settings.tracking.project, run_name=folder.path.name, run_id=ids.get("mlflow"))
@@ -162,7 +184,6 @@ def _ids(folder: RunFolder) -> dict[str, str]:
         return dict(json.loads(path.read_text(encoding="utf8"))) if path.exists() else {}
 
 
-def _given(settings: RunSettings, parts: list[Any]) -> dict[str, str]:
+def _given(parts: Mapping[str, Any]) -> dict[str, str]:
     ways = {"wandb": lambda run: run.id, "mlflow": lambda run: run.info.run_id}
-    named = zip(settings.tracking.trackers, parts, strict=True)
-    return {name: str(ways[name](part.tracker)) for name, part in named if name in ways}
+    return {name: str(ways[name](part.tracker)) for name, part in parts.items() if name in ways}

@@ -9,7 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-from pathlib import Path
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
 
 _ACTING = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
@@ -59,19 +65,81 @@ def shown_toml(text: str) -> str:
     return _IN_TEXT.sub(_escape_toml, text)
 
 
-def logger(name: str) -> logging.Logger:
-    """The logger of a module, in whose records texts of others are as `shown` gives them."""
-    found = logging.getLogger(name)
-    found.addFilter(_made_visible)
-    return found
+def in_logs(*names: str) -> None:
+    """Have what these loggers write, and those below them, be as `shown` gives it; "" is every logger.
+
+    It is done where a record is made, so it holds for each handler, whoever adds it and whenever: for the
+    message, for its arguments and for an exception. A record of ours stays one line.
+    """
+    maker = logging.getLogRecordFactory()
+    if not isinstance(maker, _Records):
+        maker = _Records(maker)
+        logging.setLogRecordFactory(maker)
+    maker.names.update(names)
 
 
-def _made_visible(record: logging.LogRecord) -> bool:
-    if isinstance(record.args, tuple):
-        record.args = tuple(
-            shown(part) if isinstance(part, str | Path | Exception) else part for part in record.args
-        )
-    return True
+def in_warnings() -> None:
+    """Have what Python warns of be as `shown` gives it."""
+    if not isinstance(warnings.formatwarning, _Shown):
+        warnings.formatwarning = _Shown(warnings.formatwarning)
+
+
+def in_this_process() -> None:
+    """As `in_logs` and `in_warnings`, for all that a process of our own logs, warns of or fails with."""
+    in_logs("")
+    in_warnings()
+    sys.excepthook = _failed
+    threading.excepthook = lambda about: _failed(about.exc_type, about.exc_value, about.exc_traceback)
+
+
+_OURS = "shepherd"
+
+
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:
+        escape = shown_line if _is_below(self.name, _OURS) else shown
+        return escape(super().getMessage())
+
+
+class _Records:
+    """Makes records as `before` does, those of some loggers with what they say made visible."""
+
+    def __init__(self, before: Callable[..., logging.LogRecord]) -> None:
+        self.names: set[str] = set()
+        self._before = before
+        self._kinds: dict[type, type] = {logging.LogRecord: _Record}
+
+    def __call__(self, *about: Any, **more: Any) -> logging.LogRecord:
+        record = self._before(*about, **more)
+        if not isinstance(record, _Record) and any(_is_below(record.name, name) for name in self.names):
+            record.__class__ = self._visible(type(record))
+            if record.exc_info:
+                record.exc_text = shown(logging.Formatter().formatException(record.exc_info))
+        return record
+
+    def _visible(self, kind: type) -> type:
+        """A kind of record, which may be somebody's own, with its message made visible."""
+        if kind not in self._kinds:
+            self._kinds[kind] = type(kind.__name__, (_Record, kind), {})
+        return self._kinds[kind]
+
+
+def _is_below(name: str, above: str) -> bool:
+    return not above or name == above or name.startswith(f"{above}.")
+
+
+class _Shown:
+    """A function whose text is made visible."""
+
+    def __init__(self, function: Callable[..., str]) -> None:
+        self._function = function
+
+    def __call__(self, *words: Any, **more: Any) -> str:
+        return shown(self._function(*words, **more))
+
+
+def _failed(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
+    sys.stderr.write(shown("".join(traceback.format_exception(kind, error, where))))
 
 
 def _escaped(acting: re.Pattern[str], text: str) -> str:

@@ -16,12 +16,13 @@ from shepherd import folder, prepare, report
 from shepherd.algorithms import fedavg
 from shepherd.asking import adapter_of
 from shepherd.compare import comparing, training
-from shepherd.compare.arms import Asked
+from shepherd.compare.arms import Asked, arms
 from shepherd.compare.comparing import compare
 from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.data import cursor
-from shepherd.errors import FolderError, SettingsError, ShepherdError
+from shepherd.errors import DataError, FolderError, SettingsError, ShepherdError
 from shepherd.evaluate.text import against
+from shepherd.loading import load_base
 from shepherd.model import files, lora, score, tune
 from shepherd.model.tune import Visit
 from shepherd.report import collect
@@ -226,8 +227,8 @@ def test_what_is_there_is_not_made_again(copied, made, monkeypatch) -> None:
 
     monkeypatch.setattr(training, "open_run", never)
     monkeypatch.setattr(training, "resume", never)
-    monkeypatch.setattr(training.Simulation, "run", never)
-    monkeypatch.setattr("shepherd.compare.scoring._losses", never)
+    monkeypatch.setattr(training.Simulation, "run_groups", never)
+    monkeypatch.setattr("shepherd.compare.scoring.score_one", never)
     found = compare(copied, ASKED)
     assert {**found, "seconds": 0} == {**made[1], "seconds": 0}
 
@@ -251,6 +252,128 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(copied, made, monkeyp
     assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4)
 
 
+@pytest.mark.parametrize("written", [0, 1])
+def test_arms_of_one_pass_are_kept_together_or_not_at_all(copied, made, monkeypatch, written) -> None:
+    """Stopped before or after the first of a pass is said to be whole: same bits, and no kept arm tuned."""
+    run = Path(copied.output)
+    names = ("local-client-1", "local-client-2")
+    for name in names:
+        shutil.rmtree(run / "compare" / "seed-0" / name)
+    honest, said = training.write_json, 0
+
+    def stopped(path: Path, value: Any) -> Path:
+        nonlocal said
+        if said == written:
+            raise KeyboardInterrupt
+        said += 1
+        return honest(path, value)
+
+    monkeypatch.setattr(training, "write_json", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare(copied, ASKED)
+    monkeypatch.undo()
+    assert [(run / "compare" / "seed-0" / name / "tuned.json").exists() for name in names] == [
+        written > 0,
+        False,
+    ]
+    if written:
+        monkeypatch.setattr(training.Simulation, "run_groups", None)
+    compare(copied, ASKED)
+    for name in names:
+        ours, theirs = (
+            Path(settings.output) / "compare" / "seed-0" / name / files.WEIGHTS
+            for settings in (copied, made[0])
+        )
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_an_adapter_that_was_written_later_is_not_taken_for_the_one_beside(copied, monkeypatch) -> None:
+    """Its folder was removed, and training it again was killed before it was said to be whole."""
+    kept = Path(copied.output) / "compare" / "seed-0" / "local-client-2"
+    (kept / "tuned.json").unlink()
+    shutil.copy(kept.with_name("local-client-1") / files.WEIGHTS, kept / files.WEIGHTS)
+    tuned: list[str] = []
+    honest = training.Simulation.run_groups
+
+    def spy(self: Any, sent: Any, groups: Any) -> Any:
+        tuned.extend(name for group in groups for name in group)
+        return honest(self, sent, groups)
+
+    monkeypatch.setattr(training.Simulation, "run_groups", spy)
+    compare(copied, ASKED)
+    assert tuned == ["local-client-2"]
+
+
+def untimed(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{**each, "trained": {**(each["trained"] or {}), "seconds": 0}} for each in found["arms"]]
+
+
+def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
+    llama_folder, source, tmp_path
+) -> None:
+    """Two workers with a thread each; this process, with one thread; and there each arm by itself."""
+    asked = Asked(locals=("client-1",))
+    made = {}
+    for name, tuning in (("two", {"workers": 2, "threads": 2}), ("one", {"threads": 1})):
+        settings = table(llama_folder, source, tmp_path / name)
+        alike = settings.tuning.model_copy(update={**tuning, "cohort_size": 1})
+        made[name] = compare(settings.model_copy(update={"tuning": alike}), asked)
+    assert untimed(made["one"]) == untimed(made["two"])
+    assert made["one"]["samples"] == made["two"]["samples"]
+    kept, prepared = folder.read_settings(tmp_path / "one"), prepare.load(tmp_path / "one" / "data")
+    base, done = load_base(kept), training.totals(tmp_path / "one")
+    for each in arms(asked, sorted(prepared.clients)):
+        if each.kind in ("local", "centralised"):
+            training.train_apart(base, kept, prepared, [each], tmp_path / each.name, 0, done=done, seed=0)
+            one, two, alone = (
+                (training.arm_folder(tmp_path / run, 0, each) / files.WEIGHTS).read_bytes()
+                for run in ("one", "two", each.name)
+            )
+            assert one == two == alone, each.name
+
+
+@pytest.mark.parametrize("named", [(), ("client-1",)])
+@pytest.mark.parametrize("match", ["both", "steps", "examples"])
+def test_the_first_sentence_is_true_however_arms_are_matched(copied, monkeypatch, match, named) -> None:
+    """Against the visits that are really tuned, and the federated run's own log."""
+    run = Path(copied.output)
+    shutil.rmtree(run / "compare")
+    saw: dict[str, tuple[int, int]] = {}
+    honest = tune.tune
+
+    def spy(base: Any, sent: Any, algorithm: Any, visits: Any, *rest: Any, **options: Any) -> Any:
+        saw.update({v.client: (sum(map(len, v.steps)), len(v.steps)) for v in visits})
+        return honest(base, sent, algorithm, visits, *rest, **options)
+
+    monkeypatch.setattr(tune, "tune", spy)
+    found = compare(copied, Asked(locals=named, match=match))
+    federated = sum(row["examples"] for row in folder.read_rows(run) if row["round"])
+    others = [*(f"local-{name}" for name in named), "centralised", *["centralised-steps"] * (match == "both")]
+    assert set(saw) == set(others)
+    said = "; ".join(f"{name} {saw[name][0]:,} in {saw[name][1]:,} steps" for name in others)
+    assert found["says"][0] == (
+        f"federated saw {federated:,} examples, those of its clients side by side, in 4 optimiser steps"
+        f" one after another; {said}."
+    )
+    if match != "steps":
+        assert saw["centralised"][0] == federated
+
+
+def test_an_older_comparison_by_steps_is_not_mixed_with_the_default_of_both(copied, monkeypatch) -> None:
+    """Its centralised arm was trained by steps, under the name that the one by examples has now."""
+    run = Path(copied.output)
+    (run / "compare" / "plan.json").write_text('{"match": "steps", "variants": {}}\n')
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    monkeypatch.setattr(comparing, "train_apart", None)
+    monkeypatch.setattr(comparing, "score_arms", None)
+    with pytest.raises(FolderError, match=r"matched by steps; say --match steps, or move that folder away"):
+        compare(copied, Asked(locals=("client-1", "client-2"), seeds=2))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    monkeypatch.undo()
+    asked = Asked(locals=("client-1", "client-2"), match="steps", seeds=2)
+    assert compare(copied, asked)["match"] == "steps"
+
+
 def test_a_run_that_was_stopped_is_finished_first(llama_folder, source, tmp_path) -> None:
     settings = table(llama_folder, source, tmp_path / "run")
     run = open_run(settings)
@@ -269,6 +392,47 @@ def test_matched_by_examples_every_arm_sees_as_many(llama_folder, source, tmp_pa
     assert central["steps"] >= federated["examples"] / 4
     with pytest.raises(FolderError, match="holds a comparison matched by examples; say --match examples"):
         compare(settings, Asked(locals=(), match="steps"))
+
+
+@pytest.fixture
+def lonely(llama_folder, tmp_path) -> RunSettings:
+    """Clients with one example each, of which none can be held out."""
+    rows = [{**row, "who": f"c{k}"} for k, row in enumerate(runs.rows(4))]
+    asked = table(llama_folder, runs.written(tmp_path / "rows.jsonl", rows), tmp_path / "run")
+    return asked.model_copy(
+        update={"split": asked.split.model_copy(update={"by": "natural", "field": "who"})}
+    )
+
+
+def test_where_nothing_can_be_scored_nothing_is_trained(lonely, monkeypatch) -> None:
+    monkeypatch.setattr(training, "open_run", None)
+    with pytest.raises(DataError, match=r"nothing of .*rows\.jsonl is held out to compare on"):
+        compare(lonely, Asked(locals=()))
+    assert not Path(lonely.output).exists()
+
+
+def test_where_tokenising_leaves_nothing_to_score_nothing_is_trained(llama_folder, tmp_path) -> None:
+    rows = runs.rows(6)
+    rows[0]["instruction"] = 300 * "word "
+    settings = table(llama_folder, runs.written(tmp_path / "rows.jsonl", rows), tmp_path / "run")
+    data = settings.data.model_copy(update={"max_tokens": 64, "holdout": 0.1})
+    split = settings.split.model_copy(update={"clients": 1})
+    for seed in range(50):
+        asked = settings.model_copy(update={"data": data.model_copy(update={"seed": seed}), "split": split})
+        if prepare.divide(asked).held.heldout.tolist() == [0]:
+            break
+    with pytest.raises(DataError, match=r"no held-out example of .* is left to compare on \(1 dropped: "):
+        compare(asked, Asked(locals=()))
+    assert [row["round"] for row in folder.read_rows(tmp_path / "run")] in ([], [0])
+    with pytest.raises(DataError, match="is held out to compare on"):  # nor does a second call train
+        compare(asked, Asked(locals=()))
+
+
+def test_nor_is_a_run_gone_on_with_that_has_nothing_to_score(lonely, monkeypatch) -> None:
+    open_run(lonely).close()
+    monkeypatch.setattr(training, "resume", None)
+    with pytest.raises(DataError, match="is held out to compare on"):
+        compare(lonely, Asked(locals=()))
 
 
 def test_a_folder_with_another_run_is_refused_by_the_key(copied) -> None:

@@ -101,6 +101,47 @@ def test_epochs_end_where_no_short_step_is_left(size, position, batch, least, ep
     assert after % size == 0 or size - after % size >= least
 
 
+@given(
+    size=SIZES,
+    batch=st.integers(1, 20),
+    least=LEAST,
+    fewest=st.integers(1, 24),
+    length=st.one_of(
+        st.fixed_dictionaries({"max_steps": st.integers(1, 5)}),
+        st.fixed_dictionaries({"epochs": st.floats(0.1, 2.0)}),
+    ),
+    seed=SEEDS,
+)
+def test_a_visit_of_too_few_different_examples_begins_with_the_next_epoch(
+    size, batch, least, fewest, length, seed
+):
+    """So each has as many as one from the start of an epoch has, and none is repeated without end."""
+    how = {"batch_size": batch, "seed": seed, "min_batch": least, **length}
+    first = len(set(np.concatenate(visit(size, 0, **how)[0]).tolist()))
+    position = 0
+    for _ in range(6):
+        steps, after = visit(size, position, **how, min_examples=fewest)
+        taken = np.concatenate(steps)
+        start = after - len(taken)
+        assert len(set(taken.tolist())) >= min(fewest, first)
+        plain, end = visit(size, position, **how)
+        if start % size or start == position or len(set(np.concatenate(plain).tolist())) >= fewest:
+            assert (after, [step.tolist() for step in steps]) == (end, [step.tolist() for step in plain])
+        else:
+            assert position < start < position + size
+        assert after > position
+        position = after
+
+
+def test_of_thirty_examples_two_steps_of_eight_go_on_for_ever():
+    position, taken = 0, np.zeros(30, int)
+    for _ in range(300):
+        steps, position = visit(30, position, max_steps=2, batch_size=8, seed=1, min_batch=8, min_examples=16)
+        assert len(set(np.concatenate(steps).tolist())) >= 16
+        taken[np.concatenate(steps)] += 1
+    assert taken.min() > 0.8 * taken.mean()  # none is left out
+
+
 @pytest.mark.parametrize(("size", "position", "batch"), [(0, 0, 1), (3, -1, 1), (3, 0, 0)])
 def test_numbers_that_make_no_sense(size, position, batch):
     with pytest.raises(ValueError, match="must be positive"):

@@ -102,6 +102,7 @@ BAD = {
     "field instruction is missing .*there are response.* data.fields.instruction": {"response": "x"},
     "field response is missing .* data.fields.response": {"instruction": "x", "output_text": "y"},
     "field response is empty": {**DOLLY, "response": " \n"},
+    "response is empty; fill": {**DOLLY, "response": "\u200b\ufeff \u00ad"},
     "field instruction is empty": {**DOLLY, "instruction": None},
     "field context is a list, expected text": {**DOLLY, "context": ["x"]},
     r"field response is the number 3\.5, expected text": {**DOLLY, "response": 3.5},
@@ -115,6 +116,7 @@ BAD = {
     "turn 1 is text, expected role and content": {"messages": ["Hi"]},
     "turn 1: field content is missing": {"messages": [{"role": "user"}]},
     r"turn 2 \(assistant\) is empty": turns(("user", "Hi"), ("assistant", "")),
+    r"turn 1 \(user\) is empty": turns(("user", "\u200d"), ("assistant", "Hi")),
     "turn 2 has the role 'tool'; known roles are": turns(("user", "Hi"), ("tool", "x")),
     "turn 2 is user's, expected assistant's": turns(("user", "Hi"), ("user", "Hi")),
     "turn 1 is assistant's, expected user's": turns(("assistant", "Hi")),
@@ -254,6 +256,62 @@ def test_parquet_and_saved_sets_come_through_datasets_and_leave_nothing_behind(t
     (tmp_path / "b.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match=r"b\.parquet is not Parquet"):
         read(DataTable(source=str(tmp_path / "b.parquet")), IID, 0)
+
+
+def test_a_text_in_parquet_that_is_not_utf8_is_said_of_the_file(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    raw = pyarrow.array([b"a", b"\xff"])
+    text = pyarrow.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
+    parquet.write_table(pyarrow.table({"instruction": text, "response": text}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet is not Parquet \(.*UTF8"):
+        read(DataTable(source=str(tmp_path / "a.parquet")), IID, 0)
+
+
+def test_a_saved_set_is_read_from_its_own_files_alone(tmp_path):
+    import datasets
+
+    secret = datasets.Dataset.from_list([{"instruction": "secret", "response": "b"}])
+    secret.save_to_disk(str(tmp_path / "other"))
+    (arrow,) = (path.name for path in (tmp_path / "other").glob("*.arrow"))
+    mine = datasets.Dataset.from_list([{"instruction": "m", "response": "b"}])
+    mine.save_to_disk(str(tmp_path / "mine"))
+    state = tmp_path / "mine" / "state.json"
+    for name in (f"../other/{arrow}", str(tmp_path / "other" / arrow)):
+        state.write_text(json.dumps({**json.loads(state.read_text()), "_data_files": [{"filename": name}]}))
+        with pytest.raises(DataError, match=r"as its data \(state\.json\), which is no file of its own"):
+            read(DataTable(source=str(tmp_path / "mine")), IID, 0)
+    (tmp_path / "dict").mkdir()
+    (tmp_path / "dict" / "dataset_dict.json").write_text(json.dumps({"splits": ["../other"]}))
+    with pytest.raises(DataError, match=r"'\.\./other' as its data \(dataset_dict\.json\)"):
+        read(DataTable(source=str(tmp_path / "dict"), part="../other"), IID, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["a[1]", "a*c", "a?c", "{a,b}", "a::b", "simplecache::a", "a%20b", "k=v", "~a"]
+)
+def test_the_name_of_a_file_or_folder_is_no_pattern(tmp_path, name):
+    import datasets
+
+    mine, other = (datasets.Dataset.from_list([{"instruction": who, "response": "b"}]) for who in "mo")
+    for stem in ("a1", "abc", "a", "b", "a b"):
+        with (tmp_path / f"{stem}.parquet").open("wb") as file:
+            other.to_parquet(file)
+        other.save_to_disk(str(tmp_path / stem))
+    with (tmp_path / f"{name}.parquet").open("wb") as file:
+        mine.to_parquet(file)
+    assert [e.instruction for e in read(DataTable(source=f"{tmp_path}/{name}.parquet"), IID, 0).examples] == [
+        "m"
+    ]
+    mine.save_to_disk(str(tmp_path / "mine"))
+    (tmp_path / "mine").rename(tmp_path / name)
+    saved = DataTable(source=f"{tmp_path}/{name}")
+    if "::" in name:
+        with pytest.raises(DataError, match="has :: in its path"):
+            read(saved, IID, 0)
+    else:
+        assert [e.instruction for e in read(saved, IID, 0).examples] == ["m"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 import time
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shepherd.data.examples import Example, Turn
-from shepherd.data.groups import folded, joined
+from shepherd.data.folding import folded, shows_nothing
+from shepherd.data.groups import joined, marks
 from shepherd.data.split import HoldOut, hold_out, hold_out_remarks
 from shepherd.evaluate.loss import spread
 
@@ -95,12 +97,147 @@ def test_the_same_instruction_about_another_text_is_another_question() -> None:
     assert (len(found.heldout), found.shared) == (10, 0)
 
 
+def written(question: str, context: str, way: str, response: str = "An answer.") -> Example:
+    """One question about one text, as data sets write it."""
+    match way:
+        case "apart":
+            return chat(question, response, context=context)
+        case "joined":
+            return chat(f"{question}\n\n{context}", response)
+        case "one line":
+            return chat(f"{question} {context}", response)
+        case "text first":
+            return chat(f"{context}\n\n{question}", response)
+        case "system":
+            return chat(question, response, system=context)
+        case _:
+            return chat(question, response)
+
+
+WAYS = ["apart", "joined", "one line", "text first", "system"]
+
+
+def together(pairs: list[tuple[Example, Example]], share: float = 0.2) -> bool:
+    """Whether the two of each pair are on one side; with examples between that nothing ties."""
+    examples = [one for pair in pairs for one in pair] + [single(i) for i in range(1000, 1040)]
+    found = hold_out(examples, share, 0)
+    assert (found.duplicates, found.shared, found.common) == (0, 0, 0)
+    assert abs(len(found.heldout) - share * len(examples)) <= 1
+    held = set(found.heldout.tolist())
+    return all((2 * i in held) == (2 * i + 1 in held) for i in range(len(pairs)))
+
+
+UNTOLD = ({"joined", "text first"}, {"one line", "text first"})  # neither says where the context begins
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(one, other) for one in WAYS for other in WAYS if {one, other} not in UNTOLD]
+)
+@pytest.mark.parametrize("same", [True, False])
+def test_a_context_ties_wherever_it_stands(one: str, other: str, same: bool) -> None:
+    """With the same answer or with another one: the question is the same."""
+    pairs = [
+        (
+            written(f"What is asked, {i}?", f"- A text: {i}\n- and more", one),
+            written(
+                f"What is asked, {i}?", f"- A text: {i}\n- and more", other, "An answer." if same else f"b{i}"
+            ),
+        )
+        for i in range(50)
+    ]
+    if same:
+        pairs = [(a, replace(b, client="other")) for a, b in pairs]
+    assert together(pairs)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "one line"])
+def test_a_question_and_its_answer_tie_whether_or_not_its_context_is_left_out(way: str) -> None:
+    pairs = [
+        (written(f"Who is {i}?", f"A long text\nabout {i}.", way, f"A {i}"), chat(f"Who is {i}?", f"A {i}"))
+        for i in range(50)
+    ]
+    assert together(pairs)
+
+
+def test_a_question_with_and_without_a_context_and_two_answers_is_two_questions() -> None:
+    pairs = [
+        (chat(f"Go on, {i}.", "Yes.", context=f"Text {i}"), chat(f"Go on, {i}.", "No.")) for i in range(50)
+    ]
+    assert not together(pairs)
+
+
+def test_a_short_answer_about_many_texts_ties_none_of_them() -> None:
+    examples = [chat("Is it kind?", "yn"[i % 2], context=f"Text {i}") for i in range(200)]
+    examples += [chat("Is it kind?", "y"), chat("Is it kind?", "n")]
+    found = hold_out(examples, 0.2, 0)
+    assert (len(found.heldout), found.shared) == (40, 0)
+
+
+def test_a_later_turn_ties_to_the_chat_that_begins_with_it() -> None:
+    pairs = [(chat(f"a{i}", "1", f"Why, {i}?", "2"), chat(f"Why, {i}?", f"other {i}")) for i in range(50)]
+    assert together(pairs)
+
+
+def test_a_later_turn_that_no_chat_begins_with_ties_nothing() -> None:
+    pairs = [
+        (chat(f"a{i}", "1", f"Why, {i}?", "2"), chat(f"b{i}", "3", f"Why, {i}?", "4")) for i in range(50)
+    ]
+    assert not together(pairs)
+
+
+@pytest.mark.parametrize(
+    ("system", "way"),
+    [*(("", way) for way in WAYS if way != "one line"), *(("You are kind.", way) for way in [*WAYS, "none"])],
+)
+def test_a_question_with_its_answer_ties_to_the_middle_of_a_chat(system: str, way: str) -> None:
+    pairs = [
+        (
+            chat(f"a{i}", "1", f"Why, {i}?", "2", f"And, {i}?", "3", system=system),
+            written(f"Why, {i}?", system or "Some text", way, "2"),
+        )
+        for i in range(50)
+    ]
+    assert together(pairs)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("“Don’t”, she said — twice", '"Don\'t", she said - twice'),
+        ("‚a‘ „b“ ‹c› «d» ‛e‟ ″f″ `g´", "'a' \"b\" 'c' \"d\" 'e\" \"f\" 'g'"),
+        ("1–2 ‐ 3‑4 ‒5 ― −6 ﹘ ﹣ －", "1-2 - 3-4 -5 - -6 - - -"),
+        ("a—b", "a -- b"),
+        ("＂a＇ ʼ", "\"a' '"),
+        ("wait…", "wait..."),
+    ],
+)
+def test_quotes_and_dashes_are_compared_as_they_are_typed(one: str, other: str) -> None:
+    assert folded(one) == folded(other)
+    assert hold_out([chat(one, "x"), chat(other, "x")], 0.0, 0).duplicates == 1
+
+
+def test_every_dash_and_every_quote_of_unicode_is_one() -> None:
+    for code in range(sys.maxunicode + 1):
+        letter = chr(code)
+        if unicodedata.category(letter) == "Pd":
+            assert folded(f"a{letter}b") == "a-b", f"{code:x}"
+        if unicodedata.category(letter) in ("Pi", "Pf") and "QUOTATION" in unicodedata.name(letter):
+            assert folded(f"a{letter}b") in ("a'b", 'a"b'), f"{code:x}"
+
+
+@given(st.text(), st.text())
+def test_what_is_folded_stays_so_and_what_is_joined_may_be_folded_before(one: str, other: str) -> None:
+    assert folded(folded(one)) == folded(one)
+    first, second = marks(chat(one, "x", context=other)), marks(chat(f"{one}\n\n{other}", "x"))
+    assert set(first.questions) & set(second.questions)
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
-def test_texts_are_compared_whatever_way_they_are_written(form: str) -> None:
+def test_texts_are_compared_whatever_way_they_are_coded(form: str) -> None:
     text = "Où est l’Ångström ①  ﬁnie ?"
-    written = unicodedata.normalize(form, text).upper().replace("  ", "\u00a0\n")
-    assert folded(f"\ufeff{written}") == folded(text)
-    twice = [chat(text, "Là."), chat(written, "Là.\u200b"), chat("other", "x")]
+    coded = unicodedata.normalize(form, text).upper().replace("  ", "\u00a0\n")
+    assert folded(f"\ufeff{coded}") == folded(text)
+    twice = [chat(text, "Là."), chat(coded, "Là.\u200b"), chat("other", "x")]
     assert hold_out(twice, 0.0, 0).duplicates == 1
 
 
@@ -117,6 +254,7 @@ UNSEEN = [
 
 def test_every_character_that_shows_nothing_is_folded_away() -> None:
     assert folded("What " + "".join(UNSEEN) + "is a bee?") == "what is a bee?"
+    assert shows_nothing(" ".join(UNSEEN))
     assert folded("What\tis\x85a\r\nbee?") == "what is a bee?"
 
 
@@ -153,6 +291,94 @@ def test_what_cannot_be_kept_apart_is_counted_and_said() -> None:
     assert len(found.heldout) == found.shared == leaks(examples, found) == 10
     assert "10 held-out examples share a question" in hold_out_remarks(shared=found.shared, copies=0)[0]
     assert hold_out_remarks(shared=0, copies=0) == []
+
+
+def remarks(found: HoldOut) -> list[str]:
+    return hold_out_remarks(
+        shared=found.shared,
+        copies=found.copies,
+        common=found.common,
+        commonest=found.commonest,
+        size=len(found.train) + len(found.heldout),
+    )
+
+
+@pytest.mark.parametrize("reply", ["Hi!", "Hi {}!"])
+@pytest.mark.parametrize("others", [0, 20, 100, 1000])
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+def test_a_greeting_that_all_chats_begin_with_ties_none_of_them(
+    reply: str, others: int, share: float
+) -> None:
+    examples = [chat("Hello", reply.format(i), f"Question {i}", f"Answer {i}") for i in range(400)]
+    examples += [single(1000 + i) for i in range(others)]
+    found = hold_out(examples, share, 0)
+    assert len(found.heldout) == round(share * len(examples))
+    assert found.shared + found.common >= leaks(examples, found)
+
+
+def test_a_common_first_instruction_is_dropped_counted_and_said() -> None:
+    examples = [chat("Hello", f"Hi {i}!", f"Question {i}", f"Answer {i}") for i in range(400)]
+    examples += [single(1000 + i) for i in range(100)]
+    found = hold_out(examples, 0.1, 0)
+    greeted = sum(index < 400 for index in found.heldout.tolist())
+    assert len(found.heldout) == 50
+    assert 25 < greeted < 50  # 40 by its part
+    assert (found.shared, found.common, found.commonest) == (0, 400, 400)
+    (said,) = remarks(found)
+    assert "400 examples share a first instruction that up to 80% have" in said
+    assert "divided all the same" in said
+
+
+def test_the_same_instruction_under_many_system_texts_is_dropped_too() -> None:
+    examples = [chat("Sum up.", f"Short {n}.", system=f"Text {n}") for n in range(100)]
+    examples += [single(n) for n in range(100)]
+    found = hold_out(examples, 0.1, 0)
+    assert (len(found.heldout), found.shared, found.common, found.commonest) == (20, 0, 100, 100)
+
+
+def test_a_tie_that_few_hold_stays_whatever_part_they_are() -> None:
+    """Twenty of forty is half, and still no more than a handful."""
+    examples = [chat("Hello", f"Hi {i}!", f"Question {i}", f"Answer {i}") for i in range(20)]
+    examples += [single(1000 + i) for i in range(20)]
+    found = hold_out(examples, 0.2, 0)
+    assert (len(found.heldout), found.shared, found.common, leaks(examples, found)) == (8, 0, 0, 0)
+
+
+def test_what_one_example_in_a_hundred_holds_is_no_common_tie_where_there_are_many() -> None:
+    examples = [chat(f"Hello {i % 200}", f"Hi {i}!", f"Question {i}", f"Answer {i}") for i in range(6000)]
+    found = hold_out(examples, 0.1, 0)
+    assert (len(found.heldout), found.shared, found.common, leaks(examples, found)) == (600, 0, 0, 0)
+
+
+def test_copies_with_many_clients_are_no_common_tie() -> None:
+    examples = [
+        chat(f"q{i}", f"a{i}", system=f"You are {c}.", client=f"c{c}") for i in range(40) for c in range(30)
+    ]
+    found = hold_out(examples, 0.1, 0)
+    assert (len(found.heldout), found.shared, found.common) == (120, 0, 0)
+    assert set(Counter(i // 30 for i in found.heldout.tolist()).values()) == {30}
+
+
+def test_many_answers_to_one_question_are_no_common_tie() -> None:
+    """Ten questions with fifty answers each: one question is held out with all of them."""
+    examples = [chat(f"q{i}", f"answer {k}") for i in range(10) for k in range(50)]
+    found = hold_out(examples, 0.1, 0)
+    assert (len(found.heldout), found.shared, found.common) == (50, 0, 0)
+
+
+def test_one_question_that_nearly_all_ask_is_taken_apart_and_what_is_left_is_not_used_up() -> None:
+    examples = [chat("Tell me a joke.", f"Joke {i}") for i in range(950)] + [single(i) for i in range(50)]
+    found = hold_out(examples, 0.1, 0)
+    assert len(found.heldout) == 100
+    asked = sum(index < 950 for index in found.heldout.tolist())
+    assert 85 <= asked == found.shared
+    assert "share a question" in remarks(found)[0]
+
+
+def test_a_share_of_one_in_a_hundred_holds_out_no_quarter() -> None:
+    examples = [chat(f"q{i}", f"answer {k}") for i in range(4) for k in range(250)]
+    found = hold_out(examples, 0.01, 0)
+    assert len(found.heldout) == found.shared == 10
 
 
 def test_a_group_that_is_too_large_is_trained_on_where_others_can_be_held_out() -> None:
@@ -204,6 +430,36 @@ def test_the_share_is_held_out_and_each_category_gives_its_part(categories, shar
             assert held[name] >= 1
 
 
+CHATS = st.lists(
+    st.tuples(
+        st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=3),
+        st.sampled_from(["", "You are kind.", "Text 1", "Text 2"]),
+        st.sampled_from(["", "", "Text 1", "Text 2"]),
+    ),
+    min_size=2,
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(CHATS, st.sampled_from([0.02, 0.1, 0.3, 0.5, 0.85]), st.integers(0, 3))
+def test_however_they_hang_together_the_share_is_held_out_and_what_it_costs_is_counted(
+    chats, share, seed
+) -> None:
+    examples = [
+        chat(*(f"{'qa'[k % 2]}{n}" for k, n in enumerate(sum(said, ()))), system=system, context=context)
+        for said, system, context in chats
+    ]
+    found = hold_out(examples, share, seed)
+    size = len(found.train) + len(found.heldout)
+    assert size + found.duplicates == len(examples)
+    if size > 1:
+        wanted = min(size - 1, max(1, round(share * size)))
+        assert wanted <= 2 * len(found.heldout) <= max(4 * wanted, 2 * min(20, size // 4))
+    assert leaks(examples, found) <= found.shared + found.common
+    assert len(remarks(found)) == bool(found.shared) + bool(found.common)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_thousands_of_tiny_categories_hold_out_no_more_than_the_share(size: int) -> None:
     examples = [single(number, f"c{number // size}") for number in range(6000)]
@@ -229,6 +485,21 @@ def test_each_example_is_held_out_as_often_as_any_other() -> None:
     times = Counter(int(i) for seed in range(400) for i in hold_out(examples, 0.25, seed).heldout)
     assert len(times) == 40
     assert all(abs(times[i] - 100) < 45 for i in range(40))  # deviation 9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_client_gives_its_part_where_the_data_name_them(seed: int) -> None:
+    """Ten clients with ten examples each in two categories: one of each, and half of either category."""
+    examples = [single(n, "ab"[n % 2], f"c{n // 10}") for n in range(100)]
+    held = [examples[i] for i in hold_out(examples, 0.1, seed).heldout]
+    assert Counter(one.category for one in held) == {"a": 5, "b": 5}
+    assert len({one.client for one in held}) >= 9  # the last of a category may be of one client alone
+
+
+def test_clients_that_are_too_many_for_one_each_take_turns() -> None:
+    examples = [single(n, client=f"c{n // 3}") for n in range(900)]
+    held = Counter(examples[i].client for i in hold_out(examples, 0.1, 0).heldout)
+    assert len(held) == 90
 
 
 def test_no_client_loses_its_last_example() -> None:

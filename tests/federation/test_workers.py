@@ -21,7 +21,7 @@ from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
 from shepherd.errors import DataError, FederationError
 from shepherd.federation.workers import AHEAD, Job, Workers, here
-from shepherd.model.base import Proof
+from shepherd.model.base import Base, Proof
 from shepherd.model.tune import Progress, Visit
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
 
@@ -103,6 +103,20 @@ def test_jobs_are_taken_as_they_are_needed(llama, pair) -> None:
     heard: list[int] = []
     assert len(list(pair.tuned([job(llama, "bob")], lambda number, told: heard.append(number)))) == 1
     assert set(heard) == {0}  # nothing of the jobs that were given up
+
+
+def test_any_work_is_done_with_a_workers_base_in_the_items_order(pair) -> None:
+    assert list(pair.each(described, range(9))) == [(item, "LlamaForCausalLM") for item in range(9)]
+    with pytest.raises(FederationError, match=r"a worker process failed \(ZeroDivisionError"):
+        list(pair.each(failing, [1, 0]))
+
+
+def described(base: Base, item: int) -> tuple[int, str]:
+    return item, type(base.model).__name__
+
+
+def failing(base: Base, item: int) -> float:
+    return 1 / item
 
 
 def test_the_largest_job_begins_first(llama, llama_folder) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import time
+from collections.abc import ItemsView, Iterator, MutableMapping
+from pathlib import Path
 
 import pytest
 
@@ -154,6 +157,105 @@ def test_what_is_meant_for_openai_alone_is_sent_to_no_other_host(serve, monkeypa
     (sent,) = judge.headers
     assert "of-mine" not in str(sent)
     assert os.environ["OPENAI_ORG_ID"] == "org-of-mine"  # still there for others
+
+
+class Watched(MutableMapping[str, str]):
+    """An environment that notes the names it is asked for; to go through all of it is no question."""
+
+    def __init__(self, real: MutableMapping[str, str]) -> None:
+        self.real, self.asked = real, set[str]()
+
+    def __getitem__(self, name: str) -> str:
+        self.asked.add(name)
+        return self.real[name]
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self.real[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.real[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.real)
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.real
+
+    def items(self) -> ItemsView[str, str]:
+        return self.real.items()
+
+
+SECRETS = (
+    *("OPENAI_API_KEY", "OPENAI_BASE_URL", *client.OF_OPENAI_ALONE),
+    *("AZURE_OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MINE"),
+)
+
+
+@pytest.mark.parametrize("key_env", ["", "MINE"])
+def test_no_variable_is_read_but_the_one_with_the_key(serve, monkeypatch, key_env: str) -> None:
+    judge = serve(lambda _: "well")
+    for name in SECRETS:
+        monkeypatch.setenv(name, f"of-mine-{name}")
+    watched = Watched(os.environ)
+    monkeypatch.setattr(os, "environ", watched)
+    ask(table(judge.url, key_env=key_env))
+    read = watched.asked & {*SECRETS} - {*client.OF_OPENAI_ALONE}  # those are gone when they are looked for
+    assert read == {key_env} - {""}
+    (sent,) = judge.headers
+    assert [name for name in SECRETS if f"of-mine-{name}" in str(sent)] == [key_env] * bool(key_env)
+
+
+def test_the_names_of_what_is_openais_alone_are_all_that_the_package_reads() -> None:
+    """A variable that a new version reads should be thought about here."""
+    import openai
+
+    found: set[str] = set()
+    for path in Path(openai.__file__).parent.rglob("*.py"):
+        found |= set(re.findall(r"environ(?:\.get\(|\[)\s*[\"'](\w+)", path.read_text(encoding="utf8")))
+    given = {"OPENAI_API_KEY", "OPENAI_BASE_URL"}  # to the client, as arguments
+    elsewhere = {  # read when it is imported, or for clients of another kind
+        *("OPENAI_LOG", "OPENAI_API_TYPE", "OPENAI_API_VERSION", "AZURE_OPENAI_ENDPOINT"),
+        *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    }
+    assert {name for name in found if name.startswith("OPENAI_")} <= {
+        *client.OF_OPENAI_ALONE,
+        *given,
+        *elsewhere,
+    }
+
+
+def test_what_a_home_folder_has_for_a_host_is_not_sent(serve, monkeypatch, tmp_path) -> None:
+    judge = serve(lambda _: "well")
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password of-mine\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    ask(table(judge.url))
+    assert judge.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+def test_a_judge_of_this_machine_is_asked_through_no_proxy(serve, monkeypatch) -> None:
+    judge, proxy = serve(lambda _: "well"), serve(lambda _: "never asked so")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+    assert ask(table(judge.url)).text == "well"
+    assert proxy.calls == 0
+    assert "no such path" in fault(table("http://judge.example/v1", retries=0))
+    assert proxy.calls == 1  # the person's own proxy, for other addresses
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirection_leads_to_no_other_host(serve, code: int) -> None:
+    other = serve(lambda _: "sent on")
+    judge = serve(always=server.status(code, location=f"{other.url}/chat/completions"))
+    said = fault(table(judge.url))
+    assert f"sends on to {other.url}/chat/completions (HTTP {code})" in said
+    assert "judge.base_url" in said
+    assert other.calls == 0
+    assert judge.calls == 1
 
 
 def test_a_reply_may_be_empty_or_cut(serve) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from tests import runs
 
 from shepherd import folder
 from shepherd.model import files
-from shepherd.run import open_run
+from shepherd.run import open_run, resume
+from shepherd.settings import TrackingTable
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 HERE = Path(__file__).parent
@@ -64,6 +67,46 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     ours, theirs = (folder.read_rows(tmp_path / name) for name in ("killed", "whole"))
     assert [row["round"] for row in ours] == list(range(rounds + 1))
     assert [runs.without_times(row) for row in ours] == [runs.without_times(row) for row in theirs]
+
+
+DYING = """
+import os, signal, sys
+from shepherd import run, settings, tracking
+honest = tracking.Trackers.log
+def log(self, row):
+    if sys.argv[2] == "after": honest(self, row)
+    if row["round"] == 2: os.kill(os.getpid(), signal.SIGKILL)
+    if sys.argv[2] == "before": honest(self, row)
+tracking.Trackers.log = log
+for _ in run.open_run(settings.read(sys.argv[1])).rounds(): pass
+"""
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="the extra [tensorboard]")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_around_the_trackers_log_neither_loses_nor_doubles_a_row(
+    llama_folder, source, tmp_path, when
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    asked = table(llama_folder, source, tmp_path / "run", "fedavg", 4)
+    asked = asked.model_copy(update={"tracking": TrackingTable(trackers=("tensorboard",))})
+    path = tmp_path / "run.toml"
+    path.write_text(folder.dump(asked))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    life = subprocess.run([sys.executable, "-c", DYING, str(path), when], env=env, timeout=300)
+    assert life.returncode == -9
+    assert [row["round"] for row in folder.read_rows(tmp_path / "run")] == [0, 1, 2]
+    time.sleep(1)  # TensorBoard reads files of one second in the order of their processes' numbers
+    with resume(tmp_path / "run") as run:
+        for _ in run.rounds():
+            pass
+    rows = folder.read_rows(tmp_path / "run")
+    assert [row["round"] for row in rows] == [0, 1, 2, 3, 4]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("cohort")] == [0, 1, 2, 3, 4]
+    filed = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert filed == [(row["round"], pytest.approx(row["loss"])) for row in rows[1:]]
 
 
 def killed(settings: Any, kills: int, seed: int) -> list[dict[str, Any]]:

@@ -115,7 +115,14 @@ def test_unreadable_weights_are_named(copy) -> None:
         weights.write_bytes(content)
         assert f"base {copy} cannot be loaded" in refused(copy)
     weights.unlink()
-    assert f"base {copy} cannot be loaded" in refused(copy)
+    assert f"base folder {copy} has no model.safetensors" in refused(copy)
+
+
+def test_a_configuration_that_transformers_trips_over_is_named(copy) -> None:
+    keys = json.loads((copy / "config.json").read_text())
+    for odd in ({"pad_token_id": 99999}, {"hidden_act": "nobodys"}, {"num_attention_heads": 0}):
+        (copy / "config.json").write_text(json.dumps({**keys, **odd}))
+        assert f"base {copy} cannot be loaded" in refused(copy)
 
 
 def test_a_base_with_a_missing_or_misshapen_tensor_is_not_filled_up_at_random(copy) -> None:

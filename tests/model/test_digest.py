@@ -87,11 +87,6 @@ def test_shards_come_with_their_index_and_only_those_it_names(tmp_path: Path) ->
         digest(base)
 
 
-def test_without_safetensors_it_is_what_is_loaded_instead(tmp_path: Path) -> None:
-    contents = {"config.json": b"{}", "pytorch_model.bin": b"w", "vocab.json": b"v", "merges.txt": b"m"}
-    assert digest(folder(tmp_path / "base", contents)) == by_hand(contents)
-
-
 @pytest.mark.parametrize(
     ("contents", "sentence"),
     [
@@ -104,9 +99,31 @@ def test_without_safetensors_it_is_what_is_loaded_instead(tmp_path: Path) -> Non
                 "config.json": b"{}",
                 "model.safetensors.index.json": b'{"weight_map": {"a": "../../etc/passwd"}}',
             },
-            "names no files of its own folder",
+            "names no safetensors of its own folder",
         ),
-        ({"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {}}'}, "names no files"),
+        (
+            {"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {}}'},
+            "names no safetensors",
+        ),
+        (
+            {
+                "config.json": b"{}",
+                "model.safetensors.index.json": b'{"weight_map": {"a": "pytorch_model.bin"}}',
+            },
+            "names no safetensors of its own folder",
+        ),
+        (
+            {
+                "config.json": b"{}",
+                "model.safetensors.index.json": b'{"weight_map": {"a": "\\u001b[2J.safetensors"}}',
+            },
+            "names no safetensors of its own folder",
+        ),
+        ({"config.json": b"{}", "pytorch_model.bin": b"w"}, "has its weights as a pickle, which is not"),
+        (
+            {**WHOLE, "shard-00001-model-00001-of-00002.safetensors": b"w"},
+            "has shard-00001-model-00001-of-00002.safetensors, a part",
+        ),
     ],
 )
 def test_half_a_base_is_named(tmp_path: Path, contents: Mapping[str, bytes], sentence: str) -> None:

@@ -217,10 +217,3 @@ def test_the_chat_template_goes_along(llama, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(llama.tokenizer, "chat_template", template)
     files.write_beside(tmp_path, llama, [2])
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == template
-
-
-def test_a_hugging_face_base_is_named_by_its_id_and_commit(llama, monkeypatch) -> None:
-    monkeypatch.setattr(llama.model.config, "_name_or_path", "org/model")
-    monkeypatch.setattr(llama.model.config, "_commit_hash", "c0ffee", raising=False)
-    config = files.config_of(llama)
-    assert (config.base_model_name_or_path, config.revision) == ("org/model", "c0ffee")

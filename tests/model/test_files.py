@@ -212,6 +212,53 @@ def test_a_missing_or_broken_file_is_named(llama, folder) -> None:
         files.read(folder, llama)
 
 
+class _Mark:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", files.WEIGHTS])
+def test_no_adapter_is_unpickled(llama, folder, tmp_path, name: str) -> None:
+    (folder / files.WEIGHTS).unlink()
+    torch.save({FIRST: _Mark(tmp_path / "mark")}, folder / name)
+    with pytest.raises(AdapterError, match=files.WEIGHTS):
+        files.read(folder, llama)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"auto_mapping": {"base_model_class": "Evil", "parent_library": "evil.module"}},
+        {"base_model_name_or_path": "evil/repository", "revision": "main"},
+    ],
+)
+def test_what_would_load_something_else_elsewhere_is_left_alone(llama, folder, keys: dict) -> None:
+    before = files.read(folder, llama)
+    configure(folder, **keys)
+    assert files.read(folder, llama) == before
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"lora_bias": True},
+        {"eva_config": {"rho": 2.0}},
+        {"megatron_config": {"a": 1}, "megatron_core": "evil.module"},
+        {"loftq_config": {"loftq_bits": 4}},
+        {"trust_remote_code": True},
+        {"runtime_config": {"ephemeral_gpu_offload": True}},
+    ],
+)
+def test_a_key_that_is_not_known_here_is_refused(llama, folder, keys: dict) -> None:
+    configure(folder, **keys)
+    with pytest.raises(AdapterError, match=next(iter(keys))):
+        files.read(folder, llama)
+
+
 def test_targets_may_be_all_linear_or_a_pattern(folder) -> None:
     configure(folder, target_modules="all-linear")
     assert files.read_config(folder).targets == AdapterTable().targets

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from shepherd import folder
+from shepherd import folder, report
 from shepherd.errors import FolderError
 from shepherd.report import collect, page
+from shepherd.visible import shown
 from tests.report import folders
 
 ROWS: list[dict[str, Any]] = [
@@ -136,7 +137,7 @@ def test_a_comparison_is_shown_as_it_stands(compared: Path) -> None:
     found = collect(compared)
     assert found["says"] == given["says"]
     assert found["measures"] == ["right", "exact", "f1", "rouge_l", "loss"]
-    for arm, shown in zip(given["arms"], found["arms"], strict=True):
+    for arm, there in zip(given["arms"], found["arms"], strict=True):
         for key in (
             "name",
             "kind",
@@ -147,9 +148,9 @@ def test_a_comparison_is_shown_as_it_stands(compared: Path) -> None:
             "measures",
             "worst_client",
         ):
-            assert shown[key] == arm[key]
-        assert shown["category"] == arm["category"]
-        assert shown["client_loss"] == arm["client_loss"]
+            assert there[key] == arm[key]
+        assert there["category"] == arm["category"]
+        assert there["client_loss"] == arm["client_loss"]
     losses = [each for each in given["differences"] if each["measure"] == "loss"]
     rights = [each for each in given["differences"] if each["measure"] == "right"]
     assert len(losses) == len(rights) == len(given["arms"]) - 1
@@ -233,6 +234,23 @@ def test_only_round_0_and_no_round_at_all(tmp_path: Path) -> None:
     page.html(empty)
 
 
+def test_what_others_wrote_is_visible_in_json_and_page(tmp_path: Path) -> None:
+    evil = "\x1b[2J\x1b]0;owned\x07\x9b\u202etxt\u2066\u200b"
+    path = folders.comparison(folders.write(tmp_path / "run", clients=[evil, "b"], categories=[evil, "qa"]))
+    (path / folder.LOG).write_text(
+        json.dumps({"round": 1, "cohort": [evil], "loss": 1.0, "failures": {evil: f"a\r\n{evil}"}}) + "\n"
+    )
+    report.write(path)
+    for name in (report.HTML, report.JSON):
+        text = (path / name).read_text(encoding="utf8")
+        assert shown(text) == text
+        assert "x1b[2J" in text
+    assert collect(path)["failures"] == [{"round": 1, "client": shown(evil), "reason": f"a\n{shown(evil)}"}]
+    assert shown(page.live(evil, page.trouble(evil), "t", "n")) == page.live(
+        evil, page.trouble(evil), "t", "n"
+    )
+
+
 def test_nothing_held_out_leaves_the_training_loss(tmp_path: Path) -> None:
     found = collect(folders.write(tmp_path / "run", heldout=False))
     assert found["arms"] == []
@@ -244,7 +262,7 @@ def test_what_json_cannot_hold_becomes_null_or_a_mark(run: Path) -> None:
     (run / folder.LOG).write_text(row)
     found = collect(run)
     assert (found["rounds"][0]["train_loss"], found["rounds"][0]["gap"]) == (None, None)
-    assert found["failures"][0] == {"round": 1, "client": "a\ufffd\ufffd\ufffd", "reason": "\ufffd"}
+    assert found["failures"][0] == {"round": 1, "client": "a\\ud800", "reason": "\\x00"}
     json.dumps(found, allow_nan=False).encode()
 
 

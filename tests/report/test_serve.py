@@ -97,6 +97,17 @@ def test_without_the_token_nothing_is_told(run: Path, path: str, cookie: str) ->
         assert token not in str(answer.headers)
 
 
+def test_another_page_of_this_machine_is_told_nothing(run: Path) -> None:
+    """Another user's page on another port, to which a browser counts the cookie."""
+    with report.serving(run) as url:
+        place = urlsplit(url)
+        for origin in ("http://127.0.0.1:1", "http://localhost:1", "https://evil.example", "null"):
+            answer, text = ask(url, "/main", Origin=origin)
+            assert (answer.status, text) == (403, access.REFUSED)
+            assert "Access-Control-Allow-Origin" not in answer.headers
+        assert ask(url, "/main", Origin=f"http://{place.netloc}")[0].status == 200
+
+
 def test_each_server_has_a_token_of_its_own_that_no_log_holds(
     run: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

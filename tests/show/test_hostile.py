@@ -5,21 +5,28 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import tomli_w
+import torch
 from click.testing import CliRunner
 
-from shepherd import cli, folder
+from shepherd import cli, folder, progress, world
 from shepherd.asking import Answer
 from shepherd.data.prompts import prompt_of
 from shepherd.progress import stage
 from shepherd.settings import DataTable, parse
 from shepherd.show import answers, judged, summary
 from shepherd.show.running import display, lines
-from shepherd.visible import shown
+from shepherd.visible import shown, shown_line
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202ecod.exe\u200b [red]x[/] [/]"
 ACTING = "\x1b\x07\r\x9b\u202e\u200b"
@@ -177,6 +184,58 @@ def test_what_a_judge_is_called_and_says() -> None:
     with lines(said_to := io.StringIO()) as seen:
         seen.say(f"the endpoint says {EVIL}")
     require_plain(said_to.getvalue())
+
+
+def test_a_folder_of_a_model_and_of_data_before_a_real_terminal(tmp_path: Path) -> None:
+    """What transformers prints by itself of a base's files, and what a file of the data is called."""
+    base = Path(shutil.copytree(world.base_path(), tmp_path / f"base{EVIL}".replace("/", "")))
+    keys = json.loads((base / "config.json").read_text())
+    keys["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, EVIL: 1}
+    keys |= {"num_labels": 3, "id2label": {"0": EVIL}}
+    (base / "config.json").write_text(json.dumps(keys))
+    weights = safetensors.torch.load_file(base / "model.safetensors")
+    weights[f"more{EVIL}"] = torch.zeros(2)
+    safetensors.torch.save_file(weights, base / "model.safetensors", {"format": "pt"})
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b", "test"):
+        rows = ({"instruction": f"Say {n} {name}", "response": str(n), "category": EVIL} for n in range(9))
+        path = tmp_path / "data" / f"{name}{EVIL}.jsonl".replace("/", "")
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tables = {
+        "output": "run",
+        "model": {"base": str(base), "device": "cpu"},
+        "data": {"source": "data", "max_tokens": 128},
+        "split": {"by": "ready-made"},
+        "federation": {"rounds": 1},
+        "tuning": {"max_steps": 1, "batch_size": 1, "threads": 1},
+        "evaluation": {"examples": 2, "max_new_tokens": 2},
+    }
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(tables))
+    for words in (("run", "run.toml"), ("report", "run")):
+        done = subprocess.run(
+            [sys.executable, "-m", "shepherd.cli", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            encoding="utf8",
+            env={**os.environ, "COLUMNS": "400"},
+        )
+        assert done.returncode == 0, done.stderr
+        require_plain(done.stdout + done.stderr)
+        if words[0] == "run":
+            assert "rope_parameters" in done.stderr  # transformers' own words
+            assert "1 tensor that its architecture does not have, more\\x1b[2J" in done.stdout
+            assert "LOAD REPORT" not in done.stderr  # with styles of its own among the names
+            assert "test\\x1b[2J" in done.stdout
+    for path in sorted((tmp_path / "run").rglob("*")):
+        if path.suffix in (".json", ".jsonl", ".toml", ".md", ".html") and path.name != "tokenizer.json":
+            require_plain(path.read_text(encoding="utf8"))
+
+
+def test_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    with stage(f"reading {EVIL}", 3) as now:
+        assert now.bar.desc.removesuffix(": ") == f"reading {shown_line(EVIL)}"
+    capfd.readouterr()
 
 
 def _status() -> str:

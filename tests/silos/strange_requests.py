@@ -21,6 +21,7 @@ from shepherd.loading import load_base
 from shepherd.model import lora
 from shepherd.model.digest import digest
 from shepherd.silos import coordinate
+from shepherd.site import audit
 
 RUN = "feed" * 4
 
@@ -91,12 +92,13 @@ def outside_policy(
         reasons = [row["failures"].get("site-1", "") for row in rows]
         refused = [why for why in reasons if f"policy {rule} = " in why]
         audited = [e for e in scene.audited("site-1") if e.rule == rule]
+        whole = min(len(rows), audit.WHOLE_LINES)  # what repeats itself has a line no more
         lines = matching(scene, "site-1", seen, rf"(join|train): refused: policy {rule} = ")
         return Tried(
             case=f"a request outside the policy: {rule}",
             tries=len(rows),
             let_in=scene.granted("site-1", "train") - before + len(rows) - len(refused),
-            server=bare(lines[-1]) if len(audited) >= len(rows) <= len(lines) and lines else "",
+            server=bare(lines[-1]) if len(audited) >= whole and len(lines) >= len(rows) > 0 else "",
             other=refused[-1] if refused else "",
         )
 

@@ -123,9 +123,10 @@ def keeping(store: Store, name: str, site: Site) -> Site:
                 update=update,
                 start=4 * request.round,
                 position=4 * (request.round + 1),
+                different=4,
                 examples=40,
                 memory=Adapter(),
-                adapter=Adapter(),
+                adapter=None,
             )
             store.save(request.run, answered)
         return reply

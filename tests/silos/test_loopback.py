@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import stat
@@ -11,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ import pytest
 
 pytest.importorskip("nvflare")
 
-from shepherd import prepare
-from shepherd.errors import SilosError
+from shepherd import prepare, world
+from shepherd.consent import Consent
+from shepherd.errors import BaseError, SilosError
 from shepherd.federation.nvflare import provision
 from shepherd.settings import RunSettings, parse
 from shepherd.silos import loopback
@@ -63,6 +66,78 @@ def test_each_site_is_given_one_clients_share(tmp_path: Path) -> None:
 def test_each_site_has_the_policy_that_is_given(tmp_path: Path) -> None:
     for config in loopback.write_sites(settings(), tmp_path / "sites", policy={"max_rank": 3}).values():
         assert read(config).policy.max_rank == 3
+
+
+BEYOND: dict[str, dict[str, Any]] = {
+    "max_rank": {"adapter": {"rank": 64}},
+    "max_dropout": {"adapter": {"dropout": 0.9}},
+    "max_learning_rate": {"tuning": {"learning_rate": 0.5}},
+    "max_steps": {"tuning": {"max_steps": 1500, "batch_size": 8}},
+    "max_steps of epochs": {"tuning": {"epochs": 700.0, "batch_size": 8}},
+    "max_epochs": {"tuning": {"epochs": 5.0}},
+    "max_epochs of steps": {"tuning": {"max_steps": 40, "batch_size": 16}},
+    "max_rounds": {"federation": {"rounds": 500}},
+    "algorithms": {"algorithm": {"name": "fedprox"}},
+    "loss_on": {"tuning": {"loss_on": "all"}},
+    "min_batch": {"tuning": {"batch_size": 4}},
+    "system_prompts": {"data": {"system": "Be brief."}},
+    "max_tokens": {"data": {"max_tokens": 300}},
+    "dates": {"data": {"date": "2026-11-28"}},
+}
+
+
+@pytest.mark.parametrize("rule", BEYOND)
+def test_the_sites_allow_what_the_run_file_asks_for(tmp_path: Path, rule: str) -> None:
+    """They belong to whoever wrote it, so what is beyond the usual policy is no secret kept from anybody."""
+    usual = {"data": {"source": "world", "limit": 60, "holdout": 0.2}, "split": {"clients": 3, "by": "iid"}}
+    tables = {
+        name: {**usual.get(name, {}), **BEYOND[rule].get(name, {})}
+        for name in usual.keys() | BEYOND[rule].keys()
+    }
+    run = parse({"model": {"base": "tiny"}, **tables})
+    for config in loopback.write_sites(run, tmp_path / "sites").values():
+        assert check(config, run).faults == ()
+        assert read(config).policy.rounds_per_month > run.federation.rounds
+
+
+def test_code_from_outside_is_listed_by_a_person_alone(tmp_path: Path) -> None:
+    run = settings()
+    outside = run.algorithm.model_copy(update={"name": "their.module"})
+    run = run.model_copy(update={"algorithm": outside})
+    for config in loopback.write_sites(run, tmp_path / "sites").values():
+        assert "their.module" not in read(config).policy.algorithms
+
+
+def test_the_day_that_a_template_prints_is_the_one_that_the_run_will_have(tmp_path: Path) -> None:
+    base = shutil.copytree(world.base_path(), tmp_path / "base")
+    (base / "chat_template.jinja").write_text(
+        "{{ strftime_now('%d') }} {% for m in messages %}{{ m.content }} {% endfor %}"
+    )
+    run = settings(template="chat").model_copy(
+        update={"model": settings().model.model_copy(update={"base": str(base)})}
+    )
+    days = {date.today().isoformat()}
+    sites = loopback.write_sites(run, tmp_path / "sites")
+    days |= {date.today().isoformat()}  # it may be midnight
+    assert {read(config).scoring.date for config in sites.values()} <= days
+
+
+def test_the_embedded_base_may_have_a_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = shutil.copytree(world.base_path(), tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    monkeypatch.setattr(world, "base_path", lambda: base)
+    sites = loopback.write_sites(settings(template="chat"), tmp_path / "sites")
+    assert {read(config).scoring.template for config in sites.values()} == {"chat"}
+
+
+def test_what_a_person_agreed_to_holds_for_its_tokenizer_too(tmp_path: Path) -> None:
+    base = shutil.copytree(world.base_path(), tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    table = settings().model.model_copy(update={"base": str(base), "trust_remote_code": True})
+    run = settings(template="chat").model_copy(update={"model": table})
+    with pytest.raises(BaseError, match="--trust-remote-code"):
+        loopback.write_sites(run, tmp_path / "sites")
+    loopback.write_sites(run, tmp_path / "sites", consent=Consent(remote_code=True))
 
 
 def test_its_site_toml_allows_the_embedded_base_and_its_own_data(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BadRow, FolderError
 from shepherd.site import audit
 from shepherd.site.audit import Left
-from shepherd.site.policy import Refusal, Visit
+from shepherd.site.policy import Granted, Refusal, Visit
 from shepherd.site.settings import ScoringTable
 from tests.site.asking import NOON, request
 
@@ -207,9 +207,9 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
-def test_the_same_round_of_the_same_run_counts_once(tmp_path_factory: Any, events: list[Any]) -> None:
+def test_each_try_of_the_month_counts(tmp_path_factory: Any, events: list[Any]) -> None:
     log = tmp_path_factory.mktemp("home") / audit.FILE
-    questions = set()
+    tries = 0
     for what, kind, run, number, when in events:
         asked = request(kind, run=run, round=number, id=f"{run}{number}")
         make = {
@@ -218,21 +218,19 @@ def test_the_same_round_of_the_same_run_counts_once(tmp_path_factory: Any, event
             "refused": lambda asked, when: audit.refused(asked, when, Refusal("hours", "no")),
         }
         audit.record(log, make[what](asked, when))
-        if (what, kind, when.year, when.month) == ("granted", "train", 2026, 11):
-            questions.add((run, number))
-    assert audit.granted(log, "2026-11").rounds == len(questions)
-    again = ("a" * 16, 0, f"{'a' * 16}0")
-    assert audit.granted(log, "2026-11", besides=again).rounds == len(questions - {("a" * 16, 0)})
+        tries += (what, kind, when.year, when.month) == ("granted", "train", 2026, 11)
+    assert audit.granted(log, "2026-11").rounds == tries
 
 
-def test_another_run_or_round_under_the_same_id_counts(log: Path) -> None:
+def test_another_run_or_round_under_the_same_id_is_another_question(log: Path) -> None:
     for asked in (request(), request(run="f" * 16), request(round=1)):
         audit.record(log, audit.granted_to(asked, NOON))
-    assert audit.granted(log, "2026-11", besides=("0123456789abcdef", 0, "q1")).rounds == 2
+    found = audit.granted(log, "2026-11", asked=("0123456789abcdef", 0, "q1"))
+    assert (found.rounds, found.tries) == (3, 1)
 
 
-def test_another_question_under_the_same_round_counts_again(log: Path) -> None:
-    for name in ("q1", "q2", "q1"):
+def test_scores_and_visits_are_counted_apart_and_by_month(log: Path) -> None:
+    for name in ("q1", "q2"):
         audit.record(log, audit.granted_to(request(id=name), NOON))
     audit.record(log, audit.granted_to(request("score", id="q3"), NOON))
     assert audit.granted(log, "2026-11").rounds == 2
@@ -244,8 +242,8 @@ def test_runs_are_counted_over_both_kinds_but_for_the_one_that_asks(log: Path) -
     for kind, run in (("train", "a"), ("score", "a"), ("score", "b"), ("join", "c"), ("train", "d")):
         audit.record(log, audit.granted_to(request(kind, run=run * 16), NOON))
     assert audit.granted(log, "2026-11").runs == 3
-    assert audit.granted(log, "2026-11", besides=("b" * 16, 0, "q1")).runs == 2
-    assert audit.granted(log, "2026-11", besides=("e" * 16, 0, "q1")).runs == 3
+    assert audit.granted(log, "2026-11", asked=("b" * 16, 0, "q1")).runs == 2
+    assert audit.granted(log, "2026-11", asked=("e" * 16, 0, "q1")).runs == 3
 
 
 def test_what_decides_how_much_leaves_is_in_the_log(log: Path) -> None:
@@ -256,13 +254,13 @@ def test_what_decides_how_much_leaves_is_in_the_log(log: Path) -> None:
         asked = request("score", broadcast=each)
         scoring = ScoringTable(examples=40)
         audit.record(log, audit.granted_to(asked, NOON, scoring=scoring, behind={"qa": 40}))
-    audit.record(log, audit.granted_to(request(), NOON, visit=Visit(steps=3, taken=24)))
+    audit.record(log, audit.granted_to(request(), NOON, visit=Visit(steps=3, taken=24, different=20)))
     first, second, third = (event.asked for event in audit.events(log))
     assert (first["norm"], second["norm"]) == (5.0, 10.0)
     assert first["adapter"] != second["adapter"]
     assert first["scoring"]["behind"] == {"qa": 40}
     assert first["scoring"]["examples"] == 40
-    assert (third["steps"], third["examples"]) == (3, 24)
+    assert (third["steps"], third["examples"], third["different"]) == (3, 24, 20)
 
 
 def test_an_older_log_is_read_and_counted_and_not_written(log: Path) -> None:
@@ -294,7 +292,7 @@ def beside(log: Path) -> Path:
         lambda counts: "[]",
         lambda counts: counts.replace('"tail":"', '"tail":"0'),
         lambda counts: counts.replace('"bytes":', '"bytes":9'),
-        lambda counts: json.dumps({**json.loads(counts), "granted": 3}),
+        lambda counts: json.dumps({**json.loads(counts), "times": 3}),
     ],
 )
 def test_counts_that_are_missing_or_wrong_are_made_again(log: Path, spoilt: Any) -> None:
@@ -353,11 +351,89 @@ def test_refusals_of_one_rule_and_run_are_folded(log: Path) -> None:
 def test_naming_other_runs_does_not_unfold_them(log: Path) -> None:
     for number in range(400):
         refusals(log, 1, run=f"{number:016x}")
-    assert len(audit.events(log)) < audit.MOST_KEYS + 16
+    assert len(audit.events(log)) < audit.MOST_SORTS + 16
 
 
-def test_granted_and_answered_are_never_folded(log: Path) -> None:
+def test_a_new_question_always_has_its_line(log: Path) -> None:
     for number in range(30):
         audit.record(log, audit.granted_to(request(round=number), NOON))
         audit.record(log, audit.answered(request(round=number), NOON, LEFT))
     assert len(audit.events(log)) == 60
+
+
+REPEATED = {
+    "refused": lambda asked: audit.refused(asked, NOON, Refusal("hours", "no")),
+    "failed": lambda asked: audit.failed(asked, NOON, MemoryError()),
+    "granted": lambda asked: audit.granted_to(asked, NOON),
+    "answered": lambda asked: audit.answered(asked, NOON, LEFT),
+}
+
+
+@pytest.mark.parametrize("what", REPEATED)
+@pytest.mark.parametrize("kind", ["join", "train", "score"])
+def test_whatever_repeats_is_folded(log: Path, what: str, kind: str) -> None:
+    asked = request(kind)
+    for _ in range(100):
+        audit.record(log, REPEATED[what](asked))
+    assert [event.more for event in audit.events(log)] == 10 * [0] + [9, 19, 39]
+    beside(log).unlink()  # then what the lines say is known: 80
+    for _ in range(80):
+        audit.record(log, REPEATED[what](asked))
+    assert [event.more for event in audit.events(log)][13:] == [79]
+
+
+def test_whoever_asks_without_end_does_not_fill_the_disk(log: Path) -> None:
+    """Runs and ids are the asker's words; what costs a line each is what the month's budget bounds."""
+    for number in range(600):
+        other = {"run": f"{number:016x}", "id": f"{number:032x}"}
+        audit.record(log, audit.failed(request(**other), NOON, ValueError()))
+        audit.record(log, audit.failed(request(id=f"{number:032x}"), NOON, MemoryError()))
+        audit.record(log, audit.granted_to(request("join", **other), NOON))
+        audit.record(log, audit.answered(request("join", **other), NOON, LEFT))
+    assert len(audit.events(log)) < audit.MOST_SORTS + 4 * 20
+    assert len(beside(log).read_bytes()) < 50_000
+
+
+# --- what came to nothing
+
+
+def tried(log: Path, **about: Any) -> Granted:
+    asked = request(**about)
+    question = (asked.run, asked.round, asked.id)
+    return audit.granted(log, "2026-11", kind=asked.kind, asked=question)
+
+
+def test_each_try_counts_for_the_month_and_for_its_question(log: Path) -> None:
+    for round, times in ((0, 3), (1, 1)):
+        for _ in range(times):
+            audit.record(log, audit.granted_to(request(round=round), NOON))
+    assert (tried(log).rounds, tried(log).tries, tried(log, round=1).tries) == (4, 3, 1)
+    assert (tried(log, run="f" * 16).rounds, tried(log, run="f" * 16).tries) == (4, 0)
+    beside(log).unlink()
+    assert (tried(log).rounds, tried(log).tries) == (4, 3)
+
+
+def test_what_came_to_nothing_is_counted_by_its_run(log: Path) -> None:
+    """Where the process was killed there is no line but that it began."""
+    for round in range(3):
+        audit.record(log, audit.granted_to(request(round=round), NOON))
+    assert tried(log).failures == 3
+    audit.record(log, audit.answered(request(round=0), NOON, LEFT))
+    audit.record(log, audit.answered(request(round=0), NOON, LEFT))
+    audit.record(log, audit.failed(request(round=1), NOON, MemoryError()))
+    assert tried(log).failures == 2
+    for _ in range(30):  # before anything was granted
+        audit.record(log, audit.failed(request(round=4), NOON, FolderError()))
+    assert tried(log).failures == 32
+    assert tried(log, kind="score").failures == 32
+    assert tried(log, run="f" * 16).failures == 0
+    for _ in range(9):
+        audit.record(log, audit.failed(request("join", run="f" * 16), NOON, FolderError()))
+    assert tried(log, run="f" * 16).failures == 0
+
+
+def test_answers_to_one_question_are_counted_whoever_else_is_answered(log: Path) -> None:
+    for _ in range(7):
+        for run in "ab":
+            audit.record(log, audit.answered(request(run=run * 16), NOON, LEFT))
+    assert [tried(log, run=run * 16).answers for run in "abc"] == [7, 7, 0]

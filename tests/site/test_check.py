@@ -121,6 +121,61 @@ def test_too_few_examples_are_told_without_a_run(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            ("min_batch = 8", "min_batch = 33"),
+            "policy min_batch = 33 refuses every run, since 32 examples are left to train on; add examples,"
+            " or lower it",
+        ),
+        (
+            ("max_epochs = 3.0", "max_epochs = 0.4"),
+            "policy max_epochs = 0.4 and min_examples = 16 refuse every run between them, since 32 examples"
+            " are left to train on; raise the one, or lower the other",
+        ),
+    ],
+)
+def test_a_policy_that_refuses_every_visit_is_told_without_a_run(
+    folder: Path, change: tuple[str, str], sentence: str
+) -> None:
+    assert check(changed(folder, change)).faults == (sentence,)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (
+            ("max_epochs = 3.0", "max_epochs = 0.5"),
+            "policy max_epochs = 0.5 of site refuses 1 epochs a visit",
+        ),
+        (("min_batch = 8", "min_batch = 32"), ""),
+        (("max_steps = 1000", "max_steps = 1"), ""),
+        (("max_learning_rate = 0.1", "max_learning_rate = 1e-5"), "policy max_learning_rate = 1e-05 of site"),
+    ],
+)
+def test_a_usual_run_that_would_be_refused_is_told_without_a_run(
+    folder: Path, change: tuple[str, str], rule: str
+) -> None:
+    found = check(changed(folder, change))
+    assert found.faults == ()
+    if rule:
+        (note,) = found.notes
+        assert note.startswith(f"A usual run (one epoch a visit, in steps of 32 examples) is refused: {rule}")
+    else:
+        assert found.notes == ()
+
+
+def test_what_visits_pass_over_is_told(folder: Path) -> None:
+    """Of 32, one step of 20 takes 20; the 12 that are left are too few for a visit."""
+    run = asked(request(tuning={"max_steps": 1, "batch_size": 20}).settings)
+    (note,) = [each for each in check(folder / "site.toml", run).notes if "passed over" in each]
+    assert note.startswith("Of 32 examples, 37 % of each epoch are passed over by visits of 20: one that")
+    for tuning in ({"max_steps": 2, "batch_size": 16}, {"max_steps": 1, "batch_size": 32}, {"epochs": 1}):
+        run = asked(request(tuning=tuning).settings)
+        assert "passed over" not in " ".join(check(folder / "site.toml", run).notes)
+
+
 # --- bases
 
 
@@ -263,11 +318,13 @@ WORDS: dict[str, tuple[Any, str]] = {
     "transforms": ((), "Transforms that may run: none."),
     "min_cohort": (9, "9 sites or more"),
     "runs_per_month": (56, "56 at most"),
+    "failures_per_run": (78, "after 78 of its visits and scores"),
     "min_examples": (77, "77 different examples or more"),
     "min_batch": (9, "a step takes 9 or more"),
     "templates": (("plain", "chat"), "written as plain, chat,"),
     "system_prompts": (("Be brief.",), "a run may set: Be brief."),
     "max_tokens": ((77, 99), "cut to 77, 99 tokens"),
+    "dates": (("2026-11-28",), "print as today's: 2026-11-28."),
     "loss_on": (("responses", "all"), "instructions and contexts too"),
     "require_noise": (True, "must add noise"),
     "require_secure_aggregation": (True, "must use secure aggregation"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shepherd import errors
 from shepherd.errors import BadRow, PluginError, SettingsError, ShepherdError, WireError
 from shepherd.federation import fields
 from shepherd.settings import parse
@@ -24,6 +25,33 @@ def test_a_line_of_the_log_stays_one(error: Exception) -> None:
     said = faults.logged(error)
     assert said.isprintable()
     assert len(said) <= fields.MOST_SENTENCE
+
+
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.ShepherdError) and kind is not errors.PluginError
+]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, ValueError, FloatingPointError, OSError, KeyError], ids=str)
+def test_what_fails_over_the_examples_is_told_in_a_fixed_sentence(kind: type[Exception]) -> None:
+    """Whatever its text is made of, and of whatever class it is."""
+
+    def told(text: str) -> str:
+        with pytest.raises(Exception) as caught, faults.of_the_examples():  # noqa: PT011
+            raise kind(text)
+        return faults.told(caught.value)
+
+    assert told("tensor a of 17") == told("tensor b of 18")
+    assert told("tensor a of 17") in {
+        faults.VISIT, faults.DATA, faults.BASE, faults.FOLDER, faults.OTHER,
+    }  # fmt: skip
+
+
+def test_what_was_given_up_is_told_as_it_is() -> None:
+    with pytest.raises(faults.GivenUp), faults.of_the_examples():
+        raise faults.GivenUp("it gave no answer within 5 s")
 
 
 def test_what_a_module_of_the_sites_says_stays_there() -> None:

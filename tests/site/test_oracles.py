@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import attacks
 from shepherd.core import Adapter, Broadcast, Failure, Update
 from shepherd.federation import wire
 from shepherd.federation.wire import Kind, Reply, Request, Scores
@@ -167,6 +168,43 @@ def test_a_round_is_scored_once(site: Any, blank: Adapter, base: Any) -> None:
     assert isinstance(asked(trainer, "train", blank, run=1), Update)
     assert isinstance(asked(trainer, "score", lora.fresh(base.sites, 1, 1), run=1), Failure)
     assert isinstance(asked(trainer, "score", blank, run=1, round=1), Scores)
+
+
+def test_a_site_that_sat_rounds_out_is_scored_and_tells_its_loss_again(site: Any, blank: Adapter) -> None:
+    """As where federation.share is below 1: the others move the adapter on meanwhile."""
+    trainer = site(**SCORED)
+    update = asked(trainer, "train", blank, run=1)
+    assert isinstance(update, Update)
+    adapter = blank
+    for round in range(1, numbers.LATER + 1):
+        adapter = adapter.plus(update.delta, 0.5)
+        assert isinstance(asked(trainer, "score", adapter, run=1, round=round), Scores)
+    again = asked(trainer, "train", adapter, run=1, round=numbers.LATER)
+    assert "loss" in again.metrics
+
+
+def test_rounds_that_a_site_sat_out_show_no_text(site: Any, telling: Adapter) -> None:
+    """One visit has the adapter known; then nothing of a question but the adapter changes what is told."""
+    trainer = site(**SCORED)
+    assert isinstance(asked(trainer, "train", telling, run=1), Update)
+    wordings = [{"data": {"max_tokens": length}} for length in (128, 256, 384)] + WORDING
+    told = [
+        asked(trainer, "score", telling, run=1, round=round, **wordings[round % len(wordings)])
+        for round in range(1, numbers.LATER + 4)
+    ]
+    scores = [answer for answer in told if isinstance(answer, Scores)]
+    assert len(scores) == numbers.LATER  # a visit buys no more of them
+    assert len({tuple(sorted(answer.categories.items())) for answer in scores}) == 1
+    assert all("in the 10 rounds before" in answer.reason for answer in told[numbers.LATER :])
+    month = site(policy={**SCORED["policy"], "rounds_per_month": 2})
+    assert isinstance(asked(month, "train", telling, run=1), Update)
+    found = [asked(month, "score", telling, run=1, round=round) for round in range(1, 6)]
+    assert [isinstance(answer, Scores) for answer in found] == 3 * [True] + 2 * [False]
+
+
+@pytest.mark.parametrize("case", [attacks.heldout_text, attacks.training_text])
+def test_the_attacks_that_read_texts_by_numbers_get_nothing(case: Any, tmp_path: Path) -> None:
+    assert case(tmp_path / "case") == 0
 
 
 def test_every_number_of_a_score_has_enough_behind_it_and_few_digits(site: Any, blank: Adapter) -> None:

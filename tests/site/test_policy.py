@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from shepherd.data.cursor import visit
 from shepherd.errors import SettingsError
 from shepherd.settings import parse
-from shepherd.site.policy import length, within
-from shepherd.site.settings import PolicyTable
+from shepherd.site.policy import MOST_TRIES, Visit, length, within
+from shepherd.site.settings import PolicyTable, ScoringTable
 from tests.site.asking import refused, request
 
 REFUSED = {
@@ -75,7 +75,7 @@ REFUSED = {
         {},
         {},
         {"examples": 15},
-        "min_examples = 16 of site-1 refuses to train on 15 examples;",
+        "min_examples = 16 of site-1 refuses to train on fewer examples;",
     ),
     "min_batch": (
         {},
@@ -101,6 +101,12 @@ REFUSED = {
         {},
         "of site-1 refuses examples of 300 tokens; set data.max_tokens = 256 or 384",
     ),
+    "dates": (
+        {"dates": ("2026-11-27", "2026-11-28")},
+        {"data": {"template": "chat", "date": "2026-11-29"}},
+        {},
+        'dates = ["2026-11-27", "2026-11-28"] of site-1 refuses to print 2026-11-29 as the day; set',
+    ),
     "hours": ({"hours": "18:00-06:00"}, {}, {}, 'hours = "18:00-06:00" of site-1 refuses at 12:00 of its'),
     "rounds_per_month": (
         {"rounds_per_month": 7},
@@ -113,6 +119,12 @@ REFUSED = {
         {},
         {"runs": 2},
         "runs_per_month = 2 of site-1 refuses run 3 of 2026-11; ",
+    ),
+    "failures_per_run": (
+        {"failures_per_run": 3},
+        {},
+        {"failures": 3},
+        "failures_per_run = 3 of site-1 refuses to go on with a run of which 3 visits and scores came to",
     ),
 }
 
@@ -160,14 +172,21 @@ def test_no_extreme_of_the_optimiser_makes_an_update_of_a_few_tokens_or_steps(
 
 
 @given(st.integers(16, 80), st.integers(0, 200), st.integers(8, 24), st.integers(1, 4))
-def test_an_epochs_border_makes_no_visit_of_fewer_different_examples(
+def test_what_is_granted_takes_as_many_different_examples_wherever_the_site_is(
     examples: int, position: int, batch: int, count: int
 ) -> None:
     tuning = {"max_steps": count, "batch_size": batch}
-    found = refused({"max_epochs": 99.0}, request(tuning=tuning), examples=examples, position=position)
-    steps, _ = visit(examples, position, max_steps=count, batch_size=batch, seed=position, min_batch=8)
+    found = refused({"max_epochs": 99.0}, request(tuning=tuning), examples=examples)
+    how = {**tuning, "seed": position, "min_batch": 8, "min_examples": 16}
+    steps, _ = visit(examples, position, **how)
     if found is None:
         assert len({int(each) for step in steps for each in step}) >= 16
+
+
+def test_an_answer_that_was_kept_has_the_examples_that_it_took() -> None:
+    assert refused({"min_examples": 90}, request(), different=90) is None
+    found = refused({"min_examples": 91}, request(), different=90)
+    assert "min_examples = 91 of site-1 refuses a visit that takes 90; raise" in str(found)
 
 
 @pytest.mark.parametrize("kind", ["join", "train", "score"])
@@ -196,11 +215,12 @@ def test_the_default_policy_grants_an_ordinary_run(kind: str, tables: dict[str, 
         {"runs_per_month": 3},
         {"min_batch": 8},
         {"max_tokens": (512,)},
+        {"failures_per_run": 5},
         {"hours": "12:00-12:01"},
     ],
 )
 def test_what_is_just_allowed_is_granted(table: dict[str, Any]) -> None:
-    assert refused(table, request(), rounds=6, runs=2) is None
+    assert refused(table, request(), rounds=6, runs=2, tries=MOST_TRIES - 1, failures=4) is None
 
 
 def test_what_is_about_now_does_not_keep_a_site_from_joining() -> None:
@@ -220,10 +240,10 @@ def test_before_the_data_are_looked_at_their_rules_are_left_out_and_no_other() -
 
 def test_a_score_needs_as_many_examples_as_a_visit() -> None:
     assert refused({"metrics": ("heldout",)}, request("score"), scored=16) is None
-    found = refused({}, request("score"), scored=15)
+    found = refused({"metrics": ("heldout",)}, request("score"), scored=15)
     assert found is not None
     assert found.rule == "min_examples"
-    assert "min_examples = 16 of site-1 refuses a score over 15 held-out examples; " in str(found)
+    assert "min_examples = 16 of site-1 refuses a score over fewer held-out examples; " in str(found)
 
 
 def test_a_score_has_the_budget_of_rounds_and_one_more_a_run() -> None:
@@ -253,6 +273,16 @@ def test_options_of_a_chat_template_are_switches() -> None:
     assert refused({}, asked(False)) is None
     for value in ("on", 1, ["x"], {"a": True}):
         assert 'refuses template option "enable_thinking"' in str(refused({}, asked(value)))
+
+
+def test_the_day_of_the_scores_may_be_printed_too() -> None:
+    asked = request(data={"template": "chat", "date": "2026-11-28"})
+    found = refused({}, asked)
+    assert str(found).startswith("policy dates = [] of site-1 refuses to print 2026-11-28 as the day; leave")
+    assert refused({}, asked, scoring=ScoringTable(date="2026-11-28")) is None
+    other = refused({}, asked, scoring=ScoringTable(date="2026-11-27"))
+    assert 'dates = ["2026-11-27"] of site-1 refuses' in str(other)
+    assert refused({}, request(data={"template": "chat"})) is None
 
 
 def test_a_system_prompt_is_allowed_word_by_word() -> None:
@@ -339,22 +369,26 @@ SIZES = {
 def test_epochs_are_as_long_as_the_cursor_goes(
     size: int, batch: int, position: int, least: int, epochs: float
 ) -> None:
-    found = length(tuned(epochs=epochs, batch_size=batch), size, position, least)
-    steps, _ = visit(size, position, epochs=epochs, batch_size=batch, seed=0, min_batch=least)
+    found = length(tuned(epochs=epochs, batch_size=batch), size, least)
+    how = {"epochs": epochs, "batch_size": batch, "seed": 0, "min_batch": least}
+    steps, _ = visit(size, 0, **how)
     assert (found.steps, found.taken) == (len(steps), sum(map(len, steps)))
+    assert found.different == len({int(each) for step in steps for each in step})
+    if batch >= least:
+        steps, _ = visit(size, position, **how)  # over the end of an epoch
+        assert len(steps) <= found.steps + 2
 
 
-@given(**SIZES, count=st.integers(1, 30))
-def test_steps_are_as_long_as_the_cursor_goes(
-    size: int, batch: int, position: int, least: int, count: int
-) -> None:
-    found = length(tuned(max_steps=count, batch_size=batch), size, position, least)
-    steps, _ = visit(size, position, max_steps=count, batch_size=batch, seed=0, min_batch=least)
+@given(**{name: SIZES[name] for name in ("size", "batch", "least")}, count=st.integers(1, 30))
+def test_steps_are_as_long_as_the_cursor_goes(size: int, batch: int, least: int, count: int) -> None:
+    found = length(tuned(max_steps=count, batch_size=batch), size, least)
+    steps, _ = visit(size, 0, max_steps=count, batch_size=batch, seed=0, min_batch=least)
     assert (found.steps, found.taken) == (count, sum(map(len, steps)))
+    assert found.different == len({int(each) for step in steps for each in step})
 
 
 def test_neither_is_one_epoch() -> None:
-    assert (length(tuned(batch_size=4), 10).steps, length(tuned(batch_size=4), 10).taken) == (3, 10)
+    assert length(tuned(batch_size=4), 10) == Visit(steps=3, taken=10, different=10)
 
 
 def test_both_limits_hold_for_both_forms() -> None:
@@ -399,6 +433,7 @@ STRICTNESS = {  # from loose to strict
     "max_rounds": [1000, 10, 1],
     "rounds_per_month": [1000, 10, 1],
     "runs_per_month": [1000, 10, 1],
+    "failures_per_run": [1000, 10, 1],
     "templates": [("alpaca", "plain"), ("alpaca",), ()],
     "system_prompts": [("w",), ()],
     "max_tokens": [(256, 512), (512,), ()],
@@ -406,6 +441,7 @@ STRICTNESS = {  # from loose to strict
     "min_examples": [1, 16, 200],
     "algorithms": [("fedavg", "fedprox"), ("fedavg",), ()],
     "transforms": [("clip", "noise", "secure"), ("clip", "noise"), ("clip",), ()],
+    "dates": [("2026-11-27", "2026-11-28"), ("2026-11-28",), ()],
     "loss_on": [("responses", "all"), ("responses",), ()],
     "require_noise": [False, True],
     "require_secure_aggregation": [False, True],
@@ -414,8 +450,9 @@ STRICTNESS = {  # from loose to strict
 }
 LEVELS = st.fixed_dictionaries({key: st.integers(0, len(steps) - 1) for key, steps in STRICTNESS.items()})
 ASKED = st.builds(
-    lambda kind, rank, tuning, rounds, algorithm, transforms, cohort: request(
+    lambda kind, rank, tuning, rounds, algorithm, transforms, cohort, day: request(
         kind,
+        data={"template": "chat", "date": day},
         adapter={"rank": rank},
         tuning=tuning,
         federation={"rounds": rounds},
@@ -435,6 +472,7 @@ ASKED = st.builds(
     st.sampled_from(["fedavg", "fedprox"]),
     st.lists(st.sampled_from(["clip", "noise", "secure"]), max_size=3),
     st.integers(1, 6),
+    st.sampled_from(["", "2026-11-28", "2026-11-27"]),
 )
 
 
@@ -444,7 +482,9 @@ def test_what_a_strict_policy_grants_a_looser_one_grants(
 ) -> None:
     def answer(some: dict[str, int]) -> bool:
         table = {name: STRICTNESS[name][level] for name, level in some.items()}
-        return refused(table, asked, examples=examples, rounds=granted, runs=granted) is None
+        return (
+            refused(table, asked, examples=examples, rounds=granted, runs=granted, failures=granted) is None
+        )
 
     looser = {**levels, key: max(0, levels[key] - 1)}
     if answer(levels):

@@ -150,7 +150,7 @@ POLICY = DATA + "[policy]\n"
     [
         ("", "key data is missing; add it"),
         ("[data]", "key data.source is missing; add it"),
-        (POLICY + "max_rang = 3", "unknown key policy.max_rang; known keys there are algorithms, hours, "),
+        (POLICY + "max_rang = 3", "unknown key policy.max_rang; known keys there are algorithms, "),
         (DATA + 'template = "chat"', "unknown key data.template; known keys there are category, config, "),
         (POLICY + "max_rank = 0", "key policy.max_rank: input should be greater than 0 (got 0)"),
         (POLICY + "max_rank = true", "key policy.max_rank: input should be a valid integer"),
@@ -158,6 +158,8 @@ POLICY = DATA + "[policy]\n"
         (POLICY + 'algorithms = "fedavg"', "key policy.algorithms: input should be a list (got 'fedavg')"),
         (POLICY + 'metrics = ["loss", "text"]', "key policy.metrics.1: input should be 'loss', "),
         (POLICY + 'require_noise = "yes"', "key policy.require_noise: input should be a valid boolean"),
+        (POLICY + 'dates = ["28.11.2026"]', "key policy.dates.0: write a day as 2026-11-28 (got '28.11."),
+        (DATA + '[scoring]\ndate = "today"', "key scoring.date: write a day as 2026-11-28"),
         (POLICY + 'hours = "8-18"', "key policy.hours: write it as 08:00-18:00 (got '8-18')"),
         (POLICY + 'hours = "08:00-25:00"', "key policy.hours: a day has the hours 00:00 to 24:00"),
         (POLICY + 'hours = "08:60-09:00"', "key policy.hours: a day has the hours"),

@@ -9,12 +9,16 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from shepherd import checkpoint
 from shepherd.core import Adapter, Update
 from shepherd.errors import CheckpointError, FolderError
+from shepherd.site import store as store_module
+from shepherd.site.numbers import Score
 from shepherd.site.store import Kept, Record, Store
 
 RUN, OTHER = "0123456789abcdef", "f" * 16
@@ -37,6 +41,7 @@ def kept(round: int, size: int = 3) -> Kept:
         update=update,
         start=5 * round,
         position=7 * round,
+        different=2,
         examples=40,
         memory=memory,
         adapter=delta.times(0.5),
@@ -66,6 +71,26 @@ def test_states_come_back_from_memory_and_from_the_disk(tmp_path) -> None:
         assert found.answered(OTHER, kept(4).id) is None
 
 
+def test_a_start_that_the_disk_lost_is_lost_and_nothing_else(tmp_path) -> None:
+    store = Store(tmp_path)
+    for round in range(4):
+        store.save(RUN, kept(round))
+    folder = tmp_path / "state" / RUN
+    assert sorted(path.name for path in folder.glob("start-*")) == ["start-00003", "start-00004"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.glob("start-*")} == {0o600}
+    first, last = folder / "start-00003", folder / "start-00004"
+    last.write_bytes(bytes(last.stat().st_size))  # as a file system leaves it that had not written it yet
+    first.unlink()
+    assert Store(tmp_path).kept(RUN) == (replace(kept(2), adapter=None), replace(kept(3), adapter=None))
+
+
+def test_a_start_of_an_earlier_version_stands_in_the_checkpoint(tmp_path) -> None:
+    saved = store_module._checkpoint(kept(1), "")
+    state = replace(saved.state, adapter=kept(1).adapter)
+    checkpoint.save(tmp_path / "state" / RUN, replace(saved, state=state), keep=2)
+    assert Store(tmp_path).kept(RUN) == (kept(1),)
+
+
 def test_of_many_runs_the_tensors_go_and_where_each_was_stays(tmp_path) -> None:
     store = Store(tmp_path)
     runs = [f"{number:016x}" for number in range(10)]
@@ -81,7 +106,7 @@ def test_a_record_stays_a_year(tmp_path) -> None:
     store = Store(tmp_path)
     for run, days in ((RUN, 364), (OTHER, 366)):
         store.save(run, kept(0))
-        store.note_score(run, 0, "a" * 32)
+        store.save_score(run, 0, "a" * 32, {})
         then = time.time() - 86_400 * days
         os.utime(tmp_path / "runs" / f"{run}.json", (then, then))
     store.save("1" * 16, kept(0))
@@ -90,9 +115,31 @@ def test_a_record_stays_a_year(tmp_path) -> None:
 
 def test_what_was_scored_is_kept_beside(tmp_path) -> None:
     store = Store(tmp_path)
-    store.note_score(RUN, 0, "a" * 32)
+    score = {"qa": Score(mean=2.31, tokens=812, examples=40), "other": Score(0.1, 9, 16)}
+    store.save_score(RUN, 0, "a" * 32, score)
     store.save(RUN, kept(0))
-    assert Store(tmp_path).record(RUN) == Record(id=kept(0).id, round=0, scored=0, scored_id="a" * 32)
+    assert Store(tmp_path).record(RUN) == Record(
+        id=kept(0).id, round=0, scored=0, scored_id="a" * 32, score=score
+    )
+
+
+def test_a_record_of_an_earlier_version_has_no_score(tmp_path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / f"{RUN}.json").write_text(
+        '{"round": 3, "id": "", "position": 9, "scored": 2, "scored_id": "b"}'
+    )
+    assert Store(tmp_path).record(RUN) == Record(round=3, position=9, scored=2, scored_id="b")
+
+
+def test_a_round_that_came_to_nothing_is_over(tmp_path) -> None:
+    store = Store(tmp_path)
+    store.save(RUN, kept(0))
+    store.spend(RUN, 1, "b" * 32, 12)
+    for found in (store, Store(tmp_path)):
+        assert found.record(RUN) == Record(round=1, id="b" * 32, position=12, spent=True)
+        assert found.before(RUN, 2) == kept(0)
+    store.save(RUN, kept(2))
+    assert store.record(RUN) == Record(round=2, id=kept(2).id, position=14)
 
 
 def test_a_kill_between_the_state_and_the_record_loses_neither(tmp_path) -> None:
@@ -184,3 +231,16 @@ def test_after_a_kill_at_any_moment_a_whole_state_is_there(tmp_path) -> None:
         assert rounds == [*range(last - len(rounds) + 1, last + 1)]
         assert len(rounds) <= 3  # killed before the oldest was deleted
     assert last >= 5  # a life saves one round at least
+
+
+def test_a_visit_that_an_earlier_version_kept_is_read(tmp_path, monkeypatch) -> None:
+    def before(kept: Kept, start: str):
+        saved = honest(kept, start)
+        return replace(saved, notes={key: note for key, note in saved.notes.items() if key != "different"})
+
+    honest = store_module._checkpoint
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module, "_checkpoint", before)
+        Store(tmp_path).save(RUN, kept(1))
+    (back,) = Store(tmp_path).kept(RUN)
+    assert (back.round, back.different) == (1, 2)  # from 5 to 7

@@ -24,14 +24,16 @@ import numpy as np
 import pytest
 
 from shepherd import plugins, prepare
-from shepherd.core import Adapter, Failure, Update
+from shepherd.core import Adapter, Failure, Update, seed_for
+from shepherd.data import cursor
+from shepherd.errors import AdapterError, DataError, SettingsError, ShepherdError, WireError
 from shepherd.federation import local, wire
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.wire import Joined, Scores
 from shepherd.loading import load_base
 from shepherd.model import score, tune
 from shepherd.model.digest import digest
-from shepherd.site import arrival, audit, faults, holding, numbers, store
+from shepherd.site import arrival, audit, faults, holding, numbers, policy, store
 from shepherd.site import trainer as trainers
 from shepherd.site.settings import own
 from shepherd.site.settings import scored as as_scored
@@ -87,7 +89,7 @@ def asked(llama_folder) -> Callable[..., wire.Request]:
     return lambda *words, **more: request(llama_folder, *words, **more)
 
 
-def simulated(base: Any, source: Path, folder: Path, asked: Any) -> Simulation:
+def simulated(base: Any, source: Path, folder: Path, asked: Any, **least: int) -> Simulation:
     """The same client in process."""
     run = own(trained.settings(folder, source), asked, str(folder))
     return Simulation(
@@ -98,7 +100,7 @@ def simulated(base: Any, source: Path, folder: Path, asked: Any) -> Simulation:
         tuning=run.tuning,
         federation=run.federation,
         seed=run.seed,
-        min_batch=4,
+        **{"min_batch": 4, **least},
         cohort_size=1,
     )
 
@@ -116,6 +118,38 @@ def test_rounds_give_the_bits_of_a_simulation(born, asked, llama_folder, source,
         assert found.metrics == {name: expected.metrics[name] for name in found.metrics}
         assert "trained_tokens" in found.metrics
     assert bool(expected.extra) == bool(changed)
+
+
+def test_a_small_site_goes_on_over_the_end_of_an_epoch(
+    asked, llama_folder, shaped, tmp_path, monkeypatch
+) -> None:
+    """Thirty examples, two steps of eight: the second visit has 14 of one epoch and 8 of the next."""
+    source = runs.written(tmp_path / "rows.jsonl", runs.rows(30))
+    monkeypatch.setattr(trained, "SCORING", {**trained.SCORING, "share": 0.0})
+    limits = {"min_examples": 16, "min_batch": 8, "rounds_per_month": 99}
+    trainer = Trainer(trained.settings(llama_folder, source, **limits), NAME, tmp_path / "home")
+    plain = tables(tuning={"batch_size": 8, "max_steps": 2}, federation={"rounds": 40})
+    here = simulated(shaped, source, llama_folder, plain, min_batch=8, min_examples=16)
+    starts = []
+    for round in range(12):
+        sent = broadcast(shaped, round)
+        (expected,) = here.run(sent, [NAME])
+        found = ask(trainer, asked(sent, settings=plain))
+        assert found == replace(expected, metrics=found.metrics)
+        kept = trainer.store.kept(RUN)[-1]
+        assert (kept.position, kept.different) == (here.draft.positions[NAME], len(_taken(kept)))
+        assert kept.different >= 16
+        starts.append(kept.start)
+    assert any(start % 30 for start in starts)
+    granted = [event.asked for event in audit.events(trainer.home / audit.FILE) if event.what == "granted"]
+    assert {each["steps"] for each in granted} == {2}
+
+
+def _taken(kept: store.Kept) -> set[int]:
+    """The examples of a visit, by the orders of its epochs."""
+    seed = seed_for(3, "order", NAME)
+    orders = np.concatenate([cursor.order(30, epoch, seed) for epoch in range(kept.position // 30 + 1)])
+    return set(orders[kept.start : kept.position].tolist())
 
 
 def test_base_and_data_are_made_once_for_all_rounds_and_runs(born, asked, shaped, monkeypatch) -> None:
@@ -155,6 +189,20 @@ def test_who_joins_is_told_by_size_and_version(born, asked, source, llama_folder
     for _ in range(2):  # loading, and loaded
         joined = Joined(client=NAME, examples=size, version=wire.version(), min_cohort=2)
         assert ask(trainer, asked()) == joined
+
+
+def test_how_few_examples_a_site_has_is_never_told(asked, llama_folder, shaped, tmp_path) -> None:
+    """Not by a refusal, and not once all is loaded either."""
+    source = runs.written(tmp_path / "rows.jsonl", runs.rows(36))
+    trainer = Trainer(trained.settings(llama_folder, source, min_examples=6), NAME, tmp_path / "home")
+    assert isinstance(ask(trainer, asked()), Joined)
+    few = trainer.settings.policy.model_copy(update={"min_examples": 37})
+    trainer.settings = trainer.settings.model_copy(update={"policy": few})
+    said = reason(ask(trainer, asked()))
+    assert said == (
+        "policy min_examples = 37 of site-1 refuses to train on fewer examples; train with sites that hold"
+        " more"
+    )
 
 
 # the same question, and an old one -------------------------------------------------------------------------
@@ -214,12 +262,48 @@ def test_a_run_that_was_crowded_out_goes_on_where_it_was(born, asked, shaped, ca
     assert "what it remembered is gone" in caplog.text
 
 
-def test_the_same_answer_is_given_only_so_often(born, asked, shaped, monkeypatch) -> None:
-    monkeypatch.setattr(trainers, "MOST_REPEATS", 2)
-    trainer = born()
+@pytest.mark.parametrize(("kind", "reply"), [("train", Update), ("score", Scores)])
+def test_the_same_answer_is_given_only_so_often(born, asked, shaped, monkeypatch, kind, reply) -> None:
+    """Whatever else is asked in between, and whoever is started again."""
+    monkeypatch.setattr(trainers, "MOST_ANSWERS", 3)
     for _ in range(3):
-        assert isinstance(ask(trainer, asked(blank(shaped))), Update)
-    assert "has given this answer 2 times" in reason(ask(trainer, asked(blank(shaped))))
+        trainer = born()
+        for run in ("a" * 16, "b" * 16):
+            assert isinstance(ask(trainer, asked(blank(shaped), kind, run=run)), reply)
+    for run in ("a" * 16, "b" * 16):
+        assert "has given this answer 3 times" in reason(ask(trainer, asked(blank(shaped), kind, run=run)))
+
+
+def test_a_score_is_computed_once_and_given_again_as_the_policy_of_today_has_it(
+    asked, shaped, llama_folder, tmp_path, monkeypatch
+) -> None:
+    computed: list[int] = []
+    honest = score.losses
+    monkeypatch.setattr(score, "losses", lambda *args, **more: computed.append(1) or honest(*args, **more))
+    rows = [{**row, "category": "ab"[number % 4 == 0]} for number, row in enumerate(runs.rows(80))]
+    source = runs.written(tmp_path / "rows.jsonl", rows)
+
+    def born(**policy: Any) -> Trainer:
+        settings = trained.settings(llama_folder, source, **{"min_examples": 2, **policy})
+        return Trainer(settings, NAME, tmp_path / "home")
+
+    question, trainer = asked(blank(shaped), "score"), born()
+    first = ask(trainer, question)
+    assert [ask(each, question) for each in (trainer, born())] == 2 * [first]
+    assert isinstance(ask(trainer, asked(blank(shaped))), Update)
+    assert ask(trainer, question) == first  # after it has trained, too
+    assert {name: each.examples for name, each in trainer.store.record(RUN).score.items()} == {"a": 9, "b": 3}
+    again = ask(born(min_examples=9), question)
+    assert again.categories == {"a": first.categories["a"]}
+    left = audit.events(trainer.home / audit.FILE)[-1].left
+    assert list(left.scores) == ["a"]
+    assert left.scores["a"]["examples"] == 9
+    said = reason(ask(born(min_examples=10), question))
+    assert "min_examples = 10 of site-1 refuses a score over fewer held-out examples" in said
+    assert "policy metrics" in reason(ask(born(metrics=["loss"]), question))
+    monkeypatch.setattr(trainers, "_now", lambda: datetime(2026, 11, 22, 18, 0))
+    assert ask(born(hours="08:00-18:00"), question) == first
+    assert len(computed) == 1
 
 
 def test_the_mean_of_a_round_is_scored_and_what_did_not_come_of_it_is_not(born, asked, shaped) -> None:
@@ -242,15 +326,33 @@ def test_an_adapter_with_huge_numbers_is_refused(born, asked, shaped) -> None:
         assert "of the broadcast has numbers above 1000" in reason(ask(born(), asked(huge, kind)))
 
 
-def test_an_update_that_is_not_finite_does_not_leave(born, asked, shaped, monkeypatch) -> None:
-    honest = Simulation.run
+def test_an_update_that_is_not_finite_does_not_leave_and_its_round_is_over(
+    born, asked, shaped, llama_folder, source, monkeypatch, caplog
+) -> None:
+    """That it is not is an answer about the examples: one a round, without a name or a number."""
+    trainer, tuned, honest = born(), [], Simulation.run
 
     def run(self, *words):
+        tuned.append(self.positions[NAME])
         for update in honest(self, *words):
             yield replace(update, delta=update.delta.times(np.inf))
 
-    monkeypatch.setattr(Simulation, "run", run)
-    assert "of its update is not finite" in reason(ask(born(), asked(blank(shaped))))
+    with monkeypatch.context() as patch:
+        patch.setattr(Simulation, "run", run)
+        for each in (trainer, trainer, born()):
+            assert reason(ask(each, asked(blank(shaped)))) == faults.DIVERGED
+        said = reason(ask(trainer, asked(broadcast(shaped))))
+    assert "answered round 1 of this run and is asked for round 1 with another question" in said
+    assert tuned == [0]
+    assert re.search(r"tensor \S+lora_A\.weight of its update is not finite", caplog.text)
+    events = audit.events(trainer.home / audit.FILE)
+    assert [event.what for event in events] == ["granted", "failed", "failed", "failed", "refused"]
+    here = simulated(shaped, source, llama_folder, TABLES)  # where such an update is refused later
+    for round in range(2):
+        (expected,) = here.run(broadcast(shaped, round), [NAME])
+    assert ask(born(), asked(broadcast(shaped, 1))).delta == expected.delta  # law 2
+    (kept,) = born().store.kept(RUN)
+    assert (kept.round, kept.start) == (1, 12)
 
 
 # what is refused -------------------------------------------------------------------------------------------
@@ -411,7 +513,7 @@ def test_a_score_over_a_handful_is_refused(born, asked, shaped) -> None:
     trainer = born(min_examples=7)  # 6 are held out
     said = reason(ask(trainer, asked(blank(shaped), "score")))
     assert said.startswith(
-        "policy min_examples = 7 of site-1 refuses a score over 0 held-out examples; go on without"
+        "policy min_examples = 7 of site-1 refuses a score over fewer held-out examples; go on without"
     )
     (event,) = audit.events(trainer.home / audit.FILE)
     assert (event.what, event.kind, event.rule) == ("refused", "score", "min_examples")
@@ -474,7 +576,12 @@ def test_a_bad_row_is_named_here_and_not_there(llama_folder, tmp_path, asked, ca
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: HUSH"), faults.MEMORY),
         (type("OutOfMemoryError", (RuntimeError,), {})("HUSH"), faults.MEMORY),
         (OSError(errno.ENOMEM, "HUSH"), faults.MEMORY),
-        (ValueError("HUSH"), "it met a fault that it does not know (ValueError); the site's log says where"),
+        (ValueError("HUSH"), faults.OTHER),
+        (type("HUSH", (RuntimeError,), {})(), faults.OTHER),
+        (DataError("client a: HUSH"), faults.DATA),
+        (AdapterError("tensor HUSH is not finite"), faults.VISIT),
+        (SettingsError("HUSH"), faults.VISIT),
+        (WireError("HUSH"), faults.VISIT),
     ],
 )
 def test_what_tuning_throws_is_a_failure_and_the_next_request_is_answered(
@@ -488,12 +595,65 @@ def test_what_tuning_throws_is_a_failure_and_the_next_request_is_answered(
     with monkeypatch.context() as patch:
         patch.setattr(tune, "tune", fail)
         assert reason(ask(trainer, asked(broadcast(shaped)))) == said
-    assert "HUSH" not in caplog.text
-    assert "test_trainer.py" in caplog.text  # where it was
+    if not isinstance(error, ShepherdError):
+        assert "test_trainer.py" in caplog.text  # where it was
+        assert str(error) == "" or str(error) not in caplog.text
     assert trainer.store.kept(RUN) == ()
     assert isinstance(ask(trainer, asked(broadcast(shaped))), Update)
     events = audit.events(trainer.home / audit.FILE)
     assert [event.what for event in events] == ["granted", "failed", "granted", "answered"]
+
+
+def failing(monkeypatch) -> None:
+    def fail(*args: object, **more: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(tune, "tune", fail)
+    monkeypatch.setattr(score, "losses", fail)
+
+
+@pytest.mark.parametrize("kind", ["train", "score"])
+def test_one_question_is_tried_a_few_times(born, asked, shaped, monkeypatch, kind) -> None:
+    """Also by a trainer that is started again."""
+    failing(monkeypatch)
+    for _ in range(policy.MOST_TRIES):
+        assert reason(ask(born(), asked(blank(shaped), kind))) == faults.MEMORY
+    for _ in range(3):
+        assert reason(ask(born(), asked(blank(shaped), kind))) == (
+            "policy tries of site-1 refuses one question again, of which 5 tries this month came to no"
+            " answer; go on with the next round, and see the site's log"
+        )
+    assert reason(ask(born(), asked(blank(shaped, 1), kind))) == faults.MEMORY
+
+
+def test_what_comes_to_nothing_is_bounded_by_run_and_by_month(born, asked, shaped, monkeypatch) -> None:
+    trainer = born(failures_per_run=3, rounds_per_month=5)
+    with monkeypatch.context() as patch:
+        failing(patch)
+        for kind, round in (("train", 0), ("score", 0), ("train", 1)):
+            assert reason(ask(trainer, asked(blank(shaped, round), kind))) == faults.MEMORY
+        for round in range(1, 4):
+            assert reason(ask(trainer, asked(blank(shaped, round)))) == (
+                "policy failures_per_run = 3 of site-1 refuses to go on with a run of which 3 visits and"
+                " scores came to nothing this month; see the site's log, and begin another run once it is"
+                " fixed"
+            )
+        for _ in range(3):
+            assert reason(ask(trainer, asked(blank(shaped), run="f" * 16))) == faults.MEMORY
+    assert "rounds_per_month = 5" in reason(ask(born(rounds_per_month=5), asked(blank(shaped), run="e" * 16)))
+
+
+def test_what_fails_before_it_is_granted_is_bounded_too(born, asked, shaped, monkeypatch) -> None:
+    """Data that cannot be read are read again each time."""
+
+    def fail(*args: object, **more: object) -> None:
+        raise DataError("no")
+
+    monkeypatch.setattr(prepare, "one_client", fail)
+    trainer = born(failures_per_run=2)
+    for round in range(2):
+        assert reason(ask(trainer, asked(blank(shaped, round)))) == faults.DATA
+    assert "policy failures_per_run = 2" in reason(ask(trainer, asked(blank(shaped, 2))))
 
 
 def test_a_full_disk_is_a_failure_and_the_state_before_stands(born, asked, shaped, monkeypatch) -> None:
@@ -521,6 +681,31 @@ def test_a_base_whose_files_changed_is_not_loaded(
     (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
     assert reason(ask(trainer, asked())) == faults.BASE
     assert "base llama has the digest" in caplog.text
+
+
+def test_the_day_that_a_template_prints_is_the_owners_choice(
+    source, llama_folder, tmp_path, shaped, monkeypatch
+) -> None:
+    copy = shutil.copytree(llama_folder, tmp_path / "base")
+    printing = "w{{ strftime_now('%d') }} {% for m in messages %}{{ m.content }} {% endfor %}"
+    (copy / "chat_template.jinja").write_text(printing)
+    usual = trained.settings(copy, source, dates=["2026-11-27"])
+    scoring = usual.scoring.model_copy(update={"template": "chat", "date": "2026-11-28"})
+    trainer = Trainer(usual.model_copy(update={"scoring": scoring}), NAME, tmp_path / "home")
+
+    def answer(number: int, kind: str, **data: Any) -> Any:
+        plain = tables(data={"template": "chat", **data})
+        return ask(trainer, request(copy, blank(shaped), kind, settings=plain, run=f"{number:016x}"))
+
+    assert "loss" in answer(1, "train", date="2026-11-28").metrics
+    assert "loss" not in answer(2, "train", date="2026-11-27").metrics
+    assert "policy dates = " in reason(answer(3, "train", date="2026-11-29"))
+    assert "prints the day, and the run names none; set data.date" in reason(answer(4, "train"))
+    assert isinstance(answer(5, "score"), Scores)
+    trainer.settings = usual.model_copy(
+        update={"scoring": scoring.model_copy(update={"date": "", "max_tokens": 40})}
+    )
+    assert "its owner has not said which one" in reason(answer(6, "score"))
 
 
 # time ------------------------------------------------------------------------------------------------------

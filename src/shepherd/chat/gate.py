@@ -21,11 +21,15 @@ OPEN = "/gradio_api/startup-events"
 
 
 class Gate:
-    """Passes on what comes with the token, or with the cookie that the first visit got for it."""
+    """Passes on what comes with the token, or with the cookie that the first visit got for it.
 
-    def __init__(self, app: App, token: Token) -> None:
+    Not from another page, though; behind a public link (`shared`) the page's own name is not known here.
+    """
+
+    def __init__(self, app: App, token: Token, shared: bool = False) -> None:
         self.app = app
         self.token = token
+        self.shared = shared
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """As ASGI wants it."""
@@ -34,13 +38,18 @@ class Gate:
             return
         port = scope["server"][1]
         known = self.token.is_in(scope["query_string"].decode("latin1"))
-        cookies = "; ".join(value.decode("latin1") for name, value in scope["headers"] if name == b"cookie")
-        if not (known or self.token.is_among(cookies, port)):
+        cookies = "; ".join(_values(scope, b"cookie"))
+        other = not self.shared and access.is_other_page(_values(scope, b"host"), _values(scope, b"origin"))
+        if other or not (known or self.token.is_among(cookies, port)):
             await _refuse(scope, send)
         elif known and scope["type"] == "http" and scope["method"] == "GET" and scope["path"] == "/":
             await _answer(send, 303, "see /\n", {"Location": "/", "Set-Cookie": self.token.cookie(port)})
         else:
             await self.app(scope, receive, _untold(send))
+
+
+def _values(scope: Message, name: bytes) -> list[str]:
+    return [value.decode("latin1") for key, value in scope["headers"] if key == name]
 
 
 async def _refuse(scope: Message, send: Send) -> None:

@@ -8,6 +8,7 @@ Markdown.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import webbrowser
@@ -27,9 +28,9 @@ from shepherd.chat.gate import Gate
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import ShepherdError
 from shepherd.paths import short
-from shepherd.visible import logger, shown
+from shepherd.visible import shown
 
-_log = logger(__name__)
+_log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 PORTS = range(7860, 7960)
@@ -119,7 +120,7 @@ def serve(chat: Chat, *, port: int | None = None, share: bool = False) -> Iterat
     # a page elsewhere that points its own name at 127.0.0.1 gets nothing
     named = middleware.Middleware(hosts, allowed_hosts=["*"] if share else [HOST, "localhost"])
     token = Token()
-    gate = middleware.Middleware(Gate, token=token)
+    gate = middleware.Middleware(Gate, token=token, shared=share)
     page = build(chat).queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     try:
         with _past_proxies(), _port(port):

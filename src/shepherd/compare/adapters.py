@@ -30,5 +30,9 @@ def digest(run: Path, number: int, arm: Arm) -> str:
     if arm.name == BASE:
         return BASE
     path = arm_folder(run, number, arm)
-    inside = path / "adapter" if arm.kind in ("federated", "variant") else path
-    return hashlib.sha256((inside / files.WEIGHTS).read_bytes()).hexdigest()[:16]
+    return digest_of(path / "adapter" if arm.kind in ("federated", "variant") else path)
+
+
+def digest_of(folder: Path) -> str:
+    """Of the adapter file in a folder."""
+    return hashlib.sha256((folder / files.WEIGHTS).read_bytes()).hexdigest()[:16]

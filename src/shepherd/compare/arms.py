@@ -11,6 +11,7 @@ from shepherd.errors import SettingsError
 
 Kind = Literal["base", "local", "centralised", "federated", "variant"]
 Way = Literal["steps", "examples"]
+WAYS: tuple[Way, ...] = ("steps", "examples")
 BY_STEPS = "centralised-steps"
 BASE, CENTRALISED, FEDERATED, LOCAL = "base", "centralised", "federated", "local-"
 # a variant answers the same questions, with an adapter of the same shape, over the same base

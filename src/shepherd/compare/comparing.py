@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,12 @@ from shepherd.compare.folders import (
     seed_folder,
     write_json,
 )
-from shepherd.compare.scoring import questions, score_arms
+from shepherd.compare.scoring import Questions, questions, score_arms
 from shepherd.compare.training import Train, totals, train_apart, train_run
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FolderError, SettingsError
 from shepherd.loading import load_base
-from shepherd.model.base import Base
-from shepherd.run import Run
+from shepherd.run import Run, workers_of
 from shepherd.settings import RunSettings, overridden
 
 FORMAT = 1
@@ -62,6 +61,7 @@ def compare(
 
     Raises:
         SettingsError: an arm cannot be read.
+        DataError: nothing could be held out.
         FolderError: the folder holds another run or a comparison made another way, or another process is at
             work in it.
     """
@@ -72,8 +72,7 @@ def compare(
             " run of one process, with output=ANOTHER_FOLDER"
         )
     _require_arms(settings, asked, consent)
-    if not folder.is_run(run) and (asked.locals or asked.variants):  # a wrong name costs no training
-        arms(asked, sorted(prepare.divide(settings).clients))
+    _require_data(settings, asked)
     began = perf_counter()
     train_run(settings, train, consent=consent)
     with closing(folder.reopen(run)):  # two comparisons in one folder would tune the same arms
@@ -94,21 +93,27 @@ def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, b
                 train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
     kept = folder.read_settings(run)
     base = load_base(kept, consent)
+    wanted = questions(base, kept, prepared)
     apart = [arm for arm in chosen if arm.kind in ("local", "centralised")]
-    for number in range(asked.seeds):
-        for way in sorted({arm.match for arm in apart}):
-            train_apart(
+    (federated,) = (arm for arm in chosen if arm.kind == FEDERATED)
+    workers = workers_of(kept, base, consent)
+    with closing(workers) if workers else nullcontext():
+        for number in range(asked.seeds):
+            done, seed = totals(arm_folder(run, number, federated)), settings.seed + number
+            train_apart(base, kept, prepared, apart, run, number, done=done, seed=seed, workers=workers)
+        for number in range(asked.seeds):
+            todo = [arm for arm in chosen if arm.kind != "base" or not number]  # the base has no seed
+            score_arms(
                 base,
                 kept,
                 prepared,
-                [arm for arm in apart if arm.match == way],
-                run,
-                number,
-                length=totals(run).matched(way),
-                seed=settings.seed + number,
-                consent=consent,
+                wanted,
+                {arm.name: partial(arm_adapter, run, number, arm, base) for arm in todo},
+                {arm.name: scores_file(run, number, arm) for arm in todo},
+                {arm.name: digest(run, number, arm) for arm in todo},
+                workers,
             )
-    return _tabled(base, kept, prepared, run, chosen, asked, began)
+    return _tabled(kept, prepared, run, chosen, asked, wanted, began)
 
 
 def _require_arms(settings: RunSettings, asked: Asked, consent: Consent) -> None:
@@ -123,6 +128,22 @@ def _require_arms(settings: RunSettings, asked: Asked, consent: Consent) -> None
         changed = overridden(settings, arm.overrides)
         plugins.algorithm(changed.algorithm, consent.plugins)
         plugins.transform(changed.transforms, consent.plugins)
+
+
+def _require_data(settings: RunSettings, asked: Asked) -> None:
+    """A wrong name, or nothing to score, costs no training.
+
+    Raises:
+        SettingsError: no client, or no arm, has a name that is asked for.
+        DataError: nothing is held out.
+    """
+    run = Path(settings.output)
+    if not folder.is_run(run):
+        division = prepare.divide(settings)
+        prepare.require_heldout(len(division.held.heldout), settings.data.source)
+        arms(asked, sorted(division.clients))
+    elif prepare.whole(run / "data"):
+        prepare.require_heldout(len(prepare.load(run / "data").heldout), settings.data.source)
 
 
 def _begun(run: Path, settings: RunSettings, asked: Asked, chosen: Sequence[Arm]) -> None:
@@ -172,26 +193,14 @@ def _settings_of(settings: RunSettings, run: Path, arm: Arm, number: int) -> Run
 
 
 def _tabled(
-    base: Base,
     settings: RunSettings,
     prepared: prepare.Prepared,
     run: Path,
     chosen: Sequence[Arm],
     asked: Asked,
+    wanted: Questions,
     began: float,
 ) -> Row:
-    wanted = questions(base, settings, prepared)
-    for number in range(asked.seeds):
-        todo = [arm for arm in chosen if arm.kind != "base" or not number]  # the base has no seed
-        score_arms(
-            base,
-            settings,
-            prepared,
-            wanted,
-            {arm.name: partial(arm_adapter, run, number, arm, base) for arm in todo},
-            {arm.name: scores_file(run, number, arm) for arm in todo},
-            {arm.name: digest(run, number, arm) for arm in todo},
-        )
     scores = {arm.name: _scores(run, arm, asked.seeds) for arm in chosen}
     measures = table.measured(scores, wanted, prepared, asked.seeds)
     rows = table.differences(measures)

@@ -22,6 +22,7 @@ from shepherd import private
 from shepherd.compare.arms import Arm
 from shepherd.errors import FolderError
 from shepherd.folder import write_atomic
+from shepherd.visible import shown_json
 
 PLAN, COMPARISON, TUNED = "plan.json", "comparison.json", "tuned.json"
 
@@ -71,7 +72,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
         FolderError: the disk is full, or the folder cannot be written.
     """
     private.make(path.parent)
-    return write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    return write_atomic(path, shown_json(text) + "\n")
 
 
 def keep_plan(run: Path, match: str, arms: Sequence[Arm]) -> None:

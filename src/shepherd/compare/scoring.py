@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from shepherd import world
 from shepherd.compare.folders import read_json, write_json
 from shepherd.core import Adapter
 from shepherd.data.examples import Example
 from shepherd.data.template import Template, prompt, stop_ids
+from shepherd.data.tokens import Tokens
 from shepherd.evaluate import loss, text
+from shepherd.federation.workers import Workers
 from shepherd.model import generate as generation
 from shepherd.model import score, tune
 from shepherd.model.base import Base
 from shepherd.prepare import Prepared, categories
+from shepherd.progress import many, stage
 from shepherd.settings import RunSettings
-from shepherd.visible import logger
 
-TOGETHER = 8  # arms scored in one pass
-log = logger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,17 @@ def questions(base: Base, settings: RunSettings, prepared: Prepared) -> Question
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """What every arm is asked: the loss on `examples`, and the answers to `prompts`, as `Questions` says."""
+
+    examples: Tokens
+    prompts: Sequence[Sequence[int]]
+    stop: Sequence[int]
+    max_new_tokens: int
+    micro_batch: int
+
+
 def score_arms(
     base: Base,
     settings: RunSettings,
@@ -58,6 +69,7 @@ def score_arms(
     adapters: Mapping[str, Callable[[], Adapter | None]],
     files: Mapping[str, Path],
     digests: Mapping[str, str],
+    workers: Workers | None = None,
 ) -> None:
     """Write the scores of every arm that has none on these questions yet; those that are there stay.
 
@@ -65,6 +77,7 @@ def score_arms(
         adapters: arm -> its adapter, read when it is needed; None is the base alone.
         files: arm -> where its scores go.
         digests: arm -> what tells its adapter from another one.
+        workers: processes that score an arm each; None is this one.
     """
     wanted = {"losses": list(asked.losses), "answers": list(asked.answers)}
     keys = {
@@ -72,14 +85,18 @@ def score_arms(
         for arm in adapters
     }
     todo = [arm for arm in adapters if not _scored(files[arm], keys[arm])]
-    for start in range(0, len(todo), TOGETHER):
-        arms = todo[start : start + TOGETHER]
-        loaded = [adapters[arm]() for arm in arms]
-        log.info("scoring %s", ", ".join(arms))
-        sums = _losses(base, settings, prepared, asked, loaded)
-        texts = _answers(base, settings, prepared, asked, loaded)
-        for arm, row, answers in zip(arms, sums, texts, strict=True):
-            write_json(files[arm], {"questions": keys[arm], "losses": row, "answers": answers})
+    if not todo:
+        return
+    log.info("scoring %s", ", ".join(todo))
+    sheet = _sheet(base, settings, prepared, asked)
+    work = ((sheet, adapters[arm]()) for arm in todo)
+    scores = workers.each(score_one, work) if workers else (score_one(base, each) for each in work)
+    examples = [prepared.heldout_examples[i] for i in asked.answers]
+    with stage(f"scoring {many(len(todo), 'arm')}", len(todo)) as now:
+        for arm, (sums, texts) in zip(todo, scores, strict=True):
+            answers = [_judged(example, answer) for example, answer in zip(examples, texts, strict=True)]
+            write_json(files[arm], {"questions": keys[arm], "losses": sums, "answers": answers})
+            now.advance()
 
 
 def _scored(path: Path, wanted: Mapping[str, Any]) -> bool:
@@ -87,60 +104,27 @@ def _scored(path: Path, wanted: Mapping[str, Any]) -> bool:
     return found is not None and found.get("questions") == wanted
 
 
-def _losses(
-    base: Base,
-    settings: RunSettings,
-    prepared: Prepared,
-    asked: Questions,
-    adapters: Sequence[Adapter | None],
-) -> list[list[float]]:
-    """Each arm's summed loss on each question, in nats."""
-    if not asked.losses:
-        return [[] for _ in adapters]
-    zero = base.zero
-    data = prepared.heldout.take(asked.losses)
-    micro_batch = tune.micro_batch_tokens(settings.tuning, base)
-    sums = score.losses(base, [adapter or zero for adapter in adapters], data, micro_batch=micro_batch)
-    return [[float(each) for each in row] for row in sums]
+def _sheet(base: Base, settings: RunSettings, prepared: Prepared, asked: Questions) -> Sheet:
+    return Sheet(
+        examples=prepared.heldout.take(asked.losses),
+        prompts=[_prompt(base, settings, prepared, i) for i in asked.answers],
+        stop=stop_ids(Template.of(settings.data), base.tokenizer),
+        max_new_tokens=settings.evaluation.max_new_tokens,
+        micro_batch=tune.micro_batch_tokens(settings.tuning, base),
+    )
 
 
-def _answers(
-    base: Base,
-    settings: RunSettings,
-    prepared: Prepared,
-    asked: Questions,
-    adapters: Sequence[Adapter | None],
-) -> list[list[dict[str, Any]]]:
-    """Each arm's answer to each question, and how it compares with the reference."""
-    if not asked.answers:
-        return [[] for _ in adapters]
-    prompts = [_prompt(base, settings, prepared, i) for i in asked.answers]
-    texts: list[dict[int, str]] = [{} for _ in adapters]
-    done = told = 0
-    for places in _batches(prompts, max(1, generation.BATCH // len(adapters))):
-        new = generation.generate(
-            base,
-            adapters,
-            [prompts[i] for i in places],
-            max_new_tokens=settings.evaluation.max_new_tokens,
-            stop=stop_ids(Template.of(settings.data), base.tokenizer),
-        )
-        for arm, rows in zip(texts, new, strict=True):
-            for place, ids in zip(places, rows, strict=True):
-                arm[place] = base.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        done += len(places)
-        if done * 4 // len(prompts) > told:
-            told = done * 4 // len(prompts)
-            log.info("  %d of %d questions answered", done, len(prompts))
-    examples = [prepared.heldout_examples[i] for i in asked.answers]
-    return [[_judged(example, arm[i]) for i, example in enumerate(examples)] for arm in texts]
-
-
-def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Places of prompts of about the same length, the longest first, so that the time left is no surprise."""
-    order = np.argsort([-len(each) for each in prompts], kind="stable").tolist()
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def score_one(base: Base, work: tuple[Sheet, Adapter | None]) -> tuple[list[float], list[str]]:
+    """An arm's summed loss on each example, in nats, and its answer to each prompt."""
+    sheet, adapter = work
+    sums: list[float] = []
+    if len(sheet.examples):
+        scored = score.losses(base, [adapter or base.zero], sheet.examples, micro_batch=sheet.micro_batch)
+        sums = scored[0].tolist()
+    answers = generation.generate(
+        base, [adapter], sheet.prompts, max_new_tokens=sheet.max_new_tokens, stop=sheet.stop
+    )
+    return sums, [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers[0]]
 
 
 def _prompt(base: Base, settings: RunSettings, prepared: Prepared, place: int) -> list[int]:

@@ -6,8 +6,9 @@ averaged, so all of them are tuned side by side over one base, as the clients of
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,40 +17,28 @@ import numpy as np
 
 from shepherd import checkpoint, folder
 from shepherd.algorithms import fedavg
-from shepherd.compare.arms import Arm, Way
+from shepherd.compare.adapters import digest_of
+from shepherd.compare.arms import WAYS, Arm, Way
 from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Broadcast, Failure, chain, seed_for
+from shepherd.core import Adapter, Broadcast, Failure, chain, not_finite, seed_for
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
 from shepherd.federation.simulation import Simulation
-from shepherd.federation.workers import beside
-from shepherd.loading import placed
-from shepherd.model import files, lora, memory
+from shepherd.federation.workers import Workers
+from shepherd.model import files, lora
 from shepherd.model.base import Base
 from shepherd.prepare import Prepared
 from shepherd.run import Run, open_run, resume
 from shepherd.settings import FederationTable, RunSettings, TuningTable
-from shepherd.visible import logger
 
 # what a run lays out by measuring, and writes down otherwise than it was given
 CHOSEN = (
     "tuning.threads", "tuning.workers", "tuning.cohort_size", "tuning.micro_batch_tokens",
-    "model.dtype", "model.device",
+    "model.dtype", "model.device", "model.revision",
 )  # fmt: skip
-log = logger(__name__)
+log = logging.getLogger(__name__)
 Train = Callable[[Callable[[], Run]], None]  # open a run and go through its rounds, showing them
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Length:
-    """Of a training: so many optimiser steps, or so many examples, whichever is not None."""
-
-    steps: int | None = None
-    examples: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.examples:,} examples" if self.steps is None else f"{self.steps:,} steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +50,9 @@ class Totals:
     tokens: int
     seconds: float
 
-    def matched(self, match: Way) -> Length:
-        """How long an arm that is not federated trains."""
-        return Length(steps=self.steps) if match == "steps" else Length(examples=self.examples)
+    def matched(self, way: Way) -> int:
+        """How many steps, or examples, an arm that is not federated trains."""
+        return self.steps if way == "steps" else self.examples
 
 
 def totals(path: Path) -> Totals:
@@ -88,14 +77,27 @@ def train_run(
 
     Raises:
         FolderError: the folder holds a run of other settings.
+        DataError: no held-out example is left by the template and `max_tokens`.
     """
     path = Path(settings.output)
     if not folder.is_run(path):
-        train(lambda: open_run(settings, prepared, consent))
+        train(lambda: _begun(settings, prepared, consent))
         return
     require_same(settings, path)
     if not finished(path):
         train(lambda: resume(path, consent))
+
+
+def _begun(settings: RunSettings, prepared: Prepared | None, consent: Consent) -> Run:
+    run = open_run(settings, prepared, consent)
+    if not len(run.prepared.heldout):
+        run.close()
+        raise DataError(
+            f"no held-out example of {settings.data.source} is left to compare on"
+            f" ({'; '.join(run.prepared.dropped)}); raise data.max_tokens or change data.template,"
+            " and give output=ANOTHER_FOLDER"
+        )
+    return run
 
 
 def finished(path: Path) -> bool:
@@ -136,64 +138,101 @@ def train_apart(
     run: Path,
     number: int,
     *,
-    length: Length,
+    done: Totals,
     seed: int,
-    consent: Consent = NOTHING,
+    workers: Workers | None = None,
 ) -> None:
-    """Train the local arms and the centralised one that are not there yet, all as rows of one cohort.
+    """Train the local arms and the centralised ones that are not there yet, as rows of one cohort.
+
+    What is there stays as it is and is not trained again. A row's last bits depend on the rows beside it, so
+    an arm that is added later may differ in them from one that was asked for at once (law 1).
 
     Args:
         settings: of the run that they stand beside, with what it chose by measuring.
-        length: of each arm's training.
+        arms: all that are compared, also those that are there.
+        done: what the federated arm of this seed was trained with.
         seed: of the first adapter (the federated arm's own) and of the order of the examples.
+        workers: processes to tune in; None is this one.
 
     Raises:
         DataError: a client's step holds no trained token, or an arm diverged.
         FolderError: an adapter cannot be written, or was trained otherwise.
     """
     places = {arm.name: arm_folder(run, number, arm) for arm in arms}
-    made = {**{k: v for k, v in asdict(length).items() if v is not None}, "seed": seed}
-    todo = [arm for arm in arms if not _trained(places[arm.name], made)]
+    made = {arm.name: {arm.match: done.matched(arm.match), "seed": seed} for arm in arms}
+    _complete(places)
+    there = {name for name, place in places.items() if _trained(place, made[name])}
+    groups = _groups(arms, settings.tuning)
+    todo = [left for group in groups if (left := [name for name in group if name not in there])]
     if not todo:
         return
-    log.info("tuning %s for %s%s", _named(todo), length, " each" * (len(todo) > 1))
-    datasets = {arm.name: _data(arm, prepared) for arm in todo}
-    table = _table(settings.tuning, length)
-    laid = _plan(base, datasets, table, length)
-    workers = beside(laid.workers, placed(settings.model), settings.adapter, base.proof, consent)
+    for way in WAYS:
+        if names := [arm.name for arm in arms if arm.match == way and arm.name not in there]:
+            each = " each" * (len(names) > 1)
+            log.info("tuning %s for %s %s%s", _named(names), f"{done.matched(way):,}", way, each)
+    datasets = {arm.name: _data(arm, prepared) for arm in arms}
+    by_examples = [arm.name for arm in arms if arm.match == "examples"]
     simulation = Simulation(
         base=base,
         datasets=datasets,
         algorithm=fedavg.ALGORITHM,
         transform=chain(),
-        tuning=table.model_copy(update=asdict(laid)),
+        tuning=_table(settings.tuning, done),
         federation=FederationTable(rounds=1),
         seed=seed,
-        cohort_size=laid.cohort_size,
+        cohort_size=max(map(len, groups)),
         workers=workers,
-        epochs={name: length.examples / len(data) for name, data in datasets.items()}
-        if length.examples is not None
-        else {},
+        epochs={name: done.examples / len(datasets[name]) for name in by_examples},
     )
     first = lora.fresh(base.sites, settings.adapter.rank, seed_for(seed, "adapter"))
     broadcast = Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms"))
-    try:
-        began = perf_counter()
-        for update in simulation.run(broadcast, [arm.name for arm in todo]):
-            if isinstance(update, Failure):
-                raise DataError(f"arm {update.client}: {update.reason}")
-            adapter = Adapter({name: first[name] + change for name, change in update.delta.items()})
-            _require_finite(update.client, adapter, update.metrics["loss"])
-            files.write(places[update.client], adapter, base)
-            told = {name: update.metrics[name] for name in ("steps", "examples", "tokens", "loss")}
-            since, began = perf_counter() - began, perf_counter()
-            write_json(places[update.client] / TUNED, {**told, "asked": made, "seconds": since})
-            log.info(
-                "  %s is tuned: %s steps, %s examples", update.client, told["steps"], f"{told['examples']:,}"
-            )
-    finally:
-        if workers:
-            workers.close()
+    began, beside = perf_counter(), dict[str, dict[str, Any]]()
+    last = {group[-1] for group in todo}
+    for update in simulation.run_groups(broadcast, todo):
+        if isinstance(update, Failure):
+            raise DataError(f"arm {update.client}: {update.reason}")
+        adapter = Adapter({name: first[name] + change for name, change in update.delta.items()})
+        _require_finite(update.client, adapter, update.metrics["loss"])
+        place, metrics = places[update.client], update.metrics
+        files.write(place, adapter, base)
+        tuned = {name: metrics[name] for name in ("steps", "examples", "tokens", "loss")}
+        # what is tuned beside others has no time of its own
+        seconds = None if workers else perf_counter() - began
+        kept = {**tuned, "asked": made[update.client], "seconds": seconds, "adapter": digest_of(place)}
+        beside[update.client] = kept
+        if update.client in last:
+            _keep(places, beside)
+            began, beside = perf_counter(), {}
+
+
+def _keep(places: Mapping[str, Path], beside: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say that the arms of one pass are whole: all with the first file, since alone they have other bits."""
+    for name, tuned in beside.items():
+        write_json(places[name] / TUNED, {**tuned, "beside": beside})
+        log.info("  %s is tuned: %s steps, %s examples", name, tuned["steps"], f"{tuned['examples']:,}")
+
+
+def _complete(places: Mapping[str, Path]) -> None:
+    """Say it of those that a kill came before."""
+    for place in places.values():
+        for name, tuned in ((read_json(place / TUNED) or {}).get("beside") or {}).items():
+            path = places.get(name)
+            if path is None or read_json(path / TUNED) is not None:
+                continue
+            if (path / files.CONFIG).is_file() and digest_of(path) == tuned["adapter"]:  # and no later one's
+                write_json(path / TUNED, tuned)
+
+
+def _groups(arms: Sequence[Arm], tuning: TuningTable) -> list[list[str]]:
+    """Which arms are tuned at once: as many as clients of the run, and none beside a shorter one.
+
+    A long arm would go on alone in the end, so it is in no group with short ones, and workers begin with the
+    largest of the groups that they look at. It stands last, since results are written down in this order.
+    """
+    assert tuning.cohort_size != "auto"
+    names = [[arm.name for arm in arms if arm.match == way] for way in WAYS]
+    size = tuning.cohort_size
+    return [same[start : start + size] for same in names for start in range(0, len(same), size)]
 
 
 def _trained(path: Path, made: Mapping[str, int]) -> bool:
@@ -208,7 +247,7 @@ def _trained(path: Path, made: Mapping[str, int]) -> bool:
 
 
 def _require_finite(arm: str, adapter: Adapter, loss: float) -> None:
-    if not (np.isfinite(loss) and all(np.isfinite(tensor).all() for tensor in adapter.values())):
+    if not np.isfinite(loss) or any(not_finite(adapter)):
         raise DataError(
             f"arm {arm} diverged: its numbers are not finite any more; lower tuning.learning_rate"
         )
@@ -220,34 +259,18 @@ def _data(arm: Arm, prepared: Prepared) -> Tokens:
     return Tokens.pooled(list(prepared.clients.values()))
 
 
-def _table(tuning: TuningTable, length: Length) -> TuningTable:
+def _table(tuning: TuningTable, done: Totals) -> TuningTable:
     """One visit for the whole training: the schedule over the rounds becomes that over the steps."""
     over_rounds = tuning.round_schedule != "constant"
     return tuning.model_copy(
         update={
             "epochs": None,
-            "max_steps": length.steps,
+            "max_steps": done.steps,
             "schedule": tuning.round_schedule if over_rounds else tuning.schedule,
             "round_schedule": "constant",
         }
     )
 
 
-def _plan(base: Base, datasets: Mapping[str, Tokens], table: TuningTable, asked: Length) -> memory.Plan:
-    tokens = sum(len(data.ids) for data in datasets.values())
-    length = tokens / sum(len(data) for data in datasets.values())
-    examples = asked.examples or (asked.steps or 1) * table.batch_size
-    assert table.micro_batch_tokens != "auto"
-    return memory.plan(
-        base,
-        clients=len(datasets),
-        step_tokens=length * table.batch_size,
-        all_tokens=length * examples * len(datasets),
-        micro_batch=table.micro_batch_tokens,
-        workers=1 if table.workers == 1 else None,
-    )
-
-
-def _named(arms: Sequence[Arm]) -> str:
-    names = [arm.name for arm in arms]
+def _named(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more arms"

@@ -16,6 +16,7 @@ from shepherd.core.method import Method
 from shepherd.core.payload import (
     Layout,
     Payload,
+    not_finite,
     require_same_layout,
     require_shapes,
     shapes_of,
@@ -52,6 +53,7 @@ __all__ = [
     "Update",
     "chain",
     "moved",
+    "not_finite",
     "require_same_layout",
     "require_shapes",
     "seed_for",

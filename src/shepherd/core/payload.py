@@ -71,9 +71,12 @@ class Payload(Mapping[str, NDArray[Any]]):
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def norm(self) -> float:
-        """The Euclidean norm over all tensors jointly, summed in float64."""
-        squares = (float(np.vdot(t, t.astype(np.float64))) for t in self._tensors.values())
-        return float(np.sqrt(sum(squares)))
+        """The Euclidean norm over all tensors jointly, summed in float64.
+
+        Not by BLAS, whose threads, where several processes share the cores, wait for each other.
+        """
+        wide = (t.astype(np.float64).ravel() for t in self._tensors.values())
+        return float(np.sqrt(sum(float(np.einsum("i,i", x, x)) for x in wide)))
 
     def times(self, scale: float) -> Self:
         """scale * self, in each tensor's own dtype.
@@ -102,6 +105,11 @@ def frozen(tensor: ArrayLike, dtype: np.dtype[Any]) -> NDArray[Any]:
 def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The names and shapes of some tensors."""
     return {name: tuple(np.shape(tensor)) for name, tensor in tensors.items()}
+
+
+def not_finite(tensors: Mapping[str, NDArray[Any]]) -> Iterator[str]:
+    """The names of the tensors with a number that is not finite."""
+    return (name for name, tensor in tensors.items() if not np.isfinite(tensor).all())
 
 
 def require_same_layout(expected: Mapping[str, Any], got: Mapping[str, Any], what: str = "") -> None:

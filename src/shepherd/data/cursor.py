@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +21,7 @@ def visit(
     batch_size: int,
     seed: int,
     min_batch: int = 1,
+    min_examples: int = 1,
 ) -> tuple[list[Indices], int]:
     """The optimiser steps of one visit, and the new position.
 
@@ -29,6 +32,10 @@ def visit(
 
     No step is shorter than `min_batch`: a shorter last batch is taken with the one before it, and `epochs`
     end at the border of an epoch that is nearer than that.
+
+    A visit that goes on from one epoch to the next may hold an example twice. Where it would then take fewer
+    than `min_examples` different ones, it begins with the next epoch, and what was left of this one is passed
+    over: so it takes as many as a visit from the start of an epoch does.
 
     Returns:
         Arrays of local indices in [0, size), `min_batch` to `batch_size + min_batch - 1` long each (shorter
@@ -61,7 +68,23 @@ def visit(
             orders = {epoch: order(size, epoch, seed)}
         steps.append(orders[epoch][offset : offset + count])
         position += count
+    start = position - sum(map(len, steps))
+    if min_examples > 1 and start % size and different(steps) < min_examples:
+        return visit(
+            size,
+            start + size - start % size,
+            epochs=epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            seed=seed,
+            min_batch=min_batch,
+        )
     return steps, position
+
+
+def different(steps: Sequence[Indices]) -> int:
+    """How many different examples the steps of a visit hold."""
+    return len(np.unique(np.concatenate(steps)))
 
 
 def begin(size: int, position: int, min_batch: int) -> int:

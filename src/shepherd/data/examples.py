@@ -13,6 +13,7 @@ import numpy as np
 from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.columns import listed
+from shepherd.data.folding import shows_nothing
 from shepherd.errors import BadRow, DataError
 from shepherd.settings import DataTable, SplitTable
 
@@ -193,7 +194,7 @@ def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: b
     if asked and context_field not in row:
         context_field = ""
     context = _text(row, context_field, where, "data.fields.context")
-    return Turn(role="user", text=instruction, context=context if context.strip() else "")
+    return Turn(role="user", text=instruction, context="" if shows_nothing(context) else context)
 
 
 def _pick(row: Mapping[str, Any], name: str, known: tuple[str, ...], *, optional: bool = False) -> str:
@@ -207,7 +208,7 @@ def _full(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
     if name not in row:
         raise _missing(row, name, where, key)
     text = _text(row, name, where, key)
-    if not text.strip():
+    if shows_nothing(text):
         skip = ', or set data.on_bad_row = "skip"' if key else ""
         raise BadRow(f"{where}: field {name} is empty; fill it in{skip}")
     return text
@@ -269,7 +270,7 @@ def _chat(value: Any, where: str, field: str, *, answered: bool = True) -> tuple
         raise BadRow(f"{where}: field {field} holds no user turn; add it or remove the row")
     if answered and (not spoken or spoken[-1].role != "assistant"):
         raise BadRow(f"{where}: field {field} ends without an assistant turn; add it or remove the row")
-    return turns if turns[0].text.strip() else spoken
+    return spoken if shows_nothing(turns[0].text) else turns
 
 
 def _turn(item: Any, where: str) -> Turn:
@@ -280,7 +281,7 @@ def _turn(item: Any, where: str) -> Turn:
     if role is None:
         raise BadRow(f"{where} has the role {item[role_key]!r}; known roles are {', '.join(ROLES)}")
     text = _text(item, text_key, where)
-    if not text.strip() and role != "system":
+    if shows_nothing(text) and role != "system":
         raise BadRow(f"{where} ({role}) is empty; fill it in or remove the row")
     return Turn(role=role, text=text)
 

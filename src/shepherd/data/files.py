@@ -1,4 +1,4 @@
-"""Files, folders and hub ids to rows with their places. The only file that imports `datasets`.
+"""Files, folders and hub ids to rows with their places. Only this file imports `datasets` and `pyarrow`.
 
 JSON, JSONL and CSV are read by the standard library, for two reasons that were measured: `datasets`
 turns the text 007 into 7, NA into nothing and 2024-01-01 into a timestamp, and its errors name no
@@ -12,13 +12,13 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shepherd.data.repository import own_commit
 from shepherd.data.sniff import require_plain
 from shepherd.errors import BadRow, DataError
 from shepherd.paths import is_hub_id, is_utf8
@@ -260,9 +260,14 @@ def _wide_cells() -> Iterator[None]:
 
 
 def _parquet(path: Path) -> Iterator[Placed]:
-    with tempfile.TemporaryDirectory() as cache, _quiet() as datasets:
+    """The rows of one file; `Dataset.from_parquet` would take its name as a pattern, and read others too."""
+    from pyarrow import parquet
+
+    with path.open("rb") as file, _quiet() as datasets:
         try:
-            table = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+            table = parquet.ParquetFile(file).read()
+            table.validate(full=True)  # or a text that is not UTF-8 would be found at its row
+            table = datasets.Dataset(datasets.table.InMemoryTable(table))
         except Exception as error:
             raise DataError(
                 f"data file {path} is not Parquet ({_first_line(error)}); write it anew"
@@ -275,12 +280,34 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _saved(folder: Path, part: str) -> Iterator[Placed]:
+    if "::" in str(folder):
+        raise DataError(
+            f"saved data set {folder} has :: in its path, where the library datasets would read another;"
+            " rename it"
+        )
+    _require_own_files(folder)
     with _quiet() as datasets:
         try:
             table = datasets.load_from_disk(str(folder))
         except Exception as error:
             raise DataError(f"saved data set {folder} cannot be read ({_first_line(error)})") from error
     return _records(_chosen(table, str(folder), part), str(folder))
+
+
+def _require_own_files(folder: Path) -> None:
+    """Raise DataError where a saved data set names files outside its folder, which would be read as rows."""
+    for described in (folder / "dataset_dict.json", folder / "state.json", *folder.glob("*/state.json")):
+        try:
+            found = json.loads(described.read_text(encoding="utf8"))
+            names = [*found.get("splits", ()), *(each["filename"] for each in found.get("_data_files", ()))]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue  # loading says best what is wrong
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or name == "..":
+                raise DataError(
+                    f"saved data set {folder} names {name!r} as its data ({described.name}), which is no file"
+                    " of its own; nothing was read from there: save it anew with save_to_disk()"
+                )
 
 
 def _chosen(table: Any, source: str, part: str) -> Any:
@@ -298,7 +325,9 @@ def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
                 f"data.source {source!r} is a reader of the library datasets and no data set; give owner/name"
             )
         try:
-            table = datasets.load_dataset(source, config, split=part)
+            table = datasets.load_dataset(source, config, split=part, revision=own_commit(source))
+        except DataError:
+            raise
         except Exception as error:
             raise DataError(
                 f"there is no file or folder {source} (looked for beside the run file and in {Path.cwd()}), "

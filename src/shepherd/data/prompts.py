@@ -11,6 +11,7 @@ from typing import Any
 
 from shepherd.data import files
 from shepherd.data.examples import Turn, question
+from shepherd.data.folding import shows_nothing
 from shepherd.errors import BadRow, DataError
 from shepherd.settings import DataTable, FieldsTable
 
@@ -50,7 +51,7 @@ def prompt_of(asked: str | Mapping[str, Any], table: DataTable, where: str = "th
         if usual and not own:
             table = table.model_copy(update={"fields": FieldsTable()})
         return Prompt(turns=question(asked, table, where), where=where)
-    if not asked.strip():
+    if shows_nothing(asked):
         raise DataError(NO_PROMPT if where == "the prompt" else f"{where}: {NO_PROMPT}")
     return Prompt(turns=(Turn(role="user", text=asked),), where=where)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush, heapreplace
 from typing import Any, Self
 
@@ -17,16 +17,7 @@ from numpy.typing import NDArray
 from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.examples import Example
-from shepherd.data.groups import (
-    Marks,
-    every_tie,
-    first_question,
-    joined,
-    marks,
-    no_tie,
-    ties_shared,
-    whole_question,
-)
+from shepherd.data.groups import FEW, Marks, Ties, joined, marks, shared_by_most, ties_shared
 from shepherd.errors import DataError
 from shepherd.settings import SplitTable
 
@@ -46,16 +37,21 @@ class HoldOut:
     """Examples that another client has as well: each client keeps its own, all on one side."""
     shared: int = 0
     """Held-out examples that share a question with training, since too many hang together."""
+    common: int = 0
+    """Examples on both sides that share a first instruction which is too common to keep them together."""
+    commonest: int = 0
+    """How many of them share the commonest of these."""
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
-    """Set aside `share` of the examples, of each category its part, with the seed.
+    """Set aside `share` of the examples, of each category and client its part, with the seed.
 
     First an example that its client has already, question and answer, is removed. Examples that share
     their first instruction with its context, or any user turn with its response, stay on one side, whole
-    groups at a time, so the share is met to within one group. Only where whole groups would give less than
-    half of it, or far more, are the rest taken apart, by weaker ties first; `shared` counts what that costs.
-    A client's last example is never held out.
+    groups at a time, so the share is met to within one group. What too many share to tell anything, such as a
+    greeting, does not tie; `common` counts it. Groups too large to be held out are trained on, where that
+    leaves twice the share to choose from; else they are taken apart, by weaker ties first; `shared` counts
+    what that costs. A client's last example is never held out.
     """
     found = {index: marks(example) for index, example in enumerate(examples)}
     kept = _distinct(examples, found)
@@ -63,33 +59,40 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
     wanted = min(len(kept) - 1, max(1, round(share * len(kept)))) if share > 0 and len(kept) > 1 else 0
     room = _Room(
         categories=_quotas(Counter(examples[index].category for index in kept), wanted, rng),
-        clients=Counter(examples[index].client for index in kept),
+        clients=_quotas(Counter(examples[index].client for index in kept), wanted, rng),
+        trained=Counter(examples[index].client for index in kept),
         left=wanted,
+        size=len(kept),
     )
-    held: set[int] = set()
-    rest = kept
-    for tied in (every_tie, first_question, whole_question, no_tie):
-        groups = joined({index: tied(found[index]) for index in rest})
-        held |= _taken([groups[place] for place in rng.permutation(len(groups))], examples, room, len(kept))
-        # a group that would have fitted is one that a client cannot spare, and stays whole
-        large = (group for group in groups if len(group) > room.left and held.isdisjoint(group))
-        rest = [index for group in large for index in group]
-        if 2 * len(held) >= wanted or not rest:
-            break
+    ties = Ties.among([found[index] for index in kept])
+    tied = {index: ties.every(found[index]) for index in kept}
+    held = _drawn(tied, found, ties, examples, room, rng) if wanted else set()
     train = [index for index in kept if index not in held]
-    scored = joined({index: every_tie(found[index]) for index in sorted(held)})
+    scored = joined({index: tied[index] for index in sorted(held)})
+    common, commonest = shared_by_most(
+        *([ties.common_questions(found[index]) for index in side] for side in (held, train))
+    )
     return HoldOut(
         train=_indices(train),
         heldout=np.array(_scoring_order(scored, examples, seed), dtype=np.int64),
         duplicates=len(examples) - len(kept),
         copies=_copies([found[index] for index in kept]),
-        shared=ties_shared([found[index] for index in held], [found[index] for index in train]),
+        shared=ties_shared((tied[index] for index in held), (tied[index] for index in train)),
+        common=common,
+        commonest=commonest,
     )
 
 
-def hold_out_remarks(*, shared: int, copies: int) -> list[str]:
-    """What is to be said of these two counts of a `HoldOut`: a sentence each, none where they are 0."""
+def hold_out_remarks(
+    *, shared: int, copies: int, common: int = 0, commonest: int = 0, size: int = 0
+) -> list[str]:
+    """What is to be said of these counts of a `HoldOut` of `size` examples: a sentence each, none where 0."""
     said = []
+    if common:
+        said.append(
+            f"{common:,} examples share a first instruction that up to {commonest / size:.0%} have;"
+            " they were divided all the same"
+        )
     if shared:
         said.append(
             f"{shared:,} held-out examples share a question with examples that are trained on: too many hang"
@@ -98,6 +101,53 @@ def hold_out_remarks(*, shared: int, copies: int) -> list[str]:
     if copies:
         said.append(f"{copies:,} examples are held by more than one client; each client keeps its own")
     return said
+
+
+def _drawn(
+    tied: Mapping[int, Iterable[Hashable]],
+    found: Mapping[int, Marks],
+    ties: Ties,
+    examples: Sequence[Example],
+    room: _Room,
+    rng: np.random.Generator,
+) -> set[int]:
+    """Whole groups, and parts of those that are too large, where there is too little without them."""
+    groups = joined(tied)
+    for weaker in (ties.own, ties.questions, ties.whole, ties.none):
+        held = _taken(groups, examples, room.copy(), rng)
+        large = _too_large(groups, held, examples, room)
+        if not large:
+            return held
+        whole = [group for place, group in enumerate(groups) if place not in large]
+        apart = {index: weaker(found[index]) for place in sorted(large) for index in groups[place]}
+        groups = whole + joined(apart)
+    return _taken(groups, examples, room, rng)
+
+
+def _too_large(
+    groups: Sequence[list[int]], held: Set[int], examples: Sequence[Example], room: _Room
+) -> set[int]:
+    """Places of the groups to be taken apart, if any.
+
+    Those that cannot be held out whole, where there is not twice of what is wanted besides: what is scored
+    would else be of one kind, and none of it be trained on. And where less than half of what is wanted was
+    held out, those that stood in the way.
+    """
+    spared = [room.spares([examples[index] for index in group]) for group in groups]
+    sizes = [len(group) for group in groups]
+    most = room.most()
+    vast = {place for place, size in enumerate(sizes) if size > most}
+    whole = sum(size for size, spare in zip(sizes, spared, strict=True) if spare and size <= most)
+    if vast and whole < 2 * room.left:
+        return vast
+    if 2 * len(held) >= room.left:
+        return set()
+    left = room.left - len(held)
+    return {
+        place
+        for place, (group, spare) in enumerate(zip(groups, spared, strict=True))
+        if len(group) > (left if spare else min(left, FEW)) and held.isdisjoint(group)
+    }
 
 
 def _distinct(examples: Sequence[Example], found: Mapping[int, Marks]) -> list[int]:
@@ -114,9 +164,9 @@ def _copies(kept: Sequence[Marks]) -> int:
 
 
 def _quotas(sizes: Mapping[str, int], wanted: int, rng: np.random.Generator) -> Counter[str]:
-    """How many of each category: `wanted` in all, each its part to within one.
+    """How many of each category, or client: `wanted` in all, each its part to within one.
 
-    Where there are no more categories than are wanted, each that has two gets at least one.
+    Where there are no more of them than are wanted, each that has two gets at least one.
     """
     names = sorted(sizes)
     counts = np.array([sizes[name] for name in names], dtype=np.float64)
@@ -134,59 +184,80 @@ def _quotas(sizes: Mapping[str, int], wanted: int, rng: np.random.Generator) -> 
 
 @dataclass(slots=True)
 class _Room:
-    """What may still be held out: of each category, in all, and so that each client keeps an example."""
+    """What may still be held out: of each category and client, in all, and so that each client keeps one."""
 
     categories: Counter[str]
     clients: Counter[str]
-    """How many examples each has left to train on."""
+    trained: Counter[str]
+    """How many examples each client has left to train on."""
     left: int
+    size: int
+    """How many examples there are, held out or not."""
+
+    def copy(self) -> Self:
+        parts = self.categories, self.clients, self.trained
+        categories, clients, trained = (part.copy() for part in parts)
+        return replace(self, categories=categories, clients=clients, trained=trained)
+
+    def most(self) -> int:
+        """How many examples one group may have that is held out whole: twice what is wanted, or a few."""
+        return max(2 * self.left, min(FEW, self.size // 4))
 
     def spares(self, group: Sequence[Example]) -> bool:
         """Whether each client keeps an example without this group."""
         own = Counter(example.client for example in group if example.client)
-        return all(self.clients[client] > count for client, count in own.items())
+        return all(self.trained[client] > count for client, count in own.items())
 
-    def holds(self, group: Sequence[Example]) -> bool:
+    def in_categories(self, group: Sequence[Example]) -> bool:
         """Whether the group fits into what is left of its categories."""
         own = Counter(example.category for example in group)
         return all(count <= self.categories[name] for name, count in own.items())
 
+    def in_clients(self, group: Sequence[Example]) -> bool:
+        """Whether the group fits into what is left of its clients."""
+        own = Counter(example.client for example in group)
+        return all(count <= self.clients[name] for name, count in own.items())
+
     def take(self, group: Sequence[Example]) -> None:
         self.categories.subtract(example.category for example in group)
         self.clients.subtract(example.client for example in group)
+        self.trained.subtract(example.client for example in group)
         self.left -= len(group)
 
 
-def _taken(groups: Sequence[list[int]], examples: Sequence[Example], room: _Room, size: int) -> set[int]:
-    """Groups that fit, first into their categories, then anywhere; then the smallest, if it comes nearer."""
+def _taken(
+    groups: Sequence[list[int]], examples: Sequence[Example], room: _Room, rng: np.random.Generator
+) -> set[int]:
+    """Groups that fit their categories and clients, then their categories, then at all; then the smallest,
+    if that comes nearer."""
     held: set[int] = set()
-    for anywhere in (False, True):
-        for group in groups:
+    most = room.most()
+    order = [groups[place] for place in rng.permutation(len(groups))]
+    for within in ((room.in_categories, room.in_clients), (room.in_categories,), ()):
+        for group in order:
             members = [examples[index] for index in group]
-            fits = len(group) <= room.left and (anywhere or room.holds(members))
-            if fits and held.isdisjoint(group) and room.spares(members):
+            fits = len(group) <= room.left and held.isdisjoint(group) and room.spares(members)
+            if fits and all(fit(members) for fit in within):
                 room.take(members)
                 held.update(group)
-    open_ = [g for g in groups if held.isdisjoint(g) and room.spares([examples[index] for index in g])]
-    smallest = min(open_, key=len, default=[])
-    if smallest and _worth_it(len(smallest), room.left, sum(room.clients.values()), size):
+    open_ = [g for g in order if held.isdisjoint(g) and room.spares([examples[index] for index in g])]
+    smallest: list[int] = min(open_, key=len, default=[])
+    if smallest and _worth_it(len(smallest), len(held), room, most):
         room.take([examples[index] for index in smallest])
         held.update(smallest)
     return held
 
 
-def _worth_it(group: int, left: int, trained: int, size: int) -> bool:
+def _worth_it(group: int, held: int, room: _Room, most: int) -> bool:
     """Whether to hold out a group that is larger than what is left to hold out.
 
-    It is, where that comes nearer to what is wanted; and where next to nothing would be held out without
-    it, as long as three quarters remain to train on, or all but twice what is wanted.
+    It is, where that comes nearer to what is wanted; and where next to nothing would be held out without it,
+    as long as no more than `most` are then.
     """
-    held = size - trained
-    wanted = held + left
-    if left <= 0 or group >= trained:
+    if room.left <= 0 or held + group >= room.size:
         return False
-    few = 2 * held < wanted and held + group <= max(2 * wanted, size // 4)
-    return few or group - left < left
+    few = held < room.left and held + group <= most
+    return few or group - room.left < room.left
 
 
 def _scoring_order(groups: Sequence[Sequence[int]], examples: Sequence[Example], seed: int) -> list[int]:

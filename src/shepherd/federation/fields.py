@@ -15,7 +15,8 @@ from shepherd.settings import LONGEST_DEADLINE
 
 MOST_NAME, MOST_SENTENCE = 200, 2000  # characters
 MOST_NAMES = 1000  # metrics or categories of a reply; they stand in every row of a run's log
-MOST_COHORT = 10**6  # that a site may ask for
+MOST_COHORT = 10**6  # sites that are asked in a round, or that one may ask for
+LAST_CLOCK_S = 4_102_444_800.0  # in Unix seconds: the year 2100
 # what could end a line of a log, or turn a terminal's text around
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -119,16 +120,18 @@ def _number(value: Any) -> float:
     return float(value)  # of a whole number with too many digits: OverflowError
 
 
-def _duration(value: Any) -> float:
-    if not 0 < _number(value) < math.inf:
-        raise ValueError("is no positive number of seconds")
+def _clock(value: Any) -> float:
+    if not 0 < _number(value) <= LAST_CLOCK_S:
+        raise ValueError("is no time from 1970 to 2100 in Unix seconds")
     return _number(value)
 
 
 def _deadline(value: Any) -> float:
-    if _duration(value) > LONGEST_DEADLINE:
+    if not 0 < _number(value) < math.inf:
+        raise ValueError("is no positive number of seconds")
+    if _number(value) > LONGEST_DEADLINE:
         raise ValueError("is longer than a week in seconds")
-    return _duration(value)
+    return _number(value)
 
 
 def _kind(value: Any) -> str:
@@ -164,8 +167,8 @@ REQUEST: Mapping[str, Check] = {
     "id": _hex(32),
     "round": whole,
     "deadline": _deadline,
-    "sent": _duration,
-    "cohort": whole,
+    "sent": _clock,
+    "cohort": _at_most(MOST_COHORT),
     "base": _hex(64),
     "settings": mapping,
 }

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from shepherd import checkpoint, folder, plugins, select, weighing
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Context, Failure, ServerState
@@ -87,7 +89,8 @@ class Service:
         """Go through the rounds; what comes of it is in `told`, also where it cannot go on."""
         try:
             self.require_sound()
-            with _held(self.home):
+            # numpy's threads would wait for the cores of whatever else this machine does
+            with _held(self.home), threadpool_limits(1, user_api="blas"):
                 self._rounds()
             self._book.end({"finished": True})
         except ShepherdError as error:

@@ -77,6 +77,8 @@ class Simulation:
     """Of the order of the examples, where it is not the run's seed: a site has one that nobody else knows."""
     min_batch: int = 1
     """Fewest examples of an optimiser step; see `data.cursor.visit`."""
+    min_examples: int = 1
+    """Fewest different examples of a visit; see `data.cursor.visit`."""
     cap_nats: float = math.inf
     """Most that one token counts in the loss that is reported; see `model.tune.tune`."""
     draws: Draws | None = None
@@ -91,13 +93,15 @@ class Simulation:
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Tune the cohort, `cohort_size` clients at once; updates come in the cohort's order."""
+        starts = range(0, len(cohort), self.cohort_size)
+        return self.run_groups(broadcast, [cohort[start : start + self.cohort_size] for start in starts])
+
+    def run_groups(self, broadcast: Broadcast, cohort: Sequence[Sequence[str]]) -> Iterator[Update | Failure]:
+        """Tune a cohort whose groups are given, the clients of each at once; updates come in this order."""
         if self.draft.round < broadcast.round:  # nobody asks for a later round before this one is done
             self.commit()
         self.draft.begin(broadcast.round)
-        groups = [
-            self._group(broadcast, cohort[start : start + self.cohort_size])
-            for start in range(0, len(cohort), self.cohort_size)
-        ]
+        groups = [self._group(broadcast, clients) for clients in cohort]
         meter = _Meter(
             round=broadcast.round + 1,
             rounds=self.federation.rounds,
@@ -183,6 +187,7 @@ class Simulation:
             batch_size=self.tuning.batch_size,
             seed=seed_for(self.seed if self.order_seed is None else self.order_seed, "order", client),
             min_batch=self.min_batch,
+            min_examples=self.min_examples,
         )
         memory = self.memories.get(client, Payload())
         start = self.algorithm.start(broadcast, memory, ClientInfo(name=client, examples=len(data)))

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count as count_up
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import loky
 import numpy as np
@@ -54,6 +55,8 @@ class Job:
 
 
 Watch = Callable[[int, Progress], None]  # which job, and how far it is
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def here(base: Base, jobs: Iterable[Job], watch: Watch) -> Iterator[list[Tuned]]:
@@ -140,6 +143,28 @@ class Workers:
             for future in begun.values():
                 future.cancel()
 
+    def each(self, work: Callable[[Base, T], R], items: Iterable[T]) -> Iterator[R]:
+        """What `work` makes of each item with a worker's base, in the items' order.
+
+        Args:
+            work: a function of a module, which the worker imports.
+
+        Raises:
+            FederationError: a worker died, or `work` raised anything but a ShepherdError.
+        """
+        going: deque[Future[R]] = deque()
+        try:
+            with _told_of_death():
+                for item in items:
+                    going.append(self._pool.submit(_with_base, work, item))
+                    if len(going) == 2 * self.count:
+                        yield going.popleft().result()
+                while going:
+                    yield going.popleft().result()
+        finally:
+            for future in going:
+                future.cancel()
+
     def _begin_largest(
         self, waiting: dict[int, Job], begun: dict[int, Future[list[Tuned]]], numbers: dict[int, int]
     ) -> None:
@@ -169,7 +194,7 @@ def _told_of_death() -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         raise FederationError(
-            "a process that tuned clients died, perhaps for lack of memory; resume with tuning.workers"
+            "a worker process died, perhaps for lack of memory; resume with tuning.workers"
             " or tuning.cohort_size set lower in the run folder's run.toml"
         ) from error
 
@@ -254,13 +279,17 @@ def _ready() -> None:
 
 
 def _work(number: int, job: Job) -> list[Tuned]:
+    return _with_base(lambda base, job: _tuned(base, job, lambda told: _queue.put((number, told))), job)
+
+
+def _with_base(work: Callable[[Base, T], R], item: T) -> R:
     if isinstance(_base, ShepherdError):
         raise _base
     try:
-        return _tuned(_base, job, lambda progress: _queue.put((number, progress)))
+        return work(_base, item)
     except ShepherdError:
         raise
     except Exception as error:  # of an algorithm from outside, say, and it may not travel as it is
         raise FederationError(
-            f"tuning failed in a worker ({type(error).__name__}: {error}); see where with tuning.workers = 1"
+            f"a worker process failed ({type(error).__name__}: {error}); see where with tuning.workers = 1"
         ) from None

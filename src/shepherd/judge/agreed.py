@@ -38,11 +38,12 @@ def _bare(url: str) -> str:
 
 def _unsafe(url: str) -> bool:
     """Whether it is plain http to another machine."""
-    parts = urlsplit(url)
-    return parts.scheme == "http" and not _is_here(parts.hostname or "")
+    return urlsplit(url).scheme == "http" and not is_here(url)
 
 
-def _is_here(host: str) -> bool:
+def is_here(url: str) -> bool:
+    """Whether an address is on this machine, by its words alone."""
+    host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback
     except ValueError:  # a name

@@ -11,6 +11,7 @@ from shepherd.data import files
 from shepherd.errors import BadRow, DataError
 from shepherd.folder import write_atomic
 from shepherd.judge.questions import Question, whole
+from shepherd.visible import shown_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ def write(path: Path, answers: Answers) -> Path:
         FolderError: the disk is full, or the folder cannot be written.
     """
     rows = ({"question": question, "answer": text} for question, text in answers.texts.items())
-    return write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return write_atomic(path, "".join(shown_json(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows))
 
 
 def names(first: Path, second: Path) -> tuple[str, str]:

@@ -18,14 +18,14 @@ from typing import Any
 import openai
 
 from shepherd.errors import JudgeError
-from shepherd.judge.agreed import URL
+from shepherd.judge.agreed import URL, is_here
 from shepherd.judge.cache import Reply
 from shepherd.settings import JudgeTable
 
 PAUSE = 0.5
 """Seconds before the second try; twice as many before each further one, up to 8."""
 
-_OF_OPENAI = (
+OF_OPENAI_ALONE = (
     *("OPENAI_ADMIN_KEY", "OPENAI_CUSTOM_HEADERS", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"),
     "OPENAI_WEBHOOK_SECRET",
 )
@@ -110,6 +110,12 @@ class Endpoint:
     def _status_fault(self, error: openai.APIStatusError) -> Exception:
         url, model, code, said = self.table.base_url, self.table.model, error.status_code, self._said(error)
         match code:
+            case 301 | 302 | 303 | 307 | 308:
+                to = self._safe(error.response.headers.get("location", "nowhere"))
+                return JudgeError(
+                    f"{url} sends on to {to} (HTTP {code}), where nothing was sent; if you want that address,"
+                    " give it as judge.base_url"
+                )
             case 400 | 413 | 422:
                 return Refused(f"HTTP {code}: {said}")
             case 401 | 403:
@@ -154,9 +160,16 @@ async def opened(table: JudgeTable) -> AsyncIterator[Endpoint]:
         JudgeError: the key is not there.
     """
     key = _key(table.key_env)
-    with _unread(() if table.base_url == URL else _OF_OPENAI):
+    # the library would follow a redirection with all that it sends, and send what is meant for this machine
+    # through a proxy; a proxy of the environment is the person's own
+    network = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not is_here(table.base_url))
+    with _unread(() if table.base_url == URL else OF_OPENAI_ALONE):
         made = openai.AsyncOpenAI(
-            api_key=key, base_url=table.base_url, timeout=table.timeout, max_retries=table.retries
+            api_key=key,
+            base_url=table.base_url,
+            timeout=table.timeout,
+            max_retries=table.retries,
+            http_client=network,
         )
     async with made as client:
         yield Endpoint(table, client)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -10,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, extract_commit_hash, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from shepherd.consent import NOTHING, Consent
@@ -22,15 +23,15 @@ from shepherd.core import Adapter
 from shepherd.errors import BaseError, DataError
 from shepherd.model import digest, fingerprint, last, lora, malloc, remote_code
 from shepherd.model.attention import PACKED
+from shepherd.progress import many
 from shepherd.settings import AdapterTable, ModelTable
 
+log = logging.getLogger(__name__)
 CAPS = (
     "final_logit_softcapping",
     "logits_soft_cap",
     "output_logit_soft_cap",
 )  # Gemma 2, RecurrentGemma, xLSTM
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, ImportError, StrictDataclassError)
-"""What transformers raises over a configuration or a tokenizer that it cannot use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,8 @@ class Base:
 
     model: Any
     tokenizer: Any
+    table: ModelTable
+    """What it was loaded by, with the commit where it is the hub's."""
     name: str
     fingerprint: str
     device: torch.device
@@ -163,6 +166,7 @@ def load(
     """
     from shepherd.model.proof import prove  # which works on a Base
 
+    model = _pinned(model)
     device = pick_device(model.device)
     dtype = pick_dtype(model.dtype, device)
     network = _load_model(model, device, dtype, consent)
@@ -174,6 +178,7 @@ def load(
     base = Base(
         model=network,
         tokenizer=tokenizer,
+        table=model,
         name=name or model.base,
         fingerprint=found,
         device=device,
@@ -193,13 +198,14 @@ def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
     Raises:
         BaseError: there is none, it is not fast, or the table asks to run code that nobody agreed to.
     """
+    model = _pinned(model)
     trusted = remote_code.allowed(model, consent)
     _require_config(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model.base, revision=model.revision, trust_remote_code=trusted
         )
-    except _UNREADABLE as error:
+    except remote_code.UNREADABLE as error:
         remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
@@ -208,6 +214,17 @@ def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
     if not tokenizer.is_fast:
         raise BaseError(f"base {model.base} has only a slow tokenizer; convert it to tokenizer.json")
     return tokenizer
+
+
+def _pinned(model: ModelTable) -> ModelTable:
+    """The table with the commit of the hub that its revision is now, so that what is checked is loaded."""
+    if Path(model.base).is_dir():
+        return model
+    try:
+        found = _from_hub(model, digest.CONFIG)
+    except (OSError, ValueError):  # no such repository, which loading says best
+        return model
+    return model.model_copy(update={"revision": extract_commit_hash(found, None) or model.revision})
 
 
 def pick_device(name: str) -> torch.device:
@@ -258,6 +275,43 @@ def _require_no_adapter(model: ModelTable) -> None:
         raise BaseError(f"base {model.base} {digest.AN_ADAPTER}")
 
 
+def _require_safetensors(model: ModelTable) -> None:
+    """Raise BaseError unless the weights are the safetensors that the digest covers; no pickle is read.
+
+    A repository without them transformers would have converted by a service on another host.
+    """
+    if named := remote_code.configuration(model).get("transformers_weights"):
+        raise BaseError(
+            f"base {model.base} has transformers_weights = {json.dumps(named)} in its config.json, and a base"
+            f" is loaded from {digest.WEIGHTS} alone; take the key out and give the file that name"
+        )
+    if Path(model.base).is_dir():
+        list(digest.weights(Path(model.base)))
+        return
+    try:
+        if not _from_hub(model, digest.CONFIG):
+            return
+        whole = _from_hub(model, digest.WEIGHTS)
+        index = None if whole else _from_hub(model, digest.INDEX)
+    except (OSError, ValueError):  # no such repository, which loading says best
+        return
+    if index:
+        digest.shards(Path(index))
+    elif not whole:
+        raise BaseError(
+            f"base {model.base} has no safetensors on the hub, or none on this disk where the hub is out of"
+            f" reach; a pickle is no base, {digest.AS_SAFETENSORS}"
+        )
+
+
+def _from_hub(model: ModelTable, name: str) -> str | None:
+    """A file of a repository, downloaded once; None where it is not there."""
+    found: str | None = cached_file(
+        model.base, name, revision=model.revision, _raise_exceptions_for_missing_entries=False
+    )
+    return found
+
+
 def _require_folder(model: ModelTable, error: Exception) -> None:
     """Raise BaseError with both readings of `model.base`, unless it is a folder."""
     if not Path(model.base).is_dir():
@@ -272,20 +326,22 @@ def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype, con
     trusted = remote_code.allowed(model, consent)
     _require_config(model)
     _require_no_adapter(model)
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    _require_safetensors(model)
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
     if model.quantize != "none":
         options["quantization_config"] = _quantisation(model, device, dtype)
     transformers_logging.disable_progress_bar()
     try:
-        network, report = AutoModelForCausalLM.from_pretrained(
-            model.base,
-            revision=model.revision,
-            trust_remote_code=trusted,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # named below
-            **options,
-        )
-    except (*_UNREADABLE, RuntimeError, SafetensorError) as error:
+        with _without_table():
+            network, report = AutoModelForCausalLM.from_pretrained(
+                model.base,
+                revision=model.revision,
+                trust_remote_code=trusted,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named below
+                **options,
+            )
+    except (*remote_code.UNREADABLE, RuntimeError, SafetensorError) as error:
         remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
@@ -298,8 +354,30 @@ def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype, con
             f"base {model.base} lacks {len(unfit)} of its tensors or has them in another shape,"
             f" {min(unfit)} first; get its files again"
         )
+    if strange := report["unexpected_keys"]:
+        log.info(
+            "base %s has %s that its architecture does not have, %s first: left out",
+            model.base,
+            many(len(strange), "tensor"),
+            min(strange),
+        )
     network.generation_config = GenerationConfig()  # a repetition penalty of the base's is not ours
     return network
+
+
+@contextmanager
+def _without_table() -> Iterator[None]:
+    """Without transformers' table of tensors, which is said here, as its styles would be shown as escapes."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_table)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_table)
+
+
+def _is_no_table(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in str(record.msg)
 
 
 def _quantisation(model: ModelTable, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:

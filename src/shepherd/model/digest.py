@@ -3,8 +3,7 @@
 Two sides with the same digest have the same base. It covers, of the files that lie in the folder itself:
 
 - `config.json`;
-- the weights that transformers would load: `model.safetensors`, else the shards that
-  `model.safetensors.index.json` names and the index, else the same of `pytorch_model.bin`;
+- the weights: `model.safetensors`, else the shards that `model.safetensors.index.json` names and the index;
 - the tokenizer: `tokenizer.json`, or where there is none the vocabulary files of a slow one, and beside
   them its configuration, special tokens, added tokens and chat template.
 
@@ -18,15 +17,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from shepherd.errors import BaseError
+from shepherd.visible import shown_line
 
 CONFIG = "config.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""In the order in which transformers looks for them, each whole or as `NAME.index.json` with its shards."""
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+AS_SAFETENSORS = "which is not unpickled here; write it as safetensors with save_pretrained() of transformers"
+_PART = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 TOKENIZER = "tokenizer.json"
 SLOW = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt")
 ADAPTER = "adapter_config.json"
@@ -108,31 +112,50 @@ def folder_of(name: str, revision: str | None = None) -> str:
 
 
 def weights(folder: Path) -> Iterator[str]:
-    """The names of the files that transformers would take the weights from, the index of shards first.
+    """The names of the files that transformers takes the weights from, the index of shards first.
 
     Raises:
-        BaseError: the folder holds no weights.
+        BaseError: the folder holds no safetensors, or parts of a checkpoint that would be taken instead.
     """
-    for whole in WEIGHTS:
-        index = f"{whole}.index.json"
-        if (folder / whole).is_file():
-            yield whole
-            return
-        if (folder / index).is_file():
-            yield index
-            yield from _shards(folder / index)
-            return
-    raise BaseError(f"base folder {folder} has no {WEIGHTS[0]}; get its weights again")
+    for name in sorted(path.name for path in folder.glob("shard-*")):
+        if _PART.fullmatch(name):
+            raise BaseError(
+                f"base folder {folder} has {name}, a part of a distributed checkpoint, which transformers"
+                f" would load in place of {WEIGHTS}; give a folder without it"
+            )
+    if (folder / WEIGHTS).is_file():
+        yield WEIGHTS
+    elif (folder / INDEX).is_file():
+        yield INDEX
+        yield from shards(folder / INDEX)
+    elif any((folder / name).is_file() for name in PICKLES):
+        raise BaseError(f"base folder {folder} has its weights as a pickle, {AS_SAFETENSORS}")
+    else:
+        raise BaseError(f"base folder {folder} has no {WEIGHTS}; get its weights again")
 
 
-def _shards(index: Path) -> list[str]:
+def shards(index: Path) -> list[str]:
+    """The names of the files that an index of weights names.
+
+    Raises:
+        BaseError: it cannot be read, or names other files than safetensors beside it.
+    """
     try:
-        shards = list(dict(json.loads(index.read_text(encoding="utf8"))["weight_map"]).values())
+        found = list(dict(json.loads(index.read_text(encoding="utf8"))["weight_map"]).values())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BaseError(f"index {index} of a base's weights cannot be read; get that file again") from error
-    if not shards or not all(isinstance(name, str) and Path(name).name == name for name in shards):
-        raise BaseError(f"index {index} names no files of its own folder; get that file again")
-    return shards
+    if not found or not all(_is_plain(name) for name in found):
+        raise BaseError(f"index {index} names no safetensors of its own folder; get that file again")
+    return found
+
+
+def _is_plain(name: object) -> bool:
+    """Whether it is a name within the folder, which no bar of a download shows otherwise than it is."""
+    return (
+        isinstance(name, str)
+        and Path(name).name == name == shown_line(name)
+        and name.endswith(".safetensors")
+    )
 
 
 def _hashed(path: Path) -> str:

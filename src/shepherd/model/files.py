@@ -273,7 +273,7 @@ def named(base: Base) -> tuple[str, str | None]:
     source = base.model.config._name_or_path or base.name
     if os.path.isdir(source):
         return paths.snapshot(source) or (os.path.abspath(source), None)
-    return source, getattr(base.model.config, "_commit_hash", None)
+    return source, base.table.revision
 
 
 def read(folder: str | Path, base: Base) -> Adapter:

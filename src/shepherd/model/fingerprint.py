@@ -5,7 +5,7 @@ logit, and of each stored tensor the name, the shape and up to 64 values, spread
 bfloat16. A head that is a copy of the embedding is left out, since not every format holds it. So it is one
 
 - in whatever dtype or quantisation the base is loaded, and wherever its folder lies;
-- whether the base is stored as safetensors or pytorch_model.bin, whole or in shards;
+- whether the base is stored whole or in shards;
 - whether the configuration is as its author wrote it or as transformers completes it when it saves a base;
 - for a base saved as float32 and the same one saved as bfloat16 (but not as float16, which rounds twice).
 
@@ -118,14 +118,13 @@ def _without_copies(config: dict[str, Any], lines: dict[str, bytes]) -> dict[str
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """Each tensor's name; its shape and sampled values."""
-    read = _of_safetensors if path.suffix == ".safetensors" else _of_pickle
-    for name, shape, sample in read(path):
+    for name, shape, sample in _samples(path):
         if isinstance(sample, Tensor):
             sample = sample.float().bfloat16().view(torch.int16).numpy().tobytes()
         yield name, f" {shape} ".encode() + sample
 
 
-def _of_safetensors(path: Path) -> Iterator[tuple[str, list[int], Tensor | bytes]]:
+def _samples(path: Path) -> Iterator[tuple[str, list[int], Tensor | bytes]]:
     """Reads each value on its own: mapped memory would fetch many pages around it."""
     with open(path, "rb", buffering=0) as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -146,17 +145,6 @@ def _of_safetensors(path: Path) -> Iterator[tuple[str, list[int], Tensor | bytes
                 about["shape"],
                 torch.frombuffer(sample, dtype=kind) if kind and sample else bytes(sample),
             )
-
-
-def _of_pickle(path: Path) -> Iterator[tuple[str, list[int], Tensor | bytes]]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # torch's old format cannot be mapped
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, tensor in state.items():
-        flat = tensor.reshape(-1)
-        sample = flat[list(_places(len(flat)))]
-        yield name, list(tensor.shape), sample if tensor.is_floating_point() else sample.numpy().tobytes()
 
 
 def _places(count: int) -> range:

@@ -22,7 +22,7 @@ def size(model: ModelTable, consent: Consent = NOTHING) -> tuple[int, int | None
     Raises:
         BaseError: the configuration cannot be read, or needs code of its own that nobody agreed to.
     """
-    network = _network(model.base, model.revision, remote_code.allowed(model, consent))
+    network = _network(model, consent)
     most = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     return sum(weight.numel() for weight in network.parameters()), int(most) if most else None
 
@@ -33,7 +33,7 @@ def shapes(folder: str, adapter: AdapterTable) -> dict[str, tuple[int, int]]:
     Raises:
         BaseError: the configuration cannot be read, needs code of its own, or has no such target.
     """
-    network = _network(folder)
+    network = _network(ModelTable(base=folder))
     return lora.shapes(lora.attach(network, adapter), adapter.rank)
 
 
@@ -43,20 +43,23 @@ def adapter_bytes(folder: str, rank: int) -> int:
     Raises:
         BaseError: the configuration cannot be read or needs code of its own.
     """
-    shapes = (tuple(weight.shape) for weight in _network(folder).parameters() if weight.dim() >= 2)
+    shapes = (
+        tuple(weight.shape) for weight in _network(ModelTable(base=folder)).parameters() if weight.dim() >= 2
+    )
     return 4 * rank * int(sum(math.prod(shape[:-2]) * (shape[-2] + shape[-1]) for shape in shapes))
 
 
-def _network(folder: str, revision: str | None = None, trusted: bool = False) -> Any:
+def _network(model: ModelTable, consent: Consent = NOTHING) -> Any:
     """The model without its weights."""
-    if Path(folder).is_dir():
-        require_no_adapter(Path(folder))
+    trusted = remote_code.allowed(model, consent)
+    if Path(model.base).is_dir():
+        require_no_adapter(Path(model.base))
     try:
-        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trusted)
+        config = AutoConfig.from_pretrained(model.base, revision=model.revision, trust_remote_code=trusted)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (*remote_code.UNREADABLE, RuntimeError) as error:
         raise BaseError(
-            f"the configuration of base {folder} cannot be used ({type(error).__name__}); give a causal"
+            f"the configuration of base {model.base} cannot be used ({type(error).__name__}); give a causal"
             " language model that transformers knows by itself"
         ) from error

@@ -1,27 +1,48 @@
 """Code that comes with a base: whose it is, and whether it may run (law 12).
 
 A base may bring Python that transformers imports when it loads the configuration, the tokenizer or the model.
-A run file, a run folder or an adapter can only wish for it.
+A run file, a run folder or an adapter can only wish for it. And a configuration may name repositories of
+others that transformers would fetch without being told to: kernels, which are code, and parts of the model.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from shepherd.consent import Consent
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PretrainedConfig
+
+from shepherd.consent import NOTHING, Consent
 from shepherd.errors import BaseError
 from shepherd.settings import ModelTable
+from shepherd.visible import shown_line
+
+ATTENTION = ("eager", "sdpa", "flex_attention")
+"""The attention that torch has itself; what else a configuration may name is fetched, or is a package."""
+EXPERTS = ("eager", "batched_mm", "grouped_mm")
+FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+"""Of a package that is installed here; with the package `kernels`, of the hub where that one is not."""
+QUANTISED = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
+"""What computes without kernels of the hub."""
+
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, ImportError, AttributeError),
+    *(AssertionError, StrictDataclassError),
+)
+"""What transformers raises over a configuration or a tokenizer that it cannot use."""
 
 
-def allowed(model: ModelTable, consent: Consent) -> bool:
+def allowed(model: ModelTable, consent: Consent = NOTHING) -> bool:
     """Whether code that comes with the base runs: where `trust_remote_code` asks for it and a person agreed.
 
     Raises:
         BaseError: it is asked for and nobody agreed; the base is not loaded another way, which might be
-            another model.
+            another model. Or its configuration would have something fetched that nobody agreed to.
     """
     if model.trust_remote_code and not consent.remote_code:
         raise BaseError(
@@ -29,7 +50,48 @@ def allowed(model: ModelTable, consent: Consent) -> bool:
             " decide that; nothing of it ran: read it, then give --trust-remote-code (in Python:"
             " consent=Consent(remote_code=True))"
         )
+    if not model.trust_remote_code:
+        _require_nothing_fetched(model)
     return model.trust_remote_code
+
+
+def configuration(model: ModelTable) -> dict[str, Any]:
+    """The base's configuration as it is written, from the file that transformers reads; empty if none is."""
+    try:
+        found, _ = PretrainedConfig.get_config_dict(model.base, revision=model.revision)
+        return dict(found or {})
+    except UNREADABLE:  # loading it says best what is wrong
+        return {}
+
+
+def _require_nothing_fetched(model: ModelTable) -> None:
+    for path, text in _texts(configuration(model), ()):
+        if _fetches(path, text):
+            key = shown_line(".".join(filter(None, path)))
+            raise BaseError(
+                f"base {model.base} has {key} = {json.dumps(text)} in its config.json, for which transformers"
+                " would fetch something from the hub, mostly code; nothing was fetched:"
+                " take the key out, or read what it names, then set model.trust_remote_code = true and give"
+                " --trust-remote-code"
+            )
+
+
+def _fetches(path: tuple[str, ...], text: str) -> bool:
+    """Whether transformers may fetch something because of this text, by the keys that lead to it."""
+    with_kernels = find_spec("kernels") is not None
+    if any("attn_implementation" in key for key in path):
+        return text not in (ATTENTION if with_kernels else ATTENTION + FLASH)
+    if any("experts_implementation" in key for key in path):
+        return text not in EXPERTS
+    match path[-1]:
+        case "backbone":  # with no configuration beside it, which is the hub's then
+            return True
+        case "quant_method":
+            return with_kernels and text not in QUANTISED
+        case "model_type":  # the one architecture that asks for a kernel by itself
+            return with_kernels and text == "rwkv"
+        case _:
+            return False
 
 
 def require_known(model: ModelTable, error: Exception) -> None:
@@ -50,17 +112,23 @@ def whose(model: ModelTable) -> str:
     files = sorted(path.name for path in folder.glob("*.py"))
     others = sorted(set(_repositories(folder)))
     named = f" ({', '.join(files[:3])}{', ...' if len(files) > 3 else ''})" if files else ""
-    beside = f", and of the Hugging Face repository {' and '.join(others)}" if others else ""
+    many = "repositories" if len(others) > 1 else "repository"
+    beside = f", and of the Hugging Face {many} {' and '.join(others)}" if others else ""
     return f"the code of folder {folder}{named}{beside}"
 
 
 def _repositories(folder: Path) -> Iterator[str]:
-    """The repositories that a base's configurations take classes from: `owner/name--module.Class`."""
+    """The repositories that a base's configurations take something from.
+
+    Classes are written as `owner/name--module.Class`, kernels as `owner/name@revision:function`.
+    """
     for name in ("config.json", "tokenizer_config.json"):
-        for reference in _strings(_read(folder / name).get("auto_map")):
-            repository, found, _ = reference.partition("--")
-            if found:
+        for path, text in _texts(_read(folder / name), ()):
+            repository, found, _ = text.partition("--")
+            if "auto_map" in path and found:
                 yield repository
+            elif _fetches(path, text) and (named := re.search(r"[\w.-]+/[\w.-]+", text)):
+                yield named[0]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -70,13 +138,14 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _texts(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The texts in a file of JSON, each with the keys that lead to it."""
     match value:
-        case str():
-            yield value
+        case str() if path:
+            yield path, value
         case dict():
-            for inner in value.values():
-                yield from _strings(inner)
+            for key, inner in value.items():
+                yield from _texts(inner, (*path, str(key)))
         case list():
-            for inner in value:
-                yield from _strings(inner)
+            for place, inner in enumerate(value):
+                yield from _texts(inner, (*path, str(place)))

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from shepherd.report import chart, figures
 from shepherd.report.chart import Series
+from shepherd.visible import shown, shown_line
 
 Report = Mapping[str, Any]
 Path = Sequence[str | int]
@@ -75,12 +76,14 @@ def main(report: Report) -> str:
 
 def trouble(sentence: str) -> str:
     """What stands inside <main> while the folder cannot be read."""
-    return _environment().get_template("trouble.html").render(sentence=sentence)
+    return _environment().get_template("trouble.html").render(sentence=shown(sentence))
 
 
 def _page(title: str, inside: str, policy: str, tag: str = "", nonce: str = "") -> str:
     template = _environment().get_template("page.html")
-    return template.render(title=title, inside=Markup(inside), policy=policy, tag=tag, nonce=nonce)
+    return template.render(
+        title=shown_line(title), inside=Markup(inside), policy=policy, tag=tag, nonce=nonce
+    )
 
 
 @cache

@@ -11,10 +11,10 @@ from typing import Any
 
 from shepherd.errors import FolderError
 from shepherd.folder import LOCK, mending
+from shepherd.visible import shown
 
 Row = dict[str, Any]
 _MOST = 1e300  # the difference of two such numbers is still a number
-_NO_CONTROLS = {code: "�" for code in (*range(32), 127) if chr(code) not in "\t\n"}
 
 
 def read_object(path: Path, mend: str) -> Row:
@@ -116,14 +116,13 @@ def numbers(value: Any) -> dict[str, float | int | None]:
 def plain(value: Any) -> Any:
     """The same in what JSON and HTML can both hold.
 
-    A number that is not finite becomes null; a control character, or half of a surrogate pair, becomes
-    U+FFFD, since a model may have been made to say anything.
+    A number that is not finite becomes null, and a text is as `visible.shown` gives it, since a model may
+    have been made to say anything; an end of a line is a newline.
     """
     if isinstance(value, Mapping):
         return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, str):
-        whole = value.replace("\r\n", "\n").replace("\r", "\n").translate(_NO_CONTROLS)
-        return whole.encode("utf8", "surrogatepass").decode("utf8", "replace")
+        return shown(value.replace("\r\n", "\n").replace("\r", "\n"))
     return None if isinstance(value, float) and not math.isfinite(value) else value

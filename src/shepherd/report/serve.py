@@ -34,13 +34,7 @@ _SOURCES = (
     "compare/comparison.json",
     "compare/seed-*/*/rounds.jsonl",
 )
-_HEADERS = {
-    "Cache-Control": "no-cache",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    **access.HEADERS,
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
+_HEADERS = {"Cache-Control": "no-cache", **access.HEADERS}
 
 
 def watch(folder: str | Path, port: int = 0, say: Callable[[str], object] = print) -> None:
@@ -163,7 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         path, _, query = self.path.partition("?")
         known = self.server.token.is_in(query)
-        if not (known or self._has_cookie()):
+        hosts, origins = (self.headers.get_all(name, []) for name in ("Host", "Origin"))
+        if access.is_other_page(hosts, origins) or not (known or self._has_cookie()):
             self._send(HTTPStatus.FORBIDDEN, "text/plain", access.REFUSED)
             return
         report, main = self.server.live.current()

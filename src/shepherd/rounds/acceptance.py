@@ -25,6 +25,7 @@ from shepherd.core import (
     Method,
     Payload,
     Update,
+    not_finite,
     require_shapes,
     shapes_of,
 )
@@ -273,11 +274,6 @@ def _require_metrics(metrics: Mapping[str, float], allowed: Allowed) -> None:
                 f"metric {name} is {float(value):.17g} and a visit has {allowed.counts[name]:.17g} at most;"
                 " count it as the run file says"
             )
-
-
-def not_finite(tensors: Payload) -> Iterator[str]:
-    """The names of the tensors with a number that is not finite."""
-    return (name for name, tensor in tensors.items() if not np.isfinite(tensor).all())
 
 
 def require_quorum(asked: Asked, received: Received) -> None:

@@ -26,11 +26,12 @@ from shepherd.core import (
     Seeded,
     ServerState,
     Update,
+    not_finite,
     seed_for,
     shapes_of,
 )
 from shepherd.errors import FederationError
-from shepherd.rounds.acceptance import Asked, Received, not_finite, usable
+from shepherd.rounds.acceptance import Asked, Received, usable
 from shepherd.rounds.report import RoundReport
 from shepherd.select import Select
 from shepherd.settings import RunSettings

@@ -61,9 +61,8 @@ from shepherd.run import answered
 from shepherd.settings import RunSettings, plain, published
 from shepherd.silos import record
 from shepherd.silos.following import Following, News
-from shepherd.visible import logger
 
-log = logger(__name__)
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Say = Callable[[str], None]
 SPARE = 2.0
@@ -317,14 +316,15 @@ def resume(
         with folder.mending(holder.path):
             (holder.path / record.STOP).unlink(missing_ok=True)
         rows = folder.read_rows(holder.path)
-        following.rows = _known(holder.reconcile(rows[-1]["round"])) if rows else 0
+        rows = holder.reconcile(rows[-1]["round"]) if rows else []
+        following.rows = _known(rows)
         say(f"going on after round {max(0, following.rows - 1)} of {settings.federation.rounds}")
         return SilosRun(
             settings=settings,
             holder=holder,
             base=base,
             following=following,
-            trackers=tracking.start(settings, holder, after_round=rows[-1]["round"] if rows else -1),
+            trackers=tracking.start(settings, holder, rows),
             say=say,
         )
 

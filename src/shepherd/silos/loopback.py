@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,17 @@ from pathlib import Path
 import tomli_w
 
 from shepherd import prepare, world
+from shepherd.consent import NOTHING, Consent
 from shepherd.data.examples import Example
 from shepherd.errors import SilosError
 from shepherd.federation.nvflare import provision
 from shepherd.federation.nvflare.session import session
 from shepherd.federation.nvflare.supervise import bound
+from shepherd.loading import placed
+from shepherd.model.base import load_tokenizer
 from shepherd.model.digest import digest
 from shepherd.settings import TINY, RunSettings
+from shepherd.site.policy import length
 from shepherd.site.settings import PolicyTable
 
 MOST = 20
@@ -108,11 +112,15 @@ def write_sites(
     folder: Path,
     names: Callable[[int], str] = "site-{}".format,
     policy: Mapping[str, object] | None = None,
+    consent: Consent = NOTHING,
 ) -> dict[str, Path]:
     """Give each client's share of a run file's data to a site: its data, and its site.toml with the policy.
 
-    The sites score as the run file says and take examples in its order, so that they come to what the same
-    run comes to in one process.
+    The sites belong to whoever wrote the run file, so they allow what it asks for, score as it says and take
+    examples in its order: they come to what the same run comes to in one process. What bounds how few
+    examples or sites are behind what leaves (`min_examples`, `min_cohort`) stays as it usually is, and so
+    do the code from outside the package that may run, and the extremes that every site refuses (of
+    `clip_norm`, `betas`, and the rate times the decay).
 
     Returns:
         Each site's name, and its site.toml.
@@ -127,12 +135,18 @@ def write_sites(
             f"{len(division.clients)} clients would be as many sites on this machine, and at most {MOST} are"
             " started; give split.clients=3"
         )
+    if settings.data.template == "chat":
+        settings = prepare.dated(settings, load_tokenizer(placed(settings.model), consent))  # as the run
+    allowed = {
+        **_policy(settings, [max(1, len(places)) for places in division.clients.values()]),
+        **(policy or {}),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     return {
         names(number): write_site(
             folder / names(number),
             division.of(places),
-            {**_policy(settings), **(policy or {})},
+            allowed,
             base,
             scoring=_scoring(settings),
             order_seed=settings.seed,
@@ -141,15 +155,43 @@ def write_sites(
     }
 
 
-def _policy(settings: RunSettings) -> dict[str, object]:
-    """What a run of one's own data may be allowed beside the defaults."""
-    usual, data = PolicyTable(), settings.data
+def _policy(settings: RunSettings, sizes: Sequence[int]) -> dict[str, object]:
+    """What a run of one's own data may be allowed beside the defaults.
+
+    Args:
+        sizes: of the sites, before each holds examples out for itself.
+    """
+    usual, data, tuning, rounds = PolicyTable(), settings.data, settings.tuning, settings.federation.rounds
+    algorithms, transforms = [settings.algorithm.name], [part.name for part in settings.transforms]
+    steps = max(length(settings, size).steps for size in sizes)
+    left = (1 - data.holdout) * min(sizes) / 2  # at least, since a category's part is rounded
+    epochs = tuning.epochs or (tuning.max_steps or 0) * tuning.batch_size / left
     return {
+        "max_rank": max(usual.max_rank, settings.adapter.rank),
+        "max_dropout": max(usual.max_dropout, settings.adapter.dropout),
+        "max_learning_rate": max(usual.max_learning_rate, tuning.learning_rate),
+        "max_steps": max(usual.max_steps, steps),
+        "max_epochs": max(usual.max_epochs, epochs),
+        "max_rounds": max(usual.max_rounds, rounds),
+        "rounds_per_month": max(usual.rounds_per_month, 2 * rounds),  # some may be tried again
+        "algorithms": _with(usual.algorithms, filter(_is_inside, algorithms)),
+        "transforms": _with(usual.transforms, filter(_is_inside, transforms)),
+        "loss_on": _with(usual.loss_on, [tuning.loss_on]),
+        "dates": [data.date] if data.date else [],
         "metrics": [*usual.metrics, *(["heldout"] if data.holdout else [])],
         "max_tokens": sorted({*usual.max_tokens, data.max_tokens}),
         "min_batch": min(usual.min_batch, settings.tuning.batch_size),
         "system_prompts": [] if data.system is None else [data.system],
     }
+
+
+def _with(usual: Iterable[str], asked: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*usual, *asked]))
+
+
+def _is_inside(module: str) -> bool:
+    """Whether a module is of this package: another runs only where a person lists it."""
+    return "." not in module
 
 
 def _scoring(settings: RunSettings) -> dict[str, object]:

@@ -6,11 +6,12 @@ import time
 
 import numpy as np
 
-from shepherd.core import Broadcast, Payload, Update, require_shapes, shapes_of
+from shepherd.core import Broadcast, Update, not_finite, require_shapes, shapes_of
 from shepherd.errors import AdapterError
 from shepherd.federation import wire
 from shepherd.federation.wire import Request
 from shepherd.model.base import Base
+from shepherd.site.faults import Diverged
 from shepherd.site.policy import Refusal
 
 CLOCKS = 300.0  # seconds that the server's clock and ours may be apart
@@ -79,15 +80,18 @@ def require_newer(request: Request, other: Request, name: str) -> None:
         )
 
 
-def require_fit(request: Request, broadcast: Broadcast, base: Base) -> None:
-    """The broadcast is of this round, has the base's layout, and is finite (law 6, on arrival at a site)."""
+def require_sound(request: Request) -> None:
+    """The broadcast, if there is one, is of this round and finite (law 6, on arrival at a site)."""
+    broadcast = request.broadcast
+    if broadcast is None:
+        return
     if broadcast.round != request.round:
         raise AdapterError(
             f"the broadcast is of round {broadcast.round + 1}, not {request.round + 1} as asked; send it"
         )
-    require_shapes(base.shapes, shapes_of(broadcast.adapter), "the broadcast")
     for part in (broadcast.adapter, broadcast.extra):
-        _require_finite(part, "the broadcast", "go back to an earlier round")
+        for name in not_finite(part):
+            raise AdapterError(f"tensor {name} of the broadcast is not finite; go back to an earlier round")
     for name, tensor in broadcast.adapter.items():
         if np.abs(tensor).max(initial=0.0) > LARGEST:
             raise AdapterError(
@@ -95,13 +99,12 @@ def require_fit(request: Request, broadcast: Broadcast, base: Base) -> None:
             )
 
 
+def require_fit(broadcast: Broadcast, base: Base) -> None:
+    """The broadcast has the base's layout."""
+    require_shapes(base.shapes, shapes_of(broadcast.adapter), "the broadcast")
+
+
 def require_finite(update: Update) -> None:
-    """Raise AdapterError, naming the tensor, where a visit came to numbers that are none."""
-    for part in (update.delta, update.extra):
-        _require_finite(part, "its update", "lower the learning rate or clip the gradient")
-
-
-def _require_finite(adapter: Payload, what: str, fix: str) -> None:
-    for name, tensor in adapter.items():
-        if not np.isfinite(tensor).all():
-            raise AdapterError(f"tensor {name} of {what} is not finite; {fix}")
+    """Raise Diverged, naming the tensor for this site's log, where a visit came to numbers that are none."""
+    for name in (*not_finite(update.delta), *not_finite(update.extra)):
+        raise Diverged(f"tensor {name} of its update is not finite")

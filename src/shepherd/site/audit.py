@@ -17,12 +17,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
 
 from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings
@@ -35,13 +37,28 @@ if TYPE_CHECKING:
 FILE = "audit.jsonl"
 PRIVATE = 0o600
 WHOLE_LINES = 10
-"""Refusals of one rule and run that each have a line; after them only the 20th, 40th, 80th, ... has one."""
-MOST_KEYS = 200
-"""Rules and runs that are told apart in this; whoever names more runs is counted by the rule alone."""
+"""Events of one sort that each have a line; after them only the 20th, 40th, 80th, ... has one."""
+MOST_SORTS = 200
+"""Sorts told apart by their run; whoever names more runs is counted without it."""
 TAIL_BYTES = 4096
 What = Literal["granted", "refused", "answered", "failed"]
 Question = tuple[str, int, str]
 """A request's run, round and id."""
+
+
+class Sort(NamedTuple):
+    """What makes events repeat one another. Of visits and scores, what was granted and answered is told
+    apart by the question, since the month's budget bounds how many there are; the rest by run and cause."""
+
+    what: str
+    kind: str = ""
+    run: str = ""
+    round: int = -1
+    id: str = ""
+    why: str = ""
+    """A refusal's rule, or the class of a failure's error."""
+    begun: bool = False
+    """Whether what failed had been granted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +77,8 @@ class Event:
     """One line: `granted` or `refused` first, then `answered` or `failed`.
 
     `when` is ISO 8601 in the site's local time; `asked` is what the request comes to; `rule` and
-    `sentence` are a refusal's, and `more` how many like it came since the last line about them; `fault` is
-    the class of a failure's error; `left` is an answer's.
+    `sentence` are a refusal's; `fault` is the class of a failure's error; `left` is an answer's; `more` is
+    how many of the same sort came since the last line about them.
     """
 
     when: str
@@ -95,7 +112,7 @@ def granted_to(
     """
     comes_to = {**summary(request), **_adapter(request)}
     if visit is not None:
-        comes_to |= {"steps": visit.steps, "examples": visit.taken}
+        comes_to |= {"steps": visit.steps, "examples": visit.taken, "different": visit.different}
     if scoring is not None:
         comes_to |= {"scoring": {**scoring.model_dump(), "behind": dict(behind)}}
     return Event(what="granted", asked=comes_to, **_of(request, now))
@@ -165,7 +182,7 @@ def _adapter(request: Request) -> dict[str, Any]:
     adapter, digest = request.broadcast.adapter, hashlib.sha256()
     for name, tensor in adapter.items():
         digest.update(f"{name} {tensor.shape}\n".encode())
-        digest.update(tensor.tobytes())
+        digest.update(np.ascontiguousarray(tensor).data)
     return {"adapter": digest.hexdigest()[:32], "norm": _finite(adapter.norm())}
 
 
@@ -194,8 +211,8 @@ def _short(text: str) -> str:
 def record(path: Path, event: Event) -> None:
     """Add one event to its month's log beside `path`, and see it on the disk before returning.
 
-    A line that a crash has left unfinished gets its end first, so that it spoils no other. Of many refusals
-    by one rule and run only some have a line, which says how many more there were.
+    A line that a crash has left unfinished gets its end first, so that it spoils no other. Of many events
+    of one sort only some have a line, which says how many more there were.
 
     Raises:
         FolderError: it cannot be written; the log then holds no part of it, and the request is to be
@@ -210,7 +227,7 @@ def record(path: Path, event: Event) -> None:
             counts = counted(path, event.when[:7])
             line = _numbered(event, counts)
             if line is None:
-                counts = replace(counts, refusals=_refused(counts.refusals, event))
+                counts = replace(counts, times=_counting(counts.times, [event]))
             else:
                 _append(handle, json.dumps(_plain(line), allow_nan=False, separators=(",", ":")).encode())
                 counts = counted(path, event.when[:7], counts)
@@ -232,16 +249,15 @@ def _beside(log: Path) -> Path:
 
 def _numbered(event: Event, counts: Counts) -> Event | None:
     """The event as it is written, or None where it is only counted."""
-    if event.what != "refused":
-        return event
-    number = counts.refusals.get(_key(counts.refusals, event), 0) + 1
+    number = counts.times.get(_sort(counts.times, event), 0) + 1
     if number <= WHOLE_LINES:
         return event
     times, rest = divmod(number, WHOLE_LINES)
     if rest or times & (times - 1):
         return None
     more = number - max(WHOLE_LINES, number // 2) - 1  # since the line before
-    return replace(event, more=more, sentence=f"{event.sentence} (and {more:,} more)")
+    said = f"{event.sentence} (and {more:,} more)" if event.sentence else ""
+    return replace(event, more=more, sentence=said)
 
 
 def _plain(event: Event) -> dict[str, Any]:
@@ -297,29 +313,38 @@ def _told(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What is counted of a month: which questions were granted, and how often each rule refused each run.
+    """What is counted of a month: how often there was an event of each sort.
 
     `bytes` of the log are counted in it, the last of which have the digest `tail`.
     """
 
     bytes: int = 0
     tail: str = ""
-    granted: Mapping[str, frozenset[Question]] = field(default_factory=dict)
-    """By kind: "train" and "score"."""
-    refusals: Mapping[str, int] = field(default_factory=dict)
+    times: Mapping[Sort, int] = field(default_factory=dict)
 
 
-def _key(refusals: Mapping[str, int], event: Event) -> str:
-    """What a refusal is counted under: its rule and run, or once there are many its rule."""
-    key = f"{event.rule} {event.run}"
-    return key if key in refusals or len(refusals) < MOST_KEYS else event.rule
+def _sort(times: Mapping[Sort, int], event: Event) -> Sort:
+    """What an event is counted under; once there are many sorts that name a run, it is left out."""
+    if event.what in ("granted", "answered") and event.kind != "join":
+        return Sort(event.what, event.kind, event.run, event.round, event.id)
+    kind = "" if event.what == "refused" else event.kind  # a rule refuses whatever was asked
+    begun = event.what == "failed" and _try(event.kind, (event.run, event.round, event.id)) in times
+    sort = Sort(event.what, kind, event.run, why=event.rule or event.fault, begun=begun)
+    told_apart = sort in times or sum(not each.id for each in times) < MOST_SORTS
+    return sort if told_apart else sort._replace(run="")
 
 
-def _refused(refusals: Mapping[str, int], event: Event) -> dict[str, int]:
-    """The counts with one more refusal, whose line may stand for those before it."""
-    key = _key(refusals, event)
-    number = max(refusals.get(key, 0) + 1, 2 * (event.more + 1) if event.more else 0)
-    return {**refusals, key: number}
+def _try(kind: str, asked: Question) -> Sort:
+    return Sort("granted", kind, *asked)
+
+
+def _counting(times: Mapping[Sort, int], events: Iterable[Event]) -> dict[Sort, int]:
+    """The counts with these events, whose lines may stand for those before them."""
+    counting = dict(times)
+    for event in events:
+        sort = _sort(counting, event)
+        counting[sort] = max(counting.get(sort, 0) + 1, 2 * (event.more + 1) if event.more else 0)
+    return counting
 
 
 def counted(path: Path, month: str, known: Counts | None = None) -> Counts:
@@ -349,21 +374,8 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _added(counts: Counts, lines: list[bytes], month: str) -> Counts:
-    granted = {kind: set(questions) for kind, questions in counts.granted.items()}
-    refusals = dict(counts.refusals)
-    for line in lines:
-        event = _event(line)
-        if event is None or not event.when.startswith(month):
-            continue
-        if event.what == "granted" and event.kind != "join":
-            granted.setdefault(event.kind, set()).add((event.run, event.round, event.id))
-        if event.what == "refused":
-            refusals = _refused(refusals, event)
-    return replace(
-        counts,
-        granted={kind: frozenset(questions) for kind, questions in granted.items()},
-        refusals=refusals,
-    )
+    found = (event for event in map(_event, lines) if event is not None and event.when.startswith(month))
+    return replace(counts, times=_counting(counts.times, found))
 
 
 def _fits(counts: Counts, log: int) -> bool:
@@ -378,44 +390,44 @@ def _digest(log: int, size: int) -> str:
 def _kept(place: Path) -> Counts | None:
     try:
         table = json.loads(place.read_bytes())
-        granted = {
-            kind: frozenset((str(run), int(round), str(id)) for run, round, id in questions)
-            for kind, questions in table["granted"].items()
-        }
-        refusals = {str(key): int(count) for key, count in table["refusals"].items()}
-        return Counts(bytes=int(table["bytes"]), tail=table["tail"], granted=granted, refusals=refusals)
+        times = {Sort(*sort): int(count) for *sort, count in table["times"]}
+        return Counts(bytes=int(table["bytes"]), tail=table["tail"], times=times)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
 def _keep(place: Path, counts: Counts) -> None:
     """Not forced to the disk, and no fault where it cannot be written: the log has it all."""
-    table = {
-        "bytes": counts.bytes,
-        "tail": counts.tail,
-        "granted": {kind: sorted(questions) for kind, questions in counts.granted.items()},
-        "refusals": counts.refusals,
-    }
+    times = [[*sort, count] for sort, count in counts.times.items()]
+    table = {"bytes": counts.bytes, "tail": counts.tail, "times": times}
     beside = place.with_name(f"{place.name}.new")
     with suppress(OSError):
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, PRIVATE)
         with open(handle, "w", encoding="utf8") as file:
-            json.dump(table, file, separators=(",", ":"))
+            file.write(json.dumps(table, separators=(",", ":")))  # json.dump is much slower
         beside.replace(place)
 
 
-def granted(path: Path, month: str, *, kind: str = "train", besides: Question | None = None) -> Granted:
-    """How many different questions of a kind were granted in a month such as "2026-11", and to how many runs.
-
-    The same question asked again counts once, and `besides` does not count, nor does its run.
+def granted(path: Path, month: str, *, kind: str = "train", asked: Question = ("", -1, "")) -> Granted:
+    """What a month such as "2026-11" has granted already, and to whoever asks this question of a kind.
 
     Raises:
         FolderError: the log is there and cannot be read.
     """
-    found = counted(path, month).granted
-    runs = {run for questions in found.values() for run, _, _ in questions}
+    times = counted(path, month).times
+    tries = {sort: times[sort] for sort in times if sort.what == "granted" and sort.id}
+    of_run = [sort for sort in tries if sort.run == asked[0]]
+    answers = sum(sort._replace(what="answered") in times for sort in of_run)
+    early = [sort for sort in times if (sort.what, sort.run, sort.begun) == ("failed", asked[0], False)]
     return Granted(
-        rounds=len(found.get(kind, frozenset()) - {besides}), runs=len(runs - {besides[0] if besides else ""})
+        rounds=sum(tries[each] for each in tries if each.kind == kind),
+        runs=len({each.run for each in tries} - {asked[0]}),
+        tries=times.get(_try(kind, asked), 0),
+        # by what began, since a process that was killed has left no other line
+        failures=sum(tries[each] for each in of_run)
+        - answers
+        + sum(times[each] for each in early if each.kind != "join"),
+        answers=times.get(Sort("answered", kind, *asked), 0),
     )
 
 

@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from shepherd import prepare
-from shepherd.data import lint
+from shepherd.data import cursor, lint
 from shepherd.data.template import Template
 from shepherd.errors import ShepherdError
 from shepherd.evaluate import loss
 from shepherd.prepare import Division
 from shepherd.settings import AdapterTable, RunSettings
 from shepherd.site import bases, numbers
-from shepherd.site.policy import broken_by
+from shepherd.site.policy import broken_by, length
 from shepherd.site.settings import BaseTable, PolicyTable, SiteSettings, asked, laid_over, read
 
 T = TypeVar("T")
 NUMBER = 4  # bytes of a float32
 OWN = "trained on"  # the one client's name in the report
+RENDERED = ("templates", "max_tokens", "dates")  # rules about a rendering that [scoring] decides here
+WALKED = 60  # visits: enough for the share of an epoch that they pass over
+FEW = 0.01  # of an epoch: every example is reached soon, since each epoch has another order
 MANY = 40  # categories: so many names are hardly kinds of instruction
 
 
@@ -116,7 +119,10 @@ def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1)
         leaving=_told(faults, lambda: _leaving(base, run.adapter, site.policy)) if base else None,
         policy=tuple(in_words(site.policy)),
         faults=tuple(faults),
-        notes=tuple(_notes(Path(path), site, run, data)),
+        notes=(
+            *_notes(Path(path), site, run, data),
+            *(_about_visits(site, asks, run, name, data.examples) if data is not None and not faults else ()),
+        ),
     )
 
 
@@ -142,12 +148,16 @@ def _refusals(site: SiteSettings, asks: RunSettings | None, name: str, examples:
     if asks is not None:
         broken = broken_by(policy, asks, site=name, examples=examples, scoring=site.scoring)
         return [str(refusal) for refusal in broken]
-    if examples >= policy.min_examples:
-        return []
-    return [
-        f"policy min_examples = {policy.min_examples} refuses every run, since {examples} examples are left"
-        " to train on; add examples, or lower it"
-    ]
+    left = f"since {examples} examples are left to train on"
+    for key in ("min_examples", "min_batch"):
+        if examples < (least := getattr(policy, key)):
+            return [f"policy {key} = {least} refuses every run, {left}; add examples, or lower it"]
+    if policy.max_epochs * examples < policy.min_examples:
+        return [
+            f"policy max_epochs = {policy.max_epochs:g} and min_examples = {policy.min_examples} refuse every"
+            f" run between them, {left}; raise the one, or lower the other"
+        ]
+    return []
 
 
 def _base(base: BaseTable) -> FoundBase:
@@ -229,11 +239,14 @@ def in_words(policy: PolicyTable) -> list[str]:
         f"A run has {policy.max_rounds:,} rounds at most.",
         f"A month has {policy.rounds_per_month:,} rounds at most, over all runs, of which there are"
         f" {policy.runs_per_month:,} at most.",
+        f"A run is refused for the rest of a month after {policy.failures_per_run:,} of its visits and scores"
+        " came to nothing.",
         f"A round needs {policy.min_cohort} sites or more.",
         f"A visit takes {policy.min_examples} different examples or more, and no number that leaves is of"
         f" fewer; a step takes {policy.min_batch} or more.",
         f"Examples may be written as {_listed(policy.templates)}, and cut to {_listed(policy.max_tokens)}"
         f" tokens; system prompts that a run may set: {_listed(policy.system_prompts)}.",
+        f"Days that a run may have a chat template print as today's: {_listed(policy.dates)}.",
         f"Algorithms that may run: {_listed(policy.algorithms)}.",
         f"Transforms that may run: {_listed(policy.transforms)}.",
         f"A run {noise} add noise.",
@@ -271,6 +284,42 @@ def _notes(path: Path, site: SiteSettings, run: RunSettings, data: FoundData | N
         yield f"Others on this machine may write {path}; `chmod go-w {path}` keeps the policy yours."
     if data is not None and "heldout" in policy.metrics:
         yield from _about_scores(data, policy.min_examples)
+
+
+def _about_visits(
+    site: SiteSettings, asks: RunSettings | None, run: RunSettings, name: str, examples: int
+) -> Iterator[str]:
+    policy, batch = site.policy, run.tuning.batch_size
+    whole = broken_by(policy, run, site=name, examples=examples, scoring=site.scoring)
+    if broken := [each for each in whole if each.rule not in RENDERED]:  # those have a note of their own
+        yield f"A usual run (one epoch a visit, in steps of {batch} examples) is refused: {broken[0]}"
+        return
+    taken = length(run, examples, policy.min_batch).taken
+    over = _passed_over(run, examples, policy) if asks and taken < 2 * policy.min_examples else 0.0
+    if over > FEW:
+        yield (
+            f"Of {examples} examples, {100 * over:.0f} % of each epoch are passed over by visits of {taken}:"
+            f" one that would take fewer than {policy.min_examples} different ones at an epoch's end begins"
+            " with the next; longer visits pass over fewer."
+        )
+
+
+def _passed_over(run: RunSettings, examples: int, policy: PolicyTable) -> float:
+    """The share of an epoch that visits of this length do not reach, in an order that is drawn here."""
+    position, taken, tuning = 0, 0, run.tuning
+    for _ in range(WALKED):
+        steps, position = cursor.visit(
+            examples,
+            position,
+            epochs=tuning.epochs,
+            max_steps=tuning.max_steps,
+            batch_size=tuning.batch_size,
+            seed=0,
+            min_batch=policy.min_batch,
+            min_examples=policy.min_examples,
+        )
+        taken += sum(map(len, steps))
+    return 1 - taken / position
 
 
 def _about_scores(data: FoundData, least: int) -> Iterator[str]:

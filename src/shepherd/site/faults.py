@@ -1,7 +1,8 @@
 """What a site says of its own faults: a fixed sentence to the server, and the whole of it in its own log.
 
 The server may know what kind of thing went wrong, and what of its own request did not fit. It is told no
-path, no value and no text of this site's.
+path, no value and no text of this site's, and of what may depend on the examples one sentence a kind: whoever
+chooses the adapter could have an answer about them in a tensor's name, a number, or the class of an error.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import re
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from shepherd.errors import (
     AdapterError,
@@ -29,14 +31,36 @@ BASE = "it cannot load the base; the site's log says what to mend"
 MEMORY = "its memory ran out; lower tuning.micro_batch_tokens or tuning.batch_size, or give the site more"
 FULL = "its disk is full; the site has to free some space, and what it had before stands"
 FOLDER = "its own files cannot be used; the site's log says which, and the mend"
-OTHER = "it met a fault that it does not know ({}); the site's log says where"
+VISIT = "its examples cannot be trained on or scored as asked; the site's log says why"
+DIVERGED = "its visit came to numbers that are not finite; lower tuning.learning_rate or set tuning.clip_norm"
+OTHER = "it met a fault that it does not know; the site's log says where"
 
 # a role that is none; and the columns of a table, which are an example's where it has no header
 _QUOTED = re.compile(r"'.*'|\".*\"|\(there are .*\)(?=; add it)", re.DOTALL)
 
 
+_ABOUT_THE_REQUEST = (WireError, AdapterError, SettingsError)
+
+
 class GivenUp(Exception):
     """Work that nobody waits for any more."""
+
+
+class Diverged(Exception):
+    """A visit came to numbers that are not finite."""
+
+
+class OverExamples(Exception):
+    """What went wrong in working with the examples, so that its text is for this site alone."""
+
+
+@contextmanager
+def of_the_examples() -> Iterator[None]:
+    """What fails in this block may depend on the examples, also where it looks like the request's fault."""
+    try:
+        yield
+    except _ABOUT_THE_REQUEST as error:
+        raise OverExamples(str(error)) from error
 
 
 def told(error: BaseException) -> str:
@@ -46,6 +70,10 @@ def told(error: BaseException) -> str:
             return PLUGIN
         case GivenUp() | WireError() | AdapterError() | SettingsError():
             return str(error)
+        case Diverged():
+            return DIVERGED
+        case OverExamples():
+            return VISIT
         case DataError():
             return DATA
         case BaseError():
@@ -57,7 +85,7 @@ def told(error: BaseException) -> str:
         return MEMORY
     if isinstance(error, FolderError):
         return FOLDER
-    return OTHER.format(type(error).__name__)
+    return OTHER
 
 
 def logged(error: BaseException) -> str:
@@ -71,7 +99,7 @@ def logged(error: BaseException) -> str:
 def _logged(error: BaseException) -> str:
     if isinstance(error, DataError):
         return _QUOTED.sub("(not shown)", str(error))
-    if isinstance(error, ShepherdError | GivenUp):
+    if isinstance(error, ShepherdError | GivenUp | Diverged | OverExamples):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)[-5:]
     steps = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))

@@ -57,6 +57,7 @@ class Holding:
         """The examples to train on as tokens: those in memory, those on the disk, or made now.
 
         Raises:
+            SettingsError: the template prints the day, and the run does not say which.
             DataError: they cannot be used.
             BaseError: the base's tokenizer cannot be used.
             FolderError: the disk is full or cannot be written.
@@ -64,6 +65,7 @@ class Holding:
         key = _data_key(settings, digest)
         if self._prepared is None or key != self._data_key:
             self._prepared = None
+            _require_date(settings, "the run names none; set data.date to one that the site allows")
             self._prepared = self._stored(key) or self._made(settings, key, prepare.one_client)
             self._data_key = key
         return self._prepared
@@ -78,7 +80,9 @@ class Holding:
         key = "scored-" + _data_key(settings, digest)
         if self._heldout is None or key != self._heldout_key:
             self._heldout = None
-            _require_date(settings)
+            _require_date(
+                settings, "its owner has not said which one scores are for; set scoring.date in its site.toml"
+            )
             self._heldout = self._stored(key) or self._made(settings, key, prepare.held_out)
             self._heldout_key = key
         return self._heldout
@@ -126,15 +130,12 @@ def _bare(example: Example) -> Example:
     return Example(turns=(), category=example.category)
 
 
-def _require_date(settings: RunSettings) -> None:
+def _require_date(settings: RunSettings, why: str) -> None:
     table = settings.data
     if table.date or table.template != "chat":
         return
     if prints_date(Template.of(table), bases.load_tokenizer(settings.model)):
-        raise SettingsError(
-            "the chat template of its base prints the day, and its owner has not said which one scores are"
-            " for; set scoring.date in its site.toml"
-        )
+        raise SettingsError(f"the chat template of its base prints the day, and {why}")
 
 
 def _base_key(settings: RunSettings, digest: str, longest: int) -> tuple[str, ModelTable, AdapterTable, int]:

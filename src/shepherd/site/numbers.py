@@ -27,6 +27,9 @@ DIGITS = 2
 NEAR = 10.0
 """How many times its own update's length an adapter may be away from the one that a site trained: a mean
 is no longer than the longest update in it, and sites whose visits are longer move further."""
+LATER = 10
+"""Most rounds since the site trained: one that sits some out is scored in them, too. A round moves an
+adapter by the longest update in its mean at most, so NEAR has room for ten of equal length."""
 MOST_MOVED = 10.0
 """Most that an update's length counts there: whoever asks chooses how long a visit's steps are."""
 OTHER = "other"
@@ -63,6 +66,11 @@ def scores(
             mean = rounded(float(sums[of].sum() / tokens[of].sum()), int(tokens[of].sum()))
             found[str(name)] = Score(mean, int(tokens[of].sum()), int(of.sum()))
     return found
+
+
+def still_told(scores: Mapping[str, Score], least: int) -> dict[str, Score]:
+    """Of a score that was told before, the categories of `least` examples or more."""
+    return {name: score for name, score in scores.items() if score.examples >= least}
 
 
 def behind(names: Sequence[str], least: int) -> dict[str, int]:
@@ -112,7 +120,7 @@ def is_blank(adapter: Adapter) -> bool:
 
 
 def is_near(adapter: Adapter, round: int, trained: Adapter, trained_round: int, moved: float) -> bool:
-    """Whether an adapter can have come of the one that the site trained in the round before.
+    """Whether an adapter can have come of the one that the site trained, a few rounds ago at most.
 
     Args:
         moved: the length of the site's own update then.
@@ -121,7 +129,7 @@ def is_near(adapter: Adapter, round: int, trained: Adapter, trained_round: int, 
         distance = adapter.plus(trained, -1.0).norm()
     except AdapterError:  # another layout
         return False
-    return round == trained_round + 1 and distance <= NEAR * min(moved, MOST_MOVED)
+    return 0 < round - trained_round <= LATER and distance <= NEAR * min(moved, MOST_MOVED)
 
 
 def of_a_visit(metrics: Mapping[str, float], *, comparable: bool, known: bool) -> dict[str, float]:

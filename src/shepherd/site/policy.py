@@ -23,6 +23,7 @@ MOST_SCALE = 64.0  # alpha / rank: recipes have 1 to 4, and a larger one drowns 
 LEAST_CLIP_NORM = 1e-3  # below, a step has the same length whatever it is made of
 LEAST_BETA = 0.5  # below, an update is the last steps' rather than the visit's
 MOST_FORGOTTEN = 0.01  # learning_rate * weight_decay, a step: at 1 only the last step is left
+MOST_TRIES = 5  # of one question in a month: a process that was killed, a disk that was full and is not
 SHORTER = "lower tuning.max_steps or tuning.epochs"
 USUAL = ScoringTable()
 NOISE, SECURE = "noise", "secure"  # the transforms' modules
@@ -55,12 +56,18 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """What a month has granted already, besides the question that is asked now: see `audit.granted`."""
+    """What a month has granted already: see `audit.granted`."""
 
     rounds: int = 0
-    """Questions of this kind."""
+    """Visits or scores of this kind that were begun, whatever came of them."""
     runs: int = 0
     """Other runs that were trained or scored."""
+    tries: int = 0
+    """Of `rounds`, those for this very question."""
+    failures: int = 0
+    """Visits and scores of this run that came to no answer."""
+    answers: int = 0
+    """Answers to this very question."""
 
 
 def refusal(
@@ -70,7 +77,7 @@ def refusal(
     site: str,
     bases: Collection[str],
     examples: int | None,
-    position: int = 0,
+    different: int | None = None,
     scored: int | None = None,
     scoring: ScoringTable = USUAL,
 ) -> Refusal | None:
@@ -83,7 +90,7 @@ def refusal(
         bases: digests of the bases that may be loaded.
         examples: that the site would train on, 1 or more; None before the data are looked at, and the
             rules about them are left out.
-        position: where the site is in its examples for this run, as `data.cursor` counts.
+        different: examples that the visit took, where it is one whose answer was kept.
         scored: held-out examples behind the numbers of a score; None where none is asked for.
         scoring: how the owner has examples rendered.
 
@@ -92,10 +99,12 @@ def refusal(
     """
     run = asked(request.settings)
     faults = [_about_the_base(request.base, bases), _about_the_run(policy, run, request.round, scoring)]
+    if request.kind == "score":
+        faults.append(_about_scores(policy))
     if examples is None:
         faults.append(_about_steps(policy, run.tuning.max_steps or 0))
     else:
-        faults.append(_about_a_visit(policy, run, examples, position))
+        faults.append(_about_a_visit(policy, run, examples, different))
     if scored is not None:
         faults.append(_about_a_score(policy, scored))
     return next((fault.at(site) for some in faults for fault in some), None)
@@ -127,7 +136,7 @@ def broken_by(
     scoring: ScoringTable = USUAL,
 ) -> list[Refusal]:
     """Every rule that a run file breaks by itself, whatever its base and whenever it asks."""
-    faults = (*_about_the_run(policy, run, rounds, scoring), *_about_a_visit(policy, run, examples, 0))
+    faults = (*_about_the_run(policy, run, rounds, scoring), *_about_a_visit(policy, run, examples))
     return [fault.at(site) for fault in faults]
 
 
@@ -196,6 +205,10 @@ def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: Scoring
     if data.system is not None and data.system not in policy.system_prompts:
         fix = "leave data.system out, or have it listed there, word by word"
         yield Fault("system_prompts", None, f"system prompt {_toml(data.system)}", fix)
+    days = (*policy.dates, *((scoring.date,) if scoring.date else ()))
+    if data.date and data.date not in days:
+        fix = "set data.date to one of them" if days else "leave data.date out, or have it listed there"
+        yield Fault("dates", days, f"to print {data.date} as the day", fix)
     if data.max_tokens not in policy.max_tokens:
         got = f"examples of {data.max_tokens} tokens"
         yield Fault("max_tokens", policy.max_tokens, got, _nearest(policy.max_tokens, data.max_tokens))
@@ -230,36 +243,29 @@ def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
         yield Fault("require_secure_aggregation", True, got, f"add the transform {_toml(SECURE)}")
 
 
-def _about_a_visit(policy: PolicyTable, run: RunSettings, examples: int, position: int) -> Iterator[Fault]:
+def _about_a_visit(
+    policy: PolicyTable, run: RunSettings, examples: int, different: int | None = None
+) -> Iterator[Fault]:
+    """By what a visit from the start of an epoch takes, so that a run is refused at once or not at all: one
+    that goes over an epoch's end has as many different examples, or begins with the next (`data.cursor`)."""
     if examples < max(policy.min_examples, policy.min_batch):
         rule = "min_examples" if examples < policy.min_examples else "min_batch"
         fix = "train with sites that hold more"
-        yield Fault(rule, getattr(policy, rule), f"to train on {examples} examples", fix)
+        yield Fault(
+            rule, getattr(policy, rule), "to train on fewer examples", fix
+        )  # how many is its own affair
         return
-    visit = length(run, examples, position, policy.min_batch)
+    visit = length(run, examples, policy.min_batch)
     yield from _about_steps(policy, visit.steps)
-    different = _different(examples, cursor.begin(examples, position, policy.min_batch), visit.taken)
+    different = visit.different if different is None else different
     if different < policy.min_examples:
-        got = f"a visit that takes {different}"
-        if different < visit.taken:
-            got += f" different ones for certain ({visit.taken}, over the border of an epoch)"
         fix = "raise tuning.batch_size, tuning.max_steps or tuning.epochs"
-        yield Fault("min_examples", policy.min_examples, got, fix)
-    wanted = visit.taken if run.tuning.max_steps else _wanted(run, examples)  # an end may be moved a little
+        yield Fault("min_examples", policy.min_examples, f"a visit that takes {different}", fix)
+    # as asked, since an end may be moved a little
+    wanted = run.tuning.max_steps * run.tuning.batch_size if run.tuning.max_steps else _wanted(run, examples)
     if wanted > policy.max_epochs * examples:
-        epochs = f"{visit.taken / examples:.4g}"
-        got = f"{epochs} epochs a visit ({visit.taken} examples of {examples})"
+        got = f"{wanted / examples:.4g} epochs a visit ({wanted} examples of {examples})"
         yield Fault("max_epochs", policy.max_epochs, got, SHORTER)
-
-
-def _different(examples: int, start: int, taken: int) -> int:
-    """Fewest different examples of a visit: what it takes of the next epoch it may have taken of this one.
-
-    >>> _different(30, 16, 14), _different(30, 16, 22), _different(30, 16, 40)
-    (14, 14, 26)
-    """
-    left = examples - start % examples
-    return max(min(taken, left), min(taken - left, examples))
 
 
 def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Fault]:
@@ -267,16 +273,18 @@ def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Fault]:
         yield Fault("max_steps", policy.max_steps, f"{steps} steps a visit", SHORTER)
 
 
+def _about_scores(policy: PolicyTable) -> Iterator[Fault]:
+    if "heldout" not in policy.metrics:
+        yield Fault("metrics", policy.metrics, '"heldout"', "go on without this site's scores")
+
+
 def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Fault]:
     if scored < policy.min_examples:
-        got = f"a score over {scored} held-out examples"
         fix = "go on without this site's score; its owner may raise scoring.share or scoring.examples"
-        yield Fault("min_examples", policy.min_examples, got, fix)
+        yield Fault("min_examples", policy.min_examples, "a score over fewer held-out examples", fix)
 
 
 def _about_now(policy: PolicyTable, request: Request, granted: Granted, now: datetime) -> Iterator[Fault]:
-    if request.kind == "score" and "heldout" not in policy.metrics:
-        yield Fault("metrics", policy.metrics, '"heldout"', "go on without this site's scores")
     if request.cohort < policy.min_cohort:
         got = f"a cohort of {request.cohort}"
         yield Fault("min_cohort", policy.min_cohort, got, "raise federation.share, or add sites")
@@ -290,33 +298,38 @@ def _about_now(policy: PolicyTable, request: Request, granted: Granted, now: dat
     if granted.runs >= policy.runs_per_month:
         got = f"run {granted.runs + 1} of {now:%Y-%m}"
         yield Fault("runs_per_month", policy.runs_per_month, got, "ask again next month")
+    if granted.failures >= policy.failures_per_run:
+        got = f"to go on with a run of which {granted.failures} visits and scores came to nothing this month"
+        fix = "see the site's log, and begin another run once it is fixed"
+        yield Fault("failures_per_run", policy.failures_per_run, got, fix)
+    if granted.tries >= MOST_TRIES:
+        got = f"one question again, of which {granted.tries} tries this month came to no answer"
+        yield Fault("tries", None, got, "go on with the next round, and see the site's log")
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """How long a visit is: optimiser steps, and examples taken (one taken twice counts twice)."""
+    """How long a visit is: optimiser steps, examples taken (one taken twice counts twice), different ones."""
 
     steps: int
     taken: int
+    different: int
 
 
-def length(run: RunSettings, examples: int, position: int = 0, min_batch: int = 1) -> Visit:
-    """The length of the visit that `data.cursor.visit` would make, without making it.
+def length(run: RunSettings, examples: int, min_batch: int = 1) -> Visit:
+    """The length of the visit that `data.cursor.visit` makes from the start of an epoch, without making it.
 
-    A batch never straddles two epochs, so the steps depend on where the cursor is.
+    One that goes over the end of an epoch may have one or two steps more, since no batch straddles two.
     """
-    batch, start = run.tuning.batch_size, cursor.begin(examples, position, min_batch)
-    left = examples - start % examples
-    first, each = (cursor.batches(count, batch, min_batch) for count in (left, examples))
-    if run.tuning.max_steps is None:
-        taken = cursor.end(examples, start, _wanted(run, examples), min_batch) - start
-        whole, rest = divmod(max(0, taken - left), examples)
-        head = cursor.batches(min(taken, left), batch, min_batch)
-        return Visit(head + whole * each + cursor.batches(rest, batch, min_batch), taken)
-    if (steps := run.tuning.max_steps) < first:
-        return Visit(steps, steps * batch)
-    whole, rest = divmod(steps - first, each)
-    return Visit(steps, left + whole * examples + rest * batch)
+    batch, each = run.tuning.batch_size, cursor.batches(examples, run.tuning.batch_size, min_batch)
+    if (steps := run.tuning.max_steps) is None:
+        taken = cursor.end(examples, 0, _wanted(run, examples), min_batch)
+        whole, rest = divmod(taken, examples)
+        steps = whole * each + cursor.batches(rest, batch, min_batch)
+    else:
+        whole, rest = divmod(steps, each)
+        taken = whole * examples + rest * batch
+    return Visit(steps, taken, min(taken, examples))
 
 
 def _wanted(run: RunSettings, examples: int) -> int:

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from shepherd import paths, world
 from shepherd import settings as run_file
-from shepherd.config import NonNegativeInt, PositiveFloat, PositiveInt, ShareBelowOne, Table
+from shepherd.config import Day, NonNegativeInt, PositiveFloat, PositiveInt, ShareBelowOne, Table
 from shepherd.errors import FolderError, SettingsError
 from shepherd.model.digest import digest
 from shepherd.settings import TINY, WORLD, FieldsTable, RunSettings, TuningTable
@@ -29,7 +29,7 @@ Switch = Annotated[bool, Strict()]
 Metric = Literal["loss", "examples", "tokens", "trained_tokens", "steps", "heldout"]
 TemplateName = Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"]
 Tokens = Annotated[int, Strict(), Field(ge=8)]
-DAY = 24 * 60  # minutes
+MINUTES = 24 * 60  # of a day
 
 
 def minutes(hours: str) -> tuple[int, int]:
@@ -46,7 +46,7 @@ def minutes(hours: str) -> tuple[int, int]:
         raise ValueError("write it as 08:00-18:00")
     first, first_minute, last, last_minute = map(int, found.groups())
     start, end = first * 60 + first_minute, last * 60 + last_minute
-    if max(first_minute, last_minute) > 59 or start >= DAY or end > DAY:
+    if max(first_minute, last_minute) > 59 or start >= MINUTES or end > MINUTES:
         raise ValueError("a day has the hours 00:00 to 24:00")
     if start == end:
         raise ValueError("the window is empty; leave the key out to allow every hour")
@@ -101,7 +101,7 @@ class ScoringTable(Table):
     """Of the draw of what is held out."""
     template: TemplateName = "alpaca"
     """How examples are written: "alpaca", "alpaca-short", "vicuna", "plain" or "chat", the base's own."""
-    date: str = Field(default="", examples=["2026-11-28"])
+    date: Day = Field(default="", examples=["2026-11-28"])
     """Day that a chat template prints as today's; only a template that prints one needs it."""
     max_tokens: Tokens = 512
     """Longer examples are cut to this many tokens."""
@@ -138,17 +138,22 @@ class PolicyTable(Table):
     0.001, whose tuning.betas are below 0.5, or whose learning_rate * weight_decay is above 0.01: each
     can make an update of a few examples out of a visit of many."""
     max_steps: PositiveInt = 1000
-    """Most optimiser steps in one visit, however the run file says its length."""
+    """Most optimiser steps in one visit, however the run file says its length (over the end of an epoch there
+    may be one or two more)."""
     max_epochs: PositiveFloat = 3.0
     """Most passes over the site's examples in one visit, however the run file says its length."""
     max_rounds: PositiveInt = 100
     """Most rounds of one run."""
     rounds_per_month: PositiveInt = 300
-    """Most rounds trained in a month of the calendar, over all runs, as the audit log has them; a
-    round that is asked for again with the same question counts once. As many may be scored, and one more
-    a run."""
+    """Most rounds trained in a month of the calendar, over all runs, as the audit log has them. A visit
+    that came to nothing counts, and so does each new try of it; an answer that is kept and given again does
+    not. As many may be scored, and one more a run."""
     runs_per_month: PositiveInt = 30
     """Most runs that train or are scored in a month: each new run takes the examples in another order."""
+    failures_per_run: PositiveInt = 20
+    """Most visits and scores of a run that may come to nothing in a month, out of time or of memory or
+    whatever it was, until the run is refused: that a visit fails may tell of the examples in it. By no key of
+    its own, one question is tried five times at most."""
     algorithms: tuple[str, ...] = ("fedavg", "fedprox", "ffa_lora")
     """The algorithms that may run, by the exact name of the module. A module outside this package runs
     code of its own here: list it only if you have read it."""
@@ -158,7 +163,8 @@ class PolicyTable(Table):
     """Fewest sites in a round: in a round of one, the mean is this site's own update."""
     min_examples: PositiveInt = 16
     """Fewest different examples that a visit takes, and fewest behind any number that leaves: what comes from
-    a handful says much about each of them. Smaller categories are scored together, as "other"."""
+    a handful says much about each of them. A visit that would take fewer at the end of an epoch begins with
+    the next one. Smaller categories are scored together, as "other"."""
     min_batch: PositiveInt = 8
     """Fewest examples in one optimiser step. A last batch of an epoch that would be shorter is taken with
     the one before it."""
@@ -170,6 +176,9 @@ class PolicyTable(Table):
     max_tokens: tuple[Tokens, ...] = (128, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
     """Lengths that a run may cut examples to. They lie far apart, so that two updates which differ by one
     token of an example cannot both be asked for."""
+    dates: tuple[Day, ...] = ()
+    """Days that a run may have a chat template print as today's, beside scoring.date; only a template that
+    prints one needs it."""
     loss_on: tuple[Literal["responses", "all"], ...] = ("responses",)
     """What may be trained on: the responses, or ("all") the instructions and contexts too."""
     require_noise: Switch = False

@@ -1,17 +1,20 @@
 """What a site keeps of a run between rounds: where it is in its data, its memory, and what it answered.
 
     HOME/state/RUN/round-00003/    a checkpoint: after the third round that the run asked of it
-                                   tensors: what was trained from, the algorithm's memory, and the update
-    HOME/runs/RUN.json             where it is in its data, and the last questions that it answered
+                                   tensors: the algorithm's memory, and the update
+    HOME/state/RUN/start-00003     the adapter that was trained from then, as safetensors
+    HOME/runs/RUN.json             where it is in its data, the last questions answered, and its last score
     HOME/secret                    what the order of the examples comes from
 
-Each is written whole or not at all. Checkpoints are kept of the last two rounds of the last eight runs; the
-small record of a run for a year, so that a run that comes back goes on where it was. None of it ever leaves
-the site but the update, to whoever asks the same question again.
+Each is whole or not there. Checkpoints are kept of the last two rounds of the last eight runs; the
+small record of a run for a year, so that a run that comes back goes on where it was. Nobody waits until a
+start is on the disk, which would double a round: where a power cut loses it, the site gives no score until it
+has trained again. None of it ever leaves the site but the update, to whoever asks the same question again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -24,11 +27,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shepherd import checkpoint
+from safetensors.numpy import load as tensors_from
+from safetensors.numpy import save as bytes_of
+
+from shepherd import checkpoint, private
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Payload, ServerState, Update
 from shepherd.errors import FolderError
 from shepherd.folder import mending, write_atomic
+from shepherd.site.numbers import Score
 
 KEEP = 2  # rounds of a run
 RUNS = 8  # those answered last
@@ -51,11 +58,13 @@ class Kept:
     """Where the visit began."""
     position: int
     """Where it ended."""
+    different: int
+    """How many different examples it took."""
     examples: int
     """That the site held then."""
     memory: Payload
-    adapter: Adapter
-    """That was trained from."""
+    adapter: Adapter | None
+    """That was trained from; None where it is lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +75,13 @@ class Record:
     """The last one answered."""
     id: str = ""
     position: int = 0
+    spent: bool = False
+    """Whether that round's visit came to nothing that could be answered."""
     scored: int = -1
     """The last one scored."""
     scored_id: str = ""
+    score: Mapping[str, Score] | None = None
+    """What was told then, by category."""
 
 
 @dataclass(slots=True)
@@ -109,11 +122,11 @@ class Store:
         found = _record(self._place(run))
         for last in self.kept(run)[-1:]:  # a kill between the two leaves the record behind
             if last.round > found.round:
-                return replace(found, round=last.round, id=last.id, position=last.position)
+                return _answered(found, last)
         return found
 
     def save(self, run: str, kept: Kept) -> None:
-        """Keep the state after one more round; when this returns, it is on the disk.
+        """Keep the state after one more round; when this returns, all but the start is on the disk.
 
         Raises:
             FolderError: the disk is full or cannot be written; what was there before stands.
@@ -121,21 +134,34 @@ class Store:
         before = self.kept(run)
         with self._lock:
             self._run = ""  # whatever happens now, the disk knows
-            checkpoint.save(self.home / "state" / run, _checkpoint(kept), keep=KEEP)
+            folder = self.home / "state" / run
+            digest = _save_start(folder, kept.round, kept.adapter) if kept.adapter else ""
+            checkpoint.save(folder, _checkpoint(kept, digest), keep=KEEP)
+            _delete_starts(folder)
             sweep(self.home / "state", RUNS)
             known = _record(self._place(run))
-            now = replace(known, round=kept.round, id=kept.id, position=kept.position)
-            self._write(run, now)
+            self._write(run, _answered(known, kept))
             self._run, self._kept = run, (*before, kept)[-KEEP:]
 
-    def note_score(self, run: str, round: int, id: str) -> None:
-        """Keep that a round was scored, before its score is told.
+    def spend(self, run: str, round: int, id: str, position: int) -> None:
+        """Keep that a round's visit was made and came to nothing, so that it is not made again.
 
         Raises:
             FolderError: the disk is full or cannot be written.
         """
         with self._lock:
-            self._write(run, replace(_record(self._place(run)), scored=round, scored_id=id))
+            known = _record(self._place(run))
+            self._write(run, replace(known, round=round, id=id, position=position, spent=True))
+
+    def save_score(self, run: str, round: int, id: str, score: Mapping[str, Score]) -> None:
+        """Keep the score of a round, before it is told.
+
+        Raises:
+            FolderError: the disk is full or cannot be written.
+        """
+        with self._lock:
+            known = _record(self._place(run))
+            self._write(run, replace(known, scored=round, scored_id=id, score=score))
 
     def secret(self) -> int:
         """This site's own, drawn once; nobody else ever sees it.
@@ -190,19 +216,58 @@ def _write_private(path: Path, text: str) -> None:
 
 def _record(place: Path) -> Record:
     try:
-        return Record(**json.loads(place.read_text(encoding="utf8")))
+        table = json.loads(place.read_text(encoding="utf8"))
+        score = table.pop("score", None)
+        told = None if score is None else {name: Score(**each) for name, each in score.items()}
+        return Record(**table, score=told)
     except FileNotFoundError:
         return Record()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise FolderError(
             f"the record {place} cannot be read ({type(error).__name__}); delete it, and the run begins anew"
         ) from error
 
 
-def _checkpoint(kept: Kept) -> Checkpoint:
+def _answered(record: Record, kept: Kept) -> Record:
+    return replace(record, round=kept.round, id=kept.id, position=kept.position, spent=False)
+
+
+def _save_start(folder: Path, round: int, adapter: Adapter) -> str:
+    """Write the adapter that a round was trained from, without waiting for the disk; give its digest."""
+    data = bytes_of(dict(adapter))
+    with mending(folder):
+        private.make(folder)
+        unfinished = _start(folder, round).with_name("start.new")
+        with open(unfinished, "wb", opener=private.owner_only) as file:
+            file.write(data)
+        unfinished.replace(_start(folder, round))
+    return hashlib.sha256(data).hexdigest()
+
+
+def _start(folder: Path, round: int) -> Path:
+    return folder / f"start-{round + 1:05d}"  # the number of its checkpoint
+
+
+def _delete_starts(folder: Path) -> None:
+    """Of rounds whose checkpoint is gone."""
+    with mending(folder):
+        for start in folder.glob("start-*"):
+            if not start.with_name(start.name.replace("start", "round")).exists():
+                start.unlink()
+
+
+def _read_start(folder: Path, round: int, digest: str) -> Adapter | None:
+    try:
+        data = _start(folder, round).read_bytes()
+    except OSError:
+        return None
+    return Adapter(tensors_from(data)) if hashlib.sha256(data).hexdigest() == digest else None
+
+
+def _checkpoint(kept: Kept, start: str) -> Checkpoint:
     update = kept.update
     tensors = {"delta": update.delta, "extra": update.extra}
-    state = ServerState(round=kept.round + 1, adapter=kept.adapter, transforms=tensors)
+    state = ServerState(round=kept.round + 1, adapter=Adapter(), transforms=tensors)
     notes = {
         "id": kept.id,
         "clients": list(update.clients),
@@ -210,7 +275,9 @@ def _checkpoint(kept: Kept) -> Checkpoint:
         "metrics": dict(update.metrics),
         "start": kept.start,
         "position": kept.position,
+        "different": kept.different,
         "examples": kept.examples,
+        "trained_from": start,
     }
     return Checkpoint(state=state, clients={OWN: kept.memory}, notes=notes)
 
@@ -224,9 +291,12 @@ def _read(path: Path) -> Kept:
         update=_update(round, notes, tensors),
         start=notes["start"],
         position=notes["position"],
+        # an earlier version counted what it took
+        different=notes.get("different", min(notes["position"] - notes["start"], notes["examples"])),
         examples=notes["examples"],
         memory=saved.clients[OWN],
-        adapter=saved.state.adapter,
+        # which stood in the checkpoint itself
+        adapter=saved.state.adapter or _read_start(path.parent, round, notes.get("trained_from", "")),
     )
 
 

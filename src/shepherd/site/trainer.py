@@ -15,16 +15,17 @@ import os
 import signal
 import sys
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
 
 from shepherd import plugins, prepare
 from shepherd.core import Adapter, Broadcast, Failure, Update, seed_for
+from shepherd.data import cursor
 from shepherd.errors import DataError, ShepherdError
 from shepherd.evaluate import loss
 from shepherd.federation import fields, local, wire
@@ -38,17 +39,19 @@ from shepherd.settings import RunSettings, TuningTable
 from shepherd.site import arrival, audit, bases, faults, numbers, policy
 from shepherd.site.audit import Left
 from shepherd.site.holding import Holding
-from shepherd.site.policy import Refusal
+from shepherd.site.numbers import Score
+from shepherd.site.policy import Granted, Refusal, Visit
 from shepherd.site.settings import SiteSettings, own, read, scored
 from shepherd.site.store import Kept, Record, Store
 from shepherd.site.task import Answer, Task, waited
+from shepherd.visible import in_this_process
 
 LOG = "trainer.log"
 HOUR_S = 3600.0
 MOST_WAITING = 4
 """Runs whose requests may wait for the one that is worked on: each holds an adapter."""
-MOST_REPEATS = 20
-"""Answers to one question: who needs more has another trouble than a lost connection."""
+MOST_ANSWERS = 20
+"""Answers to one question in a month: who needs more has another trouble than a lost connection."""
 
 log = logging.getLogger("shepherd.site.trainer")  # also where it is run as __main__
 
@@ -67,8 +70,6 @@ class Trainer:
         self._lock = threading.Lock()
         self._tasks: dict[str, Task] = {}  # of each run, the last one
         self._joins: deque[float] = deque()  # when the last ones came
-        self._repeats: Counter[str] = Counter()  # of each question of the run asked last, its answers
-        self._repeated = ""
 
     def handle(self, message: bytes) -> bytes:
         """The reply to a request; never raises."""
@@ -101,20 +102,26 @@ class Trainer:
         arrival.require_version(request, self.name)
         arrival.require_clock(request, size)
         arrival.require_id(request, self.name)
+        arrival.require_sound(request)
         self._require_allowed(request)
         if request.kind == "join":
             self._require_few_joins()
         kept = self._kept_answer(request)
         if kept is not None:
-            self._require_few_repeats(request)
+            self._require_few_answers(request)
             return kept
         if request.kind == "join" and (examples := self._examples_held(request)):
+            self._require_allowed(request, examples)
             return _left(self._joined(examples))
         task = self._submitted(request, received + request.deadline)
         return waited(task, received + request.deadline)
 
     def _require_allowed(
-        self, request: Request, examples: int | None = None, position: int = 0, scored: int | None = None
+        self,
+        request: Request,
+        examples: int | None = None,
+        different: int | None = None,
+        scored: int | None = None,
     ) -> None:
         """By the rules about what is asked; before the data are looked at, by those that need no look."""
         arrival.require_none(
@@ -124,7 +131,7 @@ class Trainer:
                 site=self.name,
                 bases=self._allowed,
                 examples=examples,
-                position=position,
+                different=different,
                 scored=scored,
                 scoring=self.settings.scoring,
             )
@@ -132,11 +139,14 @@ class Trainer:
 
     def _require_allowed_now(self, request: Request) -> None:
         now = _now()
-        this = (request.run, request.round, request.id)
-        granted = audit.granted(self.home / audit.FILE, audit.month_of(now), kind=request.kind, besides=this)
+        granted = self._granted(request, now)
         arrival.require_none(
             policy.refusal_now(self.settings.policy, request, site=self.name, granted=granted, now=now)
         )
+
+    def _granted(self, request: Request, now: datetime) -> Granted:
+        asked = (request.run, request.round, request.id)
+        return audit.granted(self.home / audit.FILE, audit.month_of(now), kind=request.kind, asked=asked)
 
     def _require_few_joins(self) -> None:
         most = self.settings.trainer.joins_per_hour
@@ -151,16 +161,12 @@ class Trainer:
                 )
             self._joins.append(now)
 
-    def _require_few_repeats(self, request: Request) -> None:
-        with self._lock:
-            if self._repeated != request.run:
-                self._repeated, self._repeats = request.run, Counter()
-            self._repeats[request.id] += 1
-            if self._repeats[request.id] > MOST_REPEATS:
-                raise arrival.Refused(
-                    "replay",
-                    f"{self.name} has given this answer {MOST_REPEATS} times; go on with the next round",
-                )
+    def _require_few_answers(self, request: Request) -> None:
+        if self._granted(request, _now()).answers >= MOST_ANSWERS:
+            raise arrival.Refused(
+                "replay",
+                f"{self.name} has given this answer {MOST_ANSWERS} times; go on with the next round",
+            )
 
     def _kept_answer(self, request: Request) -> Answer | None:
         """The answer that this question got before, as the policy of today lets it leave.
@@ -173,8 +179,9 @@ class Trainer:
             return None
         record = self.store.record(request.run)
         if request.kind == "score":
-            self._require_unscored(request, record)
-            return None
+            return self._kept_score(request, record)
+        if record.spent and record.id == request.id:
+            raise faults.Diverged("this visit was made, and came to numbers that are not finite")
         kept = self.store.answered(request.run, request.id)
         if kept is None and request.round <= record.round:
             again = "another question" if request.id != record.id else "one whose answer is kept no more"
@@ -186,19 +193,25 @@ class Trainer:
             )
         if kept is None:
             return None
-        self._require_allowed(request, kept.examples, kept.start)
+        self._require_allowed(request, kept.examples, kept.different)
         return _left(self._told(kept.update))
 
-    def _require_unscored(self, request: Request, record: Record) -> None:
-        """One question a round: two scores of adapters that differ little tell much."""
-        again = (record.scored, record.scored_id) == (request.round, request.id)
-        if not again and request.round <= max(record.scored, record.round):
+    def _kept_score(self, request: Request, record: Record) -> Answer | None:
+        """As `_kept_answer`; one question a round: two scores of adapters that differ little tell much."""
+        if (record.scored, record.scored_id) == (request.round, request.id):
+            if record.score is None:  # as an earlier version left it
+                return None
+            told = numbers.still_told(record.score, self.settings.policy.min_examples)
+            self._require_allowed(request, scored=sum(each.examples for each in told.values()))
+            return _left(*self._scores(request, told))
+        if request.round <= max(record.scored, record.round):
             raise arrival.Refused(
                 "replay",
                 f"{self.name} has scored this run after {max(record.scored, record.round)} rounds, or trained"
                 f" since, and is asked to score it after {request.round} with another question; go on without"
                 " its score",
             )
+        return None
 
     def _examples_held(self, request: Request) -> int:
         """How many examples there are, if base and data are loaded: then nobody's work is disturbed."""
@@ -245,12 +258,9 @@ class Trainer:
             return self._scored(task, settings)
         prepared = self.holding.data(settings, request.base)
         examples = len(prepared.clients[self.name])
-        before = self.store.before(request.run, request.round)
-        start = before.position if before else self.store.record(request.run).position
-        self._require_allowed(request, examples, start)
+        self._require_allowed(request, examples)
         self._require_allowed_now(request)  # it may have waited
-        least = self.settings.policy.min_batch
-        visit = policy.length(settings, examples, start, least) if request.broadcast else None
+        start, visit = self._planned(request, settings, examples)
         self._record(audit.granted_to(request, _now(), visit=visit))
         task.require_wanted()
         base = self.holding.base(settings, request.base, self._longest(settings))
@@ -258,8 +268,8 @@ class Trainer:
         task.require_wanted()
         if request.broadcast is None:
             return _left(self._joined(examples))
-        arrival.require_fit(request, request.broadcast, base)
-        return self._trained(task, settings, prepared, base, before, start)
+        arrival.require_fit(request.broadcast, base)
+        return self._trained(task, settings, prepared, base, start, visit)
 
     def _own(self, request: Request) -> RunSettings:
         return own(self.settings, request.settings, bases.find(self.settings.bases, request.base))
@@ -281,6 +291,22 @@ class Trainer:
             return self.settings.trainer.order_seed
         return seed_for(self.store.secret(), "order", request.run)
 
+    def _planned(self, request: Request, settings: RunSettings, examples: int) -> tuple[int, Visit]:
+        """Where the next visit begins in the site's examples, and how long it is."""
+        limits, tuning = self.settings.policy, settings.tuning
+        steps, end = cursor.visit(
+            examples,
+            self.store.record(request.run).position,
+            epochs=tuning.epochs,
+            max_steps=tuning.max_steps,
+            batch_size=tuning.batch_size,
+            seed=seed_for(self._order(request), "order", self.name),
+            min_batch=limits.min_batch,
+            min_examples=limits.min_examples,
+        )
+        visit = Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
+        return end - visit.taken, visit
+
     def _joined(self, examples: int) -> Joined:
         fewest = self.settings.policy.min_cohort
         return Joined(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
@@ -291,11 +317,12 @@ class Trainer:
         settings: RunSettings,
         prepared: Prepared,
         base: Base,
-        before: Kept | None,
         start: int,
+        visit: Visit,
     ) -> Answer:
         request, name = task.request, self.name
         assert request.broadcast is not None
+        before = self.store.before(request.run, request.round)
         if before is None and start:
             log.warning("%s what it remembered is gone, and it goes on without", _named(request))
         simulation = Simulation(
@@ -314,12 +341,17 @@ class Trainer:
             memories={name: before.memory} if before else {},
             watch=lambda progress: task.require_wanted(),
         )
-        (answer,) = simulation.run(request.broadcast, [name])
+        with faults.of_the_examples():
+            (answer,) = simulation.run(request.broadcast, [name])
         simulation.commit()
         if isinstance(answer, Failure):
             raise DataError(answer.reason)
-        arrival.require_finite(answer)
         examples, position = len(prepared.clients[name]), simulation.positions[name]
+        try:
+            arrival.require_finite(answer)
+        except faults.Diverged:  # which says something of these examples: once
+            self.store.spend(request.run, request.round, request.id, position)
+            raise
         metrics = numbers.of_a_visit(
             answer.metrics,
             comparable=self._is_comparable(settings, examples, start, position),
@@ -332,6 +364,7 @@ class Trainer:
             update=replace(answer, metrics=metrics),
             start=start,
             position=position,
+            different=visit.different,
             examples=examples,
             memory=simulation.memories[name],
             adapter=request.broadcast.adapter,
@@ -359,27 +392,30 @@ class Trainer:
         least = self.settings.policy.min_examples
         behind = numbers.behind(names, least)
         self._require_allowed(request, scored=sum(behind.values()))
+        adapter = self._scorable(request, request.broadcast)
         self._require_allowed_now(request)  # it may have waited
         self._record(audit.granted_to(request, _now(), scoring=scoring, behind=behind))
         task.require_wanted()
         base = self.holding.base(settings, request.base, self._longest(settings))
         prepare.require_readable(held, base)
-        arrival.require_fit(request, request.broadcast, base)
-        adapter = self._scorable(request, request.broadcast)
+        arrival.require_fit(request.broadcast, base)
         data = held.heldout.take(places)
         micro_batch = self._tuning(settings, base).micro_batch_tokens
         assert isinstance(micro_batch, int)
-        sums = score.losses(base, [adapter], data, micro_batch=micro_batch, cap_nats=numbers.CAP_NATS)[0]
+        with faults.of_the_examples():
+            sums = score.losses(base, [adapter], data, micro_batch=micro_batch, cap_nats=numbers.CAP_NATS)[0]
         found = numbers.scores(sums, tune.predictions(data), names, least)
         task.commit()
-        self.store.note_score(request.run, request.round, request.id)
+        self.store.save_score(request.run, request.round, request.id, found)
+        return _left(*self._scores(request, found))
+
+    def _scores(
+        self, request: Request, found: Mapping[str, Score]
+    ) -> tuple[Scores, dict[str, dict[str, float]]]:
+        """A score as it leaves, and as the audit log has it."""
         by_name = {name: (each.mean * each.tokens, each.tokens) for name, each in found.items()}
         reply = Scores(client=self.name, round=request.round, categories=by_name)
-        told = {
-            name: {"mean": each.mean, "tokens": each.tokens, "examples": each.examples}
-            for name, each in found.items()
-        }
-        return _left(reply, told)
+        return reply, {name: asdict(each) for name, each in found.items()}
 
     def _scorable(self, request: Request, broadcast: Broadcast) -> Adapter:
         """The adapter to score: near one that this site trained, or one that changes nothing.
@@ -394,7 +430,8 @@ class Trainer:
             raise arrival.Refused(
                 "scoring",
                 f"{self.name} scores an adapter that changes nothing yet, or one that is near the last one"
-                " that it trained, in the round before, and this is neither; go on without its score",
+                f" that it trained, in the {numbers.LATER} rounds before, and this is neither; go on without"
+                " its score",
             )
         return broadcast.adapter
 
@@ -428,7 +465,9 @@ def _is_known(broadcast: Broadcast, trained: Kept | None) -> bool:
     """Whether an adapter changes nothing, or can have come of the one that was trained before."""
     if numbers.is_blank(broadcast.adapter):
         return True
-    return trained is not None and numbers.is_near(
+    if trained is None or trained.adapter is None:
+        return False
+    return numbers.is_near(
         broadcast.adapter, broadcast.round, trained.adapter, trained.round, trained.update.delta.norm()
     )
 
@@ -506,6 +545,7 @@ def _end_with(parent: int, stopped: threading.Event) -> None:
 
 
 if __name__ == "__main__":
+    in_this_process()
     code = main()
     logging.shutdown()
     os._exit(code)  # a step that is under way may take long, and nothing of it is wanted

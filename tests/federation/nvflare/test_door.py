@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import socket
@@ -229,7 +230,8 @@ def reached(kit: Path, port: int) -> bool:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    monkeypatch.setattr(net_utils, "get_ssl_context", net_utils.get_ssl_context)
+    # FLARE's own, whatever a test before this one left in the process
+    monkeypatch.setattr(net_utils, "get_ssl_context", inspect.unwrap(net_utils.get_ssl_context))
     return module.hold_to_server
 
 

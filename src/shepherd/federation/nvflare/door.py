@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import socket
@@ -58,6 +59,7 @@ def hold_to_server() -> None:
     if getattr(made, "holds", False):
         return
 
+    @functools.wraps(made)
     def get_ssl_context(params: dict[str, Any], ssl_server: bool) -> ssl.SSLContext | None:
         context: ssl.SSLContext | None = made(params, ssl_server)
         if context is not None and not ssl_server:

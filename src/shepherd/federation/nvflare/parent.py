@@ -20,6 +20,7 @@ import psutil
 from shepherd.federation.nvflare import door
 from shepherd.federation.nvflare.hardening import Kind
 from shepherd.federation.nvflare.leftovers import JOBS, sweep, temporary, tidy
+from shepherd.visible import in_this_process
 
 HEARTBEAT = 2.0
 """Seconds between a site's signs of life; FLARE: 10. A restarted server knows its sites again after one."""
@@ -84,4 +85,5 @@ def _arguments(kind: Kind, kit: Path, name: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    in_this_process()
     main(sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3] if len(sys.argv) > 3 else "")  # type: ignore[arg-type]

@@ -23,7 +23,9 @@ class Launcher(ClientProcessJobLauncher):  # type: ignore[misc]
 if __name__ == "__main__":
     from shepherd.federation.nvflare import door
     from shepherd.federation.nvflare.commands import restrict
+    from shepherd.visible import in_this_process
 
+    in_this_process()
     restrict()
     door.shorten_silence()
     door.hold_to_server()

@@ -1,0 +1,102 @@
+"""What a data set of the hub says of itself: its files are its own, on no other host and not of this disk.
+
+The library `datasets` takes any address and any path for a data file that a repository's card names (law 12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from shepherd.errors import DataError
+
+CARD, BESIDE = "README.md", ".huggingface.yaml"
+"""Where a repository describes its data: in the head of its card, and in a file of the same form."""
+
+
+def own_commit(name: str) -> str | None:
+    """The commit of a data set to read, whose card names no files but its own.
+
+    None where the hub is not asked or not reached; what is on this disk is then all that is read.
+
+    Raises:
+        DataError: the card names a file elsewhere, or cannot be read.
+    """
+    import datasets
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if datasets.config.HF_HUB_OFFLINE:
+        return None
+    try:
+        commit = str(HfApi().dataset_info(name).sha)
+    except Exception:  # each version of the library has its own; loading says best what is wrong
+        return None
+    for file in (CARD, BESIDE):
+        try:
+            path = Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
+        except LocalEntryNotFoundError:  # the network has gone
+            raise
+        except EntryNotFoundError:
+            continue
+        for place in places(_described(path, name)):
+            if not _is_own(place):
+                raise DataError(
+                    f"data set {name} names {place!r} as its data ({file}), which is no file of its own;"
+                    " nothing was read from there: download what you want, and give data.source the files"
+                )
+    return commit
+
+
+def places(described: Any) -> Iterator[str]:
+    """The files and folders that the description of a data set names, as patterns; and names of its parts.
+
+    >>> list(places({"configs": [{"data_dir": "a", "data_files": [{"split": "train", "path": ["b/*"]}]}]}))
+    ['a', 'train', 'b/*']
+    """
+    configs = described.get("configs") if isinstance(described, dict) else None
+    for config in configs if isinstance(configs, list) else [configs]:
+        if isinstance(config, dict):
+            yield from _texts([config.get("data_dir"), config.get("data_files")])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for inner in value.values():
+                yield from _texts(inner)
+        case list():
+            for inner in value:
+                yield from _texts(inner)
+
+
+def _is_own(place: str) -> bool:
+    r"""Whether a pattern can only match files of the repository.
+
+    >>> [_is_own(place) for place in ("data/train-*.parquet", "https://a.example/x.csv", "/home/me/x.csv")]
+    [True, False, False]
+    >>> [_is_own(place) for place in ("../x.csv", "zip://*::a.zip", "hf://datasets/a/b/c.csv", "C:\\x.csv")]
+    [False, False, False, False]
+    """
+    parts = place.replace("\\", "/").split("/")
+    return ":" not in place and not place.startswith(("/", "\\", "~")) and ".." not in parts
+
+
+def _described(path: Path, name: str) -> Any:
+    """What a card or a file beside it says, read as `datasets` does."""
+    from huggingface_hub import DatasetCard
+
+    try:
+        if path.suffix == ".md":
+            return DatasetCard.load(path).data.to_dict()
+        return yaml.safe_load(path.read_text(encoding="utf8"))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{path.name} of data set {name} cannot be read ({reason}); give its files"
+        ) from error
