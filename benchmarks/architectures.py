@@ -233,7 +233,8 @@ def _gradients(base: Base, adapter: Adapter, data: Sequence[Tokens]) -> list[dic
     ]
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
     tuning = TuningTable(micro_batch_tokens=4096)
-    tune.tune(base, broadcast, algorithm, visits, tuning, learning_rate=0.0)
+    job = tune.Job(broadcast=broadcast, algorithm=algorithm, visits=visits, tuning=tuning, learning_rate=0.0)
+    tune.tune(base, job)
     return [{name: grad[k] for name, grad in caught.items()} for k in range(len(data))]
 
 

@@ -8,8 +8,9 @@ from time import perf_counter
 
 from benchmarks.work import Measured, Work, device_bytes
 from shepherd import plugins, select
+from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.federation.workers import beside
+from shepherd.machine.executors import Inline, processes
 from shepherd.model import base as bases
 from shepherd.model import malloc, memory
 from shepherd.model.tune import micro_batch_tokens
@@ -27,23 +28,25 @@ def engine(work: Work, *, workers: int | None = None, dtype: str | None = None) 
     memory.use_threads(settings.tuning.threads)
     base = bases.load(settings.model, settings.adapter)
     plan = _plan(work, settings.tuning, base)
-    pool = beside(plan.workers, settings.model, settings.adapter, base.proof)
-    if pool:  # a side ends when nobody asks it any more, and waits for its children
-        Finalize(None, pool.close, exitpriority=1)
+    executor = (
+        processes(plan.workers, settings.model, settings.adapter, base.proof)
+        if plan.workers > 1
+        else Inline(base)
+    )
+    # a side ends when nobody asks it any more, and waits for its children
+    Finalize(None, executor.close, exitpriority=1)
     method = plugins.method(settings)
 
     def visit_all(asked: Work) -> Measured:
-        simulation = Simulation(
-            base=base,
+        local = LocalClients(
             datasets=asked.clients,
             algorithm=method.algorithm,
             transform=method.transform,
             tuning=asked.settings.tuning.model_copy(update={"micro_batch_tokens": plan.micro_batch_tokens}),
             federation=asked.settings.federation,
-            seed=asked.settings.seed,
-            cohort_size=plan.cohort_size,
-            workers=pool,
+            order_seed=asked.settings.seed,
         )
+        simulation = Simulation(local=local, executor=executor, stack_size=plan.cohort_size)
         began = perf_counter()
         state, report = next(
             rounds(

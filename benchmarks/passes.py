@@ -105,12 +105,19 @@ def _cell(work: Work, *, size: int) -> Callable[[Work], Measured]:
             for name, data in asked.clients.items()
         ]
         broadcast = Broadcast(round=0, adapter=asked.start, seed=0)
+        job = tune.Job(
+            broadcast=broadcast,
+            algorithm=algorithm,
+            visits=visits,
+            tuning=tuning,
+            learning_rate=tuning.learning_rate,
+        )
         began = perf_counter()
-        tuned = tune.tune(base, broadcast, algorithm, visits, tuning, learning_rate=tuning.learning_rate)
+        tuned = tune.tune(base, job)
         return Measured(
             seconds=perf_counter() - began,
             adapter=asked.start,
-            loss=tuned[0].loss,
+            loss=tuned[0].report.loss,
             peak_bytes=device_bytes(base.device),
             dtype=str(base.dtype).removeprefix("torch."),
             micro_batch_tokens=memory.micro_batch(base),

@@ -33,6 +33,7 @@ from shepherd.data.tokens import Tokens
 from shepherd.model import memory
 from shepherd.model.base import load_tokenizer
 from shepherd.settings import ModelTable
+from shepherd.training.optimisers import adamw
 
 MASKED = -100
 
@@ -102,15 +103,16 @@ def rows(data: Tokens) -> list[dict[str, list[int]]]:
 def _arguments(work: Work, device: torch.device, bfloat16: bool, scratch: str) -> TrainingArguments:
     """AdamW, clipping and rate as the engine's; a loss is logged each step, and nothing is saved."""
     tuning = work.settings.tuning
+    adam = adamw.Config.model_validate(tuning.optimiser.model_extra or {})
     return TrainingArguments(
         output_dir=str(Path(scratch) / "trainer"),
         per_device_train_batch_size=tuning.batch_size,
         num_train_epochs=1,
         learning_rate=tuning.learning_rate,
         lr_scheduler_type="constant",
-        weight_decay=tuning.weight_decay,
-        adam_beta1=tuning.betas[0],
-        adam_beta2=tuning.betas[1],
+        weight_decay=adam.weight_decay,
+        adam_beta1=adam.betas[0],
+        adam_beta2=adam.betas[1],
         max_grad_norm=tuning.clip_norm or 0.0,
         train_sampling_strategy="sequential",
         bf16=bfloat16,

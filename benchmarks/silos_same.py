@@ -24,9 +24,11 @@ from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd import checkpoint, folder, plugins, prepare, select, world
 from shepherd.core import ServerState, seed_for
+from shepherd.federation.clients import LocalClients
 from shepherd.federation.orders import travelling
 from shepherd.federation.simulation import Simulation
 from shepherd.loading import load_base
+from shepherd.machine.executors import Inline
 from shepherd.model import files, lora, memory
 from shepherd.rounds import RoundReport, rounds, start
 from shepherd.settings import RunSettings, dump
@@ -145,19 +147,18 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         site: prepare.one_client(each, site, base.tokenizer).clients[site] for site, each in owned.items()
     }
     method = plugins.method(settings)
-    simulation = Simulation(
-        base=base,
+    local = LocalClients(
         datasets=datasets,
         algorithm=method.algorithm,
         transform=method.transform,
         tuning=settings.tuning,
         federation=settings.federation,
-        seed=settings.seed,
+        order_seed=settings.seed,
         min_batch=max(config.policy.min_batch for config in configs.values()),
         min_examples=max(config.policy.min_examples for config in configs.values()),
         cap_nats=numbers.CAP_NATS,
-        cohort_size=1,
     )
+    simulation = Simulation(local=local, executor=Inline(base), stack_size=1)
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     yield from rounds(
         method,

@@ -23,8 +23,8 @@ from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
 from shepherd.consent import Consent
 from shepherd.errors import BaseError, JudgeError, PluginError, SettingsError
-from shepherd.federation.workers import Workers
 from shepherd.judge.agreed import require_agreed
+from shepherd.machine.executors import Processes
 from shepherd.model import base as bases
 from shepherd.model import remote_code
 from shepherd.model.base import Proof
@@ -176,7 +176,7 @@ def test_a_worker_has_the_consent_of_its_parent_and_no_other(evil: Path, mark: P
     model = ModelTable(base=str(evil), trust_remote_code=True, device="cpu", dtype="float32")
     with pytest.raises(BaseError, match="--trust-remote-code"):
         bases.load(model, AdapterTable(rank=2), proof=Proof())
-    assert Workers(1, 1, model, AdapterTable(rank=2), Proof(), TRUSTED)._begin[-1] == TRUSTED
+    assert Processes(1, 1, model, AdapterTable(rank=2), Proof(), TRUSTED)._begin[-1] == TRUSTED
     assert not mark.exists()
 
 

@@ -1,4 +1,4 @@
-"""The server state, the clients' memories and the run's notes <-> a folder a round.
+"""The server state and the run's notes <-> a folder a round.
 
     checkpoints/
       round-00011/
@@ -34,7 +34,7 @@ from shepherd.errors import CheckpointError, FolderError
 
 FORMAT = 2
 READ = (1, 2)
-"""Formats that this version reads; the first had no server optimiser."""
+"""Formats that this version reads; the first had no server optimiser, and held what clients remember."""
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 FILES = (TENSORS, STATE, SUMS)
 UNFINISHED = ".unfinished-"
@@ -47,7 +47,7 @@ class Checkpoint:
 
     state: ServerState
     clients: Mapping[str, Payload] = field(default_factory=dict)
-    """What each client remembers (`Algorithm.remember`)."""
+    """What each client remembered, in a checkpoint of the first format; read, and not written any more."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """JSON, with keys of text: cursors, the row of rounds.jsonl, what the run chose by measuring."""
 
@@ -130,7 +130,7 @@ def load(path: Path) -> Checkpoint:
         optimiser={name: Payload(part) for name, part in tree.get("optimiser", {}).items()},
         transforms=tree["transforms"],
     )
-    clients = {name: Payload(part) for name, part in tree["clients"].items()}
+    clients = {name: Payload(part) for name, part in tree.get("clients", {}).items()}
     return Checkpoint(state=state, clients=clients, notes=kept["notes"])
 
 
@@ -142,7 +142,6 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
         "memory": state.memory,
         "optimiser": state.optimiser,
         "transforms": state.transforms,
-        "clients": checkpoint.clients,
     }
     tree = _flattened(parts, (), tensors)
     kept = {"format": FORMAT, "round": state.round, "tree": tree, "notes": checkpoint.notes}

@@ -12,7 +12,7 @@ from shepherd.core import Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.model import memory, tune
 from shepherd.model.base import Base
-from shepherd.model.tune import Visit
+from shepherd.model.tune import Job, Visit
 from shepherd.progress import stage
 from shepherd.settings import TuningTable
 
@@ -91,5 +91,12 @@ def _timed(base: Base, tuning: TuningTable, sample: Tokens, tokens: int) -> tupl
     visit = Visit(client="trial", data=data, steps=[np.arange(len(data))])
     broadcast = Broadcast(round=0, adapter=base.zero, seed=0)
     began = perf_counter()
-    tune.tune(base, broadcast, fedavg.ALGORITHM, [visit], tuning, learning_rate=tuning.learning_rate)
+    job = Job(
+        broadcast=broadcast,
+        algorithm=fedavg.ALGORITHM,
+        visits=[visit],
+        tuning=tuning,
+        learning_rate=tuning.learning_rate,
+    )
+    tune.tune(base, job)
     return len(data.ids), perf_counter() - began

@@ -61,6 +61,11 @@ class RunFolder:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
+    @property
+    def clients(self) -> Path:
+        """What clients remember between their visits."""
+        return self.path / "clients"
+
     def require_held(self) -> None:
         """Raise FolderError if the folder was removed, or is another run's by now."""
         try:

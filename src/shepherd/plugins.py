@@ -13,13 +13,18 @@ import shlex
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shepherd import aggregations, algorithms, server_optimisers, transforms
 from shepherd.config import PartTable
 from shepherd.core import Aggregation, Algorithm, Method, ServerOptimiser, Transform, chain
 from shepherd.errors import PluginError, SettingsError
 from shepherd.settings import RunSettings, validated
+from shepherd.training import objectives, optimisers
+
+if TYPE_CHECKING:
+    from shepherd.training.objective import Objective
+    from shepherd.training.optimiser import Optimiser
 
 
 def method(settings: RunSettings, allowed: Collection[str] = ()) -> Method:
@@ -75,6 +80,22 @@ def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Tra
         SettingsError: no such module, a module that is no transform, or a key it does not have.
     """
     return chain(*(_built(transforms, "transform", Transform, table, allowed) for table in tables))
+
+
+def optimiser(table: PartTable, allowed: Collection[str] = ()) -> Optimiser:
+    """The local optimiser that `[tuning.optimiser]` names; arguments and errors as for `algorithm`."""
+    from shepherd.training.optimiser import Optimiser  # torch, which a server does without
+
+    built: Optimiser = _built(optimisers, "optimiser", Optimiser, table, allowed)
+    return built
+
+
+def objective(table: PartTable, allowed: Collection[str] = ()) -> Objective:
+    """The local objective that `[tuning.objective]` names; arguments and errors as for `algorithm`."""
+    from shepherd.training.objective import Objective
+
+    built: Objective = _built(objectives, "objective", Objective, table, allowed)
+    return built
 
 
 def names(folder: ModuleType) -> list[str]:

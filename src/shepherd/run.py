@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from shepherd import card, checkpoint, folder, paths, plugins, prepare, select, tracking, weighing, world
 from shepherd.checkpoint import Checkpoint
+from shepherd.client_store import ClientStore, Kept, OnDisk
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Algorithm, Method, ServerState, seed_for
 from shepherd.data.examples import Example
@@ -32,10 +33,11 @@ from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import FederationError, FolderError, SettingsError
 from shepherd.evaluate import answers, loss
 from shepherd.expected import Expected, expected, memory_bytes
+from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.federation.workers import Workers, beside
 from shepherd.folder import RunFolder
 from shepherd.loading import load_base, load_checkpoint
+from shepherd.machine.executors import Executor, Inline, processes
 from shepherd.model import base as bases
 from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
@@ -72,15 +74,10 @@ class Run:
     def __post_init__(self) -> None:
         assert self.settings.tuning.cohort_size != "auto"
         self.simulation = Simulation(
-            base=self.base,
-            datasets=self.prepared.clients,
-            algorithm=self.method.algorithm,
-            transform=self.method.transform,
-            tuning=self.settings.tuning,
-            federation=self.settings.federation,
-            seed=self.settings.seed,
-            cohort_size=self.settings.tuning.cohort_size,
-            workers=workers_of(self.settings, self.base, self.consent),
+            local=local_clients(self.settings, self.prepared, self.method, self.consent),
+            executor=executor(self.settings, self.base, self.consent),
+            stack_size=self.settings.tuning.cohort_size,
+            store=OnDisk(self.holder.clients, self.settings.checkpoints.keep),
         )
 
     def __repr__(self) -> str:
@@ -174,8 +171,7 @@ class Run:
         """Give the run folder back, and end what the trackers still hold; once or again."""
         if not self.closed:
             self.closed = True
-            if self.simulation.workers:
-                self.simulation.workers.close()
+            self.simulation.executor.close()
             self.trackers.finish()
             self.holder.close()
 
@@ -204,7 +200,7 @@ class Run:
             **report_row(report),
             **scored,
             "coverage": self.simulation.coverage(),
-            "learning_rate": self.simulation.learning_rate(report.round - 1),
+            "learning_rate": self.simulation.local.learning_rate(report.round - 1),
             "seconds": {
                 "round": report.seconds + scoring,
                 "tuning": report.federation_seconds,
@@ -227,8 +223,8 @@ class Run:
         """On disk first: where that fails, the round before stands here too. What is on disk is done."""
         self.holder.require_held()
         positions, memories = self.simulation.reached()
-        notes = {"positions": positions, "row": row, "base": self.base.fingerprint}
-        saved = Checkpoint(state=state, clients=memories, notes=notes)
+        notes = {"positions": positions, "memories": memories, "row": row, "base": self.base.fingerprint}
+        saved = Checkpoint(state=state, notes=notes)
         before = checkpoint.latest(self.holder.checkpoints)
         try:
             checkpoint.save(self.holder.checkpoints, saved, keep=self.settings.checkpoints.keep)
@@ -419,7 +415,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
     )
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])
-        run.simulation.memories.update(saved.clients)
+        run.simulation.memories.update(_memories(saved, run.simulation.store))
     _describe(base, settings, method.algorithm, run.prepared)
     took = [row["seconds"]["tuning"] for row in rows if row["round"]]
     if took:
@@ -427,6 +423,12 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
     run._log_start()
     log.info("going on after round %d of %d", state.round, run.until)
     return run
+
+
+def _memories(saved: Checkpoint, store: ClientStore) -> dict[str, Kept]:
+    """Which memory each client had when a checkpoint was saved; an older version saved them in it."""
+    older = {client: store.put(client, saved.state.round, memory) for client, memory in saved.clients.items()}
+    return older | {client: Kept(*kept) for client, kept in saved.notes.get("memories", {}).items()}
 
 
 def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> RunSettings:
@@ -471,12 +473,28 @@ def _round_tokens(settings: RunSettings, prepared: Prepared) -> float:
     return prepare.mean_length(prepared) * clients * _visit_examples(settings, prepared)
 
 
-def workers_of(settings: RunSettings, base: bases.Base, consent: Consent) -> Workers | None:
-    """Processes to tune in, where the run was laid out for more than this one."""
+def executor(settings: RunSettings, base: bases.Base, consent: Consent) -> Executor:
+    """Where the run is tuned: in worker processes, where it was laid out for more than this one."""
     count = settings.tuning.workers
-    # "auto" stands in folders from before there were workers
-    count = 1 if count == "auto" else count
-    return beside(count, base.table, settings.adapter, base.proof, consent)
+    if count in (1, "auto"):  # "auto" stands in folders from before there were workers
+        return Inline(base)
+    return processes(count, base.table, settings.adapter, base.proof, consent)
+
+
+def local_clients(
+    settings: RunSettings, prepared: Prepared, method: Method, consent: Consent
+) -> LocalClients:
+    """The clients of a run in one process."""
+    return LocalClients(
+        datasets=prepared.clients,
+        algorithm=method.algorithm,
+        transform=method.transform,
+        tuning=settings.tuning,
+        federation=settings.federation,
+        order_seed=settings.seed,
+        optimiser=plugins.optimiser(settings.tuning.optimiser, consent.plugins),
+        objective=plugins.objective(settings.tuning.objective, consent.plugins),
+    )
 
 
 def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, prepared: Prepared) -> None:

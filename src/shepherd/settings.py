@@ -15,6 +15,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -60,7 +61,14 @@ PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
 LONGEST_DEADLINE = 7 * 24 * 3600.0  # seconds: what waits for an answer overflows far beyond
 
 
+OF_ADAMW = ("betas", "weight_decay")
 T = TypeVar("T", bound=BaseModel)
+
+
+@cache
+def _warn_of_old_key(old: str, new: str) -> None:
+    """Once a process, since a file is read in several places."""
+    log.warning("%s is now %s; it is read for one more version, so change the file", old, new)
 
 
 class ModelTable(Table):
@@ -217,6 +225,16 @@ class FederationTable(Table):
         return self
 
 
+class OptimiserTable(PartTable):
+    name: str = "adamw"
+    """A file of `shepherd/training/optimisers`, or a dotted module outside, with --allow-plugin NAME."""
+
+
+class ObjectiveTable(PartTable):
+    name: str = "sft"
+    """A file of `shepherd/training/objectives`, or a dotted module outside, with --allow-plugin NAME."""
+
+
 class TuningTable(Table):
     epochs: PositiveFloat | None = None
     """Passes over the client's own data in one visit; 1 if neither this nor max_steps is set."""
@@ -229,19 +247,17 @@ class TuningTable(Table):
     cohort_size: Literal["auto"] | PositiveInt = "auto"
     """Clients trained at once; "auto" chooses from the memory there is, once a run."""
     learning_rate: PositiveFloat = 1.5e-4
-    """Of AdamW, at its highest."""
+    """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of the learning rate within a visit."""
+    """Shape of the learning rate within a visit."""
     warmup_steps: NonNegativeInt = 0
     """Linear warm-up at the start of each visit."""
     round_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of the learning rate over the rounds."""
+    """Shape of the learning rate over the rounds."""
     final_share: Share = 0.0
     """Where linear and cosine schedules end, as a share of the learning rate."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Of AdamW."""
-    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
-    """Of AdamW: the memory of its two means."""
+    optimiser: OptimiserTable = OptimiserTable()
+    objective: ObjectiveTable = ObjectiveTable()
     clip_norm: PositiveFloat | None = 1.0
     """Clip each client's gradient to this norm; write `false` for no clipping."""
     loss_on: Literal["responses", "all"] = "responses"
@@ -258,6 +274,21 @@ class TuningTable(Table):
         if isinstance(table, Mapping) and table.get("clip_norm") is False:
             return {**table, "clip_norm": None}
         return table
+
+    @model_validator(mode="before")
+    @classmethod
+    def _optimiser_apart(cls, table: Any) -> Any:
+        """Keys of AdamW stood in this table before the optimiser had one of its own."""
+        if not isinstance(table, Mapping) or not (old := [key for key in OF_ADAMW if key in table]):
+            return table
+        own = table.get("optimiser", {})
+        for key in old:
+            if key in own:
+                raise ValueError(f"{key} is set here and in tuning.optimiser; keep the latter")
+            _warn_of_old_key(f"tuning.{key}", f"tuning.optimiser.{key}")
+        moved = {key: table[key] for key in old}
+        rest = {key: value for key, value in table.items() if key not in old}
+        return {**rest, "optimiser": {**own, **moved}}
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

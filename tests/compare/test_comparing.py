@@ -136,7 +136,7 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
     steps, _ = cursor.visit(len(data), 0, max_steps=STEPS, batch_size=4, seed=order)
     first = lora.fresh(base.sites, 2, seed_for(settings.seed, "adapter"))
     once = settings.tuning.model_copy(update={"schedule": "linear", "micro_batch_tokens": 2048})
-    (alone,) = tune.tune(
+    (alone,) = bases.tuned(
         base,
         Broadcast(round=0, adapter=first, seed=0),
         fedavg.ALGORITHM,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +12,12 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from shepherd.core import Adapter
+from shepherd.core import Adapter, Algorithm, Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.model import base as bases
-from shepherd.settings import AdapterTable, ModelTable
+from shepherd.model import tune
+from shepherd.model.base import Base
+from shepherd.settings import AdapterTable, ModelTable, TuningTable
 
 VOCABULARY = 61
 _COMMON = {
@@ -105,3 +109,18 @@ def beginning_alike(data: Tokens, opening: int) -> Tokens:
 def random_adapter(base: bases.Base, seed: int, size: float = 0.1) -> Adapter:
     rng = np.random.default_rng(seed)
     return Adapter({name: rng.normal(0, size, shape) for name, shape in base.shapes.items()})
+
+
+def tuned(
+    base: Base,
+    broadcast: Broadcast,
+    algorithm: Algorithm,
+    visits: Sequence[tune.Visit],
+    tuning: TuningTable,
+    *,
+    watch: Callable[[tune.Progress], None] = lambda progress: None,
+    **more: Any,
+) -> list[tune.Tuned]:
+    """What a job of these parts makes."""
+    job = tune.Job(broadcast=broadcast, algorithm=algorithm, visits=visits, tuning=tuning, **more)
+    return tune.tune(base, job, watch)

@@ -22,7 +22,7 @@ from shepherd.core import Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, DataError
 from shepherd.model import base as loading
-from shepherd.model import lora, outline, score, tune
+from shepherd.model import lora, outline, score
 from shepherd.model.attention import PACKED
 from shepherd.model.digest import digest
 from shepherd.model.tune import Visit
@@ -240,7 +240,7 @@ def test_tuning_and_scoring_refuse_it_too_whoever_calls_them(tmp_path) -> None:
     sent = Broadcast(round=0, adapter=bases.random_adapter(base, 0), seed=0)
     said = r"client bob: an example has 25 tokens and .* that of others\); set data\.max_tokens = 24"
     with pytest.raises(DataError, match=said):
-        tune.tune(base, sent, fedavg.ALGORITHM, visits, TuningTable(), learning_rate=0.1)
+        bases.tuned(base, sent, fedavg.ALGORITHM, visits, TuningTable(), learning_rate=0.1)
     with pytest.raises(DataError, match="to score: an example has 25"):
         score.losses(base, [base.zero], bases.tokens(1, [25]), micro_batch=99)
 

@@ -232,7 +232,7 @@ def test_an_outline_agrees_with_the_loaded_base(mixtral: Base) -> None:
 def test_algorithms_train_them(mixtral: Base, algorithm: Any) -> None:
     visit = tune.Visit(client="a", data=bases.tokens(1, [9, 7, 8]), steps=[np.arange(3)] * 2)
     sent = Broadcast(round=0, adapter=bases.random_adapter(mixtral, 1), seed=0)
-    (tuned,) = tune.tune(mixtral, sent, algorithm, [visit], TuningTable(), learning_rate=0.01)
+    (tuned,) = bases.tuned(mixtral, sent, algorithm, [visit], TuningTable(), learning_rate=0.01)
     stacks = {name for name in mixtral.shapes if ".experts." in name and algorithm.trainable(name, 0)}
     assert {name for name in tuned.delta if ".experts." in name} == stacks
     assert all(tuned.delta[name].any() for name in stacks)

@@ -17,6 +17,7 @@ from shepherd.model import tune
 from shepherd.model.base import Base
 from shepherd.model.line import line_of
 from shepherd.settings import TuningTable
+from shepherd.training.optimisers import adamw
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
 from tests.plugins import personal_b
@@ -38,7 +39,7 @@ def broadcast(base: Base, round: int = 0) -> Broadcast:
 
 def tuned(base: Base, *visits: tune.Visit, algorithm=PLAIN, rate: float = RATE, **table) -> list[tune.Tuned]:
     tuning = TuningTable.model_validate(table)
-    return tune.tune(base, broadcast(base), algorithm, visits, tuning, learning_rate=rate)
+    return bases.tuned(base, broadcast(base), algorithm, visits, tuning, learning_rate=rate)
 
 
 def close(a: Adapter, b: Adapter, tolerance: float) -> None:
@@ -54,7 +55,7 @@ def test_a_batch_is_a_batch_however_it_is_cut_into_rows(llama) -> None:
     whole = tuned(llama, visit("a", 1), micro_batch_tokens=10_000)[0]
     for tokens in (1, 14, 40):
         cut = tuned(llama, visit("a", 1), micro_batch_tokens=tokens)[0]
-        assert cut.loss == pytest.approx(whole.loss, rel=1e-6)
+        assert cut.report.loss == pytest.approx(whole.report.loss, rel=1e-6)
         # AdamW turns rounding of a tiny gradient into a share of one step; half a step would be 0.005
         close(cut.delta, whole.delta, 2e-4)
 
@@ -69,8 +70,7 @@ def test_a_shared_opening_changes_no_result_and_is_not_shared_under_dropout(
     tuned(dropping, one)
     monkeypatch.setattr(tune, "line_of", lambda *given, **more: line_of(*given, **{**more, "share": False}))
     apart = tuned(llama, one)[0]
-    assert (shared.tokens, shared.trained_tokens) == (apart.tokens, apart.trained_tokens)
-    assert shared.loss == pytest.approx(apart.loss, rel=1e-6)
+    assert shared.report == replace(apart.report, loss=pytest.approx(apart.report.loss, rel=1e-6))
     close(shared.delta, apart.delta, 2e-4)
 
 
@@ -78,7 +78,7 @@ def test_the_loss_is_the_mean_over_trained_tokens_before_each_step(llama, tmp_pa
     one = visit("a", 1, steps=1)
     (result,) = tuned(llama, one, micro_batch_tokens=15)
     theirs = peft_loss(in_peft(llama, broadcast(llama).adapter, tmp_path), one.data.take(one.steps[0]))
-    assert result.loss == pytest.approx(theirs.item(), rel=1e-5)
+    assert result.report.loss == pytest.approx(theirs.item(), rel=1e-5)
 
 
 def test_a_visit_counts_what_it_took(llama) -> None:
@@ -90,21 +90,23 @@ def test_a_visit_counts_what_it_took(llama) -> None:
     assert tune.predictions(data).tolist() == [2, 1, 2]  # nothing predicts an example's first token
     steps = [np.array([0, 2]), np.array([0])]
     (result,) = tuned(llama, tune.Visit(client="a", data=data, steps=steps))
-    counts = (result.client, result.steps, result.examples, result.tokens, result.trained_tokens)
-    assert counts == ("a", 2, 3, 13, 6)
+    report = result.report
+    assert (result.client, report.steps, report.examples) == ("a", 2, 3)
+    assert (report.tokens, report.trained_tokens) == (13, 6)
 
 
 def test_progress_is_told_after_each_step(llama) -> None:
     heard: list[tune.Progress] = []
     first, second = visit("a", 1, steps=1), visit("b", 2, steps=3)
-    results = tune.tune(
+    results = bases.tuned(
         llama, broadcast(llama), PLAIN, [first, second], TuningTable(), learning_rate=RATE, watch=heard.append
     )
     tokens = [progress.tokens for progress in heard]
     assert len(heard) == 3
     assert tokens == sorted(tokens)
-    assert tokens[-1] == sum(result.tokens for result in results)
-    mean = sum(r.loss * r.trained_tokens for r in results) / sum(r.trained_tokens for r in results)
+    assert tokens[-1] == sum(result.report.tokens for result in results)
+    reports = [result.report for result in results]
+    mean = sum(r.loss * r.trained_tokens for r in reports) / sum(r.trained_tokens for r in reports)
     assert heard[-1].loss == pytest.approx(mean)
     assert [(progress.step, progress.steps) for progress in heard] == [(1, 3), (2, 3), (3, 3)]
 
@@ -113,12 +115,14 @@ def test_progress_is_told_within_a_step_that_takes_long(llama, monkeypatch) -> N
     monkeypatch.setattr(tune, "WATCH_S", -1.0)  # every pass takes longer
     heard: list[tune.Progress] = []
     one, few = visit("a", 1, steps=1), TuningTable(micro_batch_tokens=8)
-    (result,) = tune.tune(llama, broadcast(llama), PLAIN, [one], few, learning_rate=RATE, watch=heard.append)
+    (result,) = bases.tuned(
+        llama, broadcast(llama), PLAIN, [one], few, learning_rate=RATE, watch=heard.append
+    )
     assert len(heard) > 2
     assert {progress.step for progress in heard} == {1}
     assert [progress.tokens for progress in heard] == sorted(progress.tokens for progress in heard)
-    assert heard[-1].loss == pytest.approx(result.loss)
-    assert heard[0].loss != pytest.approx(result.loss)
+    assert heard[-1].loss == pytest.approx(result.report.loss)
+    assert heard[0].loss != pytest.approx(result.report.loss)
 
 
 def test_no_visit_gives_no_result(llama) -> None:
@@ -172,7 +176,7 @@ def test_an_adapter_of_another_base_is_refused_by_the_tensors_name(llama) -> Non
     wrong = Adapter({**broadcast(llama).adapter, "more": np.zeros((2, 2))})
     sent = Broadcast(round=0, adapter=wrong, seed=0)
     with pytest.raises(AdapterError, match="tensor more is not expected"):
-        tune.tune(llama, sent, PLAIN, [visit("a", 1)], TuningTable(), learning_rate=RATE)
+        bases.tuned(llama, sent, PLAIN, [visit("a", 1)], TuningTable(), learning_rate=RATE)
 
 
 def test_an_algorithm_that_trains_nothing_is_refused(llama) -> None:
@@ -229,7 +233,7 @@ def test_a_frozen_factor_does_not_travel_and_the_other_is_trained_as_if_it_were_
 def test_which_tensors_train_may_change_with_the_round(llama) -> None:
     turns = replace(PLAIN, trainable=lambda name, round: f"lora_{'AB'[round % 2]}" in name)
     for round, letter in ((0, "A"), (1, "B")):
-        (result,) = tune.tune(
+        (result,) = bases.tuned(
             llama, broadcast(llama, round), turns, [visit("a", 1)], TuningTable(), learning_rate=RATE
         )
         assert {name.split(".")[-2] for name in result.delta} == {f"lora_{letter}"}
@@ -283,17 +287,17 @@ def test_clients_of_unequal_ranks_in_one_stack_are_tuned_as_if_each_were_alone(l
     rank = min(sent.adapter[n].shape[0] for n in sent.adapter if "lora_A" in n)
     small = truncated(sent.adapter, rank - 1)
     low, high = replace(visit("low", 1), start=small), visit("high", 2)
-    how = {"learning_rate": RATE}
-    together = tune.tune(llama, sent, algorithm, [low, high], TuningTable(weight_decay=0.1), **how)
-    (alone,) = tune.tune(
+    how = {"learning_rate": RATE, "optimiser": adamw.build(adamw.Config(weight_decay=0.1))}
+    together = bases.tuned(llama, sent, algorithm, [low, high], TuningTable(), **how)
+    (alone,) = bases.tuned(
         llama,
         replace(sent, adapter=small),
         algorithm,
         [visit("low", 1)],
-        TuningTable(weight_decay=0.1),
+        TuningTable(),
         **how,
     )
-    (whole,) = tune.tune(llama, sent, algorithm, [high], TuningTable(weight_decay=0.1), **how)
+    (whole,) = bases.tuned(llama, sent, algorithm, [high], TuningTable(), **how)
     assert {n: t.shape for n, t in together[0].delta.items()} == {n: t.shape for n, t in small.items()}
     close(together[0].delta, alone.delta, 1e-4)
     close(together[1].delta, whole.delta, 1e-4)
@@ -308,7 +312,7 @@ def test_what_is_not_shared_stays_with_the_client_and_its_next_visit_starts_from
     begun = algorithm.start(sent, first.memory, ClientInfo(name="a", examples=9))
     again = replace(visit("a", 1), memory=first.memory, start=begun)
     (second,) = tuned(llama, again, algorithm=algorithm)
-    (plain,) = tune.tune(
+    (plain,) = bases.tuned(
         llama, replace(sent, adapter=begun), PLAIN, [visit("a", 1)], TuningTable(), learning_rate=RATE
     )
     for name, tensor in second.memory.items():

@@ -101,6 +101,18 @@ REFUSED = {
         {},
         "of site-1 refuses examples of 300 tokens; set data.max_tokens = 256 or 384",
     ),
+    "optimisers": (
+        {"optimisers": ("adamw",)},
+        {"tuning": {"optimiser": {"name": "sgd"}}},
+        {},
+        'optimisers = ["adamw"] of site-1 refuses optimiser "sgd"; use',
+    ),
+    "objectives": (
+        {"objectives": ("sft",)},
+        {"tuning": {"objective": {"name": "else.where"}}},
+        {},
+        'objectives = ["sft"] of site-1 refuses objective "else.where"; use',
+    ),
     "dates": (
         {"dates": ("2026-11-27", "2026-11-28")},
         {"data": {"template": "chat", "date": "2026-11-29"}},
@@ -153,6 +165,15 @@ def test_every_key_of_the_policy_refuses_something() -> None:
         ("clip_norm", {"tuning": {"clip_norm": False}}, {"tuning": {"clip_norm": 9e-4}}),
         ("betas", {"tuning": {"betas": [0.5, 0.5]}}, {"tuning": {"betas": [0.0, 0.999]}}),
         ("betas", {}, {"tuning": {"betas": [0.9, 0.4]}}),
+        ("betas", {}, {"tuning": {"optimiser": {"name": "adamw", "betas": [0, 0.999]}}}),
+        ("betas", {}, {"tuning": {"optimiser": {"name": "adamw", "betas": [0.9, float("nan")]}}}),
+        ("momentum", {}, {"tuning": {"optimiser": {"name": "sgd", "momentum": 0.999}}}),
+        ("momentum", {}, {"tuning": {"optimiser": {"name": "sgd", "momentum": float("nan")}}}),
+        (
+            "weight_decay",
+            {},
+            {"tuning": {"learning_rate": 0.1, "optimiser": {"name": "sgd", "weight_decay": 10}}},
+        ),
         (
             "weight_decay",
             {"tuning": {"learning_rate": 0.1, "weight_decay": 0.09}},

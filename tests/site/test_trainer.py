@@ -28,9 +28,11 @@ from shepherd.core import Adapter, Failure, Update, seed_for
 from shepherd.data import cursor
 from shepherd.errors import AdapterError, DataError, SettingsError, ShepherdError, WireError
 from shepherd.federation import local, wire
+from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.federation.wire import Joined, Scores
 from shepherd.loading import load_base
+from shepherd.machine.executors import Inline
 from shepherd.model import score, tune
 from shepherd.model.digest import digest
 from shepherd.site import arrival, audit, faults, holding, numbers, policy, store
@@ -92,17 +94,16 @@ def asked(llama_folder) -> Callable[..., wire.Request]:
 def simulated(base: Any, source: Path, folder: Path, asked: Any, **least: int) -> Simulation:
     """The same client in process."""
     run = own(trained.settings(folder, source), asked, str(folder))
-    return Simulation(
-        base=base,
+    local = LocalClients(
         datasets=prepare.one_client(run, NAME, base.tokenizer).clients,
         algorithm=plugins.algorithm(run.algorithm, [trained.REMEMBERING]),
         transform=plugins.transform(run.transforms),
         tuning=run.tuning,
         federation=run.federation,
-        seed=run.seed,
+        order_seed=run.seed,
         **{"min_batch": 4, **least},
-        cohort_size=1,
     )
+    return Simulation(local=local, executor=Inline(base), stack_size=1)
 
 
 @pytest.mark.parametrize("changed", [{}, CLIENT], ids=["fedprox", "with memory"])
@@ -330,15 +331,15 @@ def test_an_update_that_is_not_finite_does_not_leave_and_its_round_is_over(
     born, asked, shaped, llama_folder, source, monkeypatch, caplog
 ) -> None:
     """That it is not is an answer about the examples: one a round, without a name or a number."""
-    trainer, tuned, honest = born(), [], Simulation.run
+    trainer, tuned, honest = born(), [], LocalClients.update
 
-    def run(self, *words):
-        tuned.append(self.positions[NAME])
-        for update in honest(self, *words):
-            yield replace(update, delta=update.delta.times(np.inf))
+    def update(self, *words):
+        sent = honest(self, *words)
+        tuned.append(sent.round)
+        return replace(sent, delta=sent.delta.times(np.inf))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Simulation, "run", run)
+        patch.setattr(LocalClients, "update", update)
         for each in (trainer, trainer, born()):
             assert reason(ask(each, asked(blank(shaped)))) == faults.DIVERGED
         said = reason(ask(trainer, asked(broadcast(shaped))))

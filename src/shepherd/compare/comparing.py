@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from shepherd.compare.training import Train, totals, train_apart, train_run
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FolderError, SettingsError
 from shepherd.loading import load_base
-from shepherd.run import Run, workers_of
+from shepherd.run import Run, executor
 from shepherd.settings import RunSettings, overridden
 
 FORMAT = 1
@@ -96,11 +96,21 @@ def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, b
     wanted = questions(base, kept, prepared)
     apart = [arm for arm in chosen if arm.kind in ("local", "centralised")]
     (federated,) = (arm for arm in chosen if arm.kind == FEDERATED)
-    workers = workers_of(kept, base, consent)
-    with closing(workers) if workers else nullcontext():
+    with closing(executor(kept, base, consent)) as where:
         for number in range(asked.seeds):
             done, seed = totals(arm_folder(run, number, federated)), settings.seed + number
-            train_apart(base, kept, prepared, apart, run, number, done=done, seed=seed, workers=workers)
+            train_apart(
+                base,
+                kept,
+                prepared,
+                apart,
+                run,
+                number,
+                done=done,
+                seed=seed,
+                executor=where,
+                consent=consent,
+            )
         for number in range(asked.seeds):
             todo = [arm for arm in chosen if arm.kind != "base" or not number]  # the base has no seed
             score_arms(
@@ -111,7 +121,7 @@ def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, b
                 {arm.name: partial(arm_adapter, run, number, arm, base) for arm in todo},
                 {arm.name: scores_file(run, number, arm) for arm in todo},
                 {arm.name: digest(run, number, arm) for arm in todo},
-                workers,
+                where,
             )
     return _tabled(kept, prepared, run, chosen, asked, wanted, began)
 

@@ -15,7 +15,7 @@ from shepherd.data.examples import Example
 from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.data.tokens import Tokens
 from shepherd.evaluate import loss, text
-from shepherd.federation.workers import Workers
+from shepherd.machine.executors import Executor
 from shepherd.model import generate as generation
 from shepherd.model import score, tune
 from shepherd.model.base import Base
@@ -69,7 +69,7 @@ def score_arms(
     adapters: Mapping[str, Callable[[], Adapter | None]],
     files: Mapping[str, Path],
     digests: Mapping[str, str],
-    workers: Workers | None = None,
+    executor: Executor,
 ) -> None:
     """Write the scores of every arm that has none on these questions yet; those that are there stay.
 
@@ -77,7 +77,7 @@ def score_arms(
         adapters: arm -> its adapter, read when it is needed; None is the base alone.
         files: arm -> where its scores go.
         digests: arm -> what tells its adapter from another one.
-        workers: processes that score an arm each; None is this one.
+        executor: where the arms are scored.
     """
     wanted = {"losses": list(asked.losses), "answers": list(asked.answers)}
     keys = {
@@ -90,7 +90,7 @@ def score_arms(
     log.info("scoring %s", ", ".join(todo))
     sheet = _sheet(base, settings, prepared, asked)
     work = ((sheet, adapters[arm]()) for arm in todo)
-    scores = workers.each(score_one, work) if workers else (score_one(base, each) for each in work)
+    scores = executor.each(score_one, work)
     examples = [prepared.heldout_examples[i] for i in asked.answers]
     with stage(f"scoring {many(len(todo), 'arm')}", len(todo)) as now:
         for arm, (sums, texts) in zip(todo, scores, strict=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shepherd import checkpoint, folder
+from shepherd import checkpoint, folder, plugins
 from shepherd.algorithms import fedavg
 from shepherd.compare.adapters import digest_of
 from shepherd.compare.arms import WAYS, Arm, Way
@@ -24,8 +24,9 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, Failure, chain, not_finite, seed_for
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
+from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.federation.workers import Workers
+from shepherd.machine.executors import Executor
 from shepherd.model import files, lora
 from shepherd.model.base import Base
 from shepherd.prepare import Prepared
@@ -140,7 +141,8 @@ def train_apart(
     *,
     done: Totals,
     seed: int,
-    workers: Workers | None = None,
+    executor: Executor,
+    consent: Consent,
 ) -> None:
     """Train the local arms and the centralised ones that are not there yet, as rows of one cohort.
 
@@ -152,7 +154,8 @@ def train_apart(
         arms: all that are compared, also those that are there.
         done: what the federated arm of this seed was trained with.
         seed: of the first adapter (the federated arm's own) and of the order of the examples.
-        workers: processes to tune in; None is this one.
+        executor: where the arms are tuned.
+        consent: which modules from outside may be imported.
 
     Raises:
         DataError: a client's step holds no trained token, or an arm diverged.
@@ -172,18 +175,18 @@ def train_apart(
             log.info("tuning %s for %s %s%s", _named(names), f"{done.matched(way):,}", way, each)
     datasets = {arm.name: _data(arm, prepared) for arm in arms}
     by_examples = [arm.name for arm in arms if arm.match == "examples"]
-    simulation = Simulation(
-        base=base,
+    local = LocalClients(
         datasets=datasets,
         algorithm=fedavg.ALGORITHM,
         transform=chain(),
         tuning=_table(settings.tuning, done),
         federation=FederationTable(rounds=1),
-        seed=seed,
-        cohort_size=max(map(len, groups)),
-        workers=workers,
+        order_seed=seed,
+        optimiser=plugins.optimiser(settings.tuning.optimiser, consent.plugins),
+        objective=plugins.objective(settings.tuning.objective, consent.plugins),
         epochs={name: done.examples / len(datasets[name]) for name in by_examples},
     )
+    simulation = Simulation(local=local, executor=executor, stack_size=max(map(len, groups)))
     first = lora.fresh(base.sites, settings.adapter.rank, seed_for(seed, "adapter"))
     broadcast = Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms"))
     began, beside = perf_counter(), dict[str, dict[str, Any]]()
@@ -197,7 +200,7 @@ def train_apart(
         files.write(place, adapter, base)
         tuned = {name: metrics[name] for name in ("steps", "examples", "tokens", "loss")}
         # what is tuned beside others has no time of its own
-        seconds = None if workers else perf_counter() - began
+        seconds = None if executor.count > 1 else perf_counter() - began
         kept = {**tuned, "asked": made[update.client], "seconds": seconds, "adapter": digest_of(place)}
         beside[update.client] = kept
         if update.client in last:

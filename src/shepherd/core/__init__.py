@@ -9,6 +9,7 @@ from shepherd.core.messages import (
     Context,
     Failure,
     Federation,
+    LocalReport,
     ServerState,
     Update,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Federation",
     "FromSystem",
     "Layout",
+    "LocalReport",
     "LocalResult",
     "Mechanism",
     "Method",

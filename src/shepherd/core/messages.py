@@ -30,6 +30,22 @@ class Broadcast:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalReport:
+    """What a client measured in one visit; `Update.metrics` holds those of them that it lets out, by name."""
+
+    loss: float
+    """Mean over the visit's trained tokens, in nats, each scored before the step it was part of."""
+    examples: int
+    """Examples taken, each as often as it was."""
+    tokens: int
+    """Tokens of these examples."""
+    trained_tokens: int
+    """Those of them that were a target of the loss."""
+    steps: int
+    """Optimiser steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """A weighted mean of the changes of one client or of several; closed under merging."""
 
@@ -43,6 +59,7 @@ class Update:
     extra: Payload = field(default_factory=Payload)
     """What the algorithm sends beside the change."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the client reports of its visit, by name: of a `LocalReport`, what its owner lets out."""
 
     @property
     def client(self) -> str:

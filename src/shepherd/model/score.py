@@ -26,8 +26,12 @@ def losses(
     *,
     micro_batch: int,
     cap_nats: float = math.inf,
+    what: str = "held-out examples",
 ) -> NDArray[np.float64]:
     """Each example's summed loss over its trained tokens, in nats, each `cap_nats` at most: (adapters, n).
+
+    Args:
+        what: names the examples where progress is shown.
 
     Raises:
         AdapterError: an adapter does not fit the base.
@@ -41,7 +45,7 @@ def losses(
     with (
         torch.no_grad(),
         tuning_attention(base),
-        stage(f"scoring {len(data):,} held-out examples", len(data)) as now,
+        stage(f"scoring {len(data):,} {what}", len(data)) as now,
     ):
         if base.packed:
             for members in pack(data.lengths.tolist(), max(1, micro_batch // len(adapters))):

@@ -18,8 +18,6 @@ from torch import Tensor
 from shepherd.core import Adapter
 from shepherd.settings import TuningTable
 
-EPSILON = 1e-8  # AdamW's, as in PyTorch
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
@@ -112,31 +110,6 @@ def clip(stack: Stack, norm: float | None) -> Tensor:
         for grad in stack.blocks(stack.grads):
             grad.mul_(scale.view(-1, 1, 1))
     return norms
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdamW:
-    """AdamW (arXiv 1711.05101) over a stack; a fresh one each visit."""
-
-    first: Tensor
-    second: Tensor
-    betas: tuple[float, float]
-    weight_decay: float
-
-    @classmethod
-    def fresh(cls, stack: Stack, tuning: TuningTable) -> AdamW:
-        zeros = torch.zeros_like(stack.values)
-        return cls(first=zeros, second=zeros.clone(), betas=tuning.betas, weight_decay=tuning.weight_decay)
-
-    def step(self, stack: Stack, count: int, rates: Tensor) -> None:
-        """The `count`-th step (from 1) with a learning rate a client, (K,); at a rate of 0 nothing moves."""
-        beta1, beta2 = self.betas
-        self.first.lerp_(stack.grads, 1 - beta1)
-        self.second.mul_(beta2).addcmul_(stack.grads, stack.grads, value=1 - beta2)
-        scale = (self.second / (1 - beta2**count)).sqrt_().add_(EPSILON)
-        move = (self.first / (1 - beta1**count)).div_(scale).add_(stack.values, alpha=self.weight_decay)
-        for values, moves in zip(stack.blocks(stack.values), stack.blocks(move), strict=True):
-            values.sub_(moves.mul_(rates.view(-1, 1, 1)))
 
 
 def rate(tuning: TuningTable, step: int, steps: int) -> float:

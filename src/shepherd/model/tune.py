@@ -17,17 +17,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shepherd.core import Adapter, Algorithm, Broadcast, LocalResult, Payload, Step, seed_for
+from shepherd.core import Adapter, Algorithm, Broadcast, LocalReport, LocalResult, Payload, Step, seed_for
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
-from shepherd.model import layout, lora, memory, stack
+from shepherd.model import layout, lora, memory, score, stack
 from shepherd.model.base import Base, hidden_states, tuning_attention
-from shepherd.model.line import Row, at_places, batch_of, line_of
-from shepherd.model.loss import capped, weighted_loss
+from shepherd.model.line import Line, Row, at_places, batch_of, line_of
+from shepherd.model.loss import capped, token_losses, weighted_loss
 from shepherd.settings import TuningTable
+from shepherd.training.objective import Objective, Scored
+from shepherd.training.objectives import sft
+from shepherd.training.optimiser import Optimiser
+from shepherd.training.optimisers import adamw
 
 WATCH_S = 1.0  # seconds: a look at the loss waits for a GPU, so not at every pass
+NONE = np.zeros(0)
+UNCOUNTED = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +47,33 @@ class Visit:
     memory: Payload = field(default_factory=Payload)
     start: Adapter | None = None
     """The adapter that the visit starts from; None is the broadcast's."""
+    targets: NDArray[np.int64] = field(default_factory=lambda: UNCOUNTED, repr=False)
+    """Trained tokens of each example in `data`, (n,); counted here where they are not given."""
+
+    def __post_init__(self) -> None:
+        if self.targets is UNCOUNTED:
+            object.__setattr__(self, "targets", predictions(self.data))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the examples that are taken."""
+        return sum(int(self.data.lengths[step].sum()) for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Clients to tune together, in shared forward passes."""
+
+    broadcast: Broadcast
+    algorithm: Algorithm
+    visits: Sequence[Visit]
+    tuning: TuningTable
+    learning_rate: float
+    """Of the round, before the schedule within the visit."""
+    optimiser: Optimiser = field(default_factory=lambda: adamw.build(adamw.Config()))
+    objective: Objective = field(default_factory=lambda: sft.build(sft.Config()))
+    cap_nats: float = math.inf
+    """Most that one token counts in the loss that is reported; the gradient is never capped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +84,7 @@ class Tuned:
     delta: Adapter
     extra: Payload
     memory: Payload
-    steps: int
-    examples: int
-    tokens: int
-    trained_tokens: int
-    loss: float
-    """Mean over the visit's trained tokens, in nats, each scored before the step it was part of."""
+    report: LocalReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,36 +97,26 @@ class Progress:
     steps: int
 
 
-def tune(
-    base: Base,
-    broadcast: Broadcast,
-    algorithm: Algorithm,
-    visits: Sequence[Visit],
-    tuning: TuningTable,
-    *,
-    learning_rate: float,
-    cap_nats: float = math.inf,
-    watch: Callable[[Progress], None] = lambda progress: None,
-) -> list[Tuned]:
+def tune(base: Base, job: Job, watch: Callable[[Progress], None] = lambda progress: None) -> list[Tuned]:
     """Tune the broadcast adapter on each visit's data; the results stand in the visits' order.
 
-    The cohort is laid out by client name whatever order it comes in, so the order changes no bit.
+    The stack is laid out by client name whatever order the visits come in, so the order changes no bit.
 
     Args:
-        cap_nats: most that one token counts in the loss that is reported; the gradient is never capped.
         watch: hears how far it is after each optimiser step, and about once a second within one.
 
     Raises:
         AdapterError: the broadcast does not fit the base.
         DataError: a step of a visit holds no trained token, or an example more than the base reads.
     """
-    for visit in visits:
+    broadcast, algorithm = job.broadcast, job.algorithm
+    for visit in job.visits:
         require_trained(visit)
         base.require_reads(int(visit.data.lengths.max(initial=0)), f"client {visit.client}")
     lora.require_fits(base.sites, broadcast.adapter, f"the broadcast for base {base.name}")
-    if not visits:
+    if not job.visits:
         return []
-    ordered = sorted(visits, key=lambda visit: visit.client)
+    ordered = sorted(job.visits, key=lambda visit: visit.client)
     starts = [visit.start or broadcast.adapter for visit in ordered]
     for visit in ordered:
         if visit.start is not None:
@@ -107,65 +125,48 @@ def tune(
     if not trainable:
         raise AdapterError(f"the algorithm trains no tensor in round {broadcast.round}; choose another")
     cohort = stack.build(starts, set(trainable).__contains__, base.device)
+    laid = replace(job, visits=ordered)
+    references = _references(base, laid)
     lora.hang(base.model, base.sites, cohort.all)
     with tuning_attention(base):
-        losses = _run(base, cohort, broadcast, algorithm, ordered, tuning, learning_rate, cap_nats, watch)
-    locals_ = stack.rows(cohort, starts)
-    rate_sums = [
-        learning_rate
-        * math.fsum(stack.rate(tuning, step, len(visit.steps)) for step in range(len(visit.steps)))
-        for visit in ordered
-    ]
-    tuned = {
-        visit.client: _result(
-            visit,
-            broadcast,
-            algorithm,
-            LocalResult(start=start, local=local, steps=len(visit.steps), rate_sum=rate_sum),
-            loss,
-        )
-        for visit, start, local, rate_sum, loss in zip(
-            ordered, starts, locals_, rate_sums, losses, strict=True
-        )
-    }
-    return [tuned[visit.client] for visit in visits]
+        losses = _run(base, cohort, laid, references, watch)
+    results = zip(ordered, starts, stack.rows(cohort, starts), losses, strict=True)
+    tuned = {visit.client: _result(job, visit, start, local, loss) for visit, start, local, loss in results}
+    return [tuned[visit.client] for visit in job.visits]
 
 
 def _run(
     base: Base,
     cohort: stack.Stack,
-    broadcast: Broadcast,
-    algorithm: Algorithm,
-    visits: Sequence[Visit],
-    tuning: TuningTable,
-    learning_rate: float,
-    cap_nats: float,
+    job: Job,
+    references: Sequence[NDArray[np.float64]],
     watch: Callable[[Progress], None],
 ) -> NDArray[np.float64]:
     """All optimiser steps; the sum of losses over each visit's trained tokens, (K,)."""
-    optimiser = stack.AdamW.fresh(cohort, tuning)
-    predicted = [predictions(visit.data) for visit in visits]
+    visits, tuning = job.visits, job.tuning
+    state = job.optimiser.init(cohort)
     micro_batch = micro_batch_tokens(tuning, base)
-    correct = _correction(cohort, broadcast, algorithm, visits)
+    correct = _correction(cohort, job)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = trained = 0
     steps, told = max((len(visit.steps) for visit in visits), default=0), monotonic()
     for step in range(steps):
         cohort.grads.zero_()
-        counts = _step_counts(visits, predicted, step)
-        for rows in passes(visits, step, micro_batch, packed=base.packed):
-            tokens += _accumulate(base, visits, rows, counts, sums, cap_nats)
-            trained += sum(int(predicted[row.client][row.examples].sum()) for row in rows)
+        shared = passes(visits, step, micro_batch, packed=base.packed)
+        weights = _weights(base, job, step, shared, references)
+        for rows in shared:
+            tokens += _accumulate(base, visits, rows, weights, sums, job.cap_nats)
+            trained += sum(int(visits[row.client].targets[row.examples].sum()) for row in rows)
             if monotonic() - told > WATCH_S:  # a step of a large base may take minutes
                 watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
                 told = monotonic()
-        shape = [learning_rate * stack.rate(tuning, step, len(visit.steps)) for visit in visits]
+        shape = [job.learning_rate * stack.rate(tuning, step, len(visit.steps)) for visit in visits]
         rates = torch.tensor(shape, device=base.device)  # (K,)
         correct(Step(index=step, rates=rates.view(-1, 1, 1)))
         for name, mask in cohort.masks.items():
             cohort.grad(name).mul_(mask)
         stack.clip(cohort, tuning.clip_norm)
-        optimiser.step(cohort, step + 1, rates)
+        state = job.optimiser.step(cohort, state, step + 1, rates)
         watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
     return sums.cpu().numpy()
 
@@ -183,18 +184,58 @@ def predictions(data: Tokens) -> NDArray[np.int64]:
 
 def require_trained(visit: Visit) -> None:
     """Raise DataError, naming the client, where a step holds no trained token."""
-    predicted = predictions(visit.data)
     for step in visit.steps:
-        if not predicted[step].any():
+        if not visit.targets[step].any():
             raise DataError(f"client {visit.client} has a step without a trained token; drop those examples")
 
 
-def _step_counts(visits: Sequence[Visit], predicted: Sequence[NDArray[np.int64]], step: int) -> list[int]:
-    """The trained tokens of each client's step, (K,); 0 for a client that is done."""
+def _references(base: Base, job: Job) -> list[NDArray[np.float64]]:
+    """The summed log-probability of each visit's examples under the base alone, (n,) each, if asked for."""
+    if not job.objective.needs_scores:
+        return []
+    micro_batch, blank = micro_batch_tokens(job.tuning, base), job.broadcast.adapter.times(0.0)
     return [
-        int(each[visit.steps[step]].sum()) if step < len(visit.steps) else 0
-        for visit, each in zip(visits, predicted, strict=True)
+        -score.losses(base, [blank], visit.data, micro_batch=micro_batch, what="examples")[0]
+        for visit in job.visits
     ]
+
+
+def _weights(
+    base: Base,
+    job: Job,
+    step: int,
+    passes: Sequence[Sequence[Row]],
+    references: Sequence[NDArray[np.float64]],
+) -> list[NDArray[np.float32]]:
+    """The weight of the tokens of each example of a client's data, (n,) each; 0 where the step has it not."""
+    weights = [np.zeros(len(visit.data), np.float32) for visit in job.visits]
+    sums = _policy(base, job, passes) if job.objective.needs_scores else []
+    for k, visit in enumerate(job.visits):
+        if step < len(visit.steps):
+            taken = visit.steps[step]
+            scored = Scored(
+                targets=visit.targets[taken],
+                policy=sums[k][taken] if sums else NONE,
+                reference=references[k][taken] if references else NONE,
+            )
+            weights[k][taken] = job.objective.weights(scored)
+    return weights
+
+
+def _policy(base: Base, job: Job, passes: Sequence[Sequence[Row]]) -> list[NDArray[np.float64]]:
+    """The summed log-probability under each client's adapter of the examples of a step, (n,) each."""
+    sums = [np.zeros(len(visit.data)) for visit in job.visits]
+    for rows in passes:
+        line = _line(base, job.visits, rows)
+        with torch.no_grad(), layout.running(line.layout):
+            states = hidden_states(base, line.ids, line.positions).index_select(0, line.read)
+            every = token_losses(base, at_places(states, line), line.targets).double().cpu().numpy()
+        examples = np.concatenate([row.examples for row in rows])
+        clients = np.repeat([row.client for row in rows], [len(row.examples) for row in rows])
+        found = np.bincount(line.examples, weights=every, minlength=len(examples))
+        for client, example, loss in zip(clients, examples, found, strict=True):
+            sums[client][example] = -loss
+    return sums
 
 
 def micro_batch_tokens(tuning: TuningTable, base: Base) -> int:
@@ -237,33 +278,35 @@ def _accumulate(
     base: Base,
     visits: Sequence[Visit],
     rows: Sequence[Row],
-    counts: Sequence[int],
+    weights: Sequence[NDArray[np.float32]],
     sums: Tensor,
     cap_nats: float,
 ) -> int:
     """One forward and backward pass: gradients into the stack, losses into `sums`; returns its tokens."""
-    if base.packed:
-        data = [visit.data for visit in visits]
-        line = line_of(data, rows, base.device, training=True, share=not base.adapter.dropout)
-    else:
-        (row,) = rows
-        line = batch_of(visits[row.client].data, row, base.device, training=True)
-    weight = torch.tensor([1 / max(1, count) for count in counts], device=base.device)  # (K,)
+    line = _line(base, visits, rows)
+    each = np.concatenate([weights[row.client][row.examples] for row in rows])  # of each example
+    weight = torch.from_numpy(each[line.examples]).to(base.device)  # (M,)
     with layout.running(line.layout):
         states = hidden_states(base, line.ids, line.positions).index_select(0, line.read)  # (U, width)
         hidden = at_places(states, line)  # (M, width)
-        loss, every = weighted_loss(base, hidden, line.targets, weight[line.owners])
+        loss, every = weighted_loss(base, hidden, line.targets, weight)
         loss.backward()
     for row, own in zip(rows, capped(every, cap_nats).double().split(line.counts), strict=True):
         sums[row.client] += own.sum()  # not `index_add_`, whose order CUDA leaves open
     return sum(row.tokens for row in rows)
 
 
-def _correction(
-    cohort: stack.Stack, broadcast: Broadcast, algorithm: Algorithm, visits: Sequence[Visit]
-) -> Callable[[Step], None]:
+def _line(base: Base, visits: Sequence[Visit], rows: Sequence[Row]) -> Line:
+    if base.packed:
+        data = [visit.data for visit in visits]
+        return line_of(data, rows, base.device, training=True, share=not base.adapter.dropout)
+    (row,) = rows
+    return batch_of(visits[row.client].data, row, base.device, training=True)
+
+
+def _correction(cohort: stack.Stack, job: Job) -> Callable[[Step], None]:
     """The algorithm's correction of the gradients, in place; it sees tensors with a client axis."""
-    correction = algorithm.correct
+    correction, broadcast = job.algorithm.correct, job.broadcast
     if correction is None:
         return lambda step: None
     device = cohort.values.device
@@ -272,7 +315,7 @@ def _correction(
         adapter={name: _tensor(broadcast.adapter[name], device) for name in cohort.tensors},  # type: ignore[arg-type]
         extra={name: _tensor(tensor, device) for name, tensor in broadcast.extra.items()},  # type: ignore[arg-type]
     )
-    memory = _memories([visit.memory for visit in visits], device)
+    memory = _memories([visit.memory for visit in job.visits], device)
 
     def correct(step: Step) -> None:
         with torch.no_grad():
@@ -303,22 +346,20 @@ def _memories(memories: Sequence[Payload], device: torch.device) -> dict[str, Te
     return lora.stacked([memory or blank for memory in memories], device)
 
 
-def _result(
-    visit: Visit, broadcast: Broadcast, algorithm: Algorithm, result: LocalResult, loss_sum: float
-) -> Tuned:
-    shared = {n: t for n, t in result.local.items() if algorithm.shared(n, broadcast.round)}
+def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: float) -> Tuned:
+    broadcast, steps = job.broadcast, len(visit.steps)
+    shared = {n: t for n, t in local.items() if job.algorithm.shared(n, broadcast.round)}
     delta = Adapter({n: t - stack.corner(broadcast.adapter[n], t.shape) for n, t in shared.items()})
-    memory, extra = algorithm.remember(visit.memory, broadcast, result)
-    taken = [int(i) for step in visit.steps for i in step]
-    trained = int(predictions(visit.data)[taken].sum())
-    return Tuned(
-        client=visit.client,
-        delta=delta,
-        extra=extra,
-        memory=memory,
-        steps=len(visit.steps),
+    rates = (stack.rate(job.tuning, step, steps) for step in range(steps))
+    result = LocalResult(start=start, local=local, steps=steps, rate_sum=job.learning_rate * math.fsum(rates))
+    memory, extra = job.algorithm.remember(visit.memory, broadcast, result)
+    taken = np.concatenate(list(visit.steps)) if steps else np.zeros(0, np.int64)
+    trained = int(visit.targets[taken].sum())
+    report = LocalReport(
+        loss=float(loss_sum) / max(1, trained),
         examples=len(taken),
         tokens=int(visit.data.lengths[taken].sum()),
         trained_tokens=trained,
-        loss=float(loss_sum) / max(1, trained),
+        steps=steps,
     )
+    return Tuned(client=visit.client, delta=delta, extra=extra, memory=memory, report=report)

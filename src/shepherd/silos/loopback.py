@@ -120,7 +120,7 @@ def write_sites(
     examples in its order: they come to what the same run comes to in one process. What bounds how few
     examples or sites are behind what leaves (`min_examples`, `min_cohort`) stays as it usually is, and so
     do the code from outside the package that may run, and the extremes that every site refuses (of
-    `clip_norm`, `betas`, and the rate times the decay).
+    `clip_norm`, and the optimiser's `betas`, `momentum` and decay times the rate).
 
     Returns:
         Each site's name, and its site.toml.
@@ -176,6 +176,8 @@ def _policy(settings: RunSettings, sizes: Sequence[int]) -> dict[str, object]:
         "rounds_per_month": max(usual.rounds_per_month, 2 * rounds),  # some may be tried again
         "algorithms": _with(usual.algorithms, filter(_is_inside, algorithms)),
         "transforms": _with(usual.transforms, filter(_is_inside, transforms)),
+        "optimisers": _with(usual.optimisers, filter(_is_inside, [tuning.optimiser.name])),
+        "objectives": _with(usual.objectives, filter(_is_inside, [tuning.objective.name])),
         "loss_on": _with(usual.loss_on, [tuning.loss_on]),
         "dates": [data.date] if data.date else [],
         "metrics": [*usual.metrics, *(["heldout"] if data.holdout else [])],

@@ -162,8 +162,8 @@ def summary(request: Request) -> dict[str, Any]:
         **_visit(run),
         "batch_size": run.tuning.batch_size,
         "learning_rate": run.tuning.learning_rate,
-        "weight_decay": run.tuning.weight_decay,
-        "betas": list(run.tuning.betas),
+        "optimiser": _short(json.dumps(run.tuning.optimiser.model_dump())),
+        "objective": _short(json.dumps(run.tuning.objective.model_dump())),
         "clip_norm": run.tuning.clip_norm,
         "loss_on": run.tuning.loss_on,
     }

@@ -25,7 +25,7 @@ from shepherd.errors import (
 )
 from shepherd.federation.fields import sentence
 
-PLUGIN = "it cannot import an algorithm or transform that the run names; the site's log says why"
+PLUGIN = "it cannot import a part that the run names; the site's log says why"
 DATA = "its data cannot be used; the site's log says which file and line"
 BASE = "it cannot load the base; the site's log says what to mend"
 MEMORY = "its memory ran out; lower tuning.micro_batch_tokens or tuning.batch_size, or give the site more"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ MOST_TRANSFORMS = 8  # of one run: each is work at the site
 MOST_SCALE = 64.0  # alpha / rank: recipes have 1 to 4, and a larger one drowns what the base says
 LEAST_CLIP_NORM = 1e-3  # below, a step has the same length whatever it is made of
 LEAST_BETA = 0.5  # below, an update is the last steps' rather than the visit's
+MOST_MOMENTUM = 0.95  # above, an update is the first steps' rather than the visit's
 MOST_FORGOTTEN = 0.01  # learning_rate * weight_decay, a step: at 1 only the last step is left
 MOST_TRIES = 5  # of one question in a month: a process that was killed, a disk that was full and is not
 SHORTER = "lower tuning.max_steps or tuning.epochs"
@@ -183,13 +184,23 @@ def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Faul
     if tuning.clip_norm is not None and tuning.clip_norm < LEAST_CLIP_NORM:
         fix = f"set tuning.clip_norm = {LEAST_CLIP_NORM:g} or more, or false"
         yield Fault("clip_norm", None, f"gradients clipped to {tuning.clip_norm:g}", fix)
-    if min(tuning.betas) < LEAST_BETA:
-        fix = f"set both of tuning.betas to {LEAST_BETA:g} or more"
-        yield Fault("betas", None, f"betas {_toml(tuning.betas)}", fix)
-    if rate * tuning.weight_decay > MOST_FORGOTTEN:
-        got = f"a weight decay that takes {rate * tuning.weight_decay:.3g} of the adapter each step"
-        fix = f"lower tuning.weight_decay to {MOST_FORGOTTEN:g} / tuning.learning_rate or less"
+    keys = tuning.optimiser.model_extra or {}  # those of another type are refused where it is built
+    if any(isinstance(beta, int | float) and not beta >= LEAST_BETA for beta in _listed(keys.get("betas"))):
+        fix = f"set both of tuning.optimiser.betas to {LEAST_BETA:g} or more"
+        yield Fault("betas", None, f"betas {_toml(keys['betas'])}", fix)
+    momentum = keys.get("momentum", 0.0)
+    if isinstance(momentum, int | float) and not momentum <= MOST_MOMENTUM:
+        fix = f"set tuning.optimiser.momentum to {MOST_MOMENTUM:g} or less"
+        yield Fault("momentum", None, f"momentum {momentum:g}", fix)
+    decay = keys.get("weight_decay", 0.0)
+    if isinstance(decay, int | float) and not rate * decay <= MOST_FORGOTTEN:
+        got = f"a weight decay that takes {rate * decay:.3g} of the adapter each step"
+        fix = f"lower tuning.optimiser.weight_decay to {MOST_FORGOTTEN:g} / tuning.learning_rate or less"
         yield Fault("weight_decay", None, got, fix)
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: ScoringTable) -> Iterator[Fault]:
@@ -231,6 +242,12 @@ def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
     fix = "use one that is allowed"
     if run.algorithm.name not in policy.algorithms:
         yield Fault("algorithms", policy.algorithms, f"algorithm {_toml(run.algorithm.name)}", fix)
+    if run.tuning.optimiser.name not in policy.optimisers:
+        got = f"optimiser {_toml(run.tuning.optimiser.name)}"
+        yield Fault("optimisers", policy.optimisers, got, fix)
+    if run.tuning.objective.name not in policy.objectives:
+        got = f"objective {_toml(run.tuning.objective.name)}"
+        yield Fault("objectives", policy.objectives, got, fix)
     if len(transforms) > MOST_TRANSFORMS:
         yield Fault("transforms", None, f"{len(transforms)} transforms", f"use at most {MOST_TRANSFORMS}")
     for name in transforms:

@@ -135,8 +135,8 @@ class PolicyTable(Table):
     """Largest dropout of an adapter: where nearly all is dropped, an update is of single tokens."""
     max_learning_rate: PositiveFloat = 0.1
     """Largest learning rate. By no key of its own, a request is also refused whose tuning.clip_norm is below
-    0.001, whose tuning.betas are below 0.5, or whose learning_rate * weight_decay is above 0.01: each
-    can make an update of a few examples out of a visit of many."""
+    0.001, whose optimiser's betas are below 0.5, momentum above 0.95 or learning_rate * weight_decay above
+    0.01: each can make an update of a few examples out of a visit of many."""
     max_steps: PositiveInt = 1000
     """Most optimiser steps in one visit, however the run file says its length (over the end of an epoch there
     may be one or two more)."""
@@ -159,6 +159,11 @@ class PolicyTable(Table):
     code of its own here: list it only if you have read it."""
     transforms: tuple[str, ...] = ("clip",)
     """The transforms that may run, by the exact name of the module, as above."""
+    optimisers: tuple[str, ...] = ("adamw",)
+    """The local optimisers that may run, by the exact name of the module, as above. Under "sgd" an update is
+    the sum of the gradients, from which examples can be read more easily than from AdamW's steps."""
+    objectives: tuple[str, ...] = ("sft",)
+    """The local objectives that may run, by the exact name of the module, as above."""
     min_cohort: PositiveInt = 2
     """Fewest sites in a round: in a round of one, the mean is this site's own update."""
     min_examples: PositiveInt = 16

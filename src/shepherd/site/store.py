@@ -40,6 +40,7 @@ from shepherd.site.numbers import Score
 KEEP = 2  # rounds of a run
 RUNS = 8  # those answered last
 OWN = "own"
+"""This site's name in the checkpoints of an earlier version."""
 YEAR_S = 365 * 86_400.0
 SECRET_BYTES = 32
 
@@ -266,7 +267,7 @@ def _read_start(folder: Path, round: int, digest: str) -> Adapter | None:
 
 def _checkpoint(kept: Kept, start: str) -> Checkpoint:
     update = kept.update
-    tensors = {"delta": update.delta, "extra": update.extra}
+    tensors = {"delta": update.delta, "extra": update.extra, "memory": kept.memory}
     state = ServerState(round=kept.round + 1, adapter=Adapter(), transforms=tensors)
     notes = {
         "id": kept.id,
@@ -279,7 +280,7 @@ def _checkpoint(kept: Kept, start: str) -> Checkpoint:
         "examples": kept.examples,
         "trained_from": start,
     }
-    return Checkpoint(state=state, clients={OWN: kept.memory}, notes=notes)
+    return Checkpoint(state=state, notes=notes)
 
 
 def _read(path: Path) -> Kept:
@@ -294,7 +295,7 @@ def _read(path: Path) -> Kept:
         # an earlier version counted what it took
         different=notes.get("different", min(notes["position"] - notes["start"], notes["examples"])),
         examples=notes["examples"],
-        memory=saved.clients[OWN],
+        memory=saved.clients[OWN] if saved.clients else Payload(tensors["memory"]),
         # which stood in the checkpoint itself
         adapter=saved.state.adapter or _read_start(path.parent, round, notes.get("trained_from", "")),
     )

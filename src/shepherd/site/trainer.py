@@ -24,17 +24,19 @@ from pathlib import Path
 from time import monotonic
 
 from shepherd import plugins, prepare
-from shepherd.core import Adapter, Broadcast, Failure, Update, seed_for
+from shepherd.core import Adapter, Broadcast, Failure, Payload, Update, seed_for
 from shepherd.data import cursor
-from shepherd.errors import DataError, ShepherdError
+from shepherd.errors import ShepherdError
 from shepherd.evaluate import loss
 from shepherd.federation import fields, local, wire
-from shepherd.federation.simulation import Simulation
+from shepherd.federation.clients import Batches, LocalClients
 from shepherd.federation.wire import Joined, Reply, Request, Scores
 from shepherd.folder import mending
 from shepherd.model import score, tune
 from shepherd.model.base import Base
+from shepherd.model.tune import Progress, Tuned
 from shepherd.prepare import Prepared
+from shepherd.progress import stage
 from shepherd.settings import RunSettings, TuningTable
 from shepherd.site import arrival, audit, bases, faults, numbers, policy
 from shepherd.site.audit import Left
@@ -260,7 +262,10 @@ class Trainer:
         examples = len(prepared.clients[self.name])
         self._require_allowed(request, examples)
         self._require_allowed_now(request)  # it may have waited
-        start, visit = self._planned(request, settings, examples)
+        clients = self._clients(request, settings, prepared)
+        batches = clients.batches(self.name, self.store.record(request.run).position)
+        steps = batches.steps
+        visit = Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
         self._record(audit.granted_to(request, _now(), visit=visit))
         task.require_wanted()
         base = self.holding.base(settings, request.base, self._longest(settings))
@@ -269,7 +274,8 @@ class Trainer:
         if request.broadcast is None:
             return _left(self._joined(examples))
         arrival.require_fit(request.broadcast, base)
-        return self._trained(task, settings, prepared, base, start, visit)
+        clients = replace(clients, tuning=self._tuning(settings, base))
+        return self._trained(task, settings, clients, base, batches, visit)
 
     def _own(self, request: Request) -> RunSettings:
         return own(self.settings, request.settings, bases.find(self.settings.bases, request.base))
@@ -291,21 +297,22 @@ class Trainer:
             return self.settings.trainer.order_seed
         return seed_for(self.store.secret(), "order", request.run)
 
-    def _planned(self, request: Request, settings: RunSettings, examples: int) -> tuple[int, Visit]:
-        """Where the next visit begins in the site's examples, and how long it is."""
-        limits, tuning = self.settings.policy, settings.tuning
-        steps, end = cursor.visit(
-            examples,
-            self.store.record(request.run).position,
-            epochs=tuning.epochs,
-            max_steps=tuning.max_steps,
-            batch_size=tuning.batch_size,
-            seed=seed_for(self._order(request), "order", self.name),
+    def _clients(self, request: Request, settings: RunSettings, prepared: Prepared) -> LocalClients:
+        """This site as the only client that it has."""
+        limits = self.settings.policy
+        return LocalClients(
+            datasets={self.name: prepared.clients[self.name]},
+            algorithm=plugins.algorithm(settings.algorithm, limits.algorithms),
+            transform=plugins.transform(settings.transforms, limits.transforms),
+            tuning=settings.tuning,
+            federation=settings.federation,
+            order_seed=self._order(request),
+            optimiser=plugins.optimiser(settings.tuning.optimiser, limits.optimisers),
+            objective=plugins.objective(settings.tuning.objective, limits.objectives),
             min_batch=limits.min_batch,
             min_examples=limits.min_examples,
+            cap_nats=numbers.CAP_NATS,
         )
-        visit = Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
-        return end - visit.taken, visit
 
     def _joined(self, examples: int) -> Joined:
         fewest = self.settings.policy.min_cohort
@@ -315,38 +322,21 @@ class Trainer:
         self,
         task: Task,
         settings: RunSettings,
-        prepared: Prepared,
+        clients: LocalClients,
         base: Base,
-        start: int,
+        batches: Batches,
         visit: Visit,
     ) -> Answer:
         request, name = task.request, self.name
         assert request.broadcast is not None
+        start = batches.position - visit.taken
         before = self.store.before(request.run, request.round)
         if before is None and start:
             log.warning("%s what it remembered is gone, and it goes on without", _named(request))
-        simulation = Simulation(
-            base=base,
-            datasets={name: prepared.clients[name]},
-            algorithm=plugins.algorithm(settings.algorithm, self.settings.policy.algorithms),
-            transform=plugins.transform(settings.transforms, self.settings.policy.transforms),
-            tuning=self._tuning(settings, base),
-            federation=settings.federation,
-            seed=settings.seed,
-            order_seed=self._order(request),
-            min_batch=self.settings.policy.min_batch,
-            cap_nats=numbers.CAP_NATS,
-            cohort_size=1,
-            positions={name: start},
-            memories={name: before.memory} if before else {},
-            watch=lambda progress: task.require_wanted(),
-        )
         with faults.of_the_examples():
-            (answer,) = simulation.run(request.broadcast, [name])
-        simulation.commit()
-        if isinstance(answer, Failure):
-            raise DataError(answer.reason)
-        examples, position = len(prepared.clients[name]), simulation.positions[name]
+            tuned = self._tuned(task, clients, base, batches, before.memory if before else Payload())
+            answer = clients.update(request.broadcast, tuned)
+        examples, position = clients.size(name), batches.position
         try:
             arrival.require_finite(answer)
         except faults.Diverged:  # which says something of these examples: once
@@ -366,11 +356,26 @@ class Trainer:
             position=position,
             different=visit.different,
             examples=examples,
-            memory=simulation.memories[name],
+            memory=tuned.memory,
             adapter=request.broadcast.adapter,
         )
         self.store.save(request.run, kept)
         return _left(self._told(kept.update))
+
+    def _tuned(
+        self, task: Task, clients: LocalClients, base: Base, batches: Batches, memory: Payload
+    ) -> Tuned:
+        broadcast = task.request.broadcast
+        assert broadcast is not None
+        visit = clients.remembering(broadcast, clients.visit(broadcast, self.name, batches), memory)
+        with stage("tuning", visit.tokens) as now:
+
+            def watch(progress: Progress) -> None:
+                now.advance(progress.tokens - now.done)
+                task.require_wanted()
+
+            (tuned,) = tune.tune(base, clients.job(broadcast, [visit]), watch)
+        return tuned
 
     def _told(self, update: Update) -> Update:
         return replace(update, metrics=numbers.leaving(self.settings.policy, update.metrics))

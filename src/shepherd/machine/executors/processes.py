@@ -1,4 +1,4 @@
-"""Processes beside this one, each with its own copy of the base, that tune groups of clients side by side.
+"""Worker processes, each with its own copy of the base, that tune jobs side by side.
 
 On a processor a group tunes faster on one core than on two, so two groups on two cores are the better use of
 them (docs/benchmarks.md). Which group runs where changes no bit: a worker keeps nothing between two groups.
@@ -6,17 +6,16 @@ them (docs/benchmarks.md). Which group runs where changes no bit: a worker keeps
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import count as count_up
 from itertools import islice
@@ -30,55 +29,23 @@ from loky.process_executor import BrokenProcessPool
 from threadpoolctl import threadpool_limits
 
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Algorithm, Broadcast
 from shepherd.errors import FederationError, ShepherdError
+from shepherd.machine.executors.executor import Watch
 from shepherd.model import base as bases
-from shepherd.model import malloc, memory, tune
+from shepherd.model import malloc, memory
 from shepherd.model.base import Base, Proof
-from shepherd.model.tune import Progress, Tuned, Visit
-from shepherd.settings import AdapterTable, ModelTable, TuningTable
+from shepherd.model.tune import Job, Tuned, Visit, tune
+from shepherd.settings import AdapterTable, ModelTable
 
 POLL = 0.1  # seconds between two looks at how far the workers are
 AHEAD = 8  # jobs a worker that are looked at, and whose results may wait here for one before them
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Clients to tune together; the arguments of `model.tune.tune` but the base."""
-
-    broadcast: Broadcast
-    algorithm: Algorithm
-    visits: Sequence[Visit]
-    tuning: TuningTable
-    learning_rate: float
-    cap_nats: float = math.inf
-
-
-Watch = Callable[[int, Progress], None]  # which job, and how far it is
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def here(base: Base, jobs: Iterable[Job], watch: Watch) -> Iterator[list[Tuned]]:
-    """Tune one job after another in this process."""
-    for number, job in enumerate(jobs):
-        yield _tuned(base, job, lambda told, number=number: watch(number, told))  # type: ignore[misc]
-
-
-def _tuned(base: Base, job: Job, watch: Callable[[Progress], None]) -> list[Tuned]:
-    return tune.tune(
-        base,
-        job.broadcast,
-        job.algorithm,
-        job.visits,
-        job.tuning,
-        learning_rate=job.learning_rate,
-        cap_nats=job.cap_nats,
-        watch=watch,
-    )
-
-
-class Workers:
+class Processes:
     """`count` processes of `threads` processor threads each, which start and load the base at first use."""
 
     def __init__(
@@ -199,16 +166,14 @@ def _told_of_death() -> Iterator[None]:
         ) from error
 
 
-def beside(
+def processes(
     count: int, model: ModelTable, adapter: AdapterTable, proof: Proof, consent: Consent = NOTHING
-) -> Workers | None:
-    """So many workers, each with its part of this process's threads; None where this process is enough.
+) -> Processes:
+    """`count` worker processes that share this process's threads.
 
     `proof` is what this process found of the base, which no worker proves again.
     """
-    if count == 1:
-        return None
-    return Workers(count, max(1, memory.threads() // count), model, adapter, proof, consent)
+    return Processes(count, max(1, memory.threads() // count), model, adapter, proof, consent)
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -225,7 +190,7 @@ def _going(begun: Mapping[int, Future[list[Tuned]]]) -> list[Future[list[Tuned]]
 
 def _tokens(job: Job) -> int:
     """That a job's visits take, which is about how long it will be."""
-    return sum(int(visit.data.lengths[step].sum()) for visit in job.visits for step in visit.steps)
+    return sum(visit.tokens for visit in job.visits)
 
 
 def _carried(job: Job) -> Job:
@@ -236,7 +201,8 @@ def _carried(job: Job) -> Job:
 def _cut(visit: Visit) -> Visit:
     taken = np.concatenate(list(visit.steps))
     ends = np.cumsum([len(step) for step in visit.steps])
-    return replace(visit, data=visit.data.take(taken), steps=np.split(np.arange(len(taken)), ends[:-1]))
+    steps = np.split(np.arange(len(taken)), ends[:-1])
+    return replace(visit, data=visit.data.take(taken), targets=visit.targets[taken], steps=steps)
 
 
 # in a worker -----------------------------------------------------------------------------------------------
@@ -279,7 +245,7 @@ def _ready() -> None:
 
 
 def _work(number: int, job: Job) -> list[Tuned]:
-    return _with_base(lambda base, job: _tuned(base, job, lambda told: _queue.put((number, told))), job)
+    return _with_base(lambda base, job: tune(base, job, lambda progress: _queue.put((number, progress))), job)
 
 
 def _with_base(work: Callable[[Base, T], R], item: T) -> R:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +20,27 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
+from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FederationError
-from shepherd.federation.workers import AHEAD, Job, Workers, here
+from shepherd.machine.executors import Inline, Processes
+from shepherd.machine.executors.processes import AHEAD
 from shepherd.model.base import Base, Proof
-from shepherd.model.tune import Progress, Visit
+from shepherd.model.tune import Job, Progress, Visit
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
 
 SIZES = {"ann": 3, "bob": 7, "cay": 5, "dan": 4, "eve": 6}
 
 
 @pytest.fixture(scope="module")
-def pair(llama_folder: Path) -> Iterator[Workers]:
+def pair(llama_folder: Path) -> Iterator[Processes]:
     workers = begun(llama_folder)
     yield workers
     workers.close()
 
 
-def begun(folder: Path) -> Workers:
+def begun(folder: Path) -> Processes:
     table = ModelTable(base=str(folder), dtype="float32", device="cpu")
-    return Workers(2, 1, table, AdapterTable(rank=3, alpha=6), Proof())
+    return Processes(2, 1, table, AdapterTable(rank=3, alpha=6), Proof())
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def silent(number: int, told: Progress) -> None:
 
 
 def test_workers_make_the_same_bits_as_this_process_in_the_jobs_order(llama, pair, one_thread) -> None:
-    ours = list(here(llama, jobs(llama), silent))
+    ours = list(Inline(llama).tuned(jobs(llama), silent))
     heard: list[tuple[int, Progress]] = []
     theirs = list(pair.tuned(jobs(llama), lambda number, told: heard.append((number, told))))
     assert theirs == ours
@@ -85,7 +88,7 @@ def test_workers_make_the_same_bits_as_this_process_in_the_jobs_order(llama, pai
         ["eve", "ann"],
     ]
     last = {number: told.tokens for number, told in heard}
-    assert last == {k: sum(t.tokens for t in each) for k, each in enumerate(theirs) if each}
+    assert last == {k: sum(t.report.tokens for t in each) for k, each in enumerate(theirs) if each}
 
 
 def test_jobs_are_taken_as_they_are_needed(llama, pair) -> None:
@@ -121,7 +124,7 @@ def failing(base: Base, item: int) -> float:
 
 def test_the_largest_job_begins_first(llama, llama_folder) -> None:
     table = ModelTable(base=str(llama_folder), dtype="float32", device="cpu")
-    one = Workers(1, 1, table, AdapterTable(rank=3, alpha=6), Proof())
+    one = Processes(1, 1, table, AdapterTable(rank=3, alpha=6), Proof())
     heard: list[int] = []
     asked = [job(llama, "cay"), job(llama, "ann"), job(llama, "ann", "bob", "eve"), job(llama, "ann", "bob")]
     found = list(one.tuned(asked, lambda number, told: heard.append(number)))
@@ -143,9 +146,13 @@ def test_numpy_leaves_the_cores_to_the_workers_while_they_compute(llama, pair) -
         assert _blas() == {2}
 
 
+def untrained(data: Tokens) -> Tokens:
+    return replace(data, trained=np.zeros_like(data.trained))
+
+
 def test_a_mistake_in_the_data_comes_back_as_its_sentence(llama, pair) -> None:
-    bad = job(llama, "ann")
-    bad.visits[0].data.trained[:] = False
+    data = visit("ann").data
+    bad = replace(job(llama), visits=[Visit(client="ann", data=untrained(data), steps=[np.array([0])])])
     with pytest.raises(DataError, match="client ann has a step without a trained token"):
         list(pair.tuned([bad], silent))
     assert len(list(pair.tuned([job(llama, "ann")], silent))) == 1  # and the workers live on
@@ -168,7 +175,7 @@ def test_a_worker_that_dies_is_told_with_the_mend(llama, llama_folder) -> None:
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from tests.federation.test_workers import begun
+from tests.machine.executors.test_processes import begun
 workers = begun(Path(sys.argv[1]))
 workers._pool.submit(int).result()
 print("ready", flush=True)
@@ -179,7 +186,7 @@ time.sleep(600)
 FORGETFUL = """
 import sys
 from pathlib import Path
-from tests.federation.test_workers import begun, job, silent
+from tests.machine.executors.test_processes import begun, job, silent
 from tests.model import bases
 workers = begun(Path(sys.argv[1]))
 print(len(list(workers.tuned([job(bases.load(Path(sys.argv[1])), "ann")], silent))))
