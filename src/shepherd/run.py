@@ -476,9 +476,9 @@ def _round_tokens(settings: RunSettings, prepared: Prepared) -> float:
 def executor(settings: RunSettings, base: bases.Base, consent: Consent) -> Executor:
     """Where the run is tuned: in worker processes, where it was laid out for more than this one."""
     count = settings.tuning.workers
-    if count in (1, "auto"):  # "auto" stands in folders from before there were workers
-        return Inline(base)
-    return processes(count, base.table, settings.adapter, base.proof, consent)
+    if isinstance(count, int) and count > 1:  # "auto" stands in folders from before there were workers
+        return processes(count, base.table, settings.adapter, base.proof, consent)
+    return Inline(base)
 
 
 def local_clients(
