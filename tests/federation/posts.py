@@ -23,7 +23,6 @@ class Letters:
     order: Callable[[Sequence[str]], Sequence[str]] = lambda sites: sites
     asked: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
-    late_ones: int = 0
 
     def present(self) -> Sequence[str]:
         return [site for site in self.sites if site not in self.away]
@@ -36,9 +35,6 @@ class Letters:
             answer = self.sites[site](request)
             if answer is not None:
                 yield site, answer
-
-    def late(self) -> int:
-        return self.late_ones
 
 
 def honest(

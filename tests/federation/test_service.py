@@ -81,7 +81,6 @@ def test_a_row_says_what_the_sites_said(tmp_path: Path) -> None:
     assert row["taken"] == {"a": 8, "b": 8}
     assert row["coverage"] == {"a": 0.8, "b": 0.8}
     assert row["failures"] == {}
-    assert row["late"] == 0
     # qa: (2 + 4) nats over 8 tokens; each site's own: 3 nats on one token; of a site the mean over its five
     assert row["heldout"]["category"] == {"a": 3.0, "b": 3.0, "qa": 0.75}
     assert row["heldout"]["loss"] == pytest.approx(1.2)

@@ -246,9 +246,6 @@ class Mortal:
             raise Killed
         return self.post.ask(message, sites, seconds)
 
-    def late(self) -> int:
-        return self.post.late()
-
 
 def hosted(monkeypatch: pytest.MonkeyPatch, server: Hosted) -> Clock:
     """Have the coordinator talk to it, in time that passes only by sleeping."""

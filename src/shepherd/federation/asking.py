@@ -41,9 +41,6 @@ class Post(Protocol):
         Ends when all have answered, when those that have not are gone, or after `seconds`.
         """
 
-    def late(self) -> int:
-        """Answers that came after their time, so far."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:

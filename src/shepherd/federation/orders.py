@@ -14,7 +14,7 @@ from shepherd.settings import FederationTable, RunSettings, plain, published
 
 RUN_ID = "[0-9a-f]{16}"
 MOST_SITES = 1000
-TRAVELLING = ("seed", "model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
+TRAVELLING = ("model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
 """Tables of the run file that a site is told."""
 TRAVELLING_DATA = ("template", "template_options", "system", "date", "holdout", "max_tokens", "seed")
 """Keys of [data] that a site is told: how to render, and never where from."""

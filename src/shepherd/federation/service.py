@@ -26,9 +26,9 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from shepherd import checkpoint, folder, plugins, select, weighing
+from shepherd import checkpoint, folder, plugins, private, select, weighing
 from shepherd.checkpoint import Checkpoint
-from shepherd.core import Context, Failure, ServerState
+from shepherd.core import Context, Failure, FromSystem, Seeded, ServerState
 from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, ShepherdError
 from shepherd.federation import trusted
@@ -48,6 +48,8 @@ CHUNK = 3 * 2**20
 """Bytes of a checkpoint in one answer to the coordinator, before base64."""
 TAKEOVER = 90.0
 """Seconds to wait for a server process that lost its parent to let go of the run."""
+SECRET = "secret"
+"""The file that this server's draws come from, in its folder of the run."""
 KEEP = 2
 """Checkpoints of a run that stay at the server, whatever the run file says of the run folder."""
 MOST_WHY = 300  # characters of why a site is left out of a score
@@ -130,21 +132,23 @@ class Service:
         if not rows:
             self._log({"round": 0, **self._scored(state)})
         taken = dict(rows[-1].get("taken", {})) if rows else {}
-        late = self.post.late()
         for after, report in self._going(state):
             taken = _taken(taken, report)
             row = self._row(after, report, taken)
-            row["late"] = self.post.late() - late
-            late = self.post.late()
             saved = Checkpoint(state=after, notes=self._notes(row))
             checkpoint.save(self.home / "checkpoints", saved, keep=KEEP)
             self._log(row)
 
     def _going(self, state: ServerState) -> Iterator[tuple[ServerState, RoundReport]]:
+        method = plugins.method(self.settings, self.trusted.all)
+        secret = self._secret()
         return rounds(
-            plugins.method(self.settings, self.trusted.all),
+            method,
             self.silos,
             state,
+            secret=secret,
+            # noise that protects is nobody's to repeat; else a job that begins again makes the same round
+            noise=Seeded(secret) if method.transform.mechanism is None else FromSystem(),
             context=self._context(state),
             until=self.settings.federation.rounds,
             select=select.selector(self.settings.federation),
@@ -153,6 +157,15 @@ class Service:
             allow=weighing.allowing(self.settings),
             max_share=self.settings.federation.max_share,
         )
+
+    def _secret(self) -> int:
+        """What cohorts and noise come from: of this run at this server, and in nothing that it sends."""
+        path = self.home / SECRET
+        try:
+            with folder.mending(self.home):
+                return private.secret(path)
+        except ValueError:
+            raise FolderError(f"{path} was cut or changed; delete it, and a new one is drawn") from None
 
     def _context(self, state: ServerState) -> Context:
         return context_of(self.settings, state.adapter, len(self.order.sites))

@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,7 +214,6 @@ _ROW: Mapping[str, Check] = {
     "failures": _by_name(_sentence),
     "bytes_down": fields.whole,
     "bytes_up": fields.whole,
-    "gap": _told_number,
     "examples": fields.whole,
     "steps": fields.whole,
     "tokens": lambda value: _numbers(value, ("seen", "trained")),
@@ -222,12 +221,11 @@ _ROW: Mapping[str, Check] = {
     "taken": _by_name(fields.whole),
     "coverage": _BY_NAME,
     "seconds": lambda value: _numbers(value, ("round", "tuning")),
-    "late": fields.whole,
 }
 
 
 _OF_A_ROUND = (
-    *("cohort", "weights", "loss", "losses", "failures", "bytes_down", "bytes_up", "gap", "examples"),
+    *("cohort", "weights", "loss", "losses", "failures", "bytes_down", "bytes_up", "examples"),
     *("steps", "tokens", "seconds"),
 )
 """What every row but that of round 0 says."""
@@ -249,12 +247,20 @@ def _rows(value: Any, first: int, last: int) -> list[Row]:
     return rows
 
 
+def _figures(value: Row, known: Collection[str]) -> Row:
+    """What an algorithm's observer found, under names of its own."""
+    numbers = {name: each for name, each in value.items() if type(each) in (int, float, type(None))}
+    figures: Row = _BY_NAME({name: each for name, each in numbers.items() if name not in known})
+    return figures
+
+
 def _row(value: Row, last: int) -> Row:
     if len(json.dumps(value)) > MOST_ROW:
         raise ValueError(f"has a row of more than {MOST_ROW} characters")
     try:
         needed = ("round", *(_OF_A_ROUND if value.get("round") else ()))
-        return _some(value, {"round": _at_most(last), **_ROW}, needed=needed)
+        checks = {"round": _at_most(last), **_ROW}
+        return {**_some(value, checks, needed=needed), **_figures(value, checks)}
     except WireError as error:
         raise ValueError(f"has a row that is none ({error})") from error
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import shutil
 import threading
 import time
@@ -42,7 +40,6 @@ RUNS = 8  # those answered last
 OWN = "own"
 """This site's name in the checkpoints of an earlier version."""
 YEAR_S = 365 * 86_400.0
-SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,14 +168,9 @@ class Store:
             FolderError: it cannot be read or written.
         """
         path = self.home / "secret"
-        with mending(self.home):
-            if not path.exists():
-                _write_private(path, secrets.token_hex(SECRET_BYTES))
-            text = path.read_text(encoding="ascii", errors="replace")
         try:
-            if len(text) != 2 * SECRET_BYTES:
-                raise ValueError
-            return int(text, 16)
+            with mending(self.home):
+                return private.secret(path)
         except ValueError:
             raise FolderError(f"{path} was cut or changed; delete it, and a new one is drawn") from None
 
@@ -201,18 +193,6 @@ def sweep(folder: Path, keep: int) -> None:
     found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     for old in found[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """For the owner alone, whole or not at all."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.unlink(missing_ok=True)
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(handle, "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _record(place: Path) -> Record:

@@ -24,7 +24,7 @@ from pathlib import Path
 from time import monotonic
 
 from shepherd import plugins, prepare
-from shepherd.core import Adapter, Broadcast, Failure, Payload, Update, seed_for
+from shepherd.core import Adapter, Broadcast, Failure, FromSystem, Payload, Update, seed_for
 from shepherd.data import cursor
 from shepherd.errors import ShepherdError
 from shepherd.evaluate import loss
@@ -300,10 +300,11 @@ class Trainer:
     def _clients(self, request: Request, settings: RunSettings, prepared: Prepared) -> LocalClients:
         """This site as the only client that it has."""
         limits = self.settings.policy
+        transform = plugins.transform(settings.transforms, limits.transforms)
         return LocalClients(
             datasets={self.name: prepared.clients[self.name]},
             algorithm=plugins.algorithm(settings.algorithm, limits.algorithms),
-            transform=plugins.transform(settings.transforms, limits.transforms),
+            transform=transform,
             tuning=settings.tuning,
             federation=settings.federation,
             order_seed=self._order(request),
@@ -312,6 +313,8 @@ class Trainer:
             min_batch=limits.min_batch,
             min_examples=limits.min_examples,
             cap_nats=numbers.CAP_NATS,
+            # the server knows what it broadcasts, and could take noise that comes from it away again
+            draws=FromSystem() if transform.mechanism is not None else None,
         )
 
     def _joined(self, examples: int) -> Joined:

@@ -57,10 +57,13 @@ def test_the_newest_stay_and_so_does_all_that_waits_or_is_not_a_jobs(tmp_path: P
     assert {"startup", "local", "shepherd", "00000000-not-a-job", "jobs"} <= kept
 
 
-def test_a_damaged_record_and_an_empty_kit_do_no_harm(tmp_path: Path) -> None:
+def test_a_damaged_record_is_left_as_it_is_and_an_empty_kit_stays_empty(tmp_path: Path) -> None:
     leftovers.tidy(tmp_path)
-    (record(tmp_path, "RUNNING") / "meta").write_text("{")
+    assert list(tmp_path.iterdir()) == []
+    damaged = record(tmp_path, "RUNNING") / "meta"
+    damaged.write_text("{")
     leftovers.tidy(tmp_path)
+    assert damaged.read_text() == "{"
 
 
 def test_an_audit_log_that_has_grown_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

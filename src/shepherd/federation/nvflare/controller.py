@@ -57,7 +57,6 @@ class Rounds(ModelController):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__(persistor_id="", ignore_result_error=True, task_check_period=0.05)
-        self._late = 0
         self._away: frozenset[str] = frozenset()
         self._unawaited: frozenset[str] = frozenset()
         self._heard = 0.0  # of the coordinator, on the monotonic clock
@@ -119,7 +118,6 @@ class Rounds(ModelController):  # type: ignore[misc]
             yield from self._answers(inbox, unanswered, time.monotonic() + seconds)
         finally:  # also where nobody asks for the end, since all have answered
             self._let_go()
-            self._late += len(unanswered & _left(inbox))
 
     def _answers(
         self, inbox: queue.Queue[FLModel], unanswered: set[str], ends: float
@@ -148,15 +146,10 @@ class Rounds(ModelController):  # type: ignore[misc]
         while self.get_num_standing_tasks() and time.monotonic() < ends:
             time.sleep(TICK)
 
-    def late(self) -> int:
-        """Answers that came after their time."""
-        return self._late
-
     def process_result_of_unknown_task(
         self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
     ) -> None:
-        """FLARE's hook for an answer to a question that stands no more: it is dropped, and counted."""
-        self._late += 1
+        """FLARE's hook for an answer to a question that stands no more: it is dropped."""
         self.log_warning(fl_ctx, f"dropped a late answer of {client.name}")
 
     def _next(self, inbox: queue.Queue[FLModel], ends: float) -> FLModel | None:
@@ -197,14 +190,6 @@ class Rounds(ModelController):  # type: ignore[misc]
         ends = time.monotonic() + LINGER
         while not (self.abort_signal.triggered or time.monotonic() > ends):
             time.sleep(TICK)
-
-
-def _left(inbox: queue.Queue[FLModel]) -> set[str]:
-    """Whose answers came in and were not taken."""
-    left = set()
-    while not inbox.empty():
-        left.add(str(inbox.get().meta["client_name"]))
-    return left
 
 
 def _bytes(model: FLModel) -> bytes:
