@@ -6,6 +6,7 @@ import base64
 import math
 import multiprocessing
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -486,3 +487,66 @@ def test_two_checkpoints_stay_whatever_the_run_file_says(tmp_path: Path) -> None
     asked = replace(asked, settings={**asked.settings, "checkpoints": {"keep": 10**9}})
     served(tmp_path, both(), asked)
     assert names_in(tmp_path / "home" / "checkpoints") == ["round-00004", "round-00005"]
+
+
+NAMES = tuple("abcdefgh")
+
+
+def eight() -> Letters:
+    return Letters({name: honest(name) for name in NAMES})
+
+
+def cohorts(made: Service) -> list[list[str]]:
+    return [row["cohort"] for row in told(made)["rows"][1:]]
+
+
+def test_the_cohorts_come_from_a_secret_of_the_server_that_nothing_it_sends_or_tells_holds(
+    tmp_path: Path,
+) -> None:
+    """Nobody who has the order, a request or a checkpoint can tell who is asked next (law 7)."""
+    asked = order(NAMES, share=0.5, rounds=6)
+    posts = [eight() for _ in range(3)]
+    made = [served(tmp_path / str(k), post, asked) for k, post in enumerate(posts)]
+    assert len({str(cohorts(each)) for each in made}) == 3  # 70 sets a round: by chance alike once in 1e11
+    for k, post in enumerate(posts):
+        home = tmp_path / str(k) / "home"
+        text = (home / service.SECRET).read_text()
+        assert len(text) == 64
+        assert (home / service.SECRET).stat().st_mode & 0o077 == 0
+        sent = [wire.encode_request(request) for request in post.requests]
+        files = [path.read_bytes() for path in home.rglob("*") if path.is_file() and path.name != "secret"]
+        everything = b"".join([*sent, *files, str(told(made[k])).encode()])
+        assert text.encode() not in everything
+        assert str(int(text, 16)).encode() not in everything
+        assert all("seed" not in request.settings for request in post.requests)
+
+
+def test_a_job_that_goes_on_draws_the_same_cohorts(tmp_path: Path) -> None:
+    """Law 3, at a server that still has its folder."""
+    asked = order(NAMES, share=0.5, rounds=6)
+    whole = served(tmp_path / "whole", eight(), asked)
+
+    (tmp_path / "cut" / "home").mkdir(parents=True)
+    secret = (tmp_path / "whole" / "home" / service.SECRET).read_text()
+    (tmp_path / "cut" / "home" / service.SECRET).write_text(secret)
+    broken = Letters({name: failing_at(name, 3) for name in NAMES})
+    first = served(tmp_path / "cut", broken, asked)
+    assert "error" in told(first)["outcome"]
+    second = Service(asked, tmp_path / "cut" / "home", None, eight())
+    second.run()
+    assert cohorts(second) == cohorts(whole)
+
+
+def failing_at(name: str, round: int) -> Callable[[Request], bytes | None]:
+    def site(request: Request) -> bytes | None:
+        dies = request.kind == "train" and request.round == round
+        return None if dies else honest(name)(request)
+
+    return site
+
+
+def test_a_damaged_secret_is_said(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / service.SECRET).write_text("cut")
+    outcome = told(served(tmp_path, both()))["outcome"]
+    assert "secret was cut or changed; delete it" in outcome["error"]

@@ -318,7 +318,7 @@ def test_no_missing_key_and_no_mad_value_stops_the_page(tmp_path: Path) -> None:
         found = collect(path)
         json.dumps(found, allow_nan=False).encode()
         page.html(found)
-        for row, shown, before in zip(log, found["rounds"], rows, strict=True):  # what is intact is shown
+        for row, found_row, before in zip(log, found["rounds"], rows, strict=True):  # what is intact is shown
             for key, name in (("loss", "train_loss"), ("bytes_up", "bytes_up"), ("gap", "gap")):
                 if key in before and row[key] == before[key]:
-                    assert shown[name] == before[key]
+                    assert found_row[name] == before[key]
