@@ -27,6 +27,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from shepherd import asking, checkpoint, folder, prepare
 from shepherd import run as run_module
+from shepherd.client_store import Kept
+from shepherd.consent import Consent
 from shepherd.core import Adapter
 from shepherd.data.examples import Turn
 from shepherd.data.template import Template, prompt
@@ -51,6 +53,7 @@ from shepherd.run import Run, open_run, resume
 from shepherd.settings import RunSettings, dump, read
 from tests import runs
 from tests.model import bases
+from tests.test_checkpoint import as_first_format
 
 ROW = {
     "round", "cohort", "weights", "capped", "loss", "losses", "failures", "bytes_down", "bytes_up", "gap",
@@ -332,6 +335,37 @@ def test_what_is_no_run_cannot_be_resumed(tmp_path) -> None:
 
 
 # --- going on
+
+
+def test_a_run_of_the_first_format_goes_on_with_what_its_clients_remembered(
+    llama_folder, source, tmp_path
+) -> None:
+    """Its checkpoints held the memories, which now lie beside them."""
+    name = "tests.plugins.personal_b"
+    consent = Consent(plugins=frozenset({name}))
+    new, old = (
+        open_run(
+            runs.settings(llama_folder, source, tmp_path / which, algorithm={"name": name}), consent=consent
+        )
+        for which in ("new", "old")
+    )
+    finish(new)
+    rounds = old.rounds()
+    next(rounds)
+    next(rounds)
+    old.close()
+    last = checkpoint.latest(old.holder.checkpoints)
+    store = old.simulation.store
+    memories = {
+        client: store.get(client, Kept(*kept))
+        for client, kept in checkpoint.load(last).notes["memories"].items()
+    }
+    assert memories
+    as_first_format(last, memories)
+    shutil.rmtree(old.holder.clients)
+    finish(resume(old.folder, consent))
+    ours, theirs = ((run.holder.adapter / files.WEIGHTS).read_bytes() for run in (old, new))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2, 3])

@@ -8,6 +8,7 @@ from tests.quadratic import Quadratic, bits, drawn
 
 from shepherd import plugins
 from shepherd.checkpoint import Checkpoint, latest, load, save
+from shepherd.client_store import Kept, OnDisk
 from shepherd.config import PartTable
 from shepherd.core import Method, ServerState
 from shepherd.rounds import rounds, start
@@ -61,8 +62,11 @@ def resumed(method: Method, at: int, folder) -> ServerState:
     """The last state of a run that was stopped after round `at`, saved, loaded and gone on with."""
     before = Quadratic(method.algorithm, method.transform)
     stopped = [start(method, drawn(0)), *run(method, before, until=at)][-1]
-    save(folder, Checkpoint(state=stopped, clients=before.memories), keep=1)
+    store = OnDisk(folder / "clients", checkpoints=1)
+    kept = {client: store.put(client, at, memory) for client, memory in before.memories.items()}
+    save(folder, Checkpoint(state=stopped, notes={"memories": kept}), keep=1)
     saved = load(latest(folder))
     after = Quadratic(method.algorithm, method.transform)
-    after.memories = dict(saved.clients)
+    names = {client: Kept(*kept) for client, kept in saved.notes["memories"].items()}
+    after.memories = {client: store.get(client, kept) for client, kept in names.items()}
     return run(method, after, saved.state)[-1]
