@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shepherd import settings
 from shepherd.config import PartTable, Table
 from shepherd.errors import SettingsError
 from shepherd.settings import RunSettings, dump, parse, read, read_kept, validated
@@ -165,7 +166,6 @@ def test_unknown_keys_are_refused_with_those_that_are_known() -> None:
         ({"tuning": {"epochs": 1, "max_steps": 1}}, "tuning"),
         ({"tuning": {"learning_rate": 0}}, "tuning.learning_rate"),
         ({"federation": {"deadline": 1e10}}, "federation.deadline"),
-        ({"tuning": {"betas": [0.9, 1.1]}}, "tuning.betas"),
         ({"tuning": {"micro_batch_tokens": 0}}, "tuning.micro_batch_tokens"),
         ({"tracking": {"trackers": ["pigeon"]}}, "tracking.trackers"),
         ({"model": {"base": "tiny", "dtype": "int8"}}, "model.dtype"),
@@ -179,7 +179,7 @@ def test_an_impossible_value_is_refused_by_its_dotted_key(table: dict[str, objec
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
-    for table in ("learning_rate", "weight_decay", "clip_norm", "epochs"):
+    for table in ("learning_rate", "clip_norm", "epochs"):
         for value in (float("nan"), float("inf")):
             assert f"key tuning.{table}" in fault({**LEAST, "tuning": {table: value}})
 
@@ -251,13 +251,26 @@ def test_a_wrong_type_is_no_other_value() -> None:
         ("adapter", "rank", 8.0),
         ("adapter", "rank_stabilised", "yes"),
         ("tuning", "clip_norm", True),
-        ("tuning", "betas", [0.9, 1.0]),
         ("tuning", "micro_batch_tokens", "4096"),
     ):
         assert f"key {table}.{key}" in fault({**LEAST, table: {key: value}})
     assert "key seed: " in fault({**LEAST, "seed": True})
-    whole = {**LEAST, "adapter": {"alpha": 16}, "tuning": {"learning_rate": 1, "betas": [0, 0]}}
-    assert parse(whole).tuning.betas == (0.0, 0.0)
+    whole = {**LEAST, "adapter": {"alpha": 16}, "tuning": {"learning_rate": 1}}
+    assert parse(whole).tuning.learning_rate == 1.0
+
+
+def test_the_optimisers_keys_are_read_where_they_stood_before_with_a_warning(caplog) -> None:
+    settings._warn_of_old_key.cache_clear()
+    old = parse({**LEAST, "tuning": {"betas": [0.8, 0.9], "weight_decay": 0.1}})
+    new = parse({**LEAST, "tuning": {"optimiser": {"betas": [0.8, 0.9], "weight_decay": 0.1}}})
+    assert old == new
+    assert old.tuning.optimiser.model_extra == {"betas": [0.8, 0.9], "weight_decay": 0.1}
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "tuning.betas is now tuning.optimiser.betas",
+        "tuning.weight_decay is now tuning.optimiser.weight_decay",
+    ]
+    both = {"betas": [0.8, 0.9], "optimiser": {"betas": [0.9, 0.9]}}
+    assert "betas is set here and in tuning.optimiser; keep the latter" in fault({**LEAST, "tuning": both})
 
 
 def test_a_fault_speaks_of_the_file_and_not_of_python() -> None:

@@ -19,10 +19,11 @@ from shepherd import aggregations, algorithms, server_optimisers, transforms
 from shepherd.config import PartTable
 from shepherd.core import Aggregation, Algorithm, Method, ServerOptimiser, Transform, chain
 from shepherd.errors import PluginError, SettingsError
-from shepherd.settings import RunSettings, validated
+from shepherd.settings import RunSettings, TuningTable, validated
 from shepherd.training import objectives, optimisers
 
 if TYPE_CHECKING:
+    from shepherd.training.local import LocalTraining
     from shepherd.training.objective import Objective
     from shepherd.training.optimiser import Optimiser
 
@@ -96,6 +97,13 @@ def objective(table: PartTable, allowed: Collection[str] = ()) -> Objective:
 
     built: Objective = _built(objectives, "objective", Objective, table, allowed)
     return built
+
+
+def local_training(table: TuningTable, allowed: Collection[str] = ()) -> LocalTraining:
+    """What `[tuning.optimiser]` and `[tuning.objective]` name; arguments and errors as for `algorithm`."""
+    from shepherd.training.local import LocalTraining
+
+    return LocalTraining(optimiser(table.optimiser, allowed), objective(table.objective, allowed))
 
 
 def names(folder: ModuleType) -> list[str]:

@@ -46,6 +46,7 @@ from shepherd.prepare import Prepared
 from shepherd.progress import roughly, stage
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, start
 from shepherd.settings import RunSettings, require_drawn
+from shepherd.training.local import LocalTraining
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -61,6 +62,7 @@ class Run:
     base: bases.Base
     prepared: Prepared
     method: Method
+    training: LocalTraining
     state: ServerState
     trackers: tracking.Trackers
     consent: Consent = NOTHING
@@ -74,7 +76,15 @@ class Run:
     def __post_init__(self) -> None:
         assert self.settings.tuning.cohort_size != "auto"
         self.simulation = Simulation(
-            local=local_clients(self.settings, self.prepared, self.method, self.consent),
+            local=LocalClients(
+                datasets=self.prepared.clients,
+                algorithm=self.method.algorithm,
+                transform=self.method.transform,
+                tuning=self.settings.tuning,
+                federation=self.settings.federation,
+                order_seed=self.settings.seed,
+                training=self.training,
+            ),
             executor=executor(self.settings, self.base, self.consent),
             stack_size=self.settings.tuning.cohort_size,
             store=OnDisk(self.holder.clients, self.settings.checkpoints.keep),
@@ -311,6 +321,7 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins)
+    training = plugins.local_training(settings.tuning, consent.plugins)
     base = load_base(settings, consent)
     if told := files.rehearse(base):
         log.info("%s", told)
@@ -334,6 +345,7 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
             base=base,
             prepared=prepared,
             method=method,
+            training=training,
             state=start(method, adapter, context_of(settings, adapter, len(prepared.clients))),
             trackers=tracking.start(settings, holder),
             consent=consent,
@@ -389,6 +401,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
         )
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins)
+    training = plugins.local_training(settings.tuning, consent.plugins)
     base = load_base(settings, consent)
     for name, (then, now) in folder.changed_versions(holder.path).items():
         log.info("%s was %s and is %s: the bits may differ from an undisturbed run's", name, then, now)
@@ -409,6 +422,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
         base=base,
         prepared=prepared,
         method=method,
+        training=training,
         state=state,
         trackers=tracking.start(settings, holder, rows),
         consent=consent,
@@ -479,22 +493,6 @@ def executor(settings: RunSettings, base: bases.Base, consent: Consent) -> Execu
     if isinstance(count, int) and count > 1:  # "auto" stands in folders from before there were workers
         return processes(count, base.table, settings.adapter, base.proof, consent)
     return Inline(base)
-
-
-def local_clients(
-    settings: RunSettings, prepared: Prepared, method: Method, consent: Consent
-) -> LocalClients:
-    """The clients of a run in one process."""
-    return LocalClients(
-        datasets=prepared.clients,
-        algorithm=method.algorithm,
-        transform=method.transform,
-        tuning=settings.tuning,
-        federation=settings.federation,
-        order_seed=settings.seed,
-        optimiser=plugins.optimiser(settings.tuning.optimiser, consent.plugins),
-        objective=plugins.objective(settings.tuning.objective, consent.plugins),
-    )
 
 
 def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, prepared: Prepared) -> None:

@@ -18,11 +18,13 @@ from shepherd.asking import adapter_of
 from shepherd.compare import comparing, training
 from shepherd.compare.arms import Asked, arms
 from shepherd.compare.comparing import compare
+from shepherd.consent import NOTHING
 from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.data import cursor
 from shepherd.errors import DataError, FolderError, SettingsError, ShepherdError
 from shepherd.evaluate.text import against
 from shepherd.loading import load_base
+from shepherd.machine.executors import Inline
 from shepherd.model import files, lora, score, tune
 from shepherd.model.tune import Visit
 from shepherd.report import collect
@@ -324,7 +326,18 @@ def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
     base, done = load_base(kept), training.totals(tmp_path / "one")
     for each in arms(asked, sorted(prepared.clients)):
         if each.kind in ("local", "centralised"):
-            training.train_apart(base, kept, prepared, [each], tmp_path / each.name, 0, done=done, seed=0)
+            training.train_apart(
+                base,
+                kept,
+                prepared,
+                [each],
+                tmp_path / each.name,
+                0,
+                done=done,
+                seed=0,
+                executor=Inline(base),
+                consent=NOTHING,
+            )
             one, two, alone = (
                 (training.arm_folder(tmp_path / run, 0, each) / files.WEIGHTS).read_bytes()
                 for run in ("one", "two", each.name)
@@ -341,9 +354,9 @@ def test_the_first_sentence_is_true_however_arms_are_matched(copied, monkeypatch
     saw: dict[str, tuple[int, int]] = {}
     honest = tune.tune
 
-    def spy(base: Any, sent: Any, algorithm: Any, visits: Any, *rest: Any, **options: Any) -> Any:
-        saw.update({v.client: (sum(map(len, v.steps)), len(v.steps)) for v in visits})
-        return honest(base, sent, algorithm, visits, *rest, **options)
+    def spy(base: Any, job: Any, watch: Any) -> Any:
+        saw.update({v.client: (sum(map(len, v.steps)), len(v.steps)) for v in job.visits})
+        return honest(base, job, watch)
 
     monkeypatch.setattr(tune, "tune", spy)
     found = compare(copied, Asked(locals=named, match=match))

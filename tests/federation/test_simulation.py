@@ -15,7 +15,7 @@ from shepherd.core import Adapter, Algorithm, Broadcast, Failure, Payload, Trans
 from shepherd.data.tokens import Tokens
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.machine.executors import Inline, inline
+from shepherd.machine.executors import Inline
 from shepherd.model import tune
 from shepherd.progress import Progress
 from shepherd.settings import FederationTable, TuningTable
@@ -64,7 +64,7 @@ def visited(monkeypatch) -> list[list[tune.Visit]]:
         calls.append(list(job.visits))
         return honest(base, job, watch)
 
-    monkeypatch.setattr(inline, "tune", spy)
+    monkeypatch.setattr(tune, "tune", spy)
     return calls
 
 

@@ -14,6 +14,7 @@ from shepherd.data.openings import WORTH
 from shepherd.model import files, tune
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
+from shepherd.training.local import USUAL
 from shepherd.training.optimisers import adamw
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_gradients, peft_loss
@@ -64,7 +65,13 @@ def test_three_steps_equal_pefts_with_torchs_adamw(base, tmp_path) -> None:
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
     optimiser = adamw.build(adamw.Config(betas=(0.8, 0.95), weight_decay=0.1))
     (tuned,) = bases.tuned(
-        base, broadcast, fedavg.ALGORITHM, [visit], tuning, learning_rate=0.01, optimiser=optimiser
+        base,
+        broadcast,
+        fedavg.ALGORITHM,
+        [visit],
+        tuning,
+        learning_rate=0.01,
+        training=USUAL._replace(optimiser=optimiser),
     )
 
     model = in_peft(base, adapter, tmp_path)

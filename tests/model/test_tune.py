@@ -17,6 +17,7 @@ from shepherd.model import tune
 from shepherd.model.base import Base
 from shepherd.model.line import line_of
 from shepherd.settings import TuningTable
+from shepherd.training.local import USUAL
 from shepherd.training.optimisers import adamw
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
@@ -287,7 +288,10 @@ def test_clients_of_unequal_ranks_in_one_stack_are_tuned_as_if_each_were_alone(l
     rank = min(sent.adapter[n].shape[0] for n in sent.adapter if "lora_A" in n)
     small = truncated(sent.adapter, rank - 1)
     low, high = replace(visit("low", 1), start=small), visit("high", 2)
-    how = {"learning_rate": RATE, "optimiser": adamw.build(adamw.Config(weight_decay=0.1))}
+    how = {
+        "learning_rate": RATE,
+        "training": USUAL._replace(optimiser=adamw.build(adamw.Config(weight_decay=0.1))),
+    }
     together = bases.tuned(llama, sent, algorithm, [low, high], TuningTable(), **how)
     (alone,) = bases.tuned(
         llama,

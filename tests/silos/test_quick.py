@@ -95,7 +95,6 @@ def test_the_run_folder_is_whole(ran: Ran) -> None:
     for row in rows[1:]:
         assert row["cohort"] == ["site-1", "site-2"]
         assert row["failures"] == {}
-        assert row["late"] == 0
         assert row["steps"] == 4
         assert set(row["heldout"]["client"]) == {"site-1", "site-2"}
     assert rows[-1]["taken"] == {"site-1": 32, "site-2": 32}

@@ -316,6 +316,8 @@ WORDS: dict[str, tuple[Any, str]] = {
     "rounds_per_month": (34, "A month has 34 rounds"),
     "algorithms": (("fedavg",), "Algorithms that may run: fedavg."),
     "transforms": ((), "Transforms that may run: none."),
+    "optimisers": (("adamw", "sgd"), "optimisers that may run: adamw, sgd;"),
+    "objectives": ((), "objectives: none."),
     "min_cohort": (9, "9 sites or more"),
     "runs_per_month": (56, "56 at most"),
     "failures_per_run": (78, "after 78 of its visits and scores"),

@@ -185,7 +185,7 @@ def test_changed_data_are_read_again(born, asked, llama_folder, tmp_path) -> Non
 
 
 def test_who_joins_is_told_by_size_and_version(born, asked, source, llama_folder, shaped) -> None:
-    size = len(simulated(shaped, source, llama_folder, TABLES).datasets[NAME])
+    size = len(simulated(shaped, source, llama_folder, TABLES).local.datasets[NAME])
     trainer = born()
     for _ in range(2):  # loading, and loaded
         joined = Joined(client=NAME, examples=size, version=wire.version(), min_cohort=2)

@@ -21,6 +21,7 @@ from shepherd.federation.clients import LocalClients
 from shepherd.model import tune
 from shepherd.plugins import objective
 from shepherd.settings import FederationTable, TuningTable
+from shepherd.training.local import USUAL
 from shepherd.training.objective import Scored
 
 NONE = np.zeros(0)
@@ -73,7 +74,7 @@ def gradients(base, data: dict[str, Tokens], sent: Broadcast, beta: float) -> li
         visits,
         TuningTable(micro_batch_tokens=24),  # several passes a step
         learning_rate=0.01,
-        objective=dpo.build(dpo.Config(beta=beta)),
+        training=USUAL._replace(objective=dpo.build(dpo.Config(beta=beta))),
     )
     return [{name: grad[k] for name, grad in caught.items()} for k in range(len(data))]
 
@@ -104,7 +105,7 @@ def test_groups_are_drawn_whole_and_a_batch_counts_them() -> None:
         tuning=TuningTable(batch_size=2),
         federation=FederationTable(),
         order_seed=1,
-        objective=dpo.build(dpo.Config()),
+        training=USUAL._replace(objective=dpo.build(dpo.Config())),
     )
     assert local.info("ann").examples == 5
     steps, position = local.batches("ann", 0)

@@ -182,8 +182,7 @@ def train_apart(
         tuning=_table(settings.tuning, done),
         federation=FederationTable(rounds=1),
         order_seed=seed,
-        optimiser=plugins.optimiser(settings.tuning.optimiser, consent.plugins),
-        objective=plugins.objective(settings.tuning.objective, consent.plugins),
+        training=plugins.local_training(settings.tuning, consent.plugins),
         epochs={name: done.examples / len(datasets[name]) for name in by_examples},
     )
     simulation = Simulation(local=local, executor=executor, stack_size=max(map(len, groups)))

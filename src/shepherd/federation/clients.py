@@ -32,10 +32,7 @@ from shepherd.errors import DataError
 from shepherd.model import stack, tune
 from shepherd.model.tune import Job, Tuned, Visit
 from shepherd.settings import FederationTable, TuningTable
-from shepherd.training.objective import Objective
-from shepherd.training.objectives import sft
-from shepherd.training.optimiser import Optimiser
-from shepherd.training.optimisers import adamw
+from shepherd.training.local import USUAL, LocalTraining
 
 
 class Batches(NamedTuple):
@@ -56,8 +53,7 @@ class LocalClients:
     federation: FederationTable
     order_seed: int
     """Decides the order of each client's examples."""
-    optimiser: Optimiser = field(default_factory=lambda: adamw.build(adamw.Config()))
-    objective: Objective = field(default_factory=lambda: sft.build(sft.Config()))
+    training: LocalTraining = USUAL
     epochs: Mapping[str, float] = field(default_factory=dict)
     """Length of a client's visit, where it is not the run file's."""
     min_batch: int = 1
@@ -79,7 +75,7 @@ class LocalClients:
 
     def size(self, client: str) -> int:
         """How many examples a client trains on; groups, where the objective draws them together."""
-        return len(self.datasets[client]) // self.objective.group_size
+        return len(self.datasets[client]) // self.training.objective.group_size
 
     def batches(self, client: str, position: int) -> Batches:
         """What a client takes in its next visit, from where its cursor stands.
@@ -87,7 +83,7 @@ class LocalClients:
         Raises:
             DataError: it has no example.
         """
-        size, group = self.size(client), self.objective.group_size
+        size, group = self.size(client), self.training.objective.group_size
         if not size:
             raise DataError(f"client {client} has no example; give it some or leave it out")
         steps, end = cursor.visit(
@@ -127,8 +123,7 @@ class LocalClients:
             visits=visits,
             tuning=self.tuning,
             learning_rate=self.learning_rate(broadcast.round),
-            optimiser=self.optimiser,
-            objective=self.objective,
+            training=self.training,
             cap_nats=self.cap_nats,
         )
 

@@ -26,10 +26,8 @@ from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.model.line import Line, Row, at_places, batch_of, line_of
 from shepherd.model.loss import capped, token_losses, weighted_loss
 from shepherd.settings import TuningTable
-from shepherd.training.objective import Objective, Scored
-from shepherd.training.objectives import sft
-from shepherd.training.optimiser import Optimiser
-from shepherd.training.optimisers import adamw
+from shepherd.training.local import USUAL, LocalTraining
+from shepherd.training.objective import Scored
 
 WATCH_S = 1.0  # seconds: a look at the loss waits for a GPU, so not at every pass
 NONE = np.zeros(0)
@@ -70,8 +68,7 @@ class Job:
     tuning: TuningTable
     learning_rate: float
     """Of the round, before the schedule within the visit."""
-    optimiser: Optimiser = field(default_factory=lambda: adamw.build(adamw.Config()))
-    objective: Objective = field(default_factory=lambda: sft.build(sft.Config()))
+    training: LocalTraining = USUAL
     cap_nats: float = math.inf
     """Most that one token counts in the loss that is reported; the gradient is never capped."""
 
@@ -144,7 +141,7 @@ def _run(
 ) -> NDArray[np.float64]:
     """All optimiser steps; the sum of losses over each visit's trained tokens, (K,)."""
     visits, tuning = job.visits, job.tuning
-    state = job.optimiser.init(cohort)
+    state = job.training.optimiser.init(cohort)
     micro_batch = micro_batch_tokens(tuning, base)
     correct = _correction(cohort, job)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
@@ -166,7 +163,7 @@ def _run(
         for name, mask in cohort.masks.items():
             cohort.grad(name).mul_(mask)
         stack.clip(cohort, tuning.clip_norm)
-        state = job.optimiser.step(cohort, state, step + 1, rates)
+        state = job.training.optimiser.step(cohort, state, step + 1, rates)
         watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
     return sums.cpu().numpy()
 
@@ -191,7 +188,7 @@ def require_trained(visit: Visit) -> None:
 
 def _references(base: Base, job: Job) -> list[NDArray[np.float64]]:
     """The summed log-probability of each visit's examples under the base alone, (n,) each, if asked for."""
-    if not job.objective.needs_scores:
+    if not job.training.objective.needs_scores:
         return []
     micro_batch, blank = micro_batch_tokens(job.tuning, base), job.broadcast.adapter.times(0.0)
     return [
@@ -209,7 +206,7 @@ def _weights(
 ) -> list[NDArray[np.float32]]:
     """The weight of the tokens of each example of a client's data, (n,) each; 0 where the step has it not."""
     weights = [np.zeros(len(visit.data), np.float32) for visit in job.visits]
-    sums = _policy(base, job, passes) if job.objective.needs_scores else []
+    sums = _policy(base, job, passes) if job.training.objective.needs_scores else []
     for k, visit in enumerate(job.visits):
         if step < len(visit.steps):
             taken = visit.steps[step]
@@ -218,7 +215,7 @@ def _weights(
                 policy=sums[k][taken] if sums else NONE,
                 reference=references[k][taken] if references else NONE,
             )
-            weights[k][taken] = job.objective.weights(scored)
+            weights[k][taken] = job.training.objective.weights(scored)
     return weights
 
 

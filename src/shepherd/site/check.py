@@ -249,6 +249,8 @@ def in_words(policy: PolicyTable) -> list[str]:
         f"Days that a run may have a chat template print as today's: {_listed(policy.dates)}.",
         f"Algorithms that may run: {_listed(policy.algorithms)}.",
         f"Transforms that may run: {_listed(policy.transforms)}.",
+        f"Local optimisers that may run: {_listed(policy.optimisers)}; objectives:"
+        f" {_listed(policy.objectives)}.",
         f"A run {noise} add noise.",
         f"A run {secure} secure aggregation; without it the server sees this site's own update.",
         "Code that comes with a base never runs.",
@@ -277,7 +279,7 @@ def _notes(path: Path, site: SiteSettings, run: RunSettings, data: FoundData | N
             "trainer.order_seed is set, so whoever asks may know which examples a visit takes; leave it out"
             " but for tests."
         )
-    for name in (*policy.algorithms, *policy.transforms):
+    for name in (*policy.algorithms, *policy.transforms, *policy.optimisers, *policy.objectives):
         if "." in name:
             yield f"{name} is code from outside this package, and runs here if a run asks for it."
     if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from shepherd.machine.executors.executor import Watch
+from shepherd.model import tune
 from shepherd.model.base import Base
-from shepherd.model.tune import Job, Tuned, tune
+from shepherd.model.tune import Job, Tuned
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,7 +25,7 @@ class Inline:
     def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[Tuned]]:
         """See `Executor`; a job begins when its results are asked for."""
         for number, job in enumerate(jobs):
-            yield tune(self.base, job, lambda progress, number=number: watch(number, progress))  # type: ignore[misc]
+            yield tune.tune(self.base, job, lambda progress, number=number: watch(number, progress))  # type: ignore[misc]
 
     def each(self, work: Callable[[Base, T], R], items: Iterable[T]) -> Iterator[R]:
         """See `Executor`."""
