@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shepherd import settings
+from shepherd import settings as module
 from shepherd.config import PartTable, Table
 from shepherd.errors import SettingsError
 from shepherd.settings import RunSettings, dump, parse, read, read_kept, validated
@@ -260,7 +260,7 @@ def test_a_wrong_type_is_no_other_value() -> None:
 
 
 def test_the_optimisers_keys_are_read_where_they_stood_before_with_a_warning(caplog) -> None:
-    settings._warn_of_old_key.cache_clear()
+    module._warn_of_old_key.cache_clear()
     old = parse({**LEAST, "tuning": {"betas": [0.8, 0.9], "weight_decay": 0.1}})
     new = parse({**LEAST, "tuning": {"optimiser": {"betas": [0.8, 0.9], "weight_decay": 0.1}}})
     assert old == new
