@@ -266,20 +266,20 @@ class AlgorithmTable(PartTable):
 
 class AggregationTable(PartTable):
     name: PartName = "mean"
-    """How the cohort's updates become one: a file of `shepherd/aggregations`, or a dotted module outside, with
-    --allow-plugin NAME."""
+    """How the cohort's updates become one: a file of `shepherd/aggregations`, or a dotted module outside,
+    with --allow-plugin NAME."""
 
 
 class ServerTable(PartTable):
     name: PartName = "sgd"
-    """How the aggregate moves the server's adapter: a file of `shepherd/server_optimisers`, or a dotted module outside, with
-    --allow-plugin NAME."""
+    """How the aggregate moves the server's adapter: a file of `shepherd/server_optimisers`, or a dotted
+    module outside, with --allow-plugin NAME."""
 
 
 class SelectionTable(PartTable):
     name: PartName = "uniform"
-    """How the clients of a round are chosen: a file of `shepherd/selections`, or a dotted module outside, with
-    --allow-plugin NAME."""
+    """How the clients of a round are chosen: a file of `shepherd/selections`, or a dotted module outside,
+    with --allow-plugin NAME."""
 
 
 def _named(part: Any) -> Any:
@@ -308,8 +308,8 @@ class EvaluationTable(Table):
     metrics: tuple[NamedPart, ...] = tuple(
         PartTable(name=name) for name in ("right", "exact", "f1", "rouge_l")
     )
-    """What a comparison measures of each answer: files of `shepherd/evaluate/metrics`, or dotted modules outside,
-    with --allow-plugin NAME. One that has keys is a table, such as {name = "f1", ...}."""
+    """What a comparison measures of each answer: files of `shepherd/evaluate/metrics`, or dotted modules
+    outside, with --allow-plugin NAME. One that has keys is a table, such as {name = "f1", ...}."""
 
 
 class JudgeTable(Table):

@@ -243,7 +243,6 @@ def _category(row: Mapping[str, Any], table: DataTable, where: str) -> str:
     return _text(row, table.category, where, "data.category")
 
 
-
 def _chat(value: Any, where: str, field: str, *, answered: bool = True) -> tuple[Turn, ...]:
     if isinstance(value, str):  # a CSV cell
         try:

@@ -26,9 +26,9 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from shepherd import checkpoint, folder, plugins, select, weighing
+from shepherd import checkpoint, folder, plugins, weighing
 from shepherd.checkpoint import Checkpoint
-from shepherd.core import Context, Failure, ServerState
+from shepherd.core import Context, Failure, Selection, ServerState
 from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, ShepherdError
 from shepherd.federation import trusted
@@ -147,7 +147,7 @@ class Service:
             state,
             context=self._context(state),
             until=self.settings.federation.rounds,
-            select=select.selector(self.settings.federation),
+            select=self._selection().cohort,
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
             allow=weighing.allowing(self.settings),
@@ -155,7 +155,10 @@ class Service:
         )
 
     def _context(self, state: ServerState) -> Context:
-        return context_of(self.settings, state.adapter, len(self.order.sites))
+        return context_of(self.settings, self._selection(), state.adapter, len(self.order.sites))
+
+    def _selection(self) -> Selection:
+        return plugins.selection(self.settings, self.trusted.all)
 
     def _opened(self) -> tuple[ServerState, list[Row]]:
         """The later of the two checkpoints, with the log that belongs to it."""

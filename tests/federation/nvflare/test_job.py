@@ -39,7 +39,7 @@ def files(folder: Path) -> list[str]:
 
 
 def test_it_holds_configurations_the_order_and_the_state_and_no_code(tmp_path: Path, state: Path) -> None:
-    made = job.write(tmp_path / "jobs", ORDER, state)
+    made = job.write(tmp_path / "jobs", ORDER, state, 2)
 
     assert files(made) == [
         "meta.json",
@@ -55,7 +55,7 @@ def test_it_holds_configurations_the_order_and_the_state_and_no_code(tmp_path: P
 
 
 def test_nothing_of_the_run_goes_to_the_sites_with_the_job(tmp_path: Path, state: Path) -> None:
-    made = job.write(tmp_path / "jobs", ORDER, state)
+    made = job.write(tmp_path / "jobs", ORDER, state, 2)
     text = (made / "site/config/config_fed_client.json").read_text() + (made / "meta.json").read_text()
     assert json.loads((made / "meta.json").read_text())["deploy_map"] == {
         "server": ["server"],
@@ -65,7 +65,7 @@ def test_nothing_of_the_run_goes_to_the_sites_with_the_job(tmp_path: Path, state
 
 
 def test_flare_takes_it(tmp_path: Path, state: Path) -> None:
-    made = job.write(tmp_path / "jobs", ORDER, state)
+    made = job.write(tmp_path / "jobs", ORDER, state, 2)
     packed = zip_directory_to_bytes(str(made.parent), made.name)
 
     valid, error, meta = JobMetaValidator().validate(made.name, packed)
@@ -90,7 +90,7 @@ def test_a_large_answer_is_given_the_time_of_a_slow_line(tmp_path: Path, state: 
     with open(state / "more", "wb") as file:
         file.truncate(64_000_000)
 
-    made = job.write(tmp_path / "jobs", ORDER, state)
+    made = job.write(tmp_path / "jobs", ORDER, state, 2)
 
     assert small == 31  # 30 s, and a few kB
     assert job.patience(state) == pytest.approx(30 + 64e6 / 125e3, abs=2)
@@ -117,7 +117,7 @@ def test_the_next_one_takes_its_place_with_nothing_left_over(tmp_path: Path, sta
         Checkpoint(state=ServerState(round=4, adapter=Adapter({"a": np.ones(2)}))),
         keep=1,
     )
-    first, second = job.write(tmp_path / "jobs", ORDER, state), job.write(tmp_path / "jobs", ORDER, later)
+    first, second = job.write(tmp_path / "jobs", ORDER, state, 2), job.write(tmp_path / "jobs", ORDER, later, 2)
     assert first == second
     brought = (second / "server/config/shepherd").glob("round-*")
     assert [path.name for path in brought] == ["round-00004"]
@@ -126,4 +126,4 @@ def test_the_next_one_takes_its_place_with_nothing_left_over(tmp_path: Path, sta
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, state: Path) -> None:
     (tmp_path / "jobs").write_text("a file")
     with pytest.raises(FolderError, match="check the path"):
-        job.write(tmp_path / "jobs", ORDER, state)
+        job.write(tmp_path / "jobs", ORDER, state, 2)

@@ -1,0 +1,71 @@
+"""Keys of a run file as the version before had them, which this version still reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shepherd.errors import SettingsError
+
+MOVED = {"federation.share": "selection.share", "federation.select": "selection.name"}
+"""Dotted keys, and what they are called now."""
+OF_SPLIT = {
+    "clients": ("iid", "dirichlet", "shards", "size"),
+    "alpha": ("dirichlet",),
+    "shards_per_client": ("shards",),
+    "field": ("natural", "dirichlet", "shards"),
+    "size_exponent": ("size",),
+}
+"""The keys that every `[split]` had, and the splits that go by them."""
+SPLITS = ("iid", "dirichlet", "shards", "natural", "size", "ready_made")
+"""What `split.by` could be."""
+
+
+def renamed(table: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The table with every old key under its new name, and a sentence on each.
+
+    >>> renamed({"federation": {"share": 0.1, "rounds": 3}})[0]
+    {'federation': {'rounds': 3}, 'selection': {'share': 0.1}}
+
+    Raises:
+        SettingsError: a key is there under both names.
+    """
+    found, sentences = dict(table), list[str]()
+    for old, new in MOVED.items():
+        found = _moved(found, old, new, sentences)
+    return _without_idle(found, sentences), sentences
+
+
+def moved(key: str) -> str:
+    """The sentence on a key that has another name now."""
+    return f"{key} is now {MOVED[key]}; write that, since the next version does not know the old key"
+
+
+def _moved(table: dict[str, Any], old: str, new: str, sentences: list[str]) -> dict[str, Any]:
+    (was, key), (place, name) = old.split("."), new.split(".")
+    before, after = table.get(was), table.get(place, {})
+    if not isinstance(before, Mapping) or key not in before or not isinstance(after, Mapping):
+        return table
+    if name in after:
+        raise SettingsError(f"{old} and {new} are both set, and are the same key; keep {new}")
+    sentences.append(moved(old))
+    left = {each: value for each, value in before.items() if each != key}
+    return {**table, was: left, place: {**after, name: before[key]}}
+
+
+def _without_idle(table: dict[str, Any], sentences: list[str]) -> dict[str, Any]:
+    """Without what did nothing beside its own choice: a share of all, and the keys of another split."""
+    selection, split = table.get("selection"), table.get("split")
+    if sentences and isinstance(selection, Mapping) and selection.get("name") == "all":
+        table = {**table, "selection": {each: v for each, v in selection.items() if each != "share"}}
+    if not isinstance(split, Mapping):
+        return table
+    by = str(split.get("by", "iid")).replace("-", "_")
+    idle = [key for key in split if by in SPLITS and by not in OF_SPLIT.get(key, SPLITS)]
+    if idle:
+        names = ", ".join(f"split.{key}" for key in idle)
+        sentences.append(
+            f"{names} {'do' if len(idle) > 1 else 'does'} nothing where split.by is {by!r}; leave"
+            f" {'them' if len(idle) > 1 else 'it'} out, which the next version asks for"
+        )
+    return {**table, "split": {key: value for key, value in split.items() if key not in idle}}
