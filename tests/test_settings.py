@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shepherd.config import PartTable, Table
 from shepherd.errors import SettingsError
-from shepherd.settings import RunSettings, dump, parse, read, read_kept, validated
+from shepherd.settings import RunSettings, dump, parse, read, validated
 
 LEAST = {"model": {"base": "tiny"}, "data": {"source": "world"}}
 DESIGN = """
@@ -33,6 +33,7 @@ by = "shards"
 clients = 100
 [federation]
 rounds = 20
+[selection]
 share = 0.05
 [tuning]
 epochs = 1
@@ -76,7 +77,8 @@ def test_two_keys_are_enough() -> None:
 
 def test_a_run_file_is_read_as_it_stands(path: Path) -> None:
     settings = read(path)
-    assert (settings.split.by, settings.split.clients, settings.federation.share) == ("shards", 100, 0.05)
+    assert (settings.split.by, settings.split.own) == ("shards", {"clients": 100})
+    assert settings.selection.own == {"share": 0.05}
     assert settings.tuning.epochs == 1
     (clip,) = settings.transforms
     assert (clip.name, clip.model_extra) == ("clip", {"norm": 1.0})
@@ -110,7 +112,7 @@ def test_overrides_are_toml_values_or_bare_words(path: Path) -> None:
     assert settings.model.trust_remote_code is True
     assert settings.algorithm.model_extra == {"mu": 0.1}
     assert settings.split.by == "iid"
-    assert settings.split.clients == 100  # what is not named stays
+    assert settings.split.own == {"clients": 100}  # what is not named stays
 
 
 def test_overrides_that_say_nothing_or_the_impossible_are_refused(path: Path) -> None:
@@ -157,11 +159,9 @@ def test_unknown_keys_are_refused_with_those_that_are_known() -> None:
         ({"adapter": {"dropout": 1.0}}, "adapter.dropout"),
         ({"adapter": {"targets": []}}, "adapter"),
         ({"adapter": {"target_parameters": ["experts.down_proj"], "dropout": 0.1}}, "adapter"),
-        ({"federation": {"share": 0.0}}, "federation.share"),
-        ({"federation": {"share": 1.5}}, "federation.share"),
         ({"federation": {"quorum": 0}}, "federation.quorum"),
-        ({"split": {"by": "fair"}}, "split.by"),
-        ({"split": {"clients": 2.5}}, "split.clients"),
+        ({"split": {"by": 3}}, "split.by"),
+        ({"evaluation": {"metrics": [3]}}, "evaluation.metrics.0"),
         ({"tuning": {"epochs": 1, "max_steps": 1}}, "tuning"),
         ({"tuning": {"learning_rate": 0}}, "tuning.learning_rate"),
         ({"federation": {"deadline": 1e10}}, "federation.deadline"),
@@ -247,7 +247,7 @@ def test_a_wrong_type_is_no_other_value() -> None:
     for table, key, value in (
         ("federation", "rounds", True),
         ("federation", "rounds", "3"),
-        ("federation", "share", "0.5"),
+        ("federation", "quorum", "0.5"),
         ("adapter", "rank", 8.0),
         ("adapter", "rank_stabilised", "yes"),
         ("tuning", "clip_norm", True),
@@ -275,20 +275,6 @@ def test_a_fault_speaks_of_the_file_and_not_of_python() -> None:
 def test_an_output_may_lie_in_ones_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert parse({**LEAST, "output": "~/runs/one"}).output == "/home/me/runs/one"
-
-
-def test_size_that_draws_the_cohort_does_not_weigh_it_too() -> None:
-    with pytest.raises(SettingsError, match='set weights = "equal" with it'):
-        parse({**LEAST, "federation": {"select": "size-weighted"}})
-
-
-def test_all_clients_are_not_drawn_by_size_and_a_run_kept_from_before_is_read(path: Path) -> None:
-    drawn = {"select": "size-weighted", "weights": "equal", "share": 1.0}
-    with pytest.raises(SettingsError, match=r"draws nobody by size where share is 1"):
-        read(path, [f"federation.{key}={value}" for key, value in drawn.items()])
-    kept = path.with_name("kept.toml")
-    kept.write_text(dump(parse({**LEAST, "federation": drawn})))
-    assert read_kept(kept).federation.select == "size-weighted"
 
 
 def test_a_date_is_a_day(path: Path) -> None:

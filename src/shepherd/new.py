@@ -141,7 +141,7 @@ def _plugins(kind: plugins.Kind, title: str, start: str, but: str = "") -> Itera
         yield f"{start}{_toml(name)}"
         for key, field in module.Config.model_fields.items():
             yield from _comment(_meaning(field))
-            default = _sample(field.annotation) if field.is_required() else _toml(field.get_default())
+            default = _sample(field) if field.is_required() else _toml(field.get_default())
             yield f"# {key} = {default}"
 
 
@@ -158,7 +158,7 @@ def _key(key: str, field: FieldInfo, choice: Choice | None) -> Iterator[str]:
         yield from _comment(f"Here: {choice.why.rstrip('.')}.")
     value = choice.value if choice is not None else field.get_default(call_default_factory=True)
     value = None if value is PydanticUndefined else value
-    yield f"# {key} = {_sample(field.annotation)}" if value is None else f"{key} = {_toml(value)}"
+    yield f"# {key} = {_sample(field)}" if value is None else f"{key} = {_toml(value)}"
 
 
 def _comment(meaning: str, indent: str = "# ") -> list[str]:
@@ -181,9 +181,11 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
     return tuple(part for part in bare if part is not NoneType)
 
 
-def _sample(kind: Any) -> str:
-    """Some value of the type, as TOML: for a key that has no default to show."""
-    first = _alternatives(kind)[0]
+def _sample(field: FieldInfo) -> str:
+    """Some value that would do, as TOML: for a key that has no default to show."""
+    if field.examples:
+        return _toml(field.examples[0])
+    first = _alternatives(field.annotation)[0]
     return {int: "1", float: "1.0", str: '"..."', bool: "true"}.get(get_origin(first) or first, '["..."]')
 
 

@@ -201,7 +201,8 @@ def module_of(kind: Kind, name: str, allowed: Collection[str] = ()) -> ModuleTyp
         raise PluginError(
             f"{kind.name} {name!r} is a module from outside shepherd-fit, whose code would run on this"
             " machine, and settings alone do not decide that; it was not imported: to trust it, give"
-            f" --allow-plugin {shlex.quote(name)} (in Python: consent=Consent(plugins=frozenset({{{name!r}}})))"
+            f" --allow-plugin {shlex.quote(name)} (in Python:"
+            f" consent=Consent(plugins=frozenset({{{name!r}}})))"
         )
     try:
         module = importlib.import_module(f"{kind.folder.__name__}.{name}" if name in inside else name)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shepherd.data import files
 from shepherd import plugins
+from shepherd.data import files
 from shepherd.data.examples import Example, Turn, from_rows, read
 from shepherd.errors import BadRow, DataError, SettingsError
 from shepherd.settings import DataTable, SplitTable
@@ -18,6 +18,8 @@ IID = plugins.split(SplitTable())
 
 def rule(by, **keys):
     return plugins.split(SplitTable(by=by, **keys))
+
+
 DOLLY = {"instruction": "Name a bird.", "context": "Herons.", "response": "A heron.", "category": "open_qa"}
 ALPACA = {"instruction": "Name a bird.", "input": "Herons.", "output": "A heron."}
 MESSAGES = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}

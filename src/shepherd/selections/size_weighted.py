@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from shepherd.config import PositiveShare, Table
 from shepherd.core import ClientInfo, Cohort, Selection, names_at, share_of
@@ -29,7 +29,7 @@ def _below_one(share: float) -> float:
 
 
 class Config(Table):
-    share: Annotated[PositiveShare, AfterValidator(_below_one)]
+    share: Annotated[PositiveShare, AfterValidator(_below_one), Field(examples=[0.1])]
     """Share of the clients that each round asks, below 1; at least one client."""
 
 
@@ -47,7 +47,8 @@ def build(config: Config) -> Selection:
             raise FederationError(
                 f"client {clients[largest].name} holds {sizes[largest]:,} of {whole:,} examples, so of"
                 f" {number} clients a round it cannot be drawn by its size; set selection.share so that"
-                f' {most} or fewer are drawn, or set selection.name = "uniform" with federation.weights = "size"'
+                f' {most} or fewer are drawn, or set selection.name = "uniform" with federation.weights ='
+                ' "size"'
             )
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(clients))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,10 @@ def test_the_next_one_takes_its_place_with_nothing_left_over(tmp_path: Path, sta
         Checkpoint(state=ServerState(round=4, adapter=Adapter({"a": np.ones(2)}))),
         keep=1,
     )
-    first, second = job.write(tmp_path / "jobs", ORDER, state, 2), job.write(tmp_path / "jobs", ORDER, later, 2)
+    first, second = (
+        job.write(tmp_path / "jobs", ORDER, state, 2),
+        job.write(tmp_path / "jobs", ORDER, later, 2),
+    )
     assert first == second
     brought = (second / "server/config/shepherd").glob("round-*")
     assert [path.name for path in brought] == ["round-00004"]
@@ -127,3 +131,14 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, state: 
     (tmp_path / "jobs").write_text("a file")
     with pytest.raises(FolderError, match="check the path"):
         job.write(tmp_path / "jobs", ORDER, state, 2)
+
+
+def test_a_job_waits_for_the_quorum_of_a_round_and_for_two() -> None:
+    def least(sites: int, cohort: int, quorum: float) -> int:
+        names = tuple(f"s{k}" for k in range(sites))
+        return job.quorum(replace(ORDER, sites=names, settings={"federation": {"quorum": quorum}}), cohort)
+
+    assert least(10, 10, 0.55) == 6
+    assert least(10, 5, 0.5) == 3
+    assert least(10, 1, 1.0) == 2  # which every federation of two or more has
+    assert least(1, 1, 1.0) == 1
