@@ -29,7 +29,7 @@ import tomli_w
 import torch
 from numpy.typing import NDArray
 
-from shepherd import checkpoint, plugins, prepare, rounds, select, world
+from shepherd import checkpoint, plugins, prepare, rounds, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, ServerState, Update
 from shepherd.errors import ShepherdError
@@ -321,7 +321,7 @@ def one_round(members: Members, weights: str, clip: float | None = None) -> tupl
             rounds.rounds(
                 *_parts(settings, members, start),
                 until=1,
-                select=select.selector(settings.federation),
+                select=plugins.selection(settings).cohort,
                 quorum=0.5,
                 seed=0,
                 **_checks(settings),

@@ -7,7 +7,7 @@ from multiprocessing.util import Finalize
 from time import perf_counter
 
 from benchmarks.work import Measured, Work, device_bytes
-from shepherd import plugins, select
+from shepherd import plugins
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.machine.executors import Inline, processes
@@ -54,7 +54,7 @@ def engine(work: Work, *, workers: int | None = None, dtype: str | None = None) 
                 simulation,
                 start(method, asked.start),
                 until=1,
-                select=select.selector(asked.settings.federation),
+                select=plugins.selection(asked.settings).cohort,
                 quorum=1.0,
                 seed=asked.settings.seed,
             )

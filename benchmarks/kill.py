@@ -117,7 +117,8 @@ def _write(options: Namespace, scratch: Path) -> Path:
         "seed": options.seed,
         "output": str(scratch / "unused"),
         "data": {"limit": 40},
-        "federation": {"rounds": rounds, "share": 0.5},
+        "federation": {"rounds": rounds},
+        "selection": {"share": 0.5},
         "tuning": {
             "max_steps": steps,
             "batch_size": 8,

@@ -75,7 +75,7 @@ def _settings(options: Namespace, output: Path) -> RunSettings:
             "seed": options.seed,
             "output": str(output),
             "data": {"limit": 40} if options.quick else {},
-            "federation": {"rounds": rounds, "share": 1.0},
+            "federation": {"rounds": rounds},
             "tuning": {"max_steps": steps, "workers": 1, **few, **threads},  # tuning is timed in this process
             "evaluation": {"every": rounds, "examples": 16, "answers": 0},
         },

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
-from shepherd import checkpoint, folder, plugins, prepare, select, world
+from shepherd import checkpoint, folder, plugins, prepare, world
 from shepherd.core import ServerState, seed_for
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.orders import travelling
@@ -85,7 +85,7 @@ def _settings(options: Namespace, output: Path, *, holdout: float) -> RunSetting
             "output": str(output),
             "data": {"limit": limit, "holdout": holdout},
             "split": {"by": "iid", "clients": SITES},
-            "federation": {"rounds": rounds, "share": 1.0, "deadline": 300.0},
+            "federation": {"rounds": rounds, "deadline": 300.0},
             "tuning": {"max_steps": steps, "batch_size": 8, **ONE},
             "evaluation": {"examples": 16, "answers": 0, "every": 1},
         },
@@ -165,7 +165,7 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         simulation,
         start(method, adapter),
         until=settings.federation.rounds,
-        select=select.selector(settings.federation),
+        select=plugins.selection(settings).cohort,
         quorum=settings.federation.quorum,
         seed=settings.seed,
     )

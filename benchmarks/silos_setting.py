@@ -127,7 +127,14 @@ def _site(made: Loopback, site: str, stop: threading.Event) -> None:
 def followed(made: Loopback, order: Order, state: Path, scratch: Path) -> Iterator[int]:
     """Have the server do the order; yield the count of finished rounds as it grows."""
     said: list[str] = []
-    following = Following(kit=made.admin, order=order, state=lambda: state, scratch=scratch, say=said.append)
+    following = Following(
+        kit=made.admin,
+        order=order,
+        cohort=len(order.sites),
+        state=lambda: state,
+        scratch=scratch,
+        say=said.append,
+    )
     for news in following.news():
         for line in [*said, *news.said]:
             print(line, flush=True)

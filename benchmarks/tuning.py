@@ -124,7 +124,7 @@ def _settings(options: Namespace, scratch: Path) -> RunSettings:
     asked = {
         "seed": options.seed,
         "model": {"dtype": options.dtype, "device": device},
-        "federation": {"rounds": 1, "share": 1.0},
+        "federation": {"rounds": 1},
         "tuning": tuning,
     }
     if options.llama_1b:

@@ -12,19 +12,23 @@ from dataclasses import replace
 
 import numpy as np
 
+from shepherd import plugins
 from shepherd.aggregations import mean
 from shepherd.algorithms import fedavg
+from shepherd.config import PartTable
 from shepherd.core import (
     Adapter,
     Aggregation,
     Algorithm,
     Broadcast,
     ClientInfo,
+    Draw,
     Failure,
     LocalResult,
     Method,
     Payload,
     Seeded,
+    Selection,
     ServerOptimiser,
     Step,
     Transform,
@@ -40,6 +44,12 @@ SHAPES = {
     "layers.0.v_proj.lora_A.weight": (2, 4),
     "layers.0.v_proj.lora_B.weight": (6, 2),
 }
+
+
+def chosen(name: str, **keys: float) -> Draw:
+    """The draw of a selection of the package."""
+    selection: Selection = plugins.built(plugins.SELECTION, PartTable(name=name, **keys))
+    return selection.cohort
 
 
 def drawn(seed: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES, scale: float = 1.0) -> Adapter:

@@ -45,7 +45,8 @@ def settings(base: Path, source: Path, output: Path, **tables: Mapping[str, Any]
         "adapter": {"rank": 2, "dropout": 0.1},
         "data": {"source": str(source), "template": "plain", "max_tokens": 48, "holdout": 0.17},
         "split": {"clients": 4},
-        "federation": {"rounds": 3, "share": 0.5},
+        "federation": {"rounds": 3},
+        "selection": {"share": 0.5},
         "tuning": {"batch_size": 4, "learning_rate": 0.01, "threads": 1, "cohort_size": 2},
     }
     for name, table in tables.items():

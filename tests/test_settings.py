@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shepherd import settings as module
 from shepherd.config import PartTable, Table
 from shepherd.errors import SettingsError
-from shepherd.settings import RunSettings, dump, parse, read, read_kept, validated
+from shepherd.settings import RunSettings, dump, parse, read, validated
 
 LEAST = {"model": {"base": "tiny"}, "data": {"source": "world"}}
 DESIGN = """
@@ -34,6 +33,7 @@ by = "shards"
 clients = 100
 [federation]
 rounds = 20
+[selection]
 share = 0.05
 [tuning]
 epochs = 1
@@ -77,7 +77,8 @@ def test_two_keys_are_enough() -> None:
 
 def test_a_run_file_is_read_as_it_stands(path: Path) -> None:
     settings = read(path)
-    assert (settings.split.by, settings.split.clients, settings.federation.share) == ("shards", 100, 0.05)
+    assert (settings.split.by, settings.split.own) == ("shards", {"clients": 100})
+    assert settings.selection.own == {"share": 0.05}
     assert settings.tuning.epochs == 1
     (clip,) = settings.transforms
     assert (clip.name, clip.model_extra) == ("clip", {"norm": 1.0})
@@ -111,7 +112,7 @@ def test_overrides_are_toml_values_or_bare_words(path: Path) -> None:
     assert settings.model.trust_remote_code is True
     assert settings.algorithm.model_extra == {"mu": 0.1}
     assert settings.split.by == "iid"
-    assert settings.split.clients == 100  # what is not named stays
+    assert settings.split.own == {"clients": 100}  # what is not named stays
 
 
 def test_overrides_that_say_nothing_or_the_impossible_are_refused(path: Path) -> None:
@@ -158,11 +159,9 @@ def test_unknown_keys_are_refused_with_those_that_are_known() -> None:
         ({"adapter": {"dropout": 1.0}}, "adapter.dropout"),
         ({"adapter": {"targets": []}}, "adapter"),
         ({"adapter": {"target_parameters": ["experts.down_proj"], "dropout": 0.1}}, "adapter"),
-        ({"federation": {"share": 0.0}}, "federation.share"),
-        ({"federation": {"share": 1.5}}, "federation.share"),
         ({"federation": {"quorum": 0}}, "federation.quorum"),
-        ({"split": {"by": "fair"}}, "split.by"),
-        ({"split": {"clients": 2.5}}, "split.clients"),
+        ({"split": {"by": 3}}, "split.by"),
+        ({"evaluation": {"metrics": [3]}}, "evaluation.metrics.0"),
         ({"tuning": {"epochs": 1, "max_steps": 1}}, "tuning"),
         ({"tuning": {"learning_rate": 0}}, "tuning.learning_rate"),
         ({"federation": {"deadline": 1e10}}, "federation.deadline"),
@@ -247,7 +246,7 @@ def test_a_wrong_type_is_no_other_value() -> None:
     for table, key, value in (
         ("federation", "rounds", True),
         ("federation", "rounds", "3"),
-        ("federation", "share", "0.5"),
+        ("federation", "quorum", "0.5"),
         ("adapter", "rank", 8.0),
         ("adapter", "rank_stabilised", "yes"),
         ("tuning", "clip_norm", True),
@@ -257,20 +256,6 @@ def test_a_wrong_type_is_no_other_value() -> None:
     assert "key seed: " in fault({**LEAST, "seed": True})
     whole = {**LEAST, "adapter": {"alpha": 16}, "tuning": {"learning_rate": 1}}
     assert parse(whole).tuning.learning_rate == 1.0
-
-
-def test_the_optimisers_keys_are_read_where_they_stood_before_with_a_warning(caplog) -> None:
-    module._warn_of_old_key.cache_clear()
-    old = parse({**LEAST, "tuning": {"betas": [0.8, 0.9], "weight_decay": 0.1}})
-    new = parse({**LEAST, "tuning": {"optimiser": {"betas": [0.8, 0.9], "weight_decay": 0.1}}})
-    assert old == new
-    assert old.tuning.optimiser.model_extra == {"betas": [0.8, 0.9], "weight_decay": 0.1}
-    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
-        "tuning.betas is now tuning.optimiser.betas",
-        "tuning.weight_decay is now tuning.optimiser.weight_decay",
-    ]
-    both = {"betas": [0.8, 0.9], "optimiser": {"betas": [0.9, 0.9]}}
-    assert "betas is set here and in tuning.optimiser; keep the latter" in fault({**LEAST, "tuning": both})
 
 
 def test_a_fault_speaks_of_the_file_and_not_of_python() -> None:
@@ -288,20 +273,6 @@ def test_a_fault_speaks_of_the_file_and_not_of_python() -> None:
 def test_an_output_may_lie_in_ones_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert parse({**LEAST, "output": "~/runs/one"}).output == "/home/me/runs/one"
-
-
-def test_size_that_draws_the_cohort_does_not_weigh_it_too() -> None:
-    with pytest.raises(SettingsError, match='set weights = "equal" with it'):
-        parse({**LEAST, "federation": {"select": "size-weighted"}})
-
-
-def test_all_clients_are_not_drawn_by_size_and_a_run_kept_from_before_is_read(path: Path) -> None:
-    drawn = {"select": "size-weighted", "weights": "equal", "share": 1.0}
-    with pytest.raises(SettingsError, match=r"draws nobody by size where share is 1"):
-        read(path, [f"federation.{key}={value}" for key, value in drawn.items()])
-    kept = path.with_name("kept.toml")
-    kept.write_text(dump(parse({**LEAST, "federation": drawn})))
-    assert read_kept(kept).federation.select == "size-weighted"
 
 
 def test_a_date_is_a_day(path: Path) -> None:

@@ -116,11 +116,13 @@ def run(
     Any key can be given again: federation.rounds=2 tuning.max_steps=3
     """
     from shepherd.folder import require_free
+    from shepherd.plugins import require
     from shepherd.settings import read
 
     settings = read(run_file, wished(overrides, remote_code))
     require_free(settings.output)
     consent = agreed(remote_code, plugins, trackers)
+    require(settings, consent.plugins)
     from shepherd.show.going import train
 
     if kit is not None:
@@ -290,6 +292,51 @@ def judge(
 
 @main.command()
 @run_folder
+@overrides
+@click.option(
+    "--to", default="peft", show_default=True, metavar="FORM", help="As `shepherd plugins exporters` lists."
+)
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="New or empty."
+)
+@click.option("--round", type=click.IntRange(min=1), help="Of a kept checkpoint.  [default: the last]")
+@trust
+@plugin
+def export(
+    folder: Path,
+    overrides: tuple[str, ...],
+    to: str,
+    output: Path,
+    round: int | None,
+    remote_code: bool,
+    plugins: tuple[str, ...],
+) -> None:
+    """Write the adapter of a run for other programs: with its base merged, or as PEFT reads it.
+
+    Keys are those of the form: dtype=float16
+    """
+    from shepherd.export import export as write
+
+    write(folder, output, to, overrides, round=round, consent=agreed(remote_code, plugins))
+    echo(f"wrote {output}")
+
+
+@main.command("plugins")
+@click.argument("kinds", nargs=-1, metavar="[KIND ...]")
+@plugin
+def list_plugins(kinds: tuple[str, ...], plugins: tuple[str, ...]) -> None:
+    """List every plug-in that there is to choose from, with its keys: algorithms, splits, and so on.
+
+    Those of other packages are listed from their metadata, and imported only by --allow-plugin.
+    """
+    from shepherd import catalogue
+
+    for line in catalogue.lines(catalogue.kinds_named(kinds), plugins):
+        echo(line)
+
+
+@main.command()
+@run_folder
 def report(folder: Path) -> None:
     """Write report.html, one page that needs no network, and report.json."""
     from shepherd.report import write
@@ -347,14 +394,17 @@ def data() -> None:
 @overrides
 @click.option("--samples", type=click.IntRange(min=0), default=1, show_default=True, help="Of each category.")
 @trust
-def check(run_file: Path, overrides: tuple[str, ...], samples: int, remote_code: bool) -> None:
+@plugin
+def check(
+    run_file: Path, overrides: tuple[str, ...], samples: int, remote_code: bool, plugins: tuple[str, ...]
+) -> None:
     """Show examples with what is trained set off from what is masked, and the shares cut and dropped."""
     from shepherd.inspection import inspect_data
     from shepherd.settings import read
     from shepherd.show.data import report
 
     settings = read(run_file, wished(overrides, remote_code))
-    found = inspect_data(settings, samples=samples, consent=agreed(remote_code))
+    found = inspect_data(settings, samples=samples, consent=agreed(remote_code, plugins))
     report(found.report)
     _left_out(found.division, settings)
     if not found.report.counts.kept:
@@ -365,7 +415,8 @@ def check(run_file: Path, overrides: tuple[str, ...], samples: int, remote_code:
 @run_file
 @overrides
 @click.option("--plot", is_flag=False, flag_value="split.png", metavar="[FILE.png]", help="Draw it as well.")
-def split(run_file: Path, overrides: tuple[str, ...], plot: str | None) -> None:
+@plugin
+def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins: tuple[str, ...]) -> None:
     """Show which client holds how many examples of which category."""
     from shepherd.data.files import left_out
     from shepherd.data.plot import draw, holdings
@@ -374,7 +425,7 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None) -> None:
     from shepherd.show.data import holdings as show
 
     settings = read(run_file, overrides)
-    division = divide(settings)
+    division = divide(settings, plugins)
     for name in left_out(settings.data.source):
         echo(f"{name} is left out: files that begin so are for testing")
     names, table = holdings(division.reading.examples, division.clients)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 # strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
 PositiveInt = Annotated[int, Strict(), Field(gt=0)]
@@ -46,8 +46,26 @@ class Table(BaseModel):
     )
 
 
-class PartTable(BaseModel):
-    """`name` finds the module; the other keys are that module's own `Config`."""
+def _file_name(name: str) -> str:
+    return name if "." in name else name.replace("-", "_")
+
+
+PartName = Annotated[str, AfterValidator(_file_name)]
+"""A file of a plug-in folder, in which a hyphen is as good as an underscore, or a dotted module outside."""
+
+
+class OpenTable(BaseModel):
+    """One key finds a module; the other keys are that module's own `Config`."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-    name: str
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The keys that are the module's."""
+        return dict(self.model_extra or {})
+
+
+class PartTable(OpenTable):
+    """`name` finds the module; the other keys are that module's own `Config`."""
+
+    name: PartName

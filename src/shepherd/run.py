@@ -22,11 +22,11 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Self
 
-from shepherd import card, checkpoint, folder, paths, plugins, prepare, select, tracking, weighing, world
+from shepherd import card, checkpoint, folder, paths, plugins, prepare, tracking, weighing, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.client_store import ClientStore, Kept, OnDisk
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Algorithm, Method, ServerState, seed_for
+from shepherd.core import Adapter, Algorithm, Method, Selection, ServerState, seed_for
 from shepherd.data.examples import Example
 from shepherd.data.files import left_out
 from shepherd.data.template import Template, prompt, stop_ids
@@ -45,8 +45,8 @@ from shepherd.model.coverage import coverage
 from shepherd.prepare import Prepared
 from shepherd.progress import roughly, stage
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, start
-from shepherd.settings import RunSettings, require_drawn
-from shepherd.training.local import LocalTraining
+from shepherd.settings import RunSettings
+from shepherd.training.local import LocalTraining, completed, local_training
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -63,6 +63,7 @@ class Run:
     prepared: Prepared
     method: Method
     training: LocalTraining
+    selection: Selection
     state: ServerState
     trackers: tracking.Trackers
     consent: Consent = NOTHING
@@ -128,9 +129,9 @@ class Run:
             self.method,
             self.simulation,
             self.state,
-            context=context_of(self.settings, self.state.adapter, len(self.prepared.clients)),
+            context=context_of(self.settings, self.selection, self.state.adapter, len(self.prepared.clients)),
             until=self.until,
-            select=select.selector(self.settings.federation),
+            select=self.selection.cohort,
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
             allow=weighing.allowing(self.settings),
@@ -317,24 +318,26 @@ def open_run(settings: RunSettings, prepared: Prepared | None = None, consent: C
 
 
 def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) -> Run:
-    require_drawn(settings.federation)
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins)
-    training = plugins.local_training(settings.tuning, consent.plugins)
+    training = local_training(settings.tuning, consent.plugins)
+    selection = plugins.selection(settings, consent.plugins)
+    settings = completed(settings, consent.plugins)
     base = load_base(settings, consent)
     if told := files.rehearse(base):
         log.info("%s", told)
     settings = prepare.dated(settings, base.tokenizer)
-    prepared = prepared or _read(settings, base)
+    prepared = prepared or _read(settings, base, consent)
     prepare.require_readable(prepared, base)
-    select.require_possible(settings.federation, {name: len(own) for name, own in prepared.clients.items()})
-    settings = _resolved(settings, base, prepared)
+    selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
+    cohort = selection.size(len(prepared.clients))
+    settings = _resolved(settings, base, prepared, cohort)
     _describe(base, settings, method.algorithm, prepared)
     for sentence in (*prepared.dropped, *prepare.remarks(prepared)):
         log.info("%s", sentence)
     sample = next(iter(prepared.clients.values()))
-    _expect(expected(base, settings.tuning, sample, _round_tokens(settings, prepared)))
+    _expect(expected(base, settings.tuning, sample, _round_tokens(settings, prepared, cohort)))
     holder = folder.create(settings.output, settings)
     with _given_back_on_error(holder):
         prepare.save(holder.path / "data", prepared)
@@ -346,7 +349,8 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
             prepared=prepared,
             method=method,
             training=training,
-            state=start(method, adapter, context_of(settings, adapter, len(prepared.clients))),
+            selection=selection,
+            state=start(method, adapter, context_of(settings, selection, adapter, len(prepared.clients))),
             trackers=tracking.start(settings, holder),
             consent=consent,
         )
@@ -354,11 +358,11 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
     return run
 
 
-def _read(settings: RunSettings, base: bases.Base) -> Prepared:
+def _read(settings: RunSettings, base: bases.Base, consent: Consent) -> Prepared:
     log.info("reading %s", settings.data.source)
     for name in left_out(settings.data.source):
         log.info("%s is left out: files that begin so are for testing; rename it if it is a client's", name)
-    return prepare.prepare(settings, base.tokenizer)
+    return prepare.prepare(settings, base.tokenizer, consent.plugins)
 
 
 def resume(path: str | Path, consent: Consent = NOTHING) -> Run:
@@ -393,7 +397,6 @@ def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
 
 def _resumed(holder: RunFolder, consent: Consent) -> Run:
     settings = folder.read_settings(holder.path)
-    require_drawn(settings.federation)
     if settings.tuning.cohort_size == "auto":  # a run writes down what it chose
         raise FolderError(
             f"{holder.path} holds a run file that no run has written; give output=ANOTHER_FOLDER, or start it"
@@ -401,19 +404,20 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
         )
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins)
-    training = plugins.local_training(settings.tuning, consent.plugins)
+    training = local_training(settings.tuning, consent.plugins)
+    selection = plugins.selection(settings, consent.plugins)
     base = load_base(settings, consent)
     for name, (then, now) in folder.changed_versions(holder.path).items():
         log.info("%s was %s and is %s: the bits may differ from an undisturbed run's", name, then, now)
     data = holder.path / "data"
     last = checkpoint.latest(holder.checkpoints)
     if not (last or prepare.whole(data)):  # killed before its first round: it is as good to prepare again
-        prepare.save(data, prepare.prepare(settings, base.tokenizer))
+        prepare.save(data, prepare.prepare(settings, base.tokenizer, consent.plugins))
     prepared = prepare.load(data)
     prepare.require_readable(prepared, base)
     fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     saved = load_checkpoint(last, base) if last else None
-    context = context_of(settings, fresh, len(prepared.clients))
+    context = context_of(settings, selection, fresh, len(prepared.clients))
     state = saved.state if saved else start(method, fresh, context)
     rows = holder.reconcile(state.round, saved.notes["row"] if saved else None)
     run = Run(
@@ -423,6 +427,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
         prepared=prepared,
         method=method,
         training=training,
+        selection=selection,
         state=state,
         trackers=tracking.start(settings, holder, rows),
         consent=consent,
@@ -445,18 +450,17 @@ def _memories(saved: Checkpoint, store: ClientStore) -> dict[str, Kept]:
     return older | {client: Kept(*kept) for client, kept in saved.notes.get("memories", {}).items()}
 
 
-def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> RunSettings:
+def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared, cohort: int) -> RunSettings:
     """What was chosen by measuring, written out, so that a resumed run chooses the same (law 3)."""
     tuning, model = settings.tuning, settings.model
     if tuning.workers not in ("auto", 1) and base.device.type != "cpu":
         raise SettingsError(f"tuning.workers = {tuning.workers} is for a processor; write 1 on {base.device}")
-    clients = select.share_of(len(prepared.clients), settings.federation.share)
     length = prepare.mean_length(prepared)
     chosen = memory.plan(
         base,
-        clients=clients,
+        clients=cohort,
         step_tokens=length * tuning.batch_size,
-        all_tokens=settings.federation.rounds * _round_tokens(settings, prepared),
+        all_tokens=settings.federation.rounds * _round_tokens(settings, prepared, cohort),
         micro_batch=tune.micro_batch_tokens(tuning, base),
         workers=None if tuning.workers == "auto" else tuning.workers,
         cohort_size=None if tuning.cohort_size == "auto" else tuning.cohort_size,
@@ -481,10 +485,9 @@ def _visit_examples(settings: RunSettings, prepared: Prepared) -> float:
     return (tuning.epochs or 1.0) * held / len(prepared.clients)
 
 
-def _round_tokens(settings: RunSettings, prepared: Prepared) -> float:
+def _round_tokens(settings: RunSettings, prepared: Prepared, cohort: int) -> float:
     """That the cohort of one round trains on, on average."""
-    clients = select.share_of(len(prepared.clients), settings.federation.share)
-    return prepare.mean_length(prepared) * clients * _visit_examples(settings, prepared)
+    return prepare.mean_length(prepared) * cohort * _visit_examples(settings, prepared)
 
 
 def executor(settings: RunSettings, base: bases.Base, consent: Consent) -> Executor:

@@ -23,19 +23,24 @@ import tomli_w
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     Field,
     JsonValue,
+    PlainSerializer,
     Strict,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from shepherd import paths
+from shepherd import legacy, paths
 from shepherd.config import (
     Day,
     NonNegativeFloat,
     NonNegativeInt,
+    OpenTable,
+    PartName,
     PartTable,
     PositiveFloat,
     PositiveInt,
@@ -61,14 +66,7 @@ PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
 LONGEST_DEADLINE = 7 * 24 * 3600.0  # seconds: what waits for an answer overflows far beyond
 
 
-OF_ADAMW = ("betas", "weight_decay")
 T = TypeVar("T", bound=BaseModel)
-
-
-@cache
-def _warn_of_old_key(old: str, new: str) -> None:
-    """Once a process, since a file is read in several places."""
-    log.warning("%s is now %s; it is read for one more version, so change the file", old, new)
 
 
 class ModelTable(Table):
@@ -178,28 +176,20 @@ class DataTable(Table):
         return self
 
 
-class SplitTable(Table):
-    by: Literal["iid", "dirichlet", "shards", "natural", "size", "ready-made"] = "iid"
-    """"ready-made" is a folder with one file a client; "natural" is one client a value of `field`."""
-    clients: PositiveInt = 10
-    """Ignored by "natural" and "ready-made", where the data say it."""
-    alpha: PositiveFloat = 0.5
-    """Dirichlet concentration: small is unequal."""
-    shards_per_client: PositiveInt = 2
-    """For "shards": how many runs of one category each client holds."""
-    field: str = ""
-    """For "natural", the field that names the client; for "dirichlet" and "shards", "" is the category."""
-    size_exponent: NonNegativeFloat = 1.0
-    """For "size": client k holds a share proportional to (k + 1) ** size_exponent."""
+class SplitTable(OpenTable):
+    by: PartName = "iid"
+    """How examples get to clients: a file of `shepherd/data/splits`, or a dotted module outside, with
+    --allow-plugin NAME."""
+
+    @property
+    def name(self) -> str:
+        """What finds the module."""
+        return self.by
 
 
 class FederationTable(Table):
     rounds: PositiveInt = 20
     """How many times a cohort trains and is averaged."""
-    share: PositiveShare = 1.0
-    """Of the clients, each round; at least one client."""
-    select: Literal["uniform", "poisson", "size-weighted", "round-robin", "all"] = "uniform"
-    """How the cohort of a round is drawn; "size-weighted" with a chance that goes by a client's examples."""
     weights: Literal["examples", "tokens", "size", "equal"] = "examples"
     """What a client's update counts for in the mean: the examples or the tokens that it trained on in its
     visit, those that it holds ("size"), or one each. FedAvg's n_k (McMahan et al., 2017) is "size";
@@ -217,12 +207,6 @@ class FederationTable(Table):
     """Over silos, the seconds in which a site has to answer; a week at most."""
     wave: PositiveInt = 4
     """Over silos, how many sites are asked at once: the server's memory holds so many updates."""
-
-    @model_validator(mode="after")
-    def _size_counts_once(self) -> Self:
-        if self.select == "size-weighted" and self.weights != "equal":
-            raise ValueError('select = "size-weighted" counts size already; set weights = "equal" with it')
-        return self
 
 
 class OptimiserTable(PartTable):
@@ -275,21 +259,6 @@ class TuningTable(Table):
             return {**table, "clip_norm": None}
         return table
 
-    @model_validator(mode="before")
-    @classmethod
-    def _optimiser_apart(cls, table: Any) -> Any:
-        """Keys of AdamW stood in this table before the optimiser had one of its own."""
-        if not isinstance(table, Mapping) or not (old := [key for key in OF_ADAMW if key in table]):
-            return table
-        own = table.get("optimiser", {})
-        for key in old:
-            if key in own:
-                raise ValueError(f"{key} is set here and in tuning.optimiser; keep the latter")
-            _warn_of_old_key(f"tuning.{key}", f"tuning.optimiser.{key}")
-        moved = {key: table[key] for key in old}
-        rest = {key: value for key, value in table.items() if key not in old}
-        return {**rest, "optimiser": {**own, **moved}}
-
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
@@ -298,18 +267,39 @@ class TuningTable(Table):
 
 
 class AlgorithmTable(PartTable):
-    name: str = "fedavg"
-    """A file of `shepherd/algorithms`, or a dotted module outside, with --allow-plugin NAME."""
+    name: PartName = "fedavg"
+    """What a client does differently: a file of `shepherd/algorithms`, or a dotted module outside, with
+    --allow-plugin NAME."""
 
 
 class AggregationTable(PartTable):
-    name: str = "mean"
-    """A file of `shepherd/aggregations`, or a dotted module outside, with --allow-plugin NAME."""
+    name: PartName = "mean"
+    """How the cohort's updates become one: a file of `shepherd/aggregations`, or a dotted module outside,
+    with --allow-plugin NAME."""
 
 
 class ServerTable(PartTable):
-    name: str = "sgd"
-    """A file of `shepherd/server_optimisers`, or a dotted module outside, with --allow-plugin NAME."""
+    name: PartName = "sgd"
+    """How the aggregate moves the server's adapter: a file of `shepherd/server_optimisers`, or a dotted
+    module outside, with --allow-plugin NAME."""
+
+
+class SelectionTable(PartTable):
+    name: PartName = "uniform"
+    """How the clients of a round are chosen: a file of `shepherd/selections`, or a dotted module outside,
+    with --allow-plugin NAME."""
+
+
+def _named(part: Any) -> Any:
+    return {"name": part} if isinstance(part, str) else part
+
+
+def _shortest(part: PartTable) -> Any:
+    return {"name": part.name, **part.own} if part.own else part.name
+
+
+NamedPart = Annotated[PartTable, BeforeValidator(_named), PlainSerializer(_shortest)]
+"""A part by its name alone, or a table of its name and its other keys."""
 
 
 class EvaluationTable(Table):
@@ -323,6 +313,11 @@ class EvaluationTable(Table):
     (the embedded world has checkers); 0 answers none."""
     max_new_tokens: PositiveInt = 64
     """Of one answer."""
+    metrics: tuple[NamedPart, ...] = tuple(
+        PartTable(name=name) for name in ("right", "exact", "f1", "rouge_l")
+    )
+    """What a comparison measures of each answer: files of `shepherd/evaluate/metrics`, or dotted modules
+    outside, with --allow-plugin NAME. One that has keys is a table, such as {name = "f1", ...}."""
 
 
 class JudgeTable(Table):
@@ -401,6 +396,7 @@ class RunSettings(Table):
     data: DataTable
     split: SplitTable = SplitTable()
     federation: FederationTable = FederationTable()
+    selection: SelectionTable = SelectionTable()
     tuning: TuningTable = TuningTable()
     algorithm: AlgorithmTable = AlgorithmTable()
     aggregation: AggregationTable = AggregationTable()
@@ -410,6 +406,12 @@ class RunSettings(Table):
     judge: JudgeTable = JudgeTable()
     tracking: TrackingTable = TrackingTable()
     checkpoints: CheckpointTable = CheckpointTable()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_version_before(cls, table: Any, info: ValidationInfo) -> Any:
+        where = (info.context or {}).get("where", "the run settings")
+        return modern(table, where) if isinstance(table, Mapping) else table
 
     @property
     def data_seed(self) -> int:
@@ -426,20 +428,26 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
         SettingsError: the file is missing or not TOML, a key is unknown, or a value is impossible.
     """
     path = Path(path)
-    own = _placed(_toml(path), path.absolute().parent, path)
+    own = modern(_placed(_toml(path), path.absolute().parent, path), str(path))
     changed = _overridden(copy.deepcopy(own), overrides)
-    settings = validated(RunSettings, _placed(changed, Path.cwd(), known=own), str(path))
-    require_drawn(settings.federation)
-    return settings
+    return validated(RunSettings, _placed(changed, Path.cwd(), known=own), str(path))
 
 
-def require_drawn(table: FederationTable) -> None:
-    """Raise SettingsError where all clients would be drawn "by size": finished runs of before may say so."""
-    if table.select == "size-weighted" and table.share == 1:
-        raise SettingsError(
-            'federation.select = "size-weighted" draws nobody by size where share is 1; set a share below 1,'
-            ' or select = "uniform" with weights = "size"'
-        )
+def modern(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A run file's table with the keys of the version before under their new names, each with a warning.
+
+    Raises:
+        SettingsError: a key is there under both names.
+    """
+    found, sentences = legacy.renamed(table)
+    for sentence in sentences:
+        _warn(f"{where}: {sentence}")
+    return found
+
+
+@cache  # a run folder is read many times
+def _warn(sentence: str) -> None:
+    log.warning("%s", sentence)
 
 
 def read_kept(path: Path) -> RunSettings:
@@ -518,7 +526,7 @@ def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
 def validated(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     """`kind(**table)`, with pydantic's faults turned into one SettingsError."""
     try:
-        return kind.model_validate(table)
+        return kind.model_validate(table, context={"where": where})
     except ValidationError as error:
         raise SettingsError(f"{where}: {'; '.join(_faults(kind, error))}") from error
 
@@ -602,14 +610,25 @@ def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
         if not paths.is_utf8(override):
             named = os.fsencode(override)
             raise SettingsError(f"override {named!r} is not UTF-8, as a run file is; rename what it names")
-        *parents, last = key.strip().split(".")
+        key, value = _translated(key.strip(), _value(text.strip()), table)
+        *parents, last = key.split(".")
         inner = table
         for parent in parents:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
                 raise SettingsError(f"override {key}: {parent} is not a table; give a whole value to it")
-        inner[last] = _value(text.strip())
+        inner[last] = value
     return table
+
+
+def _translated(key: str, value: Any, table: dict[str, Any]) -> tuple[str, Any]:
+    """An override whose key had another name in the version before, under its new one."""
+    new = legacy.MOVED.get(key, key)
+    if new != key:
+        _warn(f"override {key}: {legacy.moved(key)}")
+        if value == "all" and isinstance(table.get("selection"), dict):
+            table["selection"].pop("share", None)  # which it does not have
+    return new, value
 
 
 def _value(text: str) -> Any:

@@ -1,8 +1,7 @@
-from tests.quadratic import Quadratic, bits, drawn, method
+from tests.quadratic import Quadratic, bits, chosen, drawn, method
 
 from shepherd.algorithms import ffa_lora
 from shepherd.rounds import rounds, start
-from shepherd.select import everyone
 
 ALGORITHM = ffa_lora.build(ffa_lora.Config())
 
@@ -13,7 +12,7 @@ def run(adapter):
         Quadratic(ALGORITHM),
         start(method(ALGORITHM), adapter),
         until=3,
-        select=lambda clients, round, seed: everyone(clients, 1.0, round, seed),
+        select=chosen("all"),
         quorum=1.0,
         seed=0,
     )

@@ -21,7 +21,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> works.Work:
     tables = {
         "model": {"base": str(base), "dtype": "float32", "device": "cpu"},
         "data": {"source": "none"},
-        "federation": {"share": 1.0},
+        "federation": {},
         "tuning": {
             "max_steps": 2,
             "batch_size": 3,

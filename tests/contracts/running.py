@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from tests.quadratic import Quadratic, bits, drawn
+from tests.quadratic import Quadratic, bits, chosen, drawn
 
 from shepherd import plugins
 from shepherd.checkpoint import Checkpoint, latest, load, save
@@ -12,7 +12,6 @@ from shepherd.client_store import Kept, OnDisk
 from shepherd.config import PartTable
 from shepherd.core import Method, ServerState
 from shepherd.rounds import rounds, start
-from shepherd.select import uniform
 
 ROUNDS = 4
 
@@ -41,7 +40,7 @@ def run(
         federation,
         state or start(method, drawn(0)),
         until=until,
-        select=lambda clients, round, seed: uniform(clients, 0.75, round, seed),
+        select=chosen("uniform", share=0.75),
         quorum=1.0,
         seed=seed,
     )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.quadratic import Quadratic, bits, drawn, method, update_of
+from tests.quadratic import Quadratic, bits, chosen, drawn, method, update_of
 
 from shepherd import plugins, transforms
 from shepherd.algorithms import fedavg
@@ -12,7 +12,6 @@ from shepherd.checkpoint import Checkpoint, load, save
 from shepherd.config import PartTable
 from shepherd.core import Adapter, Context, Seeded
 from shepherd.rounds import rounds, start
-from shepherd.select import everyone
 
 AVG = fedavg.ALGORITHM
 CONTEXT = Context(clients=4, share=1.0, rounds=4)
@@ -29,7 +28,7 @@ def run(transform, state=None, *, until=4):
         Quadratic(AVG, transform),
         state or start(method(transform=transform), drawn(0), CONTEXT),
         until=until,
-        select=lambda clients, round, seed: everyone(clients, 1.0, round, seed),
+        select=chosen("all"),
         quorum=1.0,
         seed=0,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,3 +67,24 @@ def test_how_chats_are_written_travels() -> None:
     site = SiteSettings(data=SiteDataTable(source="its own"))
     for data in (parse(travels).data, own(site, travels, "base").data):
         assert {key: getattr(data, key) for key in chat} == chat
+
+
+def test_a_site_is_told_neither_how_cohorts_are_drawn_nor_what_is_measured_elsewhere() -> None:
+    settings = parse(
+        {
+            "model": {"base": "tiny"},
+            "data": {"source": "world"},
+            "selection": {"name": "round-robin", "share": 0.5},
+            "split": {"by": "dirichlet", "alpha": 0.1},
+            "evaluation": {"metrics": ["their.metric"], "examples": 7},
+        }
+    )
+    travels = orders.travelling(settings)
+    assert travels.keys().isdisjoint({"selection", "split", "aggregation", "server"})
+    assert "metrics" not in travels["evaluation"]
+    assert parse(travels).evaluation.examples == 7
+
+
+def test_an_order_of_the_version_before_is_read() -> None:
+    old = replace(ORDER, settings={"federation": {"rounds": 3, "share": 0.5, "quorum": 0.7}})
+    assert old.federation.quorum == 0.7

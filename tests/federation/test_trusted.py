@@ -31,6 +31,8 @@ def test_others_are_refused_and_not_imported(name: str) -> None:
     before = set(sys.modules)
     with pytest.raises(FederationError, match=r"takes no algorithm called .* local/plugins\.json") as error:
         trusted.require(run(algorithm={"name": name}), NO_OTHERS)
+    with pytest.raises(FederationError, match="takes no selection called"):
+        trusted.require(run(selection={"name": name}), NO_OTHERS)
     with pytest.raises(FederationError, match="takes no transform called"):
         trusted.require(run(transforms=[{"name": "clip"}, {"name": name or "x"}, {"name": "no"}]), NO_OTHERS)
     assert set(sys.modules) == before

@@ -5,9 +5,8 @@ import pytest
 
 from shepherd.core import Context, seed_for
 from shepherd.rounds import rounds, start
-from shepherd.select import round_robin
 from tests.plugins import scaffold
-from tests.quadratic import Quadratic, drawn, method
+from tests.quadratic import Quadratic, chosen, drawn, method
 
 CLIENTS, STEPS, RATE, ROUNDS, SEED = 4, 3, 0.1, 5, 11
 
@@ -19,7 +18,7 @@ def published(share):
     c = {name: np.zeros_like(tensor) for name, tensor in x.items()}
     own = {info.name: {n: np.zeros_like(t) for n, t in x.items()} for info in model.infos}
     for round in range(ROUNDS):
-        cohort = round_robin(model.infos, share, round, 0)
+        cohort = chosen("round_robin", share=share)(model.infos, round, 0)
         moved, changed = [], []
         for client in cohort:
             y = {name: tensor.copy() for name, tensor in x.items()}
@@ -47,7 +46,7 @@ def test_each_round_is_the_published_update(share):
         federation,
         start(asked, drawn(0)),
         until=ROUNDS,
-        select=lambda clients, round, seed: round_robin(clients, share, round, seed),
+        select=chosen("round_robin", share=share),
         quorum=1.0,
         seed=seed_for(SEED),
         context=Context(clients=CLIENTS, share=share),

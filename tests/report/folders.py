@@ -43,7 +43,8 @@ def write(
             "model": {"base": "tiny"},
             "data": {"source": "world", "holdout": 0.1 if heldout else 0.0},
             "split": {"by": "shards", "clients": len(named)},
-            "federation": {"rounds": rounds, "share": 0.5},
+            "federation": {"rounds": rounds},
+            "selection": {"share": 0.5},
             "transforms": [{"name": "clip", "norm": 1.0}],
         }
     )

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 from tests.core.test_factor_gap import dense
-from tests.quadratic import Quadratic, bits, drawn, method, update_of
+from tests.quadratic import Quadratic, bits, chosen, drawn, method, update_of
 
 from shepherd.aggregations import mean
 from shepherd.algorithms import fedavg, ffa_lora
@@ -26,7 +26,6 @@ from shepherd.errors import FederationError, QuorumNotMet
 from shepherd.rounds import report_row, rounds, start
 from shepherd.rounds.acceptance import MAX_METRIC
 from shepherd.rounds.report import MAX_NATS
-from shepherd.select import everyone, poisson, round_robin, uniform
 from shepherd.settings import parse
 from shepherd.transforms import clip
 from shepherd.weighing import MAX_WEIGHT, Allowed, allowing, anything
@@ -46,16 +45,12 @@ class Scripted:
         return self.infos
 
 
-def choose(way, share=1.0):
-    return lambda clients, round, seed: way(clients, share, round, seed)
-
-
 def run(
     federation, *, until=1, algorithm=AVG, transform=None, select=None, quorum=0.5, seed=0, state=None,
     max_share=1.0, allow=anything, **parts,
 ):  # fmt: skip
     asked = method(algorithm, transform=transform, **parts)
-    select = select or choose(everyone)
+    select = select or chosen("all")
     return rounds(
         asked,
         federation,
@@ -187,7 +182,7 @@ def test_quorum_not_met_names_who_failed_and_why():
 
 def test_an_empty_cohort_passes_with_the_adapter_as_it_was():
     federation = Quadratic(AVG, clients=3)
-    seen = list(run(federation, until=40, select=choose(poisson, 0.01), seed=1))
+    seen = list(run(federation, until=40, select=chosen("poisson", share=0.01), seed=1))
     assert [state.round for state, _ in seen] == list(range(1, 41))
     empty = [k for k, (_, report) in enumerate(seen) if not report.cohort and k]
     assert empty
@@ -290,7 +285,9 @@ def test_client_memories_extras_and_server_memory_go_round():
     )
     federation = Quadratic(algorithm, clients=4)
     shares = []
-    for state, report in run(federation, until=2, algorithm=algorithm, select=choose(round_robin, 0.75)):
+    for state, report in run(
+        federation, until=2, algorithm=algorithm, select=chosen("round_robin", share=0.75)
+    ):
         shares.append(state.memory["visits"]["visited"].tolist())
         assert report.failures == {}
         assert report.bytes_up == 3 * (drawn(0).nbytes + 4)
@@ -320,7 +317,7 @@ def test_frozen_tensors_may_not_come_back():
 def test_a_finished_state_yields_nothing_and_a_cohort_is_a_share():
     state = replace(start(method(), drawn(0)), round=5)
     assert list(run(Quadratic(AVG), until=5, state=state)) == []
-    ((_, report),) = run(Quadratic(AVG, clients=10), select=choose(uniform, 0.3))
+    ((_, report),) = run(Quadratic(AVG, clients=10), select=chosen("uniform", share=0.3))
     assert len(report.cohort) == len(report.weights) == 3
 
 

@@ -107,7 +107,7 @@ def _job(scene: Scene) -> Path:
     notes: dict[str, Any] = {"positions": {}, "row": None, "base": "none"}
     state = Checkpoint(state=ServerState(round=0, adapter=Adapter()), notes=notes)
     given = checkpoint.save(scene.scratch / "states" / order.run, state, keep=1)
-    return jobs.write(scene.scratch / "jobs", order, given)
+    return jobs.write(scene.scratch / "jobs", order, given, cohort=1)
 
 
 def _with_code(scene: Scene, kind: str) -> Path:

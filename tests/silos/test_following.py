@@ -55,9 +55,11 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Follow:
 
     def made(server: Server, **more: Any) -> Followed:
         clock, words = replaced(monkeypatch, server), list[str]()
+        order = more.pop("order", ORDER)
         run = Following(
             kit=tmp_path,
-            order=more.pop("order", ORDER),
+            order=order,
+            cohort=len(order.sites),
             state=lambda: given,
             scratch=tmp_path / "jobs",
             say=words.append,

@@ -171,7 +171,7 @@ def test_a_round_is_scored_once(site: Any, blank: Adapter, base: Any) -> None:
 
 
 def test_a_site_that_sat_rounds_out_is_scored_and_tells_its_loss_again(site: Any, blank: Adapter) -> None:
-    """As where federation.share is below 1: the others move the adapter on meanwhile."""
+    """As where selection.share is below 1: the others move the adapter on meanwhile."""
     trainer = site(**SCORED)
     update = asked(trainer, "train", blank, run=1)
     assert isinstance(update, Update)

@@ -19,9 +19,9 @@ from shepherd.core import Broadcast, chain
 from shepherd.data.tokens import Tokens
 from shepherd.federation.clients import LocalClients
 from shepherd.model import tune
-from shepherd.plugins import objective
+from shepherd.plugins import built
 from shepherd.settings import FederationTable, TuningTable
-from shepherd.training.local import USUAL
+from shepherd.training.local import OBJECTIVE, USUAL
 from shepherd.training.objective import Scored
 
 NONE = np.zeros(0)
@@ -31,7 +31,8 @@ LENGTHS = [9, 7, 13, 6, 8, 11, 5, 10]
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=20))
 def test_sft_weighs_every_trained_token_of_a_step_alike(targets: list[int]) -> None:
     counts = np.array(targets)
-    found = objective(PartTable(name="sft")).weights(Scored(targets=counts, policy=NONE, reference=NONE))
+    sft = built(OBJECTIVE, PartTable(name="sft"))
+    found = sft.weights(Scored(targets=counts, policy=NONE, reference=NONE))
     assert len(found) == len(targets)
     assert np.dot(found, counts) == pytest.approx(float(counts.sum() > 0))
     assert len(set(found)) == 1

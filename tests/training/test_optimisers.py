@@ -13,7 +13,8 @@ from shepherd.config import PartTable
 from shepherd.core import Adapter
 from shepherd.errors import SettingsError
 from shepherd.model import stack
-from shepherd.plugins import optimiser
+from shepherd.plugins import built
+from shepherd.training.local import OPTIMISER
 from shepherd.training.optimiser import Optimiser
 
 SHAPES = {"q.lora_A.weight": (2, 5), "q.lora_B.weight": (4, 2), "v.lora_A.weight": (2, 3)}
@@ -39,6 +40,11 @@ OPTIMISERS: Mapping[str, tuple[PartTable, Theirs]] = {
     "sgd": (PartTable(name="sgd"), sgd(0.0)),
     "sgd, momentum": (PartTable(name="sgd", momentum=0.9), sgd(0.9)),
 }
+
+
+def optimiser(table: PartTable) -> Optimiser:
+    made: Optimiser = built(OPTIMISER, table)
+    return made
 
 
 def adapter() -> Adapter:

@@ -29,6 +29,7 @@ from shepherd.compare.scoring import Questions, questions, score_arms
 from shepherd.compare.training import Train, totals, train_apart, train_run
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FolderError, SettingsError
+from shepherd.evaluate.metric import Metric, metrics
 from shepherd.loading import load_base
 from shepherd.run import Run, executor
 from shepherd.settings import RunSettings, overridden
@@ -72,7 +73,7 @@ def compare(
             " run of one process, with output=ANOTHER_FOLDER"
         )
     _require_arms(settings, asked, consent)
-    _require_data(settings, asked)
+    _require_data(settings, asked, consent)
     began = perf_counter()
     train_run(settings, train, consent=consent)
     with closing(folder.reopen(run)):  # two comparisons in one folder would tune the same arms
@@ -93,6 +94,9 @@ def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, b
                 train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
     kept = folder.read_settings(run)
     base = load_base(kept, consent)
+    # what is measured may change between two comparisons of one run
+    kept = kept.model_copy(update={"evaluation": settings.evaluation})
+    measured = metrics(kept.evaluation.metrics, consent.plugins)
     wanted = questions(base, kept, prepared)
     apart = [arm for arm in chosen if arm.kind in ("local", "centralised")]
     (federated,) = (arm for arm in chosen if arm.kind == FEDERATED)
@@ -121,9 +125,10 @@ def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, b
                 {arm.name: partial(arm_adapter, run, number, arm, base) for arm in todo},
                 {arm.name: scores_file(run, number, arm) for arm in todo},
                 {arm.name: digest(run, number, arm) for arm in todo},
+                measured,
                 where,
             )
-    return _tabled(kept, prepared, run, chosen, asked, wanted, began)
+    return _tabled(kept, prepared, run, chosen, asked, wanted, measured, began)
 
 
 def _require_arms(settings: RunSettings, asked: Asked, consent: Consent) -> None:
@@ -134,13 +139,13 @@ def _require_arms(settings: RunSettings, asked: Asked, consent: Consent) -> None
     """
     if not settings.data.holdout:
         raise SettingsError("nothing is held out to compare on; set data.holdout, such as 0.1")
+    metrics(settings.evaluation.metrics, consent.plugins)
     for arm in map(variant, asked.variants):
         changed = overridden(settings, arm.overrides)
-        plugins.algorithm(changed.algorithm, consent.plugins)
-        plugins.transform(changed.transforms, consent.plugins)
+        plugins.require(changed, consent.plugins)
 
 
-def _require_data(settings: RunSettings, asked: Asked) -> None:
+def _require_data(settings: RunSettings, asked: Asked, consent: Consent) -> None:
     """A wrong name, or nothing to score, costs no training.
 
     Raises:
@@ -149,7 +154,7 @@ def _require_data(settings: RunSettings, asked: Asked) -> None:
     """
     run = Path(settings.output)
     if not folder.is_run(run):
-        division = prepare.divide(settings)
+        division = prepare.divide(settings, consent.plugins)
         prepare.require_heldout(len(division.held.heldout), settings.data.source)
         arms(asked, sorted(division.clients))
     elif prepare.whole(run / "data"):
@@ -209,10 +214,11 @@ def _tabled(
     chosen: Sequence[Arm],
     asked: Asked,
     wanted: Questions,
+    measured: Sequence[Metric],
     began: float,
 ) -> Row:
     scores = {arm.name: _scores(run, arm, asked.seeds) for arm in chosen}
-    measures = table.measured(scores, wanted, prepared, asked.seeds)
+    measures = table.measured(scores, wanted, prepared, asked.seeds, measured)
     rows = table.differences(measures)
     trained = {arm.name: _told(run, arm) for arm in chosen}
     kept = read_json(compare_folder(run) / COMPARISON) or {}
@@ -222,6 +228,7 @@ def _tabled(
         "questions": len(wanted.answers),
         "loss_examples": len(wanted.losses),
         "seconds": perf_counter() - began,
+        "measures": [each.measure.row() for each in measures],
         "arms": [
             table.arm_row(arm, measures, scores[arm.name], wanted, prepared, trained[arm.name])
             for arm in chosen

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shepherd import checkpoint, folder, plugins
+from shepherd import checkpoint, folder
 from shepherd.algorithms import fedavg
 from shepherd.compare.adapters import digest_of
 from shepherd.compare.arms import WAYS, Arm, Way
@@ -32,6 +32,7 @@ from shepherd.model.base import Base
 from shepherd.prepare import Prepared
 from shepherd.run import Run, open_run, resume
 from shepherd.settings import FederationTable, RunSettings, TuningTable
+from shepherd.training.local import completed, local_training
 
 # what a run lays out by measuring, and writes down otherwise than it was given
 CHOSEN = (
@@ -84,7 +85,7 @@ def train_run(
     if not folder.is_run(path):
         train(lambda: _begun(settings, prepared, consent))
         return
-    require_same(settings, path)
+    require_same(settings, path, consent)
     if not finished(path):
         train(lambda: resume(path, consent))
 
@@ -109,10 +110,13 @@ def finished(path: Path) -> bool:
     return last is not None and done >= rounds and (path / "adapter" / files.CONFIG).is_file()
 
 
-def require_same(settings: RunSettings, path: Path) -> None:
+def require_same(settings: RunSettings, path: Path, consent: Consent = NOTHING) -> None:
     """Raise FolderError where the run in `path` was started with other settings, by the first such key."""
-    kept = folder.read_settings(path).model_dump()
-    for key, wanted, found in _differing(settings.model_dump(), kept):
+    asked, kept = (
+        completed(each, consent.plugins).model_dump()  # whoever wrote a default means the same
+        for each in (settings, folder.read_settings(path))
+    )
+    for key, wanted, found in _differing(asked, kept):
         raise FolderError(
             f"{path} holds a run with {key} = {found!r}, not {wanted!r}; give output=ANOTHER_FOLDER"
         )
@@ -127,7 +131,7 @@ def _differing(wanted: Any, found: Any, key: str = "") -> list[tuple[str, Any, A
             if name not in ("judge", "tracking", "output")
         ]
         return [each for part in inner for each in part]
-    chosen = key in CHOSEN or (key == "data.date" and not wanted)
+    chosen = key in (*CHOSEN, "evaluation.metrics") or (key == "data.date" and not wanted)
     return [] if chosen or wanted == found else [(key, wanted, found)]
 
 
@@ -182,7 +186,7 @@ def train_apart(
         tuning=_table(settings.tuning, done),
         federation=FederationTable(rounds=1),
         order_seed=seed,
-        training=plugins.local_training(settings.tuning, consent.plugins),
+        training=local_training(settings.tuning, consent.plugins),
         epochs={name: done.examples / len(datasets[name]) for name in by_examples},
     )
     simulation = Simulation(local=local, executor=executor, stack_size=max(map(len, groups)))

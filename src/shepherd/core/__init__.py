@@ -23,6 +23,7 @@ from shepherd.core.payload import (
     shapes_of,
 )
 from shepherd.core.randomness import Draws, FromSystem, Scoped, Seeded, seed_for
+from shepherd.core.selection import Cohort, Draw, Selection, names_at, share_of
 from shepherd.core.server_optimiser import ServerOptimiser, moved
 from shepherd.core.transform import Mechanism, Transform, chain
 
@@ -33,7 +34,9 @@ __all__ = [
     "Array",
     "Broadcast",
     "ClientInfo",
+    "Cohort",
     "Context",
+    "Draw",
     "Draws",
     "Expected",
     "Failure",
@@ -48,6 +51,7 @@ __all__ = [
     "Payload",
     "Scoped",
     "Seeded",
+    "Selection",
     "ServerOptimiser",
     "ServerState",
     "Step",
@@ -55,9 +59,11 @@ __all__ = [
     "Update",
     "chain",
     "moved",
+    "names_at",
     "not_finite",
     "require_same_layout",
     "require_shapes",
     "seed_for",
     "shapes_of",
+    "share_of",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from shepherd.errors import FederationError
 from shepherd.federation.fields import label
-from shepherd.settings import FederationTable, RunSettings, plain, published
+from shepherd.settings import FederationTable, RunSettings, modern, plain, published
 
 RUN_ID = "[0-9a-f]{16}"
 MOST_SITES = 1000
@@ -18,6 +18,8 @@ TRAVELLING = ("model", "adapter", "federation", "tuning", "algorithm", "transfor
 """Tables of the run file that a site is told."""
 TRAVELLING_DATA = ("template", "template_options", "system", "date", "holdout", "max_tokens", "seed")
 """Keys of [data] that a site is told: how to render, and never where from."""
+STAYING = {"evaluation": ("metrics",)}
+"""Keys of travelling tables that no site has a use for: answers are measured where they are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ class Order:
     @property
     def federation(self) -> FederationTable:
         """The run file's table."""
-        return FederationTable.model_validate(self.settings.get("federation", {}))
+        return FederationTable.model_validate(modern(self.settings, "the order").get("federation", {}))
 
     def text(self) -> str:
         """JSON; `read` reads it back."""
@@ -80,4 +82,9 @@ def travelling(settings: RunSettings) -> dict[str, Any]:
     """What a site is told of the run file: nothing of the coordinator's paths but the base's name."""
     whole = plain(published(settings))
     data = {key: whole["data"][key] for key in TRAVELLING_DATA if key in whole["data"]}
-    return {**{key: whole[key] for key in TRAVELLING}, "data": {"source": "the site's own", **data}}
+    told = {table: _without(whole[table], STAYING.get(table, ())) for table in TRAVELLING}
+    return {**told, "data": {"source": "the site's own", **data}}
+
+
+def _without(table: Any, keys: tuple[str, ...]) -> Any:
+    return {key: value for key, value in table.items() if key not in keys} if keys else table

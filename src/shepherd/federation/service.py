@@ -26,9 +26,9 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from shepherd import checkpoint, folder, plugins, private, select, weighing
+from shepherd import checkpoint, folder, plugins, private, weighing
 from shepherd.checkpoint import Checkpoint
-from shepherd.core import Context, Failure, FromSystem, Seeded, ServerState
+from shepherd.core import Context, Failure, FromSystem, Seeded, Selection, ServerState
 from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, ShepherdError
 from shepherd.federation import trusted
@@ -151,7 +151,7 @@ class Service:
             noise=Seeded(secret) if method.transform.mechanism is None else FromSystem(),
             context=self._context(state),
             until=self.settings.federation.rounds,
-            select=select.selector(self.settings.federation),
+            select=self._selection().cohort,
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
             allow=weighing.allowing(self.settings),
@@ -168,7 +168,10 @@ class Service:
             raise FolderError(f"{path} was cut or changed; delete it, and a new one is drawn") from None
 
     def _context(self, state: ServerState) -> Context:
-        return context_of(self.settings, state.adapter, len(self.order.sites))
+        return context_of(self.settings, self._selection(), state.adapter, len(self.order.sites))
+
+    def _selection(self) -> Selection:
+        return plugins.selection(self.settings, self.trusted.all)
 
     def _opened(self) -> tuple[ServerState, list[Row]]:
         """The later of the two checkpoints, with the log that belongs to it."""

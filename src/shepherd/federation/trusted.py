@@ -12,18 +12,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shepherd import aggregations, algorithms, plugins, server_optimisers, transforms
+from shepherd import plugins
+from shepherd.config import PartTable
 from shepherd.errors import FederationError
 from shepherd.settings import RunSettings
 
 FILE = "plugins.json"
-FOLDERS = {
-    "algorithms": algorithms,
-    "aggregations": aggregations,
-    "server_optimisers": server_optimisers,
-    "transforms": transforms,
+KINDS = {
+    "algorithms": plugins.ALGORITHM,
+    "aggregations": plugins.AGGREGATION,
+    "server_optimisers": plugins.SERVER,
+    "selections": plugins.SELECTION,
+    "transforms": plugins.TRANSFORM,
 }
-"""The keys of the list, and where the package's own are."""
+"""The keys of the list, and the kinds of part that a server imports."""
 MOST_TRANSFORMS = 16
 """Of a run: each looks at every update."""
 
@@ -36,11 +38,12 @@ class Trusted:
     transforms: frozenset[str] = frozenset()
     aggregations: frozenset[str] = frozenset()
     server_optimisers: frozenset[str] = frozenset()
+    selections: frozenset[str] = frozenset()
 
     @property
     def all(self) -> frozenset[str]:
         """Every module that may be imported."""
-        return self.algorithms | self.transforms | self.aggregations | self.server_optimisers
+        return frozenset().union(*(getattr(self, kind) for kind in KINDS))
 
 
 NO_OTHERS = Trusted()
@@ -55,8 +58,8 @@ def read(local: Path) -> Trusted:
     path = local / FILE
     try:
         table = json.loads(path.read_text(encoding="utf8"))
-        if not isinstance(table, dict) or not table.keys() <= FOLDERS.keys():
-            raise ValueError(f"its keys may be {', '.join(FOLDERS)}")
+        if not isinstance(table, dict) or not table.keys() <= KINDS.keys():
+            raise ValueError(f"its keys may be {', '.join(KINDS)}")
         return Trusted(**{kind: _names(names) for kind, names in table.items()})
     except FileNotFoundError:
         return Trusted()
@@ -92,12 +95,14 @@ def require(settings: RunSettings, trusted: Trusted) -> None:
 
 
 def _unknown(settings: RunSettings, trusted: Trusted) -> Iterator[tuple[str, str]]:
-    parts = [
-        ("algorithm", "algorithms", settings.algorithm),
-        ("aggregation", "aggregations", settings.aggregation),
-        ("server optimiser", "server_optimisers", settings.server),
-        *(("transform", "transforms", part) for part in settings.transforms),
+    parts: list[tuple[str, PartTable]] = [
+        ("algorithms", settings.algorithm),
+        ("aggregations", settings.aggregation),
+        ("server_optimisers", settings.server),
+        ("selections", settings.selection),
+        *(("transforms", part) for part in settings.transforms),
     ]
-    for kind, folder, part in parts:
-        if part.name not in {*plugins.names(FOLDERS[folder]), *getattr(trusted, folder)}:
-            yield kind, part.name
+    for listed, part in parts:
+        kind = KINDS[listed]
+        if part.name not in {*plugins.names(kind.folder), *getattr(trusted, listed)}:
+            yield kind.name, part.name

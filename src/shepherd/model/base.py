@@ -169,7 +169,7 @@ def load(
     model = _pinned(model)
     device = pick_device(model.device)
     dtype = pick_dtype(model.dtype, device)
-    network = _load_model(model, device, dtype, consent)
+    network = load_network(model, device, dtype, consent)
     tokenizer = load_tokenizer(model, consent)
     network.requires_grad_(False).eval()
     found = fingerprint.of_base(model.base, model.revision, network)
@@ -322,7 +322,12 @@ def _require_folder(model: ModelTable, error: Exception) -> None:
         ) from error
 
 
-def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype, consent: Consent) -> Any:
+def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, consent: Consent) -> Any:
+    """The base's bare network, as transformers has it, once it is checked what would be loaded.
+
+    Raises:
+        BaseError: as `load`, but for what concerns adapters and training.
+    """
     trusted = remote_code.allowed(model, consent)
     _require_config(model)
     _require_no_adapter(model)

@@ -28,7 +28,7 @@ from shepherd.settings import published
 
 FORMAT = 1
 MEASURES = ("right", "exact", "f1", "rouge_l", "loss")
-"""In the order of the page. `loss` is in nats a response token, the others are shares."""
+"""The usual ones, in the order of the page. `loss` is in nats a response token, all others are shares."""
 KINDS = ("base", "local", "centralised", "federated", "variant")
 MANY = 16
 """More arms than this do not fit a screen."""
@@ -53,7 +53,9 @@ def collect(folder: str | Path) -> dict[str, Any]:
     index = read_object(path / "data" / "index.json", "start the run again in a new folder")
     answered = read_lines(path / "answers.jsonl")
     status = _status(path, rows, settings)
-    arms = _arms(compared) or alone.arms(rows, answered)
+    others = _others(compared)
+    measures = (*MEASURES, *others)
+    arms = _arms(compared, measures) or alone.arms(rows, answered)
     holdings = {text(client): numbers(mix) for client, mix in table(index.get("mixes")).items()}
     shown = {
         "format": FORMAT,
@@ -64,7 +66,8 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "versions": _versions(path),
         "comparison": _comparison(compared),
         "arms": arms,
-        "measures": [m for m in MEASURES if any(m in arm["measures"] for arm in arms)],
+        "measures": [m for m in measures if any(m in arm["measures"] for arm in arms)],
+        "other_measures": others,
         "differences": _differences(compared),
         "data": numbers(index.get("summary")),
         "clients": _clients(index, rows),
@@ -127,13 +130,26 @@ def _comparison(compared: Mapping[str, Any]) -> Row | None:
     }
 
 
-def _arms(compared: Mapping[str, Any]) -> list[Row]:
+def _others(compared: Mapping[str, Any]) -> dict[str, Row]:
+    """Measures beyond the usual ones, of metrics from outside, as the comparison describes them."""
+    found = [table(measure) for measure in items(compared.get("measures"))]
+    return {
+        text(measure["name"]): {
+            "label": text(measure.get("label")),
+            "lower_is_better": measure.get("lower_is_better") is True,
+        }
+        for measure in found
+        if measure.get("name") and text(measure["name"]) not in MEASURES
+    }
+
+
+def _arms(compared: Mapping[str, Any], measures: Sequence[str]) -> list[Row]:
     """The arms in the order given; where there are many, the local ones come last."""
-    arms = [_arm(table(arm), place) for place, arm in enumerate(items(compared.get("arms")), 1)]
+    arms = [_arm(table(arm), place, measures) for place, arm in enumerate(items(compared.get("arms")), 1)]
     return arms if len(arms) <= MANY else sorted(arms, key=lambda arm: arm["kind"] == "local")
 
 
-def _arm(arm: Row, place: int) -> Row:
+def _arm(arm: Row, place: int, measures: Sequence[str]) -> Row:
     worst, trained = table(arm.get("worst_client")), arm.get("trained")
     kind = text(arm.get("kind"))
     return {
@@ -143,10 +159,10 @@ def _arm(arm: Row, place: int) -> Row:
         "categories": numbers(arm.get("categories")),
         "overrides": [text(override) for override in items(arm.get("overrides"))],
         "trained": numbers(trained) if isinstance(trained, Mapping) else None,
-        "measures": _intervals(arm.get("measures"), MEASURES),
+        "measures": _intervals(arm.get("measures"), measures),
         "category": {
             measure: _intervals(table(arm.get("category")).get(measure))
-            for measure in MEASURES
+            for measure in measures
             if table(table(arm.get("category")).get(measure))
         },
         "client_loss": numbers(arm.get("client_loss")),

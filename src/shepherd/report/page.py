@@ -53,6 +53,17 @@ MEASURES = {
 }
 
 
+def measures_of(report: Report) -> dict[str, Measure]:
+    """The usual measures, and those that this report describes itself."""
+    others = {
+        name: Measure(
+            name, said["label"] or name, "from 0 to 100%", "share", "signed_points", said["lower_is_better"]
+        )
+        for name, said in report.get("other_measures", {}).items()
+    }
+    return {**MEASURES, **others}
+
+
 def html(report: Report) -> str:
     """The whole page; it needs nothing else and asks no network."""
     return _page(report["title"], main(report), POLICY)
@@ -101,7 +112,7 @@ def _tools(report: Report) -> dict[str, Any]:
     return {
         "num": partial(number, report),
         "at": partial(at, report),
-        "measures": MEASURES,
+        "measures": measures_of(report),
         "breakable": breakable,
         "said": said,
         "shade": shade,
@@ -172,7 +183,7 @@ def spans(report: Report) -> dict[str, Any]:
     """The least and the greatest number of each heat map, for its shades."""
     cells = {
         name: [cell["value"] for arm in report["arms"] for cell in arm["category"].get(name, {}).values()]
-        for name in MEASURES
+        for name in measures_of(report)
     }
     return {
         "category": {name: _span(values) for name, values in cells.items() if values},
@@ -204,7 +215,7 @@ def tracks(report: Report, measure: str) -> dict[str, Any]:
     against = [found["value"] for k, _, found in known if report["arms"][k]["name"] == _against(report)]
     reference = against[0] if against else None
     drawn = {k: Markup(chart.track(found, scale, kind=kind, reference=reference)) for k, kind, found in known}
-    form = figures.FORMS[{"share": "whole_share", "loss": "rate"}[MEASURES[measure].form]]
+    form = figures.FORMS[{"share": "whole_share", "loss": "rate"}[measures_of(report)[measure].form]]
     return {"rows": drawn, "ticks": [(f"{chart.percent(x, *scale):.2f}", form(x)) for x in marks]}
 
 

@@ -18,6 +18,7 @@ from shepherd.core import (
     Adapter,
     Broadcast,
     ClientInfo,
+    Cohort,
     Expected,
     Failure,
     Federation,
@@ -30,7 +31,6 @@ from shepherd.core import (
     shapes_of,
 )
 from shepherd.errors import AdapterError, QuorumNotMet, UpdateRefused
-from shepherd.select import Cohort
 from shepherd.weighing import ANYTHING, MAX_WEIGHT, ROUNDING, Allow, Allowed, Shares
 
 MAX_METRIC = MAX_WEIGHT
@@ -167,7 +167,7 @@ def _accepted(asked: Asked, answer: Answer, names: tuple[str, ...], received: Re
     if fewest > len(asked.cohort):  # or one client could have every round thrown away
         raise UpdateRefused(
             f"its min_cohort is {fewest} and {len(asked.cohort)} clients were asked; raise"
-            " federation.share, or add some"
+            " selection.share, or add some"
         )
     expected = asked.method.algorithm.expects(asked.broadcast, infos[0])
     allowed = asked.allow(infos[0]) if len(infos) == 1 else ANYTHING
@@ -292,7 +292,7 @@ def require_quorum(asked: Asked, received: Received) -> None:
     if count < (smallest := asked.method.aggregation.smallest_cohort):
         raise QuorumNotMet(
             f"{have} and the aggregation needs {smallest} ({_listed(received.failures)}); fix those clients,"
-            " raise federation.share or choose another aggregation"
+            " raise selection.share or choose another aggregation"
         )
     strictest = max(received.weights, key=lambda client: received.info(asked.federation, client).min_cohort)
     if count < (fewest := received.info(asked.federation, strictest).min_cohort):

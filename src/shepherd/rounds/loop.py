@@ -17,6 +17,7 @@ from shepherd.core import (
     Broadcast,
     ClientInfo,
     Context,
+    Draw,
     Draws,
     Federation,
     Method,
@@ -24,6 +25,7 @@ from shepherd.core import (
     Payload,
     Scoped,
     Seeded,
+    Selection,
     ServerState,
     Update,
     not_finite,
@@ -33,7 +35,6 @@ from shepherd.core import (
 from shepherd.errors import FederationError
 from shepherd.rounds.acceptance import Asked, Received, usable
 from shepherd.rounds.report import RoundReport
-from shepherd.select import Select
 from shepherd.settings import RunSettings
 from shepherd.weighing import MAX_SHARE, Allow, Shares, anything
 
@@ -57,7 +58,7 @@ def rounds(
     state: ServerState,
     *,
     until: int,
-    select: Select,
+    select: Draw,
     quorum: float,
     seed: int,
     secret: int | None = None,
@@ -73,7 +74,7 @@ def rounds(
 
     Args:
         until: rounds in all, those of `state` with them.
-        select: `(clients, round, seed) -> names`, see `shepherd.select`.
+        select: `(clients, round, seed) -> names`, see `core.Selection.cohort`.
         quorum: the share of the cohort, in (0, 1], that must give a usable update.
         seed: of the run; what the clients are sent comes from it.
         secret: of the server, for the cohorts; the default is `seed`, which sites of a real federation know.
@@ -129,11 +130,11 @@ def rounds(
         )
 
 
-def context_of(settings: RunSettings, adapter: Adapter, clients: int) -> Context:
+def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, clients: int) -> Context:
     """What a run file and its data say of a run before its first round."""
     return Context(
         clients=clients,
-        share=settings.federation.share,
+        share=selection.share,
         rounds=settings.federation.rounds,
         layout=shapes_of(adapter),
         weights=settings.federation.weights,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shepherd.select import Cohort
+from shepherd.core import Cohort
 
 MAX_NATS = 50.0
 """Of a token, in a loss over several clients: more than any guess over a vocabulary costs (ln 1e21)."""

@@ -19,7 +19,7 @@ def compared(comparison: Row, stream: TextIO | None = None) -> None:
     """Print comparison.json's arms by every measure, the first of them by category, and its sentences."""
     console = PlainConsole(stream)
     arms: Sequence[Row] = comparison["arms"]
-    names = [name for name in LABELS if all(name in arm["measures"] for arm in arms)]
+    names = [name for name in labels(comparison) if all(name in arm["measures"] for arm in arms)]
     if "right" in names:  # a check knows better than a likeness to one answer; the report has all of them
         names = [name for name in names if name in ("right", "loss")]
     if not names:
@@ -30,9 +30,23 @@ def compared(comparison: Row, stream: TextIO | None = None) -> None:
     console.print()
     console.print(_table(comparison, arms, names, chief))
     if chief == "right" and len(arms) <= COLUMNS:
-        console.print(_categories(arms, chief))
+        console.print(_categories(arms, chief, labels(comparison)[chief]))
     for sentence in _sentences(comparison, chief):
         console.print(f"- {sentence}")
+
+
+def labels(comparison: Row) -> dict[str, str]:
+    """Column heads of the usual measures, then of the others that the comparison describes; the loss last."""
+    others = {
+        each["name"]: f"{each['label']} %"
+        for each in comparison.get("measures", ())
+        if each["name"] not in LABELS
+    }
+    return {
+        **{name: label for name, label in LABELS.items() if name != "loss"},
+        **others,
+        "loss": LABELS["loss"],
+    }
 
 
 def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chief: str) -> Table:
@@ -42,8 +56,10 @@ def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chief: st
     table = Table(box=box.SIMPLE, title=title, title_justify="left", padding=(0, 1, 0, 0))
     table.add_column("arm", overflow="fold", min_width=12)
     for name in names:
-        table.add_column(LABELS[name], justify="right", no_wrap=True)
-    table.add_column(f"federated\n/ arm, {_plain(chief)}", justify="right", no_wrap=True)
+        table.add_column(labels(comparison)[name], justify="right", no_wrap=True)
+    table.add_column(
+        f"federated\n/ arm, {labels(comparison)[chief].removesuffix(' %')}", justify="right", no_wrap=True
+    )
     table.add_column("Holm p", justify="right", no_wrap=True)
     for arm in arms:
         style = "bold" if arm["kind"] == "federated" else ""
@@ -60,10 +76,10 @@ def _named(arm: Row) -> str:
     return f"{arm['name']}\n{own}" if own else str(arm["name"])
 
 
-def _categories(arms: Sequence[Row], chief: str) -> Table:
+def _categories(arms: Sequence[Row], chief: str, label: str) -> Table:
     """The chief measure by category and arm, in whole percent; the report has the decimals."""
     names = sorted({name for arm in arms for name in arm["category"][chief]})
-    title = f"{LABELS[chief]} by category"
+    title = f"{label} by category"
     table = Table(box=box.SIMPLE, title=title, title_justify="left", padding=(0, 1, 0, 0))
     table.add_column("category", overflow="fold")
     for arm in arms:
@@ -89,10 +105,6 @@ def _sentences(comparison: Row, chief: str) -> list[str]:
 
 def _unit(name: str) -> tuple[int, float]:
     return (3, 1) if name == "loss" else (1, 100)
-
-
-def _plain(name: str) -> str:
-    return LABELS[name].removesuffix(" %")
 
 
 def _interval(row: Row | None, places: int, factor: float) -> str:

@@ -28,13 +28,12 @@ from shepherd import (
     prepare,
     private,
     progress,
-    select,
     tracking,
     weighing,
 )
 from shepherd.checkpoint import Checkpoint
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import ServerState, seed_for
+from shepherd.core import Adapter, Context, ServerState, seed_for
 from shepherd.data.examples import Example
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import (
@@ -61,6 +60,7 @@ from shepherd.run import answered
 from shepherd.settings import RunSettings, plain, published
 from shepherd.silos import record
 from shepherd.silos.following import Following, News
+from shepherd.training.local import completed
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -83,6 +83,7 @@ class SilosRun:
     following: Following
     trackers: tracking.Trackers
     say: Say
+    consent: Consent = NOTHING
     closed: bool = False
     _due: float = 0.0
     """When the next copy may begin."""
@@ -174,7 +175,7 @@ class SilosRun:
 
     def _heldout(self) -> list[Example]:
         try:
-            division = prepare.divide(self.settings)
+            division = prepare.divide(self.settings, self.consent.plugins)
         except DataError as error:  # the coordinator need not have any
             self.say(f"no answers are scored here, since the data are not ({error})")
             return []
@@ -200,10 +201,9 @@ class SilosRun:
         for line in news.said:
             self.say(line)
         if news.progress is not None:
-            cohort = select.share_of(len(self.following.order.sites), self.settings.federation.share)
             line_is_due = time.monotonic() >= self._next_line
             level = logging.INFO if line_is_due else logging.DEBUG
-            progress.log.log(level, "%s", Progress(clients=cohort, **news.progress))
+            progress.log.log(level, "%s", Progress(clients=self.following.cohort, **news.progress))
             if line_is_due:
                 self._next_line = time.monotonic() + progress.EVERY_S
 
@@ -254,7 +254,8 @@ def open_run(
     tracking.require(settings.tracking, consent)
     _require_submitter(kits.read(kit, "admin"))
     _require_capped(settings)
-    plugins.method(settings, consent.plugins)  # a wrong name is told before anything is made
+    plugins.require(settings, consent.plugins)  # a wrong name is refused before anything is made
+    settings = completed(settings, consent.plugins)
     sites = _sites(settings, kit, say)
     base = load_base(settings, consent)
     if told := files.rehearse(base):
@@ -280,6 +281,7 @@ def open_run(
             following=following,
             trackers=tracking.start(settings, holder),
             say=say,
+            consent=consent,
         )
 
 
@@ -326,6 +328,7 @@ def resume(
             following=following,
             trackers=tracking.start(settings, holder, rows),
             say=say,
+            consent=consent,
         )
 
 
@@ -391,6 +394,7 @@ def _following(
     return Following(
         kit=kit,
         order=order,
+        cohort=plugins.selection(settings, consent.plugins).size(len(order.sites)),
         state=lambda: _last(holder),
         scratch=holder.path / "jobs",
         say=say,
@@ -401,9 +405,14 @@ def _following(
 
 def _most_bytes(settings: RunSettings, state: ServerState, consent: Consent) -> int:
     """Of a file of the run's checkpoints: what a state has, also after a round, which may make it grow."""
-    context = context_of(settings, state.adapter, len(settings.federation.sites))
+    context = _context(settings, state.adapter, consent)
     after = rehearsed(plugins.method(settings, consent.plugins), state, context)
     return SPARE_BYTES + math.ceil(SPARE_TIMES * max(_bytes(state), _bytes(after)))
+
+
+def _context(settings: RunSettings, adapter: Adapter, consent: Consent) -> Context:
+    selection = plugins.selection(settings, consent.plugins)
+    return context_of(settings, selection, adapter, len(settings.federation.sites))
 
 
 def _bytes(state: ServerState) -> int:
@@ -421,7 +430,7 @@ def _save_start(holder: RunFolder, settings: RunSettings, base: bases.Base, cons
     method = plugins.method(settings, consent.plugins)
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
-    state = start(method, adapter, context_of(settings, adapter, len(settings.federation.sites)))
+    state = start(method, adapter, _context(settings, adapter, consent))
     checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)
 
 

@@ -80,6 +80,8 @@ class Following:
 
     kit: Path
     order: Order
+    cohort: int
+    """Sites that a round asks, on average."""
     state: Callable[[], Path]
     """The last checkpoint that is here, for the next job to bring along."""
     scratch: Path
@@ -164,7 +166,7 @@ class Following:
             _end(server, self.job)
         self._await_sites(server)
         try:
-            self.job = server.submit(jobs.write(self.scratch, self.order, self.state()))
+            self.job = server.submit(jobs.write(self.scratch, self.order, self.state(), self.cohort))
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)  # it holds a copy of the checkpoint
         self._mine, self._over, self._said = True, False, 0
@@ -298,7 +300,7 @@ class Following:
         told = ""
         while missing := set(self.order.sites) - (connected := set(server.connected())):
             self._require_wanted()
-            enough = len(self.order.sites) - len(missing) >= jobs.quorum(self.order)
+            enough = len(self.order.sites) - len(missing) >= jobs.quorum(self.order, self.cohort)
             if time.monotonic() > ends and enough:
                 self.say(f"beginning without {_listed(missing)}")
                 self._unawaited = missing

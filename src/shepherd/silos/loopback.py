@@ -128,7 +128,7 @@ def write_sites(
     Raises:
         SilosError: more sites than one machine should run; nothing is written then.
     """
-    division = prepare.divide(settings)
+    division = prepare.divide(settings, consent.plugins)
     base = settings.model.base
     if len(division.clients) > MOST:
         raise SilosError(

@@ -304,7 +304,7 @@ def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Fault]:
 def _about_now(policy: PolicyTable, request: Request, granted: Granted, now: datetime) -> Iterator[Fault]:
     if request.cohort < policy.min_cohort:
         got = f"a cohort of {request.cohort}"
-        yield Fault("min_cohort", policy.min_cohort, got, "raise federation.share, or add sites")
+        yield Fault("min_cohort", policy.min_cohort, got, "raise selection.share, or add sites")
     if policy.hours is not None and not within(policy.hours, now):
         yield Fault("hours", policy.hours, f"at {now:%H:%M} of its local time", "ask again within them")
     # a run is scored before its first round, too

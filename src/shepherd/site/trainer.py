@@ -46,6 +46,7 @@ from shepherd.site.policy import Granted, Refusal, Visit
 from shepherd.site.settings import SiteSettings, own, read, scored
 from shepherd.site.store import Kept, Record, Store
 from shepherd.site.task import Answer, Task, waited
+from shepherd.training.local import local_training
 from shepherd.visible import in_this_process
 
 LOG = "trainer.log"
@@ -308,7 +309,7 @@ class Trainer:
             tuning=settings.tuning,
             federation=settings.federation,
             order_seed=self._order(request),
-            training=plugins.local_training(settings.tuning, {*limits.optimisers, *limits.objectives}),
+            training=local_training(settings.tuning, {*limits.optimisers, *limits.objectives}),
             min_batch=limits.min_batch,
             min_examples=limits.min_examples,
             cap_nats=numbers.CAP_NATS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def files(folder: Path) -> list[str]:
 
 
 def test_it_holds_configurations_the_order_and_the_state_and_no_code(tmp_path: Path, state: Path) -> None:
-    made = job.write(tmp_path / "jobs", ORDER, state)
+    made = job.write(tmp_path / "jobs", ORDER, state, 2)
 
     assert files(made) == [
         "meta.json",
@@ -55,7 +56,7 @@ def test_it_holds_configurations_the_order_and_the_state_and_no_code(tmp_path: P
 
 
 def test_nothing_of_the_run_goes_to_the_sites_with_the_job(tmp_path: Path, state: Path) -> None:
-    made = job.write(tmp_path / "jobs", ORDER, state)
+    made = job.write(tmp_path / "jobs", ORDER, state, 2)
     text = (made / "site/config/config_fed_client.json").read_text() + (made / "meta.json").read_text()
     assert json.loads((made / "meta.json").read_text())["deploy_map"] == {
         "server": ["server"],
@@ -65,7 +66,7 @@ def test_nothing_of_the_run_goes_to_the_sites_with_the_job(tmp_path: Path, state
 
 
 def test_flare_takes_it(tmp_path: Path, state: Path) -> None:
-    made = job.write(tmp_path / "jobs", ORDER, state)
+    made = job.write(tmp_path / "jobs", ORDER, state, 2)
     packed = zip_directory_to_bytes(str(made.parent), made.name)
 
     valid, error, meta = JobMetaValidator().validate(made.name, packed)
@@ -90,7 +91,7 @@ def test_a_large_answer_is_given_the_time_of_a_slow_line(tmp_path: Path, state: 
     with open(state / "more", "wb") as file:
         file.truncate(64_000_000)
 
-    made = job.write(tmp_path / "jobs", ORDER, state)
+    made = job.write(tmp_path / "jobs", ORDER, state, 2)
 
     assert small == 31  # 30 s, and a few kB
     assert job.patience(state) == pytest.approx(30 + 64e6 / 125e3, abs=2)
@@ -117,7 +118,10 @@ def test_the_next_one_takes_its_place_with_nothing_left_over(tmp_path: Path, sta
         Checkpoint(state=ServerState(round=4, adapter=Adapter({"a": np.ones(2)}))),
         keep=1,
     )
-    first, second = job.write(tmp_path / "jobs", ORDER, state), job.write(tmp_path / "jobs", ORDER, later)
+    first, second = (
+        job.write(tmp_path / "jobs", ORDER, state, 2),
+        job.write(tmp_path / "jobs", ORDER, later, 2),
+    )
     assert first == second
     brought = (second / "server/config/shepherd").glob("round-*")
     assert [path.name for path in brought] == ["round-00004"]
@@ -126,4 +130,15 @@ def test_the_next_one_takes_its_place_with_nothing_left_over(tmp_path: Path, sta
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, state: Path) -> None:
     (tmp_path / "jobs").write_text("a file")
     with pytest.raises(FolderError, match="check the path"):
-        job.write(tmp_path / "jobs", ORDER, state)
+        job.write(tmp_path / "jobs", ORDER, state, 2)
+
+
+def test_a_job_waits_for_the_quorum_of_a_round_and_for_two() -> None:
+    def least(sites: int, cohort: int, quorum: float) -> int:
+        names = tuple(f"s{k}" for k in range(sites))
+        return job.quorum(replace(ORDER, sites=names, settings={"federation": {"quorum": quorum}}), cohort)
+
+    assert least(10, 10, 0.55) == 6
+    assert least(10, 5, 0.5) == 3
+    assert least(10, 1, 1.0) == 2  # which every federation of two or more has
+    assert least(1, 1, 1.0) == 1

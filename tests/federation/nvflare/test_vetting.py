@@ -31,7 +31,9 @@ def ours(tmp_path: Path) -> Path:
     order = Order(
         run="ab" * 8, base="0" * 64, fingerprint="f", version="1", sites=("site-1",), settings={"seed": 0}
     )
-    return job.write(tmp_path / "jobs", order, checkpoint.save(tmp_path / "state", state, keep=1))
+    return job.write(
+        tmp_path / "jobs", order, checkpoint.save(tmp_path / "state", state, keep=1), len(order.sites)
+    )
 
 
 def put(name: str, text: str = "x") -> Callable[[Path], None]:

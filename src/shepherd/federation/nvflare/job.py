@@ -21,7 +21,6 @@ from typing import Any
 from shepherd.federation import wire
 from shepherd.federation.orders import RUN_ID, Order
 from shepherd.folder import mending, write_atomic
-from shepherd.select import share_of
 
 CONTROLLER = "shepherd.federation.nvflare.controller.Rounds"
 EXECUTOR = "shepherd.federation.nvflare.executor.Door"
@@ -39,8 +38,11 @@ ANSWER_KEY, PIECE_KEY = "submit_task_result_timeout", "np_streaming_per_request_
 """FLARE's names of the waits for an answer to get through, and for a piece of a message."""
 
 
-def write(folder: Path, order: Order, state: Path) -> Path:
+def write(folder: Path, order: Order, state: Path, cohort: int) -> Path:
     """Write the job of an order, with the checkpoint folder `state` to go on from; give the job's folder.
+
+    Args:
+        cohort: how many sites a round asks, on average.
 
     Raises:
         FolderError: the disk is full or the folder cannot be written.
@@ -52,7 +54,7 @@ def write(folder: Path, order: Order, state: Path) -> Path:
         brought.mkdir(parents=True)
         (job / "site" / "config").mkdir(parents=True)
         shutil.copytree(state, brought / state.name)
-    _json(job / "meta.json", _meta(order.run, order.sites, quorum(order)))
+    _json(job / "meta.json", _meta(order.run, order.sites, quorum(order, cohort)))
     seconds = patience(state)
     for kind in ("server", "site"):
         name, table = configuration(kind, seconds)
@@ -95,10 +97,10 @@ def run_of(name: Any) -> str | None:
     return found[1] if found else None
 
 
-def quorum(order: Order) -> int:
+def quorum(order: Order, cohort: int) -> int:
     """Sites that a job is not begun without: those of a round's quorum, and two where the run has two."""
     table, sites = order.federation, len(order.sites)
-    return max(min(2, sites), math.ceil(table.quorum * share_of(sites, table.share) - 1e-9))
+    return max(min(2, sites), math.ceil(table.quorum * cohort - 1e-9))
 
 
 def _server() -> dict[str, Any]:

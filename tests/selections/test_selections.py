@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.quadratic import chosen
 
-from shepherd import select
-from shepherd.core import ClientInfo, seed_for
-from shepherd.errors import FederationError
-from shepherd.settings import FederationTable
-
-WAYS = ["uniform", "poisson", "size-weighted", "round-robin", "all"]
+from shepherd.core import ClientInfo, seed_for, share_of
+from shepherd.errors import FederationError, SettingsError
 
 
 def clients(*examples):
@@ -18,18 +15,7 @@ def clients(*examples):
 
 
 def draw(way, infos, share, round=0, seed=0):
-    table = FederationTable(select=way, share=share, weights="equal")
-    return select.selector(table)(infos, round, seed)
-
-
-@given(st.sampled_from(WAYS), st.integers(1, 40), st.floats(0.001, 0.5), st.integers(0, 9), st.integers(0))
-def test_names_are_distinct_in_client_order_and_the_seed_decides(way, number, share, round, seed):
-    infos = clients(*range(number, 2 * number))
-    cohort = draw(way, infos, share, round, seed)
-    places = [int(name[1:]) for name in cohort]
-    assert places == sorted(set(places))
-    assert len(cohort) >= (way != "poisson")
-    assert cohort == draw(way, infos, share, round, seed)
+    return chosen(way, **({} if way == "all" else {"share": share}))(infos, round, seed)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +64,7 @@ def test_size_weighted_draws_each_client_by_its_size_exactly():
 def test_size_weighted_has_the_exact_chances_or_says_why_not(sizes, share, seed):
     """All the places that the draw may begin at, one by one, instead of a simulation."""
     infos, whole = clients(*sizes), sum(sizes)
-    number = select.size(infos, share)
+    number = share_of(len(infos), share)
     if number * max(sizes) > whole:
         with pytest.raises(FederationError, match=r"client c\d+ holds .* cannot be drawn by its size; set"):
             draw("size-weighted", infos, share, 0, seed)
@@ -117,16 +103,15 @@ def test_round_robin_asks_all_before_it_asks_one_again():
     assert cohorts == [("c0", "c1"), ("c2", "c3"), ("c0", "c4"), ("c1", "c2"), ("c3", "c4")]
 
 
-def test_all_asks_all_whatever_the_share():
+def test_all_asks_all():
     assert draw("all", clients(1, 0, 3), 0.1) == ("c0", "c1", "c2")
+
+
+def test_all_clients_are_not_drawn_by_size():
+    with pytest.raises(SettingsError, match="nobody is drawn by size where share is 1"):
+        draw("size-weighted", clients(1, 2), 1.0)
 
 
 @pytest.mark.parametrize("way", ["uniform", "poisson", "size-weighted"])
 def test_another_seed_draws_another_cohort(way):
     assert len({draw(way, clients(*range(10, 30)), 0.25, 0, seed) for seed in range(20)}) > 10
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_no_client_at_all_is_an_error(way):
-    with pytest.raises(FederationError, match="no client to ask"):
-        draw(way, [], 0.5)
