@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,6 +224,7 @@ _ROW: Mapping[str, Check] = {
 }
 
 
+FIGURE = (int, float, type(None))
 _OF_A_ROUND = (
     *("cohort", "weights", "loss", "losses", "failures", "bytes_down", "bytes_up", "examples"),
     *("steps", "tokens", "seconds"),
@@ -247,20 +248,16 @@ def _rows(value: Any, first: int, last: int) -> list[Row]:
     return rows
 
 
-def _figures(value: Row, known: Collection[str]) -> Row:
-    """What an algorithm's observer found, under names of its own."""
-    numbers = {name: each for name, each in value.items() if type(each) in (int, float, type(None))}
-    figures: Row = _BY_NAME({name: each for name, each in numbers.items() if name not in known})
-    return figures
-
-
 def _row(value: Row, last: int) -> Row:
     if len(json.dumps(value)) > MOST_ROW:
         raise ValueError(f"has a row of more than {MOST_ROW} characters")
     try:
         needed = ("round", *(_OF_A_ROUND if value.get("round") else ()))
         checks = {"round": _at_most(last), **_ROW}
-        return {**_some(value, checks, needed=needed), **_figures(value, checks)}
+        # a number under another name is what an algorithm's observer found
+        found = {name for name, each in value.items() if name not in checks and type(each) in FIGURE}
+        rest = {name: each for name, each in value.items() if name not in found}
+        return {**_some(rest, checks, needed=needed), **_BY_NAME({name: value[name] for name in found})}
     except WireError as error:
         raise ValueError(f"has a row that is none ({error})") from error
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
 from shepherd.config import NonNegativeFloat, ShareBelowOne, Table
 from shepherd.training.optimiser import Optimiser
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shepherd.model.stack import Stack
 
 EPSILON = 1e-8
@@ -40,7 +39,7 @@ def build(config: Config) -> Optimiser:
     beta1, beta2 = config.betas
 
     def init(stack: Stack) -> Moments:
-        return Moments(torch.zeros_like(stack.values), torch.zeros_like(stack.values))
+        return Moments(stack.values.new_zeros(stack.values.shape), stack.values.new_zeros(stack.values.shape))
 
     def step(stack: Stack, moments: Moments, number: int, rates: Tensor) -> Moments:
         first, second = moments

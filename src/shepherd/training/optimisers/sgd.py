@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from shepherd.config import NonNegativeFloat, ShareBelowOne, Table
 from shepherd.training.optimiser import Optimiser
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shepherd.model.stack import Stack
 
 
@@ -31,7 +30,7 @@ def build(config: Config) -> Optimiser:
     """SGD with these settings."""
 
     def init(stack: Stack) -> Tensor | None:
-        return torch.zeros_like(stack.values) if config.momentum else None
+        return stack.values.new_zeros(stack.values.shape) if config.momentum else None
 
     def step(stack: Stack, momentum: Tensor | None, number: int, rates: Tensor) -> Tensor | None:
         if momentum is not None:
