@@ -260,7 +260,9 @@ def _row(value: Row, last: int) -> Row:
     try:
         needed = ("round", *(_OF_A_ROUND if value.get("round") else ()))
         checks = {"round": _at_most(last), **_ROW}
-        return {**_some(value, checks, needed=needed), **_figures(value, checks)}
+        figures = _figures(value, checks)
+        row = {name: each for name, each in value.items() if name not in figures}
+        return {**_some(row, checks, needed=needed), **figures}
     except WireError as error:
         raise ValueError(f"has a row that is none ({error})") from error
 
