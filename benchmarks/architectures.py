@@ -148,8 +148,8 @@ def look(kind: str, **more: Any) -> Outcome:
             return Outcome(runs="not built", why=_first(error))
         try:
             with _limit(LIMIT):
-                table = ModelTable(base=folder, dtype="float32", device="cpu")
-                base = bases.load(table, ADAPTER, name=kind)
+                table = ModelTable(base=folder, dtype="float32")
+                base = bases.load(table, ADAPTER, name=kind, device="cpu")
                 found = _compared(base, folder)
         except BaseError as error:
             found = Outcome(runs="refused", why=NAMED.sub("", str(error)))
@@ -232,8 +232,14 @@ def _gradients(base: Base, adapter: Adapter, data: Sequence[Tokens]) -> list[dic
         tune.Visit(client=f"client-{k}", data=one, steps=[np.arange(len(one))]) for k, one in enumerate(data)
     ]
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
-    tuning = TuningTable(micro_batch_tokens=4096)
-    job = tune.Job(broadcast=broadcast, algorithm=algorithm, visits=visits, tuning=tuning, learning_rate=0.0)
+    job = tune.Job(
+        broadcast=broadcast,
+        algorithm=algorithm,
+        visits=visits,
+        tuning=TuningTable(),
+        learning_rate=0.0,
+        micro_batch_tokens=4096,
+    )
     tune.tune(base, job)
     return [{name: grad[k] for name, grad in caught.items()} for k in range(len(data))]
 

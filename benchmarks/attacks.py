@@ -56,7 +56,8 @@ def run_file(**tables: Mapping[str, Any]) -> RunSettings:
         "model": {"base": "tiny", "dtype": "float32"},
         "adapter": {"rank": 1, "alpha": 1.0, "targets": ["down_proj"]},
         "data": {"source": "world", "template": "plain", "holdout": 0.5, "max_tokens": 64, "seed": 0},
-        "tuning": {"threads": 1, "max_steps": 1, "batch_size": 1},
+        "tuning": {"max_steps": 1, "batch_size": 1},
+        "machine": {"threads": 1},
         "federation": {"rounds": 1},
     }
     return parse({**mine, **{name: {**mine.get(name, {}), **table} for name, table in tables.items()}})
@@ -428,9 +429,7 @@ def ordinary_visit(home: Path) -> int:
     """1 where a visit of usual length, by a usual run file, is answered with an update."""
     base = loaded()
     victim = site(home / "site", base)
-    settings = run_file(
-        data={"max_tokens": 256, "holdout": 0.1}, tuning={"max_steps": 2, "batch_size": 16, "threads": 1}
-    )
+    settings = run_file(data={"max_tokens": 256, "holdout": 0.1}, tuning={"max_steps": 2, "batch_size": 16})
     return int(isinstance(victim.asked(settings, "train", lora.fresh(base.sites, 1, 0), "1" * 16), Update))
 
 

@@ -119,12 +119,11 @@ def _write(options: Namespace, scratch: Path) -> Path:
         "data": {"limit": 40},
         "federation": {"rounds": rounds},
         "selection": {"share": 0.5},
-        "tuning": {
-            "max_steps": steps,
-            "batch_size": 8,
-            "cohort_size": -(-5 // options.workers),  # never measured, so that every run has the same
+        "tuning": {"max_steps": steps, "batch_size": 8},
+        "machine": {
+            "stack_size": -(-5 // options.workers),  # never measured, so that every run has the same
             "workers": options.workers,
-            **({"threads": options.threads} if options.threads else {}),
+            "threads": options.threads or "auto",
         },
         "evaluation": {"examples": 16, "answers": 8, "max_new_tokens": 8},
     }

@@ -68,7 +68,6 @@ def measure(options: Namespace) -> Figures:
 def _settings(options: Namespace, output: Path) -> RunSettings:
     rounds, steps = (2, 1) if options.quick else (options.rounds, options.steps)
     few = {"batch_size": 2} if options.quick else {}
-    threads = {"threads": options.threads} if options.threads else {}
     return setting.settings(
         options.on,
         {
@@ -76,7 +75,9 @@ def _settings(options: Namespace, output: Path) -> RunSettings:
             "output": str(output),
             "data": {"limit": 40} if options.quick else {},
             "federation": {"rounds": rounds},
-            "tuning": {"max_steps": steps, "workers": 1, **few, **threads},  # tuning is timed in this process
+            "tuning": {"max_steps": steps, **few},
+            # tuning is timed in this process
+            "machine": {"workers": 1, "threads": options.threads or "auto"},
             "evaluation": {"every": rounds, "examples": 16, "answers": 0},
         },
     )

@@ -55,7 +55,8 @@ def measure(options: Namespace) -> Figures:
         {
             "seed": options.seed,
             "model": {"dtype": options.dtype, **({"base": base} if base else {})},
-            "tuning": {"max_steps": 1, "batch_size": options.batch, "threads": options.threads or 1},
+            "tuning": {"max_steps": 1, "batch_size": options.batch},
+            "machine": {"threads": options.threads or 1},
         },
     )
     ready = prepare.prepare(settings, bases.load_tokenizer(settings.model))
@@ -89,15 +90,15 @@ def measure(options: Namespace) -> Figures:
                     "dtype": measured[0].dtype,
                 }
             )
-    return {"base": Path(settings.model.base).name, "threads": settings.tuning.threads, "cells": cells}
+    return {"base": Path(settings.model.base).name, "threads": settings.machine.threads, "cells": cells}
 
 
 def _cell(work: Work, *, size: int) -> Callable[[Work], Measured]:
     malloc.keep_pages()
-    memory.use_threads(work.settings.tuning.threads)
-    base = bases.load(work.settings.model, work.settings.adapter)
+    memory.use_threads(work.settings.machine.threads)
+    base = bases.load(work.settings.model, work.settings.adapter, device=work.settings.machine.device)
     algorithm = plugins.algorithm(work.settings.algorithm)
-    tuning = work.settings.tuning.model_copy(update={"micro_batch_tokens": size})
+    tuning = work.settings.tuning
 
     def visit_all(asked: Work) -> Measured:
         visits = [
@@ -111,6 +112,7 @@ def _cell(work: Work, *, size: int) -> Callable[[Work], Measured]:
             visits=visits,
             tuning=tuning,
             learning_rate=tuning.learning_rate,
+            micro_batch_tokens=size,
         )
         began = perf_counter()
         tuned = tune.tune(base, job)

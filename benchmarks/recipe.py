@@ -41,8 +41,8 @@ MASKED = -100
 def recipe(work: Work, *, bfloat16: bool) -> Callable[[Work], Measured]:
     """Load the base: in float32, or in bfloat16 with the Trainer's `bf16=True`."""
     transformers_logging.disable_progress_bar()
-    memory.use_threads(work.settings.tuning.threads)
-    device = torch.device(work.settings.model.device)
+    memory.use_threads(work.settings.machine.threads)
+    device = torch.device(work.settings.machine.device)
     tokenizer = load_tokenizer(work.settings.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
@@ -113,7 +113,7 @@ def _arguments(work: Work, device: torch.device, bfloat16: bool, scratch: str) -
         weight_decay=adam.weight_decay,
         adam_beta1=adam.betas[0],
         adam_beta2=adam.betas[1],
-        max_grad_norm=tuning.clip_norm or 0.0,
+        max_grad_norm=tuning.clip_norm,
         train_sampling_strategy="sequential",
         bf16=bfloat16,
         use_cpu=device.type == "cpu",

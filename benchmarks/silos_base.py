@@ -82,7 +82,7 @@ def _settings(options: Namespace, scratch: Path) -> RunSettings:
             "model": {**base, "dtype": options.dtype},
             "adapter": {"rank": 8, "alpha": 16},
             "split": {"by": "iid", "clients": SITES},
-            "federation": {"rounds": rounds, "deadline": 3600.0},
+            "federation": {"rounds": rounds},
             "tuning": {"max_steps": steps, "batch_size": options.batch, "learning_rate": 3e-4},
             "evaluation": {"answers": 0, "examples": 16, "every": rounds},
         },

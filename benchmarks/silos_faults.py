@@ -144,7 +144,8 @@ def run_settings(rounds: int) -> RunSettings:
             "adapter": {"rank": 4},
             "data": {"source": "world", "limit": 40, "template": "alpaca-short", "holdout": 0.0},
             "split": {"by": "iid", "clients": 3},
-            "federation": {"rounds": rounds, "deadline": 600.0, "quorum": 0.5},
+            "federation": {"rounds": rounds, "quorum": 0.5},
+            "silos": {"deadline_s": 600.0},
             "tuning": {"max_steps": 6, "batch_size": 8, "learning_rate": 1e-3},
         }
     )

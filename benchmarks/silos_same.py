@@ -22,13 +22,14 @@ from safetensors.numpy import load_file
 
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
-from shepherd import checkpoint, folder, plugins, prepare, world
+from shepherd import checkpoint, plugins, prepare, world
 from shepherd.core import ServerState, seed_for
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.orders import travelling
 from shepherd.federation.simulation import Simulation
 from shepherd.loading import load_base
 from shepherd.machine.executors import Inline
+from shepherd.machine.plan import planned
 from shepherd.model import files, lora, memory
 from shepherd.rounds import RoundReport, rounds, start
 from shepherd.settings import RunSettings, dump
@@ -39,7 +40,7 @@ from shepherd.site.settings import own, read
 
 Tensors = Mapping[str, np.ndarray]
 SITES = 3
-ONE = {"cohort_size": 1, "workers": 1, "threads": 1}
+ONE = {"stack_size": 1, "workers": 1, "threads": 1}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,8 +86,10 @@ def _settings(options: Namespace, output: Path, *, holdout: float) -> RunSetting
             "output": str(output),
             "data": {"limit": limit, "holdout": holdout},
             "split": {"by": "iid", "clients": SITES},
-            "federation": {"rounds": rounds, "deadline": 300.0},
-            "tuning": {"max_steps": steps, "batch_size": 8, **ONE},
+            "federation": {"rounds": rounds},
+            "silos": {"deadline_s": 300.0},
+            "tuning": {"max_steps": steps, "batch_size": 8},
+            "machine": ONE,
             "evaluation": {"examples": 16, "answers": 0, "every": 1},
         },
         held if holdout else {},
@@ -129,7 +132,7 @@ def _by_simulation(
     if last is None or (over := checkpoint.load(last).state).round != settings.federation.rounds:
         raise RuntimeError(f"{settings.output} holds no checkpoint of the last round")
     with _one_thread():
-        *_, (one, _) = simulated(folder.read_settings(settings.output), sites)
+        *_, (one, _) = simulated(planned(settings.output), sites)
     return one.adapter, over.adapter
 
 
@@ -153,6 +156,7 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         transform=method.transform,
         tuning=settings.tuning,
         federation=settings.federation,
+        micro_batch_tokens=memory.micro_batch(base),
         order_seed=settings.seed,
         min_batch=max(config.policy.min_batch for config in configs.values()),
         min_examples=max(config.policy.min_examples for config in configs.values()),

@@ -52,8 +52,9 @@ def order(sites: Sequence[str], rounds: int, wave: int = 4) -> Order:
         "model": {"base": "stub"},
         "data": {"source": "stub", "holdout": 0.0},
         "adapter": {"rank": RANK},
-        "federation": {"rounds": rounds, "wave": wave, "deadline": 300.0, "sites": list(sites)},
-        "tuning": {"max_steps": 1, "cohort_size": 1, "workers": 1},
+        "federation": {"rounds": rounds},
+        "silos": {"max_in_flight": wave, "deadline_s": 300.0, "sites": list(sites)},
+        "tuning": {"max_steps": 1},
         "evaluation": {"answers": 0},
     }
     return Order(

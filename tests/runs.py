@@ -41,13 +41,14 @@ def written(path: Path, examples: list[dict[str, str]] | None = None) -> Path:
 def settings(base: Path, source: Path, output: Path, **tables: Mapping[str, Any]) -> RunSettings:
     """Three rounds of two of four clients, with dropout, in a couple of seconds."""
     given: dict[str, dict[str, Any]] = {
-        "model": {"base": str(base), "dtype": "float32", "device": "cpu"},
+        "model": {"base": str(base), "dtype": "float32"},
         "adapter": {"rank": 2, "dropout": 0.1},
         "data": {"source": str(source), "template": "plain", "max_tokens": 48, "holdout": 0.17},
         "split": {"clients": 4},
         "federation": {"rounds": 3},
         "selection": {"share": 0.5},
-        "tuning": {"batch_size": 4, "learning_rate": 0.01, "threads": 1, "cohort_size": 2},
+        "tuning": {"batch_size": 4, "learning_rate": 0.01},
+        "machine": {"device": "cpu", "threads": 1, "stack_size": 2},
     }
     for name, table in tables.items():
         given[name] = {**given.get(name, {}), **table}

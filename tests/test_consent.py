@@ -173,7 +173,7 @@ def test_what_a_person_has_read_runs(
 
 
 def test_a_worker_has_the_consent_of_its_parent_and_no_other(evil: Path, mark: Path) -> None:
-    model = ModelTable(base=str(evil), trust_remote_code=True, device="cpu", dtype="float32")
+    model = ModelTable(base=str(evil), trust_remote_code=True, dtype="float32")
     with pytest.raises(BaseError, match="--trust-remote-code"):
         bases.load(model, AdapterTable(rank=2), proof=Proof())
     assert Processes(1, 1, model, AdapterTable(rank=2), Proof(), TRUSTED)._begin[-1] == TRUSTED

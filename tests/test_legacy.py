@@ -2,9 +2,14 @@
 
 import logging
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shepherd import folder, plugins
 from shepherd.errors import SettingsError
@@ -115,3 +120,63 @@ def test_a_value_where_a_table_should_be_is_said_as_ever(wrong: object) -> None:
     least = tomllib.loads(LEAST)
     with pytest.raises(SettingsError, match=r"tuning\.optimiser"):
         parse({**least, "tuning": {"betas": [0.8, 0.9], "optimiser": wrong}})
+
+
+OLD: dict[str, tuple[str, object]] = {
+    "model.device": ("machine.device", "cuda:1"),
+    "tuning.threads": ("machine.threads", 3),
+    "tuning.workers": ("machine.workers", 2),
+    "tuning.cohort_size": ("machine.stack_size", 5),
+    "tuning.micro_batch_tokens": ("machine.micro_batch_tokens", 512),
+    "federation.sites": ("silos.sites", ["a", "b"]),
+    "federation.deadline": ("silos.deadline_s", 5.5),
+    "federation.wave": ("silos.max_in_flight", 7),
+    "tuning.betas": ("tuning.optimiser.betas", [0.5, 0.9]),
+}
+
+
+def nested(keys: Mapping[str, object]) -> dict[str, Any]:
+    """Dotted keys as the tables of a run file that needs no more."""
+    table: dict[str, Any] = tomllib.loads(LEAST)
+    for key, value in keys.items():
+        *parents, last = key.split(".")
+        inner = table
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return table
+
+
+@given(st.sets(st.sampled_from(sorted(OLD))))
+def test_keys_of_the_version_before_are_read_as_their_new_names(keys: set[str]) -> None:
+    old = parse(nested({key: OLD[key][1] for key in keys}))
+    assert old == parse(nested(dict(OLD[key] for key in keys)))
+    assert parse(tomllib.loads(dump(old))) == old
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_a_key_of_the_version_before_is_warned_of_by_its_new_name(
+    old: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    new, value = OLD[old]
+    _, said = renamed(nested({old: value}))
+    assert said == [f"{old} is now {new}; write that, since the next version does not know the old key"]
+
+
+@pytest.mark.parametrize("old", [key for key in OLD if key != "tuning.betas"])
+def test_an_old_key_overrides_and_stands_beside_no_new_one(old: str, tmp_path: Path) -> None:
+    path, (new, value) = written(tmp_path / "run.toml", ""), OLD[old]
+    override = tomli_w.dumps({"x": value}).removeprefix("x = ").replace("\n", " ").strip()
+    asked = [f"{new}={override}"]
+    assert read(path, [f"{old}={override}"]) == read(path, asked)
+    assert overridden(read(path, asked), [f"{old}={override}"]) == overridden(read(path, asked), asked)
+    with pytest.raises(SettingsError, match=rf"{old} and {new} are both set"):
+        parse(nested({old: value, new: value}))
+
+
+def test_no_clipping_is_zero_and_false_is_read_with_a_warning(tmp_path: Path, caplog) -> None:
+    path = written(tmp_path / "run.toml", "[tuning]\nclip_norm = false\n")
+    settings = read(path)
+    assert settings.tuning.clip_norm == read(path, ["tuning.clip_norm=false"]).tuning.clip_norm == 0.0
+    assert "clip_norm = 0.0" in dump(settings)
+    assert f"{path}: tuning.clip_norm = false is 0 now; write that" in caplog.text

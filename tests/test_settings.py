@@ -99,7 +99,7 @@ def test_overrides_are_toml_values_or_bare_words(path: Path) -> None:
             "output=runs/two words",
             'adapter.targets=["q_proj", "v_proj"]',
             "tuning.epochs=0.5",
-            "tuning.clip_norm=false",
+            "tuning.clip_norm=0",
             "model.trust_remote_code=true",
             "algorithm.mu=0.1",
             "split.by = iid",
@@ -108,7 +108,7 @@ def test_overrides_are_toml_values_or_bare_words(path: Path) -> None:
     assert settings.federation.rounds == 2
     assert settings.output == "runs/two words"
     assert settings.adapter.targets == ("q_proj", "v_proj")
-    assert (settings.tuning.epochs, settings.tuning.clip_norm) == (0.5, None)
+    assert (settings.tuning.epochs, settings.tuning.clip_norm) == (0.5, 0.0)
     assert settings.model.trust_remote_code is True
     assert settings.algorithm.model_extra == {"mu": 0.1}
     assert settings.split.by == "iid"
@@ -122,7 +122,7 @@ def test_overrides_that_say_nothing_or_the_impossible_are_refused(path: Path) ->
         ("seed.more=1", "override seed.more: seed is not a table"),
         (
             "federation.round=3",
-            "unknown key federation.round; known keys there are deadline, max_share, quorum, rounds",
+            "unknown key federation.round; known keys there are max_share, quorum, rounds",
         ),
         ("federation.rounds=two", "key federation.rounds: .*integer.* \\(got 'two'\\)"),
     ):
@@ -164,8 +164,9 @@ def test_unknown_keys_are_refused_with_those_that_are_known() -> None:
         ({"evaluation": {"metrics": [3]}}, "evaluation.metrics.0"),
         ({"tuning": {"epochs": 1, "max_steps": 1}}, "tuning"),
         ({"tuning": {"learning_rate": 0}}, "tuning.learning_rate"),
-        ({"federation": {"deadline": 1e10}}, "federation.deadline"),
-        ({"tuning": {"micro_batch_tokens": 0}}, "tuning.micro_batch_tokens"),
+        ({"silos": {"deadline_s": 1e10}}, "silos.deadline_s"),
+        ({"silos": {"short_deadline_s": 0}}, "silos.short_deadline_s"),
+        ({"machine": {"micro_batch_tokens": 0}}, "machine.micro_batch_tokens"),
         ({"tracking": {"trackers": ["pigeon"]}}, "tracking.trackers"),
         ({"model": {"base": "tiny", "dtype": "int8"}}, "model.dtype"),
         ({"data": {"source": "world", "max_tokens": 7}}, "data.max_tokens"),
@@ -189,7 +190,7 @@ def test_every_fault_is_told_at_once() -> None:
 
 
 def test_what_is_dumped_reads_back_equal(path: Path) -> None:
-    overrides = ["tuning.clip_norm=false", "algorithm.mu=0.5", 'tracking.trackers=["wandb"]', "data.limit=3"]
+    overrides = ["tuning.clip_norm=0", "algorithm.mu=0.5", 'tracking.trackers=["wandb"]', "data.limit=3"]
     for settings in (parse(LEAST), read(path), read(path, overrides)):
         assert parse(tomllib.loads(dump(settings))) == settings
 
@@ -208,7 +209,7 @@ TABLES = st.fixed_dictionaries(
             }
         ),
         "tuning": st.fixed_dictionaries(
-            {"max_steps": st.integers(1, 9), "clip_norm": st.one_of(st.just(False), st.floats(1e-3, 1e3))}
+            {"max_steps": st.integers(1, 9), "clip_norm": st.one_of(st.just(0), st.floats(1e-3, 1e3))}
         ),
         "transforms": st.lists(
             st.builds(lambda norm: {"name": "clip", "norm": norm}, st.floats(1e-3, 1e3)), max_size=2
@@ -250,7 +251,7 @@ def test_a_wrong_type_is_no_other_value() -> None:
         ("adapter", "rank", 8.0),
         ("adapter", "rank_stabilised", "yes"),
         ("tuning", "clip_norm", True),
-        ("tuning", "micro_batch_tokens", "4096"),
+        ("machine", "micro_batch_tokens", "4096"),
     ):
         assert f"key {table}.{key}" in fault({**LEAST, table: {key: value}})
     assert "key seed: " in fault({**LEAST, "seed": True})

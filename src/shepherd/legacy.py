@@ -12,6 +12,14 @@ MOVED = {
     "federation.select": "selection.name",
     "tuning.betas": "tuning.optimiser.betas",
     "tuning.weight_decay": "tuning.optimiser.weight_decay",
+    "model.device": "machine.device",
+    "tuning.threads": "machine.threads",
+    "tuning.workers": "machine.workers",
+    "tuning.cohort_size": "machine.stack_size",
+    "tuning.micro_batch_tokens": "machine.micro_batch_tokens",
+    "federation.sites": "silos.sites",
+    "federation.deadline": "silos.deadline_s",
+    "federation.wave": "silos.max_in_flight",
 }
 """Dotted keys, and what they are called now."""
 OF_SPLIT = {
@@ -38,7 +46,7 @@ def renamed(table: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     found, sentences = dict(table), list[str]()
     for old, new in MOVED.items():
         found = _moved(found, old, new, sentences)
-    return _without_idle(found, sentences), sentences
+    return _without_idle(_without_false(found, sentences), sentences), sentences
 
 
 def moved(key: str) -> str:
@@ -70,6 +78,17 @@ def _put(table: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str,
     if first in table:
         raise KeyError(first)
     return {**table, first: value}
+
+
+def _without_false(table: dict[str, Any], sentences: list[str]) -> dict[str, Any]:
+    """With 0 where no clipping of gradients was `false`."""
+    tuning = table.get("tuning")
+    if not isinstance(tuning, Mapping) or tuning.get("clip_norm") is not False:
+        return table
+    sentences.append(
+        "tuning.clip_norm = false is 0 now; write that, since the next version takes numbers alone"
+    )
+    return {**table, "tuning": {**tuning, "clip_norm": 0.0}}
 
 
 def _without_idle(table: dict[str, Any], sentences: list[str]) -> dict[str, Any]:

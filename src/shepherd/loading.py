@@ -28,7 +28,7 @@ def load_base(settings: RunSettings, consent: Consent = NOTHING) -> bases.Base:
     """
     table = placed(settings.model)
     malloc.keep_pages()
-    memory.use_threads(settings.tuning.threads)
+    memory.use_threads(settings.machine.threads)
     whence = " from the Hugging Face hub" if paths.is_hub_id(table.base) else ""
     if remote_code.allowed(table, consent):
         log.info("%s runs here", remote_code.whose(table))
@@ -38,6 +38,7 @@ def load_base(settings: RunSettings, consent: Consent = NOTHING) -> bases.Base:
             table,
             settings.adapter,
             name=settings.model.base,
+            device=settings.machine.device,
             longest=settings.data.max_tokens,
             consent=consent,
         )

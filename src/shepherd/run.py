@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -30,14 +30,17 @@ from shepherd.core import Adapter, Algorithm, Method, Selection, ServerState, se
 from shepherd.data.examples import Example
 from shepherd.data.files import left_out
 from shepherd.data.template import Template, prompt, stop_ids
-from shepherd.errors import FederationError, FolderError, SettingsError
+from shepherd.errors import FederationError, FolderError
 from shepherd.evaluate import answers, loss
 from shepherd.expected import Expected, expected, memory_bytes
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.folder import RunFolder
 from shepherd.loading import load_base, load_checkpoint
+from shepherd.machine import plan as plans
+from shepherd.machine import planning
 from shepherd.machine.executors import Executor, Inline, processes
+from shepherd.machine.plan import Plan
 from shepherd.model import base as bases
 from shepherd.model import files, lora, memory, score, tune
 from shepherd.model import generate as generation
@@ -58,6 +61,9 @@ class Run:
     """A run that this process holds until `close()` or the end of its `with`; from `open_run` or `resume`."""
 
     settings: RunSettings
+    """As they were given."""
+    plan: Plan
+    """What was chosen where they leave something open, and how this machine runs it."""
     holder: RunFolder
     base: bases.Base
     prepared: Prepared
@@ -75,7 +81,6 @@ class Run:
     simulation: Simulation = field(init=False)
 
     def __post_init__(self) -> None:
-        assert self.settings.tuning.cohort_size != "auto"
         self.simulation = Simulation(
             local=LocalClients(
                 datasets=self.prepared.clients,
@@ -83,11 +88,12 @@ class Run:
                 transform=self.method.transform,
                 tuning=self.settings.tuning,
                 federation=self.settings.federation,
+                micro_batch_tokens=self.plan.micro_batch_tokens,
                 order_seed=self.settings.seed,
                 training=self.training,
             ),
-            executor=executor(self.settings, self.base, self.consent),
-            stack_size=self.settings.tuning.cohort_size,
+            executor=executor(self.plan, self.base, self.consent),
+            stack_size=self.plan.stack_size,
             store=OnDisk(self.holder.clients, self.settings.checkpoints.keep),
         )
 
@@ -107,6 +113,11 @@ class Run:
     def folder(self) -> Path:
         """Where the run is kept."""
         return self.holder.path
+
+    @property
+    def planned(self) -> RunSettings:
+        """The settings with everything that they leave open as the plan has it."""
+        return self.plan.over(self.settings)
 
     @property
     def until(self) -> int:
@@ -167,10 +178,10 @@ class Run:
         self.holder.require_held()
         self._complete_saved()
         files.write(self.holder.adapter, self.state.adapter, self.base)
-        stop = stop_ids(Template.of(self.settings.data), self.base.tokenizer)
+        stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
         files.write_beside(self.holder.adapter, self.base, stop)
         examples = self.prepared.heldout_examples if answer else []
-        scores = answered(self.holder, self.settings, self.base, self.state.adapter, examples)
+        scores = answered(self.holder, self.planned, self.base, self.state.adapter, examples)
         self._write_card(scores)
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
         self.close()
@@ -224,8 +235,7 @@ class Run:
         categories = prepare.categories(self.prepared)
         places = loss.spread(categories, self.settings.evaluation.examples)
         data = self.prepared.heldout.take(places)
-        micro_batch = tune.micro_batch_tokens(self.settings.tuning, self.base)
-        sums = score.losses(self.base, [adapter], data, micro_batch=micro_batch)[0]
+        sums = score.losses(self.base, [adapter], data, micro_batch=self.plan.micro_batch_tokens)[0]
         counts = tune.predictions(data)
         named = [categories[i] for i in places]
         return loss.summarise(sums, counts, named, self.prepared.mixes).row()
@@ -256,7 +266,7 @@ class Run:
     def _write_card(self, scores: Mapping[str, tuple[float, float]]) -> None:
         card.write(
             self.holder.adapter,
-            self.settings,
+            self.planned,
             rows=folder.read_rows(self.folder),
             answers=scores,
             data=self.prepared.summary,
@@ -268,6 +278,9 @@ def answered(
     holder: RunFolder, settings: RunSettings, base: bases.Base, adapter: Adapter, examples: Sequence[Example]
 ) -> Mapping[str, tuple[float, float]]:
     """Greedy answers of the base alone and of an adapter, checked; all go to answers.jsonl.
+
+    Args:
+        settings: with what the run's plan has chosen.
 
     Returns:
         Category -> (share right before, share right after); empty where no example has a check, or the base
@@ -327,23 +340,24 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
     base = load_base(settings, consent)
     if told := files.rehearse(base):
         log.info("%s", told)
-    settings = prepare.dated(settings, base.tokenizer)
-    prepared = prepared or _read(settings, base, consent)
+    dated = prepare.dated(settings, base.tokenizer)
+    prepared = prepared or _read(dated, base, consent)
     prepare.require_readable(prepared, base)
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     cohort = selection.size(len(prepared.clients))
-    settings = _resolved(settings, base, prepared, cohort)
-    _describe(base, settings, method.algorithm, prepared)
+    plan = _plan(dated, base, prepared, cohort)
+    _describe(base, plan, method.algorithm, prepared)
     for sentence in (*prepared.dropped, *prepare.remarks(prepared)):
         log.info("%s", sentence)
     sample = next(iter(prepared.clients.values()))
-    _expect(expected(base, settings.tuning, sample, _round_tokens(settings, prepared, cohort)))
-    holder = folder.create(settings.output, settings)
+    _expect(expected(base, settings.tuning, plan, sample, _round_tokens(settings, prepared, cohort)))
+    holder = folder.create(settings.output, settings, plan.text())
     with _given_back_on_error(holder):
         prepare.save(holder.path / "data", prepared)
         adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
         run = Run(
             settings=settings,
+            plan=plan,
             holder=holder,
             base=base,
             prepared=prepared,
@@ -351,7 +365,7 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
             training=training,
             selection=selection,
             state=start(method, adapter, context_of(settings, selection, adapter, len(prepared.clients))),
-            trackers=tracking.start(settings, holder),
+            trackers=tracking.start(plan.over(settings), holder),
             consent=consent,
         )
         run._log_start()
@@ -396,23 +410,26 @@ def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
 
 
 def _resumed(holder: RunFolder, consent: Consent) -> Run:
-    settings = folder.read_settings(holder.path)
-    if settings.tuning.cohort_size == "auto":  # a run writes down what it chose
+    settings, plan = folder.read_settings(holder.path), plans.read(holder.path)
+    if plan is None and settings.machine.stack_size == "auto":  # a run writes down what it chose
         raise FolderError(
-            f"{holder.path} holds a run file that no run has written; give output=ANOTHER_FOLDER, or start it"
-            " with `shepherd run`"
+            f"{holder.path} holds no {folder.PLAN}, so no run has begun there; give output=ANOTHER_FOLDER, or"
+            " start it with `shepherd run`"
         )
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins)
     training = local_training(settings.tuning, consent.plugins)
     selection = plugins.selection(settings, consent.plugins)
-    base = load_base(settings, consent)
+    base = load_base(plan.over(settings) if plan else settings, consent)
+    if plan is None:
+        plan = planning.written(settings, base)
+        holder.write(folder.PLAN, plan.text())
     for name, (then, now) in folder.changed_versions(holder.path).items():
         log.info("%s was %s and is %s: the bits may differ from an undisturbed run's", name, then, now)
     data = holder.path / "data"
     last = checkpoint.latest(holder.checkpoints)
     if not (last or prepare.whole(data)):  # killed before its first round: it is as good to prepare again
-        prepare.save(data, prepare.prepare(settings, base.tokenizer, consent.plugins))
+        prepare.save(data, prepare.prepare(plan.over(settings), base.tokenizer, consent.plugins))
     prepared = prepare.load(data)
     prepare.require_readable(prepared, base)
     fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
@@ -422,6 +439,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
     rows = holder.reconcile(state.round, saved.notes["row"] if saved else None)
     run = Run(
         settings=settings,
+        plan=plan,
         holder=holder,
         base=base,
         prepared=prepared,
@@ -429,16 +447,16 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
         training=training,
         selection=selection,
         state=state,
-        trackers=tracking.start(settings, holder, rows),
+        trackers=tracking.start(plan.over(settings), holder, rows),
         consent=consent,
     )
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])
         run.simulation.memories.update(_memories(saved, run.simulation.store))
-    _describe(base, settings, method.algorithm, run.prepared)
+    _describe(base, plan, method.algorithm, run.prepared)
     took = [row["seconds"]["tuning"] for row in rows if row["round"]]
     if took:
-        _expect(Expected(memory_bytes=memory_bytes(base, settings.tuning), seconds_a_round=median(took)))
+        _expect(Expected(memory_bytes=memory_bytes(base, plan), seconds_a_round=median(took)))
     run._log_start()
     log.info("going on after round %d of %d", state.round, run.until)
     return run
@@ -450,30 +468,15 @@ def _memories(saved: Checkpoint, store: ClientStore) -> dict[str, Kept]:
     return older | {client: Kept(*kept) for client, kept in saved.notes.get("memories", {}).items()}
 
 
-def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared, cohort: int) -> RunSettings:
-    """What was chosen by measuring, written out, so that a resumed run chooses the same (law 3)."""
-    tuning, model = settings.tuning, settings.model
-    if tuning.workers not in ("auto", 1) and base.device.type != "cpu":
-        raise SettingsError(f"tuning.workers = {tuning.workers} is for a processor; write 1 on {base.device}")
-    length = prepare.mean_length(prepared)
-    chosen = memory.plan(
+def _plan(settings: RunSettings, base: bases.Base, prepared: Prepared, cohort: int) -> Plan:
+    """What is left open, chosen by measuring; the settings have the day already."""
+    return planning.chosen(
+        settings,
         base,
         clients=cohort,
-        step_tokens=length * tuning.batch_size,
+        step_tokens=prepare.mean_length(prepared) * settings.tuning.batch_size,
         all_tokens=settings.federation.rounds * _round_tokens(settings, prepared, cohort),
-        micro_batch=tune.micro_batch_tokens(tuning, base),
-        workers=None if tuning.workers == "auto" else tuning.workers,
-        cohort_size=None if tuning.cohort_size == "auto" else tuning.cohort_size,
     )
-    tuning = tuning.model_copy(update={**asdict(chosen), "threads": memory.threads()})
-    model = model.model_copy(
-        update={
-            "dtype": str(base.dtype).removeprefix("torch."),
-            "device": str(base.device),
-            "revision": base.table.revision,  # the commit, whatever is pushed before the run goes on
-        }
-    )
-    return settings.model_copy(update={"tuning": tuning, "model": model})
 
 
 def _visit_examples(settings: RunSettings, prepared: Prepared) -> float:
@@ -490,15 +493,12 @@ def _round_tokens(settings: RunSettings, prepared: Prepared, cohort: int) -> flo
     return prepare.mean_length(prepared) * cohort * _visit_examples(settings, prepared)
 
 
-def executor(settings: RunSettings, base: bases.Base, consent: Consent) -> Executor:
+def executor(plan: Plan, base: bases.Base, consent: Consent) -> Executor:
     """Where the run is tuned: in worker processes, where it was laid out for more than this one."""
-    count = settings.tuning.workers
-    if isinstance(count, int) and count > 1:  # "auto" stands in folders from before there were workers
-        return processes(count, base.table, settings.adapter, base.proof, consent)
-    return Inline(base)
+    return processes(plan.workers, base, consent) if plan.workers > 1 else Inline(base)
 
 
-def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, prepared: Prepared) -> None:
+def _describe(base: bases.Base, plan: Plan, algorithm: Algorithm, prepared: Prepared) -> None:
     """Log what is trained, on what, and how."""
     whole = memory.parameters(base)
     trained = sum(prod(shape) for name, shape in base.shapes.items() if algorithm.trainable(name, 0))
@@ -508,19 +508,18 @@ def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, pre
         paths.short(base.name), f"{whole:,}", f"{trained:,}", 100 * trained / whole, dtype, base.device,
     )  # fmt: skip
     log.info("%s", coverage(base.model, base.sites).sentence)
-    s, tuning = prepared.summary, settings.tuning
+    s = prepared.summary
     log.info(
         "%d clients, %s examples to train on (%s cut, %s dropped), %s held out",
         len(prepared.clients), *(f"{s[name]:,}" for name in ("kept", "cut", "dropped", "heldout")),
     )  # fmt: skip
-    many = tuning.workers not in ("auto", 1)
-    threads = max(1, memory.threads() // tuning.workers) if many else memory.threads()  # type: ignore[operator]
-    micro_batch = tune.micro_batch_tokens(tuning, base)
+    many = plan.workers > 1
+    threads = max(1, memory.threads() // plan.workers)
     log.info(
         "tuning %s client%s at once%s, %d thread%s, up to %s tokens a pass",
-        tuning.cohort_size, "s" * (tuning.cohort_size != 1),
-        f" in each of {tuning.workers} processes" if many else " in one process",
-        threads, "s" * (threads != 1) + " each" * many, f"{micro_batch:,}",
+        plan.stack_size, "s" * (plan.stack_size != 1),
+        f" in each of {plan.workers} processes" if many else " in one process",
+        threads, "s" * (threads != 1) + " each" * many, f"{plan.micro_batch_tokens:,}",
     )  # fmt: skip
 
 

@@ -63,9 +63,8 @@ PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
 """The keys that may hold a path, and the names there that are none."""
 
 
-LONGEST_DEADLINE = 7 * 24 * 3600.0  # seconds: what waits for an answer overflows far beyond
-
-
+LONGEST_WAIT_S = 7 * 24 * 3600.0  # what waits for an answer overflows far beyond
+Seconds = Annotated[float, Strict(), Field(gt=0.0, le=LONGEST_WAIT_S)]
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -78,8 +77,6 @@ class ModelTable(Table):
     """Of the frozen base; "auto" takes bfloat16 where the device is good at it."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
     """Through bitsandbytes; needs CUDA and the extra [quantize]."""
-    device: str = "auto"
-    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
     trust_remote_code: Annotated[bool, Strict()] = False
     """Run code that comes with a base; it runs only with --trust-remote-code, for bases you have read."""
 
@@ -201,12 +198,6 @@ class FederationTable(Table):
     """The most that one client may count for in a round: a heavier one counts for less. Of two clients each
     is half, of one it is all; 1 is no bound, which a server of silos refuses. The server holds
     1 / max_share updates back at most, to know how heavy the others are."""
-    sites: tuple[str, ...] = ()
-    """Over silos, the clients by name; the default is every site that is connected at the start."""
-    deadline: Annotated[float, Strict(), Field(gt=0.0, le=LONGEST_DEADLINE)] = 3600.0
-    """Over silos, the seconds in which a site has to answer; a week at most."""
-    wave: PositiveInt = 4
-    """Over silos, how many sites are asked at once: the server's memory holds so many updates."""
 
 
 class OptimiserTable(PartTable):
@@ -226,10 +217,6 @@ class TuningTable(Table):
     """Optimiser steps in one visit; the cursor goes on where the last visit stopped (law 8)."""
     batch_size: PositiveInt = 32
     """Examples an optimiser step."""
-    micro_batch_tokens: Literal["auto"] | PositiveInt = "auto"
-    """Tokens in one forward pass, over all the clients in it; it changes speed and memory, not the step."""
-    cohort_size: Literal["auto"] | PositiveInt = "auto"
-    """Clients trained at once; "auto" chooses from the memory there is, once a run."""
     learning_rate: PositiveFloat = 1.5e-4
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -242,22 +229,10 @@ class TuningTable(Table):
     """Where linear and cosine schedules end, as a share of the learning rate."""
     optimiser: OptimiserTable = OptimiserTable()
     objective: ObjectiveTable = ObjectiveTable()
-    clip_norm: PositiveFloat | None = 1.0
-    """Clip each client's gradient to this norm; write `false` for no clipping."""
+    clip_norm: NonNegativeFloat = 1.0
+    """Clip each client's gradient to this norm; 0 is no clipping."""
     loss_on: Literal["responses", "all"] = "responses"
     """Train on what the model has to answer, or on the prompt too."""
-    threads: PositiveInt | None = None
-    """Processor threads; the default is the number of cores."""
-    workers: Literal["auto"] | PositiveInt = "auto"
-    """Processes that tune side by side, each with its own copy of the base and its part of the threads;
-    "auto" is one a core on a processor, where memory allows it and the run is long, else 1."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _false_is_none(cls, table: Any) -> Any:
-        if isinstance(table, Mapping) and table.get("clip_norm") is False:
-            return {**table, "clip_norm": None}
-        return table
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -384,6 +359,49 @@ class CheckpointTable(Table):
     """How many of the last rounds' checkpoints stay on disk."""
 
 
+class MachineTable(Table):
+    """How this machine runs what is asked: speed and memory. A run chooses what is left at "auto" once, when
+    it begins, and keeps it in its folder's plan.json. Nothing of it goes to a site, whose owner decides."""
+
+    device: str = "auto"
+    """Where to compute: "auto", "cpu", "cuda", "cuda:1", "mps"."""
+    threads: Literal["auto"] | PositiveInt = "auto"
+    """Processor threads; "auto" is the number of cores."""
+    workers: Literal["auto"] | PositiveInt = "auto"
+    """Processes that tune side by side, each with its own copy of the base and its part of the threads;
+    "auto" is one a core on a processor, where memory allows it and the run is long, else 1."""
+    stack_size: Literal["auto"] | PositiveInt = "auto"
+    """Clients tuned in one pass; "auto" chooses from the memory there is."""
+    micro_batch_tokens: Literal["auto"] | PositiveInt = "auto"
+    """Tokens in one forward pass, over all the clients in it; it changes speed and memory, not the step."""
+
+
+class SilosTable(Table):
+    """A run whose clients are sites behind a network; any other run makes no use of it."""
+
+    sites: tuple[str, ...] = ()
+    """The clients by name; the default is every site that is connected at the start."""
+    deadline_s: Seconds = 3600.0
+    """Seconds in which a site has to answer a round; a week at most."""
+    short_deadline_s: Literal["auto"] | Seconds = "auto"
+    """Seconds in which a site has to join or to score, which a round can do without; "auto" is a quarter of
+    deadline_s, at least 300, and never more than deadline_s."""
+    max_in_flight: PositiveInt = 4
+    """Sites asked at once; the server holds at most this many updates in memory."""
+    assembly_s: Seconds = 30.0
+    """Seconds to wait for sites that are not connected, before the run begins without them."""
+    start_s: Seconds = 90.0
+    """Seconds in which the server must begin a submitted job; after that, another one is submitted."""
+    silence_s: Seconds = 20.0
+    """Seconds without an answer of the server's job until it is taken for dead, and another one begins."""
+    grace_s: Seconds = 60.0
+    """Seconds that a site may be gone until the round goes on without it; back by then, it is asked again."""
+    return_s: Seconds = 20.0
+    """Seconds to wait for a site that a round without quorum lacked, to ask the round again."""
+    max_deaths: PositiveInt = 12
+    """Jobs in a row that may die without a finished round, before the run stops."""
+
+
 class RunSettings(Table):
     """A whole run file."""
 
@@ -406,6 +424,8 @@ class RunSettings(Table):
     judge: JudgeTable = JudgeTable()
     tracking: TrackingTable = TrackingTable()
     checkpoints: CheckpointTable = CheckpointTable()
+    silos: SilosTable = SilosTable()
+    machine: MachineTable = MachineTable()
 
     @model_validator(mode="before")
     @classmethod
@@ -651,7 +671,5 @@ def dump(settings: RunSettings) -> str:
 
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
-        # TOML has no null; the one key whose default is not None says `false`
-        kept = {k: (False if k == "clip_norm" and v is None else v) for k, v in value.items()}
-        return {k: _without_none(v) for k, v in kept.items() if v is not None}
+        return {k: _without_none(v) for k, v in value.items() if v is not None}  # TOML has no null
     return [_without_none(item) for item in value] if isinstance(value, list) else value

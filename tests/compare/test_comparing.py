@@ -24,6 +24,7 @@ from shepherd.data import cursor
 from shepherd.errors import DataError, FolderError, SettingsError, ShepherdError
 from shepherd.evaluate.text import against
 from shepherd.loading import load_base
+from shepherd.machine import plan as plans
 from shepherd.machine.executors import Inline
 from shepherd.model import files, lora, score, tune
 from shepherd.model.tune import Visit
@@ -137,7 +138,7 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
     order = seed_for(settings.seed, "order", "local-client-1")
     steps, _ = cursor.visit(len(data), 0, max_steps=STEPS, batch_size=4, seed=order)
     first = lora.fresh(base.sites, 2, seed_for(settings.seed, "adapter"))
-    once = settings.tuning.model_copy(update={"schedule": "linear", "micro_batch_tokens": 2048})
+    once = settings.tuning.model_copy(update={"schedule": "linear"})
     (alone,) = bases.tuned(
         base,
         Broadcast(round=0, adapter=first, seed=0),
@@ -145,6 +146,7 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
         [Visit(client="alone", data=data, steps=steps)],
         once,
         learning_rate=once.learning_rate,
+        micro_batch_tokens=2048,
     )
     kept = files.read(run / "compare" / "seed-0" / "local-client-1", base)
     for name, tensor in kept.items():
@@ -316,13 +318,13 @@ def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
     """Two workers with a thread each; this process, with one thread; and there each arm by itself."""
     asked = Asked(locals=("client-1",))
     made = {}
-    for name, tuning in (("two", {"workers": 2, "threads": 2}), ("one", {"threads": 1})):
+    for name, machine in (("two", {"workers": 2, "threads": 2}), ("one", {"threads": 1})):
         settings = table(llama_folder, source, tmp_path / name)
-        alike = settings.tuning.model_copy(update={**tuning, "cohort_size": 1})
-        made[name] = compare(settings.model_copy(update={"tuning": alike}), asked)
+        alike = settings.machine.model_copy(update={**machine, "stack_size": 1})
+        made[name] = compare(settings.model_copy(update={"machine": alike}), asked)
     assert untimed(made["one"]) == untimed(made["two"])
     assert made["one"]["samples"] == made["two"]["samples"]
-    kept, prepared = folder.read_settings(tmp_path / "one"), prepare.load(tmp_path / "one" / "data")
+    kept, prepared = plans.planned(tmp_path / "one"), prepare.load(tmp_path / "one" / "data")
     base, done = load_base(kept), training.totals(tmp_path / "one")
     for each in arms(asked, sorted(prepared.clients)):
         if each.kind in ("local", "centralised"):
@@ -523,8 +525,8 @@ def test_a_longer_variant_is_said_to_be_longer(copied) -> None:
 
 
 def test_what_the_run_chose_itself_is_no_difference(copied) -> None:
-    tuning = copied.tuning.model_copy(update={"workers": 8, "micro_batch_tokens": 9999})
-    compare(copied.model_copy(update={"tuning": tuning}), ASKED)
+    machine = copied.machine.model_copy(update={"workers": 8, "micro_batch_tokens": 9999})
+    compare(copied.model_copy(update={"machine": machine}), ASKED)
     unset = copied.tuning.model_copy(update={"max_steps": None})
     with pytest.raises(FolderError, match=r"holds a run with tuning\.max_steps = 2, not None"):
         compare(copied.model_copy(update={"tuning": unset}), ASKED)

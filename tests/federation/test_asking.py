@@ -13,16 +13,25 @@ from tests.federation.posts import Letters, failing, honest, silent, update
 
 from shepherd.core import Adapter, Broadcast, Failure, Update
 from shepherd.federation import wire
-from shepherd.federation.asking import MAX_EXAMPLES, Silos, Terms
+from shepherd.federation.asking import MAX_EXAMPLES, Silos, Terms, short_deadline_s
 from shepherd.federation.wire import Joined, Scores
+from shepherd.settings import SilosTable
 
-TERMS = Terms(run="0" * 16, base="b" * 64, version="0.1.0", settings={"seed": 0}, deadline=5.0, wave=2)
+TERMS = Terms(
+    run="0" * 16,
+    base="b" * 64,
+    version="0.1.0",
+    settings={"seed": 0},
+    deadline_s=5.0,
+    short_deadline_s=4.0,
+    max_in_flight=2,
+)
 BROADCAST = Broadcast(round=3, adapter=Adapter({"q.lora_A.weight": np.ones((2, 3))}), seed=7)
 
 
 def silos(post: Letters, wave: int = 2, deadline: float = 5.0, *, new: bool = False) -> Silos:
     """Sites that have joined, or that are all new."""
-    terms = replace(TERMS, wave=wave, deadline=deadline)
+    terms = replace(TERMS, max_in_flight=wave, deadline_s=deadline, short_deadline_s=deadline / 2)
     joined = {name: Joined(client=name, examples=10, version="0.1.0") for name in post.sites}
     return Silos(post=post, terms=terms, sites=list(post.sites), joined={} if new else joined)
 
@@ -150,6 +159,12 @@ def test_scores_come_from_those_that_may_tell() -> None:
 
 @pytest.mark.parametrize(("deadline", "brief"), [(3600.0, 900.0), (1000.0, 300.0), (5.0, 5.0)])
 def test_joining_and_scoring_are_waited_for_less_long_than_training(deadline: float, brief: float) -> None:
+    assert short_deadline_s(SilosTable(deadline_s=deadline)) == brief
+    assert short_deadline_s(SilosTable(deadline_s=deadline, short_deadline_s=7.0)) == 7.0
+
+
+@pytest.mark.parametrize(("deadline", "brief"), [(3600.0, 1800.0), (5.0, 2.5)])
+def test_each_question_has_its_own_deadline(deadline: float, brief: float) -> None:
     post = Letters({"a": honest("a")})
     federation = silos(post, deadline=deadline)
 

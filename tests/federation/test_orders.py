@@ -11,7 +11,7 @@ import pytest
 from shepherd.errors import FederationError
 from shepherd.federation import orders
 from shepherd.federation.orders import Order
-from shepherd.settings import parse
+from shepherd.settings import FederationTable, MachineTable, parse
 from shepherd.site.settings import SiteDataTable, SiteSettings, own
 
 ORDER = Order(
@@ -30,15 +30,33 @@ def test_what_travels_names_no_path_of_the_coordinator() -> None:
             "output": "/home/ada/secret-runs",
             "model": {"base": "/home/ada/secret-models/base"},
             "data": {"source": "/home/ada/secret-data", "template": "plain"},
-            "tuning": {"clip_norm": False},
+            "tuning": {"clip_norm": 0},
+            "machine": {"threads": 3, "device": "cuda:1"},
         }
     )
     travels = orders.travelling(settings)
 
     assert "secret" not in json.dumps(travels)
+    assert not travels.keys() & {"machine", "silos"}  # how others run it, and who they are
     assert travels["model"]["base"] == "base"
     assert parse(travels).data.template == "plain"
     assert parse(travels).tuning == settings.tuning
+
+
+def test_an_order_brings_nothing_of_the_coordinators_machine() -> None:
+    machine = {"device": "cuda:1", "threads": 3, "workers": 2, "stack_size": 5, "micro_batch_tokens": 99}
+    settings = parse({"model": {"base": "/a/base"}, "data": {"source": "/b/x"}, "machine": machine})
+    brought = orders.settings_of(settings)
+    assert "machine" not in brought
+    assert parse(brought).machine == MachineTable()
+    assert parse(brought).silos == settings.silos
+
+
+def test_an_order_of_the_version_before_has_its_waits() -> None:
+    """As it lies in the run folder of a run that goes on now."""
+    old = replace(ORDER, settings={"federation": {"deadline": 7.0, "wave": 3, "sites": ["a", "b"]}})
+    assert old.federation == FederationTable()
+    assert (old.silos.deadline_s, old.silos.max_in_flight, old.silos.sites) == (7.0, 3, ("a", "b"))
 
 
 def test_an_order_comes_back_as_it_went() -> None:

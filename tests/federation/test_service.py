@@ -27,11 +27,12 @@ A, B = "q.lora_A.weight", "q.lora_B.weight"
 START = ServerState(round=0, adapter=Adapter({A: np.ones((2, 3)), B: np.zeros((3, 2))}))
 
 
-def order(sites: tuple[str, ...] = ("a", "b"), **federation: Any) -> Order:
+def order(sites: tuple[str, ...] = ("a", "b"), max_in_flight: int = 4, **federation: Any) -> Order:
     settings = {
         "model": {"base": "tiny"},
         "data": {"source": "world"},
-        "federation": {"rounds": 3, "deadline": 5.0, **federation},
+        "federation": {"rounds": 3, **federation},
+        "silos": {"deadline_s": 5.0, "max_in_flight": max_in_flight},
         "tuning": {"max_steps": 1},
     }
     return Order(
@@ -241,7 +242,7 @@ def test_numbers_that_cannot_be_counted_with_do_not_silence_the_run(tmp_path: Pa
         return honest("c")(request) or b""
 
     post = Letters({"a": honest("a"), "b": strange, "c": last})
-    made = Service(order(("a", "b", "c"), wave=2), tmp_path / "home", given(tmp_path), post)
+    made = Service(order(("a", "b", "c"), max_in_flight=2), tmp_path / "home", given(tmp_path), post)
     made.run()
 
     rows = told(made)["rows"]

@@ -36,6 +36,7 @@ def simulated(base, *, stack_size=4, watch=None, tuning=None, federation=None, *
         "transform": chain(),
         "tuning": TuningTable.model_validate(table),
         "federation": FederationTable.model_validate(federation or {}),
+        "micro_batch_tokens": 4096,
         "order_seed": 1,
     }
     local = LocalClients(**{**made, **more})

@@ -46,9 +46,9 @@ def visit(client: str, steps: int) -> tune.Visit:
 
 def tuned(base: Base, *visits: tune.Visit, algorithm=PLAIN, **table) -> dict[str, tune.Tuned]:
     # a pass holds a row of each of three clients
-    tuning = TuningTable.model_validate({"micro_batch_tokens": 400, **table})
+    tuning = TuningTable.model_validate(table)
     sent = Broadcast(round=0, adapter=bases.random_adapter(base, 5), seed=0)
-    results = bases.tuned(base, sent, algorithm, visits, tuning, learning_rate=RATE)
+    results = bases.tuned(base, sent, algorithm, visits, tuning, learning_rate=RATE, micro_batch_tokens=400)
     assert [result.client for result in results] == [visit.client for visit in visits]
     return {result.client: result for result in results}
 

@@ -82,8 +82,9 @@ def save(config: hf.PretrainedConfig, folder: Path, seed: int = 0) -> Path:
 
 def load(folder: Path, **adapter: object) -> bases.Base:
     return bases.load(
-        ModelTable(base=str(folder), dtype="float32", device="cpu"),
+        ModelTable(base=str(folder), dtype="float32"),
         AdapterTable.model_validate({"rank": 3, "alpha": 6, **adapter}),
+        device="cpu",
     )
 
 
@@ -119,8 +120,16 @@ def tuned(
     tuning: TuningTable,
     *,
     watch: Callable[[tune.Progress], None] = lambda progress: None,
+    micro_batch_tokens: int = 4096,
     **more: Any,
 ) -> list[tune.Tuned]:
     """What a job of these parts makes."""
-    job = tune.Job(broadcast=broadcast, algorithm=algorithm, visits=visits, tuning=tuning, **more)
+    job = tune.Job(
+        broadcast=broadcast,
+        algorithm=algorithm,
+        visits=visits,
+        tuning=tuning,
+        micro_batch_tokens=micro_batch_tokens,
+        **more,
+    )
     return tune.tune(base, job, watch)

@@ -45,10 +45,15 @@ def test_logits_and_gradients_equal_pefts(base, tmp_path, opening) -> None:
         return grad
 
     visit = tune.Visit(client="a", data=data, steps=[np.arange(len(data))])
-    tuning = TuningTable(micro_batch_tokens=3 * opening + 16)
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
     (tuned,) = bases.tuned(
-        base, broadcast, replace(plain, correct=catch), [visit], tuning, learning_rate=0.01
+        base,
+        broadcast,
+        replace(plain, correct=catch),
+        [visit],
+        TuningTable(),
+        learning_rate=0.01,
+        micro_batch_tokens=3 * opening + 16,
     )
 
     assert tuned.report.loss == pytest.approx(loss.item(), rel=1e-5)

@@ -32,8 +32,9 @@ from tests.model import bases
 
 
 def load(folder: Path | str, **model: object) -> loading.Base:
-    table = {"base": str(folder), "dtype": "float32", "device": "cpu", **model}
-    return loading.load(ModelTable.model_validate(table), AdapterTable(rank=3))
+    device = str(model.pop("device", "cpu"))
+    table = {"base": str(folder), "dtype": "float32", **model}
+    return loading.load(ModelTable.model_validate(table), AdapterTable(rank=3), device=device)
 
 
 @pytest.fixture
@@ -65,8 +66,8 @@ def test_a_loaded_base_is_frozen_and_whole(llama, llama_folder) -> None:
 
 
 def test_a_base_may_go_by_another_name(llama_folder) -> None:
-    table = ModelTable(base=str(llama_folder), dtype="float32", device="cpu")
-    assert loading.load(table, AdapterTable(), name="tiny").name == "tiny"
+    table = ModelTable(base=str(llama_folder), dtype="float32")
+    assert loading.load(table, AdapterTable(), name="tiny", device="cpu").name == "tiny"
 
 
 def test_the_fingerprint_knows_the_values_but_not_the_dtype(llama, llama_folder, tmp_path) -> None:
@@ -164,7 +165,7 @@ def test_quantising_without_cuda_is_refused(llama_folder, bits) -> None:
 
 @pytest.mark.parametrize("device", ["warp", "cuda:99", "cpu:x"])
 def test_a_device_that_is_not_there_is_named(llama_folder, device) -> None:
-    assert f"model.device '{device}'" in refused(llama_folder, device=device)
+    assert f'device "{device}" is not available here' in refused(llama_folder, device=device)
 
 
 def test_an_architecture_that_looks_ahead_is_refused(tmp_path) -> None:
@@ -290,7 +291,7 @@ def test_a_base_that_carries_an_adapter_is_refused_by_name(copy, llama_folder) -
     adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
     peft.get_peft_model(network, adapter).save_pretrained(copy)
     assert digest(llama_folder)
-    model = ModelTable(base=str(copy), device="cpu", dtype="float32")
+    model = ModelTable(base=str(copy), dtype="float32")
     for ask in (
         lambda: load(copy),
         lambda: loading.load_tokenizer(model),

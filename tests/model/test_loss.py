@@ -78,8 +78,8 @@ def test_a_loss_that_is_not_finite_leaves_the_other_gradients_alone(base: Base) 
 @pytest.mark.parametrize("kind", ["mamba", "mamba2", "falcon_mamba", "hy_v4"])
 def test_states_in_another_dtype_than_the_heads_are_scored_as_the_model_itself_would(kind, tmp_path) -> None:
     folder = tiny.save(tiny.config(kind), tmp_path)
-    table = ModelTable(base=str(folder), dtype="bfloat16", device="cpu")
-    base = loading.load(table, AdapterTable(rank=2), longest=20)
+    table = ModelTable(base=str(folder), dtype="bfloat16")
+    base = loading.load(table, AdapterTable(rank=2), device="cpu", longest=20)
     data = bases.tokens(0, [9, 14])
     ours = score.losses(base, [base.zero], data, micro_batch=100)[0]
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()

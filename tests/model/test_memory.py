@@ -16,9 +16,9 @@ def free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(size))
 
 
-def planned(base, **given) -> memory.Plan:
+def planned(base, **given) -> memory.Sizes:
     usual = {"clients": 100, "step_tokens": 1024.0, "all_tokens": 1.0, "micro_batch": 4096}
-    return memory.plan(base, **{**usual, **given})
+    return memory.sizes(base, **{**usual, **given})
 
 
 def test_a_pass_is_cut_to_the_memory_that_is_free(llama, monkeypatch) -> None:
@@ -28,20 +28,20 @@ def test_a_pass_is_cut_to_the_memory_that_is_free(llama, monkeypatch) -> None:
     free(monkeypatch, 1000 * token / memory.USABLE + 1)
     assert planned(llama).micro_batch_tokens == 1000
     free(monkeypatch, 0)
-    assert planned(llama) == memory.Plan(workers=1, cohort_size=1, micro_batch_tokens=1)
+    assert planned(llama) == memory.Sizes(workers=1, stack_size=1, micro_batch_tokens=1)
 
 
 @pytest.mark.parametrize(("step_tokens", "size"), [(1024.0, 8), (2048.0, 4), (1e9, 1)])
 def test_a_cohort_fills_two_passes_where_memory_allows(llama, monkeypatch, step_tokens, size) -> None:
     free(monkeypatch, PLENTY)
-    assert planned(llama, clients=16, step_tokens=step_tokens).cohort_size == size
+    assert planned(llama, clients=16, step_tokens=step_tokens).stack_size == size
 
 
 def test_a_cohorts_adapters_must_fit_beside_a_pass(llama, monkeypatch) -> None:
     each = memory.COPIES * memory.adapter_bytes(llama)
     room = 100 * memory.bytes_per_token(llama) + 3.5 * each
     free(monkeypatch, room / memory.USABLE)
-    assert planned(llama, clients=99, step_tokens=1.0, micro_batch=100).cohort_size == 3
+    assert planned(llama, clients=99, step_tokens=1.0, micro_batch=100).stack_size == 3
 
 
 def test_long_runs_take_a_worker_a_thread_as_far_as_memory_and_clients_go(llama, monkeypatch) -> None:
@@ -50,11 +50,11 @@ def test_long_runs_take_a_worker_a_thread_as_far_as_memory_and_clients_go(llama,
     long = memory.LONG / memory.parameters(llama)
     assert planned(llama, all_tokens=0.9 * long / 6).workers == 1
     assert planned(llama, all_tokens=long).workers == 8
-    assert planned(llama, all_tokens=long, clients=3) == memory.Plan(
-        workers=3, cohort_size=1, micro_batch_tokens=4096
+    assert planned(llama, all_tokens=long, clients=3) == memory.Sizes(
+        workers=3, stack_size=1, micro_batch_tokens=4096
     )
     assert planned(llama, all_tokens=long, workers=2).workers == 2
-    assert planned(llama, all_tokens=long, cohort_size=50).workers == 2  # there are but two groups
+    assert planned(llama, all_tokens=long, stack_size=50).workers == 2  # there are but two groups
     one = memory.PROCESS + memory.weight_bytes(llama) + 4096 * memory.bytes_per_token(llama)
     free(monkeypatch, 2.5 * one / memory.USABLE)
     assert planned(llama, all_tokens=long).workers == 2
@@ -101,7 +101,7 @@ def test_threads_are_set_and_told() -> None:
     try:
         memory.use_threads(3)
         assert memory.threads() == torch.get_num_threads() == 3
-        memory.use_threads(None)
+        memory.use_threads("auto")
         assert memory.threads() >= 1
     finally:
         torch.set_num_threads(before)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from shepherd.algorithms import fedavg, fedprox, ffa_lora
 from shepherd.core import Adapter, Broadcast, ClientInfo
@@ -38,9 +37,11 @@ def broadcast(base: Base, round: int = 0) -> Broadcast:
     return Broadcast(round=round, adapter=bases.random_adapter(base, 5), seed=0)
 
 
-def tuned(base: Base, *visits: tune.Visit, algorithm=PLAIN, rate: float = RATE, **table) -> list[tune.Tuned]:
-    tuning = TuningTable.model_validate(table)
-    return bases.tuned(base, broadcast(base), algorithm, visits, tuning, learning_rate=rate)
+def tuned(
+    base: Base, *visits: tune.Visit, algorithm=PLAIN, rate: float = RATE, micro_batch_tokens=4096, **table
+) -> list[tune.Tuned]:
+    how = {"learning_rate": rate, "micro_batch_tokens": micro_batch_tokens}
+    return bases.tuned(base, broadcast(base), algorithm, visits, TuningTable.model_validate(table), **how)
 
 
 def close(a: Adapter, b: Adapter, tolerance: float) -> None:
@@ -115,10 +116,8 @@ def test_progress_is_told_after_each_step(llama) -> None:
 def test_progress_is_told_within_a_step_that_takes_long(llama, monkeypatch) -> None:
     monkeypatch.setattr(tune, "WATCH_S", -1.0)  # every pass takes longer
     heard: list[tune.Progress] = []
-    one, few = visit("a", 1, steps=1), TuningTable(micro_batch_tokens=8)
-    (result,) = bases.tuned(
-        llama, broadcast(llama), PLAIN, [one], few, learning_rate=RATE, watch=heard.append
-    )
+    how = {"learning_rate": RATE, "micro_batch_tokens": 8, "watch": heard.append}
+    (result,) = bases.tuned(llama, broadcast(llama), PLAIN, [visit("a", 1, steps=1)], TuningTable(), **how)
     assert len(heard) > 2
     assert {progress.step for progress in heard} == {1}
     assert [progress.tokens for progress in heard] == sorted(progress.tokens for progress in heard)
@@ -151,15 +150,6 @@ def test_a_clients_rows_do_not_depend_on_who_else_is_there() -> None:
 
     a, b = visit("a", 1), visit("b", 2)
     assert rows_of("a", a) == rows_of("a", a, b) == rows_of("a", b, a)
-
-
-def test_the_tokens_of_a_pass_go_by_base_and_device_unless_they_are_set(llama) -> None:
-    auto = TuningTable()
-    sizes = [
-        tune.micro_batch_tokens(auto, replace(llama, device=torch.device(kind))) for kind in ("cpu", "cuda")
-    ]
-    assert 0 < sizes[0] < sizes[1]
-    assert tune.micro_batch_tokens(TuningTable(micro_batch_tokens=7), llama) == 7
 
 
 # --- what is refused
@@ -200,7 +190,7 @@ def test_fedprox_adds_its_spring_to_every_clients_gradient(llama) -> None:
         return corrected
 
     names: list[str] = []
-    tuned(llama, visit("a", 1), visit("b", 2), algorithm=replace(prox, correct=spy), clip_norm=False)
+    tuned(llama, visit("a", 1), visit("b", 2), algorithm=replace(prox, correct=spy), clip_norm=0)
     start = broadcast(llama).adapter
     second = seen[len(start) :]
     assert names == [*start, *start]
@@ -225,8 +215,8 @@ def test_a_frozen_factor_does_not_travel_and_the_other_is_trained_as_if_it_were_
     assert list(result.delta) == [name for name in sent.adapter if "lora_B" in name]
     # the first step of B is that of FedAvg, whose gradient of B does not know whether A moves
     one = visit("a", 1, steps=1)
-    plain = tuned(llama, one, clip_norm=False)[0].delta
-    ours = tuned(llama, one, algorithm=algorithm, clip_norm=False)[0].delta
+    plain = tuned(llama, one, clip_norm=0)[0].delta
+    ours = tuned(llama, one, algorithm=algorithm, clip_norm=0)[0].delta
     for name, delta in ours.items():
         assert delta.tobytes() == plain[name].tobytes()
 
@@ -253,16 +243,16 @@ def test_memory_is_stacked_with_zeros_for_a_first_visit_and_what_is_remembered_c
     algorithm = replace(PLAIN, correct=correct, remember=remember)
     kept = bases.random_adapter(llama, 8, size=1.0)
     old, new = visit("old", 1, steps=1, memory=kept), visit("new", 2, steps=2)
-    first, second = tuned(llama, old, new, algorithm=algorithm, clip_norm=False)
+    first, second = tuned(llama, old, new, algorithm=algorithm, clip_norm=0)
     for name in kept:  # rows stand in the order of the names: new, old
         assert np.array_equal(seen[name], np.stack([np.zeros_like(kept[name]), kept[name]]))
     assert first.memory == first.delta
     assert second.memory == second.delta.times(2.0)
     assert first.extra == first.delta.times(-1.0)
 
-    (plain,) = tuned(llama, new, clip_norm=False)
+    (plain,) = tuned(llama, new, clip_norm=0)
     close(second.delta, plain.delta, 1e-4)  # zeros change nothing
-    (pushed,) = tuned(llama, visit("old", 1, steps=1), clip_norm=False)
+    (pushed,) = tuned(llama, visit("old", 1, steps=1), clip_norm=0)
     moved = [np.abs(first.delta[n] - pushed.delta[n]).max() for n in kept]
     assert min(moved) > RATE / 2  # the memory decided the direction of a first step
 

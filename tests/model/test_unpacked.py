@@ -50,8 +50,8 @@ def visit(name: str, seed: int) -> Visit:
 
 def tuned(base: Base, *visits: Visit, micro_batch: int = 32) -> list[Tuned]:
     broadcast = Broadcast(round=0, adapter=bases.random_adapter(base, 1), seed=0)
-    tuning = TuningTable(micro_batch_tokens=micro_batch)
-    return bases.tuned(base, broadcast, PLAIN, list(visits), tuning, learning_rate=0.01)
+    how = {"learning_rate": 0.01, "micro_batch_tokens": micro_batch}
+    return bases.tuned(base, broadcast, PLAIN, list(visits), TuningTable(), **how)
 
 
 def test_scores_are_pefts(base, tmp_path) -> None:

@@ -203,11 +203,12 @@ def test_a_folder_of_a_model_and_of_data_before_a_real_terminal(tmp_path: Path) 
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tables = {
         "output": "run",
-        "model": {"base": str(base), "device": "cpu"},
+        "model": {"base": str(base)},
         "data": {"source": "data", "max_tokens": 128},
         "split": {"by": "ready-made"},
         "federation": {"rounds": 1},
-        "tuning": {"max_steps": 1, "batch_size": 1, "threads": 1},
+        "tuning": {"max_steps": 1, "batch_size": 1},
+        "machine": {"device": "cpu", "threads": 1},
         "evaluation": {"examples": 2, "max_new_tokens": 2},
     }
     (tmp_path / "run.toml").write_text(tomli_w.dumps(tables))

@@ -37,7 +37,8 @@ RUN: Mapping[str, Any] = {
     "adapter": {"rank": 2, "targets": ["q_proj"]},
     "data": {"source": "world", "template": "alpaca-short", "holdout": 0.0, "limit": 72},
     "split": {"clients": len(SITES), "by": "iid"},
-    "federation": {"rounds": 2, "deadline": 60.0, "quorum": 0.3},
+    "federation": {"rounds": 2, "quorum": 0.3},
+    "silos": {"deadline_s": 60.0},
     "tuning": {"max_steps": 1, "batch_size": 16},
     "evaluation": {"answers": 0},
 }

@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import shutil
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tomli_w
 
 pytest.importorskip("nvflare")
 
@@ -30,12 +32,13 @@ from shepherd.errors import CheckpointError, FederationError, FolderError, Setti
 from shepherd.federation import service, wire
 from shepherd.federation.wire import Request
 from shepherd.loading import load_base
+from shepherd.machine import plan
 from shepherd.model import files, memory
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest
 from shepherd.progress import Progress
-from shepherd.settings import RunSettings, overridden, parse
+from shepherd.settings import MachineTable, RunSettings, overridden, parse
 from shepherd.silos import coordinate, membership, record
 from shepherd.silos.coordinate import SilosRun
 from shepherd.silos.following import News
@@ -49,7 +52,8 @@ RUN: dict[str, Any] = {
     "model": {"base": "tiny"},
     "adapter": {"rank": 2, "targets": ["q_proj"]},
     "data": {"source": "nowhere.jsonl", "template": "alpaca-short"},
-    "federation": {"rounds": 4, "deadline": 5.0},
+    "federation": {"rounds": 4},
+    "silos": {"deadline_s": 5.0},
     "tuning": {"max_steps": 1, "learning_rate": 0.01, "round_schedule": "linear"},
 }
 ROUNDS = 4
@@ -174,16 +178,50 @@ def test_a_run_fills_its_folder(tmp_path: Path, server: Hosted, base: Base) -> N
     assert words[0] == "sites: a, b"
     assert coverage(base.model, base.sites).sentence in words
     assert server.aborted == ["job-0"]
-    kept = folder.read_settings(tmp_path / "run")
-    assert (kept.federation.sites, kept.tuning.cohort_size) == (("a", "b"), 1)
+    assert folder.read_settings(tmp_path / "run") == settings(tmp_path)  # as it was given
+    kept = plan.read(tmp_path / "run")
+    assert (kept.workers, kept.stack_size, kept.dtype) == (1, 1, str(base.dtype).removeprefix("torch."))
 
 
-def test_what_goes_to_the_server_is_the_run_file_as_resolved(tmp_path: Path, server: Hosted) -> None:
-    through(opened(tmp_path, "tuning.clip_norm=false"))
+def test_what_goes_to_the_server_is_the_run_file_as_planned(
+    tmp_path: Path, server: Hosted, base: Base
+) -> None:
+    through(opened(tmp_path, "tuning.clip_norm=0", "machine.threads=1", "machine.micro_batch_tokens=99"))
     order = server.served["job-0"].order
-    kept = folder.read_settings(tmp_path / "run")
-    assert parse(order.settings) == kept.model_copy(update={"output": "run"})  # no folder of this machine
-    assert order.settings["tuning"]["clip_norm"] is False
+    kept = plan.planned(tmp_path / "run")
+    asked = {"output": "run", "machine": MachineTable()}  # nothing of this machine
+    assert parse(order.settings) == kept.model_copy(update=asked)
+    assert "machine" not in order.settings
+    assert order.settings["model"]["dtype"] == str(base.dtype).removeprefix("torch.")
+    assert order.settings["tuning"]["clip_norm"] == 0
+
+
+def test_no_request_says_how_a_machine_is_used(tmp_path: Path, server: Hosted) -> None:
+    through(opened(tmp_path, "machine.threads=1", "machine.micro_batch_tokens=99"))
+    assert server.post.requests
+    for request in server.post.requests:
+        assert not request.settings.keys() & {"machine", "silos"}
+        assert request.settings["model"]["dtype"] != "auto"
+
+
+def test_a_folder_of_an_earlier_version_is_followed_on(tmp_path: Path, server: Hosted, whole: bytes) -> None:
+    with closing(opened(tmp_path)) as run:
+        assert len(list(islice(run.rounds(), 2))) == 2
+    path = tmp_path / "run"
+    kept = plan.read(path)
+    tables = tomllib.loads(folder.dump(plan.planned(path)))
+    tables["federation"] |= {"sites": ["a", "b"], "deadline": tables.pop("silos")["deadline_s"], "wave": 4}
+    tables["tuning"] |= {"cohort_size": 1, "workers": 1, "micro_batch_tokens": "auto"}
+    del tables["machine"]
+    (path / folder.RUN_FILE).write_text(tomli_w.dumps(tables))
+    (path / folder.PLAN).unlink()
+    silos = json.loads((path / folder.SILOS).read_text())
+    silos["order"]["settings"] = {**tables, "output": "run"}
+    (path / folder.SILOS).write_text(json.dumps(silos))
+
+    assert through(coordinate.resume(path, lambda line: None)) == [3, 4]
+    assert final(tmp_path) == whole
+    assert plan.read(path) == kept
 
 
 def test_who_stops_reading_can_read_on(tmp_path: Path, server: Hosted, whole: bytes) -> None:
@@ -485,9 +523,9 @@ def test_no_moment_of_the_start_leaves_a_folder_that_would_be_run_here(
 @pytest.mark.parametrize(
     ("overrides", "word"),
     [
-        (["tuning.workers=2"], "leave it out over silos"),
+        (["machine.workers=2"], "leave it out over silos"),
         (["algorithm.name=nothing"], "nothing"),
-        (['federation.sites=["x", "y"]'], r"no site of federation.sites \(x, y\) .* \(connected: a, b\)"),
+        (['silos.sites=["x", "y"]'], r"no site of silos.sites \(x, y\) .* \(connected: a, b\)"),
     ],
 )
 def test_what_cannot_be_run_writes_nothing(
@@ -519,7 +557,7 @@ def test_who_may_not_submit_is_told_before_anything_is_made(
 
 def test_a_site_of_the_run_that_is_away_is_named(tmp_path: Path, server: Hosted) -> None:
     words: list[str] = []
-    opened(tmp_path, 'federation.sites=["a", "x"]', words=words).close()
+    opened(tmp_path, 'silos.sites=["a", "x"]', words=words).close()
     assert words[0] == "sites: a, x (not connected: x)"
 
 
@@ -573,7 +611,7 @@ def test_a_run_of_one_process_is_none_over_silos(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="holds no run over silos"):
         record.under_way(tmp_path / "run")
     with pytest.raises(SettingsError):
-        overridden(parse(RUN), ["federation.deadline=inf"])
+        overridden(parse(RUN), ["silos.deadline_s=inf"])
 
 
 def test_how_large_a_checkpoint_may_be_is_known_to_some_per_cent(tmp_path: Path, server: Hosted) -> None:

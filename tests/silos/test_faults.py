@@ -125,7 +125,7 @@ def test_what_a_site_sends_amiss_is_its_failure_and_never_in_the_mean(
     assert whole.is_dir()  # so that the trainer is there
     with tapped(made.kit("site-2") / "shepherd", lambda asked, answer: amiss(asked, answer, kept)):
         rows, _ = run(made, tmp_path / "run")
-    run(made, tmp_path / "others", 'federation.sites=["site-1", "site-3"]')
+    run(made, tmp_path / "others", 'silos.sites=["site-1", "site-3"]')
 
     found = failures(rows)
     assert len(kept) == 4
@@ -143,7 +143,7 @@ def test_a_slow_site_costs_its_share_and_no_more_than_the_deadline(made: Loopbac
     run(made, tmp_path / "before")  # so that base and data are loaded
     found.send_signal(signal.SIGSTOP)
     try:
-        rows, _ = run(made, tmp_path / "run", "federation.deadline=25.0", "federation.rounds=2")
+        rows, _ = run(made, tmp_path / "run", "silos.deadline_s=25.0", "federation.rounds=2")
     finally:
         found.send_signal(signal.SIGCONT)
 

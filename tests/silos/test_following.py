@@ -21,6 +21,7 @@ from shepherd.core import Adapter, ServerState
 from shepherd.errors import FederationError, OutOfReach, SilosError
 from shepherd.federation.nvflare.reach import DOUBT, HungUp
 from shepherd.federation.nvflare.session import Quiet, Work
+from shepherd.settings import SilosTable
 from shepherd.silos import following
 from shepherd.silos.following import Following, News
 
@@ -46,6 +47,7 @@ class Followed:
 
 
 Follow = Callable[..., Followed]
+WAITS = SilosTable()
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_a_job_that_is_silent_for_long_is_followed_by_another(follow: Follow) ->
     began = followed.clock.now
 
     assert followed.rounds() == [0, 1, 2]
-    assert following.SILENCE < followed.clock.now - began < following.SILENCE + 2
+    assert WAITS.silence_s < followed.clock.now - began < WAITS.silence_s + 2
     assert server.aborted == ["job-0", "job-1"]
 
 
@@ -162,7 +164,7 @@ def test_jobs_that_die_again_and_again_end_it_with_one_sentence(follow: Follow) 
     server = Server([[GONE]] * 20)
     with pytest.raises(FederationError, match="12 jobs in a row died without a finished round"):
         follow(server).news()
-    assert len(server.submitted) == following.DEATHS + 1
+    assert len(server.submitted) == WAITS.max_deaths + 1
 
 
 def test_a_finished_round_between_deaths_is_hope(follow: Follow) -> None:
@@ -185,7 +187,7 @@ def test_a_server_that_goes_away_is_tried_again_and_its_job_gone_on_with(follow:
     assert server.submitted == ["job-0"]
     assert server.aborted == ["job-0"]  # at its end alone
     assert followed.words == ["the server is down; start it; trying again"]  # said once
-    assert [pause for pause in followed.clock.pauses if pause != following.POLL] == [1.0, 2.0, 4.0, 8.0]
+    assert [pause for pause in followed.clock.pauses if pause != following.POLL_S] == [1.0, 2.0, 4.0, 8.0]
 
 
 HUNG_UP = HungUp("the server refuses ada (it closed the connection); or it is ending")
@@ -268,8 +270,8 @@ def test_a_site_that_never_gets_in_does_not_keep_the_others_from_working(follow:
             break
 
     pauses = np.diff(began[1:])
-    assert all(pauses[:-1] <= pauses[1:] + following.LOOK)
-    assert [round(float(pause) / following.AGAIN) for pause in pauses[:4]] == [1, 2, 4, 8]
+    assert all(pauses[:-1] <= pauses[1:] + following.LOOK_S)
+    assert [round(float(pause) / following.RESTART_PAUSE_S) for pause in pauses[:4]] == [1, 2, 4, 8]
     assert len(began) < 12
 
 
@@ -286,8 +288,8 @@ def test_a_site_that_gives_no_answer_is_given_up_after_a_while(follow: Follow) -
             break
 
     first = next(now for now, sites in away if sites == ["b"])
-    assert all(sites == [] for now, sites in away if now < 1000.0 + following.GRACE)
-    assert first < 1000.0 + following.GRACE + 2 * following.LOOK
+    assert all(sites == [] for now, sites in away if now < 1000.0 + WAITS.grace_s)
+    assert first < 1000.0 + WAITS.grace_s + 2 * following.LOOK_S
     assert server.submitted == ["job-0"]
 
 
@@ -298,7 +300,7 @@ def test_a_site_that_may_not_say_what_it_does_is_left_alone(follow: Follow) -> N
     followed = follow(server)
 
     assert followed.rounds() == [0, 1]
-    assert followed.clock.now > 1000.0 + following.PATIENCE + 2 * following.LOOK
+    assert followed.clock.now > 1000.0 + following.LONG_ROUND_S + 2 * following.LOOK_S
     assert server.submitted == ["job-0"]
     assert all(asked["away"] == [] for asked in server.asked)
     assert followed.words == ["b may not say what it works on, and is not waited for if it drops out"]
@@ -306,7 +308,7 @@ def test_a_site_that_may_not_say_what_it_does_is_left_alone(follow: Follow) -> N
 
 def test_a_job_is_not_taken_for_dead_while_silent_sites_are_asked(follow: Follow) -> None:
     def slow(job: str) -> dict[str, Work]:
-        followed.clock.sleep(following.SILENCE + 5.0)
+        followed.clock.sleep(WAITS.silence_s + 5.0)
         return {"a": frozenset({job}), "b": Quiet.SILENT}
 
     server = Server([[said(1, present=("a",)), *20 * [said(1, present=("a",)), SILENT], said(2, DONE)]])
@@ -325,7 +327,7 @@ def test_it_waits_a_while_for_sites_and_begins_without_those_that_stay_away(foll
     followed.news()
 
     assert followed.words == ["waiting for b to connect; connected: a, c, x", "beginning without b"]
-    assert following.ASSEMBLY <= sum(followed.clock.pauses) < following.ASSEMBLY + 5
+    assert WAITS.assembly_s <= sum(followed.clock.pauses) < WAITS.assembly_s + 5
     assert [asked["unawaited"] for asked in server.asked] == [["b"]]  # the job does not wait for it again
     assert [asked["away"] for asked in server.asked] == [[]]  # and if it is in the job after all, it is asked
 
@@ -444,7 +446,7 @@ def test_a_quorum_that_nobody_can_make_up_for_is_the_last_word(follow: Follow) -
 
     assert followed.news()[-1].outcome == LACKED
     assert server.submitted == ["job-0"]
-    assert followed.clock.now < 1000.0 + following.RETURN + 5
+    assert followed.clock.now < 1000.0 + WAITS.return_s + 5
 
 
 def test_a_job_that_was_ended_from_outside_is_followed_by_another(follow: Follow) -> None:

@@ -25,7 +25,7 @@ from shepherd import prepare, world
 from shepherd.consent import Consent
 from shepherd.errors import BaseError, SilosError
 from shepherd.federation.nvflare import provision
-from shepherd.settings import RunSettings, parse
+from shepherd.settings import MachineTable, RunSettings, parse
 from shepherd.silos import loopback
 from shepherd.site import bases
 from shepherd.site.check import check
@@ -98,6 +98,14 @@ def test_the_sites_allow_what_the_run_file_asks_for(tmp_path: Path, rule: str) -
     for config in loopback.write_sites(run, tmp_path / "sites").values():
         assert check(config, run).faults == ()
         assert read(config).policy.rounds_per_month > run.federation.rounds
+
+
+def test_the_tokens_of_a_pass_that_the_run_file_sets_are_the_sites_most(tmp_path: Path) -> None:
+    usual = loopback.write_sites(settings(), tmp_path / "usual")
+    run = settings().model_copy(update={"machine": MachineTable(micro_batch_tokens=64)})
+    fewer = loopback.write_sites(run, tmp_path / "fewer")
+    assert {read(config).trainer.micro_batch_tokens for config in usual.values()} == {16384}
+    assert {read(config).trainer.micro_batch_tokens for config in fewer.values()} == {64}
 
 
 def test_code_from_outside_is_listed_by_a_person_alone(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("nvflare")
 from benchmarks import silos_same
 from shepherd import checkpoint, folder
 from shepherd.loading import load_base
+from shepherd.machine.plan import planned
 from shepherd.model import files, memory
 from shepherd.settings import parse
 from shepherd.silos import coordinate, loopback
@@ -32,7 +33,8 @@ RUN: dict[str, Any] = {
     "adapter": {"rank": 4},
     "data": {"source": "world", "template": "alpaca-short", "holdout": 0.1, "limit": 72},
     "split": {"clients": 2, "by": "iid"},
-    "federation": {"rounds": ROUNDS, "deadline": 60.0},
+    "federation": {"rounds": ROUNDS},
+    "silos": {"deadline_s": 60.0},
     "tuning": {"max_steps": 2, "batch_size": 8, "learning_rate": 0.004},
     "transforms": [{"name": "clip", "norm": 1.0}],
     "evaluation": {"examples": 16, "answers": 0},
@@ -72,7 +74,7 @@ def one_thread() -> Iterator[None]:
 
 def test_the_final_adapter_has_the_bits_of_the_same_run_in_process(ran: Ran, one_thread: None) -> None:
     """Law 2, with different processes, a wire and a server between the two ends."""
-    ended = list(silos_same.simulated(folder.read_settings(ran.folder), ran.sites))
+    ended = list(silos_same.simulated(planned(ran.folder), ran.sites))
     assert len(ended) == ROUNDS
     expected = ended[-1][0].adapter
     losses = [
@@ -98,7 +100,7 @@ def test_the_run_folder_is_whole(ran: Ran) -> None:
         assert row["steps"] == 4
         assert set(row["heldout"]["client"]) == {"site-1", "site-2"}
     assert rows[-1]["taken"] == {"site-1": 32, "site-2": 32}
-    settings = folder.read_settings(ran.folder)
+    settings = planned(ran.folder)
     adapter = files.read(ran.results["adapter"], load_base(settings))
     last = checkpoint.latest(ran.folder / "checkpoints")
     assert last is not None

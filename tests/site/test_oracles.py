@@ -40,7 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(llama_folder: Path) -> Any:
-    return load(ModelTable(base=str(llama_folder), dtype="float32", device="cpu"), AdapterTable(**ADAPTER))
+    return load(ModelTable(base=str(llama_folder), dtype="float32"), AdapterTable(**ADAPTER), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def site(llama_folder: Path, source: Path, tmp_path: Path) -> Iterator[Callable[
     def make(**tables: Any) -> Trainer:
         bases = [{"name": "llama", "folder": str(llama_folder), "sha256": digest(llama_folder)}]
         scoring = {"template": "plain", **tables.pop("scoring", {})}
-        table = {"data": {"source": str(source)}, "bases": bases, "trainer": {"device": "cpu"}}
+        table = {"data": {"source": str(source)}, "bases": bases, "trainer": {"device": "cpu", "threads": 1}}
         site = SiteSettings.model_validate({**table, "scoring": scoring, **tables})
         made.append(Trainer(site, "site-1", tmp_path / f"home-{len(made)}"))
         return made[-1]
@@ -95,7 +95,7 @@ def asked(
     trainer: Trainer, kind: Kind, adapter: Adapter, /, *, run: int, round: int = 0, **tables: Any
 ) -> Reply:
     """What the trainer answers somebody who chooses every word of the request."""
-    tuning = {"max_steps": 1, "batch_size": 16, "threads": 1, **tables.get("tuning", {})}
+    tuning = {"max_steps": 1, "batch_size": 16, **tables.get("tuning", {})}
     settings = {
         "model": {"base": "llama", "dtype": "float32"},
         "adapter": ADAPTER,

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from shepherd import world
 from shepherd.errors import FolderError, SettingsError
 from shepherd.model.digest import digest
-from shepherd.settings import RunSettings
+from shepherd.settings import MachineTable, RunSettings
 from shepherd.site import settings
 from shepherd.site.settings import PolicyTable, SiteDataTable, SiteSettings, minutes
 from tests.site.asking import request
@@ -214,18 +214,17 @@ def test_what_is_the_sites_stays_the_sites() -> None:
         model={
             "base": "/etc",
             "revision": "x",
-            "device": "cpu",
             "dtype": "float32",
             "trust_remote_code": True,
         },
         data={"source": "/etc/passwd", "part": "theirs", "on_bad_row": "skip", "limit": 1},
-        tuning={"threads": 64, "max_steps": 3},
+        machine={"device": "cpu", "threads": 64, "stack_size": 9},
     )
-    assert (run.model.base, run.model.revision, run.model.device) == ("/bases/b", None, "cuda:1")
+    assert (run.model.base, run.model.revision, run.machine.device) == ("/bases/b", None, "cuda:1")
     assert run.model.trust_remote_code is False
     assert (run.data.source, run.data.part, run.data.on_bad_row) == ("a.csv", "mine", "error")
     assert run.data.limit is None  # all its rows, and not some that another chooses
-    assert (run.data.fields.instruction, run.tuning.threads) == ("frage", 3)
+    assert (run.data.fields.instruction, run.machine.threads) == ("frage", min(3, os.cpu_count()))
 
 
 def test_what_the_run_decides_travels() -> None:
@@ -234,12 +233,12 @@ def test_what_the_run_decides_travels() -> None:
         "model": {"dtype": "float32"},
         "adapter": {"rank": 3},
         "data": {"template": "vicuna", "holdout": 0.25, "max_tokens": 77},
-        "tuning": {"threads": 2, "max_steps": 3},
+        "tuning": {"max_steps": 3},
     }
     run = laid(settings=tables)
     assert (run.seed, run.model.dtype, run.adapter.rank) == (7, "float32", 3)
     assert (run.data.template, run.data.max_tokens) == ("vicuna", 77)
-    assert (run.tuning.threads, run.tuning.max_steps) == (min(2, os.cpu_count()), 3)
+    assert run.tuning.max_steps == 3
 
 
 def test_what_is_held_out_and_how_it_is_scored_is_the_owners() -> None:
@@ -258,10 +257,19 @@ def test_what_is_held_out_and_how_it_is_scored_is_the_owners() -> None:
     assert scored.tuning.loss_on == "responses"
 
 
-def test_a_run_uses_no_more_of_the_machine_than_it_is_given() -> None:
-    greedy = {"threads": 10**6, "micro_batch_tokens": 10**12, "batch_size": 10**6}
-    run = laid(tuning=greedy)
-    assert run.tuning.threads == os.cpu_count()
-    assert run.tuning.micro_batch_tokens == settings.TrainerTable().micro_batch_tokens
-    assert laid(DATA + "[trainer]\nmicro_batch_tokens = 64\n", tuning=greedy).tuning.micro_batch_tokens == 64
-    assert laid(tuning={"micro_batch_tokens": 32}).tuning.micro_batch_tokens == 32
+SIZES = st.fixed_dictionaries(
+    {}, optional={key: st.integers(1, 10**12) for key in ("threads", "workers", "micro_batch_tokens")}
+)
+
+
+@pytest.mark.parametrize("table", ["machine", "tuning"])
+@given(asked=SIZES)
+def test_how_the_machine_is_used_is_the_owners_alone(table: str, asked: dict[str, int]) -> None:
+    """Also where a request says it by the keys of the version before."""
+    assert laid(**{table: asked}).machine == MachineTable()
+    owned = DATA + '[trainer]\ndevice = "mps"\nthreads = 1\n'
+    assert laid(owned, **{table: asked}).machine == MachineTable(device="mps", threads=1)
+
+
+def test_no_more_threads_are_used_than_there_are_cores() -> None:
+    assert laid(DATA + "[trainer]\nthreads = 1000000\n").machine.threads == os.cpu_count()

@@ -33,7 +33,7 @@ from shepherd.federation.simulation import Simulation
 from shepherd.federation.wire import Joined, Scores
 from shepherd.loading import load_base
 from shepherd.machine.executors import Inline
-from shepherd.model import score, tune
+from shepherd.model import memory, score, tune
 from shepherd.model.digest import digest
 from shepherd.site import arrival, audit, faults, holding, numbers, policy, store
 from shepherd.site import trainer as trainers
@@ -100,6 +100,7 @@ def simulated(base: Any, source: Path, folder: Path, asked: Any, **least: int) -
         transform=plugins.transform(run.transforms),
         tuning=run.tuning,
         federation=run.federation,
+        micro_batch_tokens=memory.micro_batch(base),
         order_seed=run.seed,
         **{"min_batch": 4, **least},
     )
@@ -119,6 +120,17 @@ def test_rounds_give_the_bits_of_a_simulation(born, asked, llama_folder, source,
         assert found.metrics == {name: expected.metrics[name] for name in found.metrics}
         assert "trained_tokens" in found.metrics
     assert bool(expected.extra) == bool(changed)
+
+
+@pytest.mark.parametrize("most", [1, 99, 4096, 10**6])
+def test_a_pass_is_a_simulations_and_no_larger_than_the_owner_has_it(
+    llama_folder, source, shaped, tmp_path, most
+) -> None:
+    site = trained.settings(llama_folder, source)
+    site = site.model_copy(update={"trainer": site.trainer.model_copy(update={"micro_batch_tokens": most})})
+    trainer = Trainer(site, NAME, tmp_path / "home")
+    assert trainer._micro_batch(shaped) == min(memory.micro_batch(shaped), most)
+    trainer._worker.shutdown()
 
 
 def test_a_small_site_goes_on_over_the_end_of_an_epoch(

@@ -25,7 +25,7 @@ TABLES: Mapping[str, Any] = {
     "adapter": {"rank": 2, "dropout": 0.1},
     "data": {"template": "plain", "max_tokens": 48, "holdout": 0.15},
     "federation": {"rounds": 4},
-    "tuning": {"batch_size": 4, "learning_rate": 0.01, "max_steps": 3, "threads": 1},
+    "tuning": {"batch_size": 4, "learning_rate": 0.01, "max_steps": 3},
     "algorithm": {"name": "fedprox", "mu": 0.1},
     "transforms": [{"name": "clip", "norm": 0.05}],
 }
@@ -39,7 +39,7 @@ def settings(base: Path, source: Path, **policy: Any) -> SiteSettings:
             "data": {"source": str(source)},
             "bases": [{"name": "llama", "folder": str(base), "sha256": digest(base)}],
             "scoring": SCORING,
-            "trainer": {"device": "cpu", "order_seed": 3},
+            "trainer": {"device": "cpu", "threads": 1, "order_seed": 3},
             "policy": {
                 "max_epochs": 100.0,
                 "min_examples": 4,  # the few that these tests hold out

@@ -73,7 +73,8 @@ def gradients(base, data: dict[str, Tokens], sent: Broadcast, beta: float) -> li
         sent,
         replace(fedavg.ALGORITHM, correct=catch),
         visits,
-        TuningTable(micro_batch_tokens=24),  # several passes a step
+        TuningTable(),
+        micro_batch_tokens=24,  # several passes a step
         learning_rate=0.01,
         training=USUAL._replace(objective=dpo.build(dpo.Config(beta=beta))),
     )
@@ -105,6 +106,7 @@ def test_groups_are_drawn_whole_and_a_batch_counts_them() -> None:
         transform=chain(),
         tuning=TuningTable(batch_size=2),
         federation=FederationTable(),
+        micro_batch_tokens=4096,
         order_seed=1,
         training=USUAL._replace(objective=dpo.build(dpo.Config())),
     )

@@ -23,6 +23,7 @@ from shepherd.data.examples import Turn
 from shepherd.data.template import Template, TemplateName, prompt, stop_ids
 from shepherd.errors import AdapterError, DataError, TemplateError
 from shepherd.loading import load_base
+from shepherd.machine.plan import planned
 from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.model.stream import stream
@@ -127,7 +128,7 @@ def open_chat(path: str | Path, arms: Sequence[str] | None = None, consent: Cons
         AdapterError: an adapter is unreadable, or was made for another base.
     """
     path = Path(path)
-    settings = folder.read_settings(path)
+    settings = planned(path)
     found = find(path, settings)
     chat = Chat(settings, load_base(settings, consent), found)
     if arms is not None:

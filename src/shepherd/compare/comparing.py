@@ -31,6 +31,9 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FolderError, SettingsError
 from shepherd.evaluate.metric import Metric, metrics
 from shepherd.loading import load_base
+from shepherd.machine import planning
+from shepherd.machine.plan import planned
+from shepherd.machine.plan import read as read_plan
 from shepherd.run import Run, executor
 from shepherd.settings import RunSettings, overridden
 
@@ -92,20 +95,22 @@ def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, b
         for arm in chosen:
             if arm.kind == "variant" or (arm.kind == FEDERATED and number):
                 train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
-    kept = folder.read_settings(run)
+    kept = planned(run)
     base = load_base(kept, consent)
+    plan = read_plan(run) or planning.written(kept, base)
     # what is measured may change between two comparisons of one run
     kept = kept.model_copy(update={"evaluation": settings.evaluation})
     measured = metrics(kept.evaluation.metrics, consent.plugins)
     wanted = questions(base, kept, prepared)
     apart = [arm for arm in chosen if arm.kind in ("local", "centralised")]
     (federated,) = (arm for arm in chosen if arm.kind == FEDERATED)
-    with closing(executor(kept, base, consent)) as where:
+    with closing(executor(plan, base, consent)) as where:
         for number in range(asked.seeds):
             done, seed = totals(arm_folder(run, number, federated)), settings.seed + number
             train_apart(
                 base,
                 kept,
+                plan,
                 prepared,
                 apart,
                 run,
@@ -120,6 +125,7 @@ def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, b
             score_arms(
                 base,
                 kept,
+                plan,
                 prepared,
                 wanted,
                 {arm.name: partial(arm_adapter, run, number, arm, base) for arm in todo},
@@ -195,7 +201,7 @@ def _head(settings: RunSettings, asked: Asked) -> Row:
 
 def _settings_of(settings: RunSettings, run: Path, arm: Arm, number: int) -> RunSettings:
     """A run on the same data, with the arm's overrides and the seed of this repetition."""
-    date = folder.read_settings(run).data.date  # of the first run, whose data these are
+    date = planned(run).data.date  # of the first run, whose data these are
     data = settings.data.model_copy(update={"seed": settings.data_seed, "date": date})
     changed = overridden(settings, arm.overrides)
     return changed.model_copy(

@@ -18,8 +18,9 @@ from shepherd.evaluate import loss
 from shepherd.evaluate.metric import TEXT, Metric
 from shepherd.evaluate.metric import scores as metric_scores
 from shepherd.machine.executors import Executor
+from shepherd.machine.plan import Plan
 from shepherd.model import generate as generation
-from shepherd.model import score, tune
+from shepherd.model import score
 from shepherd.model.base import Base
 from shepherd.prepare import Prepared, categories
 from shepherd.progress import many, stage
@@ -67,6 +68,7 @@ class Sheet:
 def score_arms(
     base: Base,
     settings: RunSettings,
+    plan: Plan,
     prepared: Prepared,
     asked: Questions,
     adapters: Mapping[str, Callable[[], Adapter | None]],
@@ -78,6 +80,8 @@ def score_arms(
     """Write the scores of every arm that has none on these questions yet; those that are there stay.
 
     Args:
+        settings: of the run, with what its plan chose.
+        plan: of the run.
         adapters: arm -> its adapter, read when it is needed; None is the base alone.
         files: arm -> where its scores go.
         digests: arm -> what tells its adapter from another one.
@@ -98,7 +102,7 @@ def score_arms(
     if not todo:
         return
     log.info("scoring %s", ", ".join(todo))
-    sheet = _sheet(base, settings, prepared, asked)
+    sheet = _sheet(base, settings, plan, prepared, asked)
     work = ((sheet, adapters[arm]()) for arm in todo)
     scores = executor.each(score_one, work)
     with stage(f"scoring {many(len(todo), 'arm')}", len(todo)) as now:
@@ -114,13 +118,13 @@ def _scored(path: Path, wanted: Mapping[str, Any]) -> bool:
     return found is not None and found.get("questions") == wanted
 
 
-def _sheet(base: Base, settings: RunSettings, prepared: Prepared, asked: Questions) -> Sheet:
+def _sheet(base: Base, settings: RunSettings, plan: Plan, prepared: Prepared, asked: Questions) -> Sheet:
     return Sheet(
         examples=prepared.heldout.take(asked.losses),
         prompts=[_prompt(base, settings, prepared, i) for i in asked.answers],
         stop=stop_ids(Template.of(settings.data), base.tokenizer),
         max_new_tokens=settings.evaluation.max_new_tokens,
-        micro_batch=tune.micro_batch_tokens(settings.tuning, base),
+        micro_batch=plan.micro_batch_tokens,
     )
 
 

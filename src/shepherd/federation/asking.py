@@ -15,12 +15,13 @@ from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Update
 from shepherd.errors import WireError
 from shepherd.federation import fields, wire
 from shepherd.federation.wire import Joined, Request, Scores
+from shepherd.settings import SilosTable
 
-BRIEF = 300.0
-"""Seconds that a site has at least to join or to score, if the deadline is not shorter still."""
-TIMES, SPARE = 4, 2**20
-"""How many times its request's bytes an answer may have, and beside that: a method may send more than the
-change of what it was sent, and scores are sent by category."""
+LEAST_SHORT_DEADLINE_S = 300.0
+"""For a site to join or to score, where the run file leaves it open and the deadline is no shorter."""
+MAX_REPLY_RATIO, MAX_REPLY_EXTRA_BYTES = 4, 2**20
+"""Upper bound on a reply's size, as a multiple of the request plus a constant; some algorithms return more
+than they receive, and scores are sent by category."""
 MAX_EXAMPLES = 100_000_000
 """That a site may say it holds."""
 AWAY = "it is not connected; start `shepherd silos site` there"
@@ -52,15 +53,19 @@ class Terms:
     version: str
     settings: Mapping[str, object]
     """The tables of the run file that travel."""
-    deadline: float
-    """Seconds for an update."""
-    wave: int
+    deadline_s: float
+    """For an update."""
+    short_deadline_s: float
+    """To join or to score: a round does without, and a site keeps what it has loaded by then."""
+    max_in_flight: int
     """Sites asked at once."""
 
-    @property
-    def brief(self) -> float:
-        """Seconds to join or to score: a round does without, and a site keeps what it has loaded by then."""
-        return min(self.deadline, max(BRIEF, self.deadline / 4))
+
+def short_deadline_s(table: SilosTable) -> float:
+    """Seconds in which a site has to join or to score."""
+    if table.short_deadline_s != "auto":
+        return table.short_deadline_s
+    return min(table.deadline_s, max(LEAST_SHORT_DEADLINE_S, table.deadline_s / 4))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,7 +101,7 @@ class Silos:
         late = [site for site in self._here() if site in cohort and site not in self.joined]
         list(self._join(broadcast.round, late))
         asked, others = self._members(cohort)
-        request = self._request("train", broadcast.round, broadcast, len(asked), self.terms.deadline)
+        request = self._request("train", broadcast.round, broadcast, len(asked), self.terms.deadline_s)
         for reply in self._asked(request, cohort, others):
             self.heard(reply)
             yield reply if isinstance(reply, Update | Failure) else _beside(reply)
@@ -114,7 +119,7 @@ class Silos:
         broadcast = Broadcast(round=round, adapter=adapter, seed=0)
         sites = [site for site in self._here() if site in self.joined and site not in self.silent]
         asked, others = self._members(sites)
-        request = self._request("score", round, broadcast, len(asked), self.terms.brief)
+        request = self._request("score", round, broadcast, len(asked), self.terms.short_deadline_s)
         replies = self._asked(request, sites, others)
         return [reply if isinstance(reply, Scores | Failure) else _beside(reply) for reply in replies]
 
@@ -123,7 +128,7 @@ class Silos:
         return [site for site in sorted(self.sites) if site in here]
 
     def _join(self, round: int, sites: Sequence[str]) -> Iterator[Joined | Failure]:
-        request = self._request("join", round, None, len(sites), self.terms.brief)
+        request = self._request("join", round, None, len(sites), self.terms.short_deadline_s)
         for reply in map(_of_a_size, self._asked(request, sites, {})):
             if isinstance(reply, Joined):
                 self.joined[reply.client] = reply
@@ -163,8 +168,8 @@ class Silos:
 
     def _asked(self, request: Request, sites: Sequence[str], others: Mapping[str, str]) -> Iterator[Reply]:
         """The answer of each site in order; `others` are not asked, and fail for that reason."""
-        for start in range(0, len(sites), self.terms.wave):
-            yield from self._wave(request, sites[start : start + self.terms.wave], others)
+        for start in range(0, len(sites), self.terms.max_in_flight):
+            yield from self._wave(request, sites[start : start + self.terms.max_in_flight], others)
 
     def _wave(self, request: Request, wave: Sequence[str], others: Mapping[str, str]) -> Iterator[Reply]:
         # encoded for each wave: the time in it is what a site compares its clock with
@@ -193,11 +198,11 @@ class Silos:
             return Failure(
                 client=site,
                 reason=f"it gave no answer within {request.deadline:g} s; see its log, or raise"
-                " federation.deadline",
+                f" silos.{_deadline_key(request)}",
             )
         self.silent.discard(site)
         try:
-            reply = wire.decode_reply(answer, most_bytes=TIMES * asked + SPARE)
+            reply = wire.decode_reply(answer, most_bytes=MAX_REPLY_RATIO * asked + MAX_REPLY_EXTRA_BYTES)
         except WireError as error:
             return Failure(client=site, reason=fields.sentence(f"its answer cannot be read ({error})"))
         if isinstance(reply, Scores) and reply.round != request.round:
@@ -207,6 +212,10 @@ class Silos:
         ):  # who it is, the certificate says; an answer cannot
             return Failure(client=site, reason=f"it answered in the name of {reply.client!r}; check its kit")
         return reply
+
+
+def _deadline_key(request: Request) -> str:
+    return "deadline_s" if request.kind == "train" else "short_deadline_s"
 
 
 def _info(name: str, joined: Joined | None, usual: int) -> ClientInfo:

@@ -51,6 +51,8 @@ class LocalClients:
     transform: Transform
     tuning: TuningTable
     federation: FederationTable
+    micro_batch_tokens: int
+    """Tokens in one forward pass; see `model.tune.Job`."""
     order_seed: int
     """Decides the order of each client's examples."""
     training: LocalTraining = USUAL
@@ -123,6 +125,7 @@ class LocalClients:
             visits=visits,
             tuning=self.tuning,
             learning_rate=self.learning_rate(broadcast.round),
+            micro_batch_tokens=self.micro_batch_tokens,
             training=self.training,
             cap_nats=self.cap_nats,
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from shepherd.errors import WireError
-from shepherd.settings import LONGEST_DEADLINE
+from shepherd.settings import LONGEST_WAIT_S
 
 MOST_NAME, MOST_SENTENCE = 200, 2000  # characters
 MOST_NAMES = 1000  # metrics or categories of a reply; they stand in every row of a run's log
@@ -129,7 +129,7 @@ def _clock(value: Any) -> float:
 def _deadline(value: Any) -> float:
     if not 0 < _number(value) < math.inf:
         raise ValueError("is no positive number of seconds")
-    if _number(value) > LONGEST_DEADLINE:
+    if _number(value) > LONGEST_WAIT_S:
         raise ValueError("is longer than a week in seconds")
     return _number(value)
 

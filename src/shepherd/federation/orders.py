@@ -10,7 +10,7 @@ from typing import Any
 
 from shepherd.errors import FederationError
 from shepherd.federation.fields import label
-from shepherd.settings import FederationTable, RunSettings, modern, plain, published
+from shepherd.settings import FederationTable, RunSettings, SilosTable, modern, plain, published
 
 RUN_ID = "[0-9a-f]{16}"
 MOST_SITES = 1000
@@ -34,12 +34,17 @@ class Order:
     version: str
     sites: tuple[str, ...]
     settings: Mapping[str, Any]
-    """The run file."""
+    """The run file, with everything that it leaves open filled in; see `settings_of`."""
 
     @property
     def federation(self) -> FederationTable:
         """The run file's table."""
         return FederationTable.model_validate(modern(self.settings, "the order").get("federation", {}))
+
+    @property
+    def silos(self) -> SilosTable:
+        """The run file's table."""
+        return SilosTable.model_validate(modern(self.settings, "the order").get("silos", {}))
 
     def text(self) -> str:
         """JSON; `read` reads it back."""
@@ -70,6 +75,11 @@ def read(text: str) -> Order:
         return order
     except (ValueError, TypeError, KeyError) as error:
         raise FederationError(f"the job's order cannot be read ({error}); submit it anew") from error
+
+
+def settings_of(settings: RunSettings) -> dict[str, Any]:
+    """The run file that a job brings: without paths, and without what the coordinator's machine is told."""
+    return {name: table for name, table in plain(published(settings)).items() if name != "machine"}
 
 
 def _sites(names: Any) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from shepherd.core import Context, Failure, FromSystem, Seeded, Selection, Serve
 from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, ShepherdError
 from shepherd.federation import trusted
-from shepherd.federation.asking import Post, Silos, Terms
+from shepherd.federation.asking import Post, Silos, Terms, short_deadline_s
 from shepherd.federation.book import Book
 from shepherd.federation.orders import Order, travelling
 from shepherd.federation.pooling import pooled
@@ -75,14 +75,15 @@ class Service:
 
     def __post_init__(self) -> None:
         self.settings = validated(RunSettings, self.order.settings, "the run file of the job")
-        federation = self.settings.federation
+        federation, silos = self.settings.federation, self.settings.silos
         terms = Terms(
             run=self.order.run,
             base=self.order.base,
             version=self.order.version,
             settings=travelling(self.settings),
-            deadline=federation.deadline,
-            wave=federation.wave,
+            deadline_s=silos.deadline_s,
+            short_deadline_s=short_deadline_s(silos),
+            max_in_flight=silos.max_in_flight,
         )
         self._book = Book(rounds=federation.rounds)
         self.silos = Silos(post=self.post, terms=terms, sites=self.order.sites, heard=self._book.heard)
@@ -244,7 +245,7 @@ def _require_sites(sites: Collection[str], known: Collection[str] | None) -> Non
         why = "is named twice" if twice else "has never connected to this server" if strange else "is named"
         raise FederationError(
             f"the run cannot begin, since {named} {why}; write each site of the federation once in"
-            " federation.sites"
+            " silos.sites"
         )
 
 

@@ -147,6 +147,7 @@ def load(
     adapter: AdapterTable,
     name: str = "",
     *,
+    device: str = "auto",
     longest: int | None = None,
     proof: Proof | None = None,
     consent: Consent = NOTHING,
@@ -155,6 +156,7 @@ def load(
 
     Args:
         name: what messages and adapter folders call it, where that is not `model.base`.
+        device: where it computes; see `pick_device`.
         longest: tokens of the longest example that it will be trained on; None is any length. A sliding
             window that none reaches need not be proven.
         proof: what an earlier load of the same base found, which is not proven again then.
@@ -167,9 +169,9 @@ def load(
     from shepherd.model.proof import prove  # which works on a Base
 
     model = _pinned(model)
-    device = pick_device(model.device)
-    dtype = pick_dtype(model.dtype, device)
-    network = load_network(model, device, dtype, consent)
+    where = pick_device(device)
+    dtype = pick_dtype(model.dtype, where)
+    network = load_network(model, where, dtype, consent)
     tokenizer = load_tokenizer(model, consent)
     network.requires_grad_(False).eval()
     found = fingerprint.of_base(model.base, model.revision, network)
@@ -181,7 +183,7 @@ def load(
         table=model,
         name=name or model.base,
         fingerprint=found,
-        device=device,
+        device=where,
         dtype=dtype,
         adapter=adapter,
         sites=sites,
@@ -235,7 +237,10 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BaseError(f"model.device {name!r} is not to be had here; write auto or cpu") from error
+        raise BaseError(
+            f'device "{name}" is not available here; write auto or cpu (machine.device in a run file,'
+            " trainer.device in a site's, device in the plan.json of a run folder)"
+        ) from error
     return device
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import psutil
@@ -24,9 +25,9 @@ OVERHEAD = 0.04  # of a pass's time, that both together may take
 PROCESSOR_PASS, CUDA_PASS = (512, 4096), 16384  # tokens: the least and the most, and the one number
 
 
-def use_threads(count: int | None) -> None:
-    """Compute with `count` processor threads; None is one for each core this process may use."""
-    torch.set_num_threads(count or psutil.cpu_count(logical=False) or 1)
+def use_threads(count: Literal["auto"] | int) -> None:
+    """Compute with `count` processor threads; "auto" is one for each core this process may use."""
+    torch.set_num_threads(psutil.cpu_count(logical=False) or 1 if count == "auto" else count)
 
 
 def threads() -> int:
@@ -42,15 +43,15 @@ def free_bytes(device: torch.device) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Sizes:
     """How a run's work is laid out on the machine. More than one worker are processes beside this one."""
 
     workers: int
-    cohort_size: int
+    stack_size: int
     micro_batch_tokens: int
 
 
-def plan(
+def sizes(
     base: Base,
     *,
     clients: int,
@@ -58,8 +59,8 @@ def plan(
     all_tokens: float,
     micro_batch: int,
     workers: int | None = None,
-    cohort_size: int | None = None,
-) -> Plan:
+    stack_size: int | None = None,
+) -> Sizes:
     """Choose what is not given, from the memory that is free and the cores there are.
 
     Measures what one token leaves for the backward pass by running a short row once.
@@ -74,14 +75,14 @@ def plan(
     free = USABLE * free_bytes(base.device)
     if workers is None:
         workers = _workers(base, clients, all_tokens, free, micro_batch * kept)
-    workers = min(workers, math.ceil(clients / (cohort_size or 1)))
+    workers = min(workers, math.ceil(clients / (stack_size or 1)))
     share = free / workers - (workers > 1) * (PROCESS + weight_bytes(base))
     micro_batch = max(1, min(micro_batch, int(share / kept)))
-    if cohort_size is None:
+    if stack_size is None:
         fits = int((share - micro_batch * kept) / (COPIES * adapter_bytes(base)))
         wanted = round(2 * micro_batch / max(1.0, step_tokens))
-        cohort_size = _even(clients, workers, max(1, min(fits, wanted)))
-    return Plan(workers=workers, cohort_size=cohort_size, micro_batch_tokens=micro_batch)
+        stack_size = _even(clients, workers, max(1, min(fits, wanted)))
+    return Sizes(workers=workers, stack_size=stack_size, micro_batch_tokens=micro_batch)
 
 
 def micro_batch(base: Base) -> int:

@@ -101,11 +101,11 @@ def _mask(name: str, adapters: Sequence[Adapter], device: torch.device) -> Tenso
     return side_by_side([np.ones(shape, np.float32) for shape in shapes], device)
 
 
-def clip(stack: Stack, norm: float | None) -> Tensor:
-    """Scale each client's gradient in place to at most `norm`; returns the norms before, (K,)."""
+def clip(stack: Stack, norm: float) -> Tensor:
+    """Scale each client's gradient in place to at most `norm` (0: any); returns the norms before, (K,)."""
     squares = [grad.flatten(1).square().sum(1) for grad in stack.blocks(stack.grads)]  # (K,) each
     norms = torch.stack(squares).sum(0).sqrt_()
-    if norm is not None:
+    if norm:
         scale = (norm / (norms + 1e-6)).clamp(max=1.0)
         for grad in stack.blocks(stack.grads):
             grad.mul_(scale.view(-1, 1, 1))

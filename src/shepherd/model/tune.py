@@ -21,7 +21,7 @@ from shepherd.core import Adapter, Algorithm, Broadcast, LocalReport, LocalResul
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
-from shepherd.model import layout, lora, memory, score, stack
+from shepherd.model import layout, lora, score, stack
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.model.line import Line, Row, at_places, batch_of, line_of
 from shepherd.model.loss import capped, token_losses, weighted_loss
@@ -68,6 +68,8 @@ class Job:
     tuning: TuningTable
     learning_rate: float
     """Of the round, before the schedule within the visit."""
+    micro_batch_tokens: int
+    """Tokens in one forward pass, over all the clients in it."""
     training: LocalTraining = USUAL
     cap_nats: float = math.inf
     """Most that one token counts in the loss that is reported; the gradient is never capped."""
@@ -142,14 +144,13 @@ def _run(
     """All optimiser steps; the sum of losses over each visit's trained tokens, (K,)."""
     visits, tuning = job.visits, job.tuning
     state = job.training.optimiser.init(cohort)
-    micro_batch = micro_batch_tokens(tuning, base)
     correct = _correction(cohort, job)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = trained = 0
     steps, told = max((len(visit.steps) for visit in visits), default=0), monotonic()
     for step in range(steps):
         cohort.grads.zero_()
-        shared = passes(visits, step, micro_batch, packed=base.packed)
+        shared = passes(visits, step, job.micro_batch_tokens, packed=base.packed)
         weights = _weights(base, job, step, shared, references)
         for rows in shared:
             tokens += _accumulate(base, visits, rows, weights, sums, job.cap_nats)
@@ -190,7 +191,7 @@ def _references(base: Base, job: Job) -> list[NDArray[np.float64]]:
     """The summed log-probability of each visit's examples under the base alone, (n,) each, if asked for."""
     if not job.training.objective.needs_scores:
         return []
-    micro_batch, blank = micro_batch_tokens(job.tuning, base), job.broadcast.adapter.times(0.0)
+    micro_batch, blank = job.micro_batch_tokens, job.broadcast.adapter.times(0.0)
     return [
         -score.losses(base, [blank], visit.data, micro_batch=micro_batch, what="examples")[0]
         for visit in job.visits
@@ -233,12 +234,6 @@ def _policy(base: Base, job: Job, passes: Sequence[Sequence[Row]]) -> list[NDArr
         for client, example, loss in zip(clients, examples, found, strict=True):
             sums[client][example] = -loss
     return sums
-
-
-def micro_batch_tokens(tuning: TuningTable, base: Base) -> int:
-    """Tokens in one forward pass; "auto" is what `memory.micro_batch` takes for this base and device."""
-    chosen = tuning.micro_batch_tokens
-    return chosen if isinstance(chosen, int) else memory.micro_batch(base)
 
 
 def passes(visits: Sequence[Visit], step: int, micro_batch: int, *, packed: bool = True) -> list[list[Row]]:

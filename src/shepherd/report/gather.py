@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from shepherd import folder as folders
+from shepherd.machine.plan import planned
 from shepherd.progress import many
 from shepherd.report import alone
 from shepherd.report.reading import (
@@ -45,7 +46,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         FolderError: there is no run in the folder, or a file of it is damaged.
     """
     path = Path(folder)
-    settings = published(folders.read_settings(path)).model_dump(mode="json", exclude_none=True)
+    settings = published(planned(path)).model_dump(mode="json", exclude_none=True)
     rows = folders.read_rows(path)
     compared = read_object(
         path / "compare" / "comparison.json", "remove it and compare again: the trained arms are kept"

@@ -44,12 +44,15 @@ from shepherd.errors import (
     SettingsError,
     SilosError,
 )
-from shepherd.federation import wire
+from shepherd.federation import orders, wire
 from shepherd.federation.nvflare import kits
 from shepherd.federation.nvflare.session import JobGone, session
 from shepherd.federation.orders import Order
 from shepherd.folder import RunFolder
 from shepherd.loading import load_base, load_checkpoint, placed
+from shepherd.machine import plan as plans
+from shepherd.machine import planning
+from shepherd.machine.plan import Plan
 from shepherd.model import base as bases
 from shepherd.model import files, lora, stack
 from shepherd.model.coverage import coverage
@@ -57,7 +60,7 @@ from shepherd.model.digest import digest, folder_of
 from shepherd.progress import Progress
 from shepherd.rounds import context_of, rehearsed, start
 from shepherd.run import answered
-from shepherd.settings import RunSettings, plain, published
+from shepherd.settings import RunSettings
 from shepherd.silos import record
 from shepherd.silos.following import Following, News
 from shepherd.training.local import completed
@@ -78,6 +81,9 @@ class SilosRun:
     """A run that this process keeps going; from `open_run` or `resume`."""
 
     settings: RunSettings
+    """As they were given."""
+    plan: Plan
+    """What was chosen where they leave something open."""
     holder: RunFolder
     base: bases.Base
     following: Following
@@ -105,6 +111,11 @@ class SilosRun:
     def folder(self) -> Path:
         """Where the run is kept."""
         return self.holder.path
+
+    @property
+    def planned(self) -> RunSettings:
+        """The settings with everything that they leave open as the plan has it."""
+        return self.plan.over(self.settings)
 
     @property
     def until(self) -> int:
@@ -147,15 +158,15 @@ class SilosRun:
         self.holder.require_held()
         adapter = self._state().adapter
         files.write(self.holder.adapter, adapter, self.base)
-        stop = stop_ids(Template.of(self.settings.data), self.base.tokenizer)
+        stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
         files.write_beside(self.holder.adapter, self.base, stop)
         scores: Mapping[str, tuple[float, float]] = {}
         if answer and self.settings.evaluation.answers:
-            scores = answered(self.holder, self.settings, self.base, adapter, self._heldout())
+            scores = answered(self.holder, self.planned, self.base, adapter, self._heldout())
         rows = folder.read_rows(self.folder)
         card.write(
             self.holder.adapter,
-            self.settings,
+            self.planned,
             rows=rows,
             answers=scores,
             data={},
@@ -261,25 +272,28 @@ def open_run(
     if told := files.rehearse(base):
         say(told)
     say(coverage(base.model, base.sites).sentence)
-    settings = prepare.dated(_resolved(settings, base, sites), base.tokenizer)
+    plan = planning.over_silos(prepare.dated(settings, base.tokenizer), base)
+    filled = plan.over(settings)
     order = Order(
         run=secrets.token_hex(8),
-        base=digest(folder_of(placed(settings.model).base, settings.model.revision)),
+        base=digest(folder_of(placed(filled.model).base, filled.model.revision)),
         fingerprint=base.fingerprint,
         version=wire.version(),
         sites=sites,
-        settings=plain(published(settings)),
+        settings=orders.settings_of(filled),
     )
-    holder = folder.create(settings.output, settings, record.text(Path(kit), order, None))
+    kept = record.text(Path(kit), order, None)
+    holder = folder.create(settings.output, settings, plan.text(), kept)
     with _given_back_on_error(holder):
-        _save_start(holder, settings, base, consent)
+        _save_start(holder, settings, base, len(sites), consent)
         following = _following(holder, Path(kit), order, settings, say, consent)
         return SilosRun(
             settings=settings,
+            plan=plan,
             holder=holder,
             base=base,
             following=following,
-            trackers=tracking.start(settings, holder),
+            trackers=tracking.start(filled, holder),
             say=say,
             consent=consent,
         )
@@ -303,15 +317,18 @@ def resume(
     """
     holder = folder.reopen(path)
     with _given_back_on_error(holder):
-        settings = folder.read_settings(holder.path)
+        settings, plan = folder.read_settings(holder.path), plans.read(holder.path)
         kept, order, job = record.recorded(holder.path)
         kept = Path(kit or kept)
         if not _whole(holder, settings.federation.rounds):
             record.require_kit(kept, path)
         tracking.require(settings.tracking, consent)
-        base = load_base(settings, consent)
+        base = load_base(plan.over(settings) if plan else settings, consent)
+        if plan is None:
+            plan = planning.over_silos(settings, base)
+            holder.write(folder.PLAN, plan.text())
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was written
-            _save_start(holder, settings, base, consent)
+            _save_start(holder, settings, base, len(order.sites), consent)
         following = _following(holder, kept, order, settings, say, consent)
         following.job = job
         holder.write(folder.SILOS, record.text(kept, order, job))
@@ -323,10 +340,11 @@ def resume(
         say(f"going on after round {max(0, following.rows - 1)} of {settings.federation.rounds}")
         return SilosRun(
             settings=settings,
+            plan=plan,
             holder=holder,
             base=base,
             following=following,
-            trackers=tracking.start(settings, holder, rows),
+            trackers=tracking.start(plan.over(settings), holder, rows),
             say=say,
             consent=consent,
         )
@@ -358,26 +376,16 @@ def _require_capped(settings: RunSettings) -> None:
 def _sites(settings: RunSettings, kit: str | Path, say: Say) -> tuple[str, ...]:
     with session(kit) as server:
         connected = server.connected()
-    sites = sorted(set(settings.federation.sites)) or connected
+    sites = sorted(set(settings.silos.sites)) or connected
     missing = ", ".join(site for site in sites if site not in connected)
     if not set(sites) & set(connected):
-        named = f"of federation.sites ({missing}) " if missing else ""
+        named = f"of silos.sites ({missing}) " if missing else ""
         raise FederationError(
             f"no site {named}is connected (connected: {', '.join(connected) or 'none'}); start"
-            " `shepherd silos site` at the sites, or mend federation.sites"
+            " `shepherd silos site` at the sites, or correct silos.sites"
         )
     say(f"sites: {', '.join(sites)}" + (f" (not connected: {missing})" if missing else ""))
     return tuple(sites)
-
-
-def _resolved(settings: RunSettings, base: bases.Base, sites: tuple[str, ...]) -> RunSettings:
-    """What holds at every site, written out: one client at once, and the base's dtype."""
-    if settings.tuning.workers not in ("auto", 1):
-        raise SettingsError("tuning.workers is for clients in one process; leave it out over silos")
-    tuning = settings.tuning.model_copy(update={"cohort_size": 1, "workers": 1})
-    model = settings.model.model_copy(update={"dtype": str(base.dtype).removeprefix("torch.")})
-    federation = settings.federation.model_copy(update={"sites": sites})
-    return settings.model_copy(update={"tuning": tuning, "model": model, "federation": federation})
 
 
 def _last(holder: RunFolder) -> Path:
@@ -399,20 +407,19 @@ def _following(
         scratch=holder.path / "jobs",
         say=say,
         stopped=(holder.path / record.STOP).exists,
-        most_bytes=_most_bytes(settings, checkpoint.load(_last(holder)).state, consent),
+        most_bytes=_most_bytes(settings, checkpoint.load(_last(holder)).state, len(order.sites), consent),
     )
 
 
-def _most_bytes(settings: RunSettings, state: ServerState, consent: Consent) -> int:
+def _most_bytes(settings: RunSettings, state: ServerState, sites: int, consent: Consent) -> int:
     """Of a file of the run's checkpoints: what a state has, also after a round, which may make it grow."""
-    context = _context(settings, state.adapter, consent)
+    context = _context(settings, state.adapter, sites, consent)
     after = rehearsed(plugins.method(settings, consent.plugins), state, context)
     return SPARE_BYTES + math.ceil(SPARE_TIMES * max(_bytes(state), _bytes(after)))
 
 
-def _context(settings: RunSettings, adapter: Adapter, consent: Consent) -> Context:
-    selection = plugins.selection(settings, consent.plugins)
-    return context_of(settings, selection, adapter, len(settings.federation.sites))
+def _context(settings: RunSettings, adapter: Adapter, sites: int, consent: Consent) -> Context:
+    return context_of(settings, plugins.selection(settings, consent.plugins), adapter, sites)
 
 
 def _bytes(state: ServerState) -> int:
@@ -425,12 +432,14 @@ def _tree_bytes(tree: Any) -> int:
     return sum(map(_tree_bytes, tree)) if isinstance(tree, tuple) else int(np.asarray(tree).nbytes)
 
 
-def _save_start(holder: RunFolder, settings: RunSettings, base: bases.Base, consent: Consent) -> None:
+def _save_start(
+    holder: RunFolder, settings: RunSettings, base: bases.Base, sites: int, consent: Consent
+) -> None:
     """The state before the first round; the run file alone decides its bits."""
     method = plugins.method(settings, consent.plugins)
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
-    state = start(method, adapter, _context(settings, adapter, consent))
+    state = start(method, adapter, _context(settings, adapter, sites, consent))
     checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)
 
 

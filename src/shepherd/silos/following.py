@@ -21,38 +21,25 @@ from shepherd.federation.nvflare import job as jobs
 from shepherd.federation.nvflare.reach import HungUp, Trials
 from shepherd.federation.nvflare.session import JobGone, JobSilent, Quiet, Session, Work, session
 from shepherd.federation.orders import Order
+from shepherd.settings import SilosTable
 from shepherd.silos import telling
 from shepherd.silos.telling import Told
 
 Row = dict[str, Any]
-POLL = 0.25
-"""Seconds between two questions for news."""
-LOOK = 3.0
-"""Seconds between two looks at which sites work, while one is missing."""
-PATIENCE = 10.0
-"""Seconds of a round before it is asked whether all its sites still work."""
-ASSEMBLY = 30.0
-"""Seconds to wait for the sites of a run before it begins without them."""
-START = 90.0
-"""Seconds in which a submitted job must begin."""
-SILENCE = 20.0
-"""Seconds without an answer after which a job that has begun is taken for dead."""
-AGAIN = 30.0
-"""Seconds between two jobs that begin for the sake of one and the same site; doubled while it stays out."""
-AGAIN_AT_MOST = 900.0
-PAUSE = 1.0
-"""Seconds before a server that is out of reach is tried again; doubled with each try."""
-PAUSE_AT_MOST = 30.0
-GRACE = 60.0
-"""Seconds that a site may be gone before the round goes on without it; back by then, it is asked again."""
+POLL_S = 0.25
+"""Between two questions for news."""
+LOOK_S = 3.0
+"""Between two looks at which sites work, while one is missing."""
+LONG_ROUND_S = 10.0
+"""Time of a round before it is asked whether all its sites still work."""
+RESTART_PAUSE_S, MAX_RESTART_PAUSE_S = 30.0, 900.0
+"""Between two jobs that begin for the sake of one and the same site; doubled while it stays out."""
+RETRY_PAUSE_S, MAX_RETRY_PAUSE_S = 1.0, 30.0
+"""Before a server that is out of reach is tried again; doubled with each try."""
 NO_NEWS: Row = {"rows": 2**31, "said": 2**31}
 """What to ask a job that shall tell neither rows nor sentences."""
 WAITING = ("SUBMITTED", "APPROVED", "DISPATCHED")
 """FLARE's words for a job that has yet to begin."""
-RETURN = 20.0
-"""Seconds in which a site may come that a round without quorum lacked, and the round is asked again."""
-DEATHS = 12
-"""Jobs in a row that may die without a finished round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +95,14 @@ class Following:
     """Seconds until another may, while the site stays out."""
     _absent: dict[str, float] = field(default_factory=dict)
     """Sites that give the server no answer, and since when."""
+    _waits: SilosTable = field(init=False)
     _unwilling: set[str] = field(default_factory=set)
     """Sites that do not tell this administrator what they work on."""
     _unawaited: set[str] = field(default_factory=set)
     """Sites that were waited for before the job was submitted, and did not come."""
+
+    def __post_init__(self) -> None:
+        self._waits = self.order.silos
 
     def news(self) -> Generator[News, None, None]:
         """News until the run has ended; whoever reads on keeps it alive.
@@ -122,14 +113,14 @@ class Following:
             SilosError: the server refuses this kit or the job.
             FederationError: jobs die again and again, or a person has stopped the run.
         """
-        pause, met, complaint, trials = PAUSE, False, "", Trials()
+        pause, met, complaint, trials = RETRY_PAUSE_S, False, "", Trials()
         while True:
             try:
                 with session(self.kit) as server:
                     met = True
                     trials.succeeded()
                     for news in self._jobs(server):
-                        pause, complaint = PAUSE, ""
+                        pause, complaint = RETRY_PAUSE_S, ""
                         yield news
                 return
             except (OutOfReach, HungUp) as error:
@@ -141,7 +132,7 @@ class Following:
                     self.say(f"{complaint}; trying again")
                 self._require_wanted()
                 time.sleep(pause)
-                pause = min(PAUSE_AT_MOST, 2 * pause)
+                pause = min(MAX_RETRY_PAUSE_S, 2 * pause)
 
     def _jobs(self, server: Session) -> Iterator[News]:
         """News of one job after the other, until one has an outcome that is taken."""
@@ -174,10 +165,10 @@ class Following:
 
     def _died(self) -> None:
         self._deaths += 1
-        if self._deaths > DEATHS:
+        if self._deaths > self._waits.max_deaths:
             raise FederationError(
-                f"{DEATHS} jobs in a row died without a finished round; read the server's log and the sites',"
-                " then resume the run"
+                f"{self._waits.max_deaths} jobs in a row died without a finished round; read the server's log"
+                " and the sites', then resume the run"
             )
 
     def _require_wanted(self) -> None:
@@ -195,7 +186,9 @@ class Following:
             told = self._asked(server, job)
             now = time.monotonic()
             if told is None:
-                if now - heard > (START if first else SILENCE) or ended(server, job):
+                if now - heard > (self._waits.start_s if first else self._waits.silence_s) or ended(
+                    server, job
+                ):
                     return
             elif told.opened or told.outcome:
                 if self._failed_before(told) or self._began_too_early(server, job, told):
@@ -207,7 +200,7 @@ class Following:
                 first = False
                 self._said += len(told.said)
             missing = told is not None and len(told.present) < len(self.order.sites)
-            if (missing or now - round_began > PATIENCE) and now - looked > LOOK:
+            if (missing or now - round_began > LONG_ROUND_S) and now - looked > LOOK_S:
                 working = server.working()
                 looked = time.monotonic()
                 heard += looked - now  # silent sites keep it waiting, and the job is not to blame
@@ -215,7 +208,7 @@ class Following:
                     self.say(f"{', '.join(back)} came back: a new job asks the round again")
                     self._deaths -= 1  # no death
                     return
-            time.sleep(POLL)
+            time.sleep(POLL_S)
 
     @property
     def _rounds(self) -> int:
@@ -230,7 +223,7 @@ class Following:
         lacking = (told.outcome or {}).get("kind") == "QuorumNotMet"
         if not lacking or set(self.order.sites) <= set(told.present):
             return False
-        ends = time.monotonic() + RETURN
+        ends = time.monotonic() + self._waits.return_s
         while not (back := self._idle(server.working(), job)) and time.monotonic() < ends:
             time.sleep(1.0)
         if back:
@@ -273,10 +266,12 @@ class Following:
         for site in sorted(set(self.order.sites) - gone):
             if site not in idle:
                 self._pauses.pop(site, None)
-            elif now - self._restarted.get(site, -AGAIN_AT_MOST) >= self._pauses.get(site, AGAIN):
+            elif now - self._restarted.get(site, -MAX_RESTART_PAUSE_S) >= self._pauses.get(
+                site, RESTART_PAUSE_S
+            ):
                 back.append(site)
                 self._restarted[site] = now
-                self._pauses[site] = min(AGAIN_AT_MOST, 2 * self._pauses.get(site, AGAIN / 2))
+                self._pauses[site] = min(MAX_RESTART_PAUSE_S, 2 * self._pauses.get(site, RESTART_PAUSE_S / 2))
         return back
 
     def _tell_unwilling(self, working: Mapping[str, Work]) -> None:
@@ -293,10 +288,10 @@ class Following:
 
     def _away(self) -> list[str]:
         now = time.monotonic()
-        return sorted(site for site, since in self._absent.items() if now - since > GRACE)
+        return sorted(site for site, since in self._absent.items() if now - since > self._waits.grace_s)
 
     def _await_sites(self, server: Session) -> None:
-        ends = time.monotonic() + ASSEMBLY
+        ends = time.monotonic() + self._waits.assembly_s
         told = ""
         while missing := set(self.order.sites) - (connected := set(server.connected())):
             self._require_wanted()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tomli_w
 
@@ -150,6 +151,7 @@ def write_sites(
             base,
             scoring=_scoring(settings),
             order_seed=settings.seed,
+            micro_batch_tokens=settings.machine.micro_batch_tokens,
         )
         for number, places in enumerate(division.clients.values(), 1)
     }
@@ -216,6 +218,7 @@ def write_site(
     *,
     scoring: Mapping[str, object] | None = None,
     order_seed: int | None = None,
+    micro_batch_tokens: Literal["auto"] | int = "auto",
 ) -> Path:
     """A site's folder: data.jsonl, and a site.toml that allows the base, the embedded one or a folder's.
 
@@ -231,6 +234,7 @@ def write_site(
             "threads": 1,
             "joins_per_hour": 3600,  # of whoever starts run after run to try things
             **({} if order_seed is None else {"order_seed": order_seed}),
+            **({} if micro_batch_tokens == "auto" else {"micro_batch_tokens": micro_batch_tokens}),
         },
         "bases": [
             {

@@ -28,7 +28,7 @@ from shepherd.federation.fields import sentence
 PLUGIN = "it cannot import a part that the run names; the site's log says why"
 DATA = "its data cannot be used; the site's log says which file and line"
 BASE = "it cannot load the base; the site's log says what to mend"
-MEMORY = "its memory ran out; lower tuning.micro_batch_tokens or tuning.batch_size, or give the site more"
+MEMORY = "its memory ran out; lower tuning.batch_size, or have its owner lower trainer.micro_batch_tokens"
 FULL = "its disk is full; the site has to free some space, and what it had before stands"
 FOLDER = "its own files cannot be used; the site's log says which, and the mend"
 VISIT = "its examples cannot be trained on or scored as asked; the site's log says why"

@@ -102,7 +102,7 @@ class Holding:
             gc.collect()  # two at once may not fit
             data = settings.data.model_copy(update={"max_tokens": longest})
             self._base, self._base_key = load_base(settings.model_copy(update={"data": data})), key
-        memory.use_threads(settings.tuning.threads)
+        memory.use_threads(settings.machine.threads)
         return self._base
 
     def _stored(self, key: str) -> Prepared | None:

@@ -181,8 +181,8 @@ def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Faul
     if rate > policy.max_learning_rate:
         got = f"a learning rate of {rate:g}"
         yield Fault("max_learning_rate", policy.max_learning_rate, got, "lower tuning.learning_rate")
-    if tuning.clip_norm is not None and tuning.clip_norm < LEAST_CLIP_NORM:
-        fix = f"set tuning.clip_norm = {LEAST_CLIP_NORM:g} or more, or false"
+    if 0.0 < tuning.clip_norm < LEAST_CLIP_NORM:
+        fix = f"set tuning.clip_norm = {LEAST_CLIP_NORM:g} or more, or 0 for no clipping"
         yield Fault("clip_norm", None, f"gradients clipped to {tuning.clip_norm:g}", fix)
     keys = tuning.optimiser.model_extra or {}  # those of another type are refused where it is built
     if any(isinstance(beta, int | float) and not beta >= LEAST_BETA for beta in _listed(keys.get("betas"))):

@@ -23,7 +23,7 @@ from shepherd import settings as run_file
 from shepherd.config import Day, NonNegativeInt, PositiveFloat, PositiveInt, ShareBelowOne, Table
 from shepherd.errors import FolderError, SettingsError
 from shepherd.model.digest import digest
-from shepherd.settings import TINY, WORLD, FieldsTable, RunSettings, TuningTable
+from shepherd.settings import TINY, WORLD, FieldsTable, MachineTable, RunSettings
 
 Switch = Annotated[bool, Strict()]
 Metric = Literal["loss", "examples", "tokens", "trained_tokens", "steps", "heldout"]
@@ -115,9 +115,9 @@ class TrainerTable(Table):
     device: str = "auto"
     """Where to train: "auto", "cpu", "cuda", "cuda:1", "mps"; a run cannot choose it."""
     threads: PositiveInt | None = Field(default=None, examples=[2])
-    """Processor threads; the default is what the run asks for, and never more than there are cores."""
+    """Processor threads; the default is one for each core."""
     micro_batch_tokens: PositiveInt = 16384
-    """Most tokens in one forward pass, whatever a run asks for: lower it where memory is short."""
+    """Most tokens in one forward pass: lower it where memory is short."""
     joins_per_hour: PositiveInt = 60
     """Most requests to join in an hour: each may load a base and read the data."""
     order_seed: NonNegativeInt | None = Field(default=None, examples=[0])
@@ -135,8 +135,8 @@ class PolicyTable(Table):
     """Largest dropout of an adapter: where nearly all is dropped, an update is of single tokens."""
     max_learning_rate: PositiveFloat = 0.1
     """Largest learning rate. By no key of its own, a request is also refused whose tuning.clip_norm is below
-    0.001, whose optimiser's betas are below 0.5, momentum above 0.95 or learning_rate * weight_decay above
-    0.01: each can make an update of a few examples out of a visit of many."""
+    0.001 (0 clips nothing), whose optimiser's betas are below 0.5, momentum above 0.95 or learning_rate *
+    weight_decay above 0.01: each can make an update of a few examples out of a visit of many."""
     max_steps: PositiveInt = 1000
     """Most optimiser steps in one visit, however the run file says its length (over the end of an epoch there
     may be one or two more)."""
@@ -267,26 +267,23 @@ def own(site: SiteSettings, tables: Mapping[str, Any], folder: str) -> RunSettin
 
 def laid_over(site: SiteSettings, run: RunSettings, folder: str) -> RunSettings:
     """As `own`, for tables that are read already."""
-    model = {"base": folder, "revision": None, "device": site.trainer.device, "trust_remote_code": False}
+    model = {"base": folder, "revision": None, "trust_remote_code": False}
     data = {name: getattr(site.data, name) for name in SiteDataTable.model_fields}
     held = {"holdout": site.scoring.share, "seed": site.scoring.seed, "limit": None}
     return run.model_copy(
         update={
             "model": run.model.model_copy(update=model),
             "data": run.data.model_copy(update={**data, **held}),
-            "tuning": run.tuning.model_copy(update=_used(site.trainer, run.tuning)),
+            "machine": _used(site.trainer),
         }
     )
 
 
-def _used(trainer: TrainerTable, tuning: TuningTable) -> dict[str, Any]:
-    """What a run uses of the machine: no more than its owner gives."""
+def _used(trainer: TrainerTable) -> MachineTable:
+    """What a run uses of the machine is its owner's to say."""
     cores = os.cpu_count() or 1
-    asked, most = tuning.micro_batch_tokens, trainer.micro_batch_tokens
-    return {
-        "threads": trainer.threads or (min(tuning.threads, cores) if tuning.threads else None),
-        "micro_batch_tokens": min(asked, most) if isinstance(asked, int) else asked,
-    }
+    threads: int | Literal["auto"] = min(trainer.threads, cores) if trainer.threads else "auto"
+    return MachineTable(device=trainer.device, threads=threads)
 
 
 def scored(site: SiteSettings, run: RunSettings) -> RunSettings:

@@ -32,12 +32,12 @@ from shepherd.federation import fields, local, wire
 from shepherd.federation.clients import Batches, LocalClients
 from shepherd.federation.wire import Joined, Reply, Request, Scores
 from shepherd.folder import mending
-from shepherd.model import score, tune
+from shepherd.model import memory, score, tune
 from shepherd.model.base import Base
 from shepherd.model.tune import Progress, Tuned
 from shepherd.prepare import Prepared
 from shepherd.progress import stage
-from shepherd.settings import RunSettings, TuningTable
+from shepherd.settings import RunSettings
 from shepherd.site import arrival, audit, bases, faults, numbers, policy
 from shepherd.site.audit import Left
 from shepherd.site.holding import Holding
@@ -275,7 +275,7 @@ class Trainer:
         if request.broadcast is None:
             return _left(self._joined(examples))
         arrival.require_fit(request.broadcast, base)
-        clients = replace(clients, tuning=self._tuning(settings, base))
+        clients = replace(clients, micro_batch_tokens=self._micro_batch(base))
         return self._trained(task, settings, clients, base, batches, visit)
 
     def _own(self, request: Request) -> RunSettings:
@@ -286,11 +286,9 @@ class Trainer:
         scores = self.settings.scoring.max_tokens if "heldout" in self.settings.policy.metrics else 0
         return max(settings.data.max_tokens, scores)
 
-    def _tuning(self, settings: RunSettings, base: Base) -> TuningTable:
-        """With passes no larger than the owner has them."""
-        most = self.settings.trainer.micro_batch_tokens
-        wanted = tune.micro_batch_tokens(settings.tuning, base)
-        return settings.tuning.model_copy(update={"micro_batch_tokens": min(wanted, most)})
+    def _micro_batch(self, base: Base) -> int:
+        """Tokens of a pass: what a simulation takes for this base, and no more than the owner allows."""
+        return min(memory.micro_batch(base), self.settings.trainer.micro_batch_tokens)
 
     def _order(self, request: Request) -> int:
         """The seed of the order of the examples: of every run its own, and nobody's to know."""
@@ -308,6 +306,7 @@ class Trainer:
             transform=transform,
             tuning=settings.tuning,
             federation=settings.federation,
+            micro_batch_tokens=self.settings.trainer.micro_batch_tokens,
             order_seed=self._order(request),
             training=local_training(settings.tuning, {*limits.optimisers, *limits.objectives}),
             min_batch=limits.min_batch,
@@ -408,8 +407,7 @@ class Trainer:
         prepare.require_readable(held, base)
         arrival.require_fit(request.broadcast, base)
         data = held.heldout.take(places)
-        micro_batch = self._tuning(settings, base).micro_batch_tokens
-        assert isinstance(micro_batch, int)
+        micro_batch = self._micro_batch(base)
         with faults.of_the_examples():
             sums = score.losses(base, [adapter], data, micro_batch=micro_batch, cap_nats=numbers.CAP_NATS)[0]
         found = numbers.scores(sums, tune.predictions(data), names, least)

@@ -205,7 +205,7 @@ def test_who_is_away_holds_until_the_coordinator_says_else_or_is_silent(
     heard = flare._heard
     assert flare.told(rows=3) == {"present": ["a"]}  # of who only looks on
     assert flare._heard == heard
-    monkeypatch.setattr(controller, "MEMORY", 0.0)
+    monkeypatch.setattr(controller, "AWAY_S", 0.0)
     assert flare.present() == ["a", "b"]
 
 
@@ -247,7 +247,8 @@ START = ServerState(round=0, adapter=Adapter({A: np.ones((2, 3)), B: np.zeros((3
 SETTINGS = {
     "model": {"base": "tiny"},
     "data": {"source": "world"},
-    "federation": {"rounds": 2, "deadline": 5.0},
+    "federation": {"rounds": 2},
+    "silos": {"deadline_s": 5.0},
     "tuning": {"max_steps": 1},
 }
 
@@ -289,7 +290,7 @@ def job(
 def test_a_job_goes_through_its_rounds_and_lets_its_news_be_taken(
     tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controller, "LINGER", 0.1)
+    monkeypatch.setattr(controller, "LINGER_S", 0.1)
     flare = job(tmp_path, order)
     flare.run()
 
@@ -313,7 +314,7 @@ def test_a_finished_job_ends_when_it_is_told_to(tmp_path: Path, order: Order) ->
 def test_a_job_that_begins_without_a_site_first_waits_for_another_job(
     tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controller, "LINGER", 0.1)
+    monkeypatch.setattr(controller, "LINGER_S", 0.1)
     flare = job(tmp_path, replace(order, sites=("a", "b", "c")))
     later(0.5, lambda: flare.abort_signal.trigger("another begins"))
     began = time.monotonic()
@@ -327,7 +328,7 @@ def test_a_job_that_begins_without_a_site_first_waits_for_another_job(
 def test_it_waits_for_nobody_of_whom_the_coordinator_knows(
     tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    monkeypatch.setattr(controller, "LINGER", 0.1)
+    monkeypatch.setattr(controller, "LINGER_S", 0.1)
     flare = job(tmp_path, replace(order, sites=("a", "b", "c")))
     later(0.3, lambda: flare.told(rows=0, said=0, **{key: ["c"]}))
     began = time.monotonic()
@@ -340,8 +341,8 @@ def test_it_waits_for_nobody_of_whom_the_coordinator_knows(
 
 
 def test_it_does_not_wait_for_ever(tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controller, "LINGER", 0.1)
-    monkeypatch.setattr(controller, "ASSEMBLY", 0.4)
+    monkeypatch.setattr(controller, "LINGER_S", 0.1)
+    monkeypatch.setattr(controller, "SUCCESSOR_S", 0.4)
     flare = job(tmp_path, replace(order, sites=("a", "b", "c")))
     began = time.monotonic()
     flare.run()
@@ -354,7 +355,7 @@ def test_a_site_that_came_while_the_job_was_submitted_takes_part(
     tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The coordinator waited for it in vain; FLARE found it after all."""
-    monkeypatch.setattr(controller, "LINGER", 0.1)
+    monkeypatch.setattr(controller, "LINGER_S", 0.1)
     flare = job(tmp_path, order)
     register = flare.engine.register_app_command
 
@@ -373,7 +374,7 @@ def test_a_job_that_cannot_begin_says_why_to_whoever_asks(
     tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Silent, it would be begun again and again."""
-    monkeypatch.setattr(controller, "LINGER", 0.1)
+    monkeypatch.setattr(controller, "LINGER_S", 0.1)
     change: dict[str, Any] = {
         "version": {"version": "0.0.0"},
         "order": {"run": "../up"},
@@ -390,7 +391,7 @@ def test_a_job_that_cannot_begin_says_why_to_whoever_asks(
 
 
 def outcome(flare: Flare, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(controller, "LINGER", 0.1)
+    monkeypatch.setattr(controller, "LINGER_S", 0.1)
     flare.run()
     return flare.told(rows=0, said=0)
 

@@ -93,7 +93,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(executor, "RESTART", 0.3)
-    monkeypatch.setattr(executor, "POLL", 0.02)
+    monkeypatch.setattr(executor, "POLL_S", 0.02)
     return Site(tmp_path, monkeypatch)
 
 

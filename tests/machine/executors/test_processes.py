@@ -24,9 +24,9 @@ from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FederationError
 from shepherd.machine.executors import Inline, Processes
 from shepherd.machine.executors.processes import AHEAD
-from shepherd.model.base import Base, Proof
+from shepherd.model.base import Base
 from shepherd.model.tune import Job, Progress, Visit
-from shepherd.settings import AdapterTable, ModelTable, TuningTable
+from shepherd.settings import TuningTable
 
 SIZES = {"ann": 3, "bob": 7, "cay": 5, "dan": 4, "eve": 6}
 
@@ -39,8 +39,7 @@ def pair(llama_folder: Path) -> Iterator[Processes]:
 
 
 def begun(folder: Path) -> Processes:
-    table = ModelTable(base=str(folder), dtype="float32", device="cpu")
-    return Processes(2, 1, table, AdapterTable(rank=3, alpha=6), Proof())
+    return Processes(2, 1, bases.load(folder))
 
 
 @pytest.fixture
@@ -62,8 +61,9 @@ def job(base, *names: str) -> Job:
         broadcast=Broadcast(round=0, adapter=bases.random_adapter(base, 5), seed=1),
         algorithm=fedavg.ALGORITHM,
         visits=[visit(name) for name in names],
-        tuning=TuningTable(batch_size=2, micro_batch_tokens=64),
+        tuning=TuningTable(batch_size=2),
         learning_rate=0.01,
+        micro_batch_tokens=64,
     )
 
 
@@ -122,9 +122,8 @@ def failing(base: Base, item: int) -> float:
     return 1 / item
 
 
-def test_the_largest_job_begins_first(llama, llama_folder) -> None:
-    table = ModelTable(base=str(llama_folder), dtype="float32", device="cpu")
-    one = Processes(1, 1, table, AdapterTable(rank=3, alpha=6), Proof())
+def test_the_largest_job_begins_first(llama) -> None:
+    one = Processes(1, 1, llama)
     heard: list[int] = []
     asked = [job(llama, "cay"), job(llama, "ann"), job(llama, "ann", "bob", "eve"), job(llama, "ann", "bob")]
     found = list(one.tuned(asked, lambda number, told: heard.append(number)))

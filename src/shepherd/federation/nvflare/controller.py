@@ -31,15 +31,15 @@ TOPIC = "shepherd"
 HOME = "shepherd"
 SUBMITTER = "submitter"
 """A file of the run's folder: the name of the administrator who submitted its first job."""
-LINGER = 120.0
-"""Seconds that a finished job waits for the coordinator to take what it made; it is kept at the server."""
-ASSEMBLY = 20.0
-"""Seconds to wait for another job, where this one lacks a site that was there when it was submitted."""
-MEMORY = 60.0
-"""Seconds without a word of the coordinator after which nobody is away by what it said last."""
-RELEASE = 2.0
-"""Seconds in which FLARE lets go of a task that has ended; its own watch looks each 0.05 s."""
-TICK = 0.05
+LINGER_S = 120.0
+"""How long a finished job waits for the coordinator to take what it made; it is kept at the server."""
+SUCCESSOR_S = 20.0
+"""How long to wait for another job, where this one lacks a site that was there when it was submitted."""
+AWAY_S = 60.0
+"""Ignore the coordinator's list of absent sites once it is this old."""
+RELEASE_S = 2.0
+"""How long FLARE may take to let go of a task that has ended; its own watch looks each 0.05 s."""
+TICK_S = 0.05
 
 
 class Telling(Protocol):
@@ -142,9 +142,9 @@ class Rounds(ModelController):  # type: ignore[misc]
     def _let_go(self) -> None:
         """End what stands yet, and wait until FLARE holds no message any more: the next one is as large."""
         self.cancel_all_tasks(fl_ctx=self.fl_ctx)
-        ends = time.monotonic() + RELEASE
+        ends = time.monotonic() + RELEASE_S
         while self.get_num_standing_tasks() and time.monotonic() < ends:
-            time.sleep(TICK)
+            time.sleep(TICK_S)
 
     def process_result_of_unknown_task(
         self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
@@ -156,12 +156,12 @@ class Rounds(ModelController):  # type: ignore[misc]
         if self.abort_signal.triggered:
             raise Stopped("the job was stopped; `shepherd resume` goes on with the run")
         try:
-            return inbox.get(timeout=max(0.0, min(TICK, ends - time.monotonic())))
+            return inbox.get(timeout=max(0.0, min(TICK_S, ends - time.monotonic())))
         except queue.Empty:
             return None
 
     def _gone(self, site: str) -> bool:
-        away = self._away if time.monotonic() - self._heard < MEMORY else ()
+        away = self._away if time.monotonic() - self._heard < AWAY_S else ()
         return site in away or self.get_client_disconnect_time(site) is not None
 
     def _told(self, topic: str, asked: Any, fl_ctx: FLContext, served: Telling) -> dict[str, Any]:
@@ -180,16 +180,16 @@ class Rounds(ModelController):  # type: ignore[misc]
 
         FLARE lets no site into a job that has begun, so one that died in that moment would miss rounds.
         """
-        ends = time.monotonic() + ASSEMBLY
+        ends = time.monotonic() + SUCCESSOR_S
         while set(sites) - self._away - self._unawaited - set(self.present()):
             if self.abort_signal.triggered or time.monotonic() > ends:
                 return
-            time.sleep(TICK)
+            time.sleep(TICK_S)
 
     def _linger(self) -> None:
-        ends = time.monotonic() + LINGER
+        ends = time.monotonic() + LINGER_S
         while not (self.abort_signal.triggered or time.monotonic() > ends):
-            time.sleep(TICK)
+            time.sleep(TICK_S)
 
 
 def _bytes(model: FLModel) -> bytes:

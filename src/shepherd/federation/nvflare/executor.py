@@ -23,11 +23,11 @@ from shepherd.federation.nvflare import message
 
 HOME = "shepherd"
 """The folder, in a kit, of all that is ours there."""
-RESTART = 120.0
-"""Seconds that a trainer may take to be started and to load its libraries."""
-POLL = 0.1
-SPARE = 30.0
-"""Seconds over a request's deadline: the trainer itself says that it was late."""
+RESTART_S = 120.0
+"""How long a trainer may take to be started and to load its libraries."""
+POLL_S = 0.1
+SPARE_S = 30.0
+"""Over a request's deadline: the trainer itself says that it was late."""
 
 
 class Door(Executor):  # type: ignore[misc]
@@ -68,11 +68,11 @@ def _reason(error: Exception) -> str:
 
 def _answer(home: Path, asked: bytes, deadline: float, abort_signal: Signal) -> bytes:
     """The trainer's answer. One that is being started again is waited for; one that dies at work is not."""
-    ends = time.monotonic() + min(deadline, RESTART)
+    ends = time.monotonic() + min(deadline, RESTART_S)
     while True:
         try:
-            return local.ask(local.address(home), asked, timeout=deadline + SPARE)
+            return local.ask(local.address(home), asked, timeout=deadline + SPARE_S)
         except NotListening:
             if time.monotonic() > ends or abort_signal.triggered:
                 raise
-            time.sleep(POLL)
+            time.sleep(POLL_S)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count as count_up
 from itertools import islice
@@ -52,14 +52,12 @@ class Processes:
         self,
         count: int,
         threads: int,
-        model: ModelTable,
-        adapter: AdapterTable,
-        proof: Proof,
+        base: Base,
         consent: Consent = NOTHING,
     ) -> None:
         self.count = count
         self._told = get_context("loky").SimpleQueue()
-        self._begin = os.getpid(), self._told, threads, model, adapter, proof, consent
+        self._begin = os.getpid(), self._told, threads, _Source.of(base), consent
         self._serials = count_up()
         self._end: weakref.finalize[Any, Any] | None = None
 
@@ -161,19 +159,29 @@ def _told_of_death() -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         raise FederationError(
-            "a worker process died, perhaps for lack of memory; resume with tuning.workers"
-            " or tuning.cohort_size set lower in the run folder's run.toml"
+            "a worker process died, perhaps for lack of memory; resume with workers or stack_size set lower"
+            " in the run folder's plan.json"
         ) from error
 
 
-def processes(
-    count: int, model: ModelTable, adapter: AdapterTable, proof: Proof, consent: Consent = NOTHING
-) -> Processes:
-    """`count` worker processes that share this process's threads.
+def processes(count: int, base: Base, consent: Consent = NOTHING) -> Processes:
+    """`count` worker processes that share this process's threads, each with a copy of its base."""
+    return Processes(count, max(1, memory.threads() // count), base, consent)
 
-    `proof` is what this process found of the base, which no worker proves again.
-    """
-    return Processes(count, max(1, memory.threads() // count), model, adapter, proof, consent)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What a worker loads its base from."""
+
+    model: ModelTable
+    adapter: AdapterTable
+    device: str
+    proof: Proof
+    """What this process found of the base, which no worker proves again."""
+
+    @classmethod
+    def of(cls, base: Base) -> _Source:
+        return cls(model=base.table, adapter=base.adapter, device=str(base.device), proof=base.proof)
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -215,9 +223,7 @@ def _begin(
     parent: int,
     told: Any,
     threads: int,
-    model: ModelTable,
-    adapter: AdapterTable,
-    proof: Proof,
+    source: _Source,
     consent: Consent,
 ) -> None:
     global _base, _queue
@@ -228,7 +234,9 @@ def _begin(
     memory.use_threads(threads)
     _queue = told
     try:
-        _base = bases.load(model, adapter, proof=proof, consent=consent)
+        _base = bases.load(
+            source.model, source.adapter, device=source.device, proof=source.proof, consent=consent
+        )
     except ShepherdError as error:  # said with the first job
         _base = error
 
@@ -257,5 +265,6 @@ def _with_base(work: Callable[[Base, T], R], item: T) -> R:
         raise
     except Exception as error:  # of an algorithm from outside, say, and it may not travel as it is
         raise FederationError(
-            f"a worker process failed ({type(error).__name__}: {error}); see where with tuning.workers = 1"
+            f"a worker process failed ({type(error).__name__}: {error}); see where with workers = 1 in the"
+            " run folder's plan.json"
         ) from None
