@@ -223,7 +223,7 @@ def test_workers_are_for_a_processor(table, llama) -> None:
     elsewhere = dataclasses.replace(llama, device=torch.device("meta"))
     two = table.model_copy(update={"tuning": table.tuning.model_copy(update={"workers": 2})})
     with pytest.raises(SettingsError, match=r"tuning\.workers = 2 is for a processor; write 1 on meta"):
-        run_module._resolved(two, elsewhere, prepare.prepare(two, llama.tokenizer))
+        run_module._resolved(two, elsewhere, prepare.prepare(two, llama.tokenizer), cohort=1)
 
 
 def test_evaluating_every_so_often_ends_with_the_last_round(llama_folder, source, tmp_path) -> None:

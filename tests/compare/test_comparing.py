@@ -21,14 +21,14 @@ from shepherd.compare.comparing import compare
 from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.data import cursor
 from shepherd.errors import DataError, FolderError, SettingsError, ShepherdError
-from shepherd.evaluate.text import against
+from shepherd.evaluate import text
 from shepherd.loading import load_base
 from shepherd.model import files, lora, score, tune
 from shepherd.model.tune import Visit
 from shepherd.report import collect
 from shepherd.report.reading import held
 from shepherd.run import open_run
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, SplitTable
 from tests import runs
 from tests.model import bases
 
@@ -194,7 +194,8 @@ def test_answers_are_scored_against_the_reference(made) -> None:
     scores = json.loads((run / "compare" / "seed-0" / "scores" / "centralised.json").read_text())
     for place, answer in zip(scores["questions"]["answers"], scores["answers"], strict=True):
         assert answer["right"] is None
-        expected = against(answer["text"], held[place].response)
+        given = answer["text"], held[place].response
+        expected = {name: getattr(text, name)(*given) for name in ("exact", "f1", "rouge_l")}
         assert {name: answer[name] for name in expected} == expected
 
 
@@ -399,9 +400,7 @@ def lonely(llama_folder, tmp_path) -> RunSettings:
     """Clients with one example each, of which none can be held out."""
     rows = [{**row, "who": f"c{k}"} for k, row in enumerate(runs.rows(4))]
     asked = table(llama_folder, runs.written(tmp_path / "rows.jsonl", rows), tmp_path / "run")
-    return asked.model_copy(
-        update={"split": asked.split.model_copy(update={"by": "natural", "field": "who"})}
-    )
+    return asked.model_copy(update={"split": SplitTable(by="natural", field="who")})
 
 
 def test_where_nothing_can_be_scored_nothing_is_trained(lonely, monkeypatch) -> None:
