@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,14 +16,15 @@ import pytest
 from shepherd import folder, prepare, report
 from shepherd.algorithms import fedavg
 from shepherd.asking import adapter_of
-from shepherd.compare import comparing, training
+from shepherd.compare import comparing, scoring, training
 from shepherd.compare.arms import Asked, arms
 from shepherd.compare.comparing import compare
-from shepherd.consent import NOTHING
+from shepherd.config import PartTable
+from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.data import cursor
-from shepherd.errors import DataError, FolderError, SettingsError, ShepherdError
-from shepherd.evaluate.text import against
+from shepherd.errors import DataError, FolderError, PluginError, SettingsError, ShepherdError
+from shepherd.evaluate import text
 from shepherd.loading import load_base
 from shepherd.machine import plan as plans
 from shepherd.machine.executors import Inline
@@ -31,7 +33,8 @@ from shepherd.model.tune import Visit
 from shepherd.report import collect
 from shepherd.report.reading import held
 from shepherd.run import open_run
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, SplitTable
+from shepherd.show.compared import compared as show_compared
 from tests import runs
 from tests.model import bases
 
@@ -198,7 +201,8 @@ def test_answers_are_scored_against_the_reference(made) -> None:
     scores = json.loads((run / "compare" / "seed-0" / "scores" / "centralised.json").read_text())
     for place, answer in zip(scores["questions"]["answers"], scores["answers"], strict=True):
         assert answer["right"] is None
-        expected = against(answer["text"], held[place].response)
+        given = answer["text"], held[place].response
+        expected = {name: getattr(text, name)(*given) for name in ("exact", "f1", "rouge_l")}
         assert {name: answer[name] for name in expected} == expected
 
 
@@ -414,9 +418,7 @@ def lonely(llama_folder, tmp_path) -> RunSettings:
     """Clients with one example each, of which none can be held out."""
     rows = [{**row, "who": f"c{k}"} for k, row in enumerate(runs.rows(4))]
     asked = table(llama_folder, runs.written(tmp_path / "rows.jsonl", rows), tmp_path / "run")
-    return asked.model_copy(
-        update={"split": asked.split.model_copy(update={"by": "natural", "field": "who"})}
-    )
+    return asked.model_copy(update={"split": SplitTable(by="natural", field="who")})
 
 
 def test_where_nothing_can_be_scored_nothing_is_trained(lonely, monkeypatch) -> None:
@@ -608,3 +610,47 @@ def test_two_comparisons_of_one_folder_exclude_each_other(copied, monkeypatch) -
     with closing(folder.reopen(copied.output)), taken:
         compare(copied, ASKED)
     assert not (Path(copied.output) / "compare" / "seed-0" / "centralised").exists()
+
+
+LENGTH = """
+from shepherd.config import PositiveInt, Table
+from shepherd.evaluate.metric import Metric
+from shepherd.evaluate.sentences import Measure
+
+class Config(Table):
+    letters: PositiveInt = 8
+
+def build(config):
+    return Metric(
+        measure=Measure(name="short", label="brevity", lower_is_better=True),
+        score=lambda answer, example: min(1.0, len(answer) / config.letters),
+    )
+"""
+
+
+def test_other_metrics_measure_the_answers_that_are_there(copied, monkeypatch, tmp_path) -> None:
+    (tmp_path / "their_metrics").mkdir()
+    (tmp_path / "their_metrics" / "length.py").write_text(LENGTH)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(scoring, "score_one", None)  # nothing is generated
+    metrics = (PartTable(name="f1"), PartTable(name="their_metrics.length", letters=6))
+    evaluation = copied.evaluation.model_copy(update={"metrics": metrics})
+    asked = copied.model_copy(update={"evaluation": evaluation})
+    with pytest.raises(PluginError, match=r"--allow-plugin their_metrics\.length"):
+        compare(asked, ASKED)
+    found = compare(asked, ASKED, consent=Consent(plugins=frozenset({"their_metrics.length"})))
+    assert [measure["name"] for measure in found["measures"]] == ["loss", "f1", "short"]
+    assert found["measures"][-1]["lower_is_better"]
+    run = Path(copied.output)
+    for name in ("base", "federated"):
+        scores = json.loads((run / "compare" / "seed-0" / "scores" / f"{name}.json").read_text())
+        assert all(answer.keys() == {"text", "f1", "short"} for answer in scores["answers"])
+        values = [min(1.0, len(answer["text"]) / 6) for answer in scores["answers"]]
+        assert all(answer["short"] == value for answer, value in zip(scores["answers"], values, strict=True))
+    told = report.collect(run)
+    assert told["measures"] == ["f1", "loss", "short"]
+    page = report.write(run).read_text()
+    assert "brevity" in page
+    stream = io.StringIO()
+    show_compared(found, stream)
+    assert "brevity %" in stream.getvalue()
