@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -57,10 +59,27 @@ def test_the_whole_trainer_asks_for_the_code_of_its_own_version() -> None:
         return [f"{CORE['name']}[{extra}]=={CORE['version']}"]
 
     assert (WHOLE["name"], WHOLE["version"]) == ("shepherd-fit", CORE["version"])
-    assert WHOLE["requires-python"] == CORE["requires-python"]
+    for key in ("classifiers", "description", "keywords", "license", "requires-python", "urls"):
+        assert WHOLE.get(key) == CORE.get(key), key
     assert WHOLE["dependencies"] == core("train")
     extras = CORE["optional-dependencies"].keys() - {"train", "dev"}
     assert WHOLE["optional-dependencies"] == {extra: core(extra) for extra in extras}
+
+
+def test_the_workflow_tests_each_python_that_is_claimed() -> None:
+    claimed = re.findall(r"Programming Language :: Python :: (3\.\d+)", "\n".join(CORE["classifiers"]))
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf8")
+    assert f"python: {json.dumps(claimed)}" in workflow
+
+
+def test_each_command_of_a_workflow_is_a_target_of_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf8"), re.MULTILINE))
+    for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
+        text = workflow.read_text(encoding="utf8")
+        named = re.findall(r"run: make ([a-z-]+)", text)
+        for group in re.findall(r"target: (?:\[(.*)\]|([a-z-]+)\b)", text):
+            named += ",".join(group).strip(",").split(", ")
+        assert set(named) <= targets, workflow.name
 
 
 @pytest.mark.parametrize("required", [SERVER, [*SERVER, *FLARE]], ids=["alone", "over FLARE"])
