@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from shepherd.federation.orders import Order
 from shepherd.silos import loopback
 from shepherd.silos.following import Following
 from shepherd.silos.loopback import Loopback
+from shepherd.version import version
 
 RANK = 16
 MODULES = 224  # those of a base with 32 layers of seven
@@ -61,7 +61,7 @@ def order(sites: Sequence[str], rounds: int, wave: int = 4) -> Order:
         run=secrets.token_hex(8),
         base="0" * 64,
         fingerprint="stub",
-        version=metadata.version("shepherd-fit"),
+        version=version(),
         sites=tuple(sites),
         settings=settings,
     )

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -23,6 +24,7 @@ from shepherd.cli_silos import agreed, echo, plugin, require_flare, silos, track
 from shepherd.errors import FolderError, ShepherdError, TemplateError
 from shepherd.model import malloc
 from shepherd.progress import many
+from shepherd.version import DISTRIBUTION
 from shepherd.visible import in_this_process, shown
 
 if TYPE_CHECKING:
@@ -61,6 +63,13 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except ShepherdError as error:
             _fail(str(error))
+        except ModuleNotFoundError as error:
+            if find_spec("torch") is not None:
+                raise
+            _fail(
+                f"{error.name} is not installed here, where only the server of a federation runs; for this"
+                " command run pip install shepherd-fit"
+            )
         except KeyboardInterrupt as stopped:
             number = signal.SIGTERM if _came.is_set() else signal.SIGINT
             _fail(str(stopped) or "stopped", 128 + number)  # as shells count
@@ -86,7 +95,7 @@ key_env = click.option(
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="shepherd-fit", prog_name="shepherd")
+@click.version_option(package_name=DISTRIBUTION, prog_name="shepherd")
 def main() -> None:
     """Federated instruction tuning of language models.
 

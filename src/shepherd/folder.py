@@ -31,6 +31,7 @@ from typing import Any
 from shepherd import private
 from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings, dump, read_kept
+from shepherd.version import version
 
 RUN_FILE, VERSIONS, LOG, LOCK = "run.toml", "versions.json", "rounds.jsonl", ".lock"
 FINISHED = "finished.json"
@@ -38,7 +39,7 @@ PLAN = "plan.json"
 """What was chosen for the run on this machine; folders of earlier versions have it in the run file."""
 SILOS = "silos.json"
 """Where a run over silos keeps which server it goes on at."""
-_PACKAGES = ("shepherd-fit", "torch", "transformers", "peft", "datasets", "numpy", "safetensors")
+_PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "safetensors")
 _TEMPORARY = ".tmp"
 log = logging.getLogger(__name__)
 
@@ -290,7 +291,11 @@ def changed_versions(path: str | Path) -> dict[str, tuple[str, str]]:
 
 def versions() -> dict[str, str]:
     """Python, platform, the libraries that decide the bits, and the source commit where known."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "shepherd-fit": version(),
+    }
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

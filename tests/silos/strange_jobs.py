@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from shepherd.federation.nvflare import job as jobs
 from shepherd.federation.nvflare.session import Session, session
 from shepherd.federation.orders import Order
 from shepherd.model.digest import digest
+from shepherd.version import version
 
 CODE = """
 from pathlib import Path
@@ -100,7 +100,7 @@ def _job(scene: Scene) -> Path:
         run=secrets.token_hex(8),
         base=digest(world.base_path()),
         fingerprint="none",
-        version=metadata.version("shepherd-fit"),
+        version=version(),
         sites=("site-2",),
         settings=scenes.settings(scene.scratch / "unused").model_dump(mode="json", exclude_none=True),
     )

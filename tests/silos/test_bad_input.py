@@ -94,9 +94,9 @@ def spoil(configs: dict[str, Path], old: Path) -> None:
     data = configs["torn-row"].parent / "data.jsonl"
     lines = data.read_text().splitlines()
     data.write_text("\n".join([*lines[:3], lines[3][:20], *lines[4:]]) + "\n")
-    about = old / "shepherd_fit-0.0.9.dist-info"  # what an older installation says of itself
+    about = old / "shepherd_fit_core-0.0.9.dist-info"  # what an older installation says of itself
     about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shepherd-fit\nVersion: 0.0.9\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shepherd-fit-core\nVersion: 0.0.9\n")
 
 
 def refused(*words: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -26,6 +25,7 @@ from safetensors.numpy import save as bytes_of
 from shepherd.core import Adapter, Broadcast, Failure, Payload, Update
 from shepherd.errors import WireError
 from shepherd.federation import fields
+from shepherd.version import version as version  # what both ends say of themselves
 
 FORMAT = 1
 HEADER = "shepherd"
@@ -90,14 +90,6 @@ class Scores:
 
 
 Reply: TypeAlias = Update | Failure | Joined | Scores
-
-
-def version() -> str:
-    """Of shepherd-fit, here; "unknown" where it is not installed."""
-    try:
-        return metadata.version("shepherd-fit")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def request_id(request: Request) -> str:

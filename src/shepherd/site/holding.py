@@ -15,7 +15,6 @@ from shepherd import prepare
 from shepherd.data.examples import Example
 from shepherd.data.template import Template, prints_date
 from shepherd.errors import DataError, FolderError, SettingsError
-from shepherd.federation.wire import version
 from shepherd.folder import mending
 from shepherd.loading import load_base
 from shepherd.model import base as bases
@@ -24,6 +23,7 @@ from shepherd.prepare import Prepared
 from shepherd.settings import AdapterTable, ModelTable, RunSettings
 from shepherd.site import faults
 from shepherd.site.store import sweep
+from shepherd.version import version
 
 log = logging.getLogger(__name__)
 
