@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from shepherd import plugins
 from shepherd.errors import SettingsError
@@ -121,9 +120,9 @@ def _described(kind: Kind, name: str, package: str, allowed: Collection[str]) ->
 
 def _keys(config: type[BaseModel]) -> Iterator[KeyOf]:
     for name, field in config.model_fields.items():
-        default = field.get_default(call_default_factory=True)
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
         doc = " ".join((field.description or "").split())
-        yield KeyOf(name=name, default=None if default is PydanticUndefined else default, doc=doc)
+        yield KeyOf(name=name, default=default, doc=doc)
 
 
 def _package(entry: EntryPoint) -> str:

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from shepherd import catalogue, fitting, plugins
 from shepherd.config import PartTable
@@ -156,8 +155,8 @@ def _key(key: str, field: FieldInfo, choice: Choice | None) -> Iterator[str]:
     yield from _comment(_meaning(field))
     if choice is not None and choice.why:
         yield from _comment(f"Here: {choice.why.rstrip('.')}.")
-    value = choice.value if choice is not None else field.get_default(call_default_factory=True)
-    value = None if value is PydanticUndefined else value
+    usual = None if field.is_required() else field.get_default(call_default_factory=True)
+    value = choice.value if choice is not None else usual
     yield f"# {key} = {_sample(field)}" if value is None else f"{key} = {_toml(value)}"
 
 
