@@ -33,15 +33,15 @@ from shepherd import checkpoint, plugins, prepare, rounds, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, ServerState, Update
 from shepherd.errors import ShepherdError
-from shepherd.federation import wire
-from shepherd.federation.orders import Order, travelling
-from shepherd.federation.service import Service
 from shepherd.model import base as bases
 from shepherd.model import layout, lora
 from shepherd.model.digest import digest
 from shepherd.settings import RunSettings, parse, plain
-from shepherd.site import settings as site_file
-from shepherd.site.trainer import Trainer
+from shepherd.silos.protocol import wire
+from shepherd.silos.protocol.jobspec import Order, travelling
+from shepherd.silos.server.server_run import Service
+from shepherd.silos.site import site_settings as site_file
+from shepherd.silos.site.trainer import Trainer
 
 VICTIM = "victim"
 GHOSTS = [f"ghost{number}" for number in range(9)]

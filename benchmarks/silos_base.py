@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd.settings import RunSettings
-from shepherd.silos import coordinate, loopback
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
 
 SITES = 3

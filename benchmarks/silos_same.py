@@ -25,7 +25,6 @@ from benchmarks.common import Figures, Table
 from shepherd import checkpoint, plugins, prepare, world
 from shepherd.core import ServerState, seed_for
 from shepherd.federation.clients import LocalClients
-from shepherd.federation.orders import travelling
 from shepherd.federation.simulation import Simulation
 from shepherd.loading import load_base
 from shepherd.machine.executors import Inline
@@ -33,10 +32,12 @@ from shepherd.machine.plan import planned
 from shepherd.model import files, lora, memory
 from shepherd.rounds import RoundReport, rounds, start
 from shepherd.settings import RunSettings, dump
-from shepherd.silos import coordinate, loopback
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
-from shepherd.site import numbers
-from shepherd.site.settings import own, read
+from shepherd.silos.protocol.jobspec import travelling
+from shepherd.silos.site import released
+from shepherd.silos.site.site_settings import own, read
 
 Tensors = Mapping[str, np.ndarray]
 SITES = 3
@@ -160,7 +161,7 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         order_seed=settings.seed,
         min_batch=max(config.policy.min_batch for config in configs.values()),
         min_examples=max(config.policy.min_examples for config in configs.values()),
-        cap_nats=numbers.CAP_NATS,
+        cap_nats=released.CAP_NATS,
     )
     simulation = Simulation(local=local, executor=Inline(base), stack_size=1)
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))

@@ -17,12 +17,12 @@ from benchmarks.common import ROOT
 from shepherd import checkpoint
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
-from shepherd.federation.nvflare import provision
-from shepherd.federation.nvflare.supervise import Child, supervise
-from shepherd.federation.orders import Order
 from shepherd.silos import loopback
-from shepherd.silos.following import Following
+from shepherd.silos.coordinator.job_follower import Following
+from shepherd.silos.flare import provision
+from shepherd.silos.flare.supervise import Child, supervise
 from shepherd.silos.loopback import Loopback
+from shepherd.silos.protocol.jobspec import Order
 from shepherd.version import version
 
 RANK = 16
@@ -115,7 +115,7 @@ def _site(made: Loopback, site: str, stop: threading.Event) -> None:
     paths = os.pathsep.join([str(ROOT), str(Path(shepherd.__file__).parents[1])])
     environment = {"PYTHONPATH": paths}
     stub = [sys.executable, "-m", "benchmarks.silos_stub", site, str(kit / HOME)]
-    flare = [sys.executable, "-m", "shepherd.federation.nvflare.parent", "site", str(kit), site]
+    flare = [sys.executable, "-m", "shepherd.silos.flare.patches.site_parent", "site", str(kit), site]
     with open(made.log(site), "a", encoding="utf8") as log:
         supervise(
             kit / HOME,

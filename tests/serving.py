@@ -94,11 +94,11 @@ def go_through_rounds(folder: Path) -> None:
     from shepherd import checkpoint, plugins, rounds
     from shepherd.checkpoint import Checkpoint
     from shepherd.core import Adapter
-    from shepherd.federation.orders import Order
-    from shepherd.federation.service import Service
     from shepherd.settings import parse, plain
+    from shepherd.silos.protocol.jobspec import Order
+    from shepherd.silos.server.server_run import Service
     from shepherd.version import version
-    from tests.federation.posts import Letters, honest
+    from tests.silos.server.posts import Letters, honest
 
     assert version() != "unknown"
     name = "q.lora_A.weight"

@@ -13,8 +13,9 @@ pytest.importorskip("nvflare")
 
 from shepherd import cli
 from shepherd.data.examples import Example, Turn
-from shepherd.federation.nvflare import kits, provision
-from shepherd.silos import loopback, membership
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import admin
+from shepherd.silos.flare import kits, provision
 
 
 def run(*words: object) -> Result:
@@ -122,8 +123,8 @@ def test_a_run_is_checked_against_the_sites_policy(tmp_path: Path) -> None:
 
 
 def test_status_is_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = membership.Status(server="hub:8002", sites={"a": "waits for work"}, runs={"0a1b": "round 1 of 2"})
-    monkeypatch.setattr(membership, "status", lambda kit: seen)
+    seen = admin.Status(server="hub:8002", sites={"a": "waits for work"}, runs={"0a1b": "round 1 of 2"})
+    monkeypatch.setattr(admin, "status", lambda kit: seen)
     told = run("silos", "status", tmp_path)
     assert told.exit_code == 0
     assert "server hub:8002: 1 site, 1 run" in told.stdout

@@ -136,7 +136,7 @@ def run(
 
     if kit is not None:
         require_flare()
-        from shepherd.silos import coordinate
+        from shepherd.silos.coordinator import coordinate
 
         train(lambda: coordinate.open_run(settings, kit, consent=consent), Path(settings.output))
         return
@@ -177,7 +177,7 @@ def resume(
 
     if is_over_silos(folder):
         require_flare()
-        from shepherd.silos import coordinate
+        from shepherd.silos.coordinator import coordinate
 
         train(lambda: coordinate.resume(folder, kit=kit, consent=consent), folder)
         return

@@ -99,7 +99,7 @@ def require_flare() -> None:
 )
 def create(folder: Path, server: str, sites: tuple[str, ...], admins: tuple[str, ...]) -> None:
     """Make the certificates and kits of a federation, and say which kit goes to whom."""
-    from shepherd.federation.nvflare import provision
+    from shepherd.silos.flare import provision
 
     for sentence in provision.create(folder, server, sites, admins).sentences:
         echo(sentence)
@@ -110,7 +110,7 @@ def create(folder: Path, server: str, sites: tuple[str, ...], admins: tuple[str,
 @click.argument("name")
 def add_site(folder: Path, name: str) -> None:
     """Make the kit of one more site."""
-    from shepherd.federation.nvflare import provision
+    from shepherd.silos.flare import provision
 
     for sentence in provision.add_site(folder, name).sentences:
         echo(sentence)
@@ -124,7 +124,7 @@ def add_site(folder: Path, name: str) -> None:
 )
 def remove_site(folder: Path, name: str, kit: Path | None) -> None:
     """Throw a site out at once, and let it in no more."""
-    from shepherd.silos.membership import remove
+    from shepherd.silos.coordinator.admin import remove
 
     for sentence in remove(folder, name, kit):
         echo(sentence)
@@ -139,9 +139,9 @@ def remove_site(folder: Path, name: str, kit: Path | None) -> None:
 @click.option("--stop-runs", is_flag=True, help="Also stop the runs that NAME has submitted.")
 def remove_admin(folder: Path, name: str, kit: Path | None, stop_runs: bool) -> None:
     """Shut an administrator out at once, say which runs are theirs, and let them in no more."""
-    from shepherd.silos import membership
+    from shepherd.silos.coordinator import admin
 
-    for sentence in membership.remove_admin(folder, name, kit, stop_runs=stop_runs):
+    for sentence in admin.remove_admin(folder, name, kit, stop_runs=stop_runs):
         echo(sentence)
 
 
@@ -158,20 +158,20 @@ def runs(folder: Path, doomed: tuple[str, ...], days: float | None, yes: bool) -
     FOLDER is what `create` made, or the server's own kit. A run under way is never deleted.
     """
     from shepherd.show.silos import report_kept
-    from shepherd.silos import kept
+    from shepherd.silos.server import kept_runs
 
-    found = kept.kept(folder)
+    found = kept_runs.kept(folder)
     if days is None and not doomed:
         report_kept(found)
         return
-    named = sorted({*doomed, *(kept.older(found, days) if days is not None else ())})
+    named = sorted({*doomed, *(kept_runs.older(found, days) if days is not None else ())})
     if not named:
         echo("no run is as old as that")
         return
     report_kept([run for run in found if run.run in named])
     if not yes:
         click.confirm("Delete what the server keeps of these runs, for good?", abort=True)
-    freed = kept.delete(folder, named)
+    freed = kept_runs.delete(folder, named)
     echo(f"deleted {', '.join(named)}: {freed / 1e6:,.1f} MB are free again")
 
 
@@ -179,7 +179,7 @@ def runs(folder: Path, doomed: tuple[str, ...], days: float | None, yes: bool) -
 @federation_folder
 def server(folder: Path) -> None:
     """Run and supervise the server; FOLDER is what `create` made, or the server's own kit."""
-    from shepherd.silos.server import serve
+    from shepherd.silos.server.serve import serve
 
     serve(folder, echo)
 
@@ -191,7 +191,7 @@ def server(folder: Path) -> None:
 )
 def site(kit: Path, config: Path) -> None:
     """Run and supervise a site: its connection to the server, and its trainer."""
-    from shepherd.silos.site import join
+    from shepherd.silos.site.serve import join
 
     join(kit, config, echo)
 
@@ -204,7 +204,7 @@ def site(kit: Path, config: Path) -> None:
 )
 def check(file: Path, new: bool, run_file: Path | None) -> None:
     """Show a site's owner what would be trained on, and what would leave; joins nothing."""
-    from shepherd.site import settings
+    from shepherd.silos.site import site_settings as settings
 
     if new:
         settings.write_example(file)
@@ -212,7 +212,7 @@ def check(file: Path, new: bool, run_file: Path | None) -> None:
         return
     from shepherd.settings import read
     from shepherd.show.site import report
-    from shepherd.site.check import check as checked
+    from shepherd.silos.site.preview import check as checked
 
     if not report(checked(file, read(run_file) if run_file else None)):
         raise click.exceptions.Exit(2)
@@ -223,7 +223,7 @@ def check(file: Path, new: bool, run_file: Path | None) -> None:
 def status(kit: Path) -> None:
     """Show which sites are connected, and what runs."""
     from shepherd.show.silos import report
-    from shepherd.silos.membership import status as seen
+    from shepherd.silos.coordinator.admin import status as seen
 
     report(seen(kit))
 
@@ -235,7 +235,7 @@ def status(kit: Path) -> None:
 )
 def stop(folder: Path, kit: Path | None) -> None:
     """Stop a run at the server and its sites; its finished rounds are kept, and `resume` goes on."""
-    from shepherd.silos.membership import stop as stopped
+    from shepherd.silos.coordinator.admin import stop as stopped
 
     echo(stopped(folder, kit))
 
@@ -250,7 +250,7 @@ def anew(folder: Path, kit: Path | None) -> None:
 
     `resume` then goes on from the copy in the run folder, and each site begins its data from the front.
     """
-    from shepherd.silos.membership import anew as named_anew
+    from shepherd.silos.coordinator.admin import anew as named_anew
 
     echo(named_anew(folder, kit))
 
@@ -284,7 +284,8 @@ def demo(
     require_free(folder)
     consent = agreed(remote_code, plugins, trackers)
     from shepherd.show.going import train
-    from shepherd.silos import coordinate, loopback
+    from shepherd.silos import loopback
+    from shepherd.silos.coordinator import coordinate
 
     sites = loopback.write_sites(settings, folder / "sites", consent=consent)
     try:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from shepherd.federation import orders
-from shepherd.site import numbers
-from shepherd.site.settings import PolicyTable
+from shepherd.silos.protocol import jobspec
+from shepherd.silos.site import released
+from shepherd.silos.site.site_settings import PolicyTable
 
 PAGE = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text(encoding="utf8")
 
@@ -22,9 +22,9 @@ def test_what_a_site_gets_of_the_run_file() -> None:
     text = part("What a site gets")
     tables, _, keys = text.partition("and how examples are to be written")
     named = set(re.findall(r"`([a-z_]+)`", tables.partition("these tables")[2]))
-    assert named == set(orders.TRAVELLING)
+    assert named == set(jobspec.TRAVELLING)
     data = {name.removeprefix("data.") for name in re.findall(r"`([a-z_.]+)`", keys.partition(")")[0])}
-    assert data == set(orders.TRAVELLING_DATA)
+    assert data == set(jobspec.TRAVELLING_DATA)
 
 
 ROWS = re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", part("Who decides it"), re.MULTILINE)
@@ -42,7 +42,7 @@ def test_the_defaults_of_a_policy(keys: str, default: str) -> None:
 
 def test_what_bounds_a_number() -> None:
     assert set(PolicyTable().metrics) == {"loss", "examples", "tokens", "trained_tokens", "steps"}
-    assert (numbers.CAP_NATS, numbers.DIGITS, numbers.LATER) == (20.0, 2, 10)
+    assert (released.CAP_NATS, released.DIGITS, released.LATER) == (20.0, 2, 10)
     text = " ".join(PAGE.split())
     for words in ("counts 20 nats at most", "two digits after the point", "the last ten rounds"):
         assert words in text

@@ -242,7 +242,7 @@ def test_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
 def _status() -> str:
     pytest.importorskip("nvflare")
     from shepherd.show.silos import report
-    from shepherd.silos.membership import Status
+    from shepherd.silos.coordinator.admin import Status
 
     stream = io.StringIO()
     report(Status(server="fed.example:8002", sites={EVIL: EVIL}, runs={EVIL: EVIL}), stream)
@@ -252,8 +252,8 @@ def _status() -> str:
 def _news(tmp_path: Path) -> str:
     """What the coordinator says of a server's news."""
     pytest.importorskip("nvflare")
-    from shepherd.silos.coordinate import SilosRun
-    from shepherd.silos.following import News
+    from shepherd.silos.coordinator.coordinate import SilosRun
+    from shepherd.silos.coordinator.job_follower import News
 
     with lines(stream := io.StringIO()) as seen:
         going = SilosRun.__new__(SilosRun)

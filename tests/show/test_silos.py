@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("nvflare")
 
 from shepherd.show.silos import report
-from shepherd.silos.membership import Status
+from shepherd.silos.coordinator.admin import Status
 
 
 def printed(status: Status) -> list[str]:

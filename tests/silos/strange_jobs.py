@@ -16,10 +16,10 @@ from shepherd import checkpoint, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import SilosError
-from shepherd.federation.nvflare import job as jobs
-from shepherd.federation.nvflare.session import Session, session
-from shepherd.federation.orders import Order
 from shepherd.model.digest import digest
+from shepherd.silos.flare import job as jobs
+from shepherd.silos.flare.session import Session, session
+from shepherd.silos.protocol.jobspec import Order
 from shepherd.version import version
 
 CODE = """

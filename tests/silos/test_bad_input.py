@@ -21,16 +21,18 @@ import tomli_w
 
 pytest.importorskip("nvflare")
 
-from tests.federation.nvflare.federations import moved
 from tests.silos import scene as scenes
+from tests.silos.flare.federations import moved
 from tests.silos.scene import copied, until
 
 from shepherd import folder, prepare
-from shepherd.federation import wire
-from shepherd.federation.nvflare import kits, provision, reach
-from shepherd.silos import coordinate, loopback, site
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
+from shepherd.silos.flare import kits, probe, provision
 from shepherd.silos.loopback import Loopback
-from shepherd.site import audit, faults
+from shepherd.silos.protocol import wire
+from shepherd.silos.site import audit, redaction
+from shepherd.silos.site import serve as site
 
 pytestmark = [
     pytest.mark.silos,
@@ -134,7 +136,7 @@ def test_an_old_package_at_a_site(ran: Ran) -> None:
 
 def test_a_row_that_cannot_be_read(ran: Ran) -> None:
     """Its owner is told the file and the line, and the coordinator that it is the site's to mend."""
-    assert ran.rows[0]["failures"]["torn-row"] == faults.DATA
+    assert ran.rows[0]["failures"]["torn-row"] == redaction.DATA
     assert f"{ran.configs['torn-row'].parent / 'data.jsonl'}, line 4" in ran.log("torn-row")
     shown = refused("silos", "check", str(ran.configs["torn-row"])).stdout
     assert "data.jsonl, line 4" in " ".join(shown.split())
@@ -188,7 +190,7 @@ def test_one_kit_on_two_machines(ran: Ran, tmp_path: Path) -> None:
 def test_clocks_apart(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     """A site's owner is told when the site starts; the skew is faked, and the server's answer is real."""
     now = time.time
-    monkeypatch.setattr(reach.time, "time", lambda: now() + 600)
+    monkeypatch.setattr(probe.time, "time", lambda: now() + 600)
     said: list[str] = []
 
     class Once:

@@ -24,11 +24,12 @@ from benchmarks import silos_faults
 from shepherd import folder, prepare
 from shepherd.core import Adapter, Update
 from shepherd.errors import ShepherdError
-from shepherd.federation import wire
 from shepherd.folder import Row
 from shepherd.settings import dump, overridden
-from shepherd.silos import coordinate, loopback
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
+from shepherd.silos.protocol import wire
 
 pytestmark = [
     pytest.mark.silos,

@@ -24,12 +24,12 @@ pytest.importorskip("nvflare")
 from shepherd import prepare, world
 from shepherd.consent import Consent
 from shepherd.errors import BaseError, SilosError
-from shepherd.federation.nvflare import provision
 from shepherd.settings import MachineTable, RunSettings, parse
 from shepherd.silos import loopback
-from shepherd.site import bases
-from shepherd.site.check import check
-from shepherd.site.settings import read
+from shepherd.silos.flare import provision
+from shepherd.silos.site import allowed_bases
+from shepherd.silos.site.preview import check
+from shepherd.silos.site.site_settings import read
 
 
 def settings(clients: int = 3, **data: Any) -> RunSettings:
@@ -151,7 +151,7 @@ def test_what_a_person_agreed_to_holds_for_its_tokenizer_too(tmp_path: Path) -> 
 def test_its_site_toml_allows_the_embedded_base_and_its_own_data(tmp_path: Path) -> None:
     config = loopback.write_sites(settings(), tmp_path / "sites")["site-2"]
     site = read(config)
-    (allowed,) = bases.allowed(site.bases)
+    (allowed,) = allowed_bases.allowed(site.bases)
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
     assert site.bases[0].name == "tiny"
     assert allowed == site.bases[0].sha256

@@ -19,9 +19,10 @@ from shepherd.loading import load_base
 from shepherd.machine.plan import planned
 from shepherd.model import files, memory
 from shepherd.settings import parse
-from shepherd.silos import coordinate, loopback
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
-from shepherd.site import audit, numbers
+from shepherd.silos.site import audit, released
 
 # FLARE's client of websockets calls its library the old way
 pytestmark = pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning")
@@ -78,7 +79,7 @@ def test_the_final_adapter_has_the_bits_of_the_same_run_in_process(ran: Ran, one
     assert len(ended) == ROUNDS
     expected = ended[-1][0].adapter
     losses = [
-        {client: numbers.rounded(m["loss"], m["trained_tokens"]) for client, m in report.metrics.items()}
+        {client: released.rounded(m["loss"], m["trained_tokens"]) for client, m in report.metrics.items()}
         for _, report in ended
     ]
     last = checkpoint.latest(ran.folder / "checkpoints")

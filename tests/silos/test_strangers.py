@@ -13,7 +13,7 @@ from tests.silos import scene as scenes
 from tests.silos.cases import CASES, Case
 from tests.silos.scene import Scene
 
-from shepherd.silos import coordinate
+from shepherd.silos.coordinator import coordinate
 
 pytestmark = [
     pytest.mark.silos,

@@ -15,7 +15,7 @@ from shepherd.show.summary import summary
 
 if TYPE_CHECKING:
     from shepherd.run import Run
-    from shepherd.silos.coordinate import SilosRun
+    from shepherd.silos.coordinator.coordinate import SilosRun
 
 Opened = Callable[[], "Run | SilosRun"]
 
@@ -63,9 +63,9 @@ def stopped(folder: Path, command: str = "resume") -> str:
 
 def _goes_on(folder: Path) -> bool:
     """Whether a run over silos has a job at the server, as far as its folder says."""
-    from shepherd.silos import record
+    from shepherd.silos.coordinator import state_file
 
-    return record.recorded(folder)[2] is not None and not record.is_finished(folder)
+    return state_file.recorded(folder)[2] is not None and not state_file.is_finished(folder)
 
 
 def _rounds(going: Run | SilosRun, seen: Display) -> None:

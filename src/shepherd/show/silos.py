@@ -12,8 +12,8 @@ from shepherd.progress import duration
 from shepherd.show.console import PlainConsole
 
 if TYPE_CHECKING:
-    from shepherd.silos.kept import KeptRun
-    from shepherd.silos.membership import Status
+    from shepherd.silos.coordinator.admin import Status
+    from shepherd.silos.server.kept_runs import KeptRun
 
 
 def report(status: Status, stream: TextIO | None = None) -> None:

@@ -7,8 +7,8 @@ from typing import TextIO
 
 from shepherd.show import data as shown
 from shepherd.show.console import PlainConsole, styled
-from shepherd.site import numbers
-from shepherd.site.check import Found, FoundBase, FoundData, Leaving
+from shepherd.silos.site import released
+from shepherd.silos.site.preview import Found, FoundBase, FoundData, Leaving
 
 
 def report(found: Found, stream: TextIO | None = None) -> bool:
@@ -86,8 +86,8 @@ def _leaving(found: Found) -> Iterable[str]:
     yield f"Beside them one weight, and these numbers: {', '.join(names) or 'none'}."
     if "loss" in policy.metrics:
         yield (
-            f"A loss is a mean over {policy.min_examples} examples or more, to {numbers.DIGITS} digits after"
-            f" the point; each token counts at most {numbers.CAP_NATS:g} nats in it."
+            f"A loss is a mean over {policy.min_examples} examples or more, to {released.DIGITS} digits after"
+            f" the point; each token counts at most {released.CAP_NATS:g} nats in it."
         )
     if "heldout" in policy.metrics and found.data is not None and found.data.scored:
         yield (

@@ -20,15 +20,15 @@ from shepherd import prepare, world
 from shepherd.consent import NOTHING, Consent
 from shepherd.data.examples import Example
 from shepherd.errors import SilosError
-from shepherd.federation.nvflare import provision
-from shepherd.federation.nvflare.session import session
-from shepherd.federation.nvflare.supervise import bound
 from shepherd.loading import placed
 from shepherd.model.base import load_tokenizer
 from shepherd.model.digest import digest
 from shepherd.settings import TINY, RunSettings
-from shepherd.site.policy import length
-from shepherd.site.settings import PolicyTable
+from shepherd.silos.flare import provision
+from shepherd.silos.flare.session import session
+from shepherd.silos.flare.supervise import bound
+from shepherd.silos.site.policy import length
+from shepherd.silos.site.site_settings import PolicyTable
 
 MOST = 20
 """Sites on one machine: each is three processes, one with a base of its own."""
