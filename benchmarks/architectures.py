@@ -45,9 +45,10 @@ from shepherd.core import Adapter, Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError
 from shepherd.model import base as bases
-from shepherd.model import generate, lora, score, tune
+from shepherd.model import generate, lora
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
+from shepherd.training import score, tune
 
 EXPECTED = ROOT / "benchmarks" / "architectures.json"
 PAGE = ROOT / "docs" / "architectures.md"

@@ -24,7 +24,7 @@ from rich.table import Table as Drawn
 
 from shepherd import folder
 from shepherd.errors import ShepherdError
-from shepherd.model import memory
+from shepherd.machine import memory
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).parents[1]

@@ -10,11 +10,10 @@ from benchmarks.work import Measured, Work, device_bytes
 from shepherd import plugins
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.machine import planning
+from shepherd.machine import malloc, memory, planning
 from shepherd.machine.executors import Inline, processes
 from shepherd.machine.plan import Plan
 from shepherd.model import base as bases
-from shepherd.model import malloc, memory
 from shepherd.rounds import rounds, start
 from shepherd.settings import RunSettings
 

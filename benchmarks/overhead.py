@@ -23,9 +23,9 @@ from typing import Any
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd import checkpoint
-from shepherd.model import score, tune
 from shepherd.run import open_run
 from shepherd.settings import RunSettings
+from shepherd.training import score, tune
 
 TARGET = 0.05  # of the time inside tuning
 

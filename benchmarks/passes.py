@@ -25,9 +25,11 @@ from benchmarks.sides import Make, sides
 from benchmarks.work import Measured, Work, device_bytes
 from shepherd import plugins, prepare
 from shepherd.core import Adapter, Broadcast, seed_for
+from shepherd.machine import malloc, memory
 from shepherd.model import base as bases
-from shepherd.model import malloc, memory, outline, tune
-from shepherd.model.tune import Visit
+from shepherd.model import outline
+from shepherd.training import tune
+from shepherd.training.tune import Visit
 
 PASSES = (256, 512, 1024, 2048, 4096)
 STACKS = (1, 2, 5)

@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.work import Measured, Work, device_bytes
 from shepherd.core import Adapter
 from shepherd.data.tokens import Tokens
-from shepherd.model import memory
+from shepherd.machine import memory
 from shepherd.model.base import load_tokenizer
 from shepherd.settings import ModelTable
 from shepherd.training.optimisers import adamw

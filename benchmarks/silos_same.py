@@ -27,9 +27,10 @@ from shepherd.core import ServerState, seed_for
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.loading import load_base
+from shepherd.machine import memory
 from shepherd.machine.executors import Inline
 from shepherd.machine.plan import planned
-from shepherd.model import files, lora, memory
+from shepherd.model import files, lora
 from shepherd.rounds import RoundReport, rounds, start
 from shepherd.settings import RunSettings, dump
 from shepherd.silos import loopback

@@ -21,7 +21,7 @@ from time import time
 import numpy as np
 
 from shepherd.core import Adapter, Broadcast, Update
-from shepherd.model import malloc
+from shepherd.machine import malloc
 from shepherd.silos.protocol import ipc, wire
 from shepherd.silos.protocol.wire import Joined, Request, Scores
 from shepherd.silos.site import audit

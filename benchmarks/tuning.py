@@ -39,9 +39,10 @@ from shepherd.data.tokens import Tokens
 from shepherd.errors import SettingsError
 from shepherd.evaluate.loss import spread
 from shepherd.model import base as bases
-from shepherd.model import lora, score
-from shepherd.model.tune import predictions
+from shepherd.model import lora
 from shepherd.settings import RunSettings
+from shepherd.training import score
+from shepherd.training.tune import predictions
 
 ALLOWED = 0.03  # relative difference of the sides' losses
 ALIGNED = 0.8  # cosine of the changes: bfloat16 turns small AdamW steps a little, a mistake turns all

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from shepherd import expected
+from shepherd.machine import memory
 from shepherd.machine.plan import Plan
-from shepherd.model import memory
 from shepherd.settings import TuningTable
 from tests.model import bases
 

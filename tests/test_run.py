@@ -47,14 +47,15 @@ from shepherd.errors import (
 )
 from shepherd.federation.simulation import Simulation
 from shepherd.inspection import inspect_data
-from shepherd.machine import plan
+from shepherd.machine import memory, plan
 from shepherd.model import base as bases_
-from shepherd.model import files, layout, lora, memory, score
+from shepherd.model import files, layout, lora
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.progress import Progress
 from shepherd.run import Run, open_run, resume
 from shepherd.settings import MachineTable, RunSettings, dump, read
+from shepherd.training import score
 from tests import runs
 from tests.model import bases
 from tests.test_checkpoint import as_first_format

@@ -22,7 +22,7 @@ import click
 
 from shepherd.cli_silos import agreed, echo, plugin, require_flare, silos, tracker, trust, wished
 from shepherd.errors import FolderError, ShepherdError, TemplateError
-from shepherd.model import malloc
+from shepherd.machine import malloc
 from shepherd.progress import many
 from shepherd.version import DISTRIBUTION
 from shepherd.visible import in_this_process, shown

@@ -10,12 +10,13 @@ import numpy as np
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
 from shepherd.data.tokens import Tokens
+from shepherd.machine import memory
 from shepherd.machine.plan import Plan
-from shepherd.model import memory, tune
 from shepherd.model.base import Base
-from shepherd.model.tune import Job, Visit
 from shepherd.progress import stage
 from shepherd.settings import TuningTable
+from shepherd.training import tune
+from shepherd.training.tune import Job, Visit
 
 TRIAL_TOKENS = 256
 LONG_S = 1.0  # after a trial of this length no larger one is made

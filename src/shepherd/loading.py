@@ -11,8 +11,9 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, CheckpointError
+from shepherd.machine import malloc, memory
 from shepherd.model import base as bases
-from shepherd.model import fingerprint, malloc, memory, remote_code
+from shepherd.model import fingerprint, remote_code
 from shepherd.progress import stage
 from shepherd.settings import TINY, ModelTable, RunSettings
 
@@ -42,6 +43,7 @@ def load_base(settings: RunSettings, consent: Consent = NOTHING) -> bases.Base:
             longest=settings.data.max_tokens,
             consent=consent,
         )
+    malloc.give_back()  # what the proof took, before somebody plans with what is free
     if not base.packed:
         log.info(
             "%s cannot be packed (%s), so each pass holds one client's examples, padded: slower",

@@ -37,18 +37,19 @@ from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.folder import RunFolder
 from shepherd.loading import load_base, load_checkpoint
+from shepherd.machine import memory, planning
 from shepherd.machine import plan as plans
-from shepherd.machine import planning
 from shepherd.machine.executors import Executor, Inline, processes
 from shepherd.machine.plan import Plan
 from shepherd.model import base as bases
-from shepherd.model import files, lora, memory, score, tune
+from shepherd.model import files, lora
 from shepherd.model import generate as generation
 from shepherd.model.coverage import coverage
 from shepherd.prepare import Prepared
 from shepherd.progress import roughly, stage
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, start
 from shepherd.settings import RunSettings
+from shepherd.training import score, tune
 from shepherd.training.local import LocalTraining, completed, local_training
 
 log = logging.getLogger(__name__)

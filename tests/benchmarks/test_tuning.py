@@ -64,8 +64,9 @@ def test_useful_work_is_what_pytorch_counts(work: works.Work, tmp_path: Path) ->
     """Forward and backward of one unpadded example, counted by PyTorch in the engine's own layers."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from shepherd.model import layout, stack
+    from shepherd.model import layout
     from shepherd.model.attention import PACKED
+    from shepherd.training import stack
 
     settings = work.settings
     base = bases.load(settings.model, settings.adapter, device="cpu")

@@ -28,13 +28,14 @@ from shepherd.evaluate import text
 from shepherd.loading import load_base
 from shepherd.machine import plan as plans
 from shepherd.machine.executors import Inline
-from shepherd.model import files, lora, score, tune
-from shepherd.model.tune import Visit
+from shepherd.model import files, lora
 from shepherd.report import collect
 from shepherd.report.reading import held
 from shepherd.run import open_run
 from shepherd.settings import RunSettings, SplitTable
 from shepherd.show.compared import compared as show_compared
+from shepherd.training import score, tune
+from shepherd.training.tune import Visit
 from tests import runs
 from tests.model import bases
 

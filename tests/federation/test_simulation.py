@@ -16,9 +16,9 @@ from shepherd.data.tokens import Tokens
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.machine.executors import Inline
-from shepherd.model import tune
 from shepherd.progress import Progress
 from shepherd.settings import FederationTable, TuningTable
+from shepherd.training import tune
 
 SIZES = {"ann": 3, "bob": 7, "cay": 5, "dan": 4}
 RATE = 0.01

@@ -13,9 +13,9 @@ from tests.model import bases
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
 from shepherd.data.openings import WORTH
-from shepherd.model import tune
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
+from shepherd.training import tune
 
 PLAIN = fedavg.ALGORITHM
 RATE = 0.01

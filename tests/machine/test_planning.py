@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shepherd.errors import SettingsError
-from shepherd.machine import planning
+from shepherd.machine import memory, planning
 from shepherd.machine.plan import Plan
-from shepherd.model import memory
 from shepherd.settings import MachineTable, RunSettings, parse
 
 WORK = {"clients": 100, "step_tokens": 1024.0, "all_tokens": 1.0}

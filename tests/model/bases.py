@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from shepherd.core import Adapter, Algorithm, Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.model import base as bases
-from shepherd.model import tune
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
+from shepherd.training import tune
 
 VOCABULARY = 61
 _COMMON = {

@@ -11,9 +11,10 @@ import torch
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
 from shepherd.data.openings import WORTH
-from shepherd.model import files, tune
+from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
+from shepherd.training import tune
 from shepherd.training.local import USUAL
 from shepherd.training.optimisers import adamw
 from tests.model import bases

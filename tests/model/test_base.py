@@ -22,12 +22,13 @@ from shepherd.core import Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, DataError
 from shepherd.model import base as loading
-from shepherd.model import lora, outline, score
+from shepherd.model import lora, outline
 from shepherd.model.attention import PACKED
 from shepherd.model.digest import digest
-from shepherd.model.tune import Visit
 from shepherd.prepare import Prepared, require_readable
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
+from shepherd.training import score
+from shepherd.training.tune import Visit
 from tests.model import bases
 
 

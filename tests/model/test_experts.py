@@ -16,9 +16,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from shepherd.algorithms import fedprox, ffa_lora
 from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BaseError
-from shepherd.model import files, generate, layout, lora, outline, tune
+from shepherd.model import files, generate, layout, lora, outline
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, TuningTable
+from shepherd.training import tune
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_gradients
 

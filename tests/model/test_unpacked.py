@@ -12,10 +12,12 @@ import transformers as hf
 from benchmarks import tiny
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
-from shepherd.model import generate, memory, score, tune
+from shepherd.machine import memory
+from shepherd.model import generate
 from shepherd.model.base import Base, Proof
-from shepherd.model.tune import Tuned, Visit
 from shepherd.settings import TuningTable
+from shepherd.training import score, tune
+from shepherd.training.tune import Tuned, Visit
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
 

@@ -16,8 +16,9 @@ pytest.importorskip("nvflare")
 from benchmarks import silos_same
 from shepherd import checkpoint, folder
 from shepherd.loading import load_base
+from shepherd.machine import memory
 from shepherd.machine.plan import planned
-from shepherd.model import files, memory
+from shepherd.model import files
 from shepherd.settings import parse
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate

@@ -18,9 +18,9 @@ from shepherd.config import PartTable
 from shepherd.core import Broadcast, chain
 from shepherd.data.tokens import Tokens
 from shepherd.federation.clients import LocalClients
-from shepherd.model import tune
 from shepherd.plugins import built
 from shepherd.settings import FederationTable, TuningTable
+from shepherd.training import tune
 from shepherd.training.local import OBJECTIVE, USUAL
 from shepherd.training.objective import Scored
 

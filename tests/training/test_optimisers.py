@@ -12,8 +12,8 @@ import torch
 from shepherd.config import PartTable
 from shepherd.core import Adapter
 from shepherd.errors import SettingsError
-from shepherd.model import stack
 from shepherd.plugins import built
+from shepherd.training import stack
 from shepherd.training.local import OPTIMISER
 from shepherd.training.optimiser import Optimiser
 

@@ -20,11 +20,11 @@ from shepherd.evaluate.metric import scores as metric_scores
 from shepherd.machine.executors import Executor
 from shepherd.machine.plan import Plan
 from shepherd.model import generate as generation
-from shepherd.model import score
 from shepherd.model.base import Base
 from shepherd.prepare import Prepared, categories
 from shepherd.progress import many, stage
 from shepherd.settings import RunSettings
+from shepherd.training import score
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]

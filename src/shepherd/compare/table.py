@@ -17,8 +17,8 @@ from shepherd.evaluate.draws import Draws, draws
 from shepherd.evaluate.metric import Metric
 from shepherd.evaluate.sentences import LOSS, Measure, listed
 from shepherd.evaluate.statistics import interval, sample
-from shepherd.model.tune import predictions
 from shepherd.prepare import Prepared, categories
+from shepherd.training.tune import predictions
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]

@@ -29,10 +29,10 @@ from shepherd.core import (
 from shepherd.data import cursor
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError
-from shepherd.model import stack, tune
-from shepherd.model.tune import Job, Tuned, Visit
 from shepherd.settings import FederationTable, TuningTable
+from shepherd.training import stack, tune
 from shepherd.training.local import USUAL, LocalTraining
+from shepherd.training.tune import Job, Tuned, Visit
 
 
 class Batches(NamedTuple):

@@ -12,9 +12,9 @@ from shepherd.data import cursor
 from shepherd.errors import DataError
 from shepherd.federation.clients import LocalClients
 from shepherd.machine.executors import Executor
-from shepherd.model import tune
-from shepherd.model.tune import Job, Tuned, Visit
 from shepherd.progress import Progress, stage
+from shepherd.training import tune
+from shepherd.training.tune import Job, Tuned, Visit
 
 
 @dataclass(slots=True)

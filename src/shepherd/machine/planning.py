@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 from shepherd import paths
 from shepherd.errors import SettingsError
+from shepherd.machine import memory
+from shepherd.machine.memory import Sizes
 from shepherd.machine.plan import Plan
-from shepherd.model import memory
 from shepherd.model.base import Base
-from shepherd.model.memory import Sizes
 from shepherd.settings import RunSettings
 
 

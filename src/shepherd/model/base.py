@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.errors import BaseError, DataError
-from shepherd.model import digest, fingerprint, last, lora, malloc, remote_code
+from shepherd.model import digest, fingerprint, last, lora, remote_code
 from shepherd.model.attention import PACKED
 from shepherd.progress import many
 from shepherd.settings import AdapterTable, ModelTable
@@ -189,9 +189,7 @@ def load(
         sites=sites,
         attention=network.config._attn_implementation,
     )
-    base = replace(base, proof=prove(base, longest) if proof is None else proof)
-    malloc.give_back()  # what the proof took, before somebody plans with what is free
-    return base
+    return replace(base, proof=prove(base, longest) if proof is None else proof)
 
 
 def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from shepherd.model.stack import Stack
+    from shepherd.training.stack import Stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

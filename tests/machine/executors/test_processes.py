@@ -25,8 +25,8 @@ from shepherd.errors import DataError, FederationError
 from shepherd.machine.executors import Inline, Processes
 from shepherd.machine.executors.processes import AHEAD
 from shepherd.model.base import Base
-from shepherd.model.tune import Job, Progress, Visit
 from shepherd.settings import TuningTable
+from shepherd.training.tune import Job, Progress, Visit
 
 SIZES = {"ann": 3, "bob": 7, "cay": 5, "dan": 4, "eve": 6}
 

@@ -30,8 +30,8 @@ from shepherd.compare.comparing import compare as compared
 from shepherd.core import Adapter, Update
 from shepherd.errors import CheckpointError, FederationError, FolderError, SettingsError, ShepherdError
 from shepherd.loading import load_base
-from shepherd.machine import plan
-from shepherd.model import files, memory
+from shepherd.machine import memory, plan
+from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest

@@ -45,8 +45,8 @@ from shepherd.errors import AdapterError, DataError, SettingsError, ShepherdErro
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.loading import load_base
+from shepherd.machine import memory
 from shepherd.machine.executors import Inline
-from shepherd.model import memory, score, tune
 from shepherd.model.digest import digest
 from shepherd.silos.protocol import ipc as local
 from shepherd.silos.protocol import wire
@@ -56,6 +56,7 @@ from shepherd.silos.site import trainer as trainers
 from shepherd.silos.site.site_settings import own
 from shepherd.silos.site.site_settings import scored as as_scored
 from shepherd.silos.site.trainer import Trainer
+from shepherd.training import score, tune
 
 CLIENT = {"algorithm": {"name": REMEMBERING}}
 SLOW = {"algorithm": {"name": SLEEPING}, "tuning": {"max_steps": 500}}

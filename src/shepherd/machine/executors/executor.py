@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 from shepherd.model.base import Base
-from shepherd.model.tune import Job, Progress, Tuned
+from shepherd.training.tune import Job, Progress, Tuned
 
 Watch = Callable[[int, Progress], None]
 """Hears which job, counted from 0, and how far it is."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from shepherd.machine.executors.executor import Watch
-from shepherd.model import tune
 from shepherd.model.base import Base
-from shepherd.model.tune import Job, Tuned
+from shepherd.training import tune
+from shepherd.training.tune import Job, Tuned
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -30,12 +30,12 @@ from threadpoolctl import threadpool_limits
 
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FederationError, ShepherdError
+from shepherd.machine import malloc, memory
 from shepherd.machine.executors.executor import Watch
 from shepherd.model import base as bases
-from shepherd.model import malloc, memory
 from shepherd.model.base import Base, Proof
-from shepherd.model.tune import Job, Tuned, Visit, tune
 from shepherd.settings import AdapterTable, ModelTable
+from shepherd.training.tune import Job, Tuned, Visit, tune
 
 POLL = 0.1  # seconds between two looks at how far the workers are
 AHEAD = 8  # jobs a worker that are looked at, and whose results may wait here for one before them

@@ -50,7 +50,7 @@ from shepherd.machine import plan as plans
 from shepherd.machine import planning
 from shepherd.machine.plan import Plan
 from shepherd.model import base as bases
-from shepherd.model import files, lora, stack
+from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
 from shepherd.progress import Progress
@@ -63,6 +63,7 @@ from shepherd.silos.flare import kits
 from shepherd.silos.flare.session import JobGone, session
 from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.protocol.jobspec import Order
+from shepherd.training import stack
 from shepherd.training.local import completed
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from nvflare.app_common.workflows.model_controller import ModelController
 
 from shepherd.errors import FederationError, ShepherdError, WireError
 from shepherd.folder import mending, write_atomic
-from shepherd.model import malloc
+from shepherd.machine import malloc
 from shepherd.silos.flare import known_sites, message, tls
 from shepherd.silos.flare.job import BROUGHT, ORDER, TASK
 from shepherd.silos.flare.patches.server_job import outlive_updates

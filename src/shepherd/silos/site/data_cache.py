@@ -17,8 +17,8 @@ from shepherd.data.template import Template, prints_date
 from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.folder import mending
 from shepherd.loading import load_base
+from shepherd.machine import memory
 from shepherd.model import base as bases
-from shepherd.model import memory
 from shepherd.prepare import Prepared
 from shepherd.settings import AdapterTable, ModelTable, RunSettings
 from shepherd.silos.site import redaction

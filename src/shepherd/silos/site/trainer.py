@@ -30,9 +30,8 @@ from shepherd.errors import ShepherdError
 from shepherd.evaluate import loss
 from shepherd.federation.clients import Batches, LocalClients
 from shepherd.folder import mending
-from shepherd.model import memory, score, tune
+from shepherd.machine import memory
 from shepherd.model.base import Base
-from shepherd.model.tune import Progress, Tuned
 from shepherd.prepare import Prepared
 from shepherd.progress import stage
 from shepherd.settings import RunSettings
@@ -46,7 +45,9 @@ from shepherd.silos.site.released import Score
 from shepherd.silos.site.site_settings import SiteSettings, own, read, scored
 from shepherd.silos.site.site_store import Kept, Record, Store
 from shepherd.silos.site.task import Answer, Task, waited
+from shepherd.training import score, tune
 from shepherd.training.local import local_training
+from shepherd.training.tune import Progress, Tuned
 from shepherd.visible import in_this_process
 
 LOG = "trainer.log"

@@ -14,7 +14,7 @@ from shepherd.training.optimiser import Optimiser
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from shepherd.model.stack import Stack
+    from shepherd.training.stack import Stack
 
 EPSILON = 1e-8
 """As in PyTorch."""

@@ -16,7 +16,7 @@ from shepherd.training.optimiser import Optimiser
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from shepherd.model.stack import Stack
+    from shepherd.training.stack import Stack
 
 
 class Config(Table):

@@ -11,8 +11,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from shepherd.model import layout, lora, stack
+from shepherd.model import layout, lora
 from shepherd.model.base import Base, hidden_states, tuning_attention
+from shepherd.training import stack
 
 USABLE = 0.6  # of the memory that is free, the rest is for the backward pass and everybody else
 PROCESS = 500 * 2**20  # bytes that PyTorch and transformers take in a process of their own

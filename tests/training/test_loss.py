@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import tiny
 from shepherd.model import base as loading
-from shepherd.model import loss, score
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, ModelTable
+from shepherd.training import loss, score
 from tests.model import bases
 
 M = 53  # four chunks of 16, 16, 16 and 5

@@ -8,7 +8,7 @@ import pytest
 from shepherd.core import Adapter
 from shepherd.data import openings
 from shepherd.errors import AdapterError
-from shepherd.model import score, tune
+from shepherd.training import score, tune
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as hf
 
-from shepherd.model import memory
+from shepherd.machine import memory
 from tests.model import bases
 
 PLENTY = 10**15

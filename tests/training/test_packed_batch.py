@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shepherd.data.openings import WORTH
 from shepherd.data.tokens import Tokens
-from shepherd.model.line import Line, Row, at_places, line_of
+from shepherd.training.packed_batch import Line, Row, at_places, line_of
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.model import layout, lora
 from shepherd.model.base import Base, hidden_states, tuning_attention
-from shepherd.model.line import Line, Row, at_places, batch_of, line_of
-from shepherd.model.loss import capped, token_losses
 from shepherd.progress import stage
+from shepherd.training.loss import capped, token_losses
+from shepherd.training.packed_batch import Line, Row, at_places, batch_of, line_of
 
 
 def losses(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from shepherd.core import Adapter
-from shepherd.model import stack
 from shepherd.settings import TuningTable
+from shepherd.training import stack
 from shepherd.training.optimisers import adamw
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from shepherd.model import malloc
+from shepherd.machine import malloc
 
 
 def test_keeping_pages_tells_whether_it_could(monkeypatch) -> None:

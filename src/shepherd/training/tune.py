@@ -21,13 +21,14 @@ from shepherd.core import Adapter, Algorithm, Broadcast, LocalReport, LocalResul
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
-from shepherd.model import layout, lora, score, stack
+from shepherd.model import layout, lora
 from shepherd.model.base import Base, hidden_states, tuning_attention
-from shepherd.model.line import Line, Row, at_places, batch_of, line_of
-from shepherd.model.loss import capped, token_losses, weighted_loss
 from shepherd.settings import TuningTable
+from shepherd.training import score, stack
 from shepherd.training.local import USUAL, LocalTraining
+from shepherd.training.loss import capped, token_losses, weighted_loss
 from shepherd.training.objective import Scored
+from shepherd.training.packed_batch import Line, Row, at_places, batch_of, line_of
 
 WATCH_S = 1.0  # seconds: a look at the loss waits for a GPU, so not at every pass
 NONE = np.zeros(0)

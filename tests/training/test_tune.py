@@ -12,12 +12,12 @@ from shepherd.core import Adapter, Broadcast, ClientInfo
 from shepherd.data import openings
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
-from shepherd.model import tune
 from shepherd.model.base import Base
-from shepherd.model.line import line_of
 from shepherd.settings import TuningTable
+from shepherd.training import tune
 from shepherd.training.local import USUAL
 from shepherd.training.optimisers import adamw
+from shepherd.training.packed_batch import line_of
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
 from tests.plugins import personal_b
