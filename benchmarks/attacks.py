@@ -417,7 +417,7 @@ def escape_sequences(home: Path) -> int:
         "split": {"clients": 2},
     }
     (home / "run.toml").write_text(tomli_w.dumps(run))
-    from shepherd import cli
+    from shepherd.ui.cli import main as cli
 
     out = io.StringIO()
     with redirect_stdout(out), redirect_stderr(out):

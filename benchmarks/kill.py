@@ -166,7 +166,7 @@ def _live(trial: Trial, moment: Moment | None) -> bool:
     output = trial.path.with_suffix(".log")
     with open(output, "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "shepherd.cli", *command],
+            [sys.executable, "-m", "shepherd", *command],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=_environment(),

@@ -115,7 +115,7 @@ def _by_command(
 
 
 def _shepherd(run_file: Path, *words: str) -> None:
-    command = [sys.executable, "-m", "shepherd.cli", "run", str(run_file), *words]
+    command = [sys.executable, "-m", "shepherd", "run", str(run_file), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"`shepherd run {' '.join(words)}` ended with {done.returncode}:\n{done.stderr}")

@@ -134,7 +134,7 @@ def go_through_rounds(folder: Path) -> None:
 
 def command(*words: str) -> None:
     """`shepherd WORDS ...` in this process, up to its exit."""
-    from shepherd.cli import main
+    from shepherd.ui.cli.main import main
 
     try:
         main(words, prog_name="shepherd")

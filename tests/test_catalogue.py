@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from shepherd import catalogue, plugins
-from shepherd.cli import main
 from shepherd.errors import PluginError, SettingsError
+from shepherd.ui.cli.main import main
 
 LISTING = """
 [shepherd.aggregations]

@@ -17,8 +17,7 @@ import tomli_w
 from click.testing import CliRunner, Result
 
 import shepherd
-from shepherd import cli, folder
-from shepherd.chat.answering import open_chat
+from shepherd import folder
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
 from shepherd.consent import Consent
@@ -29,6 +28,8 @@ from shepherd.model import base as bases
 from shepherd.model import remote_code
 from shepherd.model.base import Proof
 from shepherd.settings import AdapterTable, JudgeTable, ModelTable, RunSettings, dump
+from shepherd.ui.chat.answering import open_chat
+from shepherd.ui.cli import main as cli
 from tests import runs
 from tests.judge.server import Judge, serving
 

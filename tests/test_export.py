@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from shepherd import folder
-from shepherd.cli import main
 from shepherd.errors import FolderError, PluginError, SettingsError
 from shepherd.export import export
 from shepherd.run import open_run
+from shepherd.ui.cli.main import main
 from tests import runs
 
 

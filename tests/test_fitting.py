@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from shepherd import fitting, new
-from shepherd.cli import main
 from shepherd.errors import BaseError, DataError
 from shepherd.inspection import inspect_data
 from shepherd.settings import RunSettings, read
+from shepherd.ui.cli.main import main
 from tests.model import bases
 
 CHATML = (

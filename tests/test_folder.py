@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shepherd import folder, private, report
+from shepherd import folder, private
 from shepherd.errors import FolderError
 from shepherd.settings import dump, parse
+from shepherd.ui import report
 
 SETTINGS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}, "seed": 7})
 

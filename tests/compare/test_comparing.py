@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shepherd import folder, prepare, report
+from shepherd import folder, prepare
 from shepherd.algorithms import fedavg
 from shepherd.asking import adapter_of
 from shepherd.compare import comparing, scoring, training
@@ -29,13 +29,14 @@ from shepherd.loading import load_base
 from shepherd.machine import plan as plans
 from shepherd.machine.executors import Inline
 from shepherd.model import files, lora
-from shepherd.report import collect
-from shepherd.report.reading import held
 from shepherd.run import open_run
 from shepherd.settings import RunSettings, SplitTable
-from shepherd.show.compared import compared as show_compared
 from shepherd.training import score, tune
 from shepherd.training.tune import Visit
+from shepherd.ui import report
+from shepherd.ui.report import collect
+from shepherd.ui.report.reading import held
+from shepherd.ui.terminal.compared import compared as show_compared
 from tests import runs
 from tests.model import bases
 

@@ -12,9 +12,9 @@ import pytest
 
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
-from shepherd.report import write
 from shepherd.run import open_run
 from shepherd.settings import parse
+from shepherd.ui.report import write
 from tests.docs.schema import keys
 
 PAGE = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text(encoding="utf8")

@@ -13,8 +13,8 @@ pytest.importorskip("nvflare")
 
 from click.testing import CliRunner
 
-from shepherd.cli import main
 from shepherd.silos import loopback
+from shepherd.ui.cli.main import main
 from tests.docs.pages import blocks, commands, unsaid
 from tests.docs.test_tutorials import python, written
 

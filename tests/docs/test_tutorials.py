@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from shepherd.cli import main
+from shepherd.ui.cli.main import main
 from tests.docs.pages import TUTORIALS, Block, blocks, commands, unsaid
 
 EXACT = {'base = "tiny"': 'base = "tiny"\ndtype = "float32"', "batch_size = 16": "batch_size = 4"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
+from tests.model import bases
 
 from shepherd.machine import memory
-from tests.model import bases
 
 PLENTY = 10**15
 

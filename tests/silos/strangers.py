@@ -249,7 +249,7 @@ def replayed_connection(scene: Scene, tries: int) -> Tried:
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     """`shepherd silos WORDS ...` to its end."""
-    line = [sys.executable, "-m", "shepherd.cli", "silos", *words]
+    line = [sys.executable, "-m", "shepherd", "silos", *words]
     return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
 
 

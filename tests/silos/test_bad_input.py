@@ -103,7 +103,7 @@ def spoil(configs: dict[str, Path], old: Path) -> None:
 
 def refused(*words: str) -> subprocess.CompletedProcess[str]:
     """`shepherd WORDS ...`, which must not go well."""
-    line = [sys.executable, "-m", "shepherd.cli", *words]
+    line = [sys.executable, "-m", "shepherd", *words]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
     return done

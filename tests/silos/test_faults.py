@@ -215,7 +215,7 @@ def test_a_coordinator_that_is_gone_is_not_needed_for_the_rounds(
     output = tmp_path / "run"
     run_file = tmp_path / "run.toml"
     run_file.write_text(dump(silos_faults.run_settings(ROUNDS).model_copy(update={"output": str(output)})))
-    words = [sys.executable, "-m", "shepherd.cli", "run", str(run_file), "--silos", str(made.admin)]
+    words = [sys.executable, "-m", "shepherd", "run", str(run_file), "--silos", str(made.admin)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as coordinator:
         assert coordinator.stdout is not None
         assert any(line.startswith("round 1/") for line in coordinator.stdout)

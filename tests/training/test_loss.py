@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.model import bases
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -13,7 +14,6 @@ from shepherd.model import base as loading
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, ModelTable
 from shepherd.training import loss, score
-from tests.model import bases
 
 M = 53  # four chunks of 16, 16, 16 and 5
 

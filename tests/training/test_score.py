@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.model import bases
+from tests.model.in_peft import in_peft, peft_loss
 
 from shepherd.core import Adapter
 from shepherd.data import openings
 from shepherd.errors import AdapterError
 from shepherd.training import score, tune
-from tests.model import bases
-from tests.model.in_peft import in_peft, peft_loss
 
 DATA = bases.tokens(3, [9, 2, 13, 3, 22, 5])  # the first token of a short one predicts
 

@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.model import bases
+from tests.model.in_peft import in_peft, peft_loss
+from tests.plugins import personal_b
 
 from shepherd.algorithms import fedavg, fedprox, ffa_lora
 from shepherd.core import Adapter, Broadcast, ClientInfo
@@ -18,9 +21,6 @@ from shepherd.training import tune
 from shepherd.training.local import USUAL
 from shepherd.training.optimisers import adamw
 from shepherd.training.packed_batch import line_of
-from tests.model import bases
-from tests.model.in_peft import in_peft, peft_loss
-from tests.plugins import personal_b
 
 PLAIN = fedavg.ALGORITHM
 RATE = 0.01

@@ -94,7 +94,7 @@ def started(
 
     It ends with this process, also where this is killed.
     """
-    command = bound([*within, sys.executable, "-m", "shepherd.cli", "silos", *words], signal.SIGTERM)
+    command = bound([*within, sys.executable, "-m", "shepherd", "silos", *words], signal.SIGTERM)
     with open(made.log(who), "ab") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:

@@ -23,7 +23,7 @@ pytest.importorskip("nvflare")
 from tests.silos.server.posts import Letters, Site, failing, honest
 from tests.silos.servers import AWAY, GONE, Hosted, hosted
 
-from shepherd import asking, checkpoint, compare, folder, report, world
+from shepherd import asking, checkpoint, compare, folder, world
 from shepherd import run as runs
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare as compared
@@ -48,6 +48,7 @@ from shepherd.silos.server import server_run
 from shepherd.silos.site.request_checks import Refused
 from shepherd.silos.site.site_store import Kept, Store
 from shepherd.silos.site.trainer import Trainer
+from shepherd.ui import report
 
 assert compare  # the package, by its name
 

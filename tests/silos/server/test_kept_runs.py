@@ -18,11 +18,11 @@ from tests.silos.flare import federations
 
 from shepherd import folder
 from shepherd.errors import SilosError
-from shepherd.show.silos import report_kept
 from shepherd.silos.flare.cleanup import JOBS
 from shepherd.silos.flare.controller import SUBMITTER
 from shepherd.silos.flare.job import _name
 from shepherd.silos.server import kept_runs
+from shepherd.ui.terminal.silos import report_kept
 
 RUNS = ("1" * 16, "2" * 16, "3" * 16)
 JOB = "0f0f0f0f-0000-4000-8000-00000000000{}"

@@ -14,9 +14,9 @@ from tests.silos.site.asking import request
 from shepherd import world
 from shepherd.errors import SettingsError
 from shepherd.model.digest import digest
-from shepherd.show import site as show
 from shepherd.silos.site.preview import Found, check, in_words
 from shepherd.silos.site.site_settings import PolicyTable, asked, example
+from shepherd.ui.terminal import site as show
 
 TINY = digest(world.base_path())
 
