@@ -2,7 +2,7 @@
 
     python -m shepherd.silos.site.trainer site.toml --name site-1 --home KIT/shepherd
 
-It knows no federation engine: bytes of `federation.wire` come in on a Unix socket, and bytes go out. The
+It knows no federation engine: bytes of `silos.protocol.wire` come in on a Unix socket, and bytes go out. The
 base stays loaded through rounds and runs. Whatever goes wrong with a request becomes its reply.
 """
 
