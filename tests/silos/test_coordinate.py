@@ -23,7 +23,7 @@ pytest.importorskip("nvflare")
 from tests.federation.posts import Letters, Site, failing, honest
 from tests.silos.servers import AWAY, GONE, Hosted, hosted
 
-from shepherd import asking, checkpoint, compare, folder, report, world
+from shepherd import asking, checkpoint, compare, folder, plugins, report, world
 from shepherd import run as runs
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare as compared
@@ -178,7 +178,7 @@ def test_a_run_fills_its_folder(tmp_path: Path, server: Hosted, base: Base) -> N
     assert words[0] == "sites: a, b"
     assert coverage(base.model, base.sites).sentence in words
     assert server.aborted == ["job-0"]
-    assert folder.read_settings(tmp_path / "run") == settings(tmp_path)  # as it was given
+    assert folder.read_settings(tmp_path / "run") == plugins.completed(settings(tmp_path))  # as it was given
     kept = plan.read(tmp_path / "run")
     assert (kept.workers, kept.stack_size, kept.dtype) == (1, 1, str(base.dtype).removeprefix("torch."))
 
