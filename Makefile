@@ -3,6 +3,7 @@
 # make test-slow  the tests that take minutes
 # make test-architectures  every causal language model that transformers knows; takes minutes too
 # make test-silos the faults and strangers of a federation over silos; takes minutes too
+# make docs       the documents as a site, in build/site
 # make oldest-peft fetch the oldest PEFT that is allowed, for one of the slow tests
 # make demo-silos a server and three sites on this machine, five rounds
 #
@@ -15,6 +16,7 @@ PIP_ARGS ?=
 DEMO := .venv/installed
 SILOS := .venv/installed-silos
 DEV := .venv-dev/installed
+DOCS := .venv-docs/installed
 BIN := .venv-dev/bin
 
 # the pins hold for the build backend too, which -c alone does not reach
@@ -26,7 +28,7 @@ demo demo-silos test test-slow test-architectures test-silos: export HF_DATASETS
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev demo demo-silos test format lint types tests test-slow test-architectures test-silos \
-  oldest-peft
+  oldest-peft docs
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^the /,$$d'
@@ -51,7 +53,7 @@ demo: $(DEMO)
 	.venv/bin/shepherd compare examples/demo.toml output="$$out" \
 	  --local client-3 --local client-6 --local client-8
 
-test: format lint types tests
+test: format lint types docs tests
 
 format: $(DEV)
 	$(BIN)/ruff format --check .
@@ -77,6 +79,16 @@ test-architectures: $(DEV)
 oldest-peft: $(DEV)
 	PIP_CONSTRAINT= $(BIN)/pip install --quiet --no-deps --upgrade --target .oldest-peft \
 	  "peft==$$(sed -n 's/.*"peft>=\(.*\)".*/\1/p' pyproject.toml).*"
+
+# the sources are read and not imported, so the site needs neither torch nor the package
+$(DOCS): docs/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -c constraints.txt -r docs/requirements.txt
+	@touch $@
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS)
+	$(<D)/bin/mkdocs build --strict --quiet
 
 test-silos: $(DEV)
 	$(BIN)/pytest -m silos

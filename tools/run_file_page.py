@@ -1,0 +1,179 @@
+"""Write docs/run-file.md: every key of a run file, read off the settings themselves.
+
+    python -m tools.run_file_page
+
+A test holds the page to what this gives, so that it cannot go stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import tomli_w
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from shepherd import aggregations, algorithms, plugins, server_optimisers, transforms
+from shepherd.settings import RunSettings
+
+PAGE = Path(__file__).parent.parent / "docs" / "run-file.md"
+FOLDERS = {
+    "algorithm": algorithms,
+    "aggregation": aggregations,
+    "server": server_optimisers,
+    "transforms": transforms,
+}
+"""Tables that name a plug-in, and the folder that its module is in."""
+HEAD = """\
+# The run file
+
+<!-- Written by `python -m tools.run_file_page` from the settings; edit their docstrings and run it again. -->
+
+A run file is TOML. Only `model.base` and `data.source` have to be there; every other key has the default
+given here. `shepherd new run.toml` writes all of this as a commented file, with values that fit your data and
+your base.
+
+- Any key can be given again on the command line, by its dotted name:
+  `shepherd run run.toml federation.rounds=2`.
+- An unknown key is an error, with the keys that there are. So is a value of the wrong type.
+- Paths in the file are relative to the file; paths on the command line, and `output` always, to the current
+  folder.
+- "-" as a default says that the key is not set.
+
+"""
+
+
+def page() -> str:
+    """The page as Markdown."""
+    return HEAD + "\n".join(_section(RunSettings, ())).rstrip() + "\n"
+
+
+def _section(kind: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
+    name = ".".join(path)
+    listed = name == "transforms"
+    yield f"## `{'[[' if listed else '['}{name}{']]' if listed else ']'}`" if path else "## Top level"
+    yield ""
+    if name in FOLDERS:
+        yield from _plugins(FOLDERS[name])
+    else:
+        if path and kind.__doc__:
+            yield from (" ".join(kind.__doc__.split()), "")
+        inner = {key for key, field in kind.model_fields.items() if _table(field)}
+        yield from _keys({key: field for key, field in kind.model_fields.items() if key not in inner})
+    for key, field in kind.model_fields.items():
+        if table := _table(field):
+            yield from _section(table, (*path, key))
+
+
+def _plugins(folder: ModuleType) -> Iterator[str]:
+    names = plugins.names(folder)
+    yield (
+        f"`name` is one of {', '.join(f'`{name}`' for name in names)}, or a module outside the package, which"
+        " is imported only with `--allow-plugin NAME`. The other keys of the table are those of the module."
+    )
+    yield ""
+    for name in names:
+        module = import_module(f"{folder.__name__}.{name}")
+        title = (module.__doc__ or "").strip().partition("\n")[0]
+        yield from (f"### `{name}`", "", title, "")
+        yield from _keys(module.Config.model_fields) if module.Config.model_fields else ("No keys.", "")
+
+
+def _keys(fields: dict[str, FieldInfo]) -> Iterator[str]:
+    yield "| key | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for key, field in fields.items():
+        yield f"| `{key}` | {_cell(type_name(field))} | {_default(field)} | {_cell(_meaning(field))} |"
+    yield ""
+
+
+def _table(field: FieldInfo) -> type[BaseModel] | None:
+    """The table that a key holds; of a list of tables, one of them."""
+    kind = field.annotation
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _meaning(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    value = field.get_default(call_default_factory=True)
+    return "-" if value is None else f"`{_toml(value)}`"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
+
+
+def type_name(field: FieldInfo) -> str:
+    """What a key may hold, in words and in TOML's values.
+
+    >>> type_name(RunSettings.model_fields["seed"])
+    'integer, 0 or more'
+    """
+    return _named(field.annotation, field.metadata)
+
+
+def _named(kind: Any, metadata: Any = ()) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _named(arguments[0], arguments[1:])
+    if origin is Literal:
+        return " or ".join(f"`{_toml(value)}`" for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(_named(each) for each in arguments if each is not NoneType)
+    if origin is tuple:
+        many = "" if arguments[-1] is ... else f" of {len(arguments)}"
+        return (
+            f"list{many} of {_named(arguments[0])}"
+            if not many
+            else f"{len(arguments)} of {_named(arguments[0])}"
+        )
+    if origin is dict:
+        return "table"
+    plain = {int: "integer", float: "number", str: "string", bool: "`true` or `false`"}.get(kind, "value")
+    return plain + _bounds(metadata)
+
+
+def _bounds(metadata: Any) -> str:
+    """The limits of a number: pydantic nests them in the metadata of its own `Field`."""
+    found = {}
+    for item in metadata:
+        for inner in (item, *getattr(item, "metadata", ())):
+            for name in ("gt", "ge", "lt", "le"):
+                if (limit := getattr(inner, name, None)) is not None:
+                    found[name] = limit
+    words = []
+    if "ge" in found:
+        words.append(f"{found['ge']:g} or more")
+    if "gt" in found:
+        words.append(
+            "1 or more" if found["gt"] == 0 and isinstance(found["gt"], int) else f"above {found['gt']:g}"
+        )
+    if "le" in found:
+        words.append(f"{found['le']:g} at most")
+    if "lt" in found:
+        words.append(f"below {found['lt']:g}")
+    return f", {', '.join(words)}" if words else ""
+
+
+def _cell(text: str) -> str:
+    """A text as one cell of a table, in which nothing is HTML or ends the cell."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf8")
