@@ -1,5 +1,5 @@
 # make demo       install into .venv, train the embedded demo and compare it with its rivals
-# make test       format, lint, types, tests, in .venv-dev
+# make test       format, lint, types, documents, tests, in .venv-dev
 # make test-slow  the tests that take minutes
 # make test-architectures  every causal language model that transformers knows; takes minutes too
 # make test-silos the faults and strangers of a federation over silos; takes minutes too

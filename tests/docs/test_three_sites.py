@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("nvflare")
 
 from click.testing import CliRunner
-from tests.docs.pages import blocks, commands, unsaid
-from tests.docs.test_tutorials import python, written
 
 from shepherd.cli import main
 from shepherd.silos import loopback
+from tests.docs.pages import blocks, commands, unsaid
+from tests.docs.test_tutorials import python, written
 
 pytestmark = [
     pytest.mark.silos,

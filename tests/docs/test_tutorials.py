@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,9 +12,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tests.docs.pages import TUTORIALS, Block, blocks, commands, unsaid
 
 from shepherd.cli import main
+from tests.docs.pages import TUTORIALS, Block, blocks, commands, unsaid
 
 EXACT = {'base = "tiny"': 'base = "tiny"\ndtype = "float32"', "batch_size = 16": "batch_size = 4"}
 SHORT = {**EXACT, "limit = 120": "limit = 6", "rounds = 3": "rounds = 2", "max_steps = 6": "max_steps = 1"}
