@@ -17,17 +17,24 @@ import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from shepherd import aggregations, algorithms, plugins, server_optimisers, transforms
+from shepherd import plugins
+from shepherd.config import PartTable
+from shepherd.plugins import Kind
 from shepherd.settings import RunSettings
+from shepherd.training.local import OBJECTIVE, OPTIMISER
 
 PAGE = Path(__file__).parent.parent / "docs" / "run-file.md"
-FOLDERS = {
-    "algorithm": algorithms,
-    "aggregation": aggregations,
-    "server": server_optimisers,
-    "transforms": transforms,
+KINDS: dict[str, Kind] = {
+    "split": plugins.SPLIT,
+    "selection": plugins.SELECTION,
+    "algorithm": plugins.ALGORITHM,
+    "aggregation": plugins.AGGREGATION,
+    "server": plugins.SERVER,
+    "transforms": plugins.TRANSFORM,
+    "tuning.optimiser": OPTIMISER,
+    "tuning.objective": OBJECTIVE,
 }
-"""Tables that name a plug-in, and the folder that its module is in."""
+"""Tables that name a plug-in, and what kind of plug-in it is."""
 HEAD = """\
 # The run file
 
@@ -57,8 +64,8 @@ def _section(kind: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
     listed = name == "transforms"
     yield f"## `{'[[' if listed else '['}{name}{']]' if listed else ']'}`" if path else "## Top level"
     yield ""
-    if name in FOLDERS:
-        yield from _plugins(FOLDERS[name])
+    if name in KINDS:
+        yield from _plugins(KINDS[name].folder, "by" if name == "split" else "name")
     else:
         if path and kind.__doc__:
             yield from (" ".join(kind.__doc__.split()), "")
@@ -69,11 +76,12 @@ def _section(kind: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
             yield from _section(table, (*path, key))
 
 
-def _plugins(folder: ModuleType) -> Iterator[str]:
+def _plugins(folder: ModuleType, key: str) -> Iterator[str]:
     names = plugins.names(folder)
+    listed = ", ".join(f"`{name}`" for name in names)
     yield (
-        f"`name` is one of {', '.join(f'`{name}`' for name in names)}, or a module outside the package, which"
-        " is imported only with `--allow-plugin NAME`. The other keys of the table are those of the module."
+        f"`{key}` is one of {listed}, or a module outside the package, which is imported only with"
+        " `--allow-plugin NAME`. The other keys of the table are those of the module."
     )
     yield ""
     for name in names:
@@ -111,6 +119,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, PartTable):
+        return _toml(value.name)
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, dict):
@@ -144,6 +154,8 @@ def _named(kind: Any, metadata: Any = ()) -> str:
         )
     if origin is dict:
         return "table"
+    if kind is PartTable:
+        return "name or table"
     plain = {int: "integer", float: "number", str: "string", bool: "`true` or `false`"}.get(kind, "value")
     return plain + _bounds(metadata)
 

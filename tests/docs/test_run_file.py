@@ -36,17 +36,17 @@ def section(title: str) -> str:
 @pytest.mark.parametrize("path", [path for path, _ in leaves(RunSettings)], ids=".".join)
 def test_every_key_stands_in_its_table(path: tuple[str, ...]) -> None:
     *table, key = path
-    if key == "transforms" or path[0] in run_file_page.FOLDERS:
-        assert section(f"`[[{key}]]`" if key == "transforms" else f"`[{path[0]}]`")
+    if key == "transforms" or ".".join(table) in run_file_page.KINDS:
+        assert section(f"`[[{key}]]`" if key == "transforms" else f"`[{'.'.join(table)}]`")
         return
     assert f"\n| `{key}` |" in section(f"`[{'.'.join(table)}]`" if table else "Top level")
 
 
 def test_a_row_has_type_default_and_meaning() -> None:
-    (row,) = re.findall(r"\| `share` .*", section("`[federation]`"))
+    (row,) = re.findall(r"\| `quorum` .*", section("`[federation]`"))
     _, key, kind, default, meaning, _ = (cell.strip() for cell in row.split("|"))
-    assert (key, kind, default) == ("`share`", "number, above 0, 1 at most", "`1.0`")
-    assert meaning == RunSettings.model_fields["federation"].annotation.model_fields["share"].description
+    assert (key, kind, default) == ("`quorum`", "number, above 0, 1 at most", "`0.5`")
+    assert meaning == RunSettings.model_fields["federation"].annotation.model_fields["quorum"].description
 
 
 def test_a_plugin_has_its_own_keys() -> None:

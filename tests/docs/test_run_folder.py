@@ -27,12 +27,13 @@ WHOLE = {
 }
 """Keys whose own keys are not for this page."""
 SETTINGS: Mapping[str, Any] = {
-    "model": {"base": "tiny", "dtype": "float32", "device": "cpu"},
+    "model": {"base": "tiny", "dtype": "float32"},
     "adapter": {"rank": 2},
     "data": {"source": "world", "template": "alpaca-short", "limit": 4, "holdout": 0.5},
     "split": {"clients": 2},
     "federation": {"rounds": 1},
-    "tuning": {"max_steps": 1, "batch_size": 2, "threads": 1, "workers": 1},
+    "tuning": {"max_steps": 1, "batch_size": 2},
+    "machine": {"device": "cpu", "threads": 1, "workers": 1},
     "evaluation": {"examples": 8, "answers": 8, "max_new_tokens": 4},
 }
 
