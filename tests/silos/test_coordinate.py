@@ -179,7 +179,7 @@ def test_a_run_fills_its_folder(tmp_path: Path, server: Hosted, base: Base) -> N
     assert words[0] == "sites: a, b"
     assert coverage(base.model, base.sites).sentence in words
     assert server.aborted == ["job-0"]
-    assert folder.read_settings(tmp_path / "run") == completed(settings(tmp_path))  # as given
+    assert folder.read_settings(tmp_path / "run") == completed(settings(tmp_path))  # as it was given
     kept = plan.read(tmp_path / "run")
     assert (kept.workers, kept.stack_size, kept.dtype) == (1, 1, str(base.dtype).removeprefix("torch."))
 
