@@ -78,11 +78,12 @@ def normal(requirement: str) -> str:
 
 def import_the_server() -> None:
     """Every module of the server, and every plug-in that a run file can name."""
-    from shepherd import aggregations, algorithms, plugins, server_optimisers, transforms
+    from shepherd import plugins
 
-    for folder in (aggregations, algorithms, server_optimisers, transforms):
-        for name in plugins.names(folder):
-            importlib.import_module(f"{folder.__name__}.{name}")
+    for kind in plugins.KINDS:
+        if kind is not plugins.SPLIT:  # a site's or a simulation's: it divides data
+            for name in plugins.names(kind.folder):
+                importlib.import_module(f"{kind.folder.__name__}.{name}")
     for name in (*SERVER, *(OVER_FLARE if find_spec("nvflare") else ())):
         importlib.import_module(f"shepherd.{name}")
 
@@ -106,7 +107,8 @@ def go_through_rounds(folder: Path) -> None:
         {
             "model": {"base": "tiny"},
             "data": {"source": "world"},
-            "federation": {"rounds": 2, "deadline": 5.0},
+            "federation": {"rounds": 2},
+            "silos": {"deadline_s": 5.0},
             "transforms": [{"name": "clip", "norm": 100.0}],
         }
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import errno
 import itertools
@@ -56,6 +55,7 @@ from shepherd.progress import Progress
 from shepherd.run import Run, open_run, resume
 from shepherd.settings import MachineTable, RunSettings, dump, read
 from shepherd.training import score
+from shepherd.training.local import completed
 from tests import runs
 from tests.model import bases
 from tests.test_checkpoint import as_first_format
@@ -204,7 +204,7 @@ def test_what_was_chosen_by_measuring_is_written_out(llama_folder, source, tmp_p
     table = runs.settings(llama_folder, source, tmp_path / "run", machine=auto)
     run = open_run(table)
     run.close()
-    assert folder.read_settings(run.folder) == run.settings == table  # as it was given
+    assert folder.read_settings(run.folder) == run.settings == completed(table)  # as it was given
     kept = plan.read(run.folder)
     assert kept == run.plan
     assert kept.stack_size <= 2  # no more than a cohort
@@ -233,13 +233,6 @@ def test_a_run_in_worker_processes_has_the_same_bits_and_goes_on_with_them(
     kept = plan.read(path)
     assert (kept.workers, kept.threads) == (2, 2)
     assert not [child for child in psutil.Process().children() if "popen_loky" in " ".join(child.cmdline())]
-
-
-def test_workers_are_for_a_processor(table, llama) -> None:
-    elsewhere = dataclasses.replace(llama, device=torch.device("meta"))
-    two = table.model_copy(update={"machine": table.machine.model_copy(update={"workers": 2})})
-    with pytest.raises(SettingsError, match=r"machine\.workers = 2 is for a processor; write 1 on meta"):
-        run_module._plan(two, elsewhere, prepare.prepare(two, llama.tokenizer), cohort=2)
 
 
 def test_evaluating_every_so_often_ends_with_the_last_round(llama_folder, source, tmp_path) -> None:

@@ -8,26 +8,34 @@ A test holds the page to what this gives, so that it cannot go stale.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
-from shepherd import aggregations, algorithms, plugins, server_optimisers, transforms
+from shepherd import catalogue, plugins
+from shepherd.config import PartTable
+from shepherd.evaluate.metric import METRIC
+from shepherd.plugins import Kind
 from shepherd.settings import RunSettings
+from shepherd.training.local import OBJECTIVE, OPTIMISER
 
 PAGE = Path(__file__).parent.parent / "docs" / "run-file.md"
-FOLDERS = {
-    "algorithm": algorithms,
-    "aggregation": aggregations,
-    "server": server_optimisers,
-    "transforms": transforms,
+KINDS = {
+    "split": plugins.SPLIT,
+    "selection": plugins.SELECTION,
+    "algorithm": plugins.ALGORITHM,
+    "aggregation": plugins.AGGREGATION,
+    "server": plugins.SERVER,
+    "transforms": plugins.TRANSFORM,
+    "tuning.optimiser": OPTIMISER,
+    "tuning.objective": OBJECTIVE,
 }
-"""Tables that name a plug-in, and the folder that its module is in."""
+"""Tables that name a plug-in, and the kind of part that it is."""
 HEAD = """\
 # The run file
 
@@ -57,29 +65,39 @@ def _section(kind: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
     listed = name == "transforms"
     yield f"## `{'[[' if listed else '['}{name}{']]' if listed else ']'}`" if path else "## Top level"
     yield ""
-    if name in FOLDERS:
-        yield from _plugins(FOLDERS[name])
-    else:
-        if path and kind.__doc__:
-            yield from (" ".join(kind.__doc__.split()), "")
-        inner = {key for key, field in kind.model_fields.items() if _table(field)}
-        yield from _keys({key: field for key, field in kind.model_fields.items() if key not in inner})
-    for key, field in kind.model_fields.items():
-        if table := _table(field):
-            yield from _section(table, (*path, key))
+    if name in KINDS:
+        yield from _part(KINDS[name], kind)
+        return
+    if path and kind.__doc__:
+        yield from (" ".join(kind.__doc__.split()), "")
+    tables = {
+        key: table for key, field in kind.model_fields.items() if (table := _table((*path, key), field))
+    }
+    yield from _keys({key: field for key, field in kind.model_fields.items() if key not in tables})
+    if name == "evaluation":
+        yield from ("What `metrics` may list:", "")
+        yield from _modules(METRIC)
+    for key, table in tables.items():
+        yield from _section(table, (*path, key))
 
 
-def _plugins(folder: ModuleType) -> Iterator[str]:
-    names = plugins.names(folder)
+def _part(kind: Kind, table: type[BaseModel]) -> Iterator[str]:
+    (finds,) = table.model_fields
+    default = table.model_fields[finds].get_default()
+    unset = "" if default is PydanticUndefined else f"; the default is `{default}`"
     yield (
-        f"`name` is one of {', '.join(f'`{name}`' for name in names)}, or a module outside the package, which"
-        " is imported only with `--allow-plugin NAME`. The other keys of the table are those of the module."
+        f"`{finds}` is one of those below, or a module outside the package, which is imported only with"
+        f" `--allow-plugin NAME`{unset}. The other keys of the table are those of the module: a key that"
+        " belongs to another one is an error."
     )
     yield ""
-    for name in names:
-        module = import_module(f"{folder.__name__}.{name}")
-        title = (module.__doc__ or "").strip().partition("\n")[0]
-        yield from (f"### `{name}`", "", title, "")
+    yield from _modules(kind)
+
+
+def _modules(kind: Kind) -> Iterator[str]:
+    for name in plugins.names(kind.folder):
+        module = plugins.module_of(kind, name)
+        yield from (f"### `{name}`", "", catalogue.first_line(module), "")
         yield from _keys(module.Config.model_fields) if module.Config.model_fields else ("No keys.", "")
 
 
@@ -91,10 +109,10 @@ def _keys(fields: dict[str, FieldInfo]) -> Iterator[str]:
     yield ""
 
 
-def _table(field: FieldInfo) -> type[BaseModel] | None:
-    """The table that a key holds; of a list of tables, one of them."""
+def _table(path: tuple[str, ...], field: FieldInfo) -> type[BaseModel] | None:
+    """The table that a key holds; of the transforms, which are a list of tables, one of them."""
     kind = field.annotation
-    if get_origin(kind) is tuple:
+    if path == ("transforms",):
         kind = get_args(kind)[0]
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
@@ -111,6 +129,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, PartTable):
+        return _toml(value.name)
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, dict):
@@ -144,6 +164,8 @@ def _named(kind: Any, metadata: Any = ()) -> str:
         )
     if origin is dict:
         return "table"
+    if isinstance(kind, type) and issubclass(kind, PartTable):
+        return "name"
     plain = {int: "integer", float: "number", str: "string", bool: "`true` or `false`"}.get(kind, "value")
     return plain + _bounds(metadata)
 

@@ -208,6 +208,10 @@ def module_of(kind: Kind, name: str, allowed: Collection[str] = ()) -> ModuleTyp
     try:
         module = importlib.import_module(f"{kind.folder.__name__}.{name}" if name in inside else name)
     except (Exception, SystemExit) as error:  # ".x" is no module, and a module may fail in any way
+        if name in inside and isinstance(
+            error, ModuleNotFoundError
+        ):  # not its fault: this is a server's alone
+            raise
         fault = f"{type(error).__name__}: {error}"
         raise PluginError(f"{kind.name} {name!r} cannot be imported ({fault}); install or fix it") from error
     if not (hasattr(module, "Config") and hasattr(module, "build")):

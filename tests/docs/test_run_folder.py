@@ -19,20 +19,22 @@ from tests.docs.schema import keys
 
 PAGE = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text(encoding="utf8")
 WHOLE = {
-    "checkpoints/round-NNNNN/state.json": ("tree", "notes.row", "notes.positions"),
+    "checkpoints/round-NNNNN/state.json": ("tree", "notes.row", "notes.positions", "notes.memories"),
     "compare/seed-N/ARM/tuned.json": ("asked", "beside"),
+    "compare/seed-N/scores/ARM.json": ("metrics",),
     "data/heldout.jsonl": ("check",),
     "report.json": ("settings", "versions"),
     "versions.json": ("",),
 }
 """Keys whose own keys are not for this page."""
 SETTINGS: Mapping[str, Any] = {
-    "model": {"base": "tiny", "dtype": "float32", "device": "cpu"},
+    "model": {"base": "tiny", "dtype": "float32"},
     "adapter": {"rank": 2},
     "data": {"source": "world", "template": "alpaca-short", "limit": 4, "holdout": 0.5},
     "split": {"clients": 2},
     "federation": {"rounds": 1},
-    "tuning": {"max_steps": 1, "batch_size": 2, "threads": 1, "workers": 1},
+    "tuning": {"max_steps": 1, "batch_size": 2},
+    "machine": {"device": "cpu", "threads": 1, "workers": 1},
     "evaluation": {"examples": 8, "answers": 8, "max_new_tokens": 4},
 }
 

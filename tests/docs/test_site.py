@@ -24,7 +24,8 @@ def test_the_reference_has_every_public_name() -> None:
     by_value = {path.rpartition(".")[2] for path in documented()}
     classes = {name for name in dir(errors) if isinstance(getattr(errors, name), type)}
     assert set(shepherd.__all__) - classes <= by_value
-    helpers = {"Array", "Layout", "not_finite", "require_same_layout", "require_shapes", "shapes_of"}
+    helpers = {"Array", "Cohort", "Draw", "Layout", "names_at", "not_finite", "require_same_layout"}
+    helpers |= {"require_shapes", "shapes_of", "share_of"}
     assert set(core.__all__) - helpers <= by_value
     assert "errors" in documented()
 

@@ -67,7 +67,7 @@ def run(tmp_path: Path) -> Path:
     """A run that has one job at the server, and one round of three."""
     kit = tmp_path / "kit"
     kit.mkdir()
-    holder = folder.create(tmp_path / "run", parse(RUN), state_file.text(kit, ORDER, "job-0"))
+    holder = folder.create(tmp_path / "run", parse(RUN), silos=state_file.text(kit, ORDER, "job-0"))
     with closing(holder):
         for number in range(2):
             holder.append({"round": number})

@@ -48,6 +48,7 @@ from shepherd.silos.server import server_run
 from shepherd.silos.site.request_checks import Refused
 from shepherd.silos.site.site_store import Kept, Store
 from shepherd.silos.site.trainer import Trainer
+from shepherd.training.local import completed
 from shepherd.ui import report
 
 assert compare  # the package, by its name
@@ -182,7 +183,7 @@ def test_a_run_fills_its_folder(tmp_path: Path, server: Hosted, base: Base) -> N
     assert words[0] == "sites: a, b"
     assert coverage(base.model, base.sites).sentence in words
     assert server.aborted == ["job-0"]
-    assert folder.read_settings(tmp_path / "run") == settings(tmp_path)  # as it was given
+    assert folder.read_settings(tmp_path / "run") == completed(settings(tmp_path))  # as it was given
     kept = plan.read(tmp_path / "run")
     assert (kept.workers, kept.stack_size, kept.dtype) == (1, 1, str(base.dtype).removeprefix("torch."))
 

@@ -92,7 +92,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    monkeypatch.setattr(executor, "RESTART", 0.3)
+    monkeypatch.setattr(executor, "RESTART_S", 0.3)
     monkeypatch.setattr(executor, "POLL_S", 0.02)
     return Site(tmp_path, monkeypatch)
 
@@ -111,13 +111,13 @@ def test_bytes_go_to_the_trainer_and_its_answer_back(site: Site) -> None:
 def test_a_trainer_that_is_being_started_again_is_waited_for(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "RESTART", 10.0)
+    monkeypatch.setattr(executor, "RESTART_S", 10.0)
     with trainer(site.home, joined, after=0.3):
         assert isinstance(site.asked(request()), Joined)
 
 
 def test_but_no_longer_than_the_answer_is_wanted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "RESTART", 100.0)
+    monkeypatch.setattr(executor, "RESTART_S", 100.0)
     began = time.monotonic()
     assert isinstance(site.asked(request(deadline=0.2)), Failure)
     assert 0.2 <= time.monotonic() - began < 3.0
@@ -207,7 +207,7 @@ def test_a_job_that_is_ended_is_not_answered(site: Site) -> None:
 
 
 def test_a_job_that_is_ended_waits_for_no_trainer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "RESTART", 100.0)
+    monkeypatch.setattr(executor, "RESTART_S", 100.0)
     site.signal.trigger("over")
     began = time.monotonic()
     answered = site.answer(FLModelUtils.to_shareable(message.wrapped(request())))

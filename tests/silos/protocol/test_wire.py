@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load as tensors_from
@@ -182,6 +182,7 @@ def test_the_arrays_that_come_in_are_not_copied_again() -> None:
 # what is no message ----------------------------------------------------------------------------------------
 
 REQUEST, UPDATE = encode_request(request(some_broadcast())), encode_reply(some_update())
+VERSION = rb"\"version\": \""
 READERS = {"request": (decode_request, REQUEST), "update": (decode_reply, UPDATE)}
 
 
@@ -199,8 +200,12 @@ def test_a_message_that_was_cut_anywhere_is_refused(what) -> None:
 @given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_refused_or_another_value_and_never_another_error(what, at, bit) -> None:
     read, data = READERS[what]
+    place = at % len(data)
+    # which version wrote a message is no part of what it says
+    written = data.index(VERSION) + len(VERSION)
+    assume(not written <= place < data.index(b'"', written) - 1)
     damaged = bytearray(data)
-    damaged[at % len(data)] ^= 1 << bit
+    damaged[place] ^= 1 << bit
     with suppress(WireError):
         assert read(bytes(damaged)) != read(data)
 

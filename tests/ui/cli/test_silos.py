@@ -157,7 +157,7 @@ def test_without_flare_the_mend_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pat
     for words in (("status", tmp_path), ("create", tmp_path / "f", "--server", "h", "--site", "a")):
         told = run("silos", *words)
         assert told.exit_code == 2
-        assert "pip install 'shepherd-fit[silos]'" in told.stderr
+        assert "pip install 'shepherd-fit-core[silos]'" in told.stderr
     assert run("silos", "check", "--new", tmp_path / "site.toml").exit_code == 0  # needs none
 
 

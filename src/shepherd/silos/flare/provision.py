@@ -365,7 +365,9 @@ def _run(project: Path) -> None:
         check=False,
     )
     if "No module named" in done.stderr:
-        raise SilosError("NVIDIA FLARE is not installed; install it with: pip install 'shepherd-fit[silos]'")
+        raise SilosError(
+            "NVIDIA FLARE is not installed; install it with: pip install 'shepherd-fit-core[silos]'"
+        )
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())[-300:]
         raise SilosError(f"FLARE could not make the kits: {said}")

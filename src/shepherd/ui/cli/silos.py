@@ -79,7 +79,9 @@ def require_flare() -> None:
     from importlib.util import find_spec
 
     if find_spec("nvflare") is None:
-        raise SilosError("NVIDIA FLARE is not installed; install it with: pip install 'shepherd-fit[silos]'")
+        raise SilosError(
+            "NVIDIA FLARE is not installed; install it with: pip install 'shepherd-fit-core[silos]'"
+        )
 
 
 @silos.command()
