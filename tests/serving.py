@@ -17,11 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-SERVER = ("federation.service", "plugins", "checkpoint", "cli", "silos.telling")
+SERVER = (
+    *("silos.server.server_run", "plugins", "checkpoint", "ui.cli.main"),
+    "silos.coordinator.status_update",
+)
 """What a server's rounds need, whatever carries the messages."""
 OVER_FLARE = (
-    *("silos.server", "silos.kept", "silos.membership", "show.silos"),
-    *("federation.nvflare.controller", "federation.nvflare.parent", "federation.nvflare.provision"),
+    *("silos.server.serve", "silos.server.kept_runs", "silos.coordinator.admin", "ui.terminal.silos"),
+    *("silos.flare.controller", "silos.flare.patches.site_parent", "silos.flare.provision"),
 )
 HEAVY = ("accelerate", "datasets", "huggingface_hub", "peft", "pyarrow", "scipy", "torch", "transformers")
 

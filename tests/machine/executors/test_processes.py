@@ -200,7 +200,7 @@ def test_a_script_that_closes_nothing_ends_and_says_nothing(llama_folder, tmp_pa
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1\n", "")
@@ -210,7 +210,7 @@ def test_a_killed_parent_leaves_no_worker(llama_folder) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(llama_folder)],
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
     with parent:

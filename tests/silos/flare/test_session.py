@@ -201,7 +201,7 @@ def login(monkeypatch: pytest.MonkeyPatch) -> Any:
         return answer
 
     monkeypatch.setattr(module, "kits", SimpleNamespace(read=lambda folder, kind: KIT))
-    monkeypatch.setattr(module.reach, "reach", lambda kit, timeout: None)
+    monkeypatch.setattr(module.probe, "reach", lambda kit, timeout: None)
     yield given
     logging.getLogger().handlers[:] = handlers
 
@@ -242,6 +242,6 @@ def test_a_server_out_of_reach_is_told_before_flare_is_asked(
         raise OutOfReach("nobody listens; start it")
 
     login(AssertionError())
-    monkeypatch.setattr(module.reach, "reach", nobody)
+    monkeypatch.setattr(module.probe, "reach", nobody)
     with pytest.raises(OutOfReach, match="nobody listens"), session("/kit"):
         pass

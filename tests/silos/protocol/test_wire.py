@@ -454,7 +454,7 @@ def test_a_question_has_the_same_name_at_both_ends(sent: Broadcast, settings: di
 def test_nothing_that_travels_or_is_kept_can_run() -> None:
     package = Path(shepherd.__file__).parent
     unsafe = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
-    for folder in ("federation", "site"):
+    for folder in ("federation", "silos"):
         for path in (package / folder).rglob("*.py"):
             tree = ast.walk(ast.parse(path.read_text()))
             names = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}

@@ -52,7 +52,7 @@ def test_flare_waits_for_a_slow_line_before_it_sends_again(
         monkeypatch.setenv(name, "1")  # put back afterwards
     monkeypatch.setattr(site_parent.runpy, "run_module", flare)
     monkeypatch.setattr(job_policy, "tell_denials", lambda: None)
-    monkeypatch.setattr(site_parent.door, "watch", lambda kit: None)
+    monkeypatch.setattr(site_parent.tls, "watch", lambda kit: None)
     monkeypatch.setattr(site_parent.sys, "argv", [])
 
     site_parent.main("server", tmp_path, "")
