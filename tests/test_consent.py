@@ -26,7 +26,7 @@ from shepherd.judge.agreed import require_agreed
 from shepherd.machine.executors import Processes
 from shepherd.model import base as bases
 from shepherd.model import remote_code
-from shepherd.model.base import Proof
+from shepherd.model.base import Base, Proof
 from shepherd.settings import AdapterTable, JudgeTable, ModelTable, RunSettings, dump
 from shepherd.ui.chat.answering import open_chat
 from shepherd.ui.cli import main as cli
@@ -173,11 +173,11 @@ def test_what_a_person_has_read_runs(
     assert shepherd.load_run(strange, consent=TRUSTED).generate("w5") == result.stdout.strip()
 
 
-def test_a_worker_has_the_consent_of_its_parent_and_no_other(evil: Path, mark: Path) -> None:
+def test_a_worker_has_the_consent_of_its_parent_and_no_other(llama: Base, evil: Path, mark: Path) -> None:
     model = ModelTable(base=str(evil), trust_remote_code=True, dtype="float32")
     with pytest.raises(BaseError, match="--trust-remote-code"):
         bases.load(model, AdapterTable(rank=2), proof=Proof())
-    assert Processes(1, 1, model, AdapterTable(rank=2), Proof(), TRUSTED)._begin[-1] == TRUSTED
+    assert Processes(1, 1, llama, TRUSTED)._begin[-1] == TRUSTED
     assert not mark.exists()
 
 

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,6 @@ import numpy as np
 import peft
 import psutil
 import pytest
-import tomli_w
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -364,28 +362,11 @@ def test_a_run_goes_on_as_planned_on_a_machine_that_would_plan_otherwise(
     assert plan.read(path) == kept == plan.read(undisturbed)
 
 
-def as_before_plans(path: Path) -> None:
-    """The folder as an earlier version wrote it: what was chosen stands in the run file, by the old keys."""
-    file = path / folder.RUN_FILE
-    tables = tomllib.loads(folder.dump(plan.planned(path)))
-    machine, silos = tables.pop("machine"), tables.pop("silos")
-    tables["model"]["device"] = machine["device"]
-    tables["tuning"] |= {
-        "threads": machine["threads"],
-        "workers": machine["workers"],
-        "cohort_size": machine["stack_size"],
-        "micro_batch_tokens": machine["micro_batch_tokens"],
-    }
-    tables["federation"] |= {"sites": [], "deadline": silos["deadline_s"], "wave": silos["max_in_flight"]}
-    file.write_text(tomli_w.dumps(tables))
-    (path / folder.PLAN).unlink()
-
-
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_folder_of_an_earlier_version_goes_on_with_the_same_bits(table, whole, monkeypatch, after) -> None:
     path = stopped(table, after=after)
     kept = plan.read(path)
-    as_before_plans(path)
+    runs.as_before_plans(path)
     another_machine(monkeypatch)
     run = resume(path)
     assert run.plan == kept == plan.read(path)  # it has one from now on

@@ -243,6 +243,21 @@ def test_what_is_there_is_not_made_again(copied, made, monkeypatch) -> None:
     assert {**found, "seconds": 0} == {**made[1], "seconds": 0}
 
 
+def test_a_comparison_of_an_earlier_version_is_gone_on_with(copied, made, monkeypatch) -> None:
+    """Its runs have no plan: what they chose stands in their run files."""
+    run = Path(copied.output)
+    before = plans.read(run)
+    for path in (run, *(path.parent for path in run.glob("compare/seed-*/*/run.toml"))):
+        runs.as_before_plans(path)
+    shutil.rmtree(run / "compare" / "seed-1" / "centralised")
+    compared = compare(copied, ASKED)
+    ours, theirs = (arm(each, "centralised")["measures"]["loss"] for each in (compared, made[1]))
+    assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4)
+    assert before.stack_size == copied.machine.stack_size
+    monkeypatch.setattr(training, "open_run", lambda *_, **__: pytest.fail("it is trained again"))
+    assert {**compare(copied, ASKED), "seconds": 0} == {**compared, "seconds": 0}
+
+
 def test_a_stopped_comparison_goes_on_with_what_is_missing(copied, made, monkeypatch) -> None:
     run = Path(copied.output)
     shutil.rmtree(run / "compare" / "seed-1" / "local-client-2")
@@ -251,9 +266,9 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(copied, made, monkeyp
     visited: list[str] = []
     honest = tune.tune
 
-    def spy(base: Any, sent: Any, algorithm: Any, visits: Any, *rest: Any, **options: Any) -> Any:
-        visited.extend(visit.client for visit in visits)
-        return honest(base, sent, algorithm, visits, *rest, **options)
+    def spy(base: Any, job: Any, *rest: Any) -> Any:
+        visited.extend(visit.client for visit in job.visits)
+        return honest(base, job, *rest)
 
     monkeypatch.setattr(tune, "tune", spy)
     found = compare(copied, ASKED)
@@ -337,6 +352,7 @@ def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
             training.train_apart(
                 base,
                 kept,
+                plans.read(tmp_path / "one"),
                 prepared,
                 [each],
                 tmp_path / each.name,
