@@ -34,7 +34,7 @@ def test_a_program_starts_again_once_with_its_arguments(tmp_path, monkeypatch) -
     program = tmp_path / "program.py"
     program.write_text(
         "import os, sys\n"
-        "from shepherd.model import malloc\n"
+        "from shepherd.machine import malloc\n"
         "known = os.environ.get(malloc.VARIABLE, '')\n"
         "print(os.getpid(), malloc.SETTINGS in known, sys.argv[1:], flush=True)\n"
         "malloc.restart()\n"

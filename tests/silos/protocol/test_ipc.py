@@ -135,11 +135,12 @@ def test_nobody_there_is_told(home) -> None:
 def test_what_a_killed_trainer_left_is_no_trainer_and_in_nobodys_way(home) -> None:
     path = ipc.place(home)
     program = (
-        "import os, sys; from pathlib import Path; from shepherd.federation import local\n"
-        "local.serve(Path(sys.argv[1]), lambda question: os.kill(os.getpid(), 9))"
+        "import os, sys; from pathlib import Path; from shepherd.silos.protocol import ipc\n"
+        "ipc.serve(Path(sys.argv[1]), lambda question: os.kill(os.getpid(), 9))"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(path)])
     while not path.exists():
+        assert process.poll() is None
         time.sleep(0.02)
     with pytest.raises(LocalError, match="went away in the middle; ask it again"):
         ipc.ask(path, b"die", 10)
