@@ -295,7 +295,7 @@ def test_a_fault_that_nobody_knows_is_told_by_its_class_alone(
     assert type(error).__name__ in outcome["error"]
     assert "HUSH" not in f"{outcome}{caplog.text}"
     assert f"{type(error).__name__} at " in caplog.text
-    assert "test_service.py" in caplog.text  # where it was
+    assert "test_server_run.py" in caplog.text  # where it was
     assert [row["round"] for row in told(made)["rows"]] == [0, 1]
 
 
