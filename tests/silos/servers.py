@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.silos.server.posts import Letters
 
 from shepherd.errors import OutOfReach
 from shepherd.silos.coordinator import admin, coordinate, job_follower
@@ -18,6 +17,7 @@ from shepherd.silos.flare.session import JobGone, JobSilent, Work
 from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.protocol.jobspec import Order
 from shepherd.silos.server.server_run import Service
+from tests.silos.server.posts import Letters
 
 Row = dict[str, Any]
 Step = Row | Exception | Callable[["Server"], Row]

@@ -8,10 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.silos import scene as scenes
-from tests.silos.scene import Scene, until
-from tests.silos.strangers import Attempt, Tried, tried
-
 from shepherd import checkpoint, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
@@ -21,6 +17,9 @@ from shepherd.silos.flare import job as jobs
 from shepherd.silos.flare.session import Session, session
 from shepherd.silos.protocol.jobspec import Order
 from shepherd.version import version
+from tests.silos import scene as scenes
+from tests.silos.scene import Scene, until
+from tests.silos.strangers import Attempt, Tried, tried
 
 CODE = """
 from pathlib import Path

@@ -7,10 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tests.silos import scene as scenes
-from tests.silos.scene import Scene, strict
-from tests.silos.strangers import Tried, bare, matching, tried
-
 from shepherd import folder, world
 from shepherd.core import Broadcast, Failure, seed_for
 from shepherd.errors import FederationError
@@ -22,6 +18,9 @@ from shepherd.silos.protocol import ipc, wire
 from shepherd.silos.protocol.jobspec import travelling
 from shepherd.silos.protocol.wire import Request
 from shepherd.silos.site import audit
+from tests.silos import scene as scenes
+from tests.silos.scene import Scene, strict
+from tests.silos.strangers import Tried, bare, matching, tried
 
 RUN = "feed" * 4
 

@@ -16,15 +16,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.silos.flare.federations import reissued
-from tests.silos.relay import recording
-from tests.silos.scene import Scene, copied, until
-
 from shepherd.errors import SilosError
 from shepherd.silos.flare import kits, probe
 from shepherd.silos.flare.kits import Kit
 from shepherd.silos.flare.session import Session, session
 from shepherd.silos.site import serve as sites
+from tests.silos.flare.federations import reissued
+from tests.silos.relay import recording
+from tests.silos.scene import Scene, copied, until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,10 +21,6 @@ import tomli_w
 
 pytest.importorskip("nvflare")
 
-from tests.silos import scene as scenes
-from tests.silos.flare.federations import moved
-from tests.silos.scene import copied, until
-
 from shepherd import folder, prepare
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
@@ -33,6 +29,9 @@ from shepherd.silos.loopback import Loopback
 from shepherd.silos.protocol import wire
 from shepherd.silos.site import audit, redaction
 from shepherd.silos.site import serve as site
+from tests.silos import scene as scenes
+from tests.silos.flare.federations import moved
+from tests.silos.scene import copied, until
 
 pytestmark = [
     pytest.mark.silos,

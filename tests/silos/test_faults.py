@@ -18,7 +18,6 @@ import pytest
 pytest.importorskip("nvflare")
 
 from benchmarks.silos_faults import KINDS, Trial, digest, process
-from tests.silos.tap import tapped
 
 from benchmarks import silos_faults
 from shepherd import folder, prepare
@@ -30,6 +29,7 @@ from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
 from shepherd.silos.protocol import wire
+from tests.silos.tap import tapped
 
 pytestmark = [
     pytest.mark.silos,

@@ -22,10 +22,6 @@ import tomli_w
 
 pytest.importorskip("nvflare")
 
-from tests.silos import scene as scenes
-from tests.silos.relay import Relay, recording
-from tests.silos.tap import tapped
-
 from shepherd import prepare
 from shepherd.core import Failure, Update
 from shepherd.data.examples import Example
@@ -36,6 +32,9 @@ from shepherd.silos.loopback import Loopback
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Joined, Reply, Request, Scores
 from shepherd.silos.site import audit, redaction
+from tests.silos import scene as scenes
+from tests.silos.relay import Relay, recording
+from tests.silos.tap import tapped
 
 pytestmark = [
     pytest.mark.silos,

@@ -17,14 +17,13 @@ import pytest
 
 pytest.importorskip("nvflare")
 
-from tests.silos.flare import federations
-
 from shepherd.errors import SilosError
 from shepherd.silos.flare import kits
 from shepherd.silos.flare.kits import Kit
 from shepherd.silos.flare.probe import DOUBT, HungUp, Reached
 from shepherd.silos.server import serve as server
 from shepherd.silos.site import serve as site
+from tests.silos.flare import federations
 
 Keep = Callable[[Callable[[str], None], threading.Event], None]
 

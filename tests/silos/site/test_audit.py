@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.silos.site.asking import NOON, request
 
 from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BadRow, FolderError
@@ -23,6 +22,7 @@ from shepherd.silos.site import audit
 from shepherd.silos.site.audit import Left
 from shepherd.silos.site.policy import Granted, Refusal, Visit
 from shepherd.silos.site.site_settings import ScoringTable
+from tests.silos.site.asking import NOON, request
 
 LEFT = Left(bytes=4096, tensors=4, metrics={"loss": 2.31, "steps": 6.0})
 

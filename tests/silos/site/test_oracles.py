@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests import runs
 
 from benchmarks import attacks
 from shepherd.core import Adapter, Broadcast, Failure, Update
@@ -28,6 +27,7 @@ from shepherd.silos.protocol.wire import Kind, Reply, Request, Scores
 from shepherd.silos.site import audit, released
 from shepherd.silos.site.site_settings import PolicyTable, SiteSettings
 from shepherd.silos.site.trainer import Trainer
+from tests import runs
 
 ADAPTER = {"rank": 1, "alpha": 1.0, "targets": ["down_proj"]}
 ROWS = 240

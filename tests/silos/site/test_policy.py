@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.silos.site.asking import refused, request
 
 from shepherd.data.cursor import visit
 from shepherd.errors import SettingsError
 from shepherd.settings import parse
 from shepherd.silos.site.policy import MOST_TRIES, Visit, length, within
 from shepherd.silos.site.site_settings import PolicyTable, ScoringTable
+from tests.silos.site.asking import refused, request
 
 REFUSED = {
     "trust_remote_code": ({}, {"model": {"base": "b", "trust_remote_code": True}}, {}, "code that comes"),

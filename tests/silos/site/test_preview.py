@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import runs
-from tests.silos.site.asking import request
 
 from shepherd import world
 from shepherd.errors import SettingsError
@@ -17,6 +15,8 @@ from shepherd.model.digest import digest
 from shepherd.silos.site.preview import Found, check, in_words
 from shepherd.silos.site.site_settings import PolicyTable, asked, example
 from shepherd.ui.terminal import site as show
+from tests import runs
+from tests.silos.site.asking import request
 
 TINY = digest(world.base_path())
 

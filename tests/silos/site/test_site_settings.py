@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from tests.silos.site.asking import request
 
 from shepherd import world
 from shepherd.errors import FolderError, SettingsError
@@ -20,6 +19,7 @@ from shepherd.model.digest import digest
 from shepherd.settings import MachineTable, RunSettings
 from shepherd.silos.site import site_settings
 from shepherd.silos.site.site_settings import PolicyTable, SiteDataTable, SiteSettings, minutes
+from tests.silos.site.asking import request
 
 DIGEST = "0123456789abcdef" * 4
 

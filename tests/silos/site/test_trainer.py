@@ -22,21 +22,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests import runs
-from tests.silos.site import sleeping, trained
-from tests.silos.site.trained import (
-    NAME,
-    REMEMBERING,
-    RUN,
-    SLEEPING,
-    TABLES,
-    ask,
-    blank,
-    broadcast,
-    reason,
-    request,
-    tables,
-)
 
 from shepherd import plugins, prepare
 from shepherd.core import Adapter, Failure, Update, seed_for
@@ -57,6 +42,21 @@ from shepherd.silos.site.site_settings import own
 from shepherd.silos.site.site_settings import scored as as_scored
 from shepherd.silos.site.trainer import Trainer
 from shepherd.training import score, tune
+from tests import runs
+from tests.silos.site import sleeping, trained
+from tests.silos.site.trained import (
+    NAME,
+    REMEMBERING,
+    RUN,
+    SLEEPING,
+    TABLES,
+    ask,
+    blank,
+    broadcast,
+    reason,
+    request,
+    tables,
+)
 
 CLIENT = {"algorithm": {"name": REMEMBERING}}
 SLOW = {"algorithm": {"name": SLEEPING}, "tuning": {"max_steps": 500}}

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.model import bases
-
 from shepherd.core import Adapter, Broadcast, Failure
 from shepherd.model import lora
 from shepherd.model.digest import digest
@@ -17,6 +15,7 @@ from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Kind, Reply, Request
 from shepherd.silos.site.site_settings import SiteSettings
 from shepherd.silos.site.trainer import Trainer
+from tests.model import bases
 
 RUN = "0123456789abcdef"
 NAME = "site-1"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tests import runs
 
 EXAMPLES = {"qa": 7, "poem": 2}
@@ -13,10 +14,9 @@ EXAMPLES = {"qa": 7, "poem": 2}
 
 @pytest.fixture(scope="session")
 def compared(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.model import bases
-
     from shepherd.model import files
     from shepherd.run import open_run
+    from tests.model import bases
 
     path = tmp_path_factory.mktemp("compared") / "run"
     data = runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from tests import browser
-
 from shepherd.ui.chat.answering import open_chat
 from shepherd.ui.chat.page import serve
+from tests import browser
 
 
 def shoot(path: str, picture: str, instruction: str, context: str = "") -> None:

@@ -14,7 +14,6 @@ import tokenizers
 from hypothesis import given
 from hypothesis import settings as how
 from hypothesis import strategies as st
-from tests.model import bases
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -24,6 +23,7 @@ from shepherd.errors import AdapterError, BaseError, DataError, FolderError, She
 from shepherd.model import files
 from shepherd.ui.chat import answering
 from shepherd.ui.chat.answering import Chat, open_chat
+from tests.model import bases
 
 ARMS = ["base", "local-client-1", "federated", "centralised", "ffa"]
 

@@ -16,8 +16,6 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import pytest
-from tests import browser
-from tests.browser import Visit
 
 from shepherd.asking import generate
 from shepherd.errors import ShepherdError
@@ -25,6 +23,8 @@ from shepherd.ui import access
 from shepherd.ui.chat import answering, page
 from shepherd.ui.chat.answering import Chat, open_chat
 from shepherd.ui.chat.page import paced, serve
+from tests import browser
+from tests.browser import Visit
 
 pytestmark = [  # what gradio and its server leave behind is not ours to close
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -10,11 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from tests import browser
-from tests.ui.report import folders
 
 from shepherd.ui import report
 from shepherd.visible import shown
+from tests import browser
+from tests.ui.report import folders
 
 RTL = ("שלום_עולם", "عميل-١")
 # every element that shows text of its own, with its colour and what lies behind it, mixed down to opaque

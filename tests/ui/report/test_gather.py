@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.ui.report import folders
 
 from shepherd import folder
 from shepherd.errors import FolderError
 from shepherd.ui import report
 from shepherd.ui.report import collect, page
 from shepherd.visible import shown
+from tests.ui.report import folders
 
 ROWS: list[dict[str, Any]] = [
     {"round": 0, "heldout": {"loss": 3.0, "category": {"qa": 3.5}, "client": {"a": 3.0, "b": 3.25}}},

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.ui.report import folders
 
 from shepherd.errors import FolderError
 from shepherd.ui import report
 from shepherd.ui.report import figures, page
+from tests.ui.report import folders
 
 VOID = {"meta", "link", "br", "wbr", "img"}
 

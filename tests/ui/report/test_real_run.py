@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests import runs
-
 from shepherd import folder
 from shepherd.run import open_run
 from shepherd.ui import report
+from tests import runs
 
 
 def test_a_real_run_is_reported_round_by_round(llama_folder: Path, tmp_path: Path) -> None:

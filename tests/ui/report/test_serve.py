@@ -15,11 +15,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from tests.ui.report import folders
 
 from shepherd import folder
 from shepherd.errors import FolderError, ShepherdError
 from shepherd.ui import access, report
+from tests.ui.report import folders
 
 
 def ask(url: str, path: str = "/", method: str = "GET", **headers: str) -> tuple[HTTPResponse, str]:
