@@ -304,7 +304,7 @@ def test_a_true_signal_ends_with_a_sentence(tmp_path: Path, sent: signal.Signals
 def test_a_reader_that_goes_away_does_not_end_a_run(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN_FILE)
     script = (
-        "from tests.test_cli import FakeRun\n"
+        "from tests.ui.cli.test_main import FakeRun\n"
         + STAND_IN
         + (
             "fake.open_run = lambda settings, consent: FakeRun(settings, lambda number: time.sleep(0.2))\n"
