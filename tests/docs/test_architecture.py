@@ -12,13 +12,28 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf8")
 LAWS = dict(re.findall(r"^### Law (\d+): .*?\n(.*?)(?=^### |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 
+def modules(folder: Path) -> list[str]:
+    entries = [path for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    return sorted(path.stem for path in entries if not path.stem.startswith("__"))
+
+
 def test_the_tree_is_that_of_the_package() -> None:
+    """All of the top level, and of a room that is drawn inside, all of it too, but for single files."""
     (tree,) = re.findall(r"```text\nsrc/shepherd/\n(.*?)```", PAGE, re.DOTALL)
-    shown = re.findall(r"^  (\w+) {2,}\w", tree, re.MULTILINE)
+    shown = re.findall(r"^(  |    )(\w+) {2,}\w", tree, re.MULTILINE)
     assert len(shown) == len(tree.splitlines())
-    entries = (ROOT / "src" / "shepherd").iterdir()
-    there = {path.stem for path in entries if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert sorted(shown) == sorted(there - {"__init__"})
+    package = ROOT / "src" / "shepherd"
+    inside: dict[str, list[str]] = {}
+    for indent, name in shown:
+        if len(indent) == 2:
+            inside[room := name] = []
+        else:
+            inside[room].append(name)
+    assert sorted(inside) == modules(package)
+    for room, names in inside.items():
+        if names:
+            folders = {name for name in modules(package / room) if (package / room / name).is_dir()}
+            assert folders <= set(names) <= set(modules(package / room))
 
 
 @pytest.mark.parametrize("number", LAWS)
