@@ -17,9 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, fields, replace
-from importlib import import_module
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ import tomli_w
 import torch
 from numpy.typing import NDArray
 
-from shepherd import checkpoint, plugins, prepare, rounds, world
+from shepherd import checkpoint, plugins, prepare, rounds, weighing, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, ServerState, Update
 from shepherd.errors import ShepherdError
@@ -131,7 +129,7 @@ def oracle(base: bases.Base) -> tuple[Adapter, NDArray[np.float64]]:
     flat[last.name_b] = 1e10 * np.random.default_rng(0).normal(size=(last.outputs, 1))
     adapter = Adapter(flat)
     lora.hang(base.model, base.sites, lora.stacked([adapter], base.device))
-    plan = layout.padded(1, 1, 0) if hasattr(layout, "padded") else layout.sequences([1])
+    plan = layout.padded(1, 1, 0)
     with torch.no_grad(), layout.running(plan):
         logits = base.model(input_ids=ids["input_ids"]).logits[0].double()
     return adapter, np.median(-torch.log_softmax(logits, -1).numpy(), 0)
@@ -286,7 +284,6 @@ def _service(
     return Service(order, home / "server", given, post)
 
 
-_ASKED: dict[str, Any] = {"min_cohort": 2} if "min_cohort" in {f.name for f in fields(ClientInfo)} else {}
 """What a site says of itself by the default policy; nothing in former versions."""
 
 
@@ -297,13 +294,13 @@ class Members:
         self.answers = answers
 
     def clients(self) -> list[ClientInfo]:
-        return [ClientInfo(name=name, examples=100, **_ASKED) for name in self.answers]
+        return [ClientInfo(name=name, examples=100, min_cohort=2) for name in self.answers]
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update]:
         for name in cohort:
             weight, value = self.answers[name]
             change = {key: np.full(tensor.shape, value) for key, tensor in broadcast.adapter.items()}
-            yield Update(round=broadcast.round, weight=weight, delta=Adapter(change), **_named(name))
+            yield Update(round=broadcast.round, clients=(name,), weight=weight, delta=Adapter(change))
 
 
 def one_round(members: Members, weights: str, clip: float | None = None) -> tuple[ServerState, Any] | None:
@@ -316,45 +313,24 @@ def one_round(members: Members, weights: str, clip: float | None = None) -> tupl
             "transforms": [{"name": "clip", "norm": clip}] if clip else [],
         }
     )
+    method = plugins.method(settings)
     start = Adapter({"q.lora_A.weight": np.zeros((2, 4)), "q.lora_B.weight": np.zeros((3, 2))})
     try:
         return next(
             rounds.rounds(
-                *_parts(settings, members, start),
+                method,
+                members,
+                rounds.start(method, start),
                 until=1,
                 select=plugins.selection(settings).cohort,
                 quorum=0.5,
                 seed=0,
-                **_checks(settings),
+                allow=weighing.allowing(settings),
+                max_share=settings.federation.max_share,
             )
         )
     except ShepherdError:
         return None
-
-
-def _named(client: str) -> dict[str, Any]:
-    """Whose an update is, as this version and former ones call it."""
-    several = "clients" in {f.name for f in fields(Update)}
-    return {"clients": (client,)} if several else {"client": client}
-
-
-def _parts(settings: RunSettings, members: Members, adapter: Adapter) -> Sequence[Any]:
-    """What the loop takes first, in this version and in former ones."""
-    if hasattr(plugins, "method"):
-        method = plugins.method(settings)
-        return method, members, rounds.start(method, adapter)
-    parts: Any = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
-    algorithm, transform = parts
-    begin: Any = rounds.start
-    return algorithm, members, transform, begin(algorithm, transform, adapter)
-
-
-def _checks(settings: RunSettings) -> dict[str, Any]:
-    """What a run gives the loop for checking what a client says; nothing in former versions."""
-    if find_spec("shepherd.weighing") is None:
-        return {}
-    weighing = import_module("shepherd.weighing")
-    return {"allow": weighing.allowing(settings), "max_share": settings.federation.max_share}
 
 
 def shares(found: tuple[ServerState, Any] | None) -> Mapping[str, float]:

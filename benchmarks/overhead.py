@@ -75,6 +75,7 @@ def _settings(options: Namespace, output: Path) -> RunSettings:
             "output": str(output),
             "data": {"limit": 40} if options.quick else {},
             "federation": {"rounds": rounds},
+            "selection": {"share": 1.0},
             "tuning": {"max_steps": steps, **few},
             # tuning is timed in this process
             "machine": {"workers": 1, "threads": options.threads or "auto"},

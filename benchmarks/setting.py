@@ -82,6 +82,7 @@ def _dolly() -> dict[str, Any]:
         },
         "split": {"by": "ready-made"},
         "federation": {"rounds": 10},
+        "selection": {"share": 1.0},
         "tuning": {"batch_size": 16, "learning_rate": 1e-3, "max_steps": 8},
         "evaluation": {"examples": 400},
     }

@@ -84,6 +84,7 @@ def _settings(options: Namespace, scratch: Path) -> RunSettings:
             "adapter": {"rank": 8, "alpha": 16},
             "split": {"by": "iid", "clients": SITES},
             "federation": {"rounds": rounds},
+            "selection": {"share": 1.0},
             "tuning": {"max_steps": steps, "batch_size": options.batch, "learning_rate": 3e-4},
             "evaluation": {"answers": 0, "examples": 16, "every": rounds},
         },

@@ -89,6 +89,7 @@ def _settings(options: Namespace, output: Path, *, holdout: float) -> RunSetting
             "data": {"limit": limit, "holdout": holdout},
             "split": {"by": "iid", "clients": SITES},
             "federation": {"rounds": rounds},
+            "selection": {"share": 1.0},
             "silos": {"deadline_s": 300.0},
             "tuning": {"max_steps": steps, "batch_size": 8},
             "machine": ONE,

@@ -127,6 +127,7 @@ def _settings(options: Namespace, scratch: Path) -> RunSettings:
         "seed": options.seed,
         "model": {"dtype": options.dtype},
         "federation": {"rounds": 1},
+        "selection": {"share": 1.0},
         "tuning": {"max_steps": options.steps, "batch_size": options.batch},
         "machine": machine,
     }
