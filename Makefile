@@ -1,32 +1,42 @@
 # make demo       install into .venv, train the embedded demo and compare it with its rivals
-# make test       format, lint, types, tests, in .venv-dev
+# make test       format, lint, types, documents, tests, in .venv-dev
 # make test-slow  the tests that take minutes
 # make test-architectures  every causal language model that transformers knows; takes minutes too
 # make test-silos the faults and strangers of a federation over silos; takes minutes too
+# make docs       the documents as a site, in build/site
 # make oldest-peft fetch the oldest PEFT that is allowed, for one of the slow tests
+# make coverage   the fast tests once more, with the share of lines that they run, which must not fall
 # make demo-silos a server and three sites on this machine, five rounds
+# make dist       both distributions, in dist/
 #
-# PYTHON=python3.12      another interpreter (3.11 to 3.13)
+# PYTHON=python3.12      another interpreter (3.11 to 3.13), with an environment of its own (.venv-dev-3.12)
 # PIP_ARGS="..."         more for pip; a machine without a GPU saves gigabytes with
 #                        PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
 PIP_ARGS ?=
-DEMO := .venv/installed
-SILOS := .venv/installed-silos
-DEV := .venv-dev/installed
-BIN := .venv-dev/bin
+# the environments of an interpreter that is named are its own, since those that are there may be another's
+VERSION := $(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c \
+  'import sys; print("%d.%d" % sys.version_info[:2])'))
+VENV := .venv$(VERSION)
+VENV_DEV := .venv-dev$(VERSION)
+DEMO := $(VENV)/installed
+SILOS := $(VENV)/installed-silos
+DEV := $(VENV_DEV)/installed
+DOCS := .venv-docs/installed
+BIN := $(VENV_DEV)/bin
 
 # the pins hold for the build backend too, which -c alone does not reach
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # the demo and the tests use no model hub: an attempt to reach it is a fault, not a delay
-demo demo-silos test test-slow test-architectures test-silos: export HF_HUB_OFFLINE := 1
-demo demo-silos test test-slow test-architectures test-silos: export HF_DATASETS_OFFLINE := 1
+OFFLINE := demo demo-silos test tests coverage test-slow test-architectures test-silos
+$(OFFLINE): export HF_HUB_OFFLINE := 1
+$(OFFLINE): export HF_DATASETS_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo demo-silos test format lint types tests test-slow test-architectures test-silos \
-  oldest-peft
+.PHONY: help install dev demo demo-silos dist docs test format lint types tests coverage test-slow \
+  test-architectures test-silos oldest-peft
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^the /,$$d'
@@ -34,24 +44,24 @@ help:
 install: $(DEMO)
 dev: $(DEV)
 
-$(DEMO): EXTRAS :=
-$(SILOS): EXTRAS := [silos]
-$(DEV): EXTRAS := [dev]
+$(DEMO): EXTRAS := train
+$(SILOS): EXTRAS := train,silos
+$(DEV): EXTRAS := dev
 $(DEMO) $(SILOS) $(DEV): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "Python 3.11 to 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet -c constraints.txt $(PIP_ARGS) -e '.$(EXTRAS)'
+	$(@D)/bin/pip install --quiet -c constraints.txt $(PIP_ARGS) -e '.[$(EXTRAS)]'
 	@touch $@
 
 # a run never goes into a folder that exists, so each demo takes the next free name
 demo: $(DEMO)
 	@out=runs/demo; n=1; \
 	while [ -e "$$out" ]; do n=$$((n + 1)); out=runs/demo-$$n; done; \
-	.venv/bin/shepherd compare examples/demo.toml output="$$out" \
+	$(VENV)/bin/shepherd compare examples/demo.toml output="$$out" \
 	  --local client-3 --local client-6 --local client-8
 
-test: format lint types tests
+test: format lint types docs tests
 
 format: $(DEV)
 	$(BIN)/ruff format --check .
@@ -59,24 +69,44 @@ format: $(DEV)
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/deptry src
 
 types: $(DEV)
 	$(BIN)/mypy
 
 # one process a core, each on one thread: what is tested is small, and threads would only wait for each other
-tests: export OMP_NUM_THREADS := 1
-tests: export OMP_WAIT_POLICY := PASSIVE
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile
+tests coverage: export OMP_NUM_THREADS := 1
+tests coverage: export OMP_WAIT_POLICY := PASSIVE
+# from 3.12 on Python itself counts, at much less cost
+coverage: export COVERAGE_CORE = $(shell $(PYTHON) -c \
+  'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
 tests: $(DEV)
-	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest $(PARALLEL)
+
+# apart from `tests`, which it would make slower
+coverage: $(DEV)
+	$(BIN)/pytest $(PARALLEL) --cov --cov-report term:skip-covered
 
 test-slow: $(DEV)
 	$(BIN)/pytest -m slow
 
 test-architectures: $(DEV)
 	$(BIN)/pytest -m architectures tests/model/test_architectures.py
+
 oldest-peft: $(DEV)
 	PIP_CONSTRAINT= $(BIN)/pip install --quiet --no-deps --upgrade --target .oldest-peft \
 	  "peft==$$(sed -n 's/.*"peft>=\(.*\)".*/\1/p' pyproject.toml).*"
+
+# the sources are read and not imported, so the site needs neither torch nor the package
+$(DOCS): docs/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -c constraints.txt -r docs/requirements.txt
+	@touch $@
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS)
+	$(<D)/bin/mkdocs build --strict --quiet
 
 test-silos: $(DEV)
 	$(BIN)/pytest -m silos
@@ -84,4 +114,9 @@ test-silos: $(DEV)
 demo-silos: $(SILOS)
 	@out=runs/silos; n=1; \
 	while [ -e "$$out" ] || [ -e "$$out-federation" ]; do n=$$((n + 1)); out=runs/silos-$$n; done; \
-	.venv/bin/shepherd silos demo examples/silos.toml output="$$out" --folder "$$out-federation"
+	$(VENV)/bin/shepherd silos demo examples/silos.toml output="$$out" --folder "$$out-federation"
+
+dist: $(DEV)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist packaging/shepherd-fit

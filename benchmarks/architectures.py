@@ -23,7 +23,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -45,9 +45,10 @@ from shepherd.core import Adapter, Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError
 from shepherd.model import base as bases
-from shepherd.model import generate, lora, score, tune
+from shepherd.model import generate, lora
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
+from shepherd.training import score, tune
 
 EXPECTED = ROOT / "benchmarks" / "architectures.json"
 PAGE = ROOT / "docs" / "architectures.md"
@@ -148,8 +149,8 @@ def look(kind: str, **more: Any) -> Outcome:
             return Outcome(runs="not built", why=_first(error))
         try:
             with _limit(LIMIT):
-                table = ModelTable(base=folder, dtype="float32", device="cpu")
-                base = bases.load(table, ADAPTER, name=kind)
+                table = ModelTable(base=folder, dtype="float32")
+                base = bases.load(table, ADAPTER, name=kind, device="cpu")
                 found = _compared(base, folder)
         except BaseError as error:
             found = Outcome(runs="refused", why=NAMED.sub("", str(error)))
@@ -227,13 +228,20 @@ def _gradients(base: Base, adapter: Adapter, data: Sequence[Tokens]) -> list[dic
         caught[name] = grad.clone()
         return grad
 
-    algorithm = fedavg.build(fedavg.Config())._replace(correct=catch)
+    algorithm = replace(fedavg.ALGORITHM, correct=catch)
     visits = [
         tune.Visit(client=f"client-{k}", data=one, steps=[np.arange(len(one))]) for k, one in enumerate(data)
     ]
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
-    tuning = TuningTable(micro_batch_tokens=4096)
-    tune.tune(base, broadcast, algorithm, visits, tuning, learning_rate=0.0)
+    job = tune.Job(
+        broadcast=broadcast,
+        algorithm=algorithm,
+        visits=visits,
+        tuning=TuningTable(),
+        learning_rate=0.0,
+        micro_batch_tokens=4096,
+    )
+    tune.tune(base, job)
     return [{name: grad[k] for name, grad in caught.items()} for k in range(len(data))]
 
 

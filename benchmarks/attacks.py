@@ -17,9 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, fields, replace
-from importlib import import_module
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,20 +27,19 @@ import tomli_w
 import torch
 from numpy.typing import NDArray
 
-from shepherd import checkpoint, plugins, prepare, rounds, select, world
-from shepherd.algorithms import fedavg
+from shepherd import checkpoint, plugins, prepare, rounds, weighing, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, ServerState, Update
 from shepherd.errors import ShepherdError
-from shepherd.federation import wire
-from shepherd.federation.orders import Order, travelling
-from shepherd.federation.service import Service
 from shepherd.model import base as bases
 from shepherd.model import layout, lora
 from shepherd.model.digest import digest
 from shepherd.settings import RunSettings, parse, plain
-from shepherd.site import settings as site_file
-from shepherd.site.trainer import Trainer
+from shepherd.silos.protocol import wire
+from shepherd.silos.protocol.jobspec import Order, travelling
+from shepherd.silos.server.server_run import Service
+from shepherd.silos.site import site_settings as site_file
+from shepherd.silos.site.trainer import Trainer
 
 VICTIM = "victim"
 GHOSTS = [f"ghost{number}" for number in range(9)]
@@ -57,7 +54,8 @@ def run_file(**tables: Mapping[str, Any]) -> RunSettings:
         "model": {"base": "tiny", "dtype": "float32"},
         "adapter": {"rank": 1, "alpha": 1.0, "targets": ["down_proj"]},
         "data": {"source": "world", "template": "plain", "holdout": 0.5, "max_tokens": 64, "seed": 0},
-        "tuning": {"threads": 1, "max_steps": 1, "batch_size": 1},
+        "tuning": {"max_steps": 1, "batch_size": 1},
+        "machine": {"threads": 1},
         "federation": {"rounds": 1},
     }
     return parse({**mine, **{name: {**mine.get(name, {}), **table} for name, table in tables.items()}})
@@ -131,7 +129,7 @@ def oracle(base: bases.Base) -> tuple[Adapter, NDArray[np.float64]]:
     flat[last.name_b] = 1e10 * np.random.default_rng(0).normal(size=(last.outputs, 1))
     adapter = Adapter(flat)
     lora.hang(base.model, base.sites, lora.stacked([adapter], base.device))
-    plan = layout.padded(1, 1, 0) if hasattr(layout, "padded") else layout.sequences([1])
+    plan = layout.padded(1, 1, 0)
     with torch.no_grad(), layout.running(plan):
         logits = base.model(input_ids=ids["input_ids"]).logits[0].double()
     return adapter, np.median(-torch.log_softmax(logits, -1).numpy(), 0)
@@ -286,7 +284,6 @@ def _service(
     return Service(order, home / "server", given, post)
 
 
-_ASKED: dict[str, Any] = {"min_cohort": 2} if "min_cohort" in {f.name for f in fields(ClientInfo)} else {}
 """What a site says of itself by the default policy; nothing in former versions."""
 
 
@@ -297,13 +294,13 @@ class Members:
         self.answers = answers
 
     def clients(self) -> list[ClientInfo]:
-        return [ClientInfo(name=name, examples=100, **_ASKED) for name in self.answers]
+        return [ClientInfo(name=name, examples=100, min_cohort=2) for name in self.answers]
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update]:
         for name in cohort:
             weight, value = self.answers[name]
             change = {key: np.full(tensor.shape, value) for key, tensor in broadcast.adapter.items()}
-            yield Update(round=broadcast.round, client=name, weight=weight, delta=Adapter(change))
+            yield Update(round=broadcast.round, clients=(name,), weight=weight, delta=Adapter(change))
 
 
 def one_round(members: Members, weights: str, clip: float | None = None) -> tuple[ServerState, Any] | None:
@@ -316,32 +313,24 @@ def one_round(members: Members, weights: str, clip: float | None = None) -> tupl
             "transforms": [{"name": "clip", "norm": clip}] if clip else [],
         }
     )
-    transform = plugins.transform(settings.transforms)
+    method = plugins.method(settings)
     start = Adapter({"q.lora_A.weight": np.zeros((2, 4)), "q.lora_B.weight": np.zeros((3, 2))})
     try:
         return next(
             rounds.rounds(
-                fedavg.ALGORITHM,
+                method,
                 members,
-                transform,
-                rounds.start(fedavg.ALGORITHM, transform, start),
+                rounds.start(method, start),
                 until=1,
-                select=select.selector(settings.federation),
+                select=plugins.selection(settings).cohort,
                 quorum=0.5,
                 seed=0,
-                **_checks(settings),
+                allow=weighing.allowing(settings),
+                max_share=settings.federation.max_share,
             )
         )
     except ShepherdError:
         return None
-
-
-def _checks(settings: RunSettings) -> dict[str, Any]:
-    """What a run gives the loop for checking what a client says; nothing in former versions."""
-    if find_spec("shepherd.weighing") is None:
-        return {}
-    weighing = import_module("shepherd.weighing")
-    return {"allow": weighing.allowing(settings), "max_share": settings.federation.max_share}
 
 
 def shares(found: tuple[ServerState, Any] | None) -> Mapping[str, float]:
@@ -404,7 +393,7 @@ def escape_sequences(home: Path) -> int:
         "split": {"clients": 2},
     }
     (home / "run.toml").write_text(tomli_w.dumps(run))
-    from shepherd import cli
+    from shepherd.ui.cli import main as cli
 
     out = io.StringIO()
     with redirect_stdout(out), redirect_stderr(out):
@@ -416,9 +405,7 @@ def ordinary_visit(home: Path) -> int:
     """1 where a visit of usual length, by a usual run file, is answered with an update."""
     base = loaded()
     victim = site(home / "site", base)
-    settings = run_file(
-        data={"max_tokens": 256, "holdout": 0.1}, tuning={"max_steps": 2, "batch_size": 16, "threads": 1}
-    )
+    settings = run_file(data={"max_tokens": 256, "holdout": 0.1}, tuning={"max_steps": 2, "batch_size": 16})
     return int(isinstance(victim.asked(settings, "train", lora.fresh(base.sites, 1, 0), "1" * 16), Update))
 
 

@@ -24,7 +24,7 @@ from rich.table import Table as Drawn
 
 from shepherd import folder
 from shepherd.errors import ShepherdError
-from shepherd.model import memory
+from shepherd.machine import memory
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def run(
     options: Namespace, measure: Callable[[Namespace], Figures], tables: Callable[[Figures], Sequence[Table]]
 ) -> int:
     """Measure, print, write; the exit code: 1 where the figures say `"passed": false`, 2 for a mistake."""
-    memory.use_threads(options.threads)
+    memory.use_threads(options.threads or "auto")
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("shepherd").setLevel(logging.INFO)
     try:

@@ -71,16 +71,16 @@ def _settings(options: Namespace, output: Path) -> RunSettings:
         "output": str(output),
         "data": {"limit": 100} if options.quick else {},
         "federation": {"rounds": rounds} if rounds else {},
-        "tuning": {"threads": options.threads} if options.threads else {},
+        "machine": {"threads": options.threads or "auto"},
         "evaluation": {"answers": options.answers} if options.answers is not None else {},
     }
     if options.quick:
-        asked["tuning"] = {**asked["tuning"], "max_steps": 1}
+        asked["tuning"] = {"max_steps": 1}
         asked["evaluation"] = {"answers": 8, "examples": 16, "max_new_tokens": 8}
     elif options.on == "dolly":
-        asked["tuning"] = {**asked["tuning"], "max_steps": options.steps or 6}
+        asked["tuning"] = {"max_steps": options.steps or 6}
     elif options.steps:
-        asked["tuning"] = {**asked["tuning"], "max_steps": options.steps}
+        asked["tuning"] = {"max_steps": options.steps}
     return setting.settings(options.on, asked)
 
 

@@ -52,7 +52,7 @@ def measure(options: Namespace) -> Figures:
 
 
 def _threads(options: Namespace) -> Mapping[str, Any]:
-    return {"tuning": {"threads": options.threads}} if options.threads else {}
+    return {"machine": {"threads": options.threads or "auto"}}
 
 
 def _train(settings: RunSettings) -> None:

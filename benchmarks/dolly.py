@@ -64,7 +64,7 @@ def _settings(options: Namespace, output: Path) -> RunSettings:
         "output": str(output),
         "data": {"limit": 200} if options.quick else {},
         "federation": {"rounds": rounds},
-        "tuning": {"threads": options.threads} if options.threads else {},
+        "machine": {"threads": options.threads or "auto"},
         "evaluation": {"examples": heldout},
     }
     settings = setting.settings("dolly", asked)

@@ -7,14 +7,15 @@ from multiprocessing.util import Finalize
 from time import perf_counter
 
 from benchmarks.work import Measured, Work, device_bytes
-from shepherd import plugins, select
+from shepherd import plugins
+from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.federation.workers import beside
+from shepherd.machine import malloc, memory, planning
+from shepherd.machine.executors import Inline, processes
+from shepherd.machine.plan import Plan
 from shepherd.model import base as bases
-from shepherd.model import malloc, memory
-from shepherd.model.tune import micro_batch_tokens
 from shepherd.rounds import rounds, start
-from shepherd.settings import RunSettings, TuningTable
+from shepherd.settings import RunSettings
 
 
 def engine(work: Work, *, workers: int | None = None, dtype: str | None = None) -> Callable[[Work], Measured]:
@@ -24,35 +25,33 @@ def engine(work: Work, *, workers: int | None = None, dtype: str | None = None) 
     """
     settings = _changed(work.settings, workers, dtype)
     malloc.keep_pages()
-    memory.use_threads(settings.tuning.threads)
-    base = bases.load(settings.model, settings.adapter)
-    plan = _plan(work, settings.tuning, base)
-    pool = beside(plan.workers, settings.model, settings.adapter, base.proof)
-    if pool:  # a side ends when nobody asks it any more, and waits for its children
-        Finalize(None, pool.close, exitpriority=1)
-    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
+    memory.use_threads(settings.machine.threads)
+    base = bases.load(settings.model, settings.adapter, device=settings.machine.device)
+    plan = _plan(work, settings, base)
+    executor = processes(plan.workers, base) if plan.workers > 1 else Inline(base)
+    # a side ends when nobody asks it any more, and waits for its children
+    Finalize(None, executor.close, exitpriority=1)
+    method = plugins.method(settings)
 
     def visit_all(asked: Work) -> Measured:
-        simulation = Simulation(
-            base=base,
+        local = LocalClients(
             datasets=asked.clients,
-            algorithm=algorithm,
-            transform=transform,
-            tuning=asked.settings.tuning.model_copy(update={"micro_batch_tokens": plan.micro_batch_tokens}),
+            algorithm=method.algorithm,
+            transform=method.transform,
+            tuning=asked.settings.tuning,
             federation=asked.settings.federation,
-            seed=asked.settings.seed,
-            cohort_size=plan.cohort_size,
-            workers=pool,
+            micro_batch_tokens=plan.micro_batch_tokens,
+            order_seed=asked.settings.seed,
         )
+        simulation = Simulation(local=local, executor=executor, stack_size=plan.stack_size)
         began = perf_counter()
         state, report = next(
             rounds(
-                algorithm,
+                method,
                 simulation,
-                transform,
-                start(algorithm, transform, asked.start),
+                start(method, asked.start),
                 until=1,
-                select=select.selector(asked.settings.federation),
+                select=plugins.selection(asked.settings).cohort,
                 quorum=1.0,
                 seed=asked.settings.seed,
             )
@@ -67,7 +66,7 @@ def engine(work: Work, *, workers: int | None = None, dtype: str | None = None) 
             peak_bytes=device_bytes(base.device),
             dtype=str(base.dtype).removeprefix("torch."),
             workers=plan.workers,
-            clients_at_once=plan.cohort_size,
+            clients_at_once=plan.stack_size,
             micro_batch_tokens=plan.micro_batch_tokens,
         )
 
@@ -75,23 +74,21 @@ def engine(work: Work, *, workers: int | None = None, dtype: str | None = None) 
 
 
 def _changed(settings: RunSettings, workers: int | None, dtype: str | None) -> RunSettings:
-    tuning = {} if workers is None else {"workers": workers}
+    machine = {} if workers is None else {"workers": workers}
     model = {} if dtype is None else {"dtype": dtype}
     return settings.model_copy(
         update={
-            "tuning": settings.tuning.model_copy(update=tuning),
+            "machine": settings.machine.model_copy(update=machine),
             "model": settings.model.model_copy(update=model),
         }
     )
 
 
-def _plan(work: Work, tuning: TuningTable, base: bases.Base) -> memory.Plan:
-    return memory.plan(
+def _plan(work: Work, settings: RunSettings, base: bases.Base) -> Plan:
+    return planning.chosen(
+        settings,
         base,
         clients=len(work.clients),
         step_tokens=work.tokens / sum(len(work.steps(name)) for name in work.clients),
         all_tokens=1e12,  # as in a run that is worth measuring
-        micro_batch=micro_batch_tokens(tuning, base),
-        workers=None if tuning.workers == "auto" else tuning.workers,
-        cohort_size=None if tuning.cohort_size == "auto" else tuning.cohort_size,
     )

@@ -117,13 +117,13 @@ def _write(options: Namespace, scratch: Path) -> Path:
         "seed": options.seed,
         "output": str(scratch / "unused"),
         "data": {"limit": 40},
-        "federation": {"rounds": rounds, "share": 0.5},
-        "tuning": {
-            "max_steps": steps,
-            "batch_size": 8,
-            "cohort_size": -(-5 // options.workers),  # never measured, so that every run has the same
+        "federation": {"rounds": rounds},
+        "selection": {"share": 0.5},
+        "tuning": {"max_steps": steps, "batch_size": 8},
+        "machine": {
+            "stack_size": -(-5 // options.workers),  # never measured, so that every run has the same
             "workers": options.workers,
-            **({"threads": options.threads} if options.threads else {}),
+            "threads": options.threads or "auto",
         },
         "evaluation": {"examples": 16, "answers": 8, "max_new_tokens": 8},
     }
@@ -166,7 +166,7 @@ def _live(trial: Trial, moment: Moment | None) -> bool:
     output = trial.path.with_suffix(".log")
     with open(output, "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "shepherd.cli", *command],
+            [sys.executable, "-m", "shepherd", *command],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=_environment(),

@@ -3,9 +3,10 @@
     python -m benchmarks.leaks [--before COMMIT]
 
 Each case of benchmarks/attacks.py runs against a real site's trainer under its default policy, the server's
-real service or the real round loop; the former code is taken from the repository's history (without it, that
-column is empty). The last rows are no attacks but controls: what an honest run asks for must still be
-answered, or an empty column would prove nothing.
+real service or the real round loop. The former code is taken from the repository's history, with the attacks
+as they were when they fitted it (without it, that column is empty). The last rows are no attacks but
+controls: what an honest run asks for must still be answered, or
+an empty column would prove nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from benchmarks import attacks, common
 from benchmarks.common import ROOT, Figures, Table
 
 BEFORE = "4584102"
+ATTACKS_BEFORE = "c00e994"
+"""The commit whose attacks still speak to the code of `BEFORE`."""
 KEYS = ("out_before", "out_now")
 QUICK = ("rounds owned by an inflated weight", "an honest round")
 
@@ -55,26 +58,27 @@ def _tried(case: str, former: Path | None) -> Figures:
     row = {
         "case": case,
         "out_before": _out(case, former) if former else None,
-        "out_now": _out(case, ROOT / "src"),
+        "out_now": _out(case, ROOT),
     }
     print(f"{case}: {row['out_before']} before, {row['out_now']} now", flush=True)
     return row
 
 
 def _source(commit: str, scratch: Path) -> Path | None:
-    """The package at a commit, unpacked; None where the history does not hold it."""
-    archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, capture_output=True, check=False)
-    if archive.returncode:
-        print(f"no code of {commit} in this repository's history, so that column is empty", flush=True)
-        return None
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-        files.extractall(scratch, filter="data")
-    return scratch / "src"
+    """The package at a commit and attacks that fit it, unpacked; None where the history does not hold it."""
+    for at, folder in ((commit, "src"), (ATTACKS_BEFORE, "benchmarks")):
+        archive = subprocess.run(["git", "archive", at, folder], cwd=ROOT, capture_output=True, check=False)
+        if archive.returncode:
+            print(f"no code of {at} in this repository's history, so that column is empty", flush=True)
+            return None
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+            files.extractall(scratch, filter="data")
+    return scratch
 
 
 def _out(case: str, source: Path) -> int:
-    """What came out in a case, in a process of its own with the package in `source`."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(source), str(ROOT)))}
+    """What came out in a case, in a process of its own with the package and the attacks in `source`."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(source / "src"), str(source)))}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.attacks", case],
         cwd=source,

@@ -23,9 +23,9 @@ from typing import Any
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd import checkpoint
-from shepherd.model import score, tune
 from shepherd.run import open_run
 from shepherd.settings import RunSettings
+from shepherd.training import score, tune
 
 TARGET = 0.05  # of the time inside tuning
 
@@ -68,15 +68,17 @@ def measure(options: Namespace) -> Figures:
 def _settings(options: Namespace, output: Path) -> RunSettings:
     rounds, steps = (2, 1) if options.quick else (options.rounds, options.steps)
     few = {"batch_size": 2} if options.quick else {}
-    threads = {"threads": options.threads} if options.threads else {}
     return setting.settings(
         options.on,
         {
             "seed": options.seed,
             "output": str(output),
             "data": {"limit": 40} if options.quick else {},
-            "federation": {"rounds": rounds, "share": 1.0},
-            "tuning": {"max_steps": steps, "workers": 1, **few, **threads},  # tuning is timed in this process
+            "federation": {"rounds": rounds},
+            "selection": {"share": 1.0},
+            "tuning": {"max_steps": steps, **few},
+            # tuning is timed in this process
+            "machine": {"workers": 1, "threads": options.threads or "auto"},
             "evaluation": {"every": rounds, "examples": 16, "answers": 0},
         },
     )

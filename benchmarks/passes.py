@@ -25,9 +25,11 @@ from benchmarks.sides import Make, sides
 from benchmarks.work import Measured, Work, device_bytes
 from shepherd import plugins, prepare
 from shepherd.core import Adapter, Broadcast, seed_for
+from shepherd.machine import malloc, memory
 from shepherd.model import base as bases
-from shepherd.model import malloc, memory, outline, tune
-from shepherd.model.tune import Visit
+from shepherd.model import outline
+from shepherd.training import tune
+from shepherd.training.tune import Visit
 
 PASSES = (256, 512, 1024, 2048, 4096)
 STACKS = (1, 2, 5)
@@ -55,7 +57,8 @@ def measure(options: Namespace) -> Figures:
         {
             "seed": options.seed,
             "model": {"dtype": options.dtype, **({"base": base} if base else {})},
-            "tuning": {"max_steps": 1, "batch_size": options.batch, "threads": options.threads or 1},
+            "tuning": {"max_steps": 1, "batch_size": options.batch},
+            "machine": {"threads": options.threads or 1},
         },
     )
     ready = prepare.prepare(settings, bases.load_tokenizer(settings.model))
@@ -89,15 +92,15 @@ def measure(options: Namespace) -> Figures:
                     "dtype": measured[0].dtype,
                 }
             )
-    return {"base": Path(settings.model.base).name, "threads": settings.tuning.threads, "cells": cells}
+    return {"base": Path(settings.model.base).name, "threads": settings.machine.threads, "cells": cells}
 
 
 def _cell(work: Work, *, size: int) -> Callable[[Work], Measured]:
     malloc.keep_pages()
-    memory.use_threads(work.settings.tuning.threads)
-    base = bases.load(work.settings.model, work.settings.adapter)
+    memory.use_threads(work.settings.machine.threads)
+    base = bases.load(work.settings.model, work.settings.adapter, device=work.settings.machine.device)
     algorithm = plugins.algorithm(work.settings.algorithm)
-    tuning = work.settings.tuning.model_copy(update={"micro_batch_tokens": size})
+    tuning = work.settings.tuning
 
     def visit_all(asked: Work) -> Measured:
         visits = [
@@ -105,12 +108,20 @@ def _cell(work: Work, *, size: int) -> Callable[[Work], Measured]:
             for name, data in asked.clients.items()
         ]
         broadcast = Broadcast(round=0, adapter=asked.start, seed=0)
+        job = tune.Job(
+            broadcast=broadcast,
+            algorithm=algorithm,
+            visits=visits,
+            tuning=tuning,
+            learning_rate=tuning.learning_rate,
+            micro_batch_tokens=size,
+        )
         began = perf_counter()
-        tuned = tune.tune(base, broadcast, algorithm, visits, tuning, learning_rate=tuning.learning_rate)
+        tuned = tune.tune(base, job)
         return Measured(
             seconds=perf_counter() - began,
             adapter=asked.start,
-            loss=tuned[0].loss,
+            loss=tuned[0].report.loss,
             peak_bytes=device_bytes(base.device),
             dtype=str(base.dtype).removeprefix("torch."),
             micro_batch_tokens=memory.micro_batch(base),

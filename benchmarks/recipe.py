@@ -30,9 +30,10 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.work import Measured, Work, device_bytes
 from shepherd.core import Adapter
 from shepherd.data.tokens import Tokens
-from shepherd.model import memory
+from shepherd.machine import memory
 from shepherd.model.base import load_tokenizer
 from shepherd.settings import ModelTable
+from shepherd.training.optimisers import adamw
 
 MASKED = -100
 
@@ -40,8 +41,8 @@ MASKED = -100
 def recipe(work: Work, *, bfloat16: bool) -> Callable[[Work], Measured]:
     """Load the base: in float32, or in bfloat16 with the Trainer's `bf16=True`."""
     transformers_logging.disable_progress_bar()
-    memory.use_threads(work.settings.tuning.threads)
-    device = torch.device(work.settings.model.device)
+    memory.use_threads(work.settings.machine.threads)
+    device = torch.device(work.settings.machine.device)
     tokenizer = load_tokenizer(work.settings.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
@@ -102,16 +103,17 @@ def rows(data: Tokens) -> list[dict[str, list[int]]]:
 def _arguments(work: Work, device: torch.device, bfloat16: bool, scratch: str) -> TrainingArguments:
     """AdamW, clipping and rate as the engine's; a loss is logged each step, and nothing is saved."""
     tuning = work.settings.tuning
+    adam = adamw.Config.model_validate(tuning.optimiser.model_extra or {})
     return TrainingArguments(
         output_dir=str(Path(scratch) / "trainer"),
         per_device_train_batch_size=tuning.batch_size,
         num_train_epochs=1,
         learning_rate=tuning.learning_rate,
         lr_scheduler_type="constant",
-        weight_decay=tuning.weight_decay,
-        adam_beta1=tuning.betas[0],
-        adam_beta2=tuning.betas[1],
-        max_grad_norm=tuning.clip_norm or 0.0,
+        weight_decay=adam.weight_decay,
+        adam_beta1=adam.betas[0],
+        adam_beta2=adam.betas[1],
+        max_grad_norm=tuning.clip_norm,
         train_sampling_strategy="sequential",
         bf16=bfloat16,
         use_cpu=device.type == "cpu",

@@ -81,7 +81,8 @@ def _dolly() -> dict[str, Any]:
             "max_tokens": 384,
         },
         "split": {"by": "ready-made"},
-        "federation": {"rounds": 10, "share": 1.0},
+        "federation": {"rounds": 10},
+        "selection": {"share": 1.0},
         "tuning": {"batch_size": 16, "learning_rate": 1e-3, "max_steps": 8},
         "evaluation": {"examples": 400},
     }

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 import psutil
 
 from benchmarks.work import Measured, Work, held_bytes
-from shepherd.model import malloc
+from shepherd.machine import malloc
 
 LOOK = 0.2  # seconds between two looks at the memory of a side
 Turn = Callable[[int], Measured]

@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd.settings import RunSettings
-from shepherd.silos import coordinate, loopback
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
 
 SITES = 3
@@ -82,7 +83,8 @@ def _settings(options: Namespace, scratch: Path) -> RunSettings:
             "model": {**base, "dtype": options.dtype},
             "adapter": {"rank": 8, "alpha": 16},
             "split": {"by": "iid", "clients": SITES},
-            "federation": {"rounds": rounds, "share": 1.0, "deadline": 3600.0},
+            "federation": {"rounds": rounds},
+            "selection": {"share": 1.0},
             "tuning": {"max_steps": steps, "batch_size": options.batch, "learning_rate": 3e-4},
             "evaluation": {"answers": 0, "examples": 16, "every": rounds},
         },

@@ -32,7 +32,8 @@ from benchmarks.common import Figures, Table
 from shepherd import folder
 from shepherd.model.files import WEIGHTS
 from shepherd.settings import RunSettings, parse
-from shepherd.silos import coordinate, loopback
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
 
 KINDS = ("trainer", "site job", "site parent", "server job", "server parent")
@@ -144,7 +145,8 @@ def run_settings(rounds: int) -> RunSettings:
             "adapter": {"rank": 4},
             "data": {"source": "world", "limit": 40, "template": "alpaca-short", "holdout": 0.0},
             "split": {"by": "iid", "clients": 3},
-            "federation": {"rounds": rounds, "deadline": 600.0, "quorum": 0.5},
+            "federation": {"rounds": rounds, "quorum": 0.5},
+            "silos": {"deadline_s": 600.0},
             "tuning": {"max_steps": 6, "batch_size": 8, "learning_rate": 1e-3},
         }
     )
@@ -200,11 +202,11 @@ def process(kind: str, site: str, made: Loopback) -> psutil.Process | None:
     """The newest process of a kind."""
     kit, server = str(made.kit(site).resolve()), str((made.folder / "server").resolve())
     wanted = {
-        "trainer": ("shepherd.site.trainer", site, kit),
-        "site job": ("shepherd.federation.nvflare.worker", kit),
-        "site parent": ("shepherd.federation.nvflare.parent", "site", kit),
+        "trainer": ("shepherd.silos.site.trainer", site, kit),
+        "site job": ("shepherd.silos.flare.patches.site_job", kit),
+        "site parent": ("shepherd.silos.flare.patches.site_parent", "site", kit),
         "server job": ("nvflare.private.fed.app.server.runner_process", server),
-        "server parent": ("shepherd.federation.nvflare.parent", "server", server),
+        "server parent": ("shepherd.silos.flare.patches.site_parent", "server", server),
     }[kind]
     found = []
     for one in psutil.process_iter(["cmdline", "create_time"]):

@@ -25,7 +25,7 @@ from benchmarks.common import Figures, Table, share
 MB = 2**20
 SITES = (4, 10, 20)
 FLAT = 0.15
-JOB, PARENT = "nvflare.private.fed.app.server.runner_process", "shepherd.federation.nvflare.parent"
+JOB, PARENT = "nvflare.private.fed.app.server.runner_process", "shepherd.silos.flare.patches.site_parent"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

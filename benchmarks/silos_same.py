@@ -22,22 +22,27 @@ from safetensors.numpy import load_file
 
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
-from shepherd import checkpoint, folder, plugins, prepare, select, world
+from shepherd import checkpoint, plugins, prepare, world
 from shepherd.core import ServerState, seed_for
-from shepherd.federation.orders import travelling
+from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.loading import load_base
-from shepherd.model import files, lora, memory
+from shepherd.machine import memory
+from shepherd.machine.executors import Inline
+from shepherd.machine.plan import planned
+from shepherd.model import files, lora
 from shepherd.rounds import RoundReport, rounds, start
 from shepherd.settings import RunSettings, dump
-from shepherd.silos import coordinate, loopback
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
-from shepherd.site import numbers
-from shepherd.site.settings import own, read
+from shepherd.silos.protocol.jobspec import travelling
+from shepherd.silos.site import released
+from shepherd.silos.site.site_settings import own, read
 
 Tensors = Mapping[str, np.ndarray]
 SITES = 3
-ONE = {"cohort_size": 1, "workers": 1, "threads": 1}
+ONE = {"stack_size": 1, "workers": 1, "threads": 1}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,8 +88,11 @@ def _settings(options: Namespace, output: Path, *, holdout: float) -> RunSetting
             "output": str(output),
             "data": {"limit": limit, "holdout": holdout},
             "split": {"by": "iid", "clients": SITES},
-            "federation": {"rounds": rounds, "share": 1.0, "deadline": 300.0},
-            "tuning": {"max_steps": steps, "batch_size": 8, **ONE},
+            "federation": {"rounds": rounds},
+            "selection": {"share": 1.0},
+            "silos": {"deadline_s": 300.0},
+            "tuning": {"max_steps": steps, "batch_size": 8},
+            "machine": ONE,
             "evaluation": {"examples": 16, "answers": 0, "every": 1},
         },
         held if holdout else {},
@@ -108,7 +116,7 @@ def _by_command(
 
 
 def _shepherd(run_file: Path, *words: str) -> None:
-    command = [sys.executable, "-m", "shepherd.cli", "run", str(run_file), *words]
+    command = [sys.executable, "-m", "shepherd", "run", str(run_file), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"`shepherd run {' '.join(words)}` ended with {done.returncode}:\n{done.stderr}")
@@ -127,7 +135,7 @@ def _by_simulation(
     if last is None or (over := checkpoint.load(last).state).round != settings.federation.rounds:
         raise RuntimeError(f"{settings.output} holds no checkpoint of the last round")
     with _one_thread():
-        *_, (one, _) = simulated(folder.read_settings(settings.output), sites)
+        *_, (one, _) = simulated(planned(settings.output), sites)
     return one.adapter, over.adapter
 
 
@@ -144,28 +152,27 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
     datasets = {
         site: prepare.one_client(each, site, base.tokenizer).clients[site] for site, each in owned.items()
     }
-    algorithm, transform = plugins.algorithm(settings.algorithm), plugins.transform(settings.transforms)
-    simulation = Simulation(
-        base=base,
+    method = plugins.method(settings)
+    local = LocalClients(
         datasets=datasets,
-        algorithm=algorithm,
-        transform=transform,
+        algorithm=method.algorithm,
+        transform=method.transform,
         tuning=settings.tuning,
         federation=settings.federation,
-        seed=settings.seed,
+        micro_batch_tokens=memory.micro_batch(base),
+        order_seed=settings.seed,
         min_batch=max(config.policy.min_batch for config in configs.values()),
         min_examples=max(config.policy.min_examples for config in configs.values()),
-        cap_nats=numbers.CAP_NATS,
-        cohort_size=1,
+        cap_nats=released.CAP_NATS,
     )
+    simulation = Simulation(local=local, executor=Inline(base), stack_size=1)
     adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     yield from rounds(
-        algorithm,
+        method,
         simulation,
-        transform,
-        start(algorithm, transform, adapter),
+        start(method, adapter),
         until=settings.federation.rounds,
-        select=select.selector(settings.federation),
+        select=plugins.selection(settings).cohort,
         quorum=settings.federation.quorum,
         seed=settings.seed,
     )

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +17,18 @@ from benchmarks.common import ROOT
 from shepherd import checkpoint
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
-from shepherd.federation.nvflare import provision
-from shepherd.federation.nvflare.supervise import Child, supervise
-from shepherd.federation.orders import Order
 from shepherd.silos import loopback
-from shepherd.silos.following import Following
+from shepherd.silos.coordinator.job_follower import Following
+from shepherd.silos.flare import provision
+from shepherd.silos.flare.supervise import Child, supervise
 from shepherd.silos.loopback import Loopback
+from shepherd.silos.protocol.jobspec import Order
+from shepherd.version import version
 
 RANK = 16
 MODULES = 224  # those of a base with 32 layers of seven
 HOME = "shepherd"
-SERVER = "shepherd.cli"
+SERVER = "shepherd.ui.cli.main"
 
 
 def adapter(size: int) -> Adapter:
@@ -52,15 +52,16 @@ def order(sites: Sequence[str], rounds: int, wave: int = 4) -> Order:
         "model": {"base": "stub"},
         "data": {"source": "stub", "holdout": 0.0},
         "adapter": {"rank": RANK},
-        "federation": {"rounds": rounds, "wave": wave, "deadline": 300.0, "sites": list(sites)},
-        "tuning": {"max_steps": 1, "cohort_size": 1, "workers": 1},
+        "federation": {"rounds": rounds},
+        "silos": {"max_in_flight": wave, "deadline_s": 300.0, "sites": list(sites)},
+        "tuning": {"max_steps": 1},
         "evaluation": {"answers": 0},
     }
     return Order(
         run=secrets.token_hex(8),
         base="0" * 64,
         fingerprint="stub",
-        version=metadata.version("shepherd-fit"),
+        version=version(),
         sites=tuple(sites),
         settings=settings,
     )
@@ -114,7 +115,7 @@ def _site(made: Loopback, site: str, stop: threading.Event) -> None:
     paths = os.pathsep.join([str(ROOT), str(Path(shepherd.__file__).parents[1])])
     environment = {"PYTHONPATH": paths}
     stub = [sys.executable, "-m", "benchmarks.silos_stub", site, str(kit / HOME)]
-    flare = [sys.executable, "-m", "shepherd.federation.nvflare.parent", "site", str(kit), site]
+    flare = [sys.executable, "-m", "shepherd.silos.flare.patches.site_parent", "site", str(kit), site]
     with open(made.log(site), "a", encoding="utf8") as log:
         supervise(
             kit / HOME,
@@ -127,7 +128,14 @@ def _site(made: Loopback, site: str, stop: threading.Event) -> None:
 def followed(made: Loopback, order: Order, state: Path, scratch: Path) -> Iterator[int]:
     """Have the server do the order; yield the count of finished rounds as it grows."""
     said: list[str] = []
-    following = Following(kit=made.admin, order=order, state=lambda: state, scratch=scratch, say=said.append)
+    following = Following(
+        kit=made.admin,
+        order=order,
+        cohort=len(order.sites),
+        state=lambda: state,
+        scratch=scratch,
+        say=said.append,
+    )
     for news in following.news():
         for line in [*said, *news.said]:
             print(line, flush=True)

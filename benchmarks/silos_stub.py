@@ -21,12 +21,12 @@ from time import time
 import numpy as np
 
 from shepherd.core import Adapter, Broadcast, Update
-from shepherd.federation import local, wire
-from shepherd.federation.wire import Joined, Request, Scores
-from shepherd.model import malloc
-from shepherd.site import audit
-from shepherd.site.audit import Left
-from shepherd.site.store import Kept, Store
+from shepherd.machine import malloc
+from shepherd.silos.protocol import ipc, wire
+from shepherd.silos.protocol.wire import Joined, Request, Scores
+from shepherd.silos.site import audit
+from shepherd.silos.site.audit import Left
+from shepherd.silos.site.site_store import Kept, Store
 
 TIMES = "times.jsonl"
 STEP = 1e-3  # of a change, so that a mean over many rounds stays small
@@ -77,7 +77,7 @@ class Stub:
                 raise ValueError(f"tensor {name} is not finite")
         update = Update(
             round=broadcast.round,
-            client=self.name,
+            clients=(self.name,),
             delta=self._changed(broadcast.adapter),
             weight=1.0,
             metrics={"loss": 1.0, "examples": 1.0, "tokens": 1.0, "trained_tokens": 1.0, "steps": 1.0},
@@ -130,7 +130,7 @@ def main(name: str, home: Path) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    local.serve(local.place(home), Stub(name, home).handle, stopped=stopped)
+    ipc.serve(ipc.place(home), Stub(name, home).handle, stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,10 @@ from shepherd.data.tokens import Tokens
 from shepherd.errors import SettingsError
 from shepherd.evaluate.loss import spread
 from shepherd.model import base as bases
-from shepherd.model import lora, score
-from shepherd.model.tune import predictions
+from shepherd.model import lora
 from shepherd.settings import RunSettings
+from shepherd.training import score
+from shepherd.training.tune import predictions
 
 ALLOWED = 0.03  # relative difference of the sides' losses
 ALIGNED = 0.8  # cosine of the changes: bfloat16 turns small AdamW steps a little, a mistake turns all
@@ -79,7 +80,9 @@ def _add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="default: CUDA where there is CUDA")
     parser.add_argument("--micro-batch-tokens", type=int, help="the engine's (default: it chooses)")
-    parser.add_argument("--cohort-size", type=int, help="the engine's clients at once (default: it chooses)")
+    parser.add_argument(
+        "--stack-size", type=int, help="clients that the engine tunes at once (default: it chooses)"
+    )
     parser.add_argument("--workers", type=int, help="the engine's processes (default: it chooses)")
     parser.add_argument("--heldout", type=int, default=HELDOUT, help=f"examples scored (default {HELDOUT})")
     parser.add_argument("--beside", type=int, default=0, help="busy processes beside the sides (default 0)")
@@ -113,19 +116,20 @@ def measure(options: Namespace) -> Figures:
 
 def _settings(options: Namespace, scratch: Path) -> RunSettings:
     device = str(bases.pick_device(options.device))
-    tuning = {
-        "max_steps": options.steps,
-        "batch_size": options.batch,
+    machine = {
+        "device": device,
         "micro_batch_tokens": options.micro_batch_tokens or "auto",
-        "cohort_size": options.cohort_size or "auto",
+        "stack_size": options.stack_size or "auto",
         "workers": options.workers or "auto",
-        **({"threads": options.threads} if options.threads else {}),
+        "threads": options.threads or "auto",
     }
     asked = {
         "seed": options.seed,
-        "model": {"dtype": options.dtype, "device": device},
-        "federation": {"rounds": 1, "share": 1.0},
-        "tuning": tuning,
+        "model": {"dtype": options.dtype},
+        "federation": {"rounds": 1},
+        "selection": {"share": 1.0},
+        "tuning": {"max_steps": options.steps, "batch_size": options.batch},
+        "machine": machine,
     }
     if options.llama_1b:
         own = {"model": {"base": str(large.write(scratch / "base", options.seed, _large(options)))}}
@@ -178,7 +182,7 @@ def _heldout_losses(
     settings: RunSettings, adapters: Mapping[str, Adapter], heldout: Tokens
 ) -> dict[str, float]:
     """Nats a trained token, all in the engine's own dtype."""
-    base = bases.load(settings.model, settings.adapter)
+    base = bases.load(settings.model, settings.adapter, device=settings.machine.device)
     sums = score.losses(base, list(adapters.values()), heldout, micro_batch=SCORED_AT_ONCE)
     means = sums.sum(axis=1) / predictions(heldout).sum()
     return dict(zip(adapters, means.tolist(), strict=True))
@@ -189,7 +193,7 @@ def _dtypes(turns: Mapping[str, Sequence[Measured]]) -> set[str]:
 
 
 def _peak(dtype: str, settings: RunSettings, quick: bool) -> float:
-    device = torch.device(settings.model.device)
+    device = torch.device(settings.machine.device)
     sizes = (4096, 8192, 16384) if device.type == "cuda" else (512, 1024, 2048, 4096)
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     return flops.peak(kind, device, (64,), 0.01) if quick else flops.peak(kind, device, sizes)
@@ -242,7 +246,7 @@ def _figures(
     tuning = work.settings.tuning
     return {
         "base": Path(work.settings.model.base).name,
-        "device": work.settings.model.device,
+        "device": work.settings.machine.device,
         "work": {
             "clients": len(work.clients),
             "steps": tuning.max_steps,

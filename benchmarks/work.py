@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from shepherd.core import Adapter, seed_for
 from shepherd.data import cursor
 from shepherd.data.tokens import Tokens
-from shepherd.model.tune import predictions
 from shepherd.settings import RunSettings
+from shepherd.training.tune import predictions
 
 Steps = list[NDArray[np.int64]]
 

@@ -12,17 +12,31 @@ from dataclasses import replace
 
 import numpy as np
 
+from shepherd import plugins
+from shepherd.aggregations import mean
+from shepherd.algorithms import fedavg
+from shepherd.config import PartTable
 from shepherd.core import (
     Adapter,
+    Aggregation,
     Algorithm,
     Broadcast,
     ClientInfo,
+    Draw,
     Failure,
+    LocalResult,
+    Method,
+    Payload,
+    Seeded,
+    Selection,
+    ServerOptimiser,
+    Step,
     Transform,
     Update,
     chain,
     seed_for,
 )
+from shepherd.server_optimisers import sgd
 
 SHAPES = {
     "layers.0.q_proj.lora_A.weight": (2, 5),
@@ -32,15 +46,36 @@ SHAPES = {
 }
 
 
+def chosen(name: str, **keys: float) -> Draw:
+    """The draw of a selection of the package."""
+    selection: Selection = plugins.built(plugins.SELECTION, PartTable(name=name, **keys))
+    return selection.cohort
+
+
 def drawn(seed: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES, scale: float = 1.0) -> Adapter:
     """An adapter of normal draws."""
     rng = np.random.default_rng(seed)
     return Adapter({name: scale * rng.standard_normal(shapes[name]) for name in sorted(shapes)})
 
 
+def method(
+    algorithm: Algorithm = fedavg.ALGORITHM,
+    aggregation: Aggregation = mean.AGGREGATION,
+    server: ServerOptimiser | None = None,
+    transform: Transform | None = None,
+) -> Method:
+    """A method that is FedAvg but for what is given."""
+    return Method(
+        algorithm=algorithm,
+        aggregation=aggregation,
+        server=server or sgd.build(sgd.Config()),
+        transform=transform or chain(),
+    )
+
+
 def update_of(client: str, seed: int, weight: float = 1.0, round: int = 0) -> Update:
     """An update of normal draws."""
-    return Update(round=round, client=client, delta=drawn(seed), weight=weight)
+    return Update(round=round, clients=(client,), delta=drawn(seed), weight=weight)
 
 
 def bits(adapter: Mapping[str, np.ndarray]) -> dict[str, bytes]:
@@ -65,7 +100,7 @@ class Quadratic:
         self.algorithm, self.transform = algorithm, transform or chain()
         self.infos = [ClientInfo(name=f"c{k}", examples=k + 1) for k in range(clients)]
         self.targets = {info.name: drawn(100 + k) for k, info in enumerate(self.infos)}
-        self.memories: dict[str, Adapter] = {}
+        self.memories: dict[str, Payload] = {}
         self.steps, self.rate, self.noise, self.stack = steps, rate, noise, stack
 
     def clients(self) -> Sequence[ClientInfo]:
@@ -77,30 +112,46 @@ class Quadratic:
 
     def _visit(self, broadcast: Broadcast, names: Sequence[str]) -> Iterator[Update]:
         tensors = [n for n in broadcast.adapter if self.algorithm.trainable(n, broadcast.round)]
-        kept = [self.memories.get(name, Adapter()) for name in names]
-        memory = {n: np.stack([one[n] for one in kept]) for n in (kept[0] if kept else ())}
-        params = {n: np.stack([broadcast.adapter[n]] * len(names)) for n in tensors}  # (K, ...)
+        kept = [self.memories.get(name, Payload()) for name in names]
+        known = next((one for one in kept if one), Payload())
+        memory = {n: np.stack([one.get(n, np.zeros_like(known[n])) for one in kept]) for n in known}
+        starts = [
+            self.algorithm.start(broadcast, one, ClientInfo(name=name, examples=1))
+            for name, one in zip(names, kept, strict=True)
+        ]
+        params = {n: np.stack([start[n] for start in starts]) for n in tensors}  # (K, ...)
+        rates = np.full((len(names), 1, 1), self.rate, np.float32)
         for step in range(self.steps):
             for n in tensors:
                 grad = np.stack(
                     [self._grad(broadcast, k, n, step, p) for k, p in zip(names, params[n], strict=True)]
                 )
-                grad = self.algorithm.correct(n, grad, params[n], broadcast, memory)
+                if self.algorithm.correct is not None:
+                    at = Step(index=step, rates=rates)
+                    grad = self.algorithm.correct(n, grad, params[n], broadcast, memory, at)
                 params[n] = params[n] - np.float32(self.rate) * grad
         for row, name in enumerate(names):
             # no name for the delta here: it would keep one update alive (law 5)
-            yield self._sent(broadcast, name, {n: params[n][row] for n in tensors})
+            yield self._sent(broadcast, name, starts[row], {n: params[n][row] for n in tensors})
 
     def _grad(self, broadcast: Broadcast, client: str, name: str, step: int, param: np.ndarray):
         rng = np.random.default_rng(seed_for(broadcast.seed, client, name, step))
         noise = np.float32(self.noise) * rng.standard_normal(param.shape, dtype=np.float32)
         return param - self.targets[client][name] + noise
 
-    def _sent(self, broadcast: Broadcast, client: str, local: Mapping[str, np.ndarray]) -> Update:
-        delta = Adapter({n: tensor - broadcast.adapter[n] for n, tensor in local.items()})
-        memory = self.memories.get(client, Adapter())
-        self.memories[client], extra = self.algorithm.remember(memory, broadcast, delta, self.steps)
+    def _sent(
+        self, broadcast: Broadcast, client: str, start: Adapter, local: Mapping[str, np.ndarray]
+    ) -> Update:
+        shared = [n for n in local if self.algorithm.shared(n, broadcast.round)]
+        delta = Adapter({n: local[n] - broadcast.adapter[n] for n in shared})
+        memory = self.memories.get(client, Payload())
+        result = LocalResult(
+            start=start, local=Adapter(local), steps=self.steps, rate_sum=self.steps * self.rate
+        )
+        self.memories[client], extra = self.algorithm.remember(memory, broadcast, result)
         weight = float(next(info.examples for info in self.infos if info.name == client))
-        update = Update(round=broadcast.round, client=client, delta=delta, weight=weight, extra=extra)
+        update = Update(round=broadcast.round, clients=(client,), delta=delta, weight=weight, extra=extra)
         update = replace(update, metrics={"loss": weight})
-        return self.transform.on_client(update, broadcast.transforms, seed_for(broadcast.seed, client))
+        return self.transform.on_client(
+            update, broadcast.transforms, Seeded(seed_for(broadcast.seed, client))
+        )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli_w
 
+from shepherd import folder
+from shepherd.machine import plan
 from shepherd.settings import RunSettings, parse
 
 CATEGORIES = ("qa", "poem", "list")
@@ -41,12 +45,14 @@ def written(path: Path, examples: list[dict[str, str]] | None = None) -> Path:
 def settings(base: Path, source: Path, output: Path, **tables: Mapping[str, Any]) -> RunSettings:
     """Three rounds of two of four clients, with dropout, in a couple of seconds."""
     given: dict[str, dict[str, Any]] = {
-        "model": {"base": str(base), "dtype": "float32", "device": "cpu"},
+        "model": {"base": str(base), "dtype": "float32"},
         "adapter": {"rank": 2, "dropout": 0.1},
         "data": {"source": str(source), "template": "plain", "max_tokens": 48, "holdout": 0.17},
         "split": {"clients": 4},
-        "federation": {"rounds": 3, "share": 0.5},
-        "tuning": {"batch_size": 4, "learning_rate": 0.01, "threads": 1, "cohort_size": 2},
+        "federation": {"rounds": 3},
+        "selection": {"share": 0.5},
+        "tuning": {"batch_size": 4, "learning_rate": 0.01},
+        "machine": {"device": "cpu", "threads": 1, "stack_size": 2},
     }
     for name, table in tables.items():
         given[name] = {**given.get(name, {}), **table}
@@ -55,3 +61,20 @@ def settings(base: Path, source: Path, output: Path, **tables: Mapping[str, Any]
 
 def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in TIMES}
+
+
+def as_before_plans(path: Path) -> None:
+    """The folder as an earlier version wrote it: what was chosen stands in the run file, by the old keys."""
+    file = path / folder.RUN_FILE
+    tables = tomllib.loads(folder.dump(plan.planned(path)))
+    machine, silos = tables.pop("machine"), tables.pop("silos")
+    tables["model"]["device"] = machine["device"]
+    tables["tuning"] |= {
+        "threads": machine["threads"],
+        "workers": machine["workers"],
+        "cohort_size": machine["stack_size"],
+        "micro_batch_tokens": machine["micro_batch_tokens"],
+    }
+    tables["federation"] |= {"sites": [], "deadline": silos["deadline_s"], "wave": silos["max_in_flight"]}
+    file.write_text(tomli_w.dumps(tables))
+    (path / folder.PLAN).unlink()

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 import shepherd
 from shepherd import asking, folder
 from shepherd.asking import Answerer, Options, adapter_of, generate, load_run
-from shepherd.cli import main
 from shepherd.data.prompts import prompt_of
 from shepherd.errors import BaseError, CheckpointError, DataError, FolderError, TemplateError
 from shepherd.loading import load_base
 from shepherd.run import open_run
+from shepherd.ui.cli.main import main
 from tests import runs
 from tests.model import bases
 

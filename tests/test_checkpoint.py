@@ -4,15 +4,19 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load as tensors_from
+from safetensors.numpy import save as bytes_of
 
 from shepherd import checkpoint as checkpoints
 from shepherd.checkpoint import Checkpoint, latest, load, save
-from shepherd.core import Adapter, ServerState
+from shepherd.core import Adapter, Payload, ServerState
 from shepherd.errors import CheckpointError, FolderError
 from tests.quadratic import bits, drawn
 
@@ -34,7 +38,7 @@ def full():
         ),
     )
     notes = {"cursors": {"c0": [3, 1]}, "row": {"loss": 0.1 + 0.2}, "cohort_size": 4, "none": None}
-    return Checkpoint(state=state, clients={"c/0": drawn(2), "c1": Adapter()}, notes=notes)
+    return Checkpoint(state=state, notes=notes)
 
 
 def test_everything_comes_back(tmp_path):
@@ -45,7 +49,6 @@ def test_everything_comes_back(tmp_path):
     assert {k: bits(a) for k, a in loaded.state.memory.items()} == {
         "momentum": bits(drawn(1)), "none": {},
     }  # fmt: skip
-    assert {k: bits(a) for k, a in loaded.clients.items()} == {"c/0": bits(drawn(2)), "c1": {}}
     assert loaded.notes == saved.notes
     nothing, second, (third,) = loaded.state.transforms
     assert nothing == {}
@@ -62,10 +65,11 @@ NAMES = st.text(st.characters(), max_size=8)  # lone surrogates too
 def test_bits_and_names_of_any_kind_are_kept(tmp_path_factory, raw):
     adapter = Adapter({name: np.frombuffer(data, dtype=np.float32) for name, data in raw.items()})
     folder = tmp_path_factory.mktemp("any")
-    saved = Checkpoint(state=ServerState(round=0, adapter=adapter), clients=dict.fromkeys(raw, adapter))
+    state = ServerState(round=0, adapter=adapter, memory=dict.fromkeys(raw, adapter))
+    saved = Checkpoint(state=state)
     loaded = load(save(folder, saved, keep=1))
     assert bits(loaded.state.adapter) == dict(sorted(raw.items()))
-    assert {name: bits(a) for name, a in loaded.clients.items()} == dict.fromkeys(raw, bits(adapter))
+    assert {name: bits(a) for name, a in loaded.state.memory.items()} == dict.fromkeys(raw, bits(adapter))
 
 
 def test_the_last_rounds_are_kept_by_number(tmp_path):
@@ -133,10 +137,10 @@ def test_the_only_checkpoint_harmed_says_to_start_again(tmp_path):
 
 
 def test_another_format_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "FORMAT", 2)
+    monkeypatch.setattr(checkpoints, "FORMAT", 3)
     path = save(tmp_path, made(), keep=1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 2, this version reads 1"):
+    with pytest.raises(CheckpointError, match="has format 3, this version reads 2"):
         load(path)
 
 
@@ -294,3 +298,31 @@ def test_a_copy_whose_place_is_taken_changes_nothing(tmp_path):
     with pytest.raises(FolderError, match="cannot be written"):
         checkpoints.adopt(unfinished, place, keep=1)
     assert load(kept).state.memory
+
+
+def as_first_format(path: Path, clients: Mapping[str, Payload]) -> None:
+    """Make a checkpoint what the first version would have written: no server optimiser, but memories."""
+    kept = json.loads((path / checkpoints.STATE).read_bytes())
+    assert kept.pop("format") == 2
+    assert kept["tree"].pop("optimiser") == {}
+    kept["notes"].pop("memories", None)
+    tensors = tensors_from((path / checkpoints.TENSORS).read_bytes())
+    kept["tree"]["clients"] = {client: dict.fromkeys(memory) for client, memory in clients.items()}
+    for client, memory in clients.items():
+        tensors |= {json.dumps(["clients", client, name]): tensor for name, tensor in memory.items()}
+    (path / checkpoints.TENSORS).write_bytes(bytes_of(tensors))
+    (path / checkpoints.STATE).write_bytes(json.dumps({"format": 1, **kept}).encode())
+    sums = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in checkpoints.FILES[:2]}
+    (path / checkpoints.SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+
+
+def test_a_checkpoint_of_the_first_format_is_read_with_what_clients_remembered(tmp_path):
+    path = save(tmp_path, made(), keep=1)
+    as_first_format(path, {"c/0": drawn(2), "c1": Adapter()})
+    back = load(path)
+    assert {client: bits(memory) for client, memory in back.clients.items()} == {
+        "c/0": bits(drawn(2)),
+        "c1": {},
+    }
+    assert bits(back.state.adapter) == bits(made().state.adapter)
+    assert back.state.optimiser == {}

@@ -17,18 +17,19 @@ import tomli_w
 from click.testing import CliRunner, Result
 
 import shepherd
-from shepherd import cli, folder
-from shepherd.chat.answering import open_chat
+from shepherd import folder
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
 from shepherd.consent import Consent
 from shepherd.errors import BaseError, JudgeError, PluginError, SettingsError
-from shepherd.federation.workers import Workers
 from shepherd.judge.agreed import require_agreed
+from shepherd.machine.executors import Processes
 from shepherd.model import base as bases
 from shepherd.model import remote_code
-from shepherd.model.base import Proof
+from shepherd.model.base import Base, Proof
 from shepherd.settings import AdapterTable, JudgeTable, ModelTable, RunSettings, dump
+from shepherd.ui.chat.answering import open_chat
+from shepherd.ui.cli import main as cli
 from tests import runs
 from tests.judge.server import Judge, serving
 
@@ -172,11 +173,11 @@ def test_what_a_person_has_read_runs(
     assert shepherd.load_run(strange, consent=TRUSTED).generate("w5") == result.stdout.strip()
 
 
-def test_a_worker_has_the_consent_of_its_parent_and_no_other(evil: Path, mark: Path) -> None:
-    model = ModelTable(base=str(evil), trust_remote_code=True, device="cpu", dtype="float32")
+def test_a_worker_has_the_consent_of_its_parent_and_no_other(llama: Base, evil: Path, mark: Path) -> None:
+    model = ModelTable(base=str(evil), trust_remote_code=True, dtype="float32")
     with pytest.raises(BaseError, match="--trust-remote-code"):
         bases.load(model, AdapterTable(rank=2), proof=Proof())
-    assert Workers(1, 1, model, AdapterTable(rank=2), Proof(), TRUSTED)._begin[-1] == TRUSTED
+    assert Processes(1, 1, llama, TRUSTED)._begin[-1] == TRUSTED
     assert not mark.exists()
 
 

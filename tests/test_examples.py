@@ -22,7 +22,8 @@ def test_the_papers_settings_are_the_papers() -> None:
     """The figures of arXiv 2305.05644, and the adapter's size that it prints: 17.9 million."""
     by_name = {path.stem: read(path) for path in EXAMPLES}
     hundred, ten = by_name["fedit"], by_name["fedit-ten"]
-    assert (hundred.split.clients, hundred.federation.rounds, hundred.federation.share) == (100, 20, 0.05)
+    assert (hundred.split.own["clients"], hundred.federation.rounds) == (100, 20)
+    assert plugins.selection(hundred).share == 0.05
     assert (hundred.tuning.batch_size, hundred.tuning.learning_rate, hundred.tuning.epochs) == (32, 1.5e-4, 1)
     widths = {"q_proj": 2 * 4096, "k_proj": 2 * 4096, "v_proj": 2 * 4096}
     widths |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), 4096 + 11008)

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from shepherd import fitting, new
-from shepherd.cli import main
 from shepherd.errors import BaseError, DataError
 from shepherd.inspection import inspect_data
 from shepherd.settings import RunSettings, read
+from shepherd.ui.cli.main import main
 from tests.model import bases
 
 CHATML = (
@@ -65,7 +65,11 @@ def test_a_table_with_german_names_and_a_bom(tmp_path: Path) -> None:
     settings, text = made(as_csv(tmp_path / "p3.csv", table(), "utf-8-sig"), tmp_path)
     fields = settings.data.fields
     assert (fields.instruction, fields.context, fields.response) == ("frage", "kontext", "antwort")
-    assert (settings.split.by, settings.split.field, settings.data.category) == ("natural", "hospital", "art")
+    assert (settings.split.by, settings.split.own["field"], settings.data.category) == (
+        "natural",
+        "hospital",
+        "art",
+    )
     assert settings.data.on_bad_row == "error"
     assert "#   columns not used: id" in text
     assert "#   instruction: frage (by its name)" in text
@@ -136,7 +140,7 @@ def test_chats_and_a_folder_with_a_file_a_client(tmp_path: Path) -> None:
     as_jsonl(tmp_path / "sites" / "test.jsonl", chats)
     settings, text = made(tmp_path / "sites", tmp_path)
     assert settings.data.fields.messages == "conversations"
-    assert settings.split.by == "ready-made"
+    assert settings.split.by == "ready_made"
     assert "each of the 3 files is a client" in text
     assert "test.jsonl is left out" in text
     assert list(inspect_data(settings).division.clients) == ["a", "b", "c"]
@@ -154,7 +158,11 @@ def test_rows_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> No
 def test_columns_that_are_asked_for_are_taken(tmp_path: Path) -> None:
     path = as_csv(tmp_path / "p.csv", table())
     settings, _ = made(path, tmp_path, client="art", category="", context="")
-    assert (settings.split.field, settings.data.category, settings.data.fields.context) == ("art", "", "")
+    assert (settings.split.own["field"], settings.data.category, settings.data.fields.context) == (
+        "art",
+        "",
+        "",
+    )
     with pytest.raises(DataError, match="--client nobody: there is no such column; there are id, hospital,"):
         fitting.fit(str(path), given={"client": "nobody"})
 
@@ -199,11 +207,11 @@ def test_the_work_fits_the_data(tmp_path: Path) -> None:
         return [{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(count)]
 
     small, _ = made(as_jsonl(tmp_path / "a.jsonl", rows(12)), tmp_path)
-    assert (small.split.clients, small.tuning.batch_size) == (1, 11)
+    assert (small.split.own["clients"], small.tuning.batch_size) == (1, 11)
     (tmp_path / "run.toml").unlink()
     large, _ = made(as_jsonl(tmp_path / "b.jsonl", rows(3000)), tmp_path)
-    assert (large.split.clients, large.tuning.batch_size, large.tuning.max_steps) == (10, 16, 10)
-    rounds, share = large.federation.rounds, large.federation.share
+    assert (large.split.own["clients"], large.tuning.batch_size, large.tuning.max_steps) == (10, 16, 10)
+    rounds, share = large.federation.rounds, large.selection.own["share"]
     assert rounds * share * large.tuning.max_steps * 16 >= 270  # each client's data, once
 
 

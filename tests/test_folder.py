@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shepherd import folder, private, report
+from shepherd import folder, private
 from shepherd.errors import FolderError
 from shepherd.settings import dump, parse
+from shepherd.ui import report
 
 SETTINGS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}, "seed": 7})
 
@@ -32,7 +33,7 @@ def row(number: int) -> dict[str, object]:
     }
 
 
-def test_create_writes_the_resolved_run_file_and_the_versions(tmp_path: Path) -> None:
+def test_create_writes_the_run_file_and_the_versions(tmp_path: Path) -> None:
     made = folder.create(tmp_path / "runs" / "one", SETTINGS)
     assert (made.path / "run.toml").read_text() == dump(SETTINGS)
     assert folder.read_settings(made.path) == SETTINGS
@@ -41,10 +42,26 @@ def test_create_writes_the_resolved_run_file_and_the_versions(tmp_path: Path) ->
     assert recorded["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
+def test_the_plan_is_there_before_the_folder_is_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, written = folder.write_atomic, list[str]()
+
+    def spy(path: Path, content: str | bytes) -> Path:
+        written.append(path.name)
+        return honest(path, content)
+
+    monkeypatch.setattr(folder, "write_atomic", spy)
+    made = folder.create(tmp_path / "run", SETTINGS, "a plan")
+    assert (made.path / folder.PLAN).read_text() == "a plan"
+    assert written.index(folder.PLAN) < written.index(folder.RUN_FILE) == len(written) - 1
+    made.close()
+
+
 def test_an_empty_folder_is_fine_and_so_is_one_where_a_run_died_before_its_run_file(
     tmp_path: Path,
 ) -> None:
-    for leftover in (".lock", "versions.json", "run.toml.tmp"):
+    for leftover in (".lock", "versions.json", "plan.json", "silos.json", "run.toml.tmp"):
         (tmp_path / leftover).write_text("")
     folder.create(tmp_path, SETTINGS).close()
     assert folder.read_settings(tmp_path) == SETTINGS

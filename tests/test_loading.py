@@ -59,7 +59,7 @@ def test_a_run_over_such_a_base_tunes_it(bloom, tmp_path) -> None:
     source = runs.written(tmp_path / "rows.jsonl")
     rows = {}
     for workers in (1, 2):
-        settings = runs.settings(bloom, source, tmp_path / str(workers), tuning={"workers": workers})
+        settings = runs.settings(bloom, source, tmp_path / str(workers), machine={"workers": workers})
         running = open_run(settings)
         rows[workers] = [runs.without_times(row) for _, row in running.rounds()]
         running.close()
@@ -92,7 +92,7 @@ def saved(folder: Path, base: bases_.Base, made_over: str) -> Path:
 def test_it_loads_over_the_same_base_in_another_dtype(llama, llama_folder, tmp_path) -> None:
     path = saved(tmp_path, llama, llama.fingerprint)
     half = bases_.load(
-        ModelTable(base=str(llama_folder), dtype="float16", device="cpu"), AdapterTable(rank=3, alpha=6)
+        ModelTable(base=str(llama_folder), dtype="float16"), AdapterTable(rank=3, alpha=6), device="cpu"
     )
     assert load_checkpoint(path, half).state.adapter == bases.random_adapter(llama, 1)
 

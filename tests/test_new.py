@@ -8,12 +8,12 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from shepherd import algorithms, new, plugins
+from shepherd import new, plugins
 from shepherd.errors import FolderError
 from shepherd.fitting import Choice, Fit
 from shepherd.settings import RunSettings, parse, read
 
-DEFAULTS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}})
+DEFAULTS = plugins.completed(parse({"model": {"base": "tiny"}, "data": {"source": "world"}}))
 BARE = Fit(
     found=(),
     choices={
@@ -32,9 +32,10 @@ def every_key(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def uncommented(text: str) -> str:
-    """The text with every `# key = value` line switched on."""
-    lines = (line.removeprefix("# ") if " = " in line else line for line in text.splitlines())
-    return "\n".join(lines)
+    """The text with every `# key = value` line switched on, but for plug-ins that are not chosen."""
+    tables = (table.split("\n# Instead, each")[0].split("\n# There are:")[0] for table in text.split("\n\n"))
+    lines = "\n\n".join(tables).splitlines()
+    return "\n".join(line.removeprefix("# ") if " = " in line else line for line in lines)
 
 
 def test_it_reads_back_as_the_defaults_where_nothing_is_chosen(tmp_path: Path) -> None:
@@ -73,18 +74,37 @@ def test_every_key_is_there_with_its_meaning(key: str, field: FieldInfo) -> None
 
 
 def test_a_key_that_is_not_set_shows_a_value_that_would_do() -> None:
-    table = tomllib.loads(uncommented(new.text(BARE).split("\n[algorithm]")[0]))
+    table = tomllib.loads(uncommented(new.text(BARE).split("\n# What happens to each update")[0]))
     table["tuning"].pop("epochs")  # the one pair that excludes each other
     settings = parse(table)
     assert (settings.data.limit, settings.model.revision, settings.tuning.max_steps) == (1, "...", 1)
 
 
-def test_the_algorithms_and_transforms_show_their_own_keys() -> None:
+def test_every_plug_in_shows_its_own_keys() -> None:
     text = new.text(BARE)
-    for name in plugins.names(algorithms):
-        assert f'# name = "{name}"' in text
-    assert "# mu = 0.01" in text
-    assert "# norm = 1.0" in text
+    for finds, kind in (("name", plugins.ALGORITHM), ("name", plugins.SELECTION), ("by", plugins.SPLIT)):
+        for name in plugins.names(kind.folder):
+            assert f'{finds} = "{name}"' in text
+    for line in (
+        "# mu = 0.01",
+        "# norm = 1.0",
+        "clients = 10",
+        "# alpha = 0.5",
+        'field = "..."',
+        "share = 1.0",
+    ):
+        assert line in text
+    assert 'metrics = ["right", "exact", "f1", "rouge_l"]' in text
+
+
+def test_the_keys_of_the_chosen_split_are_written_and_those_of_others_are_comments() -> None:
+    chosen = {
+        ("split", "by"): Choice(value="shards", why=""),
+        ("split", "clients"): Choice(value=3, why="few"),
+    }
+    text = new.text(Fit(found=(), choices={**BARE.choices, **chosen}))
+    assert parse(tomllib.loads(text)).split.own == {"clients": 3, "shards_per_client": 2, "field": ""}
+    assert "# Here: few.\nclients = 3" in text
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shepherd import plugins
 from shepherd.data.files import READERS
 from shepherd.errors import BaseError, DataError, SettingsError
 from shepherd.loading import load_base
@@ -148,7 +149,7 @@ def test_a_missing_folder_is_no_question_to_the_hub(
     with pytest.raises(BaseError, match=f"there is no folder {tmp_path}/project/{base}, which model.base"):
         load_base(settings)
     with pytest.raises(DataError, match=f"there is no data file or folder {tmp_path}/project/daten"):
-        examples(settings)
+        examples(settings, plugins.split(settings.split))
 
 
 @pytest.mark.parametrize("key", ["base", "source"])

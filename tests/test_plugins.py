@@ -1,13 +1,16 @@
 import sys
+import tomllib
 
 import pytest
 
 from shepherd import plugins
-from shepherd.core import Adapter, Update
+from shepherd.config import PartTable
+from shepherd.core import Adapter, Broadcast, Context, Seeded, Step, Update
 from shepherd.errors import PluginError, SettingsError
-from shepherd.settings import PartTable
+from shepherd.settings import SplitTable, dump, parse
 
 OUTSIDE = """
+from dataclasses import replace
 from pydantic import BaseModel
 from shepherd.algorithms import fedavg
 
@@ -15,7 +18,7 @@ class Config(BaseModel):
     start: int = 0
 
 def build(config):
-    return fedavg.ALGORITHM._replace(trainable=lambda name, round: round >= config.start)
+    return replace(fedavg.ALGORITHM, trainable=lambda name, round: round >= config.start)
 """
 
 
@@ -33,22 +36,23 @@ def package(tmp_path, monkeypatch):
 
 def test_the_file_is_the_plug_in_and_its_keys_reach_it():
     prox = plugins.algorithm(PartTable(name="fedprox", mu=2.0))
-    broadcast = prox.broadcast(prox.init(Adapter({"w": [1.0]})), 0)
-    assert prox.correct("w", 0.5, 4.0, broadcast, {}) == 0.5 + 2.0 * (4.0 - 1.0)
+    broadcast = Broadcast(round=0, adapter=Adapter({"w": [1.0]}), seed=0)
+    step = Step(index=0, rates=0.1)
+    assert prox.correct("w", 0.5, 4.0, broadcast, {}, step) == 0.5 + 2.0 * (4.0 - 1.0)
 
 
 def test_transforms_are_chained_in_their_order():
     chained = plugins.transform([PartTable(name="clip", norm=4.0), PartTable(name="clip", norm=1.0)])
-    update = Update(round=0, delta=Adapter({"w": [8.0]}), weight=1.0)
-    assert chained.on_client(update, chained.init(), 0).delta.norm() == pytest.approx(1.0)
-    assert len(chained.init()) == 2
+    update = Update(round=0, delta=Adapter({"w": [8.0]}), weight=1.0, clients=("c",))
+    assert chained.on_client(update, chained.init(Context()), Seeded(0)).delta.norm() == pytest.approx(1.0)
+    assert len(chained.init(Context())) == 2
 
 
 def test_no_transform_is_an_empty_chain():
-    update = Update(round=0, delta=Adapter({"w": [8.0]}), weight=1.0)
+    update = Update(round=0, delta=Adapter({"w": [8.0]}), weight=1.0, clients=("c",))
     nothing = plugins.transform([])
-    assert nothing.init() == ()
-    assert nothing.on_client(update, (), 0) is update
+    assert nothing.init(Context()) == ()
+    assert nothing.on_client(update, (), Seeded(0)) is update
 
 
 def test_a_dotted_name_is_a_module_outside(package):
@@ -116,3 +120,62 @@ def test_a_module_outside_is_imported_by_its_whole_name_alone(package, allowed):
 
 def test_a_name_inside_needs_nobodys_word(package):
     assert plugins.algorithm(PartTable(name="fedprox", mu=1.0), allowed=()).correct is not None
+
+
+def run(**tables):
+    return parse({"model": {"base": "tiny"}, "data": {"source": "world"}, **tables})
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (
+            {"selection": {"name": "all", "share": 0.1}},
+            "unknown key share; .*share is a key of poisson, round",
+        ),
+        ({"selection": {"name": "uniform", "size": 3}}, "unknown key size; known keys there are share$"),
+        ({"selection": {"share": 0.0}}, "the selection 'uniform': key share: .* greater than 0"),
+        ({"selection": {"share": 1.5}}, "the selection 'uniform': key share"),
+        ({"selection": {"name": "size-weighted", "share": 0.5}}, 'set federation.weights = "equal"'),
+        ({"selection": {"name": "uniformly"}}, "did you mean 'uniform'"),
+        ({"split": {"by": "fair"}}, "no split called 'fair'"),
+        ({"split": {"clients": 2.5}}, "the split 'iid': key clients"),
+        ({"split": {"by": "natural"}}, "the split 'natural': key field is missing"),
+        (
+            {"split": {"by": "iid", "beta": 1}},
+            "the split 'iid': unknown key beta; known keys there are clients",
+        ),
+        ({"aggregation": {"name": "mean", "trim": 1}}, "unknown key trim; known keys there are none"),
+        ({"server": {"name": "sgd", "momentum": 0.9}}, "unknown key momentum"),
+    ],
+)
+def test_a_key_of_another_file_or_a_combination_that_is_not_sound_is_refused(tables, message):
+    with pytest.raises(SettingsError, match=message):
+        plugins.require(run(**tables))
+
+
+def test_size_that_draws_the_cohort_does_not_weigh_it_too():
+    plugins.require(run(selection={"name": "size-weighted", "share": 0.5}, federation={"weights": "equal"}))
+
+
+def test_a_hyphen_in_a_name_is_an_underscore_of_its_file():
+    assert SplitTable(by="ready-made") == SplitTable(by="ready_made")
+    assert run(selection={"name": "round-robin"}).selection.name == "round_robin"
+    assert run(algorithm={"name": "their-package.later"}).algorithm.name == "their-package.later"
+
+
+def test_a_split_from_outside_is_imported_by_its_whole_name_alone(package):
+    (package / "later.py").write_text("raise AssertionError('imported')")
+    with pytest.raises(PluginError, match=r"--allow-plugin their_package\.later"):
+        plugins.require(run(split={"by": "their_package.later"}))
+
+
+def test_defaults_are_written_out_and_change_nothing():
+    settings = run(algorithm={"name": "fedprox"}, transforms=[{"name": "clip"}], split={"by": "shards"})
+    whole = plugins.completed(settings)
+    assert whole.algorithm.own == {"mu": 0.01}
+    assert whole.split.own == {"clients": 10, "shards_per_client": 2, "field": ""}
+    assert whole.selection.own == {"share": 1.0}
+    assert whole.transforms[0].own == {"norm": 1.0}
+    assert plugins.completed(whole) == whole
+    assert parse(tomllib.loads(dump(whole))) == whole

@@ -27,7 +27,7 @@ def test_the_ten_lines_of_python_train_and_answer(
 def test_every_command_named_there_exists() -> None:
     from click.testing import CliRunner
 
-    from shepherd.cli import main
+    from shepherd.ui.cli.main import main
 
     for words in set(re.findall(r"^shepherd ((?:data )?[a-z]+)", README, re.MULTILINE)):
         assert CliRunner().invoke(main, [*words.split(), "--help"]).exit_code == 0, words

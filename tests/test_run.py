@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import errno
 import itertools
@@ -14,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from shepherd import asking, checkpoint, folder, prepare
 from shepherd import run as run_module
+from shepherd.client_store import Kept
+from shepherd.consent import Consent
 from shepherd.core import Adapter
 from shepherd.data.examples import Turn
 from shepherd.data.template import Template, prompt
@@ -42,14 +44,19 @@ from shepherd.errors import (
 )
 from shepherd.federation.simulation import Simulation
 from shepherd.inspection import inspect_data
-from shepherd.model import files, layout, lora, score
+from shepherd.machine import memory, plan
+from shepherd.model import base as bases_
+from shepherd.model import files, layout, lora
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.progress import Progress
 from shepherd.run import Run, open_run, resume
-from shepherd.settings import RunSettings, dump, read
+from shepherd.settings import MachineTable, RunSettings, dump, read
+from shepherd.training import score
+from shepherd.training.local import completed
 from tests import runs
 from tests.model import bases
+from tests.test_checkpoint import as_first_format
 
 ROW = {
     "round", "cohort", "weights", "capped", "loss", "losses", "failures", "bytes_down", "bytes_up", "gap",
@@ -191,38 +198,39 @@ def test_the_held_out_loss_is_that_of_the_adapter_on_the_held_out_examples(whole
 
 
 def test_what_was_chosen_by_measuring_is_written_out(llama_folder, source, tmp_path) -> None:
-    auto = {"cohort_size": "auto", "micro_batch_tokens": "auto"}
-    table = runs.settings(llama_folder, source, tmp_path / "run", tuning=auto)
+    auto = {"stack_size": "auto", "micro_batch_tokens": "auto"}
+    table = runs.settings(llama_folder, source, tmp_path / "run", machine=auto)
     run = open_run(table)
-    kept = folder.read_settings(run.folder)
     run.close()
-    assert kept == run.settings
-    assert isinstance(kept.tuning.cohort_size, int)
-    assert isinstance(kept.tuning.micro_batch_tokens, int)
-    assert kept.tuning.cohort_size <= 2  # no more than a cohort
-    assert (kept.model.dtype, kept.model.device, kept.tuning.threads) == ("float32", "cpu", 1)
+    assert folder.read_settings(run.folder) == run.settings == completed(table)  # as it was given
+    kept = plan.read(run.folder)
+    assert kept == run.plan
+    assert kept.stack_size <= 2  # no more than a cohort
+    assert kept.micro_batch_tokens == memory.micro_batch(run.base)
+    assert (kept.dtype, kept.device, kept.threads, kept.workers) == ("float32", "cpu", 1, 1)
+    assert (kept.commit, kept.date) == (None, "")
+    assert kept.over(table).machine == MachineTable(
+        device="cpu",
+        threads=1,
+        workers=1,
+        stack_size=kept.stack_size,
+        micro_batch_tokens=kept.micro_batch_tokens,
+    )
 
 
 def test_a_run_in_worker_processes_has_the_same_bits_and_goes_on_with_them(
     llama_folder, source, tmp_path, whole
 ) -> None:
-    pair = {"workers": 2, "threads": 2, "cohort_size": 1}
+    pair = {"workers": 2, "threads": 2, "stack_size": 1}
     alone = finish(
-        open_run(runs.settings(llama_folder, source, tmp_path / "alone", tuning={"cohort_size": 1}))
+        open_run(runs.settings(llama_folder, source, tmp_path / "alone", machine={"stack_size": 1}))
     )
-    path = stopped(runs.settings(llama_folder, source, tmp_path / "run", tuning=pair), after=1)
+    path = stopped(runs.settings(llama_folder, source, tmp_path / "run", machine=pair), after=1)
     finish(resume(path))
     assert weights(path) == weights(alone)
-    kept = folder.read_settings(path).tuning
+    kept = plan.read(path)
     assert (kept.workers, kept.threads) == (2, 2)
     assert not [child for child in psutil.Process().children() if "popen_loky" in " ".join(child.cmdline())]
-
-
-def test_workers_are_for_a_processor(table, llama) -> None:
-    elsewhere = dataclasses.replace(llama, device=torch.device("meta"))
-    two = table.model_copy(update={"tuning": table.tuning.model_copy(update={"workers": 2})})
-    with pytest.raises(SettingsError, match=r"tuning\.workers = 2 is for a processor; write 1 on meta"):
-        run_module._resolved(two, elsewhere, prepare.prepare(two, llama.tokenizer))
 
 
 def test_evaluating_every_so_often_ends_with_the_last_round(llama_folder, source, tmp_path) -> None:
@@ -318,11 +326,71 @@ def test_two_processes_cannot_hold_one_run(table) -> None:
 
 
 def test_a_run_file_that_no_run_has_written_is_no_run(table, tmp_path) -> None:
-    text = dump(table).replace("cohort_size = 2", 'cohort_size = "auto"')
+    text = dump(table).replace("stack_size = 2", 'stack_size = "auto"')
     (tmp_path / "run.toml").write_text(text)
-    with pytest.raises(FolderError, match="holds a run file that no run has written"):
+    with pytest.raises(FolderError, match=r"holds no plan\.json, so no run has begun there"):
         resume(tmp_path)
     assert not (tmp_path / "data").exists()
+
+
+def another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that would plan otherwise, whatever is left open."""
+    monkeypatch.setattr(memory, "sizes", lambda *_, **__: pytest.fail("it is planned again"))
+    monkeypatch.setattr(memory, "micro_batch", lambda base: 16)
+    monkeypatch.setattr(prepare, "dated", lambda *_: pytest.fail("the day is chosen again"))
+    monkeypatch.setattr(bases_, "pick_dtype", lambda name, device: getattr(torch, name))  # no "auto"
+
+
+AUTO = {"stack_size": "auto", "micro_batch_tokens": "auto", "workers": "auto", "device": "auto"}
+
+
+def test_a_run_goes_on_as_planned_on_a_machine_that_would_plan_otherwise(
+    llama_folder, source, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**33)
+    monkeypatch.setattr(bases_, "_cpu_has_bfloat16", lambda: False)
+    open_ = {"machine": AUTO, "model": {"dtype": "auto"}}
+    undisturbed = finish(open_run(runs.settings(llama_folder, source, tmp_path / "whole", **open_)))
+    path = stopped(runs.settings(llama_folder, source, tmp_path / "run", **open_), after=1)
+    kept = plan.read(path)
+    another_machine(monkeypatch)
+    run = resume(path)
+    assert run.plan == kept
+    assert run.settings.machine.stack_size == "auto"
+    finish(run)
+    assert weights(path) == weights(undisturbed)
+    assert plan.read(path) == kept == plan.read(undisturbed)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_folder_of_an_earlier_version_goes_on_with_the_same_bits(table, whole, monkeypatch, after) -> None:
+    path = stopped(table, after=after)
+    kept = plan.read(path)
+    runs.as_before_plans(path)
+    another_machine(monkeypatch)
+    run = resume(path)
+    assert run.plan == kept == plan.read(path)  # it has one from now on
+    assert_same_end(finish(run), whole)
+    monkeypatch.undo()
+    assert asking.generate(path, "w4 w5") == asking.generate(whole[0], "w4 w5")
+
+
+def test_a_damaged_plan_is_named_and_the_folder_given_back(table, whole) -> None:
+    path = stopped(table, after=1)
+    kept = (path / folder.PLAN).read_text()
+    (path / folder.PLAN).write_text(kept[:20])
+    for _ in range(2):
+        with pytest.raises(FolderError, match=r"plan\.json is damaged .*; put it back from a copy"):
+            resume(path)
+    (path / folder.PLAN).write_text(kept)
+    assert_same_end(finish(resume(path)), whole)
+
+
+def test_a_plan_that_was_lost_is_not_made_again(llama_folder, source, tmp_path) -> None:
+    path = stopped(runs.settings(llama_folder, source, tmp_path / "run", machine=AUTO), after=1)
+    (path / folder.PLAN).unlink()
+    with pytest.raises(FolderError, match=r"holds no plan\.json"):
+        resume(path)
 
 
 def test_what_is_no_run_cannot_be_resumed(tmp_path) -> None:
@@ -331,6 +399,37 @@ def test_what_is_no_run_cannot_be_resumed(tmp_path) -> None:
 
 
 # --- going on
+
+
+def test_a_run_of_the_first_format_goes_on_with_what_its_clients_remembered(
+    llama_folder, source, tmp_path
+) -> None:
+    """Its checkpoints held the memories, which now lie beside them."""
+    name = "tests.plugins.personal_b"
+    consent = Consent(plugins=frozenset({name}))
+    new, old = (
+        open_run(
+            runs.settings(llama_folder, source, tmp_path / which, algorithm={"name": name}), consent=consent
+        )
+        for which in ("new", "old")
+    )
+    finish(new)
+    rounds = old.rounds()
+    next(rounds)
+    next(rounds)
+    old.close()
+    last = checkpoint.latest(old.holder.checkpoints)
+    store = old.simulation.store
+    memories = {
+        client: store.get(client, Kept(*kept))
+        for client, kept in checkpoint.load(last).notes["memories"].items()
+    }
+    assert memories
+    as_first_format(last, memories)
+    shutil.rmtree(old.holder.clients)
+    finish(resume(old.folder, consent))
+    ours, theirs = ((run.holder.adapter / files.WEIGHTS).read_bytes() for run in (old, new))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2, 3])
@@ -385,7 +484,9 @@ def test_the_gap_is_told_the_rank(table, monkeypatch) -> None:
     """Without it, the experts of a stack would count as one matrix."""
     told: list[int] = []
     rounds = run_module.rounds
-    monkeypatch.setattr(run_module, "rounds", lambda *a, **k: told.append(k["rank"]) or rounds(*a, **k))
+    monkeypatch.setattr(
+        run_module, "rounds", lambda *a, **k: told.append(k["context"].rank) or rounds(*a, **k)
+    )
     run = open_run(table)
     next(run.rounds())
     run.close()
@@ -554,13 +655,13 @@ def test_one_client_that_is_not_finite_is_counted_and_left_out(table) -> None:
     run = open_run(table)
     poisoned = []
 
-    def correct(name, grad, param, broadcast, memory):
+    def correct(name, grad, param, broadcast, memory, step):
         poisoned.append(name)
         grad = grad.clone()
         grad[0] = float("nan")
         return grad
 
-    run.algorithm = run.algorithm._replace(correct=correct)
+    run.method = replace(run.method, algorithm=replace(run.method.algorithm, correct=correct))
     run.__post_init__()
     state, row = next(run.rounds())
     run.close()
@@ -732,7 +833,8 @@ def test_a_run_keeps_the_day_that_it_started_on(llama_folder, source, tmp_path, 
     on_a_day(14)
     settings = runs.settings(base, source, tmp_path / "run", data={"template": "chat"})
     open_run(settings).close()
-    assert folder.read_settings(tmp_path / "run").data.date == "2026-05-14"
+    assert folder.read_settings(tmp_path / "run").data.date == ""  # as it was given
+    assert plan.read(tmp_path / "run").date == "2026-05-14"
     data = {
         name: tokens.ids.tolist() for name, tokens in prepare.load(tmp_path / "run" / "data").clients.items()
     }
@@ -743,7 +845,7 @@ def test_a_run_keeps_the_day_that_it_started_on(llama_folder, source, tmp_path, 
     again.close()
     assert {name: tokens.ids.tolist() for name, tokens in again.prepared.clients.items()} == data
     turns = (Turn(role="user", text="w5"),)
-    template = Template.of(again.settings.data)
+    template = Template.of(again.planned.data)
     assert again.base.tokenizer.decode(prompt(turns, template, again.base.tokenizer)) == "w14 w5"
     assert again.base.tokenizer.decode(prompt(turns, Template("chat"), again.base.tokenizer)) == "w21 w5"
 
@@ -771,7 +873,7 @@ def test_a_round_that_fails_leaves_no_trace_in_the_same_process(table, whole, mo
         elif where == "logging":
             patched.setattr(folder.RunFolder, "append", fail)
         else:
-            patched.setattr("shepherd.rounds.check", _refusing)
+            patched.setattr("shepherd.rounds.acceptance.check_tensors", _refusing)
         expected = QuorumNotMet if where == "quorum" else KeyboardInterrupt
         with pytest.raises(expected):
             next(run.rounds())

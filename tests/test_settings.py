@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shepherd.config import PartTable, Table
 from shepherd.errors import SettingsError
-from shepherd.settings import PartTable, RunSettings, Table, dump, parse, read, read_kept, validated
+from shepherd.settings import RunSettings, dump, parse, read, validated
 
 LEAST = {"model": {"base": "tiny"}, "data": {"source": "world"}}
 DESIGN = """
@@ -32,6 +33,7 @@ by = "shards"
 clients = 100
 [federation]
 rounds = 20
+[selection]
 share = 0.05
 [tuning]
 epochs = 1
@@ -75,7 +77,8 @@ def test_two_keys_are_enough() -> None:
 
 def test_a_run_file_is_read_as_it_stands(path: Path) -> None:
     settings = read(path)
-    assert (settings.split.by, settings.split.clients, settings.federation.share) == ("shards", 100, 0.05)
+    assert (settings.split.by, settings.split.own) == ("shards", {"clients": 100})
+    assert settings.selection.own == {"share": 0.05}
     assert settings.tuning.epochs == 1
     (clip,) = settings.transforms
     assert (clip.name, clip.model_extra) == ("clip", {"norm": 1.0})
@@ -96,7 +99,7 @@ def test_overrides_are_toml_values_or_bare_words(path: Path) -> None:
             "output=runs/two words",
             'adapter.targets=["q_proj", "v_proj"]',
             "tuning.epochs=0.5",
-            "tuning.clip_norm=false",
+            "tuning.clip_norm=0",
             "model.trust_remote_code=true",
             "algorithm.mu=0.1",
             "split.by = iid",
@@ -105,11 +108,11 @@ def test_overrides_are_toml_values_or_bare_words(path: Path) -> None:
     assert settings.federation.rounds == 2
     assert settings.output == "runs/two words"
     assert settings.adapter.targets == ("q_proj", "v_proj")
-    assert (settings.tuning.epochs, settings.tuning.clip_norm) == (0.5, None)
+    assert (settings.tuning.epochs, settings.tuning.clip_norm) == (0.5, 0.0)
     assert settings.model.trust_remote_code is True
     assert settings.algorithm.model_extra == {"mu": 0.1}
     assert settings.split.by == "iid"
-    assert settings.split.clients == 100  # what is not named stays
+    assert settings.split.own == {"clients": 100}  # what is not named stays
 
 
 def test_overrides_that_say_nothing_or_the_impossible_are_refused(path: Path) -> None:
@@ -119,7 +122,7 @@ def test_overrides_that_say_nothing_or_the_impossible_are_refused(path: Path) ->
         ("seed.more=1", "override seed.more: seed is not a table"),
         (
             "federation.round=3",
-            "unknown key federation.round; known keys there are deadline, max_share, quorum, rounds",
+            "unknown key federation.round; known keys there are max_share, quorum, rounds",
         ),
         ("federation.rounds=two", "key federation.rounds: .*integer.* \\(got 'two'\\)"),
     ):
@@ -142,7 +145,8 @@ def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
 
 
 def test_unknown_keys_are_refused_with_those_that_are_known() -> None:
-    assert "unknown key modle; known keys there are adapter, algorithm" in fault({**LEAST, "modle": 1})
+    outer = fault({**LEAST, "modle": 1})
+    assert "unknown key modle; known keys there are adapter, aggregation, algorithm" in outer
     inner = fault({**LEAST, "data": {"source": "world", "fields": {"prompt": "x"}}})
     assert "unknown key data.fields.prompt; known keys there are context, instruction, messages" in inner
 
@@ -155,16 +159,14 @@ def test_unknown_keys_are_refused_with_those_that_are_known() -> None:
         ({"adapter": {"dropout": 1.0}}, "adapter.dropout"),
         ({"adapter": {"targets": []}}, "adapter"),
         ({"adapter": {"target_parameters": ["experts.down_proj"], "dropout": 0.1}}, "adapter"),
-        ({"federation": {"share": 0.0}}, "federation.share"),
-        ({"federation": {"share": 1.5}}, "federation.share"),
         ({"federation": {"quorum": 0}}, "federation.quorum"),
-        ({"split": {"by": "fair"}}, "split.by"),
-        ({"split": {"clients": 2.5}}, "split.clients"),
+        ({"split": {"by": 3}}, "split.by"),
+        ({"evaluation": {"metrics": [3]}}, "evaluation.metrics.0"),
         ({"tuning": {"epochs": 1, "max_steps": 1}}, "tuning"),
         ({"tuning": {"learning_rate": 0}}, "tuning.learning_rate"),
-        ({"federation": {"deadline": 1e10}}, "federation.deadline"),
-        ({"tuning": {"betas": [0.9, 1.1]}}, "tuning.betas"),
-        ({"tuning": {"micro_batch_tokens": 0}}, "tuning.micro_batch_tokens"),
+        ({"silos": {"deadline_s": 1e10}}, "silos.deadline_s"),
+        ({"silos": {"short_deadline_s": 0}}, "silos.short_deadline_s"),
+        ({"machine": {"micro_batch_tokens": 0}}, "machine.micro_batch_tokens"),
         ({"tracking": {"trackers": ["pigeon"]}}, "tracking.trackers"),
         ({"model": {"base": "tiny", "dtype": "int8"}}, "model.dtype"),
         ({"data": {"source": "world", "max_tokens": 7}}, "data.max_tokens"),
@@ -177,7 +179,7 @@ def test_an_impossible_value_is_refused_by_its_dotted_key(table: dict[str, objec
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
-    for table in ("learning_rate", "weight_decay", "clip_norm", "epochs"):
+    for table in ("learning_rate", "clip_norm", "epochs"):
         for value in (float("nan"), float("inf")):
             assert f"key tuning.{table}" in fault({**LEAST, "tuning": {table: value}})
 
@@ -188,7 +190,7 @@ def test_every_fault_is_told_at_once() -> None:
 
 
 def test_what_is_dumped_reads_back_equal(path: Path) -> None:
-    overrides = ["tuning.clip_norm=false", "algorithm.mu=0.5", 'tracking.trackers=["wandb"]', "data.limit=3"]
+    overrides = ["tuning.clip_norm=0", "algorithm.mu=0.5", 'tracking.trackers=["wandb"]', "data.limit=3"]
     for settings in (parse(LEAST), read(path), read(path, overrides)):
         assert parse(tomllib.loads(dump(settings))) == settings
 
@@ -207,7 +209,7 @@ TABLES = st.fixed_dictionaries(
             }
         ),
         "tuning": st.fixed_dictionaries(
-            {"max_steps": st.integers(1, 9), "clip_norm": st.one_of(st.just(False), st.floats(1e-3, 1e3))}
+            {"max_steps": st.integers(1, 9), "clip_norm": st.one_of(st.just(0), st.floats(1e-3, 1e3))}
         ),
         "transforms": st.lists(
             st.builds(lambda norm: {"name": "clip", "norm": norm}, st.floats(1e-3, 1e3)), max_size=2
@@ -245,17 +247,16 @@ def test_a_wrong_type_is_no_other_value() -> None:
     for table, key, value in (
         ("federation", "rounds", True),
         ("federation", "rounds", "3"),
-        ("federation", "share", "0.5"),
+        ("federation", "quorum", "0.5"),
         ("adapter", "rank", 8.0),
         ("adapter", "rank_stabilised", "yes"),
         ("tuning", "clip_norm", True),
-        ("tuning", "betas", [0.9, 1.0]),
-        ("tuning", "micro_batch_tokens", "4096"),
+        ("machine", "micro_batch_tokens", "4096"),
     ):
         assert f"key {table}.{key}" in fault({**LEAST, table: {key: value}})
     assert "key seed: " in fault({**LEAST, "seed": True})
-    whole = {**LEAST, "adapter": {"alpha": 16}, "tuning": {"learning_rate": 1, "betas": [0, 0]}}
-    assert parse(whole).tuning.betas == (0.0, 0.0)
+    whole = {**LEAST, "adapter": {"alpha": 16}, "tuning": {"learning_rate": 1}}
+    assert parse(whole).tuning.learning_rate == 1.0
 
 
 def test_a_fault_speaks_of_the_file_and_not_of_python() -> None:
@@ -273,20 +274,6 @@ def test_a_fault_speaks_of_the_file_and_not_of_python() -> None:
 def test_an_output_may_lie_in_ones_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert parse({**LEAST, "output": "~/runs/one"}).output == "/home/me/runs/one"
-
-
-def test_size_that_draws_the_cohort_does_not_weigh_it_too() -> None:
-    with pytest.raises(SettingsError, match='set weights = "equal" with it'):
-        parse({**LEAST, "federation": {"select": "size-weighted"}})
-
-
-def test_all_clients_are_not_drawn_by_size_and_a_run_kept_from_before_is_read(path: Path) -> None:
-    drawn = {"select": "size-weighted", "weights": "equal", "share": 1.0}
-    with pytest.raises(SettingsError, match=r"draws nobody by size where share is 1"):
-        read(path, [f"federation.{key}={value}" for key, value in drawn.items()])
-    kept = path.with_name("kept.toml")
-    kept.write_text(dump(parse({**LEAST, "federation": drawn})))
-    assert read_kept(kept).federation.select == "size-weighted"
 
 
 def test_a_date_is_a_day(path: Path) -> None:

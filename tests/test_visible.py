@@ -100,7 +100,7 @@ SAID: list[Callable[[logging.Logger], object]] = [
 
 @pytest.mark.parametrize("say", SAID)
 @pytest.mark.parametrize(
-    "name", ["shepherd", "shepherd.federation.service", "transformers.x", "peft", "datasets"]
+    "name", ["shepherd", "shepherd.silos.server.server_run", "transformers.x", "peft", "datasets"]
 )
 def test_what_is_logged_quotes_others_so(
     written: io.StringIO, name: str, say: Callable[[logging.Logger], object]
@@ -126,7 +126,7 @@ def test_an_exception_that_is_logged_quotes_others_so(written: io.StringIO) -> N
 
 
 def test_a_line_of_our_log_is_one_line(written: io.StringIO) -> None:
-    logging.getLogger("shepherd.site.trainer").info("answered %s", "site-1\nERROR all is lost")
+    logging.getLogger("shepherd.silos.site.trainer").info("answered %s", "site-1\nERROR all is lost")
     assert written.getvalue() == "answered site-1\\nERROR all is lost\n"
 
 

@@ -20,6 +20,7 @@ from shepherd.data.prompts import Prompt, prompt_of, with_context
 from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import DataError, FolderError, TemplateError
 from shepherd.loading import load_base, load_checkpoint
+from shepherd.machine.plan import planned
 from shepherd.model import files
 from shepherd.model import generate as generation
 from shepherd.model.base import Base
@@ -192,7 +193,7 @@ def load_run(path: str | Path, consent: Consent = NOTHING) -> Answerer:
         FolderError: there is no run.
         BaseError: the base cannot be loaded, or asks to run code that nobody agreed to.
     """
-    settings = folder.read_settings(path)
+    settings = planned(path)
     return Answerer(Path(path), settings, load_base(settings, consent))
 
 

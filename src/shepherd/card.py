@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from shepherd import paths
+from shepherd.config import PartTable
 from shepherd.data.examples import Turn
 from shepherd.data.segments import Template, styled
 from shepherd.folder import versions, write_atomic
@@ -197,7 +198,7 @@ def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str,
     yield "algorithm", settings.algorithm.name
     yield "transforms", ", ".join(part.name for part in settings.transforms) or "none"
     yield "rounds", str(_rounds(rows))
-    yield "cohort", f"{settings.federation.share:.0%} of the clients, {settings.federation.select}"
+    yield "cohort", _cohort(settings.selection)
     yield "a visit", f"{visit}, {tuning.batch_size} examples a step, learning rate {tuning.learning_rate:g}"
     yield "targets", _words(settings.adapter.targets)
     if settings.adapter.target_parameters:
@@ -210,6 +211,11 @@ def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str,
     yield "bytes sent down, up", f"{_total(rows, 'bytes_down')}, {_total(rows, 'bytes_up')}"
     yield "updates missed", str(sum(len(row.get("failures", ())) for row in rows))
     yield "seed", str(settings.seed)
+
+
+def _cohort(table: PartTable) -> str:
+    name, share = table.name.replace("_", "-"), table.own.get("share")
+    return f"{share:.0%} of the clients, {name}" if isinstance(share, float | int) else name
 
 
 def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:

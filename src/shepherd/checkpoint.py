@@ -1,4 +1,4 @@
-"""The server state, the clients' memories and the run's notes <-> a folder a round.
+"""The server state and the run's notes <-> a folder a round.
 
     checkpoints/
       round-00011/
@@ -29,10 +29,12 @@ from safetensors.numpy import load as tensors_from
 from safetensors.numpy import save as bytes_of
 
 from shepherd import private
-from shepherd.core import Adapter, ServerState
+from shepherd.core import Adapter, Payload, ServerState
 from shepherd.errors import CheckpointError, FolderError
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, 2)
+"""Formats that this version reads; the first had no server optimiser, and held what clients remember."""
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 FILES = (TENSORS, STATE, SUMS)
 UNFINISHED = ".unfinished-"
@@ -44,8 +46,8 @@ class Checkpoint:
     """All that a run needs to go on with the same bits."""
 
     state: ServerState
-    clients: Mapping[str, Adapter] = field(default_factory=dict)
-    """What each client remembers (`Algorithm.remember`)."""
+    clients: Mapping[str, Payload] = field(default_factory=dict)
+    """What each client remembered, in a checkpoint of the first format; read, and not written any more."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """JSON, with keys of text: cursors, the row of rounds.jsonl, what the run chose by measuring."""
 
@@ -124,10 +126,11 @@ def load(path: Path) -> Checkpoint:
     state = ServerState(
         round=kept["round"],
         adapter=Adapter(tree["adapter"]),
-        memory={name: Adapter(part) for name, part in tree["memory"].items()},
+        memory={name: Payload(part) for name, part in tree["memory"].items()},
+        optimiser={name: Payload(part) for name, part in tree.get("optimiser", {}).items()},
         transforms=tree["transforms"],
     )
-    clients = {name: Adapter(part) for name, part in tree["clients"].items()}
+    clients = {name: Payload(part) for name, part in tree.get("clients", {}).items()}
     return Checkpoint(state=state, clients=clients, notes=kept["notes"])
 
 
@@ -137,8 +140,8 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     parts = {
         "adapter": state.adapter,
         "memory": state.memory,
+        "optimiser": state.optimiser,
         "transforms": state.transforms,
-        "clients": checkpoint.clients,
     }
     tree = _flattened(parts, (), tensors)
     kept = {"format": FORMAT, "round": state.round, "tree": tree, "notes": checkpoint.notes}
@@ -248,7 +251,7 @@ def _bytes(path: Path, name: str) -> bytes:
 
 def _json(path: Path, data: bytes) -> Any:
     kept = json.loads(data)
-    if kept.get("format") != FORMAT:
+    if kept.get("format") not in READ:
         raise CheckpointError(
             f"{path / STATE} has format {kept.get('format')}, this version reads {FORMAT}; "
             "resume with the version that wrote it"

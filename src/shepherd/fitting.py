@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from shepherd import paths, prepare
+from shepherd import paths, plugins, prepare
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import seed_for
 from shepherd.data import columns, files, sniff
 from shepherd.data.chat_template import chat_template
 from shepherd.data.columns import PARTS, Columns
 from shepherd.data.examples import Example
+from shepherd.data.splits import iid
 from shepherd.data.template import Rendered, Template, TemplateName, render_all
 from shepherd.errors import BadRow, DataError, TemplateError
 from shepherd.loading import placed
@@ -109,10 +110,10 @@ def _world(choices: Choices) -> tuple[tuple[str, ...], Sequence[Example], list[i
     """Nothing to be found, some examples, and how many each client tunes on."""
     few = {("data", "limit"): Choice(value=MEASURED // len(CATEGORIES), why="")}
     settings = _settings(choices | few)
-    clients = settings.split.clients
+    clients = iid.Config().clients
     choices["split", "clients"] = Choice(value=clients, why="the examples are dealt out evenly")
     each = round(len(CATEGORIES) * prepare.WORLD_EXAMPLES * (1 - settings.data.holdout) / clients)
-    return (), prepare.examples(settings).examples, [each] * clients
+    return (), prepare.examples(settings, plugins.split(settings.split)).examples, [each] * clients
 
 
 def _own(
@@ -120,7 +121,8 @@ def _own(
 ) -> tuple[tuple[str, ...], Sequence[Example], list[int]]:
     """What was found, the examples, and how many each client tunes on; adds what the columns say."""
     found = _add_columns(choices, data, given)
-    reading = prepare.examples(_settings(choices))
+    settings = _settings(choices)
+    reading = prepare.examples(settings, plugins.split(settings.split))
     if reading.skipped:
         skipped = many(len(reading.skipped), "row")
         found += (f"{skipped} left out, being unreadable; see data.on_bad_row",)
@@ -188,7 +190,7 @@ def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[st
     choices |= {("data", "fields", part): _field(found, part, rows) for part in PARTS[:4]}
     choices["data", "category"] = _category(found)
     if folder:
-        choices["split", "by"] = Choice(value="ready-made", why=f"{len(parts)} files, each a client")
+        choices["split", "by"] = Choice(value="ready_made", why=f"{len(parts)} files, each a client")
     elif found.client:
         choices["split", "by"] = Choice(value="natural", why=f"column {found.client} names the client")
         choices["split", "field"] = Choice(value=found.client, why=f"found {found.why['client']}")
@@ -355,7 +357,7 @@ def _work(known: Outline, tuned: Sequence[int], rendered: Sequence[Rendered]) ->
     spared = "" if steps == min(STEPS, whole) else ", and this base is slow on a processor"
     scored = 200 if gpu or tiny else 64
     return {
-        ("federation", "share"): Choice(
+        ("selection", "share"): Choice(
             value=round(cohort / len(tuned), 4), why=f"{cohort} of {many(len(tuned), 'client')} a round"
         ),
         ("federation", "rounds"): Choice(

@@ -1,7 +1,8 @@
 """The run folder: taken by one process at a time, and whole after `kill -9` at any moment.
 
 runs/NAME/
-  run.toml        the resolved run file; a folder is a run once it is there
+  run.toml        the run file as it was given; a folder is a run once it is there
+  plan.json       what was chosen for this machine; see `machine.plan`
   versions.json   what the run was started with
   rounds.jsonl    one line a finished round; round 0 is the untuned base
   finished.json   the last round and what came of the run, once its adapter is written
@@ -30,12 +31,15 @@ from typing import Any
 from shepherd import private
 from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings, dump, read_kept
+from shepherd.version import version
 
 RUN_FILE, VERSIONS, LOG, LOCK = "run.toml", "versions.json", "rounds.jsonl", ".lock"
 FINISHED = "finished.json"
+PLAN = "plan.json"
+"""What was chosen for the run on this machine; folders of earlier versions have it in the run file."""
 SILOS = "silos.json"
 """Where a run over silos keeps which server it goes on at."""
-_PACKAGES = ("shepherd-fit", "torch", "transformers", "peft", "datasets", "numpy", "safetensors")
+_PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "safetensors")
 _TEMPORARY = ".tmp"
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,11 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def clients(self) -> Path:
+        """What clients remember between their visits."""
+        return self.path / "clients"
 
     def require_held(self) -> None:
         """Raise FolderError if the folder was removed, or is another run's by now."""
@@ -129,12 +138,15 @@ def reconciled(path: Path, upto_round: int, row: Mapping[str, Any] | None = None
         return rows
 
 
-def create(path: str | Path, settings: RunSettings, silos: str | None = None) -> RunFolder:
+def create(
+    path: str | Path, settings: RunSettings, plan: str | None = None, silos: str | None = None
+) -> RunFolder:
     """Take a new or empty folder for a run, and write the run file and the versions into it.
 
     It is its owner's alone (mode 0700), and so is what a run writes into it: there is text of the data in it.
 
     Args:
+        plan: what `plan.json` says. It is there before the folder is a run, so that none chooses twice.
         silos: what `silos.json` says, of a run over silos. It is there before the folder is a run, so that
             none is ever taken for a run of one process.
 
@@ -154,6 +166,8 @@ def create(path: str | Path, settings: RunSettings, silos: str | None = None) ->
             _require_empty(path)  # another process may have come between
             _sweep(path)
             folder.write(VERSIONS, json.dumps(versions(), indent=2) + "\n")
+            if plan is not None:
+                folder.write(PLAN, plan)
             if silos is not None:
                 folder.write(SILOS, silos)
             folder.write(RUN_FILE, dump(settings))
@@ -277,7 +291,11 @@ def changed_versions(path: str | Path) -> dict[str, tuple[str, str]]:
 
 def versions() -> dict[str, str]:
     """Python, platform, the libraries that decide the bits, and the source commit where known."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "shepherd-fit": version(),
+    }
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -353,7 +371,7 @@ def _require_empty(path: Path) -> None:
             "or set output to a new folder"
         )
     # a run that died before its run file was there has left no more than these
-    ours = {LOCK, VERSIONS, SILOS, *(each.name for each in _leftovers(path))}
+    ours = {LOCK, VERSIONS, PLAN, SILOS, *(each.name for each in _leftovers(path))}
     other = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
     if other:
         raise FolderError(f"{path} is not empty (it holds {other[0]}); set output to a new folder")
@@ -361,7 +379,7 @@ def _require_empty(path: Path) -> None:
 
 def _leftovers(path: Path) -> list[Path]:
     """What killed writers of the folder's own files have left, of this version or an earlier one."""
-    names = (VERSIONS, SILOS, RUN_FILE, LOG, FINISHED)
+    names = (VERSIONS, PLAN, SILOS, RUN_FILE, LOG, FINISHED)
     earlier = {name + _TEMPORARY for name in names}
     starts = tuple(f".{name}-" for name in names)
     return [

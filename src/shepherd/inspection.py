@@ -31,7 +31,7 @@ class Inspection:
 def inspect_data(settings: RunSettings, *, samples: int = 1, consent: Consent = NOTHING) -> Inspection:
     """Read, hold out, split and render; `samples` examples of each category are kept to be shown.
 
-    Loads the base's tokenizer and not the base; with code that comes with it only by `consent`.
+    Loads the base's tokenizer and not the base; its code, and a split from outside, only by `consent`.
 
     Raises:
         DataError: a row, a file or the split cannot be used.
@@ -41,7 +41,7 @@ def inspect_data(settings: RunSettings, *, samples: int = 1, consent: Consent = 
     from shepherd.loading import placed  # brings torch: not for `data split`
     from shepherd.model.base import load_tokenizer
 
-    division = prepare.divide(settings)
+    division = prepare.divide(settings, consent.plugins)
     tokenizer = load_tokenizer(placed(settings.model), consent)
     return Inspection(
         division=division,

@@ -11,8 +11,9 @@ from shepherd.checkpoint import Checkpoint
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, CheckpointError
+from shepherd.machine import malloc, memory
 from shepherd.model import base as bases
-from shepherd.model import fingerprint, malloc, memory, remote_code
+from shepherd.model import fingerprint, remote_code
 from shepherd.progress import stage
 from shepherd.settings import TINY, ModelTable, RunSettings
 
@@ -28,7 +29,7 @@ def load_base(settings: RunSettings, consent: Consent = NOTHING) -> bases.Base:
     """
     table = placed(settings.model)
     malloc.keep_pages()
-    memory.use_threads(settings.tuning.threads)
+    memory.use_threads(settings.machine.threads)
     whence = " from the Hugging Face hub" if paths.is_hub_id(table.base) else ""
     if remote_code.allowed(table, consent):
         log.info("%s runs here", remote_code.whose(table))
@@ -38,9 +39,11 @@ def load_base(settings: RunSettings, consent: Consent = NOTHING) -> bases.Base:
             table,
             settings.adapter,
             name=settings.model.base,
+            device=settings.machine.device,
             longest=settings.data.max_tokens,
             consent=consent,
         )
+    malloc.give_back()  # what the proof took, before somebody plans with what is free
     if not base.packed:
         log.info(
             "%s cannot be packed (%s), so each pass holds one client's examples, padded: slower",

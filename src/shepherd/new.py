@@ -5,18 +5,19 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from shepherd import algorithms, fitting, plugins, transforms
+from shepherd import catalogue, fitting, plugins
+from shepherd.config import PartTable
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FolderError
+from shepherd.evaluate.metric import METRIC
 from shepherd.fitting import Choice, Choices, Fit, Key
 from shepherd.settings import TINY, WORLD, RunSettings
 from shepherd.visible import shown, shown_toml
@@ -84,21 +85,30 @@ def text(fit: Fit, name: str = "run.toml") -> str:
     )
 
 
+PARTS = {
+    "split": plugins.SPLIT,
+    "selection": plugins.SELECTION,
+    "algorithm": plugins.ALGORITHM,
+    "aggregation": plugins.AGGREGATION,
+    "server": plugins.SERVER,
+}
+"""Tables that name a module, and the kind of part that it is."""
+
+
 def _table(kind: type[BaseModel], path: Key, choices: Choices) -> Iterator[str]:
     """A table's own keys, then the tables inside it: the order that TOML wants."""
     yield from ("", f"[{'.'.join(path)}]") if path else ()
     for key, field in kind.model_fields.items():
         if _inner(field) is None and key != "transforms":
             yield from _key(key, field, choices.get((*path, key)))
-    if path == ("algorithm",):
-        yield from _plugins(algorithms, "# There are:", "# name = ")
+        if (*path, key) == ("evaluation", "metrics"):
+            yield from _listed(METRIC, "# There are:", "#   ")
+    if path and path[0] in PARTS:
+        yield from _part(PARTS[path[0]], path[0], kind, choices)
     for key, field in kind.model_fields.items():
         if key == "transforms":
-            yield from _plugins(
-                transforms,
-                "\n# What happens to each update on its way. There are:",
-                "# [[transforms]]\n# name = ",
-            )
+            title = "\n# What happens to each update on its way. There are:"
+            yield from _plugins(plugins.TRANSFORM, title, "# [[transforms]]\n# name = ")
         elif inner := _inner(field):
             yield from _table(inner, (*path, key), choices)
 
@@ -108,24 +118,46 @@ def _inner(field: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _plugins(folder: ModuleType, title: str, start: str) -> Iterator[str]:
-    """The modules of a folder and their keys, all commented out."""
+def _part(kind: plugins.Kind, table: str, fields: type[BaseModel], choices: Choices) -> Iterator[str]:
+    """The keys of the chosen module, and the others with theirs."""
+    (finds,) = fields.model_fields
+    choice = choices.get((table, finds))
+    name = choice.value if choice is not None else fields.model_fields[finds].get_default()
+    for key, field in plugins.module_of(kind, name).Config.model_fields.items():
+        yield from _key(key, field, choices.get((table, key)))
+    if len(plugins.names(kind.folder)) > 1:
+        yield from _plugins(kind, "# Instead, each with keys of its own:", f"# {finds} = ", but=name)
+
+
+def _plugins(kind: plugins.Kind, title: str, start: str, but: str = "") -> Iterator[str]:
+    """The modules of a kind and their keys, all commented out."""
     yield title
-    for name in plugins.names(folder):
-        module = import_module(f"{folder.__name__}.{name}")
+    for name in plugins.names(kind.folder):
+        if name == but:
+            continue
+        module = plugins.module_of(kind, name)
+        yield from _comment(catalogue.first_line(module), "#   ")
         yield f"{start}{_toml(name)}"
         for key, field in module.Config.model_fields.items():
             yield from _comment(_meaning(field))
-            default = _sample(field.annotation) if field.is_required() else _toml(field.get_default())
+            default = _sample(field) if field.is_required() else _toml(field.get_default())
             yield f"# {key} = {default}"
+
+
+def _listed(kind: plugins.Kind, title: str, start: str) -> Iterator[str]:
+    """The modules of a kind, a line each."""
+    yield title
+    for name in plugins.names(kind.folder):
+        yield from _comment(f"{name}: {catalogue.first_line(plugins.module_of(kind, name))}", start)
 
 
 def _key(key: str, field: FieldInfo, choice: Choice | None) -> Iterator[str]:
     yield from _comment(_meaning(field))
     if choice is not None and choice.why:
         yield from _comment(f"Here: {choice.why.rstrip('.')}.")
-    value = choice.value if choice is not None else field.get_default()
-    yield f"# {key} = {_sample(field.annotation)}" if value is None else f"{key} = {_toml(value)}"
+    usual = None if field.is_required() else field.get_default(call_default_factory=True)
+    value = choice.value if choice is not None else usual
+    yield f"# {key} = {_sample(field)}" if value is None else f"{key} = {_toml(value)}"
 
 
 def _comment(meaning: str, indent: str = "# ") -> list[str]:
@@ -148,13 +180,17 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
     return tuple(part for part in bare if part is not NoneType)
 
 
-def _sample(kind: Any) -> str:
-    """Some value of the type, as TOML: for a key that has no default to show."""
-    first = _alternatives(kind)[0]
+def _sample(field: FieldInfo) -> str:
+    """Some value that would do, as TOML: for a key that has no default to show."""
+    if field.examples:
+        return _toml(field.examples[0])
+    first = _alternatives(field.annotation)[0]
     return {int: "1", float: "1.0", str: '"..."', bool: "true"}.get(get_origin(first) or first, '["..."]')
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, PartTable):
+        return _toml({"name": value.name, **value.own} if value.own else value.name)
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, dict):  # on its line, before the tables

@@ -1,4 +1,4 @@
-"""Find an algorithm or a transform by the name of its module: the file is the plug-in.
+"""Find a part of a run by the name of its module: the file is the plug-in.
 
 `name = "fedprox"` is `shepherd/algorithms/fedprox.py`; `name = "your_package.module"` is one outside, which
 is imported only where it is allowed by name (law 12). Such a module holds `Config`, a pydantic model of its
@@ -10,42 +10,139 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
-from shepherd import algorithms, transforms
-from shepherd.core import Algorithm, Transform, chain
+from pydantic import BaseModel
+
+from shepherd import aggregations, algorithms, selections, server_optimisers, transforms
+from shepherd.config import PartTable
+from shepherd.core import Aggregation, Algorithm, Method, Selection, ServerOptimiser, Transform, chain
+from shepherd.data import splits
+from shepherd.data.split import Split
 from shepherd.errors import PluginError, SettingsError
-from shepherd.settings import PartTable, validated
+from shepherd.settings import RunSettings, SplitTable, validated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of part: the folder of its files, and the type of what each of them builds."""
+
+    name: str
+    folder: ModuleType
+    type: type
+    chosen_by: str
+    """What a person writes to choose one."""
+
+    @property
+    def group(self) -> str:
+        """The group of entry points under which other packages list theirs."""
+        return f"shepherd.{self.folder.__name__.rpartition('.')[2]}"
+
+
+ALGORITHM = Kind(name="algorithm", folder=algorithms, type=Algorithm, chosen_by="[algorithm] name")
+AGGREGATION = Kind(name="aggregation", folder=aggregations, type=Aggregation, chosen_by="[aggregation] name")
+SERVER = Kind(
+    name="server optimiser", folder=server_optimisers, type=ServerOptimiser, chosen_by="[server] name"
+)
+SELECTION = Kind(name="selection", folder=selections, type=Selection, chosen_by="[selection] name")
+TRANSFORM = Kind(name="transform", folder=transforms, type=Transform, chosen_by="[[transforms]] name")
+SPLIT = Kind(name="split", folder=splits, type=Split, chosen_by="[split] by")
+KINDS = (ALGORITHM, AGGREGATION, SERVER, SELECTION, TRANSFORM, SPLIT)
+"""The kinds that are found below the model: a server that only aggregates needs no others."""
+
+
+def method(settings: RunSettings, allowed: Collection[str] = ()) -> Method:
+    """The method that a run file describes; `allowed` as for `built`.
+
+    Raises:
+        PluginError: a module outside that is not allowed, and was not imported; or one that cannot be.
+        SettingsError: no such module, one of another kind, a key it does not have, or parts that do not go
+            together.
+    """
+    return Method(
+        algorithm=algorithm(settings.algorithm, allowed),
+        aggregation=aggregation(settings.aggregation, allowed),
+        server=server_optimiser(settings.server, allowed),
+        transform=transform(settings.transforms, allowed),
+    )
+
+
+def selection(settings: RunSettings, allowed: Collection[str] = ()) -> Selection:
+    """The rule of `[selection]`, where it goes with `federation.weights`; errors as for `method`."""
+    made: Selection = built(SELECTION, settings.selection, allowed)
+    weights = settings.federation.weights
+    if made.by_size and weights != "equal":
+        raise SettingsError(
+            f'selection.name = "{settings.selection.name}" draws clients by their size, which'
+            f' federation.weights = "{weights}" would count again; set federation.weights = "equal"'
+        )
+    return made
+
+
+def require(settings: RunSettings, allowed: Collection[str] = ()) -> None:
+    """Refuse a run of which a part cannot be built, before anything is loaded; errors as for `method`."""
+    method(settings, allowed)
+    selection(settings, allowed)
+    split(settings.split, allowed)
+
+
+def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettings:
+    """The settings with each named part's defaults written out, so that a later version keeps to them."""
+    tables: dict[str, Any] = {
+        name: completed_table(kind, getattr(settings, name), allowed)
+        for name, kind in (
+            ("algorithm", ALGORITHM),
+            ("aggregation", AGGREGATION),
+            ("server", SERVER),
+            ("selection", SELECTION),
+            ("split", SPLIT),
+        )
+    }
+    tables["transforms"] = tuple(completed_table(TRANSFORM, table, allowed) for table in settings.transforms)
+    return settings.model_copy(update=tables)
+
+
+def completed_table(kind: Kind, table: PartTable | SplitTable, allowed: Collection[str]) -> Any:
+    """A part's table with its defaults written out; errors as for `built`."""
+    _, config = _configured(kind, table, allowed)
+    return table.model_copy(update=config.model_dump(mode="json", exclude_none=True))
 
 
 def algorithm(table: PartTable, allowed: Collection[str] = ()) -> Algorithm:
-    """The algorithm that `[algorithm]` names, built with the table's other keys.
+    """The algorithm that `[algorithm]` names; arguments and errors as for `built`.
 
-    >>> algorithm(PartTable(name="fedprox", mu=0.1)).aggregate.__name__
-    'mean'
-
-    Args:
-        allowed: dotted names of modules outside the package that may be imported; those inside always may.
-
-    Raises:
-        PluginError: a module outside that is not allowed, and was not imported; or one that cannot be.
-        SettingsError: no such module, a module that is no algorithm, or a key it does not have.
+    >>> algorithm(PartTable(name="fedprox", mu=0.1)).correct is not None
+    True
     """
-    built: Algorithm = _built(algorithms, "algorithm", table, allowed)
-    return built
+    made: Algorithm = built(ALGORITHM, table, allowed)
+    return made
+
+
+def aggregation(table: PartTable, allowed: Collection[str] = ()) -> Aggregation:
+    """The rule that `[aggregation]` names; arguments and errors as for `built`."""
+    made: Aggregation = built(AGGREGATION, table, allowed)
+    return made
+
+
+def server_optimiser(table: PartTable, allowed: Collection[str] = ()) -> ServerOptimiser:
+    """The server optimiser that `[server]` names; arguments and errors as for `built`."""
+    made: ServerOptimiser = built(SERVER, table, allowed)
+    return made
+
+
+def split(table: SplitTable, allowed: Collection[str] = ()) -> Split:
+    """The rule that `[split]` names; arguments and errors as for `built`."""
+    made: Split = built(SPLIT, table, allowed)
+    return made
 
 
 def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Transform:
-    """The chain that the `[[transforms]]` name, in their order on the client; `allowed` as for `algorithm`.
-
-    Raises:
-        PluginError: a module outside that is not allowed, and was not imported; or one that cannot be.
-        SettingsError: no such module, a module that is no transform, or a key it does not have.
-    """
-    return chain(*(_built(transforms, "transform", table, allowed) for table in tables))
+    """The chain that the `[[transforms]]` name, in their order on the client; errors as for `built`."""
+    return chain(*(built(TRANSFORM, table, allowed) for table in tables))
 
 
 def names(folder: ModuleType) -> list[str]:
@@ -53,29 +150,70 @@ def names(folder: ModuleType) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
 
 
-def _built(folder: ModuleType, kind: str, table: PartTable, allowed: Collection[str]) -> Any:
-    module = _module(folder, kind, table.name, allowed)
-    config = validated(module.Config, table.model_extra or {}, f"the {kind} {table.name!r}")
-    return module.build(config)
+def built(kind: Kind, table: PartTable | SplitTable, allowed: Collection[str] = ()) -> Any:
+    """The part that a table names, built with the table's other keys.
+
+    Args:
+        allowed: dotted names of modules outside the package that may be imported; those inside always may.
+
+    Raises:
+        PluginError: a module outside that is not allowed, and was not imported; or one that cannot be.
+        SettingsError: no such module, one of another kind, or a key it does not have.
+    """
+    module, config = _configured(kind, table, allowed)
+    made = module.build(config)
+    if not isinstance(made, kind.type):
+        raise SettingsError(
+            f"build of module {table.name} gives a {type(made).__name__} and no {kind.type.__name__}; name a"
+            f" module that makes a {kind.name}"
+        )
+    return made
 
 
-def _module(folder: ModuleType, kind: str, name: str, allowed: Collection[str] = ()) -> ModuleType:
-    inside = names(folder)
+def _configured(
+    kind: Kind, table: PartTable | SplitTable, allowed: Collection[str]
+) -> tuple[ModuleType, BaseModel]:
+    module = module_of(kind, table.name, allowed)
+    try:
+        config: BaseModel = validated(module.Config, table.own, f"the {kind.name} {table.name!r}")
+    except SettingsError as error:
+        whose = "; ".join(_owners(kind, module, table.own))
+        raise SettingsError(f"{error}; {whose}" if whose else str(error)) from error
+    return module, config
+
+
+def _owners(kind: Kind, module: ModuleType, keys: Collection[str]) -> Iterator[str]:
+    """Of each key that the module does not have, the files of the kind that do."""
+    for key in keys:
+        if key not in module.Config.model_fields:
+            others = [name for name in names(kind.folder) if key in module_of(kind, name).Config.model_fields]
+            if others:
+                yield f"{key} is a key of {', '.join(others)}"
+
+
+def module_of(kind: Kind, name: str, allowed: Collection[str] = ()) -> ModuleType:
+    """The module of this name; arguments and errors as for `built`."""
+    inside = names(kind.folder)
     if name not in inside and "." not in name:
         close = get_close_matches(name, inside, n=1)
         meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise SettingsError(f"no {kind} called {name!r}; there are {', '.join(inside)}{meant}")
+        raise SettingsError(f"no {kind.name} called {name!r}; there are {', '.join(inside)}{meant}")
     if name not in inside and name not in allowed:
         raise PluginError(
-            f"{kind} {name!r} is a module from outside shepherd-fit, whose code would run on this machine,"
-            " and settings alone do not decide that; it was not imported: to trust it, give --allow-plugin"
-            f" {shlex.quote(name)} (in Python: consent=Consent(plugins=frozenset({{{name!r}}})))"
+            f"{kind.name} {name!r} is a module from outside shepherd-fit, whose code would run on this"
+            " machine, and settings alone do not decide that; it was not imported: to trust it, give"
+            f" --allow-plugin {shlex.quote(name)} (in Python:"
+            f" consent=Consent(plugins=frozenset({{{name!r}}})))"
         )
     try:
-        module = importlib.import_module(f"{folder.__name__}.{name}" if name in inside else name)
+        module = importlib.import_module(f"{kind.folder.__name__}.{name}" if name in inside else name)
     except (Exception, SystemExit) as error:  # ".x" is no module, and a module may fail in any way
+        if name in inside and isinstance(
+            error, ModuleNotFoundError
+        ):  # not its fault: this is a server's alone
+            raise
         fault = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{kind} {name!r} cannot be imported ({fault}); install or mend it") from error
+        raise PluginError(f"{kind.name} {name!r} cannot be imported ({fault}); install or fix it") from error
     if not (hasattr(module, "Config") and hasattr(module, "build")):
-        raise SettingsError(f"module {name} is no {kind}; give it a Config and a build(config)")
+        raise SettingsError(f"module {name} is no {kind.name}; give it a Config and a build(config)")
     return module

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shepherd import private, world
+from shepherd import plugins, private, world
 from shepherd.core import seed_for
 from shepherd.data import tokens as stored
 from shepherd.data.examples import Example, Reading, Turn, from_rows, read
-from shepherd.data.split import HoldOut, hold_out, hold_out_remarks, split
+from shepherd.data.holdout import HoldOut, hold_out, hold_out_remarks
+from shepherd.data.split import Split, split
 from shepherd.data.template import Template, prints_date
 from shepherd.data.tokens import Counts, Tokens, tokenise
 from shepherd.errors import DataError, FolderError
@@ -77,42 +78,47 @@ class Prepared:
         return f"<Prepared: {clients}, {kept:,} examples, {len(self.heldout):,} held out>"
 
 
-def divide(settings: RunSettings) -> Division:
+def divide(settings: RunSettings, allowed: Collection[str] = ()) -> Division:
     """Read the examples, hold some out, and give the rest to clients.
+
+    Args:
+        allowed: modules outside the package that may be imported for the split.
 
     Raises:
         DataError: a row, a file, or the split cannot be used.
+        SettingsError: there is no such split, or a key of it is wrong.
     """
+    rule = plugins.split(settings.split, allowed)
     with stage(f"reading {settings.data.source}"):
-        reading = examples(settings)
+        reading = examples(settings, rule)
     seed = seed_for(settings.data_seed, "data")
     held = hold_out(reading.examples, settings.data.holdout, seed)
     training = [reading.examples[i] for i in held.train]
-    shares = split(training, settings.split, seed)
+    shares = split(training, rule, seed)
     clients = {name: held.train[places].tolist() for name, places in shares.items()}
     return Division(reading=reading, held=held, clients=clients)
 
 
-def examples(settings: RunSettings) -> Reading:
-    """The examples of `data.source`; "world" is the embedded world's."""
+def examples(settings: RunSettings, rule: Split) -> Reading:
+    """The examples of `data.source`, with what the split goes by; "world" is the embedded world's."""
     if settings.data.source != WORLD:
-        return read(settings.data, settings.split, settings.data_seed)
+        return read(settings.data, rule, settings.data_seed)
     count = settings.data.limit or WORLD_EXAMPLES
     try:
         rows = world.rows(world.build(world.SEED), count, seed_for(settings.data_seed, "world"))
     except ValueError as error:
         raise DataError(f"data.limit = {count} asks too much of the embedded world: {error}") from error
-    return from_rows(rows, settings.data, settings.split, WORLD)
+    return from_rows(rows, settings.data, rule, WORLD)
 
 
-def prepare(settings: RunSettings, tokenizer: Any) -> Prepared:
-    """Divide and tokenise.
+def prepare(settings: RunSettings, tokenizer: Any, allowed: Collection[str] = ()) -> Prepared:
+    """Divide and tokenise; `allowed` as for `divide`.
 
     Raises:
         DataError: as `divide`; or a client keeps no example after rendering; or answers are wanted and
             a held-out example's check is none.
     """
-    division = divide(settings)
+    division = divide(settings, allowed)
     if settings.evaluation.answers:
         _require_checks(division.of(division.held.heldout.tolist()))
     return _prepared(division, settings, tokenizer)
@@ -158,8 +164,7 @@ def alone(settings: RunSettings, name: str) -> Division:
     Raises:
         DataError: a row or a file cannot be used.
     """
-    whole = settings.model_copy(update={"split": SplitTable()})
-    reading = examples(whole)
+    reading = examples(settings, plugins.split(SplitTable()))
     own = tuple(replace(example, client=name) for example in reading.examples)
     held = hold_out(own, settings.data.holdout, seed_for(settings.data_seed, "data"))
     return Division(

@@ -15,35 +15,42 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, Self
 
-from shepherd import card, checkpoint, folder, paths, plugins, prepare, select, tracking, weighing, world
+from shepherd import card, checkpoint, folder, paths, plugins, prepare, tracking, weighing, world
 from shepherd.checkpoint import Checkpoint
+from shepherd.client_store import ClientStore, Kept, OnDisk
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Algorithm, ServerState, Transform, seed_for
+from shepherd.core import Adapter, Algorithm, Method, Selection, ServerState, seed_for
 from shepherd.data.examples import Example
 from shepherd.data.files import left_out
 from shepherd.data.template import Template, prompt, stop_ids
-from shepherd.errors import FederationError, FolderError, SettingsError
+from shepherd.errors import FederationError, FolderError
 from shepherd.evaluate import answers, loss
 from shepherd.expected import Expected, expected, memory_bytes
+from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.federation.workers import Workers, beside
 from shepherd.folder import RunFolder
 from shepherd.loading import load_base, load_checkpoint
+from shepherd.machine import memory, planning
+from shepherd.machine import plan as plans
+from shepherd.machine.executors import Executor, Inline, processes
+from shepherd.machine.plan import Plan
 from shepherd.model import base as bases
-from shepherd.model import files, lora, memory, score, tune
+from shepherd.model import files, lora
 from shepherd.model import generate as generation
 from shepherd.model.coverage import coverage
 from shepherd.prepare import Prepared
 from shepherd.progress import roughly, stage
-from shepherd.rounds import RoundReport, report_row, rounds, start
-from shepherd.settings import RunSettings, require_drawn
+from shepherd.rounds import RoundReport, context_of, report_row, rounds, start
+from shepherd.settings import RunSettings
+from shepherd.training import score, tune
+from shepherd.training.local import LocalTraining, completed, local_training
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -55,11 +62,15 @@ class Run:
     """A run that this process holds until `close()` or the end of its `with`; from `open_run` or `resume`."""
 
     settings: RunSettings
+    """As they were given."""
+    plan: Plan
+    """What was chosen where they leave something open, and how this machine runs it."""
     holder: RunFolder
     base: bases.Base
     prepared: Prepared
-    algorithm: Algorithm
-    transform: Transform
+    method: Method
+    training: LocalTraining
+    selection: Selection
     state: ServerState
     trackers: tracking.Trackers
     consent: Consent = NOTHING
@@ -71,17 +82,20 @@ class Run:
     simulation: Simulation = field(init=False)
 
     def __post_init__(self) -> None:
-        assert self.settings.tuning.cohort_size != "auto"
         self.simulation = Simulation(
-            base=self.base,
-            datasets=self.prepared.clients,
-            algorithm=self.algorithm,
-            transform=self.transform,
-            tuning=self.settings.tuning,
-            federation=self.settings.federation,
-            seed=self.settings.seed,
-            cohort_size=self.settings.tuning.cohort_size,
-            workers=workers_of(self.settings, self.base, self.consent),
+            local=LocalClients(
+                datasets=self.prepared.clients,
+                algorithm=self.method.algorithm,
+                transform=self.method.transform,
+                tuning=self.settings.tuning,
+                federation=self.settings.federation,
+                micro_batch_tokens=self.plan.micro_batch_tokens,
+                order_seed=self.settings.seed,
+                training=self.training,
+            ),
+            executor=executor(self.plan, self.base, self.consent),
+            stack_size=self.plan.stack_size,
+            store=OnDisk(self.holder.clients, self.settings.checkpoints.keep),
         )
 
     def __repr__(self) -> str:
@@ -102,6 +116,11 @@ class Run:
         return self.holder.path
 
     @property
+    def planned(self) -> RunSettings:
+        """The settings with everything that they leave open as the plan has it."""
+        return self.plan.over(self.settings)
+
+    @property
     def until(self) -> int:
         """Rounds in all."""
         return self.settings.federation.rounds
@@ -119,15 +138,14 @@ class Run:
         self._require_open()
         self._complete_saved()
         done = rounds(
-            self.algorithm,
+            self.method,
             self.simulation,
-            self.transform,
             self.state,
+            context=context_of(self.settings, self.selection, self.state.adapter, len(self.prepared.clients)),
             until=self.until,
-            select=select.selector(self.settings.federation),
+            select=self.selection.cohort,
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
-            rank=self.settings.adapter.rank,
             allow=weighing.allowing(self.settings),
             max_share=self.settings.federation.max_share,
         )
@@ -161,10 +179,10 @@ class Run:
         self.holder.require_held()
         self._complete_saved()
         files.write(self.holder.adapter, self.state.adapter, self.base)
-        stop = stop_ids(Template.of(self.settings.data), self.base.tokenizer)
+        stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
         files.write_beside(self.holder.adapter, self.base, stop)
         examples = self.prepared.heldout_examples if answer else []
-        scores = answered(self.holder, self.settings, self.base, self.state.adapter, examples)
+        scores = answered(self.holder, self.planned, self.base, self.state.adapter, examples)
         self._write_card(scores)
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
         self.close()
@@ -176,8 +194,7 @@ class Run:
         """Give the run folder back, and end what the trackers still hold; once or again."""
         if not self.closed:
             self.closed = True
-            if self.simulation.workers:
-                self.simulation.workers.close()
+            self.simulation.executor.close()
             self.trackers.finish()
             self.holder.close()
 
@@ -206,7 +223,7 @@ class Run:
             **report_row(report),
             **scored,
             "coverage": self.simulation.coverage(),
-            "learning_rate": self.simulation.learning_rate(report.round - 1),
+            "learning_rate": self.simulation.local.learning_rate(report.round - 1),
             "seconds": {
                 "round": report.seconds + scoring,
                 "tuning": report.federation_seconds,
@@ -219,8 +236,7 @@ class Run:
         categories = prepare.categories(self.prepared)
         places = loss.spread(categories, self.settings.evaluation.examples)
         data = self.prepared.heldout.take(places)
-        micro_batch = tune.micro_batch_tokens(self.settings.tuning, self.base)
-        sums = score.losses(self.base, [adapter], data, micro_batch=micro_batch)[0]
+        sums = score.losses(self.base, [adapter], data, micro_batch=self.plan.micro_batch_tokens)[0]
         counts = tune.predictions(data)
         named = [categories[i] for i in places]
         return loss.summarise(sums, counts, named, self.prepared.mixes).row()
@@ -229,8 +245,8 @@ class Run:
         """On disk first: where that fails, the round before stands here too. What is on disk is done."""
         self.holder.require_held()
         positions, memories = self.simulation.reached()
-        notes = {"positions": positions, "row": row, "base": self.base.fingerprint}
-        saved = Checkpoint(state=state, clients=memories, notes=notes)
+        notes = {"positions": positions, "memories": memories, "row": row, "base": self.base.fingerprint}
+        saved = Checkpoint(state=state, notes=notes)
         before = checkpoint.latest(self.holder.checkpoints)
         try:
             checkpoint.save(self.holder.checkpoints, saved, keep=self.settings.checkpoints.keep)
@@ -251,7 +267,7 @@ class Run:
     def _write_card(self, scores: Mapping[str, tuple[float, float]]) -> None:
         card.write(
             self.holder.adapter,
-            self.settings,
+            self.planned,
             rows=folder.read_rows(self.folder),
             answers=scores,
             data=self.prepared.summary,
@@ -263,6 +279,9 @@ def answered(
     holder: RunFolder, settings: RunSettings, base: bases.Base, adapter: Adapter, examples: Sequence[Example]
 ) -> Mapping[str, tuple[float, float]]:
     """Greedy answers of the base alone and of an adapter, checked; all go to answers.jsonl.
+
+    Args:
+        settings: with what the run's plan has chosen.
 
     Returns:
         Category -> (share right before, share right after); empty where no example has a check, or the base
@@ -313,48 +332,52 @@ def open_run(settings: RunSettings, prepared: Prepared | None = None, consent: C
 
 
 def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) -> Run:
-    require_drawn(settings.federation)
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
-    algorithm = plugins.algorithm(settings.algorithm, consent.plugins)
-    transform = plugins.transform(settings.transforms, consent.plugins)
+    method = plugins.method(settings, consent.plugins)
+    training = local_training(settings.tuning, consent.plugins)
+    selection = plugins.selection(settings, consent.plugins)
+    settings = completed(settings, consent.plugins)
     base = load_base(settings, consent)
     if told := files.rehearse(base):
         log.info("%s", told)
-    settings = prepare.dated(settings, base.tokenizer)
-    prepared = prepared or _read(settings, base)
+    dated = prepare.dated(settings, base.tokenizer)
+    prepared = prepared or _read(dated, base, consent)
     prepare.require_readable(prepared, base)
-    select.require_possible(settings.federation, {name: len(own) for name, own in prepared.clients.items()})
-    settings = _resolved(settings, base, prepared)
-    _describe(base, settings, algorithm, prepared)
+    selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
+    cohort = selection.size(len(prepared.clients))
+    plan = _plan(dated, base, prepared, cohort)
+    _describe(base, plan, method.algorithm, prepared)
     for sentence in (*prepared.dropped, *prepare.remarks(prepared)):
         log.info("%s", sentence)
     sample = next(iter(prepared.clients.values()))
-    _expect(expected(base, settings.tuning, sample, _round_tokens(settings, prepared)))
-    holder = folder.create(settings.output, settings)
+    _expect(expected(base, settings.tuning, plan, sample, _round_tokens(settings, prepared, cohort)))
+    holder = folder.create(settings.output, settings, plan.text())
     with _given_back_on_error(holder):
         prepare.save(holder.path / "data", prepared)
         adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
         run = Run(
             settings=settings,
+            plan=plan,
             holder=holder,
             base=base,
             prepared=prepared,
-            algorithm=algorithm,
-            transform=transform,
-            state=start(algorithm, transform, adapter),
-            trackers=tracking.start(settings, holder),
+            method=method,
+            training=training,
+            selection=selection,
+            state=start(method, adapter, context_of(settings, selection, adapter, len(prepared.clients))),
+            trackers=tracking.start(plan.over(settings), holder),
             consent=consent,
         )
         run._log_start()
     return run
 
 
-def _read(settings: RunSettings, base: bases.Base) -> Prepared:
+def _read(settings: RunSettings, base: bases.Base, consent: Consent) -> Prepared:
     log.info("reading %s", settings.data.source)
     for name in left_out(settings.data.source):
         log.info("%s is left out: files that begin so are for testing; rename it if it is a client's", name)
-    return prepare.prepare(settings, base.tokenizer)
+    return prepare.prepare(settings, base.tokenizer, consent.plugins)
 
 
 def resume(path: str | Path, consent: Consent = NOTHING) -> Run:
@@ -388,77 +411,73 @@ def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
 
 
 def _resumed(holder: RunFolder, consent: Consent) -> Run:
-    settings = folder.read_settings(holder.path)
-    require_drawn(settings.federation)
-    if settings.tuning.cohort_size == "auto":  # a run writes down what it chose
+    settings, plan = folder.read_settings(holder.path), plans.read(holder.path)
+    if plan is None and settings.machine.stack_size == "auto":  # a run writes down what it chose
         raise FolderError(
-            f"{holder.path} holds a run file that no run has written; give output=ANOTHER_FOLDER, or start it"
-            " with `shepherd run`"
+            f"{holder.path} holds no {folder.PLAN}, so no run has begun there; give output=ANOTHER_FOLDER, or"
+            " start it with `shepherd run`"
         )
     tracking.require(settings.tracking, consent)
-    algorithm = plugins.algorithm(settings.algorithm, consent.plugins)
-    transform = plugins.transform(settings.transforms, consent.plugins)
-    base = load_base(settings, consent)
+    method = plugins.method(settings, consent.plugins)
+    training = local_training(settings.tuning, consent.plugins)
+    selection = plugins.selection(settings, consent.plugins)
+    base = load_base(plan.over(settings) if plan else settings, consent)
+    if plan is None:
+        plan = planning.written(settings, base)
+        holder.write(folder.PLAN, plan.text())
     for name, (then, now) in folder.changed_versions(holder.path).items():
         log.info("%s was %s and is %s: the bits may differ from an undisturbed run's", name, then, now)
     data = holder.path / "data"
     last = checkpoint.latest(holder.checkpoints)
     if not (last or prepare.whole(data)):  # killed before its first round: it is as good to prepare again
-        prepare.save(data, prepare.prepare(settings, base.tokenizer))
+        prepare.save(data, prepare.prepare(plan.over(settings), base.tokenizer, consent.plugins))
     prepared = prepare.load(data)
     prepare.require_readable(prepared, base)
     fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     saved = load_checkpoint(last, base) if last else None
-    state = saved.state if saved else start(algorithm, transform, fresh)
+    context = context_of(settings, selection, fresh, len(prepared.clients))
+    state = saved.state if saved else start(method, fresh, context)
     rows = holder.reconcile(state.round, saved.notes["row"] if saved else None)
     run = Run(
         settings=settings,
+        plan=plan,
         holder=holder,
         base=base,
         prepared=prepared,
-        algorithm=algorithm,
-        transform=transform,
+        method=method,
+        training=training,
+        selection=selection,
         state=state,
-        trackers=tracking.start(settings, holder, rows),
+        trackers=tracking.start(plan.over(settings), holder, rows),
         consent=consent,
     )
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])
-        run.simulation.memories.update(saved.clients)
-    _describe(base, settings, algorithm, run.prepared)
+        run.simulation.memories.update(_memories(saved, run.simulation.store))
+    _describe(base, plan, method.algorithm, run.prepared)
     took = [row["seconds"]["tuning"] for row in rows if row["round"]]
     if took:
-        _expect(Expected(memory_bytes=memory_bytes(base, settings.tuning), seconds_a_round=median(took)))
+        _expect(Expected(memory_bytes=memory_bytes(base, plan), seconds_a_round=median(took)))
     run._log_start()
     log.info("going on after round %d of %d", state.round, run.until)
     return run
 
 
-def _resolved(settings: RunSettings, base: bases.Base, prepared: Prepared) -> RunSettings:
-    """What was chosen by measuring, written out, so that a resumed run chooses the same (law 3)."""
-    tuning, model = settings.tuning, settings.model
-    if tuning.workers not in ("auto", 1) and base.device.type != "cpu":
-        raise SettingsError(f"tuning.workers = {tuning.workers} is for a processor; write 1 on {base.device}")
-    clients = select.share_of(len(prepared.clients), settings.federation.share)
-    length = prepare.mean_length(prepared)
-    chosen = memory.plan(
+def _memories(saved: Checkpoint, store: ClientStore) -> dict[str, Kept]:
+    """Which memory each client had when a checkpoint was saved; an older version saved them in it."""
+    older = {client: store.put(client, saved.state.round, memory) for client, memory in saved.clients.items()}
+    return older | {client: Kept(*kept) for client, kept in saved.notes.get("memories", {}).items()}
+
+
+def _plan(settings: RunSettings, base: bases.Base, prepared: Prepared, cohort: int) -> Plan:
+    """What is left open, chosen by measuring; the settings have the day already."""
+    return planning.chosen(
+        settings,
         base,
-        clients=clients,
-        step_tokens=length * tuning.batch_size,
-        all_tokens=settings.federation.rounds * _round_tokens(settings, prepared),
-        micro_batch=tune.micro_batch_tokens(tuning, base),
-        workers=None if tuning.workers == "auto" else tuning.workers,
-        cohort_size=None if tuning.cohort_size == "auto" else tuning.cohort_size,
+        clients=cohort,
+        step_tokens=prepare.mean_length(prepared) * settings.tuning.batch_size,
+        all_tokens=settings.federation.rounds * _round_tokens(settings, prepared, cohort),
     )
-    tuning = tuning.model_copy(update={**asdict(chosen), "threads": memory.threads()})
-    model = model.model_copy(
-        update={
-            "dtype": str(base.dtype).removeprefix("torch."),
-            "device": str(base.device),
-            "revision": base.table.revision,  # the commit, whatever is pushed before the run goes on
-        }
-    )
-    return settings.model_copy(update={"tuning": tuning, "model": model})
 
 
 def _visit_examples(settings: RunSettings, prepared: Prepared) -> float:
@@ -470,21 +489,17 @@ def _visit_examples(settings: RunSettings, prepared: Prepared) -> float:
     return (tuning.epochs or 1.0) * held / len(prepared.clients)
 
 
-def _round_tokens(settings: RunSettings, prepared: Prepared) -> float:
+def _round_tokens(settings: RunSettings, prepared: Prepared, cohort: int) -> float:
     """That the cohort of one round trains on, on average."""
-    clients = select.share_of(len(prepared.clients), settings.federation.share)
-    return prepare.mean_length(prepared) * clients * _visit_examples(settings, prepared)
+    return prepare.mean_length(prepared) * cohort * _visit_examples(settings, prepared)
 
 
-def workers_of(settings: RunSettings, base: bases.Base, consent: Consent) -> Workers | None:
-    """Processes to tune in, where the run was laid out for more than this one."""
-    count = settings.tuning.workers
-    # "auto" stands in folders from before there were workers
-    count = 1 if count == "auto" else count
-    return beside(count, base.table, settings.adapter, base.proof, consent)
+def executor(plan: Plan, base: bases.Base, consent: Consent) -> Executor:
+    """Where the run is tuned: in worker processes, where it was laid out for more than this one."""
+    return processes(plan.workers, base, consent) if plan.workers > 1 else Inline(base)
 
 
-def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, prepared: Prepared) -> None:
+def _describe(base: bases.Base, plan: Plan, algorithm: Algorithm, prepared: Prepared) -> None:
     """Log what is trained, on what, and how."""
     whole = memory.parameters(base)
     trained = sum(prod(shape) for name, shape in base.shapes.items() if algorithm.trainable(name, 0))
@@ -494,19 +509,18 @@ def _describe(base: bases.Base, settings: RunSettings, algorithm: Algorithm, pre
         paths.short(base.name), f"{whole:,}", f"{trained:,}", 100 * trained / whole, dtype, base.device,
     )  # fmt: skip
     log.info("%s", coverage(base.model, base.sites).sentence)
-    s, tuning = prepared.summary, settings.tuning
+    s = prepared.summary
     log.info(
         "%d clients, %s examples to train on (%s cut, %s dropped), %s held out",
         len(prepared.clients), *(f"{s[name]:,}" for name in ("kept", "cut", "dropped", "heldout")),
     )  # fmt: skip
-    many = tuning.workers not in ("auto", 1)
-    threads = max(1, memory.threads() // tuning.workers) if many else memory.threads()  # type: ignore[operator]
-    micro_batch = tune.micro_batch_tokens(tuning, base)
+    many = plan.workers > 1
+    threads = max(1, memory.threads() // plan.workers)
     log.info(
         "tuning %s client%s at once%s, %d thread%s, up to %s tokens a pass",
-        tuning.cohort_size, "s" * (tuning.cohort_size != 1),
-        f" in each of {tuning.workers} processes" if many else " in one process",
-        threads, "s" * (threads != 1) + " each" * many, f"{micro_batch:,}",
+        plan.stack_size, "s" * (plan.stack_size != 1),
+        f" in each of {plan.workers} processes" if many else " in one process",
+        threads, "s" * (threads != 1) + " each" * many, f"{plan.micro_batch_tokens:,}",
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -24,16 +24,31 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
+    PlainSerializer,
     Strict,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from shepherd import paths
+from shepherd import legacy, paths
+from shepherd.config import (
+    Day,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenTable,
+    PartName,
+    PartTable,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Share,
+    ShareBelowOne,
+    Table,
+)
 from shepherd.errors import SettingsError
 from shepherd.visible import shown_toml
 
@@ -48,47 +63,9 @@ PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
 """The keys that may hold a path, and the names there that are none."""
 
 
-LONGEST_DEADLINE = 7 * 24 * 3600.0  # seconds: what waits for an answer overflows far beyond
-
-
+LONGEST_WAIT_S = 7 * 24 * 3600.0  # what waits for an answer overflows far beyond
+Seconds = Annotated[float, Strict(), Field(gt=0.0, le=LONGEST_WAIT_S)]
 T = TypeVar("T", bound=BaseModel)
-# strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
-PositiveInt = Annotated[int, Strict(), Field(gt=0)]
-NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
-PositiveFloat = Annotated[float, Strict(), Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Strict(), Field(ge=0.0)]
-Share = Annotated[float, Strict(), Field(ge=0.0, le=1.0)]
-PositiveShare = Annotated[float, Strict(), Field(gt=0.0, le=1.0)]
-ShareBelowOne = Annotated[float, Strict(), Field(ge=0.0, lt=1.0)]
-
-
-def _day(day: Any) -> Any:
-    if type(day) is date:  # TOML has dates of its own
-        return day.isoformat()
-    if isinstance(day, str) and day:
-        try:
-            written = date.fromisoformat(day).isoformat()
-        except ValueError:
-            written = ""
-        if written != day:  # ISO 8601 knows 20261128 as well
-            raise ValueError("write a day as 2026-11-28")
-    return day
-
-
-Day = Annotated[str, BeforeValidator(_day)]
-"""A day as 2026-11-28, or ""."""
-
-
-class Table(BaseModel):
-    """A table of the run file: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
 
 
 class ModelTable(Table):
@@ -100,8 +77,6 @@ class ModelTable(Table):
     """Of the frozen base; "auto" takes bfloat16 where the device is good at it."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
     """Through bitsandbytes; needs CUDA and the extra [quantize]."""
-    device: str = "auto"
-    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
     trust_remote_code: Annotated[bool, Strict()] = False
     """Run code that comes with a base; it runs only with --trust-remote-code, for bases you have read."""
 
@@ -169,7 +144,7 @@ class DataTable(Table):
     """The field that says what kind of instruction it is; "" where there is none."""
     template: Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"] = "alpaca"
     """"chat" is the tokenizer's own chat template."""
-    template_options: dict[str, JsonValue] = {}
+    template_options: dict[str, JsonValue] = {}  # noqa: RUF012 (pydantic copies it)
     """Variables that the chat template reads, such as `enable_thinking`, in a table of their own."""
     system: str | None = None
     """System prompt of every chat that has no system turn, for any template; the default is the
@@ -198,28 +173,20 @@ class DataTable(Table):
         return self
 
 
-class SplitTable(Table):
-    by: Literal["iid", "dirichlet", "shards", "natural", "size", "ready-made"] = "iid"
-    """"ready-made" is a folder with one file a client; "natural" is one client a value of `field`."""
-    clients: PositiveInt = 10
-    """Ignored by "natural" and "ready-made", where the data say it."""
-    alpha: PositiveFloat = 0.5
-    """Dirichlet concentration: small is unequal."""
-    shards_per_client: PositiveInt = 2
-    """For "shards": how many runs of one category each client holds."""
-    field: str = ""
-    """For "natural", the field that names the client; for "dirichlet" and "shards", "" is the category."""
-    size_exponent: NonNegativeFloat = 1.0
-    """For "size": client k holds a share proportional to (k + 1) ** size_exponent."""
+class SplitTable(OpenTable):
+    by: PartName = "iid"
+    """How examples get to clients: a file of `shepherd/data/splits`, or a dotted module outside, with
+    --allow-plugin NAME."""
+
+    @property
+    def name(self) -> str:
+        """What finds the module."""
+        return self.by
 
 
 class FederationTable(Table):
     rounds: PositiveInt = 20
     """How many times a cohort trains and is averaged."""
-    share: PositiveShare = 1.0
-    """Of the clients, each round; at least one client."""
-    select: Literal["uniform", "poisson", "size-weighted", "round-robin", "all"] = "uniform"
-    """How the cohort of a round is drawn; "size-weighted" with a chance that goes by a client's examples."""
     weights: Literal["examples", "tokens", "size", "equal"] = "examples"
     """What a client's update counts for in the mean: the examples or the tokens that it trained on in its
     visit, those that it holds ("size"), or one each. FedAvg's n_k (McMahan et al., 2017) is "size";
@@ -231,18 +198,16 @@ class FederationTable(Table):
     """The most that one client may count for in a round: a heavier one counts for less. Of two clients each
     is half, of one it is all; 1 is no bound, which a server of silos refuses. The server holds
     1 / max_share updates back at most, to know how heavy the others are."""
-    sites: tuple[str, ...] = ()
-    """Over silos, the clients by name; the default is every site that is connected at the start."""
-    deadline: Annotated[float, Strict(), Field(gt=0.0, le=LONGEST_DEADLINE)] = 3600.0
-    """Over silos, the seconds in which a site has to answer; a week at most."""
-    wave: PositiveInt = 4
-    """Over silos, how many sites are asked at once: the server's memory holds so many updates."""
 
-    @model_validator(mode="after")
-    def _size_counts_once(self) -> Self:
-        if self.select == "size-weighted" and self.weights != "equal":
-            raise ValueError('select = "size-weighted" counts size already; set weights = "equal" with it')
-        return self
+
+class OptimiserTable(PartTable):
+    name: str = "adamw"
+    """A file of `shepherd/training/optimisers`, or a dotted module outside, with --allow-plugin NAME."""
+
+
+class ObjectiveTable(PartTable):
+    name: str = "sft"
+    """A file of `shepherd/training/objectives`, or a dotted module outside, with --allow-plugin NAME."""
 
 
 class TuningTable(Table):
@@ -252,40 +217,22 @@ class TuningTable(Table):
     """Optimiser steps in one visit; the cursor goes on where the last visit stopped (law 8)."""
     batch_size: PositiveInt = 32
     """Examples an optimiser step."""
-    micro_batch_tokens: Literal["auto"] | PositiveInt = "auto"
-    """Tokens in one forward pass, over all the clients in it; it changes speed and memory, not the step."""
-    cohort_size: Literal["auto"] | PositiveInt = "auto"
-    """Clients trained at once; "auto" chooses from the memory there is, once a run."""
     learning_rate: PositiveFloat = 1.5e-4
-    """Of AdamW, at its highest."""
+    """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of the learning rate within a visit."""
+    """Shape of the learning rate within a visit."""
     warmup_steps: NonNegativeInt = 0
     """Linear warm-up at the start of each visit."""
     round_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Of the learning rate over the rounds."""
+    """Shape of the learning rate over the rounds."""
     final_share: Share = 0.0
     """Where linear and cosine schedules end, as a share of the learning rate."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Of AdamW."""
-    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
-    """Of AdamW: the memory of its two means."""
-    clip_norm: PositiveFloat | None = 1.0
-    """Clip each client's gradient to this norm; write `false` for no clipping."""
+    optimiser: OptimiserTable = OptimiserTable()
+    objective: ObjectiveTable = ObjectiveTable()
+    clip_norm: NonNegativeFloat = 1.0
+    """Clip each client's gradient to this norm; 0 is no clipping."""
     loss_on: Literal["responses", "all"] = "responses"
     """Train on what the model has to answer, or on the prompt too."""
-    threads: PositiveInt | None = None
-    """Processor threads; the default is the number of cores."""
-    workers: Literal["auto"] | PositiveInt = "auto"
-    """Processes that tune side by side, each with its own copy of the base and its part of the threads;
-    "auto" is one a core on a processor, where memory allows it and the run is long, else 1."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _false_is_none(cls, table: Any) -> Any:
-        if isinstance(table, Mapping) and table.get("clip_norm") is False:
-            return {**table, "clip_norm": None}
-        return table
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -294,16 +241,40 @@ class TuningTable(Table):
         return self
 
 
-class PartTable(BaseModel):
-    """`name` finds the module; the other keys are that module's own `Config`."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-    name: str
-
-
 class AlgorithmTable(PartTable):
-    name: str = "fedavg"
-    """A file of `shepherd/algorithms`, or a dotted module outside, with --allow-plugin NAME."""
+    name: PartName = "fedavg"
+    """What a client does differently: a file of `shepherd/algorithms`, or a dotted module outside, with
+    --allow-plugin NAME."""
+
+
+class AggregationTable(PartTable):
+    name: PartName = "mean"
+    """How the cohort's updates become one: a file of `shepherd/aggregations`, or a dotted module outside,
+    with --allow-plugin NAME."""
+
+
+class ServerTable(PartTable):
+    name: PartName = "sgd"
+    """How the aggregate moves the server's adapter: a file of `shepherd/server_optimisers`, or a dotted
+    module outside, with --allow-plugin NAME."""
+
+
+class SelectionTable(PartTable):
+    name: PartName = "uniform"
+    """How the clients of a round are chosen: a file of `shepherd/selections`, or a dotted module outside,
+    with --allow-plugin NAME."""
+
+
+def _named(part: Any) -> Any:
+    return {"name": part} if isinstance(part, str) else part
+
+
+def _shortest(part: PartTable) -> Any:
+    return {"name": part.name, **part.own} if part.own else part.name
+
+
+NamedPart = Annotated[PartTable, BeforeValidator(_named), PlainSerializer(_shortest)]
+"""A part by its name alone, or a table of its name and its other keys."""
 
 
 class EvaluationTable(Table):
@@ -317,6 +288,11 @@ class EvaluationTable(Table):
     (the embedded world has checkers); 0 answers none."""
     max_new_tokens: PositiveInt = 64
     """Of one answer."""
+    metrics: tuple[NamedPart, ...] = tuple(
+        PartTable(name=name) for name in ("right", "exact", "f1", "rouge_l")
+    )
+    """What a comparison measures of each answer: files of `shepherd/evaluate/metrics`, or dotted modules
+    outside, with --allow-plugin NAME. One that has keys is a table, such as {name = "f1", ...}."""
 
 
 class JudgeTable(Table):
@@ -383,6 +359,49 @@ class CheckpointTable(Table):
     """How many of the last rounds' checkpoints stay on disk."""
 
 
+class MachineTable(Table):
+    """How this machine runs what is asked: speed and memory. A run chooses what is left at "auto" once, when
+    it begins, and keeps it in its folder's plan.json. Nothing of it goes to a site, whose owner decides."""
+
+    device: str = "auto"
+    """Where to compute: "auto", "cpu", "cuda", "cuda:1", "mps"."""
+    threads: Literal["auto"] | PositiveInt = "auto"
+    """Processor threads; "auto" is the number of cores."""
+    workers: Literal["auto"] | PositiveInt = "auto"
+    """Processes that tune side by side, each with its own copy of the base and its part of the threads;
+    "auto" is one a core on a processor, where memory allows it and the run is long, else 1."""
+    stack_size: Literal["auto"] | PositiveInt = "auto"
+    """Clients tuned in one pass; "auto" chooses from the memory there is."""
+    micro_batch_tokens: Literal["auto"] | PositiveInt = "auto"
+    """Tokens in one forward pass, over all the clients in it; it changes speed and memory, not the step."""
+
+
+class SilosTable(Table):
+    """A run whose clients are sites behind a network; any other run makes no use of it."""
+
+    sites: tuple[str, ...] = ()
+    """The clients by name; the default is every site that is connected at the start."""
+    deadline_s: Seconds = 3600.0
+    """Seconds in which a site has to answer a round; a week at most."""
+    short_deadline_s: Literal["auto"] | Seconds = "auto"
+    """Seconds in which a site has to join or to score, which a round can do without; "auto" is a quarter of
+    deadline_s, at least 300, and never more than deadline_s."""
+    max_in_flight: PositiveInt = 4
+    """Sites asked at once; the server holds at most this many updates in memory."""
+    assembly_s: Seconds = 30.0
+    """Seconds to wait for sites that are not connected, before the run begins without them."""
+    start_s: Seconds = 90.0
+    """Seconds in which the server must begin a submitted job; after that, another one is submitted."""
+    silence_s: Seconds = 20.0
+    """Seconds without an answer of the server's job until it is taken for dead, and another one begins."""
+    grace_s: Seconds = 60.0
+    """Seconds that a site may be gone until the round goes on without it; back by then, it is asked again."""
+    return_s: Seconds = 20.0
+    """Seconds to wait for a site that a round without quorum lacked, to ask the round again."""
+    max_deaths: PositiveInt = 12
+    """Jobs in a row that may die without a finished round, before the run stops."""
+
+
 class RunSettings(Table):
     """A whole run file."""
 
@@ -395,13 +414,24 @@ class RunSettings(Table):
     data: DataTable
     split: SplitTable = SplitTable()
     federation: FederationTable = FederationTable()
+    selection: SelectionTable = SelectionTable()
     tuning: TuningTable = TuningTable()
     algorithm: AlgorithmTable = AlgorithmTable()
+    aggregation: AggregationTable = AggregationTable()
+    server: ServerTable = ServerTable()
     transforms: tuple[PartTable, ...] = ()
     evaluation: EvaluationTable = EvaluationTable()
     judge: JudgeTable = JudgeTable()
     tracking: TrackingTable = TrackingTable()
     checkpoints: CheckpointTable = CheckpointTable()
+    silos: SilosTable = SilosTable()
+    machine: MachineTable = MachineTable()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_version_before(cls, table: Any, info: ValidationInfo) -> Any:
+        where = (info.context or {}).get("where", "the run settings")
+        return modern(table, where) if isinstance(table, Mapping) else table
 
     @property
     def data_seed(self) -> int:
@@ -418,20 +448,26 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
         SettingsError: the file is missing or not TOML, a key is unknown, or a value is impossible.
     """
     path = Path(path)
-    own = _placed(_toml(path), path.absolute().parent, path)
+    own = modern(_placed(_toml(path), path.absolute().parent, path), str(path))
     changed = _overridden(copy.deepcopy(own), overrides)
-    settings = validated(RunSettings, _placed(changed, Path.cwd(), known=own), str(path))
-    require_drawn(settings.federation)
-    return settings
+    return validated(RunSettings, _placed(changed, Path.cwd(), known=own), str(path))
 
 
-def require_drawn(table: FederationTable) -> None:
-    """Raise SettingsError where all clients would be drawn "by size": finished runs of before may say so."""
-    if table.select == "size-weighted" and table.share == 1:
-        raise SettingsError(
-            'federation.select = "size-weighted" draws nobody by size where share is 1; set a share below 1,'
-            ' or select = "uniform" with weights = "size"'
-        )
+def modern(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A run file's table with the keys of the version before under their new names, each with a warning.
+
+    Raises:
+        SettingsError: a key is there under both names.
+    """
+    found, sentences = legacy.renamed(table)
+    for sentence in sentences:
+        _warn(f"{where}: {sentence}")
+    return found
+
+
+@cache  # a run folder is read many times
+def _warn(sentence: str) -> None:
+    log.warning("%s", sentence)
 
 
 def read_kept(path: Path) -> RunSettings:
@@ -510,7 +546,7 @@ def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
 def validated(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     """`kind(**table)`, with pydantic's faults turned into one SettingsError."""
     try:
-        return kind.model_validate(table)
+        return kind.model_validate(table, context={"where": where})
     except ValidationError as error:
         raise SettingsError(f"{where}: {'; '.join(_faults(kind, error))}") from error
 
@@ -594,14 +630,25 @@ def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
         if not paths.is_utf8(override):
             named = os.fsencode(override)
             raise SettingsError(f"override {named!r} is not UTF-8, as a run file is; rename what it names")
-        *parents, last = key.strip().split(".")
+        key, value = _translated(key.strip(), _value(text.strip()), table)
+        *parents, last = key.split(".")
         inner = table
         for parent in parents:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
                 raise SettingsError(f"override {key}: {parent} is not a table; give a whole value to it")
-        inner[last] = _value(text.strip())
+        inner[last] = value
     return table
+
+
+def _translated(key: str, value: Any, table: dict[str, Any]) -> tuple[str, Any]:
+    """An override whose key had another name in the version before, under its new one."""
+    new = legacy.MOVED.get(key, key)
+    if new != key:
+        _warn(f"override {key}: {legacy.moved(key)}")
+        if value == "all" and isinstance(table.get("selection"), dict):
+            table["selection"].pop("share", None)  # which it does not have
+    return new, value
 
 
 def _value(text: str) -> Any:
@@ -624,7 +671,5 @@ def dump(settings: RunSettings) -> str:
 
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
-        # TOML has no null; the one key whose default is not None says `false`
-        kept = {k: (False if k == "clip_norm" and v is None else v) for k, v in value.items()}
-        return {k: _without_none(v) for k, v in kept.items() if v is not None}
+        return {k: _without_none(v) for k, v in value.items() if v is not None}  # TOML has no null
     return [_without_none(item) for item in value] if isinstance(value, list) else value

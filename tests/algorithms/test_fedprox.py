@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from tests.quadratic import Quadratic, drawn
+from tests.quadratic import Quadratic, drawn, method
 
 from shepherd.algorithms import fedavg, fedprox
-from shepherd.core import chain
+from shepherd.core import Broadcast
 from shepherd.errors import SettingsError
 from shepherd.rounds import rounds, start
 from shepherd.settings import validated
@@ -15,7 +15,7 @@ def build(mu):
 
 def change(algorithm, **how):
     """What client c0 changes in one visit."""
-    broadcast = algorithm.broadcast(algorithm.init(drawn(0)), 7)
+    broadcast = Broadcast(round=0, adapter=drawn(0), seed=7)
     (update,) = Quadratic(algorithm, noise=0.0, **how).run(broadcast, ["c0"])
     return update.delta
 
@@ -45,10 +45,9 @@ def test_mu_zero_is_fedavg():
         federation = Quadratic(algorithm)
         everyone = tuple(info.name for info in federation.clients())
         loop = rounds(
-            algorithm,
+            method(algorithm),
             federation,
-            chain(),
-            start(algorithm, chain(), drawn(0)),
+            start(method(algorithm), drawn(0)),
             until=3,
             select=lambda clients, round, seed: everyone,
             quorum=1.0,

@@ -1,21 +1,18 @@
-from tests.quadratic import Quadratic, bits, drawn
+from tests.quadratic import Quadratic, bits, chosen, drawn, method
 
 from shepherd.algorithms import ffa_lora
-from shepherd.core import chain
 from shepherd.rounds import rounds, start
-from shepherd.select import everyone
 
 ALGORITHM = ffa_lora.build(ffa_lora.Config())
 
 
 def run(adapter):
     return rounds(
-        ALGORITHM,
+        method(ALGORITHM),
         Quadratic(ALGORITHM),
-        chain(),
-        start(ALGORITHM, chain(), adapter),
+        start(method(ALGORITHM), adapter),
         until=3,
-        select=lambda clients, round, seed: everyone(clients, 1.0, round, seed),
+        select=chosen("all"),
         quorum=1.0,
         seed=0,
     )
@@ -34,4 +31,4 @@ def test_only_b_travels_up_and_the_averaging_is_exact():
     for _, report in run(adapter):
         assert report.bytes_up == 4 * b_bytes
         assert report.bytes_down == 4 * adapter.nbytes
-        assert report.gap == 0.0
+        assert report.figures["gap"] == 0.0

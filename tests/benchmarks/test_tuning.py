@@ -19,15 +19,11 @@ from shepherd.settings import AdapterTable
 def work(tmp_path_factory: pytest.TempPathFactory) -> works.Work:
     base = large.write(tmp_path_factory.mktemp("base"), 0, large.SMALL)
     tables = {
-        "model": {"base": str(base), "dtype": "float32", "device": "cpu"},
+        "model": {"base": str(base), "dtype": "float32"},
         "data": {"source": "none"},
-        "federation": {"share": 1.0},
-        "tuning": {
-            "max_steps": 2,
-            "batch_size": 3,
-            "learning_rate": 1e-3,
-            "threads": torch.get_num_threads(),
-        },
+        "federation": {},
+        "tuning": {"max_steps": 2, "batch_size": 3, "learning_rate": 1e-3},
+        "machine": {"device": "cpu", "threads": torch.get_num_threads()},
     }
     settings = setting.parsed(tables)
     shape = flops.shape_of(str(base), settings.adapter)
@@ -68,13 +64,14 @@ def test_useful_work_is_what_pytorch_counts(work: works.Work, tmp_path: Path) ->
     """Forward and backward of one unpadded example, counted by PyTorch in the engine's own layers."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from shepherd.model import layout, stack
+    from shepherd.model import layout
     from shepherd.model.attention import PACKED
+    from shepherd.training import stack
 
     settings = work.settings
-    base = bases.load(settings.model, settings.adapter)
+    base = bases.load(settings.model, settings.adapter, device="cpu")
     shape = flops.shape_of(settings.model.base, settings.adapter)
-    cohort = stack.build(work.start, lambda name: True, 1, base.device)
+    cohort = stack.build([work.start], lambda name: True, base.device)
     lora.hang(base.model, base.sites, cohort.all)
     length, predicted = 40, 10
     plan = layout.packed([length], [layout.Segment(adapter=0, start=0, stop=length)], base.device)

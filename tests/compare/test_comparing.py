@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -12,23 +13,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shepherd import folder, prepare, report
+from shepherd import folder, prepare
 from shepherd.algorithms import fedavg
 from shepherd.asking import adapter_of
-from shepherd.compare import comparing, training
+from shepherd.compare import comparing, scoring, training
 from shepherd.compare.arms import Asked, arms
 from shepherd.compare.comparing import compare
+from shepherd.config import PartTable
+from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.data import cursor
-from shepherd.errors import DataError, FolderError, SettingsError, ShepherdError
-from shepherd.evaluate.text import against
+from shepherd.errors import DataError, FolderError, PluginError, SettingsError, ShepherdError
+from shepherd.evaluate import text
 from shepherd.loading import load_base
-from shepherd.model import files, lora, score, tune
-from shepherd.model.tune import Visit
-from shepherd.report import collect
-from shepherd.report.reading import held
+from shepherd.machine import plan as plans
+from shepherd.machine.executors import Inline
+from shepherd.model import files, lora
 from shepherd.run import open_run
-from shepherd.settings import RunSettings
+from shepherd.settings import RunSettings, SplitTable
+from shepherd.training import score, tune
+from shepherd.training.tune import Visit
+from shepherd.ui import report
+from shepherd.ui.report import collect
+from shepherd.ui.report.reading import held
+from shepherd.ui.terminal.compared import compared as show_compared
 from tests import runs
 from tests.model import bases
 
@@ -135,14 +143,15 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
     order = seed_for(settings.seed, "order", "local-client-1")
     steps, _ = cursor.visit(len(data), 0, max_steps=STEPS, batch_size=4, seed=order)
     first = lora.fresh(base.sites, 2, seed_for(settings.seed, "adapter"))
-    once = settings.tuning.model_copy(update={"schedule": "linear", "micro_batch_tokens": 2048})
-    (alone,) = tune.tune(
+    once = settings.tuning.model_copy(update={"schedule": "linear"})
+    (alone,) = bases.tuned(
         base,
         Broadcast(round=0, adapter=first, seed=0),
         fedavg.ALGORITHM,
         [Visit(client="alone", data=data, steps=steps)],
         once,
         learning_rate=once.learning_rate,
+        micro_batch_tokens=2048,
     )
     kept = files.read(run / "compare" / "seed-0" / "local-client-1", base)
     for name, tensor in kept.items():
@@ -194,7 +203,8 @@ def test_answers_are_scored_against_the_reference(made) -> None:
     scores = json.loads((run / "compare" / "seed-0" / "scores" / "centralised.json").read_text())
     for place, answer in zip(scores["questions"]["answers"], scores["answers"], strict=True):
         assert answer["right"] is None
-        expected = against(answer["text"], held[place].response)
+        given = answer["text"], held[place].response
+        expected = {name: getattr(text, name)(*given) for name in ("exact", "f1", "rouge_l")}
         assert {name: answer[name] for name in expected} == expected
 
 
@@ -233,6 +243,21 @@ def test_what_is_there_is_not_made_again(copied, made, monkeypatch) -> None:
     assert {**found, "seconds": 0} == {**made[1], "seconds": 0}
 
 
+def test_a_comparison_of_an_earlier_version_is_gone_on_with(copied, made, monkeypatch) -> None:
+    """Its runs have no plan: what they chose stands in their run files."""
+    run = Path(copied.output)
+    before = plans.read(run)
+    for path in (run, *(path.parent for path in run.glob("compare/seed-*/*/run.toml"))):
+        runs.as_before_plans(path)
+    shutil.rmtree(run / "compare" / "seed-1" / "centralised")
+    compared = compare(copied, ASKED)
+    ours, theirs = (arm(each, "centralised")["measures"]["loss"] for each in (compared, made[1]))
+    assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4)
+    assert before.stack_size == copied.machine.stack_size
+    monkeypatch.setattr(training, "open_run", lambda *_, **__: pytest.fail("it is trained again"))
+    assert {**compare(copied, ASKED), "seconds": 0} == {**compared, "seconds": 0}
+
+
 def test_a_stopped_comparison_goes_on_with_what_is_missing(copied, made, monkeypatch) -> None:
     run = Path(copied.output)
     shutil.rmtree(run / "compare" / "seed-1" / "local-client-2")
@@ -241,9 +266,9 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(copied, made, monkeyp
     visited: list[str] = []
     honest = tune.tune
 
-    def spy(base: Any, sent: Any, algorithm: Any, visits: Any, *rest: Any, **options: Any) -> Any:
-        visited.extend(visit.client for visit in visits)
-        return honest(base, sent, algorithm, visits, *rest, **options)
+    def spy(base: Any, job: Any, *rest: Any) -> Any:
+        visited.extend(visit.client for visit in job.visits)
+        return honest(base, job, *rest)
 
     monkeypatch.setattr(tune, "tune", spy)
     found = compare(copied, ASKED)
@@ -314,17 +339,29 @@ def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
     """Two workers with a thread each; this process, with one thread; and there each arm by itself."""
     asked = Asked(locals=("client-1",))
     made = {}
-    for name, tuning in (("two", {"workers": 2, "threads": 2}), ("one", {"threads": 1})):
+    for name, machine in (("two", {"workers": 2, "threads": 2}), ("one", {"threads": 1})):
         settings = table(llama_folder, source, tmp_path / name)
-        alike = settings.tuning.model_copy(update={**tuning, "cohort_size": 1})
-        made[name] = compare(settings.model_copy(update={"tuning": alike}), asked)
+        alike = settings.machine.model_copy(update={**machine, "stack_size": 1})
+        made[name] = compare(settings.model_copy(update={"machine": alike}), asked)
     assert untimed(made["one"]) == untimed(made["two"])
     assert made["one"]["samples"] == made["two"]["samples"]
-    kept, prepared = folder.read_settings(tmp_path / "one"), prepare.load(tmp_path / "one" / "data")
+    kept, prepared = plans.planned(tmp_path / "one"), prepare.load(tmp_path / "one" / "data")
     base, done = load_base(kept), training.totals(tmp_path / "one")
     for each in arms(asked, sorted(prepared.clients)):
         if each.kind in ("local", "centralised"):
-            training.train_apart(base, kept, prepared, [each], tmp_path / each.name, 0, done=done, seed=0)
+            training.train_apart(
+                base,
+                kept,
+                plans.read(tmp_path / "one"),
+                prepared,
+                [each],
+                tmp_path / each.name,
+                0,
+                done=done,
+                seed=0,
+                executor=Inline(base),
+                consent=NOTHING,
+            )
             one, two, alone = (
                 (training.arm_folder(tmp_path / run, 0, each) / files.WEIGHTS).read_bytes()
                 for run in ("one", "two", each.name)
@@ -341,9 +378,9 @@ def test_the_first_sentence_is_true_however_arms_are_matched(copied, monkeypatch
     saw: dict[str, tuple[int, int]] = {}
     honest = tune.tune
 
-    def spy(base: Any, sent: Any, algorithm: Any, visits: Any, *rest: Any, **options: Any) -> Any:
-        saw.update({v.client: (sum(map(len, v.steps)), len(v.steps)) for v in visits})
-        return honest(base, sent, algorithm, visits, *rest, **options)
+    def spy(base: Any, job: Any, watch: Any) -> Any:
+        saw.update({v.client: (sum(map(len, v.steps)), len(v.steps)) for v in job.visits})
+        return honest(base, job, watch)
 
     monkeypatch.setattr(tune, "tune", spy)
     found = compare(copied, Asked(locals=named, match=match))
@@ -399,9 +436,7 @@ def lonely(llama_folder, tmp_path) -> RunSettings:
     """Clients with one example each, of which none can be held out."""
     rows = [{**row, "who": f"c{k}"} for k, row in enumerate(runs.rows(4))]
     asked = table(llama_folder, runs.written(tmp_path / "rows.jsonl", rows), tmp_path / "run")
-    return asked.model_copy(
-        update={"split": asked.split.model_copy(update={"by": "natural", "field": "who"})}
-    )
+    return asked.model_copy(update={"split": SplitTable(by="natural", field="who")})
 
 
 def test_where_nothing_can_be_scored_nothing_is_trained(lonely, monkeypatch) -> None:
@@ -510,8 +545,8 @@ def test_a_longer_variant_is_said_to_be_longer(copied) -> None:
 
 
 def test_what_the_run_chose_itself_is_no_difference(copied) -> None:
-    tuning = copied.tuning.model_copy(update={"workers": 8, "micro_batch_tokens": 9999})
-    compare(copied.model_copy(update={"tuning": tuning}), ASKED)
+    machine = copied.machine.model_copy(update={"workers": 8, "micro_batch_tokens": 9999})
+    compare(copied.model_copy(update={"machine": machine}), ASKED)
     unset = copied.tuning.model_copy(update={"max_steps": None})
     with pytest.raises(FolderError, match=r"holds a run with tuning\.max_steps = 2, not None"):
         compare(copied.model_copy(update={"tuning": unset}), ASKED)
@@ -593,3 +628,47 @@ def test_two_comparisons_of_one_folder_exclude_each_other(copied, monkeypatch) -
     with closing(folder.reopen(copied.output)), taken:
         compare(copied, ASKED)
     assert not (Path(copied.output) / "compare" / "seed-0" / "centralised").exists()
+
+
+LENGTH = """
+from shepherd.config import PositiveInt, Table
+from shepherd.evaluate.metric import Metric
+from shepherd.evaluate.sentences import Measure
+
+class Config(Table):
+    letters: PositiveInt = 8
+
+def build(config):
+    return Metric(
+        measure=Measure(name="short", label="brevity", lower_is_better=True),
+        score=lambda answer, example: min(1.0, len(answer) / config.letters),
+    )
+"""
+
+
+def test_other_metrics_measure_the_answers_that_are_there(copied, monkeypatch, tmp_path) -> None:
+    (tmp_path / "their_metrics").mkdir()
+    (tmp_path / "their_metrics" / "length.py").write_text(LENGTH)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(scoring, "score_one", None)  # nothing is generated
+    metrics = (PartTable(name="f1"), PartTable(name="their_metrics.length", letters=6))
+    evaluation = copied.evaluation.model_copy(update={"metrics": metrics})
+    asked = copied.model_copy(update={"evaluation": evaluation})
+    with pytest.raises(PluginError, match=r"--allow-plugin their_metrics\.length"):
+        compare(asked, ASKED)
+    found = compare(asked, ASKED, consent=Consent(plugins=frozenset({"their_metrics.length"})))
+    assert [measure["name"] for measure in found["measures"]] == ["loss", "f1", "short"]
+    assert found["measures"][-1]["lower_is_better"]
+    run = Path(copied.output)
+    for name in ("base", "federated"):
+        scores = json.loads((run / "compare" / "seed-0" / "scores" / f"{name}.json").read_text())
+        assert all(answer.keys() == {"text", "f1", "short"} for answer in scores["answers"])
+        values = [min(1.0, len(answer["text"]) / 6) for answer in scores["answers"]]
+        assert all(answer["short"] == value for answer, value in zip(scores["answers"], values, strict=True))
+    told = report.collect(run)
+    assert told["measures"] == ["f1", "loss", "short"]
+    page = report.write(run).read_text()
+    assert "brevity" in page
+    stream = io.StringIO()
+    show_compared(found, stream)
+    assert "brevity %" in stream.getvalue()

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from shepherd import cli
 from shepherd.asking import generate
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
@@ -20,6 +19,7 @@ from shepherd.consent import Consent
 from shepherd.errors import JudgeError
 from shepherd.model import files
 from shepherd.settings import JudgeTable
+from shepherd.ui.cli import main as cli
 from tests import runs
 from tests.judge.server import Judge, serving, shown
 from tests.model import bases

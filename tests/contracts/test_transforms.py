@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.quadratic import Quadratic, bits, drawn, update_of
+from tests.quadratic import Quadratic, bits, chosen, drawn, method, update_of
 
 from shepherd import plugins, transforms
 from shepherd.algorithms import fedavg
 from shepherd.checkpoint import Checkpoint, load, save
-from shepherd.core import Adapter
+from shepherd.config import PartTable
+from shepherd.core import Adapter, Context, Seeded
 from shepherd.rounds import rounds, start
-from shepherd.select import everyone
-from shepherd.settings import PartTable
 
 AVG = fedavg.ALGORITHM
+CONTEXT = Context(clients=4, share=1.0, rounds=4)
 pytestmark = pytest.mark.parametrize("name", plugins.names(transforms))
 
 
@@ -24,12 +24,11 @@ def built(name):
 
 def run(transform, state=None, *, until=4):
     loop = rounds(
-        AVG,
+        method(transform=transform),
         Quadratic(AVG, transform),
-        transform,
-        state or start(AVG, transform, drawn(0)),
+        state or start(method(transform=transform), drawn(0), CONTEXT),
         until=until,
-        select=lambda clients, round, seed: everyone(clients, 1.0, round, seed),
+        select=chosen("all"),
         quorum=1.0,
         seed=0,
     )
@@ -60,8 +59,9 @@ def test_resumed_at_any_round_the_bits_are_the_same(name, at, tmp_path):
 def test_a_zero_update_passes(name):
     transform = built(name)
     zero = replace(update_of("c0", 0), delta=drawn(0).times(0.0))
-    sent = transform.on_client(zero, transform.init(), 0)
-    back, _ = transform.on_server(sent, transform.init(), 0)
+    state = transform.init(CONTEXT)
+    sent = transform.on_client(zero, transform.public(state), Seeded(0))
+    back, _ = transform.on_server(transform.on_arrival(sent, state), state, Seeded(0))
     assert all(np.isfinite(tensor).all() for tensor in back.delta.values())
     assert {n: t.shape for n, t in back.delta.items()} == {n: t.shape for n, t in zero.delta.items()}
 
@@ -70,8 +70,9 @@ def test_nothing_is_mutated_and_the_client_keeps_its_name_and_round(name):
     transform = built(name)
     update = replace(update_of("c0", 0, weight=3.0, round=2), extra=Adapter({"c": [1e3]}))
     then = bits(update.delta), bits(update.extra)
-    sent = transform.on_client(update, transform.init(), 0)
-    transform.on_server(sent, transform.init(), 0)
+    state = transform.init(CONTEXT)
+    sent = transform.on_client(update, transform.public(state), Seeded(0))
+    transform.on_server(transform.on_arrival(sent, state), state, Seeded(0))
     assert (bits(update.delta), bits(update.extra)) == then
-    assert (sent.client, sent.round, sent.count) == ("c0", 2, 1)
+    assert (sent.clients, sent.round) == (("c0",), 2)
     assert not any(tensor.flags.writeable for tensor in sent.delta.values())

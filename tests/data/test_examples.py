@@ -6,13 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from shepherd import plugins
 from shepherd.data import files
 from shepherd.data.examples import Example, Turn, from_rows, read
-from shepherd.errors import BadRow, DataError
+from shepherd.errors import BadRow, DataError, SettingsError
 from shepherd.settings import DataTable, SplitTable
 from tests.data.kinds import shared
 
-IID = SplitTable()
+IID = plugins.split(SplitTable())
+
+
+def rule(by, **keys):
+    return plugins.split(SplitTable(by=by, **keys))
+
+
 DOLLY = {"instruction": "Name a bird.", "context": "Herons.", "response": "A heron.", "category": "open_qa"}
 ALPACA = {"instruction": "Name a bird.", "input": "Herons.", "output": "A heron."}
 MESSAGES = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
@@ -88,9 +95,9 @@ def test_a_whole_number_is_text_and_unicode_is_kept():
 
 def test_the_worlds_check_and_the_splits_field_travel():
     row = {**DOLLY, "check": {"kind": "exact"}, "author": 7}
-    (found,) = rows(row, split=SplitTable(by="natural", field="author"))
-    assert (found.client, found.label, found.check) == ("7", "7", {"kind": "exact"})
-    (found,) = rows(row, split=SplitTable(by="dirichlet", field="author"))
+    (found,) = rows(row, split=rule(by="natural", field="author"))
+    assert (found.client, found.label, found.check) == ("7", "", {"kind": "exact"})
+    (found,) = rows(row, split=rule(by="dirichlet", field="author"))
     assert (found.client, found.label) == ("", "7")
 
 
@@ -141,7 +148,7 @@ def test_a_bad_row_is_named_with_its_mend(words):
         ({"category": "kind"}, IID, "field kind is missing .* data.category"),
         ({"fields": {"context": "text"}}, IID, "field text is missing .* data.fields.context"),
         ({"fields": {"messages": "log"}}, IID, "field log is missing .* data.fields.messages"),
-        ({}, SplitTable(by="natural", field="author"), "field author is missing .* split.field"),
+        ({}, rule(by="natural", field="author"), "field author is missing .* split.field"),
     ],
 )
 def test_a_field_that_the_run_file_names_must_be_there(table, split, words):
@@ -149,9 +156,10 @@ def test_a_field_that_the_run_file_names_must_be_there(table, split, words):
         rows(DOLLY, split=split, **table)
 
 
-def test_a_natural_split_needs_its_field():
-    with pytest.raises(DataError, match=r"split\.field is empty"):
-        rows(DOLLY, split=SplitTable(by="natural"))
+@pytest.mark.parametrize("keys", [{}, {"field": ""}])
+def test_a_natural_split_needs_its_field(keys):
+    with pytest.raises(SettingsError, match="the split 'natural': key field"):
+        rule(by="natural", **keys)
 
 
 # ---- files
@@ -341,32 +349,32 @@ def test_a_source_that_is_not_there_is_named(tmp_path, monkeypatch, source, word
 def test_a_folder_is_one_client_a_file_in_natural_order(tmp_path):
     for stem in ("c10", "c2", "global_test", "validation", "eval-1"):
         (tmp_path / f"{stem}.jsonl").write_text(lines(DOLLY))
-    found = read(DataTable(source=str(tmp_path)), SplitTable(by="ready-made"), 0).examples
+    found = read(DataTable(source=str(tmp_path)), rule(by="ready-made"), 0).examples
     assert [example.client for example in found] == ["c2", "c10"]
     (tmp_path / "c2.csv").write_text("instruction,response\nx,y\n")
     with pytest.raises(DataError, match="two files named c2"):
-        read(DataTable(source=str(tmp_path)), SplitTable(by="ready-made"), 0)
+        read(DataTable(source=str(tmp_path)), rule(by="ready-made"), 0)
     with pytest.raises(DataError, match="is no folder with one file a client"):
-        read(DataTable(source=str(tmp_path / "c10.jsonl")), SplitTable(by="ready-made"), 0)
+        read(DataTable(source=str(tmp_path / "c10.jsonl")), rule(by="ready-made"), 0)
 
 
 def test_an_empty_client_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines(DOLLY))
     (tmp_path / "b.jsonl").write_text("")
     with pytest.raises(DataError, match=r"b\.jsonl holds no rows"):
-        read(DataTable(source=str(tmp_path)), SplitTable(by="ready-made"), 0)
+        read(DataTable(source=str(tmp_path)), rule(by="ready-made"), 0)
 
 
 def test_a_client_whose_rows_are_all_skipped_or_left_out_by_the_limit_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines(*[{**DOLLY, "instruction": f"{n}"} for n in range(9)]))
     (tmp_path / "b.jsonl").write_text("{oops\n")
-    split = SplitTable(by="ready-made")
+    split = rule(by="ready-made")
     with pytest.raises(DataError, match=r"client b has no usable row: all 1 were skipped, .*line 1"):
         read(DataTable(source=str(tmp_path), on_bad_row="skip"), split, 0)
     (tmp_path / "b.jsonl").write_text(lines(DOLLY))
     with pytest.raises(DataError, match=r"data\.limit = 1 leaves client [ab] without an example"):
         read(DataTable(source=str(tmp_path), limit=1), split, 0)
-    assert len(read(DataTable(source=str(tmp_path), limit=1), SplitTable(), 0).examples) == 1
+    assert len(read(DataTable(source=str(tmp_path), limit=1), IID, 0).examples) == 1
 
 
 def test_when_all_rows_are_skipped_the_first_fault_is_shown(tmp_path):
@@ -391,7 +399,7 @@ def test_the_limit_is_by_category_and_seeded(tmp_path):
 
 def test_dollys_ten_clients():
     folder = shared("data", "dolly", "ten_clients")
-    found = read(DataTable(source=str(folder)), SplitTable(by="ready-made"), 0).examples
+    found = read(DataTable(source=str(folder)), rule(by="ready-made"), 0).examples
     assert len(found) == 15_011 - 80
     assert len({example.client for example in found}) == 10
     assert len({example.category for example in found}) == 8

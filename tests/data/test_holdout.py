@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shepherd.data.examples import Example, Turn
 from shepherd.data.folding import folded, shows_nothing
 from shepherd.data.groups import joined, marks
-from shepherd.data.split import HoldOut, hold_out, hold_out_remarks
+from shepherd.data.holdout import HoldOut, hold_out, hold_out_remarks
 from shepherd.evaluate.loss import spread
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from shepherd import cli, fitting, prepare
+from shepherd import fitting, prepare
 from shepherd.data import files
 from shepherd.errors import DataError, SettingsError
 from shepherd.settings import parse, read
+from shepherd.ui.cli import main as cli
 
 BYTES = b"caf\xe9"
 NAME = os.fsdecode(BYTES)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from shepherd.errors import StatisticsError
 from shepherd.evaluate.against import against, summary
 from shepherd.evaluate.draws import draws
-from shepherd.evaluate.sentences import LOSS, RIGHT
+from shepherd.evaluate.metrics.right import MEASURE as RIGHT
+from shepherd.evaluate.sentences import LOSS
 from shepherd.evaluate.statistics import difference, holm
 
 NAMES = [f"c{place % 8}" for place in range(400)]

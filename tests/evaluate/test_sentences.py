@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from shepherd.evaluate.sentences import LOSS, MEASURES, RIGHT, Measure, says, verdict
+from shepherd.evaluate.metric import metrics
+from shepherd.evaluate.metrics.right import MEASURE as RIGHT
+from shepherd.evaluate.sentences import LOSS, Measure, says, verdict
 from shepherd.evaluate.statistics import Compared, Interval
+from shepherd.settings import EvaluationTable
 
 FOUND = Compared(
     difference=Interval(0.67, 0.621, 0.718),
@@ -98,11 +101,17 @@ def test_one_question_promises_nothing_it_already_has() -> None:
 
 
 def test_which_way_is_better() -> None:
-    for name, measure in MEASURES.items():
-        assert measure.name == name
+    of_answers = [metric.measure for metric in metrics(EvaluationTable().metrics)]
+    for name, measure in {measure.name: measure for measure in (LOSS, *of_answers)}.items():
         assert measure.better(-0.1) == (name == "loss")
         assert measure.better(0.1) == (name != "loss")
         assert not measure.better(0.0)
+
+
+def test_a_measure_without_words_of_its_own_goes_by_its_label() -> None:
+    plain = Measure(name="bleu", label="BLEU")
+    assert plain.verb(0.1) == "scores higher in BLEU than"
+    assert plain.verb(-0.1) == "scores lower in BLEU than"
 
 
 def test_whom_an_arm_beats() -> None:

@@ -13,8 +13,9 @@ from scipy import optimize, stats
 from shepherd.evaluate.against import against
 from shepherd.evaluate.draws import draws
 from shepherd.evaluate.judged import fedit_table, preference_table
+from shepherd.evaluate.metrics.right import MEASURE as RIGHT
 from shepherd.evaluate.power import questions_needed
-from shepherd.evaluate.sentences import LOSS, RIGHT
+from shepherd.evaluate.sentences import LOSS
 from shepherd.evaluate.statistics import Interval, difference, relative, score
 from shepherd.evaluate.still import LOSS as NATS
 from shepherd.evaluate.verdicts import Preferred, Scored

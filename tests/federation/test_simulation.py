@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 from tests.model import bases
 
 from shepherd.algorithms import fedavg
-from shepherd.core import Adapter, Algorithm, Broadcast, Failure, Transform, Update, chain
+from shepherd.client_store import Kept
+from shepherd.core import Adapter, Algorithm, Broadcast, Failure, Payload, Transform, Update, chain
 from shepherd.data.tokens import Tokens
-from shepherd.federation import simulation
+from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.model import tune
+from shepherd.machine.executors import Inline
 from shepherd.progress import Progress
 from shepherd.settings import FederationTable, TuningTable
+from shepherd.training import tune
 
 SIZES = {"ann": 3, "bob": 7, "cay": 5, "dan": 4}
 RATE = 0.01
@@ -25,19 +28,20 @@ def datasets() -> dict[str, Tokens]:
     return {name: bases.tokens(size, [5 + i % 6 for i in range(size)]) for name, size in SIZES.items()}
 
 
-def simulated(base, *, cohort_size=4, tuning=None, federation=None, **more) -> Simulation:
+def simulated(base, *, stack_size=4, watch=None, tuning=None, federation=None, **more) -> Simulation:
     table = {"batch_size": 2, "learning_rate": RATE, **(tuning or {})}
     made = {
-        "base": base,
         "datasets": datasets(),
         "algorithm": fedavg.ALGORITHM,
         "transform": chain(),
         "tuning": TuningTable.model_validate(table),
         "federation": FederationTable.model_validate(federation or {}),
-        "seed": 1,
-        "cohort_size": cohort_size,
+        "micro_batch_tokens": 4096,
+        "order_seed": 1,
     }
-    return Simulation(**{**made, **more})
+    local = LocalClients(**{**made, **more})
+    heard = {"watch": watch} if watch else {}
+    return Simulation(local=local, executor=Inline(base), stack_size=stack_size, **heard)
 
 
 def broadcast(base, round: int = 0) -> Broadcast:
@@ -57,11 +61,11 @@ def visited(monkeypatch) -> list[list[tune.Visit]]:
     calls: list[list[tune.Visit]] = []
     honest = tune.tune
 
-    def spy(base, sent, algorithm, visits, tuning, **options):
-        calls.append(list(visits))
-        return honest(base, sent, algorithm, visits, tuning, **options)
+    def spy(base, job, watch):
+        calls.append(list(job.visits))
+        return honest(base, job, watch)
 
-    monkeypatch.setattr(simulation.tune, "tune", spy)
+    monkeypatch.setattr(tune, "tune", spy)
     return calls
 
 
@@ -72,7 +76,7 @@ def test_clients_are_told_by_name_and_size(llama) -> None:
 
 def test_updates_come_in_the_cohorts_order_as_each_group_is_done(llama, visited) -> None:
     cohort = ["dan", "ann", "cay", "bob"]
-    answers = simulated(llama, cohort_size=2).run(broadcast(llama), cohort)
+    answers = simulated(llama, stack_size=2).run(broadcast(llama), cohort)
     assert visited == []
     assert [next(answers).client for _ in range(2)] == ["dan", "ann"]
     assert len(visited) == 1  # the second group is not tuned before it is asked for
@@ -81,10 +85,10 @@ def test_updates_come_in_the_cohorts_order_as_each_group_is_done(llama, visited)
 
 def test_how_many_are_tuned_at_once_changes_rounding_alone(llama) -> None:
     cohort = ["dan", "ann", "cay", "bob"]
-    together = list(simulated(llama, cohort_size=4).run(broadcast(llama), cohort))
+    together = list(simulated(llama, stack_size=4).run(broadcast(llama), cohort))
     for size in (1, 3):
         for ours, theirs in zip(
-            simulated(llama, cohort_size=size).run(broadcast(llama), cohort), together, strict=True
+            simulated(llama, stack_size=size).run(broadcast(llama), cohort), together, strict=True
         ):
             close(ours, theirs)
 
@@ -93,10 +97,10 @@ def test_a_deployed_client_with_its_own_data_alone_sends_the_same_bits(dropping)
     """Law 2, at cohort size 1."""
     for round in range(2):
         among = {
-            u.client: u for u in simulated(dropping, cohort_size=1).run(broadcast(dropping, round), [*SIZES])
+            u.client: u for u in simulated(dropping, stack_size=1).run(broadcast(dropping, round), [*SIZES])
         }
         own = {"cay": datasets()["cay"]}
-        (alone,) = simulated(dropping, cohort_size=1, datasets=own).run(broadcast(dropping, round), ["cay"])
+        (alone,) = simulated(dropping, stack_size=1, datasets=own).run(broadcast(dropping, round), ["cay"])
         assert alone == among["cay"]
 
 
@@ -124,7 +128,7 @@ def test_the_cursor_goes_on_until_every_example_was_trained(llama, visited) -> N
 
 def test_a_later_round_trains_in_another_order_and_another_seed_too(llama, visited) -> None:
     for seed in (1, 2):
-        simulation = simulated(llama, seed=seed)
+        simulation = simulated(llama, order_seed=seed)
         for round in range(2):
             list(simulation.run(broadcast(llama, round), ["bob"]))
     orders = [np.concatenate(call[0].steps).tolist() for call in visited]
@@ -163,13 +167,21 @@ def test_a_size_counts_whatever_a_visit_takes_of_it(llama) -> None:
 
 def remembering() -> Algorithm:
     """Each client keeps the sum of its changes."""
-    return fedavg.ALGORITHM._replace(
-        remember=lambda memory, sent, delta, steps: (memory.plus(delta) if memory else delta, Adapter())
+    return replace(
+        fedavg.ALGORITHM,
+        remember=lambda memory, sent, result: (
+            Adapter(memory).plus(result.delta) if memory else result.delta,
+            Payload(),
+        ),
     )
 
 
-def state(simulation: Simulation) -> tuple[dict[str, int], dict[str, Adapter]]:
-    return dict(simulation.positions), dict(simulation.memories)
+def state(simulation: Simulation) -> tuple[dict[str, int], dict[str, Payload]]:
+    return dict(simulation.positions), kept(simulation, simulation.memories)
+
+
+def kept(simulation: Simulation, memories: Mapping[str, Kept]) -> dict[str, Payload]:
+    return {client: simulation.store.get(client, which) for client, which in memories.items()}
 
 
 @pytest.mark.parametrize("how", ["left", "raised", "finished"])
@@ -185,7 +197,7 @@ def test_a_round_that_is_asked_again_begins_where_the_one_before_ended(llama, ho
 
     cohort = ["ann", "bob"]
     disturbed, undisturbed = (
-        simulated(llama, cohort_size=1, tuning={"max_steps": 1}, algorithm=remembering()) for _ in range(2)
+        simulated(llama, stack_size=1, tuning={"max_steps": 1}, algorithm=remembering()) for _ in range(2)
     )
     for each in (disturbed, undisturbed):
         list(each.run(broadcast(llama, 0), cohort))
@@ -215,11 +227,13 @@ def test_what_a_round_will_have_changed_can_be_saved_before_it_is_taken_over(lla
     simulation = simulated(llama, algorithm=remembering())
     (update,) = simulation.run(broadcast(llama), ["ann"])
     assert state(simulation) == ({}, {})
-    assert simulation.reached() == ({"ann": 3}, {"ann": update.delta})
+    positions, memories = simulation.reached()
+    assert (positions, kept(simulation, memories)) == ({"ann": 3}, {"ann": update.delta})
     assert simulation.coverage()["ann"] == 1.0
     simulation.commit()
     simulation.commit()
-    assert state(simulation) == simulation.reached() == ({"ann": 3}, {"ann": update.delta})
+    assert state(simulation) == ({"ann": 3}, {"ann": update.delta})
+    assert simulation.reached() == (simulation.positions, simulation.memories)
 
 
 def test_a_client_whose_data_fail_is_a_failure_and_the_others_go_on(llama) -> None:
@@ -240,36 +254,41 @@ def test_a_client_whose_data_fail_is_a_failure_and_the_others_go_on(llama) -> No
 
 def test_a_round_of_failures_alone_is_told_client_by_client(llama) -> None:
     data = {name: tokens.take([]) for name, tokens in datasets().items()}
-    answers = list(simulated(llama, datasets=data, cohort_size=2).run(broadcast(llama), [*SIZES]))
+    answers = list(simulated(llama, datasets=data, stack_size=2).run(broadcast(llama), [*SIZES]))
     assert [type(answer) for answer in answers] == [Failure] * 4
 
 
 def test_what_a_client_remembers_comes_back_to_it_alone(llama, visited) -> None:
-    algorithm = fedavg.ALGORITHM._replace(
-        remember=lambda memory, sent, delta, steps: (delta, Adapter({"n": np.full(1, float(bool(memory)))}))
+    algorithm = replace(
+        fedavg.ALGORITHM,
+        remember=lambda memory, sent, result: (result.delta, Adapter({"n": np.full(1, float(bool(memory)))})),
     )
     simulation = simulated(llama, algorithm=algorithm)
     first = {u.client: u for u in simulation.run(broadcast(llama, 0), ["ann", "bob"])}
     second = {u.client: u for u in simulation.run(broadcast(llama, 1), ["bob", "cay"])}
     assert {visit.client: visit.memory for visit in visited[1]} == {
         "bob": first["bob"].delta,
-        "cay": Adapter(),
+        "cay": Payload(),
     }
-    assert simulation.memories == {name: first[name].delta for name in ("ann", "bob")}  # one round is done
+    # one round is done
+    assert state(simulation)[1] == {name: first[name].delta for name in ("ann", "bob")}
     simulation.commit()
-    assert simulation.memories == {"ann": first["ann"].delta, **{n: second[n].delta for n in ("bob", "cay")}}
+    assert state(simulation)[1] == {
+        "ann": first["ann"].delta,
+        **{name: second[name].delta for name in ("bob", "cay")},
+    }
     assert second["bob"].extra["n"] == 1
     assert second["cay"].extra["n"] == 0
 
 
 def test_each_client_transforms_its_update_with_a_seed_of_its_own(llama) -> None:
-    seen: dict[str, tuple[object, int]] = {}
+    seen: dict[str, tuple[object, float]] = {}
 
-    def on_client(update, state, seed):
-        seen[update.client] = (state, seed)
+    def on_client(update, state, draws):
+        seen[update.client] = (state, draws.generator().random())
         return update
 
-    noting = Transform(dict, on_client, lambda update, state, seed: (update, state))
+    noting = Transform(on_client=on_client)
     sent = Broadcast(round=0, adapter=bases.random_adapter(llama, 5), seed=0, transforms={"norm": np.ones(1)})
     list(simulated(llama, transform=noting).run(sent, ["ann", "bob"]))
     assert all(state is sent.transforms for state, _ in seen.values())
@@ -278,7 +297,7 @@ def test_each_client_transforms_its_update_with_a_seed_of_its_own(llama) -> None
 
 def test_progress_adds_up_over_the_groups_of_a_round(llama) -> None:
     heard: list[Progress] = []
-    simulation = simulated(llama, cohort_size=2, watch=heard.append, federation={"rounds": 9})
+    simulation = simulated(llama, stack_size=2, watch=heard.append, federation={"rounds": 9})
     updates = list(simulation.run(broadcast(llama, 4), [*SIZES]))
     assert {(p.round, p.rounds, p.clients) for p in heard} == {(5, 9, 4)}
     tokens, done = [p.tokens for p in heard], [p.clients_done for p in heard]
@@ -293,7 +312,7 @@ def test_progress_adds_up_over_the_groups_of_a_round(llama) -> None:
 
 def test_the_rounds_schedule_sets_the_rate(llama) -> None:
     simulation = simulated(llama, tuning={"round_schedule": "linear"}, federation={"rounds": 4})
-    assert [simulation.learning_rate(round) for round in range(4)] == pytest.approx(
+    assert [simulation.local.learning_rate(round) for round in range(4)] == pytest.approx(
         [RATE, 0.75 * RATE, 0.5 * RATE, 0.25 * RATE]
     )
 

@@ -16,6 +16,7 @@ import sys
 import time
 
 from shepherd import folder, run
+from shepherd.consent import Consent
 from shepherd.settings import read
 
 READY = 0
@@ -24,7 +25,11 @@ READY = 0
 def live(path: str, told: int) -> None:
     """The life of one process: go on with the run, and tell each finished round as a byte."""
     settings = read(path)
-    going = run.resume(settings.output) if folder.is_run(settings.output) else run.open_run(settings)
+    consent = Consent(plugins=frozenset({settings.algorithm.name}))
+    if folder.is_run(settings.output):
+        going = run.resume(settings.output, consent)
+    else:
+        going = run.open_run(settings, consent=consent)
     os.write(told, bytes([READY]))
     for _, row in going.rounds():
         os.write(told, bytes([row["round"]]))

@@ -15,12 +15,14 @@ import pytest
 from tests import runs
 
 from shepherd import folder
+from shepherd.consent import Consent
 from shepherd.model import files
 from shepherd.run import open_run, resume
 from shepherd.settings import TrackingTable
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 HERE = Path(__file__).parent
+SCAFFOLD = "tests.plugins.scaffold"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,7 @@ def table(llama_folder: Path, source: Path, output: Path, algorithm: str, rounds
         output,
         federation={"rounds": rounds},
         algorithm={"name": algorithm},
+        tuning={"optimiser": {"name": "sgd"}} if algorithm == SCAFFOLD else {},
         evaluation={"every": 5},
     )
 
@@ -43,6 +46,7 @@ def table(llama_folder: Path, source: Path, output: Path, algorithm: str, rounds
     ("algorithm", "rounds", "kills", "seed"),
     [
         ("fedavg", 12, 4, 0),
+        (SCAFFOLD, 12, 4, 4),  # clients and server remember, under SGD
         pytest.param("fedavg", 60, 30, 1, marks=pytest.mark.slow),
         pytest.param("fedprox", 40, 20, 2, marks=pytest.mark.slow),
         pytest.param("ffa_lora", 40, 20, 3, marks=pytest.mark.slow),
@@ -57,7 +61,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     told = [number for life in lives for number in life["rounds"]]
     assert told == sorted(set(told))  # no finished round is redone
 
-    undisturbed = open_run(table(llama_folder, source, tmp_path / "whole", algorithm, rounds))
+    whole = table(llama_folder, source, tmp_path / "whole", algorithm, rounds)
+    undisturbed = open_run(whole, consent=Consent(plugins=frozenset({algorithm})))
     for _ in undisturbed.rounds():
         pass
     undisturbed.finish()
@@ -67,6 +72,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     ours, theirs = (folder.read_rows(tmp_path / name) for name in ("killed", "whole"))
     assert [row["round"] for row in ours] == list(range(rounds + 1))
     assert [runs.without_times(row) for row in ours] == [runs.without_times(row) for row in theirs]
+    remembered = [
+        {path.name: path.read_bytes() for path in (tmp_path / name / "clients").glob("*")}
+        for name in ("killed", "whole")
+    ]
+    assert remembered[0] == remembered[1]
+    assert bool(remembered[0]) == (algorithm == SCAFFOLD)
 
 
 DYING = """

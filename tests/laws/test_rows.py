@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from tests.model import bases
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
 from shepherd.data.openings import WORTH
-from shepherd.model import tune
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
+from shepherd.training import tune
 
 PLAIN = fedavg.ALGORITHM
 RATE = 0.01
@@ -45,9 +46,9 @@ def visit(client: str, steps: int) -> tune.Visit:
 
 def tuned(base: Base, *visits: tune.Visit, algorithm=PLAIN, **table) -> dict[str, tune.Tuned]:
     # a pass holds a row of each of three clients
-    tuning = TuningTable.model_validate({"micro_batch_tokens": 400, **table})
+    tuning = TuningTable.model_validate(table)
     sent = Broadcast(round=0, adapter=bases.random_adapter(base, 5), seed=0)
-    results = tune.tune(base, sent, algorithm, visits, tuning, learning_rate=RATE)
+    results = bases.tuned(base, sent, algorithm, visits, tuning, learning_rate=RATE, micro_batch_tokens=400)
     assert [result.client for result in results] == [visit.client for visit in visits]
     return {result.client: result for result in results}
 
@@ -69,8 +70,8 @@ def test_clients_together_are_what_each_is_alone(base) -> None:
     together = tuned(base, A, B, C)
     for one in (A, B, C):
         alone, result = tuned(base, one)[one.client], together[one.client]
-        assert result.loss == pytest.approx(alone.loss, rel=1e-5)
-        assert result.trained_tokens == alone.trained_tokens
+        assert result.report.loss == pytest.approx(alone.report.loss, rel=1e-5)
+        assert result.report.trained_tokens == alone.report.trained_tokens
         for name, delta in alone.delta.items():
             np.testing.assert_allclose(result.delta[name], delta, atol=TOLERANCE, err_msg=name)
 
@@ -86,19 +87,19 @@ def test_dropout_is_on_and_goes_by_the_visits_seed(dropping, llama) -> None:
     first, second, plain = tuned(dropping, A)["a"], tuned(dropping, other)["a"], tuned(llama, A)["a"]
     assert first.delta != second.delta
     assert first.delta != plain.delta
-    assert first.loss != second.loss
+    assert first.report.loss != second.report.loss
 
 
 def test_a_clients_nan_reaches_no_other_client(base) -> None:
-    def poison(name, grad, param, sent, memory):
+    def poison(name, grad, param, sent, memory, step):
         grad = grad.clone()
         grad[1] = torch.nan  # b's place, by name
         return grad
 
     clean = tuned(base, A, B, C)
-    poisoned = tuned(base, A, B, C, algorithm=PLAIN._replace(correct=poison))
+    poisoned = tuned(base, A, B, C, algorithm=replace(PLAIN, correct=poison))
     assert all(np.isnan(delta).all() for delta in poisoned["b"].delta.values())
-    assert np.isnan(poisoned["b"].loss)
+    assert np.isnan(poisoned["b"].report.loss)
     for client in "ac":
         if base.adapter.target_parameters:  # how many of b's tokens an expert gets shapes its product
             for name, delta in clean[client].delta.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +12,12 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from shepherd.core import Adapter
+from shepherd.core import Adapter, Algorithm, Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.model import base as bases
-from shepherd.settings import AdapterTable, ModelTable
+from shepherd.model.base import Base
+from shepherd.settings import AdapterTable, ModelTable, TuningTable
+from shepherd.training import tune
 
 VOCABULARY = 61
 _COMMON = {
@@ -78,8 +82,9 @@ def save(config: hf.PretrainedConfig, folder: Path, seed: int = 0) -> Path:
 
 def load(folder: Path, **adapter: object) -> bases.Base:
     return bases.load(
-        ModelTable(base=str(folder), dtype="float32", device="cpu"),
+        ModelTable(base=str(folder), dtype="float32"),
         AdapterTable.model_validate({"rank": 3, "alpha": 6, **adapter}),
+        device="cpu",
     )
 
 
@@ -105,3 +110,26 @@ def beginning_alike(data: Tokens, opening: int) -> Tokens:
 def random_adapter(base: bases.Base, seed: int, size: float = 0.1) -> Adapter:
     rng = np.random.default_rng(seed)
     return Adapter({name: rng.normal(0, size, shape) for name, shape in base.shapes.items()})
+
+
+def tuned(
+    base: Base,
+    broadcast: Broadcast,
+    algorithm: Algorithm,
+    visits: Sequence[tune.Visit],
+    tuning: TuningTable,
+    *,
+    watch: Callable[[tune.Progress], None] = lambda progress: None,
+    micro_batch_tokens: int = 4096,
+    **more: Any,
+) -> list[tune.Tuned]:
+    """What a job of these parts makes."""
+    job = tune.Job(
+        broadcast=broadcast,
+        algorithm=algorithm,
+        visits=visits,
+        tuning=tuning,
+        micro_batch_tokens=micro_batch_tokens,
+        **more,
+    )
+    return tune.tune(base, job, watch)

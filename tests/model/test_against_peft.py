@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,12 @@ import torch
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
 from shepherd.data.openings import WORTH
-from shepherd.model import files, tune
+from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
+from shepherd.training import tune
+from shepherd.training.local import USUAL
+from shepherd.training.optimisers import adamw
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_gradients, peft_loss
 
@@ -36,16 +41,23 @@ def test_logits_and_gradients_equal_pefts(base, tmp_path, opening) -> None:
     caught: dict[str, np.ndarray] = {}
     plain = fedavg.build(fedavg.Config())
 
-    def catch(name, grad, param, broadcast, memory):
+    def catch(name, grad, param, broadcast, memory, step):
         caught[name] = grad[0].numpy().copy()
         return grad
 
     visit = tune.Visit(client="a", data=data, steps=[np.arange(len(data))])
-    tuning = TuningTable(micro_batch_tokens=3 * opening + 16)
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
-    (tuned,) = tune.tune(base, broadcast, plain._replace(correct=catch), [visit], tuning, learning_rate=0.01)
+    (tuned,) = bases.tuned(
+        base,
+        broadcast,
+        replace(plain, correct=catch),
+        [visit],
+        TuningTable(),
+        learning_rate=0.01,
+        micro_batch_tokens=3 * opening + 16,
+    )
 
-    assert tuned.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert tuned.report.loss == pytest.approx(loss.item(), rel=1e-5)
     assert caught.keys() == expected.keys()
     for name, grad in expected.items():
         np.testing.assert_allclose(caught[name], grad, atol=2e-6 + 1e-4 * np.abs(grad).max(), err_msg=name)
@@ -54,19 +66,28 @@ def test_logits_and_gradients_equal_pefts(base, tmp_path, opening) -> None:
 def test_three_steps_equal_pefts_with_torchs_adamw(base, tmp_path) -> None:
     adapter, data = bases.random_adapter(base, 2), bases.tokens(1, LENGTHS)
     steps = [np.array([0, 1]), np.array([2]), np.array([3, 0])]
-    tuning = TuningTable(weight_decay=0.1, clip_norm=0.5, betas=(0.8, 0.95))
+    tuning = TuningTable(clip_norm=0.5)
     visit = tune.Visit(client="a", data=data, steps=steps)
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
-    (tuned,) = tune.tune(base, broadcast, fedavg.build(fedavg.Config()), [visit], tuning, learning_rate=0.01)
+    optimiser = adamw.build(adamw.Config(betas=(0.8, 0.95), weight_decay=0.1))
+    (tuned,) = bases.tuned(
+        base,
+        broadcast,
+        fedavg.ALGORITHM,
+        [visit],
+        tuning,
+        learning_rate=0.01,
+        training=USUAL._replace(optimiser=optimiser),
+    )
 
     model = in_peft(base, adapter, tmp_path)
     factors = [p for n, p in model.named_parameters() if "lora_" in n]
-    optimiser = torch.optim.AdamW(factors, lr=0.01, betas=(0.8, 0.95), weight_decay=0.1)
+    reference = torch.optim.AdamW(factors, lr=0.01, betas=(0.8, 0.95), weight_decay=0.1)
     for step in steps:
-        optimiser.zero_grad()
+        reference.zero_grad()
         peft_loss(model, data.take(step)).backward()
         torch.nn.utils.clip_grad_norm_(factors, 0.5)
-        optimiser.step()
+        reference.step()
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             name = name.replace(".default", "")

@@ -22,18 +22,20 @@ from shepherd.core import Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, DataError
 from shepherd.model import base as loading
-from shepherd.model import lora, outline, score, tune
+from shepherd.model import lora, outline
 from shepherd.model.attention import PACKED
 from shepherd.model.digest import digest
-from shepherd.model.tune import Visit
 from shepherd.prepare import Prepared, require_readable
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
+from shepherd.training import score
+from shepherd.training.tune import Visit
 from tests.model import bases
 
 
 def load(folder: Path | str, **model: object) -> loading.Base:
-    table = {"base": str(folder), "dtype": "float32", "device": "cpu", **model}
-    return loading.load(ModelTable.model_validate(table), AdapterTable(rank=3))
+    device = str(model.pop("device", "cpu"))
+    table = {"base": str(folder), "dtype": "float32", **model}
+    return loading.load(ModelTable.model_validate(table), AdapterTable(rank=3), device=device)
 
 
 @pytest.fixture
@@ -65,8 +67,8 @@ def test_a_loaded_base_is_frozen_and_whole(llama, llama_folder) -> None:
 
 
 def test_a_base_may_go_by_another_name(llama_folder) -> None:
-    table = ModelTable(base=str(llama_folder), dtype="float32", device="cpu")
-    assert loading.load(table, AdapterTable(), name="tiny").name == "tiny"
+    table = ModelTable(base=str(llama_folder), dtype="float32")
+    assert loading.load(table, AdapterTable(), name="tiny", device="cpu").name == "tiny"
 
 
 def test_the_fingerprint_knows_the_values_but_not_the_dtype(llama, llama_folder, tmp_path) -> None:
@@ -164,7 +166,7 @@ def test_quantising_without_cuda_is_refused(llama_folder, bits) -> None:
 
 @pytest.mark.parametrize("device", ["warp", "cuda:99", "cpu:x"])
 def test_a_device_that_is_not_there_is_named(llama_folder, device) -> None:
-    assert f"model.device '{device}'" in refused(llama_folder, device=device)
+    assert f'device "{device}" is not available here' in refused(llama_folder, device=device)
 
 
 def test_an_architecture_that_looks_ahead_is_refused(tmp_path) -> None:
@@ -240,7 +242,7 @@ def test_tuning_and_scoring_refuse_it_too_whoever_calls_them(tmp_path) -> None:
     sent = Broadcast(round=0, adapter=bases.random_adapter(base, 0), seed=0)
     said = r"client bob: an example has 25 tokens and .* that of others\); set data\.max_tokens = 24"
     with pytest.raises(DataError, match=said):
-        tune.tune(base, sent, fedavg.ALGORITHM, visits, TuningTable(), learning_rate=0.1)
+        bases.tuned(base, sent, fedavg.ALGORITHM, visits, TuningTable(), learning_rate=0.1)
     with pytest.raises(DataError, match="to score: an example has 25"):
         score.losses(base, [base.zero], bases.tokens(1, [25]), micro_batch=99)
 
@@ -290,7 +292,7 @@ def test_a_base_that_carries_an_adapter_is_refused_by_name(copy, llama_folder) -
     adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
     peft.get_peft_model(network, adapter).save_pretrained(copy)
     assert digest(llama_folder)
-    model = ModelTable(base=str(copy), device="cpu", dtype="float32")
+    model = ModelTable(base=str(copy), dtype="float32")
     for ask in (
         lambda: load(copy),
         lambda: loading.load_tokenizer(model),

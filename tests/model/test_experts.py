@@ -16,9 +16,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from shepherd.algorithms import fedprox, ffa_lora
 from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BaseError
-from shepherd.model import files, generate, layout, lora, outline, tune
+from shepherd.model import files, generate, layout, lora, outline
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, TuningTable
+from shepherd.training import tune
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_gradients
 
@@ -232,7 +233,7 @@ def test_an_outline_agrees_with_the_loaded_base(mixtral: Base) -> None:
 def test_algorithms_train_them(mixtral: Base, algorithm: Any) -> None:
     visit = tune.Visit(client="a", data=bases.tokens(1, [9, 7, 8]), steps=[np.arange(3)] * 2)
     sent = Broadcast(round=0, adapter=bases.random_adapter(mixtral, 1), seed=0)
-    (tuned,) = tune.tune(mixtral, sent, algorithm, [visit], TuningTable(), learning_rate=0.01)
+    (tuned,) = bases.tuned(mixtral, sent, algorithm, [visit], TuningTable(), learning_rate=0.01)
     stacks = {name for name in mixtral.shapes if ".experts." in name and algorithm.trainable(name, 0)}
     assert {name for name in tuned.delta if ".experts." in name} == stacks
     assert all(tuned.delta[name].any() for name in stacks)

@@ -23,7 +23,7 @@ from tests.model import bases
 
 
 def load(folder: Path, dtype: str = "float32") -> loading.Base:
-    return loading.load(ModelTable(base=str(folder), dtype=dtype, device="cpu"), AdapterTable(rank=2))
+    return loading.load(ModelTable(base=str(folder), dtype=dtype), AdapterTable(rank=2), device="cpu")
 
 
 @pytest.fixture

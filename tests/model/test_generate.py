@@ -214,8 +214,8 @@ def test_rounding_changes_no_token_of_a_large_vocabulary() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 def test_sampling_on_cuda_goes_by_its_seed_and_leaves_the_global_generator_alone(llama_folder) -> None:
-    table = ModelTable(base=str(llama_folder), dtype="float32", device="cuda")
-    base = loading.load(table, AdapterTable(rank=3))
+    table = ModelTable(base=str(llama_folder), dtype="float32")
+    base = loading.load(table, AdapterTable(rank=3), device="cuda")
     before = torch.cuda.get_rng_state()
     first = answers(base, adapter(base, 1), temperature=1.0, seed=3)
     assert torch.cuda.get_rng_state().equal(before)
@@ -284,8 +284,8 @@ SMOLLM2 = Path(os.environ.get("SHEPHERD_SMOLLM2", "~/.cache/shepherd/SmolLM2-135
 @pytest.mark.slow
 @pytest.mark.skipif(not SMOLLM2.is_dir(), reason=f"SmolLM2 is not in {SMOLLM2} (SHEPHERD_SMOLLM2)")
 def test_a_real_base_answers_alone_as_beside_others() -> None:
-    table = ModelTable(base=str(SMOLLM2), dtype="float32", device="cpu")
-    base = loading.load(table, AdapterTable(rank=8))
+    table = ModelTable(base=str(SMOLLM2), dtype="float32")
+    base = loading.load(table, AdapterTable(rank=8), device="cpu")
     texts = [
         "Name three animals.",
         "What is 7 times 8?",

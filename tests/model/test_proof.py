@@ -38,8 +38,8 @@ CONFIGS: dict[str, Callable[[], hf.PretrainedConfig]] = {
 
 
 def load(folder: Path | str, dtype: str = "float32", **more: object) -> Base:
-    table = ModelTable(base=str(folder), dtype=dtype, device="cpu")  # type: ignore[arg-type]
-    return loading.load(table, AdapterTable(rank=4), **more)  # type: ignore[arg-type]
+    table = ModelTable(base=str(folder), dtype=dtype)  # type: ignore[arg-type]
+    return loading.load(table, AdapterTable(rank=4), device="cpu", **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

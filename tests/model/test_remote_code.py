@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from shepherd import loading, world
 from shepherd.consent import Consent
 from shepherd.errors import BaseError, TemplateError
+from shepherd.machine import plan
 from shepherd.model import base as bases
 from shepherd.model import files, outline, remote_code
 from shepherd.settings import AdapterTable, ModelTable
@@ -52,7 +53,7 @@ from transformers.utils.import_utils import is_kernels_available
 assert is_kernels_available()
 for folder in sys.argv[1:]:
     try:
-        bases.load(ModelTable(base=folder, device="cpu", dtype="float32"), AdapterTable(rank=2))
+        bases.load(ModelTable(base=folder, dtype="float32"), AdapterTable(rank=2))
     except BaseError as error:
         print(error)
     else:
@@ -75,7 +76,7 @@ def copied(tmp_path: Path) -> Callable[..., Path]:
 
 
 def table(folder: Path | str, **keys: Any) -> ModelTable:
-    return ModelTable.model_validate({"base": str(folder), "device": "cpu", "dtype": "float32", **keys})
+    return ModelTable.model_validate({"base": str(folder), "dtype": "float32", **keys})
 
 
 def refusals(folder: Path) -> list[str]:
@@ -314,13 +315,14 @@ def test_a_run_goes_on_with_the_commit_that_it_began_with(
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     run = {
         "output": str(tmp_path / "run"),
-        "model": {"base": "owner/name", "device": "cpu", "dtype": "float32"},
+        "model": {"base": "owner/name", "dtype": "float32"},
         "data": {"source": "world", "limit": 60},
         "split": {"clients": 2},
         "evaluation": {"answers": 0, "examples": 2},
     }
     open_run(parse(run)).close()
-    assert read(tmp_path / "run" / "run.toml").model.revision == commit
+    assert read(tmp_path / "run" / "run.toml").model.revision is None  # as it was given
+    assert plan.read(tmp_path / "run").commit == commit
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "owner/model.gguf", "adapter.pt"])

@@ -12,10 +12,12 @@ import transformers as hf
 from benchmarks import tiny
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
-from shepherd.model import generate, memory, score, tune
+from shepherd.machine import memory
+from shepherd.model import generate
 from shepherd.model.base import Base, Proof
-from shepherd.model.tune import Tuned, Visit
 from shepherd.settings import TuningTable
+from shepherd.training import score, tune
+from shepherd.training.tune import Tuned, Visit
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
 
@@ -50,8 +52,8 @@ def visit(name: str, seed: int) -> Visit:
 
 def tuned(base: Base, *visits: Visit, micro_batch: int = 32) -> list[Tuned]:
     broadcast = Broadcast(round=0, adapter=bases.random_adapter(base, 1), seed=0)
-    tuning = TuningTable(micro_batch_tokens=micro_batch)
-    return tune.tune(base, broadcast, PLAIN, list(visits), tuning, learning_rate=0.01)
+    how = {"learning_rate": 0.01, "micro_batch_tokens": micro_batch}
+    return bases.tuned(base, broadcast, PLAIN, list(visits), TuningTable(), **how)
 
 
 def test_scores_are_pefts(base, tmp_path) -> None:
@@ -69,7 +71,7 @@ def test_a_step_is_pefts(base, tmp_path) -> None:
     (found,) = tuned(base, Visit(client="ann", data=one.data, steps=one.steps[:1]))
     model = in_peft(base, bases.random_adapter(base, 1), tmp_path)
     loss = peft_loss(model, one.data.take(one.steps[0]))
-    assert found.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert found.report.loss == pytest.approx(loss.item(), rel=1e-5)
     loss.backward()
     for name, parameter in model.named_parameters():
         if "lora_" in name and parameter.grad is not None:
@@ -93,8 +95,8 @@ def test_what_else_is_tuned_changes_nothing_but_rounding_and_its_order_no_bit(fo
 
 def test_small_passes_change_only_rounding(base) -> None:
     (whole,), (cut,) = (tuned(base, visit("ann", 1), micro_batch=size) for size in (999, 1))
-    assert cut.loss == pytest.approx(whole.loss, rel=1e-5)
-    assert cut.tokens == whole.tokens == sum(LENGTHS)
+    assert cut.report.loss == pytest.approx(whole.report.loss, rel=1e-5)
+    assert cut.report.tokens == whole.report.tokens == sum(LENGTHS)
 
 
 def test_little_is_padded_and_a_pass_is_one_clients() -> None:

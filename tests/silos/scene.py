@@ -20,13 +20,13 @@ from typing import Any
 
 from shepherd import prepare
 from shepherd.errors import LocalError, SilosError
-from shepherd.federation import local
-from shepherd.federation.nvflare import provision
-from shepherd.federation.nvflare.session import session
 from shepherd.settings import RunSettings, parse
 from shepherd.silos import loopback
+from shepherd.silos.flare import provision
+from shepherd.silos.flare.session import session
 from shepherd.silos.loopback import Loopback
-from shepherd.site import audit
+from shepherd.silos.protocol import ipc
+from shepherd.silos.site import audit
 
 SITES = ("site-1", "site-2", "site-3")
 ADMINS = ("admin", "lea:lead", "olga:org_admin", "max:member")
@@ -37,7 +37,8 @@ RUN: Mapping[str, Any] = {
     "adapter": {"rank": 2, "targets": ["q_proj"]},
     "data": {"source": "world", "template": "alpaca-short", "holdout": 0.0, "limit": 72},
     "split": {"clients": len(SITES), "by": "iid"},
-    "federation": {"rounds": 2, "deadline": 60.0, "quorum": 0.3},
+    "federation": {"rounds": 2, "quorum": 0.3},
+    "silos": {"deadline_s": 60.0},
     "tuning": {"max_steps": 1, "batch_size": 16},
     "evaluation": {"answers": 0},
 }
@@ -154,7 +155,7 @@ def up(made: Loopback, configs: Mapping[str, Path]) -> Iterator[None]:
 
 def _listening(kit: Path) -> bool:
     try:
-        return local.address(kit / "shepherd").exists()
+        return ipc.address(kit / "shepherd").exists()
     except LocalError:
         return False
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.federation.posts import Letters
 
 from shepherd.errors import OutOfReach
-from shepherd.federation import orders, wire
-from shepherd.federation.nvflare.session import JobGone, JobSilent, Work
-from shepherd.federation.orders import Order
-from shepherd.federation.service import Service
-from shepherd.silos import coordinate, following, membership
+from shepherd.silos.coordinator import admin, coordinate, job_follower
+from shepherd.silos.flare.session import JobGone, JobSilent, Work
+from shepherd.silos.protocol import jobspec, wire
+from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.server.server_run import Service
+from tests.silos.server.posts import Letters
 
 Row = dict[str, Any]
 Step = Row | Exception | Callable[["Server"], Row]
@@ -156,9 +156,9 @@ class Clock:
 def replaced(monkeypatch: pytest.MonkeyPatch, server: Server) -> Clock:
     """Have `Following` talk to the script, in time of its own."""
     clock = Clock()
-    for module in (following, membership):
+    for module in (job_follower, admin):
         monkeypatch.setattr(module, "session", lambda kit: _session(server))
-    monkeypatch.setattr(following, "time", clock)
+    monkeypatch.setattr(job_follower, "time", clock)
     return clock
 
 
@@ -192,7 +192,7 @@ class Hosted:
     def submit(self, folder: Path) -> str:
         job = f"job-{len(self.served)}"
         brought = folder / "server" / "config" / "shepherd"
-        order = orders.read((brought / "order.json").read_text())
+        order = jobspec.read((brought / "order.json").read_text())
         (given,) = brought.glob("round-*")
         post = Mortal(self.post, self.dies.pop(0) if self.dies else None)
         kept = self.home / f"given-{job}"
@@ -246,9 +246,6 @@ class Mortal:
             raise Killed
         return self.post.ask(message, sites, seconds)
 
-    def late(self) -> int:
-        return self.post.late()
-
 
 def hosted(monkeypatch: pytest.MonkeyPatch, server: Hosted) -> Clock:
     """Have the coordinator talk to it, in time that passes only by sleeping."""
@@ -259,8 +256,8 @@ def hosted(monkeypatch: pytest.MonkeyPatch, server: Hosted) -> Clock:
         yield server
 
     clock = Clock()
-    for module in (following, coordinate, membership):
+    for module in (job_follower, coordinate, admin):
         monkeypatch.setattr(module, "session", session)
-    for module in (following, coordinate):
+    for module in (job_follower, coordinate):
         monkeypatch.setattr(module, "time", clock)
     return clock

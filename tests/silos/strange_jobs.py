@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from tests.silos import scene as scenes
-from tests.silos.scene import Scene, until
-from tests.silos.strangers import Attempt, Tried, tried
 
 from shepherd import checkpoint, world
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import SilosError
-from shepherd.federation.nvflare import job as jobs
-from shepherd.federation.nvflare.session import Session, session
-from shepherd.federation.orders import Order
 from shepherd.model.digest import digest
+from shepherd.silos.flare import job as jobs
+from shepherd.silos.flare.session import Session, session
+from shepherd.silos.protocol.jobspec import Order
+from shepherd.version import version
+from tests.silos import scene as scenes
+from tests.silos.scene import Scene, until
+from tests.silos.strangers import Attempt, Tried, tried
 
 CODE = """
 from pathlib import Path
@@ -100,14 +99,14 @@ def _job(scene: Scene) -> Path:
         run=secrets.token_hex(8),
         base=digest(world.base_path()),
         fingerprint="none",
-        version=metadata.version("shepherd-fit"),
+        version=version(),
         sites=("site-2",),
         settings=scenes.settings(scene.scratch / "unused").model_dump(mode="json", exclude_none=True),
     )
     notes: dict[str, Any] = {"positions": {}, "row": None, "base": "none"}
     state = Checkpoint(state=ServerState(round=0, adapter=Adapter()), notes=notes)
     given = checkpoint.save(scene.scratch / "states" / order.run, state, keep=1)
-    return jobs.write(scene.scratch / "jobs", order, given)
+    return jobs.write(scene.scratch / "jobs", order, given, cohort=1)
 
 
 def _with_code(scene: Scene, kind: str) -> Path:

@@ -7,21 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tests.silos import scene as scenes
-from tests.silos.scene import Scene, strict
-from tests.silos.strangers import Tried, bare, matching, tried
-
 from shepherd import folder, world
 from shepherd.core import Broadcast, Failure, seed_for
 from shepherd.errors import FederationError
-from shepherd.federation import local, wire
-from shepherd.federation.orders import travelling
-from shepherd.federation.wire import Request
 from shepherd.loading import load_base
 from shepherd.model import lora
 from shepherd.model.digest import digest
-from shepherd.silos import coordinate
-from shepherd.site import audit
+from shepherd.silos.coordinator import coordinate
+from shepherd.silos.protocol import ipc, wire
+from shepherd.silos.protocol.jobspec import travelling
+from shepherd.silos.protocol.wire import Request
+from shepherd.silos.site import audit
+from tests.silos import scene as scenes
+from tests.silos.scene import Scene, strict
+from tests.silos.strangers import Tried, bare, matching, tried
 
 RUN = "feed" * 4
 
@@ -146,7 +145,7 @@ def _named(request: Request) -> Request:
 
 
 def _asked(scene: Scene, message: bytes) -> bytes:
-    return local.ask(local.address(scene.home("site-2")), message, 120.0)
+    return ipc.ask(ipc.address(scene.home("site-2")), message, 120.0)
 
 
 def _refused(reply: wire.Reply) -> tuple[bool, str]:

@@ -16,15 +16,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.federation.nvflare.federations import reissued
+from shepherd.errors import SilosError
+from shepherd.silos.flare import kits, probe
+from shepherd.silos.flare.kits import Kit
+from shepherd.silos.flare.session import Session, session
+from shepherd.silos.site import serve as sites
+from tests.silos.flare.federations import reissued
 from tests.silos.relay import recording
 from tests.silos.scene import Scene, copied, until
-
-from shepherd.errors import SilosError
-from shepherd.federation.nvflare import kits, reach
-from shepherd.federation.nvflare.kits import Kit
-from shepherd.federation.nvflare.session import Session, session
-from shepherd.silos import site as sites
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +229,7 @@ def replayed_connection(scene: Scene, tries: int) -> Tried:
     """
     kit = kits.read(scene.made.kit("site-2"), "site")
     with recording((kit.host, kit.port)) as relay:
-        reach.reach(replace(kit, port=relay.port))
+        probe.reach(replace(kit, port=relay.port))
     sent = relay.sent()
 
     def attempt() -> tuple[bool, str]:
@@ -249,7 +248,7 @@ def replayed_connection(scene: Scene, tries: int) -> Tried:
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     """`shepherd silos WORDS ...` to its end."""
-    line = [sys.executable, "-m", "shepherd.cli", "silos", *words]
+    line = [sys.executable, "-m", "shepherd", "silos", *words]
     return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -262,7 +261,7 @@ def _spoiled(scene: Scene, name: str, authority: Path | None) -> Kit:
 def _reaching(kit: Kit) -> Attempt:
     def attempt() -> tuple[bool, str]:
         try:
-            reach.reach(kit, 20.0)
+            probe.reach(kit, 20.0)
         except SilosError as error:
             return False, str(error)
         return True, ""

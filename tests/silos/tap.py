@@ -7,26 +7,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shepherd.federation import local
+from shepherd.silos.protocol import ipc
 
 
 @contextmanager
 def tapped(home: Path, passed: Callable[[bytes, bytes], bytes]) -> Iterator[None]:
     """Have every answer of the trainer go through `passed`, with the question; what it gives is sent on."""
-    real = local.address(home)
+    real = ipc.address(home)
     tap = home / "tap" / "tap.sock"
     stopped, ready = threading.Event(), threading.Event()
 
     def handle(asked: bytes) -> bytes:
-        return passed(asked, local.ask(real, asked, 120.0))
+        return passed(asked, ipc.ask(real, asked, 120.0))
 
-    server = threading.Thread(target=local.serve, args=(tap, handle, ready.set, stopped))
+    server = threading.Thread(target=ipc.serve, args=(tap, handle, ready.set, stopped))
     server.start()
     assert ready.wait(10)
-    (home / local.ADDRESS).write_text(str(tap))
+    (home / ipc.ADDRESS).write_text(str(tap))
     try:
         yield
     finally:
-        (home / local.ADDRESS).write_text(str(real))
+        (home / ipc.ADDRESS).write_text(str(real))
         stopped.set()
         server.join()

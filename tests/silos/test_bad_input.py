@@ -21,16 +21,17 @@ import tomli_w
 
 pytest.importorskip("nvflare")
 
-from tests.federation.nvflare.federations import moved
-from tests.silos import scene as scenes
-from tests.silos.scene import copied, until
-
 from shepherd import folder, prepare
-from shepherd.federation import wire
-from shepherd.federation.nvflare import kits, provision, reach
-from shepherd.silos import coordinate, loopback, site
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
+from shepherd.silos.flare import kits, probe, provision
 from shepherd.silos.loopback import Loopback
-from shepherd.site import audit, faults
+from shepherd.silos.protocol import wire
+from shepherd.silos.site import audit, redaction
+from shepherd.silos.site import serve as site
+from tests.silos import scene as scenes
+from tests.silos.flare.federations import moved
+from tests.silos.scene import copied, until
 
 pytestmark = [
     pytest.mark.silos,
@@ -94,14 +95,14 @@ def spoil(configs: dict[str, Path], old: Path) -> None:
     data = configs["torn-row"].parent / "data.jsonl"
     lines = data.read_text().splitlines()
     data.write_text("\n".join([*lines[:3], lines[3][:20], *lines[4:]]) + "\n")
-    about = old / "shepherd_fit-0.0.9.dist-info"  # what an older installation says of itself
+    about = old / "shepherd_fit_core-0.0.9.dist-info"  # what an older installation says of itself
     about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shepherd-fit\nVersion: 0.0.9\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shepherd-fit-core\nVersion: 0.0.9\n")
 
 
 def refused(*words: str) -> subprocess.CompletedProcess[str]:
     """`shepherd WORDS ...`, which must not go well."""
-    line = [sys.executable, "-m", "shepherd.cli", *words]
+    line = [sys.executable, "-m", "shepherd", *words]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
     return done
@@ -134,7 +135,7 @@ def test_an_old_package_at_a_site(ran: Ran) -> None:
 
 def test_a_row_that_cannot_be_read(ran: Ran) -> None:
     """Its owner is told the file and the line, and the coordinator that it is the site's to mend."""
-    assert ran.rows[0]["failures"]["torn-row"] == faults.DATA
+    assert ran.rows[0]["failures"]["torn-row"] == redaction.DATA
     assert f"{ran.configs['torn-row'].parent / 'data.jsonl'}, line 4" in ran.log("torn-row")
     shown = refused("silos", "check", str(ran.configs["torn-row"])).stdout
     assert "data.jsonl, line 4" in " ".join(shown.split())
@@ -188,7 +189,7 @@ def test_one_kit_on_two_machines(ran: Ran, tmp_path: Path) -> None:
 def test_clocks_apart(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     """A site's owner is told when the site starts; the skew is faked, and the server's answer is real."""
     now = time.time
-    monkeypatch.setattr(reach.time, "time", lambda: now() + 600)
+    monkeypatch.setattr(probe.time, "time", lambda: now() + 600)
     said: list[str] = []
 
     class Once:

@@ -18,17 +18,18 @@ import pytest
 pytest.importorskip("nvflare")
 
 from benchmarks.silos_faults import KINDS, Trial, digest, process
-from tests.silos.tap import tapped
 
 from benchmarks import silos_faults
 from shepherd import folder, prepare
 from shepherd.core import Adapter, Update
 from shepherd.errors import ShepherdError
-from shepherd.federation import wire
 from shepherd.folder import Row
 from shepherd.settings import dump, overridden
-from shepherd.silos import coordinate, loopback
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
+from shepherd.silos.protocol import wire
+from tests.silos.tap import tapped
 
 pytestmark = [
     pytest.mark.silos,
@@ -125,7 +126,7 @@ def test_what_a_site_sends_amiss_is_its_failure_and_never_in_the_mean(
     assert whole.is_dir()  # so that the trainer is there
     with tapped(made.kit("site-2") / "shepherd", lambda asked, answer: amiss(asked, answer, kept)):
         rows, _ = run(made, tmp_path / "run")
-    run(made, tmp_path / "others", 'federation.sites=["site-1", "site-3"]')
+    run(made, tmp_path / "others", 'silos.sites=["site-1", "site-3"]')
 
     found = failures(rows)
     assert len(kept) == 4
@@ -143,7 +144,7 @@ def test_a_slow_site_costs_its_share_and_no_more_than_the_deadline(made: Loopbac
     run(made, tmp_path / "before")  # so that base and data are loaded
     found.send_signal(signal.SIGSTOP)
     try:
-        rows, _ = run(made, tmp_path / "run", "federation.deadline=25.0", "federation.rounds=2")
+        rows, _ = run(made, tmp_path / "run", "silos.deadline_s=25.0", "federation.rounds=2")
     finally:
         found.send_signal(signal.SIGCONT)
 
@@ -214,7 +215,7 @@ def test_a_coordinator_that_is_gone_is_not_needed_for_the_rounds(
     output = tmp_path / "run"
     run_file = tmp_path / "run.toml"
     run_file.write_text(dump(silos_faults.run_settings(ROUNDS).model_copy(update={"output": str(output)})))
-    words = [sys.executable, "-m", "shepherd.cli", "run", str(run_file), "--silos", str(made.admin)]
+    words = [sys.executable, "-m", "shepherd", "run", str(run_file), "--silos", str(made.admin)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as coordinator:
         assert coordinator.stdout is not None
         assert any(line.startswith("round 1/") for line in coordinator.stdout)

@@ -22,19 +22,19 @@ import tomli_w
 
 pytest.importorskip("nvflare")
 
-from tests.silos import scene as scenes
-from tests.silos.relay import Relay, recording
-from tests.silos.tap import tapped
-
 from shepherd import prepare
 from shepherd.core import Failure, Update
 from shepherd.data.examples import Example
-from shepherd.federation import wire
-from shepherd.federation.nvflare import provision
-from shepherd.federation.wire import Joined, Reply, Request, Scores
-from shepherd.silos import coordinate, loopback
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
+from shepherd.silos.flare import provision
 from shepherd.silos.loopback import Loopback
-from shepherd.site import audit, faults
+from shepherd.silos.protocol import wire
+from shepherd.silos.protocol.wire import Joined, Reply, Request, Scores
+from shepherd.silos.site import audit, redaction
+from tests.silos import scene as scenes
+from tests.silos.relay import Relay, recording
+from tests.silos.tap import tapped
 
 pytestmark = [
     pytest.mark.silos,
@@ -179,7 +179,7 @@ def test_the_run_went_as_it_should_have(ran: Ran) -> None:
     first, second = ran.rows
     assert set(first["weights"]) == {"site-1", "site-2"}
     assert set(second["weights"]) == {"site-2"}
-    assert first["failures"] == {"site-3": faults.DATA}
+    assert first["failures"] == {"site-3": redaction.DATA}
     assert "policy rounds_per_month = 1 of site-1" in second["failures"]["site-1"]
     assert len(holding(ran.place / "sites")) == len(SITES)
     log = (ran.made.kit("site-3") / "shepherd" / "trainer.log").read_text()
@@ -231,7 +231,7 @@ def test_what_left_is_named_tensors_a_weight_and_the_metrics_that_the_policy_lis
                 assert header == {}
             case Failure(reason=reason):
                 assert header == {}
-                assert reason == faults.DATA or reason.startswith("policy ")
+                assert reason == redaction.DATA or reason.startswith("policy ")
 
 
 def test_the_audit_logs_say_what_left_and_no_more(ran: Ran) -> None:

@@ -24,12 +24,12 @@ pytest.importorskip("nvflare")
 from shepherd import prepare, world
 from shepherd.consent import Consent
 from shepherd.errors import BaseError, SilosError
-from shepherd.federation.nvflare import provision
-from shepherd.settings import RunSettings, parse
+from shepherd.settings import MachineTable, RunSettings, parse
 from shepherd.silos import loopback
-from shepherd.site import bases
-from shepherd.site.check import check
-from shepherd.site.settings import read
+from shepherd.silos.flare import provision
+from shepherd.silos.site import allowed_bases
+from shepherd.silos.site.preview import check
+from shepherd.silos.site.site_settings import read
 
 
 def settings(clients: int = 3, **data: Any) -> RunSettings:
@@ -100,6 +100,14 @@ def test_the_sites_allow_what_the_run_file_asks_for(tmp_path: Path, rule: str) -
         assert read(config).policy.rounds_per_month > run.federation.rounds
 
 
+def test_the_tokens_of_a_pass_that_the_run_file_sets_are_the_sites_most(tmp_path: Path) -> None:
+    usual = loopback.write_sites(settings(), tmp_path / "usual")
+    run = settings().model_copy(update={"machine": MachineTable(micro_batch_tokens=64)})
+    fewer = loopback.write_sites(run, tmp_path / "fewer")
+    assert {read(config).trainer.micro_batch_tokens for config in usual.values()} == {16384}
+    assert {read(config).trainer.micro_batch_tokens for config in fewer.values()} == {64}
+
+
 def test_code_from_outside_is_listed_by_a_person_alone(tmp_path: Path) -> None:
     run = settings()
     outside = run.algorithm.model_copy(update={"name": "their.module"})
@@ -143,7 +151,7 @@ def test_what_a_person_agreed_to_holds_for_its_tokenizer_too(tmp_path: Path) -> 
 def test_its_site_toml_allows_the_embedded_base_and_its_own_data(tmp_path: Path) -> None:
     config = loopback.write_sites(settings(), tmp_path / "sites")["site-2"]
     site = read(config)
-    (allowed,) = bases.allowed(site.bases)
+    (allowed,) = allowed_bases.allowed(site.bases)
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
     assert site.bases[0].name == "tiny"
     assert allowed == site.bases[0].sha256

@@ -17,13 +17,13 @@ import pytest
 
 pytest.importorskip("nvflare")
 
-from tests.federation.nvflare import federations
-
 from shepherd.errors import SilosError
-from shepherd.federation.nvflare import kits
-from shepherd.federation.nvflare.kits import Kit
-from shepherd.federation.nvflare.reach import DOUBT, HungUp, Reached
-from shepherd.silos import server, site
+from shepherd.silos.flare import kits
+from shepherd.silos.flare.kits import Kit
+from shepherd.silos.flare.probe import DOUBT, HungUp, Reached
+from shepherd.silos.server import serve as server
+from shepherd.silos.site import serve as site
+from tests.silos.flare import federations
 
 Keep = Callable[[Callable[[str], None], threading.Event], None]
 

@@ -16,11 +16,14 @@ pytest.importorskip("nvflare")
 from benchmarks import silos_same
 from shepherd import checkpoint, folder
 from shepherd.loading import load_base
-from shepherd.model import files, memory
+from shepherd.machine import memory
+from shepherd.machine.plan import planned
+from shepherd.model import files
 from shepherd.settings import parse
-from shepherd.silos import coordinate, loopback
+from shepherd.silos import loopback
+from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
-from shepherd.site import audit, numbers
+from shepherd.silos.site import audit, released
 
 # FLARE's client of websockets calls its library the old way
 pytestmark = pytest.mark.filterwarnings("ignore:ssl_context is deprecated:DeprecationWarning")
@@ -32,7 +35,8 @@ RUN: dict[str, Any] = {
     "adapter": {"rank": 4},
     "data": {"source": "world", "template": "alpaca-short", "holdout": 0.1, "limit": 72},
     "split": {"clients": 2, "by": "iid"},
-    "federation": {"rounds": ROUNDS, "deadline": 60.0},
+    "federation": {"rounds": ROUNDS},
+    "silos": {"deadline_s": 60.0},
     "tuning": {"max_steps": 2, "batch_size": 8, "learning_rate": 0.004},
     "transforms": [{"name": "clip", "norm": 1.0}],
     "evaluation": {"examples": 16, "answers": 0},
@@ -72,11 +76,11 @@ def one_thread() -> Iterator[None]:
 
 def test_the_final_adapter_has_the_bits_of_the_same_run_in_process(ran: Ran, one_thread: None) -> None:
     """Law 2, with different processes, a wire and a server between the two ends."""
-    ended = list(silos_same.simulated(folder.read_settings(ran.folder), ran.sites))
+    ended = list(silos_same.simulated(planned(ran.folder), ran.sites))
     assert len(ended) == ROUNDS
     expected = ended[-1][0].adapter
     losses = [
-        {client: numbers.rounded(m["loss"], m["trained_tokens"]) for client, m in report.metrics.items()}
+        {client: released.rounded(m["loss"], m["trained_tokens"]) for client, m in report.metrics.items()}
         for _, report in ended
     ]
     last = checkpoint.latest(ran.folder / "checkpoints")
@@ -95,16 +99,17 @@ def test_the_run_folder_is_whole(ran: Ran) -> None:
     for row in rows[1:]:
         assert row["cohort"] == ["site-1", "site-2"]
         assert row["failures"] == {}
-        assert row["late"] == 0
         assert row["steps"] == 4
         assert set(row["heldout"]["client"]) == {"site-1", "site-2"}
     assert rows[-1]["taken"] == {"site-1": 32, "site-2": 32}
-    settings = folder.read_settings(ran.folder)
+    settings = planned(ran.folder)
     adapter = files.read(ran.results["adapter"], load_base(settings))
     last = checkpoint.latest(ran.folder / "checkpoints")
     assert last is not None
     assert adapter == checkpoint.load(last).state.adapter
-    assert "site-1" in (ran.results["adapter"] / "README.md").read_text()
+    card = (ran.results["adapter"] / "README.md").read_text()
+    assert "over 2 clients in 2 rounds" in card
+    assert "site-1" not in card  # who took part is for those who know it already
 
 
 def test_the_audit_logs_say_what_left(ran: Ran) -> None:

@@ -9,11 +9,10 @@ import pytest
 
 pytest.importorskip("nvflare")
 
+from shepherd.silos.coordinator import coordinate
 from tests.silos import scene as scenes
 from tests.silos.cases import CASES, Case
 from tests.silos.scene import Scene
-
-from shepherd.silos import coordinate
 
 pytestmark = [
     pytest.mark.silos,

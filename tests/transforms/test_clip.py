@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.quadratic import bits, drawn, update_of
 
-from shepherd.core import Adapter, Update
+from shepherd.core import Adapter, Seeded, Update
 from shepherd.errors import SettingsError, UpdateRefused
 from shepherd.settings import validated
 from shepherd.transforms import clip
@@ -14,7 +14,7 @@ from shepherd.transforms import clip
 
 def clipped(update, norm):
     transform = clip.build(clip.Config(norm=norm))
-    return transform.on_client(update, transform.init(), 0)
+    return transform.on_client(update, {}, Seeded(0))
 
 
 def length(update):
@@ -24,7 +24,9 @@ def length(update):
 
 
 def test_delta_and_extra_share_one_norm():
-    update = Update(round=0, weight=5.0, delta=Adapter({"w": [3.0]}), extra=Adapter({"c": [4.0]}))
+    update = Update(
+        round=0, weight=5.0, clients=("c",), delta=Adapter({"w": [3.0]}), extra=Adapter({"c": [4.0]})
+    )
     short = clipped(update, 1.0)
     assert short.delta["w"] == pytest.approx(0.6, rel=1e-6)
     assert short.extra["c"] == pytest.approx(0.8, rel=1e-6)
@@ -56,7 +58,7 @@ def test_what_is_not_finite_is_left_for_the_server_to_refuse():
 
 def test_the_server_undoes_nothing():
     transform, update = clip.build(clip.Config(norm=0.1)), update_of("c", 0)
-    assert transform.on_server(update, {}, 3) == (update, {})
+    assert transform.on_server(update, {}, Seeded(3)) == (update, {})
 
 
 @pytest.mark.parametrize("norm", [0.0, -1.0, float("inf"), float("nan")])

@@ -10,13 +10,14 @@ where w_t is the broadcast; the server is FedAvg's. Li et al., arXiv 1812.06127.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from shepherd.algorithms import fedavg
-from shepherd.core import Algorithm, Broadcast
-from shepherd.settings import Table
+from shepherd.config import Table
+from shepherd.core import Algorithm, Broadcast, Step
 
 
 class Config(Table):
@@ -27,7 +28,9 @@ class Config(Table):
 def build(config: Config) -> Algorithm:
     """FedAvg with the proximal term in the client's gradient."""
 
-    def correct(name: str, grad: Any, param: Any, broadcast: Broadcast, memory: Mapping[str, Any]) -> Any:
+    def correct(
+        name: str, grad: Any, param: Any, broadcast: Broadcast, memory: Mapping[str, Any], step: Step
+    ) -> Any:
         return grad + config.mu * (param - broadcast.adapter[name])  # (K, ...) - (...)
 
-    return fedavg.ALGORITHM._replace(correct=correct)
+    return replace(fedavg.ALGORITHM, correct=correct)

@@ -1,14 +1,16 @@
 """FFA-LoRA: A stays as it was drawn, and only B is trained, sent and averaged.
 
 With one A for all, the mean of B_k A is (mean of B_k) A: averaging is exact, and the gap of
-`shepherd.audit` is zero. A client sends B alone. Sun et al., arXiv 2403.12313.
+`shepherd.core.factor_gap` is zero. A client sends B alone. Sun et al., arXiv 2403.12313.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shepherd.algorithms import fedavg
+from shepherd.config import Table
 from shepherd.core import Algorithm
-from shepherd.settings import Table
 
 
 class Config(Table):
@@ -26,4 +28,4 @@ def trainable(name: str, round: int) -> bool:
 
 def build(config: Config) -> Algorithm:
     """FedAvg of B, with A frozen."""
-    return fedavg.ALGORITHM._replace(trainable=trainable)
+    return replace(fedavg.ALGORITHM, trainable=trainable)

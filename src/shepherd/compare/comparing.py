@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,12 @@ from shepherd.compare.scoring import Questions, questions, score_arms
 from shepherd.compare.training import Train, totals, train_apart, train_run
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import FolderError, SettingsError
+from shepherd.evaluate.metric import Metric, metrics
 from shepherd.loading import load_base
-from shepherd.run import Run, workers_of
+from shepherd.machine import planning
+from shepherd.machine.plan import planned
+from shepherd.machine.plan import read as read_plan
+from shepherd.run import Run, executor
 from shepherd.settings import RunSettings, overridden
 
 FORMAT = 1
@@ -72,7 +76,7 @@ def compare(
             " run of one process, with output=ANOTHER_FOLDER"
         )
     _require_arms(settings, asked, consent)
-    _require_data(settings, asked)
+    _require_data(settings, asked, consent)
     began = perf_counter()
     train_run(settings, train, consent=consent)
     with closing(folder.reopen(run)):  # two comparisons in one folder would tune the same arms
@@ -91,29 +95,46 @@ def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, b
         for arm in chosen:
             if arm.kind == "variant" or (arm.kind == FEDERATED and number):
                 train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
-    kept = folder.read_settings(run)
+    kept = planned(run)
     base = load_base(kept, consent)
+    plan = read_plan(run) or planning.written(kept, base)
+    # what is measured may change between two comparisons of one run
+    kept = kept.model_copy(update={"evaluation": settings.evaluation})
+    measured = metrics(kept.evaluation.metrics, consent.plugins)
     wanted = questions(base, kept, prepared)
     apart = [arm for arm in chosen if arm.kind in ("local", "centralised")]
     (federated,) = (arm for arm in chosen if arm.kind == FEDERATED)
-    workers = workers_of(kept, base, consent)
-    with closing(workers) if workers else nullcontext():
+    with closing(executor(plan, base, consent)) as where:
         for number in range(asked.seeds):
             done, seed = totals(arm_folder(run, number, federated)), settings.seed + number
-            train_apart(base, kept, prepared, apart, run, number, done=done, seed=seed, workers=workers)
+            train_apart(
+                base,
+                kept,
+                plan,
+                prepared,
+                apart,
+                run,
+                number,
+                done=done,
+                seed=seed,
+                executor=where,
+                consent=consent,
+            )
         for number in range(asked.seeds):
             todo = [arm for arm in chosen if arm.kind != "base" or not number]  # the base has no seed
             score_arms(
                 base,
                 kept,
+                plan,
                 prepared,
                 wanted,
                 {arm.name: partial(arm_adapter, run, number, arm, base) for arm in todo},
                 {arm.name: scores_file(run, number, arm) for arm in todo},
                 {arm.name: digest(run, number, arm) for arm in todo},
-                workers,
+                measured,
+                where,
             )
-    return _tabled(kept, prepared, run, chosen, asked, wanted, began)
+    return _tabled(kept, prepared, run, chosen, asked, wanted, measured, began)
 
 
 def _require_arms(settings: RunSettings, asked: Asked, consent: Consent) -> None:
@@ -124,13 +145,13 @@ def _require_arms(settings: RunSettings, asked: Asked, consent: Consent) -> None
     """
     if not settings.data.holdout:
         raise SettingsError("nothing is held out to compare on; set data.holdout, such as 0.1")
+    metrics(settings.evaluation.metrics, consent.plugins)
     for arm in map(variant, asked.variants):
         changed = overridden(settings, arm.overrides)
-        plugins.algorithm(changed.algorithm, consent.plugins)
-        plugins.transform(changed.transforms, consent.plugins)
+        plugins.require(changed, consent.plugins)
 
 
-def _require_data(settings: RunSettings, asked: Asked) -> None:
+def _require_data(settings: RunSettings, asked: Asked, consent: Consent) -> None:
     """A wrong name, or nothing to score, costs no training.
 
     Raises:
@@ -139,7 +160,7 @@ def _require_data(settings: RunSettings, asked: Asked) -> None:
     """
     run = Path(settings.output)
     if not folder.is_run(run):
-        division = prepare.divide(settings)
+        division = prepare.divide(settings, consent.plugins)
         prepare.require_heldout(len(division.held.heldout), settings.data.source)
         arms(asked, sorted(division.clients))
     elif prepare.whole(run / "data"):
@@ -180,7 +201,7 @@ def _head(settings: RunSettings, asked: Asked) -> Row:
 
 def _settings_of(settings: RunSettings, run: Path, arm: Arm, number: int) -> RunSettings:
     """A run on the same data, with the arm's overrides and the seed of this repetition."""
-    date = folder.read_settings(run).data.date  # of the first run, whose data these are
+    date = planned(run).data.date  # of the first run, whose data these are
     data = settings.data.model_copy(update={"seed": settings.data_seed, "date": date})
     changed = overridden(settings, arm.overrides)
     return changed.model_copy(
@@ -199,10 +220,11 @@ def _tabled(
     chosen: Sequence[Arm],
     asked: Asked,
     wanted: Questions,
+    measured: Sequence[Metric],
     began: float,
 ) -> Row:
     scores = {arm.name: _scores(run, arm, asked.seeds) for arm in chosen}
-    measures = table.measured(scores, wanted, prepared, asked.seeds)
+    measures = table.measured(scores, wanted, prepared, asked.seeds, measured)
     rows = table.differences(measures)
     trained = {arm.name: _told(run, arm) for arm in chosen}
     kept = read_json(compare_folder(run) / COMPARISON) or {}
@@ -212,6 +234,7 @@ def _tabled(
         "questions": len(wanted.answers),
         "loss_examples": len(wanted.losses),
         "seconds": perf_counter() - began,
+        "measures": [each.measure.row() for each in measures],
         "arms": [
             table.arm_row(arm, measures, scores[arm.name], wanted, prepared, trained[arm.name])
             for arm in chosen

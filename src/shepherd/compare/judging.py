@@ -30,6 +30,7 @@ from shepherd.judge.agreed import require_agreed
 from shepherd.judge.answers import Answers
 from shepherd.judge.questions import HELD_OUT, Question
 from shepherd.loading import load_base
+from shepherd.machine.plan import planned
 from shepherd.model import files
 from shepherd.model import generate as generation
 from shepherd.model.base import Base
@@ -119,7 +120,7 @@ def _written(
     places = {arm.name: at / scores_file(run, 0, arm).with_suffix(".jsonl").name for arm in arms}
     todo = [arm for arm in arms if not places[arm.name].is_file()]
     if todo:
-        settings = folder.read_settings(run)
+        settings = planned(run)
         base = load_base(settings, consent)
         private.make(at)
         for arm in todo:
@@ -179,7 +180,7 @@ def judge_two(
         if not path.exists():
             raise FolderError(f"there is no {path}; give an answers file, an adapter folder or a run folder")
     runs = [found for path in (first, second) if (found := _run_of(path)) is not None]
-    settings = folder.read_settings(runs[0]) if runs else None
+    settings = planned(runs[0]) if runs else None
     table = _table(settings, overrides, given)
     require_agreed(table, consent)
     if table.questions != HELD_OUT:

@@ -8,22 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shepherd import world
 from shepherd.compare.folders import read_json, write_json
+from shepherd.config import PartTable
 from shepherd.core import Adapter
 from shepherd.data.examples import Example
 from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.data.tokens import Tokens
-from shepherd.evaluate import loss, text
-from shepherd.federation.workers import Workers
+from shepherd.evaluate import loss
+from shepherd.evaluate.metric import TEXT, Metric
+from shepherd.evaluate.metric import scores as metric_scores
+from shepherd.machine.executors import Executor
+from shepherd.machine.plan import Plan
 from shepherd.model import generate as generation
-from shepherd.model import score, tune
 from shepherd.model.base import Base
 from shepherd.prepare import Prepared, categories
 from shepherd.progress import many, stage
 from shepherd.settings import RunSettings
+from shepherd.training import score
 
 log = logging.getLogger(__name__)
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,38 +68,48 @@ class Sheet:
 def score_arms(
     base: Base,
     settings: RunSettings,
+    plan: Plan,
     prepared: Prepared,
     asked: Questions,
     adapters: Mapping[str, Callable[[], Adapter | None]],
     files: Mapping[str, Path],
     digests: Mapping[str, str],
-    workers: Workers | None = None,
+    metrics: Sequence[Metric],
+    executor: Executor,
 ) -> None:
     """Write the scores of every arm that has none on these questions yet; those that are there stay.
 
     Args:
+        settings: of the run, with what its plan chose.
+        plan: of the run.
         adapters: arm -> its adapter, read when it is needed; None is the base alone.
         files: arm -> where its scores go.
         digests: arm -> what tells its adapter from another one.
-        workers: processes that score an arm each; None is this one.
+        metrics: what is measured of each answer; answers that are there are measured again by new ones.
+        executor: where the arms are scored.
     """
     wanted = {"losses": list(asked.losses), "answers": list(asked.answers)}
     keys = {
         arm: {**wanted, "adapter": digests[arm], "max_new_tokens": settings.evaluation.max_new_tokens}
         for arm in adapters
     }
+    examples = [prepared.heldout_examples[i] for i in asked.answers]
+    named = [_plain(table) for table in settings.evaluation.metrics]
     todo = [arm for arm in adapters if not _scored(files[arm], keys[arm])]
+    for arm in adapters:
+        if arm not in todo:
+            _measure_again(files[arm], examples, metrics, named)
     if not todo:
         return
     log.info("scoring %s", ", ".join(todo))
-    sheet = _sheet(base, settings, prepared, asked)
+    sheet = _sheet(base, settings, plan, prepared, asked)
     work = ((sheet, adapters[arm]()) for arm in todo)
-    scores = workers.each(score_one, work) if workers else (score_one(base, each) for each in work)
-    examples = [prepared.heldout_examples[i] for i in asked.answers]
+    scores = executor.each(score_one, work)
     with stage(f"scoring {many(len(todo), 'arm')}", len(todo)) as now:
         for arm, (sums, texts) in zip(todo, scores, strict=True):
-            answers = [_judged(example, answer) for example, answer in zip(examples, texts, strict=True)]
-            write_json(files[arm], {"questions": keys[arm], "losses": sums, "answers": answers})
+            answers = _measured(texts, examples, metrics)
+            row = {"questions": keys[arm], "metrics": named, "losses": sums, "answers": answers}
+            write_json(files[arm], row)
             now.advance()
 
 
@@ -104,13 +118,13 @@ def _scored(path: Path, wanted: Mapping[str, Any]) -> bool:
     return found is not None and found.get("questions") == wanted
 
 
-def _sheet(base: Base, settings: RunSettings, prepared: Prepared, asked: Questions) -> Sheet:
+def _sheet(base: Base, settings: RunSettings, plan: Plan, prepared: Prepared, asked: Questions) -> Sheet:
     return Sheet(
         examples=prepared.heldout.take(asked.losses),
         prompts=[_prompt(base, settings, prepared, i) for i in asked.answers],
         stop=stop_ids(Template.of(settings.data), base.tokenizer),
         max_new_tokens=settings.evaluation.max_new_tokens,
-        micro_batch=tune.micro_batch_tokens(settings.tuning, base),
+        micro_batch=plan.micro_batch_tokens,
     )
 
 
@@ -133,6 +147,22 @@ def _prompt(base: Base, settings: RunSettings, prepared: Prepared, place: int) -
     return list(prompt(turns, Template.of(settings.data), base.tokenizer, max_tokens=limit))
 
 
-def _judged(example: Example, answer: str) -> dict[str, Any]:
-    right = None if example.check is None else bool(world.passes(example.check, answer))
-    return {"text": answer, "right": right, **text.against(answer, example.response)}
+def _measured(texts: Sequence[str], examples: Sequence[Example], metrics: Sequence[Metric]) -> list[Row]:
+    return [
+        {TEXT: answer, **metric_scores(metrics, answer, example)}
+        for answer, example in zip(texts, examples, strict=True)
+    ]
+
+
+def _measure_again(
+    path: Path, examples: Sequence[Example], metrics: Sequence[Metric], named: Sequence[Row]
+) -> None:
+    """Other metrics ask for no other answers."""
+    found = read_json(path) or {}
+    if found.get("metrics") != named:
+        texts = [answer[TEXT] for answer in found["answers"]]
+        write_json(path, {**found, "metrics": named, "answers": _measured(texts, examples, metrics)})
+
+
+def _plain(table: PartTable) -> Row:
+    return {"name": table.name, **table.own}

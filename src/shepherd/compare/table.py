@@ -14,15 +14,17 @@ from shepherd.compare.scoring import Questions
 from shepherd.evaluate import loss
 from shepherd.evaluate.against import Against, against, summary
 from shepherd.evaluate.draws import Draws, draws
-from shepherd.evaluate.sentences import MEASURES, RIGHT, Measure, listed
+from shepherd.evaluate.metric import Metric
+from shepherd.evaluate.sentences import LOSS, Measure, listed
 from shepherd.evaluate.statistics import interval, sample
-from shepherd.model.tune import predictions
 from shepherd.prepare import Prepared, categories
+from shepherd.training.tune import predictions
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
 Scores = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> what scoring.py wrote, one a seed
-TEXT = ("right", "exact", "f1", "rouge_l")
+RIGHT = "right"
+"""The metric that decides where examples carry a check."""
 SAMPLES = 2  # answers shown of each category
 
 
@@ -36,7 +38,9 @@ class Measured:
     weights: Floats | None = None
 
 
-def measured(scores: Scores, asked: Questions, prepared: Prepared, seeds: int) -> list[Measured]:
+def measured(
+    scores: Scores, asked: Questions, prepared: Prepared, seeds: int, metrics: Sequence[Metric]
+) -> list[Measured]:
     """Every measure that all the arms have."""
     named = categories(prepared)
     found = []
@@ -47,17 +51,17 @@ def measured(scores: Scores, asked: Questions, prepared: Prepared, seeds: int) -
         strata = [named[i] for i, kept in zip(asked.losses, trained, strict=True) if kept]
         found.append(
             Measured(
-                measure=MEASURES["loss"],
+                measure=LOSS,
                 values=values,
                 draws=draws(strata, seeds=seeds),
                 weights=counts[trained],
             )
         )
-    for name in TEXT if asked.answers else ():
-        values, places = _answered(scores, name)
+    for metric in metrics if asked.answers else ():
+        values, places = _answered(scores, metric.measure.name)
         if places:
             strata = [named[asked.answers[i]] for i in places]
-            found.append(Measured(measure=MEASURES[name], values=values, draws=draws(strata, seeds=seeds)))
+            found.append(Measured(measure=metric.measure, values=values, draws=draws(strata, seeds=seeds)))
     return found
 
 
@@ -139,7 +143,7 @@ def _categories(arm: Arm, prepared: Prepared) -> dict[str, int]:
 
 def differences(measures: Sequence[Measured]) -> list[Against]:
     """The federated arm against every other, by right answers where there are checks, and by the loss."""
-    chief = [each for each in measures if each.measure.name in ("loss", "right")]
+    chief = [each for each in measures if each.measure.name in (LOSS.name, RIGHT)]
     return [
         row
         for each in chief
@@ -181,7 +185,7 @@ def sentences(rows: Sequence[Against]) -> list[str]:
     by_measure: dict[str, list[Against]] = {}
     for row in rows:
         by_measure.setdefault(row.measure.name, []).append(row)
-    order = sorted(by_measure, key=lambda name: name != RIGHT.name)
+    order = sorted(by_measure, key=lambda name: name != RIGHT)
     said = [s for name in order for s in summary(by_measure[name], references=(CENTRALISED, BY_STEPS))]
     return list(dict.fromkeys(said))
 
@@ -200,7 +204,7 @@ def samples(scores: Scores, asked: Questions, prepared: Prepared) -> list[Row]:
                 "instruction": example.instruction,
                 "context": example.context,
                 "expected": example.response,
-                "answers": {arm: {"text": a["text"], "right": a["right"]} for arm, a in answers.items()},
+                "answers": {arm: {"text": a["text"], "right": a.get(RIGHT)} for arm, a in answers.items()},
             }
         )
     return found

@@ -24,19 +24,22 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, Failure, chain, not_finite, seed_for
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
+from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.federation.workers import Workers
+from shepherd.machine import plan as plans
+from shepherd.machine.executors import Executor
+from shepherd.machine.plan import Plan
 from shepherd.model import files, lora
 from shepherd.model.base import Base
 from shepherd.prepare import Prepared
 from shepherd.run import Run, open_run, resume
 from shepherd.settings import FederationTable, RunSettings, TuningTable
+from shepherd.training.local import completed, local_training
 
-# what a run lays out by measuring, and writes down otherwise than it was given
-CHOSEN = (
-    "tuning.threads", "tuning.workers", "tuning.cohort_size", "tuning.micro_batch_tokens",
-    "model.dtype", "model.device", "model.revision",
-)  # fmt: skip
+OPEN = {"model.dtype": "auto", "model.revision": None, "data.date": ""}
+"""Keys that a run fills in where they are left open, as here: then whatever it took is what was asked."""
+NO_DIFFERENCE = ("judge", "tracking", "output", "machine")
+"""Parts of the run file that change nothing of what is trained, or only its last bits."""
 log = logging.getLogger(__name__)
 Train = Callable[[Callable[[], Run]], None]  # open a run and go through its rounds, showing them
 
@@ -83,7 +86,7 @@ def train_run(
     if not folder.is_run(path):
         train(lambda: _begun(settings, prepared, consent))
         return
-    require_same(settings, path)
+    require_same(settings, path, consent)
     if not finished(path):
         train(lambda: resume(path, consent))
 
@@ -108,31 +111,39 @@ def finished(path: Path) -> bool:
     return last is not None and done >= rounds and (path / "adapter" / files.CONFIG).is_file()
 
 
-def require_same(settings: RunSettings, path: Path) -> None:
+def require_same(settings: RunSettings, path: Path, consent: Consent = NOTHING) -> None:
     """Raise FolderError where the run in `path` was started with other settings, by the first such key."""
-    kept = folder.read_settings(path).model_dump()
-    for key, wanted, found in _differing(settings.model_dump(), kept):
+    kept, plan = folder.read_settings(path), plans.read(path)
+    asked, found, filled = (
+        completed(each, consent.plugins).model_dump()  # whoever wrote a default means the same
+        for each in (settings, kept, plan.over(kept) if plan else kept)
+    )
+    different = {key for key, *_ in _differing(asked, filled)}
+    for key, wanted, was in _differing(asked, found):
+        if key not in different or (plan is None and key == "model.revision"):
+            continue  # which an earlier version wrote the commit over
         raise FolderError(
-            f"{path} holds a run with {key} = {found!r}, not {wanted!r}; give output=ANOTHER_FOLDER"
+            f"{path} holds a run with {key} = {was!r}, not {wanted!r}; give output=ANOTHER_FOLDER"
         )
 
 
 def _differing(wanted: Any, found: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """Keys whose value was given and is another; what was left to choose is what the run chose."""
+    """Keys whose value was given and is another one."""
     if isinstance(wanted, Mapping) and isinstance(found, Mapping):
         inner = [
             _differing(wanted[name], found.get(name), f"{key}.{name}" if key else name)
             for name in wanted
-            if name not in ("judge", "tracking", "output")
+            if key or name not in NO_DIFFERENCE
         ]
         return [each for part in inner for each in part]
-    chosen = key in CHOSEN or (key == "data.date" and not wanted)
-    return [] if chosen or wanted == found else [(key, wanted, found)]
+    left_open = key == "evaluation.metrics" or (key in OPEN and wanted == OPEN[key])
+    return [] if left_open or wanted == found else [(key, wanted, found)]
 
 
 def train_apart(
     base: Base,
     settings: RunSettings,
+    plan: Plan,
     prepared: Prepared,
     arms: Sequence[Arm],
     run: Path,
@@ -140,7 +151,8 @@ def train_apart(
     *,
     done: Totals,
     seed: int,
-    workers: Workers | None = None,
+    executor: Executor,
+    consent: Consent,
 ) -> None:
     """Train the local arms and the centralised ones that are not there yet, as rows of one cohort.
 
@@ -148,11 +160,13 @@ def train_apart(
     an arm that is added later may differ in them from one that was asked for at once (law 1).
 
     Args:
-        settings: of the run that they stand beside, with what it chose by measuring.
+        settings: of the run that they stand beside, with what its plan chose.
+        plan: of that run.
         arms: all that are compared, also those that are there.
         done: what the federated arm of this seed was trained with.
         seed: of the first adapter (the federated arm's own) and of the order of the examples.
-        workers: processes to tune in; None is this one.
+        executor: where the arms are tuned.
+        consent: which modules from outside may be imported.
 
     Raises:
         DataError: a client's step holds no trained token, or an arm diverged.
@@ -162,7 +176,7 @@ def train_apart(
     made = {arm.name: {arm.match: done.matched(arm.match), "seed": seed} for arm in arms}
     _complete(places)
     there = {name for name, place in places.items() if _trained(place, made[name])}
-    groups = _groups(arms, settings.tuning)
+    groups = _groups(arms, plan.stack_size)
     todo = [left for group in groups if (left := [name for name in group if name not in there])]
     if not todo:
         return
@@ -172,18 +186,18 @@ def train_apart(
             log.info("tuning %s for %s %s%s", _named(names), f"{done.matched(way):,}", way, each)
     datasets = {arm.name: _data(arm, prepared) for arm in arms}
     by_examples = [arm.name for arm in arms if arm.match == "examples"]
-    simulation = Simulation(
-        base=base,
+    local = LocalClients(
         datasets=datasets,
         algorithm=fedavg.ALGORITHM,
         transform=chain(),
         tuning=_table(settings.tuning, done),
         federation=FederationTable(rounds=1),
-        seed=seed,
-        cohort_size=max(map(len, groups)),
-        workers=workers,
+        micro_batch_tokens=plan.micro_batch_tokens,
+        order_seed=seed,
+        training=local_training(settings.tuning, consent.plugins),
         epochs={name: done.examples / len(datasets[name]) for name in by_examples},
     )
+    simulation = Simulation(local=local, executor=executor, stack_size=max(map(len, groups)))
     first = lora.fresh(base.sites, settings.adapter.rank, seed_for(seed, "adapter"))
     broadcast = Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms"))
     began, beside = perf_counter(), dict[str, dict[str, Any]]()
@@ -197,7 +211,7 @@ def train_apart(
         files.write(place, adapter, base)
         tuned = {name: metrics[name] for name in ("steps", "examples", "tokens", "loss")}
         # what is tuned beside others has no time of its own
-        seconds = None if workers else perf_counter() - began
+        seconds = None if executor.count > 1 else perf_counter() - began
         kept = {**tuned, "asked": made[update.client], "seconds": seconds, "adapter": digest_of(place)}
         beside[update.client] = kept
         if update.client in last:
@@ -223,15 +237,13 @@ def _complete(places: Mapping[str, Path]) -> None:
                 write_json(path / TUNED, tuned)
 
 
-def _groups(arms: Sequence[Arm], tuning: TuningTable) -> list[list[str]]:
+def _groups(arms: Sequence[Arm], size: int) -> list[list[str]]:
     """Which arms are tuned at once: as many as clients of the run, and none beside a shorter one.
 
     A long arm would go on alone in the end, so it is in no group with short ones, and workers begin with the
     largest of the groups that they look at. It stands last, since results are written down in this order.
     """
-    assert tuning.cohort_size != "auto"
     names = [[arm.name for arm in arms if arm.match == way] for way in WAYS]
-    size = tuning.cohort_size
     return [same[start : start + size] for same in names for start in range(0, len(same), size)]
 
 

@@ -14,8 +14,9 @@ from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.columns import listed
 from shepherd.data.folding import shows_nothing
+from shepherd.data.split import Split
 from shepherd.errors import BadRow, DataError
-from shepherd.settings import DataTable, SplitTable
+from shepherd.settings import DataTable
 
 Role = Literal["system", "user", "assistant"]
 
@@ -81,10 +82,10 @@ class Reading:
         return f"<Reading: {len(self.examples):,} examples, {len(self.skipped):,} bad rows skipped>"
 
 
-def read(table: DataTable, split: SplitTable, seed: int) -> Reading:
+def read(table: DataTable, split: Split, seed: int) -> Reading:
     """Read `table.source`: a file, a folder with one file a client, a saved data set, or a hub id.
 
-    In a folder each file is a client (its stem) where the split is ready-made. Files of a folder whose
+    In a folder each file is a client (its stem) where the split is by file. Files of a folder whose
     names begin with "global_", "test", "eval" or "valid" are left out: they are not for training.
     `table.limit` keeps at most so many examples of each category, drawn with the seed, in their order.
 
@@ -92,17 +93,16 @@ def read(table: DataTable, split: SplitTable, seed: int) -> Reading:
         BadRow: a row cannot be read and `on_bad_row` is "error"; names file, line, field and the fix.
         DataError: a file is missing, empty or unreadable, or no row of a source or of a client is left.
     """
-    ready_made = split.by == "ready-made"
-    parts = files.parts(table.source, table.config, table.part, folder_only=ready_made)
+    parts = files.parts(table.source, table.config, table.part, folder_only=split.by_file)
     readings = {
-        part.client: _gather(part.rows, table, split, part.client if ready_made else "") for part in parts
+        part.client: _gather(part.rows, table, split, part.client if split.by_file else "") for part in parts
     }
     examples = tuple(example for reading in readings.values() for example in reading.examples)
     skipped = tuple(sentence for reading in readings.values() for sentence in reading.skipped)
     if not examples:
         raise DataError(f"{table.source} gives no usable row: {_why_none(skipped)}")
     for client, reading in readings.items():
-        if ready_made and not reading.examples:
+        if split.by_file and not reading.examples:
             raise DataError(f"client {client} has no usable row: {_why_none(reading.skipped)}")
     return Reading(examples=_limited(examples, table.limit, seed), skipped=skipped)
 
@@ -112,7 +112,7 @@ def _why_none(skipped: Sequence[str]) -> str:
 
 
 def from_rows(
-    rows: Iterable[Mapping[str, Any]], table: DataTable, split: SplitTable, where: str, client: str = ""
+    rows: Iterable[Mapping[str, Any]], table: DataTable, split: Split, where: str, client: str = ""
 ) -> Reading:
     """Examples from rows that are already in memory; records count from 1 in messages.
 
@@ -123,7 +123,7 @@ def from_rows(
     return _gather(placed, table, split, client)
 
 
-def _gather(rows: Iterable[files.Placed], table: DataTable, split: SplitTable, client: str) -> Reading:
+def _gather(rows: Iterable[files.Placed], table: DataTable, split: Split, client: str) -> Reading:
     examples, skipped = [], []
     for where, row in rows:
         try:
@@ -137,15 +137,15 @@ def _gather(rows: Iterable[files.Placed], table: DataTable, split: SplitTable, c
     return Reading(examples=tuple(examples), skipped=tuple(skipped))
 
 
-def _example(row: Any, table: DataTable, split: SplitTable, where: str, client: str) -> Example:
+def _example(row: Any, table: DataTable, split: Split, where: str, client: str) -> Example:
     if not isinstance(row, Mapping):
         raise BadRow(f"{where} is {_kind(row)}, expected an object with named fields; fix that row")
     check = row.get("check")
     return Example(
         turns=_turns(row, table, where),
         category=_category(row, table, where),
-        client=_tag(row, split.field, where) if split.by == "natural" else client,
-        label=_tag(row, split.field, where) if split.field else "",
+        client=_full(row, split.client_field, where, "split.field") if split.client_field else client,
+        label=_full(row, split.label_field, where, "split.field") if split.label_field else "",
         where=where,
         check=check if isinstance(check, Mapping) else None,
     )
@@ -241,12 +241,6 @@ def _category(row: Mapping[str, Any], table: DataTable, where: str) -> str:
     if not table.category or (table.category == default and default not in row):
         return ""
     return _text(row, table.category, where, "data.category")
-
-
-def _tag(row: Mapping[str, Any], name: str, where: str) -> str:
-    if not name:
-        raise DataError('split.by is "natural" but split.field is empty; name the field of the client')
-    return _full(row, name, where, "split.field")
 
 
 def _chat(value: Any, where: str, field: str, *, answered: bool = True) -> tuple[Turn, ...]:

@@ -61,7 +61,7 @@ def _mixed(losses: Mapping[str, float], mix: Mapping[str, int]) -> float:
 def spread(categories: Sequence[str], most: int) -> NDArray[np.int64]:
     """At most `most` places, evenly over the categories, the first of each.
 
-    Held-out examples stand in the order of a draw (`data.split.HoldOut`), so the first are a fair sample of
+    Held-out examples stand in the order of a draw (`data.holdout.HoldOut`), so the first are a fair sample of
     them, evenly over clients too; others are to be shuffled before.
 
     >>> spread(["a", "a", "a", "b"], 3).tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shepherd.evaluate.statistics import Compared, Interval
 from shepherd.evaluate.still import LOSS as NATS
@@ -17,14 +18,14 @@ ALPHA = 0.05
 class Measure:
     """One thing that is measured: how to say it, and which way is better.
 
-    more, fewer: what is said of an arm whose number is the higher, and the lower.
+    more, fewer: what is said of an arm whose number is the higher, and the lower; "" is by the label.
     share: from 0 to 1, shown in percent and points; otherwise nats a token. asked: what it is measured on.
     """
 
     name: str
     label: str
-    more: str
-    fewer: str
+    more: str = ""
+    fewer: str = ""
     share: bool = True
     asked: str = "questions"
     lower_is_better: bool = False
@@ -33,6 +34,21 @@ class Measure:
     def span(self) -> Span:
         """The least and the largest value that there can be."""
         return SHARE if self.share else NATS
+
+    def verb(self, difference: float) -> str:
+        """What is said of an arm that differs by so much from the other."""
+        if difference > 0:
+            return self.more or f"scores higher in {self.label} than"
+        return self.fewer or f"scores lower in {self.label} than"
+
+    def row(self) -> dict[str, Any]:
+        """As it stands in comparison.json."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "share": self.share,
+            "lower_is_better": self.lower_is_better,
+        }
 
     def number(self, value: float) -> str:
         return f"{_plain(100 * value, 1)}%" if self.share else _plain(value, 3)
@@ -64,31 +80,6 @@ LOSS = Measure(
     asked="examples",
     lower_is_better=True,
 )
-RIGHT = Measure(
-    name="right",
-    label="right answers",
-    more="answers more questions right than",
-    fewer="answers fewer questions right than",
-)
-EXACT = Measure(
-    name="exact",
-    label="exact matches",
-    more="gives the expected answer word for word more often than",
-    fewer="gives the expected answer word for word less often than",
-)
-F1 = Measure(
-    name="f1",
-    label="token F1",
-    more="shares more words with the expected answers (token F1) than",
-    fewer="shares fewer words with the expected answers (token F1) than",
-)
-ROUGE_L = Measure(
-    name="rouge_l",
-    label="ROUGE-L",
-    more="follows the expected answers more closely (ROUGE-L) than",
-    fewer="follows the expected answers less closely (ROUGE-L) than",
-)
-MEASURES = {measure.name: measure for measure in (LOSS, RIGHT, EXACT, F1, ROUGE_L)}
 
 
 def says(
@@ -110,7 +101,7 @@ def says(
         return f"{first} and {second} score the same on every one of {these(compared, measure.asked)}."
     if decided(compared, p_holm):
         gap = compared.difference.scaled(-1 if compared.difference.value < 0 else 1)
-        verb = measure.more if compared.difference.value > 0 else measure.fewer
+        verb = measure.verb(compared.difference.value)
         return (
             f"{first} {verb} {second}: {measure.number(score_first)} against {measure.number(score_second)}, "
             f"by {measure.amount(gap.value)} ({_bounds(gap, measure)}; {shown(compared.p, p_holm)}"

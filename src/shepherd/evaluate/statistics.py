@@ -221,13 +221,6 @@ def score(values: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> 
     return interval(sample(values, draws, weights))
 
 
-def scores_by_category(
-    values: ArrayLike, draws: Draws, weights: ArrayLike | None = None
-) -> dict[str, Interval]:
-    """Category -> its score. One question's interval is all but as wide as the measure itself."""
-    return {category: score(values, draws.only(category), weights) for category in sorted(set(draws.strata))}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
     """First minus second, and first / second, on the same questions, seeds and draws.

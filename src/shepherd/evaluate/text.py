@@ -1,4 +1,4 @@
-"""Free text against a reference answer: exact match, token F1 and ROUGE-L, by torchmetrics.
+"""Free text against a reference answer, by torchmetrics.
 
 Exact match and F1 are SQuAD's (arXiv 1606.05250): lower case, without punctuation and articles. ROUGE-L is
 the F-measure of the longest common subsequence (Lin, 2004), without stemming.
@@ -11,26 +11,43 @@ import re
 from torchmetrics.functional.text import rouge_score, squad
 
 
-def against(answer: str, reference: str) -> dict[str, float]:
-    """`exact`, `f1` and `rouge_l`, each from 0 to 1.
+def exact(answer: str, reference: str) -> float:
+    """1 where both are the same text, else 0.
 
-    >>> found = against("The red fox.", "a red fox")
-    >>> found["exact"], found["f1"], round(found["rouge_l"], 3)
-    (1.0, 1.0, 0.667)
+    >>> exact("The red fox.", "a red fox")
+    1.0
     """
-    found = squad(
-        [{"prediction_text": answer, "id": "0"}],
-        [{"answers": {"answer_start": [0], "text": [reference]}, "id": "0"}],
-    )
-    rouge = rouge_score(
+    return _squad(answer, reference)["exact_match"]
+
+
+def f1(answer: str, reference: str) -> float:
+    """The harmonic mean of precision and recall of the words, from 0 to 1.
+
+    >>> f1("The red fox.", "a red fox")
+    1.0
+    """
+    return _squad(answer, reference)["f1"]
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """The F-measure of the longest common subsequence of words, from 0 to 1.
+
+    >>> round(rouge_l("The red fox.", "a red fox"), 3)
+    0.667
+    """
+    found = rouge_score(
         answer,
         reference,
         rouge_keys="rougeL",
         normalizer=lambda text: " ".join(re.findall(r"\w+", text.lower())),  # its own keeps a-z and 0-9 only
         tokenizer=str.split,
     )
-    return {
-        "exact": float(found["exact_match"]) / 100,
-        "f1": float(found["f1"]) / 100,
-        "rouge_l": float(rouge["rougeL_fmeasure"]),
-    }
+    return float(found["rougeL_fmeasure"])
+
+
+def _squad(answer: str, reference: str) -> dict[str, float]:
+    found = squad(
+        [{"prediction_text": answer, "id": "0"}],
+        [{"answers": {"answer_start": [0], "text": [reference]}, "id": "0"}],
+    )
+    return {name: float(percent) / 100 for name, percent in found.items()}

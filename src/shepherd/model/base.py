@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.errors import BaseError, DataError
-from shepherd.model import digest, fingerprint, last, lora, malloc, remote_code
+from shepherd.model import digest, fingerprint, last, lora, remote_code
 from shepherd.model.attention import PACKED
 from shepherd.progress import many
 from shepherd.settings import AdapterTable, ModelTable
@@ -147,6 +147,7 @@ def load(
     adapter: AdapterTable,
     name: str = "",
     *,
+    device: str = "auto",
     longest: int | None = None,
     proof: Proof | None = None,
     consent: Consent = NOTHING,
@@ -155,6 +156,7 @@ def load(
 
     Args:
         name: what messages and adapter folders call it, where that is not `model.base`.
+        device: where it computes; see `pick_device`.
         longest: tokens of the longest example that it will be trained on; None is any length. A sliding
             window that none reaches need not be proven.
         proof: what an earlier load of the same base found, which is not proven again then.
@@ -167,9 +169,9 @@ def load(
     from shepherd.model.proof import prove  # which works on a Base
 
     model = _pinned(model)
-    device = pick_device(model.device)
-    dtype = pick_dtype(model.dtype, device)
-    network = _load_model(model, device, dtype, consent)
+    where = pick_device(device)
+    dtype = pick_dtype(model.dtype, where)
+    network = load_network(model, where, dtype, consent)
     tokenizer = load_tokenizer(model, consent)
     network.requires_grad_(False).eval()
     found = fingerprint.of_base(model.base, model.revision, network)
@@ -181,15 +183,13 @@ def load(
         table=model,
         name=name or model.base,
         fingerprint=found,
-        device=device,
+        device=where,
         dtype=dtype,
         adapter=adapter,
         sites=sites,
         attention=network.config._attn_implementation,
     )
-    base = replace(base, proof=prove(base, longest) if proof is None else proof)
-    malloc.give_back()  # what the proof took, before somebody plans with what is free
-    return base
+    return replace(base, proof=prove(base, longest) if proof is None else proof)
 
 
 def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
@@ -235,7 +235,10 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BaseError(f"model.device {name!r} is not to be had here; write auto or cpu") from error
+        raise BaseError(
+            f'device "{name}" is not available here; write auto or cpu (machine.device in a run file,'
+            " trainer.device in a site's, device in the plan.json of a run folder)"
+        ) from error
     return device
 
 
@@ -322,7 +325,12 @@ def _require_folder(model: ModelTable, error: Exception) -> None:
         ) from error
 
 
-def _load_model(model: ModelTable, device: torch.device, dtype: torch.dtype, consent: Consent) -> Any:
+def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, consent: Consent) -> Any:
+    """The base's bare network, as transformers has it, once it is checked what would be loaded.
+
+    Raises:
+        BaseError: as `load`, but for what concerns adapters and training.
+    """
     trusted = remote_code.allowed(model, consent)
     _require_config(model)
     _require_no_adapter(model)

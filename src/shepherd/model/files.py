@@ -118,7 +118,7 @@ class _Found:
 def _written(folder: Path, adapter: Adapter, base: Base) -> _Found:
     require_shapes(base.shapes, shapes_of(adapter), "the adapter to write")
     metadata = {"format": "pt", BASE_KEY: base.fingerprint}
-    with _replacing(folder) as beside:
+    with replacing(folder) as beside:
         (beside / WEIGHTS).write_bytes(_ordered(bytes_of(dict(adapter), metadata)))
         return _configured(beside, adapter, base)
 
@@ -188,7 +188,7 @@ def write_beside(folder: Path, base: Base, stop: Sequence[int]) -> None:
         eos_token_id=sorted(stop),
         pad_token_id=eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )
-    with _replacing(folder) as beside:
+    with replacing(folder) as beside:
         tokenizer.save_pretrained(beside)
         _for_others(beside / "tokenizer_config.json")
         generation.save_pretrained(beside)
@@ -204,7 +204,7 @@ def _for_others(path: Path) -> None:
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> Iterator[Path]:
     """A folder beside, whose files then take the place of those of the same names, each whole."""
     try:
         private.make(folder)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from shepherd.core import Adapter, seed_for
+from shepherd.core import Adapter, Payload, require_same_layout, require_shapes, seed_for, shapes_of
 from shepherd.errors import AdapterError, BaseError
 from shepherd.model import reach
 from shepherd.model.layout import Layout, Segment, current
@@ -481,6 +481,18 @@ def shapes(sites: Sequence[Site], rank: int) -> dict[str, tuple[int, int]]:
     return found
 
 
+def require_fits(sites: Sequence[Site], adapter: Adapter, what: str) -> None:
+    """Raise AdapterError, naming the tensor, unless an adapter fits these sites, each at whatever rank.
+
+    A is (r, in) and B (out, r), or (r experts, in) and (out, r experts), with one r for both.
+    """
+    expected = {}
+    for site in sites:
+        rank = max(1, adapter[site.name_a].shape[0] // site.experts) if site.name_a in adapter else 1
+        expected.update(shapes([site], rank))
+    require_shapes(expected, shapes_of(adapter), what)
+
+
 def fresh(sites: Sequence[Site], rank: int, seed: int) -> Adapter:
     """A new adapter: A from U(-1/sqrt(in), 1/sqrt(in)) as in PEFT's default, B zero."""
     tensors: dict[str, Any] = {}
@@ -512,14 +524,16 @@ def hang(model: nn.Module, sites: Sequence[Site], stack: Mapping[str, Tensor]) -
             layer.a, layer.b = a, b
 
 
-def stacked(adapters: Sequence[Adapter], device: torch.device) -> dict[str, Tensor]:
-    """K adapters as one stack: name -> (K, ...), float32.
+def stacked(adapters: Sequence[Payload], device: torch.device) -> dict[str, Tensor]:
+    """K adapters as one stack: name -> (K, ...), in their own dtype.
 
     Raises:
         AdapterError: the adapters differ in names or shapes.
     """
     if not adapters:
         raise AdapterError("there is no adapter to stack; give at least one")
+    for adapter in adapters[1:]:
+        require_same_layout(adapters[0], adapter, "a stack of adapters")
     return {
         name: torch.from_numpy(np.stack([adapter[name] for adapter in adapters])).to(device)
         for name in adapters[0]

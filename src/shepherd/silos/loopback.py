@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tomli_w
 
@@ -19,15 +20,15 @@ from shepherd import prepare, world
 from shepherd.consent import NOTHING, Consent
 from shepherd.data.examples import Example
 from shepherd.errors import SilosError
-from shepherd.federation.nvflare import provision
-from shepherd.federation.nvflare.session import session
-from shepherd.federation.nvflare.supervise import bound
 from shepherd.loading import placed
 from shepherd.model.base import load_tokenizer
 from shepherd.model.digest import digest
 from shepherd.settings import TINY, RunSettings
-from shepherd.site.policy import length
-from shepherd.site.settings import PolicyTable
+from shepherd.silos.flare import provision
+from shepherd.silos.flare.session import session
+from shepherd.silos.flare.supervise import bound
+from shepherd.silos.site.policy import length
+from shepherd.silos.site.site_settings import PolicyTable
 
 MOST = 20
 """Sites on one machine: each is three processes, one with a base of its own."""
@@ -93,7 +94,7 @@ def started(
 
     It ends with this process, also where this is killed.
     """
-    command = bound([*within, sys.executable, "-m", "shepherd.cli", "silos", *words], signal.SIGTERM)
+    command = bound([*within, sys.executable, "-m", "shepherd", "silos", *words], signal.SIGTERM)
     with open(made.log(who), "ab") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -120,7 +121,7 @@ def write_sites(
     examples in its order: they come to what the same run comes to in one process. What bounds how few
     examples or sites are behind what leaves (`min_examples`, `min_cohort`) stays as it usually is, and so
     do the code from outside the package that may run, and the extremes that every site refuses (of
-    `clip_norm`, `betas`, and the rate times the decay).
+    `clip_norm`, and the optimiser's `betas`, `momentum` and decay times the rate).
 
     Returns:
         Each site's name, and its site.toml.
@@ -128,7 +129,7 @@ def write_sites(
     Raises:
         SilosError: more sites than one machine should run; nothing is written then.
     """
-    division = prepare.divide(settings)
+    division = prepare.divide(settings, consent.plugins)
     base = settings.model.base
     if len(division.clients) > MOST:
         raise SilosError(
@@ -150,6 +151,7 @@ def write_sites(
             base,
             scoring=_scoring(settings),
             order_seed=settings.seed,
+            micro_batch_tokens=settings.machine.micro_batch_tokens,
         )
         for number, places in enumerate(division.clients.values(), 1)
     }
@@ -176,6 +178,8 @@ def _policy(settings: RunSettings, sizes: Sequence[int]) -> dict[str, object]:
         "rounds_per_month": max(usual.rounds_per_month, 2 * rounds),  # some may be tried again
         "algorithms": _with(usual.algorithms, filter(_is_inside, algorithms)),
         "transforms": _with(usual.transforms, filter(_is_inside, transforms)),
+        "optimisers": _with(usual.optimisers, filter(_is_inside, [tuning.optimiser.name])),
+        "objectives": _with(usual.objectives, filter(_is_inside, [tuning.objective.name])),
         "loss_on": _with(usual.loss_on, [tuning.loss_on]),
         "dates": [data.date] if data.date else [],
         "metrics": [*usual.metrics, *(["heldout"] if data.holdout else [])],
@@ -214,6 +218,7 @@ def write_site(
     *,
     scoring: Mapping[str, object] | None = None,
     order_seed: int | None = None,
+    micro_batch_tokens: Literal["auto"] | int = "auto",
 ) -> Path:
     """A site's folder: data.jsonl, and a site.toml that allows the base, the embedded one or a folder's.
 
@@ -229,6 +234,7 @@ def write_site(
             "threads": 1,
             "joins_per_hour": 3600,  # of whoever starts run after run to try things
             **({} if order_seed is None else {"order_seed": order_seed}),
+            **({} if micro_batch_tokens == "auto" else {"micro_batch_tokens": micro_batch_tokens}),
         },
         "bases": [
             {

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from shepherd.core import Transform, Update
+from shepherd.config import Table
+from shepherd.core import Draws, Transform, Update
 from shepherd.errors import UpdateRefused
-from shepherd.settings import Table
 
 ROUNDING = 1 - 2**-22  # a float32 product rounds up by at most 2**-24, twice: the result is never longer
 ALLOWANCE = 1 + 2**-20
@@ -32,7 +32,7 @@ class Config(Table):
 def build(config: Config) -> Transform:
     """Clip on the client, and verify it on arrival; the server has nothing to undo."""
 
-    def on_client(update: Update, state: Any, seed: int) -> Update:
+    def on_client(update: Update, public: Any, draws: Draws) -> Update:
         length = _length(update)
         if not config.norm < length < math.inf:  # what is not finite is for the server to refuse
             return update
@@ -48,12 +48,8 @@ def build(config: Config) -> Transform:
             )
         return update
 
-    return Transform(dict, on_client, _untouched, on_arrival)
+    return Transform(on_client=on_client, on_arrival=on_arrival)
 
 
 def _length(update: Update) -> float:
     return math.hypot(update.delta.norm(), update.extra.norm())
-
-
-def _untouched(update: Update, state: Any, seed: int) -> tuple[Update, Any]:
-    return update, state

@@ -1,0 +1,69 @@
+"""The values that travel, and the kinds of part that act on them. numpy only."""
+
+from shepherd.core.adapter import Adapter, Array
+from shepherd.core.aggregation import Aggregation
+from shepherd.core.algorithm import Algorithm, Expected, LocalResult, Observer, Step
+from shepherd.core.messages import (
+    Broadcast,
+    ClientInfo,
+    Context,
+    Failure,
+    Federation,
+    LocalReport,
+    ServerState,
+    Update,
+)
+from shepherd.core.method import Method
+from shepherd.core.payload import (
+    Layout,
+    Payload,
+    not_finite,
+    require_same_layout,
+    require_shapes,
+    shapes_of,
+)
+from shepherd.core.randomness import Draws, FromSystem, Scoped, Seeded, seed_for
+from shepherd.core.selection import Cohort, Draw, Selection, names_at, share_of
+from shepherd.core.server_optimiser import ServerOptimiser, moved
+from shepherd.core.transform import Mechanism, Transform, chain
+
+__all__ = [
+    "Adapter",
+    "Aggregation",
+    "Algorithm",
+    "Array",
+    "Broadcast",
+    "ClientInfo",
+    "Cohort",
+    "Context",
+    "Draw",
+    "Draws",
+    "Expected",
+    "Failure",
+    "Federation",
+    "FromSystem",
+    "Layout",
+    "LocalReport",
+    "LocalResult",
+    "Mechanism",
+    "Method",
+    "Observer",
+    "Payload",
+    "Scoped",
+    "Seeded",
+    "Selection",
+    "ServerOptimiser",
+    "ServerState",
+    "Step",
+    "Transform",
+    "Update",
+    "chain",
+    "moved",
+    "names_at",
+    "not_finite",
+    "require_same_layout",
+    "require_shapes",
+    "seed_for",
+    "shapes_of",
+    "share_of",
+]

@@ -1,0 +1,151 @@
+"""What a client does differently from FedAvg, and what the server keeps for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from shepherd.core.adapter import Adapter
+from shepherd.core.messages import Broadcast, ClientInfo, Context, ServerState, Update
+from shepherd.core.payload import Layout, Payload, shapes_of
+from shepherd.core.randomness import Draws
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Where in a visit a gradient is corrected."""
+
+    index: int
+    """Optimiser steps before this one."""
+    rates: Any
+    """The learning rate of this step for each client, (K, 1, 1), on the tensors' device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalResult:
+    """What one visit made of the adapter that it started from."""
+
+    start: Adapter
+    """The whole adapter before the first step, personal factors among it."""
+    local: Adapter
+    """The tensors that were trained, after the last step."""
+    steps: int
+    rate_sum: float
+    """The sum of the learning rates of all steps; steps times the rate where it is constant."""
+
+    @property
+    def delta(self) -> Adapter:
+        """Local - start, of the tensors that were trained."""
+        return Adapter({name: tensor - self.start[name] for name, tensor in self.local.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """The layout that a client's update has to have once it is decoded."""
+
+    delta: Layout
+    extra: Layout = field(default_factory=dict)
+
+
+class Observer(Protocol):
+    """Looks at the updates of one round as they are aggregated, and reports figures about them."""
+
+    def add(self, update: Update) -> None:
+        """Count one update with the weight that it counts for."""
+
+    def figures(self) -> Mapping[str, float]:
+        """What was found, by the name of its column in rounds.jsonl."""
+
+
+Memory = Mapping[str, Payload]
+Correct = Callable[[str, Any, Any, Broadcast, Mapping[str, Any], Step], Any]
+
+
+def as_broadcast(broadcast: Broadcast, memory: Payload, client: ClientInfo) -> Adapter:
+    """A client starts from what it was sent."""
+    return broadcast.adapter
+
+
+def every_tensor(name: str, round: int) -> bool:
+    """All tensors, in every round."""
+    return True
+
+
+def remember_nothing(memory: Payload, broadcast: Broadcast, result: LocalResult) -> tuple[Payload, Payload]:
+    """A client keeps nothing between its visits (`memory` is empty before the first) and adds nothing."""
+    return memory, Payload()
+
+
+def no_server_memory(adapter: Adapter) -> Memory:
+    """The server remembers nothing but the adapter."""
+    return {}
+
+
+def nothing_extra(state: ServerState) -> Payload:
+    """The server sends the adapter alone."""
+    return Payload()
+
+
+def keep_server_memory(state: ServerState, update: Update, context: Context) -> Memory:
+    """The server's memory stays as it was."""
+    return state.memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """The client half of a federated method, and what the server keeps for it; each default is FedAvg's.
+
+    Make variants with `dataclasses.replace(algorithm, ...)` or `Algorithm(correct=...)`.
+    """
+
+    start: Callable[[Broadcast, Payload, ClientInfo], Adapter] = as_broadcast
+    """The adapter that a visit starts from: personal factors from the client's memory, a smaller rank."""
+    trainable: Callable[[str, int], bool] = every_tensor
+    """Whether a tensor is trained in a round."""
+    shared: Callable[[str, int], bool] = every_tensor
+    """Whether a trained tensor leaves the client in a round."""
+    correct: Correct | None = None
+    """The gradient to step along: `(name, grad, param, broadcast, memory, step) -> grad`.
+
+    It runs inside the trainer on stacked tensors with a leading client axis, (K, ...), and must be plain
+    arithmetic: `broadcast.adapter[name]` has no client axis and broadcasts over it, `memory[name]` has one.
+    """
+    remember: Callable[[Payload, Broadcast, LocalResult], tuple[Payload, Payload]] = remember_nothing
+    """What the client keeps for its next visit, and what it sends beside its change."""
+    expected: Callable[[Broadcast, ClientInfo], Expected] | None = None
+    """The layout that a client's update must have; the default is the shared tensors' and no extra."""
+    observe: Callable[[Broadcast, Context, Draws], Observer] | None = None
+    """What to report about a round's updates, such as the gap of averaged factors (law 10)."""
+    server_init: Callable[[Adapter], Memory] = no_server_memory
+    """The server's memory before the first round."""
+    server_extra: Callable[[ServerState], Payload] = nothing_extra
+    """What the server sends beside the adapter."""
+    server_remember: Callable[[ServerState, Update, Context], Memory] = keep_server_memory
+    """The server's memory after a round, of the aggregated update."""
+
+    def leaves(self, name: str, round: int) -> bool:
+        """Whether a tensor is part of an update in a round: trained, and shared."""
+        return self.trainable(name, round) and self.shared(name, round)
+
+    def expects(self, broadcast: Broadcast, client: ClientInfo) -> Expected:
+        """The layout that a client's update must have in this round."""
+        if self.expected is not None:
+            return self.expected(broadcast, client)
+        shapes = shapes_of(broadcast.adapter)
+        names = [name for name in shapes if self.leaves(name, broadcast.round)]
+        return Expected(delta={name: of_rank(name, shapes[name], client.rank) for name in names})
+
+
+def of_rank(name: str, shape: tuple[int, ...], rank: int | None) -> tuple[int, ...]:
+    """The shape of a factor at a smaller rank: rows of A, columns of B.
+
+    >>> of_rank("q.lora_A.weight", (8, 64), 4), of_rank("q.lora_B.weight", (64, 8), 4)
+    ((4, 64), (64, 4))
+    """
+    if rank is None:
+        return shape
+    parts = name.split(".")
+    if "lora_A" in parts:
+        return (min(rank, shape[0]), *shape[1:])
+    return (*shape[:-1], min(rank, shape[-1])) if "lora_B" in parts else shape

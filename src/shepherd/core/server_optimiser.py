@@ -1,0 +1,37 @@
+"""How the aggregate moves the server's adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from shepherd.core.adapter import Adapter
+from shepherd.core.messages import ServerState, Update
+from shepherd.core.payload import Payload
+
+
+def no_state(adapter: Adapter) -> Mapping[str, Payload]:
+    """An optimiser that remembers nothing."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptimiser:
+    """A step of the server's adapter along the aggregated update.
+
+    `apply` gives the state with the adapter moved, and its own `state.optimiser` where it keeps one.
+    """
+
+    apply: Callable[[ServerState, Update], ServerState]
+    init: Callable[[Adapter], Mapping[str, Payload]] = no_state
+    needs_mean: bool = False
+    """Whether it is right only for a weighted mean of the updates."""
+
+
+def moved(state: ServerState, change: Mapping[str, np.ndarray]) -> ServerState:
+    """The state with theta + change for the tensors that have one; the others stay."""
+    with np.errstate(over="ignore"):  # the round loop refuses what is not finite, by name
+        after = {name: state.adapter[name] + step for name, step in change.items()}
+    return replace(state, adapter=Adapter({**state.adapter, **after}))

@@ -1,0 +1,312 @@
+"""What is held out of training, to be scored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush, heapreplace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shepherd.core import seed_for
+from shepherd.data.examples import Example
+from shepherd.data.groups import FEW, Marks, Ties, joined, marks, shared_by_most, ties_shared
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HoldOut:
+    """Indices for training, ascending, and for scoring, in the order in which they are to be scored."""
+
+    train: Indices
+    heldout: Indices
+    """Any number from the front is spread evenly over categories, and over clients where there are any."""
+    duplicates: int
+    """Examples in neither: the same client has the same question with the same answer already."""
+    copies: int = 0
+    """Examples that another client has as well: each client keeps its own, all on one side."""
+    shared: int = 0
+    """Held-out examples that share a question with training, since too many hang together."""
+    common: int = 0
+    """Examples on both sides that share a first instruction which is too common to keep them together."""
+    commonest: int = 0
+    """How many of them share the commonest of these."""
+
+
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
+    """Set aside `share` of the examples, of each category and client its part, with the seed.
+
+    First an example that its client has already, question and answer, is removed. Examples that share
+    their first instruction with its context, or any user turn with its response, stay on one side, whole
+    groups at a time, so the share is met to within one group. What too many share to tell anything, such as a
+    greeting, does not tie; `common` counts it. Groups too large to be held out are trained on, where that
+    leaves twice the share to choose from; else they are taken apart, by weaker ties first; `shared` counts
+    what that costs. A client's last example is never held out.
+    """
+    found = {index: marks(example) for index, example in enumerate(examples)}
+    kept = _distinct(examples, found)
+    rng = np.random.default_rng(seed_for(seed, "holdout"))
+    wanted = min(len(kept) - 1, max(1, round(share * len(kept)))) if share > 0 and len(kept) > 1 else 0
+    room = _Room(
+        categories=_quotas(Counter(examples[index].category for index in kept), wanted, rng),
+        clients=_quotas(Counter(examples[index].client for index in kept), wanted, rng),
+        trained=Counter(examples[index].client for index in kept),
+        left=wanted,
+        size=len(kept),
+    )
+    ties = Ties.among([found[index] for index in kept])
+    tied = {index: ties.every(found[index]) for index in kept}
+    held = _drawn(tied, found, ties, examples, room, rng) if wanted else set()
+    train = [index for index in kept if index not in held]
+    scored = joined({index: tied[index] for index in sorted(held)})
+    common, commonest = shared_by_most(
+        *([ties.common_questions(found[index]) for index in side] for side in (held, train))
+    )
+    return HoldOut(
+        train=_indices(train),
+        heldout=np.array(_scoring_order(scored, examples, seed), dtype=np.int64),
+        duplicates=len(examples) - len(kept),
+        copies=_copies([found[index] for index in kept]),
+        shared=ties_shared((tied[index] for index in held), (tied[index] for index in train)),
+        common=common,
+        commonest=commonest,
+    )
+
+
+def hold_out_remarks(
+    *, shared: int, copies: int, common: int = 0, commonest: int = 0, size: int = 0
+) -> list[str]:
+    """What is to be said of these counts of a `HoldOut` of `size` examples: a sentence each, none where 0."""
+    said = []
+    if common:
+        said.append(
+            f"{common:,} examples share a first instruction that up to {commonest / size:.0%} have;"
+            " they were divided all the same"
+        )
+    if shared:
+        said.append(
+            f"{shared:,} held-out examples share a question with examples that are trained on: too many hang"
+            " together by common turns to be kept apart, so scores on them may be too good"
+        )
+    if copies:
+        said.append(f"{copies:,} examples are held by more than one client; each client keeps its own")
+    return said
+
+
+def _drawn(
+    tied: Mapping[int, Iterable[Hashable]],
+    found: Mapping[int, Marks],
+    ties: Ties,
+    examples: Sequence[Example],
+    room: _Room,
+    rng: np.random.Generator,
+) -> set[int]:
+    """Whole groups, and parts of those that are too large, where there is too little without them."""
+    groups = joined(tied)
+    for weaker in (ties.own, ties.questions, ties.whole, ties.none):
+        held = _taken(groups, examples, room.copy(), rng)
+        large = _too_large(groups, held, examples, room)
+        if not large:
+            return held
+        whole = [group for place, group in enumerate(groups) if place not in large]
+        apart = {index: weaker(found[index]) for place in sorted(large) for index in groups[place]}
+        groups = whole + joined(apart)
+    return _taken(groups, examples, room, rng)
+
+
+def _too_large(
+    groups: Sequence[list[int]], held: Set[int], examples: Sequence[Example], room: _Room
+) -> set[int]:
+    """Places of the groups to be taken apart, if any.
+
+    Those that cannot be held out whole, where there is not twice of what is wanted besides: what is scored
+    would else be of one kind, and none of it be trained on. And where less than half of what is wanted was
+    held out, those that stood in the way.
+    """
+    spared = [room.spares([examples[index] for index in group]) for group in groups]
+    sizes = [len(group) for group in groups]
+    most = room.most()
+    vast = {place for place, size in enumerate(sizes) if size > most}
+    whole = sum(size for size, spare in zip(sizes, spared, strict=True) if spare and size <= most)
+    if vast and whole < 2 * room.left:
+        return vast
+    if 2 * len(held) >= room.left:
+        return set()
+    left = room.left - len(held)
+    return {
+        place
+        for place, (group, spare) in enumerate(zip(groups, spared, strict=True))
+        if len(group) > (left if spare else min(left, FEW)) and held.isdisjoint(group)
+    }
+
+
+def _distinct(examples: Sequence[Example], found: Mapping[int, Marks]) -> list[int]:
+    """The first of each conversation that a client has, ascending."""
+    first: dict[tuple[str, bytes], int] = {}
+    for index, mark in found.items():
+        first.setdefault((examples[index].client, mark.whole), index)
+    return list(first.values())
+
+
+def _copies(kept: Sequence[Marks]) -> int:
+    times = Counter(mark.whole for mark in kept)
+    return sum(count for count in times.values() if count > 1)
+
+
+def _quotas(sizes: Mapping[str, int], wanted: int, rng: np.random.Generator) -> Counter[str]:
+    """How many of each category, or client: `wanted` in all, each its part to within one.
+
+    Where there are no more of them than are wanted, each that has two gets at least one.
+    """
+    names = sorted(sizes)
+    counts = np.array([sizes[name] for name in names], dtype=np.float64)
+    parts = wanted * counts / max(1.0, counts.sum())
+    small = np.zeros(len(names), dtype=bool)
+    while wanted >= len(names) and (more := (parts < 1) & (counts > 1) & ~small).any():
+        small |= more
+        parts[small] = 1
+        parts[~small] = (wanted - small.sum()) * counts[~small] / max(1.0, counts[~small].sum())
+    # systematic sampling: each part is rounded up with the chance of its fraction, and the sum stays
+    order = rng.permutation(len(names))
+    ends = np.floor(np.concatenate([[0], np.cumsum(parts[order])]) + rng.random() + 1e-9).astype(int)
+    return Counter({names[place]: int(n) for place, n in zip(order, np.diff(ends), strict=True)})
+
+
+@dataclass(slots=True)
+class _Room:
+    """What may still be held out: of each category and client, in all, and so that each client keeps one."""
+
+    categories: Counter[str]
+    clients: Counter[str]
+    trained: Counter[str]
+    """How many examples each client has left to train on."""
+    left: int
+    size: int
+    """How many examples there are, held out or not."""
+
+    def copy(self) -> Self:
+        parts = self.categories, self.clients, self.trained
+        categories, clients, trained = (part.copy() for part in parts)
+        return replace(self, categories=categories, clients=clients, trained=trained)
+
+    def most(self) -> int:
+        """How many examples one group may have that is held out whole: twice what is wanted, or a few."""
+        return max(2 * self.left, min(FEW, self.size // 4))
+
+    def spares(self, group: Sequence[Example]) -> bool:
+        """Whether each client keeps an example without this group."""
+        own = Counter(example.client for example in group if example.client)
+        return all(self.trained[client] > count for client, count in own.items())
+
+    def in_categories(self, group: Sequence[Example]) -> bool:
+        """Whether the group fits into what is left of its categories."""
+        own = Counter(example.category for example in group)
+        return all(count <= self.categories[name] for name, count in own.items())
+
+    def in_clients(self, group: Sequence[Example]) -> bool:
+        """Whether the group fits into what is left of its clients."""
+        own = Counter(example.client for example in group)
+        return all(count <= self.clients[name] for name, count in own.items())
+
+    def take(self, group: Sequence[Example]) -> None:
+        self.categories.subtract(example.category for example in group)
+        self.clients.subtract(example.client for example in group)
+        self.trained.subtract(example.client for example in group)
+        self.left -= len(group)
+
+
+def _taken(
+    groups: Sequence[list[int]], examples: Sequence[Example], room: _Room, rng: np.random.Generator
+) -> set[int]:
+    """Groups that fit their categories and clients, then their categories, then at all; then the smallest,
+    if that comes nearer."""
+    held: set[int] = set()
+    most = room.most()
+    order = [groups[place] for place in rng.permutation(len(groups))]
+    for within in ((room.in_categories, room.in_clients), (room.in_categories,), ()):
+        for group in order:
+            members = [examples[index] for index in group]
+            fits = len(group) <= room.left and held.isdisjoint(group) and room.spares(members)
+            if fits and all(fit(members) for fit in within):
+                room.take(members)
+                held.update(group)
+    open_ = [g for g in order if held.isdisjoint(g) and room.spares([examples[index] for index in g])]
+    smallest: list[int] = min(open_, key=len, default=[])
+    if smallest and _worth_it(len(smallest), len(held), room, most):
+        room.take([examples[index] for index in smallest])
+        held.update(smallest)
+    return held
+
+
+def _worth_it(group: int, held: int, room: _Room, most: int) -> bool:
+    """Whether to hold out a group that is larger than what is left to hold out.
+
+    It is, where that comes nearer to what is wanted; and where next to nothing would be held out without it,
+    as long as no more than `most` are then.
+    """
+    if room.left <= 0 or held + group >= room.size:
+        return False
+    few = held < room.left and held + group <= most
+    return few or group - room.left < room.left
+
+
+def _scoring_order(groups: Sequence[Sequence[int]], examples: Sequence[Example], seed: int) -> list[int]:
+    """At random, but in turn over the categories and over the clients, and one of a group before a second."""
+    rng = np.random.default_rng(seed_for(seed, "scored"))
+    rank = {index: place for group in groups for place, index in enumerate(rng.permutation(group).tolist())}
+    members = _by_category(sorted(rank), examples)
+    names = rng.permutation(sorted(members)).tolist()
+    queues = [_Queue.of(members[name], rank, examples, seed_for(seed, "scored", name)) for name in names]
+    order: list[int] = []
+    taken: Counter[str] = Counter()
+    while queues := [queue for queue in queues if queue.heap]:
+        order += [queue.next(taken) for queue in queues]
+    return order
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """The examples of one category: the next is of the client of which the fewest have been taken."""
+
+    heap: list[tuple[int, int, str]]
+    """For each client: how many of it were taken when it was put here, its place by lot, its name."""
+    own: Mapping[str, list[int]]
+    """Of each client, the next one last."""
+
+    @classmethod
+    def of(
+        cls, members: Sequence[int], rank: Mapping[int, int], examples: Sequence[Example], seed: int
+    ) -> Self:
+        rng = np.random.default_rng(seed)
+        own: dict[str, list[int]] = {}
+        for index in sorted(rng.permutation(members).tolist(), key=lambda index: -rank[index]):
+            own.setdefault(examples[index].client, []).append(index)
+        return cls(sorted(zip([0] * len(own), rng.permutation(len(own)).tolist(), own, strict=True)), own)
+
+    def next(self, taken: Counter[str]) -> int:
+        """Take one, and count it."""
+        while self.heap[0][0] != taken[self.heap[0][2]]:  # since then another category has taken of it
+            _, lot, client = self.heap[0]
+            heapreplace(self.heap, (taken[client], lot, client))
+        _, lot, client = heappop(self.heap)
+        taken[client] += 1
+        index = self.own[client].pop()
+        if self.own[client]:
+            heappush(self.heap, (taken[client], lot, client))
+        return index
+
+
+def _by_category(indices: Iterable[int], examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Category -> those of the indices that are of it, in their order."""
+    found: dict[str, list[int]] = {}
+    for index in indices:
+        found.setdefault(examples[index].category, []).append(index)
+    return found
+
+
+def _indices(found: Iterable[int]) -> Indices:
+    return np.array(sorted(found), dtype=np.int64)

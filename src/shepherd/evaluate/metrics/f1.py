@@ -1,0 +1,31 @@
+"""Words that the answer shares with the expected one, as SQuAD counts them (arXiv 1606.05250)."""
+
+from __future__ import annotations
+
+from shepherd.config import Table
+from shepherd.data.examples import Example
+from shepherd.evaluate.metric import Metric
+from shepherd.evaluate.sentences import Measure
+
+MEASURE = Measure(
+    name="f1",
+    label="token F1",
+    more="shares more words with the expected answers (token F1) than",
+    fewer="shares fewer words with the expected answers (token F1) than",
+)
+
+
+class Config(Table):
+    """There is nothing to set."""
+
+
+def score(answer: str, example: Example) -> float:
+    """The harmonic mean of the shared words' precision and recall."""
+    from shepherd.evaluate import text  # brings torch
+
+    return text.f1(answer, example.response)
+
+
+def build(config: Config) -> Metric:
+    """The overlap as a value."""
+    return Metric(measure=MEASURE, score=score)

@@ -1,0 +1,161 @@
+"""Clients whose examples are on this machine: what each trains on in a visit, and what it answers.
+
+Pure functions over values: where a client is in its data and what it remembers are given and given back, so
+that a simulation and a site's trainer keep them in their own way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shepherd.core import (
+    Algorithm,
+    Broadcast,
+    ClientInfo,
+    Draws,
+    LocalReport,
+    Payload,
+    Seeded,
+    Transform,
+    Update,
+    seed_for,
+)
+from shepherd.data import cursor
+from shepherd.data.tokens import Tokens
+from shepherd.errors import DataError
+from shepherd.settings import FederationTable, TuningTable
+from shepherd.training import stack, tune
+from shepherd.training.local import USUAL, LocalTraining
+from shepherd.training.tune import Job, Tuned, Visit
+
+
+class Batches(NamedTuple):
+    """The optimiser steps of one visit, as indices into the client's data, and where the cursor is then."""
+
+    steps: Sequence[NDArray[np.int64]]
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class LocalClients:
+    """The client half of a round, for datasets on this machine."""
+
+    datasets: Mapping[str, Tokens]
+    algorithm: Algorithm
+    transform: Transform
+    tuning: TuningTable
+    federation: FederationTable
+    micro_batch_tokens: int
+    """Tokens in one forward pass; see `model.tune.Job`."""
+    order_seed: int
+    """Decides the order of each client's examples."""
+    training: LocalTraining = USUAL
+    epochs: Mapping[str, float] = field(default_factory=dict)
+    """Length of a client's visit, where it is not the run file's."""
+    min_batch: int = 1
+    """Fewest examples of an optimiser step; see `data.cursor.visit`."""
+    min_examples: int = 1
+    """Fewest different examples of a visit; see `data.cursor.visit`."""
+    cap_nats: float = math.inf
+    """Most that one token counts in the loss that is reported; see `model.tune.Job`."""
+    draws: Draws | None = None
+    """Randomness of the transforms' client half; by default a seed in the broadcast decides it (law 2)."""
+
+    def infos(self) -> Sequence[ClientInfo]:
+        """Every client, by name."""
+        return [self.info(name) for name in sorted(self.datasets)]
+
+    def info(self, client: str) -> ClientInfo:
+        """A client's name and size."""
+        return ClientInfo(name=client, examples=self.size(client))
+
+    def size(self, client: str) -> int:
+        """How many examples a client trains on; groups, where the objective draws them together."""
+        return len(self.datasets[client]) // self.training.objective.group_size
+
+    def batches(self, client: str, position: int) -> Batches:
+        """What a client takes in its next visit, from where its cursor stands.
+
+        Raises:
+            DataError: it has no example.
+        """
+        size, group = self.size(client), self.training.objective.group_size
+        if not size:
+            raise DataError(f"client {client} has no example; give it some or leave it out")
+        steps, end = cursor.visit(
+            size,
+            position,
+            epochs=self.epochs.get(client, self.tuning.epochs),
+            max_steps=None if client in self.epochs else self.tuning.max_steps,
+            batch_size=self.tuning.batch_size,
+            seed=seed_for(self.order_seed, "order", client),
+            min_batch=self.min_batch,
+            min_examples=self.min_examples,
+        )
+        members = np.arange(group)
+        return Batches([(group * step[:, None] + members).ravel() for step in steps], end)
+
+    def visit(self, broadcast: Broadcast, client: str, batches: Batches) -> Visit:
+        """A client's work in a round, before it is known what it remembers.
+
+        Raises:
+            DataError: a step holds no trained token.
+        """
+        data, seed = self.datasets[client], seed_for(broadcast.seed, client)
+        visit = Visit(client=client, data=data, steps=batches.steps, seed=seed)
+        tune.require_trained(visit)
+        return visit
+
+    def remembering(self, broadcast: Broadcast, visit: Visit, memory: Payload) -> Visit:
+        """The visit of a client that remembers something, with the adapter that it then starts from."""
+        start = self.algorithm.start(broadcast, memory, self.info(visit.client))
+        return replace(visit, memory=memory, start=None if start is broadcast.adapter else start)
+
+    def job(self, broadcast: Broadcast, visits: Sequence[Visit]) -> Job:
+        """Visits to tune together."""
+        return Job(
+            broadcast=broadcast,
+            algorithm=self.algorithm,
+            visits=visits,
+            tuning=self.tuning,
+            learning_rate=self.learning_rate(broadcast.round),
+            micro_batch_tokens=self.micro_batch_tokens,
+            training=self.training,
+            cap_nats=self.cap_nats,
+        )
+
+    def learning_rate(self, round: int) -> float:
+        """Learning rate of a round, counted from 0, before the schedule within the visit."""
+        return stack.round_rate(self.tuning, round, self.federation.rounds)
+
+    def update(self, broadcast: Broadcast, tuned: Tuned) -> Update:
+        """What a client sends of what its visit made."""
+        update = Update(
+            round=broadcast.round,
+            clients=(tuned.client,),
+            delta=tuned.delta,
+            extra=tuned.extra,
+            weight=weight(self.federation, tuned.report, self.size(tuned.client)),
+            metrics=asdict(tuned.report),
+        )
+        draws = self.draws or Seeded(seed_for(broadcast.seed, "transform", tuned.client))
+        return self.transform.on_client(update, broadcast.transforms, draws)
+
+
+def weight(federation: FederationTable, report: LocalReport, size: int) -> float:
+    """What a client that holds `size` examples to train on counts for in the mean."""
+    match federation.weights:
+        case "size":
+            return float(size)
+        case "examples":
+            return float(report.examples)
+        case "tokens":
+            return float(report.trained_tokens)
+        case "equal":
+            return 1.0

@@ -1,0 +1,1 @@
+"""How this machine runs what was asked."""

@@ -1,0 +1,83 @@
+"""Make a plan: what the run file leaves open is chosen from what this machine has."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from shepherd import paths
+from shepherd.errors import SettingsError
+from shepherd.machine import memory
+from shepherd.machine.memory import Sizes
+from shepherd.machine.plan import Plan
+from shepherd.model.base import Base
+from shepherd.settings import RunSettings
+
+
+def chosen(settings: RunSettings, base: Base, *, clients: int, step_tokens: float, all_tokens: float) -> Plan:
+    """The plan of a new run. Measures, so another call may choose otherwise.
+
+    Args:
+        settings: with the day that the chat template prints, if it prints one.
+        clients: of one round.
+        step_tokens: tokens of one client's optimiser step, on average.
+        all_tokens: that the whole run tunes on, about.
+
+    Raises:
+        SettingsError: worker processes are asked for on a GPU.
+    """
+    machine = settings.machine
+    if machine.workers not in ("auto", 1) and base.device.type != "cpu":
+        raise SettingsError(
+            f"machine.workers = {machine.workers} is for a processor; write 1 on {base.device}"
+        )
+    sizes = memory.sizes(
+        base,
+        clients=clients,
+        step_tokens=step_tokens,
+        all_tokens=all_tokens,
+        micro_batch=_micro_batch(settings, base),
+        workers=None if machine.workers == "auto" else machine.workers,
+        stack_size=None if machine.stack_size == "auto" else machine.stack_size,
+    )
+    return of(settings, base, sizes)
+
+
+def written(settings: RunSettings, base: Base) -> Plan:
+    """The plan of a run folder of an earlier version, which wrote what it chose into the run file."""
+    machine = settings.machine
+    assert machine.stack_size != "auto"
+    sizes = Sizes(
+        workers=1 if machine.workers == "auto" else machine.workers,  # from before there were workers
+        stack_size=machine.stack_size,
+        micro_batch_tokens=_micro_batch(settings, base),
+    )
+    return of(settings, base, sizes)
+
+
+def over_silos(settings: RunSettings, base: Base) -> Plan:
+    """The plan of a coordinator, which tunes nothing itself.
+
+    Raises:
+        SettingsError: worker processes are asked for.
+    """
+    if settings.machine.workers not in ("auto", 1):
+        raise SettingsError("machine.workers is for clients in one process; leave it out over silos")
+    sizes = Sizes(workers=1, stack_size=1, micro_batch_tokens=_micro_batch(settings, base))
+    return of(settings, base, sizes)
+
+
+def of(settings: RunSettings, base: Base, sizes: Sizes) -> Plan:
+    """The plan of these sizes over a base that is loaded, on the threads in use."""
+    return Plan(
+        dtype=str(base.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        device=str(base.device),
+        threads=memory.threads(),
+        commit=base.table.revision if paths.is_hub_id(base.table.base) else None,
+        date=settings.data.date,
+        **asdict(sizes),
+    )
+
+
+def _micro_batch(settings: RunSettings, base: Base) -> int:
+    asked = settings.machine.micro_batch_tokens
+    return memory.micro_batch(base) if asked == "auto" else asked

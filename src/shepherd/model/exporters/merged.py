@@ -1,0 +1,28 @@
+"""A whole model with the adapter added into its weights, which transformers loads without PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from shepherd.config import PositiveInt, Table
+from shepherd.model.exporting import Exporter, Trained
+
+
+class Config(Table):
+    dtype: Literal["run", "float32", "bfloat16", "float16"] = "run"
+    """Number format of the weights; "run" is the one that the base was tuned in."""
+    shard_gigabytes: PositiveInt = 5
+    """Largest size of one weights file."""
+
+
+def build(config: Config) -> Exporter:
+    """The merged model as a value."""
+
+    def write(folder: Path, trained: Trained) -> None:
+        from shepherd.model import merging  # torch
+
+        dtype = None if config.dtype == "run" else config.dtype
+        merging.write(folder, trained, dtype=dtype, shard_bytes=config.shard_gigabytes * 10**9)
+
+    return Exporter(write=write)

@@ -1,0 +1,24 @@
+"""A folder with the adapter, its configuration and the tokenizer, which PEFT loads over the base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shepherd.config import Table
+from shepherd.model.exporting import Exporter, Trained
+
+
+class Config(Table):
+    """There is nothing to set."""
+
+
+def build(config: Config) -> Exporter:
+    """The PEFT folder as a value."""
+
+    def write(folder: Path, trained: Trained) -> None:
+        from shepherd.model import files  # torch
+
+        files.write(folder, trained.adapter, trained.base)
+        files.write_beside(folder, trained.base, trained.stop)
+
+    return Exporter(write=write)

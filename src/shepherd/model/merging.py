@@ -1,0 +1,55 @@
+"""A base with an adapter added into its weights, written as a model of its own."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from shepherd.errors import AdapterError
+from shepherd.model import base as bases
+from shepherd.model import files
+from shepherd.model.exporting import Trained
+
+log = logging.getLogger(__name__)
+
+
+def write(folder: Path, trained: Trained, *, dtype: str | None, shard_bytes: int) -> None:
+    """Write the model that gives the same logits as base and adapter, within its rounding.
+
+    `AutoModelForCausalLM.from_pretrained(folder)` reads it back. The base is loaded once more, and PEFT
+    merges it.
+
+    Args:
+        dtype: of the written weights, such as "float16"; None is the base's.
+        shard_bytes: the largest size of one weights file.
+
+    Raises:
+        AdapterError: PEFT would load another adapter, or a merged weight would not be finite.
+        FolderError: the folder cannot be written.
+    """
+    base = trained.base
+    whole = base.table.model_copy(update={"quantize": "none"})
+    if base.table.quantize != "none":
+        log.warning(
+            "the adapter was tuned over %s weights and is merged into whole ones: answers may change a bit",
+            base.table.quantize,
+        )
+    device = torch.device("cpu")
+    number = base.dtype if dtype is None else bases.pick_dtype(dtype, device)
+    network = bases.load_network(whole, device, number, trained.consent)
+    with tempfile.TemporaryDirectory() as beside:
+        files.write(Path(beside), trained.adapter, base)
+        adapted = PeftModel.from_pretrained(network, beside)
+        try:
+            merged = adapted.merge_and_unload(safe_merge=True)
+        except ValueError as error:  # a weight that is not finite
+            raise AdapterError(
+                f"the adapter cannot be merged into {base.name} ({error}); merge it with dtype=float32"
+            ) from error
+    with files.replacing(folder) as beside_folder:
+        merged.save_pretrained(beside_folder, max_shard_size=shard_bytes)
+    files.write_beside(folder, base, trained.stop)

@@ -1,0 +1,226 @@
+"""The rounds: select a cohort, ask it, check what comes back, aggregate, move, yield the state.
+
+A generator and nothing else: evaluating, saving, logging and stopping early are the body of the caller's
+`for`. To resume is to call it with a saved state; the bits come out the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+
+from shepherd.core import (
+    Adapter,
+    Broadcast,
+    ClientInfo,
+    Context,
+    Draw,
+    Draws,
+    Federation,
+    Method,
+    Observer,
+    Payload,
+    Scoped,
+    Seeded,
+    Selection,
+    ServerState,
+    Update,
+    not_finite,
+    seed_for,
+    shapes_of,
+)
+from shepherd.errors import FederationError
+from shepherd.rounds.acceptance import Asked, Received, usable
+from shepherd.rounds.report import RoundReport
+from shepherd.settings import RunSettings
+from shepherd.weighing import MAX_SHARE, Allow, Shares, anything
+
+NOTHING_KNOWN = Context()
+
+
+def start(method: Method, adapter: Adapter, context: Context = NOTHING_KNOWN) -> ServerState:
+    """The state before the first round."""
+    return ServerState(
+        round=0,
+        adapter=adapter,
+        memory=method.algorithm.server_init(adapter),
+        optimiser=method.server.init(adapter),
+        transforms=method.transform.init(context),
+    )
+
+
+def rounds(
+    method: Method,
+    federation: Federation,
+    state: ServerState,
+    *,
+    until: int,
+    select: Draw,
+    quorum: float,
+    seed: int,
+    secret: int | None = None,
+    noise: Draws | None = None,
+    context: Context = NOTHING_KNOWN,
+    allow: Allow = anything,
+    max_share: float = MAX_SHARE,
+) -> Iterator[tuple[ServerState, RoundReport]]:
+    """Train up to round `until`; yield the state and the report after each round.
+
+    One update is held at a time, and up to 1 / max_share of the heaviest, unless the aggregation holds the
+    cohort. An empty cohort passes with the adapter as it was, unless noise is due.
+
+    Args:
+        until: rounds in all, those of `state` with them.
+        select: `(clients, round, seed) -> names`, see `core.Selection.cohort`.
+        quorum: the share of the cohort, in (0, 1], that must give a usable update.
+        seed: of the run; what the clients are sent comes from it.
+        secret: of the server, for the cohorts; the default is `seed`, which sites of a real federation know.
+        context: what is known of the run, for parts that have to know its size.
+        noise: for the server half of the transforms; the default comes from `secret`.
+        allow: what each client may say of its visit; see `shepherd.weighing`.
+        max_share: the most that one client counts for, in (0, 1]; of n < 1 / max_share clients, 1 / n.
+
+    Raises:
+        QuorumNotMet: too few usable updates, for the quorum, the aggregation or the `min_cohort` of a client
+            whose update is among them; the last state yielded stands.
+        FederationError: no client at all, or a state that would not be finite.
+    """
+    secret = seed if secret is None else secret
+    noise = Seeded(secret) if noise is None else noise
+    while state.round < until:
+        began = perf_counter()
+        number = state.round
+        cohort = select(federation.clients(), number, seed_for(secret, number, "cohort"))
+        broadcast = announced(method, state, seed_for(seed, number, "clients"))
+        asked = Asked(
+            method=method,
+            federation=federation,
+            broadcast=broadcast,
+            cohort=cohort,
+            transforms=state.transforms,
+            allow=allow,
+            quorum=quorum,
+        )
+        received, observer = Received(), _observer(method, broadcast, context, Seeded(secret))
+        if cohort:
+            updates = _observed(usable(asked, Shares(max_share), received), observer)
+            aggregate = method.aggregation.combine(state, updates)  # pulls the clients through one at a time
+            _require_no_more(updates)
+        else:
+            aggregate = _of_nobody(method, broadcast)
+        state = after(method, state, aggregate, context, Scoped(noise, (number, "noise")))
+        yield (
+            state,
+            RoundReport(
+                round=state.round,
+                cohort=cohort,
+                weights=received.weights,
+                capped=tuple(received.capped),
+                metrics=received.metrics,
+                failures=received.failures,
+                bytes_down=broadcast.nbytes * len(cohort),
+                bytes_up=received.bytes_up,
+                figures=observer.figures() if observer else {},
+                federation_seconds=received.waited,
+                seconds=perf_counter() - began,
+            ),
+        )
+
+
+def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, clients: int) -> Context:
+    """What a run file and its data say of a run before its first round."""
+    return Context(
+        clients=clients,
+        share=selection.share,
+        rounds=settings.federation.rounds,
+        layout=shapes_of(adapter),
+        weights=settings.federation.weights,
+        rank=settings.adapter.rank,
+    )
+
+
+def rehearsed(method: Method, state: ServerState, context: Context) -> ServerState:
+    """The state after a round whose clients changed nothing, for its layout; nothing is random in it."""
+    broadcast = announced(method, state, 0)
+    expected = method.algorithm.expects(broadcast, ClientInfo(name="anyone", examples=1))
+    delta, extra = (
+        {name: np.zeros(shape, np.float32) for name, shape in part.items()}
+        for part in (expected.delta, expected.extra)
+    )
+    update = Update(
+        round=state.round, delta=Adapter(delta), extra=Payload(extra), weight=1.0, clients=("anyone",)
+    )
+    many = iter([update] * method.aggregation.smallest_cohort)
+    return after(method, state, method.aggregation.combine(state, many), context, Seeded(0))
+
+
+def announced(method: Method, state: ServerState, seed: int) -> Broadcast:
+    """What the cohort of the next round is sent: never more of a transform's state than is public."""
+    return Broadcast(
+        round=state.round,
+        adapter=state.adapter,
+        seed=seed,
+        transforms=method.transform.public(state.transforms),
+        extra=method.algorithm.server_extra(state),
+    )
+
+
+def after(
+    method: Method, state: ServerState, aggregate: Update, context: Context, noise: Draws
+) -> ServerState:
+    """The state after a round whose updates became `aggregate`.
+
+    Raises:
+        FederationError: a number of it would not be finite.
+    """
+    update, transforms = method.transform.on_server(aggregate, state.transforms, noise)
+    done = replace(state, round=state.round + 1, transforms=transforms)
+    if not update.clients and method.transform.mechanism is None:  # nobody was asked, and no noise is due
+        return done
+    moved = method.server.apply(state, update)
+    memory = method.algorithm.server_remember(state, update, context)
+    done = replace(done, adapter=moved.adapter, optimiser=moved.optimiser, memory=memory)
+    _require_finite(done)
+    return done
+
+
+def _of_nobody(method: Method, broadcast: Broadcast) -> Update:
+    """The aggregate of an empty cohort: a change of zero, of nobody."""
+    names = (name for name in broadcast.adapter if method.algorithm.leaves(name, broadcast.round))
+    still = {name: np.zeros_like(broadcast.adapter[name]) for name in names}
+    return Update(round=broadcast.round, delta=Adapter(still), weight=0.0, clients=())
+
+
+def _observer(method: Method, broadcast: Broadcast, context: Context, draws: Draws) -> Observer | None:
+    """The algorithm's observer, but under noise: what it would report is not part of what is released."""
+    if method.algorithm.observe is None or method.transform.mechanism is not None:
+        return None
+    return method.algorithm.observe(broadcast, context, draws)
+
+
+def _observed(updates: Iterator[Update], observer: Observer | None) -> Iterator[Update]:
+    for update in updates:
+        if observer is not None:
+            observer.add(update)
+        yield update
+        del update
+
+
+def _require_finite(state: ServerState) -> None:
+    for tensors in (state.adapter, *state.memory.values(), *state.optimiser.values()):
+        for name in not_finite(tensors):
+            raise FederationError(
+                f"round {state.round} would make tensor {name} not finite; clip the updates "
+                "or lower the learning rate, and resume from the round before"
+            )
+
+
+def _require_no_more(updates: Iterator[Update]) -> None:
+    """Updates that an aggregation leaves out would count for the quorum all the same."""
+    if next(updates, None) is not None:
+        raise FederationError(
+            "the aggregation stopped before the last update of the round; it must take them all"
+        )

@@ -1,0 +1,29 @@
+"""Draw a fixed number of clients, each set of that size as likely as any other.
+
+FedIT's (arXiv 2305.05644) and McMahan et al.'s (arXiv 1602.05629).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shepherd.config import PositiveShare, Table
+from shepherd.core import ClientInfo, Cohort, Selection, names_at, share_of
+
+
+class Config(Table):
+    share: PositiveShare = 1.0
+    """Share of the clients that each round asks; at least one client."""
+
+
+def build(config: Config) -> Selection:
+    """The draw without replacement as a value."""
+
+    def draw(clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:
+        rng = np.random.default_rng(seed)
+        number = share_of(len(clients), config.share)
+        return names_at(clients, rng.choice(len(clients), number, replace=False))
+
+    return Selection(draw=draw, share=config.share)

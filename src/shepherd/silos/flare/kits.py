@@ -1,0 +1,212 @@
+"""What a kit holds: whom it is for, which server it leads to, and whether its certificate is good today."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import NameOID
+
+from shepherd.errors import SilosError
+from shepherd.silos.flare.hardening import Kind
+
+ROOT = "rootCA.pem"
+_FILES: dict[Kind, str] = {"server": "fed_server.json", "site": "fed_client.json", "admin": "fed_admin.json"}
+_WHOSE: dict[Kind, str] = {"server": "the server", "site": "a site", "admin": "an administrator"}
+_MEND = "ask whoever made the federation for it again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kit:
+    """A kit as read from its folder; every path is absolute."""
+
+    folder: Path
+    kind: Kind
+    name: str  # of the site or administrator; of a server, its host
+    federation: str  # FLARE's project name, which no other federation has
+    host: str  # where the server is reached
+    port: int
+    identity: str  # the name in the server's certificate
+    role: str | None  # of an administrator
+    not_before: datetime  # UTC
+    not_after: datetime  # UTC
+    authority: str  # SHA-256 of the authority's certificate, in hex
+
+    @property
+    def startup(self) -> Path:
+        """The folder of certificates, key and addresses."""
+        return self.folder / "startup"
+
+    @property
+    def certificate(self) -> Path:
+        return self.startup / ("server.crt" if self.kind == "server" else "client.crt")
+
+    @property
+    def key(self) -> Path:
+        return self.startup / ("server.key" if self.kind == "server" else "client.key")
+
+    @property
+    def root(self) -> Path:
+        """The certificate of the authority that signed all kits of the federation."""
+        return self.startup / ROOT
+
+    @property
+    def home(self) -> Path:
+        """The folder of all that is Shepherd's own in the kit."""
+        return self.folder / "shepherd"
+
+
+def read(folder: str | Path, kind: Kind | None = None, *, now: datetime | None = None) -> Kit:
+    """Read and check a kit.
+
+    Args:
+        folder: the kit, or its `startup/`.
+        kind: what it must be for; None takes any.
+        now: the time at which its certificate must hold (UTC); the clock of this machine.
+
+    Raises:
+        SilosError: it is no kit, one of another kind, incomplete, mixed up from two, readable by others, or
+            its certificate does not hold now.
+    """
+    folder = Path(folder).absolute()
+    folder = folder.parent if folder.name == "startup" else folder
+    try:
+        return _read(folder, kind, now or datetime.now(UTC))
+    except PermissionError as error:
+        raise SilosError(
+            f"the kit in {folder} cannot be read ({error.strerror}: {error.filename}); use it as the user who"
+            " owns it"
+        ) from error
+
+
+def _read(folder: Path, kind: Kind | None, now: datetime) -> Kit:
+    found = _kind(folder, kind)
+    try:
+        kit = _parsed(folder, found)
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise SilosError(f"the kit in {folder} is damaged ({error}); {_MEND}") from error
+    _require_private(kit)
+    _require_together(kit)
+    _require_in_time(kit, now)
+    return kit
+
+
+def common_name(certificate: Any) -> str | None:
+    """The name in a certificate as `ssl` gives it, or None."""
+    subject = (certificate or {}).get("subject", ())
+    return next((value for part in subject for key, value in part if key == "commonName"), None)
+
+
+def require_plain_path(kit: Kit) -> None:
+    """FLARE starts its job processes by a command line that it splits at spaces.
+
+    Raises:
+        SilosError: the path of the kit, or of this Python, would be split.
+    """
+    for path in (str(kit.folder), sys.executable):
+        if shlex.split(path) != [path]:
+            raise SilosError(
+                f"FLARE cannot run from {path}: spaces, quotes or backslashes are in it; move it"
+            )
+
+
+def _kind(folder: Path, wanted: Kind | None) -> Kind:
+    kinds = [kind for kind, file in _FILES.items() if (folder / "startup" / file).is_file()]
+    if not kinds:
+        raise SilosError(
+            f"{folder} is no kit (startup/{_FILES[wanted or 'site']} is missing); name the folder that "
+            "`shepherd silos create` made for you"
+        )
+    if wanted and wanted != kinds[0]:
+        raise SilosError(
+            f"{folder} is a kit of {_WHOSE[kinds[0]]}, and this takes one of {_WHOSE[wanted]}; name that one"
+        )
+    return kinds[0]
+
+
+def _parsed(folder: Path, kind: Kind) -> Kit:
+    startup = folder / "startup"
+    table = json.loads((startup / _FILES[kind]).read_text(encoding="utf8"))
+    certificate = _certificate(startup / ("server.crt" if kind == "server" else "client.crt"))
+    federation, target, identity = _server(table, kind)
+    host, _, port = target.rpartition(":")
+    return Kit(
+        folder=folder,
+        kind=kind,
+        name=_attribute(certificate, NameOID.COMMON_NAME) or "",
+        federation=federation,
+        host=host,
+        port=int(port),
+        identity=identity,
+        role=_attribute(certificate, NameOID.UNSTRUCTURED_NAME),
+        not_before=certificate.not_valid_before_utc,
+        not_after=certificate.not_valid_after_utc,
+        authority=_certificate(startup / ROOT).fingerprint(hashes.SHA256()).hex(),
+    )
+
+
+def _server(table: dict[str, Any], kind: Kind) -> tuple[str, str, str]:
+    """The federation's name, the server's HOST:PORT, and the name in its certificate."""
+    if kind == "admin":
+        admin = table["admin"]
+        return admin["project_name"], f"{admin['host']}:{admin['port']}", admin["server_identity"]
+    server = table["servers"][0]
+    identity = server["admin_server"] if kind == "server" else server["identity"]
+    return server["name"], server["service"]["target"], identity
+
+
+def _require_private(kit: Kit) -> None:
+    if os.name == "posix" and stat.S_IMODE(kit.key.stat().st_mode) & 0o077:
+        raise SilosError(
+            f"others on this machine can read {kit.key}; take that from them with: chmod -R go= {kit.folder}"
+        )
+
+
+def _require_together(kit: Kit) -> None:
+    """The key is the certificate's, and the authority has signed the certificate."""
+    certificate, root = _certificate(kit.certificate), _certificate(kit.root)
+    try:
+        key = serialization.load_pem_private_key(kit.key.read_bytes(), password=None)
+        same = key.public_key() == certificate.public_key()
+        certificate.verify_directly_issued_by(root)
+    except (ValueError, TypeError, InvalidSignature):
+        same = False
+    if not same:
+        raise SilosError(
+            f"the key, the certificate and {ROOT} in {kit.startup} are not of one kit; {_MEND}, whole"
+        )
+
+
+def _require_in_time(kit: Kit, now: datetime) -> None:
+    clock = f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+    if now < kit.not_before:
+        raise SilosError(
+            f"the certificate in {kit.folder} is not valid before {kit.not_before:%Y-%m-%d %H:%M} UTC, and "
+            f"{clock}; set the clock, or wait"
+        )
+    if now > kit.not_after:
+        raise SilosError(
+            f"the certificate in {kit.folder} ended on {kit.not_after:%Y-%m-%d %H:%M} UTC, and {clock}; "
+            "ask whoever made the federation for a new kit, or set the clock"
+        )
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(path.read_bytes())
+
+
+def _attribute(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> str | None:
+    found = certificate.subject.get_attributes_for_oid(oid)
+    return str(found[0].value) if found else None

@@ -1,0 +1,430 @@
+"""Makes a federation: an authority, and a kit for the server, each site and each administrator.
+
+FOLDER/
+  federation.json   names and addresses; nothing secret
+  server/           the kit of the server
+  sites/NAME/       the kit of a site
+  admins/NAME/      the kit of an administrator
+  authority/        the key that signs kits; who has it can let anyone in
+
+Certificates are made by FLARE's own `nvflare provision`. Its start scripts are left out of the kits, since
+they would run FLARE without our supervision and its safe settings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from shepherd.errors import SilosError
+from shepherd.folder import mending, write_atomic
+from shepherd.silos.flare import known_sites
+from shepherd.silos.flare.hardening import ROLES, Kind, harden, protect
+
+FEDERATION, AUTHORITY = "federation.json", "authority"
+PORT = 8002
+ROOT_DAYS = 3600
+"""Days that the authority is valid; FLARE makes the certificates in the kits valid for 360."""
+_LONGEST = 40  # characters of a name; a certificate takes 64, and a run folder is named after it as well
+_ORG = "shepherd"
+_DOMAIN = "shepherd.local"  # FLARE wants an administrator's name to look like an e-mail address
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?")
+_MAIL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]*[A-Za-z0-9])?(?:@[A-Za-z0-9.-]+\.[A-Za-z]{2,})?")
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)*[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
+_IMPL = "nvflare.lighter.impl."
+_TAKEN = frozenset({"server", "client", "admin", "all", "relay"})  # words that FLARE gives a meaning to
+
+State = Literal["member", "removed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Federation:
+    """What `federation.json` says."""
+
+    name: str
+    host: str
+    port: int
+    sites: Mapping[str, State]
+    admins: Mapping[str, str]  # the full name -> the role, or "removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A federation or a kit that was made: where, and what to do with it, in sentences."""
+
+    folder: Path
+    sentences: tuple[str, ...]
+
+
+def create(
+    folder: str | Path, server: str, sites: Sequence[str], admins: Sequence[str] = ("admin",)
+) -> Created:
+    """Make a federation in a new or empty folder.
+
+    Args:
+        folder: where; all its folders and files become the owner's alone.
+        server: "host[:port]" by which the sites and administrators reach the server.
+        sites: their names: letters, digits, - and _, at most 40.
+        admins: "name[:role]", by default with the role project_admin, who may also remove sites and
+            administrators; a lead may submit runs and stop its own; org_admin and member may look.
+
+    Raises:
+        SilosError: the folder is taken, a name or address will not do, or FLARE is not installed.
+    """
+    folder = Path(folder)
+    federation = _federation(server, sites, admins)
+    _require_free(folder)
+    with _staged(folder) as staging:
+        _provision(staging, federation, federation.sites, federation.admins, with_server=True)
+        write(staging, federation)
+        known_sites.add(staging / "server", federation.sites)
+        protect(staging)
+    return Created(folder, _handing_out(folder, federation))
+
+
+def add_site(folder: str | Path, name: str) -> Created:
+    """Make the kit of one more site, with the authority of the federation in `folder`.
+
+    Raises:
+        SilosError: no federation, no authority, or the name will not do or is taken.
+    """
+    folder = Path(folder)
+    federation = read(folder)
+    _require_authority(folder)
+    if name in federation.sites:
+        state = "was removed from" if federation.sites[name] == "removed" else "is already a site of"
+        raise SilosError(f"{name} {state} the federation in {folder}; choose another name")
+    wider = replace(federation, sites={**federation.sites, name: "member"})
+    _require_names(wider.host, wider.sites, wider.admins)
+    with _staged(folder / "sites" / name) as staging:
+        _provision(staging, federation, [name], [], authority=folder / AUTHORITY)
+        kit = staging / "sites" / name
+        for part in list(kit.iterdir()):
+            shutil.move(part, staging / part.name)
+        shutil.rmtree(staging / "sites")
+        protect(staging)
+    write(folder, wider)
+    if (folder / "server").is_dir():  # elsewhere it knows the site once that has connected
+        known_sites.add(folder / "server", [name])
+    return Created(folder / "sites" / name, (_site_sentence(folder, name),))
+
+
+def remove_site(folder: str | Path, name: str) -> Federation:
+    """Remember a site as removed and mark its kit; at the running server it is `session.disable` that acts.
+
+    Raises:
+        SilosError: there is no such federation or site.
+    """
+    folder = Path(folder)
+    federation = read(folder)
+    if name not in federation.sites:
+        known = ", ".join(federation.sites) or "none"
+        raise SilosError(f"{name} is no site of the federation in {folder}; its sites are {known}")
+    narrower = replace(federation, sites={**federation.sites, name: "removed"})
+    write(folder, narrower)
+    kit = folder / "sites" / name
+    if kit.is_dir():
+        write_atomic(kit / "REMOVED", f"{name} was removed from the federation; this kit opens nothing.\n")
+    return narrower
+
+
+def remove_admin(folder: str | Path, name: str) -> tuple[Federation, str]:
+    """Remember an administrator as removed and mark the kit, as `remove_site` does.
+
+    Returns:
+        The federation, and the administrator's full name.
+
+    Raises:
+        SilosError: there is no such federation or administrator.
+    """
+    folder = Path(folder)
+    federation = read(folder)
+    full = full_name(federation, folder, name)
+    narrower = replace(federation, admins={**federation.admins, full: "removed"})
+    write(folder, narrower)
+    kit = folder / "admins" / kit_name(full)
+    if kit.is_dir():
+        write_atomic(kit / "REMOVED", f"{full} was removed from the federation; this kit opens nothing.\n")
+    return narrower, full
+
+
+def full_name(federation: Federation, folder: Path, name: str) -> str:
+    """The name in the certificate of an administrator who is called by it, or by the name of the kit.
+
+    Raises:
+        SilosError: there is no such administrator.
+    """
+    full = name if "@" in name else f"{name}@{_DOMAIN}"
+    if full not in federation.admins:
+        known = ", ".join(map(kit_name, federation.admins)) or "none"
+        raise SilosError(f"{name} is no administrator of the federation in {folder}; they are {known}")
+    return full
+
+
+def read(folder: str | Path) -> Federation:
+    """The federation that was made in `folder`.
+
+    Raises:
+        SilosError: there is none, or its file is damaged.
+    """
+    path = Path(folder) / FEDERATION
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+        return Federation(
+            name=found["name"],
+            host=found["host"],
+            port=int(found["port"]),
+            sites=dict(found["sites"]),
+            admins=dict(found["admins"]),
+        )
+    except FileNotFoundError:
+        raise SilosError(
+            f"{folder} holds no federation ({FEDERATION} is missing); name the folder that "
+            "`shepherd silos create` made"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SilosError(f"{path} cannot be read ({error}); put back a copy of it") from error
+
+
+def write(folder: Path, federation: Federation) -> None:
+    """Write `federation.json`."""
+    table = {
+        "name": federation.name,
+        "host": federation.host,
+        "port": federation.port,
+        "sites": dict(federation.sites),
+        "admins": dict(federation.admins),
+    }
+    write_atomic(folder / FEDERATION, json.dumps(table, indent=2) + "\n")
+
+
+def holds_federation(folder: str | Path) -> bool:
+    """Whether `create` made this folder.
+
+    Raises:
+        FolderError: this user may not look into it.
+    """
+    with mending(Path(folder)):
+        return (Path(folder) / FEDERATION).is_file()
+
+
+def kit_name(admin: str) -> str:
+    """The folder below `admins/` of an administrator's full name.
+
+    >>> kit_name("ada@shepherd.local"), kit_name("ada@example.org")
+    ('ada', 'ada@example.org')
+    """
+    return admin.removesuffix("@" + _DOMAIN)
+
+
+def _federation(server: str, sites: Sequence[str], admins: Sequence[str]) -> Federation:
+    host, port = _address(server)
+    roles = [_role(admin) for admin in admins]
+    _require_names(host, sites, [name for name, _ in roles])
+    if not sites:
+        raise SilosError("a federation needs a site; name one with --site")
+    if not any(role in ("project_admin", "lead") for _, role in roles):
+        raise SilosError("nobody could submit a run; give one administrator the role project_admin or lead")
+    return Federation(
+        name=f"shepherd-{secrets.token_hex(4)}",  # two federations are never taken for each other
+        host=host,
+        port=port,
+        sites=dict.fromkeys(sites, "member"),
+        admins=dict(roles),
+    )
+
+
+def _address(server: str) -> tuple[str, int]:
+    host, colon, port = server.partition(":")
+    if not _HOST.fullmatch(host) or len(host) > 64:
+        raise SilosError(f'"{server}" is no address of a server; give HOST or HOST:PORT')
+    if colon and not (port.isdecimal() and 0 < int(port) < 65536):
+        raise SilosError(f'the port of "{server}" is no number from 1 to 65535; give HOST:PORT')
+    return host, int(port) if colon else PORT
+
+
+def _role(admin: str) -> tuple[str, str]:
+    name, _, role = admin.partition(":")
+    role = role or "project_admin"
+    if role not in ROLES:
+        raise SilosError(f"{role} is no role of an administrator; choose one of {', '.join(ROLES)}")
+    return name if "@" in name else f"{name}@{_DOMAIN}", role
+
+
+def _require_names(host: str, sites: Iterable[str], admins: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name, form in [*((s, _NAME) for s in sites), *((kit_name(a), _MAIL) for a in admins)]:
+        if not form.fullmatch(name) or len(name) > _LONGEST:
+            raise SilosError(
+                f'"{name}" will not do as a name; use letters, digits, - and _, at most {_LONGEST} of them'
+            )
+        if name.lower() in _TAKEN and form is _NAME:
+            raise SilosError(f'"{name}" has a meaning of its own in FLARE; choose another name')
+        if name.lower() == host.lower() and form is _NAME:  # the certificate would pass for the server's
+            raise SilosError(f'"{name}" is what the server is called; choose another name')
+        if (form.pattern + name.lower()) in seen:  # one file system in two takes a for A
+            raise SilosError(f'"{name}" is named twice; give each its own name')
+        seen.add(form.pattern + name.lower())
+
+
+def _require_free(folder: Path) -> None:
+    if holds_federation(folder):
+        raise SilosError(
+            f"{folder} holds a federation already; add to it with `shepherd silos add-site {folder} NAME`, "
+            "or choose a new folder"
+        )
+    with mending(folder):
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if taken:
+        raise SilosError(f"{folder} is not an empty folder; choose a new one")
+
+
+def _require_authority(folder: Path) -> None:
+    if not (folder / AUTHORITY / "state.json").is_file():
+        raise SilosError(
+            f"{folder / AUTHORITY} is not there, and only it can sign a kit; "
+            "put it back from where it is kept, then ask again"
+        )
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place at the end, or goes without a trace."""
+    with mending(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield staging
+            staging.rename(folder)  # onto nothing, or onto an empty folder
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+def _provision(
+    into: Path,
+    federation: Federation,
+    sites: Iterable[str],
+    admins: Iterable[str],
+    *,
+    with_server: bool = False,
+    authority: Path | None = None,
+) -> None:
+    """Have FLARE make kits and bring them into our layout; the server's only when asked for."""
+    with tempfile.TemporaryDirectory(prefix=".provision-", dir=into) as work:
+        project = Path(work) / "project.yml"
+        project.write_text(json.dumps(_project(federation, sites, admins), indent=2))  # JSON is YAML
+        state = Path(work) / federation.name / "state" / "cert.json"
+        if authority:
+            state.parent.mkdir(parents=True)
+            shutil.copy(authority / "state.json", state)
+        _run(project)
+        made = state.parent.parent / "prod_00"
+        if with_server:
+            _take(made / federation.host, into / "server", "server")
+            _keep_authority(state, into / AUTHORITY)
+        for site in sites:
+            _take(made / site, into / "sites" / site, "site")
+        for admin in admins:
+            _take(made / admin, into / "admins" / kit_name(admin), "admin")
+
+
+def _keep_authority(state: Path, authority: Path) -> None:
+    """Keep the authority's own key, and no key that is in a kit."""
+    authority.mkdir()
+    kept = {key: value for key, value in json.loads(state.read_text()).items() if key.startswith("root_")}
+    write_atomic(authority / "state.json", json.dumps(kept) + "\n")
+
+
+def _take(made: Path, kit: Path, kind: Kind) -> None:
+    for script in [*made.rglob("*.sh"), *made.rglob("*.ipynb"), *made.rglob("readme.txt")]:
+        script.unlink()
+    kit.parent.mkdir(exist_ok=True)
+    shutil.move(made, kit)
+    harden(kit, kind)
+    write_atomic(kit / "README.txt", _READ_ME[kind])
+
+
+def _run(project: Path) -> None:
+    command = ["provision", "-p", project.name, "-w", ".", "--force"]
+    done = subprocess.run(
+        [sys.executable, "-m", "nvflare.cli", *command],
+        cwd=project.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "No module named" in done.stderr:
+        raise SilosError(
+            "NVIDIA FLARE is not installed; install it with: pip install 'shepherd-fit-core[silos]'"
+        )
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())[-300:]
+        raise SilosError(f"FLARE could not make the kits: {said}")
+
+
+def _project(federation: Federation, sites: Iterable[str], admins: Iterable[str]) -> dict[str, Any]:
+    server = {"name": federation.host, "type": "server", "org": _ORG, "fed_learn_port": federation.port}
+    people = [{"name": a, "type": "admin", "org": _ORG, "role": federation.admins[a]} for a in admins]
+    places = [{"name": site, "type": "client", "org": _ORG} for site in sites]
+    return {
+        "api_version": 3,
+        "name": federation.name,
+        "description": "shepherd",
+        "participants": [server, *places, *people],
+        "builders": [
+            {"path": _IMPL + "workspace.WorkspaceBuilder"},
+            {"path": _IMPL + "static_file.StaticFileBuilder", "args": {"config_folder": "config"}},
+            {"path": _IMPL + "cert.CertBuilder", "args": {"root_valid_days": ROOT_DAYS}},
+            {"path": _IMPL + "signature.SignatureBuilder"},
+        ],
+    }
+
+
+def _handing_out(folder: Path, federation: Federation) -> tuple[str, ...]:
+    address = f"{federation.host}:{federation.port}"
+    server = (
+        f"{folder / 'server'} goes to {federation.host}, whose port {federation.port} the sites must reach; "
+        f"start it there with: shepherd silos server {folder / 'server'}"
+    )
+    people = [
+        f"{folder / 'admins' / kit_name(name)} is for {name} ({role.replace('_', ' ')}), who gives it as "
+        "ADMIN_KIT in: shepherd run RUN.toml --silos ADMIN_KIT"
+        for name, role in federation.admins.items()
+    ]
+    return (
+        f"made a federation for {address} in {folder}",
+        server,
+        *(_site_sentence(folder, site) for site in federation.sites),
+        *people,
+        "each kit holds a private key: carry it whole, to the one it is for, by a way that nobody else can "
+        "read (scp, an encrypted archive or disk), and delete the copy that is left",
+        f"{folder / AUTHORITY} signs kits: keep it offline and let nobody have it; "
+        "only add-site needs it again",
+    )
+
+
+def _site_sentence(folder: Path, site: str) -> str:
+    kit = folder / "sites" / site
+    return f"{kit} is for {site} alone, which starts it with: shepherd silos site {site} --config site.toml"
+
+
+_READ_ME: dict[Kind, str] = {
+    "server": "The kit of the server of a Shepherd federation. It holds a private key: keep it secret.\n"
+    "Start it with: shepherd silos server THIS_FOLDER\n",
+    "site": "The kit of one site of a Shepherd federation. It holds a private key: keep it secret, and run\n"
+    "it on one machine only, with: shepherd silos site THIS_FOLDER --config site.toml\n"
+    "local/ holds what this site permits; it is yours, and nobody at the server can change it.\n",
+    "admin": "The kit of an administrator of a Shepherd federation. It holds a private key: keep it secret.\n"
+    "Use it with: shepherd run RUN.toml --silos THIS_FOLDER\n",
+}

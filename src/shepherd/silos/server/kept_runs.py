@@ -1,0 +1,147 @@
+"""What a server keeps of its runs, on the server's own machine: to look at, and to delete what is old."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shepherd import folder as folders
+from shepherd.errors import FolderError, SilosError
+from shepherd.silos.flare.cleanup import unfinished_runs
+from shepherd.silos.flare.controller import SUBMITTER
+from shepherd.silos.protocol.schema import sentence
+from shepherd.silos.server.serve import kit_in
+
+DAY = 24 * 3600.0
+DELETED = ".deleted-"
+"""How the folders begin that are being deleted; the next deletion sweeps what a kill left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRun:
+    """A run in the server's folder."""
+
+    run: str
+    folder: Path
+    submitter: str
+    """The administrator who submitted its first job."""
+    round: int
+    """Finished rounds."""
+    bytes: int
+    idle: float
+    """Seconds since its last finished round."""
+    going: bool
+    """Whether a job of it runs, or waits for its turn."""
+
+
+def kept(folder: str | Path) -> list[KeptRun]:
+    """The runs at a server, the oldest first.
+
+    Args:
+        folder: the server's kit, or the folder of the federation that it is in.
+
+    Raises:
+        SilosError: there is no kit of a server.
+        FolderError: the kit cannot be read.
+    """
+    kit = kit_in(folder)
+    home = kit.home / "runs"
+    with folders.mending(home):
+        places = [place for place in home.iterdir() if _is_run(place)] if home.is_dir() else []
+        going = unfinished_runs(kit.folder)
+        runs = [_kept(place, going) for place in places]
+    return sorted(runs, key=lambda run: (-run.idle, run.run))
+
+
+def delete(folder: str | Path, runs: Collection[str]) -> int:
+    """Delete these runs at the server for good; the run folders of their coordinators stay as they are.
+
+    Returns:
+        The bytes that were freed.
+
+    Raises:
+        SilosError: a run is not there, or is under way; then none is deleted.
+        FolderError: the system refuses; those before are deleted.
+    """
+    found = {run.run: run for run in kept(folder)}
+    for name in runs:
+        if name not in found:
+            raise SilosError(
+                f"the server keeps no run {sentence(name)[:80]}; `shepherd silos runs` lists them"
+            )
+        if found[name].going:
+            raise SilosError(f"run {name} is under way; stop it first with `shepherd silos stop`")
+    for name in runs:
+        _delete(found[name].folder)
+    return sum(found[name].bytes for name in runs)
+
+
+def older(runs: Sequence[KeptRun], days: float) -> list[str]:
+    """The runs that are not under way and had their last round so many days ago, or more."""
+    return [run.run for run in runs if not run.going and run.idle >= days * DAY]
+
+
+def _delete(place: Path) -> None:
+    with folders.mending(place.parent):
+        for left in place.parent.glob(f"{DELETED}*"):
+            shutil.rmtree(left)
+        with _locked(place) as free:
+            if not free:  # a job has begun meanwhile
+                raise SilosError(f"run {place.name} is under way; stop it first with `shepherd silos stop`")
+            doomed = place.rename(place.with_name(DELETED + place.name))
+        shutil.rmtree(doomed)
+
+
+def _kept(place: Path, going: Collection[str]) -> KeptRun:
+    files = [file for file in place.rglob("*") if file.is_file()]
+    with _locked(place) as free:
+        busy = not free
+    log = place / folders.LOG
+    last = log.stat().st_mtime if log.exists() else place.stat().st_mtime
+    return KeptRun(
+        run=place.name,
+        folder=place,
+        submitter=_submitter(place),
+        round=_round(place),
+        bytes=sum(file.stat().st_size for file in files),
+        idle=max(0.0, time.time() - last),
+        going=busy or place.name in going,
+    )
+
+
+def _submitter(place: Path) -> str:
+    try:
+        return sentence((place / SUBMITTER).read_text(encoding="utf8"))
+    except OSError:
+        return ""
+
+
+def _round(place: Path) -> int:
+    try:
+        rows = folders.read_rows(place)
+    except FolderError:  # a damaged log: it can be deleted all the same
+        return 0
+    return int(rows[-1]["round"]) if rows else 0
+
+
+def _is_run(place: Path) -> bool:
+    return place.is_dir() and not place.name.startswith(".")
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[bool]:
+    """Whether no process goes through the rounds of the run, and none can in this block."""
+    handle = os.open(place / folders.LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)

@@ -1,0 +1,109 @@
+"""What a job at the server tells its coordinator."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from shepherd.core import Adapter, Failure, Update
+from shepherd.errors import ShepherdError
+from shepherd.rounds.acceptance import MAX_METRIC
+from shepherd.silos.server.site_federation import Reply
+
+Row = dict[str, Any]
+ROWS = 100
+"""Rows in one answer to the coordinator; the rest in the next ones."""
+
+
+@dataclass(slots=True)
+class Book:
+    """What has happened so far, for the coordinator: written by the rounds, read by another thread."""
+
+    rounds: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    rows: list[Row] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    outcome: Row | None = None
+    opened: bool = False
+    came: list[Reply] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def open(self, rows: Sequence[Row]) -> None:
+        with self.lock:
+            self.rows, self.opened = list(rows), True
+
+    def row(self, row: Row) -> None:
+        with self.lock:
+            self.rows.append(row)
+            self.came, self.began = [], time.perf_counter()
+
+    def say(self, line: str) -> None:
+        with self.lock:
+            self.said.append(line)
+
+    def end(self, outcome: Row) -> None:
+        with self.lock:
+            self.outcome = outcome
+
+    def fail(self, error: ShepherdError) -> None:
+        self.end({"error": str(error), "kind": type(error).__name__})
+
+    def heard(self, reply: Reply) -> None:
+        if isinstance(reply, Update | Failure):
+            with self.lock:
+                self.came.append(_bare(reply))
+
+    def told(self, asked: Mapping[str, Any]) -> Row:
+        rows, said = int(asked.get("rows", 0)), int(asked.get("said", 0))
+        with self.lock:
+            last = self.rows[-1]["round"] if self.rows else -1
+            # by their rounds: a server that lost its disk has no rows of the first ones
+            new = [row for row in self.rows if row["round"] >= rows]
+            return {
+                "opened": self.opened,
+                "round": max(0, last),
+                "count": last + 1,
+                "rows": new[:ROWS],
+                "said": self.said[said:],
+                "progress": self._progress(),
+                "outcome": self.outcome if len(new) <= ROWS else None,
+            }
+
+    def _progress(self) -> Row:
+        metrics = [_sound(reply.metrics) for reply in self.came if isinstance(reply, Update)]
+        tokens = sum(each.get("tokens", 0.0) for each in metrics)
+        losses = [(each["loss"], each["tokens"]) for each in metrics if "loss" in each and each.get("tokens")]
+        return {
+            "round": (self.rows[-1]["round"] if self.rows else 0) + 1,
+            "rounds": self.rounds,
+            "clients_done": len(self.came),
+            "tokens": int(tokens),
+            "loss": _mean(losses)
+            if len(losses) > 1
+            else 0.0,  # of one alone: not before the round is finished
+            "seconds": time.perf_counter() - self.began,
+        }
+
+
+def _mean(losses: Sequence[tuple[float, float]]) -> float:
+    return sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
+
+
+def refused(error: ShepherdError) -> Book:
+    """What a job tells that cannot begin: nothing but why."""
+    book = Book(rounds=0)
+    book.fail(error)
+    return book
+
+
+def _bare(reply: Update | Failure) -> Update | Failure:
+    """Without the tensors, which belong to the round."""
+    return replace(reply, delta=Adapter(), extra=Adapter()) if isinstance(reply, Update) else reply
+
+
+def _sound(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    """Of an update that is not checked yet, the numbers that can be counted with."""
+    return {name: value for name, value in metrics.items() if 0 <= value <= MAX_METRIC}

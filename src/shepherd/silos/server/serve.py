@@ -1,0 +1,78 @@
+"""The server of a federation: FLARE's server process, kept running."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from shepherd.errors import SilosError
+from shepherd.silos.flare import kits, provision
+from shepherd.silos.flare.hardening import harden
+from shepherd.silos.flare.kits import Kit
+from shepherd.silos.flare.supervise import Child, Omen, supervise, until_signalled
+
+
+def serve(folder: str | Path, say: Callable[[str], None]) -> None:
+    """Run the server until SIGTERM or SIGINT; FLARE's process is started again whenever it dies.
+
+    Args:
+        folder: the server's kit, or the folder of the federation that it is in.
+        say: takes one line for each event.
+
+    Raises:
+        SilosError: no kit of a server, its certificate does not hold, the port is taken, or the kit runs
+            on this machine already.
+    """
+    with until_signalled() as stop:
+        keep(kit_in(folder), say, stop)
+
+
+def kit_in(folder: str | Path) -> Kit:
+    """The server's kit, from its own folder or from that of the federation.
+
+    Raises:
+        SilosError: as `kits.read`.
+    """
+    folder = Path(folder)
+    return kits.read(folder / "server" if provision.holds_federation(folder) else folder, "server")
+
+
+def keep(kit: Kit, say: Callable[[str], None], stop: threading.Event) -> None:
+    """`serve` until `stop` is set."""
+    kits.require_plain_path(kit)
+    for line in harden(kit.folder, "server"):
+        say(line)
+    say(f"the server of {kit.federation}: sites and administrators reach it at {kit.host}:{kit.port}")
+    supervise(kit.home, [_flare(kit)], say, stop, before=lambda: _require_port(kit))
+
+
+def _flare(kit: Kit) -> Child:
+    module = "shepherd.silos.flare.patches.site_parent"
+    return Child("flare", [sys.executable, "-m", module, "server", str(kit.folder)], omens=_OMENS)
+
+
+_OMENS = (
+    Omen(
+        r"Failed to re-activate the client:(\S+): already registered",
+        r"two machines run with the kit of \1; have its owner stop one of them",
+    ),
+)
+
+
+def _require_port(kit: Kit) -> None:
+    """FLARE would only log that the port is taken, among much else, and try without end."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("", kit.port))
+        except PermissionError as error:
+            raise SilosError(
+                f"port {kit.port} is not for this user; make the federation with another"
+            ) from error
+        except OSError as error:
+            raise SilosError(
+                f"port {kit.port} is taken on this machine ({error.strerror}); stop what listens there"
+            ) from error

@@ -1,0 +1,293 @@
+"""A run at the server: the round loop over sites, kept on the server's disk, and told to whoever asks.
+
+Knows no engine. The folder of a run at the server:
+
+RUN_ID/
+  .lock           held by the one process that goes through the rounds
+  submitter       the administrator whose run it is
+  rounds.jsonl    one line a finished round
+  checkpoints/    the last server states
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import logging
+import os
+import time
+import traceback
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from shepherd import checkpoint, folder, plugins, private, weighing
+from shepherd.checkpoint import Checkpoint
+from shepherd.core import Context, Failure, FromSystem, Seeded, Selection, ServerState
+from shepherd.data import cursor
+from shepherd.errors import FederationError, FolderError, ShepherdError
+from shepherd.rounds import RoundReport, context_of, report_row, rounds
+from shepherd.settings import RunSettings, validated
+from shepherd.silos.protocol.jobspec import Order, travelling
+from shepherd.silos.protocol.wire import Scores
+from shepherd.silos.server import trusted_modules as trusted
+from shepherd.silos.server.pooling import pooled
+from shepherd.silos.server.run_status import Book
+from shepherd.silos.server.site_federation import Post, Silos, Terms, short_deadline_s
+from shepherd.silos.server.trusted_modules import NO_OTHERS, Trusted
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+CHUNK = 3 * 2**20
+"""Bytes of a checkpoint in one answer to the coordinator, before base64."""
+TAKEOVER = 90.0
+"""Seconds to wait for a server process that lost its parent to let go of the run."""
+SECRET = "secret"
+"""The file that this server's draws come from, in its folder of the run."""
+KEEP = 2
+"""Checkpoints of a run that stay at the server, whatever the run file says of the run folder."""
+MOST_WHY = 300  # characters of why a site is left out of a score
+
+
+@dataclass(slots=True)
+class Service:
+    """One job's share of a run: from the last finished round to the last one, or as far as it comes."""
+
+    order: Order
+    home: Path
+    """Of the run, at the server."""
+    given: Path | None
+    """The coordinator's last checkpoint, that came with the job; used where it is the later one."""
+    post: Post
+    known: Collection[str] | None = None
+    """Sites of the federation, there or not; None where nobody keeps a list."""
+    trusted: Trusted = NO_OTHERS
+    """Modules outside the package that a run may name."""
+    settings: RunSettings = field(init=False)
+    silos: Silos = field(init=False)
+    _book: Book = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.settings = validated(RunSettings, self.order.settings, "the run file of the job")
+        federation, silos = self.settings.federation, self.settings.silos
+        terms = Terms(
+            run=self.order.run,
+            base=self.order.base,
+            version=self.order.version,
+            settings=travelling(self.settings),
+            deadline_s=silos.deadline_s,
+            short_deadline_s=short_deadline_s(silos),
+            max_in_flight=silos.max_in_flight,
+        )
+        self._book = Book(rounds=federation.rounds)
+        self.silos = Silos(post=self.post, terms=terms, sites=self.order.sites, heard=self._book.heard)
+
+    def run(self) -> None:
+        """Go through the rounds; what comes of it is in `told`, also where it cannot go on."""
+        try:
+            self.require_sound()
+            # numpy's threads would wait for the cores of whatever else this machine does
+            with _held(self.home), threadpool_limits(1, user_api="blas"):
+                self._rounds()
+            self._book.end({"finished": True})
+        except ShepherdError as error:
+            self._book.fail(error)
+        except Exception as error:  # what it says may be anything's text, and is not passed on
+            log.error("the run ended: %s at %s", type(error).__name__, _place(error))
+            self._book.fail(_unknown(error))
+
+    def told(self, asked: Mapping[str, Any]) -> Row:
+        """What the coordinator is told when it asks; safe from any thread.
+
+        Args:
+            asked: `rows` and `said`, how many of each it has; `state`, None or {"round", "file", "offset"},
+                which part of which checkpoint it wants.
+        """
+        answer = self._book.told(asked)
+        wanted = asked.get("state")
+        return {**answer, "state": self._part(wanted) if wanted else None}
+
+    def require_sound(self) -> None:
+        """Raise FederationError unless the order is one that this server goes along with."""
+        _require_sites(self.order.sites, self.known)
+        trusted.require(self.settings, self.trusted)
+        share = self.settings.federation.max_share
+        if share > weighing.MAX_SHARE:
+            raise FederationError(
+                f"federation.max_share = {share:g} would let one site be more than half of a mean, which a"
+                f" server does not; set it to {weighing.MAX_SHARE:g} or less"
+            )
+
+    def _rounds(self) -> None:
+        state, rows = self._opened()
+        self._book.open(rows)
+        for reply in self.silos.join(state.round):
+            if isinstance(reply, Failure):
+                self._book.say(f"{reply.client}: {reply.reason}")
+        if not rows:
+            self._log({"round": 0, **self._scored(state)})
+        taken = dict(rows[-1].get("taken", {})) if rows else {}
+        for after, report in self._going(state):
+            taken = _taken(taken, report)
+            row = self._row(after, report, taken)
+            saved = Checkpoint(state=after, notes=self._notes(row))
+            checkpoint.save(self.home / "checkpoints", saved, keep=KEEP)
+            self._log(row)
+
+    def _going(self, state: ServerState) -> Iterator[tuple[ServerState, RoundReport]]:
+        method = plugins.method(self.settings, self.trusted.all)
+        secret = self._secret()
+        return rounds(
+            method,
+            self.silos,
+            state,
+            secret=secret,
+            # noise that protects is nobody's to repeat; else a job that begins again makes the same round
+            noise=Seeded(secret) if method.transform.mechanism is None else FromSystem(),
+            context=self._context(state),
+            until=self.settings.federation.rounds,
+            select=self._selection().cohort,
+            quorum=self.settings.federation.quorum,
+            seed=self.settings.seed,
+            allow=weighing.allowing(self.settings),
+            max_share=self.settings.federation.max_share,
+        )
+
+    def _secret(self) -> int:
+        """What cohorts and noise come from: of this run at this server, and in nothing that it sends."""
+        path = self.home / SECRET
+        try:
+            with folder.mending(self.home):
+                return private.secret(path)
+        except ValueError:
+            raise FolderError(f"{path} was cut or changed; delete it, and a new one is drawn") from None
+
+    def _context(self, state: ServerState) -> Context:
+        return context_of(self.settings, self._selection(), state.adapter, len(self.order.sites))
+
+    def _selection(self) -> Selection:
+        return plugins.selection(self.settings, self.trusted.all)
+
+    def _opened(self) -> tuple[ServerState, list[Row]]:
+        """The later of the two checkpoints, with the log that belongs to it."""
+        mine = checkpoint.latest(self.home / "checkpoints")
+        found = [checkpoint.load(path) for path in (mine, self.given) if path]
+        if not found:
+            raise FolderError(f"{self.home} holds no checkpoint and the job brought none; submit it anew")
+        last = max(found, key=lambda saved: saved.state.round)
+        return last.state, folder.reconciled(self.home, last.state.round, last.notes.get("row"))
+
+    def _notes(self, row: Row) -> Row:
+        return {"positions": row["taken"], "row": row, "base": self.order.fingerprint}
+
+    def _row(self, state: ServerState, report: RoundReport, taken: Mapping[str, int]) -> Row:
+        began = time.perf_counter()
+        due = state.round % self.settings.evaluation.every == 0
+        scored = self._scored(state) if due or state.round == self.settings.federation.rounds else {}
+        scoring = time.perf_counter() - began
+        held = {site: joined.examples for site, joined in self.silos.joined.items()}
+        return {
+            **report_row(report),
+            **scored,
+            "taken": dict(taken),
+            "coverage": {site: cursor.coverage(held[site], taken.get(site, 0)) for site in sorted(held)},
+            "seconds": {
+                "round": report.seconds + scoring,
+                "tuning": report.federation_seconds,
+                "scoring": scoring,
+            },
+        }
+
+    def _scored(self, state: ServerState) -> Row:
+        """Held-out loss over the sites that may tell theirs."""
+        if not self.settings.data.holdout:
+            return {}
+        told = {reply.client: _told(reply) for reply in self.silos.score(state.round, state.adapter)}
+        absent = {site: "it was not asked" for site in self.order.sites if site not in told}
+        heldout = pooled({**told, **absent}, self.settings.federation.max_share)
+        return {"heldout": heldout} if heldout else {}
+
+    def _log(self, row: Row) -> None:
+        folder.append(self.home, row)
+        self._book.row(row)
+
+    def _part(self, wanted: Mapping[str, Any]) -> Row | None:
+        """A piece of a checkpoint's files, one after the other, in base64."""
+        place = self.home / "checkpoints" / f"round-{int(wanted['round']):05d}"
+        name, offset = str(wanted["file"]), int(wanted["offset"])
+        if name not in checkpoint.FILES:
+            return None
+        try:
+            with open(place / name, "rb") as file:
+                file.seek(offset)
+                data = file.read(CHUNK)
+                return {"of": os.fstat(file.fileno()).st_size, "data": base64.b64encode(data).decode()}
+        except OSError:  # an older round's, deleted by now
+            return None
+
+
+def _told(reply: Scores | Failure) -> Scores | str:
+    return reply if isinstance(reply, Scores) else reply.reason[:MOST_WHY]
+
+
+def _require_sites(sites: Collection[str], known: Collection[str] | None) -> None:
+    """Raise FederationError where a run names no site, one twice, or one that is not in the federation."""
+    twice = sorted(site for site, count in Counter(sites).items() if count > 1)
+    strange = sorted(site for site in sites if known is not None and site not in known)
+    if not sites or twice or strange:
+        named = ascii((twice or strange or ["no site"])[0][:80])
+        why = "is named twice" if twice else "has never connected to this server" if strange else "is named"
+        raise FederationError(
+            f"the run cannot begin, since {named} {why}; write each site of the federation once in"
+            " silos.sites"
+        )
+
+
+def _unknown(error: Exception) -> FederationError:
+    kind = type(error).__name__
+    return FederationError(
+        f"the rounds met a fault that the server does not know ({kind}); its log says where: mend it there,"
+        " and `shepherd resume` goes on"
+    )
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[-5:]
+    return " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+
+
+def _taken(before: Mapping[str, int], report: RoundReport) -> dict[str, int]:
+    """Examples that each site has trained on, over all rounds, as far as it may say."""
+    new = {site: max(0, int(metrics.get("examples", 0))) for site, metrics in report.metrics.items()}
+    return {site: before.get(site, 0) + new.get(site, 0) for site in sorted({*before, *new})}
+
+
+@contextmanager
+def _held(home: Path) -> Iterator[None]:
+    """Let one process at a time go through the rounds: a job that lost its parent lives on for a while."""
+    with folder.mending(home):
+        home.mkdir(parents=True, exist_ok=True)
+        handle = os.open(home / folder.LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        _wait_for(handle, home)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _wait_for(handle: int, home: Path) -> None:
+    ends = time.monotonic() + TAKEOVER
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                raise FolderError(f"another process goes through the rounds in {home}; stop it") from None
+            time.sleep(0.2)

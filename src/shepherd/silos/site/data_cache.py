@@ -1,0 +1,165 @@
+"""What a site keeps loaded: one base, and its data as tokens: what is trained on, and what is scored."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shepherd import prepare
+from shepherd.data.examples import Example
+from shepherd.data.template import Template, prints_date
+from shepherd.errors import DataError, FolderError, SettingsError
+from shepherd.folder import mending
+from shepherd.loading import load_base
+from shepherd.machine import memory
+from shepherd.model import base as bases
+from shepherd.prepare import Prepared
+from shepherd.settings import AdapterTable, ModelTable, RunSettings
+from shepherd.silos.site import redaction
+from shepherd.silos.site.site_store import sweep
+from shepherd.version import version
+
+log = logging.getLogger(__name__)
+
+FOLDERS = 8  # of tokens on the disk: those made last
+
+
+@dataclass(slots=True)
+class Holding:
+    """One base and one set of tokens of each kind; others take their place when they are asked for."""
+
+    home: Path
+    name: str
+    _base: bases.Base | None = None
+    _base_key: tuple[str, ModelTable, AdapterTable, int] | None = None
+    _prepared: Prepared | None = None
+    _data_key: str = ""
+    _heldout: Prepared | None = None
+    _heldout_key: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Of the base that is loaded; "" where none is."""
+        return self._base_key[0] if self._base is not None and self._base_key else ""
+
+    def ready(self, settings: RunSettings, digest: str, longest: int) -> Prepared | None:
+        """The data, where both they and the base that these settings ask for are loaded."""
+        held = self._base is not None and self._base_key == _base_key(settings, digest, longest)
+        return self._prepared if held and self._data_key == _data_key(settings, digest) else None
+
+    def data(self, settings: RunSettings, digest: str) -> Prepared:
+        """The examples to train on as tokens: those in memory, those on the disk, or made now.
+
+        Raises:
+            SettingsError: the template prints the day, and the run does not say which.
+            DataError: they cannot be used.
+            BaseError: the base's tokenizer cannot be used.
+            FolderError: the disk is full or cannot be written.
+        """
+        key = _data_key(settings, digest)
+        if self._prepared is None or key != self._data_key:
+            self._prepared = None
+            _require_date(settings, "the run names none; set data.date to one that the site allows")
+            self._prepared = self._stored(key) or self._made(settings, key, prepare.one_client)
+            self._data_key = key
+        return self._prepared
+
+    def heldout(self, settings: RunSettings, digest: str) -> Prepared:
+        """The examples that are held out as tokens, likewise, rendered as the owner has them scored.
+
+        Raises:
+            SettingsError: the template prints the day, and the owner has not said which.
+            DataError, BaseError, FolderError: as `data`.
+        """
+        key = "scored-" + _data_key(settings, digest)
+        if self._heldout is None or key != self._heldout_key:
+            self._heldout = None
+            _require_date(
+                settings, "its owner has not said which one scores are for; set scoring.date in its site.toml"
+            )
+            self._heldout = self._stored(key) or self._made(settings, key, prepare.held_out)
+            self._heldout_key = key
+        return self._heldout
+
+    def base(self, settings: RunSettings, digest: str, longest: int) -> bases.Base:
+        """The base with its adapted layers: the one in memory, if it is this one, or loaded now.
+
+        Args:
+            longest: tokens of the longest example that it is for.
+
+        Raises:
+            BaseError: it cannot be loaded.
+        """
+        key = _base_key(settings, digest, longest)
+        if self._base is None or key != self._base_key:
+            self._base = None
+            gc.collect()  # two at once may not fit
+            data = settings.data.model_copy(update={"max_tokens": longest})
+            self._base, self._base_key = load_base(settings.model_copy(update={"data": data})), key
+        memory.use_threads(settings.machine.threads)
+        return self._base
+
+    def _stored(self, key: str) -> Prepared | None:
+        folder = self.home / "data" / key
+        try:
+            return prepare.load(folder) if prepare.whole(folder) else None
+        except FolderError:  # damaged; it is made again
+            return None
+
+    def _made(self, settings: RunSettings, key: str, make: Callable[..., Prepared]) -> Prepared:
+        made = make(settings, self.name, bases.load_tokenizer(settings.model))
+        for dropped in made.dropped:
+            log.info("%s", redaction.logged(DataError(dropped)))
+        folder = self.home / "data" / key
+        with mending(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, mode=0o700)
+        prepare.save(folder, replace(made, heldout_examples=[_bare(e) for e in made.heldout_examples]))
+        sweep(folder.parent, FOLDERS)
+        return prepare.load(folder)
+
+
+def _bare(example: Example) -> Example:
+    """Without its text, which only answering would need."""
+    return Example(turns=(), category=example.category)
+
+
+def _require_date(settings: RunSettings, why: str) -> None:
+    table = settings.data
+    if table.date or table.template != "chat":
+        return
+    if prints_date(Template.of(table), bases.load_tokenizer(settings.model)):
+        raise SettingsError(f"the chat template of its base prints the day, and {why}")
+
+
+def _base_key(settings: RunSettings, digest: str, longest: int) -> tuple[str, ModelTable, AdapterTable, int]:
+    """Of all that loading depends on, the length of the examples that the proof is for included."""
+    unnamed = settings.model.model_copy(update={"base": ""})
+    return digest, unnamed, settings.adapter, longest
+
+
+def _data_key(settings: RunSettings, digest: str) -> str:
+    """Of all that the tokens depend on; the base's digest stands for its tokenizer."""
+    plain = {
+        "version": version(),
+        "base": digest,
+        "data": settings.data.model_dump(mode="json"),
+        "files": list(_stamps(Path(settings.data.source))),
+        "seed": settings.data_seed,
+        "loss_on": settings.tuning.loss_on,
+    }
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _stamps(source: Path) -> Iterator[tuple[str, int, int]]:
+    """Sizes and times of the files of a source on this disk, so that changed data are read again."""
+    files = sorted(source.rglob("*")) if source.is_dir() else [source] if source.is_file() else []
+    for file in files:
+        about = file.stat()
+        yield str(file), about.st_size, about.st_mtime_ns

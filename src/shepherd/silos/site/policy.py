@@ -1,0 +1,378 @@
+"""Whether a request may be answered: pure, and each rule refuses by its own name."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from shepherd.data import cursor
+from shepherd.settings import RunSettings
+from shepherd.silos.site import released
+from shepherd.silos.site.site_settings import PolicyTable, ScoringTable, asked, minutes
+
+if TYPE_CHECKING:
+    from shepherd.silos.protocol.wire import Request
+
+LONGEST = 80  # letters of a name that came from outside, in a sentence
+MOST = 2.0**62  # examples: a visit that nobody makes, and a number that still can be counted with
+MOST_TRANSFORMS = 8  # of one run: each is work at the site
+MOST_SCALE = 64.0  # alpha / rank: recipes have 1 to 4, and a larger one drowns what the base says
+LEAST_CLIP_NORM = 1e-3  # below, a step has the same length whatever it is made of
+LEAST_BETA = 0.5  # below, an update is the last steps' rather than the visit's
+MOST_MOMENTUM = 0.95  # above, an update is the first steps' rather than the visit's
+MOST_FORGOTTEN = 0.01  # learning_rate * weight_decay, a step: at 1 only the last step is left
+MOST_TRIES = 5  # of one question in a month: a process that was killed, a disk that was full and is not
+SHORTER = "lower tuning.max_steps or tuning.epochs"
+USUAL = ScoringTable()
+NOISE, SECURE = "noise", "secure"  # the transforms' modules
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The rule that refuses, and one sentence with what it allows and what was asked."""
+
+    rule: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What one rule has against a request: what it allows, what was asked, and how to fix it."""
+
+    rule: str
+    allowed: object
+    got: str
+    fix: str
+
+    def at(self, site: str) -> Refusal:
+        limit = f" = {_toml(self.allowed)}" if self.allowed is not None else ""
+        return Refusal(self.rule, f"policy {self.rule}{limit} of {site} refuses {self.got}; {self.fix}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """What a month has granted already: see `audit.granted`."""
+
+    rounds: int = 0
+    """Visits or scores of this kind that were begun, whatever came of them."""
+    runs: int = 0
+    """Other runs that were trained or scored."""
+    tries: int = 0
+    """Of `rounds`, those for this very question."""
+    failures: int = 0
+    """Visits and scores of this run that came to no answer."""
+    answers: int = 0
+    """Answers to this very question."""
+
+
+def refusal(
+    policy: PolicyTable,
+    request: Request,
+    *,
+    site: str,
+    bases: Collection[str],
+    examples: int | None,
+    different: int | None = None,
+    scored: int | None = None,
+    scoring: ScoringTable = USUAL,
+) -> Refusal | None:
+    """The first rule that refuses what the run asks for, or None; `refusal_now` is for the rest.
+
+    It is checked for every kind of request, so that a site refuses when it is asked to join.
+
+    Args:
+        site: the site's name, for the sentence.
+        bases: digests of the bases that may be loaded.
+        examples: that the site would train on, 1 or more; None before the data are looked at, and the
+            rules about them are left out.
+        different: examples that the visit took, where it is one whose answer was kept.
+        scored: held-out examples behind the numbers of a score; None where none is asked for.
+        scoring: how the owner has examples rendered.
+
+    Raises:
+        SettingsError: the request's settings are no run file's.
+    """
+    run = asked(request.settings)
+    faults = [_about_the_base(request.base, bases), _about_the_run(policy, run, request.round, scoring)]
+    if request.kind == "score":
+        faults.append(_about_scores(policy))
+    if examples is None:
+        faults.append(_about_steps(policy, run.tuning.max_steps or 0))
+    else:
+        faults.append(_about_a_visit(policy, run, examples, different))
+    if scored is not None:
+        faults.append(_about_a_score(policy, scored))
+    return next((fault.at(site) for some in faults for fault in some), None)
+
+
+def refusal_now(
+    policy: PolicyTable, request: Request, *, site: str, granted: Granted, now: datetime
+) -> Refusal | None:
+    """The first rule about the cohort, the hours and the month's budget that refuses the request, or None.
+
+    They hold where something is to be computed, and so neither for joining nor for an answer that was kept.
+
+    Args:
+        site: the site's name, for the sentence.
+        granted: in this month.
+        now: in the site's local time.
+    """
+    faults = _about_now(policy, request, granted, now) if request.kind != "join" else ()
+    return next((fault.at(site) for fault in faults), None)
+
+
+def broken_by(
+    policy: PolicyTable,
+    run: RunSettings,
+    *,
+    site: str,
+    examples: int,
+    rounds: int = 0,
+    scoring: ScoringTable = USUAL,
+) -> list[Refusal]:
+    """Every rule that a run file breaks by itself, whatever its base and whenever it asks."""
+    faults = (*_about_the_run(policy, run, rounds, scoring), *_about_a_visit(policy, run, examples))
+    return [fault.at(site) for fault in faults]
+
+
+def _about_the_base(asked: str, bases: Collection[str]) -> Iterator[Fault]:
+    if asked not in bases:
+        fix = "agree on one base, and list its sha256 in the site's [[bases]]"
+        yield Fault("bases", None, f"base {_short(asked)}", fix)
+
+
+def _about_the_run(
+    policy: PolicyTable, run: RunSettings, round: int, scoring: ScoringTable
+) -> Iterator[Fault]:
+    if run.model.trust_remote_code:
+        fix = "set model.trust_remote_code = false"
+        yield Fault("trust_remote_code", False, "code that comes with a base", fix)
+    if run.adapter.rank > policy.max_rank:
+        yield Fault("max_rank", policy.max_rank, f"rank {run.adapter.rank}", "lower adapter.rank")
+    scale = run.adapter.alpha / run.adapter.rank ** (0.5 if run.adapter.rank_stabilised else 1.0)
+    if scale > MOST_SCALE:
+        yield Fault("alpha", None, f"an adapter scaled by {scale:g}", "lower adapter.alpha")
+    yield from _about_the_optimiser(policy, run)
+    rounds = max(run.federation.rounds, round)
+    if rounds > policy.max_rounds:
+        yield Fault("max_rounds", policy.max_rounds, f"{rounds} rounds", "lower federation.rounds")
+    if run.tuning.loss_on not in policy.loss_on:
+        got = f"a loss on {_toml(run.tuning.loss_on)}"
+        yield Fault("loss_on", policy.loss_on, got, "set tuning.loss_on to what is allowed")
+    if run.tuning.batch_size < policy.min_batch:
+        got = f"steps of {run.tuning.batch_size} examples"
+        yield Fault("min_batch", policy.min_batch, got, f"set tuning.batch_size = {policy.min_batch} or more")
+    yield from _about_the_rendering(policy, run, scoring)
+    yield from _about_its_parts(policy, run)
+
+
+def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
+    """Extremes make an update of single tokens or of single steps, whatever a visit takes."""
+    tuning, dropout = run.tuning, run.adapter.dropout
+    if dropout > policy.max_dropout:
+        yield Fault("max_dropout", policy.max_dropout, f"dropout {dropout:g}", "lower adapter.dropout")
+    rate = tuning.learning_rate
+    if rate > policy.max_learning_rate:
+        got = f"a learning rate of {rate:g}"
+        yield Fault("max_learning_rate", policy.max_learning_rate, got, "lower tuning.learning_rate")
+    if 0.0 < tuning.clip_norm < LEAST_CLIP_NORM:
+        fix = f"set tuning.clip_norm = {LEAST_CLIP_NORM:g} or more, or 0 for no clipping"
+        yield Fault("clip_norm", None, f"gradients clipped to {tuning.clip_norm:g}", fix)
+    keys = tuning.optimiser.model_extra or {}  # those of another type are refused where it is built
+    if any(isinstance(beta, int | float) and not beta >= LEAST_BETA for beta in _listed(keys.get("betas"))):
+        fix = f"set both of tuning.optimiser.betas to {LEAST_BETA:g} or more"
+        yield Fault("betas", None, f"betas {_toml(keys['betas'])}", fix)
+    momentum = keys.get("momentum", 0.0)
+    if isinstance(momentum, int | float) and not momentum <= MOST_MOMENTUM:
+        fix = f"set tuning.optimiser.momentum to {MOST_MOMENTUM:g} or less"
+        yield Fault("momentum", None, f"momentum {momentum:g}", fix)
+    decay = keys.get("weight_decay", 0.0)
+    if isinstance(decay, int | float) and not rate * decay <= MOST_FORGOTTEN:
+        got = f"a weight decay that takes {rate * decay:.3g} of the adapter each step"
+        fix = f"lower tuning.optimiser.weight_decay to {MOST_FORGOTTEN:g} / tuning.learning_rate or less"
+        yield Fault("weight_decay", None, got, fix)
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: ScoringTable) -> Iterator[Fault]:
+    """How examples are written decides what is trained on: two ways that differ little tell much."""
+    data = run.data
+    if data.template not in policy.templates:
+        got = f"template {_toml(data.template)}"
+        yield Fault("templates", policy.templates, got, "set data.template to one of them")
+    for name, value in data.template_options.items():
+        if not isinstance(value, bool):
+            got = f"template option {_toml(name)} that is no switch"
+            yield Fault("templates", None, got, "leave it out, or set it to true or false")
+    if data.system is not None and data.system not in policy.system_prompts:
+        fix = "leave data.system out, or have it listed there, word by word"
+        yield Fault("system_prompts", None, f"system prompt {_toml(data.system)}", fix)
+    days = (*policy.dates, *((scoring.date,) if scoring.date else ()))
+    if data.date and data.date not in days:
+        fix = "set data.date to one of them" if days else "leave data.date out, or have it listed there"
+        yield Fault("dates", days, f"to print {data.date} as the day", fix)
+    if data.max_tokens not in policy.max_tokens:
+        got = f"examples of {data.max_tokens} tokens"
+        yield Fault("max_tokens", policy.max_tokens, got, _nearest(policy.max_tokens, data.max_tokens))
+    if run.federation.weights == "tokens":
+        shown = "trained_tokens" in policy.metrics and released.is_rendered_as_scored(data, scoring)
+        if not shown:  # the weight is that very number
+            fix = 'set federation.weights = "examples" or "equal"'
+            yield Fault("metrics", policy.metrics, "a weight that tells its trained tokens", fix)
+
+
+def _nearest(allowed: Collection[int], wanted: int) -> str:
+    known = sorted(allowed)
+    place = bisect(known, wanted)
+    near = [str(each) for each in known[max(0, place - 1) : place + 1]]
+    return f"set data.max_tokens = {' or '.join(near)}" if near else "nothing is allowed there"
+
+
+def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
+    transforms = [part.name for part in run.transforms]
+    fix = "use one that is allowed"
+    if run.algorithm.name not in policy.algorithms:
+        yield Fault("algorithms", policy.algorithms, f"algorithm {_toml(run.algorithm.name)}", fix)
+    if run.tuning.optimiser.name not in policy.optimisers:
+        got = f"optimiser {_toml(run.tuning.optimiser.name)}"
+        yield Fault("optimisers", policy.optimisers, got, fix)
+    if run.tuning.objective.name not in policy.objectives:
+        got = f"objective {_toml(run.tuning.objective.name)}"
+        yield Fault("objectives", policy.objectives, got, fix)
+    if len(transforms) > MOST_TRANSFORMS:
+        yield Fault("transforms", None, f"{len(transforms)} transforms", f"use at most {MOST_TRANSFORMS}")
+    for name in transforms:
+        if name not in policy.transforms:
+            yield Fault("transforms", policy.transforms, f"transform {_toml(name)}", fix)
+    if policy.require_noise and NOISE not in transforms:
+        yield Fault("require_noise", True, "a run without noise", f"add the transform {_toml(NOISE)}")
+    if policy.require_secure_aggregation and SECURE not in transforms:
+        got = "a run without secure aggregation"
+        yield Fault("require_secure_aggregation", True, got, f"add the transform {_toml(SECURE)}")
+
+
+def _about_a_visit(
+    policy: PolicyTable, run: RunSettings, examples: int, different: int | None = None
+) -> Iterator[Fault]:
+    """By what a visit from the start of an epoch takes, so that a run is refused at once or not at all: one
+    that goes over an epoch's end has as many different examples, or begins with the next (`data.cursor`)."""
+    if examples < max(policy.min_examples, policy.min_batch):
+        rule = "min_examples" if examples < policy.min_examples else "min_batch"
+        fix = "train with sites that hold more"
+        yield Fault(
+            rule, getattr(policy, rule), "to train on fewer examples", fix
+        )  # how many is its own affair
+        return
+    visit = length(run, examples, policy.min_batch)
+    yield from _about_steps(policy, visit.steps)
+    different = visit.different if different is None else different
+    if different < policy.min_examples:
+        fix = "raise tuning.batch_size, tuning.max_steps or tuning.epochs"
+        yield Fault("min_examples", policy.min_examples, f"a visit that takes {different}", fix)
+    # as asked, since an end may be moved a little
+    wanted = run.tuning.max_steps * run.tuning.batch_size if run.tuning.max_steps else _wanted(run, examples)
+    if wanted > policy.max_epochs * examples:
+        got = f"{wanted / examples:.4g} epochs a visit ({wanted} examples of {examples})"
+        yield Fault("max_epochs", policy.max_epochs, got, SHORTER)
+
+
+def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Fault]:
+    if steps > policy.max_steps:
+        yield Fault("max_steps", policy.max_steps, f"{steps} steps a visit", SHORTER)
+
+
+def _about_scores(policy: PolicyTable) -> Iterator[Fault]:
+    if "heldout" not in policy.metrics:
+        yield Fault("metrics", policy.metrics, '"heldout"', "go on without this site's scores")
+
+
+def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Fault]:
+    if scored < policy.min_examples:
+        fix = "go on without this site's score; its owner may raise scoring.share or scoring.examples"
+        yield Fault("min_examples", policy.min_examples, "a score over fewer held-out examples", fix)
+
+
+def _about_now(policy: PolicyTable, request: Request, granted: Granted, now: datetime) -> Iterator[Fault]:
+    if request.cohort < policy.min_cohort:
+        got = f"a cohort of {request.cohort}"
+        yield Fault("min_cohort", policy.min_cohort, got, "raise selection.share, or add sites")
+    if policy.hours is not None and not within(policy.hours, now):
+        yield Fault("hours", policy.hours, f"at {now:%H:%M} of its local time", "ask again within them")
+    # a run is scored before its first round, too
+    most = policy.rounds_per_month + (granted.runs + 1 if request.kind == "score" else 0)
+    if granted.rounds >= most:
+        got = f"round {granted.rounds + 1} to {request.kind} of {now:%Y-%m}"
+        yield Fault("rounds_per_month", policy.rounds_per_month, got, "ask again next month")
+    if granted.runs >= policy.runs_per_month:
+        got = f"run {granted.runs + 1} of {now:%Y-%m}"
+        yield Fault("runs_per_month", policy.runs_per_month, got, "ask again next month")
+    if granted.failures >= policy.failures_per_run:
+        got = f"to go on with a run of which {granted.failures} visits and scores came to nothing this month"
+        fix = "see the site's log, and begin another run once it is fixed"
+        yield Fault("failures_per_run", policy.failures_per_run, got, fix)
+    if granted.tries >= MOST_TRIES:
+        got = f"one question again, of which {granted.tries} tries this month came to no answer"
+        yield Fault("tries", None, got, "go on with the next round, and see the site's log")
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """How long a visit is: optimiser steps, examples taken (one taken twice counts twice), different ones."""
+
+    steps: int
+    taken: int
+    different: int
+
+
+def length(run: RunSettings, examples: int, min_batch: int = 1) -> Visit:
+    """The length of the visit that `data.cursor.visit` makes from the start of an epoch, without making it.
+
+    One that goes over the end of an epoch may have one or two steps more, since no batch straddles two.
+    """
+    batch, each = run.tuning.batch_size, cursor.batches(examples, run.tuning.batch_size, min_batch)
+    if (steps := run.tuning.max_steps) is None:
+        taken = cursor.end(examples, 0, _wanted(run, examples), min_batch)
+        whole, rest = divmod(taken, examples)
+        steps = whole * each + cursor.batches(rest, batch, min_batch)
+    else:
+        whole, rest = divmod(steps, each)
+        taken = whole * examples + rest * batch
+    return Visit(steps, taken, min(taken, examples))
+
+
+def _wanted(run: RunSettings, examples: int) -> int:
+    return max(1, round(min((run.tuning.epochs or 1.0) * examples, MOST)))
+
+
+def within(hours: str, now: datetime) -> bool:
+    """Whether a time of day lies in a window, which may go over midnight; its end is not in it.
+
+    >>> within("22:00-06:00", datetime(2026, 1, 1, 5, 59)), within("22:00-06:00", datetime(2026, 1, 1, 6))
+    (True, False)
+    """
+    start, end = minutes(hours)
+    minute = now.hour * 60 + now.minute
+    return start <= minute < end if start < end else minute >= start or minute < end
+
+
+def _toml(value: Any) -> str:
+    """As site.toml writes it, on one line; a text from outside cut short, and never a line of its own."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{_short(value)}"'
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else str(value)
+
+
+def _short(text: str) -> str:
+    """A text from outside: no longer than a name, and never a line of its own."""
+    return ascii(text[:LONGEST])[1:-1]

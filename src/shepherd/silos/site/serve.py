@@ -1,0 +1,106 @@
+"""A site of a federation: its trainer and FLARE's client process, kept running."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from shepherd.errors import OutOfReach, SilosError
+from shepherd.silos.flare import kits
+from shepherd.silos.flare.hardening import harden
+from shepherd.silos.flare.kits import Kit
+from shepherd.silos.flare.probe import HungUp, Trials, clock, reach
+from shepherd.silos.flare.supervise import Child, Omen, supervise, until_signalled
+from shepherd.silos.site import site_settings
+
+LOOK = 30.0
+"""Seconds between two looks at whether the server still takes this kit."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0
+
+
+def join(folder: str | Path, site_toml: str | Path, say: Callable[[str], None]) -> None:
+    """Run a site until SIGTERM or SIGINT; its two processes are started again whenever they die.
+
+    Args:
+        folder: the site's kit.
+        site_toml: what the site's owner permits.
+        say: takes one line for each event.
+
+    Raises:
+        SilosError: no kit of a site, its certificate does not hold, the server is of another federation or
+            refuses the kit, or the kit runs on this machine already.
+        SettingsError: the site's file says something impossible.
+    """
+    kit = kits.read(folder, "site")
+    site_settings.read(site_toml)
+    with until_signalled() as stop:
+        keep(kit, [_trainer(kit, Path(site_toml)), _flare(kit)], say, stop)
+
+
+def keep(kit: Kit, children: list[Child], say: Callable[[str], None], stop: threading.Event) -> None:
+    """Wait for the server, then keep the children running until `stop` is set."""
+    kits.require_plain_path(kit)
+    for line in harden(kit.folder, "site"):
+        say(line)
+    _await_server(kit, say, stop)
+    if stop.is_set():
+        return
+    threading.Thread(target=_watch, args=(kit, say, stop), daemon=True).start()
+    supervise(kit.home, children, say, stop)
+
+
+def _await_server(kit: Kit, say: Callable[[str], None], stop: threading.Event) -> None:
+    """Return once the server takes the kit; raise what waiting cannot mend."""
+    pause, said, trials = _FIRST_PAUSE, "", Trials()
+    while not stop.is_set():
+        try:
+            apart = clock(reach(kit))
+        except (OutOfReach, HungUp) as error:
+            trials.failed(error)
+            if str(error) != said:
+                say(f"{error}; trying again")
+            said = str(error)
+            stop.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            continue
+        say(f"{kit.name} has reached the server at {kit.host}:{kit.port}")
+        if apart:
+            say(apart)
+        return
+
+
+def _watch(kit: Kit, say: Callable[[str], None], stop: threading.Event) -> None:
+    """Say when the way to the server is lost or found again: FLARE waits without a word."""
+    said = ""
+    while not stop.wait(LOOK):
+        try:
+            reach(kit)
+            now = ""
+        except SilosError as error:
+            now = str(error)
+        if now != said:
+            say(now or f"the server at {kit.host}:{kit.port} is there again")
+        said = now
+
+
+def _trainer(kit: Kit, site_toml: Path) -> Child:
+    module = "shepherd.silos.site.trainer"
+    named = ["--name", kit.name, "--home", str(kit.home)]
+    return Child("trainer", [sys.executable, "-m", module, str(site_toml.absolute()), *named])
+
+
+def _flare(kit: Kit) -> Child:
+    module = "shepherd.silos.flare.patches.site_parent"
+    return Child("flare", [sys.executable, "-m", module, "site", str(kit.folder), kit.name], omens=_OMENS)
+
+
+_OMENS = (
+    Omen(
+        r"Connection \[.* is closed PID: {pid}\b",
+        "the server has closed this site's connection four times in a minute: if nobody restarts it, another "
+        "machine runs with this kit, and one of the two must stop; the server's log says which it is",
+        times=4,
+    ),
+)

@@ -1,0 +1,558 @@
+"""A site's trainer: a process of its own that holds the base and the data and answers requests.
+
+    python -m shepherd.silos.site.trainer site.toml --name site-1 --home KIT/shepherd
+
+It knows no federation engine: bytes of `silos.protocol.wire` come in on a Unix socket, and bytes go out. The
+base stays loaded through rounds and runs. Whatever goes wrong with a request becomes its reply.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from time import monotonic
+
+from shepherd import plugins, prepare
+from shepherd.core import Adapter, Broadcast, Failure, FromSystem, Payload, Update, seed_for
+from shepherd.data import cursor
+from shepherd.errors import ShepherdError
+from shepherd.evaluate import loss
+from shepherd.federation.clients import Batches, LocalClients
+from shepherd.folder import mending
+from shepherd.machine import memory
+from shepherd.model.base import Base
+from shepherd.prepare import Prepared
+from shepherd.progress import stage
+from shepherd.settings import RunSettings
+from shepherd.silos.protocol import ipc, schema, wire
+from shepherd.silos.protocol.wire import Joined, Reply, Request, Scores
+from shepherd.silos.site import allowed_bases, audit, policy, redaction, released, request_checks
+from shepherd.silos.site.audit import Left
+from shepherd.silos.site.data_cache import Holding
+from shepherd.silos.site.policy import Granted, Refusal, Visit
+from shepherd.silos.site.released import Score
+from shepherd.silos.site.site_settings import SiteSettings, own, read, scored
+from shepherd.silos.site.site_store import Kept, Record, Store
+from shepherd.silos.site.task import Answer, Task, waited
+from shepherd.training import score, tune
+from shepherd.training.local import local_training
+from shepherd.training.tune import Progress, Tuned
+from shepherd.visible import in_this_process
+
+LOG = "trainer.log"
+HOUR_S = 3600.0
+MOST_WAITING = 4
+"""Runs whose requests may wait for the one that is worked on: each holds an adapter."""
+MOST_ANSWERS = 20
+"""Answers to one question in a month: who needs more has another trouble than a lost connection."""
+
+log = logging.getLogger("shepherd.silos.site.trainer")  # also where it is run as __main__
+
+
+class Trainer:
+    """Answers the requests to one site, one at a time."""
+
+    def __init__(self, settings: SiteSettings, name: str, home: Path) -> None:
+        self.settings, self.name, self.home = settings, name, home
+        with mending(home):
+            home.mkdir(parents=True, exist_ok=True)
+            home.chmod(0o700)
+        self.store, self.holding = Store(home), Holding(home, name)
+        self._allowed = allowed_bases.allowed(settings.bases)
+        self._worker = ThreadPoolExecutor(1)  # one thread, and so one tuning at a time
+        self._lock = threading.Lock()
+        self._tasks: dict[str, Task] = {}  # of each run, the last one
+        self._joins: deque[float] = deque()  # when the last ones came
+
+    def handle(self, message: bytes) -> bytes:
+        """The reply to a request; never raises."""
+        received = monotonic()
+        try:
+            request = wire.decode_request(message)
+        except Exception as error:
+            log.error("a message was refused: %s", redaction.logged(error))
+            return self._failure(redaction.told(error))
+        try:
+            answer = self._answer(request, received, len(message))
+            self._record(audit.answered(request, _now(), answer.left))
+            size = len(answer.message)
+            log.info("%s answered in %.1f s: %d bytes", _named(request), monotonic() - received, size)
+            return answer.message
+        except request_checks.Refused as error:
+            return self._refused(request, error.refusal)
+        except Exception as error:
+            return self._failed(request, error)
+
+    def stop(self) -> None:
+        """Give up what is being worked on."""
+        with self._lock:
+            for task in self._tasks.values():
+                task.cancel()
+
+    # what is decided at once ------------------------------------------------------------------------------
+
+    def _answer(self, request: Request, received: float, size: int) -> Answer:
+        request_checks.require_version(request, self.name)
+        request_checks.require_clock(request, size)
+        request_checks.require_id(request, self.name)
+        request_checks.require_sound(request)
+        self._require_allowed(request)
+        if request.kind == "join":
+            self._require_few_joins()
+        kept = self._kept_answer(request)
+        if kept is not None:
+            self._require_few_answers(request)
+            return kept
+        if request.kind == "join" and (examples := self._examples_held(request)):
+            self._require_allowed(request, examples)
+            return _left(self._joined(examples))
+        task = self._submitted(request, received + request.deadline)
+        return waited(task, received + request.deadline)
+
+    def _require_allowed(
+        self,
+        request: Request,
+        examples: int | None = None,
+        different: int | None = None,
+        scored: int | None = None,
+    ) -> None:
+        """By the rules about what is asked; before the data are looked at, by those that need no look."""
+        request_checks.require_none(
+            policy.refusal(
+                self.settings.policy,
+                request,
+                site=self.name,
+                bases=self._allowed,
+                examples=examples,
+                different=different,
+                scored=scored,
+                scoring=self.settings.scoring,
+            )
+        )
+
+    def _require_allowed_now(self, request: Request) -> None:
+        now = _now()
+        granted = self._granted(request, now)
+        request_checks.require_none(
+            policy.refusal_now(self.settings.policy, request, site=self.name, granted=granted, now=now)
+        )
+
+    def _granted(self, request: Request, now: datetime) -> Granted:
+        asked = (request.run, request.round, request.id)
+        return audit.granted(self.home / audit.FILE, audit.month_of(now), kind=request.kind, asked=asked)
+
+    def _require_few_joins(self) -> None:
+        most = self.settings.trainer.joins_per_hour
+        with self._lock:
+            now = monotonic()
+            while self._joins and self._joins[0] < now - HOUR_S:
+                self._joins.popleft()
+            if len(self._joins) >= most:
+                raise request_checks.Refused(
+                    "joins_per_hour",
+                    f"{self.name} was asked to join {most} times within an hour; ask again later",
+                )
+            self._joins.append(now)
+
+    def _require_few_answers(self, request: Request) -> None:
+        if self._granted(request, _now()).answers >= MOST_ANSWERS:
+            raise request_checks.Refused(
+                "replay",
+                f"{self.name} has given this answer {MOST_ANSWERS} times; go on with the next round",
+            )
+
+    def _kept_answer(self, request: Request) -> Answer | None:
+        """The answer that this question got before, as the policy of today lets it leave.
+
+        Raises:
+            Refused: a round that was answered already, or one before it, is asked with another question; or
+                the answer would not be given today.
+        """
+        if request.kind == "join":
+            return None
+        record = self.store.record(request.run)
+        if request.kind == "score":
+            return self._kept_score(request, record)
+        if record.spent and record.id == request.id:
+            raise redaction.Diverged("this visit was made, and came to numbers that are not finite")
+        kept = self.store.answered(request.run, request.id)
+        if kept is None and request.round <= record.round:
+            again = "another question" if request.id != record.id else "one whose answer is kept no more"
+            raise request_checks.Refused(
+                "replay",
+                f"{self.name} answered round {record.round + 1} of this run and is asked for round"
+                f" {request.round + 1} with {again}; where the server has lost rounds, use `shepherd"
+                " silos anew`",
+            )
+        if kept is None:
+            return None
+        self._require_allowed(request, kept.examples, kept.different)
+        return _left(self._told(kept.update))
+
+    def _kept_score(self, request: Request, record: Record) -> Answer | None:
+        """As `_kept_answer`; one question a round: two scores of adapters that differ little tell much."""
+        if (record.scored, record.scored_id) == (request.round, request.id):
+            if record.score is None:  # as an earlier version left it
+                return None
+            told = released.still_told(record.score, self.settings.policy.min_examples)
+            self._require_allowed(request, scored=sum(each.examples for each in told.values()))
+            return _left(*self._scores(request, told))
+        if request.round <= max(record.scored, record.round):
+            raise request_checks.Refused(
+                "replay",
+                f"{self.name} has scored this run after {max(record.scored, record.round)} rounds, or trained"
+                f" since, and is asked to score it after {request.round} with another question; go on without"
+                " its score",
+            )
+        return None
+
+    def _examples_held(self, request: Request) -> int:
+        """How many examples there are, if base and data are loaded: then nobody's work is disturbed."""
+        if self.holding.digest != request.base:
+            return 0
+        settings = self._own(request)
+        prepared = self.holding.ready(settings, request.base, self._longest(settings))
+        return len(prepared.clients[self.name]) if prepared else 0
+
+    def _submitted(self, request: Request, until: float) -> Task:
+        with self._lock:
+            task = self._tasks.get(request.run)
+            if task is not None and task.request.id == request.id and not task.cancelled:
+                task.until = max(task.until, until)
+                return task
+            self._require_allowed_now(request)  # before anybody's work is given up for it
+            if task is not None:
+                request_checks.require_newer(request, task.request, self.name)
+                task.cancel()
+            elif len(self._tasks) > MOST_WAITING:
+                raise request_checks.Refused(
+                    "busy",
+                    f"{self.name} works for one run and {MOST_WAITING} others wait; ask again later",
+                )
+            task = self._tasks[request.run] = Task(request, until)  # another run's waits for its turn
+            task.future = self._worker.submit(self._work, task)
+            return task
+
+    # the work, in its own thread --------------------------------------------------------------------------
+
+    def _work(self, task: Task) -> Answer:
+        try:
+            task.require_wanted()
+            kept = self._kept_answer(task.request)
+            return kept if kept is not None else self._worked(task)
+        finally:
+            with self._lock:
+                if self._tasks.get(task.request.run) is task:
+                    del self._tasks[task.request.run]
+
+    def _worked(self, task: Task) -> Answer:
+        request, settings = task.request, self._own(task.request)
+        if request.kind == "score":
+            return self._scored(task, settings)
+        prepared = self.holding.data(settings, request.base)
+        examples = len(prepared.clients[self.name])
+        self._require_allowed(request, examples)
+        self._require_allowed_now(request)  # it may have waited
+        clients = self._clients(request, settings, prepared)
+        batches = clients.batches(self.name, self.store.record(request.run).position)
+        steps = batches.steps
+        visit = Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
+        self._record(audit.granted_to(request, _now(), visit=visit))
+        task.require_wanted()
+        base = self.holding.base(settings, request.base, self._longest(settings))
+        prepare.require_readable(prepared, base)
+        task.require_wanted()
+        if request.broadcast is None:
+            return _left(self._joined(examples))
+        request_checks.require_fit(request.broadcast, base)
+        clients = replace(clients, micro_batch_tokens=self._micro_batch(base))
+        return self._trained(task, settings, clients, base, batches, visit)
+
+    def _own(self, request: Request) -> RunSettings:
+        return own(self.settings, request.settings, allowed_bases.find(self.settings.bases, request.base))
+
+    def _longest(self, settings: RunSettings) -> int:
+        """Tokens of the longest example that the base is loaded for."""
+        scores = self.settings.scoring.max_tokens if "heldout" in self.settings.policy.metrics else 0
+        return max(settings.data.max_tokens, scores)
+
+    def _micro_batch(self, base: Base) -> int:
+        """Tokens of a pass: what a simulation takes for this base, and no more than the owner allows."""
+        return min(memory.micro_batch(base), self.settings.trainer.micro_batch_tokens)
+
+    def _order(self, request: Request) -> int:
+        """The seed of the order of the examples: of every run its own, and nobody's to know."""
+        if self.settings.trainer.order_seed is not None:
+            return self.settings.trainer.order_seed
+        return seed_for(self.store.secret(), "order", request.run)
+
+    def _clients(self, request: Request, settings: RunSettings, prepared: Prepared) -> LocalClients:
+        """This site as the only client that it has."""
+        limits = self.settings.policy
+        transform = plugins.transform(settings.transforms, limits.transforms)
+        return LocalClients(
+            datasets={self.name: prepared.clients[self.name]},
+            algorithm=plugins.algorithm(settings.algorithm, limits.algorithms),
+            transform=transform,
+            tuning=settings.tuning,
+            federation=settings.federation,
+            micro_batch_tokens=self.settings.trainer.micro_batch_tokens,
+            order_seed=self._order(request),
+            training=local_training(settings.tuning, {*limits.optimisers, *limits.objectives}),
+            min_batch=limits.min_batch,
+            min_examples=limits.min_examples,
+            cap_nats=released.CAP_NATS,
+            # the server knows what it broadcasts, and could take noise that comes from it away again
+            draws=FromSystem() if transform.mechanism is not None else None,
+        )
+
+    def _joined(self, examples: int) -> Joined:
+        fewest = self.settings.policy.min_cohort
+        return Joined(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
+
+    def _trained(
+        self,
+        task: Task,
+        settings: RunSettings,
+        clients: LocalClients,
+        base: Base,
+        batches: Batches,
+        visit: Visit,
+    ) -> Answer:
+        request, name = task.request, self.name
+        assert request.broadcast is not None
+        start = batches.position - visit.taken
+        before = self.store.before(request.run, request.round)
+        if before is None and start:
+            log.warning("%s what it remembered is gone, and it goes on without", _named(request))
+        with redaction.of_the_examples():
+            tuned = self._tuned(task, clients, base, batches, before.memory if before else Payload())
+            answer = clients.update(request.broadcast, tuned)
+        examples, position = clients.size(name), batches.position
+        try:
+            request_checks.require_finite(answer)
+        except redaction.Diverged:  # which says something of these examples: once
+            self.store.spend(request.run, request.round, request.id, position)
+            raise
+        metrics = released.of_a_visit(
+            answer.metrics,
+            comparable=self._is_comparable(settings, examples, start, position),
+            known=_is_known(request.broadcast, before),
+        )
+        task.commit()
+        kept = Kept(
+            round=request.round,
+            id=request.id,
+            update=replace(answer, metrics=metrics),
+            start=start,
+            position=position,
+            different=visit.different,
+            examples=examples,
+            memory=tuned.memory,
+            adapter=request.broadcast.adapter,
+        )
+        self.store.save(request.run, kept)
+        return _left(self._told(kept.update))
+
+    def _tuned(
+        self, task: Task, clients: LocalClients, base: Base, batches: Batches, memory: Payload
+    ) -> Tuned:
+        broadcast = task.request.broadcast
+        assert broadcast is not None
+        visit = clients.remembering(broadcast, clients.visit(broadcast, self.name, batches), memory)
+        with stage("tuning", visit.tokens) as now:
+
+            def watch(progress: Progress) -> None:
+                now.advance(progress.tokens - now.done)
+                task.require_wanted()
+
+            (tuned,) = tune.tune(base, clients.job(broadcast, [visit]), watch)
+        return tuned
+
+    def _told(self, update: Update) -> Update:
+        return replace(update, metrics=released.leaving(self.settings.policy, update.metrics))
+
+    def _is_comparable(self, settings: RunSettings, examples: int, start: int, end: int) -> bool:
+        """Whether the visit's numbers can stand beside every other number that leaves."""
+        least = self.settings.policy.min_examples
+        return released.is_rendered_as_scored(settings.data, self.settings.scoring) and all(
+            released.cuts_fairly(examples, position, least) for position in (start, end)
+        )
+
+    def _scored(self, task: Task, settings: RunSettings) -> Answer:
+        request, scoring = task.request, self.settings.scoring
+        assert request.broadcast is not None
+        held = self.holding.heldout(scored(self.settings, settings), request.base)
+        categories = prepare.categories(held)
+        places = loss.spread(categories, scoring.examples)
+        names = [schema.sentence(categories[i])[: schema.MOST_NAME] for i in places]
+        least = self.settings.policy.min_examples
+        behind = released.behind(names, least)
+        self._require_allowed(request, scored=sum(behind.values()))
+        adapter = self._scorable(request, request.broadcast)
+        self._require_allowed_now(request)  # it may have waited
+        self._record(audit.granted_to(request, _now(), scoring=scoring, behind=behind))
+        task.require_wanted()
+        base = self.holding.base(settings, request.base, self._longest(settings))
+        prepare.require_readable(held, base)
+        request_checks.require_fit(request.broadcast, base)
+        data = held.heldout.take(places)
+        micro_batch = self._micro_batch(base)
+        with redaction.of_the_examples():
+            sums = score.losses(base, [adapter], data, micro_batch=micro_batch, cap_nats=released.CAP_NATS)[0]
+        found = released.scores(sums, tune.predictions(data), names, least)
+        task.commit()
+        self.store.save_score(request.run, request.round, request.id, found)
+        return _left(*self._scores(request, found))
+
+    def _scores(
+        self, request: Request, found: Mapping[str, Score]
+    ) -> tuple[Scores, dict[str, dict[str, float]]]:
+        """A score as it leaves, and as the audit log has it."""
+        by_name = {name: (each.mean * each.tokens, each.tokens) for name, each in found.items()}
+        reply = Scores(client=self.name, round=request.round, categories=by_name)
+        return reply, {name: asdict(each) for name, each in found.items()}
+
+    def _scorable(self, request: Request, broadcast: Broadcast) -> Adapter:
+        """The adapter to score: near one that this site trained, or one that changes nothing.
+
+        Raises:
+            Refused: it is another one.
+        """
+        if released.is_blank(broadcast.adapter):
+            # of A nothing is wanted then, and large numbers in it could still overflow
+            return broadcast.adapter.times(0.0)
+        if not _is_known(broadcast, self.store.before(request.run, request.round)):
+            raise request_checks.Refused(
+                "scoring",
+                f"{self.name} scores an adapter that changes nothing yet, or one that is near the last one"
+                f" that it trained, in the {released.LATER} rounds before, and this is neither; go on without"
+                " its score",
+            )
+        return broadcast.adapter
+
+    # what is said -----------------------------------------------------------------------------------------
+
+    def _refused(self, request: Request, refusal: Refusal) -> bytes:
+        log.warning("%s refused: %s", _named(request), refusal.sentence)
+        self._noted(lambda: audit.refused(request, _now(), refusal))
+        return self._failure(refusal.sentence)
+
+    def _failed(self, request: Request, error: Exception) -> bytes:
+        log.error("%s failed: %s", _named(request), redaction.logged(error))
+        self._noted(lambda: audit.failed(request, _now(), error))
+        return self._failure(redaction.told(error))
+
+    def _failure(self, reason: str) -> bytes:
+        return wire.encode_reply(Failure(client=self.name, reason=reason))
+
+    def _record(self, event: audit.Event) -> None:
+        audit.record(self.home / audit.FILE, event)
+
+    def _noted(self, make: Callable[[], audit.Event]) -> None:
+        """Of what is not answered anyway: a log that cannot be written changes nothing."""
+        try:
+            self._record(make())
+        except ShepherdError as error:
+            log.error("%s", error)
+
+
+def _is_known(broadcast: Broadcast, trained: Kept | None) -> bool:
+    """Whether an adapter changes nothing, or can have come of the one that was trained before."""
+    if released.is_blank(broadcast.adapter):
+        return True
+    if trained is None or trained.adapter is None:
+        return False
+    return released.is_near(
+        broadcast.adapter, broadcast.round, trained.adapter, trained.round, trained.update.delta.norm()
+    )
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()
+
+
+def _named(request: Request) -> str:
+    return f"run {request.run}, round {request.round + 1}, {request.kind}:"
+
+
+def _left(reply: Reply, scores: dict[str, dict[str, float]] | None = None) -> Answer:
+    """A reply as it leaves, with what it lets out."""
+    message = wire.encode_reply(reply)
+    match reply:
+        case Update() as update:
+            tensors = len(update.delta) + len(update.extra)
+            metrics = dict(sorted(update.metrics.items()))
+            return Answer(message, Left(bytes=len(message), tensors=tensors, metrics=metrics))
+        case _:
+            return Answer(message, Left(bytes=len(message), scores=scores or {}))
+
+
+# the process -----------------------------------------------------------------------------------------------
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM, or until whoever started this is gone; 2 where it cannot begin."""
+    given = _parser().parse_args(words)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    threading.Thread(target=_end_with, args=(os.getppid(), stopped), daemon=True).start()
+    try:
+        trainer = Trainer(read(given.site), given.name, given.home)
+        _log_to(given.home / LOG)
+        log.info("%s is read at the start alone; restart the site after a change to it", given.site)
+        most = allowed_bases.largest_message(trainer.settings.bases, trainer.settings.policy.max_rank)
+        place = ipc.place(given.home)
+        ipc.serve(place, trainer.handle, lambda: log.info("ready"), stopped, most)
+    except ShepherdError as error:
+        print(error, file=sys.stderr)
+        return 2
+    trainer.stop()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m shepherd.silos.site.trainer")
+    parser.add_argument("site", type=Path, metavar="SITE.toml")
+    parser.add_argument("--name", required=True, help="the site's name in the federation")
+    parser.add_argument(
+        "--home", type=Path, required=True, help="where the site keeps its state and its logs"
+    )
+    return parser
+
+
+def _log_to(path: Path) -> None:
+    """Our own lines alone: a library's might quote what it was given."""
+    with mending(path.parent):
+        handler = logging.handlers.RotatingFileHandler(path, maxBytes=2**20, backupCount=3, encoding="utf8")
+        path.chmod(0o600)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours = logging.getLogger("shepherd")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+
+
+def _end_with(parent: int, stopped: threading.Event) -> None:
+    """A killed supervisor leaves no trainer behind."""
+    while not stopped.wait(1.0):
+        if os.getppid() != parent:
+            stopped.set()
+
+
+if __name__ == "__main__":
+    in_this_process()
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # a step that is under way may take long, and nothing of it is wanted

@@ -1,0 +1,1 @@
+"""How a client's examples become gradients, and gradients steps."""

@@ -1,0 +1,50 @@
+"""What a client does in a step, beside the algorithm: the objective and the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from shepherd import plugins
+from shepherd.plugins import Kind
+from shepherd.settings import RunSettings, TuningTable
+from shepherd.training import objectives, optimisers
+from shepherd.training.objective import Objective
+from shepherd.training.objectives import sft
+from shepherd.training.optimiser import Optimiser
+from shepherd.training.optimisers import adamw
+
+OPTIMISER = Kind(name="optimiser", folder=optimisers, type=Optimiser, chosen_by="[tuning.optimiser] name")
+OBJECTIVE = Kind(name="objective", folder=objectives, type=Objective, chosen_by="[tuning.objective] name")
+
+
+class LocalTraining(NamedTuple):
+    """A local optimiser and a local objective."""
+
+    optimiser: Optimiser
+    objective: Objective
+
+
+USUAL = LocalTraining(adamw.build(adamw.Config()), sft.build(sft.Config()))
+"""Supervised tuning with AdamW."""
+
+
+def local_training(table: TuningTable, allowed: Collection[str] = ()) -> LocalTraining:
+    """What `[tuning.optimiser]` and `[tuning.objective]` name; errors as for `plugins.built`."""
+    return LocalTraining(
+        plugins.built(OPTIMISER, table.optimiser, allowed), plugins.built(OBJECTIVE, table.objective, allowed)
+    )
+
+
+def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettings:
+    """The settings with every named part's defaults written out, so that a later version keeps to them.
+
+    Raises:
+        PluginError, SettingsError: as `plugins.built`.
+    """
+    settings, tuning = plugins.completed(settings, allowed), settings.tuning
+    parts = {
+        "optimiser": plugins.completed_table(OPTIMISER, tuning.optimiser, allowed),
+        "objective": plugins.completed_table(OBJECTIVE, tuning.objective, allowed),
+    }
+    return settings.model_copy(update={"tuning": tuning.model_copy(update=parts)})

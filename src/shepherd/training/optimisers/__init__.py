@@ -1,0 +1,1 @@
+"""Local optimisers, one file each: `[tuning.optimiser] name = "sgd"` is `sgd.py`."""

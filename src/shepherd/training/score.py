@@ -1,0 +1,76 @@
+"""Response loss of adapters on examples, in passes without a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shepherd.core import Adapter
+from shepherd.data.pack import batches, pack
+from shepherd.data.tokens import Tokens
+from shepherd.model import layout, lora
+from shepherd.model.base import Base, hidden_states, tuning_attention
+from shepherd.progress import stage
+from shepherd.training.loss import capped, token_losses
+from shepherd.training.packed_batch import Line, Row, at_places, batch_of, line_of
+
+
+def losses(
+    base: Base,
+    adapters: Sequence[Adapter],
+    data: Tokens,
+    *,
+    micro_batch: int,
+    cap_nats: float = math.inf,
+    what: str = "held-out examples",
+) -> NDArray[np.float64]:
+    """Each example's summed loss over its trained tokens, in nats, each `cap_nats` at most: (adapters, n).
+
+    Args:
+        what: names the examples where progress is shown.
+
+    Raises:
+        AdapterError: an adapter does not fit the base.
+        DataError: an example has more tokens than the base reads.
+    """
+    base.require_reads(int(data.lengths.max(initial=0)), "the examples to score")
+    for adapter in adapters:
+        lora.require_fits(base.sites, adapter, f"an adapter for base {base.name}")
+    sums = np.zeros((len(adapters), len(data)))
+    lora.hang(base.model, base.sites, lora.stacked(adapters, base.device))
+    with (
+        torch.no_grad(),
+        tuning_attention(base),
+        stage(f"scoring {len(data):,} {what}", len(data)) as now,
+    ):
+        if base.packed:
+            for members in pack(data.lengths.tolist(), max(1, micro_batch // len(adapters))):
+                rows = [_row(k, data, members) for k in range(len(adapters))]
+                line = line_of([data] * len(adapters), rows, base.device, training=False)
+                found = _sums(base, line, len(adapters) * len(members), cap_nats)
+                sums[:, members] = found.reshape(len(adapters), -1)
+                now.advance(len(members))
+        else:
+            for members in batches(data.lengths.tolist(), micro_batch):
+                for k in range(len(adapters)):
+                    line = batch_of(data, _row(k, data, members), base.device, training=False)
+                    sums[k, members] = _sums(base, line, len(members), cap_nats)
+                now.advance(len(members))
+    return sums
+
+
+def _row(adapter: int, data: Tokens, members: Sequence[int]) -> Row:
+    return Row(client=adapter, examples=np.asarray(members), tokens=int(data.lengths[members].sum()))
+
+
+def _sums(base: Base, line: Line, examples: int, cap_nats: float) -> NDArray[np.float64]:
+    """Each example's summed loss, (examples,)."""
+    with layout.running(line.layout):
+        hidden = at_places(hidden_states(base, line.ids, line.positions).index_select(0, line.read), line)
+        every = capped(token_losses(base, hidden, line.targets), cap_nats)
+    sums = np.bincount(line.examples, weights=every.double().cpu().numpy(), minlength=examples)
+    return sums.astype(np.float64, copy=False)

@@ -1,0 +1,147 @@
+"""K adapters side by side, and the optimiser that works on all of them at once, each on its own.
+
+Everything here is elementwise or a reduction within a client, so no client's numbers reach another's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shepherd.core import Adapter
+from shepherd.settings import TuningTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """K adapters. `values` and `grads` are flat, one block a tensor; `tensors` are leaf views of the blocks.
+
+    A block is (K, r, in) or (K, out, r). Tensors that are not trained this round stand in `frozen`, one
+    copy seen K times.
+    """
+
+    values: Tensor
+    grads: Tensor
+    tensors: Mapping[str, Tensor]
+    frozen: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of the trained tensors in which clients have different ranks, (K, ...)."""
+
+    @property
+    def all(self) -> dict[str, Tensor]:
+        return {**self.tensors, **self.frozen}
+
+    def grad(self, name: str) -> Tensor:
+        """The gradient of one tensor, (K, ...); a view into `grads`."""
+        grad = self.tensors[name].grad
+        assert grad is not None
+        return grad
+
+    def blocks(self, flat: Tensor) -> Iterator[Tensor]:
+        """A buffer laid out like `values`, tensor by tensor, each (K, ...)."""
+        start = 0
+        for tensor in self.tensors.values():
+            stop = start + tensor.numel()
+            yield flat[start:stop].view(tensor.shape)
+            start = stop
+
+
+def build(adapters: Sequence[Adapter], trainable: Callable[[str], bool], device: torch.device) -> Stack:
+    """The clients' adapters side by side, at the largest rank among them.
+
+    Where all start from one adapter, what is not trained stays one copy that is seen K times.
+
+    Raises:
+        AdapterError: two of them differ in names, or in shapes by more than the rank.
+    """
+    copies = {name: side_by_side([adapter[name] for adapter in adapters], device) for name in adapters[0]}
+    names = [name for name in copies if trainable(name)]
+    values = torch.cat([copies[name].reshape(-1) for name in names]) if names else torch.empty(0)
+    grads = torch.zeros_like(values)
+    tensors, start = {}, 0
+    for name in names:
+        stop = start + copies[name].numel()
+        view = values[start:stop].view(copies[name].shape).detach().requires_grad_()
+        view.grad = grads[start:stop].view(copies[name].shape)  # autograd adds into it in place
+        tensors[name], start = view, stop
+    frozen = {name: copies[name] for name in copies if name not in tensors}
+    masks = {name: mask for name in tensors if (mask := _mask(name, adapters, device)) is not None}
+    return Stack(values=values, grads=grads, tensors=tensors, frozen=frozen, masks=masks)
+
+
+def side_by_side(tensors: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
+    """K tensors as one, (K, ...), filled up with zeros to the largest; what all share is one copy."""
+    first = tensors[0]
+    if all(tensor is first for tensor in tensors):
+        return torch.from_numpy(first.copy()).to(device).expand(len(tensors), *first.shape)
+    shape = tuple(max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True))
+    whole = np.zeros((len(tensors), *shape), first.dtype)
+    for own, tensor in zip(whole, tensors, strict=True):
+        own[tuple(map(slice, tensor.shape))] = tensor
+    return torch.from_numpy(whole).to(device)
+
+
+def corner(tensor: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The part of a factor that a client of a smaller rank has: its first rows, or columns."""
+    return tensor if tensor.shape == shape else tensor[tuple(map(slice, shape))]
+
+
+def _mask(name: str, adapters: Sequence[Adapter], device: torch.device) -> Tensor | None:
+    """1 where a client has the entry and 0 where it was filled up, (K, ...); None where nothing was."""
+    shapes = [adapter[name].shape for adapter in adapters]
+    if len(set(shapes)) == 1:
+        return None
+    return side_by_side([np.ones(shape, np.float32) for shape in shapes], device)
+
+
+def clip(stack: Stack, norm: float) -> Tensor:
+    """Scale each client's gradient in place to at most `norm` (0: any); returns the norms before, (K,)."""
+    squares = [grad.flatten(1).square().sum(1) for grad in stack.blocks(stack.grads)]  # (K,) each
+    norms = torch.stack(squares).sum(0).sqrt_()
+    if norm:
+        scale = (norm / (norms + 1e-6)).clamp(max=1.0)
+        for grad in stack.blocks(stack.grads):
+            grad.mul_(scale.view(-1, 1, 1))
+    return norms
+
+
+def rate(tuning: TuningTable, step: int, steps: int) -> float:
+    """The learning rate's share at step 0 .. steps - 1 of a visit; 0 after its end."""
+    if step >= steps:
+        return 0.0
+    if step < tuning.warmup_steps:
+        return (step + 1) / (tuning.warmup_steps + 1)
+    length = max(1, steps - tuning.warmup_steps)
+    return decay(tuning.schedule, (step - tuning.warmup_steps) / length, tuning.final_share)
+
+
+def round_rate(tuning: TuningTable, round: int, rounds: int) -> float:
+    """The learning rate of a round, 0 .. rounds - 1, before the schedule within the visit."""
+    return tuning.learning_rate * decay(tuning.round_schedule, round / rounds, tuning.final_share)
+
+
+def decay(schedule: str, progress: float, final: float) -> float:
+    """From 1 at progress 0 to `final` at progress 1."""
+    match schedule:
+        case "linear":
+            return 1 + (final - 1) * progress
+        case "cosine":
+            return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+        case _:
+            return 1.0
+
+
+def rows(stack: Stack, starts: Sequence[Adapter]) -> list[Adapter]:
+    """Each client's trained tensors, at the rank that it started with."""
+    host = {name: tensor.detach().to("cpu").numpy() for name, tensor in stack.tensors.items()}
+    return [
+        Adapter({name: corner(host[name][k], start[name].shape) for name in host})
+        for k, start in enumerate(starts)
+    ]

@@ -1,0 +1,421 @@
+"""The chat page: what is typed goes to several arms at once, and their answers appear side by side.
+
+The one importer of gradio. It listens on loopback and answers whoever has the token of its address; it asks
+nothing of any other host, and shows every text as plain text: what a model writes is never taken for HTML or
+Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import webbrowser
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from html import escape
+from importlib import import_module
+from pathlib import Path
+from threading import Event
+from time import perf_counter
+from typing import Any
+
+from shepherd.consent import NOTHING, Consent
+from shepherd.errors import ShepherdError
+from shepherd.paths import short
+from shepherd.ui.access import Token
+from shepherd.ui.chat.answering import Chat, open_chat
+from shepherd.ui.chat.arms import BASE, LOCAL
+from shepherd.ui.chat.gate import Gate
+from shepherd.visible import shown
+
+_log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+PORTS = range(7860, 7960)
+PACE = 0.05  # seconds between two sights of answers that grow
+WAITING = 16  # questions that may wait for their turn
+
+LOCAL_LABEL = "a local client"
+GOING, WRONG = "going", "wrong"  # what is said of the answers, if it is not their end
+
+CSS = """
+.gradio-container { max-width: 96rem !important; }
+#actions button { flex: 1 1 0; max-width: 9rem; }
+#answers { display: grid !important; gap: .25rem 1rem;
+           grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
+#answers > .column { min-width: 0 !important; gap: .25rem; margin-bottom: 1rem; align-content: start; }
+#answers > .column:not(.hide) { display: grid; grid-row: span 2; grid-template-rows: subgrid; }
+.html-container { padding: 0 !important; }
+.arm h3 { margin: 0; font-size: 1.05rem; overflow-wrap: anywhere; }
+.arm p { margin: .15rem 0 0; font-size: .85rem; line-height: 1.3; opacity: .8; overflow-wrap: anywhere; }
+.answer p { margin: 0; padding: .6rem .75rem; min-height: 8.5rem; font-size: 1rem; line-height: 1.45;
+            white-space: pre-wrap; overflow-wrap: anywhere; height: 100%;
+            border: 1px solid var(--border-color-primary); border-radius: var(--block-radius);
+            background: var(--block-background-fill); }
+.said p { margin: 0; min-height: 1.6em; line-height: 1.6; overflow-wrap: anywhere; }
+.said p.wrong { font-weight: 600; }
+"""
+
+
+def launch(
+    path: str | Path,
+    *,
+    arms: Sequence[str] | None = None,
+    port: int | None = None,
+    share: bool = False,
+    show: bool = False,
+    say: Callable[[str], None] = print,
+    consent: Consent = NOTHING,
+) -> None:
+    """Open the chat page of the run in `path`, and serve it until Ctrl-C.
+
+    Args:
+        arms: the only ones to load; all, where none are named.
+        port: of loopback; the first free one from 7860 on, where none is given.
+        share: also through a public link of Gradio's, for anybody who has it.
+        show: open it in the browser.
+        say: is told the address, which holds a token: without it the page answers nobody.
+        consent: whether code that comes with the base may run, where the run file in the folder asks for it.
+
+    Raises:
+        ShepherdError: gradio is missing, the port is taken, or what `open_chat` raises.
+    """
+    _gradio()
+    say(f"loading the arms of {path}")
+    began = perf_counter()
+    chat = open_chat(path, arms, consent)
+    say(f"loaded {chat.settings.model.base} in {perf_counter() - began:.1f} s")
+    with serve(chat, port=port, share=share) as url:
+        say(f"{url} (Ctrl-C ends it)")
+        with _opened(url, Path(path)) if show else nullcontext():
+            try:
+                Event().wait()
+            except KeyboardInterrupt:
+                say("closed")
+
+
+@contextmanager
+def _opened(url: str, folder: Path) -> Iterator[None]:
+    """The page in the browser, by a file that leads there: other users can read the words of a command."""
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".chat-", suffix=".html") as file:
+        link = escape(url)
+        file.write(f'<meta http-equiv="refresh" content="0; url={link}"><a href="{link}">chat</a>\n')
+        file.flush()
+        webbrowser.open(Path(file.name).resolve().as_uri())
+        yield
+
+
+@contextmanager
+def serve(chat: Chat, *, port: int | None = None, share: bool = False) -> Iterator[str]:
+    """Serve the page while the context lasts; gives its address, which holds a token.
+
+    Raises:
+        ShepherdError: gradio is missing, the port is taken, or no public link could be had.
+    """
+    gradio = _gradio()
+    middleware = import_module("starlette.middleware")
+    hosts = import_module("starlette.middleware.trustedhost").TrustedHostMiddleware
+    # a page elsewhere that points its own name at 127.0.0.1 gets nothing
+    named = middleware.Middleware(hosts, allowed_hosts=["*"] if share else [HOST, "localhost"])
+    token = Token()
+    gate = middleware.Middleware(Gate, token=token, shared=share)
+    page = build(chat).queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
+    try:
+        with _past_proxies(), _port(port):
+            page.launch(
+                server_name=HOST,
+                server_port=port,
+                share=share,
+                theme=_theme(gradio),
+                css=CSS,
+                prevent_thread_lock=True,
+                quiet=True,
+                inline=False,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                mcp_server=False,
+                max_file_size=1,  # byte: nothing is to be uploaded here
+                app_kwargs={"openapi_url": None, "middleware": [named, gate]},
+            )
+        if share and not page.share_url:
+            raise ShepherdError("no public link could be had; try again, or leave --share out")
+        yield token.address(page.share_url or page.local_url)
+    finally:
+        page.close(verbose=False)
+
+
+@contextmanager
+def _port(port: int | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ShepherdError(_taken(port)) from error
+
+
+def _taken(port: int | None) -> str:
+    if port is None:
+        return f"no port of {HOST} from {PORTS[0]} to {PORTS[-1]} is free; name another with --port"
+    return f"port {port} of {HOST} is taken; name another with --port"
+
+
+def _gradio() -> Any:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    try:
+        return import_module("gradio")
+    except ImportError as error:
+        raise ShepherdError(
+            f"the chat page needs gradio ({error}); run pip install 'shepherd-fit[chat]'"
+        ) from error
+
+
+@contextmanager
+def _past_proxies() -> Iterator[None]:
+    """Gradio asks its own server whether it is there: not by way of a proxy."""
+    before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    named = ",".join(filter(None, {*before.values(), HOST}))
+    os.environ.update(dict.fromkeys(before, named))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _theme(gradio: Any) -> Any:
+    """System fonts: any other would be fetched."""
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    mono = ["ui-monospace", "Consolas", "monospace"]
+    return gradio.themes.Default(primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=mono)
+
+
+def build(chat: Chat) -> Any:
+    """The page as Gradio blocks."""
+    return _Page(chat, _gradio()).blocks
+
+
+class _Page:
+    """The components, and what they do. A column is an arm; all local clients share one."""
+
+    def __init__(self, chat: Chat, gradio: Any) -> None:
+        self.chat = chat
+        self.gr = gradio
+        others = [name for name in chat.arms if name not in chat.local]
+        place = others.index(BASE) + 1 if BASE in others else 0
+        self.columns = [*others[:place], *([LOCAL] if chat.local else []), *others[place:]]
+        title = f"Shepherd: {shown(chat.settings.output)}"
+        with gradio.Blocks(title=title, analytics_enabled=False) as self.blocks:
+            gradio.HTML(_head(chat))
+            self._question()
+            self._choices()
+            self._answers()
+        with self.blocks:
+            self._wire()
+
+    def _question(self) -> None:
+        gr = self.gr
+        with gr.Row(equal_height=True):
+            self.instruction = gr.Textbox(
+                label="Instruction",
+                lines=3,
+                max_lines=12,
+                scale=3,
+                min_width=260,
+                placeholder="What is asked. Shift+Enter asks it.",
+            )
+            self.context = gr.Textbox(
+                label="Context (optional)",
+                lines=3,
+                max_lines=12,
+                scale=2,
+                min_width=260,
+                placeholder="A text that the instruction is about.",
+            )
+        with gr.Row(elem_id="actions"):
+            self.ask = gr.Button("Ask", variant="primary", min_width=90, elem_id="ask")
+            self.stop = gr.Button("Stop", min_width=90, elem_id="stop", interactive=False)
+            self.clear = gr.Button("Clear", min_width=90, elem_id="clear")
+
+    def _choices(self) -> None:
+        gr, chat = self.gr, self.chat
+        tuning = chat.settings.evaluation
+        with gr.Row():
+            labels = [(LOCAL_LABEL if name == LOCAL else shown(name), name) for name in self.columns]
+            self.shown = gr.CheckboxGroup(labels, value=self.columns, label="Arms", scale=3, min_width=260)
+            clients = [(shown(name.removeprefix(LOCAL)), name) for name in chat.local]
+            self.client = gr.Dropdown(
+                clients,
+                value=chat.local[0] if chat.local else None,
+                label="Local client",
+                visible=len(clients) > 1,
+                min_width=160,
+            )
+        with gr.Accordion("Template and sampling", open=False), gr.Row():
+            style = chat.settings.data.template
+            self.template = gr.Dropdown(list(chat.templates), value=style, label="Template", min_width=160)
+            self.temperature = gr.Slider(
+                0, 2, 0, step=0.05, label="Temperature (0 takes the likeliest)", min_width=200
+            )
+            self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=200)
+            self.longest = gr.Slider(
+                1,
+                chat.longest,
+                min(tuning.max_new_tokens, chat.longest),
+                step=1,
+                label="Longest answer, in tokens",
+                min_width=200,
+            )
+            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, min_width=120)
+
+    def _answers(self) -> None:
+        gr = self.gr
+        self.said = gr.HTML(_said(""), elem_classes="said", elem_id="said")
+        self.heads: list[Any] = []
+        self.texts: list[Any] = []
+        self.boxes: list[Any] = []
+        with gr.Row(elem_id="answers"):
+            for name in self.columns:
+                arm = self._arm(name, self.chat.local[0] if self.chat.local else None)
+                with gr.Column(min_width=200) as box:
+                    self.heads.append(gr.HTML(self._headed(arm), elem_classes="arm"))
+                    text = gr.HTML(_written(""), elem_classes="answer", elem_id=f"answer-{len(self.texts)}")
+                self.texts.append(text)
+                self.boxes.append(box)
+
+    def _wire(self) -> None:
+        gr = self.gr
+        private = {"api_visibility": "private"}
+        at_once = {**private, "queue": False, "show_progress": "hidden"}
+        sampling = [self.template, self.temperature, self.top_p, self.longest, self.seed]
+        begun = [self.ask.click, self.instruction.submit]
+        shown = [self.said, self.ask, self.stop, self.clear]
+        gr.on(begun, None, None, shown, js=_going(), **at_once)
+        asking = gr.on(
+            begun,
+            self._asked,
+            [self.instruction, self.context, self.shown, self.client, *sampling],
+            [self.said, *self.texts],
+            concurrency_limit=1,
+            trigger_mode="once",
+            show_progress="hidden",
+            **private,
+        )
+        for ended in (asking.then, asking.failure):  # the latter alone where a number is out of its range
+            ended(None, self.said, shown, js=_over("Stopped."), **at_once)
+        self.stop.click(None, cancels=asking, **at_once)
+        emptied = [self.instruction, self.context, self.said, *self.texts]
+        self.clear.click(self._cleared, None, emptied, **at_once)
+        self.shown.change(self._visible, self.shown, self.boxes, **at_once)
+        if LOCAL in self.columns:
+            place = self.columns.index(LOCAL)
+            local = [self.heads[place], self.texts[place]]
+            self.client.change(lambda name: [self._headed(name), _written("")], self.client, local, **at_once)
+
+    def _arm(self, column: str, client: str | None) -> str:
+        return client if column == LOCAL and client else column
+
+    def _headed(self, name: str) -> str:
+        arm = self.chat.arms[name]
+        return f"<h3>{_text(arm.name)}</h3><p>{_text(arm.says)}</p>"
+
+    def _visible(self, shown: Sequence[str]) -> list[Any]:
+        return [self.gr.Column(visible=name in shown) for name in self.columns]
+
+    def _cleared(self) -> list[str]:
+        return ["", "", *self._sight("", {}, {})]
+
+    def _asked(
+        self,
+        instruction: str,
+        context: str,
+        shown: Sequence[str],
+        client: str | None,
+        template: Any,
+        temperature: float,
+        top_p: float,
+        longest: int,
+        seed: int | None,
+    ) -> Iterator[list[str]]:
+        """What is said of the answers, and each column's, as they grow."""
+        began = perf_counter()
+        arms = {name: self._arm(name, client) for name in self.columns if name in shown}
+        texts: dict[str, str] = {}
+        yield self._sight("Answering …", arms, texts, GOING)
+        answers = self.chat.answer(
+            instruction or "",
+            context or "",
+            arms=list(arms.values()),
+            template=template,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=int(longest),
+            seed=int(seed or 0),
+        )
+        try:
+            with closing(answers):
+                for texts in paced(answers, PACE):
+                    yield self._sight("Answering …", arms, texts, GOING)
+        except ShepherdError as error:
+            yield self._sight(str(error), arms, texts, WRONG)
+        except Exception as error:  # a full GPU, for one: the page goes on
+            _log.exception("an answer failed")
+            said = f"it failed ({type(error).__name__}: {error}); the terminal says more"
+            yield self._sight(said, arms, texts, WRONG)
+        else:
+            yield self._sight(f"Answered in {perf_counter() - began:.1f} s.", arms, texts)
+
+    def _sight(self, said: str, arms: dict[str, str], texts: dict[str, str], kind: str = "") -> list[str]:
+        answers = (texts.get(arms.get(name, ""), "") for name in self.columns)
+        return [_said(said, kind), *map(_written, answers)]
+
+
+def _head(chat: Chat) -> str:
+    name, base = _text(chat.settings.output), _text(short(chat.settings.model.base))
+    return (
+        f"<h1>Shepherd chat</h1><p>{name}: ask once, and its arms answer side by side, from base {base}.</p>"
+    )
+
+
+def _said(text: str, kind: str = "") -> str:
+    return f'<p role="{"alert" if kind == WRONG else "status"}" class="{kind}">{_text(text)}</p>'
+
+
+def _going() -> str:
+    """In the browser, at once: an answer is asked for, and may have to wait for others'."""
+    return f"() => [{json.dumps(_said('Waiting for an answer …', GOING))}, {_pressable(False, True, False)}]"
+
+
+def _over(said: str) -> str:
+    """In the browser, once nothing comes any more: say so, if the last that came was not the end."""
+    mark = json.dumps(f'class="{GOING}"')
+    return (
+        f"said => [said.includes({mark}) ? {json.dumps(_said(said))} : said, {_pressable(True, False, True)}]"
+    )
+
+
+def _pressable(*buttons: bool) -> str:
+    return ", ".join(json.dumps({"__type__": "update", "interactive": each}) for each in buttons)
+
+
+def _written(text: str) -> str:
+    return f"<p>{_text(text)}</p>"
+
+
+def _text(text: str) -> str:
+    """A text of others as HTML that is nothing but text."""
+    return escape(shown(text))
+
+
+def paced(values: Iterator[dict[str, str]], seconds: float) -> Iterator[dict[str, str]]:
+    """Those that come at least so many seconds after the one before, and the last."""
+    shown = float("-inf")
+    value = None
+    for value in values:
+        if perf_counter() - shown >= seconds:
+            yield value
+            shown, value = perf_counter(), None
+    if value is not None:
+        yield value

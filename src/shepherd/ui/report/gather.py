@@ -1,0 +1,345 @@
+"""A run folder as one value: all that the report shows, in JSON's types."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from shepherd import folder as folders
+from shepherd.machine.plan import planned
+from shepherd.progress import many
+from shepherd.settings import published
+from shepherd.ui.report import alone
+from shepherd.ui.report.reading import (
+    Row,
+    held,
+    interval,
+    items,
+    number,
+    numbers,
+    plain,
+    read_lines,
+    read_object,
+    table,
+    text,
+)
+
+FORMAT = 1
+MEASURES = ("right", "exact", "f1", "rouge_l", "loss")
+"""The usual ones, in the order of the page. `loss` is in nats a response token, all others are shares."""
+KINDS = ("base", "local", "centralised", "federated", "variant")
+MANY = 16
+"""More arms than this do not fit a screen."""
+ALONE = "its own arm"
+"""In `client_loss`: the local arm that trained on that client's data alone."""
+
+
+def collect(folder: str | Path) -> dict[str, Any]:
+    """All that the report of a run shows, ready for JSON; nothing is written and no lock is kept.
+
+    The run may be going on, and may have no comparison, no judge, nothing held out, or no round yet.
+
+    Raises:
+        FolderError: there is no run in the folder, or a file of it is damaged.
+    """
+    path = Path(folder)
+    settings = published(planned(path)).model_dump(mode="json", exclude_none=True)
+    rows = folders.read_rows(path)
+    compared = read_object(
+        path / "compare" / "comparison.json", "remove it and compare again: the trained arms are kept"
+    )
+    index = read_object(path / "data" / "index.json", "start the run again in a new folder")
+    answered = read_lines(path / "answers.jsonl")
+    status = _status(path, rows, settings)
+    others = _others(compared)
+    measures = (*MEASURES, *others)
+    arms = _arms(compared, measures) or alone.arms(rows, answered)
+    holdings = {text(client): numbers(mix) for client, mix in table(index.get("mixes")).items()}
+    shown = {
+        "format": FORMAT,
+        "title": path.resolve().name,
+        "status": status,
+        "says": _says(compared) or alone.says(rows, answered, status),
+        "settings": settings,
+        "versions": _versions(path),
+        "comparison": _comparison(compared),
+        "arms": arms,
+        "measures": [m for m in measures if any(m in arm["measures"] for arm in arms)],
+        "other_measures": others,
+        "differences": _differences(compared),
+        "data": numbers(index.get("summary")),
+        "clients": _clients(index, rows),
+        "categories": _categories(index, arms),
+        "holdings": holdings,
+        "held": {client: sum(count or 0 for count in mix.values()) for client, mix in holdings.items()},
+        "coverage": _last(rows, "coverage"),
+        "client_loss": _client_loss(compared, arms),
+        "rounds": [_round(row) for row in rows],
+        "curves": _curves(path, rows, settings, compared),
+        "totals": _totals(rows),
+        "failures": [
+            {"round": row["round"], "client": client, "reason": text(reason)}
+            for row in rows
+            for client, reason in table(row.get("failures")).items()
+        ],
+        "judge": _judge(compared),
+        "samples": _samples(compared) or alone.samples(answered),
+    }
+    return dict(plain(shown))
+
+
+def _status(path: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> Row:
+    done, until = (rows[-1]["round"] if rows else 0), settings["federation"]["rounds"]
+    if done >= until:
+        return {
+            "state": "finished",
+            "round": done,
+            "rounds": until,
+            "says": f"finished, {many(done, 'round')}",
+        }
+    state = {True: "running", False: "stopped", None: "unfinished"}[held(path)]
+    says = {"running": "still running", "stopped": "stopped", "unfinished": "not finished"}[state]
+    return {"state": state, "round": done, "rounds": until, "says": f"{says}, round {done} of {until}"}
+
+
+def _versions(path: Path) -> Row:
+    found = read_object(path / folders.VERSIONS, "remove it; a run goes on without it")
+    return {name: text(version) for name, version in found.items()}
+
+
+def _says(compared: Mapping[str, Any]) -> list[str]:
+    said = items(compared.get("says")) or [
+        table(difference).get("says") for difference in items(compared.get("differences"))
+    ]
+    return [text(sentence) for sentence in said if sentence]
+
+
+def _comparison(compared: Mapping[str, Any]) -> Row | None:
+    if not compared:
+        return None
+    return {
+        "finished": compared.get("finished") is True,
+        "match": text(compared.get("match")),
+        "seeds": list(filter(_whole, items(compared.get("seeds")))),
+        "against": text(compared.get("against")) or "federated",
+        "questions": number(compared.get("questions")),
+        "loss_examples": number(compared.get("loss_examples")),
+        "seconds": number(compared.get("seconds")),
+    }
+
+
+def _others(compared: Mapping[str, Any]) -> dict[str, Row]:
+    """Measures beyond the usual ones, of metrics from outside, as the comparison describes them."""
+    found = [table(measure) for measure in items(compared.get("measures"))]
+    return {
+        text(measure["name"]): {
+            "label": text(measure.get("label")),
+            "lower_is_better": measure.get("lower_is_better") is True,
+        }
+        for measure in found
+        if measure.get("name") and text(measure["name"]) not in MEASURES
+    }
+
+
+def _arms(compared: Mapping[str, Any], measures: Sequence[str]) -> list[Row]:
+    """The arms in the order given; where there are many, the local ones come last."""
+    arms = [_arm(table(arm), place, measures) for place, arm in enumerate(items(compared.get("arms")), 1)]
+    return arms if len(arms) <= MANY else sorted(arms, key=lambda arm: arm["kind"] == "local")
+
+
+def _arm(arm: Row, place: int, measures: Sequence[str]) -> Row:
+    worst, trained = table(arm.get("worst_client")), arm.get("trained")
+    kind = text(arm.get("kind"))
+    return {
+        "name": text(arm.get("name")) or f"arm {place}",
+        "kind": kind if kind in KINDS else "variant",
+        "client": text(arm["client"]) if arm.get("client") is not None else None,
+        "categories": numbers(arm.get("categories")),
+        "overrides": [text(override) for override in items(arm.get("overrides"))],
+        "trained": numbers(trained) if isinstance(trained, Mapping) else None,
+        "measures": _intervals(arm.get("measures"), measures),
+        "category": {
+            measure: _intervals(table(arm.get("category")).get(measure))
+            for measure in measures
+            if table(table(arm.get("category")).get(measure))
+        },
+        "client_loss": numbers(arm.get("client_loss")),
+        "worst_client": {"name": text(worst["name"]), "loss": number(worst.get("loss"))}
+        if worst.get("name") is not None
+        else None,
+    }
+
+
+def _intervals(values: Any, names: Sequence[str] | None = None) -> Row:
+    given = table(values)
+    found = {name: interval(given.get(name)) for name in (given if names is None else names)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _differences(compared: Mapping[str, Any]) -> list[Row]:
+    """As given, but one measure after the other, in the order of the page."""
+    found = [_difference(table(given)) for given in items(compared.get("differences"))]
+    places = {measure: place for place, measure in enumerate(MEASURES)}
+    return sorted(found, key=lambda each: places.get(each["measure"], len(MEASURES)))
+
+
+def _difference(given: Row) -> Row:
+    return {
+        "arm": text(given.get("arm")),
+        "measure": text(given.get("measure")),
+        "difference": interval(given.get("difference")),
+        "relative": interval(given.get("relative")),
+        **{key: number(given.get(key)) for key in ("p", "p_holm", "questions_needed")},
+        "says": text(given.get("says")),
+    }
+
+
+def _clients(index: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    named = [text(name) for name in items(index.get("clients"))]
+    return named or list(_last(rows, "coverage"))
+
+
+def _categories(index: Mapping[str, Any], arms: Sequence[Row]) -> list[str]:
+    held = (name for mix in table(index.get("mixes")).values() for name in table(mix))
+    scored = (name for arm in arms for by in arm["category"].values() for name in by)
+    return sorted({*held, *scored})
+
+
+def _last(rows: Sequence[Row], key: str) -> dict[str, float | int | None]:
+    found = (numbers(row[key]) for row in reversed(rows) if isinstance(row.get(key), Mapping))
+    return next(found, {})
+
+
+def _client_loss(compared: Mapping[str, Any], arms: Sequence[Row]) -> Row:
+    """Loss in nats on data like each client's, of every arm that all clients share, and of the own arm."""
+    shared = {arm["name"]: arm["client_loss"] for arm in arms if arm["kind"] != "local"}
+    own = {
+        arm["client"]: arm["client_loss"].get(arm["client"])
+        for arm in arms
+        if arm["kind"] == "local" and arm["client"] is not None
+    }
+    columns = {**({ALONE: own} if own else {}), **{name: by for name, by in shared.items() if by}}
+    clients = list(dict.fromkeys(client for by in columns.values() for client in by))
+    return {
+        "columns": list(columns),
+        "rows": {client: {name: by.get(client) for name, by in columns.items()} for client in clients},
+    }
+
+
+def _round(row: Row) -> Row:
+    seconds, heldout = row.get("seconds"), table(row.get("heldout"))
+    coverage = [share for share in numbers(row.get("coverage")).values() if share is not None]
+    return {
+        "round": row["round"],
+        "train_loss": number(row.get("loss")),
+        "heldout_loss": number(heldout.get("loss")),
+        **{key: number(row.get(key)) for key in ("bytes_down", "bytes_up", "gap", "learning_rate")},
+        "clients": len(items(row.get("cohort"))) if "cohort" in row else None,
+        "failures": len(table(row.get("failures"))) if row["round"] else None,
+        "coverage": sum(coverage) / len(coverage) if coverage else None,
+        "seconds": number(table(seconds).get("round")),
+    }
+
+
+def _curves(
+    path: Path, rows: Sequence[Row], settings: Mapping[str, Any], compared: Mapping[str, Any]
+) -> list[Row]:
+    """Held-out and training loss by round, of the run and of each run folder inside its comparison."""
+    seeds = list(filter(_whole, items(compared.get("seeds")))) or [settings["seed"]]
+    found = [_curve("federated", seeds[0], rows)]
+    for repetition, inner in _inner(path / "compare"):
+        seed = seeds[repetition] if repetition < len(seeds) else seeds[0] + repetition
+        found.append(_curve(unquote(inner.name), seed, folders.read_rows(inner)))
+    several = len({curve["seed"] for curve in found}) > 1
+    named = [{**c, "name": f"{c['arm']}, seed {c['seed']}" if several else c["arm"]} for c in found]
+    return [curve for curve in named if curve["points"]]
+
+
+def _inner(path: Path) -> Iterator[tuple[int, Path]]:
+    """The run folders of a comparison, with the number of the repetition that each stands under."""
+    for log in sorted(path.glob(f"seed-*/*/{folders.LOG}"), key=_natural):
+        repetition = log.parent.parent.name.removeprefix("seed-")
+        if repetition.isdecimal():
+            yield int(repetition), log.parent
+
+
+def _natural(path: Path) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def _whole(seed: Any) -> bool:
+    return isinstance(seed, int) and not isinstance(seed, bool)
+
+
+def _curve(arm: str, seed: int, rows: Sequence[Row]) -> Row:
+    points = [
+        {
+            "round": row["round"],
+            "heldout": number(table(row.get("heldout")).get("loss")),
+            "train": number(row.get("loss")),
+        }
+        for row in rows
+    ]
+    scored = [p for p in points if p["heldout"] is not None or p["train"] is not None]
+    return {"arm": arm, "seed": seed, "points": scored}
+
+
+def _totals(rows: Sequence[Row]) -> Row:
+    def total(*keys: str) -> float | int:
+        return sum(_inside(row, keys) or 0 for row in rows)
+
+    return {
+        "rounds": max((row["round"] for row in rows), default=0),
+        "bytes_down": total("bytes_down"),
+        "bytes_up": total("bytes_up"),
+        "seconds": total("seconds", "round"),
+        "examples": total("examples"),
+        "steps": total("steps"),
+        "tokens": total("tokens", "trained"),
+        "failures": sum(len(table(row.get("failures"))) for row in rows),
+    }
+
+
+def _inside(row: Any, keys: Sequence[str]) -> float | int | None:
+    for key in keys:
+        row = table(row).get(key)
+    return number(row)
+
+
+def _judge(compared: Mapping[str, Any]) -> Row | None:
+    given = table(compared.get("judge"))
+    if not given:
+        return None
+    counts = ("questions", "asked", "calls", "tokens", "unreadable", "refused", "left")
+    rows, strengths = ([_verdicts(table(row)) for row in items(given.get(key))] for key in _JUDGED)
+    return {
+        **{key: text(given.get(key)) for key in ("protocol", "model")},
+        **{key: number(given.get(key)) for key in counts},
+        "rows": [row for row in rows if row],
+        "strengths": [row for row in strengths if row],
+        "says": [text(sentence) for sentence in items(given.get("says"))],
+    }
+
+
+_JUDGED = ("rows", "strengths")
+
+
+def _verdicts(row: Row) -> Row:
+    """A row of the judge's tables: numbers, intervals and names; its sentence is among `says`."""
+    named = {key: value for key, value in row.items() if key not in ("says", "category")}
+    found = {key: _verdict(value) for key, value in named.items()}
+    by_category = _intervals(row.get("category"))
+    return {**found, **({"category": by_category} if by_category else {})}
+
+
+def _verdict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return interval(value)
+    return number(value) if value is None or isinstance(value, int | float) else text(value)
+
+
+def _samples(compared: Mapping[str, Any]) -> list[Row]:
+    return [alone.sample(table(given)) for given in items(compared.get("samples"))]

@@ -1,0 +1,337 @@
+"""From what `collect` found to one HTML page. The only file that imports Jinja2.
+
+Each number that the page shows is fetched by its place in report.json and carries that place, a JSON
+pointer, as `data-path`, and its exact value as `data-value`: what is read and what is stored are one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from shepherd.ui.report import chart, figures
+from shepherd.ui.report.chart import Series
+from shepherd.visible import shown, shown_line
+
+Report = Mapping[str, Any]
+Path = Sequence[str | int]
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+LIVE_POLICY = POLICY + "; connect-src 'self'; script-src 'nonce-{nonce}'"
+NONE = "–"
+SHORT = 14
+"""Letters that any column has room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How a score is called and written."""
+
+    name: str
+    label: str
+    unit: str
+    form: str
+    signed: str
+    lower_is_better: bool = False
+
+
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        Measure("right", "Right answers", "share that a checker accepts", "share", "signed_points"),
+        Measure("exact", "Exact match", "share equal to the reference", "share", "signed_points"),
+        Measure("f1", "Token F1", "overlap with the reference, 0 to 100%", "share", "signed_points"),
+        Measure("rouge_l", "ROUGE-L", "overlap with the reference, 0 to 100%", "share", "signed_points"),
+        Measure("loss", "Held-out loss", "nats a response token", "loss", "signed_loss", True),
+    )
+}
+
+
+def measures_of(report: Report) -> dict[str, Measure]:
+    """The usual measures, and those that this report describes itself."""
+    others = {
+        name: Measure(
+            name, said["label"] or name, "from 0 to 100%", "share", "signed_points", said["lower_is_better"]
+        )
+        for name, said in report.get("other_measures", {}).items()
+    }
+    return {**MEASURES, **others}
+
+
+def html(report: Report) -> str:
+    """The whole page; it needs nothing else and asks no network."""
+    return _page(report["title"], main(report), POLICY)
+
+
+def live(title: str, inside: str, tag: str, nonce: str) -> str:
+    """The page around what stands inside <main>, with the script that keeps it up to date.
+
+    Args:
+        inside: from `main` or `trouble`.
+        tag: the ETag of `inside`, by which the script asks for another.
+        nonce: new for each answer; it allows that one script.
+    """
+    return _page(title, inside, LIVE_POLICY.format(nonce=nonce), tag, nonce)
+
+
+def main(report: Report) -> str:
+    """What stands inside the page's <main>."""
+    return _environment().get_template("main.html").render(r=report, **_tools(report))
+
+
+def trouble(sentence: str) -> str:
+    """What stands inside <main> while the folder cannot be read."""
+    return _environment().get_template("trouble.html").render(sentence=shown(sentence))
+
+
+def _page(title: str, inside: str, policy: str, tag: str = "", nonce: str = "") -> str:
+    template = _environment().get_template("page.html")
+    return template.render(
+        title=shown_line(title), inside=Markup(inside), policy=policy, tag=tag, nonce=nonce
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("shepherd.ui.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _tools(report: Report) -> dict[str, Any]:
+    return {
+        "num": partial(number, report),
+        "at": partial(at, report),
+        "measures": measures_of(report),
+        "breakable": breakable,
+        "said": said,
+        "shade": shade,
+        "tracks": partial(tracks, report),
+        "spans": spans(report),
+        "charts": {name: Markup(svg) for name, svg in _charts(report).items() if svg},
+        "settings": settings_groups(report),
+        "columns_of": columns_of,
+        "judged_categories": columns_of(
+            [row.get("category", {}) for row in (report["judge"] or {}).get("rows", ())]
+        ),
+        "judged_form": judged_form,
+        "judged_label": judged_label,
+        "mark": _kind_mark,
+        "against": _against(report),
+    }
+
+
+def at(report: Report, path: Path) -> Any:
+    """The value at a path of keys and places; None where there is none."""
+    value: Any = report
+    for key in path:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def pointer(path: Path) -> str:
+    """The JSON pointer (RFC 6901) of a path.
+
+    >>> pointer(["arms", 0, "category", "a/b"])
+    '/arms/0/category/a~1b'
+    """
+    return "".join("/" + str(key).replace("~", "~0").replace("/", "~1") for key in path)
+
+
+def number(report: Report, form: str, *path: str | int) -> Markup:
+    """The number at `path` of the report, written in a form of `figures.FORMS`."""
+    value = at(report, path)
+    if not isinstance(value, int | float):
+        return Markup('<span class="none">{}</span>').format(NONE)
+    return Markup('<span class="n" data-path="{}" data-value="{}" data-form="{}">{}</span>').format(
+        pointer(path), json.dumps(value), form, figures.FORMS[form](value)
+    )
+
+
+def breakable(name: str) -> Markup:
+    """A name that is broken where a person would, short ones nowhere; its direction is its own."""
+    if len(name) <= SHORT:
+        return Markup('<bdi class="short">{}</bdi>').format(name)
+    words = re.split(r"(?<=[_/.:=-])", name)
+    parts = [word[k : k + SHORT] for word in words for k in range(0, len(word), SHORT)]
+    return Markup('<bdi class="long">{}</bdi>').format(Markup("<wbr>").join(parts))
+
+
+def said(sentence: str) -> Markup:
+    """A sentence, with what stands between backticks as code."""
+    parts = sentence.split("`")
+    if len(parts) % 2 == 0:  # one backtick has no other
+        return Markup("{}").format(sentence)
+    forms = (Markup("{}"), Markup("<code>{}</code>"))
+    return Markup("").join(forms[place % 2].format(part) for place, part in enumerate(parts))
+
+
+def spans(report: Report) -> dict[str, Any]:
+    """The least and the greatest number of each heat map, for its shades."""
+    cells = {
+        name: [cell["value"] for arm in report["arms"] for cell in arm["category"].get(name, {}).values()]
+        for name in measures_of(report)
+    }
+    return {
+        "category": {name: _span(values) for name, values in cells.items() if values},
+        "holdings": (0, _span([n for mix in report["holdings"].values() for n in mix.values()])[1]),
+        "client_loss": _span([x for row in report["client_loss"]["rows"].values() for x in row.values()]),
+    }
+
+
+def _span(values: Sequence[float | None]) -> tuple[float, float]:
+    known = [value for value in values if value is not None]
+    return (min(known), max(known)) if known else (0.0, 0.0)
+
+
+def shade(value: float | None, span: tuple[float, float], *, flip: bool = False) -> str:
+    """How dark a cell is, from 0 to 1, as text for a style; never told by colour alone."""
+    if value is None:
+        return "0"
+    share = chart.percent(value, *span) / 100
+    return f"{1 - share if flip else share:.2f}"
+
+
+def tracks(report: Report, measure: str) -> dict[str, Any]:
+    """The interval plot of one measure: arm's place -> its track, and the ticks as (percent, text)."""
+    arms = [(k, arm["kind"], arm["measures"].get(measure)) for k, arm in enumerate(report["arms"])]
+    known = [(k, kind, found) for k, kind, found in arms if found is not None]
+    values = [x for _, _, found in known for x in found.values() if x is not None]
+    marks = chart.ticks(min(values), max(values), 5)
+    scale = marks[0], marks[-1]
+    against = [found["value"] for k, _, found in known if report["arms"][k]["name"] == _against(report)]
+    reference = against[0] if against else None
+    drawn = {k: Markup(chart.track(found, scale, kind=kind, reference=reference)) for k, kind, found in known}
+    form = figures.FORMS[{"share": "whole_share", "loss": "rate"}[measures_of(report)[measure].form]]
+    return {"rows": drawn, "ticks": [(f"{chart.percent(x, *scale):.2f}", form(x)) for x in marks]}
+
+
+def _against(report: Report) -> str:
+    return str((report["comparison"] or {}).get("against", "federated"))
+
+
+def _kind_mark(kind: str) -> Markup:
+    return Markup(chart.arm_mark(kind))
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of a judge's rows, each once, in the order of their coming; not the table inside."""
+    return [key for key in dict.fromkeys(key for row in rows for key in row) if key != "category"]
+
+
+_JUDGED_FORMS = {
+    "win_rate": "share",
+    "length_controlled": "share",
+    "relative": "ratio",
+    "sum_first": "sum",
+    "sum_second": "sum",
+    "strength": "signed_loss",
+    "p": "p",
+    "p_holm": "p",
+}
+_JUDGED_LABELS = {
+    "length_controlled": "win rate at equal length",
+    "sum_first": "sum of the first",
+    "sum_second": "sum of the second",
+    "relative": "second / first",
+    "strength": "strength, log odds",
+    "p_holm": "p, Holm",
+    "questions_needed": "questions that would settle it",
+}
+
+
+def judged_form(column: str) -> str:
+    """How the numbers of a column of the judge's tables are written."""
+    return _JUDGED_FORMS.get(column, "count")
+
+
+def judged_label(column: str) -> str:
+    """What a column of the judge's tables is called."""
+    return _JUDGED_LABELS.get(column, column.replace("_", " "))
+
+
+def settings_groups(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The run file as (table, [(key, value)]), in its order; keys outside any table come first."""
+    settings = report["settings"]
+    top = [(key, _shown(value)) for key, value in settings.items() if not _is_table(value)]
+    tables = [(name, list(_keys(value))) for name, value in settings.items() if _is_table(value)]
+    return [("run", top), *((name, keys) for name, keys in tables if keys)]
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _keys(table: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{inside}{key}.")
+        else:
+            yield inside + key, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_shown(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return '""' if value == "" else str(value)
+
+
+def _charts(report: Report) -> dict[str, str]:
+    curves, rows = report["curves"], report["rounds"]
+    heldout = [Series(c["name"], _points(c["points"], "heldout")) for c in curves]
+    train = [Series(c["name"], _points(c["points"], "train")) for c in curves]
+    traffic = [
+        Series("down", _points(rows, "bytes_down")),
+        Series("up", _points(rows, "bytes_up")),
+    ]
+    small = partial(_chart, height=170, zero=True)
+    return {
+        "heldout": _chart("heldout", "Held-out loss by round", heldout, figures.rate, height=300),
+        "train": _chart("train", "Training loss by round", train, figures.rate, height=300),
+        "bytes": small("bytes", "Bytes by round", traffic, figures.data_size),
+        "gap": small("gap", "Aggregation gap by round", [Series("gap", _points(rows, "gap"))], figures.rate),
+        "learning_rate": small(
+            "learning-rate",
+            "Learning rate by round",
+            [Series("learning rate", _points(rows, "learning_rate"))],
+            figures.rate,
+        ),
+        "seconds": small(
+            "seconds", "Seconds by round", [Series("seconds", _points(rows, "seconds"))], figures.duration
+        ),
+    }
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[chart.Point]:
+    return [(row["round"], row[key]) for row in rows if row.get(key) is not None]
+
+
+def _chart(
+    name: str, title: str, series: Sequence[Series], form: chart.Form, *, height: int, zero: bool = False
+) -> str:
+    words = f"{title}: {'; '.join(_told(each, form) for each in series if each.points)}"
+    return chart.line_chart(series, ident=f"chart-{name}", title=words, form=form, zero=zero, height=height)
+
+
+def _told(series: Series, form: chart.Form) -> str:
+    (first, before), (last, after) = series.points[0], series.points[-1]
+    if first == last:
+        return f"{series.name} {form(after)} at round {last:g}"
+    return f"{series.name} from {form(before)} at round {first:g} to {form(after)} at round {last:g}"

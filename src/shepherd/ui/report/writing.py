@@ -1,0 +1,30 @@
+"""The two files of a report, beside the run they are of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shepherd.folder import write_atomic
+from shepherd.ui.report import page
+from shepherd.ui.report.gather import collect
+
+HTML, JSON = "report.html", "report.json"
+
+
+def write(folder: str | Path) -> Path:
+    """Write report.html and report.json into the run folder, whole or not at all; the path of the page.
+
+    Raises:
+        FolderError: there is no run in the folder, a file of it is damaged, or the disk is full.
+    """
+    report = collect(folder)
+    write_atomic(Path(folder) / JSON, dumped(report))
+    return write_atomic(Path(folder) / HTML, page.html(report))
+
+
+def dumped(report: Mapping[str, Any]) -> str:
+    """The report as JSON text, each number in full."""
+    return json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"

@@ -1,0 +1,129 @@
+"""The table of a comparison: each arm with its intervals, what federation adds, and what one may say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich import box
+from rich.table import Table
+
+from shepherd.ui.terminal.console import PlainConsole
+
+Row = Mapping[str, Any]
+COLUMNS = 7  # arms that a terminal has room for
+LABELS = {"right": "right %", "exact": "exact %", "f1": "F1 %", "rouge_l": "ROUGE-L %", "loss": "loss"}
+
+
+def compared(comparison: Row, stream: TextIO | None = None) -> None:
+    """Print comparison.json's arms by every measure, the first of them by category, and its sentences."""
+    console = PlainConsole(stream)
+    arms: Sequence[Row] = comparison["arms"]
+    names = [name for name in labels(comparison) if all(name in arm["measures"] for arm in arms)]
+    if "right" in names:  # a check knows better than a likeness to one answer; the report has all of them
+        names = [name for name in names if name in ("right", "loss")]
+    if not names:
+        console.print("Nothing is held out, so nothing can be compared; set data.holdout.")
+        return
+    tested = {row["measure"] for row in comparison["differences"]}
+    chief = next((name for name in names if name in tested), names[0])
+    console.print()
+    console.print(_table(comparison, arms, names, chief))
+    if chief == "right" and len(arms) <= COLUMNS:
+        console.print(_categories(arms, chief, labels(comparison)[chief]))
+    for sentence in _sentences(comparison, chief):
+        console.print(f"- {sentence}")
+
+
+def labels(comparison: Row) -> dict[str, str]:
+    """Column heads of the usual measures, then of the others that the comparison describes; the loss last."""
+    others = {
+        each["name"]: f"{each['label']} %"
+        for each in comparison.get("measures", ())
+        if each["name"] not in LABELS
+    }
+    return {
+        **{name: label for name, label in LABELS.items() if name != "loss"},
+        **others,
+        "loss": LABELS["loss"],
+    }
+
+
+def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chief: str) -> Table:
+    seeds = len(comparison["seeds"])
+    asked = comparison["questions"] if names[0] != "loss" else comparison["loss_examples"]
+    title = f"{asked:,} held-out questions, {seeds} seed{'s' * (seeds > 1)}; 95% intervals below each number"
+    table = Table(box=box.SIMPLE, title=title, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("arm", overflow="fold", min_width=12)
+    for name in names:
+        table.add_column(labels(comparison)[name], justify="right", no_wrap=True)
+    table.add_column(
+        f"federated\n/ arm, {labels(comparison)[chief].removesuffix(' %')}", justify="right", no_wrap=True
+    )
+    table.add_column("Holm p", justify="right", no_wrap=True)
+    for arm in arms:
+        style = "bold" if arm["kind"] == "federated" else ""
+        cells = [_interval(arm["measures"][name], *_unit(name)) for name in names]
+        row = _difference(comparison, arm["name"], chief)
+        relative = _relative(row["relative"]) if row else ""
+        table.add_row(_named(arm), *cells, relative, _p(row["p_holm"]) if row else "", style=style)
+    return table
+
+
+def _named(arm: Row) -> str:
+    """The arm, and for a local one what its client knows."""
+    own = ", ".join(arm["categories"]) if arm["kind"] == "local" else ""
+    return f"{arm['name']}\n{own}" if own else str(arm["name"])
+
+
+def _categories(arms: Sequence[Row], chief: str, label: str) -> Table:
+    """The chief measure by category and arm, in whole percent; the report has the decimals."""
+    names = sorted({name for arm in arms for name in arm["category"][chief]})
+    title = f"{label} by category"
+    table = Table(box=box.SIMPLE, title=title, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("category", overflow="fold")
+    for arm in arms:
+        table.add_column(arm["name"].replace("-", "-\n", 1), justify="right", overflow="fold")
+    for name in names:
+        cells = [_interval(arm["category"][chief].get(name), 0, 100) for arm in arms]
+        table.add_row(name, *cells)
+    return table
+
+
+def _difference(comparison: Row, arm: str, measure: str) -> Row | None:
+    found = [row for row in comparison["differences"] if (row["arm"], row["measure"]) == (arm, measure)]
+    return found[0] if found else None
+
+
+def _sentences(comparison: Row, chief: str) -> list[str]:
+    """All of them on the chief measure; each arm's own where it is not settled."""
+    return [
+        *comparison["says"],
+        *(row["says"] for row in comparison["differences"] if row["measure"] == chief),
+    ]
+
+
+def _unit(name: str) -> tuple[int, float]:
+    return (3, 1) if name == "loss" else (1, 100)
+
+
+def _interval(row: Row | None, places: int, factor: float) -> str:
+    if row is None or row["value"] is None:
+        return "-"
+    low, high = (_number(row[end], places, factor) for end in ("low", "high"))
+    return f"{_number(row['value'], places, factor)}\n{low}-{high}"
+
+
+def _relative(row: Row) -> str:
+    """An arm near 0 has no ratio worth three decimals."""
+    if row["high"] is None:
+        return "-" if row["low"] is None else f"> {row['low']:.0f}"
+    return _interval(row, 3, 1)
+
+
+def _number(value: float | None, places: int, factor: float) -> str:
+    return "?" if value is None else f"{factor * value:.{places}f}"
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,227 @@
+"""The display of a run under way: live on a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from shepherd import progress as signs
+from shepherd.progress import Progress, duration
+from shepherd.ui.terminal import figures
+from shepherd.ui.terminal.console import PlainConsole, styled
+from shepherd.ui.terminal.figures import Row
+from shepherd.visible import shown_line
+
+
+class Display(Protocol):
+    """What the loop tells the person. Everything may be called at any time, in any order, by any thread."""
+
+    level: int
+    """Of the records of `shepherd.progress` that it wants to hear."""
+
+    def say(self, text: str) -> None:
+        """One line on what is being prepared or has happened."""
+
+    def hear(self, record: logging.LogRecord) -> None:
+        """What `shepherd.progress` logs: how far the work is."""
+
+    def begin(self, title: str, until: int, rows: Sequence[Row]) -> None:
+        """The run is ready: `rows` are its finished rounds, `until` is its last one."""
+
+    def row(self, row: Row) -> None:
+        """A round is finished, as its row in the log says. A round that is known already is no news."""
+
+
+@contextmanager
+def display(stream: TextIO | None = None) -> Iterator[Display]:
+    """A live display where `stream` (stdout) is a terminal, plain lines where it is not.
+
+    It shows what the logger "shepherd" gets, in place of any display around it.
+    """
+    stream = stream or sys.stdout
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+        plain = PlainDisplay(stream)
+        with _listening(plain):
+            yield plain
+        return
+    live = LiveDisplay(PlainConsole(stream))
+    try:
+        with _listening(live):
+            yield live
+    finally:
+        live.stop()
+
+
+@contextmanager
+def lines(stream: TextIO | None = None) -> Iterator[Display]:
+    """As `display`, with plain lines on a terminal too: for what is no run."""
+    plain = PlainDisplay(stream or sys.stdout)
+    with _listening(plain):
+        yield plain
+
+
+class _Handler(logging.Handler):
+    """From the log to a display."""
+
+    def __init__(self, to: Display) -> None:
+        super().__init__()
+        self._to = to
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == signs.log.name:
+            self._to.hear(record)
+        else:
+            self._to.say(record.getMessage())
+
+
+@contextmanager
+def _listening(to: Display) -> Iterator[None]:
+    root = logging.getLogger("shepherd")
+    before = root.handlers, root.level, signs.log.level
+    root.handlers = [_Handler(to)]
+    root.setLevel(logging.INFO)
+    signs.log.setLevel(to.level)
+    try:
+        yield
+    finally:
+        root.handlers = before[0]
+        root.setLevel(before[1])
+        signs.log.setLevel(before[2])
+
+
+class PlainDisplay:
+    """A line a round, and one at least every half minute within it; flushed, with no control characters."""
+
+    level = logging.INFO
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._until = 0
+        self._rows: list[Row] = []
+
+    def say(self, text: str) -> None:
+        try:
+            print(shown_line(text), file=self._stream, flush=True)
+        except BrokenPipeError:  # of `| head`, say: nobody reads on, and the work goes on all the same
+            _silence(self._stream)
+
+    def hear(self, record: logging.LogRecord) -> None:
+        self.say(record.getMessage())
+
+    def begin(self, title: str, until: int, rows: Sequence[Row]) -> None:
+        self._until, self._rows = until, list(rows)
+        self.say(title)
+
+    def row(self, row: Row) -> None:
+        if _known(row, self._rows):
+            return
+        self._rows.append(row)
+        for failure in figures.failures(row):
+            self.say(failure)
+        self.say(figures.line(row, self._rows, self._until))
+
+
+def _silence(stream: TextIO) -> None:
+    """Send what is still written there nowhere, also what waits in its buffer."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class LiveDisplay:
+    """Round, clients, losses, speed and time left, drawn again a few times a second."""
+
+    level = logging.DEBUG
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._title, self._until = "", 0
+        self._rows: list[Row] = []
+        self._progress: Progress | None = None
+        self._now = ""
+        self._live = Live(console=console, get_renderable=self.draw, refresh_per_second=4)
+
+    def say(self, text: str) -> None:
+        self._console.print(styled(shown_line(text)))
+
+    def begin(self, title: str, until: int, rows: Sequence[Row]) -> None:
+        self._title, self._until, self._rows = title, until, list(rows)
+        self._live.start()
+
+    def hear(self, record: logging.LogRecord) -> None:
+        told = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        if isinstance(told, Progress):
+            self._progress, self._now = told, ""
+        elif self._live.is_started:
+            self._now = record.getMessage()
+        elif record.levelno >= logging.INFO:
+            self.say(record.getMessage())
+
+    def row(self, row: Row) -> None:
+        if _known(row, self._rows):
+            return
+        self._rows.append(row)
+        self._progress = None
+        for failure in figures.failures(row):
+            self.say(failure)
+
+    def stop(self) -> None:
+        """Leave the last picture on the screen. Does nothing a second time."""
+        if self._live.is_started:
+            self._live.stop()
+
+    def draw(self) -> Group:
+        """The picture now. Called by rich's own thread, so it only reads."""
+        title = styled(shown_line(self._title), "bold", overflow="ellipsis", no_wrap=True)
+        return Group(title, self._figures())
+
+    def _figures(self) -> Table:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(no_wrap=True, overflow="ellipsis")
+        grid.add_column(no_wrap=True)
+        for label, text, picture in self._lines():
+            grid.add_row(label, styled(shown_line(text)), picture)
+        return grid
+
+    def _lines(self) -> Iterator[tuple[str, str, ProgressBar | str]]:
+        rows, now = self._rows, self._progress
+        done = rows[-1]["round"] if rows else 0
+        cohort = now.clients if now else 0
+        part = now.clients_done / cohort if now and cohort else 0.0
+        yield "round", f"{min(done + 1, self._until)} of {self._until}", _bar(done + part, self._until)
+        if now:
+            yield "clients", f"{now.clients_done} of {cohort}", _bar(now.clients_done, cohort)
+        losses = [row["loss"] for row in rows if row.get("loss") is not None]
+        yield "loss", _last([*losses, now.loss] if now and now.tokens else losses), self._spark(losses)
+        yield "held out", _last(figures.held_out(rows)), self._spark(figures.held_out(rows))
+        speed = figures.tokens_per_second(rows, now)
+        yield "speed", f"{figures.count(speed)} tokens/s" if speed else "-", ""
+        left = figures.time_left(rows, self._until, now)
+        yield "time left", duration(left) if left else "-", ""
+        if self._now:
+            yield "now", self._now, ""
+
+    def _spark(self, values: Sequence[float]) -> str:
+        return figures.sparkline(values) if self._console.encoding.startswith("utf") else ""
+
+
+def _bar(done: float, total: int) -> ProgressBar:
+    return ProgressBar(total=max(total, 1), completed=done, width=30)
+
+
+def _last(values: Sequence[float]) -> str:
+    return f"{values[-1]:.4f}" if values else "-"
+
+
+def _known(row: Row, rows: Sequence[Row]) -> bool:
+    return bool(rows) and row["round"] <= rows[-1]["round"]

@@ -1,0 +1,71 @@
+"""Runs of the round loop on quadratic clients, for the contracts of every kind of part."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from tests.quadratic import Quadratic, bits, chosen, drawn
+
+from shepherd import plugins
+from shepherd.checkpoint import Checkpoint, latest, load, save
+from shepherd.client_store import Kept, OnDisk
+from shepherd.config import PartTable
+from shepherd.core import Method, ServerState
+from shepherd.rounds import rounds, start
+
+ROUNDS = 4
+
+
+def found(folder: ModuleType, *references: str) -> list[str]:
+    """The package's own modules of a kind, and the reference plug-ins of the tests."""
+    return [*plugins.names(folder), *(f"tests.plugins.{name}" for name in references)]
+
+
+def table(name: str) -> PartTable:
+    """The table that names a module and leaves its keys at their defaults."""
+    return PartTable(name=name)
+
+
+def run(
+    method: Method,
+    federation: Quadratic,
+    state: ServerState | None = None,
+    *,
+    until: int = ROUNDS,
+    seed: int = 3,
+) -> list[ServerState]:
+    """Every state of a run with three quarters of the clients a round."""
+    loop = rounds(
+        method,
+        federation,
+        state or start(method, drawn(0)),
+        until=until,
+        select=chosen("uniform", share=0.75),
+        quorum=1.0,
+        seed=seed,
+    )
+    return [state for state, _ in loop]
+
+
+def same(one: ServerState, two: ServerState) -> bool:
+    """Whether everything that a checkpoint holds has the same bits."""
+    return _bits(one) == _bits(two)
+
+
+def _bits(state: ServerState) -> list[object]:
+    parts = (state.memory, state.optimiser)
+    return [bits(state.adapter), *({name: bits(part) for name, part in each.items()} for each in parts)]
+
+
+def resumed(method: Method, at: int, folder) -> ServerState:
+    """The last state of a run that was stopped after round `at`, saved, loaded and gone on with."""
+    before = Quadratic(method.algorithm, method.transform)
+    stopped = [start(method, drawn(0)), *run(method, before, until=at)][-1]
+    store = OnDisk(folder / "clients", checkpoints=1)
+    kept = {client: store.put(client, at, memory) for client, memory in before.memories.items()}
+    save(folder, Checkpoint(state=stopped, notes={"memories": kept}), keep=1)
+    saved = load(latest(folder))
+    after = Quadratic(method.algorithm, method.transform)
+    names = {client: Kept(*kept) for client, kept in saved.notes["memories"].items()}
+    after.memories = {client: store.get(client, kept) for client, kept in names.items()}
+    return run(method, after, saved.state)[-1]

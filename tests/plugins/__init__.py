@@ -1,0 +1,1 @@
+"""Reference plug-ins that run through the contract tests, so that the types stay open to their kinds."""

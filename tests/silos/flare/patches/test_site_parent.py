@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nvflare")
+
+from nvflare.fuel.f3.comm_config import CommConfigurator
+from nvflare.fuel.utils.config_service import ConfigService
+
+from shepherd.silos.flare import job_policy
+from shepherd.silos.flare.patches import site_parent
+
+
+def test_a_site_says_who_it_is_and_beats_often(tmp_path: Path) -> None:
+    arguments = site_parent._arguments("site", tmp_path, "north")
+    assert arguments[:4] == ["-m", str(tmp_path), "-s", "fed_client.json"]
+    assert {"uid=north", "secure_train=true", f"heart_beat_interval={site_parent.HEARTBEAT}"} <= set(
+        arguments
+    )
+    assert "uid" not in " ".join(site_parent._arguments("server", tmp_path, ""))
+
+
+def test_flare_waits_for_a_slow_line_before_it_sends_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By FLARE's own reading, in the process that it begins in; what it starts has its environment."""
+    found: list[float] = []
+
+    def flare(*given: object, **more: object) -> None:
+        found.append(CommConfigurator().get_streaming_retry_wait(5.0))
+
+    monkeypatch.setattr(ConfigService, "_var_values", {})  # what an earlier test's FLARE has read
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(site_parent, "SWEEP", 0.01)
+    swept, tries = threading.Event(), iter([OSError(24, "Too many open files"), None])
+
+    def sweep(kit: Path, running: set[str]) -> None:
+        if (error := next(tries, None)) is not None:
+            raise error
+        swept.set()  # after one that failed
+
+    monkeypatch.setattr(site_parent, "sweep", sweep)
+    for name in ("TMPDIR", "NVFLARE_STREAMING_RETRY_WAIT", "NVFL_JOB_STORE_ROOT", "MALLOC_ARENA_MAX"):
+        monkeypatch.setenv(name, "1")  # put back afterwards
+    monkeypatch.setattr(site_parent.runpy, "run_module", flare)
+    monkeypatch.setattr(job_policy, "tell_denials", lambda: None)
+    monkeypatch.setattr(site_parent.tls, "watch", lambda kit: None)
+    monkeypatch.setattr(site_parent.sys, "argv", [])
+
+    site_parent.main("server", tmp_path, "")
+
+    assert found == [30.0]
+    assert os.environ["TMPDIR"] == tempfile.gettempdir() == str(tmp_path / "shepherd" / "tmp")
+    assert swept.wait(5.0)
+
+
+def test_what_it_has_started_is_known_to_run() -> None:
+    job = "8b7f2c1e-0000-4000-8000-000000000000"
+    with subprocess.Popen([sys.executable, "-c", "input()", job], stdin=subprocess.PIPE) as child:
+        assert job in site_parent._running()
+        child.communicate(b"\n")
+    assert job not in site_parent._running()

@@ -1,0 +1,73 @@
+"""Posts without a network: sites are functions from a request to an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shepherd.core import Adapter, Failure, Update
+from shepherd.silos.protocol import wire
+from shepherd.silos.protocol.wire import Joined, Request, Scores
+
+Site = Callable[[Request], bytes | None]
+
+
+@dataclass
+class Letters:
+    """A Post that answers at once, in an order of its own; None is a site that gives no answer."""
+
+    sites: Mapping[str, Site]
+    away: set[str] = field(default_factory=set)
+    order: Callable[[Sequence[str]], Sequence[str]] = lambda sites: sites
+    asked: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+
+    def present(self) -> Sequence[str]:
+        return [site for site in self.sites if site not in self.away]
+
+    def ask(self, message: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
+        request = wire.decode_request(message)
+        self.asked.append((request.kind, tuple(sites)))
+        self.requests.append(request)
+        for site in self.order(sites):
+            answer = self.sites[site](request)
+            if answer is not None:
+                yield site, answer
+
+
+def honest(
+    name: str, step: float = 1.0, weight: float = 1.0, examples: int = 10, min_cohort: int = 1
+) -> Site:
+    """Answers every kind of request; trains by adding `step` to every number."""
+
+    def site(request: Request) -> bytes:
+        if request.kind == "join":
+            return wire.encode_reply(joined(name, request, examples, min_cohort))
+        if request.kind == "score":
+            categories = {"qa": (2.0 * step, 4), name: (3.0, 1)}
+            return wire.encode_reply(Scores(client=name, round=request.round, categories=categories))
+        assert request.broadcast is not None
+        return wire.encode_reply(update(request, name, step, weight))
+
+    return site
+
+
+def joined(name: str, request: Request, examples: int = 10, min_cohort: int = 1) -> Joined:
+    return Joined(client=name, examples=examples, min_cohort=min_cohort, version=request.version)
+
+
+def update(request: Request, name: str, step: float, weight: float = 1.0) -> Update:
+    assert request.broadcast is not None
+    delta = {key: np.full_like(tensor, step) for key, tensor in request.broadcast.adapter.items()}
+    metrics = {"loss": step, "examples": 4.0, "tokens": 8.0, "trained_tokens": 2.0, "steps": 1.0}
+    return Update(round=request.round, clients=(name,), delta=Adapter(delta), weight=weight, metrics=metrics)
+
+
+def failing(name: str, reason: str = "out of memory") -> Site:
+    return lambda request: wire.encode_reply(Failure(client=name, reason=reason))
+
+
+def silent(request: Request) -> None:
+    return None

@@ -1,0 +1,554 @@
+"""A run at the server, with sites that are functions: kept, told, gone on with."""
+
+from __future__ import annotations
+
+import base64
+import math
+import multiprocessing
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.silos.server.posts import Letters, failing, honest, joined, silent, update
+
+from shepherd import checkpoint, folder
+from shepherd.checkpoint import Checkpoint
+from shepherd.core import Adapter, ServerState
+from shepherd.silos.protocol import wire
+from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.wire import Request, Scores
+from shepherd.silos.server import run_status, server_run
+from shepherd.silos.server.server_run import Service
+
+A, B = "q.lora_A.weight", "q.lora_B.weight"
+START = ServerState(round=0, adapter=Adapter({A: np.ones((2, 3)), B: np.zeros((3, 2))}))
+
+
+def order(sites: tuple[str, ...] = ("a", "b"), max_in_flight: int = 4, **federation: Any) -> Order:
+    settings = {
+        "model": {"base": "tiny"},
+        "data": {"source": "world"},
+        "federation": {"rounds": 3, **federation},
+        "silos": {"deadline_s": 5.0, "max_in_flight": max_in_flight},
+        "tuning": {"max_steps": 1},
+    }
+    return Order(
+        run="0" * 16, base="b" * 64, fingerprint="f", version="0.1.0", sites=sites, settings=settings
+    )
+
+
+def given(tmp_path: Path, state: ServerState = START) -> Path:
+    notes: dict[str, Any] = {"positions": {}, "row": None, "base": "f"}
+    return checkpoint.save(tmp_path / "given", Checkpoint(state=state, notes=notes), keep=1)
+
+
+def served(tmp_path: Path, post: Letters, asked: Order | None = None) -> Service:
+    made = Service(asked or order(), tmp_path / "home", given(tmp_path) if post else None, post)
+    made.run()
+    return made
+
+
+def both() -> Letters:
+    return Letters({"a": honest("a", 1.0), "b": honest("b", 2.0, weight=3.0)})
+
+
+def told(made: Service, **asked: Any) -> dict[str, Any]:
+    return made.told({"rows": 0, "said": 0, **asked})
+
+
+def test_a_run_goes_through_its_rounds_and_keeps_them(tmp_path: Path) -> None:
+    made = served(tmp_path, both())
+    answer = told(made)
+
+    assert answer["outcome"] == {"finished": True}
+    assert [row["round"] for row in answer["rows"]] == [0, 1, 2, 3]
+    assert answer["rows"] == folder.read_rows(tmp_path / "home")
+    last = checkpoint.load(tmp_path / "home" / "checkpoints" / "round-00003")
+    # by hand: each round adds the weighted mean (1 * 1 + 3 * 2) / 4, but neither is more than half
+    np.testing.assert_allclose(last.state.adapter[A], 1 + 3 * 1.5)
+    assert last.notes["base"] == "f"
+    assert last.notes["row"] == answer["rows"][-1]
+
+
+def test_a_row_says_what_the_sites_said(tmp_path: Path) -> None:
+    row = told(served(tmp_path, both()))["rows"][2]
+
+    assert row["weights"] == {"a": 0.5, "b": 0.5}
+    assert row["capped"] == ["b"]
+    assert row["loss"] == 1.5
+    assert row["examples"] == 8
+    assert row["taken"] == {"a": 8, "b": 8}
+    assert row["coverage"] == {"a": 0.8, "b": 0.8}
+    assert row["failures"] == {}
+    # qa: (2 + 4) nats over 8 tokens; each site's own: 3 nats on one token; of a site the mean over its five
+    assert row["heldout"]["category"] == {"a": 3.0, "b": 3.0, "qa": 0.75}
+    assert row["heldout"]["loss"] == pytest.approx(1.2)
+    assert row["heldout"]["client"] == {"a": 1.0, "b": 1.4}
+    assert row["heldout"]["left_out"] == {}
+
+
+def test_sites_that_keep_their_numbers_back_still_count(tmp_path: Path) -> None:
+    def quiet(request: Request) -> bytes:
+        if request.kind == "score":
+            return failing("b")(request) or b""
+        if request.kind == "join":
+            return wire.encode_reply(joined("b", request))
+        return wire.encode_reply(replace(update(request, "b", 2.0, 3.0), metrics={}))
+
+    made = served(tmp_path, Letters({"a": honest("a"), "b": quiet}))
+    row = told(made)["rows"][1]
+
+    assert row["weights"] == {"a": 0.5, "b": 0.5}
+    assert row["loss"] == 1.0
+    assert row["losses"] == {"a": 1.0}
+    assert row["taken"] == {"a": 4, "b": 0}
+    assert row["heldout"]["left_out"] == {"b": "out of memory"}
+
+
+def test_it_goes_on_after_its_last_checkpoint_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = served(tmp_path / "whole", both())
+    served(tmp_path / "parts", both(), order(rounds=1))
+    post = both()
+    again = Service(order(), tmp_path / "parts" / "home", tmp_path / "parts/given/round-00000", post)
+    again.run()
+
+    trained = [request.round for request in post.requests if request.kind == "train"]
+    assert trained == [1, 2]
+    assert [row["round"] for row in told(again)["rows"]] == [0, 1, 2, 3]
+    ends = [checkpoint.load(made.home / "checkpoints" / "round-00003").state for made in (whole, again)]
+    assert ends[0].adapter == ends[1].adapter
+
+
+def test_a_server_that_lost_its_disk_goes_on_with_what_the_job_brought(tmp_path: Path) -> None:
+    served(tmp_path / "old", both(), order(rounds=2))
+    post = both()
+    brought = tmp_path / "old" / "home" / "checkpoints" / "round-00002"
+    fresh = Service(order(), tmp_path / "new", brought, post)
+    fresh.run()
+
+    assert [request.round for request in post.requests if request.kind == "train"] == [2]
+    assert [row["round"] for row in told(fresh)["rows"]] == [2, 3]
+    # whoever knows rounds 0 to 2 hears of the third, though the server has fewer rows than that
+    assert [row["round"] for row in told(fresh, rows=3)["rows"]] == [3]
+    assert (told(fresh)["round"], told(fresh)["count"]) == (3, 4)
+
+
+def test_a_round_without_quorum_ends_the_job_and_keeps_the_rounds_before(tmp_path: Path) -> None:
+    calls = []
+
+    def dies_later(request: Any) -> bytes | None:
+        calls.append(request.kind)
+        return honest("b")(request) if calls.count("train") < 2 else silent(request)
+
+    made = served(tmp_path, Letters({"a": honest("a"), "b": dies_later}), order(quorum=1.0))
+    outcome = told(made)["outcome"]
+
+    assert outcome["kind"] == "QuorumNotMet"
+    assert "round 2" in outcome["error"]
+    assert "b: it gave no answer within 5 s" in outcome["error"]
+    assert checkpoint.latest(tmp_path / "home" / "checkpoints") == tmp_path / "home/checkpoints/round-00001"
+
+
+def test_failures_are_counted_by_name(tmp_path: Path) -> None:
+    post = Letters({"a": honest("a"), "b": failing("b", "policy algorithms of b refuses fedavg")})
+    rows = told(served(tmp_path, post))["rows"]
+    assert [row.get("failures") for row in rows[1:]] == 3 * [{"b": "policy algorithms of b refuses fedavg"}]
+
+
+def test_nonsense_from_a_site_is_a_counted_failure_and_never_in_the_mean(tmp_path: Path) -> None:
+    def nonsense(request: Request) -> bytes:
+        if request.kind != "train":
+            return honest("b")(request) or b""
+        good = update(request, "b", 2.0)
+        names = dict(good.delta)
+        wrong = {
+            0: replace(good, delta=Adapter({**names, A: np.full((2, 3), np.nan)})),
+            1: replace(good, delta=Adapter({**names, A: np.ones((3, 3))})),
+            2: replace(good, round=0),
+            3: replace(good, weight=float("inf")),
+            4: replace(good, delta=Adapter({A: names[A]})),
+        }
+        return wire.encode_reply(wrong[request.round])
+
+    made = served(tmp_path, Letters({"a": honest("a", 1.0), "b": nonsense}), order(rounds=5))
+
+    reasons = [row["failures"]["b"] for row in told(made)["rows"][1:]]
+    for reason, word in zip(reasons, ("finite", "shape", "round 1", "weight", "missing"), strict=True):
+        assert word in reason
+    last = checkpoint.load(tmp_path / "home" / "checkpoints" / "round-00005")
+    np.testing.assert_allclose(last.state.adapter[A], 1 + 5 * 1.0)
+
+
+def test_what_a_site_calls_its_tensors_reaches_no_log_and_no_terminal(tmp_path: Path) -> None:
+    def shouting(request: Request) -> bytes:
+        if request.kind != "train":
+            return honest("b")(request) or b""
+        loud = Adapter({f"x\x1b[2J\n{'y' * 10**5}": np.ones(1)})
+        return wire.encode_reply(replace(update(request, "b", 2.0), delta=loud))
+
+    post = Letters({"a": honest("a"), "b": shouting})
+    answer = told(served(tmp_path, post, order(quorum=1.0)))
+    rows = told(served(tmp_path / "on", post))["rows"]
+
+    for said in (answer["outcome"]["error"], *(row["failures"]["b"] for row in rows[1:])):
+        assert "cannot be read" in said
+        assert said.isprintable()
+        assert len(said) < 1000
+
+
+def test_it_tells_only_what_is_new(tmp_path: Path) -> None:
+    made = served(tmp_path, both())
+    assert [row["round"] for row in told(made, rows=3)["rows"]] == [3]
+    assert told(made, rows=4)["count"] == 4
+
+
+def test_a_long_log_is_told_in_parts_and_the_outcome_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_status, "ROWS", 2)
+    made = served(tmp_path, both())
+    parts = [told(made, rows=known) for known in (0, 2, 4)]
+    assert [[row["round"] for row in part["rows"]] for part in parts] == [[0, 1], [2, 3], []]
+    assert [part["outcome"] for part in parts] == [None, {"finished": True}, {"finished": True}]
+
+
+def test_nothing_is_told_of_rounds_before_the_log_is_open(tmp_path: Path) -> None:
+    spoilt = given(tmp_path)
+    (spoilt / "state.json").write_text("{}")
+    made = Service(order(), tmp_path / "home", spoilt, both())
+    made.run()
+    answer = told(made)
+    assert (answer["opened"], answer["count"], answer["rows"]) == (False, 0, [])
+    assert "cut or changed" in answer["outcome"]["error"]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 10**308, 1.7e308, 2e12], ids="{:g}".format)
+def test_numbers_that_cannot_be_counted_with_do_not_silence_the_run(tmp_path: Path, number: float) -> None:
+    """What is told while a round goes on is not checked yet."""
+    progress = []
+
+    def strange(request: Request) -> bytes:
+        if request.kind != "train":
+            return honest("b")(request) or b""
+        metrics = {"loss": number, "tokens": number, "examples": number}
+        return wire.encode_reply(replace(update(request, "b", 2.0), metrics=metrics))
+
+    def last(request: Request) -> bytes:
+        if request.kind == "train":
+            progress.append(told(made)["progress"])
+        return honest("c")(request) or b""
+
+    post = Letters({"a": honest("a"), "b": strange, "c": last})
+    made = Service(order(("a", "b", "c"), max_in_flight=2), tmp_path / "home", given(tmp_path), post)
+    made.run()
+
+    rows = told(made)["rows"]
+    assert all("metric" in row["failures"]["b"] for row in rows[1:])
+    known = [(each["clients_done"], each["tokens"], each["loss"]) for each in progress]
+    assert known == 3 * [(2, 8, 0.0)]  # a loss of one site alone is not told before its round is finished
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        {},
+        {"qa": (0.0, 0)},
+        {"qa": (math.nan, 3)},
+        {"qa": (math.inf, 3), "none": (1.0, 0)},
+        {"qa": (17 * 10**307, 1), "none": (17 * 10**307, 1)},
+        {"qa": (1.0, 2**63 - 1), "none": (-1.0, 3)},
+    ],
+)
+def test_scores_of_nothing_or_nonsense_are_left_out(
+    tmp_path: Path, categories: dict[str, tuple[float, int]]
+) -> None:
+    def odd(request: Request) -> bytes:
+        if request.kind != "score":
+            return honest("b")(request) or b""
+        return wire.encode_reply(Scores(client="b", round=request.round, categories=categories))
+
+    rows = told(served(tmp_path, Letters({"a": honest("a"), "b": odd})))["rows"]
+    assert rows[-1]["heldout"]["category"] == {"a": 3.0, "qa": 0.5}
+    assert rows[-1]["heldout"]["client"] == {"a": 1.0}
+    assert "b" in rows[-1]["heldout"]["left_out"]
+    alone = told(served(tmp_path / "alone", Letters({"b": odd}), order(("b",))))["rows"]
+    assert [row.get("heldout") for row in alone] == 4 * [None]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("HUSH"), ValueError("HUSH\nHUSH")])
+def test_a_fault_that_nobody_knows_is_told_by_its_class_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """Untold, the job would die of it, and each new job too, since sites give the same answer again."""
+
+    def faulty(request: Request) -> bytes | None:
+        if request.kind == "train" and request.round == 1:
+            raise error
+        return honest("a")(request)
+
+    outcome = told(made := served(tmp_path, Letters({"a": faulty})))["outcome"]
+
+    assert type(error).__name__ in outcome["error"]
+    assert "HUSH" not in f"{outcome}{caplog.text}"
+    assert f"{type(error).__name__} at " in caplog.text
+    assert "test_server_run.py" in caplog.text  # where it was
+    assert [row["round"] for row in told(made)["rows"]] == [0, 1]
+
+
+def test_clients_that_fail_to_join_are_not_counted_as_done(tmp_path: Path) -> None:
+    done = []
+
+    def first(request: Request) -> bytes | None:
+        if request.kind == "train":
+            done.append(told(made)["progress"]["clients_done"])
+        return honest("a")(request)
+
+    post = Letters({"a": first, "b": failing("b")})
+    made = Service(order(), tmp_path / "home", given(tmp_path), post)
+    made.run()
+    assert done == [0, 0, 0]
+
+
+def test_its_checkpoint_can_be_fetched_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_run, "CHUNK", 100)
+    made = served(tmp_path, both())
+    copy = tmp_path / "copy" / "round-00003"
+    copy.mkdir(parents=True)
+    for name in checkpoint.FILES:
+        data, size = b"", 1
+        while len(data) < size:
+            part = told(made, state={"round": 3, "file": name, "offset": len(data)})["state"]
+            data, size = data + base64.b64decode(part["data"]), part["of"]
+        (copy / name).write_bytes(data)
+
+    assert (
+        checkpoint.load(copy).state.adapter
+        == checkpoint.load(tmp_path / "home" / "checkpoints" / "round-00003").state.adapter
+    )
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"round": 1, "file": "tensors.safetensors", "offset": 0},  # deleted by now
+        {"round": 3, "file": "../../../etc/passwd", "offset": 0},
+        {"round": 3, "file": "/etc/passwd", "offset": 0},
+    ],
+)
+def test_nothing_else_can_be_fetched(tmp_path: Path, asked: dict[str, Any]) -> None:
+    assert told(served(tmp_path, both()), state=asked)["state"] is None
+
+
+def _hold(home: Path, ready: Any, end: Any) -> None:
+    with server_run._held(home):
+        ready.set()
+        end.wait(20)
+
+
+def test_one_process_at_a_time_goes_through_the_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_run, "TAKEOVER", 0.5)
+    spawn = multiprocessing.get_context("spawn")
+    ready, end = spawn.Event(), spawn.Event()
+    other = spawn.Process(target=_hold, args=(tmp_path / "home", ready, end))
+    other.start()
+    try:
+        assert ready.wait(20)
+        outcome = told(served(tmp_path, both()))["outcome"]
+        assert "another process goes through the rounds" in outcome["error"]
+    finally:
+        end.set()
+        other.join()
+    assert told(served(tmp_path / "later", both()))["outcome"] == {"finished": True}
+
+
+# what no order and no site can have ------------------------------------------------------------------------
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+@pytest.mark.parametrize("quorum", [0.05, 0.5])
+def test_the_update_of_one_site_is_no_mean(tmp_path: Path, quorum: float) -> None:
+    """A lead names one site that is there and others that are not, or are off: nobody gets its update."""
+    sites = ("victim", *(f"ghost{number}" for number in range(9)))
+    post = Letters({"victim": honest("victim", 7.0, min_cohort=2)})
+    made = served(tmp_path, post, order(sites, quorum=quorum))
+
+    assert told(made)["outcome"]["kind"] == "QuorumNotMet"
+    assert [request.cohort for request in post.requests if request.kind == "train"] == [1]
+    assert [row["round"] for row in told(made)["rows"]] == [0]
+    assert names_in(tmp_path / "home" / "checkpoints") == []
+    assert told(made, state={"round": 1, "file": "tensors.safetensors", "offset": 0})["state"] is None
+
+
+def test_a_mean_of_fewer_than_a_member_asks_for_is_kept_by_nobody(tmp_path: Path) -> None:
+    """Three are asked and told so; two fail after that."""
+    sites = {"a": honest("a", 7.0, min_cohort=2), **{name: dying(name) for name in "bc"}}
+    post = Letters(sites)
+    made = served(tmp_path, post, order(("a", "b", "c"), quorum=0.05))
+
+    assert [request.cohort for request in post.requests if request.kind == "train"] == [3]
+    outcome = told(made)["outcome"]
+    assert outcome["kind"] == "QuorumNotMet"
+    assert (
+        "a lets its own into a mean of 2 or more alone (its min_cohort), so this mean is thrown away"
+        in outcome["error"]
+    )
+    assert "b: out of memory; c: out of memory" in outcome["error"]
+    assert [row["round"] for row in told(made)["rows"]] == [0]
+    assert told(made)["progress"]["loss"] == 0.0
+    assert names_in(tmp_path / "home" / "checkpoints") == []
+    broadcast = [request for request in post.requests if request.broadcast and request.round > 0]
+    assert broadcast == []
+
+
+def dying(name: str) -> Any:
+    def site(request: Request) -> bytes | None:
+        return failing(name)(request) if request.kind == "train" else honest(name, min_cohort=2)(request)
+
+    return site
+
+
+def test_what_a_site_asks_for_itself_stops_no_round_that_it_is_not_in(tmp_path: Path) -> None:
+    sites = {"a": honest("a", min_cohort=2), "b": honest("b", min_cohort=2), "c": honest("c", min_cohort=9)}
+    made = served(tmp_path, Letters(sites), order(("a", "b", "c")))
+    rows = told(made)["rows"]
+    assert told(made)["outcome"] == {"finished": True}
+    assert ["its min_cohort is 9 and 3 clients were asked" in row["failures"]["c"] for row in rows[1:]] == [
+        True
+    ] * 3
+
+
+@pytest.mark.parametrize(
+    ("sites", "words"),
+    [
+        ((), "no site"),
+        (("a", "b", "a"), "'a' is named twice"),
+        (("a", "b", "ghost"), "'ghost' has never connected to this server"),
+        (("a", "B"), "'B' has never connected"),
+    ],
+)
+def test_an_order_names_each_site_of_the_federation_once(
+    tmp_path: Path, sites: tuple[str, ...], words: str
+) -> None:
+    post = both()
+    made = Service(order(sites), tmp_path / "home", given(tmp_path), post, known={"a", "b", "off"})
+    made.run()
+    assert words in told(made)["outcome"]["error"]
+    assert (told(made)["opened"], post.asked) == (False, [])
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_site_that_is_known_may_be_off(tmp_path: Path) -> None:
+    made = Service(
+        order(("a", "b", "off")), tmp_path / "home", given(tmp_path), both(), known={"a", "b", "off"}
+    )
+    made.run()
+    assert told(made)["outcome"] == {"finished": True}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"algorithm": {"name": "this"}},
+        {"algorithm": {"name": "tests.silos.server.bomb"}},
+        {"transforms": [{"name": "clip"}, {"name": "tests.silos.server.bomb"}]},
+    ],
+)
+def test_no_module_from_outside_is_imported_for_an_order(tmp_path: Path, table: dict[str, Any]) -> None:
+    asked = order()
+    asked = replace(asked, settings={**asked.settings, **table})
+    before = set(sys.modules)
+    made = served(tmp_path, both(), asked)
+    assert "use one of the package" in told(made)["outcome"]["error"]
+    assert set(sys.modules) == before
+    assert not (tmp_path / "home").exists()
+
+
+def test_no_order_makes_one_site_more_than_half(tmp_path: Path) -> None:
+    outcome = told(served(tmp_path, both(), order(max_share=0.9)))["outcome"]
+    assert "federation.max_share = 0.9" in outcome["error"]
+
+
+def test_a_weight_beyond_the_visit_is_a_failure(tmp_path: Path) -> None:
+    sites = {"a": honest("a", 1.0), "b": honest("b", 1.0), "evil": honest("evil", 1e3, weight=1e12)}
+    rows = told(served(tmp_path, Letters(sites), order(("a", "b", "evil"))))["rows"]
+    assert [list(row["failures"]) for row in rows[1:]] == [["evil"]] * 3
+    assert "from 1 to 63" in rows[1]["failures"]["evil"]  # a step of 32, which may be taken with a short one
+
+
+def test_two_checkpoints_stay_whatever_the_run_file_says(tmp_path: Path) -> None:
+    asked = order(rounds=5)
+    asked = replace(asked, settings={**asked.settings, "checkpoints": {"keep": 10**9}})
+    served(tmp_path, both(), asked)
+    assert names_in(tmp_path / "home" / "checkpoints") == ["round-00004", "round-00005"]
+
+
+NAMES = tuple("abcdefgh")
+
+
+def eight() -> Letters:
+    return Letters({name: honest(name) for name in NAMES})
+
+
+def cohorts(made: Service) -> list[list[str]]:
+    return [row["cohort"] for row in told(made)["rows"][1:]]
+
+
+def test_the_cohorts_come_from_a_secret_of_the_server_that_nothing_it_sends_or_tells_holds(
+    tmp_path: Path,
+) -> None:
+    """Nobody who has the order, a request or a checkpoint can tell who is asked next (law 7)."""
+    asked = order(NAMES, share=0.5, rounds=6)
+    posts = [eight() for _ in range(3)]
+    made = [served(tmp_path / str(k), post, asked) for k, post in enumerate(posts)]
+    assert len({str(cohorts(each)) for each in made}) == 3  # 70 sets a round: by chance alike once in 1e11
+    for k, post in enumerate(posts):
+        home = tmp_path / str(k) / "home"
+        text = (home / server_run.SECRET).read_text()
+        assert len(text) == 64
+        assert (home / server_run.SECRET).stat().st_mode & 0o077 == 0
+        sent = [wire.encode_request(request) for request in post.requests]
+        files = [path.read_bytes() for path in home.rglob("*") if path.is_file() and path.name != "secret"]
+        everything = b"".join([*sent, *files, str(told(made[k])).encode()])
+        assert text.encode() not in everything
+        assert str(int(text, 16)).encode() not in everything
+        assert all("seed" not in request.settings for request in post.requests)
+
+
+def test_a_job_that_goes_on_draws_the_same_cohorts(tmp_path: Path) -> None:
+    """Law 3, at a server that still has its folder."""
+    asked = order(NAMES, share=0.5, rounds=6)
+    whole = served(tmp_path / "whole", eight(), asked)
+
+    (tmp_path / "cut" / "home").mkdir(parents=True)
+    secret = (tmp_path / "whole" / "home" / server_run.SECRET).read_text()
+    (tmp_path / "cut" / "home" / server_run.SECRET).write_text(secret)
+    broken = Letters({name: failing_at(name, 3) for name in NAMES})
+    first = served(tmp_path / "cut", broken, asked)
+    assert "error" in told(first)["outcome"]
+    second = Service(asked, tmp_path / "cut" / "home", None, eight())
+    second.run()
+    assert cohorts(second) == cohorts(whole)
+
+
+def failing_at(name: str, round: int) -> Callable[[Request], bytes | None]:
+    def site(request: Request) -> bytes | None:
+        dies = request.kind == "train" and request.round == round
+        return None if dies else honest(name)(request)
+
+    return site
+
+
+def test_a_damaged_secret_is_said(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / server_run.SECRET).write_text("cut")
+    outcome = told(served(tmp_path, both()))["outcome"]
+    assert "secret was cut or changed; delete it" in outcome["error"]

@@ -1,0 +1,135 @@
+"""The display in both modes: a picture on a terminal, plain lines elsewhere."""
+
+import io
+import logging
+import os
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from shepherd import progress
+from shepherd.progress import Progress
+from shepherd.ui.terminal.running import LiveDisplay, PlainDisplay, display, lines
+
+BASE = {"round": 0, "heldout": {"loss": 3.0}}
+
+
+def row(number: int, **more: Any) -> dict[str, Any]:
+    return {
+        "round": number,
+        "cohort": ["a", "b"],
+        "loss": 3.0 - number / 4,
+        "heldout": {"loss": 3.25 - number / 4},
+        "seconds": {"round": 10.0, "tuning": 8.0},
+        "tokens": {"seen": 40000, "trained": 900},
+        **more,
+    }
+
+
+PROGRESS = Progress(round=3, rounds=4, clients_done=1, clients=2, tokens=3000, loss=2.125, seconds=2.0)
+
+
+def told(news: object, level: int = logging.DEBUG) -> None:
+    """As `shepherd.progress` tells of its stages."""
+    progress.log.log(level, "%s", news)
+
+
+def test_plain_lines_where_there_is_no_terminal() -> None:
+    stream = io.StringIO()
+    with display(stream) as shown:
+        assert isinstance(shown, PlainDisplay)
+        shown.say("reading world")
+        shown.begin("runs/one", 3, [])
+        shown.row(BASE)
+        shown.row(BASE)  # known already
+        told(PROGRESS)
+        told("round 1/3: client 1 of 2, 26 s so far", logging.INFO)
+        logging.getLogger("shepherd.run").info("%d clients", 2)
+        shown.row(row(1, failures={"b": "late"}))
+    logging.getLogger("shepherd.run").info("nobody listens any more")
+    assert stream.getvalue().splitlines() == [
+        "reading world",
+        "runs/one",
+        "before training  held out 3.0000",
+        "round 1/3: client 1 of 2, 26 s so far",
+        "2 clients",
+        "round 1: no usable update from b (late)",
+        "round 1/3  clients 2  loss 2.7500  held out 3.0000  5,000 tokens/s  10 s  left 20 s",
+    ]
+
+
+def test_of_two_displays_the_inner_one_shows_what_is_logged() -> None:
+    outer, inner, log = io.StringIO(), io.StringIO(), logging.getLogger("shepherd.compare")
+    with lines(outer):
+        log.info("one")
+        with display(inner):
+            log.info("two")
+        log.info("three")
+    assert (outer.getvalue(), inner.getvalue()) == ("one\nthree\n", "two\n")
+
+
+def test_a_closed_pipe_ends_nothing() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf8") as stream, display(stream) as shown:
+        shown.say("nobody reads this")
+        shown.say("nor this")
+        stream.write("nor what waits in the buffer")
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_the_live_display_unless_it_is_dumb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with display(stream) as shown:
+        assert isinstance(shown, LiveDisplay)
+        shown.begin("runs/one", 3, [BASE])
+        shown.row(row(1, failures={"b": "late"}))
+        shown.say("[not markup]")
+        told("scoring 200 held-out examples")
+    assert "scoring 200 held-out examples" in stream.getvalue()
+    assert "\x1b[?25h" in stream.getvalue()  # the cursor is back
+    assert "no usable update from b (late)" in stream.getvalue()
+    assert "[not markup]" in stream.getvalue()
+    monkeypatch.setenv("TERM", "dumb")
+    with display(Terminal()) as shown:
+        assert isinstance(shown, PlainDisplay)
+
+
+def drawn(live: LiveDisplay, console: Console) -> list[str]:
+    with console.capture() as capture:
+        console.print(live.draw())
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_the_picture_at_eighty_columns_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(file=Terminal(), force_terminal=True, width=80, color_system="truecolor", no_color=None)
+    live = LiveDisplay(console)
+    live.begin("runs/one: " + "long " * 30, 4, [BASE, row(1), row(2)])
+    live.stop()
+    live.hear(logging.LogRecord("", logging.DEBUG, "", 0, "%s", (PROGRESS,), None))
+    lines = drawn(live, console)
+    assert all(len(line) <= 80 + 20 for line in lines)  # bold and dim are still escapes
+    words = " ".join(lines)
+    for part in ("3 of 4", "1 of 2", "2.1250", "2.7500", "█▁", "1,500 tokens/s", "18 s"):
+        assert part in words
+    assert "\x1b[3" not in words  # no colour
+
+
+def test_no_bars_where_the_terminal_cannot_write_them() -> None:
+    class Ascii(Terminal):
+        encoding = "ascii"
+
+    console = Console(file=Ascii(), force_terminal=True, width=80)
+    live = LiveDisplay(console)
+    live.begin("runs/one", 4, [BASE, row(1), row(2)])
+    live.stop()
+    assert all(line.isascii() for line in drawn(live, console))
