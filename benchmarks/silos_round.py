@@ -27,8 +27,10 @@ from benchmarks import common, silos_setting, silos_stub
 from benchmarks.common import Figures, Table
 from benchmarks.overhead import Clock, timed
 from benchmarks.silos_stub import Stub, Visit
-from shepherd import audit, checkpoint, rounds
-from shepherd.algorithms import fedavg
+from shepherd import checkpoint
+from shepherd.aggregations import mean
+from shepherd.core import factor_gap
+from shepherd.rounds import acceptance
 from shepherd.silos.protocol import wire
 from shepherd.silos.server import server_run
 
@@ -143,18 +145,16 @@ class Direct:
                 clock.seconds = stood
             yield site, answer
 
-    def late(self) -> int:
-        return 0
-
 
 PARTS: tuple[tuple[str, Any, str], ...] = (
     ("encode the request", wire, "encode_request"),
     ("name the question", wire, "request_id"),
     ("read the answers", wire, "decode_reply"),
-    ("check them", rounds, "check"),
-    ("audit the gap", audit.Gap, "add"),
-    ("audit the gap", audit.Gap, "value"),
-    ("add them up", fedavg, "_add"),
+    ("check them", acceptance, "check_report"),
+    ("check them", acceptance, "check_tensors"),
+    ("measure the gap", factor_gap.Gap, "add"),
+    ("measure the gap", factor_gap.Gap, "value"),
+    ("add them up", mean, "_add"),
     ("save the checkpoint", checkpoint, "save"),
 )
 

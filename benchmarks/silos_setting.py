@@ -28,7 +28,6 @@ from shepherd.version import version
 RANK = 16
 MODULES = 224  # those of a base with 32 layers of seven
 HOME = "shepherd"
-SERVER = "shepherd.ui.cli.main"
 
 
 def adapter(size: int) -> Adapter:
