@@ -91,6 +91,7 @@ class Stub:
             different=1,
             examples=1,
             memory=Adapter(),
+            moved=0.0,
             adapter=broadcast.adapter,
         )
         self.store.save(request.run, kept)

@@ -24,7 +24,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from shepherd import asking, checkpoint, folder, prepare
+from shepherd import asking, checkpoint, folder, prepare, private
 from shepherd import run as run_module
 from shepherd.client_store import Kept
 from shepherd.consent import Consent
@@ -886,19 +886,19 @@ def test_a_round_that_fails_leaves_no_trace_in_the_same_process(table, whole, mo
 
 
 @pytest.mark.parametrize(
-    "where", ["shepherd.checkpoint.save", "shepherd.checkpoint._sync", "shepherd.folder.append",
+    "where", ["shepherd.checkpoint.save", "shepherd.private.sync", "shepherd.folder.append",
               "shepherd.federation.simulation.Simulation.commit"],
 )  # fmt: skip
 def test_an_interrupt_right_after_a_part_of_saving_loses_no_round_and_logs_none_twice(
     table, whole, monkeypatch, where
 ) -> None:
     name = where.rpartition(".")[2]
-    owner = {"save": checkpoint, "_sync": checkpoint, "append": folder, "commit": Simulation}[name]
+    owner = {"save": checkpoint, "sync": private, "append": folder, "commit": Simulation}[name]
     honest = getattr(owner, name)
 
     def interrupted(*given: Any, **options: Any) -> None:
         honest(*given, **options)
-        if name != "_sync" or given[0].name == "checkpoints":
+        if name != "sync" or given[0].name == "checkpoints":
             raise KeyboardInterrupt
 
     run = open_run(table)

@@ -82,7 +82,7 @@ def adopt(unfinished: Path, place: Path, *, keep: int) -> Path:
                 with open(unfinished / name, "rb") as file:
                     os.fsync(file.fileno())
             unfinished.rename(place)
-            _sync(place.parent)
+            private.sync(place.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -188,7 +188,7 @@ def _write(place: Path, contents: Mapping[str, bytes]) -> None:
     try:
         _fill(unfinished, contents)
         unfinished.rename(place)
-        _sync(place.parent)
+        private.sync(place.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room back
         raise
@@ -201,15 +201,7 @@ def _fill(unfinished: Path, contents: Mapping[str, bytes]) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    _sync(unfinished)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    private.sync(unfinished)
 
 
 def _delete_before(place: Path, keep: int) -> None:

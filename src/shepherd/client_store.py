@@ -99,6 +99,8 @@ class OnDisk:
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)
+            private.sync(self.folder)
+            private.sync(self.folder.parent)
             self._forget(client, round)
         return Kept(round, hashlib.sha256(data).hexdigest())
 

@@ -56,7 +56,17 @@ def secret(path: Path) -> int:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        sync(path.parent)
     text = path.read_text(encoding="ascii", errors="replace")
     if len(text) != 2 * SECRET_BYTES:
         raise ValueError("it has another length")
     return int(text, 16)
+
+
+def sync(folder: Path) -> None:
+    """See to it that what was renamed in a folder is so on the disk, whatever happens to the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -646,7 +646,7 @@ def _translated(key: str, value: Any, table: dict[str, Any]) -> tuple[str, Any]:
     new = legacy.MOVED.get(key, key)
     if new != key:
         _warn(f"override {key}: {legacy.moved(key)}")
-        if value == "all" and isinstance(table.get("selection"), dict):
+        if (key, value) == ("federation.select", "all") and isinstance(table.get("selection"), dict):
             table["selection"].pop("share", None)  # which it does not have
     return new, value
 

@@ -207,3 +207,8 @@ def test_a_chain_spends_the_budget_of_its_one_mechanism_and_two_are_refused() ->
     assert chain(Transform()).mechanism is None
     with pytest.raises(SettingsError, match="two transforms spend privacy budget"):
         chain(noise, noise)
+
+
+def test_a_number_stays_a_number() -> None:
+    assert Payload({"n": np.float32(3.0)})["n"].shape == ()
+    assert Payload({"n": np.array(3)})["n"].shape == ()

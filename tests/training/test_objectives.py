@@ -17,11 +17,12 @@ from shepherd.algorithms import fedavg
 from shepherd.config import PartTable
 from shepherd.core import Broadcast, chain
 from shepherd.data.tokens import Tokens
+from shepherd.errors import SettingsError
 from shepherd.federation.clients import LocalClients
 from shepherd.plugins import built
 from shepherd.settings import FederationTable, TuningTable
 from shepherd.training import tune
-from shepherd.training.local import OBJECTIVE, USUAL
+from shepherd.training.local import OBJECTIVE, USUAL, local_training
 from shepherd.training.objective import Scored
 
 NONE = np.zeros(0)
@@ -117,3 +118,10 @@ def test_groups_are_drawn_whole_and_a_batch_counts_them() -> None:
     pairs = np.concatenate(steps).reshape(-1, 2)
     assert (pairs[:, 1] == pairs[:, 0] + 1).all()
     assert sorted(pairs[:, 0]) == [0, 2, 4, 6, 8]
+
+
+def test_a_run_refuses_an_objective_whose_examples_belong_together() -> None:
+    """Nothing reads, holds out or divides pairs as pairs yet."""
+    name = "tests.plugins.dpo"
+    with pytest.raises(SettingsError, match=r"draws 2 examples together.*set tuning\.objective\.name"):
+        local_training(TuningTable.model_validate({"objective": {"name": name}}), {name})

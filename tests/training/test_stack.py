@@ -113,6 +113,15 @@ def test_a_gradient_that_is_not_finite_stays_with_its_client() -> None:
         assert np.isfinite(rows[2][name]).all()
 
 
+def test_a_gradient_whose_norm_overflows_is_no_zero() -> None:
+    cohort, grads = built(), gradients(0)
+    grads[1]["q.lora_B.weight"].fill_(1e30)  # finite, and its square is not
+    put(cohort, grads)
+    stack.clip(cohort, 1.0)
+    assert cohort.grad("v.lora_A.weight")[1].isnan().all()
+    assert all(cohort.grad(name)[k].isfinite().all() for name in SHAPES for k in (0, 2))
+
+
 def shares(steps: int, **table: object) -> list[float]:
     tuning = TuningTable.model_validate(table)
     return [stack.rate(tuning, step, steps) for step in range(steps + 1)]

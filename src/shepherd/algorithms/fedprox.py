@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from shepherd.algorithms import fedavg
-from shepherd.config import Table
+from shepherd.config import NonNegativeFloat, Table
 from shepherd.core import Algorithm, Broadcast, Step
 
 
 class Config(Table):
-    mu: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.01
+    mu: NonNegativeFloat = 0.01
     """The strength of the spring; 0 is FedAvg."""
 
 

@@ -95,7 +95,7 @@ class Payload(Mapping[str, NDArray[Any]]):
 def frozen(tensor: ArrayLike, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The tensor as a contiguous read-only array; copied unless nobody else can write to it."""
     given = np.asarray(tensor)
-    array = np.ascontiguousarray(given, dtype=dtype)
+    array = np.asarray(given, dtype=dtype, order="C")  # `ascontiguousarray` would give a number a dimension
     if array.flags.writeable and (array is given or array.base is not None):
         array = array.copy()
     array.flags.writeable = False

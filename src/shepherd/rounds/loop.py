@@ -145,14 +145,8 @@ def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, cl
 def rehearsed(method: Method, state: ServerState, context: Context) -> ServerState:
     """The state after a round whose clients changed nothing, for its layout; nothing is random in it."""
     broadcast = announced(method, state, 0)
-    expected = method.algorithm.expects(broadcast, ClientInfo(name="anyone", examples=1))
-    delta, extra = (
-        {name: np.zeros(shape, np.float32) for name, shape in part.items()}
-        for part in (expected.delta, expected.extra)
-    )
-    update = Update(
-        round=state.round, delta=Adapter(delta), extra=Payload(extra), weight=1.0, clients=("anyone",)
-    )
+    delta, extra = _zeros(method, broadcast)
+    update = Update(round=state.round, delta=delta, extra=extra, weight=1.0, clients=("anyone",))
     many = iter([update] * method.aggregation.smallest_cohort)
     return after(method, state, method.aggregation.combine(state, many), context, Seeded(0))
 
@@ -189,9 +183,18 @@ def after(
 
 def _of_nobody(method: Method, broadcast: Broadcast) -> Update:
     """The aggregate of an empty cohort: a change of zero, of nobody."""
-    names = (name for name in broadcast.adapter if method.algorithm.leaves(name, broadcast.round))
-    still = {name: np.zeros_like(broadcast.adapter[name]) for name in names}
-    return Update(round=broadcast.round, delta=Adapter(still), weight=0.0, clients=())
+    delta, extra = _zeros(method, broadcast)
+    return Update(round=broadcast.round, delta=delta, extra=extra, weight=0.0, clients=())
+
+
+def _zeros(method: Method, broadcast: Broadcast) -> tuple[Adapter, Payload]:
+    """The change and the extra of a client that changed nothing."""
+    expected = method.algorithm.expects(broadcast, ClientInfo(name="anyone", examples=1))
+    delta, extra = (
+        {name: np.zeros(shape, np.float32) for name, shape in part.items()}
+        for part in (expected.delta, expected.extra)
+    )
+    return Adapter(delta), Payload(extra)
 
 
 def _observer(method: Method, broadcast: Broadcast, context: Context, draws: Draws) -> Observer | None:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from shepherd import plugins
+from shepherd.errors import SettingsError
 from shepherd.plugins import Kind
 from shepherd.settings import RunSettings, TuningTable
 from shepherd.training import objectives, optimisers
@@ -30,10 +31,22 @@ USUAL = LocalTraining(adamw.build(adamw.Config()), sft.build(sft.Config()))
 
 
 def local_training(table: TuningTable, allowed: Collection[str] = ()) -> LocalTraining:
-    """What `[tuning.optimiser]` and `[tuning.objective]` name; errors as for `plugins.built`."""
-    return LocalTraining(
+    """What `[tuning.optimiser]` and `[tuning.objective]` name.
+
+    Raises:
+        PluginError: as `plugins.built`.
+        SettingsError: as `plugins.built`, or an objective whose examples belong together: no reader keeps
+            them so yet.
+    """
+    found = LocalTraining(
         plugins.built(OPTIMISER, table.optimiser, allowed), plugins.built(OBJECTIVE, table.objective, allowed)
     )
+    if found.objective.group_size > 1:
+        raise SettingsError(
+            f"the objective {table.objective.name!r} draws {found.objective.group_size} examples together and"
+            ' a run reads and divides them one by one; set tuning.objective.name = "sft"'
+        )
+    return found
 
 
 def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettings:

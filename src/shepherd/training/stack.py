@@ -107,6 +107,7 @@ def clip(stack: Stack, norm: float) -> Tensor:
     norms = torch.stack(squares).sum(0).sqrt_()
     if norm:
         scale = (norm / (norms + 1e-6)).clamp(max=1.0)
+        scale[~norms.isfinite()] = math.nan  # else a gradient that overflows would count as none
         for grad in stack.blocks(stack.grads):
             grad.mul_(scale.view(-1, 1, 1))
     return norms

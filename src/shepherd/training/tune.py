@@ -350,7 +350,7 @@ def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: fl
     trained = int(visit.targets[taken].sum())
     report = LocalReport(
         loss=float(loss_sum) / max(1, trained),
-        examples=len(taken),
+        examples=len(taken) // job.training.objective.group_size,
         tokens=int(visit.data.lengths[taken].sum()),
         trained_tokens=trained,
         steps=steps,

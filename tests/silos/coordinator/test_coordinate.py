@@ -134,6 +134,7 @@ def keeping(store: Store, name: str, site: Site) -> Site:
                 position=4 * (request.round + 1),
                 different=4,
                 examples=40,
+                moved=1.5,
                 memory=Adapter(),
                 adapter=None,
             )

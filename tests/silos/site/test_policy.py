@@ -167,6 +167,13 @@ def test_every_key_of_the_policy_refuses_something() -> None:
         ("betas", {}, {"tuning": {"betas": [0.9, 0.4]}}),
         ("betas", {}, {"tuning": {"optimiser": {"name": "adamw", "betas": [0, 0.999]}}}),
         ("betas", {}, {"tuning": {"optimiser": {"name": "adamw", "betas": [0.9, float("nan")]}}}),
+        ("betas", {}, {"tuning": {"optimiser": {"name": "adamw", "betas": {"a": 1}}}}),
+        ("betas", {}, {"tuning": {"optimiser": {"name": "adamw", "betas": [True, 0.9]}}}),
+        ("betas", {}, {"tuning": {"optimiser": {"name": "adamw", "betas": [0.1, "A" * 5000]}}}),
+        ("weight_decay", {}, {"tuning": {"optimiser": {"name": "adamw", "weight_decay": 10**400}}}),
+        ("mu", {"algorithm": {"name": "fedprox", "mu": 1.0}}, {"algorithm": {"name": "fedprox", "mu": 1e30}}),
+        ("mu", {}, {"algorithm": {"name": "fedprox", "mu": "1e30"}}),
+        ("mu", {}, {"tuning": {"learning_rate": 0.1}, "algorithm": {"name": "fedprox", "mu": 10}}),
         ("momentum", {}, {"tuning": {"optimiser": {"name": "sgd", "momentum": 0.999}}}),
         ("momentum", {}, {"tuning": {"optimiser": {"name": "sgd", "momentum": float("nan")}}}),
         (
@@ -190,6 +197,7 @@ def test_no_extreme_of_the_optimiser_makes_an_update_of_a_few_tokens_or_steps(
         assert found is not None
         assert found.rule == rule
         assert str(found).startswith(f"policy {rule}")
+        assert len(str(found)) < 500
 
 
 @given(st.integers(16, 80), st.integers(0, 200), st.integers(8, 24), st.integers(1, 4))

@@ -43,6 +43,7 @@ def kept(round: int, size: int = 3) -> Kept:
         position=7 * round,
         different=2,
         examples=40,
+        moved=1.5,
         memory=memory,
         adapter=delta.times(0.5),
     )

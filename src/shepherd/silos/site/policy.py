@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ MOST_TRANSFORMS = 8  # of one run: each is work at the site
 MOST_SCALE = 64.0  # alpha / rank: recipes have 1 to 4, and a larger one drowns what the base says
 LEAST_CLIP_NORM = 1e-3  # below, a step has the same length whatever it is made of
 LEAST_BETA = 0.5  # below, an update is the last steps' rather than the visit's
+USUAL_BETAS = (0.9, 0.999)
 MOST_MOMENTUM = 0.95  # above, an update is the first steps' rather than the visit's
-MOST_FORGOTTEN = 0.01  # learning_rate * weight_decay, a step: at 1 only the last step is left
+MOST_FORGOTTEN = 0.01  # learning_rate * weight_decay or * mu, a step: at 1 only the last step is left
 MOST_TRIES = 5  # of one question in a month: a process that was killed, a disk that was full and is not
 SHORTER = "lower tuning.max_steps or tuning.epochs"
 USUAL = ScoringTable()
@@ -184,23 +186,33 @@ def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Faul
     if 0.0 < tuning.clip_norm < LEAST_CLIP_NORM:
         fix = f"set tuning.clip_norm = {LEAST_CLIP_NORM:g} or more, or 0 for no clipping"
         yield Fault("clip_norm", None, f"gradients clipped to {tuning.clip_norm:g}", fix)
-    keys = tuning.optimiser.model_extra or {}  # those of another type are refused where it is built
-    if any(isinstance(beta, int | float) and not beta >= LEAST_BETA for beta in _listed(keys.get("betas"))):
+    keys, own = tuning.optimiser.own, run.algorithm.own
+    betas = keys.get("betas", USUAL_BETAS)
+    if not isinstance(betas, list | tuple) or not all(_number(beta) >= LEAST_BETA for beta in betas):
         fix = f"set both of tuning.optimiser.betas to {LEAST_BETA:g} or more"
-        yield Fault("betas", None, f"betas {_toml(keys['betas'])}", fix)
+        yield Fault("betas", None, f"betas {_toml(betas)}", fix)
     momentum = keys.get("momentum", 0.0)
-    if isinstance(momentum, int | float) and not momentum <= MOST_MOMENTUM:
+    if not _number(momentum) <= MOST_MOMENTUM:
         fix = f"set tuning.optimiser.momentum to {MOST_MOMENTUM:g} or less"
-        yield Fault("momentum", None, f"momentum {momentum:g}", fix)
-    decay = keys.get("weight_decay", 0.0)
-    if isinstance(decay, int | float) and not rate * decay <= MOST_FORGOTTEN:
-        got = f"a weight decay that takes {rate * decay:.3g} of the adapter each step"
-        fix = f"lower tuning.optimiser.weight_decay to {MOST_FORGOTTEN:g} / tuning.learning_rate or less"
-        yield Fault("weight_decay", None, got, fix)
+        yield Fault("momentum", None, f"momentum {_toml(momentum)}", fix)
+    for rule, table, value in (
+        ("weight_decay", "tuning.optimiser", keys.get("weight_decay", 0.0)),
+        ("mu", "algorithm", own.get("mu", 0.0)),
+    ):
+        if not rate * _number(value) <= MOST_FORGOTTEN:
+            got = f"a {rule} of {_toml(value)}, which forgets more than {MOST_FORGOTTEN:g} each step"
+            fix = f"lower {table}.{rule} to {MOST_FORGOTTEN:g} / tuning.learning_rate or less"
+            yield Fault(rule, None, got, fix)
 
 
-def _listed(value: object) -> Sequence[object]:
-    return value if isinstance(value, list | tuple) else ()
+def _number(value: object) -> float:
+    """A number from outside; NaN for what is none, since no bound holds for it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: ScoringTable) -> Iterator[Fault]:
@@ -370,7 +382,7 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str):
         return f'"{_short(value)}"'
-    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else str(value)
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else _short(str(value))
 
 
 def _short(text: str) -> str:

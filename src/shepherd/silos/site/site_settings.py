@@ -135,8 +135,9 @@ class PolicyTable(Table):
     """Largest dropout of an adapter: where nearly all is dropped, an update is of single tokens."""
     max_learning_rate: PositiveFloat = 0.1
     """Largest learning rate. By no key of its own, a request is also refused whose tuning.clip_norm is below
-    0.001 (0 clips nothing), whose optimiser's betas are below 0.5, momentum above 0.95 or learning_rate *
-    weight_decay above 0.01: each can make an update of a few examples out of a visit of many."""
+    0.001 (0 clips nothing), whose optimiser's betas are below 0.5, momentum above 0.95, or learning_rate
+    times weight_decay, or times the algorithm's mu, above 0.01: each can make an update of a few examples out
+    of a visit of many."""
     max_steps: PositiveInt = 1000
     """Most optimiser steps in one visit, however the run file says its length (over the end of an epoch there
     may be one or two more)."""

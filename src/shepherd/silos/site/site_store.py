@@ -61,6 +61,8 @@ class Kept:
     examples: int
     """That the site held then."""
     memory: Payload
+    moved: float
+    """How far the visit went at most: the length of its change, or of what was sent where that is shorter."""
     adapter: Adapter | None
     """That was trained from; None where it is lost."""
 
@@ -259,6 +261,7 @@ def _checkpoint(kept: Kept, start: str) -> Checkpoint:
         "different": kept.different,
         "examples": kept.examples,
         "trained_from": start,
+        "moved": kept.moved,
     }
     return Checkpoint(state=state, notes=notes)
 
@@ -276,6 +279,7 @@ def _read(path: Path) -> Kept:
         different=notes.get("different", min(notes["position"] - notes["start"], notes["examples"])),
         examples=notes["examples"],
         memory=saved.clients[OWN] if saved.clients else Payload(tensors["memory"]),
+        moved=notes["moved"] if "moved" in notes else _update(round, notes, tensors).delta.norm(),
         # which stood in the checkpoint itself
         adapter=saved.state.adapter or _read_start(path.parent, round, notes.get("trained_from", "")),
     )
