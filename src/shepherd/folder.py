@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shlex
 import subprocess
 import sys
@@ -41,6 +42,7 @@ SILOS = "silos.json"
 """Where a run over silos keeps which server it goes on at."""
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "safetensors")
 _TEMPORARY = ".tmp"
+SECRET_BYTES = 32
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
@@ -325,8 +327,26 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        private.sync(path.parent)
     return path
+
+
+def secret(path: Path) -> int:
+    """The secret number in a file, of 256 bits; drawn from the operating system where there is no file yet.
+
+    Raises:
+        FolderError: the file cannot be read or written, or was cut or changed.
+    """
+    with mending(path.parent):
+        if not path.exists():
+            write_atomic(path, secrets.token_hex(SECRET_BYTES))
+        text = path.read_text(encoding="ascii", errors="replace")
+    try:
+        if len(text) != 2 * SECRET_BYTES:
+            raise ValueError
+        return int(text, 16)
+    except ValueError:
+        raise FolderError(f"{path} was cut or changed; delete it, and a new one is drawn") from None
 
 
 @contextmanager
@@ -459,17 +479,6 @@ def _parsed_line(line: bytes, number: int, log: Path) -> Row:
 def _write_all(handle: int, data: bytes) -> None:
     while data:
         data = data[os.write(handle, data) :]
-
-
-def _sync_folder(path: Path) -> None:
-    """Make a rename last through a power cut."""
-    if sys.platform == "win32":  # folders cannot be opened there
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _commit(package: Path) -> str:

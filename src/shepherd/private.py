@@ -6,14 +6,13 @@ Folders have the mode 0700 and files 0600. On Windows modes say nothing, and wha
 from __future__ import annotations
 
 import os
-import secrets
+import sys
 from pathlib import Path
 
 FOLDER, FILE = 0o700, 0o600
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 """For `os.open`, never to write where a link points; Windows has none of it."""
 OTHERS = 0o077
-SECRET_BYTES = 32
 
 
 def make(path: Path) -> None:
@@ -41,30 +40,10 @@ def close(path: Path) -> None:
             each.chmod(FOLDER if each.is_dir() else FILE)
 
 
-def secret(path: Path) -> int:
-    """The secret number in a file, of 256 bits; drawn from the operating system where there is no file yet.
-
-    Raises:
-        OSError: the file cannot be read or written.
-        ValueError: it was cut or changed.
-    """
-    if not path.exists():
-        beside = path.with_name(f"{path.name}.new")
-        beside.unlink(missing_ok=True)
-        with open(beside, "x", encoding="ascii", opener=owner_only) as file:
-            file.write(secrets.token_hex(SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        sync(path.parent)
-    text = path.read_text(encoding="ascii", errors="replace")
-    if len(text) != 2 * SECRET_BYTES:
-        raise ValueError("it has another length")
-    return int(text, 16)
-
-
 def sync(folder: Path) -> None:
-    """See to it that what was renamed in a folder is so on the disk, whatever happens to the machine."""
+    """Make what was renamed or made in a folder last through a power cut."""
+    if sys.platform == "win32":  # folders cannot be opened there
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

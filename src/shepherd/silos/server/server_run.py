@@ -26,7 +26,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from shepherd import checkpoint, folder, plugins, private, weighing
+from shepherd import checkpoint, folder, plugins, weighing
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Context, Failure, FromSystem, Seeded, Selection, ServerState
 from shepherd.data import cursor
@@ -161,12 +161,7 @@ class Service:
 
     def _secret(self) -> int:
         """What cohorts and noise come from: of this run at this server, and in nothing that it sends."""
-        path = self.home / SECRET
-        try:
-            with folder.mending(self.home):
-                return private.secret(path)
-        except ValueError:
-            raise FolderError(f"{path} was cut or changed; delete it, and a new one is drawn") from None
+        return folder.secret(self.home / SECRET)
 
     def _context(self, state: ServerState) -> Context:
         return context_of(self.settings, self._selection(), state.adapter, len(self.order.sites))

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from shepherd import private
 from shepherd.errors import FolderError, SettingsError
 from shepherd.settings import RunSettings
 from shepherd.silos.site.policy import LONGEST, Granted, Refusal, Visit
@@ -235,7 +236,7 @@ def record(path: Path, event: Event) -> None:
         finally:
             os.close(handle)
         if new:
-            _sync_folder(log.parent)
+            private.sync(log.parent)
 
 
 def of_month(path: Path, month: str) -> Path:
@@ -284,15 +285,6 @@ def _append(handle: int, line: bytes) -> None:
         with suppress(OSError):
             os.ftruncate(handle, before.st_size)
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

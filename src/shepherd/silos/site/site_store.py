@@ -32,7 +32,7 @@ from shepherd import checkpoint, private
 from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Payload, ServerState, Update
 from shepherd.errors import FolderError
-from shepherd.folder import mending, write_atomic
+from shepherd.folder import mending, secret, write_atomic
 from shepherd.silos.site.released import Score
 
 KEEP = 2  # rounds of a run
@@ -169,12 +169,7 @@ class Store:
         Raises:
             FolderError: it cannot be read or written.
         """
-        path = self.home / "secret"
-        try:
-            with mending(self.home):
-                return private.secret(path)
-        except ValueError:
-            raise FolderError(f"{path} was cut or changed; delete it, and a new one is drawn") from None
+        return secret(self.home / "secret")
 
     def _place(self, run: str) -> Path:
         return self.home / "runs" / f"{run}.json"
