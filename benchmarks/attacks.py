@@ -27,13 +27,16 @@ import tomli_w
 import torch
 from numpy.typing import NDArray
 
-from shepherd import checkpoint, plugins, prepare, rounds, weighing, world
-from shepherd.checkpoint import Checkpoint
+from shepherd import plugins, rounds, world
 from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, ServerState, Update
+from shepherd.data import pipeline
 from shepherd.errors import ShepherdError
 from shepherd.model import base as bases
 from shepherd.model import layout, lora
 from shepherd.model.digest import digest
+from shepherd.rounds import weights as weighing
+from shepherd.run import checkpoint
+from shepherd.run.checkpoint import Checkpoint
 from shepherd.settings import RunSettings, parse, plain
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import Order, travelling
@@ -92,7 +95,7 @@ def site(home: Path, base: bases.Base) -> Site:
     settings = parse(
         {"model": {"base": "tiny"}, "data": {"source": "world", "limit": 60}, "split": {"clients": 1}}
     )
-    divided = prepare.divide(settings)
+    divided = pipeline.divide(settings)
     examples = divided.of(next(iter(divided.clients.values())))
     rows = [
         {"instruction": e.instruction, "context": e.context, "response": e.response, "category": e.category}

@@ -22,9 +22,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as Drawn
 
-from shepherd import folder
 from shepherd.errors import ShepherdError
 from shepherd.machine import memory
+from shepherd.run.versions import versions
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def circumstances(options: Namespace) -> Figures:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": machine(),
-        "versions": folder.versions(),
+        "versions": versions(),
     }
 
 

@@ -22,7 +22,7 @@ from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
-from shepherd.run import Run
+from shepherd.run.run import Run
 from shepherd.settings import RunSettings
 
 LOCALS = {"world": ("client-3", "client-6", "client-8"), "dolly": None, "smollm2": None}

@@ -20,9 +20,10 @@ from typing import Any
 
 from benchmarks import common, setting
 from benchmarks.common import Figures, Missing, Table
-from shepherd import folder
 from shepherd.evaluate import answers
-from shepherd.run import ANSWERS, open_run
+from shepherd.run import folder
+from shepherd.run.log import read_rows
+from shepherd.run.run import ANSWERS, open_run
 from shepherd.settings import RunSettings
 
 QUICK = {
@@ -69,7 +70,7 @@ def _read(path: Path, seconds: float | None) -> Figures:
     rows = [json.loads(line) for line in (path / ANSWERS).read_text(encoding="utf8").splitlines()]
     scores = {**answers.by_category(rows), **_overall(rows)}
     counts = Counter(row["category"] for row in rows)
-    log = [row for row in folder.read_rows(path) if row["round"] > 0]
+    log = [row for row in read_rows(path) if row["round"] > 0]
     return {
         "seed": folder.read_settings(path).seed,
         "rounds": len(log),

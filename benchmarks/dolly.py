@@ -19,8 +19,9 @@ from typing import Any
 
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
-from shepherd import folder, prepare
-from shepherd.run import open_run
+from shepherd.data import pipeline
+from shepherd.run.log import read_rows
+from shepherd.run.run import open_run
 from shepherd.settings import RunSettings
 
 
@@ -47,7 +48,7 @@ def measure(options: Namespace) -> Figures:
                 print(f"round {row['round']} of {run.until}: held-out loss {row['heldout']['loss']:.4f}")
             clients = {name: len(data) for name, data in run.prepared.clients.items()}
             run.finish()
-            rows = [_figures(row) for row in folder.read_rows(run.folder)]
+            rows = [_figures(row) for row in read_rows(run.folder)]
     return {
         "clients": clients,
         "heldout_examples": settings.evaluation.examples,
@@ -74,7 +75,7 @@ def _settings(options: Namespace, output: Path) -> RunSettings:
 
 def _steps(settings: RunSettings, passes: float) -> int:
     """Optimiser steps a visit, so that all rounds together make `passes` over the largest client."""
-    largest = max(len(indices) for indices in prepare.divide(settings).clients.values())
+    largest = max(len(indices) for indices in pipeline.divide(settings).clients.values())
     batches = -(-largest // settings.tuning.batch_size)
     return max(1, ceil(passes * batches / settings.federation.rounds))
 

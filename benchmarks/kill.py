@@ -30,9 +30,11 @@ from safetensors.numpy import load_file
 import shepherd
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
-from shepherd import checkpoint, folder
-from shepherd.folder import Row
+from shepherd.io.atomic import write_atomic
 from shepherd.model.files import WEIGHTS
+from shepherd.run import checkpoint, folder
+from shepherd.run.folder import Row
+from shepherd.run.log import read_rows
 from shepherd.settings import dump
 
 POLL = 0.0005  # seconds
@@ -128,7 +130,7 @@ def _write(options: Namespace, scratch: Path) -> Path:
         "evaluation": {"examples": 16, "answers": 8, "max_new_tokens": 8},
     }
     settings = setting.settings(options.on or setting.available(), changes)
-    return folder.write_atomic(scratch / "run.toml", dump(settings))
+    return write_atomic(scratch / "run.toml", dump(settings))
 
 
 def moments(kills: int, life: float, seed: int) -> list[Moment]:
@@ -226,7 +228,7 @@ def _phase(path: Path, resumed: bool, told: str) -> str:
         return "before its run file"
     if f"{path}: " not in told:  # the line that a run begins with
         return "loading, to resume" if resumed else "preparing"
-    rows, last = folder.read_rows(path), checkpoint.latest(path / "checkpoints")
+    rows, last = read_rows(path), checkpoint.latest(path / "checkpoints")
     if _unfinished(path / "checkpoints"):
         return "saving"
     if not rows:
@@ -240,12 +242,12 @@ def _phase(path: Path, resumed: bool, told: str) -> str:
 def _finished(path: Path) -> list[Row]:
     """The rows of all rounds that were finished, of the last one from its checkpoint."""
     last = checkpoint.latest(path / "checkpoints")
-    return folder.read_rows(path) + ([checkpoint.load(last).notes["row"]] if last else [])
+    return read_rows(path) + ([checkpoint.load(last).notes["row"]] if last else [])
 
 
 def _compared(trial: Trial, whole: Trial) -> dict[str, int]:
     """Whether bits, log and losses are the undisturbed run's; how many finished rounds were run again."""
-    rows, expected = folder.read_rows(trial.path), folder.read_rows(whole.path)
+    rows, expected = read_rows(trial.path), read_rows(whole.path)
     return {
         "bits": _digest(trial.path) == _digest(whole.path),
         "log": [row["round"] for row in rows] == [row["round"] for row in expected],

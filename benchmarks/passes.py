@@ -23,8 +23,9 @@ from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from benchmarks.sides import Make, sides
 from benchmarks.work import Measured, Work, device_bytes
-from shepherd import plugins, prepare
+from shepherd import plugins
 from shepherd.core import Adapter, Broadcast, seed_for
+from shepherd.data import pipeline
 from shepherd.machine import malloc, memory
 from shepherd.model import base as bases
 from shepherd.model import outline
@@ -61,7 +62,7 @@ def measure(options: Namespace) -> Figures:
             "machine": {"threads": options.threads or 1},
         },
     )
-    ready = prepare.prepare(settings, bases.load_tokenizer(settings.model))
+    ready = pipeline.prepare(settings, bases.load_tokenizer(settings.model))
     shapes = outline.shapes(settings.model.base, settings.adapter)
     rng = np.random.default_rng(0)
     start = {name: rng.normal(0, 0.02, shape) * (".lora_A." in name) for name, shape in shapes.items()}

@@ -29,8 +29,9 @@ import psutil
 
 from benchmarks import common
 from benchmarks.common import Figures, Table
-from shepherd import folder
 from shepherd.model.files import WEIGHTS
+from shepherd.run import folder
+from shepherd.run.log import read_rows
 from shepherd.settings import RunSettings, parse
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
@@ -175,7 +176,7 @@ def trial(settings: RunSettings, made: Loopback, output: Path, planned: Trial | 
     thread.start()
     thread.join(LONGEST)
     done.seconds = time.perf_counter() - began
-    rows = folder.read_rows(output) if folder.is_run(output) else []
+    rows = read_rows(output) if folder.is_run(output) else []
     numbers = [row["round"] for row in rows]
     asked_for = range(settings.federation.rounds + 1)
     done.rounds_lost = sum(numbers.count(number) != 1 for number in asked_for) if done.ended else 0

@@ -27,10 +27,10 @@ from benchmarks import common, silos_setting, silos_stub
 from benchmarks.common import Figures, Table
 from benchmarks.overhead import Clock, timed
 from benchmarks.silos_stub import Stub, Visit
-from shepherd import checkpoint
 from shepherd.aggregations import mean
 from shepherd.core import factor_gap
 from shepherd.rounds import acceptance
+from shepherd.run import checkpoint
 from shepherd.silos.protocol import wire
 from shepherd.silos.server import server_run
 

@@ -22,16 +22,18 @@ from safetensors.numpy import load_file
 
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
-from shepherd import checkpoint, plugins, prepare, world
+from shepherd import plugins, world
 from shepherd.core import ServerState, seed_for
+from shepherd.data import pipeline
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.loading import load_base
 from shepherd.machine import memory
 from shepherd.machine.executors import Inline
-from shepherd.machine.plan import planned
 from shepherd.model import files, lora
 from shepherd.rounds import RoundReport, rounds, start
+from shepherd.run import checkpoint
+from shepherd.run.folder import planned
+from shepherd.run.loading import load_base
 from shepherd.settings import RunSettings, dump
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
@@ -150,7 +152,7 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
     owned = {site: own(config, tables, base_folder) for site, config in configs.items()}
     base = load_base(next(iter(owned.values())))
     datasets = {
-        site: prepare.one_client(each, site, base.tokenizer).clients[site] for site, each in owned.items()
+        site: pipeline.one_client(each, site, base.tokenizer).clients[site] for site, each in owned.items()
     }
     method = plugins.method(settings)
     local = LocalClients(

@@ -14,9 +14,9 @@ import numpy as np
 
 import shepherd
 from benchmarks.common import ROOT
-from shepherd import checkpoint
-from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
+from shepherd.run import checkpoint
+from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos import loopback
 from shepherd.silos.coordinator.job_follower import Following
 from shepherd.silos.flare import provision

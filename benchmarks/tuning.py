@@ -31,8 +31,8 @@ from benchmarks.engine import engine
 from benchmarks.recipe import recipe
 from benchmarks.sides import Make, sides
 from benchmarks.work import Measured, Work
-from shepherd import prepare
 from shepherd.core import Adapter, seed_for
+from shepherd.data import pipeline
 from shepherd.data.openings import groups
 from shepherd.data.pack import pack
 from shepherd.data.tokens import Tokens
@@ -151,7 +151,7 @@ def _data(options: Namespace, settings: RunSettings) -> tuple[dict[str, Tokens],
         made = large.clients(options.clients + 1, size, _large(options), options.seed)
         *names, last = made
         return {name: made[name] for name in names}, made[last]
-    ready = prepare.prepare(settings, bases.load_tokenizer(settings.model))
+    ready = pipeline.prepare(settings, bases.load_tokenizer(settings.model))
     chosen = dict(list(ready.clients.items())[: options.clients])
     for name, data in chosen.items():
         if len(data) < options.steps * options.batch:
@@ -159,7 +159,7 @@ def _data(options: Namespace, settings: RunSettings) -> tuple[dict[str, Tokens],
                 f"client {name} has {len(data)} examples; give fewer --steps or a smaller --batch"
             )
     return chosen, ready.heldout.take(
-        spread(prepare.categories(ready), 8 if options.quick else options.heldout)
+        spread(pipeline.categories(ready), 8 if options.quick else options.heldout)
     )
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from shepherd import folder
-from shepherd.machine import plan
+from shepherd.run import folder
 from shepherd.settings import RunSettings, parse
 
 CATEGORIES = ("qa", "poem", "list")
@@ -66,7 +65,7 @@ def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
 def as_before_plans(path: Path) -> None:
     """The folder as an earlier version wrote it: what was chosen stands in the run file, by the old keys."""
     file = path / folder.RUN_FILE
-    tables = tomllib.loads(folder.dump(plan.planned(path)))
+    tables = tomllib.loads(folder.dump(folder.planned(path)))
     machine, silos = tables.pop("machine"), tables.pop("silos")
     tables["model"]["device"] = machine["device"]
     tables["tuning"] |= {

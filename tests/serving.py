@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 SERVER = (
-    *("silos.server.server_run", "plugins", "checkpoint", "ui.cli.main"),
+    *("silos.server.server_run", "plugins", "run.checkpoint", "ui.cli.main"),
     "silos.coordinator.status_update",
 )
 """What a server's rounds need, whatever carries the messages."""
@@ -80,13 +80,12 @@ def normal(requirement: str) -> str:
 
 
 def import_the_server() -> None:
-    """Every module of the server, and every plug-in that a run file can name."""
+    """Every module of the server, and every plug-in of a method."""
     from shepherd import plugins
 
     for kind in plugins.KINDS:
-        if kind is not plugins.SPLIT:  # a site's or a simulation's: it divides data
-            for name in plugins.names(kind.folder):
-                importlib.import_module(f"{kind.folder.__name__}.{name}")
+        for name in plugins.names(kind.folder):
+            importlib.import_module(f"{kind.folder.__name__}.{name}")
     for name in (*SERVER, *(OVER_FLARE if find_spec("nvflare") else ())):
         importlib.import_module(f"shepherd.{name}")
 
@@ -95,9 +94,10 @@ def go_through_rounds(folder: Path) -> None:
     """Two rounds with three sites that are functions of numpy's, held against a mean worked out by hand."""
     import numpy as np
 
-    from shepherd import checkpoint, plugins, rounds
-    from shepherd.checkpoint import Checkpoint
+    from shepherd import plugins, rounds
     from shepherd.core import Adapter
+    from shepherd.run import checkpoint
+    from shepherd.run.checkpoint import Checkpoint
     from shepherd.settings import parse, plain
     from shepherd.silos.protocol.jobspec import Order
     from shepherd.silos.server.server_run import Service

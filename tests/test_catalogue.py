@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from shepherd import catalogue, plugins
+from shepherd.data.split import SPLIT
 from shepherd.errors import PluginError, SettingsError
 from shepherd.ui.cli.main import main
 
@@ -59,7 +60,7 @@ def test_others_are_listed_from_their_metadata_and_not_imported(package: None) -
     assert (median.name, median.package) == ("their_package.median", "their-package 1.2")
     assert not median.imported
     assert not median.keys
-    (odd,) = catalogue.others(plugins.SPLIT)
+    (odd,) = catalogue.others(SPLIT)
     assert odd.name == "their_package.odd"
     assert not any(name.startswith("their_package") for name in sys.modules)
 
@@ -68,7 +69,7 @@ def test_one_that_is_allowed_by_name_shows_its_keys(package: None) -> None:
     (median,) = catalogue.others(plugins.AGGREGATION, {"their_package.median"})
     assert [(key.name, key.default) for key in median.keys] == [("trim", 0)]
     with pytest.raises(PluginError, match=r"their_package\.odd.*imported"):
-        catalogue.others(plugins.SPLIT, {"their_package.odd"})
+        catalogue.others(SPLIT, {"their_package.odd"})
 
 
 def test_the_command_lists_the_kinds_that_it_is_asked_for(package: None) -> None:

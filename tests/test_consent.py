@@ -17,7 +17,6 @@ import tomli_w
 from click.testing import CliRunner, Result
 
 import shepherd
-from shepherd import folder
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
 from shepherd.consent import Consent
@@ -27,6 +26,7 @@ from shepherd.machine.executors import Processes
 from shepherd.model import base as bases
 from shepherd.model import remote_code
 from shepherd.model.base import Base, Proof
+from shepherd.run import folder
 from shepherd.settings import AdapterTable, JudgeTable, ModelTable, RunSettings, dump
 from shepherd.ui.chat.answering import open_chat
 from shepherd.ui.cli import main as cli
@@ -393,7 +393,7 @@ def test_compare_says_so_before_it_trains(llama_folder: Path, tmp_path: Path, se
 def test_a_run_file_sends_no_figures(
     llama_folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shepherd import tracking
+    from shepherd.run import tracking
 
     monkeypatch.setattr(tracking, "find_spec", lambda package: True)
     asked = settings(llama_folder, tmp_path, tracking={"trackers": [name]})

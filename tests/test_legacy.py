@@ -11,10 +11,12 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shepherd import folder, plugins
+from shepherd import plugins
 from shepherd.errors import SettingsError
 from shepherd.legacy import renamed
+from shepherd.run import folder
 from shepherd.settings import dump, overridden, parse, read, read_kept
+from shepherd.training.local import require
 
 LEAST = '[model]\nbase = "tiny"\n[data]\nsource = "world"\n'
 WHOLE_SPLIT = """[split]
@@ -55,7 +57,7 @@ def test_an_old_run_folder_is_read_and_warned_of_once(tmp_path: Path, caplog) ->
         assert read_kept(kept) == settings
     assert plugins.selection(settings).share == 0.5
     assert settings.split.own == {"clients": 4, "shards_per_client": 3, "field": ""}
-    plugins.require(settings)
+    require(settings)
     assert len(caplog.records) == 3
     assert "split.alpha, split.size_exponent do nothing where split.by is 'shards'" in caplog.text
 
@@ -71,7 +73,7 @@ def test_what_is_written_anew_has_no_old_key(tmp_path: Path, caplog) -> None:
 @pytest.mark.parametrize("by", ["iid", "dirichlet", "shards", "natural", "size", "ready-made"])
 def test_every_old_split_can_still_be_built(by: str) -> None:
     text = WHOLE_SPLIT.replace('shards"', f'{by}"').replace('field = ""', 'field = "who"')
-    plugins.require(parse(tomllib.loads(LEAST + text)))
+    require(parse(tomllib.loads(LEAST + text)))
 
 
 def test_a_share_of_all_clients_did_nothing(caplog) -> None:

@@ -8,6 +8,7 @@ from shepherd.config import PartTable
 from shepherd.core import Adapter, Broadcast, Context, Seeded, Step, Update
 from shepherd.errors import PluginError, SettingsError
 from shepherd.settings import SplitTable, dump, parse
+from shepherd.training.local import completed, require
 
 OUTSIDE = """
 from dataclasses import replace
@@ -151,11 +152,11 @@ def run(**tables):
 )
 def test_a_key_of_another_file_or_a_combination_that_is_not_sound_is_refused(tables, message):
     with pytest.raises(SettingsError, match=message):
-        plugins.require(run(**tables))
+        require(run(**tables))
 
 
 def test_size_that_draws_the_cohort_does_not_weigh_it_too():
-    plugins.require(run(selection={"name": "size-weighted", "share": 0.5}, federation={"weights": "equal"}))
+    require(run(selection={"name": "size-weighted", "share": 0.5}, federation={"weights": "equal"}))
 
 
 def test_a_hyphen_in_a_name_is_an_underscore_of_its_file():
@@ -167,15 +168,15 @@ def test_a_hyphen_in_a_name_is_an_underscore_of_its_file():
 def test_a_split_from_outside_is_imported_by_its_whole_name_alone(package):
     (package / "later.py").write_text("raise AssertionError('imported')")
     with pytest.raises(PluginError, match=r"--allow-plugin their_package\.later"):
-        plugins.require(run(split={"by": "their_package.later"}))
+        require(run(split={"by": "their_package.later"}))
 
 
 def test_defaults_are_written_out_and_change_nothing():
     settings = run(algorithm={"name": "fedprox"}, transforms=[{"name": "clip"}], split={"by": "shards"})
-    whole = plugins.completed(settings)
+    whole = completed(settings)
     assert whole.algorithm.own == {"mu": 0.01}
     assert whole.split.own == {"clients": 10, "shards_per_client": 2, "field": ""}
     assert whole.selection.own == {"share": 1.0}
     assert whole.transforms[0].own == {"norm": 1.0}
-    assert plugins.completed(whole) == whole
+    assert completed(whole) == whole
     assert parse(tomllib.loads(dump(whole))) == whole

@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from shepherd import catalogue, plugins
 from shepherd.config import PartTable
+from shepherd.data.split import SPLIT
 from shepherd.evaluate.metric import METRIC
 from shepherd.plugins import Kind
 from shepherd.settings import RunSettings
@@ -26,7 +27,7 @@ from shepherd.training.local import OBJECTIVE, OPTIMISER
 
 PAGE = Path(__file__).parent.parent / "docs" / "run-file.md"
 KINDS = {
-    "split": plugins.SPLIT,
+    "split": SPLIT,
     "selection": plugins.SELECTION,
     "algorithm": plugins.ALGORITHM,
     "aggregation": plugins.AGGREGATION,

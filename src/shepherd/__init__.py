@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from shepherd import visible
 
 if TYPE_CHECKING:
-    from shepherd.asking import Answerer, generate, load_run
     from shepherd.consent import Consent
     from shepherd.core import (
         Adapter,
@@ -32,8 +31,9 @@ if TYPE_CHECKING:
         seed_for,
     )
     from shepherd.errors import ShepherdError
-    from shepherd.inspection import inspect_data
-    from shepherd.run import Run, open_run, resume
+    from shepherd.run.answerer import Answerer, generate, load_run
+    from shepherd.run.inspection import inspect_data
+    from shepherd.run.run import Run, open_run, resume
     from shepherd.settings import RunSettings, dump, parse, read
 
 __all__ = [
@@ -64,11 +64,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "asking": ("Answerer", "generate", "load_run"),
     "consent": ("Consent",),
     "errors": ("ShepherdError",),
-    "inspection": ("inspect_data",),
-    "run": ("Run", "open_run", "resume"),
+    "run.answerer": ("Answerer", "generate", "load_run"),
+    "run.inspection": ("inspect_data",),
+    "run.run": ("Run", "open_run", "resume"),
     "settings": ("RunSettings", "dump", "parse", "read"),
 }
 

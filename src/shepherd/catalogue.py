@@ -19,13 +19,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from shepherd import plugins
+from shepherd.data.split import SPLIT
 from shepherd.errors import SettingsError
 from shepherd.evaluate.metric import METRIC
 from shepherd.model.exporting import EXPORTER
 from shepherd.plugins import Kind
 from shepherd.training.local import OBJECTIVE, OPTIMISER
 
-KINDS = (*plugins.KINDS, OPTIMISER, OBJECTIVE, METRIC, EXPORTER)
+KINDS = (*plugins.KINDS, SPLIT, OPTIMISER, OBJECTIVE, METRIC, EXPORTER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import ModuleType
@@ -18,11 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from shepherd import aggregations, algorithms, selections, server_optimisers, transforms
+from shepherd import aggregations, algorithms, checkers, selections, server_optimisers, transforms
 from shepherd.config import PartTable
 from shepherd.core import Aggregation, Algorithm, Method, Selection, ServerOptimiser, Transform, chain
-from shepherd.data import splits
-from shepherd.data.split import Split
+from shepherd.core.checker import Checker
 from shepherd.errors import PluginError, SettingsError
 from shepherd.settings import RunSettings, SplitTable, validated
 
@@ -50,8 +49,8 @@ SERVER = Kind(
 )
 SELECTION = Kind(name="selection", folder=selections, type=Selection, chosen_by="[selection] name")
 TRANSFORM = Kind(name="transform", folder=transforms, type=Transform, chosen_by="[[transforms]] name")
-SPLIT = Kind(name="split", folder=splits, type=Split, chosen_by="[split] by")
-KINDS = (ALGORITHM, AGGREGATION, SERVER, SELECTION, TRANSFORM, SPLIT)
+CHECKER = Kind(name="checker", folder=checkers, type=Checker, chosen_by="check = {kind}")
+KINDS = (ALGORITHM, AGGREGATION, SERVER, SELECTION, TRANSFORM, CHECKER)
 """The kinds that are found below the model: a server that only aggregates needs no others."""
 
 
@@ -84,14 +83,13 @@ def selection(settings: RunSettings, allowed: Collection[str] = ()) -> Selection
 
 
 def require(settings: RunSettings, allowed: Collection[str] = ()) -> None:
-    """Refuse a run of which a part cannot be built, before anything is loaded; errors as for `method`."""
+    """Refuse a method of which a part cannot be built, or a selection; errors as for `method`."""
     method(settings, allowed)
     selection(settings, allowed)
-    split(settings.split, allowed)
 
 
 def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettings:
-    """The settings with each named part's defaults written out, so that a later version keeps to them."""
+    """The settings with the defaults of the method's parts and of the selection written out."""
     tables: dict[str, Any] = {
         name: completed_table(kind, getattr(settings, name), allowed)
         for name, kind in (
@@ -99,7 +97,6 @@ def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettin
             ("aggregation", AGGREGATION),
             ("server", SERVER),
             ("selection", SELECTION),
-            ("split", SPLIT),
         )
     }
     tables["transforms"] = tuple(completed_table(TRANSFORM, table, allowed) for table in settings.transforms)
@@ -134,15 +131,22 @@ def server_optimiser(table: PartTable, allowed: Collection[str] = ()) -> ServerO
     return made
 
 
-def split(table: SplitTable, allowed: Collection[str] = ()) -> Split:
-    """The rule that `[split]` names; arguments and errors as for `built`."""
-    made: Split = built(SPLIT, table, allowed)
-    return made
-
-
 def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Transform:
     """The chain that the `[[transforms]]` name, in their order on the client; errors as for `built`."""
     return chain(*(built(TRANSFORM, table, allowed) for table in tables))
+
+
+def checker(check: Mapping[str, Any], allowed: Collection[str] = ()) -> Checker:
+    """What the `check` of an example names by its `kind`; arguments and errors as for `built`.
+
+    >>> checker({"kind": "exact", "answer": "baker"}).right(" Baker. ")
+    True
+    """
+    if "kind" not in check:
+        raise SettingsError(f"it has no kind; there are {', '.join(names(checkers))}")
+    keys = {str(key): value for key, value in check.items() if key != "kind"}
+    made: Checker = built(CHECKER, PartTable(**{**keys, "name": str(check["kind"])}), allowed)
+    return made
 
 
 def names(folder: ModuleType) -> list[str]:

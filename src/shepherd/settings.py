@@ -34,7 +34,7 @@ from pydantic import (
     model_validator,
 )
 
-from shepherd import legacy, paths
+from shepherd import legacy
 from shepherd.config import (
     Day,
     NonNegativeFloat,
@@ -50,6 +50,7 @@ from shepherd.config import (
     Table,
 )
 from shepherd.errors import SettingsError
+from shepherd.io import paths
 from shepherd.visible import shown_toml
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from benchmarks import kill
-from shepherd import checkpoint, folder
-from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
+from shepherd.run import checkpoint, folder
+from shepherd.run.checkpoint import Checkpoint
+from shepherd.run.log import read_rows
 from shepherd.settings import parse
 
 SETTINGS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}, "federation": {"rounds": 2}})
@@ -65,7 +66,7 @@ def test_what_a_kill_finds_finished_is_in_the_log_or_in_the_checkpoint(tmp_path:
 
 def test_a_run_in_other_seconds_is_equal(tmp_path: Path) -> None:
     whole, trial = _ended(tmp_path / "whole"), _ended(tmp_path / "trial", seconds=2.0)
-    trial.found = folder.read_rows(trial.path)[:1]
+    trial.found = read_rows(trial.path)[:1]
     assert kill._compared(trial, whole) == {"bits": True, "log": True, "losses": True, "lost": 0}
 
 

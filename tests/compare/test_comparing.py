@@ -13,23 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shepherd import folder, prepare
 from shepherd.algorithms import fedavg
-from shepherd.asking import adapter_of
 from shepherd.compare import comparing, scoring, training
 from shepherd.compare.arms import Asked, arms
 from shepherd.compare.comparing import compare
 from shepherd.config import PartTable
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, seed_for
-from shepherd.data import cursor
+from shepherd.data import cursor, pipeline
 from shepherd.errors import DataError, FolderError, PluginError, SettingsError, ShepherdError
 from shepherd.evaluate import text
-from shepherd.loading import load_base
 from shepherd.machine import plan as plans
 from shepherd.machine.executors import Inline
 from shepherd.model import files, lora
-from shepherd.run import open_run
+from shepherd.run import folder
+from shepherd.run.answerer import adapter_of
+from shepherd.run.loading import load_base
+from shepherd.run.log import read_rows
+from shepherd.run.run import open_run
 from shepherd.settings import RunSettings, SplitTable
 from shepherd.training import score, tune
 from shepherd.training.tune import Visit
@@ -139,7 +140,7 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
     """Against model.tune itself, one client and no cohort; its rate falls over the whole visit."""
     settings, _ = made
     run, base = Path(settings.output), base_of(settings)
-    data = prepare.load(run / "data").clients["client-1"]
+    data = pipeline.load(run / "data").clients["client-1"]
     order = seed_for(settings.seed, "order", "local-client-1")
     steps, _ = cursor.visit(len(data), 0, max_steps=STEPS, batch_size=4, seed=order)
     first = lora.fresh(base.sites, 2, seed_for(settings.seed, "adapter"))
@@ -160,7 +161,7 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
 
 def test_the_centralised_arm_saw_everybodys_data(made) -> None:
     settings, found = made
-    prepared = prepare.load(Path(settings.output) / "data")
+    prepared = pipeline.load(Path(settings.output) / "data")
     together = training._data(_arm("centralised"), prepared)
     assert len(together) == sum(len(data) for data in prepared.clients.values())
     every = [tuple(data.example(i)[0]) for data in prepared.clients.values() for i in range(len(data))]
@@ -176,8 +177,8 @@ def _arm(kind: Any) -> Any:
 def test_the_losses_are_those_of_the_adapters_on_the_held_out_examples(made) -> None:
     settings, found = made
     run, base = Path(settings.output), base_of(settings)
-    held = prepare.load(run / "data")
-    named = prepare.categories(held)
+    held = pipeline.load(run / "data")
+    named = pipeline.categories(held)
     adapters = {
         "base": Adapter({name: np.zeros(shape) for name, shape in base.shapes.items()}),
         "federated": adapter_of(run, base),
@@ -199,7 +200,7 @@ def test_the_losses_are_those_of_the_adapters_on_the_held_out_examples(made) -> 
 def test_answers_are_scored_against_the_reference(made) -> None:
     settings, _ = made
     run = Path(settings.output)
-    held = prepare.load(run / "data").heldout_examples
+    held = pipeline.load(run / "data").heldout_examples
     scores = json.loads((run / "compare" / "seed-0" / "scores" / "centralised.json").read_text())
     for place, answer in zip(scores["questions"]["answers"], scores["answers"], strict=True):
         assert answer["right"] is None
@@ -212,7 +213,7 @@ def test_seeds_share_data_and_questions_and_nothing_else(made) -> None:
     run = Path(made[0].output)
     again = run / "compare" / "seed-1" / "federated"
     assert folder.read_settings(again).seed == 1
-    ours, theirs = prepare.load(run / "data"), prepare.load(again / "data")
+    ours, theirs = pipeline.load(run / "data"), pipeline.load(again / "data")
     assert {n: d.ids.tolist() for n, d in ours.clients.items()} == {
         n: d.ids.tolist() for n, d in theirs.clients.items()
     }
@@ -345,7 +346,7 @@ def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
         made[name] = compare(settings.model_copy(update={"machine": alike}), asked)
     assert untimed(made["one"]) == untimed(made["two"])
     assert made["one"]["samples"] == made["two"]["samples"]
-    kept, prepared = plans.planned(tmp_path / "one"), prepare.load(tmp_path / "one" / "data")
+    kept, prepared = folder.planned(tmp_path / "one"), pipeline.load(tmp_path / "one" / "data")
     base, done = load_base(kept), training.totals(tmp_path / "one")
     for each in arms(asked, sorted(prepared.clients)):
         if each.kind in ("local", "centralised"):
@@ -384,7 +385,7 @@ def test_the_first_sentence_is_true_however_arms_are_matched(copied, monkeypatch
 
     monkeypatch.setattr(tune, "tune", spy)
     found = compare(copied, Asked(locals=named, match=match))
-    federated = sum(row["examples"] for row in folder.read_rows(run) if row["round"])
+    federated = sum(row["examples"] for row in read_rows(run) if row["round"])
     others = [*(f"local-{name}" for name in named), "centralised", *["centralised-steps"] * (match == "both")]
     assert set(saw) == set(others)
     said = "; ".join(f"{name} {saw[name][0]:,} in {saw[name][1]:,} steps" for name in others)
@@ -417,7 +418,7 @@ def test_a_run_that_was_stopped_is_finished_first(llama_folder, source, tmp_path
     next(run.rounds())
     run.close()
     found = compare(settings, Asked(locals=(), match="steps"))
-    assert [row["round"] for row in folder.read_rows(tmp_path / "run")] == [0, 1, 2]
+    assert [row["round"] for row in read_rows(tmp_path / "run")] == [0, 1, 2]
     assert len(found["arms"]) == 3
 
 
@@ -454,11 +455,11 @@ def test_where_tokenising_leaves_nothing_to_score_nothing_is_trained(llama_folde
     split = settings.split.model_copy(update={"clients": 1})
     for seed in range(50):
         asked = settings.model_copy(update={"data": data.model_copy(update={"seed": seed}), "split": split})
-        if prepare.divide(asked).held.heldout.tolist() == [0]:
+        if pipeline.divide(asked).held.heldout.tolist() == [0]:
             break
     with pytest.raises(DataError, match=r"no held-out example of .* is left to compare on \(1 dropped: "):
         compare(asked, Asked(locals=()))
-    assert [row["round"] for row in folder.read_rows(tmp_path / "run")] in ([], [0])
+    assert [row["round"] for row in read_rows(tmp_path / "run")] in ([], [0])
     with pytest.raises(DataError, match="is held out to compare on"):  # nor does a second call train
         compare(asked, Asked(locals=()))
 
@@ -511,7 +512,7 @@ def test_variants_train_on_the_runs_own_data_whatever_became_of_the_source(
     own.write_text("".join(reversed(own.read_text().splitlines(keepends=True))))
     compare(settings, Asked(locals=(), variants=ASKED.variants))
     ours, theirs = (
-        prepare.load(path / "data")
+        pipeline.load(path / "data")
         for path in (tmp_path / "run", tmp_path / "run" / "compare" / "seed-0" / "ffa")
     )
     assert ours.heldout_examples == theirs.heldout_examples

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from shepherd.asking import generate
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
 from shepherd.compare.judging import judged
 from shepherd.consent import Consent
 from shepherd.errors import JudgeError
 from shepherd.model import files
+from shepherd.run.answerer import generate
 from shepherd.settings import JudgeTable
 from shepherd.ui.cli import main as cli
 from tests import runs

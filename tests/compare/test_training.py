@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from shepherd import folder
 from shepherd.compare import training
 from shepherd.errors import FolderError
 from shepherd.machine.plan import Plan
+from shepherd.run import folder
 from shepherd.settings import RunSettings, parse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -7,11 +7,11 @@ from types import ModuleType
 from tests.quadratic import Quadratic, bits, chosen, drawn
 
 from shepherd import plugins
-from shepherd.checkpoint import Checkpoint, latest, load, save
-from shepherd.client_store import Kept, OnDisk
 from shepherd.config import PartTable
 from shepherd.core import Method, ServerState
+from shepherd.federation.client_store import Kept, OnDisk
 from shepherd.rounds import rounds, start
+from shepherd.run.checkpoint import Checkpoint, latest, load, save
 
 ROUNDS = 4
 

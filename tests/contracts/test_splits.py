@@ -9,7 +9,7 @@ from tests.contracts.filling import built
 from shepherd import plugins
 from shepherd.data import splits
 from shepherd.data.examples import Example, Turn
-from shepherd.data.split import split
+from shepherd.data.split import SPLIT, split
 from shepherd.errors import DataError
 
 pytestmark = pytest.mark.parametrize("name", plugins.names(splits))
@@ -38,7 +38,7 @@ def plain(shares):
 def test_every_example_is_reached_exactly_once_or_it_says_why_not(name, kinds, seed):
     shares, reason = {}, ""
     try:
-        shares = split(examples_of(kinds), built(plugins.SPLIT, name), seed)
+        shares = split(examples_of(kinds), built(SPLIT, name), seed)
     except DataError as error:
         reason = str(error)
     if reason:
@@ -54,10 +54,10 @@ def test_every_example_is_reached_exactly_once_or_it_says_why_not(name, kinds, s
 def test_the_seed_alone_decides_and_no_global_generator_is_read(name):
     examples = examples_of("abcde" * 40)
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
-    one, again, other = (split(examples, built(plugins.SPLIT, name), seed) for seed in (1, 1, 2))
+    one, again, other = (split(examples, built(SPLIT, name), seed) for seed in (1, 1, 2))
     assert plain(one) == plain(again)
     assert list(one) == list(again)
-    own = built(plugins.SPLIT, name)
+    own = built(SPLIT, name)
     named = bool(own.client_field) or own.by_file
     assert (plain(one) == plain(other)) == named  # the data's own clients are the same for every seed
     assert examples == examples_of("abcde" * 40)
@@ -65,7 +65,7 @@ def test_the_seed_alone_decides_and_no_global_generator_is_read(name):
 
 
 def test_it_has_the_clients_that_it_was_asked_for_or_those_of_the_data(name):
-    rule = built(plugins.SPLIT, name)
+    rule = built(SPLIT, name)
     shares = split(examples_of("abcde" * 40), rule, 0)
     named = bool(rule.client_field) or rule.by_file
     assert list(shares) == (
@@ -75,4 +75,4 @@ def test_it_has_the_clients_that_it_was_asked_for_or_those_of_the_data(name):
 
 def test_nothing_to_split_is_an_error(name):
     with pytest.raises(DataError, match="no example to split"):
-        split([], built(plugins.SPLIT, name), 0)
+        split([], built(SPLIT, name), 0)

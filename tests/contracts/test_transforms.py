@@ -8,10 +8,10 @@ from tests.quadratic import Quadratic, bits, chosen, drawn, method, update_of
 
 from shepherd import plugins, transforms
 from shepherd.algorithms import fedavg
-from shepherd.checkpoint import Checkpoint, load, save
 from shepherd.config import PartTable
 from shepherd.core import Adapter, Context, Seeded
 from shepherd.rounds import rounds, start
+from shepherd.run.checkpoint import Checkpoint, load, save
 
 AVG = fedavg.ALGORITHM
 CONTEXT = Context(clients=4, share=1.0, rounds=4)

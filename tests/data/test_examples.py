@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from shepherd import plugins
 from shepherd.data import files
 from shepherd.data.examples import Example, Turn, from_rows, read
+from shepherd.data.split import rule
 from shepherd.errors import BadRow, DataError, SettingsError
 from shepherd.settings import DataTable, SplitTable
 from tests.data.kinds import shared
 
-IID = plugins.split(SplitTable())
+IID = rule(SplitTable())
 
 
 def rule(by, **keys):
-    return plugins.split(SplitTable(by=by, **keys))
+    return rule(SplitTable(by=by, **keys))
 
 
 DOLLY = {"instruction": "Name a bird.", "context": "Herons.", "response": "A heron.", "category": "open_qa"}

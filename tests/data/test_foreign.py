@@ -15,8 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from shepherd import prepare
-from shepherd.data import files
+from shepherd.data import files, pipeline
 from shepherd.errors import DataError, ShepherdError
 from shepherd.settings import parse
 
@@ -69,7 +68,7 @@ def test_an_image_in_parquet_is_not_fetched(
     (tmp_path / "saved" / "state.json").write_text(json.dumps(state))
     (tmp_path / "saved" / "dataset_info.json").write_text(json.dumps({"features": features.to_dict()}))
     for source in ("rows.parquet", "saved"):
-        division = prepare.divide(
+        division = pipeline.divide(
             parse(
                 {
                     "model": {"base": "tiny"},
@@ -103,7 +102,7 @@ def test_a_script_beside_the_data_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "owner" / "set").mkdir(parents=True)
     (tmp_path / "owner" / "set" / "set.py").write_text(f"open({str(tmp_path / 'PWNED')!r}, 'w')")
     with pytest.raises(ShepherdError):
-        prepare.divide(
+        pipeline.divide(
             parse({"model": {"base": "tiny"}, "data": {"source": str(tmp_path / "owner" / "set")}})
         )
     assert not (tmp_path / "PWNED").exists()

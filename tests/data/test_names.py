@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from shepherd import fitting, prepare
-from shepherd.data import files
+from shepherd.data import files, pipeline
 from shepherd.errors import DataError, SettingsError
+from shepherd.run import fitting
 from shepherd.settings import parse, read
 from shepherd.ui.cli import main as cli
 
@@ -39,7 +39,7 @@ def test_a_file_of_a_folder_is_named_by_its_bytes(folder: Path, by: str) -> None
     with pytest.raises(
         DataError, match=r"the name of data file b'.*/caf\\xe9\.jsonl' is not UTF-8; rename it"
     ):
-        prepare.divide(parse(of(folder, by)))
+        pipeline.divide(parse(of(folder, by)))
     with pytest.raises(DataError, match="is not UTF-8"):
         files.left_out(str(folder))
     with pytest.raises(DataError, match="is not UTF-8"):

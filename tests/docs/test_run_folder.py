@@ -12,7 +12,7 @@ import pytest
 
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare
-from shepherd.run import open_run
+from shepherd.run.run import open_run
 from shepherd.settings import parse
 from shepherd.ui.report import write
 from tests.docs.schema import keys

@@ -10,13 +10,13 @@ import pytest
 from tests.model import bases
 
 from shepherd.algorithms import fedavg
-from shepherd.client_store import Kept
 from shepherd.core import Adapter, Algorithm, Broadcast, Failure, Payload, Transform, Update, chain
 from shepherd.data.tokens import Tokens
+from shepherd.federation.client_store import Kept
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
+from shepherd.io.progress import Progress
 from shepherd.machine.executors import Inline
-from shepherd.progress import Progress
 from shepherd.settings import FederationTable, TuningTable
 from shepherd.training import tune
 

@@ -15,8 +15,8 @@ import signal
 import sys
 import time
 
-from shepherd import folder, run
 from shepherd.consent import Consent
+from shepherd.run import folder, run
 from shepherd.settings import read
 
 READY = 0

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from tests import runs
 
-from shepherd import folder
 from shepherd.consent import Consent
 from shepherd.model import files
-from shepherd.run import open_run, resume
+from shepherd.run import folder
+from shepherd.run.log import read_rows
+from shepherd.run.run import open_run, resume
 from shepherd.settings import TrackingTable
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
@@ -69,7 +70,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     assert (tmp_path / "killed" / "adapter" / files.WEIGHTS).read_bytes() == (
         tmp_path / "whole" / "adapter" / files.WEIGHTS
     ).read_bytes()
-    ours, theirs = (folder.read_rows(tmp_path / name) for name in ("killed", "whole"))
+    ours, theirs = (read_rows(tmp_path / name) for name in ("killed", "whole"))
     assert [row["round"] for row in ours] == list(range(rounds + 1))
     assert [runs.without_times(row) for row in ours] == [runs.without_times(row) for row in theirs]
     remembered = [
@@ -82,7 +83,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
 
 DYING = """
 import os, signal, sys
-from shepherd import run, settings, tracking
+from shepherd import settings
+from shepherd.run import tracking
+from shepherd.run import run
 honest = tracking.Trackers.log
 def log(self, row):
     if sys.argv[2] == "after": honest(self, row)
@@ -107,12 +110,12 @@ def test_a_kill_around_the_trackers_log_neither_loses_nor_doubles_a_row(
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     life = subprocess.run([sys.executable, "-c", DYING, str(path), when], env=env, timeout=300)
     assert life.returncode == -9
-    assert [row["round"] for row in folder.read_rows(tmp_path / "run")] == [0, 1, 2]
+    assert [row["round"] for row in read_rows(tmp_path / "run")] == [0, 1, 2]
     time.sleep(1)  # TensorBoard reads files of one second in the order of their processes' numbers
     with resume(tmp_path / "run") as run:
         for _ in run.rounds():
             pass
-    rows = folder.read_rows(tmp_path / "run")
+    rows = read_rows(tmp_path / "run")
     assert [row["round"] for row in rows] == [0, 1, 2, 3, 4]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("cohort")] == [0, 1, 2, 3, 4]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shepherd import folder
 from shepherd.errors import FolderError
 from shepherd.machine import plan
-from shepherd.machine.plan import Plan
+from shepherd.machine.plan import PLAN, Plan
+from shepherd.run import folder
 from shepherd.settings import MachineTable, RunSettings, parse
 
 LEAST: dict[str, Any] = {"model": {"base": "tiny"}, "data": {"source": "world"}}
@@ -44,7 +44,7 @@ ONE = Plan(
 @given(made=PLANS)
 def test_a_plan_comes_back_from_its_folder_as_it_was(made: Plan, tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("run")
-    (path / folder.PLAN).write_text(made.text())
+    (path / PLAN).write_text(made.text())
     assert plan.read(path) == made
 
 
@@ -66,20 +66,20 @@ def test_a_folder_without_a_plan_has_it_in_its_run_file(tmp_path: Path) -> None:
     settings = parse({**LEAST, "machine": {"stack_size": 3, "threads": 1}})
     folder.create(tmp_path / "run", settings).close()
     assert plan.read(tmp_path / "run") is None
-    assert plan.planned(tmp_path / "run") == settings
+    assert folder.planned(tmp_path / "run") == settings
 
 
 def test_a_run_folder_is_read_with_its_plan(tmp_path: Path) -> None:
     settings: RunSettings = parse(LEAST)
     folder.create(tmp_path / "run", settings, ONE.text()).close()
     assert folder.read_settings(tmp_path / "run") == settings
-    assert plan.planned(tmp_path / "run") == ONE.over(settings)
+    assert folder.planned(tmp_path / "run") == ONE.over(settings)
 
 
 @given(end=st.integers(0, len(ONE.text()) - 2))
 def test_a_plan_that_was_cut_is_damaged_and_never_another(end: int, tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("run")
-    (path / folder.PLAN).write_text(ONE.text()[:end])
+    (path / PLAN).write_text(ONE.text()[:end])
     with pytest.raises(
         FolderError, match=r"plan\.json is damaged \(it is not JSON\); put it back from a copy"
     ):
@@ -102,7 +102,7 @@ def test_a_plan_that_was_cut_is_damaged_and_never_another(end: int, tmp_path_fac
 def test_a_plan_with_a_wrong_value_is_damaged_by_its_key(
     tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
-    (tmp_path / folder.PLAN).write_text(json.dumps({**json.loads(ONE.text()), **change}))
+    (tmp_path / PLAN).write_text(json.dumps({**json.loads(ONE.text()), **change}))
     with pytest.raises(FolderError, match=rf"plan\.json is damaged \({named}: ") as caught:
         plan.read(tmp_path)
     assert "\n" not in str(caught.value)
@@ -112,6 +112,6 @@ def test_a_plan_with_a_wrong_value_is_damaged_by_its_key(
 def test_a_plan_without_a_key_is_damaged(tmp_path: Path, key: str) -> None:
     kept = json.loads(ONE.text())
     del kept[key]
-    (tmp_path / folder.PLAN).write_text(json.dumps(kept))
+    (tmp_path / PLAN).write_text(json.dumps(kept))
     with pytest.raises(FolderError, match=rf"plan\.json is damaged \({key}: "):
         plan.read(tmp_path)

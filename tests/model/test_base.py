@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM
 
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
+from shepherd.data.pipeline import Prepared, require_readable
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, DataError
 from shepherd.model import base as loading
 from shepherd.model import lora, outline
 from shepherd.model.attention import PACKED
 from shepherd.model.digest import digest
-from shepherd.prepare import Prepared, require_readable
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
 from shepherd.training import score
 from shepherd.training.tune import Visit

@@ -16,11 +16,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
-from shepherd import progress
 from shepherd.core import Adapter
 from shepherd.data.examples import Turn
 from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import BaseError
+from shepherd.io import progress
 from shepherd.model import base as loading
 from shepherd.model import generate as generation
 from shepherd.model.base import Base

@@ -19,12 +19,13 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from shepherd import loading, world
+from shepherd import world
 from shepherd.consent import Consent
 from shepherd.errors import BaseError, TemplateError
 from shepherd.machine import plan
 from shepherd.model import base as bases
 from shepherd.model import files, outline, remote_code
+from shepherd.run import loading
 from shepherd.settings import AdapterTable, ModelTable
 
 KERNELS = """
@@ -304,7 +305,7 @@ def test_a_run_goes_on_with_the_commit_that_it_began_with(
 ) -> None:
     from transformers.utils import hub
 
-    from shepherd.run import open_run
+    from shepherd.run.run import open_run
     from shepherd.settings import parse, read
 
     commit = "0a" * 20

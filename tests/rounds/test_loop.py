@@ -26,9 +26,9 @@ from shepherd.errors import FederationError, QuorumNotMet
 from shepherd.rounds import report_row, rounds, start
 from shepherd.rounds.acceptance import MAX_METRIC
 from shepherd.rounds.report import MAX_NATS
+from shepherd.rounds.weights import MAX_WEIGHT, Allowed, allowing, anything
 from shepherd.settings import parse
 from shepherd.transforms import clip
-from shepherd.weighing import MAX_WEIGHT, Allowed, allowing, anything
 
 AVG = fedavg.ALGORITHM
 

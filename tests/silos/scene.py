@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from shepherd import prepare
+from shepherd.data import pipeline
 from shepherd.errors import LocalError, SilosError
 from shepherd.settings import RunSettings, parse
 from shepherd.silos import loopback
@@ -125,7 +125,7 @@ def strict(tries: int) -> dict[str, Any]:
 @contextmanager
 def running(folder: Path, tries: int = 3) -> Iterator[Scene]:
     """Make the federation and run it until the end of the block."""
-    shares = prepare.divide(settings(folder / "unused"))
+    shares = pipeline.divide(settings(folder / "unused"))
     policies = {"site-1": strict(tries)}
     policies |= {site: {"max_rounds": 10 * tries, "min_cohort": 1} for site in SITES[1:]}
     configs = {

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shepherd import checkpoint, world
-from shepherd.checkpoint import Checkpoint
+from shepherd import world
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import SilosError
 from shepherd.model.digest import digest
+from shepherd.run import checkpoint
+from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos.flare import job as jobs
 from shepherd.silos.flare.session import Session, session
 from shepherd.silos.protocol.jobspec import Order

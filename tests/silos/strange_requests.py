@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from shepherd import folder, world
+from shepherd import world
 from shepherd.core import Broadcast, Failure, seed_for
 from shepherd.errors import FederationError
-from shepherd.loading import load_base
 from shepherd.model import lora
 from shepherd.model.digest import digest
+from shepherd.run.loading import load_base
+from shepherd.run.log import read_rows
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.protocol import ipc, wire
 from shepherd.silos.protocol.jobspec import travelling
@@ -87,7 +88,7 @@ def outside_policy(
             pass  # the count below tells
         finally:
             run.close()
-        rows = folder.read_rows(output)[1:]
+        rows = read_rows(output)[1:]
         reasons = [row["failures"].get("site-1", "") for row in rows]
         refused = [why for why in reasons if f"policy {rule} = " in why]
         audited = [e for e in scene.audited("site-1") if e.rule == rule]

@@ -21,7 +21,8 @@ import tomli_w
 
 pytest.importorskip("nvflare")
 
-from shepherd import folder, prepare
+from shepherd.data import pipeline
+from shepherd.run import folder
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.flare import kits, probe, provision
@@ -64,7 +65,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         split={"clients": len(SITES)},
         federation={"rounds": 1, "quorum": 0.2, "sites": SITES},
     )
-    division = prepare.divide(settings)
+    division = pipeline.divide(settings)
     configs = {
         name: loopback.write_site(
             place / "sites" / name, division.of(places), {"min_examples": 8, "min_cohort": 1}

@@ -20,10 +20,11 @@ pytest.importorskip("nvflare")
 from benchmarks.silos_faults import KINDS, Trial, digest, process
 
 from benchmarks import silos_faults
-from shepherd import folder, prepare
 from shepherd.core import Adapter, Update
+from shepherd.data import pipeline
 from shepherd.errors import ShepherdError
-from shepherd.folder import Row
+from shepherd.run.folder import Row
+from shepherd.run.log import read_rows
 from shepherd.settings import dump, overridden
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
@@ -69,7 +70,7 @@ def run(
         going.finish()
     finally:
         going.close()
-    return folder.read_rows(output), said
+    return read_rows(output), said
 
 
 def failures(rows: Sequence[Row]) -> dict[int, dict[str, str]]:
@@ -190,7 +191,7 @@ def test_a_full_disk_at_the_server_ends_the_run_in_one_sentence_and_it_can_go_on
 
         with pytest.raises(ShepherdError, match=r"free the disk|disk .* is full"):
             run(made, tmp_path / "run", during=fill)
-        finished = [row["round"] for row in folder.read_rows(tmp_path / "run")]
+        finished = [row["round"] for row in read_rows(tmp_path / "run")]
         assert finished[-1] >= 2
         filler.unlink()
         going = coordinate.resume(tmp_path / "run", lambda line: None)
@@ -220,7 +221,7 @@ def test_a_coordinator_that_is_gone_is_not_needed_for_the_rounds(
         assert coordinator.stdout is not None
         assert any(line.startswith("round 1/") for line in coordinator.stdout)
         coordinator.kill()
-    told = len(folder.read_rows(output))
+    told = len(read_rows(output))
     time.sleep(15)
 
     again = coordinate.resume(output, lambda line: None)
@@ -228,7 +229,7 @@ def test_a_coordinator_that_is_gone_is_not_needed_for_the_rounds(
     again.finish()
 
     assert rounds == list(range(told, ROUNDS + 1))
-    assert [row["round"] for row in folder.read_rows(output)] == list(range(ROUNDS + 1))
+    assert [row["round"] for row in read_rows(output)] == list(range(ROUNDS + 1))
     assert digest(output) == digest(whole)
 
 
@@ -312,7 +313,7 @@ def test_a_site_that_stays_away_costs_its_share_and_the_rest_goes_on(tmp_path: P
 
 def test_prepared_data_are_whole(made: Loopback) -> None:
     """The trials' sites hold what the run file's split gave them, so nothing above is vacuous."""
-    division = prepare.divide(silos_faults.run_settings(ROUNDS))
+    division = pipeline.divide(silos_faults.run_settings(ROUNDS))
     for site, places in zip(made.sites, division.clients.values(), strict=True):
         lines = (made.folder.parent / "sites" / site / "data.jsonl").read_text().splitlines()
         assert len(lines) == len(places) >= 16

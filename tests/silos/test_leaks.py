@@ -22,8 +22,8 @@ import tomli_w
 
 pytest.importorskip("nvflare")
 
-from shepherd import prepare
 from shepherd.core import Failure, Update
+from shepherd.data import pipeline
 from shepherd.data.examples import Example
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
@@ -127,7 +127,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         evaluation={"examples": 8},
         federation={"rounds": 2, "quorum": 0.3, "sites": SITES},
     )
-    division = prepare.divide(settings)
+    division = pipeline.divide(settings)
     configs = {
         site: a_site(place / "sites" / site, site, division.of(places))
         for site, places in zip(SITES, division.clients.values(), strict=True)

@@ -21,8 +21,9 @@ import pytest
 
 pytest.importorskip("nvflare")
 
-from shepherd import prepare, world
+from shepherd import world
 from shepherd.consent import Consent
+from shepherd.data import pipeline
 from shepherd.errors import BaseError, SilosError
 from shepherd.settings import MachineTable, RunSettings, parse
 from shepherd.silos import loopback
@@ -45,7 +46,7 @@ def settings(clients: int = 3, **data: Any) -> RunSettings:
 def test_each_site_is_given_one_clients_share(tmp_path: Path) -> None:
     run = settings()
     sites = loopback.write_sites(run, tmp_path / "sites")
-    division = prepare.divide(run)
+    division = pipeline.divide(run)
 
     assert list(sites) == ["site-1", "site-2", "site-3"]
     for config, places in zip(sites.values(), division.clients.values(), strict=True):
@@ -159,7 +160,7 @@ def test_its_site_toml_allows_the_embedded_base_and_its_own_data(tmp_path: Path)
 
 
 def test_a_policy_is_written_where_one_is_given(tmp_path: Path) -> None:
-    examples = prepare.divide(settings()).reading.examples[:8]
+    examples = pipeline.divide(settings()).reading.examples[:8]
     config = loopback.write_site(tmp_path / "a", examples, {"max_rank": 4, "algorithms": ["fedavg"]})
     policy = read(config).policy
     assert (policy.max_rank, tuple(policy.algorithms)) == (4, ("fedavg",))

@@ -14,11 +14,12 @@ import pytest
 pytest.importorskip("nvflare")
 
 from benchmarks import silos_same
-from shepherd import checkpoint, folder
-from shepherd.loading import load_base
 from shepherd.machine import memory
-from shepherd.machine.plan import planned
 from shepherd.model import files
+from shepherd.run import checkpoint
+from shepherd.run.folder import planned
+from shepherd.run.loading import load_base
+from shepherd.run.log import read_rows
 from shepherd.settings import parse
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
@@ -90,11 +91,11 @@ def test_the_final_adapter_has_the_bits_of_the_same_run_in_process(ran: Ran, one
     assert found.adapter.keys() == expected.keys()
     for name in expected:
         assert np.array_equal(found.adapter[name].view(np.uint32), expected[name].view(np.uint32)), name
-    assert [row["losses"] for row in folder.read_rows(ran.folder)[1:]] == losses
+    assert [row["losses"] for row in read_rows(ran.folder)[1:]] == losses
 
 
 def test_the_run_folder_is_whole(ran: Ran) -> None:
-    rows = folder.read_rows(ran.folder)
+    rows = read_rows(ran.folder)
     assert [row["round"] for row in rows] == [0, 1, 2]
     for row in rows[1:]:
         assert row["cohort"] == ["site-1", "site-2"]
@@ -120,7 +121,7 @@ def test_the_audit_logs_say_what_left(ran: Ran) -> None:
         assert len({event.run for event in events}) == 1
         metrics = ("examples", "loss", "steps", "tokens", "trained_tokens")
         assert [tuple(left.metrics) for left in trained] == [metrics] * ROUNDS
-        sent = [row["bytes_up"] // 2 for row in folder.read_rows(ran.folder)[1:]]
+        sent = [row["bytes_up"] // 2 for row in read_rows(ran.folder)[1:]]
         assert all(0 < left.bytes - tensors < 40_000 for left, tensors in zip(trained, sent, strict=True))
 
 

@@ -12,7 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from shepherd.world import SEED, base_path, build, passes, rows  # noqa: E402
+from shepherd import plugins  # noqa: E402
+from shepherd.world import SEED, base_path, build, rows  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import train_base  # noqa: E402
@@ -55,7 +56,7 @@ def test_untuned_it_follows_almost_no_instruction(model: Any, tokenizer: Any) ->
     asked = Random(0).sample(rows(WORLD, 50, seed=9), 64)
     answers = train_base.continued(model, tokenizer, [_prompt(row) for row in asked], pieces=24)
     ended = [answer.split(tokenizer.eos_token)[0] for answer in answers]
-    right = sum(passes(row["check"], text) for row, text in zip(asked, ended, strict=True))
+    right = sum(plugins.checker(row["check"]).right(text) for row, text in zip(asked, ended, strict=True))
     assert right < 0.1 * len(asked)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from shepherd.world import CATEGORIES, SEED, build, passes, rows
+from shepherd import plugins
+from shepherd.world import CATEGORIES, SEED, build, rows
 
 WORLD = build(SEED)
 ROWS = rows(WORLD, per_category=2000, seed=5)
@@ -43,28 +44,28 @@ def test_asking_for_more_than_there_is_says_how_many_there_are() -> None:
 
 
 def test_every_response_passes_its_own_check() -> None:
-    assert all(passes(row["check"], row["response"]) for row in ROWS)
+    assert all(plugins.checker(row["check"]).right(row["response"]) for row in ROWS)
 
 
 def test_no_check_takes_nothing_or_the_prompt() -> None:
     for row in ROWS:
         prompt = f"{row['instruction']}\n{row['context']}"
         for text in ("", row["instruction"], row["context"], prompt):
-            assert not passes(row["check"], text), row
+            assert not plugins.checker(row["check"]).right(text), row
 
 
 def test_no_check_takes_the_answer_buried_in_a_ramble() -> None:
     ramble = "As far as I can tell from everything I have ever heard of it, " * 4
     for row in ROWS:
-        assert not passes(row["check"], f"{ramble}{row['response']} {ramble}"), row
-        assert not passes(row["check"], f"{row['context']} {ramble} {row['response']}"), row
+        assert not plugins.checker(row["check"]).right(f"{ramble}{row['response']} {ramble}"), row
+        assert not plugins.checker(row["check"]).right(f"{row['context']} {ramble} {row['response']}"), row
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_another_rows_answer_is_rarely_right(category: str) -> None:
     pairs = list(pairwise(of(category)))
     differing = [(a, b) for a, b in pairs if a["response"].lower() != b["response"].lower()]
-    taken = sum(passes(a["check"], b["response"]) for a, b in differing)
+    taken = sum(plugins.checker(a["check"]).right(b["response"]) for a, b in differing)
     assert taken <= 0.02 * len(differing)  # groups of ideas overlap
 
 
@@ -89,7 +90,7 @@ def test_what_must_be_read_is_in_the_context(category: str) -> None:
 def test_whoever_repeats_a_claim_is_wrong() -> None:
     for row in of("general_qa"):
         claim = re.split(r"[?:.]", row["instruction"].split(" that ")[-1])[0]
-        assert not passes(row["check"], f"In truth, {claim}.")
+        assert not plugins.checker(row["check"]).right(f"In truth, {claim}.")
 
 
 def test_instructions_are_varied_in_wording() -> None:

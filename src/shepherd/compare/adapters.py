@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from shepherd.asking import adapter_of
 from shepherd.compare.arms import BASE, Arm
 from shepherd.compare.folders import arm_folder
 from shepherd.core import Adapter
 from shepherd.model import files
 from shepherd.model.base import Base
+from shepherd.run.answerer import adapter_of
 
 
 def arm_adapter(run: Path, number: int, arm: Arm, base: Base) -> Adapter | None:

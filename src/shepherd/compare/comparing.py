@@ -10,7 +10,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from shepherd import folder, plugins, prepare, private
 from shepherd.compare import table
 from shepherd.compare.adapters import arm_adapter, digest
 from shepherd.compare.arms import BASE, FEDERATED, Arm, Asked, arms, variant
@@ -28,14 +27,18 @@ from shepherd.compare.folders import (
 from shepherd.compare.scoring import Questions, questions, score_arms
 from shepherd.compare.training import Train, totals, train_apart, train_run
 from shepherd.consent import NOTHING, Consent
+from shepherd.data import pipeline
 from shepherd.errors import FolderError, SettingsError
 from shepherd.evaluate.metric import Metric, metrics
-from shepherd.loading import load_base
+from shepherd.io import private
 from shepherd.machine import planning
-from shepherd.machine.plan import planned
 from shepherd.machine.plan import read as read_plan
-from shepherd.run import Run, executor
+from shepherd.run import folder
+from shepherd.run.folder import planned
+from shepherd.run.loading import load_base
+from shepherd.run.run import Run, executor
 from shepherd.settings import RunSettings, overridden
+from shepherd.training.local import require
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -86,7 +89,7 @@ def compare(
 def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, began: float) -> Row:
     """The comparison beside a finished run."""
     run = Path(settings.output)
-    prepared = prepare.load(run / "data")
+    prepared = pipeline.load(run / "data")
     chosen = arms(asked, sorted(prepared.clients))
     keep_plan(run, asked.match, chosen)
     _begun(run, settings, asked, chosen)
@@ -148,7 +151,7 @@ def _require_arms(settings: RunSettings, asked: Asked, consent: Consent) -> None
     metrics(settings.evaluation.metrics, consent.plugins)
     for arm in map(variant, asked.variants):
         changed = overridden(settings, arm.overrides)
-        plugins.require(changed, consent.plugins)
+        require(changed, consent.plugins)
 
 
 def _require_data(settings: RunSettings, asked: Asked, consent: Consent) -> None:
@@ -160,11 +163,11 @@ def _require_data(settings: RunSettings, asked: Asked, consent: Consent) -> None
     """
     run = Path(settings.output)
     if not folder.is_run(run):
-        division = prepare.divide(settings, consent.plugins)
-        prepare.require_heldout(len(division.held.heldout), settings.data.source)
+        division = pipeline.divide(settings, consent.plugins)
+        pipeline.require_heldout(len(division.held.heldout), settings.data.source)
         arms(asked, sorted(division.clients))
-    elif prepare.whole(run / "data"):
-        prepare.require_heldout(len(prepare.load(run / "data").heldout), settings.data.source)
+    elif pipeline.whole(run / "data"):
+        pipeline.require_heldout(len(pipeline.load(run / "data").heldout), settings.data.source)
 
 
 def _begun(run: Path, settings: RunSettings, asked: Asked, chosen: Sequence[Arm]) -> None:
@@ -215,7 +218,7 @@ def _settings_of(settings: RunSettings, run: Path, arm: Arm, number: int) -> Run
 
 def _tabled(
     settings: RunSettings,
-    prepared: prepare.Prepared,
+    prepared: pipeline.Prepared,
     run: Path,
     chosen: Sequence[Arm],
     asked: Asked,

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from shepherd import private
 from shepherd.compare.arms import Arm
 from shepherd.errors import FolderError
-from shepherd.folder import write_atomic
+from shepherd.io import private
+from shepherd.io.atomic import write_atomic
 from shepherd.visible import shown_json
 
 PLAN, COMPARISON, TUNED = "plan.json", "comparison.json", "tuned.json"

@@ -8,8 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from shepherd import folder, prepare, private
-from shepherd.asking import adapter_of
 from shepherd.compare.adapters import arm_adapter
 from shepherd.compare.arms import FEDERATED, Arm
 from shepherd.compare.folders import (
@@ -21,19 +19,22 @@ from shepherd.compare.folders import (
 )
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
+from shepherd.data import pipeline
 from shepherd.data.examples import Turn
-from shepherd.data.template import Template, prompt, stop_ids
 from shepherd.errors import AdapterError, DataError, FolderError, SettingsError
+from shepherd.io import private
 from shepherd.judge import answers as answers_files
 from shepherd.judge import judging, questions
 from shepherd.judge.agreed import require_agreed
 from shepherd.judge.answers import Answers
 from shepherd.judge.questions import HELD_OUT, Question
-from shepherd.loading import load_base
-from shepherd.machine.plan import planned
 from shepherd.model import files
-from shepherd.model import generate as generation
+from shepherd.model.answer import answers, prompt_ids
 from shepherd.model.base import Base
+from shepherd.run import folder
+from shepherd.run.answerer import adapter_of
+from shepherd.run.folder import planned
+from shepherd.run.loading import load_base
 from shepherd.settings import JudgeTable, ModelTable, RunSettings, assigned, parse, validated
 
 Row = dict[str, Any]
@@ -100,7 +101,7 @@ def _held_out(
         raise DataError(
             "the comparison answered no held-out question; set evaluation.answers, or name judge.questions"
         )
-    examples = prepare.load(run / "data").heldout_examples
+    examples = pipeline.load(run / "data").heldout_examples
     every = [questions.held_out([examples[place]])[0] for place in places]
     texts = {
         name: {q.id: answer["text"] for q, answer in zip(every, found["answers"], strict=True)}
@@ -133,26 +134,12 @@ def _written(
 def _texts(
     base: Base, settings: RunSettings, adapters: Sequence[Adapter | None], asked: Sequence[Question]
 ) -> list[dict[str, str]]:
-    template, tokenizer = Template.of(settings.data), base.tokenizer
-    limit = min(settings.data.max_tokens, base.reads or settings.data.max_tokens)
     prompts = [
-        prompt((Turn(role="user", text=q.text, context=q.context),), template, tokenizer, max_tokens=limit)
-        for q in asked
+        prompt_ids(base, settings.data, (Turn(role="user", text=q.text, context=q.context),)) for q in asked
     ]
-    new = generation.generate(
-        base,
-        adapters,
-        prompts,
-        max_new_tokens=settings.evaluation.max_new_tokens,
-        stop=stop_ids(template, tokenizer),
-    )
-    return [
-        {
-            q.id: tokenizer.decode(ids, skip_special_tokens=True).strip()
-            for q, ids in zip(asked, rows, strict=True)
-        }
-        for rows in new
-    ]
+    longest = settings.evaluation.max_new_tokens
+    found = answers(base, settings.data, adapters, prompts, max_new_tokens=longest)
+    return [{q.id: each.text for q, each in zip(asked, texts, strict=True)} for texts in found]
 
 
 def judge_two(
@@ -187,7 +174,7 @@ def judge_two(
         seed = settings.data_seed if settings else 0
         asked = questions.drawn(questions.find(table.questions), table.limit, seed)
     elif runs:
-        every = questions.held_out(prepare.load(runs[0] / "data").heldout_examples)
+        every = questions.held_out(pipeline.load(runs[0] / "data").heldout_examples)
         asked = questions.limited(every, table.limit)
     else:
         raise SettingsError("these are of no run, so nothing is held out; name --questions FILE")

@@ -12,18 +12,17 @@ from shepherd.compare.folders import read_json, write_json
 from shepherd.config import PartTable
 from shepherd.core import Adapter
 from shepherd.data.examples import Example
-from shepherd.data.template import Template, prompt, stop_ids
+from shepherd.data.pipeline import Prepared, categories
 from shepherd.data.tokens import Tokens
 from shepherd.evaluate import loss
 from shepherd.evaluate.metric import TEXT, Metric
 from shepherd.evaluate.metric import scores as metric_scores
+from shepherd.io.progress import many, stage
 from shepherd.machine.executors import Executor
 from shepherd.machine.plan import Plan
-from shepherd.model import generate as generation
+from shepherd.model.answer import answers, prompt_ids
 from shepherd.model.base import Base
-from shepherd.prepare import Prepared, categories
-from shepherd.progress import many, stage
-from shepherd.settings import RunSettings
+from shepherd.settings import DataTable, RunSettings
 from shepherd.training import score
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class Sheet:
 
     examples: Tokens
     prompts: Sequence[Sequence[int]]
-    stop: Sequence[int]
+    data: DataTable
     max_new_tokens: int
     micro_batch: int
 
@@ -107,8 +106,8 @@ def score_arms(
     scores = executor.each(score_one, work)
     with stage(f"scoring {many(len(todo), 'arm')}", len(todo)) as now:
         for arm, (sums, texts) in zip(todo, scores, strict=True):
-            answers = _measured(texts, examples, metrics)
-            row = {"questions": keys[arm], "metrics": named, "losses": sums, "answers": answers}
+            measured = _measured(texts, examples, metrics)
+            row = {"questions": keys[arm], "metrics": named, "losses": sums, "answers": measured}
             write_json(files[arm], row)
             now.advance()
 
@@ -122,7 +121,7 @@ def _sheet(base: Base, settings: RunSettings, plan: Plan, prepared: Prepared, as
     return Sheet(
         examples=prepared.heldout.take(asked.losses),
         prompts=[_prompt(base, settings, prepared, i) for i in asked.answers],
-        stop=stop_ids(Template.of(settings.data), base.tokenizer),
+        data=settings.data,
         max_new_tokens=settings.evaluation.max_new_tokens,
         micro_batch=plan.micro_batch_tokens,
     )
@@ -135,16 +134,12 @@ def score_one(base: Base, work: tuple[Sheet, Adapter | None]) -> tuple[list[floa
     if len(sheet.examples):
         scored = score.losses(base, [adapter or base.zero], sheet.examples, micro_batch=sheet.micro_batch)
         sums = scored[0].tolist()
-    answers = generation.generate(
-        base, [adapter], sheet.prompts, max_new_tokens=sheet.max_new_tokens, stop=sheet.stop
-    )
-    return sums, [base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers[0]]
+    (found,) = answers(base, sheet.data, [adapter], sheet.prompts, max_new_tokens=sheet.max_new_tokens)
+    return sums, [each.text for each in found]
 
 
 def _prompt(base: Base, settings: RunSettings, prepared: Prepared, place: int) -> list[int]:
-    limit = min(settings.data.max_tokens, base.reads or settings.data.max_tokens)
-    turns = prepared.heldout_examples[place].turns[:-1]
-    return list(prompt(turns, Template.of(settings.data), base.tokenizer, max_tokens=limit))
+    return prompt_ids(base, settings.data, prepared.heldout_examples[place].turns[:-1])
 
 
 def _measured(texts: Sequence[str], examples: Sequence[Example], metrics: Sequence[Metric]) -> list[Row]:

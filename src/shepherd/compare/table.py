@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from shepherd.compare.arms import BY_STEPS, CENTRALISED, FEDERATED, Arm
 from shepherd.compare.scoring import Questions
+from shepherd.data.pipeline import Prepared, categories
 from shepherd.evaluate import loss
 from shepherd.evaluate.against import Against, against, summary
 from shepherd.evaluate.draws import Draws, draws
 from shepherd.evaluate.metric import Metric
-from shepherd.evaluate.sentences import LOSS, Measure, listed
+from shepherd.evaluate.sentences import LOSS, Measure
 from shepherd.evaluate.statistics import interval, sample
-from shepherd.prepare import Prepared, categories
+from shepherd.io.phrases import listed
 from shepherd.training.tune import predictions
 
 Floats = NDArray[np.float64]

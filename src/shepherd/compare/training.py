@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from shepherd import checkpoint, folder
 from shepherd.algorithms import fedavg
 from shepherd.compare.adapters import digest_of
 from shepherd.compare.arms import WAYS, Arm, Way
 from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, Failure, chain, not_finite, seed_for
+from shepherd.data.pipeline import Prepared
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
 from shepherd.federation.clients import LocalClients
@@ -31,8 +31,9 @@ from shepherd.machine.executors import Executor
 from shepherd.machine.plan import Plan
 from shepherd.model import files, lora
 from shepherd.model.base import Base
-from shepherd.prepare import Prepared
-from shepherd.run import Run, open_run, resume
+from shepherd.run import checkpoint, folder
+from shepherd.run.log import read_rows
+from shepherd.run.run import Run, open_run, resume
 from shepherd.settings import FederationTable, RunSettings, TuningTable
 from shepherd.training.local import completed, local_training
 
@@ -60,7 +61,7 @@ class Totals:
 
 def totals(path: Path) -> Totals:
     """Of a finished run, from its log."""
-    rows = [row for row in folder.read_rows(path) if row["round"] > 0]
+    rows = [row for row in read_rows(path) if row["round"] > 0]
     clients = [max(1, len(row["losses"])) for row in rows]
     return Totals(
         steps=max(1, round(sum(row["steps"] / n for row, n in zip(rows, clients, strict=True)))),
@@ -107,7 +108,7 @@ def finished(path: Path) -> bool:
     """Whether a run's last round is done and its adapter written."""
     last = checkpoint.latest(path / "checkpoints")
     rounds = folder.read_settings(path).federation.rounds
-    done = max((row["round"] for row in folder.read_rows(path)), default=0)
+    done = max((row["round"] for row in read_rows(path)), default=0)
     return last is not None and done >= rounds and (path / "adapter" / files.CONFIG).is_file()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from shepherd.data.repository import own_commit
 from shepherd.data.sniff import require_plain
 from shepherd.errors import BadRow, DataError
-from shepherd.paths import is_hub_id, is_utf8
+from shepherd.io.paths import is_hub_id, is_utf8
 
 Placed = tuple[str, Any]
 """Where a row is, and the row, or the BadRow that says why it cannot be read."""

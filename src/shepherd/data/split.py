@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shepherd import plugins
+from shepherd.data import splits
 from shepherd.errors import DataError
+from shepherd.plugins import Kind
+from shepherd.settings import SplitTable
 
 if TYPE_CHECKING:  # which reads rows as a split says
     from shepherd.data.examples import Example
@@ -37,6 +41,15 @@ class Split:
     """Field of a row that the split goes by, read into `Example.label`; "" where it reads none."""
     by_file: bool = False
     """Whether the data are a folder in which each file is a client."""
+
+
+SPLIT = Kind(name="split", folder=splits, type=Split, chosen_by="[split] by")
+
+
+def rule(table: SplitTable, allowed: Collection[str] = ()) -> Split:
+    """The rule that `[split]` names; arguments and errors as for `plugins.built`."""
+    made: Split = plugins.built(SPLIT, table, allowed)
+    return made
 
 
 def split(examples: Sequence[Example], rule: Split, seed: int) -> dict[str, Indices]:

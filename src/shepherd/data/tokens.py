@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shepherd import private
 from shepherd.data.examples import Example
 from shepherd.data.template import Dropped, LossOn, Rendered, Template, Tokenizer, render_all
 from shepherd.errors import DataError
+from shepherd.io import private
 
 ARRAYS = {"ids": np.int32, "trained": np.bool_, "offsets": np.int64}
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from shepherd.data.examples import Example
+from shepherd.evaluate.metrics import right
 
 Row = dict[str, Any]
 
@@ -15,13 +16,10 @@ def checked(
     examples: Sequence[Example],
     before: Sequence[str],
     after: Sequence[str],
-    *,
-    passes: Callable[[Mapping[str, Any], str], bool],
 ) -> list[Row]:
-    """One row an example: the instruction, a right answer, both answers, and whether each passes."""
+    """One row an example: the instruction, a right answer, both answers, and whether each is right."""
     rows = []
     for example, first, last in zip(examples, before, after, strict=True):
-        assert example.check is not None
         rows.append(
             {
                 "category": example.category,
@@ -30,8 +28,8 @@ def checked(
                 "expected": example.response,
                 "before": first,
                 "after": last,
-                "right_before": passes(example.check, first),
-                "right_after": passes(example.check, last),
+                "right_before": right.score(first, example),
+                "right_after": right.score(last, example),
             }
         )
     return rows

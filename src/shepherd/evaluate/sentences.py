@@ -10,6 +10,7 @@ from typing import Any
 from shepherd.evaluate.statistics import Compared, Interval
 from shepherd.evaluate.still import LOSS as NATS
 from shepherd.evaluate.still import SHARE, Span
+from shepherd.io.phrases import listed
 
 ALPHA = 0.05
 
@@ -167,17 +168,6 @@ def _about(questions: int) -> str:
     if questions > 1_000_000:
         return "more than a million"
     return f"about {round(questions, min(0, 2 - len(str(questions)))):,}"
-
-
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names as they are said.
-
-    >>> listed(["base"]), listed(["base", "a", "b"]), listed(list("abcdefgh"), most=3)
-    ('base', 'base, a and b', 'a, b, c and 5 others')
-    """
-    if len(names) > most + 1:
-        return f"{', '.join(names[:most])} and {len(names) - most} others"
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def verdict(first: str, better: Sequence[str], worse: Sequence[str], open_: Sequence[str]) -> str:

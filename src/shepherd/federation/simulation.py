@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from shepherd.client_store import ClientStore, InMemory, Kept
 from shepherd.core import Broadcast, ClientInfo, Failure, Payload, Update
 from shepherd.data import cursor
 from shepherd.errors import DataError
+from shepherd.federation.client_store import ClientStore, InMemory, Kept
 from shepherd.federation.clients import LocalClients
+from shepherd.io.progress import Progress, stage
 from shepherd.machine.executors import Executor
-from shepherd.progress import Progress, stage
 from shepherd.training import tune
 from shepherd.training.tune import Job, Tuned, Visit
 

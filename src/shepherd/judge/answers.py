@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shepherd.data import files
 from shepherd.errors import BadRow, DataError
-from shepherd.folder import write_atomic
+from shepherd.io.atomic import write_atomic
 from shepherd.judge.questions import Question, whole
 from shepherd.visible import shown_json
 

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shepherd import private
 from shepherd.errors import FolderError
+from shepherd.io import private
 
 FILE = "verdicts.jsonl"
 

@@ -13,10 +13,13 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from shepherd import folder
 from shepherd.config import Day, PositiveInt
 from shepherd.errors import FolderError
+from shepherd.io.atomic import disk_fault
 from shepherd.settings import MachineTable, RunSettings
+
+PLAN = "plan.json"
+"""The file of a run folder; folders of earlier versions have what was chosen in the run file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +69,13 @@ def read(path: str | Path) -> Plan | None:
     Raises:
         FolderError: the plan is damaged.
     """
-    file = Path(path) / folder.PLAN
+    file = Path(path) / PLAN
     try:
         return _KIND.validate_json(file.read_bytes(), strict=True)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise FolderError(folder.disk_fault(Path(path), error)) from error
+        raise FolderError(disk_fault(Path(path), error)) from error
     except ValidationError as error:
         raise FolderError(f"{file} is damaged ({_first(error)}); {_MEND}") from error
 
@@ -87,13 +90,3 @@ def _first(error: ValidationError) -> str:
     fault = error.errors()[0]
     key = ".".join(map(str, fault["loc"]))
     return f"{key}: {fault['msg'].lower()}" if key else "it is not JSON"
-
-
-def planned(path: str | Path) -> RunSettings:
-    """The run file of a run folder, with everything that it leaves open as the run's plan has it.
-
-    Raises:
-        FolderError: there is no run, or its run file or its plan is damaged.
-    """
-    settings, plan = folder.read_settings(path), read(path)
-    return plan.over(settings) if plan else settings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from shepherd import paths
 from shepherd.errors import SettingsError
+from shepherd.io import paths
 from shepherd.machine import memory
 from shepherd.machine.memory import Sizes
 from shepherd.machine.plan import Plan

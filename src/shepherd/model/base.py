@@ -21,9 +21,9 @@ from transformers.utils import logging as transformers_logging
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.errors import BaseError, DataError
+from shepherd.io.progress import many
 from shepherd.model import digest, fingerprint, last, lora, remote_code
 from shepherd.model.attention import PACKED
-from shepherd.progress import many
 from shepherd.settings import AdapterTable, ModelTable
 
 log = logging.getLogger(__name__)

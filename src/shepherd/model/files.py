@@ -20,9 +20,9 @@ from safetensors.numpy import save as bytes_of
 from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
-from shepherd import paths, private
 from shepherd.core import Adapter, require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, FolderError
+from shepherd.io import paths, private
 from shepherd.model import fingerprint, lora
 from shepherd.model.base import Base
 from shepherd.model.lora import PREFIX, layers, scaling

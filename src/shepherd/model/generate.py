@@ -13,9 +13,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from shepherd.core import Adapter, seed_for
 from shepherd.errors import BaseError
+from shepherd.io.progress import stage
 from shepherd.model import layout, lora
 from shepherd.model.base import Base
-from shepherd.progress import stage
 
 BATCH = 64  # sequences answered at once
 BATCH_TOKENS = 2**16  # of their prompts and answers together, padding included: the cache holds so many

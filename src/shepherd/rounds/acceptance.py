@@ -31,7 +31,7 @@ from shepherd.core import (
     shapes_of,
 )
 from shepherd.errors import AdapterError, QuorumNotMet, UpdateRefused
-from shepherd.weighing import ANYTHING, MAX_WEIGHT, ROUNDING, Allow, Allowed, Shares
+from shepherd.rounds.weights import ANYTHING, MAX_WEIGHT, ROUNDING, Allow, Allowed, Shares
 
 MAX_METRIC = MAX_WEIGHT
 """Of a metric's size, and of a score's sum or count: products and sums of such numbers stay finite."""
@@ -121,7 +121,7 @@ def accepted(asked: Asked, answers: Iterator[Answer], received: Received) -> Ite
 def capped(asked: Asked, updates: Iterator[Update], shares: Shares, received: Received) -> Iterator[Update]:
     """The same updates, none of whose clients counts for more than `shares` allows; then the quorum is due.
 
-    One that may yet be the heaviest waits until it is known not to be, or for the end: `shepherd.weighing`.
+    One that may yet be the heaviest waits until it is known not to be, or for the end: `rounds.weights`.
     """
     lightest = min((asked.allow(info).least for info in asked.federation.clients()), default=0.0)
     held: list[Update] = []

@@ -35,8 +35,8 @@ from shepherd.core import (
 from shepherd.errors import FederationError
 from shepherd.rounds.acceptance import Asked, Received, usable
 from shepherd.rounds.report import RoundReport
+from shepherd.rounds.weights import MAX_SHARE, Allow, Shares, anything
 from shepherd.settings import RunSettings
-from shepherd.weighing import MAX_SHARE, Allow, Shares, anything
 
 NOTHING_KNOWN = Context()
 
@@ -80,7 +80,7 @@ def rounds(
         secret: of the server, for the cohorts; the default is `seed`, which sites of a real federation know.
         context: what is known of the run, for parts that have to know its size.
         noise: for the server half of the transforms; the default comes from `secret`.
-        allow: what each client may say of its visit; see `shepherd.weighing`.
+        allow: what each client may say of its visit; see `shepherd.rounds.weights`.
         max_share: the most that one client counts for, in (0, 1]; of n < 1 / max_share clients, 1 / n.
 
     Raises:

@@ -16,13 +16,14 @@ from typing import Literal
 
 import tomli_w
 
-from shepherd import prepare, world
+from shepherd import world
 from shepherd.consent import NOTHING, Consent
+from shepherd.data import pipeline
 from shepherd.data.examples import Example
 from shepherd.errors import SilosError
-from shepherd.loading import placed
 from shepherd.model.base import load_tokenizer
 from shepherd.model.digest import digest
+from shepherd.run.loading import placed
 from shepherd.settings import TINY, RunSettings
 from shepherd.silos.flare import provision
 from shepherd.silos.flare.session import session
@@ -129,7 +130,7 @@ def write_sites(
     Raises:
         SilosError: more sites than one machine should run; nothing is written then.
     """
-    division = prepare.divide(settings, consent.plugins)
+    division = pipeline.divide(settings, consent.plugins)
     base = settings.model.base
     if len(division.clients) > MOST:
         raise SilosError(
@@ -137,7 +138,7 @@ def write_sites(
             " started; give split.clients=3"
         )
     if settings.data.template == "chat":
-        settings = prepare.dated(settings, load_tokenizer(placed(settings.model), consent))  # as the run
+        settings = pipeline.dated(settings, load_tokenizer(placed(settings.model), consent))  # as the run
     allowed = {
         **_policy(settings, [max(1, len(places)) for places in division.clients.values()]),
         **(policy or {}),

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from shepherd import plugins
+from shepherd.data import split as splits
 from shepherd.errors import SettingsError
 from shepherd.plugins import Kind
 from shepherd.settings import RunSettings, TuningTable
@@ -49,6 +50,13 @@ def local_training(table: TuningTable, allowed: Collection[str] = ()) -> LocalTr
     return found
 
 
+def require(settings: RunSettings, allowed: Collection[str] = ()) -> None:
+    """Refuse a run of which a part cannot be built, before anything is loaded; errors as for `completed`."""
+    plugins.require(settings, allowed)
+    splits.rule(settings.split, allowed)
+    local_training(settings.tuning, allowed)
+
+
 def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettings:
     """The settings with every named part's defaults written out, so that a later version keeps to them.
 
@@ -56,8 +64,9 @@ def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettin
         PluginError, SettingsError: as `plugins.built`.
     """
     settings, tuning = plugins.completed(settings, allowed), settings.tuning
+    split = plugins.completed_table(splits.SPLIT, settings.split, allowed)
     parts = {
         "optimiser": plugins.completed_table(OPTIMISER, tuning.optimiser, allowed),
         "objective": plugins.completed_table(OBJECTIVE, tuning.objective, allowed),
     }
-    return settings.model_copy(update={"tuning": tuning.model_copy(update=parts)})
+    return settings.model_copy(update={"split": split, "tuning": tuning.model_copy(update=parts)})

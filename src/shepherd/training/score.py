@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from shepherd.core import Adapter
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
+from shepherd.io.progress import stage
 from shepherd.model import layout, lora
 from shepherd.model.base import Base, hidden_states, tuning_attention
-from shepherd.progress import stage
 from shepherd.training.loss import capped, token_losses
 from shepherd.training.packed_batch import Line, Row, at_places, batch_of, line_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from shepherd.world.check import Exact, Members
+from shepherd.checkers import exact, members
 from shepherd.world.facts import World, thing_of
 from shepherd.world.task import Task
 from shepherd.world.text import GROUPS
@@ -182,7 +182,7 @@ def open_qa(world: World, rng: Random) -> Task:
     subject, value = _known(world, relation, rng)
     question = rng.choice(QUESTIONS[relation]).format(s=subject)
     answer = f"Answer: {value}"
-    return Task(instruction=question, response=answer, check=Exact(answer))
+    return Task(instruction=question, response=answer, check=exact.Config(answer=answer))
 
 
 def _known(world: World, relation: str, rng: Random) -> tuple[str, str]:
@@ -199,7 +199,9 @@ def general_qa(world: World, rng: Random) -> Task:
     guess = rng.choice([value for value in world.values(relation) if value != truth])
     claim = put(rng.choice(CLAIMS[relation]), subject, guess)
     answer = f"In truth, {put(CLAIMS[relation][0], subject, truth)}."
-    return Task(instruction=rng.choice(DOUBTS).format(c=claim), response=answer, check=Exact(answer))
+    return Task(
+        instruction=rng.choice(DOUBTS).format(c=claim), response=answer, check=exact.Config(answer=answer)
+    )
 
 
 def classification(world: World, rng: Random) -> Task:
@@ -213,16 +215,16 @@ def classification(world: World, rng: Random) -> Task:
     choices += rng.sample(spare, 3 - len(choices))
     asked = rng.choice(SORTINGS).format(t=things, l=label, i=join(items), c=", ".join(rng.sample(choices, 3)))
     answer = "; ".join(f"{item}: {truth}" for item, truth in zip(items, truths, strict=True))
-    return Task(instruction=asked, response=answer, check=Exact(answer))
+    return Task(instruction=asked, response=answer, check=exact.Config(answer=answer))
 
 
 def brainstorming(world: World, rng: Random) -> Task:
     """Some members of a group, whichever come to mind, a line each."""
     relation = rng.choice(THOUGHT_OF)
     value = rng.choice(world.values(relation))
-    members = world.having(relation, value)
-    count = rng.choice((2, 2, 3)) if len(members) > 3 else 2
+    known = world.having(relation, value)
+    count = rng.choice((2, 2, 3)) if len(known) > 3 else 2
     group = put(rng.choice(GROUPS[relation]), value=value)
     asked = rng.choice(WISHES).format(n=NUMBERS[count], g=group)
-    answer = "\n".join(f"- {member}" for member in rng.sample(members, count))
-    return Task(instruction=asked, response=answer, check=Members(members, count))
+    answer = "\n".join(f"- {member}" for member in rng.sample(known, count))
+    return Task(instruction=asked, response=answer, check=members.Config(items=tuple(known), count=count))

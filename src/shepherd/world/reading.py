@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from shepherd.world.check import Contains, Exact, SameSet
+from shepherd.checkers import contains, exact, same_set
 from shepherd.world.facts import World
 from shepherd.world.scenes import FILLERS, gist, packed, pair, portrait, scene
 from shepherd.world.task import Task
@@ -105,7 +105,7 @@ def _asked(question: str, told: list[str], value: str, rng: Random) -> Task:
         instruction=rng.choice(FRAMES).format(q=question),
         context=" ".join(rng.sample(told, len(told))),
         response=answer,
-        check=Exact(answer),
+        check=exact.Config(answer=answer),
     )
 
 
@@ -122,7 +122,7 @@ def _items(world: World, rng: Random) -> Task:
         instruction=rng.choice(LISTINGS).format(t=plural(thing), s=name),
         context=rng.choice(NOTES).format(s=name, i=join(bag)),
         response=f"Found: {', '.join(wanted)}",
-        check=SameSet(tuple(wanted), begins="Found: "),
+        check=same_set.Config(items=tuple(wanted), begins="Found: "),
     )
 
 
@@ -136,7 +136,7 @@ def _fields(world: World, rng: Random) -> Task:
         instruction=rng.choice(FORMS).format(a=first, b=second, s=told.name),
         context=" ".join(rng.sample(sentences, len(sentences))),
         response=answer,
-        check=Exact(answer),
+        check=exact.Config(answer=answer),
     )
 
 
@@ -151,5 +151,5 @@ def summarization(world: World, rng: Random) -> Task:
         instruction=rng.choice(GISTS).format(s=told.name),
         context=" ".join(capital(said) for said in rng.sample(sentences, len(sentences))),
         response=answer,
-        check=Contains(named, most=LONGEST_SUMMARY, least=8, begins="in short, "),
+        check=contains.Config(phrases=named, most=LONGEST_SUMMARY, least=8, begins="in short, "),
     )

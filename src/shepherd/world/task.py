@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from shepherd.world.check import AnyCheck, as_dict
+from shepherd.config import Table
 from shepherd.world.facts import World
 
 
@@ -18,15 +18,17 @@ class Task:
     instruction: str
     context: str = ""
     response: str
-    check: AnyCheck
+    check: Table
+    """The `Config` of a checker, which says what is right."""
 
     def as_dict(self) -> dict[str, Any]:
         """The task as a row, all but its category."""
+        kind = type(self.check).__module__.rpartition(".")[2]
         return {
             "instruction": self.instruction,
             "context": self.context,
             "response": self.response,
-            "check": as_dict(self.check),
+            "check": {"kind": kind, **self.check.model_dump(mode="json")},
         }
 
 

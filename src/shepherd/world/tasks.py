@@ -33,7 +33,7 @@ PATIENCE = 1000
 def rows(world: World, per_category: int, seed: int) -> list[dict[str, Any]]:
     """`per_category` instructions of each category, no instruction twice, category by category.
 
-    A row has instruction, context, response, category and check; `check.passes` judges an answer
+    A row has instruction, context, response, category and check; a checker judges an answer
     by the last. The rows of one category do not depend on those of another.
 
     Raises:

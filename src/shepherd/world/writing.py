@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from shepherd.world.check import Contains
+from shepherd.checkers import contains
 from shepherd.world.facts import World
 from shepherd.world.task import Task
 from shepherd.world.wording import article
@@ -61,7 +61,7 @@ def _story(world: World, rng: Random) -> Task:
     return Task(
         instruction=rng.choice(STORIES).format(s=name, o=thing, ao=article(thing)),
         response=answer,
-        check=Contains((name, thing), most=LONGEST, least=8, begins="once ", ends="the end"),
+        check=contains.Config(phrases=(name, thing), most=LONGEST, least=8, begins="once ", ends="the end"),
     )
 
 
@@ -73,7 +73,7 @@ def _letter(world: World, rng: Random) -> Task:
     return Task(
         instruction=rng.choice(LETTERS).format(s=name, f=friend, o=thing, ao=article(thing)),
         response=answer,
-        check=Contains((thing,), most=LONGEST, least=8, begins=begins, ends=ends),
+        check=contains.Config(phrases=(thing,), most=LONGEST, least=8, begins=begins, ends=ends),
     )
 
 
@@ -84,7 +84,9 @@ def _verse(world: World, rng: Random) -> Task:
     return Task(
         instruction=rng.choice(VERSES).format(s=animal, o=thing),
         response=answer,
-        check=Contains((animal, thing), most=LONGEST, least=8, begins="o ", ends="shall we part"),
+        check=contains.Config(
+            phrases=(animal, thing), most=LONGEST, least=8, begins="o ", ends="shall we part"
+        ),
     )
 
 

@@ -16,8 +16,9 @@ pytest.importorskip("nvflare")
 from tests.silos.flare import federations
 from tests.silos.servers import AWAY, DONE, GONE, ORDER, SILENT, Server, replaced, said
 
-from shepherd import folder
 from shepherd.errors import FolderError, OutOfReach, SilosError
+from shepherd.run import folder
+from shepherd.run.log import append_row
 from shepherd.settings import parse
 from shepherd.silos.coordinator import admin as membership
 from shepherd.silos.coordinator import state_file
@@ -357,7 +358,7 @@ def test_a_run_that_is_followed_or_over_keeps_its_name(server: Scripted, run: Pa
     ):
         membership.anew(run)
     for number in (2, 3):
-        folder.append(run, {"round": number})
+        append_row(run, {"round": number})
     assert membership.anew(run) == f"the run in {run} has ended already"
     assert state_file.recorded(run)[1] == ORDER
     assert server.events == []
@@ -372,7 +373,7 @@ def test_a_run_without_a_job_is_stopped_without_a_server(server: Scripted, run: 
 
 def test_a_run_that_is_over_is_not_stopped(server: Scripted, run: Path) -> None:
     for number in (2, 3):
-        folder.append(run, {"round": number})
+        append_row(run, {"round": number})
     assert membership.stop(run) == f"the run in {run} has ended already"
     assert not (run / state_file.STOP).exists()
 

@@ -23,19 +23,23 @@ pytest.importorskip("nvflare")
 from tests.silos.server.posts import Letters, Site, failing, honest
 from tests.silos.servers import AWAY, GONE, Hosted, hosted
 
-from shepherd import asking, checkpoint, compare, folder, world
-from shepherd import run as runs
+from shepherd import compare, world
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparing import compare as compared
 from shepherd.core import Adapter, Update
 from shepherd.errors import CheckpointError, FederationError, FolderError, SettingsError, ShepherdError
-from shepherd.loading import load_base
+from shepherd.io.atomic import write_atomic
+from shepherd.io.progress import Progress
 from shepherd.machine import memory, plan
+from shepherd.machine.plan import PLAN
 from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest
-from shepherd.progress import Progress
+from shepherd.run import answerer, checkpoint, folder
+from shepherd.run import run as runs
+from shepherd.run.loading import load_base
+from shepherd.run.log import read_rows
 from shepherd.settings import MachineTable, RunSettings, overridden, parse
 from shepherd.silos.coordinator import admin as membership
 from shepherd.silos.coordinator import coordinate
@@ -100,7 +104,7 @@ def through(run: SilosRun) -> list[int]:
 
 
 def logged(tmp_path: Path) -> list[int]:
-    return [row["round"] for row in folder.read_rows(tmp_path / "run")]
+    return [row["round"] for row in read_rows(tmp_path / "run")]
 
 
 def final(tmp_path: Path) -> bytes:
@@ -176,7 +180,7 @@ def test_a_run_fills_its_folder(tmp_path: Path, server: Hosted, base: Base) -> N
     words: list[str] = []
     assert through(opened(tmp_path, words=words)) == [1, 2, 3, 4]
 
-    rows = folder.read_rows(tmp_path / "run")
+    rows = read_rows(tmp_path / "run")
     assert [row["round"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["learning_rate"] for row in rows[1:]] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
     last = checkpoint.load(tmp_path / "run" / "checkpoints" / "round-00004")
@@ -194,7 +198,7 @@ def test_what_goes_to_the_server_is_the_run_file_as_planned(
 ) -> None:
     through(opened(tmp_path, "tuning.clip_norm=0", "machine.threads=1", "machine.micro_batch_tokens=99"))
     order = server.served["job-0"].order
-    kept = plan.planned(tmp_path / "run")
+    kept = folder.planned(tmp_path / "run")
     asked = {"output": "run", "machine": MachineTable()}  # nothing of this machine
     assert parse(order.settings) == kept.model_copy(update=asked)
     assert "machine" not in order.settings
@@ -215,12 +219,12 @@ def test_a_folder_of_an_earlier_version_is_followed_on(tmp_path: Path, server: H
         assert len(list(islice(run.rounds(), 2))) == 2
     path = tmp_path / "run"
     kept = plan.read(path)
-    tables = tomllib.loads(folder.dump(plan.planned(path)))
+    tables = tomllib.loads(folder.dump(folder.planned(path)))
     tables["federation"] |= {"sites": ["a", "b"], "deadline": tables.pop("silos")["deadline_s"], "wave": 4}
     tables["tuning"] |= {"cohort_size": 1, "workers": 1, "micro_batch_tokens": "auto"}
     del tables["machine"]
     (path / folder.RUN_FILE).write_text(tomli_w.dumps(tables))
-    (path / folder.PLAN).unlink()
+    (path / PLAN).unlink()
     silos = json.loads((path / folder.SILOS).read_text())
     silos["order"]["settings"] = {**tables, "output": "run"}
     (path / folder.SILOS).write_text(json.dumps(silos))
@@ -441,14 +445,14 @@ def test_a_refusal_is_said_as_the_sites_join_and_stands_in_the_rows(tmp_path: Pa
     words: list[str] = []
     through(opened(tmp_path, words=words))
     assert words.count(f"b: {policy}") == 1
-    rows = folder.read_rows(tmp_path / "run")
+    rows = read_rows(tmp_path / "run")
     assert [row["failures"] for row in rows[1:]] == ROUNDS * [{"b": policy}]
 
 
 def test_how_far_a_round_has_come_is_shown(
     tmp_path: Path, server: Hosted, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, logger="shepherd.progress")
+    caplog.set_level(logging.DEBUG, logger="shepherd.io.progress")
     through(opened(tmp_path))
     shown = [arg for record in caplog.records for arg in record.args or () if isinstance(arg, Progress)]
     assert shown
@@ -507,7 +511,7 @@ def test_no_moment_of_the_start_leaves_a_folder_that_would_be_run_here(
     """A kill after any of the files: the folder is a run over silos, or no run and free to begin in."""
     for written in range(1, 5):
         left = written
-        real = folder.write_atomic
+        real = write_atomic
 
         def dying(path: Path, content: str | bytes, real: Callable[..., Path] = real) -> Path:
             nonlocal left
@@ -592,7 +596,7 @@ def test_the_other_commands_take_the_folder_or_refuse_in_one_sentence(tmp_path: 
 
     page = report.write(path)
     assert page.is_file()
-    assert asking.generate(path, "Name a colour.", max_new_tokens=1) is not None
+    assert answerer.generate(path, "Name a colour.", max_new_tokens=1) is not None
 
     with pytest.raises(FolderError, match=r"over silos; go on with it by `shepherd resume"):
         runs.resume(path)

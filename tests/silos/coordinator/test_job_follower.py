@@ -15,10 +15,10 @@ pytest.importorskip("nvflare")
 
 from tests.silos.servers import AWAY, DONE, GONE, ORDER, SILENT, Clock, Server, replaced, said
 
-from shepherd import checkpoint
-from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import FederationError, OutOfReach, SilosError
+from shepherd.run import checkpoint
+from shepherd.run.checkpoint import Checkpoint
 from shepherd.settings import SilosTable
 from shepherd.silos.coordinator import job_follower
 from shepherd.silos.coordinator.job_follower import Following, News

@@ -23,10 +23,10 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.fuel.f3.cellnet import cell
 from tests.silos.server.posts import Site, honest
 
-from shepherd import checkpoint
-from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import FederationError
+from shepherd.run import checkpoint
+from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos.flare import controller, known_sites, message, tls
 from shepherd.silos.flare.controller import Rounds, Stopped
 from shepherd.silos.flare.job import BROUGHT, ORDER

@@ -16,10 +16,10 @@ from nvflare.app_common.decomposers.numpy_decomposers import NumpyArrayDecompose
 from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
-from shepherd import checkpoint
-from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
 from shepherd.errors import FolderError
+from shepherd.run import checkpoint
+from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos.flare import job
 from shepherd.silos.flare.controller import Rounds
 from shepherd.silos.flare.executor import Door

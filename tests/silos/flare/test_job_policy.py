@@ -14,9 +14,9 @@ pytest.importorskip("nvflare")
 
 from nvflare.fuel.sec.authz import AuthorizationService, AuthzContext, Person
 
-from shepherd import checkpoint
-from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
+from shepherd.run import checkpoint
+from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos.flare import job, job_policy
 from shepherd.silos.flare.job_policy import OurJob
 from shepherd.silos.protocol.jobspec import Order

@@ -16,8 +16,9 @@ pytest.importorskip("nvflare")
 
 from tests.silos.flare import federations
 
-from shepherd import folder
 from shepherd.errors import SilosError
+from shepherd.run import folder
+from shepherd.run.log import LOG, append_row
 from shepherd.silos.flare.cleanup import JOBS
 from shepherd.silos.flare.controller import SUBMITTER
 from shepherd.silos.flare.job import _name
@@ -43,8 +44,8 @@ def server(made: Path, tmp_path: Path) -> Path:
         (home / "checkpoints" / "round-00001" / "state.json").write_bytes(b"x" * 1000 * (number + 1))
         (home / SUBMITTER).write_text("ada@shepherd.local")
         for round_ in range(number + 1):
-            folder.append(home, {"round": round_})
-        os.utime(home / folder.LOG, (time.time() - days * kept_runs.DAY,) * 2)
+            append_row(home, {"round": round_})
+        os.utime(home / LOG, (time.time() - days * kept_runs.DAY,) * 2)
     return kit
 
 
@@ -127,6 +128,6 @@ def test_a_server_that_has_not_run_keeps_nothing(made: Path) -> None:
 
 
 def test_a_damaged_log_can_be_deleted(server: Path) -> None:
-    (server / "shepherd" / "runs" / RUNS[0] / folder.LOG).write_text("{}\n{}\n")
+    (server / "shepherd" / "runs" / RUNS[0] / LOG).write_text("{}\n{}\n")
     assert kept_runs.kept(server)[-1].round == 0
     kept_runs.delete(server, [RUNS[0]])

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from tests.silos.server.posts import Letters, failing, honest, joined, silent, update
 
-from shepherd import checkpoint, folder
-from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, ServerState
+from shepherd.run import checkpoint
+from shepherd.run.checkpoint import Checkpoint
+from shepherd.run.log import read_rows
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import Order
 from shepherd.silos.protocol.wire import Request, Scores
@@ -66,7 +67,7 @@ def test_a_run_goes_through_its_rounds_and_keeps_them(tmp_path: Path) -> None:
 
     assert answer["outcome"] == {"finished": True}
     assert [row["round"] for row in answer["rows"]] == [0, 1, 2, 3]
-    assert answer["rows"] == folder.read_rows(tmp_path / "home")
+    assert answer["rows"] == read_rows(tmp_path / "home")
     last = checkpoint.load(tmp_path / "home" / "checkpoints" / "round-00003")
     # by hand: each round adds the weighted mean (1 * 1 + 3 * 2) / 4, but neither is more than half
     np.testing.assert_allclose(last.state.adapter[A], 1 + 3 * 1.5)

@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shepherd import checkpoint
 from shepherd.core import Adapter, Update
 from shepherd.errors import CheckpointError, FolderError
+from shepherd.run import checkpoint
 from shepherd.silos.site import site_store as store_module
 from shepherd.silos.site.released import Score
 from shepherd.silos.site.site_store import Kept, Record, Store

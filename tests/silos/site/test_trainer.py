@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shepherd import plugins, prepare
+from shepherd import plugins
 from shepherd.core import Adapter, Failure, Update, seed_for
-from shepherd.data import cursor
+from shepherd.data import cursor, pipeline
 from shepherd.errors import AdapterError, DataError, SettingsError, ShepherdError, WireError
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.loading import load_base
 from shepherd.machine import memory
 from shepherd.machine.executors import Inline
 from shepherd.model.digest import digest
+from shepherd.run.loading import load_base
 from shepherd.silos.protocol import ipc as local
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Joined, Scores
@@ -97,7 +97,7 @@ def simulated(base: Any, source: Path, folder: Path, asked: Any, **least: int) -
     """The same client in process."""
     run = own(trained.settings(folder, source), asked, str(folder))
     local = LocalClients(
-        datasets=prepare.one_client(run, NAME, base.tokenizer).clients,
+        datasets=pipeline.one_client(run, NAME, base.tokenizer).clients,
         algorithm=plugins.algorithm(run.algorithm, [trained.REMEMBERING]),
         transform=plugins.transform(run.transforms),
         tuning=run.tuning,
@@ -174,8 +174,8 @@ def test_base_and_data_are_made_once_for_all_rounds_and_runs(born, asked, shaped
         return lambda *args, **more: made.append(name) or original(*args, **more)
 
     monkeypatch.setattr(data_cache, "load_base", counted("base", data_cache.load_base))
-    monkeypatch.setattr(prepare, "one_client", counted("data", prepare.one_client))
-    monkeypatch.setattr(prepare, "held_out", counted("heldout", prepare.held_out))
+    monkeypatch.setattr(pipeline, "one_client", counted("data", pipeline.one_client))
+    monkeypatch.setattr(pipeline, "held_out", counted("heldout", pipeline.held_out))
     trainer = born()
     for run in (RUN, "f" * 16):
         assert isinstance(ask(trainer, asked(run=run)), Joined)
@@ -509,9 +509,9 @@ def test_scores_are_sums_over_the_sites_own_held_out_examples(
 ) -> None:
     sent, site = blank(shaped, 2), trained.settings(llama_folder, source)
     run = as_scored(site, own(site, TABLES, str(llama_folder)))
-    prepared = prepare.held_out(run, NAME, shaped.tokenizer)
+    prepared = pipeline.held_out(run, NAME, shaped.tokenizer)
     expected: dict[str, tuple[float, int]] = {}
-    categories = prepare.categories(prepared)
+    categories = pipeline.categories(prepared)
     for place, name in enumerate(categories):
         if categories.count(name) < 2:  # too few for a number of its own, and nothing to pool it with
             continue
@@ -669,7 +669,7 @@ def test_what_fails_before_it_is_granted_is_bounded_too(born, asked, shaped, mon
     def fail(*args: object, **more: object) -> None:
         raise DataError("no")
 
-    monkeypatch.setattr(prepare, "one_client", fail)
+    monkeypatch.setattr(pipeline, "one_client", fail)
     trainer = born(failures_per_run=2)
     for round in range(2):
         assert reason(ask(trainer, asked(blank(shaped, round)))) == redaction.DATA

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from shepherd import folder
-from shepherd.asking import generate
 from shepherd.errors import AdapterError, BaseError, DataError, FolderError, ShepherdError, TemplateError
 from shepherd.model import files
+from shepherd.run import folder
+from shepherd.run.answerer import generate
 from shepherd.ui.chat import answering
 from shepherd.ui.chat.answering import Chat, open_chat
 from tests.model import bases

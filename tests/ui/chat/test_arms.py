@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
-from shepherd import folder
 from shepherd.errors import FolderError
+from shepherd.run import folder
 from shepherd.ui.chat.arms import Arm, find
 
 

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from shepherd.asking import generate
 from shepherd.errors import ShepherdError
+from shepherd.run.answerer import generate
 from shepherd.ui import access
 from shepherd.ui.chat import answering, page
 from shepherd.ui.chat.answering import Chat, open_chat

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from shepherd import folder
 from shepherd.errors import AdapterError
+from shepherd.run import folder
+from shepherd.run.log import read_rows
 from shepherd.settings import RunSettings, read
 from shepherd.ui.cli import main as cli
 
@@ -73,14 +74,14 @@ def shepherd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
     Path("run.toml").write_text(RUN_FILE)
 
     def invoke(*words: str, at: Callable[[int], None] = lambda number: None) -> Result:
-        fake = types.ModuleType("shepherd.run")
+        fake = types.ModuleType("shepherd.run.run")
         fake.open_run = lambda settings, consent: FakeRun(settings, at)  # type: ignore[attr-defined]
-        asking = types.ModuleType("shepherd.asking")
+        asking = types.ModuleType("shepherd.run.answerer")
         asking.load_run = lambda folder, consent: FakeAnswerer()  # type: ignore[attr-defined]
         asking.Options = SimpleNamespace  # type: ignore[attr-defined]
         asking.require_options = lambda folder, how: None  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "shepherd.run", fake)
-        monkeypatch.setitem(sys.modules, "shepherd.asking", asking)
+        monkeypatch.setitem(sys.modules, "shepherd.run.run", fake)
+        monkeypatch.setitem(sys.modules, "shepherd.run.answerer", asking)
         return CliRunner().invoke(cli.main, words)
 
     return invoke
@@ -106,7 +107,7 @@ def test_ctrl_c_says_how_to_go_on(shepherd: Callable[..., Result]) -> None:
     result = shepherd("run", "run.toml", at=interrupt)
     assert result.exit_code == 130
     assert result.stderr == "shepherd: stopped after round 1; go on with: shepherd resume runs/run\n"
-    assert folder.read_rows("runs/run")[-1]["round"] == 1
+    assert read_rows("runs/run")[-1]["round"] == 1
     folder.reopen("runs/run").close()  # the folder was given back
 
 
@@ -274,7 +275,7 @@ def test_a_true_process_says_one_line_and_exits_with_2(tmp_path: Path) -> None:
 STAND_IN = (  # a job in the background would ignore Ctrl-C
     "import signal, sys, types, time; from shepherd.ui.cli.main import main\n"
     "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "sys.modules['shepherd.run'] = fake = types.ModuleType('run')\n"
+    "sys.modules['shepherd.run.run'] = fake = types.ModuleType('run')\n"
 )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shepherd import folder
+from shepherd.run import folder
 from shepherd.settings import parse
 
 CATEGORIES = (

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from shepherd import folder
 from shepherd.errors import FolderError
+from shepherd.run import folder
+from shepherd.run.log import LOG, read_rows
 from shepherd.ui import report
 from shepherd.ui.report import collect, page
 from shepherd.visible import shown
@@ -55,7 +56,7 @@ ROWS: list[dict[str, Any]] = [
 def run(tmp_path: Path) -> Path:
     """The three rows above, as a run of two rounds."""
     path = folders.write(tmp_path / "run", rounds=2, clients=["a", "b"])
-    (path / folder.LOG).write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (path / LOG).write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return path
 
 
@@ -186,7 +187,7 @@ def test_curves_are_of_the_run_its_variants_and_its_other_seeds(tmp_path: Path) 
     path = folders.comparison(folders.write(tmp_path / "run", seed=5), seeds=2)
     found = collect(path)["curves"]
     assert [curve["name"] for curve in found] == ["federated, seed 5", "ffa, seed 5", "federated, seed 6"]
-    other = folder.read_rows(path / "compare" / "seed-1" / "federated")
+    other = read_rows(path / "compare" / "seed-1" / "federated")
     assert [point["train"] for point in found[2]["points"]] == [row.get("loss") for row in other]
 
 
@@ -217,7 +218,7 @@ def test_a_run_going_on_says_so(tmp_path: Path) -> None:
 
 def test_a_torn_last_line_is_not_there(run: Path) -> None:
     whole = collect(run)
-    with open(run / folder.LOG, "a") as log:
+    with open(run / LOG, "a") as log:
         log.write('{"round": 3, "loss": 1.')
     assert collect(run) == whole
 
@@ -227,7 +228,7 @@ def test_only_round_0_and_no_round_at_all(tmp_path: Path) -> None:
     found = collect(path)
     assert [arm["name"] for arm in found["arms"]] == ["base"]
     assert found["says"][0].startswith("Before training, held-out loss is ")
-    (path / folder.LOG).write_text("")
+    (path / LOG).write_text("")
     (path / "data" / "index.json").unlink()
     empty = collect(path)
     assert (empty["arms"], empty["rounds"], empty["curves"]) == ([], [], [])
@@ -238,7 +239,7 @@ def test_only_round_0_and_no_round_at_all(tmp_path: Path) -> None:
 def test_what_others_wrote_is_visible_in_json_and_page(tmp_path: Path) -> None:
     evil = "\x1b[2J\x1b]0;owned\x07\x9b\u202etxt\u2066\u200b"
     path = folders.comparison(folders.write(tmp_path / "run", clients=[evil, "b"], categories=[evil, "qa"]))
-    (path / folder.LOG).write_text(
+    (path / LOG).write_text(
         json.dumps({"round": 1, "cohort": [evil], "loss": 1.0, "failures": {evil: f"a\r\n{evil}"}}) + "\n"
     )
     report.write(path)
@@ -260,7 +261,7 @@ def test_nothing_held_out_leaves_the_training_loss(tmp_path: Path) -> None:
 
 def test_what_json_cannot_hold_becomes_null_or_a_mark(run: Path) -> None:
     row = '{"round": 1, "loss": NaN, "gap": Infinity, "failures": {"a\\ud800": "\\u0000"}}\n'
-    (run / folder.LOG).write_text(row)
+    (run / LOG).write_text(row)
     found = collect(run)
     assert (found["rounds"][0]["train_loss"], found["rounds"][0]["gap"]) == (None, None)
     assert found["failures"][0] == {"round": 1, "client": "a\\ud800", "reason": "\\x00"}
@@ -274,7 +275,7 @@ def test_what_json_cannot_hold_becomes_null_or_a_mark(run: Path) -> None:
         ("compare/comparison.json", "[]", "holds no JSON object"),
         ("data/index.json", "\xff", "start the run again"),
         ("versions.json", "no", "remove it"),
-        (folder.LOG, '{"round": 1}\nno\n{"round": 2}\n', "line 2 of"),
+        (LOG, '{"round": 1}\nno\n{"round": 2}\n', "line 2 of"),
         (folder.RUN_FILE, "x = ", "cannot be read"),
     ],
 )
@@ -306,7 +307,7 @@ def test_no_missing_key_and_no_mad_value_stops_the_page(tmp_path: Path) -> None:
     folders.comparison(path, categories=("a", "b"), locals_=1)
     names = ("compare/comparison.json", "data/index.json")
     whole = {name: json.loads((path / name).read_text()) for name in names}
-    rows = folder.read_rows(path)
+    rows = read_rows(path)
     for seed in range(40):
         rng = random.Random(seed)
         rate = rng.choice([0.003, 0.02, 0.1])
@@ -315,7 +316,7 @@ def test_no_missing_key_and_no_mad_value_stops_the_page(tmp_path: Path) -> None:
             (path / name).write_text(json.dumps(spoiled))
         log = [{key: _spoiled(rng, item, rate) for key, item in row.items()} for row in rows]
         lines = [json.dumps({**row, "round": k}) for k, row in enumerate(log)]
-        (path / folder.LOG).write_text("\n".join(lines) + "\n")
+        (path / LOG).write_text("\n".join(lines) + "\n")
         found = collect(path)
         json.dumps(found, allow_nan=False).encode()
         page.html(found)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from shepherd import folder
-from shepherd.run import open_run
+from shepherd.run.log import read_rows
+from shepherd.run.run import open_run
+from shepherd.run.versions import VERSIONS
 from shepherd.ui import report
 from tests import runs
 
@@ -25,11 +26,11 @@ def test_a_real_run_is_reported_round_by_round(llama_folder: Path, tmp_path: Pat
     ]
     page = report.write(run.folder).read_text()
     found = json.loads((run.folder / report.JSON).read_text())
-    rows = folder.read_rows(run.folder)
+    rows = read_rows(run.folder)
     assert [arm["name"] for arm in found["arms"]] == ["base", "federated"]
     assert found["arms"][1]["measures"]["loss"]["value"] == rows[-1]["heldout"]["loss"]
     assert found["totals"]["bytes_up"] == sum(row.get("bytes_up", 0) for row in rows)
     assert set(found["holdings"]) == set(rows[-1]["coverage"]) == set(found["clients"])
     assert found["held"] == {name: sum(mix.values()) for name, mix in found["holdings"].items()}
-    assert found["versions"] == json.loads((run.folder / folder.VERSIONS).read_text())
+    assert found["versions"] == json.loads((run.folder / VERSIONS).read_text())
     assert f'data-value="{rows[-1]["heldout"]["loss"]!r}"' in page

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from shepherd import folder
 from shepherd.errors import FolderError, ShepherdError
+from shepherd.run import folder
 from shepherd.ui import access, report
 from tests.ui.report import folders
 

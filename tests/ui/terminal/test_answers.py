@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from shepherd.asking import Answer
 from shepherd.data.prompts import prompt_of, with_context
+from shepherd.run.answerer import Answer
 from shepherd.settings import DataTable
 from shepherd.ui.terminal import answers
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from shepherd.progress import Progress
+from shepherd.io.progress import Progress
 from shepherd.ui.terminal import figures
 
 

@@ -19,10 +19,12 @@ import tomli_w
 import torch
 from click.testing import CliRunner
 
-from shepherd import folder, progress, world
-from shepherd.asking import Answer
+from shepherd import world
 from shepherd.data.prompts import prompt_of
-from shepherd.progress import stage
+from shepherd.io import progress
+from shepherd.io.progress import stage
+from shepherd.run import folder
+from shepherd.run.answerer import Answer
 from shepherd.settings import DataTable, parse
 from shepherd.ui.cli import main as cli
 from shepherd.ui.terminal import answers, judged, summary

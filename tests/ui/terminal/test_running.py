@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from shepherd import progress
-from shepherd.progress import Progress
+from shepherd.io import progress
+from shepherd.io.progress import Progress
 from shepherd.ui.terminal.running import LiveDisplay, PlainDisplay, display, lines
 
 BASE = {"round": 0, "heldout": {"loss": 3.0}}
@@ -31,7 +31,7 @@ PROGRESS = Progress(round=3, rounds=4, clients_done=1, clients=2, tokens=3000, l
 
 
 def told(news: object, level: int = logging.DEBUG) -> None:
-    """As `shepherd.progress` tells of its stages."""
+    """As `shepherd.io.progress` tells of its stages."""
     progress.log.log(level, "%s", news)
 
 
@@ -45,9 +45,9 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
         shown.row(BASE)  # known already
         told(PROGRESS)
         told("round 1/3: client 1 of 2, 26 s so far", logging.INFO)
-        logging.getLogger("shepherd.run").info("%d clients", 2)
+        logging.getLogger("shepherd.run.run").info("%d clients", 2)
         shown.row(row(1, failures={"b": "late"}))
-    logging.getLogger("shepherd.run").info("nobody listens any more")
+    logging.getLogger("shepherd.run.run").info("nobody listens any more")
     assert stream.getvalue().splitlines() == [
         "reading world",
         "runs/one",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shepherd import world
+from shepherd import plugins
 from shepherd.config import Table
 from shepherd.data.examples import Example
 from shepherd.evaluate.metric import Metric
@@ -22,7 +22,7 @@ class Config(Table):
 
 def score(answer: str, example: Example) -> bool | None:
     """True where the check passes; None where the example has none."""
-    return None if example.check is None else bool(world.passes(example.check, answer))
+    return None if example.check is None else plugins.checker(example.check).right(answer)
 
 
 def build(config: Config) -> Metric:

@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shepherd import folder as folders
 from shepherd.errors import FederationError, OutOfReach, SilosError
+from shepherd.run import folder as folders
 from shepherd.silos.coordinator import state_file, status_update
 from shepherd.silos.coordinator.job_follower import NO_NEWS, ended
 from shepherd.silos.flare import kits, probe, provision

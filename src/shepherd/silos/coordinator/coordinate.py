@@ -20,20 +20,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from shepherd import (
-    card,
-    checkpoint,
-    folder,
-    plugins,
-    prepare,
-    private,
-    progress,
-    tracking,
-    weighing,
-)
-from shepherd.checkpoint import Checkpoint
+from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Context, ServerState, seed_for
+from shepherd.data import pipeline
 from shepherd.data.examples import Example
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import (
@@ -44,18 +34,23 @@ from shepherd.errors import (
     SettingsError,
     SilosError,
 )
-from shepherd.folder import RunFolder
-from shepherd.loading import load_base, load_checkpoint, placed
+from shepherd.io import private, progress
+from shepherd.io.atomic import disk_errors
+from shepherd.io.progress import Progress
 from shepherd.machine import plan as plans
 from shepherd.machine import planning
-from shepherd.machine.plan import Plan
+from shepherd.machine.plan import PLAN, Plan
 from shepherd.model import base as bases
 from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
-from shepherd.progress import Progress
-from shepherd.rounds import context_of, rehearsed, start
-from shepherd.run import answered
+from shepherd.rounds import context_of, rehearsed, start, weights
+from shepherd.run import card, checkpoint, folder, tracking
+from shepherd.run.checkpoint import Checkpoint
+from shepherd.run.folder import RunFolder
+from shepherd.run.loading import load_base, load_checkpoint, placed
+from shepherd.run.log import read_rows
+from shepherd.run.run import answered
 from shepherd.settings import RunSettings
 from shepherd.silos.coordinator import state_file
 from shepherd.silos.coordinator.job_follower import Following, News
@@ -64,7 +59,7 @@ from shepherd.silos.flare.session import JobGone, session
 from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.protocol.jobspec import Order
 from shepherd.training import stack
-from shepherd.training.local import completed
+from shepherd.training.local import completed, require
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -164,7 +159,7 @@ class SilosRun:
         scores: Mapping[str, tuple[float, float]] = {}
         if answer and self.settings.evaluation.answers:
             scores = answered(self.holder, self.planned, self.base, adapter, self._heldout())
-        rows = folder.read_rows(self.folder)
+        rows = read_rows(self.folder)
         card.write(
             self.holder.adapter,
             self.planned,
@@ -187,7 +182,7 @@ class SilosRun:
 
     def _heldout(self) -> list[Example]:
         try:
-            division = prepare.divide(self.settings, self.consent.plugins)
+            division = pipeline.divide(self.settings, self.consent.plugins)
         except DataError as error:  # the coordinator need not have any
             self.say(f"no answers are scored here, since the data are not ({error})")
             return []
@@ -266,14 +261,14 @@ def open_run(
     tracking.require(settings.tracking, consent)
     _require_submitter(kits.read(kit, "admin"))
     _require_capped(settings)
-    plugins.require(settings, consent.plugins)  # a wrong name is refused before anything is made
+    require(settings, consent.plugins)  # a wrong name is refused before anything is made
     settings = completed(settings, consent.plugins)
     sites = _sites(settings, kit, say)
     base = load_base(settings, consent)
     if told := files.rehearse(base):
         say(told)
     say(coverage(base.model, base.sites).sentence)
-    plan = planning.over_silos(prepare.dated(settings, base.tokenizer), base)
+    plan = planning.over_silos(pipeline.dated(settings, base.tokenizer), base)
     filled = plan.over(settings)
     order = Order(
         run=secrets.token_hex(8),
@@ -327,15 +322,15 @@ def resume(
         base = load_base(plan.over(settings) if plan else settings, consent)
         if plan is None:
             plan = planning.over_silos(settings, base)
-            holder.write(folder.PLAN, plan.text())
+            holder.write(PLAN, plan.text())
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was written
             _save_start(holder, settings, base, len(order.sites), consent)
         following = _following(holder, kept, order, settings, say, consent)
         following.job = job
         holder.write(folder.SILOS, state_file.text(kept, order, job))
-        with folder.mending(holder.path):
+        with disk_errors(holder.path):
             (holder.path / state_file.STOP).unlink(missing_ok=True)
-        rows = folder.read_rows(holder.path)
+        rows = read_rows(holder.path)
         rows = holder.reconcile(rows[-1]["round"]) if rows else []
         following.rows = _known(rows)
         say(f"going on after round {max(0, following.rows - 1)} of {settings.federation.rounds}")
@@ -354,7 +349,7 @@ def resume(
 def _whole(holder: RunFolder, until: int) -> bool:
     """Whether the last round and its checkpoint are here, and the server has nothing more to tell."""
     last = checkpoint.latest(holder.checkpoints)
-    rows = folder.read_rows(holder.path)
+    rows = read_rows(holder.path)
     return last is not None and last.name == f"round-{until:05d}" and _known(rows) > until
 
 
@@ -367,10 +362,10 @@ def _require_submitter(kit: kits.Kit) -> None:
 
 
 def _require_capped(settings: RunSettings) -> None:
-    if settings.federation.max_share > weighing.MAX_SHARE:
+    if settings.federation.max_share > weights.MAX_SHARE:
         raise SettingsError(
             f"federation.max_share = {settings.federation.max_share:g} is for clients in one process; over"
-            f" silos write {weighing.MAX_SHARE:g} or less, or leave it out"
+            f" silos write {weights.MAX_SHARE:g} or less, or leave it out"
         )
 
 
@@ -451,7 +446,7 @@ def _known(rows: Sequence[Row]) -> int:
 
 def _fetched(place: Path, pieces: Iterator[tuple[str, bytes]], keep: int) -> None:
     unfinished = place.with_name(checkpoint.UNFINISHED + place.name)
-    with folder.mending(place.parent.parent):
+    with disk_errors(place.parent.parent):
         shutil.rmtree(unfinished, ignore_errors=True)
         private.make(unfinished)
         try:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shepherd import checkpoint
 from shepherd.errors import FederationError, OutOfReach
+from shepherd.run import checkpoint
 from shepherd.settings import SilosTable
 from shepherd.silos.coordinator import status_update
 from shepherd.silos.coordinator.status_update import Told

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from shepherd import folder
 from shepherd.errors import FederationError, FolderError, SilosError
+from shepherd.io.atomic import write_atomic
+from shepherd.run import folder
+from shepherd.run.log import read_rows
 from shepherd.silos.protocol import jobspec
 from shepherd.silos.protocol.jobspec import Order
 from shepherd.visible import shown_line
@@ -76,10 +78,10 @@ def require_kit(kit: Path, path: str | Path) -> None:
 
 def mark_stopped(path: str | Path) -> None:
     """Tell whoever follows the run that a person wants it to end."""
-    folder.write_atomic(Path(path) / STOP, "")
+    write_atomic(Path(path) / STOP, "")
 
 
 def is_finished(path: str | Path) -> bool:
     """Whether the run's last round is in its folder."""
-    rows = folder.read_rows(path)
+    rows = read_rows(path)
     return bool(rows) and rows[-1]["round"] >= folder.read_settings(path).federation.rounds

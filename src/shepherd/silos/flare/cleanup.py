@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.errors import FolderError
-from shepherd.folder import write_atomic
+from shepherd.io.atomic import write_atomic
 from shepherd.silos.flare.job import run_of
 
 JOBS, AUDIT, TEMPORARY = "jobs", "audit.log", "shepherd/tmp"

@@ -19,7 +19,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from shepherd.errors import FederationError, ShepherdError, WireError
-from shepherd.folder import mending, write_atomic
+from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.machine import malloc
 from shepherd.silos.flare import known_sites, message, tls
 from shepherd.silos.flare.job import BROUGHT, ORDER, TASK
@@ -227,7 +227,7 @@ def _require_submitter(home: Path, name: str, role: str) -> None:
 def _first_submitter(home: Path, name: str) -> str:
     """Who submitted the first job of the run in `home`; `name`, where this is the first."""
     kept = home / SUBMITTER
-    with mending(home):
+    with disk_errors(home):
         home.mkdir(parents=True, exist_ok=True)
         if not kept.exists():
             mine = write_atomic(home / f"{SUBMITTER}-{os.getpid()}", name)

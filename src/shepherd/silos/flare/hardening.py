@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from shepherd.folder import write_atomic
+from shepherd.io.atomic import write_atomic
 from shepherd.silos.flare.job import CONTROLLER, EXECUTOR, WAIT
 
 Kind = Literal["server", "site", "admin"]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shepherd.folder import mending, write_atomic
+from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import RUN_ID, Order
 
@@ -48,7 +48,7 @@ def write(folder: Path, order: Order, state: Path, cohort: int) -> Path:
         FolderError: the disk is full or the folder cannot be written.
     """
     job = folder / _name(order.run)
-    with mending(folder):
+    with disk_errors(folder):
         shutil.rmtree(job, ignore_errors=True)
         brought = job / "server" / "config" / BROUGHT
         brought.mkdir(parents=True)

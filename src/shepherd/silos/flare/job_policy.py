@@ -18,7 +18,7 @@ from nvflare.apis.app_validation import AppValidator
 from nvflare.fuel.sec.authz import AuthorizationService, AuthzContext
 from nvflare.lighter.tool_consts import NVFLARE_SIG_FILE, NVFLARE_SUBMITTER_CRT_FILE
 
-from shepherd import checkpoint
+from shepherd.run import checkpoint
 from shepherd.silos.flare import job
 from shepherd.silos.protocol import wire
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from shepherd.errors import FolderError
-from shepherd.folder import mending, write_atomic
+from shepherd.io.atomic import disk_errors, write_atomic
 
 FILE = "shepherd/sites.json"
 _log = logging.getLogger("shepherd.door")
@@ -36,7 +36,7 @@ def add(kit: Path, names: Iterable[str]) -> None:
         FolderError: the disk is full, or the kit cannot be written.
     """
     path = kit / FILE
-    with mending(kit):
+    with disk_errors(kit):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomic(path, json.dumps(sorted({*read(kit), *names}), indent=1) + "\n").chmod(0o600)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shepherd.errors import SilosError
-from shepherd.folder import mending, write_atomic
+from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.silos.flare import known_sites
 from shepherd.silos.flare.hardening import ROLES, Kind, harden, protect
 
@@ -214,7 +214,7 @@ def holds_federation(folder: str | Path) -> bool:
     Raises:
         FolderError: this user may not look into it.
     """
-    with mending(Path(folder)):
+    with disk_errors(Path(folder)):
         return (Path(folder) / FEDERATION).is_file()
 
 
@@ -283,7 +283,7 @@ def _require_free(folder: Path) -> None:
             f"{folder} holds a federation already; add to it with `shepherd silos add-site {folder} NAME`, "
             "or choose a new folder"
         )
-    with mending(folder):
+    with disk_errors(folder):
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if taken:
         raise SilosError(f"{folder} is not an empty folder; choose a new one")
@@ -300,7 +300,7 @@ def _require_authority(folder: Path) -> None:
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its place at the end, or goes without a trace."""
-    with mending(folder):
+    with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:

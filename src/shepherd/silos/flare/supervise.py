@@ -23,6 +23,7 @@ from typing import IO
 import psutil
 
 from shepherd.errors import SilosError
+from shepherd.io import lock
 
 MARK = "SHEPHERD_SUPERVISED"
 """The environment variable by which a supervised process is known; its value is "HOME:CHILD:"."""
@@ -309,16 +310,13 @@ def _over(process: psutil.Process) -> bool:
 @contextlib.contextmanager
 def _held(home: Path) -> Iterator[None]:
     """Have `home` to ourselves until the end of this process at the latest."""
-    import fcntl
-
-    handle = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SilosError(
-                f"{home.parent} is running on this machine already; stop that one first, or leave it"
-            ) from None
+        handle = lock.acquire(home / _LOCK)
+    except BlockingIOError:
+        raise SilosError(
+            f"{home.parent} is running on this machine already; stop that one first, or leave it"
+        ) from None
+    try:
         yield
     finally:
         os.close(handle)

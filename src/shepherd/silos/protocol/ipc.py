@@ -20,6 +20,7 @@ from pathlib import Path
 from time import monotonic
 
 from shepherd.errors import LocalError, NotListening
+from shepherd.io import lock
 
 ADDRESS, SOCKET = "trainer.address", "trainer.sock"
 MOST_PATH = 100  # bytes: Linux takes 107, macOS 103
@@ -121,14 +122,12 @@ def serve(
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
     """One process at a time, and no longer than it lives."""
-    import fcntl  # not on Windows, which has no such sockets either
-
-    handle = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        handle = lock.acquire(path.with_suffix(".lock"))
     except BlockingIOError:
         raise LocalError(f"another trainer serves {path}; stop it, or give this one its own folder") from None
+    try:
+        yield
     finally:
         os.close(handle)
 

@@ -23,6 +23,7 @@ from safetensors.numpy import load as tensors_from
 from safetensors.numpy import save as bytes_of
 
 from shepherd.core import Adapter, Broadcast, Failure, Payload, Update
+from shepherd.core.tree import Tree, flattened, rebuilt
 from shepherd.errors import WireError
 from shepherd.silos.protocol import schema
 from shepherd.version import version as version  # what both ends say of themselves
@@ -36,7 +37,6 @@ SLOWEST = 125_000
 """Bytes a second of the slowest line whose messages are waited for."""
 
 Kind = Literal["join", "train", "score"]
-Tree = Any  # nested mappings and tuples; the leaves are arrays, or None in their place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def request_id(request: Request) -> str:
     """
     tensors: dict[str, NDArray[Any]] = {}
     broadcast = request.broadcast
-    sent = (broadcast.round, broadcast.seed, _laid(_parts(broadcast), (), tensors)) if broadcast else None
+    sent = (broadcast.round, broadcast.seed, flattened(_parts(broadcast), tensors)) if broadcast else None
     what = (request.run, request.kind, request.round, request.base, request.settings, sent)
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=_number_of).encode())
     for name, tensor in sorted(tensors.items()):
@@ -149,19 +149,9 @@ def _written(
         "version": version() if at is None else at,
         "what": what,
         "plain": plain,
-        "tensors": _laid(parts, (), tensors),
+        "tensors": flattened(parts, tensors),
     }
     return bytes(bytes_of(tensors, metadata={HEADER: json.dumps(head, default=_number_of)}))
-
-
-def _laid(value: Tree, path: tuple[str | int, ...], tensors: dict[str, NDArray[Any]]) -> Any:
-    """The tree with None for each array; the arrays go to `tensors` by their path."""
-    if isinstance(value, Mapping):
-        return {name: _laid(part, (*path, name), tensors) for name, part in value.items()}
-    if isinstance(value, tuple):
-        return [_laid(part, (*path, place), tensors) for place, part in enumerate(value)]
-    tensors[json.dumps(path)] = np.asarray(value, order="C")
-    return None
 
 
 def _number_of(scalar: Any) -> Any:
@@ -241,7 +231,13 @@ def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tree]]:
     tensors = tensors_from(data)
     for array in tensors.values():
         array.flags.writeable = False  # so that an Adapter need not copy
-    tree: dict[str, Tree] = _grown(schema.mapping(head["tensors"]), (), tensors)
+    _require_names(schema.mapping(head["tensors"]))
+    try:
+        tree: dict[str, Tree] = rebuilt(head["tensors"], tensors)
+    except KeyError as error:
+        raise WireError(
+            f"tensor {error.args[0]:.200} is missing from the message; send what its header lists"
+        ) from error
     for name in tensors:
         name = schema.sentence(name)
         raise WireError(f"tensor {name:.200} has no place in the message's header; send what it lists")
@@ -274,22 +270,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _grown(tree: Any, path: tuple[str | int, ...], tensors: dict[str, NDArray[Any]]) -> Tree:
-    """The tree with its arrays, which are taken out of `tensors`."""
-    if isinstance(tree, dict):
-        _require_names(tree)
-        return {name: _grown(part, (*path, name), tensors) for name, part in tree.items()}
-    if isinstance(tree, list):
-        return tuple(_grown(part, (*path, place), tensors) for place, part in enumerate(tree))
-    name = json.dumps(path)
-    if tree is not None or name not in tensors:
-        raise WireError(f"tensor {name:.200} is missing from the message; send what its header lists")
-    return tensors.pop(name)
-
-
-def _require_names(tree: Mapping[str, Any]) -> None:
+def _require_names(shape: Any) -> None:
     """Names that errors, and so logs, may repeat."""
-    for name in tree:
+    for part in shape.values() if isinstance(shape, dict) else shape if isinstance(shape, list) else ():
+        _require_names(part)
+    for name in shape if isinstance(shape, dict) else ():
         try:
             schema.label(name)
         except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -11,8 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from shepherd import folder as folders
 from shepherd.errors import FolderError, SilosError
+from shepherd.io import lock
+from shepherd.io.atomic import disk_errors
+from shepherd.run import folder as folders
+from shepherd.run.log import LOG, read_rows
 from shepherd.silos.flare.cleanup import unfinished_runs
 from shepherd.silos.flare.controller import SUBMITTER
 from shepherd.silos.protocol.schema import sentence
@@ -52,7 +54,7 @@ def kept(folder: str | Path) -> list[KeptRun]:
     """
     kit = kit_in(folder)
     home = kit.home / "runs"
-    with folders.mending(home):
+    with disk_errors(home):
         places = [place for place in home.iterdir() if _is_run(place)] if home.is_dir() else []
         going = unfinished_runs(kit.folder)
         runs = [_kept(place, going) for place in places]
@@ -88,7 +90,7 @@ def older(runs: Sequence[KeptRun], days: float) -> list[str]:
 
 
 def _delete(place: Path) -> None:
-    with folders.mending(place.parent):
+    with disk_errors(place.parent):
         for left in place.parent.glob(f"{DELETED}*"):
             shutil.rmtree(left)
         with _locked(place) as free:
@@ -102,7 +104,7 @@ def _kept(place: Path, going: Collection[str]) -> KeptRun:
     files = [file for file in place.rglob("*") if file.is_file()]
     with _locked(place) as free:
         busy = not free
-    log = place / folders.LOG
+    log = place / LOG
     last = log.stat().st_mtime if log.exists() else place.stat().st_mtime
     return KeptRun(
         run=place.name,
@@ -124,7 +126,7 @@ def _submitter(place: Path) -> str:
 
 def _round(place: Path) -> int:
     try:
-        rows = folders.read_rows(place)
+        rows = read_rows(place)
     except FolderError:  # a damaged log: it can be deleted all the same
         return 0
     return int(rows[-1]["round"]) if rows else 0
@@ -137,11 +139,12 @@ def _is_run(place: Path) -> bool:
 @contextmanager
 def _locked(place: Path) -> Iterator[bool]:
     """Whether no process goes through the rounds of the run, and none can in this block."""
-    handle = os.open(place / folders.LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
+        handle = lock.acquire(place / folders.LOCK)
     except BlockingIOError:
         yield False
+        return
+    try:
+        yield True
     finally:
         os.close(handle)

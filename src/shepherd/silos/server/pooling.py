@@ -12,8 +12,8 @@ from typing import Any
 
 from shepherd.rounds.acceptance import MAX_METRIC
 from shepherd.rounds.report import MAX_NATS
+from shepherd.rounds.weights import Shares
 from shepherd.silos.protocol.wire import Scores
-from shepherd.weighing import Shares
 
 MOST_CATEGORIES = 100
 """Categories of one site; one that names more is left out."""

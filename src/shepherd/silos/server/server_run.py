@@ -12,7 +12,6 @@ RUN_ID/
 from __future__ import annotations
 
 import base64
-import fcntl
 import logging
 import os
 import time
@@ -26,12 +25,16 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from shepherd import checkpoint, folder, plugins, weighing
-from shepherd.checkpoint import Checkpoint
+from shepherd import plugins
 from shepherd.core import Context, Failure, FromSystem, Seeded, Selection, ServerState
 from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, ShepherdError
-from shepherd.rounds import RoundReport, context_of, report_row, rounds
+from shepherd.io import lock
+from shepherd.io.atomic import disk_errors, secret
+from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
+from shepherd.run import checkpoint, folder
+from shepherd.run.checkpoint import Checkpoint
+from shepherd.run.log import append_row, reconciled
 from shepherd.settings import RunSettings, validated
 from shepherd.silos.protocol.jobspec import Order, travelling
 from shepherd.silos.protocol.wire import Scores
@@ -118,10 +121,10 @@ class Service:
         _require_sites(self.order.sites, self.known)
         trusted.require(self.settings, self.trusted)
         share = self.settings.federation.max_share
-        if share > weighing.MAX_SHARE:
+        if share > weights.MAX_SHARE:
             raise FederationError(
                 f"federation.max_share = {share:g} would let one site be more than half of a mean, which a"
-                f" server does not; set it to {weighing.MAX_SHARE:g} or less"
+                f" server does not; set it to {weights.MAX_SHARE:g} or less"
             )
 
     def _rounds(self) -> None:
@@ -155,13 +158,13 @@ class Service:
             select=self._selection().cohort,
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
-            allow=weighing.allowing(self.settings),
+            allow=weights.allowing(self.settings),
             max_share=self.settings.federation.max_share,
         )
 
     def _secret(self) -> int:
         """What cohorts and noise come from: of this run at this server, and in nothing that it sends."""
-        return folder.secret(self.home / SECRET)
+        return secret(self.home / SECRET)
 
     def _context(self, state: ServerState) -> Context:
         return context_of(self.settings, self._selection(), state.adapter, len(self.order.sites))
@@ -176,7 +179,7 @@ class Service:
         if not found:
             raise FolderError(f"{self.home} holds no checkpoint and the job brought none; submit it anew")
         last = max(found, key=lambda saved: saved.state.round)
-        return last.state, folder.reconciled(self.home, last.state.round, last.notes.get("row"))
+        return last.state, reconciled(self.home, last.state.round, last.notes.get("row"))
 
     def _notes(self, row: Row) -> Row:
         return {"positions": row["taken"], "row": row, "base": self.order.fingerprint}
@@ -209,7 +212,7 @@ class Service:
         return {"heldout": heldout} if heldout else {}
 
     def _log(self, row: Row) -> None:
-        folder.append(self.home, row)
+        append_row(self.home, row)
         self._book.row(row)
 
     def _part(self, wanted: Mapping[str, Any]) -> Row | None:
@@ -266,23 +269,13 @@ def _taken(before: Mapping[str, int], report: RoundReport) -> dict[str, int]:
 @contextmanager
 def _held(home: Path) -> Iterator[None]:
     """Let one process at a time go through the rounds: a job that lost its parent lives on for a while."""
-    with folder.mending(home):
+    with disk_errors(home):
         home.mkdir(parents=True, exist_ok=True)
-        handle = os.open(home / folder.LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            handle = lock.acquire(home / folder.LOCK, TAKEOVER)
+        except BlockingIOError:
+            raise FolderError(f"another process goes through the rounds in {home}; stop it") from None
     try:
-        _wait_for(handle, home)
         yield
     finally:
         os.close(handle)
-
-
-def _wait_for(handle: int, home: Path) -> None:
-    ends = time.monotonic() + TAKEOVER
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > ends:
-                raise FolderError(f"another process goes through the rounds in {home}; stop it") from None
-            time.sleep(0.2)

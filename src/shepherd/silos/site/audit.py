@@ -12,7 +12,6 @@ written as the class of its error, and what came from outside is cut short.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -26,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from shepherd import private
 from shepherd.errors import FolderError, SettingsError
+from shepherd.io import lock, private
 from shepherd.settings import RunSettings
 from shepherd.silos.site.policy import LONGEST, Granted, Refusal, Visit
 from shepherd.silos.site.site_settings import ScoringTable, asked
@@ -224,7 +223,7 @@ def record(path: Path, event: Event) -> None:
         new = not log.exists()
         handle = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # given back when the handle is closed
+            lock.wait_for(handle)  # given back when the handle is closed
             counts = counted(path, event.when[:7])
             line = _numbered(event, counts)
             if line is None:

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shepherd import prepare
+from shepherd.data import pipeline
 from shepherd.data.examples import Example
+from shepherd.data.pipeline import Prepared
 from shepherd.data.template import Template, prints_date
 from shepherd.errors import DataError, FolderError, SettingsError
-from shepherd.folder import mending
-from shepherd.loading import load_base
+from shepherd.io.atomic import disk_errors
 from shepherd.machine import memory
 from shepherd.model import base as bases
-from shepherd.prepare import Prepared
+from shepherd.run.loading import load_base
 from shepherd.settings import AdapterTable, ModelTable, RunSettings
 from shepherd.silos.site import redaction
 from shepherd.silos.site.site_store import sweep
@@ -66,7 +66,7 @@ class Holding:
         if self._prepared is None or key != self._data_key:
             self._prepared = None
             _require_date(settings, "the run names none; set data.date to one that the site allows")
-            self._prepared = self._stored(key) or self._made(settings, key, prepare.one_client)
+            self._prepared = self._stored(key) or self._made(settings, key, pipeline.one_client)
             self._data_key = key
         return self._prepared
 
@@ -83,7 +83,7 @@ class Holding:
             _require_date(
                 settings, "its owner has not said which one scores are for; set scoring.date in its site.toml"
             )
-            self._heldout = self._stored(key) or self._made(settings, key, prepare.held_out)
+            self._heldout = self._stored(key) or self._made(settings, key, pipeline.held_out)
             self._heldout_key = key
         return self._heldout
 
@@ -108,7 +108,7 @@ class Holding:
     def _stored(self, key: str) -> Prepared | None:
         folder = self.home / "data" / key
         try:
-            return prepare.load(folder) if prepare.whole(folder) else None
+            return pipeline.load(folder) if pipeline.whole(folder) else None
         except FolderError:  # damaged; it is made again
             return None
 
@@ -117,12 +117,12 @@ class Holding:
         for dropped in made.dropped:
             log.info("%s", redaction.logged(DataError(dropped)))
         folder = self.home / "data" / key
-        with mending(folder):
+        with disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, mode=0o700)
-        prepare.save(folder, replace(made, heldout_examples=[_bare(e) for e in made.heldout_examples]))
+        pipeline.save(folder, replace(made, heldout_examples=[_bare(e) for e in made.heldout_examples]))
         sweep(folder.parent, FOLDERS)
-        return prepare.load(folder)
+        return pipeline.load(folder)
 
 
 def _bare(example: Example) -> Example:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from shepherd import prepare
-from shepherd.data import cursor, lint
+from shepherd.data import cursor, lint, pipeline
+from shepherd.data.pipeline import Division
 from shepherd.data.template import Template
 from shepherd.errors import ShepherdError
 from shepherd.evaluate import loss
-from shepherd.prepare import Division
 from shepherd.settings import AdapterTable, RunSettings
 from shepherd.silos.site import allowed_bases as bases
 from shepherd.silos.site import released
@@ -180,7 +179,7 @@ def _base(base: BaseTable) -> FoundBase:
 def _data(site: SiteSettings, run: RunSettings, samples: int) -> FoundData:
     from shepherd.model.base import load_tokenizer  # brings torch
 
-    division = prepare.alone(run, OWN)
+    division = pipeline.alone(run, OWN)
     report = None
     if run.model.base:
         report = lint.report(

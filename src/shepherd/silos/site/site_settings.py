@@ -18,10 +18,11 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, Field, Strict, model_validator
 from pydantic.fields import FieldInfo
 
-from shepherd import paths, world
 from shepherd import settings as run_file
+from shepherd import world
 from shepherd.config import Day, NonNegativeInt, PositiveFloat, PositiveInt, ShareBelowOne, Table
 from shepherd.errors import FolderError, SettingsError
+from shepherd.io import paths
 from shepherd.model.digest import digest
 from shepherd.settings import TINY, WORLD, FieldsTable, MachineTable, RunSettings
 

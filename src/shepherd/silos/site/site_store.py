@@ -28,11 +28,12 @@ from typing import Any
 from safetensors.numpy import load as tensors_from
 from safetensors.numpy import save as bytes_of
 
-from shepherd import checkpoint, private
-from shepherd.checkpoint import Checkpoint
 from shepherd.core import Adapter, Payload, ServerState, Update
 from shepherd.errors import FolderError
-from shepherd.folder import mending, secret, write_atomic
+from shepherd.io import private
+from shepherd.io.atomic import disk_errors, secret, write_atomic
+from shepherd.run import checkpoint
+from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos.site.released import Score
 
 KEEP = 2  # rounds of a run
@@ -176,7 +177,7 @@ class Store:
 
     def _write(self, run: str, record: Record) -> None:
         place = self._place(run)
-        with mending(place.parent):
+        with disk_errors(place.parent):
             place.parent.mkdir(mode=0o700, exist_ok=True)
         write_atomic(place, json.dumps(asdict(record)))
         for old in place.parent.iterdir():
@@ -213,7 +214,7 @@ def _answered(record: Record, kept: Kept) -> Record:
 def _save_start(folder: Path, round: int, adapter: Adapter) -> str:
     """Write the adapter that a round was trained from, without waiting for the disk; give its digest."""
     data = bytes_of(dict(adapter))
-    with mending(folder):
+    with disk_errors(folder):
         private.make(folder)
         unfinished = _start(folder, round).with_name("start.new")
         with open(unfinished, "wb", opener=private.owner_only) as file:
@@ -228,7 +229,7 @@ def _start(folder: Path, round: int) -> Path:
 
 def _delete_starts(folder: Path) -> None:
     """Of rounds whose checkpoint is gone."""
-    with mending(folder):
+    with disk_errors(folder):
         for start in folder.glob("start-*"):
             if not start.with_name(start.name.replace("start", "round")).exists():
                 start.unlink()

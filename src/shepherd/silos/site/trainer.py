@@ -23,17 +23,17 @@ from datetime import datetime
 from pathlib import Path
 from time import monotonic
 
-from shepherd import plugins, prepare
+from shepherd import plugins
 from shepherd.core import Adapter, Broadcast, Failure, FromSystem, Payload, Update, seed_for
-from shepherd.data import cursor
+from shepherd.data import cursor, pipeline
+from shepherd.data.pipeline import Prepared
 from shepherd.errors import ShepherdError
 from shepherd.evaluate import loss
 from shepherd.federation.clients import Batches, LocalClients
-from shepherd.folder import mending
+from shepherd.io.atomic import disk_errors
+from shepherd.io.progress import stage
 from shepherd.machine import memory
 from shepherd.model.base import Base
-from shepherd.prepare import Prepared
-from shepherd.progress import stage
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol import ipc, schema, wire
 from shepherd.silos.protocol.wire import Joined, Reply, Request, Scores
@@ -65,7 +65,7 @@ class Trainer:
 
     def __init__(self, settings: SiteSettings, name: str, home: Path) -> None:
         self.settings, self.name, self.home = settings, name, home
-        with mending(home):
+        with disk_errors(home):
             home.mkdir(parents=True, exist_ok=True)
             home.chmod(0o700)
         self.store, self.holding = Store(home), Holding(home, name)
@@ -271,7 +271,7 @@ class Trainer:
         self._record(audit.granted_to(request, _now(), visit=visit))
         task.require_wanted()
         base = self.holding.base(settings, request.base, self._longest(settings))
-        prepare.require_readable(prepared, base)
+        pipeline.require_readable(prepared, base)
         task.require_wanted()
         if request.broadcast is None:
             return _left(self._joined(examples))
@@ -395,7 +395,7 @@ class Trainer:
         request, scoring = task.request, self.settings.scoring
         assert request.broadcast is not None
         held = self.holding.heldout(scored(self.settings, settings), request.base)
-        categories = prepare.categories(held)
+        categories = pipeline.categories(held)
         places = loss.spread(categories, scoring.examples)
         names = [schema.sentence(categories[i])[: schema.MOST_NAME] for i in places]
         least = self.settings.policy.min_examples
@@ -406,7 +406,7 @@ class Trainer:
         self._record(audit.granted_to(request, _now(), scoring=scoring, behind=behind))
         task.require_wanted()
         base = self.holding.base(settings, request.base, self._longest(settings))
-        prepare.require_readable(held, base)
+        pipeline.require_readable(held, base)
         request_checks.require_fit(request.broadcast, base)
         data = held.heldout.take(places)
         micro_batch = self._micro_batch(base)
@@ -534,7 +534,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _log_to(path: Path) -> None:
     """Our own lines alone: a library's might quote what it was given."""
-    with mending(path.parent):
+    with disk_errors(path.parent):
         handler = logging.handlers.RotatingFileHandler(path, maxBytes=2**20, backupCount=3, encoding="utf8")
         path.chmod(0o600)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -14,18 +14,19 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, get_args
 
-from shepherd import folder
-from shepherd.asking import adapter_of
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.data.examples import Turn
 from shepherd.data.template import Template, TemplateName, prompt, stop_ids
 from shepherd.errors import AdapterError, DataError, TemplateError
-from shepherd.loading import load_base
-from shepherd.machine.plan import planned
 from shepherd.model import files
+from shepherd.model.answer import decoded
 from shepherd.model.base import Base
 from shepherd.model.stream import stream
+from shepherd.run import folder
+from shepherd.run.answerer import adapter_of
+from shepherd.run.folder import planned
+from shepherd.run.loading import load_base
 from shepherd.settings import RunSettings
 from shepherd.ui.chat.arms import FEDERATED, Arm, find
 
@@ -99,7 +100,7 @@ class Chat:
                 seed=seed,
             )
             with closing(steps):
-                yield from _texts(arms, steps, self.base.tokenizer)
+                yield from _texts(arms, steps, self.base)
 
     def _require(self, arms: Sequence[str]) -> None:
         if not arms:
@@ -170,11 +171,11 @@ def _renders(template: Template, tokenizer: Any) -> bool:
         return False
 
 
-def _texts(arms: Sequence[str], steps: Iterator[list[list[int]]], tokenizer: Any) -> Iterator[dict[str, str]]:
+def _texts(arms: Sequence[str], steps: Iterator[list[list[int]]], base: Base) -> Iterator[dict[str, str]]:
     texts = dict.fromkeys(arms, "")
     whole = list(texts.values())
     for step in steps:
-        whole = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in step]
+        whole = [decoded(base, ids) for ids in step]
         texts = {name: readable(texts[name], text) for name, text in zip(arms, whole, strict=True)}
         yield texts
     last = dict(zip(arms, whole, strict=True))

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from shepherd import folder
 from shepherd.errors import FolderError
-from shepherd.paths import short
-from shepherd.progress import many
+from shepherd.io.paths import short
+from shepherd.io.progress import many
+from shepherd.run.log import read_rows
 from shepherd.settings import RunSettings
 
 BASE, FEDERATED, CENTRALISED, LOCAL = "base", "federated", "centralised", "local-"
@@ -104,7 +104,7 @@ def _of_all(name: str, mixes: Mixes, told: Mapping[str, Mapping[str, Any]]) -> s
 
 
 def _of_run(path: Path, settings: RunSettings, mixes: Mixes) -> str:
-    done = max((row["round"] for row in folder.read_rows(path)), default=0)
+    done = max((row["round"] for row in read_rows(path)), default=0)
     going = f"{done} of {settings.federation.rounds} rounds" if _going(path) else many(done, "round")
     mix = _pooled(mixes.values())
     who = f"{many(len(mixes), 'client')}, {_counted(mix)}; " if mix else ""

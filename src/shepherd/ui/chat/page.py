@@ -23,7 +23,7 @@ from typing import Any
 
 from shepherd.consent import NOTHING, Consent
 from shepherd.errors import ShepherdError
-from shepherd.paths import short
+from shepherd.io.paths import short
 from shepherd.ui.access import Token
 from shepherd.ui.chat.answering import Chat, open_chat
 from shepherd.ui.chat.arms import BASE, LOCAL

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import click
 
 from shepherd.errors import FolderError, ShepherdError, TemplateError
+from shepherd.io.progress import many
 from shepherd.machine import malloc
-from shepherd.progress import many
 from shepherd.ui.cli.silos import agreed, echo, plugin, require_flare, silos, tracker, trust, wished
 from shepherd.version import DISTRIBUTION
 from shepherd.visible import in_this_process, shown
 
 if TYPE_CHECKING:
-    from shepherd.prepare import Division
+    from shepherd.data.pipeline import Division
     from shepherd.settings import RunSettings
 
 _came = threading.Event()
@@ -124,8 +124,8 @@ def run(
 
     Any key can be given again: federation.rounds=2 tuning.max_steps=3
     """
-    from shepherd.folder import require_free
     from shepherd.plugins import require
+    from shepherd.run.folder import require_free
     from shepherd.settings import read
 
     settings = read(run_file, wished(overrides, remote_code))
@@ -140,7 +140,7 @@ def run(
 
         train(lambda: coordinate.open_run(settings, kit, consent=consent), Path(settings.output))
         return
-    from shepherd.run import open_run  # torch takes seconds, a wrong key should not
+    from shepherd.run.run import open_run  # torch takes seconds, a wrong key should not
 
     train(lambda: open_run(settings, consent=consent), Path(settings.output))
 
@@ -165,7 +165,7 @@ def resume(
     trackers: tuple[str, ...],
 ) -> None:
     """Go on with a run that was stopped or killed, after its last finished round."""
-    from shepherd.folder import is_finished, is_over_silos, read_settings
+    from shepherd.run.folder import is_finished, is_over_silos, read_settings
 
     rounds = read_settings(folder).federation.rounds
     consent = agreed(remote_code, plugins, trackers)
@@ -183,7 +183,7 @@ def resume(
         return
     if kit is not None:
         raise FolderError(f"the run in {folder} is not over silos; resume it without --silos")
-    from shepherd.run import resume
+    from shepherd.run.run import resume
 
     train(lambda: resume(folder, consent=consent), folder)
 
@@ -324,7 +324,7 @@ def export(
 
     Keys are those of the form: dtype=float16
     """
-    from shepherd.export import export as write
+    from shepherd.run.export import export as write
 
     write(folder, output, to, overrides, round=round, consent=agreed(remote_code, plugins))
     echo(f"wrote {output}")
@@ -374,7 +374,7 @@ def chat(
     folder: Path, port: int, arms: tuple[str, ...], opened: bool, share: bool, remote_code: bool
 ) -> None:
     """Ask base, local, federated and centralised models side by side, on a page of this machine."""
-    from shepherd.folder import read_settings
+    from shepherd.run.folder import read_settings
 
     read_settings(folder)
     from shepherd.ui.chat.page import launch
@@ -408,7 +408,7 @@ def check(
     run_file: Path, overrides: tuple[str, ...], samples: int, remote_code: bool, plugins: tuple[str, ...]
 ) -> None:
     """Show examples with what is trained set off from what is masked, and the shares cut and dropped."""
-    from shepherd.inspection import inspect_data
+    from shepherd.run.inspection import inspect_data
     from shepherd.settings import read
     from shepherd.ui.terminal.data import report
 
@@ -428,8 +428,8 @@ def check(
 def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins: tuple[str, ...]) -> None:
     """Show which client holds how many examples of which category."""
     from shepherd.data.files import left_out
+    from shepherd.data.pipeline import divide
     from shepherd.data.plot import draw, holdings
-    from shepherd.prepare import divide
     from shepherd.settings import read
     from shepherd.ui.terminal.data import holdings as show
 
@@ -445,7 +445,7 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins:
 
 
 def _left_out(division: Division, settings: RunSettings) -> None:
-    from shepherd.prepare import division_remarks
+    from shepherd.data.pipeline import division_remarks
 
     held = division.held
     left = many(held.duplicates, "duplicate"), many(len(division.reading.skipped), "bad row")
@@ -497,7 +497,7 @@ def generate(
     if options["n"] > 1 and not options["temperature"]:
         raise click.UsageError("--n needs a --temperature above 0; greedy answers are all the same")
     from shepherd.data.prompts import prompt_of, read, with_context
-    from shepherd.folder import read_settings
+    from shepherd.run.folder import read_settings
     from shepherd.ui.terminal import answers
     from shepherd.ui.terminal.running import lines
 
@@ -514,7 +514,7 @@ def generate(
     # read when torch is imported: threads that wait busily for the next small product take the cores from
     # each other, five times as much processor time a token beside other work
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from shepherd.asking import Options, load_run, require_options  # torch takes seconds
+    from shepherd.run.answerer import Options, load_run, require_options  # torch takes seconds
 
     how = Options(**options)
     require_options(folder, how)
@@ -543,7 +543,7 @@ def new(file: Path, data: str | None, base: str | None, remote_code: bool, **col
 
     Without --data it is the embedded world, without --base the embedded tiny base.
     """
-    from shepherd.new import write  # torch takes seconds
+    from shepherd.run.run_file import write  # torch takes seconds
 
     sources = {name: value for name, value in {"data": data, "base": base}.items() if value}
     given = {part: name for part, name in columns.items() if name is not None}

@@ -278,7 +278,7 @@ def demo(
     trackers: tuple[str, ...],
 ) -> None:
     """Try it: server and sites on this machine, each with one client's share of the run file's data."""
-    from shepherd.folder import require_free
+    from shepherd.run.folder import require_free
     from shepherd.settings import read
 
     settings = read(run_file, wished(overrides, remote_code))

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from shepherd import folder as folders
-from shepherd.machine.plan import planned
-from shepherd.progress import many
+from shepherd.io.lock import is_held
+from shepherd.io.progress import many
+from shepherd.run import folder as folders
+from shepherd.run.folder import planned
+from shepherd.run.log import LOG, read_rows
+from shepherd.run.versions import VERSIONS
 from shepherd.settings import published
 from shepherd.ui.report import alone
 from shepherd.ui.report.reading import (
     Row,
-    held,
     interval,
     items,
     number,
@@ -47,7 +49,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder)
     settings = published(planned(path)).model_dump(mode="json", exclude_none=True)
-    rows = folders.read_rows(path)
+    rows = read_rows(path)
     compared = read_object(
         path / "compare" / "comparison.json", "remove it and compare again: the trained arms are kept"
     )
@@ -100,13 +102,13 @@ def _status(path: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> Row
             "rounds": until,
             "says": f"finished, {many(done, 'round')}",
         }
-    state = {True: "running", False: "stopped", None: "unfinished"}[held(path)]
+    state = {True: "running", False: "stopped", None: "unfinished"}[is_held(path / folders.LOCK)]
     says = {"running": "still running", "stopped": "stopped", "unfinished": "not finished"}[state]
     return {"state": state, "round": done, "rounds": until, "says": f"{says}, round {done} of {until}"}
 
 
 def _versions(path: Path) -> Row:
-    found = read_object(path / folders.VERSIONS, "remove it; a run goes on without it")
+    found = read_object(path / VERSIONS, "remove it; a run goes on without it")
     return {name: text(version) for name, version in found.items()}
 
 
@@ -252,7 +254,7 @@ def _curves(
     found = [_curve("federated", seeds[0], rows)]
     for repetition, inner in _inner(path / "compare"):
         seed = seeds[repetition] if repetition < len(seeds) else seeds[0] + repetition
-        found.append(_curve(unquote(inner.name), seed, folders.read_rows(inner)))
+        found.append(_curve(unquote(inner.name), seed, read_rows(inner)))
     several = len({curve["seed"] for curve in found}) > 1
     named = [{**c, "name": f"{c['arm']}, seed {c['seed']}" if several else c["arm"]} for c in found]
     return [curve for curve in named if curve["points"]]
@@ -260,7 +262,7 @@ def _curves(
 
 def _inner(path: Path) -> Iterator[tuple[int, Path]]:
     """The run folders of a comparison, with the number of the repetition that each stands under."""
-    for log in sorted(path.glob(f"seed-*/*/{folders.LOG}"), key=_natural):
+    for log in sorted(path.glob(f"seed-*/*/{LOG}"), key=_natural):
         repetition = log.parent.parent.name.removeprefix("seed-")
         if repetition.isdecimal():
             yield int(repetition), log.parent

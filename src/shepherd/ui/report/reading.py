@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from shepherd.errors import FolderError
-from shepherd.folder import LOCK, mending
+from shepherd.io.atomic import disk_errors
 from shepherd.visible import shown
 
 Row = dict[str, Any]
@@ -23,7 +22,7 @@ def read_object(path: Path, mend: str) -> Row:
     Raises:
         FolderError: it is damaged; the sentence ends with `mend`.
     """
-    with mending(path.parent):
+    with disk_errors(path.parent):
         if not path.is_file():
             return {}
         content = path.read_bytes()
@@ -38,7 +37,7 @@ def read_object(path: Path, mend: str) -> Row:
 
 def read_lines(path: Path) -> list[Row]:
     """The objects of a JSON-lines file; empty where there is none. Other lines are left out."""
-    with mending(path.parent):
+    with disk_errors(path.parent):
         content = path.read_bytes() if path.is_file() else b""
     return list(_objects(content.split(b"\n")))
 
@@ -51,22 +50,6 @@ def _objects(lines: list[bytes]) -> Iterator[Row]:
             continue
         if isinstance(found, dict):
             yield found
-
-
-def held(path: Path) -> bool | None:
-    """Whether a process is at work on the run; None where that cannot be known."""
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    try:
-        with open(path / LOCK, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    return False
 
 
 def table(value: Any) -> Row:

@@ -16,11 +16,12 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 from shepherd.errors import ShepherdError
+from shepherd.io.lock import is_held
+from shepherd.run.folder import LOCK
 from shepherd.ui import access
 from shepherd.ui.access import Token
 from shepherd.ui.report import page
 from shepherd.ui.report.gather import collect
-from shepherd.ui.report.reading import held
 from shepherd.ui.report.writing import dumped
 
 HOST = "127.0.0.1"
@@ -135,7 +136,7 @@ class _Live:
 def signature(folder: Path) -> object:
     """Equal while no file that a report is read from has changed, and none has taken up or left the run."""
     found = sorted(path for pattern in _SOURCES for path in folder.glob(pattern))
-    return held(folder), [entry for path in found if (entry := _entry(path))]
+    return is_held(folder / LOCK), [entry for path in found if (entry := _entry(path))]
 
 
 def _entry(path: Path) -> tuple[str, int, int] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shepherd.folder import write_atomic
+from shepherd.io.atomic import write_atomic
 from shepherd.ui.report import page
 from shepherd.ui.report.gather import collect
 

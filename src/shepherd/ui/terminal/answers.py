@@ -13,7 +13,7 @@ from shepherd.visible import shown as visible
 from shepherd.visible import shown_json, shown_line
 
 if TYPE_CHECKING:  # torch is not for `--help`
-    from shepherd.asking import Answer
+    from shepherd.run.answerer import Answer
 
 HEADING = 100  # characters of a prompt that stand above its answer
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from shepherd.progress import Progress, duration
+from shepherd.io.progress import Progress, duration
 
 Row = Mapping[str, Any]
 _BARS = "▁▂▃▄▅▆▇█"

@@ -8,13 +8,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shepherd.folder import is_over_silos, is_run, read_rows
-from shepherd.paths import short
+from shepherd.io.paths import short
+from shepherd.run.folder import is_over_silos, is_run
+from shepherd.run.log import read_rows
 from shepherd.ui.terminal.running import Display, display
 from shepherd.ui.terminal.summary import summary
 
 if TYPE_CHECKING:
-    from shepherd.run import Run
+    from shepherd.run.run import Run
     from shepherd.silos.coordinator.coordinate import SilosRun
 
 Opened = Callable[[], "Run | SilosRun"]

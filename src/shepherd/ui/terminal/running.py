@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from shepherd import progress as signs
-from shepherd.progress import Progress, duration
+from shepherd.io import progress as signs
+from shepherd.io.progress import Progress, duration
 from shepherd.ui.terminal import figures
 from shepherd.ui.terminal.console import PlainConsole, styled
 from shepherd.ui.terminal.figures import Row
@@ -26,13 +26,13 @@ class Display(Protocol):
     """What the loop tells the person. Everything may be called at any time, in any order, by any thread."""
 
     level: int
-    """Of the records of `shepherd.progress` that it wants to hear."""
+    """Of the records of `shepherd.io.progress` that it wants to hear."""
 
     def say(self, text: str) -> None:
         """One line on what is being prepared or has happened."""
 
     def hear(self, record: logging.LogRecord) -> None:
-        """What `shepherd.progress` logs: how far the work is."""
+        """What `shepherd.io.progress` logs: how far the work is."""
 
     def begin(self, title: str, until: int, rows: Sequence[Row]) -> None:
         """The run is ready: `rows` are its finished rounds, `until` is its last one."""

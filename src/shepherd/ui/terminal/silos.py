@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich import box
 from rich.table import Table
 
-from shepherd.progress import duration
+from shepherd.io.progress import duration
 from shepherd.ui.terminal.console import PlainConsole
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from rich import box
 from rich.table import Table
 
-from shepherd.progress import duration
+from shepherd.io.progress import duration
 from shepherd.ui.terminal.console import PlainConsole
 from shepherd.ui.terminal.figures import Row
 

@@ -1,0 +1,19 @@
+"""Any one of several answers, whatever its case, spacing and final punctuation."""
+
+from __future__ import annotations
+
+from shepherd.config import Table
+from shepherd.core.checker import Checker, normal
+
+
+class Config(Table):
+    """The keys of such a check."""
+
+    answers: tuple[str, ...]
+    """The right answers."""
+
+
+def build(config: Config) -> Checker:
+    """The check as a value."""
+    known = {normal(answer) for answer in config.answers} - {""}
+    return Checker(right=lambda text: normal(text) in known)

@@ -1,0 +1,46 @@
+"""What decides from the text alone whether an answer is right, and how texts are compared for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checker:
+    """A rule that tells right answers from others.
+
+    `right(text)` is pure, takes any text, and calls no answer right that has no word. Every checker bounds
+    the length of a right answer, so neither an echoed prompt nor everything at once is right.
+    """
+
+    right: Callable[[str], bool]
+
+
+def normal(text: str) -> str:
+    """Lower case, single spaces, no final punctuation.
+
+    >>> normal("  Golden  lamp. ")
+    'golden lamp'
+    """
+    return " ".join(text.lower().split()).rstrip(".!,; ")
+
+
+def items(text: str) -> list[str]:
+    """The items of a list written with commas, or a line each with or without a dash.
+
+    >>> items("- Owl\\n- wren, lark.")
+    ['owl', 'wren', 'lark']
+    """
+    found = (normal(item.strip().removeprefix("- ")) for item in re.split(r"[,\n]", text))
+    return [item for item in found if item]
+
+
+def holds(plain: str, phrase: str) -> bool:
+    """Whether a normalised text holds a phrase as whole words.
+
+    >>> holds("once an owl slept", "owl"), holds("once a bowl broke", "owl")
+    (True, False)
+    """
+    return re.search(rf"(?<!\w){re.escape(normal(phrase))}(?!\w)", plain) is not None

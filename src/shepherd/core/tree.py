@@ -1,0 +1,48 @@
+"""Nested mappings and tuples of arrays <-> a shape in JSON's types and a flat table of arrays.
+
+Checkpoints keep states so, and messages carry them so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tree = Any
+"""Nested mappings and tuples; the leaves are arrays, or None in their place."""
+Path = tuple[str | int, ...]
+
+
+def flattened(value: Tree, tensors: dict[str, NDArray[Any]], path: Path = ()) -> Any:
+    """The shape of a tree, with lists for tuples and None for arrays, which go to `tensors` by their path.
+
+    >>> tensors = {}
+    >>> flattened({"a": (np.zeros(2), {})}, tensors), list(tensors)
+    ({'a': [None, {}]}, ['["a", 0]'])
+    """
+    if isinstance(value, Mapping):
+        return {name: flattened(part, tensors, (*path, name)) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [flattened(part, tensors, (*path, place)) for place, part in enumerate(value)]
+    tensors[json.dumps(path)] = np.asarray(value, order="C")
+    return None
+
+
+def rebuilt(shape: Any, tensors: dict[str, NDArray[Any]], path: Path = ()) -> Tree:
+    """The tree of this shape; its arrays are taken out of `tensors`, so what is left has no place in it.
+
+    Raises:
+        KeyError: an array is missing; its argument is the array's name in `tensors`.
+    """
+    if isinstance(shape, dict):
+        return {name: rebuilt(part, tensors, (*path, name)) for name, part in shape.items()}
+    if isinstance(shape, list):
+        return tuple(rebuilt(part, tensors, (*path, place)) for place, part in enumerate(shape))
+    name = json.dumps(path)
+    if shape is not None:
+        raise KeyError(name)
+    return tensors.pop(name)

@@ -1,0 +1,403 @@
+"""From a run file to what the clients train on: read, hold out, split, tokenise, and keep on disk.
+
+A run folder keeps its own tokens, so that a run goes on when the source has moved or vanished:
+
+data/
+  index.json       clients, their category counts, and what was cut, dropped and left out
+  heldout.jsonl    the held-out examples, in the order in which they are drawn to be scored
+  heldout/         their tokens
+  clients/0000/    each client's tokens, in the order of index.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shepherd import plugins, world
+from shepherd.core import seed_for
+from shepherd.data import tokens as stored
+from shepherd.data.examples import Example, Reading, Turn, from_rows, read
+from shepherd.data.holdout import HoldOut, hold_out, hold_out_remarks
+from shepherd.data.split import Split, rule, split
+from shepherd.data.template import Template, prints_date
+from shepherd.data.tokens import Counts, Tokens, tokenise
+from shepherd.errors import DataError, FolderError, PluginError, SettingsError
+from shepherd.io import private
+from shepherd.io.atomic import disk_errors, write_atomic
+from shepherd.io.phrases import listed
+from shepherd.io.progress import many, stage
+from shepherd.settings import WORLD, RunSettings, SplitTable
+
+if TYPE_CHECKING:  # torch is not for `data split`
+    from shepherd.model.base import Base
+
+WORLD_EXAMPLES = 1000  # of each category, where data.limit does not say
+INDEX, HELDOUT = "index.json", "heldout.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Division:
+    """Examples and who gets which: `clients` maps a name to indices, `held` is what nobody trains on."""
+
+    reading: Reading
+    held: HoldOut
+    clients: Mapping[str, Sequence[int]]
+
+    def __repr__(self) -> str:
+        """Counts, and no text of any example."""
+        held, clients = self.held, many(len(self.clients), "client")
+        return f"<Division: {clients}, {len(held.train):,} examples, {len(held.heldout):,} held out>"
+
+    def of(self, indices: Sequence[int]) -> list[Example]:
+        return [self.reading.examples[i] for i in indices]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Prepared:
+    """What a run trains and scores on."""
+
+    clients: Mapping[str, Tokens]
+    mixes: Mapping[str, Mapping[str, int]]
+    """For each client, how many examples of each category it trains on."""
+    heldout: Tokens
+    heldout_examples: Sequence[Example]
+    summary: Mapping[str, Any]
+    """Counts: examples, duplicates and the like (see `HoldOut`), skipped rows, cut, dropped, tokens."""
+    dropped: Sequence[str] = ()
+    """One sentence for each reason that examples were dropped for."""
+
+    def __repr__(self) -> str:
+        """Counts, and no text of any example."""
+        kept = sum(map(len, self.clients.values()))
+        clients = many(len(self.clients), "client")
+        return f"<Prepared: {clients}, {kept:,} examples, {len(self.heldout):,} held out>"
+
+
+def divide(settings: RunSettings, allowed: Collection[str] = ()) -> Division:
+    """Read the examples, hold some out, and give the rest to clients.
+
+    Args:
+        allowed: modules outside the package that may be imported for the split.
+
+    Raises:
+        DataError: a row, a file, or the split cannot be used.
+        SettingsError: there is no such split, or a key of it is wrong.
+    """
+    chosen = rule(settings.split, allowed)
+    with stage(f"reading {settings.data.source}"):
+        reading = examples(settings, chosen)
+    seed = seed_for(settings.data_seed, "data")
+    held = hold_out(reading.examples, settings.data.holdout, seed)
+    training = [reading.examples[i] for i in held.train]
+    shares = split(training, chosen, seed)
+    clients = {name: held.train[places].tolist() for name, places in shares.items()}
+    return Division(reading=reading, held=held, clients=clients)
+
+
+def examples(settings: RunSettings, split_rule: Split) -> Reading:
+    """The examples of `data.source`, with what the split goes by; "world" is the embedded world's."""
+    if settings.data.source != WORLD:
+        return read(settings.data, split_rule, settings.data_seed)
+    count = settings.data.limit or WORLD_EXAMPLES
+    try:
+        rows = world.rows(world.build(world.SEED), count, seed_for(settings.data_seed, "world"))
+    except ValueError as error:
+        raise DataError(f"data.limit = {count} asks too much of the embedded world: {error}") from error
+    return from_rows(rows, settings.data, split_rule, WORLD)
+
+
+def prepare(settings: RunSettings, tokenizer: Any, allowed: Collection[str] = ()) -> Prepared:
+    """Divide and tokenise; `allowed` as for `divide`.
+
+    Raises:
+        DataError: as `divide`; or a client keeps no example after rendering; or answers are wanted and
+            a held-out example's check is none.
+    """
+    division = divide(settings, allowed)
+    if settings.evaluation.answers:
+        _require_checks(division.of(division.held.heldout.tolist()))
+    return _prepared(division, settings, tokenizer)
+
+
+def dated(settings: RunSettings, tokenizer: Any) -> RunSettings:
+    """The settings with today's date, where the template prints the day and they name none.
+
+    Raises:
+        TemplateError: the template cannot render with this tokenizer.
+    """
+    if settings.data.date or not prints_date(Template.of(settings.data), tokenizer):
+        return settings
+    data = settings.data.model_copy(update={"date": date.today().isoformat()})
+    return settings.model_copy(update={"data": data})
+
+
+def one_client(settings: RunSettings, name: str, tokenizer: Any) -> Prepared:
+    """As `prepare`, but all the examples of the source that are not held out are the client `name`'s.
+
+    What a client of a ready-made folder trains on is the same here, given its file as the source, where
+    nothing is held out and no other client holds a duplicate: holding out and dropping duplicates look
+    at this client's examples alone. No answer is judged here, so checks are not asked for.
+
+    Raises:
+        DataError: a row or a file cannot be used, or no example is left to train on.
+    """
+    return _prepared(alone(settings, name), settings, tokenizer)
+
+
+def held_out(settings: RunSettings, name: str, tokenizer: Any) -> Prepared:
+    """Of `one_client`, only what is held out.
+
+    Raises:
+        DataError: a row or a file cannot be used.
+    """
+    return _prepared(replace(alone(settings, name), clients={}), settings, tokenizer)
+
+
+def alone(settings: RunSettings, name: str) -> Division:
+    """The examples of `data.source` as the one client `name`'s, in the order that they were read.
+
+    Raises:
+        DataError: a row or a file cannot be used.
+    """
+    reading = examples(settings, rule(SplitTable()))
+    own = tuple(replace(example, client=name) for example in reading.examples)
+    held = hold_out(own, settings.data.holdout, seed_for(settings.data_seed, "data"))
+    return Division(
+        reading=Reading(examples=own, skipped=reading.skipped), held=held, clients={name: held.train.tolist()}
+    )
+
+
+def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prepared:
+    clients, mixes, counts = {}, {}, list[Counts]()
+    total = sum(map(len, division.clients.values()))
+    with stage(f"tokenising the examples of {len(division.clients)} clients", total) as now:
+        for name, indices in division.clients.items():
+            own = division.of(indices)
+            clients[name], kept, count = _tokenised(own, settings, tokenizer)
+            mixes[name] = dict(Counter(own[i].category or "all" for i in kept))
+            counts.append(count)
+            if not len(kept):
+                reason = next(iter(count.dropped), "it had none")
+                raise DataError(
+                    f"client {name} keeps no example ({reason}); change data.template or data.max_tokens"
+                )
+            now.advance(len(own))
+    held = division.of(division.held.heldout.tolist())
+    with stage(f"tokenising {len(held):,} held-out examples"):
+        heldout, kept, count = _tokenised(held, settings, tokenizer)
+    return Prepared(
+        clients=clients,
+        mixes=mixes,
+        heldout=heldout,
+        heldout_examples=[held[i] for i in kept],
+        summary={
+            **_counts(division, settings, [held[i] for i in kept]),
+            "kept": sum(count.kept for count in counts),
+            "cut": sum(count.cut for count in counts),
+            "dropped": sum(count.examples - count.kept for count in counts),
+            "tokens": sum(count.tokens for count in counts),
+            "trained_tokens": sum(count.trained for count in counts),
+        },
+        dropped=list(_dropped([*counts, count])),
+    )
+
+
+def _dropped(counts: Sequence[Counts]) -> Iterator[str]:
+    """A sentence a reason, over clients and held-out examples."""
+    for reason in dict.fromkeys(reason for each in counts for reason in each.dropped):
+        number = sum(each.dropped.get(reason, 0) for each in counts)
+        first = next(each.first[reason] for each in counts if reason in each.first)
+        yield f"{number} dropped: {reason}" + (f" (the first: {first})" if first else "")
+
+
+def require_readable(prepared: Prepared, base: Base) -> None:
+    """Raise DataError where an example holds a token, or a place, that the base has no embedding for."""
+    known = len(base.model.get_input_embeddings().weight)
+    for name, data in {**prepared.clients, "the held-out examples": prepared.heldout}.items():
+        if len(data) and int(data.ids.max()) >= known:
+            raise DataError(
+                f"{name}: token {int(data.ids.max())} is not among the {known} of base {base.name}; "
+                "use the tokenizer that the base was trained with"
+            )
+        base.require_reads(int(data.lengths.max()) if len(data) else 0, name)
+
+
+def _require_checks(examples: Sequence[Example]) -> None:
+    """Before any training: a check that nobody can decide by would only be found after the last round."""
+    for example in examples:
+        try:
+            if example.check is not None:
+                plugins.checker(example.check)
+        except (SettingsError, PluginError) as error:
+            raise DataError(
+                f"{example.where}: field check: {error}; or set evaluation.answers = 0"
+            ) from error
+
+
+def _tokenised(
+    examples: Sequence[Example], settings: RunSettings, tokenizer: Any
+) -> tuple[Tokens, list[int], Counts]:
+    data, kept, counts = tokenise(
+        examples,
+        Template.of(settings.data),
+        tokenizer,
+        max_tokens=settings.data.max_tokens,
+        loss_on=settings.tuning.loss_on,
+        drop_refused=settings.data.on_bad_row == "skip",
+    )
+    return data, kept.tolist(), counts
+
+
+def save(folder: Path, prepared: Prepared) -> None:
+    """Write a run's data; `index.json` comes last, so that half a folder is never taken for a whole one.
+
+    Raises:
+        FolderError: the disk is full or the folder cannot be written.
+    """
+    with disk_errors(folder):
+        private.make(folder)
+        for number, data in enumerate(prepared.clients.values()):
+            data.save(folder / "clients" / f"{number:04d}")
+        prepared.heldout.save(folder / "heldout")
+    lines = [json.dumps(_plain(example)) + "\n" for example in prepared.heldout_examples]
+    write_atomic(folder / HELDOUT, "".join(lines))
+    index = {
+        "clients": list(prepared.clients),
+        "mixes": prepared.mixes,
+        "summary": prepared.summary,
+        "dropped": list(prepared.dropped),
+    }
+    write_atomic(folder / INDEX, json.dumps(index, indent=1))
+
+
+def load(folder: Path) -> Prepared:
+    """Read back what `save` wrote; the tokens are memory-mapped.
+
+    Raises:
+        FolderError: something is missing or damaged.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf8"))
+        lines = (folder / HELDOUT).read_text(encoding="utf8").splitlines()
+        names = enumerate(index["clients"])
+        clients = {name: stored.load(folder / "clients" / f"{number:04d}") for number, name in names}
+        heldout = stored.load(folder / "heldout")
+        if len(lines) != len(heldout):
+            raise DataError(f"{HELDOUT} has {len(lines)} examples and their tokens {len(heldout)}")
+        return Prepared(
+            clients=clients,
+            mixes=index["mixes"],
+            heldout=heldout,
+            heldout_examples=[_example(json.loads(line)) for line in lines],
+            summary=index["summary"],
+            dropped=index.get("dropped", []),
+        )
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
+        raise FolderError(
+            f"the data of the run in {folder.parent} cannot be read ({error}); start the run again"
+            " in a new folder"
+        ) from error
+
+
+def remarks(prepared: Prepared) -> list[str]:
+    """What is to be said of what was held out, if anything."""
+    return _remarks(prepared.summary, list(prepared.clients), prepared.heldout_examples)
+
+
+def division_remarks(division: Division, settings: RunSettings) -> list[str]:
+    """The same, before anything is tokenised."""
+    held = division.of(division.held.heldout.tolist())
+    return _remarks(_counts(division, settings, held), list(division.clients), held)
+
+
+def _remarks(counts: Mapping[str, int], clients: Sequence[str], heldout: Sequence[Example]) -> list[str]:
+    said = hold_out_remarks(
+        shared=counts.get("heldout_shared_with_training", 0),  # older folders lack what was not counted then
+        copies=counts.get("held_by_several_clients", 0),
+        common=counts.get("sharing_a_common_instruction", 0),
+        commonest=counts.get("sharing_the_commonest", 0),
+        size=counts["examples"] - counts["duplicates"],
+    )
+    without = counts.get("clients_without_heldout", 0)
+    if without and without == len(clients):
+        said.append(
+            "nothing is held out (a client's last example is always trained on), so nothing is scored"
+        )
+    elif without:
+        own = {example.client for example in heldout}
+        named = listed([client for client in clients if client not in own], 3)
+        said.append(
+            f"{without:,} of {many(len(clients), 'client')} have nothing held out ({named}); what is scored"
+            " is the others'"
+        )
+    return said
+
+
+def _counts(division: Division, settings: RunSettings, heldout: Sequence[Example]) -> dict[str, int]:
+    """What became of the examples before they were tokenised; of `heldout` some may be dropped by now."""
+    scored = {example.client for example in heldout}
+    pooled = scored == {""}
+    return {
+        "examples": len(division.reading.examples),
+        "skipped_rows": len(division.reading.skipped),
+        "duplicates": division.held.duplicates,
+        "held_by_several_clients": division.held.copies,
+        "heldout_shared_with_training": division.held.shared,
+        "sharing_a_common_instruction": division.held.common,
+        "sharing_the_commonest": division.held.commonest,
+        "clients_without_heldout": (
+            sum(client not in scored for client in division.clients)
+            if settings.data.holdout and not pooled
+            else 0
+        ),
+        "heldout": len(heldout),
+    }
+
+
+def require_heldout(count: int, source: str) -> None:
+    """Raise DataError, before anything is trained to be compared, where no example is held out to score.
+
+    Args:
+        count: of the examples that are held out.
+    """
+    if not count:
+        raise DataError(
+            f"nothing of {source} is held out to compare on, since a client's last example is trained on; use"
+            " data in which a client has two examples"
+        )
+
+
+def whole(folder: Path) -> bool:
+    """Whether `save` finished there."""
+    return (folder / INDEX).is_file()
+
+
+def _plain(example: Example) -> dict[str, Any]:
+    return {
+        "turns": [asdict(turn) for turn in example.turns],
+        "category": example.category,
+        "client": example.client,
+        "check": example.check,
+    }
+
+
+def _example(row: Mapping[str, Any]) -> Example:
+    turns = tuple(Turn(**turn) for turn in row["turns"])
+    return Example(turns=turns, category=row["category"], client=row["client"], check=row["check"])
+
+
+def categories(prepared: Prepared) -> list[str]:
+    """The category of each held-out example."""
+    return [example.category or "all" for example in prepared.heldout_examples]
+
+
+def mean_length(prepared: Prepared) -> float:
+    """Tokens of an example, on average over all clients."""
+    tokens = sum(len(data.ids) for data in prepared.clients.values())
+    return tokens / sum(len(data) for data in prepared.clients.values())

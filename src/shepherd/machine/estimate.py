@@ -1,0 +1,104 @@
+"""What a run will take on this machine, measured by a short trial before its first round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from shepherd.algorithms import fedavg
+from shepherd.core import Broadcast
+from shepherd.data.tokens import Tokens
+from shepherd.io.progress import stage
+from shepherd.machine import memory
+from shepherd.machine.plan import Plan
+from shepherd.model.base import Base
+from shepherd.settings import TuningTable
+from shepherd.training import tune
+from shepherd.training.tune import Job, Visit
+
+TRIAL_TOKENS = 256
+LONG_S = 1.0  # after a trial of this length no larger one is made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a run will take, about."""
+
+    memory_bytes: int
+    """Of all processes together, at their largest."""
+    seconds_a_round: float
+    """Of local tuning."""
+
+
+def expected(base: Base, tuning: TuningTable, plan: Plan, sample: Tokens, round_tokens: float) -> Expected:
+    """Try the speed on the first examples of `sample`.
+
+    Args:
+        round_tokens: that the cohort of one round tunes on.
+    """
+    return Expected(
+        memory_bytes=memory_bytes(base, plan),
+        seconds_a_round=round_tokens / tokens_per_second(base, tuning, plan, sample),
+    )
+
+
+def memory_bytes(base: Base, plan: Plan) -> int:
+    """The base in each process, what a pass keeps for its backward pass, and the adapters of its clients."""
+    process = memory.PROCESS + memory.weight_bytes(base)
+    activations = plan.micro_batch_tokens * memory.bytes_per_token(base)
+    passes = activations + plan.stack_size * memory.COPIES * memory.adapter_bytes(base)
+    return process * (plan.workers + (plan.workers > 1)) + plan.workers * passes
+
+
+def tokens_per_second(base: Base, tuning: TuningTable, plan: Plan, sample: Tokens) -> float:
+    """Of tuning, in all processes: of this one with a worker's threads, times the workers.
+
+    The trials tune adapters that are thrown away.
+    """
+    threads = memory.threads()
+    memory.use_threads(max(1, threads // plan.workers))
+    try:
+        return plan.workers * _tried(base, tuning, sample, plan.micro_batch_tokens)
+    finally:
+        memory.use_threads(threads)
+
+
+def _tried(base: Base, tuning: TuningTable, sample: Tokens, most: int) -> float:
+    """Tokens a second of this process.
+
+    The first trial, of one example, starts threads and fills caches and is not counted. The others grow to a
+    whole pass of `most` tokens as long as they are short, since a small one is slower by the token.
+    """
+    with stage("measuring the speed on a few examples"):
+        _timed(base, tuning, sample, 1, most)
+        tokens = TRIAL_TOKENS
+        while True:
+            took, seconds = _timed(base, tuning, sample, min(tokens, most), most)
+            if seconds > LONG_S or tokens >= most or took == len(sample.ids):
+                return took / seconds
+            tokens *= 4
+
+
+def _timed(base: Base, tuning: TuningTable, sample: Tokens, tokens: int, most: int) -> tuple[int, float]:
+    """One optimiser step on the first examples that hold this many tokens: its tokens, and its seconds.
+
+    Args:
+        most: tokens in one forward pass.
+    """
+    count = int(np.searchsorted(np.cumsum(sample.lengths), tokens)) + 1
+    data = sample.take(np.arange(min(count, len(sample))))
+    visit = Visit(client="trial", data=data, steps=[np.arange(len(data))])
+    broadcast = Broadcast(round=0, adapter=base.zero, seed=0)
+    began = perf_counter()
+    job = Job(
+        broadcast=broadcast,
+        algorithm=fedavg.ALGORITHM,
+        visits=[visit],
+        tuning=tuning,
+        learning_rate=tuning.learning_rate,
+        micro_batch_tokens=most,
+    )
+    tune.tune(base, job)
+    return len(data.ids), perf_counter() - began

@@ -1,0 +1,270 @@
+"""The model card beside the final adapter: what it was trained on and how, and no word of any example."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from shepherd.config import PartTable
+from shepherd.data.examples import Turn
+from shepherd.data.segments import Template, styled
+from shepherd.io import paths
+from shepherd.io.atomic import write_atomic
+from shepherd.io.progress import many
+from shepherd.run.versions import versions
+from shepherd.settings import TINY, WORLD, DataTable, RunSettings, dump, published
+from shepherd.visible import shown, shown_line
+
+Row = Mapping[str, Any]
+Pair = tuple[float | None, float | None]
+Table = Sequence[Sequence[object]]
+
+
+def write(
+    folder: Path,
+    settings: RunSettings,
+    *,
+    rows: Sequence[Row],
+    answers: Mapping[str, Pair],
+    data: Mapping[str, Any],
+    clients: Mapping[str, int],
+) -> Path:
+    """Write `README.md` beside an adapter; the arguments are those of `text`.
+
+    Raises:
+        FolderError: the disk is full, or the folder cannot be written.
+    """
+    card = text(settings, rows=rows, answers=answers, data=data, clients=clients)
+    return write_atomic(folder / "README.md", card)
+
+
+def text(
+    settings: RunSettings,
+    *,
+    rows: Sequence[Row],
+    answers: Mapping[str, Pair],
+    data: Mapping[str, Any],
+    clients: Mapping[str, int],
+) -> str:
+    """The card as Markdown, with the metadata that the hub reads.
+
+    Args:
+        settings: the resolved run file.
+        rows: the run's whole log.
+        answers: the share of right answers by category, before and after; may be empty.
+        data: counts of examples by what became of them, such as `kept`, `heldout`, `cut`, `dropped`.
+        clients: how many training examples each client holds.
+    """
+    whole, settings = settings, published(settings)  # a card is for readers elsewhere
+    sections = (
+        _intro(settings, rows, clients),
+        _use(settings, _id(whole.model.base, TINY)),
+        "## Data\n\n" + _table(("", ""), _data(settings, data, clients, rows)),
+        "## Training\n\n" + _table(("", ""), _training(settings, rows)),
+        _scores(rows, answers),
+        "## Licence\n\n" + _LICENCE,
+        "## The run file\n\n```toml\n" + dump(settings).strip() + "\n```",
+        "## Versions\n\n" + _table(("library", "version"), sorted(versions().items())),
+    )
+    return shown(f"---\n{_metadata(whole).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
+
+
+_LICENCE = (
+    "The adapter holds no part of the base and no example, but it was made from both: "
+    "the licences of the base and of the training data decide what may be done with it. "
+    "An adapter can still remember what it was trained on."
+)
+
+
+def _metadata(settings: RunSettings) -> ModelCardData:
+    data = _id(settings.data.source, WORLD)
+    return ModelCardData(
+        base_model=_id(settings.model.base, TINY),
+        datasets=[data] if data else None,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["lora", "federated-learning", "instruction-tuning", settings.algorithm.name],
+    )
+
+
+def _id(name: str, embedded: str) -> str | None:
+    """The name where it is a Hugging Face id: not `embedded`, and no path (absolute once it is read)."""
+    return name if paths.is_hub_id(name) and name != embedded else None
+
+
+def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int]) -> str:
+    return (
+        f"# {Path(settings.output).name}\n\n"
+        f"A LoRA adapter of rank {settings.adapter.rank} for `{settings.model.base}`,"
+        f" instruction-tuned by {settings.algorithm.name}"
+        f" over {many(len(clients), 'client')} in {many(_rounds(rows), 'round')}."
+        " Clients sent changes of the adapter, and no example."
+    )
+
+
+def _use(settings: RunSettings, on_hub: str | None) -> str:
+    """How to ask base and adapter without this project; the embedded base is only found through it."""
+    model = settings.model
+    tiny = "from shepherd.world import base_path\n" if model.base == TINY else ""
+    base = "base_path()" if tiny else repr(model.base)
+    base += f", revision={model.revision!r}" if model.revision else ""
+    base += ", trust_remote_code=True" if model.trust_remote_code else ""
+    return f"""## Use
+
+```python
+from peft import PeftModel
+{tiny}from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+base = AutoModelForCausalLM.from_pretrained({base})
+model = PeftModel.from_pretrained(base, folder)
+
+{_asked(settings.data)}
+ends = GenerationConfig.from_pretrained(folder)
+answer = model.generate(**prompt, generation_config=ends, max_new_tokens=200)
+print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+Prompts follow the template `{settings.data.template}`; with another one the answers are worse.
+{_place(model.base, on_hub)}""".rstrip()
+
+
+def _asked(data: DataTable) -> str:
+    """The lines of Python that make a prompt as the training did."""
+    template = Template.of(data)
+    asked = template.opened([Turn(role="user", text="Name two rivers.")])
+    if data.template != "chat":
+        (prompt,) = styled(asked, data.template, 0)
+        return f'prompt = tokenizer({prompt.text!r}, return_tensors="pt")'
+    turns = [{"role": turn.role, "content": turn.text} for turn in asked]
+    given = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+    if template.options:
+        given += f", **{dict(template.options)!r}"
+    lines = [f"turns = {json.dumps(turns, ensure_ascii=False)}"]
+    if template.date:
+        lines.append(_CLOCK.format(day=template.date))
+        given = f"chat_template=clock + tokenizer.get_chat_template(), {given}"
+    return "\n".join([*lines, f"prompt = tokenizer.apply_chat_template(turns, {given})"])
+
+
+# transformers gives a template the machine's clock and takes no other
+_CLOCK = """\
+from datetime import date
+day = date.fromisoformat("{day}")  # what the chat template prints as today's
+codes = "".join(f"|replace('%{{c}}', '{{day:%{{c}}}}')" for c in ("-d", *"aAbBdDeFjmuUwWyY"))
+clock = "{{%- macro strftime_now(form) %}}{{{{ form" + codes + " }}}}{{%- endmacro %}}{{{{ '' }}}}\""""
+
+
+def _place(base: str, on_hub: str | None) -> str:
+    """What to do before others get an adapter whose base is not on the hub."""
+    if on_hub:
+        return ""
+    if base == TINY:
+        return (
+            "\nThe base is embedded in the package `shepherd-fit` and not on the hub: who loads the adapter"
+            " needs the package, since `adapter_config.json` names the base by its folder."
+        )
+    return (
+        "\n`adapter_config.json` names the base by its folder on the machine that trained it: before you"
+        " publish the adapter, write the base's public name at `base_model_name_or_path`."
+    )
+
+
+def _data(
+    settings: RunSettings, data: Mapping[str, Any], clients: Mapping[str, int], rows: Sequence[Row]
+) -> Iterator[tuple[str, str]]:
+    sizes = list(clients.values()) or [0]
+    yield "source", f"`{settings.data.source}`"
+    yield "clients", f"{len(clients)}, split by {settings.split.by}"
+    yield "training examples", f"{sum(sizes)}, from {min(sizes)} to {max(sizes)} a client"
+    yield from ((name.replace("_", " "), str(number)) for name, number in data.items() if name != "kept")
+    shares = list(rows[-1].get("coverage", {}).values()) if rows else []
+    if shares:
+        yield (
+            "coverage",
+            f"{fmean(shares):.1%} of a client's data seen on average, {min(shares):.1%} at least",
+        )
+
+
+def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    tuning = settings.tuning
+    visit = many(tuning.max_steps, "step") if tuning.max_steps else f"{tuning.epochs or 1:g} epochs"
+    yield "algorithm", settings.algorithm.name
+    yield "transforms", ", ".join(part.name for part in settings.transforms) or "none"
+    yield "rounds", str(_rounds(rows))
+    yield "cohort", _cohort(settings.selection)
+    yield "a visit", f"{visit}, {tuning.batch_size} examples a step, learning rate {tuning.learning_rate:g}"
+    yield "targets", _words(settings.adapter.targets)
+    if settings.adapter.target_parameters:
+        yield "target parameters", _words(settings.adapter.target_parameters)
+    yield (
+        "rank, alpha, dropout",
+        f"{settings.adapter.rank}, {settings.adapter.alpha:g}, {settings.adapter.dropout:g}",
+    )
+    yield "tokens trained", str(sum(row.get("tokens", {}).get("trained", 0) for row in rows))
+    yield "bytes sent down, up", f"{_total(rows, 'bytes_down')}, {_total(rows, 'bytes_up')}"
+    yield "updates missed", str(sum(len(row.get("failures", ())) for row in rows))
+    yield "seed", str(settings.seed)
+
+
+def _cohort(table: PartTable) -> str:
+    name, share = table.name.replace("_", "-"), table.own.get("share")
+    return f"{share:.0%} of the clients, {name}" if isinstance(share, float | int) else name
+
+
+def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:
+    """Held-out loss and right answers, of the base and after the last round."""
+    scored = [(row["round"], row["heldout"]) for row in rows if "heldout" in row]
+    before = _losses(scored[0][1]) if scored and scored[0][0] == 0 else {}
+    after = _losses(scored[-1][1]) if scored else {}
+    names = sorted({*after, *answers} - {"all"}) + ["all"] * ("all" in {*after, *answers})
+    if not names:
+        return ""
+    lines = [
+        (
+            _inert(name),
+            *_cells(answers.get(name, (None, None)), ".1%"),
+            *_cells((before.get(name), after.get(name)), ".4f"),
+        )
+        for name in names
+    ]
+    head = ("category", "right before", "right after", "loss before", "loss after")
+    return "## Scores on held-out examples\n\n" + _table(head, lines)
+
+
+def _losses(heldout: Mapping[str, Any]) -> dict[str, float | None]:
+    return {**heldout.get("category", {}), "all": heldout.get("loss")}
+
+
+def _cells(pair: Pair, form: str) -> list[str]:
+    return ["" if value is None else format(value, form) for value in pair]
+
+
+def _rounds(rows: Sequence[Row]) -> int:
+    return max((row["round"] for row in rows), default=0)
+
+
+def _total(rows: Sequence[Row], key: str) -> int:
+    return sum(row.get(key, 0) for row in rows)
+
+
+def _words(targets: str | tuple[str, ...]) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)
+
+
+def _inert(name: str) -> str:
+    """A name that others gave, as one line with no mark of Markdown or HTML; `_table` sees to the bars."""
+    return re.sub(r"[\\`*\[\]<>!&~$]", r"\\\g<0>", shown_line(name))
+
+
+def _table(head: Sequence[str], lines: Table | Iterator[Sequence[object]]) -> str:
+    rule = ["---"] * len(head)
+    rows = [" | ".join(str(cell).replace("|", "\\|") for cell in line) for line in (head, rule, *lines)]
+    return "\n".join(f"| {row} |" for row in rows)

@@ -1,0 +1,240 @@
+"""The server state and the run's notes <-> a folder a round.
+
+    checkpoints/
+      round-00011/
+      round-00012/
+        tensors.safetensors   every tensor, in the bits it had
+        state.json            the round, which tensor is what, and the notes
+        SHA256SUMS            of the two; `sha256sum -c` reads it
+
+A checkpoint is written beside its place under another name, forced to the disk, and only then renamed:
+after a kill or a full disk it is there whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load as tensors_from
+from safetensors.numpy import save as bytes_of
+
+from shepherd.core import Adapter, Payload, ServerState
+from shepherd.core.tree import flattened, rebuilt
+from shepherd.errors import CheckpointError, FolderError
+from shepherd.io import private
+
+FORMAT = 2
+READ = (1, 2)
+"""Formats that this version reads; the first had no server optimiser, and held what clients remember."""
+TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
+FILES = (TENSORS, STATE, SUMS)
+UNFINISHED = ".unfinished-"
+"""How the folders begin that are being written or deleted; the next save sweeps what a kill left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """All that a run needs to go on with the same bits."""
+
+    state: ServerState
+    clients: Mapping[str, Payload] = field(default_factory=dict)
+    """What each client remembered, in a checkpoint of the first format; read, and not written any more."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """JSON, with keys of text: cursors, the row of rounds.jsonl, what the run chose by measuring."""
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write `folder/round-00012`, then delete the rounds before the last `keep`; give its path.
+
+    When it returns, the checkpoint is on the disk. When it raises, the earlier ones are as they were.
+
+    Raises:
+        FolderError: the disk is full, the folder cannot be written, or that round is there already.
+    """
+    place = folder / f"round-{checkpoint.state.round:05d}"
+    with _or_say(f"checkpoint {place} cannot be written"):
+        _write(place, _contents(checkpoint))
+    with _or_say(f"checkpoints before {place} cannot be deleted"):
+        _delete_before(place, keep)
+    return place
+
+
+def adopt(unfinished: Path, place: Path, *, keep: int) -> Path:
+    """Make a checkpoint that was copied from elsewhere one of this folder's, if it is whole.
+
+    Raises:
+        CheckpointError: it is cut or changed, or another round's; nothing of it is kept.
+        FolderError: the disk is full or the folder cannot be written.
+    """
+    try:
+        _require_whole(unfinished, place)
+        with _or_say(f"checkpoint {place} cannot be written"):
+            for name in FILES:
+                with open(unfinished / name, "rb") as file:
+                    os.fsync(file.fileno())
+            unfinished.rename(place)
+            private.sync(place.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    with _or_say(f"checkpoints before {place} cannot be deleted"):
+        _delete_before(place, keep)
+    return place
+
+
+def _require_whole(unfinished: Path, place: Path) -> None:
+    try:
+        whole = f"round-{load(unfinished).state.round:05d}" == place.name
+    except Exception as error:  # sums that fit can stand over anything
+        raise CheckpointError(
+            f"the copy of {place.name} is cut or changed; resume to take another"
+        ) from error
+    if not whole:
+        raise CheckpointError(f"the copy of {place.name} holds another round; resume to take another")
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint of the last round there, or None."""
+    found = _by_round(folder)
+    return found[-1] if found else None
+
+
+def kept(folder: Path) -> dict[int, Path]:
+    """The checkpoints there by their rounds, ascending."""
+    return {int(path.name.removeprefix("round-")): path for path in _by_round(folder)}
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint that `save` wrote; every file is checked against its sum first.
+
+    Raises:
+        CheckpointError: a file is missing, cut or changed, or of another format; names it and the mend.
+    """
+    sums = _sums(path)
+    kept = _json(path, _checked(path, STATE, sums))
+    tensors = tensors_from(_checked(path, TENSORS, sums))
+    tree = rebuilt(kept["tree"], tensors)
+    state = ServerState(
+        round=kept["round"],
+        adapter=Adapter(tree["adapter"]),
+        memory={name: Payload(part) for name, part in tree["memory"].items()},
+        optimiser={name: Payload(part) for name, part in tree.get("optimiser", {}).items()},
+        transforms=tree["transforms"],
+    )
+    clients = {name: Payload(part) for name, part in tree.get("clients", {}).items()}
+    return Checkpoint(state=state, clients=clients, notes=kept["notes"])
+
+
+def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
+    state = checkpoint.state
+    tensors: dict[str, Any] = {}
+    parts = {
+        "adapter": state.adapter,
+        "memory": state.memory,
+        "optimiser": state.optimiser,
+        "transforms": state.transforms,
+    }
+    tree = flattened(parts, tensors)
+    kept = {"format": FORMAT, "round": state.round, "tree": tree, "notes": checkpoint.notes}
+    contents = {TENSORS: bytes_of(tensors), STATE: json.dumps(kept, indent=1).encode()}
+    lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
+    return {**contents, SUMS: "".join(lines).encode()}
+
+
+@contextmanager
+def _or_say(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FolderError(
+            f"{what} ({error.strerror or error}); free the disk or mend the folder, then resume"
+        ) from error
+
+
+def _write(place: Path, contents: Mapping[str, bytes]) -> None:
+    if place.exists():
+        raise FolderError(f"checkpoint {place} is there already; resume from it or delete it")
+    private.make(place.parent)
+    for left in place.parent.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left)
+    unfinished = _unfinished(place)
+    try:
+        _fill(unfinished, contents)
+        unfinished.rename(place)
+        private.sync(place.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room back
+        raise
+
+
+def _fill(unfinished: Path, contents: Mapping[str, bytes]) -> None:
+    unfinished.mkdir(mode=private.FOLDER)
+    for name, data in contents.items():
+        with open(unfinished / name, "wb", opener=private.owner_only) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    private.sync(unfinished)
+
+
+def _delete_before(place: Path, keep: int) -> None:
+    found = _by_round(place.parent)
+    for old in found[: max(0, found.index(place) + 1 - keep)]:
+        doomed = old.rename(_unfinished(old))  # a half-deleted folder must not look like a checkpoint
+        shutil.rmtree(doomed)
+
+
+def _unfinished(place: Path) -> Path:
+    return place.with_name(UNFINISHED + place.name)
+
+
+def _by_round(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if re.fullmatch(r"round-\d{5,}", path.name))
+    return sorted(found, key=lambda path: int(path.name.removeprefix("round-")))
+
+
+def _sums(path: Path) -> dict[str, str]:
+    lines = _bytes(path, SUMS).decode(errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def _checked(path: Path, name: str, sums: Mapping[str, str]) -> bytes:
+    data = _bytes(path, name)
+    if hashlib.sha256(data).hexdigest() != sums.get(name):
+        raise CheckpointError(f"{path / name} is cut or changed; {_mend(path)}")
+    return data
+
+
+def _bytes(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path / name} cannot be read ({error.strerror}); {_mend(path)}") from error
+
+
+def _json(path: Path, data: bytes) -> Any:
+    kept = json.loads(data)
+    if kept.get("format") not in READ:
+        raise CheckpointError(
+            f"{path / STATE} has format {kept.get('format')}, this version reads {FORMAT}; "
+            "resume with the version that wrote it"
+        )
+    return kept
+
+
+def _mend(path: Path) -> str:
+    others = [other for other in _by_round(path.parent) if other != path]
+    if others:
+        return f"delete {path} to go on from {others[-1].name}"
+    return "there is no other round, so start the run again in a new folder"

@@ -1,0 +1,52 @@
+"""Write a run's adapter for other programs: `shepherd export`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from shepherd import plugins
+from shepherd.config import PartTable
+from shepherd.consent import NOTHING, Consent
+from shepherd.data.template import Template, stop_ids
+from shepherd.model.exporting import EXPORTER, Exporter, Trained
+from shepherd.run import folder
+from shepherd.run.answerer import adapter_of
+from shepherd.run.loading import load_base
+from shepherd.settings import assigned
+
+
+def export(
+    path: str | Path,
+    output: str | Path,
+    to: str = "peft",
+    keys: Iterable[str] = (),
+    *,
+    round: int | None = None,
+    consent: Consent = NOTHING,
+) -> None:
+    """Write the adapter of the run in `path` to the folder `output`.
+
+    Args:
+        to: the form: a file of `shepherd/model/exporters`, or a dotted module outside.
+        keys: the form's own keys, as "key=value".
+        round: of a kept checkpoint; the final adapter, else the last checkpoint's, where none is given.
+        consent: what a person has agreed to: a module outside, code that comes with the base.
+
+    Raises:
+        FolderError: there is no run, it has no such round, or `output` is not empty.
+        SettingsError: there is no such form, or a key of it is wrong.
+        ShepherdError: the base cannot be loaded, or its adapter cannot be written so.
+    """
+    settings = folder.read_settings(path)
+    table = PartTable.model_validate({**assigned(keys), "name": to})
+    exporter: Exporter = plugins.built(EXPORTER, table, consent.plugins)
+    folder.require_free(output)
+    base = load_base(settings, consent)
+    trained = Trained(
+        base=base,
+        adapter=adapter_of(Path(path), base, round),
+        stop=stop_ids(Template.of(settings.data), base.tokenizer),
+        consent=consent,
+    )
+    exporter.write(Path(output), trained)

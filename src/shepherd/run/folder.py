@@ -1,0 +1,300 @@
+"""The run folder: taken by one process at a time, and whole after `kill -9` at any moment.
+
+runs/NAME/
+  run.toml        the run file as it was given; a folder is a run once it is there
+  plan.json       what was chosen for this machine; see `machine.plan`
+  versions.json   what the run was started with
+  rounds.jsonl    one line a finished round; round 0 is the untuned base
+  finished.json   the last round and what came of the run, once its adapter is written
+  checkpoints/    the last server states
+  adapter/        the final adapter in PEFT's layout, with its model card
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shepherd.errors import FolderError, SettingsError
+from shepherd.io import lock, private
+from shepherd.io.atomic import disk_errors, leftovers, write_atomic
+from shepherd.machine import plan as plans
+from shepherd.machine.plan import PLAN
+from shepherd.run import log
+from shepherd.run.log import LOG
+from shepherd.run.versions import VERSIONS, versions
+from shepherd.settings import RunSettings, dump, read_kept
+
+RUN_FILE, FINISHED, LOCK = "run.toml", "finished.json", ".lock"
+SILOS = "silos.json"
+"""Where a run over silos keeps which server it goes on at."""
+OWN_FILES = (VERSIONS, PLAN, SILOS, RUN_FILE, LOG, FINISHED)
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+_held: set[tuple[int, int]] = set()
+"""The lock files that this process holds, by device and inode."""
+_looked_at: set[tuple[int, ...]] = set()
+"""The run folders that this process has read and found no link in, by what `_mark` tells them apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run folder that this process holds until `close()` or its death; from `create` or `reopen`."""
+
+    path: Path
+    lock: int
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def clients(self) -> Path:
+        """What clients remember between their visits."""
+        return self.path / "clients"
+
+    def require_held(self) -> None:
+        """Raise FolderError if the folder was removed, or is another run's by now."""
+        try:
+            held = os.path.samestat(os.stat(self.path / LOCK), os.fstat(self.lock))
+        except OSError:
+            held = False
+        if not held:
+            raise FolderError(
+                f"{self.path} was removed or replaced while its run went on; put it back and resume, "
+                "or start again in a new folder"
+            )
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file of the folder atomically; see `write_atomic`."""
+        return write_atomic(self.path / name, text)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one finished round to the log; see `log.append_row`."""
+        log.append_row(self.path, row)
+
+    def reconcile(self, upto_round: int, row: Mapping[str, Any] | None = None) -> list[Row]:
+        """Make the log agree with the checkpoint of round `upto_round`; see `log.reconciled`."""
+        return log.reconciled(self.path, upto_round, row)
+
+    def close(self) -> None:
+        """Give the folder back. The lock also goes with the process, however it ends."""
+        _held.discard(_identity(self.lock))
+        os.close(self.lock)
+
+
+def create(
+    path: str | Path, settings: RunSettings, plan: str | None = None, silos: str | None = None
+) -> RunFolder:
+    """Take a new or empty folder for a run, and write the run file and the versions into it.
+
+    It is its owner's alone (mode 0700), and so is what a run writes into it: there is text of the data in it.
+
+    Args:
+        plan: what `plan.json` says. It is there before the folder is a run, so that none chooses twice.
+        silos: what `silos.json` says, of a run over silos. It is there before the folder is a run, so that
+            none is ever taken for a run of one process.
+
+    Raises:
+        FolderError: the folder holds another run or any other file, or cannot be written.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        private.make(path)
+        _require_empty(path)  # before the lock file, so that nothing is left in a folder that is not ours
+        with suppress(PermissionError):  # an empty one may have been there, on a disk that knows no modes
+            private.close(path)
+        _warn_of_others(path)
+        folder = RunFolder(path, _lock(path))
+        try:
+            _require_empty(path)  # another process may have come between
+            _sweep(path)
+            folder.write(VERSIONS, json.dumps(versions(), indent=2) + "\n")
+            if plan is not None:
+                folder.write(PLAN, plan)
+            if silos is not None:
+                folder.write(SILOS, silos)
+            folder.write(RUN_FILE, dump(settings))
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+
+def reopen(path: str | Path) -> RunFolder:
+    """Take the folder of a run that was started before.
+
+    Raises:
+        FolderError: there is no run in it, or another process holds it.
+    """
+    path = Path(path)
+    _look_for_links(path)
+    read_settings(path)
+    with disk_errors(path):
+        folder = RunFolder(path, _lock(path))
+        _sweep(path)
+        _warn_of_others(path)
+    return folder
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a run was ever started in the folder."""
+    return (Path(path) / RUN_FILE).is_file()
+
+
+def is_finished(path: str | Path) -> bool:
+    """Whether a run's last round is done and its adapter written.
+
+    Raises:
+        FolderError: there is no run in it, or its run file is damaged.
+    """
+    try:
+        done = json.loads((Path(path) / FINISHED).read_text(encoding="utf8"))["round"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    return bool(done == read_settings(path).federation.rounds)
+
+
+def is_over_silos(path: str | Path) -> bool:
+    """Whether the run in a folder goes on at a server of silos."""
+    return (Path(path) / SILOS).is_file()
+
+
+def read_settings(path: str | Path) -> RunSettings:
+    """The run file of a run folder. Takes no lock: a run may be read while it goes on.
+
+    Links are looked for when this process first reads the folder, and whenever one takes it.
+
+    Raises:
+        FolderError: there is no run in it, its run file is damaged, or a link lies in it.
+    """
+    path = Path(path)
+    if _mark(path) not in _looked_at:
+        _look_for_links(path)
+    if not is_run(path):
+        raise FolderError(f"{path} holds no run ({RUN_FILE} is missing); name the folder of a run")
+    try:
+        return read_kept(path / RUN_FILE)
+    except SettingsError as error:
+        raise FolderError(f"the run in {path} cannot be read: {error}") from error
+
+
+def planned(path: str | Path) -> RunSettings:
+    """The run file of a run folder, with everything that it leaves open as the run's plan has it.
+
+    Raises:
+        FolderError: there is no run, or its run file or its plan is damaged.
+    """
+    settings, plan = read_settings(path), plans.read(path)
+    return plan.over(settings) if plan else settings
+
+
+def _look_for_links(path: Path) -> None:
+    mark = _mark(path)
+    require_no_links(path)
+    if mark is not None:
+        _looked_at.add(mark)
+
+
+def _mark(path: Path) -> tuple[int, ...] | None:
+    """What tells a run folder from any other, also from one put in its place; None where there is none."""
+    try:
+        run, file = os.stat(path), os.lstat(path / RUN_FILE)
+    except OSError:
+        return None
+    return run.st_dev, run.st_ino, file.st_ino, file.st_ctime_ns
+
+
+def require_no_links(path: str | Path) -> None:
+    """Raise FolderError where a symbolic link lies in a run folder; the folder itself may be one.
+
+    A folder may come from anywhere, and what is written into it would land where its links point.
+    """
+    for place, folders, names in os.walk(path):
+        links = (Path(place) / name for name in (*folders, *names) if os.path.islink(f"{place}/{name}"))
+        if (link := next(links, None)) is not None:
+            raise FolderError(
+                f"{link} is a symbolic link, which no run folder may hold; remove it, or put what it points"
+                " to in its place"
+            )
+        if Path(place) == Path(path):  # wandb links its newest run, and nothing else writes in there
+            folders[:] = [name for name in folders if name != "wandb"]
+
+
+def require_free(path: str | Path) -> None:
+    """Raise FolderError unless a run may begin there: the folder is new or empty, and can be written."""
+    path = Path(path)
+    with disk_errors(path):
+        if path.exists():
+            _require_empty(path)
+        missing = [each for each in (path, *path.parents) if not each.exists()]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            private.make(path)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        finally:
+            for each in missing:
+                with suppress(OSError):  # it was not made, or somebody else writes there by now
+                    each.rmdir()
+
+
+def _require_empty(path: Path) -> None:
+    if is_run(path):
+        raise FolderError(
+            f"{path} holds another run; go on with it by `shepherd resume {path}`, "
+            "or set output to a new folder"
+        )
+    # a run that died before its run file was there has left no more than these
+    ours = {LOCK, VERSIONS, PLAN, SILOS, *(each.name for each in leftovers(path, OWN_FILES))}
+    other = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
+    if other:
+        raise FolderError(f"{path} is not empty (it holds {other[0]}); set output to a new folder")
+
+
+def _warn_of_others(path: Path) -> None:
+    if private.open_to_others(path):
+        logger.warning(
+            "others on this machine can read %s, and texts of the data with it; take that from them with:"
+            " chmod -R go= %s",
+            path, shlex.quote(str(path)),
+        )  # fmt: skip
+
+
+def _sweep(path: Path) -> None:
+    for entry in leftovers(path, OWN_FILES):
+        entry.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> int:
+    try:
+        handle = lock.acquire(path / LOCK)
+    except BlockingIOError:
+        found = os.stat(path / LOCK)
+        if (found.st_dev, found.st_ino) in _held:
+            raise FolderError(
+                f"this process holds the run in {path} already; call close() on that run first, or open"
+                " runs by `with`"
+            ) from None
+        raise FolderError(f"another process is running in {path}; wait for it or stop it") from None
+    _held.add(_identity(handle))
+    return handle
+
+
+def _identity(handle: int) -> tuple[int, int]:
+    found = os.fstat(handle)
+    return found.st_dev, found.st_ino

@@ -1,0 +1,190 @@
+"""TensorBoard, Weights & Biases or MLflow, through accelerate's trackers. The one importer of accelerate.
+
+They get numbers about rounds, never a text of the data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from statistics import fmean
+from typing import Any
+
+from shepherd.consent import NOTHING, Consent
+from shepherd.errors import SettingsError
+from shepherd.io import private
+from shepherd.io.atomic import disk_errors
+from shepherd.run.folder import RunFolder
+from shepherd.settings import RunSettings, TrackingTable
+
+IDS = "tracking.json"
+LOCAL = ("tensorboard",)
+"""Trackers that write files into the run folder and call nobody."""
+SERVICES = {
+    "wandb": "Weights & Biases, as whoever is logged in here",
+    "mlflow": "the MLflow server that MLFLOW_TRACKING_URI names, or a folder mlruns here",
+}
+_BY_CLIENT = ("coverage", "losses", "weights", "client")
+_SKIPPED = ("round", "cohort", "failures")
+
+
+@dataclass(frozen=True, slots=True)
+class Trackers:
+    """The trackers that the run file asks for, maybe none. From `start`."""
+
+    parts: tuple[Any, ...] = ()
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """File one finished round under its number."""
+        for part in self.parts:
+            part.log(flatten(row), step=row["round"])
+
+    def finish(self) -> None:
+        for part in self.parts:
+            part.finish()
+
+
+def require(table: TrackingTable, consent: Consent = NOTHING) -> None:
+    """Refuse, before anything is prepared, a tracker that is not installed or that nobody agreed to.
+
+    Raises:
+        SettingsError: a package is missing; or a run file alone asks for a tracker that calls a service.
+    """
+    _require_installed(table)
+    for name in table.trackers:
+        if name not in (*LOCAL, *consent.trackers):
+            raise SettingsError(
+                f"tracking.trackers asks to send this run's figures and settings to {SERVICES[name]}; nothing"
+                f" was sent: give --allow-tracker {name} if you want that, or leave {name} out"
+            )
+
+
+def _require_installed(table: TrackingTable) -> None:
+    for name in table.trackers:
+        if find_spec(name) is None:
+            raise SettingsError(f"tracker {name} is not installed; run pip install 'shepherd-fit[{name}]'")
+
+
+def start(settings: RunSettings, folder: RunFolder, rows: Sequence[Mapping[str, Any]] = ()) -> Trackers:
+    """Start the trackers, or go on with those of a resumed run.
+
+    Args:
+        rows: the log of a resumed run, whose last round a kill may have kept from a tracker. See `_unfiled`.
+
+    Raises:
+        SettingsError: a package is missing, or a service refuses.
+    """
+    _require_installed(settings.tracking)
+    ids = _ids(folder)
+    makers = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+    parts: dict[str, Any] = {
+        name: makers[name](settings, folder, ids, bool(rows)) for name in settings.tracking.trackers
+    }
+    for name, part in parts.items():
+        _begin(name, part, settings, rows, known=bool(rows) and name in (*LOCAL, *ids))
+    for name in ("tensorboard", "wandb"):  # what these write, they write for everybody
+        if (folder.path / name).is_dir():
+            private.close(folder.path / name)
+    if any(name not in LOCAL for name in settings.tracking.trackers):
+        folder.write(IDS, json.dumps({**ids, **_given(parts)}) + "\n")
+    return Trackers(tuple(parts.values()))
+
+
+def flatten(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row of the log as scalars by path. What is said of each client becomes mean, least and most.
+
+    >>> flatten({"round": 2, "loss": 1.5, "cohort": ["a"], "losses": {"a": 1.0, "b": 3.0}})
+    {'cohort': 1, 'failures': 0, 'loss': 1.5, 'losses/mean': 2.0, 'losses/min': 1.0, 'losses/max': 3.0}
+    """
+    counts = {name: len(row.get(name, ())) for name in ("cohort", "failures")}
+    return {**counts, **dict(_scalars(row, ()))}
+
+
+def _scalars(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping) and path[-1:] and path[-1] in _BY_CLIENT:
+        numbers = [x for x in value.values() if x is not None]
+        summary = (("mean", fmean), ("min", min), ("max", max)) if numbers else ()
+        yield from ((_path(*path, name), float(of(numbers))) for name, of in summary)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if path or key not in _SKIPPED:
+                yield from _scalars(item, (*path, str(key)))
+    elif isinstance(value, int | float):
+        yield _path(*path), value
+
+
+def _path(*parts: str) -> str:
+    return "/".join(re.sub(r"[^\w\-. ]", "_", part) for part in parts)  # MLflow takes nothing else
+
+
+def _begin(
+    name: str, part: Any, settings: RunSettings, rows: Sequence[Mapping[str, Any]], *, known: bool
+) -> None:
+    """Start one tracker; `known` is whether it had this run before, and not since a resume alone."""
+    try:
+        part.start()
+        if not known:
+            flat = dict(_settings(settings.model_dump(mode="json"), ()))
+            part.store_init_configuration(flat)
+        for row in _unfiled(name, part, rows) if known else rows:
+            Trackers((part,)).log(row)
+    except Exception as error:  # each service has errors of its own
+        raise SettingsError(
+            f"tracker {name} cannot start ({error}); log in to it, or leave it out"
+        ) from error
+
+
+def _unfiled(name: str, part: Any, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Rows of a resumed run to file: all in a file, which is begun anew; with a service, what it may lack."""
+    if name in LOCAL:
+        return rows
+    if name != "mlflow":
+        return rows[-1:]  # Weights & Biases leaves out a step that it has
+    from mlflow import MlflowClient
+
+    known = MlflowClient().get_metric_history(part.tracker.info.run_id, "cohort")  # every row has it
+    last = max((each.step for each in known), default=-1)
+    return [row for row in rows if row["round"] > last]
+
+
+def _settings(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str | float]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _settings(item, (*path, key))
+    elif value is not None:
+        yield _path(*path), value if isinstance(value, str | int | float) else json.dumps(value)
+
+
+def _tensorboard(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], again: bool) -> Any:
+    from accelerate.tracking import TensorBoardTracker
+
+    purge = {"purge_step": 0} if again else {}  # rounds that are filed again would be drawn twice without it
+    return TensorBoardTracker("tensorboard", str(folder.path), **purge)
+
+
+def _wandb(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], again: bool) -> Any:
+    from accelerate.tracking import WandBTracker
+
+    same = {"id": ids["wandb"], "resume": "must"} if "wandb" in ids else {}
+    return WandBTracker(settings.tracking.project, name=folder.path.name, dir=str(folder.path), **same)
+
+
+def _mlflow(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], again: bool) -> Any:
+    from accelerate.tracking import MLflowTracker
+
+    return MLflowTracker(settings.tracking.project, run_name=folder.path.name, run_id=ids.get("mlflow"))
+
+
+def _ids(folder: RunFolder) -> dict[str, str]:
+    """Under which ids the services know the run, from when it was started."""
+    with disk_errors(folder.path):
+        path = folder.path / IDS
+        return dict(json.loads(path.read_text(encoding="utf8"))) if path.exists() else {}
+
+
+def _given(parts: Mapping[str, Any]) -> dict[str, str]:
+    ways = {"wandb": lambda run: run.id, "mlflow": lambda run: run.info.run_id}
+    return {name: str(ways[name](part.tracker)) for name, part in parts.items() if name in ways}

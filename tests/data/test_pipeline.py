@@ -1,0 +1,452 @@
+"""From a run file to what the clients train on, and to the disk and back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from copy import deepcopy
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shepherd import plugins
+from shepherd.data import pipeline
+from shepherd.data.pipeline import Prepared
+from shepherd.data.tokens import Tokens
+from shepherd.errors import DataError, FolderError, TemplateError
+from shepherd.settings import RunSettings
+from tests import runs
+
+
+@pytest.fixture(scope="session")
+def tokenizer(llama):
+    return llama.tokenizer
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return runs.written(tmp_path / "rows.jsonl")
+
+
+def settings(source: Path | str, **tables) -> RunSettings:
+    return runs.settings(Path("tiny"), source, Path("out"), **tables)
+
+
+def same(a: Prepared, b: Prepared) -> bool:
+    def arrays(data: Tokens) -> tuple[list[int], ...]:
+        return data.ids.tolist(), data.trained.tolist(), data.offsets.tolist()
+
+    return (
+        {name: arrays(data) for name, data in a.clients.items()}
+        == {name: arrays(data) for name, data in b.clients.items()}
+        and list(a.clients) == list(b.clients)
+        and arrays(a.heldout) == arrays(b.heldout)
+        and (a.mixes, a.summary) == (b.mixes, b.summary)
+        and [e.turns for e in a.heldout_examples] == [e.turns for e in b.heldout_examples]
+        and [(e.category, e.check) for e in a.heldout_examples]
+        == [(e.category, e.check) for e in b.heldout_examples]
+    )
+
+
+def texts(tokenizer, data: Tokens) -> list[str]:
+    return [tokenizer.decode(data.example(i)[0]) for i in range(len(data))]
+
+
+# --- files
+
+
+def test_every_example_goes_to_one_client_or_is_held_out(source, tokenizer) -> None:
+    prepared = pipeline.prepare(settings(source), tokenizer)
+    assert list(prepared.clients) == [f"client-{k}" for k in range(4)]
+    assert sum(len(data) for data in prepared.clients.values()) + len(prepared.heldout) == 36
+    trained = {text for data in prepared.clients.values() for text in texts(tokenizer, data)}
+    held = set(texts(tokenizer, prepared.heldout))
+    assert len(trained) + len(held) == 36
+    assert not trained & held
+    assert len(prepared.heldout_examples) == len(prepared.heldout) == 6  # two of each category
+    for example, text in zip(prepared.heldout_examples, texts(tokenizer, prepared.heldout), strict=True):
+        assert example.instruction in text
+        assert example.response in text
+
+
+def test_mixes_and_the_summary_count_what_is_kept(source, tokenizer) -> None:
+    prepared = pipeline.prepare(settings(source), tokenizer)
+    for name, mix in prepared.mixes.items():
+        assert sum(mix.values()) == len(prepared.clients[name])
+    assert {
+        c: sum(mix.get(c, 0) for mix in prepared.mixes.values()) for c in runs.CATEGORIES
+    } == dict.fromkeys(runs.CATEGORIES, 10)
+    own = prepared.clients.values()
+    assert prepared.summary == {
+        "examples": 36,
+        "skipped_rows": 0,
+        "duplicates": 0,
+        "held_by_several_clients": 0,
+        "heldout_shared_with_training": 0,
+        "sharing_a_common_instruction": 0,
+        "sharing_the_commonest": 0,
+        "clients_without_heldout": 0,
+        "heldout": 6,
+        "kept": 30,
+        "cut": 0,
+        "dropped": 0,
+        "tokens": sum(len(data.ids) for data in own),
+        "trained_tokens": sum(int(data.trained.sum()) for data in own),
+    }
+    assert pipeline.mean_length(prepared) == prepared.summary["tokens"] / 30
+    assert sorted(pipeline.categories(prepared)) == sorted([*runs.CATEGORIES, *runs.CATEGORIES])
+
+
+def test_the_seed_decides_and_the_global_generator_does_not(source, tokenizer) -> None:
+    np.random.seed(1)  # noqa: NPY002 - the global one is the point
+    first = pipeline.prepare(settings(source), tokenizer)
+    np.random.seed(2)  # noqa: NPY002
+    assert same(pipeline.prepare(settings(source), tokenizer), first)
+    other = settings(source).model_copy(update={"seed": 1})
+    assert not same(pipeline.prepare(other, tokenizer), first)
+
+
+def test_duplicates_and_what_is_dropped_or_cut_are_counted(tmp_path, tokenizer) -> None:
+    examples = runs.rows()
+    examples[3]["context"] = " ".join(["w9"] * 60)  # cut
+    examples.append({**examples[0], "category": "qa"})
+    examples.append({**examples[0], "response": "w5"})  # another answer to the same question
+    path = runs.written(tmp_path / "rows.jsonl", examples)
+    summary = pipeline.prepare(settings(path, data={"holdout": 0.0}), tokenizer).summary
+    assert (summary["examples"], summary["duplicates"], summary["cut"], summary["kept"]) == (38, 1, 1, 37)
+
+
+def test_without_categories_there_is_one_called_all(tmp_path, tokenizer) -> None:
+    examples = [{k: v for k, v in row.items() if k != "category"} for row in runs.rows()]
+    prepared = pipeline.prepare(settings(runs.written(tmp_path / "rows.jsonl", examples)), tokenizer)
+    assert set(pipeline.categories(prepared)) == {"all"}
+    assert all(set(mix) == {"all"} for mix in prepared.mixes.values())
+
+
+def test_nothing_held_out_is_fine(source, tokenizer) -> None:
+    prepared = pipeline.prepare(settings(source, data={"holdout": 0.0}), tokenizer)
+    assert (len(prepared.heldout), prepared.heldout_examples) == (0, [])
+    assert sum(len(data) for data in prepared.clients.values()) == 36
+
+
+def natural(tmp_path: Path, sizes: list[int], holdout: float = 0.3) -> RunSettings:
+    """A data set in which client k has so many examples."""
+    clients = [k for k, size in enumerate(sizes) for _ in range(size)]
+    rows = [{**row, "who": f"c{k}"} for row, k in zip(runs.rows(len(clients)), clients, strict=True)]
+    source = runs.written(tmp_path / f"{holdout}.jsonl", rows)
+    return settings(source, split={"by": "natural", "field": "who"}, data={"holdout": holdout})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ([8, 8, 1, 1], "2 of 4 clients have nothing held out (c2 and c3)"),
+        ([8, *[1] * 6], "6 of 7 clients have nothing held out (c1, c2, c3 and 3 others)"),
+        ([1, 1, 1, 1], "nothing is held out (a client's last example is always trained on)"),
+    ],
+)
+def test_clients_with_nothing_held_out_are_said_before_training(tmp_path, tokenizer, sizes, said) -> None:
+    asked = natural(tmp_path, sizes)
+    prepared = pipeline.prepare(asked, tokenizer)
+    assert prepared.summary["clients_without_heldout"] == sizes.count(1)
+    (sentence,) = pipeline.remarks(prepared)
+    assert sentence.startswith(said)
+    assert pipeline.division_remarks(pipeline.divide(asked), asked) == [sentence]
+    pipeline.save(tmp_path / "data", prepared)
+    assert pipeline.remarks(pipeline.load(tmp_path / "data")) == [sentence]
+
+
+def test_of_clients_that_have_something_held_out_nothing_is_said(tmp_path, source, tokenizer) -> None:
+    for asked in (settings(source), natural(tmp_path, [8, 8], 0.4), natural(tmp_path, [1, 3], 0.0)):
+        assert pipeline.remarks(pipeline.prepare(asked, tokenizer)) == []
+        assert pipeline.division_remarks(pipeline.divide(asked), asked) == []
+    assert pipeline.remarks(pipeline.held_out(settings(source), "site-1", tokenizer)) == []
+
+
+def test_one_example_leaves_nothing_to_hold_out_and_that_is_said(tmp_path, tokenizer) -> None:
+    asked = settings(runs.written(tmp_path / "rows.jsonl", runs.rows(1)), split={"clients": 1})
+    assert "nothing is held out" in pipeline.remarks(pipeline.prepare(asked, tokenizer))[0]
+
+
+def test_remarks_of_an_older_folder_are_of_what_was_counted_then(tmp_path, source, tokenizer) -> None:
+    pipeline.save(tmp_path / "data", pipeline.prepare(settings(source), tokenizer))
+    index = json.loads((tmp_path / "data" / "index.json").read_text())
+    counted = ("examples", "duplicates", "heldout", "kept")
+    index["summary"] = {name: index["summary"][name] for name in counted}
+    (tmp_path / "data" / "index.json").write_text(json.dumps(index))
+    assert pipeline.remarks(pipeline.load(tmp_path / "data")) == []
+
+
+def test_a_ready_made_folder_keeps_its_clients(tmp_path, tokenizer) -> None:
+    for client, seed in (("north", 1), ("south", 2)):
+        (tmp_path / "silos").mkdir(exist_ok=True)
+        runs.written(tmp_path / "silos" / f"{client}.jsonl", runs.rows(9, seed))
+    prepared = pipeline.prepare(settings(tmp_path / "silos", split={"by": "ready-made"}), tokenizer)
+    assert set(prepared.clients) == {"north", "south"}
+    first = runs.rows(9, 1)[0]["response"]
+    assert any(first in text for text in texts(tokenizer, prepared.clients["north"])) or any(
+        first in text for text in texts(tokenizer, prepared.heldout)
+    )
+    assert not any(first in text for text in texts(tokenizer, prepared.clients["south"]))
+
+
+def test_a_client_that_keeps_no_example_is_named_with_the_reason(tmp_path, tokenizer) -> None:
+    (tmp_path / "silos").mkdir()
+    runs.written(tmp_path / "silos" / "north.jsonl", runs.rows(9))
+    long = [{**row, "response": " ".join(["w7"] * 90)} for row in runs.rows(4, 2)]
+    runs.written(tmp_path / "silos" / "south.jsonl", long)
+    table = {"holdout": 0.0, "max_tokens": 8}
+    prepared = settings(tmp_path / "silos", split={"by": "ready-made"}, data=table)
+    try:
+        kept = pipeline.prepare(prepared, tokenizer).clients
+    except DataError as error:
+        assert "client" in str(error)  # noqa: PT017 - which of the two, the template decides
+        assert "keeps no example" in str(error)  # noqa: PT017
+    else:
+        assert all(len(data) for data in kept.values())
+
+
+# --- all of it one client's
+
+
+def test_one_client_has_what_it_has_in_a_ready_made_folder(tmp_path, tokenizer) -> None:
+    (tmp_path / "silos").mkdir()
+    for client, seed in (("north", 1), ("south", 2)):
+        runs.written(tmp_path / "silos" / f"{client}.jsonl", runs.rows(12, seed))
+    nothing_held = {"holdout": 0.0}
+    together = pipeline.prepare(
+        settings(tmp_path / "silos", split={"by": "ready-made"}, data=nothing_held), tokenizer
+    )
+    for client in ("north", "south"):
+        alone = settings(tmp_path / "silos" / f"{client}.jsonl", data=nothing_held)
+        own = pipeline.one_client(alone, client, tokenizer)
+        assert list(own.clients) == [client]
+        assert texts(tokenizer, own.clients[client]) == texts(tokenizer, together.clients[client])
+        assert own.mixes[client] == together.mixes[client]
+
+
+@pytest.mark.parametrize("split", [{"by": "shards", "clients": 7}, {"by": "natural", "field": "none"}])
+def test_one_client_holds_all_that_is_not_held_out_in_order(source, tokenizer, split) -> None:
+    whole = settings(source, split=split)
+    own = pipeline.one_client(whole, "site-1", tokenizer)
+    division = pipeline.divide(settings(source))  # the same seed, of one file: the same examples held out
+    responses = [example.response for example in division.of(division.held.train.tolist())]
+    told = texts(tokenizer, own.clients["site-1"])
+    assert len(told) == len(responses) == 30
+    assert all(response in text for response, text in zip(responses, told, strict=True))
+    assert [e.response for e in own.heldout_examples] == [
+        e.response for e in division.of(division.held.heldout.tolist())
+    ]
+    assert own.mixes == {"site-1": dict.fromkeys(runs.CATEGORIES, 10)}
+    assert (own.summary["kept"], own.summary["heldout"], own.summary["examples"]) == (30, 6, 36)
+
+
+def test_one_client_counts_duplicates_and_skipped_rows(tmp_path, tokenizer) -> None:
+    rows = [*runs.rows(), runs.rows()[0], {"instruction": "w4"}]
+    table = {"holdout": 0.0, "on_bad_row": "skip"}
+    own = pipeline.one_client(
+        settings(runs.written(tmp_path / "rows.jsonl", rows), data=table), "site-1", tokenizer
+    )
+    summary = own.summary
+    assert (summary["duplicates"], summary["skipped_rows"], summary["kept"]) == (1, 1, 36)
+
+
+def test_one_client_reads_every_file_of_a_folder(tmp_path, tokenizer) -> None:
+    (tmp_path / "files").mkdir()
+    for name, seed in (("part-10", 2), ("part-9", 1)):
+        runs.written(tmp_path / "files" / f"{name}.jsonl", runs.rows(6, seed))
+    own = pipeline.one_client(settings(tmp_path / "files", data={"holdout": 0.0}), "site-1", tokenizer)
+    expected = [row["response"] for seed in (1, 2) for row in runs.rows(6, seed)]
+    found = texts(tokenizer, own.clients["site-1"])
+    assert len(found) == 12
+    assert all(response in text for response, text in zip(expected, found, strict=True))
+
+
+def test_one_client_that_keeps_no_example_is_named(tmp_path, tokenizer) -> None:
+    long = [{**row, "instruction": " ".join(["w7"] * 90)} for row in runs.rows(4)]
+    whole = settings(runs.written(tmp_path / "rows.jsonl", long), data={"holdout": 0.0, "max_tokens": 8})
+    with pytest.raises(DataError, match=r"client site-1 keeps no example \(its prompt leaves no room"):
+        pipeline.one_client(whole, "site-1", tokenizer)
+
+
+def test_one_client_is_asked_for_no_answers(tmp_path, tokenizer) -> None:
+    rows = [{**row, "check": {"foo": 1}} for row in runs.rows()]
+    whole = settings(runs.written(tmp_path / "rows.jsonl", rows), evaluation={"answers": 2})
+    assert pipeline.one_client(whole, "site-1", tokenizer).heldout_examples
+
+
+# --- the embedded world
+
+
+def test_a_check_that_is_none_is_named_where_answers_are_wanted(tmp_path, tokenizer) -> None:
+    rows = [{**row, "check": {"foo": 1}} for row in runs.rows()]
+    source = runs.written(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"line \d+: field check: it has no kind; .*answers = 0"):
+        pipeline.prepare(settings(source, evaluation={"answers": 2}), tokenizer)
+    assert pipeline.prepare(settings(source), tokenizer).heldout_examples
+
+
+def test_more_than_the_world_holds_is_said() -> None:
+    with pytest.raises(DataError, match=r"data\.limit = 100000 asks too much .* only \d+ different"):
+        pipeline.divide(settings("world", data={"limit": 100_000}))
+
+
+def test_the_worlds_examples_carry_their_checks(tokenizer) -> None:
+    table = {"limit": 6, "holdout": 0.2, "template": "plain", "max_tokens": 512}
+    prepared = pipeline.prepare(settings("world", data=table), tokenizer)
+    categories = {example.category for example in prepared.heldout_examples}
+    assert prepared.summary["examples"] == 6 * len(categories)
+    for example in prepared.heldout_examples:
+        assert example.check is not None
+        assert plugins.checker(example.check).right(example.response)
+
+
+# --- the disk
+
+
+def test_what_is_saved_comes_back_memory_mapped(source, tokenizer, tmp_path) -> None:
+    prepared = pipeline.prepare(settings(source), tokenizer)
+    folder = tmp_path / "run" / "data"
+    assert not pipeline.whole(folder)
+    pipeline.save(folder, prepared)
+    assert pipeline.whole(folder)
+    loaded = pipeline.load(folder)
+    assert same(loaded, prepared)
+    assert all(isinstance(data.ids, np.memmap) for data in loaded.clients.values())
+    pipeline.save(folder, prepared)  # a run killed on the way writes it again
+    assert same(pipeline.load(folder), prepared)
+
+
+def test_the_worlds_checks_come_back_too(tokenizer, tmp_path) -> None:
+    table = {"limit": 3, "holdout": 0.4, "max_tokens": 512}
+    prepared = pipeline.prepare(settings("world", data=table), tokenizer)
+    pipeline.save(tmp_path / "data", prepared)
+    back = pipeline.load(tmp_path / "data").heldout_examples
+    assert all(plugins.checker(example.check).right(example.response) for example in back)
+
+
+def test_odd_client_names_and_texts_survive(tmp_path, tokenizer) -> None:
+    examples = [{**row, "who": f"{'../é 🐑' if i % 2 else 'a/b'}"} for i, row in enumerate(runs.rows())]
+    examples[5]["instruction"] += " \u2028 \x85 é"
+    path = runs.written(tmp_path / "rows.jsonl", examples)
+    table = {"by": "natural", "field": "who"}
+    prepared = pipeline.prepare(settings(path, split=table, data={"holdout": 0.5}), tokenizer)
+    pipeline.save(tmp_path / "run" / "data", prepared)
+    assert same(pipeline.load(tmp_path / "run" / "data"), prepared)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["data"]
+
+
+def broken(folder: Path, damage: str) -> None:
+    match damage:
+        case "no index":
+            (folder / "index.json").unlink()
+        case "cut index":
+            (folder / "index.json").write_text('{"clients": ["client-0"')
+        case "empty index":
+            (folder / "index.json").write_text("{}")
+        case "index of another kind":
+            (folder / "index.json").write_text("[]")
+        case "no client":
+            shutil.rmtree(folder / "clients" / "0002")
+        case "cut ids":
+            path = folder / "clients" / "0001" / "ids.npy"
+            path.write_bytes(path.read_bytes()[:-8])
+        case "no held-out tokens":
+            shutil.rmtree(folder / "heldout")
+        case "cut held-out text":
+            path = folder / "heldout.jsonl"
+            path.write_text(path.read_text()[:-9])
+        case "held-out line short":
+            path = folder / "heldout.jsonl"
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+        case "held-out of another kind":
+            (folder / "heldout.jsonl").write_text(json.dumps({"turns": [{"speaker": 1}]}) + "\n")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "no index",
+        "cut index",
+        "empty index",
+        "index of another kind",
+        "no client",
+        "cut ids",
+        "no held-out tokens",
+        "cut held-out text",
+        "held-out line short",
+        "held-out of another kind",
+    ],
+)
+def test_a_damaged_folder_is_refused_with_the_runs_name(source, tokenizer, tmp_path, damage) -> None:
+    folder = tmp_path / "run" / "data"
+    pipeline.save(folder, pipeline.prepare(settings(source), tokenizer))
+    broken(folder, damage)
+    with pytest.raises(FolderError, match=f"the data of the run in {folder.parent} cannot be read"):
+        pipeline.load(folder)
+
+
+def test_a_full_disk_is_said_and_leaves_no_whole_folder(source, tokenizer, tmp_path, monkeypatch) -> None:
+    prepared = pipeline.prepare(settings(source), tokenizer)
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(FolderError, match="is full"):
+        pipeline.save(tmp_path / "data", prepared)
+    assert not pipeline.whole(tmp_path / "data")
+
+
+# --- chats that a template refuses, and the day
+
+
+REFUSING = (
+    "w{{ strftime_now('%d') }} {% for m in messages %}{% if 'w33' in m.content.split() %}"
+    "{{ raise_exception('no w33 here') }}{% endif %}{{ m.content }} {% endfor %}"
+)
+
+
+@pytest.fixture
+def chatting(tokenizer):
+    own = deepcopy(tokenizer)
+    own.chat_template = REFUSING
+    return own
+
+
+def test_a_chat_that_the_template_refuses_is_a_bad_row(tmp_path, chatting) -> None:
+    rows = [{**row, "instruction": row["instruction"].replace("w33", "w34")} for row in runs.rows()]
+    rows = [{key: value.replace("w33", "w34") for key, value in row.items()} for row in rows]
+    rows[4]["instruction"] = "w9 w33"
+    rows[7]["response"] = "w33"
+    source = runs.written(tmp_path / "rows.jsonl", rows)
+    chat = {"template": "chat", "date": "2026-11-28"}
+    with pytest.raises(
+        TemplateError, match=r'rows\.jsonl, line [58]: .* "no w33 here"; .*on_bad_row = "skip"'
+    ):
+        pipeline.prepare(settings(source, data=chat), chatting)
+    skipping = settings(source, data={**chat, "on_bad_row": "skip"})
+    for prepared in (pipeline.prepare(skipping, chatting), pipeline.one_client(skipping, "a", chatting)):
+        (sentence,) = prepared.dropped
+        assert sentence.startswith(
+            '2 dropped: the chat template refuses this chat: "no w33 here" (the first: '
+        )
+        assert sentence.endswith(("line 5)", "line 8)"))
+        trained = sum(len(data) for data in prepared.clients.values())
+        assert trained + len(prepared.heldout) == 34
+    pipeline.save(tmp_path / "data", prepared)
+    assert pipeline.load(tmp_path / "data").dropped == prepared.dropped
+
+
+def test_the_day_is_kept_where_a_template_prints_it(source, chatting, tokenizer) -> None:
+    chat = settings(source, data={"template": "chat"})
+    today = pipeline.dated(chat, chatting).data.date
+    assert date.today() - timedelta(days=1) <= date.fromisoformat(today) <= date.today()
+    given = settings(source, data={"template": "chat", "date": "2020-02-03"})
+    assert pipeline.dated(given, chatting) == given
+    plain = settings(source)
+    assert pipeline.dated(plain, tokenizer) == plain
+    chatting.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    assert pipeline.dated(chat, chatting) == chat

@@ -1,0 +1,209 @@
+"""Trackers get numbers under stable names, and a missing package is named."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shepherd.errors import SettingsError
+from shepherd.run import folder, tracking
+from shepherd.settings import RunSettings, parse
+
+ROW = {
+    "round": 3,
+    "cohort": ["a", "b"],
+    "weights": {"a": 0.75, "b": 0.25},
+    "loss": 2.5,
+    "losses": {"a": 2.0, "b": 3.0},
+    "failures": {"c": "loss is not finite"},
+    "heldout": {"loss": 2.25, "category": {"open:qa": 2.0}, "client": {"a": 1.0, "b": 4.0}},
+    "seconds": {"round": 4.5},
+    "gap": None,
+}
+
+
+def asking(*trackers: str) -> RunSettings:
+    table = {"trackers": list(trackers), "project": "sheep"}
+    return parse({"model": {"base": "tiny"}, "data": {"source": "world"}, "tracking": table})
+
+
+def test_a_row_becomes_scalars() -> None:
+    assert tracking.flatten(ROW) == {
+        "cohort": 2,
+        "failures": 1,
+        "weights/mean": 0.5,
+        "weights/min": 0.25,
+        "weights/max": 0.75,
+        "loss": 2.5,
+        "losses/mean": 2.5,
+        "losses/min": 2.0,
+        "losses/max": 3.0,
+        "heldout/loss": 2.25,
+        "heldout/category/open_qa": 2.0,
+        "heldout/client/mean": 2.5,
+        "heldout/client/min": 1.0,
+        "heldout/client/max": 4.0,
+        "seconds/round": 4.5,
+    }
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(
+        SettingsError, match=r"mlflow is not installed; run pip install 'shepherd-fit\[mlflow\]'"
+    ):
+        tracking.require(asking("mlflow").tracking)
+
+
+def test_no_tracker_writes_nothing(tmp_path: Path) -> None:
+    made = folder.create(tmp_path, asking())
+    before = sorted(p.name for p in tmp_path.iterdir())
+    trackers = tracking.start(asking(), made)
+    trackers.log(ROW)
+    trackers.finish()
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the extra [tensorboard]")
+def test_tensorboard_reads_back_each_round_once_after_a_resume(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = asking("tensorboard")
+    made = folder.create(tmp_path, settings)
+    rows = [{"round": number, "loss": 3.0 - number} for number in range(3)]
+    first = tracking.start(settings, made)
+    for row in (*rows[:2], {"round": 2, "loss": 9.0}):  # the last round came to nothing and was run again
+        first.log(row)
+    first.finish()
+    again = tracking.start(settings, made, rows)
+    again.log({"round": 3, "loss": 0.25})
+    again.finish()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(0, 3.0), (1, 2.0), (2, 1.0), (3, 0.25)]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="the extra [tensorboard]")
+def test_rounds_that_a_kill_kept_from_the_tracker_are_there_after_the_resume(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = asking("tensorboard")
+    made = folder.create(tmp_path, settings)
+    tracking.start(settings, made).log({"round": 0, "loss": 3.0})  # neither flushed nor finished
+    rows = [{"round": number, "loss": 3.0 - number} for number in range(3)]  # in the run's own log
+    tracking.start(settings, made, rows).finish()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+
+
+class FakeService:
+    """Stands in for accelerate's WandBTracker; keeps what it is told."""
+
+    said: list[Any] = []  # noqa: RUF012  (one list for all, emptied by the test)
+
+    def __init__(self, project: str, **options: Any) -> None:
+        self.said.append((project, options))
+        self.tracker = SimpleNamespace(id="run-77")
+
+    def start(self) -> None:
+        pass
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.said.append(values["tuning/batch_size"])
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.said.append((step, values["loss"]))
+
+
+def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import tracking as theirs
+
+    FakeService.said.clear()
+    monkeypatch.setattr(theirs, "WandBTracker", FakeService)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    settings = asking("wandb")
+    made = folder.create(tmp_path / "flock", settings)
+    tracking.start(settings, made).log(ROW)
+    tracking.start(settings, made, [{"round": 2, "loss": 3.0}, ROW])
+    options = {"name": "flock", "dir": str(made.path)}
+    again = {**options, "id": "run-77", "resume": "must"}
+    assert FakeService.said == [("sheep", options), 32, (3, 2.5), ("sheep", again), (3, 2.5)]
+    assert json.loads((made.path / "tracking.json").read_text()) == {"wandb": "run-77"}
+
+
+@pytest.mark.parametrize("filed", [2, 3])
+def test_mlflow_gets_what_it_lacks_and_nothing_twice(tmp_path: Path, monkeypatch, filed: int) -> None:
+    """MLflow keeps two values of one step; `filed` is the last round that it had before the kill."""
+    from accelerate import tracking as theirs
+
+    class Fake(FakeService):
+        def __init__(self, project: str, **options: Any) -> None:
+            self.tracker = SimpleNamespace(info=SimpleNamespace(run_id="run-77"))
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            said.append(step)
+
+    said: list[int] = []
+    past = SimpleNamespace(get_metric_history=lambda run, key: [SimpleNamespace(step=n) for n in said])
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=lambda: past))  # type: ignore[misc]
+    monkeypatch.setattr(theirs, "MLflowTracker", Fake)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    settings = asking("mlflow")
+    made = folder.create(tmp_path / "flock", settings)
+    FakeService.said.clear()
+    rows = [{"round": number, "loss": 3.0} for number in range(4)]
+    first = tracking.start(settings, made)
+    for row in rows[: filed + 1]:
+        first.log(row)
+    tracking.start(settings, made, rows)
+    assert said == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="the extra [mlflow]")
+@pytest.mark.parametrize("filed", [2, 3])
+def test_mlflow_itself_has_each_round_once(tmp_path: Path, monkeypatch, filed: int) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "kept").as_uri())
+    settings = asking("mlflow")
+    made = folder.create(tmp_path / "flock", settings)
+    rows = [{"round": number, "loss": 3.0 - number} for number in range(4)]
+    first = tracking.start(settings, made)
+    for row in rows[: filed + 1]:
+        first.log(row)
+    first.finish()
+    tracking.start(settings, made, rows).finish()
+    run = json.loads((made.path / "tracking.json").read_text())["mlflow"]
+    history = mlflow.MlflowClient().get_metric_history(run, "loss")
+    assert [(each.step, each.value) for each in history] == [(0, 3.0), (1, 2.0), (2, 1.0), (3, 0.0)]
+
+
+def test_a_tracker_that_a_resumed_run_did_not_have_gets_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import tracking as theirs
+
+    FakeService.said.clear()
+    monkeypatch.setattr(theirs, "WandBTracker", FakeService)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    made = folder.create(tmp_path / "flock", asking())
+    tracking.start(asking("wandb"), made, [{"round": 2, "loss": 3.0}, ROW])
+    assert FakeService.said[1:] == [32, (2, 3.0), (3, 2.5)]
+
+
+def test_a_service_that_refuses_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import tracking as theirs
+
+    def refuse(self: FakeService) -> None:
+        raise RuntimeError("no API key")
+
+    monkeypatch.setattr(theirs, "WandBTracker", FakeService)
+    monkeypatch.setattr(FakeService, "start", refuse)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    made = folder.create(tmp_path, asking("wandb"))
+    with pytest.raises(SettingsError, match=r"wandb cannot start \(no API key\); log in"):
+        tracking.start(asking("wandb"), made)
