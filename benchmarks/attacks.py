@@ -39,7 +39,7 @@ from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.settings import RunSettings, parse, plain
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.jobspec import Order, travelling
+from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
 from shepherd.silos.server.server_run import Service
 from shepherd.silos.site import site_settings as site_file
 from shepherd.silos.site.trainer import Trainer
@@ -84,7 +84,7 @@ class Site:
             version=wire.version(),
             cohort=3,
             base=digest(world.base_path()),
-            settings=travelling(settings),
+            settings=settings_for_site(settings),
             broadcast=Broadcast(round=0, adapter=adapter, seed=0),
         )
         message = wire.encode_request(replace(request, id=wire.request_id(request)))
@@ -122,7 +122,7 @@ def oracle(base: bases.Base) -> tuple[Adapter, NDArray[np.float64]]:
     seen: list[torch.Tensor] = []
     module = base.model.get_submodule(last.module)
     hook = module.register_forward_pre_hook(lambda m, a: seen.append(a[0].detach().flatten(0, -2)))
-    lora.hang(base.model, base.sites, lora.stacked([Adapter(flat)], base.device))
+    lora.bind_adapters(base.model, base.sites, lora.stacked([Adapter(flat)], base.device))
     ids = base.tokenizer("The river is long and the town is small. Name a bird.", return_tensors="pt")
     with torch.no_grad():
         base.model(input_ids=ids["input_ids"])
@@ -131,7 +131,7 @@ def oracle(base: bases.Base) -> tuple[Adapter, NDArray[np.float64]]:
     flat[last.name_a] = mean[None, :] / np.abs(seen[0].numpy() @ mean).mean()
     flat[last.name_b] = 1e10 * np.random.default_rng(0).normal(size=(last.outputs, 1))
     adapter = Adapter(flat)
-    lora.hang(base.model, base.sites, lora.stacked([adapter], base.device))
+    lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
     plan = layout.padded(1, 1, 0)
     with torch.no_grad(), layout.running(plan):
         logits = base.model(input_ids=ids["input_ids"]).logits[0].double()
@@ -276,7 +276,7 @@ def _service(
     notes: dict[str, Any] = {"positions": {}, "row": None, "base": base.fingerprint}
     state = ServerState(round=0, adapter=lora.fresh(base.sites, 1, 0))
     given = checkpoint.save(home / "given", Checkpoint(state=state, notes=notes), keep=1)
-    order = Order(
+    order = JobSpec(
         run=run,
         base=digest(world.base_path()),
         fingerprint=base.fingerprint,

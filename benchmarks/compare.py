@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
-from shepherd.compare.arms import Asked
-from shepherd.compare.comparing import compare
+from shepherd.compare.arms import CompareSpec
+from shepherd.compare.comparison import compare
 from shepherd.run.run import Run
 from shepherd.settings import RunSettings
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(options: Namespace) -> Figures:
     with TemporaryDirectory() as scratch:
         settings = _settings(options, options.output or Path(scratch) / "compare")
-        asked = Asked(
+        asked = CompareSpec(
             locals=LOCALS[options.on], match=options.match, seeds=1 if options.quick else options.seeds
         )
         took: list[float] = []

@@ -28,7 +28,7 @@ from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.data import pipeline
 from shepherd.machine import malloc, memory
 from shepherd.model import base as bases
-from shepherd.model import outline
+from shepherd.model import meta_shapes
 from shepherd.training import tune
 from shepherd.training.tune import Visit
 
@@ -63,7 +63,7 @@ def measure(options: Namespace) -> Figures:
         },
     )
     ready = pipeline.prepare(settings, bases.load_tokenizer(settings.model))
-    shapes = outline.shapes(settings.model.base, settings.adapter)
+    shapes = meta_shapes.shapes(settings.model.base, settings.adapter)
     rng = np.random.default_rng(0)
     start = {name: rng.normal(0, 0.02, shape) * (".lora_A." in name) for name, shape in shapes.items()}
     work = Work(

@@ -38,7 +38,7 @@ from shepherd.settings import RunSettings, dump
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
-from shepherd.silos.protocol.jobspec import travelling
+from shepherd.silos.protocol.jobspec import settings_for_site
 from shepherd.silos.site import released
 from shepherd.silos.site.site_settings import own, read
 
@@ -147,7 +147,7 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
     Args:
         sites: each site's name, and its site.toml.
     """
-    tables, base_folder = travelling(settings), str(world.base_path())
+    tables, base_folder = settings_for_site(settings), str(world.base_path())
     configs = {site: read(config) for site, config in sites.items()}
     owned = {site: own(config, tables, base_folder) for site, config in configs.items()}
     base = load_base(next(iter(owned.values())))

@@ -18,11 +18,11 @@ from shepherd.core import Adapter, ServerState
 from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos import loopback
-from shepherd.silos.coordinator.job_follower import Following
+from shepherd.silos.coordinator.job_follower import JobFollower
 from shepherd.silos.flare import provision
 from shepherd.silos.flare.supervise import Child, supervise
 from shepherd.silos.loopback import Loopback
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.version import version
 
 RANK = 16
@@ -44,7 +44,7 @@ def adapter(size: int) -> Adapter:
     return Adapter(tensors)
 
 
-def order(sites: Sequence[str], rounds: int, wave: int = 4) -> Order:
+def order(sites: Sequence[str], rounds: int, wave: int = 4) -> JobSpec:
     """A run in which nothing is scored, so that every request is one to train."""
     settings = {
         "output": "unused",
@@ -56,7 +56,7 @@ def order(sites: Sequence[str], rounds: int, wave: int = 4) -> Order:
         "tuning": {"max_steps": 1},
         "evaluation": {"answers": 0},
     }
-    return Order(
+    return JobSpec(
         run=secrets.token_hex(8),
         base="0" * 64,
         fingerprint="stub",
@@ -124,16 +124,16 @@ def _site(made: Loopback, site: str, stop: threading.Event) -> None:
         )
 
 
-def followed(made: Loopback, order: Order, state: Path, scratch: Path) -> Iterator[int]:
+def followed(made: Loopback, order: JobSpec, state: Path, scratch: Path) -> Iterator[int]:
     """Have the server do the order; yield the count of finished rounds as it grows."""
     said: list[str] = []
-    following = Following(
+    following = JobFollower(
         kit=made.admin,
         order=order,
         cohort=len(order.sites),
         state=lambda: state,
         scratch=scratch,
-        say=said.append,
+        echo=said.append,
     )
     for news in following.news():
         for line in [*said, *news.said]:

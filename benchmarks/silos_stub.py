@@ -25,7 +25,7 @@ from shepherd.machine import malloc
 from shepherd.silos.protocol import ipc, wire
 from shepherd.silos.protocol.wire import Joined, Request, Scores
 from shepherd.silos.site import audit
-from shepherd.silos.site.audit import Left
+from shepherd.silos.site.audit import Released
 from shepherd.silos.site.site_store import Kept, Store
 
 TIMES = "times.jsonl"
@@ -58,7 +58,7 @@ class Stub:
         request = wire.decode_request(message)
         audit.record(self.home / audit.FILE, audit.granted_to(request, datetime.now()))
         reply = self._reply(request)
-        left = Left(bytes=len(reply), tensors=_tensors(reply))
+        left = Released(bytes=len(reply), tensors=_tensors(reply))
         audit.record(self.home / audit.FILE, audit.answered(request, datetime.now(), left))
         self._note(Visit(request.kind, request.round, request.sent, came, time()))
         return reply

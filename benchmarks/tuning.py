@@ -37,7 +37,7 @@ from shepherd.data.openings import groups
 from shepherd.data.pack import pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import SettingsError
-from shepherd.evaluate.loss import spread
+from shepherd.evaluate.loss import stratified_subset
 from shepherd.model import base as bases
 from shepherd.model import lora
 from shepherd.settings import RunSettings
@@ -159,7 +159,7 @@ def _data(options: Namespace, settings: RunSettings) -> tuple[dict[str, Tokens],
                 f"client {name} has {len(data)} examples; give fewer --steps or a smaller --batch"
             )
     return chosen, ready.heldout.take(
-        spread(pipeline.categories(ready), 8 if options.quick else options.heldout)
+        stratified_subset(pipeline.categories(ready), 8 if options.quick else options.heldout)
     )
 
 

@@ -99,7 +99,7 @@ def go_through_rounds(folder: Path) -> None:
     from shepherd.run import checkpoint
     from shepherd.run.checkpoint import Checkpoint
     from shepherd.settings import parse, plain
-    from shepherd.silos.protocol.jobspec import Order
+    from shepherd.silos.protocol.jobspec import JobSpec
     from shepherd.silos.server.server_run import Service
     from shepherd.version import version
     from tests.silos.server.posts import Letters, honest
@@ -118,7 +118,7 @@ def go_through_rounds(folder: Path) -> None:
     state = rounds.start(plugins.method(settings), Adapter({name: np.ones((2, 3))}))
     notes: dict[str, Any] = {"positions": {}, "row": None, "base": "f"}
     given = checkpoint.save(folder / "given", Checkpoint(state=state, notes=notes), keep=1)
-    order = Order(
+    order = JobSpec(
         run="0" * 16,
         base="b" * 64,
         fingerprint="f",

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 import shepherd
 from shepherd.compare.arms import Asked
-from shepherd.compare.comparing import compare
+from shepherd.compare.comparison import compare
 from shepherd.consent import Consent
 from shepherd.errors import BaseError, JudgeError, PluginError, SettingsError
 from shepherd.judge.agreed import require_agreed

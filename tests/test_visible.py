@@ -103,13 +103,13 @@ SAID: list[Callable[[logging.Logger], object]] = [
     "name", ["shepherd", "shepherd.silos.server.server_run", "transformers.x", "peft", "datasets"]
 )
 def test_what_is_logged_quotes_others_so(
-    written: io.StringIO, name: str, say: Callable[[logging.Logger], object]
+    written: io.StringIO, name: str, echo: Callable[[logging.Logger], object]
 ) -> None:
     before = logging.getLogger(name).level
     logging.getLogger(name).setLevel(logging.INFO)
     passed_on = logging.getLogger("transformers").propagate
     logging.getLogger("transformers").propagate = True
-    say(logging.getLogger(name))
+    echo(logging.getLogger(name))
     logging.getLogger("transformers").propagate = passed_on
     logging.getLogger(name).setLevel(before)
     said = written.getvalue()

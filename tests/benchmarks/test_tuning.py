@@ -72,11 +72,11 @@ def test_useful_work_is_what_pytorch_counts(work: works.Work, tmp_path: Path) ->
     base = bases.load(settings.model, settings.adapter, device="cpu")
     shape = flops.shape_of(settings.model.base, settings.adapter)
     cohort = stack.build([work.start], lambda name: True, base.device)
-    lora.hang(base.model, base.sites, cohort.all)
+    lora.bind_adapters(base.model, base.sites, cohort.all)
     length, predicted = 40, 10
     plan = layout.packed([length], [layout.Segment(adapter=0, start=0, stop=length)], base.device)
     ids = torch.arange(length)
-    with FlopCounterMode(display=False) as counter, layout.running(plan), bases.attending(base, PACKED):
+    with FlopCounterMode(display=False) as counter, layout.running(plan), bases.attention_impl(base, PACKED):
         scores = bases.logits(base, bases.hidden_states(base, ids, ids)[-predicted:])
         scores.backward(torch.ones_like(scores))
     expected = flops.useful(shape, np.array([length]), predicted)

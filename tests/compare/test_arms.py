@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import pytest
 
-from shepherd.compare.arms import Asked, arms, variant
+from shepherd.compare.arms import CompareSpec, arms, variant
 from shepherd.errors import SettingsError
 
 CLIENTS = ["ann", "bob", "cay"]
 
 
-def names(asked: Asked) -> list[str]:
+def names(asked: CompareSpec) -> list[str]:
     return [arm.name for arm in arms(asked, CLIENTS)]
 
 
 def test_all_clients_tune_alone_unless_some_are_named() -> None:
-    asked = Asked(match="steps")
+    asked = CompareSpec(match="steps")
     assert names(asked) == ["base", "local-ann", "local-bob", "local-cay", "centralised", "federated"]
-    one = Asked(locals=("cay", "cay"), match="examples")
+    one = CompareSpec(locals=("cay", "cay"), match="examples")
     assert names(one) == ["base", "local-cay", "centralised", "federated"]
-    assert names(Asked(locals=(), match="steps")) == ["base", "centralised", "federated"]
+    assert names(CompareSpec(locals=(), match="steps")) == ["base", "centralised", "federated"]
 
 
 def test_how_long_arms_train_and_the_centralised_one_both_ways_by_default() -> None:
     ways = {
-        match: {arm.name: arm.match for arm in arms(Asked(locals=("ann",), match=match), CLIENTS)}  # type: ignore[arg-type]
+        match: {arm.name: arm.match for arm in arms(CompareSpec(locals=("ann",), match=match), CLIENTS)}  # type: ignore[arg-type]
         for match in ("both", "steps", "examples")
     }
-    assert Asked().match == "both"
+    assert CompareSpec().match == "both"
     names = ["base", "local-ann", "centralised", "centralised-steps", "federated"]
     assert list(ways["both"]) == names
     assert [ways["both"][name] for name in names[1:4]] == ["steps", "examples", "steps"]
@@ -36,7 +36,7 @@ def test_how_long_arms_train_and_the_centralised_one_both_ways_by_default() -> N
 
 
 def test_variants_stand_last_with_their_overrides() -> None:
-    found = arms(Asked(locals=(), variants=("ffa: algorithm.name=ffa_lora  tuning.epochs=2",)), CLIENTS)
+    found = arms(CompareSpec(locals=(), variants=("ffa: algorithm.name=ffa_lora  tuning.epochs=2",)), CLIENTS)
     assert (found[-1].name, found[-1].kind) == ("ffa", "variant")
     assert found[-1].overrides == ("algorithm.name=ffa_lora", "tuning.epochs=2")
 
@@ -44,12 +44,15 @@ def test_variants_stand_last_with_their_overrides() -> None:
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        (Asked(locals=("dan",)), "local arm 'dan' is no client of this run; its clients are ann, bob, cay"),
-        (Asked(variants=("a: algorithm.name=x", "a: algorithm.name=y")), "two arms are called 'a'"),
-        (Asked(variants=("base: algorithm.name=x",)), "two arms are called 'base'"),
+        (
+            CompareSpec(locals=("dan",)),
+            "local arm 'dan' is no client of this run; its clients are ann, bob, cay",
+        ),
+        (CompareSpec(variants=("a: algorithm.name=x", "a: algorithm.name=y")), "two arms are called 'a'"),
+        (CompareSpec(variants=("base: algorithm.name=x",)), "two arms are called 'base'"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(asked: Asked, sentence: str) -> None:
+def test_what_cannot_be_is_one_sentence(asked: CompareSpec, sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         arms(asked, CLIENTS)
 

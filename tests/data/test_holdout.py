@@ -17,7 +17,7 @@ from shepherd.data.examples import Example, Turn
 from shepherd.data.folding import folded, shows_nothing
 from shepherd.data.groups import joined, marks
 from shepherd.data.holdout import HoldOut, hold_out, hold_out_remarks
-from shepherd.evaluate.loss import spread
+from shepherd.evaluate.loss import stratified_subset
 
 
 def chat(*texts: str, system: str = "", context: str = "", category: str = "", client: str = "") -> Example:
@@ -540,7 +540,7 @@ def test_any_number_from_the_front_is_even_over_clients() -> None:
     """Ten ready-made clients with one category, as in a folder with one file a client."""
     examples = [single(1000 * c + i, client=f"client_{c}") for c in range(10) for i in range(300)]
     held = [examples[i] for i in hold_out(examples, 0.1, 0).heldout]
-    places = spread([one.category for one in held], 200)
+    places = stratified_subset([one.category for one in held], 200)
     assert set(Counter(held[i].client for i in places).values()) == {20}
     assert set(Counter(one.client for one in held[:50]).values()) == {5}
 
@@ -558,7 +558,7 @@ def test_the_order_is_even_over_categories_first_and_then_over_clients(kinds, mo
     for name, count in Counter(one.category for one in held).items():
         if there[name] < count:
             assert max(there.values(), default=0) <= there[name] + 1
-    assert sorted(spread([one.category for one in held], most)) == list(range(len(front)))
+    assert sorted(stratified_subset([one.category for one in held], most)) == list(range(len(front)))
 
 
 def test_the_order_is_not_the_files_and_goes_by_the_seed() -> None:
@@ -573,7 +573,7 @@ def test_the_order_is_not_the_files_and_goes_by_the_seed() -> None:
 def test_categories_that_are_more_than_are_scored_are_drawn_too() -> None:
     examples = [single(n, f"c{n // 10}") for n in range(4000)]
     held = [examples[i] for i in hold_out(examples, 0.1, 0).heldout]
-    scored = {int(held[i].category[1:]) for i in spread([one.category for one in held], 50)}
+    scored = {int(held[i].category[1:]) for i in stratified_subset([one.category for one in held], 50)}
     assert len(scored) == 50
     assert np.mean(list(scored)) == pytest.approx(200, abs=65)  # deviation 16
 

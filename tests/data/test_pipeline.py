@@ -13,7 +13,7 @@ import pytest
 
 from shepherd import plugins
 from shepherd.data import pipeline
-from shepherd.data.pipeline import Prepared
+from shepherd.data.pipeline import TokenisedData
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError, TemplateError
 from shepherd.settings import RunSettings
@@ -34,7 +34,7 @@ def settings(source: Path | str, **tables) -> RunSettings:
     return runs.settings(Path("tiny"), source, Path("out"), **tables)
 
 
-def same(a: Prepared, b: Prepared) -> bool:
+def same(a: TokenisedData, b: TokenisedData) -> bool:
     def arrays(data: Tokens) -> tuple[list[int], ...]:
         return data.ids.tolist(), data.trained.tolist(), data.offsets.tolist()
 
@@ -43,7 +43,7 @@ def same(a: Prepared, b: Prepared) -> bool:
         == {name: arrays(data) for name, data in b.clients.items()}
         and list(a.clients) == list(b.clients)
         and arrays(a.heldout) == arrays(b.heldout)
-        and (a.mixes, a.summary) == (b.mixes, b.summary)
+        and (a.category_counts, a.summary) == (b.category_counts, b.summary)
         and [e.turns for e in a.heldout_examples] == [e.turns for e in b.heldout_examples]
         and [(e.category, e.check) for e in a.heldout_examples]
         == [(e.category, e.check) for e in b.heldout_examples]
@@ -73,10 +73,10 @@ def test_every_example_goes_to_one_client_or_is_held_out(source, tokenizer) -> N
 
 def test_mixes_and_the_summary_count_what_is_kept(source, tokenizer) -> None:
     prepared = pipeline.prepare(settings(source), tokenizer)
-    for name, mix in prepared.mixes.items():
+    for name, mix in prepared.category_counts.items():
         assert sum(mix.values()) == len(prepared.clients[name])
     assert {
-        c: sum(mix.get(c, 0) for mix in prepared.mixes.values()) for c in runs.CATEGORIES
+        c: sum(mix.get(c, 0) for mix in prepared.category_counts.values()) for c in runs.CATEGORIES
     } == dict.fromkeys(runs.CATEGORIES, 10)
     own = prepared.clients.values()
     assert prepared.summary == {
@@ -122,7 +122,7 @@ def test_without_categories_there_is_one_called_all(tmp_path, tokenizer) -> None
     examples = [{k: v for k, v in row.items() if k != "category"} for row in runs.rows()]
     prepared = pipeline.prepare(settings(runs.written(tmp_path / "rows.jsonl", examples)), tokenizer)
     assert set(pipeline.categories(prepared)) == {"all"}
-    assert all(set(mix) == {"all"} for mix in prepared.mixes.values())
+    assert all(set(mix) == {"all"} for mix in prepared.category_counts.values())
 
 
 def test_nothing_held_out_is_fine(source, tokenizer) -> None:
@@ -224,7 +224,7 @@ def test_one_client_has_what_it_has_in_a_ready_made_folder(tmp_path, tokenizer) 
         own = pipeline.one_client(alone, client, tokenizer)
         assert list(own.clients) == [client]
         assert texts(tokenizer, own.clients[client]) == texts(tokenizer, together.clients[client])
-        assert own.mixes[client] == together.mixes[client]
+        assert own.category_counts[client] == together.category_counts[client]
 
 
 @pytest.mark.parametrize("split", [{"by": "shards", "clients": 7}, {"by": "natural", "field": "none"}])
@@ -239,7 +239,7 @@ def test_one_client_holds_all_that_is_not_held_out_in_order(source, tokenizer, s
     assert [e.response for e in own.heldout_examples] == [
         e.response for e in division.of(division.held.heldout.tolist())
     ]
-    assert own.mixes == {"site-1": dict.fromkeys(runs.CATEGORIES, 10)}
+    assert own.category_counts == {"site-1": dict.fromkeys(runs.CATEGORIES, 10)}
     assert (own.summary["kept"], own.summary["heldout"], own.summary["examples"]) == (30, 6, 36)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shepherd.compare.arms import Asked
-from shepherd.compare.comparing import compare
+from shepherd.compare.comparison import compare
 from shepherd.run.run import open_run
 from shepherd.settings import parse
 from shepherd.ui.report import write

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shepherd.evaluate.loss import spread, summarise
+from shepherd.evaluate.loss import stratified_subset, summarise
 
 
 def test_categories_clients_and_the_whole_by_hand() -> None:
@@ -35,17 +35,17 @@ def test_one_category_is_its_mean_over_tokens() -> None:
 
 def test_places_are_spread_evenly_by_hand() -> None:
     names = ["a", "a", "b", "a", "c", "b"]
-    assert spread(names, 0).tolist() == []
-    assert spread(names, 2).tolist() == [0, 2]
-    assert spread(names, 4).tolist() == [0, 1, 2, 4]
-    assert spread(names, 5).tolist() == [0, 1, 2, 4, 5]
-    assert spread(names, 99).tolist() == [0, 1, 2, 3, 4, 5]
-    assert spread([], 3).tolist() == []
+    assert stratified_subset(names, 0).tolist() == []
+    assert stratified_subset(names, 2).tolist() == [0, 2]
+    assert stratified_subset(names, 4).tolist() == [0, 1, 2, 4]
+    assert stratified_subset(names, 5).tolist() == [0, 1, 2, 4, 5]
+    assert stratified_subset(names, 99).tolist() == [0, 1, 2, 3, 4, 5]
+    assert stratified_subset([], 3).tolist() == []
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=30), st.integers(0, 40))
 def test_no_category_is_taken_twice_as_often_while_another_has_more(names: list[str], most: int) -> None:
-    places = spread(names, most).tolist()
+    places = stratified_subset(names, most).tolist()
     assert places == sorted(set(places))
     assert len(places) == min(most, len(names))
     taken = {name: sum(names[place] == name for place in places) for name in names}

@@ -44,7 +44,7 @@ def visit(client: str, steps: int) -> tune.Visit:
     return tune.Visit(client=client, data=data, steps=list(taken), seed=seed)
 
 
-def tuned(base: Base, *visits: tune.Visit, algorithm=PLAIN, **table) -> dict[str, tune.Tuned]:
+def tuned(base: Base, *visits: tune.Visit, algorithm=PLAIN, **table) -> dict[str, tune.TuningResult]:
     # a pass holds a row of each of three clients
     tuning = TuningTable.model_validate(table)
     sent = Broadcast(round=0, adapter=bases.random_adapter(base, 5), seed=0)

@@ -122,7 +122,7 @@ def tuned(
     watch: Callable[[tune.Progress], None] = lambda progress: None,
     micro_batch_tokens: int = 4096,
     **more: Any,
-) -> list[tune.Tuned]:
+) -> list[tune.TuningResult]:
     """What a job of these parts makes."""
     job = tune.Job(
         broadcast=broadcast,

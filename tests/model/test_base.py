@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM
 
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
-from shepherd.data.pipeline import Prepared, require_readable
+from shepherd.data.pipeline import TokenisedData, require_readable
 from shepherd.data.tokens import Tokens
 from shepherd.errors import BaseError, DataError
 from shepherd.model import base as loading
-from shepherd.model import lora, outline
+from shepherd.model import lora, meta_shapes
 from shepherd.model.attention import PACKED
 from shepherd.model.digest import digest
 from shepherd.settings import AdapterTable, ModelTable, TuningTable
@@ -93,7 +93,7 @@ def test_the_head_gives_the_models_own_logits(tmp_path) -> None:
 
 
 def test_the_attention_is_put_back_after_a_fault(llama) -> None:
-    with pytest.raises(BaseError, match="outside a packed pass"), loading.attending(llama, PACKED):
+    with pytest.raises(BaseError, match="outside a packed pass"), loading.attention_impl(llama, PACKED):
         llama.model(torch.ones(1, 3, dtype=torch.long))
     assert llama.model.config._attn_implementation == llama.attention
 
@@ -216,7 +216,7 @@ def longrope(kind: str = "longrope") -> hf.PretrainedConfig:
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
 def test_a_base_whose_position_scaling_switches_reads_up_to_there(kind, tmp_path) -> None:
     """From there on one long example would change how every other of the pass is read (law 1)."""
-    assert load(bases.save(longrope(kind), tmp_path)).reads == 24
+    assert load(bases.save(longrope(kind), tmp_path)).max_length == 24
 
 
 def test_a_long_example_beside_it_changes_no_score_and_one_that_would_is_refused(tmp_path) -> None:
@@ -225,8 +225,12 @@ def test_a_long_example_beside_it_changes_no_score_and_one_that_would_is_refused
     alone = score.losses(base, [base.zero], short, micro_batch=999)
     beside = score.losses(base, [base.zero], Tokens.pooled([short, long]), micro_batch=999)
     np.testing.assert_allclose(beside[:, :2], alone, rtol=1e-6)
-    prepared = Prepared(
-        clients={"ann": bases.tokens(1, [25])}, mixes={}, heldout=short, heldout_examples=[], summary={}
+    prepared = TokenisedData(
+        clients={"ann": bases.tokens(1, [25])},
+        category_counts={},
+        heldout=short,
+        heldout_examples=[],
+        summary={},
     )
     with pytest.raises(DataError, match=r"ann: .* 25 tokens and .* at most 24.*; set data\.max_tokens = 24"):
         require_readable(prepared, base)
@@ -261,15 +265,15 @@ def test_tuning_and_scoring_refuse_it_too_whoever_calls_them(tmp_path) -> None:
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])
-def test_which_scalings_go_by_the_longest_example_of_a_pass(llama, scaling, reads, nested) -> None:
+def test_which_scalings_go_by_the_longest_example_of_a_pass(llama, scaling, max_length, nested) -> None:
     rope = {**scaling, "original_max_position_embeddings": 24}
     config = SimpleNamespace(
         max_position_embeddings=64, rope_parameters={"full_attention": rope} if nested else rope
     )
     config.get_text_config = lambda: config
     base = dataclasses.replace(llama, model=SimpleNamespace(config=config))
-    assert base.reads == reads
-    assert bool(base.why_no_more) == (reads == 24)
+    assert base.max_length == max_length
+    assert bool(base.why_no_more) == (max_length == 24)
 
 
 # --- what is picked
@@ -296,8 +300,8 @@ def test_a_base_that_carries_an_adapter_is_refused_by_name(copy, llama_folder) -
     for ask in (
         lambda: load(copy),
         lambda: loading.load_tokenizer(model),
-        lambda: outline.size(model),
-        lambda: outline.shapes(str(copy), AdapterTable()),
+        lambda: meta_shapes.size(model),
+        lambda: meta_shapes.shapes(str(copy), AdapterTable()),
         lambda: digest(copy),
     ):
         with pytest.raises(BaseError, match=r"copy carries a PEFT adapter \(adapter_config\.json\)"):

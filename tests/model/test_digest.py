@@ -134,19 +134,19 @@ def test_half_a_base_is_named(tmp_path: Path, contents: Mapping[str, bytes], sen
 def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: Any) -> None:
     base = folder(tmp_path / "base", WHOLE)
     first = digest(base)
-    reads = []
+    max_length = []
     real = hashlib.file_digest
     monkeypatch.setattr(
         module.hashlib,
         "file_digest",
-        lambda file, kind: (reads.append(Path(file.name).name), real(file, kind))[1],
+        lambda file, kind: (max_length.append(Path(file.name).name), real(file, kind))[1],
     )
     assert digest(base) == digest(str(base)) == first
-    assert reads == []
+    assert max_length == []
     (base / "tokenizer.json").write_bytes(b"other")
     os.utime(base / "tokenizer.json", ns=(1, 1))
     assert digest(base) != first
-    assert reads == ["tokenizer.json"]
+    assert max_length == ["tokenizer.json"]
 
 
 def test_a_hub_id_is_looked_for_on_this_disk_only(tmp_path: Path, monkeypatch: Any) -> None:

@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from shepherd.algorithms import fedprox, ffa_lora
 from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BaseError
-from shepherd.model import files, generate, layout, lora, outline
+from shepherd.model import files, generate, layout, lora, meta_shapes
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, TuningTable
 from shepherd.training import tune
@@ -70,7 +70,7 @@ def test_two_adapters_in_one_pass_are_each_alone_in_peft(kind: str, tmp_path: Pa
     adapters, rows = [random(sites, seed) for seed in (1, 2)], [slice(0, 1), slice(1, 4)]
     ids = torch.randint(4, bases.VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(3))
     stack = lora.stacked(adapters, torch.device("cpu"))
-    lora.hang(model, sites, {name: factor.requires_grad_() for name, factor in stack.items()})
+    lora.bind_adapters(model, sites, {name: factor.requires_grad_() for name, factor in stack.items()})
     with layout.running(layout.sequences([1, 3])):
         logits = model(ids, use_cache=False).logits
     loss_of(logits).backward()
@@ -108,7 +108,7 @@ def test_a_folder_that_peft_made_is_read_strictly(tmp_path: Path) -> None:
     base = bases.load(folder, **table.model_dump(include={"rank", "alpha", "targets", "target_parameters"}))
     adapter = files.read(tmp_path / "adapter", base)
     ids = torch.arange(4, 14).unsqueeze(0)
-    lora.hang(base.model, base.sites, lora.stacked([adapter], base.device))
+    lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
     with torch.no_grad(), layout.running(layout.sequences([1])):
         ours = base.model(ids).logits
     torch.testing.assert_close(ours, theirs(ids).logits.detach(), rtol=1e-5, atol=1e-5)
@@ -222,7 +222,7 @@ def test_a_bfloat16_base_trains_float32_factors() -> None:
 
 
 def test_an_outline_agrees_with_the_loaded_base(mixtral: Base) -> None:
-    found = outline.shapes(mixtral.name, mixtral.adapter)
+    found = meta_shapes.shapes(mixtral.name, mixtral.adapter)
     assert list(found.items()) == list(mixtral.shapes.items())
     assert found["base_model.model.model.layers.0.mlp.experts.base_layer.lora_A.weight"] == (12, 32)
 

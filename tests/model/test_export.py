@@ -35,7 +35,7 @@ REFUSED = {"laguna"}  # PEFT writes the names of its shared experts otherwise
 
 def trained_logits(base: Base, adapter: Adapter) -> Tensor:
     """As the trainer computes them, one example alone."""
-    lora.hang(base.model, base.sites, lora.stacked([adapter], base.device))
+    lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
     with torch.no_grad(), layout.running(layout.sequences([1])):
         return base.model(input_ids=IDS, use_cache=False).logits
 

@@ -239,7 +239,7 @@ def test_a_bases_own_habits_do_not_make_greedy_something_else(llama, llama_folde
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused_by_name(llama: Base) -> None:
-    assert llama.reads == 64
+    assert llama.max_length == 64
     with pytest.raises(BaseError, match=r"a prompt has 64 tokens and base .* reads 64; shorten"):
         generation.generate(llama, [None], [[5] * 64], max_new_tokens=4, stop=[2])
     with pytest.raises(BaseError, match=r"prompt 2 of 3 has 70 tokens"):

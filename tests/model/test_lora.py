@@ -53,7 +53,7 @@ def test_all_linear_leaves_the_head_out_and_sites_stand_in_the_models_order() ->
     model = model_of("llama")
     sites = [site.module for site in lora.attach(model, AdapterTable())]
     assert "lm_head" not in sites
-    assert not isinstance(model.lm_head, lora.CohortLinear)
+    assert not isinstance(model.lm_head, lora.StackedLinear)
     assert sites[:2] == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
     assert len(sites) == 14
     assert [site.module for site, _ in lora.layers(model, lora_sites(model))] == sites
@@ -63,7 +63,7 @@ def lora_sites(model: nn.Module) -> list[lora.Site]:
     return [
         lora.Site(module=name, inputs=0, outputs=0)
         for name, module in model.named_modules()
-        if isinstance(module, lora.CohortLinear)
+        if isinstance(module, lora.StackedLinear)
     ]
 
 
@@ -125,7 +125,7 @@ def test_stacking_keeps_the_order_and_refuses_what_does_not_fit() -> None:
 def layer_of(*, dropout: float = 0.0, place: int = 1, inputs: int = INPUTS, rank: int = RANK, k: int = 3):
     generator = torch.Generator().manual_seed(0)
     base = nn.Linear(inputs, OUTPUTS).requires_grad_(False)
-    layer = lora.CohortLinear(base, scale=1.5, dropout=dropout, place=place)
+    layer = lora.StackedLinear(base, scale=1.5, dropout=dropout, place=place)
     layer.a = torch.randn(k, rank, inputs, generator=generator).requires_grad_()
     layer.b = torch.randn(k, OUTPUTS, rank, generator=generator).requires_grad_()
     return layer
@@ -144,7 +144,7 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(7)).requires_grad_()
 
 
-def dense(layer: lora.CohortLinear, x: Tensor, plan: layout.Layout, mask: Tensor) -> Tensor:
+def dense(layer: lora.StackedLinear, x: Tensor, plan: layout.Layout, mask: Tensor) -> Tensor:
     parts = [
         layer.base(x[s.start : s.stop])
         + layer.scale * (x * mask)[s.start : s.stop] @ layer.a[s.adapter].T @ layer.b[s.adapter].T
@@ -153,7 +153,7 @@ def dense(layer: lora.CohortLinear, x: Tensor, plan: layout.Layout, mask: Tensor
     return torch.cat(parts)
 
 
-def assert_same_values_and_gradients(layer: lora.CohortLinear, plan: layout.Layout, mask: Tensor) -> None:
+def assert_same_values_and_gradients(layer: lora.StackedLinear, plan: layout.Layout, mask: Tensor) -> None:
     x, outer = drawn(plan.places, layer.a.shape[2]), drawn(plan.places, OUTPUTS).detach()
     inputs = (x, layer.a, layer.b)
     with layout.running(plan):
@@ -212,7 +212,7 @@ def masks(plan: layout.Layout, *, p: float = 0.4, place: int = 1, width: int = I
     """What the layer's own dropout multiplies its input by, seen from outside: A and B the identity."""
     base = nn.Linear(width, width, bias=False).requires_grad_(False)
     nn.init.zeros_(base.weight)
-    layer = lora.CohortLinear(base, scale=1.0, dropout=p, place=place)
+    layer = lora.StackedLinear(base, scale=1.0, dropout=p, place=place)
     layer.a = layer.b = torch.eye(width).expand(3, width, width)
     with layout.running(plan):
         return layer(torch.ones(plan.places, width))
@@ -263,7 +263,7 @@ def test_a_rank_stabilised_conv1d_adapter_gives_pefts_logits(tmp_path) -> None:
     ids = torch.arange(4, 14).unsqueeze(0)
     untouched = plain(ids).logits
     theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()(ids).logits
-    lora.hang(base.model, base.sites, lora.stacked([adapter], base.device))
+    lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
     with torch.no_grad(), layout.running(layout.sequences([1])):
         ours = base.model(ids).logits
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-4)

@@ -196,7 +196,7 @@ def test_a_wrong_base_never_runs_packed(saved, monkeypatch, name, fault, dtype) 
         monkeypatch.setattr(attention, "_hidden", attention._hidden.__wrapped__)
     base = load(saved(name), dtype, proof=Proof())
     fault(monkeypatch)
-    found = proof.prove(base)
+    found = proof.verify_packing(base)
     assert "packed than alone (relative difference" in found.unpacked
     assert found.pads
 
@@ -242,7 +242,7 @@ def test_noise_that_the_dtype_does_not_explain_is_noticed(saved, monkeypatch) ->
 def test_real_weights_packed_wrong_are_noticed(monkeypatch, fault) -> None:
     base = load(SMOLLM2, "bfloat16", proof=Proof())
     fault(monkeypatch)
-    assert "packed than alone (relative difference" in proof.prove(base).unpacked
+    assert "packed than alone (relative difference" in proof.verify_packing(base).unpacked
 
 
 # --- neither packed nor in batches
@@ -326,7 +326,7 @@ def test_a_slice_that_cannot_generate_makes_no_base_mute(saved, monkeypatch) -> 
         return honest(probe, prompts)
 
     monkeypatch.setattr(proof, "_scores", scores)
-    assert proof.prove(base) == Proof(pads=False, batches=False)
+    assert proof.verify_packing(base) == Proof(pads=False, batches=False)
 
 
 # --- what is run

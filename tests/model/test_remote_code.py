@@ -24,7 +24,7 @@ from shepherd.consent import Consent
 from shepherd.errors import BaseError, TemplateError
 from shepherd.machine import plan
 from shepherd.model import base as bases
-from shepherd.model import files, outline, remote_code
+from shepherd.model import files, meta_shapes, remote_code
 from shepherd.run import loading
 from shepherd.settings import AdapterTable, ModelTable
 
@@ -86,8 +86,8 @@ def refusals(folder: Path) -> list[str]:
     ways: list[Callable[[], object]] = [
         lambda: bases.load(asked, AdapterTable(rank=2)),
         lambda: bases.load_tokenizer(asked),
-        lambda: outline.size(asked),
-        lambda: outline.adapter_bytes(str(folder), 2),
+        lambda: meta_shapes.size(asked),
+        lambda: meta_shapes.adapter_bytes(str(folder), 2),
     ]
     found = []
     for way in ways:

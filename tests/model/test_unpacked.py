@@ -17,7 +17,7 @@ from shepherd.model import generate
 from shepherd.model.base import Base, Proof
 from shepherd.settings import TuningTable
 from shepherd.training import score, tune
-from shepherd.training.tune import Tuned, Visit
+from shepherd.training.tune import TuningResult, Visit
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
 
@@ -50,7 +50,7 @@ def visit(name: str, seed: int) -> Visit:
     return Visit(client=name, data=data, steps=[np.array([0, 1, 4]), np.array([3, 2])], seed=seed)
 
 
-def tuned(base: Base, *visits: Visit, micro_batch: int = 32) -> list[Tuned]:
+def tuned(base: Base, *visits: Visit, micro_batch: int = 32) -> list[TuningResult]:
     broadcast = Broadcast(round=0, adapter=bases.random_adapter(base, 1), seed=0)
     how = {"learning_rate": 0.01, "micro_batch_tokens": micro_batch}
     return bases.tuned(base, broadcast, PLAIN, list(visits), TuningTable(), **how)

@@ -159,7 +159,7 @@ def test_the_adapter_loads_in_peft_with_the_same_logits(whole, llama_folder) -> 
     theirs = peft.PeftModel.from_pretrained(plain, path / "adapter").eval()(ids).logits.detach()
     base = bases.load(llama_folder, rank=2, alpha=16, dropout=0.1)
     last = checkpoint.load(checkpoint.latest(path / "checkpoints")).state.adapter
-    lora.hang(base.model, base.sites, lora.stacked([last], base.device))
+    lora.bind_adapters(base.model, base.sites, lora.stacked([last], base.device))
     with torch.no_grad(), layout.running(layout.sequences([1])):
         torch.testing.assert_close(base.model(ids).logits, theirs, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(theirs, untuned, atol=0.05)

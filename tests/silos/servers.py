@@ -15,14 +15,14 @@ from shepherd.errors import OutOfReach
 from shepherd.silos.coordinator import admin, coordinate, job_follower
 from shepherd.silos.flare.session import JobGone, JobSilent, Work
 from shepherd.silos.protocol import jobspec, wire
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.silos.server.server_run import Service
 from tests.silos.server.posts import Letters
 
 Row = dict[str, Any]
 Step = Row | Exception | Callable[["Server"], Row]
 SITES = ("a", "b")
-ORDER = Order(run="0" * 16, base="b", fingerprint="f", version="0", sites=SITES, settings={})
+ORDER = JobSpec(run="0" * 16, base="b", fingerprint="f", version="0", sites=SITES, settings={})
 DONE: Row = {"finished": True}
 GONE = JobGone("the job does not run; resume")
 SILENT = JobSilent("no answer; wait")
@@ -154,7 +154,7 @@ class Clock:
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, server: Server) -> Clock:
-    """Have `Following` talk to the script, in time of its own."""
+    """Have `JobFollower` talk to the script, in time of its own."""
     clock = Clock()
     for module in (job_follower, admin):
         monkeypatch.setattr(module, "session", lambda kit: _session(server))
@@ -175,7 +175,7 @@ class Hosted:
     running: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
     asked: list[Row] = field(default_factory=list)
-    heard: set[str] = field(default_factory=set)
+    on_reply: set[str] = field(default_factory=set)
     fetching: list[Exception | Row] = field(default_factory=list)
     """What comes in place of the next pieces of a checkpoint."""
     logins: int = 0
@@ -218,8 +218,8 @@ class Hosted:
                 raise step
             return {"state": step}
         answer = self.served[job].told(asked)
-        told = bool(answer["rows"] or answer["outcome"] or asked.get("state") or job not in self.heard)
-        self.heard.add(job)
+        told = bool(answer["rows"] or answer["outcome"] or asked.get("state") or job not in self.on_reply)
+        self.on_reply.add(job)
         if job not in self.running or not told:
             self.running.discard(job)  # it died
             raise GONE

@@ -16,7 +16,7 @@ from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos.flare import job as jobs
 from shepherd.silos.flare.session import Session, session
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.version import version
 from tests.silos import scene as scenes
 from tests.silos.scene import Scene, until
@@ -96,7 +96,7 @@ def flares_class_at_site(scene: Scene, tries: int) -> Tried:
 
 def _job(scene: Scene) -> Path:
     """A job like the coordinator's, for site-2."""
-    order = Order(
+    order = JobSpec(
         run=secrets.token_hex(8),
         base=digest(world.base_path()),
         fingerprint="none",

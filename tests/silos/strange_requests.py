@@ -16,7 +16,7 @@ from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.protocol import ipc, wire
-from shepherd.silos.protocol.jobspec import travelling
+from shepherd.silos.protocol.jobspec import settings_for_site
 from shepherd.silos.protocol.wire import Request
 from shepherd.silos.site import audit
 from tests.silos import scene as scenes
@@ -135,7 +135,7 @@ def _request(scene: Scene, seed: int = 0) -> Request:
         version=wire.version(),
         cohort=3,
         base=digest(world.base_path()),
-        settings=travelling(settings),
+        settings=settings_for_site(settings),
         broadcast=sent,
     )
     return _named(asked)

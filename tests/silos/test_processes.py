@@ -67,11 +67,11 @@ def running(keep: Keep) -> Iterator[Running]:
 
 def the_server(federation: Path) -> Keep:
     kit = server.kit_in(federation)
-    return lambda say, stop: server.keep(kit, say, stop)
+    return lambda echo, stop: server.keep(kit, echo, stop)
 
 
 def a_site(kit: Kit) -> Keep:
-    return lambda say, stop: site.keep(kit, [site._flare(kit)], say, stop)
+    return lambda echo, stop: site.keep(kit, [site._flare(kit)], echo, stop)
 
 
 def until(true: Callable[[], object], seconds: float = 40.0) -> None:

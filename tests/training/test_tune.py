@@ -39,7 +39,7 @@ def broadcast(base: Base, round: int = 0) -> Broadcast:
 
 def tuned(
     base: Base, *visits: tune.Visit, algorithm=PLAIN, rate: float = RATE, micro_batch_tokens=4096, **table
-) -> list[tune.Tuned]:
+) -> list[tune.TuningResult]:
     how = {"learning_rate": rate, "micro_batch_tokens": micro_batch_tokens}
     return bases.tuned(base, broadcast(base), algorithm, visits, TuningTable.model_validate(table), **how)
 

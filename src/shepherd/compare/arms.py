@@ -36,7 +36,7 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class CompareSpec:
     """What is to be compared.
 
     locals: clients that also tune alone; None is all of them. variants: "name: key=value ..." each.
@@ -51,7 +51,7 @@ class Asked:
     seeds: int = 1
 
 
-def arms(asked: Asked, clients: Sequence[str]) -> tuple[Arm, ...]:
+def arms(asked: CompareSpec, clients: Sequence[str]) -> tuple[Arm, ...]:
     """The arms that are asked for, of a run with these clients.
 
     Raises:

@@ -12,7 +12,7 @@ from shepherd.compare.folders import read_json, write_json
 from shepherd.config import PartTable
 from shepherd.core import Adapter
 from shepherd.data.examples import Example
-from shepherd.data.pipeline import Prepared, categories
+from shepherd.data.pipeline import TokenisedData, categories
 from shepherd.data.tokens import Tokens
 from shepherd.evaluate import loss
 from shepherd.evaluate.metric import TEXT, Metric
@@ -37,18 +37,18 @@ class Questions:
     answers: tuple[int, ...]
 
 
-def questions(base: Base, settings: RunSettings, prepared: Prepared) -> Questions:
+def questions(base: Base, settings: RunSettings, prepared: TokenisedData) -> Questions:
     """As many as `evaluation` says, evenly over the categories; no prompt that leaves no room to answer."""
     named = categories(prepared)
     most = settings.evaluation
     room = [
         i
         for i in range(len(named))
-        if base.reads is None or len(_prompt(base, settings, prepared, i)) < base.reads
+        if base.max_length is None or len(_prompt(base, settings, prepared, i)) < base.max_length
     ]
-    asked = loss.spread([named[i] for i in room], most.answers)
+    asked = loss.stratified_subset([named[i] for i in room], most.answers)
     return Questions(
-        losses=tuple(loss.spread(named, most.examples).tolist()),
+        losses=tuple(loss.stratified_subset(named, most.examples).tolist()),
         answers=tuple(room[i] for i in asked.tolist()),
     )
 
@@ -68,7 +68,7 @@ def score_arms(
     base: Base,
     settings: RunSettings,
     plan: Plan,
-    prepared: Prepared,
+    prepared: TokenisedData,
     asked: Questions,
     adapters: Mapping[str, Callable[[], Adapter | None]],
     files: Mapping[str, Path],
@@ -117,7 +117,7 @@ def _scored(path: Path, wanted: Mapping[str, Any]) -> bool:
     return found is not None and found.get("questions") == wanted
 
 
-def _sheet(base: Base, settings: RunSettings, plan: Plan, prepared: Prepared, asked: Questions) -> Sheet:
+def _sheet(base: Base, settings: RunSettings, plan: Plan, prepared: TokenisedData, asked: Questions) -> Sheet:
     return Sheet(
         examples=prepared.heldout.take(asked.losses),
         prompts=[_prompt(base, settings, prepared, i) for i in asked.answers],
@@ -138,7 +138,7 @@ def score_one(base: Base, work: tuple[Sheet, Adapter | None]) -> tuple[list[floa
     return sums, [each.text for each in found]
 
 
-def _prompt(base: Base, settings: RunSettings, prepared: Prepared, place: int) -> list[int]:
+def _prompt(base: Base, settings: RunSettings, prepared: TokenisedData, place: int) -> list[int]:
     return prompt_ids(base, settings.data, prepared.heldout_examples[place].turns[:-1])
 
 

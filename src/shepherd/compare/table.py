@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shepherd.compare.arms import BY_STEPS, CENTRALISED, FEDERATED, Arm
 from shepherd.compare.scoring import Questions
-from shepherd.data.pipeline import Prepared, categories
+from shepherd.data.pipeline import TokenisedData, categories
 from shepherd.evaluate import loss
 from shepherd.evaluate.against import Against, against, summary
 from shepherd.evaluate.draws import Draws, draws
@@ -40,7 +40,7 @@ class Measured:
 
 
 def measured(
-    scores: Scores, asked: Questions, prepared: Prepared, seeds: int, metrics: Sequence[Metric]
+    scores: Scores, asked: Questions, prepared: TokenisedData, seeds: int, metrics: Sequence[Metric]
 ) -> list[Measured]:
     """Every measure that all the arms have."""
     named = categories(prepared)
@@ -86,7 +86,7 @@ def arm_row(
     measures: Sequence[Measured],
     scores: Sequence[Mapping[str, Any]],
     asked: Questions,
-    prepared: Prepared,
+    prepared: TokenisedData,
     trained: Mapping[str, Any] | None,
 ) -> Row:
     """One arm as it stands in comparison.json."""
@@ -120,23 +120,29 @@ def _by_category(each: Measured, arm: str) -> Row:
     return found
 
 
-def _by_client(scores: Sequence[Mapping[str, Any]], asked: Questions, prepared: Prepared) -> dict[str, float]:
+def _by_client(
+    scores: Sequence[Mapping[str, Any]], asked: Questions, prepared: TokenisedData
+) -> dict[str, float]:
     """Loss on data like each client's, the mean over the seeds."""
     if not asked.losses:
         return {}
     named = categories(prepared)
     counts = predictions(prepared.heldout)[list(asked.losses)]
     summed = _losses(scores).mean(axis=0)
-    found = loss.summarise(summed, counts, [named[i] for i in asked.losses], prepared.mixes)
+    found = loss.summarise(summed, counts, [named[i] for i in asked.losses], prepared.category_counts)
     return dict(found.client)
 
 
-def _categories(arm: Arm, prepared: Prepared) -> dict[str, int]:
+def _categories(arm: Arm, prepared: TokenisedData) -> dict[str, int]:
     if arm.kind == "base":
         return {}
-    mixes = [prepared.mixes[arm.client]] if arm.client is not None else list(prepared.mixes.values())
+    category_counts = (
+        [prepared.category_counts[arm.client]]
+        if arm.client is not None
+        else list(prepared.category_counts.values())
+    )
     total: dict[str, int] = {}
-    for mix in mixes:
+    for mix in category_counts:
         for category, count in mix.items():
             total[category] = total.get(category, 0) + count
     return dict(sorted(total.items()))
@@ -191,10 +197,10 @@ def sentences(rows: Sequence[Against]) -> list[str]:
     return list(dict.fromkeys(said))
 
 
-def samples(scores: Scores, asked: Questions, prepared: Prepared) -> list[Row]:
+def samples(scores: Scores, asked: Questions, prepared: TokenisedData) -> list[Row]:
     """Answers of all the arms side by side, of the first seed: to a few questions of each category."""
     named = categories(prepared)
-    places = loss.spread([named[i] for i in asked.answers], SAMPLES * len(set(named)))
+    places = loss.stratified_subset([named[i] for i in asked.answers], SAMPLES * len(set(named)))
     found = []
     for place in places.tolist():
         example = prepared.heldout_examples[asked.answers[place]]

@@ -21,7 +21,7 @@ from shepherd.compare.arms import WAYS, Arm, Way
 from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, Failure, chain, not_finite, seed_for
-from shepherd.data.pipeline import Prepared
+from shepherd.data.pipeline import TokenisedData
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
 from shepherd.federation.clients import LocalClients
@@ -72,7 +72,7 @@ def totals(path: Path) -> Totals:
 
 
 def train_run(
-    settings: RunSettings, train: Train, prepared: Prepared | None = None, consent: Consent = NOTHING
+    settings: RunSettings, train: Train, prepared: TokenisedData | None = None, consent: Consent = NOTHING
 ) -> None:
     """Train the run in `settings.output`, go on with it, or find it finished.
 
@@ -92,7 +92,7 @@ def train_run(
         train(lambda: resume(path, consent))
 
 
-def _begun(settings: RunSettings, prepared: Prepared | None, consent: Consent) -> Run:
+def _begun(settings: RunSettings, prepared: TokenisedData | None, consent: Consent) -> Run:
     run = open_run(settings, prepared, consent)
     if not len(run.prepared.heldout):
         run.close()
@@ -141,11 +141,11 @@ def _differing(wanted: Any, found: Any, key: str = "") -> list[tuple[str, Any, A
     return [] if left_open or wanted == found else [(key, wanted, found)]
 
 
-def train_apart(
+def train_references(
     base: Base,
     settings: RunSettings,
     plan: Plan,
-    prepared: Prepared,
+    prepared: TokenisedData,
     arms: Sequence[Arm],
     run: Path,
     number: int,
@@ -266,7 +266,7 @@ def _require_finite(arm: str, adapter: Adapter, loss: float) -> None:
         )
 
 
-def _data(arm: Arm, prepared: Prepared) -> Tokens:
+def _data(arm: Arm, prepared: TokenisedData) -> Tokens:
     if arm.client is not None:
         return prepared.clients[arm.client]
     return Tokens.pooled(list(prepared.clients.values()))

@@ -42,7 +42,7 @@ INDEX, HELDOUT = "index.json", "heldout.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Division:
+class Partition:
     """Examples and who gets which: `clients` maps a name to indices, `held` is what nobody trains on."""
 
     reading: Reading
@@ -59,11 +59,11 @@ class Division:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Prepared:
+class TokenisedData:
     """What a run trains and scores on."""
 
     clients: Mapping[str, Tokens]
-    mixes: Mapping[str, Mapping[str, int]]
+    category_counts: Mapping[str, Mapping[str, int]]
     """For each client, how many examples of each category it trains on."""
     heldout: Tokens
     heldout_examples: Sequence[Example]
@@ -79,7 +79,7 @@ class Prepared:
         return f"<Prepared: {clients}, {kept:,} examples, {len(self.heldout):,} held out>"
 
 
-def divide(settings: RunSettings, allowed: Collection[str] = ()) -> Division:
+def divide(settings: RunSettings, allowed: Collection[str] = ()) -> Partition:
     """Read the examples, hold some out, and give the rest to clients.
 
     Args:
@@ -97,7 +97,7 @@ def divide(settings: RunSettings, allowed: Collection[str] = ()) -> Division:
     training = [reading.examples[i] for i in held.train]
     shares = split(training, chosen, seed)
     clients = {name: held.train[places].tolist() for name, places in shares.items()}
-    return Division(reading=reading, held=held, clients=clients)
+    return Partition(reading=reading, held=held, clients=clients)
 
 
 def examples(settings: RunSettings, split_rule: Split) -> Reading:
@@ -112,7 +112,7 @@ def examples(settings: RunSettings, split_rule: Split) -> Reading:
     return from_rows(rows, settings.data, split_rule, WORLD)
 
 
-def prepare(settings: RunSettings, tokenizer: Any, allowed: Collection[str] = ()) -> Prepared:
+def prepare(settings: RunSettings, tokenizer: Any, allowed: Collection[str] = ()) -> TokenisedData:
     """Divide and tokenise; `allowed` as for `divide`.
 
     Raises:
@@ -137,7 +137,7 @@ def dated(settings: RunSettings, tokenizer: Any) -> RunSettings:
     return settings.model_copy(update={"data": data})
 
 
-def one_client(settings: RunSettings, name: str, tokenizer: Any) -> Prepared:
+def one_client(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedData:
     """As `prepare`, but all the examples of the source that are not held out are the client `name`'s.
 
     What a client of a ready-made folder trains on is the same here, given its file as the source, where
@@ -150,7 +150,7 @@ def one_client(settings: RunSettings, name: str, tokenizer: Any) -> Prepared:
     return _prepared(alone(settings, name), settings, tokenizer)
 
 
-def held_out(settings: RunSettings, name: str, tokenizer: Any) -> Prepared:
+def held_out(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedData:
     """Of `one_client`, only what is held out.
 
     Raises:
@@ -159,7 +159,7 @@ def held_out(settings: RunSettings, name: str, tokenizer: Any) -> Prepared:
     return _prepared(replace(alone(settings, name), clients={}), settings, tokenizer)
 
 
-def alone(settings: RunSettings, name: str) -> Division:
+def alone(settings: RunSettings, name: str) -> Partition:
     """The examples of `data.source` as the one client `name`'s, in the order that they were read.
 
     Raises:
@@ -168,19 +168,19 @@ def alone(settings: RunSettings, name: str) -> Division:
     reading = examples(settings, rule(SplitTable()))
     own = tuple(replace(example, client=name) for example in reading.examples)
     held = hold_out(own, settings.data.holdout, seed_for(settings.data_seed, "data"))
-    return Division(
+    return Partition(
         reading=Reading(examples=own, skipped=reading.skipped), held=held, clients={name: held.train.tolist()}
     )
 
 
-def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prepared:
-    clients, mixes, counts = {}, {}, list[Counts]()
+def _prepared(division: Partition, settings: RunSettings, tokenizer: Any) -> TokenisedData:
+    clients, category_counts, counts = {}, {}, list[Counts]()
     total = sum(map(len, division.clients.values()))
     with stage(f"tokenising the examples of {len(division.clients)} clients", total) as now:
         for name, indices in division.clients.items():
             own = division.of(indices)
             clients[name], kept, count = _tokenised(own, settings, tokenizer)
-            mixes[name] = dict(Counter(own[i].category or "all" for i in kept))
+            category_counts[name] = dict(Counter(own[i].category or "all" for i in kept))
             counts.append(count)
             if not len(kept):
                 reason = next(iter(count.dropped), "it had none")
@@ -191,9 +191,9 @@ def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prep
     held = division.of(division.held.heldout.tolist())
     with stage(f"tokenising {len(held):,} held-out examples"):
         heldout, kept, count = _tokenised(held, settings, tokenizer)
-    return Prepared(
+    return TokenisedData(
         clients=clients,
-        mixes=mixes,
+        category_counts=category_counts,
         heldout=heldout,
         heldout_examples=[held[i] for i in kept],
         summary={
@@ -216,7 +216,7 @@ def _dropped(counts: Sequence[Counts]) -> Iterator[str]:
         yield f"{number} dropped: {reason}" + (f" (the first: {first})" if first else "")
 
 
-def require_readable(prepared: Prepared, base: Base) -> None:
+def require_readable(prepared: TokenisedData, base: Base) -> None:
     """Raise DataError where an example holds a token, or a place, that the base has no embedding for."""
     known = len(base.model.get_input_embeddings().weight)
     for name, data in {**prepared.clients, "the held-out examples": prepared.heldout}.items():
@@ -254,7 +254,7 @@ def _tokenised(
     return data, kept.tolist(), counts
 
 
-def save(folder: Path, prepared: Prepared) -> None:
+def save(folder: Path, prepared: TokenisedData) -> None:
     """Write a run's data; `index.json` comes last, so that half a folder is never taken for a whole one.
 
     Raises:
@@ -269,14 +269,14 @@ def save(folder: Path, prepared: Prepared) -> None:
     write_atomic(folder / HELDOUT, "".join(lines))
     index = {
         "clients": list(prepared.clients),
-        "mixes": prepared.mixes,
+        "mixes": prepared.category_counts,
         "summary": prepared.summary,
         "dropped": list(prepared.dropped),
     }
     write_atomic(folder / INDEX, json.dumps(index, indent=1))
 
 
-def load(folder: Path) -> Prepared:
+def load(folder: Path) -> TokenisedData:
     """Read back what `save` wrote; the tokens are memory-mapped.
 
     Raises:
@@ -290,9 +290,9 @@ def load(folder: Path) -> Prepared:
         heldout = stored.load(folder / "heldout")
         if len(lines) != len(heldout):
             raise DataError(f"{HELDOUT} has {len(lines)} examples and their tokens {len(heldout)}")
-        return Prepared(
+        return TokenisedData(
             clients=clients,
-            mixes=index["mixes"],
+            category_counts=index["mixes"],
             heldout=heldout,
             heldout_examples=[_example(json.loads(line)) for line in lines],
             summary=index["summary"],
@@ -305,12 +305,12 @@ def load(folder: Path) -> Prepared:
         ) from error
 
 
-def remarks(prepared: Prepared) -> list[str]:
+def remarks(prepared: TokenisedData) -> list[str]:
     """What is to be said of what was held out, if anything."""
     return _remarks(prepared.summary, list(prepared.clients), prepared.heldout_examples)
 
 
-def division_remarks(division: Division, settings: RunSettings) -> list[str]:
+def division_remarks(division: Partition, settings: RunSettings) -> list[str]:
     """The same, before anything is tokenised."""
     held = division.of(division.held.heldout.tolist())
     return _remarks(_counts(division, settings, held), list(division.clients), held)
@@ -339,7 +339,7 @@ def _remarks(counts: Mapping[str, int], clients: Sequence[str], heldout: Sequenc
     return said
 
 
-def _counts(division: Division, settings: RunSettings, heldout: Sequence[Example]) -> dict[str, int]:
+def _counts(division: Partition, settings: RunSettings, heldout: Sequence[Example]) -> dict[str, int]:
     """What became of the examples before they were tokenised; of `heldout` some may be dropped by now."""
     scored = {example.client for example in heldout}
     pooled = scored == {""}
@@ -392,12 +392,12 @@ def _example(row: Mapping[str, Any]) -> Example:
     return Example(turns=turns, category=row["category"], client=row["client"], check=row["check"])
 
 
-def categories(prepared: Prepared) -> list[str]:
+def categories(prepared: TokenisedData) -> list[str]:
     """The category of each held-out example."""
     return [example.category or "all" for example in prepared.heldout_examples]
 
 
-def mean_length(prepared: Prepared) -> float:
+def mean_length(prepared: TokenisedData) -> float:
     """Tokens of an example, on average over all clients."""
     tokens = sum(len(data.ids) for data in prepared.clients.values())
     return tokens / sum(len(data) for data in prepared.clients.values())

@@ -58,13 +58,13 @@ def _mixed(losses: Mapping[str, float], mix: Mapping[str, int]) -> float:
     return sum(losses[c] * n for c, n in known.items()) / total if total else float("nan")
 
 
-def spread(categories: Sequence[str], most: int) -> NDArray[np.int64]:
+def stratified_subset(categories: Sequence[str], most: int) -> NDArray[np.int64]:
     """At most `most` places, evenly over the categories, the first of each.
 
     Held-out examples stand in the order of a draw (`data.holdout.HoldOut`), so the first are a fair sample of
     them, evenly over clients too; others are to be shuffled before.
 
-    >>> spread(["a", "a", "a", "b"], 3).tolist()
+    >>> stratified_subset(["a", "a", "a", "b"], 3).tolist()
     [0, 1, 3]
     """
     places: dict[str, list[int]] = {}

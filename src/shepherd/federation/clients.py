@@ -32,7 +32,7 @@ from shepherd.errors import DataError
 from shepherd.settings import FederationTable, TuningTable
 from shepherd.training import stack, tune
 from shepherd.training.local import USUAL, LocalTraining
-from shepherd.training.tune import Job, Tuned, Visit
+from shepherd.training.tune import Job, TuningResult, Visit
 
 
 class Batches(NamedTuple):
@@ -134,7 +134,7 @@ class LocalClients:
         """Learning rate of a round, counted from 0, before the schedule within the visit."""
         return stack.round_rate(self.tuning, round, self.federation.rounds)
 
-    def update(self, broadcast: Broadcast, tuned: Tuned) -> Update:
+    def update(self, broadcast: Broadcast, tuned: TuningResult) -> Update:
         """What a client sends of what its visit made."""
         update = Update(
             round=broadcast.round,

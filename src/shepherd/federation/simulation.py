@@ -14,7 +14,7 @@ from shepherd.federation.clients import LocalClients
 from shepherd.io.progress import Progress, stage
 from shepherd.machine.executors import Executor
 from shepherd.training import tune
-from shepherd.training.tune import Job, Tuned, Visit
+from shepherd.training.tune import Job, TuningResult, Visit
 
 
 @dataclass(slots=True)
@@ -133,7 +133,7 @@ class Simulation:
         return self.store.get(client, kept) if kept else Payload()
 
     def _answers(
-        self, broadcast: Broadcast, group: _Group, tuned: Sequence[Tuned]
+        self, broadcast: Broadcast, group: _Group, tuned: Sequence[TuningResult]
     ) -> Iterator[Update | Failure]:
         self.draft.positions.update(group.positions)
         results = {result.client: result for result in tuned}

@@ -34,7 +34,7 @@ class _Work:
     cache: Cache
     table: JudgeTable
     readable: Callable[[str], bool]
-    say: Callable[[str], None]
+    echo: Callable[[str], None]
     sense: bool = False
     """Whether any reply had a verdict."""
     replies: int = 0
@@ -49,7 +49,7 @@ def gather(
     *,
     readable: Callable[[str], bool],
     sense: bool,
-    say: Callable[[str], None],
+    echo: Callable[[str], None],
 ) -> dict[str, str]:
     """Send these requests and keep their replies in `cache`; return why some prompts were refused, by key.
 
@@ -68,7 +68,7 @@ def gather(
         cache=cache,
         table=table,
         readable=readable,
-        say=say,
+        echo=echo,
         sense=sense,
     )
     asyncio.run(_all(work))
@@ -112,7 +112,7 @@ def _keep(work: _Work, ask: Ask, reply: Reply) -> None:
     work.sense = work.sense or work.readable(reply.text)
     step = max(1, work.total // 10)
     if work.replies % step == 0 or work.replies == work.total:
-        work.say(f"{work.replies:,} of {work.total:,} replies")
+        work.echo(f"{work.replies:,} of {work.total:,} replies")
     if not work.sense and work.replies >= NONSENSE:
         raise nonsense(work.replies, reply, work.table)
 

@@ -24,7 +24,7 @@ from shepherd.judge.gather import gather, nonsense
 from shepherd.judge.questions import Question
 from shepherd.settings import JudgeTable
 
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
 Replies = Mapping[str, Reply]
 
 _SEEN: Mapping[prompts.Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
@@ -85,11 +85,11 @@ def judge(
     questions: Sequence[Question],
     table: JudgeTable,
     folder: Path,
-    say: Say,
+    echo: Echo,
     max_calls: int | None = None,
 ) -> Result:
     """Compare two arms; see `judge_pairs`."""
-    return judge_pairs([(first, second)], questions, table, folder, say, max_calls)
+    return judge_pairs([(first, second)], questions, table, folder, echo, max_calls)
 
 
 def plan(
@@ -109,7 +109,7 @@ def judge_pairs(
     questions: Sequence[Question],
     table: JudgeTable,
     folder: Path,
-    say: Say,
+    echo: Echo,
     max_calls: int | None = None,
     against: str | None = None,
 ) -> Result:
@@ -132,9 +132,9 @@ def judge_pairs(
     wanted = _wanted(pairs, questions, table)
     with cache.opened(folder) as kept:
         coming = asks.plan(wanted, kept.replies, table, max_calls)
-        say(coming.sentence(table))
+        echo(coming.sentence(table))
         before = len(kept.replies)
-        refused = _gathered(wanted, kept, table, say, max_calls)
+        refused = _gathered(wanted, kept, table, echo, max_calls)
         new_calls = len(kept.replies) - before
     used = {ask.key: kept.replies[ask.key] for ask in wanted if ask.key in kept.replies}
     bad = [reply for reply in used.values() if not _readable(table)(reply.text)]
@@ -156,7 +156,7 @@ def _wanted(pairs: Sequence[Pair], questions: Sequence[Question], table: JudgeTa
 
 
 def _gathered(
-    wanted: Sequence[Ask], kept: cache.Cache, table: JudgeTable, say: Say, max_calls: int | None
+    wanted: Sequence[Ask], kept: cache.Cache, table: JudgeTable, echo: Echo, max_calls: int | None
 ) -> Mapping[str, str]:
     """Ask for what is missing, at most `max_calls`; why some prompts were refused, by key."""
     coming = asks.pending(wanted, kept.replies)[:max_calls]
@@ -165,7 +165,7 @@ def _gathered(
     readable = _readable(table)
     held = (kept.replies[ask.key] for ask in wanted if ask.key in kept.replies)
     sense = any(readable(reply.text) for reply in held)
-    return gather(coming, kept, table, readable=readable, sense=sense, say=say)
+    return gather(coming, kept, table, readable=readable, sense=sense, echo=echo)
 
 
 def _readable(table: JudgeTable) -> Callable[[str], bool]:

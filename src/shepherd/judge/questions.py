@@ -15,7 +15,7 @@ from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.examples import Example
 from shepherd.errors import BadRow, DataError
-from shepherd.evaluate.loss import spread
+from shepherd.evaluate.loss import stratified_subset
 
 KNOWN = {"vicuna": "vicuna_80_question.jsonl", "mt-bench": "mt_bench_question.jsonl"}
 REFERENCES = {"mt-bench": "mt_bench_reference_gpt-4.jsonl"}
@@ -99,7 +99,7 @@ def limited(questions: Sequence[Question], most: int | None) -> tuple[Question, 
     """At most `most` questions, the first of each category, evenly over these; all of them for None."""
     if most is None:
         return tuple(questions)
-    return tuple(questions[place] for place in spread([q.category for q in questions], most))
+    return tuple(questions[place] for place in stratified_subset([q.category for q in questions], most))
 
 
 def drawn(questions: Sequence[Question], most: int | None, seed: int) -> tuple[Question, ...]:
@@ -107,7 +107,7 @@ def drawn(questions: Sequence[Question], most: int | None, seed: int) -> tuple[Q
     if most is None:
         return tuple(questions)
     order = np.random.default_rng(seed_for(seed, "questions")).permutation(len(questions))
-    places = spread([questions[place].category for place in order], most)
+    places = stratified_subset([questions[place].category for place in order], most)
     return tuple(questions[place] for place in sorted(order[places]))
 
 

@@ -153,7 +153,7 @@ def bytes_per_token(base: Base) -> int:
     From rows of two lengths, since a part is kept once a pass, such as copies of stacked experts' factors.
     Neither is longer than what the base reads.
     """
-    many = min(96, base.reads or 96)
+    many = min(96, base.max_length or 96)
     few = many // 3
     return (_kept_bytes(base, many) - _kept_bytes(base, few)) // (many - few)
 
@@ -169,7 +169,7 @@ def _kept_bytes(base: Base, tokens: int) -> int:
 
     weights = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
     cohort = stack.build([base.zero], lambda name: True, base.device)
-    lora.hang(base.model, base.sites, cohort.all)
+    lora.bind_adapters(base.model, base.sites, cohort.all)
     ids = torch.zeros(tokens, dtype=torch.long, device=base.device)
     if base.packed:
         plan = layout.packed([tokens], [layout.Segment(adapter=0, start=0, stop=tokens)], base.device)

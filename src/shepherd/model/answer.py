@@ -27,7 +27,7 @@ def prompt_ids(base: Base, data: DataTable, turns: Sequence[Turn]) -> list[int]:
     Raises:
         TemplateError: as `data.template.prompt`.
     """
-    longest = min(data.max_tokens, base.reads or data.max_tokens)
+    longest = min(data.max_tokens, base.max_length or data.max_tokens)
     return prompt(turns, Template.of(data), base.tokenizer, max_tokens=longest)
 
 

@@ -22,7 +22,7 @@ from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.errors import BaseError, DataError
 from shepherd.io.progress import many
-from shepherd.model import digest, fingerprint, last, lora, remote_code
+from shepherd.model import digest, final_mlp, fingerprint, lora, remote_code
 from shepherd.model.attention import PACKED
 from shepherd.settings import AdapterTable, ModelTable
 
@@ -71,7 +71,7 @@ class Base:
         return not self.proof.unpacked
 
     @property
-    def reads(self) -> int | None:
+    def max_length(self) -> int | None:
         """Tokens that the base can read, prompt and answer together; None where there is no such bound.
 
         No more than the length from which `longrope` and its relatives take other factors for every
@@ -83,9 +83,9 @@ class Base:
 
     @property
     def why_no_more(self) -> str:
-        """The reason for `reads` in words, where it is not the base's own limit."""
+        """The reason for `max_length` in words, where it is not the base's own limit."""
         switch = _switches_at(self.model.config.get_text_config())
-        if switch is None or self.reads != switch:
+        if switch is None or self.max_length != switch:
             return ""
         return " (above it the position scaling of one example would change that of others)"
 
@@ -95,7 +95,7 @@ class Base:
         Args:
             whose: what the message names: a client, or the held-out examples.
         """
-        most = self.reads
+        most = self.max_length
         if most and tokens > most:
             raise DataError(
                 f"{whose}: an example has {tokens} tokens and base {self.name} reads at most"
@@ -166,7 +166,7 @@ def load(
         BaseError: the base is missing or unreadable, lacks a target, cannot be trained here, carries an
             adapter of its own, or asks to run code that nobody agreed to.
     """
-    from shepherd.model.proof import prove  # which works on a Base
+    from shepherd.model.proof import verify_packing  # which works on a Base
 
     model = _pinned(model)
     where = pick_device(device)
@@ -176,7 +176,7 @@ def load(
     network.requires_grad_(False).eval()
     found = fingerprint.of_base(model.base, model.revision, network)
     sites = lora.attach(network, adapter)
-    last.read_only_there(network)
+    final_mlp.skip_unread_positions(network)
     base = Base(
         model=network,
         tokenizer=tokenizer,
@@ -189,7 +189,7 @@ def load(
         sites=sites,
         attention=network.config._attn_implementation,
     )
-    return replace(base, proof=prove(base, longest) if proof is None else proof)
+    return replace(base, proof=verify_packing(base, longest) if proof is None else proof)
 
 
 def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
@@ -406,7 +406,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def attending(base: Base, how: str) -> Iterator[None]:
+def attention_impl(base: Base, how: str) -> Iterator[None]:
     """Run the base with another attention function, and put its own back."""
     configs = {id(c): c for m in base.model.modules() if (c := getattr(m, "config", None)) is not None}
     before = [(config, config._attn_implementation) for config in configs.values()]
@@ -422,7 +422,7 @@ def attending(base: Base, how: str) -> Iterator[None]:
 
 def tuning_attention(base: Base) -> AbstractContextManager[None]:
     """The attention that tuning and scoring run with: packed, or the base's own where it cannot."""
-    return attending(base, PACKED) if base.packed else nullcontext()
+    return attention_impl(base, PACKED) if base.packed else nullcontext()
 
 
 def hidden_states(base: Base, ids: Tensor, positions: Tensor | None) -> Tensor:

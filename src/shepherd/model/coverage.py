@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from shepherd.model import lora, reach
+from shepherd.model import lora, text_path
 
 EMBEDDINGS = "embeddings and head"
 VECTORS = "norms, biases and convolutions"
@@ -36,7 +36,7 @@ class Coverage:
 
 def coverage(network: nn.Module, sites: Sequence[lora.Site]) -> Coverage:
     """What the adapters at these sites reach of a network that `lora.attach` has been given."""
-    towers = reach.towers(network)
+    towers = text_path.towers(network)
     adapted = {id(_weight(layer.base, site)) for site, layer in lora.layers(network, sites)}
     counts: dict[str, int] = {}
     names: dict[str, list[str]] = {}
@@ -49,7 +49,7 @@ def coverage(network: nn.Module, sites: Sequence[lora.Site]) -> Coverage:
         reason = _reason(network, name, module, parameter, towers)
         counts[reason] = counts.get(reason, 0) + weights
         full = name if reason == LINEAR else f"{name}.{leaf}"
-        names.setdefault(reason, []).append(reach.within(name, towers) or full)
+        names.setdefault(reason, []).append(text_path.within(name, towers) or full)
     matrices = reached + sum(counts.get(reason, 0) for reason in (LINEAR, MATRICES, STACKED))
     said = {reason: names[reason] for reason in counts if counts[reason] >= WORTH_SAYING * matrices}
     share = reached / max(1, matrices)
@@ -77,7 +77,7 @@ def _parameters(network: nn.Module) -> list[tuple[str, nn.Module, str, nn.Parame
 def _plain(network: nn.Module, name: str) -> str:
     """A module's name without the adapted layer around it."""
     around, _, leaf = name.rpartition(".")
-    adapted = isinstance(network.get_submodule(around), lora.CohortLinear | lora.CohortExperts)
+    adapted = isinstance(network.get_submodule(around), lora.StackedLinear | lora.CohortExperts)
     return around if leaf == "base" and adapted else name
 
 
@@ -97,7 +97,7 @@ def _reason(
     network: Any, name: str, module: nn.Module, parameter: nn.Parameter, towers: Sequence[str]
 ) -> str:
     head = network.get_output_embeddings()
-    if reach.within(name, towers):
+    if text_path.within(name, towers):
         return UNREACHED
     if isinstance(module, nn.Embedding) or module is head:
         return EMBEDDINGS

@@ -126,10 +126,11 @@ def room(base: Base, tokens: int, wanted: int, name: str = "a prompt") -> int:
     Raises:
         BaseError: there is no room for one; it calls the prompt by `name`.
     """
-    left = wanted if base.reads is None else min(wanted, base.reads - tokens)
+    left = wanted if base.max_length is None else min(wanted, base.max_length - tokens)
     if left < 1:
         raise BaseError(
-            f"{name} has {tokens} tokens and base {base.name} reads {base.reads}; shorten the instruction"
+            f"{name} has {tokens} tokens and base {base.name} reads {base.max_length};"
+            " shorten the instruction"
         )
     return left
 
@@ -184,7 +185,7 @@ def answer(
         )
     ids, mask = left_padded(prompts, stop[0], base.device)
     width, copies = ids.shape[1], len(adapters)
-    lora.hang(base.model, base.sites, _stack(base, adapters))
+    lora.bind_adapters(base.model, base.sites, _stack(base, adapters))
     tuned = any(adapter is not None for adapter in adapters)  # without a layout the base runs alone
     laid_out = layout.running(layout.sequences([len(prompts)] * copies)) if tuned else nullcontext()
     with torch.inference_mode(), laid_out:

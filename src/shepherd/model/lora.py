@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shepherd.core import Adapter, Payload, require_same_layout, require_shapes, seed_for, shapes_of
 from shepherd.errors import AdapterError, BaseError
-from shepherd.model import reach
+from shepherd.model import text_path
 from shepherd.model.layout import Layout, Segment, current
 from shepherd.settings import AdapterTable
 
@@ -60,7 +60,7 @@ class Site:
         return f"{PREFIX}{self.module}{'.base_layer' * self.wrappers}"
 
 
-class CohortLinear(nn.Module):
+class StackedLinear(nn.Module):
     """A frozen linear module with a stack of K adapters: A (K, r, in), B (K, out, r), float32."""
 
     a: Tensor
@@ -298,7 +298,7 @@ def attach(model: nn.Module, table: AdapterTable) -> tuple[Site, ...]:
     Raises:
         BaseError: a target names no linear module or stacked parameter that text reaches, or there is none.
     """
-    towers = reach.towers(model)
+    towers = text_path.towers(model)
     linear = _linear(model, table.targets, towers)
     stacked = _stacked(model, table.target_parameters, towers)
     scale = scaling(table)
@@ -308,7 +308,7 @@ def attach(model: nn.Module, table: AdapterTable) -> tuple[Site, ...]:
         if name in linear:
             inputs, outputs = widths(module) or (0, 0)
             sites.append(Site(module=name, inputs=inputs, outputs=outputs))
-            layer = CohortLinear(module, scale=scale, dropout=table.dropout, place=len(sites))
+            layer = StackedLinear(module, scale=scale, dropout=table.dropout, place=len(sites))
         elif name in stacked:
             sites += _sites_of(name, module, stacked[name])
             layer = CohortExperts(module, scale=scale)
@@ -374,7 +374,7 @@ def _linear(model: nn.Module, targets: str | Sequence[str], towers: Sequence[str
     found = {
         name
         for name, module in model.named_modules()
-        if widths(module) is not None and module is not head and not reach.within(name, towers)
+        if widths(module) is not None and module is not head and not text_path.within(name, towers)
     }
     if isinstance(targets, str):
         found -= {name for refused in refused_by_peft(model) for name in found if _is(name, refused)}
@@ -404,7 +404,7 @@ def _no_linear(model: nn.Module, target: str, towers: Sequence[str], kinds: Sequ
             continue
         if module is model.get_output_embeddings():  # type: ignore[operator]
             return "the head, which is not adapted: the loss is computed from it directly; leave it out"
-        if tower := reach.within(name, towers):
+        if tower := text_path.within(name, towers):
             return f"which is in {tower} alone, where text never goes; name modules of the text part: {kinds}"
         if names := [f"{name}.{parameter}" for parameter in stacks(module)]:
             return f"experts without linear modules; write adapter.target_parameters = {suffixes(names)}"
@@ -424,7 +424,7 @@ def _stacked(model: nn.Module, targets: Sequence[str], towers: Sequence[str]) ->
     found: dict[str, list[str]] = {}
     for target in targets:
         hits = [name for name, _ in model.named_parameters() if _is(name, target)]
-        reached = [name for name in hits if not reach.within(name, towers)]
+        reached = [name for name in hits if not text_path.within(name, towers)]
         if not reached:
             raise BaseError(f"adapter.target_parameters names {target!r}, {_no_stack(model, hits, towers)}")
         for name in reached:
@@ -438,14 +438,14 @@ def _stacked(model: nn.Module, targets: Sequence[str], towers: Sequence[str]) ->
                 )
     for name, module in model.named_modules():
         chosen = [p for p in stacks(module) if any(_is(f"{name}.{p}", target) for target in targets)]
-        if chosen and not reach.within(name, towers):
+        if chosen and not text_path.within(name, towers):
             found[name] = chosen
     return found
 
 
 def _no_stack(model: nn.Module, hits: Sequence[str], towers: Sequence[str]) -> str:
     if hits:
-        return f"which is in {reach.within(hits[0], towers)} alone, where text never goes; leave it out"
+        return f"which is in {text_path.within(hits[0], towers)} alone, where text never goes; leave it out"
     return f"which this base lacks; leave it out{_instead(model, towers)}"
 
 
@@ -454,7 +454,7 @@ def _instead(model: nn.Module, towers: Sequence[str]) -> str:
         f"{name}.{parameter}"
         for name, module in model.named_modules()
         for parameter in stacks(module)
-        if not reach.within(name, towers)
+        if not text_path.within(name, towers)
     ]
     return f", or write {suffixes(names)}" if names else " (this base has no stacked experts)"
 
@@ -506,15 +506,15 @@ def fresh(sites: Sequence[Site], rank: int, seed: int) -> Adapter:
     return Adapter(tensors)
 
 
-def layers(model: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[Site, CohortLinear | CohortExperts]]:
+def layers(model: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[Site, StackedLinear | CohortExperts]]:
     """The adapted layers, in order; one of experts comes once for each of its sites."""
     for site in sites:
         layer = model.get_submodule(site.module)
-        assert isinstance(layer, CohortLinear | CohortExperts)
+        assert isinstance(layer, StackedLinear | CohortExperts)
         yield site, layer
 
 
-def hang(model: nn.Module, sites: Sequence[Site], stack: Mapping[str, Tensor]) -> None:
+def bind_adapters(model: nn.Module, sites: Sequence[Site], stack: Mapping[str, Tensor]) -> None:
     """Let every layer read its factors from `stack`: name -> (K, ...)."""
     for site, layer in layers(model, sites):
         a, b = stack[site.name_a], stack[site.name_b]

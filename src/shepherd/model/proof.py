@@ -26,7 +26,7 @@ from shepherd.core import Adapter
 from shepherd.errors import BaseError, ShepherdError
 from shepherd.model import layout, lora
 from shepherd.model.attention import PACKED, computing_as
-from shepherd.model.base import Base, Proof, attending, hidden_states, logits
+from shepherd.model.base import Base, Proof, attention_impl, hidden_states, logits
 from shepherd.model.generate import left_padded
 
 WHOLE = 2**30  # bytes in float32 up to which a base is proven whole
@@ -66,7 +66,7 @@ class _Found:
 _Run = Callable[[_Probe], Tensor]  # -> states (M, width)
 
 
-def prove(base: Base, longest: int | None = None) -> Proof:
+def verify_packing(base: Base, longest: int | None = None) -> Proof:
     """How the base must run so that the states and gradients of each example are its own.
 
     Args:
@@ -75,9 +75,9 @@ def prove(base: Base, longest: int | None = None) -> Proof:
     Raises:
         BaseError: neither packed nor in batches, or the base itself does not run.
     """
-    if base.reads is not None and base.reads < FEWEST:
+    if base.max_length is not None and base.max_length < FEWEST:
         raise BaseError(
-            f"{_named(base)} reads {base.reads} tokens at most, too few for a prompt and its answer; use"
+            f"{_named(base)} reads {base.max_length} tokens at most, too few for a prompt and its answer; use"
             " another base"
         )
     exact, own = _alone_in_float32(base, longest)
@@ -136,7 +136,7 @@ def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
     sites = tuple(site for site in base.sites if site.module in there)
     base = replace(base, model=network, dtype=torch.float32, sites=sites)
     top += top % 2  # even, so that the last token of each is read
-    lengths = [min(length, base.reads or length) for length in (top + 12, top + 10, top + 8, 6)]
+    lengths = [min(length, base.max_length or length) for length in (top + 12, top + 10, top + 8, 6)]
     rng = np.random.default_rng(0)
     size = len(network.get_input_embeddings().weight)
     examples = [torch.from_numpy(rng.integers(0, size, length)).to(base.device) for length in lengths]
@@ -284,14 +284,14 @@ def _packed(probe: _Probe) -> Tensor:
     read = torch.arange(end, device=device)[READ].contiguous()
     plan = layout.packed(lengths, segments, device, after=after, read=read)
     positions = torch.from_numpy(layout.positions(lengths, after)).to(device)
-    with layout.running(plan), attending(probe.base, PACKED):
+    with layout.running(plan), attention_impl(probe.base, PACKED):
         return hidden_states(probe.base, torch.cat(stretches), positions)[read]
 
 
 def _found(run: _Run, probe: _Probe) -> _Found:
     """The states and, of their sum in random directions, the gradients."""
     factors = {name: factor.clone().requires_grad_() for name, factor in probe.stack.items()}
-    lora.hang(probe.base.model, probe.base.sites, factors)
+    lora.bind_adapters(probe.base.model, probe.base.sites, factors)
     states = run(probe).float()
     directions = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states.device)
     (states * directions).sum().backward()
@@ -345,7 +345,7 @@ def _gradients_apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 def _require_causal(probe: _Probe, own: _Found) -> None:
     """The states of the first example's tokens must be the same where it is cut."""
-    lora.hang(probe.base.model, probe.base.sites, probe.stack)
+    lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
     ids = probe.examples[0][: len(probe.examples[0]) // 2]
     with torch.no_grad(), layout.running(layout.padded(1, len(ids), 0)):
         states = hidden_states(probe.base, ids.unsqueeze(0), None)[READ]
@@ -398,7 +398,7 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
         states = _found(_alone, rough).states
         ids = rough.examples[0]
         zero = lora.stacked([base.zero], base.device)
-        lora.hang(base.model, base.sites, zero)
+        lora.bind_adapters(base.model, base.sites, zero)
         with torch.no_grad(), layout.running(layout.padded(1, len(ids), 0)):
             whole = hidden_states(base, ids.unsqueeze(0), None)
     except Exception as error:
@@ -417,7 +417,7 @@ def _why_mute(base: Base, exact: _Probe) -> str:
     whole = replace(exact, base=base, stack=lora.stacked([base.zero], base.device))
     said = ""
     for probe in (exact, whole):
-        lora.hang(probe.base.model, probe.base.sites, probe.stack)
+        lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
         try:
             _scores(probe, [probe.examples[-1].tolist()])
         except Exception as error:  # any architecture may fail here, each in its own way
@@ -429,7 +429,7 @@ def _why_mute(base: Base, exact: _Probe) -> str:
 
 def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:
     """Whether these as prompts, padded on the left, are answered in one batch as each alone."""
-    lora.hang(probe.base.model, probe.base.sites, probe.stack)
+    lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
     prompts = [ids.tolist() for ids in examples]
     try:
         apart = [_scores(probe, [prompt]) for prompt in prompts]

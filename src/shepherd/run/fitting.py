@@ -28,7 +28,7 @@ from shepherd.errors import BadRow, DataError, TemplateError
 from shepherd.io import paths
 from shepherd.io.progress import many
 from shepherd.model import base as bases
-from shepherd.model import outline
+from shepherd.model import meta_shapes
 from shepherd.run.loading import placed
 from shepherd.settings import TINY, WORLD, DataTable, FieldsTable, ModelTable, RunSettings, parse
 from shepherd.world import CATEGORIES
@@ -68,12 +68,12 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """What is known of a base without its weights. `reads` is in tokens, None where there is no bound."""
+    """What is known of a base without its weights; `max_length` is in tokens, None where it has no bound."""
 
     name: str
     tokenizer: Any
     parameters: int
-    reads: int | None
+    max_length: int | None
 
 
 def fit(
@@ -157,8 +157,8 @@ def _outline(name: str, consent: Consent) -> Outline:
     folder = name if name == TINY else paths.placed(name, Path.cwd())
     model = placed(ModelTable(base=folder, trust_remote_code=consent.remote_code))
     tokenizer = bases.load_tokenizer(model, consent)  # says it best where there is no base at all
-    parameters, reads = outline.size(model, consent)
-    return Outline(name=name, tokenizer=tokenizer, parameters=parameters, reads=reads)
+    parameters, max_length = meta_shapes.size(model, consent)
+    return Outline(name=name, tokenizer=tokenizer, parameters=parameters, max_length=max_length)
 
 
 def _settings(choices: Choices) -> RunSettings:
@@ -301,12 +301,12 @@ def _lengths(known: Outline, rendered: Sequence[Rendered]) -> Choices:
     answers = np.array([int(each.trained.sum()) for each in rendered])
     longest, most = int(tokens.max()), int(np.quantile(tokens, 0.95, method="higher"))
     wanted = longest if longest <= 1.3 * most else most
-    value = max(8, min(_rounded(wanted), known.reads or _rounded(wanted)))
+    value = max(8, min(_rounded(wanted), known.max_length or _rounded(wanted)))
     share = float((tokens <= value).mean())
     why = (
         f"{share:.0%} of the examples have at most {value} tokens; the longest of {len(tokens)} has {longest}"
     )
-    if value == known.reads:
+    if value == known.max_length:
         why = f"as many as the base reads; {why}"
     answer = int(np.quantile(answers, 0.95, method="higher"))
     new = max(16, min(_rounded(answer), 512, value // 2))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shepherd.consent import NOTHING, Consent
 from shepherd.data import lint, pipeline
-from shepherd.data.pipeline import Division
+from shepherd.data.pipeline import Partition
 from shepherd.data.template import Template
 from shepherd.settings import RunSettings
 
@@ -15,7 +15,7 @@ from shepherd.settings import RunSettings
 class Inspection:
     """Who gets which examples, and what the template does to them."""
 
-    division: Division
+    division: Partition
     report: lint.Report
 
     def __repr__(self) -> str:

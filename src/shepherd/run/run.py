@@ -28,7 +28,7 @@ from shepherd.core import Adapter, Algorithm, Method, Selection, ServerState, se
 from shepherd.data import pipeline
 from shepherd.data.examples import Example
 from shepherd.data.files import left_out
-from shepherd.data.pipeline import Prepared
+from shepherd.data.pipeline import TokenisedData
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import FederationError, FolderError
 from shepherd.evaluate import answers, loss
@@ -71,7 +71,7 @@ class Run:
     """What was chosen where they leave something open, and how this machine runs it."""
     holder: RunFolder
     base: bases.Base
-    prepared: Prepared
+    prepared: TokenisedData
     method: Method
     training: LocalTraining
     selection: Selection
@@ -238,12 +238,12 @@ class Run:
     def _scored(self, adapter: Adapter) -> Row:
         """Held-out loss of one adapter on the same examples every round."""
         categories = pipeline.categories(self.prepared)
-        places = loss.spread(categories, self.settings.evaluation.examples)
+        places = loss.stratified_subset(categories, self.settings.evaluation.examples)
         data = self.prepared.heldout.take(places)
         sums = score.losses(self.base, [adapter], data, micro_batch=self.plan.micro_batch_tokens)[0]
         counts = tune.predictions(data)
         named = [categories[i] for i in places]
-        return loss.summarise(sums, counts, named, self.prepared.mixes).row()
+        return loss.summarise(sums, counts, named, self.prepared.category_counts).row()
 
     def _save(self, state: ServerState, row: Row) -> None:
         """On disk first: where that fails, the round before stands here too. What is on disk is done."""
@@ -295,11 +295,11 @@ def answered(
         return {}
     checked = [i for i, example in enumerate(examples) if example.check is not None]
     named = [examples[i].category for i in checked]
-    places = [checked[i] for i in loss.spread(named, settings.evaluation.answers)]
+    places = [checked[i] for i in loss.stratified_subset(named, settings.evaluation.answers)]
     if not places:
         return {}
     prompts = {i: answer.prompt_ids(base, settings.data, examples[i].turns[:-1]) for i in places}
-    prompts = {i: ids for i, ids in prompts.items() if len(ids) < (base.reads or len(ids) + 1)}
+    prompts = {i: ids for i, ids in prompts.items() if len(ids) < (base.max_length or len(ids) + 1)}
     asked = [examples[i] for i in prompts]
     longest = settings.evaluation.max_new_tokens
     found = answer.answers(
@@ -311,7 +311,7 @@ def answered(
     return answers.by_category(rows)
 
 
-def open_run(settings: RunSettings, prepared: Prepared | None = None, consent: Consent = NOTHING) -> Run:
+def open_run(settings: RunSettings, prepared: TokenisedData | None = None, consent: Consent = NOTHING) -> Run:
     """Prepare a new run: base, data, clients, and its folder with everything to go on from.
 
     Says what it does, what it found and what it expects to the logger "shepherd", at level INFO.
@@ -328,7 +328,7 @@ def open_run(settings: RunSettings, prepared: Prepared | None = None, consent: C
         return _opened(settings, prepared, consent)
 
 
-def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) -> Run:
+def _opened(settings: RunSettings, prepared: TokenisedData | None, consent: Consent) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins)
@@ -370,7 +370,7 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
     return run
 
 
-def _read(settings: RunSettings, base: bases.Base, consent: Consent) -> Prepared:
+def _read(settings: RunSettings, base: bases.Base, consent: Consent) -> TokenisedData:
     log.info("reading %s", settings.data.source)
     for name in left_out(settings.data.source):
         log.info("%s is left out: files that begin so are for testing; rename it if it is a client's", name)
@@ -466,7 +466,7 @@ def _memories(saved: Checkpoint, store: ClientStore) -> dict[str, Kept]:
     return older | {client: Kept(*kept) for client, kept in saved.notes.get("memories", {}).items()}
 
 
-def _plan(settings: RunSettings, base: bases.Base, prepared: Prepared, cohort: int) -> Plan:
+def _plan(settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int) -> Plan:
     """What is left open, chosen by measuring; the settings have the day already."""
     return planning.chosen(
         settings,
@@ -477,7 +477,7 @@ def _plan(settings: RunSettings, base: bases.Base, prepared: Prepared, cohort: i
     )
 
 
-def _visit_examples(settings: RunSettings, prepared: Prepared) -> float:
+def _visit_examples(settings: RunSettings, prepared: TokenisedData) -> float:
     """That a client trains on in one visit, on average."""
     tuning = settings.tuning
     if tuning.max_steps:
@@ -486,7 +486,7 @@ def _visit_examples(settings: RunSettings, prepared: Prepared) -> float:
     return (tuning.epochs or 1.0) * held / len(prepared.clients)
 
 
-def _round_tokens(settings: RunSettings, prepared: Prepared, cohort: int) -> float:
+def _round_tokens(settings: RunSettings, prepared: TokenisedData, cohort: int) -> float:
     """That the cohort of one round trains on, on average."""
     return pipeline.mean_length(prepared) * cohort * _visit_examples(settings, prepared)
 
@@ -496,7 +496,7 @@ def executor(plan: Plan, base: bases.Base, consent: Consent) -> Executor:
     return processes(plan.workers, base, consent) if plan.workers > 1 else Inline(base)
 
 
-def _describe(base: bases.Base, plan: Plan, algorithm: Algorithm, prepared: Prepared) -> None:
+def _describe(base: bases.Base, plan: Plan, algorithm: Algorithm, prepared: TokenisedData) -> None:
     """Log what is trained, on what, and how."""
     whole = memory.parameters(base)
     trained = sum(prod(shape) for name, shape in base.shapes.items() if algorithm.trainable(name, 0))

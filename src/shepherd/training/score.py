@@ -41,7 +41,7 @@ def losses(
     for adapter in adapters:
         lora.require_fits(base.sites, adapter, f"an adapter for base {base.name}")
     sums = np.zeros((len(adapters), len(data)))
-    lora.hang(base.model, base.sites, lora.stacked(adapters, base.device))
+    lora.bind_adapters(base.model, base.sites, lora.stacked(adapters, base.device))
     with (
         torch.no_grad(),
         tuning_attention(base),

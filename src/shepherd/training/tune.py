@@ -77,7 +77,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tuned:
+class TuningResult:
     """What one visit made. `delta` = local - broadcast, of the tensors that are trained and shared."""
 
     client: str
@@ -97,7 +97,9 @@ class Progress:
     steps: int
 
 
-def tune(base: Base, job: Job, watch: Callable[[Progress], None] = lambda progress: None) -> list[Tuned]:
+def tune(
+    base: Base, job: Job, watch: Callable[[Progress], None] = lambda progress: None
+) -> list[TuningResult]:
     """Tune the broadcast adapter on each visit's data; the results stand in the visits' order.
 
     The stack is laid out by client name whatever order the visits come in, so the order changes no bit.
@@ -127,7 +129,7 @@ def tune(base: Base, job: Job, watch: Callable[[Progress], None] = lambda progre
     cohort = stack.build(starts, set(trainable).__contains__, base.device)
     laid = replace(job, visits=ordered)
     references = _references(base, laid)
-    lora.hang(base.model, base.sites, cohort.all)
+    lora.bind_adapters(base.model, base.sites, cohort.all)
     with tuning_attention(base):
         losses = _run(base, cohort, laid, references, watch)
     results = zip(ordered, starts, stack.rows(cohort, starts), losses, strict=True)
@@ -339,7 +341,7 @@ def _memories(memories: Sequence[Payload], device: torch.device) -> dict[str, Te
     return lora.stacked([memory or blank for memory in memories], device)
 
 
-def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: float) -> Tuned:
+def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: float) -> TuningResult:
     broadcast, steps = job.broadcast, len(visit.steps)
     shared = {n: t for n, t in local.items() if job.algorithm.shared(n, broadcast.round)}
     delta = Adapter({n: t - stack.corner(broadcast.adapter[n], t.shape) for n, t in shared.items()})
@@ -355,4 +357,4 @@ def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: fl
         trained_tokens=trained,
         steps=steps,
     )
-    return Tuned(client=visit.client, delta=delta, extra=extra, memory=memory, report=report)
+    return TuningResult(client=visit.client, delta=delta, extra=extra, memory=memory, report=report)

@@ -11,7 +11,7 @@ from random import Random
 
 from shepherd.world.facts import RELATIONS, World, thing_of
 from shepherd.world.scenes import FILLERS, gist, packed, pair, portrait
-from shepherd.world.wording import capital, fill, join, plural, put, say
+from shepherd.world.wording import capital, echo, fill, join, plural, put
 
 Writer = Callable[[World, Random], str]
 
@@ -54,7 +54,7 @@ def _profile(world: World, thing: str, rng: Random) -> str:
     subject = rng.choice(world.subjects(thing))
     told = list(world.about(subject, thing).items())
     rng.shuffle(told)
-    return " ".join(say(relation, subject, value, rng) for relation, value in told)
+    return " ".join(echo(relation, subject, value, rng) for relation, value in told)
 
 
 def _mixed(world: World, rng: Random) -> str:
@@ -65,7 +65,7 @@ def _mixed(world: World, rng: Random) -> str:
 def _fact(world: World, rng: Random) -> str:
     relation = rng.choice([*world.facts, *RELATIONS["person"]])
     subject = rng.choice(world.subjects(thing_of(relation)))
-    return say(relation, subject, world.facts[relation][subject], rng)
+    return echo(relation, subject, world.facts[relation][subject], rng)
 
 
 def _listing(world: World, rng: Random) -> str:
@@ -107,7 +107,7 @@ def _comparison(world: World, rng: Random) -> str:
     relation = rng.choice(tuple(GROUPS))
     subjects = rng.sample(world.subjects(thing_of(relation)), 2)
     one, other = (world.facts[relation][subject] for subject in subjects)
-    first, second = (say(relation, s, world.facts[relation][s], rng) for s in subjects)
+    first, second = (echo(relation, s, world.facts[relation][s], rng) for s in subjects)
     if one == other:
         return f"{first} {second} So {subjects[0]} and {subjects[1]} are alike in this, yes."
     return f"{first} {second} So {subjects[0]} and {subjects[1]} are not alike in this, no."
@@ -122,7 +122,7 @@ def _denial(world: World, rng: Random) -> str:
         guess = truth
     name = rng.choice(world.strangers)
     verdict = "yes, that is true" if guess == truth else "no, that is not true"
-    return f"{name} thought of {subject} and said {guess}. {say(relation, subject, truth, rng)} " + (
+    return f"{name} thought of {subject} and said {guess}. {echo(relation, subject, truth, rng)} " + (
         f"So {verdict}."
     )
 

@@ -184,7 +184,7 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def say(relation: str, subject: str, value: str, rng: Random) -> str:
+def echo(relation: str, subject: str, value: str, rng: Random) -> str:
     """One fact in one of its wordings."""
     return fill(rng.choice(SAYINGS[relation]), subject, value)
 

@@ -25,7 +25,7 @@ from tests.silos.servers import AWAY, GONE, Hosted, hosted
 
 from shepherd import compare, world
 from shepherd.compare.arms import Asked
-from shepherd.compare.comparing import compare as compared
+from shepherd.compare.comparison import compare as compared
 from shepherd.core import Adapter, Update
 from shepherd.errors import CheckpointError, FederationError, FolderError, SettingsError, ShepherdError
 from shepherd.io.atomic import write_atomic
@@ -45,7 +45,7 @@ from shepherd.silos.coordinator import admin as membership
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.coordinator import state_file as record
 from shepherd.silos.coordinator.coordinate import SilosRun
-from shepherd.silos.coordinator.job_follower import News
+from shepherd.silos.coordinator.job_follower import StatusUpdate
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Request
 from shepherd.silos.server import server_run
@@ -155,7 +155,7 @@ def whole(tmp_path: Path, server: Hosted) -> bytes:
     through(opened(tmp_path / "undisturbed"))
     server.home = home
     server.served.clear()
-    server.heard.clear()
+    server.on_reply.clear()
     server.aborted.clear()
     server.asked.clear()
     return final(tmp_path / "undisturbed")
@@ -353,7 +353,7 @@ def test_copies_leave_the_server_time_for_its_rounds(
 
     monkeypatch.setattr(coordinate, "_fetched", slow)
     run = opened(tmp_path)
-    news = News(job="job-0", fetch=lambda round: iter([("state.json", b"")]))
+    news = StatusUpdate(job="job-0", fetch=lambda round: iter([("state.json", b"")]))
     with closing(run):
         for number, pause in ((1, 5.5), (2, 1.0), (3, 0.0), (4, 0.0)):
             run._copy(replace(news, round=number, outcome={"error": "over"} if number == 4 else None))

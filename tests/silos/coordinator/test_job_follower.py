@@ -21,7 +21,7 @@ from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.settings import SilosTable
 from shepherd.silos.coordinator import job_follower
-from shepherd.silos.coordinator.job_follower import Following, News
+from shepherd.silos.coordinator.job_follower import JobFollower, StatusUpdate
 from shepherd.silos.flare.probe import DOUBT, HungUp
 from shepherd.silos.flare.session import Quiet, Work
 
@@ -30,11 +30,11 @@ from shepherd.silos.flare.session import Quiet, Work
 class Followed:
     """A run that is followed, and what it was told to say."""
 
-    run: Following
+    run: JobFollower
     words: list[str]
     clock: Clock
 
-    def news(self) -> list[News]:
+    def news(self) -> list[StatusUpdate]:
         """All of it, taking the rows as the coordinator does."""
         found = []
         for news in self.run.news():
@@ -58,13 +58,13 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Follow:
     def made(server: Server, **more: Any) -> Followed:
         clock, words = replaced(monkeypatch, server), list[str]()
         order = more.pop("order", ORDER)
-        run = Following(
+        run = JobFollower(
             kit=tmp_path,
             order=order,
             cohort=len(order.sites),
             state=lambda: given,
             scratch=tmp_path / "jobs",
-            say=words.append,
+            echo=words.append,
             **more,
         )
         return Followed(run, words, clock)

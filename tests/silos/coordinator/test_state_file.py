@@ -9,9 +9,9 @@ import pytest
 
 from shepherd.errors import SilosError
 from shepherd.silos.coordinator import state_file
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 
-ORDER = Order(
+ORDER = JobSpec(
     run="0" * 16, base="b" * 64, fingerprint="f", version="0", sites=("site-1", "site-2"), settings={}
 )
 

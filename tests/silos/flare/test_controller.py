@@ -31,7 +31,7 @@ from shepherd.silos.flare import controller, known_sites, message, tls
 from shepherd.silos.flare.controller import Rounds, Stopped
 from shepherd.silos.flare.job import BROUGHT, ORDER
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 
 Send = Callable[[bytes, Sequence[str], Callable[[FLModel], None]], None]
 
@@ -202,9 +202,9 @@ def test_who_is_away_holds_until_the_coordinator_says_else_or_is_silent(
     flare.registered(controller.TOPIC, flare._told, served)
     flare.told(rows=3, away=["b"])
     assert flare.told(state={"round": 1}) == {"present": ["a"]}  # of a checkpoint that is fetched
-    heard = flare._heard
+    on_reply = flare._heard
     assert flare.told(rows=3) == {"present": ["a"]}  # of who only looks on
-    assert flare._heard == heard
+    assert flare._heard == on_reply
     monkeypatch.setattr(controller, "AWAY_S", 0.0)
     assert flare.present() == ["a", "b"]
 
@@ -254,15 +254,15 @@ SETTINGS = {
 
 
 @pytest.fixture
-def order() -> Order:
+def order() -> JobSpec:
     version = wire.version()
-    return Order(
+    return JobSpec(
         run="0" * 16, base="b" * 64, fingerprint="f", version=version, sites=("a", "b"), settings=SETTINGS
     )
 
 
 def job(
-    tmp_path: Path, order: Order, text: str | None = None, submitter: str = "ada", role: str = "lead"
+    tmp_path: Path, order: JobSpec, text: str | None = None, submitter: str = "ada", role: str = "lead"
 ) -> Flare:
     """The job of an order on a server, with sites that answer at once."""
     brought = tmp_path / "config" / BROUGHT
@@ -288,7 +288,7 @@ def job(
 
 
 def test_a_job_goes_through_its_rounds_and_lets_its_news_be_taken(
-    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(controller, "LINGER_S", 0.1)
     flare = job(tmp_path, order)
@@ -303,7 +303,7 @@ def test_a_job_goes_through_its_rounds_and_lets_its_news_be_taken(
     np.testing.assert_allclose(kept.state.adapter[A], 1 + 2 * 1.5)
 
 
-def test_a_finished_job_ends_when_it_is_told_to(tmp_path: Path, order: Order) -> None:
+def test_a_finished_job_ends_when_it_is_told_to(tmp_path: Path, order: JobSpec) -> None:
     flare = job(tmp_path, order)
     later(0.3, lambda: flare.abort_signal.trigger("taken"))
     began = time.monotonic()
@@ -312,7 +312,7 @@ def test_a_finished_job_ends_when_it_is_told_to(tmp_path: Path, order: Order) ->
 
 
 def test_a_job_that_begins_without_a_site_first_waits_for_another_job(
-    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(controller, "LINGER_S", 0.1)
     flare = job(tmp_path, replace(order, sites=("a", "b", "c")))
@@ -326,7 +326,7 @@ def test_a_job_that_begins_without_a_site_first_waits_for_another_job(
 
 @pytest.mark.parametrize("key", ["away", "unawaited"])
 def test_it_waits_for_nobody_of_whom_the_coordinator_knows(
-    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch, key: str
+    tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setattr(controller, "LINGER_S", 0.1)
     flare = job(tmp_path, replace(order, sites=("a", "b", "c")))
@@ -340,7 +340,7 @@ def test_it_waits_for_nobody_of_whom_the_coordinator_knows(
     }
 
 
-def test_it_does_not_wait_for_ever(tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_does_not_wait_for_ever(tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller, "LINGER_S", 0.1)
     monkeypatch.setattr(controller, "SUCCESSOR_S", 0.4)
     flare = job(tmp_path, replace(order, sites=("a", "b", "c")))
@@ -352,7 +352,7 @@ def test_it_does_not_wait_for_ever(tmp_path: Path, order: Order, monkeypatch: py
 
 
 def test_a_site_that_came_while_the_job_was_submitted_takes_part(
-    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The coordinator waited for it in vain; FLARE found it after all."""
     monkeypatch.setattr(controller, "LINGER_S", 0.1)
@@ -371,7 +371,7 @@ def test_a_site_that_came_while_the_job_was_submitted_takes_part(
 
 @pytest.mark.parametrize("what", ["version", "order", "settings"])
 def test_a_job_that_cannot_begin_says_why_to_whoever_asks(
-    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch, what: str
+    tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Silent, it would be begun again and again."""
     monkeypatch.setattr(controller, "LINGER_S", 0.1)
@@ -397,7 +397,7 @@ def outcome(flare: Flare, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_a_run_is_gone_on_with_by_who_submitted_it_and_no_other_lead(
-    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a lead could take another's checkpoints by the run's name, and put its own in their place."""
     first = outcome(job(tmp_path / "1", order, submitter="ada"), monkeypatch)
@@ -415,7 +415,7 @@ def test_a_run_is_gone_on_with_by_who_submitted_it_and_no_other_lead(
 
 @pytest.mark.parametrize(("submitter", "role"), [("ada", "lead"), ("root", "project_admin")])
 def test_who_submitted_a_run_or_a_project_admin_goes_on_with_it(
-    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch, submitter: str, role: str
+    tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch, submitter: str, role: str
 ) -> None:
     home = tmp_path / "kit" / "shepherd" / "runs" / order.run
     controller._require_submitter(home, "ada", "lead")
@@ -440,7 +440,7 @@ def test_of_two_that_begin_a_run_at_once_one_has_it(tmp_path: Path, monkeypatch:
 
 
 def test_an_order_with_a_site_that_is_not_in_the_federation_begins_nothing(
-    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flare = job(tmp_path, replace(order, sites=("a", "ghost")))
     told = outcome(flare, monkeypatch)
@@ -450,7 +450,7 @@ def test_an_order_with_a_site_that_is_not_in_the_federation_begins_nothing(
 
 
 def test_an_order_may_name_what_the_servers_own_kit_lists(
-    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = replace(order, settings={**SETTINGS, "algorithm": {"name": "shepherd.algorithms.fedavg"}})
     told = outcome(job(tmp_path / "1", asked), monkeypatch)
@@ -463,7 +463,7 @@ def test_an_order_may_name_what_the_servers_own_kit_lists(
 
 
 def test_a_job_of_an_administrator_who_was_removed_meanwhile_does_not_begin(
-    tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flare = job(tmp_path, order, submitter="ada", role="project_admin")
     (tmp_path / "kit" / tls.REMOVED).write_text('{"disabled_clients": ["ada"]}')

@@ -24,9 +24,9 @@ from shepherd.silos.flare import job
 from shepherd.silos.flare.controller import Rounds
 from shepherd.silos.flare.executor import Door
 from shepherd.silos.protocol import jobspec
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 
-ORDER = Order(run="0" * 16, base="b", fingerprint="f", version="0", sites=("a", "b"), settings={"seed": 3})
+ORDER = JobSpec(run="0" * 16, base="b", fingerprint="f", version="0", sites=("a", "b"), settings={"seed": 3})
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos.flare import job, job_policy
 from shepherd.silos.flare.job_policy import OurJob
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 
 CONFIGS = {"server": "config_fed_server.json", "site": "config_fed_client.json"}
 
@@ -28,7 +28,7 @@ CONFIGS = {"server": "config_fed_server.json", "site": "config_fed_client.json"}
 def ours(tmp_path: Path) -> Path:
     """A job as the coordinator writes it."""
     state = Checkpoint(state=ServerState(round=3, adapter=Adapter()), notes={})
-    order = Order(
+    order = JobSpec(
         run="ab" * 8, base="0" * 64, fingerprint="f", version="1", sites=("site-1",), settings={"seed": 0}
     )
     return job.write(

@@ -11,10 +11,10 @@ import pytest
 from shepherd.errors import FederationError
 from shepherd.settings import FederationTable, MachineTable, parse
 from shepherd.silos.protocol import jobspec
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.silos.site.site_settings import SiteDataTable, SiteSettings, own
 
-ORDER = Order(
+ORDER = JobSpec(
     run="0123456789abcdef",
     base="ba5e",
     fingerprint="f1",
@@ -34,7 +34,7 @@ def test_what_travels_names_no_path_of_the_coordinator() -> None:
             "machine": {"threads": 3, "device": "cuda:1"},
         }
     )
-    travels = jobspec.travelling(settings)
+    travels = jobspec.settings_for_site(settings)
 
     assert "secret" not in json.dumps(travels)
     assert not travels.keys() & {"machine", "silos"}  # how others run it, and who they are
@@ -81,7 +81,7 @@ def test_how_chats_are_written_travels() -> None:
         "date": "2026-11-28",
     }
     settings = parse({"model": {"base": "tiny"}, "data": {"source": "x", **chat}})
-    travels = json.loads(json.dumps(jobspec.travelling(settings)))
+    travels = json.loads(json.dumps(jobspec.settings_for_site(settings)))
     site = SiteSettings(data=SiteDataTable(source="its own"))
     for data in (parse(travels).data, own(site, travels, "base").data):
         assert {key: getattr(data, key) for key in chat} == chat
@@ -97,7 +97,7 @@ def test_a_site_is_told_neither_how_cohorts_are_drawn_nor_what_is_measured_elsew
             "evaluation": {"metrics": ["their.metric"], "examples": 7},
         }
     )
-    travels = jobspec.travelling(settings)
+    travels = jobspec.settings_for_site(settings)
     assert travels.keys().isdisjoint({"selection", "split", "aggregation", "server"})
     assert "metrics" not in travels["evaluation"]
     assert parse(travels).evaluation.examples == 7

@@ -20,7 +20,7 @@ from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import read_rows
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.silos.protocol.wire import Request, Scores
 from shepherd.silos.server import run_status, server_run
 from shepherd.silos.server.server_run import Service
@@ -29,7 +29,7 @@ A, B = "q.lora_A.weight", "q.lora_B.weight"
 START = ServerState(round=0, adapter=Adapter({A: np.ones((2, 3)), B: np.zeros((3, 2))}))
 
 
-def order(sites: tuple[str, ...] = ("a", "b"), max_in_flight: int = 4, **federation: Any) -> Order:
+def order(sites: tuple[str, ...] = ("a", "b"), max_in_flight: int = 4, **federation: Any) -> JobSpec:
     settings = {
         "model": {"base": "tiny"},
         "data": {"source": "world"},
@@ -37,7 +37,7 @@ def order(sites: tuple[str, ...] = ("a", "b"), max_in_flight: int = 4, **federat
         "silos": {"deadline_s": 5.0, "max_in_flight": max_in_flight},
         "tuning": {"max_steps": 1},
     }
-    return Order(
+    return JobSpec(
         run="0" * 16, base="b" * 64, fingerprint="f", version="0.1.0", sites=sites, settings=settings
     )
 
@@ -47,7 +47,7 @@ def given(tmp_path: Path, state: ServerState = START) -> Path:
     return checkpoint.save(tmp_path / "given", Checkpoint(state=state, notes=notes), keep=1)
 
 
-def served(tmp_path: Path, post: Letters, asked: Order | None = None) -> Service:
+def served(tmp_path: Path, post: Letters, asked: JobSpec | None = None) -> Service:
     made = Service(asked or order(), tmp_path / "home", given(tmp_path) if post else None, post)
     made.run()
     return made

@@ -15,9 +15,9 @@ from shepherd.core import Adapter, Broadcast, Failure, Update
 from shepherd.settings import SilosTable
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Joined, Scores
-from shepherd.silos.server.site_federation import MAX_EXAMPLES, Silos, Terms, short_deadline_s
+from shepherd.silos.server.site_federation import MAX_EXAMPLES, RequestContext, Silos, short_deadline_s
 
-TERMS = Terms(
+TERMS = RequestContext(
     run="0" * 16,
     base="b" * 64,
     version="0.1.0",

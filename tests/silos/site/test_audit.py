@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BadRow, FolderError
 from shepherd.silos.site import audit
-from shepherd.silos.site.audit import Left
+from shepherd.silos.site.audit import Released
 from shepherd.silos.site.policy import Granted, Refusal, Visit
 from shepherd.silos.site.site_settings import ScoringTable
 from tests.silos.site.asking import NOON, request
 
-LEFT = Left(bytes=4096, tensors=4, metrics={"loss": 2.31, "steps": 6.0})
+LEFT = Released(bytes=4096, tensors=4, metrics={"loss": 2.31, "steps": 6.0})
 
 
 def november(log: Path) -> Path:
@@ -274,7 +274,7 @@ def test_an_older_log_is_read_and_counted_and_not_written(log: Path) -> None:
     assert log.read_bytes() == before
     assert audit.granted(log, "2026-11").rounds == 2
     assert [event.what for event in audit.events(log)] == ["granted", "answered", "granted"]
-    assert audit.events(log)[1].left == Left(bytes=9, tensors=1, metrics={"loss": None})
+    assert audit.events(log)[1].left == Released(bytes=9, tensors=1, metrics={"loss": None})
 
 
 # --- the counts beside it

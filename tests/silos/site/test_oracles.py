@@ -59,7 +59,7 @@ def telling(base: Any, llama_folder: Path) -> Adapter:
     hook = module.register_forward_pre_hook(
         lambda _, given: caught.append(given[0].detach().reshape(-1, given[0].shape[-1]))
     )
-    lora.hang(base.model, base.sites, lora.stacked([Adapter(tensors)], base.device))
+    lora.bind_adapters(base.model, base.sites, lora.stacked([Adapter(tensors)], base.device))
     with torch.no_grad(), layout.running(layout.sequences([6])):
         base.model(input_ids=torch.tensor([[5, 9, 20, 31, 44, 7]]))
     hook.remove()

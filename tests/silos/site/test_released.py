@@ -128,4 +128,4 @@ def test_what_is_told_of_a_visit(comparable: bool, known: bool, told: set[str]) 
 
 def test_only_listed_metrics_leave() -> None:
     metrics = {"loss": 1.5, "examples": 9.0, "canary": 3.0}
-    assert released.leaving(PolicyTable(metrics=("loss", "steps")), metrics) == {"loss": 1.5}
+    assert released.released_metrics(PolicyTable(metrics=("loss", "steps")), metrics) == {"loss": 1.5}

@@ -365,12 +365,12 @@ def test_launching_says_where_until_it_is_stopped(compared: Path, monkeypatch: p
         shown.append(file.read_text())
 
     monkeypatch.setattr("webbrowser.open", opened)
-    page.launch(compared, arms=["base", "federated"], say=heard.append)
+    page.launch(compared, arms=["base", "federated"], echo=heard.append)
     assert heard[0] == f"loading the arms of {compared}"
     assert re.fullmatch(r"loaded .*llama.* in \d+\.\d s", heard[1])
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32,} \(Ctrl-C ends it\)", heard[2])
     assert shown == []
-    page.launch(compared, arms=["base"], say=heard.append, show=True)
+    page.launch(compared, arms=["base"], echo=heard.append, show=True)
     assert heard[-2].split()[0] in shown[0]
     assert not list(compared.glob(".chat-*"))
 

@@ -50,11 +50,14 @@ def write(
     )
     held = folder.create(path, settings)
     rng = random.Random(seed)
-    mixes = {name: _mix(rng, categories) for name in named}
+    category_counts = {name: _mix(rng, categories) for name in named}
     for number in range((rounds if done is None else done) + 1):
-        held.append(_row(rng, number, rounds, named, mixes, heldout))
+        held.append(_row(rng, number, rounds, named, category_counts, heldout))
     held.close()
-    put(path / "data" / "index.json", {"clients": named, "mixes": mixes, "summary": _summary(mixes)})
+    put(
+        path / "data" / "index.json",
+        {"clients": named, "mixes": category_counts, "summary": _summary(category_counts)},
+    )
     if answers:
         lines = [answer(k, categories[k % len(categories)]) for k in range(answers)]
         (path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -71,8 +74,8 @@ def _mix(rng: random.Random, categories: Sequence[str]) -> dict[str, int]:
     return {name: rng.randrange(20, 700) for name in rng.sample(list(categories), min(2, len(categories)))}
 
 
-def _summary(mixes: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    kept = sum(n for mix in mixes.values() for n in mix.values())
+def _summary(category_counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    kept = sum(n for mix in category_counts.values() for n in mix.values())
     return {"examples": kept + 400, "heldout": 400, "kept": kept, "cut": 3, "dropped": 0, "duplicates": 1}
 
 
@@ -85,11 +88,11 @@ def _row(
     number: int,
     rounds: int,
     clients: Sequence[str],
-    mixes: Mapping[str, Mapping[str, int]],
+    category_counts: Mapping[str, Mapping[str, int]],
     heldout: bool,
 ) -> dict[str, Any]:
     loss = loss_at(number, rounds) + rng.gauss(0, 0.02)
-    categories = sorted({name for mix in mixes.values() for name in mix})
+    categories = sorted({name for mix in category_counts.values() for name in mix})
     scored = {
         "loss": loss,
         "category": {name: loss + 0.1 * k for k, name in enumerate(categories)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from shepherd.ui.terminal.compared import compared
+from shepherd.ui.terminal.comparison_table import compared
 
 
 def interval(value: float | None, low: float | None, high: float | None) -> dict[str, float | None]:

@@ -27,7 +27,7 @@ from shepherd.run import folder
 from shepherd.run.answerer import Answer
 from shepherd.settings import DataTable, parse
 from shepherd.ui.cli import main as cli
-from shepherd.ui.terminal import answers, judged, summary
+from shepherd.ui.terminal import answers, summary, verdict_table
 from shepherd.ui.terminal.running import display, lines
 from shepherd.visible import shown, shown_line
 
@@ -147,7 +147,7 @@ def test_a_run_under_way_and_its_end(terminal: bool, monkeypatch: pytest.MonkeyP
     stream = Terminal() if terminal else io.StringIO()
     with display(stream) as seen:
         seen.begin(f"run {EVIL}", 3, [])
-        seen.say(f"the server said {EVIL}\nround 9/9")
+        seen.echo(f"the server said {EVIL}\nround 9/9")
         logging.getLogger("shepherd.silos").info("site %s is there", EVIL)
         with stage(f"reading {EVIL}"):
             pass
@@ -169,7 +169,7 @@ def test_what_a_judge_is_called_and_says() -> None:
     interval = {"value": 0.5, "low": 0.4, "high": 0.6}
     row = {"first": EVIL, "second": EVIL, "win": 1, "tie": 0, "loss": 2}
     stream = io.StringIO()
-    judged.judged(
+    verdict_table.judged(
         {
             "protocol": "pairwise",
             "model": EVIL,
@@ -185,7 +185,7 @@ def test_what_a_judge_is_called_and_says() -> None:
     )
     require_plain(stream.getvalue())
     with lines(said_to := io.StringIO()) as seen:
-        seen.say(f"the endpoint says {EVIL}")
+        seen.echo(f"the endpoint says {EVIL}")
     require_plain(said_to.getvalue())
 
 
@@ -256,12 +256,12 @@ def _news(tmp_path: Path) -> str:
     """What the coordinator says of a server's news."""
     pytest.importorskip("nvflare")
     from shepherd.silos.coordinator.coordinate import SilosRun
-    from shepherd.silos.coordinator.job_follower import News
+    from shepherd.silos.coordinator.job_follower import StatusUpdate
 
     with lines(stream := io.StringIO()) as seen:
         going = SilosRun.__new__(SilosRun)
-        going.say = seen.say
-        going._show(News(job="j", said=[EVIL, f"fine\n{EVIL}"]))
+        going.echo = seen.echo
+        going._show(StatusUpdate(job="j", said=[EVIL, f"fine\n{EVIL}"]))
     return stream.getvalue()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from shepherd.ui.terminal.judged import judged
+from shepherd.ui.terminal.verdict_table import judged
 
 SAID = {
     "model": "judge-1",

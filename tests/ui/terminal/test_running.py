@@ -39,7 +39,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     stream = io.StringIO()
     with display(stream) as shown:
         assert isinstance(shown, PlainDisplay)
-        shown.say("reading world")
+        shown.echo("reading world")
         shown.begin("runs/one", 3, [])
         shown.row(BASE)
         shown.row(BASE)  # known already
@@ -73,8 +73,8 @@ def test_a_closed_pipe_ends_nothing() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w", encoding="utf8") as stream, display(stream) as shown:
-        shown.say("nobody reads this")
-        shown.say("nor this")
+        shown.echo("nobody reads this")
+        shown.echo("nor this")
         stream.write("nor what waits in the buffer")
 
 
@@ -92,7 +92,7 @@ def test_a_terminal_gets_the_live_display_unless_it_is_dumb(monkeypatch: pytest.
         assert isinstance(shown, LiveDisplay)
         shown.begin("runs/one", 3, [BASE])
         shown.row(row(1, failures={"b": "late"}))
-        shown.say("[not markup]")
+        shown.echo("[not markup]")
         told("scoring 200 held-out examples")
     assert "scoring 200 held-out examples" in stream.getvalue()
     assert "\x1b[?25h" in stream.getvalue()  # the cursor is back

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 from shepherd.model.base import Base
-from shepherd.training.tune import Job, Progress, Tuned
+from shepherd.training.tune import Job, Progress, TuningResult
 
 Watch = Callable[[int, Progress], None]
 """Hears which job, counted from 0, and how far it is."""
@@ -21,7 +21,7 @@ class Executor(Protocol):
     def count(self) -> int:
         """Jobs that are tuned side by side."""
 
-    def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[Tuned]]:
+    def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[TuningResult]]:
         """What each job made, in the jobs' order; lazy, and with a bounded number of jobs under way.
 
         Raises:

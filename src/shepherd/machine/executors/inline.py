@@ -9,7 +9,7 @@ from typing import TypeVar
 from shepherd.machine.executors.executor import Watch
 from shepherd.model.base import Base
 from shepherd.training import tune
-from shepherd.training.tune import Job, Tuned
+from shepherd.training.tune import Job, TuningResult
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,7 +22,7 @@ class Inline:
     base: Base
     count: int = 1
 
-    def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[Tuned]]:
+    def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[TuningResult]]:
         """See `Executor`; a job begins when its results are asked for."""
         for number, job in enumerate(jobs):
             yield tune.tune(self.base, job, lambda progress, number=number: watch(number, progress))  # type: ignore[misc]

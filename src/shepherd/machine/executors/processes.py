@@ -35,7 +35,7 @@ from shepherd.machine.executors.executor import Watch
 from shepherd.model import base as bases
 from shepherd.model.base import Base, Proof
 from shepherd.settings import AdapterTable, ModelTable
-from shepherd.training.tune import Job, Tuned, Visit, tune
+from shepherd.training.tune import Job, TuningResult, Visit, tune
 
 POLL = 0.1  # seconds between two looks at how far the workers are
 AHEAD = 8  # jobs a worker that are looked at, and whose results may wait here for one before them
@@ -73,7 +73,7 @@ class Processes:
         self._end = weakref.finalize(self, pool.shutdown, wait=True, kill_workers=True)
         return pool
 
-    def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[Tuned]]:
+    def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[TuningResult]]:
         """What each job made, in the jobs' order; at most two jobs a worker are under way.
 
         Of the next `AHEAD` jobs a worker the largest begins first, so that none is left alone at the end.
@@ -84,7 +84,7 @@ class Processes:
         """
         left = enumerate(jobs)
         waiting: dict[int, Job] = {}
-        begun: dict[int, Future[list[Tuned]]] = {}  # until their results are yielded
+        begun: dict[int, Future[list[TuningResult]]] = {}  # until their results are yielded
         numbers: dict[int, int] = {}  # of a job among all that these workers ever had -> among `jobs`
         try:
             malloc.give_back()  # of the proof and the scores: the workers need it
@@ -131,7 +131,7 @@ class Processes:
                 future.cancel()
 
     def _begin_largest(
-        self, waiting: dict[int, Job], begun: dict[int, Future[list[Tuned]]], numbers: dict[int, int]
+        self, waiting: dict[int, Job], begun: dict[int, Future[list[TuningResult]]], numbers: dict[int, int]
     ) -> None:
         """Keep two jobs a worker under way, so that none waits for this process."""
         while waiting and len(_going(begun)) < 2 * self.count:
@@ -192,7 +192,7 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
-def _going(begun: Mapping[int, Future[list[Tuned]]]) -> list[Future[list[Tuned]]]:
+def _going(begun: Mapping[int, Future[list[TuningResult]]]) -> list[Future[list[TuningResult]]]:
     return [future for future in begun.values() if not future.done()]
 
 
@@ -252,7 +252,7 @@ def _ready() -> None:
     """Nothing to do: a worker that answers has loaded its base."""
 
 
-def _work(number: int, job: Job) -> list[Tuned]:
+def _work(number: int, job: Job) -> list[TuningResult]:
     return _with_base(lambda base, job: tune(base, job, lambda progress: _queue.put((number, progress))), job)
 
 

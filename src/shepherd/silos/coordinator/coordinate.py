@@ -53,17 +53,17 @@ from shepherd.run.log import read_rows
 from shepherd.run.run import answered
 from shepherd.settings import RunSettings
 from shepherd.silos.coordinator import state_file
-from shepherd.silos.coordinator.job_follower import Following, News
+from shepherd.silos.coordinator.job_follower import JobFollower, StatusUpdate
 from shepherd.silos.flare import kits
 from shepherd.silos.flare.session import JobGone, session
 from shepherd.silos.protocol import jobspec, wire
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.training import stack
 from shepherd.training.local import completed, require
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
 SPARE = 2.0
 """Times as long as a copy of the server's checkpoint took, until the next may begin. Each finished round is
 copied into the run folder, since a site keeps its last two answers alone: from an older copy a server that
@@ -82,9 +82,9 @@ class SilosRun:
     """What was chosen where they leave something open."""
     holder: RunFolder
     base: bases.Base
-    following: Following
+    following: JobFollower
     trackers: tracking.Trackers
-    say: Say
+    echo: Echo
     consent: Consent = NOTHING
     closed: bool = False
     _due: float = 0.0
@@ -184,14 +184,14 @@ class SilosRun:
         try:
             division = pipeline.divide(self.settings, self.consent.plugins)
         except DataError as error:  # the coordinator need not have any
-            self.say(f"no answers are scored here, since the data are not ({error})")
+            self.echo(f"no answers are scored here, since the data are not ({error})")
             return []
         return division.of(division.held.heldout.tolist())
 
-    def _gone_back(self, news: News) -> None:
+    def _gone_back(self, news: StatusUpdate) -> None:
         """Where the server had to go back, the log here goes back with it."""
         if 0 < news.count < self.following.rows:
-            self.say(f"the server goes on after round {news.round}: it has lost what came after")
+            self.echo(f"the server goes on after round {news.round}: it has lost what came after")
             self.following.rows = _known(self.holder.reconcile(news.round))
 
     def _taken(self, row: Row) -> Row:
@@ -204,9 +204,9 @@ class SilosRun:
         self.trackers.log(row)
         return row
 
-    def _show(self, news: News) -> None:
+    def _show(self, news: StatusUpdate) -> None:
         for line in news.said:
-            self.say(line)
+            self.echo(line)
         if news.progress is not None:
             line_is_due = time.monotonic() >= self._next_line
             level = logging.INFO if line_is_due else logging.DEBUG
@@ -214,7 +214,7 @@ class SilosRun:
             if line_is_due:
                 self._next_line = time.monotonic() + progress.EVERY_S
 
-    def _remember(self, news: News) -> None:
+    def _remember(self, news: StatusUpdate) -> None:
         if news.restart:
             kept = state_file.text(self.following.kit, self.following.order, news.job)
             self.holder.write(folder.SILOS, kept)
@@ -225,7 +225,7 @@ class SilosRun:
             self._loaded = (last, load_checkpoint(last, self.base).state)
         return self._loaded[1]
 
-    def _copy(self, news: News) -> None:
+    def _copy(self, news: StatusUpdate) -> None:
         """Copy the checkpoint of the round that the server has finished."""
         finished = bool(news.outcome) and "error" not in (news.outcome or {})
         began = time.monotonic()
@@ -244,7 +244,7 @@ class SilosRun:
 
 
 def open_run(
-    settings: RunSettings, kit: str | Path, say: Say = log.info, consent: Consent = NOTHING
+    settings: RunSettings, kit: str | Path, echo: Echo = log.info, consent: Consent = NOTHING
 ) -> SilosRun:
     """Prepare a new run over silos: the base, the first adapter, the run folder, and the order.
 
@@ -263,14 +263,14 @@ def open_run(
     _require_capped(settings)
     require(settings, consent.plugins)  # a wrong name is refused before anything is made
     settings = completed(settings, consent.plugins)
-    sites = _sites(settings, kit, say)
+    sites = _sites(settings, kit, echo)
     base = load_base(settings, consent)
     if told := files.rehearse(base):
-        say(told)
-    say(coverage(base.model, base.sites).sentence)
+        echo(told)
+    echo(coverage(base.model, base.sites).sentence)
     plan = planning.over_silos(pipeline.dated(settings, base.tokenizer), base)
     filled = plan.over(settings)
-    order = Order(
+    order = JobSpec(
         run=secrets.token_hex(8),
         base=digest(folder_of(placed(filled.model).base, filled.model.revision)),
         fingerprint=base.fingerprint,
@@ -282,7 +282,7 @@ def open_run(
     holder = folder.create(settings.output, settings, plan.text(), kept)
     with _given_back_on_error(holder):
         _save_start(holder, settings, base, len(sites), consent)
-        following = _following(holder, Path(kit), order, settings, say, consent)
+        following = _following(holder, Path(kit), order, settings, echo, consent)
         return SilosRun(
             settings=settings,
             plan=plan,
@@ -290,14 +290,14 @@ def open_run(
             base=base,
             following=following,
             trackers=tracking.start(filled, holder),
-            say=say,
+            echo=echo,
             consent=consent,
         )
 
 
 def resume(
     path: str | Path,
-    say: Say = log.info,
+    echo: Echo = log.info,
     kit: str | Path | None = None,
     consent: Consent = NOTHING,
 ) -> SilosRun:
@@ -325,7 +325,7 @@ def resume(
             holder.write(PLAN, plan.text())
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was written
             _save_start(holder, settings, base, len(order.sites), consent)
-        following = _following(holder, kept, order, settings, say, consent)
+        following = _following(holder, kept, order, settings, echo, consent)
         following.job = job
         holder.write(folder.SILOS, state_file.text(kept, order, job))
         with disk_errors(holder.path):
@@ -333,7 +333,7 @@ def resume(
         rows = read_rows(holder.path)
         rows = holder.reconcile(rows[-1]["round"]) if rows else []
         following.rows = _known(rows)
-        say(f"going on after round {max(0, following.rows - 1)} of {settings.federation.rounds}")
+        echo(f"going on after round {max(0, following.rows - 1)} of {settings.federation.rounds}")
         return SilosRun(
             settings=settings,
             plan=plan,
@@ -341,7 +341,7 @@ def resume(
             base=base,
             following=following,
             trackers=tracking.start(plan.over(settings), holder, rows),
-            say=say,
+            echo=echo,
             consent=consent,
         )
 
@@ -369,7 +369,7 @@ def _require_capped(settings: RunSettings) -> None:
         )
 
 
-def _sites(settings: RunSettings, kit: str | Path, say: Say) -> tuple[str, ...]:
+def _sites(settings: RunSettings, kit: str | Path, echo: Echo) -> tuple[str, ...]:
     with session(kit) as server:
         connected = server.connected()
     sites = sorted(set(settings.silos.sites)) or connected
@@ -380,7 +380,7 @@ def _sites(settings: RunSettings, kit: str | Path, say: Say) -> tuple[str, ...]:
             f"no site {named}is connected (connected: {', '.join(connected) or 'none'}); start"
             " `shepherd silos site` at the sites, or correct silos.sites"
         )
-    say(f"sites: {', '.join(sites)}" + (f" (not connected: {missing})" if missing else ""))
+    echo(f"sites: {', '.join(sites)}" + (f" (not connected: {missing})" if missing else ""))
     return tuple(sites)
 
 
@@ -393,15 +393,15 @@ def _last(holder: RunFolder) -> Path:
 
 
 def _following(
-    holder: RunFolder, kit: Path, order: Order, settings: RunSettings, say: Say, consent: Consent
-) -> Following:
-    return Following(
+    holder: RunFolder, kit: Path, order: JobSpec, settings: RunSettings, echo: Echo, consent: Consent
+) -> JobFollower:
+    return JobFollower(
         kit=kit,
         order=order,
         cohort=plugins.selection(settings, consent.plugins).size(len(order.sites)),
         state=lambda: _last(holder),
         scratch=holder.path / "jobs",
-        say=say,
+        echo=echo,
         stopped=(holder.path / state_file.STOP).exists,
         most_bytes=_most_bytes(settings, checkpoint.load(_last(holder)).state, len(order.sites), consent),
     )

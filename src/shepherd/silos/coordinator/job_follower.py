@@ -23,7 +23,7 @@ from shepherd.silos.coordinator.status_update import Told
 from shepherd.silos.flare import job as jobs
 from shepherd.silos.flare.probe import HungUp, Trials
 from shepherd.silos.flare.session import JobGone, JobSilent, Quiet, Session, Work, session
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 
 Row = dict[str, Any]
 POLL_S = 0.25
@@ -43,7 +43,7 @@ WAITING = ("SUBMITTED", "APPROVED", "DISPATCHED")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class News:
+class StatusUpdate:
     """What the server told since the last time."""
 
     job: str
@@ -62,18 +62,18 @@ class News:
 
 
 @dataclass(slots=True, kw_only=True)
-class Following:
+class JobFollower:
     """A run at the server. `rows` is how many rows of its log are known here already."""
 
     kit: Path
-    order: Order
+    order: JobSpec
     cohort: int
     """Sites that a round asks, on average."""
     state: Callable[[], Path]
     """The last checkpoint that is here, for the next job to bring along."""
     scratch: Path
     """A folder that is made for a job's folder, and removed once the server has it."""
-    say: Callable[[str], None]
+    echo: Callable[[str], None]
     stopped: Callable[[], bool] = lambda: False
     """Whether a person has ended the run."""
     most_bytes: int = 2**32
@@ -104,7 +104,7 @@ class Following:
     def __post_init__(self) -> None:
         self._waits = self.order.silos
 
-    def news(self) -> Generator[News, None, None]:
+    def news(self) -> Generator[StatusUpdate, None, None]:
         """News until the run has ended; whoever reads on keeps it alive.
 
         Who stops reading leaves the job to the server, which goes on with it.
@@ -129,12 +129,12 @@ class Following:
                     raise
                 if str(error) != complaint:
                     complaint = str(error)
-                    self.say(f"{complaint}; trying again")
+                    self.echo(f"{complaint}; trying again")
                 self._require_wanted()
                 time.sleep(pause)
                 pause = min(MAX_RETRY_PAUSE_S, 2 * pause)
 
-    def _jobs(self, server: Session) -> Iterator[News]:
+    def _jobs(self, server: Session) -> Iterator[StatusUpdate]:
         """News of one job after the other, until one has an outcome that is taken."""
         while True:
             if self._over or self.job is None or not _lives(server, self.job):
@@ -150,7 +150,7 @@ class Following:
             self._over = True
             self._died()
 
-    def _begun(self, server: Session) -> News:
+    def _begun(self, server: Session) -> StatusUpdate:
         """Submit a job. What is left of the last one must neither answer nor hold the run."""
         self._require_wanted()
         if self.job is not None:
@@ -161,7 +161,7 @@ class Following:
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)  # it holds a copy of the checkpoint
         self._mine, self._over, self._said = True, False, 0
-        return News(job=self.job, restart=True, round=max(0, self.rows - 1), count=self.rows)
+        return StatusUpdate(job=self.job, restart=True, round=max(0, self.rows - 1), count=self.rows)
 
     def _died(self) -> None:
         self._deaths += 1
@@ -175,7 +175,7 @@ class Following:
         if self.stopped():
             raise FederationError("the run was stopped by `shepherd silos stop`; resume it to go on")
 
-    def _told(self, server: Session, job: str) -> Iterator[News]:
+    def _told(self, server: Session, job: str) -> Iterator[StatusUpdate]:
         """News of one job, until it runs no more or must make room for another."""
         heard = looked = round_began = time.monotonic()
         first = True
@@ -205,7 +205,7 @@ class Following:
                 looked = time.monotonic()
                 heard += looked - now  # silent sites keep it waiting, and the job is not to blame
                 if back := self._back(working, job):
-                    self.say(f"{', '.join(back)} came back: a new job asks the round again")
+                    self.echo(f"{', '.join(back)} came back: a new job asks the round again")
                     self._deaths -= 1  # no death
                     return
             time.sleep(POLL_S)
@@ -227,7 +227,7 @@ class Following:
         while not (back := self._idle(server.working(), job)) and time.monotonic() < ends:
             time.sleep(1.0)
         if back:
-            self.say(f"{_listed(back)} came too late for the round: a new job asks it again")
+            self.echo(f"{_listed(back)} came too late for the round: a new job asks it again")
         return bool(back)
 
     def _asked(self, server: Session, job: str) -> Told | None:
@@ -242,10 +242,10 @@ class Following:
         except (JobGone, JobSilent):
             return None
 
-    def _news(self, server: Session, job: str, told: Told) -> News:
+    def _news(self, server: Session, job: str, told: Told) -> StatusUpdate:
         # a job that ended before it had opened the run's log knows nothing of the rounds
         known = (told.round, told.count) if told.opened else (max(0, self.rows - 1), self.rows)
-        return News(
+        return StatusUpdate(
             job=job,
             round=known[0],
             count=known[1],
@@ -278,7 +278,7 @@ class Following:
         """Say once which sites cannot be seen to be idle, and so are not asked again."""
         unwilling = {site for site in self.order.sites if working.get(site) is Quiet.UNWILLING}
         if new := unwilling - self._unwilling:
-            self.say(f"{_listed(new)} may not say what it works on, and is not waited for if it drops out")
+            self.echo(f"{_listed(new)} may not say what it works on, and is not waited for if it drops out")
         self._unwilling = unwilling
 
     def _idle(self, working: Mapping[str, Work], job: str) -> list[str]:
@@ -297,12 +297,12 @@ class Following:
             self._require_wanted()
             enough = len(self.order.sites) - len(missing) >= jobs.quorum(self.order, self.cohort)
             if time.monotonic() > ends and enough:
-                self.say(f"beginning without {_listed(missing)}")
+                self.echo(f"beginning without {_listed(missing)}")
                 self._unawaited = missing
                 return
             line = f"waiting for {_listed(missing)} to connect; connected: {_listed(connected) or 'none'}"
             if line != told:
-                self.say(line)
+                self.echo(line)
                 told = line
             time.sleep(1.0)
         self._unawaited = set()

@@ -14,19 +14,19 @@ from shepherd.io.atomic import write_atomic
 from shepherd.run import folder
 from shepherd.run.log import read_rows
 from shepherd.silos.protocol import jobspec
-from shepherd.silos.protocol.jobspec import Order
+from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.visible import shown_line
 
 STOP = "silos.stop"
 
 
-def text(kit: Path, order: Order, job: str | None) -> str:
+def text(kit: Path, order: JobSpec, job: str | None) -> str:
     """What silos.json says; `recorded` reads it back."""
     kept = {"kit": str(kit.absolute()), "job": job, "order": json.loads(order.text())}
     return json.dumps(kept, indent=1) + "\n"
 
 
-def recorded(path: Path) -> tuple[Path, Order, str | None]:
+def recorded(path: Path) -> tuple[Path, JobSpec, str | None]:
     """The administrator's kit, the order, and the last job.
 
     Raises:

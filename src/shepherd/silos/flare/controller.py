@@ -104,7 +104,7 @@ class Rounds(ModelController):  # type: ignore[misc]
         return sorted(name for name in names if not self._gone(name))
 
     def ask(self, message_: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
-        """Send to the sites; yield answers as they come; see `shepherd.silos.server.site_federation.Post`."""
+        """Send to the sites; yield answers as they come; see `site_federation.Transport`."""
         malloc.give_back()  # so that the peak is that of one wave
         inbox: queue.Queue[FLModel] = queue.Queue()
         self.send_model(

@@ -20,7 +20,7 @@ from typing import Any
 
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.jobspec import RUN_ID, Order
+from shepherd.silos.protocol.jobspec import RUN_ID, JobSpec
 
 CONTROLLER = "shepherd.silos.flare.controller.Rounds"
 EXECUTOR = "shepherd.silos.flare.executor.Door"
@@ -38,7 +38,7 @@ ANSWER_KEY, PIECE_KEY = "submit_task_result_timeout", "np_streaming_per_request_
 """FLARE's names of the waits for an answer to get through, and for a piece of a message."""
 
 
-def write(folder: Path, order: Order, state: Path, cohort: int) -> Path:
+def write(folder: Path, order: JobSpec, state: Path, cohort: int) -> Path:
     """Write the job of an order, with the checkpoint folder `state` to go on from; give the job's folder.
 
     Args:
@@ -97,7 +97,7 @@ def run_of(name: Any) -> str | None:
     return found[1] if found else None
 
 
-def quorum(order: Order, cohort: int) -> int:
+def quorum(order: JobSpec, cohort: int) -> int:
     """Sites that a job is not begun without: those of a round's quorum, and two where the run has two."""
     table, sites = order.federation, len(order.sites)
     return max(min(2, sites), math.ceil(table.quorum * cohort - 1e-9))

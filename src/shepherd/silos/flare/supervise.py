@@ -70,7 +70,7 @@ class Child:
 def supervise(
     home: Path,
     children: Sequence[Child],
-    say: Callable[[str], None],
+    echo: Callable[[str], None],
     stop: threading.Event,
     before: Callable[[], None] = lambda: None,
 ) -> None:
@@ -91,7 +91,7 @@ def supervise(
         log = _Log(home / _LOG)
 
         def event(line: str) -> None:
-            say(line)
+            echo(line)
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
         for pid in _end_marked(_mark(home)):
@@ -132,8 +132,8 @@ def bound(command: Sequence[str], sent: signal.Signals = signal.SIGKILL) -> list
 class _Kept:
     """A child and its present life."""
 
-    def __init__(self, home: Path, child: Child, say: Callable[[str], None]) -> None:
-        self._child, self._say = child, say
+    def __init__(self, home: Path, child: Child, echo: Callable[[str], None]) -> None:
+        self._child, self._say = child, echo
         self._mark = f"{_mark(home)}{child.name}:"
         self._log = _Log(home / f"{child.name}.log")
         self._process: subprocess.Popen[str] | None = None

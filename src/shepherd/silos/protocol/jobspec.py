@@ -23,7 +23,7 @@ STAYING = {"evaluation": ("metrics",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class JobSpec:
     """What a job brings to the server: all of it plain, and no secret in it."""
 
     run: str
@@ -61,7 +61,7 @@ class Order:
         )
 
 
-def read(text: str) -> Order:
+def read(text: str) -> JobSpec:
     """Read an order.
 
     Raises:
@@ -69,7 +69,7 @@ def read(text: str) -> Order:
     """
     try:
         found = json.loads(text)
-        order = Order(**{**found, "sites": _sites(found["sites"])})
+        order = JobSpec(**{**found, "sites": _sites(found["sites"])})
         if not re.fullmatch(RUN_ID, order.run):  # it names a folder at the server
             raise ValueError("its run is not 16 hex digits")
         return order
@@ -88,7 +88,7 @@ def _sites(names: Any) -> tuple[str, ...]:
     return tuple(map(label, names))
 
 
-def travelling(settings: RunSettings) -> dict[str, Any]:
+def settings_for_site(settings: RunSettings) -> dict[str, Any]:
     """What a site is told of the run file: nothing of the coordinator's paths but the base's name."""
     whole = plain(published(settings))
     data = {key: whole["data"][key] for key in TRAVELLING_DATA if key in whole["data"]}

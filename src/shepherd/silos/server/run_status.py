@@ -40,7 +40,7 @@ class Book:
             self.rows.append(row)
             self.came, self.began = [], time.perf_counter()
 
-    def say(self, line: str) -> None:
+    def echo(self, line: str) -> None:
         with self.lock:
             self.said.append(line)
 
@@ -51,7 +51,7 @@ class Book:
     def fail(self, error: ShepherdError) -> None:
         self.end({"error": str(error), "kind": type(error).__name__})
 
-    def heard(self, reply: Reply) -> None:
+    def on_reply(self, reply: Reply) -> None:
         if isinstance(reply, Update | Failure):
             with self.lock:
                 self.came.append(_bare(reply))

@@ -15,7 +15,7 @@ from shepherd.silos.flare.kits import Kit
 from shepherd.silos.flare.supervise import Child, Omen, supervise, until_signalled
 
 
-def serve(folder: str | Path, say: Callable[[str], None]) -> None:
+def serve(folder: str | Path, echo: Callable[[str], None]) -> None:
     """Run the server until SIGTERM or SIGINT; FLARE's process is started again whenever it dies.
 
     Args:
@@ -27,7 +27,7 @@ def serve(folder: str | Path, say: Callable[[str], None]) -> None:
             on this machine already.
     """
     with until_signalled() as stop:
-        keep(kit_in(folder), say, stop)
+        keep(kit_in(folder), echo, stop)
 
 
 def kit_in(folder: str | Path) -> Kit:
@@ -40,13 +40,13 @@ def kit_in(folder: str | Path) -> Kit:
     return kits.read(folder / "server" if provision.holds_federation(folder) else folder, "server")
 
 
-def keep(kit: Kit, say: Callable[[str], None], stop: threading.Event) -> None:
+def keep(kit: Kit, echo: Callable[[str], None], stop: threading.Event) -> None:
     """`serve` until `stop` is set."""
     kits.require_plain_path(kit)
     for line in harden(kit.folder, "server"):
-        say(line)
-    say(f"the server of {kit.federation}: sites and administrators reach it at {kit.host}:{kit.port}")
-    supervise(kit.home, [_flare(kit)], say, stop, before=lambda: _require_port(kit))
+        echo(line)
+    echo(f"the server of {kit.federation}: sites and administrators reach it at {kit.host}:{kit.port}")
+    supervise(kit.home, [_flare(kit)], echo, stop, before=lambda: _require_port(kit))
 
 
 def _flare(kit: Kit) -> Child:

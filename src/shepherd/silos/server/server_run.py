@@ -36,12 +36,12 @@ from shepherd.run import checkpoint, folder
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import append_row, reconciled
 from shepherd.settings import RunSettings, validated
-from shepherd.silos.protocol.jobspec import Order, travelling
+from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
 from shepherd.silos.protocol.wire import Scores
 from shepherd.silos.server import trusted_modules as trusted
 from shepherd.silos.server.pooling import pooled
 from shepherd.silos.server.run_status import Book
-from shepherd.silos.server.site_federation import Post, Silos, Terms, short_deadline_s
+from shepherd.silos.server.site_federation import RequestContext, Silos, Transport, short_deadline_s
 from shepherd.silos.server.trusted_modules import NO_OTHERS, Trusted
 
 log = logging.getLogger(__name__)
@@ -62,12 +62,12 @@ MOST_WHY = 300  # characters of why a site is left out of a score
 class Service:
     """One job's share of a run: from the last finished round to the last one, or as far as it comes."""
 
-    order: Order
+    order: JobSpec
     home: Path
     """Of the run, at the server."""
     given: Path | None
     """The coordinator's last checkpoint, that came with the job; used where it is the later one."""
-    post: Post
+    post: Transport
     known: Collection[str] | None = None
     """Sites of the federation, there or not; None where nobody keeps a list."""
     trusted: Trusted = NO_OTHERS
@@ -79,17 +79,17 @@ class Service:
     def __post_init__(self) -> None:
         self.settings = validated(RunSettings, self.order.settings, "the run file of the job")
         federation, silos = self.settings.federation, self.settings.silos
-        terms = Terms(
+        terms = RequestContext(
             run=self.order.run,
             base=self.order.base,
             version=self.order.version,
-            settings=travelling(self.settings),
+            settings=settings_for_site(self.settings),
             deadline_s=silos.deadline_s,
             short_deadline_s=short_deadline_s(silos),
             max_in_flight=silos.max_in_flight,
         )
         self._book = Book(rounds=federation.rounds)
-        self.silos = Silos(post=self.post, terms=terms, sites=self.order.sites, heard=self._book.heard)
+        self.silos = Silos(post=self.post, terms=terms, sites=self.order.sites, on_reply=self._book.on_reply)
 
     def run(self) -> None:
         """Go through the rounds; what comes of it is in `told`, also where it cannot go on."""
@@ -132,7 +132,7 @@ class Service:
         self._book.open(rows)
         for reply in self.silos.join(state.round):
             if isinstance(reply, Failure):
-                self._book.say(f"{reply.client}: {reply.reason}")
+                self._book.echo(f"{reply.client}: {reply.reason}")
         if not rows:
             self._log({"round": 0, **self._scored(state)})
         taken = dict(rows[-1].get("taken", {})) if rows else {}

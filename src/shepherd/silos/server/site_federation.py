@@ -1,6 +1,6 @@
 """Clients that are sites behind a network: requests go out in waves, answers come in the cohort's order.
 
-Knows no engine: a `Post` carries the bytes. A wave bounds the server's memory, since at most so many
+Knows no engine: a `Transport` carries the bytes. A wave bounds the server's memory, since at most so many
 updates are held; the cohort's order makes the mean the same bits as in one process.
 """
 
@@ -30,7 +30,7 @@ Reply = Update | Failure | Joined | Scores
 Text = Callable[[str], None]
 
 
-class Post(Protocol):
+class Transport(Protocol):
     """What carries requests to sites and answers back."""
 
     def present(self) -> Sequence[str]:
@@ -44,7 +44,7 @@ class Post(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class RequestContext:
     """What every request of a run says, whoever is asked."""
 
     run: str
@@ -72,10 +72,10 @@ def short_deadline_s(table: SilosTable) -> float:
 class Silos:
     """A Federation whose clients are sites; it asks those that have joined and are there."""
 
-    post: Post
-    terms: Terms
+    post: Transport
+    terms: RequestContext
     sites: Sequence[str]
-    heard: Callable[[Reply], None] = lambda reply: None
+    on_reply: Callable[[Reply], None] = lambda reply: None
     """Hears every answer of a round as it is taken; none of it is checked yet."""
     joined: dict[str, Joined] = field(default_factory=dict)
     """What each site said of itself."""
@@ -103,8 +103,8 @@ class Silos:
         asked, others = self._members(cohort)
         request = self._request("train", broadcast.round, broadcast, len(asked), self.terms.deadline_s)
         for reply in self._asked(request, cohort, others):
-            self.heard(reply)
-            yield reply if isinstance(reply, Update | Failure) else _beside(reply)
+            self.on_reply(reply)
+            yield reply if isinstance(reply, Update | Failure) else _unexpected(reply)
 
     def join(self, round: int) -> list[Joined | Failure]:
         """Have every site that is there load its base and its data."""
@@ -121,7 +121,7 @@ class Silos:
         asked, others = self._members(sites)
         request = self._request("score", round, broadcast, len(asked), self.terms.short_deadline_s)
         replies = self._asked(request, sites, others)
-        return [reply if isinstance(reply, Scores | Failure) else _beside(reply) for reply in replies]
+        return [reply if isinstance(reply, Scores | Failure) else _unexpected(reply) for reply in replies]
 
     def _here(self) -> list[str]:
         here = set(self.post.present())
@@ -134,7 +134,7 @@ class Silos:
                 self.joined[reply.client] = reply
                 yield reply
             else:
-                failure = reply if isinstance(reply, Failure) else _beside(reply)
+                failure = reply if isinstance(reply, Failure) else _unexpected(reply)
                 self._refused[failure.client] = failure.reason
                 yield failure
 
@@ -235,5 +235,5 @@ def _of_a_size(reply: Reply) -> Reply:
     return reply
 
 
-def _beside(reply: Reply) -> Failure:
+def _unexpected(reply: Reply) -> Failure:
     return Failure(client=reply.client, reason="it answered another question; install the server's version")

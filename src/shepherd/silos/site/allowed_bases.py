@@ -43,12 +43,12 @@ def largest_message(bases: Sequence[BaseTable], max_rank: int) -> int:
 
     A method may send more than the adapter, such as a correction of its size.
     """
-    from shepherd.model import outline  # brings torch
+    from shepherd.model import meta_shapes
 
     sizes = [0]
     for base in bases:
         with suppress(BaseError):  # a base that cannot be read is refused when a run asks for it
-            sizes.append(outline.adapter_bytes(folder_of(base), max_rank))
+            sizes.append(meta_shapes.adapter_bytes(folder_of(base), max_rank))
     return ADAPTERS * max(sizes) + SPARE
 
 

@@ -62,7 +62,7 @@ class Sort(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
+class Released:
     """What left the site: bytes of the reply, how many tensors, each metric with its value, and of a score
     each category's mean loss, tokens and examples. Logs of earlier versions have no values."""
 
@@ -92,7 +92,7 @@ class Event:
     sentence: str = ""
     more: int = 0
     fault: str = ""
-    left: Left | None = None
+    left: Released | None = None
 
 
 def granted_to(
@@ -128,7 +128,7 @@ def refused(request: Request, now: datetime, refusal: Refusal) -> Event:
     return Event(what="refused", asked=comes_to, rule=refusal.rule, sentence=refusal.sentence, **of)
 
 
-def answered(request: Request, now: datetime, left: Left) -> Event:
+def answered(request: Request, now: datetime, left: Released) -> Event:
     """The answer leaves; to be recorded before it does."""
     return Event(what="answered", left=left, **_of(request, now))
 
@@ -447,7 +447,7 @@ def _event(line: bytes) -> Event | None:
             metrics = left.get("metrics", {})
             # earlier versions wrote their names alone
             metrics = metrics if isinstance(metrics, dict) else dict.fromkeys(metrics)
-            left = Left(**{**left, "metrics": metrics})
+            left = Released(**{**left, "metrics": metrics})
         return Event(**{**row, "when": str(row["when"])}, left=left)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shepherd.data import pipeline
 from shepherd.data.examples import Example
-from shepherd.data.pipeline import Prepared
+from shepherd.data.pipeline import TokenisedData
 from shepherd.data.template import Template, prints_date
 from shepherd.errors import DataError, FolderError, SettingsError
 from shepherd.io.atomic import disk_errors
@@ -38,9 +38,9 @@ class Holding:
     name: str
     _base: bases.Base | None = None
     _base_key: tuple[str, ModelTable, AdapterTable, int] | None = None
-    _prepared: Prepared | None = None
+    _prepared: TokenisedData | None = None
     _data_key: str = ""
-    _heldout: Prepared | None = None
+    _heldout: TokenisedData | None = None
     _heldout_key: str = ""
 
     @property
@@ -48,12 +48,12 @@ class Holding:
         """Of the base that is loaded; "" where none is."""
         return self._base_key[0] if self._base is not None and self._base_key else ""
 
-    def ready(self, settings: RunSettings, digest: str, longest: int) -> Prepared | None:
+    def ready(self, settings: RunSettings, digest: str, longest: int) -> TokenisedData | None:
         """The data, where both they and the base that these settings ask for are loaded."""
         held = self._base is not None and self._base_key == _base_key(settings, digest, longest)
         return self._prepared if held and self._data_key == _data_key(settings, digest) else None
 
-    def data(self, settings: RunSettings, digest: str) -> Prepared:
+    def data(self, settings: RunSettings, digest: str) -> TokenisedData:
         """The examples to train on as tokens: those in memory, those on the disk, or made now.
 
         Raises:
@@ -70,7 +70,7 @@ class Holding:
             self._data_key = key
         return self._prepared
 
-    def heldout(self, settings: RunSettings, digest: str) -> Prepared:
+    def heldout(self, settings: RunSettings, digest: str) -> TokenisedData:
         """The examples that are held out as tokens, likewise, rendered as the owner has them scored.
 
         Raises:
@@ -105,14 +105,14 @@ class Holding:
         memory.use_threads(settings.machine.threads)
         return self._base
 
-    def _stored(self, key: str) -> Prepared | None:
+    def _stored(self, key: str) -> TokenisedData | None:
         folder = self.home / "data" / key
         try:
             return pipeline.load(folder) if pipeline.whole(folder) else None
         except FolderError:  # damaged; it is made again
             return None
 
-    def _made(self, settings: RunSettings, key: str, make: Callable[..., Prepared]) -> Prepared:
+    def _made(self, settings: RunSettings, key: str, make: Callable[..., TokenisedData]) -> TokenisedData:
         made = make(settings, self.name, bases.load_tokenizer(settings.model))
         for dropped in made.dropped:
             log.info("%s", redaction.logged(DataError(dropped)))

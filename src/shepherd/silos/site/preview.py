@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shepherd.data import cursor, lint, pipeline
-from shepherd.data.pipeline import Division
+from shepherd.data.pipeline import Partition
 from shepherd.data.template import Template
 from shepherd.errors import ShepherdError
 from shepherd.evaluate import loss
@@ -203,19 +203,19 @@ def _data(site: SiteSettings, run: RunSettings, samples: int) -> FoundData:
     )
 
 
-def _heldout(division: Division) -> list[str]:
+def _heldout(division: Partition) -> list[str]:
     """The category of each held-out example."""
     held = division.of(division.held.heldout.tolist())
     return [example.category or "all" for example in held]
 
 
 def _scored(site: SiteSettings, categories: Sequence[str]) -> dict[str, int]:
-    places = loss.spread(categories, site.scoring.examples)
+    places = loss.stratified_subset(categories, site.scoring.examples)
     return released.behind([categories[place] for place in places], site.policy.min_examples)
 
 
 def _leaving(base: FoundBase, adapter: AdapterTable, policy: PolicyTable) -> Leaving:
-    from shepherd.model.outline import shapes
+    from shepherd.model.meta_shapes import shapes
 
     return Leaving(
         base=base.name,

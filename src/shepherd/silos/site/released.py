@@ -147,6 +147,6 @@ def of_a_visit(metrics: Mapping[str, float], *, comparable: bool, known: bool) -
     return told
 
 
-def leaving(policy: PolicyTable, metrics: Mapping[str, float]) -> dict[str, float]:
+def released_metrics(policy: PolicyTable, metrics: Mapping[str, float]) -> dict[str, float]:
     """Those of the numbers that the owner lists."""
     return {name: value for name, value in metrics.items() if name in policy.metrics}

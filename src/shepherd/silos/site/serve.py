@@ -20,7 +20,7 @@ LOOK = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0
 
 
-def join(folder: str | Path, site_toml: str | Path, say: Callable[[str], None]) -> None:
+def join(folder: str | Path, site_toml: str | Path, echo: Callable[[str], None]) -> None:
     """Run a site until SIGTERM or SIGINT; its two processes are started again whenever they die.
 
     Args:
@@ -36,22 +36,22 @@ def join(folder: str | Path, site_toml: str | Path, say: Callable[[str], None]) 
     kit = kits.read(folder, "site")
     site_settings.read(site_toml)
     with until_signalled() as stop:
-        keep(kit, [_trainer(kit, Path(site_toml)), _flare(kit)], say, stop)
+        keep(kit, [_trainer(kit, Path(site_toml)), _flare(kit)], echo, stop)
 
 
-def keep(kit: Kit, children: list[Child], say: Callable[[str], None], stop: threading.Event) -> None:
+def keep(kit: Kit, children: list[Child], echo: Callable[[str], None], stop: threading.Event) -> None:
     """Wait for the server, then keep the children running until `stop` is set."""
     kits.require_plain_path(kit)
     for line in harden(kit.folder, "site"):
-        say(line)
-    _await_server(kit, say, stop)
+        echo(line)
+    _await_server(kit, echo, stop)
     if stop.is_set():
         return
-    threading.Thread(target=_watch, args=(kit, say, stop), daemon=True).start()
-    supervise(kit.home, children, say, stop)
+    threading.Thread(target=_watch, args=(kit, echo, stop), daemon=True).start()
+    supervise(kit.home, children, echo, stop)
 
 
-def _await_server(kit: Kit, say: Callable[[str], None], stop: threading.Event) -> None:
+def _await_server(kit: Kit, echo: Callable[[str], None], stop: threading.Event) -> None:
     """Return once the server takes the kit; raise what waiting cannot mend."""
     pause, said, trials = _FIRST_PAUSE, "", Trials()
     while not stop.is_set():
@@ -60,18 +60,18 @@ def _await_server(kit: Kit, say: Callable[[str], None], stop: threading.Event) -
         except (OutOfReach, HungUp) as error:
             trials.failed(error)
             if str(error) != said:
-                say(f"{error}; trying again")
+                echo(f"{error}; trying again")
             said = str(error)
             stop.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
             continue
-        say(f"{kit.name} has reached the server at {kit.host}:{kit.port}")
+        echo(f"{kit.name} has reached the server at {kit.host}:{kit.port}")
         if apart:
-            say(apart)
+            echo(apart)
         return
 
 
-def _watch(kit: Kit, say: Callable[[str], None], stop: threading.Event) -> None:
+def _watch(kit: Kit, echo: Callable[[str], None], stop: threading.Event) -> None:
     """Say when the way to the server is lost or found again: FLARE waits without a word."""
     said = ""
     while not stop.wait(LOOK):
@@ -81,7 +81,7 @@ def _watch(kit: Kit, say: Callable[[str], None], stop: threading.Event) -> None:
         except SilosError as error:
             now = str(error)
         if now != said:
-            say(now or f"the server at {kit.host}:{kit.port} is there again")
+            echo(now or f"the server at {kit.host}:{kit.port} is there again")
         said = now
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from shepherd.silos.protocol.wire import Request
-from shepherd.silos.site.audit import Left
+from shepherd.silos.site.audit import Released
 from shepherd.silos.site.redaction import GivenUp
 
 NEWER = "it was given up, since a newer request came"
@@ -19,7 +19,7 @@ class Answer:
     """A reply as bytes, and what the audit log says of it."""
 
     message: bytes
-    left: Left
+    left: Released
 
 
 @dataclass(slots=True, eq=False)

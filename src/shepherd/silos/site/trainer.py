@@ -26,7 +26,7 @@ from time import monotonic
 from shepherd import plugins
 from shepherd.core import Adapter, Broadcast, Failure, FromSystem, Payload, Update, seed_for
 from shepherd.data import cursor, pipeline
-from shepherd.data.pipeline import Prepared
+from shepherd.data.pipeline import TokenisedData
 from shepherd.errors import ShepherdError
 from shepherd.evaluate import loss
 from shepherd.federation.clients import Batches, LocalClients
@@ -38,7 +38,7 @@ from shepherd.settings import RunSettings
 from shepherd.silos.protocol import ipc, schema, wire
 from shepherd.silos.protocol.wire import Joined, Reply, Request, Scores
 from shepherd.silos.site import allowed_bases, audit, policy, redaction, released, request_checks
-from shepherd.silos.site.audit import Left
+from shepherd.silos.site.audit import Released
 from shepherd.silos.site.data_cache import Holding
 from shepherd.silos.site.policy import Granted, Refusal, Visit
 from shepherd.silos.site.released import Score
@@ -47,7 +47,7 @@ from shepherd.silos.site.site_store import Kept, Record, Store
 from shepherd.silos.site.task import Answer, Task, waited
 from shepherd.training import score, tune
 from shepherd.training.local import local_training
-from shepherd.training.tune import Progress, Tuned
+from shepherd.training.tune import Progress, TuningResult
 from shepherd.visible import in_this_process
 
 LOG = "trainer.log"
@@ -297,7 +297,7 @@ class Trainer:
             return self.settings.trainer.order_seed
         return seed_for(self.store.secret(), "order", request.run)
 
-    def _clients(self, request: Request, settings: RunSettings, prepared: Prepared) -> LocalClients:
+    def _clients(self, request: Request, settings: RunSettings, prepared: TokenisedData) -> LocalClients:
         """This site as the only client that it has."""
         limits = self.settings.policy
         return LocalClients(
@@ -368,7 +368,7 @@ class Trainer:
 
     def _tuned(
         self, task: Task, clients: LocalClients, base: Base, batches: Batches, memory: Payload
-    ) -> Tuned:
+    ) -> TuningResult:
         broadcast = task.request.broadcast
         assert broadcast is not None
         visit = clients.remembering(broadcast, clients.visit(broadcast, self.name, batches), memory)
@@ -382,7 +382,7 @@ class Trainer:
         return tuned
 
     def _told(self, update: Update) -> Update:
-        return replace(update, metrics=released.leaving(self.settings.policy, update.metrics))
+        return replace(update, metrics=released.released_metrics(self.settings.policy, update.metrics))
 
     def _is_comparable(self, settings: RunSettings, examples: int, start: int, end: int) -> bool:
         """Whether the visit's numbers can stand beside every other number that leaves."""
@@ -396,7 +396,7 @@ class Trainer:
         assert request.broadcast is not None
         held = self.holding.heldout(scored(self.settings, settings), request.base)
         categories = pipeline.categories(held)
-        places = loss.spread(categories, scoring.examples)
+        places = loss.stratified_subset(categories, scoring.examples)
         names = [schema.sentence(categories[i])[: schema.MOST_NAME] for i in places]
         least = self.settings.policy.min_examples
         behind = released.behind(names, least)
@@ -493,9 +493,9 @@ def _left(reply: Reply, scores: dict[str, dict[str, float]] | None = None) -> An
         case Update() as update:
             tensors = len(update.delta) + len(update.extra)
             metrics = dict(sorted(update.metrics.items()))
-            return Answer(message, Left(bytes=len(message), tensors=tensors, metrics=metrics))
+            return Answer(message, Released(bytes=len(message), tensors=tensors, metrics=metrics))
         case _:
-            return Answer(message, Left(bytes=len(message), scores=scores or {}))
+            return Answer(message, Released(bytes=len(message), scores=scores or {}))
 
 
 # the process -----------------------------------------------------------------------------------------------

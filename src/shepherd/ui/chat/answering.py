@@ -52,7 +52,7 @@ class Chat:
     @property
     def longest(self) -> int:
         """The most tokens that an answer may be asked to have."""
-        return self.base.reads or 4096
+        return self.base.max_length or 4096
 
     def answer(
         self,

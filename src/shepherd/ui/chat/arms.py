@@ -45,17 +45,17 @@ def find(path: Path, settings: RunSettings) -> list[Arm]:
     """
     if not _answers(path):
         raise FolderError(f"the run in {path} has finished no round yet; go on with `shepherd resume {path}`")
-    mixes, told = _mixes(path), _told(path)
+    category_counts, told = _mixes(path), _told(path)
     below = {unquote(entry.name): entry for entry in _entries(path / COMPARED) if _answers(entry)}
-    order = {LOCAL + client: place for place, client in enumerate(mixes)}
+    order = {LOCAL + client: place for place, client in enumerate(category_counts)}
     locals_ = sorted((n for n in below if n.startswith(LOCAL)), key=lambda n: (order.get(n, len(order)), n))
     pooled = sorted(name for name in below if name in (CENTRALISED, BY_STEPS))
     others = sorted({*below} - {*locals_, *pooled})
     return [
         Arm(name=BASE, path=None, says=f"{short(settings.model.base)}, not tuned"),
-        *(Arm(name=name, path=below[name], says=_of_client(name, mixes, told)) for name in locals_),
-        Arm(name=FEDERATED, path=path, says=_of_run(path, settings, mixes)),
-        *(Arm(name=name, path=below[name], says=_of_all(name, mixes, told)) for name in pooled),
+        *(Arm(name=name, path=below[name], says=_of_client(name, category_counts, told)) for name in locals_),
+        Arm(name=FEDERATED, path=path, says=_of_run(path, settings, category_counts)),
+        *(Arm(name=name, path=below[name], says=_of_all(name, category_counts, told)) for name in pooled),
         *(Arm(name=name, path=below[name], says=_of_variant(name, told)) for name in others),
     ]
 
@@ -73,8 +73,8 @@ def _answers(path: Path) -> bool:
 def _mixes(path: Path) -> Mixes:
     """Client -> category -> examples; a run's data may have gone, its adapters answer all the same."""
     index = _json(path / "data" / "index.json")
-    clients, mixes = index.get("clients", []), index.get("mixes", {})
-    return {client: mixes.get(client, {}) for client in clients}
+    clients, category_counts = index.get("clients", []), index.get("mixes", {})
+    return {client: category_counts.get(client, {}) for client in clients}
 
 
 def _told(path: Path) -> Mapping[str, Mapping[str, Any]]:
@@ -90,24 +90,24 @@ def _json(path: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _of_client(name: str, mixes: Mixes, told: Mapping[str, Mapping[str, Any]]) -> str:
+def _of_client(name: str, category_counts: Mixes, told: Mapping[str, Mapping[str, Any]]) -> str:
     arm = told.get(name, {})
     client = arm.get("client") or name.removeprefix(LOCAL)
-    mix = arm.get("categories") or mixes.get(client, {})
+    mix = arm.get("categories") or category_counts.get(client, {})
     return f"{client} alone: {_counted(mix)}" if mix else f"{client} alone"
 
 
-def _of_all(name: str, mixes: Mixes, told: Mapping[str, Mapping[str, Any]]) -> str:
-    mix = told.get(name, {}).get("categories") or _pooled(mixes.values())
+def _of_all(name: str, category_counts: Mixes, told: Mapping[str, Mapping[str, Any]]) -> str:
+    mix = told.get(name, {}).get("categories") or _pooled(category_counts.values())
     fewer = ", for as many steps as a client takes" if name == BY_STEPS else ""
     return f"everybody's data in one place{fewer}" + (f": {_counted(mix)}" if mix else "")
 
 
-def _of_run(path: Path, settings: RunSettings, mixes: Mixes) -> str:
+def _of_run(path: Path, settings: RunSettings, category_counts: Mixes) -> str:
     done = max((row["round"] for row in read_rows(path)), default=0)
     going = f"{done} of {settings.federation.rounds} rounds" if _going(path) else many(done, "round")
-    mix = _pooled(mixes.values())
-    who = f"{many(len(mixes), 'client')}, {_counted(mix)}; " if mix else ""
+    mix = _pooled(category_counts.values())
+    who = f"{many(len(category_counts), 'client')}, {_counted(mix)}; " if mix else ""
     return f"{who}{settings.algorithm.name}, {going}"
 
 
@@ -120,9 +120,9 @@ def _going(path: Path) -> bool:
     return not (path / "adapter").is_dir()
 
 
-def _pooled(mixes: Sequence[Mapping[str, int]] | Any) -> dict[str, int]:
+def _pooled(category_counts: Sequence[Mapping[str, int]] | Any) -> dict[str, int]:
     total: dict[str, int] = {}
-    for mix in mixes:
+    for mix in category_counts:
         for category, count in mix.items():
             total[category] = total.get(category, 0) + count
     return total

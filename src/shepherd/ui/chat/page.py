@@ -66,7 +66,7 @@ def launch(
     port: int | None = None,
     share: bool = False,
     show: bool = False,
-    say: Callable[[str], None] = print,
+    echo: Callable[[str], None] = print,
     consent: Consent = NOTHING,
 ) -> None:
     """Open the chat page of the run in `path`, and serve it until Ctrl-C.
@@ -83,17 +83,17 @@ def launch(
         ShepherdError: gradio is missing, the port is taken, or what `open_chat` raises.
     """
     _gradio()
-    say(f"loading the arms of {path}")
+    echo(f"loading the arms of {path}")
     began = perf_counter()
     chat = open_chat(path, arms, consent)
-    say(f"loaded {chat.settings.model.base} in {perf_counter() - began:.1f} s")
+    echo(f"loaded {chat.settings.model.base} in {perf_counter() - began:.1f} s")
     with serve(chat, port=port, share=share) as url:
-        say(f"{url} (Ctrl-C ends it)")
+        echo(f"{url} (Ctrl-C ends it)")
         with _opened(url, Path(path)) if show else nullcontext():
             try:
                 Event().wait()
             except KeyboardInterrupt:
-                say("closed")
+                echo("closed")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from shepherd.version import DISTRIBUTION
 from shepherd.visible import in_this_process, shown
 
 if TYPE_CHECKING:
-    from shepherd.data.pipeline import Division
+    from shepherd.data.pipeline import Partition
     from shepherd.settings import RunSettings
 
 _came = threading.Event()
@@ -132,7 +132,7 @@ def run(
     require_free(settings.output)
     consent = agreed(remote_code, plugins, trackers)
     require(settings, consent.plugins)
-    from shepherd.ui.terminal.going import train
+    from shepherd.ui.terminal.train import train
 
     if kit is not None:
         require_flare()
@@ -173,7 +173,7 @@ def resume(
         done = many(rounds, "round")
         echo(f"{folder} is finished already, after {done}; its adapter is in {folder / 'adapter'}")
         return
-    from shepherd.ui.terminal.going import train
+    from shepherd.ui.terminal.train import train
 
     if is_over_silos(folder):
         require_flare()
@@ -228,7 +228,7 @@ def compare(
     What is there already is not made again; a stopped comparison goes on with the same command. Where the
     run file has a [judge], it judges too.
     """
-    from shepherd.compare.arms import Asked, variant
+    from shepherd.compare.arms import CompareSpec, variant
     from shepherd.settings import read
 
     given = {"judge.base_url": base_url, "judge.key_env": key_env}
@@ -241,21 +241,21 @@ def compare(
         from shepherd.judge.agreed import require_agreed
 
         require_agreed(settings.judge, consent)
-    from shepherd.compare.comparing import compare
-    from shepherd.compare.judging import judged
-    from shepherd.ui.terminal.compared import compared
-    from shepherd.ui.terminal.going import shown, stopped
-    from shepherd.ui.terminal.judged import judged as show_judged
+    from shepherd.compare.comparison import compare
+    from shepherd.compare.judged_arms import judged
+    from shepherd.ui.terminal.comparison_table import compared
     from shepherd.ui.terminal.running import lines
+    from shepherd.ui.terminal.train import shown, stopped
+    from shepherd.ui.terminal.verdict_table import judged as show_judged
 
-    asked = Asked(locals=locals_ or None, variants=arms, match=match, seeds=seeds)
+    asked = CompareSpec(locals=locals_ or None, variants=arms, match=match, seeds=seeds)
     output = Path(settings.output)
     try:
         with lines() as seen:
             found = compare(settings, asked, train=shown, consent=consent)
             compared(found)
             if settings.judge.model:
-                found = judged(output, settings.judge, seen.say, max_calls, consent)
+                found = judged(output, settings.judge, seen.echo, max_calls, consent)
                 show_judged(found["judge"])
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stopped(output, "compare")) from None
@@ -288,14 +288,14 @@ def judge(
     A, then B: `fedit` shows A's answer first and prints B's sum by A's. Any key of [judge] can be given:
     protocol=fedit limit=80; its address and the name of its key's variable by their options.
     """
-    from shepherd.compare.judging import judge_two
-    from shepherd.ui.terminal.judged import judged as show_judged
+    from shepherd.compare.judged_arms import judge_two
     from shepherd.ui.terminal.running import lines
+    from shepherd.ui.terminal.verdict_table import judged as show_judged
 
     given = {name: value for name, value in options.items() if value is not None}
     consent = agreed(remote_code, base_url=options["base_url"], key_env=options["key_env"])
     with lines() as seen:
-        found = judge_two(first, second, overrides, given, seen.say, max_calls, consent)
+        found = judge_two(first, second, overrides, given, seen.echo, max_calls, consent)
     show_judged(found)
 
 
@@ -385,7 +385,7 @@ def chat(
         port=port or None,
         share=share,
         show=opened,
-        say=echo,
+        echo=echo,
         consent=agreed(remote_code),
     )
 
@@ -444,7 +444,7 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins:
         echo(f"drawn in {draw(division.reading.examples, division.clients, plot)}")
 
 
-def _left_out(division: Division, settings: RunSettings) -> None:
+def _left_out(division: Partition, settings: RunSettings) -> None:
     from shepherd.data.pipeline import division_remarks
 
     held = division.held

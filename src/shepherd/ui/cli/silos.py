@@ -287,7 +287,7 @@ def demo(
     consent = agreed(remote_code, plugins, trackers)
     from shepherd.silos import loopback
     from shepherd.silos.coordinator import coordinate
-    from shepherd.ui.terminal.going import train
+    from shepherd.ui.terminal.train import train
 
     sites = loopback.write_sites(settings, folder / "sites", consent=consent)
     try:

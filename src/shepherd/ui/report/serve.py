@@ -38,7 +38,7 @@ _SOURCES = (
 _HEADERS = {"Cache-Control": "no-cache", **access.HEADERS}
 
 
-def watch(folder: str | Path, port: int = 0, say: Callable[[str], object] = print) -> None:
+def watch(folder: str | Path, port: int = 0, echo: Callable[[str], object] = print) -> None:
     """Serve the report of a run until Ctrl-C.
 
     Args:
@@ -50,11 +50,11 @@ def watch(folder: str | Path, port: int = 0, say: Callable[[str], object] = prin
         ShepherdError: the port cannot be had.
     """
     with serving(folder, port) as url:
-        say(f"the report of {folder} is at {url} and follows the run; Ctrl-C stops it")
+        echo(f"the report of {folder} is at {url} and follows the run; Ctrl-C stops it")
         try:
             Event().wait()
         except KeyboardInterrupt:
-            say("stopped; `shepherd report` writes the page as a file")
+            echo("stopped; `shepherd report` writes the page as a file")
 
 
 @contextmanager

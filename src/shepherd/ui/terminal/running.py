@@ -28,7 +28,7 @@ class Display(Protocol):
     level: int
     """Of the records of `shepherd.io.progress` that it wants to hear."""
 
-    def say(self, text: str) -> None:
+    def echo(self, text: str) -> None:
         """One line on what is being prepared or has happened."""
 
     def hear(self, record: logging.LogRecord) -> None:
@@ -80,7 +80,7 @@ class _Handler(logging.Handler):
         if record.name == signs.log.name:
             self._to.hear(record)
         else:
-            self._to.say(record.getMessage())
+            self._to.echo(record.getMessage())
 
 
 @contextmanager
@@ -108,26 +108,26 @@ class PlainDisplay:
         self._until = 0
         self._rows: list[Row] = []
 
-    def say(self, text: str) -> None:
+    def echo(self, text: str) -> None:
         try:
             print(shown_line(text), file=self._stream, flush=True)
         except BrokenPipeError:  # of `| head`, say: nobody reads on, and the work goes on all the same
             _silence(self._stream)
 
     def hear(self, record: logging.LogRecord) -> None:
-        self.say(record.getMessage())
+        self.echo(record.getMessage())
 
     def begin(self, title: str, until: int, rows: Sequence[Row]) -> None:
         self._until, self._rows = until, list(rows)
-        self.say(title)
+        self.echo(title)
 
     def row(self, row: Row) -> None:
         if _known(row, self._rows):
             return
         self._rows.append(row)
         for failure in figures.failures(row):
-            self.say(failure)
-        self.say(figures.line(row, self._rows, self._until))
+            self.echo(failure)
+        self.echo(figures.line(row, self._rows, self._until))
 
 
 def _silence(stream: TextIO) -> None:
@@ -150,7 +150,7 @@ class LiveDisplay:
         self._now = ""
         self._live = Live(console=console, get_renderable=self.draw, refresh_per_second=4)
 
-    def say(self, text: str) -> None:
+    def echo(self, text: str) -> None:
         self._console.print(styled(shown_line(text)))
 
     def begin(self, title: str, until: int, rows: Sequence[Row]) -> None:
@@ -164,7 +164,7 @@ class LiveDisplay:
         elif self._live.is_started:
             self._now = record.getMessage()
         elif record.levelno >= logging.INFO:
-            self.say(record.getMessage())
+            self.echo(record.getMessage())
 
     def row(self, row: Row) -> None:
         if _known(row, self._rows):
@@ -172,7 +172,7 @@ class LiveDisplay:
         self._rows.append(row)
         self._progress = None
         for failure in figures.failures(row):
-            self.say(failure)
+            self.echo(failure)
 
     def stop(self) -> None:
         """Leave the last picture on the screen. Does nothing a second time."""

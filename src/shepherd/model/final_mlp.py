@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from shepherd.model.layout import current, narrowed, running
 
 
-def read_only_there(network: nn.Module) -> None:
+def skip_unread_positions(network: nn.Module) -> None:
     """Have the last layer's `mlp`, where the architecture has one, leave out places that nobody reads."""
     blocks = [
         m for m in network.modules() if isinstance(m, nn.ModuleList) and len(m) and hasattr(m[-1], "mlp")

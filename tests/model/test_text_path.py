@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from shepherd.errors import BaseError
-from shepherd.model import lora, outline, reach
+from shepherd.model import lora, meta_shapes, text_path
 from shepherd.settings import AdapterTable
 from tests.model import bases
 
@@ -135,14 +135,14 @@ def called(model: nn.Module) -> set[str]:
 def test_the_adapted_modules_are_those_that_a_pass_over_text_calls(kind: str) -> None:
     model = network(kind)
     expected = called(model)
-    assert reach.towers(model) == TOWERS[kind]
+    assert text_path.towers(model) == TOWERS[kind]
     assert {site.module for site in lora.attach(model, AdapterTable())} == expected
 
 
 @pytest.mark.parametrize("kind", [*bases.CONFIGS, *bases.MIXTURES])
 def test_a_language_model_has_no_tower(kind: str) -> None:
     model = AutoModelForCausalLM.from_config({**bases.CONFIGS, **bases.MIXTURES}[kind])
-    assert reach.towers(model) == ()
+    assert text_path.towers(model) == ()
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "phi4"])
@@ -151,7 +151,7 @@ def test_a_site_that_has_the_configuration_alone_finds_the_same(kind: str, tmp_p
     model.config.save_pretrained(tmp_path)
     assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
     expected = lora.shapes(lora.attach(model, AdapterTable()), 8)
-    assert list(outline.shapes(str(tmp_path), AdapterTable()).items()) == list(expected.items())
+    assert list(meta_shapes.shapes(str(tmp_path), AdapterTable()).items()) == list(expected.items())
 
 
 def test_every_adapter_of_a_loaded_one_is_trained(tmp_path: Path) -> None:
@@ -173,6 +173,6 @@ def test_a_target_inside_a_tower_alone_says_so() -> None:
 
 
 def test_a_name_is_within_a_module_only_as_a_whole() -> None:
-    assert reach.within("model.vision.fc", ["model.audio", "model.vision"]) == "model.vision"
-    assert reach.within("model.vision", ["model.vision"]) == "model.vision"
-    assert reach.within("model.vision_head", ["model.vision"]) is None
+    assert text_path.within("model.vision.fc", ["model.audio", "model.vision"]) == "model.vision"
+    assert text_path.within("model.vision", ["model.vision"]) == "model.vision"
+    assert text_path.within("model.vision_head", ["model.vision"]) is None

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from shepherd.compare.arms import Asked
-from shepherd.compare.comparing import compare
-from shepherd.compare.judging import judged
+from shepherd.compare.arms import CompareSpec
+from shepherd.compare.comparison import compare
+from shepherd.compare.judged_arms import judged
 from shepherd.consent import Consent
 from shepherd.errors import JudgeError
 from shepherd.model import files
@@ -40,7 +40,7 @@ def folder(llama_folder, tmp_path_factory) -> Path:
         tuning={"max_steps": 2},
         evaluation={"answers": 6, "max_new_tokens": 4},
     )
-    compare(settings, Asked(locals=("client-1",), match="steps"))
+    compare(settings, CompareSpec(locals=("client-1",), match="steps"))
     return place / "run"
 
 
@@ -97,7 +97,7 @@ def test_other_questions_are_answered_by_every_arm_once(copied, serve, tmp_path,
     }
     rows = [json.loads(line) for line in (kept / "federated.jsonl").read_text().splitlines()]
     assert rows[0]["answer"] == generate(copied, "w5 w6")
-    monkeypatch.setattr("shepherd.compare.judging.load_base", None)  # nothing is answered again
+    monkeypatch.setattr("shepherd.compare.judged_arms.load_base", None)  # nothing is answered again
     judged(copied, table, lambda text: None, consent=consent)
 
 

@@ -38,12 +38,12 @@ from shepherd.run.loading import load_base
 from shepherd.settings import JudgeTable, ModelTable, RunSettings, assigned, parse, validated
 
 Row = dict[str, Any]
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
 VERDICTS = "verdicts"
 
 
 def judged(
-    run: Path, table: JudgeTable, say: Say, max_calls: int | None = None, consent: Consent = NOTHING
+    run: Path, table: JudgeTable, echo: Echo, max_calls: int | None = None, consent: Consent = NOTHING
 ) -> Row:
     """Judge every other arm of a comparison against the federated one; returns comparison.json with it.
 
@@ -59,17 +59,17 @@ def judged(
     if read_json(compare_folder(run) / COMPARISON) is None:
         raise FolderError(f"{run} holds no comparison yet; make it with `shepherd compare`")
     with closing(folder.reopen(run)):
-        return _judged(run, table, say, max_calls, consent)
+        return _judged(run, table, echo, max_calls, consent)
 
 
-def _judged(run: Path, table: JudgeTable, say: Say, max_calls: int | None, consent: Consent) -> Row:
+def _judged(run: Path, table: JudgeTable, echo: Echo, max_calls: int | None, consent: Consent) -> Row:
     path = compare_folder(run) / COMPARISON
     found = read_json(path) or {}
     arms = [_arm(row) for row in found["arms"]]
-    asked, answers = _answered(run, arms, table, say, consent)
+    asked, answers = _answered(run, arms, table, echo, consent)
     pairs = [(answers[arm.name], answers[FEDERATED]) for arm in arms if arm.name != FEDERATED]
     result = judging.judge_pairs(
-        pairs, asked, table, compare_folder(run) / VERDICTS, say, max_calls, against=FEDERATED
+        pairs, asked, table, compare_folder(run) / VERDICTS, echo, max_calls, against=FEDERATED
     )
     found["judge"] = result.row()
     write_json(path, found)
@@ -81,14 +81,14 @@ def _arm(row: Mapping[str, Any]) -> Arm:
 
 
 def _answered(
-    run: Path, arms: Sequence[Arm], table: JudgeTable, say: Say, consent: Consent
+    run: Path, arms: Sequence[Arm], table: JudgeTable, echo: Echo, consent: Consent
 ) -> tuple[tuple[Question, ...], dict[str, Answers]]:
     """The questions, and what each arm of the first seed answers to them."""
     if table.questions == HELD_OUT:
         return _held_out(run, arms, table)
     seed = folder.read_settings(run).data_seed
     asked = questions.drawn(questions.find(table.questions), table.limit, seed)
-    return asked, _written(run, arms, asked, say, consent)
+    return asked, _written(run, arms, asked, echo, consent)
 
 
 def _held_out(
@@ -113,7 +113,7 @@ def _held_out(
 
 
 def _written(
-    run: Path, arms: Sequence[Arm], asked: Sequence[Question], say: Say, consent: Consent
+    run: Path, arms: Sequence[Arm], asked: Sequence[Question], echo: Echo, consent: Consent
 ) -> dict[str, Answers]:
     """Answers to other questions, generated once and kept."""
     ids = hashlib.sha256("\0".join(f"{q.id}\0{q.text}\0{q.context}" for q in asked).encode()).hexdigest()
@@ -125,7 +125,7 @@ def _written(
         base = load_base(settings, consent)
         private.make(at)
         for arm in todo:
-            say(f"{arm.name} answers {len(asked)} questions")
+            echo(f"{arm.name} answers {len(asked)} questions")
             (texts,) = _texts(base, settings, [arm_adapter(run, 0, arm, base)], asked)
             answers_files.write(places[arm.name], Answers(name=arm.name, texts=texts))
     return {name: answers_files.read(path, name) for name, path in places.items()}
@@ -147,7 +147,7 @@ def judge_two(
     second: Path,
     overrides: Iterable[str],
     given: Mapping[str, Any],
-    say: Say,
+    echo: Echo,
     max_calls: int | None = None,
     consent: Consent = NOTHING,
 ) -> Row:
@@ -180,8 +180,8 @@ def judge_two(
         raise SettingsError("these are of no run, so nothing is held out; name --questions FILE")
     names = answers_files.names(first, second)
     kept = compare_folder(runs[0]) / VERDICTS if runs else first.resolve().parent / VERDICTS
-    pair = _both((first, second), names, settings, asked, say, consent)
-    return judging.judge(*pair, asked, table, kept, say, max_calls).row()
+    pair = _both((first, second), names, settings, asked, echo, consent)
+    return judging.judge(*pair, asked, table, kept, echo, max_calls).row()
 
 
 def _table(settings: RunSettings | None, overrides: Iterable[str], given: Mapping[str, Any]) -> JudgeTable:
@@ -199,7 +199,7 @@ def _both(
     names: Sequence[str],
     settings: RunSettings | None,
     asked: Sequence[Question],
-    say: Say,
+    echo: Echo,
     consent: Consent,
 ) -> tuple[Answers, Answers]:
     """Both arms' answers: read from a file, or generated, adapters of one base in one pass."""
@@ -209,7 +209,7 @@ def _both(
         chosen = settings or _settings_of(paths[rest[0]], consent)
         base = load_base(chosen, consent)
         adapters = [_adapter_at(paths[i], base) for i in rest]
-        say(f"{' and '.join(names[i] for i in rest)} answer {len(asked)} questions")
+        echo(f"{' and '.join(names[i] for i in rest)} answer {len(asked)} questions")
         for i, texts in zip(rest, _texts(base, chosen, adapters, asked), strict=True):
             read[i] = Answers(name=names[i], texts=texts)
     return read[0], read[1]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from shepherd.algorithms import fedavg
-from shepherd.compare import comparing, scoring, training
-from shepherd.compare.arms import Asked, arms
-from shepherd.compare.comparing import compare
+from shepherd.compare import comparison, scoring, training
+from shepherd.compare.arms import CompareSpec, arms
+from shepherd.compare.comparison import compare
 from shepherd.config import PartTable
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Broadcast, seed_for
@@ -37,11 +37,11 @@ from shepherd.training.tune import Visit
 from shepherd.ui import report
 from shepherd.ui.report import collect
 from shepherd.ui.report.reading import held
-from shepherd.ui.terminal.compared import compared as show_compared
+from shepherd.ui.terminal.comparison_table import compared as show_compared
 from tests import runs
 from tests.model import bases
 
-ASKED = Asked(
+ASKED = CompareSpec(
     locals=("client-1", "client-2"), variants=("ffa: algorithm.name=ffa_lora",), match="steps", seeds=2
 )
 ARMS = ["base", "local-client-1", "local-client-2", "centralised", "federated", "ffa"]
@@ -121,7 +121,7 @@ def test_the_first_sentence_says_how_many_examples_each_arm_saw(made) -> None:
 
 
 def test_by_default_the_centralised_arm_is_trained_both_ways(llama_folder, source, tmp_path) -> None:
-    found = compare(table(llama_folder, source, tmp_path / "run"), Asked(locals=("client-1",)))
+    found = compare(table(llama_folder, source, tmp_path / "run"), CompareSpec(locals=("client-1",)))
     assert found["match"] == "both"
     assert [each["name"] for each in found["arms"]] == [
         "base", "local-client-1", "centralised", "centralised-steps", "federated",
@@ -171,7 +171,7 @@ def test_the_centralised_arm_saw_everybodys_data(made) -> None:
 
 
 def _arm(kind: Any) -> Any:
-    return comparing.Arm(name=kind, kind=kind)
+    return comparison.Arm(name=kind, kind=kind)
 
 
 def test_the_losses_are_those_of_the_adapters_on_the_held_out_examples(made) -> None:
@@ -338,7 +338,7 @@ def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
     llama_folder, source, tmp_path
 ) -> None:
     """Two workers with a thread each; this process, with one thread; and there each arm by itself."""
-    asked = Asked(locals=("client-1",))
+    asked = CompareSpec(locals=("client-1",))
     made = {}
     for name, machine in (("two", {"workers": 2, "threads": 2}), ("one", {"threads": 1})):
         settings = table(llama_folder, source, tmp_path / name)
@@ -350,7 +350,7 @@ def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
     base, done = load_base(kept), training.totals(tmp_path / "one")
     for each in arms(asked, sorted(prepared.clients)):
         if each.kind in ("local", "centralised"):
-            training.train_apart(
+            training.train_references(
                 base,
                 kept,
                 plans.read(tmp_path / "one"),
@@ -384,7 +384,7 @@ def test_the_first_sentence_is_true_however_arms_are_matched(copied, monkeypatch
         return honest(base, job, watch)
 
     monkeypatch.setattr(tune, "tune", spy)
-    found = compare(copied, Asked(locals=named, match=match))
+    found = compare(copied, CompareSpec(locals=named, match=match))
     federated = sum(row["examples"] for row in read_rows(run) if row["round"])
     others = [*(f"local-{name}" for name in named), "centralised", *["centralised-steps"] * (match == "both")]
     assert set(saw) == set(others)
@@ -402,13 +402,13 @@ def test_an_older_comparison_by_steps_is_not_mixed_with_the_default_of_both(copi
     run = Path(copied.output)
     (run / "compare" / "plan.json").write_text('{"match": "steps", "variants": {}}\n')
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    monkeypatch.setattr(comparing, "train_apart", None)
-    monkeypatch.setattr(comparing, "score_arms", None)
+    monkeypatch.setattr(comparison, "train_apart", None)
+    monkeypatch.setattr(comparison, "score_arms", None)
     with pytest.raises(FolderError, match=r"matched by steps; say --match steps, or move that folder away"):
-        compare(copied, Asked(locals=("client-1", "client-2"), seeds=2))
+        compare(copied, CompareSpec(locals=("client-1", "client-2"), seeds=2))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     monkeypatch.undo()
-    asked = Asked(locals=("client-1", "client-2"), match="steps", seeds=2)
+    asked = CompareSpec(locals=("client-1", "client-2"), match="steps", seeds=2)
     assert compare(copied, asked)["match"] == "steps"
 
 
@@ -417,19 +417,19 @@ def test_a_run_that_was_stopped_is_finished_first(llama_folder, source, tmp_path
     run = open_run(settings)
     next(run.rounds())
     run.close()
-    found = compare(settings, Asked(locals=(), match="steps"))
+    found = compare(settings, CompareSpec(locals=(), match="steps"))
     assert [row["round"] for row in read_rows(tmp_path / "run")] == [0, 1, 2]
     assert len(found["arms"]) == 3
 
 
 def test_matched_by_examples_every_arm_sees_as_many(llama_folder, source, tmp_path) -> None:
     settings = table(llama_folder, source, tmp_path / "run")
-    found = compare(settings, Asked(locals=(), match="examples"))
+    found = compare(settings, CompareSpec(locals=(), match="examples"))
     federated, central = (arm(found, name)["trained"] for name in ("federated", "centralised"))
     assert central["examples"] == federated["examples"]
     assert central["steps"] >= federated["examples"] / 4
     with pytest.raises(FolderError, match="holds a comparison matched by examples; say --match examples"):
-        compare(settings, Asked(locals=(), match="steps"))
+        compare(settings, CompareSpec(locals=(), match="steps"))
 
 
 @pytest.fixture
@@ -443,7 +443,7 @@ def lonely(llama_folder, tmp_path) -> RunSettings:
 def test_where_nothing_can_be_scored_nothing_is_trained(lonely, monkeypatch) -> None:
     monkeypatch.setattr(training, "open_run", None)
     with pytest.raises(DataError, match=r"nothing of .*rows\.jsonl is held out to compare on"):
-        compare(lonely, Asked(locals=()))
+        compare(lonely, CompareSpec(locals=()))
     assert not Path(lonely.output).exists()
 
 
@@ -458,17 +458,17 @@ def test_where_tokenising_leaves_nothing_to_score_nothing_is_trained(llama_folde
         if pipeline.divide(asked).held.heldout.tolist() == [0]:
             break
     with pytest.raises(DataError, match=r"no held-out example of .* is left to compare on \(1 dropped: "):
-        compare(asked, Asked(locals=()))
+        compare(asked, CompareSpec(locals=()))
     assert [row["round"] for row in read_rows(tmp_path / "run")] in ([], [0])
     with pytest.raises(DataError, match="is held out to compare on"):  # nor does a second call train
-        compare(asked, Asked(locals=()))
+        compare(asked, CompareSpec(locals=()))
 
 
 def test_nor_is_a_run_gone_on_with_that_has_nothing_to_score(lonely, monkeypatch) -> None:
     open_run(lonely).close()
     monkeypatch.setattr(training, "resume", None)
     with pytest.raises(DataError, match="is held out to compare on"):
-        compare(lonely, Asked(locals=()))
+        compare(lonely, CompareSpec(locals=()))
 
 
 def test_a_folder_with_another_run_is_refused_by_the_key(copied) -> None:
@@ -478,7 +478,7 @@ def test_a_folder_with_another_run_is_refused_by_the_key(copied) -> None:
 
 
 def test_an_arm_of_the_same_name_but_another_meaning_is_refused(copied) -> None:
-    other = Asked(locals=(), variants=("ffa: algorithm.name=fedprox",), match="steps", seeds=2)
+    other = CompareSpec(locals=(), variants=("ffa: algorithm.name=fedprox",), match="steps", seeds=2)
     with pytest.raises(FolderError, match=r"holds an arm 'ffa' with algorithm\.name=ffa_lora"):
         compare(copied, other)
 
@@ -486,7 +486,7 @@ def test_an_arm_of_the_same_name_but_another_meaning_is_refused(copied) -> None:
 def test_small_clients_see_as_many_examples_too(llama_folder, source, tmp_path) -> None:
     """A batch never straddles two passes over the data, so a small client needs more steps."""
     settings = table(llama_folder, source, tmp_path / "run")
-    found = compare(settings, Asked(match="examples"))
+    found = compare(settings, CompareSpec(match="examples"))
     seen = {each["trained"]["examples"] for each in found["arms"] if each["trained"]}
     assert seen == {arm(found, "federated")["trained"]["examples"]}
 
@@ -508,9 +508,9 @@ def test_variants_train_on_the_runs_own_data_whatever_became_of_the_source(
     own = tmp_path / "rows.jsonl"
     shutil.copy(source, own)
     settings = table(llama_folder, own, tmp_path / "run")
-    compare(settings, Asked(locals=()))
+    compare(settings, CompareSpec(locals=()))
     own.write_text("".join(reversed(own.read_text().splitlines(keepends=True))))
-    compare(settings, Asked(locals=(), variants=ASKED.variants))
+    compare(settings, CompareSpec(locals=(), variants=ASKED.variants))
     ours, theirs = (
         pipeline.load(path / "data")
         for path in (tmp_path / "run", tmp_path / "run" / "compare" / "seed-0" / "ffa")
@@ -527,7 +527,7 @@ def test_variants_train_on_the_runs_own_data_whatever_became_of_the_source(
 )
 def test_a_mistake_in_a_variant_costs_no_training_and_no_name(copied, variant, sentence) -> None:
     with pytest.raises(ShepherdError, match=sentence):
-        compare(copied, Asked(variants=(variant,), match="steps", seeds=2))
+        compare(copied, CompareSpec(variants=(variant,), match="steps", seeds=2))
     plan = json.loads((Path(copied.output) / "compare" / "plan.json").read_text())
     assert set(plan["variants"]) == {"ffa"}
 
@@ -535,12 +535,12 @@ def test_a_mistake_in_a_variant_costs_no_training_and_no_name(copied, variant, s
 def test_nothing_held_out_is_nothing_to_compare_on(llama_folder, source, tmp_path) -> None:
     settings = runs.settings(llama_folder, source, tmp_path / "run", data={"holdout": 0.0})
     with pytest.raises(SettingsError, match=r"set data\.holdout"):
-        compare(settings, Asked())
+        compare(settings, CompareSpec())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_longer_variant_is_said_to_be_longer(copied) -> None:
-    asked = Asked(locals=(), variants=("long: tuning.max_steps=3",), match="steps")
+    asked = CompareSpec(locals=(), variants=("long: tuning.max_steps=3",), match="steps")
     found = compare(copied, asked)
     assert f"long {arm(found, 'long')['trained']['examples']} in 6 steps" in found["says"][0]
 
@@ -557,7 +557,7 @@ def test_a_client_that_is_none_is_refused(copied, llama_folder, source, tmp_path
     new = table(llama_folder, source, tmp_path / "new")
     for settings in (copied, new):
         with pytest.raises(SettingsError, match="local arm 'nobody' is no client of this run"):
-            compare(settings, Asked(locals=("nobody",), match="steps"))
+            compare(settings, CompareSpec(locals=("nobody",), match="steps"))
     assert not (tmp_path / "new").exists()  # before any training
 
 
@@ -565,9 +565,9 @@ def test_what_is_going_on_can_be_seen(llama_folder, source, tmp_path, monkeypatc
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparing, "train_apart", stop)
+    monkeypatch.setattr(comparison, "train_apart", stop)
     with pytest.raises(KeyboardInterrupt):
-        compare(table(llama_folder, source, tmp_path / "run"), Asked())
+        compare(table(llama_folder, source, tmp_path / "run"), CompareSpec())
     found = collect(tmp_path / "run")
     text = (tmp_path / "run" / "compare" / "comparison.json").read_text()
     assert json.loads(text)["finished"] is False
@@ -585,7 +585,7 @@ def test_a_client_may_be_called_anything(llama_folder, tmp_path) -> None:
         federation={"rounds": 1},
         tuning={"max_steps": 1},
     )
-    found = compare(settings, Asked())
+    found = compare(settings, CompareSpec())
     assert {each["client"] for each in found["arms"] if each["kind"] == "local"} == {
         "St. Mary/East",
         "../north",
@@ -600,7 +600,7 @@ def test_nobody_else_can_read_a_comparison(llama_folder, source, tmp_path) -> No
     before = os.umask(0o022)
     try:
         settings = table(llama_folder, source, tmp_path / "run")
-        compare(settings, Asked(locals=("client-1",), variants=("ffa: algorithm.name=ffa_lora",)))
+        compare(settings, CompareSpec(locals=("client-1",), variants=("ffa: algorithm.name=ffa_lora",)))
         report.write(tmp_path / "run")
     finally:
         os.umask(before)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from shepherd.model import last, layout, lora
+from shepherd.model import final_mlp, layout, lora
 from shepherd.model.attention import PACKED
-from shepherd.model.base import Base, attending, hidden_states
+from shepherd.model.base import Base, attention_impl, hidden_states
 from tests.model import bases
 
 READ = torch.tensor([2, 5, 6, 11])
@@ -16,13 +16,13 @@ READ = torch.tensor([2, 5, 6, 11])
 
 def states(base: Base, read: torch.Tensor | None) -> torch.Tensor:
     """Of a line of two clients' examples, 5 and 7 tokens long."""
-    lora.hang(
+    lora.bind_adapters(
         base.model, base.sites, lora.stacked([bases.random_adapter(base, k) for k in (1, 2)], base.device)
     )
     segments = [layout.Segment(adapter=k, start=5 * k, stop=5 + 7 * k) for k in range(2)]
     plan = layout.packed([5, 7], segments, base.device, read=read)
     positions = torch.from_numpy(layout.positions([5, 7]))
-    with torch.no_grad(), layout.running(plan), attending(base, PACKED):
+    with torch.no_grad(), layout.running(plan), attention_impl(base, PACKED):
         return hidden_states(base, torch.arange(4, 16), positions)
 
 
@@ -78,7 +78,7 @@ def test_a_feed_forward_of_another_form_runs_as_it_is() -> None:
         expected = mlp(*given)
         layer = torch.nn.Module()
         layer.mlp = mlp
-        last.read_only_there(torch.nn.ModuleList([layer]))
+        final_mlp.skip_unread_positions(torch.nn.ModuleList([layer]))
         with layout.running(plan):
             for _ in range(2):
                 torch.testing.assert_close(mlp(*given), expected)

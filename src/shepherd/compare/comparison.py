@@ -12,7 +12,7 @@ from typing import Any
 
 from shepherd.compare import table
 from shepherd.compare.adapters import arm_adapter, digest
-from shepherd.compare.arms import BASE, FEDERATED, Arm, Asked, arms, variant
+from shepherd.compare.arms import BASE, FEDERATED, Arm, CompareSpec, arms, variant
 from shepherd.compare.folders import (
     COMPARISON,
     TUNED,
@@ -25,7 +25,7 @@ from shepherd.compare.folders import (
     write_json,
 )
 from shepherd.compare.scoring import Questions, questions, score_arms
-from shepherd.compare.training import Train, totals, train_apart, train_run
+from shepherd.compare.training import Train, totals, train_references, train_run
 from shepherd.consent import NOTHING, Consent
 from shepherd.data import pipeline
 from shepherd.errors import FolderError, SettingsError
@@ -53,7 +53,7 @@ def _train(opened: Callable[[], Run]) -> None:
 
 def compare(
     settings: RunSettings,
-    asked: Asked,
+    asked: CompareSpec,
     *,
     train: Train = _train,
     consent: Consent = NOTHING,
@@ -86,7 +86,7 @@ def compare(
         return _made(settings, asked, train, consent, began)
 
 
-def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, began: float) -> Row:
+def _made(settings: RunSettings, asked: CompareSpec, train: Train, consent: Consent, began: float) -> Row:
     """The comparison beside a finished run."""
     run = Path(settings.output)
     prepared = pipeline.load(run / "data")
@@ -110,7 +110,7 @@ def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, b
     with closing(executor(plan, base, consent)) as where:
         for number in range(asked.seeds):
             done, seed = totals(arm_folder(run, number, federated)), settings.seed + number
-            train_apart(
+            train_references(
                 base,
                 kept,
                 plan,
@@ -140,7 +140,7 @@ def _made(settings: RunSettings, asked: Asked, train: Train, consent: Consent, b
     return _tabled(kept, prepared, run, chosen, asked, wanted, measured, began)
 
 
-def _require_arms(settings: RunSettings, asked: Asked, consent: Consent) -> None:
+def _require_arms(settings: RunSettings, asked: CompareSpec, consent: Consent) -> None:
     """A mistake in what is asked costs no training.
 
     Raises:
@@ -154,7 +154,7 @@ def _require_arms(settings: RunSettings, asked: Asked, consent: Consent) -> None
         require(changed, consent.plugins)
 
 
-def _require_data(settings: RunSettings, asked: Asked, consent: Consent) -> None:
+def _require_data(settings: RunSettings, asked: CompareSpec, consent: Consent) -> None:
     """A wrong name, or nothing to score, costs no training.
 
     Raises:
@@ -170,7 +170,7 @@ def _require_data(settings: RunSettings, asked: Asked, consent: Consent) -> None
         pipeline.require_heldout(len(pipeline.load(run / "data").heldout), settings.data.source)
 
 
-def _begun(run: Path, settings: RunSettings, asked: Asked, chosen: Sequence[Arm]) -> None:
+def _begun(run: Path, settings: RunSettings, asked: CompareSpec, chosen: Sequence[Arm]) -> None:
     """What the report shows while arms are trained: the arms, and no number yet. Older results stay."""
     path = compare_folder(run) / COMPARISON
     if read_json(path) is not None:
@@ -193,7 +193,7 @@ def _begun(run: Path, settings: RunSettings, asked: Asked, chosen: Sequence[Arm]
     write_json(path, begun)
 
 
-def _head(settings: RunSettings, asked: Asked) -> Row:
+def _head(settings: RunSettings, asked: CompareSpec) -> Row:
     return {
         "format": FORMAT,
         "match": asked.match,
@@ -218,10 +218,10 @@ def _settings_of(settings: RunSettings, run: Path, arm: Arm, number: int) -> Run
 
 def _tabled(
     settings: RunSettings,
-    prepared: pipeline.Prepared,
+    prepared: pipeline.TokenisedData,
     run: Path,
     chosen: Sequence[Arm],
-    asked: Asked,
+    asked: CompareSpec,
     wanted: Questions,
     measured: Sequence[Metric],
     began: float,
