@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests import runs
-from tests.model import bases
 
 import shepherd
 from shepherd.data.prompts import prompt_of
@@ -18,6 +16,8 @@ from shepherd.run.answerer import Answerer, Options, adapter_of, generate, load_
 from shepherd.run.loading import load_base
 from shepherd.run.run import open_run
 from shepherd.ui.cli.main import main
+from tests import runs
+from tests.model import bases
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load as tensors_from
 from safetensors.numpy import save as bytes_of
-from tests.quadratic import bits, drawn
 
 from shepherd.core import Adapter, Payload, ServerState
 from shepherd.errors import CheckpointError, FolderError
 from shepherd.run import checkpoint as checkpoints
 from shepherd.run.checkpoint import Checkpoint, latest, load, save
+from tests.quadratic import bits, drawn
 
 
 def made(round=12, **more):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.model import bases
 from transformers import AutoTokenizer
 
 from shepherd.errors import BaseError, DataError
@@ -18,6 +17,7 @@ from shepherd.run import fitting, run_file
 from shepherd.run.inspection import inspect_data
 from shepherd.settings import RunSettings, read
 from shepherd.ui.cli.main import main
+from tests.model import bases
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}<s> you are a w9 helper of w7 </s>"

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import transformers as hf
-from tests import runs
-from tests.model import bases
 
 from benchmarks import tiny
 from shepherd.core import ServerState
@@ -21,6 +19,8 @@ from shepherd.run.loading import load_base, load_checkpoint
 from shepherd.run.log import read_rows
 from shepherd.run.run import open_run
 from shepherd.settings import AdapterTable, ModelTable
+from tests import runs
+from tests.model import bases
 
 
 @pytest.fixture(scope="module")

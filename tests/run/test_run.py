@@ -22,9 +22,6 @@ import peft
 import psutil
 import pytest
 import torch
-from tests import runs
-from tests.model import bases
-from tests.test_checkpoint import as_first_format
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from shepherd.consent import Consent
@@ -61,6 +58,9 @@ from shepherd.run.run import Run, open_run, resume
 from shepherd.settings import MachineTable, RunSettings, dump, read
 from shepherd.training import score
 from shepherd.training.local import completed
+from tests import runs
+from tests.model import bases
+from tests.run.test_checkpoint import as_first_format
 
 ROW = {
     "round", "cohort", "weights", "capped", "loss", "losses", "failures", "bytes_down", "bytes_up", "gap",
@@ -322,7 +322,7 @@ def test_a_base_may_be_named_from_ones_home(whole, source, llama_folder, tmp_pat
 
 def test_two_processes_cannot_hold_one_run(table) -> None:
     run = open_run(table)
-    code = f"from shepherd import folder; folder.reopen({str(run.folder)!r})"
+    code = f"from shepherd.run import folder; folder.reopen({str(run.folder)!r})"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "FolderError: another process is running" in other.stderr
     run.close()

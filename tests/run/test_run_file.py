@@ -14,9 +14,11 @@ from shepherd.errors import FolderError
 from shepherd.run import run_file
 from shepherd.run.fitting import Choice, Fit
 from shepherd.settings import RunSettings, parse, read
-from shepherd.training.local import completed
 
-DEFAULTS = completed(parse({"model": {"base": "tiny"}, "data": {"source": "world"}}))
+BARE_SETTINGS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}})
+DEFAULTS = plugins.completed(BARE_SETTINGS).model_copy(
+    update={"split": plugins.completed_table(SPLIT, BARE_SETTINGS.split, ())}
+)
 BARE = Fit(
     found=(),
     choices={
