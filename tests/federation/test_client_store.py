@@ -60,7 +60,7 @@ def test_a_round_that_is_made_again_takes_the_place_of_its_first_try(tmp_path: P
     assert store.get("ann", first) == numbered(1)
     again = store.put("ann", 2, numbered(3))
     assert store.get("ann", again) == numbered(3)
-    with pytest.raises(CheckpointError, match="is cut or changed"):
+    with pytest.raises(CheckpointError, match="is truncated or was changed"):
         store.get("ann", tried)
 
 
@@ -79,7 +79,7 @@ def test_a_damaged_memory_is_refused_with_the_clients_name_and_what_to_do(
             path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         case _:
             path.unlink()
-    with pytest.raises(CheckpointError, match=f"{path.name}.*what client ann remembered: delete the last"):
+    with pytest.raises(CheckpointError, match=f"{path.name}.*the memory of client ann: delete the last"):
         store.get("ann", kept)
 
 

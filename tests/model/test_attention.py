@@ -148,13 +148,13 @@ def test_a_shared_opening_is_seen_by_all_that_go_on_after_it(
 @pytest.mark.parametrize("after", [AFTER, None])
 @pytest.mark.parametrize("window", [None, 5])
 def test_blocks_of_queries_change_nothing(after, window, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "EVEN", 4)
+    monkeypatch.setattr(attention, "KEY_MULTIPLE", 4)
     monkeypatch.setattr(attention, "_hidden", attention._hidden.__wrapped__)  # nothing kept for an EVEN of 4
     own = [states(heads, seed).detach().bfloat16().requires_grad_() for seed, heads in enumerate((4, 2, 2))]
     found = []
     for worth in (999, 3):
-        monkeypatch.setattr(attention, "WORTH_BLOCKS", worth)
-        monkeypatch.setattr(attention, "BLOCK", 4)
+        monkeypatch.setattr(attention, "MIN_BLOCKED_QUERIES", worth)
+        monkeypatch.setattr(attention, "BLOCK_QUERIES", 4)
         with layout.running(layout.packed(LENGTHS, [], own[0].device, after=after)):
             out, _ = packed_attention(torch.nn.Module(), *own, None, sliding_window=window)
         outer = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).bfloat16()

@@ -181,12 +181,12 @@ UNPACKED: dict[str, tuple[Callable[[], hf.PretrainedConfig], str]] = {
         lambda: hf.MambaConfig(
             vocab_size=bases.VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
         ),
-        "its examples get other states packed than alone",
+        "its examples get different states packed than alone",
     ),
     # its own attention with ALiBi
     "bloom": (
         lambda: hf.BloomConfig(vocab_size=bases.VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
-        "its attention is code of its own, which takes no other function",
+        "its attention is code of its own and cannot be replaced",
     ),
 }
 
@@ -304,7 +304,7 @@ def test_a_base_that_carries_an_adapter_is_refused_by_name(copy, llama_folder) -
         lambda: meta_shapes.shapes(str(copy), AdapterTable()),
         lambda: digest(copy),
     ):
-        with pytest.raises(BaseError, match=r"copy carries a PEFT adapter \(adapter_config\.json\)"):
+        with pytest.raises(BaseError, match=r"copy contains a PEFT adapter \(adapter_config\.json\)"):
             ask()
 
 
@@ -312,4 +312,4 @@ def test_so_is_a_hugging_face_id_that_names_another_base(monkeypatch) -> None:
     """Transformers would load the base that the adapter's configuration names, whatever it is."""
     found = "/cache/adapter_config.json"
     monkeypatch.setattr(loading, "find_adapter_config_file", lambda name, revision: found)
-    assert "base owner/adapter carries a PEFT adapter" in refused("owner/adapter")
+    assert "base owner/adapter contains a PEFT adapter" in refused("owner/adapter")

@@ -91,15 +91,21 @@ def test_shards_come_with_their_index_and_only_those_it_names(tmp_path: Path) ->
     ("contents", "sentence"),
     [
         ({}, r"has no config\.json; give the folder of a model"),
-        ({"config.json": b"{}"}, r"has no model\.safetensors; get its weights again"),
-        ({"config.json": b"{}", "model.safetensors.index.json": b"{"}, "index .* cannot be read; get that"),
-        ({"config.json": b"{}", "model.safetensors.index.json": b"[]"}, "index .* cannot be read; get that"),
+        ({"config.json": b"{}"}, r"has no model\.safetensors; download its weights again"),
+        (
+            {"config.json": b"{}", "model.safetensors.index.json": b"{"},
+            "index .* cannot be read; download that",
+        ),
+        (
+            {"config.json": b"{}", "model.safetensors.index.json": b"[]"},
+            "index .* cannot be read; download that",
+        ),
         (
             {
                 "config.json": b"{}",
                 "model.safetensors.index.json": b'{"weight_map": {"a": "../../etc/passwd"}}',
             },
-            "names no safetensors of its own folder",
+            "names files that are not safetensors of its own folder",
         ),
         (
             {"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {}}'},
@@ -110,14 +116,14 @@ def test_shards_come_with_their_index_and_only_those_it_names(tmp_path: Path) ->
                 "config.json": b"{}",
                 "model.safetensors.index.json": b'{"weight_map": {"a": "pytorch_model.bin"}}',
             },
-            "names no safetensors of its own folder",
+            "names files that are not safetensors of its own folder",
         ),
         (
             {
                 "config.json": b"{}",
                 "model.safetensors.index.json": b'{"weight_map": {"a": "\\u001b[2J.safetensors"}}',
             },
-            "names no safetensors of its own folder",
+            "names files that are not safetensors of its own folder",
         ),
         ({"config.json": b"{}", "pytorch_model.bin": b"w"}, "has its weights as a pickle, which is not"),
         (

@@ -264,14 +264,14 @@ def jetmoe() -> Any:
 @pytest.mark.parametrize(
     ("config", "target", "message"),
     [
-        ("mixtral", "experts.up_proj", r"lacks; leave it out, or write \['mlp.experts.down_proj', 'mlp.exp"),
+        ("mixtral", "experts.up_proj", r"lacks; remove it, or set it to \['mlp.experts.down_proj', 'mlp.exp"),
         (
             "mixtral",
             "mlp.gate.weight",
             r"a parameter of model.layers.0.mlp.gate \(MixtralTopKRouter\), which",
         ),
         ("mixtral", "q_proj.weight", r"\(Linear\), which does not follow transformers' interface for exp"),
-        ("llama", "mlp.experts.down_proj", r"lacks; leave it out \(this base has no stacked experts\)"),
+        ("llama", "mlp.experts.down_proj", r"lacks; remove it \(this base has no stacked experts\)"),
         ("jetmoe", "mlp.input_linear.weight", r"\(JetMoeParallelExperts\), which does not follow .*no stack"),
     ],
 )
@@ -291,10 +291,13 @@ def test_a_parameter_that_cannot_be_adapted_is_named_with_what_to_write(
             "experts.gate_up_proj",
             r"a stack of experts' matrices; .*target_parameters = \['mlp.experts.gate_up",
         ),
-        ("down_proj", r"a stack of experts' matrices; write adapter.target_parameters = \['mlp.experts.down"),
+        ("down_proj", r"a stack of experts' matrices; set adapter.target_parameters = \['mlp.experts.down"),
         ("experts", r"experts without linear modules; write .* = \['mlp.experts.down_proj', 'mlp.experts.g"),
-        ("mlp.gate", r"which is no linear module but a MixtralTopKRouter; the linear ones are \['k_proj'"),
-        ("norm.weight", r"which is no linear module but a parameter \(32,\); the linear modules are \['k_p"),
+        ("mlp.gate", r"which is not a linear module but a MixtralTopKRouter; the linear ones are \['k_proj'"),
+        (
+            "norm.weight",
+            r"which is not a linear module but a parameter \(32,\); the linear modules are \['k_p",
+        ),
         ("lm_head", "the head, which is not adapted"),
         ("w1", r"which this base lacks; it has \['k_proj', 'o_proj', 'q_proj', 'v_proj'\]"),
     ],

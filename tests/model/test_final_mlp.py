@@ -54,7 +54,7 @@ def test_a_feed_forward_that_looks_at_other_tokens_is_noticed(tmp_path, monkeypa
     honest = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: honest(self, x + x.cumsum(-2)))
     base = bases.load(bases.save(bases.CONFIGS["llama"], tmp_path))
-    assert "its examples get other states packed" in base.proof.unpacked
+    assert "its examples get different states packed" in base.proof.unpacked
 
 
 class Gated(torch.nn.Module):

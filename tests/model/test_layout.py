@@ -83,7 +83,7 @@ def test_an_opening_stands_as_keys_in_front_of_all_that_go_on_after_it(lengths, 
 @given(LENGTHS)
 def test_padding_is_bounded(lengths: list[int]) -> None:
     padded = sum(count * width for count, width in queries_of(lengths).shapes)
-    assert padded <= layout.PADDING_ALLOWED * sum(lengths)
+    assert padded <= layout.MAX_PADDING_RATIO * sum(lengths)
 
 
 def test_examples_of_one_length_share_a_bucket_without_padding() -> None:

@@ -70,7 +70,7 @@ def lora_sites(model: nn.Module) -> list[lora.Site]:
 def test_a_target_that_the_base_lacks_is_named_beside_what_it_has() -> None:
     with pytest.raises(BaseError, match=r"names 'query', which this base lacks; it has .*'q_proj'"):
         lora.attach(model_of("llama"), AdapterTable(targets=("q_proj", "query")))
-    with pytest.raises(BaseError, match=r"a pattern, which is not read; list the names of .*'q_proj'"):
+    with pytest.raises(BaseError, match=r"a pattern, which is not supported; list the names of .*'q_proj'"):
         lora.attach(model_of("llama"), AdapterTable(targets=(r".*\.(q|v)_proj",)))
     with pytest.raises(BaseError, match="'proj'"):  # part of a name is not a name
         lora.attach(model_of("llama"), AdapterTable(targets=("proj",)))

@@ -58,7 +58,7 @@ def saved(tmp_path_factory) -> Callable[[str], Path]:
 
 def test_a_base_that_reads_too_few_tokens_is_refused(tmp_path) -> None:
     folder = bases.save(hf.LlamaConfig(**{**_COMMON, "max_position_embeddings": 2}), tmp_path)
-    with pytest.raises(BaseError, match=r"\(llama\) reads 2 tokens at most, too few"):
+    with pytest.raises(BaseError, match=r"\(llama\) reads at most 2 tokens, too few"):
         load(folder)
 
 
@@ -221,7 +221,8 @@ def test_noise_that_the_dtype_does_not_explain_is_noticed(saved, monkeypatch) ->
 
     monkeypatch.setitem(hf.AttentionInterface._global_mapping, attention.PACKED, noisy)
     assert (
-        "in bfloat16 its examples get other states packed" in load(saved("llama"), "bfloat16").proof.unpacked
+        "in bfloat16 its examples get different states packed"
+        in load(saved("llama"), "bfloat16").proof.unpacked
     )
     assert not load(saved("llama"), "float32").proof.unpacked
 
@@ -255,7 +256,7 @@ def test_a_feed_forward_that_sees_other_examples_is_refused(saved, monkeypatch) 
     monkeypatch.setattr(
         LlamaMLP, "forward", lambda self, x: honest(self, x + x.sum(0, keepdim=True) + x.cumsum(1))
     )
-    with pytest.raises(BaseError, match="its examples get other states in a batch than alone"):
+    with pytest.raises(BaseError, match="its examples get different states in a batch than alone"):
         load(saved("llama"))
 
 
@@ -277,7 +278,7 @@ def test_a_head_that_is_not_known_is_refused(saved, monkeypatch) -> None:
         return out
 
     monkeypatch.setattr(hf.LlamaForCausalLM, "forward", forward)
-    with pytest.raises(BaseError, match="makes its logits in a way that is not known here"):
+    with pytest.raises(BaseError, match="computes its logits in a way that is not supported"):
         load(saved("llama"))
 
 
@@ -289,7 +290,7 @@ def test_a_head_that_fails_in_the_bases_own_dtype_alone_is_refused(saved, monkey
 
     monkeypatch.setattr(proof, "logits", logits)
     assert load(saved("llama")).packed
-    with pytest.raises(BaseError, match="makes its logits in a way that is not known here"):
+    with pytest.raises(BaseError, match="computes its logits in a way that is not supported"):
         load(saved("llama"), "bfloat16")
 
 
@@ -336,7 +337,7 @@ def test_a_large_base_is_proven_on_as_many_layers_as_have_every_kind(tmp_path, m
     kinds = ["sliding_attention", "sliding_attention", "full_attention", *["sliding_attention"] * 3]
     config = tiny.config("gemma3_text", num_hidden_layers=6, layer_types=kinds, sliding_window=90)
     folder = tiny.save(config, tmp_path)
-    monkeypatch.setattr(proof, "WHOLE", 0)
+    monkeypatch.setattr(proof, "MAX_WHOLE_BYTES", 0)
     seen = []
     honest = proof._copied
 

@@ -162,7 +162,7 @@ def test_every_adapter_of_a_loaded_one_is_trained(tmp_path: Path) -> None:
 
 
 def test_a_target_inside_a_tower_alone_says_so() -> None:
-    message = r"names 'fc1', which is in model\.vision_tower alone, where text never goes; .*'q_proj'"
+    message = r"names 'fc1', which is only in model\.vision_tower, where text never goes; .*'q_proj'"
     with pytest.raises(BaseError, match=message):
         lora.attach(network("gemma3"), AdapterTable(targets=("q_proj", "fc1")))
     sites = lora.attach(network("gemma3"), AdapterTable(targets=("q_proj",)))  # both parts have some

@@ -127,7 +127,7 @@ def test_where_padding_changes_an_answer_only_prompts_of_one_length_share_a_batc
     prompts = [[1] * 3, [1] * 2, [1] * 3, [1] * 2, [1] * 3]
 
     def batches(most: int, **proof: bool) -> list[list[int]]:
-        monkeypatch.setattr(generate, "BATCH", most)
+        monkeypatch.setattr(generate, "MAX_BATCH_SEQUENCES", most)
         base = replace(llama, proof=Proof(**proof))
         return list(generate._batches(base, prompts, [8] * len(prompts), 1))
 

@@ -384,7 +384,7 @@ def test_a_damaged_plan_is_named_and_the_folder_given_back(table, whole) -> None
     kept = (path / PLAN).read_text()
     (path / PLAN).write_text(kept[:20])
     for _ in range(2):
-        with pytest.raises(FolderError, match=r"plan\.json is damaged .*; put it back from a copy"):
+        with pytest.raises(FolderError, match=r"plan\.json is damaged .*; restore it from a copy"):
             resume(path)
     (path / PLAN).write_text(kept)
     assert_same_end(finish(resume(path)), whole)

@@ -108,7 +108,7 @@ def test_all_asks_all():
 
 
 def test_all_clients_are_not_drawn_by_size():
-    with pytest.raises(SettingsError, match="nobody is drawn by size where share is 1"):
+    with pytest.raises(SettingsError, match="share = 1 leaves no draw by size"):
         draw("size-weighted", clients(1, 2), 1.0)
 
 

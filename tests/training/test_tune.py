@@ -114,7 +114,7 @@ def test_progress_is_told_after_each_step(llama) -> None:
 
 
 def test_progress_is_told_within_a_step_that_takes_long(llama, monkeypatch) -> None:
-    monkeypatch.setattr(tune, "WATCH_S", -1.0)  # every pass takes longer
+    monkeypatch.setattr(tune, "REPORT_INTERVAL_S", -1.0)  # every pass takes longer
     heard: list[tune.Progress] = []
     how = {"learning_rate": RATE, "micro_batch_tokens": 8, "watch": heard.append}
     (result,) = bases.tuned(llama, broadcast(llama), PLAIN, [visit("a", 1, steps=1)], TuningTable(), **how)

@@ -37,7 +37,7 @@ class Adapter(Payload):
         return frozen(tensor, FLOAT32)
 
     def plus(self, other: Mapping[str, ArrayLike], scale: float = 1.0) -> Adapter:
-        """self + scale * other, name by name.
+        """Return self + scale * other, tensor by tensor.
 
         Raises:
             AdapterError: the names or shapes of the two differ.

@@ -1,16 +1,16 @@
-"""How far the mean of A times the mean of B is from the mean of BA (law 10), in one pass.
+"""The factor gap: how far the mean of A times the mean of B is from the mean of BA (law 10).
 
 With p_k the weights of the mean, A_k and B_k the clients' local factors, and the sums over LoRA modules,
 
     gap = ||mean(BA) - mean(B) mean(A)||_F / ||mean(BA)||_F
 
 The numerator is a covariance, sum_k p_k (B_k - mean B)(A_k - mean A), so it can be taken from the
-changes dA and dB alone and does not lose its digits to a large broadcast:
+changes dA and dB alone, in one pass, and does not lose precision to a large broadcast:
 
     mean(BA) - mean(B) mean(A)  =  mean(dB dA) - mean(dB) mean(dA)
 
-A parameter that stacks a matrix an expert has one product an expert, and counts as so many modules: PEFT
-lays the rows of its A (E r, in) expert by expert, and the columns of its B (out, r E) rank by rank.
+A parameter that stacks one matrix per expert has one product per expert, and each counts as a module: PEFT
+orders the rows of its A (E r, in) expert by expert, and the columns of its B (out, r E) rank by rank.
 
 Memory is fixed: mean(dB dA) as a matrix where all modules together fit a budget, else that matrix
 times a Gaussian sketch Omega, for which E ||M Omega||_F^2 = columns ||M||_F^2.
@@ -34,13 +34,13 @@ Matrix = NDArray[np.float64]
 BUDGET = 64 * 2**20
 """Bytes that the matrices of all modules may take before they are sketched."""
 COLUMNS = 64
-"""Of the sketch; an estimated squared norm has a relative deviation of at most sqrt(2 / columns).
+"""Columns of the sketch; an estimated squared norm has a relative deviation of at most sqrt(2 / columns).
 
-Over many modules that averages out: with 16 columns the gap of 224 random ones came within 0.3%.
+The deviations of many modules average out: with 16 columns the gap of 224 random ones came within 0.3%.
 """
 FEWEST_COLUMNS = 8
 COLUMN = "gap"
-"""What it is called in rounds.jsonl."""
+"""Name of its column in rounds.jsonl."""
 
 
 class Pair(NamedTuple):
@@ -66,9 +66,9 @@ class Gap:
 
     Args:
         adapter: the broadcast.
-        draws: of the sketch; the same ones give the same bits.
+        draws: random numbers for the sketch; the same draws give the same bits.
         budget: bytes for the matrices of all modules; above it they are sketched.
-        rank: of every matrix's factors, where some tensors stack experts; None where none does.
+        rank: rank of every matrix's factors, if some tensors stack experts; None if none does.
 
     An update may carry A alone or B alone; the other factor is then the broadcast's, and the numerator
     is exactly zero. Memory, in float64: twice the adapter, and at most the budget (or eight columns,
@@ -84,7 +84,7 @@ class Gap:
         self._omega = _sketch(adapter, draws, budget, rank)
 
     def add(self, update: Update) -> None:
-        """Count one update with its weight."""
+        """Include one update, with its weight."""
         self._weight += update.weight
         delta = update.delta
         both = pairs(delta)
@@ -97,12 +97,14 @@ class Gap:
             _accumulate(self._changes, name, _exact(delta[name], update.weight))
 
     def value(self) -> float:
-        """The relative gap in [0, inf]: 0 where nothing was learned, or only one factor moved.
+        """The relative gap in [0, inf]: 0 if nothing was learned, or only one factor moved.
 
-        It is inf where the mean of BA cancels to zero and the clients differ.
+        It is inf if the mean of BA cancels to zero and the clients differ.
         """
-        rooms: dict[tuple[int, ...], Matrix] = {}  # kept over modules: fresh memory costs more than the sums
-        squares = [self._squares(pair, rooms) for pair in pairs(self._adapter)]
+        buffers: dict[
+            tuple[int, ...], Matrix
+        ] = {}  # kept over modules: fresh memory costs more than the sums
+        squares = [self._squares(pair, buffers) for pair in pairs(self._adapter)]
         gap = math.sqrt(math.fsum(above for above, _ in squares))
         whole = math.sqrt(math.fsum(below for _, below in squares))
         if not gap:
@@ -110,17 +112,17 @@ class Gap:
         return gap / whole if whole else math.inf
 
     def figures(self) -> dict[str, float]:
-        """The gap as the column of a round's row."""
+        """The gap, by its column in rounds.jsonl."""
         return {COLUMN: self.value()}
 
-    def _squares(self, pair: Pair, rooms: dict[tuple[int, ...], Matrix]) -> tuple[float, float]:
+    def _squares(self, pair: Pair, buffers: dict[tuple[int, ...], Matrix]) -> tuple[float, float]:
         mean_a, mean_b = self._mean(pair.a), self._mean(pair.b)  # changes, (r, in) and (out, r)
         local_a, local_b = self._sketched(self._adapter[pair.a] + mean_a), self._adapter[pair.b] + mean_b
         # (E, out, columns) or (E, out, in)
         shape = _experts(local_a, self._rank), len(local_b), local_a.shape[1]
-        if shape not in rooms:
-            rooms[shape] = np.empty((3, *shape))
-        whole, covariance, term = rooms[shape]
+        if shape not in buffers:
+            buffers[shape] = np.empty((3, *shape))
+        whole, covariance, term = buffers[shape]
         self._product(local_b, local_a, whole)
         if pair not in self._products:
             return 0.0, float(np.vdot(whole, whole))
@@ -145,7 +147,7 @@ class Gap:
 
 
 def observe(broadcast: Broadcast, context: Context, draws: Draws) -> Gap:
-    """The observer of a method that averages factors."""
+    """Make the observer of a method that averages factors."""
     return Gap(broadcast.adapter, draws, rank=context.rank)
 
 
@@ -165,7 +167,7 @@ def _accumulate(sums: dict[K, Matrix], key: K, term: Matrix) -> None:
 
 
 def _sketch(adapter: Adapter, draws: Draws, budget: int, rank: int | None) -> Mapping[int, Matrix] | None:
-    """None where the exact matrices fit; else Omega by input width, (in, columns).
+    """Omega by input width, (in, columns); None if the exact matrices fit into the budget.
 
     Modules of one width share their Omega: the estimate of the sum of squares stays unbiased, and a
     model has few widths.

@@ -1,7 +1,7 @@
-"""The last layer's feed-forward only at the places whose states are read.
+"""Run the last layer's feed-forward only at the positions whose states are read.
 
-Attention is the only part of a decoder that carries anything from one token to another, so what the last
-feed-forward makes of a token that predicts nothing is never seen. In tuning that is most of them.
+Attention is the only part of a decoder that passes information from one token to another, so the output of
+the last feed-forward for a token that predicts nothing is never used. In tuning that is most tokens.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from shepherd.model.layout import current, narrowed, running
 
 
 def skip_unread_positions(network: nn.Module) -> None:
-    """Have the last layer's `mlp`, where the architecture has one, leave out places that nobody reads."""
+    """Have the last layer's `mlp`, if the architecture has one, skip positions whose states are not read."""
     blocks = [
         m for m in network.modules() if isinstance(m, nn.ModuleList) and len(m) and hasattr(m[-1], "mlp")
     ]
     if len(blocks) == 1:
         mlp: Any = blocks[0][-1].mlp
-        mlp.forward = partial(_there, mlp, mlp.forward)
+        mlp.forward = partial(_forward_read_positions, mlp, mlp.forward)
 
 
-def _there(mlp: Any, forward: Callable[..., Any], hidden: Tensor, *more: Any, **options: Any) -> Any:
-    """(1, N, width) -> (1, N, width), zero at places that nobody reads.
+def _forward_read_positions(
+    mlp: Any, forward: Callable[..., Any], hidden: Tensor, *more: Any, **options: Any
+) -> Any:
+    """(1, N, width) -> (1, N, width), zero at positions that are not read.
 
-    A feed-forward that takes or gives more than the states (Bloom takes the residual, Llama 4 gives its
-    router's scores) runs as it is.
+    A feed-forward that takes or returns more than the states (Bloom takes the residual, Llama 4 returns its
+    router's scores) runs unchanged.
     """
     layout = current()
     if layout is None or layout.read is None or more or options:

@@ -1,8 +1,8 @@
-"""How one forward pass is laid out: rows of several clients end to end, whole examples inside each row.
+"""The plan of one forward pass: rows of several clients end to end, with whole examples inside each row.
 
-A pass is one line of N tokens. Segment j is a part of it that belongs to one adapter; examples are shorter
-stretches inside the segments, and no token sees another example. Nothing is padded. Examples of one segment
-that begin with the same tokens may share these: the opening is a stretch, which theirs go on after.
+A packed batch is a sequence of N tokens without padding. A segment is a part of it that belongs to one
+adapter. Inside a segment are spans: an example is one span, or several examples share a prefix, which is a
+span of its own and the parent of the spans that continue it. No token sees another example.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-PADDING_ALLOWED = 1.15  # attention runs on buckets of examples of about the same length
+MAX_PADDING_RATIO = 1.15  # padded to real tokens of a bucket; attention runs on spans of similar length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Places [start, stop) belong to adapter `adapter`; `dropout_seed` seeds this row's LoRA dropout."""
+    """Positions [start, stop) belong to adapter `adapter`; `dropout_seed` seeds this row's LoRA dropout."""
 
     adapter: int
     start: int
@@ -33,12 +33,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buckets:
-    """Tokens of the line in buckets of stretches, one a row, laid end to end; and the way back.
+    """Padded buckets of spans of similar length, one span a row, flattened and end to end; and the way back.
 
-    `shapes`: (count, width) of each bucket. `gather` (P,): which token of the line stands at each place;
-    padding repeats a stretch's last token. `places` (N,): where each token of the line stands as its own.
-    `copies`: for each shared opening, its first token in the line, and where it stands again in front of
-    those that go on after it, (stretches, tokens).
+    `shapes`: (count, width) of each bucket. `gather` (P,): the batch's token at each bucket position; padding
+    repeats a span's last token. `inverse` (N,): the bucket position of each token of the batch. `copies`: for
+    each shared prefix, its first token in the batch, and the bucket positions of its copies in front of the
+    spans that continue it, (spans, tokens).
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -49,7 +49,7 @@ class Buckets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Padding:
-    """The line's stretches as queries, and as keys, where its opening stands in front of a stretch."""
+    """The spans of a packed batch as queries; and as keys, with its prefix in front of each span."""
 
     queries: Buckets
     keys: Buckets
@@ -57,19 +57,19 @@ class Padding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What the adapted layers and the attention must know of the pass that is running.
+    """What the adapted layers and packed attention need to know of the current forward pass.
 
-    `places` is what the segments count: tokens of the line (packed), or sequences of a batch
-    (generation), where every sequence has the same number of tokens.
+    `size` is the number of positions that the segments divide: tokens (packed), or sequences of a batch
+    (generation) that all have the same number of tokens.
     """
 
     segments: tuple[Segment, ...]
     places: int
     training: bool = False
     padding: Padding | None = None
-    """For packed attention; None where the model's own attention runs."""
+    """Buckets for packed attention; None if the model's own attention runs."""
     read: Tensor | None = None
-    """The places whose last states are read, ascending; None for all."""
+    """Positions whose final states are read, ascending; None for all."""
 
 
 _current: ContextVar[Layout | None] = ContextVar("layout", default=None)
@@ -77,7 +77,7 @@ _current: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 @contextmanager
 def running(layout: Layout) -> Iterator[None]:
-    """Make `layout` the one that adapted layers and packed attention read."""
+    """Make `layout` the plan that adapted layers and packed attention read."""
     token = _current.set(layout)
     try:
         yield
@@ -86,12 +86,12 @@ def running(layout: Layout) -> Iterator[None]:
 
 
 def current() -> Layout | None:
-    """The layout of the pass that is running, if any."""
+    """The plan of the current forward pass; None outside one."""
     return _current.get()
 
 
 def sequences(counts: Sequence[int]) -> Layout:
-    """An ordinary batch in which `counts[k]` consecutive sequences belong to adapter k."""
+    """The plan of an ordinary batch in which `counts[k]` consecutive sequences belong to adapter k."""
     ends = np.cumsum([0, *counts]).tolist()
     segments = tuple(
         Segment(adapter=k, start=start, stop=stop) for k, (start, stop) in enumerate(pairwise(ends))
@@ -108,9 +108,9 @@ def packed(
     read: Tensor | None = None,
     training: bool = False,
 ) -> Layout:
-    """The layout of a line whose stretches have these lengths, in order.
+    """The plan of a packed batch whose spans have these lengths, in order.
 
-    `after[j]` is the stretch that stretch j goes on after, -1 for none; that one goes on after none.
+    `after[j]` is the span that span j continues, -1 for none; that one continues none.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     return Layout(
@@ -123,14 +123,14 @@ def packed(
 
 
 def padded(count: int, width: int, adapter: int, *, dropout_seed: int = 0, training: bool = False) -> Layout:
-    """The layout of a batch (count, width) of one client's examples, padded on the right."""
+    """The plan of a batch (count, width) of one client's examples, padded on the right."""
     places = count * width
     segment = Segment(adapter=adapter, start=0, stop=places, dropout_seed=dropout_seed)
     return Layout(segments=(segment,), places=places, training=training)
 
 
 def narrowed(layout: Layout) -> Layout:
-    """The layout of the places that are read alone, for what treats each token for itself."""
+    """The plan of only the positions that are read, for a module that treats each token by itself."""
     assert layout.read is not None
     borders = torch.tensor([[s.start, s.stop] for s in layout.segments], device=layout.read.device)
     found = torch.searchsorted(layout.read, borders).tolist()
@@ -147,7 +147,7 @@ def narrowed(layout: Layout) -> Layout:
 
 
 def positions(lengths: Sequence[int], after: Sequence[int] | None = None) -> NDArray[np.int64]:
-    """Each token's place in its own example; `after` as in `packed`.
+    """Each token's position in its own example; `after` as in `packed`.
 
     >>> positions([3, 2, 1], [-1, -1, 0]).tolist()
     [0, 1, 2, 0, 1, 3]
@@ -166,13 +166,13 @@ def _pasts(lengths: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.i
 
 
 def _groups(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Examples by falling length, cut where padding to the longest would waste too much."""
+    """Groups of spans by decreasing length, divided where padding to the longest would waste too much."""
     order = np.argsort(-lengths, kind="stable")
     groups: list[NDArray[np.int64]] = []
     first, real = 0, 0
     for place, example in enumerate(order):
         padded = lengths[order[first]] * (place - first + 1)
-        if padded > PADDING_ALLOWED * (real + lengths[example]) and place > first:
+        if padded > MAX_PADDING_RATIO * (real + lengths[example]) and place > first:
             groups.append(order[first:place])
             first, real = place, 0
         real += int(lengths[example])
@@ -181,13 +181,13 @@ def _groups(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 def _padding(lengths: NDArray[np.int64], after: NDArray[np.int64], device: torch.device) -> Padding:
     starts, pasts = np.cumsum([0, *lengths]), _pasts(lengths, after)
-    own, openings = [], []  # which tokens of the line, (count, width) and (count, past) a bucket
-    for past in np.unique(pasts).tolist():  # one length of opening a bucket, so one mask a bucket
+    own, openings = [], []  # tokens of the batch, (count, width) and (count, past) per bucket
+    for past in np.unique(pasts).tolist():  # one prefix length per bucket, so one mask per bucket
         members = np.flatnonzero(pasts == past)
         for group in _groups(lengths[members]):
             chosen = members[group]
             steps = np.arange(lengths[chosen].max())
-            # padding stands after every real query of its stretch, so causality hides it
+            # padding comes after every real query of its span, so causality hides it
             own.append(starts[chosen][:, None] + np.minimum(steps, lengths[chosen][:, None] - 1))
             openings.append(starts[after[chosen]][:, None] + np.arange(past))
     queries = _buckets([part[:, :0] for part in own], own, device)
@@ -206,7 +206,7 @@ def _buckets(
     copies: dict[int, list[NDArray[np.int64]]] = {}
     for opening, part, spot in zip(openings, own, spots, strict=True):
         past = opening.shape[1]
-        # backwards, so that the first of repeats stays
+        # backwards, so that the first of repeated tokens is kept
         places[part.reshape(-1)[::-1]] = spot[:, past:].reshape(-1)[::-1]
         for shared, place in zip(opening, spot[:, :past], strict=True):
             if past:

@@ -1,8 +1,8 @@
-"""Row k belongs to adapter k: layers that hold a stack of LoRA factors over one frozen base.
+"""LoRA layers that hold a stack of adapters over one frozen base: row k of a batch belongs to adapter k.
 
 `y = base(x) + scale * B_k A_k dropout(x)` for every token of the rows of adapter k (LoRA, arXiv
 2106.09685), in linear modules and in each expert of a mixture whose matrices are stacked in one parameter.
-One forward pass trains K clients, and their gradients never meet.
+One forward pass trains K clients, and their gradients are never mixed.
 """
 
 from __future__ import annotations
@@ -26,33 +26,35 @@ from shepherd.settings import AdapterTable
 
 PREFIX = "base_model.model."  # PEFT's names start with it
 EXPERTS = ("num_experts", "has_gate", "has_bias", "is_transposed", "_apply_gate")
-"""What transformers' `use_experts_implementation` gives a module, and its replacements of `forward` read."""
+"""Attributes that transformers' `use_experts_implementation` gives a module, and that its `forward` reads."""
 
 REFUSED_BY_PEFT = {
     kind: "out_proj" for kind in ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 }
-"""The linear modules that PEFT adapts in no model of a type: fused kernels read their weights alone."""
+"""Model type -> linear modules that PEFT never adapts, since fused kernels read their weights directly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One adapted linear module, or one parameter that stacks a matrix an expert; its name and widths."""
+    """One target of the adapters: a linear module, or a parameter that stacks one matrix per expert."""
 
     module: str
     inputs: int
     outputs: int
     parameter: str = ""
-    """Of a module of experts; "" for a linear module."""
+    """Name of the stacked parameter in a module of experts; "" for a linear module."""
     experts: int = 1
     wrappers: int = 0
-    """PEFT wraps a module once for each of its parameters; so many wrappers stand outside of this one's."""
+    """Number of PEFT's wrappers outside this target's: PEFT wraps a module once per parameter."""
 
     @property
     def name_a(self) -> str:
+        """PEFT name of the factor A."""
         return f"{self._prefix}.lora_A.weight"
 
     @property
     def name_b(self) -> str:
+        """PEFT name of the factor B."""
         return f"{self._prefix}.lora_B.weight"
 
     @property
@@ -74,12 +76,12 @@ class StackedLinear(nn.Module):
         self.dropout = dropout
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("weight", "bias"):  # some architectures read them, for a dtype
+        if name in ("weight", "bias"):  # some architectures read their dtype
             return getattr(self.base, name)
         return super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out); which tokens are whose is in the running layout."""
+        """(..., in) -> (..., out); the active plan says which tokens belong to which adapter."""
         layout = current()
         if layout is None:
             return self.base(x)  # type: ignore[no-any-return]
@@ -87,7 +89,7 @@ class StackedLinear(nn.Module):
         segments = _in_tokens(layout, len(flat))
         keep = _dropout_mask(flat, segments, self.dropout if layout.training else 0.0, self.place)
         passed, low = _Down.apply(flat, self.a, segments, keep)  # type: ignore[no-untyped-call]
-        y: Tensor = self.base(passed if flat.requires_grad else flat)  # flat: added to in place, so no view
+        y: Tensor = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place
         y = _Up.apply(y, low, self.b, segments, self.scale)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
@@ -97,7 +99,7 @@ class CohortExperts(nn.Module):
 
     `factors` holds, by parameter, A (K, E r, in) and B (K, out, r E), laid out as in PEFT's `ParamWrapper`:
     the rows of A are expert by expert, the columns of B rank by rank. The change of expert e for adapter k
-    is scale * B_ke A_ke; it is never made as a matrix, since the low sides are small.
+    is scale * B_ke A_ke, which is never computed as a matrix.
     """
 
     factors: dict[str, tuple[Tensor, Tensor]]
@@ -111,7 +113,7 @@ class CohortExperts(nn.Module):
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # the block around the experts may read what they are
+        except AttributeError:  # the block around the experts may read their attributes
             return getattr(super().__getattr__("base"), name)
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ class CohortExperts(nn.Module):
         tokens, choices = chosen.shape
         routed = _routed(chosen, _in_tokens(layout, tokens), base.num_experts)
         x = hidden.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
-        x = x.index_select(0, routed.pairs)  # each once, so its gradient is summed in one order
+        x = x.index_select(0, routed.pairs)  # each pair once, so that gradients are summed in a fixed order
         x = self._product(x, "gate_up_proj" if base.has_gate else "up_proj", routed)
         x = base._apply_gate(x) if base.has_gate else base.act_fn(x)
         x = self._product(x, "down_proj", routed)
@@ -134,7 +136,7 @@ class CohortExperts(nn.Module):
         return y.view(tokens, choices, -1).sum(1).to(hidden.dtype)
 
     def _product(self, x: Tensor, name: str, routed: _Routed) -> Tensor:
-        """(pairs, in) -> (pairs, out), each by the matrix of its expert and the factors of its adapter."""
+        """(pairs, in) -> (pairs, out), by the matrix of each pair's expert and the factors of its adapter."""
         stack: Tensor = getattr(self.base, name)  # (E, out, in), or (E, in, out) where transposed
         matrices = stack if self.base.is_transposed else stack.transpose(1, 2)
         if name not in self.factors:
@@ -149,7 +151,7 @@ class CohortExperts(nn.Module):
 
     def _frozen(self, x: Tensor, matrices: Tensor, name: str, routed: _Routed) -> Tensor:
         parts = zip(x.split(routed.counts), matrices, strict=True)
-        y = torch.cat([part @ matrix for part, matrix in parts])  # an expert that nobody chose gives no row
+        y = torch.cat([part @ matrix for part, matrix in parts])  # an expert without tokens gives no row
         if self.base.has_bias:
             y = y + getattr(self.base, f"{name}_bias").index_select(0, routed.experts)
         return y
@@ -157,7 +159,7 @@ class CohortExperts(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Routed:
-    """Pairs of a token and an expert that it goes to, expert by expert, and in each segment by segment."""
+    """Pairs of a token and one of its experts, sorted by expert and then by segment."""
 
     pairs: Tensor  # (P,) which of the (tokens * choices)
     experts: Tensor  # (P,)
@@ -166,7 +168,7 @@ class _Routed:
 
 
 def _routed(chosen: Tensor, segments: Sequence[Segment], experts: int) -> _Routed:
-    """A choice that is no expert's (its number is E or more) is left out, and so gives nothing."""
+    """Sort the choices by expert and segment; those without an expert (numbers of E or more) are left out."""
     stops = torch.tensor([s.stop for s in segments], device=chosen.device)
     tokens = torch.arange(len(chosen), device=chosen.device)
     owners = torch.searchsorted(stops, tokens, right=True)  # (tokens,) the segment of each
@@ -193,13 +195,13 @@ def _routed(chosen: Tensor, segments: Sequence[Segment], experts: int) -> _Route
 def _in_tokens(layout: Layout, tokens: int) -> tuple[Segment, ...]:
     if tokens == layout.places:
         return layout.segments
-    if len(layout.segments) == 1:  # whatever a router chose, it is all one client's
+    if len(layout.segments) == 1:  # all tokens are one client's, whatever a router chose
         return (replace(layout.segments[0], start=0, stop=tokens),)
     each, left = divmod(tokens, layout.places)
     if left:
         raise BaseError(
             "this base routes tokens between its layers (a mixture of experts?), so rows cannot be told"
-            " apart there; name other adapter.targets, such as the attention's"
+            " apart there; set other adapter.targets, such as the attention's"
         )
     return tuple(
         Segment(adapter=s.adapter, start=s.start * each, stop=s.stop * each) for s in layout.segments
@@ -207,7 +209,7 @@ def _in_tokens(layout: Layout, tokens: int) -> tuple[Segment, ...]:
 
 
 def _dropout_mask(x: Tensor, segments: Sequence[Segment], p: float, place: int) -> Tensor | None:
-    """(tokens, in) holding 0 or 1 / (1 - p), each row's and layer's drawn from its own seed (law 1)."""
+    """Mask (tokens, in) of 0 or 1 / (1 - p), drawn from each row's and layer's own seed (law 1)."""
     if p == 0.0:
         return None
     mask = torch.empty_like(x)
@@ -218,10 +220,10 @@ def _dropout_mask(x: Tensor, segments: Sequence[Segment], p: float, place: int) 
 
 
 class _Down(torch.autograd.Function):
-    """x (tokens, in) -> x itself for the base, and A_k dropout(x), (r, n) a segment, laid end to end.
+    """x (tokens, in) -> x itself for the base, and A_k dropout(x), (r, n) per segment, end to end.
 
-    Since the base's gradient by x comes back through here, the stack's is added to it in place. The low side
-    stands as (r, n), because products with a long narrow matrix turned are slow on a processor.
+    The base's gradient by x passes through here, and the stack's is added to it in place. The low-rank side
+    is (r, n), because products with a transposed tall matrix are slow on a processor.
     """
 
     @staticmethod
@@ -255,7 +257,7 @@ class _Down(torch.autograd.Function):
 
 
 class _Up(torch.autograd.Function):
-    """y (tokens, out) + scale * B_k low, in place, one product a segment; low as from `_Down`."""
+    """y (tokens, out) + scale * B_k low, in place, one product per segment; `low` is from `_Down`."""
 
     @staticmethod
     def forward(
@@ -293,10 +295,11 @@ def _parts(low: Tensor, segments: Sequence[Segment], rank: int) -> Iterator[tupl
 
 
 def attach(model: nn.Module, table: AdapterTable) -> tuple[Site, ...]:
-    """Put an adapted layer in the place of every target; returns the sites in the model's order.
+    """Replace every target by an adapted layer; returns the targets in the model's order.
 
     Raises:
-        BaseError: a target names no linear module or stacked parameter that text reaches, or there is none.
+        BaseError: a name of a target matches no linear module or stacked parameter that text reaches, or the
+            base has none.
     """
     towers = text_path.towers(model)
     linear = _linear(model, table.targets, towers)
@@ -334,12 +337,12 @@ def _sites_of(name: str, module: Any, parameters: Sequence[str]) -> Iterator[Sit
 
 
 def scaling(table: AdapterTable) -> float:
-    """alpha / r, or alpha / sqrt(r) where rank-stabilised (arXiv 2312.03732)."""
+    """The scale of an adapter: alpha / r, or alpha / sqrt(r) if rank-stabilised (arXiv 2312.03732)."""
     return table.alpha / (math.sqrt(table.rank) if table.rank_stabilised else table.rank)
 
 
 def widths(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) of a linear module, quantised ones too; None for any other module."""
+    """(in, out) of a linear module, quantised or not; None for any other module."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
     if isinstance(module, nn.Linear) and _gives_one_tensor(module):
@@ -348,7 +351,7 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _gives_one_tensor(module: nn.Linear) -> bool:
-    """Whether an architecture's own kind of linear module is one: Falcon's is, Llama 4's router is not."""
+    """Whether a subclass of `nn.Linear` is a plain linear module: Falcon's is, Llama 4's router is not."""
     kind = type(module)
     if kind.forward is nn.Linear.forward or ".modeling_" not in kind.__module__:
         return True
@@ -360,7 +363,7 @@ def _gives_one_tensor(module: nn.Linear) -> bool:
 
 
 def stacks(module: nn.Module) -> tuple[str, ...]:
-    """The parameters of a module of experts that stack a matrix an expert; () for any other module."""
+    """Parameters of a module of experts that stack one matrix per expert; () for any other module."""
     if not all(hasattr(module, name) for name in EXPERTS):
         return ()
     names = {"gate_up_proj" if module.has_gate else "up_proj", "down_proj"}
@@ -389,7 +392,7 @@ def _linear(model: nn.Module, targets: str | Sequence[str], towers: Sequence[str
 
 
 def refused_by_peft(model: nn.Module) -> tuple[str, ...]:
-    """The names of modules that are linear, but PEFT refuses to adapt in a model of this type."""
+    """Names of linear modules that PEFT refuses to adapt in a model of this type."""
     refused = REFUSED_BY_PEFT.get(model.config.model_type)  # type: ignore[union-attr, arg-type]
     there = refused and any(_is(name, refused) for name, _ in model.named_modules())
     return (refused,) if refused and there else ()
@@ -398,29 +401,29 @@ def refused_by_peft(model: nn.Module) -> tuple[str, ...]:
 def _no_linear(model: nn.Module, target: str, towers: Sequence[str], kinds: Sequence[str]) -> str:
     """Why no linear module can be adapted by this name, and what to write instead."""
     if not re.fullmatch(r"[\w.-]+", target):
-        return f"a pattern, which is not read; list the names of modules: {kinds}"
+        return f"a pattern, which is not supported; list the names of modules: {kinds}"
     for name, module in model.named_modules():
         if not _is(name, target):
             continue
         if module is model.get_output_embeddings():  # type: ignore[operator]
-            return "the head, which is not adapted: the loss is computed from it directly; leave it out"
+            return "the head, which cannot be adapted: the loss is computed from it directly; remove it"
         if tower := text_path.within(name, towers):
-            return f"which is in {tower} alone, where text never goes; name modules of the text part: {kinds}"
+            return f"which is only in {tower}, where text never goes; name modules of the text part: {kinds}"
         if names := [f"{name}.{parameter}" for parameter in stacks(module)]:
-            return f"experts without linear modules; write adapter.target_parameters = {suffixes(names)}"
-        return f"which is no linear module but a {type(module).__name__}; the linear ones are {kinds}"
+            return f"experts without linear modules; set adapter.target_parameters = {suffixes(names)}"
+        return f"which is not a linear module but a {type(module).__name__}; the linear ones are {kinds}"
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
         if _is(name, target) and leaf in stacks(model.get_submodule(owner)):
-            return f"a stack of experts' matrices; write adapter.target_parameters = {suffixes([name])}"
+            return f"a stack of experts' matrices; set adapter.target_parameters = {suffixes([name])}"
         if _is(name, target):
             shape = tuple(parameter.shape)
-            return f"which is no linear module but a parameter {shape}; the linear modules are {kinds}"
+            return f"which is not a linear module but a parameter {shape}; the linear modules are {kinds}"
     return f"which this base lacks; it has {kinds}"
 
 
 def _stacked(model: nn.Module, targets: Sequence[str], towers: Sequence[str]) -> dict[str, list[str]]:
-    """Module -> those of its stacked parameters that are to be adapted, in the module's order."""
+    """Module -> its stacked parameters that are adapted, in the module's order."""
     found: dict[str, list[str]] = {}
     for target in targets:
         hits = [name for name, _ in model.named_parameters() if _is(name, target)]
@@ -434,7 +437,7 @@ def _stacked(model: nn.Module, targets: Sequence[str], towers: Sequence[str]) ->
                 raise BaseError(
                     f"adapter.target_parameters names {target!r}, a parameter of {owner} ({kind}), which does"
                     " not follow transformers' interface for experts, so one client's tokens cannot be told"
-                    f" from another's there; leave it out{_instead(model, towers)}"
+                    f" from another's there; remove it{_instead(model, towers)}"
                 )
     for name, module in model.named_modules():
         chosen = [p for p in stacks(module) if any(_is(f"{name}.{p}", target) for target in targets)]
@@ -445,8 +448,8 @@ def _stacked(model: nn.Module, targets: Sequence[str], towers: Sequence[str]) ->
 
 def _no_stack(model: nn.Module, hits: Sequence[str], towers: Sequence[str]) -> str:
     if hits:
-        return f"which is in {text_path.within(hits[0], towers)} alone, where text never goes; leave it out"
-    return f"which this base lacks; leave it out{_instead(model, towers)}"
+        return f"which is only in {text_path.within(hits[0], towers)}, where text never goes; remove it"
+    return f"which this base lacks; remove it{_instead(model, towers)}"
 
 
 def _instead(model: nn.Module, towers: Sequence[str]) -> str:
@@ -456,11 +459,11 @@ def _instead(model: nn.Module, towers: Sequence[str]) -> str:
         for parameter in stacks(module)
         if not text_path.within(name, towers)
     ]
-    return f", or write {suffixes(names)}" if names else " (this base has no stacked experts)"
+    return f", or set it to {suffixes(names)}" if names else " (this base has no stacked experts)"
 
 
 def suffixes(names: Sequence[str]) -> list[str]:
-    """What is the same in every layer: the part of a name after the layer's number.
+    """The parts of names after the layer's number, each once and sorted.
 
     >>> suffixes(["model.layers.0.mlp.experts.down_proj", "model.layers.1.mlp.experts.down_proj"])
     ['mlp.experts.down_proj']
@@ -473,7 +476,7 @@ def _is(name: str, target: str) -> bool:
 
 
 def shapes(sites: Sequence[Site], rank: int) -> dict[str, tuple[int, int]]:
-    """The names and shapes of an adapter for these sites; of experts, each has this rank."""
+    """Names and shapes of an adapter for these targets; each expert's matrix has this rank."""
     found = {}
     for site in sites:
         found[site.name_a] = (rank * site.experts, site.inputs)
@@ -482,7 +485,7 @@ def shapes(sites: Sequence[Site], rank: int) -> dict[str, tuple[int, int]]:
 
 
 def require_fits(sites: Sequence[Site], adapter: Adapter, what: str) -> None:
-    """Raise AdapterError, naming the tensor, unless an adapter fits these sites, each at whatever rank.
+    """Raise AdapterError, naming the tensor, unless an adapter fits these targets, each at any rank.
 
     A is (r, in) and B (out, r), or (r experts, in) and (out, r experts), with one r for both.
     """
@@ -507,7 +510,7 @@ def fresh(sites: Sequence[Site], rank: int, seed: int) -> Adapter:
 
 
 def layers(model: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[Site, StackedLinear | CohortExperts]]:
-    """The adapted layers, in order; one of experts comes once for each of its sites."""
+    """Each target with its adapted layer, in order; a layer of experts comes once for each of its targets."""
     for site in sites:
         layer = model.get_submodule(site.module)
         assert isinstance(layer, StackedLinear | CohortExperts)
@@ -525,7 +528,7 @@ def bind_adapters(model: nn.Module, sites: Sequence[Site], stack: Mapping[str, T
 
 
 def stacked(adapters: Sequence[Payload], device: torch.device) -> dict[str, Tensor]:
-    """K adapters as one stack: name -> (K, ...), in their own dtype.
+    """Stack K adapters: name -> (K, ...), in their own dtype.
 
     Raises:
         AdapterError: the adapters differ in names or shapes.

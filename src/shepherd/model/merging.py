@@ -1,4 +1,4 @@
-"""A base with an adapter added into its weights, written as a model of its own."""
+"""Merge an adapter into its base's weights, and write the result as a model."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ log = logging.getLogger(__name__)
 
 
 def write(folder: Path, trained: Trained, *, dtype: str | None, shard_bytes: int) -> None:
-    """Write the model that gives the same logits as base and adapter, within its rounding.
+    """Write a model that gives the same logits as base and adapter, within rounding.
 
     `AutoModelForCausalLM.from_pretrained(folder)` reads it back. The base is loaded once more, and PEFT
     merges it.
 
     Args:
-        dtype: of the written weights, such as "float16"; None is the base's.
-        shard_bytes: the largest size of one weights file.
+        dtype: number type of the written weights, such as "float16"; None for the base's.
+        shard_bytes: largest size of one weights file, in bytes.
 
     Raises:
-        AdapterError: PEFT would load another adapter, or a merged weight would not be finite.
+        AdapterError: PEFT would load a different adapter, or a merged weight would not be finite.
         FolderError: the folder cannot be written.
     """
     base = trained.base
     whole = base.table.model_copy(update={"quantize": "none"})
     if base.table.quantize != "none":
         log.warning(
-            "the adapter was tuned over %s weights and is merged into whole ones: answers may change a bit",
+            "the adapter was tuned over %s weights and is merged into unquantised ones; answers may differ",
             base.table.quantize,
         )
     device = torch.device("cpu")

@@ -1,10 +1,10 @@
-"""The proof at load: packed examples give what each gives alone, or they run in batches, or not at all.
+"""The proof at load: decide by measurement whether a base can run packed, in batches only, or not at all.
 
 It measures packing and not rounding: the base is copied in float32, whatever dtype it is loaded in, and
-each token's states and each factor's gradient are compared with those of the examples alone. Of a large
-base the copy holds as many leading layers as have every kind of layer, and long sliding windows and
-attention chunks are shortened in it, so that short examples cross every border. In a low precision the same
-layers then run in it, too: there packing must add no more error than the precision itself.
+each token's states and each factor's gradient are compared with those of the examples alone. The copy of a
+large base holds only the leading layers up to the last new kind of layer, and its long sliding windows and
+attention chunks are shortened, so that short examples cross every border. A base in a low precision is then
+measured in that precision too: there packing must add no more error than the precision itself.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from shepherd.model.attention import PACKED, computing_as
 from shepherd.model.base import Base, Proof, attention_impl, hidden_states, logits
 from shepherd.model.generate import left_padded
 
-WHOLE = 2**30  # bytes in float32 up to which a base is proven whole
-SHORT = 16  # tokens that a longer window or chunk is shortened to
-LONGEST = 8192  # tokens of a probe, where shortening breaks the base
-OWNERS = (0, 0, 1, 1)  # whose the four examples are
-FEWEST = 6  # tokens that a base must read: those of the shortest example
-SHARED = 4  # tokens that the first two begin with
-READ = slice(1, None, 2)  # the places of the line whose states are compared
-EXACT = 1e-3  # relative difference of a token's states, or a factor's gradient: above it is no rounding
-ROUGH = 3.0  # times the error of the base's own low precision that it may have packed
-BORDER = re.compile(r"(window|window_size|window_len|chunk_size|index_topk|compress_rate)$")
-SCALE = re.compile(r"floor_scale$")  # tokens from which attention is scaled; some count them along the line
+MAX_WHOLE_BYTES = 2**30  # in float32, up to which a base is proven whole
+SHORT_TOKENS = 16  # that a longer window or chunk is shortened to
+MAX_PROBE_TOKENS = 8192  # of an example, where shortening breaks the base
+EXAMPLE_CLIENTS = (0, 0, 1, 1)  # the client of each of the four examples
+MIN_BASE_TOKENS = 6  # that a base must read: those of the shortest example
+SHARED_TOKENS = 4  # that the first two examples begin with
+COMPARED = slice(1, None, 2)  # the positions whose states are compared
+TOLERANCE = 1e-3  # relative difference of a token's states or a factor's gradient; rounding stays below it
+MAX_ERROR_RATIO = 3.0  # of the error when packed to the error of the base's own low precision
+BORDER_KEYS = re.compile(r"(window|window_size|window_len|chunk_size|index_topk|compress_rate)$")
+SCALE_KEYS = re.compile(r"floor_scale$")  # tokens from which attention is scaled; some count across examples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +48,16 @@ class _Probe:
 
     base: Base
     layers: int | None
-    """How many leading layers the copy has; None for all."""
+    """Number of leading layers in the copy; None for all."""
     slim: bool
-    """Whether long windows and chunks are shortened in it."""
+    """Whether long windows and chunks are shortened in the copy."""
     examples: list[Tensor]
     stack: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """The states that are read, (M, width), and each factor's gradient of a sum over them, (2, ...)."""
+    """The compared states, (M, width), and each factor's gradient of a sum over them, (2, ...)."""
 
     states: Tensor
     gradients: Mapping[str, Tensor]
@@ -67,24 +67,25 @@ _Run = Callable[[_Probe], Tensor]  # -> states (M, width)
 
 
 def verify_packing(base: Base, longest: int | None = None) -> Proof:
-    """How the base must run so that the states and gradients of each example are its own.
+    """Find how a base must run so that each example gets the states and gradients that it gets alone.
 
     Args:
-        longest: tokens of the longest example; None is any. A border that none reaches is not crossed.
+        longest: tokens of the longest example; None for any length. A window or chunk that none reaches is
+            not tested.
 
     Raises:
-        BaseError: neither packed nor in batches, or the base itself does not run.
+        BaseError: it can run neither packed nor in batches, or the base itself does not run.
     """
-    if base.max_length is not None and base.max_length < FEWEST:
+    if base.max_length is not None and base.max_length < MIN_BASE_TOKENS:
         raise BaseError(
-            f"{_named(base)} reads {base.max_length} tokens at most, too few for a prompt and its answer; use"
+            f"{_named(base)} reads at most {base.max_length} tokens, too few for a prompt and its answer; use"
             " another base"
         )
     exact, own = _alone_in_float32(base, longest)
     _require_causal(exact, own)
-    _require_head(exact, EXACT)
+    _require_head(exact, TOLERANCE)
     rough = _in_own_dtype(base, exact, longest)
-    allowed = 0.0 if rough is None else ROUGH * _error_of_the_dtype(base, rough, own)
+    allowed = 0.0 if rough is None else MAX_ERROR_RATIO * _error_of_the_dtype(base, rough, own)
     if rough is not None:
         _require_head(rough, allowed)
     why_unpacked = _fault(_packed, exact, own, base.dtype, rough, allowed)
@@ -105,7 +106,7 @@ def _named(base: Base) -> str:
 
 
 def _alone_in_float32(base: Base, longest: int | None) -> tuple[_Probe, _Found]:
-    """The probe, a slice with short windows where such a one runs, and what its examples give alone."""
+    """The probe, with few layers and short windows if that runs, and what its examples give alone."""
     try:
         probe = _probe(base, longest, slim=True)
         return probe, _found(_alone, probe)
@@ -119,7 +120,7 @@ def _alone_in_float32(base: Base, longest: int | None) -> tuple[_Probe, _Found]:
     except BaseError:
         raise
     except Exception as error:  # any architecture may fail here, each in its own way
-        raise BaseError(f"{_named(base)} does not run: {_said(error)}; use another base") from error
+        raise BaseError(f"{_named(base)} does not run: {_explain(error)}; use another base") from error
     return probe, own
 
 
@@ -127,7 +128,7 @@ def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
     layers = _layers_needed(base.model) if slim else None
     network = _copied(base.model, torch.float32, layers)
     top = _border(network, longest or math.inf, shorten=slim)
-    if top > LONGEST:
+    if top > MAX_PROBE_TOKENS:
         raise BaseError(
             f"{_named(base)} has a window or chunk of {top} tokens, too long to prove what happens beyond it;"
             f" set data.max_tokens = {top}"
@@ -140,13 +141,13 @@ def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
     rng = np.random.default_rng(0)
     size = len(network.get_input_embeddings().weight)
     examples = [torch.from_numpy(rng.integers(0, size, length)).to(base.device) for length in lengths]
-    examples[1][:SHARED] = examples[0][:SHARED]
+    examples[1][:SHARED_TOKENS] = examples[0][:SHARED_TOKENS]
     stack = lora.stacked([_adapter(base, seed) for seed in range(2)], base.device)
     return _Probe(base=base, layers=layers, slim=slim, examples=examples, stack=stack)
 
 
 def _adapter(base: Base, seed: int) -> Adapter:
-    """As one may be after some tuning: A as it is drawn at first, B no longer zero."""
+    """An adapter as after some tuning: A as initialised, B no longer zero."""
     rng = np.random.default_rng(seed)
     first = lora.fresh(base.sites, base.adapter.rank, seed)
     return Adapter(
@@ -155,11 +156,11 @@ def _adapter(base: Base, seed: int) -> Adapter:
 
 
 def _copied(network: Any, dtype: torch.dtype | None, layers: int | None = None) -> Any:
-    """A copy with the first `layers` layers, its weights in `dtype`; they are shared where nothing changes.
+    """A copy with the first `layers` layers and weights in `dtype`; unchanged weights are shared.
 
-    A quantised linear module becomes a random one of its shape, since the proof is of the layers' order.
+    A quantised linear module becomes a random one of its shape, since the proof concerns the order of tokens.
     """
-    known: dict[int, Any] = {}  # by the id of what they stand for, as `copy.deepcopy` takes them
+    known: dict[int, Any] = {}  # by the id of what they replace, as `copy.deepcopy` expects
     stack = _layers(network)
     dropped = {id(weight) for layer in stack[layers:] for weight in layer.parameters()} if layers else set()
     for module in network.modules():
@@ -191,7 +192,7 @@ def _random_linear(module: nn.Linear, dtype: torch.dtype | None) -> nn.Linear:
 
 
 def _layers(network: Any) -> nn.ModuleList:
-    """The decoder's layers: the list with most weights; empty where there is none."""
+    """The decoder's layers: the module list with most weights; empty if there is none."""
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=_size, default=nn.ModuleList())
 
@@ -201,79 +202,85 @@ def _size(module: nn.Module) -> int:
 
 
 def _layers_needed(network: Any) -> int | None:
-    """How many leading layers hold every kind of layer; None for all, as of a base that is small."""
+    """Number of leading layers that include every kind of layer; None for all, as for a small base."""
     stack = _layers(network)
-    if 4 * _size(network) <= WHOLE or len(stack) != network.config.get_text_config().num_hidden_layers:
+    if (
+        4 * _size(network) <= MAX_WHOLE_BYTES
+        or len(stack) != network.config.get_text_config().num_hidden_layers
+    ):
         return None
     kinds = [_kind(network, index, layer) for index, layer in enumerate(stack)]
     return 1 + max(kinds.index(kind) for kind in kinds)
 
 
 def _kind(network: Any, index: int, layer: nn.Module) -> tuple[Any, ...]:
-    """What tells a layer from others: its parts, their settings and windows, and its type."""
+    """What distinguishes a layer from others: its modules, their settings and windows, and its type."""
     types = getattr(network.config.get_text_config(), "layer_types", None)
     parts = [
-        (name, type(module), *sorted((k, v) for k, v in vars(module).items() if _tells(k, v)))
+        (name, type(module), *sorted((k, v) for k, v in vars(module).items() if _is_setting(k, v)))
         for name, module in layer.named_modules()
     ]
     return types[index] if types else None, *parts
 
 
-def _tells(name: str, value: Any) -> bool:
-    return isinstance(value, (bool, str)) or (isinstance(value, int) and bool(BORDER.search(name)))
+def _is_setting(name: str, value: Any) -> bool:
+    return isinstance(value, (bool, str)) or (isinstance(value, int) and bool(BORDER_KEYS.search(name)))
 
 
 def _border(network: Any, longest: float, *, shorten: bool) -> int:
-    """The longest window or chunk below `longest` tokens, shortened first with `shorten`; 0 for none.
+    """Longest window or chunk below `longest` tokens, after shortening with `shorten`; 0 for none.
 
-    A scale is shortened whatever `longest` is: a line reaches it though no example does.
+    A scale is shortened whatever `longest` is: a packed batch reaches it even if no example does.
     """
     top = 0
     configs = {id(c): c for m in network.modules() if (c := getattr(m, "config", None)) is not None}
     text = network.config.get_text_config()
     for holder in (text, *configs.values(), *network.modules()):
         for name, value in list(vars(holder).items()):
-            if SCALE.search(name) and type(value) in (int, float) and value > SHORT:
-                setattr(holder, name, SHORT)
-            if BORDER.search(name) and type(value) is int and 0 < value < longest:
-                if shorten and value > SHORT:
-                    setattr(holder, name, SHORT)
+            if SCALE_KEYS.search(name) and type(value) in (int, float) and value > SHORT_TOKENS:
+                setattr(holder, name, SHORT_TOKENS)
+            if BORDER_KEYS.search(name) and type(value) is int and 0 < value < longest:
+                if shorten and value > SHORT_TOKENS:
+                    setattr(holder, name, SHORT_TOKENS)
                 top = max(top, getattr(holder, name))
     return top
 
 
-# what a probe gives ----------------------------------------------------------------------------------------
+# running a probe --------------------------------------------------------------------------------------
 
 
 def _alone(probe: _Probe) -> Tensor:
     parts = []
-    for ids, owner in zip(probe.examples, OWNERS, strict=True):
+    for ids, owner in zip(probe.examples, EXAMPLE_CLIENTS, strict=True):
         with layout.running(layout.padded(1, len(ids), owner)):
             parts.append(hidden_states(probe.base, ids.unsqueeze(0), None))
-    return _line(parts)[READ]
+    return _line(parts)[COMPARED]
 
 
 def _batched(probe: _Probe) -> Tensor:
     parts: list[Tensor] = []
     for owner in (0, 1):
-        own = [ids for ids, of in zip(probe.examples, OWNERS, strict=True) if of == owner]
+        own = [ids for ids, of in zip(probe.examples, EXAMPLE_CLIENTS, strict=True) if of == owner]
         width = max(map(len, own))
         rows = [torch.cat([ids, ids[-1:].expand(width - len(ids))]) for ids in own]
         with layout.running(layout.padded(len(rows), width, owner)):
             states = hidden_states(probe.base, torch.stack(rows), None).unflatten(0, (len(rows), width))
         parts += [of_one[: len(ids)] for of_one, ids in zip(states, own, strict=True)]
-    return _line(parts)[READ]
+    return _line(parts)[COMPARED]
 
 
 def _line(parts: list[Tensor]) -> Tensor:
-    """The states in the order of the packed line, where the opening that two examples share stands once."""
+    """The states in the order of the packed batch, in which two examples share their prefix."""
     first, second, *others = parts
-    return torch.cat([first, second[SHARED:], *others])
+    return torch.cat([first, second[SHARED_TOKENS:], *others])
 
 
 def _packed(probe: _Probe) -> Tensor:
     first, second, *others = probe.examples
-    stretches, after = [first[:SHARED], first[SHARED:], second[SHARED:], *others], [-1, 0, 0, -1, -1]
+    stretches, after = (
+        [first[:SHARED_TOKENS], first[SHARED_TOKENS:], second[SHARED_TOKENS:], *others],
+        [-1, 0, 0, -1, -1],
+    )
     lengths = [len(ids) for ids in stretches]
     border, end = sum(lengths[:3]), sum(lengths)
     segments = [
@@ -281,7 +288,7 @@ def _packed(probe: _Probe) -> Tensor:
         layout.Segment(adapter=1, start=border, stop=end),
     ]
     device = probe.base.device
-    read = torch.arange(end, device=device)[READ].contiguous()
+    read = torch.arange(end, device=device)[COMPARED].contiguous()
     plan = layout.packed(lengths, segments, device, after=after, read=read)
     positions = torch.from_numpy(layout.positions(lengths, after)).to(device)
     with layout.running(plan), attention_impl(probe.base, PACKED):
@@ -289,7 +296,7 @@ def _packed(probe: _Probe) -> Tensor:
 
 
 def _found(run: _Run, probe: _Probe) -> _Found:
-    """The states and, of their sum in random directions, the gradients."""
+    """The states, and the gradients of their sum in random directions."""
     factors = {name: factor.clone().requires_grad_() for name, factor in probe.stack.items()}
     lora.bind_adapters(probe.base.model, probe.base.sites, factors)
     states = run(probe).float()
@@ -308,32 +315,35 @@ def _found(run: _Run, probe: _Probe) -> _Found:
 def _fault(
     run: _Run, exact: _Probe, own: _Found, dtype: torch.dtype, rough: _Probe | None, allowed: float
 ) -> str:
-    """What is wrong with examples that run so; empty for nothing. `allowed` is the error in the low dtype."""
+    """Why examples must not run this way; "" if they may. `allowed` is the error in the low dtype."""
     how = "packed" if run is _packed else "in a batch"
     try:
         with computing_as(dtype):
             found = _found(run, exact)
         low = None if rough is None else _found(run, rough)
     except Exception as error:  # any architecture may fail here, each in its own way
-        return _said(error)
-    if not (apart := float(_apart(found.states, own.states).max())) <= EXACT:
-        return f"its examples get other states {how} than alone (relative difference {apart:.1e})"
-    if not (apart := _gradients_apart(found.gradients, own.gradients)) <= EXACT:
-        return f"its examples get other gradients {how} than alone (relative difference {apart:.1e})"
+        return _explain(error)
+    if not (apart := float(_apart(found.states, own.states).max())) <= TOLERANCE:
+        return f"its examples get different states {how} than alone (relative difference {apart:.1e})"
+    if not (apart := _gradients_apart(found.gradients, own.gradients)) <= TOLERANCE:
+        return f"its examples get different gradients {how} than alone (relative difference {apart:.1e})"
     if low is not None and not (apart := float(_apart(low.states, own.states).median())) <= allowed:
-        return f"in {_short(dtype)} its examples get other states {how} than alone ({apart:.1e} off)"
+        return (
+            f"in {_short(dtype)} its examples get different states {how} than alone (relative difference"
+            f" {apart:.1e})"
+        )
     return ""
 
 
 def _apart(found: Tensor, expected: Tensor) -> Tensor:
-    """Each token's relative difference, (M,)."""
+    """Relative difference of each token's states, (M,)."""
     sizes = expected.norm(dim=-1)
     apart: Tensor = (found - expected).norm(dim=-1) / sizes.clamp(min=1e-3 * float(sizes.mean()))
     return apart
 
 
 def _gradients_apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest relative difference of a factor of one of the adapters."""
+    """Largest relative difference of the gradient of a factor of one adapter."""
     sizes = {name: gradient.flatten(1).norm(dim=1) for name, gradient in expected.items()}  # (2,) each
     floor = 1e-3 * max(float(size.max()) for size in sizes.values())
     each = [
@@ -344,12 +354,12 @@ def _gradients_apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def _require_causal(probe: _Probe, own: _Found) -> None:
-    """The states of the first example's tokens must be the same where it is cut."""
+    """Raise BaseError unless the first example's states stay the same when its end is removed."""
     lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
     ids = probe.examples[0][: len(probe.examples[0]) // 2]
     with torch.no_grad(), layout.running(layout.padded(1, len(ids), 0)):
-        states = hidden_states(probe.base, ids.unsqueeze(0), None)[READ]
-    if not (apart := float(_apart(states, own.states[: len(states)]).max())) <= EXACT:
+        states = hidden_states(probe.base, ids.unsqueeze(0), None)[COMPARED]
+    if not (apart := float(_apart(states, own.states[: len(states)]).max())) <= TOLERANCE:
         raise BaseError(
             f"{_named(probe.base)} cannot be trained here: a token's states depend on the tokens after it"
             f" (relative difference {apart:.1e}); use a causal language model"
@@ -357,7 +367,7 @@ def _require_causal(probe: _Probe, own: _Found) -> None:
 
 
 def _require_head(probe: _Probe, allowed: float) -> None:
-    """The logits that are computed from the states here must be the base's own, but for `allowed`."""
+    """Raise BaseError unless `logits` gives the base's own logits within `allowed`."""
     ids = probe.examples[-1].unsqueeze(0)
     try:
         with torch.no_grad(), layout.running(layout.padded(1, ids.shape[1], 0)):
@@ -366,22 +376,22 @@ def _require_head(probe: _Probe, allowed: float) -> None:
         apart = float(_apart(ours.float(), own.float()).max())
     except Exception as error:  # any architecture may fail here, each in its own way
         raise BaseError(
-            f"{_named(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_said(error)};"
+            f"{_named(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_explain(error)};"
             " use another base"
         ) from error
     if not apart <= allowed:
         raise BaseError(
-            f"{_named(probe.base)} makes its logits in a way that is not known here (relative difference"
+            f"{_named(probe.base)} computes its logits in a way that is not supported (relative difference"
             f" {apart:.1e}); use another base"
         )
 
 
 def _in_own_dtype(base: Base, exact: _Probe, longest: int | None) -> _Probe | None:
-    """The probe in the precision that the base will run in, where that is not float32."""
+    """The probe in the precision that the base will run in; None if that is float32."""
     if base.dtype == torch.float32:
         return None
     if all(weight.is_floating_point() for weight in base.model.parameters()):
-        network = _copied(base.model, None, exact.layers)  # the very weights
+        network = _copied(base.model, None, exact.layers)  # the same weights
         _border(network, longest or math.inf, shorten=exact.slim)
     else:  # quantised: the random modules of the copy
         network = _copied(exact.base.model, base.dtype)
@@ -389,10 +399,10 @@ def _in_own_dtype(base: Base, exact: _Probe, longest: int | None) -> _Probe | No
 
 
 def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
-    """How far the base's own states in its dtype are from those in float32: the median token's share.
+    """Relative difference of the base's states in its dtype and in float32, median over the tokens.
 
     Raises:
-        BaseError: they overflow, the whole base's too.
+        BaseError: the states overflow, of the probe or of the whole base.
     """
     try:
         states = _found(_alone, rough).states
@@ -403,7 +413,7 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
             whole = hidden_states(base, ids.unsqueeze(0), None)
     except Exception as error:
         raise BaseError(
-            f"{_named(base)} does not run in {_short(base.dtype)}: {_said(error)}; set model.dtype to another"
+            f"{_named(base)} does not run in {_short(base.dtype)}: {_explain(error)}; set another model.dtype"
         ) from error
     if not (states.isfinite().all() and whole.isfinite().all()):
         raise BaseError(
@@ -413,7 +423,7 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
 
 
 def _why_mute(base: Base, exact: _Probe) -> str:
-    """Why the base answers not even one prompt; empty where it does. A slice that stops decides nothing."""
+    """Why the base cannot answer a single prompt; "" if it can. Only a failure of the whole base counts."""
     whole = replace(exact, base=base, stack=lora.stacked([base.zero], base.device))
     said = ""
     for probe in (exact, whole):
@@ -421,26 +431,26 @@ def _why_mute(base: Base, exact: _Probe) -> str:
         try:
             _scores(probe, [probe.examples[-1].tolist()])
         except Exception as error:  # any architecture may fail here, each in its own way
-            said = _said(error)
+            said = _explain(error)
         else:
             return ""
     return said
 
 
 def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:
-    """Whether these as prompts, padded on the left, are answered in one batch as each alone."""
+    """Whether these prompts, padded on the left, are answered in one batch as each is alone."""
     lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
     prompts = [ids.tolist() for ids in examples]
     try:
         apart = [_scores(probe, [prompt]) for prompt in prompts]
         together = _scores(probe, prompts)
-    except Exception:  # then none is padded
+    except Exception:  # then prompts are not padded
         return False
-    return bool(_apart(together, torch.cat(apart)).max() <= EXACT)
+    return bool(_apart(together, torch.cat(apart)).max() <= TOLERANCE)
 
 
 def _scores(probe: _Probe, prompts: list[list[int]]) -> Tensor:
-    """The logits of the first three tokens of each answer, (n, 3, vocabulary)."""
+    """Logits of the first three tokens of each answer, (n, 3, vocabulary)."""
     ids, mask = left_padded(prompts, 0, probe.base.device)
     with torch.no_grad(), layout.running(layout.sequences([len(prompts)])):
         out = probe.base.model.generate(
@@ -463,8 +473,8 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _said(error: Exception) -> str:
-    """The reason in words, with the place in the architecture's code where it stopped."""
+def _explain(error: Exception) -> str:
+    """An error in words, with the function of the architecture's code that raised it."""
     if isinstance(error, ShepherdError):
         return str(error)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "modeling_" in f.filename]

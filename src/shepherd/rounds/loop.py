@@ -1,7 +1,7 @@
-"""The rounds: select a cohort, ask it, check what comes back, aggregate, move, yield the state.
+"""The round loop: select a cohort, ask it, check its updates, aggregate, move the adapter, yield the state.
 
-A generator and nothing else: evaluating, saving, logging and stopping early are the body of the caller's
-`for`. To resume is to call it with a saved state; the bits come out the same.
+It is only a generator: evaluating, saving, logging and stopping early are the body of the caller's `for`. To
+resume, call it with a saved state; the result has the same bits.
 """
 
 from __future__ import annotations
@@ -70,23 +70,24 @@ def rounds(
     """Train up to round `until`; yield the state and the report after each round.
 
     One update is held at a time, and up to 1 / max_share of the heaviest, unless the aggregation holds the
-    cohort. An empty cohort passes with the adapter as it was, unless noise is due.
+    cohort. An empty cohort leaves the adapter as it was, unless noise is added.
 
     Args:
-        until: rounds in all, those of `state` with them.
+        until: total number of rounds, including those that `state` has finished.
         select: `(clients, round, seed) -> names`, see `core.Selection.cohort`.
-        quorum: the share of the cohort, in (0, 1], that must give a usable update.
-        seed: of the run; what the clients are sent comes from it.
-        secret: of the server, for the cohorts; the default is `seed`, which sites of a real federation know.
-        context: what is known of the run, for parts that have to know its size.
-        noise: for the server half of the transforms; the default comes from `secret`.
-        allow: what each client may say of its visit; see `shepherd.rounds.weights`.
-        max_share: the most that one client counts for, in (0, 1]; of n < 1 / max_share clients, 1 / n.
+        quorum: share of the cohort, in (0, 1], that must give a usable update.
+        seed: seed of the run; decides the seeds that clients are sent.
+        secret: seed of the server, which decides the cohorts; the default is `seed`, which sites of a real
+            federation know.
+        context: what is known of the run, for parts that depend on its size.
+        noise: randomness for the server half of the transforms; by default it comes from `secret`.
+        allow: what each client may report of its visit; see `shepherd.rounds.weights`.
+        max_share: largest share of the mean for one client, in (0, 1]; 1 / n with n < 1 / max_share clients.
 
     Raises:
-        QuorumNotMet: too few usable updates, for the quorum, the aggregation or the `min_cohort` of a client
-            whose update is among them; the last state yielded stands.
-        FederationError: no client at all, or a state that would not be finite.
+        QuorumNotMet: too few usable updates for the quorum, the aggregation or the `min_cohort` of a client
+            whose update is among them; the last state that was yielded remains valid.
+        FederationError: there is no client, or the new state would not be finite.
     """
     secret = seed if secret is None else secret
     noise = Seeded(secret) if noise is None else noise
@@ -131,7 +132,7 @@ def rounds(
 
 
 def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, clients: int) -> Context:
-    """What a run file and its data say of a run before its first round."""
+    """The context of a run, from its run file and its data."""
     return Context(
         clients=clients,
         share=selection.share,
@@ -143,7 +144,7 @@ def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, cl
 
 
 def rehearsed(method: Method, state: ServerState, context: Context) -> ServerState:
-    """The state after a round whose clients changed nothing, for its layout; nothing is random in it."""
+    """The state after a round whose clients changed nothing, without randomness; used for its layout."""
     broadcast = announced(method, state, 0)
     delta, extra = _zeros(method, broadcast)
     update = Update(round=state.round, delta=delta, extra=extra, weight=1.0, clients=("anyone",))
@@ -152,7 +153,7 @@ def rehearsed(method: Method, state: ServerState, context: Context) -> ServerSta
 
 
 def announced(method: Method, state: ServerState, seed: int) -> Broadcast:
-    """What the cohort of the next round is sent: never more of a transform's state than is public."""
+    """The broadcast of the next round, with only the public part of the transforms' state."""
     return Broadcast(
         round=state.round,
         adapter=state.adapter,
@@ -165,14 +166,14 @@ def announced(method: Method, state: ServerState, seed: int) -> Broadcast:
 def after(
     method: Method, state: ServerState, aggregate: Update, context: Context, noise: Draws
 ) -> ServerState:
-    """The state after a round whose updates became `aggregate`.
+    """The state after a round whose updates were aggregated to `aggregate`.
 
     Raises:
-        FederationError: a number of it would not be finite.
+        FederationError: a number in it would not be finite.
     """
     update, transforms = method.transform.on_server(aggregate, state.transforms, noise)
     done = replace(state, round=state.round + 1, transforms=transforms)
-    if not update.clients and method.transform.mechanism is None:  # nobody was asked, and no noise is due
+    if not update.clients and method.transform.mechanism is None:  # nobody was asked, and no noise is added
         return done
     moved = method.server.apply(state, update)
     memory = method.algorithm.server_remember(state, update, context)
@@ -182,7 +183,7 @@ def after(
 
 
 def _of_nobody(method: Method, broadcast: Broadcast) -> Update:
-    """The aggregate of an empty cohort: a change of zero, of nobody."""
+    """The aggregate of an empty cohort: zeros, without clients."""
     delta, extra = _zeros(method, broadcast)
     return Update(round=broadcast.round, delta=delta, extra=extra, weight=0.0, clients=())
 
@@ -198,7 +199,7 @@ def _zeros(method: Method, broadcast: Broadcast) -> tuple[Adapter, Payload]:
 
 
 def _observer(method: Method, broadcast: Broadcast, context: Context, draws: Draws) -> Observer | None:
-    """The algorithm's observer, but under noise: what it would report is not part of what is released."""
+    """The algorithm's observer; None under noise, since its report would not be covered by the mechanism."""
     if method.algorithm.observe is None or method.transform.mechanism is not None:
         return None
     return method.algorithm.observe(broadcast, context, draws)
@@ -222,8 +223,8 @@ def _require_finite(state: ServerState) -> None:
 
 
 def _require_no_more(updates: Iterator[Update]) -> None:
-    """Updates that an aggregation leaves out would count for the quorum all the same."""
+    """Raise FederationError if the aggregation left out updates, which were counted for the quorum."""
     if next(updates, None) is not None:
         raise FederationError(
-            "the aggregation stopped before the last update of the round; it must take them all"
+            "the aggregation stopped before the last update of the round; it must consume every update"
         )

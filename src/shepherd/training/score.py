@@ -1,4 +1,4 @@
-"""Response loss of adapters on examples, in passes without a gradient."""
+"""Response loss of adapters on examples, without gradients."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def losses(
     cap_nats: float = math.inf,
     what: str = "held-out examples",
 ) -> NDArray[np.float64]:
-    """Each example's summed loss over its trained tokens, in nats, each `cap_nats` at most: (adapters, n).
+    """Summed loss of each example's trained tokens, in nats: (adapters, n).
 
     Args:
-        what: names the examples where progress is shown.
+        micro_batch: tokens of one forward pass.
+        cap_nats: largest loss that one token counts for.
+        what: name of the examples in the progress display.
 
     Raises:
         AdapterError: an adapter does not fit the base.

@@ -23,7 +23,7 @@ from shepherd.core import Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FederationError
 from shepherd.machine.executors import Inline, Processes
-from shepherd.machine.executors.processes import AHEAD
+from shepherd.machine.executors.processes import LOOKAHEAD_JOBS
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
 from shepherd.training.tune import Job, Progress, Visit
@@ -101,7 +101,7 @@ def test_jobs_are_taken_as_they_are_needed(llama, pair) -> None:
 
     results = pair.tuned(asked(), silent)
     next(results)
-    assert len(taken) == 2 * AHEAD
+    assert len(taken) == 2 * LOOKAHEAD_JOBS
     results.close()
     heard: list[int] = []
     assert len(list(pair.tuned([job(llama, "bob")], lambda number, told: heard.append(number)))) == 1

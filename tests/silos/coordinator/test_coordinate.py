@@ -533,7 +533,7 @@ def test_no_moment_of_the_start_leaves_a_folder_that_would_be_run_here(
 @pytest.mark.parametrize(
     ("overrides", "word"),
     [
-        (["machine.workers=2"], "leave it out over silos"),
+        (["machine.workers=2"], "remove it from a run file over silos"),
         (["algorithm.name=nothing"], "nothing"),
         (['silos.sites=["x", "y"]'], r"no site of silos.sites \(x, y\) .* \(connected: a, b\)"),
     ],
