@@ -32,7 +32,7 @@ from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, ServerState, 
 from shepherd.data import pipeline
 from shepherd.errors import ShepherdError
 from shepherd.model import base as bases
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.digest import digest
 from shepherd.rounds import weights as weighing
 from shepherd.run import checkpoint
@@ -132,8 +132,8 @@ def oracle(base: bases.Base) -> tuple[Adapter, NDArray[np.float64]]:
     flat[last.name_b] = 1e10 * np.random.default_rng(0).normal(size=(last.outputs, 1))
     adapter = Adapter(flat)
     lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
-    plan = layout.padded(1, 1, 0)
-    with torch.no_grad(), layout.running(plan):
+    plan = pass_plan.padded(1, 1, 0)
+    with torch.no_grad(), pass_plan.use_plan(plan):
         logits = base.model(input_ids=ids["input_ids"]).logits[0].double()
     return adapter, np.median(-torch.log_softmax(logits, -1).numpy(), 0)
 

@@ -64,7 +64,7 @@ def test_useful_work_is_what_pytorch_counts(work: works.Work, tmp_path: Path) ->
     """Forward and backward of one unpadded example, counted by PyTorch in the engine's own layers."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from shepherd.model import layout
+    from shepherd.model import pass_plan
     from shepherd.model.attention import PACKED
     from shepherd.training import stack
 
@@ -74,9 +74,13 @@ def test_useful_work_is_what_pytorch_counts(work: works.Work, tmp_path: Path) ->
     cohort = stack.build([work.start], lambda name: True, base.device)
     lora.bind_adapters(base.model, base.sites, cohort.all)
     length, predicted = 40, 10
-    plan = layout.packed([length], [layout.Segment(adapter=0, start=0, stop=length)], base.device)
+    plan = pass_plan.packed([length], [pass_plan.Segment(adapter=0, start=0, stop=length)], base.device)
     ids = torch.arange(length)
-    with FlopCounterMode(display=False) as counter, layout.running(plan), bases.attention_impl(base, PACKED):
+    with (
+        FlopCounterMode(display=False) as counter,
+        pass_plan.use_plan(plan),
+        bases.attention_impl(base, PACKED),
+    ):
         scores = bases.logits(base, bases.hidden_states(base, ids, ids)[-predicted:])
         scores.backward(torch.ones_like(scores))
     expected = flops.useful(shape, np.array([length]), predicted)

@@ -58,7 +58,7 @@ def test_what_is_not_used_does_not_count(tmp_path: Path, name: str) -> None:
     assert digest(more) == by_hand(WHOLE)
 
 
-@pytest.mark.parametrize("name", [*WHOLE, *module.BESIDE])
+@pytest.mark.parametrize("name", [*WHOLE, *module.EXTRA_TOKENIZER_FILES])
 def test_what_is_used_counts(tmp_path: Path, name: str) -> None:
     contents = {**WHOLE, name: WHOLE.get(name, b"") + b"!"}
     assert digest(folder(tmp_path / "base", contents)) == by_hand(contents) != by_hand(WHOLE)

@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from shepherd.algorithms import fedprox, ffa_lora
 from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BaseError
-from shepherd.model import files, generate, layout, lora, meta_shapes
+from shepherd.model import files, generate, lora, meta_shapes, pass_plan
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, TuningTable
 from shepherd.training import tune
@@ -71,7 +71,7 @@ def test_two_adapters_in_one_pass_are_each_alone_in_peft(kind: str, tmp_path: Pa
     ids = torch.randint(4, bases.VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(3))
     stack = lora.stacked(adapters, torch.device("cpu"))
     lora.bind_adapters(model, sites, {name: factor.requires_grad_() for name, factor in stack.items()})
-    with layout.running(layout.sequences([1, 3])):
+    with pass_plan.use_plan(pass_plan.sequences([1, 3])):
         logits = model(ids, use_cache=False).logits
     loss_of(logits).backward()
     for k, (adapter, row) in enumerate(zip(adapters, rows, strict=True)):
@@ -109,7 +109,7 @@ def test_a_folder_that_peft_made_is_read_strictly(tmp_path: Path) -> None:
     adapter = files.read(tmp_path / "adapter", base)
     ids = torch.arange(4, 14).unsqueeze(0)
     lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
-    with torch.no_grad(), layout.running(layout.sequences([1])):
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([1])):
         ours = base.model(ids).logits
     torch.testing.assert_close(ours, theirs(ids).logits.detach(), rtol=1e-5, atol=1e-5)
 
@@ -146,12 +146,12 @@ def test_each_pair_of_a_token_and_an_expert_meets_its_own_adapter() -> None:
         "down_proj": (drawn(3, 8, 48), drawn(3, 32, 8)),
     }
     parts = [(2, 0, 3), (1, 3, 3), (0, 3, 7), (2, 7, 8)]
-    segments = tuple(layout.Segment(adapter=k, start=i, stop=j) for k, i, j in parts)
+    segments = tuple(pass_plan.Segment(adapter=k, start=i, stop=j) for k, i, j in parts)
     hidden, weights = drawn(8, 32), drawn(8, 2)
     chosen = torch.randint(0, 4, (8, 2), generator=generator)
     chosen[5, 1] = 4  # no expert: transformers skips it
     leaves = [hidden, weights, *(factor for pair in layer.factors.values() for factor in pair)]
-    with layout.running(layout.Layout(segments=segments, places=8)):
+    with pass_plan.use_plan(pass_plan.PassPlan(segments=segments, size=8)):
         got = layer(hidden, chosen, weights)
     expected = torch.stack(
         [
@@ -211,7 +211,7 @@ def test_a_bfloat16_base_trains_float32_factors() -> None:
     a, b = torch.randn(1, 8, 48).requires_grad_(), torch.zeros(1, 32, 8).requires_grad_()
     layer.factors = {"down_proj": (a, b)}
     hidden, chosen = torch.randn(5, 32).bfloat16(), torch.randint(0, 4, (5, 2))
-    with layout.running(layout.sequences([5])):
+    with pass_plan.use_plan(pass_plan.sequences([5])):
         y = layer(hidden, chosen, torch.rand(5, 2))  # routers keep float32
     y.float().sum().backward()
     assert (y.dtype, a.grad.dtype, b.grad.dtype) == (torch.bfloat16, torch.float32, torch.float32)

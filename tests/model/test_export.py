@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from benchmarks import tiny
 from shepherd.core import Adapter
 from shepherd.errors import AdapterError
-from shepherd.model import files, layout, lora, peft_loading
+from shepherd.model import files, lora, pass_plan, peft_loading
 from shepherd.model.base import Base
 from tests.model import architectures, bases
 from tests.model.in_peft import in_peft
@@ -36,7 +36,7 @@ REFUSED = {"laguna"}  # PEFT writes the names of its shared experts otherwise
 def trained_logits(base: Base, adapter: Adapter) -> Tensor:
     """As the trainer computes them, one example alone."""
     lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
-    with torch.no_grad(), layout.running(layout.sequences([1])):
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([1])):
         return base.model(input_ids=IDS, use_cache=False).logits
 
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from shepherd.core import Adapter
 from shepherd.errors import AdapterError, BaseError
-from shepherd.model import files, layout, lora
-from shepherd.model.layout import Segment
+from shepherd.model import files, lora, pass_plan
+from shepherd.model.pass_plan import Segment
 from shepherd.settings import AdapterTable
 from tests.model import bases
 
@@ -131,20 +131,20 @@ def layer_of(*, dropout: float = 0.0, place: int = 1, inputs: int = INPUTS, rank
     return layer
 
 
-def line(*segments: tuple[int, int, int], training: bool = True) -> layout.Layout:
+def line(*segments: tuple[int, int, int], training: bool = True) -> pass_plan.PassPlan:
     """Segments as (adapter, tokens, dropout seed)."""
     found, start = [], 0
     for adapter, tokens, seed in segments:
         found.append(Segment(adapter=adapter, start=start, stop=start + tokens, dropout_seed=seed))
         start += tokens
-    return layout.Layout(segments=tuple(found), places=start, training=training)
+    return pass_plan.PassPlan(segments=tuple(found), size=start, training=training)
 
 
 def drawn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(7)).requires_grad_()
 
 
-def dense(layer: lora.StackedLinear, x: Tensor, plan: layout.Layout, mask: Tensor) -> Tensor:
+def dense(layer: lora.StackedLinear, x: Tensor, plan: pass_plan.PassPlan, mask: Tensor) -> Tensor:
     parts = [
         layer.base(x[s.start : s.stop])
         + layer.scale * (x * mask)[s.start : s.stop] @ layer.a[s.adapter].T @ layer.b[s.adapter].T
@@ -153,10 +153,12 @@ def dense(layer: lora.StackedLinear, x: Tensor, plan: layout.Layout, mask: Tenso
     return torch.cat(parts)
 
 
-def assert_same_values_and_gradients(layer: lora.StackedLinear, plan: layout.Layout, mask: Tensor) -> None:
-    x, outer = drawn(plan.places, layer.a.shape[2]), drawn(plan.places, OUTPUTS).detach()
+def assert_same_values_and_gradients(
+    layer: lora.StackedLinear, plan: pass_plan.PassPlan, mask: Tensor
+) -> None:
+    x, outer = drawn(plan.size, layer.a.shape[2]), drawn(plan.size, OUTPUTS).detach()
     inputs = (x, layer.a, layer.b)
-    with layout.running(plan):
+    with pass_plan.use_plan(plan):
         y = layer(x)
         got = torch.autograd.grad((y * outer).sum(), inputs)
     expected = dense(layer, x, plan, mask)
@@ -178,14 +180,14 @@ def test_outside_a_pass_it_is_the_base() -> None:
 
 def test_a_batch_of_sequences_has_as_many_tokens_a_sequence_as_it_has() -> None:
     layer, x = layer_of(k=2), drawn(3, 4, INPUTS)
-    with layout.running(layout.sequences([1, 2])):
+    with pass_plan.use_plan(pass_plan.sequences([1, 2])):
         y = layer(x)
     flat = dense(layer, x.reshape(12, INPUTS), line((0, 4, 0), (1, 8, 0)), torch.ones(12, INPUTS))
     torch.testing.assert_close(y, flat.view(3, 4, OUTPUTS))
 
 
 def test_tokens_that_a_base_routes_elsewhere_are_refused() -> None:
-    with layout.running(line((0, 4, 0), (1, 3, 0))), pytest.raises(BaseError, match="mixture of experts"):
+    with pass_plan.use_plan(line((0, 4, 0), (1, 3, 0))), pytest.raises(BaseError, match="mixture of experts"):
         layer_of()(drawn(9, INPUTS))
 
 
@@ -193,7 +195,7 @@ def test_a_bfloat16_base_trains_float32_factors() -> None:
     layer, x = layer_of(), drawn(6, INPUTS).detach().bfloat16()
     layer.base.bfloat16()
     plan = line((1, 6, 0))
-    with layout.running(plan):
+    with pass_plan.use_plan(plan):
         y = layer(x)
     y.float().sum().backward()
     assert (y.dtype, layer.a.grad.dtype, layer.b.grad.dtype) == (torch.bfloat16, torch.float32, torch.float32)
@@ -208,14 +210,14 @@ def test_a_bfloat16_base_trains_float32_factors() -> None:
 # --- dropout
 
 
-def masks(plan: layout.Layout, *, p: float = 0.4, place: int = 1, width: int = INPUTS) -> Tensor:
+def masks(plan: pass_plan.PassPlan, *, p: float = 0.4, place: int = 1, width: int = INPUTS) -> Tensor:
     """What the layer's own dropout multiplies its input by, seen from outside: A and B the identity."""
     base = nn.Linear(width, width, bias=False).requires_grad_(False)
     nn.init.zeros_(base.weight)
     layer = lora.StackedLinear(base, scale=1.0, dropout=p, place=place)
     layer.a = layer.b = torch.eye(width).expand(3, width, width)
-    with layout.running(plan):
-        return layer(torch.ones(plan.places, width))
+    with pass_plan.use_plan(plan):
+        return layer(torch.ones(plan.size, width))
 
 
 def test_gradients_under_dropout_are_autograds_under_the_same_mask() -> None:
@@ -264,7 +266,7 @@ def test_a_rank_stabilised_conv1d_adapter_gives_pefts_logits(tmp_path) -> None:
     untouched = plain(ids).logits
     theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()(ids).logits
     lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
-    with torch.no_grad(), layout.running(layout.sequences([1])):
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([1])):
         ours = base.model(ids).logits
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours, untouched, atol=1e-2)

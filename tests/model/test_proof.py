@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import tiny
 from shepherd.errors import BaseError
-from shepherd.model import attention, layout, lora, proof
+from shepherd.model import attention, lora, pass_plan, proof
 from shepherd.model import base as loading
 from shepherd.model.attention import Reach
 from shepherd.model.base import Base, Proof
@@ -97,39 +97,39 @@ def a_key_too_many(patch: pytest.MonkeyPatch) -> None:
 
 
 def positions_run_on(patch: pytest.MonkeyPatch) -> None:
-    honest = layout.positions
-    patch.setattr(layout, "positions", lambda *line: honest([sum(line[0])]))
+    honest = pass_plan.positions
+    patch.setattr(pass_plan, "positions", lambda *line: honest([sum(line[0])]))
 
 
 def positions_forget_the_opening(patch: pytest.MonkeyPatch) -> None:
-    honest = layout.positions
-    patch.setattr(layout, "positions", lambda lengths, after: honest(lengths))
+    honest = pass_plan.positions
+    patch.setattr(pass_plan, "positions", lambda lengths, after: honest(lengths))
 
 
 def a_last_position_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    honest = layout.positions
+    honest = pass_plan.positions
 
     def positions(*line):
         found = honest(*line)
         found[-1] += 1
         return found
 
-    patch.setattr(layout, "positions", positions)
+    patch.setattr(pass_plan, "positions", positions)
 
 
 def examples_see_each_other(patch: pytest.MonkeyPatch) -> None:
-    honest = layout.packed
+    honest = pass_plan.packed
     patch.setattr(
-        layout, "packed", lambda lengths, *more, after, **rest: honest([sum(lengths)], *more, **rest)
+        pass_plan, "packed", lambda lengths, *more, after, **rest: honest([sum(lengths)], *more, **rest)
     )
 
 
 def adapters_swapped(patch: pytest.MonkeyPatch) -> None:
-    def swapped(plan: layout.Layout, tokens: int) -> tuple[layout.Segment, ...]:
-        each = tokens // plan.places
+    def swapped(plan: pass_plan.PassPlan, tokens: int) -> tuple[pass_plan.Segment, ...]:
+        each = tokens // plan.size
         turn = len(plan.segments) > 1
         return tuple(
-            layout.Segment(
+            pass_plan.Segment(
                 adapter=1 - s.adapter if turn else s.adapter, start=s.start * each, stop=s.stop * each
             )
             for s in plan.segments
@@ -140,7 +140,7 @@ def adapters_swapped(patch: pytest.MonkeyPatch) -> None:
 
 def an_opening_without_its_gradient(patch: pytest.MonkeyPatch) -> None:
     def backward(ctx, *grads):
-        return grads[0].index_select(0, ctx.buckets.places), None
+        return grads[0].index_select(0, ctx.buckets.inverse), None
 
     patch.setattr(attention._Padded, "backward", staticmethod(backward))
 
@@ -381,6 +381,6 @@ def test_a_scale_that_follows_the_positions_runs_packed(tmp_path) -> None:
 
 
 def test_what_was_proven_is_not_proven_again(saved, monkeypatch) -> None:
-    monkeypatch.setattr(proof, "prove", None)
+    monkeypatch.setattr(proof, "verify_packing", None)
     found = Proof(unpacked="as told", pads=False)
     assert load(saved("llama"), proof=found).proof == found

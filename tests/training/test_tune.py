@@ -20,7 +20,7 @@ from shepherd.settings import TuningTable
 from shepherd.training import tune
 from shepherd.training.local import USUAL
 from shepherd.training.optimisers import adamw
-from shepherd.training.packed_batch import line_of
+from shepherd.training.packed_batch import pack_batch
 
 PLAIN = fedavg.ALGORITHM
 RATE = 0.01
@@ -70,7 +70,9 @@ def test_a_shared_opening_changes_no_result_and_is_not_shared_under_dropout(
     shared = tuned(llama, one)[0]
     monkeypatch.setattr(openings, "groups", lambda examples: pytest.fail("looked for openings"))
     tuned(dropping, one)
-    monkeypatch.setattr(tune, "line_of", lambda *given, **more: line_of(*given, **{**more, "share": False}))
+    monkeypatch.setattr(
+        tune, "pack_batch", lambda *given, **more: pack_batch(*given, **{**more, "share": False})
+    )
     apart = tuned(llama, one)[0]
     assert shared.report == replace(apart.report, loss=pytest.approx(apart.report.loss, rel=1e-6))
     close(shared.delta, apart.delta, 2e-4)

@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.training import stack
 
@@ -174,13 +174,13 @@ def _kept_bytes(base: Base, tokens: int) -> int:
     lora.bind_adapters(base.model, base.sites, adapters.all)
     ids = torch.zeros(tokens, dtype=torch.long, device=base.device)
     if base.packed:
-        plan = layout.packed([tokens], [layout.Segment(adapter=0, start=0, stop=tokens)], base.device)
+        plan = pass_plan.packed([tokens], [pass_plan.Segment(adapter=0, start=0, stop=tokens)], base.device)
         positions = torch.arange(tokens, device=base.device)
     else:
-        plan, ids, positions = layout.padded(1, tokens, 0), ids.unsqueeze(0), None
+        plan, ids, positions = pass_plan.padded(1, tokens, 0), ids.unsqueeze(0), None
     with (
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-        layout.running(plan),
+        pass_plan.use_plan(plan),
         tuning_attention(base),
     ):
         hidden_states(base, ids, positions)

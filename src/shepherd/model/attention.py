@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from shepherd.errors import BaseError
-from shepherd.model.layout import Buckets, current
+from shepherd.model.pass_plan import Buckets, active_plan
 
 PACKED = "shepherd_packed"
 WINDOW_UNUSED = ("moshi", "moshi_depth")  # whose configurations name a window that no mask has
@@ -66,14 +66,14 @@ def packed_attention(
     Raises:
         BaseError: the architecture requires something that packed attention does not support.
     """
-    layout = current()
-    if layout is None or layout.padding is None:
+    plan = active_plan()
+    if plan is None or plan.padding is None:
         raise BaseError("packed attention ran outside a packed pass; call it through the trainer")
-    if key.shape[2] != layout.places:
+    if key.shape[2] != plan.size:
         raise BaseError("its attention has keys besides those of the tokens, which packed attention lacks")
     if options.get("position_bias") is not None:
         raise BaseError("its attention adds a position bias, which packed attention lacks")
-    padding = layout.padding
+    padding = plan.padding
     q = _rows(query, padding.queries)
     k, v = (_rows(states, padding.keys) for states in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -83,7 +83,7 @@ def packed_attention(
         for parts in zip(q, k, v, strict=True)
     ]
     together = torch.cat([out.transpose(1, 2).flatten(0, 1) for out in outputs])  # (P, H, D)
-    return _Unpadded.apply(together, padding.queries.places).unsqueeze(0), None  # type: ignore[no-untyped-call]
+    return _Unpadded.apply(together, padding.queries.inverse).unsqueeze(0), None  # type: ignore[no-untyped-call]
 
 
 def _reach(module: torch.nn.Module, options: Mapping[str, Any]) -> Reach:
@@ -121,7 +121,7 @@ class _Padded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         buckets: Buckets = ctx.buckets
-        line = grads[0].index_select(0, buckets.places)
+        line = grads[0].index_select(0, buckets.inverse)
         for first, places in buckets.copies:  # (spans, past); `index_add_` has no fixed order on CUDA
             copies = grads[0].index_select(0, places.flatten()).unflatten(0, places.shape)
             line[first : first + places.shape[1]] += copies.sum(0, dtype=torch.float32)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from shepherd.model.layout import current, narrowed, running
+from shepherd.model.pass_plan import active_plan, narrowed, use_plan
 
 
 def skip_unread_positions(network: nn.Module) -> None:
@@ -33,12 +33,12 @@ def _forward_read_positions(
     A feed-forward that takes or returns more than the states (Bloom takes the residual, Llama 4 returns its
     router's scores) runs unchanged.
     """
-    layout = current()
-    if layout is None or layout.read is None or more or options:
+    plan = active_plan()
+    if plan is None or plan.output_positions is None or more or options:
         return forward(hidden, *more, **options)
-    with running(narrowed(layout)):
-        found = forward(hidden.index_select(1, layout.read))
+    with use_plan(narrowed(plan)):
+        found = forward(hidden.index_select(1, plan.output_positions))
     if not isinstance(found, Tensor):
         mlp.forward = forward  # from now on
         return forward(hidden)
-    return found.new_zeros(hidden.shape).index_copy(1, layout.read, found)
+    return found.new_zeros(hidden.shape).index_copy(1, plan.output_positions, found)

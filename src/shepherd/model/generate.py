@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from shepherd.core import Adapter, seed_for
 from shepherd.errors import BaseError
 from shepherd.io.progress import stage
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base
 
 MAX_BATCH_SEQUENCES = 64
@@ -187,7 +187,7 @@ def answer(
     width, copies = ids.shape[1], len(adapters)
     lora.bind_adapters(base.model, base.sites, _stack(base, adapters))
     tuned = any(adapter is not None for adapter in adapters)  # without a plan the base runs alone
-    laid_out = layout.running(layout.sequences([len(prompts)] * copies)) if tuned else nullcontext()
+    laid_out = pass_plan.use_plan(pass_plan.sequences([len(prompts)] * copies)) if tuned else nullcontext()
     with torch.inference_mode(), laid_out:
         out = base.model.generate(
             input_ids=ids.repeat(copies, 1),

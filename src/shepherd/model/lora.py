@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from shepherd.core import Adapter, Payload, require_same_layout, require_shapes, seed_for, shapes_of
 from shepherd.errors import AdapterError, BaseError
 from shepherd.model import text_path
-from shepherd.model.layout import Layout, Segment, current
+from shepherd.model.pass_plan import PassPlan, Segment, active_plan
 from shepherd.settings import AdapterTable
 
 PREFIX = "base_model.model."  # PEFT's names start with it
@@ -82,12 +82,12 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out); the active plan says which tokens belong to which adapter."""
-        layout = current()
-        if layout is None:
+        plan = active_plan()
+        if plan is None:
             return self.base(x)  # type: ignore[no-any-return]
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
-        segments = _in_tokens(layout, len(flat))
-        keep = _dropout_mask(flat, segments, self.dropout if layout.training else 0.0, self.place)
+        segments = _in_tokens(plan, len(flat))
+        keep = _dropout_mask(flat, segments, self.dropout if plan.training else 0.0, self.place)
         passed, low = _Down.apply(flat, self.a, segments, keep)  # type: ignore[no-untyped-call]
         y: Tensor = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place
         y = _Up.apply(y, low, self.b, segments, self.scale)  # type: ignore[no-untyped-call]
@@ -118,12 +118,12 @@ class CohortExperts(nn.Module):
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """(tokens, width), each token's experts and their weights (tokens, choices) -> (tokens, width)."""
-        layout = current()
-        if layout is None:
+        plan = active_plan()
+        if plan is None:
             return self.base(hidden, chosen, weights)  # type: ignore[no-any-return]
         base: Any = self.base
         tokens, choices = chosen.shape
-        routed = _routed(chosen, _in_tokens(layout, tokens), base.num_experts)
+        routed = _routed(chosen, _in_tokens(plan, tokens), base.num_experts)
         x = hidden.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
         x = x.index_select(0, routed.pairs)  # each pair once, so that gradients are summed in a fixed order
         x = self._product(x, "gate_up_proj" if base.has_gate else "up_proj", routed)
@@ -192,20 +192,18 @@ def _routed(chosen: Tensor, segments: Sequence[Segment], experts: int) -> _Route
     )
 
 
-def _in_tokens(layout: Layout, tokens: int) -> tuple[Segment, ...]:
-    if tokens == layout.places:
-        return layout.segments
-    if len(layout.segments) == 1:  # all tokens are one client's, whatever a router chose
-        return (replace(layout.segments[0], start=0, stop=tokens),)
-    each, left = divmod(tokens, layout.places)
+def _in_tokens(plan: PassPlan, tokens: int) -> tuple[Segment, ...]:
+    if tokens == plan.size:
+        return plan.segments
+    if len(plan.segments) == 1:  # all tokens are one client's, whatever a router chose
+        return (replace(plan.segments[0], start=0, stop=tokens),)
+    each, left = divmod(tokens, plan.size)
     if left:
         raise BaseError(
             "this base routes tokens between its layers (a mixture of experts?), so rows cannot be told"
             " apart there; set other adapter.targets, such as the attention's"
         )
-    return tuple(
-        Segment(adapter=s.adapter, start=s.start * each, stop=s.stop * each) for s in layout.segments
-    )
+    return tuple(Segment(adapter=s.adapter, start=s.start * each, stop=s.stop * each) for s in plan.segments)
 
 
 def _dropout_mask(x: Tensor, segments: Sequence[Segment], p: float, place: int) -> Tensor | None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from shepherd.core import Adapter
 from shepherd.errors import BaseError, ShepherdError
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.attention import PACKED, computing_as
 from shepherd.model.base import Base, Proof, attention_impl, hidden_states, logits
 from shepherd.model.generate import left_padded
@@ -252,7 +252,7 @@ def _border(network: Any, longest: float, *, shorten: bool) -> int:
 def _alone(probe: _Probe) -> Tensor:
     parts = []
     for ids, owner in zip(probe.examples, EXAMPLE_CLIENTS, strict=True):
-        with layout.running(layout.padded(1, len(ids), owner)):
+        with pass_plan.use_plan(pass_plan.padded(1, len(ids), owner)):
             parts.append(hidden_states(probe.base, ids.unsqueeze(0), None))
     return _line(parts)[COMPARED]
 
@@ -263,7 +263,7 @@ def _batched(probe: _Probe) -> Tensor:
         own = [ids for ids, of in zip(probe.examples, EXAMPLE_CLIENTS, strict=True) if of == owner]
         width = max(map(len, own))
         rows = [torch.cat([ids, ids[-1:].expand(width - len(ids))]) for ids in own]
-        with layout.running(layout.padded(len(rows), width, owner)):
+        with pass_plan.use_plan(pass_plan.padded(len(rows), width, owner)):
             states = hidden_states(probe.base, torch.stack(rows), None).unflatten(0, (len(rows), width))
         parts += [of_one[: len(ids)] for of_one, ids in zip(states, own, strict=True)]
     return _line(parts)[COMPARED]
@@ -284,14 +284,14 @@ def _packed(probe: _Probe) -> Tensor:
     lengths = [len(ids) for ids in stretches]
     border, end = sum(lengths[:3]), sum(lengths)
     segments = [
-        layout.Segment(adapter=0, start=0, stop=border),
-        layout.Segment(adapter=1, start=border, stop=end),
+        pass_plan.Segment(adapter=0, start=0, stop=border),
+        pass_plan.Segment(adapter=1, start=border, stop=end),
     ]
     device = probe.base.device
     read = torch.arange(end, device=device)[COMPARED].contiguous()
-    plan = layout.packed(lengths, segments, device, after=after, read=read)
-    positions = torch.from_numpy(layout.positions(lengths, after)).to(device)
-    with layout.running(plan), attention_impl(probe.base, PACKED):
+    plan = pass_plan.packed(lengths, segments, device, parents=after, output_positions=read)
+    positions = torch.from_numpy(pass_plan.positions(lengths, after)).to(device)
+    with pass_plan.use_plan(plan), attention_impl(probe.base, PACKED):
         return hidden_states(probe.base, torch.cat(stretches), positions)[read]
 
 
@@ -357,7 +357,7 @@ def _require_causal(probe: _Probe, own: _Found) -> None:
     """Raise BaseError unless the first example's states stay the same when its end is removed."""
     lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
     ids = probe.examples[0][: len(probe.examples[0]) // 2]
-    with torch.no_grad(), layout.running(layout.padded(1, len(ids), 0)):
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, len(ids), 0)):
         states = hidden_states(probe.base, ids.unsqueeze(0), None)[COMPARED]
     if not (apart := float(_apart(states, own.states[: len(states)]).max())) <= TOLERANCE:
         raise BaseError(
@@ -370,7 +370,7 @@ def _require_head(probe: _Probe, allowed: float) -> None:
     """Raise BaseError unless `logits` gives the base's own logits within `allowed`."""
     ids = probe.examples[-1].unsqueeze(0)
     try:
-        with torch.no_grad(), layout.running(layout.padded(1, ids.shape[1], 0)):
+        with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, ids.shape[1], 0)):
             ours = logits(probe.base, hidden_states(probe.base, ids, None))
             own = probe.base.model(input_ids=ids, use_cache=False).logits[0]
         apart = float(_apart(ours.float(), own.float()).max())
@@ -409,7 +409,7 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
         ids = rough.examples[0]
         zero = lora.stacked([base.zero], base.device)
         lora.bind_adapters(base.model, base.sites, zero)
-        with torch.no_grad(), layout.running(layout.padded(1, len(ids), 0)):
+        with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, len(ids), 0)):
             whole = hidden_states(base, ids.unsqueeze(0), None)
     except Exception as error:
         raise BaseError(
@@ -452,7 +452,7 @@ def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:
 def _scores(probe: _Probe, prompts: list[list[int]]) -> Tensor:
     """Logits of the first three tokens of each answer, (n, 3, vocabulary)."""
     ids, mask = left_padded(prompts, 0, probe.base.device)
-    with torch.no_grad(), layout.running(layout.sequences([len(prompts)])):
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([len(prompts)])):
         out = probe.base.model.generate(
             input_ids=ids,
             attention_mask=mask,

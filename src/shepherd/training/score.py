@@ -13,10 +13,10 @@ from shepherd.core import Adapter
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.io.progress import stage
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.training.loss import capped, token_losses
-from shepherd.training.packed_batch import Line, Row, at_places, batch_of, line_of
+from shepherd.training.packed_batch import PackedBatch, Row, pack_batch, pad_batch, prediction_states
 
 
 def losses(
@@ -52,15 +52,15 @@ def losses(
         if base.packed:
             for members in pack(data.lengths.tolist(), max(1, micro_batch // len(adapters))):
                 rows = [_row(k, data, members) for k in range(len(adapters))]
-                line = line_of([data] * len(adapters), rows, base.device, training=False)
-                found = _sums(base, line, len(adapters) * len(members), cap_nats)
+                batch = pack_batch([data] * len(adapters), rows, base.device, training=False)
+                found = _sums(base, batch, len(adapters) * len(members), cap_nats)
                 sums[:, members] = found.reshape(len(adapters), -1)
                 now.advance(len(members))
         else:
             for members in batches(data.lengths.tolist(), micro_batch):
                 for k in range(len(adapters)):
-                    line = batch_of(data, _row(k, data, members), base.device, training=False)
-                    sums[k, members] = _sums(base, line, len(members), cap_nats)
+                    batch = pad_batch(data, _row(k, data, members), base.device, training=False)
+                    sums[k, members] = _sums(base, batch, len(members), cap_nats)
                 now.advance(len(members))
     return sums
 
@@ -69,10 +69,11 @@ def _row(adapter: int, data: Tokens, members: Sequence[int]) -> Row:
     return Row(client=adapter, examples=np.asarray(members), tokens=int(data.lengths[members].sum()))
 
 
-def _sums(base: Base, line: Line, examples: int, cap_nats: float) -> NDArray[np.float64]:
+def _sums(base: Base, batch: PackedBatch, examples: int, cap_nats: float) -> NDArray[np.float64]:
     """Each example's summed loss, (examples,)."""
-    with layout.running(line.layout):
-        hidden = at_places(hidden_states(base, line.ids, line.positions).index_select(0, line.read), line)
-        every = capped(token_losses(base, hidden, line.targets), cap_nats)
-    sums = np.bincount(line.examples, weights=every.double().cpu().numpy(), minlength=examples)
+    with pass_plan.use_plan(batch.plan):
+        states = hidden_states(base, batch.ids, batch.positions).index_select(0, batch.output_positions)
+        hidden = prediction_states(states, batch)
+        every = capped(token_losses(base, hidden, batch.targets), cap_nats)
+    sums = np.bincount(batch.examples, weights=every.double().cpu().numpy(), minlength=examples)
     return sums.astype(np.float64, copy=False)

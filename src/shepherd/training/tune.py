@@ -21,14 +21,14 @@ from shepherd.core import Adapter, Algorithm, Broadcast, LocalReport, LocalResul
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.settings import TuningTable
 from shepherd.training import score, stack
 from shepherd.training.local import USUAL, LocalTraining
 from shepherd.training.loss import capped, token_losses, weighted_loss
 from shepherd.training.objective import Scored
-from shepherd.training.packed_batch import Line, Row, at_places, batch_of, line_of
+from shepherd.training.packed_batch import PackedBatch, Row, pack_batch, pad_batch, prediction_states
 
 REPORT_INTERVAL_S = 1.0  # reading the loss waits for a GPU, so it is not done at every pass
 NO_SCORES = np.zeros(0)
@@ -231,13 +231,13 @@ def _policy(base: Base, job: Job, passes: Sequence[Sequence[Row]]) -> list[NDArr
     """Summed log-probability of a step's examples under each client's current adapter, (n,) each."""
     sums = [np.zeros(len(visit.data)) for visit in job.visits]
     for rows in passes:
-        line = _line(base, job.visits, rows)
-        with torch.no_grad(), layout.running(line.layout):
-            states = hidden_states(base, line.ids, line.positions).index_select(0, line.read)
-            every = token_losses(base, at_places(states, line), line.targets).double().cpu().numpy()
+        batch = _batch(base, job.visits, rows)
+        with torch.no_grad(), pass_plan.use_plan(batch.plan):
+            states = hidden_states(base, batch.ids, batch.positions).index_select(0, batch.output_positions)
+            every = token_losses(base, prediction_states(states, batch), batch.targets).double().cpu().numpy()
         examples = np.concatenate([row.examples for row in rows])
         clients = np.repeat([row.client for row in rows], [len(row.examples) for row in rows])
-        found = np.bincount(line.examples, weights=every, minlength=len(examples))
+        found = np.bincount(batch.examples, weights=every, minlength=len(examples))
         for client, example, loss in zip(clients, examples, found, strict=True):
             sums[client][example] = -loss
     return sums
@@ -282,25 +282,25 @@ def _accumulate(
     cap_nats: float,
 ) -> int:
     """Run one forward and backward pass: add gradients to the stack and losses to `sums`; return tokens."""
-    line = _line(base, visits, rows)
+    batch = _batch(base, visits, rows)
     each = np.concatenate([weights[row.client][row.examples] for row in rows])  # of each example
-    weight = torch.from_numpy(each[line.examples]).to(base.device)  # (M,)
-    with layout.running(line.layout):
-        states = hidden_states(base, line.ids, line.positions).index_select(0, line.read)  # (U, width)
-        hidden = at_places(states, line)  # (M, width)
-        loss, every = weighted_loss(base, hidden, line.targets, weight)
+    weight = torch.from_numpy(each[batch.examples]).to(base.device)  # (M,)
+    with pass_plan.use_plan(batch.plan):
+        states = hidden_states(base, batch.ids, batch.positions).index_select(0, batch.output_positions)
+        hidden = prediction_states(states, batch)  # (M, width), from (U, width)
+        loss, every = weighted_loss(base, hidden, batch.targets, weight)
         loss.backward()
-    for row, own in zip(rows, capped(every, cap_nats).double().split(line.counts), strict=True):
+    for row, own in zip(rows, capped(every, cap_nats).double().split(batch.counts), strict=True):
         sums[row.client] += own.sum()  # not `index_add_`, whose order CUDA leaves open
     return sum(row.tokens for row in rows)
 
 
-def _line(base: Base, visits: Sequence[Visit], rows: Sequence[Row]) -> Line:
+def _batch(base: Base, visits: Sequence[Visit], rows: Sequence[Row]) -> PackedBatch:
     if base.packed:
         data = [visit.data for visit in visits]
-        return line_of(data, rows, base.device, training=True, share=not base.adapter.dropout)
+        return pack_batch(data, rows, base.device, training=True, share=not base.adapter.dropout)
     (row,) = rows
-    return batch_of(visits[row.client].data, row, base.device, training=True)
+    return pad_batch(visits[row.client].data, row, base.device, training=True)
 
 
 def _correction(cohort: stack.Stack, job: Job) -> Callable[[Step], None]:

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import attacks
 from shepherd.core import Adapter, Broadcast, Failure, Update
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.base import load
 from shepherd.model.digest import digest
 from shepherd.settings import AdapterTable, ModelTable
@@ -60,7 +60,7 @@ def telling(base: Any, llama_folder: Path) -> Adapter:
         lambda _, given: caught.append(given[0].detach().reshape(-1, given[0].shape[-1]))
     )
     lora.bind_adapters(base.model, base.sites, lora.stacked([Adapter(tensors)], base.device))
-    with torch.no_grad(), layout.running(layout.sequences([6])):
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([6])):
         base.model(input_ids=torch.tensor([[5, 9, 20, 31, 44, 7]]))
     hook.remove()
     mean = caught[0].mean(0).numpy()

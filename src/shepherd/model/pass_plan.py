@@ -43,7 +43,7 @@ class Buckets:
 
     shapes: tuple[tuple[int, int], ...]
     gather: Tensor
-    places: Tensor
+    inverse: Tensor
     copies: tuple[tuple[int, Tensor], ...] = ()
 
 
@@ -56,7 +56,7 @@ class Padding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class PassPlan:
     """What the adapted layers and packed attention need to know of the current forward pass.
 
     `size` is the number of positions that the segments divide: tokens (packed), or sequences of a batch
@@ -64,39 +64,39 @@ class Layout:
     """
 
     segments: tuple[Segment, ...]
-    places: int
+    size: int
     training: bool = False
     padding: Padding | None = None
     """Buckets for packed attention; None if the model's own attention runs."""
-    read: Tensor | None = None
+    output_positions: Tensor | None = None
     """Positions whose final states are read, ascending; None for all."""
 
 
-_current: ContextVar[Layout | None] = ContextVar("layout", default=None)
+_active_plan: ContextVar[PassPlan | None] = ContextVar("active_plan", default=None)
 
 
 @contextmanager
-def running(layout: Layout) -> Iterator[None]:
-    """Make `layout` the plan that adapted layers and packed attention read."""
-    token = _current.set(layout)
+def use_plan(plan: PassPlan) -> Iterator[None]:
+    """Make `plan` the plan that adapted layers and packed attention read."""
+    token = _active_plan.set(plan)
     try:
         yield
     finally:
-        _current.reset(token)
+        _active_plan.reset(token)
 
 
-def current() -> Layout | None:
+def active_plan() -> PassPlan | None:
     """The plan of the current forward pass; None outside one."""
-    return _current.get()
+    return _active_plan.get()
 
 
-def sequences(counts: Sequence[int]) -> Layout:
+def sequences(counts: Sequence[int]) -> PassPlan:
     """The plan of an ordinary batch in which `counts[k]` consecutive sequences belong to adapter k."""
     ends = np.cumsum([0, *counts]).tolist()
     segments = tuple(
         Segment(adapter=k, start=start, stop=stop) for k, (start, stop) in enumerate(pairwise(ends))
     )
-    return Layout(segments=segments, places=ends[-1])
+    return PassPlan(segments=segments, size=ends[-1])
 
 
 def packed(
@@ -104,65 +104,67 @@ def packed(
     segments: Sequence[Segment],
     device: torch.device,
     *,
-    after: Sequence[int] | None = None,
-    read: Tensor | None = None,
+    parents: Sequence[int] | None = None,
+    output_positions: Tensor | None = None,
     training: bool = False,
-) -> Layout:
+) -> PassPlan:
     """The plan of a packed batch whose spans have these lengths, in order.
 
-    `after[j]` is the span that span j continues, -1 for none; that one continues none.
+    `parents[j]` is the span that span j continues, -1 for none; that one continues none.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
-    return Layout(
+    return PassPlan(
         segments=tuple(segments),
-        places=int(sizes.sum()),
+        size=int(sizes.sum()),
         training=training,
-        padding=_padding(sizes, _after(after, len(sizes)), device),
-        read=read,
+        padding=_padding(sizes, _parents(parents, len(sizes)), device),
+        output_positions=output_positions,
     )
 
 
-def padded(count: int, width: int, adapter: int, *, dropout_seed: int = 0, training: bool = False) -> Layout:
+def padded(
+    count: int, width: int, adapter: int, *, dropout_seed: int = 0, training: bool = False
+) -> PassPlan:
     """The plan of a batch (count, width) of one client's examples, padded on the right."""
-    places = count * width
-    segment = Segment(adapter=adapter, start=0, stop=places, dropout_seed=dropout_seed)
-    return Layout(segments=(segment,), places=places, training=training)
+    size = count * width
+    segment = Segment(adapter=adapter, start=0, stop=size, dropout_seed=dropout_seed)
+    return PassPlan(segments=(segment,), size=size, training=training)
 
 
-def narrowed(layout: Layout) -> Layout:
+def narrowed(plan: PassPlan) -> PassPlan:
     """The plan of only the positions that are read, for a module that treats each token by itself."""
-    assert layout.read is not None
-    borders = torch.tensor([[s.start, s.stop] for s in layout.segments], device=layout.read.device)
-    found = torch.searchsorted(layout.read, borders).tolist()
+    assert plan.output_positions is not None
+    borders = torch.tensor([[s.start, s.stop] for s in plan.segments], device=plan.output_positions.device)
+    found = torch.searchsorted(plan.output_positions, borders).tolist()
     return replace(
-        layout,
+        plan,
         segments=tuple(
             replace(segment, start=start, stop=stop)
-            for segment, (start, stop) in zip(layout.segments, found, strict=True)
+            for segment, (start, stop) in zip(plan.segments, found, strict=True)
         ),
-        places=len(layout.read),
+        size=len(plan.output_positions),
         padding=None,
-        read=None,
+        output_positions=None,
     )
 
 
-def positions(lengths: Sequence[int], after: Sequence[int] | None = None) -> NDArray[np.int64]:
-    """Each token's position in its own example; `after` as in `packed`.
+def positions(lengths: Sequence[int], parents: Sequence[int] | None = None) -> NDArray[np.int64]:
+    """Each token's position in its own example; `parents` as in `packed`.
 
     >>> positions([3, 2, 1], [-1, -1, 0]).tolist()
     [0, 1, 2, 0, 1, 3]
     """
     sizes = np.asarray(lengths, dtype=np.int64)
-    pasts = _pasts(sizes, _after(after, len(sizes)))
+    pasts = _pasts(sizes, _parents(parents, len(sizes)))
     return np.concatenate([past + np.arange(size) for past, size in zip(pasts, sizes, strict=True)])
 
 
-def _after(after: Sequence[int] | None, count: int) -> NDArray[np.int64]:
-    return np.full(count, -1) if after is None else np.asarray(after, dtype=np.int64)
+def _parents(parents: Sequence[int] | None, count: int) -> NDArray[np.int64]:
+    return np.full(count, -1) if parents is None else np.asarray(parents, dtype=np.int64)
 
 
-def _pasts(lengths: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.where(after >= 0, lengths[after], 0)
+def _pasts(lengths: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.where(parents >= 0, lengths[parents], 0)
 
 
 def _groups(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -170,18 +172,18 @@ def _groups(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     order = np.argsort(-lengths, kind="stable")
     groups: list[NDArray[np.int64]] = []
     first, real = 0, 0
-    for place, example in enumerate(order):
-        padded = lengths[order[first]] * (place - first + 1)
-        if padded > MAX_PADDING_RATIO * (real + lengths[example]) and place > first:
-            groups.append(order[first:place])
-            first, real = place, 0
-        real += int(lengths[example])
+    for index, span in enumerate(order):
+        padded = lengths[order[first]] * (index - first + 1)
+        if padded > MAX_PADDING_RATIO * (real + lengths[span]) and index > first:
+            groups.append(order[first:index])
+            first, real = index, 0
+        real += int(lengths[span])
     return [*groups, order[first:]]
 
 
-def _padding(lengths: NDArray[np.int64], after: NDArray[np.int64], device: torch.device) -> Padding:
-    starts, pasts = np.cumsum([0, *lengths]), _pasts(lengths, after)
-    own, openings = [], []  # tokens of the batch, (count, width) and (count, past) per bucket
+def _padding(lengths: NDArray[np.int64], parents: NDArray[np.int64], device: torch.device) -> Padding:
+    starts, pasts = np.cumsum([0, *lengths]), _pasts(lengths, parents)
+    own, prefixes = [], []  # tokens of the batch, (count, width) and (count, past) per bucket
     for past in np.unique(pasts).tolist():  # one prefix length per bucket, so one mask per bucket
         members = np.flatnonzero(pasts == past)
         for group in _groups(lengths[members]):
@@ -189,32 +191,32 @@ def _padding(lengths: NDArray[np.int64], after: NDArray[np.int64], device: torch
             steps = np.arange(lengths[chosen].max())
             # padding comes after every real query of its span, so causality hides it
             own.append(starts[chosen][:, None] + np.minimum(steps, lengths[chosen][:, None] - 1))
-            openings.append(starts[after[chosen]][:, None] + np.arange(past))
+            prefixes.append(starts[parents[chosen]][:, None] + np.arange(past))
     queries = _buckets([part[:, :0] for part in own], own, device)
-    return Padding(queries=queries, keys=_buckets(openings, own, device) if pasts.any() else queries)
+    return Padding(queries=queries, keys=_buckets(prefixes, own, device) if pasts.any() else queries)
 
 
 def _buckets(
-    openings: Sequence[NDArray[np.int64]], own: Sequence[NDArray[np.int64]], device: torch.device
+    prefixes: Sequence[NDArray[np.int64]], own: Sequence[NDArray[np.int64]], device: torch.device
 ) -> Buckets:
-    rows = [np.concatenate(pair, axis=1) for pair in zip(openings, own, strict=True)]
+    rows = [np.concatenate(pair, axis=1) for pair in zip(prefixes, own, strict=True)]
     ends = np.cumsum([0, *(part.size for part in rows)])
     spots = [
         start + np.arange(part.size).reshape(part.shape) for start, part in zip(ends, rows, strict=False)
     ]
-    places = np.empty(max(part.max() for part in own) + 1, np.int64)
+    inverse = np.empty(max(part.max() for part in own) + 1, np.int64)
     copies: dict[int, list[NDArray[np.int64]]] = {}
-    for opening, part, spot in zip(openings, own, spots, strict=True):
-        past = opening.shape[1]
+    for prefix, part, spot in zip(prefixes, own, spots, strict=True):
+        past = prefix.shape[1]
         # backwards, so that the first of repeated tokens is kept
-        places[part.reshape(-1)[::-1]] = spot[:, past:].reshape(-1)[::-1]
-        for shared, place in zip(opening, spot[:, :past], strict=True):
+        inverse[part.reshape(-1)[::-1]] = spot[:, past:].reshape(-1)[::-1]
+        for shared, copy in zip(prefix, spot[:, :past], strict=True):
             if past:
-                copies.setdefault(int(shared[0]), []).append(place)
+                copies.setdefault(int(shared[0]), []).append(copy)
     return Buckets(
         shapes=tuple((len(part), part.shape[1]) for part in rows),
         gather=_on(device, np.concatenate([part.reshape(-1) for part in rows])),
-        places=_on(device, places),
+        inverse=_on(device, inverse),
         copies=tuple((first, _on(device, np.stack(found))) for first, found in copies.items()),
     )
 
