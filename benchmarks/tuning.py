@@ -102,7 +102,7 @@ def measure(options: Namespace) -> Figures:
         settings = _settings(options, Path(scratch))
         clients, heldout = _data(options, settings)
         shape = flops.shape_of(settings.model.base, settings.adapter)
-        fresh = lora.fresh(shape.sites, settings.adapter.rank, seed_for(options.seed, "adapter"))
+        fresh = lora.fresh(shape.targets, settings.adapter.rank, seed_for(options.seed, "adapter"))
         work = Work(settings=settings, clients=clients, start=fresh)
         chosen = [name for name in SIDES if name in {ENGINE, RECIPE, *options.sides}]
         with common.busy(options.beside):

@@ -115,7 +115,7 @@ def test_the_cursor_goes_on_until_every_example_was_trained(llama, visited) -> N
     visits = [visit for call in visited for visit in call]
     taken = {
         name: np.concatenate(
-            [step for visit in visits if visit.client == name for step in visit.steps]
+            [step for visit in visits if visit.client == name for step in visit.batches]
         ).tolist()
         for name in ("ann", "bob")
     }
@@ -131,7 +131,7 @@ def test_a_later_round_trains_in_another_order_and_another_seed_too(llama, visit
         simulation = simulated(llama, order_seed=seed)
         for round in range(2):
             list(simulation.run(broadcast(llama, round), ["bob"]))
-    orders = [np.concatenate(call[0].steps).tolist() for call in visited]
+    orders = [np.concatenate(call[0].batches).tolist() for call in visited]
     assert all(sorted(order) == list(range(7)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
 

@@ -59,7 +59,7 @@ def test_a_loaded_base_is_frozen_and_whole(llama, llama_folder) -> None:
     assert (llama.dtype, llama.device.type) == (torch.float32, "cpu")
     assert not llama.model.training
     assert not any(parameter.requires_grad for parameter in llama.model.parameters())
-    assert llama.shapes == lora.shapes(llama.sites, 3)
+    assert llama.shapes == lora.shapes(llama.targets, 3)
     plain = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
     ids = torch.arange(4, 12).unsqueeze(0)
     with torch.no_grad():
@@ -240,7 +240,7 @@ def test_tuning_and_scoring_refuse_it_too_whoever_calls_them(tmp_path) -> None:
     """The update of a client beside another's example that the scaling would switch at."""
     base = load(bases.save(longrope(), tmp_path))
     visits = [
-        Visit(client=name, data=bases.tokens(1, [size]), steps=[np.arange(1)])
+        Visit(client=name, data=bases.tokens(1, [size]), batches=[np.arange(1)])
         for name, size in (("ann", 9), ("bob", 25))
     ]
     sent = Broadcast(round=0, adapter=bases.random_adapter(base, 0), seed=0)

@@ -35,7 +35,7 @@ REFUSED = {"laguna"}  # PEFT writes the names of its shared experts otherwise
 
 def trained_logits(base: Base, adapter: Adapter) -> Tensor:
     """As the trainer computes them, one example alone."""
-    lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
+    lora.bind_adapters(base.model, base.targets, lora.stacked([adapter], base.device))
     with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([1])):
         return base.model(input_ids=IDS, use_cache=False).logits
 
@@ -81,8 +81,8 @@ def test_what_is_written_has_the_trainers_logits_in_peft_or_is_refused_before_tr
 def test_all_linear_leaves_out_what_peft_refuses_and_says_so(kind, tmp_path) -> None:
     folder = tiny.save(tiny.config(kind), tmp_path / "base")
     base = bases.load(folder)
-    assert base.sites
-    assert not [site for site in base.sites if site.module.endswith("out_proj")]
+    assert base.targets
+    assert not [target for target in base.targets if target.module.endswith("out_proj")]
     assert files.rehearse(base) == (
         f'adapter.targets = "all-linear" leaves out out_proj, which PEFT refuses for {kind}'
     )
@@ -101,7 +101,7 @@ def written_config(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_peft_wrote_has_pefts_logits_here_or_is_refused(kind, folders, tmp_path) -> None:
     base = bases.load(folders(kind))
-    leaves = sorted({site.module.rpartition(".")[2] for site in base.sites})
+    leaves = sorted({target.module.rpartition(".")[2] for target in base.targets})
     for part in (leaves, [name for name in leaves if name not in ("gate_proj", "up_proj", "down_proj")]):
         network = AutoModelForCausalLM.from_pretrained(folders(kind), dtype=torch.float32)
         torch.manual_seed(0)
@@ -124,7 +124,7 @@ def test_a_rewritten_target_without_its_partner_arrives_too(folders, tmp_path) -
         model = in_peft(base, adapter, tmp_path / target)
         close(model(IDS).logits, trained_logits(base, adapter))
         table = files.read_config(tmp_path / target)
-        assert table.targets == tuple(sorted(site.module for site in base.sites))
+        assert table.targets == tuple(sorted(target.module for target in base.targets))
 
 
 def test_an_adapter_that_peft_would_change_is_written_and_then_refused(folders, tmp_path) -> None:
@@ -209,7 +209,7 @@ def test_equal_runs_write_equal_bytes(llama, tmp_path) -> None:
     assert about["tokenizer_class"] == "PreTrainedTokenizerFast"  # which every transformers knows
     assert not {"is_local", "local_files_only", "name_or_path"} & set(about)
     targets = json.loads((tmp_path / "one" / files.CONFIG).read_text())["target_modules"]
-    assert targets == sorted(site.module for site in llama.sites)
+    assert targets == sorted(target.module for target in llama.targets)
 
 
 def test_the_chat_template_goes_along(llama, tmp_path, monkeypatch) -> None:

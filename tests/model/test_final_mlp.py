@@ -17,7 +17,7 @@ READ = torch.tensor([2, 5, 6, 11])
 def states(base: Base, read: torch.Tensor | None) -> torch.Tensor:
     """Of a line of two clients' examples, 5 and 7 tokens long."""
     lora.bind_adapters(
-        base.model, base.sites, lora.stacked([bases.random_adapter(base, k) for k in (1, 2)], base.device)
+        base.model, base.targets, lora.stacked([bases.random_adapter(base, k) for k in (1, 2)], base.device)
     )
     segments = [pass_plan.Segment(adapter=k, start=5 * k, stop=5 + 7 * k) for k in range(2)]
     plan = pass_plan.packed([5, 7], segments, base.device, output_positions=read)

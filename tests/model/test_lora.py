@@ -40,28 +40,28 @@ def test_all_linear_is_pefts_all_linear(name: str) -> None:
 
 
 def assert_same_layout_as_peft(name: str, targets: str | tuple[str, ...]) -> None:
-    sites = lora.attach(model_of(name), AdapterTable(rank=RANK, targets=targets))
+    targets = lora.attach(model_of(name), AdapterTable(rank=RANK, targets=targets))
     chosen = targets if isinstance(targets, str) else list(targets)
     config = peft.LoraConfig(r=RANK, target_modules=chosen, task_type="CAUSAL_LM")
     config.fan_in_fan_out = name == "gpt2"
     theirs = peft.get_peft_model(model_of(name), config)
     expected = {k: tuple(v.shape) for k, v in peft.get_peft_model_state_dict(theirs).items()}
-    assert lora.shapes(sites, RANK) == expected
+    assert lora.shapes(targets, RANK) == expected
 
 
 def test_all_linear_leaves_the_head_out_and_sites_stand_in_the_models_order() -> None:
     model = model_of("llama")
-    sites = [site.module for site in lora.attach(model, AdapterTable())]
-    assert "lm_head" not in sites
+    targets = [target.module for target in lora.attach(model, AdapterTable())]
+    assert "lm_head" not in targets
     assert not isinstance(model.lm_head, lora.StackedLinear)
-    assert sites[:2] == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
-    assert len(sites) == 14
-    assert [site.module for site, _ in lora.layers(model, lora_sites(model))] == sites
+    assert targets[:2] == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
+    assert len(targets) == 14
+    assert [target.module for target, _ in lora.layers(model, lora_targets(model))] == targets
 
 
-def lora_sites(model: nn.Module) -> list[lora.Site]:
+def lora_targets(model: nn.Module) -> list[lora.Target]:
     return [
-        lora.Site(module=name, inputs=0, outputs=0)
+        lora.Target(module=name, inputs=0, outputs=0)
         for name, module in model.named_modules()
         if isinstance(module, lora.StackedLinear)
     ]
@@ -79,30 +79,30 @@ def test_a_target_that_the_base_lacks_is_named_beside_what_it_has() -> None:
 # --- fresh adapters
 
 
-SITES = (
-    lora.Site(module="wide", inputs=256, outputs=32),
-    lora.Site(module="narrow", inputs=16, outputs=8),
+TARGETS = (
+    lora.Target(module="wide", inputs=256, outputs=32),
+    lora.Target(module="narrow", inputs=16, outputs=8),
 )
 
 
 def test_a_fresh_adapter_changes_nothing_and_is_drawn_by_seed_and_name() -> None:
-    adapter = lora.fresh(SITES, 64, seed=1)
-    assert {name: tensor.shape for name, tensor in adapter.items()} == lora.shapes(SITES, 64)
+    adapter = lora.fresh(TARGETS, 64, seed=1)
+    assert {name: tensor.shape for name, tensor in adapter.items()} == lora.shapes(TARGETS, 64)
     assert all(not tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
-    assert lora.fresh(SITES, 64, seed=1) == adapter
-    assert lora.fresh(SITES, 64, seed=2) != adapter
-    alone = lora.fresh(SITES[1:], 64, seed=1)  # other sites change no draw
-    assert np.array_equal(alone[SITES[1].name_a], adapter[SITES[1].name_a])
+    assert lora.fresh(TARGETS, 64, seed=1) == adapter
+    assert lora.fresh(TARGETS, 64, seed=2) != adapter
+    alone = lora.fresh(TARGETS[1:], 64, seed=1)  # other targets change no draw
+    assert np.array_equal(alone[TARGETS[1].name_a], adapter[TARGETS[1].name_a])
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_a_is_drawn_as_pefts_default_draws_it(site: lora.Site) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_is_drawn_as_pefts_default_draws_it(target: lora.Target) -> None:
     torch.manual_seed(0)
     config = peft.LoraConfig(r=64, target_modules=["0"])
-    model = peft.get_peft_model(nn.Sequential(nn.Linear(site.inputs, site.outputs)), config)
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(target.inputs, target.outputs)), config)
     (theirs,) = (p.detach().numpy() for n, p in model.named_parameters() if "lora_A" in n)
-    ours = lora.fresh(SITES, 64, seed=0)[site.name_a]
-    bound = 1 / math.sqrt(site.inputs)
+    ours = lora.fresh(TARGETS, 64, seed=0)[target.name_a]
+    bound = 1 / math.sqrt(target.inputs)
     for drawn in (ours, theirs):
         assert np.abs(drawn).max() <= bound * (1 + 1e-6)
         assert np.abs(drawn).max() > 0.98 * bound
@@ -111,7 +111,7 @@ def test_a_is_drawn_as_pefts_default_draws_it(site: lora.Site) -> None:
 
 
 def test_stacking_keeps_the_order_and_refuses_what_does_not_fit() -> None:
-    first, second = (lora.fresh(SITES, 2, seed) for seed in (1, 2))
+    first, second = (lora.fresh(TARGETS, 2, seed) for seed in (1, 2))
     together = lora.stacked([first, second], torch.device("cpu"))
     for name in first:
         assert np.array_equal(together[name], np.stack([first[name], second[name]]))
@@ -265,7 +265,7 @@ def test_a_rank_stabilised_conv1d_adapter_gives_pefts_logits(tmp_path) -> None:
     ids = torch.arange(4, 14).unsqueeze(0)
     untouched = plain(ids).logits
     theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()(ids).logits
-    lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
+    lora.bind_adapters(base.model, base.targets, lora.stacked([adapter], base.device))
     with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([1])):
         ours = base.model(ids).logits
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-4)

@@ -136,7 +136,7 @@ def test_the_adapted_modules_are_those_that_a_pass_over_text_calls(kind: str) ->
     model = network(kind)
     expected = called(model)
     assert text_path.towers(model) == TOWERS[kind]
-    assert {site.module for site in lora.attach(model, AdapterTable())} == expected
+    assert {target.module for target in lora.attach(model, AdapterTable())} == expected
 
 
 @pytest.mark.parametrize("kind", [*bases.CONFIGS, *bases.MIXTURES])
@@ -165,8 +165,8 @@ def test_a_target_inside_a_tower_alone_says_so() -> None:
     message = r"names 'fc1', which is only in model\.vision_tower, where text never goes; .*'q_proj'"
     with pytest.raises(BaseError, match=message):
         lora.attach(network("gemma3"), AdapterTable(targets=("q_proj", "fc1")))
-    sites = lora.attach(network("gemma3"), AdapterTable(targets=("q_proj",)))  # both parts have some
-    assert len(sites) == 2
+    targets = lora.attach(network("gemma3"), AdapterTable(targets=("q_proj",)))  # both parts have some
+    assert len(targets) == 2
     message = r"names 'head\.probe', which is in model\.vision_tower alone"
     with pytest.raises(BaseError, match=message):
         lora.attach(network("gemma3"), AdapterTable(target_parameters=("head.probe",)))

@@ -99,7 +99,7 @@ def test_it_loads_over_the_same_base_in_another_dtype(llama, llama_folder, tmp_p
 
 
 def test_it_loads_with_the_fingerprint_of_before_and_not_with_anothers(llama, tmp_path) -> None:
-    before = fingerprint.of_tensors(llama.model, llama.sites)
+    before = fingerprint.of_tensors(llama.model, llama.targets)
     assert before != llama.fingerprint
     assert load_checkpoint(saved(tmp_path / "old", llama, before), llama).state.round == 1
     with pytest.raises(CheckpointError, match="is of another base"):

@@ -159,7 +159,7 @@ def test_the_adapter_loads_in_peft_with_the_same_logits(whole, llama_folder) -> 
     theirs = peft.PeftModel.from_pretrained(plain, path / "adapter").eval()(ids).logits.detach()
     base = bases.load(llama_folder, rank=2, alpha=16, dropout=0.1)
     last = checkpoint.load(checkpoint.latest(path / "checkpoints")).state.adapter
-    lora.bind_adapters(base.model, base.sites, lora.stacked([last], base.device))
+    lora.bind_adapters(base.model, base.targets, lora.stacked([last], base.device))
     with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([1])):
         torch.testing.assert_close(base.model(ids).logits, theirs, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(theirs, untuned, atol=0.05)
@@ -695,7 +695,7 @@ def test_what_is_trained_on_what_and_how_is_said_at_the_start(table, caplog) -> 
         trained = sum(tensor.size for tensor in run.state.adapter.values())
         whole = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(table.model.base).parameters())
         loss = read_rows(run.folder)[0]["heldout"]["loss"]
-        reached = coverage(run.base.model, run.base.sites).sentence
+        reached = coverage(run.base.model, run.base.targets).sentence
     assert reached in caplog.messages
     assert f"base {Path(table.model.base).name}: {whole:,} parameters, and {trained:,} to train" in said
     assert f"({100 * trained / whole:.2f}%), float32 on cpu" in said

@@ -67,7 +67,7 @@ def gradients(base, data: dict[str, Tokens], sent: Broadcast, beta: float) -> li
         return grad
 
     visits = [
-        tune.Visit(client=client, data=each, steps=[np.arange(len(each))]) for client, each in data.items()
+        tune.Visit(client=client, data=each, batches=[np.arange(len(each))]) for client, each in data.items()
     ]
     bases.tuned(
         base,

@@ -30,7 +30,7 @@ def visit(client: str, seed: int, steps: int = 2, *, memory: Adapter | None = No
     """Steps of three examples over eight."""
     data = bases.tokens(seed, [9, 2, 13, 7, 3, 11, 6, 8])
     taken = np.random.default_rng(seed).integers(0, len(data), (steps, 3))
-    return tune.Visit(client=client, data=data, steps=list(taken), seed=seed, memory=memory or Adapter())
+    return tune.Visit(client=client, data=data, batches=list(taken), seed=seed, memory=memory or Adapter())
 
 
 def broadcast(base: Base, round: int = 0) -> Broadcast:
@@ -81,7 +81,7 @@ def test_a_shared_opening_changes_no_result_and_is_not_shared_under_dropout(
 def test_the_loss_is_the_mean_over_trained_tokens_before_each_step(llama, tmp_path) -> None:
     one = visit("a", 1, steps=1)
     (result,) = tuned(llama, one, micro_batch_tokens=15)
-    theirs = peft_loss(in_peft(llama, broadcast(llama).adapter, tmp_path), one.data.take(one.steps[0]))
+    theirs = peft_loss(in_peft(llama, broadcast(llama).adapter, tmp_path), one.data.take(one.batches[0]))
     assert result.report.loss == pytest.approx(theirs.item(), rel=1e-5)
 
 
@@ -93,7 +93,7 @@ def test_a_visit_counts_what_it_took(llama) -> None:
     )
     assert tune.predictions(data).tolist() == [2, 1, 2]  # nothing predicts an example's first token
     steps = [np.array([0, 2]), np.array([0])]
-    (result,) = tuned(llama, tune.Visit(client="a", data=data, steps=steps))
+    (result,) = tuned(llama, tune.Visit(client="a", data=data, batches=steps))
     report = result.report
     assert (result.client, report.steps, report.examples) == ("a", 2, 3)
     assert (report.tokens, report.trained_tokens) == (13, 6)
@@ -141,7 +141,7 @@ def test_passes_hold_whole_rows_of_every_client_within_the_budget() -> None:
                 assert row.tokens == visits[row.client].data.lengths[row.examples].sum()
                 taken[row.client] += row.examples.tolist()
         assert {k: sorted(found) for k, found in taken.items()} == {
-            k: sorted(visits[k].steps[step].tolist()) for k in clients
+            k: sorted(visits[k].batches[step].tolist()) for k in clients
         }
 
 
@@ -160,7 +160,7 @@ def test_a_clients_rows_do_not_depend_on_who_else_is_there() -> None:
 def test_a_step_without_a_trained_token_is_refused_with_the_clients_name(llama) -> None:
     silent = bases.tokens(0, [5, 5])
     silent.trained[:5] = False
-    bad = tune.Visit(client="mute", data=silent, steps=[np.array([0])])
+    bad = tune.Visit(client="mute", data=silent, batches=[np.array([0])])
     with pytest.raises(DataError, match="client mute"):
         tuned(llama, visit("a", 1), bad)
 

@@ -38,7 +38,7 @@ from shepherd.training.tune import Job, TuningResult, Visit
 class Batches(NamedTuple):
     """The batches of one visit, as indices into the client's data, and the cursor's position after them."""
 
-    steps: Sequence[NDArray[np.int64]]
+    indices: Sequence[NDArray[np.int64]]
     position: int
 
 
@@ -88,7 +88,7 @@ class LocalClients:
         size, group = self.size(client), self.training.objective.group_size
         if not size:
             raise DataError(f"client {client} has no example; give it some or remove it from the federation")
-        steps, end = cursor.visit(
+        batches, end = cursor.visit(
             size,
             position,
             epochs=self.epochs.get(client, self.tuning.epochs),
@@ -99,7 +99,7 @@ class LocalClients:
             min_examples=self.min_examples,
         )
         members = np.arange(group)
-        return Batches([(group * step[:, None] + members).ravel() for step in steps], end)
+        return Batches([(group * batch[:, None] + members).ravel() for batch in batches], end)
 
     def visit(self, broadcast: Broadcast, client: str, batches: Batches) -> Visit:
         """A client's work in a round, without its memory.
@@ -108,7 +108,7 @@ class LocalClients:
             DataError: a batch holds no trained token.
         """
         data, seed = self.datasets[client], seed_for(broadcast.seed, client)
-        visit = Visit(client=client, data=data, steps=batches.steps, seed=seed)
+        visit = Visit(client=client, data=data, batches=batches.indices, seed=seed)
         tune.require_trained(visit)
         return visit
 

@@ -90,7 +90,7 @@ def _timed_step(base: Base, tuning: TuningTable, sample: Tokens, tokens: int, mo
     """
     count = int(np.searchsorted(np.cumsum(sample.lengths), tokens)) + 1
     data = sample.take(np.arange(min(count, len(sample))))
-    visit = Visit(client="trial", data=data, steps=[np.arange(len(data))])
+    visit = Visit(client="trial", data=data, batches=[np.arange(len(data))])
     broadcast = Broadcast(round=0, adapter=base.zero, seed=0)
     began = perf_counter()
     job = Job(

@@ -171,7 +171,7 @@ def _kept_bytes(base: Base, tokens: int) -> int:
 
     weights = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
     adapters = stack.build([base.zero], lambda name: True, base.device)
-    lora.bind_adapters(base.model, base.sites, adapters.all)
+    lora.bind_adapters(base.model, base.targets, adapters.all)
     ids = torch.zeros(tokens, dtype=torch.long, device=base.device)
     if base.packed:
         plan = pass_plan.packed([tokens], [pass_plan.Segment(adapter=0, start=0, stop=tokens)], base.device)

@@ -61,7 +61,7 @@ class Base:
     device: torch.device
     dtype: torch.dtype
     adapter: AdapterTable
-    sites: tuple[lora.Site, ...]
+    targets: tuple[lora.Target, ...]
     attention: str
     proof: Proof = Proof()
 
@@ -105,7 +105,7 @@ class Base:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Names and shapes of this base's adapters."""
-        return lora.shapes(self.sites, self.adapter.rank)
+        return lora.shapes(self.targets, self.adapter.rank)
 
     @property
     def zero(self) -> Adapter:
@@ -175,7 +175,7 @@ def load(
     tokenizer = load_tokenizer(model, consent)
     network.requires_grad_(False).eval()
     found = fingerprint.of_base(model.base, model.revision, network)
-    sites = lora.attach(network, adapter)
+    targets = lora.attach(network, adapter)
     final_mlp.skip_unread_positions(network)
     base = Base(
         model=network,
@@ -186,7 +186,7 @@ def load(
         device=where,
         dtype=dtype,
         adapter=adapter,
-        sites=sites,
+        targets=targets,
         attention=network.config._attn_implementation,
     )
     return replace(base, proof=verify_packing(base, longest) if proof is None else proof)
@@ -241,7 +241,7 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise BaseError(
             f'device "{name}" is not available here; set auto or cpu (machine.device in a run file,'
-            " trainer.device in a site's, device in the plan.json of a run folder)"
+            " trainer.device in a target's, device in the plan.json of a run folder)"
         ) from error
     return device
 

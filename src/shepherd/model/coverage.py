@@ -35,10 +35,10 @@ class Coverage:
     """A summary in words, shown when a base is loaded."""
 
 
-def coverage(network: nn.Module, sites: Sequence[lora.Site]) -> Coverage:
+def coverage(network: nn.Module, targets: Sequence[lora.Target]) -> Coverage:
     """The coverage of these targets in a network that `lora.attach` has changed."""
     towers = text_path.towers(network)
-    adapted = {id(_weight(layer.base, site)) for site, layer in lora.layers(network, sites)}
+    adapted = {id(_weight(layer.base, target)) for target, layer in lora.layers(network, targets)}
     counts: dict[str, int] = {}
     names: dict[str, list[str]] = {}
     reached = 0
@@ -80,12 +80,12 @@ def _parameters(network: nn.Module) -> list[tuple[str, nn.Module, str, nn.Parame
 def _plain(network: nn.Module, name: str) -> str:
     """A module's name without the adapted layer that wraps it."""
     around, _, leaf = name.rpartition(".")
-    adapted = isinstance(network.get_submodule(around), lora.StackedLinear | lora.CohortExperts)
+    adapted = isinstance(network.get_submodule(around), lora.StackedLinear | lora.StackedExperts)
     return around if leaf == "base" and adapted else name
 
 
-def _weight(base: Any, site: lora.Site) -> nn.Parameter:
-    weight: nn.Parameter = getattr(base, site.parameter or "weight")
+def _weight(base: Any, target: lora.Target) -> nn.Parameter:
+    weight: nn.Parameter = getattr(base, target.parameter or "weight")
     return weight
 
 

@@ -133,8 +133,8 @@ def _configured(folder: Path, adapter: Adapter, base: Base) -> _Found:
         lost, refused = peft_loading.lost(folder, adapter, base)
         if not lost:
             return _Found()
-        hit = [s for s in base.sites if s.name_a in lost or s.name_b in lost]
-        modules = tuple(site.module for site in hit if not site.parameter)
+        hit = [s for s in base.targets if s.name_a in lost or s.name_b in lost]
+        modules = tuple(target.module for target in hit if not target.parameter)
         _write_config(folder, config_of(base, as_parameters=modules))
         lost, again = peft_loading.lost(folder, adapter, base)
         return _Found(as_parameters=modules, lost=lost, refused=again and (refused or again))
@@ -159,8 +159,8 @@ def _write_config(folder: Path, config: LoraConfig) -> None:
 
 def _arriving(base: Base, lost: Sequence[str]) -> str:
     """The line of the run file that leaves out the targets of these lost tensors."""
-    gone = [s.module for s in base.sites if s.name_a in lost or s.name_b in lost]
-    kept = [s.module for s in base.sites if s.module not in gone]
+    gone = [s.module for s in base.targets if s.name_a in lost or s.name_b in lost]
+    kept = [s.module for s in base.targets if s.module not in gone]
     names = sorted({_shortest(module, gone) for module in kept})
     return (
         f"adapter.targets = {json.dumps(names)}"
@@ -251,7 +251,7 @@ def config_of(base: Base, as_parameters: Collection[str] = ()) -> LoraConfig:
     from peft import LoraConfig  # takes seconds, which answering does not need
 
     table = base.adapter
-    bases = [layer.base for _, layer in layers(base.model, base.sites)]
+    bases = [layer.base for _, layer in layers(base.model, base.targets)]
     name, revision = named(base)
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -263,14 +263,14 @@ def config_of(base: Base, as_parameters: Collection[str] = ()) -> LoraConfig:
         lora_dropout=0.0 if as_parameters else table.dropout,
         use_rslora=table.rank_stabilised,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in bases),
-        target_modules=[s.module for s in base.sites if not s.parameter and s.module not in as_parameters],
+        target_modules=[s.module for s in base.targets if not s.parameter and s.module not in as_parameters],
         target_parameters=_parameters(base, as_parameters) or None,
     )
 
 
 def _parameters(base: Base, modules: Collection[str]) -> list[str]:
     """Names of the stacked experts' parameters and of the weights of `modules`."""
-    stacked = [f"{site.module}.{site.parameter}" for site in base.sites if site.parameter]
+    stacked = [f"{target.module}.{target.parameter}" for target in base.targets if target.parameter]
     return sorted([*stacked, *(f"{module}{WEIGHT}" for module in modules)])
 
 

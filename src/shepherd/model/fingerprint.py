@@ -30,7 +30,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from shepherd.errors import BaseError
 from shepherd.model import digest
-from shepherd.model.lora import Site
+from shepherd.model.lora import Target
 
 if TYPE_CHECKING:
     from shepherd.model.base import Base
@@ -153,17 +153,17 @@ def _places(count: int) -> range:
 
 def is_of(recorded: str, base: Base) -> bool:
     """Whether a recorded fingerprint is this base's, in today's form or the earlier one."""
-    return recorded == base.fingerprint or recorded == of_tensors(base.model, base.sites)
+    return recorded == base.fingerprint or recorded == of_tensors(base.model, base.targets)
 
 
-def of_tensors(network: nn.Module, sites: Sequence[Site] = ()) -> str:
+def of_tensors(network: nn.Module, targets: Sequence[Target] = ()) -> str:
     """The earlier form of a fingerprint: from the loaded vectors and embeddings, rounded to bfloat16.
 
     It differs if the base is loaded as float16, and is the same for two bases that differ in their linear
-    modules only. `sites` are the modules with an adapted layer, whose names are replaced by the original
+    modules only. `targets` are the modules with an adapted layer, whose names are replaced by the original
     ones.
     """
-    adapted = {f"{site.module}.base": site.module for site in sites}
+    adapted = {f"{target.module}.base": target.module for target in targets}
     named = []
     for name, tensor in network.named_parameters():
         parent, _, leaf = name.rpartition(".")

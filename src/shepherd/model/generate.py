@@ -185,7 +185,7 @@ def answer(
         )
     ids, mask = left_padded(prompts, stop[0], base.device)
     width, copies = ids.shape[1], len(adapters)
-    lora.bind_adapters(base.model, base.sites, _stack(base, adapters))
+    lora.bind_adapters(base.model, base.targets, _stack(base, adapters))
     tuned = any(adapter is not None for adapter in adapters)  # without a plan the base runs alone
     laid_out = pass_plan.use_plan(pass_plan.sequences([len(prompts)] * copies)) if tuned else nullcontext()
     with torch.inference_mode(), laid_out:

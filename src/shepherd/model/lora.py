@@ -35,7 +35,7 @@ REFUSED_BY_PEFT = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class Target:
     """One target of the adapters: a linear module, or a parameter that stacks one matrix per expert."""
 
     module: str
@@ -94,7 +94,7 @@ class StackedLinear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
-class CohortExperts(nn.Module):
+class StackedExperts(nn.Module):
     """Frozen experts, some of whose stacked parameters carry a stack of K adapters, float32.
 
     `factors` holds, by parameter, A (K, E r, in) and B (K, out, r E), laid out as in PEFT's `ParamWrapper`:
@@ -292,7 +292,7 @@ def _parts(low: Tensor, segments: Sequence[Segment], rank: int) -> Iterator[tupl
         yield s, low[rank * s.start : rank * s.stop].view(rank, s.stop - s.start)
 
 
-def attach(model: nn.Module, table: AdapterTable) -> tuple[Site, ...]:
+def attach(model: nn.Module, table: AdapterTable) -> tuple[Target, ...]:
     """Replace every target by an adapted layer; returns the targets in the model's order.
 
     Raises:
@@ -303,28 +303,28 @@ def attach(model: nn.Module, table: AdapterTable) -> tuple[Site, ...]:
     linear = _linear(model, table.targets, towers)
     stacked = _stacked(model, table.target_parameters, towers)
     scale = scaling(table)
-    sites: list[Site] = []
+    targets: list[Target] = []
     for name, module in list(model.named_modules()):
         layer: nn.Module
         if name in linear:
             inputs, outputs = widths(module) or (0, 0)
-            sites.append(Site(module=name, inputs=inputs, outputs=outputs))
-            layer = StackedLinear(module, scale=scale, dropout=table.dropout, place=len(sites))
+            targets.append(Target(module=name, inputs=inputs, outputs=outputs))
+            layer = StackedLinear(module, scale=scale, dropout=table.dropout, place=len(targets))
         elif name in stacked:
-            sites += _sites_of(name, module, stacked[name])
-            layer = CohortExperts(module, scale=scale)
+            targets += _targets_of(name, module, stacked[name])
+            layer = StackedExperts(module, scale=scale)
         else:
             continue
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)
-    return tuple(sites)
+    return tuple(targets)
 
 
-def _sites_of(name: str, module: Any, parameters: Sequence[str]) -> Iterator[Site]:
+def _targets_of(name: str, module: Any, parameters: Sequence[str]) -> Iterator[Target]:
     for place, parameter in enumerate(parameters):
         experts, *sizes = getattr(module, parameter).shape
         inputs, outputs = sizes if module.is_transposed else reversed(sizes)
-        yield Site(
+        yield Target(
             module=name,
             inputs=inputs,
             outputs=outputs,
@@ -473,31 +473,31 @@ def _is(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)
 
 
-def shapes(sites: Sequence[Site], rank: int) -> dict[str, tuple[int, int]]:
+def shapes(targets: Sequence[Target], rank: int) -> dict[str, tuple[int, int]]:
     """Names and shapes of an adapter for these targets; each expert's matrix has this rank."""
     found = {}
-    for site in sites:
-        found[site.name_a] = (rank * site.experts, site.inputs)
-        found[site.name_b] = (site.outputs, rank * site.experts)
+    for target in targets:
+        found[target.name_a] = (rank * target.experts, target.inputs)
+        found[target.name_b] = (target.outputs, rank * target.experts)
     return found
 
 
-def require_fits(sites: Sequence[Site], adapter: Adapter, what: str) -> None:
+def require_fits(targets: Sequence[Target], adapter: Adapter, what: str) -> None:
     """Raise AdapterError, naming the tensor, unless an adapter fits these targets, each at any rank.
 
     A is (r, in) and B (out, r), or (r experts, in) and (out, r experts), with one r for both.
     """
     expected = {}
-    for site in sites:
-        rank = max(1, adapter[site.name_a].shape[0] // site.experts) if site.name_a in adapter else 1
-        expected.update(shapes([site], rank))
+    for target in targets:
+        rank = max(1, adapter[target.name_a].shape[0] // target.experts) if target.name_a in adapter else 1
+        expected.update(shapes([target], rank))
     require_shapes(expected, shapes_of(adapter), what)
 
 
-def fresh(sites: Sequence[Site], rank: int, seed: int) -> Adapter:
+def fresh(targets: Sequence[Target], rank: int, seed: int) -> Adapter:
     """A new adapter: A from U(-1/sqrt(in), 1/sqrt(in)) as in PEFT's default, B zero."""
     tensors: dict[str, Any] = {}
-    for name, shape in shapes(sites, rank).items():
+    for name, shape in shapes(targets, rank).items():
         if ".lora_A." in name:
             bound = 1 / math.sqrt(shape[1])
             rng = np.random.default_rng(seed_for(seed, "adapter", name))
@@ -507,20 +507,22 @@ def fresh(sites: Sequence[Site], rank: int, seed: int) -> Adapter:
     return Adapter(tensors)
 
 
-def layers(model: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[Site, StackedLinear | CohortExperts]]:
+def layers(
+    model: nn.Module, targets: Sequence[Target]
+) -> Iterator[tuple[Target, StackedLinear | StackedExperts]]:
     """Each target with its adapted layer, in order; a layer of experts comes once for each of its targets."""
-    for site in sites:
-        layer = model.get_submodule(site.module)
-        assert isinstance(layer, StackedLinear | CohortExperts)
-        yield site, layer
+    for target in targets:
+        layer = model.get_submodule(target.module)
+        assert isinstance(layer, StackedLinear | StackedExperts)
+        yield target, layer
 
 
-def bind_adapters(model: nn.Module, sites: Sequence[Site], stack: Mapping[str, Tensor]) -> None:
+def bind_adapters(model: nn.Module, targets: Sequence[Target], stack: Mapping[str, Tensor]) -> None:
     """Let every layer read its factors from `stack`: name -> (K, ...)."""
-    for site, layer in layers(model, sites):
-        a, b = stack[site.name_a], stack[site.name_b]
-        if isinstance(layer, CohortExperts):
-            layer.factors[site.parameter] = a, b
+    for target, layer in layers(model, targets):
+        a, b = stack[target.name_a], stack[target.name_b]
+        if isinstance(layer, StackedExperts):
+            layer.factors[target.parameter] = a, b
         else:
             layer.a, layer.b = a, b
 

@@ -134,8 +134,8 @@ def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
             f" set data.max_tokens = {top}"
         )
     there = {name for name, _ in network.named_modules()}
-    sites = tuple(site for site in base.sites if site.module in there)
-    base = replace(base, model=network, dtype=torch.float32, sites=sites)
+    targets = tuple(target for target in base.targets if target.module in there)
+    base = replace(base, model=network, dtype=torch.float32, targets=targets)
     top += top % 2  # even, so that the last token of each is read
     lengths = [min(length, base.max_length or length) for length in (top + 12, top + 10, top + 8, 6)]
     rng = np.random.default_rng(0)
@@ -149,7 +149,7 @@ def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
 def _adapter(base: Base, seed: int) -> Adapter:
     """An adapter as after some tuning: A as initialised, B no longer zero."""
     rng = np.random.default_rng(seed)
-    first = lora.fresh(base.sites, base.adapter.rank, seed)
+    first = lora.fresh(base.targets, base.adapter.rank, seed)
     return Adapter(
         {name: a if ".lora_A." in name else rng.normal(0, 0.02, a.shape) for name, a in first.items()}
     )
@@ -298,7 +298,7 @@ def _packed(probe: _Probe) -> Tensor:
 def _found(run: _Run, probe: _Probe) -> _Found:
     """The states, and the gradients of their sum in random directions."""
     factors = {name: factor.clone().requires_grad_() for name, factor in probe.stack.items()}
-    lora.bind_adapters(probe.base.model, probe.base.sites, factors)
+    lora.bind_adapters(probe.base.model, probe.base.targets, factors)
     states = run(probe).float()
     directions = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states.device)
     (states * directions).sum().backward()
@@ -355,7 +355,7 @@ def _gradients_apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 def _require_causal(probe: _Probe, own: _Found) -> None:
     """Raise BaseError unless the first example's states stay the same when its end is removed."""
-    lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
+    lora.bind_adapters(probe.base.model, probe.base.targets, probe.stack)
     ids = probe.examples[0][: len(probe.examples[0]) // 2]
     with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, len(ids), 0)):
         states = hidden_states(probe.base, ids.unsqueeze(0), None)[COMPARED]
@@ -408,7 +408,7 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
         states = _found(_alone, rough).states
         ids = rough.examples[0]
         zero = lora.stacked([base.zero], base.device)
-        lora.bind_adapters(base.model, base.sites, zero)
+        lora.bind_adapters(base.model, base.targets, zero)
         with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, len(ids), 0)):
             whole = hidden_states(base, ids.unsqueeze(0), None)
     except Exception as error:
@@ -427,7 +427,7 @@ def _why_mute(base: Base, exact: _Probe) -> str:
     whole = replace(exact, base=base, stack=lora.stacked([base.zero], base.device))
     said = ""
     for probe in (exact, whole):
-        lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
+        lora.bind_adapters(probe.base.model, probe.base.targets, probe.stack)
         try:
             _scores(probe, [probe.examples[-1].tolist()])
         except Exception as error:  # any architecture may fail here, each in its own way
@@ -439,7 +439,7 @@ def _why_mute(base: Base, exact: _Probe) -> str:
 
 def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:
     """Whether these prompts, padded on the left, are answered in one batch as each is alone."""
-    lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
+    lora.bind_adapters(probe.base.model, probe.base.targets, probe.stack)
     prompts = [ids.tolist() for ids in examples]
     try:
         apart = [_scores(probe, [prompt]) for prompt in prompts]

@@ -352,7 +352,7 @@ def _opened(settings: RunSettings, prepared: TokenisedData | None, consent: Cons
     holder = folder.create(settings.output, settings, plan.text())
     with _given_back_on_error(holder):
         pipeline.save(holder.path / "data", prepared)
-        adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+        adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
         run = Run(
             settings=settings,
             plan=plan,
@@ -430,7 +430,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
         pipeline.save(data, pipeline.prepare(plan.over(settings), base.tokenizer, consent.plugins))
     prepared = pipeline.load(data)
     pipeline.require_readable(prepared, base)
-    fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    fresh = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     saved = load_checkpoint(last, base) if last else None
     context = context_of(settings, selection, fresh, len(prepared.clients))
     state = saved.state if saved else start(method, fresh, context)
@@ -505,7 +505,7 @@ def _describe(base: bases.Base, plan: Plan, algorithm: Algorithm, prepared: Toke
         "base %s: %s parameters, and %s to train (%.2f%%), %s on %s",
         paths.short(base.name), f"{whole:,}", f"{trained:,}", 100 * trained / whole, dtype, base.device,
     )  # fmt: skip
-    log.info("%s", coverage(base.model, base.sites).sentence)
+    log.info("%s", coverage(base.model, base.targets).sentence)
     s = prepared.summary
     log.info(
         "%d clients, %s examples to train on (%s cut, %s dropped), %s held out",

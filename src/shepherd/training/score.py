@@ -41,9 +41,9 @@ def losses(
     """
     base.require_reads(int(data.lengths.max(initial=0)), "the examples to score")
     for adapter in adapters:
-        lora.require_fits(base.sites, adapter, f"an adapter for base {base.name}")
+        lora.require_fits(base.targets, adapter, f"an adapter for base {base.name}")
     sums = np.zeros((len(adapters), len(data)))
-    lora.bind_adapters(base.model, base.sites, lora.stacked(adapters, base.device))
+    lora.bind_adapters(base.model, base.targets, lora.stacked(adapters, base.device))
     with (
         torch.no_grad(),
         tuning_attention(base),

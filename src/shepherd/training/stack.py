@@ -140,7 +140,7 @@ def decay(schedule: str, progress: float, final: float) -> float:
             return 1.0
 
 
-def rows(stack: Stack, starts: Sequence[Adapter]) -> list[Adapter]:
+def trained_adapters(stack: Stack, starts: Sequence[Adapter]) -> list[Adapter]:
     """Trained tensors of each client, at the rank that it started with."""
     host = {name: tensor.detach().to("cpu").numpy() for name, tensor in stack.tensors.items()}
     return [

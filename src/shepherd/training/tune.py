@@ -37,26 +37,26 @@ UNCOUNTED = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
-    """One client's work in one round: `steps` holds, for each optimiser step, indices into `data`."""
+    """One client's work in one round: `batches` holds, for each optimiser step, indices into `data`."""
 
     client: str
     data: Tokens
-    steps: Sequence[NDArray[np.int64]]
+    batches: Sequence[NDArray[np.int64]]
     seed: int = 0
     memory: Payload = field(default_factory=Payload)
     start: Adapter | None = None
     """Adapter that the visit starts from; None for the broadcast's."""
-    targets: NDArray[np.int64] = field(default_factory=lambda: UNCOUNTED, repr=False)
+    trained_tokens: NDArray[np.int64] = field(default_factory=lambda: UNCOUNTED, repr=False)
     """Trained tokens of each example in `data`, (n,); counted if not given."""
 
     def __post_init__(self) -> None:
-        if self.targets is UNCOUNTED:
-            object.__setattr__(self, "targets", predictions(self.data))
+        if self.trained_tokens is UNCOUNTED:
+            object.__setattr__(self, "trained_tokens", predictions(self.data))
 
     @property
     def tokens(self) -> int:
         """Tokens of the examples in all batches."""
-        return sum(int(self.data.lengths[step].sum()) for step in self.steps)
+        return sum(int(self.data.lengths[batch].sum()) for batch in self.batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,61 +115,63 @@ def tune(
     for visit in job.visits:
         require_trained(visit)
         base.require_reads(int(visit.data.lengths.max(initial=0)), f"client {visit.client}")
-    lora.require_fits(base.sites, broadcast.adapter, f"the broadcast for base {base.name}")
+    lora.require_fits(base.targets, broadcast.adapter, f"the broadcast for base {base.name}")
     if not job.visits:
         return []
     ordered = sorted(job.visits, key=lambda visit: visit.client)
     starts = [visit.start or broadcast.adapter for visit in ordered]
     for visit in ordered:
         if visit.start is not None:
-            lora.require_fits(base.sites, visit.start, f"the adapter that client {visit.client} starts from")
+            lora.require_fits(
+                base.targets, visit.start, f"the adapter that client {visit.client} starts from"
+            )
     trainable = [name for name in broadcast.adapter if algorithm.trainable(name, broadcast.round)]
     if not trainable:
         raise AdapterError(
             f"the algorithm trains no tensor in round {broadcast.round}; choose another algorithm"
         )
-    cohort = stack.build(starts, set(trainable).__contains__, base.device)
+    adapters = stack.build(starts, set(trainable).__contains__, base.device)
     laid = replace(job, visits=ordered)
     references = _references(base, laid)
-    lora.bind_adapters(base.model, base.sites, cohort.all)
+    lora.bind_adapters(base.model, base.targets, adapters.all)
     with tuning_attention(base):
-        losses = _run(base, cohort, laid, references, watch)
-    results = zip(ordered, starts, stack.rows(cohort, starts), losses, strict=True)
+        losses = _run(base, adapters, laid, references, watch)
+    results = zip(ordered, starts, stack.trained_adapters(adapters, starts), losses, strict=True)
     tuned = {visit.client: _result(job, visit, start, local, loss) for visit, start, local, loss in results}
     return [tuned[visit.client] for visit in job.visits]
 
 
 def _run(
     base: Base,
-    cohort: stack.Stack,
+    adapters: stack.Stack,
     job: Job,
     references: Sequence[NDArray[np.float64]],
     watch: Callable[[Progress], None],
 ) -> NDArray[np.float64]:
     """Run all optimiser steps; returns the sum of losses over each visit's trained tokens, (K,)."""
     visits, tuning = job.visits, job.tuning
-    state = job.training.optimiser.init(cohort)
-    correct = _correction(cohort, job)
+    state = job.training.optimiser.init(adapters)
+    correct = _correction(adapters, job)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = trained = 0
-    steps, reported_at = max((len(visit.steps) for visit in visits), default=0), monotonic()
+    steps, reported_at = max((len(visit.batches) for visit in visits), default=0), monotonic()
     for step in range(steps):
-        cohort.grads.zero_()
+        adapters.grads.zero_()
         shared = passes(visits, step, job.micro_batch_tokens, packed=base.packed)
         weights = _weights(base, job, step, shared, references)
         for rows in shared:
             tokens += _accumulate(base, visits, rows, weights, sums, job.cap_nats)
-            trained += sum(int(visits[row.client].targets[row.examples].sum()) for row in rows)
+            trained += sum(int(visits[row.client].trained_tokens[row.examples].sum()) for row in rows)
             if monotonic() - reported_at > REPORT_INTERVAL_S:  # a step of a large base may take minutes
                 watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
                 reported_at = monotonic()
-        shape = [job.learning_rate * stack.rate(tuning, step, len(visit.steps)) for visit in visits]
+        shape = [job.learning_rate * stack.rate(tuning, step, len(visit.batches)) for visit in visits]
         rates = torch.tensor(shape, device=base.device)  # (K,)
         correct(Step(index=step, rates=rates.view(-1, 1, 1)))
-        for name, mask in cohort.masks.items():
-            cohort.grad(name).mul_(mask)
-        stack.clip(cohort, tuning.clip_norm)
-        state = job.training.optimiser.step(cohort, state, step + 1, rates)
+        for name, mask in adapters.masks.items():
+            adapters.grad(name).mul_(mask)
+        stack.clip(adapters, tuning.clip_norm)
+        state = job.training.optimiser.step(adapters, state, step + 1, rates)
         watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
     return sums.cpu().numpy()
 
@@ -187,8 +189,8 @@ def predictions(data: Tokens) -> NDArray[np.int64]:
 
 def require_trained(visit: Visit) -> None:
     """Raise DataError, naming the client, if a batch holds no trained token."""
-    for step in visit.steps:
-        if not visit.targets[step].any():
+    for batch in visit.batches:
+        if not visit.trained_tokens[batch].any():
             raise DataError(
                 f"client {visit.client} has a step without a trained token; remove those examples"
             )
@@ -216,10 +218,10 @@ def _weights(
     weights = [np.zeros(len(visit.data), np.float32) for visit in job.visits]
     sums = _policy(base, job, passes) if job.training.objective.needs_scores else []
     for k, visit in enumerate(job.visits):
-        if step < len(visit.steps):
-            taken = visit.steps[step]
+        if step < len(visit.batches):
+            taken = visit.batches[step]
             scored = Scored(
-                targets=visit.targets[taken],
+                targets=visit.trained_tokens[taken],
                 policy=sums[k][taken] if sums else NO_SCORES,
                 reference=references[k][taken] if references else NO_SCORES,
             )
@@ -264,9 +266,9 @@ def _rows(
     capacity: int,
     cut: Callable[[Sequence[int], int], list[list[int]]],
 ) -> Iterator[Row]:
-    if step >= len(visit.steps):
+    if step >= len(visit.batches):
         return
-    batch = np.asarray(visit.steps[step])
+    batch = np.asarray(visit.batches[step])
     lengths = visit.data.lengths[batch]
     for place, members in enumerate(cut(lengths.tolist(), capacity)):
         seed = seed_for(visit.seed, "dropout", step, place)
@@ -303,23 +305,23 @@ def _batch(base: Base, visits: Sequence[Visit], rows: Sequence[Row]) -> PackedBa
     return pad_batch(visits[row.client].data, row, base.device, training=True)
 
 
-def _correction(cohort: stack.Stack, job: Job) -> Callable[[Step], None]:
+def _correction(adapters: stack.Stack, job: Job) -> Callable[[Step], None]:
     """A function that corrects the gradients in place by the algorithm, on tensors with a client axis."""
     correction, broadcast = job.algorithm.correct, job.broadcast
     if correction is None:
         return lambda step: None
-    device = cohort.values.device
+    device = adapters.values.device
     sent: Any = replace(
         broadcast,
-        adapter={name: _tensor(broadcast.adapter[name], device) for name in cohort.tensors},  # type: ignore[arg-type]
+        adapter={name: _tensor(broadcast.adapter[name], device) for name in adapters.tensors},  # type: ignore[arg-type]
         extra={name: _tensor(tensor, device) for name, tensor in broadcast.extra.items()},  # type: ignore[arg-type]
     )
     memory = _memories([visit.memory for visit in job.visits], device)
 
     def correct(step: Step) -> None:
         with torch.no_grad():
-            for name, param in cohort.tensors.items():
-                grad = cohort.grad(name)
+            for name, param in adapters.tensors.items():
+                grad = adapters.grad(name)
                 corrected = correction(name, grad, param, sent, memory, step)
                 if corrected is not grad:
                     grad.copy_(corrected)
@@ -346,14 +348,14 @@ def _memories(memories: Sequence[Payload], device: torch.device) -> dict[str, Te
 
 
 def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: float) -> TuningResult:
-    broadcast, steps = job.broadcast, len(visit.steps)
+    broadcast, steps = job.broadcast, len(visit.batches)
     shared = {n: t for n, t in local.items() if job.algorithm.shared(n, broadcast.round)}
     delta = Adapter({n: t - stack.corner(broadcast.adapter[n], t.shape) for n, t in shared.items()})
     rates = (stack.rate(job.tuning, step, steps) for step in range(steps))
     result = LocalResult(start=start, local=local, steps=steps, rate_sum=job.learning_rate * math.fsum(rates))
     memory, extra = job.algorithm.remember(visit.memory, broadcast, result)
-    taken = np.concatenate(list(visit.steps)) if steps else np.zeros(0, np.int64)
-    trained = int(visit.targets[taken].sum())
+    taken = np.concatenate(list(visit.batches)) if steps else np.zeros(0, np.int64)
+    trained = int(visit.trained_tokens[taken].sum())
     report = LocalReport(
         loss=float(loss_sum) / max(1, trained),
         examples=len(taken) // job.training.objective.group_size,

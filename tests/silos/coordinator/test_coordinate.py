@@ -186,7 +186,7 @@ def test_a_run_fills_its_folder(tmp_path: Path, server: Hosted, base: Base) -> N
     last = checkpoint.load(tmp_path / "run" / "checkpoints" / "round-00004")
     assert files.read(tmp_path / "run" / "adapter", base) == last.state.adapter
     assert words[0] == "sites: a, b"
-    assert coverage(base.model, base.sites).sentence in words
+    assert coverage(base.model, base.targets).sentence in words
     assert server.aborted == ["job-0"]
     assert folder.read_settings(tmp_path / "run") == completed(settings(tmp_path))  # as it was given
     kept = plan.read(tmp_path / "run")

@@ -208,10 +208,14 @@ def _with_used_examples(job: Job) -> Job:
 
 def _sliced(visit: Visit) -> Visit:
     """The visit with only the examples that it uses, in the order in which it uses them."""
-    taken = np.concatenate(list(visit.steps))
-    ends = np.cumsum([len(step) for step in visit.steps])
-    steps = np.split(np.arange(len(taken)), ends[:-1])
-    return replace(visit, data=visit.data.take(taken), targets=visit.targets[taken], steps=steps)
+    used = np.concatenate(list(visit.batches))
+    ends = np.cumsum([len(batch) for batch in visit.batches])
+    return replace(
+        visit,
+        data=visit.data.take(used),
+        trained_tokens=visit.trained_tokens[used],
+        batches=np.split(np.arange(len(used)), ends[:-1]),
+    )
 
 
 # in a worker -----------------------------------------------------------------------------------------------

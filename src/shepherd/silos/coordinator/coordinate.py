@@ -267,7 +267,7 @@ def open_run(
     base = load_base(settings, consent)
     if told := files.rehearse(base):
         echo(told)
-    echo(coverage(base.model, base.sites).sentence)
+    echo(coverage(base.model, base.targets).sentence)
     plan = planning.over_silos(pipeline.dated(settings, base.tokenizer), base)
     filled = plan.over(settings)
     order = JobSpec(
@@ -433,7 +433,7 @@ def _save_start(
 ) -> None:
     """The state before the first round; the run file alone decides its bits."""
     method = plugins.method(settings, consent.plugins)
-    adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
     state = start(method, adapter, _context(settings, adapter, sites, consent))
     checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)

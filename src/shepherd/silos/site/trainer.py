@@ -266,7 +266,7 @@ class Trainer:
         self._require_allowed_now(request)  # it may have waited
         clients = self._clients(request, settings, prepared)
         batches = clients.batches(self.name, self.store.record(request.run).position)
-        steps = batches.steps
+        steps = batches.indices
         visit = Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
         self._record(audit.granted_to(request, _now(), visit=visit))
         task.require_wanted()
