@@ -328,7 +328,7 @@ def one_round(members: Members, weights: str, clip: float | None = None) -> tupl
                 select=plugins.selection(settings).cohort,
                 quorum=0.5,
                 seed=0,
-                allow=weighing.allowing(settings),
+                allow=weighing.allowed_by(settings),
                 max_share=settings.federation.max_share,
             )
         )

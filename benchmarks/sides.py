@@ -83,5 +83,5 @@ def _serve(pipe: Connection, make: Make, work: Work) -> None:
         except EOFError:  # nobody asks any more
             return
         measured = visit_all(work.shortened(steps))
-        malloc.give_back()  # or what this side no longer needs is missing to the others
+        malloc.release_free_memory()  # or what this side no longer needs is missing to the others
         pipe.send(measured)

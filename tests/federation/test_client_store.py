@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shepherd.core import Payload
 from shepherd.errors import CheckpointError, FolderError
-from shepherd.federation.client_store import InMemory, Kept, OnDisk
+from shepherd.federation.client_store import InMemory, OnDisk, StoredMemory
 
 MEMORY = Payload({"q": np.arange(6, dtype=np.float32).reshape(2, 3), "codes": np.array([1, -2], np.int8)})
 
@@ -41,8 +41,8 @@ def test_every_kept_checkpoint_finds_its_memory(
     folder = tmp_path_factory.mktemp("clients")
     store = OnDisk(folder, checkpoints)
     last = max(rounds) + data.draw(st.integers(0, 3))
-    kept: dict[int, Kept] = {}
-    held: dict[int, Kept | None] = {0: None}
+    kept: dict[int, StoredMemory] = {}
+    held: dict[int, StoredMemory | None] = {0: None}
     for round in range(1, last + 1):
         if round in rounds:
             kept[round] = store.put("ann", round, numbered(round))

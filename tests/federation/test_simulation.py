@@ -12,7 +12,7 @@ from tests.model import bases
 from shepherd.algorithms import fedavg
 from shepherd.core import Adapter, Algorithm, Broadcast, Failure, Payload, Transform, Update, chain
 from shepherd.data.tokens import Tokens
-from shepherd.federation.client_store import Kept
+from shepherd.federation.client_store import StoredMemory
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.io.progress import Progress
@@ -180,7 +180,7 @@ def state(simulation: Simulation) -> tuple[dict[str, int], dict[str, Payload]]:
     return dict(simulation.positions), kept(simulation, simulation.memories)
 
 
-def kept(simulation: Simulation, memories: Mapping[str, Kept]) -> dict[str, Payload]:
+def kept(simulation: Simulation, memories: Mapping[str, StoredMemory]) -> dict[str, Payload]:
     return {client: simulation.store.get(client, which) for client, which in memories.items()}
 
 

@@ -15,7 +15,7 @@ from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
 from shepherd.training import tune
-from shepherd.training.local import USUAL
+from shepherd.training.local import DEFAULT_TRAINING
 from shepherd.training.optimisers import adamw
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_gradients, peft_loss
@@ -77,7 +77,7 @@ def test_three_steps_equal_pefts_with_torchs_adamw(base, tmp_path) -> None:
         [visit],
         tuning,
         learning_rate=0.01,
-        training=USUAL._replace(optimiser=optimiser),
+        training=DEFAULT_TRAINING._replace(optimiser=optimiser),
     )
 
     model = in_peft(base, adapter, tmp_path)

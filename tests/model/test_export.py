@@ -185,7 +185,7 @@ def test_the_folder_alone_loads_from_anywhere(llama_folder, tmp_path, monkeypatc
     base = bases.load(Path("models/base"))
     adapter = bases.random_adapter(base, 1)
     files.write(tmp_path / "adapter", adapter, base)
-    files.write_beside(tmp_path / "adapter", base, [4, 2])
+    files.write_tokenizer(tmp_path / "adapter", base, [4, 2])
     monkeypatch.chdir(tmp_path / "there")
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32)
     close(model(IDS).logits, trained_logits(base, adapter))
@@ -198,7 +198,7 @@ def test_the_folder_alone_loads_from_anywhere(llama_folder, tmp_path, monkeypatc
 def test_equal_runs_write_equal_bytes(llama, tmp_path) -> None:
     for name in ("one", "two"):
         files.write(tmp_path / name, bases.random_adapter(llama, 1), llama)
-        files.write_beside(tmp_path / name, llama, [2])
+        files.write_tokenizer(tmp_path / name, llama, [2])
         llama.tokenizer(["w4", "w5 w6 w7"], padding=True, truncation=True, max_length=2)  # leaves its mark
     names = sorted(os.listdir(tmp_path / "one"))
     assert {files.CONFIG, files.WEIGHTS, "generation_config.json", "tokenizer.json"} <= set(names)
@@ -215,5 +215,5 @@ def test_equal_runs_write_equal_bytes(llama, tmp_path) -> None:
 def test_the_chat_template_goes_along(llama, tmp_path, monkeypatch) -> None:
     template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
     monkeypatch.setattr(llama.tokenizer, "chat_template", template)
-    files.write_beside(tmp_path, llama, [2])
+    files.write_tokenizer(tmp_path, llama, [2])
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == template

@@ -339,13 +339,13 @@ def test_a_large_base_is_proven_on_as_many_layers_as_have_every_kind(tmp_path, m
     folder = tiny.save(config, tmp_path)
     monkeypatch.setattr(proof, "MAX_WHOLE_BYTES", 0)
     seen = []
-    honest = proof._copied
+    honest = proof._copy
 
     def copied(*given):
         seen.append(honest(*given))
         return seen[-1]
 
-    monkeypatch.setattr(proof, "_copied", copied)
+    monkeypatch.setattr(proof, "_copy", copied)
     base = load(folder)
     assert base.packed
     assert [len(network.model.layers) for network in seen] == [3]

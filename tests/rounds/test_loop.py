@@ -26,7 +26,7 @@ from shepherd.errors import FederationError, QuorumNotMet
 from shepherd.rounds import report_row, rounds, start
 from shepherd.rounds.acceptance import MAX_METRIC
 from shepherd.rounds.report import MAX_NATS
-from shepherd.rounds.weights import MAX_WEIGHT, Allowed, allowing, anything
+from shepherd.rounds.weights import MAX_WEIGHT, Allowed, allow_any, allowed_by
 from shepherd.settings import parse
 from shepherd.transforms import clip
 
@@ -47,7 +47,7 @@ class Scripted:
 
 def run(
     federation, *, until=1, algorithm=AVG, transform=None, select=None, quorum=0.5, seed=0, state=None,
-    max_share=1.0, allow=anything, **parts,
+    max_share=1.0, allow=allow_any, **parts,
 ):  # fmt: skip
     asked = method(algorithm, transform=transform, **parts)
     select = select or chosen("all")
@@ -402,7 +402,7 @@ def test_counts_are_whole_and_no_more_than_a_visit(weight):
         "tuning": {"max_steps": 5, "batch_size": 4},
     }
     answers = [of("c0", 1.0, 20.0), of("c1", 2.0, weight), of("c2", 1.0, 20.0)]
-    ((_, report),) = run(answering(*answers), allow=allowing(parse(run_file)))
+    ((_, report),) = run(answering(*answers), allow=allowed_by(parse(run_file)))
     assert list(report.failures) == ["c1"]
     assert "from 1 to 35" in report.failures["c1"]
 

@@ -43,7 +43,7 @@ from shepherd.errors import (
     SettingsError,
     UpdateRefused,
 )
-from shepherd.federation.client_store import Kept
+from shepherd.federation.client_store import StoredMemory
 from shepherd.federation.simulation import Simulation
 from shepherd.io import private
 from shepherd.io.progress import Progress
@@ -425,7 +425,7 @@ def test_a_run_of_the_first_format_goes_on_with_what_its_clients_remembered(
     last = checkpoint.latest(old.holder.checkpoints)
     store = old.simulation.store
     memories = {
-        client: store.get(client, Kept(*kept))
+        client: store.get(client, StoredMemory(*kept))
         for client, kept in checkpoint.load(last).notes["memories"].items()
     }
     assert memories

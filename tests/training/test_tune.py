@@ -18,7 +18,7 @@ from shepherd.errors import AdapterError, DataError
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
 from shepherd.training import tune
-from shepherd.training.local import USUAL
+from shepherd.training.local import DEFAULT_TRAINING
 from shepherd.training.optimisers import adamw
 from shepherd.training.packed_batch import pack_batch
 
@@ -282,7 +282,7 @@ def test_clients_of_unequal_ranks_in_one_stack_are_tuned_as_if_each_were_alone(l
     low, high = replace(visit("low", 1), start=small), visit("high", 2)
     how = {
         "learning_rate": RATE,
-        "training": USUAL._replace(optimiser=adamw.build(adamw.Config(weight_decay=0.1))),
+        "training": DEFAULT_TRAINING._replace(optimiser=adamw.build(adamw.Config(weight_decay=0.1))),
     }
     together = bases.tuned(llama, sent, algorithm, [low, high], TuningTable(), **how)
     (alone,) = bases.tuned(

@@ -31,15 +31,15 @@ from shepherd.core.randomness import Draws
 
 K = TypeVar("K")
 Matrix = NDArray[np.float64]
-BUDGET = 64 * 2**20
+MAX_MATRIX_BYTES = 64 * 2**20
 """Bytes that the matrices of all modules may take before they are sketched."""
-COLUMNS = 64
+SKETCH_COLUMNS = 64
 """Columns of the sketch; an estimated squared norm has a relative deviation of at most sqrt(2 / columns).
 
 The deviations of many modules average out: with 16 columns the gap of 224 random ones came within 0.3%.
 """
-FEWEST_COLUMNS = 8
-COLUMN = "gap"
+MIN_SKETCH_COLUMNS = 8
+LOG_COLUMN = "gap"
 """Name of its column in rounds.jsonl."""
 
 
@@ -75,7 +75,9 @@ class Gap:
     where even these take more).
     """
 
-    def __init__(self, adapter: Adapter, draws: Draws, budget: int = BUDGET, rank: int | None = None) -> None:
+    def __init__(
+        self, adapter: Adapter, draws: Draws, budget: int = MAX_MATRIX_BYTES, rank: int | None = None
+    ) -> None:
         self._adapter = adapter
         self._rank = rank
         self._weight = 0.0
@@ -89,12 +91,12 @@ class Gap:
         delta = update.delta
         both = pairs(delta)
         for pair in both:  # one at a time: all of them in float64 would be two more updates
-            a, b = _exact(delta[pair.a], update.weight), _exact(delta[pair.b])
-            _accumulate(self._products, pair, self._product(b, self._sketched(a)))
+            a, b = _in_float64(delta[pair.a], update.weight), _in_float64(delta[pair.b])
+            _accumulate(self._products, pair, self._product(b, self._apply_sketch(a)))
             _accumulate(self._changes, pair.a, a)
             _accumulate(self._changes, pair.b, np.multiply(b, update.weight, out=b))
         for name in delta.keys() - {name for pair in both for name in pair}:
-            _accumulate(self._changes, name, _exact(delta[name], update.weight))
+            _accumulate(self._changes, name, _in_float64(delta[name], update.weight))
 
     def value(self) -> float:
         """The relative gap in [0, inf]: 0 if nothing was learned, or only one factor moved.
@@ -113,11 +115,11 @@ class Gap:
 
     def figures(self) -> dict[str, float]:
         """The gap, by its column in rounds.jsonl."""
-        return {COLUMN: self.value()}
+        return {LOG_COLUMN: self.value()}
 
     def _squares(self, pair: Pair, buffers: dict[tuple[int, ...], Matrix]) -> tuple[float, float]:
         mean_a, mean_b = self._mean(pair.a), self._mean(pair.b)  # changes, (r, in) and (out, r)
-        local_a, local_b = self._sketched(self._adapter[pair.a] + mean_a), self._adapter[pair.b] + mean_b
+        local_a, local_b = self._apply_sketch(self._adapter[pair.a] + mean_a), self._adapter[pair.b] + mean_b
         # (E, out, columns) or (E, out, in)
         shape = _experts(local_a, self._rank), len(local_b), local_a.shape[1]
         if shape not in buffers:
@@ -127,7 +129,7 @@ class Gap:
         if pair not in self._products:
             return 0.0, float(np.vdot(whole, whole))
         np.divide(self._products[pair], self._weight, out=covariance)
-        covariance -= self._product(mean_b, self._sketched(mean_a), term)
+        covariance -= self._product(mean_b, self._apply_sketch(mean_a), term)
         whole += covariance
         return float(np.vdot(covariance, covariance)), float(np.vdot(whole, whole))
 
@@ -142,7 +144,7 @@ class Gap:
             return np.zeros(self._adapter[name].shape)
         return self._changes[name] / self._weight
 
-    def _sketched(self, a: Matrix) -> Matrix:
+    def _apply_sketch(self, a: Matrix) -> Matrix:
         return a if self._omega is None else a @ self._omega[a.shape[1]]  # (r, columns)
 
 
@@ -155,7 +157,7 @@ def _experts(a: NDArray[Any], rank: int | None) -> int:
     return max(1, len(a) // (rank or len(a)))
 
 
-def _exact(tensor: NDArray[np.float32], weight: float = 1.0) -> Matrix:
+def _in_float64(tensor: NDArray[np.float32], weight: float = 1.0) -> Matrix:
     return np.multiply(tensor, weight, dtype=np.float64)
 
 
@@ -178,7 +180,7 @@ def _sketch(adapter: Adapter, draws: Draws, budget: int, rank: int | None) -> Ma
     if 8 * sum(out * width for out, width in shapes) <= budget:
         return None
     fitting = budget // (8 * sum(out for out, _ in shapes))
-    columns = max(FEWEST_COLUMNS, min(COLUMNS, fitting))
+    columns = max(MIN_SKETCH_COLUMNS, min(SKETCH_COLUMNS, fitting))
     return {
         width: draws.generator("sketch", width).standard_normal((width, columns))
         for width in {width for _, width in shapes}

@@ -30,10 +30,10 @@ class Payload(Mapping[str, NDArray[Any]]):
     __slots__ = ("_tensors",)
 
     def __init__(self, tensors: Mapping[str, ArrayLike] = {}) -> None:
-        self._tensors = {name: self._taken(name, tensors[name]) for name in sorted(tensors)}
+        self._tensors = {name: self._convert(name, tensors[name]) for name in sorted(tensors)}
 
     @staticmethod
-    def _taken(name: str, tensor: ArrayLike) -> NDArray[Any]:
+    def _convert(name: str, tensor: ArrayLike) -> NDArray[Any]:
         array = np.asarray(tensor)
         if array.dtype.hasobject or array.dtype.kind not in "biufc":
             raise AdapterError(f"tensor {name} has dtype {array.dtype}; send numbers of a fixed-width dtype")

@@ -3,9 +3,9 @@
     clients/
       9f3c...-00007.safetensors   what one client remembered after round 7, by a digest of its name
 
-A checkpoint holds a `Kept` for each client: the round and the digest of the file's bytes. So a round that is
-interrupted or repeated leaves no trace (law 3), and an earlier checkpoint finds the memories that belong to
-it.
+A checkpoint holds a `StoredMemory` for each client: the round and the digest of the file's bytes. So a round
+that is interrupted or repeated leaves no trace (law 3), and an earlier checkpoint finds the memories that
+belong to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shepherd.io import private
 from shepherd.io.atomic import disk_errors
 
 
-class Kept(NamedTuple):
+class StoredMemory(NamedTuple):
     """Identifies one stored memory of a client."""
 
     round: int
@@ -37,14 +37,14 @@ class Kept(NamedTuple):
 class ClientStore(Protocol):
     """Stores what clients remember between visits."""
 
-    def get(self, client: str, kept: Kept) -> Payload:
+    def get(self, client: str, kept: StoredMemory) -> Payload:
         """The memory that `put` stored.
 
         Raises:
             CheckpointError: it is missing or was changed.
         """
 
-    def put(self, client: str, round: int, memory: Payload) -> Kept:
+    def put(self, client: str, round: int, memory: Payload) -> StoredMemory:
         """Store a client's memory after `round` rounds, and delete those that no checkpoint needs."""
 
 
@@ -54,16 +54,16 @@ class InMemory:
 
     memories: dict[str, dict[int, Payload]] = field(default_factory=dict)
 
-    def get(self, client: str, kept: Kept) -> Payload:
+    def get(self, client: str, kept: StoredMemory) -> Payload:
         """See `ClientStore`."""
         return self.memories[client][kept.round]
 
-    def put(self, client: str, round: int, memory: Payload) -> Kept:
+    def put(self, client: str, round: int, memory: Payload) -> StoredMemory:
         """See `ClientStore`."""
         before = [each for each in self.memories.get(client, {}) if each < round][-1:]
         own = {each: self.memories[client][each] for each in before}
         self.memories[client] = {**own, round: memory}
-        return Kept(round, "")
+        return StoredMemory(round, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class OnDisk:
     folder: Path
     checkpoints: int
 
-    def get(self, client: str, kept: Kept) -> Payload:
+    def get(self, client: str, kept: StoredMemory) -> Payload:
         """See `ClientStore`."""
         path = self._path(client, kept.round)
         try:
@@ -84,7 +84,7 @@ class OnDisk:
             raise CheckpointError(f"{path} is truncated or was changed; {_fix(client)}")
         return Payload(tensors_from(data))
 
-    def put(self, client: str, round: int, memory: Payload) -> Kept:
+    def put(self, client: str, round: int, memory: Payload) -> StoredMemory:
         """See `ClientStore`; when it returns, the memory is on the disk.
 
         Raises:
@@ -103,7 +103,7 @@ class OnDisk:
             private.sync(self.folder)
             private.sync(self.folder.parent)
             self._forget(client, round)
-        return Kept(round, hashlib.sha256(data).hexdigest())
+        return StoredMemory(round, hashlib.sha256(data).hexdigest())
 
     def _forget(self, client: str, round: int) -> None:
         """Delete the files that are older than any that a kept checkpoint refers to."""

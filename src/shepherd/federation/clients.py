@@ -31,7 +31,7 @@ from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError
 from shepherd.settings import FederationTable, TuningTable
 from shepherd.training import stack, tune
-from shepherd.training.local import USUAL, LocalTraining
+from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.tune import Job, TuningResult, Visit
 
 
@@ -55,7 +55,7 @@ class LocalClients:
     """Tokens in one forward pass; see `training.tune.Job`."""
     order_seed: int
     """Decides the order of each client's examples."""
-    training: LocalTraining = USUAL
+    training: LocalTraining = DEFAULT_TRAINING
     epochs: Mapping[str, float] = field(default_factory=dict)
     """Client -> epochs of a visit, for clients that differ from the run file."""
     min_batch: int = 1
@@ -112,7 +112,7 @@ class LocalClients:
         tune.require_trained(visit)
         return visit
 
-    def remembering(self, broadcast: Broadcast, visit: Visit, memory: Payload) -> Visit:
+    def with_memory(self, broadcast: Broadcast, visit: Visit, memory: Payload) -> Visit:
         """A visit with the client's memory and the adapter that it starts from."""
         start = self.algorithm.start(broadcast, memory, self.info(visit.client))
         return replace(visit, memory=memory, start=None if start is broadcast.adapter else start)

@@ -9,7 +9,7 @@ from time import perf_counter
 from shepherd.core import Broadcast, ClientInfo, Failure, Payload, Update
 from shepherd.data import cursor
 from shepherd.errors import DataError
-from shepherd.federation.client_store import ClientStore, InMemory, Kept
+from shepherd.federation.client_store import ClientStore, InMemory, StoredMemory
 from shepherd.federation.clients import LocalClients
 from shepherd.io.progress import Progress, stage
 from shepherd.machine.executors import Executor
@@ -25,7 +25,7 @@ class Draft:
     complete: bool = False
     """Whether every client of the cohort has answered."""
     positions: dict[str, int] = field(default_factory=dict)
-    memories: dict[str, Kept] = field(default_factory=dict)
+    memories: dict[str, StoredMemory] = field(default_factory=dict)
 
     def begin(self, round: int) -> None:
         """Discard all changes and start on a round."""
@@ -49,7 +49,7 @@ class Simulation:
     """Clients tuned in one pass."""
     store: ClientStore = field(default_factory=InMemory)
     positions: dict[str, int] = field(default_factory=dict)
-    memories: dict[str, Kept] = field(default_factory=dict)
+    memories: dict[str, StoredMemory] = field(default_factory=dict)
     watch: Callable[[Progress], None] = lambda progress: None
     """Called with the progress of a round; ends the round by raising."""
     draft: Draft = field(default_factory=Draft)
@@ -98,7 +98,7 @@ class Simulation:
             self.memories.update(self.draft.memories)
         self.draft.begin(self.draft.round)
 
-    def reached(self) -> tuple[dict[str, int], dict[str, Kept]]:
+    def reached(self) -> tuple[dict[str, int], dict[str, StoredMemory]]:
         """Positions and memories as they will be once the round under way is finished."""
         draft = self.draft if self.draft.complete else Draft()
         return {**self.positions, **draft.positions}, {**self.memories, **draft.memories}
@@ -124,7 +124,7 @@ class Simulation:
 
     def _job(self, broadcast: Broadcast, group: _Group) -> Job:
         visits = [
-            self.local.remembering(broadcast, visit, self._memory(visit.client)) for visit in group.visits
+            self.local.with_memory(broadcast, visit, self._memory(visit.client)) for visit in group.visits
         ]
         return self.local.job(broadcast, visits)
 

@@ -48,7 +48,7 @@ def keep_pages() -> bool:
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
-def give_back() -> None:
+def release_free_memory() -> None:
     """Return free memory to the system, also from the middle of the heap; does nothing without glibc."""
     _malloc_trim(0)
 

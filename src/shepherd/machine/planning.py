@@ -13,7 +13,7 @@ from shepherd.model.base import Base
 from shepherd.settings import RunSettings
 
 
-def chosen(settings: RunSettings, base: Base, *, clients: int, step_tokens: float, all_tokens: float) -> Plan:
+def choose(settings: RunSettings, base: Base, *, clients: int, step_tokens: float, all_tokens: float) -> Plan:
     """Choose the plan of a new run; it measures, so another call may choose differently.
 
     Args:
@@ -40,10 +40,10 @@ def chosen(settings: RunSettings, base: Base, *, clients: int, step_tokens: floa
         workers=None if machine.workers == "auto" else machine.workers,
         stack_size=None if machine.stack_size == "auto" else machine.stack_size,
     )
-    return of(settings, base, sizes)
+    return _plan(settings, base, sizes)
 
 
-def written(settings: RunSettings, base: Base) -> Plan:
+def from_run_file(settings: RunSettings, base: Base) -> Plan:
     """The plan of a run folder of an earlier version, which wrote its choices into the run file."""
     machine = settings.machine
     assert machine.stack_size != "auto"
@@ -52,10 +52,10 @@ def written(settings: RunSettings, base: Base) -> Plan:
         stack_size=machine.stack_size,
         micro_batch_tokens=_micro_batch(settings, base),
     )
-    return of(settings, base, sizes)
+    return _plan(settings, base, sizes)
 
 
-def over_silos(settings: RunSettings, base: Base) -> Plan:
+def for_coordinator(settings: RunSettings, base: Base) -> Plan:
     """The plan of a coordinator, which tunes nothing itself.
 
     Raises:
@@ -66,10 +66,10 @@ def over_silos(settings: RunSettings, base: Base) -> Plan:
             "machine.workers is for clients on this machine; remove it from a run file over silos"
         )
     sizes = Sizes(workers=1, stack_size=1, micro_batch_tokens=_micro_batch(settings, base))
-    return of(settings, base, sizes)
+    return _plan(settings, base, sizes)
 
 
-def of(settings: RunSettings, base: Base, sizes: Sizes) -> Plan:
+def _plan(settings: RunSettings, base: Base, sizes: Sizes) -> Plan:
     """The plan with these sizes for a loaded base, with the threads in use."""
     return Plan(
         dtype=str(base.dtype).removeprefix("torch."),  # type: ignore[arg-type]

@@ -52,7 +52,7 @@ def answers(
     """
     stop = stop_ids(Template.of(data), base.tokenizer)
     found = generate.generate(base, adapters, prompts, max_new_tokens=max_new_tokens, stop=stop, **sampling)
-    longest = [generate.room(base, len(ids), max_new_tokens) for ids in prompts]
+    longest = [generate.max_answer_tokens(base, len(ids), max_new_tokens) for ids in prompts]
     return [
         [
             Answer(text=decoded(base, ids), cut=len(ids) == most)

@@ -176,7 +176,7 @@ def _shortest(module: str, others: Sequence[str]) -> str:
     return next(end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others))
 
 
-def write_beside(folder: Path, base: Base, stop: Sequence[int]) -> None:
+def write_tokenizer(folder: Path, base: Base, stop: Sequence[int]) -> None:
     """Write the tokenizer with its chat template, and `generation_config.json` with the stop tokens.
 
     `AutoTokenizer.from_pretrained(folder)` and `GenerationConfig.from_pretrained(folder)` read them back.

@@ -56,14 +56,16 @@ def generate(
         f"prompt {n} of {len(prompts)}" if len(prompts) > 1 else "a prompt"
         for n in range(1, len(prompts) + 1)
     ]
-    rooms = [room(base, len(p), max_new_tokens, name) for p, name in zip(prompts, names, strict=True)]
+    limits = [
+        max_answer_tokens(base, len(p), max_new_tokens, name) for p, name in zip(prompts, names, strict=True)
+    ]
     draws = draws or [0] * len(prompts)
     answers: list[list[list[int]]] = [[[] for _ in prompts] for _ in adapters]
     with stage(f"answering {len(prompts):,} prompts", len(prompts) * len(adapters)) as now:
-        for arms in together(base, len(adapters)):
+        for arms in adapter_batches(base, len(adapters)):
             chosen = [adapters[k] for k in arms]
-            for places in _batches(base, prompts, rooms, len(arms)):
-                batch, longest = [prompts[i] for i in places], rooms[places[0]]
+            for places in _batches(base, prompts, limits, len(arms)):
+                batch, longest = [prompts[i] for i in places], limits[places[0]]
                 seeds = [seed_of(seed, draws[i], prompts[i]) for i in places]
                 sampler = Sampler(seeds, temperature, top_p, base.device) if temperature else None
                 new = answer(base, chosen, batch, longest, stop, sampler)
@@ -120,13 +122,13 @@ def require_ranges(max_new_tokens: int, temperature: float, top_p: float) -> Non
         raise BaseError(f"top-p {top_p} is not above 0 and at most 1; 1 leaves no token out")
 
 
-def room(base: Base, tokens: int, wanted: int, name: str = "a prompt") -> int:
-    """Most tokens of the answer to a prompt of `tokens` tokens, at most `wanted`.
+def max_answer_tokens(base: Base, tokens: int, longest: int, name: str = "a prompt") -> int:
+    """Most tokens of the answer to a prompt of `tokens` tokens, at most `longest`.
 
     Raises:
         BaseError: the prompt leaves no tokens for an answer; the message calls it by `name`.
     """
-    left = wanted if base.max_length is None else min(wanted, base.max_length - tokens)
+    left = longest if base.max_length is None else min(longest, base.max_length - tokens)
     if left < 1:
         raise BaseError(
             f"{name} has {tokens} tokens and base {base.name} reads at most {base.max_length};"
@@ -135,14 +137,14 @@ def room(base: Base, tokens: int, wanted: int, name: str = "a prompt") -> int:
     return left
 
 
-def together(base: Base, count: int) -> list[list[int]]:
+def adapter_batches(base: Base, count: int) -> list[list[int]]:
     """Groups of adapters that answer in one batch: all, or each alone if the base may mix rows (a router)."""
     meet = not (base.packed and base.proof.batches)
     return [[k] for k in range(count)] if meet else [list(range(count))]
 
 
 def _batches(
-    base: Base, prompts: Sequence[Sequence[int]], rooms: Sequence[int], copies: int
+    base: Base, prompts: Sequence[Sequence[int]], limits: Sequence[int], copies: int
 ) -> Iterator[list[int]]:
     """Indices of prompts for each batch: of similar length, to pad little, and with equal answer length.
 
@@ -150,11 +152,11 @@ def _batches(
     """
     most = MAX_BATCH_SEQUENCES if base.proof.batches else 1
     batch: list[int] = []
-    for i in sorted(range(len(prompts)), key=lambda i: (-rooms[i], len(prompts[i]))):
+    for i in sorted(range(len(prompts)), key=lambda i: (-limits[i], len(prompts[i]))):
         full = (len(batch) + 1) * copies > most
-        wide = (len(batch) + 1) * copies * (len(prompts[i]) + rooms[i]) > MAX_BATCH_TOKENS
+        wide = (len(batch) + 1) * copies * (len(prompts[i]) + limits[i]) > MAX_BATCH_TOKENS
         first = batch[0] if batch else i
-        other = rooms[i] != rooms[first] or (not base.proof.pads and len(prompts[i]) != len(prompts[first]))
+        other = limits[i] != limits[first] or (not base.proof.pads and len(prompts[i]) != len(prompts[first]))
         if batch and (full or wide or other):
             yield batch
             batch = []

@@ -52,4 +52,4 @@ def write(folder: Path, trained: Trained, *, dtype: str | None, shard_bytes: int
             ) from error
     with files.replacing(folder) as beside_folder:
         merged.save_pretrained(beside_folder, max_shard_size=shard_bytes)
-    files.write_beside(folder, base, trained.stop)
+    files.write_tokenizer(folder, base, trained.stop)

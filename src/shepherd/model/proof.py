@@ -56,7 +56,7 @@ class _Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class _Outputs:
     """The compared states, (M, width), and each factor's gradient of a sum over them, (2, ...)."""
 
     states: Tensor
@@ -88,8 +88,8 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
     allowed = 0.0 if rough is None else MAX_ERROR_RATIO * _error_of_the_dtype(base, rough, own)
     if rough is not None:
         _require_head(rough, allowed)
-    why_unpacked = _fault(_packed, exact, own, base.dtype, rough, allowed)
-    if why_unpacked and (fault := _fault(_batched, exact, own, base.dtype, rough, allowed)):
+    why_unpacked = _why_not(_packed, exact, own, base.dtype, rough, allowed)
+    if why_unpacked and (fault := _why_not(_batched, exact, own, base.dtype, rough, allowed)):
         raise BaseError(f"{_named(base)} cannot be trained here: {fault}; use another base")
     if mute := _why_mute(base, exact):
         return Proof(unpacked=why_unpacked, pads=False, batches=False, mute=mute)
@@ -105,18 +105,18 @@ def _named(base: Base) -> str:
 # the probe -------------------------------------------------------------------------------------------------
 
 
-def _alone_in_float32(base: Base, longest: int | None) -> tuple[_Probe, _Found]:
+def _alone_in_float32(base: Base, longest: int | None) -> tuple[_Probe, _Outputs]:
     """The probe, with few layers and short windows if that runs, and what its examples give alone."""
     try:
         probe = _probe(base, longest, slim=True)
-        return probe, _found(_alone, probe)
+        return probe, _outputs(_alone, probe)
     except BaseError:
         raise
     except Exception:  # the architecture's own code does not take a slice
         pass
     try:
         probe = _probe(base, longest, slim=False)
-        own = _found(_alone, probe)
+        own = _outputs(_alone, probe)
     except BaseError:
         raise
     except Exception as error:  # any architecture may fail here, each in its own way
@@ -126,7 +126,7 @@ def _alone_in_float32(base: Base, longest: int | None) -> tuple[_Probe, _Found]:
 
 def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
     layers = _layers_needed(base.model) if slim else None
-    network = _copied(base.model, torch.float32, layers)
+    network = _copy(base.model, torch.float32, layers)
     top = _border(network, longest or math.inf, shorten=slim)
     if top > MAX_PROBE_TOKENS:
         raise BaseError(
@@ -155,7 +155,7 @@ def _adapter(base: Base, seed: int) -> Adapter:
     )
 
 
-def _copied(network: Any, dtype: torch.dtype | None, layers: int | None = None) -> Any:
+def _copy(network: Any, dtype: torch.dtype | None, layers: int | None = None) -> Any:
     """A copy with the first `layers` layers and weights in `dtype`; unchanged weights are shared.
 
     A quantised linear module becomes a random one of its shape, since the proof concerns the order of tokens.
@@ -295,7 +295,7 @@ def _packed(probe: _Probe) -> Tensor:
         return hidden_states(probe.base, torch.cat(stretches), positions)[read]
 
 
-def _found(run: _Run, probe: _Probe) -> _Found:
+def _outputs(run: _Run, probe: _Probe) -> _Outputs:
     """The states, and the gradients of their sum in random directions."""
     factors = {name: factor.clone().requires_grad_() for name, factor in probe.stack.items()}
     lora.bind_adapters(probe.base.model, probe.base.targets, factors)
@@ -306,28 +306,28 @@ def _found(run: _Run, probe: _Probe) -> _Found:
         name: torch.zeros_like(factor) if factor.grad is None else factor.grad
         for name, factor in factors.items()
     }
-    return _Found(states=states.detach(), gradients=gradients)
+    return _Outputs(states=states.detach(), gradients=gradients)
 
 
 # comparing -------------------------------------------------------------------------------------------------
 
 
-def _fault(
-    run: _Run, exact: _Probe, own: _Found, dtype: torch.dtype, rough: _Probe | None, allowed: float
+def _why_not(
+    run: _Run, exact: _Probe, own: _Outputs, dtype: torch.dtype, rough: _Probe | None, allowed: float
 ) -> str:
     """Why examples must not run this way; "" if they may. `allowed` is the error in the low dtype."""
     how = "packed" if run is _packed else "in a batch"
     try:
         with computing_as(dtype):
-            found = _found(run, exact)
-        low = None if rough is None else _found(run, rough)
+            found = _outputs(run, exact)
+        low = None if rough is None else _outputs(run, rough)
     except Exception as error:  # any architecture may fail here, each in its own way
         return _explain(error)
-    if not (apart := float(_apart(found.states, own.states).max())) <= TOLERANCE:
+    if not (apart := float(_difference(found.states, own.states).max())) <= TOLERANCE:
         return f"its examples get different states {how} than alone (relative difference {apart:.1e})"
-    if not (apart := _gradients_apart(found.gradients, own.gradients)) <= TOLERANCE:
+    if not (apart := _gradient_difference(found.gradients, own.gradients)) <= TOLERANCE:
         return f"its examples get different gradients {how} than alone (relative difference {apart:.1e})"
-    if low is not None and not (apart := float(_apart(low.states, own.states).median())) <= allowed:
+    if low is not None and not (apart := float(_difference(low.states, own.states).median())) <= allowed:
         return (
             f"in {_short(dtype)} its examples get different states {how} than alone (relative difference"
             f" {apart:.1e})"
@@ -335,14 +335,14 @@ def _fault(
     return ""
 
 
-def _apart(found: Tensor, expected: Tensor) -> Tensor:
+def _difference(found: Tensor, expected: Tensor) -> Tensor:
     """Relative difference of each token's states, (M,)."""
     sizes = expected.norm(dim=-1)
     apart: Tensor = (found - expected).norm(dim=-1) / sizes.clamp(min=1e-3 * float(sizes.mean()))
     return apart
 
 
-def _gradients_apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+def _gradient_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     """Largest relative difference of the gradient of a factor of one adapter."""
     sizes = {name: gradient.flatten(1).norm(dim=1) for name, gradient in expected.items()}  # (2,) each
     floor = 1e-3 * max(float(size.max()) for size in sizes.values())
@@ -353,13 +353,13 @@ def _gradients_apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     return float(torch.stack(each).max())
 
 
-def _require_causal(probe: _Probe, own: _Found) -> None:
+def _require_causal(probe: _Probe, own: _Outputs) -> None:
     """Raise BaseError unless the first example's states stay the same when its end is removed."""
     lora.bind_adapters(probe.base.model, probe.base.targets, probe.stack)
     ids = probe.examples[0][: len(probe.examples[0]) // 2]
     with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, len(ids), 0)):
         states = hidden_states(probe.base, ids.unsqueeze(0), None)[COMPARED]
-    if not (apart := float(_apart(states, own.states[: len(states)]).max())) <= TOLERANCE:
+    if not (apart := float(_difference(states, own.states[: len(states)]).max())) <= TOLERANCE:
         raise BaseError(
             f"{_named(probe.base)} cannot be trained here: a token's states depend on the tokens after it"
             f" (relative difference {apart:.1e}); use a causal language model"
@@ -373,7 +373,7 @@ def _require_head(probe: _Probe, allowed: float) -> None:
         with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, ids.shape[1], 0)):
             ours = logits(probe.base, hidden_states(probe.base, ids, None))
             own = probe.base.model(input_ids=ids, use_cache=False).logits[0]
-        apart = float(_apart(ours.float(), own.float()).max())
+        apart = float(_difference(ours.float(), own.float()).max())
     except Exception as error:  # any architecture may fail here, each in its own way
         raise BaseError(
             f"{_named(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_explain(error)};"
@@ -391,21 +391,21 @@ def _in_own_dtype(base: Base, exact: _Probe, longest: int | None) -> _Probe | No
     if base.dtype == torch.float32:
         return None
     if all(weight.is_floating_point() for weight in base.model.parameters()):
-        network = _copied(base.model, None, exact.layers)  # the same weights
+        network = _copy(base.model, None, exact.layers)  # the same weights
         _border(network, longest or math.inf, shorten=exact.slim)
     else:  # quantised: the random modules of the copy
-        network = _copied(exact.base.model, base.dtype)
+        network = _copy(exact.base.model, base.dtype)
     return replace(exact, base=replace(exact.base, model=network, dtype=base.dtype))
 
 
-def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
+def _error_of_the_dtype(base: Base, rough: _Probe, own: _Outputs) -> float:
     """Relative difference of the base's states in its dtype and in float32, median over the tokens.
 
     Raises:
         BaseError: the states overflow, of the probe or of the whole base.
     """
     try:
-        states = _found(_alone, rough).states
+        states = _outputs(_alone, rough).states
         ids = rough.examples[0]
         zero = lora.stacked([base.zero], base.device)
         lora.bind_adapters(base.model, base.targets, zero)
@@ -419,7 +419,7 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
         raise BaseError(
             f'{_named(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
         )
-    return max(float(_apart(states, own.states).median()), torch.finfo(base.dtype).eps)
+    return max(float(_difference(states, own.states).median()), torch.finfo(base.dtype).eps)
 
 
 def _why_mute(base: Base, exact: _Probe) -> str:
@@ -446,7 +446,7 @@ def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:
         together = _scores(probe, prompts)
     except Exception:  # then prompts are not padded
         return False
-    return bool(_apart(together, torch.cat(apart)).max() <= TOLERANCE)
+    return bool(_difference(together, torch.cat(apart)).max() <= TOLERANCE)
 
 
 def _scores(probe: _Probe, prompts: list[list[int]]) -> Tensor:

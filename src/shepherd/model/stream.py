@@ -38,16 +38,16 @@ def stream(
     if not adapters:
         return
     generation.require_ranges(max_new_tokens, temperature, top_p)
-    room = generation.room(base, len(prompt), max_new_tokens)
+    longest = generation.max_answer_tokens(base, len(prompt), max_new_tokens)
     seeds = [generation.seed_of(seed, 0, prompt)]
     steps = _Steps()
 
     def work() -> None:
         try:
-            for steps.arms in generation.together(base, len(adapters)):
+            for steps.arms in generation.adapter_batches(base, len(adapters)):
                 sampler = generation.Sampler(seeds, temperature, top_p, base.device) if temperature else None
                 chosen = [adapters[k] for k in steps.arms]
-                generation.answer(base, chosen, [prompt], room, stop, sampler, steps)
+                generation.answer(base, chosen, [prompt], longest, stop, sampler, steps)
         except _Stopped:
             pass
         finally:

@@ -40,7 +40,7 @@ Answer = Update | Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class RoundRequest:
     """What one round asked: of which clients, and what an answer may be."""
 
     method: Method
@@ -55,7 +55,7 @@ class Asked:
 
 
 @dataclass(slots=True, kw_only=True)
-class Received:
+class RoundLog:
     """What came in during a round, without the tensors."""
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -75,112 +75,114 @@ class Received:
         return self.infos[client]
 
 
-def usable(asked: Asked, shares: Shares, received: Received) -> Iterator[Update]:
+def usable_updates(request: RoundRequest, shares: Shares, log: RoundLog) -> Iterator[Update]:
     """Yield the updates that count, one by one, each with its weight in the mean.
 
     Raises:
         QuorumNotMet: too few were usable; those that were have been yielded by then.
     """
-    answers = timed(asked.federation.run(asked.broadcast, asked.cohort), received)
-    return capped(asked, accepted(asked, answers, received), shares, received)
+    answers = measure_waiting(request.federation.run(request.broadcast, request.cohort), log)
+    return cap_weights(request, accept_updates(request, answers, log), shares, log)
 
 
-def timed(answers: Iterator[Answer], received: Received) -> Iterator[Answer]:
+def measure_waiting(answers: Iterator[Answer], log: RoundLog) -> Iterator[Answer]:
     """Yield the same answers, and add up the time spent waiting for each."""
     while True:
         began = perf_counter()
         try:
             answer = next(answers, None)
         finally:
-            received.waited += perf_counter() - began
+            log.waited += perf_counter() - began
         if answer is None:
             return
         yield answer
         del answer
 
 
-def accepted(asked: Asked, answers: Iterator[Answer], received: Received) -> Iterator[Update]:
+def accept_updates(request: RoundRequest, answers: Iterator[Answer], log: RoundLog) -> Iterator[Update]:
     """Yield the answers that are usable updates, decoded; count every other one as a failure."""
     for answer in answers:
         if isinstance(answer, Update):
-            received.bytes_up += answer.nbytes
+            log.bytes_up += answer.nbytes
         names = answer.clients if isinstance(answer, Update) else (answer.client,)
         try:
-            update = _accepted(asked, answer, names, received)
+            update = _accept_one(request, answer, names, log)
         except UpdateRefused as refusal:
-            received.failures.setdefault(answer.client, str(refusal))
+            log.failures.setdefault(answer.client, str(refusal))
         else:
             part = update.weight / len(names)
-            received.weights.update(dict.fromkeys(names, part))
-            received.metrics[update.client] = dict(update.metrics)
+            log.weights.update(dict.fromkeys(names, part))
+            log.metrics[update.client] = dict(update.metrics)
             yield update
             del update
         del answer
 
 
-def capped(asked: Asked, updates: Iterator[Update], shares: Shares, received: Received) -> Iterator[Update]:
+def cap_weights(
+    request: RoundRequest, updates: Iterator[Update], shares: Shares, log: RoundLog
+) -> Iterator[Update]:
     """Yield the same updates with their weights capped as `shares` allows, then check the quorum.
 
     An update that may be the heaviest waits until it is known not to be, or for the end: `rounds.weights`.
     """
-    lightest = min((asked.allow(info).least for info in asked.federation.clients()), default=0.0)
+    lightest = min((request.allow(info).least for info in request.federation.clients()), default=0.0)
     held: list[Update] = []
     for update in updates:
         for _ in update.clients:
-            shares.add(_of_one(update))
+            shares.add(_weight_per_client(update))
         held.append(update)
         del update
-        yield from _released(held, max(lightest, shares.cap()), received)
-    require_quorum(asked, received)
+        yield from _release(held, max(lightest, shares.cap()), log)
+    require_quorum(request, log)
     cap = shares.last_cap()
     for place, update in enumerate(held):
-        if _of_one(update) > cap * (1 + ROUNDING):
-            received.capped += update.clients
+        if _weight_per_client(update) > cap * (1 + ROUNDING):
+            log.capped += update.clients
             held[place] = replace(update, weight=cap * len(update.clients))
         del update
-    yield from _released(held, math.inf, received)
+    yield from _release(held, math.inf, log)
 
 
-def _of_one(update: Update) -> float:
+def _weight_per_client(update: Update) -> float:
     return update.weight / len(update.clients)
 
 
-def _released(held: list[Update], cap: float, received: Received) -> Iterator[Update]:
+def _release(held: list[Update], cap: float, log: RoundLog) -> Iterator[Update]:
     """Yield the held updates whose clients weigh no more than the cap, in order, and stop holding them."""
     place = 0
     while place < len(held):
-        if _of_one(held[place]) <= cap * (1 + ROUNDING):
-            received.weights.update(dict.fromkeys(held[place].clients, _of_one(held[place])))
+        if _weight_per_client(held[place]) <= cap * (1 + ROUNDING):
+            log.weights.update(dict.fromkeys(held[place].clients, _weight_per_client(held[place])))
             yield held.pop(place)
         else:
             place += 1
 
 
-def _accepted(asked: Asked, answer: Answer, names: tuple[str, ...], received: Received) -> Update:
-    _require_asked(asked, names, received)
+def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], log: RoundLog) -> Update:
+    _require_asked(request, names, log)
     if isinstance(answer, Failure):
         raise UpdateRefused(answer.reason)
-    if len(names) > 1 and not getattr(asked.federation, "merges", False):
+    if len(names) > 1 and not getattr(request.federation, "merges", False):
         raise UpdateRefused(f"it claims to be of {len(names)} clients; send one update per client")
-    infos = [received.info(asked.federation, name) for name in names]
+    infos = [log.info(request.federation, name) for name in names]
     fewest = max(info.min_cohort for info in infos)
-    if fewest > len(asked.cohort):  # or one client could have every round thrown away
+    if fewest > len(request.cohort):  # or one client could have every round thrown away
         raise UpdateRefused(
-            f"its min_cohort is {fewest} and {len(asked.cohort)} clients were asked; raise"
+            f"its min_cohort is {fewest} and {len(request.cohort)} clients were asked; raise"
             " selection.share, or add clients"
         )
-    expected = asked.method.algorithm.expects(asked.broadcast, infos[0])
-    allowed = asked.allow(infos[0]) if len(infos) == 1 else ANYTHING
-    check_report(answer, asked.broadcast.round, allowed)
-    arrived = _decoded(asked, answer)
+    expected = request.method.algorithm.expects(request.broadcast, infos[0])
+    allowed = request.allow(infos[0]) if len(infos) == 1 else ANYTHING
+    check_report(answer, request.broadcast.round, allowed)
+    arrived = _decode(request, answer)
     if arrived.weight != answer.weight:  # a mechanism controls the weights
-        check_report(arrived, asked.broadcast.round, ANYTHING)
+        check_report(arrived, request.broadcast.round, ANYTHING)
     return check_tensors(arrived, expected)
 
 
-def _decoded(asked: Asked, update: Update) -> Update:
+def _decode(request: RoundRequest, update: Update) -> Update:
     try:
-        return asked.method.transform.on_arrival(update, asked.transforms)
+        return request.method.transform.on_arrival(update, request.transforms)
     except UpdateRefused:
         raise
     except Exception as error:  # the tensors are not checked yet, and the code may be a plug-in's
@@ -190,13 +192,13 @@ def _decoded(asked: Asked, update: Update) -> Update:
         ) from error
 
 
-def _require_asked(asked: Asked, names: tuple[str, ...], received: Received) -> None:
+def _require_asked(request: RoundRequest, names: tuple[str, ...], log: RoundLog) -> None:
     if not names or len(set(names)) < len(names):
         raise UpdateRefused("it names no client, or names one twice; name each client once")
     for name in names:
-        if name not in asked.cohort:
+        if name not in request.cohort:
             raise UpdateRefused(f"client {name!r} was not asked this round; check who may answer")
-        if name in received.weights or name in received.failures:
+        if name in log.weights or name in log.failures:
             raise UpdateRefused("it answered twice, and only the first answer counts; send one answer")
 
 
@@ -280,33 +282,33 @@ def _require_metrics(metrics: Mapping[str, float], allowed: Allowed) -> None:
             )
 
 
-def require_quorum(asked: Asked, received: Received) -> None:
+def require_quorum(request: RoundRequest, log: RoundLog) -> None:
     """Count clients without an answer as failures; raise QuorumNotMet if too few clients are in the mean."""
-    for client in asked.cohort:
-        if client not in received.weights:
-            received.failures.setdefault(client, "it gave no answer")
-    number, count = asked.broadcast.round + 1, len(received.weights)
-    needed = max(1, math.ceil(asked.quorum * len(asked.cohort) - 1e-9))  # 0.55 of 100 is 55, not 56
-    have = f"round {number}: {count} of {len(asked.cohort)} clients gave a usable update"
+    for client in request.cohort:
+        if client not in log.weights:
+            log.failures.setdefault(client, "it gave no answer")
+    number, count = request.broadcast.round + 1, len(log.weights)
+    needed = max(1, math.ceil(request.quorum * len(request.cohort) - 1e-9))  # 0.55 of 100 is 55, not 56
+    have = f"round {number}: {count} of {len(request.cohort)} clients gave a usable update"
     if count < needed:
         raise QuorumNotMet(
-            f"{have} and federation.quorum = {asked.quorum:g} requires {needed} "
-            f"({_listed(received.failures)}); fix those clients or lower federation.quorum"
+            f"{have} and federation.quorum = {request.quorum:g} requires {needed} "
+            f"({_failure_list(log.failures)}); fix those clients or lower federation.quorum"
         )
-    if count < (smallest := asked.method.aggregation.smallest_cohort):
+    if count < (smallest := request.method.aggregation.smallest_cohort):
         raise QuorumNotMet(
-            f"{have} and the aggregation requires {smallest} ({_listed(received.failures)}); fix those"
+            f"{have} and the aggregation requires {smallest} ({_failure_list(log.failures)}); fix those"
             " clients, raise selection.share or choose another aggregation"
         )
-    strictest = max(received.weights, key=lambda client: received.info(asked.federation, client).min_cohort)
-    if count < (fewest := received.info(asked.federation, strictest).min_cohort):
+    strictest = max(log.weights, key=lambda client: log.info(request.federation, client).min_cohort)
+    if count < (fewest := log.info(request.federation, strictest).min_cohort):
         raise QuorumNotMet(
             f"{have} and client {strictest} requires a mean of at least {fewest} (its min_cohort), so this"
-            f" mean is discarded ({_listed(received.failures)}); fix those clients or add clients"
+            f" mean is discarded ({_failure_list(log.failures)}); fix those clients or add clients"
         )
 
 
-def _listed(failures: Mapping[str, str], most: int = 5) -> str:
+def _failure_list(failures: Mapping[str, str], most: int = 5) -> str:
     if not failures:
         return "no other client was asked"
     shown = [f"{client}: {reason}" for client, reason in list(failures.items())[:most]]

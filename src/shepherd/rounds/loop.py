@@ -33,15 +33,15 @@ from shepherd.core import (
     shapes_of,
 )
 from shepherd.errors import FederationError
-from shepherd.rounds.acceptance import Asked, Received, usable
+from shepherd.rounds.acceptance import RoundLog, RoundRequest, usable_updates
 from shepherd.rounds.report import RoundReport
-from shepherd.rounds.weights import MAX_SHARE, Allow, Shares, anything
+from shepherd.rounds.weights import MAX_SHARE, Allow, Shares, allow_any
 from shepherd.settings import RunSettings
 
-NOTHING_KNOWN = Context()
+UNKNOWN_CONTEXT = Context()
 
 
-def start(method: Method, adapter: Adapter, context: Context = NOTHING_KNOWN) -> ServerState:
+def start(method: Method, adapter: Adapter, context: Context = UNKNOWN_CONTEXT) -> ServerState:
     """The state before the first round."""
     return ServerState(
         round=0,
@@ -63,8 +63,8 @@ def rounds(
     seed: int,
     secret: int | None = None,
     noise: Draws | None = None,
-    context: Context = NOTHING_KNOWN,
-    allow: Allow = anything,
+    context: Context = UNKNOWN_CONTEXT,
+    allow: Allow = allow_any,
     max_share: float = MAX_SHARE,
 ) -> Iterator[tuple[ServerState, RoundReport]]:
     """Train up to round `until`; yield the state and the report after each round.
@@ -95,8 +95,8 @@ def rounds(
         began = perf_counter()
         number = state.round
         cohort = select(federation.clients(), number, seed_for(secret, number, "cohort"))
-        broadcast = announced(method, state, seed_for(seed, number, "clients"))
-        asked = Asked(
+        broadcast = next_broadcast(method, state, seed_for(seed, number, "clients"))
+        request = RoundRequest(
             method=method,
             federation=federation,
             broadcast=broadcast,
@@ -105,27 +105,27 @@ def rounds(
             allow=allow,
             quorum=quorum,
         )
-        received, observer = Received(), _observer(method, broadcast, context, Seeded(secret))
+        log, observer = RoundLog(), _observer(method, broadcast, context, Seeded(secret))
         if cohort:
-            updates = _observed(usable(asked, Shares(max_share), received), observer)
+            updates = _observe(usable_updates(request, Shares(max_share), log), observer)
             aggregate = method.aggregation.combine(state, updates)  # pulls the clients through one at a time
             _require_no_more(updates)
         else:
-            aggregate = _of_nobody(method, broadcast)
-        state = after(method, state, aggregate, context, Scoped(noise, (number, "noise")))
+            aggregate = _empty_aggregate(method, broadcast)
+        state = next_state(method, state, aggregate, context, Scoped(noise, (number, "noise")))
         yield (
             state,
             RoundReport(
                 round=state.round,
                 cohort=cohort,
-                weights=received.weights,
-                capped=tuple(received.capped),
-                metrics=received.metrics,
-                failures=received.failures,
+                weights=log.weights,
+                capped=tuple(log.capped),
+                metrics=log.metrics,
+                failures=log.failures,
                 bytes_down=broadcast.nbytes * len(cohort),
-                bytes_up=received.bytes_up,
+                bytes_up=log.bytes_up,
                 figures=observer.figures() if observer else {},
-                federation_seconds=received.waited,
+                federation_seconds=log.waited,
                 seconds=perf_counter() - began,
             ),
         )
@@ -143,16 +143,16 @@ def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, cl
     )
 
 
-def rehearsed(method: Method, state: ServerState, context: Context) -> ServerState:
+def rehearse(method: Method, state: ServerState, context: Context) -> ServerState:
     """The state after a round whose clients changed nothing, without randomness; used for its layout."""
-    broadcast = announced(method, state, 0)
+    broadcast = next_broadcast(method, state, 0)
     delta, extra = _zeros(method, broadcast)
     update = Update(round=state.round, delta=delta, extra=extra, weight=1.0, clients=("anyone",))
     many = iter([update] * method.aggregation.smallest_cohort)
-    return after(method, state, method.aggregation.combine(state, many), context, Seeded(0))
+    return next_state(method, state, method.aggregation.combine(state, many), context, Seeded(0))
 
 
-def announced(method: Method, state: ServerState, seed: int) -> Broadcast:
+def next_broadcast(method: Method, state: ServerState, seed: int) -> Broadcast:
     """The broadcast of the next round, with only the public part of the transforms' state."""
     return Broadcast(
         round=state.round,
@@ -163,7 +163,7 @@ def announced(method: Method, state: ServerState, seed: int) -> Broadcast:
     )
 
 
-def after(
+def next_state(
     method: Method, state: ServerState, aggregate: Update, context: Context, noise: Draws
 ) -> ServerState:
     """The state after a round whose updates were aggregated to `aggregate`.
@@ -182,7 +182,7 @@ def after(
     return done
 
 
-def _of_nobody(method: Method, broadcast: Broadcast) -> Update:
+def _empty_aggregate(method: Method, broadcast: Broadcast) -> Update:
     """The aggregate of an empty cohort: zeros, without clients."""
     delta, extra = _zeros(method, broadcast)
     return Update(round=broadcast.round, delta=delta, extra=extra, weight=0.0, clients=())
@@ -205,7 +205,7 @@ def _observer(method: Method, broadcast: Broadcast, context: Context, draws: Dra
     return method.algorithm.observe(broadcast, context, draws)
 
 
-def _observed(updates: Iterator[Update], observer: Observer | None) -> Iterator[Update]:
+def _observe(updates: Iterator[Update], observer: Observer | None) -> Iterator[Update]:
     for update in updates:
         if observer is not None:
             observer.add(update)

@@ -47,17 +47,17 @@ Allow = Callable[[ClientInfo], Allowed]
 ANYTHING = Allowed()
 
 
-def anything(client: ClientInfo) -> Allowed:
+def allow_any(client: ClientInfo) -> Allowed:
     """Allow any weight in (0, MAX_WEIGHT], if the visit that was asked is not known."""
     return ANYTHING
 
 
-def allowing(settings: RunSettings) -> Allow:
+def allowed_by(settings: RunSettings) -> Allow:
     """What each client may report, by the visit that the run file asks of it."""
     tuning, weights = settings.tuning, settings.federation.weights
 
     def allow(client: ClientInfo) -> Allowed:
-        examples = _taken(tuning, client.examples)
+        examples = _max_examples(tuning, client.examples)
         tokens = examples * settings.data.max_tokens
         steps = examples if tuning.max_steps is None else tuning.max_steps
         counts = {"examples": examples, "steps": steps, "tokens": tokens, "trained_tokens": tokens}
@@ -70,7 +70,7 @@ def allowing(settings: RunSettings) -> Allow:
     return allow
 
 
-def _taken(tuning: TuningTable, examples: int) -> float:
+def _max_examples(tuning: TuningTable, examples: int) -> float:
     """Most examples of one visit; see `data.cursor.visit`.
 
     A site may merge the last batch of an epoch, if it is short, into the one before it.

@@ -158,7 +158,7 @@ class Answerer:
             said = str(error)
             rest = said.removeprefix("the prompt") if said.startswith("the prompt") else f": {said}"
             raise TemplateError(f"{asked.where}{rest}") from error
-        generation.room(self.base, len(ids), longest, asked.where)
+        generation.max_answer_tokens(self.base, len(ids), longest, asked.where)
         return ids
 
 

@@ -27,7 +27,7 @@ class LocalTraining(NamedTuple):
     objective: Objective
 
 
-USUAL = LocalTraining(adamw.build(adamw.Config()), sft.build(sft.Config()))
+DEFAULT_TRAINING = LocalTraining(adamw.build(adamw.Config()), sft.build(sft.Config()))
 """The default: supervised fine-tuning with AdamW."""
 
 

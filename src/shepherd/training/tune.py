@@ -25,7 +25,7 @@ from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.settings import TuningTable
 from shepherd.training import score, stack
-from shepherd.training.local import USUAL, LocalTraining
+from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.loss import capped, token_losses, weighted_loss
 from shepherd.training.objective import Scored
 from shepherd.training.packed_batch import PackedBatch, Row, pack_batch, pad_batch, prediction_states
@@ -71,7 +71,7 @@ class Job:
     """Learning rate of the round, before the schedule within a visit is applied."""
     micro_batch_tokens: int
     """Tokens in one forward pass, over all the clients in it."""
-    training: LocalTraining = USUAL
+    training: LocalTraining = DEFAULT_TRAINING
     cap_nats: float = math.inf
     """Largest loss of one token in the reported loss, in nats; the gradient is not affected."""
 

@@ -87,7 +87,7 @@ class Processes:
         begun: dict[int, Future[list[TuningResult]]] = {}  # until their results are yielded
         numbers: dict[int, int] = {}  # of a job among all that these workers ever had -> among `jobs`
         try:
-            malloc.give_back()  # memory of the proof and the scores, which the workers need
+            malloc.release_free_memory()  # memory of the proof and the scores, which the workers need
             # or numpy's threads would wait for the workers' cores
             with threadpool_limits(1, user_api="blas"):
                 for expected in count_up():

@@ -19,6 +19,6 @@ def build(config: Config) -> Exporter:
         from shepherd.model import files  # torch
 
         files.write(folder, trained.adapter, trained.base)
-        files.write_beside(folder, trained.base, trained.stop)
+        files.write_tokenizer(folder, trained.base, trained.stop)
 
     return Exporter(write=write)

@@ -371,7 +371,7 @@ class Trainer:
     ) -> TuningResult:
         broadcast = task.request.broadcast
         assert broadcast is not None
-        visit = clients.remembering(broadcast, clients.visit(broadcast, self.name, batches), memory)
+        visit = clients.with_memory(broadcast, clients.visit(broadcast, self.name, batches), memory)
         with stage("tuning", visit.tokens) as now:
 
             def watch(progress: Progress) -> None:
