@@ -55,7 +55,7 @@ class Plugin:
 
 def own(kind: Kind) -> list[Plugin]:
     """This package's own plug-ins of a kind, by name."""
-    return [_described(kind, name, "", ()) for name in plugins.names(kind.folder)]
+    return [_describe(kind, name, "", ()) for name in plugins.names(kind.folder)]
 
 
 def others(kind: Kind, allowed: Collection[str] = ()) -> list[Plugin]:
@@ -70,7 +70,7 @@ def others(kind: Kind, allowed: Collection[str] = ()) -> list[Plugin]:
     """
     found = {entry.module: _package(entry) for entry in entry_points(group=kind.group)}
     return [
-        _described(kind, name, package, allowed)
+        _describe(kind, name, package, allowed)
         if name in allowed
         else Plugin(name=name, doc="", package=package, imported=False)
         for name, package in sorted(found.items())
@@ -115,7 +115,7 @@ def _lines(plugin: Plugin) -> Iterator[str]:
         yield f"      {key.name} ({default}): {key.doc}"
 
 
-def _described(kind: Kind, name: str, package: str, allowed: Collection[str]) -> Plugin:
+def _describe(kind: Kind, name: str, package: str, allowed: Collection[str]) -> Plugin:
     module = plugins.module_of(kind, name, allowed)
     keys = tuple(_keys(module.Config))
     return Plugin(name=name, doc=first_line(module), keys=keys, package=package)

@@ -105,7 +105,7 @@ def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettin
 
 def completed_table(kind: Kind, table: PartTable | SplitTable, allowed: Collection[str]) -> Any:
     """A part's table with its defaults filled in; errors as for `built`."""
-    _, config = _configured(kind, table, allowed)
+    _, config = _load_config(kind, table, allowed)
     return table.model_copy(update=config.model_dump(mode="json", exclude_none=True))
 
 
@@ -164,7 +164,7 @@ def built(kind: Kind, table: PartTable | SplitTable, allowed: Collection[str] = 
         PluginError: a module outside the package is not allowed and was not imported, or cannot be imported.
         SettingsError: there is no such module, it is of another kind, or a key is not its own.
     """
-    module, config = _configured(kind, table, allowed)
+    module, config = _load_config(kind, table, allowed)
     made = module.build(config)
     if not isinstance(made, kind.type):
         raise SettingsError(
@@ -174,19 +174,19 @@ def built(kind: Kind, table: PartTable | SplitTable, allowed: Collection[str] = 
     return made
 
 
-def _configured(
+def _load_config(
     kind: Kind, table: PartTable | SplitTable, allowed: Collection[str]
 ) -> tuple[ModuleType, BaseModel]:
     module = module_of(kind, table.name, allowed)
     try:
         config: BaseModel = validated(module.Config, table.own, f"the {kind.name} {table.name!r}")
     except SettingsError as error:
-        whose = "; ".join(_owners(kind, module, table.own))
+        whose = "; ".join(_plugins_with_key(kind, module, table.own))
         raise SettingsError(f"{error}; {whose}" if whose else str(error)) from error
     return module, config
 
 
-def _owners(kind: Kind, module: ModuleType, keys: Collection[str]) -> Iterator[str]:
+def _plugins_with_key(kind: Kind, module: ModuleType, keys: Collection[str]) -> Iterator[str]:
     """For each key that the module does not have, a sentence naming the plug-ins that have it."""
     for key in keys:
         if key not in module.Config.model_fields:

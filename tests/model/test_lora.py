@@ -122,10 +122,10 @@ def test_stacking_keeps_the_order_and_refuses_what_does_not_fit() -> None:
 # --- the layer
 
 
-def layer_of(*, dropout: float = 0.0, place: int = 1, inputs: int = INPUTS, rank: int = RANK, k: int = 3):
+def layer_of(*, dropout: float = 0.0, index: int = 1, inputs: int = INPUTS, rank: int = RANK, k: int = 3):
     generator = torch.Generator().manual_seed(0)
     base = nn.Linear(inputs, OUTPUTS).requires_grad_(False)
-    layer = lora.StackedLinear(base, scale=1.5, dropout=dropout, place=place)
+    layer = lora.StackedLinear(base, scale=1.5, dropout=dropout, index=index)
     layer.a = torch.randn(k, rank, inputs, generator=generator).requires_grad_()
     layer.b = torch.randn(k, OUTPUTS, rank, generator=generator).requires_grad_()
     return layer
@@ -210,11 +210,11 @@ def test_a_bfloat16_base_trains_float32_factors() -> None:
 # --- dropout
 
 
-def masks(plan: pass_plan.PassPlan, *, p: float = 0.4, place: int = 1, width: int = INPUTS) -> Tensor:
+def masks(plan: pass_plan.PassPlan, *, p: float = 0.4, index: int = 1, width: int = INPUTS) -> Tensor:
     """What the layer's own dropout multiplies its input by, seen from outside: A and B the identity."""
     base = nn.Linear(width, width, bias=False).requires_grad_(False)
     nn.init.zeros_(base.weight)
-    layer = lora.StackedLinear(base, scale=1.0, dropout=p, place=place)
+    layer = lora.StackedLinear(base, scale=1.0, dropout=p, index=index)
     layer.a = layer.b = torch.eye(width).expand(3, width, width)
     with pass_plan.use_plan(plan):
         return layer(torch.ones(plan.size, width))
@@ -231,7 +231,7 @@ def test_a_rows_mask_is_its_own_whatever_the_cohort_and_the_rows_before_it() -> 
     alone = masks(line((0, 5, 12)))
     assert masks(line((1, 4, 11), (2, 5, 12), (1, 3, 13)))[4:9].equal(alone)
     assert not masks(line((0, 5, 13))).equal(alone)
-    assert not masks(line((0, 5, 12)), place=2).equal(alone)
+    assert not masks(line((0, 5, 12)), index=2).equal(alone)
 
 
 def test_dropout_keeps_the_mean_and_only_while_training() -> None:

@@ -92,8 +92,8 @@ def chain(*transforms: Transform) -> Transform:
         return tuple(part.public(state) for part, state in zip(transforms, states, strict=True))
 
     def on_client(update: Update, states: Any, draws: Draws) -> Update:
-        for place, (part, state) in enumerate(zip(transforms, states, strict=True)):
-            update = part.on_client(update, state, Scoped(draws, (place,)))
+        for index, (part, state) in enumerate(zip(transforms, states, strict=True)):
+            update = part.on_client(update, state, Scoped(draws, (index,)))
         return update
 
     def on_arrival(update: Update, states: Any) -> Update:
@@ -103,8 +103,8 @@ def chain(*transforms: Transform) -> Transform:
 
     def on_server(update: Update, states: Any, draws: Draws) -> tuple[Update, Any]:
         after = list(states)
-        for place in reversed(range(len(transforms))):
-            update, after[place] = transforms[place].on_server(update, states[place], Scoped(draws, (place,)))
+        for index in reversed(range(len(transforms))):
+            update, after[index] = transforms[index].on_server(update, states[index], Scoped(draws, (index,)))
         return update, tuple(after)
 
     return Transform(

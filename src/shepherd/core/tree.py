@@ -27,7 +27,7 @@ def flattened(value: Tree, tensors: dict[str, NDArray[Any]], path: Path = ()) ->
     if isinstance(value, Mapping):
         return {name: flattened(part, tensors, (*path, name)) for name, part in value.items()}
     if isinstance(value, tuple):
-        return [flattened(part, tensors, (*path, place)) for place, part in enumerate(value)]
+        return [flattened(part, tensors, (*path, index)) for index, part in enumerate(value)]
     tensors[json.dumps(path)] = np.asarray(value, order="C")
     return None
 
@@ -41,7 +41,7 @@ def rebuilt(shape: Any, tensors: dict[str, NDArray[Any]], path: Path = ()) -> Tr
     if isinstance(shape, dict):
         return {name: rebuilt(part, tensors, (*path, name)) for name, part in shape.items()}
     if isinstance(shape, list):
-        return tuple(rebuilt(part, tensors, (*path, place)) for place, part in enumerate(shape))
+        return tuple(rebuilt(part, tensors, (*path, index)) for index, part in enumerate(shape))
     name = json.dumps(path)
     if shape is not None:
         raise KeyError(name)

@@ -60,7 +60,7 @@ class Plan:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-_KIND = TypeAdapter(Plan)
+_SCHEMA = TypeAdapter(Plan)
 
 
 def read(path: str | Path) -> Plan | None:
@@ -71,13 +71,13 @@ def read(path: str | Path) -> Plan | None:
     """
     file = Path(path) / PLAN
     try:
-        return _KIND.validate_json(file.read_bytes(), strict=True)
+        return _SCHEMA.validate_json(file.read_bytes(), strict=True)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise FolderError(disk_fault(Path(path), error)) from error
     except ValidationError as error:
-        raise FolderError(f"{file} is damaged ({_first(error)}); {_RECOVERY}") from error
+        raise FolderError(f"{file} is damaged ({_first_fault(error)}); {_RECOVERY}") from error
 
 
 _RECOVERY = (
@@ -86,7 +86,7 @@ _RECOVERY = (
 )
 
 
-def _first(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     key = ".".join(map(str, fault["loc"]))
     return f"{key}: {fault['msg'].lower()}" if key else "it is not JSON"

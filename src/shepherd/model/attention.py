@@ -213,12 +213,12 @@ class _BatchedProducts(torch.autograd.Function):
         n, heads, width, size = query.shape
         pairs, groups, past = n * key.shape[1], heads // key.shape[1], key.shape[2] - width
         q = query.reshape(pairs, groups, width, size)
-        k, v = _evened(key), _evened(value)  # (pairs, keys, D)
+        k, v = _pad_keys(key), _pad_keys(value)  # (pairs, keys, D)
         out, shares = q.new_empty(pairs, groups, width, v.shape[2]), []
         for start, stop in _blocks(width, past):
-            seen = _even(past + stop)
+            seen = _round_up_keys(past + stop)
             mask = _hidden(start, stop, past, reach, groups, q.dtype).expand(pairs, -1, -1)
-            scores = torch.baddbmm(mask, _rows_of(q, start, stop), k[:, :seen].transpose(1, 2), alpha=scale)
+            scores = torch.baddbmm(mask, _query_block(q, start, stop), k[:, :seen].transpose(1, 2), alpha=scale)
             p = scores.softmax(-1)  # (pairs, groups * block, seen)
             out[:, :, start:stop] = torch.bmm(p, v[:, :seen]).view(pairs, groups, -1, v.shape[2])
             shares.append(p)
@@ -234,11 +234,11 @@ class _BatchedProducts(torch.autograd.Function):
         exact = torch.float32 if len(shares) > 1 else q.dtype  # in which the blocks are summed
         grad_k, grad_v = torch.zeros_like(k, dtype=exact), torch.zeros_like(v, dtype=exact)
         for p, (start, stop) in zip(shares, _blocks(width, ctx.past), strict=True):
-            rows, seen = _rows_of(grad, start, stop), p.shape[-1]
+            rows, seen = _query_block(grad, start, stop), p.shape[-1]
             grad_p = torch.bmm(rows, v[:, :seen].transpose(1, 2))
             grad_s = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
             grad_q[:, :, start:stop] = torch.bmm(grad_s, k[:, :seen]).view(pairs, groups, -1, size)
-            grad_k[:, :seen] += torch.bmm(grad_s.transpose(1, 2), _rows_of(q, start, stop))
+            grad_k[:, :seen] += torch.bmm(grad_s.transpose(1, 2), _query_block(q, start, stop))
             grad_v[:, :seen] += torch.bmm(p.transpose(1, 2), rows)
         query, key, value = ctx.shapes
         return (
@@ -262,19 +262,19 @@ def _blocks(width: int, past: int = 0) -> list[tuple[int, int]]:
     return list(pairwise([*starts, width]))
 
 
-def _even(keys: int) -> int:
+def _round_up_keys(keys: int) -> int:
     return -(-keys // KEY_MULTIPLE) * KEY_MULTIPLE
 
 
-def _evened(states: Tensor) -> Tensor:
+def _pad_keys(states: Tensor) -> Tensor:
     """(count, heads, keys, D) -> (count * heads, keys, D), padded to KEY_MULTIPLE with unseen keys."""
     count, heads, keys, size = states.shape
-    even = states.new_zeros(count, heads, _even(keys), size)
+    even = states.new_zeros(count, heads, _round_up_keys(keys), size)
     even[:, :, :keys] = states
     return even.flatten(0, 1)
 
 
-def _rows_of(states: Tensor, start: int, stop: int) -> Tensor:
+def _query_block(states: Tensor, start: int, stop: int) -> Tensor:
     """Queries start .. stop - 1: (pairs, groups, width, D) -> (pairs, groups * block, D)."""
     return states[:, :, start:stop].flatten(1, 2)
 
@@ -283,7 +283,7 @@ def _rows_of(states: Tensor, start: int, stop: int) -> Tensor:
 def _hidden(start: int, stop: int, past: int, reach: Reach, groups: int, dtype: torch.dtype) -> Tensor:
     """0 where a query start .. stop - 1 sees a key, else -inf: (groups * block, past + stop, padded)."""
     visible = _visible(stop, past, reach, torch.device("cpu"))[start:]
-    visible = F.pad(visible, (0, _even(past + stop) - past - stop))
+    visible = F.pad(visible, (0, _round_up_keys(past + stop) - past - stop))
     hidden = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
     return hidden.repeat(groups, 1)
 

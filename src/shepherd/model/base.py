@@ -78,13 +78,13 @@ class Base:
         of a pass, so that one client's example never changes another's (law 1).
         """
         config = self.model.config.get_text_config()
-        most = [getattr(config, "max_position_embeddings", None), _switches_at(config)]
+        most = [getattr(config, "max_position_embeddings", None), _scaling_switch_at(config)]
         return min((int(bound) for bound in most if bound and bound > 0), default=None)
 
     @property
     def why_no_more(self) -> str:
         """The reason for `max_length` in words; "" if it is the base's own limit."""
-        switch = _switches_at(self.model.config.get_text_config())
+        switch = _scaling_switch_at(self.model.config.get_text_config())
         if switch is None or self.max_length != switch:
             return ""
         return " (above it the position scaling of one example would change that of others)"
@@ -113,7 +113,7 @@ class Base:
         return Adapter({name: np.zeros(shape) for name, shape in self.shapes.items()})
 
 
-def _switches_at(config: Any) -> int | None:
+def _scaling_switch_at(config: Any) -> int | None:
     """Tokens up to which position scaling does not depend on the pass; None if it never does."""
     scalings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     each = [
@@ -125,14 +125,14 @@ def _switches_at(config: Any) -> int | None:
         or getattr(config, "original_max_position_embeddings", None)
         or getattr(config, "max_position_embeddings", None)
         for scaling in each
-        if _switches(scaling)
+        if _depends_on_length(scaling)
     ]
     if getattr(config, "use_dynamic_ntk", False):  # the base's own code, as in the first Qwen
         bounds.append(getattr(config, "seq_length", None))
     return min((int(bound) for bound in bounds if bound), default=None)
 
 
-def _switches(scaling: dict[str, Any]) -> bool:
+def _depends_on_length(scaling: dict[str, Any]) -> bool:
     """Whether a position scaling depends on the longest example of the pass, as `longrope` and `dynamic` do.
 
     PhiMoE chooses `long_mscale` or `short_mscale` by it, whatever the type is. `yarn`, `llama3` and `linear`
@@ -168,7 +168,7 @@ def load(
     """
     from shepherd.model.proof import verify_packing  # which imports Base
 
-    model = _pinned(model)
+    model = _pin_revision(model)
     where = pick_device(device)
     dtype = pick_dtype(model.dtype, where)
     network = load_network(model, where, dtype, consent)
@@ -198,7 +198,7 @@ def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
     Raises:
         BaseError: it is missing or not fast, or the table asks to run code that nobody agreed to.
     """
-    model = _pinned(model)
+    model = _pin_revision(model)
     trusted = remote_code.allowed(model, consent)
     _require_config(model)
     try:
@@ -216,7 +216,7 @@ def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
     return tokenizer
 
 
-def _pinned(model: ModelTable) -> ModelTable:
+def _pin_revision(model: ModelTable) -> ModelTable:
     """The table with the commit that its revision names now, so that what is checked is what is loaded."""
     if Path(model.base).is_dir():
         return model
@@ -344,7 +344,7 @@ def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, co
         options["quantization_config"] = _quantisation(model, device, dtype)
     transformers_logging.disable_progress_bar()
     try:
-        with _without_table():
+        with _hide_load_report():
             network, report = AutoModelForCausalLM.from_pretrained(
                 model.base,
                 revision=model.revision,
@@ -380,17 +380,17 @@ def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, co
 
 
 @contextmanager
-def _without_table() -> Iterator[None]:
+def _hide_load_report() -> Iterator[None]:
     """Hide transformers' table of tensors, whose facts are reported here without terminal escapes."""
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_no_table)
+    logger.addFilter(_is_not_load_report)
     try:
         yield
     finally:
-        logger.removeFilter(_is_no_table)
+        logger.removeFilter(_is_not_load_report)
 
 
-def _is_no_table(record: logging.LogRecord) -> bool:
+def _is_not_load_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in str(record.msg)
 
 

@@ -59,7 +59,7 @@ def coverage(network: nn.Module, targets: Sequence[lora.Target]) -> Coverage:
     return Coverage(
         parameters=reached + sum(counts.values()),
         adapted=reached,
-        left_out={_named(reason, names[reason]): count for reason, count in counts.items()},
+        left_out={_with_names(reason, names[reason]): count for reason, count in counts.items()},
         share=share,
         sentence=_sentence(network, share, mentioned),
     )
@@ -73,11 +73,11 @@ def _parameters(network: nn.Module) -> list[tuple[str, nn.Module, str, nn.Parame
         for leaf, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                found.append((_plain(network, name), module, leaf, parameter))
+                found.append((_original_name(network, name), module, leaf, parameter))
     return found
 
 
-def _plain(network: nn.Module, name: str) -> str:
+def _original_name(network: nn.Module, name: str) -> str:
     """A module's name without the adapted layer that wraps it."""
     around, _, leaf = name.rpartition(".")
     adapted = isinstance(network.get_submodule(around), lora.StackedLinear | lora.StackedExperts)
@@ -113,7 +113,7 @@ def _reason(
     return MATRICES if parameter.ndim == 2 else STACKED
 
 
-def _named(reason: str, names: Sequence[str]) -> str:
+def _with_names(reason: str, names: Sequence[str]) -> str:
     if reason in (EMBEDDINGS, VECTORS):
         return reason
     short = list(dict.fromkeys(names)) if reason == UNREACHED else lora.suffixes(names)
@@ -145,7 +145,7 @@ def _sentence(network: nn.Module, share: float, names: Mapping[str, Sequence[str
 def _tunable(network: nn.Module) -> set[str]:
     """The stacked parameters that `adapter.target_parameters` may name."""
     return {
-        f"{_plain(network, name)}.{parameter}"
+        f"{_original_name(network, name)}.{parameter}"
         for name, module in network.named_modules()
         for parameter in lora.stacks(module)
     }

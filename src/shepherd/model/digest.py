@@ -64,7 +64,7 @@ def digest(folder: str | Path) -> str:
         BaseError: the folder holds no configuration or no weights, or a file cannot be read.
     """
     folder = Path(folder).expanduser()
-    lines = [f"{_hashed(folder / name)}  {name}\n" for name in files(folder)]
+    lines = [f"{_file_hash(folder / name)}  {name}\n" for name in files(folder)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -152,14 +152,14 @@ def shards(index: Path) -> list[str]:
         raise BaseError(
             f"index {index} of a base's weights cannot be read; download that file again"
         ) from error
-    if not found or not all(_is_plain(name) for name in found):
+    if not found or not all(_is_plain_name(name) for name in found):
         raise BaseError(
             f"index {index} names files that are not safetensors of its own folder; download that file again"
         )
     return found
 
 
-def _is_plain(name: object) -> bool:
+def _is_plain_name(name: object) -> bool:
     """Whether it is a plain file name, without characters that a progress bar would display differently."""
     return (
         isinstance(name, str)
@@ -168,10 +168,10 @@ def _is_plain(name: object) -> bool:
     )
 
 
-def _hashed(path: Path) -> str:
+def _file_hash(path: Path) -> str:
     try:
         about = path.stat()
-        return _read(path.resolve(), about.st_size, about.st_mtime_ns)
+        return _sha256(path.resolve(), about.st_size, about.st_mtime_ns)
     except OSError as error:
         raise BaseError(
             f"file {path} of a base cannot be read ({error.strerror}); download it again"
@@ -179,7 +179,7 @@ def _hashed(path: Path) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _read(path: Path, size: int, changed: int) -> str:
+def _sha256(path: Path, size: int, changed: int) -> str:
     """The sha256 of one file; `size` and `changed` are only keys of the cache."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -54,7 +54,7 @@ def write(folder: Path, adapter: Adapter, base: Base) -> None:
             is written and `read` reads it.
         FolderError: the folder cannot be written.
     """
-    found = _written(folder, adapter, base)
+    found = _write_adapter(folder, adapter, base)
     if found.refused:
         raise AdapterError(
             f"adapter {folder} is written and can be used here, but {_refusal(base, found.refused)}"
@@ -63,7 +63,7 @@ def write(folder: Path, adapter: Adapter, base: Base) -> None:
         raise AdapterError(
             f"adapter {folder} is written and can be used here, but PEFT {version('peft')} would leave out"
             f" or change {len(found.lost)} of its {len(adapter)} tensors, {found.lost[0]} first; set"
-            f" {_arriving(base, found.lost)} and train it again"
+            f" {_loadable_targets(base, found.lost)} and train it again"
         )
 
 
@@ -80,7 +80,7 @@ def rehearse(base: Base) -> str:
     rng = np.random.default_rng(0)
     adapter = Adapter({name: rng.normal(size=shape) for name, shape in small.shapes.items()})
     with tempfile.TemporaryDirectory() as folder:
-        found = _written(Path(folder), adapter, small)
+        found = _write_adapter(Path(folder), adapter, small)
     if found.refused:
         raise AdapterError(_refusal(base, found.refused))
     if found.lost:
@@ -88,7 +88,7 @@ def rehearse(base: Base) -> str:
         raise AdapterError(
             f"PEFT {version('peft')} would not load the adapters of {len(modules)} modules of base"
             f" {base.name} ({base.model.config.model_type}) as they are trained, {modules[0]} first; set"
-            f" {_arriving(base, found.lost)}"
+            f" {_loadable_targets(base, found.lost)}"
         )
     if found.unknown:
         return f"what PEFT would load of the adapter cannot be checked: {found.unknown}"
@@ -99,7 +99,7 @@ def rehearse(base: Base) -> str:
         kinds = sorted({name.rpartition(".")[2] for name in found.as_parameters})
         return (
             f"the adapter names {len(found.as_parameters)} modules ({', '.join(kinds)}) as target_parameters,"
-            " since PEFT takes them for experts otherwise"
+            " since PEFT would treat them as experts otherwise"
         ) + (", and a dropout of 0, the only one that PEFT allows there" if base.adapter.dropout else "")
     return ""
 
@@ -116,15 +116,15 @@ class _Found:
     """Why this could not be checked; "" if it was."""
 
 
-def _written(folder: Path, adapter: Adapter, base: Base) -> _Found:
+def _write_adapter(folder: Path, adapter: Adapter, base: Base) -> _Found:
     require_shapes(base.shapes, shapes_of(adapter), "the adapter to write")
     metadata = {"format": "pt", BASE_KEY: base.fingerprint}
-    with replacing(folder) as beside:
-        (beside / WEIGHTS).write_bytes(_ordered(bytes_of(dict(adapter), metadata)))
-        return _configured(beside, adapter, base)
+    with replacing(folder) as scratch:
+        (scratch / WEIGHTS).write_bytes(_sort_metadata(bytes_of(dict(adapter), metadata)))
+        return _write_loadable_config(scratch, adapter, base)
 
 
-def _configured(folder: Path, adapter: Adapter, base: Base) -> _Found:
+def _write_loadable_config(folder: Path, adapter: Adapter, base: Base) -> _Found:
     """Write a configuration with which PEFT loads every tensor; the usual one if it does."""
     from shepherd.model import peft_loading
 
@@ -157,11 +157,11 @@ def _write_config(folder: Path, config: LoraConfig) -> None:
     (folder / CONFIG).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf8")
 
 
-def _arriving(base: Base, lost: Sequence[str]) -> str:
+def _loadable_targets(base: Base, lost: Sequence[str]) -> str:
     """The line of the run file that leaves out the targets of these lost tensors."""
     gone = [s.module for s in base.targets if s.name_a in lost or s.name_b in lost]
     kept = [s.module for s in base.targets if s.module not in gone]
-    names = sorted({_shortest(module, gone) for module in kept})
+    names = sorted({_unique_suffix(module, gone) for module in kept})
     return (
         f"adapter.targets = {json.dumps(names)}"
         if names
@@ -169,7 +169,7 @@ def _arriving(base: Base, lost: Sequence[str]) -> str:
     )
 
 
-def _shortest(module: str, others: Sequence[str]) -> str:
+def _unique_suffix(module: str, others: Sequence[str]) -> str:
     """The shortest end of a module's name that is not the end of another's."""
     parts = module.split(".")
     ends = (".".join(parts[i:]) for i in reversed(range(len(parts))))
@@ -193,13 +193,13 @@ def write_tokenizer(folder: Path, base: Base, stop: Sequence[int]) -> None:
         eos_token_id=sorted(stop),
         pad_token_id=eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )
-    with replacing(folder) as beside:
-        tokenizer.save_pretrained(beside)
-        _for_others(beside / "tokenizer_config.json")
-        generation.save_pretrained(beside)
+    with replacing(folder) as scratch:
+        tokenizer.save_pretrained(scratch)
+        _make_portable(scratch / "tokenizer_config.json")
+        generation.save_pretrained(scratch)
 
 
-def _for_others(path: Path) -> None:
+def _make_portable(path: Path) -> None:
     """Remove how a tokenizer was loaded here from its configuration, and name a class of every version."""
     keys = json.loads(path.read_text(encoding="utf8"))
     keys = {key: value for key, value in keys.items() if key not in ("is_local", "local_files_only")}
@@ -213,10 +213,10 @@ def replacing(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files then replace those of the same names in `folder`, each atomically."""
     try:
         private.make(folder)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as beside:
-            yield Path(beside)
-            for path in sorted(Path(beside).rglob("*")):
-                place = folder / path.relative_to(beside)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+            yield Path(scratch)
+            for path in sorted(Path(scratch).rglob("*")):
+                place = folder / path.relative_to(scratch)
                 if path.is_dir():
                     place.mkdir(mode=private.FOLDER, exist_ok=True)
                 else:
@@ -229,7 +229,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         ) from error
 
 
-def _ordered(content: bytes) -> bytes:
+def _sort_metadata(content: bytes) -> bytes:
     """A safetensors file with its metadata sorted, since the library's order changes from run to run.
 
     The format is eight bytes with the header's length, the header as JSON, the tensors.
@@ -264,11 +264,11 @@ def config_of(base: Base, as_parameters: Collection[str] = ()) -> LoraConfig:
         use_rslora=table.rank_stabilised,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in bases),
         target_modules=[s.module for s in base.targets if not s.parameter and s.module not in as_parameters],
-        target_parameters=_parameters(base, as_parameters) or None,
+        target_parameters=_named_parameters(base, as_parameters) or None,
     )
 
 
-def _parameters(base: Base, modules: Collection[str]) -> list[str]:
+def _named_parameters(base: Base, modules: Collection[str]) -> list[str]:
     """Names of the stacked experts' parameters and of the weights of `modules`."""
     stacked = [f"{target.module}.{target.parameter}" for target in base.targets if target.parameter]
     return sorted([*stacked, *(f"{module}{WEIGHT}" for module in modules)])
@@ -318,7 +318,7 @@ def read_config(folder: Path) -> AdapterTable:
         config = dict(json.loads((folder / CONFIG).read_text(encoding="utf8")))
     except (OSError, ValueError, TypeError) as error:
         raise AdapterError(f"adapter {folder} has no readable {CONFIG}; give a PEFT LoRA folder") from error
-    refused = [key for key, value in config.items() if not _plain(key, value, config)]
+    refused = [key for key, value in config.items() if not _is_supported(key, value, config)]
     if config.get("peft_type") != "LORA" or refused:
         key = refused[0] if config.get("peft_type") == "LORA" else "peft_type"
         raise AdapterError(
@@ -332,8 +332,8 @@ def read_config(folder: Path) -> AdapterTable:
             alpha=config["lora_alpha"],
             dropout=config.get("lora_dropout", 0.0),
             rank_stabilised=config.get("use_rslora", False),
-            targets=targets if targets == "all-linear" else _names(targets, _weights(config)),
-            target_parameters=tuple(name for name in _listed(config) if not name.endswith(WEIGHT)),
+            targets=targets if targets == "all-linear" else _names(targets, _linear_parameters(config)),
+            target_parameters=tuple(name for name in _target_parameters(config) if not name.endswith(WEIGHT)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(
@@ -341,7 +341,7 @@ def read_config(folder: Path) -> AdapterTable:
         ) from error
 
 
-def _plain(key: str, value: Any, config: Mapping[str, Any]) -> bool:
+def _is_supported(key: str, value: Any, config: Mapping[str, Any]) -> bool:
     """Whether a key of PEFT's configuration is supported or has no effect; others must be empty."""
     match key:
         case "init_lora_weights":  # others change the base's own weights
@@ -362,12 +362,12 @@ def _defaults() -> dict[str, Any]:
     return dict(LoraConfig().to_dict())
 
 
-def _weights(config: Mapping[str, Any]) -> list[str]:
+def _linear_parameters(config: Mapping[str, Any]) -> list[str]:
     """Names of the linear modules that the configuration names by their weights."""
-    return [name.removesuffix(WEIGHT) for name in _listed(config) if name.endswith(WEIGHT)]
+    return [name.removesuffix(WEIGHT) for name in _target_parameters(config) if name.endswith(WEIGHT)]
 
 
-def _listed(config: Mapping[str, Any]) -> list[str]:
+def _target_parameters(config: Mapping[str, Any]) -> list[str]:
     return sorted(map(str, config.get("target_parameters") or ()))
 
 

@@ -64,28 +64,28 @@ def of_folder(folder: str | Path) -> str:
     stored = [name for name in digest.weights(folder) if not name.endswith(".json")]
     try:
         config = json.loads((folder / digest.CONFIG).read_text(encoding="utf8"))
-        lines = _without_copies(config, dict(line for name in stored for line in _lines(folder / name)))
+        lines = _without_copies(config, dict(line for name in stored for line in _tensor_lines(folder / name)))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BaseError(
             f"a file of base folder {folder} cannot be read ({error}); download its files again"
         ) from error
-    found = hashlib.sha256(json.dumps(_deciding(config), sort_keys=True).encode())
+    found = hashlib.sha256(json.dumps(_relevant_config(config), sort_keys=True).encode())
     for name in sorted(lines):
         found.update(name.encode() + lines[name])
     return found.hexdigest()[:16]
 
 
-def _deciding(config: dict[str, Any]) -> Any:
+def _relevant_config(config: dict[str, Any]) -> Any:
     """A configuration, completed by its class, without defaults and keys that change no logit."""
     try:
         kind = CONFIG_MAPPING[config["model_type"]]
-        parsed, usual = (_plain(one.to_dict()) for one in (kind.from_dict(config), kind()))
+        parsed, usual = (_as_json(one.to_dict()) for one in (kind.from_dict(config), kind()))
     except Exception:  # of code that comes with the base, or of a class that refuses it
         return _non_defaults(config, {})
     return {**_non_defaults(parsed, usual), "model_type": config["model_type"]}
 
 
-def _plain(config: dict[str, Any]) -> Any:
+def _as_json(config: dict[str, Any]) -> Any:
     return json.loads(json.dumps(config, default=str))
 
 
@@ -116,7 +116,7 @@ def _without_copies(config: dict[str, Any], lines: dict[str, bytes]) -> dict[str
     }
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+def _tensor_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """Each tensor's name, and its shape with its sampled values as bytes."""
     for name, shape, sample in _samples(path):
         if isinstance(sample, Tensor):

@@ -68,10 +68,10 @@ class StackedLinear(nn.Module):
     a: Tensor
     b: Tensor
 
-    def __init__(self, base: nn.Module, *, scale: float, dropout: float, place: int = 0) -> None:
+    def __init__(self, base: nn.Module, *, scale: float, dropout: float, index: int = 0) -> None:
         super().__init__()
         self.base = base
-        self.place = place
+        self.index = index
         self.scale = scale
         self.dropout = dropout
 
@@ -87,7 +87,7 @@ class StackedLinear(nn.Module):
             return self.base(x)  # type: ignore[no-any-return]
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
         segments = _in_tokens(plan, len(flat))
-        keep = _dropout_mask(flat, segments, self.dropout if plan.training else 0.0, self.place)
+        keep = _dropout_mask(flat, segments, self.dropout if plan.training else 0.0, self.index)
         passed, low = _Down.apply(flat, self.a, segments, keep)  # type: ignore[no-untyped-call]
         y: Tensor = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place
         y = _Up.apply(y, low, self.b, segments, self.scale)  # type: ignore[no-untyped-call]
@@ -123,7 +123,7 @@ class StackedExperts(nn.Module):
             return self.base(hidden, chosen, weights)  # type: ignore[no-any-return]
         base: Any = self.base
         tokens, choices = chosen.shape
-        routed = _routed(chosen, _in_tokens(plan, tokens), base.num_experts)
+        routed = _route(chosen, _in_tokens(plan, tokens), base.num_experts)
         x = hidden.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
         x = x.index_select(0, routed.pairs)  # each pair once, so that gradients are summed in a fixed order
         x = self._product(x, "gate_up_proj" if base.has_gate else "up_proj", routed)
@@ -167,7 +167,7 @@ class _Routed:
     segments: tuple[Segment, ...]  # of the pairs; adapter k at expert e counts as adapter k E + e
 
 
-def _routed(chosen: Tensor, segments: Sequence[Segment], experts: int) -> _Routed:
+def _route(chosen: Tensor, segments: Sequence[Segment], experts: int) -> _Routed:
     """Sort the choices by expert and segment; those without an expert (numbers of E or more) are left out."""
     stops = torch.tensor([s.stop for s in segments], device=chosen.device)
     tokens = torch.arange(len(chosen), device=chosen.device)
@@ -176,8 +176,8 @@ def _routed(chosen: Tensor, segments: Sequence[Segment], experts: int) -> _Route
     pairs = key.argsort(stable=True)
     counts = key.bincount(minlength=experts * len(segments))[: experts * len(segments)].tolist()
     found, start = [], 0
-    for place, count in enumerate(counts):
-        expert, owner = divmod(place, len(segments))
+    for index, count in enumerate(counts):
+        expert, owner = divmod(index, len(segments))
         if count:
             adapter = segments[owner].adapter * experts + expert
             found.append(Segment(adapter=adapter, start=start, stop=start + count))
@@ -200,19 +200,19 @@ def _in_tokens(plan: PassPlan, tokens: int) -> tuple[Segment, ...]:
     each, left = divmod(tokens, plan.size)
     if left:
         raise BaseError(
-            "this base routes tokens between its layers (a mixture of experts?), so rows cannot be told"
-            " apart there; set other adapter.targets, such as the attention's"
+            "this base routes tokens between its layers (a mixture of experts?), so the clients' rows cannot be"
+            " separated there; set other adapter.targets, such as the attention's"
         )
     return tuple(Segment(adapter=s.adapter, start=s.start * each, stop=s.stop * each) for s in plan.segments)
 
 
-def _dropout_mask(x: Tensor, segments: Sequence[Segment], p: float, place: int) -> Tensor | None:
+def _dropout_mask(x: Tensor, segments: Sequence[Segment], p: float, index: int) -> Tensor | None:
     """Mask (tokens, in) of 0 or 1 / (1 - p), drawn from each row's and layer's own seed (law 1)."""
     if p == 0.0:
         return None
     mask = torch.empty_like(x)
     for segment in segments:
-        generator = torch.Generator(x.device).manual_seed(seed_for(segment.dropout_seed, place))
+        generator = torch.Generator(x.device).manual_seed(seed_for(segment.dropout_seed, index))
         mask[segment.start : segment.stop].bernoulli_(1 - p, generator=generator)
     return mask.div_(1 - p)
 
@@ -232,7 +232,7 @@ class _Down(torch.autograd.Function):
         a = a.to(x.dtype)
         dropped = x if keep is None else x * keep
         low = x.new_empty(x.shape[0] * a.shape[1])
-        for s, part in _parts(low, segments, a.shape[1]):
+        for s, part in _segment_parts(low, segments, a.shape[1]):
             torch.mm(a[s.adapter], dropped[s.start : s.stop].T, out=part)
         ctx.save_for_backward(x, a, keep)
         ctx.segments = segments
@@ -243,7 +243,7 @@ class _Down(torch.autograd.Function):
         grad_x, grad_low = grads
         x, a, keep = ctx.saved_tensors
         grad_a = torch.zeros(a.shape, device=x.device) if ctx.needs_input_grad[1] else None
-        for s, part in _parts(grad_low, ctx.segments, a.shape[1]):
+        for s, part in _segment_parts(grad_low, ctx.segments, a.shape[1]):
             rows = slice(s.start, s.stop)
             if grad_a is not None:
                 grad_a[s.adapter] += part @ (x[rows] if keep is None else x[rows] * keep[rows])  # (r, in)
@@ -263,7 +263,7 @@ class _Up(torch.autograd.Function):
     ) -> Tensor:
         ctx.mark_dirty(y)
         b = (b * scale).to(y.dtype)
-        for s, part in _parts(low, segments, b.shape[2]):
+        for s, part in _segment_parts(low, segments, b.shape[2]):
             y[s.start : s.stop].addmm_(part.T, b[s.adapter].T)
         ctx.save_for_backward(low, b)
         ctx.segments, ctx.scale = segments, scale
@@ -276,7 +276,7 @@ class _Up(torch.autograd.Function):
         grad_low = torch.empty_like(low)
         grad_b = torch.zeros(b.shape, device=b.device) if ctx.needs_input_grad[2] else None
         parts = zip(
-            _parts(low, ctx.segments, b.shape[2]), _parts(grad_low, ctx.segments, b.shape[2]), strict=True
+            _segment_parts(low, ctx.segments, b.shape[2]), _segment_parts(grad_low, ctx.segments, b.shape[2]), strict=True
         )
         for (s, part), (_, grad_part) in parts:
             rows = grad[s.start : s.stop]
@@ -286,7 +286,7 @@ class _Up(torch.autograd.Function):
         return grad, grad_low, None if grad_b is None else grad_b.mul_(ctx.scale), None, None
 
 
-def _parts(low: Tensor, segments: Sequence[Segment], rank: int) -> Iterator[tuple[Segment, Tensor]]:
+def _segment_parts(low: Tensor, segments: Sequence[Segment], rank: int) -> Iterator[tuple[Segment, Tensor]]:
     """Each segment's (r, n) in the flat (r * tokens,)."""
     for s in segments:
         yield s, low[rank * s.start : rank * s.stop].view(rank, s.stop - s.start)
@@ -300,8 +300,8 @@ def attach(model: nn.Module, table: AdapterTable) -> tuple[Target, ...]:
             base has none.
     """
     towers = text_path.towers(model)
-    linear = _linear(model, table.targets, towers)
-    stacked = _stacked(model, table.target_parameters, towers)
+    linear = _linear_targets(model, table.targets, towers)
+    stacked = _parameter_targets(model, table.target_parameters, towers)
     scale = scaling(table)
     targets: list[Target] = []
     for name, module in list(model.named_modules()):
@@ -309,7 +309,7 @@ def attach(model: nn.Module, table: AdapterTable) -> tuple[Target, ...]:
         if name in linear:
             inputs, outputs = widths(module) or (0, 0)
             targets.append(Target(module=name, inputs=inputs, outputs=outputs))
-            layer = StackedLinear(module, scale=scale, dropout=table.dropout, place=len(targets))
+            layer = StackedLinear(module, scale=scale, dropout=table.dropout, index=len(targets))
         elif name in stacked:
             targets += _targets_of(name, module, stacked[name])
             layer = StackedExperts(module, scale=scale)
@@ -321,7 +321,7 @@ def attach(model: nn.Module, table: AdapterTable) -> tuple[Target, ...]:
 
 
 def _targets_of(name: str, module: Any, parameters: Sequence[str]) -> Iterator[Target]:
-    for place, parameter in enumerate(parameters):
+    for index, parameter in enumerate(parameters):
         experts, *sizes = getattr(module, parameter).shape
         inputs, outputs = sizes if module.is_transposed else reversed(sizes)
         yield Target(
@@ -330,7 +330,7 @@ def _targets_of(name: str, module: Any, parameters: Sequence[str]) -> Iterator[T
             outputs=outputs,
             parameter=parameter,
             experts=experts,
-            wrappers=len(parameters) - 1 - place,  # PEFT wraps them in the module's order
+            wrappers=len(parameters) - 1 - index,  # PEFT wraps them in the module's order
         )
 
 
@@ -369,7 +369,7 @@ def stacks(module: nn.Module) -> tuple[str, ...]:
     return tuple(found) if len(found) == len(names) else ()
 
 
-def _linear(model: nn.Module, targets: str | Sequence[str], towers: Sequence[str]) -> set[str]:
+def _linear_targets(model: nn.Module, targets: str | Sequence[str], towers: Sequence[str]) -> set[str]:
     """The names of the linear modules to adapt."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     found = {
@@ -378,30 +378,30 @@ def _linear(model: nn.Module, targets: str | Sequence[str], towers: Sequence[str
         if widths(module) is not None and module is not head and not text_path.within(name, towers)
     }
     if isinstance(targets, str):
-        found -= {name for refused in refused_by_peft(model) for name in found if _is(name, refused)}
+        found -= {name for refused in refused_by_peft(model) for name in found if _matches(name, refused)}
         if not found:
             raise BaseError("this base has no linear module to adapt; use another base")
         return found
     for target in targets:
-        if not any(_is(name, target) for name in found):
+        if not any(_matches(name, target) for name in found):
             kinds = sorted({name.rpartition(".")[2] for name in found})
-            raise BaseError(f"adapter.targets names {target!r}, {_no_linear(model, target, towers, kinds)}")
-    return {name for name in found if any(_is(name, target) for target in targets)}
+            raise BaseError(f"adapter.targets names {target!r}, {_why_not_linear(model, target, towers, kinds)}")
+    return {name for name in found if any(_matches(name, target) for target in targets)}
 
 
 def refused_by_peft(model: nn.Module) -> tuple[str, ...]:
     """Names of linear modules that PEFT refuses to adapt in a model of this type."""
     refused = REFUSED_BY_PEFT.get(model.config.model_type)  # type: ignore[union-attr, arg-type]
-    there = refused and any(_is(name, refused) for name, _ in model.named_modules())
+    there = refused and any(_matches(name, refused) for name, _ in model.named_modules())
     return (refused,) if refused and there else ()
 
 
-def _no_linear(model: nn.Module, target: str, towers: Sequence[str], kinds: Sequence[str]) -> str:
+def _why_not_linear(model: nn.Module, target: str, towers: Sequence[str], kinds: Sequence[str]) -> str:
     """Why no linear module can be adapted by this name, and what to write instead."""
     if not re.fullmatch(r"[\w.-]+", target):
         return f"a pattern, which is not supported; list the names of modules: {kinds}"
     for name, module in model.named_modules():
-        if not _is(name, target):
+        if not _matches(name, target):
             continue
         if module is model.get_output_embeddings():  # type: ignore[operator]
             return "the head, which cannot be adapted: the loss is computed from it directly; remove it"
@@ -412,45 +412,45 @@ def _no_linear(model: nn.Module, target: str, towers: Sequence[str], kinds: Sequ
         return f"which is not a linear module but a {type(module).__name__}; the linear ones are {kinds}"
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
-        if _is(name, target) and leaf in stacks(model.get_submodule(owner)):
+        if _matches(name, target) and leaf in stacks(model.get_submodule(owner)):
             return f"a stack of experts' matrices; set adapter.target_parameters = {suffixes([name])}"
-        if _is(name, target):
+        if _matches(name, target):
             shape = tuple(parameter.shape)
             return f"which is not a linear module but a parameter {shape}; the linear modules are {kinds}"
     return f"which this base lacks; it has {kinds}"
 
 
-def _stacked(model: nn.Module, targets: Sequence[str], towers: Sequence[str]) -> dict[str, list[str]]:
+def _parameter_targets(model: nn.Module, targets: Sequence[str], towers: Sequence[str]) -> dict[str, list[str]]:
     """Module -> its stacked parameters that are adapted, in the module's order."""
     found: dict[str, list[str]] = {}
     for target in targets:
-        hits = [name for name, _ in model.named_parameters() if _is(name, target)]
+        hits = [name for name, _ in model.named_parameters() if _matches(name, target)]
         reached = [name for name in hits if not text_path.within(name, towers)]
         if not reached:
-            raise BaseError(f"adapter.target_parameters names {target!r}, {_no_stack(model, hits, towers)}")
+            raise BaseError(f"adapter.target_parameters names {target!r}, {_why_no_stack(model, hits, towers)}")
         for name in reached:
             owner, _, leaf = name.rpartition(".")
             if leaf not in stacks(model.get_submodule(owner)):
                 kind = type(model.get_submodule(owner)).__name__
                 raise BaseError(
                     f"adapter.target_parameters names {target!r}, a parameter of {owner} ({kind}), which does"
-                    " not follow transformers' interface for experts, so one client's tokens cannot be told"
-                    f" from another's there; remove it{_instead(model, towers)}"
+                    " not follow transformers' interface for experts, so the clients' tokens cannot be"
+                    f" separated there; remove it{_suggest_parameters(model, towers)}"
                 )
     for name, module in model.named_modules():
-        chosen = [p for p in stacks(module) if any(_is(f"{name}.{p}", target) for target in targets)]
+        chosen = [p for p in stacks(module) if any(_matches(f"{name}.{p}", target) for target in targets)]
         if chosen and not text_path.within(name, towers):
             found[name] = chosen
     return found
 
 
-def _no_stack(model: nn.Module, hits: Sequence[str], towers: Sequence[str]) -> str:
+def _why_no_stack(model: nn.Module, hits: Sequence[str], towers: Sequence[str]) -> str:
     if hits:
         return f"which is only in {text_path.within(hits[0], towers)}, where text never goes; remove it"
-    return f"which this base lacks; remove it{_instead(model, towers)}"
+    return f"which this base lacks; remove it{_suggest_parameters(model, towers)}"
 
 
-def _instead(model: nn.Module, towers: Sequence[str]) -> str:
+def _suggest_parameters(model: nn.Module, towers: Sequence[str]) -> str:
     names = [
         f"{name}.{parameter}"
         for name, module in model.named_modules()
@@ -469,7 +469,7 @@ def suffixes(names: Sequence[str]) -> list[str]:
     return sorted({re.split(r"\.\d+\.", name)[-1] for name in names})
 
 
-def _is(name: str, target: str) -> bool:
+def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)
 
 

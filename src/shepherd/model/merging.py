@@ -41,15 +41,15 @@ def write(folder: Path, trained: Trained, *, dtype: str | None, shard_bytes: int
     device = torch.device("cpu")
     number = base.dtype if dtype is None else bases.pick_dtype(dtype, device)
     network = bases.load_network(whole, device, number, trained.consent)
-    with tempfile.TemporaryDirectory() as beside:
-        files.write(Path(beside), trained.adapter, base)
-        adapted = PeftModel.from_pretrained(network, beside)
+    with tempfile.TemporaryDirectory() as scratch:
+        files.write(Path(scratch), trained.adapter, base)
+        adapted = PeftModel.from_pretrained(network, scratch)
         try:
             merged = adapted.merge_and_unload(safe_merge=True)
         except ValueError as error:  # a weight that is not finite
             raise AdapterError(
                 f"the adapter cannot be merged into {base.name} ({error}); merge it with dtype=float32"
             ) from error
-    with files.replacing(folder) as beside_folder:
-        merged.save_pretrained(beside_folder, max_shard_size=shard_bytes)
+    with files.replacing(folder) as scratch_folder:
+        merged.save_pretrained(scratch_folder, max_shard_size=shard_bytes)
     files.write_tokenizer(folder, base, trained.stop)

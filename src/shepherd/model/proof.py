@@ -78,7 +78,7 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
     """
     if base.max_length is not None and base.max_length < MIN_BASE_TOKENS:
         raise BaseError(
-            f"{_named(base)} reads at most {base.max_length} tokens, too few for a prompt and its answer; use"
+            f"{_describe_base(base)} reads at most {base.max_length} tokens, too few for a prompt and its answer; use"
             " another base"
         )
     exact, own = _alone_in_float32(base, longest)
@@ -90,7 +90,7 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
         _require_head(rough, allowed)
     why_unpacked = _why_not(_packed, exact, own, base.dtype, rough, allowed)
     if why_unpacked and (fault := _why_not(_batched, exact, own, base.dtype, rough, allowed)):
-        raise BaseError(f"{_named(base)} cannot be trained here: {fault}; use another base")
+        raise BaseError(f"{_describe_base(base)} cannot be trained here: {fault}; use another base")
     if mute := _why_mute(base, exact):
         return Proof(unpacked=why_unpacked, pads=False, batches=False, mute=mute)
     pads = _answers_alike(exact, [exact.examples[-1], exact.examples[0]])
@@ -98,7 +98,7 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
     return Proof(unpacked=why_unpacked, pads=pads, batches=batches)
 
 
-def _named(base: Base) -> str:
+def _describe_base(base: Base) -> str:
     return f"base {base.name} ({base.model.config.model_type})"
 
 
@@ -120,7 +120,7 @@ def _alone_in_float32(base: Base, longest: int | None) -> tuple[_Probe, _Outputs
     except BaseError:
         raise
     except Exception as error:  # any architecture may fail here, each in its own way
-        raise BaseError(f"{_named(base)} does not run: {_explain(error)}; use another base") from error
+        raise BaseError(f"{_describe_base(base)} does not run: {_explain(error)}; use another base") from error
     return probe, own
 
 
@@ -130,7 +130,7 @@ def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
     top = _border(network, longest or math.inf, shorten=slim)
     if top > MAX_PROBE_TOKENS:
         raise BaseError(
-            f"{_named(base)} has a window or chunk of {top} tokens, too long to prove what happens beyond it;"
+            f"{_describe_base(base)} has a window or chunk of {top} tokens, too long to prove what happens beyond it;"
             f" set data.max_tokens = {top}"
         )
     there = {name for name, _ in network.named_modules()}
@@ -323,14 +323,14 @@ def _why_not(
         low = None if rough is None else _outputs(run, rough)
     except Exception as error:  # any architecture may fail here, each in its own way
         return _explain(error)
-    if not (apart := float(_difference(found.states, own.states).max())) <= TOLERANCE:
-        return f"its examples get different states {how} than alone (relative difference {apart:.1e})"
-    if not (apart := _gradient_difference(found.gradients, own.gradients)) <= TOLERANCE:
-        return f"its examples get different gradients {how} than alone (relative difference {apart:.1e})"
-    if low is not None and not (apart := float(_difference(low.states, own.states).median())) <= allowed:
+    if not (difference := float(_difference(found.states, own.states).max())) <= TOLERANCE:
+        return f"its examples get different states {how} than alone (relative difference {difference:.1e})"
+    if not (difference := _gradient_difference(found.gradients, own.gradients)) <= TOLERANCE:
+        return f"its examples get different gradients {how} than alone (relative difference {difference:.1e})"
+    if low is not None and not (difference := float(_difference(low.states, own.states).median())) <= allowed:
         return (
             f"in {_short(dtype)} its examples get different states {how} than alone (relative difference"
-            f" {apart:.1e})"
+            f" {difference:.1e})"
         )
     return ""
 
@@ -338,8 +338,8 @@ def _why_not(
 def _difference(found: Tensor, expected: Tensor) -> Tensor:
     """Relative difference of each token's states, (M,)."""
     sizes = expected.norm(dim=-1)
-    apart: Tensor = (found - expected).norm(dim=-1) / sizes.clamp(min=1e-3 * float(sizes.mean()))
-    return apart
+    difference: Tensor = (found - expected).norm(dim=-1) / sizes.clamp(min=1e-3 * float(sizes.mean()))
+    return difference
 
 
 def _gradient_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
@@ -359,10 +359,10 @@ def _require_causal(probe: _Probe, own: _Outputs) -> None:
     ids = probe.examples[0][: len(probe.examples[0]) // 2]
     with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, len(ids), 0)):
         states = hidden_states(probe.base, ids.unsqueeze(0), None)[COMPARED]
-    if not (apart := float(_difference(states, own.states[: len(states)]).max())) <= TOLERANCE:
+    if not (difference := float(_difference(states, own.states[: len(states)]).max())) <= TOLERANCE:
         raise BaseError(
-            f"{_named(probe.base)} cannot be trained here: a token's states depend on the tokens after it"
-            f" (relative difference {apart:.1e}); use a causal language model"
+            f"{_describe_base(probe.base)} cannot be trained here: a token's states depend on the tokens after it"
+            f" (relative difference {difference:.1e}); use a causal language model"
         )
 
 
@@ -373,16 +373,16 @@ def _require_head(probe: _Probe, allowed: float) -> None:
         with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, ids.shape[1], 0)):
             ours = logits(probe.base, hidden_states(probe.base, ids, None))
             own = probe.base.model(input_ids=ids, use_cache=False).logits[0]
-        apart = float(_difference(ours.float(), own.float()).max())
+        difference = float(_difference(ours.float(), own.float()).max())
     except Exception as error:  # any architecture may fail here, each in its own way
         raise BaseError(
-            f"{_named(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_explain(error)};"
+            f"{_describe_base(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_explain(error)};"
             " use another base"
         ) from error
-    if not apart <= allowed:
+    if not difference <= allowed:
         raise BaseError(
-            f"{_named(probe.base)} computes its logits in a way that is not supported (relative difference"
-            f" {apart:.1e}); use another base"
+            f"{_describe_base(probe.base)} computes its logits in a way that is not supported (relative difference"
+            f" {difference:.1e}); use another base"
         )
 
 
@@ -413,11 +413,11 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Outputs) -> float:
             whole = hidden_states(base, ids.unsqueeze(0), None)
     except Exception as error:
         raise BaseError(
-            f"{_named(base)} does not run in {_short(base.dtype)}: {_explain(error)}; set another model.dtype"
+            f"{_describe_base(base)} does not run in {_short(base.dtype)}: {_explain(error)}; set another model.dtype"
         ) from error
     if not (states.isfinite().all() and whole.isfinite().all()):
         raise BaseError(
-            f'{_named(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
+            f'{_describe_base(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
         )
     return max(float(_difference(states, own.states).median()), torch.finfo(base.dtype).eps)
 
@@ -442,11 +442,11 @@ def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:
     lora.bind_adapters(probe.base.model, probe.base.targets, probe.stack)
     prompts = [ids.tolist() for ids in examples]
     try:
-        apart = [_scores(probe, [prompt]) for prompt in prompts]
+        difference = [_scores(probe, [prompt]) for prompt in prompts]
         together = _scores(probe, prompts)
     except Exception:  # then prompts are not padded
         return False
-    return bool(_difference(together, torch.cat(apart)).max() <= TOLERANCE)
+    return bool(_difference(together, torch.cat(difference)).max() <= TOLERANCE)
 
 
 def _scores(probe: _Probe, prompts: list[list[int]]) -> Tensor:

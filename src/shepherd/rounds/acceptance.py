@@ -135,10 +135,10 @@ def cap_weights(
         yield from _release(held, max(lightest, shares.cap()), log)
     require_quorum(request, log)
     cap = shares.last_cap()
-    for place, update in enumerate(held):
+    for index, update in enumerate(held):
         if _weight_per_client(update) > cap * (1 + ROUNDING):
             log.capped += update.clients
-            held[place] = replace(update, weight=cap * len(update.clients))
+            held[index] = replace(update, weight=cap * len(update.clients))
         del update
     yield from _release(held, math.inf, log)
 
@@ -149,13 +149,13 @@ def _weight_per_client(update: Update) -> float:
 
 def _release(held: list[Update], cap: float, log: RoundLog) -> Iterator[Update]:
     """Yield the held updates whose clients weigh no more than the cap, in order, and stop holding them."""
-    place = 0
-    while place < len(held):
-        if _weight_per_client(held[place]) <= cap * (1 + ROUNDING):
-            log.weights.update(dict.fromkeys(held[place].clients, _weight_per_client(held[place])))
-            yield held.pop(place)
+    index = 0
+    while index < len(held):
+        if _weight_per_client(held[index]) <= cap * (1 + ROUNDING):
+            log.weights.update(dict.fromkeys(held[index].clients, _weight_per_client(held[index])))
+            yield held.pop(index)
         else:
-            place += 1
+            index += 1
 
 
 def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], log: RoundLog) -> Update:

@@ -131,11 +131,11 @@ def tune(
             f"the algorithm trains no tensor in round {broadcast.round}; choose another algorithm"
         )
     adapters = stack.build(starts, set(trainable).__contains__, base.device)
-    laid = replace(job, visits=ordered)
-    references = _references(base, laid)
+    ordered_job = replace(job, visits=ordered)
+    references = _references(base, ordered_job)
     lora.bind_adapters(base.model, base.targets, adapters.all)
     with tuning_attention(base):
-        losses = _run(base, adapters, laid, references, watch)
+        losses = _run(base, adapters, ordered_job, references, watch)
     results = zip(ordered, starts, stack.trained_adapters(adapters, starts), losses, strict=True)
     tuned = {visit.client: _result(job, visit, start, local, loss) for visit, start, local, loss in results}
     return [tuned[visit.client] for visit in job.visits]
@@ -151,7 +151,7 @@ def _run(
     """Run all optimiser steps; returns the sum of losses over each visit's trained tokens, (K,)."""
     visits, tuning = job.visits, job.tuning
     state = job.training.optimiser.init(adapters)
-    correct = _correction(adapters, job)
+    correct = _gradient_correction(adapters, job)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = trained = 0
     steps, reported_at = max((len(visit.batches) for visit in visits), default=0), monotonic()
@@ -270,8 +270,8 @@ def _rows(
         return
     batch = np.asarray(visit.batches[step])
     lengths = visit.data.lengths[batch]
-    for place, members in enumerate(cut(lengths.tolist(), capacity)):
-        seed = seed_for(visit.seed, "dropout", step, place)
+    for index, members in enumerate(cut(lengths.tolist(), capacity)):
+        seed = seed_for(visit.seed, "dropout", step, index)
         yield Row(client=k, examples=batch[members], tokens=int(lengths[members].sum()), seed=seed)
 
 
@@ -305,7 +305,7 @@ def _batch(base: Base, visits: Sequence[Visit], rows: Sequence[Row]) -> PackedBa
     return pad_batch(visits[row.client].data, row, base.device, training=True)
 
 
-def _correction(adapters: stack.Stack, job: Job) -> Callable[[Step], None]:
+def _gradient_correction(adapters: stack.Stack, job: Job) -> Callable[[Step], None]:
     """A function that corrects the gradients in place by the algorithm, on tensors with a client axis."""
     correction, broadcast = job.algorithm.correct, job.broadcast
     if correction is None:

@@ -69,7 +69,7 @@ class Processes:
         )
         for _ in range(self.count):  # all of them now, not one a job
             pool.submit(_ready)
-        # also where nobody calls `close`, before the interpreter takes itself apart
+        # also if `close` is never called, before the interpreter shuts down
         self._end = weakref.finalize(self, pool.shutdown, wait=True, kill_workers=True)
         return pool
 
