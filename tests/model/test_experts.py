@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from shepherd.algorithms import fedprox, ffa_lora
 from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BaseError
-from shepherd.model import files, generate, lora, meta_shapes, pass_plan
+from shepherd.model import files, generate, lora, lora_layers, meta_shapes, pass_plan
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, TuningTable
 from shepherd.training import tune
@@ -134,7 +134,7 @@ def test_a_is_drawn_as_peft_draws_it() -> None:
 
 def test_each_pair_of_a_token_and_an_expert_meets_its_own_adapter() -> None:
     experts = mixed_experts()
-    layer = lora.StackedExperts(experts, scale=1.5)
+    layer = lora_layers.StackedExperts(experts, scale=1.5)
     generator = torch.Generator().manual_seed(1)
 
     def drawn(*shape: int) -> Tensor:
@@ -178,7 +178,7 @@ def mixed_experts() -> Any:
 
 
 def token_alone(
-    experts: Any, layer: lora.StackedExperts, k: int, x: Tensor, chosen: Tensor, weights: Tensor
+    experts: Any, layer: lora_layers.StackedExperts, k: int, x: Tensor, chosen: Tensor, weights: Tensor
 ) -> Tensor:
     """A token's output by W + scale * B A of each of its experts, written out."""
 
@@ -197,7 +197,7 @@ def token_alone(
 
 def test_outside_a_pass_it_is_the_base_and_shows_what_the_base_is() -> None:
     experts = mixed_experts()
-    layer = lora.StackedExperts(experts, scale=1.0)
+    layer = lora_layers.StackedExperts(experts, scale=1.0)
     hidden, chosen, weights = torch.randn(5, 32), torch.randint(0, 4, (5, 2)), torch.rand(5, 2)
     assert layer(hidden, chosen, weights).equal(experts(hidden, chosen, weights))
     assert layer.num_experts == 4
@@ -207,7 +207,7 @@ def test_outside_a_pass_it_is_the_base_and_shows_what_the_base_is() -> None:
 
 def test_a_bfloat16_base_trains_float32_factors() -> None:
     experts = mixed_experts().bfloat16()
-    layer = lora.StackedExperts(experts, scale=1.0)
+    layer = lora_layers.StackedExperts(experts, scale=1.0)
     a, b = torch.randn(1, 8, 48).requires_grad_(), torch.zeros(1, 32, 8).requires_grad_()
     layer.factors = {"down_proj": (a, b)}
     hidden, chosen = torch.randn(5, 32).bfloat16(), torch.randint(0, 4, (5, 2))

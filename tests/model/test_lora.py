@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from shepherd.core import Adapter
 from shepherd.errors import AdapterError, BaseError
-from shepherd.model import files, lora, pass_plan
+from shepherd.model import files, lora, lora_layers, pass_plan
 from shepherd.model.pass_plan import Segment
 from shepherd.settings import AdapterTable
 from tests.model import bases
@@ -53,7 +53,7 @@ def test_all_linear_leaves_the_head_out_and_sites_stand_in_the_models_order() ->
     model = model_of("llama")
     targets = [target.module for target in lora.attach(model, AdapterTable())]
     assert "lm_head" not in targets
-    assert not isinstance(model.lm_head, lora.StackedLinear)
+    assert not isinstance(model.lm_head, lora_layers.StackedLinear)
     assert targets[:2] == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
     assert len(targets) == 14
     assert [target.module for target, _ in lora.layers(model, lora_targets(model))] == targets
@@ -63,7 +63,7 @@ def lora_targets(model: nn.Module) -> list[lora.Target]:
     return [
         lora.Target(module=name, inputs=0, outputs=0)
         for name, module in model.named_modules()
-        if isinstance(module, lora.StackedLinear)
+        if isinstance(module, lora_layers.StackedLinear)
     ]
 
 
@@ -125,7 +125,7 @@ def test_stacking_keeps_the_order_and_refuses_what_does_not_fit() -> None:
 def layer_of(*, dropout: float = 0.0, index: int = 1, inputs: int = INPUTS, rank: int = RANK, k: int = 3):
     generator = torch.Generator().manual_seed(0)
     base = nn.Linear(inputs, OUTPUTS).requires_grad_(False)
-    layer = lora.StackedLinear(base, scale=1.5, dropout=dropout, index=index)
+    layer = lora_layers.StackedLinear(base, scale=1.5, dropout=dropout, index=index)
     layer.a = torch.randn(k, rank, inputs, generator=generator).requires_grad_()
     layer.b = torch.randn(k, OUTPUTS, rank, generator=generator).requires_grad_()
     return layer
@@ -144,7 +144,7 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(7)).requires_grad_()
 
 
-def dense(layer: lora.StackedLinear, x: Tensor, plan: pass_plan.PassPlan, mask: Tensor) -> Tensor:
+def dense(layer: lora_layers.StackedLinear, x: Tensor, plan: pass_plan.PassPlan, mask: Tensor) -> Tensor:
     parts = [
         layer.base(x[s.start : s.stop])
         + layer.scale * (x * mask)[s.start : s.stop] @ layer.a[s.adapter].T @ layer.b[s.adapter].T
@@ -154,7 +154,7 @@ def dense(layer: lora.StackedLinear, x: Tensor, plan: pass_plan.PassPlan, mask: 
 
 
 def assert_same_values_and_gradients(
-    layer: lora.StackedLinear, plan: pass_plan.PassPlan, mask: Tensor
+    layer: lora_layers.StackedLinear, plan: pass_plan.PassPlan, mask: Tensor
 ) -> None:
     x, outer = drawn(plan.size, layer.a.shape[2]), drawn(plan.size, OUTPUTS).detach()
     inputs = (x, layer.a, layer.b)
@@ -214,7 +214,7 @@ def masks(plan: pass_plan.PassPlan, *, p: float = 0.4, index: int = 1, width: in
     """What the layer's own dropout multiplies its input by, seen from outside: A and B the identity."""
     base = nn.Linear(width, width, bias=False).requires_grad_(False)
     nn.init.zeros_(base.weight)
-    layer = lora.StackedLinear(base, scale=1.0, dropout=p, index=index)
+    layer = lora_layers.StackedLinear(base, scale=1.0, dropout=p, index=index)
     layer.a = layer.b = torch.eye(width).expand(3, width, width)
     with pass_plan.use_plan(plan):
         return layer(torch.ones(plan.size, width))

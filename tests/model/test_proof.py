@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import tiny
 from shepherd.errors import BaseError
-from shepherd.model import attention, lora, pass_plan, proof
+from shepherd.model import attention, lora_layers, pass_plan, proof
 from shepherd.model import base as loading
 from shepherd.model.attention import Reach
 from shepherd.model.base import Base, Proof
@@ -135,7 +135,7 @@ def adapters_swapped(patch: pytest.MonkeyPatch) -> None:
             for s in plan.segments
         )
 
-    patch.setattr(lora, "_in_tokens", swapped)
+    patch.setattr(lora_layers, "_in_tokens", swapped)
 
 
 def an_opening_without_its_gradient(patch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,9 @@ class _BatchedProducts(torch.autograd.Function):
         for start, stop in _blocks(width, past):
             seen = _round_up_keys(past + stop)
             mask = _hidden(start, stop, past, reach, groups, q.dtype).expand(pairs, -1, -1)
-            scores = torch.baddbmm(mask, _query_block(q, start, stop), k[:, :seen].transpose(1, 2), alpha=scale)
+            scores = torch.baddbmm(
+                mask, _query_block(q, start, stop), k[:, :seen].transpose(1, 2), alpha=scale
+            )
             p = scores.softmax(-1)  # (pairs, groups * block, seen)
             out[:, :, start:stop] = torch.bmm(p, v[:, :seen]).view(pairs, groups, -1, v.shape[2])
             shares.append(p)

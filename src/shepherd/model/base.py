@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -360,6 +360,13 @@ def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, co
             f"base {model.base} cannot be loaded ({_first_line(error)}); give a folder with config.json and"
             " safetensors"
         ) from error
+    _require_complete(model, report)
+    network.generation_config = GenerationConfig()  # without the base's own repetition penalty and such
+    return network
+
+
+def _require_complete(model: ModelTable, report: Mapping[str, Any]) -> None:
+    """Raise BaseError if tensors are missing or misshapen; log those that the architecture lacks."""
     unfit = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     if unfit:  # transformers initialises them at random
         raise BaseError(
@@ -373,10 +380,6 @@ def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, co
             many(len(strange), "tensor"),
             min(strange),
         )
-    network.generation_config = (
-        GenerationConfig()
-    )  # without the base's own settings, such as a repetition penalty
-    return network
 
 
 @contextmanager

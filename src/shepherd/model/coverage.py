@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from shepherd.model import lora, text_path
+from shepherd.model import lora, lora_layers, text_path
 
 EMBEDDINGS = "embeddings and head"
 VECTORS = "norms, biases and convolutions"
@@ -80,7 +80,9 @@ def _parameters(network: nn.Module) -> list[tuple[str, nn.Module, str, nn.Parame
 def _original_name(network: nn.Module, name: str) -> str:
     """A module's name without the adapted layer that wraps it."""
     around, _, leaf = name.rpartition(".")
-    adapted = isinstance(network.get_submodule(around), lora.StackedLinear | lora.StackedExperts)
+    adapted = isinstance(
+        network.get_submodule(around), lora_layers.StackedLinear | lora_layers.StackedExperts
+    )
     return around if leaf == "base" and adapted else name
 
 

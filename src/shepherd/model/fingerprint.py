@@ -64,7 +64,9 @@ def of_folder(folder: str | Path) -> str:
     stored = [name for name in digest.weights(folder) if not name.endswith(".json")]
     try:
         config = json.loads((folder / digest.CONFIG).read_text(encoding="utf8"))
-        lines = _without_copies(config, dict(line for name in stored for line in _tensor_lines(folder / name)))
+        lines = _without_copies(
+            config, dict(line for name in stored for line in _tensor_lines(folder / name))
+        )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BaseError(
             f"a file of base folder {folder} cannot be read ({error}); download its files again"

@@ -78,7 +78,7 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
     """
     if base.max_length is not None and base.max_length < MIN_BASE_TOKENS:
         raise BaseError(
-            f"{_describe_base(base)} reads at most {base.max_length} tokens, too few for a prompt and its answer; use"
+            f"{_label(base)} reads at most {base.max_length} tokens, too few for a prompt and its answer; use"
             " another base"
         )
     exact, own = _alone_in_float32(base, longest)
@@ -90,7 +90,7 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
         _require_head(rough, allowed)
     why_unpacked = _why_not(_packed, exact, own, base.dtype, rough, allowed)
     if why_unpacked and (fault := _why_not(_batched, exact, own, base.dtype, rough, allowed)):
-        raise BaseError(f"{_describe_base(base)} cannot be trained here: {fault}; use another base")
+        raise BaseError(f"{_label(base)} cannot be trained here: {fault}; use another base")
     if mute := _why_mute(base, exact):
         return Proof(unpacked=why_unpacked, pads=False, batches=False, mute=mute)
     pads = _answers_alike(exact, [exact.examples[-1], exact.examples[0]])
@@ -98,7 +98,7 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
     return Proof(unpacked=why_unpacked, pads=pads, batches=batches)
 
 
-def _describe_base(base: Base) -> str:
+def _label(base: Base) -> str:
     return f"base {base.name} ({base.model.config.model_type})"
 
 
@@ -120,7 +120,7 @@ def _alone_in_float32(base: Base, longest: int | None) -> tuple[_Probe, _Outputs
     except BaseError:
         raise
     except Exception as error:  # any architecture may fail here, each in its own way
-        raise BaseError(f"{_describe_base(base)} does not run: {_explain(error)}; use another base") from error
+        raise BaseError(f"{_label(base)} does not run: {_explain(error)}; use another base") from error
     return probe, own
 
 
@@ -130,7 +130,7 @@ def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
     top = _border(network, longest or math.inf, shorten=slim)
     if top > MAX_PROBE_TOKENS:
         raise BaseError(
-            f"{_describe_base(base)} has a window or chunk of {top} tokens, too long to prove what happens beyond it;"
+            f"{_label(base)} has a window or chunk of {top} tokens, too long to prove what happens beyond it;"
             f" set data.max_tokens = {top}"
         )
     there = {name for name, _ in network.named_modules()}
@@ -361,7 +361,7 @@ def _require_causal(probe: _Probe, own: _Outputs) -> None:
         states = hidden_states(probe.base, ids.unsqueeze(0), None)[COMPARED]
     if not (difference := float(_difference(states, own.states[: len(states)]).max())) <= TOLERANCE:
         raise BaseError(
-            f"{_describe_base(probe.base)} cannot be trained here: a token's states depend on the tokens after it"
+            f"{_label(probe.base)} cannot be trained here: a token's states depend on the tokens after it"
             f" (relative difference {difference:.1e}); use a causal language model"
         )
 
@@ -376,12 +376,12 @@ def _require_head(probe: _Probe, allowed: float) -> None:
         difference = float(_difference(ours.float(), own.float()).max())
     except Exception as error:  # any architecture may fail here, each in its own way
         raise BaseError(
-            f"{_describe_base(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_explain(error)};"
+            f"{_label(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_explain(error)};"
             " use another base"
         ) from error
     if not difference <= allowed:
         raise BaseError(
-            f"{_describe_base(probe.base)} computes its logits in a way that is not supported (relative difference"
+            f"{_label(probe.base)} computes its logits in a way that is not supported (relative difference"
             f" {difference:.1e}); use another base"
         )
 
@@ -413,11 +413,11 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Outputs) -> float:
             whole = hidden_states(base, ids.unsqueeze(0), None)
     except Exception as error:
         raise BaseError(
-            f"{_describe_base(base)} does not run in {_short(base.dtype)}: {_explain(error)}; set another model.dtype"
+            f"{_label(base)} does not run in {_short(base.dtype)}: {_explain(error)}; set another model.dtype"
         ) from error
     if not (states.isfinite().all() and whole.isfinite().all()):
         raise BaseError(
-            f'{_describe_base(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
+            f'{_label(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
         )
     return max(float(_difference(states, own.states).median()), torch.finfo(base.dtype).eps)
 
