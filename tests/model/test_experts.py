@@ -298,7 +298,7 @@ def test_a_parameter_that_cannot_be_adapted_is_named_with_what_to_write(
             "norm.weight",
             r"which is not a linear module but a parameter \(32,\); the linear modules are \['k_p",
         ),
-        ("lm_head", "the head, which is not adapted"),
+        ("lm_head", "the head, which cannot be adapted"),
         ("w1", r"which this base lacks; it has \['k_proj', 'o_proj', 'q_proj', 'v_proj'\]"),
     ],
 )

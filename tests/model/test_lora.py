@@ -273,5 +273,5 @@ def test_a_rank_stabilised_conv1d_adapter_gives_pefts_logits(tmp_path) -> None:
 
 
 def test_the_head_as_a_target_is_refused_with_the_true_reason(llama_folder) -> None:
-    with pytest.raises(BaseError, match=r"names 'lm_head', the head, which is not adapted: the loss"):
+    with pytest.raises(BaseError, match=r"names 'lm_head', the head, which cannot be adapted: the loss"):
         bases.load(llama_folder, targets=["q_proj", "lm_head"])

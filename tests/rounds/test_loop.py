@@ -390,7 +390,7 @@ def test_a_weight_that_was_not_asked_for_is_a_counted_failure():
     assert report.weights == {"c0": 1.0, "c2": 1.0}
     assert report.failures["c1"] == (
         "its weight 1000000000000 is not 1, as a visit with"
-        ' federation.weights = "equal" allows; count it as the run file says'
+        ' federation.weights = "equal" requires; compute it as the run file says'
     )
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters of a base: their targets, adapted layers at each target, and their factors' names and shapes."""
+"""LoRA adapters of a base: their targets, the adapted layers, and the names and shapes of their factors."""
 
 from __future__ import annotations
 
