@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import tiny
 from shepherd.errors import BaseError
-from shepherd.model import attention, lora_layers, pass_plan, proof
+from shepherd.model import attention, lora_layers, packing_probe, pass_plan, proof
 from shepherd.model import base as loading
 from shepherd.model.attention import Reach
 from shepherd.model.base import Base, Proof
@@ -337,15 +337,15 @@ def test_a_large_base_is_proven_on_as_many_layers_as_have_every_kind(tmp_path, m
     kinds = ["sliding_attention", "sliding_attention", "full_attention", *["sliding_attention"] * 3]
     config = tiny.config("gemma3_text", num_hidden_layers=6, layer_types=kinds, sliding_window=90)
     folder = tiny.save(config, tmp_path)
-    monkeypatch.setattr(proof, "MAX_WHOLE_BYTES", 0)
+    monkeypatch.setattr(packing_probe, "MAX_WHOLE_BYTES", 0)
     seen = []
-    honest = proof._copy
+    honest = packing_probe.copy_network
 
     def copied(*given):
         seen.append(honest(*given))
         return seen[-1]
 
-    monkeypatch.setattr(proof, "_copy", copied)
+    monkeypatch.setattr(packing_probe, "copy_network", copied)
     base = load(folder)
     assert base.packed
     assert [len(network.model.layers) for network in seen] == [3]

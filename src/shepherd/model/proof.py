@@ -9,50 +9,27 @@ measured in that precision too: there packing must add no more error than the pr
 
 from __future__ import annotations
 
-import copy
 import math
-import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shepherd.core import Adapter
 from shepherd.errors import BaseError, ShepherdError
 from shepherd.model import lora, pass_plan
 from shepherd.model.attention import PACKED, computing_as
 from shepherd.model.base import Base, Proof, attention_impl, hidden_states, logits
 from shepherd.model.generate import left_padded
+from shepherd.model.packing_probe import SHARED_TOKENS, Probe, copy_network, label, longest_border, make_probe
 
-MAX_WHOLE_BYTES = 2**30  # in float32, up to which a base is proven whole
-SHORT_TOKENS = 16  # that a longer window or chunk is shortened to
-MAX_PROBE_TOKENS = 8192  # of an example, where shortening breaks the base
 EXAMPLE_CLIENTS = (0, 0, 1, 1)  # the client of each of the four examples
 MIN_BASE_TOKENS = 6  # that a base must read: those of the shortest example
-SHARED_TOKENS = 4  # that the first two examples begin with
 COMPARED = slice(1, None, 2)  # the positions whose states are compared
 TOLERANCE = 1e-3  # relative difference of a token's states or a factor's gradient; rounding stays below it
 MAX_ERROR_RATIO = 3.0  # of the error when packed to the error of the base's own low precision
-BORDER_KEYS = re.compile(r"(window|window_size|window_len|chunk_size|index_topk|compress_rate)$")
-SCALE_KEYS = re.compile(r"floor_scale$")  # tokens from which attention is scaled; some count across examples
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Probe:
-    """A copy of the base, examples of two clients, and a stack of their adapters."""
-
-    base: Base
-    layers: int | None
-    """Number of leading layers in the copy; None for all."""
-    slim: bool
-    """Whether long windows and chunks are shortened in the copy."""
-    examples: list[Tensor]
-    stack: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +40,7 @@ class _Outputs:
     gradients: Mapping[str, Tensor]
 
 
-_Run = Callable[[_Probe], Tensor]  # -> states (M, width)
+_Run = Callable[[Probe], Tensor]  # -> states (M, width)
 
 
 def verify_packing(base: Base, longest: int | None = None) -> Proof:
@@ -78,7 +55,7 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
     """
     if base.max_length is not None and base.max_length < MIN_BASE_TOKENS:
         raise BaseError(
-            f"{_label(base)} reads at most {base.max_length} tokens, too few for a prompt and its answer; use"
+            f"{label(base)} reads at most {base.max_length} tokens, too few for a prompt and its answer; use"
             " another base"
         )
     exact, own = _alone_in_float32(base, longest)
@@ -90,7 +67,7 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
         _require_head(rough, allowed)
     why_unpacked = _why_not(_packed, exact, own, base.dtype, rough, allowed)
     if why_unpacked and (fault := _why_not(_batched, exact, own, base.dtype, rough, allowed)):
-        raise BaseError(f"{_label(base)} cannot be trained here: {fault}; use another base")
+        raise BaseError(f"{label(base)} cannot be trained here: {fault}; use another base")
     if mute := _why_mute(base, exact):
         return Proof(unpacked=why_unpacked, pads=False, batches=False, mute=mute)
     pads = _answers_alike(exact, [exact.examples[-1], exact.examples[0]])
@@ -98,158 +75,32 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
     return Proof(unpacked=why_unpacked, pads=pads, batches=batches)
 
 
-def _label(base: Base) -> str:
-    return f"base {base.name} ({base.model.config.model_type})"
-
-
 # the probe -------------------------------------------------------------------------------------------------
 
 
-def _alone_in_float32(base: Base, longest: int | None) -> tuple[_Probe, _Outputs]:
+def _alone_in_float32(base: Base, longest: int | None) -> tuple[Probe, _Outputs]:
     """The probe, with few layers and short windows if that runs, and what its examples give alone."""
     try:
-        probe = _probe(base, longest, slim=True)
+        probe = make_probe(base, longest, slim=True)
         return probe, _outputs(_alone, probe)
     except BaseError:
         raise
     except Exception:  # the architecture's own code does not take a slice
         pass
     try:
-        probe = _probe(base, longest, slim=False)
+        probe = make_probe(base, longest, slim=False)
         own = _outputs(_alone, probe)
     except BaseError:
         raise
     except Exception as error:  # any architecture may fail here, each in its own way
-        raise BaseError(f"{_label(base)} does not run: {_explain(error)}; use another base") from error
+        raise BaseError(f"{label(base)} does not run: {_explain(error)}; use another base") from error
     return probe, own
-
-
-def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
-    layers = _layers_needed(base.model) if slim else None
-    network = _copy(base.model, torch.float32, layers)
-    top = _border(network, longest or math.inf, shorten=slim)
-    if top > MAX_PROBE_TOKENS:
-        raise BaseError(
-            f"{_label(base)} has a window or chunk of {top} tokens, too long to prove what happens beyond it;"
-            f" set data.max_tokens = {top}"
-        )
-    there = {name for name, _ in network.named_modules()}
-    targets = tuple(target for target in base.targets if target.module in there)
-    base = replace(base, model=network, dtype=torch.float32, targets=targets)
-    top += top % 2  # even, so that the last token of each is read
-    lengths = [min(length, base.max_length or length) for length in (top + 12, top + 10, top + 8, 6)]
-    rng = np.random.default_rng(0)
-    size = len(network.get_input_embeddings().weight)
-    examples = [torch.from_numpy(rng.integers(0, size, length)).to(base.device) for length in lengths]
-    examples[1][:SHARED_TOKENS] = examples[0][:SHARED_TOKENS]
-    stack = lora.stacked([_adapter(base, seed) for seed in range(2)], base.device)
-    return _Probe(base=base, layers=layers, slim=slim, examples=examples, stack=stack)
-
-
-def _adapter(base: Base, seed: int) -> Adapter:
-    """An adapter as after some tuning: A as initialised, B no longer zero."""
-    rng = np.random.default_rng(seed)
-    first = lora.fresh(base.targets, base.adapter.rank, seed)
-    return Adapter(
-        {name: a if ".lora_A." in name else rng.normal(0, 0.02, a.shape) for name, a in first.items()}
-    )
-
-
-def _copy(network: Any, dtype: torch.dtype | None, layers: int | None = None) -> Any:
-    """A copy with the first `layers` layers and weights in `dtype`; unchanged weights are shared.
-
-    A quantised linear module becomes a random one of its shape, since the proof concerns the order of tokens.
-    """
-    known: dict[int, Any] = {}  # by the id of what they replace, as `copy.deepcopy` expects
-    stack = _layers(network)
-    dropped = {id(weight) for layer in stack[layers:] for weight in layer.parameters()} if layers else set()
-    for module in network.modules():
-        if isinstance(module, nn.Linear) and not module.weight.is_floating_point():
-            known[id(module)] = _random_linear(module, dtype)
-    for weight in network.parameters():
-        if id(weight) not in dropped and weight.is_floating_point():
-            known[id(weight)] = nn.Parameter(weight.detach().to(dtype or weight.dtype), requires_grad=False)
-    if layers:
-        known[id(stack)] = nn.ModuleList([copy.deepcopy(layer, known) for layer in stack[:layers]])
-    made = copy.deepcopy(network, known)
-    if layers:
-        made.config.get_text_config().num_hidden_layers = layers
-    for module in made.modules() if dtype else ():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point() and dtype == torch.float32:
-                module._buffers[name] = buffer.to(dtype)
-    return made
-
-
-def _random_linear(module: nn.Linear, dtype: torch.dtype | None) -> nn.Linear:
-    device = module.weight.device
-    linear = nn.Linear(
-        module.in_features, module.out_features, module.bias is not None, device=device, dtype=dtype
-    )
-    with torch.no_grad():
-        linear.weight.normal_(0, module.in_features**-0.5)
-    return linear.requires_grad_(False)
-
-
-def _layers(network: Any) -> nn.ModuleList:
-    """The decoder's layers: the module list with most weights; empty if there is none."""
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=_size, default=nn.ModuleList())
-
-
-def _size(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())
-
-
-def _layers_needed(network: Any) -> int | None:
-    """Number of leading layers that include every kind of layer; None for all, as for a small base."""
-    stack = _layers(network)
-    if (
-        4 * _size(network) <= MAX_WHOLE_BYTES
-        or len(stack) != network.config.get_text_config().num_hidden_layers
-    ):
-        return None
-    kinds = [_kind(network, index, layer) for index, layer in enumerate(stack)]
-    return 1 + max(kinds.index(kind) for kind in kinds)
-
-
-def _kind(network: Any, index: int, layer: nn.Module) -> tuple[Any, ...]:
-    """What distinguishes a layer from others: its modules, their settings and windows, and its type."""
-    types = getattr(network.config.get_text_config(), "layer_types", None)
-    parts = [
-        (name, type(module), *sorted((k, v) for k, v in vars(module).items() if _is_setting(k, v)))
-        for name, module in layer.named_modules()
-    ]
-    return types[index] if types else None, *parts
-
-
-def _is_setting(name: str, value: Any) -> bool:
-    return isinstance(value, (bool, str)) or (isinstance(value, int) and bool(BORDER_KEYS.search(name)))
-
-
-def _border(network: Any, longest: float, *, shorten: bool) -> int:
-    """Longest window or chunk below `longest` tokens, after shortening with `shorten`; 0 for none.
-
-    A scale is shortened whatever `longest` is: a packed batch reaches it even if no example does.
-    """
-    top = 0
-    configs = {id(c): c for m in network.modules() if (c := getattr(m, "config", None)) is not None}
-    text = network.config.get_text_config()
-    for holder in (text, *configs.values(), *network.modules()):
-        for name, value in list(vars(holder).items()):
-            if SCALE_KEYS.search(name) and type(value) in (int, float) and value > SHORT_TOKENS:
-                setattr(holder, name, SHORT_TOKENS)
-            if BORDER_KEYS.search(name) and type(value) is int and 0 < value < longest:
-                if shorten and value > SHORT_TOKENS:
-                    setattr(holder, name, SHORT_TOKENS)
-                top = max(top, getattr(holder, name))
-    return top
 
 
 # running a probe --------------------------------------------------------------------------------------
 
 
-def _alone(probe: _Probe) -> Tensor:
+def _alone(probe: Probe) -> Tensor:
     parts = []
     for ids, owner in zip(probe.examples, EXAMPLE_CLIENTS, strict=True):
         with pass_plan.use_plan(pass_plan.padded(1, len(ids), owner)):
@@ -257,7 +108,7 @@ def _alone(probe: _Probe) -> Tensor:
     return _line(parts)[COMPARED]
 
 
-def _batched(probe: _Probe) -> Tensor:
+def _batched(probe: Probe) -> Tensor:
     parts: list[Tensor] = []
     for owner in (0, 1):
         own = [ids for ids, of in zip(probe.examples, EXAMPLE_CLIENTS, strict=True) if of == owner]
@@ -275,7 +126,7 @@ def _line(parts: list[Tensor]) -> Tensor:
     return torch.cat([first, second[SHARED_TOKENS:], *others])
 
 
-def _packed(probe: _Probe) -> Tensor:
+def _packed(probe: Probe) -> Tensor:
     first, second, *others = probe.examples
     stretches, after = (
         [first[:SHARED_TOKENS], first[SHARED_TOKENS:], second[SHARED_TOKENS:], *others],
@@ -295,7 +146,7 @@ def _packed(probe: _Probe) -> Tensor:
         return hidden_states(probe.base, torch.cat(stretches), positions)[read]
 
 
-def _outputs(run: _Run, probe: _Probe) -> _Outputs:
+def _outputs(run: _Run, probe: Probe) -> _Outputs:
     """The states, and the gradients of their sum in random directions."""
     factors = {name: factor.clone().requires_grad_() for name, factor in probe.stack.items()}
     lora.bind_adapters(probe.base.model, probe.base.targets, factors)
@@ -313,7 +164,7 @@ def _outputs(run: _Run, probe: _Probe) -> _Outputs:
 
 
 def _why_not(
-    run: _Run, exact: _Probe, own: _Outputs, dtype: torch.dtype, rough: _Probe | None, allowed: float
+    run: _Run, exact: Probe, own: _Outputs, dtype: torch.dtype, rough: Probe | None, allowed: float
 ) -> str:
     """Why examples must not run this way; "" if they may. `allowed` is the error in the low dtype."""
     how = "packed" if run is _packed else "in a batch"
@@ -353,7 +204,7 @@ def _gradient_difference(found: Mapping[str, Tensor], expected: Mapping[str, Ten
     return float(torch.stack(each).max())
 
 
-def _require_causal(probe: _Probe, own: _Outputs) -> None:
+def _require_causal(probe: Probe, own: _Outputs) -> None:
     """Raise BaseError unless the first example's states stay the same when its end is removed."""
     lora.bind_adapters(probe.base.model, probe.base.targets, probe.stack)
     ids = probe.examples[0][: len(probe.examples[0]) // 2]
@@ -361,12 +212,12 @@ def _require_causal(probe: _Probe, own: _Outputs) -> None:
         states = hidden_states(probe.base, ids.unsqueeze(0), None)[COMPARED]
     if not (difference := float(_difference(states, own.states[: len(states)]).max())) <= TOLERANCE:
         raise BaseError(
-            f"{_label(probe.base)} cannot be trained here: a token's states depend on the tokens after it"
+            f"{label(probe.base)} cannot be trained here: a token's states depend on the tokens after it"
             f" (relative difference {difference:.1e}); use a causal language model"
         )
 
 
-def _require_head(probe: _Probe, allowed: float) -> None:
+def _require_head(probe: Probe, allowed: float) -> None:
     """Raise BaseError unless `logits` gives the base's own logits within `allowed`."""
     ids = probe.examples[-1].unsqueeze(0)
     try:
@@ -376,29 +227,29 @@ def _require_head(probe: _Probe, allowed: float) -> None:
         difference = float(_difference(ours.float(), own.float()).max())
     except Exception as error:  # any architecture may fail here, each in its own way
         raise BaseError(
-            f"{_label(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_explain(error)};"
+            f"{label(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_explain(error)};"
             " use another base"
         ) from error
     if not difference <= allowed:
         raise BaseError(
-            f"{_label(probe.base)} computes its logits in a way that is not supported (relative difference"
+            f"{label(probe.base)} computes its logits in a way that is not supported (relative difference"
             f" {difference:.1e}); use another base"
         )
 
 
-def _in_own_dtype(base: Base, exact: _Probe, longest: int | None) -> _Probe | None:
+def _in_own_dtype(base: Base, exact: Probe, longest: int | None) -> Probe | None:
     """The probe in the precision that the base will run in; None if that is float32."""
     if base.dtype == torch.float32:
         return None
     if all(weight.is_floating_point() for weight in base.model.parameters()):
-        network = _copy(base.model, None, exact.layers)  # the same weights
-        _border(network, longest or math.inf, shorten=exact.slim)
+        network = copy_network(base.model, None, exact.layers)  # the same weights
+        longest_border(network, longest or math.inf, shorten=exact.slim)
     else:  # quantised: the random modules of the copy
-        network = _copy(exact.base.model, base.dtype)
+        network = copy_network(exact.base.model, base.dtype)
     return replace(exact, base=replace(exact.base, model=network, dtype=base.dtype))
 
 
-def _error_of_the_dtype(base: Base, rough: _Probe, own: _Outputs) -> float:
+def _error_of_the_dtype(base: Base, rough: Probe, own: _Outputs) -> float:
     """Relative difference of the base's states in its dtype and in float32, median over the tokens.
 
     Raises:
@@ -413,16 +264,16 @@ def _error_of_the_dtype(base: Base, rough: _Probe, own: _Outputs) -> float:
             whole = hidden_states(base, ids.unsqueeze(0), None)
     except Exception as error:
         raise BaseError(
-            f"{_label(base)} does not run in {_short(base.dtype)}: {_explain(error)}; set another model.dtype"
+            f"{label(base)} does not run in {_short(base.dtype)}: {_explain(error)}; set another model.dtype"
         ) from error
     if not (states.isfinite().all() and whole.isfinite().all()):
         raise BaseError(
-            f'{_label(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
+            f'{label(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
         )
     return max(float(_difference(states, own.states).median()), torch.finfo(base.dtype).eps)
 
 
-def _why_mute(base: Base, exact: _Probe) -> str:
+def _why_mute(base: Base, exact: Probe) -> str:
     """Why the base cannot answer a single prompt; "" if it can. Only a failure of the whole base counts."""
     whole = replace(exact, base=base, stack=lora.stacked([base.zero], base.device))
     said = ""
@@ -437,7 +288,7 @@ def _why_mute(base: Base, exact: _Probe) -> str:
     return said
 
 
-def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:
+def _answers_alike(probe: Probe, examples: list[Tensor]) -> bool:
     """Whether these prompts, padded on the left, are answered in one batch as each is alone."""
     lora.bind_adapters(probe.base.model, probe.base.targets, probe.stack)
     prompts = [ids.tolist() for ids in examples]
@@ -449,7 +300,7 @@ def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:
     return bool(_difference(together, torch.cat(difference)).max() <= TOLERANCE)
 
 
-def _scores(probe: _Probe, prompts: list[list[int]]) -> Tensor:
+def _scores(probe: Probe, prompts: list[list[int]]) -> Tensor:
     """Logits of the first three tokens of each answer, (n, 3, vocabulary)."""
     ids, mask = left_padded(prompts, 0, probe.base.device)
     with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([len(prompts)])):
