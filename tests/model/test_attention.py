@@ -149,7 +149,9 @@ def test_a_shared_opening_is_seen_by_all_that_go_on_after_it(
 @pytest.mark.parametrize("window", [None, 5])
 def test_blocks_of_queries_change_nothing(after, window, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "KEY_MULTIPLE", 4)
-    monkeypatch.setattr(attention, "_hidden", attention._hidden.__wrapped__)  # nothing kept for an EVEN of 4
+    monkeypatch.setattr(
+        attention, "_block_mask", attention._block_mask.__wrapped__
+    )  # nothing kept for an EVEN of 4
     own = [states(heads, seed).detach().bfloat16().requires_grad_() for seed, heads in enumerate((4, 2, 2))]
     found = []
     for worth in (999, 3):

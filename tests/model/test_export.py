@@ -155,7 +155,7 @@ def test_lost_names_what_is_missing_renamed_changed_or_scaled_otherwise(llama, f
         assert peft_loading.lost(folder, adapter, llama) == ([first], ""), name
     safetensors.torch.save_file(whole, folder / files.WEIGHTS)
     config = json.loads((folder / files.CONFIG).read_text())
-    module = first.removeprefix(lora.PREFIX).partition(".lora_")[0]
+    module = first.removeprefix(lora.PEFT_PREFIX).partition(".lora_")[0]
     (folder / files.CONFIG).write_text(json.dumps({**config, "alpha_pattern": {module: 7}}))
     assert peft_loading.lost(folder, adapter, llama) == ([first, second], "")
 

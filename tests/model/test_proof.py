@@ -193,7 +193,7 @@ FAULTS = [
 @pytest.mark.parametrize(("name", "fault"), FAULTS)
 def test_a_wrong_base_never_runs_packed(saved, monkeypatch, name, fault, dtype) -> None:
     if dtype == "bfloat16":  # masks are kept from one pass to the next there
-        monkeypatch.setattr(attention, "_hidden", attention._hidden.__wrapped__)
+        monkeypatch.setattr(attention, "_block_mask", attention._block_mask.__wrapped__)
     base = load(saved(name), dtype, proof=Proof())
     fault(monkeypatch)
     found = proof.verify_packing(base)
@@ -202,12 +202,12 @@ def test_a_wrong_base_never_runs_packed(saved, monkeypatch, name, fault, dtype) 
 
 
 def test_a_fault_in_the_code_of_bfloat16_alone_is_noticed(saved, monkeypatch) -> None:
-    honest = attention._hidden.__wrapped__
+    honest = attention._block_mask.__wrapped__
 
     def hidden(start, stop, past, reach, groups, dtype):
         return honest(start, stop, past, Reach(reach.window and reach.window + 1), groups, dtype)
 
-    monkeypatch.setattr(attention, "_hidden", hidden)
+    monkeypatch.setattr(attention, "_block_mask", hidden)
     assert load(saved("mistral"), "bfloat16").proof.unpacked
     assert not load(saved("mistral"), "float32").proof.unpacked
 

@@ -51,10 +51,10 @@ def mean(state: ServerState, updates: Iterable[Update]) -> Update:
         )
     return Update(
         round=state.round,
-        delta=_divided(delta, weight),
+        delta=_divide(delta, weight),
         weight=weight,
         clients=tuple(clients),
-        extra=_divided(extra, weight),
+        extra=_divide(extra, weight),
     )
 
 
@@ -66,7 +66,7 @@ def _add(sums: Sums, tensors: Payload, weight: float, *, first: bool) -> None:
         sums[name] += tensor.astype(np.float64) * weight
 
 
-def _divided(sums: Sums, weight: float) -> Adapter:
+def _divide(sums: Sums, weight: float) -> Adapter:
     with np.errstate(over="ignore"):  # the round loop refuses what is not finite, by name
         return Adapter({name: total / weight for name, total in sums.items()})
 

@@ -217,7 +217,7 @@ class _BatchedProducts(torch.autograd.Function):
         out, shares = q.new_empty(pairs, groups, width, v.shape[2]), []
         for start, stop in _blocks(width, past):
             seen = _round_up_keys(past + stop)
-            mask = _hidden(start, stop, past, reach, groups, q.dtype).expand(pairs, -1, -1)
+            mask = _block_mask(start, stop, past, reach, groups, q.dtype).expand(pairs, -1, -1)
             scores = torch.baddbmm(
                 mask, _query_block(q, start, stop), k[:, :seen].transpose(1, 2), alpha=scale
             )
@@ -282,7 +282,7 @@ def _query_block(states: Tensor, start: int, stop: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _hidden(start: int, stop: int, past: int, reach: Reach, groups: int, dtype: torch.dtype) -> Tensor:
+def _block_mask(start: int, stop: int, past: int, reach: Reach, groups: int, dtype: torch.dtype) -> Tensor:
     """0 where a query start .. stop - 1 sees a key, else -inf: (groups * block, past + stop, padded)."""
     visible = _visible(stop, past, reach, torch.device("cpu"))[start:]
     visible = F.pad(visible, (0, _round_up_keys(past + stop) - past - stop))

@@ -205,7 +205,7 @@ def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             model.base, revision=model.revision, trust_remote_code=trusted
         )
-    except remote_code.UNREADABLE as error:
+    except remote_code.LOADING_ERRORS as error:
         remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
@@ -221,7 +221,7 @@ def _pin_revision(model: ModelTable) -> ModelTable:
     if Path(model.base).is_dir():
         return model
     try:
-        found = _from_hub(model, digest.CONFIG)
+        found = _from_hub(model, digest.CONFIG_FILE)
     except (OSError, ValueError):  # no such repository, which loading reports
         return model
     return model.model_copy(update={"revision": extract_commit_hash(found, None) or model.revision})
@@ -279,7 +279,7 @@ def _require_no_adapter(model: ModelTable) -> None:
     except (OSError, ValueError):  # no such repository, which loading reports
         return
     if found is not None:
-        raise BaseError(f"base {model.base} {digest.AN_ADAPTER}")
+        raise BaseError(f"base {model.base} {digest.HAS_ADAPTER}")
 
 
 def _require_safetensors(model: ModelTable) -> None:
@@ -290,16 +290,16 @@ def _require_safetensors(model: ModelTable) -> None:
     if named := remote_code.configuration(model).get("transformers_weights"):
         raise BaseError(
             f"base {model.base} has transformers_weights = {json.dumps(named)} in its config.json, but a base"
-            f" is loaded from {digest.WEIGHTS} only; remove the key and give the file that name"
+            f" is loaded from {digest.WEIGHTS_FILE} only; remove the key and give the file that name"
         )
     if Path(model.base).is_dir():
         list(digest.weights(Path(model.base)))
         return
     try:
-        if not _from_hub(model, digest.CONFIG):
+        if not _from_hub(model, digest.CONFIG_FILE):
             return
-        whole = _from_hub(model, digest.WEIGHTS)
-        index = None if whole else _from_hub(model, digest.INDEX)
+        whole = _from_hub(model, digest.WEIGHTS_FILE)
+        index = None if whole else _from_hub(model, digest.INDEX_FILE)
     except (OSError, ValueError):  # no such repository, which loading reports
         return
     if index:
@@ -353,7 +353,7 @@ def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, co
                 ignore_mismatched_sizes=True,  # named below
                 **options,
             )
-    except (*remote_code.UNREADABLE, RuntimeError, SafetensorError) as error:
+    except (*remote_code.LOADING_ERRORS, RuntimeError, SafetensorError) as error:
         remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(

@@ -25,13 +25,13 @@ from pathlib import Path
 from shepherd.errors import BaseError
 from shepherd.visible import shown_line
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 AS_SAFETENSORS = "which is never unpickled; convert it to safetensors with save_pretrained() of transformers"
-_PART = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
-TOKENIZER = "tokenizer.json"
+CHECKPOINT_PART = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
+TOKENIZER_FILE = "tokenizer.json"
 SLOW_TOKENIZER_FILES = (
     "tokenizer.model",
     "spiece.model",
@@ -40,10 +40,10 @@ SLOW_TOKENIZER_FILES = (
     "merges.txt",
     "vocab.txt",
 )
-ADAPTER = "adapter_config.json"
-AN_ADAPTER = (
-    f"contains a PEFT adapter ({ADAPTER}), which transformers would load with the base; remove the adapter's"
-    " files"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+HAS_ADAPTER = (
+    f"contains a PEFT adapter ({ADAPTER_CONFIG_FILE}), which transformers would load with the base; remove the"
+    " adapter's files"
 )
 EXTRA_TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -77,18 +77,18 @@ def files(folder: str | Path) -> list[str]:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise BaseError(f"there is no folder {folder}; give the folder of a model on this disk")
-    if not (folder / CONFIG).is_file():
-        raise BaseError(f"base folder {folder} has no {CONFIG}; give the folder of a model on this disk")
+    if not (folder / CONFIG_FILE).is_file():
+        raise BaseError(f"base folder {folder} has no {CONFIG_FILE}; give the folder of a model on this disk")
     require_no_adapter(folder)
-    words = [TOKENIZER] if (folder / TOKENIZER).is_file() else SLOW_TOKENIZER_FILES
+    words = [TOKENIZER_FILE] if (folder / TOKENIZER_FILE).is_file() else SLOW_TOKENIZER_FILES
     there = (name for name in (*words, *EXTRA_TOKENIZER_FILES) if (folder / name).is_file())
-    return sorted({CONFIG, *weights(folder), *there}, key=str.encode)
+    return sorted({CONFIG_FILE, *weights(folder), *there}, key=str.encode)
 
 
 def require_no_adapter(folder: Path) -> None:
     """Raise BaseError if a base's folder contains a PEFT adapter, which no digest covers."""
-    if (folder / ADAPTER).is_file():
-        raise BaseError(f"base folder {folder} {AN_ADAPTER}")
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
+        raise BaseError(f"base folder {folder} {HAS_ADAPTER}")
 
 
 def snapshot(name: str, revision: str | None = None) -> str:
@@ -100,7 +100,7 @@ def snapshot(name: str, revision: str | None = None) -> str:
     from transformers.utils.hub import cached_file
 
     try:
-        found = cached_file(name, CONFIG, revision=revision, local_files_only=True)
+        found = cached_file(name, CONFIG_FILE, revision=revision, local_files_only=True)
     except (OSError, ValueError):
         found = None
     if found is None:
@@ -124,20 +124,20 @@ def weights(folder: Path) -> Iterator[str]:
         BaseError: the folder holds no safetensors, or parts of a checkpoint that would be loaded instead.
     """
     for name in sorted(path.name for path in folder.glob("shard-*")):
-        if _PART.fullmatch(name):
+        if CHECKPOINT_PART.fullmatch(name):
             raise BaseError(
                 f"base folder {folder} has {name}, a part of a distributed checkpoint, which transformers"
-                f" would load instead of {WEIGHTS}; remove it"
+                f" would load instead of {WEIGHTS_FILE}; remove it"
             )
-    if (folder / WEIGHTS).is_file():
-        yield WEIGHTS
-    elif (folder / INDEX).is_file():
-        yield INDEX
-        yield from shards(folder / INDEX)
-    elif any((folder / name).is_file() for name in PICKLES):
+    if (folder / WEIGHTS_FILE).is_file():
+        yield WEIGHTS_FILE
+    elif (folder / INDEX_FILE).is_file():
+        yield INDEX_FILE
+        yield from shards(folder / INDEX_FILE)
+    elif any((folder / name).is_file() for name in PICKLE_FILES):
         raise BaseError(f"base folder {folder} has its weights as a pickle, {AS_SAFETENSORS}")
     else:
-        raise BaseError(f"base folder {folder} has no {WEIGHTS}; download its weights again")
+        raise BaseError(f"base folder {folder} has no {WEIGHTS_FILE}; download its weights again")
 
 
 def shards(index: Path) -> list[str]:

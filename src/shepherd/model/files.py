@@ -25,7 +25,7 @@ from shepherd.errors import AdapterError, BaseError, FolderError
 from shepherd.io import paths, private
 from shepherd.model import fingerprint, lora
 from shepherd.model.base import Base
-from shepherd.model.lora import PREFIX, layers, scaling
+from shepherd.model.lora import PEFT_PREFIX, layers, scaling
 from shepherd.settings import AdapterTable
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-WEIGHT = ".weight"
+WEIGHT_SUFFIX = ".weight"
 BASE_KEY = "shepherd.base"  # of the safetensors metadata: the base's fingerprint
 SUPPORTED_KEYS = {
     "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "target_parameters",
@@ -84,7 +84,7 @@ def rehearse(base: Base) -> str:
     if found.refused:
         raise AdapterError(_refusal(base, found.refused))
     if found.lost:
-        modules = sorted({name.rpartition(".lora_")[0].removeprefix(PREFIX) for name in found.lost})
+        modules = sorted({name.rpartition(".lora_")[0].removeprefix(PEFT_PREFIX) for name in found.lost})
         raise AdapterError(
             f"PEFT {version('peft')} would not load the adapters of {len(modules)} modules of base"
             f" {base.name} ({base.model.config.model_type}) as they are trained, {modules[0]} first; set"
@@ -271,7 +271,7 @@ def config_of(base: Base, as_parameters: Collection[str] = ()) -> LoraConfig:
 def _named_parameters(base: Base, modules: Collection[str]) -> list[str]:
     """Names of the stacked experts' parameters and of the weights of `modules`."""
     stacked = [f"{target.module}.{target.parameter}" for target in base.targets if target.parameter]
-    return sorted([*stacked, *(f"{module}{WEIGHT}" for module in modules)])
+    return sorted([*stacked, *(f"{module}{WEIGHT_SUFFIX}" for module in modules)])
 
 
 def named(base: Base) -> tuple[str, str | None]:
@@ -333,7 +333,9 @@ def read_config(folder: Path) -> AdapterTable:
             dropout=config.get("lora_dropout", 0.0),
             rank_stabilised=config.get("use_rslora", False),
             targets=targets if targets == "all-linear" else _names(targets, _linear_parameters(config)),
-            target_parameters=tuple(name for name in _target_parameters(config) if not name.endswith(WEIGHT)),
+            target_parameters=tuple(
+                name for name in _target_parameters(config) if not name.endswith(WEIGHT_SUFFIX)
+            ),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(
@@ -364,7 +366,11 @@ def _defaults() -> dict[str, Any]:
 
 def _linear_parameters(config: Mapping[str, Any]) -> list[str]:
     """Names of the linear modules that the configuration names by their weights."""
-    return [name.removesuffix(WEIGHT) for name in _target_parameters(config) if name.endswith(WEIGHT)]
+    return [
+        name.removesuffix(WEIGHT_SUFFIX)
+        for name in _target_parameters(config)
+        if name.endswith(WEIGHT_SUFFIX)
+    ]
 
 
 def _target_parameters(config: Mapping[str, Any]) -> list[str]:

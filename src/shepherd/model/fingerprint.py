@@ -63,7 +63,7 @@ def of_folder(folder: str | Path) -> str:
     folder = Path(folder)
     stored = [name for name in digest.weights(folder) if not name.endswith(".json")]
     try:
-        config = json.loads((folder / digest.CONFIG).read_text(encoding="utf8"))
+        config = json.loads((folder / digest.CONFIG_FILE).read_text(encoding="utf8"))
         lines = _without_copies(
             config, dict(line for name in stored for line in _tensor_lines(folder / name))
         )

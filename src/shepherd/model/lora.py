@@ -19,8 +19,8 @@ from shepherd.model import text_path
 from shepherd.model.lora_layers import StackedExperts, StackedLinear
 from shepherd.settings import AdapterTable
 
-PREFIX = "base_model.model."  # PEFT's names start with it
-EXPERTS = ("num_experts", "has_gate", "has_bias", "is_transposed", "_apply_gate")
+PEFT_PREFIX = "base_model.model."  # PEFT's names start with it
+EXPERT_ATTRIBUTES = ("num_experts", "has_gate", "has_bias", "is_transposed", "_apply_gate")
 """Attributes that transformers' `use_experts_implementation` gives a module, and that its `forward` reads."""
 
 REFUSED_BY_PEFT = {
@@ -54,7 +54,7 @@ class Target:
 
     @property
     def _prefix(self) -> str:
-        return f"{PREFIX}{self.module}{'.base_layer' * self.wrappers}"
+        return f"{PEFT_PREFIX}{self.module}{'.base_layer' * self.wrappers}"
 
 
 def attach(model: nn.Module, table: AdapterTable) -> tuple[Target, ...]:
@@ -127,7 +127,7 @@ def _gives_one_tensor(module: nn.Linear) -> bool:
 
 def stacks(module: nn.Module) -> tuple[str, ...]:
     """Parameters of a module of experts that stack one matrix per expert; () for any other module."""
-    if not all(hasattr(module, name) for name in EXPERTS):
+    if not all(hasattr(module, name) for name in EXPERT_ATTRIBUTES):
         return ()
     names = {"gate_up_proj" if module.has_gate else "up_proj", "down_proj"}
     found = [name for name, p in module.named_parameters(recurse=False) if name in names and p.ndim == 3]

@@ -58,7 +58,7 @@ def _network(model: ModelTable, consent: Consent = NOTHING) -> Any:
         config = AutoConfig.from_pretrained(model.base, revision=model.revision, trust_remote_code=trusted)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-    except (*remote_code.UNREADABLE, RuntimeError) as error:
+    except (*remote_code.LOADING_ERRORS, RuntimeError) as error:
         raise BaseError(
             f"the configuration of base {model.base} cannot be used ({type(error).__name__}); give a causal"
             " language model that transformers knows by itself"

@@ -65,8 +65,8 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
     allowed = 0.0 if rough is None else MAX_ERROR_RATIO * _error_of_the_dtype(base, rough, own)
     if rough is not None:
         _require_head(rough, allowed)
-    why_unpacked = _why_not(_packed, exact, own, base.dtype, rough, allowed)
-    if why_unpacked and (fault := _why_not(_batched, exact, own, base.dtype, rough, allowed)):
+    why_unpacked = _why_not(_run_packed, exact, own, base.dtype, rough, allowed)
+    if why_unpacked and (fault := _why_not(_run_batched, exact, own, base.dtype, rough, allowed)):
         raise BaseError(f"{label(base)} cannot be trained here: {fault}; use another base")
     if mute := _why_mute(base, exact):
         return Proof(unpacked=why_unpacked, pads=False, batches=False, mute=mute)
@@ -82,14 +82,14 @@ def _alone_in_float32(base: Base, longest: int | None) -> tuple[Probe, _Outputs]
     """The probe, with few layers and short windows if that runs, and what its examples give alone."""
     try:
         probe = make_probe(base, longest, slim=True)
-        return probe, _outputs(_alone, probe)
+        return probe, _outputs(_run_alone, probe)
     except BaseError:
         raise
     except Exception:  # the architecture's own code does not take a slice
         pass
     try:
         probe = make_probe(base, longest, slim=False)
-        own = _outputs(_alone, probe)
+        own = _outputs(_run_alone, probe)
     except BaseError:
         raise
     except Exception as error:  # any architecture may fail here, each in its own way
@@ -100,7 +100,7 @@ def _alone_in_float32(base: Base, longest: int | None) -> tuple[Probe, _Outputs]
 # running a probe --------------------------------------------------------------------------------------
 
 
-def _alone(probe: Probe) -> Tensor:
+def _run_alone(probe: Probe) -> Tensor:
     parts = []
     for ids, owner in zip(probe.examples, EXAMPLE_CLIENTS, strict=True):
         with pass_plan.use_plan(pass_plan.padded(1, len(ids), owner)):
@@ -108,7 +108,7 @@ def _alone(probe: Probe) -> Tensor:
     return _line(parts)[COMPARED]
 
 
-def _batched(probe: Probe) -> Tensor:
+def _run_batched(probe: Probe) -> Tensor:
     parts: list[Tensor] = []
     for owner in (0, 1):
         own = [ids for ids, of in zip(probe.examples, EXAMPLE_CLIENTS, strict=True) if of == owner]
@@ -126,7 +126,7 @@ def _line(parts: list[Tensor]) -> Tensor:
     return torch.cat([first, second[SHARED_TOKENS:], *others])
 
 
-def _packed(probe: Probe) -> Tensor:
+def _run_packed(probe: Probe) -> Tensor:
     first, second, *others = probe.examples
     stretches, after = (
         [first[:SHARED_TOKENS], first[SHARED_TOKENS:], second[SHARED_TOKENS:], *others],
@@ -167,7 +167,7 @@ def _why_not(
     run: _Run, exact: Probe, own: _Outputs, dtype: torch.dtype, rough: Probe | None, allowed: float
 ) -> str:
     """Why examples must not run this way; "" if they may. `allowed` is the error in the low dtype."""
-    how = "packed" if run is _packed else "in a batch"
+    how = "packed" if run is _run_packed else "in a batch"
     try:
         with computing_as(dtype):
             found = _outputs(run, exact)
@@ -256,7 +256,7 @@ def _error_of_the_dtype(base: Base, rough: Probe, own: _Outputs) -> float:
         BaseError: the states overflow, of the probe or of the whole base.
     """
     try:
-        states = _outputs(_alone, rough).states
+        states = _outputs(_run_alone, rough).states
         ids = rough.examples[0]
         zero = lora.stacked([base.zero], base.device)
         lora.bind_adapters(base.model, base.targets, zero)

@@ -23,16 +23,16 @@ from shepherd.errors import BaseError
 from shepherd.settings import ModelTable
 from shepherd.visible import shown_line
 
-ATTENTION = ("eager", "sdpa", "flex_attention")
+TORCH_ATTENTION = ("eager", "sdpa", "flex_attention")
 """Attention that torch provides; any other name in a configuration is downloaded, or is a package."""
-EXPERTS = ("eager", "batched_mm", "grouped_mm")
+EXPERT_IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 """Implementations of experts that transformers provides."""
-FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 """Attention of an installed package; with the package `kernels` it may be downloaded from the hub."""
-QUANTISED = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
+QUANTISATION_METHODS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 """Quantisation methods that need no kernels from the hub."""
 
-UNREADABLE = (
+LOADING_ERRORS = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, ImportError, AttributeError),
     *(AssertionError, StrictDataclassError),
 )
@@ -62,7 +62,7 @@ def configuration(model: ModelTable) -> dict[str, Any]:
     try:
         found, _ = PretrainedConfig.get_config_dict(model.base, revision=model.revision)
         return dict(found or {})
-    except UNREADABLE:  # loading it reports what is wrong
+    except LOADING_ERRORS:  # loading it reports what is wrong
         return {}
 
 
@@ -82,14 +82,14 @@ def _fetches(path: tuple[str, ...], text: str) -> bool:
     """Whether transformers may download something because of this text, by the keys that lead to it."""
     with_kernels = find_spec("kernels") is not None
     if any("attn_implementation" in key for key in path):
-        return text not in (ATTENTION if with_kernels else ATTENTION + FLASH)
+        return text not in (TORCH_ATTENTION if with_kernels else TORCH_ATTENTION + FLASH_ATTENTION)
     if any("experts_implementation" in key for key in path):
-        return text not in EXPERTS
+        return text not in EXPERT_IMPLEMENTATIONS
     match path[-1]:
         case "backbone":  # without a configuration of its own it is from the hub
             return True
         case "quant_method":
-            return with_kernels and text not in QUANTISED
+            return with_kernels and text not in QUANTISATION_METHODS
         case "model_type":  # the only architecture that requests a kernel by itself
             return with_kernels and text == "rwkv"
         case _:

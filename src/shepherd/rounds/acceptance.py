@@ -31,7 +31,7 @@ from shepherd.core import (
     shapes_of,
 )
 from shepherd.errors import AdapterError, QuorumNotMet, UpdateRefused
-from shepherd.rounds.weights import ANYTHING, MAX_WEIGHT, ROUNDING, Allow, Allowed, Shares
+from shepherd.rounds.weights import ANYTHING, MAX_WEIGHT, WEIGHT_TOLERANCE, Allow, Allowed, Shares
 
 MAX_METRIC = MAX_WEIGHT
 """Largest absolute value of a metric or of a score's sum or count: their sums and products stay finite."""
@@ -136,7 +136,7 @@ def cap_weights(
     require_quorum(request, log)
     cap = shares.last_cap()
     for index, update in enumerate(held):
-        if _weight_per_client(update) > cap * (1 + ROUNDING):
+        if _weight_per_client(update) > cap * (1 + WEIGHT_TOLERANCE):
             log.capped += update.clients
             held[index] = replace(update, weight=cap * len(update.clients))
         del update
@@ -151,7 +151,7 @@ def _release(held: list[Update], cap: float, log: RoundLog) -> Iterator[Update]:
     """Yield the held updates whose clients weigh no more than the cap, in order, and stop holding them."""
     index = 0
     while index < len(held):
-        if _weight_per_client(held[index]) <= cap * (1 + ROUNDING):
+        if _weight_per_client(held[index]) <= cap * (1 + WEIGHT_TOLERANCE):
             log.weights.update(dict.fromkeys(held[index].clients, _weight_per_client(held[index])))
             yield held.pop(index)
         else:

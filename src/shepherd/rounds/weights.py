@@ -23,7 +23,7 @@ MAX_WEIGHT = 1e12
 """Largest weight of an update, above the tokens of any visit: a larger one is a mistake or an attack."""
 MAX_SHARE = 0.5
 """Default of `federation.max_share`: no client counts for more than all others together."""
-ROUNDING = 1e-9
+WEIGHT_TOLERANCE = 1e-9
 """Relative tolerance of sums of weights: a weight this close to the cap is at it."""
 
 
@@ -96,7 +96,7 @@ class Shares:
         """Add the weight of one client with a usable update."""
         self.count += 1
         insort(self._largest, weight)
-        if len(self._largest) > math.floor(1 / self.share + ROUNDING) + 1:
+        if len(self._largest) > math.floor(1 / self.share + WEIGHT_TOLERANCE) + 1:
             self._rest += self._largest.pop(0)
 
     def cap(self) -> float:
@@ -118,9 +118,9 @@ class Shares:
         descending = self._largest[::-1]
         for above, weight in enumerate(descending):  # this many are above the cap
             left = 1 - share * above
-            if left <= ROUNDING:
+            if left <= WEIGHT_TOLERANCE:
                 break
             cap = share * (self._rest + math.fsum(descending[above:])) / left
-            if weight <= cap * (1 + ROUNDING):
+            if weight <= cap * (1 + WEIGHT_TOLERANCE):
                 return cap
         return 0.0

@@ -96,7 +96,7 @@ class Processes:
                     if expected not in waiting and expected not in begun:
                         return
                     while expected not in begun or not begun[expected].done():
-                        wait(_going(begun), timeout=POLL_S, return_when=FIRST_COMPLETED)
+                        wait(_unfinished(begun), timeout=POLL_S, return_when=FIRST_COMPLETED)
                         self._report(numbers, watch)
                         self._begin_largest(waiting, begun, numbers)
                     self._report(numbers, watch)
@@ -134,7 +134,7 @@ class Processes:
         self, waiting: dict[int, Job], begun: dict[int, Future[list[TuningResult]]], numbers: dict[int, int]
     ) -> None:
         """Keep two jobs a worker under way, so that none waits for this process."""
-        while waiting and len(_going(begun)) < 2 * self.count:
+        while waiting and len(_unfinished(begun)) < 2 * self.count:
             number = max(waiting, key=lambda number: _tokens(waiting[number]))
             serial = next(self._serials)
             numbers[serial] = number
@@ -192,7 +192,7 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
-def _going(begun: Mapping[int, Future[list[TuningResult]]]) -> list[Future[list[TuningResult]]]:
+def _unfinished(begun: Mapping[int, Future[list[TuningResult]]]) -> list[Future[list[TuningResult]]]:
     return [future for future in begun.values() if not future.done()]
 
 
