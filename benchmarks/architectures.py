@@ -108,7 +108,7 @@ ANSWERS = "In one batch whatever the prompts' lengths, but for these:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one model type."""
+    """The outcome of one model type."""
 
     runs: str
     """packed, unpacked, refused, or not built: there is no tiny model of it here."""
@@ -221,7 +221,7 @@ def _tokens(seed: int, lengths: Sequence[int]) -> Tokens:
 
 
 def _gradients(base: Base, adapter: Adapter, data: Sequence[Tokens]) -> list[dict[str, Tensor]]:
-    """Of each client's mean loss by the adapter, as one step of tuning takes them."""
+    """Gradients of each client's mean loss by the adapter, as in one step of tuning."""
     caught: dict[str, Tensor] = {}
 
     def catch(name: str, grad: Tensor, *_: Any) -> Tensor:
@@ -382,7 +382,7 @@ def measure(options: Namespace) -> Figures:
 
 
 def read_expected() -> dict[str, dict[str, str]]:
-    """What is expected of each model type."""
+    """The expected outcome of each model type."""
     found: dict[str, dict[str, str]] = (
         json.loads(EXPECTED.read_text(encoding="utf8")) if EXPECTED.exists() else {}
     )

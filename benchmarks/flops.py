@@ -31,7 +31,7 @@ from shepherd.settings import AdapterTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The sizes that the formula asks for; `targets` are the adapted layers."""
+    """The sizes that the formula needs; `targets` are the adapted modules."""
 
     linear: int
     adapter: int
@@ -42,7 +42,7 @@ class Shape:
 
 
 def shape_of(folder: str, adapter: AdapterTable) -> Shape:
-    """Of a base's configuration; no weight is loaded."""
+    """The sizes from a base's configuration; no weight is loaded."""
     config = AutoConfig.from_pretrained(folder)
     everything = _targets(config, adapter.model_copy(update={"targets": "all-linear"}))
     targets = _targets(config, adapter)

@@ -64,7 +64,7 @@ def _side(name: str, make: Make, work: Work) -> Iterator[Turn]:
 
 @contextmanager
 def _environment(more: Mapping[str, str]) -> Iterator[None]:
-    """What a process that starts meanwhile finds in its environment."""
+    """The environment of processes that are started meanwhile."""
     before = dict(os.environ)
     os.environ.update(more)
     try:

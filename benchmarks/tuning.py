@@ -284,7 +284,7 @@ def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]
 
 
 def cosine(one: Adapter, other: Adapter) -> float:
-    """Of two changes, over all tensors jointly."""
+    """Cosine similarity of two changes, over all tensors together."""
     product = sum(float(np.vdot(one[name], other[name])) for name in one)
     return product / (one.norm() * other.norm())
 

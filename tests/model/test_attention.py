@@ -117,7 +117,7 @@ def spread(line: Tensor) -> Tensor:
 
 
 def written_out_shared(q: Tensor, k: Tensor, v: Tensor, *options: float | int | None, **more: Any) -> Tensor:
-    """As `written_out`, for each stretch with its opening; of its own tokens."""
+    """The result of `written_out` for the own tokens of each span, with its prefix."""
     pasts = [0 if of < 0 else LENGTHS[of] for of in AFTER]
     sizes = [past + own for past, own in zip(pasts, LENGTHS, strict=True)]
     whole = written_out(*(spread(t) for t in (q, k, v)), *options, lengths=sizes, **more)

@@ -215,7 +215,7 @@ def longrope(kind: str = "longrope") -> hf.PretrainedConfig:
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
 def test_a_base_whose_position_scaling_switches_reads_up_to_there(kind, tmp_path) -> None:
-    """From there on one long example would change how every other of the pass is read (law 1)."""
+    """Above that length one long example would change all others of the pass (law 1)."""
     assert load(bases.save(longrope(kind), tmp_path)).max_length == 24
 
 

@@ -34,7 +34,7 @@ REFUSED = {"laguna"}  # PEFT writes the names of its shared experts otherwise
 
 
 def trained_logits(base: Base, adapter: Adapter) -> Tensor:
-    """As the trainer computes them, one example alone."""
+    """Logits as the trainer computes them, with one example alone."""
     lora.bind_adapters(base.model, base.targets, lora.stacked([adapter], base.device))
     with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([1])):
         return base.model(input_ids=IDS, use_cache=False).logits

@@ -15,7 +15,7 @@ READ = torch.tensor([2, 5, 6, 11])
 
 
 def states(base: Base, read: torch.Tensor | None) -> torch.Tensor:
-    """Of a line of two clients' examples, 5 and 7 tokens long."""
+    """States of a packed batch of two clients' examples, 5 and 7 tokens long."""
     lora.bind_adapters(
         base.model, base.targets, lora.stacked([bases.random_adapter(base, k) for k in (1, 2)], base.device)
     )

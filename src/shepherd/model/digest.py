@@ -42,8 +42,8 @@ SLOW_TOKENIZER_FILES = (
 )
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 HAS_ADAPTER = (
-    f"contains a PEFT adapter ({ADAPTER_CONFIG_FILE}), which transformers would load with the base; remove the"
-    " adapter's files"
+    f"contains a PEFT adapter ({ADAPTER_CONFIG_FILE}), which transformers would load with the base; remove"
+    " the adapter's files"
 )
 EXTRA_TOKENIZER_FILES = (
     "tokenizer_config.json",
