@@ -105,27 +105,27 @@ def test_shards_come_with_their_index_and_only_those_it_names(tmp_path: Path) ->
                 "config.json": b"{}",
                 "model.safetensors.index.json": b'{"weight_map": {"a": "../../etc/passwd"}}',
             },
-            "names files that are not safetensors of its own folder",
+            "only safetensors of its own folder",
         ),
         (
             {"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {}}'},
-            "names no safetensors",
+            "must name at least one file",
         ),
         (
             {
                 "config.json": b"{}",
                 "model.safetensors.index.json": b'{"weight_map": {"a": "pytorch_model.bin"}}',
             },
-            "names files that are not safetensors of its own folder",
+            "only safetensors of its own folder",
         ),
         (
             {
                 "config.json": b"{}",
                 "model.safetensors.index.json": b'{"weight_map": {"a": "\\u001b[2J.safetensors"}}',
             },
-            "names files that are not safetensors of its own folder",
+            "only safetensors of its own folder",
         ),
-        ({"config.json": b"{}", "pytorch_model.bin": b"w"}, "has its weights as a pickle, which is not"),
+        ({"config.json": b"{}", "pytorch_model.bin": b"w"}, "has its weights as a pickle, which is never"),
         (
             {**WHOLE, "shard-00001-model-00001-of-00002.safetensors": b"w"},
             "has shard-00001-model-00001-of-00002.safetensors, a part",

@@ -40,13 +40,13 @@ def test_all_linear_is_pefts_all_linear(name: str) -> None:
 
 
 def assert_same_layout_as_peft(name: str, targets: str | tuple[str, ...]) -> None:
-    targets = lora.attach(model_of(name), AdapterTable(rank=RANK, targets=targets))
+    attached = lora.attach(model_of(name), AdapterTable(rank=RANK, targets=targets))
     chosen = targets if isinstance(targets, str) else list(targets)
     config = peft.LoraConfig(r=RANK, target_modules=chosen, task_type="CAUSAL_LM")
     config.fan_in_fan_out = name == "gpt2"
     theirs = peft.get_peft_model(model_of(name), config)
     expected = {k: tuple(v.shape) for k, v in peft.get_peft_model_state_dict(theirs).items()}
-    assert lora.shapes(targets, RANK) == expected
+    assert lora.shapes(attached, RANK) == expected
 
 
 def test_all_linear_leaves_the_head_out_and_sites_stand_in_the_models_order() -> None:

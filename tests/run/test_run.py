@@ -207,7 +207,7 @@ def test_what_was_chosen_by_measuring_is_written_out(llama_folder, source, tmp_p
     run = open_run(table)
     run.close()
     assert folder.read_settings(run.folder) == run.settings == completed(table)  # as it was given
-    kept = plan.output_positions(run.folder)
+    kept = plan.read(run.folder)
     assert kept == run.plan
     assert kept.stack_size <= 2  # no more than a cohort
     assert kept.micro_batch_tokens == memory.micro_batch(run.base)
@@ -232,7 +232,7 @@ def test_a_run_in_worker_processes_has_the_same_bits_and_goes_on_with_them(
     path = stopped(runs.settings(llama_folder, source, tmp_path / "run", machine=pair), after=1)
     finish(resume(path))
     assert weights(path) == weights(alone)
-    kept = plan.output_positions(path)
+    kept = plan.read(path)
     assert (kept.workers, kept.threads) == (2, 2)
     assert not [child for child in psutil.Process().children() if "popen_loky" in " ".join(child.cmdline())]
 
@@ -356,24 +356,24 @@ def test_a_run_goes_on_as_planned_on_a_machine_that_would_plan_otherwise(
     open_ = {"machine": AUTO, "model": {"dtype": "auto"}}
     undisturbed = finish(open_run(runs.settings(llama_folder, source, tmp_path / "whole", **open_)))
     path = stopped(runs.settings(llama_folder, source, tmp_path / "run", **open_), after=1)
-    kept = plan.output_positions(path)
+    kept = plan.read(path)
     another_machine(monkeypatch)
     run = resume(path)
     assert run.plan == kept
     assert run.settings.machine.stack_size == "auto"
     finish(run)
     assert weights(path) == weights(undisturbed)
-    assert plan.output_positions(path) == kept == plan.output_positions(undisturbed)
+    assert plan.read(path) == kept == plan.output_positions(undisturbed)
 
 
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_folder_of_an_earlier_version_goes_on_with_the_same_bits(table, whole, monkeypatch, after) -> None:
     path = stopped(table, after=after)
-    kept = plan.output_positions(path)
+    kept = plan.read(path)
     runs.as_before_plans(path)
     another_machine(monkeypatch)
     run = resume(path)
-    assert run.plan == kept == plan.output_positions(path)  # it has one from now on
+    assert run.plan == kept == plan.read(path)  # it has one from now on
     assert_same_end(finish(run), whole)
     monkeypatch.undo()
     assert answerer.generate(path, "w4 w5") == answerer.generate(whole[0], "w4 w5")
@@ -838,7 +838,7 @@ def test_a_run_keeps_the_day_that_it_started_on(llama_folder, source, tmp_path, 
     settings = runs.settings(base, source, tmp_path / "run", data={"template": "chat"})
     open_run(settings).close()
     assert folder.read_settings(tmp_path / "run").data.date == ""  # as it was given
-    assert plan.output_positions(tmp_path / "run").date == "2026-05-14"
+    assert plan.read(tmp_path / "run").date == "2026-05-14"
     data = {
         name: tokens.ids.tolist() for name, tokens in pipeline.load(tmp_path / "run" / "data").clients.items()
     }

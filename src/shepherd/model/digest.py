@@ -154,7 +154,8 @@ def shards(index: Path) -> list[str]:
         ) from error
     if not found or not all(_is_plain_name(name) for name in found):
         raise BaseError(
-            f"index {index} names files that are not safetensors of its own folder; download that file again"
+            f"index {index} must name at least one file, and only safetensors of its own folder; download"
+            " that file again"
         )
     return found
 
