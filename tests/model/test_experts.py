@@ -49,7 +49,7 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Base:
 @pytest.mark.parametrize("targets", [bases.STACKS, bases.STACKS[::-1], bases.STACKS[1:]])
 @pytest.mark.parametrize("kind", bases.MIXTURES)
 def test_names_and_shapes_are_pefts(kind: str, targets: tuple[str, ...]) -> None:
-    targets = lora.attach(
+    attached = lora.attach(
         network(bases.MIXTURES[kind]), TABLE.model_copy(update={"target_parameters": targets})
     )
     config = peft.LoraConfig(
@@ -57,7 +57,7 @@ def test_names_and_shapes_are_pefts(kind: str, targets: tuple[str, ...]) -> None
     )
     theirs = peft.get_peft_model(network(bases.MIXTURES[kind]), config)
     expected = {k: tuple(v.shape) for k, v in peft.get_peft_model_state_dict(theirs).items()}
-    assert lora.shapes(targets, RANK) == expected
+    assert lora.shapes(attached, RANK) == expected
 
 
 @pytest.mark.parametrize("kind", bases.MIXTURES)

@@ -167,7 +167,7 @@ def test_a_target_inside_a_tower_alone_says_so() -> None:
         lora.attach(network("gemma3"), AdapterTable(targets=("q_proj", "fc1")))
     targets = lora.attach(network("gemma3"), AdapterTable(targets=("q_proj",)))  # both parts have some
     assert len(targets) == 2
-    message = r"names 'head\.probe', which is in model\.vision_tower alone"
+    message = r"names 'head\.probe', which is only in model\.vision_tower,"
     with pytest.raises(BaseError, match=message):
         lora.attach(network("gemma3"), AdapterTable(target_parameters=("head.probe",)))
 
