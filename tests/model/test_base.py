@@ -107,7 +107,7 @@ def test_a_folder_that_is_no_base_is_named(tmp_path) -> None:
 
 
 def test_a_name_that_cannot_be_reached_is_named() -> None:
-    assert "there is no folder nobody/nothing (looked for beside" in refused("nobody/nothing")
+    assert "there is no folder nobody/nothing (searched next to" in refused("nobody/nothing")
 
 
 def test_unreadable_weights_are_named(copy) -> None:

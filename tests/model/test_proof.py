@@ -370,7 +370,7 @@ def test_a_scale_that_is_counted_along_the_line_is_noticed_though_no_example_rea
     assert config.attn_temperature_tuning
     assert config.floor_scale == 8192
     base = load(tiny.save(config, tmp_path), longest=longest)
-    assert "other states packed than alone" in base.proof.unpacked
+    assert "different states packed than alone" in base.proof.unpacked
     assert base.model.config.floor_scale == 8192
 
 

@@ -317,7 +317,9 @@ def test_what_is_not_shared_stays_with_the_client_and_its_next_visit_starts_from
 
 def test_a_start_that_does_not_fit_the_base_is_refused_by_name(llama) -> None:
     odd = Adapter({n: t[:, :-1] if "lora_A" in n else t for n, t in broadcast(llama).adapter.items()})
-    with pytest.raises(AdapterError, match=r"lora_A.weight in the adapter that client a starts from has shape"):
+    with pytest.raises(
+        AdapterError, match=r"lora_A.weight in the adapter that client a starts from has shape"
+    ):
         tuned(llama, replace(visit("a", 1), start=odd))
 
 
