@@ -120,7 +120,7 @@ def a_last_position_off_by_one(patch: pytest.MonkeyPatch) -> None:
 def examples_see_each_other(patch: pytest.MonkeyPatch) -> None:
     honest = pass_plan.packed
     patch.setattr(
-        pass_plan, "packed", lambda lengths, *more, after, **rest: honest([sum(lengths)], *more, **rest)
+        pass_plan, "packed", lambda lengths, *more, parents, **rest: honest([sum(lengths)], *more, **rest)
     )
 
 
