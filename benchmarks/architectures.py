@@ -108,7 +108,7 @@ ANSWERS = "In one batch whatever the prompts' lengths, but for these:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one model type."""
+    """The outcome of one model type."""
 
     runs: str
     """packed, unpacked, refused, or not built: there is no tiny model of it here."""
@@ -193,7 +193,7 @@ def _reached(base: Base, data: Sequence[Tokens]) -> set[str]:
 
 def _adapter(base: Base, seed: int, reached: set[str]) -> Adapter:
     rng = np.random.default_rng(seed)
-    first = lora.fresh(base.sites, base.adapter.rank, seed)
+    first = lora.fresh(base.targets, base.adapter.rank, seed)
     return Adapter(
         {
             name: rng.normal(0, 0.1, a.shape) if ".lora_B." in name and name in reached else a
@@ -221,7 +221,7 @@ def _tokens(seed: int, lengths: Sequence[int]) -> Tokens:
 
 
 def _gradients(base: Base, adapter: Adapter, data: Sequence[Tokens]) -> list[dict[str, Tensor]]:
-    """Of each client's mean loss by the adapter, as one step of tuning takes them."""
+    """Gradients of each client's mean loss by the adapter, as in one step of tuning."""
     caught: dict[str, Tensor] = {}
 
     def catch(name: str, grad: Tensor, *_: Any) -> Tensor:
@@ -230,7 +230,8 @@ def _gradients(base: Base, adapter: Adapter, data: Sequence[Tokens]) -> list[dic
 
     algorithm = replace(fedavg.ALGORITHM, correct=catch)
     visits = [
-        tune.Visit(client=f"client-{k}", data=one, steps=[np.arange(len(one))]) for k, one in enumerate(data)
+        tune.Visit(client=f"client-{k}", data=one, batches=[np.arange(len(one))])
+        for k, one in enumerate(data)
     ]
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
     job = tune.Job(
@@ -265,12 +266,12 @@ class _Plain:
         self.network.requires_grad_(False)
         self.network.generation_config = transformers.GenerationConfig()
         self.factors: dict[str, nn.Parameter] = {}
-        for site in base.sites:
-            module = self.network.get_submodule(site.module)
-            a, b = (torch.from_numpy(np.array(adapter[name])) for name in (site.name_a, site.name_b))
+        for target in base.targets:
+            module = self.network.get_submodule(target.module)
+            a, b = (torch.from_numpy(np.array(adapter[name])) for name in (target.name_a, target.name_b))
             folded = _Folded(a, b, turned=isinstance(module, Conv1D))
             parametrize.register_parametrization(module, "weight", folded)
-            self.factors |= {site.name_a: folded.a, site.name_b: folded.b}
+            self.factors |= {target.name_a: folded.a, target.name_b: folded.b}
 
     def loss(self, data: Tokens, i: int) -> Tensor:
         """Summed over the trained tokens of one example."""
@@ -381,7 +382,7 @@ def measure(options: Namespace) -> Figures:
 
 
 def read_expected() -> dict[str, dict[str, str]]:
-    """What is expected of each model type."""
+    """The expected outcome of each model type."""
     found: dict[str, dict[str, str]] = (
         json.loads(EXPECTED.read_text(encoding="utf8")) if EXPECTED.exists() else {}
     )

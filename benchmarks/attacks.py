@@ -32,7 +32,7 @@ from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, ServerState, 
 from shepherd.data import pipeline
 from shepherd.errors import ShepherdError
 from shepherd.model import base as bases
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.digest import digest
 from shepherd.rounds import weights as weighing
 from shepherd.run import checkpoint
@@ -117,12 +117,12 @@ def loaded() -> bases.Base:
 
 def oracle(base: bases.Base) -> tuple[Adapter, NDArray[np.float64]]:
     """An adapter under which every state is one vector, and the loss that each token then has, (V,)."""
-    last = base.sites[-1]
+    last = base.targets[-1]
     flat = {name: np.zeros(shape) for name, shape in base.shapes.items()}
     seen: list[torch.Tensor] = []
     module = base.model.get_submodule(last.module)
     hook = module.register_forward_pre_hook(lambda m, a: seen.append(a[0].detach().flatten(0, -2)))
-    lora.bind_adapters(base.model, base.sites, lora.stacked([Adapter(flat)], base.device))
+    lora.bind_adapters(base.model, base.targets, lora.stacked([Adapter(flat)], base.device))
     ids = base.tokenizer("The river is long and the town is small. Name a bird.", return_tensors="pt")
     with torch.no_grad():
         base.model(input_ids=ids["input_ids"])
@@ -131,9 +131,9 @@ def oracle(base: bases.Base) -> tuple[Adapter, NDArray[np.float64]]:
     flat[last.name_a] = mean[None, :] / np.abs(seen[0].numpy() @ mean).mean()
     flat[last.name_b] = 1e10 * np.random.default_rng(0).normal(size=(last.outputs, 1))
     adapter = Adapter(flat)
-    lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
-    plan = layout.padded(1, 1, 0)
-    with torch.no_grad(), layout.running(plan):
+    lora.bind_adapters(base.model, base.targets, lora.stacked([adapter], base.device))
+    plan = pass_plan.padded(1, 1, 0)
+    with torch.no_grad(), pass_plan.use_plan(plan):
         logits = base.model(input_ids=ids["input_ids"]).logits[0].double()
     return adapter, np.median(-torch.log_softmax(logits, -1).numpy(), 0)
 
@@ -218,7 +218,7 @@ def updates_of_one_example(home: Path) -> int:
     """Visits, of three that are asked for, whose update comes of one example."""
     base = loaded()
     victim = site(home / "site", base)
-    fresh = lora.fresh(base.sites, 1, 0)
+    fresh = lora.fresh(base.targets, 1, 0)
     replies = [victim.asked(run_file(), "train", fresh, f"{number:016x}") for number in (1, 2, 3)]
     return sum(isinstance(reply, Update) for reply in replies)
 
@@ -274,7 +274,7 @@ def _service(
 ) -> Service:
     """The server's part of a lead's job, which brings a new adapter."""
     notes: dict[str, Any] = {"positions": {}, "row": None, "base": base.fingerprint}
-    state = ServerState(round=0, adapter=lora.fresh(base.sites, 1, 0))
+    state = ServerState(round=0, adapter=lora.fresh(base.targets, 1, 0))
     given = checkpoint.save(home / "given", Checkpoint(state=state, notes=notes), keep=1)
     order = JobSpec(
         run=run,
@@ -328,7 +328,7 @@ def one_round(members: Members, weights: str, clip: float | None = None) -> tupl
                 select=plugins.selection(settings).cohort,
                 quorum=0.5,
                 seed=0,
-                allow=weighing.allowing(settings),
+                allow=weighing.allowed_by(settings),
                 max_share=settings.federation.max_share,
             )
         )
@@ -409,7 +409,7 @@ def ordinary_visit(home: Path) -> int:
     base = loaded()
     victim = site(home / "site", base)
     settings = run_file(data={"max_tokens": 256, "holdout": 0.1}, tuning={"max_steps": 2, "batch_size": 16})
-    return int(isinstance(victim.asked(settings, "train", lora.fresh(base.sites, 1, 0), "1" * 16), Update))
+    return int(isinstance(victim.asked(settings, "train", lora.fresh(base.targets, 1, 0), "1" * 16), Update))
 
 
 def honest_round(home: Path) -> int:

@@ -85,7 +85,7 @@ def _changed(settings: RunSettings, workers: int | None, dtype: str | None) -> R
 
 
 def _plan(work: Work, settings: RunSettings, base: bases.Base) -> Plan:
-    return planning.chosen(
+    return planning.choose(
         settings,
         base,
         clients=len(work.clients),

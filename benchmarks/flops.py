@@ -31,32 +31,32 @@ from shepherd.settings import AdapterTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The sizes that the formula asks for; `sites` are the adapted layers."""
+    """The sizes that the formula needs; `targets` are the adapted modules."""
 
     linear: int
     adapter: int
     head: int
     attention: int
     """Layers * heads * head width."""
-    sites: tuple[lora.Site, ...]
+    targets: tuple[lora.Target, ...]
 
 
 def shape_of(folder: str, adapter: AdapterTable) -> Shape:
-    """Of a base's configuration; no weight is loaded."""
+    """The sizes from a base's configuration; no weight is loaded."""
     config = AutoConfig.from_pretrained(folder)
-    everything = _sites(config, adapter.model_copy(update={"targets": "all-linear"}))
-    sites = _sites(config, adapter)
+    everything = _targets(config, adapter.model_copy(update={"targets": "all-linear"}))
+    targets = _targets(config, adapter)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
-        linear=sum(site.inputs * site.outputs for site in everything),
-        adapter=sum(adapter.rank * (site.inputs + site.outputs) for site in sites),
+        linear=sum(target.inputs * target.outputs for target in everything),
+        adapter=sum(adapter.rank * (target.inputs + target.outputs) for target in targets),
         head=config.vocab_size * config.hidden_size,
         attention=config.num_hidden_layers * config.num_attention_heads * width,
-        sites=sites,
+        targets=targets,
     )
 
 
-def _sites(config: Any, adapter: AdapterTable) -> tuple[lora.Site, ...]:
+def _targets(config: Any, adapter: AdapterTable) -> tuple[lora.Target, ...]:
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config)
     return lora.attach(network, adapter)

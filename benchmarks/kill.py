@@ -257,7 +257,7 @@ def _compared(trial: Trial, whole: Trial) -> dict[str, int]:
 
 
 def _digest(path: Path) -> str:
-    """Of the tensors: safetensors writes its metadata in an order that changes from process to process."""
+    """Digest of the tensors alone: safetensors changes the order of its metadata between processes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(path / "adapter" / WEIGHTS).items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode() + tensor.tobytes())

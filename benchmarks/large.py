@@ -80,5 +80,5 @@ def _tokens(examples: int, vocabulary: int, seed: int) -> Tokens:
 
 
 def _drawn(rng: np.random.Generator, deciles: tuple[int, ...], count: int) -> NDArray[np.int64]:
-    """From the distribution with these deciles, straight between them."""
+    """Draw from the distribution with these deciles, interpolated linearly."""
     return np.interp(rng.uniform(0, 10, count), np.arange(11), deciles).astype(np.int64)

@@ -105,7 +105,7 @@ def _cell(work: Work, *, size: int) -> Callable[[Work], Measured]:
 
     def visit_all(asked: Work) -> Measured:
         visits = [
-            Visit(client=name, data=data, steps=asked.steps(name), seed=seed_for(0, name))
+            Visit(client=name, data=data, batches=asked.steps(name), seed=seed_for(0, name))
             for name, data in asked.clients.items()
         ]
         broadcast = Broadcast(round=0, adapter=asked.start, seed=0)

@@ -149,7 +149,7 @@ def _round(
 
 
 def _mean_loss(work: Work, losses: Mapping[str, list[float]]) -> float:
-    """From means over each step's trained tokens to the mean over all of them."""
+    """The mean over all trained tokens, from the means over those of each step."""
     counts = {client: work.trained(client) for client in losses}
     sums = (loss * n for client in losses for loss, n in zip(losses[client], counts[client], strict=True))
     return sum(sums) / sum(sum(each) for each in counts.values())

@@ -64,7 +64,7 @@ def _side(name: str, make: Make, work: Work) -> Iterator[Turn]:
 
 @contextmanager
 def _environment(more: Mapping[str, str]) -> Iterator[None]:
-    """What a process that starts meanwhile finds in its environment."""
+    """The environment of processes that are started meanwhile."""
     before = dict(os.environ)
     os.environ.update(more)
     try:
@@ -83,5 +83,5 @@ def _serve(pipe: Connection, make: Make, work: Work) -> None:
         except EOFError:  # nobody asks any more
             return
         measured = visit_all(work.shortened(steps))
-        malloc.give_back()  # or what this side no longer needs is missing to the others
+        malloc.release_free_memory()  # or what this side no longer needs is missing to the others
         pipe.send(measured)

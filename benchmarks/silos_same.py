@@ -168,7 +168,7 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
         cap_nats=released.CAP_NATS,
     )
     simulation = Simulation(local=local, executor=Inline(base), stack_size=1)
-    adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     yield from rounds(
         method,
         simulation,

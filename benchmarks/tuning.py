@@ -102,7 +102,7 @@ def measure(options: Namespace) -> Figures:
         settings = _settings(options, Path(scratch))
         clients, heldout = _data(options, settings)
         shape = flops.shape_of(settings.model.base, settings.adapter)
-        fresh = lora.fresh(shape.sites, settings.adapter.rank, seed_for(options.seed, "adapter"))
+        fresh = lora.fresh(shape.targets, settings.adapter.rank, seed_for(options.seed, "adapter"))
         work = Work(settings=settings, clients=clients, start=fresh)
         chosen = [name for name in SIDES if name in {ENGINE, RECIPE, *options.sides}]
         with common.busy(options.beside):
@@ -284,7 +284,7 @@ def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]
 
 
 def cosine(one: Adapter, other: Adapter) -> float:
-    """Of two changes, over all tensors jointly."""
+    """Cosine similarity of two changes, over all tensors together."""
     product = sum(float(np.vdot(one[name], other[name])) for name in one)
     return product / (one.norm() * other.norm())
 

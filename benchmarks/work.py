@@ -46,7 +46,7 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Of all the examples of all the steps, padding apart."""
+        """Tokens of all the examples of all the steps, without padding."""
         return sum(int(lengths.sum()) for lengths in self.lengths())
 
     def trained(self, client: str) -> list[int]:
@@ -71,7 +71,7 @@ class Measured:
     loss: float
     """Mean over all trained tokens, each scored before the step it was part of."""
     dtype: str
-    """Of the frozen base."""
+    """Parameters of the frozen base."""
     workers: int = 1
     clients_at_once: int = 1
     micro_batch_tokens: int | None = None
@@ -80,7 +80,7 @@ class Measured:
 
 
 def held_bytes(process: psutil.Process) -> int:
-    """What a process and those it started hold now; what they map from files, as libraries, counts once.
+    """Memory that a process and its children hold now; mapped files, such as libraries, count once.
 
     Read from counters: a walk through the pages would slow down who is measured.
     """

@@ -87,7 +87,7 @@ def test_the_command_lists_the_kinds_that_it_is_asked_for(package: None) -> None
 
 
 def test_an_unknown_kind_is_one_sentence() -> None:
-    with pytest.raises(SettingsError, match="no kind of plug-in called 'spltis'; there are algorithms, "):
+    with pytest.raises(SettingsError, match="no kind of plug-in called 'spltis'; choose from algorithms, "):
         catalogue.kinds_named(["spltis"])
 
 

@@ -72,7 +72,7 @@ def test_a_dotted_name_is_a_module_outside(package):
         (PartTable(name="no_such_package.module"), "cannot be imported .*no_such_package"),
         (PartTable(name=".fedavg"), "cannot be imported"),
         (PartTable(name="..fedavg"), "cannot be imported"),
-        (PartTable(name="os.path"), "module os.path is no algorithm; give it a Config"),
+        (PartTable(name="os.path"), "module os.path is not a plug-in of kind algorithm; define Config"),
         (
             PartTable(name="fedprox", mew=1.0),
             "the algorithm 'fedprox': unknown key mew; known keys there are mu",

@@ -1,11 +1,11 @@
-"""What there is to choose from: every kind of plug-in, the package's own and those that other packages list.
+"""The catalogue of plug-ins: every kind, from this package and from other packages.
 
 Another package lists its modules by entry points of the group of their kind:
 
     [project.entry-points."shepherd.aggregations"]
     median = "your_package.median"
 
-Its metadata alone is read: no module of another package is imported unless a person allows it (law 12).
+Only its metadata is read: no module of another package is imported unless a person allows it (law 12).
 """
 
 from __future__ import annotations
@@ -31,46 +31,46 @@ KINDS = (*plugins.KINDS, SPLIT, OPTIMISER, OBJECTIVE, METRIC, EXPORTER)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyOf:
-    """One key of a plug-in, as a run file has it."""
+    """One key of a plug-in's table in a run file."""
 
     name: str
     default: Any
-    """None where it has to be given."""
+    """Default value; None if the key is required."""
     doc: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugin:
-    """One module of a kind."""
+    """One plug-in of a kind."""
 
     name: str
-    """As a run file names it: the file, or a dotted module outside."""
+    """Its name in a run file: the module in its folder, or a dotted module outside the package."""
     doc: str
-    """Its first line; "" where it was not imported."""
+    """First line of its docstring; "" if it was not imported."""
     keys: tuple[KeyOf, ...] = ()
     package: str = ""
-    """The other package that lists it, with its version; "" for the package's own."""
+    """The other package that lists it, with its version; "" for this package's own."""
     imported: bool = True
 
 
 def own(kind: Kind) -> list[Plugin]:
-    """The package's own modules of a kind, by name."""
-    return [_described(kind, name, "", ()) for name in plugins.names(kind.folder)]
+    """This package's own plug-ins of a kind, by name."""
+    return [_describe(kind, name, "", ()) for name in plugins.names(kind.folder)]
 
 
 def others(kind: Kind, allowed: Collection[str] = ()) -> list[Plugin]:
-    """The modules of a kind that other packages list, by name.
+    """The plug-ins of a kind that other packages list, by name.
 
     Args:
-        allowed: those that may be imported, to show their keys.
+        allowed: modules that may be imported, to show their keys.
 
     Raises:
-        PluginError: one that is allowed cannot be imported.
-        SettingsError: one that is allowed is of another kind.
+        PluginError: an allowed module cannot be imported.
+        SettingsError: an allowed module is of another kind.
     """
     found = {entry.module: _package(entry) for entry in entry_points(group=kind.group)}
     return [
-        _described(kind, name, package, allowed)
+        _describe(kind, name, package, allowed)
         if name in allowed
         else Plugin(name=name, doc="", package=package, imported=False)
         for name, package in sorted(found.items())
@@ -78,7 +78,7 @@ def others(kind: Kind, allowed: Collection[str] = ()) -> list[Plugin]:
 
 
 def lines(kinds: Collection[Kind], allowed: Collection[str] = ()) -> Iterator[str]:
-    """Every plug-in of these kinds with its keys, as text; arguments and errors as for `others`."""
+    """Lines of text with every plug-in of these kinds and its keys; arguments and errors as for `others`."""
     for kind in kinds:
         yield f"{kind.chosen_by} (entry points: {kind.group})"
         for plugin in (*own(kind), *others(kind, allowed)):
@@ -87,7 +87,7 @@ def lines(kinds: Collection[Kind], allowed: Collection[str] = ()) -> Iterator[st
 
 
 def kinds_named(names: Collection[str]) -> tuple[Kind, ...]:
-    """The kinds by the last part of their group, such as "splits"; all of them where none is named.
+    """The kinds by the last part of their group, such as "splits"; all kinds if `names` is empty.
 
     Raises:
         SettingsError: there is no such kind.
@@ -95,7 +95,9 @@ def kinds_named(names: Collection[str]) -> tuple[Kind, ...]:
     known = {kind.group.partition(".")[2]: kind for kind in KINDS}
     for name in names:
         if name not in known:
-            raise SettingsError(f"there is no kind of plug-in called {name!r}; there are {', '.join(known)}")
+            raise SettingsError(
+                f"there is no kind of plug-in called {name!r}; choose from {', '.join(known)}"
+            )
     return tuple(known[name] for name in names) or KINDS
 
 
@@ -113,7 +115,7 @@ def _lines(plugin: Plugin) -> Iterator[str]:
         yield f"      {key.name} ({default}): {key.doc}"
 
 
-def _described(kind: Kind, name: str, package: str, allowed: Collection[str]) -> Plugin:
+def _describe(kind: Kind, name: str, package: str, allowed: Collection[str]) -> Plugin:
     module = plugins.module_of(kind, name, allowed)
     keys = tuple(_keys(module.Config))
     return Plugin(name=name, doc=first_line(module), keys=keys, package=package)

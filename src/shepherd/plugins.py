@@ -1,8 +1,8 @@
-"""Find a part of a run by the name of its module: the file is the plug-in.
+"""Plug-ins: find a part of a run by the name of its module.
 
-`name = "fedprox"` is `shepherd/algorithms/fedprox.py`; `name = "your_package.module"` is one outside, which
-is imported only where it is allowed by name (law 12). Such a module holds `Config`, a pydantic model of its
-other keys, and `build(config)`.
+`name = "fedprox"` is `shepherd/algorithms/fedprox.py`; `name = "your_package.module"` is outside the package
+and imported only if it is allowed by name (law 12). A plug-in defines `Config`, a pydantic model of its other
+keys, and `build(config)`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shepherd.settings import RunSettings, SplitTable, validated
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A kind of part: the folder of its files, and the type of what each of them builds."""
+    """A kind of plug-in: the folder of its modules, and the type that each of them builds."""
 
     name: str
     folder: ModuleType
@@ -38,7 +38,7 @@ class Kind:
 
     @property
     def group(self) -> str:
-        """The group of entry points under which other packages list theirs."""
+        """Group of entry points under which other packages list their plug-ins."""
         return f"shepherd.{self.folder.__name__.rpartition('.')[2]}"
 
 
@@ -51,16 +51,16 @@ SELECTION = Kind(name="selection", folder=selections, type=Selection, chosen_by=
 TRANSFORM = Kind(name="transform", folder=transforms, type=Transform, chosen_by="[[transforms]] name")
 CHECKER = Kind(name="checker", folder=checkers, type=Checker, chosen_by="check = {kind}")
 KINDS = (ALGORITHM, AGGREGATION, SERVER, SELECTION, TRANSFORM, CHECKER)
-"""The kinds that are found below the model: a server that only aggregates needs no others."""
+"""The kinds that need no torch; a server that only aggregates needs no others."""
 
 
 def method(settings: RunSettings, allowed: Collection[str] = ()) -> Method:
     """The method that a run file describes; `allowed` as for `built`.
 
     Raises:
-        PluginError: a module outside that is not allowed, and was not imported; or one that cannot be.
-        SettingsError: no such module, one of another kind, a key it does not have, or parts that do not go
-            together.
+        PluginError: a module outside the package is not allowed and was not imported, or cannot be imported.
+        SettingsError: there is no such module, it is of another kind, a key is not its own, or two parts are
+            incompatible.
     """
     return Method(
         algorithm=algorithm(settings.algorithm, allowed),
@@ -71,25 +71,25 @@ def method(settings: RunSettings, allowed: Collection[str] = ()) -> Method:
 
 
 def selection(settings: RunSettings, allowed: Collection[str] = ()) -> Selection:
-    """The rule of `[selection]`, where it goes with `federation.weights`; errors as for `method`."""
+    """The selection that `[selection]` names, if it fits `federation.weights`; errors as for `method`."""
     made: Selection = built(SELECTION, settings.selection, allowed)
     weights = settings.federation.weights
     if made.by_size and weights != "equal":
         raise SettingsError(
             f'selection.name = "{settings.selection.name}" draws clients by their size, which'
-            f' federation.weights = "{weights}" would count again; set federation.weights = "equal"'
+            f' federation.weights = "{weights}" would count a second time; set federation.weights = "equal"'
         )
     return made
 
 
 def require(settings: RunSettings, allowed: Collection[str] = ()) -> None:
-    """Refuse a method of which a part cannot be built, or a selection; errors as for `method`."""
+    """Raise the errors of `method` if a part of the method, or the selection, cannot be built."""
     method(settings, allowed)
     selection(settings, allowed)
 
 
 def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettings:
-    """The settings with the defaults of the method's parts and of the selection written out."""
+    """The settings with the defaults of the method's parts and of the selection filled in."""
     tables: dict[str, Any] = {
         name: completed_table(kind, getattr(settings, name), allowed)
         for name, kind in (
@@ -104,8 +104,8 @@ def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettin
 
 
 def completed_table(kind: Kind, table: PartTable | SplitTable, allowed: Collection[str]) -> Any:
-    """A part's table with its defaults written out; errors as for `built`."""
-    _, config = _configured(kind, table, allowed)
+    """A part's table with its defaults filled in; errors as for `built`."""
+    _, config = _load_config(kind, table, allowed)
     return table.model_copy(update=config.model_dump(mode="json", exclude_none=True))
 
 
@@ -120,7 +120,7 @@ def algorithm(table: PartTable, allowed: Collection[str] = ()) -> Algorithm:
 
 
 def aggregation(table: PartTable, allowed: Collection[str] = ()) -> Aggregation:
-    """The rule that `[aggregation]` names; arguments and errors as for `built`."""
+    """The aggregation that `[aggregation]` names; arguments and errors as for `built`."""
     made: Aggregation = built(AGGREGATION, table, allowed)
     return made
 
@@ -132,18 +132,18 @@ def server_optimiser(table: PartTable, allowed: Collection[str] = ()) -> ServerO
 
 
 def transform(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> Transform:
-    """The chain that the `[[transforms]]` name, in their order on the client; errors as for `built`."""
+    """The `[[transforms]]` combined, in their order at the client; errors as for `built`."""
     return chain(*(built(TRANSFORM, table, allowed) for table in tables))
 
 
 def checker(check: Mapping[str, Any], allowed: Collection[str] = ()) -> Checker:
-    """What the `check` of an example names by its `kind`; arguments and errors as for `built`.
+    """The checker that an example's `check` names by its `kind`; arguments and errors as for `built`.
 
     >>> checker({"kind": "exact", "answer": "baker"}).right(" Baker. ")
     True
     """
     if "kind" not in check:
-        raise SettingsError(f"it has no kind; there are {', '.join(names(checkers))}")
+        raise SettingsError(f"it has no kind; choose one of {', '.join(names(checkers))}")
     keys = {str(key): value for key, value in check.items() if key != "kind"}
     made: Checker = built(CHECKER, PartTable(**{**keys, "name": str(check["kind"])}), allowed)
     return made
@@ -161,33 +161,33 @@ def built(kind: Kind, table: PartTable | SplitTable, allowed: Collection[str] = 
         allowed: dotted names of modules outside the package that may be imported; those inside always may.
 
     Raises:
-        PluginError: a module outside that is not allowed, and was not imported; or one that cannot be.
-        SettingsError: no such module, one of another kind, or a key it does not have.
+        PluginError: a module outside the package is not allowed and was not imported, or cannot be imported.
+        SettingsError: there is no such module, it is of another kind, or a key is not its own.
     """
-    module, config = _configured(kind, table, allowed)
+    module, config = _load_config(kind, table, allowed)
     made = module.build(config)
     if not isinstance(made, kind.type):
         raise SettingsError(
-            f"build of module {table.name} gives a {type(made).__name__} and no {kind.type.__name__}; name a"
-            f" module that makes a {kind.name}"
+            f"build of module {table.name} returns a {type(made).__name__}, not a {kind.type.__name__}; name"
+            f" a module that builds a {kind.name}"
         )
     return made
 
 
-def _configured(
+def _load_config(
     kind: Kind, table: PartTable | SplitTable, allowed: Collection[str]
 ) -> tuple[ModuleType, BaseModel]:
     module = module_of(kind, table.name, allowed)
     try:
         config: BaseModel = validated(module.Config, table.own, f"the {kind.name} {table.name!r}")
     except SettingsError as error:
-        whose = "; ".join(_owners(kind, module, table.own))
+        whose = "; ".join(_plugins_with_key(kind, module, table.own))
         raise SettingsError(f"{error}; {whose}" if whose else str(error)) from error
     return module, config
 
 
-def _owners(kind: Kind, module: ModuleType, keys: Collection[str]) -> Iterator[str]:
-    """Of each key that the module does not have, the files of the kind that do."""
+def _plugins_with_key(kind: Kind, module: ModuleType, keys: Collection[str]) -> Iterator[str]:
+    """For each key that the module does not have, a sentence naming the plug-ins that have it."""
     for key in keys:
         if key not in module.Config.model_fields:
             others = [name for name in names(kind.folder) if key in module_of(kind, name).Config.model_fields]
@@ -205,19 +205,19 @@ def module_of(kind: Kind, name: str, allowed: Collection[str] = ()) -> ModuleTyp
     if name not in inside and name not in allowed:
         raise PluginError(
             f"{kind.name} {name!r} is a module from outside shepherd-fit, whose code would run on this"
-            " machine, and settings alone do not decide that; it was not imported: to trust it, give"
+            " machine, and settings alone cannot allow that; it was not imported: to trust it, give"
             f" --allow-plugin {shlex.quote(name)} (in Python:"
             f" consent=Consent(plugins=frozenset({{{name!r}}})))"
         )
     try:
         module = importlib.import_module(f"{kind.folder.__name__}.{name}" if name in inside else name)
     except (Exception, SystemExit) as error:  # ".x" is no module, and a module may fail in any way
-        if name in inside and isinstance(
-            error, ModuleNotFoundError
-        ):  # not its fault: this is a server's alone
+        if name in inside and isinstance(error, ModuleNotFoundError):  # a server without torch
             raise
         fault = f"{type(error).__name__}: {error}"
         raise PluginError(f"{kind.name} {name!r} cannot be imported ({fault}); install or fix it") from error
     if not (hasattr(module, "Config") and hasattr(module, "build")):
-        raise SettingsError(f"module {name} is no {kind.name}; give it a Config and a build(config)")
+        raise SettingsError(
+            f"module {name} is not a plug-in of kind {kind.name}; define Config and build(config) in it"
+        )
     return module

@@ -28,7 +28,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> works.Work:
     settings = setting.parsed(tables)
     shape = flops.shape_of(str(base), settings.adapter)
     return works.Work(
-        settings=settings, clients=large.clients(2, 6, large.SMALL, 0), start=lora.fresh(shape.sites, 8, 1)
+        settings=settings, clients=large.clients(2, 6, large.SMALL, 0), start=lora.fresh(shape.targets, 8, 1)
     )
 
 
@@ -64,7 +64,7 @@ def test_useful_work_is_what_pytorch_counts(work: works.Work, tmp_path: Path) ->
     """Forward and backward of one unpadded example, counted by PyTorch in the engine's own layers."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from shepherd.model import layout
+    from shepherd.model import pass_plan
     from shepherd.model.attention import PACKED
     from shepherd.training import stack
 
@@ -72,19 +72,23 @@ def test_useful_work_is_what_pytorch_counts(work: works.Work, tmp_path: Path) ->
     base = bases.load(settings.model, settings.adapter, device="cpu")
     shape = flops.shape_of(settings.model.base, settings.adapter)
     cohort = stack.build([work.start], lambda name: True, base.device)
-    lora.bind_adapters(base.model, base.sites, cohort.all)
+    lora.bind_adapters(base.model, base.targets, cohort.all)
     length, predicted = 40, 10
-    plan = layout.packed([length], [layout.Segment(adapter=0, start=0, stop=length)], base.device)
+    plan = pass_plan.packed([length], [pass_plan.Segment(adapter=0, start=0, stop=length)], base.device)
     ids = torch.arange(length)
-    with FlopCounterMode(display=False) as counter, layout.running(plan), bases.attention_impl(base, PACKED):
+    with (
+        FlopCounterMode(display=False) as counter,
+        pass_plan.use_plan(plan),
+        bases.attention_impl(base, PACKED),
+    ):
         scores = bases.logits(base, bases.hidden_states(base, ids, ids)[-predicted:])
         scores.backward(torch.ones_like(scores))
     expected = flops.useful(shape, np.array([length]), predicted)
-    first = [site for site in shape.sites if re.search(r"\.0\.self_attn\.[qkv]_proj", site.module)]
+    first = [site for site in shape.targets if re.search(r"\.0\.self_attn\.[qkv]_proj", site.module)]
     unneeded = length * sum(2 * site.inputs * (site.outputs + 8) for site in first)
     # products that are added in place are not counted
-    unneeded += length * sum(2 * 8 * site.outputs for site in shape.sites)
-    unneeded += length * sum(2 * 8 * site.inputs for site in shape.sites if site not in first)
+    unneeded += length * sum(2 * 8 * site.outputs for site in shape.targets)
+    unneeded += length * sum(2 * 8 * site.inputs for site in shape.targets if site not in first)
     # PyTorch counts attention as if it were not causal, or on a processor not at all
     attention = 12 * shape.attention * length * (length + 1) // 2
     assert expected - unneeded - attention <= 1.05 * counter.get_total_flops()

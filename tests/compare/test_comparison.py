@@ -143,13 +143,13 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
     data = pipeline.load(run / "data").clients["client-1"]
     order = seed_for(settings.seed, "order", "local-client-1")
     steps, _ = cursor.visit(len(data), 0, max_steps=STEPS, batch_size=4, seed=order)
-    first = lora.fresh(base.sites, 2, seed_for(settings.seed, "adapter"))
+    first = lora.fresh(base.targets, 2, seed_for(settings.seed, "adapter"))
     once = settings.tuning.model_copy(update={"schedule": "linear"})
     (alone,) = bases.tuned(
         base,
         Broadcast(round=0, adapter=first, seed=0),
         fedavg.ALGORITHM,
-        [Visit(client="alone", data=data, steps=steps)],
+        [Visit(client="alone", data=data, batches=steps)],
         once,
         learning_rate=once.learning_rate,
         micro_batch_tokens=2048,
@@ -380,7 +380,7 @@ def test_the_first_sentence_is_true_however_arms_are_matched(copied, monkeypatch
     honest = tune.tune
 
     def spy(base: Any, job: Any, watch: Any) -> Any:
-        saw.update({v.client: (sum(map(len, v.steps)), len(v.steps)) for v in job.visits})
+        saw.update({v.client: (sum(map(len, v.batches)), len(v.batches)) for v in job.visits})
         return honest(base, job, watch)
 
     monkeypatch.setattr(tune, "tune", spy)

@@ -9,7 +9,7 @@ from tests.quadratic import Quadratic, bits, chosen, drawn
 from shepherd import plugins
 from shepherd.config import PartTable
 from shepherd.core import Method, ServerState
-from shepherd.federation.client_store import Kept, OnDisk
+from shepherd.federation.client_store import OnDisk, StoredMemory
 from shepherd.rounds import rounds, start
 from shepherd.run.checkpoint import Checkpoint, latest, load, save
 
@@ -66,6 +66,6 @@ def resumed(method: Method, at: int, folder) -> ServerState:
     save(folder, Checkpoint(state=stopped, notes={"memories": kept}), keep=1)
     saved = load(latest(folder))
     after = Quadratic(method.algorithm, method.transform)
-    names = {client: Kept(*kept) for client, kept in saved.notes["memories"].items()}
+    names = {client: StoredMemory(*kept) for client, kept in saved.notes["memories"].items()}
     after.memories = {client: store.get(client, kept) for client, kept in names.items()}
     return run(method, after, saved.state)[-1]

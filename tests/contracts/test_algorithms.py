@@ -9,7 +9,7 @@ from shepherd import algorithms, plugins
 from shepherd.core import Adapter, Broadcast, ClientInfo, ServerState, chain, seed_for
 from shepherd.rounds import start
 from shepherd.rounds.acceptance import check
-from shepherd.rounds.loop import announced
+from shepherd.rounds.loop import next_broadcast
 from shepherd.transforms import clip
 
 STACKED = 1e-6  # relative and absolute: float32 sums in another order
@@ -25,7 +25,7 @@ def cohort_updates(algorithm, clients=5):
     """The state after two rounds, the next broadcast, and the updates of it."""
     federation = Quadratic(algorithm, clients=clients)
     state = run(method(algorithm), federation, until=2)[-1]
-    broadcast = announced(method(algorithm), state, seed_for(0, "again"))
+    broadcast = next_broadcast(method(algorithm), state, seed_for(0, "again"))
     return state, broadcast, list(federation.run(broadcast, [f"c{k}" for k in range(clients)]))
 
 
@@ -81,7 +81,7 @@ def test_nothing_is_mutated(name):
 def test_the_client_half_works_on_stacked_arrays(name):
     """Row k of (K, ...) is client k: three at once are the same as one after another, twice."""
     algorithm = built(name)
-    broadcast = announced(method(algorithm), start(method(algorithm), drawn(0)), 0)
+    broadcast = next_broadcast(method(algorithm), start(method(algorithm), drawn(0)), 0)
     cohort = [f"c{k}" for k in range(6)]
     apart, stacked = Quadratic(algorithm, clients=6), Quadratic(algorithm, clients=6, stack=3)
     for _ in range(2):

@@ -64,6 +64,6 @@ def test_it_trains_and_resumes_to_the_same_bits(name, tmp_path):
 
 def test_one_that_needs_a_mean_is_refused_with_anything_else(name):
     needing = replace(built(name), needs_mean=True)
-    with pytest.raises(SettingsError, match="right only for a mean"):
+    with pytest.raises(SettingsError, match="requires a mean"):
         method(aggregation=Aggregation(combine=mean.mean, is_mean=False), server=needing)
     assert method(server=needing).server is needing

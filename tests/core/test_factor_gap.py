@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.quadratic import drawn
 
 from shepherd.core import Adapter, Seeded, Update
-from shepherd.core.factor_gap import COLUMNS, Gap, pairs
+from shepherd.core.factor_gap import SKETCH_COLUMNS, Gap, pairs
 
 SHAPES = st.lists(st.tuples(*[st.integers(1, 6)] * 3), min_size=1, max_size=3)  # (rank, in, out)
 WEIGHTS = st.lists(st.floats(0.1, 100), min_size=1, max_size=5)
@@ -153,7 +153,7 @@ def test_the_sketch_stays_within_its_tolerance():
     """64 columns: a deviation of at most sqrt(2 / 64) of a square, so 9% of a norm; here 30 sketches."""
     adapter, updates = made([(1, 90, 80), (1, 90, 70)], [1.0, 2.0, 3.0], 0)
     exact = measured(adapter, updates)
-    budget = 8 * (80 + 70) * COLUMNS
+    budget = 8 * (80 + 70) * SKETCH_COLUMNS
     ratios = []
     for seed in range(30):
         gap = Gap(adapter, Seeded(seed), budget=budget)

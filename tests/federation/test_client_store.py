@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shepherd.core import Payload
 from shepherd.errors import CheckpointError, FolderError
-from shepherd.federation.client_store import InMemory, Kept, OnDisk
+from shepherd.federation.client_store import InMemory, OnDisk, StoredMemory
 
 MEMORY = Payload({"q": np.arange(6, dtype=np.float32).reshape(2, 3), "codes": np.array([1, -2], np.int8)})
 
@@ -41,8 +41,8 @@ def test_every_kept_checkpoint_finds_its_memory(
     folder = tmp_path_factory.mktemp("clients")
     store = OnDisk(folder, checkpoints)
     last = max(rounds) + data.draw(st.integers(0, 3))
-    kept: dict[int, Kept] = {}
-    held: dict[int, Kept | None] = {0: None}
+    kept: dict[int, StoredMemory] = {}
+    held: dict[int, StoredMemory | None] = {0: None}
     for round in range(1, last + 1):
         if round in rounds:
             kept[round] = store.put("ann", round, numbered(round))
@@ -60,7 +60,7 @@ def test_a_round_that_is_made_again_takes_the_place_of_its_first_try(tmp_path: P
     assert store.get("ann", first) == numbered(1)
     again = store.put("ann", 2, numbered(3))
     assert store.get("ann", again) == numbered(3)
-    with pytest.raises(CheckpointError, match="is cut or changed"):
+    with pytest.raises(CheckpointError, match="is truncated or was changed"):
         store.get("ann", tried)
 
 
@@ -79,7 +79,7 @@ def test_a_damaged_memory_is_refused_with_the_clients_name_and_what_to_do(
             path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         case _:
             path.unlink()
-    with pytest.raises(CheckpointError, match=f"{path.name}.*what client ann remembered: delete the last"):
+    with pytest.raises(CheckpointError, match=f"{path.name}.*the memory of client ann: delete the last"):
         store.get("ann", kept)
 
 

@@ -12,7 +12,7 @@ from tests.model import bases
 from shepherd.algorithms import fedavg
 from shepherd.core import Adapter, Algorithm, Broadcast, Failure, Payload, Transform, Update, chain
 from shepherd.data.tokens import Tokens
-from shepherd.federation.client_store import Kept
+from shepherd.federation.client_store import StoredMemory
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.io.progress import Progress
@@ -115,7 +115,7 @@ def test_the_cursor_goes_on_until_every_example_was_trained(llama, visited) -> N
     visits = [visit for call in visited for visit in call]
     taken = {
         name: np.concatenate(
-            [step for visit in visits if visit.client == name for step in visit.steps]
+            [step for visit in visits if visit.client == name for step in visit.batches]
         ).tolist()
         for name in ("ann", "bob")
     }
@@ -131,7 +131,7 @@ def test_a_later_round_trains_in_another_order_and_another_seed_too(llama, visit
         simulation = simulated(llama, order_seed=seed)
         for round in range(2):
             list(simulation.run(broadcast(llama, round), ["bob"]))
-    orders = [np.concatenate(call[0].steps).tolist() for call in visited]
+    orders = [np.concatenate(call[0].batches).tolist() for call in visited]
     assert all(sorted(order) == list(range(7)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
 
@@ -180,7 +180,7 @@ def state(simulation: Simulation) -> tuple[dict[str, int], dict[str, Payload]]:
     return dict(simulation.positions), kept(simulation, simulation.memories)
 
 
-def kept(simulation: Simulation, memories: Mapping[str, Kept]) -> dict[str, Payload]:
+def kept(simulation: Simulation, memories: Mapping[str, StoredMemory]) -> dict[str, Payload]:
     return {client: simulation.store.get(client, which) for client, which in memories.items()}
 
 

@@ -41,7 +41,7 @@ def visit(client: str, steps: int) -> tune.Visit:
     # one template's opening for all clients: shared inside a row, and never with another client's
     data = bases.beginning_alike(bases.tokens(seed, [9, 4, 13, 7, 5, 11, 6, 8]), WORTH + 1)
     taken = np.random.default_rng(seed).integers(0, len(data), (steps, 3))
-    return tune.Visit(client=client, data=data, steps=list(taken), seed=seed)
+    return tune.Visit(client=client, data=data, batches=list(taken), seed=seed)
 
 
 def tuned(base: Base, *visits: tune.Visit, algorithm=PLAIN, **table) -> dict[str, tune.TuningResult]:
@@ -83,7 +83,7 @@ def test_who_else_is_there_matters_no_more_than_rounding(base) -> None:
 
 
 def test_dropout_is_on_and_goes_by_the_visits_seed(dropping, llama) -> None:
-    other = tune.Visit(client="a", data=A.data, steps=A.steps, seed=A.seed + 1)
+    other = tune.Visit(client="a", data=A.data, batches=A.batches, seed=A.seed + 1)
     first, second, plain = tuned(dropping, A)["a"], tuned(dropping, other)["a"], tuned(llama, A)["a"]
     assert first.delta != second.delta
     assert first.delta != plain.delta

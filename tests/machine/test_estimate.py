@@ -69,10 +69,10 @@ def test_little_data_are_tried_whole(llama, monkeypatch) -> None:
 def test_each_process_holds_the_base_and_its_own_passes(llama) -> None:
     one = estimate.memory_bytes(llama, PLAN)
     kept = 64 * memory.bytes_per_token(llama)
-    adapters = 2 * memory.COPIES * sum(4 * tensor.size for tensor in llama.zero.values())
-    assert one == memory.PROCESS + memory.weight_bytes(llama) + kept + adapters
+    adapters = 2 * memory.ADAPTER_COPIES * sum(4 * tensor.size for tensor in llama.zero.values())
+    assert one == memory.PROCESS_BYTES + memory.weight_bytes(llama) + kept + adapters
     three = estimate.memory_bytes(llama, replace(PLAN, workers=3))
-    assert three == 4 * (memory.PROCESS + memory.weight_bytes(llama)) + 3 * (kept + adapters)
+    assert three == 4 * (memory.PROCESS_BYTES + memory.weight_bytes(llama)) + 3 * (kept + adapters)
     assert estimate.memory_bytes(llama, replace(PLAN, micro_batch_tokens=128)) - one == pytest.approx(
         kept, rel=1e-6
     )

@@ -55,6 +55,6 @@ def test_what_is_free_in_the_middle_of_the_heap_goes_back_to_the_system() -> Non
     held = [np.ones(size, np.uint8) for _ in range(1000)]
     held = held[::100]  # the rest is free, between those that are held
     before = process.memory_info().rss
-    malloc.give_back()
+    malloc.release_free_memory()
     assert process.memory_info().rss < before - 50 * 2**20
     assert all(array.all() for array in held)

@@ -25,7 +25,7 @@ def test_a_pass_is_cut_to_the_memory_that_is_free(llama, monkeypatch) -> None:
     token = memory.bytes_per_token(llama)
     free(monkeypatch, PLENTY)
     assert planned(llama).micro_batch_tokens == 4096
-    free(monkeypatch, 1000 * token / memory.USABLE + 1)
+    free(monkeypatch, 1000 * token / memory.USABLE_SHARE + 1)
     assert planned(llama).micro_batch_tokens == 1000
     free(monkeypatch, 0)
     assert planned(llama) == memory.Sizes(workers=1, stack_size=1, micro_batch_tokens=1)
@@ -38,16 +38,16 @@ def test_a_cohort_fills_two_passes_where_memory_allows(llama, monkeypatch, step_
 
 
 def test_a_cohorts_adapters_must_fit_beside_a_pass(llama, monkeypatch) -> None:
-    each = memory.COPIES * memory.adapter_bytes(llama)
+    each = memory.ADAPTER_COPIES * memory.adapter_bytes(llama)
     room = 100 * memory.bytes_per_token(llama) + 3.5 * each
-    free(monkeypatch, room / memory.USABLE)
+    free(monkeypatch, room / memory.USABLE_SHARE)
     assert planned(llama, clients=99, step_tokens=1.0, micro_batch=100).stack_size == 3
 
 
 def test_long_runs_take_a_worker_a_thread_as_far_as_memory_and_clients_go(llama, monkeypatch) -> None:
     monkeypatch.setattr(memory, "threads", lambda: 8)
     free(monkeypatch, PLENTY)
-    long = memory.LONG / memory.parameters(llama)
+    long = memory.MIN_PARALLEL_OPERATIONS / memory.parameters(llama)
     assert planned(llama, all_tokens=0.9 * long / 6).workers == 1
     assert planned(llama, all_tokens=long).workers == 8
     assert planned(llama, all_tokens=long, clients=3) == memory.Sizes(
@@ -55,14 +55,14 @@ def test_long_runs_take_a_worker_a_thread_as_far_as_memory_and_clients_go(llama,
     )
     assert planned(llama, all_tokens=long, workers=2).workers == 2
     assert planned(llama, all_tokens=long, stack_size=50).workers == 2  # there are but two groups
-    one = memory.PROCESS + memory.weight_bytes(llama) + 4096 * memory.bytes_per_token(llama)
-    free(monkeypatch, 2.5 * one / memory.USABLE)
+    one = memory.PROCESS_BYTES + memory.weight_bytes(llama) + 4096 * memory.bytes_per_token(llama)
+    free(monkeypatch, 2.5 * one / memory.USABLE_SHARE)
     assert planned(llama, all_tokens=long).workers == 2
 
 
 def test_workers_share_the_memory(llama, monkeypatch) -> None:
-    part = memory.PROCESS + memory.weight_bytes(llama) + 100 * memory.bytes_per_token(llama)
-    free(monkeypatch, 2 * part / memory.USABLE + 1)
+    part = memory.PROCESS_BYTES + memory.weight_bytes(llama) + 100 * memory.bytes_per_token(llama)
+    free(monkeypatch, 2 * part / memory.USABLE_SHARE + 1)
     assert planned(llama, workers=2).micro_batch_tokens == 100
 
 

@@ -81,7 +81,7 @@ def test_a_plan_that_was_cut_is_damaged_and_never_another(end: int, tmp_path_fac
     path = tmp_path_factory.mktemp("run")
     (path / PLAN).write_text(ONE.text()[:end])
     with pytest.raises(
-        FolderError, match=r"plan\.json is damaged \(it is not JSON\); put it back from a copy"
+        FolderError, match=r"plan\.json is damaged \(it is not JSON\); restore it from a copy"
     ):
         plan.read(path)
 

@@ -41,7 +41,7 @@ FIXED = st.fixed_dictionaries(
 @given(fixed=FIXED)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_a_person_fixed_stays_and_the_rest_is_a_number(llama, plenty, fixed: dict[str, int]) -> None:
-    made = planning.chosen(asked(**fixed), llama, **WORK)
+    made = planning.choose(asked(**fixed), llama, **WORK)
     stacks = -(-WORK["clients"] // fixed.get("stack_size", 1))
     if "workers" in fixed:  # no more of them than there are stacks to tune
         fixed = {**fixed, "workers": min(fixed["workers"], int(stacks))}
@@ -52,7 +52,7 @@ def test_what_a_person_fixed_stays_and_the_rest_is_a_number(llama, plenty, fixed
 
 def test_the_tokens_of_a_pass_go_by_base_and_device_unless_they_are_set(llama, plenty) -> None:
     sizes = {
-        kind: planning.chosen(asked(), replace(llama, device=torch.device(kind)), **WORK).micro_batch_tokens
+        kind: planning.choose(asked(), replace(llama, device=torch.device(kind)), **WORK).micro_batch_tokens
         for kind in ("cpu", "meta")
     }
     assert 0 < sizes["cpu"] < sizes["meta"]
@@ -60,8 +60,10 @@ def test_the_tokens_of_a_pass_go_by_base_and_device_unless_they_are_set(llama, p
 
 def test_workers_are_for_a_processor(llama) -> None:
     elsewhere = replace(llama, device=torch.device("meta"))
-    with pytest.raises(SettingsError, match=r"machine\.workers = 2 is for a processor; write 1 on meta"):
-        planning.chosen(asked(workers=2), elsewhere, **WORK)
+    with pytest.raises(
+        SettingsError, match=r"machine\.workers = 2 needs the device to be cpu; set .* on meta"
+    ):
+        planning.choose(asked(workers=2), elsewhere, **WORK)
 
 
 def test_the_plan_of_a_run_file_that_says_everything_is_that(llama) -> None:
@@ -75,24 +77,24 @@ def test_the_plan_of_a_run_file_that_says_everything_is_that(llama) -> None:
         commit=None,
         date="2026-11-28",
     )
-    assert planning.written(plan.over(asked()), llama) == plan
+    assert planning.from_run_file(plan.over(asked()), llama) == plan
 
 
 def test_a_folder_from_before_there_were_workers_has_one_and_a_pass_of_the_usual_size(llama) -> None:
-    made = planning.written(asked(stack_size=5), llama)
+    made = planning.from_run_file(asked(stack_size=5), llama)
     assert (made.workers, made.micro_batch_tokens) == (1, memory.micro_batch(llama))
 
 
 def test_a_commit_is_kept_of_a_base_on_the_hub_alone(llama) -> None:
     here = replace(llama, table=llama.table.model_copy(update={"revision": "main"}))
     there = replace(llama, table=llama.table.model_copy(update={"base": "owner/name", "revision": "c0ffee"}))
-    assert planning.written(asked(stack_size=1), here).commit is None
-    assert planning.written(asked(stack_size=1), there).commit == "c0ffee"
+    assert planning.from_run_file(asked(stack_size=1), here).commit is None
+    assert planning.from_run_file(asked(stack_size=1), there).commit == "c0ffee"
 
 
 def test_a_coordinator_tunes_nothing(llama) -> None:
-    made = planning.over_silos(asked(stack_size=9), llama)
+    made = planning.for_coordinator(asked(stack_size=9), llama)
     assert (made.workers, made.stack_size) == (1, 1)
-    with pytest.raises(SettingsError, match=r"machine\.workers .* leave it out over silos"):
-        planning.over_silos(asked(workers=2), llama)
+    with pytest.raises(SettingsError, match=r"machine\.workers .* remove it from a run file over silos"):
+        planning.for_coordinator(asked(workers=2), llama)
     assert asked().machine == MachineTable()

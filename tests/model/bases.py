@@ -97,7 +97,7 @@ def tokens(seed: int, lengths: list[int]) -> Tokens:
 
 
 def beginning_alike(data: Tokens, opening: int) -> Tokens:
-    """The same with `opening` tokens, the same, in front of each example."""
+    """The data with the same `opening` tokens in front of each example."""
     shared = np.random.default_rng(opening).integers(4, VOCABULARY, opening).astype(np.int32)
     pairs = [data.example(i) for i in range(len(data))]
     return Tokens(

@@ -15,7 +15,7 @@ from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
 from shepherd.training import tune
-from shepherd.training.local import USUAL
+from shepherd.training.local import DEFAULT_TRAINING
 from shepherd.training.optimisers import adamw
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_gradients, peft_loss
@@ -45,7 +45,7 @@ def test_logits_and_gradients_equal_pefts(base, tmp_path, opening) -> None:
         caught[name] = grad[0].numpy().copy()
         return grad
 
-    visit = tune.Visit(client="a", data=data, steps=[np.arange(len(data))])
+    visit = tune.Visit(client="a", data=data, batches=[np.arange(len(data))])
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
     (tuned,) = bases.tuned(
         base,
@@ -67,7 +67,7 @@ def test_three_steps_equal_pefts_with_torchs_adamw(base, tmp_path) -> None:
     adapter, data = bases.random_adapter(base, 2), bases.tokens(1, LENGTHS)
     steps = [np.array([0, 1]), np.array([2]), np.array([3, 0])]
     tuning = TuningTable(clip_norm=0.5)
-    visit = tune.Visit(client="a", data=data, steps=steps)
+    visit = tune.Visit(client="a", data=data, batches=steps)
     broadcast = Broadcast(round=0, adapter=adapter, seed=0)
     optimiser = adamw.build(adamw.Config(betas=(0.8, 0.95), weight_decay=0.1))
     (tuned,) = bases.tuned(
@@ -77,7 +77,7 @@ def test_three_steps_equal_pefts_with_torchs_adamw(base, tmp_path) -> None:
         [visit],
         tuning,
         learning_rate=0.01,
-        training=USUAL._replace(optimiser=optimiser),
+        training=DEFAULT_TRAINING._replace(optimiser=optimiser),
     )
 
     model = in_peft(base, adapter, tmp_path)

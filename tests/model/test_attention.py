@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shepherd.errors import BaseError
-from shepherd.model import attention, layout
+from shepherd.model import attention, pass_plan
 from shepherd.model.attention import Reach, packed_attention
 
 LENGTHS = [7, 1, 12, 5, 7, 11]
@@ -74,7 +74,7 @@ def test_it_equals_attention_written_out_and_so_do_its_gradients(
 ) -> None:
     q, k, v = states(4, 0), states(kv_heads, 1), states(kv_heads, 2)
     options = {"scaling": scaling, "sliding_window": window, "softcap": cap}
-    with layout.running(layout.packed(LENGTHS, [], q.device)):
+    with pass_plan.use_plan(pass_plan.packed(LENGTHS, [], q.device)):
         out, weights = packed_attention(torch.nn.Module(), q, k, v, None, **options)
     expected = written_out(q, k, v, scaling, window, cap)
     assert weights is None
@@ -93,7 +93,7 @@ def test_in_bfloat16_it_is_as_good_as_bfloat16_is(
 ) -> None:
     exact = states(4, 0), states(kv_heads, 1), states(kv_heads, 2)
     rough = [t.detach().bfloat16().requires_grad_() for t in exact]
-    with layout.running(layout.packed(LENGTHS, [], rough[0].device)):
+    with pass_plan.use_plan(pass_plan.packed(LENGTHS, [], rough[0].device)):
         out, _ = packed_attention(torch.nn.Module(), *rough, None, scaling=scaling, sliding_window=window)
     expected = written_out(*exact, scaling, window, None)
     outer = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -117,7 +117,7 @@ def spread(line: Tensor) -> Tensor:
 
 
 def written_out_shared(q: Tensor, k: Tensor, v: Tensor, *options: float | int | None, **more: Any) -> Tensor:
-    """As `written_out`, for each stretch with its opening; of its own tokens."""
+    """The result of `written_out` for the own tokens of each span, with its prefix."""
     pasts = [0 if of < 0 else LENGTHS[of] for of in AFTER]
     sizes = [past + own for past, own in zip(pasts, LENGTHS, strict=True)]
     whole = written_out(*(spread(t) for t in (q, k, v)), *options, lengths=sizes, **more)
@@ -135,7 +135,7 @@ def test_a_shared_opening_is_seen_by_all_that_go_on_after_it(
     q, k, v = states(4, 0), states(2, 1), states(2, 2)
     own = (q, k, v) if exact else tuple(t.detach().bfloat16().requires_grad_() for t in (q, k, v))
     options = {"scaling": scaling, "sliding_window": window, "softcap": cap}
-    with layout.running(layout.packed(LENGTHS, [], q.device, after=AFTER)):
+    with pass_plan.use_plan(pass_plan.packed(LENGTHS, [], q.device, parents=AFTER)):
         out, _ = packed_attention(torch.nn.Module(), *own, None, **options)
     expected = written_out_shared(q, k, v, scaling, window, cap)
     outer = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -148,14 +148,16 @@ def test_a_shared_opening_is_seen_by_all_that_go_on_after_it(
 @pytest.mark.parametrize("after", [AFTER, None])
 @pytest.mark.parametrize("window", [None, 5])
 def test_blocks_of_queries_change_nothing(after, window, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "EVEN", 4)
-    monkeypatch.setattr(attention, "_hidden", attention._hidden.__wrapped__)  # nothing kept for an EVEN of 4
+    monkeypatch.setattr(attention, "KEY_MULTIPLE", 4)
+    monkeypatch.setattr(
+        attention, "_block_mask", attention._block_mask.__wrapped__
+    )  # nothing kept for an EVEN of 4
     own = [states(heads, seed).detach().bfloat16().requires_grad_() for seed, heads in enumerate((4, 2, 2))]
     found = []
     for worth in (999, 3):
-        monkeypatch.setattr(attention, "WORTH_BLOCKS", worth)
-        monkeypatch.setattr(attention, "BLOCK", 4)
-        with layout.running(layout.packed(LENGTHS, [], own[0].device, after=after)):
+        monkeypatch.setattr(attention, "MIN_BLOCKED_QUERIES", worth)
+        monkeypatch.setattr(attention, "BLOCK_QUERIES", 4)
+        with pass_plan.use_plan(pass_plan.packed(LENGTHS, [], own[0].device, parents=after)):
             out, _ = packed_attention(torch.nn.Module(), *own, None, sliding_window=window)
         outer = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).bfloat16()
         found.append((out, *torch.autograd.grad((out * outer).sum(), own)))
@@ -165,7 +167,7 @@ def test_blocks_of_queries_change_nothing(after, window, monkeypatch: pytest.Mon
 
 def test_one_examples_tokens_do_not_touch_another() -> None:
     q, k, v = (states(2, seed).detach() for seed in range(3))
-    with layout.running(layout.packed(LENGTHS, [], q.device)):
+    with pass_plan.use_plan(pass_plan.packed(LENGTHS, [], q.device)):
         before, _ = packed_attention(torch.nn.Module(), q, k, v, None)
         v[:, :, :7] = math.nan  # the first example, which shares a bucket with the fifth
         k[:, :, :7] = math.nan
@@ -178,7 +180,10 @@ def test_it_refuses_to_run_outside_a_packed_pass() -> None:
     q = states(2, 0)
     with pytest.raises(BaseError, match="outside a packed pass"):
         packed_attention(torch.nn.Module(), q, q, q, None)
-    with layout.running(layout.sequences([1])), pytest.raises(BaseError, match="outside a packed pass"):
+    with (
+        pass_plan.use_plan(pass_plan.sequences([1])),
+        pytest.raises(BaseError, match="outside a packed pass"),
+    ):
         packed_attention(torch.nn.Module(), q, q, q, None)
 
 
@@ -192,7 +197,7 @@ def test_a_sink_is_a_further_key_without_a_value(window: int | None, exact: bool
     q, k, v = states(4, 0), states(2, 1), states(2, 2)
     own = (q, k, v) if exact else tuple(t.detach().bfloat16().requires_grad_() for t in (q, k, v))
     stretches = AFTER if after else None
-    with layout.running(layout.packed(LENGTHS, [], q.device, after=stretches)):
+    with pass_plan.use_plan(pass_plan.packed(LENGTHS, [], q.device, parents=stretches)):
         out, _ = packed_attention(torch.nn.Module(), *own, None, sliding_window=window, s_aux=SINKS)
     written = written_out_shared if after else written_out
     expected = written(q, k, v, None, window, None, sinks=SINKS)
@@ -215,7 +220,7 @@ def test_a_query_sees_nothing_before_its_chunk(exact: bool, after: str | None) -
     q, k, v = states(4, 0), states(2, 1), states(2, 2)
     own = (q, k, v) if exact else tuple(t.detach().bfloat16().requires_grad_() for t in (q, k, v))
     stretches = AFTER if after else None
-    with layout.running(layout.packed(LENGTHS, [], q.device, after=stretches)):
+    with pass_plan.use_plan(pass_plan.packed(LENGTHS, [], q.device, parents=stretches)):
         out, _ = packed_attention(module, *own, None)
     written = written_out_shared if after else written_out
     expected = written(q, k, v, None, None, None, chunk=5)
@@ -243,7 +248,7 @@ def test_what_the_call_does_not_say_the_layers_configuration_does(config, option
 def test_what_it_cannot_do_is_refused_by_name() -> None:
     q = states(2, 0)
     with (
-        layout.running(layout.packed(LENGTHS, [], q.device)),
+        pass_plan.use_plan(pass_plan.packed(LENGTHS, [], q.device)),
         pytest.raises(BaseError, match="a position bias"),
     ):
         packed_attention(torch.nn.Module(), q, q, q, None, position_bias=q)

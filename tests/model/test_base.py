@@ -59,7 +59,7 @@ def test_a_loaded_base_is_frozen_and_whole(llama, llama_folder) -> None:
     assert (llama.dtype, llama.device.type) == (torch.float32, "cpu")
     assert not llama.model.training
     assert not any(parameter.requires_grad for parameter in llama.model.parameters())
-    assert llama.shapes == lora.shapes(llama.sites, 3)
+    assert llama.shapes == lora.shapes(llama.targets, 3)
     plain = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
     ids = torch.arange(4, 12).unsqueeze(0)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_a_folder_that_is_no_base_is_named(tmp_path) -> None:
 
 
 def test_a_name_that_cannot_be_reached_is_named() -> None:
-    assert "there is no folder nobody/nothing (looked for beside" in refused("nobody/nothing")
+    assert "there is no folder nobody/nothing (searched next to" in refused("nobody/nothing")
 
 
 def test_unreadable_weights_are_named(copy) -> None:
@@ -181,12 +181,12 @@ UNPACKED: dict[str, tuple[Callable[[], hf.PretrainedConfig], str]] = {
         lambda: hf.MambaConfig(
             vocab_size=bases.VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4
         ),
-        "its examples get other states packed than alone",
+        "its examples get different states packed than alone",
     ),
     # its own attention with ALiBi
     "bloom": (
         lambda: hf.BloomConfig(vocab_size=bases.VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
-        "its attention is code of its own, which takes no other function",
+        "its attention is code of its own and cannot be replaced",
     ),
 }
 
@@ -215,7 +215,7 @@ def longrope(kind: str = "longrope") -> hf.PretrainedConfig:
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
 def test_a_base_whose_position_scaling_switches_reads_up_to_there(kind, tmp_path) -> None:
-    """From there on one long example would change how every other of the pass is read (law 1)."""
+    """Above that length one long example would change all others of the pass (law 1)."""
     assert load(bases.save(longrope(kind), tmp_path)).max_length == 24
 
 
@@ -240,7 +240,7 @@ def test_tuning_and_scoring_refuse_it_too_whoever_calls_them(tmp_path) -> None:
     """The update of a client beside another's example that the scaling would switch at."""
     base = load(bases.save(longrope(), tmp_path))
     visits = [
-        Visit(client=name, data=bases.tokens(1, [size]), steps=[np.arange(1)])
+        Visit(client=name, data=bases.tokens(1, [size]), batches=[np.arange(1)])
         for name, size in (("ann", 9), ("bob", 25))
     ]
     sent = Broadcast(round=0, adapter=bases.random_adapter(base, 0), seed=0)
@@ -304,7 +304,7 @@ def test_a_base_that_carries_an_adapter_is_refused_by_name(copy, llama_folder) -
         lambda: meta_shapes.shapes(str(copy), AdapterTable()),
         lambda: digest(copy),
     ):
-        with pytest.raises(BaseError, match=r"copy carries a PEFT adapter \(adapter_config\.json\)"):
+        with pytest.raises(BaseError, match=r"copy contains a PEFT adapter \(adapter_config\.json\)"):
             ask()
 
 
@@ -312,4 +312,4 @@ def test_so_is_a_hugging_face_id_that_names_another_base(monkeypatch) -> None:
     """Transformers would load the base that the adapter's configuration names, whatever it is."""
     found = "/cache/adapter_config.json"
     monkeypatch.setattr(loading, "find_adapter_config_file", lambda name, revision: found)
-    assert "base owner/adapter carries a PEFT adapter" in refused("owner/adapter")
+    assert "base owner/adapter contains a PEFT adapter" in refused("owner/adapter")

@@ -99,8 +99,8 @@ def test_a_module_used_twice_and_a_packed_weight_count_once_and_whole() -> None:
     # as bitsandbytes stores four bits: two numbers a byte, in one column
     packed = nn.Parameter(torch.zeros(32 * 32 // 2, 1, dtype=torch.uint8), requires_grad=False)
     first.self_attn.q_proj.weight = packed
-    sites = lora.attach(model, AdapterTable())
-    found = coverage(model, sites)
-    assert len(sites) == 11
+    targets = lora.attach(model, AdapterTable())
+    found = coverage(model, targets)
+    assert len(targets) == 11
     assert found.parameters == whole - 3 * 32 * 48
     assert found.share == 1.0

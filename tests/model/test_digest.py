@@ -58,7 +58,7 @@ def test_what_is_not_used_does_not_count(tmp_path: Path, name: str) -> None:
     assert digest(more) == by_hand(WHOLE)
 
 
-@pytest.mark.parametrize("name", [*WHOLE, *module.BESIDE])
+@pytest.mark.parametrize("name", [*WHOLE, *module.EXTRA_TOKENIZER_FILES])
 def test_what_is_used_counts(tmp_path: Path, name: str) -> None:
     contents = {**WHOLE, name: WHOLE.get(name, b"") + b"!"}
     assert digest(folder(tmp_path / "base", contents)) == by_hand(contents) != by_hand(WHOLE)
@@ -91,35 +91,41 @@ def test_shards_come_with_their_index_and_only_those_it_names(tmp_path: Path) ->
     ("contents", "sentence"),
     [
         ({}, r"has no config\.json; give the folder of a model"),
-        ({"config.json": b"{}"}, r"has no model\.safetensors; get its weights again"),
-        ({"config.json": b"{}", "model.safetensors.index.json": b"{"}, "index .* cannot be read; get that"),
-        ({"config.json": b"{}", "model.safetensors.index.json": b"[]"}, "index .* cannot be read; get that"),
+        ({"config.json": b"{}"}, r"has no model\.safetensors; download its weights again"),
+        (
+            {"config.json": b"{}", "model.safetensors.index.json": b"{"},
+            "index .* cannot be read; download that",
+        ),
+        (
+            {"config.json": b"{}", "model.safetensors.index.json": b"[]"},
+            "index .* cannot be read; download that",
+        ),
         (
             {
                 "config.json": b"{}",
                 "model.safetensors.index.json": b'{"weight_map": {"a": "../../etc/passwd"}}',
             },
-            "names no safetensors of its own folder",
+            "only safetensors of its own folder",
         ),
         (
             {"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {}}'},
-            "names no safetensors",
+            "must name at least one file",
         ),
         (
             {
                 "config.json": b"{}",
                 "model.safetensors.index.json": b'{"weight_map": {"a": "pytorch_model.bin"}}',
             },
-            "names no safetensors of its own folder",
+            "only safetensors of its own folder",
         ),
         (
             {
                 "config.json": b"{}",
                 "model.safetensors.index.json": b'{"weight_map": {"a": "\\u001b[2J.safetensors"}}',
             },
-            "names no safetensors of its own folder",
+            "only safetensors of its own folder",
         ),
-        ({"config.json": b"{}", "pytorch_model.bin": b"w"}, "has its weights as a pickle, which is not"),
+        ({"config.json": b"{}", "pytorch_model.bin": b"w"}, "has its weights as a pickle, which is never"),
         (
             {**WHOLE, "shard-00001-model-00001-of-00002.safetensors": b"w"},
             "has shard-00001-model-00001-of-00002.safetensors, a part",

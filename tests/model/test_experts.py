@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from shepherd.algorithms import fedprox, ffa_lora
 from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BaseError
-from shepherd.model import files, generate, layout, lora, meta_shapes
+from shepherd.model import files, generate, lora, lora_layers, meta_shapes, pass_plan
 from shepherd.model.base import Base
 from shepherd.settings import AdapterTable, TuningTable
 from shepherd.training import tune
@@ -32,9 +32,9 @@ def network(config: Any) -> nn.Module:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False).eval()
 
 
-def random(sites: tuple[lora.Site, ...], seed: int) -> Adapter:
+def random(targets: tuple[lora.Target, ...], seed: int) -> Adapter:
     rng = np.random.default_rng(seed)
-    return Adapter({name: rng.normal(0, 0.1, shape) for name, shape in lora.shapes(sites, RANK).items()})
+    return Adapter({name: rng.normal(0, 0.1, shape) for name, shape in lora.shapes(targets, RANK).items()})
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Base:
 @pytest.mark.parametrize("targets", [bases.STACKS, bases.STACKS[::-1], bases.STACKS[1:]])
 @pytest.mark.parametrize("kind", bases.MIXTURES)
 def test_names_and_shapes_are_pefts(kind: str, targets: tuple[str, ...]) -> None:
-    sites = lora.attach(
+    attached = lora.attach(
         network(bases.MIXTURES[kind]), TABLE.model_copy(update={"target_parameters": targets})
     )
     config = peft.LoraConfig(
@@ -57,21 +57,21 @@ def test_names_and_shapes_are_pefts(kind: str, targets: tuple[str, ...]) -> None
     )
     theirs = peft.get_peft_model(network(bases.MIXTURES[kind]), config)
     expected = {k: tuple(v.shape) for k, v in peft.get_peft_model_state_dict(theirs).items()}
-    assert lora.shapes(sites, RANK) == expected
+    assert lora.shapes(attached, RANK) == expected
 
 
 @pytest.mark.parametrize("kind", bases.MIXTURES)
 def test_two_adapters_in_one_pass_are_each_alone_in_peft(kind: str, tmp_path: Path) -> None:
     folder = bases.save(bases.MIXTURES[kind], tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False).eval()
-    sites = lora.attach(model, TABLE)
-    base: Any = SimpleNamespace(model=model, sites=sites, adapter=TABLE, name=str(folder), fingerprint="")
-    base.shapes = lora.shapes(sites, RANK)
-    adapters, rows = [random(sites, seed) for seed in (1, 2)], [slice(0, 1), slice(1, 4)]
+    targets = lora.attach(model, TABLE)
+    base: Any = SimpleNamespace(model=model, targets=targets, adapter=TABLE, name=str(folder), fingerprint="")
+    base.shapes = lora.shapes(targets, RANK)
+    adapters, rows = [random(targets, seed) for seed in (1, 2)], [slice(0, 1), slice(1, 4)]
     ids = torch.randint(4, bases.VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(3))
     stack = lora.stacked(adapters, torch.device("cpu"))
-    lora.bind_adapters(model, sites, {name: factor.requires_grad_() for name, factor in stack.items()})
-    with layout.running(layout.sequences([1, 3])):
+    lora.bind_adapters(model, targets, {name: factor.requires_grad_() for name, factor in stack.items()})
+    with pass_plan.use_plan(pass_plan.sequences([1, 3])):
         logits = model(ids, use_cache=False).logits
     loss_of(logits).backward()
     for k, (adapter, row) in enumerate(zip(adapters, rows, strict=True)):
@@ -108,20 +108,20 @@ def test_a_folder_that_peft_made_is_read_strictly(tmp_path: Path) -> None:
     base = bases.load(folder, **table.model_dump(include={"rank", "alpha", "targets", "target_parameters"}))
     adapter = files.read(tmp_path / "adapter", base)
     ids = torch.arange(4, 14).unsqueeze(0)
-    lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
-    with torch.no_grad(), layout.running(layout.sequences([1])):
+    lora.bind_adapters(base.model, base.targets, lora.stacked([adapter], base.device))
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([1])):
         ours = base.model(ids).logits
     torch.testing.assert_close(ours, theirs(ids).logits.detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_is_drawn_as_peft_draws_it() -> None:
-    sites = lora.attach(network(bases.MIXTURES["gpt_oss"]), TABLE)
+    targets = lora.attach(network(bases.MIXTURES["gpt_oss"]), TABLE)
     torch.manual_seed(0)
     config = peft.LoraConfig(
         r=RANK, target_modules=["q_proj"], target_parameters=list(bases.STACKS), task_type="CAUSAL_LM"
     )
     theirs = peft.get_peft_model_state_dict(peft.get_peft_model(network(bases.MIXTURES["gpt_oss"]), config))
-    for name, drawn in lora.fresh(sites, RANK, seed=0).items():
+    for name, drawn in lora.fresh(targets, RANK, seed=0).items():
         if "lora_A" in name:
             assert drawn.std() == pytest.approx(theirs[name].numpy().std(), rel=0.15), name
             assert np.abs(drawn).max() == pytest.approx(theirs[name].abs().max().item(), rel=0.05), name
@@ -134,7 +134,7 @@ def test_a_is_drawn_as_peft_draws_it() -> None:
 
 def test_each_pair_of_a_token_and_an_expert_meets_its_own_adapter() -> None:
     experts = mixed_experts()
-    layer = lora.CohortExperts(experts, scale=1.5)
+    layer = lora_layers.StackedExperts(experts, scale=1.5)
     generator = torch.Generator().manual_seed(1)
 
     def drawn(*shape: int) -> Tensor:
@@ -146,12 +146,12 @@ def test_each_pair_of_a_token_and_an_expert_meets_its_own_adapter() -> None:
         "down_proj": (drawn(3, 8, 48), drawn(3, 32, 8)),
     }
     parts = [(2, 0, 3), (1, 3, 3), (0, 3, 7), (2, 7, 8)]
-    segments = tuple(layout.Segment(adapter=k, start=i, stop=j) for k, i, j in parts)
+    segments = tuple(pass_plan.Segment(adapter=k, start=i, stop=j) for k, i, j in parts)
     hidden, weights = drawn(8, 32), drawn(8, 2)
     chosen = torch.randint(0, 4, (8, 2), generator=generator)
     chosen[5, 1] = 4  # no expert: transformers skips it
     leaves = [hidden, weights, *(factor for pair in layer.factors.values() for factor in pair)]
-    with layout.running(layout.Layout(segments=segments, places=8)):
+    with pass_plan.use_plan(pass_plan.PassPlan(segments=segments, size=8)):
         got = layer(hidden, chosen, weights)
     expected = torch.stack(
         [
@@ -178,7 +178,7 @@ def mixed_experts() -> Any:
 
 
 def token_alone(
-    experts: Any, layer: lora.CohortExperts, k: int, x: Tensor, chosen: Tensor, weights: Tensor
+    experts: Any, layer: lora_layers.StackedExperts, k: int, x: Tensor, chosen: Tensor, weights: Tensor
 ) -> Tensor:
     """A token's output by W + scale * B A of each of its experts, written out."""
 
@@ -197,7 +197,7 @@ def token_alone(
 
 def test_outside_a_pass_it_is_the_base_and_shows_what_the_base_is() -> None:
     experts = mixed_experts()
-    layer = lora.CohortExperts(experts, scale=1.0)
+    layer = lora_layers.StackedExperts(experts, scale=1.0)
     hidden, chosen, weights = torch.randn(5, 32), torch.randint(0, 4, (5, 2)), torch.rand(5, 2)
     assert layer(hidden, chosen, weights).equal(experts(hidden, chosen, weights))
     assert layer.num_experts == 4
@@ -207,11 +207,11 @@ def test_outside_a_pass_it_is_the_base_and_shows_what_the_base_is() -> None:
 
 def test_a_bfloat16_base_trains_float32_factors() -> None:
     experts = mixed_experts().bfloat16()
-    layer = lora.CohortExperts(experts, scale=1.0)
+    layer = lora_layers.StackedExperts(experts, scale=1.0)
     a, b = torch.randn(1, 8, 48).requires_grad_(), torch.zeros(1, 32, 8).requires_grad_()
     layer.factors = {"down_proj": (a, b)}
     hidden, chosen = torch.randn(5, 32).bfloat16(), torch.randint(0, 4, (5, 2))
-    with layout.running(layout.sequences([5])):
+    with pass_plan.use_plan(pass_plan.sequences([5])):
         y = layer(hidden, chosen, torch.rand(5, 2))  # routers keep float32
     y.float().sum().backward()
     assert (y.dtype, a.grad.dtype, b.grad.dtype) == (torch.bfloat16, torch.float32, torch.float32)
@@ -231,7 +231,7 @@ def test_an_outline_agrees_with_the_loaded_base(mixtral: Base) -> None:
     "algorithm", [ffa_lora.build(ffa_lora.Config()), fedprox.build(fedprox.Config(mu=0.1))]
 )
 def test_algorithms_train_them(mixtral: Base, algorithm: Any) -> None:
-    visit = tune.Visit(client="a", data=bases.tokens(1, [9, 7, 8]), steps=[np.arange(3)] * 2)
+    visit = tune.Visit(client="a", data=bases.tokens(1, [9, 7, 8]), batches=[np.arange(3)] * 2)
     sent = Broadcast(round=0, adapter=bases.random_adapter(mixtral, 1), seed=0)
     (tuned,) = bases.tuned(mixtral, sent, algorithm, [visit], TuningTable(), learning_rate=0.01)
     stacks = {name for name in mixtral.shapes if ".experts." in name and algorithm.trainable(name, 0)}
@@ -264,14 +264,14 @@ def jetmoe() -> Any:
 @pytest.mark.parametrize(
     ("config", "target", "message"),
     [
-        ("mixtral", "experts.up_proj", r"lacks; leave it out, or write \['mlp.experts.down_proj', 'mlp.exp"),
+        ("mixtral", "experts.up_proj", r"lacks; remove it, or set it to \['mlp.experts.down_proj', 'mlp.exp"),
         (
             "mixtral",
             "mlp.gate.weight",
             r"a parameter of model.layers.0.mlp.gate \(MixtralTopKRouter\), which",
         ),
         ("mixtral", "q_proj.weight", r"\(Linear\), which does not follow transformers' interface for exp"),
-        ("llama", "mlp.experts.down_proj", r"lacks; leave it out \(this base has no stacked experts\)"),
+        ("llama", "mlp.experts.down_proj", r"lacks; remove it \(this base has no stacked experts\)"),
         ("jetmoe", "mlp.input_linear.weight", r"\(JetMoeParallelExperts\), which does not follow .*no stack"),
     ],
 )
@@ -291,11 +291,14 @@ def test_a_parameter_that_cannot_be_adapted_is_named_with_what_to_write(
             "experts.gate_up_proj",
             r"a stack of experts' matrices; .*target_parameters = \['mlp.experts.gate_up",
         ),
-        ("down_proj", r"a stack of experts' matrices; write adapter.target_parameters = \['mlp.experts.down"),
+        ("down_proj", r"a stack of experts' matrices; set adapter.target_parameters = \['mlp.experts.down"),
         ("experts", r"experts without linear modules; write .* = \['mlp.experts.down_proj', 'mlp.experts.g"),
-        ("mlp.gate", r"which is no linear module but a MixtralTopKRouter; the linear ones are \['k_proj'"),
-        ("norm.weight", r"which is no linear module but a parameter \(32,\); the linear modules are \['k_p"),
-        ("lm_head", "the head, which is not adapted"),
+        ("mlp.gate", r"which is not a linear module but a MixtralTopKRouter; the linear ones are \['k_proj'"),
+        (
+            "norm.weight",
+            r"which is not a linear module but a parameter \(32,\); the linear modules are \['k_p",
+        ),
+        ("lm_head", "the head, which cannot be adapted"),
         ("w1", r"which this base lacks; it has \['k_proj', 'o_proj', 'q_proj', 'v_proj'\]"),
     ],
 )
@@ -306,5 +309,5 @@ def test_a_target_that_is_no_linear_module_says_what_to_write(target: str, messa
 
 def test_experts_alone_may_be_tuned() -> None:
     table = AdapterTable(targets=(), target_parameters=("experts.down_proj",))
-    sites = lora.attach(network(bases.MIXTURES["qwen3_moe"]), table)
-    assert {site.parameter for site in sites} == {"down_proj"}
+    targets = lora.attach(network(bases.MIXTURES["qwen3_moe"]), table)
+    assert {target.parameter for target in targets} == {"down_proj"}

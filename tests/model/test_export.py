@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from benchmarks import tiny
 from shepherd.core import Adapter
 from shepherd.errors import AdapterError
-from shepherd.model import files, layout, lora, peft_loading
+from shepherd.model import files, lora, pass_plan, peft_loading
 from shepherd.model.base import Base
 from tests.model import architectures, bases
 from tests.model.in_peft import in_peft
@@ -34,9 +34,9 @@ REFUSED = {"laguna"}  # PEFT writes the names of its shared experts otherwise
 
 
 def trained_logits(base: Base, adapter: Adapter) -> Tensor:
-    """As the trainer computes them, one example alone."""
-    lora.bind_adapters(base.model, base.sites, lora.stacked([adapter], base.device))
-    with torch.no_grad(), layout.running(layout.sequences([1])):
+    """Logits as the trainer computes them, with one example alone."""
+    lora.bind_adapters(base.model, base.targets, lora.stacked([adapter], base.device))
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([1])):
         return base.model(input_ids=IDS, use_cache=False).logits
 
 
@@ -81,8 +81,8 @@ def test_what_is_written_has_the_trainers_logits_in_peft_or_is_refused_before_tr
 def test_all_linear_leaves_out_what_peft_refuses_and_says_so(kind, tmp_path) -> None:
     folder = tiny.save(tiny.config(kind), tmp_path / "base")
     base = bases.load(folder)
-    assert base.sites
-    assert not [site for site in base.sites if site.module.endswith("out_proj")]
+    assert base.targets
+    assert not [target for target in base.targets if target.module.endswith("out_proj")]
     assert files.rehearse(base) == (
         f'adapter.targets = "all-linear" leaves out out_proj, which PEFT refuses for {kind}'
     )
@@ -101,7 +101,7 @@ def written_config(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_peft_wrote_has_pefts_logits_here_or_is_refused(kind, folders, tmp_path) -> None:
     base = bases.load(folders(kind))
-    leaves = sorted({site.module.rpartition(".")[2] for site in base.sites})
+    leaves = sorted({target.module.rpartition(".")[2] for target in base.targets})
     for part in (leaves, [name for name in leaves if name not in ("gate_proj", "up_proj", "down_proj")]):
         network = AutoModelForCausalLM.from_pretrained(folders(kind), dtype=torch.float32)
         torch.manual_seed(0)
@@ -124,7 +124,7 @@ def test_a_rewritten_target_without_its_partner_arrives_too(folders, tmp_path) -
         model = in_peft(base, adapter, tmp_path / target)
         close(model(IDS).logits, trained_logits(base, adapter))
         table = files.read_config(tmp_path / target)
-        assert table.targets == tuple(sorted(site.module for site in base.sites))
+        assert table.targets == tuple(sorted(target.module for target in base.targets))
 
 
 def test_an_adapter_that_peft_would_change_is_written_and_then_refused(folders, tmp_path) -> None:
@@ -155,7 +155,7 @@ def test_lost_names_what_is_missing_renamed_changed_or_scaled_otherwise(llama, f
         assert peft_loading.lost(folder, adapter, llama) == ([first], ""), name
     safetensors.torch.save_file(whole, folder / files.WEIGHTS)
     config = json.loads((folder / files.CONFIG).read_text())
-    module = first.removeprefix(lora.PREFIX).partition(".lora_")[0]
+    module = first.removeprefix(lora.PEFT_PREFIX).partition(".lora_")[0]
     (folder / files.CONFIG).write_text(json.dumps({**config, "alpha_pattern": {module: 7}}))
     assert peft_loading.lost(folder, adapter, llama) == ([first, second], "")
 
@@ -185,7 +185,7 @@ def test_the_folder_alone_loads_from_anywhere(llama_folder, tmp_path, monkeypatc
     base = bases.load(Path("models/base"))
     adapter = bases.random_adapter(base, 1)
     files.write(tmp_path / "adapter", adapter, base)
-    files.write_beside(tmp_path / "adapter", base, [4, 2])
+    files.write_tokenizer(tmp_path / "adapter", base, [4, 2])
     monkeypatch.chdir(tmp_path / "there")
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32)
     close(model(IDS).logits, trained_logits(base, adapter))
@@ -198,7 +198,7 @@ def test_the_folder_alone_loads_from_anywhere(llama_folder, tmp_path, monkeypatc
 def test_equal_runs_write_equal_bytes(llama, tmp_path) -> None:
     for name in ("one", "two"):
         files.write(tmp_path / name, bases.random_adapter(llama, 1), llama)
-        files.write_beside(tmp_path / name, llama, [2])
+        files.write_tokenizer(tmp_path / name, llama, [2])
         llama.tokenizer(["w4", "w5 w6 w7"], padding=True, truncation=True, max_length=2)  # leaves its mark
     names = sorted(os.listdir(tmp_path / "one"))
     assert {files.CONFIG, files.WEIGHTS, "generation_config.json", "tokenizer.json"} <= set(names)
@@ -209,11 +209,11 @@ def test_equal_runs_write_equal_bytes(llama, tmp_path) -> None:
     assert about["tokenizer_class"] == "PreTrainedTokenizerFast"  # which every transformers knows
     assert not {"is_local", "local_files_only", "name_or_path"} & set(about)
     targets = json.loads((tmp_path / "one" / files.CONFIG).read_text())["target_modules"]
-    assert targets == sorted(site.module for site in llama.sites)
+    assert targets == sorted(target.module for target in llama.targets)
 
 
 def test_the_chat_template_goes_along(llama, tmp_path, monkeypatch) -> None:
     template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
     monkeypatch.setattr(llama.tokenizer, "chat_template", template)
-    files.write_beside(tmp_path, llama, [2])
+    files.write_tokenizer(tmp_path, llama, [2])
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == template

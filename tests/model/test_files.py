@@ -61,7 +61,7 @@ def test_the_config_reads_back_as_the_table_it_was_made_with(tmp_path, llama_fol
     files.write(tmp_path, bases.random_adapter(base, 1), base)
     table = files.read_config(tmp_path)
     assert (table.rank, table.alpha, table.dropout, table.rank_stabilised) == (5, 7, 0.25, True)
-    assert table.targets == tuple(sorted(site.module for site in base.sites))
+    assert table.targets == tuple(sorted(target.module for target in base.targets))
 
 
 def test_a_base_from_the_hubs_cache_is_named_by_its_id_and_commit(llama, llama_folder, tmp_path) -> None:
@@ -187,7 +187,7 @@ def test_the_config_of_an_early_peft_is_read(llama, folder) -> None:
 
 def test_an_adapter_with_the_fingerprint_of_before_is_read(llama, folder) -> None:
     adapter = bases.random_adapter(llama, 1)
-    old = fingerprint.of_tensors(llama.model, llama.sites)
+    old = fingerprint.of_tensors(llama.model, llama.targets)
     metadata = {"format": "pt", files.BASE_KEY: old}
     safetensors.torch.save_file(tensors_in(folder), folder / files.WEIGHTS, metadata)
     assert files.read(folder, llama) == adapter

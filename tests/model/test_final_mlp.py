@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shepherd.model import final_mlp, layout, lora
+from shepherd.model import final_mlp, lora, pass_plan
 from shepherd.model.attention import PACKED
 from shepherd.model.base import Base, attention_impl, hidden_states
 from tests.model import bases
@@ -15,14 +15,14 @@ READ = torch.tensor([2, 5, 6, 11])
 
 
 def states(base: Base, read: torch.Tensor | None) -> torch.Tensor:
-    """Of a line of two clients' examples, 5 and 7 tokens long."""
+    """States of a packed batch of two clients' examples, 5 and 7 tokens long."""
     lora.bind_adapters(
-        base.model, base.sites, lora.stacked([bases.random_adapter(base, k) for k in (1, 2)], base.device)
+        base.model, base.targets, lora.stacked([bases.random_adapter(base, k) for k in (1, 2)], base.device)
     )
-    segments = [layout.Segment(adapter=k, start=5 * k, stop=5 + 7 * k) for k in range(2)]
-    plan = layout.packed([5, 7], segments, base.device, read=read)
-    positions = torch.from_numpy(layout.positions([5, 7]))
-    with torch.no_grad(), layout.running(plan), attention_impl(base, PACKED):
+    segments = [pass_plan.Segment(adapter=k, start=5 * k, stop=5 + 7 * k) for k in range(2)]
+    plan = pass_plan.packed([5, 7], segments, base.device, output_positions=read)
+    positions = torch.from_numpy(pass_plan.positions([5, 7]))
+    with torch.no_grad(), pass_plan.use_plan(plan), attention_impl(base, PACKED):
         return hidden_states(base, torch.arange(4, 16), positions)
 
 
@@ -36,16 +36,18 @@ def test_what_is_read_is_the_same_and_the_rest_is_left_out(name, tmp_path) -> No
 
 
 def test_segments_are_narrowed_to_the_places_that_are_read() -> None:
-    segments = [layout.Segment(adapter=k, start=5 * k, stop=5 * k + 5, dropout_seed=k) for k in range(3)]
-    plan = layout.narrowed(
-        layout.packed([15], segments, READ.device, read=torch.tensor([2, 4, 11]), training=True)
+    segments = [pass_plan.Segment(adapter=k, start=5 * k, stop=5 * k + 5, dropout_seed=k) for k in range(3)]
+    plan = pass_plan.narrowed(
+        pass_plan.packed(
+            [15], segments, READ.device, output_positions=torch.tensor([2, 4, 11]), training=True
+        )
     )
     assert [(s.adapter, s.start, s.stop, s.dropout_seed) for s in plan.segments] == [
         (0, 0, 2, 0),
         (1, 2, 2, 1),
         (2, 2, 3, 2),
     ]
-    assert (plan.places, plan.training, plan.read) == (3, True, None)
+    assert (plan.size, plan.training, plan.output_positions) == (3, True, None)
 
 
 def test_a_feed_forward_that_looks_at_other_tokens_is_noticed(tmp_path, monkeypatch) -> None:
@@ -54,7 +56,7 @@ def test_a_feed_forward_that_looks_at_other_tokens_is_noticed(tmp_path, monkeypa
     honest = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: honest(self, x + x.cumsum(-2)))
     base = bases.load(bases.save(bases.CONFIGS["llama"], tmp_path))
-    assert "its examples get other states packed" in base.proof.unpacked
+    assert "its examples get different states packed" in base.proof.unpacked
 
 
 class Gated(torch.nn.Module):
@@ -73,12 +75,14 @@ class Residual(torch.nn.Module):
 
 def test_a_feed_forward_of_another_form_runs_as_it_is() -> None:
     hidden = torch.randn(1, 12, 4)
-    plan = layout.packed([12], [layout.Segment(adapter=0, start=0, stop=12)], READ.device, read=READ)
+    plan = pass_plan.packed(
+        [12], [pass_plan.Segment(adapter=0, start=0, stop=12)], READ.device, output_positions=READ
+    )
     for mlp, given in ((Gated(), (hidden,)), (Residual(), (hidden, hidden))):
         expected = mlp(*given)
         layer = torch.nn.Module()
         layer.mlp = mlp
         final_mlp.skip_unread_positions(torch.nn.ModuleList([layer]))
-        with layout.running(plan):
+        with pass_plan.use_plan(plan):
             for _ in range(2):
                 torch.testing.assert_close(mlp(*given), expected)

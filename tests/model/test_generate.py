@@ -93,7 +93,7 @@ def test_batches_are_bounded_in_tokens(llama, monkeypatch) -> None:
 
     answer = generation.answer
     monkeypatch.setattr(generation, "answer", counted)
-    monkeypatch.setattr(generation, "BATCH_TOKENS", 60)
+    monkeypatch.setattr(generation, "MAX_BATCH_TOKENS", 60)
     assert answers(llama, adapter(llama, 1), None) == expected
     assert len(sizes) == 3
     assert max(sizes) <= 60
@@ -128,7 +128,7 @@ def test_an_answer_ends_before_its_first_stop_token(llama) -> None:
 
 def test_small_batches_change_nothing(llama, monkeypatch) -> None:
     expected = answers(llama, adapter(llama, 1), None)
-    monkeypatch.setattr(generation, "BATCH", 4)  # two prompts for each of two arms
+    monkeypatch.setattr(generation, "MAX_BATCH_SEQUENCES", 4)  # two prompts for each of two arms
     assert answers(llama, adapter(llama, 1), None) == expected
 
 
@@ -167,7 +167,7 @@ def test_a_sampled_answer_does_not_depend_on_what_is_asked_beside_it(llama, monk
     order = [3, 0, 4, 1, 2]
     (turned,) = answers(llama, arms[0], prompts=permuted(PROMPTS, order), **sampled)
     assert turned == permuted(together[0], order)
-    monkeypatch.setattr(generation, "BATCH", 2)
+    monkeypatch.setattr(generation, "MAX_BATCH_SEQUENCES", 2)
     assert answers(llama, *arms, **sampled) == together
 
 
@@ -240,7 +240,7 @@ def test_a_bases_own_habits_do_not_make_greedy_something_else(llama, llama_folde
 
 def test_a_prompt_without_room_for_an_answer_is_refused_by_name(llama: Base) -> None:
     assert llama.max_length == 64
-    with pytest.raises(BaseError, match=r"a prompt has 64 tokens and base .* reads 64; shorten"):
+    with pytest.raises(BaseError, match=r"a prompt has 64 tokens and base .* reads at most 64; shorten"):
         generation.generate(llama, [None], [[5] * 64], max_new_tokens=4, stop=[2])
     with pytest.raises(BaseError, match=r"prompt 2 of 3 has 70 tokens"):
         generation.generate(llama, [None], [[5], [5] * 70, [5]], max_new_tokens=4, stop=[2])
@@ -271,7 +271,7 @@ def test_no_prompt_gets_no_answer(llama: Base) -> None:
 
 
 def test_a_stage_says_how_far_it_is(llama: Base, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(generation, "BATCH", 2)
+    monkeypatch.setattr(generation, "MAX_BATCH_SEQUENCES", 2)
     monkeypatch.setattr(progress, "EVERY_S", 0.001)
     caplog.set_level(logging.INFO)
     generation.generate(llama, [None], PROMPTS[:3], max_new_tokens=40, stop=[0])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import tiny
 from shepherd.errors import BaseError
-from shepherd.model import attention, layout, lora, proof
+from shepherd.model import attention, lora_layers, packing_probe, pass_plan, proof
 from shepherd.model import base as loading
 from shepherd.model.attention import Reach
 from shepherd.model.base import Base, Proof
@@ -58,7 +58,7 @@ def saved(tmp_path_factory) -> Callable[[str], Path]:
 
 def test_a_base_that_reads_too_few_tokens_is_refused(tmp_path) -> None:
     folder = bases.save(hf.LlamaConfig(**{**_COMMON, "max_position_embeddings": 2}), tmp_path)
-    with pytest.raises(BaseError, match=r"\(llama\) reads 2 tokens at most, too few"):
+    with pytest.raises(BaseError, match=r"\(llama\) reads at most 2 tokens, too few"):
         load(folder)
 
 
@@ -97,50 +97,50 @@ def a_key_too_many(patch: pytest.MonkeyPatch) -> None:
 
 
 def positions_run_on(patch: pytest.MonkeyPatch) -> None:
-    honest = layout.positions
-    patch.setattr(layout, "positions", lambda *line: honest([sum(line[0])]))
+    honest = pass_plan.positions
+    patch.setattr(pass_plan, "positions", lambda *line: honest([sum(line[0])]))
 
 
 def positions_forget_the_opening(patch: pytest.MonkeyPatch) -> None:
-    honest = layout.positions
-    patch.setattr(layout, "positions", lambda lengths, after: honest(lengths))
+    honest = pass_plan.positions
+    patch.setattr(pass_plan, "positions", lambda lengths, after: honest(lengths))
 
 
 def a_last_position_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    honest = layout.positions
+    honest = pass_plan.positions
 
     def positions(*line):
         found = honest(*line)
         found[-1] += 1
         return found
 
-    patch.setattr(layout, "positions", positions)
+    patch.setattr(pass_plan, "positions", positions)
 
 
 def examples_see_each_other(patch: pytest.MonkeyPatch) -> None:
-    honest = layout.packed
+    honest = pass_plan.packed
     patch.setattr(
-        layout, "packed", lambda lengths, *more, after, **rest: honest([sum(lengths)], *more, **rest)
+        pass_plan, "packed", lambda lengths, *more, parents, **rest: honest([sum(lengths)], *more, **rest)
     )
 
 
 def adapters_swapped(patch: pytest.MonkeyPatch) -> None:
-    def swapped(plan: layout.Layout, tokens: int) -> tuple[layout.Segment, ...]:
-        each = tokens // plan.places
+    def swapped(plan: pass_plan.PassPlan, tokens: int) -> tuple[pass_plan.Segment, ...]:
+        each = tokens // plan.size
         turn = len(plan.segments) > 1
         return tuple(
-            layout.Segment(
+            pass_plan.Segment(
                 adapter=1 - s.adapter if turn else s.adapter, start=s.start * each, stop=s.stop * each
             )
             for s in plan.segments
         )
 
-    patch.setattr(lora, "_in_tokens", swapped)
+    patch.setattr(lora_layers, "_in_tokens", swapped)
 
 
 def an_opening_without_its_gradient(patch: pytest.MonkeyPatch) -> None:
     def backward(ctx, *grads):
-        return grads[0].index_select(0, ctx.buckets.places), None
+        return grads[0].index_select(0, ctx.buckets.inverse), None
 
     patch.setattr(attention._Padded, "backward", staticmethod(backward))
 
@@ -193,7 +193,7 @@ FAULTS = [
 @pytest.mark.parametrize(("name", "fault"), FAULTS)
 def test_a_wrong_base_never_runs_packed(saved, monkeypatch, name, fault, dtype) -> None:
     if dtype == "bfloat16":  # masks are kept from one pass to the next there
-        monkeypatch.setattr(attention, "_hidden", attention._hidden.__wrapped__)
+        monkeypatch.setattr(attention, "_block_mask", attention._block_mask.__wrapped__)
     base = load(saved(name), dtype, proof=Proof())
     fault(monkeypatch)
     found = proof.verify_packing(base)
@@ -202,12 +202,12 @@ def test_a_wrong_base_never_runs_packed(saved, monkeypatch, name, fault, dtype) 
 
 
 def test_a_fault_in_the_code_of_bfloat16_alone_is_noticed(saved, monkeypatch) -> None:
-    honest = attention._hidden.__wrapped__
+    honest = attention._block_mask.__wrapped__
 
     def hidden(start, stop, past, reach, groups, dtype):
         return honest(start, stop, past, Reach(reach.window and reach.window + 1), groups, dtype)
 
-    monkeypatch.setattr(attention, "_hidden", hidden)
+    monkeypatch.setattr(attention, "_block_mask", hidden)
     assert load(saved("mistral"), "bfloat16").proof.unpacked
     assert not load(saved("mistral"), "float32").proof.unpacked
 
@@ -221,7 +221,8 @@ def test_noise_that_the_dtype_does_not_explain_is_noticed(saved, monkeypatch) ->
 
     monkeypatch.setitem(hf.AttentionInterface._global_mapping, attention.PACKED, noisy)
     assert (
-        "in bfloat16 its examples get other states packed" in load(saved("llama"), "bfloat16").proof.unpacked
+        "in bfloat16 its examples get different states packed"
+        in load(saved("llama"), "bfloat16").proof.unpacked
     )
     assert not load(saved("llama"), "float32").proof.unpacked
 
@@ -255,7 +256,7 @@ def test_a_feed_forward_that_sees_other_examples_is_refused(saved, monkeypatch) 
     monkeypatch.setattr(
         LlamaMLP, "forward", lambda self, x: honest(self, x + x.sum(0, keepdim=True) + x.cumsum(1))
     )
-    with pytest.raises(BaseError, match="its examples get other states in a batch than alone"):
+    with pytest.raises(BaseError, match="its examples get different states in a batch than alone"):
         load(saved("llama"))
 
 
@@ -277,7 +278,7 @@ def test_a_head_that_is_not_known_is_refused(saved, monkeypatch) -> None:
         return out
 
     monkeypatch.setattr(hf.LlamaForCausalLM, "forward", forward)
-    with pytest.raises(BaseError, match="makes its logits in a way that is not known here"):
+    with pytest.raises(BaseError, match="computes its logits in a way that is not supported"):
         load(saved("llama"))
 
 
@@ -289,7 +290,7 @@ def test_a_head_that_fails_in_the_bases_own_dtype_alone_is_refused(saved, monkey
 
     monkeypatch.setattr(proof, "logits", logits)
     assert load(saved("llama")).packed
-    with pytest.raises(BaseError, match="makes its logits in a way that is not known here"):
+    with pytest.raises(BaseError, match="computes its logits in a way that is not supported"):
         load(saved("llama"), "bfloat16")
 
 
@@ -336,15 +337,15 @@ def test_a_large_base_is_proven_on_as_many_layers_as_have_every_kind(tmp_path, m
     kinds = ["sliding_attention", "sliding_attention", "full_attention", *["sliding_attention"] * 3]
     config = tiny.config("gemma3_text", num_hidden_layers=6, layer_types=kinds, sliding_window=90)
     folder = tiny.save(config, tmp_path)
-    monkeypatch.setattr(proof, "WHOLE", 0)
+    monkeypatch.setattr(packing_probe, "MAX_WHOLE_BYTES", 0)
     seen = []
-    honest = proof._copied
+    honest = packing_probe.copy_network
 
     def copied(*given):
         seen.append(honest(*given))
         return seen[-1]
 
-    monkeypatch.setattr(proof, "_copied", copied)
+    monkeypatch.setattr(packing_probe, "copy_network", copied)
     base = load(folder)
     assert base.packed
     assert [len(network.model.layers) for network in seen] == [3]
@@ -369,7 +370,7 @@ def test_a_scale_that_is_counted_along_the_line_is_noticed_though_no_example_rea
     assert config.attn_temperature_tuning
     assert config.floor_scale == 8192
     base = load(tiny.save(config, tmp_path), longest=longest)
-    assert "other states packed than alone" in base.proof.unpacked
+    assert "different states packed than alone" in base.proof.unpacked
     assert base.model.config.floor_scale == 8192
 
 
@@ -380,6 +381,6 @@ def test_a_scale_that_follows_the_positions_runs_packed(tmp_path) -> None:
 
 
 def test_what_was_proven_is_not_proven_again(saved, monkeypatch) -> None:
-    monkeypatch.setattr(proof, "prove", None)
+    monkeypatch.setattr(proof, "verify_packing", None)
     found = Proof(unpacked="as told", pads=False)
     assert load(saved("llama"), proof=found).proof == found

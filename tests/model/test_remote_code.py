@@ -122,7 +122,7 @@ def test_a_configuration_has_nothing_fetched(
         assert f"base {folder}" in said
         assert named in said
         assert "config.json" in said
-        assert "nothing was fetched" in said
+        assert "nothing was downloaded" in said
         assert "--trust-remote-code" in said
 
 
@@ -177,7 +177,7 @@ def test_against_transformers_itself_no_kernel_is_asked_for(
     done = subprocess.run(
         [sys.executable, "-c", LOAD, *map(str, folders)], env=environment, capture_output=True, text=True
     )
-    assert done.stdout.count("nothing was fetched") == len(folders), done.stdout + done.stderr
+    assert done.stdout.count("nothing was downloaded") == len(folders), done.stdout + done.stderr
     assert not (tmp_path / "mark").exists()
 
 
@@ -235,7 +235,7 @@ def test_an_index_names_safetensors_of_its_folder(
     pickled(folder, tmp_path / "mark")
     index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(BaseError, match="names no safetensors of its own folder"):
+    with pytest.raises(BaseError, match="only safetensors of its own folder"):
         bases.load(table(folder), AdapterTable(rank=2))
     assert not (tmp_path / "mark").exists()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shepherd.core import Adapter
 from shepherd.errors import BaseError
 from shepherd.model import generate as generation
-from shepherd.model import layout
+from shepherd.model import pass_plan
 from shepherd.model.base import Base
 from shepherd.model.stream import stream
 from tests.model import bases
@@ -75,7 +75,7 @@ def test_closing_it_ends_the_work(llama, arms, monkeypatch) -> None:
 
     def counted(*given, **options):
         assert allowed.acquire(timeout=10)
-        passes.append(layout.current())
+        passes.append(pass_plan.active_plan())
         return forward(*given, **options)
 
     with monkeypatch.context() as patch:

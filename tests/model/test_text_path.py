@@ -136,7 +136,7 @@ def test_the_adapted_modules_are_those_that_a_pass_over_text_calls(kind: str) ->
     model = network(kind)
     expected = called(model)
     assert text_path.towers(model) == TOWERS[kind]
-    assert {site.module for site in lora.attach(model, AdapterTable())} == expected
+    assert {target.module for target in lora.attach(model, AdapterTable())} == expected
 
 
 @pytest.mark.parametrize("kind", [*bases.CONFIGS, *bases.MIXTURES])
@@ -162,12 +162,12 @@ def test_every_adapter_of_a_loaded_one_is_trained(tmp_path: Path) -> None:
 
 
 def test_a_target_inside_a_tower_alone_says_so() -> None:
-    message = r"names 'fc1', which is in model\.vision_tower alone, where text never goes; .*'q_proj'"
+    message = r"names 'fc1', which is only in model\.vision_tower, where text never goes; .*'q_proj'"
     with pytest.raises(BaseError, match=message):
         lora.attach(network("gemma3"), AdapterTable(targets=("q_proj", "fc1")))
-    sites = lora.attach(network("gemma3"), AdapterTable(targets=("q_proj",)))  # both parts have some
-    assert len(sites) == 2
-    message = r"names 'head\.probe', which is in model\.vision_tower alone"
+    targets = lora.attach(network("gemma3"), AdapterTable(targets=("q_proj",)))  # both parts have some
+    assert len(targets) == 2
+    message = r"names 'head\.probe', which is only in model\.vision_tower,"
     with pytest.raises(BaseError, match=message):
         lora.attach(network("gemma3"), AdapterTable(target_parameters=("head.probe",)))
 

@@ -47,7 +47,7 @@ def base(folder) -> Base:
 
 def visit(name: str, seed: int) -> Visit:
     data = bases.tokens(seed, LENGTHS)
-    return Visit(client=name, data=data, steps=[np.array([0, 1, 4]), np.array([3, 2])], seed=seed)
+    return Visit(client=name, data=data, batches=[np.array([0, 1, 4]), np.array([3, 2])], seed=seed)
 
 
 def tuned(base: Base, *visits: Visit, micro_batch: int = 32) -> list[TuningResult]:
@@ -68,9 +68,9 @@ def test_scores_are_pefts(base, tmp_path) -> None:
 
 def test_a_step_is_pefts(base, tmp_path) -> None:
     one = visit("ann", 1)
-    (found,) = tuned(base, Visit(client="ann", data=one.data, steps=one.steps[:1]))
+    (found,) = tuned(base, Visit(client="ann", data=one.data, batches=one.batches[:1]))
     model = in_peft(base, bases.random_adapter(base, 1), tmp_path)
-    loss = peft_loss(model, one.data.take(one.steps[0]))
+    loss = peft_loss(model, one.data.take(one.batches[0]))
     assert found.report.loss == pytest.approx(loss.item(), rel=1e-5)
     loss.backward()
     for name, parameter in model.named_parameters():
@@ -127,7 +127,7 @@ def test_where_padding_changes_an_answer_only_prompts_of_one_length_share_a_batc
     prompts = [[1] * 3, [1] * 2, [1] * 3, [1] * 2, [1] * 3]
 
     def batches(most: int, **proof: bool) -> list[list[int]]:
-        monkeypatch.setattr(generate, "BATCH", most)
+        monkeypatch.setattr(generate, "MAX_BATCH_SEQUENCES", most)
         base = replace(llama, proof=Proof(**proof))
         return list(generate._batches(base, prompts, [8] * len(prompts), 1))
 

@@ -138,7 +138,7 @@ def test_a_kept_round_answers_and_another_is_named(llama_folder, tmp_path) -> No
     ("prompts", "options", "error", "sentence"),
     [
         (["w5", " "], {}, DataError, "prompt 2: the instruction is empty"),
-        (["w5", "w6 " * 70], {}, BaseError, "prompt 2 has 7. tokens and base .* reads 64; shorten"),
+        (["w5", "w6 " * 70], {}, BaseError, "prompt 2 has 7. tokens and base .* reads at most 64; shorten"),
         (["w5"], {"n": 2}, DataError, "2 answers to each prompt need a temperature above 0"),
         ("w5", {"n": 2, "temperature": 1.0}, DataError, "give the text in a list"),
         (["w5", "w6"], {"context": "w7"}, DataError, "the context belongs to one instruction"),

@@ -35,7 +35,7 @@ def test_a_base_that_cannot_be_packed_is_said_to_be_slower(bloom, llama_folder, 
     assert "slower" not in caplog.text
     load_base(runs.settings(bloom, tmp_path / "rows.jsonl", tmp_path / "run"))
     assert (
-        f"{bloom} cannot be packed (its attention is code of its own, which takes no other function), so each"
+        f"{bloom} cannot be packed (its attention is code of its own and cannot be replaced), so each"
         " pass holds one client's examples, padded: slower" in caplog.text
     )
     assert "cannot generate" not in caplog.text
@@ -99,7 +99,7 @@ def test_it_loads_over_the_same_base_in_another_dtype(llama, llama_folder, tmp_p
 
 
 def test_it_loads_with_the_fingerprint_of_before_and_not_with_anothers(llama, tmp_path) -> None:
-    before = fingerprint.of_tensors(llama.model, llama.sites)
+    before = fingerprint.of_tensors(llama.model, llama.targets)
     assert before != llama.fingerprint
     assert load_checkpoint(saved(tmp_path / "old", llama, before), llama).state.round == 1
     with pytest.raises(CheckpointError, match="is of another base"):

@@ -40,14 +40,14 @@ from shepherd.errors import (
     SettingsError,
     UpdateRefused,
 )
-from shepherd.federation.client_store import Kept
+from shepherd.federation.client_store import StoredMemory
 from shepherd.federation.simulation import Simulation
 from shepherd.io import private
 from shepherd.io.progress import Progress
 from shepherd.machine import memory, plan
 from shepherd.machine.plan import PLAN
 from shepherd.model import base as bases_
-from shepherd.model import files, layout, lora
+from shepherd.model import files, lora, pass_plan
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.run import answerer, checkpoint, folder
@@ -159,8 +159,8 @@ def test_the_adapter_loads_in_peft_with_the_same_logits(whole, llama_folder) -> 
     theirs = peft.PeftModel.from_pretrained(plain, path / "adapter").eval()(ids).logits.detach()
     base = bases.load(llama_folder, rank=2, alpha=16, dropout=0.1)
     last = checkpoint.load(checkpoint.latest(path / "checkpoints")).state.adapter
-    lora.bind_adapters(base.model, base.sites, lora.stacked([last], base.device))
-    with torch.no_grad(), layout.running(layout.sequences([1])):
+    lora.bind_adapters(base.model, base.targets, lora.stacked([last], base.device))
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([1])):
         torch.testing.assert_close(base.model(ids).logits, theirs, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(theirs, untuned, atol=0.05)
     assert (path / "adapter" / "README.md").is_file()
@@ -384,7 +384,7 @@ def test_a_damaged_plan_is_named_and_the_folder_given_back(table, whole) -> None
     kept = (path / PLAN).read_text()
     (path / PLAN).write_text(kept[:20])
     for _ in range(2):
-        with pytest.raises(FolderError, match=r"plan\.json is damaged .*; put it back from a copy"):
+        with pytest.raises(FolderError, match=r"plan\.json is damaged .*; restore it from a copy"):
             resume(path)
     (path / PLAN).write_text(kept)
     assert_same_end(finish(resume(path)), whole)
@@ -425,7 +425,7 @@ def test_a_run_of_the_first_format_goes_on_with_what_its_clients_remembered(
     last = checkpoint.latest(old.holder.checkpoints)
     store = old.simulation.store
     memories = {
-        client: store.get(client, Kept(*kept))
+        client: store.get(client, StoredMemory(*kept))
         for client, kept in checkpoint.load(last).notes["memories"].items()
     }
     assert memories
@@ -695,7 +695,7 @@ def test_what_is_trained_on_what_and_how_is_said_at_the_start(table, caplog) -> 
         trained = sum(tensor.size for tensor in run.state.adapter.values())
         whole = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(table.model.base).parameters())
         loss = read_rows(run.folder)[0]["heldout"]["loss"]
-        reached = coverage(run.base.model, run.base.sites).sentence
+        reached = coverage(run.base.model, run.base.targets).sentence
     assert reached in caplog.messages
     assert f"base {Path(table.model.base).name}: {whole:,} parameters, and {trained:,} to train" in said
     assert f"({100 * trained / whole:.2f}%), float32 on cpu" in said

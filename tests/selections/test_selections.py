@@ -93,7 +93,7 @@ def test_size_weighted_is_refused_where_sizes_cannot_be_followed():
         draw("size-weighted", clients(1000, 100, 100, 100, 100), 0.6)
     assert len(draw("size-weighted", clients(1000, 100, 100, 100, 100), 0.2)) == 1
     assert draw("size-weighted", clients(0, 5, 0, 0), 0.25) == ("c1",)
-    with pytest.raises(FederationError, match="no client has an example"):
+    with pytest.raises(FederationError, match="no client holds an example"):
         draw("size-weighted", clients(0, 0), 0.9)
 
 
@@ -108,7 +108,7 @@ def test_all_asks_all():
 
 
 def test_all_clients_are_not_drawn_by_size():
-    with pytest.raises(SettingsError, match="nobody is drawn by size where share is 1"):
+    with pytest.raises(SettingsError, match="share = 1 leaves no draw by size"):
         draw("size-weighted", clients(1, 2), 1.0)
 
 

@@ -121,7 +121,7 @@ def _request(scene: Scene, seed: int = 0) -> Request:
     base = load_base(settings)
     sent = Broadcast(
         round=0,
-        adapter=lora.fresh(base.sites, settings.adapter.rank, seed_for(0, "adapter")),
+        adapter=lora.fresh(base.targets, settings.adapter.rank, seed_for(0, "adapter")),
         seed=seed,
         transforms=(),
     )

@@ -22,7 +22,7 @@ from shepherd.federation.clients import LocalClients
 from shepherd.plugins import built
 from shepherd.settings import FederationTable, TuningTable
 from shepherd.training import tune
-from shepherd.training.local import OBJECTIVE, USUAL, local_training
+from shepherd.training.local import DEFAULT_TRAINING, OBJECTIVE, local_training
 from shepherd.training.objective import Scored
 
 NONE = np.zeros(0)
@@ -67,7 +67,7 @@ def gradients(base, data: dict[str, Tokens], sent: Broadcast, beta: float) -> li
         return grad
 
     visits = [
-        tune.Visit(client=client, data=each, steps=[np.arange(len(each))]) for client, each in data.items()
+        tune.Visit(client=client, data=each, batches=[np.arange(len(each))]) for client, each in data.items()
     ]
     bases.tuned(
         base,
@@ -77,7 +77,7 @@ def gradients(base, data: dict[str, Tokens], sent: Broadcast, beta: float) -> li
         TuningTable(),
         micro_batch_tokens=24,  # several passes a step
         learning_rate=0.01,
-        training=USUAL._replace(objective=dpo.build(dpo.Config(beta=beta))),
+        training=DEFAULT_TRAINING._replace(objective=dpo.build(dpo.Config(beta=beta))),
     )
     return [{name: grad[k] for name, grad in caught.items()} for k in range(len(data))]
 
@@ -109,7 +109,7 @@ def test_groups_are_drawn_whole_and_a_batch_counts_them() -> None:
         federation=FederationTable(),
         micro_batch_tokens=4096,
         order_seed=1,
-        training=USUAL._replace(objective=dpo.build(dpo.Config())),
+        training=DEFAULT_TRAINING._replace(objective=dpo.build(dpo.Config())),
     )
     assert local.info("ann").examples == 5
     steps, position = local.batches("ann", 0)

@@ -63,14 +63,14 @@ def gradients(seed: int, clients: int) -> list[dict[str, torch.Tensor]]:
 def run(ours: Optimiser, rates: list[float], steps: int = STEPS) -> list[Adapter]:
     """Each client's adapter after some steps along gradients of its own."""
     starts = [adapter()] * len(rates)
-    cohort = stack.build(starts, lambda name: True, torch.device("cpu"))
-    state = ours.init(cohort)
+    stacked = stack.build(starts, lambda name: True, torch.device("cpu"))
+    state = ours.init(stacked)
     for step in range(steps):
         grads = gradients(step, len(rates))
-        for name in cohort.tensors:
-            cohort.grad(name).copy_(torch.stack([grad[name] for grad in grads]))
-        state = ours.step(cohort, state, step + 1, torch.tensor(rates))
-    return stack.rows(cohort, starts)
+        for name in stacked.tensors:
+            stacked.grad(name).copy_(torch.stack([grad[name] for grad in grads]))
+        state = ours.step(stacked, state, step + 1, torch.tensor(rates))
+    return stack.trained_adapters(stacked, starts)
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)

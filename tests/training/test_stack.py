@@ -37,38 +37,38 @@ def gradients(seed: int, scale: float = 1.0) -> list[dict[str, Tensor]]:
     return [{n: scale * torch.randn(s, generator=generator) for n, s in SHAPES.items()} for _ in range(K)]
 
 
-def put(cohort: stack.Stack, grads: list[dict[str, Tensor]]) -> None:
-    for name in cohort.tensors:
-        cohort.grad(name).copy_(torch.stack([grad[name] for grad in grads]))
+def put(stacked: stack.Stack, grads: list[dict[str, Tensor]]) -> None:
+    for name in stacked.tensors:
+        stacked.grad(name).copy_(torch.stack([grad[name] for grad in grads]))
 
 
 def test_a_stack_is_copies_of_one_adapter_and_its_rows_are_the_clients() -> None:
-    cohort, first = built(), adapter()
-    assert all(tensor.is_leaf and tensor.requires_grad for tensor in cohort.tensors.values())
-    for row in stack.rows(cohort, [ADAPTER] * K):
+    stacked, first = built(), adapter()
+    assert all(tensor.is_leaf and tensor.requires_grad for tensor in stacked.tensors.values())
+    for row in stack.trained_adapters(stacked, [ADAPTER] * K):
         assert Adapter(row) == first
-    cohort.tensors["q.lora_A.weight"].detach()[1] += 1
-    rows = [Adapter(row) for row in stack.rows(cohort, [ADAPTER] * K)]
+    stacked.tensors["q.lora_A.weight"].detach()[1] += 1
+    rows = [Adapter(row) for row in stack.trained_adapters(stacked, [ADAPTER] * K)]
     assert rows[0] == rows[2] == first
     assert rows[1] != first
 
 
 def test_blocks_and_gradients_are_views_of_the_flat_buffers() -> None:
-    cohort = built()
-    for (name, tensor), values in zip(cohort.tensors.items(), cohort.blocks(cohort.values), strict=True):
+    stacked = built()
+    for (name, tensor), values in zip(stacked.tensors.items(), stacked.blocks(stacked.values), strict=True):
         assert values.shape == tensor.shape == (K, *SHAPES[name])
         assert values.data_ptr() == tensor.data_ptr()
-    sum((k + 1) * tensor.sum() for k, tensor in enumerate(cohort.tensors.values())).backward()
-    for k, grad in enumerate(cohort.blocks(cohort.grads)):
+    sum((k + 1) * tensor.sum() for k, tensor in enumerate(stacked.tensors.values())).backward()
+    for k, grad in enumerate(stacked.blocks(stacked.grads)):
         assert (grad == k + 1).all()
 
 
 def test_what_is_not_trained_is_held_once_and_has_no_gradient() -> None:
-    cohort = built(lambda name: "lora_B" in name)
-    assert list(cohort.tensors) == ["q.lora_B.weight"]
-    assert cohort.values.numel() == K * 8
-    assert set(cohort.all) == set(SHAPES)
-    for name, frozen in cohort.frozen.items():
+    stacked = built(lambda name: "lora_B" in name)
+    assert list(stacked.tensors) == ["q.lora_B.weight"]
+    assert stacked.values.numel() == K * 8
+    assert set(stacked.all) == set(SHAPES)
+    for name, frozen in stacked.frozen.items():
         assert not frozen.requires_grad
         assert frozen.untyped_storage().nbytes() == 4 * math.prod(SHAPES[name])
         assert frozen.shape == (K, *SHAPES[name])
@@ -76,10 +76,10 @@ def test_what_is_not_trained_is_held_once_and_has_no_gradient() -> None:
 
 @pytest.mark.parametrize("norm", [0.01, 1.0, 1e6])
 def test_clipping_equals_torchs_for_each_client(norm: float) -> None:
-    cohort = built()
+    stacked = built()
     grads = [{n: g * 10.0**k for n, g in grad.items()} for k, grad in enumerate(gradients(0))]
-    put(cohort, grads)
-    norms = stack.clip(cohort, norm)
+    put(stacked, grads)
+    norms = stack.clip(stacked, norm)
     for k, grad in enumerate(grads):
         own = [torch.zeros(SHAPES[name]).requires_grad_() for name in SHAPES]
         for parameter, name in zip(own, SHAPES, strict=True):
@@ -87,26 +87,26 @@ def test_clipping_equals_torchs_for_each_client(norm: float) -> None:
         before = torch.nn.utils.clip_grad_norm_(own, norm)
         assert norms[k].item() == pytest.approx(before.item(), rel=1e-6)
         for parameter, name in zip(own, SHAPES, strict=True):
-            torch.testing.assert_close(cohort.grad(name)[k], parameter.grad)
+            torch.testing.assert_close(stacked.grad(name)[k], parameter.grad)
 
 
 def test_without_a_norm_nothing_is_clipped_and_the_norms_are_told() -> None:
-    cohort, grads = built(), gradients(0, scale=100.0)
-    put(cohort, grads)
-    norms = stack.clip(cohort, None)
+    stacked, grads = built(), gradients(0, scale=100.0)
+    put(stacked, grads)
+    norms = stack.clip(stacked, None)
     for k, grad in enumerate(grads):
         assert norms[k].item() == pytest.approx(torch.cat([g.flatten() for g in grad.values()]).norm().item())
-        assert all(cohort.grad(name)[k].equal(grad[name]) for name in SHAPES)
+        assert all(stacked.grad(name)[k].equal(grad[name]) for name in SHAPES)
 
 
 def test_a_gradient_that_is_not_finite_stays_with_its_client() -> None:
-    cohort, grads = built(), gradients(0)
+    stacked, grads = built(), gradients(0)
     grads[1]["q.lora_B.weight"][0, 0] = math.inf
-    put(cohort, grads)
-    stack.clip(cohort, 1.0)
+    put(stacked, grads)
+    stack.clip(stacked, 1.0)
     optimiser = adamw.build(adamw.Config())
-    optimiser.step(cohort, optimiser.init(cohort), 1, torch.full((K,), 0.01))
-    rows = stack.rows(cohort, [ADAPTER] * K)
+    optimiser.step(stacked, optimiser.init(stacked), 1, torch.full((K,), 0.01))
+    rows = stack.trained_adapters(stacked, [ADAPTER] * K)
     assert np.isnan(rows[1]["q.lora_B.weight"]).any()
     for name in SHAPES:
         assert np.isfinite(rows[0][name]).all()
@@ -114,12 +114,12 @@ def test_a_gradient_that_is_not_finite_stays_with_its_client() -> None:
 
 
 def test_a_gradient_whose_norm_overflows_is_no_zero() -> None:
-    cohort, grads = built(), gradients(0)
+    stacked, grads = built(), gradients(0)
     grads[1]["q.lora_B.weight"].fill_(1e30)  # finite, and its square is not
-    put(cohort, grads)
-    stack.clip(cohort, 1.0)
-    assert cohort.grad("v.lora_A.weight")[1].isnan().all()
-    assert all(cohort.grad(name)[k].isfinite().all() for name in SHAPES for k in (0, 2))
+    put(stacked, grads)
+    stack.clip(stacked, 1.0)
+    assert stacked.grad("v.lora_A.weight")[1].isnan().all()
+    assert all(stacked.grad(name)[k].isfinite().all() for name in SHAPES for k in (0, 2))
 
 
 def shares(steps: int, **table: object) -> list[float]:

@@ -18,9 +18,9 @@ from shepherd.errors import AdapterError, DataError
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
 from shepherd.training import tune
-from shepherd.training.local import USUAL
+from shepherd.training.local import DEFAULT_TRAINING
 from shepherd.training.optimisers import adamw
-from shepherd.training.packed_batch import line_of
+from shepherd.training.packed_batch import pack_batch
 
 PLAIN = fedavg.ALGORITHM
 RATE = 0.01
@@ -30,7 +30,7 @@ def visit(client: str, seed: int, steps: int = 2, *, memory: Adapter | None = No
     """Steps of three examples over eight."""
     data = bases.tokens(seed, [9, 2, 13, 7, 3, 11, 6, 8])
     taken = np.random.default_rng(seed).integers(0, len(data), (steps, 3))
-    return tune.Visit(client=client, data=data, steps=list(taken), seed=seed, memory=memory or Adapter())
+    return tune.Visit(client=client, data=data, batches=list(taken), seed=seed, memory=memory or Adapter())
 
 
 def broadcast(base: Base, round: int = 0) -> Broadcast:
@@ -70,7 +70,9 @@ def test_a_shared_opening_changes_no_result_and_is_not_shared_under_dropout(
     shared = tuned(llama, one)[0]
     monkeypatch.setattr(openings, "groups", lambda examples: pytest.fail("looked for openings"))
     tuned(dropping, one)
-    monkeypatch.setattr(tune, "line_of", lambda *given, **more: line_of(*given, **{**more, "share": False}))
+    monkeypatch.setattr(
+        tune, "pack_batch", lambda *given, **more: pack_batch(*given, **{**more, "share": False})
+    )
     apart = tuned(llama, one)[0]
     assert shared.report == replace(apart.report, loss=pytest.approx(apart.report.loss, rel=1e-6))
     close(shared.delta, apart.delta, 2e-4)
@@ -79,7 +81,7 @@ def test_a_shared_opening_changes_no_result_and_is_not_shared_under_dropout(
 def test_the_loss_is_the_mean_over_trained_tokens_before_each_step(llama, tmp_path) -> None:
     one = visit("a", 1, steps=1)
     (result,) = tuned(llama, one, micro_batch_tokens=15)
-    theirs = peft_loss(in_peft(llama, broadcast(llama).adapter, tmp_path), one.data.take(one.steps[0]))
+    theirs = peft_loss(in_peft(llama, broadcast(llama).adapter, tmp_path), one.data.take(one.batches[0]))
     assert result.report.loss == pytest.approx(theirs.item(), rel=1e-5)
 
 
@@ -91,7 +93,7 @@ def test_a_visit_counts_what_it_took(llama) -> None:
     )
     assert tune.predictions(data).tolist() == [2, 1, 2]  # nothing predicts an example's first token
     steps = [np.array([0, 2]), np.array([0])]
-    (result,) = tuned(llama, tune.Visit(client="a", data=data, steps=steps))
+    (result,) = tuned(llama, tune.Visit(client="a", data=data, batches=steps))
     report = result.report
     assert (result.client, report.steps, report.examples) == ("a", 2, 3)
     assert (report.tokens, report.trained_tokens) == (13, 6)
@@ -114,7 +116,7 @@ def test_progress_is_told_after_each_step(llama) -> None:
 
 
 def test_progress_is_told_within_a_step_that_takes_long(llama, monkeypatch) -> None:
-    monkeypatch.setattr(tune, "WATCH_S", -1.0)  # every pass takes longer
+    monkeypatch.setattr(tune, "REPORT_INTERVAL_S", -1.0)  # every pass takes longer
     heard: list[tune.Progress] = []
     how = {"learning_rate": RATE, "micro_batch_tokens": 8, "watch": heard.append}
     (result,) = bases.tuned(llama, broadcast(llama), PLAIN, [visit("a", 1, steps=1)], TuningTable(), **how)
@@ -139,7 +141,7 @@ def test_passes_hold_whole_rows_of_every_client_within_the_budget() -> None:
                 assert row.tokens == visits[row.client].data.lengths[row.examples].sum()
                 taken[row.client] += row.examples.tolist()
         assert {k: sorted(found) for k, found in taken.items()} == {
-            k: sorted(visits[k].steps[step].tolist()) for k in clients
+            k: sorted(visits[k].batches[step].tolist()) for k in clients
         }
 
 
@@ -158,7 +160,7 @@ def test_a_clients_rows_do_not_depend_on_who_else_is_there() -> None:
 def test_a_step_without_a_trained_token_is_refused_with_the_clients_name(llama) -> None:
     silent = bases.tokens(0, [5, 5])
     silent.trained[:5] = False
-    bad = tune.Visit(client="mute", data=silent, steps=[np.array([0])])
+    bad = tune.Visit(client="mute", data=silent, batches=[np.array([0])])
     with pytest.raises(DataError, match="client mute"):
         tuned(llama, visit("a", 1), bad)
 
@@ -280,7 +282,7 @@ def test_clients_of_unequal_ranks_in_one_stack_are_tuned_as_if_each_were_alone(l
     low, high = replace(visit("low", 1), start=small), visit("high", 2)
     how = {
         "learning_rate": RATE,
-        "training": USUAL._replace(optimiser=adamw.build(adamw.Config(weight_decay=0.1))),
+        "training": DEFAULT_TRAINING._replace(optimiser=adamw.build(adamw.Config(weight_decay=0.1))),
     }
     together = bases.tuned(llama, sent, algorithm, [low, high], TuningTable(), **how)
     (alone,) = bases.tuned(
@@ -315,7 +317,9 @@ def test_what_is_not_shared_stays_with_the_client_and_its_next_visit_starts_from
 
 def test_a_start_that_does_not_fit_the_base_is_refused_by_name(llama) -> None:
     odd = Adapter({n: t[:, :-1] if "lora_A" in n else t for n, t in broadcast(llama).adapter.items()})
-    with pytest.raises(AdapterError, match=r"lora_A.weight in what client a starts from has shape"):
+    with pytest.raises(
+        AdapterError, match=r"lora_A.weight in the adapter that client a starts from has shape"
+    ):
         tuned(llama, replace(visit("a", 1), start=odd))
 
 

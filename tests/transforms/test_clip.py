@@ -85,5 +85,5 @@ def test_on_arrival_what_is_longer_is_refused_and_what_was_clipped_is_not(seed, 
 
 def test_a_length_that_is_no_number_is_refused_on_arrival():
     update = replace(update_of("c", 0), delta=Adapter({"w": [np.nan]}))
-    with pytest.raises(UpdateRefused, match="length nan"):
+    with pytest.raises(UpdateRefused, match="norm nan"):
         clip.build(clip.Config()).on_arrival(update, {})

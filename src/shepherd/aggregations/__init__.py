@@ -1,4 +1,4 @@
-"""One file, one rule that makes one update of a cohort's: `Config` and `build(config) -> Aggregation`.
+"""Aggregations, one file each: a rule that combines updates, as `Config` and `build(config) -> Aggregation`.
 
-Every key has a default, so that the tests in `tests/contracts` can build each file they find here.
+Every key has a default, so that the tests in `tests/contracts` can build each file in this folder.
 """

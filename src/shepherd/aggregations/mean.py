@@ -1,9 +1,9 @@
-"""The weighted mean of what the clients changed.
+"""The weighted mean of the clients' changes.
 
     delta  =  sum_k (n_k / n) delta_k,    n = sum_k n_k
 
-over the clients k of one round, for A and for B apart; n_k is what `federation.weights` says, and with "size"
-what McMahan et al. (arXiv 1602.05629) call so, the examples that client k holds.
+over the clients k of one round, for A and for B separately; `federation.weights` decides n_k, and with "size"
+it is the number of examples that client k holds, as in McMahan et al. (arXiv 1602.05629).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Sums = dict[str, NDArray[np.float64]]
 
 
 class Config(Table):
-    """The mean has nothing to set."""
+    """The mean has no keys."""
 
 
 def mean(state: ServerState, updates: Iterable[Update]) -> Update:
-    """sum_k w_k delta_k / sum_k w_k, and the same of `extra`; one pass, one update held at a time.
+    """The weighted mean of `delta` and of `extra`, in one pass that holds one update at a time.
 
     Sums are float64 in the order of `updates`: the same order gives the same bits, another order differs
     by float64 rounding before the result is rounded to float32, and one update comes back bit for bit.
@@ -51,10 +51,10 @@ def mean(state: ServerState, updates: Iterable[Update]) -> Update:
         )
     return Update(
         round=state.round,
-        delta=_divided(delta, weight),
+        delta=_divide(delta, weight),
         weight=weight,
         clients=tuple(clients),
-        extra=_divided(extra, weight),
+        extra=_divide(extra, weight),
     )
 
 
@@ -66,7 +66,7 @@ def _add(sums: Sums, tensors: Payload, weight: float, *, first: bool) -> None:
         sums[name] += tensor.astype(np.float64) * weight
 
 
-def _divided(sums: Sums, weight: float) -> Adapter:
+def _divide(sums: Sums, weight: float) -> Adapter:
     with np.errstate(over="ignore"):  # the round loop refuses what is not finite, by name
         return Adapter({name: total / weight for name, total in sums.items()})
 
@@ -75,5 +75,5 @@ AGGREGATION = Aggregation(combine=mean)
 
 
 def build(config: Config) -> Aggregation:
-    """The weighted mean as a value."""
+    """Build the weighted mean."""
     return AGGREGATION

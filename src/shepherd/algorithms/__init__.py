@@ -1,4 +1,4 @@
-"""One file, one published method's client: `Config` (its keys) and `build(config) -> Algorithm`.
+"""Algorithms, one file each: the client half of a method, as `Config` and `build(config) -> Algorithm`.
 
-Every key has a default, so that the tests in `tests/contracts` can build each file they find here.
+Every key has a default, so that the tests in `tests/contracts` can build each file in this folder.
 """

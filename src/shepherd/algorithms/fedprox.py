@@ -1,4 +1,4 @@
-"""FedProx: a spring pulls each client back to what it was sent.
+"""FedProx: a proximal term pulls each client's adapter towards the broadcast.
 
 Client k descends on
 
@@ -20,11 +20,11 @@ from shepherd.core import Algorithm, Broadcast, Step
 
 class Config(Table):
     mu: NonNegativeFloat = 0.01
-    """The strength of the spring; 0 is FedAvg."""
+    """Strength of the proximal term; 0 is FedAvg."""
 
 
 def build(config: Config) -> Algorithm:
-    """FedAvg with the proximal term in the client's gradient."""
+    """Build FedAvg with the proximal term in the client's gradient."""
 
     def correct(
         name: str, grad: Any, param: Any, broadcast: Broadcast, memory: Mapping[str, Any], step: Step

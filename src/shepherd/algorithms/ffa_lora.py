@@ -1,4 +1,4 @@
-"""FFA-LoRA: A stays as it was drawn, and only B is trained, sent and averaged.
+"""FFA-LoRA: A keeps its initial values, and only B is trained, sent and averaged.
 
 With one A for all, the mean of B_k A is (mean of B_k) A: averaging is exact, and the gap of
 `shepherd.core.factor_gap` is zero. A client sends B alone. Sun et al., arXiv 2403.12313.
@@ -14,11 +14,11 @@ from shepherd.core import Algorithm
 
 
 class Config(Table):
-    """FFA-LoRA has nothing to set."""
+    """FFA-LoRA has no keys."""
 
 
 def trainable(name: str, round: int) -> bool:
-    """All but A.
+    """Train every tensor but A.
 
     >>> trainable("q_proj.lora_A.weight", 0), trainable("q_proj.lora_B.weight", 0)
     (False, True)
@@ -27,5 +27,5 @@ def trainable(name: str, round: int) -> bool:
 
 
 def build(config: Config) -> Algorithm:
-    """FedAvg of B, with A frozen."""
+    """Build FedAvg of B, with A frozen."""
     return replace(fedavg.ALGORITHM, trainable=trainable)

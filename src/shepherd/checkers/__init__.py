@@ -1,4 +1,4 @@
-"""Plug-ins that decide whether an answer is right: {"kind": "exact", ...} as `check` of a row is `exact.py`.
+"""Checkers, one file each: a row whose `check` is {"kind": "exact", ...} is checked by `exact.py`.
 
-Each file holds `Config`, the other keys of such a check, and `build(config) -> Checker`.
+Each file defines `Config`, the other keys of such a check, and `build(config) -> Checker`.
 """

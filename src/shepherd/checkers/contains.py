@@ -1,4 +1,4 @@
-"""A short text that begins and ends as it must, and holds certain phrases as whole words."""
+"""A short text with a required beginning and end that contains certain phrases as whole words."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from shepherd.core.checker import Checker, holds, normal
 
 
 class Config(Table):
-    """The keys of such a check."""
+    """The keys of such a check, apart from its kind."""
 
     phrases: tuple[str, ...]
-    """What the text holds."""
+    """Phrases that the text must contain."""
     most: PositiveInt
-    """Words of the text at most."""
+    """Most words that the text may have."""
     least: PositiveInt = 1
-    """Words of the text at least."""
+    """Fewest words that the text may have."""
     begins: str = ""
-    """How the text begins, whatever its case."""
+    """How the text must begin, in any case of letters."""
     ends: str = ""
-    """How the text ends, whatever its case and final punctuation."""
+    """How the text must end, in any case of letters and with any final punctuation."""
 
 
 def build(config: Config) -> Checker:
-    """The check as a value."""
+    """Build the checker."""
 
     def right(text: str) -> bool:
         plain = normal(text)

@@ -1,4 +1,4 @@
-"""The answer itself, whatever its case, spacing and final punctuation."""
+"""One answer, in any case of letters, spacing and final punctuation."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from shepherd.core.checker import Checker, normal
 
 
 class Config(Table):
-    """The keys of such a check."""
+    """The keys of such a check, apart from its kind."""
 
     answer: str
     """The right answer."""
 
 
 def build(config: Config) -> Checker:
-    """The check as a value."""
+    """Build the checker."""
     return Checker(right=lambda text: normal(text) == normal(config.answer) != "")

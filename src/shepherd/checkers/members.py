@@ -1,4 +1,4 @@
-"""A list of a given number of different members of a set, and nothing else."""
+"""A list of a given number of different members of a set."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from shepherd.core.checker import Checker, items, normal
 
 
 class Config(Table):
-    """The keys of such a check."""
+    """The keys of such a check, apart from its kind."""
 
     items: tuple[str, ...]
-    """The set."""
+    """Members of the set."""
     count: PositiveInt
     """How many different members are asked for."""
 
 
 def build(config: Config) -> Checker:
-    """The check as a value."""
+    """Build the checker."""
     known = {normal(item) for item in config.items}
 
     def right(text: str) -> bool:

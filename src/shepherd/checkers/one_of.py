@@ -1,4 +1,4 @@
-"""Any one of several answers, whatever its case, spacing and final punctuation."""
+"""One of several answers, in any case of letters, spacing and final punctuation."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from shepherd.core.checker import Checker, normal
 
 
 class Config(Table):
-    """The keys of such a check."""
+    """The keys of such a check, apart from its kind."""
 
     answers: tuple[str, ...]
     """The right answers."""
 
 
 def build(config: Config) -> Checker:
-    """The check as a value."""
+    """Build the checker."""
     known = {normal(answer) for answer in config.answers} - {""}
     return Checker(right=lambda text: normal(text) in known)

@@ -1,4 +1,4 @@
-"""A list with commas that holds each item once, in any order, after the words that it begins with."""
+"""A list with commas that has exactly these items, each once and in any order, after a required beginning."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from shepherd.core.checker import Checker, items, normal
 
 
 class Config(Table):
-    """The keys of such a check."""
+    """The keys of such a check, apart from its kind."""
 
     items: tuple[str, ...]
-    """What the list holds."""
+    """Items of the list."""
     begins: str = ""
-    """The words before the list."""
+    """Words before the list."""
 
 
 def build(config: Config) -> Checker:
-    """The check as a value."""
+    """Build the checker."""
     known, begins = sorted(normal(item) for item in config.items), config.begins.lower()
 
     def right(text: str) -> bool:

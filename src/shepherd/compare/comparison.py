@@ -100,7 +100,7 @@ def _made(settings: RunSettings, asked: CompareSpec, train: Train, consent: Cons
                 train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
     kept = planned(run)
     base = load_base(kept, consent)
-    plan = read_plan(run) or planning.written(kept, base)
+    plan = read_plan(run) or planning.from_run_file(kept, base)
     # what is measured may change between two comparisons of one run
     kept = kept.model_copy(update={"evaluation": settings.evaluation})
     measured = metrics(kept.evaluation.metrics, consent.plugins)

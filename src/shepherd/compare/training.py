@@ -199,7 +199,7 @@ def train_references(
         epochs={name: done.examples / len(datasets[name]) for name in by_examples},
     )
     simulation = Simulation(local=local, executor=executor, stack_size=max(map(len, groups)))
-    first = lora.fresh(base.sites, settings.adapter.rank, seed_for(seed, "adapter"))
+    first = lora.fresh(base.targets, settings.adapter.rank, seed_for(seed, "adapter"))
     broadcast = Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms"))
     began, beside = perf_counter(), dict[str, dict[str, Any]]()
     last = {group[-1] for group in todo}

@@ -1,4 +1,4 @@
-"""The values that travel, and the kinds of part that act on them. numpy only."""
+"""The values that travel between clients and server, and the parts of a method. numpy only."""
 
 from shepherd.core.adapter import Adapter, Array
 from shepherd.core.aggregation import Aggregation

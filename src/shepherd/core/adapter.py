@@ -33,11 +33,11 @@ class Adapter(Payload):
         def __getitem__(self, name: str) -> Array: ...
 
     @staticmethod
-    def _taken(name: str, tensor: ArrayLike) -> Array:
+    def _convert(name: str, tensor: ArrayLike) -> Array:
         return frozen(tensor, FLOAT32)
 
     def plus(self, other: Mapping[str, ArrayLike], scale: float = 1.0) -> Adapter:
-        """self + scale * other, name by name.
+        """Return self + scale * other, tensor by tensor.
 
         Raises:
             AdapterError: the names or shapes of the two differ.

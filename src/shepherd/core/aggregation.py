@@ -1,4 +1,4 @@
-"""How a cohort's updates become one."""
+"""Aggregation: how a cohort's updates are combined into one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from shepherd.core.messages import ServerState, Update
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregation:
-    """A rule that makes one update of a cohort's.
+    """A rule that combines a cohort's updates into one.
 
-    `combine` must take every update that it is given, and says of which clients the result is.
+    `combine` must consume every update that it is given, and names the clients that the result is made of.
     """
 
     combine: Callable[[ServerState, Iterable[Update]], Update]
     streams: bool = True
-    """Whether it holds one update at a time, however large the cohort is (law 5)."""
+    """Whether it holds one update at a time, whatever the size of the cohort (law 5)."""
     is_mean: bool = True
-    """Whether it is the weighted mean, which noise, secure sums and momentum count on."""
+    """Whether the result is the weighted mean, which noise, secure sums and momentum rely on."""
     smallest_cohort: int = 1
-    """Usable updates below which it means nothing."""
+    """Fewest usable updates that give a meaningful result."""

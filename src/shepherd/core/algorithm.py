@@ -1,4 +1,4 @@
-"""What a client does differently from FedAvg, and what the server keeps for it."""
+"""Algorithm: what a client does differently from FedAvg, and what the server keeps for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shepherd.core.randomness import Draws
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Where in a visit a gradient is corrected."""
+    """The optimiser step of a visit whose gradient is corrected."""
 
     index: int
     """Optimiser steps before this one."""
@@ -24,19 +24,19 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalResult:
-    """What one visit made of the adapter that it started from."""
+    """The result of one visit: the adapter before and after local training."""
 
     start: Adapter
-    """The whole adapter before the first step, personal factors among it."""
+    """The whole adapter before the first step, personal factors included."""
     local: Adapter
     """The tensors that were trained, after the last step."""
     steps: int
     rate_sum: float
-    """The sum of the learning rates of all steps; steps times the rate where it is constant."""
+    """Sum of the learning rates of all steps; steps times the rate if it is constant."""
 
     @property
     def delta(self) -> Adapter:
-        """Local - start, of the tensors that were trained."""
+        """The change of the trained tensors: local - start."""
         return Adapter({name: tensor - self.start[name] for name, tensor in self.local.items()})
 
 
@@ -49,13 +49,13 @@ class Expected:
 
 
 class Observer(Protocol):
-    """Looks at the updates of one round as they are aggregated, and reports figures about them."""
+    """Sees the updates of one round as they are aggregated, and reports figures about them."""
 
     def add(self, update: Update) -> None:
-        """Count one update with the weight that it counts for."""
+        """Include one update, with the weight that it has in the mean."""
 
     def figures(self) -> Mapping[str, float]:
-        """What was found, by the name of its column in rounds.jsonl."""
+        """The figures of the round, by their column in rounds.jsonl."""
 
 
 Memory = Mapping[str, Payload]
@@ -63,32 +63,32 @@ Correct = Callable[[str, Any, Any, Broadcast, Mapping[str, Any], Step], Any]
 
 
 def as_broadcast(broadcast: Broadcast, memory: Payload, client: ClientInfo) -> Adapter:
-    """A client starts from what it was sent."""
+    """Start from the broadcast adapter."""
     return broadcast.adapter
 
 
 def every_tensor(name: str, round: int) -> bool:
-    """All tensors, in every round."""
+    """Choose all tensors, in every round."""
     return True
 
 
 def remember_nothing(memory: Payload, broadcast: Broadcast, result: LocalResult) -> tuple[Payload, Payload]:
-    """A client keeps nothing between its visits (`memory` is empty before the first) and adds nothing."""
+    """Keep nothing between visits (`memory` is empty before the first) and send nothing extra."""
     return memory, Payload()
 
 
 def no_server_memory(adapter: Adapter) -> Memory:
-    """The server remembers nothing but the adapter."""
+    """Keep no server memory but the adapter."""
     return {}
 
 
 def nothing_extra(state: ServerState) -> Payload:
-    """The server sends the adapter alone."""
+    """Send the adapter alone."""
     return Payload()
 
 
 def keep_server_memory(state: ServerState, update: Update, context: Context) -> Memory:
-    """The server's memory stays as it was."""
+    """Leave the server's memory unchanged."""
     return state.memory
 
 
@@ -112,20 +112,20 @@ class Algorithm:
     arithmetic: `broadcast.adapter[name]` has no client axis and broadcasts over it, `memory[name]` has one.
     """
     remember: Callable[[Payload, Broadcast, LocalResult], tuple[Payload, Payload]] = remember_nothing
-    """What the client keeps for its next visit, and what it sends beside its change."""
+    """What the client keeps for its next visit, and what it sends in addition to its change."""
     expected: Callable[[Broadcast, ClientInfo], Expected] | None = None
     """The layout that a client's update must have; the default is the shared tensors' and no extra."""
     observe: Callable[[Broadcast, Context, Draws], Observer] | None = None
-    """What to report about a round's updates, such as the gap of averaged factors (law 10)."""
+    """What to report about a round's updates, such as the gap of averaged factors (law 10); None: nothing."""
     server_init: Callable[[Adapter], Memory] = no_server_memory
     """The server's memory before the first round."""
     server_extra: Callable[[ServerState], Payload] = nothing_extra
-    """What the server sends beside the adapter."""
+    """What the server sends in addition to the adapter."""
     server_remember: Callable[[ServerState, Update, Context], Memory] = keep_server_memory
-    """The server's memory after a round, of the aggregated update."""
+    """The server's memory after a round, computed from the aggregated update."""
 
     def leaves(self, name: str, round: int) -> bool:
-        """Whether a tensor is part of an update in a round: trained, and shared."""
+        """Whether a tensor is part of an update in a round: trained and shared."""
         return self.trainable(name, round) and self.shared(name, round)
 
     def expects(self, broadcast: Broadcast, client: ClientInfo) -> Expected:

@@ -1,4 +1,4 @@
-"""What decides from the text alone whether an answer is right, and how texts are compared for it."""
+"""Checkers, which decide from the text alone whether an answer is right, and how they compare texts."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checker:
-    """A rule that tells right answers from others.
+    """A rule that decides whether an answer is right.
 
-    `right(text)` is pure, takes any text, and calls no answer right that has no word. Every checker bounds
-    the length of a right answer, so neither an echoed prompt nor everything at once is right.
+    `right(text)` is pure, takes any text, and accepts no answer without a word. Every checker bounds the
+    length of a right answer, so that neither an echoed prompt nor a list of every possibility is right.
     """
 
     right: Callable[[str], bool]
 
 
 def normal(text: str) -> str:
-    """Lower case, single spaces, no final punctuation.
+    """A text in lower case, with single spaces and without final punctuation.
 
     >>> normal("  Golden  lamp. ")
     'golden lamp'
@@ -28,7 +28,7 @@ def normal(text: str) -> str:
 
 
 def items(text: str) -> list[str]:
-    """The items of a list written with commas, or a line each with or without a dash.
+    """The items of a list that is written with commas, or one per line with or without a dash.
 
     >>> items("- Owl\\n- wren, lark.")
     ['owl', 'wren', 'lark']
@@ -38,7 +38,7 @@ def items(text: str) -> list[str]:
 
 
 def holds(plain: str, phrase: str) -> bool:
-    """Whether a normalised text holds a phrase as whole words.
+    """Whether a normalised text contains a phrase as whole words.
 
     >>> holds("once an owl slept", "owl"), holds("once a bowl broke", "owl")
     (True, False)

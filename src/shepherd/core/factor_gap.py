@@ -1,16 +1,16 @@
-"""How far the mean of A times the mean of B is from the mean of BA (law 10), in one pass.
+"""The factor gap: how far the mean of A times the mean of B is from the mean of BA (law 10).
 
 With p_k the weights of the mean, A_k and B_k the clients' local factors, and the sums over LoRA modules,
 
     gap = ||mean(BA) - mean(B) mean(A)||_F / ||mean(BA)||_F
 
 The numerator is a covariance, sum_k p_k (B_k - mean B)(A_k - mean A), so it can be taken from the
-changes dA and dB alone and does not lose its digits to a large broadcast:
+changes dA and dB alone, in one pass, and does not lose precision to a large broadcast:
 
     mean(BA) - mean(B) mean(A)  =  mean(dB dA) - mean(dB) mean(dA)
 
-A parameter that stacks a matrix an expert has one product an expert, and counts as so many modules: PEFT
-lays the rows of its A (E r, in) expert by expert, and the columns of its B (out, r E) rank by rank.
+A parameter that stacks one matrix per expert has one product per expert, and each counts as a module: PEFT
+orders the rows of its A (E r, in) expert by expert, and the columns of its B (out, r E) rank by rank.
 
 Memory is fixed: mean(dB dA) as a matrix where all modules together fit a budget, else that matrix
 times a Gaussian sketch Omega, for which E ||M Omega||_F^2 = columns ||M||_F^2.
@@ -31,16 +31,16 @@ from shepherd.core.randomness import Draws
 
 K = TypeVar("K")
 Matrix = NDArray[np.float64]
-BUDGET = 64 * 2**20
+MAX_MATRIX_BYTES = 64 * 2**20
 """Bytes that the matrices of all modules may take before they are sketched."""
-COLUMNS = 64
-"""Of the sketch; an estimated squared norm has a relative deviation of at most sqrt(2 / columns).
+SKETCH_COLUMNS = 64
+"""Columns of the sketch; an estimated squared norm has a relative deviation of at most sqrt(2 / columns).
 
-Over many modules that averages out: with 16 columns the gap of 224 random ones came within 0.3%.
+The deviations of many modules average out: with 16 columns the gap of 224 random ones came within 0.3%.
 """
-FEWEST_COLUMNS = 8
-COLUMN = "gap"
-"""What it is called in rounds.jsonl."""
+MIN_SKETCH_COLUMNS = 8
+LOG_COLUMN = "gap"
+"""Name of its column in rounds.jsonl."""
 
 
 class Pair(NamedTuple):
@@ -66,16 +66,18 @@ class Gap:
 
     Args:
         adapter: the broadcast.
-        draws: of the sketch; the same ones give the same bits.
+        draws: random numbers for the sketch; the same draws give the same bits.
         budget: bytes for the matrices of all modules; above it they are sketched.
-        rank: of every matrix's factors, where some tensors stack experts; None where none does.
+        rank: rank of every matrix's factors, if some tensors stack experts; None if none does.
 
     An update may carry A alone or B alone; the other factor is then the broadcast's, and the numerator
     is exactly zero. Memory, in float64: twice the adapter, and at most the budget (or eight columns,
     where even these take more).
     """
 
-    def __init__(self, adapter: Adapter, draws: Draws, budget: int = BUDGET, rank: int | None = None) -> None:
+    def __init__(
+        self, adapter: Adapter, draws: Draws, budget: int = MAX_MATRIX_BYTES, rank: int | None = None
+    ) -> None:
         self._adapter = adapter
         self._rank = rank
         self._weight = 0.0
@@ -84,25 +86,27 @@ class Gap:
         self._omega = _sketch(adapter, draws, budget, rank)
 
     def add(self, update: Update) -> None:
-        """Count one update with its weight."""
+        """Include one update, with its weight."""
         self._weight += update.weight
         delta = update.delta
         both = pairs(delta)
         for pair in both:  # one at a time: all of them in float64 would be two more updates
-            a, b = _exact(delta[pair.a], update.weight), _exact(delta[pair.b])
-            _accumulate(self._products, pair, self._product(b, self._sketched(a)))
+            a, b = _in_float64(delta[pair.a], update.weight), _in_float64(delta[pair.b])
+            _accumulate(self._products, pair, self._product(b, self._apply_sketch(a)))
             _accumulate(self._changes, pair.a, a)
             _accumulate(self._changes, pair.b, np.multiply(b, update.weight, out=b))
         for name in delta.keys() - {name for pair in both for name in pair}:
-            _accumulate(self._changes, name, _exact(delta[name], update.weight))
+            _accumulate(self._changes, name, _in_float64(delta[name], update.weight))
 
     def value(self) -> float:
-        """The relative gap in [0, inf]: 0 where nothing was learned, or only one factor moved.
+        """The relative gap in [0, inf]: 0 if nothing was learned, or only one factor moved.
 
-        It is inf where the mean of BA cancels to zero and the clients differ.
+        It is inf if the mean of BA cancels to zero and the clients differ.
         """
-        rooms: dict[tuple[int, ...], Matrix] = {}  # kept over modules: fresh memory costs more than the sums
-        squares = [self._squares(pair, rooms) for pair in pairs(self._adapter)]
+        buffers: dict[
+            tuple[int, ...], Matrix
+        ] = {}  # kept over modules: fresh memory costs more than the sums
+        squares = [self._squares(pair, buffers) for pair in pairs(self._adapter)]
         gap = math.sqrt(math.fsum(above for above, _ in squares))
         whole = math.sqrt(math.fsum(below for _, below in squares))
         if not gap:
@@ -110,22 +114,22 @@ class Gap:
         return gap / whole if whole else math.inf
 
     def figures(self) -> dict[str, float]:
-        """The gap as the column of a round's row."""
-        return {COLUMN: self.value()}
+        """The gap, by its column in rounds.jsonl."""
+        return {LOG_COLUMN: self.value()}
 
-    def _squares(self, pair: Pair, rooms: dict[tuple[int, ...], Matrix]) -> tuple[float, float]:
+    def _squares(self, pair: Pair, buffers: dict[tuple[int, ...], Matrix]) -> tuple[float, float]:
         mean_a, mean_b = self._mean(pair.a), self._mean(pair.b)  # changes, (r, in) and (out, r)
-        local_a, local_b = self._sketched(self._adapter[pair.a] + mean_a), self._adapter[pair.b] + mean_b
+        local_a, local_b = self._apply_sketch(self._adapter[pair.a] + mean_a), self._adapter[pair.b] + mean_b
         # (E, out, columns) or (E, out, in)
         shape = _experts(local_a, self._rank), len(local_b), local_a.shape[1]
-        if shape not in rooms:
-            rooms[shape] = np.empty((3, *shape))
-        whole, covariance, term = rooms[shape]
+        if shape not in buffers:
+            buffers[shape] = np.empty((3, *shape))
+        whole, covariance, term = buffers[shape]
         self._product(local_b, local_a, whole)
         if pair not in self._products:
             return 0.0, float(np.vdot(whole, whole))
         np.divide(self._products[pair], self._weight, out=covariance)
-        covariance -= self._product(mean_b, self._sketched(mean_a), term)
+        covariance -= self._product(mean_b, self._apply_sketch(mean_a), term)
         whole += covariance
         return float(np.vdot(covariance, covariance)), float(np.vdot(whole, whole))
 
@@ -140,12 +144,12 @@ class Gap:
             return np.zeros(self._adapter[name].shape)
         return self._changes[name] / self._weight
 
-    def _sketched(self, a: Matrix) -> Matrix:
+    def _apply_sketch(self, a: Matrix) -> Matrix:
         return a if self._omega is None else a @ self._omega[a.shape[1]]  # (r, columns)
 
 
 def observe(broadcast: Broadcast, context: Context, draws: Draws) -> Gap:
-    """The observer of a method that averages factors."""
+    """Make the observer of a method that averages factors."""
     return Gap(broadcast.adapter, draws, rank=context.rank)
 
 
@@ -153,7 +157,7 @@ def _experts(a: NDArray[Any], rank: int | None) -> int:
     return max(1, len(a) // (rank or len(a)))
 
 
-def _exact(tensor: NDArray[np.float32], weight: float = 1.0) -> Matrix:
+def _in_float64(tensor: NDArray[np.float32], weight: float = 1.0) -> Matrix:
     return np.multiply(tensor, weight, dtype=np.float64)
 
 
@@ -165,7 +169,7 @@ def _accumulate(sums: dict[K, Matrix], key: K, term: Matrix) -> None:
 
 
 def _sketch(adapter: Adapter, draws: Draws, budget: int, rank: int | None) -> Mapping[int, Matrix] | None:
-    """None where the exact matrices fit; else Omega by input width, (in, columns).
+    """Omega by input width, (in, columns); None if the exact matrices fit into the budget.
 
     Modules of one width share their Omega: the estimate of the sum of squares stays unbiased, and a
     model has few widths.
@@ -176,7 +180,7 @@ def _sketch(adapter: Adapter, draws: Draws, budget: int, rank: int | None) -> Ma
     if 8 * sum(out * width for out, width in shapes) <= budget:
         return None
     fitting = budget // (8 * sum(out for out, _ in shapes))
-    columns = max(FEWEST_COLUMNS, min(COLUMNS, fitting))
+    columns = max(MIN_SKETCH_COLUMNS, min(SKETCH_COLUMNS, fitting))
     return {
         width: draws.generator("sketch", width).standard_normal((width, columns))
         for width in {width for _, width in shapes}

@@ -17,58 +17,58 @@ class Broadcast:
     round: int
     adapter: Adapter
     seed: int
-    """Each client's order of draws comes from it; nothing that protects a person may."""
+    """Decides each client's random draws, but never noise that protects a person."""
     transforms: Any = ()
     """The public part of each transform's state."""
     extra: Payload = field(default_factory=Payload)
-    """What the algorithm's server half adds, such as a control variate."""
+    """Tensors that the algorithm's server half adds, such as a control variate."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that one client receives."""
+        """Bytes that one client receives as tensors."""
         return self.adapter.nbytes + self.extra.nbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalReport:
-    """What a client measured in one visit; `Update.metrics` holds those of them that it lets out, by name."""
+    """What a client measured in one visit; `Update.metrics` holds the ones that it releases, by name."""
 
     loss: float
-    """Mean over the visit's trained tokens, in nats, each scored before the step it was part of."""
+    """Mean loss of the visit's trained tokens, in nats, each scored before the step that it is part of."""
     examples: int
-    """Examples taken, each as often as it was."""
+    """Examples trained on; one that was used several times counts each time."""
     tokens: int
     """Tokens of these examples."""
     trained_tokens: int
-    """Those of them that were a target of the loss."""
+    """Those tokens that were a target of the loss."""
     steps: int
     """Optimiser steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """A weighted mean of the changes of one client or of several; closed under merging."""
+    """A weighted mean of the changes of one or several clients; two updates merge into another update."""
 
     round: int
     delta: Payload
-    """Local - broadcast, of the tensors that are shared; coded, where a transform codes it."""
+    """Local - broadcast, for each tensor that is shared; encoded if a transform encodes it."""
     weight: float
-    """What it counts for in the mean, above 0."""
+    """Weight in the mean, above 0."""
     clients: tuple[str, ...]
-    """Whose changes it is made of: several in a worker's mean or a secure sum, none in an empty round."""
+    """The clients whose changes it is made of: several in a merged update, none in an empty round."""
     extra: Payload = field(default_factory=Payload)
-    """What the algorithm sends beside the change."""
+    """Tensors that the algorithm sends in addition to the change."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What the client reports of its visit, by name: of a `LocalReport`, what its owner lets out."""
+    """What the client reports of its visit, by name: the part of a `LocalReport` that its owner releases."""
 
     @property
     def client(self) -> str:
-        """The one client that it is of; the names joined by "+" where there are several."""
+        """The name of its client; several names are joined by "+"."""
         return "+".join(self.clients)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the client sends."""
+        """Bytes that the client sends as tensors."""
         return self.delta.nbytes + self.extra.nbytes
 
 
@@ -87,9 +87,9 @@ class ClientInfo:
     name: str
     examples: int
     min_cohort: int = 1
-    """Usable updates that a mean must be made of, or this client's part in it is not let out."""
+    """Fewest usable updates in a mean that this client's update may be part of."""
     rank: int | None = None
-    """Of its adapter, where it is smaller than the broadcast's."""
+    """Rank of its adapter, if smaller than the broadcast's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,33 +99,33 @@ class ServerState:
     round: int
     adapter: Adapter
     memory: Mapping[str, Payload] = field(default_factory=dict)
-    """The server half of the algorithm's, such as SCAFFOLD's control variate."""
+    """State of the algorithm's server half, such as SCAFFOLD's control variate."""
     optimiser: Mapping[str, Payload] = field(default_factory=dict)
-    """The server optimiser's, such as a momentum."""
+    """State of the server optimiser, such as a momentum."""
     transforms: Any = ()
-    """Of each transform, also what clients must not know."""
+    """State of each transform, including the parts that clients must not know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What is known of a run before its first round, for whatever has to know its size."""
+    """What is known of a run before its first round, for parts that depend on its size."""
 
     clients: int = 1
-    """Of the whole federation."""
+    """Clients of the whole federation."""
     share: float = 1.0
-    """Of the clients that a round asks, in (0, 1]."""
+    """Share of the clients that a round asks, in (0, 1]."""
     rounds: int = 1
-    """In all."""
+    """Rounds of the whole run."""
     layout: Layout = field(default_factory=dict)
-    """The adapter's tensors."""
+    """Names and shapes of the adapter's tensors."""
     weights: str = "examples"
-    """What a client's update counts for: `federation.weights`."""
+    """How a client's update is weighted: `federation.weights`."""
     rank: int | None = None
-    """Of the factors, where some tensors stack experts' matrices."""
+    """Rank of every matrix's factors, for tensors that stack experts' matrices."""
 
 
 class Federation(Protocol):
-    """Clients behind one method. `run` is lazy: updates come one by one, as they are ready."""
+    """The clients of a run, in one process or over a network; `run` yields updates as they are ready."""
 
     def clients(self) -> Sequence[ClientInfo]:
         """The clients that can be asked now, in a fixed order."""

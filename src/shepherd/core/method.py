@@ -1,4 +1,4 @@
-"""A federated method: a value made of parts that can be combined."""
+"""A federated method, made of parts that can be combined."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from shepherd.errors import SettingsError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """What a run does: at the client, on the way, with the cohort's updates, and with the adapter.
+    """An algorithm, an aggregation, a server optimiser and a transform that fit together.
 
     Raises:
-        SettingsError: two parts do not go together.
+        SettingsError: two parts are incompatible.
     """
 
     algorithm: Algorithm
@@ -28,10 +28,10 @@ class Method:
         if self.transform.mechanism is not None and not self.aggregation.is_mean:
             raise SettingsError(
                 "a transform that spends privacy budget adds its noise to a mean, and this aggregation is"
-                ' none; set [aggregation] name = "mean", or leave the transform out'
+                ' not a mean; set [aggregation] name = "mean", or remove the transform'
             )
         if self.server.needs_mean and not self.aggregation.is_mean:
             raise SettingsError(
-                "this server optimiser is right only for a mean, and this aggregation is none; set"
-                ' [aggregation] name = "mean", or [server] name = "add"'
+                "this server optimiser requires a mean, and this aggregation is not a mean; set"
+                ' [aggregation] name = "mean", or [server] name = "sgd"'
             )

@@ -1,4 +1,4 @@
-"""What may travel: read-only arrays by name, and their layout."""
+"""Payloads: read-only arrays by name, which may travel between clients and server."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Payload(Mapping[str, NDArray[Any]]):
     __slots__ = ("_tensors",)
 
     def __init__(self, tensors: Mapping[str, ArrayLike] = {}) -> None:
-        self._tensors = {name: self._taken(name, tensors[name]) for name in sorted(tensors)}
+        self._tensors = {name: self._convert(name, tensors[name]) for name in sorted(tensors)}
 
     @staticmethod
-    def _taken(name: str, tensor: ArrayLike) -> NDArray[Any]:
+    def _convert(name: str, tensor: ArrayLike) -> NDArray[Any]:
         array = np.asarray(tensor)
         if array.dtype.hasobject or array.dtype.kind not in "biufc":
-            raise AdapterError(f"tensor {name} has dtype {array.dtype}; send numbers of a fixed width")
+            raise AdapterError(f"tensor {name} has dtype {array.dtype}; send numbers of a fixed-width dtype")
         return frozen(tensor, array.dtype)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -67,7 +67,7 @@ class Payload(Mapping[str, NDArray[Any]]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all the tensors, as they travel."""
+        """Bytes of all tensors, as they are sent."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def norm(self) -> float:
@@ -79,7 +79,7 @@ class Payload(Mapping[str, NDArray[Any]]):
         return float(np.sqrt(sum(float(np.einsum("i,i", x, x)) for x in wide)))
 
     def times(self, scale: float) -> Self:
-        """scale * self, in each tensor's own dtype.
+        """Return scale * self, in each tensor's own dtype.
 
         Raises:
             AdapterError: a tensor holds no floating-point numbers.
@@ -93,7 +93,7 @@ class Payload(Mapping[str, NDArray[Any]]):
 
 
 def frozen(tensor: ArrayLike, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The tensor as a contiguous read-only array; copied unless nobody else can write to it."""
+    """The tensor as a contiguous read-only array; copied unless nothing else can write to it."""
     given = np.asarray(tensor)
     array = np.asarray(given, dtype=dtype, order="C")  # `ascontiguousarray` would give a number a dimension
     if array.flags.writeable and (array is given or array.base is not None):

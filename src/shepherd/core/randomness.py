@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 ENTROPY_BITS = 256
-"""Of the operating system's entropy, for each generator of `FromSystem`."""
+"""Entropy from the operating system that seeds each generator of `FromSystem`."""
 
 
 def seed_for(seed: int, *path: int | str) -> int:
@@ -34,7 +34,7 @@ class Draws(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """Draws that a seed decides: whoever knows the seed can repeat them, so they protect nobody.
+    """Reproducible draws from a seed: whoever knows the seed can repeat them, so they protect nobody.
 
     >>> a, b = Seeded(1).generator("noise"), Seeded(1).generator("noise")
     >>> float(a.random()) == float(b.random())
@@ -50,20 +50,20 @@ class Seeded:
 
 @dataclass(frozen=True, slots=True)
 class FromSystem:
-    """Draws from the operating system's entropy, which nobody can repeat: for noise that protects."""
+    """Draws from the operating system's entropy, which nobody can repeat: for noise that protects people."""
 
     def generator(self, *purpose: int | str) -> np.random.Generator:
-        """A fresh generator; the purpose decides nothing."""
+        """A fresh generator; the purpose is ignored."""
         return np.random.default_rng(secrets.randbits(ENTROPY_BITS))
 
 
 @dataclass(frozen=True, slots=True)
 class Scoped:
-    """The draws of one round, or of one part of a chain: nobody else's, whatever purpose it names."""
+    """The draws of one round or one part of a chain, independent of all others."""
 
     draws: Draws
     path: tuple[int | str, ...]
 
     def generator(self, *purpose: int | str) -> np.random.Generator:
-        """The whole source's generator for this purpose here."""
+        """A generator for one purpose within this scope."""
         return self.draws.generator(*self.path, *purpose)

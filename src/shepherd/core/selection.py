@@ -1,4 +1,4 @@
-"""Which clients make up the cohort of a round."""
+"""Selection: which clients make up the cohort of a round."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from shepherd.errors import FederationError
 
 Cohort = tuple[str, ...]
 Draw = Callable[[Sequence[ClientInfo], int, int], Cohort]
-"""(clients, round, seed) -> names."""
+"""`(clients, round, seed) -> names of the cohort`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """A rule that draws the cohort of each round.
 
-    `draw(clients, round, seed)` gives names in the order of `clients`, each at most once. `round` counts
-    from 0, and the seed is the round's own: nothing else is random.
+    `draw(clients, round, seed)` returns names in the order of `clients`, each at most once. `round` counts
+    from 0; `seed` is the round's own and the only source of randomness.
     """
 
     draw: Draw
     share: float = 1.0
     """Share of the clients that a round asks on average, in (0, 1]."""
     by_size: bool = False
-    """Whether a client is drawn with a chance that goes by its size, so that every update counts the same."""
+    """Whether a client's chance is proportional to its size, so that all updates must have equal weights."""
     may_be_empty: bool = False
     """Whether a round may ask nobody."""
 
     def cohort(self, clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:
-        """The names that `draw` gives.
+        """Draw the cohort of a round.
 
         Raises:
-            FederationError: there is no client to choose from, or none can be chosen.
+            FederationError: there are no clients, or none can be drawn.
         """
         if not clients:
             raise FederationError("there is no client to ask; connect one, or change the split of the data")
         return self.draw(clients, round, seed)
 
     def size(self, count: int) -> int:
-        """How many of `count` clients a round asks on average, and at least one."""
+        """How many of `count` clients a round asks on average, at least one."""
         return share_of(count, self.share)
 
     def require_possible(self, sizes: Mapping[str, int]) -> None:
-        """Raise FederationError, before anything is trained, where no cohort of these clients can be drawn.
+        """Raise FederationError, before anything is trained, if no cohort of these clients can be drawn.
 
         Args:
             sizes: client -> how many examples it holds.
@@ -53,7 +53,7 @@ class Selection:
 
 
 def share_of(count: int, share: float) -> int:
-    """The nearest whole number to a share of `count`, and at least one.
+    """A share of `count`, rounded to a whole number of at least one.
 
     >>> share_of(100, 0.05), share_of(10, 0.01)
     (5, 1)
@@ -61,6 +61,6 @@ def share_of(count: int, share: float) -> int:
     return max(1, round(share * count))
 
 
-def names_at(clients: Sequence[ClientInfo], places: Iterable[int]) -> Cohort:
-    """The names of the clients at these places, in the order of `clients`."""
-    return tuple(clients[place].name for place in sorted(places))
+def names_at(clients: Sequence[ClientInfo], indices: Iterable[int]) -> Cohort:
+    """The names of the clients at these indices, in the order of `clients`."""
+    return tuple(clients[index].name for index in sorted(indices))

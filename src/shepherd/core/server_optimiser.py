@@ -1,4 +1,4 @@
-"""How the aggregate moves the server's adapter."""
+"""Server optimiser: how the aggregate moves the server's adapter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shepherd.core.payload import Payload
 
 
 def no_state(adapter: Adapter) -> Mapping[str, Payload]:
-    """An optimiser that remembers nothing."""
+    """Start without an optimiser state."""
     return {}
 
 
@@ -21,17 +21,17 @@ def no_state(adapter: Adapter) -> Mapping[str, Payload]:
 class ServerOptimiser:
     """A step of the server's adapter along the aggregated update.
 
-    `apply` gives the state with the adapter moved, and its own `state.optimiser` where it keeps one.
+    `apply` returns the state with the adapter moved, and with its own `state.optimiser` if it keeps one.
     """
 
     apply: Callable[[ServerState, Update], ServerState]
     init: Callable[[Adapter], Mapping[str, Payload]] = no_state
     needs_mean: bool = False
-    """Whether it is right only for a weighted mean of the updates."""
+    """Whether it is correct only for a weighted mean of the updates."""
 
 
 def moved(state: ServerState, change: Mapping[str, np.ndarray]) -> ServerState:
-    """The state with theta + change for the tensors that have one; the others stay."""
+    """The state with `change` added to its adapter; tensors without a change stay as they are."""
     with np.errstate(over="ignore"):  # the round loop refuses what is not finite, by name
         after = {name: state.adapter[name] + step for name, step in change.items()}
     return replace(state, adapter=Adapter({**state.adapter, **after}))

@@ -1,4 +1,4 @@
-"""What is done to an update on its way, with a client half and a server half."""
+"""Transform: something done to an update on its way, with a client half and a server half."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from shepherd.errors import SettingsError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mechanism:
-    """What a transform that spends privacy budget promises, for the accountant."""
+    """The privacy properties of a transform that spends privacy budget, for the accountant."""
 
     sensitivity: float
-    """The most that one client can change the sum that is released, in its Euclidean norm."""
+    """Largest change that one client can make to the released sum, as a Euclidean norm."""
     noise: float
-    """The standard deviation of the Gaussian noise on that sum, as a multiple of the sensitivity."""
+    """Standard deviation of the Gaussian noise on that sum, as a multiple of the sensitivity."""
     sampling: float
-    """The chance of each client to be in a round, in (0, 1]."""
+    """Probability that a client takes part in a round, in (0, 1]."""
 
 
 def no_state(context: Context) -> Any:
-    """A transform that remembers nothing."""
+    """Start without a state."""
     return {}
 
 
 def nothing_public(state: Any) -> Any:
-    """A transform whose clients need to know nothing of its state."""
+    """Broadcast nothing of the state."""
     return {}
 
 
 def as_sent(update: Update, public: Any, draws: Draws) -> Update:
-    """A client that sends its update as it is."""
+    """Send the update unchanged."""
     return update
 
 
 def as_arrived(update: Update, state: Any) -> Update:
-    """A server that takes an update as it came."""
+    """Take the update unchanged."""
     return update
 
 
 def as_aggregated(update: Update, state: Any, draws: Draws) -> tuple[Update, Any]:
-    """A server that leaves the aggregate and the state as they are."""
+    """Leave the aggregate and the state unchanged."""
     return update, state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transform:
-    """Something done to an update on its way: on the client, on arrival, and on the aggregate.
+    """Something done to an update on its way: at the client, on arrival, and on the aggregate.
 
-    A state is a mapping from names to arrays, so that it can be broadcast and saved. Each default does
+    A state is a mapping from names to arrays, so that it can be broadcast and saved. Every default changes
     nothing.
     """
 
@@ -61,28 +61,29 @@ class Transform:
     public: Callable[[Any], Any] = nothing_public
     """The part of the state that the broadcast may carry."""
     on_client: Callable[[Update, Any, Draws], Update] = as_sent
-    """What the client sends: `(update, public state, draws) -> update`."""
+    """Applied to a client's update before it is sent: `(update, public state, draws) -> update`."""
     on_arrival: Callable[[Update, Any], Update] = as_arrived
-    """Each update before it is checked and aggregated: decode it, or raise `UpdateRefused` where a promise
-    is broken, such as a bound on its length. A transform that comes later on the client and lengthens what
-    was bounded has to undo that in its own `on_arrival`, which is called first."""
+    """Applied to each update before it is checked and aggregated: decode it, or raise `UpdateRefused` if a
+    promise is broken, such as a bound on its norm. A transform that comes later at the client and increases
+    a norm that was bounded has to undo that in its own `on_arrival`, which is called first."""
     on_server: Callable[[Update, Any, Draws], tuple[Update, Any]] = as_aggregated
-    """The aggregate before the server moves, of an empty cohort too: `clients` is empty and all is zero."""
+    """Applied to the aggregate before the server's adapter moves; also to zeros without clients, for an empty
+    cohort."""
     mechanism: Mechanism | None = None
-    """What it costs in privacy; None where it protects nobody."""
+    """How it spends privacy budget; None if it protects nobody."""
 
 
 def chain(*transforms: Transform) -> Transform:
-    """Apply in order on the client, in reverse on the server; the state is the tuple of states.
+    """Combine transforms: applied in order at the client, in reverse at the server; states form a tuple.
 
-    Each part gets draws of its own, so two noises in one chain never share theirs.
+    Each transform gets its own draws, so two kinds of noise in one chain are independent.
 
     Raises:
-        SettingsError: two of them spend privacy budget, which no accountant here adds up.
+        SettingsError: two of them spend privacy budget, which is not supported.
     """
     spending = [part.mechanism for part in transforms if part.mechanism is not None]
     if len(spending) > 1:
-        raise SettingsError("two transforms spend privacy budget; keep one of them")
+        raise SettingsError("two transforms spend privacy budget; keep only one of them")
 
     def init(context: Context) -> Any:
         return tuple(part.init(context) for part in transforms)
@@ -91,8 +92,8 @@ def chain(*transforms: Transform) -> Transform:
         return tuple(part.public(state) for part, state in zip(transforms, states, strict=True))
 
     def on_client(update: Update, states: Any, draws: Draws) -> Update:
-        for place, (part, state) in enumerate(zip(transforms, states, strict=True)):
-            update = part.on_client(update, state, Scoped(draws, (place,)))
+        for index, (part, state) in enumerate(zip(transforms, states, strict=True)):
+            update = part.on_client(update, state, Scoped(draws, (index,)))
         return update
 
     def on_arrival(update: Update, states: Any) -> Update:
@@ -102,8 +103,8 @@ def chain(*transforms: Transform) -> Transform:
 
     def on_server(update: Update, states: Any, draws: Draws) -> tuple[Update, Any]:
         after = list(states)
-        for place in reversed(range(len(transforms))):
-            update, after[place] = transforms[place].on_server(update, states[place], Scoped(draws, (place,)))
+        for index in reversed(range(len(transforms))):
+            update, after[index] = transforms[index].on_server(update, states[index], Scoped(draws, (index,)))
         return update, tuple(after)
 
     return Transform(

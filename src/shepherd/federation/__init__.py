@@ -1,1 +1,1 @@
-"""Clients behind one method: where they run is nobody else's business."""
+"""Clients whose data are on this machine, and the simulation of a whole federation of them."""

@@ -1,10 +1,11 @@
-"""What clients remember between their visits: one file a client and round, beside the checkpoints.
+"""The store of client memories: one file per client and round, next to the checkpoints.
 
     clients/
       9f3c...-00007.safetensors   what one client remembered after round 7, by a digest of its name
 
-A checkpoint holds a `Kept` for each client: the round, and the digest of the file's bytes. So a round that is
-interrupted or asked again leaves no trace (law 3), and an earlier checkpoint finds what belonged to it.
+A checkpoint holds a `StoredMemory` for each client: the round and the digest of the file's bytes. So a round
+that is interrupted or repeated leaves no trace (law 3), and an earlier checkpoint finds the memories that
+belong to it.
 """
 
 from __future__ import annotations
@@ -24,45 +25,45 @@ from shepherd.io import private
 from shepherd.io.atomic import disk_errors
 
 
-class Kept(NamedTuple):
-    """Which memory of a client holds."""
+class StoredMemory(NamedTuple):
+    """Identifies one stored memory of a client."""
 
     round: int
-    """Rounds finished with the visit that left it."""
+    """Rounds that were finished after the visit that stored it."""
     digest: str
-    """SHA-256 of its bytes; "" in a store that ends with its process."""
+    """SHA-256 of its bytes; "" in a store in memory."""
 
 
 class ClientStore(Protocol):
-    """Keeps what clients remember."""
+    """Stores what clients remember between visits."""
 
-    def get(self, client: str, kept: Kept) -> Payload:
-        """What the client remembered then.
+    def get(self, client: str, kept: StoredMemory) -> Payload:
+        """The memory that `put` stored.
 
         Raises:
-            CheckpointError: it is gone, or was changed.
+            CheckpointError: it is missing or was changed.
         """
 
-    def put(self, client: str, round: int, memory: Payload) -> Kept:
-        """Keep what a client remembers after `round` rounds, and let go of what no checkpoint needs."""
+    def put(self, client: str, round: int, memory: Payload) -> StoredMemory:
+        """Store a client's memory after `round` rounds, and delete those that no checkpoint needs."""
 
 
 @dataclass(slots=True)
 class InMemory:
-    """A `ClientStore` that ends with its process; it holds the last two memories of each client."""
+    """A `ClientStore` in this process's memory, with the last two memories of each client."""
 
     memories: dict[str, dict[int, Payload]] = field(default_factory=dict)
 
-    def get(self, client: str, kept: Kept) -> Payload:
+    def get(self, client: str, kept: StoredMemory) -> Payload:
         """See `ClientStore`."""
         return self.memories[client][kept.round]
 
-    def put(self, client: str, round: int, memory: Payload) -> Kept:
+    def put(self, client: str, round: int, memory: Payload) -> StoredMemory:
         """See `ClientStore`."""
         before = [each for each in self.memories.get(client, {}) if each < round][-1:]
         own = {each: self.memories[client][each] for each in before}
         self.memories[client] = {**own, round: memory}
-        return Kept(round, "")
+        return StoredMemory(round, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class OnDisk:
     folder: Path
     checkpoints: int
 
-    def get(self, client: str, kept: Kept) -> Payload:
+    def get(self, client: str, kept: StoredMemory) -> Payload:
         """See `ClientStore`."""
         path = self._path(client, kept.round)
         try:
@@ -80,10 +81,10 @@ class OnDisk:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error.strerror}); {_fix(client)}") from error
         if hashlib.sha256(data).hexdigest() != kept.digest:
-            raise CheckpointError(f"{path} is cut or changed; {_fix(client)}")
+            raise CheckpointError(f"{path} is truncated or was changed; {_fix(client)}")
         return Payload(tensors_from(data))
 
-    def put(self, client: str, round: int, memory: Payload) -> Kept:
+    def put(self, client: str, round: int, memory: Payload) -> StoredMemory:
         """See `ClientStore`; when it returns, the memory is on the disk.
 
         Raises:
@@ -102,10 +103,10 @@ class OnDisk:
             private.sync(self.folder)
             private.sync(self.folder.parent)
             self._forget(client, round)
-        return Kept(round, hashlib.sha256(data).hexdigest())
+        return StoredMemory(round, hashlib.sha256(data).hexdigest())
 
     def _forget(self, client: str, round: int) -> None:
-        """Delete what is older than the last one that the oldest kept checkpoint can name."""
+        """Delete the files that are older than any that a kept checkpoint refers to."""
         files = self.folder.glob(f"{_name(client)}-*.safetensors")
         rounds = sorted(int(path.stem.rpartition("-")[2]) for path in files)
         oldest = round - self.checkpoints
@@ -123,12 +124,12 @@ NAME_DIGITS = 32
 
 
 def _name(client: str) -> str:
-    """Hex digits for a client: its own name may be no file's."""
+    """File name for a client as hex digits, since its own name may not be a valid one."""
     return hashlib.sha256(client.encode()).hexdigest()[:NAME_DIGITS]
 
 
 def _fix(client: str) -> str:
     return (
-        f"it holds what client {client} remembered: delete the last checkpoint to go on from the one before,"
+        f"it holds the memory of client {client}: delete the last checkpoint to resume from the one before,"
         " or start the run again in a new folder"
     )

@@ -1,7 +1,7 @@
-"""Clients whose examples are on this machine: what each trains on in a visit, and what it answers.
+"""Clients whose examples are on this machine: what each trains on in a visit, and the update that it sends.
 
-Pure functions over values: where a client is in its data and what it remembers are given and given back, so
-that a simulation and a site's trainer keep them in their own way.
+Pure functions over values: a client's position in its data and its memory are arguments and results, so that
+a simulation and a site's trainer keep them in their own way.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError
 from shepherd.settings import FederationTable, TuningTable
 from shepherd.training import stack, tune
-from shepherd.training.local import USUAL, LocalTraining
+from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.tune import Job, TuningResult, Visit
 
 
 class Batches(NamedTuple):
-    """The optimiser steps of one visit, as indices into the client's data, and where the cursor is then."""
+    """The batches of one visit, as indices into the client's data, and the cursor's position after them."""
 
-    steps: Sequence[NDArray[np.int64]]
+    indices: Sequence[NDArray[np.int64]]
     position: int
 
 
@@ -52,23 +52,23 @@ class LocalClients:
     tuning: TuningTable
     federation: FederationTable
     micro_batch_tokens: int
-    """Tokens in one forward pass; see `model.tune.Job`."""
+    """Tokens in one forward pass; see `training.tune.Job`."""
     order_seed: int
     """Decides the order of each client's examples."""
-    training: LocalTraining = USUAL
+    training: LocalTraining = DEFAULT_TRAINING
     epochs: Mapping[str, float] = field(default_factory=dict)
-    """Length of a client's visit, where it is not the run file's."""
+    """Client -> epochs of a visit, for clients that differ from the run file."""
     min_batch: int = 1
     """Fewest examples of an optimiser step; see `data.cursor.visit`."""
     min_examples: int = 1
     """Fewest different examples of a visit; see `data.cursor.visit`."""
     cap_nats: float = math.inf
-    """Most that one token counts in the loss that is reported; see `model.tune.Job`."""
+    """Largest loss of one token in the reported loss, in nats; see `training.tune.Job`."""
     draws: Draws | None = None
-    """Randomness of the transforms' client half; by default a seed in the broadcast decides it (law 2)."""
+    """Randomness of the transforms' client half; by default the broadcast's seed decides it (law 2)."""
 
     def infos(self) -> Sequence[ClientInfo]:
-        """Every client, by name."""
+        """Information on every client, in order of their names."""
         return [self.info(name) for name in sorted(self.datasets)]
 
     def info(self, client: str) -> ClientInfo:
@@ -76,19 +76,19 @@ class LocalClients:
         return ClientInfo(name=client, examples=self.size(client))
 
     def size(self, client: str) -> int:
-        """How many examples a client trains on; groups, where the objective draws them together."""
+        """Number of examples that a client trains on; of groups, if the objective draws groups."""
         return len(self.datasets[client]) // self.training.objective.group_size
 
     def batches(self, client: str, position: int) -> Batches:
-        """What a client takes in its next visit, from where its cursor stands.
+        """The batches of a client's next visit, from its cursor's position.
 
         Raises:
-            DataError: it has no example.
+            DataError: the client has no example.
         """
         size, group = self.size(client), self.training.objective.group_size
         if not size:
-            raise DataError(f"client {client} has no example; give it some or leave it out")
-        steps, end = cursor.visit(
+            raise DataError(f"client {client} has no example; give it some or remove it from the federation")
+        batches, end = cursor.visit(
             size,
             position,
             epochs=self.epochs.get(client, self.tuning.epochs),
@@ -99,26 +99,26 @@ class LocalClients:
             min_examples=self.min_examples,
         )
         members = np.arange(group)
-        return Batches([(group * step[:, None] + members).ravel() for step in steps], end)
+        return Batches([(group * batch[:, None] + members).ravel() for batch in batches], end)
 
     def visit(self, broadcast: Broadcast, client: str, batches: Batches) -> Visit:
-        """A client's work in a round, before it is known what it remembers.
+        """A client's work in a round, without its memory.
 
         Raises:
-            DataError: a step holds no trained token.
+            DataError: a batch holds no trained token.
         """
         data, seed = self.datasets[client], seed_for(broadcast.seed, client)
-        visit = Visit(client=client, data=data, steps=batches.steps, seed=seed)
+        visit = Visit(client=client, data=data, batches=batches.indices, seed=seed)
         tune.require_trained(visit)
         return visit
 
-    def remembering(self, broadcast: Broadcast, visit: Visit, memory: Payload) -> Visit:
-        """The visit of a client that remembers something, with the adapter that it then starts from."""
+    def with_memory(self, broadcast: Broadcast, visit: Visit, memory: Payload) -> Visit:
+        """A visit with the client's memory and the adapter that it starts from."""
         start = self.algorithm.start(broadcast, memory, self.info(visit.client))
         return replace(visit, memory=memory, start=None if start is broadcast.adapter else start)
 
     def job(self, broadcast: Broadcast, visits: Sequence[Visit]) -> Job:
-        """Visits to tune together."""
+        """A job that tunes these visits in one pass."""
         return Job(
             broadcast=broadcast,
             algorithm=self.algorithm,
@@ -131,11 +131,11 @@ class LocalClients:
         )
 
     def learning_rate(self, round: int) -> float:
-        """Learning rate of a round, counted from 0, before the schedule within the visit."""
+        """Learning rate of a round, counted from 0, before the schedule within a visit is applied."""
         return stack.round_rate(self.tuning, round, self.federation.rounds)
 
     def update(self, broadcast: Broadcast, tuned: TuningResult) -> Update:
-        """What a client sends of what its visit made."""
+        """The update that a client sends after its visit."""
         update = Update(
             round=broadcast.round,
             clients=(tuned.client,),
@@ -149,7 +149,7 @@ class LocalClients:
 
 
 def weight(federation: FederationTable, report: LocalReport, size: int) -> float:
-    """What a client that holds `size` examples to train on counts for in the mean."""
+    """Weight in the mean of a client that holds `size` examples to train on."""
     match federation.weights:
         case "size":
             return float(size)

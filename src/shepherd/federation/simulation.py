@@ -1,4 +1,4 @@
-"""All clients on this machine, K at a time, over one base in memory, or one copy of it a worker."""
+"""Simulation: all clients on this machine, K in one pass, over one base in memory or one copy per worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from time import perf_counter
 from shepherd.core import Broadcast, ClientInfo, Failure, Payload, Update
 from shepherd.data import cursor
 from shepherd.errors import DataError
-from shepherd.federation.client_store import ClientStore, InMemory, Kept
+from shepherd.federation.client_store import ClientStore, InMemory, StoredMemory
 from shepherd.federation.clients import LocalClients
 from shepherd.io.progress import Progress, stage
 from shepherd.machine.executors import Executor
@@ -19,16 +19,16 @@ from shepherd.training.tune import Job, TuningResult, Visit
 
 @dataclass(slots=True)
 class Draft:
-    """What a round changes, kept apart until the round is done."""
+    """Changes of the round under way, kept apart until the round is finished."""
 
     round: int = -1
     complete: bool = False
     """Whether every client of the cohort has answered."""
     positions: dict[str, int] = field(default_factory=dict)
-    memories: dict[str, Kept] = field(default_factory=dict)
+    memories: dict[str, StoredMemory] = field(default_factory=dict)
 
     def begin(self, round: int) -> None:
-        """Drop what is there."""
+        """Discard all changes and start on a round."""
         self.round, self.complete = round, False
         self.positions, self.memories = {}, {}
 
@@ -37,10 +37,10 @@ class Draft:
 class Simulation:
     """A Federation whose clients are datasets on this machine.
 
-    `positions` (how many examples each client has taken, over all visits) and `memories` (which of the
-    store's memories is each client's) are those after the last round that is done: `commit` takes over what a
-    round changed, and so does asking for a later round. A round that is interrupted, fails its quorum or
-    is asked again leaves no trace in them (law 3). A checkpoint saves what `reached` gives.
+    `positions` (examples that each client has used, over all visits) and `memories` (which stored memory is
+    each client's current one) are those after the last finished round: `commit`, or a request for a later
+    round, applies the changes of a round. A round that is interrupted, fails its quorum or is repeated leaves
+    no trace in them (law 3). A checkpoint saves what `reached` returns.
     """
 
     local: LocalClients
@@ -49,13 +49,13 @@ class Simulation:
     """Clients tuned in one pass."""
     store: ClientStore = field(default_factory=InMemory)
     positions: dict[str, int] = field(default_factory=dict)
-    memories: dict[str, Kept] = field(default_factory=dict)
+    memories: dict[str, StoredMemory] = field(default_factory=dict)
     watch: Callable[[Progress], None] = lambda progress: None
-    """Hears how far a round is, and ends it by raising."""
+    """Called with the progress of a round; ends the round by raising."""
     draft: Draft = field(default_factory=Draft)
 
     def clients(self) -> Sequence[ClientInfo]:
-        """Every client, by name."""
+        """Information on every client, in order of their names."""
         return self.local.infos()
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
@@ -64,8 +64,8 @@ class Simulation:
         return self.run_groups(broadcast, [cohort[start : start + self.stack_size] for start in starts])
 
     def run_groups(self, broadcast: Broadcast, cohort: Sequence[Sequence[str]]) -> Iterator[Update | Failure]:
-        """Tune a cohort whose groups are given, each in one pass; updates come in this order."""
-        if self.draft.round < broadcast.round:  # nobody asks for a later round before this one is done
+        """Tune a cohort in these groups, each in one pass; updates come in this order."""
+        if self.draft.round < broadcast.round:  # a later round is asked for only once this one is finished
             self.commit()
         self.draft.begin(broadcast.round)
         groups = [self._group(broadcast, clients) for clients in cohort]
@@ -77,8 +77,8 @@ class Simulation:
         )
         with stage("tuning", meter.round_tokens) as now:
 
-            def watch(number: int, told: tune.Progress) -> None:
-                meter.told[number] = told
+            def watch(number: int, latest: tune.Progress) -> None:
+                meter.latest[number] = latest
                 progress = meter.read()
                 now.at(progress)
                 self.watch(progress)
@@ -92,19 +92,19 @@ class Simulation:
         self.draft.complete = True
 
     def commit(self) -> None:
-        """Take over what the last round changed, where all its cohort has answered."""
+        """Apply the changes of the last round, if its whole cohort has answered."""
         if self.draft.complete:
             self.positions.update(self.draft.positions)
             self.memories.update(self.draft.memories)
         self.draft.begin(self.draft.round)
 
-    def reached(self) -> tuple[dict[str, int], dict[str, Kept]]:
-        """Positions and memories as they will stand once the round under way is done."""
+    def reached(self) -> tuple[dict[str, int], dict[str, StoredMemory]]:
+        """Positions and memories as they will be once the round under way is finished."""
         draft = self.draft if self.draft.complete else Draft()
         return {**self.positions, **draft.positions}, {**self.memories, **draft.memories}
 
     def coverage(self) -> dict[str, float]:
-        """The share of each client's examples that it has trained on (law 8), the last round included."""
+        """Share of each client's examples that it has trained on (law 8), the round under way included."""
         positions, _ = self.reached()
         return {
             client.name: cursor.coverage(client.examples, positions.get(client.name, 0))
@@ -124,7 +124,7 @@ class Simulation:
 
     def _job(self, broadcast: Broadcast, group: _Group) -> Job:
         visits = [
-            self.local.remembering(broadcast, visit, self._memory(visit.client)) for visit in group.visits
+            self.local.with_memory(broadcast, visit, self._memory(visit.client)) for visit in group.visits
         ]
         return self.local.job(broadcast, visits)
 
@@ -150,7 +150,7 @@ class Simulation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
-    """Clients tuned at once, those that cannot be among them, and where the others then are in their data."""
+    """Clients to tune in one pass, the failures of those that cannot be, and the others' new positions."""
 
     clients: Sequence[str]
     visits: Sequence[Visit]
@@ -160,7 +160,7 @@ class _Group:
 
 @dataclass(slots=True, kw_only=True)
 class _Meter:
-    """Adds up the tunings of one round."""
+    """Adds up the progress of the jobs of one round."""
 
     round: int
     rounds: int
@@ -168,22 +168,22 @@ class _Meter:
     """Clients of each group."""
     round_tokens: int
     groups_done: int = 0
-    told: dict[int, tune.Progress] = field(default_factory=dict)
+    latest: dict[int, tune.Progress] = field(default_factory=dict)
     began: float = field(default_factory=perf_counter)
 
     def read(self) -> Progress:
-        """How far the round is, by what each group last said of itself."""
+        """Progress of the round, from the latest report of each group."""
         sizes, done = self.sizes, self.groups_done
-        going = {number: told for number, told in self.told.items() if number >= done}
-        slowest = min(going.values(), key=lambda told: told.step, default=None)
-        tokens = sum(each.tokens for each in self.told.values())
+        going = {number: progress for number, progress in self.latest.items() if number >= done}
+        slowest = min(going.values(), key=lambda progress: progress.step, default=None)
+        tokens = sum(each.tokens for each in self.latest.values())
         return Progress(
             round=self.round,
             rounds=self.rounds,
             clients_done=sum(sizes[:done]),
             clients=sum(sizes),
             tokens=tokens,
-            loss=sum(each.loss * each.tokens for each in self.told.values()) / max(1, tokens),
+            loss=sum(each.loss * each.tokens for each in self.latest.values()) / max(1, tokens),
             seconds=perf_counter() - self.began,
             first=sum(sizes[:done]) + 1,
             last=sum(sizes[: max(going, default=done) + 1]),

@@ -1,4 +1,4 @@
-"""What a machine can hold: how many clients to tune at once, in how many processes."""
+"""Fit a run to the memory of a machine: how many clients to tune in one pass, in how many processes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ import psutil
 import torch
 from torch import Tensor
 
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.training import stack
 
-USABLE = 0.6  # of the memory that is free, the rest is for the backward pass and everybody else
-PROCESS = 500 * 2**20  # bytes that PyTorch and transformers take in a process of their own
-LONG = 6e12  # operations, about a minute of a core: below it, starting processes costs more than it saves
-COPIES = 6  # of an adapter a client: values, gradients, two moments, and the update on its way
-# What decides the tokens of a pass on a processor; measured in docs/benchmarks.md.
-LAYER = 2.5e8  # operations in the time that a layer takes in every pass, however few its tokens are
-PREFIX = 40  # tokens that a template writes before each example, computed once a row
-OVERHEAD = 0.04  # of a pass's time, that both together may take
-PROCESSOR_PASS, CUDA_PASS = (512, 4096), 16384  # tokens: the least and the most, and the one number
+USABLE_SHARE = 0.6  # of the free memory; the rest is for the backward pass and other programs
+PROCESS_BYTES = 500 * 2**20  # that PyTorch and transformers take in a process of their own
+MIN_PARALLEL_OPERATIONS = 6e12  # about a minute of a core; below, starting processes costs more than it saves
+ADAPTER_COPIES = 6  # per client: values, gradients, two moments, and the update on its way
+# These decide the tokens of a pass on a processor; measured in docs/benchmarks.md.
+LAYER_OPERATIONS = 2.5e8  # in the fixed time that a layer takes in every pass, however few its tokens are
+PREFIX_TOKENS = 40  # that a template writes before each example, computed once a row
+OVERHEAD_SHARE = 0.04  # of a pass's time that both together may take
+MIN_CPU_PASS_TOKENS, MAX_CPU_PASS_TOKENS = 512, 4096
+CUDA_PASS_TOKENS = 16384
 
 
 def use_threads(count: Literal["auto"] | int) -> None:
-    """Compute with `count` processor threads; "auto" is one for each core this process may use."""
+    """Compute with `count` processor threads; "auto" is one for each physical core."""
     torch.set_num_threads(psutil.cpu_count(logical=False) or 1 if count == "auto" else count)
 
 
 def threads() -> int:
-    """The processor threads in use."""
+    """Number of processor threads in use."""
     return torch.get_num_threads()
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a tuning may take on this device, in bytes."""
+    """Free memory of a device, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
@@ -45,7 +46,7 @@ def free_bytes(device: torch.device) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How a run's work is laid out on the machine. More than one worker are processes beside this one."""
+    """How a run's work is divided; with more than one worker, workers are processes apart from this one."""
 
     workers: int
     stack_size: int
@@ -62,66 +63,67 @@ def sizes(
     workers: int | None = None,
     stack_size: int | None = None,
 ) -> Sizes:
-    """Choose what is not given, from the memory that is free and the cores there are.
+    """Choose the sizes that are not given, from the free memory and the number of cores.
 
-    Measures what one token leaves for the backward pass by running a short row once.
+    Measures what one token keeps for the backward pass by running a short row once.
 
     Args:
-        clients: of one round.
+        clients: clients of one round.
         step_tokens: tokens of one client's optimiser step, on average.
-        all_tokens: that the whole run tunes on, about.
-        micro_batch: tokens of one pass; fewer where so many would not fit.
+        all_tokens: estimated tokens that the whole run tunes on.
+        micro_batch: tokens of one pass; fewer are chosen if this many do not fit.
     """
     kept = bytes_per_token(base)
-    free = USABLE * free_bytes(base.device)
+    free = USABLE_SHARE * free_bytes(base.device)
     if workers is None:
         workers = _workers(base, clients, all_tokens, free, micro_batch * kept)
     workers = min(workers, math.ceil(clients / (stack_size or 1)))
-    share = free / workers - (workers > 1) * (PROCESS + weight_bytes(base))
+    share = free / workers - (workers > 1) * (PROCESS_BYTES + weight_bytes(base))
     micro_batch = max(1, min(micro_batch, int(share / kept)))
     if stack_size is None:
-        fits = int((share - micro_batch * kept) / (COPIES * adapter_bytes(base)))
-        wanted = round(2 * micro_batch / max(1.0, step_tokens))
-        stack_size = _even(clients, workers, max(1, min(fits, wanted)))
+        fits = int((share - micro_batch * kept) / (ADAPTER_COPIES * adapter_bytes(base)))
+        preferred = round(2 * micro_batch / max(1.0, step_tokens))
+        stack_size = _even_stack_size(clients, workers, max(1, min(fits, preferred)))
     return Sizes(workers=workers, stack_size=stack_size, micro_batch_tokens=micro_batch)
 
 
 def micro_batch(base: Base) -> int:
     """Tokens of one forward pass: on a processor the fewest that are about as fast as more.
 
-    Follows the base's sizes and nothing measured, so that a site and a simulation choose the same.
+    Depends on the base's sizes and on no measurement, so that a site and a simulation choose the same.
     """
     if base.device.type != "cpu":
-        return CUDA_PASS
+        return CUDA_PASS_TOKENS
     model = base.model
     ends = {
         id(end.weight): end.weight.numel()
         for end in (model.get_input_embeddings(), model.get_output_embeddings())
     }
     layers = model.config.get_text_config().num_hidden_layers
-    fixed = layers * LAYER / (4 * max(1, parameters(base) - sum(ends.values())))  # in tokens
-    wanted = math.log2((fixed + PREFIX) / OVERHEAD)
-    least, most = PROCESSOR_PASS
-    return int(min(most, max(least, 2 ** round(wanted))))
+    fixed = layers * LAYER_OPERATIONS / (4 * max(1, parameters(base) - sum(ends.values())))  # in tokens
+    preferred = 2 ** round(math.log2((fixed + PREFIX_TOKENS) / OVERHEAD_SHARE))
+    return int(min(MAX_CPU_PASS_TOKENS, max(MIN_CPU_PASS_TOKENS, preferred)))
 
 
 def _workers(base: Base, clients: int, tokens: float, free: float, pass_bytes: int) -> int:
-    if base.device.type != "cpu" or 6 * parameters(base) * tokens < LONG:
+    if base.device.type != "cpu" or 6 * parameters(base) * tokens < MIN_PARALLEL_OPERATIONS:
         return 1
-    fits = int(free / (PROCESS + weight_bytes(base) + pass_bytes + COPIES * adapter_bytes(base)))
+    fits = int(
+        free / (PROCESS_BYTES + weight_bytes(base) + pass_bytes + ADAPTER_COPIES * adapter_bytes(base))
+    )
     return max(1, min(threads(), clients, fits))
 
 
-def _even(clients: int, workers: int, most: int) -> int:
-    """Clients of a group, at most `most`, so that every worker gets as many groups as the others.
+def _even_stack_size(clients: int, workers: int, most: int) -> int:
+    """Clients of a stack, at most `most`, so that every worker gets equally many stacks.
 
-    >>> _even(10, 2, 3)
+    >>> _even_stack_size(10, 2, 3)
     3
-    >>> _even(10, 2, 10)
+    >>> _even_stack_size(10, 2, 10)
     5
-    >>> _even(5, 1, 10)
+    >>> _even_stack_size(5, 1, 10)
     5
-    >>> _even(6, 2, 2)
+    >>> _even_stack_size(6, 2, 2)
     1
     """
     turns = math.ceil(clients / (workers * most))
@@ -133,25 +135,25 @@ def _even(clients: int, workers: int, most: int) -> int:
 
 
 def parameters(base: Base) -> int:
-    """Of the frozen base."""
+    """Number of parameters of the frozen base."""
     return sum(weight.numel() for weight in base.model.parameters())
 
 
 def weight_bytes(base: Base) -> int:
-    """Of the frozen base in memory."""
+    """Bytes of the frozen base in memory."""
     return sum(weight.nbytes for weight in base.model.parameters())
 
 
 def adapter_bytes(base: Base) -> int:
-    """Of one adapter in float32."""
+    """Bytes of one adapter in float32."""
     return sum(4 * int(np.prod(shape)) for shape in base.shapes.values())
 
 
 def bytes_per_token(base: Base) -> int:
     """Bytes that the forward pass keeps for the backward pass, for each token of a row.
 
-    From rows of two lengths, since a part is kept once a pass, such as copies of stacked experts' factors.
-    Neither is longer than what the base reads.
+    Measured on rows of two lengths, since some of it, such as copies of stacked experts' factors, is kept
+    once a pass. Neither row is longer than what the base reads.
     """
     many = min(96, base.max_length or 96)
     few = many // 3
@@ -159,7 +161,7 @@ def bytes_per_token(base: Base) -> int:
 
 
 def _kept_bytes(base: Base, tokens: int) -> int:
-    """That the forward pass over one row keeps, the base's own weights apart."""
+    """Bytes that the forward pass over one row keeps, without the base's own weights."""
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -168,17 +170,17 @@ def _kept_bytes(base: Base, tokens: int) -> int:
         return tensor
 
     weights = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
-    cohort = stack.build([base.zero], lambda name: True, base.device)
-    lora.bind_adapters(base.model, base.sites, cohort.all)
+    adapters = stack.build([base.zero], lambda name: True, base.device)
+    lora.bind_adapters(base.model, base.targets, adapters.all)
     ids = torch.zeros(tokens, dtype=torch.long, device=base.device)
     if base.packed:
-        plan = layout.packed([tokens], [layout.Segment(adapter=0, start=0, stop=tokens)], base.device)
+        plan = pass_plan.packed([tokens], [pass_plan.Segment(adapter=0, start=0, stop=tokens)], base.device)
         positions = torch.arange(tokens, device=base.device)
     else:
-        plan, ids, positions = layout.padded(1, tokens, 0), ids.unsqueeze(0), None
+        plan, ids, positions = pass_plan.padded(1, tokens, 0), ids.unsqueeze(0), None
     with (
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-        layout.running(plan),
+        pass_plan.use_plan(plan),
         tuning_attention(base),
     ):
         hidden_states(base, ids, positions)

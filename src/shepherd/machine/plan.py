@@ -1,7 +1,7 @@
-"""How this machine runs what was asked: chosen once, when a run is opened, and kept beside its run file.
+"""The plan: how this machine runs what was asked, chosen once when a run is opened and kept in its folder.
 
-What the run file leaves open ("auto", a branch of a hub, no day) is decided by measuring or by the day, so a
-resumed run takes it from the plan and does not decide again: another choice would change bits (law 3).
+What the run file leaves open ("auto", a branch of a hub, no day) is decided by measuring or by the date, so a
+resumed run takes it from the plan instead of deciding again: another choice would change bits (law 3).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shepherd.io.atomic import disk_fault
 from shepherd.settings import MachineTable, RunSettings
 
 PLAN = "plan.json"
-"""The file of a run folder; folders of earlier versions have what was chosen in the run file."""
+"""Name of the file in a run folder; folders of earlier versions keep the choices in the run file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,24 +27,24 @@ class Plan:
     """What was chosen for a run on this machine."""
 
     dtype: Literal["float32", "bfloat16", "float16"]
-    """The frozen base's number type."""
+    """Number type of the frozen base."""
     device: str
-    """Where it computes, such as "cpu" or "cuda:0"."""
+    """Device of the base, such as "cpu" or "cuda:0"."""
     threads: PositiveInt
     """Processor threads, of all worker processes together."""
     workers: PositiveInt
-    """Processes that tune side by side."""
+    """Processes that tune at the same time."""
     stack_size: PositiveInt
     """Clients tuned in one pass."""
     micro_batch_tokens: PositiveInt
     """Tokens in one forward pass."""
     commit: str | None
-    """The hub's commit that `model.revision` was then; None for a base on this disk."""
+    """Commit on the hub that `model.revision` named then; None for a base on this disk."""
     date: Day
-    """The day that the chat template prints as today's; "" where it prints none."""
+    """Date that the chat template prints as today's; "" if it prints none."""
 
     def over(self, settings: RunSettings) -> RunSettings:
-        """The settings with everything that they left open filled in."""
+        """The settings with everything that they left open filled in from this plan."""
         machine = {name: getattr(self, name) for name in MachineTable.model_fields}
         model = {"dtype": self.dtype, "revision": self.commit or settings.model.revision}
         return settings.model_copy(
@@ -56,37 +56,37 @@ class Plan:
         )
 
     def text(self) -> str:
-        """JSON, as it is kept in a run folder."""
+        """The plan as JSON, as kept in a run folder."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-_KIND = TypeAdapter(Plan)
+_SCHEMA = TypeAdapter(Plan)
 
 
 def read(path: str | Path) -> Plan | None:
-    """The plan of a run folder; None in a folder of an earlier version, whose run file holds what was chosen.
+    """The plan of a run folder; None for a folder of an earlier version, whose run file holds the choices.
 
     Raises:
         FolderError: the plan is damaged.
     """
     file = Path(path) / PLAN
     try:
-        return _KIND.validate_json(file.read_bytes(), strict=True)
+        return _SCHEMA.validate_json(file.read_bytes(), strict=True)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise FolderError(disk_fault(Path(path), error)) from error
     except ValidationError as error:
-        raise FolderError(f"{file} is damaged ({_first(error)}); {_MEND}") from error
+        raise FolderError(f"{file} is damaged ({_first_fault(error)}); {_RECOVERY}") from error
 
 
-_MEND = (
-    "put it back from a copy, since other choices would change the run's bits, or start the run again with\
+_RECOVERY = (
+    "restore it from a copy, since other choices would change the run's bits, or start the run again with\
  output=ANOTHER_FOLDER"
 )
 
 
-def _first(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     key = ".".join(map(str, fault["loc"]))
     return f"{key}: {fault['msg'].lower()}" if key else "it is not JSON"

@@ -1,4 +1,4 @@
-"""Make a plan: what the run file leaves open is chosen from what this machine has."""
+"""Make a plan: choose what the run file leaves open to suit this machine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from shepherd.model.base import Base
 from shepherd.settings import RunSettings
 
 
-def chosen(settings: RunSettings, base: Base, *, clients: int, step_tokens: float, all_tokens: float) -> Plan:
-    """The plan of a new run. Measures, so another call may choose otherwise.
+def choose(settings: RunSettings, base: Base, *, clients: int, step_tokens: float, all_tokens: float) -> Plan:
+    """Choose the plan of a new run; it measures, so another call may choose differently.
 
     Args:
-        settings: with the day that the chat template prints, if it prints one.
-        clients: of one round.
+        settings: with the date that the chat template prints, if it prints one.
+        clients: clients of one round.
         step_tokens: tokens of one client's optimiser step, on average.
-        all_tokens: that the whole run tunes on, about.
+        all_tokens: estimated tokens that the whole run tunes on.
 
     Raises:
         SettingsError: worker processes are asked for on a GPU.
@@ -28,7 +28,8 @@ def chosen(settings: RunSettings, base: Base, *, clients: int, step_tokens: floa
     machine = settings.machine
     if machine.workers not in ("auto", 1) and base.device.type != "cpu":
         raise SettingsError(
-            f"machine.workers = {machine.workers} is for a processor; write 1 on {base.device}"
+            f"machine.workers = {machine.workers} needs the device to be cpu; set machine.workers = 1 on"
+            f" {base.device}"
         )
     sizes = memory.sizes(
         base,
@@ -39,11 +40,11 @@ def chosen(settings: RunSettings, base: Base, *, clients: int, step_tokens: floa
         workers=None if machine.workers == "auto" else machine.workers,
         stack_size=None if machine.stack_size == "auto" else machine.stack_size,
     )
-    return of(settings, base, sizes)
+    return _plan(settings, base, sizes)
 
 
-def written(settings: RunSettings, base: Base) -> Plan:
-    """The plan of a run folder of an earlier version, which wrote what it chose into the run file."""
+def from_run_file(settings: RunSettings, base: Base) -> Plan:
+    """The plan of a run folder of an earlier version, which wrote its choices into the run file."""
     machine = settings.machine
     assert machine.stack_size != "auto"
     sizes = Sizes(
@@ -51,23 +52,25 @@ def written(settings: RunSettings, base: Base) -> Plan:
         stack_size=machine.stack_size,
         micro_batch_tokens=_micro_batch(settings, base),
     )
-    return of(settings, base, sizes)
+    return _plan(settings, base, sizes)
 
 
-def over_silos(settings: RunSettings, base: Base) -> Plan:
+def for_coordinator(settings: RunSettings, base: Base) -> Plan:
     """The plan of a coordinator, which tunes nothing itself.
 
     Raises:
         SettingsError: worker processes are asked for.
     """
     if settings.machine.workers not in ("auto", 1):
-        raise SettingsError("machine.workers is for clients in one process; leave it out over silos")
+        raise SettingsError(
+            "machine.workers is for clients on this machine; remove it from a run file over silos"
+        )
     sizes = Sizes(workers=1, stack_size=1, micro_batch_tokens=_micro_batch(settings, base))
-    return of(settings, base, sizes)
+    return _plan(settings, base, sizes)
 
 
-def of(settings: RunSettings, base: Base, sizes: Sizes) -> Plan:
-    """The plan of these sizes over a base that is loaded, on the threads in use."""
+def _plan(settings: RunSettings, base: Base, sizes: Sizes) -> Plan:
+    """The plan with these sizes for a loaded base, with the threads in use."""
     return Plan(
         dtype=str(base.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         device=str(base.device),

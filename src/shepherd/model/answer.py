@@ -1,4 +1,4 @@
-"""From conversations to the texts that a base with adapters answers: the one place."""
+"""Answer conversations with a base and its adapters: from turns to texts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from shepherd.settings import DataTable
 
 
 class Answer(NamedTuple):
-    """What was generated for one prompt."""
+    """The generated answer to one prompt."""
 
     text: str
     cut: bool
-    """Whether it was ended by its greatest length, and not by the model."""
+    """Whether it reached its maximum length before the model ended it."""
 
 
 def prompt_ids(base: Base, data: DataTable, turns: Sequence[Turn]) -> list[int]:
-    """Token ids of a conversation that ends with the user, as training had them: with its contexts cut.
+    """Token ids of a conversation that ends with the user's turn, with contexts cut as in training.
 
     Raises:
         TemplateError: as `data.template.prompt`.
@@ -40,19 +40,19 @@ def answers(
     max_new_tokens: int,
     **sampling: Any,
 ) -> list[list[Answer]]:
-    """For each adapter (None is the base alone), the answer to each prompt.
+    """The answer of each adapter (None is the base alone) to each prompt.
 
     Args:
         prompts: token ids, from `prompt_ids`.
         max_new_tokens: tokens of an answer, at least 1.
-        sampling: temperature, top_p, seed and draws of `generate.generate`; greedy by default.
+        sampling: the arguments temperature, top_p, seed and draws of `generate.generate`; greedy by default.
 
     Raises:
         BaseError: as `generate.generate`.
     """
     stop = stop_ids(Template.of(data), base.tokenizer)
     found = generate.generate(base, adapters, prompts, max_new_tokens=max_new_tokens, stop=stop, **sampling)
-    longest = [generate.room(base, len(ids), max_new_tokens) for ids in prompts]
+    longest = [generate.max_answer_tokens(base, len(ids), max_new_tokens) for ids in prompts]
     return [
         [
             Answer(text=decoded(base, ids), cut=len(ids) == most)

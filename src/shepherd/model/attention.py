@@ -1,4 +1,4 @@
-"""Causal attention inside each example of a packed line, as one of transformers' attention functions.
+"""Packed attention: causal attention inside each example, as one of transformers' attention functions.
 
 Examples of about the same length run together through PyTorch's scaled dot-product attention; a token
 never sees another example, and the work is that of the examples' own lengths.
@@ -19,16 +19,16 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from shepherd.errors import BaseError
-from shepherd.model.layout import Buckets, current
+from shepherd.model.pass_plan import Buckets, active_plan
 
 PACKED = "shepherd_packed"
-UNUSED = ("moshi", "moshi_depth")  # whose configurations name a window that no mask has
-BLOCK, WORTH_BLOCKS = 64, 160  # queries of a block; the width from which blocks save time
-EVEN = 32  # keys come in multiples: PyTorch's softmax in bfloat16 takes up to twice as long over a rest
+WINDOW_UNUSED = ("moshi", "moshi_depth")  # whose configurations name a window that no mask has
+BLOCK_QUERIES, MIN_BLOCKED_QUERIES = 64, 160  # below the second, blocks save no time
+KEY_MULTIPLE = 32  # of keys: PyTorch's softmax in bfloat16 takes up to twice as long over a remainder
 
 
 class Reach(NamedTuple):
-    """How far back a query sees: `window` tokens with itself, nothing before its chunk; None is no bound."""
+    """How far back a query sees: `window` tokens including itself, nothing before its chunk; None: any."""
 
     window: int | None = None
     chunk: int | None = None
@@ -39,7 +39,7 @@ _computing: ContextVar[torch.dtype | None] = ContextVar("computing", default=Non
 
 @contextmanager
 def computing_as(dtype: torch.dtype) -> Iterator[None]:
-    """Take the code that `dtype` takes, whatever dtype the states have: its layout without its rounding."""
+    """Use the code path of `dtype`, whatever dtype the states have, but without its rounding."""
     token = _computing.set(dtype)
     try:
         yield
@@ -58,21 +58,22 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature: query (1, H, N, D), key and value (1, H_kv, N, D) -> (1, N, H, D).
+    """Packed attention: query (1, H, N, D), key and value (1, H_kv, N, D) -> (1, N, H, D).
 
-    `s_aux` (H,) are attention sinks: the score of a key without a value that every query of a head sees.
+    The signature is that of transformers. `s_aux` (H,) are attention sinks: the score of a key without a
+    value that every query of a head sees.
 
     Raises:
-        BaseError: the architecture asks for something that packed attention does not do.
+        BaseError: the architecture requires something that packed attention does not support.
     """
-    layout = current()
-    if layout is None or layout.padding is None:
+    plan = active_plan()
+    if plan is None or plan.padding is None:
         raise BaseError("packed attention ran outside a packed pass; call it through the trainer")
-    if key.shape[2] != layout.places:
+    if key.shape[2] != plan.size:
         raise BaseError("its attention has keys besides those of the tokens, which packed attention lacks")
     if options.get("position_bias") is not None:
         raise BaseError("its attention adds a position bias, which packed attention lacks")
-    padding = layout.padding
+    padding = plan.padding
     q = _rows(query, padding.queries)
     k, v = (_rows(states, padding.keys) for states in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -82,25 +83,25 @@ def packed_attention(
         for parts in zip(q, k, v, strict=True)
     ]
     together = torch.cat([out.transpose(1, 2).flatten(0, 1) for out in outputs])  # (P, H, D)
-    return _Unpadded.apply(together, padding.queries.places).unsqueeze(0), None  # type: ignore[no-untyped-call]
+    return _Unpadded.apply(together, padding.queries.inverse).unsqueeze(0), None  # type: ignore[no-untyped-call]
 
 
 def _reach(module: torch.nn.Module, options: Mapping[str, Any]) -> Reach:
-    """What the call says; where it says nothing, the configuration of the module's layer.
+    """The reach that the call gives; if it gives none, that of the layer's configuration.
 
-    Qwen2-MoE, PhiMoE and Llama 4 tell their windows and chunks to the mask alone.
+    Qwen2-MoE, PhiMoE and Llama 4 pass their windows and chunks to the mask only.
     """
     config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
     kinds = getattr(config, "layer_types", None)
     kind = kinds[layer] if kinds and layer is not None else None
     chunk = getattr(config, "attention_chunk_size", None) if kind == "chunked_attention" else None
-    masked = kind in (None, "sliding_attention") and getattr(config, "model_type", "") not in UNUSED
+    masked = kind in (None, "sliding_attention") and getattr(config, "model_type", "") not in WINDOW_UNUSED
     own = getattr(config, "sliding_window", None) if masked else None
     return Reach(window=options.get("sliding_window", own) or None, chunk=chunk)
 
 
 def _rows(line: Tensor, buckets: Buckets) -> list[Tensor]:
-    """(1, heads, N, D) -> (count, heads, width, D) a bucket."""
+    """(1, heads, N, D) -> (count, heads, width, D) per bucket."""
     flat: Tensor = _Padded.apply(line[0].transpose(0, 1), buckets)  # type: ignore[no-untyped-call]
     parts = flat.split([count * width for count, width in buckets.shapes])  # (count * width, heads, D) each
     return [
@@ -110,7 +111,7 @@ def _rows(line: Tensor, buckets: Buckets) -> list[Tensor]:
 
 
 class _Padded(torch.autograd.Function):
-    """The line's tokens in their buckets. No padding has a gradient, so going back is a selection, too."""
+    """The batch's tokens in their buckets. Padding has no gradient, so the backward pass only selects."""
 
     @staticmethod
     def forward(ctx: Any, line: Tensor, buckets: Buckets) -> Tensor:
@@ -120,18 +121,15 @@ class _Padded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         buckets: Buckets = ctx.buckets
-        line = grads[0].index_select(0, buckets.places)
-        for (
-            first,
-            places,
-        ) in buckets.copies:  # (stretches, past): not `index_add_`, whose order CUDA leaves open
+        line = grads[0].index_select(0, buckets.inverse)
+        for first, places in buckets.copies:  # (spans, past); `index_add_` has no fixed order on CUDA
             copies = grads[0].index_select(0, places.flatten()).unflatten(0, places.shape)
             line[first : first + places.shape[1]] += copies.sum(0, dtype=torch.float32)
         return line, None
 
 
 class _Unpadded(torch.autograd.Function):
-    """The tokens of the buckets back in the line's order; padding is dropped and gets no gradient."""
+    """The tokens of the buckets in the batch's order; padding is dropped and gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, places: Tensor) -> Tensor:
@@ -156,11 +154,11 @@ def _attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention, q (count, H, width, D), k and v (count, H_kv, past + width, D) -> as q."""
+    """Causal attention: q (count, H, width, D), k and v (count, H_kv, past + width, D) -> the shape of q."""
     width, past, groups = q.shape[2], k.shape[2] - q.shape[2], q.shape[1] // k.shape[1]
     if softcap is not None or sinks is not None:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        return _written_out(q, k, v, _visible(width, past, reach, q.device), scale, softcap, sinks)
+        return _explicit_attention(q, k, v, _visible(width, past, reach, q.device), scale, softcap, sinks)
     if q.device.type == "cpu" and (_computing.get() or q.dtype) == torch.bfloat16:
         return _BatchedProducts.apply(q, k, v, scale, reach)  # type: ignore[no-any-return, no-untyped-call]
     if past or any(bound is not None and bound < width for bound in reach):
@@ -170,7 +168,7 @@ def _attention(
 
 
 def _visible(width: int, past: int, reach: Reach, device: torch.device) -> Tensor:
-    """Which keys, `past` of the opening's and then their own, the queries see: (width, past + width)."""
+    """Which keys the queries see, `past` of the prefix and then their own: (width, past + width)."""
     place = torch.arange(past + width, device=device)
     queries, keys = place[past:, None], place[None, :]
     seen = queries >= keys
@@ -181,7 +179,7 @@ def _visible(width: int, past: int, reach: Reach, device: torch.device) -> Tenso
     return seen
 
 
-def _written_out(
+def _explicit_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -190,7 +188,7 @@ def _written_out(
     cap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Gemma 2's cap * tanh(scores / cap) before the mask; GPT-OSS's sinks (H,) as a further column."""
+    """Attention with Gemma 2's cap * tanh(scores / cap), or with GPT-OSS's sinks (H,) as a further column."""
     scores = q @ k.transpose(2, 3) * scale
     if cap is not None:
         scores = cap * torch.tanh(scores / cap)
@@ -206,8 +204,8 @@ class _BatchedProducts(torch.autograd.Function):
     """Attention as plain batched products, a block of queries at a time, for bfloat16 on a processor.
 
     PyTorch's fused kernel there spends two to ten times as long in the backward pass (decision 8). Query
-    heads that share a key head stand as rows of one product, so keys are never repeated; a block meets only
-    the keys up to its end, since causality hides the rest.
+    heads that share a key head are rows of one product, so keys are never repeated; a block uses only the
+    keys up to its end, since causality hides the rest.
     """
 
     @staticmethod
@@ -215,12 +213,14 @@ class _BatchedProducts(torch.autograd.Function):
         n, heads, width, size = query.shape
         pairs, groups, past = n * key.shape[1], heads // key.shape[1], key.shape[2] - width
         q = query.reshape(pairs, groups, width, size)
-        k, v = _evened(key), _evened(value)  # (pairs, keys, D)
+        k, v = _pad_keys(key), _pad_keys(value)  # (pairs, keys, D)
         out, shares = q.new_empty(pairs, groups, width, v.shape[2]), []
         for start, stop in _blocks(width, past):
-            seen = _even(past + stop)
-            mask = _hidden(start, stop, past, reach, groups, q.dtype).expand(pairs, -1, -1)
-            scores = torch.baddbmm(mask, _rows_of(q, start, stop), k[:, :seen].transpose(1, 2), alpha=scale)
+            seen = _round_up_keys(past + stop)
+            mask = _block_mask(start, stop, past, reach, groups, q.dtype).expand(pairs, -1, -1)
+            scores = torch.baddbmm(
+                mask, _query_block(q, start, stop), k[:, :seen].transpose(1, 2), alpha=scale
+            )
             p = scores.softmax(-1)  # (pairs, groups * block, seen)
             out[:, :, start:stop] = torch.bmm(p, v[:, :seen]).view(pairs, groups, -1, v.shape[2])
             shares.append(p)
@@ -236,11 +236,11 @@ class _BatchedProducts(torch.autograd.Function):
         exact = torch.float32 if len(shares) > 1 else q.dtype  # in which the blocks are summed
         grad_k, grad_v = torch.zeros_like(k, dtype=exact), torch.zeros_like(v, dtype=exact)
         for p, (start, stop) in zip(shares, _blocks(width, ctx.past), strict=True):
-            rows, seen = _rows_of(grad, start, stop), p.shape[-1]
+            rows, seen = _query_block(grad, start, stop), p.shape[-1]
             grad_p = torch.bmm(rows, v[:, :seen].transpose(1, 2))
             grad_s = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
             grad_q[:, :, start:stop] = torch.bmm(grad_s, k[:, :seen]).view(pairs, groups, -1, size)
-            grad_k[:, :seen] += torch.bmm(grad_s.transpose(1, 2), _rows_of(q, start, stop))
+            grad_k[:, :seen] += torch.bmm(grad_s.transpose(1, 2), _query_block(q, start, stop))
             grad_v[:, :seen] += torch.bmm(p.transpose(1, 2), rows)
         query, key, value = ctx.shapes
         return (
@@ -253,39 +253,39 @@ class _BatchedProducts(torch.autograd.Function):
 
 
 def _blocks(width: int, past: int = 0) -> list[tuple[int, int]]:
-    """Where the blocks of queries start and stop, at even numbers of keys; a short example is one block.
+    """Start and stop of each block of queries, at even numbers of keys; a short example is one block.
 
     >>> _blocks(100), _blocks(200), _blocks(200, past=44)
     ([(0, 100)], [(0, 64), (64, 128), (128, 192), (192, 200)], [(0, 52), (52, 116), (116, 180), (180, 200)])
     """
-    if width < WORTH_BLOCKS:
+    if width < MIN_BLOCKED_QUERIES:
         return [(0, width)]
-    starts = [0, *range(BLOCK - past % EVEN, width, BLOCK)]
+    starts = [0, *range(BLOCK_QUERIES - past % KEY_MULTIPLE, width, BLOCK_QUERIES)]
     return list(pairwise([*starts, width]))
 
 
-def _even(keys: int) -> int:
-    return -(-keys // EVEN) * EVEN
+def _round_up_keys(keys: int) -> int:
+    return -(-keys // KEY_MULTIPLE) * KEY_MULTIPLE
 
 
-def _evened(states: Tensor) -> Tensor:
-    """(count, heads, keys, D) -> (count * heads, keys, D), evened up by keys that nobody sees."""
+def _pad_keys(states: Tensor) -> Tensor:
+    """(count, heads, keys, D) -> (count * heads, keys, D), padded to KEY_MULTIPLE with unseen keys."""
     count, heads, keys, size = states.shape
-    even = states.new_zeros(count, heads, _even(keys), size)
+    even = states.new_zeros(count, heads, _round_up_keys(keys), size)
     even[:, :, :keys] = states
     return even.flatten(0, 1)
 
 
-def _rows_of(states: Tensor, start: int, stop: int) -> Tensor:
+def _query_block(states: Tensor, start: int, stop: int) -> Tensor:
     """Queries start .. stop - 1: (pairs, groups, width, D) -> (pairs, groups * block, D)."""
     return states[:, :, start:stop].flatten(1, 2)
 
 
 @lru_cache(maxsize=32)
-def _hidden(start: int, stop: int, past: int, reach: Reach, groups: int, dtype: torch.dtype) -> Tensor:
-    """0 where a query start .. stop - 1 sees a key, else -inf: (groups * block, past + stop, evened)."""
+def _block_mask(start: int, stop: int, past: int, reach: Reach, groups: int, dtype: torch.dtype) -> Tensor:
+    """0 where a query start .. stop - 1 sees a key, else -inf: (groups * block, past + stop, padded)."""
     visible = _visible(stop, past, reach, torch.device("cpu"))[start:]
-    visible = F.pad(visible, (0, _even(past + stop) - past - stop))
+    visible = F.pad(visible, (0, _round_up_keys(past + stop) - past - stop))
     hidden = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf"))
     return hidden.repeat(groups, 1)
 

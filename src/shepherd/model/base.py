@@ -1,10 +1,10 @@
-"""Load a frozen base with its tokenizer and adapted layers, and have it proven that it can be trained."""
+"""Load a frozen base with its tokenizer and adapted layers, and prove that it can be trained."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,16 +36,16 @@ CAPS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What was found out about a base when it was loaded, by `model.proof`."""
+    """Result of `model.proof` when a base was loaded."""
 
     unpacked: str = ""
-    """Why examples run as padded batches of one client; empty where they run packed."""
+    """Why examples run as padded batches of one client; "" if they run packed."""
     pads: bool = True
-    """Whether prompts of several lengths are answered in one batch as each alone."""
+    """Whether prompts of several lengths are answered in one batch as each is alone."""
     batches: bool = True
-    """Whether prompts of one length are."""
+    """Whether prompts of one length are answered in one batch as each is alone."""
     mute: str = ""
-    """Why the base generates no answers at all; empty where it does."""
+    """Why the base cannot generate answers; "" if it can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,45 +55,45 @@ class Base:
     model: Any
     tokenizer: Any
     table: ModelTable
-    """What it was loaded by, with the commit where it is the hub's."""
+    """Settings that it was loaded by, with the commit if it is from the hub."""
     name: str
     fingerprint: str
     device: torch.device
     dtype: torch.dtype
     adapter: AdapterTable
-    sites: tuple[lora.Site, ...]
+    targets: tuple[lora.Target, ...]
     attention: str
     proof: Proof = Proof()
 
     @property
     def packed(self) -> bool:
-        """Whether examples of several clients run end to end in one pass; else a batch of one's at a time."""
+        """Whether examples of several clients run packed in one pass; otherwise in batches of one client."""
         return not self.proof.unpacked
 
     @property
     def max_length(self) -> int | None:
-        """Tokens that the base can read, prompt and answer together; None where there is no such bound.
+        """Most tokens that the base can read, prompt and answer together; None if there is no limit.
 
-        No more than the length from which `longrope` and its relatives take other factors for every
-        example of a pass, so that one client's example never changes another's (law 1).
+        At most the length above which `longrope` and similar scalings use other factors for every example
+        of a pass, so that one client's example never changes another's (law 1).
         """
         config = self.model.config.get_text_config()
-        most = [getattr(config, "max_position_embeddings", None), _switches_at(config)]
+        most = [getattr(config, "max_position_embeddings", None), _scaling_switch_at(config)]
         return min((int(bound) for bound in most if bound and bound > 0), default=None)
 
     @property
     def why_no_more(self) -> str:
-        """The reason for `max_length` in words, where it is not the base's own limit."""
-        switch = _switches_at(self.model.config.get_text_config())
+        """The reason for `max_length` in words; "" if it is the base's own limit."""
+        switch = _scaling_switch_at(self.model.config.get_text_config())
         if switch is None or self.max_length != switch:
             return ""
         return " (above it the position scaling of one example would change that of others)"
 
     def require_reads(self, tokens: int, whose: str) -> None:
-        """Raise DataError where an example of this many tokens is more than the base reads.
+        """Raise DataError if an example of this many tokens is longer than the base can read.
 
         Args:
-            whose: what the message names: a client, or the held-out examples.
+            whose: owner of the example for the message: a client, or the held-out examples.
         """
         most = self.max_length
         if most and tokens > most:
@@ -105,38 +105,38 @@ class Base:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Names and shapes of this base's adapters."""
-        return lora.shapes(self.sites, self.adapter.rank)
+        return lora.shapes(self.targets, self.adapter.rank)
 
     @property
     def zero(self) -> Adapter:
-        """The adapter that changes nothing: the base alone, where an adapter is wanted."""
+        """An adapter of zeros, with which the base computes as if alone."""
         return Adapter({name: np.zeros(shape) for name, shape in self.shapes.items()})
 
 
-def _switches_at(config: Any) -> int | None:
-    """Tokens up to which position scaling is the same whatever the pass holds; None where it always is."""
+def _scaling_switch_at(config: Any) -> int | None:
+    """Tokens up to which position scaling does not depend on the pass; None if it never does."""
     scalings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     each = [
         scalings,
         *(scaling for scaling in scalings.values() if isinstance(scaling, dict)),
-    ]  # a layer type's
+    ]  # of each layer type
     bounds = [
         scaling.get("original_max_position_embeddings")
         or getattr(config, "original_max_position_embeddings", None)
         or getattr(config, "max_position_embeddings", None)
         for scaling in each
-        if _switches(scaling)
+        if _depends_on_length(scaling)
     ]
-    if getattr(config, "use_dynamic_ntk", False):  # code of its own, as the first Qwen's
+    if getattr(config, "use_dynamic_ntk", False):  # the base's own code, as in the first Qwen
         bounds.append(getattr(config, "seq_length", None))
     return min((int(bound) for bound in bounds if bound), default=None)
 
 
-def _switches(scaling: dict[str, Any]) -> bool:
-    """Whether a position scaling goes by the longest example of the pass: `longrope`, `dynamic` and kin.
+def _depends_on_length(scaling: dict[str, Any]) -> bool:
+    """Whether a position scaling depends on the longest example of the pass, as `longrope` and `dynamic` do.
 
-    PhiMoE takes `long_mscale` or `short_mscale` so, whatever the type is. `yarn`, `llama3` and `linear` are
-    the same at every length.
+    PhiMoE chooses `long_mscale` or `short_mscale` by it, whatever the type is. `yarn`, `llama3` and `linear`
+    are the same at every length.
     """
     kind = str(scaling.get("rope_type", scaling.get("type")))
     return "longrope" in kind or "dynamic" in kind or any(str(key).startswith("long_") for key in scaling)
@@ -155,27 +155,27 @@ def load(
     """Load `model.base`, a folder or a Hugging Face id, and put an adapted layer at every target.
 
     Args:
-        name: what messages and adapter folders call it, where that is not `model.base`.
-        device: where it computes; see `pick_device`.
-        longest: tokens of the longest example that it will be trained on; None is any length. A sliding
-            window that none reaches need not be proven.
-        proof: what an earlier load of the same base found, which is not proven again then.
-        consent: whether code that comes with the base may run, where the table asks for it.
+        name: name of the base in messages and adapter folders; by default `model.base`.
+        device: device that it computes on; see `pick_device`.
+        longest: tokens of the longest example that it will be trained on; None for any length. A sliding
+            window that none reaches is not tested.
+        proof: result of an earlier load of the same base, which is then not proven again.
+        consent: whether code that comes with the base may run, if the table asks for it.
 
     Raises:
-        BaseError: the base is missing or unreadable, lacks a target, cannot be trained here, carries an
-            adapter of its own, or asks to run code that nobody agreed to.
+        BaseError: the base is missing or unreadable, lacks a target, cannot be trained here, has an adapter
+            of its own, or asks to run code that nobody agreed to.
     """
-    from shepherd.model.proof import verify_packing  # which works on a Base
+    from shepherd.model.proof import verify_packing  # which imports Base
 
-    model = _pinned(model)
+    model = _pin_revision(model)
     where = pick_device(device)
     dtype = pick_dtype(model.dtype, where)
     network = load_network(model, where, dtype, consent)
     tokenizer = load_tokenizer(model, consent)
     network.requires_grad_(False).eval()
     found = fingerprint.of_base(model.base, model.revision, network)
-    sites = lora.attach(network, adapter)
+    targets = lora.attach(network, adapter)
     final_mlp.skip_unread_positions(network)
     base = Base(
         model=network,
@@ -186,26 +186,26 @@ def load(
         device=where,
         dtype=dtype,
         adapter=adapter,
-        sites=sites,
+        targets=targets,
         attention=network.config._attn_implementation,
     )
     return replace(base, proof=verify_packing(base, longest) if proof is None else proof)
 
 
 def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
-    """The base's tokenizer; it must be a fast one, and have an end-of-sequence token.
+    """The base's tokenizer, which must be a fast one.
 
     Raises:
-        BaseError: there is none, it is not fast, or the table asks to run code that nobody agreed to.
+        BaseError: it is missing or not fast, or the table asks to run code that nobody agreed to.
     """
-    model = _pinned(model)
+    model = _pin_revision(model)
     trusted = remote_code.allowed(model, consent)
     _require_config(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model.base, revision=model.revision, trust_remote_code=trusted
         )
-    except remote_code.UNREADABLE as error:
+    except remote_code.LOADING_ERRORS as error:
         remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
@@ -216,19 +216,23 @@ def load_tokenizer(model: ModelTable, consent: Consent = NOTHING) -> Any:
     return tokenizer
 
 
-def _pinned(model: ModelTable) -> ModelTable:
-    """The table with the commit of the hub that its revision is now, so that what is checked is loaded."""
+def _pin_revision(model: ModelTable) -> ModelTable:
+    """The table with the commit that its revision names now, so that what is checked is what is loaded."""
     if Path(model.base).is_dir():
         return model
     try:
-        found = _from_hub(model, digest.CONFIG)
-    except (OSError, ValueError):  # no such repository, which loading says best
+        found = _from_hub(model, digest.CONFIG_FILE)
+    except (OSError, ValueError):  # no such repository, which loading reports
         return model
     return model.model_copy(update={"revision": extract_commit_hash(found, None) or model.revision})
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is CUDA, then Apple's MPS, then the processor."""
+    """The device of this name; "auto" is CUDA if available, else Apple's MPS, else the processor.
+
+    Raises:
+        BaseError: the device is not available.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -236,14 +240,14 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BaseError(
-            f'device "{name}" is not available here; write auto or cpu (machine.device in a run file,'
-            " trainer.device in a site's, device in the plan.json of a run folder)"
+            f'device "{name}" is not available here; set auto or cpu (machine.device in a run file,'
+            " trainer.device in a target's, device in the plan.json of a run folder)"
         ) from error
     return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device multiplies it natively, else float32."""
+    """The number type of this name; "auto" is bfloat16 if the device multiplies it natively, else float32."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type == "cuda":
@@ -269,46 +273,46 @@ def _require_config(model: ModelTable) -> None:
 
 
 def _require_no_adapter(model: ModelTable) -> None:
-    """Raise BaseError where transformers would load a PEFT adapter too, or the base that one names."""
+    """Raise BaseError if transformers would also load a PEFT adapter, or the base that one names."""
     try:
         found = find_adapter_config_file(model.base, revision=model.revision)
-    except (OSError, ValueError):  # no such repository, which loading says best
+    except (OSError, ValueError):  # no such repository, which loading reports
         return
     if found is not None:
-        raise BaseError(f"base {model.base} {digest.AN_ADAPTER}")
+        raise BaseError(f"base {model.base} {digest.HAS_ADAPTER}")
 
 
 def _require_safetensors(model: ModelTable) -> None:
     """Raise BaseError unless the weights are the safetensors that the digest covers; no pickle is read.
 
-    A repository without them transformers would have converted by a service on another host.
+    For a repository without them transformers would ask a service on another host to convert it.
     """
     if named := remote_code.configuration(model).get("transformers_weights"):
         raise BaseError(
-            f"base {model.base} has transformers_weights = {json.dumps(named)} in its config.json, and a base"
-            f" is loaded from {digest.WEIGHTS} alone; take the key out and give the file that name"
+            f"base {model.base} has transformers_weights = {json.dumps(named)} in its config.json, but a base"
+            f" is loaded from {digest.WEIGHTS_FILE} only; remove the key and give the file that name"
         )
     if Path(model.base).is_dir():
         list(digest.weights(Path(model.base)))
         return
     try:
-        if not _from_hub(model, digest.CONFIG):
+        if not _from_hub(model, digest.CONFIG_FILE):
             return
-        whole = _from_hub(model, digest.WEIGHTS)
-        index = None if whole else _from_hub(model, digest.INDEX)
-    except (OSError, ValueError):  # no such repository, which loading says best
+        whole = _from_hub(model, digest.WEIGHTS_FILE)
+        index = None if whole else _from_hub(model, digest.INDEX_FILE)
+    except (OSError, ValueError):  # no such repository, which loading reports
         return
     if index:
         digest.shards(Path(index))
     elif not whole:
         raise BaseError(
-            f"base {model.base} has no safetensors on the hub, or none on this disk where the hub is out of"
-            f" reach; a pickle is no base, {digest.AS_SAFETENSORS}"
+            f"base {model.base} has no safetensors on the hub, or none on this disk if the hub cannot be"
+            f" reached; its weights may be a pickle, {digest.AS_SAFETENSORS}"
         )
 
 
 def _from_hub(model: ModelTable, name: str) -> str | None:
-    """A file of a repository, downloaded once; None where it is not there."""
+    """Path of a file of a repository, downloaded once; None if the repository lacks it."""
     found: str | None = cached_file(
         model.base, name, revision=model.revision, _raise_exceptions_for_missing_entries=False
     )
@@ -316,20 +320,20 @@ def _from_hub(model: ModelTable, name: str) -> str | None:
 
 
 def _require_folder(model: ModelTable, error: Exception) -> None:
-    """Raise BaseError with both readings of `model.base`, unless it is a folder."""
+    """Raise BaseError, unless `model.base` is a folder, saying that it is neither a folder nor an id."""
     if not Path(model.base).is_dir():
         raise BaseError(
-            f"there is no folder {model.base} (looked for beside the run file and in {Path.cwd()}), and as a"
+            f"there is no folder {model.base} (searched next to the run file and in {Path.cwd()}), and as a"
             f" Hugging Face id it cannot be loaded ({_first_line(error)}); give a folder with config.json and"
             " safetensors, or an id that this machine can reach"
         ) from error
 
 
 def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, consent: Consent) -> Any:
-    """The base's bare network, as transformers has it, once it is checked what would be loaded.
+    """The base's network as transformers loads it, after checking what would be loaded.
 
     Raises:
-        BaseError: as `load`, but for what concerns adapters and training.
+        BaseError: as `load`, except for adapters and training.
     """
     trusted = remote_code.allowed(model, consent)
     _require_config(model)
@@ -340,7 +344,7 @@ def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, co
         options["quantization_config"] = _quantisation(model, device, dtype)
     transformers_logging.disable_progress_bar()
     try:
-        with _without_table():
+        with _hide_load_report():
             network, report = AutoModelForCausalLM.from_pretrained(
                 model.base,
                 revision=model.revision,
@@ -349,42 +353,47 @@ def load_network(model: ModelTable, device: torch.device, dtype: torch.dtype, co
                 ignore_mismatched_sizes=True,  # named below
                 **options,
             )
-    except (*remote_code.UNREADABLE, RuntimeError, SafetensorError) as error:
+    except (*remote_code.LOADING_ERRORS, RuntimeError, SafetensorError) as error:
         remote_code.require_known(model, error)
         _require_folder(model, error)
         raise BaseError(
             f"base {model.base} cannot be loaded ({_first_line(error)}); give a folder with config.json and"
             " safetensors"
         ) from error
+    _require_complete(model, report)
+    network.generation_config = GenerationConfig()  # without the base's own repetition penalty and such
+    return network
+
+
+def _require_complete(model: ModelTable, report: Mapping[str, Any]) -> None:
+    """Raise BaseError if tensors are missing or misshapen; log those that the architecture lacks."""
     unfit = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    if unfit:  # transformers fills them up at random
+    if unfit:  # transformers initialises them at random
         raise BaseError(
             f"base {model.base} lacks {len(unfit)} of its tensors or has them in another shape,"
-            f" {min(unfit)} first; get its files again"
+            f" {min(unfit)} first; download its files again"
         )
     if strange := report["unexpected_keys"]:
         log.info(
-            "base %s has %s that its architecture does not have, %s first: left out",
+            "base %s has %s that its architecture lacks, %s first; they are ignored",
             model.base,
             many(len(strange), "tensor"),
             min(strange),
         )
-    network.generation_config = GenerationConfig()  # a repetition penalty of the base's is not ours
-    return network
 
 
 @contextmanager
-def _without_table() -> Iterator[None]:
-    """Without transformers' table of tensors, which is said here, as its styles would be shown as escapes."""
+def _hide_load_report() -> Iterator[None]:
+    """Hide transformers' table of tensors, whose facts are reported here without terminal escapes."""
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_no_table)
+    logger.addFilter(_is_not_load_report)
     try:
         yield
     finally:
-        logger.removeFilter(_is_no_table)
+        logger.removeFilter(_is_not_load_report)
 
 
-def _is_no_table(record: logging.LogRecord) -> bool:
+def _is_not_load_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in str(record.msg)
 
 
@@ -407,13 +416,17 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def attention_impl(base: Base, how: str) -> Iterator[None]:
-    """Run the base with another attention function, and put its own back."""
+    """Run the base with another attention function, and restore its own afterwards.
+
+    Raises:
+        BaseError: the base's attention cannot be replaced.
+    """
     configs = {id(c): c for m in base.model.modules() if (c := getattr(m, "config", None)) is not None}
     before = [(config, config._attn_implementation) for config in configs.values()]
     try:
         base.model.set_attn_implementation(how)
         if base.model.config._attn_implementation != how:
-            raise BaseError("its attention is code of its own, which takes no other function")
+            raise BaseError("its attention is code of its own and cannot be replaced")
         yield
     finally:
         for config, own in before:  # from the whole to its parts, which may have their own each
@@ -421,15 +434,15 @@ def attention_impl(base: Base, how: str) -> Iterator[None]:
 
 
 def tuning_attention(base: Base) -> AbstractContextManager[None]:
-    """The attention that tuning and scoring run with: packed, or the base's own where it cannot."""
+    """Run tuning and scoring with packed attention, or with the base's own if it cannot be packed."""
     return attention_impl(base, PACKED) if base.packed else nullcontext()
 
 
 def hidden_states(base: Base, ids: Tensor, positions: Tensor | None) -> Tensor:
-    """The last hidden states, (N, width): of a packed line with ids (N,) and positions (N,), or of a batch.
+    """The last hidden states, (N, width), of a packed batch or a padded one.
 
-    A batch has ids (n, tokens) padded on the right and no positions: the model counts them. Needs no mask,
-    since padding stands behind every token that is read.
+    A packed batch has ids (N,) and positions (N,). A padded one has ids (n, tokens), padded on the right, and
+    no positions: the model counts them. It needs no mask, since padding comes after every token that is read.
     """
     places = {} if positions is None else {"position_ids": positions.unsqueeze(0)}
     rows = ids if positions is None else ids.unsqueeze(0)
@@ -442,7 +455,7 @@ def hidden_states(base: Base, ids: Tensor, positions: Tensor | None) -> Tensor:
 
 
 def logits(base: Base, hidden: Tensor) -> Tensor:
-    """(M, width) -> (M, vocabulary) as the model itself would: its head, then its own scaling or cap."""
+    """Logits (M, vocabulary) of hidden states (M, width), with the model's own scaling or cap."""
     config = base.model.config.get_text_config()
     if divisor := getattr(config, "logits_mup_width_multiplier", None):  # Inkling
         hidden = hidden / divisor

@@ -1,4 +1,4 @@
-"""How much of a base its adapters reach, and what they leave out, and why."""
+"""Coverage: which weights of a base its adapters reach, and why they leave out the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from shepherd.model import lora, text_path
+from shepherd.model import lora, lora_layers, text_path
 
 EMBEDDINGS = "embeddings and head"
 VECTORS = "norms, biases and convolutions"
@@ -16,28 +16,29 @@ LINEAR = "linear modules that adapter.targets leaves out"
 MATRICES = "matrices that are no linear module"
 STACKED = "stacked parameters"
 UNREACHED = "text does not reach"
-WORTH_SAYING = 0.01  # of the layers' weights; a smaller reason is in `left_out` only
+MIN_MENTIONED_SHARE = 0.01  # of the layers' weights; a smaller reason is in `left_out` only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """Weights of a base: how many there are, and how many stand in a matrix that has an adapter."""
+    """Numbers of weights of a base: in all, and in matrices that have an adapter."""
 
     parameters: int
-    """Each counted once, however often it is used, and as one even where it is stored in four bits."""
+    """All weights; a shared one counts once, and a quantised one counts as one weight."""
     adapted: int
+    """Weights in matrices that have an adapter."""
     left_out: Mapping[str, int]
-    """Why -> weights; with `adapted` these are all. A reason names the modules where it is not plain."""
+    """Reason -> weights that it leaves out; with `adapted` these are all. A reason names its modules."""
     share: float
-    """Of the weights in matrices of the layers that text passes, in [0, 1]: no embeddings, head or towers."""
+    """Share of adapted weights in the matrices of the layers, without embeddings and towers; in [0, 1]."""
     sentence: str
-    """All this in words, to be shown when a base is loaded."""
+    """A summary in words, shown when a base is loaded."""
 
 
-def coverage(network: nn.Module, sites: Sequence[lora.Site]) -> Coverage:
-    """What the adapters at these sites reach of a network that `lora.attach` has been given."""
+def coverage(network: nn.Module, targets: Sequence[lora.Target]) -> Coverage:
+    """The coverage of these targets in a network that `lora.attach` has changed."""
     towers = text_path.towers(network)
-    adapted = {id(_weight(layer.base, site)) for site, layer in lora.layers(network, sites)}
+    adapted = {id(_weight(layer.base, target)) for target, layer in lora.layers(network, targets)}
     counts: dict[str, int] = {}
     names: dict[str, list[str]] = {}
     reached = 0
@@ -51,38 +52,42 @@ def coverage(network: nn.Module, sites: Sequence[lora.Site]) -> Coverage:
         full = name if reason == LINEAR else f"{name}.{leaf}"
         names.setdefault(reason, []).append(text_path.within(name, towers) or full)
     matrices = reached + sum(counts.get(reason, 0) for reason in (LINEAR, MATRICES, STACKED))
-    said = {reason: names[reason] for reason in counts if counts[reason] >= WORTH_SAYING * matrices}
+    mentioned = {
+        reason: names[reason] for reason in counts if counts[reason] >= MIN_MENTIONED_SHARE * matrices
+    }
     share = reached / max(1, matrices)
     return Coverage(
         parameters=reached + sum(counts.values()),
         adapted=reached,
-        left_out={_named(reason, names[reason]): count for reason, count in counts.items()},
+        left_out={_with_names(reason, names[reason]): count for reason, count in counts.items()},
         share=share,
-        sentence=_sentence(network, share, said),
+        sentence=_sentence(network, share, mentioned),
     )
 
 
 def _parameters(network: nn.Module) -> list[tuple[str, nn.Module, str, nn.Parameter]]:
-    """Each parameter once: its module's name in the base as it was loaded, the module, its own name there."""
+    """Each parameter once: its module's name in the original base, the module, and its own name there."""
     seen: set[int] = set()
     found = []
     for name, module in network.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                found.append((_plain(network, name), module, leaf, parameter))
+                found.append((_original_name(network, name), module, leaf, parameter))
     return found
 
 
-def _plain(network: nn.Module, name: str) -> str:
-    """A module's name without the adapted layer around it."""
+def _original_name(network: nn.Module, name: str) -> str:
+    """A module's name without the adapted layer that wraps it."""
     around, _, leaf = name.rpartition(".")
-    adapted = isinstance(network.get_submodule(around), lora.StackedLinear | lora.CohortExperts)
+    adapted = isinstance(
+        network.get_submodule(around), lora_layers.StackedLinear | lora_layers.StackedExperts
+    )
     return around if leaf == "base" and adapted else name
 
 
-def _weight(base: Any, site: lora.Site) -> nn.Parameter:
-    weight: nn.Parameter = getattr(base, site.parameter or "weight")
+def _weight(base: Any, target: lora.Target) -> nn.Parameter:
+    weight: nn.Parameter = getattr(base, target.parameter or "weight")
     return weight
 
 
@@ -110,7 +115,7 @@ def _reason(
     return MATRICES if parameter.ndim == 2 else STACKED
 
 
-def _named(reason: str, names: Sequence[str]) -> str:
+def _with_names(reason: str, names: Sequence[str]) -> str:
     if reason in (EMBEDDINGS, VECTORS):
         return reason
     short = list(dict.fromkeys(names)) if reason == UNREACHED else lora.suffixes(names)
@@ -118,7 +123,7 @@ def _named(reason: str, names: Sequence[str]) -> str:
 
 
 def _sentence(network: nn.Module, share: float, names: Mapping[str, Sequence[str]]) -> str:
-    """`names` are the parameters or towers of each reason that is to be said."""
+    """The summary in words; `names` are the parameters or towers of each reason that is mentioned."""
     parts = []
     if stacked := names.get(STACKED):
         short = ", ".join(lora.suffixes(stacked))
@@ -130,7 +135,7 @@ def _sentence(network: nn.Module, share: float, names: Mapping[str, Sequence[str
             else f"{short} are stacked parameters, which cannot be tuned here"
         )
     if matrices := names.get(MATRICES):
-        parts.append(f"{', '.join(lora.suffixes(matrices))} stand in no linear module")
+        parts.append(f"{', '.join(lora.suffixes(matrices))} are in no linear module")
     if linear := names.get(LINEAR):
         parts.append(f"adapter.targets leaves out {', '.join(lora.suffixes(linear))}")
     if towers := names.get(UNREACHED):
@@ -142,7 +147,7 @@ def _sentence(network: nn.Module, share: float, names: Mapping[str, Sequence[str
 def _tunable(network: nn.Module) -> set[str]:
     """The stacked parameters that `adapter.target_parameters` may name."""
     return {
-        f"{_plain(network, name)}.{parameter}"
+        f"{_original_name(network, name)}.{parameter}"
         for name, module in network.named_modules()
         for parameter in lora.stacks(module)
     }

@@ -1,14 +1,14 @@
 """The digest of a base: one sha256 over the files that decide what it computes.
 
-Two sides with the same digest have the same base. It covers, of the files that lie in the folder itself:
+Two sides with the same digest have the same base. Of the files in the folder itself, it covers:
 
 - `config.json`;
 - the weights: `model.safetensors`, else the shards that `model.safetensors.index.json` names and the index;
-- the tokenizer: `tokenizer.json`, or where there is none the vocabulary files of a slow one, and beside
-  them its configuration, special tokens, added tokens and chat template.
+- the tokenizer: `tokenizer.json`, or without one the vocabulary files of a slow tokenizer, and its
+  configuration, special tokens, added tokens and chat template.
 
-It does not cover what is never used: `generation_config.json`, Python code, weights in other formats, a
-README. So a clone of a repository and a download of its needed files have one digest. By hand:
+It does not cover files that are never used: `generation_config.json`, Python code, weights in other formats,
+a README. So a clone of a repository and a download of the required files have the same digest. By hand:
 
     cd FOLDER && sha256sum FILES-IN-ORDER-OF-BYTES | sha256sum
 """
@@ -25,20 +25,27 @@ from pathlib import Path
 from shepherd.errors import BaseError
 from shepherd.visible import shown_line
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-AS_SAFETENSORS = "which is not unpickled here; write it as safetensors with save_pretrained() of transformers"
-_PART = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
-TOKENIZER = "tokenizer.json"
-SLOW = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt")
-ADAPTER = "adapter_config.json"
-AN_ADAPTER = (
-    f"carries a PEFT adapter ({ADAPTER}), which transformers would load with it unseen; give the base alone,"
-    " without the adapter's files"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+AS_SAFETENSORS = "which is never unpickled; convert it to safetensors with save_pretrained() of transformers"
+CHECKPOINT_PART = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
+TOKENIZER_FILE = "tokenizer.json"
+SLOW_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
 )
-BESIDE = (
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+HAS_ADAPTER = (
+    f"contains a PEFT adapter ({ADAPTER_CONFIG_FILE}), which transformers would load with the base; remove"
+    " the adapter's files"
+)
+EXTRA_TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -48,15 +55,16 @@ BESIDE = (
 
 
 def digest(folder: str | Path) -> str:
-    """64 hex digits over a base's files, in the order of their names; see the module.
+    """The digest of a base, 64 hex digits over its files in the order of their names; see the module.
 
-    Reading is streamed. A file is read once a process, as long as its size and time stay the same.
+    Files are read in a stream, and only once per process while their size and modification time stay the
+    same.
 
     Raises:
         BaseError: the folder holds no configuration or no weights, or a file cannot be read.
     """
     folder = Path(folder).expanduser()
-    lines = [f"{_hashed(folder / name)}  {name}\n" for name in files(folder)]
+    lines = [f"{_file_hash(folder / name)}  {name}\n" for name in files(folder)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -64,27 +72,27 @@ def files(folder: str | Path) -> list[str]:
     """The names of the files that the digest of a base covers, in order.
 
     Raises:
-        BaseError: the folder holds no configuration or no weights, or an adapter as well.
+        BaseError: the folder holds no configuration or no weights, or contains an adapter.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise BaseError(f"there is no folder {folder}; give the folder of a model on this disk")
-    if not (folder / CONFIG).is_file():
-        raise BaseError(f"base folder {folder} has no {CONFIG}; give the folder of a model on this disk")
+    if not (folder / CONFIG_FILE).is_file():
+        raise BaseError(f"base folder {folder} has no {CONFIG_FILE}; give the folder of a model on this disk")
     require_no_adapter(folder)
-    words = [TOKENIZER] if (folder / TOKENIZER).is_file() else SLOW
-    there = (name for name in (*words, *BESIDE) if (folder / name).is_file())
-    return sorted({CONFIG, *weights(folder), *there}, key=str.encode)
+    words = [TOKENIZER_FILE] if (folder / TOKENIZER_FILE).is_file() else SLOW_TOKENIZER_FILES
+    there = (name for name in (*words, *EXTRA_TOKENIZER_FILES) if (folder / name).is_file())
+    return sorted({CONFIG_FILE, *weights(folder), *there}, key=str.encode)
 
 
 def require_no_adapter(folder: Path) -> None:
-    """Raise BaseError where a base's folder carries a PEFT adapter, which no digest covers."""
-    if (folder / ADAPTER).is_file():
-        raise BaseError(f"base folder {folder} {AN_ADAPTER}")
+    """Raise BaseError if a base's folder contains a PEFT adapter, which no digest covers."""
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
+        raise BaseError(f"base folder {folder} {HAS_ADAPTER}")
 
 
 def snapshot(name: str, revision: str | None = None) -> str:
-    """The folder that a Hugging Face id was downloaded to; nothing is fetched.
+    """The folder that a Hugging Face id was downloaded to; nothing is downloaded now.
 
     Raises:
         BaseError: it is not on this disk.
@@ -92,18 +100,16 @@ def snapshot(name: str, revision: str | None = None) -> str:
     from transformers.utils.hub import cached_file
 
     try:
-        found = cached_file(name, CONFIG, revision=revision, local_files_only=True)
+        found = cached_file(name, CONFIG_FILE, revision=revision, local_files_only=True)
     except (OSError, ValueError):
         found = None
     if found is None:
-        raise BaseError(
-            f"base {name} is not on this disk; download it first, or give the folder where it lies"
-        )
+        raise BaseError(f"base {name} is not on this disk; download it first, or give its folder")
     return str(Path(found).parent)
 
 
 def folder_of(name: str, revision: str | None = None) -> str:
-    """The folder of a base that was loaded by this name: itself, or where its download lies.
+    """The folder of a base that was loaded by this name: the folder itself, or that of its download.
 
     Raises:
         BaseError: it is neither a folder nor on this disk.
@@ -112,45 +118,50 @@ def folder_of(name: str, revision: str | None = None) -> str:
 
 
 def weights(folder: Path) -> Iterator[str]:
-    """The names of the files that transformers takes the weights from, the index of shards first.
+    """The names of the files that transformers loads the weights from, the index of shards first.
 
     Raises:
-        BaseError: the folder holds no safetensors, or parts of a checkpoint that would be taken instead.
+        BaseError: the folder holds no safetensors, or parts of a checkpoint that would be loaded instead.
     """
     for name in sorted(path.name for path in folder.glob("shard-*")):
-        if _PART.fullmatch(name):
+        if CHECKPOINT_PART.fullmatch(name):
             raise BaseError(
                 f"base folder {folder} has {name}, a part of a distributed checkpoint, which transformers"
-                f" would load in place of {WEIGHTS}; give a folder without it"
+                f" would load instead of {WEIGHTS_FILE}; remove it"
             )
-    if (folder / WEIGHTS).is_file():
-        yield WEIGHTS
-    elif (folder / INDEX).is_file():
-        yield INDEX
-        yield from shards(folder / INDEX)
-    elif any((folder / name).is_file() for name in PICKLES):
+    if (folder / WEIGHTS_FILE).is_file():
+        yield WEIGHTS_FILE
+    elif (folder / INDEX_FILE).is_file():
+        yield INDEX_FILE
+        yield from shards(folder / INDEX_FILE)
+    elif any((folder / name).is_file() for name in PICKLE_FILES):
         raise BaseError(f"base folder {folder} has its weights as a pickle, {AS_SAFETENSORS}")
     else:
-        raise BaseError(f"base folder {folder} has no {WEIGHTS}; get its weights again")
+        raise BaseError(f"base folder {folder} has no {WEIGHTS_FILE}; download its weights again")
 
 
 def shards(index: Path) -> list[str]:
     """The names of the files that an index of weights names.
 
     Raises:
-        BaseError: it cannot be read, or names other files than safetensors beside it.
+        BaseError: it cannot be read, or names files that are not safetensors in its folder.
     """
     try:
         found = list(dict(json.loads(index.read_text(encoding="utf8"))["weight_map"]).values())
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BaseError(f"index {index} of a base's weights cannot be read; get that file again") from error
-    if not found or not all(_is_plain(name) for name in found):
-        raise BaseError(f"index {index} names no safetensors of its own folder; get that file again")
+        raise BaseError(
+            f"index {index} of a base's weights cannot be read; download that file again"
+        ) from error
+    if not found or not all(_is_plain_name(name) for name in found):
+        raise BaseError(
+            f"index {index} must name at least one file, and only safetensors of its own folder; download"
+            " that file again"
+        )
     return found
 
 
-def _is_plain(name: object) -> bool:
-    """Whether it is a name within the folder, which no bar of a download shows otherwise than it is."""
+def _is_plain_name(name: object) -> bool:
+    """Whether it is a plain file name, without characters that a progress bar would display differently."""
     return (
         isinstance(name, str)
         and Path(name).name == name == shown_line(name)
@@ -158,16 +169,18 @@ def _is_plain(name: object) -> bool:
     )
 
 
-def _hashed(path: Path) -> str:
+def _file_hash(path: Path) -> str:
     try:
         about = path.stat()
-        return _read(path.resolve(), about.st_size, about.st_mtime_ns)
+        return _sha256(path.resolve(), about.st_size, about.st_mtime_ns)
     except OSError as error:
-        raise BaseError(f"file {path} of a base cannot be read ({error.strerror}); get it again") from error
+        raise BaseError(
+            f"file {path} of a base cannot be read ({error.strerror}); download it again"
+        ) from error
 
 
 @lru_cache(maxsize=1024)
-def _read(path: Path, size: int, changed: int) -> str:
-    """The sha256 of one file; `size` and `changed` are there for the cache."""
+def _sha256(path: Path, size: int, changed: int) -> str:
+    """The sha256 of one file; `size` and `changed` are only keys of the cache."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""A trained adapter in the form that other programs read: the kind of plug-in in `model/exporters`."""
+"""Exporters: write a trained adapter in a format that other programs read; plug-ins in `model/exporters`."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
 from shepherd.model import exporters as folder
 
-if TYPE_CHECKING:  # torch is not for a list of plug-ins
+if TYPE_CHECKING:  # listing plug-ins must not import torch
     from shepherd.core import Adapter
     from shepherd.model.base import Base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trained:
-    """What an exporter writes."""
+    """A trained adapter with its base: the input of an exporter."""
 
     base: Base
     adapter: Adapter
     stop: Sequence[int]
     """Tokens that end an answer."""
     consent: Consent = NOTHING
-    """Whether code that comes with the base may run, where it is loaded again."""
+    """Whether code that comes with the base may run, if it is loaded again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exporter:
-    """A form: `write(folder, trained)` writes it, each file whole or not at all.
+    """A format: `write(folder, trained)` writes it, each file whole or not at all.
 
     Raises:
-        ShepherdError: from `write`, where the base or its adapter cannot be written so, or the disk is full.
+        ShepherdError: from `write`, if the base or its adapter cannot be written so, or the disk is full.
     """
 
     write: Callable[[Path, Trained], None]

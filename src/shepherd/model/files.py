@@ -1,4 +1,4 @@
-"""Adapters on disk, in PEFT's layout, both ways, strictly."""
+"""Read and write adapters in PEFT's folder layout, strictly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shepherd.errors import AdapterError, BaseError, FolderError
 from shepherd.io import paths, private
 from shepherd.model import fingerprint, lora
 from shepherd.model.base import Base
-from shepherd.model.lora import PREFIX, layers, scaling
+from shepherd.model.lora import PEFT_PREFIX, layers, scaling
 from shepherd.settings import AdapterTable
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-WEIGHT = ".weight"
+WEIGHT_SUFFIX = ".weight"
 BASE_KEY = "shepherd.base"  # of the safetensors metadata: the base's fingerprint
-UNDERSTOOD = {
+SUPPORTED_KEYS = {
     "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "target_parameters",
-    # of no weight for the logits
+    # without effect on the logits
     "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "peft_version", "revision",
     "task_type",
 }  # fmt: skip
@@ -46,15 +46,15 @@ UNDERSTOOD = {
 def write(folder: Path, adapter: Adapter, base: Base) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`, each whole or not at all.
 
-    `peft.PeftModel.from_pretrained(model, folder)` reads them back. PEFT is asked what it would load, where
-    the base can be built without its weights.
+    `peft.PeftModel.from_pretrained(model, folder)` reads them back. If the base can be built without its
+    weights, what PEFT would load is checked.
 
     Raises:
-        AdapterError: the adapter does not fit the base; or PEFT would load another one, though the folder
+        AdapterError: the adapter does not fit the base; or PEFT would load a different one, though the folder
             is written and `read` reads it.
         FolderError: the folder cannot be written.
     """
-    found = _written(folder, adapter, base)
+    found = _write_adapter(folder, adapter, base)
     if found.refused:
         raise AdapterError(
             f"adapter {folder} is written and can be used here, but {_refusal(base, found.refused)}"
@@ -62,33 +62,33 @@ def write(folder: Path, adapter: Adapter, base: Base) -> None:
     if found.lost:
         raise AdapterError(
             f"adapter {folder} is written and can be used here, but PEFT {version('peft')} would leave out"
-            f" or change {len(found.lost)} of its {len(adapter)} tensors, {found.lost[0]} first; write"
-            f" {_arriving(base, found.lost)} and train it anew"
+            f" or change {len(found.lost)} of its {len(adapter)} tensors, {found.lost[0]} first; set"
+            f" {_loadable_targets(base, found.lost)} and train it again"
         )
 
 
 def rehearse(base: Base) -> str:
-    """Write an adapter of rank 1 and ask PEFT what it would load, so that none is trained in vain.
+    """Write an adapter of rank 1 and check that PEFT would load it, before anything is trained.
 
     Returns:
-        What a person should know of the adapters of this base, in a sentence; mostly nothing.
+        A remark on the adapters of this base, as a sentence; mostly "".
 
     Raises:
-        AdapterError: PEFT would load another adapter than the trained one.
+        AdapterError: PEFT would load a different adapter from the trained one.
     """
     small = replace(base, adapter=base.adapter.model_copy(update={"rank": 1}))
     rng = np.random.default_rng(0)
     adapter = Adapter({name: rng.normal(size=shape) for name, shape in small.shapes.items()})
     with tempfile.TemporaryDirectory() as folder:
-        found = _written(Path(folder), adapter, small)
+        found = _write_adapter(Path(folder), adapter, small)
     if found.refused:
         raise AdapterError(_refusal(base, found.refused))
     if found.lost:
-        modules = sorted({name.rpartition(".lora_")[0].removeprefix(PREFIX) for name in found.lost})
+        modules = sorted({name.rpartition(".lora_")[0].removeprefix(PEFT_PREFIX) for name in found.lost})
         raise AdapterError(
             f"PEFT {version('peft')} would not load the adapters of {len(modules)} modules of base"
-            f" {base.name} ({base.model.config.model_type}) as they are trained, {modules[0]} first; write"
-            f" {_arriving(base, found.lost)}"
+            f" {base.name} ({base.model.config.model_type}) as they are trained, {modules[0]} first; set"
+            f" {_loadable_targets(base, found.lost)}"
         )
     if found.unknown:
         return f"what PEFT would load of the adapter cannot be checked: {found.unknown}"
@@ -99,32 +99,33 @@ def rehearse(base: Base) -> str:
         kinds = sorted({name.rpartition(".")[2] for name in found.as_parameters})
         return (
             f"the adapter names {len(found.as_parameters)} modules ({', '.join(kinds)}) as target_parameters,"
-            " since PEFT takes them for experts otherwise"
+            " since PEFT would treat them as experts otherwise"
         ) + (", and a dropout of 0, the only one that PEFT allows there" if base.adapter.dropout else "")
     return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """How an adapter was written: modules named as parameters, tensors lost, and why nobody can tell."""
+    """How an adapter was written: modules named as parameters, and tensors that PEFT would lose."""
 
     as_parameters: tuple[str, ...] = ()
     lost: Sequence[str] = ()
     refused: str = ""
-    """PEFT's reason for loading none of it."""
+    """PEFT's reason for refusing the folder; "" if it loads it."""
     unknown: str = ""
+    """Why this could not be checked; "" if it was."""
 
 
-def _written(folder: Path, adapter: Adapter, base: Base) -> _Found:
+def _write_adapter(folder: Path, adapter: Adapter, base: Base) -> _Found:
     require_shapes(base.shapes, shapes_of(adapter), "the adapter to write")
     metadata = {"format": "pt", BASE_KEY: base.fingerprint}
-    with replacing(folder) as beside:
-        (beside / WEIGHTS).write_bytes(_ordered(bytes_of(dict(adapter), metadata)))
-        return _configured(beside, adapter, base)
+    with replacing(folder) as scratch:
+        (scratch / WEIGHTS).write_bytes(_sort_metadata(bytes_of(dict(adapter), metadata)))
+        return _write_loadable_config(scratch, adapter, base)
 
 
-def _configured(folder: Path, adapter: Adapter, base: Base) -> _Found:
-    """Write the configuration under which PEFT loads every tensor; the usual one where that will do."""
+def _write_loadable_config(folder: Path, adapter: Adapter, base: Base) -> _Found:
+    """Write a configuration with which PEFT loads every tensor; the usual one if it does."""
     from shepherd.model import peft_loading
 
     _write_config(folder, config_of(base))
@@ -132,8 +133,8 @@ def _configured(folder: Path, adapter: Adapter, base: Base) -> _Found:
         lost, refused = peft_loading.lost(folder, adapter, base)
         if not lost:
             return _Found()
-        hit = [s for s in base.sites if s.name_a in lost or s.name_b in lost]
-        modules = tuple(site.module for site in hit if not site.parameter)
+        hit = [s for s in base.targets if s.name_a in lost or s.name_b in lost]
+        modules = tuple(target.module for target in hit if not target.parameter)
         _write_config(folder, config_of(base, as_parameters=modules))
         lost, again = peft_loading.lost(folder, adapter, base)
         return _Found(as_parameters=modules, lost=lost, refused=again and (refused or again))
@@ -149,38 +150,42 @@ def _refusal(base: Base, reason: str) -> str:
 
 
 def _write_config(folder: Path, config: LoraConfig) -> None:
-    """As PEFT does, but with sets in order: its own order changes from run to run."""
+    """Write the configuration as PEFT does, but with sets sorted: PEFT's order changes from run to run."""
     keys = {
         key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
     }
     (folder / CONFIG).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf8")
 
 
-def _arriving(base: Base, lost: Sequence[str]) -> str:
-    """The targets that are left where these tensors are lost, as a line of the run file."""
-    gone = [s.module for s in base.sites if s.name_a in lost or s.name_b in lost]
-    kept = [s.module for s in base.sites if s.module not in gone]
-    names = sorted({_shortest(module, gone) for module in kept})
-    return f"adapter.targets = {json.dumps(names)}" if names else "another base: none of its modules is left"
+def _loadable_targets(base: Base, lost: Sequence[str]) -> str:
+    """The line of the run file that leaves out the targets of these lost tensors."""
+    gone = [s.module for s in base.targets if s.name_a in lost or s.name_b in lost]
+    kept = [s.module for s in base.targets if s.module not in gone]
+    names = sorted({_unique_suffix(module, gone) for module in kept})
+    return (
+        f"adapter.targets = {json.dumps(names)}"
+        if names
+        else "another base, since none of its modules is left"
+    )
 
 
-def _shortest(module: str, others: Sequence[str]) -> str:
-    """The end of a module's name that is the end of no other's."""
+def _unique_suffix(module: str, others: Sequence[str]) -> str:
+    """The shortest end of a module's name that is not the end of another's."""
     parts = module.split(".")
     ends = (".".join(parts[i:]) for i in reversed(range(len(parts))))
     return next(end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others))
 
 
-def write_beside(folder: Path, base: Base, stop: Sequence[int]) -> None:
-    """Write the tokenizer with its chat template, and `generation_config.json` with what ends an answer.
+def write_tokenizer(folder: Path, base: Base, stop: Sequence[int]) -> None:
+    """Write the tokenizer with its chat template, and `generation_config.json` with the stop tokens.
 
-    So `AutoTokenizer.from_pretrained(folder)` and `GenerationConfig.from_pretrained(folder)` read them.
+    `AutoTokenizer.from_pretrained(folder)` and `GenerationConfig.from_pretrained(folder)` read them back.
 
     Raises:
         FolderError: the folder cannot be written.
     """
     tokenizer = copy.deepcopy(base.tokenizer)
-    tokenizer.backend_tokenizer.no_padding()  # what the last batch needed is no part of the tokenizer
+    tokenizer.backend_tokenizer.no_padding()  # settings of the last batch are not part of the tokenizer
     tokenizer.backend_tokenizer.no_truncation()
     eos = tokenizer.eos_token_id
     generation = GenerationConfig(
@@ -188,30 +193,30 @@ def write_beside(folder: Path, base: Base, stop: Sequence[int]) -> None:
         eos_token_id=sorted(stop),
         pad_token_id=eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )
-    with replacing(folder) as beside:
-        tokenizer.save_pretrained(beside)
-        _for_others(beside / "tokenizer_config.json")
-        generation.save_pretrained(beside)
+    with replacing(folder) as scratch:
+        tokenizer.save_pretrained(scratch)
+        _make_portable(scratch / "tokenizer_config.json")
+        generation.save_pretrained(scratch)
 
 
-def _for_others(path: Path) -> None:
-    """Take out of a tokenizer's configuration how it was loaded here, and name a class of any version."""
+def _make_portable(path: Path) -> None:
+    """Remove how a tokenizer was loaded here from its configuration, and name a class of every version."""
     keys = json.loads(path.read_text(encoding="utf8"))
     keys = {key: value for key, value in keys.items() if key not in ("is_local", "local_files_only")}
-    if keys.get("tokenizer_class") == "TokenizersBackend":  # of transformers 5 only
+    if keys.get("tokenizer_class") == "TokenizersBackend":  # only in transformers 5
         keys["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf8")
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A folder beside, whose files then take the place of those of the same names, each whole."""
+    """A temporary folder whose files then replace those of the same names in `folder`, each atomically."""
     try:
         private.make(folder)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as beside:
-            yield Path(beside)
-            for path in sorted(Path(beside).rglob("*")):
-                place = folder / path.relative_to(beside)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
+            yield Path(scratch)
+            for path in sorted(Path(scratch).rglob("*")):
+                place = folder / path.relative_to(scratch)
                 if path.is_dir():
                     place.mkdir(mode=private.FOLDER, exist_ok=True)
                 else:
@@ -219,14 +224,15 @@ def replacing(folder: Path) -> Iterator[Path]:
                     os.replace(path, place)
     except OSError as error:
         raise FolderError(
-            f"adapter folder {folder} cannot be written ({error.strerror}); free space"
+            f"adapter folder {folder} cannot be written ({error.strerror}); free disk space or check its"
+            " permissions"
         ) from error
 
 
-def _ordered(content: bytes) -> bytes:
-    """The same safetensors file with its metadata in order: the library's own order changes from run to run.
+def _sort_metadata(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted, since the library's order changes from run to run.
 
-    Eight bytes of the header's length, the header as JSON, the tensors.
+    The format is eight bytes with the header's length, the header as JSON, the tensors.
     """
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
@@ -237,15 +243,15 @@ def _ordered(content: bytes) -> bytes:
 
 
 def config_of(base: Base, as_parameters: Collection[str] = ()) -> LoraConfig:
-    """The PEFT configuration that gives the same logits.
+    """The PEFT configuration with which an adapter gives the same logits.
 
-    Modules in `as_parameters` are named by their weights: PEFT rewrites the names of modules that it takes
-    for experts, but not those of parameters. The tensors are the same.
+    Modules in `as_parameters` are named by their weights: PEFT rewrites the names of modules that it treats
+    as experts, but not those of parameters. The tensors are the same.
     """
-    from peft import LoraConfig  # seconds, that a question to a run need not wait for
+    from peft import LoraConfig  # takes seconds, which answering does not need
 
     table = base.adapter
-    bases = [layer.base for _, layer in layers(base.model, base.sites)]
+    bases = [layer.base for _, layer in layers(base.model, base.targets)]
     name, revision = named(base)
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -257,19 +263,19 @@ def config_of(base: Base, as_parameters: Collection[str] = ()) -> LoraConfig:
         lora_dropout=0.0 if as_parameters else table.dropout,
         use_rslora=table.rank_stabilised,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in bases),
-        target_modules=[s.module for s in base.sites if not s.parameter and s.module not in as_parameters],
-        target_parameters=_parameters(base, as_parameters) or None,
+        target_modules=[s.module for s in base.targets if not s.parameter and s.module not in as_parameters],
+        target_parameters=_named_parameters(base, as_parameters) or None,
     )
 
 
-def _parameters(base: Base, modules: Collection[str]) -> list[str]:
-    """Stacked experts, and the weights of `modules`."""
-    stacked = [f"{site.module}.{site.parameter}" for site in base.sites if site.parameter]
-    return sorted([*stacked, *(f"{module}{WEIGHT}" for module in modules)])
+def _named_parameters(base: Base, modules: Collection[str]) -> list[str]:
+    """Names of the stacked experts' parameters and of the weights of `modules`."""
+    stacked = [f"{target.module}.{target.parameter}" for target in base.targets if target.parameter]
+    return sorted([*stacked, *(f"{module}{WEIGHT_SUFFIX}" for module in modules)])
 
 
 def named(base: Base) -> tuple[str, str | None]:
-    """What others load the base by: a Hugging Face id and the commit, or a folder's whole path."""
+    """What others load the base by: a Hugging Face id and the commit, or a folder's absolute path."""
     source = base.model.config._name_or_path or base.name
     if os.path.isdir(source):
         return paths.snapshot(source) or (os.path.abspath(source), None)
@@ -280,15 +286,15 @@ def read(folder: str | Path, base: Base) -> Adapter:
     """Read an adapter that was made for this base.
 
     Raises:
-        AdapterError: a file is missing or unreadable, a tensor is missing, extra or misshapen, the
-            scaling differs, or the adapter belongs to another base.
+        AdapterError: a file is missing or unreadable, a tensor is missing, extra or misshapen, the scaling
+            differs, or the adapter belongs to another base.
     """
     folder = Path(folder)
     config = read_config(folder)
-    theirs = scaling(config)
-    if abs(theirs - scaling(base.adapter)) > 1e-9:
+    found = scaling(config)
+    if abs(found - scaling(base.adapter)) > 1e-9:
         raise AdapterError(
-            f"adapter {folder} scales by {theirs:g}, this run by"
+            f"adapter {folder} scales by {found:g}, this run by"
             f" {scaling(base.adapter):g}; use its alpha and rank"
         )
     tensors, metadata = _tensors(folder / WEIGHTS)
@@ -303,21 +309,21 @@ def read(folder: str | Path, base: Base) -> Adapter:
 
 
 def read_config(folder: Path) -> AdapterTable:
-    """The `[adapter]` table that a PEFT folder was made with.
+    """The `[adapter]` table that corresponds to a PEFT folder's configuration.
 
     Raises:
-        AdapterError: it is not a LoRA folder, or uses a variant that the trainer lacks.
+        AdapterError: it is not a LoRA folder, or uses a variant that is not supported.
     """
     try:
         config = dict(json.loads((folder / CONFIG).read_text(encoding="utf8")))
     except (OSError, ValueError, TypeError) as error:
         raise AdapterError(f"adapter {folder} has no readable {CONFIG}; give a PEFT LoRA folder") from error
-    refused = [key for key, value in config.items() if not _plain(key, value, config)]
+    refused = [key for key, value in config.items() if not _is_supported(key, value, config)]
     if config.get("peft_type") != "LORA" or refused:
         key = refused[0] if config.get("peft_type") == "LORA" else "peft_type"
         raise AdapterError(
-            f"adapter {folder} has {key} = {json.dumps(config.get(key))}, which is not known here;"
-            " give a plain LoRA folder"
+            f"adapter {folder} has {key} = {json.dumps(config.get(key))}, which is not"
+            " supported; give a plain LoRA folder"
         )
     try:
         targets = config["target_modules"]
@@ -326,8 +332,10 @@ def read_config(folder: Path) -> AdapterTable:
             alpha=config["lora_alpha"],
             dropout=config.get("lora_dropout", 0.0),
             rank_stabilised=config.get("use_rslora", False),
-            targets=targets if targets == "all-linear" else _names(targets, _weights(config)),
-            target_parameters=tuple(name for name in _listed(config) if not name.endswith(WEIGHT)),
+            targets=targets if targets == "all-linear" else _names(targets, _linear_parameters(config)),
+            target_parameters=tuple(
+                name for name in _target_parameters(config) if not name.endswith(WEIGHT_SUFFIX)
+            ),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(
@@ -335,8 +343,8 @@ def read_config(folder: Path) -> AdapterTable:
         ) from error
 
 
-def _plain(key: str, value: Any, config: Mapping[str, Any]) -> bool:
-    """Whether a key of PEFT's configuration is understood or changes nothing; others must be empty."""
+def _is_supported(key: str, value: Any, config: Mapping[str, Any]) -> bool:
+    """Whether a key of PEFT's configuration is supported or has no effect; others must be empty."""
     match key:
         case "init_lora_weights":  # others change the base's own weights
             return value in (True, False, None, "gaussian", "orthogonal")
@@ -345,28 +353,32 @@ def _plain(key: str, value: Any, config: Mapping[str, Any]) -> bool:
             same = isinstance(value, dict) and all(each == everywhere for each in value.values())
             return same or not value
         case _:
-            return key in UNDERSTOOD or not value or value == _defaults().get(key)
+            return key in SUPPORTED_KEYS or not value or value == _defaults().get(key)
 
 
 @lru_cache(maxsize=1)
 def _defaults() -> dict[str, Any]:
-    """Of PEFT's configuration."""
+    """The defaults of PEFT's configuration."""
     from peft import LoraConfig
 
     return dict(LoraConfig().to_dict())
 
 
-def _weights(config: Mapping[str, Any]) -> list[str]:
-    """The linear modules that are named by their weights."""
-    return [name.removesuffix(WEIGHT) for name in _listed(config) if name.endswith(WEIGHT)]
+def _linear_parameters(config: Mapping[str, Any]) -> list[str]:
+    """Names of the linear modules that the configuration names by their weights."""
+    return [
+        name.removesuffix(WEIGHT_SUFFIX)
+        for name in _target_parameters(config)
+        if name.endswith(WEIGHT_SUFFIX)
+    ]
 
 
-def _listed(config: Mapping[str, Any]) -> list[str]:
+def _target_parameters(config: Mapping[str, Any]) -> list[str]:
     return sorted(map(str, config.get("target_parameters") or ()))
 
 
 def _names(targets: str | list[str] | None, others: Sequence[str]) -> tuple[str, ...]:
-    """PEFT's list of names, and `others`; or its one pattern, which matches no name of ours."""
+    """PEFT's list of names and `others`; or its pattern alone, which matches no target's name."""
     return (targets,) if isinstance(targets, str) else tuple(sorted({*(targets or ()), *others}))
 
 
@@ -377,5 +389,5 @@ def _tensors(path: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise AdapterError(
-            f"adapter file {path} cannot be read ({error}); it is missing or cut short"
+            f"adapter file {path} cannot be read ({error}); restore it, since it is missing or truncated"
         ) from error

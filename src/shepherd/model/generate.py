@@ -1,4 +1,4 @@
-"""Answers: several adapters in one pass, sequences side by side, through transformers' own generate."""
+"""Generate answers with several adapters in one pass, through transformers' own generate."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from transformers.generation.streamers import BaseStreamer
 from shepherd.core import Adapter, seed_for
 from shepherd.errors import BaseError
 from shepherd.io.progress import stage
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base
 
-BATCH = 64  # sequences answered at once
-BATCH_TOKENS = 2**16  # of their prompts and answers together, padding included: the cache holds so many
+MAX_BATCH_SEQUENCES = 64
+MAX_BATCH_TOKENS = 2**16  # of prompts and answers together with padding, all of which the cache holds
 
 
 def generate(
@@ -33,19 +33,19 @@ def generate(
     seed: int = 0,
     draws: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
-    """For each adapter (None is the base alone), the new token ids of each prompt, without stop tokens.
+    """The new token ids of each prompt for each adapter (None is the base alone), without stop tokens.
 
-    An answer depends on its prompt, draw and seed: not on what is asked beside it, nor in which order.
-    (Sums of another batch are rounded otherwise, so two tokens that are equally likely to the last bits
-    may change places.) Every adapter samples with the same draws.
+    An answer depends on its prompt, draw and seed, and not on the other prompts or their order. (Sums in
+    another batch are rounded differently, so the choice between two tokens that are equally likely up to
+    rounding may change.) Every adapter samples with the same draws.
 
     Args:
         prompts: token ids, as `data.template.prompt` makes them.
-        max_new_tokens: at least 1; an answer ends there at the latest, or where the base reads no further.
+        max_new_tokens: most tokens of an answer, at least 1; fewer if the base cannot read as many.
         stop: the token ids that end an answer.
-        temperature: 0 is greedy; above, sampling.
+        temperature: 0 is greedy; above 0, answers are sampled.
         top_p: in (0, 1]; sampling leaves out the least likely tokens beyond this share.
-        draws: a number for each prompt, 0 by default; with another one, the same prompt is sampled anew.
+        draws: a number for each prompt, 0 by default; another number gives another sample.
 
     Raises:
         BaseError: a prompt leaves no room for an answer in what the base can read, a number is out of its
@@ -56,14 +56,16 @@ def generate(
         f"prompt {n} of {len(prompts)}" if len(prompts) > 1 else "a prompt"
         for n in range(1, len(prompts) + 1)
     ]
-    rooms = [room(base, len(p), max_new_tokens, name) for p, name in zip(prompts, names, strict=True)]
+    limits = [
+        max_answer_tokens(base, len(p), max_new_tokens, name) for p, name in zip(prompts, names, strict=True)
+    ]
     draws = draws or [0] * len(prompts)
     answers: list[list[list[int]]] = [[[] for _ in prompts] for _ in adapters]
     with stage(f"answering {len(prompts):,} prompts", len(prompts) * len(adapters)) as now:
-        for arms in together(base, len(adapters)):
+        for arms in adapter_batches(base, len(adapters)):
             chosen = [adapters[k] for k in arms]
-            for places in _batches(base, prompts, rooms, len(arms)):
-                batch, longest = [prompts[i] for i in places], rooms[places[0]]
+            for places in _batches(base, prompts, limits, len(arms)):
+                batch, longest = [prompts[i] for i in places], limits[places[0]]
                 seeds = [seed_of(seed, draws[i], prompts[i]) for i in places]
                 sampler = Sampler(seeds, temperature, top_p, base.device) if temperature else None
                 new = answer(base, chosen, batch, longest, stop, sampler)
@@ -80,15 +82,15 @@ def seed_of(seed: int, draw: int, prompt: Sequence[int]) -> int:
 
 
 class Sampler(LogitsProcessor):  # type: ignore[misc]
-    """Sampling with a generator for each sequence: leaves it only the token that its own draws pick.
+    """Sampling with a generator of its own for each sequence: keeps only the token that its draws pick.
 
-    transformers draws all the sequences of a batch from one global generator, so that an answer would
-    depend on those beside it. Here the highest of the scores with Gumbel noise on them is taken, which has
-    the same distribution, and which the rounding of another batch changes as seldom as greedy search: it
-    takes two that are equal to the last bits.
+    transformers draws all sequences of a batch from one global generator, so that an answer would depend on
+    the others. Here the highest score after adding Gumbel noise is taken, which has the same distribution,
+    and which rounding in another batch changes as rarely as greedy search: only if two scores are equal up to
+    rounding.
 
     Args:
-        seeds: one a prompt; each adapter's prompts take the same.
+        seeds: one per prompt, the same for each adapter.
         temperature: above 0.
         top_p: in (0, 1].
     """
@@ -102,7 +104,7 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
         scores = (scores - scores.amax(-1, keepdim=True)).float() / self.temperature
         if self.top_p < 1:
             sizes, tokens = torch.softmax(scores, -1).sort(descending=True, stable=True)
-            out = sizes.cumsum(-1) - sizes >= self.top_p  # by the share of the likelier ones
+            out = sizes.cumsum(-1) - sizes >= self.top_p  # by the sum of the likelier tokens
             scores = scores.masked_fill(torch.zeros_like(out).scatter(-1, tokens, out), -math.inf)
         width, copies = scores.shape[-1], len(scores) // len(self.generators)
         waits = torch.stack([scores.new_empty(width).exponential_(generator=g) for g in self.generators])
@@ -111,50 +113,50 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
 
 
 def require_ranges(max_new_tokens: int, temperature: float, top_p: float) -> None:
-    """Raise BaseError unless an answer may be generated by these numbers."""
+    """Raise BaseError unless these numbers are in their ranges."""
     if max_new_tokens < 1:
-        raise BaseError(f"the longest answer is {max_new_tokens} tokens; give at least 1")
+        raise BaseError(f"the longest answer is {max_new_tokens} tokens; set at least 1")
     if not 0 <= temperature < math.inf:
-        raise BaseError(f"temperature {temperature} is not a number from 0 up; 0 is greedy")
+        raise BaseError(f"temperature {temperature} is not a number of at least 0; 0 is greedy")
     if not 0 < top_p <= 1:
         raise BaseError(f"top-p {top_p} is not above 0 and at most 1; 1 leaves no token out")
 
 
-def room(base: Base, tokens: int, wanted: int, name: str = "a prompt") -> int:
-    """How many tokens the answer to a prompt of `tokens` tokens may have, `wanted` at most.
+def max_answer_tokens(base: Base, tokens: int, longest: int, name: str = "a prompt") -> int:
+    """Most tokens of the answer to a prompt of `tokens` tokens, at most `longest`.
 
     Raises:
-        BaseError: there is no room for one; it calls the prompt by `name`.
+        BaseError: the prompt leaves no tokens for an answer; the message calls it by `name`.
     """
-    left = wanted if base.max_length is None else min(wanted, base.max_length - tokens)
+    left = longest if base.max_length is None else min(longest, base.max_length - tokens)
     if left < 1:
         raise BaseError(
-            f"{name} has {tokens} tokens and base {base.name} reads {base.max_length};"
+            f"{name} has {tokens} tokens and base {base.name} reads at most {base.max_length};"
             " shorten the instruction"
         )
     return left
 
 
-def together(base: Base, count: int) -> list[list[int]]:
-    """Which adapters answer in one batch: all, or each alone where rows may meet in the base (a router)."""
+def adapter_batches(base: Base, count: int) -> list[list[int]]:
+    """Groups of adapters that answer in one batch: all, or each alone if the base may mix rows (a router)."""
     meet = not (base.packed and base.proof.batches)
     return [[k] for k in range(count)] if meet else [list(range(count))]
 
 
 def _batches(
-    base: Base, prompts: Sequence[Sequence[int]], rooms: Sequence[int], copies: int
+    base: Base, prompts: Sequence[Sequence[int]], limits: Sequence[int], copies: int
 ) -> Iterator[list[int]]:
-    """Places of prompts of about the same length, so that little is padded, and of equal room.
+    """Indices of prompts for each batch: of similar length, to pad little, and with equal answer length.
 
-    Of the same length, where padding changes the base's answers; one by one, where batches do.
+    Prompts have the same length if padding changes the base's answers, and are alone if batches do.
     """
-    most = BATCH if base.proof.batches else 1
+    most = MAX_BATCH_SEQUENCES if base.proof.batches else 1
     batch: list[int] = []
-    for i in sorted(range(len(prompts)), key=lambda i: (-rooms[i], len(prompts[i]))):
+    for i in sorted(range(len(prompts)), key=lambda i: (-limits[i], len(prompts[i]))):
         full = (len(batch) + 1) * copies > most
-        wide = (len(batch) + 1) * copies * (len(prompts[i]) + rooms[i]) > BATCH_TOKENS
+        wide = (len(batch) + 1) * copies * (len(prompts[i]) + limits[i]) > MAX_BATCH_TOKENS
         first = batch[0] if batch else i
-        other = rooms[i] != rooms[first] or (not base.proof.pads and len(prompts[i]) != len(prompts[first]))
+        other = limits[i] != limits[first] or (not base.proof.pads and len(prompts[i]) != len(prompts[first]))
         if batch and (full or wide or other):
             yield batch
             batch = []
@@ -172,7 +174,7 @@ def answer(
     sampler: Sampler | None = None,
     streamer: BaseStreamer | None = None,
 ) -> list[list[list[int]]]:
-    """One batch of `generate`; greedy without a sampler.
+    """Answer one batch of `generate`; greedy without a sampler.
 
     `streamer.put` gets the padded prompts (K * n, width), and then each step's tokens (K * n,).
 
@@ -181,13 +183,13 @@ def answer(
     """
     if base.proof.mute:
         raise BaseError(
-            f"base {base.name} cannot generate answers: {base.proof.mute}; use another base for that"
+            f"base {base.name} cannot generate answers: {base.proof.mute}; use another base to generate"
         )
     ids, mask = left_padded(prompts, stop[0], base.device)
     width, copies = ids.shape[1], len(adapters)
-    lora.bind_adapters(base.model, base.sites, _stack(base, adapters))
-    tuned = any(adapter is not None for adapter in adapters)  # without a layout the base runs alone
-    laid_out = layout.running(layout.sequences([len(prompts)] * copies)) if tuned else nullcontext()
+    lora.bind_adapters(base.model, base.targets, _stack(base, adapters))
+    tuned = any(adapter is not None for adapter in adapters)  # without a plan the base runs alone
+    laid_out = pass_plan.use_plan(pass_plan.sequences([len(prompts)] * copies)) if tuned else nullcontext()
     with torch.inference_mode(), laid_out:
         out = base.model.generate(
             input_ids=ids.repeat(copies, 1),
@@ -207,13 +209,13 @@ def answer(
 
 
 def _stack(base: Base, adapters: Sequence[Adapter | None]) -> Mapping[str, Tensor]:
-    """The adapters as one stack; a zero adapter is the base alone."""
+    """The adapters as one stack; the base alone is an adapter of zeros."""
     zero = base.zero
     return lora.stacked([adapter or zero for adapter in adapters], base.device)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """ids and mask, (n, width): prompts end at the right edge, where the answers begin."""
+    """Token ids and mask, (n, width), padded on the left: prompts end where the answers begin."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -224,6 +226,6 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device
 
 
 def until_stop(row: list[int], stop: Sequence[int]) -> list[int]:
-    """The ids before the first that ends an answer."""
+    """The ids before the first stop token."""
     ends = [place for place, token in enumerate(row) if token in stop]
     return row[: ends[0]] if ends else row

@@ -1,4 +1,4 @@
-"""What an adapter of a base would look like, read off the base's configuration without its weights."""
+"""Sizes of a base and shapes of its adapters, from its configuration without its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shepherd.settings import AdapterTable, ModelTable
 
 
 def size(model: ModelTable, consent: Consent = NOTHING) -> tuple[int, int | None]:
-    """How many parameters `model.base` has, and the tokens it reads (None: no bound), without its weights.
+    """Number of parameters of `model.base`, and the most tokens it reads (None: no limit).
 
     Raises:
         BaseError: the configuration cannot be read, or needs code of its own that nobody agreed to.
@@ -28,7 +28,7 @@ def size(model: ModelTable, consent: Consent = NOTHING) -> tuple[int, int | None
 
 
 def shapes(folder: str, adapter: AdapterTable) -> dict[str, tuple[int, int]]:
-    """The names and shapes of the tensors of an adapter, as `model.base` would give them once loaded.
+    """Names and shapes of the tensors of an adapter for a base, as after loading it.
 
     Raises:
         BaseError: the configuration cannot be read, needs code of its own, or has no such target.
@@ -38,7 +38,7 @@ def shapes(folder: str, adapter: AdapterTable) -> dict[str, tuple[int, int]]:
 
 
 def adapter_bytes(folder: str, rank: int) -> int:
-    """Bytes in float32 of the largest adapter of a rank: a pair of factors at every matrix of the base.
+    """Bytes in float32 of the largest adapter of a rank, with a pair of factors for every matrix of the base.
 
     Raises:
         BaseError: the configuration cannot be read or needs code of its own.
@@ -58,7 +58,7 @@ def _network(model: ModelTable, consent: Consent = NOTHING) -> Any:
         config = AutoConfig.from_pretrained(model.base, revision=model.revision, trust_remote_code=trusted)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-    except (*remote_code.UNREADABLE, RuntimeError) as error:
+    except (*remote_code.LOADING_ERRORS, RuntimeError) as error:
         raise BaseError(
             f"the configuration of base {model.base} cannot be used ({type(error).__name__}); give a causal"
             " language model that transformers knows by itself"

@@ -1,7 +1,7 @@
-"""What PEFT itself makes of a written adapter, found without the base's weights.
+"""Check what PEFT loads of a written adapter, without the base's weights.
 
-PEFT decides by the base's architecture which tensors of an adapter go where: for some it renames targets or
-tensors while it loads, and what then fits nowhere is left out with a warning at most.
+PEFT decides by the base's architecture where an adapter's tensors belong: for some it renames targets or
+tensors while it loads, and tensors that then fit nowhere are left out with at most a warning.
 """
 
 from __future__ import annotations
@@ -23,45 +23,43 @@ from shepherd.model.lora import scaling
 
 
 def lost(folder: Path, adapter: Adapter, base: Base) -> tuple[list[str], str]:
-    """The tensors that `peft.PeftModel.from_pretrained(model, folder)` does not put where they belong.
+    """The tensors that `peft.PeftModel.from_pretrained(model, folder)` does not load correctly, and why.
 
-    Beside them stands PEFT's own reason where it refuses the folder; all are lost then.
-
-    A tensor counts as lost where PEFT leaves it out, changes it, puts it at another module or scales it
-    otherwise; and so does each that PEFT adds without being given it.
+    A tensor is lost if PEFT leaves it out, changes it, puts it at another module or scales it differently, or
+    if PEFT adds it. The reason is empty unless PEFT refuses the whole folder; then all tensors are lost.
 
     Raises:
-        BaseError: the base cannot be built without its weights, so nobody can tell.
+        BaseError: the base cannot be built without its weights, so this cannot be checked.
     """
     network = skeleton(base)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is lost, and of what is not
+        warnings.simplefilter("ignore")  # they also concern tensors that are not lost
         try:
             model = PeftModel.from_pretrained(
                 network, str(folder), low_cpu_mem_usage=True, torch_device="cpu"
             )
         except Exception as error:  # each version of PEFT refuses in its own ways
             return sorted(adapter), " ".join(str(error).split()) or type(error).__name__
-    wanted = scaling(base.adapter)
-    there, whole = set(), set()
+    expected = scaling(base.adapter)
+    found, whole = set(), set()
     for module, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
         for kind, factors in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
             name, tensor = f"{module}.{kind}.weight", factors["default"].weight
-            there.add(name)
+            found.add(name)
             if (
                 name in adapter
                 and not tensor.is_meta
                 and np.array_equal(tensor.detach().numpy(), adapter[name])
-                and abs(layer.scaling["default"] - wanted) < 1e-9
+                and abs(layer.scaling["default"] - expected) < 1e-9
             ):
                 whole.add(name)
-    return sorted((there | set(adapter)) - whole), ""
+    return sorted((found | set(adapter)) - whole), ""
 
 
 def skeleton(base: Base) -> nn.Module:
-    """The base's own class with its modules and their shapes, one shared zero standing for each weight.
+    """The base's class with its modules and their shapes, and zeros that take no memory as weights.
 
     Raises:
         BaseError: the class cannot be built without weights.

@@ -1,95 +1,73 @@
-"""The proof at load: packed examples give what each gives alone, or they run in batches, or not at all.
+"""The proof at load: decide by measurement whether a base can run packed, in batches only, or not at all.
 
 It measures packing and not rounding: the base is copied in float32, whatever dtype it is loaded in, and
-each token's states and each factor's gradient are compared with those of the examples alone. Of a large
-base the copy holds as many leading layers as have every kind of layer, and long sliding windows and
-attention chunks are shortened in it, so that short examples cross every border. In a low precision the same
-layers then run in it, too: there packing must add no more error than the precision itself.
+each token's states and each factor's gradient are compared with those of the examples alone. The copy of a
+large base holds only the leading layers up to the last new kind of layer, and its long sliding windows and
+attention chunks are shortened, so that short examples cross every border. A base in a low precision is then
+measured in that precision too: there packing must add no more error than the precision itself.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shepherd.core import Adapter
 from shepherd.errors import BaseError, ShepherdError
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.attention import PACKED, computing_as
 from shepherd.model.base import Base, Proof, attention_impl, hidden_states, logits
 from shepherd.model.generate import left_padded
+from shepherd.model.packing_probe import SHARED_TOKENS, Probe, copy_network, label, longest_border, make_probe
 
-WHOLE = 2**30  # bytes in float32 up to which a base is proven whole
-SHORT = 16  # tokens that a longer window or chunk is shortened to
-LONGEST = 8192  # tokens of a probe, where shortening breaks the base
-OWNERS = (0, 0, 1, 1)  # whose the four examples are
-FEWEST = 6  # tokens that a base must read: those of the shortest example
-SHARED = 4  # tokens that the first two begin with
-READ = slice(1, None, 2)  # the places of the line whose states are compared
-EXACT = 1e-3  # relative difference of a token's states, or a factor's gradient: above it is no rounding
-ROUGH = 3.0  # times the error of the base's own low precision that it may have packed
-BORDER = re.compile(r"(window|window_size|window_len|chunk_size|index_topk|compress_rate)$")
-SCALE = re.compile(r"floor_scale$")  # tokens from which attention is scaled; some count them along the line
+EXAMPLE_CLIENTS = (0, 0, 1, 1)  # the client of each of the four examples
+MIN_BASE_TOKENS = 6  # that a base must read: those of the shortest example
+COMPARED = slice(1, None, 2)  # the positions whose states are compared
+TOLERANCE = 1e-3  # relative difference of a token's states or a factor's gradient; rounding stays below it
+MAX_ERROR_RATIO = 3.0  # of the error when packed to the error of the base's own low precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Probe:
-    """A copy of the base, examples of two clients, and a stack of their adapters."""
-
-    base: Base
-    layers: int | None
-    """How many leading layers the copy has; None for all."""
-    slim: bool
-    """Whether long windows and chunks are shortened in it."""
-    examples: list[Tensor]
-    stack: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """The states that are read, (M, width), and each factor's gradient of a sum over them, (2, ...)."""
+class _Outputs:
+    """The compared states, (M, width), and each factor's gradient of a sum over them, (2, ...)."""
 
     states: Tensor
     gradients: Mapping[str, Tensor]
 
 
-_Run = Callable[[_Probe], Tensor]  # -> states (M, width)
+_Run = Callable[[Probe], Tensor]  # -> states (M, width)
 
 
 def verify_packing(base: Base, longest: int | None = None) -> Proof:
-    """How the base must run so that the states and gradients of each example are its own.
+    """Find how a base must run so that each example gets the states and gradients that it gets alone.
 
     Args:
-        longest: tokens of the longest example; None is any. A border that none reaches is not crossed.
+        longest: tokens of the longest example; None for any length. A window or chunk that none reaches is
+            not tested.
 
     Raises:
-        BaseError: neither packed nor in batches, or the base itself does not run.
+        BaseError: it can run neither packed nor in batches, or the base itself does not run.
     """
-    if base.max_length is not None and base.max_length < FEWEST:
+    if base.max_length is not None and base.max_length < MIN_BASE_TOKENS:
         raise BaseError(
-            f"{_named(base)} reads {base.max_length} tokens at most, too few for a prompt and its answer; use"
+            f"{label(base)} reads at most {base.max_length} tokens, too few for a prompt and its answer; use"
             " another base"
         )
     exact, own = _alone_in_float32(base, longest)
     _require_causal(exact, own)
-    _require_head(exact, EXACT)
+    _require_head(exact, TOLERANCE)
     rough = _in_own_dtype(base, exact, longest)
-    allowed = 0.0 if rough is None else ROUGH * _error_of_the_dtype(base, rough, own)
+    allowed = 0.0 if rough is None else MAX_ERROR_RATIO * _error_of_the_dtype(base, rough, own)
     if rough is not None:
         _require_head(rough, allowed)
-    why_unpacked = _fault(_packed, exact, own, base.dtype, rough, allowed)
-    if why_unpacked and (fault := _fault(_batched, exact, own, base.dtype, rough, allowed)):
-        raise BaseError(f"{_named(base)} cannot be trained here: {fault}; use another base")
+    why_unpacked = _why_not(_run_packed, exact, own, base.dtype, rough, allowed)
+    if why_unpacked and (fault := _why_not(_run_batched, exact, own, base.dtype, rough, allowed)):
+        raise BaseError(f"{label(base)} cannot be trained here: {fault}; use another base")
     if mute := _why_mute(base, exact):
         return Proof(unpacked=why_unpacked, pads=False, batches=False, mute=mute)
     pads = _answers_alike(exact, [exact.examples[-1], exact.examples[0]])
@@ -97,201 +75,81 @@ def verify_packing(base: Base, longest: int | None = None) -> Proof:
     return Proof(unpacked=why_unpacked, pads=pads, batches=batches)
 
 
-def _named(base: Base) -> str:
-    return f"base {base.name} ({base.model.config.model_type})"
-
-
 # the probe -------------------------------------------------------------------------------------------------
 
 
-def _alone_in_float32(base: Base, longest: int | None) -> tuple[_Probe, _Found]:
-    """The probe, a slice with short windows where such a one runs, and what its examples give alone."""
+def _alone_in_float32(base: Base, longest: int | None) -> tuple[Probe, _Outputs]:
+    """The probe, with few layers and short windows if that runs, and what its examples give alone."""
     try:
-        probe = _probe(base, longest, slim=True)
-        return probe, _found(_alone, probe)
+        probe = make_probe(base, longest, slim=True)
+        return probe, _outputs(_run_alone, probe)
     except BaseError:
         raise
     except Exception:  # the architecture's own code does not take a slice
         pass
     try:
-        probe = _probe(base, longest, slim=False)
-        own = _found(_alone, probe)
+        probe = make_probe(base, longest, slim=False)
+        own = _outputs(_run_alone, probe)
     except BaseError:
         raise
     except Exception as error:  # any architecture may fail here, each in its own way
-        raise BaseError(f"{_named(base)} does not run: {_said(error)}; use another base") from error
+        raise BaseError(f"{label(base)} does not run: {_explain(error)}; use another base") from error
     return probe, own
 
 
-def _probe(base: Base, longest: int | None, *, slim: bool) -> _Probe:
-    layers = _layers_needed(base.model) if slim else None
-    network = _copied(base.model, torch.float32, layers)
-    top = _border(network, longest or math.inf, shorten=slim)
-    if top > LONGEST:
-        raise BaseError(
-            f"{_named(base)} has a window or chunk of {top} tokens, too long to prove what happens beyond it;"
-            f" set data.max_tokens = {top}"
-        )
-    there = {name for name, _ in network.named_modules()}
-    sites = tuple(site for site in base.sites if site.module in there)
-    base = replace(base, model=network, dtype=torch.float32, sites=sites)
-    top += top % 2  # even, so that the last token of each is read
-    lengths = [min(length, base.max_length or length) for length in (top + 12, top + 10, top + 8, 6)]
-    rng = np.random.default_rng(0)
-    size = len(network.get_input_embeddings().weight)
-    examples = [torch.from_numpy(rng.integers(0, size, length)).to(base.device) for length in lengths]
-    examples[1][:SHARED] = examples[0][:SHARED]
-    stack = lora.stacked([_adapter(base, seed) for seed in range(2)], base.device)
-    return _Probe(base=base, layers=layers, slim=slim, examples=examples, stack=stack)
+# running a probe --------------------------------------------------------------------------------------
 
 
-def _adapter(base: Base, seed: int) -> Adapter:
-    """As one may be after some tuning: A as it is drawn at first, B no longer zero."""
-    rng = np.random.default_rng(seed)
-    first = lora.fresh(base.sites, base.adapter.rank, seed)
-    return Adapter(
-        {name: a if ".lora_A." in name else rng.normal(0, 0.02, a.shape) for name, a in first.items()}
-    )
-
-
-def _copied(network: Any, dtype: torch.dtype | None, layers: int | None = None) -> Any:
-    """A copy with the first `layers` layers, its weights in `dtype`; they are shared where nothing changes.
-
-    A quantised linear module becomes a random one of its shape, since the proof is of the layers' order.
-    """
-    known: dict[int, Any] = {}  # by the id of what they stand for, as `copy.deepcopy` takes them
-    stack = _layers(network)
-    dropped = {id(weight) for layer in stack[layers:] for weight in layer.parameters()} if layers else set()
-    for module in network.modules():
-        if isinstance(module, nn.Linear) and not module.weight.is_floating_point():
-            known[id(module)] = _random_linear(module, dtype)
-    for weight in network.parameters():
-        if id(weight) not in dropped and weight.is_floating_point():
-            known[id(weight)] = nn.Parameter(weight.detach().to(dtype or weight.dtype), requires_grad=False)
-    if layers:
-        known[id(stack)] = nn.ModuleList([copy.deepcopy(layer, known) for layer in stack[:layers]])
-    made = copy.deepcopy(network, known)
-    if layers:
-        made.config.get_text_config().num_hidden_layers = layers
-    for module in made.modules() if dtype else ():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point() and dtype == torch.float32:
-                module._buffers[name] = buffer.to(dtype)
-    return made
-
-
-def _random_linear(module: nn.Linear, dtype: torch.dtype | None) -> nn.Linear:
-    device = module.weight.device
-    linear = nn.Linear(
-        module.in_features, module.out_features, module.bias is not None, device=device, dtype=dtype
-    )
-    with torch.no_grad():
-        linear.weight.normal_(0, module.in_features**-0.5)
-    return linear.requires_grad_(False)
-
-
-def _layers(network: Any) -> nn.ModuleList:
-    """The decoder's layers: the list with most weights; empty where there is none."""
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=_size, default=nn.ModuleList())
-
-
-def _size(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())
-
-
-def _layers_needed(network: Any) -> int | None:
-    """How many leading layers hold every kind of layer; None for all, as of a base that is small."""
-    stack = _layers(network)
-    if 4 * _size(network) <= WHOLE or len(stack) != network.config.get_text_config().num_hidden_layers:
-        return None
-    kinds = [_kind(network, index, layer) for index, layer in enumerate(stack)]
-    return 1 + max(kinds.index(kind) for kind in kinds)
-
-
-def _kind(network: Any, index: int, layer: nn.Module) -> tuple[Any, ...]:
-    """What tells a layer from others: its parts, their settings and windows, and its type."""
-    types = getattr(network.config.get_text_config(), "layer_types", None)
-    parts = [
-        (name, type(module), *sorted((k, v) for k, v in vars(module).items() if _tells(k, v)))
-        for name, module in layer.named_modules()
-    ]
-    return types[index] if types else None, *parts
-
-
-def _tells(name: str, value: Any) -> bool:
-    return isinstance(value, (bool, str)) or (isinstance(value, int) and bool(BORDER.search(name)))
-
-
-def _border(network: Any, longest: float, *, shorten: bool) -> int:
-    """The longest window or chunk below `longest` tokens, shortened first with `shorten`; 0 for none.
-
-    A scale is shortened whatever `longest` is: a line reaches it though no example does.
-    """
-    top = 0
-    configs = {id(c): c for m in network.modules() if (c := getattr(m, "config", None)) is not None}
-    text = network.config.get_text_config()
-    for holder in (text, *configs.values(), *network.modules()):
-        for name, value in list(vars(holder).items()):
-            if SCALE.search(name) and type(value) in (int, float) and value > SHORT:
-                setattr(holder, name, SHORT)
-            if BORDER.search(name) and type(value) is int and 0 < value < longest:
-                if shorten and value > SHORT:
-                    setattr(holder, name, SHORT)
-                top = max(top, getattr(holder, name))
-    return top
-
-
-# what a probe gives ----------------------------------------------------------------------------------------
-
-
-def _alone(probe: _Probe) -> Tensor:
+def _run_alone(probe: Probe) -> Tensor:
     parts = []
-    for ids, owner in zip(probe.examples, OWNERS, strict=True):
-        with layout.running(layout.padded(1, len(ids), owner)):
+    for ids, owner in zip(probe.examples, EXAMPLE_CLIENTS, strict=True):
+        with pass_plan.use_plan(pass_plan.padded(1, len(ids), owner)):
             parts.append(hidden_states(probe.base, ids.unsqueeze(0), None))
-    return _line(parts)[READ]
+    return _line(parts)[COMPARED]
 
 
-def _batched(probe: _Probe) -> Tensor:
+def _run_batched(probe: Probe) -> Tensor:
     parts: list[Tensor] = []
     for owner in (0, 1):
-        own = [ids for ids, of in zip(probe.examples, OWNERS, strict=True) if of == owner]
+        own = [ids for ids, of in zip(probe.examples, EXAMPLE_CLIENTS, strict=True) if of == owner]
         width = max(map(len, own))
         rows = [torch.cat([ids, ids[-1:].expand(width - len(ids))]) for ids in own]
-        with layout.running(layout.padded(len(rows), width, owner)):
+        with pass_plan.use_plan(pass_plan.padded(len(rows), width, owner)):
             states = hidden_states(probe.base, torch.stack(rows), None).unflatten(0, (len(rows), width))
         parts += [of_one[: len(ids)] for of_one, ids in zip(states, own, strict=True)]
-    return _line(parts)[READ]
+    return _line(parts)[COMPARED]
 
 
 def _line(parts: list[Tensor]) -> Tensor:
-    """The states in the order of the packed line, where the opening that two examples share stands once."""
+    """The states in the order of the packed batch, in which two examples share their prefix."""
     first, second, *others = parts
-    return torch.cat([first, second[SHARED:], *others])
+    return torch.cat([first, second[SHARED_TOKENS:], *others])
 
 
-def _packed(probe: _Probe) -> Tensor:
+def _run_packed(probe: Probe) -> Tensor:
     first, second, *others = probe.examples
-    stretches, after = [first[:SHARED], first[SHARED:], second[SHARED:], *others], [-1, 0, 0, -1, -1]
+    stretches, after = (
+        [first[:SHARED_TOKENS], first[SHARED_TOKENS:], second[SHARED_TOKENS:], *others],
+        [-1, 0, 0, -1, -1],
+    )
     lengths = [len(ids) for ids in stretches]
     border, end = sum(lengths[:3]), sum(lengths)
     segments = [
-        layout.Segment(adapter=0, start=0, stop=border),
-        layout.Segment(adapter=1, start=border, stop=end),
+        pass_plan.Segment(adapter=0, start=0, stop=border),
+        pass_plan.Segment(adapter=1, start=border, stop=end),
     ]
     device = probe.base.device
-    read = torch.arange(end, device=device)[READ].contiguous()
-    plan = layout.packed(lengths, segments, device, after=after, read=read)
-    positions = torch.from_numpy(layout.positions(lengths, after)).to(device)
-    with layout.running(plan), attention_impl(probe.base, PACKED):
+    read = torch.arange(end, device=device)[COMPARED].contiguous()
+    plan = pass_plan.packed(lengths, segments, device, parents=after, output_positions=read)
+    positions = torch.from_numpy(pass_plan.positions(lengths, after)).to(device)
+    with pass_plan.use_plan(plan), attention_impl(probe.base, PACKED):
         return hidden_states(probe.base, torch.cat(stretches), positions)[read]
 
 
-def _found(run: _Run, probe: _Probe) -> _Found:
-    """The states and, of their sum in random directions, the gradients."""
+def _outputs(run: _Run, probe: Probe) -> _Outputs:
+    """The states, and the gradients of their sum in random directions."""
     factors = {name: factor.clone().requires_grad_() for name, factor in probe.stack.items()}
-    lora.bind_adapters(probe.base.model, probe.base.sites, factors)
+    lora.bind_adapters(probe.base.model, probe.base.targets, factors)
     states = run(probe).float()
     directions = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states.device)
     (states * directions).sum().backward()
@@ -299,41 +157,44 @@ def _found(run: _Run, probe: _Probe) -> _Found:
         name: torch.zeros_like(factor) if factor.grad is None else factor.grad
         for name, factor in factors.items()
     }
-    return _Found(states=states.detach(), gradients=gradients)
+    return _Outputs(states=states.detach(), gradients=gradients)
 
 
 # comparing -------------------------------------------------------------------------------------------------
 
 
-def _fault(
-    run: _Run, exact: _Probe, own: _Found, dtype: torch.dtype, rough: _Probe | None, allowed: float
+def _why_not(
+    run: _Run, exact: Probe, own: _Outputs, dtype: torch.dtype, rough: Probe | None, allowed: float
 ) -> str:
-    """What is wrong with examples that run so; empty for nothing. `allowed` is the error in the low dtype."""
-    how = "packed" if run is _packed else "in a batch"
+    """Why examples must not run this way; "" if they may. `allowed` is the error in the low dtype."""
+    how = "packed" if run is _run_packed else "in a batch"
     try:
         with computing_as(dtype):
-            found = _found(run, exact)
-        low = None if rough is None else _found(run, rough)
+            found = _outputs(run, exact)
+        low = None if rough is None else _outputs(run, rough)
     except Exception as error:  # any architecture may fail here, each in its own way
-        return _said(error)
-    if not (apart := float(_apart(found.states, own.states).max())) <= EXACT:
-        return f"its examples get other states {how} than alone (relative difference {apart:.1e})"
-    if not (apart := _gradients_apart(found.gradients, own.gradients)) <= EXACT:
-        return f"its examples get other gradients {how} than alone (relative difference {apart:.1e})"
-    if low is not None and not (apart := float(_apart(low.states, own.states).median())) <= allowed:
-        return f"in {_short(dtype)} its examples get other states {how} than alone ({apart:.1e} off)"
+        return _explain(error)
+    if not (difference := float(_difference(found.states, own.states).max())) <= TOLERANCE:
+        return f"its examples get different states {how} than alone (relative difference {difference:.1e})"
+    if not (difference := _gradient_difference(found.gradients, own.gradients)) <= TOLERANCE:
+        return f"its examples get different gradients {how} than alone (relative difference {difference:.1e})"
+    if low is not None and not (difference := float(_difference(low.states, own.states).median())) <= allowed:
+        return (
+            f"in {_short(dtype)} its examples get different states {how} than alone (relative difference"
+            f" {difference:.1e})"
+        )
     return ""
 
 
-def _apart(found: Tensor, expected: Tensor) -> Tensor:
-    """Each token's relative difference, (M,)."""
+def _difference(found: Tensor, expected: Tensor) -> Tensor:
+    """Relative difference of each token's states, (M,)."""
     sizes = expected.norm(dim=-1)
-    apart: Tensor = (found - expected).norm(dim=-1) / sizes.clamp(min=1e-3 * float(sizes.mean()))
-    return apart
+    difference: Tensor = (found - expected).norm(dim=-1) / sizes.clamp(min=1e-3 * float(sizes.mean()))
+    return difference
 
 
-def _gradients_apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest relative difference of a factor of one of the adapters."""
+def _gradient_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Largest relative difference of the gradient of a factor of one adapter."""
     sizes = {name: gradient.flatten(1).norm(dim=1) for name, gradient in expected.items()}  # (2,) each
     floor = 1e-3 * max(float(size.max()) for size in sizes.values())
     each = [
@@ -343,106 +204,106 @@ def _gradients_apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     return float(torch.stack(each).max())
 
 
-def _require_causal(probe: _Probe, own: _Found) -> None:
-    """The states of the first example's tokens must be the same where it is cut."""
-    lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
+def _require_causal(probe: Probe, own: _Outputs) -> None:
+    """Raise BaseError unless the first example's states stay the same when its end is removed."""
+    lora.bind_adapters(probe.base.model, probe.base.targets, probe.stack)
     ids = probe.examples[0][: len(probe.examples[0]) // 2]
-    with torch.no_grad(), layout.running(layout.padded(1, len(ids), 0)):
-        states = hidden_states(probe.base, ids.unsqueeze(0), None)[READ]
-    if not (apart := float(_apart(states, own.states[: len(states)]).max())) <= EXACT:
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, len(ids), 0)):
+        states = hidden_states(probe.base, ids.unsqueeze(0), None)[COMPARED]
+    if not (difference := float(_difference(states, own.states[: len(states)]).max())) <= TOLERANCE:
         raise BaseError(
-            f"{_named(probe.base)} cannot be trained here: a token's states depend on the tokens after it"
-            f" (relative difference {apart:.1e}); use a causal language model"
+            f"{label(probe.base)} cannot be trained here: a token's states depend on the tokens after it"
+            f" (relative difference {difference:.1e}); use a causal language model"
         )
 
 
-def _require_head(probe: _Probe, allowed: float) -> None:
-    """The logits that are computed from the states here must be the base's own, but for `allowed`."""
+def _require_head(probe: Probe, allowed: float) -> None:
+    """Raise BaseError unless `logits` gives the base's own logits within `allowed`."""
     ids = probe.examples[-1].unsqueeze(0)
     try:
-        with torch.no_grad(), layout.running(layout.padded(1, ids.shape[1], 0)):
+        with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, ids.shape[1], 0)):
             ours = logits(probe.base, hidden_states(probe.base, ids, None))
             own = probe.base.model(input_ids=ids, use_cache=False).logits[0]
-        apart = float(_apart(ours.float(), own.float()).max())
+        difference = float(_difference(ours.float(), own.float()).max())
     except Exception as error:  # any architecture may fail here, each in its own way
         raise BaseError(
-            f"{_named(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_said(error)};"
+            f"{label(probe.base)} cannot be trained in {_short(probe.base.dtype)}: {_explain(error)};"
             " use another base"
         ) from error
-    if not apart <= allowed:
+    if not difference <= allowed:
         raise BaseError(
-            f"{_named(probe.base)} makes its logits in a way that is not known here (relative difference"
-            f" {apart:.1e}); use another base"
+            f"{label(probe.base)} computes its logits in a way that is not supported (relative difference"
+            f" {difference:.1e}); use another base"
         )
 
 
-def _in_own_dtype(base: Base, exact: _Probe, longest: int | None) -> _Probe | None:
-    """The probe in the precision that the base will run in, where that is not float32."""
+def _in_own_dtype(base: Base, exact: Probe, longest: int | None) -> Probe | None:
+    """The probe in the precision that the base will run in; None if that is float32."""
     if base.dtype == torch.float32:
         return None
     if all(weight.is_floating_point() for weight in base.model.parameters()):
-        network = _copied(base.model, None, exact.layers)  # the very weights
-        _border(network, longest or math.inf, shorten=exact.slim)
+        network = copy_network(base.model, None, exact.layers)  # the same weights
+        longest_border(network, longest or math.inf, shorten=exact.slim)
     else:  # quantised: the random modules of the copy
-        network = _copied(exact.base.model, base.dtype)
+        network = copy_network(exact.base.model, base.dtype)
     return replace(exact, base=replace(exact.base, model=network, dtype=base.dtype))
 
 
-def _error_of_the_dtype(base: Base, rough: _Probe, own: _Found) -> float:
-    """How far the base's own states in its dtype are from those in float32: the median token's share.
+def _error_of_the_dtype(base: Base, rough: Probe, own: _Outputs) -> float:
+    """Relative difference of the base's states in its dtype and in float32, median over the tokens.
 
     Raises:
-        BaseError: they overflow, the whole base's too.
+        BaseError: the states overflow, of the probe or of the whole base.
     """
     try:
-        states = _found(_alone, rough).states
+        states = _outputs(_run_alone, rough).states
         ids = rough.examples[0]
         zero = lora.stacked([base.zero], base.device)
-        lora.bind_adapters(base.model, base.sites, zero)
-        with torch.no_grad(), layout.running(layout.padded(1, len(ids), 0)):
+        lora.bind_adapters(base.model, base.targets, zero)
+        with torch.no_grad(), pass_plan.use_plan(pass_plan.padded(1, len(ids), 0)):
             whole = hidden_states(base, ids.unsqueeze(0), None)
     except Exception as error:
         raise BaseError(
-            f"{_named(base)} does not run in {_short(base.dtype)}: {_said(error)}; set model.dtype to another"
+            f"{label(base)} does not run in {_short(base.dtype)}: {_explain(error)}; set another model.dtype"
         ) from error
     if not (states.isfinite().all() and whole.isfinite().all()):
         raise BaseError(
-            f'{_named(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
+            f'{label(base)} overflows {_short(base.dtype)}; set model.dtype = "bfloat16" or "float32"'
         )
-    return max(float(_apart(states, own.states).median()), torch.finfo(base.dtype).eps)
+    return max(float(_difference(states, own.states).median()), torch.finfo(base.dtype).eps)
 
 
-def _why_mute(base: Base, exact: _Probe) -> str:
-    """Why the base answers not even one prompt; empty where it does. A slice that stops decides nothing."""
+def _why_mute(base: Base, exact: Probe) -> str:
+    """Why the base cannot answer a single prompt; "" if it can. Only a failure of the whole base counts."""
     whole = replace(exact, base=base, stack=lora.stacked([base.zero], base.device))
     said = ""
     for probe in (exact, whole):
-        lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
+        lora.bind_adapters(probe.base.model, probe.base.targets, probe.stack)
         try:
             _scores(probe, [probe.examples[-1].tolist()])
         except Exception as error:  # any architecture may fail here, each in its own way
-            said = _said(error)
+            said = _explain(error)
         else:
             return ""
     return said
 
 
-def _answers_alike(probe: _Probe, examples: list[Tensor]) -> bool:
-    """Whether these as prompts, padded on the left, are answered in one batch as each alone."""
-    lora.bind_adapters(probe.base.model, probe.base.sites, probe.stack)
+def _answers_alike(probe: Probe, examples: list[Tensor]) -> bool:
+    """Whether these prompts, padded on the left, are answered in one batch as each is alone."""
+    lora.bind_adapters(probe.base.model, probe.base.targets, probe.stack)
     prompts = [ids.tolist() for ids in examples]
     try:
-        apart = [_scores(probe, [prompt]) for prompt in prompts]
+        difference = [_scores(probe, [prompt]) for prompt in prompts]
         together = _scores(probe, prompts)
-    except Exception:  # then none is padded
+    except Exception:  # then prompts are not padded
         return False
-    return bool(_apart(together, torch.cat(apart)).max() <= EXACT)
+    return bool(_difference(together, torch.cat(difference)).max() <= TOLERANCE)
 
 
-def _scores(probe: _Probe, prompts: list[list[int]]) -> Tensor:
-    """The logits of the first three tokens of each answer, (n, 3, vocabulary)."""
+def _scores(probe: Probe, prompts: list[list[int]]) -> Tensor:
+    """Logits of the first three tokens of each answer, (n, 3, vocabulary)."""
     ids, mask = left_padded(prompts, 0, probe.base.device)
-    with torch.no_grad(), layout.running(layout.sequences([len(prompts)])):
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([len(prompts)])):
         out = probe.base.model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -463,8 +324,8 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _said(error: Exception) -> str:
-    """The reason in words, with the place in the architecture's code where it stopped."""
+def _explain(error: Exception) -> str:
+    """An error in words, with the function of the architecture's code that raised it."""
     if isinstance(error, ShepherdError):
         return str(error)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "modeling_" in f.filename]

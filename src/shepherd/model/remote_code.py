@@ -1,8 +1,9 @@
-"""Code that comes with a base: whose it is, and whether it may run (law 12).
+"""Code that comes with a base: where it is from, and whether it may run (law 12).
 
-A base may bring Python that transformers imports when it loads the configuration, the tokenizer or the model.
-A run file, a run folder or an adapter can only wish for it. And a configuration may name repositories of
-others that transformers would fetch without being told to: kernels, which are code, and parts of the model.
+A base may contain Python that transformers imports when it loads the configuration, the tokenizer or the
+model. A run file, a run folder or an adapter can only request it. And a configuration may name other
+repositories from which transformers would download without being asked: kernels, which are code, and parts of
+the model.
 """
 
 from __future__ import annotations
@@ -22,32 +23,33 @@ from shepherd.errors import BaseError
 from shepherd.settings import ModelTable
 from shepherd.visible import shown_line
 
-ATTENTION = ("eager", "sdpa", "flex_attention")
-"""The attention that torch has itself; what else a configuration may name is fetched, or is a package."""
-EXPERTS = ("eager", "batched_mm", "grouped_mm")
-FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
-"""Of a package that is installed here; with the package `kernels`, of the hub where that one is not."""
-QUANTISED = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
-"""What computes without kernels of the hub."""
+TORCH_ATTENTION = ("eager", "sdpa", "flex_attention")
+"""Attention that torch provides; any other name in a configuration is downloaded, or is a package."""
+EXPERT_IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
+"""Implementations of experts that transformers provides."""
+FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+"""Attention of an installed package; with the package `kernels` it may be downloaded from the hub."""
+QUANTISATION_METHODS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
+"""Quantisation methods that need no kernels from the hub."""
 
-UNREADABLE = (
+LOADING_ERRORS = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, ImportError, AttributeError),
     *(AssertionError, StrictDataclassError),
 )
-"""What transformers raises over a configuration or a tokenizer that it cannot use."""
+"""Exceptions that transformers raises for a configuration or a tokenizer that it cannot use."""
 
 
 def allowed(model: ModelTable, consent: Consent = NOTHING) -> bool:
-    """Whether code that comes with the base runs: where `trust_remote_code` asks for it and a person agreed.
+    """Whether code that comes with the base runs: `trust_remote_code` asks for it and a person agreed.
 
     Raises:
-        BaseError: it is asked for and nobody agreed; the base is not loaded another way, which might be
-            another model. Or its configuration would have something fetched that nobody agreed to.
+        BaseError: it is asked for and nobody agreed (the base is not loaded in another way, which might give
+            another model), or the configuration would download something that nobody agreed to.
     """
     if model.trust_remote_code and not consent.remote_code:
         raise BaseError(
-            f"model.trust_remote_code asks to run {whose(model)} on this machine, and settings alone do not"
-            " decide that; nothing of it ran: read it, then give --trust-remote-code (in Python:"
+            f"model.trust_remote_code asks to run {whose(model)} on this machine, and settings alone cannot"
+            " allow that; nothing of it ran: read it, then give --trust-remote-code (in Python:"
             " consent=Consent(remote_code=True))"
         )
     if not model.trust_remote_code:
@@ -56,11 +58,11 @@ def allowed(model: ModelTable, consent: Consent = NOTHING) -> bool:
 
 
 def configuration(model: ModelTable) -> dict[str, Any]:
-    """The base's configuration as it is written, from the file that transformers reads; empty if none is."""
+    """The base's configuration as written in the file that transformers reads; empty if it cannot be read."""
     try:
         found, _ = PretrainedConfig.get_config_dict(model.base, revision=model.revision)
         return dict(found or {})
-    except UNREADABLE:  # loading it says best what is wrong
+    except LOADING_ERRORS:  # loading it reports what is wrong
         return {}
 
 
@@ -70,32 +72,32 @@ def _require_nothing_fetched(model: ModelTable) -> None:
             key = shown_line(".".join(filter(None, path)))
             raise BaseError(
                 f"base {model.base} has {key} = {json.dumps(text)} in its config.json, for which transformers"
-                " would fetch something from the hub, mostly code; nothing was fetched:"
-                " take the key out, or read what it names, then set model.trust_remote_code = true and give"
+                " would download something from the hub, mostly code; nothing was downloaded:"
+                " remove the key, or read what it names, then set model.trust_remote_code = true and give"
                 " --trust-remote-code"
             )
 
 
 def _fetches(path: tuple[str, ...], text: str) -> bool:
-    """Whether transformers may fetch something because of this text, by the keys that lead to it."""
+    """Whether transformers may download something because of this text, by the keys that lead to it."""
     with_kernels = find_spec("kernels") is not None
     if any("attn_implementation" in key for key in path):
-        return text not in (ATTENTION if with_kernels else ATTENTION + FLASH)
+        return text not in (TORCH_ATTENTION if with_kernels else TORCH_ATTENTION + FLASH_ATTENTION)
     if any("experts_implementation" in key for key in path):
-        return text not in EXPERTS
+        return text not in EXPERT_IMPLEMENTATIONS
     match path[-1]:
-        case "backbone":  # with no configuration beside it, which is the hub's then
+        case "backbone":  # without a configuration of its own it is from the hub
             return True
         case "quant_method":
-            return with_kernels and text not in QUANTISED
-        case "model_type":  # the one architecture that asks for a kernel by itself
+            return with_kernels and text not in QUANTISATION_METHODS
+        case "model_type":  # the only architecture that requests a kernel by itself
             return with_kernels and text == "rwkv"
         case _:
             return False
 
 
 def require_known(model: ModelTable, error: Exception) -> None:
-    """Raise BaseError with the way to allow it, where a base was not loaded for want of code of its own."""
+    """Raise BaseError saying how to allow it, if a base was not loaded because it needs code of its own."""
     if "trust_remote_code" in str(error) and not model.trust_remote_code:
         raise BaseError(
             f"base {model.base} needs {whose(model)}, which did not run: read it, then set"
@@ -104,7 +106,7 @@ def require_known(model: ModelTable, error: Exception) -> None:
 
 
 def whose(model: ModelTable) -> str:
-    """The code in words, as far as it is on this disk: `the code of folder /bases/x (modeling_x.py)`."""
+    """Where a base's code is from, in words: `the code of folder /bases/x (modeling_x.py)`."""
     folder = Path(model.base)
     if not folder.is_dir():
         at = f" at {model.revision}" if model.revision else ""
@@ -113,12 +115,12 @@ def whose(model: ModelTable) -> str:
     others = sorted(set(_repositories(folder)))
     named = f" ({', '.join(files[:3])}{', ...' if len(files) > 3 else ''})" if files else ""
     many = "repositories" if len(others) > 1 else "repository"
-    beside = f", and of the Hugging Face {many} {' and '.join(others)}" if others else ""
-    return f"the code of folder {folder}{named}{beside}"
+    elsewhere = f", and of the Hugging Face {many} {' and '.join(others)}" if others else ""
+    return f"the code of folder {folder}{named}{elsewhere}"
 
 
 def _repositories(folder: Path) -> Iterator[str]:
-    """The repositories that a base's configurations take something from.
+    """The repositories from which a base's configurations would download something.
 
     Classes are written as `owner/name--module.Class`, kernels as `owner/name@revision:function`.
     """
@@ -139,7 +141,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _texts(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The texts in a file of JSON, each with the keys that lead to it."""
+    """The texts in a JSON value, each with the keys that lead to it."""
     match value:
         case str() if path:
             yield path, value

@@ -1,4 +1,4 @@
-"""Answers while they are written: several adapters over one base, a token each at every step."""
+"""Stream answers token by token, from several adapters over one base."""
 
 from __future__ import annotations
 
@@ -26,29 +26,28 @@ def stream(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> Generator[list[list[int]], None, None]:
-    """After each step, for each adapter (None is the base alone), its new token ids so far.
+    """Yield the new token ids so far of each adapter (None is the base alone), after each step.
 
-    Stop tokens are left out, and what is finished stays still. The last are those of `generate` for this
-    one prompt, with the same seed. transformers' own generate runs in a thread meanwhile; it ends when the
-    iterator is exhausted or closed. The base, on which the adapters hang, is taken until then: one at a
-    time.
+    Stop tokens are left out, and a finished answer no longer changes. The last value is that of `generate`
+    for this prompt with the same seed. transformers' own generate runs in a thread; it ends when the iterator
+    is exhausted or closed. Until then the base, to which the adapters are bound, must not be used otherwise.
 
     Raises:
-        BaseError: as `generate`; when the first answer is asked for.
+        BaseError: as `generate`, when the first value is requested.
     """
     if not adapters:
         return
     generation.require_ranges(max_new_tokens, temperature, top_p)
-    room = generation.room(base, len(prompt), max_new_tokens)
+    longest = generation.max_answer_tokens(base, len(prompt), max_new_tokens)
     seeds = [generation.seed_of(seed, 0, prompt)]
     steps = _Steps()
 
     def work() -> None:
         try:
-            for steps.arms in generation.together(base, len(adapters)):
+            for steps.arms in generation.adapter_batches(base, len(adapters)):
                 sampler = generation.Sampler(seeds, temperature, top_p, base.device) if temperature else None
                 chosen = [adapters[k] for k in steps.arms]
-                generation.answer(base, chosen, [prompt], room, stop, sampler, steps)
+                generation.answer(base, chosen, [prompt], longest, stop, sampler, steps)
         except _Stopped:
             pass
         finally:
@@ -57,13 +56,13 @@ def stream(
     with ThreadPoolExecutor(1, "stream") as pool:
         done = pool.submit(work)
         try:
-            yield from _grown(steps, len(adapters), stop)
+            yield from _collect(steps, len(adapters), stop)
         finally:
             steps.stopped.set()
-        done.result()  # what went wrong there goes on here
+        done.result()  # raises what was raised in the thread
 
 
-def _grown(steps: _Steps, count: int, stop: Sequence[int]) -> Iterator[list[list[int]]]:
+def _collect(steps: _Steps, count: int, stop: Sequence[int]) -> Iterator[list[list[int]]]:
     rows: list[list[int]] = [[] for _ in range(count)]
     while (step := steps.queue.get()) is not None:
         for arm, token in zip(*step, strict=True):
@@ -72,11 +71,11 @@ def _grown(steps: _Steps, count: int, stop: Sequence[int]) -> Iterator[list[list
 
 
 class _Stopped(Exception):
-    """The reader has gone."""
+    """The consumer of the stream has closed it."""
 
 
 class _Steps(BaseStreamer):  # type: ignore[misc]
-    """Hands over each step's tokens; unlike transformers' own streamers, those of a whole batch."""
+    """Passes on each step's tokens of a whole batch, unlike transformers' own streamers."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[tuple[list[int], list[int]] | None] = SimpleQueue()

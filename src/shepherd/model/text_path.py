@@ -1,7 +1,8 @@
-"""Which parts of a base text never reaches: the encoders of images and sound, and what leads out of them.
+"""Find the parts of a base that text never reaches: encoders of images and sound, and their projections.
 
-Found by how transformers builds a model, not by a list of names, and without running it. So a site that knows
-a base's configuration alone finds the same parts as one that has loaded its weights.
+They are found by the structure of transformers' models, without a list of names and without running the
+model. So a site that knows only a base's configuration finds the same parts as one that has loaded its
+weights.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from shepherd.errors import BaseError
 def towers(network: Any) -> tuple[str, ...]:
     """The names of the outermost modules of a causal language model that text alone never passes through.
 
-    These are, where the configuration has a text part of its own, all modules beside the text decoder and the
-    head; and wherever they stand, models whose inputs (`input_modalities`) are no text, with the modules
-    that exist to hold them.
+    If the configuration has a text part of its own, these are all modules other than the text decoder and the
+    head; and in any case the models whose inputs (`input_modalities`) do not include text, with the modules
+    that only contain them.
 
     Raises:
         BaseError: the configuration has several text parts.
@@ -31,7 +32,7 @@ def towers(network: Any) -> tuple[str, ...]:
         raise BaseError(
             f"base {network.config.model_type} has several text parts; give a causal language model"
         ) from error
-    beside = [] if text is network.config else _beside(network, network.get_decoder())
+    beside = [] if text is network.config else _off_text_path(network, network.get_decoder())
     holders = [
         _holder(network, name)
         for name, module in network.named_modules()
@@ -45,12 +46,12 @@ def towers(network: Any) -> tuple[str, ...]:
 
 
 def within(name: str, towers: Sequence[str]) -> str | None:
-    """The one of these modules that has this name or holds what has it; None where there is none."""
+    """The one of these modules that has this name or contains the module with it; None if there is none."""
     return next((tower for tower in towers if f"{name}.".startswith(f"{tower}.")), None)
 
 
-def _beside(network: Any, decoder: nn.Module) -> list[str]:
-    """What hangs off the way from the model down to its decoder, without the head."""
+def _off_text_path(network: Any, decoder: nn.Module) -> list[str]:
+    """Modules next to the path from the model down to its decoder, without the head."""
     spared = {id(decoder), id(network.get_output_embeddings())}
     way = {id(module) for _, module in network.named_modules() if any(m is decoder for m in module.modules())}
     return [
@@ -63,7 +64,7 @@ def _beside(network: Any, decoder: nn.Module) -> list[str]:
 
 
 def _holder(network: nn.Module, name: str) -> str:
-    """The outermost module around a part that is no model itself, and so is there for it alone."""
+    """The outermost module around a part that is not a model itself, and so exists only for that part."""
     while (parent := name.rpartition(".")[0]) and not isinstance(
         network.get_submodule(parent), PreTrainedModel
     ):

@@ -1,6 +1,6 @@
-"""Which answers of a round count: every update is checked before it is used (law 6).
+"""Decide which answers of a round count: every update is checked before it is used (law 6).
 
-Generators that hand one update on at a time and hold none of them (law 5). A `for` loop keeps its variable
+These are generators that pass one update on at a time and keep none (law 5). A `for` loop keeps its variable
 while it waits for the next value, so each loop here deletes it.
 """
 
@@ -31,17 +31,17 @@ from shepherd.core import (
     shapes_of,
 )
 from shepherd.errors import AdapterError, QuorumNotMet, UpdateRefused
-from shepherd.rounds.weights import ANYTHING, MAX_WEIGHT, ROUNDING, Allow, Allowed, Shares
+from shepherd.rounds.weights import ANYTHING, MAX_WEIGHT, WEIGHT_TOLERANCE, Allow, Allowed, Shares
 
 MAX_METRIC = MAX_WEIGHT
-"""Of a metric's size, and of a score's sum or count: products and sums of such numbers stay finite."""
+"""Largest absolute value of a metric or of a score's sum or count: their sums and products stay finite."""
 
 Answer = Update | Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One round's question: to whom it went, and what an answer may be."""
+class RoundRequest:
+    """What one round asked: of which clients, and what an answer may be."""
 
     method: Method
     federation: Federation
@@ -55,8 +55,8 @@ class Asked:
 
 
 @dataclass(slots=True, kw_only=True)
-class Received:
-    """What came in during a round, but for the tensors."""
+class RoundLog:
+    """What came in during a round, without the tensors."""
 
     weights: dict[str, float] = field(default_factory=dict)
     capped: list[str] = field(default_factory=list)
@@ -64,158 +64,161 @@ class Received:
     failures: dict[str, str] = field(default_factory=dict)
     bytes_up: int = 0
     waited: float = 0.0
-    """Seconds."""
+    """Seconds of waiting for answers."""
     infos: dict[str, ClientInfo] = field(default_factory=dict)
-    """Of the clients, once the first has answered: a site may have joined for this round."""
+    """Information on each client, filled at the first answer: a site may have joined for this round."""
 
     def info(self, federation: Federation, client: str) -> ClientInfo:
-        """What is known of a client that has answered."""
+        """Information on a client that has answered."""
         if not self.infos:
             self.infos = {info.name: info for info in federation.clients()}
         return self.infos[client]
 
 
-def usable(asked: Asked, shares: Shares, received: Received) -> Iterator[Update]:
-    """The updates that count, one by one, each with the weight that it counts for.
+def usable_updates(request: RoundRequest, shares: Shares, log: RoundLog) -> Iterator[Update]:
+    """Yield the updates that count, one by one, each with its weight in the mean.
 
     Raises:
-        QuorumNotMet: too few were usable; those that were have passed by then.
+        QuorumNotMet: too few were usable; those that were have been yielded by then.
     """
-    answers = timed(asked.federation.run(asked.broadcast, asked.cohort), received)
-    return capped(asked, accepted(asked, answers, received), shares, received)
+    answers = measure_waiting(request.federation.run(request.broadcast, request.cohort), log)
+    return cap_weights(request, accept_updates(request, answers, log), shares, log)
 
 
-def timed(answers: Iterator[Answer], received: Received) -> Iterator[Answer]:
-    """The same answers; how long each was waited for is counted."""
+def measure_waiting(answers: Iterator[Answer], log: RoundLog) -> Iterator[Answer]:
+    """Yield the same answers, and add up the time spent waiting for each."""
     while True:
         began = perf_counter()
         try:
             answer = next(answers, None)
         finally:
-            received.waited += perf_counter() - began
+            log.waited += perf_counter() - began
         if answer is None:
             return
         yield answer
         del answer
 
 
-def accepted(asked: Asked, answers: Iterator[Answer], received: Received) -> Iterator[Update]:
-    """The answers that are usable updates, decoded; every other one is a counted failure."""
+def accept_updates(request: RoundRequest, answers: Iterator[Answer], log: RoundLog) -> Iterator[Update]:
+    """Yield the answers that are usable updates, decoded; count every other one as a failure."""
     for answer in answers:
         if isinstance(answer, Update):
-            received.bytes_up += answer.nbytes
+            log.bytes_up += answer.nbytes
         names = answer.clients if isinstance(answer, Update) else (answer.client,)
         try:
-            update = _accepted(asked, answer, names, received)
+            update = _accept_one(request, answer, names, log)
         except UpdateRefused as refusal:
-            received.failures.setdefault(answer.client, str(refusal))
+            log.failures.setdefault(answer.client, str(refusal))
         else:
             part = update.weight / len(names)
-            received.weights.update(dict.fromkeys(names, part))
-            received.metrics[update.client] = dict(update.metrics)
+            log.weights.update(dict.fromkeys(names, part))
+            log.metrics[update.client] = dict(update.metrics)
             yield update
             del update
         del answer
 
 
-def capped(asked: Asked, updates: Iterator[Update], shares: Shares, received: Received) -> Iterator[Update]:
-    """The same updates, none of whose clients counts for more than `shares` allows; then the quorum is due.
+def cap_weights(
+    request: RoundRequest, updates: Iterator[Update], shares: Shares, log: RoundLog
+) -> Iterator[Update]:
+    """Yield the same updates with their weights capped as `shares` allows, then check the quorum.
 
-    One that may yet be the heaviest waits until it is known not to be, or for the end: `rounds.weights`.
+    An update that may be the heaviest waits until it is known not to be, or for the end: `rounds.weights`.
     """
-    lightest = min((asked.allow(info).least for info in asked.federation.clients()), default=0.0)
+    lightest = min((request.allow(info).least for info in request.federation.clients()), default=0.0)
     held: list[Update] = []
     for update in updates:
         for _ in update.clients:
-            shares.add(_of_one(update))
+            shares.add(_weight_per_client(update))
         held.append(update)
         del update
-        yield from _released(held, max(lightest, shares.cap()), received)
-    require_quorum(asked, received)
+        yield from _release(held, max(lightest, shares.cap()), log)
+    require_quorum(request, log)
     cap = shares.last_cap()
-    for place, update in enumerate(held):
-        if _of_one(update) > cap * (1 + ROUNDING):
-            received.capped += update.clients
-            held[place] = replace(update, weight=cap * len(update.clients))
+    for index, update in enumerate(held):
+        if _weight_per_client(update) > cap * (1 + WEIGHT_TOLERANCE):
+            log.capped += update.clients
+            held[index] = replace(update, weight=cap * len(update.clients))
         del update
-    yield from _released(held, math.inf, received)
+    yield from _release(held, math.inf, log)
 
 
-def _of_one(update: Update) -> float:
+def _weight_per_client(update: Update) -> float:
     return update.weight / len(update.clients)
 
 
-def _released(held: list[Update], cap: float, received: Received) -> Iterator[Update]:
-    """Those none of whose clients weighs more than the cap, in their order; they are held no more."""
-    place = 0
-    while place < len(held):
-        if _of_one(held[place]) <= cap * (1 + ROUNDING):
-            received.weights.update(dict.fromkeys(held[place].clients, _of_one(held[place])))
-            yield held.pop(place)
+def _release(held: list[Update], cap: float, log: RoundLog) -> Iterator[Update]:
+    """Yield the held updates whose clients weigh no more than the cap, in order, and stop holding them."""
+    index = 0
+    while index < len(held):
+        if _weight_per_client(held[index]) <= cap * (1 + WEIGHT_TOLERANCE):
+            log.weights.update(dict.fromkeys(held[index].clients, _weight_per_client(held[index])))
+            yield held.pop(index)
         else:
-            place += 1
+            index += 1
 
 
-def _accepted(asked: Asked, answer: Answer, names: tuple[str, ...], received: Received) -> Update:
-    _require_asked(asked, names, received)
+def _accept_one(request: RoundRequest, answer: Answer, names: tuple[str, ...], log: RoundLog) -> Update:
+    _require_asked(request, names, log)
     if isinstance(answer, Failure):
         raise UpdateRefused(answer.reason)
-    if len(names) > 1 and not getattr(asked.federation, "merges", False):
-        raise UpdateRefused(f"it says it is {len(names)} clients; send one update a client")
-    infos = [received.info(asked.federation, name) for name in names]
+    if len(names) > 1 and not getattr(request.federation, "merges", False):
+        raise UpdateRefused(f"it claims to be of {len(names)} clients; send one update per client")
+    infos = [log.info(request.federation, name) for name in names]
     fewest = max(info.min_cohort for info in infos)
-    if fewest > len(asked.cohort):  # or one client could have every round thrown away
+    if fewest > len(request.cohort):  # or one client could have every round thrown away
         raise UpdateRefused(
-            f"its min_cohort is {fewest} and {len(asked.cohort)} clients were asked; raise"
-            " selection.share, or add some"
+            f"its min_cohort is {fewest} and {len(request.cohort)} clients were asked; raise"
+            " selection.share, or add clients"
         )
-    expected = asked.method.algorithm.expects(asked.broadcast, infos[0])
-    allowed = asked.allow(infos[0]) if len(infos) == 1 else ANYTHING
-    check_report(answer, asked.broadcast.round, allowed)
-    arrived = _decoded(asked, answer)
-    if arrived.weight != answer.weight:  # a mechanism owns the weights
-        check_report(arrived, asked.broadcast.round, ANYTHING)
+    expected = request.method.algorithm.expects(request.broadcast, infos[0])
+    allowed = request.allow(infos[0]) if len(infos) == 1 else ANYTHING
+    check_report(answer, request.broadcast.round, allowed)
+    arrived = _decode(request, answer)
+    if arrived.weight != answer.weight:  # a mechanism controls the weights
+        check_report(arrived, request.broadcast.round, ANYTHING)
     return check_tensors(arrived, expected)
 
 
-def _decoded(asked: Asked, update: Update) -> Update:
+def _decode(request: RoundRequest, update: Update) -> Update:
     try:
-        return asked.method.transform.on_arrival(update, asked.transforms)
+        return request.method.transform.on_arrival(update, request.transforms)
     except UpdateRefused:
         raise
-    except Exception as error:  # of tensors that nobody has checked yet, in code that may be anybody's
+    except Exception as error:  # the tensors are not checked yet, and the code may be a plug-in's
         raise UpdateRefused(
-            f"the transforms cannot take its tensors as they are ({type(error).__name__}); send what the run"
-            " file's transforms make"
+            f"the transforms cannot decode its tensors ({type(error).__name__}); apply the run file's"
+            " transforms at the client"
         ) from error
 
 
-def _require_asked(asked: Asked, names: tuple[str, ...], received: Received) -> None:
+def _require_asked(request: RoundRequest, names: tuple[str, ...], log: RoundLog) -> None:
     if not names or len(set(names)) < len(names):
-        raise UpdateRefused("it says of no client, or of one twice, that it is of it; name each once")
+        raise UpdateRefused("it names no client, or names one twice; name each client once")
     for name in names:
-        if name not in asked.cohort:
+        if name not in request.cohort:
             raise UpdateRefused(f"client {name!r} was not asked this round; check who may answer")
-        if name in received.weights or name in received.failures:
-            raise UpdateRefused("it answered twice, and the first answer stands; send one answer")
+        if name in log.weights or name in log.failures:
+            raise UpdateRefused("it answered twice, and only the first answer counts; send one answer")
 
 
 def check(update: Update, expected: Expected, round: int, allowed: Allowed = ANYTHING) -> Update:
-    """Law 6, for what can be seen from one decoded update alone; gives it with tensors as an `Adapter`.
+    """Check one decoded update by itself (law 6); returns it with its change as an `Adapter`.
 
     Raises:
-        UpdateRefused: another round, a weight or a count that what was asked does not allow, a tensor
-            missing, extra, misshapen or of another dtype, a number that is not finite, or a metric larger
-            than MAX_METRIC.
+        UpdateRefused: it is of another round; its weight or a count is not allowed for its visit; a tensor
+            is missing, extra, misshapen, not finite or of another dtype; or a metric is above MAX_METRIC.
     """
     check_report(update, round, allowed)
     return check_tensors(update, expected)
 
 
 def check_report(update: Update, round: int, allowed: Allowed) -> None:
-    """Raise UpdateRefused unless round, weight, metrics and every float are what they may be."""
+    """Raise UpdateRefused unless the round, the weight, the metrics and every tensor's values are allowed."""
     if update.round != round:
-        raise UpdateRefused(f"it answers round {update.round + 1}, not {round + 1}; take the broadcast anew")
+        raise UpdateRefused(
+            f"it answers round {update.round + 1}, not {round + 1}; answer the current broadcast"
+        )
     _require_weight(update.weight, allowed)
     for name in (*not_finite(update.delta), *not_finite(update.extra)):
         raise UpdateRefused(f"tensor {name} is not finite; lower the learning rate or clip the gradient")
@@ -223,10 +226,10 @@ def check_report(update: Update, round: int, allowed: Allowed) -> None:
 
 
 def check_tensors(update: Update, expected: Expected) -> Update:
-    """The update with its change as an `Adapter`, if its tensors are what the round expects.
+    """Check an update's tensors against what the round expects; returns it with its change as an `Adapter`.
 
     Raises:
-        UpdateRefused: they are not.
+        UpdateRefused: a tensor is missing, extra, misshapen, not finite or of another dtype.
     """
     try:
         _require_float32(update.delta, expected.delta, "its change")
@@ -234,7 +237,7 @@ def check_tensors(update: Update, expected: Expected) -> Update:
     except AdapterError as error:
         raise UpdateRefused(str(error)) from error
     for name in (*not_finite(update.delta), *not_finite(update.extra)):
-        raise UpdateRefused(f"tensor {name} is not finite once it is decoded; clip the update")
+        raise UpdateRefused(f"tensor {name} is not finite after decoding; clip the update")
     if isinstance(update.delta, Adapter):
         return update
     return replace(update, delta=Adapter(update.delta))
@@ -245,20 +248,23 @@ def _require_float32(got: Payload, expected: Layout, what: str) -> None:
     for name, tensor in got.items():
         if tensor.dtype != np.float32:
             raise AdapterError(
-                f"tensor {name} in {what} is {tensor.dtype} and not float32 once it is decoded; list the"
-                " transform that coded it in the run file"
+                f"tensor {name} in {what} is {tensor.dtype}, not float32, after decoding; list the transform"
+                " that encoded it in the run file"
             )
 
 
 def _require_weight(weight: float, allowed: Allowed) -> None:
     if not 0 < weight <= MAX_WEIGHT:
-        raise UpdateRefused(f"its weight {weight} is not in (0, {MAX_WEIGHT:g}]; fix how it is counted")
-    if not allowed.least <= weight <= allowed.most or (allowed.whole and weight != math.floor(weight)):
-        kind = "a whole number " if allowed.whole else ""
-        span = f"from {allowed.least:.17g} to {allowed.most:.17g}" if allowed.most > allowed.least else ""
         raise UpdateRefused(
-            f"its weight {weight:.17g} is not {kind}{span or f'of {allowed.most:.17g}'}, which is all that a"
-            f" visit with {allowed.by} allows; count it as the run file says"
+            f"its weight {weight} is not in (0, {MAX_WEIGHT:g}]; correct how the client computes it"
+        )
+    if not allowed.least <= weight <= allowed.most or (allowed.whole and weight != math.floor(weight)):
+        due = f"{allowed.most:.17g}"
+        if allowed.most > allowed.least:
+            due = f"a {'whole ' * allowed.whole}number from {allowed.least:.17g} to {due}"
+        raise UpdateRefused(
+            f"its weight {weight:.17g} is not {due}, as a visit with {allowed.by} requires; compute it as the"
+            " run file says"
         )
 
 
@@ -266,46 +272,45 @@ def _require_metrics(metrics: Mapping[str, float], allowed: Allowed) -> None:
     for name, value in metrics.items():
         if not abs(value) <= MAX_METRIC:
             raise UpdateRefused(
-                f"metric {name} is {float(value):g} and its size may be {MAX_METRIC:g} at most; lower the"
-                " learning rate or clip the gradient"
+                f"metric {name} is {float(value):g}, and at most {MAX_METRIC:g} in absolute value is allowed;"
+                " lower the learning rate or clip the gradient"
             )
         if name in allowed.counts and not 0 <= value <= allowed.counts[name]:
             raise UpdateRefused(
-                f"metric {name} is {float(value):.17g} and a visit has {allowed.counts[name]:.17g} at most;"
-                " count it as the run file says"
+                f"metric {name} is {float(value):.17g}, and a visit of this run has from 0 to"
+                f" {allowed.counts[name]:.17g}; count it as the run file says"
             )
 
 
-def require_quorum(asked: Asked, received: Received) -> None:
-    """Count those that gave no answer; raise QuorumNotMet where too few clients are in the mean."""
-    for client in asked.cohort:
-        if client not in received.weights:
-            received.failures.setdefault(client, "it gave no answer")
-    number, count = asked.broadcast.round + 1, len(received.weights)
-    needed = max(1, math.ceil(asked.quorum * len(asked.cohort) - 1e-9))  # 0.55 of 100 is 55, not 56
-    have = f"round {number}: {count} of {len(asked.cohort)} clients gave a usable update"
+def require_quorum(request: RoundRequest, log: RoundLog) -> None:
+    """Count clients without an answer as failures; raise QuorumNotMet if too few clients are in the mean."""
+    for client in request.cohort:
+        if client not in log.weights:
+            log.failures.setdefault(client, "it gave no answer")
+    number, count = request.broadcast.round + 1, len(log.weights)
+    needed = max(1, math.ceil(request.quorum * len(request.cohort) - 1e-9))  # 0.55 of 100 is 55, not 56
+    have = f"round {number}: {count} of {len(request.cohort)} clients gave a usable update"
     if count < needed:
         raise QuorumNotMet(
-            f"{have} and federation.quorum = {asked.quorum:g} asks for {needed} "
-            f"({_listed(received.failures)}); fix those clients or lower federation.quorum"
+            f"{have} and federation.quorum = {request.quorum:g} requires {needed} "
+            f"({_failure_list(log.failures)}); fix those clients or lower federation.quorum"
         )
-    if count < (smallest := asked.method.aggregation.smallest_cohort):
+    if count < (smallest := request.method.aggregation.smallest_cohort):
         raise QuorumNotMet(
-            f"{have} and the aggregation needs {smallest} ({_listed(received.failures)}); fix those clients,"
-            " raise selection.share or choose another aggregation"
+            f"{have} and the aggregation requires {smallest} ({_failure_list(log.failures)}); fix those"
+            " clients, raise selection.share or choose another aggregation"
         )
-    strictest = max(received.weights, key=lambda client: received.info(asked.federation, client).min_cohort)
-    if count < (fewest := received.info(asked.federation, strictest).min_cohort):
+    strictest = max(log.weights, key=lambda client: log.info(request.federation, client).min_cohort)
+    if count < (fewest := log.info(request.federation, strictest).min_cohort):
         raise QuorumNotMet(
-            f"{have} and {strictest} lets its own into a mean of {fewest} or more alone (its"
-            f" min_cohort), so this mean is thrown away ({_listed(received.failures)}); fix those clients"
-            " or add some"
+            f"{have} and client {strictest} requires a mean of at least {fewest} (its min_cohort), so this"
+            f" mean is discarded ({_failure_list(log.failures)}); fix those clients or add clients"
         )
 
 
-def _listed(failures: Mapping[str, str], most: int = 5) -> str:
+def _failure_list(failures: Mapping[str, str], most: int = 5) -> str:
     if not failures:
-        return "no other was asked"
+        return "no other client was asked"
     shown = [f"{client}: {reason}" for client, reason in list(failures.items())[:most]]
     hidden = len(failures) - len(shown)
     return "; ".join(shown) + (f"; and {hidden} more" if hidden else "")

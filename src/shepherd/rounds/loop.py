@@ -1,7 +1,7 @@
-"""The rounds: select a cohort, ask it, check what comes back, aggregate, move, yield the state.
+"""The round loop: select a cohort, ask it, check its updates, aggregate, move the adapter, yield the state.
 
-A generator and nothing else: evaluating, saving, logging and stopping early are the body of the caller's
-`for`. To resume is to call it with a saved state; the bits come out the same.
+It is only a generator: evaluating, saving, logging and stopping early are the body of the caller's `for`. To
+resume, call it with a saved state; the result has the same bits.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from shepherd.core import (
     shapes_of,
 )
 from shepherd.errors import FederationError
-from shepherd.rounds.acceptance import Asked, Received, usable
+from shepherd.rounds.acceptance import RoundLog, RoundRequest, usable_updates
 from shepherd.rounds.report import RoundReport
-from shepherd.rounds.weights import MAX_SHARE, Allow, Shares, anything
+from shepherd.rounds.weights import MAX_SHARE, Allow, Shares, allow_any
 from shepherd.settings import RunSettings
 
-NOTHING_KNOWN = Context()
+UNKNOWN_CONTEXT = Context()
 
 
-def start(method: Method, adapter: Adapter, context: Context = NOTHING_KNOWN) -> ServerState:
+def start(method: Method, adapter: Adapter, context: Context = UNKNOWN_CONTEXT) -> ServerState:
     """The state before the first round."""
     return ServerState(
         round=0,
@@ -63,30 +63,31 @@ def rounds(
     seed: int,
     secret: int | None = None,
     noise: Draws | None = None,
-    context: Context = NOTHING_KNOWN,
-    allow: Allow = anything,
+    context: Context = UNKNOWN_CONTEXT,
+    allow: Allow = allow_any,
     max_share: float = MAX_SHARE,
 ) -> Iterator[tuple[ServerState, RoundReport]]:
     """Train up to round `until`; yield the state and the report after each round.
 
     One update is held at a time, and up to 1 / max_share of the heaviest, unless the aggregation holds the
-    cohort. An empty cohort passes with the adapter as it was, unless noise is due.
+    cohort. An empty cohort leaves the adapter as it was, unless noise is added.
 
     Args:
-        until: rounds in all, those of `state` with them.
+        until: total number of rounds, including those that `state` has finished.
         select: `(clients, round, seed) -> names`, see `core.Selection.cohort`.
-        quorum: the share of the cohort, in (0, 1], that must give a usable update.
-        seed: of the run; what the clients are sent comes from it.
-        secret: of the server, for the cohorts; the default is `seed`, which sites of a real federation know.
-        context: what is known of the run, for parts that have to know its size.
-        noise: for the server half of the transforms; the default comes from `secret`.
-        allow: what each client may say of its visit; see `shepherd.rounds.weights`.
-        max_share: the most that one client counts for, in (0, 1]; of n < 1 / max_share clients, 1 / n.
+        quorum: share of the cohort, in (0, 1], that must give a usable update.
+        seed: seed of the run; decides the seeds that clients are sent.
+        secret: seed of the server, which decides the cohorts; the default is `seed`, which sites of a real
+            federation know.
+        context: what is known of the run, for parts that depend on its size.
+        noise: randomness for the server half of the transforms; by default it comes from `secret`.
+        allow: what each client may report of its visit; see `shepherd.rounds.weights`.
+        max_share: largest share of the mean for one client, in (0, 1]; 1 / n with n < 1 / max_share clients.
 
     Raises:
-        QuorumNotMet: too few usable updates, for the quorum, the aggregation or the `min_cohort` of a client
-            whose update is among them; the last state yielded stands.
-        FederationError: no client at all, or a state that would not be finite.
+        QuorumNotMet: too few usable updates for the quorum, the aggregation or the `min_cohort` of a client
+            whose update is among them; the last state that was yielded remains valid.
+        FederationError: there is no client, or the new state would not be finite.
     """
     secret = seed if secret is None else secret
     noise = Seeded(secret) if noise is None else noise
@@ -94,8 +95,8 @@ def rounds(
         began = perf_counter()
         number = state.round
         cohort = select(federation.clients(), number, seed_for(secret, number, "cohort"))
-        broadcast = announced(method, state, seed_for(seed, number, "clients"))
-        asked = Asked(
+        broadcast = next_broadcast(method, state, seed_for(seed, number, "clients"))
+        request = RoundRequest(
             method=method,
             federation=federation,
             broadcast=broadcast,
@@ -104,34 +105,34 @@ def rounds(
             allow=allow,
             quorum=quorum,
         )
-        received, observer = Received(), _observer(method, broadcast, context, Seeded(secret))
+        log, observer = RoundLog(), _observer(method, broadcast, context, Seeded(secret))
         if cohort:
-            updates = _observed(usable(asked, Shares(max_share), received), observer)
+            updates = _observe(usable_updates(request, Shares(max_share), log), observer)
             aggregate = method.aggregation.combine(state, updates)  # pulls the clients through one at a time
             _require_no_more(updates)
         else:
-            aggregate = _of_nobody(method, broadcast)
-        state = after(method, state, aggregate, context, Scoped(noise, (number, "noise")))
+            aggregate = _empty_aggregate(method, broadcast)
+        state = next_state(method, state, aggregate, context, Scoped(noise, (number, "noise")))
         yield (
             state,
             RoundReport(
                 round=state.round,
                 cohort=cohort,
-                weights=received.weights,
-                capped=tuple(received.capped),
-                metrics=received.metrics,
-                failures=received.failures,
+                weights=log.weights,
+                capped=tuple(log.capped),
+                metrics=log.metrics,
+                failures=log.failures,
                 bytes_down=broadcast.nbytes * len(cohort),
-                bytes_up=received.bytes_up,
+                bytes_up=log.bytes_up,
                 figures=observer.figures() if observer else {},
-                federation_seconds=received.waited,
+                federation_seconds=log.waited,
                 seconds=perf_counter() - began,
             ),
         )
 
 
 def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, clients: int) -> Context:
-    """What a run file and its data say of a run before its first round."""
+    """The context of a run, from its run file and its data."""
     return Context(
         clients=clients,
         share=selection.share,
@@ -142,17 +143,17 @@ def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, cl
     )
 
 
-def rehearsed(method: Method, state: ServerState, context: Context) -> ServerState:
-    """The state after a round whose clients changed nothing, for its layout; nothing is random in it."""
-    broadcast = announced(method, state, 0)
+def rehearse(method: Method, state: ServerState, context: Context) -> ServerState:
+    """The state after a round whose clients changed nothing, without randomness; used for its layout."""
+    broadcast = next_broadcast(method, state, 0)
     delta, extra = _zeros(method, broadcast)
     update = Update(round=state.round, delta=delta, extra=extra, weight=1.0, clients=("anyone",))
     many = iter([update] * method.aggregation.smallest_cohort)
-    return after(method, state, method.aggregation.combine(state, many), context, Seeded(0))
+    return next_state(method, state, method.aggregation.combine(state, many), context, Seeded(0))
 
 
-def announced(method: Method, state: ServerState, seed: int) -> Broadcast:
-    """What the cohort of the next round is sent: never more of a transform's state than is public."""
+def next_broadcast(method: Method, state: ServerState, seed: int) -> Broadcast:
+    """The broadcast of the next round, with only the public part of the transforms' state."""
     return Broadcast(
         round=state.round,
         adapter=state.adapter,
@@ -162,17 +163,17 @@ def announced(method: Method, state: ServerState, seed: int) -> Broadcast:
     )
 
 
-def after(
+def next_state(
     method: Method, state: ServerState, aggregate: Update, context: Context, noise: Draws
 ) -> ServerState:
-    """The state after a round whose updates became `aggregate`.
+    """The state after a round whose updates were aggregated to `aggregate`.
 
     Raises:
-        FederationError: a number of it would not be finite.
+        FederationError: a number in it would not be finite.
     """
     update, transforms = method.transform.on_server(aggregate, state.transforms, noise)
     done = replace(state, round=state.round + 1, transforms=transforms)
-    if not update.clients and method.transform.mechanism is None:  # nobody was asked, and no noise is due
+    if not update.clients and method.transform.mechanism is None:  # nobody was asked, and no noise is added
         return done
     moved = method.server.apply(state, update)
     memory = method.algorithm.server_remember(state, update, context)
@@ -181,8 +182,8 @@ def after(
     return done
 
 
-def _of_nobody(method: Method, broadcast: Broadcast) -> Update:
-    """The aggregate of an empty cohort: a change of zero, of nobody."""
+def _empty_aggregate(method: Method, broadcast: Broadcast) -> Update:
+    """The aggregate of an empty cohort: zeros, without clients."""
     delta, extra = _zeros(method, broadcast)
     return Update(round=broadcast.round, delta=delta, extra=extra, weight=0.0, clients=())
 
@@ -198,13 +199,13 @@ def _zeros(method: Method, broadcast: Broadcast) -> tuple[Adapter, Payload]:
 
 
 def _observer(method: Method, broadcast: Broadcast, context: Context, draws: Draws) -> Observer | None:
-    """The algorithm's observer, but under noise: what it would report is not part of what is released."""
+    """The algorithm's observer; None under noise, since its report would not be covered by the mechanism."""
     if method.algorithm.observe is None or method.transform.mechanism is not None:
         return None
     return method.algorithm.observe(broadcast, context, draws)
 
 
-def _observed(updates: Iterator[Update], observer: Observer | None) -> Iterator[Update]:
+def _observe(updates: Iterator[Update], observer: Observer | None) -> Iterator[Update]:
     for update in updates:
         if observer is not None:
             observer.add(update)
@@ -222,8 +223,8 @@ def _require_finite(state: ServerState) -> None:
 
 
 def _require_no_more(updates: Iterator[Update]) -> None:
-    """Updates that an aggregation leaves out would count for the quorum all the same."""
+    """Raise FederationError if the aggregation left out updates, which were counted for the quorum."""
     if next(updates, None) is not None:
         raise FederationError(
-            "the aggregation stopped before the last update of the round; it must take them all"
+            "the aggregation stopped before the last update of the round; it must consume every update"
         )

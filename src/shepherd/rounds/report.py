@@ -9,7 +9,7 @@ from typing import Any
 from shepherd.core import Cohort
 
 MAX_NATS = 50.0
-"""Of a token, in a loss over several clients: more than any guess over a vocabulary costs (ln 1e21)."""
+"""Largest loss of a client, in nats per token, in a loss over several clients; above any guess (ln 1e21)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,33 +17,33 @@ class RoundReport:
     """What happened in one round."""
 
     round: int
-    """How many rounds are finished with this one."""
+    """Rounds that are finished, this one included."""
     cohort: Cohort
     weights: Mapping[str, float]
-    """What each usable update counted for, by client, in the order they came; of a merged update, each of
-    its clients an equal part."""
+    """Weight of each client with a usable update, in order of arrival; the clients of a merged update have
+    equal parts of its weight."""
     capped: tuple[str, ...]
-    """Clients that counted for less than their weight, so as not to outweigh the others."""
+    """Clients whose weight was reduced so that they do not outweigh the others."""
     metrics: Mapping[str, Mapping[str, float]]
-    """What each of these clients reported."""
+    """Metrics that each of these clients reported."""
     failures: Mapping[str, str]
-    """Why each other client gave no usable update (or a second one)."""
+    """Client -> why it gave no usable update, or why a second one was refused."""
     bytes_down: int
-    """Of the tensors sent to the cohort, together."""
+    """Bytes of the tensors sent to the cohort, over all its clients."""
     bytes_up: int
-    """Of the tensors that came back, refused ones too."""
+    """Bytes of the tensors received, refused updates included."""
     figures: Mapping[str, float]
-    """What the algorithm's observer found, such as the gap of averaged factors (law 10)."""
+    """Figures of the algorithm's observer, such as the gap of averaged factors (law 10)."""
     federation_seconds: float
-    """Waiting for the clients: their training, in one process."""
+    """Seconds of waiting for the clients; in one process, of their training."""
     seconds: float
-    """The whole round."""
+    """Seconds of the whole round."""
 
 
 def report_row(report: RoundReport) -> dict[str, Any]:
-    """A round's report as it stands in rounds.jsonl: no tensor, no text of any example.
+    """A round's report as a row of rounds.jsonl, without tensors or texts of examples.
 
-    A client whose owner keeps its metrics back counts nowhere but in the weights.
+    A client whose owner does not release its metrics counts in the weights only.
     """
     total = sum(report.weights.values())
     metrics = report.metrics

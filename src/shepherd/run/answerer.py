@@ -31,7 +31,9 @@ __all__ = ["Answer", "Answerer", "Options", "adapter_of", "generate", "load_run"
 Asked = str | Mapping[str, Any]
 """What is asked: a text, or a row in the run's own layout, such as `instruction` with `context`."""
 
-AT_ONCE = 4 * generation.BATCH  # answers, sorted by the length of their prompts; they are given in order
+AT_ONCE = (
+    4 * generation.MAX_BATCH_SEQUENCES
+)  # answers, sorted by the length of their prompts; they are given in order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,7 @@ class Answerer:
             said = str(error)
             rest = said.removeprefix("the prompt") if said.startswith("the prompt") else f": {said}"
             raise TemplateError(f"{asked.where}{rest}") from error
-        generation.room(self.base, len(ids), longest, asked.where)
+        generation.max_answer_tokens(self.base, len(ids), longest, asked.where)
         return ids
 
 

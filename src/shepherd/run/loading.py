@@ -45,7 +45,7 @@ def load_base(settings: RunSettings, consent: Consent = NOTHING) -> bases.Base:
             longest=settings.data.max_tokens,
             consent=consent,
         )
-    malloc.give_back()  # what the proof took, before somebody plans with what is free
+    malloc.release_free_memory()  # what the proof took, before somebody plans with what is free
     if not base.packed:
         log.info(
             "%s cannot be packed (%s), so each pass holds one client's examples, padded: slower",

@@ -32,7 +32,7 @@ from shepherd.data.pipeline import TokenisedData
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import FederationError, FolderError
 from shepherd.evaluate import answers, loss
-from shepherd.federation.client_store import ClientStore, Kept, OnDisk
+from shepherd.federation.client_store import ClientStore, OnDisk, StoredMemory
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
 from shepherd.io import paths
@@ -150,7 +150,7 @@ class Run:
             select=self.selection.cohort,
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
-            allow=weights.allowing(self.settings),
+            allow=weights.allowed_by(self.settings),
             max_share=self.settings.federation.max_share,
         )
         while self.state.round < self.until:
@@ -184,7 +184,7 @@ class Run:
         self._complete_saved()
         files.write(self.holder.adapter, self.state.adapter, self.base)
         stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
-        files.write_beside(self.holder.adapter, self.base, stop)
+        files.write_tokenizer(self.holder.adapter, self.base, stop)
         examples = self.prepared.heldout_examples if answer else []
         scores = answered(self.holder, self.planned, self.base, self.state.adapter, examples)
         self._write_card(scores)
@@ -352,7 +352,7 @@ def _opened(settings: RunSettings, prepared: TokenisedData | None, consent: Cons
     holder = folder.create(settings.output, settings, plan.text())
     with _given_back_on_error(holder):
         pipeline.save(holder.path / "data", prepared)
-        adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+        adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
         run = Run(
             settings=settings,
             plan=plan,
@@ -420,7 +420,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
     selection = plugins.selection(settings, consent.plugins)
     base = load_base(plan.over(settings) if plan else settings, consent)
     if plan is None:
-        plan = planning.written(settings, base)
+        plan = planning.from_run_file(settings, base)
         holder.write(PLAN, plan.text())
     for name, (then, now) in changed_versions(holder.path).items():
         log.info("%s was %s and is %s: the bits may differ from an undisturbed run's", name, then, now)
@@ -430,7 +430,7 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
         pipeline.save(data, pipeline.prepare(plan.over(settings), base.tokenizer, consent.plugins))
     prepared = pipeline.load(data)
     pipeline.require_readable(prepared, base)
-    fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    fresh = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     saved = load_checkpoint(last, base) if last else None
     context = context_of(settings, selection, fresh, len(prepared.clients))
     state = saved.state if saved else start(method, fresh, context)
@@ -460,15 +460,15 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
     return run
 
 
-def _memories(saved: Checkpoint, store: ClientStore) -> dict[str, Kept]:
+def _memories(saved: Checkpoint, store: ClientStore) -> dict[str, StoredMemory]:
     """Which memory each client had when a checkpoint was saved; an older version saved them in it."""
     older = {client: store.put(client, saved.state.round, memory) for client, memory in saved.clients.items()}
-    return older | {client: Kept(*kept) for client, kept in saved.notes.get("memories", {}).items()}
+    return older | {client: StoredMemory(*kept) for client, kept in saved.notes.get("memories", {}).items()}
 
 
 def _plan(settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int) -> Plan:
     """What is left open, chosen by measuring; the settings have the day already."""
-    return planning.chosen(
+    return planning.choose(
         settings,
         base,
         clients=cohort,
@@ -505,7 +505,7 @@ def _describe(base: bases.Base, plan: Plan, algorithm: Algorithm, prepared: Toke
         "base %s: %s parameters, and %s to train (%.2f%%), %s on %s",
         paths.short(base.name), f"{whole:,}", f"{trained:,}", 100 * trained / whole, dtype, base.device,
     )  # fmt: skip
-    log.info("%s", coverage(base.model, base.sites).sentence)
+    log.info("%s", coverage(base.model, base.targets).sentence)
     s = prepared.summary
     log.info(
         "%d clients, %s examples to train on (%s cut, %s dropped), %s held out",

@@ -1,4 +1,4 @@
-"""One file, one way to choose the clients of a round: `Config` and `build(config) -> Selection`.
+"""Selections, one file each: the clients of a round, as `Config` and `build(config) -> Selection`.
 
-The tests in `tests/contracts` build each file that they find here. numpy only.
+The tests in `tests/contracts` build each file in this folder. numpy only.
 """

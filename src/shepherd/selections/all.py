@@ -9,11 +9,11 @@ from shepherd.core import ClientInfo, Cohort, Selection
 
 
 class Config(Table):
-    """There is nothing to set."""
+    """This selection has no keys."""
 
 
 def build(config: Config) -> Selection:
-    """The whole federation as a value."""
+    """Build the selection of all clients."""
 
     def draw(clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:
         return tuple(client.name for client in clients)

@@ -1,6 +1,6 @@
-"""Draw each client by a coin of its own: the sampling that privacy accounting assumes.
+"""Draw each client independently: the Poisson sampling that privacy accounting assumes.
 
-The chance is max(share, 1 / N) over N clients. A round may draw nobody; it then passes with the adapter as it
+The probability is max(share, 1 / N) with N clients. A round may draw nobody; the adapter then stays as it
 was.
 """
 
@@ -16,11 +16,11 @@ from shepherd.core import ClientInfo, Cohort, Selection, names_at
 
 class Config(Table):
     share: PositiveShare = 1.0
-    """Chance of each client to be asked in a round; 1 / N where that is more."""
+    """Probability that a client is asked in a round; at least 1 / N."""
 
 
 def build(config: Config) -> Selection:
-    """The independent coins as a value."""
+    """Build the independent draw."""
 
     def draw(clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:
         chance = max(config.share, 1 / len(clients))

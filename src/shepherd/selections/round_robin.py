@@ -1,4 +1,4 @@
-"""Ask the next clients in order, and after the last the first: all are asked before one is asked again."""
+"""Ask the clients in turn: each is asked once before any is asked again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Config(Table):
 
 
 def build(config: Config) -> Selection:
-    """The turns as a value; nothing is random."""
+    """Build the selection by turns, which is not random."""
 
     def draw(clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:
         number = share_of(len(clients), config.share)

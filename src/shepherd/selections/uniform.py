@@ -1,6 +1,6 @@
-"""Draw a fixed number of clients, each set of that size as likely as any other.
+"""Draw a fixed number of clients uniformly, without replacement.
 
-FedIT's (arXiv 2305.05644) and McMahan et al.'s (arXiv 1602.05629).
+As in FedIT (arXiv 2305.05644) and McMahan et al. (arXiv 1602.05629).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Config(Table):
 
 
 def build(config: Config) -> Selection:
-    """The draw without replacement as a value."""
+    """Build the draw without replacement."""
 
     def draw(clients: Sequence[ClientInfo], round: int, seed: int) -> Cohort:
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""One file, one way to move the server's adapter: `Config` and `build(config) -> ServerOptimiser`.
+"""Server optimisers, one file each: `Config` and `build(config) -> ServerOptimiser`.
 
-Every key has a default, so that the tests in `tests/contracts` can build each file they find here.
+Every key has a default, so that the tests in `tests/contracts` can build each file in this folder.
 """

@@ -1,4 +1,4 @@
-"""A plain step along the aggregate: FedAvg's server where the learning rate is 1.
+"""A plain step along the aggregate; with learning rate 1 it is FedAvg's server.
 
     theta  <-  theta + eta delta
 
@@ -13,11 +13,11 @@ from shepherd.core import ServerOptimiser, ServerState, Update, moved
 
 class Config(Table):
     learning_rate: PositiveFloat = 1.0
-    """How far the server goes along the aggregate; 1 is FedAvg."""
+    """Step size along the aggregate; 1 is FedAvg."""
 
 
 def build(config: Config) -> ServerOptimiser:
-    """The step as a value."""
+    """Build the server optimiser."""
 
     def apply(state: ServerState, update: Update) -> ServerState:
         if config.learning_rate == 1.0:  # the same bits, and no copy

@@ -1,1 +1,1 @@
-"""How a client's examples become gradients, and gradients steps."""
+"""The trainer: from a client's examples to gradients, and from gradients to steps."""

@@ -1,4 +1,4 @@
-"""What a client does in a step, beside the algorithm: the objective and the optimiser."""
+"""Local training: the objective and the optimiser of a client's steps."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ OBJECTIVE = Kind(name="objective", folder=objectives, type=Objective, chosen_by=
 
 
 class LocalTraining(NamedTuple):
-    """A local optimiser and a local objective."""
+    """The local optimiser and the local objective of a run."""
 
     optimiser: Optimiser
     objective: Objective
 
 
-USUAL = LocalTraining(adamw.build(adamw.Config()), sft.build(sft.Config()))
-"""Supervised tuning with AdamW."""
+DEFAULT_TRAINING = LocalTraining(adamw.build(adamw.Config()), sft.build(sft.Config()))
+"""The default: supervised fine-tuning with AdamW."""
 
 
 def local_training(table: TuningTable, allowed: Collection[str] = ()) -> LocalTraining:
-    """What `[tuning.optimiser]` and `[tuning.objective]` name.
+    """The optimiser and objective that `[tuning.optimiser]` and `[tuning.objective]` name.
 
     Raises:
         PluginError: as `plugins.built`.
-        SettingsError: as `plugins.built`, or an objective whose examples belong together: no reader keeps
-            them so yet.
+        SettingsError: as `plugins.built`, or the objective draws examples in groups, which no reader of data
+            supports yet.
     """
     found = LocalTraining(
         plugins.built(OPTIMISER, table.optimiser, allowed), plugins.built(OBJECTIVE, table.objective, allowed)
     )
     if found.objective.group_size > 1:
         raise SettingsError(
-            f"the objective {table.objective.name!r} draws {found.objective.group_size} examples together and"
-            ' a run reads and divides them one by one; set tuning.objective.name = "sft"'
+            f"the objective {table.objective.name!r} draws {found.objective.group_size} examples together,"
+            ' but a run reads and splits examples one by one; set tuning.objective.name = "sft"'
         )
     return found
 
 
 def require(settings: RunSettings, allowed: Collection[str] = ()) -> None:
-    """Refuse a run of which a part cannot be built, before anything is loaded; errors as for `completed`."""
+    """Raise the errors of `completed` if a part of a run cannot be built, before anything is loaded."""
     plugins.require(settings, allowed)
     splits.rule(settings.split, allowed)
     local_training(settings.tuning, allowed)
 
 
 def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettings:
-    """The settings with every named part's defaults written out, so that a later version keeps to them.
+    """The settings with every named part's defaults filled in, so that a later version keeps them.
 
     Raises:
         PluginError, SettingsError: as `plugins.built`.

@@ -1,4 +1,4 @@
-"""Response loss: logits only where a trained token is predicted, in chunks, in float32."""
+"""Response loss: logits only where a trained token is predicted, computed in chunks, in float32."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from shepherd.model.base import Base, logits
 
-CHUNK_VALUES = 2**20  # float32 logits alive at once: 4 MB, which a processor's cache still holds
-FEW_ROWS, MOST_VALUES = 128, 2**24  # fewer rows would spend their time reading the head's weights
+CHUNK_VALUES = 2**20  # float32 logits in memory at once: 4 MB, which fits a processor's cache
+MIN_CHUNK_ROWS, MAX_CHUNK_VALUES = 128, 2**24  # fewer rows would spend their time reading the head's weights
 
 
 def token_losses(base: Base, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats of each target: hidden (M, width), targets (M,) -> (M,), no gradient."""
+    """Cross-entropy of each target in nats, without a gradient: hidden (M, width), targets (M,) -> (M,)."""
     with torch.no_grad():
         parts = [
             F.cross_entropy(logits(base, h).float(), t, reduction="none")
@@ -26,24 +26,24 @@ def token_losses(base: Base, hidden: Tensor, targets: Tensor) -> Tensor:
 
 
 def weighted_loss(base: Base, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """sum(weights * cross-entropy), differentiable in hidden, and the M losses themselves.
+    """The weighted sum of the cross-entropies, differentiable in `hidden`, and the M losses themselves.
 
-    Only one chunk of logits is alive at a time: the gradient by `hidden` is taken chunk by chunk while
+    Only one chunk of logits is in memory at a time: the gradient by `hidden` is taken chunk by chunk while
     the loss is computed, so nothing of the vocabulary's width is kept for the backward pass.
     """
     return _ChunkedLoss.apply(hidden, targets, weights, base)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def capped(losses: Tensor, nats: float) -> Tensor:
-    """The losses, each `nats` at most; what is not a number counts as much."""
+    """Cap each loss at `nats`; a loss that is not a number becomes `nats`."""
     if nats == math.inf:
         return losses
     return torch.nan_to_num(losses, nan=nats, posinf=nats).clamp(max=nats)
 
 
 def _chunks(base: Base, *tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-    words = int(base.model.config.get_text_config().vocab_size)
-    size = max(16, CHUNK_VALUES // words, min(FEW_ROWS, MOST_VALUES // words))
+    vocabulary = int(base.model.config.get_text_config().vocab_size)
+    size = max(16, CHUNK_VALUES // vocabulary, min(MIN_CHUNK_ROWS, MAX_CHUNK_VALUES // vocabulary))
     return tuple(tensor.split(size) for tensor in tensors)
 
 

@@ -1,4 +1,4 @@
-"""What a step minimises: a weighted sum of the cross-entropies of its examples."""
+"""Objective: what a step minimises, a weighted sum of its examples' cross-entropies."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """The n examples of one client's optimiser step, group after group."""
+    """The n examples of one client's optimiser step, in order of their groups."""
 
     targets: NDArray[np.int64]
     """Trained tokens of each example, (n,)."""
     policy: Numbers
-    """Each example's summed log-probability of its trained tokens, in nats, under the adapter as it stands,
-    (n,); empty where the objective asks for none."""
+    """Summed log-probability of each example's trained tokens under the current adapter, in nats, (n,); empty
+    unless the objective needs scores."""
     reference: Numbers
-    """The same under the base alone, (n,)."""
+    """Summed log-probability of each example's trained tokens under the base alone, in nats, (n,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Objective:
     weights: Callable[[Scored], Numbers]
     """The weight of each example's tokens, (n,)."""
     group_size: int = 1
-    """Examples that are drawn together, one after another in the data: 2 for pairs of a chosen and a rejected
-    answer. A batch size counts groups."""
+    """Consecutive examples that are drawn together, and that a batch size counts as one: 2 for pairs of a
+    chosen and a rejected answer."""
     needs_scores: bool = False
     """Whether `weights` reads `policy` and `reference`, which cost a forward pass each."""

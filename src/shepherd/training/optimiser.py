@@ -1,4 +1,4 @@
-"""How a gradient moves a stack of adapters."""
+"""Local optimiser: how a gradient moves a stack of adapters."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimiser:
-    """A local optimiser over K adapters side by side; each visit begins with a fresh state.
+    """A local optimiser of a stack of K adapters; each visit begins with a fresh state.
 
-    Everything in it has to be elementwise, or within one client: no client's numbers may reach another's
+    All its computations must be elementwise, or within one client: no client's numbers may reach another's
     (law 1).
     """
 
     init: Callable[[Stack], Any]
     """The state before a visit's first step."""
     step: Callable[[Stack, Any, int, Tensor], Any]
-    """One step in place along `stack.grads`: `(stack, state, number, rates) -> state`.
+    """Make one step in place along `stack.grads`: `(stack, state, number, rates) -> state`.
 
     `number` counts from 1. `rates` (K,) holds each client's learning rate, and is 0 for a client whose visit
-    is over: it must not move then.
+    has ended: its adapter must not move then.
     """

@@ -1,4 +1,4 @@
-"""Response loss of adapters on examples, in passes without a gradient."""
+"""Response loss of adapters on examples, without gradients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from shepherd.core import Adapter
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.io.progress import stage
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.training.loss import capped, token_losses
-from shepherd.training.packed_batch import Line, Row, at_places, batch_of, line_of
+from shepherd.training.packed_batch import PackedBatch, Row, pack_batch, pad_batch, prediction_states
 
 
 def losses(
@@ -28,10 +28,12 @@ def losses(
     cap_nats: float = math.inf,
     what: str = "held-out examples",
 ) -> NDArray[np.float64]:
-    """Each example's summed loss over its trained tokens, in nats, each `cap_nats` at most: (adapters, n).
+    """Summed loss of each example's trained tokens, in nats: (adapters, n).
 
     Args:
-        what: names the examples where progress is shown.
+        micro_batch: tokens of one forward pass.
+        cap_nats: largest loss that one token counts for.
+        what: name of the examples in the progress display.
 
     Raises:
         AdapterError: an adapter does not fit the base.
@@ -39,9 +41,9 @@ def losses(
     """
     base.require_reads(int(data.lengths.max(initial=0)), "the examples to score")
     for adapter in adapters:
-        lora.require_fits(base.sites, adapter, f"an adapter for base {base.name}")
+        lora.require_fits(base.targets, adapter, f"an adapter for base {base.name}")
     sums = np.zeros((len(adapters), len(data)))
-    lora.bind_adapters(base.model, base.sites, lora.stacked(adapters, base.device))
+    lora.bind_adapters(base.model, base.targets, lora.stacked(adapters, base.device))
     with (
         torch.no_grad(),
         tuning_attention(base),
@@ -50,15 +52,15 @@ def losses(
         if base.packed:
             for members in pack(data.lengths.tolist(), max(1, micro_batch // len(adapters))):
                 rows = [_row(k, data, members) for k in range(len(adapters))]
-                line = line_of([data] * len(adapters), rows, base.device, training=False)
-                found = _sums(base, line, len(adapters) * len(members), cap_nats)
+                batch = pack_batch([data] * len(adapters), rows, base.device, training=False)
+                found = _sums(base, batch, len(adapters) * len(members), cap_nats)
                 sums[:, members] = found.reshape(len(adapters), -1)
                 now.advance(len(members))
         else:
             for members in batches(data.lengths.tolist(), micro_batch):
                 for k in range(len(adapters)):
-                    line = batch_of(data, _row(k, data, members), base.device, training=False)
-                    sums[k, members] = _sums(base, line, len(members), cap_nats)
+                    batch = pad_batch(data, _row(k, data, members), base.device, training=False)
+                    sums[k, members] = _sums(base, batch, len(members), cap_nats)
                 now.advance(len(members))
     return sums
 
@@ -67,10 +69,11 @@ def _row(adapter: int, data: Tokens, members: Sequence[int]) -> Row:
     return Row(client=adapter, examples=np.asarray(members), tokens=int(data.lengths[members].sum()))
 
 
-def _sums(base: Base, line: Line, examples: int, cap_nats: float) -> NDArray[np.float64]:
+def _sums(base: Base, batch: PackedBatch, examples: int, cap_nats: float) -> NDArray[np.float64]:
     """Each example's summed loss, (examples,)."""
-    with layout.running(line.layout):
-        hidden = at_places(hidden_states(base, line.ids, line.positions).index_select(0, line.read), line)
-        every = capped(token_losses(base, hidden, line.targets), cap_nats)
-    sums = np.bincount(line.examples, weights=every.double().cpu().numpy(), minlength=examples)
+    with pass_plan.use_plan(batch.plan):
+        states = hidden_states(base, batch.ids, batch.positions).index_select(0, batch.output_positions)
+        hidden = prediction_states(states, batch)
+        every = capped(token_losses(base, hidden, batch.targets), cap_nats)
+    sums = np.bincount(batch.examples, weights=every.double().cpu().numpy(), minlength=examples)
     return sums.astype(np.float64, copy=False)

@@ -1,4 +1,4 @@
-"""K adapters side by side, and the optimiser that works on all of them at once, each on its own.
+"""A stack of K adapters that are tuned in one pass, each by itself; clipping and learning-rate schedules.
 
 Everything here is elementwise or a reduction within a client, so no client's numbers reach another's.
 """
@@ -21,10 +21,10 @@ from shepherd.settings import TuningTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """K adapters. `values` and `grads` are flat, one block a tensor; `tensors` are leaf views of the blocks.
+    """K adapters: `values` and `grads` are flat, one block per tensor; `tensors` are leaf views of blocks.
 
-    A block is (K, r, in) or (K, out, r). Tensors that are not trained this round stand in `frozen`, one
-    copy seen K times.
+    A block is (K, r, in) or (K, out, r). Tensors that are not trained this round are in `frozen`, expanded
+    from one copy.
     """
 
     values: Tensor
@@ -32,10 +32,11 @@ class Stack:
     tensors: Mapping[str, Tensor]
     frozen: Mapping[str, Tensor]
     masks: Mapping[str, Tensor] = field(default_factory=dict)
-    """Of the trained tensors in which clients have different ranks, (K, ...)."""
+    """Masks of the trained tensors in which clients have different ranks, (K, ...)."""
 
     @property
     def all(self) -> dict[str, Tensor]:
+        """All tensors by name, trained and frozen."""
         return {**self.tensors, **self.frozen}
 
     def grad(self, name: str) -> Tensor:
@@ -45,7 +46,7 @@ class Stack:
         return grad
 
     def blocks(self, flat: Tensor) -> Iterator[Tensor]:
-        """A buffer laid out like `values`, tensor by tensor, each (K, ...)."""
+        """Split a flat buffer like `values` into its tensors, each (K, ...)."""
         start = 0
         for tensor in self.tensors.values():
             stop = start + tensor.numel()
@@ -54,9 +55,9 @@ class Stack:
 
 
 def build(adapters: Sequence[Adapter], trainable: Callable[[str], bool], device: torch.device) -> Stack:
-    """The clients' adapters side by side, at the largest rank among them.
+    """Stack the clients' adapters, at the largest rank among them.
 
-    Where all start from one adapter, what is not trained stays one copy that is seen K times.
+    If all start from one adapter, tensors that are not trained are expanded from one copy.
 
     Raises:
         AdapterError: two of them differ in names, or in shapes by more than the rank.
@@ -77,7 +78,7 @@ def build(adapters: Sequence[Adapter], trainable: Callable[[str], bool], device:
 
 
 def side_by_side(tensors: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
-    """K tensors as one, (K, ...), filled up with zeros to the largest; what all share is one copy."""
+    """Stack K tensors to (K, ...), padded with zeros to the largest; a shared tensor is one expanded copy."""
     first = tensors[0]
     if all(tensor is first for tensor in tensors):
         return torch.from_numpy(first.copy()).to(device).expand(len(tensors), *first.shape)
@@ -89,12 +90,12 @@ def side_by_side(tensors: Sequence[NDArray[Any]], device: torch.device) -> Tenso
 
 
 def corner(tensor: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The part of a factor that a client of a smaller rank has: its first rows, or columns."""
+    """The part of a factor that a client of a smaller rank has: its first rows or columns."""
     return tensor if tensor.shape == shape else tensor[tuple(map(slice, shape))]
 
 
 def _mask(name: str, adapters: Sequence[Adapter], device: torch.device) -> Tensor | None:
-    """1 where a client has the entry and 0 where it was filled up, (K, ...); None where nothing was."""
+    """1 where a client has the entry and 0 where it was padded, (K, ...); None if nothing was padded."""
     shapes = [adapter[name].shape for adapter in adapters]
     if len(set(shapes)) == 1:
         return None
@@ -102,7 +103,7 @@ def _mask(name: str, adapters: Sequence[Adapter], device: torch.device) -> Tenso
 
 
 def clip(stack: Stack, norm: float) -> Tensor:
-    """Scale each client's gradient in place to at most `norm` (0: any); returns the norms before, (K,)."""
+    """Clip each client's gradient in place to `norm` (0: no limit); returns the norms before, (K,)."""
     squares = [grad.flatten(1).square().sum(1) for grad in stack.blocks(stack.grads)]  # (K,) each
     norms = torch.stack(squares).sum(0).sqrt_()
     if norm:
@@ -114,7 +115,7 @@ def clip(stack: Stack, norm: float) -> Tensor:
 
 
 def rate(tuning: TuningTable, step: int, steps: int) -> float:
-    """The learning rate's share at step 0 .. steps - 1 of a visit; 0 after its end."""
+    """Learning-rate multiplier at step 0 .. steps - 1 of a visit; 0 after its end."""
     if step >= steps:
         return 0.0
     if step < tuning.warmup_steps:
@@ -124,12 +125,12 @@ def rate(tuning: TuningTable, step: int, steps: int) -> float:
 
 
 def round_rate(tuning: TuningTable, round: int, rounds: int) -> float:
-    """The learning rate of a round, 0 .. rounds - 1, before the schedule within the visit."""
+    """Learning rate of a round, 0 .. rounds - 1, before the schedule within a visit is applied."""
     return tuning.learning_rate * decay(tuning.round_schedule, round / rounds, tuning.final_share)
 
 
 def decay(schedule: str, progress: float, final: float) -> float:
-    """From 1 at progress 0 to `final` at progress 1."""
+    """Multiplier of a schedule, from 1 at progress 0 to `final` at progress 1."""
     match schedule:
         case "linear":
             return 1 + (final - 1) * progress
@@ -139,8 +140,8 @@ def decay(schedule: str, progress: float, final: float) -> float:
             return 1.0
 
 
-def rows(stack: Stack, starts: Sequence[Adapter]) -> list[Adapter]:
-    """Each client's trained tensors, at the rank that it started with."""
+def trained_adapters(stack: Stack, starts: Sequence[Adapter]) -> list[Adapter]:
+    """Trained tensors of each client, at the rank that it started with."""
     host = {name: tensor.detach().to("cpu").numpy() for name, tensor in stack.tensors.items()}
     return [
         Adapter({name: corner(host[name][k], start[name].shape) for name in host})

@@ -1,7 +1,7 @@
 """Local tuning: K clients, each on its own data, in shared forward passes over one frozen base.
 
-A batch is still a batch: packing changes the layout of the work, never which examples make an
-optimiser step or how their loss is weighted (the mean over the step's trained tokens).
+Packing changes only how the work is laid out, never which examples make an optimiser step or how their
+loss is weighted (the mean over the step's trained tokens).
 """
 
 from __future__ import annotations
@@ -21,64 +21,64 @@ from shepherd.core import Adapter, Algorithm, Broadcast, LocalReport, LocalResul
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.base import Base, hidden_states, tuning_attention
 from shepherd.settings import TuningTable
 from shepherd.training import score, stack
-from shepherd.training.local import USUAL, LocalTraining
+from shepherd.training.local import DEFAULT_TRAINING, LocalTraining
 from shepherd.training.loss import capped, token_losses, weighted_loss
 from shepherd.training.objective import Scored
-from shepherd.training.packed_batch import Line, Row, at_places, batch_of, line_of
+from shepherd.training.packed_batch import PackedBatch, Row, pack_batch, pad_batch, prediction_states
 
-WATCH_S = 1.0  # seconds: a look at the loss waits for a GPU, so not at every pass
-NONE = np.zeros(0)
+REPORT_INTERVAL_S = 1.0  # reading the loss waits for a GPU, so it is not done at every pass
+NO_SCORES = np.zeros(0)
 UNCOUNTED = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
-    """One client's work in one round: `steps` holds, for each optimiser step, indices into `data`."""
+    """One client's work in one round: `batches` holds, for each optimiser step, indices into `data`."""
 
     client: str
     data: Tokens
-    steps: Sequence[NDArray[np.int64]]
+    batches: Sequence[NDArray[np.int64]]
     seed: int = 0
     memory: Payload = field(default_factory=Payload)
     start: Adapter | None = None
-    """The adapter that the visit starts from; None is the broadcast's."""
-    targets: NDArray[np.int64] = field(default_factory=lambda: UNCOUNTED, repr=False)
-    """Trained tokens of each example in `data`, (n,); counted here where they are not given."""
+    """Adapter that the visit starts from; None for the broadcast's."""
+    trained_tokens: NDArray[np.int64] = field(default_factory=lambda: UNCOUNTED, repr=False)
+    """Trained tokens of each example in `data`, (n,); counted if not given."""
 
     def __post_init__(self) -> None:
-        if self.targets is UNCOUNTED:
-            object.__setattr__(self, "targets", predictions(self.data))
+        if self.trained_tokens is UNCOUNTED:
+            object.__setattr__(self, "trained_tokens", predictions(self.data))
 
     @property
     def tokens(self) -> int:
-        """Tokens of the examples that are taken."""
-        return sum(int(self.data.lengths[step].sum()) for step in self.steps)
+        """Tokens of the examples in all batches."""
+        return sum(int(self.data.lengths[batch].sum()) for batch in self.batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Clients to tune together, in shared forward passes."""
+    """Visits to tune together, in shared forward passes."""
 
     broadcast: Broadcast
     algorithm: Algorithm
     visits: Sequence[Visit]
     tuning: TuningTable
     learning_rate: float
-    """Of the round, before the schedule within the visit."""
+    """Learning rate of the round, before the schedule within a visit is applied."""
     micro_batch_tokens: int
     """Tokens in one forward pass, over all the clients in it."""
-    training: LocalTraining = USUAL
+    training: LocalTraining = DEFAULT_TRAINING
     cap_nats: float = math.inf
-    """Most that one token counts in the loss that is reported; the gradient is never capped."""
+    """Largest loss of one token in the reported loss, in nats; the gradient is not affected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningResult:
-    """What one visit made. `delta` = local - broadcast, of the tensors that are trained and shared."""
+    """Result of one visit; `delta` is local - broadcast, for the tensors that are trained and shared."""
 
     client: str
     delta: Adapter
@@ -89,7 +89,7 @@ class TuningResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a tuning is: sums over all clients since it began, and the optimiser step under way, from 1."""
+    """Progress of a job: sums over its clients since it began, and the current optimiser step, from 1."""
 
     tokens: int
     loss: float
@@ -100,74 +100,78 @@ class Progress:
 def tune(
     base: Base, job: Job, watch: Callable[[Progress], None] = lambda progress: None
 ) -> list[TuningResult]:
-    """Tune the broadcast adapter on each visit's data; the results stand in the visits' order.
+    """Tune the broadcast adapter on each visit's data; results are in the order of the visits.
 
-    The stack is laid out by client name whatever order the visits come in, so the order changes no bit.
+    The stack is ordered by client name, so the order of the visits changes no bit.
 
     Args:
-        watch: hears how far it is after each optimiser step, and about once a second within one.
+        watch: called with the progress after each optimiser step, and about once a second within one.
 
     Raises:
         AdapterError: the broadcast does not fit the base.
-        DataError: a step of a visit holds no trained token, or an example more than the base reads.
+        DataError: a batch holds no trained token, or an example has more tokens than the base reads.
     """
     broadcast, algorithm = job.broadcast, job.algorithm
     for visit in job.visits:
         require_trained(visit)
         base.require_reads(int(visit.data.lengths.max(initial=0)), f"client {visit.client}")
-    lora.require_fits(base.sites, broadcast.adapter, f"the broadcast for base {base.name}")
+    lora.require_fits(base.targets, broadcast.adapter, f"the broadcast for base {base.name}")
     if not job.visits:
         return []
     ordered = sorted(job.visits, key=lambda visit: visit.client)
     starts = [visit.start or broadcast.adapter for visit in ordered]
     for visit in ordered:
         if visit.start is not None:
-            lora.require_fits(base.sites, visit.start, f"what client {visit.client} starts from")
+            lora.require_fits(
+                base.targets, visit.start, f"the adapter that client {visit.client} starts from"
+            )
     trainable = [name for name in broadcast.adapter if algorithm.trainable(name, broadcast.round)]
     if not trainable:
-        raise AdapterError(f"the algorithm trains no tensor in round {broadcast.round}; choose another")
-    cohort = stack.build(starts, set(trainable).__contains__, base.device)
-    laid = replace(job, visits=ordered)
-    references = _references(base, laid)
-    lora.bind_adapters(base.model, base.sites, cohort.all)
+        raise AdapterError(
+            f"the algorithm trains no tensor in round {broadcast.round}; choose another algorithm"
+        )
+    adapters = stack.build(starts, set(trainable).__contains__, base.device)
+    ordered_job = replace(job, visits=ordered)
+    references = _references(base, ordered_job)
+    lora.bind_adapters(base.model, base.targets, adapters.all)
     with tuning_attention(base):
-        losses = _run(base, cohort, laid, references, watch)
-    results = zip(ordered, starts, stack.rows(cohort, starts), losses, strict=True)
+        losses = _run(base, adapters, ordered_job, references, watch)
+    results = zip(ordered, starts, stack.trained_adapters(adapters, starts), losses, strict=True)
     tuned = {visit.client: _result(job, visit, start, local, loss) for visit, start, local, loss in results}
     return [tuned[visit.client] for visit in job.visits]
 
 
 def _run(
     base: Base,
-    cohort: stack.Stack,
+    adapters: stack.Stack,
     job: Job,
     references: Sequence[NDArray[np.float64]],
     watch: Callable[[Progress], None],
 ) -> NDArray[np.float64]:
-    """All optimiser steps; the sum of losses over each visit's trained tokens, (K,)."""
+    """Run all optimiser steps; returns the sum of losses over each visit's trained tokens, (K,)."""
     visits, tuning = job.visits, job.tuning
-    state = job.training.optimiser.init(cohort)
-    correct = _correction(cohort, job)
+    state = job.training.optimiser.init(adapters)
+    correct = _gradient_correction(adapters, job)
     sums = torch.zeros(len(visits), dtype=torch.float64, device=base.device)
     tokens = trained = 0
-    steps, told = max((len(visit.steps) for visit in visits), default=0), monotonic()
+    steps, reported_at = max((len(visit.batches) for visit in visits), default=0), monotonic()
     for step in range(steps):
-        cohort.grads.zero_()
+        adapters.grads.zero_()
         shared = passes(visits, step, job.micro_batch_tokens, packed=base.packed)
         weights = _weights(base, job, step, shared, references)
         for rows in shared:
             tokens += _accumulate(base, visits, rows, weights, sums, job.cap_nats)
-            trained += sum(int(visits[row.client].targets[row.examples].sum()) for row in rows)
-            if monotonic() - told > WATCH_S:  # a step of a large base may take minutes
+            trained += sum(int(visits[row.client].trained_tokens[row.examples].sum()) for row in rows)
+            if monotonic() - reported_at > REPORT_INTERVAL_S:  # a step of a large base may take minutes
                 watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
-                told = monotonic()
-        shape = [job.learning_rate * stack.rate(tuning, step, len(visit.steps)) for visit in visits]
+                reported_at = monotonic()
+        shape = [job.learning_rate * stack.rate(tuning, step, len(visit.batches)) for visit in visits]
         rates = torch.tensor(shape, device=base.device)  # (K,)
         correct(Step(index=step, rates=rates.view(-1, 1, 1)))
-        for name, mask in cohort.masks.items():
-            cohort.grad(name).mul_(mask)
-        stack.clip(cohort, tuning.clip_norm)
-        state = job.training.optimiser.step(cohort, state, step + 1, rates)
+        for name, mask in adapters.masks.items():
+            adapters.grad(name).mul_(mask)
+        stack.clip(adapters, tuning.clip_norm)
+        state = job.training.optimiser.step(adapters, state, step + 1, rates)
         watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
     return sums.cpu().numpy()
 
@@ -177,21 +181,23 @@ def _mean(sums: Tensor, trained: int) -> float:
 
 
 def predictions(data: Tokens) -> NDArray[np.int64]:
-    """For each example, how many of its tokens are trained (n,); the first token is never predicted."""
+    """Number of trained tokens of each example, (n,); the first token is never predicted."""
     running = np.concatenate([[0], np.cumsum(data.trained, dtype=np.int64)])
     whole = running[data.offsets[1:]] - running[data.offsets[:-1]]
     return whole - data.trained[data.offsets[:-1]]  # type: ignore[no-any-return]
 
 
 def require_trained(visit: Visit) -> None:
-    """Raise DataError, naming the client, where a step holds no trained token."""
-    for step in visit.steps:
-        if not visit.targets[step].any():
-            raise DataError(f"client {visit.client} has a step without a trained token; drop those examples")
+    """Raise DataError, naming the client, if a batch holds no trained token."""
+    for batch in visit.batches:
+        if not visit.trained_tokens[batch].any():
+            raise DataError(
+                f"client {visit.client} has a step without a trained token; remove those examples"
+            )
 
 
 def _references(base: Base, job: Job) -> list[NDArray[np.float64]]:
-    """The summed log-probability of each visit's examples under the base alone, (n,) each, if asked for."""
+    """Summed log-probability of each visit's examples under the base alone, (n,) each; [] if not needed."""
     if not job.training.objective.needs_scores:
         return []
     micro_batch, blank = job.micro_batch_tokens, job.broadcast.adapter.times(0.0)
@@ -208,32 +214,32 @@ def _weights(
     passes: Sequence[Sequence[Row]],
     references: Sequence[NDArray[np.float64]],
 ) -> list[NDArray[np.float32]]:
-    """The weight of the tokens of each example of a client's data, (n,) each; 0 where the step has it not."""
+    """Weight of each example's tokens for each client, (n,) each; 0 for examples that are not in the step."""
     weights = [np.zeros(len(visit.data), np.float32) for visit in job.visits]
     sums = _policy(base, job, passes) if job.training.objective.needs_scores else []
     for k, visit in enumerate(job.visits):
-        if step < len(visit.steps):
-            taken = visit.steps[step]
+        if step < len(visit.batches):
+            taken = visit.batches[step]
             scored = Scored(
-                targets=visit.targets[taken],
-                policy=sums[k][taken] if sums else NONE,
-                reference=references[k][taken] if references else NONE,
+                targets=visit.trained_tokens[taken],
+                policy=sums[k][taken] if sums else NO_SCORES,
+                reference=references[k][taken] if references else NO_SCORES,
             )
             weights[k][taken] = job.training.objective.weights(scored)
     return weights
 
 
 def _policy(base: Base, job: Job, passes: Sequence[Sequence[Row]]) -> list[NDArray[np.float64]]:
-    """The summed log-probability under each client's adapter of the examples of a step, (n,) each."""
+    """Summed log-probability of a step's examples under each client's current adapter, (n,) each."""
     sums = [np.zeros(len(visit.data)) for visit in job.visits]
     for rows in passes:
-        line = _line(base, job.visits, rows)
-        with torch.no_grad(), layout.running(line.layout):
-            states = hidden_states(base, line.ids, line.positions).index_select(0, line.read)
-            every = token_losses(base, at_places(states, line), line.targets).double().cpu().numpy()
+        batch = _batch(base, job.visits, rows)
+        with torch.no_grad(), pass_plan.use_plan(batch.plan):
+            states = hidden_states(base, batch.ids, batch.positions).index_select(0, batch.output_positions)
+            every = token_losses(base, prediction_states(states, batch), batch.targets).double().cpu().numpy()
         examples = np.concatenate([row.examples for row in rows])
         clients = np.repeat([row.client for row in rows], [len(row.examples) for row in rows])
-        found = np.bincount(line.examples, weights=every, minlength=len(examples))
+        found = np.bincount(batch.examples, weights=every, minlength=len(examples))
         for client, example, loss in zip(clients, examples, found, strict=True):
             sums[client][example] = -loss
     return sums
@@ -242,8 +248,8 @@ def _policy(base: Base, job: Job, passes: Sequence[Sequence[Row]]) -> list[NDArr
 def passes(visits: Sequence[Visit], step: int, micro_batch: int, *, packed: bool = True) -> list[list[Row]]:
     """The rows of one optimiser step, in forward passes of at most `micro_batch` tokens where they fit.
 
-    A client's rows depend on its own data alone; only which rows share a pass depends on the cohort, and
-    unpacked each is a pass of its own.
+    A client's rows depend on its own data alone; only which rows share a pass depends on the stack. Without
+    packing, each row is a pass of its own.
     """
     cut = pack if packed else batches
     rows = [row for k, visit in enumerate(visits) for row in _rows(k, visit, step, micro_batch, cut)]
@@ -260,12 +266,12 @@ def _rows(
     capacity: int,
     cut: Callable[[Sequence[int], int], list[list[int]]],
 ) -> Iterator[Row]:
-    if step >= len(visit.steps):
+    if step >= len(visit.batches):
         return
-    batch = np.asarray(visit.steps[step])
+    batch = np.asarray(visit.batches[step])
     lengths = visit.data.lengths[batch]
-    for place, members in enumerate(cut(lengths.tolist(), capacity)):
-        seed = seed_for(visit.seed, "dropout", step, place)
+    for index, members in enumerate(cut(lengths.tolist(), capacity)):
+        seed = seed_for(visit.seed, "dropout", step, index)
         yield Row(client=k, examples=batch[members], tokens=int(lengths[members].sum()), seed=seed)
 
 
@@ -277,45 +283,45 @@ def _accumulate(
     sums: Tensor,
     cap_nats: float,
 ) -> int:
-    """One forward and backward pass: gradients into the stack, losses into `sums`; returns its tokens."""
-    line = _line(base, visits, rows)
+    """Run one forward and backward pass: add gradients to the stack and losses to `sums`; return tokens."""
+    batch = _batch(base, visits, rows)
     each = np.concatenate([weights[row.client][row.examples] for row in rows])  # of each example
-    weight = torch.from_numpy(each[line.examples]).to(base.device)  # (M,)
-    with layout.running(line.layout):
-        states = hidden_states(base, line.ids, line.positions).index_select(0, line.read)  # (U, width)
-        hidden = at_places(states, line)  # (M, width)
-        loss, every = weighted_loss(base, hidden, line.targets, weight)
+    weight = torch.from_numpy(each[batch.examples]).to(base.device)  # (M,)
+    with pass_plan.use_plan(batch.plan):
+        states = hidden_states(base, batch.ids, batch.positions).index_select(0, batch.output_positions)
+        hidden = prediction_states(states, batch)  # (M, width), from (U, width)
+        loss, every = weighted_loss(base, hidden, batch.targets, weight)
         loss.backward()
-    for row, own in zip(rows, capped(every, cap_nats).double().split(line.counts), strict=True):
+    for row, own in zip(rows, capped(every, cap_nats).double().split(batch.counts), strict=True):
         sums[row.client] += own.sum()  # not `index_add_`, whose order CUDA leaves open
     return sum(row.tokens for row in rows)
 
 
-def _line(base: Base, visits: Sequence[Visit], rows: Sequence[Row]) -> Line:
+def _batch(base: Base, visits: Sequence[Visit], rows: Sequence[Row]) -> PackedBatch:
     if base.packed:
         data = [visit.data for visit in visits]
-        return line_of(data, rows, base.device, training=True, share=not base.adapter.dropout)
+        return pack_batch(data, rows, base.device, training=True, share=not base.adapter.dropout)
     (row,) = rows
-    return batch_of(visits[row.client].data, row, base.device, training=True)
+    return pad_batch(visits[row.client].data, row, base.device, training=True)
 
 
-def _correction(cohort: stack.Stack, job: Job) -> Callable[[Step], None]:
-    """The algorithm's correction of the gradients, in place; it sees tensors with a client axis."""
+def _gradient_correction(adapters: stack.Stack, job: Job) -> Callable[[Step], None]:
+    """A function that corrects the gradients in place by the algorithm, on tensors with a client axis."""
     correction, broadcast = job.algorithm.correct, job.broadcast
     if correction is None:
         return lambda step: None
-    device = cohort.values.device
+    device = adapters.values.device
     sent: Any = replace(
         broadcast,
-        adapter={name: _tensor(broadcast.adapter[name], device) for name in cohort.tensors},  # type: ignore[arg-type]
+        adapter={name: _tensor(broadcast.adapter[name], device) for name in adapters.tensors},  # type: ignore[arg-type]
         extra={name: _tensor(tensor, device) for name, tensor in broadcast.extra.items()},  # type: ignore[arg-type]
     )
     memory = _memories([visit.memory for visit in job.visits], device)
 
     def correct(step: Step) -> None:
         with torch.no_grad():
-            for name, param in cohort.tensors.items():
-                grad = cohort.grad(name)
+            for name, param in adapters.tensors.items():
+                grad = adapters.grad(name)
                 corrected = correction(name, grad, param, sent, memory, step)
                 if corrected is not grad:
                     grad.copy_(corrected)
@@ -324,15 +330,15 @@ def _correction(cohort: stack.Stack, job: Job) -> Callable[[Step], None]:
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
-    writable: Tensor = torch.from_numpy(array.copy())  # torch warns of read-only arrays
+    writable: Tensor = torch.from_numpy(array.copy())  # torch warns about read-only arrays
     return writable.to(device)
 
 
 def _memories(memories: Sequence[Payload], device: torch.device) -> dict[str, Tensor]:
-    """What the clients remember, stacked: name -> (K, ...); zeros for a client's first visit.
+    """The clients' memories, stacked: name -> (K, ...); zeros for a client's first visit.
 
     Raises:
-        AdapterError: two clients remember tensors of other names.
+        AdapterError: two clients' memories have different tensors.
     """
     known = next((memory for memory in memories if memory), None)
     if known is None:
@@ -342,14 +348,14 @@ def _memories(memories: Sequence[Payload], device: torch.device) -> dict[str, Te
 
 
 def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: float) -> TuningResult:
-    broadcast, steps = job.broadcast, len(visit.steps)
+    broadcast, steps = job.broadcast, len(visit.batches)
     shared = {n: t for n, t in local.items() if job.algorithm.shared(n, broadcast.round)}
     delta = Adapter({n: t - stack.corner(broadcast.adapter[n], t.shape) for n, t in shared.items()})
     rates = (stack.rate(job.tuning, step, steps) for step in range(steps))
     result = LocalResult(start=start, local=local, steps=steps, rate_sum=job.learning_rate * math.fsum(rates))
     memory, extra = job.algorithm.remember(visit.memory, broadcast, result)
-    taken = np.concatenate(list(visit.steps)) if steps else np.zeros(0, np.int64)
-    trained = int(visit.targets[taken].sum())
+    taken = np.concatenate(list(visit.batches)) if steps else np.zeros(0, np.int64)
+    trained = int(visit.trained_tokens[taken].sum())
     report = LocalReport(
         loss=float(loss_sum) / max(1, trained),
         examples=len(taken) // job.training.objective.group_size,

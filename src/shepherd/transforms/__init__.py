@@ -1,4 +1,4 @@
-"""One file, one thing done to an update: `Config` (its keys) and `build(config) -> Transform`.
+"""Transforms, one file each: `Config` (its keys) and `build(config) -> Transform`.
 
-Every key has a default, so that the tests in `tests/contracts` can build each file they find here.
+Every key has a default, so that the tests in `tests/contracts` can build each file in this folder.
 """

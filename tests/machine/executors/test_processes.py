@@ -23,7 +23,7 @@ from shepherd.core import Broadcast
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FederationError
 from shepherd.machine.executors import Inline, Processes
-from shepherd.machine.executors.processes import AHEAD
+from shepherd.machine.executors.processes import LOOKAHEAD_JOBS
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
 from shepherd.training.tune import Job, Progress, Visit
@@ -53,7 +53,9 @@ def one_thread() -> Iterator[None]:
 def visit(name: str) -> Visit:
     size = SIZES[name]
     data = bases.tokens(size, [5 + i % 6 for i in range(size)])
-    return Visit(client=name, data=data, steps=[np.array([2, 0]), np.array([1]), np.array([0, 2])], seed=size)
+    return Visit(
+        client=name, data=data, batches=[np.array([2, 0]), np.array([1]), np.array([0, 2])], seed=size
+    )
 
 
 def job(base, *names: str) -> Job:
@@ -101,7 +103,7 @@ def test_jobs_are_taken_as_they_are_needed(llama, pair) -> None:
 
     results = pair.tuned(asked(), silent)
     next(results)
-    assert len(taken) == 2 * AHEAD
+    assert len(taken) == 2 * LOOKAHEAD_JOBS
     results.close()
     heard: list[int] = []
     assert len(list(pair.tuned([job(llama, "bob")], lambda number, told: heard.append(number)))) == 1
@@ -151,7 +153,7 @@ def untrained(data: Tokens) -> Tokens:
 
 def test_a_mistake_in_the_data_comes_back_as_its_sentence(llama, pair) -> None:
     data = visit("ann").data
-    bad = replace(job(llama), visits=[Visit(client="ann", data=untrained(data), steps=[np.array([0])])])
+    bad = replace(job(llama), visits=[Visit(client="ann", data=untrained(data), batches=[np.array([0])])])
     with pytest.raises(DataError, match="client ann has a step without a trained token"):
         list(pair.tuned([bad], silent))
     assert len(list(pair.tuned([job(llama, "ann")], silent))) == 1  # and the workers live on

@@ -186,7 +186,7 @@ def test_a_run_fills_its_folder(tmp_path: Path, server: Hosted, base: Base) -> N
     last = checkpoint.load(tmp_path / "run" / "checkpoints" / "round-00004")
     assert files.read(tmp_path / "run" / "adapter", base) == last.state.adapter
     assert words[0] == "sites: a, b"
-    assert coverage(base.model, base.sites).sentence in words
+    assert coverage(base.model, base.targets).sentence in words
     assert server.aborted == ["job-0"]
     assert folder.read_settings(tmp_path / "run") == completed(settings(tmp_path))  # as it was given
     kept = plan.read(tmp_path / "run")
@@ -533,7 +533,7 @@ def test_no_moment_of_the_start_leaves_a_folder_that_would_be_run_here(
 @pytest.mark.parametrize(
     ("overrides", "word"),
     [
-        (["machine.workers=2"], "leave it out over silos"),
+        (["machine.workers=2"], "remove it from a run file over silos"),
         (["algorithm.name=nothing"], "nothing"),
         (['silos.sites=["x", "y"]'], r"no site of silos.sites \(x, y\) .* \(connected: a, b\)"),
     ],

@@ -399,7 +399,7 @@ def test_a_mean_of_fewer_than_a_member_asks_for_is_kept_by_nobody(tmp_path: Path
     outcome = told(made)["outcome"]
     assert outcome["kind"] == "QuorumNotMet"
     assert (
-        "a lets its own into a mean of 2 or more alone (its min_cohort), so this mean is thrown away"
+        "client a requires a mean of at least 2 (its min_cohort), so this mean is discarded"
         in outcome["error"]
     )
     assert "b: out of memory; c: out of memory" in outcome["error"]

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import attacks
 from shepherd.core import Adapter, Broadcast, Failure, Update
-from shepherd.model import layout, lora
+from shepherd.model import lora, pass_plan
 from shepherd.model.base import load
 from shepherd.model.digest import digest
 from shepherd.settings import AdapterTable, ModelTable
@@ -46,21 +46,21 @@ def base(llama_folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def blank(base: Any) -> Adapter:
     """What an honest run begins with."""
-    return lora.fresh(base.sites, 1, 0)
+    return lora.fresh(base.targets, 1, 0)
 
 
 @pytest.fixture(scope="module")
 def telling(base: Any, llama_folder: Path) -> Adapter:
     """It drowns what the base says in one vector that is the same at every place."""
-    last = base.sites[-1]
+    last = base.targets[-1]
     tensors = {name: np.zeros(shape, np.float32) for name, shape in base.shapes.items()}
     caught: list[torch.Tensor] = []
     module = base.model.get_submodule(last.module)
     hook = module.register_forward_pre_hook(
         lambda _, given: caught.append(given[0].detach().reshape(-1, given[0].shape[-1]))
     )
-    lora.bind_adapters(base.model, base.sites, lora.stacked([Adapter(tensors)], base.device))
-    with torch.no_grad(), layout.running(layout.sequences([6])):
+    lora.bind_adapters(base.model, base.targets, lora.stacked([Adapter(tensors)], base.device))
+    with torch.no_grad(), pass_plan.use_plan(pass_plan.sequences([6])):
         base.model(input_ids=torch.tensor([[5, 9, 20, 31, 44, 7]]))
     hook.remove()
     mean = caught[0].mean(0).numpy()
@@ -162,11 +162,11 @@ def test_a_round_is_scored_once(site: Any, blank: Adapter, base: Any) -> None:
     first = asked(trainer, "score", blank, run=1)
     assert isinstance(first, Scores)
     assert asked(trainer, "score", blank, run=1) == first  # after a lost connection
-    other = asked(trainer, "score", lora.fresh(base.sites, 1, 1), run=1)
+    other = asked(trainer, "score", lora.fresh(base.targets, 1, 1), run=1)
     assert isinstance(other, Failure)
     assert "another question" in other.reason
     assert isinstance(asked(trainer, "train", blank, run=1), Update)
-    assert isinstance(asked(trainer, "score", lora.fresh(base.sites, 1, 1), run=1), Failure)
+    assert isinstance(asked(trainer, "score", lora.fresh(base.targets, 1, 1), run=1), Failure)
     assert isinstance(asked(trainer, "score", blank, run=1, round=1), Scores)
 
 

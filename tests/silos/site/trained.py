@@ -86,7 +86,7 @@ def broadcast(base: Any, round: int = 0, seed: int = 5) -> Broadcast:
 
 def blank(base: Any, round: int = 0) -> Broadcast:
     """What a run begins with: an adapter that changes nothing."""
-    adapter = lora.fresh(base.sites, TABLES["adapter"]["rank"], round)
+    adapter = lora.fresh(base.targets, TABLES["adapter"]["rank"], round)
     return Broadcast(round=round, adapter=adapter, seed=100 + round, transforms=({},))
 
 

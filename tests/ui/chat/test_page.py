@@ -265,7 +265,7 @@ def test_what_cannot_be_asked_is_said_in_a_sentence(visit: Callable[..., Visit])
     said(seen, "the instruction is empty; write what is asked")
     assert seen.page.get_by_role("alert").count() == 1
     ask(seen, "w5 " * 70)
-    said(seen, "reads 64; shorten the instruction")
+    said(seen, "reads at most 64; shorten the instruction")
 
 
 # --- what a model writes, and who asks

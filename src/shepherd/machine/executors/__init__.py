@@ -1,4 +1,4 @@
-"""Where local tuning runs: in this process, or in worker processes."""
+"""Executors: where local tuning runs, in this process or in worker processes."""
 
 from shepherd.machine.executors.executor import Executor, Watch
 from shepherd.machine.executors.inline import Inline

@@ -1,4 +1,4 @@
-"""What a place to tune in offers."""
+"""Executor: where jobs are tuned."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from shepherd.model.base import Base
 from shepherd.training.tune import Job, Progress, TuningResult
 
 Watch = Callable[[int, Progress], None]
-"""Hears which job, counted from 0, and how far it is."""
+"""Called with the number of a job, counted from 0, and its progress."""
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Executor(Protocol):
-    """A place where jobs are tuned; which one it is changes no bit of what they make."""
+    """Runs tuning jobs; which executor is used changes no bit of their results."""
 
     @property
     def count(self) -> int:
-        """Jobs that are tuned side by side."""
+        """Jobs that are tuned at the same time."""
 
     def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[TuningResult]]:
-        """What each job made, in the jobs' order; lazy, and with a bounded number of jobs under way.
+        """Yield the results of each job, in order; lazily, with a bounded number of jobs under way.
 
         Raises:
-            FederationError: the place failed, as a worker does when memory runs out.
-            ShepherdError: as `model.tune.tune`.
+            FederationError: the executor failed, for example a worker that ran out of memory.
+            ShepherdError: as `training.tune.tune`.
         """
 
     def each(self, work: Callable[[Base, T], R], items: Iterable[T]) -> Iterator[R]:
-        """What `work`, a function of a module, makes of each item with a loaded base, in the items' order."""
+        """Yield `work(base, item)` for each item, in order; `work` is a function of a module."""
 
     def close(self) -> None:
-        """End it, whatever it is doing; once or again."""
+        """Stop, whatever is under way; may be called again."""

@@ -32,4 +32,4 @@ class Inline:
         return (work(self.base, item) for item in items)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no process to stop."""

@@ -1,7 +1,7 @@
-"""Worker processes, each with its own copy of the base, that tune jobs side by side.
+"""Worker processes, each with its own copy of the base, that tune jobs at the same time.
 
-On a processor a group tunes faster on one core than on two, so two groups on two cores are the better use of
-them (docs/benchmarks.md). Which group runs where changes no bit: a worker keeps nothing between two groups.
+On a processor two stacks on one core each are faster than one stack after the other on two cores
+(docs/benchmarks.md). Which job runs where changes no bit: a worker keeps nothing between two jobs.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from shepherd.model.base import Base, Proof
 from shepherd.settings import AdapterTable, ModelTable
 from shepherd.training.tune import Job, TuningResult, Visit, tune
 
-POLL = 0.1  # seconds between two looks at how far the workers are
-AHEAD = 8  # jobs a worker that are looked at, and whose results may wait here for one before them
+POLL_S = 0.1  # between two reads of the workers' progress
+LOOKAHEAD_JOBS = 8  # per worker, that are considered, and whose results may wait here for an earlier one
 
 
 T = TypeVar("T")
@@ -56,8 +56,8 @@ class Processes:
         consent: Consent = NOTHING,
     ) -> None:
         self.count = count
-        self._told = get_context("loky").SimpleQueue()
-        self._begin = os.getpid(), self._told, threads, _Source.of(base), consent
+        self._progress = get_context("loky").SimpleQueue()
+        self._begin = os.getpid(), self._progress, threads, _Source.of(base), consent
         self._serials = count_up()
         self._end: weakref.finalize[Any, Any] | None = None
 
@@ -69,47 +69,47 @@ class Processes:
         )
         for _ in range(self.count):  # all of them now, not one a job
             pool.submit(_ready)
-        # also where nobody calls `close`, before the interpreter takes itself apart
+        # also if `close` is never called, before the interpreter shuts down
         self._end = weakref.finalize(self, pool.shutdown, wait=True, kill_workers=True)
         return pool
 
     def tuned(self, jobs: Iterable[Job], watch: Watch) -> Iterator[list[TuningResult]]:
-        """What each job made, in the jobs' order; at most two jobs a worker are under way.
+        """Yield the results of each job, in order; at most two jobs per worker are under way.
 
-        Of the next `AHEAD` jobs a worker the largest begins first, so that none is left alone at the end.
+        Of the next `LOOKAHEAD_JOBS` jobs per worker the largest begins first, so that it is not the last one.
 
         Raises:
-            FederationError: a worker died, as it does when memory runs out.
-            ShepherdError: as `model.tune.tune`.
+            FederationError: a worker died, for example because memory ran out.
+            ShepherdError: as `training.tune.tune`.
         """
         left = enumerate(jobs)
         waiting: dict[int, Job] = {}
         begun: dict[int, Future[list[TuningResult]]] = {}  # until their results are yielded
         numbers: dict[int, int] = {}  # of a job among all that these workers ever had -> among `jobs`
         try:
-            malloc.give_back()  # of the proof and the scores: the workers need it
+            malloc.release_free_memory()  # memory of the proof and the scores, which the workers need
             # or numpy's threads would wait for the workers' cores
             with threadpool_limits(1, user_api="blas"):
-                for wanted in count_up():
-                    waiting.update(islice(left, AHEAD * self.count - len(waiting) - len(begun)))
+                for expected in count_up():
+                    waiting.update(islice(left, LOOKAHEAD_JOBS * self.count - len(waiting) - len(begun)))
                     self._begin_largest(waiting, begun, numbers)
-                    if wanted not in waiting and wanted not in begun:
+                    if expected not in waiting and expected not in begun:
                         return
-                    while wanted not in begun or not begun[wanted].done():
-                        wait(_going(begun), timeout=POLL, return_when=FIRST_COMPLETED)
-                        self._tell(numbers, watch)
+                    while expected not in begun or not begun[expected].done():
+                        wait(_unfinished(begun), timeout=POLL_S, return_when=FIRST_COMPLETED)
+                        self._report(numbers, watch)
                         self._begin_largest(waiting, begun, numbers)
-                    self._tell(numbers, watch)
-                    with _told_of_death():
-                        result = begun[wanted].result()
+                    self._report(numbers, watch)
+                    with _raise_worker_death():
+                        result = begun[expected].result()
                     yield result
-                    del begun[wanted]
+                    del begun[expected]
         finally:
             for future in begun.values():
                 future.cancel()
 
     def each(self, work: Callable[[Base, T], R], items: Iterable[T]) -> Iterator[R]:
-        """What `work` makes of each item with a worker's base, in the items' order.
+        """Yield `work(base, item)` for each item, in order, with a worker's base.
 
         Args:
             work: a function of a module, which the worker imports.
@@ -119,7 +119,7 @@ class Processes:
         """
         going: deque[Future[R]] = deque()
         try:
-            with _told_of_death():
+            with _raise_worker_death():
                 for item in items:
                     going.append(self._pool.submit(_with_base, work, item))
                     if len(going) == 2 * self.count:
@@ -134,27 +134,27 @@ class Processes:
         self, waiting: dict[int, Job], begun: dict[int, Future[list[TuningResult]]], numbers: dict[int, int]
     ) -> None:
         """Keep two jobs a worker under way, so that none waits for this process."""
-        while waiting and len(_going(begun)) < 2 * self.count:
+        while waiting and len(_unfinished(begun)) < 2 * self.count:
             number = max(waiting, key=lambda number: _tokens(waiting[number]))
             serial = next(self._serials)
             numbers[serial] = number
-            with _told_of_death():
-                begun[number] = self._pool.submit(_work, serial, _carried(waiting.pop(number)))
+            with _raise_worker_death():
+                begun[number] = self._pool.submit(_work, serial, _with_used_examples(waiting.pop(number)))
 
     def close(self) -> None:
-        """End the processes, whatever they are doing; once or again."""
+        """End the processes, whatever they are doing; may be called again."""
         if self._end is not None:
             self._end()
 
-    def _tell(self, numbers: Mapping[int, int], watch: Watch) -> None:
-        while not self._told.empty():
-            serial, progress = self._told.get()
+    def _report(self, numbers: Mapping[int, int], watch: Watch) -> None:
+        while not self._progress.empty():
+            serial, progress = self._progress.get()
             if serial in numbers:  # not one of a round that was given up
                 watch(numbers[serial], progress)
 
 
 @contextmanager
-def _told_of_death() -> Iterator[None]:
+def _raise_worker_death() -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool as error:
@@ -171,13 +171,13 @@ def processes(count: int, base: Base, consent: Consent = NOTHING) -> Processes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """What a worker loads its base from."""
+    """What a worker needs to load its base."""
 
     model: ModelTable
     adapter: AdapterTable
     device: str
     proof: Proof
-    """What this process found of the base, which no worker proves again."""
+    """Result of this process's proof of the base, which workers do not repeat."""
 
     @classmethod
     def of(cls, base: Base) -> _Source:
@@ -192,25 +192,30 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
-def _going(begun: Mapping[int, Future[list[TuningResult]]]) -> list[Future[list[TuningResult]]]:
+def _unfinished(begun: Mapping[int, Future[list[TuningResult]]]) -> list[Future[list[TuningResult]]]:
     return [future for future in begun.values() if not future.done()]
 
 
 def _tokens(job: Job) -> int:
-    """That a job's visits take, which is about how long it will be."""
+    """Tokens of a job's visits, an estimate of its duration."""
     return sum(visit.tokens for visit in job.visits)
 
 
-def _carried(job: Job) -> Job:
-    """The job with only the examples that its visits take."""
-    return replace(job, visits=[_cut(visit) for visit in job.visits])
+def _with_used_examples(job: Job) -> Job:
+    """The job with only those examples that its visits use."""
+    return replace(job, visits=[_sliced(visit) for visit in job.visits])
 
 
-def _cut(visit: Visit) -> Visit:
-    taken = np.concatenate(list(visit.steps))
-    ends = np.cumsum([len(step) for step in visit.steps])
-    steps = np.split(np.arange(len(taken)), ends[:-1])
-    return replace(visit, data=visit.data.take(taken), targets=visit.targets[taken], steps=steps)
+def _sliced(visit: Visit) -> Visit:
+    """The visit with only the examples that it uses, in the order in which it uses them."""
+    used = np.concatenate(list(visit.batches))
+    ends = np.cumsum([len(batch) for batch in visit.batches])
+    return replace(
+        visit,
+        data=visit.data.take(used),
+        trained_tokens=visit.trained_tokens[used],
+        batches=np.split(np.arange(len(used)), ends[:-1]),
+    )
 
 
 # in a worker -----------------------------------------------------------------------------------------------
@@ -221,7 +226,7 @@ _queue: Any
 
 def _begin(
     parent: int,
-    told: Any,
+    progress: Any,
     threads: int,
     source: _Source,
     consent: Consent,
@@ -229,27 +234,27 @@ def _begin(
     global _base, _queue
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the process that is asked to stop
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_after_parent, args=(parent,), daemon=True).start()
     malloc.keep_pages()
     memory.use_threads(threads)
-    _queue = told
+    _queue = progress
     try:
         _base = bases.load(
             source.model, source.adapter, device=source.device, proof=source.proof, consent=consent
         )
-    except ShepherdError as error:  # said with the first job
+    except ShepherdError as error:  # raised with the first job
         _base = error
 
 
-def _end_with(parent: int) -> None:
-    """A killed parent leaves no worker behind."""
+def _exit_after_parent(parent: int) -> None:
+    """Exit once the parent process has ended, so that a killed parent leaves no worker behind."""
     while os.getppid() == parent and psutil.pid_exists(parent):
-        time.sleep(POLL)
+        time.sleep(POLL_S)
     os._exit(1)
 
 
 def _ready() -> None:
-    """Nothing to do: a worker that answers has loaded its base."""
+    """Do nothing; a worker that answers has loaded its base."""
 
 
 def _work(number: int, job: Job) -> list[TuningResult]:
@@ -263,8 +268,8 @@ def _with_base(work: Callable[[Base, T], R], item: T) -> R:
         return work(_base, item)
     except ShepherdError:
         raise
-    except Exception as error:  # of an algorithm from outside, say, and it may not travel as it is
+    except Exception as error:  # for example of a plug-in, and it may not be picklable
         raise FederationError(
-            f"a worker process failed ({type(error).__name__}: {error}); see where with workers = 1 in the"
-            " run folder's plan.json"
+            f"a worker process failed ({type(error).__name__}: {error}); set workers = 1 in the run folder's"
+            " plan.json and resume to see where"
         ) from None

@@ -1,4 +1,4 @@
-"""One file, one form that a trained adapter can be written in: `Config` and `build(config) -> Exporter`.
+"""Exporters, one file each: a format for a trained adapter, as `Config` and `build(config) -> Exporter`.
 
-The tests in `tests/contracts` build each file that they find here.
+The tests in `tests/contracts` build each file in this folder.
 """

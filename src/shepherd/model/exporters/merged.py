@@ -1,4 +1,4 @@
-"""A whole model with the adapter added into its weights, which transformers loads without PEFT."""
+"""A complete model with the adapter merged into its weights, which transformers loads without PEFT."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from shepherd.model.exporting import Exporter, Trained
 
 class Config(Table):
     dtype: Literal["run", "float32", "bfloat16", "float16"] = "run"
-    """Number format of the weights; "run" is the one that the base was tuned in."""
+    """Number type of the weights; "run" is the one that the base was tuned in."""
     shard_gigabytes: PositiveInt = 5
-    """Largest size of one weights file."""
+    """Largest size of one weights file, in gigabytes."""
 
 
 def build(config: Config) -> Exporter:
-    """The merged model as a value."""
+    """Build the exporter."""
 
     def write(folder: Path, trained: Trained) -> None:
         from shepherd.model import merging  # torch

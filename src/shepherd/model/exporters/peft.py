@@ -1,4 +1,4 @@
-"""A folder with the adapter, its configuration and the tokenizer, which PEFT loads over the base."""
+"""A folder with the adapter, its configuration and the tokenizer, which PEFT loads onto the base."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from shepherd.model.exporting import Exporter, Trained
 
 
 class Config(Table):
-    """There is nothing to set."""
+    """This exporter has no keys."""
 
 
 def build(config: Config) -> Exporter:
-    """The PEFT folder as a value."""
+    """Build the exporter."""
 
     def write(folder: Path, trained: Trained) -> None:
         from shepherd.model import files  # torch
 
         files.write(folder, trained.adapter, trained.base)
-        files.write_beside(folder, trained.base, trained.stop)
+        files.write_tokenizer(folder, trained.base, trained.stop)
 
     return Exporter(write=write)

@@ -44,7 +44,7 @@ from shepherd.model import base as bases
 from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
-from shepherd.rounds import context_of, rehearsed, start, weights
+from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.run import card, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import RunFolder
@@ -155,7 +155,7 @@ class SilosRun:
         adapter = self._state().adapter
         files.write(self.holder.adapter, adapter, self.base)
         stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
-        files.write_beside(self.holder.adapter, self.base, stop)
+        files.write_tokenizer(self.holder.adapter, self.base, stop)
         scores: Mapping[str, tuple[float, float]] = {}
         if answer and self.settings.evaluation.answers:
             scores = answered(self.holder, self.planned, self.base, adapter, self._heldout())
@@ -267,8 +267,8 @@ def open_run(
     base = load_base(settings, consent)
     if told := files.rehearse(base):
         echo(told)
-    echo(coverage(base.model, base.sites).sentence)
-    plan = planning.over_silos(pipeline.dated(settings, base.tokenizer), base)
+    echo(coverage(base.model, base.targets).sentence)
+    plan = planning.for_coordinator(pipeline.dated(settings, base.tokenizer), base)
     filled = plan.over(settings)
     order = JobSpec(
         run=secrets.token_hex(8),
@@ -321,7 +321,7 @@ def resume(
         tracking.require(settings.tracking, consent)
         base = load_base(plan.over(settings) if plan else settings, consent)
         if plan is None:
-            plan = planning.over_silos(settings, base)
+            plan = planning.for_coordinator(settings, base)
             holder.write(PLAN, plan.text())
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was written
             _save_start(holder, settings, base, len(order.sites), consent)
@@ -410,7 +410,7 @@ def _following(
 def _most_bytes(settings: RunSettings, state: ServerState, sites: int, consent: Consent) -> int:
     """Of a file of the run's checkpoints: what a state has, also after a round, which may make it grow."""
     context = _context(settings, state.adapter, sites, consent)
-    after = rehearsed(plugins.method(settings, consent.plugins), state, context)
+    after = rehearse(plugins.method(settings, consent.plugins), state, context)
     return SPARE_BYTES + math.ceil(SPARE_TIMES * max(_bytes(state), _bytes(after)))
 
 
@@ -433,7 +433,7 @@ def _save_start(
 ) -> None:
     """The state before the first round; the run file alone decides its bits."""
     method = plugins.method(settings, consent.plugins)
-    adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
     state = start(method, adapter, _context(settings, adapter, sites, consent))
     checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)

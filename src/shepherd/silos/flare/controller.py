@@ -105,7 +105,7 @@ class Rounds(ModelController):  # type: ignore[misc]
 
     def ask(self, message_: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
         """Send to the sites; yield answers as they come; see `site_federation.Transport`."""
-        malloc.give_back()  # so that the peak is that of one wave
+        malloc.release_free_memory()  # so that the peak is that of one wave
         inbox: queue.Queue[FLModel] = queue.Queue()
         self.send_model(
             task_name=TASK,

@@ -158,7 +158,7 @@ class Service:
             select=self._selection().cohort,
             quorum=self.settings.federation.quorum,
             seed=self.settings.seed,
-            allow=weights.allowing(self.settings),
+            allow=weights.allowed_by(self.settings),
             max_share=self.settings.federation.max_share,
         )
 

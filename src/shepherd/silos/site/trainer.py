@@ -266,7 +266,7 @@ class Trainer:
         self._require_allowed_now(request)  # it may have waited
         clients = self._clients(request, settings, prepared)
         batches = clients.batches(self.name, self.store.record(request.run).position)
-        steps = batches.steps
+        steps = batches.indices
         visit = Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
         self._record(audit.granted_to(request, _now(), visit=visit))
         task.require_wanted()
@@ -371,7 +371,7 @@ class Trainer:
     ) -> TuningResult:
         broadcast = task.request.broadcast
         assert broadcast is not None
-        visit = clients.remembering(broadcast, clients.visit(broadcast, self.name, batches), memory)
+        visit = clients.with_memory(broadcast, clients.visit(broadcast, self.name, batches), memory)
         with stage("tuning", visit.tokens) as now:
 
             def watch(progress: Progress) -> None:

@@ -9,11 +9,11 @@ from shepherd.training.objective import Numbers, Objective, Scored
 
 
 class Config(Table):
-    """No keys of its own."""
+    """This objective has no keys."""
 
 
 def build(config: Config) -> Objective:
-    """Every trained token of a step counts alike."""
+    """Build the objective: every trained token of a step has the same weight."""
     return Objective(weights=_mean)
 
 

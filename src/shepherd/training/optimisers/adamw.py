@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter, arXiv 1711.05101): Adam with weight decay apart from the gradient.
+"""AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101).
 
 m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,
 x <- x - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + epsilon) + decay x)
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from shepherd.training.stack import Stack
 
 EPSILON = 1e-8
-"""As in PyTorch."""
+"""Added to the denominator; PyTorch's default."""
 
 
 class Config(Table):
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
-    """Decay rates (beta1, beta2) of the gradient's mean and of its square's."""
+    """Decay rates (beta1, beta2) of the running means of the gradient and of its square."""
     weight_decay: NonNegativeFloat = 0.0
-    """Share of each parameter that a step takes away, times the learning rate."""
+    """Decoupled weight decay: each step subtracts this times the learning rate times the parameter."""
 
 
 class Moments(NamedTuple):

@@ -1,9 +1,10 @@
-"""Stochastic gradient descent, with momentum and decoupled weight decay where they are set.
+"""Stochastic gradient descent, optionally with momentum and decoupled weight decay.
 
 m <- momentum m + g,  x <- x - lr (m + decay x)
 
-SCAFFOLD (arXiv 1910.06378) and FedNova (arXiv 2007.07481) are derived for it, and only right under it. Its
-learning rate is not AdamW's: a step is as long as the gradient, so 0.1 to 1 is usual for LoRA.
+SCAFFOLD (arXiv 1910.06378) and FedNova (arXiv 2007.07481) are derived for SGD, and correct only with it. Its
+learning rate is larger than AdamW's, since a step is proportional to the gradient: 0.1 to 1 is usual for
+LoRA.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 class Config(Table):
     momentum: ShareBelowOne = 0.0
-    """Share of the last step's direction that is kept; 0 is plain SGD."""
+    """Momentum: the share of the last step's direction that is kept; 0 is plain SGD."""
     weight_decay: NonNegativeFloat = 0.0
-    """Share of each parameter that a step takes away, times the learning rate."""
+    """Decoupled weight decay: each step subtracts this times the learning rate times the parameter."""
 
 
 def build(config: Config) -> Optimiser:

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shepherd.model import layout
+from shepherd.model import pass_plan
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=30)
 
 
-def queries_of(lengths: list[int]) -> layout.Buckets:
-    padding = layout.packed(lengths, [], CPU).padding
+def queries_of(lengths: list[int]) -> pass_plan.Buckets:
+    padding = pass_plan.packed(lengths, [], CPU).padding
     assert padding is not None
     assert padding.keys is padding.queries  # nobody goes on after an opening
     return padding.queries
@@ -24,14 +24,14 @@ def queries_of(lengths: list[int]) -> layout.Buckets:
 def test_every_token_stands_in_one_place_and_comes_back_to_its_own(lengths: list[int]) -> None:
     padding = queries_of(lengths)
     line = torch.arange(sum(lengths))
-    assert line[padding.gather][padding.places].equal(line)
-    assert len(padding.places.unique()) == len(line)
+    assert line[padding.gather][padding.inverse].equal(line)
+    assert len(padding.inverse.unique()) == len(line)
 
 
 @given(LENGTHS)
 def test_a_row_of_a_bucket_is_one_whole_example_from_its_first_token(lengths: list[int]) -> None:
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    place = torch.from_numpy(layout.positions(lengths))
+    place = torch.from_numpy(pass_plan.positions(lengths))
     padding, found, start = queries_of(lengths), [], 0
     for count, width in padding.shapes:
         for _ in range(count):
@@ -40,7 +40,7 @@ def test_a_row_of_a_bucket_is_one_whole_example_from_its_first_token(lengths: li
             last = lengths[example] - 1
             assert place[row].tolist() == [min(step, last) for step in range(width)]
             # a real token is found at the real place, never at the padding that repeats it
-            assert padding.places[row[: last + 1]].tolist() == list(range(start, start + last + 1))
+            assert padding.inverse[row[: last + 1]].tolist() == list(range(start, start + last + 1))
             found.append(example)
             start += width
     assert sorted(found) == list(range(len(lengths)))
@@ -53,11 +53,11 @@ def test_an_opening_stands_as_keys_in_front_of_all_that_go_on_after_it(lengths, 
     after = [
         -1 if j in openings else data.draw(st.sampled_from([-1, *openings])) for j in range(len(lengths))
     ]
-    padding = layout.packed(lengths, [], CPU, after=after).padding
+    padding = pass_plan.packed(lengths, [], CPU, parents=after).padding
     assert padding is not None
     starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
     line, keys, start = torch.arange(sum(lengths)), padding.keys, 0
-    assert line[keys.gather][keys.places].equal(line)
+    assert line[keys.gather][keys.inverse].equal(line)
     found = []
     for (count, width), (_, own) in zip(keys.shapes, padding.queries.shapes, strict=True):
         for _ in range(count):
@@ -76,40 +76,40 @@ def test_an_opening_stands_as_keys_in_front_of_all_that_go_on_after_it(lengths, 
     again = {int(p): int(first) + t for first, rows in keys.copies for row in rows for t, p in enumerate(row)}
     assert len(again) == sum(lengths[j] for j in after if j >= 0)
     assert all(
-        keys.gather[place] == token != place or keys.places[token] != place for place, token in again.items()
+        keys.gather[place] == token != place or keys.inverse[token] != place for place, token in again.items()
     )
 
 
 @given(LENGTHS)
 def test_padding_is_bounded(lengths: list[int]) -> None:
     padded = sum(count * width for count, width in queries_of(lengths).shapes)
-    assert padded <= layout.PADDING_ALLOWED * sum(lengths)
+    assert padded <= pass_plan.MAX_PADDING_RATIO * sum(lengths)
 
 
 def test_examples_of_one_length_share_a_bucket_without_padding() -> None:
     padding = queries_of([4, 4, 4])
     assert padding.shapes == ((3, 4),)
-    assert padding.gather.tolist() == padding.places.tolist() == list(range(12))
+    assert padding.gather.tolist() == padding.inverse.tolist() == list(range(12))
 
 
 @given(LENGTHS)
 def test_positions_count_from_zero_in_each_example(lengths: list[int]) -> None:
-    assert layout.positions(lengths).tolist() == [i for length in lengths for i in range(length)]
+    assert pass_plan.positions(lengths).tolist() == [i for length in lengths for i in range(length)]
 
 
 def test_a_batch_of_sequences_is_cut_by_adapter() -> None:
-    plan = layout.sequences([2, 0, 3])
-    assert plan.places == 5
+    plan = pass_plan.sequences([2, 0, 3])
+    assert plan.size == 5
     assert [(s.adapter, s.start, s.stop) for s in plan.segments] == [(0, 0, 2), (1, 2, 2), (2, 2, 5)]
 
 
 def test_the_running_layout_is_put_back_whatever_happens() -> None:
-    outer, inner = layout.sequences([1]), layout.sequences([2])
-    assert layout.current() is None
-    with layout.running(outer):
-        with layout.running(inner):
-            assert layout.current() is inner
-        assert layout.current() is outer
-    with pytest.raises(KeyError), layout.running(outer):
+    outer, inner = pass_plan.sequences([1]), pass_plan.sequences([2])
+    assert pass_plan.active_plan() is None
+    with pass_plan.use_plan(outer):
+        with pass_plan.use_plan(inner):
+            assert pass_plan.active_plan() is inner
+        assert pass_plan.active_plan() is outer
+    with pytest.raises(KeyError), pass_plan.use_plan(outer):
         raise KeyError
-    assert layout.current() is None
+    assert pass_plan.active_plan() is None

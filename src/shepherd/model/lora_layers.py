@@ -1,0 +1,251 @@
+"""LoRA layers that hold a stack of adapters over one frozen base: row k of a batch belongs to adapter k.
+
+`y = base(x) + scale * B_k A_k dropout(x)` for every token of the rows of adapter k (LoRA, arXiv
+2106.09685), in linear modules and in each expert of a mixture whose matrices are stacked in one parameter.
+One forward pass trains K clients, and their gradients are never mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shepherd.core import seed_for
+from shepherd.errors import BaseError
+from shepherd.model.pass_plan import PassPlan, Segment, active_plan
+
+
+class StackedLinear(nn.Module):
+    """A frozen linear module with a stack of K adapters: A (K, r, in), B (K, out, r), float32."""
+
+    a: Tensor
+    b: Tensor
+
+    def __init__(self, base: nn.Module, *, scale: float, dropout: float, index: int = 0) -> None:
+        super().__init__()
+        self.base = base
+        self.index = index
+        self.scale = scale
+        self.dropout = dropout
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):  # some architectures read their dtype
+            return getattr(self.base, name)
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out); the active plan says which tokens belong to which adapter."""
+        plan = active_plan()
+        if plan is None:
+            return self.base(x)  # type: ignore[no-any-return]
+        flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        segments = _in_tokens(plan, len(flat))
+        keep = _dropout_mask(flat, segments, self.dropout if plan.training else 0.0, self.index)
+        passed, low = _Down.apply(flat, self.a, segments, keep)  # type: ignore[no-untyped-call]
+        y: Tensor = self.base(passed if flat.requires_grad else flat)  # flat, since it is added to in place
+        y = _Up.apply(y, low, self.b, segments, self.scale)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], -1)
+
+
+class StackedExperts(nn.Module):
+    """Frozen experts, some of whose stacked parameters carry a stack of K adapters, float32.
+
+    `factors` holds, by parameter, A (K, E r, in) and B (K, out, r E), laid out as in PEFT's `ParamWrapper`:
+    the rows of A are expert by expert, the columns of B rank by rank. The change of expert e for adapter k
+    is scale * B_ke A_ke, which is never computed as a matrix.
+    """
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+
+    def __init__(self, base: nn.Module, *, scale: float) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = scale
+        self.factors = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # the block around the experts may read their attributes
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """(tokens, width), each token's experts and their weights (tokens, choices) -> (tokens, width)."""
+        plan = active_plan()
+        if plan is None:
+            return self.base(hidden, chosen, weights)  # type: ignore[no-any-return]
+        base: Any = self.base
+        tokens, choices = chosen.shape
+        routed = _route(chosen, _in_tokens(plan, tokens), base.num_experts)
+        x = hidden.unsqueeze(1).expand(-1, choices, -1).reshape(tokens * choices, -1)
+        x = x.index_select(0, routed.pairs)  # each pair once, so that gradients are summed in a fixed order
+        x = self._product(x, "gate_up_proj" if base.has_gate else "up_proj", routed)
+        x = base._apply_gate(x) if base.has_gate else base.act_fn(x)
+        x = self._product(x, "down_proj", routed)
+        if getattr(base, "has_post_expert_norm", False):
+            x = base.post_expert_norm(x)
+        x = x * weights.reshape(-1, 1).index_select(0, routed.pairs)
+        y = x.new_zeros(tokens * choices, x.shape[1]).index_copy(0, routed.pairs, x)
+        return y.view(tokens, choices, -1).sum(1).to(hidden.dtype)
+
+    def _product(self, x: Tensor, name: str, routed: _Routed) -> Tensor:
+        """(pairs, in) -> (pairs, out), by the matrix of each pair's expert and the factors of its adapter."""
+        stack: Tensor = getattr(self.base, name)  # (E, out, in), or (E, in, out) where transposed
+        matrices = stack if self.base.is_transposed else stack.transpose(1, 2)
+        if name not in self.factors:
+            return self._frozen(x, matrices, name, routed)
+        a, b = self.factors[name]
+        experts = len(stack)
+        a = a.reshape(len(a) * experts, -1, a.shape[2])  # (K E, r, in)
+        b = b.unflatten(2, (-1, experts)).permute(0, 3, 1, 2).flatten(0, 1)  # (K E, out, r)
+        passed, low = _Down.apply(x, a, routed.segments, None)  # type: ignore[no-untyped-call]
+        y = self._frozen(passed if x.requires_grad else x, matrices, name, routed)
+        return _Up.apply(y, low, b, routed.segments, self.scale)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _frozen(self, x: Tensor, matrices: Tensor, name: str, routed: _Routed) -> Tensor:
+        parts = zip(x.split(routed.counts), matrices, strict=True)
+        y = torch.cat([part @ matrix for part, matrix in parts])  # an expert without tokens gives no row
+        if self.base.has_bias:
+            y = y + getattr(self.base, f"{name}_bias").index_select(0, routed.experts)
+        return y
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Routed:
+    """Pairs of a token and one of its experts, sorted by expert and then by segment."""
+
+    pairs: Tensor  # (P,) which of the (tokens * choices)
+    experts: Tensor  # (P,)
+    counts: list[int]  # (E,) pairs of each expert
+    segments: tuple[Segment, ...]  # of the pairs; adapter k at expert e counts as adapter k E + e
+
+
+def _route(chosen: Tensor, segments: Sequence[Segment], experts: int) -> _Routed:
+    """Sort the choices by expert and segment; those without an expert (numbers of E or more) are left out."""
+    stops = torch.tensor([s.stop for s in segments], device=chosen.device)
+    tokens = torch.arange(len(chosen), device=chosen.device)
+    owners = torch.searchsorted(stops, tokens, right=True)  # (tokens,) the segment of each
+    key = (chosen * len(segments) + owners.unsqueeze(1)).reshape(-1)
+    pairs = key.argsort(stable=True)
+    counts = key.bincount(minlength=experts * len(segments))[: experts * len(segments)].tolist()
+    found, start = [], 0
+    for index, count in enumerate(counts):
+        expert, owner = divmod(index, len(segments))
+        if count:
+            adapter = segments[owner].adapter * experts + expert
+            found.append(Segment(adapter=adapter, start=start, stop=start + count))
+        start += count
+    pairs = pairs[:start]
+    each = [sum(counts[e : e + len(segments)]) for e in range(0, len(counts), len(segments))]
+    return _Routed(
+        pairs=pairs,
+        experts=chosen.reshape(-1).index_select(0, pairs),
+        counts=each,
+        segments=tuple(found),
+    )
+
+
+def _in_tokens(plan: PassPlan, tokens: int) -> tuple[Segment, ...]:
+    if tokens == plan.size:
+        return plan.segments
+    if len(plan.segments) == 1:  # all tokens are one client's, whatever a router chose
+        return (replace(plan.segments[0], start=0, stop=tokens),)
+    each, left = divmod(tokens, plan.size)
+    if left:
+        raise BaseError(
+            "this base routes tokens between its layers (a mixture of experts?), so the clients' rows cannot"
+            " be separated there; set other adapter.targets, such as the attention's"
+        )
+    return tuple(Segment(adapter=s.adapter, start=s.start * each, stop=s.stop * each) for s in plan.segments)
+
+
+def _dropout_mask(x: Tensor, segments: Sequence[Segment], p: float, index: int) -> Tensor | None:
+    """Mask (tokens, in) of 0 or 1 / (1 - p), drawn from each row's and layer's own seed (law 1)."""
+    if p == 0.0:
+        return None
+    mask = torch.empty_like(x)
+    for segment in segments:
+        generator = torch.Generator(x.device).manual_seed(seed_for(segment.dropout_seed, index))
+        mask[segment.start : segment.stop].bernoulli_(1 - p, generator=generator)
+    return mask.div_(1 - p)
+
+
+class _Down(torch.autograd.Function):
+    """x (tokens, in) -> x itself for the base, and A_k dropout(x), (r, n) per segment, end to end.
+
+    The base's gradient by x passes through here, and the stack's is added to it in place. The low-rank side
+    is (r, n), because products with a transposed tall matrix are slow on a processor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, a: Tensor, segments: tuple[Segment, ...], keep: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        a = a.to(x.dtype)
+        dropped = x if keep is None else x * keep
+        low = x.new_empty(x.shape[0] * a.shape[1])
+        for s, part in _segment_parts(low, segments, a.shape[1]):
+            torch.mm(a[s.adapter], dropped[s.start : s.stop].T, out=part)
+        ctx.save_for_backward(x, a, keep)
+        ctx.segments = segments
+        return x, low
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_low = grads
+        x, a, keep = ctx.saved_tensors
+        grad_a = torch.zeros(a.shape, device=x.device) if ctx.needs_input_grad[1] else None
+        for s, part in _segment_parts(grad_low, ctx.segments, a.shape[1]):
+            rows = slice(s.start, s.stop)
+            if grad_a is not None:
+                grad_a[s.adapter] += part @ (x[rows] if keep is None else x[rows] * keep[rows])  # (r, in)
+            if grad_x is not None and keep is None:
+                grad_x[rows].addmm_(part.T, a[s.adapter])
+            elif grad_x is not None:
+                grad_x[rows] += (part.T @ a[s.adapter]) * keep[rows]
+        return grad_x, grad_a, None, None
+
+
+class _Up(torch.autograd.Function):
+    """y (tokens, out) + scale * B_k low, in place, one product per segment; `low` is from `_Down`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, low: Tensor, b: Tensor, segments: tuple[Segment, ...], scale: float
+    ) -> Tensor:
+        ctx.mark_dirty(y)
+        b = (b * scale).to(y.dtype)
+        for s, part in _segment_parts(low, segments, b.shape[2]):
+            y[s.start : s.stop].addmm_(part.T, b[s.adapter].T)
+        ctx.save_for_backward(low, b)
+        ctx.segments, ctx.scale = segments, scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads  # (tokens, out)
+        low, b = ctx.saved_tensors
+        grad_low = torch.empty_like(low)
+        grad_b = torch.zeros(b.shape, device=b.device) if ctx.needs_input_grad[2] else None
+        parts = zip(
+            _segment_parts(low, ctx.segments, b.shape[2]),
+            _segment_parts(grad_low, ctx.segments, b.shape[2]),
+            strict=True,
+        )
+        for (s, part), (_, grad_part) in parts:
+            rows = grad[s.start : s.stop]
+            torch.mm(b[s.adapter].T, rows.T, out=grad_part)
+            if grad_b is not None:
+                grad_b[s.adapter] += (part @ rows).T
+        return grad, grad_low, None if grad_b is None else grad_b.mul_(ctx.scale), None, None
+
+
+def _segment_parts(low: Tensor, segments: Sequence[Segment], rank: int) -> Iterator[tuple[Segment, Tensor]]:
+    """Each segment's (r, n) in the flat (r * tokens,)."""
+    for s in segments:
+        yield s, low[rank * s.start : rank * s.stop].view(rank, s.stop - s.start)
