@@ -32,10 +32,10 @@ from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd.io.atomic import write_atomic
 from shepherd.model.files import WEIGHTS
+from shepherd.overrides import dump
 from shepherd.run import checkpoint, folder
 from shepherd.run.folder import Row
 from shepherd.run.log import read_rows
-from shepherd.settings import dump
 
 POLL = 0.0005  # seconds
 LONGEST = 1800.0  # seconds that one process may live

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from shepherd import plugins
 from shepherd.errors import SettingsError
 from shepherd.legacy import renamed
+from shepherd.overrides import dump, overridden, parse, read, read_kept
 from shepherd.run import folder
-from shepherd.settings import dump, overridden, parse, read, read_kept
 from shepherd.training.local import require
 
 LEAST = '[model]\nbase = "tiny"\n[data]\nsource = "world"\n'

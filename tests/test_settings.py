@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shepherd.config import PartTable, Table
+from shepherd.config import PartTable, Table, validated
 from shepherd.errors import SettingsError
-from shepherd.settings import RunSettings, dump, parse, read, validated
+from shepherd.overrides import dump, parse, read
+from shepherd.settings import RunSettings
 
 LEAST = {"model": {"base": "tiny"}, "data": {"source": "world"}}
 DESIGN = """

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
         seed_for,
     )
     from shepherd.errors import ShepherdError
+    from shepherd.overrides import dump, parse, read
     from shepherd.run.answerer import Answerer, generate, load_run
     from shepherd.run.inspection import inspect_data
     from shepherd.run.run import Run, open_run, resume
-    from shepherd.settings import RunSettings, dump, parse, read
+    from shepherd.settings import RunSettings
 
 __all__ = [
     "Adapter",
@@ -69,7 +70,8 @@ _HOME = {
     "run.answerer": ("Answerer", "generate", "load_run"),
     "run.inspection": ("inspect_data",),
     "run.run": ("Run", "open_run", "resume"),
-    "settings": ("RunSettings", "dump", "parse", "read"),
+    "overrides": ("dump", "parse", "read"),
+    "settings": ("RunSettings",),
 }
 
 visible.in_logs(

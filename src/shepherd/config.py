@@ -1,11 +1,17 @@
-"""What every table of settings is made of, for the run file, a site's policy and the plug-ins' own keys."""
+"""Types and base classes of settings: for the run file, a site's policy and the plug-ins' own keys."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+
+from shepherd.errors import SettingsError
+
+T = TypeVar("T", bound=BaseModel)
 
 # strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
 PositiveInt = Annotated[int, Strict(), Field(gt=0)]
@@ -69,3 +75,61 @@ class PartTable(OpenTable):
     """`name` finds the module; the other keys are that module's own `Config`."""
 
     name: PartName
+
+
+def validated(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """`kind(**table)`, with pydantic's faults turned into one SettingsError."""
+    try:
+        return kind.model_validate(table, context={"where": where})
+    except ValidationError as error:
+        raise SettingsError(f"{where}: {'; '.join(_faults(kind, error))}") from error
+
+
+def _faults(kind: type[BaseModel], error: ValidationError) -> list[str]:
+    """One sentence a key: what the members of a union ask for stands together."""
+    groups: dict[tuple[int | str, ...], list[Any]] = {}
+    for item in error.errors():
+        groups.setdefault(_place(item), []).append(item)
+    return [_fault(kind, place, items) for place, items in groups.items()]
+
+
+def _place(item: Any) -> tuple[int | str, ...]:
+    """Where in the file, without the names that pydantic gives the members of a union."""
+    if item["type"] == "extra_forbidden":
+        return tuple(item["loc"])
+    return tuple(part for part in item["loc"] if isinstance(part, int) or part.isidentifier())
+
+
+def _fault(kind: type[BaseModel], place: tuple[int | str, ...], items: list[Any]) -> str:
+    key = ".".join(str(part) for part in place) or "the file"
+    match items[0]["type"]:
+        case "extra_forbidden":
+            known = ", ".join(_keys_beside(kind, place)) or "none"
+            return f"unknown key {key}; known keys there are {known}"
+        case "missing":
+            return f"key {key} is missing; add it"
+        case _:
+            wanted = " or ".join(dict.fromkeys(map(_wanted, items))).replace(" or input should", " or")
+            got = _given(items[0]["input"], wanted)
+            return f"key {key}: {wanted}{got and f' (got {got})'}"
+
+
+def _given(value: Any, wanted: str) -> str:
+    """The value at fault: of a table only the keys that `wanted` names, "" where it names none."""
+    if not isinstance(value, Mapping):
+        return f"{value!r:.80}"
+    named = (key for key in value if re.search(rf"\b{re.escape(str(key))}\b", wanted))
+    return ", ".join(f"{key} = {value[key]!r:.80}" for key in named)
+
+
+def _wanted(item: Any) -> str:
+    toml = {"tuple_type": "input should be a list", "model_type": "input should be a table"}
+    message = item["msg"].removeprefix("Value error, ")
+    return toml.get(item["type"], f"{message[:1].lower()}{message[1:]}")
+
+
+def _keys_beside(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
+    for part in loc[:-1]:
+        if part in getattr(kind, "model_fields", {}):
+            kind = kind.model_fields[part].annotation
+    return sorted(getattr(kind, "model_fields", {}))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from shepherd.errors import SettingsError
+
+log = logging.getLogger(__name__)
 
 MOVED = {
     "federation.share": "selection.share",
@@ -47,6 +51,23 @@ def renamed(table: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for old, new in MOVED.items():
         found = _moved(found, old, new, sentences)
     return _without_idle(_without_false(found, sentences), sentences), sentences
+
+
+def modern(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A run file's table with the keys of the version before under their new names, each with a warning.
+
+    Raises:
+        SettingsError: a key is there under both names.
+    """
+    found, sentences = renamed(table)
+    for sentence in sentences:
+        warn_once(f"{where}: {sentence}")
+    return found
+
+
+@cache  # a run folder is read many times
+def warn_once(sentence: str) -> None:
+    log.warning("%s", sentence)
 
 
 def moved(key: str) -> str:

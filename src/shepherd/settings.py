@@ -1,34 +1,22 @@
-"""The run file: frozen settings read from TOML, with dotted overrides from the command line.
+"""The run file's tables and keys; `shepherd.overrides` reads and writes it.
 
-Every key has a default but `model.base` and `data.source`. A docstring under a key says what it means.
-
-A path in a run file is relative to the file; one in an override, or in a table from Python, to the current
-directory. They are absolute once they are read, so that a run folder holds wherever it is used from. `output`
-alone is relative to the current directory, always.
+Every key has a default except `model.base` and `data.source`. A docstring under a key says what it means.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
 import os
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-import tomli_w
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     Field,
     JsonValue,
     PlainSerializer,
     Strict,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -51,9 +39,7 @@ from shepherd.config import (
 )
 from shepherd.errors import SettingsError
 from shepherd.io import paths
-from shepherd.visible import shown_toml
 
-log = logging.getLogger(__name__)
 TINY, WORLD = "tiny", "world"
 """The embedded base and the embedded data."""
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -66,7 +52,6 @@ PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
 
 LONGEST_WAIT_S = 7 * 24 * 3600.0  # what waits for an answer overflows far beyond
 Seconds = Annotated[float, Strict(), Field(gt=0.0, le=LONGEST_WAIT_S)]
-T = TypeVar("T", bound=BaseModel)
 
 
 class ModelTable(Table):
@@ -432,61 +417,12 @@ class RunSettings(Table):
     @classmethod
     def _of_the_version_before(cls, table: Any, info: ValidationInfo) -> Any:
         where = (info.context or {}).get("where", "the run settings")
-        return modern(table, where) if isinstance(table, Mapping) else table
+        return legacy.modern(table, where) if isinstance(table, Mapping) else table
 
     @property
     def data_seed(self) -> int:
         """The seed of what is held out and who holds what."""
         return self.seed if self.data.seed is None else self.data.seed
-
-
-def read(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
-    """Read a run file and apply `key=value` overrides (dotted keys; values in TOML, or bare words).
-
-    Paths in the file are relative to the file, those in overrides to the current directory.
-
-    Raises:
-        SettingsError: the file is missing or not TOML, a key is unknown, or a value is impossible.
-    """
-    path = Path(path)
-    own = modern(_placed(_toml(path), path.absolute().parent, path), str(path))
-    changed = _overridden(copy.deepcopy(own), overrides)
-    return validated(RunSettings, _placed(changed, Path.cwd(), known=own), str(path))
-
-
-def modern(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A run file's table with the keys of the version before under their new names, each with a warning.
-
-    Raises:
-        SettingsError: a key is there under both names.
-    """
-    found, sentences = legacy.renamed(table)
-    for sentence in sentences:
-        _warn(f"{where}: {sentence}")
-    return found
-
-
-@cache  # a run folder is read many times
-def _warn(sentence: str) -> None:
-    log.warning("%s", sentence)
-
-
-def read_kept(path: Path) -> RunSettings:
-    """Read the run file that a run has written, whose paths are absolute and stay as they are.
-
-    Raises:
-        SettingsError: as `read`.
-    """
-    return validated(RunSettings, _toml(path), str(path))
-
-
-def parse(table: Mapping[str, Any], where: str = "the run settings") -> RunSettings:
-    """Validate a plain table; its paths are relative to the current directory.
-
-    Raises:
-        SettingsError: one sentence a fault, each with its dotted key.
-    """
-    return validated(RunSettings, _placed(table, Path.cwd()), where)
 
 
 def published(settings: RunSettings) -> RunSettings:
@@ -496,181 +432,3 @@ def published(settings: RunSettings) -> RunSettings:
         table[name][key] = paths.short(table[name][key])
     table["output"] = paths.short(table["output"])
     return RunSettings.model_validate(table)
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise SettingsError(f"run file {path} cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"run file {path} is not TOML: {error}; fix that line") from error
-
-
-def _placed(
-    table: Mapping[str, Any], folder: Path, file: Path | None = None, known: Mapping[str, Any] = {}
-) -> dict[str, Any]:
-    """The table with its paths made absolute from `folder`, but for those that stand in `known` as well."""
-    whole = dict(table)
-    for (name, key), names in PATHS.items():
-        inner = whole.get(name)
-        text = inner.get(key) if isinstance(inner, Mapping) else None
-        if not isinstance(text, str) or text in names:
-            continue
-        if not text.strip():
-            raise SettingsError(f"key {name}.{key}: it is empty; write a folder, a file or a Hugging Face id")
-        before = known.get(name)
-        if isinstance(before, Mapping) and before.get(key) == text:
-            continue
-        whole[name] = {**inner, key: _path(text, folder, f"{name}.{key}", file)}  # type: ignore[dict-item]
-    return whole
-
-
-def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
-    here = Path.cwd() / text
-    there = folder / os.path.expanduser(text)
-    if file is not None and not os.path.exists(there) and os.path.exists(here):
-        log.warning(
-            "run file %s: %s = %r is found from the current directory, which the next version will not do;"
-            " paths are relative to the run file: write %r",
-            file, key, text, os.path.relpath(here, folder),
-        )  # fmt: skip
-        folder = Path.cwd()
-    placed = paths.placed(text, folder)
-    if not paths.is_utf8(placed):
-        raise SettingsError(
-            f"key {key}: the path {os.fsencode(placed)!r} is not UTF-8, as a run file is; rename what is not"
-        )
-    return placed
-
-
-def validated(kind: type[T], table: Mapping[str, Any], where: str) -> T:
-    """`kind(**table)`, with pydantic's faults turned into one SettingsError."""
-    try:
-        return kind.model_validate(table, context={"where": where})
-    except ValidationError as error:
-        raise SettingsError(f"{where}: {'; '.join(_faults(kind, error))}") from error
-
-
-def _faults(kind: type[BaseModel], error: ValidationError) -> list[str]:
-    """One sentence a key: what the members of a union ask for stands together."""
-    groups: dict[tuple[int | str, ...], list[Any]] = {}
-    for item in error.errors():
-        groups.setdefault(_place(item), []).append(item)
-    return [_fault(kind, place, items) for place, items in groups.items()]
-
-
-def _place(item: Any) -> tuple[int | str, ...]:
-    """Where in the file, without the names that pydantic gives the members of a union."""
-    if item["type"] == "extra_forbidden":
-        return tuple(item["loc"])
-    return tuple(part for part in item["loc"] if isinstance(part, int) or part.isidentifier())
-
-
-def _fault(kind: type[BaseModel], place: tuple[int | str, ...], items: list[Any]) -> str:
-    key = ".".join(str(part) for part in place) or "the file"
-    match items[0]["type"]:
-        case "extra_forbidden":
-            known = ", ".join(_keys_beside(kind, place)) or "none"
-            return f"unknown key {key}; known keys there are {known}"
-        case "missing":
-            return f"key {key} is missing; add it"
-        case _:
-            wanted = " or ".join(dict.fromkeys(map(_wanted, items))).replace(" or input should", " or")
-            got = _given(items[0]["input"], wanted)
-            return f"key {key}: {wanted}{got and f' (got {got})'}"
-
-
-def _given(value: Any, wanted: str) -> str:
-    """The value at fault: of a table only the keys that `wanted` names, "" where it names none."""
-    if not isinstance(value, Mapping):
-        return f"{value!r:.80}"
-    named = (key for key in value if re.search(rf"\b{re.escape(str(key))}\b", wanted))
-    return ", ".join(f"{key} = {value[key]!r:.80}" for key in named)
-
-
-def _wanted(item: Any) -> str:
-    toml = {"tuple_type": "input should be a list", "model_type": "input should be a table"}
-    message = item["msg"].removeprefix("Value error, ")
-    return toml.get(item["type"], f"{message[:1].lower()}{message[1:]}")
-
-
-def _keys_beside(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
-    for part in loc[:-1]:
-        if part in getattr(kind, "model_fields", {}):
-            kind = kind.model_fields[part].annotation
-    return sorted(getattr(kind, "model_fields", {}))
-
-
-def overridden(settings: RunSettings, overrides: Iterable[str]) -> RunSettings:
-    """The same settings with `key=value` put over them.
-
-    Raises:
-        SettingsError: as `read`.
-    """
-    return parse(_overridden(_without_none(settings.model_dump(mode="json")), overrides))
-
-
-def assigned(overrides: Iterable[str]) -> dict[str, Any]:
-    """A plain table of `key=value`.
-
-    Raises:
-        SettingsError: an override has no key or no value.
-
-    >>> assigned(["limit=80", "protocol=fedit"])
-    {'limit': 80, 'protocol': 'fedit'}
-    """
-    return _overridden({}, overrides)
-
-
-def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise SettingsError(f"override {override!r} is not key=value; write federation.rounds=2")
-        if not paths.is_utf8(override):
-            named = os.fsencode(override)
-            raise SettingsError(f"override {named!r} is not UTF-8, as a run file is; rename what it names")
-        key, value = _translated(key.strip(), _value(text.strip()), table)
-        *parents, last = key.split(".")
-        inner = table
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise SettingsError(f"override {key}: {parent} is not a table; give a whole value to it")
-        inner[last] = value
-    return table
-
-
-def _translated(key: str, value: Any, table: dict[str, Any]) -> tuple[str, Any]:
-    """An override whose key had another name in the version before, under its new one."""
-    new = legacy.MOVED.get(key, key)
-    if new != key:
-        _warn(f"override {key}: {legacy.moved(key)}")
-        if (key, value) == ("federation.select", "all") and isinstance(table.get("selection"), dict):
-            table["selection"].pop("share", None)  # which it does not have
-    return new, value
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word: output=runs/two
-
-
-def plain(settings: RunSettings) -> dict[str, Any]:
-    """The settings as JSON's values, without what is None; `parse` reads them back to an equal value."""
-    values: dict[str, Any] = _without_none(settings.model_dump(mode="json"))
-    return values
-
-
-def dump(settings: RunSettings) -> str:
-    """The whole run file as TOML, defaults written out; `parse` reads it back to an equal value."""
-    return shown_toml(tomli_w.dumps(plain(settings)))
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}  # TOML has no null
-    return [_without_none(item) for item in value] if isinstance(value, list) else value

@@ -8,10 +8,10 @@ from safetensors.numpy import save_file
 
 from benchmarks import kill
 from shepherd.core import Adapter, ServerState
+from shepherd.overrides import parse
 from shepherd.run import checkpoint, folder
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import read_rows
-from shepherd.settings import parse
 
 SETTINGS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}, "federation": {"rounds": 2}})
 

@@ -8,7 +8,8 @@ from shepherd.config import PartTable
 from shepherd.data.examples import Example, Turn
 from shepherd.errors import PluginError, SettingsError
 from shepherd.evaluate.metric import metrics, scores
-from shepherd.settings import EvaluationTable, parse
+from shepherd.overrides import parse
+from shepherd.settings import EvaluationTable
 
 
 def tables(*names: str) -> list[PartTable]:

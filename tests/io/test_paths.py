@@ -12,8 +12,9 @@ from shepherd.data.pipeline import examples
 from shepherd.data.split import rule
 from shepherd.errors import BaseError, DataError, SettingsError
 from shepherd.io.paths import DATA_FILES, is_path, placed
+from shepherd.overrides import dump, parse, read, read_kept
 from shepherd.run.loading import load_base
-from shepherd.settings import RunSettings, dump, parse, published, read, read_kept
+from shepherd.settings import RunSettings, published
 
 LEAST = '[model]\nbase = "{base}"\n[data]\nsource = "{source}"\n[judge]\nquestions = "{questions}"\n'
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shepherd.errors import SettingsError
-from shepherd.settings import JudgeTable, dump, parse
+from shepherd.overrides import dump, parse
+from shepherd.settings import JudgeTable
 from tests.judge.conftest import KEY
 
 LEAST = {"model": {"base": "tiny"}, "data": {"source": "world"}}

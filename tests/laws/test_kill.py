@@ -83,7 +83,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
 
 DYING = """
 import os, signal, sys
-from shepherd import settings
+from shepherd import overrides
 from shepherd.run import tracking
 from shepherd.run import run
 honest = tracking.Trackers.log
@@ -92,7 +92,7 @@ def log(self, row):
     if row["round"] == 2: os.kill(os.getpid(), signal.SIGKILL)
     if sys.argv[2] == "before": honest(self, row)
 tracking.Trackers.log = log
-for _ in run.open_run(settings.read(sys.argv[1])).rounds(): pass
+for _ in run.open_run(overrides.read(sys.argv[1])).rounds(): pass
 """
 
 

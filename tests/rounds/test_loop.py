@@ -23,11 +23,11 @@ from shepherd.core import (
     shapes_of,
 )
 from shepherd.errors import FederationError, QuorumNotMet
+from shepherd.overrides import parse
 from shepherd.rounds import report_row, rounds, start
 from shepherd.rounds.acceptance import MAX_METRIC
 from shepherd.rounds.report import MAX_NATS
 from shepherd.rounds.weights import MAX_WEIGHT, Allowed, allowing, anything
-from shepherd.settings import parse
 from shepherd.transforms import clip
 
 AVG = fedavg.ALGORITHM

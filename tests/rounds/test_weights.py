@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from shepherd.core import ClientInfo
 from shepherd.data.cursor import visit
+from shepherd.overrides import parse
 from shepherd.rounds import weights as weighing
 from shepherd.rounds.weights import Shares, allowing
-from shepherd.settings import parse
 
 WEIGHTS = st.lists(st.floats(1e-3, 1e9), min_size=1, max_size=30)
 SHARE = st.floats(0.1, 1.0)

@@ -12,8 +12,8 @@ from tests.data.kinds import made
 from shepherd.data.examples import Turn
 from shepherd.data.segments import styled
 from shepherd.data.template import Template, prompt
+from shepherd.overrides import parse
 from shepherd.run import card
-from shepherd.settings import parse
 from shepherd.visible import shown
 
 HUB = {"model": {"base": "org/model", "revision": "v2"}, "data": {"source": "org/data", "holdout": 0.2}}

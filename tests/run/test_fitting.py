@@ -14,9 +14,10 @@ from tests.model import bases
 from transformers import AutoTokenizer
 
 from shepherd.errors import BaseError, DataError
+from shepherd.overrides import read
 from shepherd.run import fitting, run_file
 from shepherd.run.inspection import inspect_data
-from shepherd.settings import RunSettings, read
+from shepherd.settings import RunSettings
 from shepherd.ui.cli.main import main
 
 CHATML = (

@@ -53,12 +53,13 @@ from shepherd.model import base as bases_
 from shepherd.model import files, layout, lora
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
+from shepherd.overrides import dump, read
 from shepherd.run import answerer, checkpoint, folder
 from shepherd.run import run as run_module
 from shepherd.run.inspection import inspect_data
 from shepherd.run.log import LOG, read_rows
 from shepherd.run.run import Run, open_run, resume
-from shepherd.settings import MachineTable, RunSettings, dump, read
+from shepherd.settings import MachineTable, RunSettings
 from shepherd.training import score
 from shepherd.training.local import completed
 

@@ -33,11 +33,12 @@ from shepherd.evaluate.metric import Metric, metrics
 from shepherd.io import private
 from shepherd.machine import planning
 from shepherd.machine.plan import read as read_plan
+from shepherd.overrides import overridden
 from shepherd.run import folder
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
 from shepherd.run.run import Run, executor
-from shepherd.settings import RunSettings, overridden
+from shepherd.settings import RunSettings
 from shepherd.training.local import require
 
 FORMAT = 1

@@ -17,6 +17,7 @@ from shepherd.compare.folders import (
     scores_file,
     write_json,
 )
+from shepherd.config import validated
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.data import pipeline
@@ -31,11 +32,12 @@ from shepherd.judge.questions import HELD_OUT, Question
 from shepherd.model import files
 from shepherd.model.answer import answers, prompt_ids
 from shepherd.model.base import Base
+from shepherd.overrides import assigned, parse
 from shepherd.run import folder
 from shepherd.run.answerer import adapter_of
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
-from shepherd.settings import JudgeTable, ModelTable, RunSettings, assigned, parse, validated
+from shepherd.settings import JudgeTable, ModelTable, RunSettings
 
 Row = dict[str, Any]
 Echo = Callable[[str], None]

@@ -17,8 +17,9 @@ from shepherd.data.segments import Template, styled
 from shepherd.io import paths
 from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import many
+from shepherd.overrides import dump
 from shepherd.run.versions import versions
-from shepherd.settings import TINY, WORLD, DataTable, RunSettings, dump, published
+from shepherd.settings import TINY, WORLD, DataTable, RunSettings, published
 from shepherd.visible import shown, shown_line
 
 Row = Mapping[str, Any]

@@ -10,10 +10,10 @@ from shepherd.config import PartTable
 from shepherd.consent import NOTHING, Consent
 from shepherd.data.template import Template, stop_ids
 from shepherd.model.exporting import EXPORTER, Exporter, Trained
+from shepherd.overrides import assigned
 from shepherd.run import folder
 from shepherd.run.answerer import adapter_of
 from shepherd.run.loading import load_base
-from shepherd.settings import assigned
 
 
 def export(

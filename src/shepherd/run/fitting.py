@@ -29,8 +29,9 @@ from shepherd.io import paths
 from shepherd.io.progress import many
 from shepherd.model import base as bases
 from shepherd.model import meta_shapes
+from shepherd.overrides import parse
 from shepherd.run.loading import placed
-from shepherd.settings import TINY, WORLD, DataTable, FieldsTable, ModelTable, RunSettings, parse
+from shepherd.settings import TINY, WORLD, DataTable, FieldsTable, ModelTable, RunSettings
 from shepherd.world import CATEGORIES
 
 LOOKED_AT = 20_000  # rows that say what a column is

@@ -28,10 +28,11 @@ from shepherd.io import lock, private
 from shepherd.io.atomic import disk_errors, leftovers, write_atomic
 from shepherd.machine import plan as plans
 from shepherd.machine.plan import PLAN
+from shepherd.overrides import dump, read_kept
 from shepherd.run import log
 from shepherd.run.log import LOG
 from shepherd.run.versions import VERSIONS, versions
-from shepherd.settings import RunSettings, dump, read_kept
+from shepherd.settings import RunSettings
 
 RUN_FILE, FINISHED, LOCK = "run.toml", "finished.json", ".lock"
 SILOS = "silos.json"

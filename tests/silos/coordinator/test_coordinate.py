@@ -36,11 +36,12 @@ from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest
+from shepherd.overrides import overridden, parse
 from shepherd.run import answerer, checkpoint, folder
 from shepherd.run import run as runs
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
-from shepherd.settings import MachineTable, RunSettings, overridden, parse
+from shepherd.settings import MachineTable, RunSettings
 from shepherd.silos.coordinator import admin as membership
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.coordinator import state_file as record

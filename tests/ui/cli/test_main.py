@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shepherd.errors import AdapterError
+from shepherd.overrides import read
 from shepherd.run import folder
 from shepherd.run.log import read_rows
-from shepherd.settings import RunSettings, read
+from shepherd.settings import RunSettings
 from shepherd.ui.cli import main as cli
 
 RUN_FILE = '[model]\nbase = "tiny"\n[data]\nsource = "world"\n[federation]\nrounds = 3\n'
