@@ -98,7 +98,7 @@ SAID: list[Callable[[logging.Logger], object]] = [
 ]
 
 
-@pytest.mark.parametrize("say", SAID)
+@pytest.mark.parametrize("echo", SAID)
 @pytest.mark.parametrize(
     "name", ["shepherd", "shepherd.silos.server.server_run", "transformers.x", "peft", "datasets"]
 )

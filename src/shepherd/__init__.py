@@ -5,7 +5,7 @@
         print(row["round"], row["loss"])
     print(run.finish())
 
-Importing this is cheap: each name below is imported from its module when it is first used.
+Importing the package is cheap: each name below is imported from its module on first use.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ visible.in_warnings()
 
 
 def __getattr__(name: str) -> Any:
-    """PEP 562: import the module that a public name lives in, when it is first asked for."""
+    """Import the module of a public name on first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = next((module for module, names in _HOME.items() if name in names), "core")

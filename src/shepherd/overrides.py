@@ -1,4 +1,4 @@
-"""Reading a run file, putting `key=value` over it, and writing it out again.
+"""Read a run file, apply `key=value` overrides, and write it out again.
 
 A path in a run file is relative to the file; one in an override, or in a table from Python, to the current
 directory. They are absolute once they are read, so that a run folder holds wherever it is used from. `output`
@@ -42,7 +42,7 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
 
 
 def read_kept(path: Path) -> RunSettings:
-    """Read the run file that a run has written, whose paths are absolute and stay as they are.
+    """Read the run file in a run folder; its paths are absolute and stay as they are.
 
     Raises:
         SettingsError: as `read`.
@@ -51,10 +51,11 @@ def read_kept(path: Path) -> RunSettings:
 
 
 def parse(table: Mapping[str, Any], where: str = "the run settings") -> RunSettings:
-    """Validate a plain table; its paths are relative to the current directory.
+    """Validate a plain table as a run file; its paths are relative to the current directory.
 
     Raises:
-        SettingsError: one sentence a fault, each with its dotted key.
+        SettingsError: a key is unknown or missing, or a value is impossible; one sentence each, with
+            its dotted key.
     """
     return validated(RunSettings, _placed(table, Path.cwd()), where)
 
@@ -71,7 +72,7 @@ def _toml(path: Path) -> dict[str, Any]:
 def _placed(
     table: Mapping[str, Any], folder: Path, file: Path | None = None, known: Mapping[str, Any] = {}
 ) -> dict[str, Any]:
-    """The table with its paths made absolute from `folder`, but for those that stand in `known` as well."""
+    """The table with its paths made absolute from `folder`, except those that are equal in `known`."""
     whole = dict(table)
     for (name, key), names in PATHS.items():
         inner = whole.get(name)
@@ -79,7 +80,9 @@ def _placed(
         if not isinstance(text, str) or text in names:
             continue
         if not text.strip():
-            raise SettingsError(f"key {name}.{key}: it is empty; write a folder, a file or a Hugging Face id")
+            raise SettingsError(
+                f"key {name}.{key}: the text is empty; write a folder, a file or a Hugging Face id"
+            )
         before = known.get(name)
         if isinstance(before, Mapping) and before.get(key) == text:
             continue
@@ -92,21 +95,21 @@ def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
     there = folder / os.path.expanduser(text)
     if file is not None and not os.path.exists(there) and os.path.exists(here):
         log.warning(
-            "run file %s: %s = %r is found from the current directory, which the next version will not do;"
-            " paths are relative to the run file: write %r",
+            "run file %s: %s = %r was found relative to the current directory; the next version will look"
+            " only relative to the run file, so write %r",
             file, key, text, os.path.relpath(here, folder),
         )  # fmt: skip
         folder = Path.cwd()
     placed = paths.placed(text, folder)
     if not paths.is_utf8(placed):
         raise SettingsError(
-            f"key {key}: the path {os.fsencode(placed)!r} is not UTF-8, as a run file is; rename what is not"
+            f"key {key}: the path {os.fsencode(placed)!r} is not UTF-8, which a run file requires; rename it"
         )
     return placed
 
 
 def overridden(settings: RunSettings, overrides: Iterable[str]) -> RunSettings:
-    """The same settings with `key=value` put over them.
+    """Settings with `key=value` overrides applied.
 
     Raises:
         SettingsError: as `read`.
@@ -115,7 +118,7 @@ def overridden(settings: RunSettings, overrides: Iterable[str]) -> RunSettings:
 
 
 def assigned(overrides: Iterable[str]) -> dict[str, Any]:
-    """A plain table of `key=value`.
+    """Build a plain table from `key=value` texts.
 
     Raises:
         SettingsError: an override has no key or no value.
@@ -133,23 +136,25 @@ def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
             raise SettingsError(f"override {override!r} is not key=value; write federation.rounds=2")
         if not paths.is_utf8(override):
             named = os.fsencode(override)
-            raise SettingsError(f"override {named!r} is not UTF-8, as a run file is; rename what it names")
+            raise SettingsError(
+                f"override {named!r} is not UTF-8, which a run file requires; rename the file"
+            )
         key, value = _translated(key.strip(), _value(text.strip()), table)
         *parents, last = key.split(".")
         inner = table
         for parent in parents:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise SettingsError(f"override {key}: {parent} is not a table; give a whole value to it")
+                raise SettingsError(f"override {key}: {parent} is not a table; set {parent} as a whole")
         inner[last] = value
     return table
 
 
 def _translated(key: str, value: Any, table: dict[str, Any]) -> tuple[str, Any]:
-    """An override whose key had another name in the version before, under its new one."""
-    new = legacy.MOVED.get(key, key)
+    """The key and value of an override, with the new name for a key of the previous version."""
+    new = legacy.RENAMED_KEYS.get(key, key)
     if new != key:
-        legacy.warn_once(f"override {key}: {legacy.moved(key)}")
+        legacy.warn_once(f"override {key}: {legacy.renaming_warning(key)}")
         if (key, value) == ("federation.select", "all") and isinstance(table.get("selection"), dict):
             table["selection"].pop("share", None)  # which it does not have
     return new, value
@@ -163,13 +168,13 @@ def _value(text: str) -> Any:
 
 
 def plain(settings: RunSettings) -> dict[str, Any]:
-    """The settings as JSON's values, without what is None; `parse` reads them back to an equal value."""
+    """Settings as JSON values, without keys that are None; `parse` reads them back to equal settings."""
     values: dict[str, Any] = _without_none(settings.model_dump(mode="json"))
     return values
 
 
 def dump(settings: RunSettings) -> str:
-    """The whole run file as TOML, defaults written out; `parse` reads it back to an equal value."""
+    """Write settings as a whole run file, defaults included; `parse` reads it back to equal settings."""
     return shown_toml(tomli_w.dumps(plain(settings)))
 
 
