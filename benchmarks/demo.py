@@ -23,7 +23,8 @@ from benchmarks.common import Figures, Missing, Table
 from shepherd.evaluate import answers
 from shepherd.run import folder
 from shepherd.run.log import read_rows
-from shepherd.run.run import ANSWERS, open_run
+from shepherd.run.opening import open_run
+from shepherd.run.run import ANSWERS
 from shepherd.settings import RunSettings
 
 QUICK = {

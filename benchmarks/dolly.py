@@ -21,7 +21,7 @@ from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd.data import pipeline
 from shepherd.run.log import read_rows
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.settings import RunSettings
 
 

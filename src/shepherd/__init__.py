@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from shepherd.overrides import dump, parse, read
     from shepherd.run.answerer import Answerer, generate, load_run
     from shepherd.run.inspection import inspect_data
-    from shepherd.run.run import Run, open_run, resume
+    from shepherd.run.opening import open_run, resume
+    from shepherd.run.run import Run
     from shepherd.settings import RunSettings
 
 __all__ = [
@@ -69,7 +70,8 @@ _HOME = {
     "errors": ("ShepherdError",),
     "run.answerer": ("Answerer", "generate", "load_run"),
     "run.inspection": ("inspect_data",),
-    "run.run": ("Run", "open_run", "resume"),
+    "run.opening": ("open_run", "resume"),
+    "run.run": ("Run",),
     "overrides": ("dump", "parse", "read"),
     "settings": ("RunSettings",),
 }

@@ -30,7 +30,7 @@ from shepherd.run import folder
 from shepherd.run.answerer import adapter_of
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.settings import RunSettings, SplitTable
 from shepherd.training import score, tune
 from shepherd.training.tune import Visit

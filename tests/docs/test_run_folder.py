@@ -13,7 +13,7 @@ import pytest
 from shepherd.compare.arms import Asked
 from shepherd.compare.comparison import compare
 from shepherd.overrides import parse
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.ui.report import write
 from tests.docs.schema import keys
 

@@ -306,7 +306,7 @@ def test_a_run_goes_on_with_the_commit_that_it_began_with(
     from transformers.utils import hub
 
     from shepherd.overrides import parse, read
-    from shepherd.run.run import open_run
+    from shepherd.run.opening import open_run
 
     commit = "0a" * 20
     home = tmp_path / "hub" / "models--owner--name"

@@ -16,7 +16,7 @@ from shepherd.run import answerer as asking
 from shepherd.run import folder
 from shepherd.run.answerer import Answerer, Options, adapter_of, generate, load_run
 from shepherd.run.loading import load_base
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.ui.cli.main import main
 
 

@@ -19,7 +19,7 @@ from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.loading import load_base, load_checkpoint
 from shepherd.run.log import read_rows
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.settings import AdapterTable, ModelTable
 
 

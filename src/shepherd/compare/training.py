@@ -33,7 +33,8 @@ from shepherd.model import files, lora
 from shepherd.model.base import Base
 from shepherd.run import checkpoint, folder
 from shepherd.run.log import read_rows
-from shepherd.run.run import Run, open_run, resume
+from shepherd.run.opening import open_run, resume
+from shepherd.run.run import Run
 from shepherd.settings import FederationTable, RunSettings, TuningTable
 from shepherd.training.local import completed, local_training
 

@@ -37,8 +37,7 @@ from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest
 from shepherd.overrides import overridden, parse
-from shepherd.run import answerer, checkpoint, folder
-from shepherd.run import run as runs
+from shepherd.run import answerer, checkpoint, folder, opening
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
 from shepherd.settings import MachineTable, RunSettings
@@ -600,7 +599,7 @@ def test_the_other_commands_take_the_folder_or_refuse_in_one_sentence(tmp_path: 
     assert answerer.generate(path, "Name a colour.", max_new_tokens=1) is not None
 
     with pytest.raises(FolderError, match=r"over silos; go on with it by `shepherd resume"):
-        runs.resume(path)
+        opening.resume(path)
     with pytest.raises(FolderError, match="over silos, whose data are not here"):
         compared(settings(tmp_path), Asked(locals=None, variants=(), match="steps", seeds=1))
     with pytest.raises(FolderError, match="holds another run"):

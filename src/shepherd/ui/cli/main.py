@@ -140,7 +140,7 @@ def run(
 
         train(lambda: coordinate.open_run(settings, kit, consent=consent), Path(settings.output))
         return
-    from shepherd.run.run import open_run  # torch takes seconds, a wrong key should not
+    from shepherd.run.opening import open_run  # torch takes seconds, a wrong key should not
 
     train(lambda: open_run(settings, consent=consent), Path(settings.output))
 
@@ -183,7 +183,7 @@ def resume(
         return
     if kit is not None:
         raise FolderError(f"the run in {folder} is not over silos; resume it without --silos")
-    from shepherd.run.run import resume
+    from shepherd.run.opening import resume
 
     train(lambda: resume(folder, consent=consent), folder)
 
