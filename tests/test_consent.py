@@ -17,7 +17,7 @@ import tomli_w
 from click.testing import CliRunner, Result
 
 import shepherd
-from shepherd.compare.arms import Asked
+from shepherd.compare.arms import CompareSpec
 from shepherd.compare.comparison import compare
 from shepherd.consent import Consent
 from shepherd.errors import BaseError, JudgeError, PluginError, SettingsError
@@ -297,7 +297,7 @@ def test_a_run_folder_imports_nothing_and_an_arm_neither(
     (tmp_path / "run" / "run.toml").write_text(dump(kept.model_copy(update={"algorithm": algorithm})))
     refused(said("resume", tmp_path / "run"), "--allow-plugin")
     with pytest.raises(PluginError):
-        compare(asked, Asked(variants=(f"mine: algorithm.name={module}",)))
+        compare(asked, CompareSpec(variants=(f"mine: algorithm.name={module}",)))
     assert not mark.exists()
     with shepherd.resume(tmp_path / "run", consent=Consent(plugins=frozenset({module}))) as run:
         assert len(list(run.rounds())) == 1

@@ -199,7 +199,7 @@ def test_a_chat_template_is_taken_and_its_system_prompt_is_shown(tmp_path: Path)
     settings, text = made(as_csv(tmp_path / "p.csv", table()), tmp_path, str(folder))
     assert settings.data.template == "chat"
     assert "'you are a w9 helper of w7'" in " ".join(text.replace("\n#", "").split())
-    assert settings.tuning.learning_rate == fitting.RATE
+    assert settings.tuning.learning_rate == fitting.SMALL_BASE_RATE
     assert settings.adapter.rank == 8
 
 
@@ -294,4 +294,4 @@ def test_the_command_says_what_it_found(tmp_path: Path) -> None:
 
 def test_rounded_lengths() -> None:
     assert [fitting._rounded(n) for n in (1, 16, 17)] == [16, 16, 32]
-    assert np.isclose(fitting.ROUND_WORK / 135e6, 60_000)
+    assert np.isclose(fitting.MAX_ROUND_WORK / 135e6, 60_000)

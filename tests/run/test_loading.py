@@ -102,5 +102,5 @@ def test_it_loads_with_the_fingerprint_of_before_and_not_with_anothers(llama, tm
     before = fingerprint.of_tensors(llama.model, llama.sites)
     assert before != llama.fingerprint
     assert load_checkpoint(saved(tmp_path / "old", llama, before), llama).state.round == 1
-    with pytest.raises(CheckpointError, match="is of another base"):
+    with pytest.raises(CheckpointError, match="belongs to another base"):
         load_checkpoint(saved(tmp_path / "other", llama, "0" * 16), llama)

@@ -24,7 +24,7 @@ import pytest
 import torch
 from tests import runs
 from tests.model import bases
-from tests.test_checkpoint import as_first_format
+from tests.run.test_checkpoint import as_first_format
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from shepherd.consent import Consent
@@ -304,7 +304,7 @@ def test_a_run_never_writes_into_the_folder_that_replaced_its_own(table) -> None
     rounds = run.rounds()
     next(rounds)
     shutil.rmtree(run.folder)
-    with pytest.raises(FolderError, match="was removed or replaced while its run went on"):
+    with pytest.raises(FolderError, match="was removed or replaced while its run was going"):
         next(rounds)
     assert not run.folder.exists()
     other = open_run(table)
@@ -334,7 +334,7 @@ def test_two_processes_cannot_hold_one_run(table) -> None:
 def test_a_run_file_that_no_run_has_written_is_no_run(table, tmp_path) -> None:
     text = dump(table).replace("stack_size = 2", 'stack_size = "auto"')
     (tmp_path / "run.toml").write_text(text)
-    with pytest.raises(FolderError, match=r"holds no plan\.json, so no run has begun there"):
+    with pytest.raises(FolderError, match=r"has no plan\.json, so its run never began"):
         resume(tmp_path)
     assert not (tmp_path / "data").exists()
 
@@ -395,7 +395,7 @@ def test_a_damaged_plan_is_named_and_the_folder_given_back(table, whole) -> None
 def test_a_plan_that_was_lost_is_not_made_again(llama_folder, source, tmp_path) -> None:
     path = stopped(runs.settings(llama_folder, source, tmp_path / "run", machine=AUTO), after=1)
     (path / PLAN).unlink()
-    with pytest.raises(FolderError, match=r"holds no plan\.json"):
+    with pytest.raises(FolderError, match=r"has no plan\.json"):
         resume(path)
 
 
@@ -444,7 +444,7 @@ def test_a_run_stopped_after_any_round_ends_with_the_same_bits(table, whole, rou
     caplog.set_level(logging.INFO)
     run = resume(path)
     assert run.state.round == rounds
-    assert f"going on after round {rounds} of 3" in caplog.messages
+    assert f"continuing after round {rounds} of 3" in caplog.messages
     assert_same_end(finish(run), whole)
 
 
@@ -531,7 +531,7 @@ def test_a_damaged_checkpoint_is_named_with_the_mend(table, whole) -> None:
     last = path / "checkpoints" / "round-00002"
     tensors = last / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
-    with pytest.raises(CheckpointError, match=f"delete {last} to go on from round-00001"):
+    with pytest.raises(CheckpointError, match=f"delete {last} to continue from round-00001"):
         resume(path)
     shutil.rmtree(last)  # the mend
     assert_same_end(finish(resume(path)), whole)
@@ -726,11 +726,11 @@ def test_no_text_of_an_example_is_in_a_repr(table) -> None:
 def test_a_run_is_closed_at_the_end_of_its_with(table) -> None:
     with open_run(table) as run:
         next(run.rounds())
-        with pytest.raises(FolderError, match=r"this process holds the run in .* already; call close\(\)"):
+        with pytest.raises(FolderError, match=r"this process already holds the run in .*; call close\(\)"):
             resume(run.folder)
-    with pytest.raises(FolderError, match=r"is closed here; go on with it by shepherd\.resume"):
+    with pytest.raises(FolderError, match=r"is closed; continue it with shepherd\.resume"):
         next(run.rounds())
-    with pytest.raises(FolderError, match="is closed here"):
+    with pytest.raises(FolderError, match="is closed"):
         run.finish()
     resume(run.folder).close()
 
@@ -797,7 +797,7 @@ def test_a_base_that_has_gone_is_missing_and_no_question_to_a_hub(table, llama_f
     with pytest.raises(BaseError, match=rf"there is no folder {tmp_path}/gone, which model.base names"):
         resume(path)
     changed(path, base="../gone")  # as an older run folder has it
-    with pytest.raises(BaseError, match=rf"no folder \.\./gone, looked for from {Path.cwd()}, which"):
+    with pytest.raises(BaseError, match=rf"no folder \.\./gone \(relative to {Path.cwd()}\), which"):
         resume(path)
 
 

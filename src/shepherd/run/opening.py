@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -29,7 +29,7 @@ from shepherd.model.coverage import coverage
 from shepherd.rounds import context_of, start
 from shepherd.run import checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
-from shepherd.run.folder import RunFolder
+from shepherd.run.folder import Row, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint
 from shepherd.run.run import Run
 from shepherd.run.versions import changed_versions
@@ -40,23 +40,23 @@ log = logging.getLogger(__name__)
 
 
 def open_run(settings: RunSettings, prepared: TokenisedData | None = None, consent: Consent = NOTHING) -> Run:
-    """Prepare a new run: base, data, clients, and its folder with everything to go on from.
+    """Start a new run: load base and data, divide them among clients, and create the run folder.
 
-    Says what it does, what it found and what it expects to the logger "shepherd", at level INFO.
+    Progress, findings and expectations go to the logger "shepherd" at level INFO.
 
     Args:
-        prepared: the data, where they are read and divided already; None reads them.
-        consent: what a person has agreed to that the settings only wish for.
+        prepared: the data, if they are read and divided already; None reads them.
+        consent: what a person has agreed to; the settings alone cannot allow it.
 
     Raises:
-        FolderError: `output` holds another run or anything else, or cannot be written.
-        ShepherdError: the base, the data or a setting cannot be used; nothing is written then.
+        FolderError: `output` holds another run or other files, or cannot be written.
+        ShepherdError: the base, the data or a setting cannot be used; nothing has been written.
     """
     with stage("preparing the run"):
-        return _opened(settings, prepared, consent)
+        return _start(settings, prepared, consent)
 
 
-def _opened(settings: RunSettings, prepared: TokenisedData | None, consent: Consent) -> Run:
+def _start(settings: RunSettings, prepared: TokenisedData | None, consent: Consent) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins)
@@ -64,21 +64,21 @@ def _opened(settings: RunSettings, prepared: TokenisedData | None, consent: Cons
     selection = plugins.selection(settings, consent.plugins)
     settings = completed(settings, consent.plugins)
     base = load_base(settings, consent)
-    if told := files.rehearse(base):
-        log.info("%s", told)
+    if warning := files.rehearse(base):
+        log.info("%s", warning)
     dated = pipeline.dated(settings, base.tokenizer)
-    prepared = prepared or _read(dated, base, consent)
+    prepared = prepared or _read_data(dated, base, consent)
     pipeline.require_readable(prepared, base)
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     cohort = selection.size(len(prepared.clients))
-    plan = _plan(dated, base, prepared, cohort)
-    _describe(base, plan, method.algorithm, prepared)
+    plan = _choose_plan(dated, base, prepared, cohort)
+    _log_description(base, plan, method.algorithm, prepared)
     for sentence in (*prepared.dropped, *pipeline.remarks(prepared)):
         log.info("%s", sentence)
     sample = next(iter(prepared.clients.values()))
-    _expect(expected(base, settings.tuning, plan, sample, _round_tokens(settings, prepared, cohort)))
+    _log_expectation(expected(base, settings.tuning, plan, sample, _round_tokens(settings, prepared, cohort)))
     holder = folder.create(settings.output, settings, plan.text())
-    with _given_back_on_error(holder):
+    with _closed_on_error(holder):
         pipeline.save(holder.path / "data", prepared)
         adapter = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
         run = Run(
@@ -98,36 +98,38 @@ def _opened(settings: RunSettings, prepared: TokenisedData | None, consent: Cons
     return run
 
 
-def _read(settings: RunSettings, base: bases.Base, consent: Consent) -> TokenisedData:
+def _read_data(settings: RunSettings, base: bases.Base, consent: Consent) -> TokenisedData:
     log.info("reading %s", settings.data.source)
     for name in left_out(settings.data.source):
-        log.info("%s is left out: files that begin so are for testing; rename it if it is a client's", name)
+        log.info(
+            "file %s is left out, since its name marks it as test data; rename it if it is a client's", name
+        )
     return pipeline.prepare(settings, base.tokenizer, consent.plugins)
 
 
 def resume(path: str | Path, consent: Consent = NOTHING) -> Run:
-    """Go on with a run from its last finished round; the bits come out as if it had never stopped.
+    """Continue a run from its last finished round; its results have the bits of an uninterrupted run.
 
-    Says what it does to the logger "shepherd", at level INFO.
+    Progress goes to the logger "shepherd" at level INFO.
 
     Args:
-        consent: what a person has agreed to that the run file in the folder only wishes for; what was said
-            when the run began does not count, since a folder may come from anywhere.
+        consent: what a person has agreed to now; the run file in the folder alone cannot allow it, and
+            consent given when the run began does not count, since a folder may come from anywhere.
 
     Raises:
         FolderError: there is no run, another process holds it, or its data are damaged.
-        CheckpointError: its last checkpoint is damaged; the message names the mend.
+        CheckpointError: its last checkpoint is damaged; the message says how to continue.
         DataError: the base cannot read an example of the run.
     """
     if folder.is_over_silos(path):
-        raise FolderError(f"the run in {path} is over silos; go on with it by `shepherd resume {path}`")
+        raise FolderError(f"the run in {path} is over silos; continue it with `shepherd resume {path}`")
     holder = folder.reopen(path)
-    with _given_back_on_error(holder), stage("preparing the run"):
-        return _resumed(holder, consent)
+    with _closed_on_error(holder), stage("preparing the run"):
+        return _continue(holder, consent)
 
 
 @contextmanager
-def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
+def _closed_on_error(holder: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -135,13 +137,8 @@ def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _resumed(holder: RunFolder, consent: Consent) -> Run:
-    settings, plan = folder.read_settings(holder.path), plans.read(holder.path)
-    if plan is None and settings.machine.stack_size == "auto":  # a run writes down what it chose
-        raise FolderError(
-            f"{holder.path} holds no {PLAN}, so no run has begun there; give output=ANOTHER_FOLDER, or"
-            " start it with `shepherd run`"
-        )
+def _continue(holder: RunFolder, consent: Consent) -> Run:
+    settings, plan = _kept(holder)
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins)
     training = local_training(settings.tuning, consent.plugins)
@@ -151,13 +148,12 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
         plan = planning.written(settings, base)
         holder.write(PLAN, plan.text())
     for name, (then, now) in changed_versions(holder.path).items():
-        log.info("%s was %s and is %s: the bits may differ from an undisturbed run's", name, then, now)
-    data = holder.path / "data"
+        log.info(
+            "%s was %s when the run began and is %s now: bits may differ from an uninterrupted run's",
+            name, then, now,
+        )  # fmt: skip
     last = checkpoint.latest(holder.checkpoints)
-    if not (last or pipeline.whole(data)):  # killed before its first round: it is as good to prepare again
-        pipeline.save(data, pipeline.prepare(plan.over(settings), base.tokenizer, consent.plugins))
-    prepared = pipeline.load(data)
-    pipeline.require_readable(prepared, base)
+    prepared = _kept_data(holder, plan.over(settings), base, consent, begun=last is not None)
     fresh = lora.fresh(base.sites, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     saved = load_checkpoint(last, base) if last else None
     context = context_of(settings, selection, fresh, len(prepared.clients))
@@ -178,24 +174,53 @@ def _resumed(holder: RunFolder, consent: Consent) -> Run:
     )
     if saved is not None:
         run.simulation.positions.update(saved.notes["positions"])
-        run.simulation.memories.update(_memories(saved, run.simulation.store))
-    _describe(base, plan, method.algorithm, run.prepared)
-    took = [row["seconds"]["tuning"] for row in rows if row["round"]]
-    if took:
-        _expect(Expected(memory_bytes=memory_bytes(base, plan), seconds_a_round=median(took)))
-    run._log_start()
-    log.info("going on after round %d of %d", state.round, run.until)
+        run.simulation.memories.update(_restored_memories(saved, run.simulation.store))
+    _log_continuation(run, rows)
     return run
 
 
-def _memories(saved: Checkpoint, store: ClientStore) -> dict[str, Kept]:
-    """Which memory each client had when a checkpoint was saved; an older version saved them in it."""
+def _kept(holder: RunFolder) -> tuple[RunSettings, Plan | None]:
+    """Settings and plan of a run folder; an older version wrote no plan file, but all it chose."""
+    settings, plan = folder.read_settings(holder.path), plans.read(holder.path)
+    if plan is None and settings.machine.stack_size == "auto":
+        raise FolderError(
+            f"{holder.path} has no {PLAN}, so its run never began; set output=ANOTHER_FOLDER, or start it"
+            " with `shepherd run`"
+        )
+    return settings, plan
+
+
+def _kept_data(
+    holder: RunFolder, settings: RunSettings, base: bases.Base, consent: Consent, *, begun: bool
+) -> TokenisedData:
+    """The data of a run folder; prepared again if the run was killed before its first round."""
+    data = holder.path / "data"
+    if not (begun or pipeline.whole(data)):
+        pipeline.save(data, pipeline.prepare(settings, base.tokenizer, consent.plugins))
+    prepared = pipeline.load(data)
+    pipeline.require_readable(prepared, base)
+    return prepared
+
+
+def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
+    _log_description(run.base, run.plan, run.method.algorithm, run.prepared)
+    took = [row["seconds"]["tuning"] for row in rows if row["round"]]
+    if took:
+        _log_expectation(
+            Expected(memory_bytes=memory_bytes(run.base, run.plan), seconds_a_round=median(took))
+        )
+    run._log_start()
+    log.info("continuing after round %d of %d", run.state.round, run.until)
+
+
+def _restored_memories(saved: Checkpoint, store: ClientStore) -> dict[str, Kept]:
+    """Memory of each client at a checkpoint; an older version stored the memories inside it."""
     older = {client: store.put(client, saved.state.round, memory) for client, memory in saved.clients.items()}
     return older | {client: Kept(*kept) for client, kept in saved.notes.get("memories", {}).items()}
 
 
-def _plan(settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int) -> Plan:
-    """What is left open, chosen by measuring; the settings have the day already."""
+def _choose_plan(settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int) -> Plan:
+    """Choose what the settings leave open by measuring; the settings are dated already."""
     return planning.chosen(
         settings,
         base,
@@ -206,7 +231,7 @@ def _plan(settings: RunSettings, base: bases.Base, prepared: TokenisedData, coho
 
 
 def _visit_examples(settings: RunSettings, prepared: TokenisedData) -> float:
-    """That a client trains on in one visit, on average."""
+    """Mean number of examples that a client trains on in one visit."""
     tuning = settings.tuning
     if tuning.max_steps:
         return tuning.max_steps * tuning.batch_size
@@ -215,12 +240,12 @@ def _visit_examples(settings: RunSettings, prepared: TokenisedData) -> float:
 
 
 def _round_tokens(settings: RunSettings, prepared: TokenisedData, cohort: int) -> float:
-    """That the cohort of one round trains on, on average."""
+    """Mean number of tokens that the cohort of one round trains on."""
     return pipeline.mean_length(prepared) * cohort * _visit_examples(settings, prepared)
 
 
-def _describe(base: bases.Base, plan: Plan, algorithm: Algorithm, prepared: TokenisedData) -> None:
-    """Log what is trained, on what, and how."""
+def _log_description(base: bases.Base, plan: Plan, algorithm: Algorithm, prepared: TokenisedData) -> None:
+    """Log the base, the data, and how the run is tuned."""
     whole = memory.parameters(base)
     trained = sum(prod(shape) for name, shape in base.shapes.items() if algorithm.trainable(name, 0))
     dtype = str(base.dtype).removeprefix("torch.")
@@ -244,8 +269,8 @@ def _describe(base: bases.Base, plan: Plan, algorithm: Algorithm, prepared: Toke
     )  # fmt: skip
 
 
-def _expect(of_run: Expected) -> None:
+def _log_expectation(of_run: Expected) -> None:
     memory_gb, seconds = of_run.memory_bytes / 1e9, of_run.seconds_a_round
-    # one digit of a trial is all that holds where other work shares the machine
+    # a trial is good for one digit, since other work may share the machine
     rough = roughly(float(f"{seconds:.1g}"))
     log.info("expecting about %.1f GB of memory, about %s a round", memory_gb, rough)

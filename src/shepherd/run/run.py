@@ -1,12 +1,12 @@
-"""A run from its run file to its final adapter: the parts put together, and the body of the loop.
+"""A run in this process: its rounds, each scored, saved and logged, and its final adapter.
 
 with open_run(read("examples/demo.toml")) as run:
     for state, row in run.rounds():
         print(row["round"], row["loss"])
     run.finish()
 
-What goes on is logged by the logger "shepherd": `logging.basicConfig(level="INFO")` shows it, with a line at
-least every half minute. In a notebook there are progress bars as well.
+Progress goes to the logger "shepherd": `logging.basicConfig(level="INFO")` shows it, with a line at least
+every half minute. A notebook shows progress bars as well.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ ANSWERS = "answers.jsonl"
 
 @dataclass(slots=True, kw_only=True, repr=False)
 class Run:
-    """A run that this process holds until `close()` or the end of its `with`; from `open_run` or `resume`."""
+    """A run, held by this process until `close()` or the end of its `with`; see `open_run` and `resume`."""
 
     settings: RunSettings
-    """As they were given."""
+    """Settings as they were given."""
     plan: Plan
-    """What was chosen where they leave something open, and how this machine runs it."""
+    """Plan: what this machine chose where the settings leave something open."""
     holder: RunFolder
     base: bases.Base
     prepared: TokenisedData
@@ -68,9 +68,9 @@ class Run:
     consent: Consent = NOTHING
     closed: bool = False
     finished: Row | None = None
-    """What `finish` has returned."""
+    """Result of `finish`; None before it."""
     unlogged: Row | None = None
-    """Of a round that is saved and does not stand in the log yet."""
+    """Row of a round that is saved but not logged yet."""
     simulation: Simulation = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Run:
         )
 
     def __repr__(self) -> str:
-        """Where it is and how far, and no text of any example."""
+        """Folder, algorithm and round; no text of any example."""
         s = self.settings
         closed = ", closed" if self.closed else ""
         return f"<Run {self.folder}: {s.algorithm.name}, round {self.state.round} of {self.until}{closed}>"
@@ -104,28 +104,30 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the run is kept."""
+        """Path of the run folder."""
         return self.holder.path
 
     @property
     def planned(self) -> RunSettings:
-        """The settings with everything that they leave open as the plan has it."""
+        """Settings with everything that they leave open filled in from the plan."""
         return self.plan.over(self.settings)
 
     @property
     def until(self) -> int:
-        """Rounds in all."""
+        """Number of rounds of the whole run."""
         return self.settings.federation.rounds
 
     def rounds(self) -> Iterator[tuple[ServerState, Row]]:
-        """Train to the last round; each is saved and logged before it is yielded.
+        """Train to the last round; each round is saved and logged before it is yielded.
 
-        The row is what `rounds.jsonl` got; row 0, the untrained adapter's scores, stands there already.
+        Yields:
+            The server state, and the row that was added to `rounds.jsonl`. Row 0, with the scores of the
+            untrained adapter, is logged when the run is opened and not yielded.
 
         Raises:
-            QuorumNotMet: too few clients gave a usable update; the round before is kept.
-            FolderError: the disk is full; the round before is kept. Or the run is closed.
-            FederationError: another loop over the rounds of this run went on in between.
+            QuorumNotMet: too few clients returned a usable update; the previous round is kept.
+            FolderError: the disk is full (the previous round is kept), or the run is closed.
+            FederationError: another loop over the rounds of this run has advanced it in the meantime.
         """
         self._require_open()
         self._complete_saved()
@@ -144,26 +146,25 @@ class Run:
         while self.state.round < self.until:
             with stage(f"round {self.state.round + 1}/{self.until}"):
                 state, report = next(done)
-                row = self._row(state, report)
+                row = self._round_row(state, report)
                 self._save(state, row)
                 self.trackers.log(row)
             yield state, row
             self._require_open()
             if self.state is not state:
                 raise FederationError(
-                    f"another loop over rounds() has gone on with the run in {self.folder}; use one loop at a"
-                    " time"
+                    f"another loop over rounds() advanced the run in {self.folder}; use one loop at a time"
                 )
 
     def finish(self, answer: bool = True) -> Row:
-        """Write the final adapter with its card, answer held-out examples where they have checks, and close.
+        """Write the final adapter with its card, answer held-out examples that have a check, and close.
 
         Args:
-            answer: whether to answer them here, as a comparison does not, which answers for all its arms.
+            answer: whether to answer held-out examples; a comparison does it later, for all its arms.
 
         Returns:
             `adapter`, its folder; `answers`, category -> (share right before, share right after); and
-            `remarks`, sentences on what the scores stand on. A second call returns the same and does nothing.
+            `remarks`, sentences on what the scores are based on. A second call only returns the same again.
         """
         if self.finished is not None:
             return self.finished
@@ -174,7 +175,7 @@ class Run:
         stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
         files.write_beside(self.holder.adapter, self.base, stop)
         examples = self.prepared.heldout_examples if answer else []
-        scores = answered(self.holder, self.planned, self.base, self.state.adapter, examples)
+        scores = answer_heldout(self.holder, self.planned, self.base, self.state.adapter, examples)
         self._write_card(scores)
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
         self.close()
@@ -183,7 +184,7 @@ class Run:
         return self.finished
 
     def close(self) -> None:
-        """Give the run folder back, and end what the trackers still hold; once or again."""
+        """Release the run folder, and stop executor and trackers; a second call does nothing."""
         if not self.closed:
             self.closed = True
             self.simulation.executor.close()
@@ -193,23 +194,26 @@ class Run:
     def _require_open(self) -> None:
         if self.closed:
             raise FolderError(
-                f"the run in {self.folder} is closed here; go on with it by"
-                f" shepherd.resume({str(self.folder)!r})"
+                f"the run in {self.folder} is closed; continue it with shepherd.resume({str(self.folder)!r})"
             )
 
     def _log_start(self) -> None:
         if not read_rows(self.folder):
-            scored = {"heldout": self._scored(self.state.adapter)} if len(self.prepared.heldout) else {}
+            scored = (
+                {"heldout": self._heldout_scores(self.state.adapter)} if len(self.prepared.heldout) else {}
+            )
             row = {"round": 0, **scored}
             self.holder.append(row)
             self.trackers.log(row)
             if scored:
                 log.info("before training  held out %.4f", scored["heldout"]["loss"])
 
-    def _row(self, state: ServerState, report: RoundReport) -> Row:
+    def _round_row(self, state: ServerState, report: RoundReport) -> Row:
         began = perf_counter()
         due = state.round % self.settings.evaluation.every == 0 or state.round == self.until
-        scored = {"heldout": self._scored(state.adapter)} if due and len(self.prepared.heldout) else {}
+        scored = (
+            {"heldout": self._heldout_scores(state.adapter)} if due and len(self.prepared.heldout) else {}
+        )
         scoring = perf_counter() - began
         return {
             **report_row(report),
@@ -223,8 +227,8 @@ class Run:
             },
         }
 
-    def _scored(self, adapter: Adapter) -> Row:
-        """Held-out loss of one adapter on the same examples every round."""
+    def _heldout_scores(self, adapter: Adapter) -> Row:
+        """Held-out loss of an adapter, on the same examples in every round."""
         categories = pipeline.categories(self.prepared)
         places = loss.stratified_subset(categories, self.settings.evaluation.examples)
         data = self.prepared.heldout.take(places)
@@ -234,7 +238,7 @@ class Run:
         return loss.summarise(sums, counts, named, self.prepared.category_counts).row()
 
     def _save(self, state: ServerState, row: Row) -> None:
-        """On disk first: where that fails, the round before stands here too. What is on disk is done."""
+        """Save a round on disk before it counts: if saving fails, this run stays at the previous round."""
         self.holder.require_held()
         positions, memories = self.simulation.reached()
         notes = {"positions": positions, "memories": memories, "row": row, "base": self.base.fingerprint}
@@ -242,7 +246,7 @@ class Run:
         before = checkpoint.latest(self.holder.checkpoints)
         try:
             checkpoint.save(self.holder.checkpoints, saved, keep=self.settings.checkpoints.keep)
-        finally:  # it may be there where saving was interrupted, too
+        finally:  # an interrupt may come after the checkpoint is complete
             if checkpoint.latest(self.holder.checkpoints) != before:
                 self.state, self.unlogged = state, row
         self.simulation.commit()
@@ -250,7 +254,7 @@ class Run:
         self.unlogged = None
 
     def _complete_saved(self) -> None:
-        """Do what an interrupt has kept `_save` from after the checkpoint; each part may be done already."""
+        """Finish what an interrupt cut off in `_save` after the checkpoint; each part may be done already."""
         if self.unlogged is not None:
             self.simulation.commit()
             self.holder.reconcile(self.state.round, self.unlogged)
@@ -267,19 +271,19 @@ class Run:
         )
 
 
-def answered(
+def answer_heldout(
     holder: RunFolder, settings: RunSettings, base: bases.Base, adapter: Adapter, examples: Sequence[Example]
 ) -> Mapping[str, tuple[float, float]]:
-    """Greedy answers of the base alone and of an adapter, checked; all go to answers.jsonl.
+    """Answer held-out examples with the base alone and with an adapter, check them, and write answers.jsonl.
 
     Args:
-        settings: with what the run's plan has chosen.
+        settings: the settings filled in from the run's plan.
 
     Returns:
-        Category -> (share right before, share right after); empty where no example has a check, or the base
+        Category -> (share right before, share right after); empty if no example has a check, or if the base
         cannot generate.
     """
-    if base.proof.mute:  # which loading has said
+    if base.proof.mute:  # reported when the base was loaded
         return {}
     checked = [i for i, example in enumerate(examples) if example.check is not None]
     named = [examples[i].category for i in checked]
@@ -300,5 +304,5 @@ def answered(
 
 
 def executor(plan: Plan, base: bases.Base, consent: Consent) -> Executor:
-    """Where the run is tuned: in worker processes, where it was laid out for more than this one."""
+    """Executor of a plan: worker processes if it has several workers, else this process."""
     return processes(plan.workers, base, consent) if plan.workers > 1 else Inline(base)

@@ -598,7 +598,7 @@ def test_the_other_commands_take_the_folder_or_refuse_in_one_sentence(tmp_path: 
     assert page.is_file()
     assert answerer.generate(path, "Name a colour.", max_new_tokens=1) is not None
 
-    with pytest.raises(FolderError, match=r"over silos; go on with it by `shepherd resume"):
+    with pytest.raises(FolderError, match=r"over silos; continue it with `shepherd resume"):
         opening.resume(path)
     with pytest.raises(FolderError, match="over silos, whose data are not here"):
         compared(settings(tmp_path), Asked(locals=None, variants=(), match="steps", seeds=1))
