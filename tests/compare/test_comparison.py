@@ -355,9 +355,9 @@ def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
                 kept,
                 plans.read(tmp_path / "one"),
                 prepared,
-                [each],
-                tmp_path / each.name,
-                0,
+                arms=[each],
+                run=tmp_path / each.name,
+                number=0,
                 done=done,
                 seed=0,
                 executor=Inline(base),
@@ -404,7 +404,7 @@ def test_an_older_comparison_by_steps_is_not_mixed_with_the_default_of_both(copi
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     monkeypatch.setattr(comparison, "train_apart", None)
     monkeypatch.setattr(comparison, "score_arms", None)
-    with pytest.raises(FolderError, match=r"matched by steps; say --match steps, or move that folder away"):
+    with pytest.raises(FolderError, match=r"matched by steps; give --match steps, or move that folder away"):
         compare(copied, CompareSpec(locals=("client-1", "client-2"), seeds=2))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     monkeypatch.undo()
@@ -428,7 +428,7 @@ def test_matched_by_examples_every_arm_sees_as_many(llama_folder, source, tmp_pa
     federated, central = (arm(found, name)["trained"] for name in ("federated", "centralised"))
     assert central["examples"] == federated["examples"]
     assert central["steps"] >= federated["examples"] / 4
-    with pytest.raises(FolderError, match="holds a comparison matched by examples; say --match examples"):
+    with pytest.raises(FolderError, match="holds a comparison matched by examples; give --match examples"):
         compare(settings, CompareSpec(locals=(), match="steps"))
 
 
@@ -556,7 +556,7 @@ def test_what_the_run_chose_itself_is_no_difference(copied) -> None:
 def test_a_client_that_is_none_is_refused(copied, llama_folder, source, tmp_path) -> None:
     new = table(llama_folder, source, tmp_path / "new")
     for settings in (copied, new):
-        with pytest.raises(SettingsError, match="local arm 'nobody' is no client of this run"):
+        with pytest.raises(SettingsError, match="local arm 'nobody' is not a client of this run"):
             compare(settings, CompareSpec(locals=("nobody",), match="steps"))
     assert not (tmp_path / "new").exists()  # before any training
 
