@@ -48,7 +48,7 @@ Train = Callable[[Callable[[], Run]], None]  # open a run and go through its rou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Totals of a federated run: `steps` of a client in every round; `examples` and `tokens` of all clients."""
+    """Totals of a federated run: `steps` of a client in every round, `examples` and `tokens` of all."""
 
     steps: int
     examples: int
