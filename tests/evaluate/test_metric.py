@@ -41,7 +41,7 @@ def test_a_run_file_lists_names_or_tables() -> None:
 
 
 def test_a_name_is_there_once() -> None:
-    with pytest.raises(SettingsError, match="two called 'f1'"):
+    with pytest.raises(SettingsError, match="has 'f1' twice"):
         metrics(tables("f1", "exact", "f1"))
     with pytest.raises(SettingsError, match=r"no metric called 'exactly'; .*did you mean 'exact'"):
         metrics(tables("exactly"))

@@ -1,8 +1,8 @@
 """Progress of long work: a log line at least every half minute, and a bar in a notebook.
 
 The lines go to the logger "shepherd.io.progress" at level INFO; `logging.basicConfig(level="INFO")` shows
-them. At level DEBUG it also gets every start and every step, as a `Stage` or a `Progress` that a display finds
-in the record's `args`.
+them. At level DEBUG it also gets every start and every step, as a `Stage` or a `Progress` that a display
+finds in the record's `args`.
 """
 
 from __future__ import annotations
