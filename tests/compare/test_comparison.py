@@ -23,6 +23,7 @@ from shepherd.core import Adapter, Broadcast, seed_for
 from shepherd.data import cursor, pipeline
 from shepherd.errors import DataError, FolderError, PluginError, SettingsError, ShepherdError
 from shepherd.evaluate import text
+from shepherd.io.lock import is_held
 from shepherd.machine import plan as plans
 from shepherd.machine.executors import Inline
 from shepherd.model import files, lora
@@ -36,7 +37,6 @@ from shepherd.training import score, tune
 from shepherd.training.tune import Visit
 from shepherd.ui import report
 from shepherd.ui.report import collect
-from shepherd.ui.report.reading import held
 from shepherd.ui.terminal.comparison_table import compared as show_compared
 from tests import runs
 from tests.model import bases
@@ -616,14 +616,14 @@ def test_two_comparisons_of_one_folder_exclude_each_other(copied, monkeypatch) -
     honest = tune.tune
 
     def meanwhile(*given: Any, **options: Any) -> Any:
-        seen.append(held(Path(copied.output)))
+        seen.append(is_held(Path(copied.output, folder.LOCK)))
         return honest(*given, **options)
 
     monkeypatch.setattr(tune, "tune", meanwhile)
     compare(copied, ASKED)
     assert seen
     assert all(seen)
-    assert held(Path(copied.output)) is False  # it was given back
+    assert is_held(Path(copied.output, folder.LOCK)) is False  # it was given back
     shutil.rmtree(Path(copied.output) / "compare" / "seed-0" / "centralised")
     taken = pytest.raises(FolderError, match="this process holds the run")
     with closing(folder.reopen(copied.output)), taken:

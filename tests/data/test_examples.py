@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from shepherd.data import files
+from shepherd.data import files, split
 from shepherd.data.examples import Example, Turn, from_rows, read
-from shepherd.data.split import rule
 from shepherd.errors import BadRow, DataError, SettingsError
 from shepherd.settings import DataTable, SplitTable
 from tests.data.kinds import shared
 
-IID = rule(SplitTable())
+IID = split.rule(SplitTable())
 
 
 def rule(by, **keys):
-    return rule(SplitTable(by=by, **keys))
+    return split.rule(SplitTable(by=by, **keys))
 
 
 DOLLY = {"instruction": "Name a bird.", "context": "Herons.", "response": "A heron.", "category": "open_qa"}

@@ -252,7 +252,7 @@ def test_tuning_and_scoring_refuse_it_too_whoever_calls_them(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scaling", "reads"),
+    ("scaling", "max_length"),
     [
         ({"rope_type": "longrope"}, 24),
         ({"type": "longrope"}, 24),

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from shepherd.model import lora
 from shepherd.model.coverage import EMBEDDINGS, VECTORS, Coverage, coverage
 from shepherd.settings import AdapterTable
-from tests.model import bases, test_reach
+from tests.model import bases, test_text_path
 
 EXPERTS = "the experts of 2 layers (mlp.experts.down_proj, mlp.experts.gate_up_proj) are stacked parameters"
 ATTENTION = 2 * (2 * 32 * 32 + 2 * 16 * 32)  # q, o; k, v
@@ -74,7 +74,7 @@ def test_what_the_targets_leave_out_is_named() -> None:
 
 
 def test_towers_are_named_and_do_not_count_against_the_share() -> None:
-    model = test_reach.network("gemma3")
+    model = test_text_path.network("gemma3")
     found = coverage(model, lora.attach(model, AdapterTable()))
     key = "text does not reach: model.vision_tower, model.multi_modal_projector"
     parts = model.model.vision_tower, model.model.multi_modal_projector

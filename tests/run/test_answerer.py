@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests import runs
-from tests.model import bases
 
 import shepherd
 from shepherd.data.prompts import prompt_of
@@ -18,6 +16,8 @@ from shepherd.run.answerer import Answerer, Options, adapter_of, generate, load_
 from shepherd.run.loading import load_base
 from shepherd.run.opening import open_run
 from shepherd.ui.cli.main import main
+from tests import runs
+from tests.model import bases
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_run_without_a_round_has_no_adapter_yet(llama_folder, tmp_path) -> Non
 def test_a_checkpoint_of_another_base_is_named(asked, tmp_path) -> None:
     other = bases.load(bases.save(bases.CONFIGS["llama"], tmp_path / "other", seed=1), rank=2, alpha=16)
     with pytest.raises(
-        CheckpointError, match=r"round-00001 belongs to another base .*; put the old one back"
+        CheckpointError, match=r"round-00001 belongs to another base .*; put the old base back"
     ):
         adapter_of(asked, other)
     wider = bases.load(Path(load_base(folder.read_settings(asked)).name), rank=3, alpha=24)
@@ -109,7 +109,7 @@ def test_the_same_seed_gives_the_same_answers_and_no_seed_gives_new_ones(answere
     seed = first[0][2]
     assert sampled(seed=seed) == first
     assert sampled() != first
-    monkeypatch.setattr(asking, "AT_ONCE", 2)  # given in the order of the prompts all the same
+    monkeypatch.setattr(asking, "CHUNK_ANSWERS", 2)  # given in the order of the prompts all the same
     assert sampled(seed=seed) == first
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from tests.data.kinds import made
 
 from shepherd.data.examples import Turn
 from shepherd.data.segments import styled
@@ -15,6 +14,7 @@ from shepherd.data.template import Template, prompt
 from shepherd.overrides import parse
 from shepherd.run import card
 from shepherd.visible import shown
+from tests.data.kinds import made
 
 HUB = {"model": {"base": "org/model", "revision": "v2"}, "data": {"source": "org/data", "holdout": 0.2}}
 ROWS = [

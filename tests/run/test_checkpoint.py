@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load as tensors_from
 from safetensors.numpy import save as bytes_of
-from tests.quadratic import bits, drawn
 
 from shepherd.core import Adapter, Payload, ServerState
 from shepherd.errors import CheckpointError, FolderError
 from shepherd.run import checkpoint as checkpoints
 from shepherd.run.checkpoint import Checkpoint, latest, load, save
+from tests.quadratic import bits, drawn
 
 
 def made(round=12, **more):
@@ -132,7 +132,7 @@ def full_at(round):
 def test_the_only_checkpoint_harmed_says_to_start_again(tmp_path):
     path = save(tmp_path, made(), keep=1)
     cut(path / "state.json")
-    with pytest.raises(CheckpointError, match=r"state\.json is cut or changed; there is no other round"):
+    with pytest.raises(CheckpointError, match=r"state\.json is cut or changed; no other round is kept"):
         load(path)
 
 
@@ -140,7 +140,7 @@ def test_another_format_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "FORMAT", 3)
     path = save(tmp_path, made(), keep=1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 3, this version reads 2"):
+    with pytest.raises(CheckpointError, match="has format 3, but this version reads 2"):
         load(path)
 
 

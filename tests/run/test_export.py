@@ -8,7 +8,6 @@ import peft
 import pytest
 import torch
 from click.testing import CliRunner
-from tests import runs
 from transformers import AutoModelForCausalLM
 
 from shepherd.errors import FolderError, PluginError, SettingsError
@@ -16,6 +15,7 @@ from shepherd.run import folder
 from shepherd.run.export import export
 from shepherd.run.opening import open_run
 from shepherd.ui.cli.main import main
+from tests import runs
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.model import bases
 from transformers import AutoTokenizer
 
 from shepherd.errors import BaseError, DataError
@@ -19,6 +18,7 @@ from shepherd.run import fitting, run_file
 from shepherd.run.inspection import inspect_data
 from shepherd.settings import RunSettings
 from shepherd.ui.cli.main import main
+from tests.model import bases
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}<s> you are a w9 helper of w7 </s>"
@@ -152,7 +152,7 @@ def test_rows_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> No
     rows[7]["antwort"] = ""
     settings, text = made(as_csv(tmp_path / "p.csv", rows), tmp_path)
     assert settings.data.on_bad_row == "skip"
-    assert "1 row left out" in text
+    assert "1 row skipped" in text
     assert "line 9: field antwort is empty" in " ".join(text.replace("\n#", "").split())
 
 
@@ -188,7 +188,7 @@ def test_no_length_is_beyond_what_the_base_reads(tmp_path: Path, llama_folder: P
     rows = [{"instruction": f"w{4 + n % 50}", "response": " ".join(["w5"] * 90)} for n in range(30)]
     settings, text = made(as_jsonl(tmp_path / "a.jsonl", rows), tmp_path, str(llama_folder))
     assert settings.data.max_tokens == 64
-    assert "as many as the base reads; 0% of the examples" in text
+    assert "the longest input of the base; 0% of the examples" in text
 
 
 def test_a_chat_template_is_taken_and_its_system_prompt_is_shown(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_the_work_fits_the_data(tmp_path: Path) -> None:
         ("a.csv", b"", "holds no rows"),
         ("a.csv", b"Wer?,Ja\nWas?,Nein\n", "seems to have no header"),
         ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not text"),
-        ("a.jsonl", b"[1]\n[2]\n", "holds no row with named columns"),
+        ("a.jsonl", b"[1]\n[2]\n", "has no row with named columns"),
         ("a.xlsx", b"PK", "unknown extension"),
         (
             "a.csv",

@@ -104,7 +104,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 def test_a_second_process_is_kept_out_until_the_first_dies(tmp_path: Path) -> None:
     folder.create(tmp_path, SETTINGS).close()
     holder = (
-        "import sys; from shepherd import folder; folder.reopen(sys.argv[1])\n"
+        "import sys; from shepherd.run import folder; folder.reopen(sys.argv[1])\n"
         "print('held', flush=True); input()"
     )
     with subprocess.Popen(

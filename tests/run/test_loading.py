@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import transformers as hf
-from tests import runs
-from tests.model import bases
 
 from benchmarks import tiny
 from shepherd.core import ServerState
@@ -21,6 +19,8 @@ from shepherd.run.loading import load_base, load_checkpoint
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run
 from shepherd.settings import AdapterTable, ModelTable
+from tests import runs
+from tests.model import bases
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_base_that_cannot_be_packed_is_said_to_be_slower(bloom, llama_folder, 
     load_base(runs.settings(bloom, tmp_path / "rows.jsonl", tmp_path / "run"))
     assert (
         f"{bloom} cannot be packed (its attention is code of its own, which takes no other function), so each"
-        " pass holds one client's examples, padded: slower" in caplog.text
+        " pass holds one client's examples, padded: this is slower" in caplog.text
     )
     assert "cannot generate" not in caplog.text
 

@@ -22,9 +22,6 @@ import peft
 import psutil
 import pytest
 import torch
-from tests import runs
-from tests.model import bases
-from tests.run.test_checkpoint import as_first_format
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from shepherd.consent import Consent
@@ -55,6 +52,7 @@ from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.overrides import dump, read
 from shepherd.run import answerer, checkpoint, folder
+from shepherd.run import log as run_log
 from shepherd.run import run as run_module
 from shepherd.run.inspection import inspect_data
 from shepherd.run.log import LOG, read_rows
@@ -63,6 +61,9 @@ from shepherd.run.run import Run
 from shepherd.settings import MachineTable, RunSettings
 from shepherd.training import score
 from shepherd.training.local import completed
+from tests import runs
+from tests.model import bases
+from tests.run.test_checkpoint import as_first_format
 
 ROW = {
     "round", "cohort", "weights", "capped", "loss", "losses", "failures", "bytes_down", "bytes_up", "gap",
@@ -324,7 +325,7 @@ def test_a_base_may_be_named_from_ones_home(whole, source, llama_folder, tmp_pat
 
 def test_two_processes_cannot_hold_one_run(table) -> None:
     run = open_run(table)
-    code = f"from shepherd import folder; folder.reopen({str(run.folder)!r})"
+    code = f"from shepherd.run import folder; folder.reopen({str(run.folder)!r})"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "FolderError: another process is running" in other.stderr
     run.close()
@@ -604,7 +605,7 @@ def test_a_disk_that_fills_up_while_saving_keeps_the_round_before(table, whole, 
     rounds = run.rounds()
     next(rounds)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_fill", full_disk)
+        patch.setattr(checkpoint, "_write_files", full_disk)
         with pytest.raises(FolderError, match="No space left"):
             next(rounds)
     run.close()
@@ -616,7 +617,7 @@ def test_a_disk_that_fills_up_while_saving_keeps_the_round_before(table, whole, 
 def test_a_disk_that_fills_up_while_logging_loses_no_round(table, whole, monkeypatch) -> None:
     run = open_run(table)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_write_all", full_disk)
+        patch.setattr(run_log, "_write_all", full_disk)
         with pytest.raises(FolderError, match="is full"):
             next(run.rounds())
     run.close()
@@ -758,7 +759,7 @@ def test_of_two_loops_over_one_run_the_older_ends(table) -> None:
         older, newer = run.rounds(), run.rounds()
         next(older)
         next(run.rounds())
-        with pytest.raises(FederationError, match=r"another loop over rounds\(\) has gone on"):
+        with pytest.raises(FederationError, match=r"another loop over rounds\(\) advanced"):
             next(older)
         assert next(newer)[0].round == 3
 
@@ -899,7 +900,7 @@ def test_an_interrupt_right_after_a_part_of_saving_loses_no_round_and_logs_none_
     table, whole, monkeypatch, where
 ) -> None:
     name = where.rpartition(".")[2]
-    owner = {"save": checkpoint, "sync": private, "append": folder, "commit": Simulation}[name]
+    owner = {"save": checkpoint, "sync": private, "append_row": run_log, "commit": Simulation}[name]
     honest = getattr(owner, name)
 
     def interrupted(*given: Any, **options: Any) -> None:

@@ -15,9 +15,11 @@ from shepherd.overrides import parse, read
 from shepherd.run import run_file
 from shepherd.run.fitting import Choice, Fit
 from shepherd.settings import RunSettings
-from shepherd.training.local import completed
 
-DEFAULTS = completed(parse({"model": {"base": "tiny"}, "data": {"source": "world"}}))
+BARE_SETTINGS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}})
+DEFAULTS = plugins.completed(BARE_SETTINGS).model_copy(
+    update={"split": plugins.completed_table(SPLIT, BARE_SETTINGS.split, ())}
+)
 BARE = Fit(
     found=(),
     choices={
@@ -44,7 +46,7 @@ def uncommented(text: str) -> str:
 
 def test_it_reads_back_as_the_defaults_where_nothing_is_chosen(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(run_file.text(BARE))
-    assert completed(read(tmp_path / "run.toml")) == DEFAULTS
+    assert read(tmp_path / "run.toml") == DEFAULTS
 
 
 def test_a_choice_stands_in_its_place_with_its_reason(tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_a_choice_stands_in_its_place_with_its_reason(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 110
     (tmp_path / "my.toml").write_text(text)
     tuning = DEFAULTS.tuning.model_copy(update={"learning_rate": 0.25})
-    assert completed(read(tmp_path / "my.toml")) == DEFAULTS.model_copy(update={"tuning": tuning})
+    assert read(tmp_path / "my.toml") == DEFAULTS.model_copy(update={"tuning": tuning})
 
 
 def test_without_data_it_is_the_embedded_world_as_the_demo_tunes_it(tmp_path: Path) -> None:

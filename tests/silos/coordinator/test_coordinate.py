@@ -24,7 +24,7 @@ from tests.silos.server.posts import Letters, Site, failing, honest
 from tests.silos.servers import AWAY, GONE, Hosted, hosted
 
 from shepherd import compare, world
-from shepherd.compare.arms import Asked
+from shepherd.compare.arms import CompareSpec
 from shepherd.compare.comparison import compare as compared
 from shepherd.core import Adapter, Update
 from shepherd.errors import CheckpointError, FederationError, FolderError, SettingsError, ShepherdError
@@ -601,7 +601,7 @@ def test_the_other_commands_take_the_folder_or_refuse_in_one_sentence(tmp_path: 
     with pytest.raises(FolderError, match=r"over silos; continue it with `shepherd resume"):
         opening.resume(path)
     with pytest.raises(FolderError, match="over silos, whose data are not here"):
-        compared(settings(tmp_path), Asked(locals=None, variants=(), match="steps", seeds=1))
+        compared(settings(tmp_path), CompareSpec(locals=None, variants=(), match="steps", seeds=1))
     with pytest.raises(FolderError, match="holds another run"):
         opened(tmp_path)
 
