@@ -1,4 +1,4 @@
-"""Instructions whose answer stands in the context: nothing of the world need be known."""
+"""Instructions whose answer is in the context; they need no knowledge of the world."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ GISTS = (
     "Shorten the passage about {s}.",
     "Sum up what the passage says about {s}.",
 )
-LONGEST_SUMMARY = 16
-"""Words; every context of a summary has more."""
+MAX_SUMMARY_WORDS = 16
+"""Longest right summary, in words; every context has more."""
 
 
 def closed_qa(world: World, rng: Random) -> Task:
@@ -110,7 +110,7 @@ def _asked(question: str, told: list[str], value: str, rng: Random) -> Task:
 
 
 def information_extraction(world: World, rng: Random) -> Task:
-    """The items of one class out of a note, or the fields of a form."""
+    """Items of one class from a note, or the fields of a form."""
     return rng.choice((_items, _fields))(world, rng)
 
 
@@ -151,5 +151,5 @@ def summarization(world: World, rng: Random) -> Task:
         instruction=rng.choice(GISTS).format(s=told.name),
         context=" ".join(capital(said) for said in rng.sample(sentences, len(sentences))),
         response=answer,
-        check=contains.Config(phrases=named, most=LONGEST_SUMMARY, least=8, begins="in short, "),
+        check=contains.Config(phrases=named, most=MAX_SUMMARY_WORDS, least=8, begins="in short, "),
     )
