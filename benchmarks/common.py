@@ -57,7 +57,7 @@ def parser(about: str | None) -> ArgumentParser:
 def run(
     options: Namespace, measure: Callable[[Namespace], Figures], tables: Callable[[Figures], Sequence[Table]]
 ) -> int:
-    """Measure, print and write; returns the exit code: 1 if the figures say `passed` false, 2 for an error."""
+    """Measure, print and write; returns the exit code: 1 if a figure `passed` is false, 2 for an error."""
     memory.use_threads(options.threads or "auto")
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("shepherd").setLevel(logging.INFO)

@@ -2,9 +2,9 @@
 
 On the embedded world three clients with two categories each tune alone, as in the paper, and answers are
 checked by code. On Dolly all ten clients tune alone, and the measure is the held-out response loss; on
-SmolLM2, a pretrained base with the same clients, also ROUGE-L of the answers. The centralised arm is trained twice: on
-as many examples as the federated one saw, and for as many optimiser steps, like the local arms; --match steps
-or --match examples matches every arm in that way. `alone` is the time of the federated run of the first seed,
+SmolLM2, a pretrained base with the same clients, also ROUGE-L of the answers. The centralised arm is trained
+twice: on as many examples as the federated one saw, and for as many optimiser steps, like the local arms;
+--match steps or --match examples matches every arm in that way. `alone` is the time of the federated run of the first seed,
 `all` that of the whole comparison with its scoring.
 """
 
