@@ -4,8 +4,8 @@ On the embedded world three clients with two categories each tune alone, as in t
 checked by code. On Dolly all ten clients tune alone, and the measure is the held-out response loss; on
 SmolLM2, a pretrained base with the same clients, also ROUGE-L of the answers. The centralised arm is trained
 twice: on as many examples as the federated one saw, and for as many optimiser steps, like the local arms;
---match steps or --match examples matches every arm in that way. `alone` is the time of the federated run of the first seed,
-`all` that of the whole comparison with its scoring.
+--match steps or --match examples matches every arm in that way. `alone` is the time of the federated run of
+the first seed, `all` that of the whole comparison with its scoring.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def measure(options: Namespace) -> Figures:
         )
         took: list[float] = []
         began = perf_counter()
-        found = compare(settings, asked, train=lambda opened: took.append(_trained(opened)))
+        found = compare(settings, asked, train=lambda opened: took.append(_train_timed(opened)))
         seconds = {"alone": took[0] if took else None, "all": perf_counter() - began}
     kept = {name: value for name, value in found.items() if name not in ("samples", "judge")}
     return {**kept, "seconds": seconds}
 
 
-def _trained(opened: Callable[[], Run]) -> float:
+def _train_timed(opened: Callable[[], Run]) -> float:
     began = perf_counter()
     with opened() as run:
         for _, row in run.rounds():

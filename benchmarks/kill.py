@@ -184,7 +184,7 @@ def _run_process(trial: Trial, moment: Moment | None) -> bool:
         raise RuntimeError(f"`shepherd {' '.join(command)}` ended with {process.returncode}:\n{output_text}")
     if not through:
         trial.phases.append(_phase(trial.path, command[0] == "resume", output_text))
-        trial.found += _finished(trial.path)
+        trial.found += _finished_rounds(trial.path)
     return through
 
 
@@ -240,7 +240,7 @@ def _phase(path: Path, resumed: bool, output_text: str) -> str:
     return "finishing" if done else "tuning"
 
 
-def _finished(path: Path) -> list[Row]:
+def _finished_rounds(path: Path) -> list[Row]:
     """Rows of all finished rounds, that of the last one from its checkpoint."""
     last = checkpoint.latest(path / "checkpoints")
     return read_rows(path) + ([checkpoint.load(last).notes["row"]] if last else [])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consent:
-    """What a person has agreed to; by default nothing."""
+    """Things that a person has agreed to; by default nothing."""
 
     remote_code: bool = False
     """Whether code that comes with a base may run, if `model.trust_remote_code` asks for it."""

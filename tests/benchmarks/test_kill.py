@@ -61,7 +61,7 @@ def test_what_a_kill_finds_finished_is_in_the_log_or_in_the_checkpoint(tmp_path:
     held.append({"round": 0})
     _save(tmp_path / "run", 1)
     held.close()
-    assert kill._finished(tmp_path / "run") == [{"round": 0}, {"round": 1}]
+    assert kill._finished_rounds(tmp_path / "run") == [{"round": 0}, {"round": 1}]
 
 
 def test_a_run_in_other_seconds_is_equal(tmp_path: Path) -> None:

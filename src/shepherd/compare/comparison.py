@@ -98,11 +98,7 @@ def _compare_arms(
     chosen = arms(spec, sorted(prepared.clients))
     keep_plan(run, spec.match, chosen)
     _write_begun(run, settings, spec, chosen)
-    for number in range(spec.seeds):
-        private.make(seed_folder(run, number))
-        for arm in chosen:
-            if arm.kind == "variant" or (arm.kind == FEDERATED and number):
-                train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
+    _train_runs(settings, spec, chosen, prepared, train, consent)
     kept = planned(run)
     base = load_base(kept, consent)
     plan = read_plan(run) or planning.written(kept, base)
@@ -139,6 +135,23 @@ def _compare_arms(
     return _write_results(
         run, kept, spec, chosen=chosen, prepared=prepared, asked=asked, measured=measured, began=began
     )
+
+
+def _train_runs(
+    settings: RunSettings,
+    spec: CompareSpec,
+    chosen: Sequence[Arm],
+    prepared: pipeline.TokenisedData,
+    train: Train,
+    consent: Consent,
+) -> None:
+    """Train the arms that are runs of their own: variants, and the federated arm of each further seed."""
+    run = Path(settings.output)
+    for number in range(spec.seeds):
+        private.make(seed_folder(run, number))
+        for arm in chosen:
+            if arm.kind == "variant" or (arm.kind == FEDERATED and number):
+                train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
 
 
 def _federated(chosen: Sequence[Arm]) -> Arm:

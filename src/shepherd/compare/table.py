@@ -59,7 +59,7 @@ def measured(
             )
         )
     for metric in metrics if asked.answers else ():
-        values, places = _answered(scores, metric.measure.name)
+        values, places = _values_of_answers(scores, metric.measure.name)
         if places:
             strata = [named[asked.answers[i]] for i in places]
             found.append(Measured(measure=metric.measure, values=values, draws=draws(strata, seeds=seeds)))
@@ -70,7 +70,7 @@ def _losses(seeds: Sequence[Mapping[str, Any]]) -> Floats:
     return np.array([each["losses"] for each in seeds], dtype=np.float64)  # (S, Q), sums of nats
 
 
-def _answered(scores: Scores, name: str) -> tuple[dict[str, Floats], list[int]]:
+def _values_of_answers(scores: Scores, name: str) -> tuple[dict[str, Floats], list[int]]:
     """Values (S, Q) of the answers that have this measure, and the answers' indices."""
     first = next(iter(scores.values()))[0]["answers"]
     places = [i for i, answer in enumerate(first) if answer[name] is not None]

@@ -101,19 +101,19 @@ def summary(rows: Sequence[Against], *, references: Sequence[str] = ("centralise
     first, measure, compared = rows[0].first, rows[0].measure, rows[0].compared
     by_outcome = {sign: [row.arm for row in rows if row.outcome == sign] for sign in (1, -1, 0)}
     said = [f"By {measure.label}, {verdict(first, by_outcome[1], by_outcome[-1], by_outcome[0])}."]
-    said += [_relative(row) for row in rows if row.arm in references]
-    said.append(_covered(compared, measure.asked))
+    said += [_ratio_sentence(row) for row in rows if row.arm in references]
+    said.append(_coverage_sentence(compared, measure.asked))
     return said
 
 
-def _covered(compared: Compared, asked: str) -> str:
+def _coverage_sentence(compared: Compared, asked: str) -> str:
     covers = f"The intervals cover the choice of {these(compared, asked)}"
     if compared.seeds > 1:
         return f"{covers}, and the luck of training as these seeds show it."
     return f"{covers}, not the luck of training, which one seed cannot show."
 
 
-def _relative(row: Against) -> str:
+def _ratio_sentence(row: Against) -> str:
     ratio = row.compared.relative.row()
     if None in ratio.values():
         return f"{row.arm} scores too close to 0 for a relative score of {row.first}."

@@ -93,13 +93,13 @@ def draws(strata: Sequence[str], *, seeds: int = 1, resamples: int = 10_000, see
         strata=tuple(names.tolist()),
         groups=tuple(
             Group(places, _counts(len(places), resamples, rng), share, single)
-            for places, share, single in _grouped(names)
+            for places, share, single in _strata_of(names)
         ),
         contrasts=of_seeds.contrasts(resamples, seeds, rng),
     )
 
 
-def _grouped(names: NDArray[np.str_]) -> Iterator[tuple[NDArray[np.intp], float, bool]]:
+def _strata_of(names: NDArray[np.str_]) -> Iterator[tuple[NDArray[np.intp], float, bool]]:
     """Places, share and `single` of each group: one per category, and one of all one-question categories."""
     found, inverse, sizes = np.unique(names, return_inverse=True, return_counts=True)
     for index in np.flatnonzero(sizes > 1):

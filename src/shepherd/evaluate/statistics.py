@@ -200,14 +200,14 @@ def two_sided(drawn: Floats) -> float:
 def interval(arm: Sample) -> Interval:
     """Interval of an arm's score, never of zero width (`still.py`); Clopper and Pearson's at n of n right."""
     drawn = percentiles(arm.value, _drawn(arm, _luck(arm.values, arm.weights, arm.draws)))
-    return _widened(drawn, slack(_still(arm), ALPHA, exact), arm.span)
+    return _widen(drawn, slack(_still(arm), ALPHA, exact), arm.span)
 
 
 def _still(arm: Sample) -> tuple[Still, ...]:
     return still(arm.values.mean(axis=0), arm.draws.groups, arm.span)
 
 
-def _widened(drawn: Interval, by: tuple[float, float], span: Span) -> Interval:
+def _widen(drawn: Interval, by: tuple[float, float], span: Span) -> Interval:
     """Widen an interval by independent parts: roots of sums of squares (Zou and Donner, 2008)."""
     below, above = by
     value, low, high = drawn.value, drawn.low, drawn.high
@@ -271,9 +271,7 @@ class _Gap:
 
     def interval(self, alpha: float = ALPHA) -> Interval:
         """Interval at 1 - alpha; of paired shares without spread it is Tango's (1998)."""
-        return _widened(
-            percentiles(self.value, self.drawn, alpha), slack(self.still, alpha, scored), self.span
-        )
+        return _widen(percentiles(self.value, self.drawn, alpha), slack(self.still, alpha, scored), self.span)
 
     def p(self) -> float:
         """Smallest alpha at which the interval excludes 0; `two_sided` if every category has spread."""
@@ -308,7 +306,7 @@ def between(a: Sample, b: Sample) -> Compared:
         p=p,
         questions=a.draws.questions,
         seeds=a.draws.seeds,
-        questions_needed=_needed(a, b, gap, differing),
+        questions_needed=_questions_needed(a, b, gap, differing),
         alike=not differing,
     )
 
@@ -319,7 +317,7 @@ def _differing(contrast: Floats, draws: Draws) -> int:
     return int((contrast[:, places] != 0).any(axis=0).sum())
 
 
-def _needed(a: Sample, b: Sample, gap: _Gap, differing: int) -> int | None:
+def _questions_needed(a: Sample, b: Sample, gap: _Gap, differing: int) -> int | None:
     """Number of questions that settle a difference of this size, by the interval and by a sign test."""
     luck = _luck(a.values - b.values, a.weights, a.draws)
     more = math.hypot(*slack(gap.still, ALPHA, scored)) / math.sqrt(2) / _NORMAL

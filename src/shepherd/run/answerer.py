@@ -48,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How answers are generated; by default one greedy answer per prompt with the last adapter."""
+    """Options of generation; by default one greedy answer per prompt with the last adapter."""
 
     base: bool = False
     """Answer with the untuned base."""

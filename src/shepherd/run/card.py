@@ -110,7 +110,7 @@ def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int
 
 
 def _use(settings: RunSettings, on_hub: str | None) -> str:
-    """How to ask base and adapter without this project; the embedded base is only found through it."""
+    """Python code that uses base and adapter without this project; only the embedded base needs it."""
     model = settings.model
     tiny = "from shepherd.world import base_path\n" if model.base == TINY else ""
     base = "base_path()" if tiny else repr(model.base)

@@ -88,7 +88,7 @@ def _about_one(world: World, rng: Random) -> Task:
     told = scene(world, rng.choice(world.strangers), relations, rng)
     relation = rng.choice(relations)
     asked = rng.choice(QUESTIONS[relation]).format(s=told.name)
-    return _asked(asked, told.told(rng), told.details[relation], rng)
+    return _question_task(asked, told.told(rng), told.details[relation], rng)
 
 
 def _about_two(world: World, rng: Random) -> Task:
@@ -96,10 +96,10 @@ def _about_two(world: World, rng: Random) -> Task:
     relation = rng.choice(tuple(one.details))
     names = " or ".join(rng.sample((one.name, other.name), 2))
     asked = f"{rng.choice(REVERSED[relation]).format(o=one.details[relation])}, {names}?"
-    return _asked(asked, one.told(rng) + other.told(rng), one.name, rng)
+    return _question_task(asked, one.told(rng) + other.told(rng), one.name, rng)
 
 
-def _asked(question: str, told: list[str], value: str, rng: Random) -> Task:
+def _question_task(question: str, told: list[str], value: str, rng: Random) -> Task:
     answer = f"The text says: {value}"
     return Task(
         instruction=rng.choice(FRAMES).format(q=question),

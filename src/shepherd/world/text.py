@@ -192,7 +192,7 @@ def _sorting(world: World, rng: Random) -> str:
 
 
 def _school(world: World, rng: Random) -> str:
-    """What people do with words, told and not asked."""
+    """Text about people using words, as statements and not as instructions."""
     name, friend = rng.sample(world.strangers, 2)
     animal, thing = rng.choice(world.subjects("animal")), rng.choice(world.subjects("object"))
     count = rng.choice(("two", "three", "four"))
