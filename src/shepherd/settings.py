@@ -351,7 +351,7 @@ class CheckpointTable(Table):
 
 
 class MachineTable(Table):
-    """How this machine runs what the other tables ask for: speed and memory. A run chooses what is left at
+    """Speed and memory: how this machine runs what the other tables ask for. A run chooses what is left at
     "auto" once, when it begins, and keeps it in plan.json in its folder. Nothing of this table is sent to a
     site, where its owner decides."""
 

@@ -121,25 +121,25 @@ def require_same(settings: RunSettings, path: Path, consent: Consent = NOTHING) 
         for each in (settings, kept, plan.over(kept) if plan else kept)
     )
     different = {key for key, *_ in _differing(asked, filled)}
-    for key, wanted, was in _differing(asked, found):
+    for key, requested, was in _differing(asked, found):
         if key not in different or (plan is None and key == "model.revision"):
             continue  # an earlier version wrote the commit there
         raise FolderError(
-            f"{path} holds a run with {key} = {was!r}, not {wanted!r}; give output=ANOTHER_FOLDER"
+            f"{path} holds a run with {key} = {was!r}, not {requested!r}; give output=ANOTHER_FOLDER"
         )
 
 
-def _differing(wanted: Any, found: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+def _differing(requested: Any, found: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     """Keys that are set to different values, as (key, asked, found)."""
-    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+    if isinstance(requested, Mapping) and isinstance(found, Mapping):
         inner = [
-            _differing(wanted[name], found.get(name), f"{key}.{name}" if key else name)
-            for name in wanted
+            _differing(requested[name], found.get(name), f"{key}.{name}" if key else name)
+            for name in requested
             if key or name not in NO_DIFFERENCE
         ]
         return [each for part in inner for each in part]
-    left_open = key == "evaluation.metrics" or (key in OPEN and wanted == OPEN[key])
-    return [] if left_open or wanted == found else [(key, wanted, found)]
+    left_open = key == "evaluation.metrics" or (key in OPEN and requested == OPEN[key])
+    return [] if left_open or requested == found else [(key, requested, found)]
 
 
 def train_references(

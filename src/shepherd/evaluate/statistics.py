@@ -101,10 +101,10 @@ def sample(values: ArrayLike, draws: Draws, weights: ArrayLike | None = None, sp
 
 def _finite(values: ArrayLike, draws: Draws) -> Floats:
     given = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    wanted = (draws.seeds, len(draws.strata))
-    if given.ndim != 2 or given.shape[1] != wanted[1] or given.shape[0] not in (1, wanted[0]):
+    shape = (draws.seeds, len(draws.strata))
+    if given.ndim != 2 or given.shape[1] != shape[1] or given.shape[0] not in (1, shape[0]):
         raise StatisticsError(
-            f"Scores of shape {given.shape} do not fit {wanted[0]} seeds and {wanted[1]} questions; "
+            f"Scores of shape {given.shape} do not fit {shape[0]} seeds and {shape[1]} questions; "
             "give one number for each seed and question."
         )
     if not np.isfinite(given).all():
@@ -112,7 +112,7 @@ def _finite(values: ArrayLike, draws: Draws) -> Floats:
         raise StatisticsError(
             f"The score of seed {place[0]} on question {place[1]} is not a finite number; leave it out."
         )
-    return np.broadcast_to(given, wanted)
+    return np.broadcast_to(given, shape)
 
 
 def _weights(weights: ArrayLike | None, questions: int) -> Floats:

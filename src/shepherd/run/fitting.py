@@ -305,8 +305,8 @@ def _length_limits(known: Outline, rendered: Sequence[Rendered]) -> Choices:
     tokens = np.array([len(each.ids) for each in rendered])
     answers = np.array([int(each.trained.sum()) for each in rendered])
     longest, most = int(tokens.max()), int(np.quantile(tokens, 0.95, method="higher"))
-    wanted = longest if longest <= 1.3 * most else most
-    value = max(8, min(_rounded(wanted), known.max_length or _rounded(wanted)))
+    needed = longest if longest <= 1.3 * most else most
+    value = max(8, min(_rounded(needed), known.max_length or _rounded(needed)))
     share = float((tokens <= value).mean())
     why = (
         f"{share:.0%} of the examples have at most {value} tokens; the longest of {len(tokens)} has {longest}"
