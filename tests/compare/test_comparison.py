@@ -162,7 +162,7 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
 def test_the_centralised_arm_saw_everybodys_data(made) -> None:
     settings, found = made
     prepared = pipeline.load(Path(settings.output) / "data")
-    together = training._data(_arm("centralised"), prepared)
+    together = training._dataset(_arm("centralised"), prepared)
     assert len(together) == sum(len(data) for data in prepared.clients.values())
     every = [tuple(data.example(i)[0]) for data in prepared.clients.values() for i in range(len(data))]
     assert [tuple(together.example(i)[0]) for i in range(len(together))] == every
@@ -402,7 +402,7 @@ def test_an_older_comparison_by_steps_is_not_mixed_with_the_default_of_both(copi
     run = Path(copied.output)
     (run / "compare" / "plan.json").write_text('{"match": "steps", "variants": {}}\n')
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    monkeypatch.setattr(comparison, "train_apart", None)
+    monkeypatch.setattr(comparison, "train_references", None)
     monkeypatch.setattr(comparison, "score_arms", None)
     with pytest.raises(FolderError, match=r"matched by steps; give --match steps, or move that folder away"):
         compare(copied, CompareSpec(locals=("client-1", "client-2"), seeds=2))
@@ -565,7 +565,7 @@ def test_what_is_going_on_can_be_seen(llama_folder, source, tmp_path, monkeypatc
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison, "train_apart", stop)
+    monkeypatch.setattr(comparison, "train_references", stop)
     with pytest.raises(KeyboardInterrupt):
         compare(table(llama_folder, source, tmp_path / "run"), CompareSpec())
     found = collect(tmp_path / "run")
@@ -625,7 +625,7 @@ def test_two_comparisons_of_one_folder_exclude_each_other(copied, monkeypatch) -
     assert all(seen)
     assert is_held(Path(copied.output, folder.LOCK)) is False  # it was given back
     shutil.rmtree(Path(copied.output) / "compare" / "seed-0" / "centralised")
-    taken = pytest.raises(FolderError, match="this process holds the run")
+    taken = pytest.raises(FolderError, match="this process already holds the run")
     with closing(folder.reopen(copied.output)), taken:
         compare(copied, ASKED)
     assert not (Path(copied.output) / "compare" / "seed-0" / "centralised").exists()

@@ -557,7 +557,7 @@ def changed(path: Path, **model: str) -> None:
 def test_a_run_whose_base_no_longer_reads_its_examples_is_not_gone_on_with(table, monkeypatch) -> None:
     path = stopped(table, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(Base, "reads", 6)
+        patch.setattr(Base, "max_length", 6)
         with pytest.raises(DataError, match=r"reads at most 6.*; set data\.max_tokens = 6"):
             resume(path)
     resume(path).close()  # the folder was given back
