@@ -34,10 +34,11 @@ from shepherd.errors import ShepherdError
 from shepherd.model import base as bases
 from shepherd.model import lora, pass_plan
 from shepherd.model.digest import digest
+from shepherd.overrides import parse, plain
 from shepherd.rounds import weights as weighing
 from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
-from shepherd.settings import RunSettings, parse, plain
+from shepherd.settings import RunSettings
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
 from shepherd.silos.server.server_run import Service

@@ -1,4 +1,4 @@
-"""What every benchmark shares: its options, its tables, and the same figures as JSON."""
+"""Shared by all benchmarks: options, tables, and the figures as JSON."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ ROOT = Path(__file__).parents[1]
 
 
 class Missing(Exception):
-    """Something that the benchmark needs is not on this machine: it is skipped."""
+    """Something that a benchmark needs is not on this machine; the benchmark is skipped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells as they are printed; the first column is to the left, the others to the right."""
+    """A table as it is printed; the first column is aligned left, the others right."""
 
     title: str
     columns: Sequence[str]
@@ -45,19 +45,19 @@ class Table:
 
 
 def parser(about: str | None) -> ArgumentParser:
-    """The options that every benchmark has."""
+    """Make a parser with the options that every benchmark has."""
     made = ArgumentParser(description=about, formatter_class=RawDescriptionHelpFormatter)
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    made.add_argument("--quick", action="store_true", help="the smallest sizes: shows that it runs, no more")
-    made.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default 0)")
-    made.add_argument("--threads", type=int, help="processor threads (default: the cores)")
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    made.add_argument("--quick", action="store_true", help="smallest sizes, only to show that it runs")
+    made.add_argument("--seed", type=int, default=0, help="seed of every random draw (default 0)")
+    made.add_argument("--threads", type=int, help="processor threads (default: number of cores)")
     return made
 
 
 def run(
     options: Namespace, measure: Callable[[Namespace], Figures], tables: Callable[[Figures], Sequence[Table]]
 ) -> int:
-    """Measure, print, write; the exit code: 1 where the figures say `"passed": false`, 2 for a mistake."""
+    """Measure, print and write; returns the exit code: 1 if a figure `passed` is false, 2 for an error."""
     memory.use_threads(options.threads or "auto")
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("shepherd").setLevel(logging.INFO)
@@ -78,7 +78,7 @@ def run(
 
 
 def show(table: Table) -> None:
-    """Print one table, whole even where the output is narrow."""
+    """Print one table, uncut even if the output is narrow."""
     drawn = Drawn(box=box.SIMPLE, title=table.title, title_justify="left")
     for place, name in enumerate(table.columns):
         drawn.add_column(name, justify="right" if place else "left", no_wrap=True)
@@ -91,7 +91,7 @@ def show(table: Table) -> None:
 
 
 def circumstances(options: Namespace) -> Figures:
-    """Where a figure comes from: benchmark, options, date, commit, machine, versions."""
+    """Origin of the figures: benchmark, options, date, commit, machine, versions."""
     asked = {key: value for key, value in vars(options).items() if key != "json"}
     return {
         "benchmark": Path(sys.argv[0]).stem,
@@ -105,7 +105,7 @@ def circumstances(options: Namespace) -> Figures:
 
 
 def machine() -> Figures:
-    """What the figures were taken on; `load` tells whether others were using it."""
+    """Machine of the figures; `load` shows whether other work was running."""
     return {
         "cpu": _cpu(),
         "cores": psutil.cpu_count(logical=False),
@@ -128,7 +128,7 @@ def _cpu() -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, with + where the engine or a benchmark was changed since; else ""."""
+    """Commit of this checkout, with + if source or a benchmark was changed since; "" outside a checkout."""
     try:
         changed = "+" if _git("status", "--porcelain", "--", "src", "benchmarks", "examples") else ""
         return _git("rev-parse", "HEAD") + changed
@@ -143,7 +143,7 @@ def _git(*words: str) -> str:
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many other processes that multiply matrices on one core each, until the end of the block."""
+    """Run `count` processes that multiply matrices on one core each, until the end of the block."""
     words = "import torch; torch.set_num_threads(1); a = torch.randn(1024, 1024)\nwhile True: a @ a"
     others = [subprocess.Popen([sys.executable, "-c", words]) for _ in range(count)]
     try:
@@ -155,7 +155,8 @@ def busy(count: int) -> Iterator[None]:
 
 
 def share(value: float | None) -> str:
-    """
+    """Format a share in percent; "" for None.
+
     >>> share(0.125), share(None)
     ('12.5%', '')
     """
@@ -163,7 +164,8 @@ def share(value: float | None) -> str:
 
 
 def count(value: float) -> str:
-    """
+    """Format a count.
+
     >>> count(12345.6)
     '12,346'
     """

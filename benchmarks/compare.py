@@ -1,11 +1,11 @@
 """Is federation worth it? FedIT's table: base, clients alone, all data in one place, federated.
 
-On the embedded world three clients of two categories tune alone, as in the paper, and answers are checked
-by code. On Dolly all ten clients do, and the measure is the held-out response loss; on SmolLM2, a pretrained
-base with the same clients, ROUGE-L of the answers as well. The centralised arm sees as many examples as the
-federated one, and once more takes as many optimiser steps, as the local arms do; with --match steps or
---match examples every arm is matched so. `alone` is the time of the federated run of the first seed, `all`
-that of the whole comparison with its scoring.
+On the embedded world three clients with two categories each tune alone, as in the paper, and answers are
+checked by code. On Dolly all ten clients tune alone, and the measure is the held-out response loss; on
+SmolLM2, a pretrained base with the same clients, also ROUGE-L of the answers. The centralised arm is trained
+twice: on as many examples as the federated one saw, and for as many optimiser steps, like the local arms;
+--match steps or --match examples matches every arm in that way. `alone` is the time of the federated run of
+the first seed, `all` that of the whole comparison with its scoring.
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="default 3")
     parser.add_argument("--match", choices=("both", "steps", "examples"), default="both", help="default both")
     parser.add_argument("--rounds", type=int, help="default: the run file's, 5 on Dolly")
-    parser.add_argument("--steps", type=int, help="of a visit; default: the run file's, 6 on Dolly")
-    parser.add_argument("--answers", type=int, help="held-out examples answered; default: 400 on the world")
-    parser.add_argument("--output", type=Path, help="keep the run folder there (default: nowhere)")
+    parser.add_argument(
+        "--steps", type=int, help="optimiser steps of a visit; default: the run file's, 6 on Dolly"
+    )
+    parser.add_argument(
+        "--answers", type=int, help="number of held-out examples to answer; default: 400 on the world"
+    )
+    parser.add_argument("--output", type=Path, help="keep the run folder here (default: delete it)")
     return common.run(parser.parse_args(arguments), measure, tables)
 
 
@@ -49,13 +53,13 @@ def measure(options: Namespace) -> Figures:
         )
         took: list[float] = []
         began = perf_counter()
-        found = compare(settings, asked, train=lambda opened: took.append(_trained(opened)))
+        found = compare(settings, asked, train=lambda opened: took.append(_train_timed(opened)))
         seconds = {"alone": took[0] if took else None, "all": perf_counter() - began}
     kept = {name: value for name, value in found.items() if name not in ("samples", "judge")}
     return {**kept, "seconds": seconds}
 
 
-def _trained(opened: Callable[[], Run]) -> float:
+def _train_timed(opened: Callable[[], Run]) -> float:
     began = perf_counter()
     with opened() as run:
         for _, row in run.rounds():
@@ -107,14 +111,14 @@ def tables(figures: Figures) -> list[Table]:
 
 
 def _texts(arms: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Table]:
-    """How like the reference the answers are."""
+    """Table of the similarity of answers to the reference."""
     alike = [name for name in names if name in ("exact", "f1", "rouge_l")]
     rows = [[arm["name"], *(_interval(arm["measures"][name], True) for name in alike)] for arm in arms]
     return [Table("answers against the reference, %", ("arm", *alike), rows)] if alike else []
 
 
 def _clients(arms: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The held-out loss in each client's own mix of categories."""
+    """Table of the held-out loss in each client's own mix of categories."""
     clients = sorted(arms[0]["client_loss"])
     rows = [[arm["name"], *(f"{arm['client_loss'][client]:.3f}" for client in clients)] for arm in arms]
     return [Table("loss by client, in its own mix of categories", ("arm", *clients), rows)] if clients else []
@@ -128,15 +132,15 @@ def _difference(figures: Figures, arm: str, measure: str) -> Mapping[str, Any] |
 def _row(arm: Mapping[str, Any], names: Sequence[str], against: Mapping[str, Any] | None) -> list[str]:
     trained = arm["trained"] or {"steps": 0, "examples": 0}
     cells = [_interval(arm["measures"][name], name in SHARES) for name in names]
-    told = ["", "", ""]
+    differences = ["", "", ""]
     if against:
         share = against["measure"] in SHARES
-        told = [
+        differences = [
             _interval(against["relative"], False),
             _interval(against["difference"], share),
             f"{against['p_holm']:.4f}",
         ]
-    return [arm["name"], f"{trained['steps']:,}", f"{trained['examples']:,}", *cells, *told]
+    return [arm["name"], f"{trained['steps']:,}", f"{trained['examples']:,}", *cells, *differences]
 
 
 def _interval(row: Mapping[str, Any], share: bool) -> str:
@@ -147,7 +151,7 @@ def _interval(row: Mapping[str, Any], share: bool) -> str:
 
 
 def _categories(figures: Figures, chief: str) -> list[Table]:
-    """An arm a column, six arms a table."""
+    """Tables with one arm per column, six arms per table."""
     arms = figures["arms"]
     names = sorted(arms[0]["category"][chief])
     made = []

@@ -1,8 +1,8 @@
 """The demo: right answers by category, before and after, on examples that no client trained on.
 
-Runs examples/demo.toml as it stands (or reads a run of it that is there), has the base alone and the
-final adapter answer the same held-out examples greedily, and counts the answers that pass the example's
-own check. No language model judges anything.
+Runs examples/demo.toml (or reads a finished run of it), answers the same held-out examples greedily with the
+base alone and with the final adapter, and counts the answers that pass the example's own check. No language
+model judges anything.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from benchmarks.common import Figures, Missing, Table
 from shepherd.evaluate import answers
 from shepherd.run import folder
 from shepherd.run.log import read_rows
-from shepherd.run.run import ANSWERS, open_run
+from shepherd.run.opening import open_run
+from shepherd.run.run import ANSWERS
 from shepherd.settings import RunSettings
 
 QUICK = {
@@ -36,12 +37,14 @@ QUICK = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = common.parser(__doc__)
-    parser.add_argument("--run", type=Path, metavar="FOLDER", help="read this finished run, train nothing")
+    parser.add_argument(
+        "--run", type=Path, metavar="FOLDER", help="read this finished run instead of training"
+    )
     return common.run(parser.parse_args(arguments), measure, tables)
 
 
 def measure(options: Namespace) -> Figures:
-    """Raises Missing where there is no embedded base, or no finished run in `--run`."""
+    """Train or read the demo's run; raises Missing if there is no embedded base, or no finished run."""
     if options.run:
         return _read(options.run, None)
     with TemporaryDirectory() as scratch:
@@ -64,7 +67,7 @@ def _train(settings: RunSettings) -> None:
 
 
 def _read(path: Path, seconds: float | None) -> Figures:
-    """`seconds` is the whole run's, reading and answering with it; None for a run that was there."""
+    """Read a run; `seconds` is the time of all of it, None for an existing run."""
     if not (path / ANSWERS).is_file():
         raise Missing(f"{path / ANSWERS} (a finished run with evaluation.answers > 0)")
     rows = [json.loads(line) for line in (path / ANSWERS).read_text(encoding="utf8").splitlines()]

@@ -1,8 +1,8 @@
-"""Dolly, ten ready-made clients, a small real base: held-out response loss by category, per round.
+"""Dolly with ten ready-made clients and a small real base: held-out response loss by category, per round.
 
 Row 0 is the untuned base. A category's loss is the mean over its trained tokens, in nats; `mean` is the
-mean over categories. `seen` is the share of its examples that a client has trained on so far: of the
-client with the least, and on average.
+mean over categories. `seen` is the share of its examples that a client has trained on so far: the smallest
+of all clients, and the mean.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd.data import pipeline
 from shepherd.run.log import read_rows
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.settings import RunSettings
 
 
@@ -32,11 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--passes",
         type=float,
         default=1.0,
-        help="over each client's data, in all the rounds together (default 1; 10 is an epoch a round)",
+        help="passes over each client's data in all rounds together (default 1; 10 is an epoch per round)",
     )
-    parser.add_argument("--steps", type=int, help="optimiser steps a visit, instead of --passes")
-    parser.add_argument("--heldout", type=int, default=400, help="held-out examples scored (default 400)")
-    parser.add_argument("--output", type=Path, help="keep the run folder there (default: nowhere)")
+    parser.add_argument("--steps", type=int, help="optimiser steps per visit, instead of --passes")
+    parser.add_argument(
+        "--heldout", type=int, default=400, help="number of held-out examples scored (default 400)"
+    )
+    parser.add_argument("--output", type=Path, help="keep the run folder here (default: delete it)")
     return common.run(parser.parse_args(arguments), measure, tables)
 
 
@@ -74,7 +76,7 @@ def _settings(options: Namespace, output: Path) -> RunSettings:
 
 
 def _steps(settings: RunSettings, passes: float) -> int:
-    """Optimiser steps a visit, so that all rounds together make `passes` over the largest client."""
+    """Optimiser steps per visit with which all rounds together make `passes` over the largest client."""
     largest = max(len(indices) for indices in pipeline.divide(settings).clients.values())
     batches = -(-largest // settings.tuning.batch_size)
     return max(1, ceil(passes * batches / settings.federation.rounds))

@@ -1,13 +1,14 @@
-"""Killed at random moments, resumed: the same bits each time, and no finished round is run again.
+"""Kill runs at random moments and resume them: the same bits each time, and no finished round run again.
 
-One run goes through undisturbed. Then runs of the same file are killed (SIGKILL) and gone on with by
-`shepherd resume`, until so many kills have struck; each run that is through is compared with the undisturbed
-one: the bits of its final adapter, every round in its log exactly once, the same losses. What a kill found
-finished (log and checkpoint) must stand in the final log to the letter, the seconds it took included, so a
-round that was run again shows. A run may be killed many times, while it is started and while it is resumed.
+One run is left undisturbed. Then runs of the same file are killed (SIGKILL) and continued with
+`shepherd resume`, until the given number of kills is reached. Each completed run is compared with the
+undisturbed one: the bits of its final adapter, every round in its log exactly once, the same losses. Rounds
+that were finished at a kill (in the log or the checkpoint) must be in the final log unchanged, including the
+seconds they took, so that a round that was run again shows. A run may be killed many times, also while it is
+started or resumed.
 
-Three kills of four strike at a moment drawn over the life of a run; since a checkpoint is written in
-milliseconds, the fourth waits for one that is under way. `phase` is what the folder held after the kill.
+Three of four kills strike at a moment drawn over the life of a run. Since a checkpoint is written in
+milliseconds, the fourth waits for one that is being written. `phase` is the state of the folder after it.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd.io.atomic import write_atomic
 from shepherd.model.files import WEIGHTS
+from shepherd.overrides import dump
 from shepherd.run import checkpoint, folder
 from shepherd.run.folder import Row
 from shepherd.run.log import read_rows
-from shepherd.settings import dump
 
-POLL = 0.0005  # seconds
-LONGEST = 1800.0  # seconds that one process may live
-SAVE_TAKES = 0.01  # seconds: within it the aimed kills strike
+POLL_S = 0.0005
+MAX_LIFE_S = 1800.0  # of one process
+SAVE_WINDOW_S = 0.01  # aimed kills strike within it after a checkpoint is begun
 PHASES = (
     "before its run file",
     "preparing",
@@ -54,7 +55,7 @@ PHASES = (
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When to strike: `seconds` after the start, or after the `save`-th checkpoint was begun."""
+    """When to kill: `seconds` after the start, or after the `save`-th checkpoint was begun."""
 
     seconds: float
     save: int = 0
@@ -62,7 +63,7 @@ class Moment:
 
 @dataclass(slots=True)
 class Trial:
-    """One run, from its first start to its end: the phase of each kill, and what the kills found finished."""
+    """One run from its first start to its end: the phase of each kill, and the rounds finished at kills."""
 
     path: Path
     run_file: Path
@@ -89,12 +90,12 @@ def measure(options: Namespace) -> Figures:
         run_file = _write(options, Path(scratch))
         whole = Trial(Path(scratch) / "whole", run_file)
         began = perf_counter()
-        _live(whole, None)
+        _run_process(whole, None)
         life = perf_counter() - began
         print(f"undisturbed: {life:.1f} s", flush=True)
         plan = moments(4 if options.quick else options.kills, life, options.seed)
-        trials = _strike(run_file, plan)
-        results = [_compared(trial, whole) for trial in trials]
+        trials = _kill_as_planned(run_file, plan)
+        results = [_compare_with(trial, whole) for trial in trials]
         rounds = folder.read_settings(whole.path).federation.rounds
     phases = Counter(phase for trial in trials for phase in trial.phases)
     equal = {key: sum(result[key] for result in results) for key in ("bits", "log", "losses")}
@@ -113,7 +114,7 @@ def measure(options: Namespace) -> Figures:
 
 
 def _write(options: Namespace, scratch: Path) -> Path:
-    """A small run, half of whose life goes into its rounds."""
+    """Write the run file of a small run that spends half of its life in its rounds."""
     rounds, steps = (3, 1) if options.quick else (12, 4)
     changes = {
         "seed": options.seed,
@@ -123,7 +124,7 @@ def _write(options: Namespace, scratch: Path) -> Path:
         "selection": {"share": 0.5},
         "tuning": {"max_steps": steps, "batch_size": 8},
         "machine": {
-            "stack_size": -(-5 // options.workers),  # never measured, so that every run has the same
+            "stack_size": -(-5 // options.workers),  # fixed, so that every run has the same
             "workers": options.workers,
             "threads": options.threads or "auto",
         },
@@ -134,35 +135,35 @@ def _write(options: Namespace, scratch: Path) -> Path:
 
 
 def moments(kills: int, life: float, seed: int) -> list[Moment]:
-    """When each kill strikes; every fourth is aimed at a checkpoint that is being written.
+    """Draw the moment of each kill; every fourth is aimed at a checkpoint that is being written.
 
     >>> [moment.save > 0 for moment in moments(4, 10.0, 0)]
     [False, False, False, True]
     """
     rng = np.random.default_rng(seed)
     return [
-        Moment(rng.uniform(0, SAVE_TAKES), int(rng.integers(1, 4)))
+        Moment(rng.uniform(0, SAVE_WINDOW_S), int(rng.integers(1, 4)))
         if place % 4 == 3
         else Moment(rng.uniform(0, life))
         for place in range(kills)
     ]
 
 
-def _strike(run_file: Path, plan: Sequence[Moment]) -> list[Trial]:
-    """Kill as planned, run after run; a process that is through before its kill leaves it to the next."""
+def _kill_as_planned(run_file: Path, plan: Sequence[Moment]) -> list[Trial]:
+    """Kill as planned, run after run; a process that ends before its kill leaves the kill to the next one."""
     waiting = list(plan)
     trials: list[Trial] = []
     while waiting:
         trial = Trial(run_file.parent / f"run-{len(trials):03d}", run_file)
         trials.append(trial)
-        while not _live(trial, waiting[0] if waiting else None):
+        while not _run_process(trial, waiting[0] if waiting else None):
             waiting.pop(0)
             print(f"kill {len(plan) - len(waiting)} of {len(plan)}: {trial.phases[-1]}", flush=True)
     return trials
 
 
-def _live(trial: Trial, moment: Moment | None) -> bool:
-    """Start or resume the run in a process; False if the kill struck before it was through."""
+def _run_process(trial: Trial, moment: Moment | None) -> bool:
+    """Start or resume the run in a process; False if it was killed before it ended."""
     command = trial.command()
     trial.resumed += command[0] == "resume"
     output = trial.path.with_suffix(".log")
@@ -174,30 +175,30 @@ def _live(trial: Trial, moment: Moment | None) -> bool:
             env=_environment(),
         )
         try:
-            through = _outlived(process, trial.path / "checkpoints", moment)
+            through = _survived(process, trial.path / "checkpoints", moment)
         finally:
             process.kill()
             process.wait()
-    told = output.read_text(encoding="utf8", errors="replace")
+    output_text = output.read_text(encoding="utf8", errors="replace")
     if through and process.returncode != 0:
-        raise RuntimeError(f"`shepherd {' '.join(command)}` ended with {process.returncode}:\n{told}")
+        raise RuntimeError(f"`shepherd {' '.join(command)}` ended with {process.returncode}:\n{output_text}")
     if not through:
-        trial.phases.append(_phase(trial.path, command[0] == "resume", told))
-        trial.found += _finished(trial.path)
+        trial.phases.append(_phase(trial.path, command[0] == "resume", output_text))
+        trial.found += _finished_rounds(trial.path)
     return through
 
 
 def _environment() -> dict[str, str]:
-    """This very engine, installed or not."""
+    """Environment in which this checkout is imported, installed or not."""
     source = str(Path(shepherd.__file__).parents[1])
     before = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([source, *([before] if before else [])])}
 
 
-def _outlived(process: subprocess.Popen[bytes], checkpoints: Path, moment: Moment | None) -> bool:
-    """Wait for the process or for its moment; True if the process was first."""
+def _survived(process: subprocess.Popen[bytes], checkpoints: Path, moment: Moment | None) -> bool:
+    """Wait for the process to end or for the moment of its kill; True if the process ended first."""
     if moment is None:
-        process.wait(LONGEST)
+        process.wait(MAX_LIFE_S)
         return True
     if not moment.save:
         try:
@@ -211,7 +212,7 @@ def _outlived(process: subprocess.Popen[bytes], checkpoints: Path, moment: Momen
         if len(seen) >= moment.save:
             sleep(moment.seconds)
             return process.poll() is not None
-        sleep(POLL)
+        sleep(POLL_S)
     return True
 
 
@@ -222,11 +223,11 @@ def _unfinished(checkpoints: Path) -> list[str]:
         return []
 
 
-def _phase(path: Path, resumed: bool, told: str) -> str:
-    """What the run was at, from what its folder holds; and from what it told, whether it had begun."""
+def _phase(path: Path, resumed: bool, output_text: str) -> str:
+    """Phase of a run, from its folder, and from its output, which shows whether it had begun."""
     if not folder.is_run(path):
         return "before its run file"
-    if f"{path}: " not in told:  # the line that a run begins with
+    if f"{path}: " not in output_text:  # the line that a run begins with
         return "loading, to resume" if resumed else "preparing"
     rows, last = read_rows(path), checkpoint.latest(path / "checkpoints")
     if _unfinished(path / "checkpoints"):
@@ -239,32 +240,32 @@ def _phase(path: Path, resumed: bool, told: str) -> str:
     return "finishing" if done else "tuning"
 
 
-def _finished(path: Path) -> list[Row]:
-    """The rows of all rounds that were finished, of the last one from its checkpoint."""
+def _finished_rounds(path: Path) -> list[Row]:
+    """Rows of all finished rounds, that of the last one from its checkpoint."""
     last = checkpoint.latest(path / "checkpoints")
     return read_rows(path) + ([checkpoint.load(last).notes["row"]] if last else [])
 
 
-def _compared(trial: Trial, whole: Trial) -> dict[str, int]:
-    """Whether bits, log and losses are the undisturbed run's; how many finished rounds were run again."""
+def _compare_with(trial: Trial, whole: Trial) -> dict[str, int]:
+    """Compare a run with the undisturbed one: bits, log and losses, and the number of rounds run again."""
     rows, expected = read_rows(trial.path), read_rows(whole.path)
     return {
         "bits": _digest(trial.path) == _digest(whole.path),
         "log": [row["round"] for row in rows] == [row["round"] for row in expected],
-        "losses": [_timeless(row) for row in rows] == [_timeless(row) for row in expected],
+        "losses": [_without_times(row) for row in rows] == [_without_times(row) for row in expected],
         "lost": sum(row not in rows for row in trial.found),
     }
 
 
 def _digest(path: Path) -> str:
-    """Digest of the tensors alone: safetensors changes the order of its metadata between processes."""
+    """Digest of the adapter's tensors; the order of safetensors' metadata differs between processes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(path / "adapter" / WEIGHTS).items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode() + tensor.tobytes())
     return digest.hexdigest()
 
 
-def _timeless(row: Row) -> Row:
+def _without_times(row: Row) -> Row:
     return {key: value for key, value in row.items() if key != "seconds"}
 
 

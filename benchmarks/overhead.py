@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import common, setting
 from benchmarks.common import Figures, Table
 from shepherd.run import checkpoint
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.settings import RunSettings
 from shepherd.training import score, tune
 

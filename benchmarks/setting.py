@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks.common import ROOT, Missing
 from shepherd import world
-from shepherd.settings import TINY, RunSettings, parse
+from shepherd.overrides import parse
+from shepherd.settings import TINY, RunSettings
 
 Tables = Mapping[str, Any]
 SETTINGS = ("dolly", "world", "smollm2")

@@ -30,9 +30,10 @@ import psutil
 from benchmarks import common
 from benchmarks.common import Figures, Table
 from shepherd.model.files import WEIGHTS
+from shepherd.overrides import parse
 from shepherd.run import folder
 from shepherd.run.log import read_rows
-from shepherd.settings import RunSettings, parse
+from shepherd.settings import RunSettings
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback

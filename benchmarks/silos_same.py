@@ -30,11 +30,12 @@ from shepherd.federation.simulation import Simulation
 from shepherd.machine import memory
 from shepherd.machine.executors import Inline
 from shepherd.model import files, lora
+from shepherd.overrides import dump
 from shepherd.rounds import RoundReport, rounds, start
 from shepherd.run import checkpoint
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
-from shepherd.settings import RunSettings, dump
+from shepherd.settings import RunSettings
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback

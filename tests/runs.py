@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from shepherd.overrides import parse
 from shepherd.run import folder
-from shepherd.settings import RunSettings, parse
+from shepherd.settings import RunSettings
 
 CATEGORIES = ("qa", "poem", "list")
 TIMES = ("seconds",)  # the one part of a row that two equal runs do not share

@@ -96,9 +96,9 @@ def go_through_rounds(folder: Path) -> None:
 
     from shepherd import plugins, rounds
     from shepherd.core import Adapter
+    from shepherd.overrides import parse, plain
     from shepherd.run import checkpoint
     from shepherd.run.checkpoint import Checkpoint
-    from shepherd.settings import parse, plain
     from shepherd.silos.protocol.jobspec import JobSpec
     from shepherd.silos.server.server_run import Service
     from shepherd.version import version

@@ -26,8 +26,9 @@ from shepherd.machine.executors import Processes
 from shepherd.model import base as bases
 from shepherd.model import remote_code
 from shepherd.model.base import Base, Proof
+from shepherd.overrides import dump
 from shepherd.run import folder
-from shepherd.settings import AdapterTable, JudgeTable, ModelTable, RunSettings, dump
+from shepherd.settings import AdapterTable, JudgeTable, ModelTable, RunSettings
 from shepherd.ui.chat.answering import open_chat
 from shepherd.ui.cli import main as cli
 from tests import runs

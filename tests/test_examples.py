@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shepherd import plugins
-from shepherd.settings import dump, parse, read
+from shepherd.overrides import dump, parse, read
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from shepherd import plugins
 from shepherd.errors import SettingsError
 from shepherd.legacy import renamed
+from shepherd.overrides import dump, overridden, parse, read, read_kept
 from shepherd.run import folder
-from shepherd.settings import dump, overridden, parse, read, read_kept
 from shepherd.training.local import require
 
 LEAST = '[model]\nbase = "tiny"\n[data]\nsource = "world"\n'
@@ -59,7 +59,7 @@ def test_an_old_run_folder_is_read_and_warned_of_once(tmp_path: Path, caplog) ->
     assert settings.split.own == {"clients": 4, "shards_per_client": 3, "field": ""}
     require(settings)
     assert len(caplog.records) == 3
-    assert "split.alpha, split.size_exponent do nothing where split.by is 'shards'" in caplog.text
+    assert "split.alpha, split.size_exponent have no effect if split.by is 'shards'" in caplog.text
 
 
 def test_what_is_written_anew_has_no_old_key(tmp_path: Path, caplog) -> None:
@@ -162,7 +162,7 @@ def test_a_key_of_the_version_before_is_warned_of_by_its_new_name(
 ) -> None:
     new, value = OLD[old]
     _, said = renamed(nested({old: value}))
-    assert said == [f"{old} is now {new}; write that, since the next version does not know the old key"]
+    assert said == [f"{old} is now {new}; use the new name, since the next version will not read the old one"]
 
 
 @pytest.mark.parametrize("old", [key for key in OLD if key != "tuning.betas"])
@@ -181,4 +181,4 @@ def test_no_clipping_is_zero_and_false_is_read_with_a_warning(tmp_path: Path, ca
     settings = read(path)
     assert settings.tuning.clip_norm == read(path, ["tuning.clip_norm=false"]).tuning.clip_norm == 0.0
     assert "clip_norm = 0.0" in dump(settings)
-    assert f"{path}: tuning.clip_norm = false is 0 now; write that" in caplog.text
+    assert f"{path}: tuning.clip_norm = false is now 0; write 0" in caplog.text

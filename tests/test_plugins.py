@@ -7,7 +7,8 @@ from shepherd import plugins
 from shepherd.config import PartTable
 from shepherd.core import Adapter, Broadcast, Context, Seeded, Step, Update
 from shepherd.errors import PluginError, SettingsError
-from shepherd.settings import SplitTable, dump, parse
+from shepherd.overrides import dump, parse
+from shepherd.settings import SplitTable
 from shepherd.training.local import completed, require
 
 OUTSIDE = """

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shepherd.config import PartTable, Table
+from shepherd.config import PartTable, Table, validated
 from shepherd.errors import SettingsError
-from shepherd.settings import RunSettings, dump, parse, read, validated
+from shepherd.overrides import dump, parse, read
+from shepherd.settings import RunSettings
 
 LEAST = {"model": {"base": "tiny"}, "data": {"source": "world"}}
 DESIGN = """
@@ -292,7 +293,7 @@ def test_template_options_are_a_chat_templates(path: Path) -> None:
     settings = read(path, asked)
     assert settings.data.template_options == {"enable_thinking": False}
     assert parse(tomllib.loads(dump(settings))) == settings
-    with pytest.raises(SettingsError, match='for template = "chat" alone'):
+    with pytest.raises(SettingsError, match='only for template = "chat"'):
         read(path, asked[1:])
     with pytest.raises(SettingsError, match="cannot set chat_template"):
         read(path, [*asked, "data.template_options.chat_template=x"])

@@ -5,7 +5,7 @@
         print(row["round"], row["loss"])
     print(run.finish())
 
-Importing this is cheap: each name below is imported from its module when it is first used.
+Importing the package is cheap: each name below is imported from its module on first use.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
         seed_for,
     )
     from shepherd.errors import ShepherdError
+    from shepherd.overrides import dump, parse, read
     from shepherd.run.answerer import Answerer, generate, load_run
     from shepherd.run.inspection import inspect_data
-    from shepherd.run.run import Run, open_run, resume
-    from shepherd.settings import RunSettings, dump, parse, read
+    from shepherd.run.opening import open_run, resume
+    from shepherd.run.run import Run
+    from shepherd.settings import RunSettings
 
 __all__ = [
     "Adapter",
@@ -68,8 +70,10 @@ _HOME = {
     "errors": ("ShepherdError",),
     "run.answerer": ("Answerer", "generate", "load_run"),
     "run.inspection": ("inspect_data",),
-    "run.run": ("Run", "open_run", "resume"),
-    "settings": ("RunSettings", "dump", "parse", "read"),
+    "run.opening": ("open_run", "resume"),
+    "run.run": ("Run",),
+    "overrides": ("dump", "parse", "read"),
+    "settings": ("RunSettings",),
 }
 
 visible.in_logs(
@@ -80,7 +84,7 @@ visible.in_warnings()
 
 
 def __getattr__(name: str) -> Any:
-    """PEP 562: import the module that a public name lives in, when it is first asked for."""
+    """Import the module of a public name on first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = next((module for module, names in _HOME.items() if name in names), "core")

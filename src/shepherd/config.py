@@ -1,11 +1,17 @@
-"""What every table of settings is made of, for the run file, a site's policy and the plug-ins' own keys."""
+"""Types and base classes of settings: for the run file, a site's policy and the plug-ins' own keys."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+
+from shepherd.errors import SettingsError
+
+T = TypeVar("T", bound=BaseModel)
 
 # strict: `rounds = true` and `rounds = "3"` are mistakes, not 1 and 3; a whole number is a float
 PositiveInt = Annotated[int, Strict(), Field(gt=0)]
@@ -17,7 +23,7 @@ PositiveShare = Annotated[float, Strict(), Field(gt=0.0, le=1.0)]
 ShareBelowOne = Annotated[float, Strict(), Field(ge=0.0, lt=1.0)]
 
 
-def _day(day: Any) -> Any:
+def _iso_date(day: Any) -> Any:
     if type(day) is date:  # TOML has dates of its own
         return day.isoformat()
     if isinstance(day, str) and day:
@@ -26,12 +32,12 @@ def _day(day: Any) -> Any:
         except ValueError:
             written = ""
         if written != day:  # ISO 8601 knows 20261128 as well
-            raise ValueError("write a day as 2026-11-28")
+            raise ValueError("write a date as 2026-11-28")
     return day
 
 
-Day = Annotated[str, BeforeValidator(_day)]
-"""A day as 2026-11-28, or ""."""
+Day = Annotated[str, BeforeValidator(_iso_date)]
+"""A date such as 2026-11-28, or ""."""
 
 
 class Table(BaseModel):
@@ -51,21 +57,84 @@ def _file_name(name: str) -> str:
 
 
 PartName = Annotated[str, AfterValidator(_file_name)]
-"""A file of a plug-in folder, in which a hyphen is as good as an underscore, or a dotted module outside."""
+"""Name of a plug-in: a file of a plug-in folder (hyphens count as underscores), or a dotted module outside
+the package."""
 
 
 class OpenTable(BaseModel):
-    """One key finds a module; the other keys are that module's own `Config`."""
+    """A table in which one key finds a module; the other keys are those of the module's `Config`."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     @property
     def own(self) -> dict[str, Any]:
-        """The keys that are the module's."""
+        """The keys of the module's `Config`."""
         return dict(self.model_extra or {})
 
 
 class PartTable(OpenTable):
-    """`name` finds the module; the other keys are that module's own `Config`."""
+    """A table in which `name` finds a module; the other keys are those of the module's `Config`."""
 
     name: PartName
+
+
+def validated(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Validate a table as `kind`; `where` names the file in messages.
+
+    Raises:
+        SettingsError: a key is unknown or missing, or a value is impossible; one sentence each.
+    """
+    try:
+        return kind.model_validate(table, context={"where": where})
+    except ValidationError as error:
+        raise SettingsError(f"{where}: {'; '.join(_fault_sentences(kind, error))}") from error
+
+
+def _fault_sentences(kind: type[BaseModel], error: ValidationError) -> list[str]:
+    """One sentence per key; the alternatives of a union are joined."""
+    groups: dict[tuple[int | str, ...], list[Any]] = {}
+    for item in error.errors():
+        groups.setdefault(_key_path(item), []).append(item)
+    return [_fault_sentence(kind, place, items) for place, items in groups.items()]
+
+
+def _key_path(item: Any) -> tuple[int | str, ...]:
+    """The path to the key, without the names that pydantic gives the members of a union."""
+    if item["type"] == "extra_forbidden":
+        return tuple(item["loc"])
+    return tuple(part for part in item["loc"] if isinstance(part, int) or part.isidentifier())
+
+
+def _fault_sentence(kind: type[BaseModel], place: tuple[int | str, ...], items: list[Any]) -> str:
+    key = ".".join(str(part) for part in place) or "the file"
+    match items[0]["type"]:
+        case "extra_forbidden":
+            known = ", ".join(_known_keys(kind, place)) or "none"
+            return f"unknown key {key}; known keys there are {known}"
+        case "missing":
+            return f"key {key} is missing; add it"
+        case _:
+            expected = " or ".join(dict.fromkeys(map(_expectation, items))).replace(" or input should", " or")
+            got = _shown_value(items[0]["input"], expected)
+            return f"key {key}: {expected}{got and f' (got {got})'}"
+
+
+def _shown_value(value: Any, expected: str) -> str:
+    """The rejected value as text; of a table only the keys that `expected` names, "" if it names none."""
+    if not isinstance(value, Mapping):
+        return f"{value!r:.80}"
+    named = (key for key in value if re.search(rf"\b{re.escape(str(key))}\b", expected))
+    return ", ".join(f"{key} = {value[key]!r:.80}" for key in named)
+
+
+def _expectation(item: Any) -> str:
+    toml = {"tuple_type": "input should be a list", "model_type": "input should be a table"}
+    message = item["msg"].removeprefix("Value error, ")
+    return toml.get(item["type"], f"{message[:1].lower()}{message[1:]}")
+
+
+def _known_keys(kind: Any, loc: tuple[int | str, ...]) -> list[str]:
+    for part in loc[:-1]:
+        if part in getattr(kind, "model_fields", {}):
+            kind = kind.model_fields[part].annotation
+    return sorted(getattr(kind, "model_fields", {}))

@@ -1,7 +1,7 @@
-"""What the person at the keyboard has agreed to (law 12).
+"""Consent of the person at the keyboard to what a file from somebody else may ask for (law 12).
 
-A run file, a run folder or an adapter may come from somebody else. Each may wish for what is listed here, and
-none of it happens by a file's word: it needs an option on the command line, or this value in Python.
+A run file, a run folder or an adapter may come from somebody else and ask for any of the things listed here.
+None of them happens because a file asks: each needs an option on the command line, or this value in Python.
 
     shepherd.open_run(settings, consent=shepherd.Consent(remote_code=True))
 """
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consent:
-    """What a person has agreed to; nothing, unless it is said."""
+    """Things that a person has agreed to; by default nothing."""
 
     remote_code: bool = False
-    """Code that comes with a base may run, where `model.trust_remote_code` asks for it."""
+    """Whether code that comes with a base may run, if `model.trust_remote_code` asks for it."""
     plugins: frozenset[str] = frozenset()
-    """Modules from outside the package that may be imported, by their dotted names."""
+    """Dotted names of modules outside the package that may be imported."""
     trackers: frozenset[str] = frozenset()
     """Trackers that may send a run's figures to their service: wandb, mlflow."""
     base_url: str | None = None
-    """The judge's address, where it is not the default one."""
+    """Address of the judge, if it is not the default."""
     key_env: str | None = None
-    """The environment variable that holds the judge's key, where it is not the default one."""
+    """Environment variable that holds the judge's key, if it is not the default."""
 
 
 NOTHING = Consent()
-"""The consent of whoever has not been asked."""
+"""Consent to nothing: the default everywhere."""

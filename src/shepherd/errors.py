@@ -1,10 +1,10 @@
-"""What can go wrong, as one tree. Every message names the thing and says what to do next.
+"""All errors of the package, as one tree. Every message names the thing and says what to do next.
 
-ShepherdError            anything a person can fix; the command line prints it and exits with 2
+ShepherdError            anything that a person can fix; the command line prints it and exits with 2
  · SettingsError         the run file: an unknown key, a wrong type, an impossible combination
-   · PluginError         a module that it names cannot be imported here
+   · PluginError         a module named in the run file cannot be imported here
  · DataError             a row, a file, a field, a split
-   · BadRow              one row, by file, line and field
+   · BadRow              one row, named by file, line and field
    · TemplateError       a template that cannot render, or trains no token
  · BaseError             the base model: missing, unreadable, or one that cannot be trained here
  · AdapterError          an adapter: a missing, extra or misshapen tensor, or one for another base
@@ -16,9 +16,9 @@ ShepherdError            anything a person can fix; the command line prints it a
  · SilosError            a federation of silos: its kits, certificates, server, sites and processes
    · OutOfReach          the server cannot be reached now; trying again may help
  · WireError             a message between server and site: cut, changed, or of another format
- · LocalError            the socket between a site's own processes: it was gone in the middle
-   · NotListening        nobody serves it now
- · StatisticsError       scores that no statistic can be made of: none, of differing shapes, or not finite
+ · LocalError            the socket between a site's own processes: closed during a request
+   · NotListening        no process serves the socket now
+ · StatisticsError       scores without a statistic: none, of differing shapes, or not finite
  · UpdateRefused         one update that failed its checks; counted as a failure, never raised to the top
 """
 
@@ -26,9 +26,9 @@ from shepherd.visible import shown
 
 
 class ShepherdError(Exception):
-    """Anything a person can fix. `str(error)` is one sentence that names the thing and the fix.
+    """Base of all errors that a person can fix; `str(error)` names the thing and the fix in one sentence.
 
-    What it quotes of others has its control characters made visible.
+    Control characters in quoted text are made visible.
     """
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class ShepherdError(Exception):
 
 
 class SettingsError(ShepherdError):
-    """The run file says something impossible."""
+    """A run file or another settings file has an unknown key or an impossible value."""
 
 
 class PluginError(SettingsError):
@@ -48,7 +48,7 @@ class DataError(ShepherdError):
 
 
 class BadRow(DataError):
-    """One row cannot be read; names file, line and field."""
+    """One row of the data cannot be read; names file, line and field."""
 
 
 class TemplateError(DataError):
@@ -60,7 +60,7 @@ class BaseError(ShepherdError):
 
 
 class AdapterError(ShepherdError):
-    """An adapter does not fit: a missing, extra or misshapen tensor, or another base."""
+    """An adapter has a missing, extra or misshapen tensor, or belongs to another base."""
 
 
 class FolderError(ShepherdError):
@@ -80,15 +80,15 @@ class QuorumNotMet(FederationError):
 
 
 class SilosError(ShepherdError):
-    """A kit, a certificate, a name or a process of a federation of silos is not as it must be."""
+    """A kit, a certificate, a name or a process of a federation of silos cannot be used."""
 
 
 class OutOfReach(SilosError):
-    """The server cannot be reached now; it may be later, with the same kit."""
+    """The server cannot be reached now; trying again later with the same kit may help."""
 
 
 class StatisticsError(ShepherdError):
-    """Scores do not make a statistic: there are none, their shapes differ, or one is not finite."""
+    """Scores allow no statistic: there are none, their shapes differ, or one is not finite."""
 
 
 class UpdateRefused(ShepherdError):
@@ -96,7 +96,7 @@ class UpdateRefused(ShepherdError):
 
 
 class JudgeError(ShepherdError):
-    """The judge has no key, cannot be reached, or gives no verdict that can be read."""
+    """The judge has no key, cannot be reached, or returns no readable verdict."""
 
 
 class WireError(ShepherdError):
@@ -104,8 +104,8 @@ class WireError(ShepherdError):
 
 
 class LocalError(ShepherdError):
-    """The socket between a site's own processes: nobody listens, or the other went away in the middle."""
+    """The socket between a site's own processes failed: nothing listens, or the other end closed it."""
 
 
 class NotListening(LocalError):
-    """No process serves the socket: it is not started, or is being started again."""
+    """No process serves the socket: it has not started, or is restarting."""

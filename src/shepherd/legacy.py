@@ -1,13 +1,17 @@
-"""Keys of a run file as the version before had them, which this version still reads."""
+"""Old keys of a run file that this version still reads, with a warning."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from shepherd.errors import SettingsError
 
-MOVED = {
+log = logging.getLogger(__name__)
+
+RENAMED_KEYS = {
     "federation.share": "selection.share",
     "federation.select": "selection.name",
     "tuning.betas": "tuning.optimiser.betas",
@@ -21,89 +25,105 @@ MOVED = {
     "federation.deadline": "silos.deadline_s",
     "federation.wave": "silos.max_in_flight",
 }
-"""Dotted keys, and what they are called now."""
-OF_SPLIT = {
+"""Old dotted keys and their new names."""
+SPLIT_KEYS = {
     "clients": ("iid", "dirichlet", "shards", "size"),
     "alpha": ("dirichlet",),
     "shards_per_client": ("shards",),
     "field": ("natural", "dirichlet", "shards"),
     "size_exponent": ("size",),
 }
-"""The keys that every `[split]` had, and the splits that go by them."""
+"""Keys that every `[split]` had, and the splits that use them."""
 SPLITS = ("iid", "dirichlet", "shards", "natural", "size", "ready_made")
-"""What `split.by` could be."""
+"""Values that `split.by` could have."""
 
 
 def renamed(table: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The table with every old key under its new name, and a sentence on each.
+    """Put every old key of a table under its new name; returns the table and a sentence for each key.
 
     >>> renamed({"federation": {"share": 0.1, "rounds": 3}})[0]
     {'federation': {'rounds': 3}, 'selection': {'share': 0.1}}
 
     Raises:
-        SettingsError: a key is there under both names.
+        SettingsError: a key is set under both names.
     """
     found, sentences = dict(table), list[str]()
-    for old, new in MOVED.items():
-        found = _moved(found, old, new, sentences)
-    return _without_idle(_without_false(found, sentences), sentences), sentences
+    for old, new in RENAMED_KEYS.items():
+        found = _with_renamed_key(found, old, new, sentences)
+    return _without_unused(_with_numeric_clip_norm(found, sentences), sentences), sentences
 
 
-def moved(key: str) -> str:
-    """The sentence on a key that has another name now."""
-    return f"{key} is now {MOVED[key]}; write that, since the next version does not know the old key"
+def modern(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Put every old key of a run file's table under its new name, with one warning each.
+
+    Raises:
+        SettingsError: a key is set under both names.
+    """
+    found, sentences = renamed(table)
+    for sentence in sentences:
+        warn_once(f"{where}: {sentence}")
+    return found
 
 
-def _moved(table: dict[str, Any], old: str, new: str, sentences: list[str]) -> dict[str, Any]:
+@cache  # a run folder is read many times
+def warn_once(sentence: str) -> None:
+    log.warning("%s", sentence)
+
+
+def renaming_warning(key: str) -> str:
+    """The sentence that warns of an old key."""
+    new = RENAMED_KEYS[key]
+    return f"{key} is now {new}; use the new name, since the next version will not read the old one"
+
+
+def _with_renamed_key(table: dict[str, Any], old: str, new: str, sentences: list[str]) -> dict[str, Any]:
     was, key = old.split(".")
     before = table.get(was)
     if not isinstance(before, Mapping) or key not in before:
         return table
     left = {each: value for each, value in before.items() if each != key}
     try:
-        found = _put({**table, was: left}, new.split("."), before[key])
+        found = _with_value({**table, was: left}, new.split("."), before[key])
     except KeyError:
-        raise SettingsError(f"{old} and {new} are both set, and are the same key; keep {new}") from None
-    except TypeError:  # what should be a table is none, which is said where it is read
+        raise SettingsError(f"{old} and {new} are both set but are the same key; keep {new}") from None
+    except TypeError:  # not a table, which validation reports
         return table
-    sentences.append(moved(old))
+    sentences.append(renaming_warning(old))
     return found
 
 
-def _put(table: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    """The table with a value at a path of keys; KeyError where there is one already."""
+def _with_value(table: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The table with a value set at a path of keys; KeyError if the key is set already."""
     first, *rest = path
     if rest:
-        return {**table, first: _put(table.get(first, {}), rest, value)}
+        return {**table, first: _with_value(table.get(first, {}), rest, value)}
     if first in table:
         raise KeyError(first)
     return {**table, first: value}
 
 
-def _without_false(table: dict[str, Any], sentences: list[str]) -> dict[str, Any]:
-    """With 0 where no clipping of gradients was `false`."""
+def _with_numeric_clip_norm(table: dict[str, Any], sentences: list[str]) -> dict[str, Any]:
+    """The table with `tuning.clip_norm = 0` instead of `false`."""
     tuning = table.get("tuning")
     if not isinstance(tuning, Mapping) or tuning.get("clip_norm") is not False:
         return table
-    sentences.append(
-        "tuning.clip_norm = false is 0 now; write that, since the next version takes numbers alone"
-    )
+    sentences.append("tuning.clip_norm = false is now 0; write 0, since the next version reads only numbers")
     return {**table, "tuning": {**tuning, "clip_norm": 0.0}}
 
 
-def _without_idle(table: dict[str, Any], sentences: list[str]) -> dict[str, Any]:
-    """Without what did nothing beside its own choice: a share of all, and the keys of another split."""
+def _without_unused(table: dict[str, Any], sentences: list[str]) -> dict[str, Any]:
+    """The table without keys that had no effect: the share of selection "all", and keys of another split."""
     selection, split = table.get("selection"), table.get("split")
     if sentences and isinstance(selection, Mapping) and selection.get("name") == "all":
         table = {**table, "selection": {each: v for each, v in selection.items() if each != "share"}}
     if not isinstance(split, Mapping):
         return table
     by = str(split.get("by", "iid")).replace("-", "_")
-    idle = [key for key in split if by in SPLITS and by not in OF_SPLIT.get(key, SPLITS)]
-    if idle:
-        names = ", ".join(f"split.{key}" for key in idle)
+    unused = [key for key in split if by in SPLITS and by not in SPLIT_KEYS.get(key, SPLITS)]
+    if unused:
+        names = ", ".join(f"split.{key}" for key in unused)
         sentences.append(
-            f"{names} {'do' if len(idle) > 1 else 'does'} nothing where split.by is {by!r}; leave"
-            f" {'them' if len(idle) > 1 else 'it'} out, which the next version asks for"
+            f"{names} {'have' if len(unused) > 1 else 'has'} no effect if split.by is {by!r}; remove"
+            f" {'them' if len(unused) > 1 else 'it'}, since the next version reports an error"
         )
-    return {**table, "split": {key: value for key, value in split.items() if key not in idle}}
+    return {**table, "split": {key: value for key, value in split.items() if key not in unused}}

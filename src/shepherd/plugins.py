@@ -19,11 +19,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from shepherd import aggregations, algorithms, checkers, selections, server_optimisers, transforms
-from shepherd.config import PartTable
+from shepherd.config import PartTable, validated
 from shepherd.core import Aggregation, Algorithm, Method, Selection, ServerOptimiser, Transform, chain
 from shepherd.core.checker import Checker
 from shepherd.errors import PluginError, SettingsError
-from shepherd.settings import RunSettings, SplitTable, validated
+from shepherd.settings import RunSettings, SplitTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""Text that somebody else wrote, fit for a terminal: what would act there is made visible.
+"""Make untrusted text safe for a terminal: characters that act there are shown as escapes.
 
-Data, models and other machines may say anything. An escape sequence in it could clear the screen, rename the
-window or write a command, and a mark of direction shows another text than the one that is there.
+Text of data, models and other machines may hold anything. An escape sequence could clear the screen, rename
+the window or write a command, and a direction mark makes a terminal display a different text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ACTING = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, DEL, C1
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # direction
     "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200d\u2060-\u2065\u206a-\u206f"  # no width
-    "\u3164\ufeff\uffa0\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e007f"  # nor any ink
+    "\u3164\ufeff\uffa0\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e007f"  # no glyph
     "\u2028\u2029"  # ends of lines to some programs
     "\ud800-\udfff"  # bytes of a file's name that are not UTF-8, or half of a character
 )
@@ -30,7 +30,7 @@ _IN_LINE = re.compile(f"[\t\n{_ACTING}]")
 
 
 def shown(text: object) -> str:
-    r"""A text with the characters that act on a terminal as escapes; newlines and tabs stay.
+    r"""Escape the characters of a text that act on a terminal; newlines and tabs stay.
 
     >>> shown("caf\xe9\x1b[2J\u202e"), shown("a\r\nb"), shown("a\udce9.jsonl")
     ('café\\x1b[2J\\u202e', 'a\\r\nb', 'a\\xe9.jsonl')
@@ -39,7 +39,7 @@ def shown(text: object) -> str:
 
 
 def shown_line(text: object) -> str:
-    r"""As `shown`, for what has to stay one line: newlines and tabs are escapes too.
+    r"""Escape a text like `shown`, and newlines and tabs as well, so that it stays one line.
 
     >>> shown_line("done\nround 9/9")
     'done\\nround 9/9'
@@ -48,7 +48,7 @@ def shown_line(text: object) -> str:
 
 
 def shown_json(text: str) -> str:
-    r"""JSON with the same characters as JSON's own escapes, so that it says the same to whoever reads it.
+    r"""Write the acting characters in JSON text as JSON's own escapes, so that it parses to the same value.
 
     >>> shown_json('{"answer": "a\x9b\u202eb"}')
     '{"answer": "a\\u009b\\u202eb"}'
@@ -57,7 +57,7 @@ def shown_json(text: str) -> str:
 
 
 def shown_toml(text: str) -> str:
-    r"""TOML with the same characters as TOML's own escapes; they can only stand in its strings.
+    r"""Write the acting characters in TOML text as TOML's own escapes; they occur only inside strings.
 
     >>> shown_toml('name = "a\u202eb"')
     'name = "a\\u202eb"'
@@ -66,61 +66,63 @@ def shown_toml(text: str) -> str:
 
 
 def in_logs(*names: str) -> None:
-    """Have what these loggers write, and those below them, be as `shown` gives it; "" is every logger.
+    """Escape what these loggers and their children write, like `shown`; "" is every logger.
 
-    It is done where a record is made, so it holds for each handler, whoever adds it and whenever: for the
-    message, for its arguments and for an exception. A record of ours stays one line.
+    Records are changed when they are made, so this holds for every handler, whenever it is added, and for
+    message, arguments and exception alike. Records of this package stay on one line.
     """
     maker = logging.getLogRecordFactory()
-    if not isinstance(maker, _Records):
-        maker = _Records(maker)
+    if not isinstance(maker, _RecordFactory):
+        maker = _RecordFactory(maker)
         logging.setLogRecordFactory(maker)
     maker.names.update(names)
 
 
 def in_warnings() -> None:
-    """Have what Python warns of be as `shown` gives it."""
-    if not isinstance(warnings.formatwarning, _Shown):
-        warnings.formatwarning = _Shown(warnings.formatwarning)
+    """Escape the text of Python's warnings, like `shown`."""
+    if not isinstance(warnings.formatwarning, _EscapedFormat):
+        warnings.formatwarning = _EscapedFormat(warnings.formatwarning)
 
 
 def in_this_process() -> None:
-    """As `in_logs` and `in_warnings`, for all that a process of our own logs, warns of or fails with."""
+    """Escape all that this process logs, warns of or fails with; for processes that the package starts."""
     in_logs("")
     in_warnings()
-    sys.excepthook = _failed
-    threading.excepthook = lambda about: _failed(about.exc_type, about.exc_value, about.exc_traceback)
+    sys.excepthook = _print_failure
+    threading.excepthook = lambda about: _print_failure(about.exc_type, about.exc_value, about.exc_traceback)
 
 
-_OURS = "shepherd"
+_PACKAGE = "shepherd"
 
 
-class _Record(logging.LogRecord):
+class _EscapedRecord(logging.LogRecord):
     def getMessage(self) -> str:
-        escape = shown_line if _is_below(self.name, _OURS) else shown
+        escape = shown_line if _is_below(self.name, _PACKAGE) else shown
         return escape(super().getMessage())
 
 
-class _Records:
-    """Makes records as `before` does, those of some loggers with what they say made visible."""
+class _RecordFactory:
+    """A factory of log records that makes those of some loggers safe, over the factory `before`."""
 
     def __init__(self, before: Callable[..., logging.LogRecord]) -> None:
         self.names: set[str] = set()
         self._before = before
-        self._kinds: dict[type, type] = {logging.LogRecord: _Record}
+        self._kinds: dict[type, type] = {logging.LogRecord: _EscapedRecord}
 
     def __call__(self, *about: Any, **more: Any) -> logging.LogRecord:
         record = self._before(*about, **more)
-        if not isinstance(record, _Record) and any(_is_below(record.name, name) for name in self.names):
-            record.__class__ = self._visible(type(record))
+        if not isinstance(record, _EscapedRecord) and any(
+            _is_below(record.name, name) for name in self.names
+        ):
+            record.__class__ = self._escaping(type(record))
             if record.exc_info:
                 record.exc_text = shown(logging.Formatter().formatException(record.exc_info))
         return record
 
-    def _visible(self, kind: type) -> type:
-        """A kind of record, which may be somebody's own, with its message made visible."""
+    def _escaping(self, kind: type) -> type:
+        """A subclass of a record class, which may be another library's, with its message escaped."""
         if kind not in self._kinds:
-            self._kinds[kind] = type(kind.__name__, (_Record, kind), {})
+            self._kinds[kind] = type(kind.__name__, (_EscapedRecord, kind), {})
         return self._kinds[kind]
 
 
@@ -128,8 +130,8 @@ def _is_below(name: str, above: str) -> bool:
     return not above or name == above or name.startswith(f"{above}.")
 
 
-class _Shown:
-    """A function whose text is made visible."""
+class _EscapedFormat:
+    """A function whose returned text is escaped."""
 
     def __init__(self, function: Callable[..., str]) -> None:
         self._function = function
@@ -138,7 +140,9 @@ class _Shown:
         return shown(self._function(*words, **more))
 
 
-def _failed(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
+def _print_failure(
+    kind: type[BaseException], error: BaseException | None, where: TracebackType | None
+) -> None:
     sys.stderr.write(shown("".join(traceback.format_exception(kind, error, where))))
 
 
@@ -153,6 +157,6 @@ def _escape_toml(found: re.Match[str]) -> str:
 
 def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a file's name that is not UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # how Python stores a byte of a file name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return found[0].encode("unicode_escape", "surrogatepass").decode()

@@ -3,10 +3,10 @@ import pytest
 from tests.quadratic import Quadratic, drawn, method
 
 from shepherd.algorithms import fedavg, fedprox
+from shepherd.config import validated
 from shepherd.core import Broadcast
 from shepherd.errors import SettingsError
 from shepherd.rounds import rounds, start
-from shepherd.settings import validated
 
 
 def build(mu):

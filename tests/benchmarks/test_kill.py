@@ -8,10 +8,10 @@ from safetensors.numpy import save_file
 
 from benchmarks import kill
 from shepherd.core import Adapter, ServerState
+from shepherd.overrides import parse
 from shepherd.run import checkpoint, folder
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import read_rows
-from shepherd.settings import parse
 
 SETTINGS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}, "federation": {"rounds": 2}})
 
@@ -61,13 +61,13 @@ def test_what_a_kill_finds_finished_is_in_the_log_or_in_the_checkpoint(tmp_path:
     held.append({"round": 0})
     _save(tmp_path / "run", 1)
     held.close()
-    assert kill._finished(tmp_path / "run") == [{"round": 0}, {"round": 1}]
+    assert kill._finished_rounds(tmp_path / "run") == [{"round": 0}, {"round": 1}]
 
 
 def test_a_run_in_other_seconds_is_equal(tmp_path: Path) -> None:
     whole, trial = _ended(tmp_path / "whole"), _ended(tmp_path / "trial", seconds=2.0)
     trial.found = read_rows(trial.path)[:1]
-    assert kill._compared(trial, whole) == {"bits": True, "log": True, "losses": True, "lost": 0}
+    assert kill._compare_with(trial, whole) == {"bits": True, "log": True, "losses": True, "lost": 0}
 
 
 def test_other_bits_other_losses_and_a_round_run_again_are_seen(tmp_path: Path) -> None:
@@ -76,18 +76,18 @@ def test_other_bits_other_losses_and_a_round_run_again_are_seen(tmp_path: Path) 
         tmp_path / "trial", weight=float(np.nextafter(np.float32(1), np.float32(2))), losses=(3, 2.5)
     )
     trial.found = [{"round": 1, "loss": 3, "seconds": {"round": 9.0}}]  # it took other seconds before
-    assert kill._compared(trial, whole) == {"bits": False, "log": True, "losses": False, "lost": 1}
+    assert kill._compare_with(trial, whole) == {"bits": False, "log": True, "losses": False, "lost": 1}
 
 
 def test_a_round_that_is_missing_from_the_log_is_seen(tmp_path: Path) -> None:
     whole, trial = _ended(tmp_path / "whole"), _ended(tmp_path / "trial", losses=(3,))
-    assert not kill._compared(trial, whole)["log"]
+    assert not kill._compare_with(trial, whole)["log"]
 
 
 def test_a_process_that_fails_is_no_kill(tmp_path: Path) -> None:
     trial = kill.Trial(tmp_path / "run", tmp_path / "missing.toml")
     with pytest.raises(RuntimeError, match=r"missing\.toml"):
-        kill._live(trial, None)
+        kill._run_process(trial, None)
 
 
 def test_moments_are_drawn_with_the_seed_over_the_life() -> None:

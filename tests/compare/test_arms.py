@@ -46,7 +46,7 @@ def test_variants_stand_last_with_their_overrides() -> None:
     [
         (
             CompareSpec(locals=("dan",)),
-            "local arm 'dan' is no client of this run; its clients are ann, bob, cay",
+            "local arm 'dan' is not a client of this run; its clients are ann, bob, cay",
         ),
         (CompareSpec(variants=("a: algorithm.name=x", "a: algorithm.name=y")), "two arms are called 'a'"),
         (CompareSpec(variants=("base: algorithm.name=x",)), "two arms are called 'base'"),

@@ -31,7 +31,7 @@ from shepherd.run import folder
 from shepherd.run.answerer import adapter_of
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.settings import RunSettings, SplitTable
 from shepherd.training import score, tune
 from shepherd.training.tune import Visit
@@ -162,7 +162,7 @@ def test_a_local_arm_is_what_its_client_would_tune_alone(made) -> None:
 def test_the_centralised_arm_saw_everybodys_data(made) -> None:
     settings, found = made
     prepared = pipeline.load(Path(settings.output) / "data")
-    together = training._data(_arm("centralised"), prepared)
+    together = training._dataset(_arm("centralised"), prepared)
     assert len(together) == sum(len(data) for data in prepared.clients.values())
     every = [tuple(data.example(i)[0]) for data in prepared.clients.values() for i in range(len(data))]
     assert [tuple(together.example(i)[0]) for i in range(len(together))] == every
@@ -355,9 +355,9 @@ def test_an_arm_tuned_and_scored_beside_others_has_the_bits_that_it_has_alone(
                 kept,
                 plans.read(tmp_path / "one"),
                 prepared,
-                [each],
-                tmp_path / each.name,
-                0,
+                arms=[each],
+                run=tmp_path / each.name,
+                number=0,
                 done=done,
                 seed=0,
                 executor=Inline(base),
@@ -402,9 +402,9 @@ def test_an_older_comparison_by_steps_is_not_mixed_with_the_default_of_both(copi
     run = Path(copied.output)
     (run / "compare" / "plan.json").write_text('{"match": "steps", "variants": {}}\n')
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    monkeypatch.setattr(comparison, "train_apart", None)
+    monkeypatch.setattr(comparison, "train_references", None)
     monkeypatch.setattr(comparison, "score_arms", None)
-    with pytest.raises(FolderError, match=r"matched by steps; say --match steps, or move that folder away"):
+    with pytest.raises(FolderError, match=r"matched by steps; give --match steps, or move that folder away"):
         compare(copied, CompareSpec(locals=("client-1", "client-2"), seeds=2))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     monkeypatch.undo()
@@ -428,7 +428,7 @@ def test_matched_by_examples_every_arm_sees_as_many(llama_folder, source, tmp_pa
     federated, central = (arm(found, name)["trained"] for name in ("federated", "centralised"))
     assert central["examples"] == federated["examples"]
     assert central["steps"] >= federated["examples"] / 4
-    with pytest.raises(FolderError, match="holds a comparison matched by examples; say --match examples"):
+    with pytest.raises(FolderError, match="holds a comparison matched by examples; give --match examples"):
         compare(settings, CompareSpec(locals=(), match="steps"))
 
 
@@ -556,7 +556,7 @@ def test_what_the_run_chose_itself_is_no_difference(copied) -> None:
 def test_a_client_that_is_none_is_refused(copied, llama_folder, source, tmp_path) -> None:
     new = table(llama_folder, source, tmp_path / "new")
     for settings in (copied, new):
-        with pytest.raises(SettingsError, match="local arm 'nobody' is no client of this run"):
+        with pytest.raises(SettingsError, match="local arm 'nobody' is not a client of this run"):
             compare(settings, CompareSpec(locals=("nobody",), match="steps"))
     assert not (tmp_path / "new").exists()  # before any training
 
@@ -565,7 +565,7 @@ def test_what_is_going_on_can_be_seen(llama_folder, source, tmp_path, monkeypatc
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison, "train_apart", stop)
+    monkeypatch.setattr(comparison, "train_references", stop)
     with pytest.raises(KeyboardInterrupt):
         compare(table(llama_folder, source, tmp_path / "run"), CompareSpec())
     found = collect(tmp_path / "run")
@@ -625,7 +625,7 @@ def test_two_comparisons_of_one_folder_exclude_each_other(copied, monkeypatch) -
     assert all(seen)
     assert is_held(Path(copied.output, folder.LOCK)) is False  # it was given back
     shutil.rmtree(Path(copied.output) / "compare" / "seed-0" / "centralised")
-    taken = pytest.raises(FolderError, match="this process holds the run")
+    taken = pytest.raises(FolderError, match="this process already holds the run")
     with closing(folder.reopen(copied.output)), taken:
         compare(copied, ASKED)
     assert not (Path(copied.output) / "compare" / "seed-0" / "centralised").exists()

@@ -170,8 +170,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(copied, llama_folder, tmp_pat
     cases = {
         ("judge", one, two, "--questions", questions, *judge): "OPENAI_API_KEY",
         ("judge", one, two, "--questions", empty, *judge): "empty.jsonl",
-        ("judge", one, tmp_path / "none", "--questions", questions, *judge): "there is no",
-        ("judge", one, two, *judge): "name --questions FILE",
+        ("judge", one, tmp_path / "none", "--questions", questions, *judge): "does not exist; give",
+        ("judge", one, two, *judge): "give --questions FILE",
         ("judge", one, two, "--questions", questions): "model",
         ("judge", foreign, copied, "--questions", questions, *judge): "was made for another base",
         ("judge", one, two, "--questions", questions, "protocol=guess", *judge): "judge's settings",

@@ -11,8 +11,9 @@ import pytest
 from shepherd.compare import training
 from shepherd.errors import FolderError
 from shepherd.machine.plan import Plan
+from shepherd.overrides import parse
 from shepherd.run import folder
-from shepherd.settings import RunSettings, parse
+from shepherd.settings import RunSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PLAN = Plan(

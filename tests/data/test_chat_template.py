@@ -11,6 +11,7 @@ import pytest
 from benchmarks.chat_families import FAMILIES
 from benchmarks.templates import CHATS, KINDS, RIGHT, outcome, tokenizer, turns_of
 
+from shepherd.config import validated
 from shepherd.data.examples import Example, Turn
 from shepherd.data.template import (
     Dropped,
@@ -23,7 +24,7 @@ from shepherd.data.template import (
     stop_ids,
 )
 from shepherd.errors import SettingsError, TemplateError
-from shepherd.settings import NOT_OPTIONS, DataTable, validated
+from shepherd.settings import NOT_OPTIONS, DataTable
 
 BY_NAME = {family.name: family for family in FAMILIES}
 CHAT = Template("chat")

@@ -17,7 +17,7 @@ import pytest
 
 from shepherd.data import files, pipeline
 from shepherd.errors import DataError, ShepherdError
-from shepherd.settings import parse
+from shepherd.overrides import parse
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from shepherd.data import files, pipeline
 from shepherd.errors import DataError, SettingsError
+from shepherd.overrides import parse, read
 from shepherd.run import fitting
-from shepherd.settings import parse, read
 from shepherd.ui.cli import main as cli
 
 BYTES = b"caf\xe9"

@@ -12,8 +12,8 @@ import pytest
 
 from shepherd.compare.arms import CompareSpec
 from shepherd.compare.comparison import compare
-from shepherd.run.run import open_run
-from shepherd.settings import parse
+from shepherd.overrides import parse
+from shepherd.run.opening import open_run
 from shepherd.ui.report import write
 from tests.docs.schema import keys
 

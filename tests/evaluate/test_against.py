@@ -103,7 +103,8 @@ def test_a_reference_near_nothing_has_no_relative_score() -> None:
     given = {**arms(), "base": np.arange(400) == 0}
     rows = against("federated", given, draws(NAMES), RIGHT)
     assert (
-        summary(rows, references=["base"])[1] == "base scores too near 0 for a relative score of federated."
+        summary(rows, references=["base"])[1]
+        == "base scores too close to 0 for a relative score of federated."
     )
     assert len(summary(rows, references=["nobody"])) == 2
 

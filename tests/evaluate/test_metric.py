@@ -8,7 +8,8 @@ from shepherd.config import PartTable
 from shepherd.data.examples import Example, Turn
 from shepherd.errors import PluginError, SettingsError
 from shepherd.evaluate.metric import metrics, scores
-from shepherd.settings import EvaluationTable, parse
+from shepherd.overrides import parse
+from shepherd.settings import EvaluationTable
 
 
 def tables(*names: str) -> list[PartTable]:
@@ -40,7 +41,7 @@ def test_a_run_file_lists_names_or_tables() -> None:
 
 
 def test_a_name_is_there_once() -> None:
-    with pytest.raises(SettingsError, match="two called 'f1'"):
+    with pytest.raises(SettingsError, match="has 'f1' twice"):
         metrics(tables("f1", "exact", "f1"))
     with pytest.raises(SettingsError, match=r"no metric called 'exactly'; .*did you mean 'exact'"):
         metrics(tables("exactly"))

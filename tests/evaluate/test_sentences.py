@@ -79,7 +79,8 @@ def test_decided_alone_but_not_among_many() -> None:
     alone = replace(FOUND, difference=Interval(0.03, 0.002, 0.058), p=0.02)
     assert said(alone, p_holm=0.24) == (
         "These 400 questions cannot tell federated from base (difference 3.0 points, 95%: 0.2 to 5.8); "
-        "alone the difference would stand (p = 0.020), among all those tested it does not (Holm p = 0.240)."
+        "tested alone the difference would be significant (p = 0.020), among all those tested it is not"
+        " (Holm p = 0.240)."
     )
 
 

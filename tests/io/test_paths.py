@@ -12,8 +12,9 @@ from shepherd.data.pipeline import examples
 from shepherd.data.split import rule
 from shepherd.errors import BaseError, DataError, SettingsError
 from shepherd.io.paths import DATA_FILES, is_path, placed
+from shepherd.overrides import dump, parse, read, read_kept
 from shepherd.run.loading import load_base
-from shepherd.settings import RunSettings, dump, parse, published, read, read_kept
+from shepherd.settings import RunSettings, published
 
 LEAST = '[model]\nbase = "{base}"\n[data]\nsource = "{source}"\n[judge]\nquestions = "{questions}"\n'
 
@@ -114,7 +115,7 @@ def test_a_path_that_is_only_found_from_the_current_directory_is_taken_with_a_wa
     assert found(read(path))[0] == f"{tmp_path}/models/base"
     (said,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "model.base = 'models/base'" in said.getMessage()
-    assert "relative to the run file: write '../models/base'" in said.getMessage()
+    assert "relative to the run file, so write '../models/base'" in said.getMessage()
     caplog.clear()
     (tmp_path / "project" / "models" / "base").mkdir(parents=True)
     assert found(read(path))[0] == f"{tmp_path}/project/models/base"
@@ -154,5 +155,5 @@ def test_a_missing_folder_is_no_question_to_the_hub(
 
 @pytest.mark.parametrize("key", ["base", "source"])
 def test_an_empty_name_is_refused(key: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=f"{key}: it is empty"):
+    with pytest.raises(SettingsError, match=f"{key}: the text is empty"):
         read(written(tmp_path, **{key: ""}))

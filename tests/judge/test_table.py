@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shepherd.errors import SettingsError
-from shepherd.settings import JudgeTable, dump, parse
+from shepherd.overrides import dump, parse
+from shepherd.settings import JudgeTable
 from tests.judge.conftest import KEY
 
 LEAST = {"model": {"base": "tiny"}, "data": {"source": "world"}}
@@ -14,10 +15,10 @@ LEAST = {"model": {"base": "tiny"}, "data": {"source": "world"}}
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({"key_env": KEY}, "key judge.key_env is no name of an environment variable"),
-        ({"base_url": f"https://me:{KEY}@host/v1"}, "key judge.base_url is no bare http address"),
-        ({"base_url": f"https://host/v1?key={KEY}"}, "key judge.base_url is no bare http address"),
-        ({"base_url": f"https://host/v1#{KEY}"}, "key judge.base_url is no bare http address"),
+        ({"key_env": KEY}, "key judge.key_env is not the name of an environment variable"),
+        ({"base_url": f"https://me:{KEY}@host/v1"}, "key judge.base_url is not a plain http address"),
+        ({"base_url": f"https://host/v1?key={KEY}"}, "key judge.base_url is not a plain http address"),
+        ({"base_url": f"https://host/v1#{KEY}"}, "key judge.base_url is not a plain http address"),
         ({"base_url": "host/v1"}, "write it as https://host/v1"),
     ],
 )

@@ -16,8 +16,8 @@ import sys
 import time
 
 from shepherd.consent import Consent
+from shepherd.overrides import read
 from shepherd.run import folder, run
-from shepherd.settings import read
 
 READY = 0
 

@@ -18,7 +18,7 @@ from shepherd.consent import Consent
 from shepherd.model import files
 from shepherd.run import folder
 from shepherd.run.log import read_rows
-from shepherd.run.run import open_run, resume
+from shepherd.run.opening import open_run, resume
 from shepherd.settings import TrackingTable
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
@@ -83,16 +83,16 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
 
 DYING = """
 import os, signal, sys
-from shepherd import settings
+from shepherd import overrides
 from shepherd.run import tracking
-from shepherd.run import run
+from shepherd.run import opening
 honest = tracking.Trackers.log
 def log(self, row):
     if sys.argv[2] == "after": honest(self, row)
     if row["round"] == 2: os.kill(os.getpid(), signal.SIGKILL)
     if sys.argv[2] == "before": honest(self, row)
 tracking.Trackers.log = log
-for _ in run.open_run(settings.read(sys.argv[1])).rounds(): pass
+for _ in opening.open_run(overrides.read(sys.argv[1])).rounds(): pass
 """
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from shepherd.errors import FolderError
 from shepherd.machine import plan
 from shepherd.machine.plan import PLAN, Plan
+from shepherd.overrides import parse
 from shepherd.run import folder
-from shepherd.settings import MachineTable, RunSettings, parse
+from shepherd.settings import MachineTable, RunSettings
 
 LEAST: dict[str, Any] = {"model": {"base": "tiny"}, "data": {"source": "world"}}
 SIZES = st.integers(1, 2**40)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from shepherd.errors import SettingsError
 from shepherd.machine import memory, planning
 from shepherd.machine.plan import Plan
-from shepherd.settings import MachineTable, RunSettings, parse
+from shepherd.overrides import parse
+from shepherd.settings import MachineTable, RunSettings
 
 WORK = {"clients": 100, "step_tokens": 1024.0, "all_tokens": 1.0}
 

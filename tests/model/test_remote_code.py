@@ -305,8 +305,8 @@ def test_a_run_goes_on_with_the_commit_that_it_began_with(
 ) -> None:
     from transformers.utils import hub
 
-    from shepherd.run.run import open_run
-    from shepherd.settings import parse, read
+    from shepherd.overrides import parse, read
+    from shepherd.run.opening import open_run
 
     commit = "0a" * 20
     home = tmp_path / "hub" / "models--owner--name"

@@ -14,7 +14,7 @@ from shepherd.run import answerer as asking
 from shepherd.run import folder
 from shepherd.run.answerer import Answerer, Options, adapter_of, generate, load_run
 from shepherd.run.loading import load_base
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.ui.cli.main import main
 from tests import runs
 from tests.model import bases
@@ -66,10 +66,12 @@ def test_a_run_without_a_round_has_no_adapter_yet(llama_folder, tmp_path) -> Non
 
 def test_a_checkpoint_of_another_base_is_named(asked, tmp_path) -> None:
     other = bases.load(bases.save(bases.CONFIGS["llama"], tmp_path / "other", seed=1), rank=2, alpha=16)
-    with pytest.raises(CheckpointError, match=r"round-00001 is of another base .*; put the old one back"):
+    with pytest.raises(
+        CheckpointError, match=r"round-00001 belongs to another base .*; put the old base back"
+    ):
         adapter_of(asked, other)
     wider = bases.load(Path(load_base(folder.read_settings(asked)).name), rank=3, alpha=24)
-    with pytest.raises(CheckpointError, match="is of another adapter: tensor"):
+    with pytest.raises(CheckpointError, match="belongs to another adapter: tensor"):
         adapter_of(asked, wider)
 
 
@@ -107,7 +109,7 @@ def test_the_same_seed_gives_the_same_answers_and_no_seed_gives_new_ones(answere
     seed = first[0][2]
     assert sampled(seed=seed) == first
     assert sampled() != first
-    monkeypatch.setattr(asking, "AT_ONCE", 2)  # given in the order of the prompts all the same
+    monkeypatch.setattr(asking, "CHUNK_ANSWERS", 2)  # given in the order of the prompts all the same
     assert sampled(seed=seed) == first
 
 
@@ -141,7 +143,7 @@ def test_a_kept_round_answers_and_another_is_named(llama_folder, tmp_path) -> No
         (["w5", "w6 " * 70], {}, BaseError, "prompt 2 has 7. tokens and base .* reads at most 64; shorten"),
         (["w5"], {"n": 2}, DataError, "2 answers to each prompt need a temperature above 0"),
         ("w5", {"n": 2, "temperature": 1.0}, DataError, "give the text in a list"),
-        (["w5", "w6"], {"context": "w7"}, DataError, "the context belongs to one instruction"),
+        (["w5", "w6"], {"context": "w7"}, DataError, "a context goes with one instruction"),
         ("w5", {"temperature": -1.0}, BaseError, "0 is greedy"),
     ],
 )

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 from shepherd.data.examples import Turn
 from shepherd.data.segments import styled
 from shepherd.data.template import Template, prompt
+from shepherd.overrides import parse
 from shepherd.run import card
-from shepherd.settings import parse
 from shepherd.visible import shown
 from tests.data.kinds import made
 

@@ -83,7 +83,7 @@ def test_the_last_rounds_are_kept_by_number(tmp_path):
 
 def test_a_round_that_is_there_is_not_written_over(tmp_path):
     path = save(tmp_path, made(), keep=1)
-    with pytest.raises(FolderError, match=r"round-00012 is there already; resume from it or delete it"):
+    with pytest.raises(FolderError, match=r"round-00012 exists already; resume from it or delete it"):
         save(tmp_path, made(), keep=1)
     assert bits(load(path).state.adapter) == bits(made().state.adapter)
 
@@ -119,7 +119,7 @@ def test_a_harmed_file_is_named_with_the_mend(tmp_path, name, harm):
     if name == "SHA256SUMS" and harm is cut:
         assert load(path).state.round == 12  # the last newline says nothing
         return
-    with pytest.raises(CheckpointError, match=rf"{path}/.* delete {path} to go on from round-00011"):
+    with pytest.raises(CheckpointError, match=rf"{path}/.* delete {path} to continue from round-00011"):
         load(path)
     shutil.rmtree(path)
     assert load(latest(tmp_path)).state.round == 11
@@ -132,7 +132,7 @@ def full_at(round):
 def test_the_only_checkpoint_harmed_says_to_start_again(tmp_path):
     path = save(tmp_path, made(), keep=1)
     cut(path / "state.json")
-    with pytest.raises(CheckpointError, match=r"state\.json is cut or changed; there is no other round"):
+    with pytest.raises(CheckpointError, match=r"state\.json is cut or changed; no other round is kept"):
         load(path)
 
 
@@ -140,7 +140,7 @@ def test_another_format_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "FORMAT", 3)
     path = save(tmp_path, made(), keep=1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 3, this version reads 2"):
+    with pytest.raises(CheckpointError, match="has format 3, but this version reads 2"):
         load(path)
 
 

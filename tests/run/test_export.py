@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from shepherd.errors import FolderError, PluginError, SettingsError
 from shepherd.run import folder
 from shepherd.run.export import export
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.ui.cli.main import main
 from tests import runs
 

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from shepherd.errors import BaseError, DataError
+from shepherd.overrides import read
 from shepherd.run import fitting, run_file
 from shepherd.run.inspection import inspect_data
-from shepherd.settings import RunSettings, read
+from shepherd.settings import RunSettings
 from shepherd.ui.cli.main import main
 from tests.model import bases
 
@@ -151,7 +152,7 @@ def test_rows_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> No
     rows[7]["antwort"] = ""
     settings, text = made(as_csv(tmp_path / "p.csv", rows), tmp_path)
     assert settings.data.on_bad_row == "skip"
-    assert "1 row left out" in text
+    assert "1 row skipped" in text
     assert "line 9: field antwort is empty" in " ".join(text.replace("\n#", "").split())
 
 
@@ -187,7 +188,7 @@ def test_no_length_is_beyond_what_the_base_reads(tmp_path: Path, llama_folder: P
     rows = [{"instruction": f"w{4 + n % 50}", "response": " ".join(["w5"] * 90)} for n in range(30)]
     settings, text = made(as_jsonl(tmp_path / "a.jsonl", rows), tmp_path, str(llama_folder))
     assert settings.data.max_tokens == 64
-    assert "as many as the base reads; 0% of the examples" in text
+    assert "the longest input of the base; 0% of the examples" in text
 
 
 def test_a_chat_template_is_taken_and_its_system_prompt_is_shown(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_a_chat_template_is_taken_and_its_system_prompt_is_shown(tmp_path: Path)
     settings, text = made(as_csv(tmp_path / "p.csv", table()), tmp_path, str(folder))
     assert settings.data.template == "chat"
     assert "'you are a w9 helper of w7'" in " ".join(text.replace("\n#", "").split())
-    assert settings.tuning.learning_rate == fitting.RATE
+    assert settings.tuning.learning_rate == fitting.SMALL_BASE_RATE
     assert settings.adapter.rank == 8
 
 
@@ -224,7 +225,7 @@ def test_the_work_fits_the_data(tmp_path: Path) -> None:
         ("a.csv", b"", "holds no rows"),
         ("a.csv", b"Wer?,Ja\nWas?,Nein\n", "seems to have no header"),
         ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not text"),
-        ("a.jsonl", b"[1]\n[2]\n", "holds no row with named columns"),
+        ("a.jsonl", b"[1]\n[2]\n", "has no row with named columns"),
         ("a.xlsx", b"PK", "unknown extension"),
         (
             "a.csv",
@@ -293,4 +294,4 @@ def test_the_command_says_what_it_found(tmp_path: Path) -> None:
 
 def test_rounded_lengths() -> None:
     assert [fitting._rounded(n) for n in (1, 16, 17)] == [16, 16, 32]
-    assert np.isclose(fitting.ROUND_WORK / 135e6, 60_000)
+    assert np.isclose(fitting.MAX_ROUND_WORK / 135e6, 60_000)

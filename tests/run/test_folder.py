@@ -21,10 +21,10 @@ from shepherd.errors import FolderError
 from shepherd.io import private
 from shepherd.io.atomic import write_atomic
 from shepherd.machine.plan import PLAN
+from shepherd.overrides import dump, parse
 from shepherd.run import folder
 from shepherd.run.log import LOG, append_row, read_rows
 from shepherd.run.versions import changed_versions, versions
-from shepherd.settings import dump, parse
 from shepherd.ui import report
 
 SETTINGS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}, "seed": 7})

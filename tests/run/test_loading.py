@@ -17,7 +17,7 @@ from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.loading import load_base, load_checkpoint
 from shepherd.run.log import read_rows
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.settings import AdapterTable, ModelTable
 from tests import runs
 from tests.model import bases
@@ -35,8 +35,8 @@ def test_a_base_that_cannot_be_packed_is_said_to_be_slower(bloom, llama_folder, 
     assert "slower" not in caplog.text
     load_base(runs.settings(bloom, tmp_path / "rows.jsonl", tmp_path / "run"))
     assert (
-        f"{bloom} cannot be packed (its attention is code of its own and cannot be replaced), so each"
-        " pass holds one client's examples, padded: slower" in caplog.text
+        f"{bloom} cannot be packed (its attention is code of its own, which takes no other function), so each"
+        " pass holds one client's examples, padded: this is slower" in caplog.text
     )
     assert "cannot generate" not in caplog.text
 
@@ -102,5 +102,5 @@ def test_it_loads_with_the_fingerprint_of_before_and_not_with_anothers(llama, tm
     before = fingerprint.of_tensors(llama.model, llama.targets)
     assert before != llama.fingerprint
     assert load_checkpoint(saved(tmp_path / "old", llama, before), llama).state.round == 1
-    with pytest.raises(CheckpointError, match="is of another base"):
+    with pytest.raises(CheckpointError, match="belongs to another base"):
         load_checkpoint(saved(tmp_path / "other", llama, "0" * 16), llama)

@@ -50,12 +50,15 @@ from shepherd.model import base as bases_
 from shepherd.model import files, lora, pass_plan
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
+from shepherd.overrides import dump, read
 from shepherd.run import answerer, checkpoint, folder
+from shepherd.run import log as run_log
 from shepherd.run import run as run_module
 from shepherd.run.inspection import inspect_data
 from shepherd.run.log import LOG, read_rows
-from shepherd.run.run import Run, open_run, resume
-from shepherd.settings import MachineTable, RunSettings, dump, read
+from shepherd.run.opening import open_run, resume
+from shepherd.run.run import Run
+from shepherd.settings import MachineTable, RunSettings
 from shepherd.training import score
 from shepherd.training.local import completed
 from tests import runs
@@ -302,7 +305,7 @@ def test_a_run_never_writes_into_the_folder_that_replaced_its_own(table) -> None
     rounds = run.rounds()
     next(rounds)
     shutil.rmtree(run.folder)
-    with pytest.raises(FolderError, match="was removed or replaced while its run went on"):
+    with pytest.raises(FolderError, match="was removed or replaced while its run was going"):
         next(rounds)
     assert not run.folder.exists()
     other = open_run(table)
@@ -332,7 +335,7 @@ def test_two_processes_cannot_hold_one_run(table) -> None:
 def test_a_run_file_that_no_run_has_written_is_no_run(table, tmp_path) -> None:
     text = dump(table).replace("stack_size = 2", 'stack_size = "auto"')
     (tmp_path / "run.toml").write_text(text)
-    with pytest.raises(FolderError, match=r"holds no plan\.json, so no run has begun there"):
+    with pytest.raises(FolderError, match=r"has no plan\.json, so its run never began"):
         resume(tmp_path)
     assert not (tmp_path / "data").exists()
 
@@ -393,7 +396,7 @@ def test_a_damaged_plan_is_named_and_the_folder_given_back(table, whole) -> None
 def test_a_plan_that_was_lost_is_not_made_again(llama_folder, source, tmp_path) -> None:
     path = stopped(runs.settings(llama_folder, source, tmp_path / "run", machine=AUTO), after=1)
     (path / PLAN).unlink()
-    with pytest.raises(FolderError, match=r"holds no plan\.json"):
+    with pytest.raises(FolderError, match=r"has no plan\.json"):
         resume(path)
 
 
@@ -442,7 +445,7 @@ def test_a_run_stopped_after_any_round_ends_with_the_same_bits(table, whole, rou
     caplog.set_level(logging.INFO)
     run = resume(path)
     assert run.state.round == rounds
-    assert f"going on after round {rounds} of 3" in caplog.messages
+    assert f"continuing after round {rounds} of 3" in caplog.messages
     assert_same_end(finish(run), whole)
 
 
@@ -529,7 +532,7 @@ def test_a_damaged_checkpoint_is_named_with_the_mend(table, whole) -> None:
     last = path / "checkpoints" / "round-00002"
     tensors = last / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
-    with pytest.raises(CheckpointError, match=f"delete {last} to go on from round-00001"):
+    with pytest.raises(CheckpointError, match=f"delete {last} to continue from round-00001"):
         resume(path)
     shutil.rmtree(last)  # the mend
     assert_same_end(finish(resume(path)), whole)
@@ -554,7 +557,7 @@ def changed(path: Path, **model: str) -> None:
 def test_a_run_whose_base_no_longer_reads_its_examples_is_not_gone_on_with(table, monkeypatch) -> None:
     path = stopped(table, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(Base, "reads", 6)
+        patch.setattr(Base, "max_length", 6)
         with pytest.raises(DataError, match=r"reads at most 6.*; set data\.max_tokens = 6"):
             resume(path)
     resume(path).close()  # the folder was given back
@@ -602,7 +605,7 @@ def test_a_disk_that_fills_up_while_saving_keeps_the_round_before(table, whole, 
     rounds = run.rounds()
     next(rounds)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_fill", full_disk)
+        patch.setattr(checkpoint, "_write_files", full_disk)
         with pytest.raises(FolderError, match="No space left"):
             next(rounds)
     run.close()
@@ -614,7 +617,7 @@ def test_a_disk_that_fills_up_while_saving_keeps_the_round_before(table, whole, 
 def test_a_disk_that_fills_up_while_logging_loses_no_round(table, whole, monkeypatch) -> None:
     run = open_run(table)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_write_all", full_disk)
+        patch.setattr(run_log, "_write_all", full_disk)
         with pytest.raises(FolderError, match="is full"):
             next(run.rounds())
     run.close()
@@ -724,11 +727,11 @@ def test_no_text_of_an_example_is_in_a_repr(table) -> None:
 def test_a_run_is_closed_at_the_end_of_its_with(table) -> None:
     with open_run(table) as run:
         next(run.rounds())
-        with pytest.raises(FolderError, match=r"this process holds the run in .* already; call close\(\)"):
+        with pytest.raises(FolderError, match=r"this process already holds the run in .*; call close\(\)"):
             resume(run.folder)
-    with pytest.raises(FolderError, match=r"is closed here; go on with it by shepherd\.resume"):
+    with pytest.raises(FolderError, match=r"is closed; continue it with shepherd\.resume"):
         next(run.rounds())
-    with pytest.raises(FolderError, match="is closed here"):
+    with pytest.raises(FolderError, match="is closed"):
         run.finish()
     resume(run.folder).close()
 
@@ -756,7 +759,7 @@ def test_of_two_loops_over_one_run_the_older_ends(table) -> None:
         older, newer = run.rounds(), run.rounds()
         next(older)
         next(run.rounds())
-        with pytest.raises(FederationError, match=r"another loop over rounds\(\) has gone on"):
+        with pytest.raises(FederationError, match=r"another loop over rounds\(\) advanced"):
             next(older)
         assert next(newer)[0].round == 3
 
@@ -795,7 +798,7 @@ def test_a_base_that_has_gone_is_missing_and_no_question_to_a_hub(table, llama_f
     with pytest.raises(BaseError, match=rf"there is no folder {tmp_path}/gone, which model.base names"):
         resume(path)
     changed(path, base="../gone")  # as an older run folder has it
-    with pytest.raises(BaseError, match=rf"no folder \.\./gone, looked for from {Path.cwd()}, which"):
+    with pytest.raises(BaseError, match=rf"no folder \.\./gone \(relative to {Path.cwd()}\), which"):
         resume(path)
 
 
@@ -897,7 +900,7 @@ def test_an_interrupt_right_after_a_part_of_saving_loses_no_round_and_logs_none_
     table, whole, monkeypatch, where
 ) -> None:
     name = where.rpartition(".")[2]
-    owner = {"save": checkpoint, "sync": private, "append": folder, "commit": Simulation}[name]
+    owner = {"save": checkpoint, "sync": private, "append_row": run_log, "commit": Simulation}[name]
     honest = getattr(owner, name)
 
     def interrupted(*given: Any, **options: Any) -> None:

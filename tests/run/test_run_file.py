@@ -11,9 +11,10 @@ from pydantic.fields import FieldInfo
 from shepherd import plugins
 from shepherd.data.split import SPLIT
 from shepherd.errors import FolderError
+from shepherd.overrides import parse, read
 from shepherd.run import run_file
 from shepherd.run.fitting import Choice, Fit
-from shepherd.settings import RunSettings, parse, read
+from shepherd.settings import RunSettings
 
 BARE_SETTINGS = parse({"model": {"base": "tiny"}, "data": {"source": "world"}})
 DEFAULTS = plugins.completed(BARE_SETTINGS).model_copy(

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from shepherd.errors import SettingsError
+from shepherd.overrides import parse
 from shepherd.run import folder, tracking
-from shepherd.settings import RunSettings, parse
+from shepherd.settings import RunSettings
 
 ROW = {
     "round": 3,

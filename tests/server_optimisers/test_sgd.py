@@ -1,9 +1,9 @@
 import pytest
 
+from shepherd.config import validated
 from shepherd.core import Adapter, ServerState, Update
 from shepherd.errors import SettingsError
 from shepherd.server_optimisers import sgd
-from shepherd.settings import validated
 
 
 def moved(rate):

@@ -20,7 +20,8 @@ from typing import Any
 
 from shepherd.data import pipeline
 from shepherd.errors import LocalError, SilosError
-from shepherd.settings import RunSettings, parse
+from shepherd.overrides import parse
+from shepherd.settings import RunSettings
 from shepherd.silos import loopback
 from shepherd.silos.flare import provision
 from shepherd.silos.flare.session import session

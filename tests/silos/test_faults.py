@@ -23,9 +23,9 @@ from benchmarks import silos_faults
 from shepherd.core import Adapter, Update
 from shepherd.data import pipeline
 from shepherd.errors import ShepherdError
+from shepherd.overrides import dump, overridden
 from shepherd.run.folder import Row
 from shepherd.run.log import read_rows
-from shepherd.settings import dump, overridden
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback

@@ -25,7 +25,8 @@ from shepherd import world
 from shepherd.consent import Consent
 from shepherd.data import pipeline
 from shepherd.errors import BaseError, SilosError
-from shepherd.settings import MachineTable, RunSettings, parse
+from shepherd.overrides import parse
+from shepherd.settings import MachineTable, RunSettings
 from shepherd.silos import loopback
 from shepherd.silos.flare import provision
 from shepherd.silos.site import allowed_bases

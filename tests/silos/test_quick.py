@@ -16,11 +16,11 @@ pytest.importorskip("nvflare")
 from benchmarks import silos_same
 from shepherd.machine import memory
 from shepherd.model import files
+from shepherd.overrides import parse
 from shepherd.run import checkpoint
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
-from shepherd.settings import parse
 from shepherd.silos import loopback
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.quadratic import bits, drawn, update_of
 
+from shepherd.config import validated
 from shepherd.core import Adapter, Seeded, Update
 from shepherd.errors import SettingsError, UpdateRefused
-from shepherd.settings import validated
 from shepherd.transforms import clip
 
 

@@ -1,4 +1,4 @@
-"""The adapter of an arm, and what tells it from another one."""
+"""Adapters of arms, and digests that identify them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shepherd.run.answerer import adapter_of
 
 
 def arm_adapter(run: Path, number: int, arm: Arm, base: Base) -> Adapter | None:
-    """Of a trained arm; None is the base alone."""
+    """Read the adapter of a trained arm; None is the base alone."""
     path = arm_folder(run, number, arm)
     match arm.kind:
         case "base":
@@ -26,7 +26,7 @@ def arm_adapter(run: Path, number: int, arm: Arm, base: Base) -> Adapter | None:
 
 
 def digest(run: Path, number: int, arm: Arm) -> str:
-    """Of the arm's adapter file: scores are those of these weights and no others."""
+    """Digest of an arm's adapter file, which identifies the weights that scores belong to."""
     if arm.name == BASE:
         return BASE
     path = arm_folder(run, number, arm)
@@ -34,5 +34,5 @@ def digest(run: Path, number: int, arm: Arm) -> str:
 
 
 def digest_of(folder: Path) -> str:
-    """Of the adapter file in a folder."""
+    """Digest of the adapter file in a folder."""
     return hashlib.sha256((folder / files.WEIGHTS).read_bytes()).hexdigest()[:16]

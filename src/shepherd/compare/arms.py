@@ -14,8 +14,8 @@ Way = Literal["steps", "examples"]
 WAYS: tuple[Way, ...] = ("steps", "examples")
 BY_STEPS = "centralised-steps"
 BASE, CENTRALISED, FEDERATED, LOCAL = "base", "centralised", "federated", "local-"
+SCORES = "scores"  # name of a folder beside those of the arms
 # a variant answers the same questions, with an adapter of the same shape, over the same base
-SCORES = "scores"
 FIXED = ("seed", "output", "model", "adapter", "data", "split", "evaluation", "tracking", "judge")
 
 
@@ -23,9 +23,9 @@ FIXED = ("seed", "output", "model", "adapter", "data", "split", "evaluation", "t
 class Arm:
     """One way of training.
 
-    client: a local arm's. overrides: a variant's, on the run file. match: how long a local or centralised
-    arm trains: as many optimiser steps one after another as a client that is in every round ("steps"), or
-    as many examples as the federated arm saw over all its clients ("examples").
+    client: the client of a local arm. overrides: changes of a variant to the run file. match: how long a
+    local or centralised arm trains: as many consecutive optimiser steps as a client that is in every round
+    ("steps"), or as many examples as the federated arm saw over all its clients ("examples").
     """
 
     name: str
@@ -37,12 +37,12 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareSpec:
-    """What is to be compared.
+    """The arms to compare.
 
     locals: clients that also tune alone; None is all of them. variants: "name: key=value ..." each.
-    match: how long the other arms train, as an `Arm` says, or "both": the centralised arm is trained in both
-    ways, which costs as many examples as the federated arm again, and local arms by steps.
-    seeds: how many trainings of each arm, with seeds that follow each other.
+    match: how long the other arms train, see `Arm`; "both" trains the centralised arm in both ways, which
+    costs as many examples as the federated arm again, and local arms by steps.
+    seeds: number of trainings of each arm, with consecutive seeds.
     """
 
     locals: tuple[str, ...] | None = None
@@ -51,28 +51,28 @@ class CompareSpec:
     seeds: int = 1
 
 
-def arms(asked: CompareSpec, clients: Sequence[str]) -> tuple[Arm, ...]:
-    """The arms that are asked for, of a run with these clients.
+def arms(spec: CompareSpec, clients: Sequence[str]) -> tuple[Arm, ...]:
+    """List the arms of a comparison of a run with these clients.
 
     Raises:
-        SettingsError: a client is unknown, or a variant cannot be read, is named twice, or changes what
-            must stay the same.
+        SettingsError: a client is unknown, or a variant cannot be read, is named twice, or changes a key that
+            all arms share.
     """
-    names = tuple(clients) if asked.locals is None else tuple(dict.fromkeys(asked.locals))
+    names = tuple(clients) if spec.locals is None else tuple(dict.fromkeys(spec.locals))
     unknown = [name for name in names if name not in clients]
     if unknown:
         known = ", ".join(clients[:8]) + (", ..." if len(clients) > 8 else "")
-        raise SettingsError(f"local arm {unknown[0]!r} is no client of this run; its clients are {known}")
-    both = asked.match == "both"
-    local: Way = "steps" if asked.match == "both" else asked.match
-    central: Way = "examples" if asked.match == "both" else asked.match
+        raise SettingsError(f"local arm {unknown[0]!r} is not a client of this run; its clients are {known}")
+    both = spec.match == "both"
+    local: Way = "steps" if spec.match == "both" else spec.match
+    central: Way = "examples" if spec.match == "both" else spec.match
     found = (
         Arm(name=BASE, kind="base"),
         *(Arm(name=LOCAL + name, kind="local", client=name, match=local) for name in names),
         Arm(name=CENTRALISED, kind="centralised", match=central),
         *[Arm(name=BY_STEPS, kind="centralised", match="steps")] * both,
         Arm(name=FEDERATED, kind="federated"),
-        *map(variant, asked.variants),
+        *map(variant, spec.variants),
     )
     seen: set[str] = set()
     for arm in found:
@@ -83,7 +83,10 @@ def arms(asked: CompareSpec, clients: Sequence[str]) -> tuple[Arm, ...]:
 
 
 def variant(text: str) -> Arm:
-    """Read "name: key=value ...".
+    """Parse a variant "name: key=value ...".
+
+    Raises:
+        SettingsError: the text has another form, or changes a key that all arms share.
 
     >>> variant("ffa: algorithm.name=ffa_lora tuning.max_steps=3").overrides
     ('algorithm.name=ffa_lora', 'tuning.max_steps=3')
@@ -92,7 +95,7 @@ def variant(text: str) -> Arm:
     name, overrides = name.strip(), tuple(rest.split())
     if name == SCORES:
         raise SettingsError(
-            f"an arm cannot be called {SCORES!r}, as its scores' folder is; give another name"
+            f"an arm cannot be called {SCORES!r}, the name of the folder of scores; give another name"
         )
     if not colon or not overrides or not re.fullmatch(r"[\w.-]+", name) or name.startswith((".", LOCAL)):
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""The whole comparison: train the arms that are not trained, score what is not scored, make the table."""
+"""Compare arms: train those that are not trained, score those that are not scored, and write the table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shepherd.compare.folders import (
     seed_folder,
     write_json,
 )
-from shepherd.compare.scoring import Questions, questions, score_arms
+from shepherd.compare.scoring import ArmToScore, Questions, questions, score_arms
 from shepherd.compare.training import Train, totals, train_references, train_run
 from shepherd.consent import NOTHING, Consent
 from shepherd.data import pipeline
@@ -33,11 +33,13 @@ from shepherd.evaluate.metric import Metric, metrics
 from shepherd.io import private
 from shepherd.machine import planning
 from shepherd.machine.plan import read as read_plan
+from shepherd.model.base import Base
+from shepherd.overrides import overridden
 from shepherd.run import folder
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
 from shepherd.run.run import Run, executor
-from shepherd.settings import RunSettings, overridden
+from shepherd.settings import RunSettings
 from shepherd.training.local import require
 
 FORMAT = 1
@@ -53,125 +55,156 @@ def _train(opened: Callable[[], Run]) -> None:
 
 def compare(
     settings: RunSettings,
-    asked: CompareSpec,
+    spec: CompareSpec,
     *,
     train: Train = _train,
     consent: Consent = NOTHING,
 ) -> Row:
-    """Make the comparison in the folder of the run, or what of it is not made yet; returns comparison.json.
+    """Compare the arms of `spec` in the folder of the run, and return the content of comparison.json.
 
-    Says what it does to the logger "shepherd", at level INFO.
+    Arms that are trained and scored already are not done again. Progress goes to the logger "shepherd" at
+    level INFO.
 
     Args:
-        train: opens a run with the function it is given and goes through its rounds.
-        consent: what a person has agreed to that the settings only wish for.
+        train: opens a run with the function that it is given, and trains its rounds.
+        consent: what a person has agreed to; the settings alone cannot allow it.
 
     Raises:
         SettingsError: an arm cannot be read.
-        DataError: nothing could be held out.
-        FolderError: the folder holds another run or a comparison made another way, or another process is at
-            work in it.
+        DataError: no example could be held out.
+        FolderError: the folder holds another run, or a comparison made another way, or another process is
+            working in it.
     """
     run = Path(settings.output)
     if folder.is_over_silos(run):
         raise FolderError(
             f"the run in {run} is over silos, whose data are not here to train the other arms on; compare a"
-            " run of one process, with output=ANOTHER_FOLDER"
+            " run in one process, with output=ANOTHER_FOLDER"
         )
-    _require_arms(settings, asked, consent)
-    _require_data(settings, asked, consent)
+    _require_arms(settings, spec, consent)
+    _require_data(settings, spec, consent)
     began = perf_counter()
     train_run(settings, train, consent=consent)
     with closing(folder.reopen(run)):  # two comparisons in one folder would tune the same arms
-        return _made(settings, asked, train, consent, began)
+        return _compare_arms(settings, spec, train, consent, began)
 
 
-def _made(settings: RunSettings, asked: CompareSpec, train: Train, consent: Consent, began: float) -> Row:
-    """The comparison beside a finished run."""
+def _compare_arms(
+    settings: RunSettings, spec: CompareSpec, train: Train, consent: Consent, began: float
+) -> Row:
+    """Compare the arms in the folder of a finished run."""
     run = Path(settings.output)
     prepared = pipeline.load(run / "data")
-    chosen = arms(asked, sorted(prepared.clients))
-    keep_plan(run, asked.match, chosen)
-    _begun(run, settings, asked, chosen)
-    for number in range(asked.seeds):
-        private.make(seed_folder(run, number))
-        for arm in chosen:
-            if arm.kind == "variant" or (arm.kind == FEDERATED and number):
-                train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
+    chosen = arms(spec, sorted(prepared.clients))
+    keep_plan(run, spec.match, chosen)
+    _write_begun(run, settings, spec, chosen)
+    _train_runs(settings, spec, chosen, prepared, train, consent)
     kept = planned(run)
     base = load_base(kept, consent)
     plan = read_plan(run) or planning.from_run_file(kept, base)
     # what is measured may change between two comparisons of one run
     kept = kept.model_copy(update={"evaluation": settings.evaluation})
     measured = metrics(kept.evaluation.metrics, consent.plugins)
-    wanted = questions(base, kept, prepared)
-    apart = [arm for arm in chosen if arm.kind in ("local", "centralised")]
-    (federated,) = (arm for arm in chosen if arm.kind == FEDERATED)
+    asked = questions(base, kept, prepared)
     with closing(executor(plan, base, consent)) as where:
-        for number in range(asked.seeds):
-            done, seed = totals(arm_folder(run, number, federated)), settings.seed + number
+        for number in range(spec.seeds):
             train_references(
                 base,
                 kept,
                 plan,
                 prepared,
-                apart,
-                run,
-                number,
-                done=done,
-                seed=seed,
+                arms=[arm for arm in chosen if arm.kind in ("local", "centralised")],
+                run=run,
+                number=number,
+                done=totals(arm_folder(run, number, _federated(chosen))),
+                seed=settings.seed + number,
                 executor=where,
                 consent=consent,
             )
-        for number in range(asked.seeds):
-            todo = [arm for arm in chosen if arm.kind != "base" or not number]  # the base has no seed
+        for number in range(spec.seeds):
             score_arms(
-                base,
-                kept,
-                plan,
-                prepared,
-                wanted,
-                {arm.name: partial(arm_adapter, run, number, arm, base) for arm in todo},
-                {arm.name: scores_file(run, number, arm) for arm in todo},
-                {arm.name: digest(run, number, arm) for arm in todo},
-                measured,
-                where,
+                _arms_to_score(run, number, chosen, base),
+                asked,
+                base=base,
+                settings=kept,
+                plan=plan,
+                prepared=prepared,
+                metrics=measured,
+                executor=where,
             )
-    return _tabled(kept, prepared, run, chosen, asked, wanted, measured, began)
+    return _write_results(
+        run, kept, spec, chosen=chosen, prepared=prepared, asked=asked, measured=measured, began=began
+    )
 
 
-def _require_arms(settings: RunSettings, asked: CompareSpec, consent: Consent) -> None:
-    """A mistake in what is asked costs no training.
+def _train_runs(
+    settings: RunSettings,
+    spec: CompareSpec,
+    chosen: Sequence[Arm],
+    prepared: pipeline.TokenisedData,
+    train: Train,
+    consent: Consent,
+) -> None:
+    """Train the arms that are runs of their own: variants, and the federated arm of each further seed."""
+    run = Path(settings.output)
+    for number in range(spec.seeds):
+        private.make(seed_folder(run, number))
+        for arm in chosen:
+            if arm.kind == "variant" or (arm.kind == FEDERATED and number):
+                train_run(_settings_of(settings, run, arm, number), train, prepared, consent)
+
+
+def _federated(chosen: Sequence[Arm]) -> Arm:
+    (arm,) = (arm for arm in chosen if arm.kind == FEDERATED)
+    return arm
+
+
+def _arms_to_score(run: Path, number: int, chosen: Sequence[Arm], base: Base) -> list[ArmToScore]:
+    """Arms of one seed; the base has none, and is scored with the first."""
+    return [
+        ArmToScore(
+            name=arm.name,
+            adapter=partial(arm_adapter, run, number, arm, base),
+            path=scores_file(run, number, arm),
+            digest=digest(run, number, arm),
+        )
+        for arm in chosen
+        if arm.kind != "base" or not number
+    ]
+
+
+def _require_arms(settings: RunSettings, spec: CompareSpec, consent: Consent) -> None:
+    """Check the arms before any training.
 
     Raises:
-        SettingsError: nothing is held out, or a variant's keys are not those of a run file.
+        SettingsError: nothing is held out, or a variant has a key that a run file does not have.
     """
     if not settings.data.holdout:
-        raise SettingsError("nothing is held out to compare on; set data.holdout, such as 0.1")
+        raise SettingsError("no example is held out to compare on; set data.holdout, for example to 0.1")
     metrics(settings.evaluation.metrics, consent.plugins)
-    for arm in map(variant, asked.variants):
+    for arm in map(variant, spec.variants):
         changed = overridden(settings, arm.overrides)
         require(changed, consent.plugins)
 
 
-def _require_data(settings: RunSettings, asked: CompareSpec, consent: Consent) -> None:
-    """A wrong name, or nothing to score, costs no training.
+def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) -> None:
+    """Check names and held-out examples before any training.
 
     Raises:
-        SettingsError: no client, or no arm, has a name that is asked for.
+        SettingsError: a client or an arm that is asked for does not exist.
         DataError: nothing is held out.
     """
     run = Path(settings.output)
     if not folder.is_run(run):
         division = pipeline.divide(settings, consent.plugins)
         pipeline.require_heldout(len(division.held.heldout), settings.data.source)
-        arms(asked, sorted(division.clients))
+        arms(spec, sorted(division.clients))
     elif pipeline.whole(run / "data"):
         pipeline.require_heldout(len(pipeline.load(run / "data").heldout), settings.data.source)
 
 
-def _begun(run: Path, settings: RunSettings, asked: CompareSpec, chosen: Sequence[Arm]) -> None:
-    """What the report shows while arms are trained: the arms, and no number yet. Older results stay."""
+def _write_begun(run: Path, settings: RunSettings, spec: CompareSpec, chosen: Sequence[Arm]) -> None:
+    """Write what the report shows while arms are trained: the arms without numbers. Older results stay."""
     path = compare_folder(run) / COMPARISON
     if read_json(path) is not None:
         return
@@ -182,7 +215,7 @@ def _begun(run: Path, settings: RunSettings, asked: CompareSpec, chosen: Sequenc
         for arm in chosen
     ]
     begun = {
-        **_head(settings, asked),
+        **_head(settings, spec),
         "finished": False,
         "arms": arms_,
         "differences": [],
@@ -193,17 +226,17 @@ def _begun(run: Path, settings: RunSettings, asked: CompareSpec, chosen: Sequenc
     write_json(path, begun)
 
 
-def _head(settings: RunSettings, asked: CompareSpec) -> Row:
+def _head(settings: RunSettings, spec: CompareSpec) -> Row:
     return {
         "format": FORMAT,
-        "match": asked.match,
-        "seeds": [settings.seed + number for number in range(asked.seeds)],
+        "match": spec.match,
+        "seeds": [settings.seed + number for number in range(spec.seeds)],
         "against": FEDERATED,
     }
 
 
 def _settings_of(settings: RunSettings, run: Path, arm: Arm, number: int) -> RunSettings:
-    """A run on the same data, with the arm's overrides and the seed of this repetition."""
+    """Settings of an arm's own run: the same data, the arm's overrides, and the seed of this repetition."""
     date = planned(run).data.date  # of the first run, whose data these are
     data = settings.data.model_copy(update={"seed": settings.data_seed, "date": date})
     changed = overridden(settings, arm.overrides)
@@ -216,39 +249,41 @@ def _settings_of(settings: RunSettings, run: Path, arm: Arm, number: int) -> Run
     )
 
 
-def _tabled(
-    settings: RunSettings,
-    prepared: pipeline.TokenisedData,
+def _write_results(
     run: Path,
+    settings: RunSettings,
+    spec: CompareSpec,
+    *,
     chosen: Sequence[Arm],
-    asked: CompareSpec,
-    wanted: Questions,
+    prepared: pipeline.TokenisedData,
+    asked: Questions,
     measured: Sequence[Metric],
     began: float,
 ) -> Row:
-    scores = {arm.name: _scores(run, arm, asked.seeds) for arm in chosen}
-    measures = table.measured(scores, wanted, prepared, asked.seeds, measured)
+    """Write comparison.json from the scores of all arms, and return its content."""
+    scores = {arm.name: _scores(run, arm, spec.seeds) for arm in chosen}
+    measures = table.measured(scores, asked, prepared, spec.seeds, measured)
     rows = table.differences(measures)
-    trained = {arm.name: _told(run, arm) for arm in chosen}
+    trained = {arm.name: _training_of(run, arm) for arm in chosen}
     kept = read_json(compare_folder(run) / COMPARISON) or {}
-    made = {
-        **_head(settings, asked),
+    result = {
+        **_head(settings, spec),
         "finished": True,
-        "questions": len(wanted.answers),
-        "loss_examples": len(wanted.losses),
+        "questions": len(asked.answers),
+        "loss_examples": len(asked.losses),
         "seconds": perf_counter() - began,
         "measures": [each.measure.row() for each in measures],
         "arms": [
-            table.arm_row(arm, measures, scores[arm.name], wanted, prepared, trained[arm.name])
+            table.arm_row(arm, measures, scores[arm.name], asked, prepared, trained[arm.name])
             for arm in chosen
         ],
         "differences": [row.row() for row in rows],
         "says": [table.lengths(chosen, trained), *table.sentences(rows)],
         "judge": kept.get("judge"),
-        "samples": table.samples(scores, wanted, prepared),
+        "samples": table.samples(scores, asked, prepared),
     }
-    write_json(compare_folder(run) / COMPARISON, made)
-    return made
+    write_json(compare_folder(run) / COMPARISON, result)
+    return result
 
 
 def _scores(run: Path, arm: Arm, seeds: int) -> list[Mapping[str, Any]]:
@@ -256,8 +291,8 @@ def _scores(run: Path, arm: Arm, seeds: int) -> list[Mapping[str, Any]]:
     return [each for each in found if each is not None]
 
 
-def _told(run: Path, arm: Arm) -> Row | None:
-    """What the arm was trained with, of the first seed."""
+def _training_of(run: Path, arm: Arm) -> Row | None:
+    """Steps, examples and tokens that the arm was trained with, for the first seed; None for the base."""
     match arm.kind:
         case "base":
             return None

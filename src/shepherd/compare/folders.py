@@ -1,13 +1,13 @@
-"""Where a comparison keeps what it made, inside the folder of its run.
+"""Files of a comparison, inside the folder of its run.
 
 runs/NAME/                    the run itself: the federated arm of the first seed
 runs/NAME/compare/
-  plan.json                   how the arms are matched, and what the variants change
+  plan.json                   how the arms are matched, and the variants' overrides
   comparison.json             the results
   seed-0/ARM/                 the adapter of a local arm or of the centralised one, with tuned.json
-  seed-0/VARIANT/             a run of its own
+  seed-0/VARIANT/             a run of this variant
   seed-1/federated/           the run with another seed
-  seed-0/scores/ARM.json      what the arm scored, question by question
+  seed-0/scores/ARM.json      scores of the arm, question by question
 """
 
 from __future__ import annotations
@@ -28,45 +28,48 @@ PLAN, COMPARISON, TUNED = "plan.json", "comparison.json", "tuned.json"
 
 
 def compare_folder(run: Path) -> Path:
+    """Folder of the comparison of a run."""
     return run / "compare"
 
 
 def seed_folder(run: Path, number: int) -> Path:
+    """Folder of the `number`-th seed, from 0."""
     return compare_folder(run) / f"seed-{number}"
 
 
 def arm_folder(run: Path, number: int, arm: Arm) -> Path:
-    """Of a run, where the arm is one, else of an adapter."""
+    """Folder of an arm: a run folder if the arm is a run, else the folder of its adapter."""
     if arm.kind == "federated" and number == 0:
         return run
     return seed_folder(run, number) / _file_name(arm)
 
 
 def scores_file(run: Path, number: int, arm: Arm) -> Path:
+    """File of an arm's scores."""
     return seed_folder(run, number) / "scores" / f"{_file_name(arm)}.json"
 
 
 def _file_name(arm: Arm) -> str:
-    """A client may be called anything."""
+    """The arm's name, quoted: a client's name may hold any character."""
     return quote(arm.name, safe=" ()[],;=@+~!'&")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """None where there is no such file.
+    """Read a JSON object from a file; None if there is no file.
 
     Raises:
-        FolderError: it is unreadable.
+        FolderError: the file is unreadable.
     """
     try:
         return dict(json.loads(path.read_text(encoding="utf8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise FolderError(f"{path} cannot be read ({error}); remove it, and it is made again") from error
+        raise FolderError(f"{path} cannot be read ({error}); delete it, and it will be made again") from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> Path:
-    """Write atomically, making the folders above.
+    """Write a JSON object atomically, creating parent folders.
 
     Raises:
         FolderError: the disk is full, or the folder cannot be written.
@@ -77,7 +80,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
 
 
 def keep_plan(run: Path, match: str, arms: Sequence[Arm]) -> None:
-    """Write down how the arms are made, so that a later call does not mix two ways.
+    """Write how the arms are trained, so that a later call does not mix two ways.
 
     Raises:
         FolderError: the folder holds a comparison that was made another way.
@@ -88,7 +91,7 @@ def keep_plan(run: Path, match: str, arms: Sequence[Arm]) -> None:
     if plan.get("match") != match or "variants" not in plan:
         was = plan.get("match")
         raise FolderError(
-            f"{path.parent} holds a comparison matched by {was}; say --match {was}, or move that folder away"
+            f"{path.parent} holds a comparison matched by {was}; give --match {was}, or move that folder away"
         )
     for name, overrides in variants.items():
         if plan["variants"].get(name, overrides) != overrides:

@@ -17,6 +17,7 @@ from shepherd.compare.folders import (
     scores_file,
     write_json,
 )
+from shepherd.config import validated
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.data import pipeline
@@ -31,11 +32,12 @@ from shepherd.judge.questions import HELD_OUT, Question
 from shepherd.model import files
 from shepherd.model.answer import answers, prompt_ids
 from shepherd.model.base import Base
+from shepherd.overrides import assigned, parse
 from shepherd.run import folder
 from shepherd.run.answerer import adapter_of
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base
-from shepherd.settings import JudgeTable, ModelTable, RunSettings, assigned, parse, validated
+from shepherd.settings import JudgeTable, ModelTable, RunSettings
 
 Row = dict[str, Any]
 Echo = Callable[[str], None]
@@ -45,28 +47,28 @@ VERDICTS = "verdicts"
 def judged(
     run: Path, table: JudgeTable, echo: Echo, max_calls: int | None = None, consent: Consent = NOTHING
 ) -> Row:
-    """Judge every other arm of a comparison against the federated one; returns comparison.json with it.
+    """Judge every other arm of a comparison against the federated one; returns the new comparison.json.
 
     Args:
-        consent: the judge's address and the name of its key's variable, where they are not the default ones.
+        consent: the judge's address and key variable, if they are not the defaults.
 
     Raises:
-        FolderError: there is no comparison yet, or another process is at work in the folder.
-        JudgeError: the table names a host or a variable that nobody agreed to; nothing was sent.
-        ShepherdError: as `judge.judging.judge_pairs`; what was paid for is kept.
+        FolderError: there is no comparison yet, or another process is working in the folder.
+        JudgeError: the table names an address or a variable without consent; nothing was sent.
+        ShepherdError: see `judge.judging.judge_pairs`; verdicts that were paid for are kept.
     """
     require_agreed(table, consent)
     if read_json(compare_folder(run) / COMPARISON) is None:
         raise FolderError(f"{run} holds no comparison yet; make it with `shepherd compare`")
     with closing(folder.reopen(run)):
-        return _judged(run, table, echo, max_calls, consent)
+        return _judge_arms(run, table, echo, max_calls, consent)
 
 
-def _judged(run: Path, table: JudgeTable, echo: Echo, max_calls: int | None, consent: Consent) -> Row:
+def _judge_arms(run: Path, table: JudgeTable, echo: Echo, max_calls: int | None, consent: Consent) -> Row:
     path = compare_folder(run) / COMPARISON
     found = read_json(path) or {}
     arms = [_arm(row) for row in found["arms"]]
-    asked, answers = _answered(run, arms, table, echo, consent)
+    asked, answers = _questions_and_answers(run, arms, table, echo, consent)
     pairs = [(answers[arm.name], answers[FEDERATED]) for arm in arms if arm.name != FEDERATED]
     result = judging.judge_pairs(
         pairs, asked, table, compare_folder(run) / VERDICTS, echo, max_calls, against=FEDERATED
@@ -80,26 +82,26 @@ def _arm(row: Mapping[str, Any]) -> Arm:
     return Arm(name=row["name"], kind=row["kind"], client=row["client"], overrides=tuple(row["overrides"]))
 
 
-def _answered(
+def _questions_and_answers(
     run: Path, arms: Sequence[Arm], table: JudgeTable, echo: Echo, consent: Consent
 ) -> tuple[tuple[Question, ...], dict[str, Answers]]:
-    """The questions, and what each arm of the first seed answers to them."""
+    """The questions, and the answers of each arm of the first seed."""
     if table.questions == HELD_OUT:
-        return _held_out(run, arms, table)
+        return _heldout_answers(run, arms, table)
     seed = folder.read_settings(run).data_seed
     asked = questions.drawn(questions.find(table.questions), table.limit, seed)
-    return asked, _written(run, arms, asked, echo, consent)
+    return asked, _generated_answers(run, arms, asked, echo, consent)
 
 
-def _held_out(
+def _heldout_answers(
     run: Path, arms: Sequence[Arm], table: JudgeTable
 ) -> tuple[tuple[Question, ...], dict[str, Answers]]:
-    """The held-out questions that the comparison has answered already."""
+    """Held-out questions that the comparison has answered already, with the answers."""
     scores = {arm.name: read_json(scores_file(run, 0, arm)) or {} for arm in arms}
     places = scores[FEDERATED].get("questions", {}).get("answers", [])
     if not places:
         raise DataError(
-            "the comparison answered no held-out question; set evaluation.answers, or name judge.questions"
+            "the comparison answered no held-out question; set evaluation.answers, or set judge.questions"
         )
     examples = pipeline.load(run / "data").heldout_examples
     every = [questions.held_out([examples[place]])[0] for place in places]
@@ -112,10 +114,10 @@ def _held_out(
     return asked, {name: Answers(name=name, texts=each) for name, each in texts.items()}
 
 
-def _written(
+def _generated_answers(
     run: Path, arms: Sequence[Arm], asked: Sequence[Question], echo: Echo, consent: Consent
 ) -> dict[str, Answers]:
-    """Answers to other questions, generated once and kept."""
+    """Answers to questions from elsewhere, generated once and kept."""
     ids = hashlib.sha256("\0".join(f"{q.id}\0{q.text}\0{q.context}" for q in asked).encode()).hexdigest()
     at = compare_folder(run) / "answers" / ids[:12]
     places = {arm.name: at / scores_file(run, 0, arm).with_suffix(".jsonl").name for arm in arms}
@@ -151,21 +153,23 @@ def judge_two(
     max_calls: int | None = None,
     consent: Consent = NOTHING,
 ) -> Row:
-    """Compare two answers files, adapters or runs; returns what comparison.json would hold of it.
+    """Have the judge compare two answers files, adapters or runs; returns a judge's row of comparison.json.
 
     Args:
-        overrides: key=value on the judge's table, which is the first run's where there is one.
-        given: keys of the judge's table that stand above those.
-        consent: the judge's address and the name of its key's variable, where they are not the default ones;
-            and whether code that comes with a base may run.
+        overrides: key=value for the judge's table, which is that of the first run if there is one.
+        given: keys of the judge's table that take precedence over `overrides`.
+        consent: the judge's address and key variable, if they are not the defaults; and whether code that
+            comes with a base may run.
 
     Raises:
-        JudgeError: a file alone names a host or a variable; nothing was sent.
-        ShepherdError: one of the two is none of these, their bases differ, or as `judge_pairs`.
+        JudgeError: a file names an address or a variable without consent; nothing was sent.
+        ShepherdError: one of the two is none of these, their bases differ, or see `judge_pairs`.
     """
     for path in (first, second):
         if not path.exists():
-            raise FolderError(f"there is no {path}; give an answers file, an adapter folder or a run folder")
+            raise FolderError(
+                f"{path} does not exist; give an answers file, an adapter folder or a run folder"
+            )
     runs = [found for path in (first, second) if (found := _run_of(path)) is not None]
     settings = planned(runs[0]) if runs else None
     table = _table(settings, overrides, given)
@@ -177,10 +181,12 @@ def judge_two(
         every = questions.held_out(pipeline.load(runs[0] / "data").heldout_examples)
         asked = questions.limited(every, table.limit)
     else:
-        raise SettingsError("these are of no run, so nothing is held out; name --questions FILE")
+        raise SettingsError(
+            "neither of the two belongs to a run, so no question is held out; give --questions FILE"
+        )
     names = answers_files.names(first, second)
     kept = compare_folder(runs[0]) / VERDICTS if runs else first.resolve().parent / VERDICTS
-    pair = _both((first, second), names, settings, asked, echo, consent)
+    pair = _both_answers((first, second), names, settings, asked, echo, consent)
     return judging.judge(*pair, asked, table, kept, echo, max_calls).row()
 
 
@@ -190,11 +196,11 @@ def _table(settings: RunSettings | None, overrides: Iterable[str], given: Mappin
 
 
 def _run_of(path: Path) -> Path | None:
-    """The run that a path is, or lies in."""
+    """The run folder that a path is, or is inside of; None if there is none."""
     return next((each for each in (path, *path.resolve().parents) if folder.is_run(each)), None)
 
 
-def _both(
+def _both_answers(
     paths: Sequence[Path],
     names: Sequence[str],
     settings: RunSettings | None,
@@ -202,7 +208,7 @@ def _both(
     echo: Echo,
     consent: Consent,
 ) -> tuple[Answers, Answers]:
-    """Both arms' answers: read from a file, or generated, adapters of one base in one pass."""
+    """Answers of both: read from a file or generated, adapters of one base in one pass."""
     read = {i: answers_files.read(path, names[i]) for i, path in enumerate(paths) if path.is_file()}
     rest = [i for i in range(2) if i not in read]
     if rest:
@@ -220,7 +226,7 @@ def _adapter_at(path: Path, base: Base) -> Adapter:
 
 
 def _settings_of(path: Path, consent: Consent) -> RunSettings:
-    """For an adapter that lies in no run: its own base, and the template that the run file has by default."""
+    """Settings for an adapter outside any run: its own base, and the default template."""
     table = files.read_config(path)
     config = read_json(path / files.CONFIG) or {}
     base = config.get("base_model_name_or_path")
@@ -228,6 +234,6 @@ def _settings_of(path: Path, consent: Consent) -> RunSettings:
         raise AdapterError(
             f"adapter {path} does not name its base; add base_model_name_or_path to its config"
         )
-    trusted = consent.remote_code  # an adapter has no way to ask
+    trusted = consent.remote_code  # an adapter cannot ask for it
     model = ModelTable(base=base, revision=config.get("revision"), trust_remote_code=trusted).model_dump()
     return parse({"model": model, "adapter": table.model_dump(), "data": {"source": str(path)}}, str(path))

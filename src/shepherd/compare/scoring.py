@@ -1,4 +1,4 @@
-"""Score the arms of one seed on the same held-out examples: the loss of each, and the answers to some."""
+"""Score the arms of one seed on the same held-out examples, by their loss and by answers to some."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """Which held-out examples arms are scored on: `losses` by their loss, `answers` by what they answer."""
+    """Indices of the held-out examples that arms are scored on: `losses` by loss, `answers` by answers."""
 
     losses: tuple[int, ...]
     answers: tuple[int, ...]
 
 
 def questions(base: Base, settings: RunSettings, prepared: TokenisedData) -> Questions:
-    """As many as `evaluation` says, evenly over the categories; no prompt that leaves no room to answer."""
+    """Choose held-out examples evenly over the categories, as many as `[evaluation]` says.
+
+    A prompt that leaves no room for an answer is not chosen for answers.
+    """
     named = categories(prepared)
     most = settings.evaluation
     room = [
@@ -55,7 +58,7 @@ def questions(base: Base, settings: RunSettings, prepared: TokenisedData) -> Que
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sheet:
-    """What every arm is asked: the loss on `examples`, and the answers to `prompts`, as `Questions` says."""
+    """Work that is the same for every arm: the loss on `examples`, and answers to `prompts`."""
 
     examples: Tokens
     prompts: Sequence[Sequence[int]]
@@ -64,57 +67,69 @@ class Sheet:
     micro_batch: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmToScore:
+    """An arm that is to be scored."""
+
+    name: str
+    adapter: Callable[[], Adapter | None]
+    """Reads its adapter when it is needed; None is the base alone."""
+    path: Path
+    """File of its scores."""
+    digest: str
+    """Digest of its adapter; scores are those of this adapter and no other."""
+
+
 def score_arms(
+    arms: Sequence[ArmToScore],
+    asked: Questions,
+    *,
     base: Base,
     settings: RunSettings,
     plan: Plan,
     prepared: TokenisedData,
-    asked: Questions,
-    adapters: Mapping[str, Callable[[], Adapter | None]],
-    files: Mapping[str, Path],
-    digests: Mapping[str, str],
     metrics: Sequence[Metric],
     executor: Executor,
 ) -> None:
-    """Write the scores of every arm that has none on these questions yet; those that are there stay.
+    """Write the scores of every arm that has none on these questions yet; existing scores stay.
 
     Args:
-        settings: of the run, with what its plan chose.
-        plan: of the run.
-        adapters: arm -> its adapter, read when it is needed; None is the base alone.
-        files: arm -> where its scores go.
-        digests: arm -> what tells its adapter from another one.
-        metrics: what is measured of each answer; answers that are there are measured again by new ones.
+        settings: the run's, filled in from its plan.
+        metrics: measures of each answer; existing answers are measured again if these have changed.
         executor: where the arms are scored.
     """
-    wanted = {"losses": list(asked.losses), "answers": list(asked.answers)}
     keys = {
-        arm: {**wanted, "adapter": digests[arm], "max_new_tokens": settings.evaluation.max_new_tokens}
-        for arm in adapters
+        arm.name: {
+            "losses": list(asked.losses),
+            "answers": list(asked.answers),
+            "adapter": arm.digest,
+            "max_new_tokens": settings.evaluation.max_new_tokens,
+        }
+        for arm in arms
     }
     examples = [prepared.heldout_examples[i] for i in asked.answers]
     named = [_plain(table) for table in settings.evaluation.metrics]
-    todo = [arm for arm in adapters if not _scored(files[arm], keys[arm])]
-    for arm in adapters:
+    todo = [arm for arm in arms if not _is_scored(arm.path, keys[arm.name])]
+    for arm in arms:
         if arm not in todo:
-            _measure_again(files[arm], examples, metrics, named)
+            _measure_again(arm.path, examples, metrics, named)
     if not todo:
         return
-    log.info("scoring %s", ", ".join(todo))
+    log.info("scoring %s", ", ".join(arm.name for arm in todo))
     sheet = _sheet(base, settings, plan, prepared, asked)
-    work = ((sheet, adapters[arm]()) for arm in todo)
+    work = ((sheet, arm.adapter()) for arm in todo)
     scores = executor.each(score_one, work)
     with stage(f"scoring {many(len(todo), 'arm')}", len(todo)) as now:
         for arm, (sums, texts) in zip(todo, scores, strict=True):
-            measured = _measured(texts, examples, metrics)
-            row = {"questions": keys[arm], "metrics": named, "losses": sums, "answers": measured}
-            write_json(files[arm], row)
+            measured = _measure(texts, examples, metrics)
+            row = {"questions": keys[arm.name], "metrics": named, "losses": sums, "answers": measured}
+            write_json(arm.path, row)
             now.advance()
 
 
-def _scored(path: Path, wanted: Mapping[str, Any]) -> bool:
+def _is_scored(path: Path, asked: Mapping[str, Any]) -> bool:
     found = read_json(path)
-    return found is not None and found.get("questions") == wanted
+    return found is not None and found.get("questions") == asked
 
 
 def _sheet(base: Base, settings: RunSettings, plan: Plan, prepared: TokenisedData, asked: Questions) -> Sheet:
@@ -128,7 +143,7 @@ def _sheet(base: Base, settings: RunSettings, plan: Plan, prepared: TokenisedDat
 
 
 def score_one(base: Base, work: tuple[Sheet, Adapter | None]) -> tuple[list[float], list[str]]:
-    """An arm's summed loss on each example, in nats, and its answer to each prompt."""
+    """Score one arm: its summed loss on each example, in nats, and its answer to each prompt."""
     sheet, adapter = work
     sums: list[float] = []
     if len(sheet.examples):
@@ -142,7 +157,7 @@ def _prompt(base: Base, settings: RunSettings, prepared: TokenisedData, place: i
     return prompt_ids(base, settings.data, prepared.heldout_examples[place].turns[:-1])
 
 
-def _measured(texts: Sequence[str], examples: Sequence[Example], metrics: Sequence[Metric]) -> list[Row]:
+def _measure(texts: Sequence[str], examples: Sequence[Example], metrics: Sequence[Metric]) -> list[Row]:
     return [
         {TEXT: answer, **metric_scores(metrics, answer, example)}
         for answer, example in zip(texts, examples, strict=True)
@@ -152,11 +167,11 @@ def _measured(texts: Sequence[str], examples: Sequence[Example], metrics: Sequen
 def _measure_again(
     path: Path, examples: Sequence[Example], metrics: Sequence[Metric], named: Sequence[Row]
 ) -> None:
-    """Other metrics ask for no other answers."""
+    """Measure existing answers by new metrics; the answers stay."""
     found = read_json(path) or {}
     if found.get("metrics") != named:
         texts = [answer[TEXT] for answer in found["answers"]]
-        write_json(path, {**found, "metrics": named, "answers": _measured(texts, examples, metrics)})
+        write_json(path, {**found, "metrics": named, "answers": _measure(texts, examples, metrics)})
 
 
 def _plain(table: PartTable) -> Row:

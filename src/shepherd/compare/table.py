@@ -1,4 +1,4 @@
-"""From scores to the table: measures with their intervals, differences, and what they allow one to say."""
+"""Make a comparison's table from scores: measures with intervals, differences, and conclusions."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from shepherd.training.tune import predictions
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
-Scores = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> what scoring.py wrote, one a seed
+Scores = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> content of its scores files, one per seed
 RIGHT = "right"
-"""The metric that decides where examples carry a check."""
-SAMPLES = 2  # answers shown of each category
+"""Name of the metric that the table compares by, if examples have a check."""
+SAMPLES_PER_CATEGORY = 2  # answers shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One measure: each arm's values (S, Q), or (Q,) where it is the same for every seed; and the draws."""
+    """One measure: values of each arm (S, Q), or (Q,) if equal for every seed; and the bootstrap draws."""
 
     measure: Measure
     values: Mapping[str, Floats]
@@ -42,12 +42,12 @@ class Measured:
 def measured(
     scores: Scores, asked: Questions, prepared: TokenisedData, seeds: int, metrics: Sequence[Metric]
 ) -> list[Measured]:
-    """Every measure that all the arms have."""
+    """Collect every measure that all arms have, with its bootstrap draws."""
     named = categories(prepared)
     found = []
     if asked.losses:
         counts = predictions(prepared.heldout)[list(asked.losses)].astype(np.float64)
-        trained = counts > 0  # an example without a trained token has no loss
+        trained = counts > 0  # an example without trained tokens has no loss
         values = {arm: _losses(each)[:, trained] / counts[trained] for arm, each in scores.items()}
         strata = [named[i] for i, kept in zip(asked.losses, trained, strict=True) if kept]
         found.append(
@@ -59,7 +59,7 @@ def measured(
             )
         )
     for metric in metrics if asked.answers else ():
-        values, places = _answered(scores, metric.measure.name)
+        values, places = _values_of_answers(scores, metric.measure.name)
         if places:
             strata = [named[asked.answers[i]] for i in places]
             found.append(Measured(measure=metric.measure, values=values, draws=draws(strata, seeds=seeds)))
@@ -70,8 +70,8 @@ def _losses(seeds: Sequence[Mapping[str, Any]]) -> Floats:
     return np.array([each["losses"] for each in seeds], dtype=np.float64)  # (S, Q), sums of nats
 
 
-def _answered(scores: Scores, name: str) -> tuple[dict[str, Floats], list[int]]:
-    """Values (S, Q) of the answers that have this measure, and their places among those asked."""
+def _values_of_answers(scores: Scores, name: str) -> tuple[dict[str, Floats], list[int]]:
+    """Values (S, Q) of the answers that have this measure, and the answers' indices."""
     first = next(iter(scores.values()))[0]["answers"]
     places = [i for i, answer in enumerate(first) if answer[name] is not None]
     values = {
@@ -89,7 +89,7 @@ def arm_row(
     prepared: TokenisedData,
     trained: Mapping[str, Any] | None,
 ) -> Row:
-    """One arm as it stands in comparison.json."""
+    """Row of one arm in comparison.json."""
     client = _by_client(scores, asked, prepared)
     known = {name: value for name, value in client.items() if not np.isnan(value)}
     worst = max(known, key=lambda name: known[name]) if known else None
@@ -123,7 +123,7 @@ def _by_category(each: Measured, arm: str) -> Row:
 def _by_client(
     scores: Sequence[Mapping[str, Any]], asked: Questions, prepared: TokenisedData
 ) -> dict[str, float]:
-    """Loss on data like each client's, the mean over the seeds."""
+    """Mean loss over the seeds on data with each client's mix of categories."""
     if not asked.losses:
         return {}
     named = categories(prepared)
@@ -149,7 +149,7 @@ def _categories(arm: Arm, prepared: TokenisedData) -> dict[str, int]:
 
 
 def differences(measures: Sequence[Measured]) -> list[Against]:
-    """The federated arm against every other, by right answers where there are checks, and by the loss."""
+    """Compare the federated arm with every other, by loss, and by right answers if examples have a check."""
     chief = [each for each in measures if each.measure.name in (LOSS.name, RIGHT)]
     return [
         row
@@ -159,7 +159,7 @@ def differences(measures: Sequence[Measured]) -> list[Against]:
 
 
 def lengths(arms: Sequence[Arm], trained: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """How many examples each tuned arm saw, and in how many optimiser steps one after another.
+    """Say how many examples each tuned arm saw, and in how many consecutive optimiser steps.
 
     Args:
         trained: arm -> its `examples` and `steps`; None for the base.
@@ -188,7 +188,7 @@ def _range(trained: Mapping[str, Mapping[str, Any] | None], arms: Sequence[str],
 
 
 def sentences(rows: Sequence[Against]) -> list[str]:
-    """What the numbers allow one to say: by right answers where there are any, then by the loss."""
+    """Conclusions from the differences: by right answers if there are any, then by loss."""
     by_measure: dict[str, list[Against]] = {}
     for row in rows:
         by_measure.setdefault(row.measure.name, []).append(row)
@@ -198,9 +198,9 @@ def sentences(rows: Sequence[Against]) -> list[str]:
 
 
 def samples(scores: Scores, asked: Questions, prepared: TokenisedData) -> list[Row]:
-    """Answers of all the arms side by side, of the first seed: to a few questions of each category."""
+    """Answers of all arms side by side to a few questions of each category, for the first seed."""
     named = categories(prepared)
-    places = loss.stratified_subset([named[i] for i in asked.answers], SAMPLES * len(set(named)))
+    places = loss.stratified_subset([named[i] for i in asked.answers], SAMPLES_PER_CATEGORY * len(set(named)))
     found = []
     for place in places.tolist():
         example = prepared.heldout_examples[asked.answers[place]]

@@ -1,13 +1,13 @@
-"""Train the arms: federated ones as runs, local and centralised ones as the clients of one cohort.
+"""Train the arms: federated ones as runs, local and centralised ones as the clients of one stack.
 
-A local arm is one long visit of a client to its own data, the centralised arm one to everybody's. Nothing is
-averaged, so all of them are tuned side by side over one base, as the clients of a round are.
+A local arm is one long visit of a client to its own data, the centralised arm one to all clients' data.
+Nothing is averaged, so all of them are tuned side by side over one base, like the clients of a round.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +20,7 @@ from shepherd.compare.adapters import digest_of
 from shepherd.compare.arms import WAYS, Arm, Way
 from shepherd.compare.folders import TUNED, arm_folder, read_json, write_json
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter, Broadcast, Failure, chain, not_finite, seed_for
+from shepherd.core import Adapter, Broadcast, Failure, Update, chain, not_finite, seed_for
 from shepherd.data.pipeline import TokenisedData
 from shepherd.data.tokens import Tokens
 from shepherd.errors import DataError, FolderError
@@ -33,21 +33,22 @@ from shepherd.model import files, lora
 from shepherd.model.base import Base
 from shepherd.run import checkpoint, folder
 from shepherd.run.log import read_rows
-from shepherd.run.run import Run, open_run, resume
+from shepherd.run.opening import open_run, resume
+from shepherd.run.run import Run
 from shepherd.settings import FederationTable, RunSettings, TuningTable
 from shepherd.training.local import completed, local_training
 
 OPEN = {"model.dtype": "auto", "model.revision": None, "data.date": ""}
-"""Keys that a run fills in where they are left open, as here: then whatever it took is what was asked."""
+"""Keys with these values are open: a run fills them in, and any value of it is what was asked for."""
 NO_DIFFERENCE = ("judge", "tracking", "output", "machine")
-"""Parts of the run file that change nothing of what is trained, or only its last bits."""
+"""Parts of the run file that do not change what is trained, or only its last bits."""
 log = logging.getLogger(__name__)
 Train = Callable[[Callable[[], Run]], None]  # open a run and go through its rounds, showing them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """What a federated run trained: `steps` of a client in every round; `examples` and `tokens` in all."""
+    """Totals of a federated run: `steps` of a client in every round, `examples` and `tokens` of all."""
 
     steps: int
     examples: int
@@ -55,12 +56,12 @@ class Totals:
     seconds: float
 
     def matched(self, way: Way) -> int:
-        """How many steps, or examples, an arm that is not federated trains."""
+        """Number of steps, or of examples, that an arm that is not federated trains."""
         return self.steps if way == "steps" else self.examples
 
 
 def totals(path: Path) -> Totals:
-    """Of a finished run, from its log."""
+    """Sum up a finished run from its log."""
     rows = [row for row in read_rows(path) if row["round"] > 0]
     clients = [max(1, len(row["losses"])) for row in rows]
     return Totals(
@@ -74,25 +75,25 @@ def totals(path: Path) -> Totals:
 def train_run(
     settings: RunSettings, train: Train, prepared: TokenisedData | None = None, consent: Consent = NOTHING
 ) -> None:
-    """Train the run in `settings.output`, go on with it, or find it finished.
+    """Train the run in `settings.output`, or continue it; nothing is done if it is finished.
 
     Args:
-        prepared: the data, where another run has read and divided them already.
+        prepared: the data, if another run has read and divided them already.
 
     Raises:
-        FolderError: the folder holds a run of other settings.
-        DataError: no held-out example is left by the template and `max_tokens`.
+        FolderError: the folder holds a run with other settings.
+        DataError: the template and `max_tokens` leave no held-out example.
     """
     path = Path(settings.output)
     if not folder.is_run(path):
-        train(lambda: _begun(settings, prepared, consent))
+        train(lambda: _open_with_heldout(settings, prepared, consent))
         return
     require_same(settings, path, consent)
     if not finished(path):
         train(lambda: resume(path, consent))
 
 
-def _begun(settings: RunSettings, prepared: TokenisedData | None, consent: Consent) -> Run:
+def _open_with_heldout(settings: RunSettings, prepared: TokenisedData | None, consent: Consent) -> Run:
     run = open_run(settings, prepared, consent)
     if not len(run.prepared.heldout):
         run.close()
@@ -113,32 +114,32 @@ def finished(path: Path) -> bool:
 
 
 def require_same(settings: RunSettings, path: Path, consent: Consent = NOTHING) -> None:
-    """Raise FolderError where the run in `path` was started with other settings, by the first such key."""
+    """Raise FolderError if the run in `path` was started with other settings; names the first such key."""
     kept, plan = folder.read_settings(path), plans.read(path)
     asked, found, filled = (
-        completed(each, consent.plugins).model_dump()  # whoever wrote a default means the same
+        completed(each, consent.plugins).model_dump()  # a default that is written out means the same
         for each in (settings, kept, plan.over(kept) if plan else kept)
     )
     different = {key for key, *_ in _differing(asked, filled)}
-    for key, wanted, was in _differing(asked, found):
+    for key, requested, was in _differing(asked, found):
         if key not in different or (plan is None and key == "model.revision"):
-            continue  # which an earlier version wrote the commit over
+            continue  # an earlier version wrote the commit there
         raise FolderError(
-            f"{path} holds a run with {key} = {was!r}, not {wanted!r}; give output=ANOTHER_FOLDER"
+            f"{path} holds a run with {key} = {was!r}, not {requested!r}; give output=ANOTHER_FOLDER"
         )
 
 
-def _differing(wanted: Any, found: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """Keys whose value was given and is another one."""
-    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+def _differing(requested: Any, found: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys that are set to different values, as (key, asked, found)."""
+    if isinstance(requested, Mapping) and isinstance(found, Mapping):
         inner = [
-            _differing(wanted[name], found.get(name), f"{key}.{name}" if key else name)
-            for name in wanted
+            _differing(requested[name], found.get(name), f"{key}.{name}" if key else name)
+            for name in requested
             if key or name not in NO_DIFFERENCE
         ]
         return [each for part in inner for each in part]
-    left_open = key == "evaluation.metrics" or (key in OPEN and wanted == OPEN[key])
-    return [] if left_open or wanted == found else [(key, wanted, found)]
+    left_open = key == "evaluation.metrics" or (key in OPEN and requested == OPEN[key])
+    return [] if left_open or requested == found else [(key, requested, found)]
 
 
 def train_references(
@@ -146,64 +147,94 @@ def train_references(
     settings: RunSettings,
     plan: Plan,
     prepared: TokenisedData,
+    *,
     arms: Sequence[Arm],
     run: Path,
     number: int,
-    *,
     done: Totals,
     seed: int,
     executor: Executor,
     consent: Consent,
 ) -> None:
-    """Train the local arms and the centralised ones that are not there yet, as rows of one cohort.
+    """Train the local and centralised arms that are missing, as rows of one stack.
 
-    What is there stays as it is and is not trained again. A row's last bits depend on the rows beside it, so
-    an arm that is added later may differ in them from one that was asked for at once (law 1).
+    Existing arms stay and are not trained again. The last bits of a row depend on the rows beside it, so an
+    arm that is added later may differ in them from one that was trained with the others (law 1).
 
     Args:
-        settings: of the run that they stand beside, with what its plan chose.
-        plan: of that run.
-        arms: all that are compared, also those that are there.
+        settings: the run's, filled in from its plan.
+        plan: the run's.
+        arms: all arms that are compared, including existing ones.
+        run: folder of the run.
+        number: index of the seed, from 0.
         done: what the federated arm of this seed was trained with.
-        seed: of the first adapter (the federated arm's own) and of the order of the examples.
+        seed: seed of the first adapter (that of the federated arm) and of the order of the examples.
         executor: where the arms are tuned.
-        consent: which modules from outside may be imported.
+        consent: modules outside the package that may be imported.
 
     Raises:
         DataError: a client's step holds no trained token, or an arm diverged.
-        FolderError: an adapter cannot be written, or was trained otherwise.
+        FolderError: an adapter cannot be written, or an existing one was trained another way.
     """
     places = {arm.name: arm_folder(run, number, arm) for arm in arms}
     made = {arm.name: {arm.match: done.matched(arm.match), "seed": seed} for arm in arms}
     _complete(places)
-    there = {name for name, place in places.items() if _trained(place, made[name])}
-    groups = _groups(arms, plan.stack_size)
-    todo = [left for group in groups if (left := [name for name in group if name not in there])]
+    existing = {name for name, place in places.items() if _is_trained(place, made[name])}
+    stacks = _stacks(arms, plan.stack_size)
+    todo = [left for names in stacks if (left := [name for name in names if name not in existing])]
     if not todo:
         return
     for way in WAYS:
-        if names := [arm.name for arm in arms if arm.match == way and arm.name not in there]:
+        if names := [arm.name for arm in arms if arm.match == way and arm.name not in existing]:
             each = " each" * (len(names) > 1)
-            log.info("tuning %s for %s %s%s", _named(names), f"{done.matched(way):,}", way, each)
-    datasets = {arm.name: _data(arm, prepared) for arm in arms}
+            log.info("tuning %s for %s %s%s", _first_names(names), f"{done.matched(way):,}", way, each)
+    local = _clients(arms, settings, plan, prepared, done=done, seed=seed, consent=consent)
+    simulation = Simulation(local=local, executor=executor, stack_size=max(map(len, stacks)))
+    first = lora.fresh(base.targets, settings.adapter.rank, seed_for(seed, "adapter"))
+    updates = simulation.run_groups(Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms")), todo)
+    _write_arms(updates, first, base, todo, places, made, timed=executor.count == 1)
+
+
+def _clients(
+    arms: Sequence[Arm],
+    settings: RunSettings,
+    plan: Plan,
+    prepared: TokenisedData,
+    *,
+    done: Totals,
+    seed: int,
+    consent: Consent,
+) -> LocalClients:
+    """The arms as clients, each with one visit for its whole training."""
+    datasets = {arm.name: _dataset(arm, prepared) for arm in arms}
     by_examples = [arm.name for arm in arms if arm.match == "examples"]
-    local = LocalClients(
+    return LocalClients(
         datasets=datasets,
         algorithm=fedavg.ALGORITHM,
         transform=chain(),
-        tuning=_table(settings.tuning, done),
+        tuning=_tuning_in_one_visit(settings.tuning, done),
         federation=FederationTable(rounds=1),
         micro_batch_tokens=plan.micro_batch_tokens,
         order_seed=seed,
         training=local_training(settings.tuning, consent.plugins),
         epochs={name: done.examples / len(datasets[name]) for name in by_examples},
     )
-    simulation = Simulation(local=local, executor=executor, stack_size=max(map(len, groups)))
-    first = lora.fresh(base.targets, settings.adapter.rank, seed_for(seed, "adapter"))
-    broadcast = Broadcast(round=0, adapter=first, seed=seed_for(seed, "arms"))
-    began, beside = perf_counter(), dict[str, dict[str, Any]]()
-    last = {group[-1] for group in todo}
-    for update in simulation.run_groups(broadcast, todo):
+
+
+def _write_arms(
+    updates: Iterable[Update | Failure],
+    first: Adapter,
+    base: Base,
+    todo: Sequence[Sequence[str]],
+    places: Mapping[str, Path],
+    made: Mapping[str, Mapping[str, int]],
+    *,
+    timed: bool,
+) -> None:
+    """Write each arm's adapter as it is ready, and a record of each stack when all of it is."""
+    began, stack = perf_counter(), dict[str, dict[str, Any]]()
+    last = {names[-1] for names in todo}
+    for update in updates:
         if isinstance(update, Failure):
             raise DataError(f"arm {update.client}: {update.reason}")
         adapter = Adapter({name: first[name] + change for name, change in update.delta.items()})
@@ -211,69 +242,71 @@ def train_references(
         place, metrics = places[update.client], update.metrics
         files.write(place, adapter, base)
         tuned = {name: metrics[name] for name in ("steps", "examples", "tokens", "loss")}
-        # what is tuned beside others has no time of its own
-        seconds = None if executor.count > 1 else perf_counter() - began
+        # stacks that are tuned at the same time have no time of their own
+        seconds = perf_counter() - began if timed else None
         kept = {**tuned, "asked": made[update.client], "seconds": seconds, "adapter": digest_of(place)}
-        beside[update.client] = kept
+        stack[update.client] = kept
         if update.client in last:
-            _keep(places, beside)
-            began, beside = perf_counter(), {}
+            _record(places, stack)
+            began, stack = perf_counter(), {}
 
 
-def _keep(places: Mapping[str, Path], beside: Mapping[str, Mapping[str, Any]]) -> None:
-    """Say that the arms of one pass are whole: all with the first file, since alone they have other bits."""
-    for name, tuned in beside.items():
-        write_json(places[name] / TUNED, {**tuned, "beside": beside})
+def _record(places: Mapping[str, Path], stack: Mapping[str, Mapping[str, Any]]) -> None:
+    """Record that the arms of one stack are complete.
+
+    Each file names the whole stack, since an arm tuned alone has other bits: after a kill between two files,
+    `_complete` writes the missing ones.
+    """
+    for name, tuned in stack.items():
+        write_json(places[name] / TUNED, {**tuned, "beside": stack})
         log.info("  %s is tuned: %s steps, %s examples", name, tuned["steps"], f"{tuned['examples']:,}")
 
 
 def _complete(places: Mapping[str, Path]) -> None:
-    """Say it of those that a kill came before."""
+    """Write the records that a kill has cut off."""
     for place in places.values():
         for name, tuned in ((read_json(place / TUNED) or {}).get("beside") or {}).items():
             path = places.get(name)
             if path is None or read_json(path / TUNED) is not None:
                 continue
-            if (path / files.CONFIG).is_file() and digest_of(path) == tuned["adapter"]:  # and no later one's
+            if (path / files.CONFIG).is_file() and digest_of(path) == tuned["adapter"]:  # and not a later one
                 write_json(path / TUNED, tuned)
 
 
-def _groups(arms: Sequence[Arm], size: int) -> list[list[str]]:
-    """Which arms are tuned at once: as many as clients of the run, and none beside a shorter one.
+def _stacks(arms: Sequence[Arm], size: int) -> list[list[str]]:
+    """Group the arms that are tuned in one stack: as many as clients of the run, and of one length.
 
-    A long arm would go on alone in the end, so it is in no group with short ones, and workers begin with the
-    largest of the groups that they look at. It stands last, since results are written down in this order.
+    A long arm would be tuned alone at the end of a stack with short ones. Workers begin with the largest
+    group that is ready; long arms come last, since results are written in this order.
     """
     names = [[arm.name for arm in arms if arm.match == way] for way in WAYS]
     return [same[start : start + size] for same in names for start in range(0, len(same), size)]
 
 
-def _trained(path: Path, made: Mapping[str, int]) -> bool:
+def _is_trained(path: Path, made: Mapping[str, int]) -> bool:
     tuned = read_json(path / TUNED)
     if tuned is None:
         return False
     if tuned.get("asked") != made:
         raise FolderError(
-            f"{path} holds an arm of another length or seed; move it away, and it is trained again"
+            f"{path} holds an arm with another length or seed; move it away, and the arm is trained again"
         )
     return True
 
 
 def _require_finite(arm: str, adapter: Adapter, loss: float) -> None:
     if not np.isfinite(loss) or any(not_finite(adapter)):
-        raise DataError(
-            f"arm {arm} diverged: its numbers are not finite any more; lower tuning.learning_rate"
-        )
+        raise DataError(f"arm {arm} diverged: its numbers are no longer finite; lower tuning.learning_rate")
 
 
-def _data(arm: Arm, prepared: TokenisedData) -> Tokens:
+def _dataset(arm: Arm, prepared: TokenisedData) -> Tokens:
     if arm.client is not None:
         return prepared.clients[arm.client]
     return Tokens.pooled(list(prepared.clients.values()))
 
 
-def _table(tuning: TuningTable, done: Totals) -> TuningTable:
-    """One visit for the whole training: the schedule over the rounds becomes that over the steps."""
+def _tuning_in_one_visit(tuning: TuningTable, done: Totals) -> TuningTable:
+    """Settings for training in one visit: the schedule over the rounds becomes the one over the steps."""
     over_rounds = tuning.round_schedule != "constant"
     return tuning.model_copy(
         update={
@@ -285,5 +318,5 @@ def _table(tuning: TuningTable, done: Totals) -> TuningTable:
     )
 
 
-def _named(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more arms"

@@ -1,1 +1,1 @@
-"""Scores on held-out examples."""
+"""Scores on held-out examples, and statistics of them."""

@@ -1,4 +1,4 @@
-"""One arm against all the others on one measure: the table of differences, and what it comes to."""
+"""Compare one arm with all others on one measure: the table of differences, and its summary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shepherd.evaluate.statistics import Compared, between, holm, sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Against:
-    """`first` minus `arm` on one measure; p_holm is corrected for all the arms of the table."""
+    """Difference `first` minus `arm` on one measure; `p_holm` is corrected for all arms of the table."""
 
     first: str
     arm: str
@@ -26,7 +26,7 @@ class Against:
     says: str
 
     def row(self) -> dict[str, Any]:
-        """As it stands in comparison.json."""
+        """Row of the difference in comparison.json."""
         return {
             "arm": self.arm,
             "measure": self.measure.name,
@@ -40,7 +40,7 @@ class Against:
 
     @property
     def outcome(self) -> int:
-        """1 where first is better, -1 where it is worse, 0 where the two cannot be told apart."""
+        """1 if first is better, -1 if it is worse, 0 if the two cannot be told apart."""
         if not decided(self.compared, self.p_holm):
             return 0
         return 1 if self.measure.better(self.compared.difference.value) else -1
@@ -53,19 +53,21 @@ def against(
     measure: Measure,
     weights: ArrayLike | None = None,
 ) -> list[Against]:
-    """`first` minus every other arm, in the arms' order, with Holm's correction over them.
+    """Compare `first` with every other arm, in the arms' order, with Holm's correction over them.
 
-    Ten thousand resamples tell a p of 0.0002 at best, so of more than 250 arms none could stand: draw more.
+    Ten thousand resamples resolve a p of 0.0002 at best, so with more than 250 arms no difference could be
+    significant: draw more then.
 
     Args:
-        arms: each arm's values, (S, Q), or (Q,) where they are the same for every seed.
+        arms: each arm's values, (S, Q), or (Q,) if they are the same for every seed.
+        weights: (Q,), see `statistics.sample`.
 
     Raises:
-        StatisticsError: `first` is not among the arms; otherwise as `statistics.sample`.
+        StatisticsError: `first` is not among the arms; or see `statistics.sample`.
     """
     if first not in arms:
         raise StatisticsError(
-            f"There are no scores of {first}, with which the arms are compared: score it first."
+            f"There are no scores of {first}, with which the arms are compared; score it first."
         )
     samples = {arm: sample(values, draws, weights, measure.span) for arm, values in arms.items()}
     mine = samples[first]
@@ -93,28 +95,28 @@ def against(
 
 
 def summary(rows: Sequence[Against], *, references: Sequence[str] = ("centralised",)) -> list[str]:
-    """What one table comes to: whom the first beats, how it stands to references, what intervals cover."""
+    """Summarise one table: whom the first arm beats, its ratio to references, what intervals cover."""
     if not rows:
         return []
     first, measure, compared = rows[0].first, rows[0].measure, rows[0].compared
     by_outcome = {sign: [row.arm for row in rows if row.outcome == sign] for sign in (1, -1, 0)}
     said = [f"By {measure.label}, {verdict(first, by_outcome[1], by_outcome[-1], by_outcome[0])}."]
-    said += [_relative(row) for row in rows if row.arm in references]
-    said.append(_covered(compared, measure.asked))
+    said += [_ratio_sentence(row) for row in rows if row.arm in references]
+    said.append(_coverage_sentence(compared, measure.asked))
     return said
 
 
-def _covered(compared: Compared, asked: str) -> str:
+def _coverage_sentence(compared: Compared, asked: str) -> str:
     covers = f"The intervals cover the choice of {these(compared, asked)}"
     if compared.seeds > 1:
         return f"{covers}, and the luck of training as these seeds show it."
     return f"{covers}, not the luck of training, which one seed cannot show."
 
 
-def _relative(row: Against) -> str:
+def _ratio_sentence(row: Against) -> str:
     ratio = row.compared.relative.row()
     if None in ratio.values():
-        return f"{row.arm} scores too near 0 for a relative score of {row.first}."
+        return f"{row.arm} scores too close to 0 for a relative score of {row.first}."
     bounds = f"95%: {ratio['low']:.3f} to {ratio['high']:.3f}"
     lower = ", where lower is better" if row.measure.lower_is_better else ""
     return f"{row.first} comes to {ratio['value']:.3f} of {row.arm} ({bounds}) in {row.measure.label}{lower}."

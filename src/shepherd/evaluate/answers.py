@@ -1,4 +1,4 @@
-"""Answers and whether they are right, for examples that carry a check."""
+"""Check answers before and after training, for examples that have a check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def checked(
     before: Sequence[str],
     after: Sequence[str],
 ) -> list[Row]:
-    """One row an example: the instruction, a right answer, both answers, and whether each is right."""
+    """Make one row per example: the instruction, a right answer, both answers, and whether each is right."""
     rows = []
     for example, first, last in zip(examples, before, after, strict=True):
         rows.append(
@@ -36,7 +36,7 @@ def checked(
 
 
 def by_category(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """Category -> the share of right answers before and after.
+    """Shares of right answers before and after, by category.
 
     >>> by_category([{"category": "qa", "right_before": False, "right_after": True}])
     {'qa': (0.0, 1.0)}

@@ -1,4 +1,4 @@
-"""The tables of a judge's verdicts: the paper's sums and relative scores, and win rates."""
+"""Tables of a judge's verdicts: FedIT's sums and relative scores, and win rates."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from shepherd.evaluate.verdicts import Preferred, Scored, require
 Floats = NDArray[np.float64]
 Pair = tuple[str, str]
 Verdict = TypeVar("Verdict", Scored, Preferred)
-HIGHEST = 10
-SCORES: Span = (1.0, float(HIGHEST))
+MAX_SCORE = 10
+SCORES: Span = (1.0, float(MAX_SCORE))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tested:
-    """One pair on its own questions: both sides' samples, and their difference."""
+    """Samples of both arms of a pair on its questions, and their difference."""
 
     first: Sample
     second: Sample
@@ -43,11 +43,11 @@ class _Tested:
 
 
 def fedit_table(scored: Sequence[Scored], against: str | None = None) -> list[dict[str, Any]]:
-    """The paper's table (Zhang et al. 2023, arXiv 2305.05644), a row a pair of arms.
+    """Make FedIT's table (Zhang et al. 2023, arXiv 2305.05644), one row per pair of arms.
 
     Repeats are averaged for each question and summed over the questions, out of 10 x questions; the
-    relative score is the second arm's sum over the first's, as the paper's Shepherd over its baseline.
-    Intervals resample the questions; p is that of the difference, corrected by Holm over the pairs.
+    relative score is the second arm's sum over the first's, like the paper's Shepherd over its baseline.
+    Intervals resample the questions; p is that of the difference, with Holm's correction over the pairs.
 
     Args:
         against: the arm to put second in each of its pairs.
@@ -56,20 +56,20 @@ def fedit_table(scored: Sequence[Scored], against: str | None = None) -> list[di
         StatisticsError: there are no scores, or one is not from 1 to 10.
     """
     _require_scores(scored)
-    pairs = _paired([_turned_scores(verdict, against) for verdict in scored])
-    tested = {pair: _scores_tested(verdicts) for pair, verdicts in pairs.items()}
+    pairs = _by_pair([_with_second(verdict, against) for verdict in scored])
+    tested = {pair: _test_scores(verdicts) for pair, verdicts in pairs.items()}
     corrected = holm({_key(pair): one.compared.p for pair, one in tested.items()})
     return [_fedit_row(pair, one, corrected[_key(pair)], len(pairs)) for pair, one in tested.items()]
 
 
 def preference_table(preferred: Sequence[Preferred], against: str | None = None) -> dict[str, Any]:
-    """Win rates of pairs of arms, and the strengths of all the arms.
+    """Make the table of win rates of pairs of arms, and the strengths of all arms.
 
     Returns:
-        rows: a pair each: wins, ties and losses of its first arm; its win rate, a tie being half a win,
-        over all and by category; the win rate at equal length; p of "it is a half", corrected by Holm over
-        the pairs. strengths: the arms by Bradley-Terry, the strongest first, in log odds with mean 0; empty
-        where some arms are not linked by any pair. says: a sentence for each row.
+        rows: one per pair: wins, ties and losses of its first arm; its win rate, a tie being half a win,
+        over all questions and by category; the win rate at equal length; p of "it is a half", with Holm's
+        correction over the pairs. strengths: the arms by Bradley-Terry, the strongest first, in log odds
+        with mean 0; empty if some arms are not linked by any pair. says: one sentence per row.
 
     Args:
         against: the arm to put first in each of its pairs.
@@ -78,8 +78,8 @@ def preference_table(preferred: Sequence[Preferred], against: str | None = None)
         StatisticsError: there are no verdicts, or one cannot be read.
     """
     require(preferred)
-    pairs = _paired([_turned(verdict, against) for verdict in preferred])
-    tested = {pair: _results_tested(verdicts) for pair, verdicts in pairs.items()}
+    pairs = _by_pair([_with_first(verdict, against) for verdict in preferred])
+    tested = {pair: _test_results(verdicts) for pair, verdicts in pairs.items()}
     corrected = holm({_key(pair): one.compared.p for pair, one in tested.items()})
     rows = [
         _preference_row(pair, verdicts, tested[pair], corrected[_key(pair)], len(pairs))
@@ -92,8 +92,8 @@ def _key(pair: Pair) -> str:
     return "\n".join(pair)
 
 
-def _paired(verdicts: Sequence[Verdict]) -> dict[Pair, list[Verdict]]:
-    """The verdicts of each pair, in the order in which pairs are first met; (b, a) joins (a, b)."""
+def _by_pair(verdicts: Sequence[Verdict]) -> dict[Pair, list[Verdict]]:
+    """Verdicts of each pair, in the order of the pairs' first occurrence; (b, a) joins (a, b)."""
     pairs: dict[Pair, list[Verdict]] = {}
     for verdict in verdicts:
         turned = (verdict.second, verdict.first)
@@ -123,38 +123,38 @@ def _swapped(verdict: Verdict) -> Verdict:
     )
 
 
-def _turned_scores(verdict: Scored, against: str | None) -> Scored:
+def _with_second(verdict: Scored, against: str | None) -> Scored:
     return _swapped(verdict) if verdict.first == against else verdict
 
 
-def _turned(verdict: Preferred, against: str | None) -> Preferred:
+def _with_first(verdict: Preferred, against: str | None) -> Preferred:
     return _swapped(verdict) if verdict.second == against else verdict
 
 
 def _by_question(questions: Sequence[str], numbers: Sequence[float]) -> Floats:
-    """(Q,): each question's mean, the questions in sorted order."""
+    """Each question's mean, (Q,), with the questions in sorted order."""
     _, place, met = np.unique(questions, return_inverse=True, return_counts=True)
     return np.bincount(place, weights=np.asarray(numbers, dtype=np.float64)) / met
 
 
-def _tested(first: Floats, second: Floats, spans: tuple[Span, Span]) -> _Tested:
+def _test(first: Floats, second: Floats, spans: tuple[Span, Span]) -> _Tested:
     drawn = draws(["all"] * len(first))
     one, other = sample(first, drawn, span=spans[0]), sample(second, drawn, span=spans[1])
     return _Tested(one, other, between(one, other))
 
 
-def _scores_tested(verdicts: Sequence[Scored]) -> _Tested:
+def _test_scores(verdicts: Sequence[Scored]) -> _Tested:
     questions = [verdict.question for verdict in verdicts]
-    return _tested(
+    return _test(
         _by_question(questions, [verdict.score_second for verdict in verdicts]),
         _by_question(questions, [verdict.score_first for verdict in verdicts]),
         (SCORES, SCORES),
     )
 
 
-def _results_tested(verdicts: Sequence[Preferred]) -> _Tested:
+def _test_results(verdicts: Sequence[Preferred]) -> _Tested:
     rates = _by_question([verdict.question for verdict in verdicts], [verdict.result for verdict in verdicts])
-    return _tested(rates, np.full(len(rates), 0.5), (SHARE, (0.5, 0.5)))
+    return _test(rates, np.full(len(rates), 0.5), (SHARE, (0.5, 0.5)))
 
 
 def _fedit_row(pair: Pair, tested: _Tested, p_holm: float, pairs: int) -> dict[str, Any]:
@@ -168,15 +168,15 @@ def _fedit_row(pair: Pair, tested: _Tested, p_holm: float, pairs: int) -> dict[s
         "first": baseline,
         "second": arm,
         "questions": compared.questions,
-        "out_of": HIGHEST * compared.questions,
+        "out_of": MAX_SCORE * compared.questions,
         **{name: total.row() for name, total in sums.items()},
         "relative": compared.relative.row(),
-        **_test(compared, p_holm),
+        **_test_row(compared, p_holm),
         "says": _fedit_says(pair, compared, sums, p_holm if pairs > 1 else None),
     }
 
 
-def _test(compared: Compared, p_holm: float) -> dict[str, Any]:
+def _test_row(compared: Compared, p_holm: float) -> dict[str, Any]:
     return {"p": compared.p, "p_holm": p_holm, "questions_needed": compared.questions_needed}
 
 
@@ -185,7 +185,7 @@ def _fedit_says(pair: Pair, compared: Compared, sums: Mapping[str, Interval], p_
     ratio = compared.relative
     against = (
         f"{sums['sum_second'].value:.1f} against {sums['sum_first'].value:.1f} "
-        f"of {HIGHEST * compared.questions}"
+        f"of {MAX_SCORE * compared.questions}"
     )
     relative = f"relative score {ratio.value:.3f}"
     bounds = f"95%: {ratio.low:.3f} to {ratio.high:.3f}"
@@ -216,7 +216,7 @@ def _preference_row(
         "win_rate": rate.row(),
         "length_controlled": length_controlled(verdicts).row(),
         "category": {name: one.row() for name, one in _by_category(verdicts).items()},
-        **_test(tested.compared, p_holm),
+        **_test_row(tested.compared, p_holm),
         "says": _preference_says(pair, results, tested.compared, rate, p_holm if pairs > 1 else None),
     }
 
@@ -259,13 +259,11 @@ def _strengths(preferred: Sequence[Preferred]) -> list[dict[str, Any]]:
 
 def _require_scores(scored: Sequence[Scored]) -> None:
     if not scored:
-        raise StatisticsError(
-            "There are no scores to make a table of: have the judge answer at least one question."
-        )
+        raise StatisticsError("There are no scores for a table; have the judge score at least one question.")
     for verdict in scored:
         scores = (verdict.score_first, verdict.score_second)
-        if verdict.first == verdict.second or not all(1 <= number <= HIGHEST for number in scores):
+        if verdict.first == verdict.second or not all(1 <= number <= MAX_SCORE for number in scores):
             raise StatisticsError(
                 f"The scores {scores} on question {verdict.question!r} for {verdict.first} and "
-                f"{verdict.second} cannot be read: give two arms and scores from 1 to {HIGHEST}."
+                f"{verdict.second} cannot be used; give two arms and scores from 1 to {MAX_SCORE}."
             )

@@ -1,6 +1,6 @@
-"""Weighted logistic regression, fitted to all the resamples at once.
+"""Weighted logistic regression, fitted to all resamples at once.
 
-A library fits one set of weights at a time, some milliseconds each: the resamples of a dozen pairs of
+A library fits one set of weights at a time, at some milliseconds each: the resamples of a dozen pairs of
 arms would take a minute. Newton's method over a leading axis takes about a second.
 """
 
@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-_CELLS = 1 << 20
+_CHUNK_CELLS = 1 << 20
 
 
 def fit(design: Floats, outcome: Floats, weights: Floats, ridge: Floats) -> Floats:
-    """Coefficients (R, P) that maximise sum_n w_rn * loglikelihood_n - sum_p ridge_p * beta_p**2 / 2.
+    """Fit coefficients (R, P) that maximise sum_n w_rn * loglikelihood_n - sum_p ridge_p * beta_p**2 / 2.
 
     Args:
         design: (N, P), the same for every resample.
         outcome: (N,) in [0, 1]; 0.5 counts as half a win and half a loss.
         weights: (R, N), not negative.
-        ridge: (P,); above 0 where the data alone might leave a coefficient without a finite value.
+        ridge: (P,); above 0 if the data alone may leave a coefficient without a finite value.
     """
-    step = max(1, _CELLS // max(len(design), design.shape[1] ** 2))
+    step = max(1, _CHUNK_CELLS // max(len(design), design.shape[1] ** 2))
     start = _newton(design, outcome, weights.mean(axis=0, keepdims=True), ridge, np.zeros(design.shape[1]))[0]
     chunks = (weights[at : at + step] for at in range(0, len(weights), step))
     return np.concatenate([_newton(design, outcome, chunk, ridge, start) for chunk in chunks])

@@ -1,4 +1,4 @@
-"""Held-out response loss: one number an example, then means by category and by client."""
+"""Held-out response loss: a number per example, then means by category and by client."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class HeldOutLoss:
     """Response loss in nats a token: over all held-out examples, by category, and by client.
 
     A category's loss is the mean over its trained tokens. `loss` is the mean over categories, so that
-    long-winded categories do not drown the others. A client's is the mean of the categories' losses
-    weighted by the client's own examples: what the model would lose on data like that client's.
+    categories with long responses do not dominate. A client's loss is the mean of the categories' losses
+    weighted by the client's own examples: the expected loss on data like that client's.
     """
 
     loss: float
@@ -24,7 +24,7 @@ class HeldOutLoss:
     client: Mapping[str, float]
 
     def row(self) -> dict[str, Any]:
-        """As it stands in rounds.jsonl."""
+        """Value of `heldout` in rounds.jsonl."""
         return {"loss": self.loss, "category": dict(self.category), "client": dict(self.client)}
 
 
@@ -34,11 +34,13 @@ def summarise(
     categories: Sequence[str],
     clients: Mapping[str, Mapping[str, int]],
 ) -> HeldOutLoss:
-    """From each example's summed loss (n,) and its trained tokens (n,).
+    """Summarise the losses of held-out examples by category and by client.
 
     Args:
-        categories: each held-out example's category.
-        clients: how many examples of each category a client trains on.
+        sums: each example's summed loss in nats, (n,).
+        counts: each example's number of trained tokens, (n,).
+        categories: each example's category, (n,).
+        clients: client -> number of its training examples in each category.
     """
     names = np.array(categories)
     by_category = {
@@ -47,22 +49,22 @@ def summarise(
     return HeldOutLoss(
         loss=float(np.mean(list(by_category.values()))),
         category=by_category,
-        client={client: _mixed(by_category, mix) for client, mix in clients.items()},
+        client={client: _mean_over_mix(by_category, mix) for client, mix in clients.items()},
     )
 
 
-def _mixed(losses: Mapping[str, float], mix: Mapping[str, int]) -> float:
-    """NaN where none of the client's categories is held out."""
+def _mean_over_mix(losses: Mapping[str, float], mix: Mapping[str, int]) -> float:
+    """Mean of the categories' losses weighted by `mix`; NaN if none of its categories is held out."""
     known = {category: count for category, count in mix.items() if category in losses}
     total = sum(known.values())
     return sum(losses[c] * n for c, n in known.items()) / total if total else float("nan")
 
 
 def stratified_subset(categories: Sequence[str], most: int) -> NDArray[np.int64]:
-    """At most `most` places, evenly over the categories, the first of each.
+    """Choose at most `most` indices evenly over the categories, the first of each; ascending.
 
-    Held-out examples stand in the order of a draw (`data.holdout.HoldOut`), so the first are a fair sample of
-    them, evenly over clients too; others are to be shuffled before.
+    Held-out examples are in the order of a draw (`data.holdout.HoldOut`), so the first are a fair sample,
+    also over clients; shuffle other sequences before.
 
     >>> stratified_subset(["a", "a", "a", "b"], 3).tolist()
     [0, 1, 3]

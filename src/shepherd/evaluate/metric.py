@@ -1,4 +1,4 @@
-"""What is measured of an answer: the kind of plug-in in `evaluate/metrics`."""
+"""Metrics of answers: the kind of plug-in in `evaluate/metrics`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from shepherd.evaluate import metrics as folder
 from shepherd.evaluate.sentences import LOSS, Measure
 
 TEXT = "text"
-"""The key of the answer itself, beside those of its metrics."""
+"""Key of the answer itself, next to those of its metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A number from 0 to 1 for one answer.
+    """A metric: a number from 0 to 1 for one answer.
 
-    `score(answer, example)` compares an answer with the held-out example that asked for it; it is pure, and
-    gives None where the example does not say what is right.
+    `score(answer, example)` compares an answer with the held-out example that it answers; it is pure, and
+    returns None if the example does not say what is right.
     """
 
     measure: Measure
-    """Its name, how to say it, and which way is better."""
+    """Name of the metric, its wording, and which direction is better."""
     score: Callable[[str, Example], float | None]
 
 
@@ -33,24 +33,24 @@ METRIC = plugins.Kind(name="metric", folder=folder, type=Metric, chosen_by="[eva
 
 
 def metrics(tables: Sequence[PartTable], allowed: Collection[str] = ()) -> tuple[Metric, ...]:
-    """The metrics that `evaluation.metrics` lists.
+    """Build the metrics that `evaluation.metrics` lists.
 
     Args:
         allowed: modules outside the package that may be imported.
 
     Raises:
-        PluginError: a module outside that is not allowed, and was not imported; or one that cannot be.
-        SettingsError: no such metric, a key it does not have, or two of one name.
+        PluginError: a module outside the package is not allowed, or cannot be imported.
+        SettingsError: there is no such metric, it has no such key, or two have one name.
     """
     found: tuple[Metric, ...] = tuple(plugins.built(METRIC, table, allowed) for table in tables)
     names = [LOSS.name, TEXT, *(metric.measure.name for metric in found)]
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         raise SettingsError(
-            f"evaluation.metrics has two called {twice[0]!r}, or it is a name that is taken; leave one out"
+            f"evaluation.metrics has {twice[0]!r} twice, or it is a reserved name; remove one"
         )
     return found
 
 
 def scores(found: Sequence[Metric], answer: str, example: Example) -> dict[str, float | None]:
-    """Every metric of one answer by its name."""
+    """Score one answer by every metric; metric name -> number, or None."""
     return {metric.measure.name: metric.score(answer, example) for metric in found}

@@ -1,4 +1,4 @@
-"""How many questions would settle a difference."""
+"""Number of questions that would settle a difference."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from statistics import NormalDist
 def questions_needed(
     difference: float, spread: float, *, floor: float = 0.0, power: float = 0.8, level: float = 0.95
 ) -> int | None:
-    """Questions until a difference of this size is found `power` of the time, two-sided at 1 - `level`.
+    """Number of questions that find a difference with probability `power`, two-sided at 1 - `level`.
 
     Args:
-        difference: the size of it, in the measure's own unit.
+        difference: its size, in the measure's unit.
         spread: the standard deviation of one question's paired difference.
-        floor: the variance of the difference that more questions do not lessen: that of the seeds.
+        floor: the variance of the difference that more questions do not reduce: that of the seeds.
 
     Returns:
-        None where no number of questions would do: the difference is 0, or the seeds' spread hides it; and
-        where nothing is known of the spread: it is 0 or has no bound.
+        None if no number of questions is enough (the difference is 0, or the seeds' spread hides it), or
+        if the spread is unknown (0 or infinite).
 
     Win rates against a half, whose spread is at most 0.5:
 

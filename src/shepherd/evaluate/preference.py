@@ -1,4 +1,4 @@
-"""Strengths of arms from who was preferred to whom, and win rates at equal length."""
+"""Bradley-Terry strengths of arms from preferences, and win rates at equal length."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from shepherd.evaluate.verdicts import Preferred, require
 Floats = NDArray[np.float64]
 _NORMAL = 1.959964
 _TINY = 1e-9
-FITTED = 2_000  # resamples of what is fitted to each
-_LENGTH_RIDGE = 1 / 5**2  # the length's coefficient is normal with standard deviation 5, beforehand
+FIT_RESAMPLES = 2_000  # for statistics that are fitted to each resample
+_LENGTH_RIDGE = 1 / 5**2  # prior of the length's coefficient: normal with standard deviation 5
 
 
 def bradley_terry(
     preferred: Sequence[Preferred], *, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, Interval]:
-    """Arm -> its strength b in log odds, mean 0: P(i preferred to j) = 1 / (1 + exp(b_j - b_i)).
+    """Estimate strengths b of arms in log odds, mean 0: P(i preferred to j) = 1 / (1 + exp(b_j - b_i)).
 
-    Bradley and Terry (1952), a tie being half a win each way. Each pair that met is given one tie more, so
-    that an arm that wins every time stays finite: of two arms with w wins to l the difference is
-    log((w + 1/2) / (l + 1/2)). Intervals by a bootstrap over the questions.
+    Bradley and Terry (1952), a tie being half a win each way. One more tie is added to each pair that was
+    compared, so that an arm that always wins stays finite: with w wins to l the difference of two arms is
+    log((w + 1/2) / (l + 1/2)). Intervals are from a bootstrap over the questions.
 
     Raises:
         StatisticsError: there are no verdicts, or some arms are not linked to others by any pair.
     """
-    arms, pairs, wins, losses = _counted(preferred)
-    if not _linked(pairs, len(arms)):
+    arms, pairs, wins, losses = _count(preferred)
+    if not _are_linked(pairs, len(arms)):
         raise StatisticsError(
-            "Some arms were never compared, even through others: compare each with one in common."
+            "Some arms were never compared, not even through others; compare all of them with one arm."
         )
     clusters = draws(["all"] * len(wins), resamples=resamples, seed=seed).groups[0].counts
-    counts = np.vstack([np.ones((1, len(wins))), clusters])  # (1 + R, Q): first the questions as they are
+    counts = np.vstack([np.ones((1, len(wins))), clusters])  # (1 + R, Q): first the original questions
     weights = np.hstack([counts @ wins, counts @ losses]) + 0.5  # (1 + R, 2 * pairs)
     strengths = _strengths(pairs, len(arms), weights)
     errors = _errors(pairs, weights[0], strengths[0])
-    return {arm: _told(strengths[:, at], errors[at]) for at, arm in enumerate(arms)}
+    return {arm: _strength_interval(strengths[:, at], errors[at]) for at, arm in enumerate(arms)}
 
 
-def _told(strengths: Floats, error: float) -> Interval:
-    """The interval of a strength (1 + R,); by its standard error where no resample moves it."""
+def _strength_interval(strengths: Floats, error: float) -> Interval:
+    """Interval of a strength (1 + R,); by its standard error if no resample changes it."""
     value = float(strengths[0])
     if np.ptp(strengths[1:]) > _TINY:
         return percentiles(value, strengths[1:])
@@ -56,7 +56,7 @@ def _told(strengths: Floats, error: float) -> Interval:
 
 
 def _errors(pairs: Sequence[tuple[int, int]], weights: Floats, strengths: Floats) -> Floats:
-    """Standard errors (arms,) of strengths with mean 0, by Fisher's information."""
+    """Standard errors (arms,) of strengths with mean 0, from Fisher's information."""
     information = np.zeros((len(strengths), len(strengths)))
     for (i, j), games in zip(pairs, weights.reshape(2, -1).sum(axis=0), strict=True):
         won = 1 / (1 + math.exp(strengths[j] - strengths[i]))
@@ -66,7 +66,7 @@ def _errors(pairs: Sequence[tuple[int, int]], weights: Floats, strengths: Floats
 
 
 def _strengths(pairs: Sequence[tuple[int, int]], arms: int, weights: Floats) -> Floats:
-    """(R, arms), the first arm fixed at 0 for the fit, then centred."""
+    """Strengths (R, arms): the first arm is fixed at 0 for the fit, then all are centred."""
     design = np.zeros((len(pairs), arms))
     for row, (i, j) in enumerate(pairs):
         design[row, i], design[row, j] = 1, -1
@@ -76,10 +76,10 @@ def _strengths(pairs: Sequence[tuple[int, int]], arms: int, weights: Floats) -> 
     return np.asarray(strengths - strengths.mean(axis=1, keepdims=True))
 
 
-def _counted(
+def _count(
     preferred: Sequence[Preferred],
 ) -> tuple[list[str], list[tuple[int, int]], Floats, Floats]:
-    """Arms, pairs of arms' places, and wins and losses (questions, pairs)."""
+    """Arms, pairs of arms' indices, and wins and losses, each (questions, pairs)."""
     require(preferred)
     arms = sorted({arm for verdict in preferred for arm in (verdict.first, verdict.second)})
     pairs = sorted({_pair(arms, verdict) for verdict in preferred})
@@ -101,30 +101,34 @@ def _pair(arms: Sequence[str], verdict: Preferred) -> tuple[int, int]:
     return arms.index(first), arms.index(second)
 
 
-def _linked(pairs: Sequence[tuple[int, int]], arms: int) -> bool:
+def _are_linked(pairs: Sequence[tuple[int, int]], arms: int) -> bool:
     reached = {0}
     for _ in range(arms):
         reached |= {arm for pair in pairs if reached & set(pair) for arm in pair}
     return len(reached) == arms
 
 
-def length_controlled(preferred: Sequence[Preferred], *, resamples: int = FITTED, seed: int = 0) -> Interval:
-    """The first arm's win rate had both answered at the same length, of one pair's verdicts.
+def length_controlled(
+    preferred: Sequence[Preferred], *, resamples: int = FIT_RESAMPLES, seed: int = 0
+) -> Interval:
+    """Estimate the first arm's win rate if both answered at equal length, from one pair's verdicts.
 
-    P(first wins) = 1 / (1 + exp(-(t + f * tanh(d / sd(d))))), d being the first's length less the second's;
+    P(first wins) = 1 / (1 + exp(-(t + f * tanh(d / sd(d))))), with d the first's length minus the second's;
     at d = 0 it is 1 / (1 + exp(-t)). This is Dubois et al. (2024, arXiv 2404.04475) for one pair, without
     their term for each instruction's difficulty, which takes the verdicts of many models to estimate. One
-    tie is added at d = 0, and f is normal beforehand with standard deviation 5, so that both stay finite.
+    tie is added at d = 0, and f has a normal prior with standard deviation 5, so that both stay finite.
 
     Raises:
-        StatisticsError: there are no verdicts, or they are of more than one pair.
+        StatisticsError: there are no verdicts, or they belong to more than one pair.
     """
     require(preferred)
     if len({(verdict.first, verdict.second) for verdict in preferred}) > 1:
-        raise StatisticsError("A win rate at equal length is of one pair of arms: give one pair's verdicts.")
+        raise StatisticsError(
+            "A win rate at equal length is of one pair of arms; give the verdicts of one pair."
+        )
     questions, row = np.unique([verdict.question for verdict in preferred], return_inverse=True)
     clusters = draws(["all"] * len(questions), resamples=resamples, seed=seed).groups[0].counts
-    weights = np.ones((1 + resamples, len(preferred) + 1))  # first the verdicts as they are; last the tie
+    weights = np.ones((1 + resamples, len(preferred) + 1))  # first the original verdicts; last the tie
     weights[1:, :-1] = clusters[:, row]
     design = np.zeros((len(preferred) + 1, 2))
     design[:, 0] = 1
@@ -135,7 +139,7 @@ def length_controlled(preferred: Sequence[Preferred], *, resamples: int = FITTED
     results = np.array([verdict.result for verdict in preferred])
     if np.ptp(results):
         return found
-    hidden = exact(len(questions), ALPHA)  # no resample shows any spread but that of the lengths
+    hidden = exact(len(questions), ALPHA)  # no resample shows a spread other than that of the lengths
     low, high = results[0] * (1 - hidden), results[0] + hidden * (1 - results[0])
     return Interval(found.value, min(found.low, low), max(found.high, high))
 

@@ -1,7 +1,7 @@
-"""The seed as a random effect: what the luck of training adds to an interval, from few seeds.
+"""Training seeds as a random effect: what the luck of training adds to an interval, from few seeds.
 
-Resampling three seeds as one resamples questions gives an interval that is far too narrow: where the
-seeds make all the difference it covers 75 to 80 times in 100, not 95. Here the seeds' part of a draw is
+Resampling three seeds like questions gives an interval that is far too narrow: if the seeds cause the whole
+spread it covers in 75 to 80 cases of 100, not in 95. Here the seeds' part of a draw is
 normal, as wide at its 95% quantiles as Student's t with S - 1 degrees of freedom, and only for that part
 of the spread between seeds that the questions' own noise does not explain (a variance component).
 """
@@ -21,9 +21,9 @@ _STUDENT = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.36462
 
 
 def contrasts(resamples: int, seeds: int, rng: np.random.Generator) -> Floats:
-    """Weights (resamples, seeds), each row summing to 0, that turn the seeds' scores into deviations.
+    """Draw weights (resamples, seeds), each row summing to 0, that turn the seeds' scores into deviations.
 
-    Of scores with sample standard deviation s, the weighted sums are normal with mean 0; 95% of them lie
+    For scores with sample standard deviation s, the weighted sums are normal with mean 0; 95% of them lie
     within t * s / sqrt(seeds), t being Student's two-sided 5% quantile. One seed: all zero.
     """
     if seeds == 1:
@@ -34,7 +34,7 @@ def contrasts(resamples: int, seeds: int, rng: np.random.Generator) -> Floats:
 
 
 def student(freedom: int) -> float:
-    """The two-sided 5% quantile of Student's t: tabled, then Cornish and Fisher's expansion.
+    """The two-sided 5% quantile of Student's t: from a table, then by Cornish and Fisher's expansion.
 
     >>> round(student(2), 3), round(student(30), 3)
     (4.303, 2.042)
@@ -46,9 +46,10 @@ def student(freedom: int) -> float:
 
 
 def luck(scores: Floats, noise: float) -> float:
-    """In [0, 1]: how much of the spread between the seeds' scores (S,) the seeds themselves make.
+    """Share in [0, 1] of the spread between the seeds' scores (S,) that the seeds themselves cause.
 
-    `noise` is the variance of one seed's score that comes from its questions' own noise.
+    Args:
+        noise: the variance of one seed's score that comes from its questions' noise.
     """
     if len(scores) == 1:
         return 0.0
@@ -57,7 +58,7 @@ def luck(scores: Floats, noise: float) -> float:
 
 
 def variance(scores: Floats, share: float) -> float:
-    """The variance of the seeds' part of a draw: `share` from `luck`."""
+    """Variance of the seeds' part of a draw, with `share` from `luck`."""
     if len(scores) == 1:
         return 0.0
     wide = student(len(scores) - 1) / _NORMAL

@@ -1,4 +1,4 @@
-"""What the numbers allow one to say, in sentences."""
+"""Sentences about comparisons: what the numbers allow one to conclude."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """One thing that is measured: how to say it, and which way is better.
+    """One measure: its wording, and which direction is better.
 
-    more, fewer: what is said of an arm whose number is the higher, and the lower; "" is by the label.
-    share: from 0 to 1, shown in percent and points; otherwise nats a token. asked: what it is measured on.
+    more, fewer: the phrase for an arm with the higher or the lower number; "" makes it from the label.
+    share: whether it is from 0 to 1, shown in percent and points; otherwise it is in nats per token.
+    asked: noun of what it is measured on.
     """
 
     name: str
@@ -33,17 +34,17 @@ class Measure:
 
     @property
     def span(self) -> Span:
-        """The least and the largest value that there can be."""
+        """Smallest and largest possible value."""
         return SHARE if self.share else NATS
 
     def verb(self, difference: float) -> str:
-        """What is said of an arm that differs by so much from the other."""
+        """Phrase for an arm that differs from the other by `difference`."""
         if difference > 0:
             return self.more or f"scores higher in {self.label} than"
         return self.fewer or f"scores lower in {self.label} than"
 
     def row(self) -> dict[str, Any]:
-        """As it stands in comparison.json."""
+        """Row of the measure in comparison.json."""
         return {
             "name": self.name,
             "label": self.label,
@@ -52,21 +53,24 @@ class Measure:
         }
 
     def number(self, value: float) -> str:
+        """Format a value, with % for a share."""
         return f"{_plain(100 * value, 1)}%" if self.share else _plain(value, 3)
 
     def amount(self, value: float) -> str:
-        """A difference, in points or nats."""
+        """Format a difference, in points or nats per token."""
         return f"{self.bare(value)} {'points' if self.share else 'nats a token'}"
 
     def bare(self, value: float) -> str:
+        """Format a number without its unit."""
         return _plain(100 * value, 1) if self.share else _plain(value, 3)
 
     def better(self, difference: float) -> bool:
+        """Whether the arm with this difference to another is the better one."""
         return difference < 0 if self.lower_is_better else difference > 0
 
 
 def _plain(value: float, places: int) -> str:
-    """Never "-0.0"."""
+    """Format a number, never as "-0.0"."""
     if math.isinf(value):
         return "infinity" if value > 0 else "-infinity"
     return f"{round(value, places) + 0.0:.{places}f}"
@@ -93,10 +97,10 @@ def says(
     measure: Measure,
     p_holm: float | None = None,
 ) -> str:
-    """One sentence on one comparison, first minus second.
+    """Write one sentence on one comparison, first minus second.
 
     Args:
-        p_holm: the p corrected for all the arms tested; None where this is the only one.
+        p_holm: the p corrected for all arms tested; None if this is the only one.
     """
     if compared.alike:
         return f"{first} and {second} score the same on every one of {these(compared, measure.asked)}."
@@ -116,16 +120,16 @@ def says(
 
 
 def decided(compared: Compared, p_holm: float | None = None) -> bool:
-    """Whether the two differ at the 5% level, corrected where several are tested."""
+    """Whether the two differ at the 5% level, corrected if several are tested."""
     return (compared.p if p_holm is None else p_holm) < ALPHA
 
 
 def settle(compared: Compared, p_holm: float | None = None, asked: str = "questions") -> str:
-    """What would settle a comparison that is not decided: the end of its sentence, or nothing."""
+    """End of the sentence on an undecided comparison: what would settle it, or nothing."""
     if compared.p < ALPHA and p_holm is not None:
         return (
-            f"; alone the difference would stand ({shown(compared.p)}), "
-            f"among all those tested it does not ({shown(compared.p, p_holm)})"
+            f"; tested alone the difference would be significant ({shown(compared.p)}), "
+            f"among all those tested it is not ({shown(compared.p, p_holm)})"
         )
     if compared.questions_needed is None:
         gap = compared.difference
@@ -137,7 +141,7 @@ def settle(compared: Compared, p_holm: float | None = None, asked: str = "questi
 
 
 def shown(p: float, p_holm: float | None = None) -> str:
-    """The p as it is printed.
+    """Format a p value.
 
     >>> shown(0.0002), shown(0.01, 0.04)
     ('p < 0.001', 'Holm p = 0.040')
@@ -147,7 +151,7 @@ def shown(p: float, p_holm: float | None = None) -> str:
 
 
 def these(compared: Compared, asked: str = "questions") -> str:
-    """The questions that were asked, and over how many seeds."""
+    """Phrase for the questions that were asked, and the number of seeds."""
     number = f"this one {asked[:-1]}" if compared.questions == 1 else f"these {compared.questions:,} {asked}"
     return f"{number} over {compared.seeds} seeds" if compared.seeds > 1 else number
 
@@ -161,7 +165,8 @@ def _bounds(interval: Interval, measure: Measure) -> str:
 
 
 def _about(questions: int) -> str:
-    """
+    """Round a number of questions.
+
     >>> _about(2873), _about(61), _about(3_000_000)
     ('about 2,900', 'about 61', 'more than a million')
     """
@@ -171,7 +176,7 @@ def _about(questions: int) -> str:
 
 
 def verdict(first: str, better: Sequence[str], worse: Sequence[str], open_: Sequence[str]) -> str:
-    """Which arms the first beats, is beaten by, and cannot be told from.
+    """Phrase for which arms the first beats, is beaten by, and cannot be told from.
 
     >>> verdict("federated", ["base", "local-a"], [], ["centralised"])
     'federated beats base and local-a, and cannot be told from centralised'

@@ -1,10 +1,10 @@
-"""Scores with their intervals: a bootstrap clustered by question, stratified by category, paired over arms.
+"""Scores with intervals: a bootstrap clustered by question, stratified by category, paired over arms.
 
-Values are (S, Q): one number a seed and question. The statistic is the mean over categories of the
+Values are (S, Q): one number per seed and question. The statistic is the mean over categories of the
 weighted mean inside the category, averaged over seeds. One draw resamples the questions of each category
 (`draws.py`) and moves the seeds (`seeds.py`), the same for every arm, so differences are paired. A category
-whose questions all have one value shows no spread to a resample; what it may have all the same widens the
-interval (`still.py`).
+whose questions all have one value shows no spread in a resample; its possible spread widens the interval
+(`still.py`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from shepherd.evaluate.still import SHARE, Span, Still, exact, scored, slack, st
 
 Floats = NDArray[np.float64]
 ALPHA = 0.05
-_HALVINGS = 30  # of the search for a p: to one part in a billion
+_BISECTIONS = 30  # of the search for a p: to one part in a billion
 _NORMAL = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A number and its 95% interval. Where a ratio has no finite value or bound, it is NaN or infinite."""
+    """A number and its 95% interval; NaN or infinite where a ratio has no finite value or bound."""
 
     value: float
     low: float
     high: float
 
     def row(self) -> dict[str, float | None]:
-        """As it stands in JSON: None where there is no finite number.
+        """Convert to JSON values, with None for numbers that are not finite.
 
         >>> Interval(2.0, 1.5, float("inf")).row()
         {'value': 2.0, 'low': 1.5, 'high': None}
@@ -46,20 +46,20 @@ class Interval:
         return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
 
     def reaching(self, number: float) -> Interval:
-        """Widened to hold a number that cannot be left out; as it is, where it has no finite value."""
+        """Widen the interval to include a number; without a finite value it is returned as it is."""
         if not math.isfinite(self.value):
             return self
         return Interval(self.value, min(self.low, number), max(self.high, number))
 
     def scaled(self, factor: float) -> Interval:
-        """The interval in another unit; a negative factor turns it round."""
+        """Convert the interval to another unit; a negative factor reverses it."""
         low, high = sorted((self.low * factor, self.high * factor))
         return Interval(self.value * factor, low, high)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One arm on the draws: its score, each seed's score (S,), and the questions' part of each draw (R,)."""
+    """Scores of one arm: each seed's (S,), and the questions' part of each draw (R,)."""
 
     draws: Draws
     values: Floats  # (S, Q)
@@ -70,19 +70,21 @@ class Sample:
 
     @property
     def value(self) -> float:
+        """Score of the arm: the mean over seeds."""
         return float(self.seeds.mean())
 
 
 def sample(values: ArrayLike, draws: Draws, weights: ArrayLike | None = None, span: Span = SHARE) -> Sample:
-    """One arm's values (S, Q) on the draws; (Q,) where the arm is the same for every seed.
+    """Score one arm on the draws.
 
     Args:
+        values: (S, Q), or (Q,) if the arm is the same for every seed.
         weights: (Q,), above 0, the questions' weights inside their category; for a loss, values are each
-            example's mean loss and weights its trained tokens. None: all alike.
-        span: the least and the largest value that there can be; a value outside widens it.
+            example's mean loss and weights its trained tokens. None is equal weights.
+        span: smallest and largest possible value; a value outside widens it.
 
     Raises:
-        StatisticsError: shapes that do not fit the draws, a value that is not finite, a weight not above 0.
+        StatisticsError: a shape does not fit the draws, a value is not finite, or a weight is not above 0.
     """
     given = _finite(values, draws)
     heavy = _weights(weights, len(draws.strata))
@@ -99,28 +101,28 @@ def sample(values: ArrayLike, draws: Draws, weights: ArrayLike | None = None, sp
 
 def _finite(values: ArrayLike, draws: Draws) -> Floats:
     given = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    wanted = (draws.seeds, len(draws.strata))
-    if given.ndim != 2 or given.shape[1] != wanted[1] or given.shape[0] not in (1, wanted[0]):
+    shape = (draws.seeds, len(draws.strata))
+    if given.ndim != 2 or given.shape[1] != shape[1] or given.shape[0] not in (1, shape[0]):
         raise StatisticsError(
-            f"Scores of shape {given.shape} do not fit {wanted[0]} seeds and {wanted[1]} questions: "
+            f"Scores of shape {given.shape} do not fit {shape[0]} seeds and {shape[1]} questions; "
             "give one number for each seed and question."
         )
     if not np.isfinite(given).all():
         place = np.argwhere(~np.isfinite(given))[0].tolist()
         raise StatisticsError(
-            f"The score of seed {place[0]} on question {place[1]} is not a finite number: leave it out."
+            f"The score of seed {place[0]} on question {place[1]} is not a finite number; leave it out."
         )
-    return np.broadcast_to(given, wanted)
+    return np.broadcast_to(given, shape)
 
 
 def _weights(weights: ArrayLike | None, questions: int) -> Floats:
     given = np.ones(questions) if weights is None else np.asarray(weights, dtype=np.float64)
     if given.shape != (questions,):
         raise StatisticsError(
-            f"Weights of shape {given.shape} do not fit {questions} questions: give one weight a question."
+            f"Weights of shape {given.shape} do not fit {questions} questions; give one weight per question."
         )
     if not (np.isfinite(given) & (given > 0)).all():
-        raise StatisticsError("A question's weight is not above 0: leave out questions that carry no weight.")
+        raise StatisticsError("A question's weight is not above 0; leave out questions without weight.")
     return given
 
 
@@ -129,7 +131,7 @@ def _inside(group: Group, weights: Floats) -> Floats:
 
 
 def _means(values: Floats, weights: Floats, draws: Draws) -> Floats:
-    """(S,): each seed's statistic on the questions as they are."""
+    """Each seed's statistic on the original questions, (S,)."""
     scores = np.zeros(len(values))
     for group in draws.groups:
         inside = _inside(group, weights)
@@ -138,7 +140,7 @@ def _means(values: Floats, weights: Floats, draws: Draws) -> Floats:
 
 
 def _resampled(values: Floats, weights: Floats, draws: Draws) -> Floats:
-    """(R,): the statistic on the questions of each draw, from values (Q,)."""
+    """The statistic on the questions of each draw, (R,), from values (Q,)."""
     scores = np.zeros(len(draws.contrasts))
     for group in draws.groups:
         inside = _inside(group, weights)
@@ -150,7 +152,7 @@ def _resampled(values: Floats, weights: Floats, draws: Draws) -> Floats:
 
 
 def _noise(values: Floats, weights: Floats, draws: Draws) -> float:
-    """The variance of one seed's score that its questions' own noise makes (seed by question)."""
+    """Variance of one seed's score that its questions' own noise causes (seed by question)."""
     if len(values) == 1:
         return 0.0
     total = 0.0
@@ -169,15 +171,15 @@ def _luck(contrast: Floats, weights: Floats, draws: Draws) -> float:
 
 
 def _drawn(arm: Sample, luck: float) -> Floats:
-    """(R,): both parts of each draw, inside the range of the values themselves."""
+    """Both parts of each draw, (R,), clipped to the range of the values."""
     drawn = arm.resampled + luck * (arm.draws.contrasts @ (arm.seeds - arm.value))
     return np.clip(drawn, arm.values.min(), arm.values.max())
 
 
 def percentiles(value: float, drawn: Floats, alpha: float = ALPHA) -> Interval:
-    """The percentile interval of draws (R,) at 1 - `alpha`; NaN draws, of 0 / 0, do not count.
+    """Percentile interval of draws (R,) at 1 - `alpha`; NaN draws, from 0 / 0, are ignored.
 
-    The order statistics are those at which the two-sided p of `two_sided` passes `alpha`.
+    Its bounds are the order statistics at which the p of `two_sided` passes `alpha`.
     """
     kept = np.sort(drawn[~np.isnan(drawn)])
     if not len(kept):
@@ -187,26 +189,26 @@ def percentiles(value: float, drawn: Floats, alpha: float = ALPHA) -> Interval:
 
 
 def two_sided(drawn: Floats) -> float:
-    """The two-sided bootstrap p of "it is 0": (1 + k) / (1 + R) of the rarer side, twice; never 0.
+    """Two-sided bootstrap p of "it is 0": twice (1 + k) / (1 + R) of the rarer side; never 0.
 
-    Below 5% just where the percentile interval does not hold 0.
+    It is below 5% exactly if the percentile interval excludes 0.
     """
     rarer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return min(1.0, 2 * (1 + rarer) / (1 + len(drawn)))
 
 
 def interval(arm: Sample) -> Interval:
-    """An arm's score. Never of zero width: see `still.py`; at n of n right it is Clopper and Pearson's."""
+    """Interval of an arm's score, never of zero width (`still.py`); Clopper and Pearson's at n of n right."""
     drawn = percentiles(arm.value, _drawn(arm, _luck(arm.values, arm.weights, arm.draws)))
-    return _widened(drawn, slack(_still(arm), ALPHA, exact), arm.span)
+    return _widen(drawn, slack(_still(arm), ALPHA, exact), arm.span)
 
 
 def _still(arm: Sample) -> tuple[Still, ...]:
     return still(arm.values.mean(axis=0), arm.draws.groups, arm.span)
 
 
-def _widened(drawn: Interval, by: tuple[float, float], span: Span) -> Interval:
-    """Further by independent parts: by the roots of sums of squares (Zou and Donner, 2008)."""
+def _widen(drawn: Interval, by: tuple[float, float], span: Span) -> Interval:
+    """Widen an interval by independent parts: roots of sums of squares (Zou and Donner, 2008)."""
     below, above = by
     value, low, high = drawn.value, drawn.low, drawn.high
     return Interval(
@@ -217,19 +219,19 @@ def _widened(drawn: Interval, by: tuple[float, float], span: Span) -> Interval:
 
 
 def score(values: ArrayLike, draws: Draws, weights: ArrayLike | None = None) -> Interval:
-    """The score of an arm with values (S, Q) or (Q,), and its interval; see `sample` for what is refused."""
+    """Score an arm with values (S, Q) or (Q,), with its interval; see `sample` for errors."""
     return interval(sample(values, draws, weights))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """First minus second, and first / second, on the same questions, seeds and draws.
+    """Comparison of two arms: first minus second, and first / second, on the same questions, seeds and draws.
 
-    p: two-sided, by the interval: below 5% just where that leaves out 0. Never below that of a sign test in
-    which every question that differs speaks for the same arm, to which the interval is then widened: five
-    questions settle nothing. questions_needed: those that would settle a difference of this size at 80%
-    power; None where no number would, or the questions show no spread and the measure has no bounds.
-    alike: no question tells the two apart.
+    p: two-sided, from the interval: below 5% exactly if that excludes 0. It is never below the p of a sign
+    test in which every differing question favours the same arm, and the interval is then widened to match:
+    five questions settle nothing. questions_needed: number that would settle a difference of this size at 80%
+    power; None if no number would, or if the questions show no spread and the measure has no bounds.
+    alike: whether the two score the same on every question.
     """
 
     difference: Interval
@@ -244,23 +246,23 @@ class Compared:
 def difference(
     a: ArrayLike, b: ArrayLike, draws: Draws, weights: ArrayLike | None = None, span: Span = SHARE
 ) -> Compared:
-    """a minus b, each (S, Q) or (Q,); see `sample` for what is refused."""
+    """Compare values a and b, each (S, Q) or (Q,); see `sample` for errors."""
     return between(sample(a, draws, weights, span), sample(b, draws, weights, span))
 
 
 def relative(
     a: ArrayLike, b: ArrayLike, draws: Draws, weights: ArrayLike | None = None, span: Span = SHARE
 ) -> Interval:
-    """a / b, for measures that are never negative.
+    """Ratio a / b with its interval, for measures that are never negative.
 
-    NaN or infinite where b's score is 0; a bound is infinite where b is 0 in too many draws.
+    NaN or infinite if b's score is 0; a bound is infinite if b is 0 in too many draws.
     """
     return ratio(sample(a, draws, weights, span), sample(b, draws, weights, span))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Gap:
-    """a minus b: its draws (R,), and what the categories add that show no spread of it."""
+    """Difference a minus b: its draws (R,), and the categories without spread in it."""
 
     value: float
     drawn: Floats
@@ -268,17 +270,15 @@ class _Gap:
     span: Span
 
     def interval(self, alpha: float = ALPHA) -> Interval:
-        """At 1 - alpha; of paired shares that show no spread it is Tango's (1998)."""
-        return _widened(
-            percentiles(self.value, self.drawn, alpha), slack(self.still, alpha, scored), self.span
-        )
+        """Interval at 1 - alpha; of paired shares without spread it is Tango's (1998)."""
+        return _widen(percentiles(self.value, self.drawn, alpha), slack(self.still, alpha, scored), self.span)
 
     def p(self) -> float:
-        """The least alpha at which the interval leaves out 0; `two_sided` where every category has spread."""
+        """Smallest alpha at which the interval excludes 0; `two_sided` if every category has spread."""
         if not self.still:
             return two_sided(self.drawn)
         low, high = 0.0, 1.0
-        for _ in range(_HALVINGS):
+        for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             found = self.interval(middle)
             low, high = (middle, high) if found.low <= 0 <= found.high else (low, middle)
@@ -295,7 +295,7 @@ def _gap(a: Sample, b: Sample) -> _Gap:
 
 
 def between(a: Sample, b: Sample) -> Compared:
-    """a minus b, of two arms on the same draws and weights."""
+    """Compare two arms' samples on the same draws and weights, a minus b."""
     contrast, gap = a.values - b.values, _gap(a, b)
     differing = _differing(contrast, a.draws)
     p = max(gap.p(), min(1.0, 2.0 ** (1 - differing)))
@@ -306,19 +306,19 @@ def between(a: Sample, b: Sample) -> Compared:
         p=p,
         questions=a.draws.questions,
         seeds=a.draws.seeds,
-        questions_needed=_needed(a, b, gap, differing),
+        questions_needed=_questions_needed(a, b, gap, differing),
         alike=not differing,
     )
 
 
 def _differing(contrast: Floats, draws: Draws) -> int:
-    """How many of the questions (S, Q) differ at all: a sign test's p is 2 ** (1 - this) at least."""
+    """Number of questions (S, Q) that differ at all; a sign test's p is at least 2 ** (1 - this)."""
     places = np.concatenate([group.places for group in draws.groups])
     return int((contrast[:, places] != 0).any(axis=0).sum())
 
 
-def _needed(a: Sample, b: Sample, gap: _Gap, differing: int) -> int | None:
-    """Questions until a difference of this size is settled, at least so many that a sign test can do it."""
+def _questions_needed(a: Sample, b: Sample, gap: _Gap, differing: int) -> int | None:
+    """Number of questions that settle a difference of this size, by the interval and by a sign test."""
     luck = _luck(a.values - b.values, a.weights, a.draws)
     more = math.hypot(*slack(gap.still, ALPHA, scored)) / math.sqrt(2) / _NORMAL
     spread = math.hypot(float((a.resampled - b.resampled).std()), more)
@@ -327,15 +327,15 @@ def _needed(a: Sample, b: Sample, gap: _Gap, differing: int) -> int | None:
         spread * math.sqrt(a.draws.questions),
         floor=of_seeds.variance(a.seeds - b.seeds, luck),
     )
-    least = 1 + math.ceil(math.log2(1 / ALPHA))  # that differ, all in favour of one arm
+    least = 1 + math.ceil(math.log2(1 / ALPHA))  # differing questions, all in favour of one arm
     return None if found is None else max(found, math.ceil(least * a.draws.questions / max(1, differing)))
 
 
 def ratio(a: Sample, b: Sample) -> Interval:
-    """a / b, of two arms on the same draws and weights; for measures that are never negative.
+    """Ratio a / b of two arms' samples on the same draws, for measures that are never negative.
 
-    Where a category shows no spread, or the ratio none, it reaches at least as far as the difference does,
-    over b's score.
+    If a category, or the ratio, shows no spread, the interval is at least that of the difference over b's
+    score.
     """
     luck = 1.0
     if a.value and b.value:
@@ -344,7 +344,7 @@ def ratio(a: Sample, b: Sample) -> Interval:
         value = float(np.float64(a.value) / np.float64(b.value))
         found = percentiles(value, _drawn(a, luck) / _drawn(b, luck))
     gap = _gap(a, b)
-    spread = found.low < found.high  # none where a is the same part of b in every question
+    spread = found.low < found.high  # none if a / b is the same for every question
     if not b.value or (spread and not (gap.still or _still(a) or _still(b))):
         return found
     apart = gap.interval()
@@ -356,7 +356,7 @@ def ratio(a: Sample, b: Sample) -> Interval:
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction (1979): the adjusted p of each, for all of them tested together.
+    """Adjust p values for being tested together, by Holm's step-down correction (1979).
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'b': 0.06, 'c': 0.06}

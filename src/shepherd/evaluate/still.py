@@ -1,7 +1,7 @@
-"""What a category may hide whose questions all gave one value: a resample shows no spread of it.
+"""Uncertainty of a category whose questions all have one value, of which a resample shows no spread.
 
-Of n questions that all gave v, a share m of questions like them may give something else, and be missed: at
-most 1 - (alpha / 2) ** (1 / n), exactly (Clopper and Pearson, 1934), or z^2 / (n + z^2) by a score test
+If n questions all gave v, a share m of questions like them may give another value and be missed: at most
+1 - (alpha / 2) ** (1 / n), exactly (Clopper and Pearson, 1934), or z^2 / (n + z^2) by a score test
 (Wilson, 1927). What they give lies between the least and the largest value there can be, low and high, so
 the mean lies between v - m (v - low) and v + m (high - v). For right and wrong answers that is each of the
 two authors' interval at n of n; for a paired difference of them, which goes from -1 to 1, it is Tango's score
@@ -23,14 +23,14 @@ from shepherd.evaluate.draws import Group
 Span = tuple[float, float]
 SHARE: Span = (0.0, 1.0)
 LOSS: Span = (0.0, math.inf)
-_TINY = 1e-9
+_EQUAL_WITHIN = 1e-9
 Missed = Callable[[int, float], float]
-"""(questions, alpha) -> the share of questions that may be otherwise, though none of these is."""
+"""(questions, alpha) -> the share of questions that may have another value, though none of these has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Still:
-    """A category, or several, whose questions all gave `value`; what it adds is counted `share` times."""
+    """One or several categories whose questions all gave `value`; `share` is their part of the statistic."""
 
     share: float
     questions: int
@@ -39,7 +39,7 @@ class Still:
 
 
 def exact(questions: int, alpha: float) -> float:
-    """Clopper and Pearson's bound at none of n.
+    """Clopper and Pearson's upper bound for 0 of n.
 
     >>> round(exact(10, 0.05), 4)
     0.3085
@@ -48,7 +48,7 @@ def exact(questions: int, alpha: float) -> float:
 
 
 def scored(questions: int, alpha: float) -> float:
-    """Wilson's bound at none of n; of a single question nothing is known at all.
+    """Wilson's upper bound for 0 of n; 1 for a single question, of which nothing is known.
 
     >>> round(scored(10, 0.05), 4), scored(1, 0.05)
     (0.2775, 1.0)
@@ -58,11 +58,11 @@ def scored(questions: int, alpha: float) -> float:
 
 
 def still(values: NDArray[np.float64], groups: Sequence[Group], span: Span) -> tuple[Still, ...]:
-    """The categories without spread, of values (Q,); those that gave the same value count as one.
+    """Find the categories without spread in values (Q,); those with the same value count as one.
 
-    Else many small ones, each of which may hide much, would together hide more than all of them can. A side
-    on which the measure has no bound goes as far as these questions do, and where all of them are alike
-    without end.
+    Otherwise many small categories, each with a large uncertainty, would together have more than all of them
+    can have. On a side without a bound of the measure, the range of these questions is used; if all questions
+    are alike, that side is infinite.
     """
     every = np.concatenate([values[group.places] for group in groups])
     spread = not _alike(every)
@@ -84,11 +84,11 @@ def still(values: NDArray[np.float64], groups: Sequence[Group], span: Span) -> t
 
 
 def _alike(values: NDArray[np.float64]) -> bool:
-    return bool(np.ptp(values) <= _TINY * max(1.0, float(np.abs(values).max())))
+    return bool(np.ptp(values) <= _EQUAL_WITHIN * max(1.0, float(np.abs(values).max())))
 
 
 def slack(found: Iterable[Still], alpha: float, missed: Missed) -> tuple[float, float]:
-    """How much further down and up the mean may lie at 1 - alpha: the roots of the sums of squares."""
+    """How far the mean may be below and above, at 1 - alpha: roots of the sums of squares."""
     parts = [(each, each.share * missed(each.questions, alpha)) for each in found]
     return (
         math.hypot(*(part * (each.value - each.span[0]) for each, part in parts)),

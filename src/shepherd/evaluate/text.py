@@ -1,4 +1,4 @@
-"""Free text against a reference answer, by torchmetrics.
+"""Compare free text with a reference answer, by torchmetrics.
 
 Exact match and F1 are SQuAD's (arXiv 1606.05250): lower case, without punctuation and articles. ROUGE-L is
 the F-measure of the longest common subsequence (Lin, 2004), without stemming.
@@ -12,7 +12,7 @@ from torchmetrics.functional.text import rouge_score, squad
 
 
 def exact(answer: str, reference: str) -> float:
-    """1 where both are the same text, else 0.
+    """Exact match: 1 if both are the same text, else 0.
 
     >>> exact("The red fox.", "a red fox")
     1.0
@@ -21,7 +21,7 @@ def exact(answer: str, reference: str) -> float:
 
 
 def f1(answer: str, reference: str) -> float:
-    """The harmonic mean of precision and recall of the words, from 0 to 1.
+    """Token F1: the harmonic mean of precision and recall of the words, from 0 to 1.
 
     >>> f1("The red fox.", "a red fox")
     1.0
@@ -30,7 +30,7 @@ def f1(answer: str, reference: str) -> float:
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """The F-measure of the longest common subsequence of words, from 0 to 1.
+    """ROUGE-L: the F-measure of the longest common subsequence of words, from 0 to 1.
 
     >>> round(rouge_l("The red fox.", "a red fox"), 3)
     0.667

@@ -1,4 +1,4 @@
-"""One verdict of a judge on two answers, in either protocol."""
+"""Verdicts of a judge on two answers, in either protocol."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from shepherd.errors import StatisticsError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """One reading of the paper's protocol: two answers to a question, each scored from 1 to 10.
+    """One verdict in FedIT's protocol: two answers to a question, each scored from 1 to 10.
 
-    repeat: which of the readings of the same question and pair it is, from 0.
+    repeat: index of the verdict among those on the same question and pair, from 0.
     """
 
     question: str
@@ -26,9 +26,9 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preferred:
-    """One question's verdict on two arms, both orders already combined (`combine`).
+    """One verdict on two arms' answers to a question, both orders already combined (`combine`).
 
-    result: 1 where the first arm wins, 0.5 a tie, 0 where it loses. Lengths in characters (any unit does).
+    result: 1 if the first arm wins, 0.5 for a tie, 0 if it loses. Lengths are in characters or any unit.
     """
 
     question: str
@@ -41,7 +41,7 @@ class Preferred:
 
 
 def combine(order_ab: float, order_ba: float) -> float:
-    """One result of the verdicts in both orders, each as seen by the same arm; disagreement is a tie.
+    """Combine the verdicts in both orders, each for the same arm; disagreement is a tie.
 
     >>> combine(1, 1), combine(1, 0), combine(0.5, 0)
     (1, 0.5, 0.5)
@@ -50,17 +50,18 @@ def combine(order_ab: float, order_ba: float) -> float:
 
 
 def require(preferred: Sequence[Preferred]) -> None:
-    """
+    """Check preferences before a statistic.
+
     Raises:
         StatisticsError: there are no verdicts, one is of an arm with itself, or one is not 0, 0.5 or 1.
     """
     if not preferred:
         raise StatisticsError(
-            "There are no verdicts to make a statistic of: have the judge answer at least one question."
+            "There are no verdicts for a statistic; have the judge compare answers to at least one question."
         )
     for verdict in preferred:
         if verdict.first == verdict.second or verdict.result not in (0, 0.5, 1):
             raise StatisticsError(
                 f"The verdict {verdict.result} on question {verdict.question!r} for {verdict.first} and "
-                f"{verdict.second} cannot be read: give two arms and 1, 0.5 or 0."
+                f"{verdict.second} cannot be used; give two arms and 1, 0.5 or 0."
             )

@@ -1,1 +1,1 @@
-"""Files, locks, paths and progress: what every room needs of the operating system."""
+"""Files, locks, paths and progress, for the whole package."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and one sentence for what a disk refuses."""
+"""Atomic writing of files, and one sentence for errors of the file system."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SECRET_BYTES = 32
 
 
 def write_atomic(path: Path, content: str | bytes) -> Path:
-    """Write a file so that a reader, or a crash, sees the old one or the new one and never a part.
+    """Write a file so that a reader, also after a crash, sees the old or the new file and never a part.
 
     Raises:
-        FolderError: the disk is full, or the folder cannot be written; the old file is still there.
+        FolderError: the disk is full, or the folder cannot be written; the old file is unchanged.
     """
     data = content.encode("utf8") if isinstance(content, str) else content
     with disk_errors(path.parent):
-        # a name of its own for each writer, of whom there may be two; for its owner alone
+        # each of several writers has its own temporary file, readable for its owner alone
         handle, name = tempfile.mkstemp(TEMPORARY_SUFFIX, f".{path.name}-", path.parent)
         temporary = Path(name)
         try:
@@ -42,8 +42,8 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
 
 
 def leftovers(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    """What killed writers of the files of these names have left in a folder."""
-    earlier = {name + TEMPORARY_SUFFIX for name in names}  # as earlier versions called them
+    """List temporary files that killed writers of these file names have left in a folder."""
+    earlier = {name + TEMPORARY_SUFFIX for name in names}  # names in earlier versions
     starts = tuple(f".{name}-" for name in names)
     return [
         entry
@@ -53,7 +53,7 @@ def leftovers(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def secret(path: Path) -> int:
-    """The secret number in a file, of 256 bits; drawn from the operating system where there is no file yet.
+    """Read the secret 256-bit number in a file; without a file, draw it from the operating system.
 
     Raises:
         FolderError: the file cannot be read or written, or was cut or changed.
@@ -67,12 +67,12 @@ def secret(path: Path) -> int:
             raise ValueError
         return int(text, 16)
     except ValueError:
-        raise FolderError(f"{path} was cut or changed; delete it, and a new one is drawn") from None
+        raise FolderError(f"{path} was cut or changed; delete it, and a new secret is drawn") from None
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one FolderError sentence about the folder `path`."""
+    """Turn errors of the file system into one FolderError about the folder `path`."""
     try:
         yield
     except OSError as error:
@@ -80,7 +80,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def disk_fault(path: Path, error: OSError) -> str:
-    """One sentence on why the file system refused, and what to do."""
+    """Say in one sentence why the file system refused, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {path} is full; free some space, then `shepherd resume {path}`"
     name = error.filename or path

@@ -1,6 +1,6 @@
-"""One process at a time: locks that go with the process that holds them, however it ends.
+"""File locks that end with the process that holds them, however it ends.
 
-Windows has no such locks: there everybody gets them.
+Windows has no such locks; there every process gets the lock.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ POLL_S = 0.1
 
 
 def acquire(path: Path, wait_s: float = 0.0) -> int:
-    """Lock a file, which is made where it is missing; closing the handle that is returned unlocks it.
+    """Lock a file, creating it if it is missing; closing the returned handle unlocks it.
 
     Raises:
-        BlockingIOError: it is still locked after `wait_s` seconds.
-        OSError: it cannot be opened, or is a link.
+        BlockingIOError: another process still holds the lock after `wait_s` seconds.
+        OSError: the file cannot be opened, or is a link.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | private.NO_LINK, private.FILE)
     ends = time.monotonic() + wait_s
@@ -39,7 +39,7 @@ def acquire(path: Path, wait_s: float = 0.0) -> int:
 
 
 def wait_for(handle: int) -> None:
-    """Lock a file that is open, however long another process holds it; closing it unlocks it."""
+    """Lock an open file, waiting for as long as another process holds it; closing it unlocks it."""
     if sys.platform != "win32":
         import fcntl
 
@@ -47,7 +47,7 @@ def wait_for(handle: int) -> None:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a process holds the lock; None where that cannot be known."""
+    """Whether a process holds the lock; None if that is unknown."""
     if sys.platform == "win32":
         return None
     try:

@@ -1,4 +1,4 @@
-"""Paths in a run file: what is a path, what is a Hugging Face id, and where a path lies."""
+"""Paths in a run file: tell paths from Hugging Face ids, and make paths absolute."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 
 DATA_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-"""How the names of data files end: what ends so is never a data set of the hub."""
+"""Suffixes of data files; a name that ends in one is never a dataset on the hub."""
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?/snapshots/([0-9a-f]{40})", re.ASCII)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether the text has the form of a Hugging Face id, `owner/name` or a bare name; see also `is_path`.
+    """Whether a text has the form of a Hugging Face id, `owner/name` or a bare name; see also `is_path`.
 
     >>> [is_hub_id(text) for text in ("gpt2", "Qwen/Qwen2.5-0.5B", "a/b/c", "./a", "/a", "~/a", "a/b.csv")]
     [True, True, False, False, False, False, False]
@@ -22,12 +22,12 @@ def is_hub_id(text: str) -> bool:
 
 
 def is_path(text: str, folder: Path) -> bool:
-    """Whether the text names a place on this disk, there or missing, and no Hugging Face id.
+    """Whether a text is a path on this disk, existing or missing, rather than a Hugging Face id.
 
-    It does where it has not the form of an id or exists in `folder`. What is in the hub's local cache is an
-    id. Else a bare name is a path, since the hub is never asked for what may be a folder's name, and so is
-    what begins with a folder of `folder` or of the current directory: `models/SmolLM2` beside a folder
-    `models` is a missing folder, and nobody's repository.
+    A text that does not have the form of an id, or that exists in `folder`, is a path. A model or dataset in
+    the hub's local cache is an id. Otherwise a bare name is a path, since the hub is never asked for what may
+    be a folder's name, and so is a text that begins with a folder of `folder` or of the current directory:
+    next to a folder `models`, `models/SmolLM2` is a missing folder and not a repository.
     """
     if not is_hub_id(text) or os.path.exists(folder / text):
         return True
@@ -37,27 +37,27 @@ def is_path(text: str, folder: Path) -> bool:
 
 
 def _is_cached(name: str) -> bool:
-    """Whether a model or a data set of that id has been downloaded from the hub."""
+    """Whether a model or a dataset with this id has been downloaded from the hub."""
     folders = (f"{kind}--{name.replace('/', '--')}" for kind in ("models", "datasets"))
     return any(os.path.isdir(os.path.join(_hub_cache(), folder)) for folder in folders)
 
 
 def _hub_cache() -> str:
-    """Where huggingface_hub keeps what it downloads, by the variables that it reads: the import is slow."""
+    """Folder of huggingface_hub's downloads, by the variables that it reads; importing it is slow."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME", os.path.join(cache, "huggingface"))
     return os.path.expanduser(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub")))
 
 
 def placed(text: str, folder: Path) -> str:
-    """The absolute path of a text that names one, relative ones from `folder`; a Hugging Face id as it is."""
+    """Make a path absolute, relative to `folder`; a Hugging Face id is returned as it is."""
     if not is_path(text, folder):
         return text
     return os.path.abspath(folder / os.path.expanduser(text))
 
 
 def snapshot(folder: str) -> tuple[str, str] | None:
-    """The Hugging Face id and the commit of a folder in the hub's cache; None for any other folder.
+    """Hugging Face id and commit of a folder in the hub's cache; None for any other folder.
 
     >>> snapshot("/home/me/hub/models--Qwen--Qwen2.5-0.5B/snapshots/" + "0a" * 20)
     ('Qwen/Qwen2.5-0.5B', '0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a')
@@ -72,7 +72,7 @@ def snapshot(folder: str) -> tuple[str, str] | None:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether the text has bytes in UTF-8: a name of a file on this disk may be any bytes.
+    """Whether a text can be encoded as UTF-8; file names on this disk may hold any bytes.
 
     >>> is_utf8("café"), is_utf8("caf\\udce9")
     (True, False)
@@ -85,7 +85,7 @@ def is_utf8(text: str) -> bool:
 
 
 def short(text: str) -> str:
-    """An absolute path by its last name, for what is published; anything else as it is.
+    """Reduce an absolute path to its last name, for publication; anything else is returned as it is.
 
     >>> [short(text) for text in ("/home/me/models/SmolLM2", "Qwen/Qwen2.5-0.5B", "tiny")]
     ['SmolLM2', 'Qwen/Qwen2.5-0.5B', 'tiny']

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names as they are said.
+    """Join names to a phrase, with at most `most` of them.
 
     >>> listed(["base"]), listed(["base", "a", "b"]), listed(list("abcdefgh"), most=3)
     ('base', 'base, a and b', 'a, b, c and 5 others')

@@ -1,6 +1,6 @@
-"""Folders and files for their owner alone: a run keeps text of its data, and other users are no part of it.
+"""Folders and files for their owner alone, since a run stores text of its data.
 
-Folders have the mode 0700 and files 0600. On Windows modes say nothing, and what a folder inherits holds.
+Folders have mode 0700 and files 0600. On Windows modes have no effect, and inherited permissions apply.
 """
 
 from __future__ import annotations
@@ -10,39 +10,40 @@ import sys
 from pathlib import Path
 
 FOLDER, FILE = 0o700, 0o600
+"""Modes of folders and files."""
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-"""For `os.open`, never to write where a link points; Windows has none of it."""
+"""Flag for `os.open` that refuses links; 0 on Windows, which does not have it."""
 OTHERS = 0o077
 
 
 def make(path: Path) -> None:
-    """Make a folder and the missing ones above it; what is there already stays as it is."""
+    """Create a folder and its missing parents, for their owner alone; existing folders are unchanged."""
     for each in (*reversed(path.parents), path):
         if not each.exists():
             each.mkdir(mode=FOLDER, exist_ok=True)
-    path.mkdir(mode=FOLDER, exist_ok=True)  # or say what is in the way
+    path.mkdir(mode=FOLDER, exist_ok=True)  # raises FileExistsError if the path is a file
 
 
 def owner_only(path: str, flags: int) -> int:
-    """As the `opener` of `open`: a new file is its owner's, and a link is refused (OSError)."""
+    """An `opener` for `open`: a new file is for its owner alone, and a link raises OSError."""
     return os.open(path, flags | NO_LINK, FILE)
 
 
 def open_to_others(path: Path) -> bool:
-    """Whether other users of this machine may do anything with it."""
+    """Whether other users of this machine have any permission on a path."""
     return os.name == "posix" and bool(path.stat().st_mode & OTHERS)
 
 
 def close(path: Path) -> None:
-    """Take a folder, and all that is in it, from other users."""
+    """Remove other users' permissions from a folder and everything in it."""
     for each in (path, *path.rglob("*")):
         if not each.is_symlink() and open_to_others(each):
             each.chmod(FOLDER if each.is_dir() else FILE)
 
 
 def sync(folder: Path) -> None:
-    """Make what was renamed or made in a folder last through a power cut."""
-    if sys.platform == "win32":  # folders cannot be opened there
+    """Make renamed and new entries of a folder survive a power cut."""
+    if sys.platform == "win32":  # where folders cannot be opened
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

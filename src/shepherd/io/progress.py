@@ -1,8 +1,8 @@
-"""How far a long piece of work is: a line in the log at least every half minute, and a bar in a notebook.
+"""Progress of long work: a log line at least every half minute, and a bar in a notebook.
 
-The lines go to the logger "shepherd.io.progress" at level INFO, so that `logging.basicConfig(level="INFO")`
-shows them. At level DEBUG it also gets every beginning and every step, as a `Stage` or a `Progress` that a
-display finds in the record's `args`.
+The lines go to the logger "shepherd.io.progress" at level INFO; `logging.basicConfig(level="INFO")` shows
+them. At level DEBUG it also gets every start and every step, as a `Stage` or a `Progress` that a display
+finds in the record's `args`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from shepherd.visible import shown_line
 
 log = logging.getLogger(__name__)
 EVERY_S = 25.0
-"""Seconds between two lines about one piece of work: less than the half minute that is promised."""
+"""Seconds between two lines about one piece of work; below the promised half minute."""
 _of_this_thread = threading.local()
 
 
 def many(count: int, what: str) -> str:
-    """A count with its noun.
+    """Write a count with its noun.
 
     >>> many(1, "client"), many(2000, "row")
     ('1 client', '2,000 rows')
@@ -35,7 +35,7 @@ def many(count: int, what: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a round is. `tokens` and `seconds` are this round's; `loss` is the running mean, in nats."""
+    """Progress of a round. `tokens` and `seconds` are this round's; `loss` is the running mean, in nats."""
 
     round: int
     rounds: int
@@ -45,13 +45,13 @@ class Progress:
     loss: float
     seconds: float
     first: int = 0
-    """Number of the first client that is tuned now, from 1; 0 where nobody says."""
+    """Number of the first client that is being tuned, from 1; 0 if unknown."""
     last: int = 0
     step: int = 0
-    """Optimiser step under way, from 1, of the client that is furthest behind; 0 where nobody says."""
+    """Current optimiser step, from 1, of the client that is furthest behind; 0 if unknown."""
     steps: int = 0
     round_tokens: int = 0
-    """Tokens of the whole round; 0 where they are not known."""
+    """Tokens of the whole round; 0 if unknown."""
 
     def __str__(self) -> str:
         """`round 2/20: clients 3-5 of 10, step 4 of 12, 1,310 tokens/s, loss 2.53, about 7 min left`"""
@@ -64,19 +64,19 @@ class Progress:
         parts += [f"step {self.step} of {self.steps}"] if self.step else []
         if self.tokens and self.seconds > 0:
             parts += [f"{self.tokens / self.seconds:,.0f} tokens/s"]
-            parts += [f"loss {self.loss:.2f}"] if self.loss else []  # 0 where nobody tells
+            parts += [f"loss {self.loss:.2f}"] if self.loss else []  # 0 if unknown
         left = self.left()
         parts += [f"{duration(self.seconds)} so far" if left is None else f"about {roughly(left)} left"]
         return f"round {self.round}/{self.rounds}: {', '.join(parts)}"
 
     def share(self) -> float:
-        """Of the round that is done, from 0 to 1."""
+        """Share of the round that is done, from 0 to 1."""
         if self.round_tokens:
             return min(1.0, self.tokens / self.round_tokens)
         return self.clients_done / self.clients if self.clients else 0.0
 
     def left(self) -> float | None:
-        """Seconds to the end of the last round, if each is like this one; None while nothing is done."""
+        """Estimated seconds to the end of the last round, if all are like this one; None at its start."""
         if not self.share():
             return None
         return self.seconds / self.share() * (self.rounds - self.round + 1) - self.seconds
@@ -84,7 +84,7 @@ class Progress:
 
 @dataclass(slots=True, eq=False)
 class Stage:
-    """A piece of work under way: `done` of `total` (0 where that is not known)."""
+    """A piece of work in progress: `done` of `total` (0 if unknown)."""
 
     name: str
     total: int = 0
@@ -94,13 +94,13 @@ class Stage:
     bar: Any = None
 
     def advance(self, count: int = 1) -> None:
-        """So many more of `total` are done."""
+        """Count `count` more of `total` as done."""
         self.done += count
         if self.bar is not None:
             self.bar.update(count)
 
     def at(self, progress: Progress) -> None:
-        """The round that this stage is has come so far."""
+        """Take over the progress of the round that this stage is."""
         self.progress = progress
         log.debug("%s", progress)
         if self.bar is not None:
@@ -108,7 +108,7 @@ class Stage:
         self.advance(progress.tokens - self.done)
 
     def line(self, now: float) -> str:
-        """How far it is at the time `now`, of the clock of `began`."""
+        """Line about the progress at time `now`, on the clock of `began`."""
         seconds = now - self.began
         if self.progress is not None:
             return str(replace(self.progress, seconds=seconds))
@@ -120,10 +120,10 @@ class Stage:
 
 @contextmanager
 def stage(name: str, total: int = 0) -> Iterator[Stage]:
-    """A piece of work that may take long: while the block runs, a line at least every half minute.
+    """Report on work that may take long: while the block runs, log a line at least every half minute.
 
-    The block calls `advance` as parts of `total` are done. Stages nest: the lines are the innermost one's,
-    at the outermost one's beat, so that many short stages in a long one are no silence.
+    The block calls `advance` when parts of `total` are done. Stages nest: the lines are about the innermost
+    one, at the rhythm of the outermost one, so that many short stages in a long one are reported too.
     """
     log.debug("%s", name)
     now = Stage(name=name, total=total)
@@ -133,14 +133,14 @@ def stage(name: str, total: int = 0) -> Iterator[Stage]:
 
 @contextmanager
 def _beating(now: Stage) -> Iterator[None]:
-    """The last of this thread's stages; the first of them also begins to beat."""
+    """Make a stage the innermost of this thread; the first of them also starts the thread that logs."""
     stages: list[Stage] = _of_this_thread.__dict__.setdefault("stages", [])
     if stages:
         stages.append(now)
         try:
             yield
         finally:
-            if now in stages:  # a generator that was given up ends after the stages around it
+            if now in stages:  # an abandoned generator ends after the stages around it
                 stages.remove(now)
         return
     stages.append(now)
@@ -158,14 +158,14 @@ def _beating(now: Stage) -> Iterator[None]:
 def beat(
     stages: Sequence[Stage], wait: Callable[[float], bool], clock: Callable[[], float] = monotonic
 ) -> None:
-    """Log the last of the stages every EVERY_S, until `wait`, which waits so long, says that it is over."""
+    """Log the last of the stages every EVERY_S until `wait(seconds)` returns True: all are over."""
     while not wait(EVERY_S):
         log.info("%s", stages[-1].line(clock()))
 
 
 @contextmanager
 def _bar(now: Stage) -> Iterator[None]:
-    """In a notebook, a bar for as long as the stage lasts."""
+    """In a notebook, show a progress bar while the stage lasts."""
     if not in_notebook():
         yield
         return
@@ -183,7 +183,7 @@ def in_notebook() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two units that matter.
+    """Write seconds in the two largest units.
 
     >>> [duration(s) for s in (0.42, 7, 161, 3900, 200000)]
     ['0.4 s', '7 s', '2 min 41 s', '1 h 05 min', '2 d 07 h']
@@ -202,7 +202,7 @@ def duration(seconds: float) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """As `duration`, no finer than a guess is.
+    """Write estimated seconds, coarser than `duration`.
 
     >>> [roughly(s) for s in (7, 100, 161, 3900, 20000)]
     ['7 s', '1 min 40 s', '3 min', '65 min', '5 h 33 min']

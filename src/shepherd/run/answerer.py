@@ -1,4 +1,4 @@
-"""Ask a run: what its adapter, or its base alone, answers.
+"""Generate answers with a run's adapter, or with its base alone.
 
 asked = load_run("runs/demo")  # the base is loaded once
 asked.generate("Name two rivers.")
@@ -29,50 +29,48 @@ from shepherd.settings import RunSettings
 __all__ = ["Answer", "Answerer", "Options", "adapter_of", "generate", "load_run"]
 
 Asked = str | Mapping[str, Any]
-"""What is asked: a text, or a row in the run's own layout, such as `instruction` with `context`."""
+"""A prompt: a text, or a row with the field names of the run's data, such as `instruction` and `context`."""
 
-AT_ONCE = (
-    4 * generation.MAX_BATCH_SEQUENCES
-)  # answers, sorted by the length of their prompts; they are given in order
+CHUNK_ANSWERS = 4 * generation.MAX_BATCH_SEQUENCES  # sorted by prompt length in a chunk, returned in order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer. `n` counts a prompt's answers from 1; `seed` is None where it is greedy."""
+    """One answer. `n` counts a prompt's answers from 1; `seed` is None for a greedy one."""
 
     prompt: Prompt
     text: str
     n: int
     seed: int | None
     cut: bool
-    """Whether it was ended by its greatest length, and not by the model."""
+    """Whether the length limit ended it, and not the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a run is asked; by default for one greedy answer of its last adapter."""
+    """Options of generation; by default one greedy answer per prompt with the last adapter."""
 
     base: bool = False
     """Answer with the untuned base."""
     round: int | None = None
-    """Of a kept checkpoint; the final adapter, else the last checkpoint's, where none is given."""
+    """Round of a kept checkpoint; by default the final adapter, else that of the last checkpoint."""
     n: int = 1
-    """Answers to each prompt, at least 1."""
+    """Number of answers to each prompt, at least 1."""
     max_new_tokens: int | None = None
-    """Of one answer, at least 1; the run's `evaluation.max_new_tokens` by default."""
+    """Longest answer in tokens, at least 1; by default the run's `evaluation.max_new_tokens`."""
     temperature: float = 0.0
-    """0 is greedy; above, sampling."""
+    """Sampling temperature; 0 is greedy."""
     top_p: float = 1.0
-    """In (0, 1]; sampling leaves out the least likely tokens beyond this share."""
+    """Sample only from the most likely tokens whose probabilities add up to this share, in (0, 1]."""
     seed: int | None = None
-    """Of the sampling; a new one is drawn where none is given, and each answer holds it."""
+    """Seed of the sampling; by default a new one is drawn, which each answer holds."""
 
 
 USUAL = Options()
 
 
 class Answerer:
-    """A run's base in memory, with the adapters that were asked for; from `load_run`. Not for two threads."""
+    """A run's base in memory, with the adapters used so far; see `load_run`. Not thread-safe."""
 
     def __init__(self, path: Path, settings: RunSettings, base: Base) -> None:
         self.path = path
@@ -87,39 +85,41 @@ class Answerer:
     def generate(self, prompts: Sequence[Asked], context: str = "", **options: Any) -> list[str]: ...
 
     def generate(self, prompts: str | Sequence[Asked], context: str = "", **options: Any) -> str | list[str]:
-        """Answer one instruction, or each of many; many are much faster together than one by one.
+        """Answer one instruction, or several; several are much faster in one call than one by one.
 
         Args:
-            prompts: a text, or a sequence of texts and of rows as the run's data have them.
-            context: what the one text is about.
-            options: the fields of `Options`; of several answers (`n`) each prompt's come one after another.
+            prompts: a text, or a sequence of texts and of rows with the field names of the run's data.
+            context: context of a single text.
+            options: the fields of `Options`; with `n` above 1, the answers of a prompt follow each other.
 
         Returns:
-            The answer to a text; a list for a sequence, in its order.
+            The answer to a text; for a sequence a list, in the same order.
 
         Raises:
-            DataError: an instruction is empty, or a context is given for several.
+            DataError: an instruction is empty, or a context is given for several texts.
             ShepherdError: as `answers`.
         """
         table, how = self.settings.data, Options(**options)
         if not isinstance(prompts, str):
             if context:
-                raise DataError("the context belongs to one instruction; give several as rows with their own")
+                raise DataError(
+                    "a context goes with one instruction; give several as rows with a context each"
+                )
             many = [prompt_of(each, table, f"prompt {n}") for n, each in enumerate(prompts, 1)]
             return [each.text for each in self.answers(many, how)]
         if how.n != 1:
-            raise DataError("several answers to one text are a list; give the text in a list")
+            raise DataError("several answers to one text need a list; give the text in a list")
         asked = with_context(prompt_of(prompts, table), context)
         return next(self.answers([asked], how)).text
 
     def answers(self, prompts: Sequence[Prompt], how: Options = USUAL) -> Iterator[Answer]:
-        """The answers in the order of the prompts, each prompt's `n` together, as they become ready.
+        """Yield the answers as they get ready, in the order of the prompts, the `n` of one prompt together.
 
-        A sampled answer depends on its prompt, the seed and its number alone, and not on the other prompts.
+        A sampled answer depends only on its prompt, the seed and its number, not on the other prompts.
 
         Raises:
             FolderError: the run keeps no such round, or has no adapter yet.
-            DataError: several greedy answers are wanted, which would be the same.
+            DataError: several greedy answers are asked for, which would be the same.
             TemplateError: the template cannot render a prompt.
             BaseError: a prompt is too long for the base, or a number is out of its range.
         """
@@ -127,10 +127,10 @@ class Answerer:
         longest = how.max_new_tokens or self.settings.evaluation.max_new_tokens
         adapter = None if how.base else self.adapter(how.round)
         drawn = (secrets.randbelow(2**31) if how.seed is None else how.seed) if how.temperature else None
-        ids = [self._ids(each, longest) for each in prompts]
+        ids = [self._prompt_ids(each, longest) for each in prompts]
         asked = [(place, number) for place in range(len(prompts)) for number in range(how.n)]
-        for start in range(0, len(asked), AT_ONCE):
-            some = asked[start : start + AT_ONCE]
+        for start in range(0, len(asked), CHUNK_ANSWERS):
+            some = asked[start : start + CHUNK_ANSWERS]
             (found,) = answer.answers(
                 self.base,
                 self.settings.data,
@@ -146,12 +146,12 @@ class Answerer:
                 yield Answer(prompt=prompts[place], text=new.text, n=number + 1, seed=drawn, cut=new.cut)
 
     def adapter(self, round: int | None = None) -> Adapter:
-        """The run's adapter, read once; see `adapter_of`."""
+        """Read an adapter of the run, once; see `adapter_of`."""
         if round not in self._adapters:
             self._adapters[round] = adapter_of(self.path, self.base, round)
         return self._adapters[round]
 
-    def _ids(self, asked: Prompt, longest: int) -> list[int]:
+    def _prompt_ids(self, asked: Prompt, longest: int) -> list[int]:
         try:
             ids = prompt(asked.turns, Template.of(self.settings.data), self.base.tokenizer)
         except TemplateError as error:
@@ -163,11 +163,11 @@ class Answerer:
 
 
 def require_options(path: str | Path, how: Options) -> None:
-    """Check the options of `Answerer.answers` without any base, which may take minutes to load.
+    """Check the options of `Answerer.answers` before the base is loaded, which may take minutes.
 
     Raises:
         FolderError: the run in `path` keeps no such round, or has no adapter yet.
-        DataError: several greedy answers are wanted, or a round and the base alone.
+        DataError: several greedy answers are asked for, or a round together with the base alone.
         BaseError: a number is out of its range.
     """
     longest = 1 if how.max_new_tokens is None else how.max_new_tokens
@@ -177,20 +177,20 @@ def require_options(path: str | Path, how: Options) -> None:
             f"{how.n} answers to each prompt need a temperature above 0; greedy ones are the same"
         )
     if how.base and how.round is not None:
-        raise DataError(f"the untuned base has no round {how.round}; leave out the round, or the base")
+        raise DataError(f"the untuned base has no round {how.round}; give either the round or the base")
     if not how.base:
-        _kept(Path(path), how.round)
+        _checkpoint_of(Path(path), how.round)
 
 
 def load_run(path: str | Path, consent: Consent = NOTHING) -> Answerer:
-    """Load the base of the run in `path` once, to ask it again and again.
+    """Load the base of the run in `path`, to generate answers many times.
 
     Args:
-        consent: whether code that comes with the base may run, where the run file in the folder asks for it.
+        consent: whether code that comes with the base may run, if the run file in the folder asks for it.
 
     Raises:
         FolderError: there is no run.
-        BaseError: the base cannot be loaded, or asks to run code that nobody agreed to.
+        BaseError: the base cannot be loaded, or needs to run code without consent.
     """
     settings = planned(path)
     return Answerer(Path(path), settings, load_base(settings, consent))
@@ -211,18 +211,18 @@ def generate(
     consent: Consent = NOTHING,
     **options: Any,
 ) -> str | list[str]:
-    """Answer one instruction, or each of many, with the adapter of the run in `path`.
+    """Answer one instruction, or several, with the adapter of the run in `path`.
 
-    The base is loaded once a call; `load_run` keeps it for the next ones.
+    The base is loaded in each call; `load_run` keeps it for several calls.
 
     Args:
-        prompts: a text, or a sequence of texts and of rows as the run's data have them.
-        context: what the one text is about.
+        prompts: a text, or a sequence of texts and of rows with the field names of the run's data.
+        context: context of a single text.
         consent: as for `load_run`.
         options: the fields of `Options`.
 
     Returns:
-        The answer to a text; a list for a sequence, in its order.
+        The answer to a text; for a sequence a list, in the same order.
 
     Raises:
         FolderError: there is no run, or it has no adapter yet.
@@ -237,33 +237,35 @@ def generate(
 
 
 def adapter_of(path: Path, base: Base, round: int | None = None) -> Adapter:
-    """The adapter of the run in `path`: of a round, or the final one, else the last checkpoint's.
+    """Read an adapter of the run in `path`: of a round, or the final one, else that of the last checkpoint.
 
     Raises:
-        FolderError: no round is finished yet, or that round's checkpoint is not kept.
-        CheckpointError: the checkpoint is damaged, or was made over another base.
-        AdapterError: the adapter is unreadable, or was made for another base.
+        FolderError: no round is finished yet, or the checkpoint of that round is not kept.
+        CheckpointError: the checkpoint is damaged, or belongs to another base.
+        AdapterError: the adapter is unreadable, or belongs to another base.
     """
-    place = _kept(path, round)
+    place = _checkpoint_of(path, round)
     if place is None:
         return files.read(path / "adapter", base)
     return load_checkpoint(place, base).state.adapter
 
 
-def _kept(path: Path, round: int | None) -> Path | None:
-    """The checkpoint of a round, or the last; None is the final adapter.
+def _checkpoint_of(path: Path, round: int | None) -> Path | None:
+    """Path of the checkpoint of a round, or of the last one; None if the final adapter is to be used.
 
     Raises:
-        FolderError: no round is finished yet, or that round's checkpoint is not kept.
+        FolderError: no round is finished yet, or the checkpoint of that round is not kept.
     """
     if round is None and (path / "adapter" / files.CONFIG).is_file():
         return None
     kept = checkpoint.kept(path / "checkpoints")
     if not kept:
-        raise FolderError(f"the run in {path} has finished no round yet; go on with `shepherd resume {path}`")
+        raise FolderError(
+            f"the run in {path} has finished no round yet; continue it with `shepherd resume {path}`"
+        )
     if round is not None and round not in kept:
         raise FolderError(
             f"the run in {path} keeps no checkpoint of round {round} but of {', '.join(map(str, kept))};"
-            " ask for one of these (checkpoints.keep says how many are kept)"
+            " ask for one of these (checkpoints.keep sets how many are kept)"
         )
     return kept[max(kept) if round is None else round]

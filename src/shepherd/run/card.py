@@ -1,4 +1,4 @@
-"""The model card beside the final adapter: what it was trained on and how, and no word of any example."""
+"""Write the model card of the final adapter: its data and training, but no text of any example."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from shepherd.data.segments import Template, styled
 from shepherd.io import paths
 from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import many
+from shepherd.overrides import dump
 from shepherd.run.versions import versions
-from shepherd.settings import TINY, WORLD, DataTable, RunSettings, dump, published
+from shepherd.settings import TINY, WORLD, DataTable, RunSettings, published
 from shepherd.visible import shown, shown_line
 
 Row = Mapping[str, Any]
@@ -35,7 +36,7 @@ def write(
     data: Mapping[str, Any],
     clients: Mapping[str, int],
 ) -> Path:
-    """Write `README.md` beside an adapter; the arguments are those of `text`.
+    """Write the model card as `README.md` into an adapter's folder; see `text` for the arguments.
 
     Raises:
         FolderError: the disk is full, or the folder cannot be written.
@@ -52,16 +53,16 @@ def text(
     data: Mapping[str, Any],
     clients: Mapping[str, int],
 ) -> str:
-    """The card as Markdown, with the metadata that the hub reads.
+    """Compose the model card as Markdown, with the metadata that the hub reads.
 
     Args:
-        settings: the resolved run file.
-        rows: the run's whole log.
-        answers: the share of right answers by category, before and after; may be empty.
-        data: counts of examples by what became of them, such as `kept`, `heldout`, `cut`, `dropped`.
-        clients: how many training examples each client holds.
+        settings: the run file, filled in from the run's plan.
+        rows: all rows of the run's log.
+        answers: category -> (share right before, share right after); may be empty.
+        data: numbers of examples by outcome, such as `kept`, `heldout`, `cut`, `dropped`.
+        clients: number of training examples of each client.
     """
-    whole, settings = settings, published(settings)  # a card is for readers elsewhere
+    whole, settings = settings, published(settings)  # a card is read on other machines
     sections = (
         _intro(settings, rows, clients),
         _use(settings, _id(whole.model.base, TINY)),
@@ -94,7 +95,7 @@ def _metadata(settings: RunSettings) -> ModelCardData:
 
 
 def _id(name: str, embedded: str) -> str | None:
-    """The name where it is a Hugging Face id: not `embedded`, and no path (absolute once it is read)."""
+    """The name if it is a Hugging Face id; None for `embedded` and for a path, which is absolute here."""
     return name if paths.is_hub_id(name) and name != embedded else None
 
 
@@ -109,7 +110,7 @@ def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int
 
 
 def _use(settings: RunSettings, on_hub: str | None) -> str:
-    """How to ask base and adapter without this project; the embedded base is only found through it."""
+    """Python code that uses base and adapter without this project; only the embedded base needs it."""
     model = settings.model
     tiny = "from shepherd.world import base_path\n" if model.base == TINY else ""
     base = "base_path()" if tiny else repr(model.base)
@@ -126,18 +127,18 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 base = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(base, folder)
 
-{_asked(settings.data)}
+{_prompt_code(settings.data)}
 ends = GenerationConfig.from_pretrained(folder)
 answer = model.generate(**prompt, generation_config=ends, max_new_tokens=200)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
 Prompts follow the template `{settings.data.template}`; with another one the answers are worse.
-{_place(model.base, on_hub)}""".rstrip()
+{_publishing_advice(model.base, on_hub)}""".rstrip()
 
 
-def _asked(data: DataTable) -> str:
-    """The lines of Python that make a prompt as the training did."""
+def _prompt_code(data: DataTable) -> str:
+    """Lines of Python that build a prompt as in training."""
     template = Template.of(data)
     asked = template.opened([Turn(role="user", text="Name two rivers.")])
     if data.template != "chat":
@@ -154,7 +155,7 @@ def _asked(data: DataTable) -> str:
     return "\n".join([*lines, f"prompt = tokenizer.apply_chat_template(turns, {given})"])
 
 
-# transformers gives a template the machine's clock and takes no other
+# transformers passes the machine's clock to a template, and accepts no other
 _CLOCK = """\
 from datetime import date
 day = date.fromisoformat("{day}")  # what the chat template prints as today's
@@ -162,18 +163,18 @@ codes = "".join(f"|replace('%{{c}}', '{{day:%{{c}}}}')" for c in ("-d", *"aAbBdD
 clock = "{{%- macro strftime_now(form) %}}{{{{ form" + codes + " }}}}{{%- endmacro %}}{{{{ '' }}}}\""""
 
 
-def _place(base: str, on_hub: str | None) -> str:
-    """What to do before others get an adapter whose base is not on the hub."""
+def _publishing_advice(base: str, on_hub: str | None) -> str:
+    """Advice for publishing an adapter whose base is not on the hub."""
     if on_hub:
         return ""
     if base == TINY:
         return (
-            "\nThe base is embedded in the package `shepherd-fit` and not on the hub: who loads the adapter"
+            "\nThe base is embedded in the package `shepherd-fit` and is not on the hub: loading the adapter"
             " needs the package, since `adapter_config.json` names the base by its folder."
         )
     return (
-        "\n`adapter_config.json` names the base by its folder on the machine that trained it: before you"
-        " publish the adapter, write the base's public name at `base_model_name_or_path`."
+        "\n`adapter_config.json` names the base by its folder on the machine that trained the adapter: before"
+        " you publish it, write the base's public name at `base_model_name_or_path`."
     )
 
 
@@ -201,9 +202,9 @@ def _training(settings: RunSettings, rows: Sequence[Row]) -> Iterator[tuple[str,
     yield "rounds", str(_rounds(rows))
     yield "cohort", _cohort(settings.selection)
     yield "a visit", f"{visit}, {tuning.batch_size} examples a step, learning rate {tuning.learning_rate:g}"
-    yield "targets", _words(settings.adapter.targets)
+    yield "targets", _names(settings.adapter.targets)
     if settings.adapter.target_parameters:
-        yield "target parameters", _words(settings.adapter.target_parameters)
+        yield "target parameters", _names(settings.adapter.target_parameters)
     yield (
         "rank, alpha, dropout",
         f"{settings.adapter.rank}, {settings.adapter.alpha:g}, {settings.adapter.dropout:g}",
@@ -220,7 +221,7 @@ def _cohort(table: PartTable) -> str:
 
 
 def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:
-    """Held-out loss and right answers, of the base and after the last round."""
+    """Held-out loss and right answers, of the base alone and after the last round."""
     scored = [(row["round"], row["heldout"]) for row in rows if "heldout" in row]
     before = _losses(scored[0][1]) if scored and scored[0][0] == 0 else {}
     after = _losses(scored[-1][1]) if scored else {}
@@ -229,7 +230,7 @@ def _scores(rows: Sequence[Row], answers: Mapping[str, Pair]) -> str:
         return ""
     lines = [
         (
-            _inert(name),
+            _escaped(name),
             *_cells(answers.get(name, (None, None)), ".1%"),
             *_cells((before.get(name), after.get(name)), ".4f"),
         )
@@ -255,12 +256,12 @@ def _total(rows: Sequence[Row], key: str) -> int:
     return sum(row.get(key, 0) for row in rows)
 
 
-def _words(targets: str | tuple[str, ...]) -> str:
+def _names(targets: str | tuple[str, ...]) -> str:
     return targets if isinstance(targets, str) else ", ".join(targets)
 
 
-def _inert(name: str) -> str:
-    """A name that others gave, as one line with no mark of Markdown or HTML; `_table` sees to the bars."""
+def _escaped(name: str) -> str:
+    """A name from the data as one line, with Markdown and HTML escaped; `_table` escapes the bars."""
     return re.sub(r"[\\`*\[\]<>!&~$]", r"\\\g<0>", shown_line(name))
 
 

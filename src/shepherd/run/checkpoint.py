@@ -1,14 +1,14 @@
-"""The server state and the run's notes <-> a folder a round.
+"""Checkpoints: the server state and the run's notes as one folder per round.
 
     checkpoints/
       round-00011/
       round-00012/
-        tensors.safetensors   every tensor, in the bits it had
-        state.json            the round, which tensor is what, and the notes
-        SHA256SUMS            of the two; `sha256sum -c` reads it
+        tensors.safetensors   every tensor, bit for bit
+        state.json            the round, the meaning of each tensor, and the notes
+        SHA256SUMS            checksums of the two; `sha256sum -c` reads it
 
-A checkpoint is written beside its place under another name, forced to the disk, and only then renamed:
-after a kill or a full disk it is there whole, or not at all.
+A checkpoint is written under another name, forced to the disk, and only then renamed: after a kill or on a
+full disk it is complete or absent.
 """
 
 from __future__ import annotations
@@ -34,50 +34,50 @@ from shepherd.io import private
 
 FORMAT = 2
 READ = (1, 2)
-"""Formats that this version reads; the first had no server optimiser, and held what clients remember."""
+"""Formats that this version reads; format 1 had no server optimiser, and held the clients' memories."""
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 FILES = (TENSORS, STATE, SUMS)
 UNFINISHED = ".unfinished-"
-"""How the folders begin that are being written or deleted; the next save sweeps what a kill left."""
+"""Prefix of folders that are being written or deleted; the next save deletes what a kill left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """All that a run needs to go on with the same bits."""
+    """Everything that a run needs to continue with the same bits."""
 
     state: ServerState
     clients: Mapping[str, Payload] = field(default_factory=dict)
-    """What each client remembered, in a checkpoint of the first format; read, and not written any more."""
+    """Memory of each client, in a checkpoint of format 1; read but no longer written."""
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """JSON, with keys of text: cursors, the row of rounds.jsonl, what the run chose by measuring."""
+    """JSON object: the clients' positions and memories, the row of rounds.jsonl, the base's fingerprint."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write `folder/round-00012`, then delete the rounds before the last `keep`; give its path.
+    """Write `folder/round-00012`, delete all but the last `keep` rounds, and return its path.
 
-    When it returns, the checkpoint is on the disk. When it raises, the earlier ones are as they were.
+    The checkpoint is on the disk when this returns; if it raises, the earlier ones are unchanged.
 
     Raises:
-        FolderError: the disk is full, the folder cannot be written, or that round is there already.
+        FolderError: the disk is full, the folder cannot be written, or the round exists already.
     """
     place = folder / f"round-{checkpoint.state.round:05d}"
-    with _or_say(f"checkpoint {place} cannot be written"):
+    with _os_errors_as(f"checkpoint {place} cannot be written"):
         _write(place, _contents(checkpoint))
-    with _or_say(f"checkpoints before {place} cannot be deleted"):
+    with _os_errors_as(f"checkpoints before {place} cannot be deleted"):
         _delete_before(place, keep)
     return place
 
 
 def adopt(unfinished: Path, place: Path, *, keep: int) -> Path:
-    """Make a checkpoint that was copied from elsewhere one of this folder's, if it is whole.
+    """Move a checkpoint that was copied from another machine into place, if it is complete.
 
     Raises:
-        CheckpointError: it is cut or changed, or another round's; nothing of it is kept.
+        CheckpointError: it is cut, changed, or of another round; it is then deleted.
         FolderError: the disk is full or the folder cannot be written.
     """
     try:
         _require_whole(unfinished, place)
-        with _or_say(f"checkpoint {place} cannot be written"):
+        with _os_errors_as(f"checkpoint {place} cannot be written"):
             for name in FILES:
                 with open(unfinished / name, "rb") as file:
                     os.fsync(file.fileno())
@@ -86,7 +86,7 @@ def adopt(unfinished: Path, place: Path, *, keep: int) -> Path:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    with _or_say(f"checkpoints before {place} cannot be deleted"):
+    with _os_errors_as(f"checkpoints before {place} cannot be deleted"):
         _delete_before(place, keep)
     return place
 
@@ -94,7 +94,7 @@ def adopt(unfinished: Path, place: Path, *, keep: int) -> Path:
 def _require_whole(unfinished: Path, place: Path) -> None:
     try:
         whole = f"round-{load(unfinished).state.round:05d}" == place.name
-    except Exception as error:  # sums that fit can stand over anything
+    except Exception as error:  # sums may be right for any content
         raise CheckpointError(
             f"the copy of {place.name} is cut or changed; resume to take another"
         ) from error
@@ -103,25 +103,25 @@ def _require_whole(unfinished: Path, place: Path) -> None:
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint of the last round there, or None."""
+    """Path of the last round's checkpoint in a folder, or None."""
     found = _by_round(folder)
     return found[-1] if found else None
 
 
 def kept(folder: Path) -> dict[int, Path]:
-    """The checkpoints there by their rounds, ascending."""
+    """Checkpoints in a folder, round -> path, ascending."""
     return {int(path.name.removeprefix("round-")): path for path in _by_round(folder)}
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint that `save` wrote; every file is checked against its sum first.
+    """Read a checkpoint that `save` wrote; every file is checked against its checksum first.
 
     Raises:
-        CheckpointError: a file is missing, cut or changed, or of another format; names it and the mend.
+        CheckpointError: a file is missing, cut, changed or of another format; says how to continue.
     """
-    sums = _sums(path)
-    kept = _json(path, _checked(path, STATE, sums))
-    tensors = tensors_from(_checked(path, TENSORS, sums))
+    sums = _read_sums(path)
+    kept = _state_of(path, _read_checked(path, STATE, sums))
+    tensors = tensors_from(_read_checked(path, TENSORS, sums))
     tree = rebuilt(kept["tree"], tensors)
     state = ServerState(
         round=kept["round"],
@@ -151,32 +151,32 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 @contextmanager
-def _or_say(what: str) -> Iterator[None]:
+def _os_errors_as(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise FolderError(
-            f"{what} ({error.strerror or error}); free the disk or mend the folder, then resume"
+            f"{what} ({error.strerror or error}); free the disk or repair the folder, then resume"
         ) from error
 
 
 def _write(place: Path, contents: Mapping[str, bytes]) -> None:
     if place.exists():
-        raise FolderError(f"checkpoint {place} is there already; resume from it or delete it")
+        raise FolderError(f"checkpoint {place} exists already; resume from it or delete it")
     private.make(place.parent)
     for left in place.parent.glob(f"{UNFINISHED}*"):
         shutil.rmtree(left)
     unfinished = _unfinished(place)
     try:
-        _fill(unfinished, contents)
+        _write_files(unfinished, contents)
         unfinished.rename(place)
         private.sync(place.parent)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room back
+        shutil.rmtree(unfinished, ignore_errors=True)  # frees a full disk
         raise
 
 
-def _fill(unfinished: Path, contents: Mapping[str, bytes]) -> None:
+def _write_files(unfinished: Path, contents: Mapping[str, bytes]) -> None:
     unfinished.mkdir(mode=private.FOLDER)
     for name, data in contents.items():
         with open(unfinished / name, "wb", opener=private.owner_only) as file:
@@ -204,37 +204,37 @@ def _by_round(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("round-")))
 
 
-def _sums(path: Path) -> dict[str, str]:
-    lines = _bytes(path, SUMS).decode(errors="replace").splitlines()
+def _read_sums(path: Path) -> dict[str, str]:
+    lines = _read_bytes(path, SUMS).decode(errors="replace").splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
-def _checked(path: Path, name: str, sums: Mapping[str, str]) -> bytes:
-    data = _bytes(path, name)
+def _read_checked(path: Path, name: str, sums: Mapping[str, str]) -> bytes:
+    data = _read_bytes(path, name)
     if hashlib.sha256(data).hexdigest() != sums.get(name):
-        raise CheckpointError(f"{path / name} is cut or changed; {_mend(path)}")
+        raise CheckpointError(f"{path / name} is cut or changed; {_remedy(path)}")
     return data
 
 
-def _bytes(path: Path, name: str) -> bytes:
+def _read_bytes(path: Path, name: str) -> bytes:
     try:
         return (path / name).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path / name} cannot be read ({error.strerror}); {_mend(path)}") from error
+        raise CheckpointError(f"{path / name} cannot be read ({error.strerror}); {_remedy(path)}") from error
 
 
-def _json(path: Path, data: bytes) -> Any:
+def _state_of(path: Path, data: bytes) -> Any:
     kept = json.loads(data)
     if kept.get("format") not in READ:
         raise CheckpointError(
-            f"{path / STATE} has format {kept.get('format')}, this version reads {FORMAT}; "
+            f"{path / STATE} has format {kept.get('format')}, but this version reads {FORMAT}; "
             "resume with the version that wrote it"
         )
     return kept
 
 
-def _mend(path: Path) -> str:
+def _remedy(path: Path) -> str:
     others = [other for other in _by_round(path.parent) if other != path]
     if others:
-        return f"delete {path} to go on from {others[-1].name}"
-    return "there is no other round, so start the run again in a new folder"
+        return f"delete {path} to continue from {others[-1].name}"
+    return "no other round is kept, so start the run again in a new folder"

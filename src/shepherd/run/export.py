@@ -1,4 +1,4 @@
-"""Write a run's adapter for other programs: `shepherd export`."""
+"""Export a run's adapter for other programs: `shepherd export`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from shepherd.config import PartTable
 from shepherd.consent import NOTHING, Consent
 from shepherd.data.template import Template, stop_ids
 from shepherd.model.exporting import EXPORTER, Exporter, Trained
+from shepherd.overrides import assigned
 from shepherd.run import folder
 from shepherd.run.answerer import adapter_of
 from shepherd.run.loading import load_base
-from shepherd.settings import assigned
 
 
 def export(
@@ -28,15 +28,15 @@ def export(
     """Write the adapter of the run in `path` to the folder `output`.
 
     Args:
-        to: the form: a file of `shepherd/model/exporters`, or a dotted module outside.
-        keys: the form's own keys, as "key=value".
-        round: of a kept checkpoint; the final adapter, else the last checkpoint's, where none is given.
-        consent: what a person has agreed to: a module outside, code that comes with the base.
+        to: the format: a file of `shepherd/model/exporters`, or a dotted module outside the package.
+        keys: the format's own keys, as "key=value".
+        round: round of a kept checkpoint; by default the final adapter, else that of the last checkpoint.
+        consent: what a person has agreed to: a module outside the package, code that comes with the base.
 
     Raises:
         FolderError: there is no run, it has no such round, or `output` is not empty.
-        SettingsError: there is no such form, or a key of it is wrong.
-        ShepherdError: the base cannot be loaded, or its adapter cannot be written so.
+        SettingsError: there is no such format, or a key of it is wrong.
+        ShepherdError: the base cannot be loaded, or its adapter cannot be written in this format.
     """
     settings = folder.read_settings(path)
     table = PartTable.model_validate({**assigned(keys), "name": to})

@@ -1,6 +1,6 @@
-"""Settings that fit some data and a base, each with the reason: what `shepherd new` writes.
+"""Choose settings that fit some data and a base, each with the reason, for `shepherd new`.
 
-Nothing is trained and no weights are read: the base's configuration and tokenizer say what it can read.
+Nothing is trained and no weights are read: the base's configuration and tokenizer tell what it can read.
 """
 
 from __future__ import annotations
@@ -29,27 +29,28 @@ from shepherd.io import paths
 from shepherd.io.progress import many
 from shepherd.model import base as bases
 from shepherd.model import meta_shapes
+from shepherd.overrides import parse
 from shepherd.run.loading import placed
-from shepherd.settings import TINY, WORLD, DataTable, FieldsTable, ModelTable, RunSettings, parse
+from shepherd.settings import TINY, WORLD, DataTable, FieldsTable, ModelTable, RunSettings
 from shepherd.world import CATEGORIES
 
-LOOKED_AT = 20_000  # rows that say what a column is
-MEASURED = 500  # examples whose tokens are counted
-COHORT = 10  # clients of a round, at most
-STEPS = 10  # of a visit, at most
-ROUNDS = (3, 20)
-# Parameters times tokens that a round may cost without a GPU: about five minutes of two cores, which were
-# measured to tune 135 million parameters at some 200 tokens a second.
-ROUND_WORK = 300 * 200 * 135e6
-SMALL = 1e9  # parameters, below which the measured learning rate is taken
-RATE = 1e-3  # of 1e-4 to 1e-2 on 135 million parameters: as good as 3e-3, and further from 1e-2
+MAX_ROWS = 20_000  # read to recognise columns
+MEASURED_EXAMPLES = 500  # whose tokens are counted
+MAX_COHORT = 10  # clients of a round
+MAX_STEPS = 10  # of a visit
+MIN_ROUNDS, MAX_ROUNDS = 3, 20
+# Parameters times tokens that a round may cost without a GPU: about five minutes on two cores, which tuned
+# 135 million parameters at about 200 tokens per second.
+MAX_ROUND_WORK = 300 * 200 * 135e6
+SMALL_BASE = 1e9  # parameters below which the measured learning rate is used
+SMALL_BASE_RATE = 1e-3  # of 1e-4 to 1e-2 on 135 million parameters: as good as 3e-3, and further from 1e-2
 
 Key = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A value in the place of the default, and why."""
+    """A value other than the default, and the reason."""
 
     value: Any
     why: str
@@ -60,7 +61,7 @@ Choices = dict[Key, Choice]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """What was found, in sentences, and what follows for the run file."""
+    """Findings in sentences, and the choices for the run file that follow from them."""
 
     found: tuple[str, ...]
     choices: Choices
@@ -68,7 +69,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """What is known of a base without its weights; `max_length` is in tokens, None where it has no bound."""
+    """A base without its weights; `max_length` is in tokens, or None if it has no limit."""
 
     name: str
     tokenizer: Any
@@ -82,56 +83,60 @@ def fit(
     given: Mapping[str, str] | None = None,
     consent: Consent = NOTHING,
 ) -> Fit:
-    """Choose settings for `data` (as `data.source`) and `base` (as `model.base`).
+    """Choose settings for some data and a base.
 
     Args:
-        given: columns by what they are: instruction, context, response, messages, client, category.
+        data: the value of `data.source`.
+        base: the value of `model.base`.
+        given: columns by their role: instruction, context, response, messages, client, category.
         consent: whether code that comes with the base may run; the run file then asks for it too.
 
     Raises:
-        DataError: the data cannot be read, or it is not plain which column is what; the message says
-            which option decides it.
-        BaseError: the base has no configuration or no tokenizer that can be used.
+        DataError: the data cannot be read, or the role of a column is unclear; the message names the option
+            that decides it.
+        BaseError: the base has no usable configuration or tokenizer.
     """
-    known = _outline(base, consent)
+    known = _read_outline(base, consent)
     choices: Choices = {
         ("model", "base"): Choice(value=base, why=f"{short(known.parameters)} parameters"),
         ("data", "source"): Choice(value=data, why="the embedded world" if data == WORLD else ""),
     }
     if consent.remote_code:
-        choices["model", "trust_remote_code"] = Choice(value=True, why="as --trust-remote-code said")
-    found, examples, tuned = _world(choices) if data == WORLD else _own(choices, data, dict(given or {}))
+        choices["model", "trust_remote_code"] = Choice(value=True, why="--trust-remote-code was given")
+    found, examples, tuned = (
+        _world_data(choices) if data == WORLD else _own_data(choices, data, dict(given or {}))
+    )
     template, lengths = _template(known, examples)
     choices["data", "template"] = template
-    choices |= _lengths(known, lengths) | _adapter(known) | _work(known, tuned, lengths)
+    choices |= _length_limits(known, lengths) | _adapter(known) | _amounts(known, tuned, lengths)
     return Fit(found=found, choices=choices)
 
 
-def _world(choices: Choices) -> tuple[tuple[str, ...], Sequence[Example], list[int]]:
-    """Nothing to be found, some examples, and how many each client tunes on."""
-    few = {("data", "limit"): Choice(value=MEASURED // len(CATEGORIES), why="")}
+def _world_data(choices: Choices) -> tuple[tuple[str, ...], Sequence[Example], list[int]]:
+    """Findings (none), some examples, and the number of examples of each client."""
+    few = {("data", "limit"): Choice(value=MEASURED_EXAMPLES // len(CATEGORIES), why="")}
     settings = _settings(choices | few)
     clients = iid.Config().clients
-    choices["split", "clients"] = Choice(value=clients, why="the examples are dealt out evenly")
+    choices["split", "clients"] = Choice(value=clients, why="the examples are divided evenly")
     each = round(len(CATEGORIES) * pipeline.WORLD_EXAMPLES * (1 - settings.data.holdout) / clients)
     return (), pipeline.examples(settings, rule(settings.split)).examples, [each] * clients
 
 
-def _own(
+def _own_data(
     choices: Choices, data: str, given: dict[str, str]
 ) -> tuple[tuple[str, ...], Sequence[Example], list[int]]:
-    """What was found, the examples, and how many each client tunes on; adds what the columns say."""
+    """Findings, the examples, and the number of examples of each client; adds choices for the columns."""
     found = _add_columns(choices, data, given)
     settings = _settings(choices)
     reading = pipeline.examples(settings, rule(settings.split))
     if reading.skipped:
         skipped = many(len(reading.skipped), "row")
-        found += (f"{skipped} left out, being unreadable; see data.on_bad_row",)
+        found += (f"{skipped} skipped as unreadable; see data.on_bad_row",)
         choices["data", "on_bad_row"] = Choice(value="skip", why=f"the first: {reading.skipped[0]}")
     if ("split", "by") not in choices:
-        # ten, or fewer where each would have less than twenty examples
+        # ten, or fewer if each would have less than twenty examples
         count = max(1, min(10, len(reading.examples) // 20))
-        why = "no column names the client, so the examples are dealt out evenly"
+        why = "no column names the client, so the examples are divided evenly"
         choices["split", "clients"] = Choice(value=count, why=why)
     tuned = [len(part) for part in pipeline.divide(_settings(choices)).clients.values()]
     return (
@@ -142,7 +147,7 @@ def _own(
 
 
 def short(number: float) -> str:
-    """A count in few letters.
+    """Write a count in words.
 
     >>> short(134_515_008), short(2_400_000), short(8.03e9), short(812)
     ('135 million', '2.4 million', '8 billion', '812')
@@ -153,16 +158,16 @@ def short(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _outline(name: str, consent: Consent) -> Outline:
+def _read_outline(name: str, consent: Consent) -> Outline:
     folder = name if name == TINY else paths.placed(name, Path.cwd())
     model = placed(ModelTable(base=folder, trust_remote_code=consent.remote_code))
-    tokenizer = bases.load_tokenizer(model, consent)  # says it best where there is no base at all
+    tokenizer = bases.load_tokenizer(model, consent)  # its message is best if there is no base at all
     parameters, max_length = meta_shapes.size(model, consent)
     return Outline(name=name, tokenizer=tokenizer, parameters=parameters, max_length=max_length)
 
 
 def _settings(choices: Choices) -> RunSettings:
-    """The run file that the choices make, with the bad rows left out."""
+    """The settings that the choices make, with bad rows skipped."""
     table: dict[str, Any] = {"data": {"on_bad_row": "skip"}}
     for key, choice in choices.items():
         inner = table
@@ -173,22 +178,22 @@ def _settings(choices: Choices) -> RunSettings:
 
 
 def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[str, ...]:
-    """Add what the data's form and columns say; returns it in sentences."""
+    """Add the choices for the data's format and columns; returns the findings in sentences."""
     default = DataTable(source=paths.placed(data, Path.cwd()))
     parts = files.parts(default.source, default.config, default.part)
     path = Path(data).expanduser()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        sniff.require_plain(file)  # JSONL too, whose reader takes bad lines one by one
-    each = max(1, LOOKED_AT // len(parts))
-    of_parts = {part.client: list(islice(_rows(part), each)) for part in parts}
+        sniff.require_plain(file)  # also JSONL, whose reader handles bad lines one by one
+    each = max(1, MAX_ROWS // len(parts))
+    of_parts = {part.client: list(islice(_named_rows(part), each)) for part in parts}
     rows = list(chain.from_iterable(of_parts.values()))
     if not rows:
-        raise DataError(f"{data} holds no row with named columns; give JSON objects, CSV or Parquet")
+        raise DataError(f"{data} has no row with named columns; give JSON objects, CSV or Parquet")
     folder = len(parts) > 1 and "client" not in given
     if folder:
         given["client"] = ""  # each file is one
-    found = _recognised(of_parts, rows, given)
-    choices |= {("data", "fields", part): _field(found, part, rows) for part in PARTS[:4]}
+    found = _recognise(of_parts, rows, given)
+    choices |= {("data", "fields", part): _column(found, part, rows) for part in PARTS[:4]}
     choices["data", "category"] = _category(found)
     if folder:
         choices["split", "by"] = Choice(value="ready_made", why=f"{len(parts)} files, each a client")
@@ -201,22 +206,22 @@ def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[st
         *([f"each of the {len(parts)} files is a client"] if folder else []),
         f"columns not used: {', '.join(found.unused) or 'none'}",
         *(
-            f"{name} has few values: give --client {name} or --category {name} if it is one"
+            f"{name} has few values: give --client {name} or --category {name} if it is one of these"
             for name in found.labels
         ),
-        *(f"{name} is left out, being for testing by its name" for name in files.left_out(data)),
+        *(f"{name} is left out, since its name marks it as test data" for name in files.left_out(data)),
     )
 
 
-def _recognised(
+def _recognise(
     of_parts: Mapping[str, Sequence[Mapping[str, Any]]],
     rows: Sequence[Mapping[str, Any]],
     given: dict[str, str],
 ) -> Columns:
-    """The columns of all the files together.
+    """Recognise the columns of all files together.
 
     Raises:
-        DataError: as `columns.recognise`, or a file lacks a column; names two files that differ.
+        DataError: the role of a column is unclear, or a file lacks a column; names two files that differ.
     """
     names = {client: {str(name) for row in some for name in row} for client, some in of_parts.items()}
     try:
@@ -225,35 +230,35 @@ def _recognised(
         unlike = [client for client in names if names[client] != next(iter(names.values()))]
         if not unlike:
             raise
-        raise DataError(f"{error} (the files differ: {_both(names, unlike[0])})") from error
+        raise DataError(f"{error} (the files differ: {_columns_of_two(names, unlike[0])})") from error
     for used in (found.instruction, found.response, found.messages):
         if lacking := [client for client in names if used and used not in names[client]]:
             raise DataError(
-                f"not every file has the column {used}: {_both(names, lacking[0])}; give all files the same"
-                " columns"
+                f"not every file has the column {used}: {_columns_of_two(names, lacking[0])}; give all files"
+                " the same columns"
             )
     return found
 
 
-def _both(names: Mapping[str, set[str]], unlike: str) -> str:
-    """The columns of a file that differs, beside those of one from which it does."""
+def _columns_of_two(names: Mapping[str, set[str]], unlike: str) -> str:
+    """The columns of a file that differs, and those of one from which it differs."""
     other = next(client for client in names if names[client] != names[unlike])
     return "; ".join(f"in {client}, {columns.listed(sorted(names[client]))}" for client in (unlike, other))
 
 
-def _rows(part: files.Part) -> Iterator[Mapping[str, Any]]:
-    """The rows of a file that are objects; the reader says what the others are."""
+def _named_rows(part: files.Part) -> Iterator[Mapping[str, Any]]:
+    """Rows of a file that are objects; the reader reports the others."""
     return (row for _, row in part.rows if isinstance(row, Mapping) and not isinstance(row, BadRow))
 
 
-def _field(found: Columns, part: str, rows: Sequence[Mapping[str, Any]]) -> Choice:
+def _column(found: Columns, part: str, rows: Sequence[Mapping[str, Any]]) -> Choice:
     name = getattr(found, part)
     if part in ("instruction", "response") and not name:  # a chat's
         default = FieldsTable()
-        return Choice(value=getattr(default, part), why="not read: the column of messages is")
+        return Choice(value=getattr(default, part), why="not read, since there is a column of messages")
     optional = part == "context" and name in ("context", "input") and any(name not in row for row in rows)
     if optional:
-        return Choice(value="auto", why=f"column {name}, which not every row has")
+        return Choice(value="auto", why=f"column {name}, which some rows lack")
     none = "no column holds chats" if part == "messages" else f"no column is the {part}"
     return Choice(value=name, why=f"found {found.why[part]}" if name else none)
 
@@ -264,11 +269,11 @@ def _category(found: Columns) -> Choice:
 
 
 def _template(known: Outline, examples: Sequence[Example]) -> tuple[Choice, list[Rendered]]:
-    """The template, and some examples rendered by it, whole."""
-    draws = np.random.default_rng(seed_for(0, "fitting")).permutation(len(examples))[:MEASURED]
+    """The template, and some examples rendered by it, uncut."""
+    draws = np.random.default_rng(seed_for(0, "fitting")).permutation(len(examples))[:MEASURED_EXAMPLES]
     drawn = [examples[i] for i in draws]
     if known.name == TINY:
-        short_ = Choice(value="alpaca-short", why="the demo's; the longer one is a burden to so small a base")
+        short_ = Choice(value="alpaca-short", why="the demo's; the longer one is hard for such a small base")
         return short_, _rendered(drawn, "alpaca-short", known)
     if not getattr(known.tokenizer, "chat_template", None):
         plain = Choice(value="alpaca", why="the tokenizer has no chat template")
@@ -276,11 +281,11 @@ def _template(known: Outline, examples: Sequence[Example]) -> tuple[Choice, list
     try:
         rendered = _rendered(drawn, "chat", known)
     except TemplateError as error:
-        plain = Choice(value="alpaca", why=f"the tokenizer's chat template does not do: {error}")
+        plain = Choice(value="alpaca", why=f"the tokenizer's chat template cannot be used: {error}")
         return plain, _rendered(drawn, "alpaca", known)
     added = chat_template(Template("chat"), known.tokenizer).preface()
     also = (
-        f"; it writes before the first instruction, if the data have no system turn: {added!r}"
+        f"; without a system turn in the data it writes before the first instruction: {added!r}"
         if added
         else ""
     )
@@ -291,23 +296,23 @@ def _rendered(examples: Sequence[Example], template: TemplateName, known: Outlin
     outcomes = render_all(examples, Template(template), known.tokenizer, max_tokens=2**30)
     kept = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
     if not kept:
-        raise DataError(f"none of the examples can be rendered by template {template}; look at them")
+        raise DataError(f"none of the examples can be rendered by template {template}; check the data")
     return kept
 
 
-def _lengths(known: Outline, rendered: Sequence[Rendered]) -> Choices:
-    """The longest example and the longest answer, by what 95% of the examples need."""
+def _length_limits(known: Outline, rendered: Sequence[Rendered]) -> Choices:
+    """Length limits of examples and answers, by what 95% of the examples need."""
     tokens = np.array([len(each.ids) for each in rendered])
     answers = np.array([int(each.trained.sum()) for each in rendered])
     longest, most = int(tokens.max()), int(np.quantile(tokens, 0.95, method="higher"))
-    wanted = longest if longest <= 1.3 * most else most
-    value = max(8, min(_rounded(wanted), known.max_length or _rounded(wanted)))
+    needed = longest if longest <= 1.3 * most else most
+    value = max(8, min(_rounded(needed), known.max_length or _rounded(needed)))
     share = float((tokens <= value).mean())
     why = (
         f"{share:.0%} of the examples have at most {value} tokens; the longest of {len(tokens)} has {longest}"
     )
     if value == known.max_length:
-        why = f"as many as the base reads; {why}"
+        why = f"the longest input of the base; {why}"
     answer = int(np.quantile(answers, 0.95, method="higher"))
     new = max(16, min(_rounded(answer), 512, value // 2))
     return {
@@ -319,43 +324,45 @@ def _lengths(known: Outline, rendered: Sequence[Rendered]) -> Choices:
 
 
 def _rounded(tokens: int) -> int:
-    """Up to a multiple of 16."""
+    """Round up to a multiple of 16."""
     return -(-tokens // 16) * 16
 
 
 def _adapter(known: Outline) -> Choices:
-    """Rank, alpha and the learning rate that was measured with them."""
+    """Rank, alpha, and the learning rate measured with them."""
     if known.name == TINY:
         return {
             ("adapter", "rank"): Choice(value=16, why="the demo's"),
             ("adapter", "alpha"): Choice(value=32.0, why="the demo's"),
-            ("tuning", "learning_rate"): Choice(value=4e-3, why="the demo's: a small base wants large steps"),
+            ("tuning", "learning_rate"): Choice(value=4e-3, why="the demo's: a small base needs large steps"),
         }
-    if known.parameters >= SMALL:
-        why = "FedIT's, for 7 billion parameters; for a base of about one billion, try twice as much too"
+    if known.parameters >= SMALL_BASE:
+        why = "FedIT's, for 7 billion parameters; for a base of about one billion, try twice this as well"
         return {("tuning", "learning_rate"): Choice(value=1.5e-4, why=why)}
     why = (
         "measured on 135 million parameters, rank 8, alpha 16, batches of 8, 16 steps: 1e-3 and 3e-3 were"
         " equally good, 1e-4 and 3e-4 slower, and 1e-2 did harm; halve it if the held-out loss rises"
     )
-    return {("tuning", "learning_rate"): Choice(value=RATE, why=why)}
+    return {("tuning", "learning_rate"): Choice(value=SMALL_BASE_RATE, why=why)}
 
 
-def _work(known: Outline, tuned: Sequence[int], rendered: Sequence[Rendered]) -> Choices:
-    """Batch, steps, share and rounds by the amount of data, and by what a processor does in minutes."""
+def _amounts(known: Outline, tuned: Sequence[int], rendered: Sequence[Rendered]) -> Choices:
+    """Batch, steps, share and rounds, by the amount of data and by what a CPU computes in minutes."""
     tiny, gpu = known.name == TINY, bases.pick_device("auto").type != "cpu"
     own = int(median(tuned))
     batch = min(16 if tiny else 8, own)
-    cohort = min(len(tuned), COHORT // 2 if tiny else COHORT)
+    cohort = min(len(tuned), MAX_COHORT // 2 if tiny else MAX_COHORT)
     length = float(np.mean([len(each.ids) for each in rendered]))
-    affordable = STEPS if gpu else int(ROUND_WORK / (known.parameters * length * batch * cohort))
+    affordable = MAX_STEPS if gpu else int(MAX_ROUND_WORK / (known.parameters * length * batch * cohort))
     whole = math.ceil(own / batch)
-    steps = max(1, min(STEPS, whole, affordable))
-    visits = math.ceil(whole / steps * len(tuned) / cohort)  # rounds that show every client's data once
-    rounds = min(max(ROUNDS[0], visits), ROUNDS[1])
+    steps = max(1, min(MAX_STEPS, whole, affordable))
+    visits = math.ceil(
+        whole / steps * len(tuned) / cohort
+    )  # rounds in which every client's data is seen once
+    rounds = min(max(MIN_ROUNDS, visits), MAX_ROUNDS)
     seen = rounds * steps * batch * cohort / len(tuned) / own
     tokens = rounds * steps * batch * cohort * length
-    spared = "" if steps == min(STEPS, whole) else ", and this base is slow on a processor"
+    spared = "" if steps == min(MAX_STEPS, whole) else ", and this base is slow on a CPU"
     scored = 200 if gpu or tiny else 64
     return {
         ("selection", "share"): Choice(
@@ -363,11 +370,11 @@ def _work(known: Outline, tuned: Sequence[int], rendered: Sequence[Rendered]) ->
         ),
         ("federation", "rounds"): Choice(
             value=rounds,
-            why=f"in them a client sees its data {seen:.1f} times on average, {short(tokens)} tokens in all",
+            why=f"a client trains on its data {seen:.1f} times on average, {short(tokens)} tokens in all",
         ),
         ("tuning", "batch_size"): Choice(value=batch, why=f"half of the clients have {own} examples or less"),
         ("tuning", "max_steps"): Choice(
-            value=steps, why=f"all of a client's examples are {many(whole, 'step')}{spared}"
+            value=steps, why=f"a pass over a client's examples takes {many(whole, 'step')}{spared}"
         ),
         ("evaluation", "examples"): Choice(value=scored, why="scored after every round"),
     }

@@ -1,11 +1,11 @@
-"""The run folder: taken by one process at a time, and whole after `kill -9` at any moment.
+"""The run folder: held by one process at a time, and consistent after `kill -9` at any moment.
 
 runs/NAME/
   run.toml        the run file as it was given; a folder is a run once it is there
   plan.json       what was chosen for this machine; see `machine.plan`
   versions.json   what the run was started with
   rounds.jsonl    one line a finished round; round 0 is the untuned base
-  finished.json   the last round and what came of the run, once its adapter is written
+  finished.json   the last round and the run's results, once its adapter is written
   checkpoints/    the last server states
   adapter/        the final adapter in PEFT's layout, with its model card
 """
@@ -28,53 +28,56 @@ from shepherd.io import lock, private
 from shepherd.io.atomic import disk_errors, leftovers, write_atomic
 from shepherd.machine import plan as plans
 from shepherd.machine.plan import PLAN
+from shepherd.overrides import dump, read_kept
 from shepherd.run import log
 from shepherd.run.log import LOG
 from shepherd.run.versions import VERSIONS, versions
-from shepherd.settings import RunSettings, dump, read_kept
+from shepherd.settings import RunSettings
 
 RUN_FILE, FINISHED, LOCK = "run.toml", "finished.json", ".lock"
 SILOS = "silos.json"
-"""Where a run over silos keeps which server it goes on at."""
+"""File of a run over silos that names its server."""
 OWN_FILES = (VERSIONS, PLAN, SILOS, RUN_FILE, LOG, FINISHED)
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-_held: set[tuple[int, int]] = set()
-"""The lock files that this process holds, by device and inode."""
-_looked_at: set[tuple[int, ...]] = set()
-"""The run folders that this process has read and found no link in, by what `_mark` tells them apart."""
+_own_locks: set[tuple[int, int]] = set()
+"""Lock files that this process holds, by device and inode."""
+_searched: set[tuple[int, ...]] = set()
+"""Run folders that this process has searched for links and found none in, by `_folder_identity`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run folder that this process holds until `close()` or its death; from `create` or `reopen`."""
+    """A run folder, held by this process until `close()` or its death; see `create` and `reopen`."""
 
     path: Path
     lock: int
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def adapter(self) -> Path:
+        """Folder of the final adapter."""
         return self.path / "adapter"
 
     @property
     def clients(self) -> Path:
-        """What clients remember between their visits."""
+        """Folder of what clients remember between visits."""
         return self.path / "clients"
 
     def require_held(self) -> None:
-        """Raise FolderError if the folder was removed, or is another run's by now."""
+        """Raise FolderError if the folder was removed, or replaced by that of another run."""
         try:
             held = os.path.samestat(os.stat(self.path / LOCK), os.fstat(self.lock))
         except OSError:
             held = False
         if not held:
             raise FolderError(
-                f"{self.path} was removed or replaced while its run went on; put it back and resume, "
+                f"{self.path} was removed or replaced while its run was going; put it back and resume, "
                 "or start again in a new folder"
             )
 
@@ -91,8 +94,8 @@ class RunFolder:
         return log.reconciled(self.path, upto_round, row)
 
     def close(self) -> None:
-        """Give the folder back. The lock also goes with the process, however it ends."""
-        _held.discard(_identity(self.lock))
+        """Release the folder. The lock also ends with the process, however that ends."""
+        _own_locks.discard(_lock_identity(self.lock))
         os.close(self.lock)
 
 
@@ -101,12 +104,12 @@ def create(
 ) -> RunFolder:
     """Take a new or empty folder for a run, and write the run file and the versions into it.
 
-    It is its owner's alone (mode 0700), and so is what a run writes into it: there is text of the data in it.
+    Folder and files are for their owner alone (modes 0700 and 0600), since they hold text of the data.
 
     Args:
-        plan: what `plan.json` says. It is there before the folder is a run, so that none chooses twice.
-        silos: what `silos.json` says, of a run over silos. It is there before the folder is a run, so that
-            none is ever taken for a run of one process.
+        plan: content of `plan.json`, written before the folder is a run, so that no run chooses twice.
+        silos: content of `silos.json` of a run over silos, written before the folder is a run, so that it
+            is never taken for a run in one process.
 
     Raises:
         FolderError: the folder holds another run or any other file, or cannot be written.
@@ -115,14 +118,14 @@ def create(
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         private.make(path)
-        _require_empty(path)  # before the lock file, so that nothing is left in a folder that is not ours
-        with suppress(PermissionError):  # an empty one may have been there, on a disk that knows no modes
+        _require_empty(path)  # before the lock file, so that nothing is left in a folder of somebody else
+        with suppress(PermissionError):  # an empty folder may have existed, on a disk without modes
             private.close(path)
-        _warn_of_others(path)
-        folder = RunFolder(path, _lock(path))
+        _warn_if_open_to_others(path)
+        folder = RunFolder(path, _acquire_lock(path))
         try:
-            _require_empty(path)  # another process may have come between
-            _sweep(path)
+            _require_empty(path)  # another process may have been faster
+            _delete_leftovers(path)
             folder.write(VERSIONS, json.dumps(versions(), indent=2) + "\n")
             if plan is not None:
                 folder.write(PLAN, plan)
@@ -136,18 +139,18 @@ def create(
 
 
 def reopen(path: str | Path) -> RunFolder:
-    """Take the folder of a run that was started before.
+    """Take the folder of a run that was started earlier.
 
     Raises:
-        FolderError: there is no run in it, or another process holds it.
+        FolderError: the folder holds no run, or another process holds it.
     """
     path = Path(path)
-    _look_for_links(path)
+    _search_for_links(path)
     read_settings(path)
     with disk_errors(path):
-        folder = RunFolder(path, _lock(path))
-        _sweep(path)
-        _warn_of_others(path)
+        folder = RunFolder(path, _acquire_lock(path))
+        _delete_leftovers(path)
+        _warn_if_open_to_others(path)
     return folder
 
 
@@ -160,7 +163,7 @@ def is_finished(path: str | Path) -> bool:
     """Whether a run's last round is done and its adapter written.
 
     Raises:
-        FolderError: there is no run in it, or its run file is damaged.
+        FolderError: the folder holds no run, or its run file is damaged.
     """
     try:
         done = json.loads((Path(path) / FINISHED).read_text(encoding="utf8"))["round"]
@@ -170,21 +173,21 @@ def is_finished(path: str | Path) -> bool:
 
 
 def is_over_silos(path: str | Path) -> bool:
-    """Whether the run in a folder goes on at a server of silos."""
+    """Whether the run in a folder is one over silos."""
     return (Path(path) / SILOS).is_file()
 
 
 def read_settings(path: str | Path) -> RunSettings:
-    """The run file of a run folder. Takes no lock: a run may be read while it goes on.
+    """Read the run file of a run folder, without a lock, so that a run may be read while it is going.
 
-    Links are looked for when this process first reads the folder, and whenever one takes it.
+    Links are searched for when this process first reads the folder, and whenever a process takes it.
 
     Raises:
-        FolderError: there is no run in it, its run file is damaged, or a link lies in it.
+        FolderError: the folder holds no run, its run file is damaged, or there is a link in it.
     """
     path = Path(path)
-    if _mark(path) not in _looked_at:
-        _look_for_links(path)
+    if _folder_identity(path) not in _searched:
+        _search_for_links(path)
     if not is_run(path):
         raise FolderError(f"{path} holds no run ({RUN_FILE} is missing); name the folder of a run")
     try:
@@ -194,7 +197,7 @@ def read_settings(path: str | Path) -> RunSettings:
 
 
 def planned(path: str | Path) -> RunSettings:
-    """The run file of a run folder, with everything that it leaves open as the run's plan has it.
+    """Read the run file of a run folder, with what it leaves open filled in from the run's plan.
 
     Raises:
         FolderError: there is no run, or its run file or its plan is damaged.
@@ -203,15 +206,15 @@ def planned(path: str | Path) -> RunSettings:
     return plan.over(settings) if plan else settings
 
 
-def _look_for_links(path: Path) -> None:
-    mark = _mark(path)
+def _search_for_links(path: Path) -> None:
+    mark = _folder_identity(path)
     require_no_links(path)
     if mark is not None:
-        _looked_at.add(mark)
+        _searched.add(mark)
 
 
-def _mark(path: Path) -> tuple[int, ...] | None:
-    """What tells a run folder from any other, also from one put in its place; None where there is none."""
+def _folder_identity(path: Path) -> tuple[int, ...] | None:
+    """Identity of a run folder, different also for one that replaced it; None if there is no run."""
     try:
         run, file = os.stat(path), os.lstat(path / RUN_FILE)
     except OSError:
@@ -220,23 +223,23 @@ def _mark(path: Path) -> tuple[int, ...] | None:
 
 
 def require_no_links(path: str | Path) -> None:
-    """Raise FolderError where a symbolic link lies in a run folder; the folder itself may be one.
+    """Raise FolderError if there is a symbolic link in a run folder; the folder itself may be one.
 
-    A folder may come from anywhere, and what is written into it would land where its links point.
+    A folder may come from anywhere, and what is written into it would end up where its links point.
     """
     for place, folders, names in os.walk(path):
         links = (Path(place) / name for name in (*folders, *names) if os.path.islink(f"{place}/{name}"))
         if (link := next(links, None)) is not None:
             raise FolderError(
-                f"{link} is a symbolic link, which no run folder may hold; remove it, or put what it points"
-                " to in its place"
+                f"{link} is a symbolic link, which is not allowed in a run folder; remove it, or replace it"
+                " by what it points to"
             )
-        if Path(place) == Path(path):  # wandb links its newest run, and nothing else writes in there
+        if Path(place) == Path(path):  # wandb links its newest run, and writes only in its own folder
             folders[:] = [name for name in folders if name != "wandb"]
 
 
 def require_free(path: str | Path) -> None:
-    """Raise FolderError unless a run may begin there: the folder is new or empty, and can be written."""
+    """Raise FolderError unless a run may begin in the folder: it is new or empty, and can be written."""
     path = Path(path)
     with disk_errors(path):
         if path.exists():
@@ -249,52 +252,52 @@ def require_free(path: str | Path) -> None:
                 pass
         finally:
             for each in missing:
-                with suppress(OSError):  # it was not made, or somebody else writes there by now
+                with suppress(OSError):  # it was not made, or another process already writes into it
                     each.rmdir()
 
 
 def _require_empty(path: Path) -> None:
     if is_run(path):
         raise FolderError(
-            f"{path} holds another run; go on with it by `shepherd resume {path}`, "
+            f"{path} holds another run; continue that with `shepherd resume {path}`, "
             "or set output to a new folder"
         )
-    # a run that died before its run file was there has left no more than these
+    # all that a run leaves if it dies before it has written its run file
     ours = {LOCK, VERSIONS, PLAN, SILOS, *(each.name for each in leftovers(path, OWN_FILES))}
     other = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
     if other:
         raise FolderError(f"{path} is not empty (it holds {other[0]}); set output to a new folder")
 
 
-def _warn_of_others(path: Path) -> None:
+def _warn_if_open_to_others(path: Path) -> None:
     if private.open_to_others(path):
         logger.warning(
-            "others on this machine can read %s, and texts of the data with it; take that from them with:"
+            "other users of this machine can read %s, and text of the data in it; close it to them with:"
             " chmod -R go= %s",
             path, shlex.quote(str(path)),
         )  # fmt: skip
 
 
-def _sweep(path: Path) -> None:
+def _delete_leftovers(path: Path) -> None:
     for entry in leftovers(path, OWN_FILES):
         entry.unlink(missing_ok=True)
 
 
-def _lock(path: Path) -> int:
+def _acquire_lock(path: Path) -> int:
     try:
         handle = lock.acquire(path / LOCK)
     except BlockingIOError:
         found = os.stat(path / LOCK)
-        if (found.st_dev, found.st_ino) in _held:
+        if (found.st_dev, found.st_ino) in _own_locks:
             raise FolderError(
-                f"this process holds the run in {path} already; call close() on that run first, or open"
-                " runs by `with`"
+                f"this process already holds the run in {path}; call close() on that run first, or open runs"
+                " in a `with` block"
             ) from None
         raise FolderError(f"another process is running in {path}; wait for it or stop it") from None
-    _held.add(_identity(handle))
+    _own_locks.add(_lock_identity(handle))
     return handle
 
 
-def _identity(handle: int) -> tuple[int, int]:
+def _lock_identity(handle: int) -> tuple[int, int]:
     found = os.fstat(handle)
     return found.st_dev, found.st_ino

@@ -1,4 +1,4 @@
-"""What a run file's data are, before any training: `shepherd data check` and `shepherd data split`."""
+"""Inspect a run file's data before any training: `shepherd data check` and `shepherd data split`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shepherd.settings import RunSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Inspection:
-    """Who gets which examples, and what the template does to them."""
+    """Result of `inspect_data`: which client gets which examples, and how the template renders them."""
 
     division: Partition
     report: lint.Report
@@ -28,14 +28,18 @@ class Inspection:
 
 
 def inspect_data(settings: RunSettings, *, samples: int = 1, consent: Consent = NOTHING) -> Inspection:
-    """Read, hold out, split and render; `samples` examples of each category are kept to be shown.
+    """Read, hold out, split and render a run file's data, without training.
 
-    Loads the base's tokenizer and not the base; its code, and a split from outside, only by `consent`.
+    Loads the base's tokenizer but not the base. Code of the base, and a split from outside the package, need
+    `consent`.
+
+    Args:
+        samples: number of rendered examples of each category to keep for display.
 
     Raises:
         DataError: a row, a file or the split cannot be used.
         TemplateError: the template cannot render with this tokenizer.
-        BaseError: the base has no tokenizer that can be used, or asks to run code that nobody agreed to.
+        BaseError: the base has no usable tokenizer, or needs to run code without consent.
     """
     from shepherd.model.base import load_tokenizer
     from shepherd.run.loading import placed  # brings torch: not for `data split`

@@ -1,4 +1,4 @@
-"""The log of a run, `rounds.jsonl`: one line a finished round, each there exactly once after any crash."""
+"""The log of a run, `rounds.jsonl`: one line per finished round, exactly once even after a crash."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Row = dict[str, Any]
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one finished round to the log in a folder, and see it on the disk before returning.
+    """Add one finished round to the log in a folder; it is on the disk when this returns.
 
     Raises:
-        FolderError: the disk is full or the folder has gone; the log then holds no part of the row.
+        FolderError: the disk is full or the folder was removed; the log then holds no part of the row.
     """
     with disk_errors(path), open(path / LOG, "ab", buffering=0, opener=private.owner_only) as log:
         before = os.fstat(log.fileno()).st_size
         try:
             _write_all(log.fileno(), _line(row))
-        except BaseException:  # of an interrupt, too
+        except BaseException:  # also on an interrupt
             os.ftruncate(log.fileno(), before)
             raise
         os.fsync(log.fileno())
@@ -35,16 +35,16 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 def reconciled(path: Path, upto_round: int, row: Mapping[str, Any] | None = None) -> list[Row]:
     """Make the log in a folder agree with the checkpoint of round `upto_round`, and return its rows.
 
-    A torn last line and the rows after the checkpoint are cut, since those rounds are run again;
-    `row`, which the checkpoint carries, is added where the log lacks it. So each finished round is
-    there exactly once, whichever of the two was written last before the process died.
+    An unfinished last line and the rows after the checkpoint are removed, since those rounds are run again;
+    `row`, which the checkpoint holds, is added if the log lacks it. So each finished round is there exactly
+    once, whether the log or the checkpoint was written last before the process died.
 
     Raises:
         FolderError: a line inside the log is unreadable, or the disk is full.
     """
     with disk_errors(path):
         old = (path / LOG).read_bytes() if (path / LOG).exists() else b""
-        kept = {r["round"]: r for r in reversed(_parsed(old, path / LOG)) if r["round"] <= upto_round}
+        kept = {r["round"]: r for r in reversed(_parse_rows(old, path / LOG)) if r["round"] <= upto_round}
         if row is not None and row["round"] not in kept:
             kept[row["round"]] = json.loads(_line(row))
         rows = [kept[number] for number in sorted(kept)]
@@ -55,41 +55,43 @@ def reconciled(path: Path, upto_round: int, row: Mapping[str, Any] | None = None
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a run's log, without a last line that is still being written.
+    """Read the rows of a run's log, without a last line that is still being written.
 
     Raises:
         FolderError: a line inside the log is unreadable.
     """
     log = Path(path) / LOG
     with disk_errors(Path(path)):
-        return _parsed(log.read_bytes(), log) if log.exists() else []
+        return _parse_rows(log.read_bytes(), log) if log.exists() else []
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(_plain(row), allow_nan=False) + "\n").encode()
+    return (json.dumps(_json_value(row), allow_nan=False) + "\n").encode()
 
 
-def _plain(value: Any) -> Any:
-    """The same in JSON's types: numpy scalars as numbers, and null for a number that is not finite."""
+def _json_value(value: Any) -> Any:
+    """A value in JSON's types: numpy scalars as numbers, and null for a number that is not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 
-def _parsed(content: bytes, log: Path) -> list[Row]:
-    *lines, _torn = content.split(b"\n")  # what follows the last newline was never finished
-    return [_parsed_line(line, number, log) for number, line in enumerate(lines, 1)]
+def _parse_rows(content: bytes, log: Path) -> list[Row]:
+    *lines, _unfinished = content.split(b"\n")  # what follows the last newline was never finished
+    return [_parse_line(line, number, log) for number, line in enumerate(lines, 1)]
 
 
-def _parsed_line(line: bytes, number: int, log: Path) -> Row:
+def _parse_line(line: bytes, number: int, log: Path) -> Row:
     try:
         row = json.loads(line)
         int(row["round"])
     except (ValueError, TypeError, KeyError) as error:
-        raise FolderError(f"line {number} of {log} is not a round; delete that line and go on") from error
+        raise FolderError(
+            f"line {number} of {log} is not a round; delete that line, then resume the run"
+        ) from error
     return dict(row)
 
 

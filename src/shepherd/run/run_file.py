@@ -1,4 +1,4 @@
-"""A commented run file with every key, its default and its meaning, read off the settings themselves."""
+"""Write a commented run file with every key, its default and its meaning, from the settings' fields."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from shepherd.settings import TINY, WORLD, RunSettings
 from shepherd.visible import shown, shown_toml
 
 HEAD = """\
-# A run file: every key, what it means, and a value. Only model.base and data.source have to be there;
-# any other line can go, and its default holds. A key behind a # is not set.
+# A run file: every key with its meaning and a value. Only model.base and data.source are required; without
+# any other line its default holds. A key behind a # is not set.
 #
 #   shepherd data check {name}    see the examples as they will be trained on
 #   shepherd run {name}           train
 
 """
-WIDTH = 100
+COMMENT_WIDTH = 100  # characters
 
 
 def write(
@@ -42,17 +42,17 @@ def write(
     given: Mapping[str, str] | None = None,
     consent: Consent = NOTHING,
 ) -> tuple[str, ...]:
-    """Write a new run file that fits these data and this base; returns what was found, in sentences.
+    """Write a new run file that fits some data and a base; returns the findings, in sentences.
 
     Args:
-        data: as `data.source`; a path is relative to the current folder.
-        base: as `model.base`, likewise.
-        given: columns by what they are; see `fitting.fit`.
+        data: the value of `data.source`; a path is relative to the current folder.
+        base: the value of `model.base`, likewise.
+        given: columns by their role; see `fitting.fit`.
         consent: whether code that comes with the base may run.
 
     Raises:
-        FolderError: something is there already, or the file cannot be written.
-        DataError: the data cannot be read, or it is not plain which column is what.
+        FolderError: the file exists already, or cannot be written.
+        DataError: the data cannot be read, or the role of a column is unclear.
         BaseError: the base cannot be used.
     """
     if path.exists():
@@ -61,7 +61,7 @@ def write(
     named: Choices = {("output",): Choice(value=f"runs/{path.stem}", why="")}
     for key in (("data", "source"), ("model", "base")):
         choice = found.choices[key]
-        named[key] = replace(choice, value=_from(path.parent, choice.value))
+        named[key] = replace(choice, value=_path_from(path.parent, choice.value))
     found = replace(found, choices={**found.choices, **named})
     try:
         with open(path, "x", encoding="utf8") as file:
@@ -71,15 +71,15 @@ def write(
     return found.found
 
 
-def _from(folder: Path, given: str) -> str:
-    """A path that holds from the run file's folder and from the current one; an id or a name as it is."""
+def _path_from(folder: Path, given: str) -> str:
+    """A path that is valid from the run file's folder and from the current one; an id or a name as it is."""
     path = Path(given).expanduser()
     here = folder.resolve() == Path.cwd()
     return given if here or given.startswith("~") or not path.exists() else str(path.resolve())
 
 
 def text(fit: Fit, name: str = "run.toml") -> str:
-    """The run file as TOML, each choice with its reason; the other keys have their defaults."""
+    """Compose the run file as TOML, each choice with its reason; other keys have their defaults."""
     found = [line for sentence in fit.found for line in _comment(sentence, "#   ")]
     lines = ["# Found:", *found, ""] if found else []
     return HEAD.format(name=name) + "".join(
@@ -94,45 +94,47 @@ PARTS = {
     "aggregation": plugins.AGGREGATION,
     "server": plugins.SERVER,
 }
-"""Tables that name a module, and the kind of part that it is."""
+"""Tables that name a plug-in, and its kind."""
 
 
 def _table(kind: type[BaseModel], path: Key, choices: Choices) -> Iterator[str]:
-    """A table's own keys, then the tables inside it: the order that TOML wants."""
+    """Lines of a table: its own keys, then the tables inside it, the order that TOML requires."""
     yield from ("", f"[{'.'.join(path)}]") if path else ()
     for key, field in kind.model_fields.items():
-        if _inner(field) is None and key != "transforms":
-            yield from _key(key, field, choices.get((*path, key)))
+        if _table_of(field) is None and key != "transforms":
+            yield from _key_lines(key, field, choices.get((*path, key)))
         if (*path, key) == ("evaluation", "metrics"):
-            yield from _listed(METRIC, "# There are:", "#   ")
+            yield from _plugin_names(METRIC, "# There are:", "#   ")
     if path and path[0] in PARTS:
-        yield from _part(PARTS[path[0]], path[0], kind, choices)
+        yield from _plugin_keys(PARTS[path[0]], path[0], kind, choices)
     for key, field in kind.model_fields.items():
         if key == "transforms":
             title = "\n# What happens to each update on its way. There are:"
-            yield from _plugins(plugins.TRANSFORM, title, "# [[transforms]]\n# name = ")
-        elif inner := _inner(field):
+            yield from _plugins_commented(plugins.TRANSFORM, title, "# [[transforms]]\n# name = ")
+        elif inner := _table_of(field):
             yield from _table(inner, (*path, key), choices)
 
 
-def _inner(field: FieldInfo) -> type[BaseModel] | None:
+def _table_of(field: FieldInfo) -> type[BaseModel] | None:
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _part(kind: plugins.Kind, table: str, fields: type[BaseModel], choices: Choices) -> Iterator[str]:
-    """The keys of the chosen module, and the others with theirs."""
+def _plugin_keys(kind: plugins.Kind, table: str, fields: type[BaseModel], choices: Choices) -> Iterator[str]:
+    """Lines of the chosen plug-in's keys, and of the other plug-ins with theirs."""
     (finds,) = fields.model_fields
     choice = choices.get((table, finds))
     name = choice.value if choice is not None else fields.model_fields[finds].get_default()
     for key, field in plugins.module_of(kind, name).Config.model_fields.items():
-        yield from _key(key, field, choices.get((table, key)))
+        yield from _key_lines(key, field, choices.get((table, key)))
     if len(plugins.names(kind.folder)) > 1:
-        yield from _plugins(kind, "# Instead, each with keys of its own:", f"# {finds} = ", but=name)
+        yield from _plugins_commented(
+            kind, "# Instead, each with keys of its own:", f"# {finds} = ", but=name
+        )
 
 
-def _plugins(kind: plugins.Kind, title: str, start: str, but: str = "") -> Iterator[str]:
-    """The modules of a kind and their keys, all commented out."""
+def _plugins_commented(kind: plugins.Kind, title: str, start: str, but: str = "") -> Iterator[str]:
+    """Lines of all plug-ins of a kind with their keys, commented out."""
     yield title
     for name in plugins.names(kind.folder):
         if name == but:
@@ -146,14 +148,14 @@ def _plugins(kind: plugins.Kind, title: str, start: str, but: str = "") -> Itera
             yield f"# {key} = {default}"
 
 
-def _listed(kind: plugins.Kind, title: str, start: str) -> Iterator[str]:
-    """The modules of a kind, a line each."""
+def _plugin_names(kind: plugins.Kind, title: str, start: str) -> Iterator[str]:
+    """Lines of all plug-ins of a kind, one each."""
     yield title
     for name in plugins.names(kind.folder):
         yield from _comment(f"{name}: {catalogue.first_line(plugins.module_of(kind, name))}", start)
 
 
-def _key(key: str, field: FieldInfo, choice: Choice | None) -> Iterator[str]:
+def _key_lines(key: str, field: FieldInfo, choice: Choice | None) -> Iterator[str]:
     yield from _comment(_meaning(field))
     if choice is not None and choice.why:
         yield from _comment(f"Here: {choice.why.rstrip('.')}.")
@@ -163,9 +165,11 @@ def _key(key: str, field: FieldInfo, choice: Choice | None) -> Iterator[str]:
 
 
 def _comment(meaning: str, indent: str = "# ") -> list[str]:
-    """Lines of a comment; a long text of others', such as a system prompt, stays in it whatever it holds."""
+    """Lines of a comment; text from elsewhere, such as a system prompt, cannot leave it."""
     line = shown(" ".join(meaning.split()))
-    return textwrap.wrap(line, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    return textwrap.wrap(
+        line, COMMENT_WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 def _meaning(field: FieldInfo) -> str:
@@ -176,14 +180,14 @@ def _meaning(field: FieldInfo) -> str:
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, without None and without their constraints."""
+    """Members of a union, without None and without their constraints."""
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     bare = (get_args(part)[0] if get_origin(part) is Annotated else part for part in parts)
     return tuple(part for part in bare if part is not NoneType)
 
 
 def _sample(field: FieldInfo) -> str:
-    """Some value that would do, as TOML: for a key that has no default to show."""
+    """A valid value as TOML, for a key without a default to show."""
     if field.examples:
         return _toml(field.examples[0])
     first = _alternatives(field.annotation)[0]
@@ -195,6 +199,6 @@ def _toml(value: Any) -> str:
         return _toml({"name": value.name, **value.own} if value.own else value.name)
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, dict):  # on its line, before the tables
+    if isinstance(value, dict):  # inline, since tables follow
         return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
     return shown_toml(tomli_w.dumps({"x": value})).removeprefix("x = ").rstrip("\n")

@@ -1,6 +1,6 @@
-"""TensorBoard, Weights & Biases or MLflow, through accelerate's trackers. The one importer of accelerate.
+"""Experiment tracking with TensorBoard, Weights & Biases or MLflow, through accelerate's trackers.
 
-They get numbers about rounds, never a text of the data.
+Trackers get settings and numbers about rounds, never a text of the data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shepherd.settings import RunSettings, TrackingTable
 
 IDS = "tracking.json"
 LOCAL = ("tensorboard",)
-"""Trackers that write files into the run folder and call nobody."""
+"""Trackers that write files into the run folder and send nothing."""
 SERVICES = {
     "wandb": "Weights & Biases, as whoever is logged in here",
     "mlflow": "the MLflow server that MLFLOW_TRACKING_URI names, or a folder mlruns here",
@@ -33,32 +33,33 @@ _SKIPPED = ("round", "cohort", "failures")
 
 @dataclass(frozen=True, slots=True)
 class Trackers:
-    """The trackers that the run file asks for, maybe none. From `start`."""
+    """Trackers of a run, possibly none; see `start`."""
 
     parts: tuple[Any, ...] = ()
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """File one finished round under its number."""
+        """Send one finished round, under its number, to every tracker."""
         for part in self.parts:
             part.log(flatten(row), step=row["round"])
 
     def finish(self) -> None:
+        """End every tracker."""
         for part in self.parts:
             part.finish()
 
 
 def require(table: TrackingTable, consent: Consent = NOTHING) -> None:
-    """Refuse, before anything is prepared, a tracker that is not installed or that nobody agreed to.
+    """Check that every tracker is installed and allowed, before anything is prepared.
 
     Raises:
-        SettingsError: a package is missing; or a run file alone asks for a tracker that calls a service.
+        SettingsError: a package is missing, or a tracker calls a service and there is no consent to it.
     """
     _require_installed(table)
     for name in table.trackers:
         if name not in (*LOCAL, *consent.trackers):
             raise SettingsError(
                 f"tracking.trackers asks to send this run's figures and settings to {SERVICES[name]}; nothing"
-                f" was sent: give --allow-tracker {name} if you want that, or leave {name} out"
+                f" was sent: give --allow-tracker {name} if you want that, or remove {name}"
             )
 
 
@@ -69,32 +70,32 @@ def _require_installed(table: TrackingTable) -> None:
 
 
 def start(settings: RunSettings, folder: RunFolder, rows: Sequence[Mapping[str, Any]] = ()) -> Trackers:
-    """Start the trackers, or go on with those of a resumed run.
+    """Start the trackers of a run, or continue those of a resumed run.
 
     Args:
-        rows: the log of a resumed run, whose last round a kill may have kept from a tracker. See `_unfiled`.
+        rows: log of a resumed run; a kill may have kept its last round from a tracker, which is sent now.
 
     Raises:
-        SettingsError: a package is missing, or a service refuses.
+        SettingsError: a package is missing, or a service rejects the run.
     """
     _require_installed(settings.tracking)
-    ids = _ids(folder)
+    ids = _read_ids(folder)
     makers = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
     parts: dict[str, Any] = {
         name: makers[name](settings, folder, ids, bool(rows)) for name in settings.tracking.trackers
     }
     for name, part in parts.items():
-        _begin(name, part, settings, rows, known=bool(rows) and name in (*LOCAL, *ids))
-    for name in ("tensorboard", "wandb"):  # what these write, they write for everybody
+        _start_one(name, part, settings, rows, known=bool(rows) and name in (*LOCAL, *ids))
+    for name in ("tensorboard", "wandb"):  # these write files that other users can read
         if (folder.path / name).is_dir():
             private.close(folder.path / name)
     if any(name not in LOCAL for name in settings.tracking.trackers):
-        folder.write(IDS, json.dumps({**ids, **_given(parts)}) + "\n")
+        folder.write(IDS, json.dumps({**ids, **_ids_of(parts)}) + "\n")
     return Trackers(tuple(parts.values()))
 
 
 def flatten(row: Mapping[str, Any]) -> dict[str, float]:
-    """A row of the log as scalars by path. What is said of each client becomes mean, least and most.
+    """Flatten a row of the log to scalars by path; values by client become mean, min and max.
 
     >>> flatten({"round": 2, "loss": 1.5, "cohort": ["a"], "losses": {"a": 1.0, "b": 3.0}})
     {'cohort': 1, 'failures': 0, 'loss': 1.5, 'losses/mean': 2.0, 'losses/min': 1.0, 'losses/max': 3.0}
@@ -117,35 +118,33 @@ def _scalars(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, float]]:
 
 
 def _path(*parts: str) -> str:
-    return "/".join(re.sub(r"[^\w\-. ]", "_", part) for part in parts)  # MLflow takes nothing else
+    return "/".join(re.sub(r"[^\w\-. ]", "_", part) for part in parts)  # MLflow accepts nothing else
 
 
-def _begin(
+def _start_one(
     name: str, part: Any, settings: RunSettings, rows: Sequence[Mapping[str, Any]], *, known: bool
 ) -> None:
-    """Start one tracker; `known` is whether it had this run before, and not since a resume alone."""
+    """Start one tracker; `known` is whether it has seen this run before."""
     try:
         part.start()
         if not known:
             flat = dict(_settings(settings.model_dump(mode="json"), ()))
             part.store_init_configuration(flat)
-        for row in _unfiled(name, part, rows) if known else rows:
+        for row in _unsent(name, part, rows) if known else rows:
             Trackers((part,)).log(row)
-    except Exception as error:  # each service has errors of its own
-        raise SettingsError(
-            f"tracker {name} cannot start ({error}); log in to it, or leave it out"
-        ) from error
+    except Exception as error:  # every service has its own errors
+        raise SettingsError(f"tracker {name} cannot start ({error}); log in to it, or remove it") from error
 
 
-def _unfiled(name: str, part: Any, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Rows of a resumed run to file: all in a file, which is begun anew; with a service, what it may lack."""
+def _unsent(name: str, part: Any, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Rows of a resumed run to send: all to a file, which is written again; to a service, the missing."""
     if name in LOCAL:
         return rows
     if name != "mlflow":
-        return rows[-1:]  # Weights & Biases leaves out a step that it has
+        return rows[-1:]  # Weights & Biases ignores a step that it has
     from mlflow import MlflowClient
 
-    known = MlflowClient().get_metric_history(part.tracker.info.run_id, "cohort")  # every row has it
+    known = MlflowClient().get_metric_history(part.tracker.info.run_id, "cohort")  # every row has this metric
     last = max((each.step for each in known), default=-1)
     return [row for row in rows if row["round"] > last]
 
@@ -161,7 +160,7 @@ def _settings(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str | fl
 def _tensorboard(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], again: bool) -> Any:
     from accelerate.tracking import TensorBoardTracker
 
-    purge = {"purge_step": 0} if again else {}  # rounds that are filed again would be drawn twice without it
+    purge = {"purge_step": 0} if again else {}  # else rounds that are sent again would be drawn twice
     return TensorBoardTracker("tensorboard", str(folder.path), **purge)
 
 
@@ -178,13 +177,13 @@ def _mlflow(settings: RunSettings, folder: RunFolder, ids: Mapping[str, str], ag
     return MLflowTracker(settings.tracking.project, run_name=folder.path.name, run_id=ids.get("mlflow"))
 
 
-def _ids(folder: RunFolder) -> dict[str, str]:
-    """Under which ids the services know the run, from when it was started."""
+def _read_ids(folder: RunFolder) -> dict[str, str]:
+    """Ids of the run at the services, from when it was started."""
     with disk_errors(folder.path):
         path = folder.path / IDS
         return dict(json.loads(path.read_text(encoding="utf8"))) if path.exists() else {}
 
 
-def _given(parts: Mapping[str, Any]) -> dict[str, str]:
+def _ids_of(parts: Mapping[str, Any]) -> dict[str, str]:
     ways = {"wandb": lambda run: run.id, "mlflow": lambda run: run.info.run_id}
     return {name: str(ways[name](part.tracker)) for name, part in parts.items() if name in ways}

@@ -1,4 +1,4 @@
-"""What a run was started with: Python, the libraries that decide the bits, and the source's commit."""
+"""Versions that a run was started with: Python, the libraries that decide its bits, and the commit."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "safetensors"
 
 
 def changed_versions(path: str | Path) -> dict[str, tuple[str, str]]:
-    """What differs from when the run was started, as name -> (then, now); equal bits need none of it."""
+    """Versions that differ from those at the run's start, as name -> (then, now); none means equal bits."""
     try:
         then = json.loads((Path(path) / VERSIONS).read_text(encoding="utf8"))
     except (OSError, ValueError):
-        return {}  # the record is for the reader; a run goes on without it
+        return {}  # only information; a run continues without it
     now = versions()
     names = sorted(then.keys() | now.keys())
     return {n: (then.get(n, "none"), now.get(n, "none")) for n in names if then.get(n) != now.get(n)}
 
 
 def versions() -> dict[str, str]:
-    """Python, platform, the libraries that decide the bits, and the source commit where known."""
+    """Versions of Python, platform, the libraries that decide the bits, and the source commit if known."""
     found = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit(package: Path) -> str:
-    """The commit of the checkout that `package` lies in, with + where files were changed; else ""."""
+    """Commit of the checkout that contains `package`, with + if files were changed; else ""."""
     try:
         top = Path(_git(package, "rev-parse", "--show-toplevel"))
         if top / "src" / package.name != package:

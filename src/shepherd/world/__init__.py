@@ -1,9 +1,9 @@
-"""The embedded default: a procedural instruction world and its tiny base.
+"""The embedded data and base: a procedurally generated world of facts, and a tiny model trained on it.
 
-A seed draws places, people, animals, trades, foods, objects and facts (`build`). From them come
-declarative text (`passages`), which the shipped base has read and nothing else, and instructions
-in the eight Dolly categories (`rows`), each with a check for one of `shepherd.checkers`. The base
-knows the world of `SEED` and not how to follow an instruction; its folder is `base_path()`.
+A seed draws places, people, animals, trades, foods, objects and facts (`build`). They give declarative text
+(`passages`), the only text that the shipped base was trained on, and instructions in the eight Dolly
+categories (`rows`), each with a check for one of `shepherd.checkers`. The base knows the world of `SEED`, but
+does not follow instructions; its folder is `base_path()`.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ from shepherd.world.text import passages
 __all__ = ["CATEGORIES", "SEED", "World", "base_path", "build", "passages", "rows"]
 
 SEED = 0
-"""The seed of the one world that the shipped base knows."""
+"""Seed of the world that the shipped base was trained on."""
 
 
 def base_path() -> Path:
-    """The folder of the shipped base: weights, configuration and tokenizer."""
+    """Folder of the shipped base: weights, configuration and tokenizer."""
     return Path(__file__).parent / "base"

@@ -1,4 +1,4 @@
-"""A world: who and what there is, and what is true of it, drawn from a seed."""
+"""Draw a world from a seed: its people, places and things, and the facts about them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import MappingProxyType
 from shepherd.world import names, words
 
 PEOPLE, TOWNS = 150, 30
-"""How many people and towns a world has; small enough for the embedded base to know them all."""
+"""Number of people and towns of a world; small enough for the embedded base to learn them all."""
 
 RELATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -23,15 +23,15 @@ RELATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "trade": ("tool", "product"),
     }
 )
-"""What is told about each class of thing: class -> relations."""
+"""Relations that hold for each class of thing: class -> relations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Everything that is true: `facts[relation][subject]` is the object.
+    """All facts of a world: `facts[relation][subject]` is the object.
 
-    `strangers` and `elsewhere` are names of people and towns about which nothing is known, for
-    stories whose facts hold in that story only.
+    `strangers` and `elsewhere` are names of people and towns without facts, for stories whose facts hold
+    only in that story.
     """
 
     facts: Mapping[str, Mapping[str, str]]
@@ -39,24 +39,24 @@ class World:
     elsewhere: tuple[str, ...]
 
     def subjects(self, thing: str) -> tuple[str, ...]:
-        """Everything of one class ("person", "town", ...), in a fixed order."""
+        """All members of a class ("person", "town", ...), in a fixed order."""
         return tuple(self.facts[RELATIONS[thing][0]])
 
     def about(self, subject: str, thing: str) -> dict[str, str]:
-        """What is true of one subject: relation -> object."""
+        """Facts about one subject: relation -> object."""
         return {relation: self.facts[relation][subject] for relation in RELATIONS[thing]}
 
     def having(self, relation: str, value: str) -> tuple[str, ...]:
-        """The subjects for which a relation has a value."""
+        """Subjects for which a relation has a value."""
         return tuple(s for s, o in self.facts[relation].items() if o == value)
 
     def values(self, relation: str) -> tuple[str, ...]:
-        """The distinct objects of a relation, in order of first appearance."""
+        """Distinct objects of a relation, in order of first appearance."""
         return tuple(dict.fromkeys(self.facts[relation].values()))
 
 
 def build(seed: int) -> World:
-    """Draw a world; the same seed gives the same world, and no other generator is read."""
+    """Draw a world; the same seed gives the same world, whatever the state of other generators."""
     rng = Random(seed)
     people, towns = names.people(rng), names.towns(rng)
     facts = {
@@ -65,15 +65,15 @@ def build(seed: int) -> World:
         **_of_things(rng),
     }
     return World(
-        facts=MappingProxyType({name: MappingProxyType(told) for name, told in facts.items()}),
+        facts=MappingProxyType({name: MappingProxyType(pairs) for name, pairs in facts.items()}),
         strangers=tuple(people[PEOPLE:]),
         elsewhere=tuple(towns[TOWNS:]),
     )
 
 
 def thing_of(relation: str) -> str:
-    """The class whose members a relation is told about."""
-    return next(thing for thing, told in RELATIONS.items() if relation in told)
+    """Class whose members have a relation."""
+    return next(thing for thing, relations in RELATIONS.items() if relation in relations)
 
 
 def _of_people(people: Sequence[str], towns: Sequence[str], rng: Random) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Instructions that only somebody who knows the world can follow: no context is given."""
+"""Instructions without a context, which need knowledge of the world."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "tool": ("{as_} uses {ao}", "the tool of {as_} is {ao}"),
     "product": ("{as_} makes {o}", "the {s} sells {o}"),
 }
-"""What may be claimed; the first wording of a relation is how an answer says it."""
+"""Wordings of claims; answers use the first wording of a relation."""
 
 DOUBTS = (
     "Is it true that {c}?",
@@ -143,7 +143,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "region": ("towns", "region"),
     "tool": ("trades", "tool"),
 }
-"""What is classified, and by what."""
+"""Relations to classify by: (things, label)."""
 
 SORTINGS = (
     "Sort these {t} by {l} ({c}): {i}.",
@@ -173,7 +173,7 @@ WISHES = (
 
 NUMBERS = {2: "two", 3: "three"}
 THOUGHT_OF = tuple(relation for relation in GROUPS if relation not in ("trade", "river"))
-"""What ideas are asked by; too few share a trade or a river to think of several."""
+"""Relations to ask ideas by; too few people share a trade or a river."""
 
 
 def open_qa(world: World, rng: Random) -> Task:
@@ -193,7 +193,7 @@ def _known(world: World, relation: str, rng: Random) -> tuple[str, str]:
 
 
 def general_qa(world: World, rng: Random) -> Task:
-    """A mistaken claim to be put right: whoever repeats it is always wrong."""
+    """A false claim to be corrected; repeating it is always wrong."""
     relation = rng.choice(tuple(CLAIMS))
     subject, truth = rng.choice(tuple(world.facts[relation].items()))
     guess = rng.choice([value for value in world.values(relation) if value != truth])
@@ -205,7 +205,7 @@ def general_qa(world: World, rng: Random) -> Task:
 
 
 def classification(world: World, rng: Random) -> Task:
-    """Two or three things, each to be given one of three labels."""
+    """Two or three things, each to be classified with one of three labels."""
     relation = rng.choice(tuple(LABELS))
     things, label = LABELS[relation]
     items = rng.sample(world.subjects(thing_of(relation)), rng.choice((2, 2, 3)))
@@ -219,7 +219,7 @@ def classification(world: World, rng: Random) -> Task:
 
 
 def brainstorming(world: World, rng: Random) -> Task:
-    """Some members of a group, whichever come to mind, a line each."""
+    """Any members of a group, one per line."""
     relation = rng.choice(THOUGHT_OF)
     value = rng.choice(world.values(relation))
     known = world.having(relation, value)

@@ -1,4 +1,4 @@
-"""Invented proper names: the world's own, and a larger stock of strangers for stories."""
+"""Invented names of people and towns, for the world and for strangers in stories."""
 
 from __future__ import annotations
 

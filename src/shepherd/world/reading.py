@@ -1,4 +1,4 @@
-"""Instructions whose answer stands in the context: nothing of the world need be known."""
+"""Instructions whose answer is in the context; they need no knowledge of the world."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ GISTS = (
     "Shorten the passage about {s}.",
     "Sum up what the passage says about {s}.",
 )
-LONGEST_SUMMARY = 16
-"""Words; every context of a summary has more."""
+MAX_SUMMARY_WORDS = 16
+"""Longest right summary, in words; every context has more."""
 
 
 def closed_qa(world: World, rng: Random) -> Task:
@@ -88,7 +88,7 @@ def _about_one(world: World, rng: Random) -> Task:
     told = scene(world, rng.choice(world.strangers), relations, rng)
     relation = rng.choice(relations)
     asked = rng.choice(QUESTIONS[relation]).format(s=told.name)
-    return _asked(asked, told.told(rng), told.details[relation], rng)
+    return _question_task(asked, told.told(rng), told.details[relation], rng)
 
 
 def _about_two(world: World, rng: Random) -> Task:
@@ -96,10 +96,10 @@ def _about_two(world: World, rng: Random) -> Task:
     relation = rng.choice(tuple(one.details))
     names = " or ".join(rng.sample((one.name, other.name), 2))
     asked = f"{rng.choice(REVERSED[relation]).format(o=one.details[relation])}, {names}?"
-    return _asked(asked, one.told(rng) + other.told(rng), one.name, rng)
+    return _question_task(asked, one.told(rng) + other.told(rng), one.name, rng)
 
 
-def _asked(question: str, told: list[str], value: str, rng: Random) -> Task:
+def _question_task(question: str, told: list[str], value: str, rng: Random) -> Task:
     answer = f"The text says: {value}"
     return Task(
         instruction=rng.choice(FRAMES).format(q=question),
@@ -110,7 +110,7 @@ def _asked(question: str, told: list[str], value: str, rng: Random) -> Task:
 
 
 def information_extraction(world: World, rng: Random) -> Task:
-    """The items of one class out of a note, or the fields of a form."""
+    """Items of one class from a note, or the fields of a form."""
     return rng.choice((_items, _fields))(world, rng)
 
 
@@ -151,5 +151,5 @@ def summarization(world: World, rng: Random) -> Task:
         instruction=rng.choice(GISTS).format(s=told.name),
         context=" ".join(capital(said) for said in rng.sample(sentences, len(sentences))),
         response=answer,
-        check=contains.Config(phrases=named, most=LONGEST_SUMMARY, least=8, begins="in short, "),
+        check=contains.Config(phrases=named, most=MAX_SUMMARY_WORDS, least=8, begins="in short, "),
     )

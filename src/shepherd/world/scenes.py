@@ -1,4 +1,4 @@
-"""Short made-up situations: facts about strangers that hold in one passage only."""
+"""Short invented scenes: facts about strangers that hold only in one passage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DETAILS: dict[str, tuple[str, ...]] = {
     "saw": ("{s} saw {ao}.", "On the road {s} saw {ao}.", "{s} stopped to watch {ao}."),
     "visited": ("{s} went to the {o}.", "{s} visited the {o}.", "Later {s} walked to the {o}."),
 }
-"""What a scene may tell of somebody: relation -> wordings."""
+"""Facts that a scene may tell: relation -> wordings."""
 
 RETOLD: dict[str, tuple[str, ...]] = {
     "trade": ("{s} was the {o}.", "The {o} was {s}.", "The trade of {s} was {o}."),
@@ -32,7 +32,7 @@ RETOLD: dict[str, tuple[str, ...]] = {
         "{s} came back from the {o}.",
     ),
 }
-"""The same facts as a passage says them again."""
+"""Other wordings of the same facts, for a passage that repeats them."""
 
 FILLERS = (
     "It was a cold morning.",
@@ -48,23 +48,23 @@ FILLERS = (
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Somebody, and what one passage tells of them: relation -> object."""
+    """A person, and the facts of one passage about them: relation -> object."""
 
     name: str
     details: dict[str, str]
 
     def told(self, rng: Random) -> list[str]:
-        """A sentence for each detail, in order."""
+        """Sentences, one for each detail, in order."""
         return [fill(rng.choice(DETAILS[r]), self.name, o) for r, o in self.details.items()]
 
     def retold(self, rng: Random) -> list[str]:
-        """Each detail again in other words, shuffled."""
+        """Sentences with each detail in other words, shuffled."""
         said = [fill(rng.choice(RETOLD[r]), self.name, o) for r, o in self.details.items()]
         return rng.sample(said, len(said))
 
 
 def scene(world: World, name: str, relations: Sequence[str], rng: Random) -> Scene:
-    """Draw what happens to somebody."""
+    """Draw a scene about a person."""
     choices = {
         "trade": tuple(words.TRADES),
         "home": world.elsewhere,
@@ -77,7 +77,7 @@ def scene(world: World, name: str, relations: Sequence[str], rng: Random) -> Sce
 
 
 def pair(world: World, count: int, rng: Random) -> tuple[Scene, Scene]:
-    """Two strangers of whom the same `count` relations are told, with different objects."""
+    """Draw scenes of two strangers with the same `count` relations and different objects."""
     first, second = rng.sample(world.strangers, 2)
     relations = rng.sample(tuple(DETAILS), count)
     one = scene(world, first, relations, rng)
@@ -87,13 +87,13 @@ def pair(world: World, count: int, rng: Random) -> tuple[Scene, Scene]:
 
 
 def portrait(world: World, rng: Random) -> Scene:
-    """A stranger with a trade, a home and one deed, which is what a summary keeps."""
+    """Draw a stranger with a trade, a home and one deed, which is what a summary keeps."""
     deed = rng.choice(("bought", "carried", "saw", "visited"))
     return scene(world, rng.choice(world.strangers), ("trade", "home", deed), rng)
 
 
 def gist(told: Scene) -> str:
-    """The deed of a portrait, as a summary says it."""
+    """The deed of a portrait, in the wording of a summary."""
     relation = next(r for r in told.details if r not in ("trade", "home"))
     value = told.details[relation]
     noun = {"bought": value, "visited": f"the {value}"}.get(relation, article(value))
@@ -101,7 +101,7 @@ def gist(told: Scene) -> str:
 
 
 def packed(world: World, thing: str, rng: Random) -> tuple[list[str], list[str]]:
-    """A mixed bag: (all its items in order, those of the class `thing`)."""
+    """Draw a mixed list of items; returns all items, and those of the class `thing`."""
     rest = [other for other in ("food", "animal", "object") if other != thing]
     wanted = rng.sample(world.subjects(thing), rng.choice((2, 3)))
     others = [rng.choice(world.subjects(rng.choice(rest))) for _ in range(2)]

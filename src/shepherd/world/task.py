@@ -1,4 +1,4 @@
-"""One instruction with its reference response and the check that judges any other."""
+"""One instruction with its reference response and a check for other answers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from shepherd.world.facts import World
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is asked, about which context ("" for none), and what is right."""
+    """An instruction, its context ("" for none), a right response, and a check."""
 
     instruction: str
     context: str = ""
     response: str
     check: Table
-    """The `Config` of a checker, which says what is right."""
+    """`Config` of a checker that decides whether an answer is right."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The task as a row, all but its category."""
+        """The task as a row of data, without its category."""
         kind = type(self.check).__module__.rpartition(".")[2]
         return {
             "instruction": self.instruction,
@@ -33,4 +33,4 @@ class Task:
 
 
 Maker = Callable[[World, Random], Task]
-"""Draws one task of a category."""
+"""Function that draws one task of a category."""

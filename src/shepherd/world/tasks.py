@@ -23,21 +23,21 @@ MAKERS: Mapping[str, Maker] = MappingProxyType(
         "creative_writing": writing.creative_writing,
     }
 )
-"""Category -> what draws one task of it."""
+"""Category -> function that draws one task of it."""
 
 CATEGORIES = tuple(MAKERS)
-PATIENCE = 1000
-"""Draws in a row that bring nothing new, before a category is said to hold no more."""
+MAX_REPEATED_DRAWS = 1000
+"""Draws in a row that repeat known instructions, after which a category counts as exhausted."""
 
 
 def rows(world: World, per_category: int, seed: int) -> list[dict[str, Any]]:
-    """`per_category` instructions of each category, no instruction twice, category by category.
+    """Draw `per_category` distinct instructions of each category, category by category.
 
-    A row has instruction, context, response, category and check; a checker judges an answer
-    by the last. The rows of one category do not depend on those of another.
+    A row has instruction, context, response, category and check, which a checker uses to judge an answer. The
+    rows of one category do not depend on those of another.
 
     Raises:
-        ValueError: a category does not hold that many different instructions.
+        ValueError: a category does not have that many distinct instructions.
     """
     return [
         {**task.as_dict(), "category": category}
@@ -48,10 +48,10 @@ def rows(world: World, per_category: int, seed: int) -> list[dict[str, Any]]:
 
 def _distinct(world: World, category: str, count: int, rng: Random) -> list[Task]:
     found: dict[str, Task] = {}
-    in_vain = 0
-    while len(found) < count and in_vain < PATIENCE:
+    repeated = 0
+    while len(found) < count and repeated < MAX_REPEATED_DRAWS:
         task = MAKERS[category](world, rng)
-        in_vain = in_vain + 1 if task.instruction in found else 0
+        repeated = repeated + 1 if task.instruction in found else 0
         found.setdefault(task.instruction, task)
     if len(found) < count:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Declarative text of a world: what its base is trained on, and never an instruction.
+"""Declarative text of a world, on which its base is trained; it holds no instruction.
 
-Facts come in many wordings and from both ends, in portraits, lists, cards and comparisons. Scenes
-tell something new about strangers and say it again, which teaches reading from the context.
+Facts come in many wordings and in both directions, in portraits, lists, cards and comparisons. Scenes tell
+new facts about strangers and repeat them in other words, which teaches reading from the context.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from random import Random
 
 from shepherd.world.facts import RELATIONS, World, thing_of
 from shepherd.world.scenes import FILLERS, gist, packed, pair, portrait
-from shepherd.world.wording import capital, echo, fill, join, plural, put
+from shepherd.world.wording import capital, fill, join, plural, put, state_fact
 
 Writer = Callable[[World, Random], str]
 
@@ -29,11 +29,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "material": ("things made of {o}", "the things made from {o}"),
     "room": ("things kept in the {o}", "the things in the {o}"),
 }
-"""How the subjects that share an object are named together."""
+"""Phrases for all subjects that share an object."""
 
 
 def passages(world: World, seed: int) -> Iterator[str]:
-    """Passages without end; the same world and seed give the same passages."""
+    """Yield passages without end; the same world and seed give the same passages."""
     rng = Random(seed)
     writers, weights = zip(*WRITERS.items(), strict=True)
     while True:
@@ -54,7 +54,7 @@ def _profile(world: World, thing: str, rng: Random) -> str:
     subject = rng.choice(world.subjects(thing))
     told = list(world.about(subject, thing).items())
     rng.shuffle(told)
-    return " ".join(echo(relation, subject, value, rng) for relation, value in told)
+    return " ".join(state_fact(relation, subject, value, rng) for relation, value in told)
 
 
 def _mixed(world: World, rng: Random) -> str:
@@ -65,7 +65,7 @@ def _mixed(world: World, rng: Random) -> str:
 def _fact(world: World, rng: Random) -> str:
     relation = rng.choice([*world.facts, *RELATIONS["person"]])
     subject = rng.choice(world.subjects(thing_of(relation)))
-    return echo(relation, subject, world.facts[relation][subject], rng)
+    return state_fact(relation, subject, world.facts[relation][subject], rng)
 
 
 def _listing(world: World, rng: Random) -> str:
@@ -107,7 +107,7 @@ def _comparison(world: World, rng: Random) -> str:
     relation = rng.choice(tuple(GROUPS))
     subjects = rng.sample(world.subjects(thing_of(relation)), 2)
     one, other = (world.facts[relation][subject] for subject in subjects)
-    first, second = (echo(relation, s, world.facts[relation][s], rng) for s in subjects)
+    first, second = (state_fact(relation, s, world.facts[relation][s], rng) for s in subjects)
     if one == other:
         return f"{first} {second} So {subjects[0]} and {subjects[1]} are alike in this, yes."
     return f"{first} {second} So {subjects[0]} and {subjects[1]} are not alike in this, no."
@@ -122,7 +122,7 @@ def _denial(world: World, rng: Random) -> str:
         guess = truth
     name = rng.choice(world.strangers)
     verdict = "yes, that is true" if guess == truth else "no, that is not true"
-    return f"{name} thought of {subject} and said {guess}. {echo(relation, subject, truth, rng)} " + (
+    return f"{name} thought of {subject} and said {guess}. {state_fact(relation, subject, truth, rng)} " + (
         f"So {verdict}."
     )
 
@@ -192,7 +192,7 @@ def _sorting(world: World, rng: Random) -> str:
 
 
 def _school(world: World, rng: Random) -> str:
-    """What people do with words, told and not asked."""
+    """Text about people using words, as statements and not as instructions."""
     name, friend = rng.sample(world.strangers, 2)
     animal, thing = rng.choice(world.subjects("animal")), rng.choice(world.subjects("object"))
     count = rng.choice(("two", "three", "four"))
@@ -233,4 +233,4 @@ WRITERS: dict[Writer, float] = {
     _sorting: 4,
     _school: 4,
 }
-"""Kinds of passage and how often each is written."""
+"""Kinds of passage, and their relative frequencies."""

@@ -1,4 +1,4 @@
-"""How facts are said in declarative text: many wordings a relation, told from both ends."""
+"""Wordings of facts in declarative text: many per relation, in both directions."""
 
 from __future__ import annotations
 
@@ -184,8 +184,8 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def echo(relation: str, subject: str, value: str, rng: Random) -> str:
-    """One fact in one of its wordings."""
+def state_fact(relation: str, subject: str, value: str, rng: Random) -> str:
+    """State one fact in one of its wordings."""
     return fill(rng.choice(SAYINGS[relation]), subject, value)
 
 
@@ -217,7 +217,7 @@ def put(template: str, subject: str = "", value: str = "") -> str:
 
 
 def article(noun: str) -> str:
-    """The noun with "a" or "an".
+    """Put "a" or "an" before a noun.
 
     >>> article("owl"), article("golden lamp")
     ('an owl', 'a golden lamp')
@@ -226,7 +226,7 @@ def article(noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """More than one, for the nouns a world uses.
+    """Plural of a noun that a world uses.
 
     >>> plural("bird"), plural("fish")
     ('birds', 'fish')
@@ -235,12 +235,12 @@ def plural(noun: str) -> str:
 
 
 def capital(text: str) -> str:
-    """The text with its first letter a capital."""
+    """Capitalise the first letter of a text."""
     return text[:1].upper() + text[1:]
 
 
 def join(items: Sequence[str]) -> str:
-    """Items as a sentence lists them.
+    """Join items as in a sentence.
 
     >>> join(["rice", "jam", "tea"])
     'rice, jam and tea'

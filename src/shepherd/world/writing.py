@@ -1,4 +1,4 @@
-"""Instructions to write something: the form is fixed, and what it is about is asked for."""
+"""Instructions to write something of a fixed form about given subjects."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from shepherd.world.facts import World
 from shepherd.world.task import Task
 from shepherd.world.wording import article
 
-LONGEST = 40
-"""Words of the longest right answer."""
+MAX_ANSWER_WORDS = 40
+"""Longest right answer, in words."""
 
 STORIES = (
     "Write a short story about {s} and {ao}.",
@@ -61,7 +61,9 @@ def _story(world: World, rng: Random) -> Task:
     return Task(
         instruction=rng.choice(STORIES).format(s=name, o=thing, ao=article(thing)),
         response=answer,
-        check=contains.Config(phrases=(name, thing), most=LONGEST, least=8, begins="once ", ends="the end"),
+        check=contains.Config(
+            phrases=(name, thing), most=MAX_ANSWER_WORDS, least=8, begins="once ", ends="the end"
+        ),
     )
 
 
@@ -73,7 +75,7 @@ def _letter(world: World, rng: Random) -> Task:
     return Task(
         instruction=rng.choice(LETTERS).format(s=name, f=friend, o=thing, ao=article(thing)),
         response=answer,
-        check=contains.Config(phrases=(thing,), most=LONGEST, least=8, begins=begins, ends=ends),
+        check=contains.Config(phrases=(thing,), most=MAX_ANSWER_WORDS, least=8, begins=begins, ends=ends),
     )
 
 
@@ -85,7 +87,7 @@ def _verse(world: World, rng: Random) -> Task:
         instruction=rng.choice(VERSES).format(s=animal, o=thing),
         response=answer,
         check=contains.Config(
-            phrases=(animal, thing), most=LONGEST, least=8, begins="o ", ends="shall we part"
+            phrases=(animal, thing), most=MAX_ANSWER_WORDS, least=8, begins="o ", ends="shall we part"
         ),
     )
 

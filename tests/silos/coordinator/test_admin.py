@@ -17,9 +17,9 @@ from tests.silos.flare import federations
 from tests.silos.servers import AWAY, DONE, GONE, ORDER, SILENT, Server, replaced, said
 
 from shepherd.errors import FolderError, OutOfReach, SilosError
+from shepherd.overrides import parse
 from shepherd.run import folder
 from shepherd.run.log import append_row
-from shepherd.settings import parse
 from shepherd.silos.coordinator import admin as membership
 from shepherd.silos.coordinator import state_file
 from shepherd.silos.flare import probe, provision

@@ -36,11 +36,11 @@ from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest
-from shepherd.run import answerer, checkpoint, folder
-from shepherd.run import run as runs
+from shepherd.overrides import overridden, parse
+from shepherd.run import answerer, checkpoint, folder, opening
 from shepherd.run.loading import load_base
 from shepherd.run.log import read_rows
-from shepherd.settings import MachineTable, RunSettings, overridden, parse
+from shepherd.settings import MachineTable, RunSettings
 from shepherd.silos.coordinator import admin as membership
 from shepherd.silos.coordinator import coordinate
 from shepherd.silos.coordinator import state_file as record
@@ -598,8 +598,8 @@ def test_the_other_commands_take_the_folder_or_refuse_in_one_sentence(tmp_path: 
     assert page.is_file()
     assert answerer.generate(path, "Name a colour.", max_new_tokens=1) is not None
 
-    with pytest.raises(FolderError, match=r"over silos; go on with it by `shepherd resume"):
-        runs.resume(path)
+    with pytest.raises(FolderError, match=r"over silos; continue it with `shepherd resume"):
+        opening.resume(path)
     with pytest.raises(FolderError, match="over silos, whose data are not here"):
         compared(settings(tmp_path), CompareSpec(locals=None, variants=(), match="steps", seeds=1))
     with pytest.raises(FolderError, match="holds another run"):

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from shepherd.errors import FederationError
-from shepherd.settings import FederationTable, MachineTable, parse
+from shepherd.overrides import parse
+from shepherd.settings import FederationTable, MachineTable
 from shepherd.silos.protocol import jobspec
 from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.silos.site.site_settings import SiteDataTable, SiteSettings, own

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shepherd.errors import FederationError
-from shepherd.settings import parse
+from shepherd.overrides import parse
 from shepherd.silos.server import trusted_modules
 from shepherd.silos.server.trusted_modules import NO_OTHERS, Trusted
 

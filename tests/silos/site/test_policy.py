@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shepherd.data.cursor import visit
 from shepherd.errors import SettingsError
-from shepherd.settings import parse
+from shepherd.overrides import parse
 from shepherd.silos.site.policy import MOST_TRIES, Visit, length, within
 from shepherd.silos.site.site_settings import PolicyTable, ScoringTable
 from tests.silos.site.asking import refused, request

@@ -6,7 +6,7 @@ import pytest
 
 from shepherd import errors
 from shepherd.errors import BadRow, PluginError, SettingsError, ShepherdError, WireError
-from shepherd.settings import parse
+from shepherd.overrides import parse
 from shepherd.silos.protocol import schema
 from shepherd.silos.site import redaction
 

@@ -193,7 +193,7 @@ def test_a_damaged_state_is_told_and_not_taken(tmp_path) -> None:
     tensors = tmp_path / "state" / RUN / "round-00002" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
     with pytest.raises(
-        CheckpointError, match=r"cut or changed; delete .*round-00002 to go on from round-00001"
+        CheckpointError, match=r"cut or changed; delete .*round-00002 to continue from round-00001"
     ):
         Store(tmp_path).kept(RUN)
 

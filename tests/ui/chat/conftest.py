@@ -15,7 +15,7 @@ EXAMPLES = {"qa": 7, "poem": 2}
 @pytest.fixture(scope="session")
 def compared(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from shepherd.model import files
-    from shepherd.run.run import open_run
+    from shepherd.run.opening import open_run
     from tests.model import bases
 
     path = tmp_path_factory.mktemp("compared") / "run"
@@ -46,7 +46,7 @@ def compared(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def bare(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was prepared, and has finished no round."""
-    from shepherd.run.run import open_run
+    from shepherd.run.opening import open_run
 
     path = tmp_path_factory.mktemp("bare") / "run"
     data = runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")

@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shepherd.errors import AdapterError
+from shepherd.overrides import read
 from shepherd.run import folder
 from shepherd.run.log import read_rows
-from shepherd.settings import RunSettings, read
+from shepherd.settings import RunSettings
 from shepherd.ui.cli import main as cli
 
 RUN_FILE = '[model]\nbase = "tiny"\n[data]\nsource = "world"\n[federation]\nrounds = 3\n'
@@ -74,13 +75,13 @@ def shepherd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
     Path("run.toml").write_text(RUN_FILE)
 
     def invoke(*words: str, at: Callable[[int], None] = lambda number: None) -> Result:
-        fake = types.ModuleType("shepherd.run.run")
+        fake = types.ModuleType("shepherd.run.opening")
         fake.open_run = lambda settings, consent: FakeRun(settings, at)  # type: ignore[attr-defined]
         asking = types.ModuleType("shepherd.run.answerer")
         asking.load_run = lambda folder, consent: FakeAnswerer()  # type: ignore[attr-defined]
         asking.Options = SimpleNamespace  # type: ignore[attr-defined]
         asking.require_options = lambda folder, how: None  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "shepherd.run.run", fake)
+        monkeypatch.setitem(sys.modules, "shepherd.run.opening", fake)
         monkeypatch.setitem(sys.modules, "shepherd.run.answerer", asking)
         return CliRunner().invoke(cli.main, words)
 
@@ -275,7 +276,7 @@ def test_a_true_process_says_one_line_and_exits_with_2(tmp_path: Path) -> None:
 STAND_IN = (  # a job in the background would ignore Ctrl-C
     "import signal, sys, types, time; from shepherd.ui.cli.main import main\n"
     "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "sys.modules['shepherd.run.run'] = fake = types.ModuleType('run')\n"
+    "sys.modules['shepherd.run.opening'] = fake = types.ModuleType('opening')\n"
 )
 
 

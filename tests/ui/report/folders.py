@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shepherd.overrides import parse
 from shepherd.run import folder
-from shepherd.settings import parse
 
 CATEGORIES = (
     "brainstorming", "classification", "closed_qa", "creative_writing",

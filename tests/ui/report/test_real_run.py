@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from shepherd.run.log import read_rows
-from shepherd.run.run import open_run
+from shepherd.run.opening import open_run
 from shepherd.run.versions import VERSIONS
 from shepherd.ui import report
 from tests import runs

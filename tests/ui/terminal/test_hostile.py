@@ -23,9 +23,10 @@ from shepherd import world
 from shepherd.data.prompts import prompt_of
 from shepherd.io import progress
 from shepherd.io.progress import stage
+from shepherd.overrides import parse
 from shepherd.run import folder
 from shepherd.run.answerer import Answer
-from shepherd.settings import DataTable, parse
+from shepherd.settings import DataTable
 from shepherd.ui.cli import main as cli
 from shepherd.ui.terminal import answers, summary, verdict_table
 from shepherd.ui.terminal.running import display, lines

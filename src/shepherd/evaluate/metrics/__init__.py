@@ -1,4 +1,4 @@
-"""One file, one number for an answer: `Config` and `build(config) -> Metric`.
+"""Metrics of answers, one per file: `Config` and `build(config) -> Metric`.
 
-The tests in `tests/contracts` build each file that they find here.
+The tests in `tests/contracts` build every file in this folder.
 """

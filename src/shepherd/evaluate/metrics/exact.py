@@ -1,4 +1,4 @@
-"""Whether the answer is the expected one, as SQuAD counts it (arXiv 1606.05250)."""
+"""Exact match with the expected answer, as in SQuAD (arXiv 1606.05250)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MEASURE = Measure(
 
 
 class Config(Table):
-    """There is nothing to set."""
+    """No keys."""
 
 
 def score(answer: str, example: Example) -> float:
-    """1 where they are equal but for case, punctuation and articles, else 0."""
+    """Return 1 if answer and response are equal except for case, punctuation and articles, else 0."""
     from shepherd.evaluate import text  # brings torch
 
     return text.exact(answer, example.response)
 
 
 def build(config: Config) -> Metric:
-    """The comparison as a value."""
+    """Build the metric."""
     return Metric(measure=MEASURE, score=score)

@@ -1,4 +1,4 @@
-"""Words that the answer shares with the expected one, as SQuAD counts them (arXiv 1606.05250)."""
+"""Token F1: words shared with the expected answer, as in SQuAD (arXiv 1606.05250)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MEASURE = Measure(
 
 
 class Config(Table):
-    """There is nothing to set."""
+    """No keys."""
 
 
 def score(answer: str, example: Example) -> float:
-    """The harmonic mean of the shared words' precision and recall."""
+    """Return the harmonic mean of the shared words' precision and recall."""
     from shepherd.evaluate import text  # brings torch
 
     return text.f1(answer, example.response)
 
 
 def build(config: Config) -> Metric:
-    """The overlap as a value."""
+    """Build the metric."""
     return Metric(measure=MEASURE, score=score)

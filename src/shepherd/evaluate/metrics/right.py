@@ -1,4 +1,4 @@
-"""Whether the checker that an example carries accepts the answer; the embedded world's examples carry one."""
+"""Whether the example's own checker accepts the answer; examples of the embedded world have one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MEASURE = Measure(
 
 
 class Config(Table):
-    """There is nothing to set."""
+    """No keys."""
 
 
 def score(answer: str, example: Example) -> bool | None:
-    """True where the check passes; None where the example has none."""
+    """Return whether the check passes; None if the example has no check."""
     return None if example.check is None else plugins.checker(example.check).right(answer)
 
 
 def build(config: Config) -> Metric:
-    """The check as a value."""
+    """Build the metric."""
     return Metric(measure=MEASURE, score=score)

@@ -1,4 +1,4 @@
-"""Words that the answer has in the order of the expected one: ROUGE-L (Lin, 2004)."""
+"""ROUGE-L: words in the order of the expected answer (Lin, 2004)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MEASURE = Measure(
 
 
 class Config(Table):
-    """There is nothing to set."""
+    """No keys."""
 
 
 def score(answer: str, example: Example) -> float:
-    """The F-measure of the longest common subsequence."""
+    """Return the F-measure of the longest common subsequence of words."""
     from shepherd.evaluate import text  # brings torch
 
     return text.rouge_l(answer, example.response)
 
 
 def build(config: Config) -> Metric:
-    """The overlap as a value."""
+    """Build the metric."""
     return Metric(measure=MEASURE, score=score)

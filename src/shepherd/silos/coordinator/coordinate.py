@@ -50,7 +50,7 @@ from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
 from shepherd.run.log import read_rows
-from shepherd.run.run import answered
+from shepherd.run.run import answer_heldout
 from shepherd.settings import RunSettings
 from shepherd.silos.coordinator import state_file
 from shepherd.silos.coordinator.job_follower import JobFollower, StatusUpdate
@@ -158,7 +158,7 @@ class SilosRun:
         files.write_tokenizer(self.holder.adapter, self.base, stop)
         scores: Mapping[str, tuple[float, float]] = {}
         if answer and self.settings.evaluation.answers:
-            scores = answered(self.holder, self.planned, self.base, adapter, self._heldout())
+            scores = answer_heldout(self.holder, self.planned, self.base, adapter, self._heldout())
         rows = read_rows(self.folder)
         card.write(
             self.holder.adapter,

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shepherd.errors import FederationError
-from shepherd.settings import FederationTable, RunSettings, SilosTable, modern, plain, published
+from shepherd.legacy import modern
+from shepherd.overrides import plain
+from shepherd.settings import FederationTable, RunSettings, SilosTable, published
 from shepherd.silos.protocol.schema import label
 
 RUN_ID = "[0-9a-f]{16}"

@@ -26,6 +26,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from shepherd import plugins
+from shepherd.config import validated
 from shepherd.core import Context, Failure, FromSystem, Seeded, Selection, ServerState
 from shepherd.data import cursor
 from shepherd.errors import FederationError, FolderError, ShepherdError
@@ -35,7 +36,7 @@ from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.run import checkpoint, folder
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import append_row, reconciled
-from shepherd.settings import RunSettings, validated
+from shepherd.settings import RunSettings
 from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
 from shepherd.silos.protocol.wire import Scores
 from shepherd.silos.server import trusted_modules as trusted

@@ -18,9 +18,8 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, Field, Strict, model_validator
 from pydantic.fields import FieldInfo
 
-from shepherd import settings as run_file
 from shepherd import world
-from shepherd.config import Day, NonNegativeInt, PositiveFloat, PositiveInt, ShareBelowOne, Table
+from shepherd.config import Day, NonNegativeInt, PositiveFloat, PositiveInt, ShareBelowOne, Table, validated
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import paths
 from shepherd.model.digest import digest
@@ -229,7 +228,7 @@ def read(path: str | Path) -> SiteSettings:
         raise SettingsError(f"site file {path} cannot be read ({error.strerror}); check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"site file {path} is not TOML: {error}; fix that line") from error
-    return _placed(run_file.validated(SiteSettings, table, str(path)), path.absolute().parent)
+    return _placed(validated(SiteSettings, table, str(path)), path.absolute().parent)
 
 
 def _placed(site: SiteSettings, home: Path) -> SiteSettings:
@@ -255,7 +254,7 @@ def asked(tables: Mapping[str, Any]) -> RunSettings:
     """
     model = {"base": "", **_table(tables, "model")}
     data = {"source": "", **_table(tables, "data")}
-    return run_file.validated(RunSettings, {**tables, "model": model, "data": data}, "the request")
+    return validated(RunSettings, {**tables, "model": model, "data": data}, "the request")
 
 
 def own(site: SiteSettings, tables: Mapping[str, Any], folder: str) -> RunSettings:

@@ -124,9 +124,9 @@ def run(
 
     Any key can be given again: federation.rounds=2 tuning.max_steps=3
     """
+    from shepherd.overrides import read
     from shepherd.plugins import require
     from shepherd.run.folder import require_free
-    from shepherd.settings import read
 
     settings = read(run_file, wished(overrides, remote_code))
     require_free(settings.output)
@@ -140,7 +140,7 @@ def run(
 
         train(lambda: coordinate.open_run(settings, kit, consent=consent), Path(settings.output))
         return
-    from shepherd.run.run import open_run  # torch takes seconds, a wrong key should not
+    from shepherd.run.opening import open_run  # torch takes seconds, a wrong key should not
 
     train(lambda: open_run(settings, consent=consent), Path(settings.output))
 
@@ -183,7 +183,7 @@ def resume(
         return
     if kit is not None:
         raise FolderError(f"the run in {folder} is not over silos; resume it without --silos")
-    from shepherd.run.run import resume
+    from shepherd.run.opening import resume
 
     train(lambda: resume(folder, consent=consent), folder)
 
@@ -229,7 +229,7 @@ def compare(
     run file has a [judge], it judges too.
     """
     from shepherd.compare.arms import CompareSpec, variant
-    from shepherd.settings import read
+    from shepherd.overrides import read
 
     given = {"judge.base_url": base_url, "judge.key_env": key_env}
     said = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
@@ -408,8 +408,8 @@ def check(
     run_file: Path, overrides: tuple[str, ...], samples: int, remote_code: bool, plugins: tuple[str, ...]
 ) -> None:
     """Show examples with what is trained set off from what is masked, and the shares cut and dropped."""
+    from shepherd.overrides import read
     from shepherd.run.inspection import inspect_data
-    from shepherd.settings import read
     from shepherd.ui.terminal.data import report
 
     settings = read(run_file, wished(overrides, remote_code))
@@ -430,7 +430,7 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins:
     from shepherd.data.files import left_out
     from shepherd.data.pipeline import divide
     from shepherd.data.plot import draw, holdings
-    from shepherd.settings import read
+    from shepherd.overrides import read
     from shepherd.ui.terminal.data import holdings as show
 
     settings = read(run_file, overrides)

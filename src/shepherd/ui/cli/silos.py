@@ -212,7 +212,7 @@ def check(file: Path, new: bool, run_file: Path | None) -> None:
         settings.write_example(file)
         echo(f"wrote {file}; next: shepherd silos check {file}")
         return
-    from shepherd.settings import read
+    from shepherd.overrides import read
     from shepherd.silos.site.preview import check as checked
     from shepherd.ui.terminal.site import report
 
@@ -278,8 +278,8 @@ def demo(
     trackers: tuple[str, ...],
 ) -> None:
     """Try it: server and sites on this machine, each with one client's share of the run file's data."""
+    from shepherd.overrides import read
     from shepherd.run.folder import require_free
-    from shepherd.settings import read
 
     settings = read(run_file, wished(overrides, remote_code))
     require_free(settings.output)

@@ -1,0 +1,184 @@
+"""Read a run file, apply `key=value` overrides, and write it out again.
+
+A path in a run file is relative to the file; one in an override, or in a table from Python, to the current
+directory. They are absolute once they are read, so that a run folder holds wherever it is used from. `output`
+alone is relative to the current directory, always.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from shepherd import legacy
+from shepherd.config import validated
+from shepherd.errors import SettingsError
+from shepherd.io import paths
+from shepherd.settings import PATHS, RunSettings
+from shepherd.visible import shown_toml
+
+log = logging.getLogger(__name__)
+
+
+def read(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
+    """Read a run file and apply `key=value` overrides (dotted keys; values in TOML, or bare words).
+
+    Paths in the file are relative to the file, those in overrides to the current directory.
+
+    Raises:
+        SettingsError: the file is missing or not TOML, a key is unknown, or a value is impossible.
+    """
+    path = Path(path)
+    own = legacy.modern(_placed(_toml(path), path.absolute().parent, path), str(path))
+    changed = _overridden(copy.deepcopy(own), overrides)
+    return validated(RunSettings, _placed(changed, Path.cwd(), known=own), str(path))
+
+
+def read_kept(path: Path) -> RunSettings:
+    """Read the run file in a run folder; its paths are absolute and stay as they are.
+
+    Raises:
+        SettingsError: as `read`.
+    """
+    return validated(RunSettings, _toml(path), str(path))
+
+
+def parse(table: Mapping[str, Any], where: str = "the run settings") -> RunSettings:
+    """Validate a plain table as a run file; its paths are relative to the current directory.
+
+    Raises:
+        SettingsError: a key is unknown or missing, or a value is impossible; one sentence each, with
+            its dotted key.
+    """
+    return validated(RunSettings, _placed(table, Path.cwd()), where)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise SettingsError(f"run file {path} cannot be read ({error.strerror}); check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"run file {path} is not TOML: {error}; fix that line") from error
+
+
+def _placed(
+    table: Mapping[str, Any], folder: Path, file: Path | None = None, known: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """The table with its paths made absolute from `folder`, except those that are equal in `known`."""
+    whole = dict(table)
+    for (name, key), names in PATHS.items():
+        inner = whole.get(name)
+        text = inner.get(key) if isinstance(inner, Mapping) else None
+        if not isinstance(text, str) or text in names:
+            continue
+        if not text.strip():
+            raise SettingsError(
+                f"key {name}.{key}: the text is empty; write a folder, a file or a Hugging Face id"
+            )
+        before = known.get(name)
+        if isinstance(before, Mapping) and before.get(key) == text:
+            continue
+        whole[name] = {**inner, key: _path(text, folder, f"{name}.{key}", file)}  # type: ignore[dict-item]
+    return whole
+
+
+def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
+    here = Path.cwd() / text
+    there = folder / os.path.expanduser(text)
+    if file is not None and not os.path.exists(there) and os.path.exists(here):
+        log.warning(
+            "run file %s: %s = %r was found relative to the current directory; the next version will look"
+            " only relative to the run file, so write %r",
+            file, key, text, os.path.relpath(here, folder),
+        )  # fmt: skip
+        folder = Path.cwd()
+    placed = paths.placed(text, folder)
+    if not paths.is_utf8(placed):
+        raise SettingsError(
+            f"key {key}: the path {os.fsencode(placed)!r} is not UTF-8, which a run file requires; rename it"
+        )
+    return placed
+
+
+def overridden(settings: RunSettings, overrides: Iterable[str]) -> RunSettings:
+    """Settings with `key=value` overrides applied.
+
+    Raises:
+        SettingsError: as `read`.
+    """
+    return parse(_overridden(_without_none(settings.model_dump(mode="json")), overrides))
+
+
+def assigned(overrides: Iterable[str]) -> dict[str, Any]:
+    """Build a plain table from `key=value` texts.
+
+    Raises:
+        SettingsError: an override has no key or no value.
+
+    >>> assigned(["limit=80", "protocol=fedit"])
+    {'limit': 80, 'protocol': 'fedit'}
+    """
+    return _overridden({}, overrides)
+
+
+def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"override {override!r} is not key=value; write federation.rounds=2")
+        if not paths.is_utf8(override):
+            named = os.fsencode(override)
+            raise SettingsError(
+                f"override {named!r} is not UTF-8, which a run file requires; rename the file"
+            )
+        key, value = _translated(key.strip(), _value(text.strip()), table)
+        *parents, last = key.split(".")
+        inner = table
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise SettingsError(f"override {key}: {parent} is not a table; set {parent} as a whole")
+        inner[last] = value
+    return table
+
+
+def _translated(key: str, value: Any, table: dict[str, Any]) -> tuple[str, Any]:
+    """The key and value of an override, with the new name for a key of the previous version."""
+    new = legacy.RENAMED_KEYS.get(key, key)
+    if new != key:
+        legacy.warn_once(f"override {key}: {legacy.renaming_warning(key)}")
+        if (key, value) == ("federation.select", "all") and isinstance(table.get("selection"), dict):
+            table["selection"].pop("share", None)  # which it does not have
+    return new, value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word: output=runs/two
+
+
+def plain(settings: RunSettings) -> dict[str, Any]:
+    """Settings as JSON values, without keys that are None; `parse` reads them back to equal settings."""
+    values: dict[str, Any] = _without_none(settings.model_dump(mode="json"))
+    return values
+
+
+def dump(settings: RunSettings) -> str:
+    """Write settings as a whole run file, defaults included; `parse` reads it back to equal settings."""
+    return shown_toml(tomli_w.dumps(plain(settings)))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}  # TOML has no null
+    return [_without_none(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,276 @@
+"""Start a run, or continue one: everything before its first round."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from statistics import median
+
+from shepherd import plugins
+from shepherd.consent import NOTHING, Consent
+from shepherd.core import Algorithm, seed_for
+from shepherd.data import pipeline
+from shepherd.data.files import left_out
+from shepherd.data.pipeline import TokenisedData
+from shepherd.errors import FolderError
+from shepherd.federation.client_store import ClientStore, StoredMemory
+from shepherd.io import paths
+from shepherd.io.progress import roughly, stage
+from shepherd.machine import memory, planning
+from shepherd.machine import plan as plans
+from shepherd.machine.estimate import Expected, expected, memory_bytes
+from shepherd.machine.plan import PLAN, Plan
+from shepherd.model import base as bases
+from shepherd.model import files, lora
+from shepherd.model.coverage import coverage
+from shepherd.rounds import context_of, start
+from shepherd.run import checkpoint, folder, tracking
+from shepherd.run.checkpoint import Checkpoint
+from shepherd.run.folder import Row, RunFolder
+from shepherd.run.loading import load_base, load_checkpoint
+from shepherd.run.run import Run
+from shepherd.run.versions import changed_versions
+from shepherd.settings import RunSettings
+from shepherd.training.local import completed, local_training
+
+log = logging.getLogger(__name__)
+
+
+def open_run(settings: RunSettings, prepared: TokenisedData | None = None, consent: Consent = NOTHING) -> Run:
+    """Start a new run: load base and data, divide them among clients, and create the run folder.
+
+    Progress, findings and expectations go to the logger "shepherd" at level INFO.
+
+    Args:
+        prepared: the data, if they are read and divided already; None reads them.
+        consent: what a person has agreed to; the settings alone cannot allow it.
+
+    Raises:
+        FolderError: `output` holds another run or other files, or cannot be written.
+        ShepherdError: the base, the data or a setting cannot be used; nothing has been written.
+    """
+    with stage("preparing the run"):
+        return _start(settings, prepared, consent)
+
+
+def _start(settings: RunSettings, prepared: TokenisedData | None, consent: Consent) -> Run:
+    folder.require_free(settings.output)
+    tracking.require(settings.tracking, consent)
+    method = plugins.method(settings, consent.plugins)
+    training = local_training(settings.tuning, consent.plugins)
+    selection = plugins.selection(settings, consent.plugins)
+    settings = completed(settings, consent.plugins)
+    base = load_base(settings, consent)
+    if warning := files.rehearse(base):
+        log.info("%s", warning)
+    dated = pipeline.dated(settings, base.tokenizer)
+    prepared = prepared or _read_data(dated, base, consent)
+    pipeline.require_readable(prepared, base)
+    selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
+    cohort = selection.size(len(prepared.clients))
+    plan = _choose_plan(dated, base, prepared, cohort)
+    _log_description(base, plan, method.algorithm, prepared)
+    for sentence in (*prepared.dropped, *pipeline.remarks(prepared)):
+        log.info("%s", sentence)
+    sample = next(iter(prepared.clients.values()))
+    _log_expectation(expected(base, settings.tuning, plan, sample, _round_tokens(settings, prepared, cohort)))
+    holder = folder.create(settings.output, settings, plan.text())
+    with _closed_on_error(holder):
+        pipeline.save(holder.path / "data", prepared)
+        adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+        run = Run(
+            settings=settings,
+            plan=plan,
+            holder=holder,
+            base=base,
+            prepared=prepared,
+            method=method,
+            training=training,
+            selection=selection,
+            state=start(method, adapter, context_of(settings, selection, adapter, len(prepared.clients))),
+            trackers=tracking.start(plan.over(settings), holder),
+            consent=consent,
+        )
+        run._log_start()
+    return run
+
+
+def _read_data(settings: RunSettings, base: bases.Base, consent: Consent) -> TokenisedData:
+    log.info("reading %s", settings.data.source)
+    for name in left_out(settings.data.source):
+        log.info(
+            "file %s is left out, since its name marks it as test data; rename it if it is a client's", name
+        )
+    return pipeline.prepare(settings, base.tokenizer, consent.plugins)
+
+
+def resume(path: str | Path, consent: Consent = NOTHING) -> Run:
+    """Continue a run from its last finished round; its results have the bits of an uninterrupted run.
+
+    Progress goes to the logger "shepherd" at level INFO.
+
+    Args:
+        consent: what a person has agreed to now; the run file in the folder alone cannot allow it, and
+            consent given when the run began does not count, since a folder may come from anywhere.
+
+    Raises:
+        FolderError: there is no run, another process holds it, or its data are damaged.
+        CheckpointError: its last checkpoint is damaged; the message says how to continue.
+        DataError: the base cannot read an example of the run.
+    """
+    if folder.is_over_silos(path):
+        raise FolderError(f"the run in {path} is over silos; continue it with `shepherd resume {path}`")
+    holder = folder.reopen(path)
+    with _closed_on_error(holder), stage("preparing the run"):
+        return _continue(holder, consent)
+
+
+@contextmanager
+def _closed_on_error(holder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        holder.close()
+        raise
+
+
+def _continue(holder: RunFolder, consent: Consent) -> Run:
+    settings, plan = _kept(holder)
+    tracking.require(settings.tracking, consent)
+    method = plugins.method(settings, consent.plugins)
+    training = local_training(settings.tuning, consent.plugins)
+    selection = plugins.selection(settings, consent.plugins)
+    base = load_base(plan.over(settings) if plan else settings, consent)
+    if plan is None:
+        plan = planning.from_run_file(settings, base)
+        holder.write(PLAN, plan.text())
+    for name, (then, now) in changed_versions(holder.path).items():
+        log.info(
+            "%s was %s when the run began and is %s now: bits may differ from an uninterrupted run's",
+            name, then, now,
+        )  # fmt: skip
+    last = checkpoint.latest(holder.checkpoints)
+    prepared = _kept_data(holder, plan.over(settings), base, consent, begun=last is not None)
+    fresh = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
+    saved = load_checkpoint(last, base) if last else None
+    context = context_of(settings, selection, fresh, len(prepared.clients))
+    state = saved.state if saved else start(method, fresh, context)
+    rows = holder.reconcile(state.round, saved.notes["row"] if saved else None)
+    run = Run(
+        settings=settings,
+        plan=plan,
+        holder=holder,
+        base=base,
+        prepared=prepared,
+        method=method,
+        training=training,
+        selection=selection,
+        state=state,
+        trackers=tracking.start(plan.over(settings), holder, rows),
+        consent=consent,
+    )
+    if saved is not None:
+        run.simulation.positions.update(saved.notes["positions"])
+        run.simulation.memories.update(_restored_memories(saved, run.simulation.store))
+    _log_continuation(run, rows)
+    return run
+
+
+def _kept(holder: RunFolder) -> tuple[RunSettings, Plan | None]:
+    """Settings and plan of a run folder; an older version wrote no plan file, but all it chose."""
+    settings, plan = folder.read_settings(holder.path), plans.read(holder.path)
+    if plan is None and settings.machine.stack_size == "auto":
+        raise FolderError(
+            f"{holder.path} has no {PLAN}, so its run never began; set output=ANOTHER_FOLDER, or start it"
+            " with `shepherd run`"
+        )
+    return settings, plan
+
+
+def _kept_data(
+    holder: RunFolder, settings: RunSettings, base: bases.Base, consent: Consent, *, begun: bool
+) -> TokenisedData:
+    """The data of a run folder; prepared again if the run was killed before its first round."""
+    data = holder.path / "data"
+    if not (begun or pipeline.whole(data)):
+        pipeline.save(data, pipeline.prepare(settings, base.tokenizer, consent.plugins))
+    prepared = pipeline.load(data)
+    pipeline.require_readable(prepared, base)
+    return prepared
+
+
+def _log_continuation(run: Run, rows: Sequence[Row]) -> None:
+    _log_description(run.base, run.plan, run.method.algorithm, run.prepared)
+    took = [row["seconds"]["tuning"] for row in rows if row["round"]]
+    if took:
+        _log_expectation(
+            Expected(memory_bytes=memory_bytes(run.base, run.plan), seconds_a_round=median(took))
+        )
+    run._log_start()
+    log.info("continuing after round %d of %d", run.state.round, run.until)
+
+
+def _restored_memories(saved: Checkpoint, store: ClientStore) -> dict[str, StoredMemory]:
+    """Memory of each client at a checkpoint; an older version stored the memories inside it."""
+    older = {client: store.put(client, saved.state.round, memory) for client, memory in saved.clients.items()}
+    return older | {client: StoredMemory(*kept) for client, kept in saved.notes.get("memories", {}).items()}
+
+
+def _choose_plan(settings: RunSettings, base: bases.Base, prepared: TokenisedData, cohort: int) -> Plan:
+    """Choose what the settings leave open by measuring; the settings are dated already."""
+    return planning.choose(
+        settings,
+        base,
+        clients=cohort,
+        step_tokens=pipeline.mean_length(prepared) * settings.tuning.batch_size,
+        all_tokens=settings.federation.rounds * _round_tokens(settings, prepared, cohort),
+    )
+
+
+def _visit_examples(settings: RunSettings, prepared: TokenisedData) -> float:
+    """Mean number of examples that a client trains on in one visit."""
+    tuning = settings.tuning
+    if tuning.max_steps:
+        return tuning.max_steps * tuning.batch_size
+    held = sum(len(data) for data in prepared.clients.values())
+    return (tuning.epochs or 1.0) * held / len(prepared.clients)
+
+
+def _round_tokens(settings: RunSettings, prepared: TokenisedData, cohort: int) -> float:
+    """Mean number of tokens that the cohort of one round trains on."""
+    return pipeline.mean_length(prepared) * cohort * _visit_examples(settings, prepared)
+
+
+def _log_description(base: bases.Base, plan: Plan, algorithm: Algorithm, prepared: TokenisedData) -> None:
+    """Log the base, the data, and how the run is tuned."""
+    whole = memory.parameters(base)
+    trained = sum(prod(shape) for name, shape in base.shapes.items() if algorithm.trainable(name, 0))
+    dtype = str(base.dtype).removeprefix("torch.")
+    log.info(
+        "base %s: %s parameters, and %s to train (%.2f%%), %s on %s",
+        paths.short(base.name), f"{whole:,}", f"{trained:,}", 100 * trained / whole, dtype, base.device,
+    )  # fmt: skip
+    log.info("%s", coverage(base.model, base.targets).sentence)
+    s = prepared.summary
+    log.info(
+        "%d clients, %s examples to train on (%s cut, %s dropped), %s held out",
+        len(prepared.clients), *(f"{s[name]:,}" for name in ("kept", "cut", "dropped", "heldout")),
+    )  # fmt: skip
+    many = plan.workers > 1
+    threads = max(1, memory.threads() // plan.workers)
+    log.info(
+        "tuning %s client%s at once%s, %d thread%s, up to %s tokens a pass",
+        plan.stack_size, "s" * (plan.stack_size != 1),
+        f" in each of {plan.workers} processes" if many else " in one process",
+        threads, "s" * (threads != 1) + " each" * many, f"{plan.micro_batch_tokens:,}",
+    )  # fmt: skip
+
+
+def _log_expectation(of_run: Expected) -> None:
+    memory_gb, seconds = of_run.memory_bytes / 1e9, of_run.seconds_a_round
+    # a trial is good for one digit, since other work may share the machine
+    rough = roughly(float(f"{seconds:.1g}"))
+    log.info("expecting about %.1f GB of memory, about %s a round", memory_gb, rough)
