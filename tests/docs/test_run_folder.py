@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shepherd.compare.arms import Asked
+from shepherd.compare.arms import CompareSpec
 from shepherd.compare.comparison import compare
 from shepherd.run.run import open_run
 from shepherd.settings import parse
@@ -47,7 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_run(settings) as run:
         list(run.rounds())
         run.finish()
-    compare(settings, Asked(locals=("client-0",), variants=("prox: algorithm.name=fedprox",), match="both"))
+    variants = ("prox: algorithm.name=fedprox",)
+    compare(settings, CompareSpec(locals=("client-0",), variants=variants, match="both"))
     write(path)
     return path
 
