@@ -106,7 +106,7 @@ def test_ctrl_c_says_how_to_go_on(shepherd: Callable[..., Result]) -> None:
 
     result = shepherd("run", "run.toml", at=interrupt)
     assert result.exit_code == 130
-    assert result.stderr == "shepherd: stopped after round 1; go on with: shepherd resume runs/run\n"
+    assert result.stderr == "shepherd: stopped after round 1; continue with: shepherd resume runs/run\n"
     assert read_rows("runs/run")[-1]["round"] == 1
     folder.reopen("runs/run").close()  # the folder was given back
 
@@ -174,7 +174,7 @@ def test_a_finished_run_says_so_and_is_not_made_again(shepherd: Callable[..., Re
     result = shepherd("resume", "runs/run")
     assert result.exit_code == 0
     assert result.stdout == (
-        "runs/run is finished already, after 3 rounds; its adapter is in runs/run/adapter\n"
+        "runs/run is already finished, after 3 rounds; its adapter is in runs/run/adapter\n"
     )
 
 
@@ -200,7 +200,7 @@ def test_generate_answers_a_file_and_stdin_and_says_its_seed(shepherd: Callable[
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["prompt"] for row in rows] == ["Name two.", "Name three."]
     seed = rows[0]["seed"]
-    assert result.stderr.startswith(f"seed {seed}; the same answers again with --seed {seed}\n")
+    assert result.stderr.startswith(f"seed {seed}; --seed {seed} gives the same answers again\n")
     again = shepherd("generate", "runs/run", "--prompts", "asked.txt", "--temperature", "1", "--json")
     assert json.loads(again.stdout.splitlines()[0])["seed"] != seed
     given = CliRunner().invoke(cli.main, ["generate", "runs/run", "-"], input="Name four.\n")
@@ -212,7 +212,7 @@ def test_generate_answers_a_file_and_stdin_and_says_its_seed(shepherd: Callable[
     [
         ((), "give an INSTRUCTION, or --prompts FILE"),
         (("a", "--prompts", "x.txt"), "give an INSTRUCTION, or --prompts FILE"),
-        (("-", "--context", "c"), "--context belongs to an INSTRUCTION"),
+        (("-", "--context", "c"), "--context needs an INSTRUCTION"),
         (("a", "--n", "2"), "--n needs a --temperature above 0"),
         ((" ",), "the instruction is empty"),
         (("--prompts", "none.txt"), "none.txt cannot be read"),

@@ -1,4 +1,4 @@
-"""`shepherd data`: the data of a run file before any training."""
+"""`shepherd data`: inspect the data of a run file before any training."""
 
 from __future__ import annotations
 
@@ -19,27 +19,33 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Look at the data of a run file before any training."""
+    """Inspect the data of a run file before any training."""
 
 
 @data.command()
 @run_file
 @overrides
-@click.option("--samples", type=click.IntRange(min=0), default=1, show_default=True, help="Of each category.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Examples to show of each category.",
+)
 @trust
 @plugin
 def check(
     run_file: Path, overrides: tuple[str, ...], samples: int, remote_code: bool, plugins: tuple[str, ...]
 ) -> None:
-    """Show examples with what is trained set off from what is masked, and the shares cut and dropped."""
+    """Show examples with their trained part marked, and what share is cut, dropped and masked."""
     from shepherd.run.inspection import inspect_data
     from shepherd.settings import read
-    from shepherd.ui.terminal.data import report
+    from shepherd.ui.terminal.data_tables import print_lint_report
 
     settings = read(run_file, wished(overrides, remote_code))
     found = inspect_data(settings, samples=samples, consent=agreed(remote_code, plugins))
-    report(found.report)
-    _left_out(found.division, settings)
+    print_lint_report(found.report)
+    _print_left_out(found.division, settings)
     if not found.report.counts.kept:
         raise TemplateError("no example is left to train on; change data.template or data.max_tokens")
 
@@ -47,28 +53,34 @@ def check(
 @data.command()
 @run_file
 @overrides
-@click.option("--plot", is_flag=False, flag_value="split.png", metavar="[FILE.png]", help="Draw it as well.")
+@click.option(
+    "--plot",
+    is_flag=False,
+    flag_value="split.png",
+    metavar="[FILE.png]",
+    help="Also draw the table as a picture.",
+)
 @plugin
 def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins: tuple[str, ...]) -> None:
-    """Show which client holds how many examples of which category."""
+    """Show how many examples of each category each client holds."""
     from shepherd.data.files import left_out
     from shepherd.data.pipeline import divide
     from shepherd.data.plot import draw, holdings
     from shepherd.settings import read
-    from shepherd.ui.terminal.data import holdings as show
+    from shepherd.ui.terminal.data_tables import print_holdings
 
     settings = read(run_file, overrides)
     division = divide(settings, plugins)
     for name in left_out(settings.data.source):
-        echo(f"{name} is left out: files that begin so are for testing")
+        echo(f"{name} is left out: files with such a name are for testing")
     names, table = holdings(division.reading.examples, division.clients)
-    show(names, list(division.clients), table.tolist())
-    _left_out(division, settings)
+    print_holdings(names, list(division.clients), table.tolist())
+    _print_left_out(division, settings)
     if plot:
-        echo(f"drawn in {draw(division.reading.examples, division.clients, plot)}")
+        echo(f"wrote {draw(division.reading.examples, division.clients, plot)}")
 
 
-def _left_out(division: Partition, settings: RunSettings) -> None:
+def _print_left_out(division: Partition, settings: RunSettings) -> None:
     from shepherd.data.pipeline import division_remarks
 
     held = division.held

@@ -1,4 +1,4 @@
-"""`shepherd export` and `plugins`: an adapter for other programs, and what there is to choose from."""
+"""`shepherd export` and `plugins`: an adapter for other programs, and what a run file can choose."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ from shepherd.ui.cli.silos import agreed, echo, plugin, trust
 @run_folder
 @overrides
 @click.option(
-    "--to", default="peft", show_default=True, metavar="FORM", help="As `shepherd plugins exporters` lists."
+    "--to",
+    default="peft",
+    show_default=True,
+    metavar="FORM",
+    help="Exporter; `shepherd plugins exporters` lists them.",
 )
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="New or empty."
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Folder to write to, new or empty.",
 )
-@click.option("--round", type=click.IntRange(min=1), help="Of a kept checkpoint.  [default: the last]")
+@click.option("--round", type=click.IntRange(min=1), help="Round of a kept checkpoint.  [default: the last]")
 @trust
 @plugin
 def export(
@@ -31,9 +40,9 @@ def export(
     remote_code: bool,
     plugins: tuple[str, ...],
 ) -> None:
-    """Write the adapter of a run for other programs: with its base merged, or as PEFT reads it.
+    """Write the adapter of a run for other programs: merged into its base, or in PEFT's layout.
 
-    Keys are those of the form: dtype=float16
+    Keys are those of the exporter: dtype=float16
     """
     from shepherd.run.export import export as write
 
@@ -45,9 +54,9 @@ def export(
 @click.argument("kinds", nargs=-1, metavar="[KIND ...]")
 @plugin
 def list_plugins(kinds: tuple[str, ...], plugins: tuple[str, ...]) -> None:
-    """List every plug-in that there is to choose from, with its keys: algorithms, splits, and so on.
+    """List every plug-in that a run file can choose, with its keys: algorithms, splits and so on.
 
-    Those of other packages are listed from their metadata, and imported only by --allow-plugin.
+    Plug-ins of other packages are listed from their metadata and imported only with --allow-plugin.
     """
     from shepherd import catalogue
 

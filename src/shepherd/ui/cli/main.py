@@ -1,4 +1,4 @@
-"""The command `shepherd`: parse, build, loop over the rounds. Nothing heavy is imported before it is used.
+"""The command `shepherd`. Heavy packages are imported only by the commands that use them.
 
 An error that a person can fix is one line on stderr and exit code 2; Ctrl-C is exit code 130, SIGTERM 143.
 """
@@ -27,20 +27,19 @@ from shepherd.ui.cli.silos import silos
 from shepherd.version import DISTRIBUTION
 from shepherd.visible import in_this_process, shown
 
-_came = threading.Event()
-"""Set once SIGTERM has come."""
+_sigterm_received = threading.Event()
 
 
 @contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM, as Slurm, Kubernetes and `timeout` send it, stops a command as Ctrl-C does."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Have SIGTERM, which Slurm, Kubernetes and `timeout` send, stop a command as Ctrl-C does."""
 
     def stop(*_: object) -> None:
-        _came.set()
+        _sigterm_received.set()
         raise KeyboardInterrupt
 
-    _came.clear()
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+    _sigterm_received.clear()
+    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
@@ -51,11 +50,11 @@ def _terminated() -> Iterator[None]:
 
 
 class Commands(click.Group):
-    """A group that says what is wrong in one sentence instead of a traceback."""
+    """A group whose commands report a fault in one sentence instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _terminated():
+            with _sigterm_as_interrupt():
                 return super().invoke(ctx)
         except ShepherdError as error:
             _fail(str(error))
@@ -63,11 +62,11 @@ class Commands(click.Group):
             if find_spec("torch") is not None:
                 raise
             _fail(
-                f"{error.name} is not installed here, where only the server of a federation runs; for this"
-                " command run pip install shepherd-fit"
+                f"{error.name} is not installed: this installation can only run the server of a federation;"
+                " to use this command, run pip install shepherd-fit"
             )
         except KeyboardInterrupt as stopped:
-            number = signal.SIGTERM if _came.is_set() else signal.SIGINT
+            number = signal.SIGTERM if _sigterm_received.is_set() else signal.SIGINT
             _fail(str(stopped) or "stopped", 128 + number)  # as shells count
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -99,7 +98,7 @@ for command in (
 
 
 def start() -> None:
-    """The program `shepherd`: what tunes begins with an allocator that is set up for it."""
+    """Entry point of the program; commands that tune restart once with allocator settings for tuning."""
     if sys.argv[1:2] in (["run"], ["resume"], ["compare"]):
         malloc.restart()
     in_this_process()

@@ -1,4 +1,4 @@
-"""`shepherd new`, `run` and `resume`: write a run file, train by it, go on with a run."""
+"""`shepherd new`, `run` and `resume`: write a run file, train with it, continue a run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,28 @@ from shepherd.ui.cli.silos import agreed, echo, plugin, require_flare, tracker, 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), default=Path("run.toml"), metavar="[FILE]")
 @click.option(
-    "--data", metavar="FILE", help="Or a folder with a file a client, or a Hugging Face dataset's id."
+    "--data",
+    metavar="FILE",
+    help="File, folder with one file per client, or id of a Hugging Face dataset.",
 )
-@click.option("--base", metavar="NAME", help="A model's folder or its Hugging Face id.")
-@click.option("--instruction", metavar="COLUMN", help="What is asked.  [default: found, as are the others]")
-@click.option("--context", metavar="COLUMN", help="What it is about; '' for none.")
-@click.option("--response", metavar="COLUMN", help="The answer.")
-@click.option("--messages", metavar="COLUMN", help="A chat's list of turns; '' for none.")
-@click.option("--client", metavar="COLUMN", help="Who holds the row; '' for none.")
-@click.option("--category", metavar="COLUMN", help="The kind of instruction; '' for none.")
+@click.option("--base", metavar="NAME", help="Folder of a model, or its Hugging Face id.")
+@click.option(
+    "--instruction", metavar="COLUMN", help="Column of the instruction.  [default: detected, like the others]"
+)
+@click.option("--context", metavar="COLUMN", help="Column of the context; '' if there is none.")
+@click.option("--response", metavar="COLUMN", help="Column of the response.")
+@click.option("--messages", metavar="COLUMN", help="Column of a chat's messages; '' if there is none.")
+@click.option(
+    "--client", metavar="COLUMN", help="Column of the client that holds the row; '' if there is none."
+)
+@click.option(
+    "--category", metavar="COLUMN", help="Column of the category of the instruction; '' if there is none."
+)
 @trust
 def new(file: Path, data: str | None, base: str | None, remote_code: bool, **columns: str | None) -> None:
     """Write a run file with every key, its meaning, and a value that fits the data and the base.
 
-    Without --data it is the embedded world, without --base the embedded tiny base.
+    Without --data, the data are the embedded world; without --base, the base is the embedded tiny one.
     """
     from shepherd.run.run_file import write  # torch takes seconds
 
@@ -44,7 +52,11 @@ def new(file: Path, data: str | None, base: str | None, remote_code: bool, **col
 @run_file
 @overrides
 @click.option(
-    "--silos", "kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="Over sites on a network."
+    "--silos",
+    "kit",
+    type=click.Path(path_type=Path),
+    metavar="ADMIN_KIT",
+    help="Train over the sites of a federation, with this kit.",
 )
 @trust
 @plugin
@@ -57,9 +69,9 @@ def run(
     plugins: tuple[str, ...],
     trackers: tuple[str, ...],
 ) -> None:
-    """Train as a run file says.
+    """Train as described in a run file.
 
-    Any key can be given again: federation.rounds=2 tuning.max_steps=3
+    Any key can be overridden: federation.rounds=2 tuning.max_steps=3
     """
     from shepherd.plugins import require
     from shepherd.run.folder import require_free
@@ -89,7 +101,7 @@ def run(
     "kit",
     type=click.Path(path_type=Path),
     metavar="ADMIN_KIT",
-    help="Of a run over sites, where the kit has moved.",
+    help="New place of the kit of a run over sites, if it has moved.",
 )
 @trust
 @plugin
@@ -101,14 +113,14 @@ def resume(
     plugins: tuple[str, ...],
     trackers: tuple[str, ...],
 ) -> None:
-    """Go on with a run that was stopped or killed, after its last finished round."""
+    """Continue a run that was stopped or killed, after its last finished round."""
     from shepherd.run.folder import is_finished, is_over_silos, read_settings
 
     rounds = read_settings(folder).federation.rounds
     consent = agreed(remote_code, plugins, trackers)
     if is_finished(folder):
         done = many(rounds, "round")
-        echo(f"{folder} is finished already, after {done}; its adapter is in {folder / 'adapter'}")
+        echo(f"{folder} is already finished, after {done}; its adapter is in {folder / 'adapter'}")
         return
     from shepherd.ui.terminal.train import train
 
@@ -119,7 +131,7 @@ def resume(
         train(lambda: coordinate.resume(folder, kit=kit, consent=consent), folder)
         return
     if kit is not None:
-        raise FolderError(f"the run in {folder} is not over silos; resume it without --silos")
+        raise FolderError(f"the run in {folder} is not a run over sites; resume it without --silos")
     from shepherd.run.run import resume
 
     train(lambda: resume(folder, consent=consent), folder)

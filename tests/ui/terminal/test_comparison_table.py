@@ -1,0 +1,82 @@
+"""The comparison in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from shepherd.ui.terminal.comparison_table import print_comparison
+from tests.ui.terminal.golden import require_golden
+
+
+def interval(value: float | None, low: float | None, high: float | None) -> dict[str, float | None]:
+    return {"value": value, "low": low, "high": high}
+
+
+def arm(name: str, kind: str, right: float, **more: Any) -> dict[str, Any]:
+    share = interval(right, right - 0.05, right + 0.05)
+    return {
+        "name": name,
+        "kind": kind,
+        "categories": {"open_qa": 5, "poem": 4} if kind == "local" else {},
+        "measures": {"right": share, "loss": interval(1.25, 1.0, 1.5), "f1": share},
+        "category": {"right": {"open_qa": share, "poem": interval(0.0, 0.0, 0.071)}},
+        **more,
+    }
+
+
+def difference(
+    name: str, measure: str, relative: dict[str, Any], p_holm: float, sentence: str
+) -> dict[str, Any]:
+    return {"arm": name, "measure": measure, "relative": relative, "p_holm": p_holm, "says": sentence}
+
+
+def comparison(*arms: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "seeds": [0, 1, 2],
+        "questions": 1234,
+        "loss_examples": 99,
+        "arms": list(arms),
+        "differences": [
+            difference("base", "right", interval(200.0, 88.3, None), 0.0004, "Federated beats base."),
+            difference("local-a", "right", interval(3.5, 3.0, 4.0), 0.04, "Federated cannot be told from a."),
+            difference("base", "loss", interval(0.5, 0.4, 0.6), 0.01, "Of another measure than the chief."),
+        ],
+        "says": ["Every tuned arm took 12 steps."],
+        **more,
+    }
+
+
+def printed(found: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    print_comparison(found, stream)
+    return stream.getvalue()
+
+
+ARMS = (arm("base", "base", 0.1), arm("local-a", "local", 0.2), arm("federated", "federated", 0.678))
+
+
+def test_a_comparison_with_checked_answers() -> None:
+    """Without F1, since a check says more, and with the sentences of the chief measure alone."""
+    text = printed(comparison(*ARMS))
+    assert max(map(len, text.splitlines())) <= 80
+    require_golden("comparison_checked", text)
+
+
+def test_a_comparison_without_a_checker_has_every_measure() -> None:
+    arms = [
+        {**each, "measures": {k: v for k, v in each["measures"].items() if k != "right"}} for each in ARMS
+    ]
+    described = [{"name": "length", "label": "length"}]
+    for each in arms:
+        each["measures"]["length"] = interval(0.5, None, None)
+    require_golden("comparison_measures", printed(comparison(*arms, measures=described)))
+
+
+def test_categories_are_left_to_the_report_if_there_are_many_arms() -> None:
+    arms = [arm(f"local-{i}", "local", 0.1) for i in range(9)]
+    require_golden("comparison_many_arms", printed(comparison(*arms, arm("federated", "federated", 0.6))))
+
+
+def test_a_comparison_without_held_out_examples() -> None:
+    require_golden("comparison_nothing_held_out", printed(comparison(arm("base", "base", 0.1, measures={}))))
