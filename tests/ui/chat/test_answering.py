@@ -179,7 +179,7 @@ def test_no_half_character_is_ever_shown(tokenizer: PreTrainedTokenizerFast, tex
     shown = [texts["arm"] for texts in answering._texts(["arm"], steps, tokenizer)]
     assert len(ids) == len(text.encode())
     assert (shown[-1] if shown else "") == text.strip()
-    assert not any(answering.UNFINISHED in each for each in shown)
+    assert not any(answering.REPLACEMENT in each for each in shown)
     assert all(after.startswith(before) for before, after in pairwise(shown))
 
 

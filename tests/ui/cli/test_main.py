@@ -99,7 +99,7 @@ def test_run_trains_and_says_where_the_adapter_is(shepherd: Callable[..., Result
     assert read("runs/two/run.toml").federation.rounds == 2
 
 
-def test_ctrl_c_says_how_to_go_on(shepherd: Callable[..., Result]) -> None:
+def test_ctrl_c_says_how_to_continue(shepherd: Callable[..., Result]) -> None:
     def interrupt(number: int) -> None:
         if number == 2:
             raise KeyboardInterrupt
@@ -121,7 +121,7 @@ def test_ctrl_c_says_how_to_go_on(shepherd: Callable[..., Result]) -> None:
         ),
     ],
 )
-def test_what_can_be_mended_is_one_line_and_no_traceback(
+def test_a_fault_that_can_be_fixed_is_one_line_without_traceback(
     shepherd: Callable[..., Result], error: Exception, message: str
 ) -> None:
     def fail(number: int) -> None:
@@ -133,7 +133,7 @@ def test_what_can_be_mended_is_one_line_and_no_traceback(
     assert result.stderr.count("\n") == 1
 
 
-def test_what_nobody_expected_keeps_its_traceback(shepherd: Callable[..., Result]) -> None:
+def test_an_unexpected_fault_keeps_its_traceback(shepherd: Callable[..., Result]) -> None:
     def fail(number: int) -> None:
         raise ZeroDivisionError
 

@@ -69,10 +69,12 @@ def line_chart(
     ]
     gutter = max(len(form(tick)) for tick in y_ticks)
     room = 0.6 * max(len(_short(each.name)) for each in series) if names else 0.0
-    beside = f"--room:calc({_MARKER_PX if names else 8}px + {room:.1f}em);--gutter:{0.6 * gutter + 0.9:.1f}em"
+    margins = (
+        f"--room:calc({_MARKER_PX if names else 8}px + {room:.1f}em);--gutter:{0.6 * gutter + 0.9:.1f}em"
+    )
     return (
         f'<svg class="chart" role="img" aria-labelledby="{escape(ident)}-t" height="{height}"'
-        f' style="{beside}"><title id="{escape(ident)}-t">{escape(title)}</title>{"".join(drawn)}</svg>'
+        f' style="{margins}"><title id="{escape(ident)}-t">{escape(title)}</title>{"".join(drawn)}</svg>'
     )
 
 

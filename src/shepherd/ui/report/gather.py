@@ -83,15 +83,19 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "rounds": [_round(row) for row in rows],
         "curves": _curves(path, rows, settings, compared),
         "totals": _totals(rows),
-        "failures": [
-            {"round": row["round"], "client": client, "reason": text(reason)}
-            for row in rows
-            for client, reason in table(row.get("failures")).items()
-        ],
+        "failures": _failures(rows),
         "judge": _judge(compared),
         "samples": _samples(compared) or single_run.samples(answered),
     }
     return dict(plain(shown))
+
+
+def _failures(rows: Sequence[Row]) -> list[Row]:
+    return [
+        {"round": row["round"], "client": client, "reason": text(reason)}
+        for row in rows
+        for client, reason in table(row.get("failures")).items()
+    ]
 
 
 def _status(path: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> Row:
@@ -206,9 +210,9 @@ def _clients(index: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
 
 
 def _categories(index: Mapping[str, Any], arms: Sequence[Row]) -> list[str]:
-    held = (name for mix in table(index.get("mixes")).values() for name in table(mix))
+    trained_on = (name for mix in table(index.get("mixes")).values() for name in table(mix))
     scored = (name for arm in arms for by in arm["category"].values() for name in by)
-    return sorted({*held, *scored})
+    return sorted({*trained_on, *scored})
 
 
 def _last(rows: Sequence[Row], key: str) -> dict[str, float | int | None]:

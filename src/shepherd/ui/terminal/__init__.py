@@ -1,1 +1,1 @@
-"""What the commands print: the data before a run, its progress, and its results. Imports rich."""
+"""Terminal output of the commands: the data before a run, its progress, and its results. Imports rich."""

@@ -180,7 +180,7 @@ class LiveDisplay:
             self._live.stop()
 
     def draw(self) -> Group:
-        """What to show now. Rich calls it from its own thread, so it only reads."""
+        """The lines to show now. Rich calls it from its own thread, so it only reads."""
         title = styled(shown_line(self._title), "bold", overflow="ellipsis", no_wrap=True)
         return Group(title, self._table())
 

@@ -44,7 +44,7 @@ def train_arm(open_run: OpenRun) -> None:
 
 
 def stop_message(folder: Path, command: str = "resume") -> str:
-    """What a stopped run has finished, and how to continue it with `command` ("resume" or "compare")."""
+    """A sentence on how far a stopped run came, and how to continue it by `resume` or `compare`."""
     if not is_run(folder):
         return "stopped before the run began"
     done, name = max((row["round"] for row in read_rows(folder)), default=0), shlex.quote(str(folder))
