@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,7 +177,8 @@ def _falling_back() -> PreTrainedTokenizerFast:
 def test_no_half_character_is_ever_shown(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
     steps = ([ids[: n + 1]] for n in range(len(ids)))
-    shown = [texts["arm"] for texts in answering._texts(["arm"], steps, tokenizer)]
+    base: Any = SimpleNamespace(tokenizer=tokenizer)
+    shown = [texts["arm"] for texts in answering._texts(["arm"], steps, base)]
     assert len(ids) == len(text.encode())
     assert (shown[-1] if shown else "") == text.strip()
     assert not any(answering.REPLACEMENT in each for each in shown)
@@ -185,7 +187,8 @@ def test_no_half_character_is_ever_shown(tokenizer: PreTrainedTokenizerFast, tex
 
 def test_an_answer_that_ends_within_a_character_ends_as_generate_has_it() -> None:
     tokenizer = _bytewise()
+    base: Any = SimpleNamespace(tokenizer=tokenizer)
     ids = tokenizer.encode("a€", add_special_tokens=False)[:-1]
-    *_, before, end = answering._texts(["arm"], iter([[ids[:2]], [ids]]), tokenizer)
+    *_, before, end = answering._texts(["arm"], iter([[ids[:2]], [ids]]), base)
     assert (before["arm"], end["arm"]) == ("a", tokenizer.decode(ids))
     assert json.dumps(end["arm"]) == '"a\\ufffd"'
