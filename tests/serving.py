@@ -23,7 +23,12 @@ SERVER = (
 )
 """What a server's rounds need, whatever carries the messages."""
 OVER_FLARE = (
-    *("silos.server.serve", "silos.server.kept_runs", "silos.coordinator.admin", "ui.terminal.silos"),
+    *(
+        "silos.server.serve",
+        "silos.server.kept_runs",
+        "silos.coordinator.admin",
+        "ui.terminal.federation_tables",
+    ),
     *("silos.flare.controller", "silos.flare.patches.site_parent", "silos.flare.provision"),
 )
 HEAVY = ("accelerate", "datasets", "huggingface_hub", "peft", "pyarrow", "scipy", "torch", "transformers")

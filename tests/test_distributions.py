@@ -18,7 +18,7 @@ from shepherd.version import DISTRIBUTION, version
 from tests.serving import normal
 
 ROOT = Path(__file__).parent.parent
-NOT_HERE = "is not installed here, where only the server of a federation runs"
+NOT_HERE = "is not installed: this installation can only run the server of a federation"
 
 
 def project(folder: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from shepherd.training import score, tune
 from shepherd.training.tune import Visit
 from shepherd.ui import report
 from shepherd.ui.report import collect
-from shepherd.ui.terminal.comparison_table import compared as show_compared
+from shepherd.ui.terminal.comparison_table import print_comparison
 from tests import runs
 from tests.model import bases
 
@@ -671,5 +671,5 @@ def test_other_metrics_measure_the_answers_that_are_there(copied, monkeypatch, t
     page = report.write(run).read_text()
     assert "brevity" in page
     stream = io.StringIO()
-    show_compared(found, stream)
+    print_comparison(found, stream)
     assert "brevity %" in stream.getvalue()

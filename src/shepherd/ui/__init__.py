@@ -1,1 +1,1 @@
-"""What a person sees and types: the commands, the terminal, the report page and the chat page."""
+"""The user interface: commands, terminal output, report page and chat page."""

@@ -1,7 +1,7 @@
-"""Who may look at a page of this machine: whoever has the token of the printed address, as with Jupyter.
+"""Access to a page on loopback: only with the token of the printed address, as in Jupyter.
 
-A port of loopback can be reached by every user of the machine. The first visit with the token gives the
-browser a cookie, so that the token need not stand in the address that it shows and remembers.
+Every user of a machine can reach its loopback ports. The first visit with the token gives the browser a
+cookie, so that the token need not stay in the address that the browser shows and remembers.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass, field
 from hmac import compare_digest
 from urllib.parse import parse_qs
 
-REFUSED = "this page is for whoever started it: open the address that was printed, with its token\n"
+REFUSED = "only the person who started this page can open it: use the printed address, with its token\n"
 HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Of every answer: no other page is told the address, and the token in it, or shows or reads the answer."""
+"""Headers of every response: no other page learns the address with its token, or shows or reads the page."""
 
 
 def is_other_page(hosts: Sequence[str], origins: Sequence[str]) -> bool:
-    """Whether another page asks than the one at the host that is asked, by the headers `Host` and `Origin`.
+    """Whether a request comes from another page than the one it is sent to, by `Host` and `Origin`.
 
-    A browser sends the cookie of this machine to all its ports, and also for what another of them asks for.
-    It says who asks, unless a person follows a link.
+    A browser sends this machine's cookie to all its ports, also with requests that the page of another port
+    makes. It states the origin, unless a person follows a link.
     """
     own = {host.lower() for host in hosts}
     return any(origin.lower().partition("://")[2] not in own for origin in origins)
@@ -34,30 +34,30 @@ def is_other_page(hosts: Sequence[str], origins: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A secret of one server, drawn anew each time that it starts."""
+    """The secret of one server, drawn each time that it starts."""
 
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
 
     def address(self, url: str) -> str:
-        """The address with the token, for the person at the terminal alone."""
+        """The address with the token, to be printed on the terminal only."""
         return f"{url}?token={self.secret}"
 
     def is_in(self, query: str) -> bool:
-        """Whether the query of an address, the part behind its `?`, holds the token."""
-        return any(map(self._is, parse_qs(query).get("token", ())))
+        """Whether the query of an address, the part after its `?`, contains the token."""
+        return any(map(self._equals, parse_qs(query).get("token", ())))
 
     def is_among(self, cookies: str, port: int) -> bool:
-        """Whether a header `Cookie` holds the one that `cookie` gave."""
+        """Whether a header `Cookie` contains the cookie of this server at `port`."""
         pairs = (cookie.strip().partition("=") for cookie in cookies.split(";"))
-        return any(name == _name(port) and self._is(value) for name, _, value in pairs)
+        return any(name == _cookie_name(port) and self._equals(value) for name, _, value in pairs)
 
     def cookie(self, port: int) -> str:
-        """The header `Set-Cookie`; its name holds the port, since all ports of a machine share cookies."""
-        return f"{_name(port)}={self.secret}; HttpOnly; SameSite=Lax; Path=/"
+        """The value of `Set-Cookie`; the name has the port, since all ports of a machine share cookies."""
+        return f"{_cookie_name(port)}={self.secret}; HttpOnly; SameSite=Lax; Path=/"
 
-    def _is(self, text: str) -> bool:
+    def _equals(self, text: str) -> bool:
         return compare_digest(text.encode("utf8", "replace"), self.secret.encode())
 
 
-def _name(port: int) -> str:
+def _cookie_name(port: int) -> str:
     return f"shepherd-{port}"

@@ -23,7 +23,7 @@ from shepherd.silos.flare.cleanup import JOBS
 from shepherd.silos.flare.controller import SUBMITTER
 from shepherd.silos.flare.job import _name
 from shepherd.silos.server import kept_runs
-from shepherd.ui.terminal.silos import report_kept
+from shepherd.ui.terminal.federation_tables import print_kept_runs
 
 RUNS = ("1" * 16, "2" * 16, "3" * 16)
 JOB = "0f0f0f0f-0000-4000-8000-00000000000{}"
@@ -74,7 +74,7 @@ def test_what_is_kept_is_listed_the_oldest_first(server: Path) -> None:
     assert all(run.bytes > 1000 * (number + 1) for number, run in enumerate(found))
     assert not any(run.going for run in found)
     stream = StringIO()
-    report_kept(found, stream)
+    print_kept_runs(found, stream)
     assert "3 runs" in stream.getvalue()
     assert "ada@shepherd.local" in stream.getvalue()
 

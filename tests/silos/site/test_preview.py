@@ -14,7 +14,7 @@ from shepherd.errors import SettingsError
 from shepherd.model.digest import digest
 from shepherd.silos.site.preview import Found, check, in_words
 from shepherd.silos.site.site_settings import PolicyTable, asked, example
-from shepherd.ui.terminal import site as show
+from shepherd.ui.terminal.site_preview import print_preview
 from tests import runs
 from tests.silos.site.asking import request
 
@@ -42,7 +42,7 @@ def changed(folder: Path, *pairs: tuple[str, str]) -> Path:
 
 def printed(found: Found) -> str:
     stream = io.StringIO()
-    assert show.report(found, stream) == (not found.faults)
+    assert print_preview(found, stream) == (not found.faults)
     return stream.getvalue()
 
 
@@ -62,9 +62,9 @@ def test_a_site_that_is_ready(folder: Path) -> None:
     text = printed(found)
     assert "[[" in text  # a sample with its mask, for the owner's own terminal
     assert "32 examples are trained on; 4 are held out" in text
-    assert f"tiny in {world.base_path()}: {TINY}, as you named it" in text
+    assert f"tiny in {world.base_path()}: {TINY}, as in site.toml" in text
     assert "this site is ready to join" in text
-    assert "To mend" not in text
+    assert "To fix" not in text
 
 
 def test_what_leaves_is_what_an_adapter_of_that_rank_holds(folder: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_base_that_changed_is_named(folder: Path) -> None:
     found = check(changed(folder, ('folder = "tiny"', 'folder = "copy"')))
     (fault,) = found.faults
     assert f"base tiny has the digest {digest(folder / 'copy')} and not {TINY}" in fault
-    assert "other than you named" in printed(found)
+    assert "not the digest in site.toml" in printed(found)
 
 
 def test_without_a_base_the_data_are_still_read(folder: Path) -> None:
@@ -274,7 +274,7 @@ def test_what_stands_behind_each_number_is_shown(folder: Path) -> None:
     found = check(path)
     assert found.data is not None
     assert found.data.scored == dict.fromkeys(runs.CATEGORIES, 6)
-    assert "of these many examples: " in printed(found)
+    assert "over these many examples: " in printed(found)
     pooled = check(changed(folder, ("min_examples = 6", "min_examples = 7"))).data
     assert pooled is not None
     assert pooled.scored == {"other": 18}
@@ -284,14 +284,14 @@ def test_nothing_to_think_about_is_not_shown(folder: Path) -> None:
     found = check(folder / "site.toml")
     assert found.notes == ()
     text = printed(found)
-    assert "To think about" not in text
+    assert "Notes" not in text
     assert "For a score" not in text
 
 
 def test_no_more_is_promised_than_is_true(folder: Path) -> None:
     text = printed(check(folder / "site.toml"))
     assert "No text of an example leaves" not in text
-    assert "who studies it may draw out what single ones say" in text
+    assert "analysing it may reveal what some of them say" in text
 
 
 def test_categories_that_look_like_text_are_told(tmp_path: Path, folder: Path) -> None:

@@ -10,7 +10,7 @@ from tests import browser
 
 
 def shoot(path: str, picture: str, instruction: str, context: str = "") -> None:
-    """Ask all the arms of the run in `path`, and write the page with their answers to `picture`."""
+    """Ask every arm of the run in `path`, and write the page with the answers to `picture`."""
     with (
         serve(open_chat(path)) as url,
         browser.chromium() as chromium,
@@ -19,7 +19,7 @@ def shoot(path: str, picture: str, instruction: str, context: str = "") -> None:
         seen.page.get_by_label("Instruction").fill(instruction)
         seen.page.get_by_label("Context").fill(context)
         seen.page.get_by_role("button", name="Ask").click()
-        seen.page.locator("#said").get_by_text("Answered in").wait_for(timeout=300_000)
+        seen.page.locator("#chat-status").get_by_text("Answered in").wait_for(timeout=300_000)
         seen.page.mouse.move(0, 0)
         seen.page.screenshot(path=picture, full_page=True)
 

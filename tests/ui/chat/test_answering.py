@@ -101,7 +101,7 @@ def test_only_the_named_arms_are_there(compared: Path) -> None:
     [
         ({"instruction": " "}, DataError, "the instruction is empty"),
         ({"arms": []}, DataError, "no arm is chosen"),
-        ({"instruction": "w5 " * 70}, BaseError, "a prompt has 7. tokens .* reads at most 64; shorten"),
+        ({"instruction": "w5 " * 70}, BaseError, "a prompt has 7. tokens .* reads 64; shorten"),
         ({"template": "chat"}, TemplateError, "chat template"),
         ({"temperature": -1.0}, BaseError, "0 is greedy"),
         ({"top_p": 0.0}, BaseError, "above 0"),
@@ -177,18 +177,18 @@ def _falling_back() -> PreTrainedTokenizerFast:
 def test_no_half_character_is_ever_shown(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
     steps = ([ids[: n + 1]] for n in range(len(ids)))
-    shown = [texts["arm"] for texts in answering._texts(["arm"], steps, SimpleNamespace(tokenizer=tokenizer))]
+    base: Any = SimpleNamespace(tokenizer=tokenizer)
+    shown = [texts["arm"] for texts in answering._texts(["arm"], steps, base)]
     assert len(ids) == len(text.encode())
     assert (shown[-1] if shown else "") == text.strip()
-    assert not any(answering.UNFINISHED in each for each in shown)
+    assert not any(answering.REPLACEMENT in each for each in shown)
     assert all(after.startswith(before) for before, after in pairwise(shown))
 
 
 def test_an_answer_that_ends_within_a_character_ends_as_generate_has_it() -> None:
     tokenizer = _bytewise()
+    base: Any = SimpleNamespace(tokenizer=tokenizer)
     ids = tokenizer.encode("a€", add_special_tokens=False)[:-1]
-    *_, before, end = answering._texts(
-        ["arm"], iter([[ids[:2]], [ids]]), SimpleNamespace(tokenizer=tokenizer)
-    )
+    *_, before, end = answering._texts(["arm"], iter([[ids[:2]], [ids]]), base)
     assert (before["arm"], end["arm"]) == ("a", tokenizer.decode(ids))
     assert json.dumps(end["arm"]) == '"a\\ufffd"'

@@ -86,5 +86,5 @@ def test_a_client_may_be_called_anything(copy: Path) -> None:
 
 
 def test_a_run_without_a_round_is_refused(bare: Path) -> None:
-    with pytest.raises(FolderError, match="has finished no round yet; go on with `shepherd resume"):
+    with pytest.raises(FolderError, match="has finished no round yet; continue it with `shepherd resume"):
         arms(bare)

@@ -9,7 +9,7 @@ import pytest
 
 from shepherd.ui import access
 from shepherd.ui.access import Token
-from shepherd.ui.chat.gate import OPEN, Gate
+from shepherd.ui.chat.gate import STARTUP_PATH, Gate
 
 TOKEN = Token()
 COOKIE = TOKEN.cookie(7860).partition(";")[0]
@@ -62,7 +62,7 @@ def test_the_first_visit_gets_a_cookie_and_goes_on_without_the_token() -> None:
         ("/", "", f"a=b; {COOKIE}"),
         ("/config", f"token={TOKEN.secret}", ""),
         ("/x", "token=wrong", COOKIE),
-        (OPEN, "", ""),
+        (STARTUP_PATH, "", ""),
     ],
     ids=["cookie", "token", "both", "open"],  # a secret's text would differ at each collection
 )
@@ -70,11 +70,13 @@ def test_who_has_the_token_or_the_cookie_sees_the_page(path: str, query: str, co
     answer = asked(path, query, cookie)
     assert (answer[0]["status"], answer[1]["body"]) == (200, b"the page")
     assert headers(answer)[b"x"] == b"y"
-    if path != OPEN:
+    if path != STARTUP_PATH:
         assert headers(answer)[b"referrer-policy"] == b"no-referrer"
 
 
-@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/queue/join", f"{OPEN}/x", "/x/../config"])
+@pytest.mark.parametrize(
+    "path", ["/", "/config", "/gradio_api/queue/join", f"{STARTUP_PATH}/x", "/x/../config"]
+)
 @pytest.mark.parametrize(
     "query",
     ["", "token=", "token=wrong", f"Token={TOKEN.secret}", "a=%ff&token=%ff"],

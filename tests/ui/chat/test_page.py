@@ -22,7 +22,7 @@ from shepherd.run.answerer import generate
 from shepherd.ui import access
 from shepherd.ui.chat import answering, page
 from shepherd.ui.chat.answering import Chat, open_chat
-from shepherd.ui.chat.page import paced, serve
+from shepherd.ui.chat.page import serve, throttled
 from tests import browser
 from tests.browser import Visit
 
@@ -85,7 +85,7 @@ def ask(seen: Visit, instruction: str = QUESTION, context: str = "") -> None:
 
 
 def said(seen: Visit, text: str) -> None:
-    seen.page.locator("#said").get_by_text(text).wait_for(timeout=60_000)
+    seen.page.locator("#chat-status").get_by_text(text).wait_for(timeout=60_000)
 
 
 def answers(seen: Visit) -> dict[str, str]:
@@ -196,7 +196,7 @@ def test_answers_stream_and_stop(visit: Callable[..., Visit], questions: list[in
     buttons = {name: seen.page.get_by_role("button", name=name) for name in ("Ask", "Stop", "Clear")}
     ask(seen)
     seen.wait(WRITTEN, 60)
-    assert seen.page.locator("#said p").inner_text() == "Answering …"
+    assert seen.page.locator("#chat-status p").inner_text() == "Answering …"
     assert {name: button.is_enabled() for name, button in buttons.items()} == {
         "Ask": False,
         "Stop": True,
@@ -229,7 +229,7 @@ def test_what_nobody_foresaw_is_said_too(
         patch.setattr(answering, "stream", broken)
         seen = visit()
         ask(seen)
-        said(seen, "it failed (RuntimeError: out of memory); the terminal says more")
+        said(seen, "the answer failed (RuntimeError: out of memory); see the terminal")
     assert "Traceback" in caplog.text
     ask(seen)
     said(seen, "Answered in")
@@ -368,7 +368,7 @@ def test_launching_says_where_until_it_is_stopped(compared: Path, monkeypatch: p
     page.launch(compared, arms=["base", "federated"], echo=heard.append)
     assert heard[0] == f"loading the arms of {compared}"
     assert re.fullmatch(r"loaded .*llama.* in \d+\.\d s", heard[1])
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32,} \(Ctrl-C ends it\)", heard[2])
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32,} \(stop it with Ctrl-C\)", heard[2])
     assert shown == []
     page.launch(compared, arms=["base"], echo=heard.append, show=True)
     assert heard[-2].split()[0] in shown[0]
@@ -382,7 +382,7 @@ def test_a_public_link_that_cannot_be_had_is_an_error(chat: Chat, monkeypatch: p
         raise OSError("no way out")
 
     monkeypatch.setattr(networking, "setup_tunnel", tunnel)
-    with pytest.raises(ShepherdError, match="no public link could be had"):
+    with pytest.raises(ShepherdError, match="Gradio gave no public link"):
         serve(chat, share=True).__enter__()
 
 
@@ -392,8 +392,8 @@ def test_without_gradio_the_mend_is_named(compared: Path, monkeypatch: pytest.Mo
         page.launch(compared)
 
 
-def test_sights_keep_their_pace_and_end_with_the_last() -> None:
+def test_updates_are_throttled_and_end_with_the_last() -> None:
     steps = [{"arm": str(n)} for n in range(50)]
-    assert list(paced(iter(steps), 0.0)) == steps
-    assert list(paced(iter(steps), 60.0)) == [steps[0], steps[-1]]
-    assert list(paced(iter([]), 60.0)) == []
+    assert list(throttled(iter(steps), 0.0)) == steps
+    assert list(throttled(iter(steps), 60.0)) == [steps[0], steps[-1]]
+    assert list(throttled(iter([]), 60.0)) == []

@@ -100,14 +100,14 @@ def test_run_trains_and_says_where_the_adapter_is(shepherd: Callable[..., Result
     assert read("runs/two/run.toml").federation.rounds == 2
 
 
-def test_ctrl_c_says_how_to_go_on(shepherd: Callable[..., Result]) -> None:
+def test_ctrl_c_says_how_to_continue(shepherd: Callable[..., Result]) -> None:
     def interrupt(number: int) -> None:
         if number == 2:
             raise KeyboardInterrupt
 
     result = shepherd("run", "run.toml", at=interrupt)
     assert result.exit_code == 130
-    assert result.stderr == "shepherd: stopped after round 1; go on with: shepherd resume runs/run\n"
+    assert result.stderr == "shepherd: stopped after round 1; continue with: shepherd resume runs/run\n"
     assert read_rows("runs/run")[-1]["round"] == 1
     folder.reopen("runs/run").close()  # the folder was given back
 
@@ -122,7 +122,7 @@ def test_ctrl_c_says_how_to_go_on(shepherd: Callable[..., Result]) -> None:
         ),
     ],
 )
-def test_what_can_be_mended_is_one_line_and_no_traceback(
+def test_a_fault_that_can_be_fixed_is_one_line_without_traceback(
     shepherd: Callable[..., Result], error: Exception, message: str
 ) -> None:
     def fail(number: int) -> None:
@@ -134,7 +134,7 @@ def test_what_can_be_mended_is_one_line_and_no_traceback(
     assert result.stderr.count("\n") == 1
 
 
-def test_what_nobody_expected_keeps_its_traceback(shepherd: Callable[..., Result]) -> None:
+def test_an_unexpected_fault_keeps_its_traceback(shepherd: Callable[..., Result]) -> None:
     def fail(number: int) -> None:
         raise ZeroDivisionError
 
@@ -175,7 +175,7 @@ def test_a_finished_run_says_so_and_is_not_made_again(shepherd: Callable[..., Re
     result = shepherd("resume", "runs/run")
     assert result.exit_code == 0
     assert result.stdout == (
-        "runs/run is finished already, after 3 rounds; its adapter is in runs/run/adapter\n"
+        "runs/run is already finished, after 3 rounds; its adapter is in runs/run/adapter\n"
     )
 
 
@@ -201,7 +201,7 @@ def test_generate_answers_a_file_and_stdin_and_says_its_seed(shepherd: Callable[
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["prompt"] for row in rows] == ["Name two.", "Name three."]
     seed = rows[0]["seed"]
-    assert result.stderr.startswith(f"seed {seed}; the same answers again with --seed {seed}\n")
+    assert result.stderr.startswith(f"seed {seed}; --seed {seed} gives the same answers again\n")
     again = shepherd("generate", "runs/run", "--prompts", "asked.txt", "--temperature", "1", "--json")
     assert json.loads(again.stdout.splitlines()[0])["seed"] != seed
     given = CliRunner().invoke(cli.main, ["generate", "runs/run", "-"], input="Name four.\n")
@@ -213,7 +213,7 @@ def test_generate_answers_a_file_and_stdin_and_says_its_seed(shepherd: Callable[
     [
         ((), "give an INSTRUCTION, or --prompts FILE"),
         (("a", "--prompts", "x.txt"), "give an INSTRUCTION, or --prompts FILE"),
-        (("-", "--context", "c"), "--context belongs to an INSTRUCTION"),
+        (("-", "--context", "c"), "--context needs an INSTRUCTION"),
         (("a", "--n", "2"), "--n needs a --temperature above 0"),
         ((" ",), "the instruction is empty"),
         (("--prompts", "none.txt"), "none.txt cannot be read"),

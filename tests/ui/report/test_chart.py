@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shepherd.ui.report import chart, figures
+from shepherd.ui.report import chart, number_formats
 from shepherd.ui.report.chart import Series
 
 finite = st.floats(-1e300, 1e300)
@@ -48,7 +48,11 @@ def test_names_keep_apart_in_order_and_inside(wanted: list[float]) -> None:
 
 def test_a_line_goes_through_its_points() -> None:
     drawn = chart.line_chart(
-        [Series("a", [(0, 4.0), (5, 3.0), (10, 2.0)])], ident="x", title="t", form=figures.rate, height=138
+        [Series("a", [(0, 4.0), (5, 3.0), (10, 2.0)])],
+        ident="x",
+        title="t",
+        form=number_formats.rate,
+        height=138,
     )
     # 100 px of plot between 12 above and 26 below; ticks from 2 to 4
     (points,) = re.findall(r'points="([^"]*)"', drawn)
@@ -59,7 +63,7 @@ def test_a_line_goes_through_its_points() -> None:
 
 def test_several_lines_differ_by_more_than_colour_and_are_named() -> None:
     lines = [Series(f"line {k}", [(0, k), (1, k + 1.0)]) for k in range(9)]
-    drawn = chart.line_chart(lines, ident="x", title="t", form=figures.rate)
+    drawn = chart.line_chart(lines, ident="x", title="t", form=number_formats.rate)
     groups = re.findall(r'<g class="(s\d)"><svg viewBox.*?stroke-dasharray="([^"]*)"', drawn)
     assert len(set(groups)) == 9
     assert sorted(re.findall(r'class="name".*?>(.*?)<', drawn)) == [f"line {k}" for k in range(9)]
@@ -68,7 +72,7 @@ def test_several_lines_differ_by_more_than_colour_and_are_named() -> None:
 
 def test_few_markers_on_long_lines_and_always_the_last() -> None:
     drawn = chart.line_chart(
-        [Series("a", [(k, math.sin(k)) for k in range(1000)])], ident="x", title="t", form=figures.rate
+        [Series("a", [(k, math.sin(k)) for k in range(1000)])], ident="x", title="t", form=number_formats.rate
     )
     marks = re.findall(r'class="mark" x="([^"]*)"', drawn)
     assert len(marks) <= 26
@@ -79,14 +83,16 @@ def test_few_markers_on_long_lines_and_always_the_last() -> None:
     "points", [[(0, 1.0)], [(0, 0.0), (1, 0.0)], [(3, 1e300), (4, -1e300)], [(0, 5e-324)]]
 )
 def test_odd_lines_are_drawn(points: list[tuple[float, float]]) -> None:
-    drawn = chart.line_chart([Series("<&>", points)], ident="x", title="a < b", form=figures.rate, zero=True)
+    drawn = chart.line_chart(
+        [Series("<&>", points)], ident="x", title="a < b", form=number_formats.rate, zero=True
+    )
     assert "nan" not in drawn
     assert "inf" not in drawn
     ElementTree.fromstring(drawn)
 
 
 def test_no_points_no_chart() -> None:
-    assert chart.line_chart([Series("a", [])], ident="x", title="t", form=figures.rate) == ""
+    assert chart.line_chart([Series("a", [])], ident="x", title="t", form=number_formats.rate) == ""
 
 
 def test_an_interval_stands_where_it_should() -> None:

@@ -125,9 +125,8 @@ def test_a_run_alone_is_its_base_and_its_last_scored_round(run: Path) -> None:
     }
     assert found["says"] == [
         "Held-out loss fell from 3.000 to 2.000 nats a response token by round 2.",
-        "Of 5 held-out questions that a checker decides, the base alone answers 0 right and the trained"
-        " adapter 3.",
-        "Whether federation was worth it takes other arms: `shepherd compare` trains and scores them.",
+        "Of 5 held-out questions with a checker, the base answers 0 correctly and the trained adapter 3.",
+        "To see whether federation is worth it, train and score other arms with `shepherd compare`.",
     ]
     assert [sample["category"] for sample in found["samples"]] == ["qa"] * 3 + ["poem"] * 2
     assert found["samples"][0]["answers"]["federated"] == {"text": "Answer: a spoon", "right": False}
@@ -271,8 +270,8 @@ def test_what_json_cannot_hold_becomes_null_or_a_mark(run: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("compare/comparison.json", "{", "compare again"),
-        ("compare/comparison.json", "[]", "holds no JSON object"),
+        ("compare/comparison.json", "{", "run `shepherd compare` again"),
+        ("compare/comparison.json", "[]", "contains no JSON object"),
         ("data/index.json", "\xff", "start the run again"),
         ("versions.json", "no", "remove it"),
         (LOG, '{"round": 1}\nno\n{"round": 2}\n', "line 2 of"),

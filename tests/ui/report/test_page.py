@@ -13,7 +13,7 @@ import pytest
 
 from shepherd.errors import FolderError
 from shepherd.ui import report
-from shepherd.ui.report import figures, page
+from shepherd.ui.report import number_formats, page
 from tests.ui.report import folders
 
 VOID = {"meta", "link", "br", "wbr", "img"}
@@ -114,7 +114,7 @@ def test_each_number_is_the_one_in_the_json(shown: tuple[str, dict[str, Any]]) -
     for each in numbers:
         value = _at(stored, each["data-path"])
         assert json.loads(each["data-value"]) == value
-        assert each["text"] == figures.FORMS[each["data-form"]](value)
+        assert each["text"] == number_formats.FORMS[each["data-form"]](value)
 
 
 def _at(value: Any, pointer: str) -> Any:
@@ -210,4 +210,4 @@ def test_names_break_where_a_person_would(name: str, shown: str) -> None:
     ],
 )
 def test_commands_in_sentences_are_code(sentence: str, shown: str) -> None:
-    assert page.said(sentence) == shown
+    assert page.with_code(sentence) == shown

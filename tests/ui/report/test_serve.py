@@ -154,7 +154,7 @@ def test_damage_is_told_and_forgotten_once_mended(run: Path) -> None:
     with report.serving(run) as url:
         folders.put(run / "compare" / "comparison.json", [])
         _, text = ask(url, "/main")
-        assert "holds no JSON object" in text
+        assert "contains no JSON object" in text
         assert ask(url, "/report.json")[0].status == 404
         assert ask(url)[0].status == 200
         folders.comparison(run)
@@ -194,7 +194,7 @@ def test_a_port_that_cannot_be_had_is_one_sentence(run: Path, port: int | None) 
     with report.serving(run) as url:
         wanted = urlsplit(url).port if port is None else port
         with (
-            pytest.raises(ShepherdError, match=f"^port {wanted} of 127.0.0.1 cannot be had"),
+            pytest.raises(ShepherdError, match=f"^port {wanted} of 127.0.0.1 is not available"),
             report.serving(run, wanted or 0),
         ):
             pass
@@ -209,7 +209,7 @@ def test_ctrl_c_ends_it_with_a_word(run: Path) -> None:
     code = (  # a job in the background would ignore it
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from shepherd.ui.report import watch\n"
-        f"watch({str(run)!r}, say=lambda text: print(text, flush=True))"
+        f"watch({str(run)!r}, echo=lambda text: print(text, flush=True))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code],

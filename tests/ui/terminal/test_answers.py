@@ -1,4 +1,4 @@
-"""Answers go to stdout and nothing else does; what goes on is said on stderr."""
+"""Answers go to stdout; everything else goes to stderr."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from shepherd.data.prompts import prompt_of, with_context
 from shepherd.run.answerer import Answer
 from shepherd.settings import DataTable
 from shepherd.ui.terminal import answers
+from tests.ui.terminal.golden import require_golden
 
 TABLE = DataTable(source="world")
 
@@ -20,22 +21,23 @@ def answer(text: str, asked: str = "Who?", context: str = "", n: int = 1, cut: b
     return Answer(prompt=prompt, text=text, n=n, seed=4 if n > 1 else None, cut=cut)
 
 
-def test_one_answer_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    answers.shown([answer("Ann.\nBo.")], several=False, as_json=False)
+def test_one_answer_is_printed_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    answers.print_answers([answer("Ann.\nBo.")], several=False, as_json=False)
     assert capsys.readouterr() == ("Ann.\nBo.\n", "")
 
 
-def test_several_stand_below_their_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_are_printed_below_their_prompts(capsys: pytest.CaptureFixture[str]) -> None:
     found = [answer("Ann."), answer("Bo.", n=2, cut=True), answer("x", asked="long " * 40)]
-    answers.shown(found, several=True, as_json=False)
+    answers.print_answers(found, several=True, as_json=False)
     out, err = capsys.readouterr()
-    assert out.startswith("# Who?\nAnn.\n\n# Who? (2)\nBo.\n\n# long long")
-    assert max(map(len, out.splitlines())) == 102
-    assert err == "1 of 3 answers reached the greatest length; --max-new-tokens gives them more\n"
+    require_golden("answers_several", out)
+    assert err == "1 of 3 answers were cut at the longest length; raise it with --max-new-tokens\n"
 
 
 def test_json_is_an_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    answers.shown([answer("小さい\n鳥", context="Ann"), answer("Bo", n=2)], several=True, as_json=True)
+    answers.print_answers(
+        [answer("小さい\n鳥", context="Ann"), answer("Bo", n=2)], several=True, as_json=True
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line) for line in lines] == [
         {"prompt": "Who?", "context": "Ann", "answer": "小さい\n鳥", "n": 1, "seed": None},
@@ -44,7 +46,7 @@ def test_json_is_an_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "小さい" in lines[0]
 
 
-def test_the_time_is_said_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_time_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with answers.timed("loaded tiny"):
         pass
     with pytest.raises(ZeroDivisionError), answers.timed("loaded small"):

@@ -64,7 +64,7 @@ def test_a_line_a_round() -> None:
         "round 2/4  clients 2  loss 2.0000  held out 1.2500  500 tokens/s  10 s  left 20 s"
     )
     assert "loss not finite" in figures.line(row(2, loss=None), [row(2)], 4)
-    assert "clients 0  nobody was drawn" in figures.line(row(2, loss=None, cohort=[]), [row(2)], 4)
+    assert "clients 0  no client drawn" in figures.line(row(2, loss=None, cohort=[]), [row(2)], 4)
 
 
 def test_failures_are_told_by_client_and_reason() -> None:

@@ -29,7 +29,7 @@ from shepherd.run.answerer import Answer
 from shepherd.settings import DataTable
 from shepherd.ui.cli import main as cli
 from shepherd.ui.terminal import answers, summary, verdict_table
-from shepherd.ui.terminal.running import display, lines
+from shepherd.ui.terminal.running import display, plain_lines
 from shepherd.visible import shown, shown_line
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202ecod.exe\u200b [red]x[/] [/]"
@@ -120,7 +120,7 @@ def test_answers_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None
     prompt = prompt_of(f"Who? {EVIL}", DataTable(source="world"))
     found = [Answer(prompt=prompt, text=f"Ann\n{EVIL}", n=n, seed=4, cut=False) for n in (1, 2)]
     for several, as_json in ((False, False), (True, False), (True, True)):
-        answers.shown(found, several=several, as_json=as_json)
+        answers.print_answers(found, several=several, as_json=as_json)
         text = capsys.readouterr().out
         require_plain(text)
         if as_json:
@@ -162,7 +162,7 @@ def test_a_run_under_way_and_its_end(terminal: bool, monkeypatch: pytest.MonkeyP
     assert "\x1b]" not in text  # no title, no link
     assert not [line for line in text.splitlines() if line.startswith("round 9/9")]
     end = io.StringIO()
-    summary.summary(tmp_path, [ROW], {"adapter": tmp_path, "answers": {EVIL: (0.0, 0.5)}}, end)
+    summary.print_summary(tmp_path, [ROW], {"adapter": tmp_path, "answers": {EVIL: (0.0, 0.5)}}, end)
     require_plain(end.getvalue())
 
 
@@ -170,7 +170,7 @@ def test_what_a_judge_is_called_and_says() -> None:
     interval = {"value": 0.5, "low": 0.4, "high": 0.6}
     row = {"first": EVIL, "second": EVIL, "win": 1, "tie": 0, "loss": 2}
     stream = io.StringIO()
-    verdict_table.judged(
+    verdict_table.print_verdicts(
         {
             "protocol": "pairwise",
             "model": EVIL,
@@ -185,7 +185,7 @@ def test_what_a_judge_is_called_and_says() -> None:
         stream,
     )
     require_plain(stream.getvalue())
-    with lines(said_to := io.StringIO()) as seen:
+    with plain_lines(said_to := io.StringIO()) as seen:
         seen.echo(f"the endpoint says {EVIL}")
     require_plain(said_to.getvalue())
 
@@ -246,10 +246,10 @@ def test_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
 def _status() -> str:
     pytest.importorskip("nvflare")
     from shepherd.silos.coordinator.admin import Status
-    from shepherd.ui.terminal.silos import report
+    from shepherd.ui.terminal.federation_tables import print_status
 
     stream = io.StringIO()
-    report(Status(server="fed.example:8002", sites={EVIL: EVIL}, runs={EVIL: EVIL}), stream)
+    print_status(Status(server="fed.example:8002", sites={EVIL: EVIL}, runs={EVIL: EVIL}), stream)
     return stream.getvalue()
 
 
@@ -259,7 +259,7 @@ def _news(tmp_path: Path) -> str:
     from shepherd.silos.coordinator.coordinate import SilosRun
     from shepherd.silos.coordinator.job_follower import StatusUpdate
 
-    with lines(stream := io.StringIO()) as seen:
+    with plain_lines(stream := io.StringIO()) as seen:
         going = SilosRun.__new__(SilosRun)
         going.echo = seen.echo
         going._show(StatusUpdate(job="j", said=[EVIL, f"fine\n{EVIL}"]))

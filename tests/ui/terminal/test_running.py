@@ -1,4 +1,4 @@
-"""The display in both modes: a picture on a terminal, plain lines elsewhere."""
+"""The display in both modes: live on a terminal, plain lines elsewhere."""
 
 import io
 import logging
@@ -10,7 +10,8 @@ from rich.console import Console
 
 from shepherd.io import progress
 from shepherd.io.progress import Progress
-from shepherd.ui.terminal.running import LiveDisplay, PlainDisplay, display, lines
+from shepherd.ui.terminal.running import LiveDisplay, PlainDisplay, display, plain_lines
+from tests.ui.terminal.golden import require_golden
 
 BASE = {"round": 0, "heldout": {"loss": 3.0}}
 
@@ -30,9 +31,9 @@ def row(number: int, **more: Any) -> dict[str, Any]:
 PROGRESS = Progress(round=3, rounds=4, clients_done=1, clients=2, tokens=3000, loss=2.125, seconds=2.0)
 
 
-def told(news: object, level: int = logging.DEBUG) -> None:
-    """As `shepherd.io.progress` tells of its stages."""
-    progress.log.log(level, "%s", news)
+def logged(stage: object, level: int = logging.DEBUG) -> None:
+    """Log a stage as `shepherd.io.progress` does."""
+    progress.log.log(level, "%s", stage)
 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:
@@ -43,25 +44,17 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
         shown.begin("runs/one", 3, [])
         shown.row(BASE)
         shown.row(BASE)  # known already
-        told(PROGRESS)
-        told("round 1/3: client 1 of 2, 26 s so far", logging.INFO)
+        logged(PROGRESS)
+        logged("round 1/3: client 1 of 2, 26 s so far", logging.INFO)
         logging.getLogger("shepherd.run.run").info("%d clients", 2)
         shown.row(row(1, failures={"b": "late"}))
     logging.getLogger("shepherd.run.run").info("nobody listens any more")
-    assert stream.getvalue().splitlines() == [
-        "reading world",
-        "runs/one",
-        "before training  held out 3.0000",
-        "round 1/3: client 1 of 2, 26 s so far",
-        "2 clients",
-        "round 1: no usable update from b (late)",
-        "round 1/3  clients 2  loss 2.7500  held out 3.0000  5,000 tokens/s  10 s  left 20 s",
-    ]
+    require_golden("display_plain", stream.getvalue())
 
 
 def test_of_two_displays_the_inner_one_shows_what_is_logged() -> None:
     outer, inner, log = io.StringIO(), io.StringIO(), logging.getLogger("shepherd.compare")
-    with lines(outer):
+    with plain_lines(outer):
         log.info("one")
         with display(inner):
             log.info("two")
@@ -93,7 +86,7 @@ def test_a_terminal_gets_the_live_display_unless_it_is_dumb(monkeypatch: pytest.
         shown.begin("runs/one", 3, [BASE])
         shown.row(row(1, failures={"b": "late"}))
         shown.echo("[not markup]")
-        told("scoring 200 held-out examples")
+        logged("scoring 200 held-out examples")
     assert "scoring 200 held-out examples" in stream.getvalue()
     assert "\x1b[?25h" in stream.getvalue()  # the cursor is back
     assert "no usable update from b (late)" in stream.getvalue()
@@ -103,33 +96,38 @@ def test_a_terminal_gets_the_live_display_unless_it_is_dumb(monkeypatch: pytest.
         assert isinstance(shown, PlainDisplay)
 
 
-def drawn(live: LiveDisplay, console: Console) -> list[str]:
-    with console.capture() as capture:
-        console.print(live.draw())
-    return [line.rstrip() for line in capture.get().splitlines()]
-
-
-def test_the_picture_at_eighty_columns_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    console = Console(file=Terminal(), force_terminal=True, width=80, color_system="truecolor", no_color=None)
+def drawn(encoding: str = "utf-8") -> str:
+    """What the live display shows in round 3, without styles."""
+    file = Terminal()
+    file.encoding = encoding
+    console = Console(file=file, force_terminal=True, width=80, color_system=None)
     live = LiveDisplay(console)
     live.begin("runs/one: " + "long " * 30, 4, [BASE, row(1), row(2)])
     live.stop()
-    live.hear(logging.LogRecord("", logging.DEBUG, "", 0, "%s", (PROGRESS,), None))
-    lines = drawn(live, console)
-    assert all(len(line) <= 80 + 20 for line in lines)  # bold and dim are still escapes
-    words = " ".join(lines)
-    for part in ("3 of 4", "1 of 2", "2.1250", "2.7500", "█▁", "1,500 tokens/s", "18 s"):
-        assert part in words
-    assert "\x1b[3" not in words  # no colour
+    live.on_progress(logging.LogRecord("", logging.DEBUG, "", 0, "%s", (PROGRESS,), None))
+    with console.capture() as capture:
+        console.print(live.draw())
+    assert all(len(line) <= 80 for line in capture.get().splitlines())
+    return capture.get()
 
 
-def test_no_bars_where_the_terminal_cannot_write_them() -> None:
-    class Ascii(Terminal):
-        encoding = "ascii"
+def test_the_live_display_at_eighty_columns() -> None:
+    require_golden("display_live", drawn())
 
-    console = Console(file=Ascii(), force_terminal=True, width=80)
+
+def test_no_bars_if_the_terminal_cannot_write_them() -> None:
+    text = drawn("ascii")
+    assert text.replace("…", "").isascii()
+    require_golden("display_live_ascii", text)
+
+
+def test_the_live_display_without_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(file=Terminal(), force_terminal=True, width=80, color_system="truecolor", no_color=None)
     live = LiveDisplay(console)
     live.begin("runs/one", 4, [BASE, row(1), row(2)])
     live.stop()
-    assert all(line.isascii() for line in drawn(live, console))
+    with console.capture() as capture:
+        console.print(live.draw())
+    assert "\x1b[1m" in capture.get()  # bold
+    assert "\x1b[3" not in capture.get()  # no colour

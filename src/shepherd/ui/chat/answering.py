@@ -1,4 +1,4 @@
-"""One question, several arms, one base in memory: their answers as they are written.
+"""Ask several arms of a run one question, over one base in memory; their answers grow as they are generated.
 
 chat = open_chat("runs/demo")
 for texts in chat.answer("Name two rivers.", arms=["base", "federated"]):
@@ -30,11 +30,11 @@ from shepherd.run.loading import load_base
 from shepherd.settings import RunSettings
 from shepherd.ui.chat.arms import FEDERATED, Arm, find
 
-UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes that are no whole character yet
+REPLACEMENT = "\ufffd"  # what a tokenizer writes for an incomplete character
 
 
 class Chat:
-    """The arms of one run over one base; from `open_chat`. Whoever asks second waits for the first."""
+    """The arms of one run over one base; made by `open_chat`. Questions are answered one at a time."""
 
     def __init__(self, settings: RunSettings, base: Base, arms: Sequence[Arm]) -> None:
         self.settings = settings
@@ -42,16 +42,16 @@ class Chat:
         self.arms = {arm.name: arm for arm in arms}
         self.templates = _templates(settings, base)
         self._adapters: dict[str, Adapter | None] = {}
-        self._asked = Lock()
+        self._lock = Lock()
 
     @property
     def local(self) -> list[str]:
-        """The clients that trained alone, as arms."""
+        """Names of the local arms: clients that trained alone."""
         return [name for name, arm in self.arms.items() if arm.client is not None]
 
     @property
-    def longest(self) -> int:
-        """The most tokens that an answer may be asked to have."""
+    def max_answer_tokens(self) -> int:
+        """Upper bound of `max_new_tokens`."""
         return self.base.max_length or 4096
 
     def answer(
@@ -66,34 +66,39 @@ class Chat:
         max_new_tokens: int | None = None,
         seed: int = 0,
     ) -> Generator[dict[str, str], None, None]:
-        """The text of each arm's answer so far, after every step; the last are the whole answers.
+        """Yield the text of each arm's answer so far after every step; the last ones are complete.
 
         Args:
-            template: one of `templates`; the run's, where none is given.
-            temperature: 0 is greedy; above, an arm's answer depends on the seed, not on the other arms.
-            max_new_tokens: at least 1; the run's `evaluation.max_new_tokens`, where none is given.
+            instruction: what is asked.
+            context: text that the instruction refers to.
+            arms: names of the arms to ask.
+            template: one of `templates`; the run's if None.
+            temperature: 0 is greedy; above 0, an arm's answer depends on the seed and not on other arms.
+            top_p: sample among the likeliest tokens that have this probability together.
+            max_new_tokens: at least 1; the run's `evaluation.max_new_tokens` if None.
+            seed: of the sampling.
 
         Raises:
             DataError: there is no instruction, or no such arm.
             TemplateError: the template cannot render it.
-            BaseError: it is too long for the base, or a number is out of its range.
+            BaseError: the prompt is too long for the base, or a number is out of range.
             AdapterError: an adapter is unreadable, or was made for another base.
         """
         if not instruction.strip():
             raise DataError("the instruction is empty; write what is asked")
-        self._require(arms)
-        style = _style(self.settings, template or self.settings.data.template)
+        self.require_arms(arms)
+        style = _template(self.settings, template or self.settings.data.template)
         turns = (Turn(role="user", text=instruction, context=context),)
         ids = prompt(turns, style, self.base.tokenizer)
         stop = stop_ids(style, self.base.tokenizer)
-        longest = self.settings.evaluation.max_new_tokens if max_new_tokens is None else max_new_tokens
-        with self._asked:
-            adapters = [self._adapter(name) for name in arms]
+        limit = self.settings.evaluation.max_new_tokens if max_new_tokens is None else max_new_tokens
+        with self._lock:
+            adapters = [self.adapter(name) for name in arms]
             steps = stream(
                 self.base,
                 adapters,
                 ids,
-                max_new_tokens=longest,
+                max_new_tokens=limit,
                 stop=stop,
                 temperature=temperature,
                 top_p=top_p,
@@ -102,30 +107,34 @@ class Chat:
             with closing(steps):
                 yield from _texts(arms, steps, self.base)
 
-    def _require(self, arms: Sequence[str]) -> None:
+    def require_arms(self, arms: Sequence[str]) -> None:
+        """Raise DataError unless `arms` names at least one arm, and only arms of this run."""
         if not arms:
             raise DataError("no arm is chosen; choose at least one")
         for name in arms:
             if name not in self.arms:
                 raise DataError(f"this run has no arm {name!r}; it has {', '.join(self.arms)}")
 
-    def _adapter(self, name: str) -> Adapter | None:
-        """Read when it is first asked for: there may be a hundred local arms."""
+    def adapter(self, name: str) -> Adapter | None:
+        """The adapter of an arm, read on first use, since there may be a hundred local arms."""
         if name not in self._adapters:
-            self._adapters[name] = _read(self.arms[name], self.base)
+            self._adapters[name] = _read_adapter(self.arms[name], self.base)
         return self._adapters[name]
 
 
 def open_chat(path: str | Path, arms: Sequence[str] | None = None, consent: Consent = NOTHING) -> Chat:
-    """Load the base of the run in `path` once, and the adapters of its arms: of these, or of all.
+    """Load the base of the run in `path`, and the adapters of its arms.
 
-    A local arm's adapter is read when it is first asked for, or when it is named here. Code that comes with
-    the base runs only by `consent`.
+    Args:
+        path: the run folder.
+        arms: the only arms to offer; all if None. The adapters of those named here are read at once, of
+            other local arms on first use.
+        consent: whether code that comes with the base may run.
 
     Raises:
         FolderError: there is no run, or it has finished no round yet.
         DataError: there is no such arm.
-        BaseError: the base cannot be loaded, or asks to run code that nobody agreed to.
+        BaseError: the base cannot be loaded, or needs code that `consent` does not allow.
         AdapterError: an adapter is unreadable, or was made for another base.
     """
     path = Path(path)
@@ -133,15 +142,15 @@ def open_chat(path: str | Path, arms: Sequence[str] | None = None, consent: Cons
     found = find(path, settings)
     chat = Chat(settings, load_base(settings, consent), found)
     if arms is not None:
-        chat._require(arms)
+        chat.require_arms(arms)
         chat.arms = {name: arm for name, arm in chat.arms.items() if name in arms}
     early = chat.arms if arms is not None else [n for n in chat.arms if n not in chat.local[1:]]
     for name in early:
-        chat._adapter(name)
+        chat.adapter(name)
     return chat
 
 
-def _read(arm: Arm, base: Base) -> Adapter | None:
+def _read_adapter(arm: Arm, base: Base) -> Adapter | None:
     if arm.path is None:
         return None
     try:
@@ -150,21 +159,23 @@ def _read(arm: Arm, base: Base) -> Adapter | None:
         return files.read(arm.path, base)
     except AdapterError as error:
         raise AdapterError(
-            f"arm {arm.name}: {error}; or leave this arm out (--arm names those to load)"
+            f"arm {arm.name}: {error}; or leave this arm out by naming the others with --arm"
         ) from error
 
 
-def _style(settings: RunSettings, name: TemplateName) -> Template:
-    """A template with what the run lays over it."""
+def _template(settings: RunSettings, name: TemplateName) -> Template:
+    """A template with the run's own options."""
     return replace(Template.of(settings.data), name=name)
 
 
 def _templates(settings: RunSettings, base: Base) -> tuple[TemplateName, ...]:
-    """Those that this tokenizer can render; not every one has a chat template."""
-    return tuple(name for name in get_args(TemplateName) if _renders(_style(settings, name), base.tokenizer))
+    """Templates that this tokenizer can render; not every tokenizer has a chat template."""
+    return tuple(
+        name for name in get_args(TemplateName) if _can_render(_template(settings, name), base.tokenizer)
+    )
 
 
-def _renders(template: Template, tokenizer: Any) -> bool:
+def _can_render(template: Template, tokenizer: Any) -> bool:
     try:
         return bool(prompt((Turn(role="user", text="?"),), template, tokenizer))
     except TemplateError:
@@ -179,15 +190,15 @@ def _texts(arms: Sequence[str], steps: Iterator[list[list[int]]], base: Base) ->
         texts = {name: readable(texts[name], text) for name, text in zip(arms, whole, strict=True)}
         yield texts
     last = dict(zip(arms, whole, strict=True))
-    if last != texts:  # it ends within a character
+    if last != texts:  # the answer ends within a character
         yield last
 
 
 def readable(before: str, text: str) -> str:
-    """What to show after `before` of an answer that goes on: no character whose bytes are not all there.
+    """The text to show of an answer under way, after `before` was shown: no incomplete character.
 
     >>> readable("", "caf\\ufffd"), readable("café", "caf\\ufffd\\ufffd"), readable("caf", "café ")
     ('caf', 'café', 'café ')
     """
-    text = text.rstrip(UNFINISHED)
+    text = text.rstrip(REPLACEMENT)
     return before if before.startswith(text) else text

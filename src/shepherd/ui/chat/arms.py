@@ -1,4 +1,4 @@
-"""Which arms a run folder holds, where their adapters lie, and what each was trained on."""
+"""Find the arms in a run folder: where their adapters are, and what each was trained on."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from shepherd.settings import RunSettings
 BASE, FEDERATED, CENTRALISED, LOCAL = "base", "federated", "centralised", "local-"
 BY_STEPS = "centralised-steps"
 COMPARED = Path("compare", "seed-0")
-SHOWN = 4  # categories that a heading names
+MAX_SHOWN_CATEGORIES = 4
 
-Mixes = Mapping[str, Mapping[str, int]]
+Counts = Mapping[str, Mapping[str, int]]
+"""Client -> category -> examples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One way of training: its name, where its adapter lies (None: no adapter), what it was trained on."""
+    """One way of training: its name, the folder of its adapter (None: no adapter), what it was trained on."""
 
     name: str
     path: Path | None
@@ -33,7 +34,7 @@ class Arm:
 
     @property
     def client(self) -> str | None:
-        """The client whose own data a local arm was trained on."""
+        """The client of a local arm; None for other arms."""
         return self.name.removeprefix(LOCAL) if self.name.startswith(LOCAL) else None
 
 
@@ -43,42 +44,50 @@ def find(path: Path, settings: RunSettings) -> list[Arm]:
     Raises:
         FolderError: the run has neither a final adapter nor a checkpoint.
     """
-    if not _answers(path):
-        raise FolderError(f"the run in {path} has finished no round yet; go on with `shepherd resume {path}`")
-    category_counts, told = _mixes(path), _told(path)
-    below = {unquote(entry.name): entry for entry in _entries(path / COMPARED) if _answers(entry)}
+    if not _has_adapter(path):
+        raise FolderError(
+            f"the run in {path} has finished no round yet; continue it with `shepherd resume {path}`"
+        )
+    category_counts, compared = _category_counts(path), _compared_arms(path)
+    below = {unquote(entry.name): entry for entry in _folders(path / COMPARED) if _has_adapter(entry)}
     order = {LOCAL + client: place for place, client in enumerate(category_counts)}
     locals_ = sorted((n for n in below if n.startswith(LOCAL)), key=lambda n: (order.get(n, len(order)), n))
     pooled = sorted(name for name in below if name in (CENTRALISED, BY_STEPS))
     others = sorted({*below} - {*locals_, *pooled})
     return [
         Arm(name=BASE, path=None, says=f"{short(settings.model.base)}, not tuned"),
-        *(Arm(name=name, path=below[name], says=_of_client(name, category_counts, told)) for name in locals_),
-        Arm(name=FEDERATED, path=path, says=_of_run(path, settings, category_counts)),
-        *(Arm(name=name, path=below[name], says=_of_all(name, category_counts, told)) for name in pooled),
-        *(Arm(name=name, path=below[name], says=_of_variant(name, told)) for name in others),
+        *(
+            Arm(name=name, path=below[name], says=_says_local(name, category_counts, compared))
+            for name in locals_
+        ),
+        Arm(name=FEDERATED, path=path, says=_says_federated(path, settings, category_counts)),
+        *(
+            Arm(name=name, path=below[name], says=_says_centralised(name, category_counts, compared))
+            for name in pooled
+        ),
+        *(Arm(name=name, path=below[name], says=_says_variant(name, compared)) for name in others),
     ]
 
 
-def _entries(path: Path) -> list[Path]:
+def _folders(path: Path) -> list[Path]:
     return [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
 
 
-def _answers(path: Path) -> bool:
-    """Whether an adapter lies there: a PEFT folder, or a run that has finished a round."""
+def _has_adapter(path: Path) -> bool:
+    """Whether the folder is a PEFT adapter, or a run that has finished a round."""
     peft = [path / "adapter_config.json", path / "adapter" / "adapter_config.json"]
-    return any(file.is_file() for file in peft) or bool(_entries(path / "checkpoints"))
+    return any(file.is_file() for file in peft) or bool(_folders(path / "checkpoints"))
 
 
-def _mixes(path: Path) -> Mixes:
-    """Client -> category -> examples; a run's data may have gone, its adapters answer all the same."""
+def _category_counts(path: Path) -> Counts:
+    """Examples by client and category; empty if the run's data have been removed."""
     index = _json(path / "data" / "index.json")
     clients, category_counts = index.get("clients", []), index.get("mixes", {})
     return {client: category_counts.get(client, {}) for client in clients}
 
 
-def _told(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """What the comparison wrote of each arm."""
+def _compared_arms(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """The arms of comparison.json by name."""
     arms = _json(path / "compare" / "comparison.json").get("arms", [])
     return {arm["name"]: arm for arm in arms}
 
@@ -90,33 +99,33 @@ def _json(path: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _of_client(name: str, category_counts: Mixes, told: Mapping[str, Mapping[str, Any]]) -> str:
-    arm = told.get(name, {})
+def _says_local(name: str, category_counts: Counts, compared: Mapping[str, Mapping[str, Any]]) -> str:
+    arm = compared.get(name, {})
     client = arm.get("client") or name.removeprefix(LOCAL)
     mix = arm.get("categories") or category_counts.get(client, {})
-    return f"{client} alone: {_counted(mix)}" if mix else f"{client} alone"
+    return f"{client} alone: {_count_text(mix)}" if mix else f"{client} alone"
 
 
-def _of_all(name: str, category_counts: Mixes, told: Mapping[str, Mapping[str, Any]]) -> str:
-    mix = told.get(name, {}).get("categories") or _pooled(category_counts.values())
+def _says_centralised(name: str, category_counts: Counts, compared: Mapping[str, Mapping[str, Any]]) -> str:
+    mix = compared.get(name, {}).get("categories") or _pooled(category_counts.values())
     fewer = ", for as many steps as a client takes" if name == BY_STEPS else ""
-    return f"everybody's data in one place{fewer}" + (f": {_counted(mix)}" if mix else "")
+    return f"everybody's data in one place{fewer}" + (f": {_count_text(mix)}" if mix else "")
 
 
-def _of_run(path: Path, settings: RunSettings, category_counts: Mixes) -> str:
+def _says_federated(path: Path, settings: RunSettings, category_counts: Counts) -> str:
     done = max((row["round"] for row in read_rows(path)), default=0)
-    going = f"{done} of {settings.federation.rounds} rounds" if _going(path) else many(done, "round")
+    rounds = f"{done} of {settings.federation.rounds} rounds" if _is_unfinished(path) else many(done, "round")
     mix = _pooled(category_counts.values())
-    who = f"{many(len(category_counts), 'client')}, {_counted(mix)}; " if mix else ""
-    return f"{who}{settings.algorithm.name}, {going}"
+    who = f"{many(len(category_counts), 'client')}, {_count_text(mix)}; " if mix else ""
+    return f"{who}{settings.algorithm.name}, {rounds}"
 
 
-def _of_variant(name: str, told: Mapping[str, Mapping[str, Any]]) -> str:
-    changed = ", ".join(told.get(name, {}).get("overrides", []))
+def _says_variant(name: str, compared: Mapping[str, Mapping[str, Any]]) -> str:
+    changed = ", ".join(compared.get(name, {}).get("overrides", []))
     return f"federated with {changed}" if changed else "a federated variant"
 
 
-def _going(path: Path) -> bool:
+def _is_unfinished(path: Path) -> bool:
     return not (path / "adapter").is_dir()
 
 
@@ -128,11 +137,15 @@ def _pooled(category_counts: Sequence[Mapping[str, int]] | Any) -> dict[str, int
     return total
 
 
-def _counted(mix: Mapping[str, int]) -> str:
-    """`210 examples of qa, poem and 3 more kinds`, the largest first."""
+def _count_text(mix: Mapping[str, int]) -> str:
+    """For example `210 examples of qa, poem and 3 more kinds`, the largest category first."""
     named = [category for category, _ in sorted(mix.items(), key=lambda item: -item[1]) if category]
     total = many(sum(mix.values()), "example")
     if not named:
         return total
-    kinds = named if len(named) <= SHOWN else [*named[: SHOWN - 1], f"{len(named) - SHOWN + 1} more kinds"]
+    kinds = (
+        named
+        if len(named) <= MAX_SHOWN_CATEGORIES
+        else [*named[: MAX_SHOWN_CATEGORIES - 1], f"{len(named) - MAX_SHOWN_CATEGORIES + 1} more kinds"]
+    )
     return f"{total} of {' and '.join(filter(None, [', '.join(kinds[:-1]), kinds[-1]]))}"

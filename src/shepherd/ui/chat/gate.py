@@ -1,6 +1,6 @@
-"""The gate before the chat page: a middleware that lets in whoever has the token of the printed address.
+"""Middleware that admits only requests with the token of the printed address to the chat page.
 
-Gradio's own `auth` asks for a name and a password on a page of its own; it takes no token in an address.
+Gradio's own `auth` asks for a name and a password on a page of its own and accepts no token in an address.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-OPEN = "/gradio_api/startup-events"
-"""Where Gradio asks its own server, without a cookie, to begin; the answer is `true`."""
+STARTUP_PATH = "/gradio_api/startup-events"
+"""Gradio requests it of its own server without a cookie; the response is only `true`."""
 
 
 class Gate:
-    """Passes on what comes with the token, or with the cookie that the first visit got for it.
+    """ASGI middleware that passes on requests with the token, or with the cookie of the first visit.
 
-    Not from another page, though; behind a public link (`shared`) the page's own name is not known here.
+    Requests from other pages are refused, except behind a public link (`shared`), where the page's own host
+    name is not known.
     """
 
     def __init__(self, app: App, token: Token, shared: bool = False) -> None:
@@ -32,8 +33,8 @@ class Gate:
         self.shared = shared
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """As ASGI wants it."""
-        if scope["type"] not in ("http", "websocket") or scope["path"] == OPEN:
+        """Handle one ASGI connection."""
+        if scope["type"] not in ("http", "websocket") or scope["path"] == STARTUP_PATH:
             await self.app(scope, receive, send)
             return
         port = scope["server"][1]
@@ -43,9 +44,9 @@ class Gate:
         if other or not (known or self.token.is_among(cookies, port)):
             await _refuse(scope, send)
         elif known and scope["type"] == "http" and scope["method"] == "GET" and scope["path"] == "/":
-            await _answer(send, 303, "see /\n", {"Location": "/", "Set-Cookie": self.token.cookie(port)})
+            await _respond(send, 303, "see /\n", {"Location": "/", "Set-Cookie": self.token.cookie(port)})
         else:
-            await self.app(scope, receive, _untold(send))
+            await self.app(scope, receive, _with_headers(send))
 
 
 def _values(scope: Message, name: bytes) -> list[str]:
@@ -55,11 +56,11 @@ def _values(scope: Message, name: bytes) -> list[str]:
 async def _refuse(scope: Message, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
-    else:  # by a HEAD Gradio finds out whether its server is there, and takes 401 for a yes and 403 for a no
-        await _answer(send, 401 if scope["method"] == "HEAD" else 403, access.REFUSED, {})
+    else:  # Gradio tests by HEAD whether its server is up; 401 means yes to it, and 403 no
+        await _respond(send, 401 if scope["method"] == "HEAD" else 403, access.REFUSED, {})
 
 
-async def _answer(send: Send, status: int, text: str, headers: dict[str, str]) -> None:
+async def _respond(send: Send, status: int, text: str, headers: dict[str, str]) -> None:
     body = text.encode()
     named = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), **headers}
     raw = _raw({**named, **access.HEADERS})
@@ -67,8 +68,8 @@ async def _answer(send: Send, status: int, text: str, headers: dict[str, str]) -
     await send({"type": "http.response.body", "body": body})
 
 
-def _untold(send: Send) -> Send:
-    """As `send`, and no other page is told the address."""
+def _with_headers(send: Send) -> Send:
+    """A `send` that adds the headers of `access.HEADERS` to each response."""
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -1,7 +1,7 @@
-"""The chat page: what is typed goes to several arms at once, and their answers appear side by side.
+"""The chat page: a question goes to several arms at once, and their answers appear side by side.
 
-The one importer of gradio. It listens on loopback and answers whoever has the token of its address; it asks
-nothing of any other host, and shows every text as plain text: what a model writes is never taken for HTML or
+The only module that imports gradio. The page listens on loopback and requires the token of its address. It
+calls no other host and shows every text as plain text: what a model writes is never taken for HTML or
 Markdown.
 """
 
@@ -34,11 +34,13 @@ _log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 PORTS = range(7860, 7960)
-PACE = 0.05  # seconds between two sights of answers that grow
-WAITING = 16  # questions that may wait for their turn
+UPDATE_INTERVAL_S = 0.05
+"""Least time between two updates of answers under way."""
+MAX_QUEUED_QUESTIONS = 16
 
 LOCAL_LABEL = "a local client"
-GOING, WRONG = "going", "wrong"  # what is said of the answers, if it is not their end
+GOING, WRONG = "going", "wrong"
+"""CSS classes of the status line while answers grow, and after a fault."""
 
 CSS = """
 .gradio-container { max-width: 96rem !important; }
@@ -54,8 +56,8 @@ CSS = """
             white-space: pre-wrap; overflow-wrap: anywhere; height: 100%;
             border: 1px solid var(--border-color-primary); border-radius: var(--block-radius);
             background: var(--block-background-fill); }
-.said p { margin: 0; min-height: 1.6em; line-height: 1.6; overflow-wrap: anywhere; }
-.said p.wrong { font-weight: 600; }
+.chat-status p { margin: 0; min-height: 1.6em; line-height: 1.6; overflow-wrap: anywhere; }
+.chat-status p.wrong { font-weight: 600; }
 """
 
 
@@ -72,15 +74,16 @@ def launch(
     """Open the chat page of the run in `path`, and serve it until Ctrl-C.
 
     Args:
-        arms: the only ones to load; all, where none are named.
-        port: of loopback; the first free one from 7860 on, where none is given.
-        share: also through a public link of Gradio's, for anybody who has it.
-        show: open it in the browser.
-        say: is told the address, which holds a token: without it the page answers nobody.
-        consent: whether code that comes with the base may run, where the run file in the folder asks for it.
+        path: the run folder.
+        arms: the only arms to offer; all if None.
+        port: of 127.0.0.1; the first free one from 7860 if None.
+        share: whether to serve the page through a public Gradio link too.
+        show: whether to open the page in the browser.
+        echo: gets each line to print, one of them with the address and its token.
+        consent: whether code that comes with the base may run, if the run file in the folder asks for it.
 
     Raises:
-        ShepherdError: gradio is missing, the port is taken, or what `open_chat` raises.
+        ShepherdError: gradio is missing, the port is taken, or a fault that `open_chat` raises.
     """
     _gradio()
     echo(f"loading the arms of {path}")
@@ -88,17 +91,17 @@ def launch(
     chat = open_chat(path, arms, consent)
     echo(f"loaded {chat.settings.model.base} in {perf_counter() - began:.1f} s")
     with serve(chat, port=port, share=share) as url:
-        echo(f"{url} (Ctrl-C ends it)")
-        with _opened(url, Path(path)) if show else nullcontext():
+        echo(f"{url} (stop it with Ctrl-C)")
+        with _in_browser(url, Path(path)) if show else nullcontext():
             try:
                 Event().wait()
             except KeyboardInterrupt:
-                echo("closed")
+                echo("stopped")
 
 
 @contextmanager
-def _opened(url: str, folder: Path) -> Iterator[None]:
-    """The page in the browser, by a file that leads there: other users can read the words of a command."""
+def _in_browser(url: str, folder: Path) -> Iterator[None]:
+    """Open the page in the browser through a file, since other users can read the arguments of a command."""
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".chat-", suffix=".html") as file:
         link = escape(url)
         file.write(f'<meta http-equiv="refresh" content="0; url={link}"><a href="{link}">chat</a>\n')
@@ -109,21 +112,21 @@ def _opened(url: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def serve(chat: Chat, *, port: int | None = None, share: bool = False) -> Iterator[str]:
-    """Serve the page while the context lasts; gives its address, which holds a token.
+    """Serve the page while the block runs; yields its address, which contains a token.
 
     Raises:
-        ShepherdError: gradio is missing, the port is taken, or no public link could be had.
+        ShepherdError: gradio is missing, the port is taken, or no public link is available.
     """
     gradio = _gradio()
     middleware = import_module("starlette.middleware")
     hosts = import_module("starlette.middleware.trustedhost").TrustedHostMiddleware
-    # a page elsewhere that points its own name at 127.0.0.1 gets nothing
-    named = middleware.Middleware(hosts, allowed_hosts=["*"] if share else [HOST, "localhost"])
+    # refuse pages elsewhere whose own host name points at 127.0.0.1
+    trusted = middleware.Middleware(hosts, allowed_hosts=["*"] if share else [HOST, "localhost"])
     token = Token()
     gate = middleware.Middleware(Gate, token=token, shared=share)
-    page = build(chat).queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
+    page = build(chat).queue(max_size=MAX_QUEUED_QUESTIONS, default_concurrency_limit=1, api_open=False)
     try:
-        with _past_proxies(), _port(port):
+        with _without_proxy(), _taken_port_as_error(port):
             page.launch(
                 server_name=HOST,
                 server_port=port,
@@ -138,25 +141,25 @@ def serve(chat: Chat, *, port: int | None = None, share: bool = False) -> Iterat
                 enable_monitoring=False,
                 ssr_mode=False,
                 mcp_server=False,
-                max_file_size=1,  # byte: nothing is to be uploaded here
-                app_kwargs={"openapi_url": None, "middleware": [named, gate]},
+                max_file_size=1,  # byte: uploads are refused
+                app_kwargs={"openapi_url": None, "middleware": [trusted, gate]},
             )
         if share and not page.share_url:
-            raise ShepherdError("no public link could be had; try again, or leave --share out")
+            raise ShepherdError("Gradio gave no public link; try again, or leave --share out")
         yield token.address(page.share_url or page.local_url)
     finally:
         page.close(verbose=False)
 
 
 @contextmanager
-def _port(port: int | None) -> Iterator[None]:
+def _taken_port_as_error(port: int | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ShepherdError(_taken(port)) from error
+        raise ShepherdError(_taken_port(port)) from error
 
 
-def _taken(port: int | None) -> str:
+def _taken_port(port: int | None) -> str:
     if port is None:
         return f"no port of {HOST} from {PORTS[0]} to {PORTS[-1]} is free; name another with --port"
     return f"port {port} of {HOST} is taken; name another with --port"
@@ -173,11 +176,11 @@ def _gradio() -> Any:
 
 
 @contextmanager
-def _past_proxies() -> Iterator[None]:
-    """Gradio asks its own server whether it is there: not by way of a proxy."""
+def _without_proxy() -> Iterator[None]:
+    """Let Gradio reach its own server without a proxy."""
     before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
-    named = ",".join(filter(None, {*before.values(), HOST}))
-    os.environ.update(dict.fromkeys(before, named))
+    hosts = ",".join(filter(None, {*before.values(), HOST}))
+    os.environ.update(dict.fromkeys(before, hosts))
     try:
         yield
     finally:
@@ -186,19 +189,19 @@ def _past_proxies() -> Iterator[None]:
 
 
 def _theme(gradio: Any) -> Any:
-    """System fonts: any other would be fetched."""
+    """A theme with system fonts; others would be fetched from elsewhere."""
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     mono = ["ui-monospace", "Consolas", "monospace"]
     return gradio.themes.Default(primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=mono)
 
 
 def build(chat: Chat) -> Any:
-    """The page as Gradio blocks."""
+    """The chat page as Gradio blocks."""
     return _Page(chat, _gradio()).blocks
 
 
 class _Page:
-    """The components, and what they do. A column is an arm; all local clients share one."""
+    """Components and events of the page. Each arm has a column; all local arms share one."""
 
     def __init__(self, chat: Chat, gradio: Any) -> None:
         self.chat = chat
@@ -224,7 +227,7 @@ class _Page:
                 max_lines=12,
                 scale=3,
                 min_width=260,
-                placeholder="What is asked. Shift+Enter asks it.",
+                placeholder="What you want to ask. Shift+Enter sends it.",
             )
             self.context = gr.Textbox(
                 label="Context (optional)",
@@ -232,7 +235,7 @@ class _Page:
                 max_lines=12,
                 scale=2,
                 min_width=260,
-                placeholder="A text that the instruction is about.",
+                placeholder="Text that the instruction refers to.",
             )
         with gr.Row(elem_id="actions"):
             self.ask = gr.Button("Ask", variant="primary", min_width=90, elem_id="ask")
@@ -257,13 +260,13 @@ class _Page:
             style = chat.settings.data.template
             self.template = gr.Dropdown(list(chat.templates), value=style, label="Template", min_width=160)
             self.temperature = gr.Slider(
-                0, 2, 0, step=0.05, label="Temperature (0 takes the likeliest)", min_width=200
+                0, 2, 0, step=0.05, label="Temperature (0: the likeliest answer)", min_width=200
             )
             self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=200)
             self.longest = gr.Slider(
                 1,
-                chat.longest,
-                min(tuning.max_new_tokens, chat.longest),
+                chat.max_answer_tokens,
+                min(tuning.max_new_tokens, chat.max_answer_tokens),
                 step=1,
                 label="Longest answer, in tokens",
                 min_width=200,
@@ -272,7 +275,7 @@ class _Page:
 
     def _answers(self) -> None:
         gr = self.gr
-        self.said = gr.HTML(_said(""), elem_classes="said", elem_id="said")
+        self.status = gr.HTML(_status_line(""), elem_classes="chat-status", elem_id="chat-status")
         self.heads: list[Any] = []
         self.texts: list[Any] = []
         self.boxes: list[Any] = []
@@ -280,44 +283,48 @@ class _Page:
             for name in self.columns:
                 arm = self._arm(name, self.chat.local[0] if self.chat.local else None)
                 with gr.Column(min_width=200) as box:
-                    self.heads.append(gr.HTML(self._headed(arm), elem_classes="arm"))
-                    text = gr.HTML(_written(""), elem_classes="answer", elem_id=f"answer-{len(self.texts)}")
+                    self.heads.append(gr.HTML(self._heading(arm), elem_classes="arm"))
+                    text = gr.HTML(
+                        _answer_text(""), elem_classes="answer", elem_id=f"answer-{len(self.texts)}"
+                    )
                 self.texts.append(text)
                 self.boxes.append(box)
 
     def _wire(self) -> None:
         gr = self.gr
         private = {"api_visibility": "private"}
-        at_once = {**private, "queue": False, "show_progress": "hidden"}
+        immediate = {**private, "queue": False, "show_progress": "hidden"}
         sampling = [self.template, self.temperature, self.top_p, self.longest, self.seed]
-        begun = [self.ask.click, self.instruction.submit]
-        shown = [self.said, self.ask, self.stop, self.clear]
-        gr.on(begun, None, None, shown, js=_going(), **at_once)
+        ask_events = [self.ask.click, self.instruction.submit]
+        status = [self.status, self.ask, self.stop, self.clear]
+        gr.on(ask_events, None, None, status, js=_waiting_script(), **immediate)
         asking = gr.on(
-            begun,
-            self._asked,
+            ask_events,
+            self._answer_question,
             [self.instruction, self.context, self.shown, self.client, *sampling],
-            [self.said, *self.texts],
+            [self.status, *self.texts],
             concurrency_limit=1,
             trigger_mode="once",
             show_progress="hidden",
             **private,
         )
-        for ended in (asking.then, asking.failure):  # the latter alone where a number is out of its range
-            ended(None, self.said, shown, js=_over("Stopped."), **at_once)
-        self.stop.click(None, cancels=asking, **at_once)
-        emptied = [self.instruction, self.context, self.said, *self.texts]
-        self.clear.click(self._cleared, None, emptied, **at_once)
-        self.shown.change(self._visible, self.shown, self.boxes, **at_once)
+        for ended in (asking.then, asking.failure):  # only `failure` comes if a number is out of range
+            ended(None, self.status, status, js=_ended_script("Stopped."), **immediate)
+        self.stop.click(None, cancels=asking, **immediate)
+        cleared = [self.instruction, self.context, self.status, *self.texts]
+        self.clear.click(self._cleared, None, cleared, **immediate)
+        self.shown.change(self._visible, self.shown, self.boxes, **immediate)
         if LOCAL in self.columns:
             place = self.columns.index(LOCAL)
             local = [self.heads[place], self.texts[place]]
-            self.client.change(lambda name: [self._headed(name), _written("")], self.client, local, **at_once)
+            self.client.change(
+                lambda name: [self._heading(name), _answer_text("")], self.client, local, **immediate
+            )
 
     def _arm(self, column: str, client: str | None) -> str:
         return client if column == LOCAL and client else column
 
-    def _headed(self, name: str) -> str:
+    def _heading(self, name: str) -> str:
         arm = self.chat.arms[name]
         return f"<h3>{_text(arm.name)}</h3><p>{_text(arm.says)}</p>"
 
@@ -325,9 +332,9 @@ class _Page:
         return [self.gr.Column(visible=name in shown) for name in self.columns]
 
     def _cleared(self) -> list[str]:
-        return ["", "", *self._sight("", {}, {})]
+        return ["", "", *self._outputs("", {}, {})]
 
-    def _asked(
+    def _answer_question(
         self,
         instruction: str,
         context: str,
@@ -339,11 +346,11 @@ class _Page:
         longest: int,
         seed: int | None,
     ) -> Iterator[list[str]]:
-        """What is said of the answers, and each column's, as they grow."""
+        """Yield the status line and the text of each column as answers grow."""
         began = perf_counter()
         arms = {name: self._arm(name, client) for name in self.columns if name in shown}
         texts: dict[str, str] = {}
-        yield self._sight("Answering …", arms, texts, GOING)
+        yield self._outputs("Answering …", arms, texts, GOING)
         answers = self.chat.answer(
             instruction or "",
             context or "",
@@ -356,61 +363,58 @@ class _Page:
         )
         try:
             with closing(answers):
-                for texts in paced(answers, PACE):
-                    yield self._sight("Answering …", arms, texts, GOING)
+                for texts in throttled(answers, UPDATE_INTERVAL_S):
+                    yield self._outputs("Answering …", arms, texts, GOING)
         except ShepherdError as error:
-            yield self._sight(str(error), arms, texts, WRONG)
-        except Exception as error:  # a full GPU, for one: the page goes on
+            yield self._outputs(str(error), arms, texts, WRONG)
+        except Exception as error:  # such as a full GPU; the page stays usable
             _log.exception("an answer failed")
-            said = f"it failed ({type(error).__name__}: {error}); the terminal says more"
-            yield self._sight(said, arms, texts, WRONG)
+            message = f"the answer failed ({type(error).__name__}: {error}); see the terminal"
+            yield self._outputs(message, arms, texts, WRONG)
         else:
-            yield self._sight(f"Answered in {perf_counter() - began:.1f} s.", arms, texts)
+            yield self._outputs(f"Answered in {perf_counter() - began:.1f} s.", arms, texts)
 
-    def _sight(self, said: str, arms: dict[str, str], texts: dict[str, str], kind: str = "") -> list[str]:
+    def _outputs(self, status: str, arms: dict[str, str], texts: dict[str, str], kind: str = "") -> list[str]:
         answers = (texts.get(arms.get(name, ""), "") for name in self.columns)
-        return [_said(said, kind), *map(_written, answers)]
+        return [_status_line(status, kind), *map(_answer_text, answers)]
 
 
 def _head(chat: Chat) -> str:
     name, base = _text(chat.settings.output), _text(short(chat.settings.model.base))
-    return (
-        f"<h1>Shepherd chat</h1><p>{name}: ask once, and its arms answer side by side, from base {base}.</p>"
-    )
+    return f"<h1>Shepherd chat</h1><p>{name}: ask once, and its arms answer side by side, on base {base}.</p>"
 
 
-def _said(text: str, kind: str = "") -> str:
+def _status_line(text: str, kind: str = "") -> str:
     return f'<p role="{"alert" if kind == WRONG else "status"}" class="{kind}">{_text(text)}</p>'
 
 
-def _going() -> str:
-    """In the browser, at once: an answer is asked for, and may have to wait for others'."""
-    return f"() => [{json.dumps(_said('Waiting for an answer …', GOING))}, {_pressable(False, True, False)}]"
+def _waiting_script() -> str:
+    """JavaScript for the click: show that the question waits, and enable Stop only."""
+    waiting = json.dumps(_status_line("Waiting for an answer …", GOING))
+    return f"() => [{waiting}, {_button_updates(False, True, False)}]"
 
 
-def _over(said: str) -> str:
-    """In the browser, once nothing comes any more: say so, if the last that came was not the end."""
-    mark = json.dumps(f'class="{GOING}"')
-    return (
-        f"said => [said.includes({mark}) ? {json.dumps(_said(said))} : said, {_pressable(True, False, True)}]"
-    )
+def _ended_script(status: str) -> str:
+    """JavaScript for the end of a question: show `status` if the answers did not end by themselves."""
+    mark, ended = json.dumps(f'class="{GOING}"'), json.dumps(_status_line(status))
+    return f"now => [now.includes({mark}) ? {ended} : now, {_button_updates(True, False, True)}]"
 
 
-def _pressable(*buttons: bool) -> str:
+def _button_updates(*buttons: bool) -> str:
     return ", ".join(json.dumps({"__type__": "update", "interactive": each}) for each in buttons)
 
 
-def _written(text: str) -> str:
+def _answer_text(text: str) -> str:
     return f"<p>{_text(text)}</p>"
 
 
 def _text(text: str) -> str:
-    """A text of others as HTML that is nothing but text."""
+    """A text of others as HTML without markup."""
     return escape(shown(text))
 
 
-def paced(values: Iterator[dict[str, str]], seconds: float) -> Iterator[dict[str, str]]:
-    """Those that come at least so many seconds after the one before, and the last."""
+def throttled(values: Iterator[dict[str, str]], seconds: float) -> Iterator[dict[str, str]]:
+    """The values that come at least `seconds` after the last one yielded, and the final value."""
     shown = float("-inf")
     value = None
     for value in values:

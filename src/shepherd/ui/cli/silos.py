@@ -160,17 +160,17 @@ def runs(folder: Path, doomed: tuple[str, ...], days: float | None, yes: bool) -
     FOLDER is what `create` made, or the server's own kit. A run under way is never deleted.
     """
     from shepherd.silos.server import kept_runs
-    from shepherd.ui.terminal.silos import report_kept
+    from shepherd.ui.terminal.federation_tables import print_kept_runs
 
     found = kept_runs.kept(folder)
     if days is None and not doomed:
-        report_kept(found)
+        print_kept_runs(found)
         return
     named = sorted({*doomed, *(kept_runs.older(found, days) if days is not None else ())})
     if not named:
         echo("no run is as old as that")
         return
-    report_kept([run for run in found if run.run in named])
+    print_kept_runs([run for run in found if run.run in named])
     if not yes:
         click.confirm("Delete what the server keeps of these runs, for good?", abort=True)
     freed = kept_runs.delete(folder, named)
@@ -214,9 +214,9 @@ def check(file: Path, new: bool, run_file: Path | None) -> None:
         return
     from shepherd.overrides import read
     from shepherd.silos.site.preview import check as checked
-    from shepherd.ui.terminal.site import report
+    from shepherd.ui.terminal.site_preview import print_preview
 
-    if not report(checked(file, read(run_file) if run_file else None)):
+    if not print_preview(checked(file, read(run_file) if run_file else None)):
         raise click.exceptions.Exit(2)
 
 
@@ -225,9 +225,9 @@ def check(file: Path, new: bool, run_file: Path | None) -> None:
 def status(kit: Path) -> None:
     """Show which sites are connected, and what runs."""
     from shepherd.silos.coordinator.admin import status as seen
-    from shepherd.ui.terminal.silos import report
+    from shepherd.ui.terminal.federation_tables import print_status
 
-    report(seen(kit))
+    print_status(seen(kit))
 
 
 @silos.command()

@@ -1,4 +1,4 @@
-"""One page on which a person sees a run: its arms with intervals, its rounds, its clients, its answers.
+"""The report of a run as one HTML page: arms with intervals, rounds, clients and answers.
 
 report.write("runs/fedit")                  report.html and report.json in the run folder
 report.watch("runs/fedit")                  the same page on loopback, following the run

@@ -1,4 +1,4 @@
-"""A run folder as one value: all that the report shows, in JSON's types."""
+"""Collect a run folder into one value: all that the report shows, in JSON's types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shepherd.run.folder import planned
 from shepherd.run.log import LOG, read_rows
 from shepherd.run.versions import VERSIONS
 from shepherd.settings import published
-from shepherd.ui.report import alone
+from shepherd.ui.report import single_run
 from shepherd.ui.report.reading import (
     Row,
     interval,
@@ -31,18 +31,18 @@ from shepherd.ui.report.reading import (
 
 FORMAT = 1
 MEASURES = ("right", "exact", "f1", "rouge_l", "loss")
-"""The usual ones, in the order of the page. `loss` is in nats a response token, all others are shares."""
+"""Usual measures in the order of the page: `loss` in nats per response token, the others as shares."""
 KINDS = ("base", "local", "centralised", "federated", "variant")
-MANY = 16
-"""More arms than this do not fit a screen."""
-ALONE = "its own arm"
-"""In `client_loss`: the local arm that trained on that client's data alone."""
+MAX_ARMS_IN_ORDER = 16
+"""If there are more arms than this, the local ones come last."""
+OWN_ARM = "its own arm"
+"""Column of `client_loss` for the local arm that trained on that client's data alone."""
 
 
 def collect(folder: str | Path) -> dict[str, Any]:
-    """All that the report of a run shows, ready for JSON; nothing is written and no lock is kept.
+    """All that the report of a run shows, ready for JSON; nothing is written and no lock is held.
 
-    The run may be going on, and may have no comparison, no judge, nothing held out, or no round yet.
+    The run may be training, and may have no comparison, no judge, nothing held out, or no round yet.
 
     Raises:
         FolderError: there is no run in the folder, or a file of it is damaged.
@@ -51,20 +51,21 @@ def collect(folder: str | Path) -> dict[str, Any]:
     settings = published(planned(path)).model_dump(mode="json", exclude_none=True)
     rows = read_rows(path)
     compared = read_object(
-        path / "compare" / "comparison.json", "remove it and compare again: the trained arms are kept"
+        path / "compare" / "comparison.json",
+        "remove it and run `shepherd compare` again; the trained arms are kept",
     )
     index = read_object(path / "data" / "index.json", "start the run again in a new folder")
     answered = read_lines(path / "answers.jsonl")
     status = _status(path, rows, settings)
-    others = _others(compared)
+    others = _other_measures(compared)
     measures = (*MEASURES, *others)
-    arms = _arms(compared, measures) or alone.arms(rows, answered)
+    arms = _arms(compared, measures) or single_run.arms(rows, answered)
     holdings = {text(client): numbers(mix) for client, mix in table(index.get("mixes")).items()}
     shown = {
         "format": FORMAT,
         "title": path.resolve().name,
         "status": status,
-        "says": _says(compared) or alone.says(rows, answered, status),
+        "says": _says(compared) or single_run.says(rows, answered, status),
         "settings": settings,
         "versions": _versions(path),
         "comparison": _comparison(compared),
@@ -82,15 +83,19 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "rounds": [_round(row) for row in rows],
         "curves": _curves(path, rows, settings, compared),
         "totals": _totals(rows),
-        "failures": [
-            {"round": row["round"], "client": client, "reason": text(reason)}
-            for row in rows
-            for client, reason in table(row.get("failures")).items()
-        ],
+        "failures": _failures(rows),
         "judge": _judge(compared),
-        "samples": _samples(compared) or alone.samples(answered),
+        "samples": _samples(compared) or single_run.samples(answered),
     }
     return dict(plain(shown))
+
+
+def _failures(rows: Sequence[Row]) -> list[Row]:
+    return [
+        {"round": row["round"], "client": client, "reason": text(reason)}
+        for row in rows
+        for client, reason in table(row.get("failures")).items()
+    ]
 
 
 def _status(path: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> Row:
@@ -108,15 +113,15 @@ def _status(path: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> Row
 
 
 def _versions(path: Path) -> Row:
-    found = read_object(path / VERSIONS, "remove it; a run goes on without it")
+    found = read_object(path / VERSIONS, "remove it; a run can be resumed without it")
     return {name: text(version) for name, version in found.items()}
 
 
 def _says(compared: Mapping[str, Any]) -> list[str]:
-    said = items(compared.get("says")) or [
+    sentences = items(compared.get("says")) or [
         table(difference).get("says") for difference in items(compared.get("differences"))
     ]
-    return [text(sentence) for sentence in said if sentence]
+    return [text(sentence) for sentence in sentences if sentence]
 
 
 def _comparison(compared: Mapping[str, Any]) -> Row | None:
@@ -125,7 +130,7 @@ def _comparison(compared: Mapping[str, Any]) -> Row | None:
     return {
         "finished": compared.get("finished") is True,
         "match": text(compared.get("match")),
-        "seeds": list(filter(_whole, items(compared.get("seeds")))),
+        "seeds": list(filter(_is_seed, items(compared.get("seeds")))),
         "against": text(compared.get("against")) or "federated",
         "questions": number(compared.get("questions")),
         "loss_examples": number(compared.get("loss_examples")),
@@ -133,8 +138,8 @@ def _comparison(compared: Mapping[str, Any]) -> Row | None:
     }
 
 
-def _others(compared: Mapping[str, Any]) -> dict[str, Row]:
-    """Measures beyond the usual ones, of metrics from outside, as the comparison describes them."""
+def _other_measures(compared: Mapping[str, Any]) -> dict[str, Row]:
+    """Measures of plug-in metrics, as the comparison describes them."""
     found = [table(measure) for measure in items(compared.get("measures"))]
     return {
         text(measure["name"]): {
@@ -147,9 +152,9 @@ def _others(compared: Mapping[str, Any]) -> dict[str, Row]:
 
 
 def _arms(compared: Mapping[str, Any], measures: Sequence[str]) -> list[Row]:
-    """The arms in the order given; where there are many, the local ones come last."""
+    """The arms in the order given; if there are many, the local ones come last."""
     arms = [_arm(table(arm), place, measures) for place, arm in enumerate(items(compared.get("arms")), 1)]
-    return arms if len(arms) <= MANY else sorted(arms, key=lambda arm: arm["kind"] == "local")
+    return arms if len(arms) <= MAX_ARMS_IN_ORDER else sorted(arms, key=lambda arm: arm["kind"] == "local")
 
 
 def _arm(arm: Row, place: int, measures: Sequence[str]) -> Row:
@@ -182,7 +187,7 @@ def _intervals(values: Any, names: Sequence[str] | None = None) -> Row:
 
 
 def _differences(compared: Mapping[str, Any]) -> list[Row]:
-    """As given, but one measure after the other, in the order of the page."""
+    """The differences in the order of their measures on the page."""
     found = [_difference(table(given)) for given in items(compared.get("differences"))]
     places = {measure: place for place, measure in enumerate(MEASURES)}
     return sorted(found, key=lambda each: places.get(each["measure"], len(MEASURES)))
@@ -205,9 +210,9 @@ def _clients(index: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
 
 
 def _categories(index: Mapping[str, Any], arms: Sequence[Row]) -> list[str]:
-    held = (name for mix in table(index.get("mixes")).values() for name in table(mix))
+    trained_on = (name for mix in table(index.get("mixes")).values() for name in table(mix))
     scored = (name for arm in arms for by in arm["category"].values() for name in by)
-    return sorted({*held, *scored})
+    return sorted({*trained_on, *scored})
 
 
 def _last(rows: Sequence[Row], key: str) -> dict[str, float | int | None]:
@@ -216,14 +221,14 @@ def _last(rows: Sequence[Row], key: str) -> dict[str, float | int | None]:
 
 
 def _client_loss(compared: Mapping[str, Any], arms: Sequence[Row]) -> Row:
-    """Loss in nats on data like each client's, of every arm that all clients share, and of the own arm."""
+    """Loss in nats on data like each client's, of every arm that all clients share and of its own arm."""
     shared = {arm["name"]: arm["client_loss"] for arm in arms if arm["kind"] != "local"}
     own = {
         arm["client"]: arm["client_loss"].get(arm["client"])
         for arm in arms
         if arm["kind"] == "local" and arm["client"] is not None
     }
-    columns = {**({ALONE: own} if own else {}), **{name: by for name, by in shared.items() if by}}
+    columns = {**({OWN_ARM: own} if own else {}), **{name: by for name, by in shared.items() if by}}
     clients = list(dict.fromkeys(client for by in columns.values() for client in by))
     return {
         "columns": list(columns),
@@ -250,9 +255,9 @@ def _curves(
     path: Path, rows: Sequence[Row], settings: Mapping[str, Any], compared: Mapping[str, Any]
 ) -> list[Row]:
     """Held-out and training loss by round, of the run and of each run folder inside its comparison."""
-    seeds = list(filter(_whole, items(compared.get("seeds")))) or [settings["seed"]]
+    seeds = list(filter(_is_seed, items(compared.get("seeds")))) or [settings["seed"]]
     found = [_curve("federated", seeds[0], rows)]
-    for repetition, inner in _inner(path / "compare"):
+    for repetition, inner in _arm_folders(path / "compare"):
         seed = seeds[repetition] if repetition < len(seeds) else seeds[0] + repetition
         found.append(_curve(unquote(inner.name), seed, read_rows(inner)))
     several = len({curve["seed"] for curve in found}) > 1
@@ -260,19 +265,20 @@ def _curves(
     return [curve for curve in named if curve["points"]]
 
 
-def _inner(path: Path) -> Iterator[tuple[int, Path]]:
-    """The run folders of a comparison, with the number of the repetition that each stands under."""
-    for log in sorted(path.glob(f"seed-*/*/{LOG}"), key=_natural):
+def _arm_folders(path: Path) -> Iterator[tuple[int, Path]]:
+    """The run folders in a comparison, each with the number of its repetition."""
+    for log in sorted(path.glob(f"seed-*/*/{LOG}"), key=_by_number):
         repetition = log.parent.parent.name.removeprefix("seed-")
         if repetition.isdecimal():
             yield int(repetition), log.parent
 
 
-def _natural(path: Path) -> list[str | int]:
+def _by_number(path: Path) -> list[str | int]:
+    """Sort key that orders numbers in a path by value."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
-def _whole(seed: Any) -> bool:
+def _is_seed(seed: Any) -> bool:
     return isinstance(seed, int) and not isinstance(seed, bool)
 
 
@@ -291,7 +297,7 @@ def _curve(arm: str, seed: int, rows: Sequence[Row]) -> Row:
 
 def _totals(rows: Sequence[Row]) -> Row:
     def total(*keys: str) -> float | int:
-        return sum(_inside(row, keys) or 0 for row in rows)
+        return sum(_number_at(row, keys) or 0 for row in rows)
 
     return {
         "rounds": max((row["round"] for row in rows), default=0),
@@ -305,7 +311,7 @@ def _totals(rows: Sequence[Row]) -> Row:
     }
 
 
-def _inside(row: Any, keys: Sequence[str]) -> float | int | None:
+def _number_at(row: Any, keys: Sequence[str]) -> float | int | None:
     for key in keys:
         row = table(row).get(key)
     return number(row)
@@ -316,7 +322,9 @@ def _judge(compared: Mapping[str, Any]) -> Row | None:
     if not given:
         return None
     counts = ("questions", "asked", "calls", "tokens", "unreadable", "refused", "left")
-    rows, strengths = ([_verdicts(table(row)) for row in items(given.get(key))] for key in _JUDGED)
+    rows, strengths = (
+        [_verdicts(table(row)) for row in items(given.get(key))] for key in ("rows", "strengths")
+    )
     return {
         **{key: text(given.get(key)) for key in ("protocol", "model")},
         **{key: number(given.get(key)) for key in counts},
@@ -326,11 +334,8 @@ def _judge(compared: Mapping[str, Any]) -> Row | None:
     }
 
 
-_JUDGED = ("rows", "strengths")
-
-
 def _verdicts(row: Row) -> Row:
-    """A row of the judge's tables: numbers, intervals and names; its sentence is among `says`."""
+    """A row of the judge's tables without its sentence, which is in `says`."""
     named = {key: value for key, value in row.items() if key not in ("says", "category")}
     found = {key: _verdict(value) for key, value in named.items()}
     by_category = _intervals(row.get("category"))
@@ -344,4 +349,4 @@ def _verdict(value: Any) -> Any:
 
 
 def _samples(compared: Mapping[str, Any]) -> list[Row]:
-    return [alone.sample(table(given)) for given in items(compared.get("samples"))]
+    return [single_run.sample(table(given)) for given in items(compared.get("samples"))]

@@ -1,7 +1,7 @@
-"""From what `collect` found to one HTML page. The only file that imports Jinja2.
+"""Render a collected report as one HTML page. The only module that imports Jinja2.
 
-Each number that the page shows is fetched by its place in report.json and carries that place, a JSON
-pointer, as `data-path`, and its exact value as `data-value`: what is read and what is stored are one.
+Each number on the page carries its place in report.json, a JSON pointer, as `data-path`, and its exact
+value as `data-value`, so the page and report.json cannot differ.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from shepherd.ui.report import chart, figures
+from shepherd.ui.report import chart, number_formats
 from shepherd.ui.report.chart import Series
 from shepherd.visible import shown, shown_line
 
@@ -25,13 +25,13 @@ Path = Sequence[str | int]
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 LIVE_POLICY = POLICY + "; connect-src 'self'; script-src 'nonce-{nonce}'"
 NONE = "–"
-SHORT = 14
-"""Letters that any column has room for."""
+MAX_SHORT_CHARS = 14
+"""Names up to this length fit any column unbroken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """How a score is called and written."""
+    """How a score is named and formatted."""
 
     name: str
     label: str
@@ -54,39 +54,40 @@ MEASURES = {
 
 
 def measures_of(report: Report) -> dict[str, Measure]:
-    """The usual measures, and those that this report describes itself."""
+    """The usual measures and those that the report describes, by name."""
     others = {
         name: Measure(
-            name, said["label"] or name, "from 0 to 100%", "share", "signed_points", said["lower_is_better"]
+            name, given["label"] or name, "from 0 to 100%", "share", "signed_points", given["lower_is_better"]
         )
-        for name, said in report.get("other_measures", {}).items()
+        for name, given in report.get("other_measures", {}).items()
     }
     return {**MEASURES, **others}
 
 
 def html(report: Report) -> str:
-    """The whole page; it needs nothing else and asks no network."""
+    """The whole page, self-contained: it needs no other file and no network."""
     return _page(report["title"], main(report), POLICY)
 
 
 def live(title: str, inside: str, tag: str, nonce: str) -> str:
-    """The page around what stands inside <main>, with the script that keeps it up to date.
+    """The page with a script that keeps the content of <main> up to date.
 
     Args:
-        inside: from `main` or `trouble`.
-        tag: the ETag of `inside`, by which the script asks for another.
-        nonce: new for each answer; it allows that one script.
+        title: of the page.
+        inside: the content of <main>, from `main` or `trouble`.
+        tag: the ETag of `inside`, with which the script asks for changes.
+        nonce: new for each response; allows that one script.
     """
     return _page(title, inside, LIVE_POLICY.format(nonce=nonce), tag, nonce)
 
 
 def main(report: Report) -> str:
-    """What stands inside the page's <main>."""
-    return _environment().get_template("main.html").render(r=report, **_tools(report))
+    """The content of the page's <main>."""
+    return _environment().get_template("main.html").render(r=report, **_template_variables(report))
 
 
 def trouble(sentence: str) -> str:
-    """What stands inside <main> while the folder cannot be read."""
+    """The content of <main> while the folder cannot be read."""
     return _environment().get_template("trouble.html").render(sentence=shown(sentence))
 
 
@@ -108,13 +109,13 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _tools(report: Report) -> dict[str, Any]:
+def _template_variables(report: Report) -> dict[str, Any]:
     return {
         "num": partial(number, report),
         "at": partial(at, report),
         "measures": measures_of(report),
         "breakable": breakable,
-        "said": said,
+        "with_code": with_code,
         "shade": shade,
         "tracks": partial(tracks, report),
         "spans": spans(report),
@@ -132,7 +133,7 @@ def _tools(report: Report) -> dict[str, Any]:
 
 
 def at(report: Report, path: Path) -> Any:
-    """The value at a path of keys and places; None where there is none."""
+    """The value at a path of keys and positions; None if there is none."""
     value: Any = report
     for key in path:
         try:
@@ -152,35 +153,35 @@ def pointer(path: Path) -> str:
 
 
 def number(report: Report, form: str, *path: str | int) -> Markup:
-    """The number at `path` of the report, written in a form of `figures.FORMS`."""
+    """The number at `path` of the report, formatted by `number_formats.FORMS[form]`."""
     value = at(report, path)
     if not isinstance(value, int | float):
         return Markup('<span class="none">{}</span>').format(NONE)
     return Markup('<span class="n" data-path="{}" data-value="{}" data-form="{}">{}</span>').format(
-        pointer(path), json.dumps(value), form, figures.FORMS[form](value)
+        pointer(path), json.dumps(value), form, number_formats.FORMS[form](value)
     )
 
 
 def breakable(name: str) -> Markup:
-    """A name that is broken where a person would, short ones nowhere; its direction is its own."""
-    if len(name) <= SHORT:
+    """A name with line breaks allowed after punctuation; a short one is never broken."""
+    if len(name) <= MAX_SHORT_CHARS:
         return Markup('<bdi class="short">{}</bdi>').format(name)
     words = re.split(r"(?<=[_/.:=-])", name)
-    parts = [word[k : k + SHORT] for word in words for k in range(0, len(word), SHORT)]
+    parts = [word[k : k + MAX_SHORT_CHARS] for word in words for k in range(0, len(word), MAX_SHORT_CHARS)]
     return Markup('<bdi class="long">{}</bdi>').format(Markup("<wbr>").join(parts))
 
 
-def said(sentence: str) -> Markup:
-    """A sentence, with what stands between backticks as code."""
+def with_code(sentence: str) -> Markup:
+    """A sentence as HTML, with the parts in backticks as code."""
     parts = sentence.split("`")
-    if len(parts) % 2 == 0:  # one backtick has no other
+    if len(parts) % 2 == 0:  # a backtick without a partner
         return Markup("{}").format(sentence)
     forms = (Markup("{}"), Markup("<code>{}</code>"))
     return Markup("").join(forms[place % 2].format(part) for place, part in enumerate(parts))
 
 
 def spans(report: Report) -> dict[str, Any]:
-    """The least and the greatest number of each heat map, for its shades."""
+    """The smallest and the largest number of each heat map, for its shades."""
     cells = {
         name: [cell["value"] for arm in report["arms"] for cell in arm["category"].get(name, {}).values()]
         for name in measures_of(report)
@@ -198,7 +199,7 @@ def _span(values: Sequence[float | None]) -> tuple[float, float]:
 
 
 def shade(value: float | None, span: tuple[float, float], *, flip: bool = False) -> str:
-    """How dark a cell is, from 0 to 1, as text for a style; never told by colour alone."""
+    """How dark a cell of a heat map is, from 0 to 1, as text for a style."""
     if value is None:
         return "0"
     share = chart.percent(value, *span) / 100
@@ -206,7 +207,7 @@ def shade(value: float | None, span: tuple[float, float], *, flip: bool = False)
 
 
 def tracks(report: Report, measure: str) -> dict[str, Any]:
-    """The interval plot of one measure: arm's place -> its track, and the ticks as (percent, text)."""
+    """The interval plot of a measure: tracks by the arm's position, and ticks as (percent, text)."""
     arms = [(k, arm["kind"], arm["measures"].get(measure)) for k, arm in enumerate(report["arms"])]
     known = [(k, kind, found) for k, kind, found in arms if found is not None]
     values = [x for _, _, found in known for x in found.values() if x is not None]
@@ -215,7 +216,7 @@ def tracks(report: Report, measure: str) -> dict[str, Any]:
     against = [found["value"] for k, _, found in known if report["arms"][k]["name"] == _against(report)]
     reference = against[0] if against else None
     drawn = {k: Markup(chart.track(found, scale, kind=kind, reference=reference)) for k, kind, found in known}
-    form = figures.FORMS[{"share": "whole_share", "loss": "rate"}[measures_of(report)[measure].form]]
+    form = number_formats.FORMS[{"share": "whole_share", "loss": "rate"}[measures_of(report)[measure].form]]
     return {"rows": drawn, "ticks": [(f"{chart.percent(x, *scale):.2f}", form(x)) for x in marks]}
 
 
@@ -228,7 +229,7 @@ def _kind_mark(kind: str) -> Markup:
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys of a judge's rows, each once, in the order of their coming; not the table inside."""
+    """The keys of a judge's rows in order of appearance, without the table `category`."""
     return [key for key in dict.fromkeys(key for row in rows for key in row) if key != "category"]
 
 
@@ -249,17 +250,17 @@ _JUDGED_LABELS = {
     "relative": "second / first",
     "strength": "strength, log odds",
     "p_holm": "p, Holm",
-    "questions_needed": "questions that would settle it",
+    "questions_needed": "questions needed to settle it",
 }
 
 
 def judged_form(column: str) -> str:
-    """How the numbers of a column of the judge's tables are written."""
+    """The format of the numbers in a column of the judge's tables."""
     return _JUDGED_FORMS.get(column, "count")
 
 
 def judged_label(column: str) -> str:
-    """What a column of the judge's tables is called."""
+    """The heading of a column of the judge's tables."""
     return _JUDGED_LABELS.get(column, column.replace("_", " "))
 
 
@@ -303,18 +304,23 @@ def _charts(report: Report) -> dict[str, str]:
     ]
     small = partial(_chart, height=170, zero=True)
     return {
-        "heldout": _chart("heldout", "Held-out loss by round", heldout, figures.rate, height=300),
-        "train": _chart("train", "Training loss by round", train, figures.rate, height=300),
-        "bytes": small("bytes", "Bytes by round", traffic, figures.data_size),
-        "gap": small("gap", "Aggregation gap by round", [Series("gap", _points(rows, "gap"))], figures.rate),
+        "heldout": _chart("heldout", "Held-out loss by round", heldout, number_formats.rate, height=300),
+        "train": _chart("train", "Training loss by round", train, number_formats.rate, height=300),
+        "bytes": small("bytes", "Bytes by round", traffic, number_formats.data_size),
+        "gap": small(
+            "gap", "Aggregation gap by round", [Series("gap", _points(rows, "gap"))], number_formats.rate
+        ),
         "learning_rate": small(
             "learning-rate",
             "Learning rate by round",
             [Series("learning rate", _points(rows, "learning_rate"))],
-            figures.rate,
+            number_formats.rate,
         ),
         "seconds": small(
-            "seconds", "Seconds by round", [Series("seconds", _points(rows, "seconds"))], figures.duration
+            "seconds",
+            "Seconds by round",
+            [Series("seconds", _points(rows, "seconds"))],
+            number_formats.duration,
         ),
     }
 
@@ -326,11 +332,11 @@ def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[chart.Point]:
 def _chart(
     name: str, title: str, series: Sequence[Series], form: chart.Form, *, height: int, zero: bool = False
 ) -> str:
-    words = f"{title}: {'; '.join(_told(each, form) for each in series if each.points)}"
+    words = f"{title}: {'; '.join(_described(each, form) for each in series if each.points)}"
     return chart.line_chart(series, ident=f"chart-{name}", title=words, form=form, zero=zero, height=height)
 
 
-def _told(series: Series, form: chart.Form) -> str:
+def _described(series: Series, form: chart.Form) -> str:
     (first, before), (last, after) = series.points[0], series.points[-1]
     if first == last:
         return f"{series.name} {form(after)} at round {last:g}"

@@ -1,4 +1,4 @@
-"""What lies in a run folder, read without trust: a key may be missing, a number may be none."""
+"""Read files of a run folder without trusting them: a key may be missing, a number may not be one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from shepherd.io.atomic import disk_errors
 from shepherd.visible import shown
 
 Row = dict[str, Any]
-_MOST = 1e300  # the difference of two such numbers is still a number
+_MAX_NUMBER = 1e300  # the difference of two such numbers is still finite
 
 
-def read_object(path: Path, mend: str) -> Row:
-    """A JSON object; empty where there is no such file.
+def read_object(path: Path, fix: str) -> Row:
+    """The JSON object of a file; empty if there is no such file.
 
     Raises:
-        FolderError: it is damaged; the sentence ends with `mend`.
+        FolderError: the file is damaged; the sentence ends with `fix`.
     """
     with disk_errors(path.parent):
         if not path.is_file():
@@ -29,14 +29,14 @@ def read_object(path: Path, mend: str) -> Row:
     try:
         found = json.loads(content)
     except ValueError as error:
-        raise FolderError(f"{path} is not JSON ({error}); {mend}") from error
+        raise FolderError(f"{path} is not JSON ({error}); {fix}") from error
     if not isinstance(found, dict):
-        raise FolderError(f"{path} holds no JSON object; {mend}")
+        raise FolderError(f"{path} contains no JSON object; {fix}")
     return found
 
 
 def read_lines(path: Path) -> list[Row]:
-    """The objects of a JSON-lines file; empty where there is none. Other lines are left out."""
+    """The objects of a JSON-lines file, without its other lines; empty if there is no such file."""
     with disk_errors(path.parent):
         content = path.read_bytes() if path.is_file() else b""
     return list(_objects(content.split(b"\n")))
@@ -53,33 +53,33 @@ def _objects(lines: list[bytes]) -> Iterator[Row]:
 
 
 def table(value: Any) -> Row:
-    """`value` where it is a mapping, else an empty one."""
+    """`value` if it is a mapping, else an empty dict."""
     return dict(value) if isinstance(value, Mapping) else {}
 
 
 def items(value: Any) -> list[Any]:
-    """`value` where it is a list, else an empty one."""
+    """`value` if it is a list or tuple, else an empty list."""
     return list(value) if isinstance(value, list | tuple) else []
 
 
 def number(value: Any) -> float | int | None:
-    """`value` where it is a number that can be drawn, else None.
+    """`value` if it is a finite number, else None.
 
     >>> number(0.5), number(True), number("0.5"), number(float("nan")), number(10**400)
     (0.5, None, None, None, None)
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if -_MOST < value < _MOST else None
+    return value if -_MAX_NUMBER < value < _MAX_NUMBER else None
 
 
 def text(value: Any) -> str:
-    """`value` as text; none is empty."""
+    """`value` as text; None is empty."""
     return "" if value is None else str(value)
 
 
 def interval(value: Any) -> Row | None:
-    """An estimate with its 95% interval; a bare number has none, and what is no number is None.
+    """An estimate with its 95% interval; a plain number gets no bounds, and anything else is None.
 
     >>> interval({"value": 0.5, "low": 0.4, "high": 0.6}) == {"value": 0.5, "low": 0.4, "high": 0.6}
     True
@@ -92,15 +92,15 @@ def interval(value: Any) -> Row | None:
 
 
 def numbers(value: Any) -> dict[str, float | int | None]:
-    """Name -> number, of a mapping."""
+    """The values of a mapping as numbers or None, by name; empty if `value` is not a mapping."""
     return {str(key): number(item) for key, item in table(value).items()}
 
 
 def plain(value: Any) -> Any:
-    """The same in what JSON and HTML can both hold.
+    """A value that both JSON and HTML can represent.
 
-    A number that is not finite becomes null, and a text is as `visible.shown` gives it, since a model may
-    have been made to say anything; an end of a line is a newline.
+    A number that is not finite becomes None. Control characters in text become escapes (`visible.shown`),
+    since a model may have been made to write anything; every line ends with a newline.
     """
     if isinstance(value, Mapping):
         return {plain(str(key)): plain(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""A run's report on loopback, following the run: it answers GET alone, and only who has its token."""
+"""Serve a run's report on loopback while it trains: GET only, and only with the token of its address."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shepherd.ui.report.gather import collect
 from shepherd.ui.report.writing import dumped
 
 HOST = "127.0.0.1"
-_NAMES = (HOST, "localhost")  # any other name that leads here is a page of somebody else's
+_HOST_NAMES = (HOST, "localhost")  # a request for another name is from a page of another site
 _SOURCES = (
     "run.toml",
     "versions.json",
@@ -42,15 +42,16 @@ def watch(folder: str | Path, port: int = 0, echo: Callable[[str], object] = pri
     """Serve the report of a run until Ctrl-C.
 
     Args:
+        folder: the run folder.
         port: of 127.0.0.1; 0 takes a free one.
-        say: is told the address, and that the end came.
+        echo: gets a line with the address, and one at the end.
 
     Raises:
         FolderError: there is no run in the folder.
-        ShepherdError: the port cannot be had.
+        ShepherdError: the port is not available.
     """
     with serving(folder, port) as url:
-        echo(f"the report of {folder} is at {url} and follows the run; Ctrl-C stops it")
+        echo(f"the report of {folder} is at {url} and follows the run; stop it with Ctrl-C")
         try:
             Event().wait()
         except KeyboardInterrupt:
@@ -59,12 +60,16 @@ def watch(folder: str | Path, port: int = 0, echo: Callable[[str], object] = pri
 
 @contextmanager
 def serving(folder: str | Path, port: int = 0) -> Iterator[str]:
-    """The report served from a thread while the block runs; yields its address, which holds a token.
+    """Serve the report from a thread while the block runs; yields its address, which contains a token.
 
-    Who asks without the token gets nothing. Raises as `watch` does.
+    Requests without the token are refused.
+
+    Raises:
+        FolderError: there is no run in the folder.
+        ShepherdError: the port is not available.
     """
     collect(folder)
-    server = _listening(port)
+    server = _bound_server(port)
     server.live, server.token = _Live(Path(folder)), Token()
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     thread.start()
@@ -78,27 +83,27 @@ def serving(folder: str | Path, port: int = 0) -> Iterator[str]:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    block_on_close = False  # a browser that keeps a connection open does not hold up the end
-    allow_reuse_address = os.name != "nt"  # there it would let two servers share a port
+    block_on_close = False  # do not wait for a browser that keeps a connection open
+    allow_reuse_address = os.name != "nt"  # on Windows two servers could share a port
     live: _Live
     token: Token
 
     def server_bind(self) -> None:
-        """Without asking a name server what this machine is called."""
+        """Bind without a name lookup of this machine."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = HOST, self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A reader that went away is no news."""
+        """Ignore readers that disconnect."""
 
 
-def _listening(port: int) -> _Server:
+def _bound_server(port: int) -> _Server:
     try:
         return _Server((HOST, port), _Handler)
     except (OSError, OverflowError) as error:
         raise ShepherdError(
-            f"port {port} of {HOST} cannot be had ({getattr(error, 'strerror', None) or error}); name another"
-            " by --port, or leave it out for a free one"
+            f"port {port} of {HOST} is not available ({getattr(error, 'strerror', None) or error}); name"
+            " another with --port, or leave --port out for a free one"
         ) from error
 
 
@@ -108,7 +113,7 @@ def _tag(body: str) -> str:
 
 @dataclass(slots=True)
 class _Live:
-    """The report as of the last change of its files. Several threads ask; one reads."""
+    """The report, read again when its files have changed; safe to use from several threads."""
 
     folder: Path
     lock: Lock = field(default_factory=Lock)
@@ -117,7 +122,7 @@ class _Live:
     main: str = ""
 
     def current(self) -> tuple[dict[str, Any] | None, str]:
-        """The report, or None while the folder cannot be read; and what stands inside <main>."""
+        """The report (None while the folder cannot be read) and the content of <main>."""
         with self.lock:
             now = signature(self.folder)
             if now != self.seen:
@@ -134,7 +139,7 @@ class _Live:
 
 
 def signature(folder: Path) -> object:
-    """Equal while no file that a report is read from has changed, and none has taken up or left the run."""
+    """A value that changes when a file of the report changes, or the run starts or stops."""
     found = sorted(path for pattern in _SOURCES for path in folder.glob(pattern))
     return is_held(folder / LOCK), [entry for path in found if (entry := _entry(path))]
 
@@ -150,11 +155,11 @@ def _entry(path: Path) -> tuple[str, int, int] | None:
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version, sys_version = "shepherd", ""
-    timeout = 30  # seconds for a reader to say what it wants
+    timeout = 30  # seconds for a client to send its request
 
     def do_GET(self) -> None:
-        if not self._from_here():
-            self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "ask for it as localhost\n")
+        if not self._names_this_host():
+            self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "use the host name localhost\n")
             return
         path, _, query = self.path.partition("?")
         known = self.server.token.is_in(query)
@@ -176,17 +181,17 @@ class _Handler(BaseHTTPRequestHandler):
             case "/report.json" if report is not None:
                 self._send_tagged("application/json", dumped(report))
             case _:
-                self._send(HTTPStatus.NOT_FOUND, "text/plain", "there is / and /report.json\n")
+                self._send(HTTPStatus.NOT_FOUND, "text/plain", "not found; there are / and /report.json\n")
 
     def _refuse(self) -> None:
         self._send(HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", "GET only\n", {"Allow": "GET"})
 
     do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
 
-    def _from_here(self) -> bool:
-        """Whether the request names this machine, and not a name that somebody pointed at it."""
+    def _names_this_host(self) -> bool:
+        """Whether the request is for a name of this machine, and not for one that somebody pointed at it."""
         name, _, port = self.headers.get("Host", "").lower().partition(":")
-        return name in _NAMES and port in ("", str(self.server.server_port))
+        return name in _HOST_NAMES and port in ("", str(self.server.server_port))
 
     def _has_cookie(self) -> bool:
         cookies = "; ".join(self.headers.get_all("Cookie", []))
@@ -216,4 +221,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nobody reads a log of who looked at the page."""
+        """Log no requests."""

@@ -1,4 +1,4 @@
-"""The two files of a report, beside the run they are of."""
+"""Write a report into its run folder: report.html and report.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ HTML, JSON = "report.html", "report.json"
 
 
 def write(folder: str | Path) -> Path:
-    """Write report.html and report.json into the run folder, whole or not at all; the path of the page.
+    """Write report.html and report.json into the run folder, each whole or not at all.
+
+    Returns:
+        The path of the page.
 
     Raises:
         FolderError: there is no run in the folder, a file of it is damaged, or the disk is full.
@@ -26,5 +29,5 @@ def write(folder: str | Path) -> Path:
 
 
 def dumped(report: Mapping[str, Any]) -> str:
-    """The report as JSON text, each number in full."""
+    """The report as JSON text, with unrounded numbers."""
     return json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"

@@ -1,1 +1,1 @@
-"""What a person sees: while a run goes on, when it is done, and the data before it. Imports rich."""
+"""Terminal output of the commands: the data before a run, its progress, and its results. Imports rich."""

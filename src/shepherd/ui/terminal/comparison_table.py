@@ -1,4 +1,4 @@
-"""The table of a comparison: each arm with its intervals, what federation adds, and what one may say."""
+"""Print a comparison: each arm with its intervals, what federation adds, and what the numbers say."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from rich.table import Table
 from shepherd.ui.terminal.console import PlainConsole
 
 Row = Mapping[str, Any]
-COLUMNS = 7  # arms that a terminal has room for
+MAX_ARM_COLUMNS = 7
+"""A table with more arms than this does not fit a terminal."""
 LABELS = {"right": "right %", "exact": "exact %", "f1": "F1 %", "rouge_l": "ROUGE-L %", "loss": "loss"}
 
 
-def compared(comparison: Row, stream: TextIO | None = None) -> None:
-    """Print comparison.json's arms by every measure, the first of them by category, and its sentences."""
+def print_comparison(comparison: Row, stream: TextIO | None = None) -> None:
+    """Print the arms of comparison.json by measure, by category if answers are checked, and its sentences.
+
+    Args:
+        comparison: the object in comparison.json.
+        stream: where to print; stdout if None.
+    """
     console = PlainConsole(stream)
     arms: Sequence[Row] = comparison["arms"]
     names = [name for name in labels(comparison) if all(name in arm["measures"] for arm in arms)]
-    if "right" in names:  # a check knows better than a likeness to one answer; the report has all of them
+    if "right" in names:  # a check says more than likeness to one answer; the report has all measures
         names = [name for name in names if name in ("right", "loss")]
     if not names:
         console.print("Nothing is held out, so nothing can be compared; set data.holdout.")
@@ -28,15 +34,15 @@ def compared(comparison: Row, stream: TextIO | None = None) -> None:
     tested = {row["measure"] for row in comparison["differences"]}
     chief = next((name for name in names if name in tested), names[0])
     console.print()
-    console.print(_table(comparison, arms, names, chief))
-    if chief == "right" and len(arms) <= COLUMNS:
-        console.print(_categories(arms, chief, labels(comparison)[chief]))
+    console.print(_arms_table(comparison, arms, names, chief))
+    if chief == "right" and len(arms) <= MAX_ARM_COLUMNS:
+        console.print(_category_table(arms, chief, labels(comparison)[chief]))
     for sentence in _sentences(comparison, chief):
         console.print(f"- {sentence}")
 
 
 def labels(comparison: Row) -> dict[str, str]:
-    """Column heads of the usual measures, then of the others that the comparison describes; the loss last."""
+    """Column heads by measure: the usual ones, others that the comparison describes, and the loss last."""
     others = {
         each["name"]: f"{each['label']} %"
         for each in comparison.get("measures", ())
@@ -49,7 +55,7 @@ def labels(comparison: Row) -> dict[str, str]:
     }
 
 
-def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chief: str) -> Table:
+def _arms_table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chief: str) -> Table:
     seeds = len(comparison["seeds"])
     asked = comparison["questions"] if names[0] != "loss" else comparison["loss_examples"]
     title = f"{asked:,} held-out questions, {seeds} seed{'s' * (seeds > 1)}; 95% intervals below each number"
@@ -63,20 +69,20 @@ def _table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chief: st
     table.add_column("Holm p", justify="right", no_wrap=True)
     for arm in arms:
         style = "bold" if arm["kind"] == "federated" else ""
-        cells = [_interval(arm["measures"][name], *_unit(name)) for name in names]
+        cells = [_interval(arm["measures"][name], *_format(name)) for name in names]
         row = _difference(comparison, arm["name"], chief)
         relative = _relative(row["relative"]) if row else ""
-        table.add_row(_named(arm), *cells, relative, _p(row["p_holm"]) if row else "", style=style)
+        table.add_row(_arm_label(arm), *cells, relative, _p_value(row["p_holm"]) if row else "", style=style)
     return table
 
 
-def _named(arm: Row) -> str:
-    """The arm, and for a local one what its client knows."""
+def _arm_label(arm: Row) -> str:
+    """The arm's name, and below that of a local one its client's categories."""
     own = ", ".join(arm["categories"]) if arm["kind"] == "local" else ""
     return f"{arm['name']}\n{own}" if own else str(arm["name"])
 
 
-def _categories(arms: Sequence[Row], chief: str, label: str) -> Table:
+def _category_table(arms: Sequence[Row], chief: str, label: str) -> Table:
     """The chief measure by category and arm, in whole percent; the report has the decimals."""
     names = sorted({name for arm in arms for name in arm["category"][chief]})
     title = f"{label} by category"
@@ -91,20 +97,21 @@ def _categories(arms: Sequence[Row], chief: str, label: str) -> Table:
 
 
 def _difference(comparison: Row, arm: str, measure: str) -> Row | None:
-    found = [row for row in comparison["differences"] if (row["arm"], row["measure"]) == (arm, measure)]
-    return found[0] if found else None
+    rows = (row for row in comparison["differences"] if (row["arm"], row["measure"]) == (arm, measure))
+    return next(rows, None)
 
 
 def _sentences(comparison: Row, chief: str) -> list[str]:
-    """All of them on the chief measure; each arm's own where it is not settled."""
+    """Those about the whole comparison, then those about each arm on the chief measure."""
     return [
         *comparison["says"],
         *(row["says"] for row in comparison["differences"] if row["measure"] == chief),
     ]
 
 
-def _unit(name: str) -> tuple[int, float]:
-    return (3, 1) if name == "loss" else (1, 100)
+def _format(measure: str) -> tuple[int, float]:
+    """Digits after the point, and the factor to multiply by."""
+    return (3, 1) if measure == "loss" else (1, 100)
 
 
 def _interval(row: Row | None, places: int, factor: float) -> str:
@@ -115,7 +122,7 @@ def _interval(row: Row | None, places: int, factor: float) -> str:
 
 
 def _relative(row: Row) -> str:
-    """An arm near 0 has no ratio worth three decimals."""
+    """The ratio federated / arm; only its lower bound if the arm is near 0."""
     if row["high"] is None:
         return "-" if row["low"] is None else f"> {row['low']:.0f}"
     return _interval(row, 3, 1)
@@ -125,5 +132,5 @@ def _number(value: float | None, places: int, factor: float) -> str:
     return "?" if value is None else f"{factor * value:.{places}f}"
 
 
-def _p(value: float) -> str:
+def _p_value(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"

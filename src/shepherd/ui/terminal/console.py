@@ -1,4 +1,4 @@
-"""The console of everything that is printed: no text of others acts on it, be it markup or an escape."""
+"""A console that prints text of others literally: neither markup nor control characters take effect."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from shepherd.visible import shown
 
 
 class PlainConsole(Console):
-    """A console that takes a text for a text: no markup, and what would act on a terminal is made visible."""
+    """A rich console without markup, in which control characters are printed as escapes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """The text with its control characters as escapes, before rich leaves some of them out."""
+        """The text with control characters as escapes, since rich would drop some of them."""
         return super().render_str(shown(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich does, and once more for a `Text` that was made without `styled`."""
+        """The segments with control characters as escapes, also those of a `Text` made without `styled`."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=shown(segment.text))
 
 
 def styled(text: object, style: str = "", **options: Any) -> Text:
-    """A text of others in a style; the arguments are those of rich's `Text`."""
+    """A rich `Text` of a text of others, in a style; the options are those of `Text`."""
     return Text(shown(text), style=style, **options)

@@ -1,4 +1,4 @@
-"""Figures as a person reads them: pure functions from the log's rows to numbers and short texts."""
+"""Figures of a run under way: pure functions from the log's rows to numbers and short texts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from shepherd.io.progress import Progress, duration
 
 Row = Mapping[str, Any]
 _BARS = "▁▂▃▄▅▆▇█"
-_RECENT = 5
+_RECENT_ROUNDS = 5
 
 
 def count(number: float) -> str:
-    """A whole number in groups of three digits, with commas wherever numbers are printed.
+    """A number rounded to a whole one, with commas between groups of three digits.
 
     >>> count(1234567.2)
     '1,234,567'
@@ -23,7 +23,7 @@ def count(number: float) -> str:
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
-    """The last `width` values as bars between their own least and greatest.
+    """The last `width` values as bars, scaled between the smallest and the largest of them.
 
     >>> sparkline([3, 2, 1, 1])
     '█▅▁▁'
@@ -35,13 +35,13 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
 
 
 def held_out(rows: Sequence[Row]) -> list[float]:
-    """The held-out losses in the order of the rounds, where they were taken."""
+    """Held-out losses in the order of the rounds; rounds without a score are left out."""
     losses = (row.get("heldout", {}).get("loss") for row in rows)
     return [loss for loss in losses if loss is not None]
 
 
 def tokens_per_second(rows: Sequence[Row], progress: Progress | None) -> float | None:
-    """Of the round under way, else of the last tuning; None while there is nothing to measure."""
+    """Speed of the round under way, else of the last finished one; None before there is one."""
     if progress is not None and progress.seconds > 0 and progress.tokens:
         return progress.tokens / progress.seconds
     for row in reversed(rows):
@@ -51,25 +51,25 @@ def tokens_per_second(rows: Sequence[Row], progress: Progress | None) -> float |
 
 
 def time_left(rows: Sequence[Row], until: int, progress: Progress | None) -> float | None:
-    """Seconds to the end of round `until`: the median of the last rounds, less what this one has used.
+    """Seconds to the end of round `until`, by the median of the last rounds less what this one has used.
 
-    Before any round is finished, each is taken to go on as this one; None before its first tokens.
+    Before any round is finished, the estimate is from the one under way; None before its first tokens.
     """
     trained = [row for row in rows if row["round"] > 0]
     if not trained:
         return progress.left() if progress is not None else None
     under_way = progress.seconds if progress is not None else 0.0
-    each = median(row["seconds"]["round"] for row in trained[-_RECENT:])
+    each = median(row["seconds"]["round"] for row in trained[-_RECENT_ROUNDS:])
     rest = until - trained[-1]["round"]
     return max(0.0, each * rest - under_way) if rest > 0 else 0.0
 
 
 def line(row: Row, rows: Sequence[Row], until: int) -> str:
-    """One finished round as one line for a log. `rows` ends with `row`."""
+    """A finished round as one line for a log. `rows` ends with `row`."""
     number = row["round"]
     parts = [f"round {number}/{until}" if number else "before training"]
     if number:
-        trained = f"loss {_loss(row['loss'])}" if row["cohort"] else "nobody was drawn"
+        trained = f"loss {_loss(row['loss'])}" if row["cohort"] else "no client drawn"
         parts += [f"clients {len(row['cohort'])}", trained]
     if "heldout" in row:
         parts.append(f"held out {_loss(row['heldout']['loss'])}")
@@ -82,9 +82,9 @@ def line(row: Row, rows: Sequence[Row], until: int) -> str:
 
 
 def failures(row: Row) -> list[str]:
-    """One sentence a client that gave no usable update in the round."""
-    said = row.get("failures", {}).items()
-    return [f"round {row['round']}: no usable update from {client} ({reason})" for client, reason in said]
+    """One sentence for each client without a usable update in the round."""
+    found = row.get("failures", {}).items()
+    return [f"round {row['round']}: no usable update from {client} ({reason})" for client, reason in found]
 
 
 def _loss(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The display of a run under way: live on a terminal, plain lines where there is none."""
+"""The display of a run under way: live on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from shepherd.io import progress as signs
+from shepherd.io import progress
 from shepherd.io.progress import Progress, duration
 from shepherd.ui.terminal import figures
 from shepherd.ui.terminal.console import PlainConsole, styled
@@ -23,83 +23,83 @@ from shepherd.visible import shown_line
 
 
 class Display(Protocol):
-    """What the loop tells the person. Everything may be called at any time, in any order, by any thread."""
+    """Where a run reports to the person. Methods may be called at any time, in any order, by any thread."""
 
     level: int
-    """Of the records of `shepherd.io.progress` that it wants to hear."""
+    """Lowest level of the records of `shepherd.io.progress` that it shows."""
 
     def echo(self, text: str) -> None:
-        """One line on what is being prepared or has happened."""
+        """Show one line about what is being prepared or has happened."""
 
-    def hear(self, record: logging.LogRecord) -> None:
-        """What `shepherd.io.progress` logs: how far the work is."""
+    def on_progress(self, record: logging.LogRecord) -> None:
+        """Show a record of `shepherd.io.progress`: how far the work is."""
 
     def begin(self, title: str, until: int, rows: Sequence[Row]) -> None:
-        """The run is ready: `rows` are its finished rounds, `until` is its last one."""
+        """Begin the display of a run: `rows` are its finished rounds, `until` is its last one."""
 
     def row(self, row: Row) -> None:
-        """A round is finished, as its row in the log says. A round that is known already is no news."""
+        """Show a finished round by its row in the log. A round that was shown already is ignored."""
 
 
 @contextmanager
 def display(stream: TextIO | None = None) -> Iterator[Display]:
-    """A live display where `stream` (stdout) is a terminal, plain lines where it is not.
+    """A live display if `stream` (stdout) is a terminal, else plain lines.
 
     It shows what the logger "shepherd" gets, in place of any display around it.
     """
     stream = stream or sys.stdout
     if not stream.isatty() or os.environ.get("TERM") == "dumb":
         plain = PlainDisplay(stream)
-        with _listening(plain):
+        with _logging_to(plain):
             yield plain
         return
     live = LiveDisplay(PlainConsole(stream))
     try:
-        with _listening(live):
+        with _logging_to(live):
             yield live
     finally:
         live.stop()
 
 
 @contextmanager
-def lines(stream: TextIO | None = None) -> Iterator[Display]:
-    """As `display`, with plain lines on a terminal too: for what is no run."""
+def plain_lines(stream: TextIO | None = None) -> Iterator[Display]:
+    """A display with plain lines on a terminal too, for work that is not one run."""
     plain = PlainDisplay(stream or sys.stdout)
-    with _listening(plain):
+    with _logging_to(plain):
         yield plain
 
 
 class _Handler(logging.Handler):
-    """From the log to a display."""
+    """Passes log records on to a display."""
 
-    def __init__(self, to: Display) -> None:
+    def __init__(self, display: Display) -> None:
         super().__init__()
-        self._to = to
+        self._display = display
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == signs.log.name:
-            self._to.hear(record)
+        if record.name == progress.log.name:
+            self._display.on_progress(record)
         else:
-            self._to.echo(record.getMessage())
+            self._display.echo(record.getMessage())
 
 
 @contextmanager
-def _listening(to: Display) -> Iterator[None]:
+def _logging_to(target: Display) -> Iterator[None]:
     root = logging.getLogger("shepherd")
-    before = root.handlers, root.level, signs.log.level
-    root.handlers = [_Handler(to)]
+    before = root.handlers, root.level, progress.log.level
+    root.handlers = [_Handler(target)]
     root.setLevel(logging.INFO)
-    signs.log.setLevel(to.level)
+    progress.log.setLevel(target.level)
     try:
         yield
     finally:
         root.handlers = before[0]
         root.setLevel(before[1])
-        signs.log.setLevel(before[2])
+        progress.log.setLevel(before[2])
 
 
 class PlainDisplay:
-    """A line a round, and one at least every half minute within it; flushed, with no control characters."""
+    """One line for each round, and one at least every half minute in between, without control characters."""
 
     level = logging.INFO
 
@@ -111,10 +111,10 @@ class PlainDisplay:
     def echo(self, text: str) -> None:
         try:
             print(shown_line(text), file=self._stream, flush=True)
-        except BrokenPipeError:  # of `| head`, say: nobody reads on, and the work goes on all the same
-            _silence(self._stream)
+        except BrokenPipeError:  # the reader has gone, as with `| head`; the work continues
+            _discard(self._stream)
 
-    def hear(self, record: logging.LogRecord) -> None:
+    def on_progress(self, record: logging.LogRecord) -> None:
         self.echo(record.getMessage())
 
     def begin(self, title: str, until: int, rows: Sequence[Row]) -> None:
@@ -122,7 +122,7 @@ class PlainDisplay:
         self.echo(title)
 
     def row(self, row: Row) -> None:
-        if _known(row, self._rows):
+        if _is_shown(row, self._rows):
             return
         self._rows.append(row)
         for failure in figures.failures(row):
@@ -130,15 +130,15 @@ class PlainDisplay:
         self.echo(figures.line(row, self._rows, self._until))
 
 
-def _silence(stream: TextIO) -> None:
-    """Send what is still written there nowhere, also what waits in its buffer."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+def _discard(stream: TextIO) -> None:
+    """Drop what is written to the stream from now on, and what is still in its buffer."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 class LiveDisplay:
-    """Round, clients, losses, speed and time left, drawn again a few times a second."""
+    """Round, clients, losses, speed and time left, redrawn a few times a second."""
 
     level = logging.DEBUG
 
@@ -157,17 +157,17 @@ class LiveDisplay:
         self._title, self._until, self._rows = title, until, list(rows)
         self._live.start()
 
-    def hear(self, record: logging.LogRecord) -> None:
-        told = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        if isinstance(told, Progress):
-            self._progress, self._now = told, ""
+    def on_progress(self, record: logging.LogRecord) -> None:
+        argument = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        if isinstance(argument, Progress):
+            self._progress, self._now = argument, ""
         elif self._live.is_started:
             self._now = record.getMessage()
         elif record.levelno >= logging.INFO:
             self.echo(record.getMessage())
 
     def row(self, row: Row) -> None:
-        if _known(row, self._rows):
+        if _is_shown(row, self._rows):
             return
         self._rows.append(row)
         self._progress = None
@@ -175,16 +175,16 @@ class LiveDisplay:
             self.echo(failure)
 
     def stop(self) -> None:
-        """Leave the last picture on the screen. Does nothing a second time."""
+        """End the live display; its last picture stays on the screen. A second call does nothing."""
         if self._live.is_started:
             self._live.stop()
 
     def draw(self) -> Group:
-        """The picture now. Called by rich's own thread, so it only reads."""
+        """The lines to show now. Rich calls it from its own thread, so it only reads."""
         title = styled(shown_line(self._title), "bold", overflow="ellipsis", no_wrap=True)
-        return Group(title, self._figures())
+        return Group(title, self._table())
 
-    def _figures(self) -> Table:
+    def _table(self) -> Table:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(no_wrap=True, overflow="ellipsis")
@@ -202,8 +202,8 @@ class LiveDisplay:
         if now:
             yield "clients", f"{now.clients_done} of {cohort}", _bar(now.clients_done, cohort)
         losses = [row["loss"] for row in rows if row.get("loss") is not None]
-        yield "loss", _last([*losses, now.loss] if now and now.tokens else losses), self._spark(losses)
-        yield "held out", _last(figures.held_out(rows)), self._spark(figures.held_out(rows))
+        yield "loss", _latest([*losses, now.loss] if now and now.tokens else losses), self._spark(losses)
+        yield "held out", _latest(figures.held_out(rows)), self._spark(figures.held_out(rows))
         speed = figures.tokens_per_second(rows, now)
         yield "speed", f"{figures.count(speed)} tokens/s" if speed else "-", ""
         left = figures.time_left(rows, self._until, now)
@@ -219,9 +219,9 @@ def _bar(done: float, total: int) -> ProgressBar:
     return ProgressBar(total=max(total, 1), completed=done, width=30)
 
 
-def _last(values: Sequence[float]) -> str:
+def _latest(values: Sequence[float]) -> str:
     return f"{values[-1]:.4f}" if values else "-"
 
 
-def _known(row: Row, rows: Sequence[Row]) -> bool:
+def _is_shown(row: Row, rows: Sequence[Row]) -> bool:
     return bool(rows) and row["round"] <= rows[-1]["round"]

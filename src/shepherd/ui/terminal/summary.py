@@ -1,4 +1,4 @@
-"""The end of a run: scores before and after, where the adapter is, and what to try next."""
+"""Print the end of a run: scores before and after, where the adapter is, and what to try next."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Pair = tuple[float | None, float | None]
 _NONE: Pair = (None, None)
 
 
-def summary(
+def print_summary(
     folder: Path, rows: Sequence[Row], finished: Mapping[str, Any], stream: TextIO | None = None
 ) -> None:
-    """Print the final table. `finished` is what `Run.finish` gave, `rows` is the whole log."""
+    """Print the final table; `finished` is from `Run.finish`, `rows` is the whole log."""
     console = PlainConsole(stream)
     answers: Mapping[str, Pair] = finished.get("answers") or {}
     losses = loss_by_category(rows)
@@ -30,14 +30,14 @@ def summary(
         console.print(_table(answers, losses))
     for sentence in finished.get("remarks", ()):
         console.print(sentence, soft_wrap=True)
-    console.print(f"{_seen(rows)}Adapter: {finished['adapter']}\n", soft_wrap=True)
+    console.print(f"{_effort(rows)}Adapter: {finished['adapter']}\n", soft_wrap=True)
     console.print("Try next:")
-    for command in _next(folder):
+    for command in _next_commands(folder):
         console.print(f"  {command}", soft_wrap=True)
 
 
 def loss_by_category(rows: Sequence[Row]) -> dict[str, Pair]:
-    """Held-out response loss by category as (of the base, after the last scored round), and "all"."""
+    """Held-out response loss (before training, after the last scored round) by category and for "all"."""
     scored = [row["heldout"] for row in rows if "heldout" in row]
     if not scored:
         return {}
@@ -72,8 +72,8 @@ def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _seen(rows: Sequence[Row]) -> str:
-    """How much of the clients' data has been trained on, and the time it took."""
+def _effort(rows: Sequence[Row]) -> str:
+    """Rounds, time, and how much of the clients' data has been trained on."""
     trained = [row for row in rows if row["round"] > 0]
     if not trained:
         return ""
@@ -83,7 +83,7 @@ def _seen(rows: Sequence[Row]) -> str:
     return f"{len(trained)} round{'s' * (len(trained) > 1)} in {took}{covered}.\n"
 
 
-def _next(folder: Path) -> list[str]:
+def _next_commands(folder: Path) -> list[str]:
     name = shlex.quote(str(folder))
     return [
         f'shepherd generate {name} "Name three animals."',

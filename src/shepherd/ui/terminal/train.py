@@ -1,4 +1,4 @@
-"""A run that goes through its rounds on the display, wherever its clients are."""
+"""Train a run on the display, in this process or over sites."""
 
 from __future__ import annotations
 
@@ -12,69 +12,67 @@ from shepherd.io.paths import short
 from shepherd.run.folder import is_over_silos, is_run
 from shepherd.run.log import read_rows
 from shepherd.ui.terminal.running import Display, display
-from shepherd.ui.terminal.summary import summary
+from shepherd.ui.terminal.summary import print_summary
 
 if TYPE_CHECKING:
     from shepherd.run.run import Run
     from shepherd.silos.coordinator.coordinate import SilosRun
 
-Opened = Callable[[], "Run | SilosRun"]
+OpenRun = Callable[[], "Run | SilosRun"]
 
 
-def train(opened: Opened, folder: Path) -> None:
-    """Go through a run's rounds and finish it, with its final table.
+def train(open_run: OpenRun, folder: Path) -> None:
+    """Train a run to its end and print its final table.
 
     Raises:
-        KeyboardInterrupt: it was stopped; the message says how to go on.
+        KeyboardInterrupt: the run was stopped; the message says how to continue it.
     """
     try:
-        with display() as seen:
-            going = opened()
-            with closing(going):
-                _rounds(going, seen)
-                finished = going.finish()
-        summary(folder, read_rows(folder), finished)
+        with display() as shown, closing(open_run()) as run:
+            _show_rounds(run, shown)
+            finished = run.finish()
+        print_summary(folder, read_rows(folder), finished)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(stopped(folder)) from None
+        raise KeyboardInterrupt(stop_message(folder)) from None
 
 
-def shown(opened: Opened) -> None:
-    """Go through a run's rounds; a comparison answers for all its arms later."""
-    with display() as seen:
-        going = opened()
-        with closing(going):
-            _rounds(going, seen)
-            going.finish(answer=False)
+def train_arm(open_run: OpenRun) -> None:
+    """Train a run as an arm of a comparison, which generates the answers of all arms later."""
+    with display() as shown, closing(open_run()) as run:
+        _show_rounds(run, shown)
+        run.finish(answer=False)
 
 
-def stopped(folder: Path, command: str = "resume") -> str:
-    """What a stopped run has finished, and how to go on with it."""
+def stop_message(folder: Path, command: str = "resume") -> str:
+    """A sentence on how far a stopped run came, and how to continue it by `resume` or `compare`."""
     if not is_run(folder):
         return "stopped before the run began"
     done, name = max((row["round"] for row in read_rows(folder)), default=0), shlex.quote(str(folder))
     if command == "compare":
-        return f"stopped after round {done}; what is made is kept: give the same command again"
-    if is_over_silos(folder) and _goes_on(folder):
         return (
-            f"followed to round {done}; the run goes on at the server: watch it again with `shepherd resume"
-            f" {name}`, or end it with `shepherd silos stop {name}`"
+            f"stopped after round {done}; what is finished is kept: give the same command again to continue"
         )
-    return f"stopped after round {done}; go on with: shepherd resume {name}"
+    if is_over_silos(folder) and _has_job(folder):
+        return (
+            f"stopped following after round {done}; the run continues at the server: follow it again with"
+            f" `shepherd resume {name}`, or end it with `shepherd silos stop {name}`"
+        )
+    return f"stopped after round {done}; continue with: shepherd resume {name}"
 
 
-def _goes_on(folder: Path) -> bool:
-    """Whether a run over silos has a job at the server, as far as its folder says."""
+def _has_job(folder: Path) -> bool:
+    """Whether a run over sites has a job at the server, by its run folder."""
     from shepherd.silos.coordinator import state_file
 
     return state_file.recorded(folder)[2] is not None and not state_file.is_finished(folder)
 
 
-def _rounds(going: Run | SilosRun, seen: Display) -> None:
-    seen.begin(_title(going), going.until, read_rows(going.folder))
-    for _, row in going.rounds():
-        for base in read_rows(going.folder)[: row["round"] == 1]:  # scored before the first round
-            seen.row(base)
-        seen.row(row)
+def _show_rounds(run: Run | SilosRun, shown: Display) -> None:
+    shown.begin(_title(run), run.until, read_rows(run.folder))
+    for _, row in run.rounds():
+        for base in read_rows(run.folder)[: row["round"] == 1]:  # scored before the first round
+            shown.row(base)
+        shown.row(row)
 
 
 def _title(run: Run | SilosRun) -> str:

@@ -1,4 +1,4 @@
-"""What a judge said of arms: the paper's table of sums, or win rates; an interval beside every number."""
+"""Print a judge's verdicts: the sums of the FedIT paper, or win rates, each number with its interval."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from shepherd.ui.terminal.console import PlainConsole, styled
 Row = Mapping[str, Any]
 
 
-def judged(judge: Row, stream: TextIO | None = None) -> None:
-    """Print the judge's part of a comparison: `Result.row()`, or comparison.json's `judge`."""
+def print_verdicts(judge: Row, stream: TextIO | None = None) -> None:
+    """Print the judge's part of a comparison: `Result.row()`, or `judge` of comparison.json."""
     console = PlainConsole(stream)
     rows = judge["rows"]
     if rows:
-        console.print(_fedit(judge, rows) if judge["protocol"] == "fedit" else _pairwise(judge, rows))
+        console.print(
+            _fedit_table(judge, rows) if judge["protocol"] == "fedit" else _pairwise_table(judge, rows)
+        )
     if len(judge.get("strengths", ())) > 2:
-        console.print(_strengths(judge["strengths"]))
+        console.print(_strength_table(judge["strengths"]))
     for sentence in judge["says"]:
         console.print(sentence, soft_wrap=True)
     console.print(
@@ -28,8 +30,8 @@ def judged(judge: Row, stream: TextIO | None = None) -> None:
     )
 
 
-def _fedit(judge: Row, rows: list[Row]) -> Table:
-    table = _table(judge, "first", "sum", "second", "sum", "of", "second / first")
+def _fedit_table(judge: Row, rows: list[Row]) -> Table:
+    table = _empty_table(judge, "first", "sum", "second", "sum", "of", "second / first")
     for row in rows:
         table.add_row(
             row["first"],
@@ -42,8 +44,8 @@ def _fedit(judge: Row, rows: list[Row]) -> Table:
     return table
 
 
-def _pairwise(judge: Row, rows: list[Row]) -> Table:
-    table = _table(judge, "first", "second", "win", "tie", "loss", "win rate %", "at equal length %")
+def _pairwise_table(judge: Row, rows: list[Row]) -> Table:
+    table = _empty_table(judge, "first", "second", "win", "tie", "loss", "win rate %", "at equal length %")
     for row in rows:
         table.add_row(
             row["first"],
@@ -55,7 +57,7 @@ def _pairwise(judge: Row, rows: list[Row]) -> Table:
     return table
 
 
-def _strengths(rows: list[Row]) -> Table:
+def _strength_table(rows: list[Row]) -> Table:
     table = Table(box=box.SIMPLE)
     table.add_column("arm", overflow="fold")
     table.add_column("Bradley-Terry,\nlog odds", justify="right", no_wrap=True)
@@ -64,7 +66,7 @@ def _strengths(rows: list[Row]) -> Table:
     return table
 
 
-def _table(judge: Row, *columns: str) -> Table:
+def _empty_table(judge: Row, *columns: str) -> Table:
     title = f"Judged by {judge['model']} ({judge['protocol']}, {judge['questions']:,} questions)"
     table = Table(box=box.SIMPLE, title=styled(title), title_justify="left", padding=(0, 1, 0, 0))
     for name in columns:
@@ -74,7 +76,7 @@ def _table(judge: Row, *columns: str) -> Table:
 
 
 def interval(row: Row, places: int, unit: float = 1.0) -> str:
-    """A number and below it its 95% interval; "-" where there is no finite one.
+    """A number and, on the next line, its 95% interval; "-" stands for a number that is not finite.
 
     >>> interval({"value": 1.1553, "low": 1.05, "high": None}, 3).split("\\n")
     ['1.155', '[1.050, -]']

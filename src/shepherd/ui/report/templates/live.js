@@ -40,7 +40,7 @@ async function look() {
     }
     tell("Live: the page follows the run.");
   } catch {
-    tell("Not live: the server does not answer. The page stays as it was.");
+    tell("Not live: the server does not answer. The page shows the last known state.");
   }
   setTimeout(look, EVERY);
 }

@@ -1,4 +1,4 @@
-"""What a run says of itself where no comparison was made: the untrained base against its last round."""
+"""Arms, sentences and samples of a run without a comparison: the untrained base and its last round."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 from shepherd.ui.report.reading import Row, number, numbers, table, text
 
-SAMPLES = 3
-"""Answers shown of each category."""
-_ALL = "\0"  # no category: `plain` would not let it through
+SAMPLES_PER_CATEGORY = 3
+_ALL = "\0"  # cannot be the name of a category
 
 
 def arms(rows: Sequence[Row], answered: Sequence[Row]) -> list[Row]:
@@ -25,11 +24,11 @@ def arms(rows: Sequence[Row], answered: Sequence[Row]) -> list[Row]:
 
 
 def _arm(name: str, heldout: Row, right: Mapping[str, float], rows: Sequence[Row]) -> Row:
-    losses = {category: _bare(value) for category, value in numbers(heldout.get("category")).items()}
+    losses = {category: _point(value) for category, value in numbers(heldout.get("category")).items()}
     by_client = {client: loss for client, loss in numbers(heldout.get("client")).items() if loss is not None}
     worst = max(by_client, key=lambda client: by_client[client], default=None)
-    shares = {category: _bare(value) for category, value in right.items() if category != _ALL}
-    measures = {"right": _bare(right.get(_ALL)), "loss": _bare(number(heldout.get("loss")))}
+    shares = {category: _point(value) for category, value in right.items() if category != _ALL}
+    measures = {"right": _point(right.get(_ALL)), "loss": _point(number(heldout.get("loss")))}
     return {
         "name": name,
         "kind": name,
@@ -57,7 +56,7 @@ def _trained(rows: Sequence[Row]) -> Row:
     }
 
 
-def _bare(value: float | int | None) -> Row | None:
+def _point(value: float | int | None) -> Row | None:
     return None if value is None else {"value": value, "low": None, "high": None}
 
 
@@ -66,7 +65,7 @@ def _known(values: Mapping[str, Row | None]) -> Row:
 
 
 def _right(answered: Sequence[Row], key: str) -> dict[str, float]:
-    """Category -> share of right answers, and `_ALL` over all questions."""
+    """Share of right answers by category, and under `_ALL` over all questions."""
     verdicts: dict[str, list[bool]] = defaultdict(list)
     for row in answered:
         if isinstance(row.get(key), bool):
@@ -79,64 +78,64 @@ def _right(answered: Sequence[Row], key: str) -> dict[str, float]:
 
 
 def says(rows: Sequence[Row], answered: Sequence[Row], status: Mapping[str, Any]) -> list[str]:
-    """What a run without a comparison allows one to say."""
+    """Sentences about a run without a comparison."""
     if not rows:
         return ["No round is finished yet, so there is nothing to show."]
-    said = [_loss_says(rows), _right_says(answered), _last_word(status)]
-    return [sentence for sentence in said if sentence]
+    sentences = [_loss_sentence(rows), _right_sentence(answered), _status_sentence(status)]
+    return [sentence for sentence in sentences if sentence]
 
 
-def _last_word(status: Mapping[str, Any]) -> str:
+def _status_sentence(status: Mapping[str, Any]) -> str:
     if status["state"] == "finished":
-        return "Whether federation was worth it takes other arms: `shepherd compare` trains and scores them."
-    return f"The run is {status['says']}: these figures are not its last."
+        return "To see whether federation is worth it, train and score other arms with `shepherd compare`."
+    return f"The run is {status['says']}: these figures are not final."
 
 
-def _loss_says(rows: Sequence[Row]) -> str:
+def _loss_sentence(rows: Sequence[Row]) -> str:
     scored = [(row["round"], number(table(row.get("heldout")).get("loss"))) for row in rows]
     known = [(place, loss) for place, loss in scored if loss is not None]
     if len(known) > 1:
         (_, first), (place, last) = known[0], known[-1]
         return (
-            f"Held-out loss {_went(first, last)} from {first:.3f} to {last:.3f} nats a response token"
+            f"Held-out loss {_change(first, last)} from {first:.3f} to {last:.3f} nats a response token"
             f" by round {place}."
         )
     if known:
         return f"Before training, held-out loss is {known[0][1]:.3f} nats a response token."
-    return _training_says(rows)
+    return _training_sentence(rows)
 
 
-def _training_says(rows: Sequence[Row]) -> str:
+def _training_sentence(rows: Sequence[Row]) -> str:
     losses = [loss for row in rows if (loss := number(row.get("loss"))) is not None]
     if not losses:
-        return "Nothing was scored yet."
+        return "Nothing has been scored yet."
     return (
-        f"Nothing is held out. The clients' training loss {_went(losses[0], losses[-1])} from"
+        f"Nothing is held out. The clients' training loss {_change(losses[0], losses[-1])} from"
         f" {losses[0]:.3f} to {losses[-1]:.3f} nats a token, which says little about new data."
     )
 
 
-def _went(first: float, last: float) -> str:
+def _change(first: float, last: float) -> str:
     return "fell" if last < first else "rose" if last > first else "stayed"
 
 
-def _right_says(answered: Sequence[Row]) -> str:
+def _right_sentence(answered: Sequence[Row]) -> str:
     before = [row["right_before"] for row in answered if isinstance(row.get("right_before"), bool)]
     after = [row["right_after"] for row in answered if isinstance(row.get("right_after"), bool)]
     if not before or not after:
         return ""
     return (
-        f"Of {len(after)} held-out questions that a checker decides, the base alone answers {sum(before)}"
-        f" right and the trained adapter {sum(after)}."
+        f"Of {len(after)} held-out questions with a checker, the base answers {sum(before)} correctly and the"
+        f" trained adapter {sum(after)}."
     )
 
 
 def samples(answered: Sequence[Row]) -> list[Row]:
-    """The first few answers of each category, chosen without a look at whether they are right."""
+    """The first few answers of each category, whether they are right or not."""
     found: dict[str, list[Row]] = defaultdict(list)
     for row in answered:
         category = text(row.get("category"))
-        if len(found[category]) < SAMPLES:
+        if len(found[category]) < SAMPLES_PER_CATEGORY:
             found[category].append(_sample(row))
     return [sample for of_category in found.values() for sample in of_category]
 
@@ -148,7 +147,7 @@ def _sample(row: Row) -> Row:
 
 
 def sample(given: Row) -> Row:
-    """One question with the arms' answers; `right` is None where nothing decided it."""
+    """One question with the arms' answers; `right` is None for an answer without a checker."""
     answers = {arm: table(answer) for arm, answer in table(given.get("answers")).items()}
     return {
         **{key: text(given.get(key)) for key in ("category", "instruction", "context", "expected")},

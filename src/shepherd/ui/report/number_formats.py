@@ -1,4 +1,4 @@
-"""Numbers as a person reads them.
+"""Write numbers for the report.
 
 >>> share(0.6251), loss(2.03149), signed_points(-0.031), data_size(1_440_000), duration(161)
 ('62.5%', '2.031', '−3.1', '1.44 MB', '161 s')
@@ -17,19 +17,22 @@ def _minus(text: str) -> str:
 
 
 def loss(value: float) -> str:
+    """Three digits after the point."""
     return _minus(f"{value:.3f}")
 
 
 def share(value: float) -> str:
+    """A share of 1 in percent, with one digit."""
     return _minus(f"{100 * value:.1f}%")
 
 
 def whole_share(value: float) -> str:
+    """A share of 1 in whole percent."""
     return _minus(f"{100 * value:.0f}%")
 
 
 def count(value: float) -> str:
-    """Groups of three digits, apart by a thin space that does not break.
+    """A number with narrow no-break spaces between groups of three digits.
 
     >>> count(1234567), count(0.5)
     ('1\\u202f234\\u202f567', '0.5')
@@ -38,24 +41,28 @@ def count(value: float) -> str:
 
 
 def total(value: float) -> str:
+    """A sum of scores, with one digit."""
     return _minus(f"{value:,.1f}").replace(",", "\u202f")
 
 
 def signed_loss(value: float) -> str:
+    """A difference of losses, with its sign."""
     return _minus(f"{value:+.3f}")
 
 
 def signed_points(value: float) -> str:
-    """A difference of shares in percentage points."""
+    """A difference of shares in percentage points, with its sign."""
     return _minus(f"{100 * value:+.1f}")
 
 
 def ratio(value: float) -> str:
+    """A ratio, with three digits."""
     return _minus(f"{value:.3f}")
 
 
 def probability(value: float) -> str:
-    """
+    """A p-value, with three digits.
+
     >>> probability(0.0004), probability(0.0312), probability(1.0)
     ('< 0.001', '0.031', '1.000')
     """
@@ -63,7 +70,7 @@ def probability(value: float) -> str:
 
 
 def rate(value: float) -> str:
-    """Three figures that matter, however small the number.
+    """Three significant digits, however small the number.
 
     >>> rate(0.00015), rate(0.0421), rate(2.5e-06)
     ('0.00015', '0.0421', '2.5e−6')
@@ -75,7 +82,7 @@ def rate(value: float) -> str:
 
 
 def data_size(value: float) -> str:
-    """Bytes in powers of a thousand.
+    """Bytes in units of powers of 1000.
 
     >>> [data_size(n) for n in (0, 999, 1000, 71_600_000, 5e15)]
     ['0 B', '999 B', '1 kB', '71.6 MB', '5000 TB']
@@ -88,7 +95,8 @@ def data_size(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Seconds in the unit that fits.
+
     >>> [duration(s) for s in (0.0123, 7.25, 161, 3900, 200000)]
     ['0.012 s', '7.2 s', '161 s', '65 min', '55.6 h']
     """

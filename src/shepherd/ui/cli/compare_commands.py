@@ -1,0 +1,160 @@
+"""`shepherd compare`, `judge`, `report` and `watch`: arms against each other, and the page of a run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from shepherd.ui.cli.options import base_url, key_env, overrides, run_file, run_folder
+from shepherd.ui.cli.silos import agreed, echo, plugin, tracker, trust, wished
+
+
+@click.command()
+@run_file
+@overrides
+@click.option(
+    "--local", "locals_", multiple=True, metavar="CLIENT", help="Client to train alone.  [default: each one]"
+)
+@click.option(
+    "--arm",
+    "arms",
+    multiple=True,
+    metavar='"NAME: key=value ..."',
+    help="Federated variant to train as well.",
+)
+@click.option(
+    "--match",
+    type=click.Choice(["both", "steps", "examples"]),
+    default="both",
+    show_default=True,
+    help="What arms get equal numbers of; `both` trains the centralised arm twice, local ones by steps.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How often each arm is trained, with a seed for each time.",
+)
+@click.option("--max-calls", type=click.IntRange(min=0), help="Most requests to send to the judge.")
+@base_url
+@key_env
+@trust
+@plugin
+@tracker
+def compare(
+    run_file: Path,
+    overrides: tuple[str, ...],
+    locals_: tuple[str, ...],
+    arms: tuple[str, ...],
+    match: Literal["both", "steps", "examples"],
+    seeds: int,
+    max_calls: int | None,
+    base_url: str | None,
+    key_env: str | None,
+    remote_code: bool,
+    plugins: tuple[str, ...],
+    trackers: tuple[str, ...],
+) -> None:
+    """Train and score the arms: base, each client alone, all data in one place, federated.
+
+    What is already trained or scored is kept: to continue a stopped comparison, give the same command
+    again. With a [judge] in the run file, the answers are judged too.
+    """
+    from shepherd.compare.arms import CompareSpec, variant
+    from shepherd.overrides import read
+
+    given = {"judge.base_url": base_url, "judge.key_env": key_env}
+    judge_keys = (f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)
+    settings = read(run_file, (*wished(overrides, remote_code), *judge_keys))
+    consent = agreed(remote_code, plugins, trackers, base_url, key_env)
+    for arm in arms:
+        variant(arm)  # a mistake in it is reported before any training
+    if settings.judge.model:
+        from shepherd.judge.agreed import require_agreed
+
+        require_agreed(settings.judge, consent)
+    from shepherd.compare.comparison import compare
+    from shepherd.compare.judged_arms import judged
+    from shepherd.ui.terminal.comparison_table import print_comparison
+    from shepherd.ui.terminal.running import plain_lines
+    from shepherd.ui.terminal.train import stop_message, train_arm
+    from shepherd.ui.terminal.verdict_table import print_verdicts
+
+    asked = CompareSpec(locals=locals_ or None, variants=arms, match=match, seeds=seeds)
+    output = Path(settings.output)
+    try:
+        with plain_lines() as display:
+            found = compare(settings, asked, train=train_arm, consent=consent)
+            print_comparison(found)
+            if settings.judge.model:
+                found = judged(output, settings.judge, display.echo, max_calls, consent)
+                print_verdicts(found["judge"])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(stop_message(output, "compare")) from None
+    name = shlex.quote(str(output))
+    echo(f"\nTry next:\n  shepherd report {name}\n  shepherd chat {name}")
+
+
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path), metavar="A")
+@click.argument("second", type=click.Path(path_type=Path), metavar="B")
+@overrides
+@click.option(
+    "--questions",
+    metavar="FILE",
+    help='File, or "heldout", "vicuna", "mt-bench".  [default: as in the run file]',
+)
+@base_url
+@key_env
+@click.option("--model", help="Model of the judge.")
+@click.option("--max-calls", type=click.IntRange(min=0), help="Most requests to send.")
+@trust
+def judge(
+    first: Path,
+    second: Path,
+    overrides: tuple[str, ...],
+    max_calls: int | None,
+    remote_code: bool,
+    **options: str | None,
+) -> None:
+    """Have a judge compare two answers files, adapters or runs.
+
+    Under the protocol `fedit` the judge reads A's answer first, and B's sum is divided by A's. Any key of
+    [judge] can be overridden: protocol=fedit limit=80; the judge's address and the variable of its key only
+    by their options.
+    """
+    from shepherd.compare.judged_arms import judge_two
+    from shepherd.ui.terminal.running import plain_lines
+    from shepherd.ui.terminal.verdict_table import print_verdicts
+
+    given = {name: value for name, value in options.items() if value is not None}
+    consent = agreed(remote_code, base_url=options["base_url"], key_env=options["key_env"])
+    with plain_lines() as display:
+        found = judge_two(first, second, overrides, given, display.echo, max_calls, consent)
+    print_verdicts(found)
+
+
+@click.command()
+@run_folder
+def report(folder: Path) -> None:
+    """Write report.html, a page that needs no network, and report.json, the figures on it."""
+    from shepherd.ui.report import write
+
+    echo(f"wrote {write(folder)}")
+
+
+@click.command()
+@run_folder
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1.  [default: a free one]"
+)
+def watch(folder: Path, port: int) -> None:
+    """Serve the report of a run while it trains, on this machine only."""
+    from shepherd.ui.report import watch
+
+    watch(folder, port, echo)

@@ -1,0 +1,93 @@
+"""`shepherd data`: inspect the data of a run file before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from shepherd.errors import TemplateError
+from shepherd.io.progress import many
+from shepherd.ui.cli.options import overrides, run_file
+from shepherd.ui.cli.silos import agreed, echo, plugin, trust, wished
+
+if TYPE_CHECKING:
+    from shepherd.data.pipeline import Partition
+    from shepherd.settings import RunSettings
+
+
+@click.group()
+def data() -> None:
+    """Inspect the data of a run file before any training."""
+
+
+@data.command()
+@run_file
+@overrides
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Examples to show of each category.",
+)
+@trust
+@plugin
+def check(
+    run_file: Path, overrides: tuple[str, ...], samples: int, remote_code: bool, plugins: tuple[str, ...]
+) -> None:
+    """Show examples with their trained part marked, and what share is cut, dropped and masked."""
+    from shepherd.overrides import read
+    from shepherd.run.inspection import inspect_data
+    from shepherd.ui.terminal.data_tables import print_lint_report
+
+    settings = read(run_file, wished(overrides, remote_code))
+    found = inspect_data(settings, samples=samples, consent=agreed(remote_code, plugins))
+    print_lint_report(found.report)
+    _print_left_out(found.division, settings)
+    if not found.report.counts.kept:
+        raise TemplateError("no example is left to train on; change data.template or data.max_tokens")
+
+
+@data.command()
+@run_file
+@overrides
+@click.option(
+    "--plot",
+    is_flag=False,
+    flag_value="split.png",
+    metavar="[FILE.png]",
+    help="Also draw the table as a picture.",
+)
+@plugin
+def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins: tuple[str, ...]) -> None:
+    """Show how many examples of each category each client holds."""
+    from shepherd.data.files import left_out
+    from shepherd.data.pipeline import divide
+    from shepherd.data.plot import draw, holdings
+    from shepherd.overrides import read
+    from shepherd.ui.terminal.data_tables import print_holdings
+
+    settings = read(run_file, overrides)
+    division = divide(settings, plugins)
+    for name in left_out(settings.data.source):
+        echo(f"{name} is left out: files with such a name are for testing")
+    names, table = holdings(division.reading.examples, division.clients)
+    print_holdings(names, list(division.clients), table.tolist())
+    _print_left_out(division, settings)
+    if plot:
+        echo(f"wrote {draw(division.reading.examples, division.clients, plot)}")
+
+
+def _print_left_out(division: Partition, settings: RunSettings) -> None:
+    from shepherd.data.pipeline import division_remarks
+
+    held = division.held
+    left = many(held.duplicates, "duplicate"), many(len(division.reading.skipped), "bad row")
+    echo(
+        f"{many(len(held.train), 'example')} to train on, {len(held.heldout)} held out,"
+        f" {' and '.join(left)} left out"
+    )
+    for sentence in division_remarks(division, settings):
+        echo(sentence)

@@ -1,0 +1,64 @@
+"""`shepherd export` and `plugins`: an adapter for other programs, and what a run file can choose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from shepherd.ui.cli.options import overrides, run_folder
+from shepherd.ui.cli.silos import agreed, echo, plugin, trust
+
+
+@click.command()
+@run_folder
+@overrides
+@click.option(
+    "--to",
+    default="peft",
+    show_default=True,
+    metavar="FORM",
+    help="Exporter; `shepherd plugins exporters` lists them.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Folder to write to, new or empty.",
+)
+@click.option("--round", type=click.IntRange(min=1), help="Round of a kept checkpoint.  [default: the last]")
+@trust
+@plugin
+def export(
+    folder: Path,
+    overrides: tuple[str, ...],
+    to: str,
+    output: Path,
+    round: int | None,
+    remote_code: bool,
+    plugins: tuple[str, ...],
+) -> None:
+    """Write the adapter of a run for other programs: merged into its base, or in PEFT's layout.
+
+    Keys are those of the exporter: dtype=float16
+    """
+    from shepherd.run.export import export as write
+
+    write(folder, output, to, overrides, round=round, consent=agreed(remote_code, plugins))
+    echo(f"wrote {output}")
+
+
+@click.command("plugins")
+@click.argument("kinds", nargs=-1, metavar="[KIND ...]")
+@plugin
+def list_plugins(kinds: tuple[str, ...], plugins: tuple[str, ...]) -> None:
+    """List every plug-in that a run file can choose, with its keys: algorithms, splits and so on.
+
+    Plug-ins of other packages are listed from their metadata and imported only with --allow-plugin.
+    """
+    from shepherd import catalogue
+
+    for line in catalogue.lines(catalogue.kinds_named(kinds), plugins):
+        echo(line)

@@ -1,0 +1,63 @@
+"""What the owner of a site sees before it joins, in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+from shepherd.data.lint import Report
+from shepherd.data.tokens import Counts
+from shepherd.settings import parse
+from shepherd.silos.site.preview import Found, FoundBase, FoundData, Leaving
+from shepherd.silos.site.site_settings import SiteSettings
+from shepherd.ui.terminal.site_preview import print_preview
+from tests.ui.terminal.golden import require_golden
+
+COUNTS = Counts(examples=32, kept=32, cut=0, dropped={}, tokens=100, trained=25, cut_tokens=0)
+READY = Found(
+    site=SiteSettings.model_validate(
+        {"data": {"source": "/data/notes.csv"}, "policy": {"metrics": ["loss", "examples", "heldout"]}}
+    ),
+    run=parse({"model": {"base": "tiny"}, "data": {"source": "/data/notes.csv", "template": "plain"}}),
+    bases=(
+        FoundBase(name="tiny", folder="/models/tiny", digest="cb8d3f94"),
+        FoundBase(name="other", folder="/models/other", digest="0a1b2c3d", fault="another digest"),
+        FoundBase(name="gone"),
+    ),
+    data=FoundData(
+        report=Report(samples=(), counts=COUNTS, by_category={}, by_client={}),
+        examples=32,
+        heldout={"qa": 16, "poem": 16},
+        scored={"qa": 16, "other": 16},
+        duplicates=2,
+        skipped=("row 3 is empty",),
+    ),
+    leaving=Leaving(
+        base="tiny",
+        rank=8,
+        tensors={
+            "model.layers.0.self_attn.q_proj.lora_A.weight": (8, 64),
+            "model.layers.1.self_attn.q_proj.lora_A.weight": (8, 64),
+            "model.layers.0.self_attn.q_proj.lora_B.weight": (64, 8),
+        },
+        metrics=("loss",),
+    ),
+    policy=("An adapter has rank 16 at most.",),
+)
+
+
+def printed(found: Found) -> str:
+    stream = io.StringIO()
+    assert print_preview(found, stream) == (not found.faults)
+    return stream.getvalue()
+
+
+def test_a_site_that_is_ready() -> None:
+    require_golden("site_preview_ready", printed(READY))
+
+
+def test_a_site_with_something_to_fix() -> None:
+    found = replace(
+        READY, data=None, leaving=None, faults=("base other has another digest",), notes=("A [note].",)
+    )
+    require_golden("site_preview_faults", printed(found))
