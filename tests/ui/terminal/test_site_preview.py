@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from shepherd.data.lint import Report
 from shepherd.data.tokens import Counts
-from shepherd.settings import parse
+from shepherd.overrides import parse
 from shepherd.silos.site.preview import Found, FoundBase, FoundData, Leaving
 from shepherd.silos.site.site_settings import SiteSettings
 from shepherd.ui.terminal.site_preview import print_preview

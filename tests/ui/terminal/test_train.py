@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from shepherd.overrides import parse
 from shepherd.run import folder
-from shepherd.settings import parse
 from shepherd.ui.terminal.train import stop_message
 
 
