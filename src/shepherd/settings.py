@@ -13,7 +13,6 @@ import copy
 import logging
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -34,7 +33,7 @@ from pydantic import (
     model_validator,
 )
 
-from shepherd import legacy, paths
+from shepherd import legacy, paths, toml
 from shepherd.config import (
     Day,
     NonNegativeFloat,
@@ -448,8 +447,10 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
         SettingsError: the file is missing or not TOML, a key is unknown, or a value is impossible.
     """
     path = Path(path)
-    own = modern(_placed(_toml(path), path.absolute().parent, path), str(path))
+    own = modern(_placed(toml.read(path, "run file"), path.absolute().parent, path), str(path))
     changed = _overridden(copy.deepcopy(own), overrides)
+    if isinstance(output := changed.get("output"), str):
+        toml.require_no_escape(output, "output")
     return validated(RunSettings, _placed(changed, Path.cwd(), known=own), str(path))
 
 
@@ -476,7 +477,7 @@ def read_kept(path: Path) -> RunSettings:
     Raises:
         SettingsError: as `read`.
     """
-    return validated(RunSettings, _toml(path), str(path))
+    return validated(RunSettings, toml.read(path, "run file"), str(path))
 
 
 def parse(table: Mapping[str, Any], where: str = "the run settings") -> RunSettings:
@@ -495,15 +496,6 @@ def published(settings: RunSettings) -> RunSettings:
         table[name][key] = paths.short(table[name][key])
     table["output"] = paths.short(table["output"])
     return RunSettings.model_validate(table)
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise SettingsError(f"run file {path} cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"run file {path} is not TOML: {error}; fix that line") from error
 
 
 def _placed(
@@ -528,6 +520,8 @@ def _placed(
 def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
     here = Path.cwd() / text
     there = folder / os.path.expanduser(text)
+    if not os.path.exists(there):
+        toml.require_no_escape(text, key)
     if file is not None and not os.path.exists(there) and os.path.exists(here):
         log.warning(
             "run file %s: %s = %r is found from the current directory, which the next version will not do;"
@@ -630,7 +624,7 @@ def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
         if not paths.is_utf8(override):
             named = os.fsencode(override)
             raise SettingsError(f"override {named!r} is not UTF-8, as a run file is; rename what it names")
-        key, value = _translated(key.strip(), _value(text.strip()), table)
+        key, value = _translated(key.strip(), toml.value(text.strip()), table)
         *parents, last = key.split(".")
         inner = table
         for parent in parents:
@@ -649,13 +643,6 @@ def _translated(key: str, value: Any, table: dict[str, Any]) -> tuple[str, Any]:
         if (key, value) == ("federation.select", "all") and isinstance(table.get("selection"), dict):
             table["selection"].pop("share", None)  # which it does not have
     return new, value
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word: output=runs/two
 
 
 def plain(settings: RunSettings) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -18,7 +17,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, Field, Strict, model_validator
 from pydantic.fields import FieldInfo
 
-from shepherd import paths, world
+from shepherd import paths, toml, world
 from shepherd import settings as run_file
 from shepherd.config import Day, NonNegativeInt, PositiveFloat, PositiveInt, ShareBelowOne, Table
 from shepherd.errors import FolderError, SettingsError
@@ -222,19 +221,14 @@ def read(path: str | Path) -> SiteSettings:
         SettingsError: the file is missing or not TOML, a key is unknown, or a value is impossible.
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise SettingsError(f"site file {path} cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"site file {path} is not TOML: {error}; fix that line") from error
+    table = toml.read(path, "site file")
     return _placed(run_file.validated(SiteSettings, table, str(path)), path.absolute().parent)
 
 
 def _placed(site: SiteSettings, home: Path) -> SiteSettings:
     source, folders = site.data.source, [base.folder for base in site.bases]
-    data = source if source == WORLD else paths.placed(source, home)
-    bases = [folder if folder == TINY else paths.placed(folder, home) for folder in folders]
+    data = source if source == WORLD else _path(source, home, "data.source")
+    bases = [folder if folder == TINY else _path(folder, home, "bases.folder") for folder in folders]
     return site.model_copy(
         update={
             "data": site.data.model_copy(update={"source": data}),
@@ -244,6 +238,12 @@ def _placed(site: SiteSettings, home: Path) -> SiteSettings:
             ),
         }
     )
+
+
+def _path(text: str, home: Path, key: str) -> str:
+    if not os.path.exists(home / os.path.expanduser(text)):
+        toml.require_no_escape(text, key)
+    return paths.placed(text, home)
 
 
 def asked(tables: Mapping[str, Any]) -> RunSettings:
