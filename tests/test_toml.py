@@ -86,7 +86,7 @@ def test_a_path_that_is_there_may_hold_anything(tmp_path: Path) -> None:
 
 def test_quotation_marks_of_a_word_processor_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("[model]\nbase = “tiny”\n")
-    with pytest.raises(SettingsError, match="line 2.*typographic quotation marks"):
+    with pytest.raises(SettingsError, match=r"line 2.*typographic quotation marks"):
         toml.read(tmp_path / "a.toml", "run file")
 
 

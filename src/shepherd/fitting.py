@@ -203,7 +203,7 @@ def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[st
             f"{name} has few values: give --client {name} or --category {name} if it is one"
             for name in found.labels
         ),
-        *(f"{name} is left out, being for testing by its name" for name in files.left_out(data)),
+        *files.left_out(default.source),
     )
 
 

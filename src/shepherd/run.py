@@ -375,8 +375,9 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
 
 def _read(settings: RunSettings, base: bases.Base, consent: Consent) -> Prepared:
     log.info("reading %s", settings.data.source)
-    for name in left_out(settings.data.source):
-        log.info("%s is left out: files that begin so are for testing; rename it if it is a client's", name)
+    table = settings.data
+    for sentence in left_out(table.source, table.config, table.part):
+        log.info("%s", sentence)
     return prepare.prepare(settings, base.tokenizer, consent.plugins)
 
 

@@ -36,6 +36,8 @@ from pydantic import (
 from shepherd import legacy, paths, toml
 from shepherd.config import (
     Day,
+    Delimiter,
+    Encoding,
     NonNegativeFloat,
     NonNegativeInt,
     OpenTable,
@@ -137,7 +139,15 @@ class DataTable(Table):
     config: str | None = None
     """The configuration of a Hugging Face dataset."""
     part: str = "train"
-    """The split of a Hugging Face dataset."""
+    """The split of a Hugging Face dataset, or of several tables in one JSON file the key of one."""
+    delimiter: Delimiter = "auto"
+    """What is between two cells of a CSV or TSV file, such as ";" or "tab"; "auto" finds it."""
+    encoding: Encoding = "auto"
+    """Of the data's text files, such as "cp1252"; "auto" is UTF-8, or UTF-16."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of a CSV, TSV or Excel file that has no header."""
+    sheet: str = "auto"
+    """The sheet of an Excel file; "auto" is the only one that holds anything."""
     fields: FieldsTable = FieldsTable()
     category: str = "category"
     """The field that says what kind of instruction it is; "" where there is none."""

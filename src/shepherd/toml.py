@@ -65,7 +65,9 @@ def require_no_escape(text: str, key: str) -> None:
 def _hint(text: str, error: str) -> str:
     found = re.search(r"at line (\d+)", error)
     lines = text.split("\n")
-    line = lines[int(found[1]) - 1] if found else next((line for line in lines if _BACKSLASH.search(line)), "")
+    line = (
+        lines[int(found[1]) - 1] if found else next((line for line in lines if _BACKSLASH.search(line)), "")
+    )
     if hint := _single_quotes(line.rstrip("\r")):
         return hint
     if re.search("[\u201c\u201d\u201e\u2018\u2019\u201a\u00ab\u00bb]", line):

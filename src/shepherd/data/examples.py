@@ -14,6 +14,7 @@ from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.columns import listed
 from shepherd.data.folding import shows_nothing
+from shepherd.data.form import Form
 from shepherd.data.split import Split
 from shepherd.errors import BadRow, DataError
 from shepherd.settings import DataTable
@@ -93,7 +94,9 @@ def read(table: DataTable, split: Split, seed: int) -> Reading:
         BadRow: a row cannot be read and `on_bad_row` is "error"; names file, line, field and the fix.
         DataError: a file is missing, empty or unreadable, or no row of a source or of a client is left.
     """
-    parts = files.parts(table.source, table.config, table.part, folder_only=split.by_file)
+    parts = files.parts(
+        table.source, table.config, table.part, folder_only=split.by_file, form=Form.of(table)
+    )
     readings = {
         part.client: _gather(part.rows, table, split, part.client if split.by_file else "") for part in parts
     }

@@ -12,6 +12,7 @@ from typing import Any
 from shepherd.data import files
 from shepherd.data.examples import Turn, question
 from shepherd.data.folding import shows_nothing
+from shepherd.decoding import decoded
 from shepherd.errors import BadRow, DataError
 from shepherd.settings import DataTable, FieldsTable
 
@@ -103,7 +104,7 @@ def _lines(source: str) -> Iterator[tuple[str, Any]]:
             f"{name} cannot be read ({error.strerror}); name a file with one prompt a line"
         ) from error
     try:
-        text = raw.decode("utf-8-sig")
+        text = decoded(raw)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{name}, line {line} is not text in UTF-8; give a text file or JSONL") from error

@@ -19,7 +19,16 @@ from pydantic.fields import FieldInfo
 
 from shepherd import paths, toml, world
 from shepherd import settings as run_file
-from shepherd.config import Day, NonNegativeInt, PositiveFloat, PositiveInt, ShareBelowOne, Table
+from shepherd.config import (
+    Day,
+    Delimiter,
+    Encoding,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ShareBelowOne,
+    Table,
+)
 from shepherd.errors import FolderError, SettingsError
 from shepherd.model.digest import digest
 from shepherd.settings import TINY, WORLD, FieldsTable, MachineTable, RunSettings
@@ -69,7 +78,15 @@ class SiteDataTable(Table):
     config: str | None = Field(default=None, examples=["default"])
     """The configuration of a Hugging Face dataset."""
     part: str = "train"
-    """The split of a Hugging Face dataset."""
+    """The split of a Hugging Face dataset, or of several tables in one JSON file the key of one."""
+    delimiter: Delimiter = "auto"
+    """What is between two cells of a CSV or TSV file, such as ";" or "tab"; "auto" finds it."""
+    encoding: Encoding = "auto"
+    """Of the data's text files, such as "cp1252"; "auto" is UTF-8, or UTF-16."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of a CSV, TSV or Excel file that has no header."""
+    sheet: str = "auto"
+    """The sheet of an Excel file; "auto" is the only one that holds anything."""
     fields: FieldsTable = FieldsTable()
     category: str = "category"
     """The field that says what kind of instruction it is; "" where there is none. The names of the

@@ -427,7 +427,6 @@ def check(
 @plugin
 def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins: tuple[str, ...]) -> None:
     """Show which client holds how many examples of which category."""
-    from shepherd.data.files import left_out
     from shepherd.data.plot import draw, holdings
     from shepherd.prepare import divide
     from shepherd.settings import read
@@ -435,8 +434,6 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins:
 
     settings = read(run_file, overrides)
     division = divide(settings, plugins)
-    for name in left_out(settings.data.source):
-        echo(f"{name} is left out: files that begin so are for testing")
     names, table = holdings(division.reading.examples, division.clients)
     show(names, list(division.clients), table.tolist())
     _left_out(division, settings)
@@ -445,6 +442,7 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins:
 
 
 def _left_out(division: Division, settings: RunSettings) -> None:
+    from shepherd.data.files import left_out
     from shepherd.prepare import division_remarks
 
     held = division.held
@@ -453,7 +451,11 @@ def _left_out(division: Division, settings: RunSettings) -> None:
         f"{many(len(held.train), 'example')} to train on, {len(held.heldout)} held out,"
         f" {' and '.join(left)} left out"
     )
-    for sentence in division_remarks(division, settings):
+    table = settings.data
+    for sentence in (
+        *left_out(table.source, table.config, table.part),
+        *division_remarks(division, settings),
+    ):
         echo(sentence)
 
 
