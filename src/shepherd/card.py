@@ -17,7 +17,7 @@ from shepherd.data.examples import Turn
 from shepherd.data.segments import Template, styled
 from shepherd.folder import versions, write_atomic
 from shepherd.progress import many
-from shepherd.settings import TINY, WORLD, DataTable, RunSettings, dump, published
+from shepherd.settings import MEMORY, TINY, WORLD, DataTable, RunSettings, dump, published
 from shepherd.visible import shown, shown_line
 
 Row = Mapping[str, Any]
@@ -82,7 +82,7 @@ _LICENCE = (
 
 
 def _metadata(settings: RunSettings) -> ModelCardData:
-    data = _id(settings.data.source, WORLD)
+    data = _id(settings.data.source, WORLD, MEMORY)
     return ModelCardData(
         base_model=_id(settings.model.base, TINY),
         datasets=[data] if data else None,
@@ -92,9 +92,9 @@ def _metadata(settings: RunSettings) -> ModelCardData:
     )
 
 
-def _id(name: str, embedded: str) -> str | None:
+def _id(name: str, *embedded: str) -> str | None:
     """The name where it is a Hugging Face id: not `embedded`, and no path (absolute once it is read)."""
-    return name if paths.is_hub_id(name) and name != embedded else None
+    return name if paths.is_hub_id(name) and name not in embedded else None
 
 
 def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int]) -> str:

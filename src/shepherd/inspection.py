@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from shepherd import prepare
 from shepherd.consent import NOTHING, Consent
@@ -28,10 +29,13 @@ class Inspection:
         )
 
 
-def inspect_data(settings: RunSettings, *, samples: int = 1, consent: Consent = NOTHING) -> Inspection:
+def inspect_data(
+    settings: RunSettings, *, samples: int = 1, consent: Consent = NOTHING, rows: Any = None
+) -> Inspection:
     """Read, hold out, split and render; `samples` examples of each category are kept to be shown.
 
-    Loads the base's tokenizer and not the base; its code, and a split from outside, only by `consent`.
+    Loads the base's tokenizer and not the base; its code, and a split from outside, only by `consent`. Where
+    data.source is "memory", `rows` are the data, as for `open_run`.
 
     Raises:
         DataError: a row, a file or the split cannot be used.
@@ -41,7 +45,7 @@ def inspect_data(settings: RunSettings, *, samples: int = 1, consent: Consent = 
     from shepherd.loading import placed  # brings torch: not for `data split`
     from shepherd.model.base import load_tokenizer
 
-    division = prepare.divide(settings, consent.plugins)
+    division = prepare.divide(settings, consent.plugins, rows)
     tokenizer = load_tokenizer(placed(settings.model), consent)
     return Inspection(
         division=division,

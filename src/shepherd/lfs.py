@@ -10,35 +10,22 @@ _POINTER = re.compile(rb"version https?://(git-lfs|hawser)\.github\.com/spec/v\d
 _SIZE = re.compile(rb"^size (\d+)\r?$", re.MULTILINE)
 
 
-def pointed_bytes(path: Path) -> int | None:
-    """The size of the file that a pointer stands for; None where the file is no pointer.
+def fault(path: Path) -> str:
+    """What to do about a pointer, as a sentence; "" where the file is none, or cannot be read.
 
-    Raises:
-        OSError: the file cannot be read.
+    >>> fault(Path("there is no such file"))
+    ''
     """
-    with path.open("rb") as file:
-        head = file.read(LONGEST_BYTES)
+    try:
+        with path.open("rb") as file:
+            head = file.read(LONGEST_BYTES)
+    except OSError:
+        return ""
     if not _POINTER.match(head):
-        return None
+        return ""
     size = _SIZE.search(head)
-    return int(size[1]) if size else 0
-
-
-def first_pointer(folder: Path) -> str:
-    """What is wrong with the first pointer among a folder's files, as a whole sentence; "" where none is."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        try:
-            size = pointed_bytes(path) if path.is_file() else None
-        except OSError:  # reading says best what is wrong
-            continue
-        if size is not None:
-            return sentence(path, size)
-    return ""
-
-
-def sentence(path: Path, size: int) -> str:
-    """What to do about a pointer."""
+    bytes_ = f", which has {int(size[1]):,} bytes" if size else ""
     return (
-        f"{path} is a pointer of Git LFS and not the file itself, which has {size:,} bytes; fetch it with"
-        f" `git lfs pull` in {path.parent}, or download it again"
+        f"{path} is a pointer of Git LFS and not the file itself{bytes_}; fetch it with `git lfs pull` in"
+        f" {path.parent}, or download it again"
     )

@@ -31,7 +31,7 @@ from shepherd.errors import DataError, FolderError
 from shepherd.evaluate.sentences import listed
 from shepherd.folder import mending, write_atomic
 from shepherd.progress import many, stage
-from shepherd.settings import WORLD, RunSettings, SplitTable
+from shepherd.settings import MEMORY, WORLD, RunSettings, SplitTable
 
 if TYPE_CHECKING:  # torch is not for `data split`
     from shepherd.model.base import Base
@@ -78,11 +78,12 @@ class Prepared:
         return f"<Prepared: {clients}, {kept:,} examples, {len(self.heldout):,} held out>"
 
 
-def divide(settings: RunSettings, allowed: Collection[str] = ()) -> Division:
+def divide(settings: RunSettings, allowed: Collection[str] = (), rows: Any = None) -> Division:
     """Read the examples, hold some out, and give the rest to clients.
 
     Args:
         allowed: modules outside the package that may be imported for the split.
+        rows: the data, where data.source is "memory".
 
     Raises:
         DataError: a row, a file, or the split cannot be used.
@@ -90,7 +91,7 @@ def divide(settings: RunSettings, allowed: Collection[str] = ()) -> Division:
     """
     rule = plugins.split(settings.split, allowed)
     with stage(f"reading {settings.data.source}"):
-        reading = examples(settings, rule)
+        reading = examples(settings, rule, rows)
     seed = seed_for(settings.data_seed, "data")
     held = hold_out(reading.examples, settings.data.holdout, seed)
     training = [reading.examples[i] for i in held.train]
@@ -99,10 +100,17 @@ def divide(settings: RunSettings, allowed: Collection[str] = ()) -> Division:
     return Division(reading=reading, held=held, clients=clients)
 
 
-def examples(settings: RunSettings, rule: Split) -> Reading:
+def examples(settings: RunSettings, rule: Split, rows: Any = None) -> Reading:
     """The examples of `data.source`, with what the split goes by; "world" is the embedded world's."""
-    if settings.data.source != WORLD:
-        return read(settings.data, rule, settings.data_seed)
+    source = settings.data.source
+    if (rows is None) == (source == MEMORY):
+        raise DataError(
+            f"data.source is {source!r}; give the rows to shepherd.open_run(settings, rows=...)"
+            if rows is None
+            else f'rows are given, and data.source is {source!r}; write "memory" there'
+        )
+    if source != WORLD:
+        return read(settings.data, rule, settings.data_seed, rows)
     count = settings.data.limit or WORLD_EXAMPLES
     try:
         rows = world.rows(world.build(world.SEED), count, seed_for(settings.data_seed, "world"))
@@ -111,14 +119,16 @@ def examples(settings: RunSettings, rule: Split) -> Reading:
     return from_rows(rows, settings.data, rule, WORLD)
 
 
-def prepare(settings: RunSettings, tokenizer: Any, allowed: Collection[str] = ()) -> Prepared:
-    """Divide and tokenise; `allowed` as for `divide`.
+def prepare(
+    settings: RunSettings, tokenizer: Any, allowed: Collection[str] = (), rows: Any = None
+) -> Prepared:
+    """Divide and tokenise; `allowed` and `rows` as for `divide`.
 
     Raises:
         DataError: as `divide`; or a client keeps no example after rendering; or answers are wanted and
             a held-out example's check is none.
     """
-    division = divide(settings, allowed)
+    division = divide(settings, allowed, rows)
     if settings.evaluation.answers:
         _require_checks(division.of(division.held.heldout.tolist()))
     return _prepared(division, settings, tokenizer)

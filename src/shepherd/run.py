@@ -314,7 +314,9 @@ def answered(
     return answers.by_category(rows)
 
 
-def open_run(settings: RunSettings, prepared: Prepared | None = None, consent: Consent = NOTHING) -> Run:
+def open_run(
+    settings: RunSettings, prepared: Prepared | None = None, consent: Consent = NOTHING, rows: Any = None
+) -> Run:
     """Prepare a new run: base, data, clients, and its folder with everything to go on from.
 
     Says what it does, what it found and what it expects to the logger "shepherd", at level INFO.
@@ -322,16 +324,18 @@ def open_run(settings: RunSettings, prepared: Prepared | None = None, consent: C
     Args:
         prepared: the data, where they are read and divided already; None reads them.
         consent: what a person has agreed to that the settings only wish for.
+        rows: the data, where data.source is "memory": a list of dicts, a pandas DataFrame, a
+            `datasets.Dataset`, columns by name; or any of these by the name of its client.
 
     Raises:
         FolderError: `output` holds another run or anything else, or cannot be written.
         ShepherdError: the base, the data or a setting cannot be used; nothing is written then.
     """
     with stage("preparing the run"):
-        return _opened(settings, prepared, consent)
+        return _opened(settings, prepared, consent, rows)
 
 
-def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) -> Run:
+def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent, rows: Any) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins)
@@ -342,7 +346,7 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
     if told := files.rehearse(base):
         log.info("%s", told)
     dated = prepare.dated(settings, base.tokenizer)
-    prepared = prepared or _read(dated, base, consent)
+    prepared = prepared or _read(dated, base, consent, rows)
     prepare.require_readable(prepared, base)
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     cohort = selection.size(len(prepared.clients))
@@ -373,12 +377,12 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
     return run
 
 
-def _read(settings: RunSettings, base: bases.Base, consent: Consent) -> Prepared:
+def _read(settings: RunSettings, base: bases.Base, consent: Consent, rows: Any) -> Prepared:
     log.info("reading %s", settings.data.source)
     table = settings.data
     for sentence in left_out(table.source, table.config, table.part):
         log.info("%s", sentence)
-    return prepare.prepare(settings, base.tokenizer, consent.plugins)
+    return prepare.prepare(settings, base.tokenizer, consent.plugins, rows)
 
 
 def resume(path: str | Path, consent: Consent = NOTHING) -> Run:

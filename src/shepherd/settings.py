@@ -54,11 +54,11 @@ from shepherd.errors import SettingsError
 from shepherd.visible import shown_toml
 
 log = logging.getLogger(__name__)
-TINY, WORLD = "tiny", "world"
-"""The embedded base and the embedded data."""
+TINY, WORLD, MEMORY = "tiny", "world", "memory"
+"""The embedded base, the embedded data, and rows that a Python program gives."""
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("model", "base"): (TINY,),
-    ("data", "source"): (WORLD,),
+    ("data", "source"): (WORLD, MEMORY),
     ("judge", "questions"): ("heldout", "vicuna", "mt-bench"),
 }
 """The keys that may hold a path, and the names there that are none."""
@@ -69,8 +69,16 @@ Seconds = Annotated[float, Strict(), Field(gt=0.0, le=LONGEST_WAIT_S)]
 T = TypeVar("T", bound=BaseModel)
 
 
+def _as_text(path: Any) -> Any:
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+PathText = Annotated[str, BeforeValidator(_as_text)]
+"""A path as text, which Python may give as a `pathlib.Path`."""
+
+
 class ModelTable(Table):
-    base: str
+    base: PathText
     """"tiny" is the embedded base; else a folder, relative to this file, or a Hugging Face id."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id."""
@@ -133,9 +141,9 @@ NOT_OPTIONS = {
 
 
 class DataTable(Table):
-    source: str
+    source: PathText
     """"world" is the embedded one; else a file or a folder with one file a client, relative to this file,
-    or a Hugging Face id."""
+    or a Hugging Face id. "memory" is rows that Python gives, by `open_run(settings, rows=...)`."""
     config: str | None = None
     """The configuration of a Hugging Face dataset."""
     part: str = "train"
@@ -316,7 +324,7 @@ class JudgeTable(Table):
     needs --key-env as well."""
     protocol: Literal["pairwise", "fedit"] = "pairwise"
     """"pairwise" asks which answer is better, in both orders; "fedit" scores both from 1 to 10."""
-    questions: str = "heldout"
+    questions: PathText = "heldout"
     """"heldout", "vicuna", "mt-bench" (its first turns), or a file of questions, relative to this file."""
     limit: PositiveInt | None = None
     """At most so many questions, drawn evenly over their categories."""
@@ -416,7 +424,7 @@ class RunSettings(Table):
 
     seed: NonNegativeInt = 0
     """Of everything that is drawn: the split, the cohorts, the order of the examples."""
-    output: Annotated[str, AfterValidator(os.path.expanduser)] = "runs/run"
+    output: Annotated[PathText, AfterValidator(os.path.expanduser)] = "runs/run"
     """The run folder, relative to the current directory; it must be new or empty."""
     model: ModelTable
     adapter: AdapterTable = AdapterTable()
@@ -515,7 +523,7 @@ def _placed(
     whole = dict(table)
     for (name, key), names in PATHS.items():
         inner = whole.get(name)
-        text = inner.get(key) if isinstance(inner, Mapping) else None
+        text = _as_text(inner.get(key)) if isinstance(inner, Mapping) else None
         if not isinstance(text, str) or text in names:
             continue
         if not text.strip():

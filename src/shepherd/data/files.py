@@ -28,6 +28,7 @@ from shepherd.data.repository import is_card, own_commit, require_own_card
 from shepherd.data.tabular import Placed, csv_rows
 from shepherd.errors import DataError
 from shepherd.paths import is_hub_id, is_utf8
+from shepherd.settings import MEMORY, WORLD
 
 __all__ = ["READERS", "Part", "Placed", "columns", "left_out", "natural", "parts", "records", "rows_of"]
 
@@ -99,13 +100,26 @@ def left_out(source: str, config: str | None = None, part: str = "train") -> lis
         DataError: the folder cannot be read.
     """
     path = Path(source).expanduser()
+    if source in (WORLD, MEMORY):
+        return []
     if _is_of_clients(path):
         return listing.sentences(_listed(path))
-    if not path.is_dir() or _is_saved(path):
+    if not path.is_dir():
         return []
-    found, _ = _own_files(path, config)
-    others = [name for name in found if name != part]
-    return [f"{', '.join(others)} is left out, data.part being {part}"] if others else []
+    reasons: list[tuple[Iterable[Any], str, str]]
+    if _is_saved(path):
+        reasons = [(_saved_parts(path), "data.part", part)]
+    else:
+        builder = _builder(path, config)
+        reasons = [
+            (builder.builder_configs, "data.config", builder.config.name),
+            (builder.config.data_files or {}, "data.part", part),
+        ]
+    return [
+        f"{', '.join(others)} is left out, {key} being {chosen}"
+        for names, key, chosen in reasons
+        if (others := [str(name) for name in names if name != chosen])
+    ]
 
 
 def _is_of_clients(path: Path) -> bool:
@@ -167,8 +181,8 @@ def rows_of(path: Path, form: Form = USUAL) -> Iterator[Placed]:
     """
     empty = True
     try:
-        if path.is_file() and (size := lfs.pointed_bytes(path)) is not None:
-            raise DataError(lfs.sentence(path, size))
+        if fault := lfs.fault(path):
+            raise DataError(fault)
         for where, row in _reader(path)(path, form):
             empty = False
             yield where, untangled(row)
@@ -238,6 +252,14 @@ def _saved(folder: Path, part: str) -> Iterator[Placed]:
     return records(_chosen(table, str(folder), part), str(folder))
 
 
+def _saved_parts(folder: Path) -> list[str]:
+    """The parts of a saved data set; none where it is one table, or where reading it says what is wrong."""
+    try:
+        return list(map(str, json.loads((folder / "dataset_dict.json").read_text(encoding="utf8"))["splits"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
 def _require_own_files(folder: Path) -> None:
     """Raise DataError where a saved data set names files outside its folder, which would be read as rows."""
     for described in (folder / "dataset_dict.json", folder / "state.json", *folder.glob("*/state.json")):
@@ -264,21 +286,22 @@ def _chosen(table: Any, source: str, part: str) -> Any:
 
 def _clone(folder: Path, config: str | None, part: str, form: Form) -> Iterator[Placed]:
     """The rows of one part of a data set of the hub that lies in a folder."""
-    found, features = _own_files(folder, config)
-    features = features if _has_labels(features) else None
+    builder = _builder(folder, config)
+    found, features = _own_files(folder, builder), builder.info.features
+    labels = features if _has_labels(features) else None
     if part not in found:
         raise DataError(
             f"data set {folder} has no part {part}; set data.part to one of {', '.join(found) or 'none'}"
         )
     for where, row in chain.from_iterable(rows_of(file, form) for file in found[part]):
-        yield where, _named(features, row)
+        yield where, _named(labels, row)
 
 
-def _own_files(folder: Path, config: str | None) -> tuple[dict[str, list[Path]], Any]:
-    """The files of each part of a cloned data set, and the types of its columns where its card says them.
+def _builder(folder: Path, config: str | None) -> Any:
+    """What `datasets` makes of a cloned data set: its configurations, parts, files, and types of columns.
 
     Raises:
-        DataError: it cannot be read, or names a file outside the folder.
+        DataError: it cannot be read, or its card names a file outside the folder.
     """
     if re.search(r"[][*?{}%]|::", str(folder)):
         raise DataError(
@@ -288,13 +311,21 @@ def _own_files(folder: Path, config: str | None) -> tuple[dict[str, list[Path]],
     require_own_card(folder)
     with _quiet() as datasets:
         try:
-            builder = datasets.load_dataset_builder(str(folder), config)
+            return datasets.load_dataset_builder(str(folder), config)
         except Exception as error:
             reason = " ".join(str(error).split())
             raise DataError(
                 f"data set {folder} cannot be read ({reason}); check data.config, or give data.source one of"
                 " its files"
             ) from error
+
+
+def _own_files(folder: Path, builder: Any) -> dict[str, list[Path]]:
+    """The files of each part of a cloned data set.
+
+    Raises:
+        DataError: one is outside the folder, to which a link may lead.
+    """
     found = {
         str(name): [Path(file) for file in files] for name, files in (builder.config.data_files or {}).items()
     }
@@ -307,7 +338,7 @@ def _own_files(folder: Path, config: str | None) -> tuple[dict[str, list[Path]],
                 f"data set {folder} names {str(file)!r} as its data, which is no file of its own; nothing was"
                 " read from there: give data.source the files that you want"
             )
-    return found, builder.info.features
+    return found
 
 
 def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:

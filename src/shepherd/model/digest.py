@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from shepherd import lfs
 from shepherd.errors import BaseError
 from shepherd.visible import shown_line
 
@@ -72,9 +73,21 @@ def files(folder: str | Path) -> list[str]:
     if not (folder / CONFIG).is_file():
         raise BaseError(f"base folder {folder} has no {CONFIG}; give the folder of a model on this disk")
     require_no_adapter(folder)
+    require_tokenizer(folder)
     words = [TOKENIZER] if (folder / TOKENIZER).is_file() else SLOW
     there = (name for name in (*words, *BESIDE) if (folder / name).is_file())
     return sorted({CONFIG, *weights(folder), *there}, key=str.encode)
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Raise BaseError where the configuration or a file of the tokenizer is a pointer of Git LFS."""
+    for name in (CONFIG, TOKENIZER, *SLOW, *BESIDE):
+        _require_file(folder / name)
+
+
+def _require_file(path: Path) -> None:
+    if fault := lfs.fault(path):
+        raise BaseError(f"base folder {path.parent} is not whole: {fault}")
 
 
 def require_no_adapter(folder: Path) -> None:
@@ -115,7 +128,8 @@ def weights(folder: Path) -> Iterator[str]:
     """The names of the files that transformers takes the weights from, the index of shards first.
 
     Raises:
-        BaseError: the folder holds no safetensors, or parts of a checkpoint that would be taken instead.
+        BaseError: the folder holds no safetensors, or parts of a checkpoint that would be taken instead, or
+            a pointer of Git LFS in the place of one.
     """
     for name in sorted(path.name for path in folder.glob("shard-*")):
         if _PART.fullmatch(name):
@@ -124,10 +138,14 @@ def weights(folder: Path) -> Iterator[str]:
                 f" would load in place of {WEIGHTS}; give a folder without it"
             )
     if (folder / WEIGHTS).is_file():
+        _require_file(folder / WEIGHTS)
         yield WEIGHTS
     elif (folder / INDEX).is_file():
+        _require_file(folder / INDEX)
         yield INDEX
-        yield from shards(folder / INDEX)
+        for name in shards(folder / INDEX):
+            _require_file(folder / name)
+            yield name
     elif any((folder / name).is_file() for name in PICKLES):
         raise BaseError(f"base folder {folder} has its weights as a pickle, {AS_SAFETENSORS}")
     else:

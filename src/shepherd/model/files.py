@@ -20,7 +20,7 @@ from safetensors.numpy import save as bytes_of
 from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
-from shepherd import paths, private
+from shepherd import lfs, paths, private
 from shepherd.core import Adapter, require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, FolderError
 from shepherd.model import fingerprint, lora
@@ -311,6 +311,8 @@ def read_config(folder: Path) -> AdapterTable:
     try:
         config = dict(json.loads((folder / CONFIG).read_text(encoding="utf8")))
     except (OSError, ValueError, TypeError) as error:
+        if fault := lfs.fault(folder / CONFIG):
+            raise AdapterError(f"adapter {folder}: {fault}") from error
         raise AdapterError(f"adapter {folder} has no readable {CONFIG}; give a PEFT LoRA folder") from error
     refused = [key for key, value in config.items() if not _plain(key, value, config)]
     if config.get("peft_type") != "LORA" or refused:
@@ -376,6 +378,8 @@ def _tensors(path: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
             tensors = {name: file.get_tensor(name).float().numpy() for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
+        if fault := lfs.fault(path):
+            raise AdapterError(f"adapter {path.parent}: {fault}") from error
         raise AdapterError(
             f"adapter file {path} cannot be read ({error}); it is missing or cut short"
         ) from error

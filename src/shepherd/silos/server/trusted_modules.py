@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shepherd import plugins
 from shepherd.config import PartTable
+from shepherd.decoding import decoded
 from shepherd.errors import FederationError
 from shepherd.settings import RunSettings
 
