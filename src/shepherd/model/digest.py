@@ -74,14 +74,17 @@ def files(folder: str | Path) -> list[str]:
         raise BaseError(f"base folder {folder} has no {CONFIG}; give the folder of a model on this disk")
     require_no_adapter(folder)
     require_tokenizer(folder)
+    return sorted({CONFIG, *weights(folder), *_tokenizer(folder)}, key=str.encode)
+
+
+def _tokenizer(folder: Path) -> list[str]:
     words = [TOKENIZER] if (folder / TOKENIZER).is_file() else SLOW
-    there = (name for name in (*words, *BESIDE) if (folder / name).is_file())
-    return sorted({CONFIG, *weights(folder), *there}, key=str.encode)
+    return [name for name in (*words, *BESIDE) if (folder / name).is_file()]
 
 
 def require_tokenizer(folder: Path) -> None:
     """Raise BaseError where the configuration or a file of the tokenizer is a pointer of Git LFS."""
-    for name in (CONFIG, TOKENIZER, *SLOW, *BESIDE):
+    for name in (CONFIG, *_tokenizer(folder)):
         _require_file(folder / name)
 
 
