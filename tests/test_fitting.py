@@ -146,6 +146,18 @@ def test_chats_and_a_folder_with_a_file_a_client(tmp_path: Path) -> None:
     assert list(inspect_data(settings).division.clients) == ["a", "b", "c"]
 
 
+def test_files_as_people_have_them(tmp_path: Path) -> None:
+    (tmp_path / "sites").mkdir()
+    for site in ("ulm", "Testklinik_Ulm"):
+        as_csv(tmp_path / "sites" / f"{site}.csv", table(), "utf-16", ";")
+        (tmp_path / "sites" / f"._{site}.csv").write_bytes(b"\0\5\x16\7\0")  # as macOS leaves them
+    settings, text = made(tmp_path / "sites", tmp_path)
+    assert settings.split.by == "ready_made"
+    assert settings.data.fields.instruction == "frage"
+    assert "._Testklinik_Ulm.csv, ._ulm.csv is left out, being a file of the system" in text
+    assert list(inspect_data(settings).division.clients) == ["Testklinik_Ulm", "ulm"]
+
+
 def test_rows_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = table()
     rows[7]["antwort"] = ""

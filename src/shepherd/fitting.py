@@ -175,8 +175,7 @@ def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[st
     """Add what the data's form and columns say; returns it in sentences."""
     default = DataTable(source=paths.placed(data, Path.cwd()))
     parts = files.parts(default.source, default.config, default.part)
-    path = Path(data).expanduser()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in files.data_files(default.source):
         sniff.require_plain(file)  # JSONL too, whose reader takes bad lines one by one
     each = max(1, LOOKED_AT // len(parts))
     of_parts = {part.client: list(islice(_rows(part), each)) for part in parts}

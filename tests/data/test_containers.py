@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from shepherd.data import files
+from shepherd.data import files, prompts
 from shepherd.data.form import USUAL, Form
 from shepherd.errors import BadRow, DataError
+from shepherd.judge import answers, questions
+from shepherd.settings import DataTable
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": "Größe?", "output": "42"},
@@ -110,7 +112,7 @@ def test_fields_that_the_run_names_say_what_is_a_row(tmp_path: Path) -> None:
 
 def test_rows_under_several_keys_want_a_name(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"ulm": ROWS, "bonn": ROWS[:1]}))
-    with pytest.raises(DataError, match=r"rows under each of the keys ulm, bonn; set data\.part to one"):
+    with pytest.raises(DataError, match=r"rows under each of the keys 'ulm', 'bonn'; set data\.part to one"):
         read(tmp_path / "a.json")
     assert read(tmp_path / "a.json", Form(part="bonn")) == ROWS[:1]
 
@@ -119,7 +121,7 @@ def test_what_lies_beside_the_rows_is_named(tmp_path: Path, caplog: pytest.LogCa
     (tmp_path / "a.json").write_text(json.dumps({"system": "Be kind.", "train": ROWS, "extra": ROWS}))
     with caplog.at_level(logging.WARNING):
         assert read(tmp_path / "a.json") == ROWS
-    assert "a.json: not read, beside the rows: system, extra" in caplog.text
+    assert "a.json: not read, beside the rows: 'system', 'extra'" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -132,10 +134,10 @@ def test_what_lies_beside_the_rows_is_named(tmp_path: Path, caplog: pytest.LogCa
         ('{"instruction": {"0": "a"}, "output": {"1": "b"}}', "not all with the same rows"),
         (
             '{"x": {"instruction": ["a"]}, "y": {"instruction": ["b"]}}',
-            "holds columns under each of the keys x",
+            "holds columns under each of the keys 'x'",
         ),
         ('{\n "data": [\n  {"instruction": "a",}\n ]\n}', r"line 3 is not JSON \("),
-        ('{"instruction": "a", "instruction": "b"}\n{}', "key instruction is there twice"),
+        ('{"instruction": "a", "instruction": "b"}\n{}', "key 'instruction' is there twice"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(text: str, words: str, tmp_path: Path) -> None:
@@ -219,6 +221,15 @@ def test_columns_may_be_named_where_there_is_no_header(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("instruction,output\na,b\n")
     with pytest.raises(DataError, match=r"line 1 has the names of data\.columns, .* take the key out"):
         read(tmp_path / "a.csv", form)
+
+
+def test_so_may_the_cells_of_lists(tmp_path: Path) -> None:
+    cells = [list(row.values()) for row in ROWS]  # pandas, orient="values"
+    form = Form(columns=tuple(ROWS[0]))
+    (tmp_path / "a.json").write_text(json.dumps(cells))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in cells))
+    assert read(tmp_path / "a.json", form) == read(tmp_path / "b.jsonl", form) == ROWS
+    assert read(tmp_path / "a.json") == cells
 
 
 # ---- workbooks
@@ -340,6 +351,16 @@ def test_a_pointer_is_named_under_any_name(suffix: str, tmp_path: Path) -> None:
         read(tmp_path / f"a{suffix}")
 
 
+def test_a_pointer_in_a_saved_set_or_a_file_of_prompts_is_named(tmp_path: Path) -> None:
+    labelled().save_to_disk(str(tmp_path / "set"))
+    next((tmp_path / "set").glob("*.arrow")).write_text(POINTER)
+    with pytest.raises(DataError, match=r"\.arrow is a pointer of Git LFS"):
+        source(tmp_path / "set")
+    (tmp_path / "asked.txt").write_text(POINTER)
+    with pytest.raises(DataError, match=r"asked\.txt is a pointer of Git LFS"):
+        prompts.read(str(tmp_path / "asked.txt"), DataTable(source="x"))
+
+
 def test_a_text_about_pointers_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a\n" + POINTER)
     assert len(read(tmp_path / "a.csv")) == 3
@@ -377,6 +398,14 @@ def test_a_clone_of_the_hub_is_one_source(card: str, infos: bool, tmp_path: Path
     with pytest.raises(DataError, match="is one data set and no folder with one file a client"):
         files.parts(str(folder), None, "train", folder_only=True)
     assert files.left_out(str(folder)) == ["test is left out, data.part being train"]
+
+
+def test_the_files_of_a_clone_are_clients_where_the_run_file_says_so(tmp_path: Path) -> None:
+    for name in ("ulm.jsonl", "bonn.jsonl", "global_test.jsonl", "dataset_infos.json"):
+        (tmp_path / name).write_text('{"a": 1}\n')
+    (tmp_path / "README.md").write_text(CARD)
+    found = files.parts(str(tmp_path), None, "train", folder_only=True)
+    assert [part.client for part in found] == ["bonn", "ulm"]
 
 
 def test_the_configuration_of_a_clone_and_the_names_on_its_card(tmp_path: Path) -> None:
@@ -451,6 +480,15 @@ def test_the_shards_of_a_client_are_one_client(tmp_path: Path) -> None:
         files.parts(str(tmp_path), None, "train")
 
 
+def test_the_parts_that_spark_writes_are_one_client(tmp_path: Path) -> None:
+    for number in (0, 3):
+        name = f"part-{number:05}-1f0e{'0' * 4}-0000-0000-0000-{'0' * 12}-c000.snappy.parquet"
+        labelled().to_parquet(str(tmp_path / name))
+    (tmp_path / "_SUCCESS").touch()
+    (part,) = files.parts(str(tmp_path), None, "train")
+    assert (part.client, len(list(part.rows))) == ("part", 8)
+
+
 def test_saved_sets_may_be_the_clients_of_a_folder(tmp_path: Path) -> None:
     for client in ("ulm", "bonn"):
         labelled().save_to_disk(str(tmp_path / client))
@@ -497,3 +535,28 @@ def test_twenty_thousand_files_are_listed_in_one_go(tmp_path: Path) -> None:
 
     names = [tmp_path / f"c{number}.jsonl" for number in range(20_000)]
     assert len(listing.grouped(names, tmp_path)) == 20_000
+
+
+# ---- what else people edit
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_questions_answers_and_prompts_of_any_editor(encoding: str, tmp_path: Path) -> None:
+    def written(name: str, text: str) -> Path:
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        return tmp_path / name
+
+    for name, text in (
+        ("q.jsonl", '{"id": "1", "question": "Größe?"}\r\n{"id": "2", "question": "東京?"}\r\n'),
+        ("q.json", '[{"id": "1", "question": "Größe?"},\n {"id": "2", "question": "東京?"}]'),
+        ("q.csv", "id;question\r\n1;Größe?\r\n2;東京?\r\n"),
+    ):
+        assert [(q.id, q.text) for q in questions.read(written(name, text))] == [
+            ("1", "Größe?"),
+            ("2", "東京?"),
+        ]
+    given = written("a.jsonl", '{"question": "1", "answer": "groß"}\r\n{"question": 2, "answer": "都"}\r\n')
+    assert answers.read(given, "arm").texts == {"1": "groß", "2": "都"}
+    for name in ("p.txt", "p"):
+        asked = prompts.read(str(written(name, "Größe?\r\n\r\n東京?\r\n")), DataTable(source="x"))
+        assert [prompt.text for prompt in asked] == ["Größe?", "東京?"]

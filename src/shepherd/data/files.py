@@ -30,7 +30,18 @@ from shepherd.errors import DataError
 from shepherd.paths import is_hub_id, is_utf8
 from shepherd.settings import MEMORY, WORLD
 
-__all__ = ["READERS", "Part", "Placed", "columns", "left_out", "natural", "parts", "records", "rows_of"]
+__all__ = [
+    "READERS",
+    "Part",
+    "Placed",
+    "columns",
+    "data_files",
+    "left_out",
+    "natural",
+    "parts",
+    "records",
+    "rows_of",
+]
 
 ONE_SOURCE = (".huggingface.yaml", "dataset_infos.json")
 """Files that a clone of a data set of the hub has."""
@@ -49,15 +60,15 @@ def parts(
 ) -> list[Part]:
     """The files of a source, in natural order of their names.
 
-    In a folder each file is a client, or the shards of one, or a saved data set; a clone of a data set of the
-    hub is one source.
+    In a folder each file is a client, or the shards of one, or a saved data set. A clone of a data set of the
+    hub is one source, unless `folder_only` says that its files are clients.
 
     Raises:
         DataError: nothing readable is there, or `folder_only` and the source is no folder of files.
     """
     path = Path(source).expanduser()
     _require_utf8(path)
-    if _is_of_clients(path):
+    if _is_of_clients(path) or (folder_only and _is_own(path)):
         return [
             Part(client=client, rows=chain.from_iterable(_entry(file, part, form) for file in files))
             for client, files in _clients(path).items()
@@ -68,12 +79,8 @@ def parts(
             f'split.by is "ready-made" but {source} {what} no folder with one file a client; give one'
         )
     if path.is_dir():
-        return [
-            Part(
-                client="",
-                rows=_entry(path, part, form) if _is_saved(path) else _clone(path, config, part, form),
-            )
-        ]
+        rows = _saved(path, part) if _is_saved(path) else _clone(path, config, part, form)
+        return [Part(client="", rows=rows)]
     if path.exists():
         return [Part(client="", rows=rows_of(path, form))]
     if not is_hub_id(source):
@@ -81,6 +88,18 @@ def parts(
             f"there is no data file or folder {source}; check data.source (an id of the hub is owner/name)"
         )
     return [Part(client="", rows=_hub(source, config, part))]
+
+
+def data_files(source: str) -> list[Path]:
+    """The files of clients in a folder, or the one file; empty for any other source.
+
+    Raises:
+        DataError: the folder cannot be read, or holds none.
+    """
+    path = Path(source).expanduser()
+    if _is_of_clients(path):
+        return [file for own in _clients(path).values() for file in own if file.is_file()]
+    return [path] if path.is_file() else []
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
@@ -125,6 +144,11 @@ def left_out(source: str, config: str | None = None, part: str = "train") -> lis
 def _is_of_clients(path: Path) -> bool:
     """Whether it is a folder of data files, and no data set as a whole."""
     return path.is_dir() and not _is_saved(path) and not _is_clone(path)
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder has files of clients itself, though it may be a clone of a data set of the hub."""
+    return folder.is_dir() and not _is_saved(folder) and bool(_listed(folder).data)
 
 
 def _is_clone(folder: Path) -> bool:
@@ -244,6 +268,8 @@ def _saved(folder: Path, part: str) -> Iterator[Placed]:
             " rename it"
         )
     _require_own_files(folder)
+    if fault := next(filter(None, map(lfs.fault, sorted(folder.rglob("*.arrow")))), ""):
+        raise DataError(fault)
     with _quiet() as datasets:
         try:
             table = datasets.load_from_disk(str(folder))

@@ -31,11 +31,18 @@ _BLANK = re.compile(r"\s*")
 
 
 def json_rows(path: Path, form: Form) -> Iterator[Placed]:
-    """The rows of a JSON or JSONL file.
+    """The rows of a JSON or JSONL file; one that is a list has its fields by `form.columns`.
 
     Raises:
         DataError: it is no text, is broken as a whole, or holds rows in a way that cannot be read.
     """
+    names = form.columns
+    for where, row in _rows(path, form):
+        is_cells = isinstance(row, list) and len(row) == len(names) > 0
+        yield where, dict(zip(names, row, strict=True)) if is_cells else row
+
+
+def _rows(path: Path, form: Form) -> Iterator[Placed]:
     first, more = _first_line(path, form)
     if not first.strip():
         return iter(())
@@ -147,7 +154,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"key {twice[:40]} is there twice")
+        raise ValueError(f"key {twice[:40]!r} is there twice")
     return found
 
 
@@ -260,7 +267,7 @@ def _by_names(whole: Mapping[str, Any], known: set[str], form: Form, where: str)
     if inner_known and not outer_known and not any(map(is_chat, whole.values())):
         if all(isinstance(cell, list) for value in whole.values() for cell in value.values()):
             raise DataError(f"{where} holds columns under each of the keys {_some(whole)}; {AS_LINES}")
-        return [(f"{where}, row {str(name)[:40]}", row) for name, row in whole.items()]
+        return [(f"{where}, row {str(name)[:40]!r}", row) for name, row in whole.items()]
     raise DataError(
         f"{where} is JSON, but neither a list of objects nor one object a line, and it is not plain which of"
         f" its keys are fields; {AS_LINES}"
@@ -275,7 +282,7 @@ def _placed(rows: list[Any], where: str) -> list[Placed]:
 
 
 def _some(keys: Any) -> str:
-    names = [str(key)[:40] for key in keys]
+    names = [repr(str(key)[:40]) for key in keys]  # a site's log leaves out what is in quotation marks
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 

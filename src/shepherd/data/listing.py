@@ -11,7 +11,7 @@ from shepherd.errors import DataError
 
 _SYSTEM = re.compile(
     r"\..*|~\$.*|.*~|#.*#|thumbs\.db|ehthumbs\.db|desktop\.ini|icon\r|__macosx|__pycache__|\$recycle\.bin"
-    r"|system volume information|lost\+found",
+    r"|@eadir|system volume information|lost\+found|dataset_infos?\.json|dataset_dict\.json",
     re.IGNORECASE,
 )
 _TESTING = re.compile(
@@ -19,6 +19,7 @@ _TESTING = re.compile(
     r"|val|dev|global[_-](train|training|all|data)",
     re.IGNORECASE,
 )
+_SPARK = re.compile(r"part-\d{5}(-[0-9a-f-]{36})?.*")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(-[0-9a-f]{8,})?")
 
 
@@ -86,6 +87,11 @@ def grouped(files: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
     groups: dict[str, dict[int, Path]] = {}
     wanted: dict[str, int] = {}
     for file in files:
+        if _SPARK.fullmatch(file.stem):  # which numbers tasks, of which some may write nothing
+            parts = groups.setdefault("part", {})
+            wanted["part"] = len(parts) + 1
+            parts[len(parts)] = file
+            continue
         shard = _SHARD.fullmatch(file.stem)
         client, number = (shard[1], int(shard[2])) if shard else (file.stem, 0)
         count = int(shard[3]) if shard else 1

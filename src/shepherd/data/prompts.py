@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shepherd import lfs
 from shepherd.data import files
 from shepherd.data.examples import Turn, question
 from shepherd.data.folding import shows_nothing
@@ -97,6 +98,8 @@ def _named(source: str) -> str:
 def _lines(source: str) -> Iterator[tuple[str, Any]]:
     """The lines that are not blank, each with its place."""
     name = _named(source)
+    if source != STDIN and (fault := lfs.fault(Path(source).expanduser())):
+        raise DataError(fault)
     try:
         raw = sys.stdin.buffer.read() if source == STDIN else Path(source).expanduser().read_bytes()
     except OSError as error:
