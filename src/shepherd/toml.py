@@ -14,7 +14,7 @@ from typing import Any
 from shepherd.decoding import decoded
 from shepherd.errors import SettingsError
 
-ESCAPED = {"\b": r"\b", "\t": r"\t", "\n": r"\n", "\f": r"\f", "\r": r"\r", "\x1b": r"\e"}
+ESCAPED = {"\b": r"\b", "\t": r"\t", "\n": r"\n", "\f": r"\f", "\r": r"\r"}
 _BACKSLASH = re.compile(r'"([^"]*\\.*?)"?\s*(?:#.*)?$')
 SINGLE = "in double quotes a backslash begins an escape: write the path in single quotes"
 

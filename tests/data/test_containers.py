@@ -515,9 +515,9 @@ def test_files_of_the_system_are_no_clients_and_are_named(tmp_path: Path) -> Non
     clients = [part.client for part in files.parts(str(tmp_path), None, "train")]
     assert clients == ["Dev-Team", "Testklinik_Ulm", "Validierung", "a"]
     testing, told = files.left_out(str(tmp_path))
-    assert testing.startswith("val.jsonl is left out, being for testing by its name")
+    assert testing.startswith("val.jsonl is left out, being for testing by name")
     assert told.startswith("._a.jsonl, .DS_Store") or ".DS_Store" in told
-    assert told.endswith("and 3 more is left out, being a file of the system or of an editor")
+    assert told.endswith("and 3 more are left out, being of the system or of an editor")
 
 
 def test_a_folder_of_folders_names_the_one_that_holds_data(tmp_path: Path) -> None:

@@ -409,9 +409,9 @@ def test_files_that_are_not_for_training_are_named(tmp_path):
     for name in ("a.jsonl", "Testing_centre.jsonl", "Testklinik_Ulm.json", "global_test.json", "notes.md"):
         (tmp_path / name).write_text("{}")
     assert files.left_out(str(tmp_path)) == [
-        "Testing_centre.jsonl, global_test.json is left out, being for testing by its name; rename what is a"
+        "Testing_centre.jsonl, global_test.json are left out, being for testing by name; rename what is a"
         " client's",
-        "notes.md is left out, being no data file by its name",
+        "notes.md is left out, being no data by name",
     ]
     assert files.left_out(str(tmp_path / "a.jsonl")) == files.left_out("owner/name") == []
 

@@ -135,7 +135,7 @@ def left_out(source: str, config: str | None = None, part: str = "train") -> lis
             (builder.config.data_files or {}, "data.part", part),
         ]
     return [
-        f"{', '.join(others)} is left out, {key} being {chosen}"
+        f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} left out, {key} being {chosen}"
         for names, key, chosen in reasons
         if (others := [str(name) for name in names if name != chosen])
     ]

@@ -71,11 +71,15 @@ def is_for_testing(stem: str) -> bool:
 def sentences(found: Listing) -> list[str]:
     """What is left out of a folder, one sentence a reason."""
     reasons = (
-        (found.testing, "being for testing by its name; rename what is a client's"),
-        (found.system, "being a file of the system or of an editor"),
-        (found.others, "being no data file by its name"),
+        (found.testing, "being for testing by name; rename what is a client's"),
+        (found.system, "being of the system or of an editor"),
+        (found.others, "being no data by name"),
     )
-    return [f"{_some(names)} is left out, {reason}" for names, reason in reasons if names]
+    return [
+        f"{_some(names)} {'is' if len(names) == 1 else 'are'} left out, {reason}"
+        for names, reason in reasons
+        if names
+    ]
 
 
 def grouped(files: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
