@@ -140,8 +140,8 @@ def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path: Path) -> None:
     broken.write_text("seed = 0\nrounds = = 2\n")
     with pytest.raises(SettingsError, match=r"broken\.toml is not TOML: .*line 2"):
         read(broken)
-    broken.write_bytes(b"\xff\xfe")
-    with pytest.raises(SettingsError, match=r"broken\.toml is not TOML"):
+    broken.write_bytes(b"\xff\xfea")
+    with pytest.raises(SettingsError, match=r"broken\.toml, line 1 is not UTF-8; save"):
         read(broken)
 
 

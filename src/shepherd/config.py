@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -55,6 +56,31 @@ class Table(BaseModel):
 def _file_name(name: str) -> str:
     return name if "." in name else name.replace("-", "_")
 
+
+def _encoding(name: str) -> str:
+    if name == "auto":
+        return name
+    try:
+        kind = codecs.lookup(name)
+    except (LookupError, ValueError):
+        raise ValueError(
+            'there is no such encoding; write "utf-8", "utf-16", "cp1252" or another one'
+        ) from None
+    if not kind._is_text_encoding:  # "zip" and its like
+        raise ValueError('it is no encoding of text; write "utf-8", "utf-16", "cp1252" or another one')
+    return name
+
+
+def _delimiter(mark: str) -> str:
+    if mark in ("auto", "tab"):
+        return mark.replace("tab", "\t")
+    if len(mark) != 1 or mark in '"\r\n':
+        raise ValueError('write one character, such as ";", or "tab"')
+    return mark
+
+
+Encoding = Annotated[str, AfterValidator(_encoding)]
+Delimiter = Annotated[str, AfterValidator(_delimiter)]
 
 PartName = Annotated[str, AfterValidator(_file_name)]
 """Name of a plug-in: a file of a plug-in folder (hyphens count as underscores), or a dotted module outside

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ import tomli_w
 from shepherd import legacy
 from shepherd.config import validated
 from shepherd.errors import SettingsError
-from shepherd.io import paths
-from shepherd.settings import PATHS, RunSettings
+from shepherd.io import paths, toml
+from shepherd.settings import PATHS, RunSettings, as_text
 from shepherd.visible import shown_toml
 
 log = logging.getLogger(__name__)
@@ -36,8 +35,10 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
         SettingsError: the file is missing or not TOML, a key is unknown, or a value is impossible.
     """
     path = Path(path)
-    own = legacy.modern(_placed(_toml(path), path.absolute().parent, path), str(path))
+    own = legacy.modern(_placed(toml.read(path, "run file"), path.absolute().parent, path), str(path))
     changed = _overridden(copy.deepcopy(own), overrides)
+    if isinstance(output := changed.get("output"), str):
+        toml.require_no_escape(output, "output")
     return validated(RunSettings, _placed(changed, Path.cwd(), known=own), str(path))
 
 
@@ -47,7 +48,7 @@ def read_kept(path: Path) -> RunSettings:
     Raises:
         SettingsError: as `read`.
     """
-    return validated(RunSettings, _toml(path), str(path))
+    return validated(RunSettings, toml.read(path, "run file"), str(path))
 
 
 def parse(table: Mapping[str, Any], where: str = "the run settings") -> RunSettings:
@@ -60,15 +61,6 @@ def parse(table: Mapping[str, Any], where: str = "the run settings") -> RunSetti
     return validated(RunSettings, _placed(table, Path.cwd()), where)
 
 
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise SettingsError(f"run file {path} cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"run file {path} is not TOML: {error}; fix that line") from error
-
-
 def _placed(
     table: Mapping[str, Any], folder: Path, file: Path | None = None, known: Mapping[str, Any] = {}
 ) -> dict[str, Any]:
@@ -76,7 +68,7 @@ def _placed(
     whole = dict(table)
     for (name, key), names in PATHS.items():
         inner = whole.get(name)
-        text = inner.get(key) if isinstance(inner, Mapping) else None
+        text = as_text(inner.get(key)) if isinstance(inner, Mapping) else None
         if not isinstance(text, str) or text in names:
             continue
         if not text.strip():
@@ -93,6 +85,8 @@ def _placed(
 def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
     here = Path.cwd() / text
     there = folder / os.path.expanduser(text)
+    if not os.path.exists(there):
+        toml.require_no_escape(text, key)
     if file is not None and not os.path.exists(there) and os.path.exists(here):
         log.warning(
             "run file %s: %s = %r was found relative to the current directory; the next version will look"
@@ -139,7 +133,7 @@ def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
             raise SettingsError(
                 f"override {named!r} is not UTF-8, which a run file requires; rename the file"
             )
-        key, value = _translated(key.strip(), _value(text.strip()), table)
+        key, value = _translated(key.strip(), toml.value(text.strip()), table)
         *parents, last = key.split(".")
         inner = table
         for parent in parents:
@@ -158,13 +152,6 @@ def _translated(key: str, value: Any, table: dict[str, Any]) -> tuple[str, Any]:
         if (key, value) == ("federation.select", "all") and isinstance(table.get("selection"), dict):
             table["selection"].pop("share", None)  # which it does not have
     return new, value
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word: output=runs/two
 
 
 def plain(settings: RunSettings) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from pydantic import (
 from shepherd import legacy
 from shepherd.config import (
     Day,
+    Delimiter,
+    Encoding,
     NonNegativeFloat,
     NonNegativeInt,
     OpenTable,
@@ -40,11 +42,11 @@ from shepherd.config import (
 from shepherd.errors import SettingsError
 from shepherd.io import paths
 
-TINY, WORLD = "tiny", "world"
-"""Names of the embedded base and of the embedded data."""
+TINY, WORLD, MEMORY = "tiny", "world", "memory"
+"""Names of the embedded base, of the embedded data, and of rows that a Python program gives."""
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("model", "base"): (TINY,),
-    ("data", "source"): (WORLD,),
+    ("data", "source"): (WORLD, MEMORY),
     ("judge", "questions"): ("heldout", "vicuna", "mt-bench"),
 }
 """Keys that may hold a path, each with the values that are names and not paths."""
@@ -54,8 +56,17 @@ LONGEST_WAIT_S = 7 * 24 * 3600.0  # far below what overflows in the calls that w
 Seconds = Annotated[float, Strict(), Field(gt=0.0, le=LONGEST_WAIT_S)]
 
 
+def as_text(path: Any) -> Any:
+    """A path as text; any other value stays as it is."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+PathText = Annotated[str, BeforeValidator(as_text)]
+"""A path as text, which Python may give as a `pathlib.Path`."""
+
+
 class ModelTable(Table):
-    base: str
+    base: PathText
     """Base model: "tiny" (embedded), a folder relative to this file, or a Hugging Face id."""
     revision: str | None = None
     """Branch, tag or commit of the base on the Hugging Face hub."""
@@ -119,13 +130,21 @@ NOT_OPTIONS = {
 
 
 class DataTable(Table):
-    source: str
+    source: PathText
     """Training data: "world" (embedded), a file or a folder with one file per client, relative to this file,
-    or a Hugging Face id."""
+    a Hugging Face id, or "memory" for rows given in Python, as `open_run(settings, rows=...)`."""
     config: str | None = None
     """Configuration of a Hugging Face dataset."""
     part: str = "train"
-    """Split of a Hugging Face dataset to read."""
+    """Split of a Hugging Face dataset to read, or the key of one of several tables in a JSON file."""
+    delimiter: Delimiter = "auto"
+    """Separator of the cells of a CSV or TSV file, such as ";" or "tab"; "auto" detects it."""
+    encoding: Encoding = "auto"
+    """Encoding of the data's text files, such as "cp1252"; "auto" is UTF-8 or UTF-16."""
+    columns: tuple[str, ...] = ()
+    """Column names of a CSV, TSV or Excel file without a header."""
+    sheet: str = "auto"
+    """Sheet of an Excel file; "auto" is the only one that is not empty."""
     fields: FieldsTable = FieldsTable()
     category: str = "category"
     """Field that names the kind of instruction; "" if there is none."""
@@ -298,7 +317,7 @@ class JudgeTable(Table):
     also needs --key-env."""
     protocol: Literal["pairwise", "fedit"] = "pairwise"
     """"pairwise" asks which answer is better, in both orders; "fedit" scores both from 1 to 10."""
-    questions: str = "heldout"
+    questions: PathText = "heldout"
     """The questions: "heldout", "vicuna", "mt-bench" (its first turns), or a file relative to this file."""
     limit: PositiveInt | None = None
     """Largest number of questions, drawn evenly over their categories; the default is all."""
@@ -400,7 +419,7 @@ class RunSettings(Table):
 
     seed: NonNegativeInt = 0
     """Seed of every random draw: the split, the cohorts, the order of the examples."""
-    output: Annotated[str, AfterValidator(os.path.expanduser)] = "runs/run"
+    output: Annotated[PathText, AfterValidator(os.path.expanduser)] = "runs/run"
     """Run folder, relative to the current directory; it must be new or empty."""
     model: ModelTable
     adapter: AdapterTable = AdapterTable()

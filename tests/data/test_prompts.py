@@ -83,7 +83,7 @@ def test_standard_input(given: bytes, expected: list[tuple[str, str]], monkeypat
         ("rows.jsonl", b"", "rows.jsonl holds no rows"),
         ("rows.jsonl", b'{"instruction": "a"}\n{"instruction"', "rows.jsonl, line 2 is not JSON"),
         ("rows.jsonl", b'{"instruction": "a"}\n{"x": 1}', "rows.jsonl, line 2: field instruction is missing"),
-        ("rows.jsonl", b"[1]", "rows.jsonl, line 1 is no object with named fields"),
+        ("rows.jsonl", b"[1]", "rows.jsonl, record 1 .line 1. is no object with named fields"),
         ("rows.jsonl", b'" "', "rows.jsonl, line 1: the instruction is empty"),
     ],
 )

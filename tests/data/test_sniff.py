@@ -1,4 +1,4 @@
-"""A file with another delimiter or encoding is named, and the command in the message converts it."""
+"""What a text file is written in: found where it is plain, given by the run file, else named."""
 
 from __future__ import annotations
 
@@ -7,56 +7,146 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shepherd.data.files import rows_of
-from shepherd.data.sniff import require_plain
-from shepherd.errors import DataError
+from shepherd.data.form import USUAL, Form
+from shepherd.data.sniff import delimiter, require_plain
+from shepherd.errors import BadRow, DataError, SettingsError
+from shepherd.overrides import parse
 
 ROWS = [["frage", "antwort"], ["Größe, bitte?", "42; zwei"], ["Ä\nÖ", 'sagt "ß"']]
 
 
-def written(path: Path, delimiter: str, encoding: str) -> Path:
+def written(path: Path, delimiter: str, encoding: str, before: str = "") -> Path:
     cells = [['"' + cell.replace('"', '""') + '"' for cell in row] for row in ROWS[1:]]
-    text = "\r\n".join(delimiter.join(row) for row in [ROWS[0], *cells]) + "\r\n"
+    text = before + "\r\n".join(delimiter.join(row) for row in [ROWS[0], *cells]) + "\r\n"
     path.write_bytes(text.encode(encoding))
     return path
 
 
-@pytest.mark.parametrize(
-    ("name", "delimiter", "encoding", "fault"),
-    [
-        ("a b.csv", ";", "utf8", "is separated by semicolons, not by commas"),
-        ("a.csv", ";", "cp1252", "is not UTF-8 but cp1252 and is separated by semicolons"),
-        ("a.csv", ",", "cp1252", "is not UTF-8 but cp1252;"),
-        ("a.csv", "\t", "utf8", "is separated by tabs, not by commas"),
-        ("a.csv", ",", "utf-16", "is not UTF-8 but utf-16"),
-        ("a.tsv", ",", "utf8", "is separated by commas, not by tabs"),
-    ],
-)
-def test_the_command_in_the_message_converts_it(
-    name: str, delimiter: str, encoding: str, fault: str, tmp_path: Path
+def cells(path: Path, form: Form = USUAL) -> list[list[str]]:
+    return [list(row.values()) for _, row in rows_of(path, form)]
+
+
+@pytest.mark.parametrize("name", ["a b.csv", "a.tsv"])
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("before", ["", "\r\n", "{mark}\n"])
+def test_a_table_of_any_program_is_read(
+    name: str, mark: str, encoding: str, before: str, tmp_path: Path
 ) -> None:
-    path = written(tmp_path / name, delimiter, encoding)
-    with pytest.raises(DataError, match=fault) as caught:
+    path = written(tmp_path / name, mark, encoding, before.format(mark=mark))
+    require_plain(path)
+    assert cells(path) == ROWS[1:]
+
+
+@pytest.mark.parametrize("line", ["sep=;\r\n", "SEP=;\n", '"sep=;"\r\n'])
+def test_a_line_for_excel_is_obeyed_and_no_row(line: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", ";", "utf-8-sig", line)
+    assert cells(path) == ROWS[1:]
+    assert next(iter(rows_of(path)))[0].endswith("a.csv, line 3")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "mac-roman", "shift-jis"])
+def test_another_encoding_is_read_where_it_is_given(encoding: str, tmp_path: Path) -> None:
+    text = "frage,antwort\nGröße,ß\n" if encoding != "shift-jis" else "質問,答え\n東京,都\n"
+    (tmp_path / "a.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(
+        DataError, match=r'is not UTF-8 but cp1252 or its like; set data\.encoding = "cp1252"'
+    ):
+        cells(tmp_path / "a.csv")
+    assert cells(tmp_path / "a.csv", Form(encoding=encoding)) == [text.split("\n")[1].split(",")]
+    (tmp_path / "a.jsonl").write_bytes('{"a": "Größe"}\n{"a": "x"}\n'.encode("cp1252"))
+    assert [row["a"] for _, row in rows_of(tmp_path / "a.jsonl", Form(encoding="cp1252"))] == ["Größe", "x"]
+    assert isinstance(next(iter(rows_of(tmp_path / "a.jsonl")))[1], BadRow)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_the_command_in_the_message_converts_it(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"it's $(touch x) {name}"
+    text = '{"frage": "Größe"}\r\n' if name == "a.jsonl" else "frage,antwort\r\nGröße,ß\r\n"
+    path.write_bytes(text.encode("cp1252"))
+    with pytest.raises(DataError, match="or convert it: python3 -c") as caught:
         require_plain(path)
     command = str(caught.value).partition("convert it: ")[2]
     subprocess.run(command.replace("python3", sys.executable, 1), shell=True, check=True)
-    new = path.with_stem(path.stem + "-utf8")
-    require_plain(new)
-    assert [list(row.values()) for _, row in rows_of(new)] == ROWS[1:]
+    assert path.with_stem(path.stem + "-utf8").read_bytes() == text.encode()
 
 
-@pytest.mark.parametrize("encoding", ["utf8", "utf-8-sig"])
-def test_what_is_right_passes(encoding: str, tmp_path: Path) -> None:
-    require_plain(written(tmp_path / "a.csv", ",", encoding))
-    require_plain(written(tmp_path / "a.tsv", "\t", encoding))
-    (tmp_path / "one.csv").write_text("question\nWhat?\n")
-    require_plain(tmp_path / "one.csv")
-    require_plain(tmp_path / "none.csv")
-    require_plain(tmp_path)
+def test_what_is_not_in_the_encoding_that_is_given_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("frage,antwort\nGröße,ß\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"is not in data\.encoding utf-8 .*; change it"):
+        cells(tmp_path / "a.csv", Form(encoding="utf-8"))
+    (tmp_path / "a.csv").write_bytes("frage,antwort\n".encode("utf-16") + b"x")
+    with pytest.raises(DataError, match="is damaged: it begins as utf-16"):
+        cells(tmp_path / "a.csv")
 
 
-def test_jsonl_in_another_encoding_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes('{"frage": "Größe"}\n'.encode("cp1252"))
-    with pytest.raises(DataError, match=r"is not UTF-8 but cp1252; convert it: python3 -c"):
-        require_plain(tmp_path / "a.jsonl")
+def test_utf16_in_every_text_format(tmp_path: Path) -> None:
+    for text in ('{"a": "東"}\n{"a": "ß"}\n', '[\n {"a": "東"},\n {"a": "ß"}\n]\n'):
+        for name in ("a.jsonl", "a.json"):
+            (tmp_path / name).write_bytes(text.encode("utf-16"))
+            assert [row["a"] for _, row in rows_of(tmp_path / name)] == ["東", "ß"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a;b\n1,5;2\n", ";"),  # decimal commas
+        ("a,b\nx;y,z\n", ","),
+        ("a\nx;y\n", ","),  # one column
+        ("id;frage, kurz;antwort\n1;a, b, c;d\n2;e;f\n", ";"),
+        ("a,b (x;y)\n1,2\n3,4\n", ","),
+        ("a,b\n1,2\n3,4,5\n", ","),  # a bad row
+        ("a;b\n1;2\n3;4;5\n", ";"),
+        ('"a;b",c\n1,2\n', ","),
+        ("a|b|c\n1,2|3|4\n", "|"),
+    ],
+)
+def test_the_delimiter_is_what_cuts_all_rows_alike(text: str, found: str) -> None:
+    assert delimiter(text, Path("a.csv"), USUAL) == found
+    assert delimiter(text, Path("a.csv"), Form(delimiter=":")) == ":"
+
+
+def test_a_delimiter_that_is_not_plain_is_named() -> None:
+    with pytest.raises(DataError, match=r"separated by semicolons or by bars; set data\.delimiter"):
+        delimiter("a;b|c\n1;2|3\n", Path("a.csv"), USUAL)
+
+
+words = st.text("abc xyz", min_size=1).filter(str.strip)
+
+
+@given(st.lists(st.tuples(words, words, words), min_size=1), st.sampled_from(",;\t|"))
+def test_any_table_is_cut_by_its_own_delimiter(rows: list[tuple[str, ...]], mark: str) -> None:
+    text = "".join(mark.join(row) + "\n" for row in [("a", "b", "c"), *rows])
+    assert delimiter(text, Path("a.csv"), USUAL) == mark
+
+
+def test_a_packed_file_is_named_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"PK\x03\x04rest")
+    with pytest.raises(DataError, match="is not text but a workbook of Excel or a zip archive"):
+        cells(tmp_path / "a.csv")
+    (tmp_path / "a.jsonl").write_bytes(b"\x1f\x8brest")
+    with pytest.raises(DataError, match="is not text but compressed"):
+        cells(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8brest")
+    with pytest.raises(DataError, match="unknown extension; unpack it: use one of"):
+        cells(tmp_path / "a.jsonl.gz")
+
+
+def test_the_keys_of_the_run_file() -> None:
+    def data(**keys: object) -> object:
+        return parse({"model": {"base": "tiny"}, "data": {"source": "world", **keys}}).data
+
+    assert data(delimiter="tab") == data(delimiter="\t")
+    for key, wrong, words in (
+        ("delimiter", ";;", "write one character"),
+        ("delimiter", "\n", "write one character"),
+        ("encoding", "klingon", "there is no such encoding"),
+        ("encoding", "zip", "no encoding of text"),
+        ("encoding", "os\0", "there is no such encoding"),
+    ):
+        with pytest.raises(SettingsError, match=rf"data\.{key}: .*{words}"):
+            data(**{key: wrong})

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from shepherd import world
+from shepherd.consent import NOTHING
 from shepherd.errors import BaseError
 from shepherd.model import digest as module
+from shepherd.model.base import load_network, load_tokenizer
 from shepherd.model.digest import digest, files, folder_of, snapshot
+from shepherd.settings import ModelTable
 
 WHOLE = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"words"}
 
@@ -135,6 +139,49 @@ def test_shards_come_with_their_index_and_only_those_it_names(tmp_path: Path) ->
 def test_half_a_base_is_named(tmp_path: Path, contents: Mapping[str, bytes], sentence: str) -> None:
     with pytest.raises(BaseError, match=sentence):
         digest(folder(tmp_path / "base", contents))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0a" * 32 + b"\nsize 269060552\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("config.json", {}),
+        ("model.safetensors", {}),
+        ("tokenizer.json", {}),
+        ("tokenizer.model", {"tokenizer.json": None}),
+        ("tokenizer_config.json", {}),
+        ("model.safetensors.index.json", {"model.safetensors": None}),
+        (
+            "model-1.safetensors",
+            {
+                "model.safetensors": None,
+                "model.safetensors.index.json": b'{"weight_map": {"a": "model-1.safetensors"}}',
+            },
+        ),
+    ],
+)
+def test_a_pointer_of_git_lfs_is_named_before_anything_is_loaded(
+    tmp_path: Path, name: str, others: Mapping[str, bytes | None]
+) -> None:
+    contents = {key: data for key, data in {**WHOLE, **others, name: POINTER}.items() if data is not None}
+    base = folder(tmp_path / "base", contents)
+    words = (
+        rf"is not whole: .*/{name} is a pointer of Git LFS .* 269,060,552 bytes; fetch it with `git lfs pull`"
+    )
+    with pytest.raises(BaseError, match=words):
+        digest(base)
+    with pytest.raises(BaseError, match=words):
+        load_network(ModelTable(base=str(base)), torch.device("cpu"), torch.float32, NOTHING)
+    if not name.endswith(("safetensors", "index.json")):
+        with pytest.raises(BaseError, match=words):
+            load_tokenizer(ModelTable(base=str(base)))
+
+
+def test_a_pointer_that_nobody_reads_is_nothing(tmp_path: Path) -> None:
+    more = folder(tmp_path / "more", {**WHOLE, "pytorch_model.bin": POINTER, "vocab.json": POINTER})
+    assert digest(more) == by_hand(WHOLE)
 
 
 def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: Any) -> None:

@@ -118,6 +118,13 @@ def test_half_precision_files_are_read_as_float32(llama, folder, kind) -> None:
     np.testing.assert_allclose(read[FIRST], bases.random_adapter(llama, 1)[FIRST], rtol=0.01)
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_pointer_of_git_lfs_is_named(llama, folder, name) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 4567\n")
+    with pytest.raises(AdapterError, match=rf"{name} is a pointer of Git LFS .* has 4,567 bytes; fetch it"):
+        files.read(folder, llama)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -147,6 +147,18 @@ def test_chats_and_a_folder_with_a_file_a_client(tmp_path: Path) -> None:
     assert list(inspect_data(settings).division.clients) == ["a", "b", "c"]
 
 
+def test_files_as_people_have_them(tmp_path: Path) -> None:
+    (tmp_path / "sites").mkdir()
+    for site in ("ulm", "Testklinik_Ulm"):
+        as_csv(tmp_path / "sites" / f"{site}.csv", table(), "utf-16", ";")
+        (tmp_path / "sites" / f"._{site}.csv").write_bytes(b"\0\5\x16\7\0")  # as macOS leaves them
+    settings, text = made(tmp_path / "sites", tmp_path)
+    assert settings.split.by == "ready_made"
+    assert settings.data.fields.instruction == "frage"
+    assert "._Testklinik_Ulm.csv, ._ulm.csv are left out, being of the system" in text
+    assert list(inspect_data(settings).division.clients) == ["Testklinik_Ulm", "ulm"]
+
+
 def test_rows_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = table()
     rows[7]["antwort"] = ""
@@ -220,13 +232,12 @@ def test_the_work_fits_the_data(tmp_path: Path) -> None:
     ("name", "content", "sentence"),
     [
         ("none.csv", None, "there is no data file or folder"),
-        ("a.csv", b"frage;antwort\nWas?;Das.\n", "is separated by semicolons"),
         ("a.csv", "frage,antwort\nGr\u00f6\u00dfe?,Ja.\n".encode("cp1252"), "is not UTF-8 but cp1252"),
         ("a.csv", b"", "holds no rows"),
         ("a.csv", b"Wer?,Ja\nWas?,Nein\n", "seems to have no header"),
         ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not text"),
         ("a.jsonl", b"[1]\n[2]\n", "has no row with named columns"),
-        ("a.xlsx", b"PK", "unknown extension"),
+        ("a.xls", b"PK", "unknown extension; save it as .xlsx or CSV"),
         (
             "a.csv",
             b"title,body\nA text of words,Another text of words\n",

@@ -14,6 +14,8 @@ from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.columns import listed
 from shepherd.data.folding import shows_nothing
+from shepherd.data.form import Form
+from shepherd.data.in_memory import memory_parts
 from shepherd.data.split import Split
 from shepherd.errors import BadRow, DataError
 from shepherd.settings import DataTable
@@ -82,18 +84,25 @@ class Reading:
         return f"<Reading: {len(self.examples):,} examples, {len(self.skipped):,} bad rows skipped>"
 
 
-def read(table: DataTable, split: Split, seed: int) -> Reading:
+def read(table: DataTable, split: Split, seed: int, rows: Any = None) -> Reading:
     """Read `table.source`: a file, a folder with one file a client, a saved data set, or a hub id.
 
-    In a folder each file is a client (its stem) where the split is by file. Files of a folder whose
-    names begin with "global_", "test", "eval" or "valid" are left out: they are not for training.
+    In a folder each file is a client (its stem) where the split is by file. What is for testing by its name
+    is left out, and files of the system; see `files.left_out`.
     `table.limit` keeps at most so many examples of each category, drawn with the seed, in their order.
+
+    Args:
+        rows: what to read in the place of the source, where it is in memory; see `in_memory`.
 
     Raises:
         BadRow: a row cannot be read and `on_bad_row` is "error"; names file, line, field and the fix.
         DataError: a file is missing, empty or unreadable, or no row of a source or of a client is left.
     """
-    parts = files.parts(table.source, table.config, table.part, folder_only=split.by_file)
+    form = Form.of(table)
+    if rows is None:
+        parts = files.parts(table.source, table.config, table.part, folder_only=split.by_file, form=form)
+    else:
+        parts = memory_parts(rows, form, by_client=split.by_file)
     readings = {
         part.client: _gather(part.rows, table, split, part.client if split.by_file else "") for part in parts
     }

@@ -7,60 +7,99 @@ line. Parquet, saved data sets and hub ids come through `datasets`.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from shepherd.data.repository import own_commit
-from shepherd.data.sniff import require_plain
-from shepherd.errors import BadRow, DataError
+from shepherd.data import listing
+from shepherd.data.excel import excel_rows
+from shepherd.data.form import USUAL, Form
+from shepherd.data.json_rows import json_rows, untangled
+from shepherd.data.listing import Listing
+from shepherd.data.repository import is_card, own_commit, require_own_card
+from shepherd.data.tabular import Placed, csv_rows
+from shepherd.errors import DataError
+from shepherd.io import lfs
 from shepherd.io.paths import is_hub_id, is_utf8
+from shepherd.settings import MEMORY, WORLD
 
-Placed = tuple[str, Any]
-"""Where a row is, and the row, or the BadRow that says why it cannot be read."""
+__all__ = [
+    "READERS",
+    "Part",
+    "Placed",
+    "columns",
+    "data_files",
+    "left_out",
+    "natural",
+    "parts",
+    "records",
+    "rows_of",
+]
 
-NOT_FOR_TRAINING = ("global_", "test", "eval", "valid")
-"""How the names of a folder's files begin that are not for training."""
+ONE_SOURCE = (".huggingface.yaml", "dataset_infos.json")
+"""Files that a clone of a data set of the hub has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """The rows of one file, read lazily; `client` is its stem in a folder."""
+    """The rows of one client, or of all, read lazily; `client` is its file's stem in a folder."""
 
     client: str
     rows: Iterable[Placed]
 
 
-def parts(source: str, config: str | None, part: str, *, folder_only: bool = False) -> list[Part]:
+def parts(
+    source: str, config: str | None, part: str, *, folder_only: bool = False, form: Form = USUAL
+) -> list[Part]:
     """The files of a source, in natural order of their names.
+
+    In a folder each file is a client, or the shards of one, or a saved data set. A clone of a data set of the
+    hub is one source, unless `folder_only` says that its files are clients.
 
     Raises:
         DataError: nothing readable is there, or `folder_only` and the source is no folder of files.
     """
     path = Path(source).expanduser()
     _require_utf8(path)
-    if path.is_dir() and not _is_saved(path):
-        return [Part(client=file.stem, rows=rows_of(file)) for file in _training_files(path)]
+    if _is_of_clients(path) or (folder_only and _is_own(path)):
+        return [
+            Part(client=client, rows=chain.from_iterable(_entry(file, part, form) for file in files))
+            for client, files in _clients(path).items()
+        ]
     if folder_only:
+        what = "is one data set and" if path.is_dir() else "is"
         raise DataError(
-            f'split.by is "ready-made" but {source} is no folder with one file a client; give one'
+            f'split.by is "ready-made" but {source} {what} no folder with one file a client; give one'
         )
     if path.is_dir():
-        return [Part(client="", rows=_saved(path, part))]
+        rows = _saved(path, part) if _is_saved(path) else _clone(path, config, part, form)
+        return [Part(client="", rows=rows)]
     if path.exists():
-        return [Part(client="", rows=rows_of(path))]
+        return [Part(client="", rows=rows_of(path, form))]
     if not is_hub_id(source):
         raise DataError(
             f"there is no data file or folder {source}; check data.source (an id of the hub is owner/name)"
         )
     return [Part(client="", rows=_hub(source, config, part))]
+
+
+def data_files(source: str) -> list[Path]:
+    """The files of clients in a folder, or the one file; empty for any other source.
+
+    Raises:
+        DataError: the folder cannot be read, or holds none.
+    """
+    path = Path(source).expanduser()
+    if _is_of_clients(path):
+        return [file for own in _clients(path).values() for file in own if file.is_file()]
+    return [path] if path.is_file() else []
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
@@ -73,25 +112,63 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
     return tuple((int(piece), "") if piece.isdecimal() else (sys.maxsize, piece) for piece in pieces)
 
 
-def left_out(source: str) -> list[str]:
-    """Names of a folder's data files that are not for training, by how they begin; else empty.
+def left_out(source: str, config: str | None = None, part: str = "train") -> list[str]:
+    """What lies in a folder and is not read, in sentences; empty where the source is no folder.
 
     Raises:
         DataError: the folder cannot be read.
     """
     path = Path(source).expanduser()
-    if not path.is_dir() or _is_saved(path):
+    if source in (WORLD, MEMORY):
         return []
-    return sorted(file.name for file in _data_files(path) if _not_for_training(file))
+    if _is_of_clients(path):
+        return listing.sentences(_listed(path))
+    if not path.is_dir():
+        return []
+    reasons: list[tuple[Iterable[Any], str, str]]
+    if _is_saved(path):
+        reasons = [(_saved_parts(path), "data.part", part)]
+    else:
+        builder = _builder(path, config)
+        reasons = [
+            (builder.builder_configs, "data.config", builder.config.name),
+            (builder.config.data_files or {}, "data.part", part),
+        ]
+    return [
+        f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} left out, {key} being {chosen}"
+        for names, key, chosen in reasons
+        if (others := [str(name) for name in names if name != chosen])
+    ]
 
 
-def _data_files(folder: Path) -> list[Path]:
+def _is_of_clients(path: Path) -> bool:
+    """Whether it is a folder of data files, and no data set as a whole."""
+    return path.is_dir() and not _is_saved(path) and not _is_clone(path)
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder has files of clients itself, though it may be a clone of a data set of the hub."""
+    return folder.is_dir() and not _is_saved(folder) and bool(_listed(folder).data)
+
+
+def _is_clone(folder: Path) -> bool:
+    """Whether a folder is what was cloned or downloaded of a data set of the hub."""
+    if any((folder / name).is_file() for name in ONE_SOURCE) or is_card(folder / "README.md"):
+        return True
+    inner = folder / "data"
+    return inner.is_dir() and not _is_saved(inner) and not _listed(folder).data and bool(_listed(inner).data)
+
+
+def _listed(folder: Path) -> Listing:
     try:
-        found = [f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS]
+        entries = list(folder.iterdir())
+        folders = {entry for entry in entries if entry.is_dir()}
+        sets = set(filter(_is_saved, folders))
     except OSError as error:
         raise DataError(f"folder {folder} cannot be read ({error.strerror}); check its rights") from error
-    for file in found:
-        _require_utf8(file)
+    found = listing.listing(entries, READERS, folders, sets)
+    for name in (*(path.name for path in found.data), *found.testing):
+        _require_utf8(folder / name)
     return found
 
 
@@ -101,165 +178,53 @@ def _require_utf8(path: Path) -> None:
         raise DataError(f"the name of data file {os.fsencode(path)!r} is not UTF-8; rename it")
 
 
-def _not_for_training(file: Path) -> bool:
-    return file.name.lower().startswith(NOT_FOR_TRAINING)
+def _clients(folder: Path) -> dict[str, list[Path]]:
+    """The files of each client, in natural order of the clients' names."""
+    found = _listed(folder)
+    if not found.data:
+        left = f" but {', '.join(found.testing)}, not for training" if found.testing else ""
+        below = [name for name in found.others if (folder / name).is_dir() and _listed(folder / name).data]
+        inner = (
+            f" (its folder {below[0]} does: name that one, or put one file a client here)" if below else ""
+        )
+        raise DataError(f"folder {folder} holds no data file{left}{inner}; put {_extensions()} files there")
+    groups = listing.grouped(found.data, folder)
+    return {client: groups[client] for client in sorted(groups, key=natural)}
 
 
-def _training_files(folder: Path) -> list[Path]:
-    known = _data_files(folder)
-    kept = [f for f in known if not _not_for_training(f)]
-    if not kept:
-        left = f" but {', '.join(sorted(f.name for f in known))}, not for training" if known else ""
-        raise DataError(f"folder {folder} holds no data file{left}; put {_extensions()} files there")
-    stems = [f.stem for f in kept]
-    for file in kept:
-        if stems.count(file.stem) > 1:
-            raise DataError(f"folder {folder} has two files named {file.stem}; rename one, each is a client")
-    return sorted(kept, key=lambda file: natural(file.stem))
+def _entry(path: Path, part: str, form: Form) -> Iterator[Placed]:
+    """The rows of one file, or of one saved data set."""
+    return _saved(path, part) if path.is_dir() else rows_of(path, form)
 
 
-def rows_of(path: Path) -> Iterator[Placed]:
+def rows_of(path: Path, form: Form = USUAL) -> Iterator[Placed]:
     """The rows of one file with their places.
 
     Raises:
         DataError: the extension is unknown, or the file is unreadable, empty or broken as a whole.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"data file {path} has an unknown extension; use one of {_extensions()}")
     empty = True
     try:
-        for placed in reader(path):
+        if fault := lfs.fault(path):
+            raise DataError(fault)
+        for where, row in _reader(path)(path, form):
             empty = False
-            yield placed
+            yield where, untangled(row)
     except OSError as error:
         raise DataError(f"data file {path} cannot be read ({error.strerror}); check it") from error
     if empty:
         raise DataError(f"data file {path} holds no rows; fill it or remove it")
 
 
-def _text(path: Path) -> str:
-    require_plain(path)
-    return path.read_bytes().decode("utf-8-sig")
+def _reader(path: Path) -> Reader:
+    suffix = path.suffix.lower()
+    if suffix in READERS:
+        return READERS[suffix]
+    fix = next((fix for suffixes, fix in ELSE.items() if suffix in suffixes), "")
+    raise DataError(f"data file {path} has an unknown extension; {fix}use one of {_extensions()}")
 
 
-def _jsonl(path: Path) -> Iterator[Placed]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-            if line.strip():
-                placed = _parsed(line, f"{path}, line {number}")
-                if number == 1:
-                    _require_record(placed[1], path)
-                yield placed
-
-
-def _parsed(line: bytes, where: str) -> Placed:
-    try:
-        return where, json.loads(line.decode("utf8"))
-    except UnicodeDecodeError:
-        return where, BadRow(f"{where} is not UTF-8; save the file as UTF-8")
-    except (ValueError, RecursionError) as error:
-        return where, BadRow(f"{where} is not JSON ({error}); fix that line")
-
-
-def _json(path: Path) -> Iterator[Placed]:
-    text = _text(path)
-    if text.lstrip()[:1] == "[":
-        return _array(text, path)
-    with suppress(ValueError, RecursionError):
-        _require_record(json.loads(text), path)
-    return _jsonl(path)  # many a .json file holds one object a line
-
-
-def _require_record(whole: Any, path: Path) -> None:
-    """Raise DataError where a file's one object is a table, by columns or by rows, as pandas writes it."""
-    values = list(whole.values()) if isinstance(whole, Mapping) else []
-    if not values or not all(isinstance(value, Mapping | list) for value in values):
-        return
-    items = [item for value in values if isinstance(value, list) for item in value]
-    if items and all(isinstance(item, Mapping) and {"role", "from"} & item.keys() for item in items):
-        return  # a chat
-    raise DataError(
-        f"{path} is JSON, but neither a list of objects nor one object a line; write it again so, with pandas"
-        ' by to_json(path, orient="records", lines=True)'
-    )
-
-
-def _array(text: str, path: Path) -> Iterator[Placed]:
-    """The records of a JSON array one by one, so that each has its line."""
-    decoder = json.JSONDecoder()
-    at, line, counted, number = _next(text, text.index("[") + 1), 1, 0, 0
-    while text[at : at + 1] != "]":
-        line, counted, number = line + text.count("\n", counted, at), at, number + 1
-        where = f"{path}, record {number} (line {line})"
-        try:
-            record, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is not JSON ({error}); fix it") from error
-        yield where, record
-        at = _next(text, at)
-        if text[at : at + 1] not in (",", "]"):
-            raise DataError(f"{where} has no comma or ] after it; fix it")
-        at = _next(text, at + 1) if text[at] == "," else at
-    if _next(text, at + 1) < len(text):
-        raise DataError(f"{path} goes on after the ] of its list; put all its records into one list")
-
-
-def _next(text: str, at: int) -> int:
-    """Where the white space from `at` on ends."""
-    found = re.compile(r"\S").search(text, at)
-    return found.start() if found else len(text)
-
-
-def _csv(path: Path, delimiter: str = ",") -> Iterator[Placed]:
-    lines = iter(_text(path).splitlines(keepends=True))
-    with _wide_cells():
-        reader = csv.reader(_only_newlines(lines), delimiter=delimiter, strict=True)
-        header = next(reader, [])
-        if len(set(header)) < len(header) or "" in header:
-            raise DataError(f"{path}, line 1 has an empty or a repeated column name; name each column once")
-        yield from _csv_rows(reader, header, path)
-
-
-def _csv_rows(reader: Any, header: list[str], path: Path) -> Iterator[Placed]:
-    while True:
-        where = f"{path}, line {reader.line_num + 1}"
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise DataError(f"the row that starts at {where} is not CSV ({error}); fix its quotes") from error
-        if cells is None:
-            return
-        if len(cells) == len(header):
-            yield where, dict(zip(header, cells, strict=True))
-        elif cells:
-            fault = f"{where} has {len(cells)} cells, the header {len(header)}; fix its commas or quotes"
-            yield where, BadRow(fault)
-
-
-def _only_newlines(lines: Iterator[str]) -> Iterator[str]:
-    """Join what `str.splitlines` cut at U+2028 and its like, which are no ends of line in a file."""
-    held = ""
-    for line in lines:
-        held += line
-        if line.endswith(("\n", "\r")):
-            yield held
-            held = ""
-    if held:
-        yield held
-
-
-@contextmanager
-def _wide_cells() -> Iterator[None]:
-    before = csv.field_size_limit(2**31 - 1)  # the default refuses a cell over 131,072 characters
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _parquet(path: Path) -> Iterator[Placed]:
+def _parquet(path: Path, form: Form) -> Iterator[Placed]:
     """The rows of one file; `Dataset.from_parquet` would take its name as a pattern, and read others too."""
     from pyarrow import parquet
 
@@ -272,7 +237,24 @@ def _parquet(path: Path) -> Iterator[Placed]:
             raise DataError(
                 f"data file {path} is not Parquet ({_first_line(error)}); write it anew"
             ) from error
-    return _records(table, str(path))
+    return records(table, str(path))
+
+
+def _arrow(path: Path, form: Form) -> Iterator[Placed]:
+    """The rows of one file of Arrow, as a stream or, as Feather is, a file of it."""
+    from pyarrow import ArrowInvalid, ipc
+
+    with path.open("rb") as file, _quiet() as datasets:
+        try:
+            try:
+                table = ipc.open_stream(file).read_all()
+            except ArrowInvalid:
+                table = ipc.open_file(file).read_all()
+            table.validate(full=True)
+            table = datasets.Dataset(datasets.table.InMemoryTable(table))
+        except Exception as error:
+            raise DataError(f"data file {path} is not Arrow ({_first_line(error)}); write it anew") from error
+    return records(table, str(path))
 
 
 def _is_saved(folder: Path) -> bool:
@@ -286,12 +268,22 @@ def _saved(folder: Path, part: str) -> Iterator[Placed]:
             " rename it"
         )
     _require_own_files(folder)
+    if fault := next(filter(None, map(lfs.fault, sorted(folder.rglob("*.arrow")))), ""):
+        raise DataError(fault)
     with _quiet() as datasets:
         try:
             table = datasets.load_from_disk(str(folder))
         except Exception as error:
             raise DataError(f"saved data set {folder} cannot be read ({_first_line(error)})") from error
-    return _records(_chosen(table, str(folder), part), str(folder))
+    return records(_chosen(table, str(folder), part), str(folder))
+
+
+def _saved_parts(folder: Path) -> list[str]:
+    """The parts of a saved data set; none where it is one table, or where reading it says what is wrong."""
+    try:
+        return list(map(str, json.loads((folder / "dataset_dict.json").read_text(encoding="utf8"))["splits"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def _require_own_files(folder: Path) -> None:
@@ -318,6 +310,63 @@ def _chosen(table: Any, source: str, part: str) -> Any:
     return table[part]
 
 
+def _clone(folder: Path, config: str | None, part: str, form: Form) -> Iterator[Placed]:
+    """The rows of one part of a data set of the hub that lies in a folder."""
+    builder = _builder(folder, config)
+    found, features = _own_files(folder, builder), builder.info.features
+    labels = features if _has_labels(features) else None
+    if part not in found:
+        raise DataError(
+            f"data set {folder} has no part {part}; set data.part to one of {', '.join(found) or 'none'}"
+        )
+    for where, row in chain.from_iterable(rows_of(file, form) for file in found[part]):
+        yield where, _named(labels, row)
+
+
+def _builder(folder: Path, config: str | None) -> Any:
+    """What `datasets` makes of a cloned data set: its configurations, parts, files, and types of columns.
+
+    Raises:
+        DataError: it cannot be read, or its card names a file outside the folder.
+    """
+    if re.search(r"[][*?{}%]|::", str(folder)):
+        raise DataError(
+            f"data set {folder} has a character in its path that the library datasets takes for a pattern;"
+            " rename the folder"
+        )
+    require_own_card(folder)
+    with _quiet() as datasets:
+        try:
+            return datasets.load_dataset_builder(str(folder), config)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"data set {folder} cannot be read ({reason}); check data.config, or give data.source one of"
+                " its files"
+            ) from error
+
+
+def _own_files(folder: Path, builder: Any) -> dict[str, list[Path]]:
+    """The files of each part of a cloned data set.
+
+    Raises:
+        DataError: one is outside the folder, to which a link may lead.
+    """
+    found = {
+        str(name): [Path(file) for file in files] for name, files in (builder.config.data_files or {}).items()
+    }
+    homes = [folder.resolve()]
+    if folder.absolute().parent.name == "snapshots":  # the hub's cache, whose files are links
+        homes.append(folder.absolute().parent.parent.resolve() / "blobs")
+    for file in chain.from_iterable(found.values()):
+        if not any(file.resolve().is_relative_to(home) for home in homes):
+            raise DataError(
+                f"data set {folder} names {str(file)!r} as its data, which is no file of its own; nothing was"
+                " read from there: give data.source the files that you want"
+            )
+    return found
+
+
 def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
     with _quiet() as datasets:
         if hasattr(datasets.packaged_modules, source):  # "pandas" would unpickle what lies in this folder
@@ -334,15 +383,45 @@ def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
                 f"and no data set of that name comes from the hub ("
                 f"{_first_line(error)}); check the path, the id, data.config, data.part and the network"
             ) from error
-    return _records(table, source)
+    return records(table, source)
 
 
-def _records(table: Any, where: str) -> Iterator[Placed]:
+def records(table: Any, where: str) -> Iterator[Placed]:
+    """The rows of a `datasets.Dataset`, categories by their names."""
     features = _stored(dict(table.features))
     if features != table.features:
         with _quiet() as datasets:
             table = table.cast(datasets.Features(features))
-    return ((f"{where}, record {number}", row) for number, row in enumerate(table, 1))
+    labels = features if _has_labels(features) else None
+    return (
+        (f"{where}, record {number}", untangled(_named(labels, row))) for number, row in enumerate(table, 1)
+    )
+
+
+def _has_labels(feature: Any) -> bool:
+    """Whether a column, or a part of one, is a category that is stored as a number."""
+    if isinstance(feature, Mapping):
+        return any(map(_has_labels, feature.values()))
+    if isinstance(feature, list):
+        return any(map(_has_labels, feature))
+    return type(feature).__name__ == "ClassLabel" or _has_labels(getattr(feature, "feature", []))
+
+
+def _named(feature: Any, value: Any) -> Any:
+    """A value with each number of a ClassLabel as its name; -1 stands for none."""
+    if value is None or feature is None:
+        return value
+    if isinstance(feature, Mapping):
+        if not isinstance(value, Mapping):
+            return value
+        return {name: _named(feature.get(name), inner) for name, inner in value.items()}
+    if isinstance(feature, list):
+        return [_named(feature[0], inner) for inner in value] if isinstance(value, list) else value
+    if hasattr(feature, "feature"):
+        return [_named(feature.feature, inner) for inner in value] if isinstance(value, list) else value
+    if type(feature).__name__ == "ClassLabel" and type(value) is int:
+        return feature.names[value] if 0 <= value < len(feature.names) else None
+    return value
 
 
 def _stored(feature: Any) -> Any:
@@ -381,18 +460,24 @@ def columns(**values: list[Any]) -> Any:
         return datasets.Dataset.from_dict(values)
 
 
-def _tsv(path: Path) -> Iterator[Placed]:
-    return _csv(path, "\t")
-
-
-READERS: Mapping[str, Callable[[Path], Iterator[Placed]]] = {
-    ".json": _json,
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
-    ".csv": _csv,
-    ".tsv": _tsv,
+Reader = Callable[[Path, Form], Iterator[Placed]]
+READERS: Mapping[str, Reader] = {
+    ".json": json_rows,
+    ".jsonl": json_rows,
+    ".ndjson": json_rows,
+    ".csv": csv_rows,
+    ".tsv": csv_rows,
     ".parquet": _parquet,
+    ".arrow": _arrow,
+    ".feather": _arrow,
+    ".xlsx": excel_rows,
+    ".xlsm": excel_rows,
 }
+ELSE = {
+    (".xls", ".ods", ".numbers", ".xlsb"): "save it as .xlsx or CSV: ",
+    (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar"): "unpack it: ",
+}
+"""What to do with files of other extensions."""
 
 
 def _extensions() -> str:

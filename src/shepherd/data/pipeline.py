@@ -32,7 +32,7 @@ from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.io.phrases import listed
 from shepherd.io.progress import many, stage
-from shepherd.settings import WORLD, RunSettings, SplitTable
+from shepherd.settings import MEMORY, WORLD, RunSettings, SplitTable
 
 if TYPE_CHECKING:  # torch is not for `data split`
     from shepherd.model.base import Base
@@ -79,11 +79,12 @@ class TokenisedData:
         return f"<Prepared: {clients}, {kept:,} examples, {len(self.heldout):,} held out>"
 
 
-def divide(settings: RunSettings, allowed: Collection[str] = ()) -> Partition:
+def divide(settings: RunSettings, allowed: Collection[str] = (), rows: Any = None) -> Partition:
     """Read the examples, hold some out, and give the rest to clients.
 
     Args:
         allowed: modules outside the package that may be imported for the split.
+        rows: the data, where data.source is "memory".
 
     Raises:
         DataError: a row, a file, or the split cannot be used.
@@ -91,7 +92,7 @@ def divide(settings: RunSettings, allowed: Collection[str] = ()) -> Partition:
     """
     chosen = rule(settings.split, allowed)
     with stage(f"reading {settings.data.source}"):
-        reading = examples(settings, chosen)
+        reading = examples(settings, chosen, rows)
     seed = seed_for(settings.data_seed, "data")
     held = hold_out(reading.examples, settings.data.holdout, seed)
     training = [reading.examples[i] for i in held.train]
@@ -100,10 +101,17 @@ def divide(settings: RunSettings, allowed: Collection[str] = ()) -> Partition:
     return Partition(reading=reading, held=held, clients=clients)
 
 
-def examples(settings: RunSettings, split_rule: Split) -> Reading:
+def examples(settings: RunSettings, split_rule: Split, rows: Any = None) -> Reading:
     """The examples of `data.source`, with what the split goes by; "world" is the embedded world's."""
-    if settings.data.source != WORLD:
-        return read(settings.data, split_rule, settings.data_seed)
+    source = settings.data.source
+    if (rows is None) == (source == MEMORY):
+        raise DataError(
+            f"data.source is {source!r}; give the rows to shepherd.open_run(settings, rows=...)"
+            if rows is None
+            else f'rows are given, and data.source is {source!r}; write "memory" there'
+        )
+    if source != WORLD:
+        return read(settings.data, split_rule, settings.data_seed, rows)
     count = settings.data.limit or WORLD_EXAMPLES
     try:
         rows = world.rows(world.build(world.SEED), count, seed_for(settings.data_seed, "world"))
@@ -112,14 +120,16 @@ def examples(settings: RunSettings, split_rule: Split) -> Reading:
     return from_rows(rows, settings.data, split_rule, WORLD)
 
 
-def prepare(settings: RunSettings, tokenizer: Any, allowed: Collection[str] = ()) -> TokenisedData:
-    """Divide and tokenise; `allowed` as for `divide`.
+def prepare(
+    settings: RunSettings, tokenizer: Any, allowed: Collection[str] = (), rows: Any = None
+) -> TokenisedData:
+    """Divide and tokenise; `allowed` and `rows` as for `divide`.
 
     Raises:
         DataError: as `divide`; or a client keeps no example after rendering; or answers are wanted and
             a held-out example's check is none.
     """
-    division = divide(settings, allowed)
+    division = divide(settings, allowed, rows)
     if settings.evaluation.answers:
         _require_checks(division.of(division.held.heldout.tolist()))
     return _prepared(division, settings, tokenizer)

@@ -13,6 +13,8 @@ from shepherd.data import files
 from shepherd.data.examples import Turn, question
 from shepherd.data.folding import shows_nothing
 from shepherd.errors import BadRow, DataError
+from shepherd.io import lfs
+from shepherd.io.decoding import decoded
 from shepherd.settings import DataTable, FieldsTable
 
 STDIN = "-"
@@ -96,6 +98,8 @@ def _named(source: str) -> str:
 def _lines(source: str) -> Iterator[tuple[str, Any]]:
     """The lines that are not blank, each with its place."""
     name = _named(source)
+    if source != STDIN and (fault := lfs.fault(Path(source).expanduser())):
+        raise DataError(fault)
     try:
         raw = sys.stdin.buffer.read() if source == STDIN else Path(source).expanduser().read_bytes()
     except OSError as error:
@@ -103,7 +107,7 @@ def _lines(source: str) -> Iterator[tuple[str, Any]]:
             f"{name} cannot be read ({error.strerror}); name a file with one prompt a line"
         ) from error
     try:
-        text = raw.decode("utf-8-sig")
+        text = decoded(raw)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{name}, line {line} is not text in UTF-8; give a text file or JSONL") from error

@@ -15,6 +15,11 @@ from shepherd.errors import DataError
 
 CARD, BESIDE = "README.md", ".huggingface.yaml"
 """Where a repository describes its data: in the head of its card, and in a file of the same form."""
+SAYS_DATA = frozenset(
+    ("configs", "dataset_info", "task_categories", "task_ids", "size_categories", "annotations_creators",
+     "source_datasets")
+)  # fmt: skip
+"""Keys by which a card is that of a data set."""
 
 
 def own_commit(name: str) -> str | None:
@@ -42,13 +47,36 @@ def own_commit(name: str) -> str | None:
             raise
         except EntryNotFoundError:
             continue
-        for place in places(_described(path, name)):
-            if not _is_own(place):
-                raise DataError(
-                    f"data set {name} names {place!r} as its data ({file}), which is no file of its own;"
-                    " nothing was read from there: download what you want, and give data.source the files"
-                )
+        _require_own(path, name)
     return commit
+
+
+def require_own_card(folder: Path) -> None:
+    """Raise DataError where the card of a data set in a folder names a file elsewhere, or cannot be read."""
+    for file in (CARD, BESIDE):
+        if (folder / file).is_file():
+            _require_own(folder / file, str(folder))
+
+
+def _require_own(path: Path, name: str) -> None:
+    for place in places(_described(path, name)):
+        if not _is_own(place):
+            raise DataError(
+                f"data set {name} names {place!r} as its data ({path.name}), which is no file of its own;"
+                " nothing was read from there: download what you want, and give data.source the files"
+            )
+
+
+def is_card(path: Path) -> bool:
+    """Whether a README has the head that the card of a data set has."""
+    try:
+        with path.open("rb") as file:
+            if file.read(8).lstrip(b"\xef\xbb\xbf")[:3] != b"---":
+                return False
+        found = _described(path, path.parent.name)
+    except (OSError, DataError):
+        return False
+    return isinstance(found, dict) and not SAYS_DATA.isdisjoint(found)
 
 
 def places(described: Any) -> Iterator[str]:

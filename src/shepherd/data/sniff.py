@@ -1,71 +1,143 @@
-"""Files that are nearly right: another delimiter or another encoding, named with the way to convert them."""
+"""Files that are nearly right: the encoding and the delimiter are found where they are plain, else named."""
 
 from __future__ import annotations
 
 import codecs
+import csv
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from shepherd.data.form import AUTO, USUAL, Form
 from shepherd.errors import DataError
+from shepherd.io.decoding import UTF8, encoding_of
 
 HEAD_BYTES = 2**16
 TEXT = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+PACKED = {b"PK\x03\x04": "a workbook of Excel or a zip archive", b"\x1f\x8b": "compressed"}
+"""How files begin that are often called by the name of a text."""
 
 
-def require_plain(path: Path) -> None:
-    """Raise DataError where a file is no text or not UTF-8, or a table has another delimiter.
+def require_plain(path: Path, form: Form = USUAL) -> None:
+    """Raise DataError where a text file is no text, or not UTF-8 or UTF-16 while its encoding is not given.
 
     The message has a command that writes the file anew. What cannot be read at all is left to the reader.
     """
-    suffix = path.suffix.lower()
-    if suffix not in TEXT or not path.is_file():
-        return
-    encoding = _encoding(path)
-    delimiter = _delimiter(path, encoding) if suffix in (".csv", ".tsv") else ""
-    wanted = "\t" if suffix == ".tsv" else ","
-    faults = [f"is not UTF-8 but {encoding}"] if encoding != "utf-8-sig" else []
-    if delimiter and delimiter != wanted:
-        faults.append(f"is separated by {NAMES[delimiter]}, not by {NAMES[wanted]}")
-    if faults:
-        raise DataError(f"{path} {' and '.join(faults)}; convert it: {_command(path, encoding, delimiter)}")
+    if path.suffix.lower() in TEXT and path.is_file():
+        encoding(path, form)
 
 
-def _encoding(path: Path) -> str:
-    """utf-8-sig where it is UTF-8, with a mark or without; else what it seems to be."""
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if b"\0" in head:
-        raise DataError(
-            f"{path} is not text, whatever its name says; export it as {path.suffix.lower()[1:].upper()}"
-        )
-    decoder = codecs.getincrementaldecoder("utf-8")()
+def text(path: Path, form: Form = USUAL) -> str:
+    """The whole text of a file, without its byte order mark.
+
+    Raises:
+        DataError: it is no text, or not in its encoding.
+        OSError: it cannot be read.
+    """
+    return path.read_bytes().decode(encoding(path, form)).lstrip("\ufeff")
+
+
+def encoding(path: Path, form: Form = USUAL) -> str:
+    """The encoding that is given, or found by the file's first bytes; the file is whole in it.
+
+    Raises:
+        DataError: it is no text, or not in its encoding.
+        OSError: it cannot be read.
+    """
+    chosen = likely(path, form)
+    decoder = codecs.getincrementaldecoder(chosen)()
     try:
         with path.open("rb") as file:
             while piece := file.read(HEAD_BYTES):
                 decoder.decode(piece)
             decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return "cp1252"
-    return "utf-8-sig"
+    except UnicodeError as error:
+        if form.encoding != AUTO:
+            raise DataError(f"{path} is not in data.encoding {form.encoding} ({error}); change it") from error
+        if chosen != UTF8:
+            raise DataError(
+                f"{path} is damaged: it begins as {chosen} and is not whole; save it again"
+            ) from None
+        raise DataError(
+            f'{path} is not UTF-8 but cp1252 or its like; set data.encoding = "cp1252", or convert it:'
+            f" {_command(path, 'cp1252')}"
+        ) from None
+    return chosen
 
 
-def _delimiter(path: Path, encoding: str) -> str:
-    """What parts the names in the first line most often; "" where nothing does."""
-    with path.open(encoding=encoding, errors="replace", newline="") as file:
-        first = file.readline(HEAD_BYTES)
-    counts = {mark: first.count(mark) for mark in NAMES}
-    most = max(counts, key=lambda mark: counts[mark])
-    return most if counts[most] else ""
+def likely(path: Path, form: Form = USUAL) -> str:
+    """As `encoding`, by the first bytes alone.
+
+    Raises:
+        DataError: it is no text.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    if form.encoding != AUTO:
+        return UTF8 if codecs.lookup(form.encoding).name == "utf-8" else form.encoding
+    found = encoding_of(head)
+    packed = next((what for start, what in PACKED.items() if head.startswith(start)), "")
+    if packed or (found == UTF8 and b"\0" in head):
+        kind = path.suffix.lower()[1:].upper()
+        named = f" but {packed}" if packed else ""
+        raise DataError(f"{path} is not text{named}, whatever its name says; export it as {kind}")
+    return found
 
 
-def _command(path: Path, encoding: str, delimiter: str) -> str:
+def delimiter(text: str, path: Path, form: Form) -> str:
+    """What is between the cells of a table: what is given, else what cuts its rows into equally many.
+
+    Raises:
+        DataError: it could be one of several.
+    """
+    if form.delimiter != AUTO:
+        return form.delimiter
+    own = "\t" if path.suffix.lower() == ".tsv" else ","
+    widths = {mark: _widths(text, mark) for mark in NAMES}
+    wanted = len(form.columns)
+    cuts = [mark for mark, own_widths in widths.items() if _cuts(own_widths, wanted)]
+    if len(cuts) < 2:
+        return cuts[0] if cuts else own
+    even = [mark for mark in cuts if len(set(widths[mark])) == 1]
+    if own in even or (own in cuts and not even):
+        return own
+    if len(even) == 1:
+        return even[0]
+    raise DataError(
+        f"{path} may be separated by {' or by '.join(NAMES[mark] for mark in cuts)}; set data.delimiter"
+    )
+
+
+def _cuts(widths: Sequence[int], wanted: int) -> bool:
+    return bool(widths) and (widths[0] == wanted if wanted else widths[0] > 1)
+
+
+def _widths(text: str, mark: str) -> list[int]:
+    """How many cells each of the first rows has, but for blank ones."""
+    head = text[:HEAD_BYTES]
+    try:
+        with wide_cells():
+            rows = [row for row in csv.reader(head.splitlines(keepends=True), delimiter=mark) if any(row)]
+    except csv.Error:
+        return []
+    return [len(row) for row in (rows if len(head) == len(text) else rows[:-1] or rows)]
+
+
+@contextmanager
+def wide_cells() -> Iterator[None]:
+    """Let the csv module read a cell of any length."""
+    before = csv.field_size_limit(2**31 - 1)  # the default refuses a cell over 131,072 characters
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _command(path: Path, encoding: str) -> str:
     new = path.with_stem(path.stem + "-utf8")
     source = f"open({str(path)!r}, encoding={encoding!r}, newline='')"
     target = f"open({str(new)!r}, 'w', encoding='utf8', newline='')"
-    if not delimiter:
-        return f'python3 -c "{target}.write({source}.read())"'
-    wanted = "" if path.suffix.lower() == ".csv" else ", delimiter='\\t'"
-    rows = f"csv.reader({source}, delimiter={delimiter!r})"
-    return f'python3 -c "import csv; csv.writer({target}{wanted}).writerows({rows})"'
+    return f"python3 -c {shlex.quote(f'{target}.write({source}.read())')}"

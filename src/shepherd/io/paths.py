@@ -6,8 +6,10 @@ import os
 import re
 from pathlib import Path
 
-DATA_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-"""Suffixes of data files; a name that ends in one is never a dataset on the hub."""
+DATA_FILES = (
+    ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx", ".xlsm"
+)  # fmt: skip
+"""How the names of data files end: what ends so is never a data set of the hub."""
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?/snapshots/([0-9a-f]{40})", re.ASCII)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 

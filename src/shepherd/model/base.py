@@ -270,6 +270,7 @@ def _require_config(model: ModelTable) -> None:
         raise BaseError(f"base folder {model.base} has no config.json; give a model's folder or its id")
     if looks_local:
         digest.require_no_adapter(Path(model.base))
+        digest.require_tokenizer(Path(model.base))
 
 
 def _require_no_adapter(model: ModelTable) -> None:

@@ -23,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from shepherd.errors import BaseError
+from shepherd.io import lfs
 from shepherd.visible import shown_line
 
 CONFIG_FILE = "config.json"
@@ -80,9 +81,24 @@ def files(folder: str | Path) -> list[str]:
     if not (folder / CONFIG_FILE).is_file():
         raise BaseError(f"base folder {folder} has no {CONFIG_FILE}; give the folder of a model on this disk")
     require_no_adapter(folder)
+    require_tokenizer(folder)
+    return sorted({CONFIG_FILE, *weights(folder), *_tokenizer_files(folder)}, key=str.encode)
+
+
+def _tokenizer_files(folder: Path) -> list[str]:
     words = [TOKENIZER_FILE] if (folder / TOKENIZER_FILE).is_file() else SLOW_TOKENIZER_FILES
-    there = (name for name in (*words, *EXTRA_TOKENIZER_FILES) if (folder / name).is_file())
-    return sorted({CONFIG_FILE, *weights(folder), *there}, key=str.encode)
+    return [name for name in (*words, *EXTRA_TOKENIZER_FILES) if (folder / name).is_file()]
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Raise BaseError if the configuration or a file of the tokenizer is a pointer of Git LFS."""
+    for name in (CONFIG_FILE, *_tokenizer_files(folder)):
+        _require_content(folder / name)
+
+
+def _require_content(path: Path) -> None:
+    if fault := lfs.fault(path):
+        raise BaseError(f"base folder {path.parent} is not complete: {fault}")
 
 
 def require_no_adapter(folder: Path) -> None:
@@ -130,10 +146,14 @@ def weights(folder: Path) -> Iterator[str]:
                 f" would load instead of {WEIGHTS_FILE}; remove it"
             )
     if (folder / WEIGHTS_FILE).is_file():
+        _require_content(folder / WEIGHTS_FILE)
         yield WEIGHTS_FILE
     elif (folder / INDEX_FILE).is_file():
+        _require_content(folder / INDEX_FILE)
         yield INDEX_FILE
-        yield from shards(folder / INDEX_FILE)
+        for name in shards(folder / INDEX_FILE):
+            _require_content(folder / name)
+            yield name
     elif any((folder / name).is_file() for name in PICKLE_FILES):
         raise BaseError(f"base folder {folder} has its weights as a pickle, {AS_SAFETENSORS}")
     else:

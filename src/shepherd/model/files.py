@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shepherd.core import Adapter, require_shapes, shapes_of
 from shepherd.errors import AdapterError, BaseError, FolderError
-from shepherd.io import paths, private
+from shepherd.io import lfs, paths, private
 from shepherd.model import fingerprint, lora
 from shepherd.model.base import Base
 from shepherd.model.lora import PEFT_PREFIX, layers, scaling
@@ -317,6 +317,8 @@ def read_config(folder: Path) -> AdapterTable:
     try:
         config = dict(json.loads((folder / CONFIG).read_text(encoding="utf8")))
     except (OSError, ValueError, TypeError) as error:
+        if fault := lfs.fault(folder / CONFIG):
+            raise AdapterError(f"adapter {folder}: {fault}") from error
         raise AdapterError(f"adapter {folder} has no readable {CONFIG}; give a PEFT LoRA folder") from error
     refused = [key for key, value in config.items() if not _is_supported(key, value, config)]
     if config.get("peft_type") != "LORA" or refused:
@@ -388,6 +390,8 @@ def _tensors(path: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
             tensors = {name: file.get_tensor(name).float().numpy() for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
+        if fault := lfs.fault(path):
+            raise AdapterError(f"adapter {path.parent}: {fault}") from error
         raise AdapterError(
             f"adapter file {path} cannot be read ({error}); restore it, since it is missing or truncated"
         ) from error

@@ -19,7 +19,7 @@ from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import many
 from shepherd.overrides import dump
 from shepherd.run.versions import versions
-from shepherd.settings import TINY, WORLD, DataTable, RunSettings, published
+from shepherd.settings import MEMORY, TINY, WORLD, DataTable, RunSettings, published
 from shepherd.visible import shown, shown_line
 
 Row = Mapping[str, Any]
@@ -84,7 +84,7 @@ _LICENCE = (
 
 
 def _metadata(settings: RunSettings) -> ModelCardData:
-    data = _id(settings.data.source, WORLD)
+    data = _id(settings.data.source, WORLD, MEMORY)
     return ModelCardData(
         base_model=_id(settings.model.base, TINY),
         datasets=[data] if data else None,
@@ -94,9 +94,9 @@ def _metadata(settings: RunSettings) -> ModelCardData:
     )
 
 
-def _id(name: str, embedded: str) -> str | None:
-    """The name if it is a Hugging Face id; None for `embedded` and for a path, which is absolute here."""
-    return name if paths.is_hub_id(name) and name != embedded else None
+def _id(name: str, *embedded: str) -> str | None:
+    """The name where it is a Hugging Face id: not `embedded`, and no path (absolute once it is read)."""
+    return name if paths.is_hub_id(name) and name not in embedded else None
 
 
 def _intro(settings: RunSettings, rows: Sequence[Row], clients: Mapping[str, int]) -> str:

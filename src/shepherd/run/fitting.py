@@ -181,9 +181,8 @@ def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[st
     """Add the choices for the data's format and columns; returns the findings in sentences."""
     default = DataTable(source=paths.placed(data, Path.cwd()))
     parts = files.parts(default.source, default.config, default.part)
-    path = Path(data).expanduser()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        sniff.require_plain(file)  # also JSONL, whose reader handles bad lines one by one
+    for file in files.data_files(default.source):
+        sniff.require_plain(file)  # JSONL too, whose reader takes bad lines one by one
     each = max(1, MAX_ROWS // len(parts))
     of_parts = {part.client: list(islice(_named_rows(part), each)) for part in parts}
     rows = list(chain.from_iterable(of_parts.values()))
@@ -209,7 +208,7 @@ def _add_columns(choices: Choices, data: str, given: dict[str, str]) -> tuple[st
             f"{name} has few values: give --client {name} or --category {name} if it is one of these"
             for name in found.labels
         ),
-        *(f"{name} is left out, since its name marks it as test data" for name in files.left_out(data)),
+        *files.left_out(default.source),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from shepherd.consent import NOTHING, Consent
 from shepherd.data import lint, pipeline
@@ -27,7 +28,9 @@ class Inspection:
         )
 
 
-def inspect_data(settings: RunSettings, *, samples: int = 1, consent: Consent = NOTHING) -> Inspection:
+def inspect_data(
+    settings: RunSettings, *, samples: int = 1, consent: Consent = NOTHING, rows: Any = None
+) -> Inspection:
     """Read, hold out, split and render a run file's data, without training.
 
     Loads the base's tokenizer but not the base. Code of the base, and a split from outside the package, need
@@ -35,6 +38,7 @@ def inspect_data(settings: RunSettings, *, samples: int = 1, consent: Consent = 
 
     Args:
         samples: number of rendered examples of each category to keep for display.
+        rows: the data where data.source is "memory", as for `open_run`.
 
     Raises:
         DataError: a row, a file or the split cannot be used.
@@ -44,7 +48,7 @@ def inspect_data(settings: RunSettings, *, samples: int = 1, consent: Consent = 
     from shepherd.model.base import load_tokenizer
     from shepherd.run.loading import placed  # brings torch: not for `data split`
 
-    division = pipeline.divide(settings, consent.plugins)
+    division = pipeline.divide(settings, consent.plugins, rows)
     tokenizer = load_tokenizer(placed(settings.model), consent)
     return Inspection(
         division=division,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
@@ -39,7 +40,12 @@ from shepherd.training.local import completed, local_training
 log = logging.getLogger(__name__)
 
 
-def open_run(settings: RunSettings, prepared: TokenisedData | None = None, consent: Consent = NOTHING) -> Run:
+def open_run(
+    settings: RunSettings,
+    prepared: TokenisedData | None = None,
+    consent: Consent = NOTHING,
+    rows: Any = None,
+) -> Run:
     """Start a new run: load base and data, divide them among clients, and create the run folder.
 
     Progress, findings and expectations go to the logger "shepherd" at level INFO.
@@ -47,16 +53,18 @@ def open_run(settings: RunSettings, prepared: TokenisedData | None = None, conse
     Args:
         prepared: the data, if they are read and divided already; None reads them.
         consent: what a person has agreed to; the settings alone cannot allow it.
+        rows: the data, where data.source is "memory": a list of dicts, a pandas DataFrame, a
+            `datasets.Dataset`, columns by name; or any of these by the name of its client.
 
     Raises:
         FolderError: `output` holds another run or other files, or cannot be written.
         ShepherdError: the base, the data or a setting cannot be used; nothing has been written.
     """
     with stage("preparing the run"):
-        return _start(settings, prepared, consent)
+        return _start(settings, prepared, consent, rows)
 
 
-def _start(settings: RunSettings, prepared: TokenisedData | None, consent: Consent) -> Run:
+def _start(settings: RunSettings, prepared: TokenisedData | None, consent: Consent, rows: Any) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins)
@@ -67,7 +75,7 @@ def _start(settings: RunSettings, prepared: TokenisedData | None, consent: Conse
     if warning := files.rehearse(base):
         log.info("%s", warning)
     dated = pipeline.dated(settings, base.tokenizer)
-    prepared = prepared or _read_data(dated, base, consent)
+    prepared = prepared or _read_data(dated, base, consent, rows)
     pipeline.require_readable(prepared, base)
     selection.require_possible({name: len(own) for name, own in prepared.clients.items()})
     cohort = selection.size(len(prepared.clients))
@@ -98,13 +106,12 @@ def _start(settings: RunSettings, prepared: TokenisedData | None, consent: Conse
     return run
 
 
-def _read_data(settings: RunSettings, base: bases.Base, consent: Consent) -> TokenisedData:
+def _read_data(settings: RunSettings, base: bases.Base, consent: Consent, rows: Any) -> TokenisedData:
     log.info("reading %s", settings.data.source)
-    for name in left_out(settings.data.source):
-        log.info(
-            "file %s is left out, since its name marks it as test data; rename it if it is a client's", name
-        )
-    return pipeline.prepare(settings, base.tokenizer, consent.plugins)
+    table = settings.data
+    for sentence in left_out(table.source, table.config, table.part):
+        log.info("%s", sentence)
+    return pipeline.prepare(settings, base.tokenizer, consent.plugins, rows)
 
 
 def resume(path: str | Path, consent: Consent = NOTHING) -> Run:

@@ -223,6 +223,14 @@ def test_a_row_that_cannot_be_read_is_named_or_counted(folder: Path) -> None:
     assert "1 unreadable rows are left out" in printed(skipping)
 
 
+def test_what_lies_beside_the_data_is_named(folder: Path) -> None:
+    (folder / "rows").mkdir()
+    (folder / "data.jsonl").rename(folder / "rows" / "data.jsonl")
+    (folder / "rows" / "._data.jsonl").write_bytes(b"\0")
+    text = printed(check(changed(folder, ('source = "data.jsonl"', 'source = "rows"'))))
+    assert "._data.jsonl is left out, being of the system or of an editor." in text
+
+
 def test_every_fault_is_told_at_once(folder: Path) -> None:
     found = check(
         changed(

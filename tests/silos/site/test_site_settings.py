@@ -151,7 +151,7 @@ POLICY = DATA + "[policy]\n"
         ("", "key data is missing; add it"),
         ("[data]", "key data.source is missing; add it"),
         (POLICY + "max_rang = 3", "unknown key policy.max_rang; known keys there are algorithms, "),
-        (DATA + 'template = "chat"', "unknown key data.template; known keys there are category, config, "),
+        (DATA + 'template = "chat"', "unknown key data.template; known keys there are category, columns, "),
         (POLICY + "max_rank = 0", "key policy.max_rank: input should be greater than 0 (got 0)"),
         (POLICY + "max_rank = true", "key policy.max_rank: input should be a valid integer"),
         (POLICY + "max_epochs = inf", "key policy.max_epochs: input should be a finite number"),

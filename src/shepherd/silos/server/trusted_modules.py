@@ -15,6 +15,7 @@ from pathlib import Path
 from shepherd import plugins
 from shepherd.config import PartTable
 from shepherd.errors import FederationError
+from shepherd.io.decoding import decoded
 from shepherd.settings import RunSettings
 
 FILE = "plugins.json"
@@ -57,7 +58,7 @@ def read(local: Path) -> Trusted:
     """
     path = local / FILE
     try:
-        table = json.loads(path.read_text(encoding="utf8"))
+        table = json.loads(decoded(path.read_bytes()))
         if not isinstance(table, dict) or not table.keys() <= KINDS.keys():
             raise ValueError(f"its keys may be {', '.join(KINDS)}")
         return Trusted(**{kind: _names(names) for kind, names in table.items()})

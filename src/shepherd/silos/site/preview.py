@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shepherd.data import cursor, lint, pipeline
+from shepherd.data.files import left_out
 from shepherd.data.pipeline import Partition
 from shepherd.data.template import Template
 from shepherd.errors import ShepherdError
@@ -57,6 +58,8 @@ class FoundData:
     duplicates: int
     skipped: tuple[str, ...]
     """One sentence a row that was left out."""
+    left_out: tuple[str, ...] = ()
+    """What lies in the data's folder and is not read, in sentences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +203,7 @@ def _data(site: SiteSettings, run: RunSettings, samples: int) -> FoundData:
         scored=_scored(site, _heldout(division)),
         duplicates=division.held.duplicates,
         skipped=division.reading.skipped,
+        left_out=tuple(left_out(run.data.source, run.data.config, run.data.part)),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -19,9 +18,19 @@ from pydantic import AfterValidator, BaseModel, Field, Strict, model_validator
 from pydantic.fields import FieldInfo
 
 from shepherd import world
-from shepherd.config import Day, NonNegativeInt, PositiveFloat, PositiveInt, ShareBelowOne, Table, validated
+from shepherd.config import (
+    Day,
+    Delimiter,
+    Encoding,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ShareBelowOne,
+    Table,
+    validated,
+)
 from shepherd.errors import FolderError, SettingsError
-from shepherd.io import paths
+from shepherd.io import paths, toml
 from shepherd.model.digest import digest
 from shepherd.settings import TINY, WORLD, FieldsTable, MachineTable, RunSettings
 
@@ -70,7 +79,15 @@ class SiteDataTable(Table):
     config: str | None = Field(default=None, examples=["default"])
     """The configuration of a Hugging Face dataset."""
     part: str = "train"
-    """The split of a Hugging Face dataset."""
+    """The split of a Hugging Face dataset, or of several tables in one JSON file the key of one."""
+    delimiter: Delimiter = "auto"
+    """What is between two cells of a CSV or TSV file, such as ";" or "tab"; "auto" finds it."""
+    encoding: Encoding = "auto"
+    """Of the data's text files, such as "cp1252"; "auto" is UTF-8, or UTF-16."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of a CSV, TSV or Excel file that has no header."""
+    sheet: str = "auto"
+    """The sheet of an Excel file; "auto" is the only one that holds anything."""
     fields: FieldsTable = FieldsTable()
     category: str = "category"
     """The field that says what kind of instruction it is; "" where there is none. The names of the
@@ -222,19 +239,14 @@ def read(path: str | Path) -> SiteSettings:
         SettingsError: the file is missing or not TOML, a key is unknown, or a value is impossible.
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise SettingsError(f"site file {path} cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"site file {path} is not TOML: {error}; fix that line") from error
+    table = toml.read(path, "site file")
     return _placed(validated(SiteSettings, table, str(path)), path.absolute().parent)
 
 
 def _placed(site: SiteSettings, home: Path) -> SiteSettings:
     source, folders = site.data.source, [base.folder for base in site.bases]
-    data = source if source == WORLD else paths.placed(source, home)
-    bases = [folder if folder == TINY else paths.placed(folder, home) for folder in folders]
+    data = source if source == WORLD else _path(source, home, "data.source")
+    bases = [folder if folder == TINY else _path(folder, home, "bases.folder") for folder in folders]
     return site.model_copy(
         update={
             "data": site.data.model_copy(update={"source": data}),
@@ -244,6 +256,12 @@ def _placed(site: SiteSettings, home: Path) -> SiteSettings:
             ),
         }
     )
+
+
+def _path(text: str, home: Path, key: str) -> str:
+    if not os.path.exists(home / os.path.expanduser(text)):
+        toml.require_no_escape(text, key)
+    return paths.placed(text, home)
 
 
 def asked(tables: Mapping[str, Any]) -> RunSettings:

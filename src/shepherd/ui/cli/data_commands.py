@@ -63,7 +63,6 @@ def check(
 @plugin
 def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins: tuple[str, ...]) -> None:
     """Show how many examples of each category each client holds."""
-    from shepherd.data.files import left_out
     from shepherd.data.pipeline import divide
     from shepherd.data.plot import draw, holdings
     from shepherd.overrides import read
@@ -71,8 +70,6 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins:
 
     settings = read(run_file, overrides)
     division = divide(settings, plugins)
-    for name in left_out(settings.data.source):
-        echo(f"{name} is left out: files with such a name are for testing")
     names, table = holdings(division.reading.examples, division.clients)
     print_holdings(names, list(division.clients), table.tolist())
     _print_left_out(division, settings)
@@ -81,6 +78,7 @@ def split(run_file: Path, overrides: tuple[str, ...], plot: str | None, plugins:
 
 
 def _print_left_out(division: Partition, settings: RunSettings) -> None:
+    from shepherd.data.files import left_out
     from shepherd.data.pipeline import division_remarks
 
     held = division.held
@@ -89,5 +87,9 @@ def _print_left_out(division: Partition, settings: RunSettings) -> None:
         f"{many(len(held.train), 'example')} to train on, {len(held.heldout)} held out,"
         f" {' and '.join(left)} left out"
     )
-    for sentence in division_remarks(division, settings):
+    table = settings.data
+    for sentence in (
+        *left_out(table.source, table.config, table.part),
+        *division_remarks(division, settings),
+    ):
         echo(sentence)

@@ -1,0 +1,322 @@
+"""JSON files to rows, as they really are, whatever their extension says.
+
+One object a line; a list; a list or columns under a key; one list for each column; rows by their names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from shepherd.data import sniff
+from shepherd.data.columns import NAMES
+from shepherd.data.form import Form
+from shepherd.data.tabular import Placed
+from shepherd.errors import BadRow, DataError
+from shepherd.io.decoding import UTF8
+
+log = logging.getLogger(__name__)
+KNOWN = {word for part in ("instruction", "context", "response") for word in NAMES[part][0].split()}
+KNOWN |= {"messages", "conversations"}
+USUAL_KEYS = {"data", "rows", "records", "examples", "instances", "items", "samples", "train", "training"}
+"""What people call the one list in a file."""
+TURN = ({"role", "content"}, {"from", "value"})
+_BLANK = re.compile(r"\s*")
+
+
+def json_rows(path: Path, form: Form) -> Iterator[Placed]:
+    """The rows of a JSON or JSONL file; one that is a list has its fields by `form.columns`.
+
+    Raises:
+        DataError: it is no text, is broken as a whole, or holds rows in a way that cannot be read.
+    """
+    names = form.columns
+    for where, row in _rows(path, form):
+        is_cells = isinstance(row, list) and len(row) == len(names) > 0
+        yield where, dict(zip(names, row, strict=True)) if is_cells else row
+
+
+def _rows(path: Path, form: Form) -> Iterator[Placed]:
+    first, more = _first_line(path, form)
+    if not first.strip():
+        return iter(())
+    whole = None
+    with suppress(ValueError, RecursionError):
+        whole = _loads(first)
+    if isinstance(whole, list) and (not more or all(map(_is_record, whole))):
+        return _array(sniff.text(path, form), path)
+    if isinstance(whole, Mapping) and not more:
+        return _of_object(whole, form, path)
+    if whole is None and (rows := _spread(path, form)) is not None:
+        return rows
+    return _lines(path, form)
+
+
+def _first_line(path: Path, form: Form) -> tuple[str, bool]:
+    """The first line that is not blank, and whether there is another one."""
+    with path.open(encoding=sniff.likely(path, form), errors="replace", newline="\n") as file:
+        filled = (line.lstrip("\ufeff") for line in file if line.strip("\ufeff \t\r\n"))
+        return next(filled, ""), next(filled, None) is not None
+
+
+def _lines(path: Path, form: Form) -> Iterator[Placed]:
+    """One value a line; of a line that is broken, what is wrong with it."""
+    encoding = sniff.likely(path, form)
+    if encoding != UTF8:
+        lines: Iterator[bytes] = (line.encode() for line in sniff.text(path, form).split("\n"))
+        yield from _parsed_lines(lines, path)
+        return
+    with path.open("rb") as file:
+        yield from _parsed_lines(iter(file), path)
+
+
+def _parsed_lines(lines: Iterator[bytes], path: Path) -> Iterator[Placed]:
+    for number, raw in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        if raw.strip(b"\xef\xbb\xbf \t\r\n"):
+            try:
+                yield where, _loads(raw.decode("utf8").lstrip("\ufeff"))
+            except UnicodeDecodeError:
+                yield where, BadRow(f"{where} is not UTF-8; save the file as UTF-8, or set data.encoding")
+            except (ValueError, RecursionError) as error:
+                yield where, BadRow(f"{where} is not JSON ({error}); fix that line")
+
+
+def _spread(path: Path, form: Form) -> Iterator[Placed] | None:
+    """A list, one object, or several, over several lines; None where a first line is broken on its own."""
+    text = sniff.text(path, form)
+    start = _next(text, 0)
+    if text[start] == "[":
+        return _array(text, path)
+    if text[start] != "{":
+        return None
+    try:
+        whole, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        if error.lineno == 1 + text.count("\n", 0, start):
+            return None
+        raise DataError(f"{path}, line {error.lineno} is not JSON ({error.msg}); fix it") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}); fix it") from error
+    if _next(text, end) == len(text):
+        return _of_object(whole, form, path)
+    return _sequence(text, start, path) if text[_next(text, end)] == "{" else None
+
+
+def _sequence(text: str, at: int, path: Path) -> Iterator[Placed]:
+    """Objects one after another, each over several lines, as jq writes them."""
+    line, counted = 1, 0
+    while at < len(text):
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            record, at = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"the object at {path}, line {line} is not JSON ({error}); fix it") from error
+        yield f"{path}, line {line}", record
+        at = _next(text, at)
+
+
+def _array(text: str, path: Path) -> Iterator[Placed]:
+    """The records of a JSON array one by one, so that each has its line."""
+    start = text.index("[")
+    at, line, counted, number = _next(text, start + 1), 1, 0, 0
+    while text[at : at + 1] != "]":
+        line, counted, number = line + text.count("\n", counted, at), at, number + 1
+        where = f"{path}, record {number} (line {line})"
+        try:
+            record, at = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where} is not JSON ({error}); fix it") from error
+        yield where, record
+        at = _next(text, at)
+        if text[at : at + 1] not in (",", "]"):
+            raise DataError(f"{where} has no comma or ] after it; fix it")
+        at = _next(text, at + 1) if text[at] == "," else at
+    if _next(text, at + 1) < len(text):
+        raise DataError(f"{path} goes on after the ] of its list; put all its records into one list")
+
+
+def _next(text: str, at: int) -> int:
+    """Where the white space from `at` on ends."""
+    found = _BLANK.match(text, at)
+    return found.end() if found else len(text)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, of which a key that is there twice would lose its first value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"key {twice[:40]!r} is there twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_once)
+
+
+# ---- one object
+
+
+def _of_object(whole: Mapping[str, Any], form: Form, path: Path) -> Iterator[Placed]:
+    """The rows of a file that is one object: itself, or what it holds."""
+    rows = table_rows(whole, form, str(path))
+    return iter([(f"{path}, line 1", whole)] if rows is None else rows)
+
+
+def table_rows(whole: Mapping[str, Any], form: Form, where: str) -> list[Placed] | None:
+    """The rows that one object holds under a key, by columns, or by their names; None where it is one row.
+
+    Raises:
+        DataError: it holds several tables, or it is not plain what is a row and what a column.
+    """
+    known = KNOWN | {name.lower() for name in form.names}
+    if any(key.lower() in known and not _is_part(value) for key, value in whole.items()):
+        return None
+    if {"columns", "data"} <= whole.keys() and _is_grid(whole["columns"], whole["data"]):
+        _say_unread(whole, {"columns", "data", "index"}, where)
+        return _placed([dict(zip(whole["columns"], row, strict=True)) for row in whole["data"]], where)
+    if keys := _holds(whole, known):
+        return _under_a_key(whole, keys, form, where)
+    if whole and all(isinstance(value, list) for value in whole.values()):
+        return _by_lists(whole, known, where)
+    if whole and all(isinstance(value, Mapping) for value in whole.values()):
+        return _by_names(whole, known, form, where)
+    return None
+
+
+def _is_part(value: Any) -> bool:
+    """Whether a field's value is a column of values or a table, and not a text or a chat of one row."""
+    return isinstance(value, Mapping | list) and not is_chat(value)
+
+
+def is_chat(value: Any) -> bool:
+    """Whether it is a list of turns, or a struct of lists of them."""
+    if isinstance(value, Mapping):
+        return any(names <= value.keys() for names in TURN)
+    return bool(value) and all(isinstance(turn, Mapping) and {"role", "from"} & turn.keys() for turn in value)
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, Mapping) and not {"role", "from"} & value.keys()
+
+
+def _is_grid(columns: Any, rows: Any) -> bool:
+    """Whether these are names and rows of as many cells, as pandas writes it with orient="split"."""
+    named = isinstance(columns, list) and all(isinstance(name, str) for name in columns)
+    lists = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
+    return named and lists and all(len(row) == len(columns) for row in rows)
+
+
+def _holds(whole: Mapping[str, Any], known: set[str]) -> list[str]:
+    """The keys under which there are rows: lists of objects with fields that are known, or by their names."""
+    return [
+        key
+        for key, value in whole.items()
+        if isinstance(value, list)
+        and value
+        and all(map(_is_record, value))
+        and (key.lower() in USUAL_KEYS or any(known & {str(name).lower() for name in row} for row in value))
+    ]
+
+
+def _under_a_key(whole: Mapping[str, Any], keys: list[str], form: Form, where: str) -> list[Placed]:
+    chosen = form.part if form.part in keys else keys[0]
+    if form.part not in keys and len(keys) > 1:
+        raise DataError(
+            f"{where} holds rows under each of the keys {_some(keys)}; set data.part to one of them, or write"
+            " a file for each"
+        )
+    _say_unread(whole, {chosen}, where)
+    return _placed(whole[chosen], f"{where}, {chosen}")
+
+
+def _by_lists(whole: Mapping[str, Any], known: set[str], where: str) -> list[Placed] | None:
+    """One list for each column."""
+    if not any(key.lower() in known for key in whole):
+        return None
+    if len({len(value) for value in whole.values()}) > 1:
+        raise DataError(f"{where} has a list for each column, and they are not equally long; {AS_LINES}")
+    return _placed(
+        [dict(zip(whole, cells, strict=True)) for cells in zip(*whole.values(), strict=True)], where
+    )
+
+
+def _by_names(whole: Mapping[str, Any], known: set[str], form: Form, where: str) -> list[Placed] | None:
+    """Objects of objects: columns by row, or rows by name."""
+    inner = list(dict.fromkeys(str(key) for value in whole.values() for key in value))
+    outer_known = any(key.lower() in known for key in whole)
+    inner_known = any(key.lower() in known for key in inner)
+    if outer_known and not inner_known:
+        if any(value.keys() != next(iter(whole.values())).keys() for value in whole.values()):
+            raise DataError(f"{where} has an object for each column, not all with the same rows; {AS_LINES}")
+        return _placed([{name: whole[name][row] for name in whole} for row in inner], where)
+    if form.part in whole and not outer_known:
+        _say_unread(whole, {form.part}, where)
+        return table_rows(whole[form.part], form, f"{where}, {form.part}")
+    if inner_known and not outer_known and not any(map(is_chat, whole.values())):
+        if all(isinstance(cell, list) for value in whole.values() for cell in value.values()):
+            raise DataError(f"{where} holds columns under each of the keys {_some(whole)}; {AS_LINES}")
+        return [(f"{where}, row {str(name)[:40]!r}", row) for name, row in whole.items()]
+    raise DataError(
+        f"{where} is JSON, but neither a list of objects nor one object a line, and it is not plain which of"
+        f" its keys are fields; {AS_LINES}"
+    )
+
+
+AS_LINES = 'write it again as one object a line, with pandas by to_json(path, orient="records", lines=True)'
+
+
+def _placed(rows: list[Any], where: str) -> list[Placed]:
+    return [(f"{where}, record {number}", row) for number, row in enumerate(rows, 1)]
+
+
+def _some(keys: Any) -> str:
+    names = [repr(str(key)[:40]) for key in keys]  # a site's log leaves out what is in quotation marks
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _say_unread(whole: Mapping[str, Any], read: set[str], where: str) -> None:
+    if left := [key for key in whole if key not in read]:
+        _warn(f"{where}: not read, beside the rows: {_some(left)}")
+
+
+@cache  # a file is read more than once
+def _warn(sentence: str) -> None:
+    log.warning("%s", sentence)
+
+
+# ---- one row
+
+
+def untangled(row: Any) -> Any:
+    """The row, each chat that is a struct of lists as a list of turns.
+
+    >>> untangled({"messages": {"role": ["user", "assistant"], "content": ["Hello", "Hi"]}})
+    {'messages': [{'role': 'user', 'content': 'Hello'}, {'role': 'assistant', 'content': 'Hi'}]}
+    """
+    if not isinstance(row, Mapping) or not any(map(_is_struct, row.values())):
+        return row
+    return {name: _turns(value) if _is_struct(value) else value for name, value in row.items()}
+
+
+def _is_struct(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not any(names <= value.keys() for names in TURN):
+        return False
+    filled = [each for each in value.values() if each is not None]
+    return all(isinstance(each, list) for each in filled) and len(set(map(len, filled))) == 1
+
+
+def _turns(value: Mapping[str, list[Any] | None]) -> list[dict[str, Any]]:
+    filled = {name: cells for name, cells in value.items() if cells is not None}
+    return [dict(zip(filled, cells, strict=True)) for cells in zip(*filled.values(), strict=True)]

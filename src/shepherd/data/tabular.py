@@ -1,0 +1,106 @@
+"""Tables of cells to rows with named fields: CSV, TSV, and the sheets of a workbook."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from shepherd.data import sniff
+from shepherd.data.form import AUTO, Form
+from shepherd.errors import BadRow, DataError
+
+Placed = tuple[str, Any]
+"""Where a row is, and the row, or the BadRow that says why it cannot be read."""
+
+_SEP = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
+"""The line by which a table tells Excel its delimiter."""
+
+
+def csv_rows(path: Path, form: Form) -> Iterator[Placed]:
+    """The rows of a CSV or TSV file; a row that holds nothing is none.
+
+    Raises:
+        DataError: it is no text, its delimiter is not plain, or its header is none.
+    """
+    text = sniff.text(path, form)
+    said = _SEP.match(text)
+    text = text[said.end() :] if said else text
+    mark = said[1] if said and form.delimiter == AUTO else sniff.delimiter(text, path, form)
+    name = sniff.NAMES.get(mark, f"the delimiter {mark}")
+    with sniff.wide_cells():
+        lines = _only_newlines(iter(text.splitlines(keepends=True)))
+        reader = csv.reader(lines, delimiter=mark, strict=True)
+        yield from named(_cells(reader, path, 1 if said else 0), form, path, f"its {name} or quotes")
+
+
+def named(
+    table: Iterator[tuple[str, Sequence[str]]], form: Form, path: Path, causes: str
+) -> Iterator[Placed]:
+    """Rows of cells as rows of named fields: by `form.columns`, else by the first row.
+
+    A first row's empty name is "Unnamed: 0", as pandas writes it, so that its column is not lost.
+
+    Args:
+        causes: what may be wrong where a row has more cells or fewer than the header.
+
+    Raises:
+        DataError: there is no header, or it is no list of names.
+    """
+    names = list(form.columns)
+    for where, cells in table:
+        if not any(cell.strip() for cell in cells):
+            continue
+        elif not names:
+            names = _header(cells, where)
+        elif list(cells) == names and form.columns:
+            raise DataError(
+                f"{where} has the names of data.columns, which are for a file without a header; take the key"
+                " out"
+            )
+        else:
+            yield where, _row(cells, names, where, causes)
+
+
+def _header(cells: Sequence[str], where: str) -> list[str]:
+    while not cells[-1].strip():  # a delimiter at the end of each line
+        cells = cells[:-1]
+    names = [name if name.strip() else f"Unnamed: {place}" for place, name in enumerate(cells)]
+    if len(set(names)) < len(names):
+        raise DataError(f"{where} has a repeated column name; name each column once")
+    return names
+
+
+def _row(cells: Sequence[str], names: list[str], where: str, causes: str) -> dict[str, str] | BadRow:
+    if len(cells) < len(names) or any(cell.strip() for cell in cells[len(names) :]):
+        return BadRow(f"{where} has {len(cells)} cells, the header {len(names)}; fix {causes}")
+    if list(cells[: len(names)]) == names:
+        return BadRow(f"{where} has the names of the columns again; take it out")
+    return dict(zip(names, cells[: len(names)], strict=True))
+
+
+def _cells(reader: Any, path: Path, before: int) -> Iterator[tuple[str, Sequence[str]]]:
+    """Rows of cells by their first line; `before` lines went before."""
+    while True:
+        where = f"{path}, line {reader.line_num + 1 + before}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"the row that starts at {where} is not CSV ({error}); fix its quotes") from error
+        if cells is None:
+            return
+        yield where, cells
+
+
+def _only_newlines(lines: Iterator[str]) -> Iterator[str]:
+    """Join what `str.splitlines` cut at U+2028 and its like, which are no ends of line in a file."""
+    held = ""
+    for line in lines:
+        held += line
+        if line.endswith(("\n", "\r")):
+            yield held
+            held = ""
+    if held:
+        yield held
