@@ -476,7 +476,7 @@ def test_a_stopped_run_stays_stopped_until_it_is_resumed(tmp_path: Path, server:
 
 
 def test_one_coordinator_at_a_time(tmp_path: Path, server: Hosted) -> None:
-    with closing(opened(tmp_path)), pytest.raises(FolderError, match="this process holds the run"):
+    with closing(opened(tmp_path)), pytest.raises(FolderError, match="this process already holds the run"):
         coordinate.resume(tmp_path / "run")
 
 
