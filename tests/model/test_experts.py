@@ -292,7 +292,7 @@ def test_a_parameter_that_cannot_be_adapted_is_named_with_what_to_write(
             r"a stack of experts' matrices; .*target_parameters = \['mlp.experts.gate_up",
         ),
         ("down_proj", r"a stack of experts' matrices; set adapter.target_parameters = \['mlp.experts.down"),
-        ("experts", r"experts without linear modules; write .* = \['mlp.experts.down_proj', 'mlp.experts.g"),
+        ("experts", r"experts without linear modules; set .* = \['mlp.experts.down_proj', 'mlp.experts.g"),
         ("mlp.gate", r"which is not a linear module but a MixtralTopKRouter; the linear ones are \['k_proj'"),
         (
             "norm.weight",
