@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,10 @@ from shepherd.core import seed_for
 from shepherd.data import tokens as stored
 from shepherd.data.examples import Example, Reading, Turn, from_rows, read
 from shepherd.data.holdout import HoldOut, hold_out, hold_out_remarks
+from shepherd.data.noted import Notes
 from shepherd.data.split import Split, split
 from shepherd.data.template import Template, prints_date
-from shepherd.data.tokens import Counts, Tokens, tokenise
+from shepherd.data.tokens import Counts, Tokens, response_remarks, tokenise
 from shepherd.errors import DataError, FolderError
 from shepherd.evaluate.sentences import listed
 from shepherd.folder import mending, write_atomic
@@ -70,6 +71,8 @@ class Prepared:
     """Counts: examples, duplicates and the like (see `HoldOut`), skipped rows, cut, dropped, tokens."""
     dropped: Sequence[str] = ()
     """One sentence for each reason that examples were dropped for."""
+    notes: Notes = field(default_factory=Notes)
+    """What of the rows is not read, refused or changed."""
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -167,9 +170,7 @@ def alone(settings: RunSettings, name: str) -> Division:
     reading = examples(settings, plugins.split(SplitTable()))
     own = tuple(replace(example, client=name) for example in reading.examples)
     held = hold_out(own, settings.data.holdout, seed_for(settings.data_seed, "data"))
-    return Division(
-        reading=Reading(examples=own, skipped=reading.skipped), held=held, clients={name: held.train.tolist()}
-    )
+    return Division(reading=replace(reading, examples=own), held=held, clients={name: held.train.tolist()})
 
 
 def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prepared:
@@ -199,11 +200,14 @@ def _prepared(division: Division, settings: RunSettings, tokenizer: Any) -> Prep
             **_counts(division, settings, [held[i] for i in kept]),
             "kept": sum(count.kept for count in counts),
             "cut": sum(count.cut for count in counts),
+            "cut_responses": sum(count.cut_responses for count in counts),
+            "marked_responses": sum(count.marked for count in counts),
             "dropped": sum(count.examples - count.kept for count in counts),
             "tokens": sum(count.tokens for count in counts),
             "trained_tokens": sum(count.trained for count in counts),
         },
         dropped=list(_dropped([*counts, count])),
+        notes=division.reading.notes,
     )
 
 
@@ -271,6 +275,7 @@ def save(folder: Path, prepared: Prepared) -> None:
         "mixes": prepared.mixes,
         "summary": prepared.summary,
         "dropped": list(prepared.dropped),
+        "rows": prepared.notes.plain(),
     }
     write_atomic(folder / INDEX, json.dumps(index, indent=1))
 
@@ -296,6 +301,7 @@ def load(folder: Path) -> Prepared:
             heldout_examples=[_example(json.loads(line)) for line in lines],
             summary=index["summary"],
             dropped=index.get("dropped", []),
+            notes=Notes.of(index.get("rows", {})),
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise FolderError(
@@ -305,14 +311,26 @@ def load(folder: Path) -> Prepared:
 
 
 def remarks(prepared: Prepared) -> list[str]:
-    """What is to be said of what was held out, if anything."""
-    return _remarks(prepared.summary, list(prepared.clients), prepared.heldout_examples)
+    """What is to be said of the rows, of what was cut or masked, and of what was held out, if anything."""
+    counts = prepared.summary
+    return [
+        *prepared.notes.sentences(),
+        *response_remarks(
+            kept=counts["kept"],
+            cut=counts.get("cut_responses", 0),
+            marked=counts.get("marked_responses", 0),
+        ),
+        *_remarks(counts, list(prepared.clients), prepared.heldout_examples),
+    ]
 
 
 def division_remarks(division: Division, settings: RunSettings) -> list[str]:
-    """The same, before anything is tokenised."""
+    """The same of rows and of what was held out, before anything is tokenised."""
     held = division.of(division.held.heldout.tolist())
-    return _remarks(_counts(division, settings, held), list(division.clients), held)
+    return [
+        *division.reading.notes.sentences(),
+        *_remarks(_counts(division, settings, held), list(division.clients), held),
+    ]
 
 
 def _remarks(counts: Mapping[str, int], clients: Sequence[str], heldout: Sequence[Example]) -> list[str]:

@@ -115,11 +115,16 @@ class FieldsTable(Table):
     instruction: str = "instruction"
     """What is asked."""
     context: str = "auto"
-    """"auto" takes `context` (Dolly), else `input` (Alpaca), where the row has one."""
+    """"auto" takes `context` (Dolly), else `input` (Alpaca), the first that the row fills."""
     response: str = "auto"
-    """"auto" takes `response` (Dolly), else `output` (Alpaca)."""
+    """"auto" takes `response` (Dolly), else `output` (Alpaca), the first that the row fills."""
     messages: str = "auto"
     """A chat's list of turns; "auto" takes `messages`, else `conversations` (ShareGPT)."""
+    system: str = "auto"
+    """System prompt of the row; "auto" takes `system`, else `system_prompt`, where it is text."""
+    history: str = "auto"
+    """Exchanges before the row's own, as pairs of a question and its answer; "auto" takes `history`
+    (Alpaca's later forms), where it is that."""
 
 
 NOT_OPTIONS = {

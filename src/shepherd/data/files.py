@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shepherd.data.labels import named
 from shepherd.data.repository import own_commit
 from shepherd.data.sniff import require_plain
 from shepherd.errors import BadRow, DataError
@@ -342,7 +343,7 @@ def _records(table: Any, where: str) -> Iterator[Placed]:
     if features != table.features:
         with _quiet() as datasets:
             table = table.cast(datasets.Features(features))
-    return ((f"{where}, record {number}", row) for number, row in enumerate(table, 1))
+    return ((f"{where}, record {number}", row) for number, row in enumerate(named(table, features), 1))
 
 
 def _stored(feature: Any) -> Any:

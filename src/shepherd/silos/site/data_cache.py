@@ -114,8 +114,8 @@ class Holding:
 
     def _made(self, settings: RunSettings, key: str, make: Callable[..., Prepared]) -> Prepared:
         made = make(settings, self.name, bases.load_tokenizer(settings.model))
-        for dropped in made.dropped:
-            log.info("%s", redaction.logged(DataError(dropped)))
+        for told in (*made.dropped, *made.notes.sentences()):
+            log.info("%s", redaction.logged(DataError(told)))
         folder = self.home / "data" / key
         with mending(folder):
             shutil.rmtree(folder, ignore_errors=True)

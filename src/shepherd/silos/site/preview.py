@@ -58,6 +58,8 @@ class FoundData:
     duplicates: int
     skipped: tuple[str, ...]
     """One sentence a row that was left out."""
+    notes: tuple[str, ...] = ()
+    """What of the rows is not read, refused or changed, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +203,7 @@ def _data(site: SiteSettings, run: RunSettings, samples: int) -> FoundData:
         scored=_scored(site, _heldout(division)),
         duplicates=division.held.duplicates,
         skipped=division.reading.skipped,
+        notes=tuple(division.reading.notes.sentences()),
     )
 
 

@@ -57,6 +57,7 @@ def _data(console: PlainConsole, found: Found, data: FoundData, stream: TextIO |
         [
             f"{data.examples:,} examples are trained on; {held:,} are held out: {_counted(data.heldout)}.",
             f"{data.duplicates:,} duplicates and {len(data.skipped):,} unreadable rows are left out.",
+            *data.notes,
             f"A run chooses the template (here {table.template}) and the longest example (here"
             f" {table.max_tokens} tokens) of those that your policy allows; [scoring] alone decides what is"
             " held out and how it is scored.",
