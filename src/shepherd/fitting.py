@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
@@ -127,6 +127,7 @@ def _own(
         skipped = many(len(reading.skipped), "row")
         found += (f"{skipped} left out, being unreadable; see data.on_bad_row",)
         choices["data", "on_bad_row"] = Choice(value="skip", why=f"the first: {reading.skipped[0]}")
+    found += tuple(replace(reading.notes, unread={}, refused={}).sentences())
     if ("split", "by") not in choices:
         # ten, or fewer where each would have less than twenty examples
         count = max(1, min(10, len(reading.examples) // 20))
@@ -226,7 +227,7 @@ def _recognised(
             raise
         raise DataError(f"{error} (the files differ: {_both(names, unlike[0])})") from error
     for used in (found.instruction, found.response, found.messages):
-        if lacking := [client for client in names if used and used not in names[client]]:
+        if lacking := [client for client in names if used not in ("", columns.AUTO, *names[client])]:
             raise DataError(
                 f"not every file has the column {used}: {_both(names, lacking[0])}; give all files the same"
                 " columns"
@@ -250,8 +251,7 @@ def _field(found: Columns, part: str, rows: Sequence[Mapping[str, Any]]) -> Choi
     if part in ("instruction", "response") and not name:  # a chat's
         default = FieldsTable()
         return Choice(value=getattr(default, part), why="not read: the column of messages is")
-    optional = part == "context" and name in ("context", "input") and any(name not in row for row in rows)
-    if optional:
+    if name in columns.KNOWN.get(part, ()) and any(name not in row for row in rows):
         return Choice(value="auto", why=f"column {name}, which not every row has")
     none = "no column holds chats" if part == "messages" else f"no column is the {part}"
     return Choice(value=name, why=f"found {found.why[part]}" if name else none)

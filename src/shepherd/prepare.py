@@ -311,21 +311,26 @@ def load(folder: Path) -> Prepared:
 
 
 def remarks(prepared: Prepared) -> list[str]:
-    """What is to be said of the rows, of what was cut or masked, and of what was held out, if anything."""
+    """What is to be said of what was held out, if anything."""
+    return _remarks(prepared.summary, list(prepared.clients), prepared.heldout_examples)
+
+
+def training_remarks(prepared: Prepared) -> list[str]:
+    """What is to be said of the rows, and of what was dropped, cut or masked, if anything."""
     counts = prepared.summary
     return [
         *prepared.notes.sentences(),
+        *prepared.dropped,
         *response_remarks(
             kept=counts["kept"],
             cut=counts.get("cut_responses", 0),
             marked=counts.get("marked_responses", 0),
         ),
-        *_remarks(counts, list(prepared.clients), prepared.heldout_examples),
     ]
 
 
 def division_remarks(division: Division, settings: RunSettings) -> list[str]:
-    """The same of rows and of what was held out, before anything is tokenised."""
+    """What is to be said of the rows and of what was held out, before anything is tokenised."""
     held = division.of(division.held.heldout.tolist())
     return [
         *division.reading.notes.sentences(),

@@ -348,7 +348,7 @@ def _opened(settings: RunSettings, prepared: Prepared | None, consent: Consent) 
     cohort = selection.size(len(prepared.clients))
     plan = _plan(dated, base, prepared, cohort)
     _describe(base, plan, method.algorithm, prepared)
-    for sentence in (*prepared.dropped, *prepare.remarks(prepared)):
+    for sentence in (*prepare.training_remarks(prepared), *prepare.remarks(prepared)):
         log.info("%s", sentence)
     sample = next(iter(prepared.clients.values()))
     _expect(expected(base, settings.tuning, plan, sample, _round_tokens(settings, prepared, cohort)))

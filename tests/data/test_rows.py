@@ -7,6 +7,7 @@ import pytest
 
 from shepherd import plugins, prepare
 from shepherd.data.examples import Turn, from_rows, read
+from shepherd.data.holdout import hold_out
 from shepherd.data.noted import Notes, Tally
 from shepherd.data.prompts import prompt_of
 from shepherd.errors import BadRow
@@ -429,7 +430,7 @@ def test_the_run_folder_keeps_what_was_found_and_a_run_says_it(settings, tmp_pat
     assert index["summary"]["marked_responses"] == 3
     found = prepare.load(tmp_path / "data")
     assert found.notes == prepared.notes
-    for sentences in (prepare.remarks(found), prepare.remarks(prepared)):
+    for sentences in (prepare.training_remarks(found), prepare.training_remarks(prepared)):
         assert sentences[0].startswith("filled and not read: id (in 20 rows)")
         assert "3 responses masked, as the data mark them" in sentences
     index.pop("rows")
@@ -449,4 +450,35 @@ def test_the_number_of_cut_responses_is_said(settings, neox):
         for stop in data.offsets[1:]
     )
     assert 0 < cut < prepared.summary["kept"]
-    assert any("cut to fit, without an end of turn" in each for each in prepare.remarks(prepared))
+    assert any("cut to fit, without an end of turn" in each for each in prepare.training_remarks(prepared))
+
+
+TOOLS = [
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"id": "1"}]}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "function_call": {"name": "f"}, "content": ""}],
+    [*said(*HI)["messages"], {"role": "tool", "content": "x"}, {"role": "assistant", "content": "x"}],
+    [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{}"}],
+    [{"from": "human", "value": "a"}, {"from": "gpt", "value": "{}"}, {"from": "observation", "value": "{}"}],
+    [{"role": "user", "content": [{"type": "tool_result", "content": "x"}]}, said(*HI)["messages"][1]],
+]  # fmt: skip
+
+
+def test_chats_that_call_tools_are_one_sentence_and_a_count_of_their_own():
+    for chat in TOOLS:
+        with pytest.raises(
+            BadRow, match=r"field messages calls tools \(turn [123]\).*; leave such chats out"
+        ):
+            reading({"messages": chat})
+    found = reading(*({"messages": chat} for chat in TOOLS), said(*HI), on_bad_row="skip")
+    assert counted(found.notes.refused) == {"the chat of field messages calls tools": len(TOOLS)}
+    none = said(*HI, tools=[{"name": "f"}])
+    none["messages"][1] |= {"tool_calls": [], "function_call": None}
+    assert counted(reading(none).notes.unread) == {"tools": 1}
+
+
+def test_the_same_chat_with_other_turns_masked_is_no_duplicate(neox):
+    masked = said(*HI, ("user", "More"), ("assistant", "No"))
+    masked["messages"][1]["weight"] = 0
+    examples = reading(masked, said(*HI, ("user", "More"), ("assistant", "No")), masked).examples
+    assert hold_out(examples, 0.0, 0).train.tolist() == [0, 1]

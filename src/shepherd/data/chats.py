@@ -27,8 +27,13 @@ ROLE_KEYS, TEXT_KEYS = ("role", "from"), ("content", "value")
 MARKS = ("weight", "train", "training", "trainable", "loss")
 """Keys by which data say whether a turn is trained: OpenAI's and those of other trainers."""
 
-TOOL_ROLES = ("tool", "function", "observation", "tool_response", "function_call", "tool_call")
+TOOL_ROLES = {
+    "tool", "tool_call", "tool_calls", "tool_response", "tool_result", "function", "function_call",
+    "function_response", "observation", "ipython", "environment",
+}  # fmt: skip
+TOOL_PARTS = {"tool_use", "tool_call", "tool_result", "function_call", "function_call_output"}
 CALLS = ("tool_calls", "function_call")
+"""How chats write that a tool is called, and what it gave (decision 31)."""
 
 BEGINS = "the chat begins with the assistant: what it says before the first user turn is left out"
 ENDS = "the chat ends with the user: the turn that nobody answers is left out"
@@ -147,14 +152,15 @@ def _given(item: Any, where: str, field: str, number: int) -> _Given:
             place, f"is {kind(item)}, expected role and content; fix it", field, "is no role and content"
         )
     role_key, text_key = pick(item, ROLE_KEYS), pick(item, TEXT_KEYS)
+    said = text_of(item.get(role_key), place, f"field {role_key}")
+    if said.strip().lower() in TOOL_ROLES or filled(item, CALLS) or _calls_in_parts(item.get(text_key)):
+        fault = f"the chat of field {field} calls tools"
+        fix = 'leave such chats out, or set data.on_bad_row = "skip"'
+        raise bad(where, f"{fault} (turn {number}), which Shepherd does not train yet; {fix}", fault)
     for key, known in ((role_key, ROLE_KEYS), (text_key, TEXT_KEYS)):
         if key not in item:
             names = " or ".join(known)
             raise _fault(place, f": field {known[0]} is missing; add it", field, f"has no {names}")
-    said = text_of(item[role_key], place, f"field {role_key}")
-    if said.strip().lower() in TOOL_ROLES or filled(item, CALLS):
-        fault = f"field {field} calls tools"
-        raise bad(where, f"{fault} (turn {number}), which no template here writes; leave the row out", fault)
     role = ROLES.get(said.strip().lower())
     if role is None:
         fault = f"has the role {said!r}"
@@ -169,11 +175,16 @@ def _given(item: Any, where: str, field: str, number: int) -> _Given:
     return _Given(Turn(role=role, text=text, trained=trained), number, unread)
 
 
+def _calls_in_parts(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else []
+    return any(isinstance(part, Mapping) and part.get("type") in TOOL_PARTS for part in parts)
+
+
 def _mark(value: Any) -> bool | None:
     """Whether a mark says that its turn is trained; None where it says something else."""
     try:
         said = name_of(value, "", "").strip().lower()
-    except Exception:
+    except BadRow:  # no mark that is known
         return None
     return {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}.get(said)
 

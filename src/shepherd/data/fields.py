@@ -11,7 +11,11 @@ from typing import Any
 from shepherd.data.folding import seen, shows_nothing
 from shepherd.errors import BadRow
 
-SILENT = ("text", "input_text", "output_text")
+CHATS, CONTEXTS, RESPONSES = ("messages", "conversations"), ("context", "input"), ("response", "output")
+"""What "auto" takes for a part, the first that a row fills."""
+SYSTEMS, HISTORIES = ("system", "system_prompt"), ("history",)
+"""Fields of a row that are read under these names: its system prompt, and the exchanges before its own."""
+TEXTS = ("text", "input_text", "output_text")
 """Types of the parts of a text that are text."""
 
 
@@ -128,7 +132,7 @@ def _part(part: Any, place: str, what: str) -> str:
     if isinstance(part, str):
         return _whole(part, place, what)
     said = part.get("type")
-    if is_filled(said) and said not in SILENT:
+    if is_filled(said) and said not in TEXTS:
         fault = f"{what} holds a part of type {said!r}, which is no text"
         raise bad(
             place, f"{fault}; leave the row out or write it as text", f"{what} holds a part that is no text"

@@ -14,13 +14,23 @@ from typing import Any
 
 from shepherd.data.chats import ROLE_KEYS, Turn, chat
 from shepherd.data.columns import listed
-from shepherd.data.fields import alike, bad, filled, is_filled, kind, pick, text_of
+from shepherd.data.fields import (
+    CHATS,
+    CONTEXTS,
+    HISTORIES,
+    RESPONSES,
+    SYSTEMS,
+    alike,
+    bad,
+    filled,
+    is_filled,
+    kind,
+    pick,
+    text_of,
+)
 from shepherd.data.folding import shows_nothing
 from shepherd.errors import BadRow
 from shepherd.settings import DataTable
-
-CHATS, CONTEXTS, RESPONSES = ("messages", "conversations"), ("context", "input"), ("response", "output")
-SYSTEMS, HISTORIES = ("system", "system_prompt"), ("history",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

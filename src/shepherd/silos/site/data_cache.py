@@ -114,7 +114,7 @@ class Holding:
 
     def _made(self, settings: RunSettings, key: str, make: Callable[..., Prepared]) -> Prepared:
         made = make(settings, self.name, bases.load_tokenizer(settings.model))
-        for told in (*made.dropped, *made.notes.sentences()):
+        for told in prepare.training_remarks(made):
             log.info("%s", redaction.logged(DataError(told)))
         folder = self.home / "data" / key
         with mending(folder):
