@@ -160,7 +160,8 @@ class DataTable(Table):
     """The share of the examples that is held out of training, before the split, each category its part;
     examples that share a question stay together."""
     max_tokens: Annotated[int, Strict(), Field(ge=8)] = 512
-    """Longer examples are cut (prompt first, from its context; law 9) and counted."""
+    """Longer examples are cut, contexts first, and counted; a response that is cut gets no end of turn
+    (law 9)."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a row that cannot be read, or leave it out and count it."""
     limit: PositiveInt | None = None

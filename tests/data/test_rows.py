@@ -2,6 +2,7 @@
 
 import csv
 import json
+from datetime import date
 
 import pytest
 
@@ -51,15 +52,14 @@ def test_the_first_field_that_is_filled_counts(nothing):
 
 
 @pytest.mark.parametrize(
-    "nothing", [[None], [{"role": None, "content": None}], "[]", {"role": [], "content": []}]
+    "nothing", [[None], [{"role": None, "content": None}], "[]", "null", {"role": [], "content": []}]
 )
 def test_a_chat_of_nothing_is_no_chat(nothing):
-    if nothing == "[]":  # a cell of a CSV file
-        with pytest.raises(BadRow, match="expected a list of turns"):
-            reading({"messages": nothing})
-        return
-    (found,) = reading({"instruction": "Sum", "messages": nothing, "output": "5"}).examples
-    assert found.instruction == "Sum"
+    with pytest.raises(BadRow, match=r"field messages is .*, expected a list of turns"):
+        reading({"messages": nothing})
+    found = reading({"instruction": "Sum", "messages": nothing, "output": "5"})
+    assert found.examples[0].instruction == "Sum"
+    assert not found.notes.unread
 
 
 def test_inside_turns_too():
@@ -273,7 +273,8 @@ def test_labels_inside_lists_and_objects_are_named():
 
 
 @pytest.mark.parametrize(
-    ("value", "name"), [(1.0, "1"), (7, "7"), (True, "true"), ("1.0", "1.0"), (-3.0, "-3")]
+    ("value", "name"),
+    [(1.0, "1"), (7, "7"), (True, "true"), ("1.0", "1.0"), (-3.0, "-3"), (date(2026, 1, 2), "2026-01-02")],
 )
 def test_a_number_that_is_wanted_as_a_name(value, name):
     row = {"instruction": "a", "output": "b", "site": value, "category": value}
@@ -381,6 +382,8 @@ def test_words_that_stand_for_nothing_in_many_rows_are_pointed_out(word):
     (sentence,) = found.notes.sentences()
     assert sentence.startswith(f"in 3 of 20 rows the context is {word.strip()!r}, which is read as text")
     assert not reading(*rows[2:]).notes.sentences()  # one row is not many
+    named = [{**row, "input": "", "category": row["input"]} for row in rows]
+    assert "the category is" in reading(*named).notes.sentences()[0]
 
 
 def test_carriage_returns_are_counted_and_kept():

@@ -13,7 +13,7 @@ import numpy as np
 from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.chats import ROLES, Role, Turn
-from shepherd.data.fields import alike, is_filled, kind, name_of, sort
+from shepherd.data.fields import alike, from_cell, is_filled, kind, name_of, sort
 from shepherd.data.layouts import missing, question, require_full, turns_of
 from shepherd.data.noted import Notes, Tally
 from shepherd.data.split import Split
@@ -203,8 +203,9 @@ def _found(row: Any, table: DataTable, split: Split, where: str) -> _Found:
         check=check if isinstance(check, Mapping) else None,
     )
     used = {*read.used, category, client, label, *(["check"] if example.check is not None else [])}
-    unread = [str(name) for name, value in row.items() if name not in used and is_filled(value)]
+    unread = [str(name) for name, value in row.items() if name not in used and is_filled(from_cell(value))]
     texts = [(name, text) for turn in read.turns for name, text in _said(turn)]
+    names = [("category", example.category), ("client", example.client), (f"field {label}", example.label)]
     return _Found(
         example=example,
         unread=[*unread, *read.unread],
@@ -212,7 +213,9 @@ def _found(row: Any, table: DataTable, split: Split, where: str) -> _Found:
         seen=[RETURNS] if any("\r" in text for _, text in texts) else [],
         empty=list(
             dict.fromkeys(
-                f"the {name} is {text.strip()!r}" for name, text in texts if text.strip().casefold() in WORDS
+                f"the {name} is {text.strip()!r}"
+                for name, text in (*texts, *names)
+                if text.strip().casefold() in WORDS
             )
         ),
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import date
 from functools import lru_cache
 from numbers import Integral
 from typing import Any
@@ -30,23 +33,20 @@ def plain_name(name: str) -> str:
     return "".join(letter for letter in bare if letter not in "_-\"'`" and not letter.isspace()) or name
 
 
-@lru_cache(maxsize=256)
-def _by_plain_name(names: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for name in names:
-        found[plain_name(name)] = (*found.get(plain_name(name), ()), name)
-    return found
-
-
-def alike(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def alike(row: Mapping[str, Any], names: Sequence[str]) -> Sequence[str]:
     """The row's own names of the fields that are called so, or nearly so, in the order of `names`."""
-    near = _by_plain_name(tuple(map(str, row)))
+    return _alike(tuple(row), tuple(names))
+
+
+@lru_cache(maxsize=1024)  # rows of a file have the same names
+def _alike(own: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    near: dict[str, list[str]] = {}
+    for name in own:
+        near.setdefault(plain_name(str(name)), []).append(name)
     found: dict[str, None] = {}
     for name in names:
-        if name in row:
-            found[name] = None
-        found |= dict.fromkeys(near.get(plain_name(name), ()))
-    return [name for name in found if name in row]
+        found |= dict.fromkeys([*([name] if name in own else []), *near.get(plain_name(name), [])])
+    return tuple(found)
 
 
 def filled(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -80,6 +80,18 @@ def is_filled(value: Any) -> bool:
             return type(value).__name__ not in ("NAType", "NaTType")  # pandas' own
 
 
+def from_cell(value: Any) -> Any:
+    """What a cell of a table holds as JSON: a list, an object, or a null; any other text as it is.
+
+    >>> from_cell('[["a", "b"]]'), from_cell(" null"), from_cell("[a]"), from_cell("asthma")
+    ([['a', 'b']], None, '[a]', 'asthma')
+    """
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{", "null")):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
 def text_of(value: Any, place: str, what: str) -> str:
     """A value as text: "" for a null, a whole number in digits, and a list of text parts joined.
 
@@ -108,13 +120,15 @@ def text_of(value: Any, place: str, what: str) -> str:
 
 
 def name_of(value: Any, place: str, what: str) -> str:
-    """A value as a name: as text, and whole numbers that a null turned into floats as whole numbers.
+    """A value as a name: as text, a date, and whole numbers that a null turned into floats as whole numbers.
 
     Raises:
         BadRow: it is something else.
     """
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, bool) or type(value).__name__ == "bool_":
         return str(bool(value)).lower()
     return text_of(value, place, what)

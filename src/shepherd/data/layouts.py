@@ -6,9 +6,7 @@ to name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +21,7 @@ from shepherd.data.fields import (
     alike,
     bad,
     filled,
+    from_cell,
     is_filled,
     kind,
     pick,
@@ -97,7 +96,7 @@ def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
     """The field with a chat, or "" where the row has none."""
     names = _known(table.fields.messages, CHATS)
     there = alike(row, names)
-    if held := filled(row, names):
+    if held := [name for name in filled(row, names) if is_filled(from_cell(row[name]))]:
         return held[0]
     # an empty one is a fault of its own where nothing else can be read
     if there and not alike(row, _known(table.fields.instruction, ())):
@@ -140,7 +139,7 @@ def _history(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[tupl
     """
     name = table.fields.history
     for field in filled(row, _known(name, HISTORIES)):
-        value = _parsed(row[field])
+        value = from_cell(row[field])
         if isinstance(value, list) and all(_is_pair(each) for each in value if is_filled(each)):
             return tuple(_exchanges(value, where, field)), field
         if isinstance(value, list) and all(
@@ -159,14 +158,6 @@ def _earlier(value: Any, where: str, field: str) -> tuple[Turn, ...]:
         fault = f"field {field} holds a system turn"
         raise bad(where, f"{fault}; write it in a field system", fault)
     return turns
-
-
-def _parsed(value: Any) -> Any:
-    """A CSV cell that holds a list as that list."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError, RecursionError):
-            return json.loads(value)
-    return value
 
 
 def _is_pair(value: Any) -> bool:
