@@ -122,6 +122,13 @@ def test_alpacas_system_and_history_are_turns():
         assert not found.notes.sentences()
     as_turns = [{"role": role, "content": text} for role, text in expected[1:]]
     assert texts(reading({**row, "history": as_turns}).examples[0])[:5] == expected
+    as_turns[1]["weight"] = 0
+    masked = reading({**row, "history": as_turns})
+    assert [turn.trained for turn in masked.examples[0].turns] == [True, True, False, True, True, True, True]
+    assert len(masked.notes.changed) == 1
+    as_turns += [{"role": "user", "content": "Well?", "name": "Ada"}]
+    ended = reading({**row, "history": as_turns}).notes
+    assert (len(ended.changed), counted(ended.unread)) == (2, {"history[].name": 1})
     assert [turn.text for turn in prompt_of(row, DataTable(source="x")).turns] == [
         "Count.", "1", "2", "2", "3", "And 3?",
     ]  # fmt: skip

@@ -94,9 +94,6 @@ def chat(value: Any, where: str, field: str, *, answered: bool = True) -> Chat:
     _require_order(kept, where, field)
     opening = [each for each in system if not shows_nothing(each.turn.text)]
     turns = [each.turn for each in (*opening, *kept)]
-    if answered and not any(turn.trained for turn in turns if turn.role == "assistant"):
-        fault = f"field {field} has no assistant turn that is to be trained"
-        raise bad(where, f"{fault}, by the marks of its turns; remove the row", fault)
     marked = any(not turn.trained for turn in turns)
     return Chat(
         turns=tuple(turns),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shepherd.data.chats import ROLE_KEYS, Turn, chat
+from shepherd.data.chats import ROLE_KEYS, Chat, Turn, chat
 from shepherd.data.columns import listed
 from shepherd.data.fields import (
     CHATS,
@@ -108,6 +108,9 @@ def _chat(
     row: Mapping[str, Any], found: str, table: DataTable, where: str, *, answered: bool = True
 ) -> Asked:
     read = chat(row[found], where, found, answered=answered)
+    if answered and not any(turn.trained for turn in read.turns if turn.role == "assistant"):
+        fault = f"field {found} has no assistant turn that is to be trained"
+        raise bad(where, f"{fault}, by the marks of its turns; remove the row", fault)
     names = _known(table.fields.messages, CHATS)
     used, turns, changed = _same(row, names), read.turns, (*read.changed, *_differ(row, names))
     system, field = _system(row, table, where)
@@ -132,7 +135,7 @@ def _system(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[str, 
     return "", ""
 
 
-def _history(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[tuple[Turn, ...], str]:
+def _history(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[Chat, str]:
     """The exchanges before the row's own, and their field: pairs of a question and its answer, as Alpaca's.
 
     A text or a list of something else is no history of a chat, where the run file does not say that it is.
@@ -141,7 +144,7 @@ def _history(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[tupl
     for field in filled(row, _known(name, HISTORIES)):
         value = from_cell(row[field])
         if isinstance(value, list) and all(_is_pair(each) for each in value if is_filled(each)):
-            return tuple(_exchanges(value, where, field)), field
+            return Chat(turns=tuple(_exchanges(value, where, field))), field
         if isinstance(value, list) and all(
             isinstance(each, Mapping) and alike(each, ROLE_KEYS) for each in value
         ):
@@ -149,15 +152,15 @@ def _history(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[tupl
         if name != "auto":
             fault = f"field {field} is {kind(value)}"
             raise bad(where, f"{fault}, expected pairs of a question and its answer; fix it", fault)
-    return (), ""
+    return Chat(turns=()), ""
 
 
-def _earlier(value: Any, where: str, field: str) -> tuple[Turn, ...]:
-    turns = chat(value, where, field).turns
-    if turns[0].role == "system":
+def _earlier(value: Any, where: str, field: str) -> Chat:
+    read = chat(value, where, field)
+    if read.turns[0].role == "system":
         fault = f"field {field} holds a system turn"
         raise bad(where, f"{fault}; write it in a field system", fault)
-    return turns
+    return read
 
 
 def _is_pair(value: Any) -> bool:
@@ -194,9 +197,10 @@ def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: b
     earlier, history_field = _history(row, table, where)
     turn = Turn(role="user", text=instruction, context="" if shows_nothing(context) else context)
     return Asked(
-        turns=(*([Turn(role="system", text=system)] if system else []), *earlier, turn),
+        turns=(*([Turn(role="system", text=system)] if system else []), *earlier.turns, turn),
         used=frozenset({field, system_field, history_field}) | _same(row, contexts),
-        changed=tuple(_differ(row, contexts)),
+        unread=earlier.unread,
+        changed=(*_differ(row, contexts), *earlier.changed),
     )
 
 
