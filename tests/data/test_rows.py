@@ -62,6 +62,18 @@ def test_a_chat_of_nothing_is_no_chat(nothing):
     assert not found.notes.unread
 
 
+def test_a_chat_in_a_cell_is_json_or_as_python_prints_it():
+    turns = [
+        {"role": "user", "content": 'It\'s "I"'},
+        {"role": "assistant", "content": None, "value": "Hello"},
+    ]
+    for cell in (json.dumps(turns), str(turns)):
+        (found,) = reading({"messages": cell, "instruction": "", "output": ""}).examples
+        assert texts(found) == [("user", 'It\'s "I"'), ("assistant", "Hello")]
+    with pytest.raises(BadRow, match="field messages is not a list of turns"):
+        reading({"messages": "[{'role': open('x')}]", "instruction": "", "output": ""})
+
+
 def test_inside_turns_too():
     merged = [
         {"role": None, "content": None, "from": "human", "value": "Hi"},
@@ -150,7 +162,15 @@ def test_a_system_text_beside_a_chat_is_its_first_turn(name):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("system", 7), ("history", "asthma"), ("history", ["asthma", "gout"]), ("history", 3)],
+    [
+        ("messages", "nan"),
+        ("messages", 5),
+        ("system", ["s"]),
+        ("system", 7),
+        ("history", "asthma"),
+        ("history", ["asthma", "gout"]),
+        ("history", 3),
+    ],
 )
 def test_what_is_no_system_text_and_no_history_is_named_and_not_refused(field, value):
     found = reading({"instruction": "a", "output": "b", field: value})

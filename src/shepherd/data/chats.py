@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shepherd.data.fields import bad, filled, is_filled, kind, name_of, pick, text_of
+from shepherd.data.fields import bad, filled, from_cell, is_filled, kind, name_of, pick, text_of
 from shepherd.data.folding import shows_nothing
 from shepherd.errors import BadRow
 
@@ -121,7 +121,8 @@ def _nothing_left(spoken: Sequence[_Given], where: str, field: str, answered: bo
 
 def _items(value: Any, where: str, field: str) -> Iterator[tuple[int, Any]]:
     """The turns with their numbers, from 1; what is null is none."""
-    if isinstance(value, str):  # a CSV cell
+    value = from_cell(value)
+    if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:

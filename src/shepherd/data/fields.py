@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -81,14 +82,20 @@ def is_filled(value: Any) -> bool:
 
 
 def from_cell(value: Any) -> Any:
-    """What a cell of a table holds as JSON: a list, an object, or a null; any other text as it is.
+    """What a cell of a table holds as JSON, or as Python prints it: a list, an object, or a null.
 
-    >>> from_cell('[["a", "b"]]'), from_cell(" null"), from_cell("[a]"), from_cell("asthma")
-    ([['a', 'b']], None, '[a]', 'asthma')
+    Any other text stays as it is.
+
+    >>> from_cell('[["a", "b"]]'), from_cell(" null"), from_cell("[{'role': None}]"), from_cell("[a]")
+    ([['a', 'b']], None, [{'role': None}], '[a]')
     """
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{", "null")):
-        with suppress(ValueError, RecursionError):
-            return json.loads(value)
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{", "null")):
+        return value
+    with suppress(ValueError, RecursionError):
+        return json.loads(value)
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        found = ast.literal_eval(value.strip())  # reads literals alone, and runs nothing
+        return found if isinstance(found, list | dict) else value
     return value
 
 
@@ -108,7 +115,7 @@ def text_of(value: Any, place: str, what: str) -> str:
         return ""
     if isinstance(value, Integral) and not isinstance(value, bool):  # loses nothing
         return str(int(value))
-    if _is_parts(value):
+    if is_parts(value):
         return "".join(_part(part, place, what) for part in value if part is not None)
     if value != {} and not is_filled(value):
         return ""
@@ -134,7 +141,8 @@ def name_of(value: Any, place: str, what: str) -> str:
     return text_of(value, place, what)
 
 
-def _is_parts(value: Any) -> bool:
+def is_parts(value: Any) -> bool:
+    """Whether a value is a text in parts, as OpenAI's chats have it."""
     if not isinstance(value, list | tuple):
         return False
     given = [part for part in value if part is not None]

@@ -23,6 +23,7 @@ from shepherd.data.fields import (
     filled,
     from_cell,
     is_filled,
+    is_parts,
     kind,
     pick,
     text_of,
@@ -96,12 +97,15 @@ def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
     """The field with a chat, or "" where the row has none."""
     names = _known(table.fields.messages, CHATS)
     there = alike(row, names)
-    if held := [name for name in filled(row, names) if is_filled(from_cell(row[name]))]:
-        return held[0]
-    # an empty one is a fault of its own where nothing else can be read
-    if there and not alike(row, _known(table.fields.instruction, ())):
-        return there[0]
-    return ""
+    held = {name: value for name in filled(row, names) if is_filled(value := from_cell(row[name]))}
+    instruction = _known(table.fields.instruction, ())
+    for name, value in held.items():
+        # what is no list is said to be none, but where "auto" only guesses that it is a chat
+        if isinstance(value, list | tuple | Mapping) or table.fields.messages != "auto":
+            return name
+    if held and not filled(row, instruction):
+        return next(iter(held))
+    return there[0] if there and not alike(row, instruction) else ""
 
 
 def _chat(
@@ -130,7 +134,7 @@ def _system(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[str, 
     """
     name = table.fields.system
     for field in filled(row, _known(name, SYSTEMS)):
-        if name != "auto" or isinstance(row[field], str | list):
+        if name != "auto" or isinstance(row[field], str) or is_parts(row[field]):
             return _text(row, field, where), field
     return "", ""
 
