@@ -48,7 +48,15 @@ class DataError(ShepherdError):
 
 
 class BadRow(DataError):
-    """One row of the data cannot be read; names file, line and field."""
+    """One row of the data cannot be read; names file, line and field.
+
+    `reason` says it without the place and the value, so that such rows can be counted; "" leaves it to the
+    message.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class TemplateError(DataError):

@@ -113,11 +113,16 @@ class FieldsTable(Table):
     instruction: str = "instruction"
     """What is asked."""
     context: str = "auto"
-    """"auto" takes `context` (Dolly), else `input` (Alpaca), where the row has one."""
+    """"auto" takes `context` (Dolly), else `input` (Alpaca), the first that the row fills."""
     response: str = "auto"
-    """"auto" takes `response` (Dolly), else `output` (Alpaca)."""
+    """"auto" takes `response` (Dolly), else `output` (Alpaca), the first that the row fills."""
     messages: str = "auto"
     """A chat's list of turns; "auto" takes `messages`, else `conversations` (ShareGPT)."""
+    system: str = "auto"
+    """System prompt of the row; "auto" takes `system`, else `system_prompt`, where it is text."""
+    history: str = "auto"
+    """Exchanges before the row's own, as pairs of a question and its answer; "auto" takes `history`
+    (Alpaca's later forms), where it is that."""
 
 
 NOT_OPTIONS = {
@@ -162,8 +167,8 @@ class DataTable(Table):
     """Share of the examples held out of training, taken before the split and from each category alike;
     examples that share a question stay together."""
     max_tokens: Annotated[int, Strict(), Field(ge=8)] = 512
-    """Longest example, in tokens; longer ones are cut (the prompt first, beginning with its context) and
-    counted."""
+    """Longest example, in tokens; longer ones are cut, contexts first, and counted. A response that is cut
+    gets no end token (law 9)."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that cannot be read: stop with an error, or skip and count it."""
     limit: PositiveInt | None = None

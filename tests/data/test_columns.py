@@ -149,3 +149,23 @@ def test_a_first_row_of_data_is_no_header(rows: list[list[str]]) -> None:
     assert not any(cell in str(caught.value) for cell in header)
     named = [dict(zip(["frage", "antwort", "x"], row, strict=False)) for row in others]
     assert recognise(named, {"instruction": "frage", "response": "antwort"}).instruction == "frage"
+
+
+def test_a_merged_table_names_the_columns_of_both_layouts() -> None:
+    nothing: list[Any] = [None, [], None, []]
+    merged = [
+        *rows(messages=CHAT, question=[None] * 40, answer=[""] * 40),
+        *(
+            {"messages": nothing[n % 4], "question": q, "answer": a}
+            for n, (q, a) in enumerate(zip(ASKED, SAID, strict=True))
+        ),
+    ]
+    got = recognise(merged)
+    assert (got.messages, got.instruction, got.response) == ("messages", "question", "answer")
+    whole = recognise(rows(messages=CHAT, question=ASKED))
+    assert (whole.messages, whole.instruction, whole.unused) == ("messages", "", ("question",))
+
+
+def test_a_system_prompt_and_a_history_are_read_and_no_category() -> None:
+    got = recognise(rows(question=ASKED, answer=SAID, system=KIND, history=[[["a", "b"]]] * 40))
+    assert (got.category, got.unused) == ("", ())

@@ -123,12 +123,12 @@ BAD = {
     "turn 1: field content is missing": {"messages": [{"role": "user"}]},
     r"turn 2 \(assistant\) is empty": turns(("user", "Hi"), ("assistant", "")),
     r"turn 1 \(user\) is empty": turns(("user", "\u200d"), ("assistant", "Hi")),
-    "turn 2 has the role 'tool'; known roles are": turns(("user", "Hi"), ("tool", "x")),
+    "turn 2 has the role 'bird'; known roles are": turns(("user", "Hi"), ("bird", "x")),
     "turn 2 is user's, expected assistant's": turns(("user", "Hi"), ("user", "Hi")),
     "turn 1 is assistant's, expected user's": turns(("assistant", "Hi")),
     "turn 2 is assistant's, expected user's": turns(("system", "s"), ("assistant", "Hi")),
     "turn 3 is system's": turns(("user", "Hi"), ("assistant", "x"), ("system", "y")),
-    "ends without an assistant turn": turns(("user", "Hi"), ("assistant", "x"), ("user", "y")),
+    "ends without an assistant turn": turns(("system", "s"), ("user", "Hi")),
     "field messages ends without": turns(("system", "Hi")),
 }
 

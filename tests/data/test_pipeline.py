@@ -91,6 +91,8 @@ def test_mixes_and_the_summary_count_what_is_kept(source, tokenizer) -> None:
         "heldout": 6,
         "kept": 30,
         "cut": 0,
+        "cut_responses": 0,
+        "marked_responses": 0,
         "dropped": 0,
         "tokens": sum(len(data.ids) for data in own),
         "trained_tokens": sum(int(data.trained.sum()) for data in own),

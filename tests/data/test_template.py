@@ -1,6 +1,7 @@
 """Law 9 for each template: hand-worked masks, borders, cuts and the faults that are named."""
 
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -188,8 +189,67 @@ def test_a_cut_takes_the_context_then_the_response_and_keeps_the_rest(neox):
     less = render(example, Template("alpaca-short"), neox, max_tokens=bare)
     text = neox.decode(less.ids)
     assert text.startswith("### Instruction:\nName a bird.\n\n### Input:\n\n\n### Response:\nA heron")
-    assert text.endswith(EOS)
+    assert not text.endswith(EOS)
+    assert (some.cut_response, less.cut_response) == (False, True)
+    assert len(less.ids) == bare
     assert int(less.trained.sum()) < response
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_a_whole_response_has_its_end_and_a_cut_one_none_at_every_length(chatty, template):
+    """By hand: the first n ids of the whole, n one short of the response where only its end does not fit."""
+    whole = render(one(), Template(template), chatty, max_tokens=500)
+    size, start = len(whole.ids), int(np.flatnonzero(whole.trained)[0])
+    ends = stop_ids(Template(template), chatty)
+    assert int(whole.ids[-1]) in ends
+    for room in range(8, size + 2):
+        found = render(one(), Template(template), chatty, max_tokens=room)
+        if room <= start:
+            assert found == Dropped(reason="its prompt leaves no room for a response")
+            continue
+        kept = size if room >= size else min(room, size - 2)
+        assert found.ids.tolist() == whole.ids[:kept].tolist()
+        assert found.trained.tolist() == whole.trained[:kept].tolist()
+        assert found.cut_response == (room < size) == (int(found.ids[-1]) not in ends)
+
+
+def masked(*texts, places):
+    return Example(
+        turns=tuple(
+            replace(turn, trained=place not in places) for place, turn in enumerate(chat(*texts).turns)
+        )
+    )
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES, "chat"])
+@pytest.mark.parametrize("loss_on", ["responses", "all"])
+def test_a_response_that_the_data_mark_is_read_and_not_trained(chatty, template, loss_on):
+    plain = render(chat(*TWO), Template(template), chatty, max_tokens=500)
+    bare, on = (
+        render(chat(*TWO), Template(template), chatty, max_tokens=500, loss_on=loss_on),
+        Template(template),
+    )
+    for place in (1, 3):
+        found = render(masked(*TWO, places=[place]), on, chatty, max_tokens=500, loss_on=loss_on)
+        assert found.ids.tolist() == plain.ids.tolist()
+        assert found.marked == 1
+        start = len(prompt(chat(*TWO).turns[:place], on, chatty))
+        stop = start + int(np.argmin(np.append(plain.trained[start:], False)))
+        expected = bare.trained.copy()
+        expected[start:stop] = False
+        assert found.trained.tolist() == expected.tolist()
+
+
+def test_where_all_that_is_left_is_marked_the_example_is_dropped(neox):
+    both = render(masked(*TWO, places=[1, 3]), Template("plain"), neox, max_tokens=500)
+    assert both == Dropped(reason="no response is to be trained")
+    first = render(chat(*TWO[:2]), Template("plain"), neox, max_tokens=500)
+    room = len(first.ids)
+    cut = render(masked(*TWO, places=[1]), Template("plain"), neox, max_tokens=room)
+    assert cut == Dropped(reason="no response that is left of it is to be trained")
+    last = render(masked(*TWO, places=[3]), Template("plain"), neox, max_tokens=room)
+    assert last.ids.tolist() == first.ids.tolist()
+    assert (last.cut_response, last.marked) == (False, 0)
 
 
 @settings(max_examples=40, deadline=None)
@@ -214,8 +274,11 @@ def test_whatever_the_text_what_is_kept_fits_and_obeys_law_9(chatty, words, cont
         assert found.reason == "its prompt leaves no room for a response"
         return
     assert len(found.ids) == len(found.trained) <= room
-    assert int(found.ids[-1]) in stop_ids(Template(template), chatty)
-    assert found.trained[-2:].all()
+    # the last answer ends where its author ended it, and nowhere else
+    ends = int(found.ids[-1]) in stop_ids(Template(template), chatty)
+    assert ends != found.cut_response
+    assert found.trained[-2 if ends else -1 :].all()
+    assert found.cut or not found.cut_response
     assert not found.trained[0]
     assert found.trained[1:].all() or loss_on == "responses"
     assert found.cut == len(whole.ids) - len(found.ids)

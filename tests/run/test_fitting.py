@@ -306,3 +306,27 @@ def test_the_command_says_what_it_found(tmp_path: Path) -> None:
 def test_rounded_lengths() -> None:
     assert [fitting._rounded(n) for n in (1, 16, 17)] == [16, 16, 32]
     assert np.isclose(fitting.MAX_ROUND_WORK / 135e6, 60_000)
+
+
+def test_a_merged_table_is_read_whole(tmp_path: Path) -> None:
+    alpaca = {
+        "instruction": "Which of the birds is it?",
+        "input": "Two are here.",
+        "output": "It is the heron.",
+    }
+    dolly = {
+        "instruction": "Who is it that sings?",
+        "context": "It is early.",
+        "response": "It is the robin.",
+    }
+    chat = {"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "It is."}]}
+    rows = [dict(row, instruction=f"{row.get('instruction', '')} {n}") if "instruction" in row else row
+            for n in range(9) for row in (alpaca, dolly, chat)]  # fmt: skip
+    filled = [{name: row.get(name) for name in {**alpaca, **dolly, **chat}} for row in rows]
+    for name, given in (("a", rows), ("b", filled)):
+        (tmp_path / name).mkdir()
+        settings, _ = made(as_jsonl(tmp_path / f"{name}.jsonl", given), tmp_path / name)
+        reading = inspect_data(settings).division.reading
+        assert len(reading.examples) == 27
+        assert {example.context for example in reading.examples} == {"Two are here.", "It is early.", ""}
+        assert not reading.notes.sentences()

@@ -152,7 +152,8 @@ class ChatTemplate:
             response, ends = self._response(parts[number], place, before, after, rest, number, last)
             _require_texts(before, head, words)
             found.append(self._prompt(before[at:], turns[place - 1], first=at == 0))
-            found.append(Segment(text=response, end=tuple(self.ids[token] for token in ends)))
+            end = tuple(self.ids[token] for token in ends)
+            found.append(Segment(text=response, end=end, trained=turns[place].trained))
             at, start = len(before) + len(response) + len("".join(ends)), place + 1
         if not answered:
             marked, words = _marked(turns, start, len(turns))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shepherd.data.fields import CHATS, CONTEXTS, HISTORIES, RESPONSES, SYSTEMS, alike, filled, is_filled
 from shepherd.errors import DataError
 
 LONGEST_NAME = 60  # letters; a longer one is a row in the place of the header
@@ -100,6 +101,8 @@ def is_cell(name: str) -> bool:
     )
 
 
+AUTO = "auto"
+KNOWN: Mapping[str, tuple[str, ...]] = {"messages": CHATS, "context": CONTEXTS, "response": RESPONSES}
 PARTS = ("messages", "instruction", "context", "response", "client", "category")
 
 
@@ -124,17 +127,22 @@ def recognise(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str] | None
     if "messages" not in found and not {"instruction", "response"} & {p for p, name in found.items() if name}:
         chats = [name for name, column in columns.items() if column.chat]
         found["messages"], why["messages"] = _only(chats, "messages"), "it holds chats"
-    if found.get("messages"):
+        if found["messages"] == AUTO:
+            why["messages"] = _first_of(chats)
+    held = _known(found.get("messages", ""), "messages")
+    if held and all(filled(row, held) for row in rows):
         found |= {"instruction": "", "response": "", "context": ""}
     for part in ("instruction", "response", "context", "client", "category"):
         if part in found:
             continue
         names = _named(part, columns, found)
         if name := _only(names, part):
-            found[part], why[part] = name, "by its name"
+            found[part], why[part] = name, "by its name" if name != AUTO else _first_of(names)
     if not found.get("messages"):
         _by_content(columns, found, why)
-    left = [name for name in columns if name not in found.values()]
+    auto = (name for part, name in found.items() for name in _known(name, part))
+    own = alike(columns, (*SYSTEMS, *HISTORIES, *auto))  # read under these names
+    left = [name for name in columns if name not in (*found.values(), *own)]
     labels = [name for name in left if columns[name].few]
     if "category" not in found and len(labels) == 1:
         found["category"] = labels[0]
@@ -152,7 +160,18 @@ def _no_header(rows: Sequence[Mapping[str, Any]]) -> bool:
     return any(is_cell(name) or any(row.get(name) == name for row in rows) for name in names)
 
 
+def _first_of(names: Sequence[str]) -> str:
+    return f"the first of {_listed(names)} that a row fills"
+
+
+def _known(name: str, part: str) -> tuple[str, ...]:
+    """The columns that a name may mean."""
+    return KNOWN[part] if name == AUTO else (name,) if name else ()
+
+
 def _only(names: Sequence[str], part: str) -> str:
+    if len(names) > 1 and {*names} <= {*KNOWN.get(part, ())}:  # two layouts in one table
+        return AUTO
     if len(names) > 1:
         none = "" if part in ("instruction", "response") else f", or --{part} '' for none"
         raise DataError(
@@ -187,7 +206,7 @@ def _looked_at(rows: Sequence[Mapping[str, Any]]) -> dict[str, _Column]:
     for row in rows:
         for name, value in row.items():
             values.setdefault(str(name), []).append(value)
-    return {name: _column([v for v in own if v not in (None, "")]) for name, own in values.items()}
+    return {name: _column([v for v in own if is_filled(v)]) for name, own in values.items()}
 
 
 def _column(values: Sequence[Any]) -> _Column:

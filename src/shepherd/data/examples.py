@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from shepherd.core import seed_for
 from shepherd.data import files
-from shepherd.data.columns import listed
-from shepherd.data.folding import shows_nothing
+from shepherd.data.chats import ROLES, Role, Turn
+from shepherd.data.fields import alike, from_cell, is_filled, kind, name_of, sort
 from shepherd.data.form import Form
 from shepherd.data.in_memory import memory_parts
+from shepherd.data.layouts import missing, question, require_full, turns_of
+from shepherd.data.noted import Notes, Tally
 from shepherd.data.split import Split
 from shepherd.errors import BadRow, DataError
 from shepherd.settings import DataTable
 
-Role = Literal["system", "user", "assistant"]
+__all__ = ["ROLES", "Example", "Reading", "Role", "Turn", "by_category", "from_rows", "question", "read"]
 
-ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-"""Role names of OpenAI's and ShareGPT's chats, and ours."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One turn of a chat. `context` belongs to a user turn alone (Dolly's context, Alpaca's input)."""
-
-    role: Role
-    text: str
-    context: str = ""
+WORDS = (
+    "<noinput>", "noinput", "<no input>", "no input", "<nooutput>", "nooutput", "<na>", "#n/a", "n/a", "n.a.",
+    "na", "nan", "none", "<none>", "null", "<null>", "nil", "undefined", "empty", "<empty>", "-", "--", "[]",
+)  # fmt: skip
+"""Words that stand for nothing in data that were written by a program or by hand."""
+RETURNS = "a text holds carriage returns (\\r), which are trained as they are"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +69,8 @@ class Reading:
 
     examples: tuple[Example, ...]
     skipped: tuple[str, ...] = ()
+    notes: Notes = field(default_factory=Notes)
+    """What of the rows is not read, refused or changed, counted."""
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -113,7 +106,11 @@ def read(table: DataTable, split: Split, seed: int, rows: Any = None) -> Reading
     for client, reading in readings.items():
         if split.by_file and not reading.examples:
             raise DataError(f"client {client} has no usable row: {_why_none(reading.skipped)}")
-    return Reading(examples=_limited(examples, table.limit, seed), skipped=skipped)
+    return Reading(
+        examples=_limited(examples, table.limit, seed),
+        skipped=skipped,
+        notes=Notes.together(reading.notes for reading in readings.values()),
+    )
 
 
 def _why_none(skipped: Sequence[str]) -> str:
@@ -133,178 +130,138 @@ def from_rows(
 
 
 def _gather(rows: Iterable[files.Placed], table: DataTable, split: Split, client: str) -> Reading:
-    examples, skipped = [], []
+    examples, skipped, noted = list[Example](), list[str](), _Noted()
     for where, row in rows:
+        noted.rows += 1
         try:
             if isinstance(row, BadRow):
                 raise row
-            examples.append(_example(row, table, split, where, client))
+            found = _found(row, table, split, where)
         except BadRow as error:
             if table.on_bad_row == "error":
                 raise
             skipped.append(str(error))
-    return Reading(examples=tuple(examples), skipped=tuple(skipped))
+            noted.count("refused", [_reason(error, where)], where)
+            continue
+        for name in ("unread", "changed", "seen", "empty"):
+            noted.count(name, getattr(found, name), where)
+        examples.append(found.example if split.client_field else replace(found.example, client=client))
+    return Reading(examples=tuple(examples), skipped=tuple(skipped), notes=noted.notes())
 
 
-def _example(row: Any, table: DataTable, split: Split, where: str, client: str) -> Example:
+class _Noted:
+    """Counts as they grow, row by row."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._found: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
+
+    def count(self, kind: str, whats: Iterable[str], where: str) -> None:
+        found = self._found[kind]
+        for what in whats:
+            rows, first = found.get(what, (0, where))
+            found[what] = rows + 1, first
+
+    def notes(self) -> Notes:
+        tallies = {
+            kind: {what: Tally(*tally) for what, tally in found.items()}
+            for kind, found in self._found.items()
+        }
+        return Notes(rows=self.rows, **tallies)
+
+
+def _reason(error: BadRow, where: str) -> str:
+    """Why a row is refused, without its place."""
+    if error.reason:
+        return error.reason
+    said = str(error).removeprefix(where).removeprefix(":").strip()
+    reason = re.split(r" \(|; ", said, maxsplit=1)[0]
+    return f"the row {reason}" if reason.startswith(("is ", "has ")) else reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """An example, and what of its row is counted (as `Notes` has it)."""
+
+    example: Example
+    unread: Sequence[str]
+    changed: Sequence[str]
+    seen: Sequence[str]
+    empty: Sequence[str]
+
+
+def _found(row: Any, table: DataTable, split: Split, where: str) -> _Found:
     if not isinstance(row, Mapping):
-        raise BadRow(f"{where} is {_kind(row)}, expected an object with named fields; fix that row")
+        fault = f"is {kind(row)}, expected an object with named fields"
+        raise BadRow(
+            f"{where} {fault}; fix that row", f"the row is {sort(row)} and no object with named fields"
+        )
+    read = turns_of(row, table, where)
+    category, client, label = (
+        _category_field(row, table),
+        _own_name(row, split.client_field),
+        _own_name(row, split.label_field),
+    )
     check = row.get("check")
-    return Example(
-        turns=_turns(row, table, where),
-        category=_category(row, table, where),
-        client=_full(row, split.client_field, where, "split.field") if split.client_field else client,
-        label=_full(row, split.label_field, where, "split.field") if split.label_field else "",
+    example = Example(
+        turns=read.turns,
+        category=_name(row, category, where, "data.category") if category else "",
+        client=_full_name(row, client, where) if client else "",
+        label=_full_name(row, label, where) if label else "",
         where=where,
         check=check if isinstance(check, Mapping) else None,
     )
-
-
-def _turns(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[Turn, ...]:
-    names = table.fields
-    if found := _chat_field(row, table):
-        return _chat(row[found], where, found)
-    if names.messages not in ("", "auto"):
-        raise _missing(row, names.messages, where, "data.fields.messages")
-    asked = _user_turn(row, table, where)
-    response = _full(row, _pick(row, names.response, ("response", "output")), where, "data.fields.response")
-    return (asked, Turn(role="assistant", text=response))
-
-
-def question(row: Any, table: DataTable, where: str) -> tuple[Turn, ...]:
-    """The turns that a row asks to be answered: its instruction with its context, or a chat.
-
-    A chat's last answer is left out, and a response is not read.
-
-    Raises:
-        BadRow: a field is missing or is no text, or a chat has no user turn to answer.
-    """
-    if not isinstance(row, Mapping):
-        raise BadRow(f"{where} is {_kind(row)}, expected an object with named fields; rewrite that row")
-    if found := _chat_field(row, table):
-        turns = _chat(row[found], where, found, answered=False)
-        return turns[:-1] if turns[-1].role == "assistant" else turns
-    return (_user_turn(row, table, where, asked=True),)
-
-
-def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
-    """The field with a chat, or "" where the row has none."""
-    names = table.fields
-    chats = ("messages", "conversations") if names.messages == "auto" else (names.messages,)
-    return next((name for name in chats if name and row.get(name) is not None), "")
-
-
-def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: bool = False) -> Turn:
-    """The turn of a row; one that is `asked` needs no context, and no key of the run file helps it."""
-    names = table.fields
-    key = "" if asked else "data.fields.instruction"
-    instruction = _full(row, _pick(row, names.instruction, ()), where, key)
-    context_field = _pick(row, names.context, ("context", "input"), optional=True)
-    if asked and context_field not in row:
-        context_field = ""
-    context = _text(row, context_field, where, "data.fields.context")
-    return Turn(role="user", text=instruction, context="" if shows_nothing(context) else context)
-
-
-def _pick(row: Mapping[str, Any], name: str, known: tuple[str, ...], *, optional: bool = False) -> str:
-    """The field to read: the named one, or the first known one that the row has."""
-    if name != "auto":
-        return name
-    return next((field for field in known if field in row), "" if optional else known[0])
-
-
-def _full(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
-    if name not in row:
-        raise _missing(row, name, where, key)
-    text = _text(row, name, where, key)
-    if shows_nothing(text):
-        skip = ', or set data.on_bad_row = "skip"' if key else ""
-        raise BadRow(f"{where}: field {name} is empty; fill it in{skip}")
-    return text
-
-
-def _text(row: Mapping[str, Any], name: str, where: str, key: str = "") -> str:
-    if not name:
-        return ""
-    if name not in row:
-        raise _missing(row, name, where, key)
-    value = row[name]
-    if value is None or (isinstance(value, float) and np.isnan(value)):  # a null, as pandas writes it
-        return ""
-    if isinstance(value, int) and not isinstance(value, bool):  # loses nothing
-        return str(value)
-    if not isinstance(value, str):
-        raise BadRow(f"{where}: field {name} is {_kind(value)}, expected text; write it as text")
-    if any("\ud800" <= letter <= "\udfff" for letter in set(value)):  # JSON allows it, UTF-8 does not
-        raise BadRow(f"{where}: field {name} holds half of a surrogate pair; write the whole character")
-    return value
-
-
-def _missing(row: Mapping[str, Any], name: str, where: str, key: str) -> BadRow:
-    fix = f"add it, or map it with {key}" if key else "add it"
-    return BadRow(f"{where}: field {name or 'without a name'} is missing ({listed(row)}); {fix}")
-
-
-def _category(row: Mapping[str, Any], table: DataTable, where: str) -> str:
-    default = DataTable.model_fields["category"].default
-    if not table.category or (table.category == default and default not in row):
-        return ""
-    return _text(row, table.category, where, "data.category")
-
-
-def _chat(value: Any, where: str, field: str, *, answered: bool = True) -> tuple[Turn, ...]:
-    if isinstance(value, str):  # a CSV cell
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise BadRow(f"{where}: field {field} is not a list of turns ({error}); fix it") from error
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"{where}: field {field} is {_kind(value)}, expected a list of turns; fix it")
-    turns = tuple(_turn(item, f"{where}: field {field}, turn {n}") for n, item in enumerate(value, 1))
-    spoken = turns[1:] if turns[0].role == "system" else turns
-    for number, turn in enumerate(spoken, 1 + len(turns) - len(spoken)):
-        wanted = "assistant" if (number - 1 - len(turns) + len(spoken)) % 2 else "user"
-        if turn.role != wanted:
-            raise BadRow(
-                f"{where}: field {field}, turn {number} is {turn.role}'s, expected {wanted}'s; "
-                "a chat alternates, user first, after at most one system turn"
+    used = {*read.used, category, client, label, *(["check"] if example.check is not None else [])}
+    unread = [str(name) for name, value in row.items() if name not in used and is_filled(from_cell(value))]
+    texts = [(name, text) for turn in read.turns for name, text in _said(turn)]
+    names = [("category", example.category), ("client", example.client), (f"field {label}", example.label)]
+    return _Found(
+        example=example,
+        unread=[*unread, *read.unread],
+        changed=read.changed,
+        seen=[RETURNS] if any("\r" in text for _, text in texts) else [],
+        empty=list(
+            dict.fromkeys(
+                f"the {name} is {text.strip()!r}"
+                for name, text in (*texts, *names)
+                if text.strip().casefold() in WORDS
             )
-    if not (answered or spoken):
-        raise BadRow(f"{where}: field {field} holds no user turn; add it or remove the row")
-    if answered and (not spoken or spoken[-1].role != "assistant"):
-        raise BadRow(f"{where}: field {field} ends without an assistant turn; add it or remove the row")
-    return spoken if shows_nothing(turns[0].text) else turns
+        ),
+    )
 
 
-def _turn(item: Any, where: str) -> Turn:
-    if not isinstance(item, Mapping):
-        raise BadRow(f"{where} is {_kind(item)}, expected role and content; fix it")
-    role_key, text_key = ("from", "value") if "from" in item else ("role", "content")
-    role = ROLES.get(str(_text(item, role_key, where)).strip().lower())
-    if role is None:
-        raise BadRow(f"{where} has the role {item[role_key]!r}; known roles are {', '.join(ROLES)}")
-    text = _text(item, text_key, where)
-    if shows_nothing(text) and role != "system":
-        raise BadRow(f"{where} ({role}) is empty; fill it in or remove the row")
-    return Turn(role=role, text=text)
+def _said(turn: Turn) -> Iterator[tuple[str, str]]:
+    """The texts of a turn, each with what it is called."""
+    called = {"user": "instruction", "assistant": "response", "system": "system text"}
+    yield called[turn.role], turn.text
+    if turn.context:
+        yield "context", turn.context
 
 
-def _kind(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return f"{value}".lower()
-        case int() | float():
-            return f"the number {value}"
-        case str():
-            return "text"
-        case list() | tuple():
-            return "a list" if value else "an empty list"
-        case Mapping():
-            return "an object"
-        case _:
-            return f"a {type(value).__name__}"
+def _own_name(row: Mapping[str, Any], name: str) -> str:
+    """The row's own name of a field that is called so, or nearly so; `name` itself where it has none."""
+    return next(iter(alike(row, (name,))), name) if name else ""
+
+
+def _category_field(row: Mapping[str, Any], table: DataTable) -> str:
+    """The field of the category; "" where there is none, a fault only where the run file names it."""
+    field = _own_name(row, table.category)
+    return "" if field not in row and table.category == DEFAULT_CATEGORY else field
+
+
+DEFAULT_CATEGORY = DataTable.model_fields["category"].default
+
+
+def _name(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
+    if name not in row:
+        raise missing(row, name, where, key)
+    return name_of(row[name], where, f"field {name}")
+
+
+def _full_name(row: Mapping[str, Any], name: str, where: str) -> str:
+    text = _name(row, name, where, "split.field")
+    require_full(text, name, where, "split.field")
+    return text
 
 
 def _limited(examples: tuple[Example, ...], limit: int | None, seed: int) -> tuple[Example, ...]:

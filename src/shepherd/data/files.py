@@ -22,6 +22,7 @@ from shepherd.data import listing
 from shepherd.data.excel import excel_rows
 from shepherd.data.form import USUAL, Form
 from shepherd.data.json_rows import json_rows, untangled
+from shepherd.data.labels import namer
 from shepherd.data.listing import Listing
 from shepherd.data.repository import is_card, own_commit, require_own_card
 from shepherd.data.tabular import Placed, csv_rows
@@ -313,14 +314,13 @@ def _chosen(table: Any, source: str, part: str) -> Any:
 def _clone(folder: Path, config: str | None, part: str, form: Form) -> Iterator[Placed]:
     """The rows of one part of a data set of the hub that lies in a folder."""
     builder = _builder(folder, config)
-    found, features = _own_files(folder, builder), builder.info.features
-    labels = features if _has_labels(features) else None
+    found, named = _own_files(folder, builder), namer(builder.info.features)
     if part not in found:
         raise DataError(
             f"data set {folder} has no part {part}; set data.part to one of {', '.join(found) or 'none'}"
         )
     for where, row in chain.from_iterable(rows_of(file, form) for file in found[part]):
-        yield where, _named(labels, row)
+        yield where, named(row)
 
 
 def _builder(folder: Path, config: str | None) -> Any:
@@ -392,36 +392,8 @@ def records(table: Any, where: str) -> Iterator[Placed]:
     if features != table.features:
         with _quiet() as datasets:
             table = table.cast(datasets.Features(features))
-    labels = features if _has_labels(features) else None
-    return (
-        (f"{where}, record {number}", untangled(_named(labels, row))) for number, row in enumerate(table, 1)
-    )
-
-
-def _has_labels(feature: Any) -> bool:
-    """Whether a column, or a part of one, is a category that is stored as a number."""
-    if isinstance(feature, Mapping):
-        return any(map(_has_labels, feature.values()))
-    if isinstance(feature, list):
-        return any(map(_has_labels, feature))
-    return type(feature).__name__ == "ClassLabel" or _has_labels(getattr(feature, "feature", []))
-
-
-def _named(feature: Any, value: Any) -> Any:
-    """A value with each number of a ClassLabel as its name; -1 stands for none."""
-    if value is None or feature is None:
-        return value
-    if isinstance(feature, Mapping):
-        if not isinstance(value, Mapping):
-            return value
-        return {name: _named(feature.get(name), inner) for name, inner in value.items()}
-    if isinstance(feature, list):
-        return [_named(feature[0], inner) for inner in value] if isinstance(value, list) else value
-    if hasattr(feature, "feature"):
-        return [_named(feature.feature, inner) for inner in value] if isinstance(value, list) else value
-    if type(feature).__name__ == "ClassLabel" and type(value) is int:
-        return feature.names[value] if 0 <= value < len(feature.names) else None
-    return value
+    named = namer(features)
+    return ((f"{where}, record {number}", untangled(named(row))) for number, row in enumerate(table, 1))
 
 
 def _stored(feature: Any) -> Any:

@@ -58,6 +58,15 @@ def spaced(text: str) -> str:
     return _DASH.sub("-", spaced) if "-" in spaced else spaced
 
 
+def seen(text: str) -> str:
+    """The text without the characters that show nothing.
+
+    >>> seen("\\ufeffin\\u200bput")
+    'input'
+    """
+    return _GONE.sub("", text)
+
+
 def shows_nothing(text: str) -> bool:
     """Whether a text is empty to whoever reads it.
 

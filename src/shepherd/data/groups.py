@@ -43,7 +43,10 @@ class Marks:
 def marks(example: Example) -> Marks:
     """What the example shares with others, if anything."""
     texts = [(folded(turn.text), folded(turn.context)) for turn in example.turns]
-    whole = [_digest(turn.role, *both) for turn, both in zip(example.turns, texts, strict=True)]
+    whole = [
+        _digest(turn.role, *both, *([] if turn.trained else ["masked"]))
+        for turn, both in zip(example.turns, texts, strict=True)
+    ]
     is_system = [turn.role == "system" for turn in example.turns]
     system = texts[is_system.index(True)][0] if any(is_system) else ""
     users = [place for place, turn in enumerate(example.turns) if turn.role == "user"]

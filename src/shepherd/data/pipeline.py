@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,10 @@ from shepherd.core import seed_for
 from shepherd.data import tokens as stored
 from shepherd.data.examples import Example, Reading, Turn, from_rows, read
 from shepherd.data.holdout import HoldOut, hold_out, hold_out_remarks
+from shepherd.data.noted import Notes
 from shepherd.data.split import Split, rule, split
 from shepherd.data.template import Template, prints_date
-from shepherd.data.tokens import Counts, Tokens, tokenise
+from shepherd.data.tokens import Counts, Tokens, response_remarks, tokenise
 from shepherd.errors import DataError, FolderError, PluginError, SettingsError
 from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
@@ -71,6 +72,8 @@ class TokenisedData:
     """Counts: examples, duplicates and the like (see `HoldOut`), skipped rows, cut, dropped, tokens."""
     dropped: Sequence[str] = ()
     """One sentence for each reason that examples were dropped for."""
+    notes: Notes = field(default_factory=Notes)
+    """What of the rows is not read, refused or changed."""
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -178,9 +181,7 @@ def alone(settings: RunSettings, name: str) -> Partition:
     reading = examples(settings, rule(SplitTable()))
     own = tuple(replace(example, client=name) for example in reading.examples)
     held = hold_out(own, settings.data.holdout, seed_for(settings.data_seed, "data"))
-    return Partition(
-        reading=Reading(examples=own, skipped=reading.skipped), held=held, clients={name: held.train.tolist()}
-    )
+    return Partition(reading=replace(reading, examples=own), held=held, clients={name: held.train.tolist()})
 
 
 def _prepared(division: Partition, settings: RunSettings, tokenizer: Any) -> TokenisedData:
@@ -210,11 +211,14 @@ def _prepared(division: Partition, settings: RunSettings, tokenizer: Any) -> Tok
             **_counts(division, settings, [held[i] for i in kept]),
             "kept": sum(count.kept for count in counts),
             "cut": sum(count.cut for count in counts),
+            "cut_responses": sum(count.cut_responses for count in counts),
+            "marked_responses": sum(count.marked for count in counts),
             "dropped": sum(count.examples - count.kept for count in counts),
             "tokens": sum(count.tokens for count in counts),
             "trained_tokens": sum(count.trained for count in counts),
         },
         dropped=list(_dropped([*counts, count])),
+        notes=division.reading.notes,
     )
 
 
@@ -282,6 +286,7 @@ def save(folder: Path, prepared: TokenisedData) -> None:
         "mixes": prepared.category_counts,
         "summary": prepared.summary,
         "dropped": list(prepared.dropped),
+        "rows": prepared.notes.plain(),
     }
     write_atomic(folder / INDEX, json.dumps(index, indent=1))
 
@@ -307,6 +312,7 @@ def load(folder: Path) -> TokenisedData:
             heldout_examples=[_example(json.loads(line)) for line in lines],
             summary=index["summary"],
             dropped=index.get("dropped", []),
+            notes=Notes.of(index.get("rows", {})),
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise FolderError(
@@ -320,10 +326,27 @@ def remarks(prepared: TokenisedData) -> list[str]:
     return _remarks(prepared.summary, list(prepared.clients), prepared.heldout_examples)
 
 
+def training_remarks(prepared: TokenisedData) -> list[str]:
+    """Sentences on the rows, and on what was dropped, cut or masked; empty if there is nothing to report."""
+    counts = prepared.summary
+    return [
+        *prepared.notes.sentences(),
+        *prepared.dropped,
+        *response_remarks(
+            kept=counts["kept"],
+            cut=counts.get("cut_responses", 0),
+            marked=counts.get("marked_responses", 0),
+        ),
+    ]
+
+
 def division_remarks(division: Partition, settings: RunSettings) -> list[str]:
-    """The same, before anything is tokenised."""
+    """Sentences on the rows and on what is held out, before anything is tokenised."""
     held = division.of(division.held.heldout.tolist())
-    return _remarks(_counts(division, settings, held), list(division.clients), held)
+    return [
+        *division.reading.notes.sentences(),
+        *_remarks(_counts(division, settings, held), list(division.clients), held),
+    ]
 
 
 def _remarks(counts: Mapping[str, int], clients: Sequence[str], heldout: Sequence[Example]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from shepherd.data import files
 from shepherd.data.examples import Turn, question
+from shepherd.data.fields import alike, filled
 from shepherd.data.folding import shows_nothing
 from shepherd.errors import BadRow, DataError
 from shepherd.io import lfs
@@ -48,8 +49,8 @@ def prompt_of(asked: str | Mapping[str, Any], table: DataTable, where: str = "th
     """
     if not isinstance(asked, str):
         names = table.fields
-        own = names.instruction in asked or asked.get(names.messages) is not None
-        usual = bool({"instruction", "messages", "conversations"} & asked.keys()) or not names.instruction
+        own = bool(alike(asked, (names.instruction,)) or filled(asked, (names.messages,)))
+        usual = bool(alike(asked, ("instruction", "messages", "conversations"))) or not names.instruction
         if usual and not own:
             table = table.model_copy(update={"fields": FieldsTable()})
         return Prompt(turns=question(asked, table, where), where=where)

@@ -71,13 +71,15 @@ class Template:
 class Segment:
     """A piece that is tokenised as one string: a prompt, or a response.
 
-    `context` is the range of a prompt's context, in characters; `end` are the ids that end a response.
+    `context` is the range of a prompt's context, in characters; `end` are the ids that end a response, and
+    `trained` says whether the data have it trained.
     """
 
     text: str
     first: bool = False
     context: tuple[int, int] = (0, 0)
     end: tuple[int, ...] = ()
+    trained: bool = True
 
 
 class Style(NamedTuple):
@@ -125,7 +127,7 @@ def styled(turns: Sequence[Turn], name: TemplateName, eos: int) -> Iterator[Segm
     lead = system + style.gap if system else ""
     for number, turn in enumerate(spoken):
         if turn.role == "assistant":
-            yield Segment(text=style.space + turn.text, end=(eos,))
+            yield Segment(text=style.space + turn.text, end=(eos,), trained=turn.trained)
             continue
         before = (style.between if number else lead) + style.user + turn.text
         before += style.context if turn.context else ""

@@ -42,12 +42,15 @@ class Rendered:
     """One example as tokens: `ids` and `trained`, both (T,); `cut` tokens were taken out to fit.
 
     `trained[t]` says that token t is a target of the loss. The first token never is, since nothing
-    predicts it.
+    predicts it. `cut_response` says that its last response is cut and has no end, `marked` how many of its
+    responses the data mark as not to be trained.
     """
 
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
     cut: int = 0
+    cut_response: bool = False
+    marked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +63,17 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class _Exchange:
-    """A prompt as tokens, the response to it, and what ends that; an earlier one may have no end."""
+    """A prompt as tokens, the response to it, and what ends that; an earlier one may have no end.
+
+    `marked` says that the data mark the response as not to be trained.
+    """
 
     prompt: list[int]
     context: tuple[int, int]
     response: list[int]
     end: tuple[int, ...]
+    marked: bool = False
+    cut: bool = False
 
     @property
     def size(self) -> int:
@@ -123,9 +131,10 @@ def render_all(
 
     The last response of an example ends in EOS, or in the chat template's own end-of-turn tokens, trained,
     and so do earlier ones, where the chat template ends those. What is too long loses tokens from the ends of
-    its contexts first, then from the end of its last response, then its last exchange; an example that cannot
-    keep one token of a response is dropped, and so is one whose text holds a special token that the chat
-    template would obey.
+    its contexts first, then from the end of its last response, then its last exchange. A response that was
+    cut has no end, since the author did not end it there. An example that cannot keep one token of a response
+    that is to be trained is dropped, and so is one whose text holds a special token that the chat template
+    would obey.
 
     Args:
         drop_refused: drop an example that the chat template refuses or does not keep, as a bad row.
@@ -188,8 +197,7 @@ def prompt(
         raise TemplateError(f"the prompt: {refusal}") from refusal
     exchanges = _exchanges(parts, writer.encoded(parts))
     if max_tokens is not None:
-        size = len(writer.head) + sum(exchange.size for exchange in exchanges)
-        exchanges = _contexts_cut(exchanges, size - max_tokens)
+        exchanges = _contexts_cut(exchanges, len(writer.head) + _size(exchanges) - max_tokens)
     return [*writer.head, *(t for e in exchanges for t in (*e.prompt, *e.response, *e.end))]
 
 
@@ -267,20 +275,31 @@ def _held(turns: Sequence[Turn], writer: _Writer) -> str:
 
 def _exchanges(segments: Sequence[Segment], ids: Sequence[Encoded]) -> list[_Exchange]:
     pairs = zip(ids[::2], ids[1::2], segments[1::2], strict=True)
-    return [_Exchange(ask.ids, ask.context, reply.ids, text.end) for ask, reply, text in pairs]
+    return [
+        _Exchange(ask.ids, ask.context, reply.ids, text.end, marked=not text.trained)
+        for ask, reply, text in pairs
+    ]
 
 
 def _fitted(exchanges: list[_Exchange], room: int, eos: int) -> list[_Exchange]:
-    """At most `room` tokens, or no exchange at all; the last one has an end."""
-    exchanges = _contexts_cut(exchanges, sum(exchange.size for exchange in exchanges) - room)
+    """At most `room` tokens, or no exchange at all; the last one has an end, unless its response is cut."""
+    while exchanges and exchanges[-1].marked and _size(exchanges) > room:  # nothing is trained by it
+        exchanges = exchanges[:-1]
+    exchanges = _contexts_cut(exchanges, _size(exchanges) - room)
     while exchanges:
         *others, last = exchanges
         last = _ended(last, eos)
-        over = sum(exchange.size for exchange in (*others, last)) - room
-        if over < len(last.response):
-            return [*others, replace(last, response=last.response[: len(last.response) - max(over, 0)])]
+        if _size([*others, last]) <= room:
+            return [*others, last]
+        left = min(room - _size(others) - len(last.prompt), len(last.response) - 1)
+        if left > 0 and not last.marked:
+            return [*others, replace(last, response=last.response[:left], end=(), cut=True)]
         exchanges = others
     return []
+
+
+def _size(exchanges: Sequence[_Exchange]) -> int:
+    return sum(exchange.size for exchange in exchanges)
 
 
 def _ended(last: _Exchange, eos: int) -> _Exchange:
@@ -309,11 +328,20 @@ def _rendered(
     kept = _fitted(whole, max_tokens - len(writer.head), writer.eos)
     if not kept:
         return Dropped(reason="its prompt leaves no room for a response", where=example.where)
-    pieces = [(writer.head, False)]
+    if all(exchange.marked for exchange in kept):
+        left = "" if all(exchange.marked for exchange in whole) else " that is left of it"
+        return Dropped(reason=f"no response{left} is to be trained", where=example.where)
+    every = loss_on == "all"
+    pieces = [(writer.head, every)]
     for exchange in kept:
-        pieces += [(exchange.prompt, False), ([*exchange.response, *exchange.end], True)]
+        pieces += [(exchange.prompt, every), ([*exchange.response, *exchange.end], not exchange.marked)]
     ids = np.fromiter(chain.from_iterable(piece for piece, _ in pieces), dtype=np.int32)
-    trained = np.repeat([mark or loss_on == "all" for _, mark in pieces], [len(piece) for piece, _ in pieces])
+    trained = np.repeat([mark for _, mark in pieces], [len(piece) for piece, _ in pieces])
     trained[0] = False
-    cut = sum(exchange.size for exchange in whole) - sum(exchange.size for exchange in kept)
-    return Rendered(ids=ids, trained=trained, cut=cut)
+    return Rendered(
+        ids=ids,
+        trained=trained,
+        cut=_size(whole) - _size(kept),
+        cut_response=kept[-1].cut,
+        marked=sum(exchange.marked for exchange in kept),
+    )

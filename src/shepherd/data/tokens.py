@@ -16,6 +16,7 @@ from shepherd.data.examples import Example
 from shepherd.data.template import Dropped, LossOn, Rendered, Template, Tokenizer, render_all
 from shepherd.errors import DataError
 from shepherd.io import private
+from shepherd.io.progress import many
 
 ARRAYS = {"ids": np.int32, "trained": np.bool_, "offsets": np.int64}
 
@@ -122,7 +123,8 @@ def _joined(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> Tok
 class Counts:
     """What became of some examples; tokens are those of kept examples.
 
-    `dropped` counts by reason, and `first` is where the first one of each reason comes from.
+    `dropped` counts by reason, and `first` is where the first one of each reason comes from. `cut_responses`
+    were cut and have no end; `marked` responses are masked since the data mark them as not to be trained.
     """
 
     examples: int
@@ -133,6 +135,8 @@ class Counts:
     trained: int
     cut_tokens: int
     first: Mapping[str, str] = field(default_factory=dict)
+    cut_responses: int = 0
+    marked: int = 0
 
     @property
     def masked(self) -> int:
@@ -169,7 +173,29 @@ def count(outcomes: Iterable[Rendered | Dropped]) -> Counts:
         trained=sum(int(outcome.trained.sum()) for outcome in kept),
         cut_tokens=sum(outcome.cut for outcome in kept),
         first={outcome.reason: outcome.where for outcome in reversed(dropped)},
+        cut_responses=sum(outcome.cut_response for outcome in kept),
+        marked=sum(outcome.marked for outcome in kept),
     )
+
+
+def response_remarks(*, kept: int, cut: int, marked: int) -> list[str]:
+    """What is to be said of responses that are not trained as they are, if anything.
+
+    Args:
+        kept: examples.
+        cut: of these, those whose last response was cut.
+        marked: responses that the data mark as not to be trained.
+    """
+    found = []
+    if cut:
+        none = ", and none is whole, so no end of an answer is learned" if cut == kept else ""
+        found.append(
+            f"{many(cut, 'response')} cut to fit, without an end of turn{none}; data.max_tokens sets"
+            " how much fits"
+        )
+    if marked:
+        found.append(f"{many(marked, 'response')} masked, as the data mark them")
+    return found
 
 
 def tokenise(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
@@ -133,6 +133,7 @@ def _own_data(
         skipped = many(len(reading.skipped), "row")
         found += (f"{skipped} skipped as unreadable; see data.on_bad_row",)
         choices["data", "on_bad_row"] = Choice(value="skip", why=f"the first: {reading.skipped[0]}")
+    found += tuple(replace(reading.notes, unread={}, refused={}).sentences())
     if ("split", "by") not in choices:
         # ten, or fewer if each would have less than twenty examples
         count = max(1, min(10, len(reading.examples) // 20))
@@ -231,7 +232,7 @@ def _recognise(
             raise
         raise DataError(f"{error} (the files differ: {_columns_of_two(names, unlike[0])})") from error
     for used in (found.instruction, found.response, found.messages):
-        if lacking := [client for client in names if used and used not in names[client]]:
+        if lacking := [client for client in names if used not in ("", columns.AUTO, *names[client])]:
             raise DataError(
                 f"not every file has the column {used}: {_columns_of_two(names, lacking[0])}; give all files"
                 " the same columns"
@@ -255,8 +256,7 @@ def _column(found: Columns, part: str, rows: Sequence[Mapping[str, Any]]) -> Cho
     if part in ("instruction", "response") and not name:  # a chat's
         default = FieldsTable()
         return Choice(value=getattr(default, part), why="not read, since there is a column of messages")
-    optional = part == "context" and name in ("context", "input") and any(name not in row for row in rows)
-    if optional:
+    if name in columns.KNOWN.get(part, ()) and any(name not in row for row in rows):
         return Choice(value="auto", why=f"column {name}, which some rows lack")
     none = "no column holds chats" if part == "messages" else f"no column is the {part}"
     return Choice(value=name, why=f"found {found.why[part]}" if name else none)

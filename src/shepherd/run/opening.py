@@ -81,7 +81,7 @@ def _start(settings: RunSettings, prepared: TokenisedData | None, consent: Conse
     cohort = selection.size(len(prepared.clients))
     plan = _choose_plan(dated, base, prepared, cohort)
     _log_description(base, plan, method.algorithm, prepared)
-    for sentence in (*prepared.dropped, *pipeline.remarks(prepared)):
+    for sentence in (*pipeline.training_remarks(prepared), *pipeline.remarks(prepared)):
         log.info("%s", sentence)
     sample = next(iter(prepared.clients.values()))
     _log_expectation(expected(base, settings.tuning, plan, sample, _round_tokens(settings, prepared, cohort)))

@@ -114,8 +114,8 @@ class Holding:
 
     def _made(self, settings: RunSettings, key: str, make: Callable[..., TokenisedData]) -> TokenisedData:
         made = make(settings, self.name, bases.load_tokenizer(settings.model))
-        for dropped in made.dropped:
-            log.info("%s", redaction.logged(DataError(dropped)))
+        for remark in pipeline.training_remarks(made):
+            log.info("%s", redaction.logged(DataError(remark)))
         folder = self.home / "data" / key
         with disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -60,6 +60,8 @@ class FoundData:
     """One sentence a row that was left out."""
     left_out: tuple[str, ...] = ()
     """What lies in the data's folder and is not read, in sentences."""
+    notes: tuple[str, ...] = ()
+    """What of the rows is not read, refused or changed, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +206,7 @@ def _data(site: SiteSettings, run: RunSettings, samples: int) -> FoundData:
         duplicates=division.held.duplicates,
         skipped=division.reading.skipped,
         left_out=tuple(left_out(run.data.source, run.data.config, run.data.part)),
+        notes=tuple(division.reading.notes.sentences()),
     )
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shepherd.data.lint import Report
-from shepherd.data.tokens import Counts
+from shepherd.data.tokens import Counts, response_remarks
 from shepherd.ui.terminal.console import PlainConsole, styled
 from shepherd.visible import shown, shown_line
 
@@ -36,6 +36,9 @@ def print_lint_report(report: Report, stream: TextIO | None = None) -> None:
         first = report.counts.first.get(reason)
         where = f" (the first: {first})" if first else ""
         console.print(f"{number} dropped: {reason}{where}", soft_wrap=True)
+    counts = report.counts
+    for remark in response_remarks(kept=counts.kept, cut=counts.cut_responses, marked=counts.marked):
+        console.print(remark, soft_wrap=True)
     for remark in report.remarks:
         console.print(remark, soft_wrap=True)
 

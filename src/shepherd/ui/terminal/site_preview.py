@@ -59,6 +59,7 @@ def _print_data(console: PlainConsole, found: Found, data: FoundData, stream: Te
             f" {_count_list(data.heldout)}.",
             f"{data.duplicates:,} duplicates and {len(data.skipped):,} unreadable rows are left out.",
             *(f"{sentence}." for sentence in data.left_out),
+            *data.notes,
             f"A run chooses the template (here {table.template}) and the longest example (here"
             f" {table.max_tokens} tokens) within your policy; only [scoring] decides what is held out and how"
             " it is scored.",

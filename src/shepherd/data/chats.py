@@ -1,0 +1,212 @@
+"""A row's chat as turns: their roles, their texts, and which of them are to be trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shepherd.data.fields import bad, filled, from_cell, is_filled, kind, name_of, pick, text_of
+from shepherd.data.folding import shows_nothing
+from shepherd.errors import BadRow
+
+Role = Literal["system", "user", "assistant"]
+
+ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+"""Role names of OpenAI's and ShareGPT's chats, and ours."""
+
+ROLE_KEYS, TEXT_KEYS = ("role", "from"), ("content", "value")
+MARKS = ("weight", "train", "training", "trainable", "loss")
+"""Keys by which data say whether a turn is trained: OpenAI's and those of other trainers."""
+
+TOOL_ROLES = {
+    "tool", "tool_call", "tool_calls", "tool_response", "tool_result", "function", "function_call",
+    "function_response", "observation", "ipython", "environment",
+}  # fmt: skip
+TOOL_PARTS = {"tool_use", "tool_call", "tool_result", "function_call", "function_call_output"}
+CALLS = ("tool_calls", "function_call")
+"""How chats write that a tool is called, and what it gave (decision 31)."""
+
+BEGINS = "the chat begins with the assistant: what it says before the first user turn is left out"
+ENDS = "the chat ends with the user: the turn that nobody answers is left out"
+MASKED = "an assistant turn is marked as not to be trained, and is masked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn of a chat. `context` belongs to a user turn alone (Dolly's context, Alpaca's input).
+
+    `trained` is false where the data mark an assistant turn as not to be trained.
+    """
+
+    role: Role
+    text: str
+    context: str = ""
+    trained: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """Turns, the keys of turns that were filled and not read, and what was changed (as `Notes` has it)."""
+
+    turns: tuple[Turn, ...]
+    unread: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A turn as it was given, with its place for messages."""
+
+    turn: Turn
+    number: int
+    unread: tuple[str, ...]
+
+
+def chat(value: Any, where: str, field: str, *, answered: bool = True) -> Chat:
+    """The turns of a chat: [system,] user, assistant, user, assistant, ...
+
+    Of a chat that is `answered`, what the assistant says before the first user turn is left out, and what the
+    user says after the last answer.
+
+    Raises:
+        BadRow: it is no list of turns, a turn has no text or an unknown role, or turns do not alternate.
+    """
+    given = [_given(item, where, field, number) for number, item in _items(value, where, field)]
+    system = given[:1] if given[0].turn.role == "system" else []
+    spoken = given[len(system) :]
+    first, last = 0, len(spoken)
+    while answered and first < last and spoken[first].turn.role == "assistant":
+        first += 1
+    while answered and last > first and spoken[last - 1].turn.role == "user":
+        last -= 1
+    kept = spoken[first:last]
+    if not kept:
+        raise _nothing_left(spoken, where, field, answered)
+    _require_order(kept, where, field)
+    opening = [each for each in system if not shows_nothing(each.turn.text)]
+    turns = [each.turn for each in (*opening, *kept)]
+    marked = any(not turn.trained for turn in turns)
+    return Chat(
+        turns=tuple(turns),
+        unread=tuple(dict.fromkeys(f"{field}[].{key}" for each in given for key in each.unread)),
+        changed=(
+            *([BEGINS] if _say_something(spoken[:first]) else []),
+            *([ENDS] if _say_something(spoken[last:]) else []),
+            *([MASKED] if marked and answered else []),
+        ),
+    )
+
+
+def _say_something(given: Sequence[_Given]) -> bool:
+    return not all(shows_nothing(each.turn.text) for each in given)
+
+
+def _nothing_left(spoken: Sequence[_Given], where: str, field: str, answered: bool) -> BadRow:
+    if spoken and spoken[0].turn.role == "assistant":
+        return _misplaced(spoken[0], "user", where, field)
+    if answered and len(spoken) > 1:
+        return _misplaced(spoken[1], "assistant", where, field)
+    what = "ends without an assistant turn" if answered else "holds no user turn"
+    return bad(where, f"field {field} {what}; add it or remove the row", f"field {field} {what}")
+
+
+def _items(value: Any, where: str, field: str) -> Iterator[tuple[int, Any]]:
+    """The turns with their numbers, from 1; what is null is none."""
+    value = from_cell(value)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            fault = f"field {field} is not a list of turns"
+            raise bad(where, f"{fault} ({error}); fix it", fault) from error
+    if isinstance(value, Mapping):  # columns, as Arrow stores a list of objects for some
+        value = _rows(value)
+    if not isinstance(value, list | tuple) or not any(map(is_filled, value)):
+        fault = f"field {field} is {kind(value)}, expected a list of turns"
+        raise bad(where, f"{fault}; fix it", f"field {field} is no list of turns")
+    return ((number, item) for number, item in enumerate(value, 1) if is_filled(item))
+
+
+def _rows(columns: Mapping[str, Any]) -> Any:
+    lists = list(columns.values())
+    if not lists or not all(isinstance(each, list) and len(each) == len(lists[0]) for each in lists):
+        return columns
+    return [dict(zip(columns, each, strict=True)) for each in zip(*lists, strict=True)]
+
+
+def _given(item: Any, where: str, field: str, number: int) -> _Given:
+    place = f"{where}: field {field}, turn {number}"
+    if not isinstance(item, Mapping):
+        raise _fault(
+            place, f"is {kind(item)}, expected role and content; fix it", field, "is no role and content"
+        )
+    role_key, text_key = pick(item, ROLE_KEYS), pick(item, TEXT_KEYS)
+    said = text_of(item.get(role_key), place, f"field {role_key}")
+    if said.strip().lower() in TOOL_ROLES or filled(item, CALLS) or _calls_in_parts(item.get(text_key)):
+        fault = f"the chat of field {field} calls tools"
+        fix = 'leave such chats out, or set data.on_bad_row = "skip"'
+        raise bad(where, f"{fault} (turn {number}), which Shepherd does not train yet; {fix}", fault)
+    for key, known in ((role_key, ROLE_KEYS), (text_key, TEXT_KEYS)):
+        if key not in item:
+            names = " or ".join(known)
+            raise _fault(place, f": field {known[0]} is missing; add it", field, f"has no {names}")
+    role = ROLES.get(said.strip().lower())
+    if role is None:
+        fault = f"has the role {said!r}"
+        raise _fault(place, f"{fault}; known roles are {', '.join(ROLES)}", field, fault)
+    text = text_of(item[text_key], place, f"field {text_key}")
+    marks = [key for key in filled(item, MARKS) if _mark(item[key]) is not None]
+    trained = all(_mark(item[key]) for key in marks)
+    if role != "assistant":  # it is read only, whatever a mark says; one that wants it trained is not obeyed
+        marks, trained = [key for key in marks if not _mark(item[key])], True
+    used = {role_key, text_key, *marks}
+    unread = tuple(str(key) for key, inner in item.items() if key not in used and is_filled(inner))
+    return _Given(Turn(role=role, text=text, trained=trained), number, unread)
+
+
+def _calls_in_parts(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else []
+    return any(isinstance(part, Mapping) and part.get("type") in TOOL_PARTS for part in parts)
+
+
+def _mark(value: Any) -> bool | None:
+    """Whether a mark says that its turn is trained; None where it says something else."""
+    try:
+        said = name_of(value, "", "").strip().lower()
+    except BadRow:  # no mark that is known
+        return None
+    return {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}.get(said)
+
+
+def _require_order(kept: Sequence[_Given], where: str, field: str) -> None:
+    for place, each in enumerate(kept):
+        turn, number = each.turn, each.number
+        wanted = "assistant" if place % 2 else "user"
+        if turn.role != wanted:
+            raise _misplaced(each, wanted, where, field)
+        if shows_nothing(turn.text):
+            fault = f"field {field}, turn {number} ({turn.role}) is empty"
+            raise bad(where, f"{fault}; fill it in or remove the row", f"field {field} has an empty turn")
+
+
+def _misplaced(given: _Given, wanted: str, where: str, field: str) -> BadRow:
+    return bad(
+        where,
+        f"field {field}, turn {given.number} is {given.turn.role}'s, expected {wanted}'s; "
+        "a chat alternates, user first, after at most one system turn",
+        f"the turns of field {field} do not alternate between user and assistant",
+    )
+
+
+def _fault(place: str, said: str, field: str, reason: str) -> BadRow:
+    between = "" if said.startswith(":") else " "
+    return BadRow(f"{place}{between}{said}", f"a turn of field {field} {reason}")

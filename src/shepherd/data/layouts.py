@@ -1,0 +1,245 @@
+"""Which fields of a row are read as its turns: an instruction with its response, or a chat.
+
+Of the fields that may be one part, the first that is filled counts. What is filled and left is for its caller
+to name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from shepherd.data.chats import ROLE_KEYS, Chat, Turn, chat
+from shepherd.data.columns import listed
+from shepherd.data.fields import (
+    CHATS,
+    CONTEXTS,
+    HISTORIES,
+    RESPONSES,
+    SYSTEMS,
+    alike,
+    bad,
+    filled,
+    from_cell,
+    is_filled,
+    is_parts,
+    kind,
+    pick,
+    text_of,
+)
+from shepherd.data.folding import shows_nothing
+from shepherd.errors import BadRow
+from shepherd.settings import DataTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Turns, the fields that they are read from, and what was changed or is not read within these."""
+
+    turns: tuple[Turn, ...]
+    used: frozenset[str]
+    unread: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+def turns_of(row: Mapping[str, Any], table: DataTable, where: str) -> Asked:
+    """A row's turns, which end with an assistant's.
+
+    Raises:
+        BadRow: a field is missing, empty or no text, or a chat's turns are not in order.
+    """
+    if found := _chat_field(row, table):
+        _require(row, table, ("system",), where)
+        return _chat(row, found, table, where)
+    _require(row, table, ("messages",), where)
+    asked = _user_turn(row, table, where)
+    names = _known(table.fields.response, RESPONSES)
+    response = _full(row, pick(row, names), where, "data.fields.response")
+    return replace(
+        asked,
+        turns=(*asked.turns, Turn(role="assistant", text=response)),
+        used=asked.used | _same(row, names),
+        changed=(*asked.changed, *_differ(row, names)),
+    )
+
+
+def question(row: Any, table: DataTable, where: str) -> tuple[Turn, ...]:
+    """The turns that a row asks to be answered: its instruction with its context, or a chat.
+
+    A chat's last answer is left out, and a response is not read.
+
+    Raises:
+        BadRow: a field is missing or is no text, or a chat has no user turn to answer.
+    """
+    if not isinstance(row, Mapping):
+        raise BadRow(f"{where} is {kind(row)}, expected an object with named fields; rewrite that row")
+    if found := _chat_field(row, table):
+        turns = _chat(row, found, table, where, answered=False).turns
+        return turns[:-1] if turns[-1].role == "assistant" else turns
+    return _user_turn(row, table, where, asked=True).turns
+
+
+def _require(row: Mapping[str, Any], table: DataTable, parts: Sequence[str], where: str) -> None:
+    """Raise BadRow where the run file names a field of one of these parts, and the row has none."""
+    for part in parts:
+        name = getattr(table.fields, part)
+        if name not in ("", "auto") and not alike(row, (name,)):
+            raise missing(row, name, where, f"data.fields.{part}")
+
+
+def _known(name: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that a field may have: the one that the run file gives, or those known."""
+    return known if name == "auto" else (name,) if name else ()
+
+
+def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
+    """The field with a chat, or "" where the row has none."""
+    names = _known(table.fields.messages, CHATS)
+    there = alike(row, names)
+    held = {name: value for name in filled(row, names) if is_filled(value := from_cell(row[name]))}
+    instruction = _known(table.fields.instruction, ())
+    for name, value in held.items():
+        # what is no list is said to be none, but where "auto" only guesses that it is a chat
+        if isinstance(value, list | tuple | Mapping) or table.fields.messages != "auto":
+            return name
+    if held and not filled(row, instruction):
+        return next(iter(held))
+    return there[0] if there and not alike(row, instruction) else ""
+
+
+def _chat(
+    row: Mapping[str, Any], found: str, table: DataTable, where: str, *, answered: bool = True
+) -> Asked:
+    read = chat(row[found], where, found, answered=answered)
+    if answered and not any(turn.trained for turn in read.turns if turn.role == "assistant"):
+        fault = f"field {found} has no assistant turn that is to be trained"
+        raise bad(where, f"{fault}, by the marks of its turns; remove the row", fault)
+    names = _known(table.fields.messages, CHATS)
+    used, turns, changed = _same(row, names), read.turns, (*read.changed, *_differ(row, names))
+    system, field = _system(row, table, where)
+    if system and turns[0].role != "system":
+        turns, used = (Turn(role="system", text=system), *turns), used | {field}
+    elif system and turns[0].text == system:
+        used |= {field}
+    elif system:
+        changed += (f"field {field} and the chat's system turn are filled and differ; the turn is read",)
+    return Asked(turns=turns, used=used, unread=read.unread, changed=changed)
+
+
+def _system(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[str, str]:
+    """The text of the row's system prompt and its field, or two empty ones.
+
+    What is no text is no system prompt, where the run file does not say that it is.
+    """
+    name = table.fields.system
+    for field in filled(row, _known(name, SYSTEMS)):
+        if name != "auto" or isinstance(row[field], str) or is_parts(row[field]):
+            return _text(row, field, where), field
+    return "", ""
+
+
+def _history(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[Chat, str]:
+    """The exchanges before the row's own, and their field: pairs of a question and its answer, as Alpaca's.
+
+    A text or a list of something else is no history of a chat, where the run file does not say that it is.
+    """
+    name = table.fields.history
+    for field in filled(row, _known(name, HISTORIES)):
+        value = from_cell(row[field])
+        if isinstance(value, list) and all(_is_pair(each) for each in value if is_filled(each)):
+            return Chat(turns=tuple(_exchanges(value, where, field))), field
+        if isinstance(value, list) and all(
+            isinstance(each, Mapping) and alike(each, ROLE_KEYS) for each in value
+        ):
+            return _earlier(value, where, field), field
+        if name != "auto":
+            fault = f"field {field} is {kind(value)}"
+            raise bad(where, f"{fault}, expected pairs of a question and its answer; fix it", fault)
+    return Chat(turns=()), ""
+
+
+def _earlier(value: Any, where: str, field: str) -> Chat:
+    read = chat(value, where, field)
+    if read.turns[0].role == "system":
+        fault = f"field {field} holds a system turn"
+        raise bad(where, f"{fault}; write it in a field system", fault)
+    return read
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and not any(isinstance(x, list) for x in value)
+
+
+def _exchanges(pairs: Sequence[Any], where: str, field: str) -> Iterator[Turn]:
+    for number, pair in enumerate(pairs, 1):
+        if not is_filled(pair):
+            continue
+        place = f"{where}: field {field}, exchange {number}"
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            said = text_of(text, place, f"the {role}'s text")
+            if shows_nothing(said):
+                raise bad(
+                    place, f"the {role}'s text is empty; fill it in", f"field {field} has an empty text"
+                )
+            yield Turn(role="user" if role == "user" else "assistant", text=said)
+
+
+def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: bool = False) -> Asked:
+    """The turns up to the row's question; one that is `asked` alone may lack what the run file names."""
+    names = table.fields
+    key = "" if asked else "data.fields.instruction"
+    field = pick(row, (names.instruction,))
+    instruction = _full(row, field, where, key)
+    contexts = _known(names.context, CONTEXTS)
+    context = ""
+    if not asked:
+        _require(row, table, ("context", "system", "history"), where)
+    if alike(row, contexts):
+        context = _text(row, pick(row, contexts), where)
+    system, system_field = _system(row, table, where)
+    earlier, history_field = _history(row, table, where)
+    turn = Turn(role="user", text=instruction, context="" if shows_nothing(context) else context)
+    return Asked(
+        turns=(*([Turn(role="system", text=system)] if system else []), *earlier.turns, turn),
+        used=frozenset({field, system_field, history_field}) | _same(row, contexts),
+        unread=earlier.unread,
+        changed=(*_differ(row, contexts), *earlier.changed),
+    )
+
+
+def _same(row: Mapping[str, Any], names: tuple[str, ...]) -> frozenset[str]:
+    """The fields of one kind that are read: the first that is filled, and those that say the same."""
+    held = filled(row, names)
+    return frozenset(name for name in held if row[name] == row[held[0]])
+
+
+def _differ(row: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[str]:
+    first, *others = filled(row, names) or [""]
+    for name in others:
+        if row[name] != row[first]:
+            yield f"fields {first} and {name} are both filled and differ; {first} is read"
+
+
+def _full(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
+    if name not in row:
+        raise missing(row, name, where, key)
+    text = _text(row, name, where)
+    require_full(text, name, where, key)
+    return text
+
+
+def require_full(text: str, name: str, where: str, key: str) -> None:
+    if shows_nothing(text):
+        skip = ', or set data.on_bad_row = "skip"' if key else ""
+        raise bad(where, f"field {name} is empty; fill it in{skip}", f"field {name} is empty")
+
+
+def _text(row: Mapping[str, Any], name: str, where: str) -> str:
+    return text_of(row[name], where, f"field {name}")
+
+
+def missing(row: Mapping[str, Any], name: str, where: str, key: str) -> BadRow:
+    fix = f"add it, or map it with {key}" if key else "add it"
+    fault = f"field {name or 'without a name'} is missing"
+    return bad(where, f"{fault} ({listed(row)}); {fix}", fault)
