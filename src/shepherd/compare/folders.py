@@ -12,6 +12,7 @@ runs/NAME/compare/
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from shepherd.folder import write_atomic
 from shepherd.visible import shown_json
 
 PLAN, COMPARISON, TUNED = "plan.json", "comparison.json", "tuned.json"
+_LONGEST, _DIGITS = 200, 16
+"""Letters of a file's name, of which most systems take 255, and of the digest where a name is longer."""
 
 
 def compare_folder(run: Path) -> Path:
@@ -47,8 +50,12 @@ def scores_file(run: Path, number: int, arm: Arm) -> Path:
 
 
 def _file_name(arm: Arm) -> str:
-    """A client may be called anything."""
-    return quote(arm.name, safe=" ()[],;=@+~!'&")
+    """A client may be called anything, in more letters than a file has, or as another but for a capital."""
+    name = quote(arm.name, safe=" ()[],;=@+~!'&")
+    if not arm.twin and len(name) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(arm.name.encode()).hexdigest()[:_DIGITS]
+    return f"{name[: _LONGEST // 2]}~{digest}"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -111,9 +112,9 @@ def _training_files(folder: Path) -> list[Path]:
     if not kept:
         left = f" but {', '.join(sorted(f.name for f in known))}, not for training" if known else ""
         raise DataError(f"folder {folder} holds no data file{left}; put {_extensions()} files there")
-    stems = [f.stem for f in kept]
+    stems = Counter(f.stem for f in kept)
     for file in kept:
-        if stems.count(file.stem) > 1:
+        if stems[file.stem] > 1:
             raise DataError(f"folder {folder} has two files named {file.stem}; rename one, each is a client")
     return sorted(kept, key=lambda file: natural(file.stem))
 
