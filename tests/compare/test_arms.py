@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shepherd.compare.arms import Asked, arms, variant
-from shepherd.compare.folders import arm_folder, scores_file
+from shepherd.compare.folders import arm_folder, local_names, scores_file
 from shepherd.errors import SettingsError
 
 CLIENTS = ["ann", "bob", "cay"]
@@ -99,6 +99,12 @@ def test_every_client_has_a_folder_of_its_own_on_every_file_system(tmp_path: Pat
         assert len(path.name) < 230  # something may be put before and after it
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir()
+
+
+def test_a_folder_leads_back_to_its_clients_arm(tmp_path: Path) -> None:
+    local = [arm for arm in arms(Asked(), NAMES) if arm.kind == "local"]
+    names = local_names(NAMES)
+    assert [names[arm_folder(tmp_path, 0, arm).name] for arm in local] == [arm.name for arm in local]
 
 
 def test_a_usual_name_is_its_folders(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,14 +63,14 @@ def arms(asked: Asked, clients: Sequence[str]) -> tuple[Arm, ...]:
             must stay the same.
     """
     names = tuple(clients) if asked.locals is None else _called(asked.locals, clients)
-    alike = Counter(map(str.lower, clients))
+    twins = alike(clients)
     both = asked.match == "both"
     local: Way = "steps" if asked.match == "both" else asked.match
     central: Way = "examples" if asked.match == "both" else asked.match
     found = (
         Arm(name=BASE, kind="base"),
         *(
-            Arm(name=LOCAL + name, kind="local", client=name, match=local, twin=alike[name.lower()] > 1)
+            Arm(name=LOCAL + name, kind="local", client=name, match=local, twin=name in twins)
             for name in names
         ),
         Arm(name=CENTRALISED, kind="centralised", match=central),
@@ -85,6 +85,17 @@ def arms(asked: Asked, clients: Sequence[str]) -> tuple[Arm, ...]:
             raise SettingsError(f"two arms are called {arm.name!r}; give each a name of its own")
         seen.add(name)
     return found
+
+
+def alike(clients: Iterable[str]) -> frozenset[str]:
+    """Those of these names that another one differs from in small and capital letters alone.
+
+    >>> sorted(alike(["Ulm", "ulm", "Bonn"]))
+    ['Ulm', 'ulm']
+    """
+    names = tuple(clients)
+    times = Counter(map(str.lower, names))
+    return frozenset(name for name in names if times[name.lower()] > 1)
 
 
 def _called(wanted: Sequence[str], clients: Sequence[str]) -> tuple[str, ...]:

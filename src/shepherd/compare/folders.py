@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from shepherd import private
-from shepherd.compare.arms import Arm
+from shepherd.compare.arms import LOCAL, Arm, alike
 from shepherd.errors import FolderError
 from shepherd.folder import write_atomic
 from shepherd.visible import shown_json
@@ -47,6 +47,13 @@ def arm_folder(run: Path, number: int, arm: Arm) -> Path:
 
 def scores_file(run: Path, number: int, arm: Arm) -> Path:
     return seed_folder(run, number) / "scores" / f"{_file_name(arm)}.json"
+
+
+def local_names(clients: Collection[str]) -> dict[str, str]:
+    """The name of each client's own arm, by that of its folder."""
+    twins = alike(clients)
+    local = [Arm(name=LOCAL + each, kind="local", client=each, twin=each in twins) for each in clients]
+    return {_file_name(arm): arm.name for arm in local}
 
 
 def _file_name(arm: Arm) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from shepherd import folder
+from shepherd.compare.folders import local_names
 from shepherd.errors import FolderError
 from shepherd.paths import short
 from shepherd.progress import many
@@ -46,7 +47,9 @@ def find(path: Path, settings: RunSettings) -> list[Arm]:
     if not _answers(path):
         raise FolderError(f"the run in {path} has finished no round yet; go on with `shepherd resume {path}`")
     mixes, told = _mixes(path), _told(path)
-    below = {unquote(entry.name): entry for entry in _entries(path / COMPARED) if _answers(entry)}
+    names = local_names(mixes)
+    entries = [entry for entry in _entries(path / COMPARED) if _answers(entry)]
+    below = {names.get(entry.name, unquote(entry.name)): entry for entry in entries}
     order = {LOCAL + client: place for place, client in enumerate(mixes)}
     locals_ = sorted((n for n in below if n.startswith(LOCAL)), key=lambda n: (order.get(n, len(order)), n))
     pooled = sorted(name for name in below if name in (CENTRALISED, BY_STEPS))
