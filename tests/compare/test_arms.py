@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from shepherd.compare.arms import CompareSpec, arms, variant
+from shepherd.compare.folders import arm_folder, local_names, scores_file
 from shepherd.errors import SettingsError
 
 CLIENTS = ["ann", "bob", "cay"]
@@ -55,6 +58,74 @@ def test_variants_stand_last_with_their_overrides() -> None:
 def test_what_cannot_be_is_one_sentence(asked: CompareSpec, sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         arms(asked, CLIENTS)
+
+
+def test_two_variants_that_one_folder_would_hold_are_refused() -> None:
+    asked = CompareSpec(locals=(), variants=("ffa: algorithm.name=x", "FFA: algorithm.name=y"))
+    with pytest.raises(SettingsError, match="two arms are called 'FFA'"):
+        arms(asked, CLIENTS)
+
+
+def test_a_client_may_be_named_in_another_unicode_form() -> None:
+    """macOS hands file names out decomposed, and a keyboard types them composed."""
+    composed, decomposed = "Stra\u00dfe M\u00fcnchen", "Stra\u00dfe Mu\u0308nchen"
+    for there, typed in ((composed, decomposed), (decomposed, composed)):
+        found = arms(CompareSpec(locals=(typed, there)), ["ann", there])
+        assert [arm.client for arm in found if arm.kind == "local"] == [there]
+    both = arms(CompareSpec(locals=(composed, decomposed)), [composed, decomposed])
+    assert [arm.client for arm in both if arm.kind == "local"] == [composed, decomposed]
+
+
+NAMES = [
+    *("Ulm", "ulm", "ULM", "Berlin", "a/b", "..", ".", "~", "A~B", "50%", "CON"),
+    *("M\u00fcnchen", "Mu\u0308nchen", "m\u00fcnchen", "\u00c9", "\u00e9", "e\u0301"),
+    *(
+        "\u4e2d" * 83,
+        "\u4e2d" * 82 + "\u6587",
+        "\U0001f411" * 62,
+        "x" * 250,
+        "X" * 250,
+        "y" * 5000,
+        "z" * 249 + "\n",
+    ),
+]
+
+
+def test_every_client_has_a_folder_of_its_own_on_every_file_system(tmp_path: Path) -> None:
+    """Also where small and capital letters, or Unicode forms, are not told apart."""
+    local = [arm for arm in arms(CompareSpec(), NAMES) if arm.kind == "local"]
+    assert [arm.client for arm in local] == NAMES
+    paths = [arm_folder(tmp_path, 0, arm) for arm in local] + [scores_file(tmp_path, 0, arm) for arm in local]
+    assert len({str(path).lower() for path in paths}) == len(paths)
+    for path in paths:
+        assert path.name.isascii()
+        assert len(path.name) < 230  # something may be put before and after it
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+
+
+def test_a_folder_leads_back_to_its_clients_arm(tmp_path: Path) -> None:
+    local = [arm for arm in arms(CompareSpec(), NAMES) if arm.kind == "local"]
+    names = local_names(NAMES)
+    assert [names[arm_folder(tmp_path, 0, arm).name] for arm in local] == [arm.name for arm in local]
+
+
+def test_a_usual_name_is_its_folders(tmp_path: Path) -> None:
+    """And a comparison that was begun before goes on there."""
+    for name, folder in (
+        ("Berlin", "local-Berlin"),
+        ("\u00e9", "local-%C3%A9"),
+        ("x" * 100, "local-" + "x" * 100),
+    ):
+        (arm,) = [arm for arm in arms(CompareSpec(locals=(name,)), [name, "ann"]) if arm.kind == "local"]
+        assert arm_folder(tmp_path, 0, arm).name == folder
+
+
+def test_twenty_thousand_clients_are_looked_up_at_once() -> None:
+    """One by one in a list, this took a minute."""
+    many = [f"client-{number}" for number in range(20_000)]
+    assert len(arms(CompareSpec(match="steps"), many)) == 20_003
+    assert len(arms(CompareSpec(match="steps", locals=tuple(many)), many)) == 20_003
 
 
 @pytest.mark.parametrize("text", ["ffa", "ffa:", ": a.b=1", "a/b: a.b=1", "local-x: a.b=1", "..: a.b=1"])

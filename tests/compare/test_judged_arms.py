@@ -19,6 +19,7 @@ from shepherd.errors import JudgeError
 from shepherd.model import files
 from shepherd.run.answerer import generate
 from shepherd.settings import JudgeTable
+from shepherd.ui.chat import arms as chat_arms
 from shepherd.ui.cli import main as cli
 from tests import runs
 from tests.judge.server import Judge, serving, shown
@@ -82,6 +83,31 @@ def test_every_arm_is_judged_against_the_federated_one_and_paid_for_once(copied,
     assert judged(copied, table, said.append, consent=consent)["judge"] == {**found["judge"]}
     assert server.calls == calls
     assert KEY not in "".join(p.read_text(errors="replace") for p in copied.rglob("*") if p.is_file())
+
+
+def test_clients_that_differ_in_a_capital_alone_are_judged_apart(
+    llama_folder, serve, tmp_path, monkeypatch
+) -> None:
+    """Their arms' files are found again, and told apart where a file system does not."""
+    names = ["Ulm", "ulm", "\u4e2d" * 83]
+    rows = [{**row, "who": names[place % 3]} for place, row in enumerate(runs.rows())]
+    settings = runs.settings(
+        llama_folder,
+        runs.written(tmp_path / "rows.jsonl", rows),
+        tmp_path / "run",
+        split={"by": "natural", "field": "who"},
+        federation={"rounds": 1},
+        tuning={"max_steps": 1},
+        evaluation={"answers": 4, "max_new_tokens": 4},
+    )
+    compare(settings, CompareSpec(match="steps"))
+    server = serve(longer)
+    table = JudgeTable(model="judge-1", base_url=server.url)
+    consent = Consent(base_url=server.url)
+    found = judged(tmp_path / "run", table, lambda line: None, consent=consent)
+    pairs = {row["second"] for row in found["judge"]["rows"]}
+    assert pairs == {"base", "centralised", *(f"local-{name}" for name in names)}
+    assert {arm.client for arm in chat_arms.find(tmp_path / "run", settings)} == {None, *names}
 
 
 def test_other_questions_are_answered_by_every_arm_once(copied, serve, tmp_path, monkeypatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 from click.testing import CliRunner
@@ -82,3 +82,36 @@ def test_the_commands_say_it_in_one_sentence(folder: Path, tmp_path: Path, comma
     assert result.exit_code == 2, result.exception
     assert "caf\\xe9.jsonl' is not UTF-8; rename it\n" in result.output
     result.output.encode()
+
+
+class Counted(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_a_folder_of_many_files_is_looked_through_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file's name against each other's would be hours for some ten thousand clients."""
+    many = 300
+    for number in range(many):
+        (tmp_path / f"client_{number}.jsonl").write_text(ROW)
+    stem = PurePath.stem
+    monkeypatch.setattr(PurePath, "stem", property(lambda path: Counted(stem.__get__(path))))
+    assert len(files._training_files(tmp_path)) == many
+    assert Counted.compared < 10 * many
+
+
+def test_names_of_250_bytes_in_any_script_are_clients(tmp_path: Path) -> None:
+    stems = ["\u4e2d" * 83, "\U0001f411" * 62, "x" * 249, "M\u00fcnchen", "Mu\u0308nchen", "ulm", "Ulm"]
+    for stem in stems:
+        (tmp_path / f"{stem}.json").write_text(f"[{ROW}]")
+    division = pipeline.divide(parse(of(tmp_path)))
+    assert sorted(division.clients) == sorted(stems)

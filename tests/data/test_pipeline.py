@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from copy import deepcopy
 from datetime import date, timedelta
 from pathlib import Path
@@ -321,6 +323,49 @@ def test_what_is_saved_comes_back_memory_mapped(source, tokenizer, tmp_path) -> 
     assert same(pipeline.load(folder), prepared)
 
 
+def test_a_folder_of_before_can_be_read(source, tokenizer, tmp_path) -> None:
+    """It had a folder for each client."""
+    prepared = pipeline.prepare(settings(source), tokenizer)
+    pipeline.save(tmp_path, prepared)
+    shutil.rmtree(tmp_path / "clients")
+    for number, data in enumerate(prepared.clients.values()):
+        data.save(tmp_path / "clients" / f"{number:04d}")
+    index = json.loads((tmp_path / "index.json").read_text())
+    del index["sizes"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert same(pipeline.load(tmp_path), prepared)
+
+
+MANY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from shepherd.data import pipeline as prepare
+from shepherd.data.tokens import Tokens
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+def one(n):
+    offsets = np.array([0, n, n + 3])
+    return Tokens(ids=np.arange(n + 3, dtype=np.int32), trained=np.ones(n + 3, bool), offsets=offsets)
+clients = {f"client-{n}": one(n) for n in range(500)}
+mixes = {name: {"all": 2} for name in clients}
+none = Tokens(ids=np.zeros(0, np.int32), trained=np.zeros(0, bool), offsets=np.zeros(1, np.int64))
+folder = Path(sys.argv[1])
+made = prepare.Prepared(clients=clients, mixes=mixes, heldout=none, heldout_examples=[], summary={})
+pipeline.save(folder, made)
+back = pipeline.load(folder)
+assert list(back.clients) == list(clients)
+for name, data in clients.items():
+    assert np.array_equal(back.clients[name].ids, data.ids)
+    assert np.array_equal(back.clients[name].offsets, data.offsets)
+assert sum(1 for _ in folder.rglob("*")) < 16
+"""
+
+
+def test_the_data_of_many_clients_take_few_open_files(tmp_path) -> None:
+    """A memory map keeps its file open, and a process may have as few as 256."""
+    subprocess.run([sys.executable, "-c", MANY, str(tmp_path / "data")], check=True)
+
+
 def test_the_worlds_checks_come_back_too(tokenizer, tmp_path) -> None:
     table = {"limit": 3, "holdout": 0.4, "max_tokens": 512}
     prepared = pipeline.prepare(settings("world", data=table), tokenizer)
@@ -351,9 +396,16 @@ def broken(folder: Path, damage: str) -> None:
         case "index of another kind":
             (folder / "index.json").write_text("[]")
         case "no client":
-            shutil.rmtree(folder / "clients" / "0002")
+            shutil.rmtree(folder / "clients")
+        case "a client too many":
+            index = json.loads((folder / "index.json").read_text())
+            (folder / "index.json").write_text(json.dumps({**index, "clients": [*index["clients"], "x"]}))
+        case "an example too many":
+            index = json.loads((folder / "index.json").read_text())
+            sizes = [index["sizes"][0] + 1, *index["sizes"][1:]]
+            (folder / "index.json").write_text(json.dumps({**index, "sizes": sizes}))
         case "cut ids":
-            path = folder / "clients" / "0001" / "ids.npy"
+            path = folder / "clients" / "ids.npy"
             path.write_bytes(path.read_bytes()[:-8])
         case "no held-out tokens":
             shutil.rmtree(folder / "heldout")
@@ -375,6 +427,8 @@ def broken(folder: Path, damage: str) -> None:
         "empty index",
         "index of another kind",
         "no client",
+        "a client too many",
+        "an example too many",
         "cut ids",
         "no held-out tokens",
         "cut held-out text",

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shepherd.data.examples import Example, Turn
 from shepherd.data.template import Template, render
-from shepherd.data.tokens import Tokens, load, tokenise
+from shepherd.data.tokens import Tokens, load, save_together, tokenise
 from shepherd.errors import DataError
 
 
@@ -77,6 +79,24 @@ def test_saved_and_loaded_are_the_same_and_mapped(found, tmp_path, take):
         assert not getattr(back, name).flags.writeable or not take
     assert isinstance(back.offsets, np.memmap)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["tokens"]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=6))
+def test_what_is_saved_together_comes_apart_again(tmp_path_factory, parts):
+    """Each part a list of lengths; some hold nothing."""
+    made = []
+    for lengths in parts:
+        ids = np.arange(sum(lengths), dtype=np.int32)
+        made.append(Tokens(ids=ids, trained=ids % 2 == 0, offsets=np.cumsum([0, *lengths], dtype=np.int64)))
+    folder = tmp_path_factory.mktemp("together")
+    save_together(folder / "tokens", made)
+    whole = load(folder / "tokens")
+    for part, back in zip(made, whole.split([len(part) for part in made]), strict=True):
+        for name in ("ids", "trained", "offsets"):
+            assert np.array_equal(getattr(back, name), getattr(part, name))
+            assert getattr(back, name).dtype == getattr(part, name).dtype
+    with pytest.raises(DataError, match="examples and not"):
+        whole.split([len(whole) + 1])
 
 
 def test_a_failed_save_leaves_the_old_one(found, tmp_path, monkeypatch):

@@ -101,3 +101,19 @@ def test_in_memory_the_round_before_is_still_there() -> None:
         assert store.get("ann", second) == numbered(number)
     store.put("ann", 3, numbered(6))
     assert len(store.memories["ann"]) == 2
+
+
+def test_the_folder_is_listed_once_however_many_clients_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each visit that would be thousands of names for one; a run that goes on looks once more."""
+    listed: list[Path] = []
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, *words: (listed.append(path), glob(path, *words))[1])
+    for times, checkpoints in enumerate((1, 2), 1):
+        store = OnDisk(tmp_path, checkpoints)
+        for round in (2 * checkpoints, 2 * checkpoints + 1):
+            for number in range(9):
+                store.put(f"client-{number}", round, numbered(round))
+        assert len(listed) == times
+    assert {path.stem[-1] for path in tmp_path.iterdir()} == {"3", "4", "5"}  # of before: what may be named

@@ -57,9 +57,11 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 10
     judge: Judge
+    asked: dict[str, Any]
+    """The body of the request that is answered."""
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = self.asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with self.judge.seen(self, body) as step:
             if self.path != "/v1/chat/completions":
                 step = status(404, "no such path")
@@ -78,10 +80,13 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def said(handler: Handler, text: str | None, finish: str = "stop") -> None:
-    """A chat completion; every one costs 100 tokens to read and 10 to write."""
-    message = {"role": "assistant", "content": text}
-    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+def said(handler: Handler, text: Any, finish: str = "stop", thought: int = 0, **more: Any) -> None:
+    """A chat completion; every one costs 100 tokens to read and 10 to write, `thought` of them for that."""
+    message = {"role": "assistant", "content": text, **more}
+    usage = {
+        **{"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+        "completion_tokens_details": {"reasoning_tokens": thought},
+    }
     choice = {"index": 0, "message": message, "finish_reason": finish}
     completion = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
     handler.send(200, json.dumps({**completion, "choices": [choice], "usage": usage}))
@@ -98,6 +103,11 @@ def body(text: str, **headers: str) -> Step:
     """A 200 with any body."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda handler, _: handler.send(200, text, named)
+
+
+def failing(error: Any, **more: Any) -> Step:
+    """A 200 whose body is an error, as gateways send it once they have begun."""
+    return body(json.dumps({"error": error, **more}))
 
 
 def dropped(handler: Handler, _: str) -> None:

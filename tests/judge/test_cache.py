@@ -46,6 +46,21 @@ def test_what_is_no_reply_is_passed_over(tmp_path: Path) -> None:
     assert cache.read(tmp_path) == {}
 
 
+def test_a_reply_that_was_spent_before_its_first_word_is_not_final(tmp_path: Path) -> None:
+    """Earlier versions kept them."""
+    with cache.opened(tmp_path) as verdicts:
+        verdicts.add("spent", Reply(text="\n", cut=True), ABOUT)
+        verdicts.add("empty", Reply(text=""), ABOUT)
+        verdicts.add("own", Reply(text="x", own_temperature=True), ABOUT)
+    assert cache.read(tmp_path) == {"empty": Reply(text=""), "own": Reply(text="x", own_temperature=True)}
+
+
+def test_a_row_of_before_can_be_read(tmp_path: Path) -> None:
+    row = '{"key": "a", "text": "x", "cut": false, "prompt_tokens": 1, "completion_tokens": 2, "about": {}}'
+    (tmp_path / cache.FILE).write_text(row + "\n")
+    assert cache.read(tmp_path) == {"a": Reply(text="x", prompt_tokens=1, completion_tokens=2)}
+
+
 def test_a_reply_is_in_the_file_before_the_next_is_asked(tmp_path: Path) -> None:
     with cache.opened(tmp_path) as verdicts:
         for number in range(3):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import socket
+import sys
 import time
-from collections.abc import ItemsView, Iterator, MutableMapping
+from collections.abc import Callable, ItemsView, Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,6 +149,270 @@ def test_the_newer_name_of_the_token_limit_is_found_out_once(serve) -> None:
     asyncio.run(twice())
     assert ["max_tokens" in body for body in judge.bodies] == [True, False, False]
     assert judge.bodies[-1]["max_completion_tokens"] == 9
+
+
+def refusing(*names: str, by: Callable[[str], server.Step]) -> server.Step:
+    """Refuses the first of these parameters that a request has, as `by` says."""
+
+    def step(handler: server.Handler, prompt: str) -> None:
+        name = next((name for name in names if name in handler.asked), None)
+        by(name)(handler, prompt) if name else server.said(handler, "well")
+
+    return step
+
+
+def raw(code: int, content: object) -> server.Step:
+    """A status with any body."""
+    return lambda handler, _: handler.send(code, json.dumps(content))
+
+
+WAYS: dict[str, Callable[[str], server.Step]] = {
+    "OpenAI": lambda name: raw(
+        400,
+        {"error": {"message": f"Unsupported: {OTHERS[name]}", "code": "unsupported_value", "param": name}},
+    ),
+    "the parameter alone": lambda name: raw(
+        400, {"error": {"message": "Not so.", "param": name, "code": "unsupported_parameter"}}
+    ),
+    "TGI": lambda name: raw(422, {"error": f"Input validation error: {OTHERS[name]}", "error_type": "v"}),
+    "FastAPI": lambda name: raw(
+        422, {"detail": [{"loc": ["body", name], "msg": f"extra, {OTHERS[name]}", "type": "x"}]}
+    ),
+    "in the body of a 200": lambda name: server.failing({"code": 400, "message": OTHERS[name]}),
+    "as text in the body of a 200": lambda name: server.failing(f"bad request: {OTHERS[name]}"),
+}
+OTHERS = {
+    "temperature": "`temperature` must be strictly positive",
+    "max_tokens": "'max_tokens' is not known, use 'max_completion_tokens' instead",
+}
+
+
+@pytest.mark.parametrize(
+    "names", [("temperature",), ("max_tokens", "temperature"), ("temperature", "max_tokens")]
+)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_judge_will_not_take_is_left_out_and_not_sent_again(serve, way: str, names) -> None:
+    judge = serve(always=refusing(*names, by=WAYS[way]))
+
+    async def twice() -> list[Reply]:
+        async with client.opened(table(judge.url)) as endpoint:
+            return [await endpoint.reply("a"), await endpoint.reply("b")]
+
+    for reply in asyncio.run(twice()):
+        assert (reply.text, reply.own_temperature) == ("well", "temperature" in names)
+    assert judge.calls == len(names) + 2
+    for body in judge.bodies[len(names) :]:
+        assert not {*names} & {*body}
+        assert body.get("max_tokens", body.get("max_completion_tokens")) == 512
+
+
+def test_what_a_judge_will_not_take_is_found_out_by_many_at_once(serve) -> None:
+    judge = serve(always=refusing("max_tokens", "temperature", by=WAYS["OpenAI"]))
+
+    async def many() -> list[Reply]:
+        async with client.opened(table(judge.url)) as endpoint:
+            return await asyncio.gather(*(endpoint.reply(str(n)) for n in range(12)))
+
+    assert [reply.text for reply in asyncio.run(many())] == ["well"] * 12
+
+
+def test_a_refusal_that_only_repeats_the_request_changes_nothing(serve) -> None:
+    echo = {"temperature": 0.0, "max_completion_tokens": None}
+    part = {"loc": ["body", "messages"], "msg": "too long", "input": echo}
+    judge = serve(lambda _: "well", [raw(422, {"detail": [part]})])
+
+    async def twice() -> Reply:
+        async with client.opened(table(judge.url)) as endpoint:
+            with pytest.raises(client.Refused, match=r"HTTP 422: body\.messages: too long"):
+                await endpoint.reply("a")
+            return await endpoint.reply("b")
+
+    assert asyncio.run(twice()) == Reply(text="well", prompt_tokens=100, completion_tokens=10)
+    assert ["temperature" in body for body in judge.bodies] == [True, True]
+
+
+def test_a_parameter_is_given_up_only_where_that_was_the_reason(serve) -> None:
+    """A limit that is too large is no limit by another name."""
+    said = "max_tokens is too large: 512; this model supports at most 100"
+    judge = serve(always=raw(400, {"error": {"message": said, "param": "max_tokens", "code": None}}))
+    assert said in fault(table(judge.url), client.Refused)
+    assert judge.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "calls", "words"),
+    [
+        (
+            {"code": 429, "message": "slow down"},
+            JudgeError,
+            3,
+            "error 429 in the body of a 200, 3 times: slow",
+        ),
+        (
+            {"code": "503", "message": "oops"},
+            JudgeError,
+            3,
+            "fails with error 503 in the body of a 200, 3 times",
+        ),
+        (
+            {"code": 401, "message": "no"},
+            JudgeError,
+            1,
+            "refuses the key in OPENAI_API_KEY (error 401 in the",
+        ),
+        ({"code": 402, "message": "no credit"}, JudgeError, 1, "wants to be paid first (error 402"),
+        ({"code": 404, "message": "none"}, JudgeError, 1, "has no model judge-1, or no chat (error 404"),
+        ({"code": 400, "message": "too long"}, client.Refused, 1, "error 400 in the body of a 200: too long"),
+        ({"code": 301, "message": "moved"}, client.Refused, 3, "an error in the body of a 200: moved"),
+        (
+            {"message": "the model is loading"},
+            client.Refused,
+            3,
+            "an error in the body of a 200: the model is",
+        ),
+        ("out of memory", client.Refused, 3, "an error in the body of a 200: out of memory"),
+        ({"type": "x"}, client.Refused, 3, "an error in the body of a 200: no reason given"),
+        (f"bad key {KEY}", client.Refused, 3, "bad key [the key]"),
+    ],
+)
+def test_an_error_in_the_body_of_a_200(
+    serve, error: object, kind: type[Exception], calls: int, words: str
+) -> None:
+    judge = serve(always=server.failing(error))
+    assert words in fault(table(judge.url, retries=2), kind)
+    assert judge.calls == calls
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"object": "error", "message": "busy", "code": 50001},
+        {"choices": [{"error": {"code": 502, "message": "busy"}, "finish_reason": "error", "message": {}}]},
+        {"choices": [], "error": {"code": 502, "message": "busy"}},
+    ],
+)
+def test_an_error_in_other_places_of_a_200_is_tried_again_and_said(serve, wrong: object) -> None:
+    judge = serve(lambda _: "well", [raw(200, wrong)] * 2)
+    assert ask(table(judge.url, retries=2)).text == "well"
+    with pytest.raises((JudgeError, client.Refused), match=r"in the body of a 200.*busy"):
+        ask(table(serve(always=raw(200, wrong)).url, retries=1))
+
+
+def test_a_completion_with_an_error_of_nothing_is_a_completion(serve) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "well"}, "finish_reason": "stop"}
+    judge = serve(always=raw(200, {"choices": [{**choice, "error": None}], "error": None}))
+    assert ask(table(judge.url)).text == "well"
+
+
+@pytest.mark.parametrize("finish", ["content_filter", "SAFETY", "refusal"])
+@pytest.mark.parametrize("text", [None, "The first ans"])
+def test_a_content_filter_refuses(serve, finish: str, text: str | None) -> None:
+    judge = serve(always=lambda handler, _: server.said(handler, text, finish=finish))
+    assert "content filter stopped the reply" in fault(table(judge.url), client.Refused)
+    assert judge.calls == 1
+
+
+def test_a_refusal_is_none_of_the_replies(serve) -> None:
+    judge = serve(always=lambda handler, _: server.said(handler, None, refusal=f"I can't, {KEY}."))
+    assert fault(table(judge.url), client.Refused) == "it declines: I can't, [the key]"
+
+
+THOUGHT: dict[str, dict[str, Any]] = {
+    "nothing, cut": {"text": None, "finish": "length"},
+    "nothing but counted thought": {"text": "", "thought": 512, "finish": "stop"},
+    "thought in a field": {"text": None, "reasoning_content": "Hm, the first", "finish": "stop"},
+    "thought in another field": {"text": "", "reasoning": "Hm", "finish": "length"},
+    "thought in the text": {"text": "<think>\nHm\nVERDICT: first", "finish": "length"},
+    "thought in the text, ended": {"text": "<think>\nHm</think>\n", "finish": "length"},
+    "thought in a part": {"text": [{"type": "thinking", "thinking": "Hm"}], "finish": "length"},
+}
+
+
+@pytest.mark.parametrize("name", THOUGHT)
+def test_a_reply_that_is_spent_before_its_first_word(serve, name: str) -> None:
+    judge = serve(always=lambda handler, _: server.said(handler, **THOUGHT[name]))
+    with pytest.raises(client.Wordless):
+        ask(table(judge.url))
+    assert judge.calls == 1
+
+
+def test_a_reply_in_parts_is_its_text(serve) -> None:
+    parts = [
+        {"type": "thinking", "thinking": "Hm"},
+        {"type": "text", "text": "we"},
+        {"type": "text", "text": "ll"},
+    ]
+    judge = serve(always=lambda handler, _: server.said(handler, parts, thought=5))
+    assert ask(table(judge.url)).text == "well"
+
+
+PASSWORD = "of-mine-and-nobody-elses"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        (
+            "ALL_PROXY",
+            f"socks5://me:{PASSWORD}@127.0.0.1:9",
+            "names a SOCKS proxy, which needs the package socksio",
+        ),
+        ("https_proxy", "socks5h://127.0.0.1:9", "names a SOCKS proxy"),
+        (
+            "all_proxy",
+            f"socks://me:{PASSWORD}@127.0.0.1:9",
+            "no proxy that can be used here; write it as http://",
+        ),
+        ("ALL_PROXY", "socks4://127.0.0.1:9", "no proxy that can be used here"),
+        ("HTTP_PROXY", f"http://me:{PASSWORD}@:bad:port", "no proxy that can be used here"),
+        ("HTTPS_PROXY", "http://[::1", "no proxy that can be used here"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named_and_not_shown(
+    monkeypatch, variable: str, value: str, words: str
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv(variable, value)
+    said = fault(table("http://judge.example/v1", retries=0))
+    assert words in said
+    assert f"environment variable {variable} " in said
+    assert PASSWORD not in said
+    assert "judge" not in said  # the endpoint has nothing to do with it
+
+
+def test_a_socks_proxy_is_nothing_to_a_judge_of_this_machine(serve, monkeypatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert ask(table(serve(lambda _: "well").url)).text == "well"
+
+
+def test_a_proxy_out_of_reach_is_named(monkeypatch) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("http_proxy", f"http://me:{PASSWORD}@127.0.0.1:{taken.getsockname()[1]}")
+        said = fault(table("http://judge.example/v1", retries=0))
+    assert "cannot be reached, by way of the proxy in http_proxy" in said
+    assert PASSWORD not in said
+
+
+def test_a_proxy_that_wants_a_password_is_named(serve, monkeypatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    said = fault(table(serve(always=server.status(407)).url))
+    assert said.startswith("the proxy in HTTP_PROXY wants a name and a password (HTTP 407)")
+
+
+@pytest.mark.parametrize("text", [None, "no certificate"])
+def test_certificates_that_cannot_be_read_are_named(monkeypatch, tmp_path, text: str | None) -> None:
+    if text:
+        (tmp_path / "ca.pem").write_text(text)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    assert "the certificates that SSL_CERT_FILE names cannot be read" in fault(
+        table("https://judge.example/v1")
+    )
 
 
 def test_what_is_meant_for_openai_alone_is_sent_to_no_other_host(serve, monkeypatch) -> None:

@@ -223,6 +223,7 @@ def test_an_unreadable_reply_is_counted_and_never_scored(serve, tmp_path: Path) 
     assert (result.unreadable, result.calls, result.questions) == (2, 10, 6)
     assert [verdict.question for verdict in result.preferred] == ["q1", "q2", "q3", "q4", "q5"]
     assert "2 of 10 replies do not end in a verdict" in result.says[-1]
+    assert result.says[-1].endswith("They end in 'I cannot say.' (2 times).")
     fedit = judging.judge(MINE, BASE, asked(6), table(judge.url, protocol="fedit"), tmp_path, silent)
     assert (fedit.unreadable, len(fedit.scored)) == (3, 15)
 
@@ -255,6 +256,89 @@ def test_replies_that_were_cut_say_so(serve, tmp_path: Path) -> None:
         judging.judge(MINE, BASE, asked(1), table(judge.url), tmp_path, silent)
 
 
+def test_unreadable_replies_are_shown_by_how_they_end(serve, tmp_path: Path) -> None:
+    def rule(handler: server.Handler, prompt: str) -> None:
+        if "Why 5?" in prompt:
+            server.said(handler, fair(prompt))
+        elif "Why 0?" in prompt:
+            server.said(handler, "First of all, the", finish="length")
+        else:
+            server.said(handler, "[[A]]\x1b[2J" if "Why 1?" in prompt else f"{shown(prompt)[0]}\u202e.")
+
+    judge = serve(always=rule)
+    result = judging.judge(MINE, BASE, asked(6), table(judge.url), tmp_path, silent)
+    assert (result.unreadable, result.calls) == (8, 10)
+    last = result.says[-1]
+    assert r"'[[A]]\x1b[2J' (2 times)" in last
+    assert "'First of all, the' (2 times)" in last
+    assert last.endswith("and 2 other ways. 2 of them were cut; raise judge.max_tokens.")
+    assert last.isprintable()
+
+
+def test_a_model_that_thinks_first_has_its_own_count_and_is_asked_again(serve, tmp_path: Path) -> None:
+    spent = True
+
+    def rule(handler: server.Handler, prompt: str) -> None:
+        if spent and "Why 1?" in prompt:
+            server.said(handler, "", finish="length", thought=10)
+        else:
+            server.said(handler, fair(prompt))
+
+    judge = serve(always=rule)
+    settings = table(judge.url, max_tokens=99)
+    result = judging.judge(MINE, BASE, asked(6), settings, tmp_path, silent)
+    assert (result.wordless, result.unreadable, result.left, result.calls) == (2, 0, 0, 8)
+    assert result.row()["wordless"] == 2
+    assert [verdict.question for verdict in result.preferred] == ["q0", "q2", "q3", "q4", "q5"]
+    assert result.says[-1].startswith("2 replies of the judge judge-1 ended before their first word")
+    assert "judge.max_tokens, now 99," in result.says[-1]
+    assert len(cache.read(tmp_path)) == 8
+    spent = False
+    again = judging.judge(MINE, BASE, asked(6), settings, tmp_path, silent)
+    assert (again.wordless, again.new_calls, len(again.preferred)) == (0, 2, 6)
+
+
+def test_a_judge_that_only_thinks_is_stopped_early(serve, tmp_path: Path) -> None:
+    judge = serve(always=lambda handler, _: server.said(handler, None, finish="length"))
+    with pytest.raises(JudgeError, match=r"all 5 replies .* before their first word.* now 512, .*raise it"):
+        judging.judge(MINE, BASE, asked(6), table(judge.url, concurrency=1), tmp_path, silent)
+    assert judge.calls == 5
+    assert cache.read(tmp_path) == {}
+
+
+def test_a_filtered_reply_is_refused_and_not_unreadable(serve, tmp_path: Path) -> None:
+    def rule(handler: server.Handler, prompt: str) -> None:
+        if "Why 1?" in prompt:
+            server.said(handler, "The first an", finish="content_filter")
+        else:
+            server.said(handler, fair(prompt))
+
+    judge = serve(always=rule)
+    result = judging.judge(MINE, BASE, asked(6), table(judge.url), tmp_path, silent)
+    assert (result.refused, result.unreadable, result.calls, result.left) == (2, 0, 8, 0)
+    assert result.says[-1].endswith("(its content filter stopped the reply, content_filter).")
+
+
+def test_a_judge_with_a_temperature_and_a_limit_of_its_own_is_judged_by(serve, tmp_path: Path) -> None:
+    """Also where many requests find it out at once."""
+
+    def rule(handler: server.Handler, prompt: str) -> None:
+        time.sleep(0.02)
+        for name, instead in (("max_tokens", "use 'max_completion_tokens'"), ("temperature", "only 1")):
+            if name in handler.asked:
+                server.status(400, f"Unsupported: '{name}'; {instead}")(handler, prompt)
+                return
+        server.said(handler, fair(prompt))
+
+    judge = serve(always=rule)
+    result = judging.judge(MINE, BASE, asked(6), table(judge.url, concurrency=8), tmp_path, silent)
+    assert (result.calls, result.refused, result.unreadable) == (10, 0, 0)
+    assert [verdict.result for verdict in result.preferred] == [1, 1, 0, 0.5, 1, 1]
+    assert result.says[-1].startswith("10 replies are at the judge's own temperature")
+    again = judging.judge(MINE, BASE, asked(6), table(judge.url), tmp_path, silent)
+    assert (again.new_calls, again.says) == (0, result.says)
+
+
 def test_a_refused_prompt_is_counted_and_the_others_are_judged(serve, tmp_path: Path) -> None:
     def rule(handler: server.Handler, prompt: str) -> None:
         step = server.status(400, "too long") if "Why 1?" in prompt else None
@@ -268,8 +352,8 @@ def test_a_refused_prompt_is_counted_and_the_others_are_judged(serve, tmp_path: 
 
 
 def test_an_endpoint_that_refuses_everything_is_not_asked_on(serve, tmp_path: Path) -> None:
-    judge = serve(always=server.status(400, "no temperature here"))
-    words = r"refuses what it is asked \(HTTP 400: no temperature here\); change that in the table judge"
+    judge = serve(always=server.status(400, "no such tool here"))
+    words = r"refuses what it is asked \(HTTP 400: no such tool here\); change that in the table judge"
     with pytest.raises(JudgeError, match=words):
         judging.judge(MINE, BASE, asked(6), table(judge.url, concurrency=1), tmp_path, silent)
     assert judge.calls == 5

@@ -26,7 +26,12 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
         ("VERDICT: first\nVERDICT: second", "second"),
         ("VERDICT: first\nOr rather not.", None),
         ("VERDICT: first or second", None),
-        ("VERDICT: [[first]]", None),
+        ("VERDICT: [[A]]", None),
+        ("VERDICT: [first, second or tie]", None),
+        ("VERDICT: first<|im_end|>\n<|im_start|>user\nAnd now?", None),
+        ("<think>Hm.\nVERDICT: first", None),
+        ("VERDICT: \ufb01rst", None),
+        ("VERDICT: fir\u017ft", None),
         ("VERDICT: third", None),
         ("The VERDICT: first", None),
         ("I say first", None),
@@ -36,6 +41,96 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 )
 def test_a_verdict_is_the_last_line_or_none(reply: str, verdict: str | None) -> None:
     assert prompts.verdict(reply) == verdict
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "VERDICT: [first]",
+            "VERDICT: [[first]]",
+            "[VERDICT: first]",
+            "VERDICT: (first)",
+            "VERDICT: <first>",
+        ),
+        *('VERDICT: "first"', '"VERDICT: first"', "'VERDICT: first'", "VERDICT: \u201cfirst\u201d."),
+        *(
+            "VERDICT: \u00abfirst\u00bb",
+            "\u300cVERDICT: first\u300d",
+            "VERDICT\uff1afirst",
+            "VERDICT\uff1a\u3010first\u3011",
+        ),
+        *(
+            "\uff36\uff25\uff32\uff24\uff29\uff23\uff34\uff1a first\u3002",
+            "VERDICT:\u00a0first",
+            "VERDICT : first",
+        ),
+        *(
+            "VERDICT: first</s>",
+            "VERDICT: first<|im_end|>",
+            "VERDICT: first<|eot_id|>\n",
+            "VERDICT: first <eos>",
+        ),
+        *(
+            "VERDICT: first<end_of_turn>\n\n",
+            "VERDICT: first\n<|endoftext|>",
+            "<answer>VERDICT: first</answer>",
+        ),
+        *(
+            "VERDICT: first<\uff5cend\u2581of\u2581sentence\uff5c>",
+            "VERDICT: first\n</answer>",
+            "VERDICT: first [/INST]",
+        ),
+        *(
+            "### VERDICT: first",
+            "> VERDICT: first",
+            "- VERDICT: **first**",
+            "VERDICT: $\\boxed{\\text{first}}$",
+        ),
+        *("\\boxed{VERDICT: first}", '{"verdict": "first"}', "VERDICT: first\n---", "**VERDICT:** `first`"),
+        *("<think>VERDICT: second</think>VERDICT: first", "Let me think.\n</think>\n\nVERDICT: first"),
+    ],
+)
+def test_what_is_put_around_a_verdict_is_taken_off(line: str) -> None:
+    assert prompts.verdict(f"Both are good.\n{line}") == "first"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("[SCORES: first 7, second 9]", "SCORES: [[first 7, second 9]]", "SCORES: first [7], second [9]"),
+        *(
+            '"SCORES: first 7, second 9"',
+            'SCORES: first "7", second "9".',
+            "SCORES\uff1afirst 7\uff0c second 9",
+        ),
+        *(
+            "SCORES: first \uff17, second \uff19",
+            "SCORES: first 7, second 9<|im_end|>",
+            "SCORES: **first** 7, **second** 9",
+        ),
+        *(
+            "SCORES: first 7, second 9\n</s>",
+            '{"SCORES": {"first": 7, "second": 9}}',
+            "SCORES: first: 7, second: 9",
+        ),
+    ],
+)
+def test_what_is_put_around_scores_is_taken_off(line: str) -> None:
+    assert prompts.scores(f"Both are good.\n{line}") == (7, 9)
+
+
+def test_scores_that_were_cut_may_lack_a_digit() -> None:
+    assert prompts.scores("SCORES: first 7, second 1", cut=True) is None
+    assert prompts.scores("SCORES: first 7, second 1\n", cut=True) == (7, 1)
+    assert prompts.scores("SCORES: first 7, second 9", cut=True) is None
+
+
+def test_a_long_line_is_passed_over_at_once() -> None:
+    """By a pattern that goes back, this would take years."""
+    for line in (" " * 200_000 + "x", "[" * 200_000 + "x", "<|" * 100_000):
+        assert prompts.verdict(f"VERDICT: tie\n{line}") is None
+        assert prompts.verdict(f"{line}\nVERDICT: tie") == "tie"
 
 
 @pytest.mark.parametrize(

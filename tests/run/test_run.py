@@ -517,7 +517,7 @@ def test_a_torn_last_line_of_the_log_is_mended(table, whole) -> None:
 def test_data_that_were_not_all_written_are_prepared_again(table, whole) -> None:
     path = stopped(table, 0)
     (path / "data" / "index.json").unlink()
-    shutil.rmtree(path / "data" / "clients" / "0001")
+    shutil.rmtree(path / "data" / "clients")
     (path / LOG).unlink()
     assert_same_end(finish(resume(path)), whole)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("nvflare")
 
@@ -23,6 +26,7 @@ from shepherd.silos.flare.kits import Kit
 from shepherd.silos.flare.probe import DOUBT, HungUp, Reached
 from shepherd.silos.server import serve as server
 from shepherd.silos.site import serve as site
+from shepherd.ui.cli import main as cli
 from tests.silos.flare import federations
 
 Keep = Callable[[Callable[[str], None], threading.Event], None]
@@ -96,11 +100,17 @@ def _lines(kit: Path, pattern: str) -> int:
     return len(re.findall(pattern, log.read_text() if log.exists() else ""))
 
 
-def test_both_are_started_again_when_they_are_killed_and_find_each_other(federation: Path) -> None:
+def test_both_are_started_again_when_they_are_killed_and_find_each_other(
+    federation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("https_proxy", "http_proxy", "all_proxy", "grpc_proxy", "wss_proxy"):  # that lead nowhere
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "socks5://127.0.0.1:9")
     kit = kits.read(federation / "sites" / "site-1", "site")
     with running(a_site(kit)) as member:
         until(lambda: member.said)
         assert "nobody listens" in member.said[0]  # a site may be up before the server
+        assert "not by the proxy in https_proxy" in member.said[0]
         with running(the_server(federation)) as host:
             until(lambda: registered(federation) == told(kit) == 1)
             os.kill(member.started()[0], signal.SIGKILL)
@@ -119,11 +129,45 @@ def test_both_are_started_again_when_they_are_killed_and_find_each_other(federat
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts(federation: Path) -> None:
-    import socket
-
     kit = server.kit_in(federation / "server")
     with socket.create_server(("", kit.port)), pytest.raises(SilosError, match=f"port {kit.port} is taken"):
         server.keep(kit, lambda line: None, threading.Event())
+
+
+def test_a_port_that_is_taken_while_the_server_is_down_ends_it_with_a_sentence(
+    federation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with a start every half minute."""
+    kit = server.kit_in(federation / "server")
+    monkeypatch.setattr(server, "require_port", lambda kit: None)  # it was free a moment ago
+    said: list[str] = []
+    with (
+        socket.create_server(("", kit.port)),
+        pytest.raises(SilosError, match=f"^port {kit.port} is taken on this machine .* stop what listens"),
+    ):
+        server.keep(kit, said.append, threading.Event())
+    assert [line for line in said if "started" in line] == said[-2:-1]
+    assert said[-1] == "stopped"
+
+
+def test_clocks_apart_are_said_while_a_site_runs(federation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = kits.read(federation / "sites" / "site-1", "site")
+    answers = [Reached(skew=0.0), Reached(skew=3600.0), Reached(skew=3601.0), Reached(skew=1.0)]
+    said: list[str] = []
+    stop = threading.Event()
+
+    def reach(kit: Kit) -> Reached:
+        if len(answers) == 1:
+            stop.set()
+        return answers.pop(0)
+
+    monkeypatch.setattr(site, "reach", reach)
+    monkeypatch.setattr(site, "LOOK", 0.001)
+    site._watch(kit, said.append, stop)
+    assert [line[:40] for line in said] == [
+        "this machine's clock is 60 min ahead of ",
+        f"the server at localhost:{kit.port} is there, and the clocks agree"[:40],
+    ]
 
 
 def test_a_stranger_is_told_and_starts_nothing(federation: Path, tmp_path: Path) -> None:
@@ -174,3 +218,14 @@ def test_loosened_settings_are_put_back_before_anything_starts(federation: Path,
         until(lambda: member.said)
     assert "allow_log_streaming had been loosened" in member.said[0]
     assert '"allow_log_streaming": false' in loose.read_text()
+
+
+@pytest.mark.parametrize("name", ["server", "site"])
+def test_systemd_does_not_start_again_what_ended_with_a_sentence(name: str) -> None:
+    unit = configparser.ConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment]
+    unit.read(Path(__file__).parents[2] / "docs" / "deploy" / f"shepherd-{name}.service")
+    config = ["--config", "/nowhere/site.toml"] if name == "site" else []
+    ended = CliRunner().invoke(cli.main, ["silos", name, "/nowhere", *config])
+    assert "/nowhere is no kit" in ended.output
+    assert unit["Service"]["RestartPreventExitStatus"] == str(ended.exit_code)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +27,8 @@ class Arm:
 
     client: the client of a local arm. overrides: changes of a variant to the run file. match: how long a
     local or centralised arm trains: as many consecutive optimiser steps as a client that is in every round
-    ("steps"), or as many examples as the federated arm saw over all its clients ("examples").
+    ("steps"), or as many examples as the federated arm saw over all its clients ("examples"). twin: whether
+    another client's name differs only in case, which some file systems ignore.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Arm:
     client: str | None = None
     overrides: tuple[str, ...] = ()
     match: Way = "steps"
+    twin: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +62,17 @@ def arms(spec: CompareSpec, clients: Sequence[str]) -> tuple[Arm, ...]:
         SettingsError: a client is unknown, or a variant cannot be read, is named twice, or changes a key that
             all arms share.
     """
-    names = tuple(clients) if spec.locals is None else tuple(dict.fromkeys(spec.locals))
-    unknown = [name for name in names if name not in clients]
-    if unknown:
-        known = ", ".join(clients[:8]) + (", ..." if len(clients) > 8 else "")
-        raise SettingsError(f"local arm {unknown[0]!r} is not a client of this run; its clients are {known}")
+    names = tuple(clients) if spec.locals is None else _local_clients(spec.locals, clients)
+    twins = alike(clients)
     both = spec.match == "both"
     local: Way = "steps" if spec.match == "both" else spec.match
     central: Way = "examples" if spec.match == "both" else spec.match
     found = (
         Arm(name=BASE, kind="base"),
-        *(Arm(name=LOCAL + name, kind="local", client=name, match=local) for name in names),
+        *(
+            Arm(name=LOCAL + name, kind="local", client=name, match=local, twin=name in twins)
+            for name in names
+        ),
         Arm(name=CENTRALISED, kind="centralised", match=central),
         *[Arm(name=BY_STEPS, kind="centralised", match="steps")] * both,
         Arm(name=FEDERATED, kind="federated"),
@@ -76,10 +80,38 @@ def arms(spec: CompareSpec, clients: Sequence[str]) -> tuple[Arm, ...]:
     )
     seen: set[str] = set()
     for arm in found:
-        if arm.name in seen:
+        name = arm.name.lower() if arm.kind == "variant" else arm.name  # its folder has no other name
+        if name in seen:
             raise SettingsError(f"two arms are called {arm.name!r}; give each a name of its own")
-        seen.add(arm.name)
+        seen.add(name)
     return found
+
+
+def alike(clients: Iterable[str]) -> frozenset[str]:
+    """Those of these names that another one differs from in small and capital letters alone.
+
+    >>> sorted(alike(["Ulm", "ulm", "Bonn"]))
+    ['Ulm', 'ulm']
+    """
+    names = tuple(clients)
+    times = Counter(map(str.lower, names))
+    return frozenset(name for name in names if times[name.lower()] > 1)
+
+
+def _local_clients(wanted: Sequence[str], clients: Sequence[str]) -> tuple[str, ...]:
+    """The clients of these names, each once; a name may be typed in another Unicode form than a file has it.
+
+    Raises:
+        SettingsError: there is no client of a name.
+    """
+    known, forms = set(clients), {unicodedata.normalize("NFC", name): name for name in clients}
+    found = [name if name in known else forms.get(unicodedata.normalize("NFC", name)) for name in wanted]
+    if None in found:
+        some = ", ".join(clients[:8]) + (", ..." if len(clients) > 8 else "")
+        raise SettingsError(
+            f"local arm {wanted[found.index(None)]!r} is not a client of this run; its clients are {some}"
+        )
+    return tuple(dict.fromkeys(name for name in found if name is not None))
 
 
 def variant(text: str) -> Arm:

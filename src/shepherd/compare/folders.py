@@ -12,19 +12,22 @@ runs/NAME/compare/
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from shepherd.compare.arms import Arm
+from shepherd.compare.arms import LOCAL, Arm, alike
 from shepherd.errors import FolderError
 from shepherd.io import private
 from shepherd.io.atomic import write_atomic
 from shepherd.visible import shown_json
 
 PLAN, COMPARISON, TUNED = "plan.json", "comparison.json", "tuned.json"
+_LONGEST, _DIGITS = 200, 16
+"""Letters of a file's name, of which most systems take 255, and of the digest where a name is longer."""
 
 
 def compare_folder(run: Path) -> Path:
@@ -49,9 +52,20 @@ def scores_file(run: Path, number: int, arm: Arm) -> Path:
     return seed_folder(run, number) / "scores" / f"{_file_name(arm)}.json"
 
 
+def local_names(clients: Collection[str]) -> dict[str, str]:
+    """The name of each client's own arm, by that of its folder."""
+    twins = alike(clients)
+    local = [Arm(name=LOCAL + each, kind="local", client=each, twin=each in twins) for each in clients]
+    return {_file_name(arm): arm.name for arm in local}
+
+
 def _file_name(arm: Arm) -> str:
-    """The arm's name, quoted: a client's name may hold any character."""
-    return quote(arm.name, safe=" ()[],;=@+~!'&")
+    """A client may be called anything, in more letters than a file has, or as another but for a capital."""
+    name = quote(arm.name, safe=" ()[],;=@+~!'&")
+    if not arm.twin and len(name) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(arm.name.encode()).hexdigest()[:_DIGITS]
+    return f"{name[: _LONGEST // 2]}~{digest}"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

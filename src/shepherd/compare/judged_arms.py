@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from shepherd.compare.adapters import arm_adapter
-from shepherd.compare.arms import FEDERATED, Arm
+from shepherd.compare.arms import FEDERATED, Arm, alike
 from shepherd.compare.folders import (
     COMPARISON,
     compare_folder,
@@ -67,7 +67,8 @@ def judged(
 def _judge_arms(run: Path, table: JudgeTable, echo: Echo, max_calls: int | None, consent: Consent) -> Row:
     path = compare_folder(run) / COMPARISON
     found = read_json(path) or {}
-    arms = [_arm(row) for row in found["arms"]]
+    twins = alike(pipeline.load(run / "data").clients)
+    arms = [_arm(row, twins) for row in found["arms"]]
     asked, answers = _questions_and_answers(run, arms, table, echo, consent)
     pairs = [(answers[arm.name], answers[FEDERATED]) for arm in arms if arm.name != FEDERATED]
     result = judging.judge_pairs(
@@ -78,8 +79,14 @@ def _judge_arms(run: Path, table: JudgeTable, echo: Echo, max_calls: int | None,
     return found
 
 
-def _arm(row: Mapping[str, Any]) -> Arm:
-    return Arm(name=row["name"], kind=row["kind"], client=row["client"], overrides=tuple(row["overrides"]))
+def _arm(row: Mapping[str, Any], twins: Collection[str]) -> Arm:
+    return Arm(
+        name=row["name"],
+        kind=row["kind"],
+        client=row["client"],
+        overrides=tuple(row["overrides"]),
+        twin=row["client"] in twins,
+    )
 
 
 def _questions_and_answers(

@@ -6,7 +6,7 @@ data/
   index.json       clients, their category counts, and what was cut, dropped and left out
   heldout.jsonl    the held-out examples, in the order in which they are drawn to be scored
   heldout/         their tokens
-  clients/0000/    each client's tokens, in the order of index.json
+  clients/         all clients' tokens, one after another in the order of index.json
 """
 
 from __future__ import annotations
@@ -276,13 +276,13 @@ def save(folder: Path, prepared: TokenisedData) -> None:
     """
     with disk_errors(folder):
         private.make(folder)
-        for number, data in enumerate(prepared.clients.values()):
-            data.save(folder / "clients" / f"{number:04d}")
+        stored.save_together(folder / "clients", list(prepared.clients.values()))
         prepared.heldout.save(folder / "heldout")
     lines = [json.dumps(_plain(example)) + "\n" for example in prepared.heldout_examples]
     write_atomic(folder / HELDOUT, "".join(lines))
     index = {
         "clients": list(prepared.clients),
+        "sizes": list(map(len, prepared.clients.values())),
         "mixes": prepared.category_counts,
         "summary": prepared.summary,
         "dropped": list(prepared.dropped),
@@ -300,8 +300,12 @@ def load(folder: Path) -> TokenisedData:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf8"))
         lines = (folder / HELDOUT).read_text(encoding="utf8").splitlines()
-        names = enumerate(index["clients"])
-        clients = {name: stored.load(folder / "clients" / f"{number:04d}") for number, name in names}
+        names = index["clients"]
+        if "sizes" in index:
+            parts = stored.load(folder / "clients").split(index["sizes"])
+        else:  # an earlier version had a folder for each client
+            parts = [stored.load(folder / "clients" / f"{number:04d}") for number in range(len(names))]
+        clients = dict(zip(names, parts, strict=True))
         heldout = stored.load(folder / "heldout")
         if len(lines) != len(heldout):
             raise DataError(f"{HELDOUT} has {len(lines)} examples and their tokens {len(heldout)}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +73,71 @@ class Tokens:
 
         One process at a time: what a killed one left half done is cleared away here.
         """
-        folder = Path(folder)
-        private.make(folder.parent)
-        fresh = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(fresh, ignore_errors=True)
-        try:
-            fresh.mkdir(mode=private.FOLDER)
+        with _replacing(Path(folder)) as fresh:
             for name in ARRAYS:
                 with open(fresh / f"{name}.npy", "wb", opener=private.owner_only) as file:
                     np.save(file, getattr(self, name))
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
+
+    def split(self, sizes: Sequence[int]) -> list[Tokens]:
+        """The first examples, the next ones and so on, as views.
+
+        Args:
+            sizes: how many examples each part has.
+
+        Raises:
+            DataError: these are not as many as there are.
+        """
+        if min(sizes, default=0) < 0 or sum(sizes) != len(self):
+            raise DataError(f"there are {len(self)} examples and not {sum(sizes)}")
+        ends = np.cumsum([0, *sizes])
+        pieces = [self.offsets[begin : end + 1] for begin, end in pairwise(ends)]
+        return [
+            Tokens(
+                ids=self.ids[piece[0] : piece[-1]],
+                trained=self.trained[piece[0] : piece[-1]],
+                offsets=np.asarray(piece - piece[0]),
+            )
+            for piece in pieces
+        ]
+
+
+def save_together(folder: str | Path, parts: Sequence[Tokens]) -> None:
+    """As `Tokens.save` of all of `parts`, one after another; `Tokens.split` is the way back.
+
+    A folder for each part would be thousands of files, of which a process may have a few hundred open: a
+    memory map keeps its file open.
+    """
+    borders = np.cumsum([0, *(len(part.ids) for part in parts)], dtype=np.int64)
+    offsets = [part.offsets[1:] + border for part, border in zip(parts, borders, strict=False)]
+    pieces: dict[str, list[NDArray[Any]]] = {
+        "ids": [part.ids for part in parts],
+        "trained": [part.trained for part in parts],
+        "offsets": [np.zeros(1, np.int64), *offsets],
+    }
+    with _replacing(Path(folder)) as fresh:
+        for name, kind in ARRAYS.items():
+            with open(fresh / f"{name}.npy", "wb", opener=private.owner_only) as file:
+                size = sum(map(len, pieces[name]))
+                header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (size,)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for piece in pieces[name]:
+                    file.write(np.asarray(piece, kind).tobytes())
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder that takes the place of `folder` at the end, or goes without a trace."""
+    private.make(folder.parent)
+    fresh = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(mode=private.FOLDER)
+        yield fresh
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
 
 
 def load(folder: str | Path) -> Tokens:

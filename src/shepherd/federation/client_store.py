@@ -72,6 +72,8 @@ class OnDisk:
 
     folder: Path
     checkpoints: int
+    _rounds: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Of which rounds there are files, by client: to list a folder of thousands at each visit takes long."""
 
     def get(self, client: str, kept: StoredMemory) -> Payload:
         """See `ClientStore`."""
@@ -107,13 +109,22 @@ class OnDisk:
 
     def _forget(self, client: str, round: int) -> None:
         """Delete the files that are older than any that a kept checkpoint refers to."""
-        files = self.folder.glob(f"{_name(client)}-*.safetensors")
-        rounds = sorted(int(path.stem.rpartition("-")[2]) for path in files)
+        rounds = sorted({*self._found(_name(client)), round})
         oldest = round - self.checkpoints
         needed = max((each for each in rounds if each <= oldest), default=oldest)
         for each in rounds:
             if each < needed:
                 self._path(client, each).unlink(missing_ok=True)
+        self._rounds[_name(client)] = [each for each in rounds if each >= needed]
+
+    def _found(self, name: str) -> list[int]:
+        """The rounds of a client's files, by the one look at the folder that is taken."""
+        if not self._rounds:
+            for path in self.folder.glob("*.safetensors"):
+                whose, _, number = path.stem.rpartition("-")
+                if number.isdecimal():
+                    self._rounds.setdefault(whose, []).append(int(number))
+        return self._rounds.get(name, [])
 
     def _path(self, client: str, round: int) -> Path:
         return self.folder / f"{_name(client)}-{round:0{ROUND_DIGITS}d}.safetensors"

@@ -23,12 +23,16 @@ FILE = "verdicts.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What the judge wrote. `cut` says that it ran into max_tokens; tokens are 0 where it did not say."""
+    """What the judge wrote. `cut` says that it ran into max_tokens; tokens are 0 where it did not say.
+
+    `own_temperature` says that the judge refused the one that was asked for, and replied at its own.
+    """
 
     text: str
     cut: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    own_temperature: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +101,20 @@ def _lines(content: bytes) -> Iterator[tuple[str, Reply]]:
     for line in content.split(b"\n"):
         try:
             row = json.loads(line)
-            yield (
+            key, reply = (
                 str(row["key"]),
                 Reply(
                     text=str(row["text"]),
                     cut=bool(row["cut"]),
                     prompt_tokens=int(row["prompt_tokens"]),
                     completion_tokens=int(row["completion_tokens"]),
+                    own_temperature=bool(row.get("own_temperature")),
                 ),
             )
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             continue
+        if reply.text.strip() or not reply.cut:  # cut before its first word: an earlier version kept those
+            yield key, reply
 
 
 @contextmanager

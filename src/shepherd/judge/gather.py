@@ -7,7 +7,7 @@ and the sentence says where to go on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 NONSENSE = 20
 """So many replies without one verdict, and no more are paid for."""
 REFUSALS = 5
-"""So many prompts refused without one reply, and no more are sent."""
+"""So many prompts refused, or spent before a first word, without one reply, and no more are sent."""
+_FORMS = {"pairwise": "VERDICT: tie", "fedit": "SCORES: first 7, second 9"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,13 +34,32 @@ class _Work:
     total: int
     cache: Cache
     table: JudgeTable
-    readable: Callable[[str], bool]
+    readable: Callable[[Reply], bool]
     echo: Callable[[str], None]
     sense: bool = False
     """Whether any reply had a verdict."""
     replies: int = 0
     refused: dict[str, str] = field(default_factory=dict)
+    wordless: set[str] = field(default_factory=set)
     fault: ShepherdError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unanswered:
+    """Requests that got no reply to keep, by key; the next command asks them again."""
+
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why each was refused."""
+    wordless: frozenset[str] = frozenset()
+    """Those whose tokens were spent before a first word."""
+
+    def __len__(self) -> int:
+        return len(self.refused) + len(self.wordless)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """All of them."""
+        return self.wordless | self.refused.keys()
 
 
 def gather(
@@ -47,11 +67,11 @@ def gather(
     cache: Cache,
     table: JudgeTable,
     *,
-    readable: Callable[[str], bool],
+    readable: Callable[[Reply], bool],
     sense: bool,
     echo: Callable[[str], None],
-) -> dict[str, str]:
-    """Send these requests and keep their replies in `cache`; return why some prompts were refused, by key.
+) -> Unanswered:
+    """Send these requests and keep their replies in `cache`; return which got none, and why.
 
     Args:
         readable: whether a reply has a verdict.
@@ -72,12 +92,12 @@ def gather(
         sense=sense,
     )
     asyncio.run(_all(work))
-    if work.fault is None and work.refused and not work.replies:
+    if work.fault is None and _unanswered(work) and not work.replies:
         work.fault = _refusal(work)
     if work.fault is not None:
         kept = f"; {len(cache.replies):,} replies are kept in {cache.path}, where the same command goes on"
         raise type(work.fault)(f"{work.fault}{kept if cache.replies else ''}") from work.fault
-    return work.refused
+    return Unanswered(refused=work.refused, wordless=frozenset(work.wordless))
 
 
 async def _all(work: _Work) -> None:
@@ -89,27 +109,35 @@ async def _all(work: _Work) -> None:
         ) from None
     async with client.opened(work.table) as endpoint:
         workers = min(work.table.concurrency, work.total)
-        await asyncio.gather(*(_worker(work, endpoint, client.Refused) for _ in range(workers)))
+        await asyncio.gather(*(_worker(work, endpoint) for _ in range(workers)))
 
 
-async def _worker(work: _Work, endpoint: Endpoint, refused: type[Exception]) -> None:
+async def _worker(work: _Work, endpoint: Endpoint) -> None:
+    from shepherd.judge import client
+
     for ask in work.left:  # one iterator for all the workers
         try:
             _keep(work, ask, await endpoint.reply(ask.prompt))
-        except refused as error:
+        except client.Refused as error:
             work.refused[ask.key] = str(error)
-            if not work.replies and len(work.refused) >= REFUSALS:
-                work.fault = work.fault or _refusal(work)
+        except client.Wordless:
+            work.wordless.add(ask.key)
         except ShepherdError as error:
             work.fault = work.fault or error
+        if not work.replies and _unanswered(work) >= REFUSALS:
+            work.fault = work.fault or _refusal(work)
         if work.fault is not None:
             return
+
+
+def _unanswered(work: _Work) -> int:
+    return len(work.refused) + len(work.wordless)
 
 
 def _keep(work: _Work, ask: Ask, reply: Reply) -> None:
     work.cache.add(ask.key, reply, ask.about)
     work.replies += 1
-    work.sense = work.sense or work.readable(reply.text)
+    work.sense = work.sense or work.readable(reply)
     step = max(1, work.total // 10)
     if work.replies % step == 0 or work.replies == work.total:
         work.echo(f"{work.replies:,} of {work.total:,} replies")
@@ -119,14 +147,33 @@ def _keep(work: _Work, ask: Ask, reply: Reply) -> None:
 
 def nonsense(number: int, last: Reply, table: JudgeTable) -> JudgeError:
     """The sentence on a judge that gave no verdict at all."""
-    cut = "it was cut, so raise judge.max_tokens" if last.cut else "take a stronger judge"
+    cut = (
+        "it was cut, so raise judge.max_tokens"
+        if last.cut
+        else f"the last line has to be as {_FORMS[table.protocol]!r}, so take a stronger judge"
+    )
     return JudgeError(
         f"none of {number:,} replies of the judge {table.model} ends in a verdict "
-        f"(the last ends in {' '.join(last.text.split())[-60:]!r}); {cut}"
+        f"(the last ends in {end_of(last)}); {cut}"
+    )
+
+
+def end_of(reply: Reply) -> str:
+    """The end of a reply, in quotes and fit for a terminal."""
+    return repr(" ".join(reply.text.split())[-60:])
+
+
+def wordless(number: int, table: JudgeTable) -> str:
+    """The sentence on requests that a model which thinks first has spent on that."""
+    return (
+        f"{number:,} replies of the judge {table.model} ended before their first word: it thinks first, and "
+        f"judge.max_tokens, now {table.max_tokens:,}, is for both; raise it, or switch its thinking off"
     )
 
 
 def _refusal(work: _Work) -> JudgeError:
+    if not work.refused:
+        return JudgeError(f"all {wordless(len(work.wordless), work.table)}")
     reason = next(iter(work.refused.values()))
     return JudgeError(
         f"{work.table.base_url} refuses what it is asked ({reason}); change that in the table judge "

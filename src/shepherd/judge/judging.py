@@ -7,6 +7,7 @@ disagree, the question is a tie, so a liking for the first place cannot win.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -20,13 +21,15 @@ from shepherd.judge import asks, cache, prompts
 from shepherd.judge.answers import Answers
 from shepherd.judge.asks import Ask, Pair, Plan
 from shepherd.judge.cache import Reply
-from shepherd.judge.gather import gather, nonsense
+from shepherd.judge.gather import Unanswered, end_of, gather, nonsense, wordless
 from shepherd.judge.questions import Question
 from shepherd.settings import JudgeTable
 
 Echo = Callable[[str], None]
 Replies = Mapping[str, Reply]
 
+_SHOWN = 3
+"""Ends of unreadable replies that are shown."""
 _SEEN: Mapping[prompts.Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
@@ -35,9 +38,9 @@ class Result:
     """What the judge said of some pairs of arms.
 
     `questions` is how many of those `asked`, from the first on, every pair has all its replies to; `left`
-    is how many requests are still to be made. `refused` and `unreadable` replies are counted and never
-    scored. `calls` and the tokens are of all the replies there are, paid for now or before; `new_calls`
-    are those of now.
+    is how many requests are still to be made. `refused` and `wordless` requests have no reply; they and
+    `unreadable` replies are counted and never scored. `calls` and the tokens are of all the replies there
+    are, paid for now or before; `new_calls` are those of now.
     """
 
     protocol: str
@@ -51,6 +54,7 @@ class Result:
     completion_tokens: int
     unreadable: int = 0
     refused: int
+    wordless: int = 0
     left: int
     scored: tuple[Scored, ...] = ()
     preferred: tuple[Preferred, ...] = ()
@@ -72,6 +76,7 @@ class Result:
             "tokens": self.prompt_tokens + self.completion_tokens,
             "unreadable": self.unreadable,
             "refused": self.refused,
+            "wordless": self.wordless,
             "left": self.left,
             "rows": [dict(row) for row in self.rows],
             "strengths": [dict(row) for row in self.strengths],
@@ -134,14 +139,15 @@ def judge_pairs(
         coming = asks.plan(wanted, kept.replies, table, max_calls)
         echo(coming.sentence(table))
         before = len(kept.replies)
-        refused = _gathered(wanted, kept, table, echo, max_calls)
+        unanswered = _gathered(wanted, kept, table, echo, max_calls)
         new_calls = len(kept.replies) - before
     used = {ask.key: kept.replies[ask.key] for ask in wanted if ask.key in kept.replies}
-    bad = [reply for reply in used.values() if not _readable(table)(reply.text)]
+    bad = [reply for reply in used.values() if not _readable(table)(reply)]
     if used and len(bad) == len(used):
         raise nonsense(len(bad), bad[-1], table)
-    result = _values(pairs, questions, table, wanted, used, refused)
-    return _tabled(replace(result, new_calls=new_calls, unreadable=len(bad)), refused, against)
+    result = replace(_values(pairs, questions, table, wanted, used, unanswered), new_calls=new_calls)
+    says = (*_missing(result, unanswered, table), *_flawed(result, used, bad))
+    return _tabled(replace(result, unreadable=len(bad)), says, against)
 
 
 def _wanted(pairs: Sequence[Pair], questions: Sequence[Question], table: JudgeTable) -> tuple[Ask, ...]:
@@ -157,20 +163,21 @@ def _wanted(pairs: Sequence[Pair], questions: Sequence[Question], table: JudgeTa
 
 def _gathered(
     wanted: Sequence[Ask], kept: cache.Cache, table: JudgeTable, echo: Echo, max_calls: int | None
-) -> Mapping[str, str]:
-    """Ask for what is missing, at most `max_calls`; why some prompts were refused, by key."""
+) -> Unanswered:
+    """Ask for what is missing, at most `max_calls`; give what got no reply."""
     coming = asks.pending(wanted, kept.replies)[:max_calls]
     if not coming:
-        return {}
+        return Unanswered()
     readable = _readable(table)
     held = (kept.replies[ask.key] for ask in wanted if ask.key in kept.replies)
-    sense = any(readable(reply.text) for reply in held)
+    sense = any(map(readable, held))
     return gather(coming, kept, table, readable=readable, sense=sense, echo=echo)
 
 
-def _readable(table: JudgeTable) -> Callable[[str], bool]:
-    read = prompts.scores if table.protocol == "fedit" else prompts.verdict
-    return lambda text: read(text) is not None
+def _readable(table: JudgeTable) -> Callable[[Reply], bool]:
+    if table.protocol == "fedit":
+        return lambda reply: prompts.scores(reply.text, cut=reply.cut) is not None
+    return lambda reply: prompts.verdict(reply.text) is not None
 
 
 def _values(
@@ -179,10 +186,10 @@ def _values(
     table: JudgeTable,
     wanted: Sequence[Ask],
     used: Replies,
-    refused: Mapping[str, str],
+    unanswered: Unanswered,
 ) -> Result:
     """What was said on the questions that are complete, without its statistics."""
-    known = used.keys() | refused.keys()
+    known = used.keys() | unanswered.keys
     unfinished = {ask.question for ask in wanted if ask.key not in known}
     # not beyond the first unfinished one: there, only the ties that need no asking would be known
     complete = list(takewhile(lambda question: question.id not in unfinished, questions))
@@ -197,14 +204,15 @@ def _values(
         calls=len(used),
         prompt_tokens=sum(reply.prompt_tokens for reply in used.values()),
         completion_tokens=sum(reply.completion_tokens for reply in used.values()),
-        refused=len(refused),
+        refused=len(unanswered.refused),
+        wordless=len(unanswered.wordless),
         left=len({ask.key for ask in wanted} - known),
         scored=tuple(s for q, a, b in together if fedit for s in _scored(q, a, b, table, used)),
         preferred=tuple(p for q, a, b in together if not fedit for p in _preferred(q, a, b, table, used)),
     )
 
 
-def _tabled(result: Result, refused: Mapping[str, str], against: str | None) -> Result:
+def _tabled(result: Result, more: Sequence[str], against: str | None) -> Result:
     """With the tables of what was said, and sentences on it and on what is missing."""
     rows: Sequence[Mapping[str, Any]] = ()
     strengths: Sequence[Mapping[str, Any]] = ()
@@ -213,31 +221,52 @@ def _tabled(result: Result, refused: Mapping[str, str], against: str | None) -> 
     elif result.preferred:
         found = preference_table(result.preferred, against)
         rows, strengths = found["rows"], found["strengths"]
-    says = (*(str(row["says"]) for row in rows), *_missing(result, refused))
+    says = (*(str(row["says"]) for row in rows), *more)
     return replace(result, rows=tuple(rows), strengths=tuple(strengths), says=says)
 
 
-def _missing(result: Result, refused: Mapping[str, str]) -> Iterator[str]:
+def _missing(result: Result, unanswered: Unanswered, table: JudgeTable) -> Iterator[str]:
     if result.left:
         yield (
             f"{result.left:,} requests are left, so this is on {result.questions:,} of {result.asked:,} "
             "questions; the same command goes on with the rest."
         )
-    if result.unreadable:
-        yield (
-            f"{result.unreadable:,} of {result.calls:,} replies do not end in a verdict; "
-            "they are counted here and not scored."
-        )
-    if refused:
+    if unanswered.wordless:
+        yield f"{wordless(len(unanswered.wordless), table)}; they are not scored, and are asked again."
+    if refused := unanswered.refused:
         reason = next(iter(refused.values()))
         yield f"{len(refused):,} requests were refused and are not scored ({reason})."
+
+
+def _flawed(result: Result, used: Replies, bad: Sequence[Reply]) -> Iterator[str]:
+    """On replies that are not as they were asked for."""
+    if own := sum(reply.own_temperature for reply in used.values()):
+        yield (
+            f"{own:,} replies are at the judge's own temperature, since it takes no other; asked again, it "
+            "may say something else."
+        )
+    if bad:
+        cut = sum(reply.cut for reply in bad)
+        yield (
+            f"{len(bad):,} of {result.calls:,} replies do not end in a verdict; "
+            f"they are counted here and not scored. They end in {_ends(bad)}."
+            + (f" {cut:,} of them were cut; raise judge.max_tokens." if cut else "")
+        )
+
+
+def _ends(bad: Sequence[Reply]) -> str:
+    """How replies end, the most frequent first."""
+    ends = Counter(end_of(reply) for reply in bad)
+    shown = [f"{end} ({number:,} times)" if number > 1 else end for end, number in ends.most_common(_SHOWN)]
+    return ", ".join(shown) + (f" and {len(ends) - _SHOWN:,} other ways" if len(ends) > _SHOWN else "")
 
 
 def _scored(
     question: Question, first: Answers, second: Answers, table: JudgeTable, used: Replies
 ) -> Iterator[Scored]:
     for ask in asks.of(question, first, second, table):
-        read = prompts.scores(used[ask.key].text) if ask.key in used else None
+        reply = used.get(ask.key)
+        read = prompts.scores(reply.text, cut=reply.cut) if reply else None
         if read is not None:
             yield Scored(
                 question=question.id,

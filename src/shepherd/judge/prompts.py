@@ -1,8 +1,9 @@
 """What the judge is asked, and how its reply is read.
 
 The two answers stand between markers drawn from the hash of their own content, so no answer can close
-its own block; and only the last line of the judge's reply is read, in one fixed form. A reply that does
-not end so is unreadable: `verdict` and `scores` give None, and nothing is guessed from the rest.
+its own block; and only the last line of the judge's reply is read, in one fixed form. What servers and
+models put around that line (markdown, quotation marks, brackets, a stop token) is taken off. A reply that
+does not end so is unreadable: `verdict` and `scores` give None, and nothing is guessed from the rest.
 """
 
 from __future__ import annotations
@@ -41,13 +42,27 @@ numbers in place of the letters:
 SCORES: first A, second B"""
 
 _READ: Mapping[str, Verdict] = {"first": "first", "second": "second", "tie": "tie"}
-# markdown's marks around the line are no part of it
-_WRAP = r"[\s*_`]*"
-_VERDICT = re.compile(rf"{_WRAP}verdict{_WRAP}:{_WRAP}(first|second|tie)\b{_WRAP}\.?{_WRAP}", re.I)
-_NUMBER = r"(10(?:\.0+)?|[1-9](?:\.\d+)?)"
-_SCORES = re.compile(
-    rf"{_WRAP}scores{_WRAP}:{_WRAP}first:?\s+{_NUMBER}\s*[,;]\s*second:?\s+{_NUMBER}{_WRAP}\.?{_WRAP}", re.I
+# around a word: markdown's marks, quotation marks, brackets, and LaTeX's box
+_WRAP = (
+    r"(?:[\s*_`\"'\u2018-\u201f\u00ab\u00bb\u2039\u203a\u3008-\u3011\[\](){}<>$]|\\(?:boxed|text|textbf)\b)*"
 )
+# in front of a line: also a heading's, a quotation's and a list's marks
+_LEAD = rf"[\s#>+-]*{_WRAP}"
+_TAIL = rf"{_WRAP}[.!\u3002]?{_WRAP}"
+_VERDICT = re.compile(rf"{_LEAD}verdict{_WRAP}:{_WRAP}(first|second|tie)\b{_TAIL}", re.I)
+_NUMBER = rf"{_WRAP}(10(?:\.0+)?|[1-9](?:\.\d+)?){_WRAP}"
+_SCORES = re.compile(
+    rf"{_LEAD}scores{_WRAP}:{_WRAP}first{_WRAP}:?\s{_NUMBER}[,;]{_WRAP}second{_WRAP}:?\s{_NUMBER}\.?{_WRAP}",
+    re.I,
+)
+_STOP = re.compile(
+    r"(?:<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|</?s>|<eos>|<(?:end|start)_of_turn>|\[/?INST\]|</?answer>)",
+    re.I,
+)
+"""Tokens that end a turn, which a server with the wrong settings sends as text."""
+_MARKS = re.compile(r"[\s#>+*_`\"'\u2018-\u201f\[\](){}<$-]*")
+"""A line of these says nothing, as a closing fence."""
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2236: ":"}
 
 _LONGEST = 200
 """Letters of a last line; what is longer is no verdict."""
@@ -72,24 +87,39 @@ def verdict(reply: str) -> Verdict | None:
     True
     """
     match = _VERDICT.fullmatch(_last_line(reply))
-    return _READ[match[1].lower()] if match else None
+    return _READ.get(match[1].lower()) if match else None  # some other letters fold to these
 
 
-def scores(reply: str) -> tuple[float, float] | None:
+def scores(reply: str, *, cut: bool = False) -> tuple[float, float] | None:
     """Both scores, each in [1, 10], from the reply's last line; None if they are not exactly there.
+
+    Args:
+        cut: whether the reply ran into its limit: the 1 of a last line that nothing ends may be of a 10.
 
     >>> scores("The first is vague.\\nSCORES: first 4, second 8.5")
     (4.0, 8.5)
     >>> scores("SCORES: first 11, second 8") is None
     True
     """
-    match = _SCORES.fullmatch(_last_line(reply))
+    match = _SCORES.fullmatch(_last_line(reply[: reply.rfind("\n") + 1] if cut else reply))
     return (float(match[1]), float(match[2])) if match else None
 
 
+def spoken(reply: str) -> str:
+    """A reply without the thought in front of it, which some servers leave there between marks.
+
+    >>> spoken("<think>The first?</think>VERDICT: tie"), spoken("<think>VERDICT: first")
+    ('VERDICT: tie', '')
+    """
+    before, closed, rest = reply.rpartition("</think>")
+    return "" if not (before or closed) and rest.lstrip().startswith("<think>") else rest
+
+
 def _last_line(reply: str) -> str:
-    lines = [line for line in reply.split("\n") if line.strip().strip("`")]  # a closing fence is no line
-    return lines[-1].strip() if lines and len(lines[-1]) < _LONGEST else ""
+    """The last line that says something, with the letters and marks of full width as plain ones."""
+    lines = (_STOP.sub("", line) for line in reversed(spoken(reply).split("\n")))
+    last = next((line for line in lines if not _MARKS.fullmatch(line)), "")
+    return last.translate(_FULL_WIDTH).strip() if len(last) < _LONGEST else ""
 
 
 def _prompt(question: Question, first: str, second: str, closing: str) -> str:

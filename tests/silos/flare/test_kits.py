@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,6 +44,37 @@ def test_a_certificate_holds_between_two_moments(federation: Path) -> None:
     with pytest.raises(SilosError, match=r"ended on .* clock says .* new kit"):
         kits.read(folder, now=kit.not_after + second)
     assert kit.not_before < datetime.now(UTC) < kit.not_after
+
+
+def test_an_authority_holds_between_two_moments(federation: Path) -> None:
+    """All of them begin together; ten years later the authority ends, whenever a kit was made."""
+    folder = federation / "sites" / "site-1"
+    kit = kits.read(folder)
+    late = replace(kit, not_after=kit.not_after + timedelta(days=9999))
+    with pytest.raises(SilosError, match=r"the authority, .*rootCA.pem, is valid from .* new federation"):
+        kits._require_in_time(late, kit.not_before + timedelta(days=provision.ROOT_DAYS + 1))
+
+
+def test_moments_are_told_to_the_second(federation: Path) -> None:
+    """Two that differ by less than a minute would look the same."""
+    folder = federation / "sites" / "site-1"
+    begins = kits.read(folder).not_before
+    with pytest.raises(SilosError) as raised:
+        kits.read(folder, now=begins - timedelta(seconds=1))
+    for moment in (begins, begins - timedelta(seconds=1)):
+        assert f"{moment:%Y-%m-%d %H:%M:%S} UTC" in str(raised.value)
+
+
+@pytest.mark.parametrize("target", ["[::1]:8002", "2001:db8::5:8002"])
+@pytest.mark.parametrize("folder", ["sites/site-1", "server"])
+def test_a_kit_that_was_made_to_lead_to_an_ipv6_address(
+    federation: Path, tmp_path: Path, folder: str, target: str
+) -> None:
+    kit = federations.copied(federation / folder, tmp_path / "kit")
+    (file,) = (kit / "startup").glob("fed_*.json")
+    file.write_text(re.sub(r'"target": "[^"]*"', f'"target": "{target}"', file.read_text()))
+    with pytest.raises(SilosError, match=f"IPv6 address .* FLARE cannot use; write a name .* {file}$"):
+        kits.read(kit)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])

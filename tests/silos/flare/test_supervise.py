@@ -196,6 +196,28 @@ def test_what_has_to_be_so_first_stops_the_rest(tmp_path: Path) -> None:
     assert said == []
 
 
+HELPLESS = python("helpless", f"print('the port is taken'); raise SystemExit({module.HELPLESS})")
+
+
+def test_a_child_that_nobody_but_a_person_can_help_ends_the_rest_with_its_sentence(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(SilosError, match=r"^the port is taken$"):
+        supervise(tmp_path, [SLEEPER, HELPLESS], said.append, threading.Event())
+    assert len(started(said, "helpless")) == 1
+    assert not any(map(alive, started(said, "sleeper")))
+    assert not [line for line in said if "starts again" in line]
+
+
+def test_a_child_that_was_well_for_long_is_started_again_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in its way may pass, and nobody may be there."""
+    monkeypatch.setattr(module, "STEADY", 0.0)
+    with running(tmp_path, HELPLESS) as said:
+        until(lambda: len(started(said, "helpless")) == 3)
+    assert "its last line: the port is taken" in said[1]
+
+
 def test_a_log_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_LOG", 1000)
     log = module._Log(tmp_path / "x.log")

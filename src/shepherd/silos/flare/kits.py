@@ -142,6 +142,11 @@ def _parsed(folder: Path, kind: Kind) -> Kit:
     certificate = _certificate(startup / ("server.crt" if kind == "server" else "client.crt"))
     federation, target, identity = _server(table, kind)
     host, _, port = target.rpartition(":")
+    if ":" in host:  # by hand, since none is made so
+        raise SilosError(
+            f"the kit in {folder} leads to the IPv6 address {host}, which FLARE cannot use; write a name or "
+            f"an IPv4 address into {startup / _FILES[kind]}"
+        )
     return Kit(
         folder=folder,
         kind=kind,
@@ -190,15 +195,22 @@ def _require_together(kit: Kit) -> None:
 
 
 def _require_in_time(kit: Kit, now: datetime) -> None:
-    clock = f"this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+    clock = f"this machine's clock says {now:%Y-%m-%d %H:%M:%S} UTC"
     if now < kit.not_before:
         raise SilosError(
-            f"the certificate in {kit.folder} is not valid before {kit.not_before:%Y-%m-%d %H:%M} UTC, and "
-            f"{clock}; set the clock, or wait"
+            f"the certificate in {kit.folder} is not valid before {kit.not_before:%Y-%m-%d %H:%M:%S} UTC, "
+            f"and {clock}; set the clock, or wait"
+        )
+    root = _certificate(kit.root)
+    if not root.not_valid_before_utc <= now <= root.not_valid_after_utc:
+        raise SilosError(
+            f"the certificate of the authority, {kit.root}, is valid from "
+            f"{root.not_valid_before_utc:%Y-%m-%d %H:%M:%S} to {root.not_valid_after_utc:%Y-%m-%d %H:%M:%S} "
+            f"UTC, and {clock}; set the clock, or have a new federation made"
         )
     if now > kit.not_after:
         raise SilosError(
-            f"the certificate in {kit.folder} ended on {kit.not_after:%Y-%m-%d %H:%M} UTC, and {clock}; "
+            f"the certificate in {kit.folder} ended on {kit.not_after:%Y-%m-%d %H:%M:%S} UTC, and {clock}; "
             "ask whoever made the federation for a new kit, or set the clock"
         )
 

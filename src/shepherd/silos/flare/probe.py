@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from shepherd.errors import OutOfReach, SilosError
@@ -15,7 +17,10 @@ DOUBT = 5
 """Times in a row that a server may hang up without a word before it is taken to refuse."""
 SKEW = 60.0
 """Seconds that two clocks may differ before somebody is told."""
+_PROXIES = ("https_proxy", "http_proxy", "all_proxy", "grpc_proxy")
 _NOT_YET_VALID, _EXPIRED = 9, 10  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED
+_NEW = timedelta(days=1)
+"""Age of a kit in which a clock that is behind may be why a server refuses it."""
 _QUESTION = b"GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
 
 
@@ -64,9 +69,45 @@ def reach(kit: Kit, timeout: float = 5.0) -> Reached:
             _require_identity(kit, secure, where)
             return Reached(_skew(_first_answer(kit, secure, where)))
     except TimeoutError:
-        raise OutOfReach(f"the server at {where} does not answer within {timeout:g} s; {_LOOK}") from None
+        why = f"the server at {where} does not answer within {timeout:g} s; {_LOOK}"
     except OSError as error:
-        raise OutOfReach(f"the connection to {where} broke ({error.strerror or error}); {_LOOK}") from error
+        why = f"the connection to {where} broke ({error.strerror or error}); {_LOOK}"
+    except OutOfReach as error:
+        why = str(error)
+    raise OutOfReach(f"{why}{_on_the_way(kit.host)}")
+
+
+def _on_the_way(host: str) -> str:
+    """What else may be between: FLARE listens at IPv4 alone, and asks no proxy."""
+    forms = ((name, name.upper()) for name in _PROXIES)
+    found = [next(filter(os.environ.get, pair)) for pair in forms if any(map(os.environ.get, pair))]
+    proxies = f"; it is reached directly, and not by the proxy in {' or '.join(found)}" if found else ""
+    try:
+        kinds = {address[0] for address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return proxies
+    ipv6 = f"; the name {host} leads to IPv6 alone, and the server listens at IPv4: give it such an address"
+    return (ipv6 if kinds == {socket.AF_INET6} else "") + proxies
+
+
+def require_port(kit: Kit) -> None:
+    """FLARE would only log that the server's port is taken, among much else, and try without end.
+
+    Raises:
+        SilosError: this machine does not let us listen there.
+    """
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("", kit.port))
+        except PermissionError as error:
+            raise SilosError(
+                f"port {kit.port} is not for this user; make the federation with another"
+            ) from error
+        except OSError as error:
+            raise SilosError(
+                f"port {kit.port} is taken on this machine ({error.strerror}); stop what listens there"
+            ) from error
 
 
 def clock(reached: Reached) -> str | None:
@@ -76,7 +117,7 @@ def clock(reached: Reached) -> str | None:
     side = "ahead of" if reached.skew > 0 else "behind"
     return (
         f"this machine's clock is {abs(reached.skew) / 60:.0f} min {side} the server's; set the wrong one, "
-        "since certificates and a site's hours go by the clock"
+        "since certificates and a site's hours go by the clock, and a site refuses what seems of another time"
     )
 
 
@@ -117,10 +158,11 @@ def _secured(kit: Kit, plain: socket.socket, where: str) -> ssl.SSLSocket:
 
 def _distrust(kit: Kit, error: ssl.SSLCertVerificationError, where: str) -> str:
     if error.verify_code in (_NOT_YET_VALID, _EXPIRED):
-        state = "has ended" if error.verify_code == _EXPIRED else "is not valid yet"
+        ended = error.verify_code == _EXPIRED
+        state, way = ("has ended", "give the server a new kit") if ended else ("is not valid yet", "wait")
         return (
             f"the certificate of the server at {where} {state} by this machine's clock "
-            f"({time.strftime('%Y-%m-%d %H:%M')}); set the clock, or give the server a new kit"
+            f"({datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC); set the clock, or {way}"
         )
     return (
         f"the server at {where} is of another federation: the authority of this kit ({kit.folder}) did not "
@@ -153,9 +195,15 @@ def _first_answer(kit: Kit, secure: ssl.SSLSocket, where: str) -> bytes:
 
 def _refusal(kit: Kit, where: str, error: OSError | None) -> str:
     said = "it closed the connection" if error is None else _alert(error)
+    age = datetime.now(UTC) - kit.not_before
+    new = (
+        f"; the kit is new, so the server's clock may be behind {kit.not_before:%Y-%m-%d %H:%M:%S} UTC, "
+        "before which its certificate is not valid"
+    )
     return (
         f"the server at {where} refuses the certificate of {kit.name} ({said}); either {kit.name} was "
         "removed, the clocks are apart or the kit is an old one: the server's log says which"
+        f"{new if age < _NEW else ''}"
     )
 
 

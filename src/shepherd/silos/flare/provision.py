@@ -23,9 +23,11 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any, Literal
 
+from shepherd import visible
 from shepherd.errors import SilosError
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.silos.flare import known_sites
@@ -245,12 +247,65 @@ def _federation(server: str, sites: Sequence[str], admins: Sequence[str]) -> Fed
 
 
 def _address(server: str) -> tuple[str, int]:
+    """The host and port of "HOST[:PORT]".
+
+    >>> _address("fl.example.org:9000"), _address("10.0.0.5")
+    (('fl.example.org', 9000), ('10.0.0.5', 8002))
+    """
     host, colon, port = server.partition(":")
-    if not _HOST.fullmatch(host) or len(host) > 64:
-        raise SilosError(f'"{server}" is no address of a server; give HOST or HOST:PORT')
-    if colon and not (port.isdecimal() and 0 < int(port) < 65536):
+    if why := _no_host(server) or _no_host(host):
+        raise SilosError(f'"{visible.shown_line(server)}" is no address of a server: {why}')
+    if colon and not (port.isdecimal() and port.isascii() and 0 < int(port) < 65536):
         raise SilosError(f'the port of "{server}" is no number from 1 to 65535; give HOST:PORT')
     return host, int(port) if colon else PORT
+
+
+def _no_host(words: str) -> str:
+    """Why FLARE can have no server of this name, and what to give instead; "" where it can."""
+    named = "give the server a name in DNS or in /etc/hosts of every machine, and use that"
+    if _is_ipv6(words):
+        return f"it is an IPv6 address, and FLARE listens at IPv4 alone; {named}, or its IPv4 address"
+    if "://" in words or "/" in words:
+        return "give HOST or HOST:PORT alone, without http:// and without a path"
+    if words.partition(":")[0] != words:  # with a port
+        return ""
+    if not words.isascii():
+        return f"a certificate takes plain letters alone; give HOST as DNS writes it{_in_ascii(words)}"
+    if "_" in words:
+        return f"no host may have an underscore in its name; {named}, such as {words.replace('_', '-')}"
+    if re.fullmatch(r"[0-9.]+", words) and not _is_ipv4(words):
+        return "an IPv4 address has four numbers from 0 to 255; give HOST or HOST:PORT"
+    if words in ("0.0.0.0", "255.255.255.255"):
+        return "nobody can be reached there; give HOST or HOST:PORT by which the sites reach the server"
+    if words.endswith("."):
+        return "give HOST without the dot at its end"
+    return "" if _HOST.fullmatch(words) and len(words) <= 64 else "give HOST or HOST:PORT"
+
+
+def _is_ipv6(words: str) -> bool:
+    """Whether it is an IPv6 address, in brackets, with a port or a zone, or not."""
+    inside = re.fullmatch(r"\[(.*)\](?::.*)?", words)
+    if inside is None and words.count(":") < 2:
+        return False
+    try:
+        ip_address((inside[1] if inside else words).partition("%")[0])
+    except ValueError:
+        return inside is not None
+    return True
+
+
+def _is_ipv4(words: str) -> bool:
+    try:
+        return isinstance(ip_address(words), IPv4Address)
+    except ValueError:
+        return False
+
+
+def _in_ascii(host: str) -> str:
+    try:
+        return f", {host.encode('idna').decode()}"
+    except UnicodeError:
+        return ""
 
 
 def _role(admin: str) -> tuple[str, str]:

@@ -29,6 +29,8 @@ MARK = "SHEPHERD_SUPERVISED"
 """The environment variable by which a supervised process is known; its value is "HOME:CHILD:"."""
 SHORTEST, LONGEST, STEADY = 1.0, 30.0, 60.0
 """Seconds: the first pause before a restart, the last, and the life after which pauses start anew."""
+HELPLESS = 2
+"""The code of a child that cannot begin until a person changes something; its last line says what."""
 POLITE = 5.0
 """Seconds between asking a process to end and ending it."""
 _TICK = 0.1
@@ -84,7 +86,7 @@ def supervise(
         before: called once what an earlier supervisor left is gone, before any child is started.
 
     Raises:
-        SilosError: another supervisor has `home`.
+        SilosError: another supervisor has `home`, or a child said as it began what only a person can change.
     """
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _held(home):
@@ -139,6 +141,7 @@ class _Kept:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._pid, self._began, self._due, self._pause = 0, 0.0, 0.0, 0.0
+        self._steady = False
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._said: set[str] = set()
         self._seen: dict[Omen, deque[float]] = {}
@@ -184,6 +187,9 @@ class _Kept:
         lived = time.monotonic() - self._began
         _end_marked(self._mark, politely=False)  # its own children are of no use without it
         self._forget()
+        self._steady = self._steady or lived > STEADY
+        if code == HELPLESS and self._last and not self._steady:  # later, what is in its way may pass
+            raise SilosError(self._last[-1])
         self._pause = next_pause(self._pause, lived, SHORTEST, LONGEST)
         self._due = time.monotonic() + self._pause
         why = self._last[-1] if code > 0 and self._last else ""

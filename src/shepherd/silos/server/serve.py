@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from shepherd.errors import SilosError
 from shepherd.silos.flare import kits, provision
 from shepherd.silos.flare.hardening import harden
 from shepherd.silos.flare.kits import Kit
+from shepherd.silos.flare.probe import require_port
 from shepherd.silos.flare.supervise import Child, Omen, supervise, until_signalled
 
 
@@ -46,7 +45,7 @@ def keep(kit: Kit, echo: Callable[[str], None], stop: threading.Event) -> None:
     for line in harden(kit.folder, "server"):
         echo(line)
     echo(f"the server of {kit.federation}: sites and administrators reach it at {kit.host}:{kit.port}")
-    supervise(kit.home, [_flare(kit)], echo, stop, before=lambda: _require_port(kit))
+    supervise(kit.home, [_flare(kit)], echo, stop, before=lambda: require_port(kit))
 
 
 def _flare(kit: Kit) -> Child:
@@ -60,19 +59,3 @@ _OMENS = (
         r"two machines run with the kit of \1; have its owner stop one of them",
     ),
 )
-
-
-def _require_port(kit: Kit) -> None:
-    """FLARE would only log that the port is taken, among much else, and try without end."""
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(("", kit.port))
-        except PermissionError as error:
-            raise SilosError(
-                f"port {kit.port} is not for this user; make the federation with another"
-            ) from error
-        except OSError as error:
-            raise SilosError(
-                f"port {kit.port} is taken on this machine ({error.strerror}); stop what listens there"
-            ) from error

@@ -72,16 +72,15 @@ def _await_server(kit: Kit, echo: Callable[[str], None], stop: threading.Event) 
 
 
 def _watch(kit: Kit, echo: Callable[[str], None], stop: threading.Event) -> None:
-    """Say when the way to the server is lost or found again: FLARE waits without a word."""
+    """Say when the way to the server is lost or found again, or a clock is wrong: FLARE says nothing."""
     said = ""
     while not stop.wait(LOOK):
         try:
-            reach(kit)
-            now = ""
+            now = clock(reach(kit)) or ""
         except SilosError as error:
             now = str(error)
         if now != said:
-            echo(now or f"the server at {kit.host}:{kit.port} is there again")
+            echo(now or f"the server at {kit.host}:{kit.port} is there, and the clocks agree")
         said = now
 
 

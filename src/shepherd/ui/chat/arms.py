@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from shepherd.compare.folders import local_names
 from shepherd.errors import FolderError
 from shepherd.io.paths import short
 from shepherd.io.progress import many
@@ -49,7 +50,9 @@ def find(path: Path, settings: RunSettings) -> list[Arm]:
             f"the run in {path} has finished no round yet; continue it with `shepherd resume {path}`"
         )
     category_counts, compared = _category_counts(path), _compared_arms(path)
-    below = {unquote(entry.name): entry for entry in _folders(path / COMPARED) if _has_adapter(entry)}
+    names = local_names(category_counts)
+    entries = [entry for entry in _folders(path / COMPARED) if _has_adapter(entry)]
+    below = {names.get(entry.name, unquote(entry.name)): entry for entry in entries}
     order = {LOCAL + client: place for place, client in enumerate(category_counts)}
     locals_ = sorted((n for n in below if n.startswith(LOCAL)), key=lambda n: (order.get(n, len(order)), n))
     pooled = sorted(name for name in below if name in (CENTRALISED, BY_STEPS))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,9 +14,11 @@ pytest.importorskip("nvflare")
 
 from nvflare.fuel.f3.comm_config import CommConfigurator
 from nvflare.fuel.utils.config_service import ConfigService
+from tests.silos.flare import federations
 
-from shepherd.silos.flare import job_policy
+from shepherd.silos.flare import job_policy, kits
 from shepherd.silos.flare.patches import site_parent
+from shepherd.silos.flare.supervise import HELPLESS
 
 
 def test_a_site_says_who_it_is_and_beats_often(tmp_path: Path) -> None:
@@ -68,3 +71,34 @@ def test_what_it_has_started_is_known_to_run() -> None:
         assert job in site_parent._running()
         child.communicate(b"\n")
     assert job not in site_parent._running()
+
+
+def begun(*words: object) -> tuple[int, list[str]]:
+    """How the process ends where it cannot begin, and all that it says."""
+    command = [sys.executable, "-m", "shepherd.silos.flare.patches.site_parent", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+def test_a_port_that_was_taken_since_is_one_line(federation: Path) -> None:
+    kit = federation / "server"
+    port = kits.read(kit).port
+    with socket.create_server(("127.0.0.1", port)):
+        code, (line,) = begun("server", kit)
+    assert code == HELPLESS
+    assert f"port {port} is taken on this machine" in line
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "words"), [(1 / 24 / 60, 30, "is not valid before"), (-2, -1, "ended on")]
+)
+def test_a_certificate_that_does_not_hold_since_is_one_line(
+    federation: Path, tmp_path: Path, begins: float, ends: float, words: str
+) -> None:
+    """As after a clock was set an hour back, or where a site has run for a year."""
+    kit = federations.copied(federation / "sites" / "site-1", tmp_path / "kit")
+    federations.reissued(kit, federation / "authority", begins=begins, ends=ends)
+    code, (line,) = begun("site", kit, "site-1")
+    assert code == HELPLESS
+    assert words in line
+    assert "clock says" in line

@@ -19,10 +19,12 @@ from pathlib import Path
 
 import psutil
 
-from shepherd.silos.flare import tls
+from shepherd.errors import ShepherdError
+from shepherd.silos.flare import kits, probe, tls
 from shepherd.silos.flare.cleanup import JOBS, sweep, temporary, tidy
 from shepherd.silos.flare.hardening import Kind
-from shepherd.visible import in_this_process
+from shepherd.silos.flare.supervise import HELPLESS
+from shepherd.visible import in_this_process, shown_line
 
 HEARTBEAT = 2.0
 """Seconds between a site's signs of life; FLARE: 10. A restarted server knows its sites again after one."""
@@ -35,6 +37,20 @@ _MODULES = {
     "server": "nvflare.private.fed.app.server.server_train",
     "site": "nvflare.private.fed.app.client.client_train",
 }
+
+
+def require_fit(kind: Kind, kit: Path) -> None:
+    """Look at each start at what was well at the first.
+
+    FLARE itself tries again without end where the port is taken, or where a certificate does not hold by a
+    clock that was set since.
+
+    Raises:
+        SilosError: the kit cannot be used now, or the port is taken.
+    """
+    found = kits.read(kit, kind)
+    if kind == "server":
+        probe.require_port(found)
 
 
 def main(kind: Kind, kit: Path, name: str) -> None:
@@ -88,4 +104,10 @@ def _arguments(kind: Kind, kit: Path, name: str) -> list[str]:
 
 if __name__ == "__main__":
     in_this_process()
-    main(sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3] if len(sys.argv) > 3 else "")  # type: ignore[arg-type]
+    which, where, who, *_ = *sys.argv[1:], ""
+    try:
+        require_fit(which, Path(where).resolve())  # type: ignore[arg-type]
+    except ShepherdError as error:
+        print(shown_line(error), file=sys.stderr)
+        sys.exit(HELPLESS)
+    main(which, Path(where).resolve(), who)  # type: ignore[arg-type]
