@@ -105,7 +105,7 @@ def test_a_folder_of_many_files_is_looked_through_once(
         (tmp_path / f"client_{number}.jsonl").write_text(ROW)
     stem = PurePath.stem
     monkeypatch.setattr(PurePath, "stem", property(lambda path: Counted(stem.__get__(path))))
-    assert len(files._training_files(tmp_path)) == many
+    assert len(files._clients(tmp_path)) == many
     assert Counted.compared < 10 * many
 
 

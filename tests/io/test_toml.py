@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from shepherd import settings
+from shepherd import overrides
 from shepherd.errors import SettingsError
 from shepherd.io import toml
-from shepherd.silos.site import site_settings
 
 RUN = '# für Ulm\n[model]\nbase = "tiny"\n[data]\nsource = {source}\nsystem = "Größe 東京"\n'
 SITE = '# für Ulm\n[data]\nsource = {source}\ncategory = "Größe 東京"\n'
 READERS = {
-    "run": (RUN, lambda path: settings.read(path).data.system),
-    "site": (SITE, lambda path: site_settings.read(path).data.category),
+    "run": (RUN, lambda path: overrides.read(path).data.system),
+    "site": (SITE, lambda path: site_overrides.read(path).data.category),
 }
 
 
@@ -72,17 +71,17 @@ def test_so_do_overrides_outputs_and_bases(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(RUN.format(source='"world"'))
     for override in (r'data.source="C:\Users\me"', r'data.source="data\new"', r'output="runs\new"'):
         with pytest.raises(SettingsError, match="single quotes, '"):
-            settings.read(tmp_path / "a.toml", [override])
-    assert settings.read(tmp_path / "a.toml", [r"output=C:\Users\me"]).output == r"C:\Users\me"
+            overrides.read(tmp_path / "a.toml", [override])
+    assert overrides.read(tmp_path / "a.toml", [r"output=C:\Users\me"]).output == r"C:\Users\me"
     (tmp_path / "b.toml").write_text('[data]\nsource = "world"\n[[bases]]\nname = "b"\nfolder = "b\\tiny"\n')
     with pytest.raises(SettingsError, match=r"key bases\.folder: .*'b\\tiny'"):
-        site_settings.read(tmp_path / "b.toml")
+        site_overrides.read(tmp_path / "b.toml")
 
 
 def test_a_path_that_is_there_may_hold_anything(tmp_path: Path) -> None:
     (tmp_path / "a\tb.jsonl").write_text("{}")
     (tmp_path / "a.toml").write_text(RUN.format(source='"a\\tb.jsonl"'))
-    assert settings.read(tmp_path / "a.toml").data.source == str(tmp_path / "a\tb.jsonl")
+    assert overrides.read(tmp_path / "a.toml").data.source == str(tmp_path / "a\tb.jsonl")
 
 
 def test_quotation_marks_of_a_word_processor_are_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import time
 
 from shepherd.consent import Consent
 from shepherd.overrides import read
-from shepherd.run import folder, run
+from shepherd.run import folder, opening
 
 READY = 0
 
@@ -27,9 +27,9 @@ def live(path: str, told: int) -> None:
     settings = read(path)
     consent = Consent(plugins=frozenset({settings.algorithm.name}))
     if folder.is_run(settings.output):
-        going = run.resume(settings.output, consent)
+        going = opening.resume(settings.output, consent)
     else:
-        going = run.open_run(settings, consent=consent)
+        going = opening.open_run(settings, consent=consent)
     os.write(told, bytes([READY]))
     for _, row in going.rounds():
         os.write(told, bytes([row["round"]]))

@@ -103,7 +103,7 @@ def test_what_was_known_to_pass_is_not_capped_later(weights: list[float], share:
         caps.append(shares.cap())
     assert all(later >= earlier * (1 - 1e-9) for earlier, later in pairwise(caps))
     assert shares.last_cap() >= caps[-1] * (1 - 1e-9)
-    waiting = sum(weight > caps[-1] * (1 + weighing.ROUNDING) for weight in weights)
+    waiting = sum(weight > caps[-1] * (1 + weighing.WEIGHT_TOLERANCE) for weight in weights)
     assert waiting <= 1 / share + 1e-9
 
 
