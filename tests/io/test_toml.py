@@ -9,6 +9,7 @@ import pytest
 from shepherd import overrides
 from shepherd.errors import SettingsError
 from shepherd.io import toml
+from shepherd.silos.site import site_settings
 
 RUN = '# für Ulm\n[model]\nbase = "tiny"\n[data]\nsource = {source}\nsystem = "Größe 東京"\n'
 SITE = '# für Ulm\n[data]\nsource = {source}\ncategory = "Größe 東京"\n'
