@@ -23,10 +23,10 @@ import numpy as np
 from shepherd.core import Adapter, Broadcast, Update
 from shepherd.machine import malloc
 from shepherd.silos.protocol import ipc, wire
-from shepherd.silos.protocol.wire import Joined, Request, Scores
+from shepherd.silos.protocol.wire import Ready, Request, Scores
 from shepherd.silos.site import audit
 from shepherd.silos.site.audit import Released
-from shepherd.silos.site.site_store import Kept, Store
+from shepherd.silos.site.site_store import AnsweredRound, Store
 
 TIMES = "times.jsonl"
 STEP = 1e-3  # of a change, so that a mean over many rounds stays small
@@ -56,16 +56,16 @@ class Stub:
         """The reply to a request."""
         came = time()
         request = wire.decode_request(message)
-        audit.record(self.home / audit.FILE, audit.granted_to(request, datetime.now()))
+        audit.record(self.home / audit.FILE, audit.granted_event(request, datetime.now()))
         reply = self._reply(request)
         left = Released(bytes=len(reply), tensors=_tensors(reply))
-        audit.record(self.home / audit.FILE, audit.answered(request, datetime.now(), left))
+        audit.record(self.home / audit.FILE, audit.answered_event(request, datetime.now(), left))
         self._note(Visit(request.kind, request.round, request.sent, came, time()))
         return reply
 
     def _reply(self, request: Request) -> bytes:
         if request.broadcast is None:
-            return wire.encode_reply(Joined(client=self.name, examples=100, version=wire.version()))
+            return wire.encode_reply(Ready(client=self.name, examples=100, version=wire.version()))
         if request.kind == "score":
             return wire.encode_reply(Scores(client=self.name, round=request.round, categories={}))
         kept = self.store.answered(request.run, request.id)
@@ -82,7 +82,7 @@ class Stub:
             weight=1.0,
             metrics={"loss": 1.0, "examples": 1.0, "tokens": 1.0, "trained_tokens": 1.0, "steps": 1.0},
         )
-        kept = Kept(
+        kept = AnsweredRound(
             round=request.round,
             id=request.id,
             update=update,
@@ -131,7 +131,7 @@ def main(name: str, home: Path) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    ipc.serve(ipc.place(home), Stub(name, home).handle, stopped=stopped)
+    ipc.serve(ipc.choose_address(home), Stub(name, home).handle, stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ from shepherd.silos.coordinator.job_follower import StatusUpdate
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Request
 from shepherd.silos.server import server_run
-from shepherd.silos.site.request_checks import Refused
-from shepherd.silos.site.site_store import Kept, Store
+from shepherd.silos.site.request_checks import RequestRefused
+from shepherd.silos.site.site_store import AnsweredRound, Store
 from shepherd.silos.site.trainer import Trainer
 from shepherd.training.local import completed
 from shepherd.ui import report
@@ -115,7 +115,7 @@ def final(tmp_path: Path) -> bytes:
 def keeping(store: Store, name: str, site: Site) -> Site:
     """The site, with what a real one keeps of its answers and refuses by it."""
     trainer: Any = SimpleNamespace(
-        store=store, name=name, _require_allowed=lambda *_: None, _told=lambda update: update
+        store=store, name=name, _require_allowed=lambda *_: None, _releasable=lambda update: update
     )
 
     def asked(request: Request) -> bytes | None:
@@ -123,14 +123,14 @@ def keeping(store: Store, name: str, site: Site) -> Site:
             return site(request)
         try:
             kept = Trainer._kept_answer(trainer, request)
-        except Refused as error:
+        except RequestRefused as error:
             return failing(name, str(error))(request)
         if kept is not None:
             return kept.message
         reply = site(request)
         update = wire.decode_reply(reply) if reply else None
         if isinstance(update, Update):
-            answered = Kept(
+            answered = AnsweredRound(
                 round=request.round,
                 id=request.id,
                 update=update,
@@ -173,7 +173,7 @@ def test_a_base_by_its_hub_id_is_known_by_its_files(
     (home / "refs" / "main").write_text("c0ffee")
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with closing(opened(tmp_path, 'model.base="them/their-base"')) as run:
-        assert run.following.order.base == digest(world.base_path())
+        assert run.follower.order.base == digest(world.base_path())
 
 
 def test_a_run_fills_its_folder(tmp_path: Path, server: Hosted, base: Base) -> None:
@@ -250,9 +250,9 @@ def test_who_stops_reading_can_read_on(tmp_path: Path, server: Hosted, whole: by
 def test_its_job_is_on_record_before_it_answers(tmp_path: Path, server: Hosted) -> None:
     run = opened(tmp_path)
     with closing(run):
-        assert record.recorded(tmp_path / "run")[2] is None
+        assert record.read_state(tmp_path / "run")[2] is None
         next(iter(run.rounds()))
-        assert record.recorded(tmp_path / "run")[2] == "job-0"
+        assert record.read_state(tmp_path / "run")[2] == "job-0"
 
 
 @pytest.mark.parametrize("dies", [[1], [0, 1, 3], [3, 3, 3]])
@@ -334,7 +334,7 @@ def test_a_server_that_lost_its_disk_goes_on_from_the_copy_here(
     brought = (tmp_path / "server" / "given-job-2").iterdir()
     assert [path.name for path in brought] == ["round-00001"]
     assert again == [2, 3, 4]
-    assert "the server goes on after round 1: it has lost what came after" in words
+    assert "the server continues after round 1: it has lost the rounds after it" in words
     assert logged(tmp_path) == [0, 1, 2, 3, 4]
     assert final(tmp_path) == whole
 
@@ -344,19 +344,21 @@ def test_copies_leave_the_server_time_for_its_rounds(
 ) -> None:
     """A copy that took 3 s is followed by none for 6 s, but the last."""
     clock = hosted(monkeypatch, server)
-    real, copied = coordinate._fetched, list[str]()
+    real, copied = coordinate._fetch_checkpoint, list[str]()
 
     def slow(place: Path, *given: Any) -> None:
         copied.append(place.name)
         clock.sleep(3.0)
         real(place, *given)
 
-    monkeypatch.setattr(coordinate, "_fetched", slow)
+    monkeypatch.setattr(coordinate, "_fetch_checkpoint", slow)
     run = opened(tmp_path)
     news = StatusUpdate(job="job-0", fetch=lambda round: iter([("state.json", b"")]))
     with closing(run):
         for number, pause in ((1, 5.5), (2, 1.0), (3, 0.0), (4, 0.0)):
-            run._copy(replace(news, round=number, outcome={"error": "over"} if number == 4 else None))
+            run._copy_checkpoint(
+                replace(news, round=number, outcome={"error": "over"} if number == 4 else None)
+            )
             clock.sleep(pause)
     assert copied == ["round-00001", "round-00003", "round-00004"]
 
@@ -369,7 +371,7 @@ def test_sites_that_have_gone_on_take_the_copy_anew(
 
     What they still keep they answer again; what they do not, under another name.
     """
-    monkeypatch.setattr(server_run, "KEEP", 9)
+    monkeypatch.setattr(server_run, "KEPT_CHECKPOINTS", 9)
     sites = {name: keeping(Store(tmp_path / name), name, site) for name, site in server.post.sites.items()}
     server.post = replace(server.post, sites=sites)
     server.dies = [3]
@@ -389,9 +391,9 @@ def test_sites_that_have_gone_on_take_the_copy_anew(
         return
     with closing(again), pytest.raises(FederationError, match=r"round 1: 0 of 2 .*silos anew"):
         list(again.rounds())
-    before = record.recorded(tmp_path / "run")[1].run
-    assert "begin their data anew" in membership.anew(tmp_path / "run")
-    assert record.recorded(tmp_path / "run")[1].run != before
+    before = record.read_state(tmp_path / "run")[1].run
+    assert "start their data from the beginning" in membership.anew(tmp_path / "run")
+    assert record.read_state(tmp_path / "run")[1].run != before
     assert through(coordinate.resume(tmp_path / "run", lambda line: None)) == [1, 2, 3, 4]
     assert logged(tmp_path) == [0, 1, 2, 3, 4]
     assert final(tmp_path) == whole
@@ -436,7 +438,7 @@ def test_a_round_without_quorum_ends_it_and_can_be_gone_on_with(tmp_path: Path, 
 
     server.post = replace(server.post, sites=sites)
     assert through(coordinate.resume(tmp_path / "run", words.append)) == [3, 4]
-    assert "going on after round 2 of 4" in words
+    assert "continuing after round 2 of 4" in words
 
 
 def test_a_refusal_is_said_as_the_sites_join_and_stands_in_the_rows(tmp_path: Path, server: Hosted) -> None:
@@ -472,7 +474,7 @@ def test_a_stopped_run_stays_stopped_until_it_is_resumed(tmp_path: Path, server:
     assert logged(tmp_path) == [0, 1, 2]
 
     assert through(coordinate.resume(tmp_path / "run", lambda line: None)) == [3, 4]
-    assert not (tmp_path / "run" / record.STOP).exists()
+    assert not (tmp_path / "run" / record.STOP_FILE).exists()
 
 
 def test_one_coordinator_at_a_time(tmp_path: Path, server: Hosted) -> None:
@@ -486,11 +488,11 @@ def test_a_kit_that_has_moved_is_asked_for_by_name(tmp_path: Path, server: Hoste
         next(iter(run.rounds()))
     (tmp_path / "kit").rename(tmp_path / "elsewhere")
 
-    with pytest.raises(ShepherdError, match=r"kit, the kit that .* is not there; name it with --silos"):
+    with pytest.raises(ShepherdError, match=r"kit, the kit of the run .* does not exist; name the kit with"):
         coordinate.resume(tmp_path / "run")
 
     through(coordinate.resume(tmp_path / "run", lambda line: None, tmp_path / "elsewhere"))
-    assert record.recorded(tmp_path / "run")[0] == tmp_path / "elsewhere"
+    assert record.read_state(tmp_path / "run")[0] == tmp_path / "elsewhere"
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_with_the_same_bits(
@@ -559,7 +561,7 @@ def test_who_may_not_submit_is_told_before_anything_is_made(
 ) -> None:
     admin = SimpleNamespace(name="max", role=role)
     monkeypatch.setattr(coordinate, "kits", SimpleNamespace(read=lambda kit, kind: admin))
-    with pytest.raises(ShepherdError, match=f"max is {role} .* may not submit a run"):
+    with pytest.raises(ShepherdError, match=f"max has the role {role} .* may not submit a run"):
         opened(tmp_path)
     assert not (tmp_path / "run").exists()
     assert server.logins == 0
@@ -577,7 +579,7 @@ def test_answers_need_data_here_and_their_lack_ends_nothing(tmp_path: Path, serv
     with closing(run):
         list(run.rounds())
         assert run.finish()["answers"] == {}
-    assert any("no answers are scored here" in line and "nowhere.jsonl" in line for line in words)
+    assert any("answers are not scored" in line and "nowhere.jsonl" in line for line in words)
     assert (tmp_path / "run" / "adapter" / "README.md").is_file()
 
 
@@ -618,8 +620,8 @@ def test_a_spoilt_record_is_said_by_its_file(tmp_path: Path, server: Hosted, tex
 
 def test_a_run_of_one_process_is_none_over_silos(tmp_path: Path) -> None:
     folder.create(tmp_path / "run", parse(RUN)).close()
-    with pytest.raises(FolderError, match="holds no run over silos"):
-        record.under_way(tmp_path / "run")
+    with pytest.raises(FolderError, match="does not hold a run over silos"):
+        record.kit_and_job(tmp_path / "run")
     with pytest.raises(SettingsError):
         overridden(parse(RUN), ["silos.deadline_s=inf"])
 
@@ -628,18 +630,18 @@ def test_how_large_a_checkpoint_may_be_is_known_to_some_per_cent(tmp_path: Path,
     run = opened(tmp_path)
     with closing(run):
         state = checkpoint.load(run.holder.checkpoints / "round-00000").state
-        assert run.following.most_bytes == pytest.approx(1.05 * state.adapter.nbytes + 8 * 2**20, abs=2)
+        assert run.follower.max_file_bytes == pytest.approx(1.05 * state.adapter.nbytes + 8 * 2**20, abs=2)
 
 
 def test_a_server_that_would_fill_the_disk_is_refused(tmp_path: Path, server: Hosted) -> None:
     server.fetching = [{"of": 2**40, "data": base64.b64encode(b"x").decode()}]
     run = opened(tmp_path)
-    with closing(run), pytest.raises(FederationError, match="cannot be taken"):
+    with closing(run), pytest.raises(FederationError, match="is invalid"):
         list(run.rounds())
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["round-00000"]
 
 
 def test_no_share_of_more_than_a_half_is_ordered(tmp_path: Path, server: Hosted) -> None:
-    with pytest.raises(SettingsError, match=r"over silos write 0\.5 or less"):
+    with pytest.raises(SettingsError, match=r"over silos, set it to 0\.5 or less"):
         opened(tmp_path, "federation.max_share=0.8")
     assert not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
-"""What a job at the server tells, read as strictly as the wire's fields: the server may be in any hands.
+"""Parse the status of a job as strictly as a message of a site: the server is not trusted either.
 
-A key missing or unknown, another type, a text or a number too large is a FederationError of one sentence. So
-the run folder grows by one row a round and by checkpoints of the size that the run has, whatever is told.
+A missing or unknown key, another type, a text or number that is too large is a FederationError. So whatever
+the server sends, the run folder grows by one row a round and by checkpoints of the expected size.
 """
 
 from __future__ import annotations
@@ -16,109 +16,114 @@ from typing import Any
 
 from shepherd.errors import FederationError, WireError
 from shepherd.silos.protocol import schema
-from shepherd.silos.protocol.jobspec import MOST_SITES
+from shepherd.silos.protocol.jobspec import MAX_SITES
 from shepherd.silos.protocol.schema import Check
-from shepherd.silos.server.run_status import ROWS
-from shepherd.silos.server.server_run import CHUNK
+from shepherd.silos.server.run_status import MAX_ROWS_PER_ANSWER
+from shepherd.silos.server.server_run import CHUNK_BYTES
 
 Row = dict[str, Any]
-MOST_ROW = 10**6
-"""Characters of a row, as JSON."""
-MOST_SAID = 1000
-"""Sentences of a job beside its rows; what it says beyond that is not shown."""
-MOST_ROUND = 10**9
-MOST_SENTENCE = 20_000
-"""Characters: the end of a run names several sites, each with its own sentence."""
+MAX_ROW_CHARS = 10**6
+"""Length of a log row as JSON."""
+MAX_MESSAGES = 1000
+"""Messages of a job in one answer; if it has sent this many, further ones are not shown."""
+MAX_ROUND = 10**9
+MAX_MESSAGE_CHARS = 20_000
+"""Length of a message: the error that ends a run quotes a sentence for each of several sites."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """A job's answer."""
+class JobStatus:
+    """The status of a job, as the server reports it."""
 
     opened: bool
-    """Whether it has begun to go through the rounds."""
+    """Whether the job has read the run's log."""
     round: int
-    """Finished rounds at the server."""
+    """Number of finished rounds at the server."""
     count: int
     """Rows in the server's log: rounds 0 to count - 1."""
     rows: Sequence[Row]
-    """Those from the asked one on, in order."""
+    """Rows from the requested one, in order."""
     said: Sequence[str]
+    """Messages from the requested one, in order."""
     progress: Row | None
+    """Progress of the round under way, as `io.progress.Progress` takes it."""
     outcome: Row | None
-    """{"finished": True}, or {"error", "kind"}."""
+    """{"finished": True}, or {"error", "kind"}; None before the end."""
     present: Sequence[str]
-    """The sites that are there."""
+    """Sites that are connected."""
 
 
-def told(answer: Any, rounds: int, rows: int = 0) -> Told:
-    """A job's answer.
+def parse_status(answer: Any, rounds: int, rows: int = 0) -> JobStatus:
+    """Parse the status of a job.
 
     Args:
-        rounds: of the run; -1 where that is not known.
-        rows: how many of the log were known as it was asked; earlier ones may not come.
+        rounds: rounds of the run; -1 if unknown.
+        rows: log rows that were known when the status was requested; earlier ones are refused.
 
     Raises:
-        FederationError: it is not one.
+        FederationError: the answer is not a status.
     """
-    most = rounds if rounds >= 0 else MOST_ROUND
+    most = rounds if rounds >= 0 else MAX_ROUND
     checks: Mapping[str, Check] = {
-        "opened": _switch,
+        "opened": _boolean,
         "round": _at_most(most),
         "count": _at_most(most + 1),
-        "rows": lambda value: _rows(value, rows, most),
+        "rows": lambda value: _check_rows(value, rows, most),
         "said": _sentences,
         "progress": _progress,
         "outcome": _outcome,
-        "present": _listed(schema.label),
+        "present": _list_of(schema.label),
     }
-    without_state = {key: value for key, value in _table(answer).items() if key != "state"}  # see `piece`
-    return Told(**_read(without_state, checks))
+    without_state = {
+        key: value for key, value in _table(answer).items() if key != "state"
+    }  # see `parse_piece`
+    return JobStatus(**_read_fields(without_state, checks))
 
 
-def piece(answer: Any, offset: int, most: int) -> tuple[bytes, int] | None:
-    """A piece of a checkpoint's file from `offset` on, and the bytes of the whole; None where it is gone.
+def parse_piece(answer: Any, offset: int, most: int) -> tuple[bytes, int] | None:
+    """Parse a piece of a checkpoint's file: its bytes and the size of the whole file; None if it is gone.
 
     Args:
-        most: bytes of a whole file; a larger one is refused before any of it is taken.
+        offset: position in the file, in bytes.
+        most: largest size of the whole file that is accepted, in bytes.
 
     Raises:
-        FederationError: it is not one.
+        FederationError: the answer does not hold such a piece.
     """
     state = _table(answer).get("state")
     if state is None:
         return None
-    part = _read(state, {"of": _at_most(most), "data": _base64})
+    part = _read_fields(state, {"of": _at_most(most), "data": _base64})
     if offset + len(part["data"]) > part["of"]:
-        raise FederationError(_fault(f"a piece of a checkpoint goes beyond its {part['of']} bytes"))
+        raise FederationError(_invalid(f"a piece of a checkpoint goes beyond its {part['of']} bytes"))
     return part["data"], part["of"]
 
 
-def _read(value: Any, checks: Mapping[str, Check]) -> Row:
+def _read_fields(value: Any, checks: Mapping[str, Check]) -> Row:
     try:
         return schema.read(value, checks)
-    except (WireError, ValueError, OverflowError) as error:  # of a whole number of a thousand digits
-        raise FederationError(_fault(str(error))) from error
+    except (WireError, ValueError, OverflowError) as error:  # the last for an integer of many digits
+        raise FederationError(_invalid(str(error))) from error
 
 
-def _fault(why: str) -> str:
-    return f"what the server tells of the run cannot be taken ({schema.sentence(why)}); ask whoever runs it"
+def _invalid(why: str) -> str:
+    return f"the server's status of the run is invalid ({schema.sentence(why)}); ask the server's operator"
 
 
 def _table(value: Any) -> Row:
     try:
         return schema.mapping(value)
     except ValueError as error:
-        raise FederationError(_fault(f"its answer {error}")) from error
+        raise FederationError(_invalid(f"its answer {error}")) from error
 
 
-def _switch(value: Any) -> bool:
+def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("is neither true nor false")
     return value
 
 
-def _yes(value: Any) -> bool:
+def _true(value: Any) -> bool:
     if value is not True:
         raise ValueError("is not true")
     return True
@@ -126,7 +131,7 @@ def _yes(value: Any) -> bool:
 
 def _at_most(most: int) -> Check:
     def check(value: Any) -> int:
-        if schema.whole(value) > most:
+        if schema.whole_number(value) > most:
             raise ValueError(f"is more than {most}")
         return int(value)
 
@@ -135,14 +140,14 @@ def _at_most(most: int) -> Check:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("is no finite number")
+        raise ValueError("is not a finite number")
     return float(value)
 
 
-def _listed(check: Check, most: int = MOST_SITES) -> Callable[[Any], list[Any]]:
+def _list_of(check: Check, most: int = MAX_SITES) -> Callable[[Any], list[Any]]:
     def checked(value: Any) -> list[Any]:
         if not isinstance(value, list) or len(value) > most:
-            raise ValueError(f"is no list of at most {most}")
+            raise ValueError(f"is not a list of at most {most}")
         return [check(each) for each in value]
 
     return checked
@@ -158,18 +163,18 @@ def _by_name(check: Check) -> Check:
 
 def _sentence(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("is no sentence")
-    return schema.sentence(value, MOST_SENTENCE)
+        raise ValueError("is not a text")
+    return schema.sentence(value, MAX_MESSAGE_CHARS)
 
 
 def _sentences(value: Any) -> list[str]:
-    return _listed(_sentence, MOST_SAID)(value)
+    return _list_of(_sentence, MAX_MESSAGES)(value)
 
 
 def _progress(value: Any) -> Row | None:
     if value is None:
         return None
-    counts = dict.fromkeys(("round", "rounds", "clients_done", "tokens"), schema.whole)
+    counts = dict.fromkeys(("round", "rounds", "clients_done", "tokens"), schema.whole_number)
     return schema.read(value, {**counts, "loss": _number, "seconds": _number})
 
 
@@ -177,93 +182,96 @@ def _outcome(value: Any) -> Row | None:
     if value is None:
         return None
     if isinstance(value, dict) and "finished" in value:
-        return schema.read(value, {"finished": _yes})
+        return schema.read(value, {"finished": _true})
     return schema.read(value, {"error": _sentence, "kind": schema.label})
 
 
 def _base64(value: Any) -> bytes:
-    if not isinstance(value, str) or len(value) > 4 * (CHUNK // 3 + 1):
-        raise ValueError(f"is no text of at most {CHUNK} bytes in base64")
+    if not isinstance(value, str) or len(value) > 4 * (CHUNK_BYTES // 3 + 1):
+        raise ValueError(f"is not a text of at most {CHUNK_BYTES} bytes in base64")
     try:
         return base64.b64decode(value, validate=True)
     except binascii.Error as error:
-        raise ValueError("is no base64") from error
+        raise ValueError("is not base64") from error
 
 
 # a row ------------------------------------------------------------------------------------------------------
 
 
-def _told_number(value: Any) -> float | None:
-    """As the log has it: null for a number that is not finite, such as the gap of changes that cancel."""
+def _finite_or_none(value: Any) -> float | None:
+    """A number, or None if it is not finite, as in the log (such as the gap of updates that cancel)."""
     return None if value is None or value in (math.inf, -math.inf) or value != value else _number(value)
 
 
-_BY_NAME = _by_name(_told_number)
+_BY_NAME = _by_name(_finite_or_none)
 _HELDOUT: Mapping[str, Check] = {
-    "loss": _told_number,
+    "loss": _finite_or_none,
     "category": _BY_NAME,
     "client": _BY_NAME,
     "left_out": _by_name(_sentence),
 }
 _ROW: Mapping[str, Check] = {
-    "cohort": _listed(schema.label),
+    "cohort": _list_of(schema.label),
     "weights": _BY_NAME,
-    "capped": _listed(schema.label),
-    "loss": _told_number,
+    "capped": _list_of(schema.label),
+    "loss": _finite_or_none,
     "losses": _BY_NAME,
     "failures": _by_name(_sentence),
-    "bytes_down": schema.whole,
-    "bytes_up": schema.whole,
-    "examples": schema.whole,
-    "steps": schema.whole,
+    "bytes_down": schema.whole_number,
+    "bytes_up": schema.whole_number,
+    "examples": schema.whole_number,
+    "steps": schema.whole_number,
     "tokens": lambda value: _numbers(value, ("seen", "trained")),
-    "heldout": lambda value: _some(value, _HELDOUT),
-    "taken": _by_name(schema.whole),
+    "heldout": lambda value: _present_fields(value, _HELDOUT),
+    "taken": _by_name(schema.whole_number),
     "coverage": _BY_NAME,
     "seconds": lambda value: _numbers(value, ("round", "tuning")),
 }
 
 
 FIGURE = (int, float, type(None))
-_OF_A_ROUND = (
+_ROUND_KEYS = (
     *("cohort", "weights", "loss", "losses", "failures", "bytes_down", "bytes_up", "examples"),
     *("steps", "tokens", "seconds"),
 )
-"""What every row but that of round 0 says."""
+"""Keys of every row but that of round 0."""
 
 
 def _numbers(value: Any, needed: Sequence[str]) -> Row:
     found: Row = _BY_NAME(value)
     for name in needed:
         if found.get(name) is None:
-            raise ValueError(f"says no {name}")
+            raise ValueError(f"has no {name}")
     return found
 
 
-def _rows(value: Any, first: int, last: int) -> list[Row]:
-    rows = [_row(each, last) for each in _listed(schema.mapping, ROWS)(value)]
+def _check_rows(value: Any, first: int, last: int) -> list[Row]:
+    rows = [_check_row(each, last) for each in _list_of(schema.mapping, MAX_ROWS_PER_ANSWER)(value)]
     for earlier, row in zip([{"round": first - 1}, *rows], rows, strict=False):
         if row["round"] <= earlier["round"]:
-            raise ValueError(f"has round {row['round']} out of its order")
+            raise ValueError(f"has round {row['round']} out of order")
     return rows
 
 
-def _row(value: Row, last: int) -> Row:
-    if len(json.dumps(value)) > MOST_ROW:
-        raise ValueError(f"has a row of more than {MOST_ROW} characters")
+def _check_row(value: Row, last: int) -> Row:
+    if len(json.dumps(value)) > MAX_ROW_CHARS:
+        raise ValueError(f"has a row of more than {MAX_ROW_CHARS} characters")
     try:
-        needed = ("round", *(_OF_A_ROUND if value.get("round") else ()))
+        needed = ("round", *(_ROUND_KEYS if value.get("round") else ()))
         checks = {"round": _at_most(last), **_ROW}
-        # a number under another name is what an algorithm's observer found
+        # a number under another name comes from an algorithm's observer
         found = {name for name, each in value.items() if name not in checks and type(each) in FIGURE}
         rest = {name: each for name, each in value.items() if name not in found}
-        return {**_some(rest, checks, needed=needed), **_BY_NAME({name: value[name] for name in found})}
+        return {
+            **_present_fields(rest, checks, needed=needed),
+            **_BY_NAME({name: value[name] for name in found}),
+        }
     except WireError as error:
-        raise ValueError(f"has a row that is none ({error})") from error
+        raise ValueError(f"has an invalid row ({error})") from error
 
 
-def _some(value: Any, checks: Mapping[str, Check], needed: Sequence[str] = ()) -> Row:
-    """The fields that are there; of each that is not needed, the value as its check gives it."""
+def _present_fields(value: Any, checks: Mapping[str, Check], needed: Sequence[str] = ()) -> Row:
+    """The fields that are present, each as its check returns it; WireError if a needed one is missing."""
     found = schema.mapping(value)
     known = {name: check for name, check in checks.items() if name in found or name in needed}
     return schema.read(found, known)

@@ -26,7 +26,7 @@ from shepherd.silos.flare.job import BROUGHT, ORDER, TASK
 from shepherd.silos.flare.patches.server_job import outlive_updates
 from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.server import run_status, trusted_modules
-from shepherd.silos.server.server_run import Service
+from shepherd.silos.server.server_run import ServerRun
 
 TOPIC = "shepherd"
 HOME = "shepherd"
@@ -46,7 +46,7 @@ TICK_S = 0.05
 class Telling(Protocol):
     """What has an answer for the coordinator."""
 
-    def told(self, asked: Mapping[str, Any]) -> dict[str, Any]: ...
+    def snapshot(self, asked: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
 class Stopped(FederationError):
@@ -71,7 +71,7 @@ class Rounds(ModelController):  # type: ignore[misc]
         try:
             served = self._service(brought, meta, Path(workspace.get_root_dir()))
         except ShepherdError as error:  # for the coordinator to hear: another job would fare no better
-            self.engine.register_app_command(TOPIC, self._told, run_status.refused(error))
+            self.engine.register_app_command(TOPIC, self._told, run_status.failed_status(error))
         else:
             self.engine.register_app_command(TOPIC, self._told, served)
             outlive_updates()
@@ -80,13 +80,13 @@ class Rounds(ModelController):  # type: ignore[misc]
                 served.run()
         self._linger()
 
-    def _service(self, brought: Path, meta: Path, kit: Path) -> Service:
+    def _service(self, brought: Path, meta: Path, kit: Path) -> ServerRun:
         # FLARE's own word: it writes over whatever a submitted job says of its submitter
         submitted = json.loads(meta.read_text(encoding="utf8"))
         _require_member(kit, submitted["submitter_name"])
         order = jobspec.read((brought / ORDER).read_text(encoding="utf8"))
         _require_same_version(order.version)
-        served = Service(
+        served = ServerRun(
             order,
             kit / HOME / "runs" / order.run,
             next(brought.glob("round-*"), None),
@@ -174,7 +174,7 @@ class Rounds(ModelController):  # type: ignore[misc]
             self._away = frozenset(asked["away"])
         if "unawaited" in asked:
             self._unawaited = frozenset(asked["unawaited"])
-        return {**served.told(asked), "present": list(self.present())}
+        return {**served.snapshot(asked), "present": list(self.present())}
 
     def _await_successor(self, sites: Sequence[str]) -> None:
         """Begin no round while the coordinator can yet have a job begin that all the sites take part in.

@@ -1,9 +1,9 @@
-"""A site's trainer: a process of its own that holds the base and the data and answers requests.
+"""A site's trainer: a separate process that holds the base and the data and answers requests.
 
     python -m shepherd.silos.site.trainer site.toml --name site-1 --home KIT/shepherd
 
-It knows no federation engine: bytes of `silos.protocol.wire` come in on a Unix socket, and bytes go out. The
-base stays loaded through rounds and runs. Whatever goes wrong with a request becomes its reply.
+It does not depend on FLARE: messages of `silos.protocol.wire` arrive and leave through a Unix socket. The
+base stays loaded across rounds and runs. An error while handling a request becomes its reply.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from shepherd.machine import memory
 from shepherd.model.base import Base
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol import ipc, schema, wire
-from shepherd.silos.protocol.wire import Joined, Reply, Request, Scores
+from shepherd.silos.protocol.wire import Ready, Reply, Request, Scores
 from shepherd.silos.site import allowed_bases, audit, policy, redaction, released, request_checks
 from shepherd.silos.site.audit import Released
-from shepherd.silos.site.data_cache import Holding
-from shepherd.silos.site.policy import Granted, Refusal, Visit
+from shepherd.silos.site.data_cache import DataCache
+from shepherd.silos.site.policy import MonthUsage, Refusal, Visit
 from shepherd.silos.site.released import Score
-from shepherd.silos.site.site_settings import SiteSettings, own, read, scored
-from shepherd.silos.site.site_store import Kept, Record, Store
-from shepherd.silos.site.task import Answer, Task, waited
+from shepherd.silos.site.site_settings import SiteSettings, read, scoring_settings, settings_at_site
+from shepherd.silos.site.site_store import AnsweredRound, RunRecord, Store
+from shepherd.silos.site.task import Answer, Task, wait_for
 from shepherd.training import score, tune
 from shepherd.training.local import local_training
 from shepherd.training.tune import Progress, TuningResult
@@ -52,55 +52,55 @@ from shepherd.visible import in_this_process
 
 LOG = "trainer.log"
 HOUR_S = 3600.0
-MOST_WAITING = 4
-"""Runs whose requests may wait for the one that is worked on: each holds an adapter."""
-MOST_ANSWERS = 20
-"""Answers to one question in a month: who needs more has another trouble than a lost connection."""
+MAX_QUEUED_RUNS = 4
+"""Most runs whose requests are queued: each holds an adapter in memory."""
+MAX_ANSWERS = 20
+"""Most answers to one request in a month: lost connections need fewer."""
 
-log = logging.getLogger("shepherd.silos.site.trainer")  # also where it is run as __main__
+log = logging.getLogger("shepherd.silos.site.trainer")  # also when run as __main__
 
 
 class Trainer:
-    """Answers the requests to one site, one at a time."""
+    """Answers the requests to a site, one at a time."""
 
     def __init__(self, settings: SiteSettings, name: str, home: Path) -> None:
         self.settings, self.name, self.home = settings, name, home
         with disk_errors(home):
             home.mkdir(parents=True, exist_ok=True)
             home.chmod(0o700)
-        self.store, self.holding = Store(home), Holding(home, name)
+        self.store, self.cache = Store(home), DataCache(home, name)
         self._allowed = allowed_bases.allowed(settings.bases)
-        self._worker = ThreadPoolExecutor(1)  # one thread, and so one tuning at a time
+        self._worker = ThreadPoolExecutor(1)  # a single thread, so one visit at a time
         self._lock = threading.Lock()
-        self._tasks: dict[str, Task] = {}  # of each run, the last one
-        self._joins: deque[float] = deque()  # when the last ones came
+        self._tasks: dict[str, Task] = {}  # the last task of each run
+        self._joins: deque[float] = deque()  # times of the last requests to join
 
     def handle(self, message: bytes) -> bytes:
-        """The reply to a request; never raises."""
+        """Answer a request, both as bytes; never raises."""
         received = monotonic()
         try:
             request = wire.decode_request(message)
         except Exception as error:
-            log.error("a message was refused: %s", redaction.logged(error))
-            return self._failure(redaction.told(error))
+            log.error("a message was refused: %s", redaction.log_message(error))
+            return self._failure(redaction.server_message(error))
         try:
             answer = self._answer(request, received, len(message))
-            self._record(audit.answered(request, _now(), answer.left))
+            self._record(audit.answered_event(request, _now(), answer.left))
             size = len(answer.message)
-            log.info("%s answered in %.1f s: %d bytes", _named(request), monotonic() - received, size)
+            log.info("%s answered in %.1f s: %d bytes", _request_name(request), monotonic() - received, size)
             return answer.message
-        except request_checks.Refused as error:
+        except request_checks.RequestRefused as error:
             return self._refused(request, error.refusal)
         except Exception as error:
             return self._failed(request, error)
 
     def stop(self) -> None:
-        """Give up what is being worked on."""
+        """Cancel all tasks."""
         with self._lock:
             for task in self._tasks.values():
                 task.cancel()
 
-    # what is decided at once ------------------------------------------------------------------------------
+    # decisions without work -------------------------------------------------------------------------------
 
     def _answer(self, request: Request, received: float, size: int) -> Answer:
         request_checks.require_version(request, self.name)
@@ -116,9 +116,9 @@ class Trainer:
             return kept
         if request.kind == "join" and (examples := self._examples_held(request)):
             self._require_allowed(request, examples)
-            return _left(self._joined(examples))
-        task = self._submitted(request, received + request.deadline)
-        return waited(task, received + request.deadline)
+            return _to_answer(self._ready(examples))
+        task = self._submit(request, received + request.deadline)
+        return wait_for(task, received + request.deadline)
 
     def _require_allowed(
         self,
@@ -127,8 +127,8 @@ class Trainer:
         different: int | None = None,
         scored: int | None = None,
     ) -> None:
-        """By the rules about what is asked; before the data are looked at, by those that need no look."""
-        request_checks.require_none(
+        """Raise Refused by the rules on the settings; without `examples`, only by those that need no data."""
+        request_checks.raise_refusal(
             policy.refusal(
                 self.settings.policy,
                 request,
@@ -142,15 +142,16 @@ class Trainer:
         )
 
     def _require_allowed_now(self, request: Request) -> None:
+        """Raise Refused by the rules on the cohort, the hours and the budget."""
         now = _now()
         granted = self._granted(request, now)
-        request_checks.require_none(
+        request_checks.raise_refusal(
             policy.refusal_now(self.settings.policy, request, site=self.name, granted=granted, now=now)
         )
 
-    def _granted(self, request: Request, now: datetime) -> Granted:
+    def _granted(self, request: Request, now: datetime) -> MonthUsage:
         asked = (request.run, request.round, request.id)
-        return audit.granted(self.home / audit.FILE, audit.month_of(now), kind=request.kind, asked=asked)
+        return audit.month_usage(self.home / audit.FILE, audit.month_of(now), kind=request.kind, asked=asked)
 
     def _require_few_joins(self) -> None:
         most = self.settings.trainer.joins_per_hour
@@ -159,25 +160,25 @@ class Trainer:
             while self._joins and self._joins[0] < now - HOUR_S:
                 self._joins.popleft()
             if len(self._joins) >= most:
-                raise request_checks.Refused(
+                raise request_checks.RequestRefused(
                     "joins_per_hour",
-                    f"{self.name} was asked to join {most} times within an hour; ask again later",
+                    f"{self.name} was asked to join {most} times within an hour; try again later",
                 )
             self._joins.append(now)
 
     def _require_few_answers(self, request: Request) -> None:
-        if self._granted(request, _now()).answers >= MOST_ANSWERS:
-            raise request_checks.Refused(
+        if self._granted(request, _now()).answers >= MAX_ANSWERS:
+            raise request_checks.RequestRefused(
                 "replay",
-                f"{self.name} has given this answer {MOST_ANSWERS} times; go on with the next round",
+                f"{self.name} has sent this answer {MAX_ANSWERS} times; continue with the next round",
             )
 
     def _kept_answer(self, request: Request) -> Answer | None:
-        """The answer that this question got before, as the policy of today lets it leave.
+        """The answer that this request got before, limited by the current policy; None if it got none.
 
         Raises:
-            Refused: a round that was answered already, or one before it, is asked with another question; or
-                the answer would not be given today.
+            Refused: another request for this round or a later one was answered; or the current policy refuses
+                the answer.
         """
         if request.kind == "join":
             return None
@@ -185,120 +186,125 @@ class Trainer:
         if request.kind == "score":
             return self._kept_score(request, record)
         if record.spent and record.id == request.id:
-            raise redaction.Diverged("this visit was made, and came to numbers that are not finite")
+            raise redaction.Diverged(
+                "this visit was made before, and diverged to numbers that are not finite"
+            )
         kept = self.store.answered(request.run, request.id)
         if kept is None and request.round <= record.round:
-            again = "another question" if request.id != record.id else "one whose answer is kept no more"
-            raise request_checks.Refused(
+            again = (
+                "another request" if request.id != record.id else "a request whose answer is no longer kept"
+            )
+            raise request_checks.RequestRefused(
                 "replay",
-                f"{self.name} answered round {record.round + 1} of this run and is asked for round"
-                f" {request.round + 1} with {again}; where the server has lost rounds, use `shepherd"
-                " silos anew`",
+                f"{self.name} has answered round {record.round + 1} of this run, and got {again} for round"
+                f" {request.round + 1}; if the server has lost rounds, use `shepherd silos anew`",
             )
         if kept is None:
             return None
         self._require_allowed(request, kept.examples, kept.different)
-        return _left(self._told(kept.update))
+        return _to_answer(self._releasable(kept.update))
 
-    def _kept_score(self, request: Request, record: Record) -> Answer | None:
-        """As `_kept_answer`; one question a round: two scores of adapters that differ little tell much."""
+    def _kept_score(self, request: Request, record: RunRecord) -> Answer | None:
+        """Like `_kept_answer`, with one request a round: scores of two similar adapters reveal much."""
         if (record.scored, record.scored_id) == (request.round, request.id):
-            if record.score is None:  # as an earlier version left it
+            if record.score is None:  # written by an earlier version
                 return None
-            told = released.still_told(record.score, self.settings.policy.min_examples)
+            told = released.still_releasable(record.score, self.settings.policy.min_examples)
             self._require_allowed(request, scored=sum(each.examples for each in told.values()))
-            return _left(*self._scores(request, told))
+            return _to_answer(*self._scores(request, told))
         if request.round <= max(record.scored, record.round):
-            raise request_checks.Refused(
+            raise request_checks.RequestRefused(
                 "replay",
-                f"{self.name} has scored this run after {max(record.scored, record.round)} rounds, or trained"
-                f" since, and is asked to score it after {request.round} with another question; go on without"
-                " its score",
+                f"{self.name} has trained or scored this run after {max(record.scored, record.round)} rounds,"
+                f" and got another request to score it after {request.round}; continue without its score",
             )
         return None
 
     def _examples_held(self, request: Request) -> int:
-        """How many examples there are, if base and data are loaded: then nobody's work is disturbed."""
-        if self.holding.digest != request.base:
+        """Number of examples, if base and data are loaded, so that joining need not queue; else 0."""
+        if self.cache.digest != request.base:
             return 0
-        settings = self._own(request)
-        prepared = self.holding.ready(settings, request.base, self._longest(settings))
+        settings = self._settings_here(request)
+        prepared = self.cache.ready(settings, request.base, self._max_length(settings))
         return len(prepared.clients[self.name]) if prepared else 0
 
-    def _submitted(self, request: Request, until: float) -> Task:
+    def _submit(self, request: Request, until: float) -> Task:
         with self._lock:
             task = self._tasks.get(request.run)
             if task is not None and task.request.id == request.id and not task.cancelled:
                 task.until = max(task.until, until)
                 return task
-            self._require_allowed_now(request)  # before anybody's work is given up for it
+            self._require_allowed_now(request)  # before another task is cancelled for it
             if task is not None:
                 request_checks.require_newer(request, task.request, self.name)
                 task.cancel()
-            elif len(self._tasks) > MOST_WAITING:
-                raise request_checks.Refused(
+            elif len(self._tasks) > MAX_QUEUED_RUNS:
+                raise request_checks.RequestRefused(
                     "busy",
-                    f"{self.name} works for one run and {MOST_WAITING} others wait; ask again later",
+                    f"{self.name} is working for one run and {MAX_QUEUED_RUNS} others are queued; try again"
+                    " later",
                 )
-            task = self._tasks[request.run] = Task(request, until)  # another run's waits for its turn
+            task = self._tasks[request.run] = Task(request, until)
             task.future = self._worker.submit(self._work, task)
             return task
 
-    # the work, in its own thread --------------------------------------------------------------------------
+    # work, in its own thread ------------------------------------------------------------------------------
 
     def _work(self, task: Task) -> Answer:
         try:
-            task.require_wanted()
+            task.require_awaited()
             kept = self._kept_answer(task.request)
-            return kept if kept is not None else self._worked(task)
+            return kept if kept is not None else self._carry_out(task)
         finally:
             with self._lock:
                 if self._tasks.get(task.request.run) is task:
                     del self._tasks[task.request.run]
 
-    def _worked(self, task: Task) -> Answer:
-        request, settings = task.request, self._own(task.request)
+    def _carry_out(self, task: Task) -> Answer:
+        request, settings = task.request, self._settings_here(task.request)
         if request.kind == "score":
-            return self._scored(task, settings)
-        prepared = self.holding.data(settings, request.base)
+            return self._score(task, settings)
+        prepared = self.cache.data(settings, request.base)
         examples = len(prepared.clients[self.name])
         self._require_allowed(request, examples)
-        self._require_allowed_now(request)  # it may have waited
+        self._require_allowed_now(request)  # again, since it may have been queued
         clients = self._clients(request, settings, prepared)
         batches = clients.batches(self.name, self.store.record(request.run).position)
         steps = batches.indices
         visit = Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
-        self._record(audit.granted_to(request, _now(), visit=visit))
-        task.require_wanted()
-        base = self.holding.base(settings, request.base, self._longest(settings))
+        self._record(audit.granted_event(request, _now(), visit=visit))
+        task.require_awaited()
+        base = self.cache.base(settings, request.base, self._max_length(settings))
         pipeline.require_readable(prepared, base)
-        task.require_wanted()
+        task.require_awaited()
         if request.broadcast is None:
-            return _left(self._joined(examples))
+            return _to_answer(self._ready(examples))
         request_checks.require_fit(request.broadcast, base)
         clients = replace(clients, micro_batch_tokens=self._micro_batch(base))
-        return self._trained(task, settings, clients, base, batches, visit)
+        return self._train(task, settings, clients, base, batches, visit)
 
-    def _own(self, request: Request) -> RunSettings:
-        return own(self.settings, request.settings, allowed_bases.find(self.settings.bases, request.base))
+    def _settings_here(self, request: Request) -> RunSettings:
+        return settings_at_site(
+            self.settings, request.settings, allowed_bases.find(self.settings.bases, request.base)
+        )
 
-    def _longest(self, settings: RunSettings) -> int:
-        """Tokens of the longest example that the base is loaded for."""
+    def _max_length(self, settings: RunSettings) -> int:
+        """Length in tokens of the longest example that the base has to process."""
         scores = self.settings.scoring.max_tokens if "heldout" in self.settings.policy.metrics else 0
         return max(settings.data.max_tokens, scores)
 
     def _micro_batch(self, base: Base) -> int:
-        """Tokens of a pass: what a simulation takes for this base, and no more than the owner allows."""
+        """Tokens in one pass: as in a simulation of this base, up to the owner's limit."""
         return min(memory.micro_batch(base), self.settings.trainer.micro_batch_tokens)
 
-    def _order(self, request: Request) -> int:
-        """The seed of the order of the examples: of every run its own, and nobody's to know."""
+    def _order_seed(self, request: Request) -> int:
+        """Seed of the order of the examples: secret, and different for each run."""
         if self.settings.trainer.order_seed is not None:
             return self.settings.trainer.order_seed
         return seed_for(self.store.secret(), "order", request.run)
 
     def _clients(self, request: Request, settings: RunSettings, prepared: TokenisedData) -> LocalClients:
-        """This site as the only client that it has."""
+        """This site's data as a set of one client."""
         limits = self.settings.policy
         return LocalClients(
             datasets={self.name: prepared.clients[self.name]},
@@ -307,21 +313,21 @@ class Trainer:
             tuning=settings.tuning,
             federation=settings.federation,
             micro_batch_tokens=self.settings.trainer.micro_batch_tokens,
-            order_seed=self._order(request),
+            order_seed=self._order_seed(request),
             training=local_training(settings.tuning, {*limits.optimisers, *limits.objectives}),
             min_batch=limits.min_batch,
             min_examples=limits.min_examples,
             cap_nats=released.CAP_NATS,
-            # the server knows what it broadcasts, and could take noise or masks that come from it away again;
-            # tests alone say in which order examples come, and then draw as one process does
+            # draws from the broadcast's seed would let the server remove noise and masks; only tests set an
+            # order seed, and then draw like a simulation
             draws=FromSystem() if self.settings.trainer.order_seed is None else None,
         )
 
-    def _joined(self, examples: int) -> Joined:
+    def _ready(self, examples: int) -> Ready:
         fewest = self.settings.policy.min_cohort
-        return Joined(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
+        return Ready(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
 
-    def _trained(
+    def _train(
         self,
         task: Task,
         settings: RunSettings,
@@ -335,14 +341,14 @@ class Trainer:
         start = batches.position - visit.taken
         before = self.store.before(request.run, request.round)
         if before is None and start:
-            log.warning("%s what it remembered is gone, and it goes on without", _named(request))
+            log.warning("%s the client memory is lost; continuing with an empty one", _request_name(request))
         with redaction.of_the_examples():
             tuned = self._tuned(task, clients, base, batches, before.memory if before else Payload())
             answer = clients.update(request.broadcast, tuned)
         examples, position = clients.size(name), batches.position
         try:
             request_checks.require_finite(answer)
-        except redaction.Diverged:  # which says something of these examples: once
+        except redaction.Diverged:  # reveals something about the examples, so never repeated
             self.store.spend(request.run, request.round, request.id, position)
             raise
         metrics = released.of_a_visit(
@@ -351,7 +357,7 @@ class Trainer:
             known=_is_known(request.broadcast, before),
         )
         task.commit()
-        kept = Kept(
+        kept = AnsweredRound(
             round=request.round,
             id=request.id,
             update=replace(answer, metrics=metrics),
@@ -360,11 +366,11 @@ class Trainer:
             different=visit.different,
             examples=examples,
             memory=tuned.memory,
-            moved=min(tuned.delta.norm(), answer.delta.norm()),  # codes may have any length
+            moved=min(tuned.delta.norm(), answer.delta.norm()),  # a coded update may have any length
             adapter=request.broadcast.adapter,
         )
         self.store.save(request.run, kept)
-        return _left(self._told(kept.update))
+        return _to_answer(self._releasable(kept.update))
 
     def _tuned(
         self, task: Task, clients: LocalClients, base: Base, batches: Batches, memory: Payload
@@ -376,36 +382,36 @@ class Trainer:
 
             def watch(progress: Progress) -> None:
                 now.advance(progress.tokens - now.done)
-                task.require_wanted()
+                task.require_awaited()
 
             (tuned,) = tune.tune(base, clients.job(broadcast, [visit]), watch)
         return tuned
 
-    def _told(self, update: Update) -> Update:
+    def _releasable(self, update: Update) -> Update:
         return replace(update, metrics=released.released_metrics(self.settings.policy, update.metrics))
 
     def _is_comparable(self, settings: RunSettings, examples: int, start: int, end: int) -> bool:
-        """Whether the visit's numbers can stand beside every other number that leaves."""
+        """Whether the visit's metrics reveal nothing in combination with other released numbers."""
         least = self.settings.policy.min_examples
         return released.is_rendered_as_scored(settings.data, self.settings.scoring) and all(
             released.cuts_fairly(examples, position, least) for position in (start, end)
         )
 
-    def _scored(self, task: Task, settings: RunSettings) -> Answer:
+    def _score(self, task: Task, settings: RunSettings) -> Answer:
         request, scoring = task.request, self.settings.scoring
         assert request.broadcast is not None
-        held = self.holding.heldout(scored(self.settings, settings), request.base)
+        held = self.cache.heldout(scoring_settings(self.settings, settings), request.base)
         categories = pipeline.categories(held)
         places = loss.stratified_subset(categories, scoring.examples)
-        names = [schema.sentence(categories[i])[: schema.MOST_NAME] for i in places]
+        names = [schema.sentence(categories[i])[: schema.MAX_NAME_CHARS] for i in places]
         least = self.settings.policy.min_examples
         behind = released.behind(names, least)
         self._require_allowed(request, scored=sum(behind.values()))
         adapter = self._scorable(request, request.broadcast)
-        self._require_allowed_now(request)  # it may have waited
-        self._record(audit.granted_to(request, _now(), scoring=scoring, behind=behind))
-        task.require_wanted()
-        base = self.holding.base(settings, request.base, self._longest(settings))
+        self._require_allowed_now(request)  # again, since it may have been queued
+        self._record(audit.granted_event(request, _now(), scoring=scoring, behind=behind))
+        task.require_awaited()
+        base = self.cache.base(settings, request.base, self._max_length(settings))
         pipeline.require_readable(held, base)
         request_checks.require_fit(request.broadcast, base)
         data = held.heldout.take(places)
@@ -415,45 +421,45 @@ class Trainer:
         found = released.scores(sums, tune.predictions(data), names, least)
         task.commit()
         self.store.save_score(request.run, request.round, request.id, found)
-        return _left(*self._scores(request, found))
+        return _to_answer(*self._scores(request, found))
 
     def _scores(
         self, request: Request, found: Mapping[str, Score]
     ) -> tuple[Scores, dict[str, dict[str, float]]]:
-        """A score as it leaves, and as the audit log has it."""
+        """A score as it is sent, and as the audit log records it."""
         by_name = {name: (each.mean * each.tokens, each.tokens) for name, each in found.items()}
         reply = Scores(client=self.name, round=request.round, categories=by_name)
         return reply, {name: asdict(each) for name, each in found.items()}
 
     def _scorable(self, request: Request, broadcast: Broadcast) -> Adapter:
-        """The adapter to score: near one that this site trained, or one that changes nothing.
+        """The adapter to score: one near the last that this site trained, or one that changes nothing.
 
         Raises:
-            Refused: it is another one.
+            Refused: the adapter is neither.
         """
         if released.is_blank(broadcast.adapter):
-            # of A nothing is wanted then, and large numbers in it could still overflow
+            # with B = 0, A has no effect, but large values in it could still overflow
             return broadcast.adapter.times(0.0)
         if not _is_known(broadcast, self.store.before(request.run, request.round)):
-            raise request_checks.Refused(
+            raise request_checks.RequestRefused(
                 "scoring",
-                f"{self.name} scores an adapter that changes nothing yet, or one that is near the last one"
-                f" that it trained, in the {released.LATER} rounds before, and this is neither; go on without"
-                " its score",
+                f"{self.name} scores only an adapter that changes nothing yet, or one near the last that it"
+                f" trained in the {released.MAX_ROUNDS_SINCE_TRAINED} rounds before, and this is neither;"
+                " continue without its score",
             )
         return broadcast.adapter
 
-    # what is said -----------------------------------------------------------------------------------------
+    # refusals, failures and the audit log -----------------------------------------------------------------
 
     def _refused(self, request: Request, refusal: Refusal) -> bytes:
-        log.warning("%s refused: %s", _named(request), refusal.sentence)
-        self._noted(lambda: audit.refused(request, _now(), refusal))
+        log.warning("%s refused: %s", _request_name(request), refusal.sentence)
+        self._record_if_possible(lambda: audit.refused_event(request, _now(), refusal))
         return self._failure(refusal.sentence)
 
     def _failed(self, request: Request, error: Exception) -> bytes:
-        log.error("%s failed: %s", _named(request), redaction.logged(error))
-        self._noted(lambda: audit.failed(request, _now(), error))
-        return self._failure(redaction.told(error))
+        log.error("%s failed: %s", _request_name(request), redaction.log_message(error))
+        self._record_if_possible(lambda: audit.failed_event(request, _now(), error))
+        return self._failure(redaction.server_message(error))
 
     def _failure(self, reason: str) -> bytes:
         return wire.encode_reply(Failure(client=self.name, reason=reason))
@@ -461,16 +467,16 @@ class Trainer:
     def _record(self, event: audit.Event) -> None:
         audit.record(self.home / audit.FILE, event)
 
-    def _noted(self, make: Callable[[], audit.Event]) -> None:
-        """Of what is not answered anyway: a log that cannot be written changes nothing."""
+    def _record_if_possible(self, make: Callable[[], audit.Event]) -> None:
+        """Record an event, best effort: an audit error must not change a refusal or a failure."""
         try:
             self._record(make())
         except ShepherdError as error:
             log.error("%s", error)
 
 
-def _is_known(broadcast: Broadcast, trained: Kept | None) -> bool:
-    """Whether an adapter changes nothing, or can have come of the one that was trained before."""
+def _is_known(broadcast: Broadcast, trained: AnsweredRound | None) -> bool:
+    """Whether an adapter changes nothing yet, or is near the last that this site trained."""
     if released.is_blank(broadcast.adapter):
         return True
     if trained is None or trained.adapter is None:
@@ -482,12 +488,12 @@ def _now() -> datetime:
     return datetime.now().astimezone()
 
 
-def _named(request: Request) -> str:
+def _request_name(request: Request) -> str:
     return f"run {request.run}, round {request.round + 1}, {request.kind}:"
 
 
-def _left(reply: Reply, scores: dict[str, dict[str, float]] | None = None) -> Answer:
-    """A reply as it leaves, with what it lets out."""
+def _to_answer(reply: Reply, scores: dict[str, dict[str, float]] | None = None) -> Answer:
+    """Encode a reply, with its entry for the audit log."""
     message = wire.encode_reply(reply)
     match reply:
         case Update() as update:
@@ -502,18 +508,18 @@ def _left(reply: Reply, scores: dict[str, dict[str, float]] | None = None) -> An
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM, or until whoever started this is gone; 2 where it cannot begin."""
+    """Serve until SIGTERM, or until the parent process is gone; return 2 if it cannot start."""
     given = _parser().parse_args(words)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    threading.Thread(target=_end_with, args=(os.getppid(), stopped), daemon=True).start()
+    threading.Thread(target=_stop_with_parent, args=(os.getppid(), stopped), daemon=True).start()
     try:
         trainer = Trainer(read(given.site), given.name, given.home)
         _log_to(given.home / LOG)
-        log.info("%s is read at the start alone; restart the site after a change to it", given.site)
-        most = allowed_bases.largest_message(trainer.settings.bases, trainer.settings.policy.max_rank)
-        place = ipc.place(given.home)
+        log.info("%s is read only at the start; restart the site after changing it", given.site)
+        most = allowed_bases.max_message_bytes(trainer.settings.bases, trainer.settings.policy.max_rank)
+        place = ipc.choose_address(given.home)
         ipc.serve(place, trainer.handle, lambda: log.info("ready"), stopped, most)
     except ShepherdError as error:
         print(error, file=sys.stderr)
@@ -526,14 +532,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m shepherd.silos.site.trainer")
     parser.add_argument("site", type=Path, metavar="SITE.toml")
     parser.add_argument("--name", required=True, help="the site's name in the federation")
-    parser.add_argument(
-        "--home", type=Path, required=True, help="where the site keeps its state and its logs"
-    )
+    parser.add_argument("--home", type=Path, required=True, help="folder for the site's state and logs")
     return parser
 
 
 def _log_to(path: Path) -> None:
-    """Our own lines alone: a library's might quote what it was given."""
+    """Log only this package's lines: those of a library might quote data."""
     with disk_errors(path.parent):
         handler = logging.handlers.RotatingFileHandler(path, maxBytes=2**20, backupCount=3, encoding="utf8")
         path.chmod(0o600)
@@ -543,8 +547,8 @@ def _log_to(path: Path) -> None:
     ours.addHandler(handler)
 
 
-def _end_with(parent: int, stopped: threading.Event) -> None:
-    """A killed supervisor leaves no trainer behind."""
+def _stop_with_parent(parent: int, stopped: threading.Event) -> None:
+    """Stop when the parent is gone, so that a killed supervisor leaves no trainer behind."""
     while not stopped.wait(1.0):
         if os.getppid() != parent:
             stopped.set()
@@ -554,4 +558,4 @@ if __name__ == "__main__":
     in_this_process()
     code = main()
     logging.shutdown()
-    os._exit(code)  # a step that is under way may take long, and nothing of it is wanted
+    os._exit(code)  # without waiting for a training step, whose result is not needed
