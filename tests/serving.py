@@ -105,7 +105,7 @@ def go_through_rounds(folder: Path) -> None:
     from shepherd.run import checkpoint
     from shepherd.run.checkpoint import Checkpoint
     from shepherd.silos.protocol.jobspec import JobSpec
-    from shepherd.silos.server.server_run import Service
+    from shepherd.silos.server.server_run import ServerRun
     from shepherd.version import version
     from tests.silos.server.posts import Letters, honest
 
@@ -132,7 +132,7 @@ def go_through_rounds(folder: Path) -> None:
         settings=plain(settings),
     )
     post = Letters({"a": honest("a", 1.0), "b": honest("b", 2.0, weight=2.0), "c": honest("c", 4.0)})
-    service = Service(order, folder / "home", given, post)
+    service = ServerRun(order, folder / "home", given, post)
     service.run()
 
     told = service.told({"rows": 0, "said": 0})
