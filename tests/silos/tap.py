@@ -23,10 +23,10 @@ def tapped(home: Path, passed: Callable[[bytes, bytes], bytes]) -> Iterator[None
     server = threading.Thread(target=ipc.serve, args=(tap, handle, ready.set, stopped))
     server.start()
     assert ready.wait(10)
-    (home / ipc.ADDRESS).write_text(str(tap))
+    (home / ipc.ADDRESS_FILE).write_text(str(tap))
     try:
         yield
     finally:
-        (home / ipc.ADDRESS).write_text(str(real))
+        (home / ipc.ADDRESS_FILE).write_text(str(real))
         stopped.set()
         server.join()

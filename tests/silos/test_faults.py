@@ -150,7 +150,7 @@ def test_a_slow_site_costs_its_share_and_no_more_than_the_deadline(made: Loopbac
         found.send_signal(signal.SIGCONT)
 
     assert [sorted(row["failures"]) for row in rows[1:]] == 2 * [["site-3"]]
-    assert all("no answer within 25 s" in row["failures"]["site-3"] for row in rows[1:])
+    assert all("did not reply within 25 s" in row["failures"]["site-3"] for row in rows[1:])
     assert all(row["seconds"]["round"] < 25 + 10 for row in rows[1:])
     assert sorted(rows[-1]["weights"]) == ["site-1", "site-2"]
 

@@ -1,1 +1,1 @@
-"""What an organisation runs: the server, a site, the coordinator."""
+"""Federations over a network (silos): the server, a site, the coordinator."""

@@ -1,4 +1,4 @@
-"""A whole federation on this machine, each part a process: to try it, to test it, to measure it."""
+"""A whole federation on this machine, with real processes, for demos, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from shepherd.silos.site.policy import length
 from shepherd.silos.site.site_settings import PolicyTable
 
 MOST = 20
-"""Sites on one machine: each is three processes, one with a base of its own."""
+"""Most sites on one machine: each is three processes, one with its own copy of the base."""
 READY, READY_EACH = 60.0, 10.0
-"""Seconds in which all sites must have connected, and more for each, since they share the processors."""
+"""Time for all sites to connect, and more for each, since they share the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Loopback:
         return self.folder / "sites" / site
 
     def log(self, who: str) -> Path:
-        """What the server or a site has printed."""
+        """The log of what the server or a site has printed."""
         return self.folder / "logs" / f"{who}.log"
 
 
@@ -65,15 +65,15 @@ def running(
     host: str = "localhost",
     within: Mapping[str, Sequence[str]] = {},
 ) -> Iterator[Loopback]:
-    """Make a federation in `folder` and run its server and sites until the end of the block.
+    """Create a federation in `folder`, and run its server and sites until the end of the block.
 
     Args:
-        sites: each site's name, and its site.toml.
+        sites: name of each site -> its site.toml.
         host: an address of this machine that the sites can reach.
-        within: words before a site's command, such as those that run it in a network of its own.
+        within: name of a site -> words before its command, such as those that run it in its own network.
 
     Raises:
-        SilosError: the folder is taken, or the sites do not connect.
+        SilosError: the folder exists already, or the sites do not connect.
     """
     provision.create(folder, f"{host}:{free_port()}", list(sites))
     made = Loopback(folder=folder, sites=tuple(sites))
@@ -91,9 +91,9 @@ def running(
 def started(
     made: Loopback, who: str, words: Sequence[str], within: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `shepherd silos WORDS ...` until the end of the block; what it prints goes to its log.
+    """Run `shepherd silos WORDS ...` until the end of the block, with its output in its log.
 
-    It ends with this process, also where this is killed.
+    It ends with this process, even if this process is killed.
     """
     command = bound([*within, sys.executable, "-m", "shepherd", "silos", *words], signal.SIGTERM)
     with open(made.log(who), "ab") as log:
@@ -116,29 +116,33 @@ def write_sites(
     policy: Mapping[str, object] | None = None,
     consent: Consent = NOTHING,
 ) -> dict[str, Path]:
-    """Give each client's share of a run file's data to a site: its data, and its site.toml with the policy.
+    """Split a run file's data into sites: for each client a folder with its data and a site.toml.
 
-    The sites belong to whoever wrote the run file, so they allow what it asks for, score as it says and take
-    examples in its order: they come to what the same run comes to in one process. What bounds how few
-    examples or sites are behind what leaves (`min_examples`, `min_cohort`) stays as it usually is, and so
-    do the code from outside the package that may run, and the extremes that every site refuses (of
-    `clip_norm`, and the optimiser's `betas`, `momentum` and decay times the rate).
+    The sites belong to the author of the run file, so they allow what it asks for, score as it says and take
+    examples in its order: the result equals that of the same run in one process. Not relaxed are the bounds
+    on the examples or sites behind a released number (`min_examples`, `min_cohort`), the modules outside the
+    package that may run, and the fixed rules of every site (on `clip_norm`, and the optimiser's `betas`,
+    `momentum` and decay times the rate).
+
+    Args:
+        names: name of the site with a number, from 1.
+        policy: keys of [policy] that override the derived ones.
 
     Returns:
-        Each site's name, and its site.toml.
+        Name of each site -> its site.toml.
 
     Raises:
-        SilosError: more sites than one machine should run; nothing is written then.
+        SilosError: there are more clients than one machine should run as sites; nothing is written then.
     """
     division = pipeline.divide(settings, consent.plugins)
     base = settings.model.base
     if len(division.clients) > MOST:
         raise SilosError(
-            f"{len(division.clients)} clients would be as many sites on this machine, and at most {MOST} are"
-            " started; give split.clients=3"
+            f"{len(division.clients)} clients would need as many sites on this machine, and the limit is"
+            f" {MOST}; set split.clients=3"
         )
     if settings.data.template == "chat":
-        settings = pipeline.dated(settings, load_tokenizer(placed(settings.model), consent))  # as the run
+        settings = pipeline.dated(settings, load_tokenizer(placed(settings.model), consent))  # as in the run
     allowed = {
         **_policy(settings, [max(1, len(places)) for places in division.clients.values()]),
         **(policy or {}),
@@ -159,15 +163,15 @@ def write_sites(
 
 
 def _policy(settings: RunSettings, sizes: Sequence[int]) -> dict[str, object]:
-    """What a run of one's own data may be allowed beside the defaults.
+    """The [policy] keys that a run needs to be allowed at sites of these sizes.
 
     Args:
-        sizes: of the sites, before each holds examples out for itself.
+        sizes: number of examples of each site, before it holds some out.
     """
     usual, data, tuning, rounds = PolicyTable(), settings.data, settings.tuning, settings.federation.rounds
     algorithms, transforms = [settings.algorithm.name], [part.name for part in settings.transforms]
     steps = max(length(settings, size).steps for size in sizes)
-    left = (1 - data.holdout) * min(sizes) / 2  # at least, since a category's part is rounded
+    left = (1 - data.holdout) * min(sizes) / 2  # a lower bound, since each category's share is rounded
     epochs = tuning.epochs or (tuning.max_steps or 0) * tuning.batch_size / left
     return {
         "max_rank": max(usual.max_rank, settings.adapter.rank),
@@ -176,7 +180,7 @@ def _policy(settings: RunSettings, sizes: Sequence[int]) -> dict[str, object]:
         "max_steps": max(usual.max_steps, steps),
         "max_epochs": max(usual.max_epochs, epochs),
         "max_rounds": max(usual.max_rounds, rounds),
-        "rounds_per_month": max(usual.rounds_per_month, 2 * rounds),  # some may be tried again
+        "rounds_per_month": max(usual.rounds_per_month, 2 * rounds),  # some may be repeated
         "algorithms": _with(usual.algorithms, filter(_is_inside, algorithms)),
         "transforms": _with(usual.transforms, filter(_is_inside, transforms)),
         "optimisers": _with(usual.optimisers, filter(_is_inside, [tuning.optimiser.name])),
@@ -195,7 +199,7 @@ def _with(usual: Iterable[str], asked: Iterable[str]) -> list[str]:
 
 
 def _is_inside(module: str) -> bool:
-    """Whether a module is of this package: another runs only where a person lists it."""
+    """Whether a module is part of this package: any other has to be listed by a person."""
     return "." not in module
 
 
@@ -221,9 +225,16 @@ def write_site(
     order_seed: int | None = None,
     micro_batch_tokens: Literal["auto"] | int = "auto",
 ) -> Path:
-    """A site's folder: data.jsonl, and a site.toml that allows the base, the embedded one or a folder's.
+    """Write a site's folder: data.jsonl, and a site.toml that allows the base.
 
-    It has one thread, since several sites share this machine.
+    The site has one thread, since several sites share this machine.
+
+    Args:
+        base: "tiny" for the embedded base, or a folder.
+        order_seed: seed of the order of examples; by default the site draws its own.
+
+    Returns:
+        The path of site.toml.
     """
     where = world.base_path() if base == TINY else Path(base).expanduser().resolve()
     folder.mkdir(parents=True)
@@ -233,7 +244,7 @@ def write_site(
         "data": {"source": "data.jsonl"},
         "trainer": {
             "threads": 1,
-            "joins_per_hour": 3600,  # of whoever starts run after run to try things
+            "joins_per_hour": 3600,  # for trying many runs in a row
             **({} if order_seed is None else {"order_seed": order_seed}),
             **({} if micro_batch_tokens == "auto" else {"micro_batch_tokens": micro_batch_tokens}),
         },
@@ -263,7 +274,7 @@ def _row(example: Example) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """A TCP port of this machine that is free now."""
     with socket.socket() as trial:
         trial.bind(("", 0))
         return int(trial.getsockname()[1])

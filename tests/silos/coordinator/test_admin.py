@@ -90,7 +90,7 @@ def test_what_each_site_does(server: Scripted, monkeypatch: pytest.MonkeyPatch) 
     assert list(seen.sites.items()) == [
         ("a", f"works on {ORDER.run}, other"),
         ("b", "registered, gives no answer"),
-        ("c", "waits for work"),
+        ("c", "is idle"),
         ("d", "registered, does not tell this administrator what it does"),
     ]
     assert seen.runs == {ORDER.run: "round 2 of 3"}
@@ -102,11 +102,11 @@ def test_what_each_site_does(server: Scripted, monkeypatch: pytest.MonkeyPatch) 
         (said(2, progress=UNDER_WAY), "round 2 of 3"),
         (said(2, DONE), "has ended"),
         (said(1, {"error": "a fault", "kind": "QuorumNotMet"}), "has ended in an error; see its run folder"),
-        (said(0, progress=UNDER_WAY, opened=False), "waits for its sites"),
-        (SILENT, "begins or ends, and gives no answer now"),
-        (GONE, "begins or ends, and gives no answer now"),
-        (said(2, progress={"round": 1}), "tells what cannot be taken"),
-        (NotAllowed("the server does not let bob do this"), "only who submitted it"),
+        (said(0, progress=UNDER_WAY, opened=False), "is waiting for its sites"),
+        (SILENT, "is starting or ending, and does not respond now"),
+        (GONE, "is starting or ending, and does not respond now"),
+        (said(2, progress={"round": 1}), "reports an unreadable status"),
+        (NotAllowed("the server does not let bob do this"), "only its submitter"),
     ],
 )
 def test_how_far_a_run_is(server: Scripted, answer: Any, words: str) -> None:
@@ -135,7 +135,7 @@ def test_a_removed_site_is_remembered_and_thrown_out(server: Scripted, federatio
     said = membership.remove(federation, "site-1")
     assert server.disabled == ["site-1"]
     assert "site-1 is removed" in said[0]
-    assert "thrown it out" in said[1]
+    assert "disconnected it" in said[1]
     assert provision.read(federation).sites["site-1"] == "removed"
 
 
@@ -144,11 +144,11 @@ def test_a_server_that_was_not_told_still_lets_a_site_in(
     server: Scripted, federation: Path, error: SilosError
 ) -> None:
     server.logins = [error]
-    with pytest.raises(type(error), match=r"still lets it in, .* ask again once that is mended"):
+    with pytest.raises(type(error), match=r"still accepts it, .* run the command again once that is fixed"):
         membership.remove(federation, "site-1")
     assert server.disabled == []
     assert provision.read(federation).sites["site-1"] == "removed"
-    assert "thrown it out" in membership.remove(federation, "site-1")[1]
+    assert "disconnected it" in membership.remove(federation, "site-1")[1]
     assert server.disabled == ["site-1"]
 
 
@@ -157,7 +157,7 @@ def test_a_kit_of_another_federation_removes_nobody(
 ) -> None:
     other = Path(shutil.copytree(federation, tmp_path / "other"))
     provision.write(other, replace(provision.read(other), name="shepherd-0therone"))
-    with pytest.raises(SilosError, match=r"of another federation \(shepherd-.*this is shepherd-0therone"):
+    with pytest.raises(SilosError, match=r"for another federation \(shepherd-.*not shepherd-0therone"):
         membership.remove(other, "site-1", federation / "admins" / "ada")
     assert server.disabled == []
     assert provision.read(other).sites["site-1"] != "removed"
@@ -173,7 +173,7 @@ def test_without_an_administrators_kit_nothing_is_noted(server: Scripted, federa
 @pytest.mark.parametrize(
     ("kit", "words"),
     [
-        ("admins/lea", "lea.* is lead .* use the kit of a project_admin"),
+        ("admins/lea", "lea.* has the role lead .* use the kit of a project_admin"),
         ("sites/site-2", "is a kit of a site"),
         ("nowhere", "is no kit"),
     ],
@@ -202,8 +202,8 @@ def test_a_removed_administrator_is_remembered_and_shut_out(server: Scripted, fe
     said = membership.remove_admin(federation, "lea")
     assert server.disabled == [LEA]
     assert said == [
-        f"{LEA} is removed from the federation in {federation}; that kit opens nothing any more",
-        "the running server has ended the sessions of that kit and opens no other",
+        f"{LEA} is removed from the federation in {federation}; its kit is no longer valid",
+        "the running server has ended the sessions of that kit and accepts no new one",
         f"submitted by {LEA}: no run; `shepherd silos runs` at the server lists older ones too",
     ]
     assert provision.read(federation).admins[LEA] == "removed"
@@ -269,7 +269,7 @@ def test_the_only_project_admin_may_go_and_is_cut_off_in_the_middle(
     if done:
         assert "is removed" in membership.remove_admin(federation, "ada")[0]
         return
-    with pytest.raises(OutOfReach, match="still lets it in"):
+    with pytest.raises(OutOfReach, match="still accepts it"):
         membership.remove_admin(federation, "ada")
 
 
@@ -278,7 +278,7 @@ def test_a_server_that_was_not_told_still_lets_an_administrator_in(
     server: Scripted, federation: Path, error: SilosError
 ) -> None:
     server.logins = [error]
-    with pytest.raises(type(error), match=r"lea@shepherd\.local is noted .* still lets it in, .* ask again"):
+    with pytest.raises(type(error), match=r"lea@shepherd\.local is recorded .* still accepts it, .* run the"):
         membership.remove_admin(federation, "lea")
     assert server.disabled == []
     membership.remove_admin(federation, "lea")
@@ -294,7 +294,7 @@ def test_an_administrator_who_is_none_is_said(server: Scripted, federation: Path
 
 
 def test_a_lead_removes_no_administrator(server: Scripted, federation: Path) -> None:
-    with pytest.raises(SilosError, match="may not remove anybody"):
+    with pytest.raises(SilosError, match="may not remove members"):
         membership.remove_admin(federation, "ada", federation / "admins" / "lea")
     assert server.disabled == []
     assert provision.read(federation).admins["ada@shepherd.local"] == "project_admin"
@@ -305,7 +305,7 @@ def test_a_lead_removes_no_administrator(server: Scripted, federation: Path) -> 
 
 def test_a_run_is_stopped_at_the_server_and_for_whoever_follows_it(server: Scripted, run: Path) -> None:
     server.running = {"job-0"}
-    assert membership.stop(run) == f"stopped; go on with: shepherd resume {run}"
+    assert membership.stop(run) == f"stopped; continue with: shepherd resume {run}"
     assert server.aborted == ["job-0"]
     assert (run / state_file.STOP).exists()
 
@@ -387,7 +387,7 @@ def test_a_server_out_of_reach_is_said(server: Scripted, run: Path) -> None:
 def test_a_kit_that_has_moved_can_be_named(server: Scripted, run: Path) -> None:
     server.running = {"job-0"}
     (run.parent / "kit").rename(run.parent / "elsewhere")
-    with pytest.raises(SilosError, match="is not there; name it with --silos"):
+    with pytest.raises(SilosError, match="does not exist; name the kit with --silos"):
         membership.stop(run)
     assert not (run / state_file.STOP).exists()
     membership.stop(run, run.parent / "elsewhere")
@@ -395,5 +395,5 @@ def test_a_kit_that_has_moved_can_be_named(server: Scripted, run: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_said(server: Scripted, tmp_path: Path) -> None:
-    with pytest.raises(FolderError, match="holds no run over silos"):
+    with pytest.raises(FolderError, match="does not hold a run over silos"):
         membership.stop(tmp_path / "nothing")

@@ -334,7 +334,7 @@ def test_a_server_that_lost_its_disk_goes_on_from_the_copy_here(
     brought = (tmp_path / "server" / "given-job-2").iterdir()
     assert [path.name for path in brought] == ["round-00001"]
     assert again == [2, 3, 4]
-    assert "the server goes on after round 1: it has lost what came after" in words
+    assert "the server continues after round 1: it has lost the rounds after it" in words
     assert logged(tmp_path) == [0, 1, 2, 3, 4]
     assert final(tmp_path) == whole
 
@@ -351,7 +351,7 @@ def test_copies_leave_the_server_time_for_its_rounds(
         clock.sleep(3.0)
         real(place, *given)
 
-    monkeypatch.setattr(coordinate, "_fetched", slow)
+    monkeypatch.setattr(coordinate, "_fetch_checkpoint", slow)
     run = opened(tmp_path)
     news = StatusUpdate(job="job-0", fetch=lambda round: iter([("state.json", b"")]))
     with closing(run):
@@ -390,7 +390,7 @@ def test_sites_that_have_gone_on_take_the_copy_anew(
     with closing(again), pytest.raises(FederationError, match=r"round 1: 0 of 2 .*silos anew"):
         list(again.rounds())
     before = record.recorded(tmp_path / "run")[1].run
-    assert "begin their data anew" in membership.anew(tmp_path / "run")
+    assert "start their data from the beginning" in membership.anew(tmp_path / "run")
     assert record.recorded(tmp_path / "run")[1].run != before
     assert through(coordinate.resume(tmp_path / "run", lambda line: None)) == [1, 2, 3, 4]
     assert logged(tmp_path) == [0, 1, 2, 3, 4]
@@ -436,7 +436,7 @@ def test_a_round_without_quorum_ends_it_and_can_be_gone_on_with(tmp_path: Path, 
 
     server.post = replace(server.post, sites=sites)
     assert through(coordinate.resume(tmp_path / "run", words.append)) == [3, 4]
-    assert "going on after round 2 of 4" in words
+    assert "continuing after round 2 of 4" in words
 
 
 def test_a_refusal_is_said_as_the_sites_join_and_stands_in_the_rows(tmp_path: Path, server: Hosted) -> None:
@@ -486,7 +486,7 @@ def test_a_kit_that_has_moved_is_asked_for_by_name(tmp_path: Path, server: Hoste
         next(iter(run.rounds()))
     (tmp_path / "kit").rename(tmp_path / "elsewhere")
 
-    with pytest.raises(ShepherdError, match=r"kit, the kit that .* is not there; name it with --silos"):
+    with pytest.raises(ShepherdError, match=r"kit, the kit of the run .* does not exist; name the kit with"):
         coordinate.resume(tmp_path / "run")
 
     through(coordinate.resume(tmp_path / "run", lambda line: None, tmp_path / "elsewhere"))
@@ -559,7 +559,7 @@ def test_who_may_not_submit_is_told_before_anything_is_made(
 ) -> None:
     admin = SimpleNamespace(name="max", role=role)
     monkeypatch.setattr(coordinate, "kits", SimpleNamespace(read=lambda kit, kind: admin))
-    with pytest.raises(ShepherdError, match=f"max is {role} .* may not submit a run"):
+    with pytest.raises(ShepherdError, match=f"max has the role {role} .* may not submit a run"):
         opened(tmp_path)
     assert not (tmp_path / "run").exists()
     assert server.logins == 0
@@ -577,7 +577,7 @@ def test_answers_need_data_here_and_their_lack_ends_nothing(tmp_path: Path, serv
     with closing(run):
         list(run.rounds())
         assert run.finish()["answers"] == {}
-    assert any("no answers are scored here" in line and "nowhere.jsonl" in line for line in words)
+    assert any("answers are not scored" in line and "nowhere.jsonl" in line for line in words)
     assert (tmp_path / "run" / "adapter" / "README.md").is_file()
 
 
@@ -618,7 +618,7 @@ def test_a_spoilt_record_is_said_by_its_file(tmp_path: Path, server: Hosted, tex
 
 def test_a_run_of_one_process_is_none_over_silos(tmp_path: Path) -> None:
     folder.create(tmp_path / "run", parse(RUN)).close()
-    with pytest.raises(FolderError, match="holds no run over silos"):
+    with pytest.raises(FolderError, match="does not hold a run over silos"):
         record.under_way(tmp_path / "run")
     with pytest.raises(SettingsError):
         overridden(parse(RUN), ["silos.deadline_s=inf"])
@@ -634,12 +634,12 @@ def test_how_large_a_checkpoint_may_be_is_known_to_some_per_cent(tmp_path: Path,
 def test_a_server_that_would_fill_the_disk_is_refused(tmp_path: Path, server: Hosted) -> None:
     server.fetching = [{"of": 2**40, "data": base64.b64encode(b"x").decode()}]
     run = opened(tmp_path)
-    with closing(run), pytest.raises(FederationError, match="cannot be taken"):
+    with closing(run), pytest.raises(FederationError, match="is invalid"):
         list(run.rounds())
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["round-00000"]
 
 
 def test_no_share_of_more_than_a_half_is_ordered(tmp_path: Path, server: Hosted) -> None:
-    with pytest.raises(SettingsError, match=r"over silos write 0\.5 or less"):
+    with pytest.raises(SettingsError, match=r"over silos, set it to 0\.5 or less"):
         opened(tmp_path, "federation.max_share=0.8")
     assert not (tmp_path / "run").exists()

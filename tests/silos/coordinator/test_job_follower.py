@@ -162,7 +162,7 @@ def test_a_job_that_waits_for_its_turn_is_waited_for(follow: Follow) -> None:
 
 def test_jobs_that_die_again_and_again_end_it_with_one_sentence(follow: Follow) -> None:
     server = Server([[GONE]] * 20)
-    with pytest.raises(FederationError, match="12 jobs in a row died without a finished round"):
+    with pytest.raises(FederationError, match="12 jobs in a row died without finishing a round"):
         follow(server).news()
     assert len(server.submitted) == WAITS.max_deaths + 1
 
@@ -252,7 +252,7 @@ def test_a_site_that_is_back_and_out_of_the_job_gets_a_new_job(follow: Follow) -
     followed = follow(server)
 
     assert followed.rounds() == [0, 1]
-    assert followed.words == ["b came back: a new job asks the round again"]
+    assert followed.words == ["b reconnected: a new job repeats the round"]
     assert server.events.index("abort job-0") < server.events.index("submit job-1")
 
 
@@ -303,7 +303,7 @@ def test_a_site_that_may_not_say_what_it_does_is_left_alone(follow: Follow) -> N
     assert followed.clock.now > 1000.0 + job_follower.LONG_ROUND_S + 2 * job_follower.LOOK_S
     assert server.submitted == ["job-0"]
     assert all(asked["away"] == [] for asked in server.asked)
-    assert followed.words == ["b may not say what it works on, and is not waited for if it drops out"]
+    assert followed.words == ["b does not disclose what it works on, so if it drops out it is not waited for"]
 
 
 def test_a_job_is_not_taken_for_dead_while_silent_sites_are_asked(follow: Follow) -> None:
@@ -326,7 +326,7 @@ def test_it_waits_a_while_for_sites_and_begins_without_those_that_stay_away(foll
 
     followed.news()
 
-    assert followed.words == ["waiting for b to connect; connected: a, c, x", "beginning without b"]
+    assert followed.words == ["waiting for b to connect; connected: a, c, x", "starting without b"]
     assert WAITS.assembly_s <= sum(followed.clock.pauses) < WAITS.assembly_s + 5
     assert [asked["unawaited"] for asked in server.asked] == [["b"]]  # the job does not wait for it again
     assert [asked["away"] for asked in server.asked] == [[]]  # and if it is in the job after all, it is asked
@@ -373,7 +373,7 @@ def test_who_stops_it_ends_its_job_and_no_other_begins(follow: Follow, then: Any
         return then
 
     server = Server([[said(1), said(2), stop]])
-    with pytest.raises(FederationError, match="stopped by `shepherd silos stop`; resume it"):
+    with pytest.raises(FederationError, match="stopped by `shepherd silos stop`; continue it"):
         follow(server, stopped=lambda: bool(stopped)).news()
     assert server.submitted == ["job-0"]
     assert server.aborted == aborted
@@ -436,7 +436,7 @@ def test_a_job_that_began_before_its_sites_were_there_is_begun_anew(follow: Foll
     followed = follow(server)
 
     assert followed.rounds() == [0, 1, 2]
-    assert followed.words == ["b came too late for the round: a new job asks it again"]
+    assert followed.words == ["b connected too late for the round: a new job repeats it"]
 
 
 def test_a_quorum_that_nobody_can_make_up_for_is_the_last_word(follow: Follow) -> None:
@@ -504,7 +504,7 @@ def test_a_checkpoint_that_is_gone_or_cut_is_said_and_not_asked_for_ever(
 
     (*_, last) = follow(Losing([[said(2, DONE)]])).run.news()
     assert last.fetch is not None
-    with pytest.raises(FederationError, match="no whole checkpoint of round 1"):
+    with pytest.raises(FederationError, match="no complete checkpoint of round 1"):
         list(last.fetch(1))
 
 
@@ -524,7 +524,7 @@ def test_what_a_server_may_not_tell_ends_it_in_one_sentence(follow: Follow, wron
         def told(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
             return {**super().told(job, asked), **wrong}
 
-    with pytest.raises(FederationError, match="what the server tells of the run cannot be taken"):
+    with pytest.raises(FederationError, match="the server's status of the run is invalid"):
         follow(Strange([[said(1, DONE)]])).news()
 
 

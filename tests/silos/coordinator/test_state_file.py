@@ -38,6 +38,6 @@ def test_a_kit_elsewhere_is_gone_on_with(run: Path, tmp_path: Path) -> None:
 def test_a_kit_in_the_run_folder_is_not_used_by_the_folders_word(run: Path, kit: str) -> None:
     (run.parent / "link").symlink_to(run / "kit")
     kept(run, kit.format(run=run))
-    with pytest.raises(SilosError, match="names a kit that lies in the run folder itself"):
+    with pytest.raises(SilosError, match="names a kit inside the run folder itself"):
         state_file.under_way(run)
     assert state_file.under_way(run, kit=run / "kit") == (run / "kit", None)

@@ -385,7 +385,7 @@ def test_a_job_that_cannot_begin_says_why_to_whoever_asks(
 
     told = flare.told(rows=5, said=0)
     assert told["opened"] is False
-    words = {"version": "install the same", "order": "submit it anew", "settings": "later"}
+    words = {"version": "install the same", "order": "submit the job again", "settings": "later"}
     assert words[what] in told["outcome"]["error"]
     assert not (tmp_path / "kit" / "shepherd" / "runs").exists()
 

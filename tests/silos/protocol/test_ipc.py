@@ -74,11 +74,11 @@ def test_the_socket_and_its_folder_are_closed_to_others(home) -> None:
 
 def test_another_user_is_hung_up_on(home, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(ipc, "_peer", lambda connection: os.geteuid() + 1)
+    monkeypatch.setattr(ipc, "_peer_uid", lambda connection: os.geteuid() + 1)
     path = ipc.place(home)
     with (
         serving(path, lambda question: asked.append(question) or b""),
-        pytest.raises(LocalError, match="went away in the middle"),
+        pytest.raises(LocalError, match="closed the connection before it had replied"),
     ):
         ipc.ask(path, b"let me in", 5)
     assert asked == []
@@ -95,7 +95,7 @@ def test_a_long_path_is_replaced_by_a_short_one_that_is_ours(home) -> None:
     deep = home / ("x" * 120)
     path = ipc.place(deep)
     try:
-        assert len(os.fsencode(path)) <= ipc.MOST_PATH
+        assert len(os.fsencode(path)) <= ipc.MAX_SOCKET_PATH_BYTES
         assert ipc.address(deep) == path
         assert mode(path.parent) == 0o700
         with serving(path, bytes.upper):
@@ -125,7 +125,7 @@ def test_an_adapter_of_80_megabytes_passes_in_its_bits_without_being_copied_over
 
 
 def test_nobody_there_is_told(home) -> None:
-    with pytest.raises(LocalError, match="no trainer was started in"):
+    with pytest.raises(LocalError, match="no trainer has been started in"):
         ipc.address(home)
     path = ipc.place(home)
     with pytest.raises(LocalError, match=r"no trainer listens at .*trainer\.sock; start it"):
@@ -142,7 +142,7 @@ def test_what_a_killed_trainer_left_is_no_trainer_and_in_nobodys_way(home) -> No
     while not path.exists():
         assert process.poll() is None
         time.sleep(0.02)
-    with pytest.raises(LocalError, match="went away in the middle; ask it again"):
+    with pytest.raises(LocalError, match="closed the connection before it had replied; try again"):
         ipc.ask(path, b"die", 10)
     process.wait()
     assert path.exists()
@@ -155,7 +155,7 @@ def test_what_a_killed_trainer_left_is_no_trainer_and_in_nobodys_way(home) -> No
 def test_two_trainers_do_not_share_a_home(home) -> None:
     path = ipc.place(home)
     with serving(path, bytes.upper):
-        with pytest.raises(LocalError, match=r"another trainer serves .*; stop it"):
+        with pytest.raises(LocalError, match=r"another trainer already serves .*; stop it"):
             ipc.serve(path, bytes)
         assert ipc.ask(path, b"a", 5) == b"A"
 
@@ -164,7 +164,7 @@ def test_an_answer_that_does_not_come_is_waited_for_so_long_and_no_longer(home) 
     path, free = ipc.place(home), threading.Event()
     with serving(path, lambda question: b"" if free.wait(10) else b"late"):
         began = time.monotonic()
-        with pytest.raises(LocalError, match=r"gave no answer within 0\.3 s"):
+        with pytest.raises(LocalError, match=r"did not reply within 0\.3 s"):
             ipc.ask(path, b"", 0.3)
         assert time.monotonic() - began < 3
         free.set()
@@ -189,7 +189,7 @@ def test_an_answer_in_drops_does_not_outlast_its_time(home) -> None:
 
         thread = threading.Thread(target=drip)
         thread.start()
-        with pytest.raises(LocalError, match="gave no answer within"):
+        with pytest.raises(LocalError, match="did not reply within"):
             ipc.ask(path, b"", 0.4)
         thread.join()
 
@@ -209,7 +209,7 @@ def test_an_answer_that_breaks_off_is_told(home, said) -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(LocalError, match="went away in the middle"):
+        with pytest.raises(LocalError, match="closed the connection before it had replied"):
             ipc.ask(path, b"hello", 5)
         thread.join()
 
@@ -226,7 +226,7 @@ def test_who_asks_and_goes_or_makes_the_trainer_stumble_disturbs_nobody_else(hom
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(str(path))
                 connection.sendall(part)
-        with pytest.raises(LocalError, match="went away in the middle"):
+        with pytest.raises(LocalError, match="closed the connection before it had replied"):
             ipc.ask(path, b"stumble", 5)
         assert len(ipc.ask(path, b"", 10)) == 2**22
     assert "ValueError" in caplog.text
@@ -250,7 +250,7 @@ def test_a_question_that_is_announced_too_long_is_hung_up_on_unread(home) -> Non
     thread.start()
     assert ready.wait(10)
     try:
-        with pytest.raises(LocalError, match="went away in the middle"):
+        with pytest.raises(LocalError, match="closed the connection before it had replied"):
             ipc.ask(path, bytes(1001), 5)
         assert ipc.ask(path, bytes(1000), 5) == b""
     finally:
@@ -260,7 +260,7 @@ def test_a_question_that_is_announced_too_long_is_hung_up_on_unread(home) -> Non
 
 
 def test_no_more_callers_are_taken_than_can_be_answered(home, monkeypatch) -> None:
-    monkeypatch.setattr(ipc, "MOST_CALLERS", 1)
+    monkeypatch.setattr(ipc, "MAX_CONNECTIONS", 1)
     begun, go = threading.Event(), threading.Event()
 
     def handle(question: bytes) -> bytes:
@@ -272,7 +272,7 @@ def test_no_more_callers_are_taken_than_can_be_answered(home, monkeypatch) -> No
     with serving(path, handle), ThreadPoolExecutor(1) as pool:
         first = pool.submit(ipc.ask, path, b"a", 10)
         assert begun.wait(10)
-        with pytest.raises(LocalError, match="went away in the middle"):
+        with pytest.raises(LocalError, match="closed the connection before it had replied"):
             ipc.ask(path, b"b", 5)
         go.set()
         assert first.result(10) == b"a"

@@ -70,7 +70,7 @@ def test_an_order_comes_back_as_it_went() -> None:
 )
 def test_an_order_that_is_none_is_refused(change: dict[str, Any]) -> None:
     plain = {**json.loads(ORDER.text()), **change}
-    with pytest.raises(FederationError, match="submit it anew"):
+    with pytest.raises(FederationError, match="submit the job again"):
         jobspec.read(json.dumps(plain))
 
 

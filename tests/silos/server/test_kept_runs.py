@@ -69,10 +69,10 @@ def test_what_is_kept_is_listed_the_oldest_first(server: Path) -> None:
     found = kept_runs.kept(server)
     assert [run.run for run in found] == list(RUNS)
     assert [run.round for run in found] == [0, 1, 2]
-    assert [round(run.idle / kept_runs.DAY) for run in found] == [30, 2, 0]
+    assert [round(run.idle_s / kept_runs.DAY) for run in found] == [30, 2, 0]
     assert {run.submitter for run in found} == {"ada@shepherd.local"}
     assert all(run.bytes > 1000 * (number + 1) for number, run in enumerate(found))
-    assert not any(run.going for run in found)
+    assert not any(run.active for run in found)
     stream = StringIO()
     print_kept_runs(found, stream)
     assert "3 runs" in stream.getvalue()
@@ -95,7 +95,7 @@ def test_what_a_kill_left_of_a_deletion_is_swept(server: Path) -> None:
 
 def test_a_run_that_a_process_goes_through_is_never_deleted(server: Path, held: Path) -> None:
     (first, *_) = kept_runs.kept(server)
-    assert first.going
+    assert first.active
     assert kept_runs.older([first], 1) == []
     with pytest.raises(SilosError, match=f"run {RUNS[0]} is under way; stop it first"):
         kept_runs.delete(server, [RUNS[1], RUNS[0]])
@@ -107,7 +107,7 @@ def test_a_run_that_a_process_goes_through_is_never_deleted(server: Path, held: 
 @pytest.mark.parametrize("status", ["SUBMITTED", "APPROVED", "DISPATCHED", "RUNNING"])
 def test_a_run_whose_job_waits_is_under_way(server: Path, status: str) -> None:
     waiting(server, RUNS[0], status)
-    assert [run.going for run in kept_runs.kept(server)] == [True, False, False]
+    assert [run.active for run in kept_runs.kept(server)] == [True, False, False]
     assert kept_runs.older(kept_runs.kept(server), 1) == [RUNS[1]]
 
 

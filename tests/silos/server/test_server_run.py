@@ -150,7 +150,7 @@ def test_a_round_without_quorum_ends_the_job_and_keeps_the_rounds_before(tmp_pat
 
     assert outcome["kind"] == "QuorumNotMet"
     assert "round 2" in outcome["error"]
-    assert "b: it gave no answer within 5 s" in outcome["error"]
+    assert "b: it did not reply within 5 s" in outcome["error"]
     assert checkpoint.latest(tmp_path / "home" / "checkpoints") == tmp_path / "home/checkpoints/round-00001"
 
 
@@ -361,7 +361,7 @@ def test_one_process_at_a_time_goes_through_the_rounds(
     try:
         assert ready.wait(20)
         outcome = told(served(tmp_path, both()))["outcome"]
-        assert "another process goes through the rounds" in outcome["error"]
+        assert "another process runs the rounds" in outcome["error"]
     finally:
         end.set()
         other.join()
@@ -468,7 +468,7 @@ def test_no_module_from_outside_is_imported_for_an_order(tmp_path: Path, table: 
     asked = replace(asked, settings={**asked.settings, **table})
     before = set(sys.modules)
     made = served(tmp_path, both(), asked)
-    assert "use one of the package" in told(made)["outcome"]["error"]
+    assert "use one of this package" in told(made)["outcome"]["error"]
     assert set(sys.modules) == before
     assert not (tmp_path / "home").exists()
 

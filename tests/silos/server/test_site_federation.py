@@ -103,9 +103,9 @@ def test_what_a_site_gets_wrong_is_its_failure_and_nobody_elses() -> None:
     assert "not connected" in reasons["absent"]
     assert "cannot be read" in reasons["garbled"]
     assert "in the name of 'good'" in reasons["masked"]
-    assert "another question" in reasons["mistaken"]
+    assert "wrong kind of reply" in reasons["mistaken"]
     assert reasons["refusing"] == "policy max_rank = 4 of refusing refuses rank 8"
-    assert "no answer within 5 s" in reasons["silent"]
+    assert "did not reply within 5 s" in reasons["silent"]
     assert post.asked == [("train", ("garbled", "good", "masked", "mistaken", "refusing", "silent"))]
 
 
@@ -118,7 +118,7 @@ def test_an_answer_many_times_as_long_as_its_question_is_refused_unread(numbers:
     (answer,) = silos(Letters({"a": long})).run(BROADCAST, ["a"])
 
     assert type(answer) is kind
-    assert isinstance(answer, Update) or "bytes and at most" in answer.reason
+    assert isinstance(answer, Update) or "bytes, and the limit is" in answer.reason
 
 
 def test_sites_that_are_away_stay_clients() -> None:
@@ -144,7 +144,7 @@ def test_a_size_that_is_not_believed_is_a_failure_and_decides_nothing() -> None:
     _, second = federation.join(0)
 
     assert isinstance(second, Failure)
-    assert "100,000,000 is the most" in second.reason
+    assert "the limit is 100,000,000" in second.reason
     assert {client.name: client.examples for client in federation.clients()} == {"a": 10, "b": 10}
 
 

@@ -42,7 +42,7 @@ def test_files_that_are_others_than_were_named_are_not_loaded(tmp_path: Path) ->
     (copy / "config.json").write_text("{}")
     named = [table(copy, TINY, "ours")]
     assert allowed_bases.allowed(named) == {TINY}
-    with pytest.raises(BaseError, match=f"base ours has the digest {digest(copy)} and not {TINY} as site"):
+    with pytest.raises(BaseError, match=f"base ours has the digest {digest(copy)}, not {TINY} as in site"):
         allowed_bases.find(named, TINY)
 
 

@@ -117,26 +117,26 @@ REFUSED = {
         {"dates": ("2026-11-27", "2026-11-28")},
         {"data": {"template": "chat", "date": "2026-11-29"}},
         {},
-        'dates = ["2026-11-27", "2026-11-28"] of site-1 refuses to print 2026-11-29 as the day; set',
+        'dates = ["2026-11-27", "2026-11-28"] of site-1 refuses to print the date 2026-11-29; set',
     ),
-    "hours": ({"hours": "18:00-06:00"}, {}, {}, 'hours = "18:00-06:00" of site-1 refuses at 12:00 of its'),
+    "hours": ({"hours": "18:00-06:00"}, {}, {}, 'hours = "18:00-06:00" of site-1 refuses a request at 12:00'),
     "rounds_per_month": (
         {"rounds_per_month": 7},
         {},
         {"rounds": 7},
-        "rounds_per_month = 7 of site-1 refuses round 8 to train of 2026-11; ",
+        "rounds_per_month = 7 of site-1 refuses to train 8 rounds in 2026-11; ",
     ),
     "runs_per_month": (
         {"runs_per_month": 2},
         {},
         {"runs": 2},
-        "runs_per_month = 2 of site-1 refuses run 3 of 2026-11; ",
+        "runs_per_month = 2 of site-1 refuses 3 runs in 2026-11; ",
     ),
     "failures_per_run": (
         {"failures_per_run": 3},
         {},
         {"failures": 3},
-        "failures_per_run = 3 of site-1 refuses to go on with a run of which 3 visits and scores came to",
+        "failures_per_run = 3 of site-1 refuses to continue a run of which 3 visits and scores failed",
     ),
 }
 
@@ -215,7 +215,7 @@ def test_what_is_granted_takes_as_many_different_examples_wherever_the_site_is(
 def test_an_answer_that_was_kept_has_the_examples_that_it_took() -> None:
     assert refused({"min_examples": 90}, request(), different=90) is None
     found = refused({"min_examples": 91}, request(), different=90)
-    assert "min_examples = 91 of site-1 refuses a visit that takes 90; raise" in str(found)
+    assert "min_examples = 91 of site-1 refuses a visit of 90 examples; raise" in str(found)
 
 
 @pytest.mark.parametrize("kind", ["join", "train", "score"])
@@ -279,7 +279,7 @@ def test_a_score_has_the_budget_of_rounds_and_one_more_a_run() -> None:
     asked = request("score")
     table = {"rounds_per_month": 5, "metrics": ("heldout",)}
     assert refused(table, asked, rounds=7, runs=2) is None
-    assert "9 to score" in str(refused(table, asked, rounds=8, runs=2))
+    assert "to score 9 rounds" in str(refused(table, asked, rounds=8, runs=2))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_score_has_the_budget_of_rounds_and_one_more_a_run() -> None:
     ],
 )
 def test_a_visit_takes_enough_different_examples(tuning: dict[str, Any], taken: int) -> None:
-    assert f"a visit that takes {taken}; raise" in str(refused({}, request(tuning=tuning)))
+    assert f"a visit of {taken} examples; raise" in str(refused({}, request(tuning=tuning)))
     assert refused({"min_examples": taken}, request(tuning=tuning)) is None
 
 
@@ -307,7 +307,7 @@ def test_options_of_a_chat_template_are_switches() -> None:
 def test_the_day_of_the_scores_may_be_printed_too() -> None:
     asked = request(data={"template": "chat", "date": "2026-11-28"})
     found = refused({}, asked)
-    assert str(found).startswith("policy dates = [] of site-1 refuses to print 2026-11-28 as the day; leave")
+    assert str(found).startswith("policy dates = [] of site-1 refuses to print the date 2026-11-28; leave")
     assert refused({}, asked, scoring=ScoringTable(date="2026-11-28")) is None
     other = refused({}, asked, scoring=ScoringTable(date="2026-11-27"))
     assert 'dates = ["2026-11-27"] of site-1 refuses' in str(other)
@@ -325,7 +325,7 @@ def test_a_weight_that_tells_tokens_needs_what_counts_of_tokens_need() -> None:
     assert refused({}, request(**as_scored)) is None
     otherwise = request(federation={"weights": "tokens"})
     for table, asked in (({}, otherwise), ({"metrics": ("loss",)}, request(**as_scored))):
-        assert "refuses a weight that tells its trained tokens" in str(refused(table, asked))
+        assert "refuses a weight that reveals its trained tokens" in str(refused(table, asked))
 
 
 def test_an_adapter_is_not_scaled_beyond_all_recipes() -> None:
@@ -375,7 +375,7 @@ def test_a_sentence_has_one_line_and_an_end_whatever_was_asked() -> None:
 def test_settings_that_are_no_run_files_are_named() -> None:
     with pytest.raises(SettingsError, match=r"the request: key adapter\.rank"):
         refused({}, request(adapter={"rank": 0}))
-    with pytest.raises(SettingsError, match="the request: key model is no table"):
+    with pytest.raises(SettingsError, match="the request: key model is not a table"):
         refused({}, request(settings={"model": 3}))
 
 

@@ -97,7 +97,7 @@ def test_the_runs_template_is_shown_and_the_owners_hold_out(folder: Path) -> Non
     assert found.data.heldout == dict.fromkeys(runs.CATEGORIES, 6)
     assert found.data.report.counts.cut > 0
     assert "chooses the template (here plain) and the longest example (here 9 tokens)" in printed(found)
-    assert "This run writes examples otherwise than [scoring] has them" in found.notes[0]
+    assert "This run renders examples differently from [scoring]" in found.notes[0]
 
 
 def test_a_run_that_the_policy_refuses_is_told_rule_by_rule(folder: Path) -> None:
@@ -131,8 +131,8 @@ def test_too_few_examples_are_told_without_a_run(folder: Path) -> None:
         ),
         (
             ("max_epochs = 3.0", "max_epochs = 0.4"),
-            "policy max_epochs = 0.4 and min_examples = 16 refuse every run between them, since 32 examples"
-            " are left to train on; raise the one, or lower the other",
+            "policy max_epochs = 0.4 and min_examples = 16 together refuse every run, since 32 examples"
+            " are left to train on; raise max_epochs, or lower min_examples",
         ),
     ],
 )
@@ -161,7 +161,7 @@ def test_a_usual_run_that_would_be_refused_is_told_without_a_run(
     assert found.faults == ()
     if rule:
         (note,) = found.notes
-        assert note.startswith(f"A usual run (one epoch a visit, in steps of 32 examples) is refused: {rule}")
+        assert note.startswith(f"A default run (one epoch a visit, 32 examples a step) is refused: {rule}")
     else:
         assert found.notes == ()
 
@@ -169,11 +169,11 @@ def test_a_usual_run_that_would_be_refused_is_told_without_a_run(
 def test_what_visits_pass_over_is_told(folder: Path) -> None:
     """Of 32, one step of 20 takes 20; the 12 that are left are too few for a visit."""
     run = asked(request(tuning={"max_steps": 1, "batch_size": 20}).settings)
-    (note,) = [each for each in check(folder / "site.toml", run).notes if "passed over" in each]
-    assert note.startswith("Of 32 examples, 37 % of each epoch are passed over by visits of 20: one that")
+    (note,) = [each for each in check(folder / "site.toml", run).notes if "skip" in each]
+    assert note.startswith("Visits of 20 examples skip 37 % of the 32 in each epoch: a visit that")
     for tuning in ({"max_steps": 2, "batch_size": 16}, {"max_steps": 1, "batch_size": 32}, {"epochs": 1}):
         run = asked(request(tuning=tuning).settings)
-        assert "passed over" not in " ".join(check(folder / "site.toml", run).notes)
+        assert "skip" not in " ".join(check(folder / "site.toml", run).notes)
 
 
 # --- bases
@@ -192,7 +192,7 @@ def test_a_base_that_changed_is_named(folder: Path) -> None:
     config.write_text(config.read_text() + "\n")
     found = check(changed(folder, ('folder = "tiny"', 'folder = "copy"')))
     (fault,) = found.faults
-    assert f"base tiny has the digest {digest(folder / 'copy')} and not {TINY}" in fault
+    assert f"base tiny has the digest {digest(folder / 'copy')}, not {TINY}" in fault
     assert "not the digest in site.toml" in printed(found)
 
 
@@ -200,7 +200,7 @@ def test_without_a_base_the_data_are_still_read(folder: Path) -> None:
     found = check(changed(folder, ('folder = "tiny"', 'folder = "./nowhere"')))
     assert len(found.faults) == 2
     assert found.faults[0].startswith(f"there is no folder {folder}/nowhere")
-    assert "names no base that can be read" in found.faults[1]
+    assert "lists no base that can be read" in found.faults[1]
     assert found.data is not None
     assert (found.data.report, found.data.examples) == (None, 32)
     assert found.leaving is None
@@ -274,7 +274,7 @@ def test_scoring_as_no_run_may_write_is_told(folder: Path) -> None:
 
 def test_too_few_held_out_for_a_score_are_told(folder: Path) -> None:
     (note,) = check(changed(folder, SCORES)).notes
-    assert note.startswith("No score is given: 4 examples are held out, no category has 16 of them")
+    assert note.startswith("No score is released: of 4 held-out examples no category has 16")
 
 
 def test_what_stands_behind_each_number_is_shown(folder: Path) -> None:
@@ -307,7 +307,7 @@ def test_categories_that_look_like_text_are_told(tmp_path: Path, folder: Path) -
     runs.written(folder / "data.jsonl", rows)
     changed(folder, SCORES, ("share = 0.1", "share = 0.5"), ("min_examples = 16", "min_examples = 1"))
     assert (
-        "The 50 names of categories leave with a score; is data.category free text?"
+        "A score releases the names of 50 categories: if data.category is free text, remove"
         in (check(folder / "site.toml").notes[0])
     )
 
@@ -327,15 +327,15 @@ WORDS: dict[str, tuple[Any, str]] = {
     "optimisers": (("adamw", "sgd"), "optimisers that may run: adamw, sgd;"),
     "objectives": ((), "objectives: none."),
     "min_cohort": (9, "9 sites or more"),
-    "runs_per_month": (56, "56 at most"),
-    "failures_per_run": (78, "after 78 of its visits and scores"),
-    "min_examples": (77, "77 different examples or more"),
-    "min_batch": (9, "a step takes 9 or more"),
-    "templates": (("plain", "chat"), "written as plain, chat,"),
+    "runs_per_month": (56, "56 runs at most"),
+    "failures_per_run": (78, "once 78 of its visits and scores"),
+    "min_examples": (77, "77 distinct examples or more"),
+    "min_batch": (9, "a step uses 9 or more"),
+    "templates": (("plain", "chat"), "rendered with plain, chat,"),
     "system_prompts": (("Be brief.",), "a run may set: Be brief."),
     "max_tokens": ((77, 99), "cut to 77, 99 tokens"),
-    "dates": (("2026-11-28",), "print as today's: 2026-11-28."),
-    "loss_on": (("responses", "all"), "instructions and contexts too"),
+    "dates": (("2026-11-28",), "have a chat template print: 2026-11-28."),
+    "loss_on": (("responses", "all"), "responses, instructions and contexts"),
     "require_noise": (True, "must add noise"),
     "require_secure_aggregation": (True, "must use secure aggregation"),
     "hours": ("18:00-06:00", "between 18:00 and 06:00"),

@@ -51,7 +51,7 @@ def test_what_fails_over_the_examples_is_told_in_a_fixed_sentence(kind: type[Exc
 
 def test_what_was_given_up_is_told_as_it_is() -> None:
     with pytest.raises(redaction.GivenUp), redaction.of_the_examples():
-        raise redaction.GivenUp("it gave no answer within 5 s")
+        raise redaction.GivenUp("it did not finish within 5 s")
 
 
 def test_what_a_module_of_the_sites_says_stays_there() -> None:

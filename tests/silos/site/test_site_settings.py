@@ -87,7 +87,7 @@ def test_an_example_is_written_once_for_its_owner_alone(tmp_path: Path) -> None:
     assert path.read_text() == site_settings.example("rows.csv", "north.toml")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_text("mine")
-    with pytest.raises(FolderError, match=r"north\.toml exists; name another file"):
+    with pytest.raises(FolderError, match=r"north\.toml exists already; name another file"):
         site_settings.write_example(path)
     assert path.read_text() == "mine"
     with pytest.raises(FolderError, match=r"cannot be written \(No such file"):
@@ -166,9 +166,9 @@ POLICY = DATA + "[policy]\n"
         (POLICY + 'hours = "08:00-08:00"', "key policy.hours: the window is empty; leave the key out"),
         (
             DATA + '[[bases]]\nname = "b"\nfolder = "b"\nsha256 = "12"',
-            "key bases.0.sha256: 64 hex digits are",
+            "key bases.0.sha256: a digest has 64 hex digits",
         ),
-        (DATA + 2 * '[[bases]]\nname = "b"\nfolder = "b"\n', "two bases are called b; give each a name"),
+        (DATA + 2 * '[[bases]]\nname = "b"\nfolder = "b"\n', "two bases have the name b; give each its"),
         ("[data", "site.toml is not TOML: "),
     ],
 )

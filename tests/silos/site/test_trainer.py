@@ -245,8 +245,8 @@ def test_a_round_that_was_answered_is_not_answered_to_another_question(born, ask
     for round in (0, 1):
         said = reason(ask(trainer, asked(broadcast(shaped, round, seed=9))))
         assert said == (
-            f"site-1 answered round 2 of this run and is asked for round {round + 1} with another question;"
-            " where the server has lost rounds, use `shepherd silos anew`"
+            f"site-1 has answered round 2 of this run, and got another request for round {round + 1};"
+            " if the server has lost rounds, use `shepherd silos anew`"
         )
     assert isinstance(ask(trainer, asked(broadcast(shaped, 0), run="f" * 16)), Update)
 
@@ -257,7 +257,7 @@ def test_an_answer_that_was_kept_leaves_as_the_policy_of_today_has_it(born, aske
     again = ask(born(metrics=["steps"]), asked(blank(shaped)))
     assert again == replace(first, metrics={"steps": first.metrics["steps"]})
     said = reason(ask(born(min_examples=13), asked(blank(shaped))))
-    assert said.startswith("policy min_examples = 13 of site-1 refuses a visit that takes 12")
+    assert said.startswith("policy min_examples = 13 of site-1 refuses a visit of 12 examples")
 
 
 def test_a_run_that_was_crowded_out_goes_on_where_it_was(born, asked, shaped, caplog) -> None:
@@ -268,13 +268,13 @@ def test_a_run_that_was_crowded_out_goes_on_where_it_was(born, asked, shaped, ca
         ask(trainer, asked(blank(shaped), run=f"{number:016x}"))
     assert trainer.store.kept(RUN) == ()
     said = reason(ask(born(), asked(broadcast(shaped, 0))))
-    assert "answered round 1 of this run and is asked for round 1 with another question" in said
+    assert "answered round 1 of this run, and got another request for round 1" in said
     said = reason(ask(born(), asked(blank(shaped))))
-    assert "with one whose answer is kept no more" in said
+    assert "a request whose answer is no longer kept" in said
     assert isinstance(ask(trainer, asked(broadcast(shaped, 1))), Update)
     (kept,) = trainer.store.kept(RUN)
     assert (kept.start, kept.position) == (12, 24)
-    assert "what it remembered is gone" in caplog.text
+    assert "the client memory is lost" in caplog.text
 
 
 @pytest.mark.parametrize(("kind", "reply"), [("train", Update), ("score", Scores)])
@@ -286,7 +286,7 @@ def test_the_same_answer_is_given_only_so_often(born, asked, shaped, monkeypatch
         for run in ("a" * 16, "b" * 16):
             assert isinstance(ask(trainer, asked(blank(shaped), kind, run=run)), reply)
     for run in ("a" * 16, "b" * 16):
-        assert "has given this answer 3 times" in reason(ask(trainer, asked(blank(shaped), kind, run=run)))
+        assert "has sent this answer 3 times" in reason(ask(trainer, asked(blank(shaped), kind, run=run)))
 
 
 def test_a_score_is_computed_once_and_given_again_as_the_policy_of_today_has_it(
@@ -338,7 +338,7 @@ def test_an_adapter_with_huge_numbers_is_refused(born, asked, shaped) -> None:
     sent = blank(shaped)
     huge = replace(sent, adapter=sent.adapter.times(1e30))
     for kind in ("train", "score"):
-        assert "of the broadcast has numbers above 1000" in reason(ask(born(), asked(huge, kind)))
+        assert "of the broadcast has values above 1000" in reason(ask(born(), asked(huge, kind)))
 
 
 def test_an_update_that_is_not_finite_does_not_leave_and_its_round_is_over(
@@ -357,7 +357,7 @@ def test_an_update_that_is_not_finite_does_not_leave_and_its_round_is_over(
         for each in (trainer, trainer, born()):
             assert reason(ask(each, asked(blank(shaped)))) == redaction.DIVERGED
         said = reason(ask(trainer, asked(broadcast(shaped))))
-    assert "answered round 1 of this run and is asked for round 1 with another question" in said
+    assert "answered round 1 of this run, and got another request for round 1" in said
     assert tuned == [0]
     assert re.search(r"tensor \S+lora_A\.weight of its update is not finite", caplog.text)
     events = audit.events(trainer.home / audit.FILE)
@@ -377,7 +377,7 @@ def test_an_update_that_is_not_finite_does_not_leave_and_its_round_is_over(
     ("more", "rule", "said"),
     [
         ({"version": "0.0.9"}, "version", f"has shepherd-fit 0.0.9 and site-1 has {wire.version()}; "),
-        ({"id": "ab" * 16}, "id", "the request's id is not the one of what it asks of site-1; install one"),
+        ({"id": "ab" * 16}, "id", "the id of the request to site-1 does not match its content; install one"),
         ({"ahead": 400}, "clock", "the server's clock is 400 s ahead of this site's, .* set both clocks"),
         ({"ahead": -400}, "clock", "clock is 400 s behind this site's, or the message is an old"),
         ({"base": "ef" * 32}, "bases", f"of site-1 refuses base {'ef' * 32}"),
@@ -453,7 +453,7 @@ def test_a_question_cannot_go_by_the_id_of_one_that_was_granted(born, asked, sha
         asked(broadcast(shaped, 1)),
         asked(broadcast(shaped), "score"),
     ):
-        assert "is not the one of what it asks" in reason(ask(trainer, replace(other, id=first.id)))
+        assert "does not match its content" in reason(ask(trainer, replace(other, id=first.id)))
     assert [event.what for event in audit.events(trainer.home / audit.FILE)] == [
         "granted",
         "answered",
@@ -472,7 +472,7 @@ def test_a_question_cannot_go_by_the_id_of_one_that_was_granted(born, asked, sha
             lambda sent: {"adapter": Adapter({"x": [1.0]})},
             "is missing in the broadcast; use an",
         ),
-        (lambda sent: {"round": 5}, "the broadcast is of round 6, not 1 as asked"),
+        (lambda sent: {"round": 5}, "the broadcast is of round 6 and the request of round 1"),
     ],
 )
 def test_a_broadcast_that_does_not_fit_is_refused(born, asked, shaped, change, said) -> None:
@@ -533,7 +533,7 @@ def test_a_score_over_a_handful_is_refused(born, asked, shaped) -> None:
     trainer = born(min_examples=7)  # 6 are held out
     said = reason(ask(trainer, asked(blank(shaped), "score")))
     assert said.startswith(
-        "policy min_examples = 7 of site-1 refuses a score over fewer held-out examples; go on without"
+        "policy min_examples = 7 of site-1 refuses a score over fewer held-out examples; continue without"
     )
     (event,) = audit.events(trainer.home / audit.FILE)
     assert (event.what, event.kind, event.rule) == ("refused", "score", "min_examples")
@@ -640,8 +640,8 @@ def test_one_question_is_tried_a_few_times(born, asked, shaped, monkeypatch, kin
         assert reason(ask(born(), asked(blank(shaped), kind))) == redaction.MEMORY
     for _ in range(3):
         assert reason(ask(born(), asked(blank(shaped), kind))) == (
-            "policy tries of site-1 refuses one question again, of which 5 tries this month came to no"
-            " answer; go on with the next round, and see the site's log"
+            "policy tries of site-1 refuses to try one request again, which failed 5 times this month;"
+            " continue with the next round, and see the site's log"
         )
     assert reason(ask(born(), asked(blank(shaped, 1), kind))) == redaction.MEMORY
 
@@ -654,8 +654,8 @@ def test_what_comes_to_nothing_is_bounded_by_run_and_by_month(born, asked, shape
             assert reason(ask(trainer, asked(blank(shaped, round), kind))) == redaction.MEMORY
         for round in range(1, 4):
             assert reason(ask(trainer, asked(blank(shaped, round)))) == (
-                "policy failures_per_run = 3 of site-1 refuses to go on with a run of which 3 visits and"
-                " scores came to nothing this month; see the site's log, and begin another run once it is"
+                "policy failures_per_run = 3 of site-1 refuses to continue a run of which 3 visits and"
+                " scores failed this month; see the site's log, and start another run once the cause is"
                 " fixed"
             )
         for _ in range(3):
@@ -720,12 +720,12 @@ def test_the_day_that_a_template_prints_is_the_owners_choice(
     assert "loss" in answer(1, "train", date="2026-11-28").metrics
     assert "loss" not in answer(2, "train", date="2026-11-27").metrics
     assert "policy dates = " in reason(answer(3, "train", date="2026-11-29"))
-    assert "prints the day, and the run names none; set data.date" in reason(answer(4, "train"))
+    assert "prints the date, and the run sets none; set data.date" in reason(answer(4, "train"))
     assert isinstance(answer(5, "score"), Scores)
     trainer.settings = usual.model_copy(
         update={"scoring": scoring.model_copy(update={"date": "", "max_tokens": 40})}
     )
-    assert "its owner has not said which one" in reason(answer(6, "score"))
+    assert "its owner has set none for scores" in reason(answer(6, "score"))
 
 
 # time ------------------------------------------------------------------------------------------------------
@@ -743,7 +743,7 @@ def slow(asked, shaped) -> Callable[..., wire.Request]:
 def test_work_past_its_deadline_is_given_up_and_leaves_nothing(born, asked, slow, shaped) -> None:
     trainer = born()
     ask(trainer, asked())
-    assert reason(ask(trainer, slow(deadline=0.4))) == "it gave no answer within 0.4 s"
+    assert reason(ask(trainer, slow(deadline=0.4))) == "it did not finish within 0.4 s"
     trainer._worker.submit(int).result(5)  # the thread is free again, long before the visit would end
     assert 0 < len(sleeping.slept) < 100
     assert trainer.store.kept(RUN) == ()
@@ -755,7 +755,7 @@ def test_a_newer_question_takes_the_place_of_an_older_one(born, asked, slow, sha
         older = pool.submit(ask, trainer, slow())
         assert sleeping.begun.wait(30)
         assert isinstance(ask(trainer, asked(broadcast(shaped, 1))), Update)
-        assert reason(older.result(5)) == "it was given up, since a newer request came"
+        assert reason(older.result(5)) == "it was cancelled, since a newer request arrived"
     assert len(sleeping.slept) < 400
     assert [kept.round for kept in trainer.store.kept(RUN)] == [1]
 
@@ -772,7 +772,7 @@ def test_two_runs_at_once_take_turns(born, asked, slow, shaped) -> None:
         assert len(sleeping.slept) == 20  # the first visit went to its end
         assert isinstance(first.result(30), Update)
         assert isinstance(second, Update)
-        assert reason(late.result(30)) == "it gave no answer within 0.05 s"
+        assert reason(late.result(30)) == "it did not finish within 0.05 s"
 
 
 def test_joins_are_counted_by_the_hour(llama_folder, source, tmp_path, asked, monkeypatch) -> None:
@@ -798,17 +798,17 @@ def test_one_question_of_a_run_waits_and_of_a_few_runs(born, asked, slow, shaped
             time.sleep(0.01)
         waiting = trainer._tasks["a" * 16]
         newer = pool.submit(ask, trainer, asked(broadcast(shaped, 1), run="a" * 16))
-        assert reason(older.result(10)) == "it was given up, since a newer request came"  # at once
+        assert reason(older.result(10)) == "it was cancelled, since a newer request arrived"  # at once
         assert waiting.request.broadcast is None
         others = [pool.submit(ask, trainer, asked(broadcast(shaped), run=run * 16)) for run in "bcd"]
         while len(trainer._tasks) < 5:
             time.sleep(0.01)
         said = reason(ask(trainer, asked(broadcast(shaped), run="e" * 16)))
-        assert said == "site-1 works for one run and 4 others wait; ask again later"
+        assert said == "site-1 is working for one run and 4 others are queued; try again later"
         assert not working.done()
         trainer.stop()
         for each in (working, newer, *others):
-            assert reason(each.result(30)) == "it was given up, since a newer request came"
+            assert reason(each.result(30)) == "it was cancelled, since a newer request arrived"
 
 
 def test_the_same_question_waits_for_the_work_under_way(born, slow) -> None:
@@ -831,7 +831,7 @@ def test_who_asks_again_is_waited_for_longer(born, asked, slow) -> None:
         first = pool.submit(ask, trainer, question)
         assert sleeping.begun.wait(30)
         second = pool.submit(ask, trainer, replace(question, deadline=60.0))
-        assert reason(first.result(30)) == "it gave no answer within 0.5 s"
+        assert reason(first.result(30)) == "it did not finish within 0.5 s"
         assert isinstance(second.result(30), Update)
 
 
@@ -846,7 +846,7 @@ def test_neither_joining_nor_a_leftover_nor_what_is_refused_disturbs_the_work_un
         assert sleeping.begun.wait(30)
         assert isinstance(ask(trainer, asked()), Joined)
         said = reason(ask(trainer, asked(broadcast(shaped, 1))))
-        assert said.startswith("site-1 is at round 3 of this run, and not 2 as asked")
+        assert said.startswith("site-1 is at round 3 of this run, and the request is for round 2")
         assert "policy min_cohort = 2" in reason(ask(trainer, asked(broadcast(shaped, 3), cohort=1)))
         assert not working.done()
         assert isinstance(working.result(30), Update)
@@ -892,7 +892,7 @@ def test_the_process_answers_on_its_socket_until_it_is_told_to_end(
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert not (home / "trainer.sock").exists()
     told = (home / "trainer.log").read_text()
-    assert "site.toml is read at the start alone; restart the site after a change to it" in told
+    assert "site.toml is read only at the start; restart the site after changing it" in told
     assert re.search(r"run 0123456789abcdef, round 1, join: answered in [\d.]+ s: \d+ bytes", told)
 
 

@@ -76,8 +76,8 @@ def test_a_site_is_added_and_removed(federation: Path) -> None:
     assert f"{federation}/sites/tum is for tum alone" in added.stdout
     removed = run("silos", "remove-site", federation, "tum")
     assert removed.exit_code == 2  # no server runs
-    assert "tum is noted as removed" in removed.stderr
-    assert "ask again once that is mended" in removed.stderr
+    assert "tum is recorded as removed" in removed.stderr
+    assert "run the command again once that is fixed" in removed.stderr
     assert provision.read(federation).sites["tum"] == "removed"
     again = run("silos", "add-site", federation, "tum")
     assert again.exit_code == 2
@@ -123,12 +123,12 @@ def test_a_run_is_checked_against_the_sites_policy(tmp_path: Path) -> None:
 
 
 def test_status_is_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = admin.Status(server="hub:8002", sites={"a": "waits for work"}, runs={"0a1b": "round 1 of 2"})
+    seen = admin.Status(server="hub:8002", sites={"a": "is idle"}, runs={"0a1b": "round 1 of 2"})
     monkeypatch.setattr(admin, "status", lambda kit: seen)
     told = run("silos", "status", tmp_path)
     assert told.exit_code == 0
     assert "server hub:8002: 1 site, 1 run" in told.stdout
-    assert "waits for work" in told.stdout
+    assert "is idle" in told.stdout
     assert "round 1 of 2" in told.stdout
 
 
@@ -175,7 +175,7 @@ def test_the_demo_overwrites_nothing(tmp_path: Path) -> None:
 def test_an_administrator_is_removed(federation: Path) -> None:
     removed = run("silos", "remove-admin", federation, "bo")
     assert removed.exit_code == 2  # no server runs
-    assert "bo@shepherd.local is noted as removed" in removed.stderr
+    assert "bo@shepherd.local is recorded as removed" in removed.stderr
     assert provision.read(federation).admins["bo@shepherd.local"] == "removed"
     told = run("silos", "remove-admin", federation, "eve")
     assert told.exit_code == 2
@@ -190,7 +190,7 @@ def test_runs_at_the_server_are_listed_and_deleted_only_with_a_yes(federation: P
     assert listed.exit_code == 0
     assert "1 run" in listed.stdout
     assert "a" * 16 in listed.stdout
-    assert "no run is as old" in run("silos", "runs", federation, "--older-than", "1").stdout
+    assert "no run has been idle" in run("silos", "runs", federation, "--older-than", "1").stdout
     asked = run("silos", "runs", federation / "server", "--delete", "a" * 16)
     assert asked.exit_code != 0
     assert home.is_dir()

@@ -22,7 +22,7 @@ def status(**more: dict[str, str]) -> str:
 
 
 def test_every_site_and_every_run_has_its_row() -> None:
-    sites = {"a[red]": "waits for work", "b": "works on 0a1b"}
+    sites = {"a[red]": "is idle", "b": "works on 0a1b"}
     require_golden("status", status(sites=sites, runs={"0a1b": "round 2 of 3"}))
 
 
@@ -35,15 +35,15 @@ def kept(run: str, **more: object) -> KeptRun:
         "submitter": "bo@shepherd.local",
         "round": 20,
         "bytes": 64_100_000,
-        "idle": 3.6e6,
-        "going": False,
+        "idle_s": 3.6e6,
+        "active": False,
     }
     return KeptRun(run=run, folder=Path(run), **{**given, **more})  # type: ignore[arg-type]
 
 
 def test_the_runs_that_a_server_keeps() -> None:
     stream = io.StringIO()
-    print_kept_runs([kept("9f2c01d5a8e34b77"), kept("0a1b", round=3, going=True)], stream)
+    print_kept_runs([kept("9f2c01d5a8e34b77"), kept("0a1b", round=3, active=True)], stream)
     require_golden("kept_runs", stream.getvalue())
 
 

@@ -1,4 +1,4 @@
-"""Who is in a federation, what runs there, and how to end it, for an administrator."""
+"""An administrator's commands: show a federation, remove members, stop a run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from shepherd.silos.flare.session import JobGone, JobSilent, NotAllowed, Quiet, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """A federation now."""
+    """The state of a federation."""
 
     server: str
     """host:port."""
     sites: Mapping[str, str]
-    """Every connected site, and what it does."""
+    """Connected site -> what it is doing."""
     runs: Mapping[str, str]
-    """Every run whose job runs there, by the run's id, and how far it is."""
+    """Id of each run that has a job at the server -> its progress."""
 
 
 def status(kit: str | Path) -> Status:
-    """Ask the server who is connected and what runs.
+    """Ask the server which sites are connected and which runs are under way.
 
     Raises:
         SilosError: the server refuses the kit, or cannot be reached.
@@ -49,14 +49,15 @@ def status(kit: str | Path) -> Status:
 
 
 def remove(folder: str | Path, name: str, kit: str | Path | None = None) -> list[str]:
-    """Remember a site as removed, and have the server throw it out.
+    """Record a site as removed, and have the server disconnect it.
 
     Returns:
         What was done, in sentences.
 
     Raises:
-        SilosError: there is no such federation or site, or the kit may not do it; nothing is changed then. Or
-            the site is remembered as removed, and the server could not be told: the sentence says so.
+        SilosError: there is no such federation or site, or the kit has no right to do it; nothing is changed
+            then. Or the site is recorded as removed, but the server could not be reached: the
+            message says so.
     """
     with_kit = _remover(folder, kit)
     provision.remove_site(folder, name)
@@ -64,22 +65,23 @@ def remove(folder: str | Path, name: str, kit: str | Path | None = None) -> list
         server.disable(name)
     return [
         _removed(folder, name),
-        "the running server has thrown it out; the runs that it was in go on without it",
+        "the running server has disconnected it; its runs continue without it",
     ]
 
 
 def remove_admin(
     folder: str | Path, name: str, kit: str | Path | None = None, *, stop_runs: bool = False
 ) -> list[str]:
-    """Remember an administrator as removed, and have the server end the session and take the kit no more.
+    """Record an administrator as removed, and have the server end the sessions of that kit and refuse it.
 
     Args:
-        name: of the administrator, or of the kit.
-        kit: of a project_admin; the first in the folder, another than the removed one where there is another.
-        stop_runs: also end the jobs that the administrator has submitted.
+        name: the administrator's name, or that of the kit.
+        kit: kit of a project_admin; by default the first in the folder, the removed one only if it is
+            the last.
+        stop_runs: also stop the jobs that the administrator has submitted.
 
     Returns:
-        What was done, and which runs are the administrator's, in sentences.
+        What was done, and which runs the administrator has submitted, in sentences.
 
     Raises:
         SilosError: as `remove`.
@@ -93,7 +95,7 @@ def remove_admin(
         _disable(server, full)
     return [
         _removed(folder, full),
-        "the running server has ended the sessions of that kit and opens no other",
+        "the running server has ended the sessions of that kit and accepts no new one",
         *theirs,
     ]
 
@@ -104,7 +106,7 @@ def _disable(server: Session, admin: str) -> None:
     except OutOfReach:
         if admin != server.kit.name:
             raise
-        # who removes the own kit is cut off, perhaps before the answer is through
+        # an administrator who removes the own kit may be cut off before the answer arrives
         with suppress(OutOfReach):
             _require_refused(server.kit)
             return
@@ -112,18 +114,18 @@ def _disable(server: Session, admin: str) -> None:
 
 
 def _require_refused(kit: Kit) -> None:
-    """Raise OutOfReach unless the server takes this kit no more."""
+    """Raise OutOfReach unless the server refuses this kit."""
     try:
         probe.reach(kit)
     except OutOfReach:
         raise
     except SilosError:
         return
-    raise OutOfReach(f"the server at {kit.host}:{kit.port} still takes the kit of {kit.name}; ask again")
+    raise OutOfReach(f"the server at {kit.host}:{kit.port} still accepts the kit of {kit.name}; try again")
 
 
 def _submitted(server: Session, admin: str, stop_runs: bool) -> list[str]:
-    """Which runs an administrator has submitted, by the server's records; ends those under way if asked."""
+    """List the runs that an administrator has submitted, by the server's records; optionally stop them."""
     jobs = server.jobs_of(admin)
     going = {job: run for job, (run, over) in jobs.items() if not over}
     if stop_runs:
@@ -135,12 +137,12 @@ def _submitted(server: Session, admin: str, stop_runs: bool) -> list[str]:
     older = "; `shepherd silos runs` at the server lists older ones too"
     if not under_way:
         return [listed + older]
-    state = "were stopped" if stop_runs else "go on: stop them with --stop-runs"
+    state = "were stopped" if stop_runs else "continue (stop them with --stop-runs)"
     return [f"{listed}, of which {', '.join(under_way)} {state}{older}"]
 
 
 def _remover(folder: str | Path, kit: str | Path | None, last: str = "") -> Kit:
-    """The kit that removes somebody."""
+    """The kit to remove a member with."""
     federation = provision.read(folder)
     with_kit = kits.read(kit if kit is not None else _first_admin(Path(folder), federation, last), "admin")
     _require_may_remove(with_kit, federation)
@@ -148,7 +150,7 @@ def _remover(folder: str | Path, kit: str | Path | None, last: str = "") -> Kit:
 
 
 def _removed(folder: str | Path, name: str) -> str:
-    return f"{name} is removed from the federation in {folder}; that kit opens nothing any more"
+    return f"{name} is removed from the federation in {folder}; its kit is no longer valid"
 
 
 @contextmanager
@@ -157,46 +159,46 @@ def _said_if_untold(folder: str | Path, name: str) -> Iterator[None]:
         yield
     except SilosError as error:
         raise type(error)(
-            f"{name} is noted as removed in {folder}, and the server still lets it in, since it was not told"
-            f" ({error}); ask again once that is mended"
+            f"{name} is recorded as removed in {folder}, but the server still accepts it, since it could not"
+            f" be informed ({error}); run the command again once that is fixed"
         ) from error
 
 
 def stop(folder: str | Path, kit: str | Path | None = None) -> str:
-    """End the job of a run; what is finished is kept at the server and in the run folder.
+    """Stop a run at the server; finished rounds are kept there and in the run folder.
 
-    Whoever follows the run stops too, and begins no other job.
+    The process that follows the run stops too, and submits no other job.
 
     Returns:
-        One sentence.
+        One sentence for the person.
 
     Raises:
-        FolderError: the folder holds no run over silos.
-        SilosError: the kit has moved, the server refuses it, or is out of reach.
+        FolderError: the folder does not hold a run over silos.
+        SilosError: the kit has moved, the server refuses it, or cannot be reached.
     """
     with_kit, job = state_file.under_way(folder, kit)
     if state_file.is_finished(folder):
         return f"the run in {folder} has ended already"
-    state_file.mark_stopped(folder)  # first: a job that only ended would be followed by another
+    state_file.mark_stopped(folder)  # first, else another job would follow the one that ends
     if job is not None:
         with session(with_kit) as server:
             if job in server.jobs() or not ended(server, job):
                 server.abort(job)
-    return f"stopped; go on with: shepherd resume {shlex.quote(str(folder))}"
+    return f"stopped; continue with: shepherd resume {shlex.quote(str(folder))}"
 
 
 def anew(folder: str | Path, kit: str | Path | None = None) -> str:
-    """Give a run another name at its server and sites, that has lost rounds which the sites have answered.
+    """Give a run a new id, so that sites accept rounds that they have answered and the server has lost.
 
-    A site keeps its last two answers, and answers no older round again: so it would refuse. Under the new
-    name the rounds go on from the run folder's copy, and each site begins its data from the front.
+    A site keeps its last two answers and refuses older rounds. Under the new id the run continues from the
+    run folder's copy, and each site starts again at the beginning of its data.
 
     Returns:
-        One sentence.
+        One sentence for the person.
 
     Raises:
-        FolderError: the folder holds no run over silos, or another process follows it.
-        SilosError: the kit has moved, the server refuses it, or is out of reach.
+        FolderError: the folder does not hold a run over silos, or another process follows it.
+        SilosError: the kit has moved, the server refuses it, or cannot be reached.
     """
     with_kit, _ = state_file.under_way(folder, kit)
     if state_file.is_finished(folder):
@@ -208,15 +210,15 @@ def anew(folder: str | Path, kit: str | Path | None = None) -> str:
         named = replace(order, run=secrets.token_hex(8))
         holder.write(folders.SILOS, state_file.text(with_kit, named, None))
     return (
-        "the sites take it for another run and begin their data anew; go on from the copy here with: shepherd"
-        f" resume {shlex.quote(str(folder))}"
+        "the run has a new id, under which the sites start their data from the beginning; continue from the"
+        f" copy in the run folder with: shepherd resume {shlex.quote(str(folder))}"
     )
 
 
 def _doing(work: Work, runs: Mapping[str, str]) -> str:
     if isinstance(work, Quiet):
         return work.value
-    return f"works on {', '.join(sorted({runs[job] for job in work}))}" if work else "waits for work"
+    return f"works on {', '.join(sorted({runs[job] for job in work}))}" if work else "is idle"
 
 
 def _run(server: Session, job: str) -> str:
@@ -227,7 +229,7 @@ def _run(server: Session, job: str) -> str:
 
 
 def _under_way(server: Session, runs: Mapping[str, str]) -> dict[str, str]:
-    """How far each run is; of one whose last job is still ending, what each of its jobs says."""
+    """Run id -> progress; where its last job is still ending, the progress of each of its jobs."""
     said: dict[str, list[str]] = {}
     for job, run in runs.items():
         said.setdefault(run, []).append(_how_far(server, job))
@@ -235,41 +237,41 @@ def _under_way(server: Session, runs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _how_far(server: Session, job: str) -> str:
-    """How far a job's run is, as far as this kit may ask."""
+    """Progress of a job's run, as far as this kit may see it."""
     try:
         told = status_update.told(server.told(job, NO_NEWS), rounds=-1)
     except (JobGone, JobSilent):
-        return "begins or ends, and gives no answer now"
+        return "is starting or ending, and does not respond now"
     except FederationError:
-        return "tells what cannot be taken; ask whoever runs the server"
+        return "reports an unreadable status; ask the server's operator"
     except NotAllowed:
-        return "is under way; only who submitted it and a project_admin may ask how far"
+        return "is under way; only its submitter and a project_admin can see its progress"
     if told.outcome:
         return "has ended" if told.outcome.get("finished") else "has ended in an error; see its run folder"
     if not told.opened or told.progress is None:
-        return "waits for its sites"
+        return "is waiting for its sites"
     return f"round {told.progress['round']} of {told.progress['rounds']}"
 
 
 def _require_may_remove(kit: Kit, federation: provision.Federation) -> None:
     if kit.federation != federation.name:
         raise SilosError(
-            f"the kit in {kit.folder} is of another federation ({kit.federation}, and this is"
-            f" {federation.name}); use an administrator's kit of this one"
+            f"the kit in {kit.folder} is for another federation ({kit.federation}, not {federation.name});"
+            " use an administrator's kit of this one"
         )
     if kit.role != "project_admin":
         raise SilosError(
-            f"{kit.name} is {kit.role} in the federation and may not remove anybody; use the kit of a"
-            " project_admin"
+            f"{kit.name} has the role {kit.role} in the federation and may not remove members; use the kit of"
+            " a project_admin"
         )
 
 
 def _first_admin(folder: Path, federation: provision.Federation, last: str = "") -> Path:
-    """The first kit of a project_admin; that of `last` only where there is no other."""
+    """The first kit of a project_admin; that of `last` only if there is no other."""
     for name, role in sorted(federation.admins.items(), key=lambda admin: (admin[0] == last, admin[0])):
         kit = folder / "admins" / provision.kit_name(name)
         if (role == "project_admin" or name == last) and kit.is_dir():
             return kit
     raise SilosError(
-        f"{folder} has no project_admin's kit to tell the server with; name one with --kit ADMIN_KIT"
+        f"{folder} has no project_admin's kit to contact the server with; name one with --kit ADMIN_KIT"
     )

@@ -1,7 +1,8 @@
-"""A run over silos, at the coordinator: the same run file, the same run folder, the rounds elsewhere.
+"""A run over silos at the coordinator: the same run file and run folder, with the rounds at the server.
 
-The coordinator has the base, to make the first adapter and to write the last one in PEFT's layout, and no
-data but what it scores answers on. It keeps the run going while it lives; the server goes on without it.
+The coordinator needs the base, to create the first adapter and to write the last one in PEFT's layout, and no
+data but the examples whose answers it scores. It restarts jobs that die; without it, the server continues the
+job that it has.
 """
 
 from __future__ import annotations
@@ -65,21 +66,21 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Echo = Callable[[str], None]
 SPARE = 2.0
-"""Times as long as a copy of the server's checkpoint took, until the next may begin. Each finished round is
-copied into the run folder, since a site keeps its last two answers alone: from an older copy a server that
-lost its disk could not go on. Still, a large adapter and short rounds shall not fill the server's time."""
+"""Pause after copying a checkpoint from the server, as a multiple of the copy's duration. Each finished round
+is copied into the run folder, since a site keeps only its last two answers: a server that lost its disk could
+not continue from an older copy. The pause keeps a large adapter from filling the server's time."""
 SPARE_TIMES, SPARE_BYTES = 1.05, 8 * 2**20
-"""What a file of a checkpoint may have beside its tensors: their names, a row of the log, notes."""
+"""Upper bound on a checkpoint's file: a multiple of its tensors' size, plus names, a log row and notes."""
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
 class SilosRun:
-    """A run that this process keeps going; from `open_run` or `resume`."""
+    """A run over silos that this process follows; made by `open_run` or `resume`."""
 
     settings: RunSettings
-    """As they were given."""
+    """The run file as the person wrote it."""
     plan: Plan
-    """What was chosen where they leave something open."""
+    """Values chosen for the keys that it leaves open."""
     holder: RunFolder
     base: bases.Base
     following: JobFollower
@@ -88,13 +89,13 @@ class SilosRun:
     consent: Consent = NOTHING
     closed: bool = False
     _due: float = 0.0
-    """When the next copy may begin."""
+    """Monotonic time from which the next checkpoint may be copied."""
     _next_line: float = field(default_factory=lambda: time.monotonic() + progress.EVERY_S)
-    """When the next line about the round under way is due."""
+    """Monotonic time at which the next progress line is due."""
     _loaded: tuple[Path, ServerState] | None = None
 
     def __repr__(self) -> str:
-        """Where it is and what it does, and no text of any example."""
+        """The folder, the algorithm and the number of rounds."""
         return f"<SilosRun {self.folder}: {self.settings.algorithm.name}, {self.until} rounds>"
 
     def __enter__(self) -> Self:
@@ -105,27 +106,27 @@ class SilosRun:
 
     @property
     def folder(self) -> Path:
-        """Where the run is kept."""
+        """The run folder."""
         return self.holder.path
 
     @property
     def planned(self) -> RunSettings:
-        """The settings with everything that they leave open as the plan has it."""
+        """The settings with every open key filled in from the plan."""
         return self.plan.over(self.settings)
 
     @property
     def until(self) -> int:
-        """Rounds in all."""
+        """Number of rounds of the whole run."""
         return self.settings.federation.rounds
 
     def rounds(self) -> Iterator[tuple[ServerState, Row]]:
-        """Follow the run to its last round; each is logged here before it is yielded.
+        """Follow the run to its last round; yield each round's state and log row, once it is logged here.
 
-        The state that is yielded is the last one copied from the server, which may be an earlier round's.
+        The state is the last one copied from the server, which may be an earlier round's.
 
         Raises:
-            FederationError: a round could not be finished; the round before is kept, here and there. Or a
-                person has stopped the run.
+            FederationError: a round failed; the rounds before it are kept here and at the server. Or a person
+                has stopped the run.
             SilosError: the server refuses the kit or the job.
         """
         if _whole(self.holder, self.until):
@@ -146,10 +147,10 @@ class SilosRun:
             raise FederationError(outcome["error"])
 
     def finish(self, answer: bool = True) -> Row:
-        """Write the final adapter with its card, and answer held-out examples if the run file asks for it.
+        """Write the final adapter with its model card, and score answers if the run file asks for it.
 
         Returns:
-            `adapter`, its folder; and `answers`, category -> (share right before, share right after).
+            `adapter`, its folder; and `answers`, category -> (share correct before, share correct after).
         """
         self.holder.require_held()
         adapter = self._state().adapter
@@ -174,7 +175,7 @@ class SilosRun:
         return {"adapter": self.holder.adapter, "answers": scores}
 
     def close(self) -> None:
-        """Give the run folder back. The run at the server goes on."""
+        """Release the run folder. The run at the server continues."""
         if not self.closed:
             self.closed = True
             self.trackers.finish()
@@ -183,19 +184,19 @@ class SilosRun:
     def _heldout(self) -> list[Example]:
         try:
             division = pipeline.divide(self.settings, self.consent.plugins)
-        except DataError as error:  # the coordinator need not have any
-            self.echo(f"no answers are scored here, since the data are not ({error})")
+        except DataError as error:  # the coordinator may have no data
+            self.echo(f"answers are not scored, since the coordinator has no data to score them on ({error})")
             return []
         return division.of(division.held.heldout.tolist())
 
     def _gone_back(self, news: StatusUpdate) -> None:
-        """Where the server had to go back, the log here goes back with it."""
+        """Cut the log here to the server's last round, if the server has lost later ones."""
         if 0 < news.count < self.following.rows:
-            self.echo(f"the server goes on after round {news.round}: it has lost what came after")
+            self.echo(f"the server continues after round {news.round}: it has lost the rounds after it")
             self.following.rows = _known(self.holder.reconcile(news.round))
 
     def _taken(self, row: Row) -> Row:
-        """A new row, logged: whoever stops between two goes on with the second."""
+        """Log a new row before it is yielded, so that stopping between two rows loses none."""
         table, federation = self.settings.tuning, self.settings.federation
         if row["round"]:
             row = {**row, "learning_rate": stack.round_rate(table, row["round"] - 1, federation.rounds)}
@@ -235,8 +236,8 @@ class SilosRun:
         try:
             _fetched(place, news.fetch(news.round), self.settings.checkpoints.keep)
         except (JobGone, OutOfReach):
-            self.following.again = finished  # of the last one, the run is not over without
-        except (FederationError, CheckpointError):  # an earlier round's may be deleted in the middle
+            self.following.again = finished  # the run does not end without the last checkpoint
+        except (FederationError, CheckpointError):  # the server may delete an earlier round's meanwhile
             if finished:
                 raise
         finally:
@@ -246,22 +247,22 @@ class SilosRun:
 def open_run(
     settings: RunSettings, kit: str | Path, echo: Echo = log.info, consent: Consent = NOTHING
 ) -> SilosRun:
-    """Prepare a new run over silos: the base, the first adapter, the run folder, and the order.
+    """Prepare a new run over silos: load the base, create the first adapter, the run folder and the job.
 
     Args:
-        consent: what a person has agreed to that the settings only wish for; it holds here and not at the
-            server or a site, each of which has its owner's word.
+        consent: risky requests of the run file that a person has agreed to; it applies to this machine only,
+            since the owners of the server and of each site decide there.
 
     Raises:
-        SilosError: the kit or the server refuses; nothing is written then.
+        SilosError: the kit is unsuitable or the server refuses it; nothing is written then.
         FederationError: no site of the run is connected; nothing is written then.
-        FolderError: `output` holds another run or anything else.
+        FolderError: the folder `output` is not empty.
     """
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
     _require_submitter(kits.read(kit, "admin"))
     _require_capped(settings)
-    require(settings, consent.plugins)  # a wrong name is refused before anything is made
+    require(settings, consent.plugins)  # refuse a wrong name before anything is written
     settings = completed(settings, consent.plugins)
     sites = _sites(settings, kit, echo)
     base = load_base(settings, consent)
@@ -301,15 +302,15 @@ def resume(
     kit: str | Path | None = None,
     consent: Consent = NOTHING,
 ) -> SilosRun:
-    """Go on following a run, and have the server go on with it where it has stopped.
+    """Follow a run again, and have the server continue it if it has stopped.
 
     Args:
-        kit: of an administrator, where it is another than the run went on with or has moved.
-        consent: what a person has agreed to that the run file in the folder only wishes for.
+        kit: an administrator's kit to use instead of the recorded one.
+        consent: risky requests of the run file that a person has agreed to.
 
     Raises:
-        FolderError: there is no such run, or another process holds it.
-        SilosError: the kit is not there any more.
+        FolderError: there is no such run, or another process follows it.
+        SilosError: the recorded kit does not exist any more.
     """
     holder = folder.reopen(path)
     with _given_back_on_error(holder):
@@ -323,7 +324,7 @@ def resume(
         if plan is None:
             plan = planning.for_coordinator(settings, base)
             holder.write(PLAN, plan.text())
-        if checkpoint.latest(holder.checkpoints) is None:  # killed before it was written
+        if checkpoint.latest(holder.checkpoints) is None:  # killed before it was saved
             _save_start(holder, settings, base, len(order.sites), consent)
         following = _following(holder, kept, order, settings, echo, consent)
         following.job = job
@@ -333,7 +334,7 @@ def resume(
         rows = read_rows(holder.path)
         rows = holder.reconcile(rows[-1]["round"]) if rows else []
         following.rows = _known(rows)
-        echo(f"going on after round {max(0, following.rows - 1)} of {settings.federation.rounds}")
+        echo(f"continuing after round {max(0, following.rows - 1)} of {settings.federation.rounds}")
         return SilosRun(
             settings=settings,
             plan=plan,
@@ -347,7 +348,7 @@ def resume(
 
 
 def _whole(holder: RunFolder, until: int) -> bool:
-    """Whether the last round and its checkpoint are here, and the server has nothing more to tell."""
+    """Whether the last round and its checkpoint are here, so that the server is not needed."""
     last = checkpoint.latest(holder.checkpoints)
     rows = read_rows(holder.path)
     return last is not None and last.name == f"round-{until:05d}" and _known(rows) > until
@@ -356,7 +357,7 @@ def _whole(holder: RunFolder, until: int) -> bool:
 def _require_submitter(kit: kits.Kit) -> None:
     if kit.role not in ("project_admin", "lead"):
         raise SilosError(
-            f"{kit.name} is {kit.role} in the federation and may not submit a run; use the kit of a"
+            f"{kit.name} has the role {kit.role} in the federation and may not submit a run; use the kit of a"
             " project_admin or lead"
         )
 
@@ -364,8 +365,8 @@ def _require_submitter(kit: kits.Kit) -> None:
 def _require_capped(settings: RunSettings) -> None:
     if settings.federation.max_share > weights.MAX_SHARE:
         raise SettingsError(
-            f"federation.max_share = {settings.federation.max_share:g} is for clients in one process; over"
-            f" silos write {weights.MAX_SHARE:g} or less, or leave it out"
+            f"federation.max_share = {settings.federation.max_share:g} is possible only in one process;"
+            f" over silos, set it to {weights.MAX_SHARE:g} or less, or leave it out"
         )
 
 
@@ -385,10 +386,10 @@ def _sites(settings: RunSettings, kit: str | Path, echo: Echo) -> tuple[str, ...
 
 
 def _last(holder: RunFolder) -> Path:
-    """The last checkpoint that is here."""
+    """The last checkpoint in the run folder."""
     last = checkpoint.latest(holder.checkpoints)
     if last is None:
-        raise CheckpointError(f"{holder.path} holds no checkpoint; start the run again in a new folder")
+        raise CheckpointError(f"{holder.path} has no checkpoint; start the run again in a new folder")
     return last
 
 
@@ -408,7 +409,7 @@ def _following(
 
 
 def _most_bytes(settings: RunSettings, state: ServerState, sites: int, consent: Consent) -> int:
-    """Of a file of the run's checkpoints: what a state has, also after a round, which may make it grow."""
+    """Largest file of the run's checkpoints that is accepted: a round may make the state grow."""
     context = _context(settings, state.adapter, sites, consent)
     after = rehearse(plugins.method(settings, consent.plugins), state, context)
     return SPARE_BYTES + math.ceil(SPARE_TIMES * max(_bytes(state), _bytes(after)))
@@ -431,7 +432,7 @@ def _tree_bytes(tree: Any) -> int:
 def _save_start(
     holder: RunFolder, settings: RunSettings, base: bases.Base, sites: int, consent: Consent
 ) -> None:
-    """The state before the first round; the run file alone decides its bits."""
+    """Save the state before the first round; the run file alone determines its bits."""
     method = plugins.method(settings, consent.plugins)
     adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
     notes: Row = {"positions": {}, "row": None, "base": base.fingerprint}
@@ -440,7 +441,7 @@ def _save_start(
 
 
 def _known(rows: Sequence[Row]) -> int:
-    """Rows of a log that ends with these: it has one for each round, from 0 on."""
+    """Number of rows in a log that ends with these: one for each round from 0."""
     return int(rows[-1]["round"]) + 1 if rows else 0
 
 

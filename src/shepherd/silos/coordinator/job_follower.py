@@ -1,8 +1,8 @@
-"""Keep a run going at the server until it has ended: submit its job, hear its news, and begin anew.
+"""Follow a run at the server to its end: submit its job, poll its status, and submit another if it dies.
 
-One mechanism mends everything that ends a job (a dead process at the server or a site, a dead host) and
-the one thing that a job cannot mend itself (FLARE lets no site back into a job): another job, that goes on
-after the last finished round and asks the open one again; sites that had answered answer the same.
+A new job is the one remedy for everything that ends a job (a dead process or host at the server or a site)
+and for what a job cannot repair itself (FLARE does not let a site rejoin a job). It continues after the last
+finished round and repeats the open one; sites that had answered it give the same answer.
 """
 
 from __future__ import annotations
@@ -27,34 +27,37 @@ from shepherd.silos.protocol.jobspec import JobSpec
 
 Row = dict[str, Any]
 POLL_S = 0.25
-"""Between two questions for news."""
+"""Pause between two requests for the job's status."""
 LOOK_S = 3.0
-"""Between two looks at which sites work, while one is missing."""
+"""Pause between two checks of which sites work on the job, while one is missing."""
 LONG_ROUND_S = 10.0
-"""Time of a round before it is asked whether all its sites still work."""
+"""Duration of a round after which the sites are checked even if none is known to be missing."""
 RESTART_PAUSE_S, MAX_RESTART_PAUSE_S = 30.0, 900.0
-"""Between two jobs that begin for the sake of one and the same site; doubled while it stays out."""
+"""Pause between two new jobs on behalf of the same site; doubled while the site does not join."""
 RETRY_PAUSE_S, MAX_RETRY_PAUSE_S = 1.0, 30.0
-"""Before a server that is out of reach is tried again; doubled with each try."""
+"""Pause before an unreachable server is tried again; doubled with each attempt."""
 NO_NEWS: Row = {"rows": 2**31, "said": 2**31}
-"""What to ask a job that shall tell neither rows nor sentences."""
+"""Status request that is answered without log rows and messages."""
 WAITING = ("SUBMITTED", "APPROVED", "DISPATCHED")
-"""FLARE's words for a job that has yet to begin."""
+"""FLARE's states of a job that has not started yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusUpdate:
-    """What the server told since the last time."""
+    """What has changed at the server since the last update."""
 
     job: str
+    """Id of the job."""
     restart: bool = False
-    """The first news of a job."""
+    """Whether this is the first update of a newly submitted job."""
     round: int = 0
-    """Finished rounds at the server."""
+    """Number of finished rounds at the server."""
     count: int = 0
     """Rows in the server's log: rounds 0 to count - 1."""
     rows: Sequence[Row] = ()
+    """New rows of the server's log."""
     said: Sequence[str] = ()
+    """New messages of the server."""
     progress: Row | None = None
     outcome: Row | None = None
     fetch: Callable[[int], Iterator[tuple[str, bytes]]] | None = None
@@ -63,55 +66,56 @@ class StatusUpdate:
 
 @dataclass(slots=True, kw_only=True)
 class JobFollower:
-    """A run at the server. `rows` is how many rows of its log are known here already."""
+    """Follows a run at the server through all its jobs."""
 
     kit: Path
     order: JobSpec
     cohort: int
-    """Sites that a round asks, on average."""
+    """Average number of sites in a round."""
     state: Callable[[], Path]
-    """The last checkpoint that is here, for the next job to bring along."""
+    """Returns the last checkpoint in the run folder, which a new job brings along."""
     scratch: Path
-    """A folder that is made for a job's folder, and removed once the server has it."""
+    """Temporary folder for a job's files, removed once the server has them."""
     echo: Callable[[str], None]
     stopped: Callable[[], bool] = lambda: False
-    """Whether a person has ended the run."""
+    """Returns whether a person has stopped the run."""
     most_bytes: int = 2**32
-    """Of a file of a checkpoint; the server's word for more is not taken."""
+    """Largest file of a checkpoint that is accepted from the server."""
     rows: int = 0
+    """Rows of the server's log that are known here already."""
     job: str | None = None
-    """The last job that was submitted."""
+    """Id of the last submitted job."""
     again: bool = False
-    """Set by who reads the news and could not take what the last one offered: then it is told again."""
+    """Set by the consumer to have the last update delivered again."""
     _mine: bool = False
-    """Whether the job is one that this object began."""
+    """Whether this object submitted the job."""
     _over: bool = False
-    """Whether the job has to make room for another."""
+    """Whether another job has to replace this one."""
     _said: int = 0
     _deaths: int = 0
     _restarted: dict[str, float] = field(default_factory=dict)
-    """When a job last began for the sake of a site."""
+    """Site -> when a job was last started on its behalf."""
     _pauses: dict[str, float] = field(default_factory=dict)
-    """Seconds until another may, while the site stays out."""
+    """Site -> pause in seconds before the next such job, while the site does not join."""
     _absent: dict[str, float] = field(default_factory=dict)
-    """Sites that give the server no answer, and since when."""
+    """Site that does not respond to the server -> since when."""
     _waits: SilosTable = field(init=False)
     _unwilling: set[str] = field(default_factory=set)
-    """Sites that do not tell this administrator what they work on."""
+    """Sites that do not disclose to this administrator what they work on."""
     _unawaited: set[str] = field(default_factory=set)
-    """Sites that were waited for before the job was submitted, and did not come."""
+    """Sites that did not connect although they were waited for before the job was submitted."""
 
     def __post_init__(self) -> None:
         self._waits = self.order.silos
 
     def news(self) -> Generator[StatusUpdate, None, None]:
-        """News until the run has ended; whoever reads on keeps it alive.
+        """Yield status updates until the run has ended, submitting jobs as needed.
 
-        Who stops reading leaves the job to the server, which goes on with it.
+        If the consumer stops iterating, the server continues the job that it has.
 
         Raises:
             SilosError: the server refuses this kit or the job.
-            FederationError: jobs die again and again, or a person has stopped the run.
+            FederationError: jobs die repeatedly, or a person has stopped the run.
         """
         pause, met, complaint, trials = RETRY_PAUSE_S, False, "", Trials()
         while True:
@@ -125,7 +129,7 @@ class JobFollower:
                 return
             except (OutOfReach, HungUp) as error:
                 trials.failed(error)
-                if not met:  # a wrong kit or a server that was never started: the person is there to see it
+                if not met:  # a wrong kit, or a server that was never started: the person is there to fix it
                     raise
                 if str(error) != complaint:
                     complaint = str(error)
@@ -135,7 +139,7 @@ class JobFollower:
                 pause = min(MAX_RETRY_PAUSE_S, 2 * pause)
 
     def _jobs(self, server: Session) -> Iterator[StatusUpdate]:
-        """News of one job after the other, until one has an outcome that is taken."""
+        """Updates of one job after another, until one has a final outcome that the consumer has accepted."""
         while True:
             if self._over or self.job is None or not _lives(server, self.job):
                 yield self._begun(server)
@@ -144,14 +148,16 @@ class JobFollower:
                 self.again = False
                 yield news
                 if news.outcome and not self.again:
-                    with suppress(OutOfReach):  # it would wait for us a while, and has nothing more to tell
+                    with suppress(
+                        OutOfReach
+                    ):  # it would wait for further requests, and has nothing more to report
                         server.abort(self.job)
                     return
             self._over = True
             self._died()
 
     def _begun(self, server: Session) -> StatusUpdate:
-        """Submit a job. What is left of the last one must neither answer nor hold the run."""
+        """Submit a job, after ending the last one so that it neither answers nor holds the run's lock."""
         self._require_wanted()
         if self.job is not None:
             _end(server, self.job)
@@ -167,20 +173,22 @@ class JobFollower:
         self._deaths += 1
         if self._deaths > self._waits.max_deaths:
             raise FederationError(
-                f"{self._waits.max_deaths} jobs in a row died without a finished round; read the server's log"
-                " and the sites', then resume the run"
+                f"{self._waits.max_deaths} jobs in a row died without finishing a round; read the logs of the"
+                " server and the sites, then resume the run"
             )
 
     def _require_wanted(self) -> None:
         if self.stopped():
-            raise FederationError("the run was stopped by `shepherd silos stop`; resume it to go on")
+            raise FederationError(
+                "the run was stopped by `shepherd silos stop`; continue it with `shepherd resume`"
+            )
 
     def _told(self, server: Session, job: str) -> Iterator[StatusUpdate]:
-        """News of one job, until it runs no more or must make room for another."""
+        """Updates of one job, until it has ended or has to be replaced by another."""
         heard = looked = round_began = time.monotonic()
         first = True
         while True:
-            if self.stopped():  # the job may be younger than the word to stop
+            if self.stopped():  # the job may have been submitted after the run was stopped
                 _end(server, job)
             self._require_wanted()
             told = self._asked(server, job)
@@ -203,10 +211,10 @@ class JobFollower:
             if (missing or now - round_began > LONG_ROUND_S) and now - looked > LOOK_S:
                 working = server.working()
                 looked = time.monotonic()
-                heard += looked - now  # silent sites keep it waiting, and the job is not to blame
+                heard += looked - now  # sites that do not respond delay this check; the job is not to blame
                 if back := self._back(working, job):
-                    self.echo(f"{', '.join(back)} came back: a new job asks the round again")
-                    self._deaths -= 1  # no death
+                    self.echo(f"{', '.join(back)} reconnected: a new job repeats the round")
+                    self._deaths -= 1  # not a death of the job
                     return
             time.sleep(POLL_S)
 
@@ -215,11 +223,11 @@ class JobFollower:
         return self.order.federation.rounds
 
     def _failed_before(self, told: Told) -> bool:
-        """Whether a job found at the server had ended in an error, which may be mended by now."""
+        """Whether a job that was found at the server had ended in an error, which may be fixed by now."""
         return not self._mine and "error" in (told.outcome or {})
 
     def _began_too_early(self, server: Session, job: str, told: Told) -> bool:
-        """Whether a job lacked a quorum for want of sites that are there now, or in a moment."""
+        """Whether a job missed its quorum because of sites that are connected now, or soon."""
         lacking = (told.outcome or {}).get("kind") == "QuorumNotMet"
         if not lacking or set(self.order.sites) <= set(told.present):
             return False
@@ -227,7 +235,7 @@ class JobFollower:
         while not (back := self._idle(server.working(), job)) and time.monotonic() < ends:
             time.sleep(1.0)
         if back:
-            self.echo(f"{_listed(back)} came too late for the round: a new job asks it again")
+            self.echo(f"{_listed(back)} connected too late for the round: a new job repeats it")
         return bool(back)
 
     def _asked(self, server: Session, job: str) -> Told | None:
@@ -243,7 +251,7 @@ class JobFollower:
             return None
 
     def _news(self, server: Session, job: str, told: Told) -> StatusUpdate:
-        # a job that ended before it had opened the run's log knows nothing of the rounds
+        # a job that ended before it had read the run's log does not know its rounds
         known = (told.round, told.count) if told.opened else (max(0, self.rows - 1), self.rows)
         return StatusUpdate(
             job=job,
@@ -257,7 +265,7 @@ class JobFollower:
         )
 
     def _back(self, working: Mapping[str, Work], job: str) -> list[str]:
-        """The run's sites that answer the server and do not work on its job; and note those that are gone."""
+        """The sites on whose behalf a new job is due; also records which sites do not respond."""
         now = time.monotonic()
         gone = {site for site in self.order.sites if working.get(site, Quiet.SILENT) is Quiet.SILENT}
         self._absent = {site: self._absent.get(site, now) for site in gone}
@@ -275,14 +283,16 @@ class JobFollower:
         return back
 
     def _tell_unwilling(self, working: Mapping[str, Work]) -> None:
-        """Say once which sites cannot be seen to be idle, and so are not asked again."""
+        """Report once which sites do not disclose whether they are idle: no job is restarted for them."""
         unwilling = {site for site in self.order.sites if working.get(site) is Quiet.UNWILLING}
         if new := unwilling - self._unwilling:
-            self.echo(f"{_listed(new)} may not say what it works on, and is not waited for if it drops out")
+            self.echo(
+                f"{_listed(new)} does not disclose what it works on, so if it drops out it is not waited for"
+            )
         self._unwilling = unwilling
 
     def _idle(self, working: Mapping[str, Work], job: str) -> list[str]:
-        """The run's sites that answer the server and do not work on its job."""
+        """The run's sites that respond to the server and do not work on its job."""
         answering = {site: jobs for site, jobs in working.items() if isinstance(jobs, frozenset)}
         return [site for site in sorted(self.order.sites) if job not in answering.get(site, {job})]
 
@@ -297,7 +307,7 @@ class JobFollower:
             self._require_wanted()
             enough = len(self.order.sites) - len(missing) >= jobs.quorum(self.order, self.cohort)
             if time.monotonic() > ends and enough:
-                self.echo(f"beginning without {_listed(missing)}")
+                self.echo(f"starting without {_listed(missing)}")
                 self._unawaited = missing
                 return
             line = f"waiting for {_listed(missing)} to connect; connected: {_listed(connected) or 'none'}"
@@ -313,17 +323,17 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _final(outcome: Row | None) -> Row | None:
-    """An outcome that another job could not change."""
+    """The outcome, unless another job could change it."""
     return None if outcome and outcome.get("kind") == "Stopped" else outcome
 
 
 def _lives(server: Session, job: str) -> bool:
-    # a record may say RUNNING for ever of a job that died with its server
+    # the record of a job that died with its server may say RUNNING for ever
     return job in server.jobs() or _status(server, job) in WAITING
 
 
 def ended(server: Session, job: str) -> bool:
-    """Whether a job is over; also one that the server has forgotten."""
+    """Whether a job has ended, or the server has no record of it."""
     return _status(server, job).startswith("FINISHED")
 
 
@@ -337,7 +347,7 @@ def _status(server: Session, job: str) -> str:
 def _end(server: Session, job: str) -> None:
     try:
         server.abort(job)
-    except OutOfReach:  # also said of a job that does not run
+    except OutOfReach:  # also raised for a job that does not run
         if job in server.jobs():
             raise
 
@@ -350,6 +360,8 @@ def _pieces(server: Session, job: str, round: int, most: int) -> Iterator[tuple[
             part = status_update.piece(server.told(job, {**NO_NEWS, "state": wanted}), offset, most)
             data, size = part if part else (b"", size)
             if not data and size:
-                raise FederationError(f"the server has no whole checkpoint of round {round}; resume the run")
+                raise FederationError(
+                    f"the server has no complete checkpoint of round {round}; resume the run"
+                )
             offset += len(data)
             yield name, data

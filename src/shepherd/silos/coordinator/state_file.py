@@ -1,7 +1,7 @@
-"""What a run over silos keeps in its folder of the server that it goes on at.
+"""State file of a run over silos: its administrator's kit, its job specification and its last job.
 
-runs/NAME/silos.json   the kit, what was ordered, and the last job
-runs/NAME/silos.stop   there once a person has stopped the run, until it is resumed
+runs/NAME/silos.json   kit, job specification ("order") and id of the last job
+runs/NAME/silos.stop   exists from when a person stops the run until it is resumed
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ STOP = "silos.stop"
 
 
 def text(kit: Path, order: JobSpec, job: str | None) -> str:
-    """What silos.json says; `recorded` reads it back."""
+    """The content of silos.json; `recorded` reads it."""
     kept = {"kit": str(kit.absolute()), "job": job, "order": json.loads(order.text())}
     return json.dumps(kept, indent=1) + "\n"
 
 
 def recorded(path: Path) -> tuple[Path, JobSpec, str | None]:
-    """The administrator's kit, the order, and the last job.
+    """Read silos.json: the administrator's kit, the job specification, and the id of the last job.
 
     Raises:
-        FolderError: it cannot be read.
+        FolderError: the file cannot be read.
     """
     try:
         kept = json.loads((path / folder.SILOS).read_text(encoding="utf8"))
@@ -40,17 +40,17 @@ def recorded(path: Path) -> tuple[Path, JobSpec, str | None]:
 
 
 def under_way(path: str | Path, kit: str | Path | None = None) -> tuple[Path, str | None]:
-    """The administrator's kit that a run over silos goes on with, and its last job.
+    """The administrator's kit that a run over silos continues with, and the id of its last job.
 
     Args:
-        kit: to go on with instead.
+        kit: a kit to use instead of the recorded one.
 
     Raises:
-        FolderError: the run in the folder is not over silos.
-        SilosError: the kit has moved, or lies in the run folder and is not named by `kit`.
+        FolderError: the folder does not hold a run over silos.
+        SilosError: the kit has moved, or is inside the run folder and was not named by `kit`.
     """
     if not folder.is_over_silos(path):
-        raise FolderError(f"{path} holds no run over silos; name the folder of one")
+        raise FolderError(f"{path} does not hold a run over silos; name the folder of one")
     kept, _, job = recorded(Path(path))
     if kit is None:
         _require_own(kept, Path(path))
@@ -59,25 +59,24 @@ def under_way(path: str | Path, kit: str | Path | None = None) -> tuple[Path, st
 
 
 def _require_own(kit: Path, path: Path) -> None:
-    """A folder from somebody else brings no kit: its server would be called (law 12)."""
+    """Refuse a kit inside the run folder: a folder from somebody else must not choose the server (law 12)."""
     if not kit.is_absolute() or kit.resolve().is_relative_to(path.resolve()):
         raise SilosError(
-            f"{path / folder.SILOS} names a kit that lies in the run folder itself ({shown_line(kit)}), whose"
-            " server would be called; if it is yours, name it with --silos ADMIN_KIT"
+            f"{path / folder.SILOS} names a kit inside the run folder itself ({shown_line(kit)}), whose"
+            " server would be contacted; if it is yours, name it with --silos ADMIN_KIT"
         )
 
 
 def require_kit(kit: Path, path: str | Path) -> None:
-    """Raise SilosError where the kit that the run in `path` goes on with has moved."""
+    """Raise SilosError if the kit of the run in `path` has moved."""
     if not kit.is_dir():
         raise SilosError(
-            f"{kit}, the kit that the run in {path} goes on with, is not there; name it with"
-            " --silos ADMIN_KIT"
+            f"{kit}, the kit of the run in {path}, does not exist; name the kit with --silos ADMIN_KIT"
         )
 
 
 def mark_stopped(path: str | Path) -> None:
-    """Tell whoever follows the run that a person wants it to end."""
+    """Have the process that follows the run stop it."""
     write_atomic(Path(path) / STOP, "")
 
 

@@ -1,7 +1,7 @@
-"""What a job at the server tells, read as strictly as the wire's fields: the server may be in any hands.
+"""Parse the status of a job as strictly as a message of a site: the server is not trusted either.
 
-A key missing or unknown, another type, a text or a number too large is a FederationError of one sentence. So
-the run folder grows by one row a round and by checkpoints of the size that the run has, whatever is told.
+A missing or unknown key, another type, a text or number that is too large is a FederationError. So whatever
+the server sends, the run folder grows by one row a round and by checkpoints of the expected size.
 """
 
 from __future__ import annotations
@@ -23,43 +23,45 @@ from shepherd.silos.server.server_run import CHUNK
 
 Row = dict[str, Any]
 MOST_ROW = 10**6
-"""Characters of a row, as JSON."""
+"""Length of a log row as JSON."""
 MOST_SAID = 1000
-"""Sentences of a job beside its rows; what it says beyond that is not shown."""
+"""Messages of a job in one answer; if it has sent this many, further ones are not shown."""
 MOST_ROUND = 10**9
 MOST_SENTENCE = 20_000
-"""Characters: the end of a run names several sites, each with its own sentence."""
+"""Length of a message: the error that ends a run quotes a sentence for each of several sites."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """A job's answer."""
+    """The status of a job, as the server reports it."""
 
     opened: bool
-    """Whether it has begun to go through the rounds."""
+    """Whether the job has read the run's log."""
     round: int
-    """Finished rounds at the server."""
+    """Number of finished rounds at the server."""
     count: int
     """Rows in the server's log: rounds 0 to count - 1."""
     rows: Sequence[Row]
-    """Those from the asked one on, in order."""
+    """Rows from the requested one, in order."""
     said: Sequence[str]
+    """Messages from the requested one, in order."""
     progress: Row | None
+    """Progress of the round under way, as `io.progress.Progress` takes it."""
     outcome: Row | None
-    """{"finished": True}, or {"error", "kind"}."""
+    """{"finished": True}, or {"error", "kind"}; None before the end."""
     present: Sequence[str]
-    """The sites that are there."""
+    """Sites that are connected."""
 
 
 def told(answer: Any, rounds: int, rows: int = 0) -> Told:
-    """A job's answer.
+    """Parse the status of a job.
 
     Args:
-        rounds: of the run; -1 where that is not known.
-        rows: how many of the log were known as it was asked; earlier ones may not come.
+        rounds: rounds of the run; -1 if unknown.
+        rows: log rows that were known when the status was requested; earlier ones are refused.
 
     Raises:
-        FederationError: it is not one.
+        FederationError: the answer is not a status.
     """
     most = rounds if rounds >= 0 else MOST_ROUND
     checks: Mapping[str, Check] = {
@@ -77,13 +79,14 @@ def told(answer: Any, rounds: int, rows: int = 0) -> Told:
 
 
 def piece(answer: Any, offset: int, most: int) -> tuple[bytes, int] | None:
-    """A piece of a checkpoint's file from `offset` on, and the bytes of the whole; None where it is gone.
+    """Parse a piece of a checkpoint's file: its bytes and the size of the whole file; None if it is gone.
 
     Args:
-        most: bytes of a whole file; a larger one is refused before any of it is taken.
+        offset: position in the file, in bytes.
+        most: largest size of the whole file that is accepted, in bytes.
 
     Raises:
-        FederationError: it is not one.
+        FederationError: the answer does not hold such a piece.
     """
     state = _table(answer).get("state")
     if state is None:
@@ -97,12 +100,12 @@ def piece(answer: Any, offset: int, most: int) -> tuple[bytes, int] | None:
 def _read(value: Any, checks: Mapping[str, Check]) -> Row:
     try:
         return schema.read(value, checks)
-    except (WireError, ValueError, OverflowError) as error:  # of a whole number of a thousand digits
+    except (WireError, ValueError, OverflowError) as error:  # the last for an integer of many digits
         raise FederationError(_fault(str(error))) from error
 
 
 def _fault(why: str) -> str:
-    return f"what the server tells of the run cannot be taken ({schema.sentence(why)}); ask whoever runs it"
+    return f"the server's status of the run is invalid ({schema.sentence(why)}); ask the server's operator"
 
 
 def _table(value: Any) -> Row:
@@ -135,14 +138,14 @@ def _at_most(most: int) -> Check:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("is no finite number")
+        raise ValueError("is not a finite number")
     return float(value)
 
 
 def _listed(check: Check, most: int = MOST_SITES) -> Callable[[Any], list[Any]]:
     def checked(value: Any) -> list[Any]:
         if not isinstance(value, list) or len(value) > most:
-            raise ValueError(f"is no list of at most {most}")
+            raise ValueError(f"is not a list of at most {most}")
         return [check(each) for each in value]
 
     return checked
@@ -158,7 +161,7 @@ def _by_name(check: Check) -> Check:
 
 def _sentence(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("is no sentence")
+        raise ValueError("is not a text")
     return schema.sentence(value, MOST_SENTENCE)
 
 
@@ -183,18 +186,18 @@ def _outcome(value: Any) -> Row | None:
 
 def _base64(value: Any) -> bytes:
     if not isinstance(value, str) or len(value) > 4 * (CHUNK // 3 + 1):
-        raise ValueError(f"is no text of at most {CHUNK} bytes in base64")
+        raise ValueError(f"is not a text of at most {CHUNK} bytes in base64")
     try:
         return base64.b64decode(value, validate=True)
     except binascii.Error as error:
-        raise ValueError("is no base64") from error
+        raise ValueError("is not base64") from error
 
 
 # a row ------------------------------------------------------------------------------------------------------
 
 
 def _told_number(value: Any) -> float | None:
-    """As the log has it: null for a number that is not finite, such as the gap of changes that cancel."""
+    """A number, or None if it is not finite, as in the log (such as the gap of updates that cancel)."""
     return None if value is None or value in (math.inf, -math.inf) or value != value else _number(value)
 
 
@@ -229,14 +232,14 @@ _OF_A_ROUND = (
     *("cohort", "weights", "loss", "losses", "failures", "bytes_down", "bytes_up", "examples"),
     *("steps", "tokens", "seconds"),
 )
-"""What every row but that of round 0 says."""
+"""Keys of every row but that of round 0."""
 
 
 def _numbers(value: Any, needed: Sequence[str]) -> Row:
     found: Row = _BY_NAME(value)
     for name in needed:
         if found.get(name) is None:
-            raise ValueError(f"says no {name}")
+            raise ValueError(f"has no {name}")
     return found
 
 
@@ -244,7 +247,7 @@ def _rows(value: Any, first: int, last: int) -> list[Row]:
     rows = [_row(each, last) for each in _listed(schema.mapping, ROWS)(value)]
     for earlier, row in zip([{"round": first - 1}, *rows], rows, strict=False):
         if row["round"] <= earlier["round"]:
-            raise ValueError(f"has round {row['round']} out of its order")
+            raise ValueError(f"has round {row['round']} out of order")
     return rows
 
 
@@ -254,16 +257,16 @@ def _row(value: Row, last: int) -> Row:
     try:
         needed = ("round", *(_OF_A_ROUND if value.get("round") else ()))
         checks = {"round": _at_most(last), **_ROW}
-        # a number under another name is what an algorithm's observer found
+        # a number under another name comes from an algorithm's observer
         found = {name for name, each in value.items() if name not in checks and type(each) in FIGURE}
         rest = {name: each for name, each in value.items() if name not in found}
         return {**_some(rest, checks, needed=needed), **_BY_NAME({name: value[name] for name in found})}
     except WireError as error:
-        raise ValueError(f"has a row that is none ({error})") from error
+        raise ValueError(f"has an invalid row ({error})") from error
 
 
 def _some(value: Any, checks: Mapping[str, Check], needed: Sequence[str] = ()) -> Row:
-    """The fields that are there; of each that is not needed, the value as its check gives it."""
+    """The fields that are present, each as its check returns it; WireError if a needed one is missing."""
     found = schema.mapping(value)
     known = {name: check for name, check in checks.items() if name in found or name in needed}
     return schema.read(found, known)

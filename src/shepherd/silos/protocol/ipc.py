@@ -1,8 +1,8 @@
-"""One Unix socket between the processes of a site, for their owner alone: ask, and be answered.
+"""Request and reply over a Unix socket between the processes of a site, open to their owner alone.
 
-A message is its length in eight bytes, most significant first, and then so many bytes; a connection carries
-one question and one answer. The socket's folder is closed to everybody else (0700), the socket is 0600, and
-where the system tells who is calling, a stranger is hung up on.
+A message is its length in eight bytes, most significant first, followed by that many bytes; a connection
+carries one request and one reply. The socket's folder is closed to all other users (0700), the socket is
+0600, and a connection from another user is closed where the system says who is calling.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from time import monotonic
 from shepherd.errors import LocalError, NotListening
 from shepherd.io import lock
 
-ADDRESS, SOCKET = "trainer.address", "trainer.sock"
-MOST_PATH = 100  # bytes: Linux takes 107, macOS 103
-MOST_MESSAGE = 2**32  # bytes
-MOST_CALLERS = 64  # at once: each may bring a message
+ADDRESS_FILE, SOCKET_FILE = "trainer.address", "trainer.sock"
+MAX_SOCKET_PATH_BYTES = 100  # bytes: Linux takes 107, macOS 103
+MAX_MESSAGE_BYTES = 2**32  # bytes
+MAX_CONNECTIONS = 64  # at once: each may bring a message
 POLL = 0.2  # seconds between two looks at whether to stop
 PATIENCE = 60.0  # seconds for a question to come in whole, or an answer to be taken
 _LENGTH = struct.Struct(">Q")
@@ -34,40 +34,40 @@ log = logging.getLogger(__name__)
 
 
 def place(home: Path) -> Path:
-    """Where the trainer of this home shall listen; written to `home`/trainer.address for `address`.
+    """Choose the path that the trainer of `home` listens on, and write it to `home`/trainer.address.
 
-    In `home` itself, unless its path is longer than the system takes for a socket.
+    The socket is in `home` itself, unless that path is longer than the system allows for a socket.
 
     Raises:
         LocalError: the home cannot be written.
     """
     with _told(home):
         home.mkdir(parents=True, exist_ok=True)
-        path = home.resolve() / SOCKET
-        if len(os.fsencode(path)) > MOST_PATH:
-            path = _short(home) / SOCKET
-        beside = home / f"{ADDRESS}.tmp"
+        path = home.resolve() / SOCKET_FILE
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            path = _short(home) / SOCKET_FILE
+        beside = home / f"{ADDRESS_FILE}.tmp"
         beside.write_text(str(path), encoding="utf8")
-        beside.replace(home / ADDRESS)
+        beside.replace(home / ADDRESS_FILE)
     return path
 
 
 def address(home: Path) -> Path:
-    """Where the trainer of this home listens, as `place` wrote it.
+    """The path that the trainer of `home` listens on, as `choose_address` wrote it.
 
     Raises:
         NotListening: no trainer was ever started here.
     """
     try:
-        return Path((home / ADDRESS).read_text(encoding="utf8"))
+        return Path((home / ADDRESS_FILE).read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
         raise NotListening(
-            f"no trainer was started in {home}; start it with `shepherd silos site`"
+            f"no trainer has been started in {home}; start it with `shepherd silos site`"
         ) from error
 
 
 def _short(home: Path) -> Path:
-    """A folder with a short path that nobody else can enter: last time's, where it is there."""
+    """A folder with a short path that no other user can enter: the previous one if it still exists."""
     try:
         last = address(home).parent
         if _is_ours(last):
@@ -75,7 +75,11 @@ def _short(home: Path) -> Path:
     except LocalError:
         pass
     made = tempfile.mkdtemp(prefix="shepherd-")
-    return Path(made if len(made) < MOST_PATH - len(SOCKET) else tempfile.mkdtemp("", "shepherd-", "/tmp"))
+    return Path(
+        made
+        if len(made) < MAX_SOCKET_PATH_BYTES - len(SOCKET_FILE)
+        else tempfile.mkdtemp("", "shepherd-", "/tmp")
+    )
 
 
 def _is_ours(folder: Path) -> bool:
@@ -84,7 +88,11 @@ def _is_ours(folder: Path) -> bool:
     except OSError:
         return False
     mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-    return mine and stat.S_IMODE(found.st_mode) == 0o700 and len(os.fsencode(folder / SOCKET)) <= MOST_PATH
+    return (
+        mine
+        and stat.S_IMODE(found.st_mode) == 0o700
+        and len(os.fsencode(folder / SOCKET_FILE)) <= MAX_SOCKET_PATH_BYTES
+    )
 
 
 def serve(
@@ -92,40 +100,42 @@ def serve(
     handle: Callable[[bytes], bytes],
     ready: Callable[[], None] = lambda: None,
     stopped: threading.Event | None = None,
-    most_bytes: int = MOST_MESSAGE,
+    max_bytes: int = MAX_MESSAGE_BYTES,
 ) -> None:
-    """Answer each question with `handle`, in a thread of its own, until `stopped` is set.
+    """Answer each request with `handle`, in a thread of its own, until `stopped` is set.
 
     Args:
-        ready: called once, as soon as questions can be asked.
-        most_bytes: of a question; who announces more is hung up on before anything is read.
+        ready: called once, as soon as requests are accepted.
+        max_bytes: largest request; the connection of a larger one is closed before its content is read.
 
     Raises:
-        LocalError: another process serves there, or the folder cannot be used or closed to others.
+        LocalError: another process serves this path, or the folder cannot be used or closed to others.
     """
     with _told(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)
         with _held(path), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            path.unlink(missing_ok=True)  # a killed process left it
+            path.unlink(missing_ok=True)  # left by a killed process
             listener.bind(str(path))
             path.chmod(0o600)
             listener.listen()
             listener.settimeout(POLL)
             ready()
             try:
-                _accept(listener, handle, stopped or threading.Event(), most_bytes)
+                _accept(listener, handle, stopped or threading.Event(), max_bytes)
             finally:
                 path.unlink(missing_ok=True)
 
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """One process at a time, and no longer than it lives."""
+    """Hold the lock of the socket, so that one process at a time serves it."""
     try:
         handle = lock.acquire(path.with_suffix(".lock"))
     except BlockingIOError:
-        raise LocalError(f"another trainer serves {path}; stop it, or give this one its own folder") from None
+        raise LocalError(
+            f"another trainer already serves {path}; stop it, or use another folder for this one"
+        ) from None
     try:
         yield
     finally:
@@ -136,44 +146,44 @@ def _accept(
     listener: socket.socket,
     handle: Callable[[bytes], bytes],
     stopped: threading.Event,
-    most_bytes: int,
+    max_bytes: int,
 ) -> None:
-    free = threading.BoundedSemaphore(MOST_CALLERS)
+    free = threading.BoundedSemaphore(MAX_CONNECTIONS)
     while not stopped.is_set():
         try:
             connection, _ = listener.accept()
         except TimeoutError:
             continue
-        except OSError as error:  # too many files are open, say: others may go
-            log.error("nobody can be answered now (%s)", error.strerror)
+        except OSError as error:  # such as too many open files, which passes
+            log.error("cannot accept a connection now (%s); trying again", error.strerror)
             stopped.wait(POLL)
             continue
         if not free.acquire(blocking=False):
-            log.warning("%d callers are being answered, and one more was hung up on", MOST_CALLERS)
+            log.warning("refused a connection: %d are open already", MAX_CONNECTIONS)
             connection.close()
             continue
-        threading.Thread(target=_answer, args=(connection, handle, most_bytes, free), daemon=True).start()
+        threading.Thread(target=_answer, args=(connection, handle, max_bytes, free), daemon=True).start()
 
 
 def _answer(
     connection: socket.socket,
     handle: Callable[[bytes], bytes],
-    most_bytes: int,
+    max_bytes: int,
     free: threading.BoundedSemaphore,
 ) -> None:
     with connection, _given_back(free):
         try:
             if (caller := _peer(connection)) not in (None, os.geteuid()):
-                log.warning("user %s called on the trainer's socket and was hung up on", caller)
+                log.warning("refused a connection to the trainer's socket from user %s", caller)
                 return
-            question = _receive(connection, monotonic() + PATIENCE, most_bytes)
-            _send(connection, handle(question), monotonic() + PATIENCE)
+            request = _receive(connection, monotonic() + PATIENCE, max_bytes)
+            _send(connection, handle(request), monotonic() + PATIENCE)
         except _TooLong as error:
-            log.warning("a caller was hung up on: %s", error)
+            log.warning("closed a connection: %s", error)
         except OSError as error:
-            log.info("whoever asked has gone (%s)", type(error).__name__)
+            log.info("the caller has disconnected (%s)", type(error).__name__)
         except Exception as error:  # its message may hold anything
-            log.error("a question was not answered (%s)", type(error).__name__)
+            log.error("a request was not answered (%s)", type(error).__name__)
 
 
 @contextmanager
@@ -185,11 +195,11 @@ def _given_back(free: threading.BoundedSemaphore) -> Iterator[None]:
 
 
 class _TooLong(ConnectionError):
-    """More was announced than is taken."""
+    """The announced length is above the limit."""
 
 
 def _peer(connection: socket.socket) -> int | None:
-    """The user at the other end; None where the system does not tell."""
+    """The user id at the other end; None where the system does not provide it."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return None
@@ -198,11 +208,14 @@ def _peer(connection: socket.socket) -> int | None:
 
 
 def ask(path: Path, message: bytes, timeout: float) -> bytes:
-    """Send one question to who serves `path`, and wait `timeout` seconds for the whole answer.
+    """Send one request to the process that serves `path`, and return its reply.
+
+    Args:
+        timeout: seconds until the whole reply has to be here.
 
     Raises:
-        NotListening: nobody serves there.
-        LocalError: it went away in the middle, or took too long.
+        NotListening: no process serves this path.
+        LocalError: it closed the connection early, or did not reply in time.
     """
     until = monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -217,9 +230,13 @@ def ask(path: Path, message: bytes, timeout: float) -> bytes:
             _send(connection, message, until)
             return _receive(connection, until)
         except TimeoutError as error:
-            raise LocalError(f"the trainer at {path} gave no answer within {timeout:g} s") from error
+            raise LocalError(
+                f"the trainer at {path} did not reply within {timeout:g} s; see its log"
+            ) from error
         except OSError as error:
-            raise LocalError(f"the trainer at {path} went away in the middle; ask it again") from error
+            raise LocalError(
+                f"the trainer at {path} closed the connection before it had replied; try again"
+            ) from error
 
 
 def _send(connection: socket.socket, message: bytes, until: float) -> None:
@@ -228,10 +245,10 @@ def _send(connection: socket.socket, message: bytes, until: float) -> None:
         connection.sendall(part)
 
 
-def _receive(connection: socket.socket, until: float, most_bytes: int = MOST_MESSAGE) -> bytes:
+def _receive(connection: socket.socket, until: float, max_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
     (size,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size, until))
-    if size > most_bytes:
-        raise _TooLong(f"a message of {size} bytes was announced, and {most_bytes} are taken")
+    if size > max_bytes:
+        raise _TooLong(f"a message of {size} bytes was announced, and the limit is {max_bytes}")
     return _exactly(connection, size, until)
 
 
@@ -242,7 +259,7 @@ def _exactly(connection: socket.socket, size: int, until: float) -> bytes:
         connection.settimeout(_left(until))
         got = connection.recv_into(rest)
         if not got:
-            raise ConnectionError("the other end has gone")
+            raise ConnectionError("the other end closed the connection")
         rest = rest[got:]
     return bytes(buffer)
 
@@ -261,5 +278,5 @@ def _told(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise LocalError(
             f"{error.filename or folder} cannot be used ({error.strerror or error}); check that it belongs to"
-            " the user who runs this"
+            " the user who runs this process"
         ) from error

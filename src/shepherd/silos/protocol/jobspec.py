@@ -1,4 +1,4 @@
-"""What a job brings to the server, and what of it a site is told."""
+"""The specification of a job, and the part of the run file that sites receive."""
 
 from __future__ import annotations
 
@@ -17,39 +17,42 @@ from shepherd.silos.protocol.schema import label
 RUN_ID = "[0-9a-f]{16}"
 MOST_SITES = 1000
 TRAVELLING = ("model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
-"""Tables of the run file that a site is told."""
+"""Tables of the run file that are sent to sites."""
 TRAVELLING_DATA = ("template", "template_options", "system", "date", "holdout", "max_tokens", "seed")
-"""Keys of [data] that a site is told: how to render, and never where from."""
+"""Keys of [data] that are sent to sites: how examples are rendered, never where they come from."""
 STAYING = {"evaluation": ("metrics",)}
-"""Keys of travelling tables that no site has a use for: answers are measured where they are compared."""
+"""Keys of those tables that are not sent, since no site uses them: only the coordinator compares answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """What a job brings to the server: all of it plain, and no secret in it."""
+    """What a job brings to the server: plain values, and no secret among them."""
 
     run: str
+    """The run's id, 16 hex digits."""
     base: str
     """Digest of the base's files."""
     fingerprint: str
-    """Of the base in memory, as checkpoints carry it."""
+    """Fingerprint of the base in memory, as checkpoints carry it."""
     version: str
+    """Version of shepherd-fit at the coordinator."""
     sites: tuple[str, ...]
+    """Names of the run's sites."""
     settings: Mapping[str, Any]
-    """The run file, with everything that it leaves open filled in; see `settings_of`."""
+    """The run file with every open key filled in; see `settings_of`."""
 
     @property
     def federation(self) -> FederationTable:
-        """The run file's table."""
-        return FederationTable.model_validate(modern(self.settings, "the order").get("federation", {}))
+        """The [federation] table of the run file."""
+        return FederationTable.model_validate(modern(self.settings, "the job").get("federation", {}))
 
     @property
     def silos(self) -> SilosTable:
-        """The run file's table."""
-        return SilosTable.model_validate(modern(self.settings, "the order").get("silos", {}))
+        """The [silos] table of the run file."""
+        return SilosTable.model_validate(modern(self.settings, "the job").get("silos", {}))
 
     def text(self) -> str:
-        """JSON; `read` reads it back."""
+        """The specification as JSON; `read` parses it."""
         return json.dumps(
             {
                 "run": self.run,
@@ -64,34 +67,36 @@ class JobSpec:
 
 
 def read(text: str) -> JobSpec:
-    """Read an order.
+    """Parse the specification of a job.
 
     Raises:
-        FederationError: it is no order.
+        FederationError: the text is not one.
     """
     try:
         found = json.loads(text)
         order = JobSpec(**{**found, "sites": _sites(found["sites"])})
         if not re.fullmatch(RUN_ID, order.run):  # it names a folder at the server
-            raise ValueError("its run is not 16 hex digits")
+            raise ValueError("its run id is not 16 hex digits")
         return order
     except (ValueError, TypeError, KeyError) as error:
-        raise FederationError(f"the job's order cannot be read ({error}); submit it anew") from error
+        raise FederationError(
+            f"the job's specification cannot be read ({error}); submit the job again"
+        ) from error
 
 
 def settings_of(settings: RunSettings) -> dict[str, Any]:
-    """The run file that a job brings: without paths, and without what the coordinator's machine is told."""
+    """The run file as a job carries it: without paths, and without the coordinator's [machine] table."""
     return {name: table for name, table in plain(published(settings)).items() if name != "machine"}
 
 
 def _sites(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list) or len(names) > MOST_SITES:
-        raise ValueError(f"its sites are no list of at most {MOST_SITES} names")
+        raise ValueError(f"its sites are not a list of at most {MOST_SITES} names")
     return tuple(map(label, names))
 
 
 def settings_for_site(settings: RunSettings) -> dict[str, Any]:
-    """What a site is told of the run file: nothing of the coordinator's paths but the base's name."""
+    """The part of the run file that sites receive: no path of the coordinator's but the base's name."""
     whole = plain(published(settings))
     data = {key: whole["data"][key] for key in TRAVELLING_DATA if key in whole["data"]}
     told = {table: _without(whole[table], STAYING.get(table, ())) for table in TRAVELLING}

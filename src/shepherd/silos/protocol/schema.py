@@ -1,6 +1,6 @@
-"""The plain fields of a message: which there are, and what each may be.
+"""The plain fields of a message, and a check for each.
 
-Each check gives the value, or raises ValueError whose text goes on the words "key x of the message".
+A check returns the value, or raises a ValueError whose text continues "key x of the message ...".
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from shepherd.errors import WireError
 from shepherd.settings import LONGEST_WAIT_S
 
 MOST_NAME, MOST_SENTENCE = 200, 2000  # characters
-MOST_NAMES = 1000  # metrics or categories of a reply; they stand in every row of a run's log
-MOST_COHORT = 10**6  # sites that are asked in a round, or that one may ask for
+MOST_NAMES = 1000  # metrics or categories of a reply; every row of a run's log repeats them
+MOST_COHORT = 10**6  # sites of a round, or the fewest that a site may require
 LAST_CLOCK_S = 4_102_444_800.0  # in Unix seconds: the year 2100
-# what could end a line of a log, or turn a terminal's text around
+# characters that could end a line of a log, or reverse a terminal's text
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Check = Callable[[Any], Any]
 
 
 def sentence(text: str, most: int = MOST_SENTENCE) -> str:
-    """The text as one line of at most so many characters, fit for a log and a terminal.
+    """The text as one line that is safe in a log and a terminal, cut to `most` characters.
 
     >>> sentence("two\\nlines")
     'two lines'
@@ -33,10 +33,10 @@ def sentence(text: str, most: int = MOST_SENTENCE) -> str:
 
 
 def read(plain: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
-    """The fields of a message that these checks name, each as its check gives it.
+    """The fields of a message, each as its check returns it.
 
     Raises:
-        WireError: a key is missing, unknown or not what it may be.
+        WireError: a key is missing or unknown, or a check refuses its value.
     """
     require_keys(mapping(plain), checks, "the message")
     fields = {}
@@ -44,7 +44,9 @@ def read(plain: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
         try:
             fields[name] = check(plain[name])
         except (ValueError, TypeError) as error:
-            raise WireError(f"key {name} of the message {error}; send it as this version does") from error
+            raise WireError(
+                f"key {name} of the message {error}; use one version of shepherd-fit at both ends"
+            ) from error
     return fields
 
 
@@ -52,7 +54,9 @@ def require_keys(table: Mapping[str, Any], names: Collection[str], where: str) -
     """Raise WireError unless the table has these keys and no others."""
     for name in names:
         if name not in table:
-            raise WireError(f"key {name} is missing in {where}; use one version of shepherd-fit at both ends")
+            raise WireError(
+                f"key {name} is missing from {where}; use one version of shepherd-fit at both ends"
+            )
     for name in table:
         if name not in names:
             raise WireError(
@@ -61,27 +65,27 @@ def require_keys(table: Mapping[str, Any], names: Collection[str], where: str) -
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """Any table."""
+    """Check for a table with any keys."""
     if not isinstance(value, dict):
-        raise ValueError("is no table")
+        raise ValueError("is not a table")
     return value
 
 
 def _text(value: Any, most: int) -> str:
     if not isinstance(value, str) or len(value) > most or _UNFIT.search(value):
-        raise ValueError(f"is no line of at most {most} characters")
+        raise ValueError(f"is not one line of at most {most} characters")
     return value
 
 
 def label(value: Any) -> str:
-    """A name of at most 200 characters that errors, and so logs, may repeat."""
+    """Check for a name of at most 200 characters that is safe to repeat in errors and logs."""
     return _text(value, MOST_NAME)
 
 
 def _labels(value: Any) -> tuple[str, ...]:
-    """The clients that an update is of: one, but where a federation merges."""
+    """The clients of an update: one, unless a federation merges updates."""
     if not isinstance(value, list) or not 0 < len(value) <= MOST_NAMES:
-        raise ValueError(f"is no list of 1 to {MOST_NAMES} names")
+        raise ValueError(f"is not a list of 1 to {MOST_NAMES} names")
     return tuple(map(label, value))
 
 
@@ -99,16 +103,16 @@ def _hex(digits: int) -> Check:
 
 
 def whole(value: Any) -> int:
-    """A whole number in [0, 2**63)."""
-    if type(value) is not int or not 0 <= value < 2**63:  # True is an int, too
-        raise ValueError("is no whole number in [0, 2**63)")
+    """Check for a whole number in [0, 2**63)."""
+    if type(value) is not int or not 0 <= value < 2**63:  # `bool` is a subclass of `int`
+        raise ValueError("is not a whole number in [0, 2**63)")
     return value
 
 
 def _at_most(most: int, least: int = 0) -> Check:
     def check(value: Any) -> int:
         if not least <= whole(value) <= most:
-            raise ValueError(f"is no whole number from {least} to {most}")
+            raise ValueError(f"is not a whole number from {least} to {most}")
         return int(value)
 
     return check
@@ -116,21 +120,21 @@ def _at_most(most: int, least: int = 0) -> Check:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("is no number")
-    return float(value)  # of a whole number with too many digits: OverflowError
+        raise ValueError("is not a number")
+    return float(value)  # OverflowError where a whole number has too many digits
 
 
 def _clock(value: Any) -> float:
     if not 0 < _number(value) <= LAST_CLOCK_S:
-        raise ValueError("is no time from 1970 to 2100 in Unix seconds")
+        raise ValueError("is not a Unix time in seconds from 1970 to 2100")
     return _number(value)
 
 
 def _deadline(value: Any) -> float:
     if not 0 < _number(value) < math.inf:
-        raise ValueError("is no positive number of seconds")
+        raise ValueError("is not a positive number of seconds")
     if _number(value) > LONGEST_WAIT_S:
-        raise ValueError("is longer than a week in seconds")
+        raise ValueError("is more than a week in seconds")
     return _number(value)
 
 
@@ -151,13 +155,13 @@ def _categories(value: Any) -> dict[str, tuple[float, int]]:
 def _few(value: Any) -> dict[str, Any]:
     named = mapping(value)
     if len(named) > MOST_NAMES:
-        raise ValueError(f"has {len(named)} names, at most {MOST_NAMES} are taken")
+        raise ValueError(f"has {len(named)} names, and the limit is {MOST_NAMES}")
     return named
 
 
 def _sum_and_count(value: Any) -> tuple[float, int]:
     if not isinstance(value, list) or len(value) != 2:
-        raise ValueError("holds no pair of a sum and a count")
+        raise ValueError("does not hold pairs of a sum and a count")
     return _number(value[0]), whole(value[1])
 
 

@@ -1,10 +1,10 @@
-"""What travels between server and site, as bytes: one safetensors file a message.
+"""Messages between server and site as bytes: each is one safetensors file.
 
     {"__metadata__": {"shepherd": JSON}, '["delta", "q_proj.lora_A.weight"]': ..., ...} and the tensors
 
-The JSON says what the message is, its plain fields and the tree of its tensors; a tensor's name is its path
-in that tree. So nothing that arrives is ever run, and float32 comes back in the bits it had. Reading is
-strict: a key missing or unknown, another type or dtype, a tensor too many, a text too long is a WireError.
+The JSON holds the kind of message, its plain fields and the tree of its tensors; a tensor's name is its path
+in that tree. So nothing that arrives is ever executed, and float32 values keep their bits. Reading is strict:
+a missing or unknown key, another type or dtype, an extra tensor or a text that is too long is a WireError.
 """
 
 from __future__ import annotations
@@ -26,62 +26,62 @@ from shepherd.core import Adapter, Broadcast, Failure, Payload, Update
 from shepherd.core.tree import Tree, flattened, rebuilt
 from shepherd.errors import WireError
 from shepherd.silos.protocol import schema
-from shepherd.version import version as version  # what both ends say of themselves
+from shepherd.version import version as version  # each message carries its writer's
 
 FORMAT = 1
 HEADER = "shepherd"
-MOST_HEADER = 8 * 2**20  # bytes; the names of ten thousand tensors take two million
+MOST_HEADER = 8 * 2**20  # the names of ten thousand tensors take two million bytes
 _FAULTS = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 SLOWEST = 125_000
-"""Bytes a second of the slowest line whose messages are waited for."""
+"""Slowest link that timeouts allow for (1 Mbit/s)."""
 
 Kind = Literal["join", "train", "score"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the server asks of one site."""
+    """One request of the server to a site."""
 
     kind: Kind
     run: str
-    """Of the run, 16 hex digits."""
+    """The run's id, 16 hex digits."""
     id: str
-    """From `request_id`: the same whenever the same question is asked again, and of no other one."""
+    """The `request_id`: equal for equal requests, different for all others."""
     round: int
     """Rounds finished before this one."""
     deadline: float
-    """Seconds from receipt in which the answer is wanted."""
+    """Seconds from receipt until the reply is due."""
     sent: float
-    """The server's clock, in Unix seconds."""
+    """Time of sending by the server's clock, in Unix seconds."""
     version: str
-    """Of shepherd-fit at the server."""
+    """Version of shepherd-fit at the server."""
     cohort: int
-    """Clients asked this round."""
+    """Number of clients asked in this round."""
     base: str
-    """The digest of the base's files, from `shepherd.model.digest`."""
+    """Digest of the base's files, from `shepherd.model.digest`."""
     settings: Mapping[str, Any]
-    """The run file's tables that travel."""
+    """Tables of the run file, from `jobspec.settings_for_site`."""
     broadcast: Broadcast | None
-    """None in a request to join, and in no other."""
+    """None in a request to join, set in every other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """A site that has its base and its data ready."""
+    """Reply of a site that has loaded its base and its data."""
 
     client: str
     examples: int
-    """That it trains on."""
+    """Number of examples that it trains on."""
     version: str
-    """Of shepherd-fit at the site."""
+    """Version of shepherd-fit at the site."""
     min_cohort: int = 1
-    """Usable updates that a mean with this site's part in it must be made of."""
+    """Fewest usable updates in a mean that includes this site's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What the broadcast adapter loses on a site's own held-out examples."""
+    """Loss of the broadcast adapter on a site's own held-out examples."""
 
     client: str
     round: int
@@ -93,10 +93,10 @@ Reply: TypeAlias = Update | Failure | Joined | Scores
 
 
 def request_id(request: Request) -> str:
-    """32 hex digits of all that the answer depends on; the same for what is equal to the bit, in any process.
+    """A hash of everything that the reply depends on: 32 hex digits, equal in any process for equal bits.
 
-    When and by which version it is asked, of how many others, and how long it may take are left out: who
-    asks again after a crash asks the same question.
+    The time of sending, the server's version, the cohort's size and the deadline are left out: a request
+    that is repeated after a crash has the same id.
     """
     tensors: dict[str, NDArray[Any]] = {}
     broadcast = request.broadcast
@@ -113,7 +113,7 @@ def request_id(request: Request) -> str:
 
 
 def encode_request(request: Request) -> bytes:
-    """The request as bytes; `decode_request` gives an equal one back."""
+    """The request as bytes; `decode_request` returns an equal one."""
     sent = request.broadcast
     plain = {name: getattr(request, name) for name in schema.REQUEST}
     plain["broadcast"] = {"round": sent.round, "seed": sent.seed} if sent else None
@@ -121,7 +121,7 @@ def encode_request(request: Request) -> bytes:
 
 
 def encode_reply(reply: Reply) -> bytes:
-    """The reply as bytes; a Failure's reason goes as one line, as `fields.sentence` makes it."""
+    """The reply as bytes; a Failure's reason becomes one line (`schema.sentence`)."""
     match reply:
         case Update():
             parts = {"delta": reply.delta, "extra": reply.extra}
@@ -155,7 +155,7 @@ def _written(
 
 
 def _number_of(scalar: Any) -> Any:
-    """numpy's scalars as JSON's numbers."""
+    """A numpy scalar as a JSON number."""
     return scalar.item()
 
 
@@ -163,15 +163,15 @@ def _number_of(scalar: Any) -> Any:
 
 
 def decode_request(data: bytes) -> Request:
-    """The request that these bytes are.
+    """Decode a request.
 
     Raises:
-        WireError: they are no request of this format.
+        WireError: the bytes are not a request in this format.
     """
     with _faults_told():
         head, tree = _read(data)
         if head["what"] != "request":
-            raise WireError(f"the message is no request but a {head['what']!r:.40}; check what sends it")
+            raise WireError(f"the message is not a request but {head['what']!r:.40}; check what sends it")
         plain = dict(head["plain"])
         sent = plain.pop("broadcast")
         request = Request(
@@ -180,26 +180,29 @@ def decode_request(data: bytes) -> Request:
             broadcast=None if sent is None else _broadcast(sent, tree),
         )
         if (sent is None) != (request.kind == "join") or (sent is None and tree):
-            raise WireError(f"a request to {request.kind} has a broadcast, or has none; send it as it should")
+            raise WireError(
+                f"a request to {request.kind} must {'not ' * (request.kind == 'join')}have a broadcast; use"
+                " one version of shepherd-fit at both ends"
+            )
         return request
 
 
-def decode_reply(data: bytes, *, most_bytes: int | None = None) -> Reply:
-    """The reply that these bytes are. Its numbers may be NaN: law 6 is for `rounds.check`.
+def decode_reply(data: bytes, *, max_bytes: int | None = None) -> Reply:
+    """Decode a reply. Its numbers may be NaN: `rounds.acceptance` checks an update (law 6).
 
     Args:
-        most_bytes: a longer message is refused unread.
+        max_bytes: a longer message is refused before it is read.
 
     Raises:
-        WireError: they are too many, or no reply of this format.
+        WireError: the message is too long, or not a reply in this format.
     """
-    if most_bytes is not None and len(data) > most_bytes:
-        raise WireError(f"the reply has {len(data)} bytes and at most {most_bytes} are taken; send fewer")
+    if max_bytes is not None and len(data) > max_bytes:
+        raise WireError(f"the reply has {len(data)} bytes, and the limit is {max_bytes}; send fewer")
     with _faults_told():
         head, tree = _read(data)
         what, plain = head["what"], head["plain"]
         if what not in ("update", "failure", "joined", "scores"):
-            raise WireError(f"the message is no reply but a {what!r:.40}; check what answers there")
+            raise WireError(f"the message is not a reply but {what!r:.40}; check what sends it")
         if what == "update":
             schema.require_keys(tree, ("delta", "extra"), "the update's tensors")
             delta, extra = _payload(tree["delta"]), _payload(tree["extra"])
@@ -220,13 +223,13 @@ def _faults_told() -> Iterator[None]:
         yield
     except _FAULTS as error:
         raise WireError(
-            f"the message cannot be read ({type(error).__name__}): it was cut or changed on its way, or"
-            " another version wrote it; send it anew, with one version of shepherd-fit at both ends"
+            f"the message cannot be read ({type(error).__name__}): it was cut or changed on the way, or"
+            " another version wrote it; use one version of shepherd-fit at both ends, and send it again"
         ) from error
 
 
 def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tree]]:
-    """The header, and the tree of its tensors: each array has its place and each place its array."""
+    """The header and the tree of tensors; arrays and places in the tree match one to one."""
     head = _head(data)
     tensors = tensors_from(data)
     for array in tensors.values():
@@ -236,21 +239,24 @@ def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tree]]:
         tree: dict[str, Tree] = rebuilt(head["tensors"], tensors)
     except KeyError as error:
         raise WireError(
-            f"tensor {error.args[0]:.200} is missing from the message; send what its header lists"
+            f"tensor {error.args[0]:.200} is missing from the message; send every tensor that its header"
+            " lists"
         ) from error
     for name in tensors:
         name = schema.sentence(name)
-        raise WireError(f"tensor {name:.200} has no place in the message's header; send what it lists")
+        raise WireError(f"tensor {name:.200} is not listed in the message's header; leave it out")
     return head, tree
 
 
 def _head(data: bytes) -> dict[str, Any]:
     size = int.from_bytes(data[:8], "little")
     if not 0 < size <= 2 * MOST_HEADER:
-        raise WireError(f"the message's header has {size} bytes; it is no message of shepherd-fit's")
+        raise WireError(
+            f"the message's header has {size} bytes, so shepherd-fit did not write it; check what sends it"
+        )
     text = json.loads(data[8 : 8 + size])["__metadata__"][HEADER]
     if len(text) > MOST_HEADER:
-        raise WireError(f"the message's header has {len(text)} characters, at most {MOST_HEADER} are taken")
+        raise WireError(f"the message's header has {len(text)} characters, and the limit is {MOST_HEADER}")
     head = schema.mapping(json.loads(text, object_pairs_hook=_once))
     writer = schema.label(head["version"])
     if head["format"] != FORMAT or isinstance(head["format"], bool):
@@ -259,19 +265,19 @@ def _head(data: bytes) -> dict[str, Any]:
             f" {version()} here reads format {FORMAT}; install one version at both ends"
         )
     schema.require_keys(head, ("format", "version", "what", "plain", "tensors"), "the header")
-    json.dumps(head, ensure_ascii=False).encode()  # a lone surrogate would fail whoever prints it
+    json.dumps(head, ensure_ascii=False).encode()  # a lone surrogate would fail where it is printed
     return head
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        raise WireError("a key stands twice in the message's header; write each once")
+        raise WireError("a key is repeated in the message's header; write each key once")
     return table
 
 
 def _require_names(shape: Any) -> None:
-    """Names that errors, and so logs, may repeat."""
+    """Raise WireError unless every name in the tree is safe to repeat in errors and logs."""
     for part in shape.values() if isinstance(shape, dict) else shape if isinstance(shape, list) else ():
         _require_names(part)
     for name in shape if isinstance(shape, dict) else ():
@@ -286,7 +292,7 @@ def _require_names(shape: Any) -> None:
 def _broadcast(sent: Any, tree: dict[str, Tree]) -> Broadcast:
     schema.require_keys(tree, ("adapter", "extra", "transforms"), "the broadcast's tensors")
     if not isinstance(tree["transforms"], tuple):
-        raise WireError("the broadcast's transforms are no list of states; send one for each transform")
+        raise WireError("the broadcast's transforms are not a list; send one state for each transform")
     return Broadcast(
         **schema.read(sent, {"round": schema.whole, "seed": schema.whole}),
         adapter=_adapter(tree["adapter"]),
@@ -298,7 +304,7 @@ def _broadcast(sent: Any, tree: dict[str, Tree]) -> Broadcast:
 def _payload(part: Tree) -> Payload:
     for name, array in schema.mapping(part).items():
         if not isinstance(array, np.ndarray):
-            raise WireError(f"tensor {name:.200} is a table of tensors; send one tensor under each name")
+            raise WireError(f"{name:.200} is a table of tensors; send one tensor under each name")
     return Payload(part)
 
 

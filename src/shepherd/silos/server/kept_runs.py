@@ -1,4 +1,4 @@
-"""What a server keeps of its runs, on the server's own machine: to look at, and to delete what is old."""
+"""The runs that a server keeps on its own disk: list them, and delete old ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shepherd.silos.server.serve import kit_in
 
 DAY = 24 * 3600.0
 DELETED = ".deleted-"
-"""How the folders begin that are being deleted; the next deletion sweeps what a kill left."""
+"""Name prefix of a folder that is being deleted; the next deletion removes any that a kill left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,26 +30,28 @@ class KeptRun:
     """A run in the server's folder."""
 
     run: str
+    """The run's id."""
     folder: Path
     submitter: str
-    """The administrator who submitted its first job."""
+    """Name of the administrator who submitted its first job."""
     round: int
-    """Finished rounds."""
+    """Number of finished rounds."""
     bytes: int
-    idle: float
+    """Size of its files."""
+    idle_s: float
     """Seconds since its last finished round."""
-    going: bool
-    """Whether a job of it runs, or waits for its turn."""
+    active: bool
+    """Whether a job of it runs or is queued."""
 
 
 def kept(folder: str | Path) -> list[KeptRun]:
-    """The runs at a server, the oldest first.
+    """List the runs that a server keeps, the longest idle first.
 
     Args:
-        folder: the server's kit, or the folder of the federation that it is in.
+        folder: the server's kit, or the federation folder that contains it.
 
     Raises:
-        SilosError: there is no kit of a server.
+        SilosError: there is no server kit.
         FolderError: the kit cannot be read.
     """
     kit = kit_in(folder)
@@ -58,18 +60,18 @@ def kept(folder: str | Path) -> list[KeptRun]:
         places = [place for place in home.iterdir() if _is_run(place)] if home.is_dir() else []
         going = unfinished_runs(kit.folder)
         runs = [_kept(place, going) for place in places]
-    return sorted(runs, key=lambda run: (-run.idle, run.run))
+    return sorted(runs, key=lambda run: (-run.idle_s, run.run))
 
 
 def delete(folder: str | Path, runs: Collection[str]) -> int:
-    """Delete these runs at the server for good; the run folders of their coordinators stay as they are.
+    """Delete these runs from the server's disk; the coordinators' run folders are not touched.
 
     Returns:
-        The bytes that were freed.
+        The number of bytes freed.
 
     Raises:
-        SilosError: a run is not there, or is under way; then none is deleted.
-        FolderError: the system refuses; those before are deleted.
+        SilosError: a run does not exist or is under way; then none is deleted.
+        FolderError: the system refuses a deletion; the runs before it are deleted.
     """
     found = {run.run: run for run in kept(folder)}
     for name in runs:
@@ -77,7 +79,7 @@ def delete(folder: str | Path, runs: Collection[str]) -> int:
             raise SilosError(
                 f"the server keeps no run {sentence(name)[:80]}; `shepherd silos runs` lists them"
             )
-        if found[name].going:
+        if found[name].active:
             raise SilosError(f"run {name} is under way; stop it first with `shepherd silos stop`")
     for name in runs:
         _delete(found[name].folder)
@@ -85,16 +87,16 @@ def delete(folder: str | Path, runs: Collection[str]) -> int:
 
 
 def older(runs: Sequence[KeptRun], days: float) -> list[str]:
-    """The runs that are not under way and had their last round so many days ago, or more."""
-    return [run.run for run in runs if not run.going and run.idle >= days * DAY]
+    """Ids of the runs that have been idle for `days` or more and are not under way."""
+    return [run.run for run in runs if not run.active and run.idle_s >= days * DAY]
 
 
 def _delete(place: Path) -> None:
     with disk_errors(place.parent):
-        for left in place.parent.glob(f"{DELETED}*"):
-            shutil.rmtree(left)
+        for leftover in place.parent.glob(f"{DELETED}*"):
+            shutil.rmtree(leftover)
         with _locked(place) as free:
-            if not free:  # a job has begun meanwhile
+            if not free:  # a job has started meanwhile
                 raise SilosError(f"run {place.name} is under way; stop it first with `shepherd silos stop`")
             doomed = place.rename(place.with_name(DELETED + place.name))
         shutil.rmtree(doomed)
@@ -112,8 +114,8 @@ def _kept(place: Path, going: Collection[str]) -> KeptRun:
         submitter=_submitter(place),
         round=_round(place),
         bytes=sum(file.stat().st_size for file in files),
-        idle=max(0.0, time.time() - last),
-        going=busy or place.name in going,
+        idle_s=max(0.0, time.time() - last),
+        active=busy or place.name in going,
     )
 
 
@@ -127,7 +129,7 @@ def _submitter(place: Path) -> str:
 def _round(place: Path) -> int:
     try:
         rows = read_rows(place)
-    except FolderError:  # a damaged log: it can be deleted all the same
+    except FolderError:  # a run with a damaged log can still be deleted
         return 0
     return int(rows[-1]["round"]) if rows else 0
 
@@ -138,7 +140,7 @@ def _is_run(place: Path) -> bool:
 
 @contextmanager
 def _locked(place: Path) -> Iterator[bool]:
-    """Whether no process goes through the rounds of the run, and none can in this block."""
+    """Yield whether the run was free; then it stays locked until the end of the block."""
     try:
         handle = lock.acquire(place / folders.LOCK)
     except BlockingIOError:

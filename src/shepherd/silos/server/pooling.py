@@ -1,7 +1,8 @@
-"""Held-out losses of several sites as one row, in which no site has more than its part.
+"""Combine the held-out losses of several sites into one row, with a bounded weight for each site.
 
-A site says sums by category, all of them in its own words. So each site comes down to one mean first; a mean
-is 50 nats a token at most; and a site counts by its tokens, up to the share that a client may have.
+A site reports sums by category, which the server cannot verify. So they are first reduced to one mean for
+each site and category; a mean is at most 50 nats a token; and a site is weighted by its tokens, up to the
+largest share that a client may have.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from shepherd.rounds.weights import Shares
 from shepherd.silos.protocol.wire import Scores
 
 MOST_CATEGORIES = 100
-"""Categories of one site; one that names more is left out."""
+"""Categories of one site; a site that reports more is left out."""
 MOST_NAMES = 200
-"""Categories in a row; those that the fewest sites hold are pooled into OTHER beyond that."""
+"""Categories in a row; beyond that, those held by the fewest sites are pooled as `OTHER`."""
 OTHER = "other"
 
 Pairs = Mapping[str, tuple[float, int]]
 
 
 def pooled(replies: Mapping[str, Scores | str], share: float) -> dict[str, Any]:
-    """The `heldout` of a row.
+    """The `heldout` entry of a row of the run's log.
 
     Args:
-        replies: each site's scores, or why it gave none.
-        share: the most that one site counts for, in (0, 1]; of n < 1 / share sites, 1 / n.
+        replies: each site's scores, or the reason that it gave none.
+        share: largest weight of one site, in (0, 1]; with n < 1 / share sites it is 1 / n.
 
     Returns:
-        `loss`, `category` and `client`, mean nats a token, and `left_out`, site -> why; empty where no site's
-        scores can be counted.
+        `loss`, `category` and `client`, mean nats a token, and `left_out`, site -> reason; empty where no
+        site has usable scores.
     """
     sound = {site: _sound(reply) for site, reply in replies.items()}
     sites = {site: pairs for site, pairs in sound.items() if not isinstance(pairs, str)}
@@ -52,21 +53,21 @@ def pooled(replies: Mapping[str, Scores | str], share: float) -> dict[str, Any]:
 
 
 def _sound(reply: Scores | str) -> Pairs | str:
-    """What of a site's scores can be counted, or why nothing can."""
+    """The usable part of a site's scores, or the reason that there is none."""
     if isinstance(reply, str):
         return reply
     if len(reply.categories) > MOST_CATEGORIES:
-        return f"it names {len(reply.categories)} categories, and at most {MOST_CATEGORIES} are counted"
+        return f"it reports {len(reply.categories)} categories, and the limit is {MOST_CATEGORIES}"
     kept = {
         name: (min(float(nats), MAX_NATS * tokens), tokens)
         for name, (nats, tokens) in reply.categories.items()
         if 0 < tokens <= MAX_METRIC and 0 <= nats <= MAX_METRIC
     }
-    return kept or "it has no held-out example that may be told of, or no number that can be counted with"
+    return kept or "it may release no held-out score, or reports no usable number"
 
 
 def _renamed(sites: Mapping[str, Pairs]) -> Mapping[str, Pairs]:
-    """The same with no more than MOST_NAMES names, those first that the most sites have."""
+    """Keep at most MOST_NAMES category names, those of the most sites; pool the rest as `OTHER`."""
     held: dict[str, int] = {}
     for name in (name for pairs in sites.values() for name in pairs):
         held[name] = held.get(name, 0) + 1
@@ -91,7 +92,7 @@ def _whole(pairs: Pairs) -> tuple[float, int]:
 
 
 def _mean(sites: Sequence[tuple[float, int]], share: float) -> float:
-    """Over sites, each with its summed nats and its tokens."""
+    """Mean nats a token over sites, each given as (summed nats, tokens), with capped weights."""
     shares = Shares(share)
     for _, tokens in sites:
         shares.add(float(tokens))

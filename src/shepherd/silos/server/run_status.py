@@ -1,4 +1,4 @@
-"""What a job at the server tells its coordinator."""
+"""The status of a job, which the server reports to the coordinator."""
 
 from __future__ import annotations
 
@@ -15,52 +15,62 @@ from shepherd.silos.server.site_federation import Reply
 
 Row = dict[str, Any]
 ROWS = 100
-"""Rows in one answer to the coordinator; the rest in the next ones."""
+"""Log rows in one answer to the coordinator; the next answer continues."""
 
 
 @dataclass(slots=True)
 class Book:
-    """What has happened so far, for the coordinator: written by the rounds, read by another thread."""
+    """Status of a job: the round loop writes it, and another thread reads it."""
 
     rounds: int
     lock: threading.Lock = field(default_factory=threading.Lock)
     rows: list[Row] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     outcome: Row | None = None
+    """{"finished": True} or {"error", "kind"} once the job has ended."""
     opened: bool = False
+    """Whether the run's log has been read."""
     came: list[Reply] = field(default_factory=list)
+    """Replies of the round under way, without their tensors."""
     began: float = field(default_factory=time.perf_counter)
 
     def open(self, rows: Sequence[Row]) -> None:
+        """Set the rows of earlier jobs."""
         with self.lock:
             self.rows, self.opened = list(rows), True
 
     def row(self, row: Row) -> None:
+        """Add a finished round's row."""
         with self.lock:
             self.rows.append(row)
             self.came, self.began = [], time.perf_counter()
 
     def echo(self, line: str) -> None:
+        """Add a sentence for the coordinator to print."""
         with self.lock:
             self.said.append(line)
 
     def end(self, outcome: Row) -> None:
+        """Set how the job ended."""
         with self.lock:
             self.outcome = outcome
 
     def fail(self, error: ShepherdError) -> None:
+        """End the job with an error."""
         self.end({"error": str(error), "kind": type(error).__name__})
 
     def on_reply(self, reply: Reply) -> None:
+        """Count a reply of the round under way."""
         if isinstance(reply, Update | Failure):
             with self.lock:
                 self.came.append(_bare(reply))
 
     def told(self, asked: Mapping[str, Any]) -> Row:
+        """The status for a coordinator that has `rows` log rows and `said` sentences already."""
         rows, said = int(asked.get("rows", 0)), int(asked.get("said", 0))
         with self.lock:
             last = self.rows[-1]["round"] if self.rows else -1
-            # by their rounds: a server that lost its disk has no rows of the first ones
+            # selected by round: a server that lost its disk has no rows of the first rounds
             new = [row for row in self.rows if row["round"] >= rows]
             return {
                 "opened": self.opened,
@@ -81,9 +91,8 @@ class Book:
             "rounds": self.rounds,
             "clients_done": len(self.came),
             "tokens": int(tokens),
-            "loss": _mean(losses)
-            if len(losses) > 1
-            else 0.0,  # of one alone: not before the round is finished
+            # a single site's loss is not shown before the round is finished
+            "loss": _mean(losses) if len(losses) > 1 else 0.0,
             "seconds": time.perf_counter() - self.began,
         }
 
@@ -93,17 +102,17 @@ def _mean(losses: Sequence[tuple[float, float]]) -> float:
 
 
 def refused(error: ShepherdError) -> Book:
-    """What a job tells that cannot begin: nothing but why."""
+    """The status of a job that cannot start: the error alone."""
     book = Book(rounds=0)
     book.fail(error)
     return book
 
 
 def _bare(reply: Update | Failure) -> Update | Failure:
-    """Without the tensors, which belong to the round."""
+    """The reply without its tensors, so that they can be freed."""
     return replace(reply, delta=Adapter(), extra=Adapter()) if isinstance(reply, Update) else reply
 
 
 def _sound(metrics: Mapping[str, float]) -> Mapping[str, float]:
-    """Of an update that is not checked yet, the numbers that can be counted with."""
+    """The usable metrics of an update that has not been checked yet."""
     return {name: value for name, value in metrics.items() if 0 <= value <= MAX_METRIC}

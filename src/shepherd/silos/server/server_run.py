@@ -1,12 +1,13 @@
-"""A run at the server: the round loop over sites, kept on the server's disk, and told to whoever asks.
+"""A run at the server: the round loop over sites, its files, and its status for the coordinator.
 
-Knows no engine. The folder of a run at the server:
+Does not depend on FLARE. The folder of a run at the server:
 
 RUN_ID/
-  .lock           held by the one process that goes through the rounds
-  submitter       the administrator whose run it is
-  rounds.jsonl    one line a finished round
+  .lock           held by the one process that runs the rounds
+  submitter       name of the administrator who submitted the run
+  rounds.jsonl    one line for each finished round
   checkpoints/    the last server states
+  secret          seed of cohorts and noise
 """
 
 from __future__ import annotations
@@ -49,28 +50,28 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 CHUNK = 3 * 2**20
-"""Bytes of a checkpoint in one answer to the coordinator, before base64."""
+"""Size of one piece of a checkpoint in an answer to the coordinator, before base64."""
 TAKEOVER = 90.0
-"""Seconds to wait for a server process that lost its parent to let go of the run."""
+"""How long to wait for the lock while an orphaned server process still holds it."""
 SECRET = "secret"
-"""The file that this server's draws come from, in its folder of the run."""
+"""The file, in the folder of the run, with the seed of this server's random draws."""
 KEEP = 2
-"""Checkpoints of a run that stay at the server, whatever the run file says of the run folder."""
-MOST_WHY = 300  # characters of why a site is left out of a score
+"""Checkpoints kept at the server; `checkpoints.keep` is for the coordinator's run folder."""
+MOST_WHY = 300  # why a site is left out of a score
 
 
 @dataclass(slots=True)
 class Service:
-    """One job's share of a run: from the last finished round to the last one, or as far as it comes."""
+    """One job of a run at the server: continues after the last finished round."""
 
     order: JobSpec
     home: Path
-    """Of the run, at the server."""
+    """Folder of the run at the server."""
     given: Path | None
-    """The coordinator's last checkpoint, that came with the job; used where it is the later one."""
+    """The coordinator's last checkpoint, sent with the job; used if it is later than the server's own."""
     post: Transport
     known: Collection[str] | None = None
-    """Sites of the federation, there or not; None where nobody keeps a list."""
+    """All sites of the federation, connected or not; None where no list is kept."""
     trusted: Trusted = NO_OTHERS
     """Modules outside the package that a run may name."""
     settings: RunSettings = field(init=False)
@@ -78,7 +79,7 @@ class Service:
     _book: Book = field(init=False)
 
     def __post_init__(self) -> None:
-        self.settings = validated(RunSettings, self.order.settings, "the run file of the job")
+        self.settings = validated(RunSettings, self.order.settings, "the job's run file")
         federation, silos = self.settings.federation, self.settings.silos
         terms = RequestContext(
             run=self.order.run,
@@ -93,39 +94,39 @@ class Service:
         self.silos = Silos(post=self.post, terms=terms, sites=self.order.sites, on_reply=self._book.on_reply)
 
     def run(self) -> None:
-        """Go through the rounds; what comes of it is in `told`, also where it cannot go on."""
+        """Run the rounds. Never raises: `told` reports the outcome, also where it is an error."""
         try:
             self.require_sound()
-            # numpy's threads would wait for the cores of whatever else this machine does
+            # numpy's threads would compete with other work on this machine
             with _held(self.home), threadpool_limits(1, user_api="blas"):
                 self._rounds()
             self._book.end({"finished": True})
         except ShepherdError as error:
             self._book.fail(error)
-        except Exception as error:  # what it says may be anything's text, and is not passed on
+        except Exception as error:  # its message may quote anything, so it is not passed on
             log.error("the run ended: %s at %s", type(error).__name__, _place(error))
             self._book.fail(_unknown(error))
 
     def told(self, asked: Mapping[str, Any]) -> Row:
-        """What the coordinator is told when it asks; safe from any thread.
+        """The answer to the coordinator's request for news; safe in any thread.
 
         Args:
-            asked: `rows` and `said`, how many of each it has; `state`, None or {"round", "file", "offset"},
-                which part of which checkpoint it wants.
+            asked: `rows` and `said`, how many of each it has already; `state`, None or {"round", "file",
+                "offset"}, the part of a checkpoint to send.
         """
         answer = self._book.told(asked)
         wanted = asked.get("state")
         return {**answer, "state": self._part(wanted) if wanted else None}
 
     def require_sound(self) -> None:
-        """Raise FederationError unless the order is one that this server goes along with."""
+        """Raise FederationError unless this server accepts the job."""
         _require_sites(self.order.sites, self.known)
         trusted.require(self.settings, self.trusted)
         share = self.settings.federation.max_share
         if share > weights.MAX_SHARE:
             raise FederationError(
                 f"federation.max_share = {share:g} would let one site be more than half of a mean, which a"
-                f" server does not; set it to {weights.MAX_SHARE:g} or less"
+                f" server does not allow; set it to {weights.MAX_SHARE:g} or less"
             )
 
     def _rounds(self) -> None:
@@ -152,7 +153,7 @@ class Service:
             self.silos,
             state,
             secret=secret,
-            # noise that protects is nobody's to repeat; else a job that begins again makes the same round
+            # a mechanism's noise must not be reproducible; otherwise a restarted job repeats its round
             noise=Seeded(secret) if method.transform.mechanism is None else FromSystem(),
             context=self._context(state),
             until=self.settings.federation.rounds,
@@ -164,7 +165,7 @@ class Service:
         )
 
     def _secret(self) -> int:
-        """What cohorts and noise come from: of this run at this server, and in nothing that it sends."""
+        """The seed of cohorts and noise: drawn once for this run, and never sent to anybody."""
         return secret(self.home / SECRET)
 
     def _context(self, state: ServerState) -> Context:
@@ -174,11 +175,13 @@ class Service:
         return plugins.selection(self.settings, self.trusted.all)
 
     def _opened(self) -> tuple[ServerState, list[Row]]:
-        """The later of the two checkpoints, with the log that belongs to it."""
+        """The later of the two checkpoints, and the log up to its round."""
         mine = checkpoint.latest(self.home / "checkpoints")
         found = [checkpoint.load(path) for path in (mine, self.given) if path]
         if not found:
-            raise FolderError(f"{self.home} holds no checkpoint and the job brought none; submit it anew")
+            raise FolderError(
+                f"{self.home} holds no checkpoint and the job brought none; submit the run again"
+            )
         last = max(found, key=lambda saved: saved.state.round)
         return last.state, reconciled(self.home, last.state.round, last.notes.get("row"))
 
@@ -204,7 +207,7 @@ class Service:
         }
 
     def _scored(self, state: ServerState) -> Row:
-        """Held-out loss over the sites that may tell theirs."""
+        """Held-out loss over the sites that release theirs."""
         if not self.settings.data.holdout:
             return {}
         told = {reply.client: _told(reply) for reply in self.silos.score(state.round, state.adapter)}
@@ -217,7 +220,7 @@ class Service:
         self._book.row(row)
 
     def _part(self, wanted: Mapping[str, Any]) -> Row | None:
-        """A piece of a checkpoint's files, one after the other, in base64."""
+        """One piece of a checkpoint's file in base64; None where the checkpoint is gone."""
         place = self.home / "checkpoints" / f"round-{int(wanted['round']):05d}"
         name, offset = str(wanted["file"]), int(wanted["offset"])
         if name not in checkpoint.FILES:
@@ -227,7 +230,7 @@ class Service:
                 file.seek(offset)
                 data = file.read(CHUNK)
                 return {"of": os.fstat(file.fileno()).st_size, "data": base64.b64encode(data).decode()}
-        except OSError:  # an older round's, deleted by now
+        except OSError:  # an older round's checkpoint, already deleted
             return None
 
 
@@ -236,23 +239,22 @@ def _told(reply: Scores | Failure) -> Scores | str:
 
 
 def _require_sites(sites: Collection[str], known: Collection[str] | None) -> None:
-    """Raise FederationError where a run names no site, one twice, or one that is not in the federation."""
+    """Raise FederationError if a run names no site, a site twice, or one that is not in the federation."""
     twice = sorted(site for site, count in Counter(sites).items() if count > 1)
     strange = sorted(site for site in sites if known is not None and site not in known)
     if not sites or twice or strange:
         named = ascii((twice or strange or ["no site"])[0][:80])
         why = "is named twice" if twice else "has never connected to this server" if strange else "is named"
         raise FederationError(
-            f"the run cannot begin, since {named} {why}; write each site of the federation once in"
-            " silos.sites"
+            f"the run cannot start: {named} {why}; list each site of the federation once in silos.sites"
         )
 
 
 def _unknown(error: Exception) -> FederationError:
     kind = type(error).__name__
     return FederationError(
-        f"the rounds met a fault that the server does not know ({kind}); its log says where: mend it there,"
-        " and `shepherd resume` goes on"
+        f"the server stopped on an unexpected error ({kind}); its log shows where: fix it there, then"
+        " continue with `shepherd resume`"
     )
 
 
@@ -262,20 +264,20 @@ def _place(error: Exception) -> str:
 
 
 def _taken(before: Mapping[str, int], report: RoundReport) -> dict[str, int]:
-    """Examples that each site has trained on, over all rounds, as far as it may say."""
+    """Examples that each site reports to have trained on, over all rounds."""
     new = {site: max(0, int(metrics.get("examples", 0))) for site, metrics in report.metrics.items()}
     return {site: before.get(site, 0) + new.get(site, 0) for site in sorted({*before, *new})}
 
 
 @contextmanager
 def _held(home: Path) -> Iterator[None]:
-    """Let one process at a time go through the rounds: a job that lost its parent lives on for a while."""
+    """Lock the run, since an orphaned process of an earlier job may still be running its rounds."""
     with disk_errors(home):
         home.mkdir(parents=True, exist_ok=True)
         try:
             handle = lock.acquire(home / folder.LOCK, TAKEOVER)
         except BlockingIOError:
-            raise FolderError(f"another process goes through the rounds in {home}; stop it") from None
+            raise FolderError(f"another process runs the rounds in {home}; stop it") from None
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""Clients that are sites behind a network: requests go out in waves, answers come in the cohort's order.
+"""A federation whose clients are sites over a network: requests in waves, replies in the cohort's order.
 
-Knows no engine: a `Transport` carries the bytes. A wave bounds the server's memory, since at most so many
-updates are held; the cohort's order makes the mean the same bits as in one process.
+Does not depend on FLARE: a `Transport` carries the bytes. A wave bounds the server's memory, since only its
+updates are held at once; the cohort's order gives the mean the same bits as in one process.
 """
 
 from __future__ import annotations
@@ -18,51 +18,52 @@ from shepherd.silos.protocol import schema, wire
 from shepherd.silos.protocol.wire import Joined, Request, Scores
 
 LEAST_SHORT_DEADLINE_S = 300.0
-"""For a site to join or to score, where the run file leaves it open and the deadline is no shorter."""
+"""Lower bound of the default deadline for joining and scoring, unless silos.deadline_s is shorter."""
 MAX_REPLY_RATIO, MAX_REPLY_EXTRA_BYTES = 4, 2**20
 """Upper bound on a reply's size, as a multiple of the request plus a constant; some algorithms return more
 than they receive, and scores are sent by category."""
 MAX_EXAMPLES = 100_000_000
-"""That a site may say it holds."""
+"""Largest number of examples that a site may report."""
 AWAY = "it is not connected; start `shepherd silos site` there"
 
 Reply = Update | Failure | Joined | Scores
-Text = Callable[[str], None]
 
 
 class Transport(Protocol):
-    """What carries requests to sites and answers back."""
+    """Carries requests to sites and brings their replies."""
 
     def present(self) -> Sequence[str]:
-        """The sites that can be asked now."""
+        """The sites that are connected now."""
 
     def ask(self, message: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
-        """Send to each of the sites; yield (site, answer) as they come, each site at most once.
+        """Send a message to these sites, and yield (site, reply) as replies arrive, one a site at most.
 
-        Ends when all have answered, when those that have not are gone, or after `seconds`.
+        Ends when all have replied, when the others have disconnected, or after `seconds`.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestContext:
-    """What every request of a run says, whoever is asked."""
+    """The fields that all requests of a run share."""
 
     run: str
+    """The run's id."""
     base: str
-    """Digest of the base."""
+    """Digest of the base's files."""
     version: str
+    """Version of shepherd-fit at the server."""
     settings: Mapping[str, object]
-    """The tables of the run file that travel."""
+    """Tables of the run file, from `jobspec.settings_for_site`."""
     deadline_s: float
-    """For an update."""
+    """Deadline of a request to train."""
     short_deadline_s: float
-    """To join or to score: a round does without, and a site keeps what it has loaded by then."""
+    """Deadline of a request to join or score; missing it does not fail the round."""
     max_in_flight: int
-    """Sites asked at once."""
+    """Sites asked concurrently."""
 
 
 def short_deadline_s(table: SilosTable) -> float:
-    """Seconds in which a site has to join or to score."""
+    """The deadline for joining and scoring, in seconds."""
     if table.short_deadline_s != "auto":
         return table.short_deadline_s
     return min(table.deadline_s, max(LEAST_SHORT_DEADLINE_S, table.deadline_s / 4))
@@ -70,33 +71,34 @@ def short_deadline_s(table: SilosTable) -> float:
 
 @dataclass(slots=True, kw_only=True)
 class Silos:
-    """A Federation whose clients are sites; it asks those that have joined and are there."""
+    """A Federation whose clients are sites; it asks those that have joined and are connected."""
 
     post: Transport
     terms: RequestContext
     sites: Sequence[str]
     on_reply: Callable[[Reply], None] = lambda reply: None
-    """Hears every answer of a round as it is taken; none of it is checked yet."""
+    """Called with each reply of a round as it is read, before it is checked."""
     joined: dict[str, Joined] = field(default_factory=dict)
-    """What each site said of itself."""
+    """Each site's last reply to a request to join."""
     silent: set[str] = field(default_factory=set)
-    """Sites that gave no answer when they were asked last."""
+    """Sites that did not reply to their last request."""
     _refused: dict[str, str] = field(default_factory=dict)
-    """Why a site did not join."""
+    """Site -> why it did not join."""
 
     def clients(self) -> Sequence[ClientInfo]:
-        """Every site of the run, by name, also those that are away: a run's cohorts must not depend on it.
+        """All sites of the run by name, connected or not, so that cohorts do not depend on who is connected.
 
-        One that has not joined yet counts as an average one, so that it may still be drawn by its size.
+        A site that has not joined yet is given the average size, so that selection by size can draw it.
         """
         known = [joined.examples for joined in self.joined.values()]
         usual = max(1, round(sum(known) / len(known))) if known else 1
         return [_info(name, self.joined.get(name), usual) for name in sorted(self.sites)]
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
-        """Have the cohort train; a site that is away, late, or answers nonsense is a Failure.
+        """Have the cohort train; a site that is absent, late, or replies with nonsense yields a Failure.
 
-        Who comes late joins first. A site is told how many are asked: sites that joined and are there.
+        A site of the cohort that has connected since joins first. The request names the number of sites
+        asked: those that have joined and are connected.
         """
         late = [site for site in self._here() if site in cohort and site not in self.joined]
         list(self._join(broadcast.round, late))
@@ -107,14 +109,14 @@ class Silos:
             yield reply if isinstance(reply, Update | Failure) else _unexpected(reply)
 
     def join(self, round: int) -> list[Joined | Failure]:
-        """Have every site that is there load its base and its data."""
+        """Have every connected site load its base and its data."""
         return list(self._join(round, self._here()))
 
     def score(self, round: int, adapter: Adapter) -> list[Scores | Failure]:
-        """Have every site that is there score the adapter on the examples that it holds out.
+        """Have every connected site score the adapter on its held-out examples.
 
-        One that gave no answer last is left out until it answers again: a site that hangs costs a round
-        its deadline, and not another one for its score.
+        A site that did not reply to its last request is left out until it replies again: a site that hangs
+        then costs a round one deadline, not two.
         """
         broadcast = Broadcast(round=round, adapter=adapter, seed=0)
         sites = [site for site in self._here() if site in self.joined and site not in self.silent]
@@ -139,7 +141,7 @@ class Silos:
                 yield failure
 
     def _members(self, sites: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """Of these sites those that can be asked, and of each other one why it cannot."""
+        """The sites that can be asked, and for each other one the reason."""
         here = set(self.post.present())
         others = {
             site: self._refused.get(site, "it has not joined") for site in sites if site not in self.joined
@@ -167,12 +169,12 @@ class Silos:
         return replace(request, id=wire.request_id(request))
 
     def _asked(self, request: Request, sites: Sequence[str], others: Mapping[str, str]) -> Iterator[Reply]:
-        """The answer of each site in order; `others` are not asked, and fail for that reason."""
+        """The reply of each site in order; `others` are not asked, and fail for the reason given."""
         for start in range(0, len(sites), self.terms.max_in_flight):
             yield from self._wave(request, sites[start : start + self.terms.max_in_flight], others)
 
     def _wave(self, request: Request, wave: Sequence[str], others: Mapping[str, str]) -> Iterator[Reply]:
-        # encoded for each wave: the time in it is what a site compares its clock with
+        # encoded for each wave, since a site compares the time in it with its clock
         message = wire.encode_request(replace(request, sent=time.time()))
         present = set(self.post.present())
         others = {**{site: AWAY for site in wave if site not in present}, **others}
@@ -188,8 +190,8 @@ class Silos:
                 if arrived is None:
                     break
                 came[arrived[0]] = arrived[1]
-                del arrived  # else the last answer would wait here as well
-            # popped, so that no more than the answers that wait for their turn are held
+                del arrived  # frees the last reply
+            # popped, so that only replies that wait for their turn are held
             yield self._read(site, came.pop(site, None), request, len(message))
 
     def _read(self, site: str, answer: bytes | None, request: Request, asked: int) -> Reply:
@@ -197,20 +199,19 @@ class Silos:
             self.silent.add(site)
             return Failure(
                 client=site,
-                reason=f"it gave no answer within {request.deadline:g} s; see its log, or raise"
+                reason=f"it did not reply within {request.deadline:g} s; see its log, or raise"
                 f" silos.{_deadline_key(request)}",
             )
         self.silent.discard(site)
         try:
-            reply = wire.decode_reply(answer, most_bytes=MAX_REPLY_RATIO * asked + MAX_REPLY_EXTRA_BYTES)
+            reply = wire.decode_reply(answer, max_bytes=MAX_REPLY_RATIO * asked + MAX_REPLY_EXTRA_BYTES)
         except WireError as error:
-            return Failure(client=site, reason=schema.sentence(f"its answer cannot be read ({error})"))
+            return Failure(client=site, reason=schema.sentence(f"its reply cannot be read ({error})"))
         if isinstance(reply, Scores) and reply.round != request.round:
             return Failure(client=site, reason=f"its scores are of round {reply.round}, not {request.round}")
-        if (reply.clients if isinstance(reply, Update) else (reply.client,)) != (
-            site,
-        ):  # who it is, the certificate says; an answer cannot
-            return Failure(client=site, reason=f"it answered in the name of {reply.client!r}; check its kit")
+        names = reply.clients if isinstance(reply, Update) else (reply.client,)
+        if names != (site,):  # its certificate says who it is
+            return Failure(client=site, reason=f"it replied in the name of {reply.client!r}; check its kit")
         return reply
 
 
@@ -225,15 +226,18 @@ def _info(name: str, joined: Joined | None, usual: int) -> ClientInfo:
 
 
 def _of_a_size(reply: Reply) -> Reply:
-    """A size is a site's own word, and decides how often it is drawn and may decide what it counts for."""
+    """Refuse an implausible size: it is unverified, and decides selection and weight."""
     if isinstance(reply, Joined) and reply.examples > MAX_EXAMPLES:
         return Failure(
             client=reply.client,
-            reason=f"it says that it holds {reply.examples:,} examples, and {MAX_EXAMPLES:,} is the most that"
-            " is believed; check its data",
+            reason=f"it reports {reply.examples:,} examples, and the limit is {MAX_EXAMPLES:,};"
+            " check its data",
         )
     return reply
 
 
 def _unexpected(reply: Reply) -> Failure:
-    return Failure(client=reply.client, reason="it answered another question; install the server's version")
+    return Failure(
+        client=reply.client,
+        reason="it sent the wrong kind of reply; install the server's version of shepherd-fit there",
+    )

@@ -1,6 +1,6 @@
-"""Which parts of a method a server lets a run name: a name is imported, so it is checked before that.
+"""The modules that a run may name at a server: a name is imported, so it is checked first.
 
-The package's own are taken. Whoever runs the server may list others, in `local/plugins.json` of its kit:
+Those of this package are allowed. The server's operator may list others, in `local/plugins.json` of its kit:
 
     {"algorithms": ["your_package.fedmine"], "transforms": []}
 """
@@ -26,14 +26,14 @@ KINDS = {
     "selections": plugins.SELECTION,
     "transforms": plugins.TRANSFORM,
 }
-"""The keys of the list, and the kinds of part that a server imports."""
+"""Keys of the list, and the kinds of plug-in that a server imports."""
 MOST_TRANSFORMS = 16
-"""Of a run: each looks at every update."""
+"""Transforms of one run: each processes every update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trusted:
-    """Modules outside the package, by their full names."""
+    """Modules outside this package that a run may name, by full name."""
 
     algorithms: frozenset[str] = frozenset()
     transforms: frozenset[str] = frozenset()
@@ -51,10 +51,10 @@ NO_OTHERS = Trusted()
 
 
 def read(local: Path) -> Trusted:
-    """The list in a kit's `local/`; nothing where there is none.
+    """Read the list in a kit's `local/`; empty where there is none.
 
     Raises:
-        FederationError: it is not such a list.
+        FederationError: the file is not such a list.
     """
     path = local / FILE
     try:
@@ -73,25 +73,25 @@ def read(local: Path) -> Trusted:
 
 def _names(names: object) -> frozenset[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("a value is no list of names")
+        raise ValueError("a value is not a list of names")
     return frozenset(names)
 
 
 def require(settings: RunSettings, trusted: Trusted) -> None:
-    """Refuse a run that names a module which is neither the package's own nor trusted; nothing is imported.
+    """Refuse a run that names a module that is neither in this package nor trusted, without importing it.
 
     Raises:
-        FederationError: it names one, or more transforms than a server goes through.
+        FederationError: the run names such a module, or too many transforms.
     """
     if len(settings.transforms) > MOST_TRANSFORMS:
         raise FederationError(
-            f"the run has {len(settings.transforms)} transforms, at most {MOST_TRANSFORMS} are taken;"
+            f"the run has {len(settings.transforms)} transforms, and the limit is {MOST_TRANSFORMS};"
             " leave some out"
         )
     for kind, name in _unknown(settings, trusted):
         raise FederationError(
-            f"the server takes no {kind} called {name[:80]!a}; use one of the package, or have whoever runs"
-            f" the server list it in local/{FILE} of its kit"
+            f"the server does not allow the {kind} {name[:80]!a}; use one of this package, or have the"
+            f" server's operator list it in local/{FILE} of its kit"
         )
 
 

@@ -1,1 +1,1 @@
-"""A site of a federation over silos: its own settings, its policy, its audit log, and its trainer."""
+"""A site of a federation over silos: its settings, policy, audit log and trainer."""

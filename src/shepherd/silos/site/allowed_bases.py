@@ -1,4 +1,4 @@
-"""The bases that a site may load: where each lies, and whether it is what its owner named."""
+"""The bases that a site may load: find them, and verify their digests."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SPARE = 32 * 2**20  # bytes: a message's header is half of it at most
 
 
 def folder_of(base: BaseTable) -> str:
-    """Where a base lies on this disk: the embedded one's folder, its own, or a download's.
+    """The folder of a base on this disk: a given folder, or that of the embedded or a downloaded base.
 
     Raises:
-        BaseError: it is a Hugging Face id that was not downloaded here.
+        BaseError: a Hugging Face id that was not downloaded to this disk.
     """
     if base.folder == TINY:
         return str(world.base_path())
@@ -30,46 +30,47 @@ def folder_of(base: BaseTable) -> str:
 
 
 def digest_of(base: BaseTable) -> str:
-    """The digest of the files that are there now.
+    """The digest of a base's files as they are now.
 
     Raises:
-        BaseError: it is not there, or cannot be read.
+        BaseError: they are missing or cannot be read.
     """
     return digest(folder_of(base))
 
 
 def largest_message(bases: Sequence[BaseTable], max_rank: int) -> int:
-    """Bytes of the largest request that a site has to take: a few adapters of the largest rank, and names.
+    """Size in bytes of the largest request that a site accepts: a few adapters of the largest rank.
 
-    A method may send more than the adapter, such as a correction of its size.
+    It includes names and other fields. An algorithm may send more than the adapter, such as a correction of
+    the same size.
     """
     from shepherd.model import meta_shapes
 
     sizes = [0]
     for base in bases:
-        with suppress(BaseError):  # a base that cannot be read is refused when a run asks for it
+        with suppress(BaseError):  # an unreadable base is refused when a run asks for it
             sizes.append(meta_shapes.adapter_bytes(folder_of(base), max_rank))
     return ADAPTERS * max(sizes) + SPARE
 
 
 def allowed(bases: Sequence[BaseTable]) -> frozenset[str]:
-    """The digests that a run may ask for, as the owner wrote them."""
+    """The digests that a run may ask for, as the owner listed them."""
     return frozenset(base.sha256 for base in bases if base.sha256)
 
 
 def find(bases: Sequence[BaseTable], asked: str) -> str:
-    """The folder of the base with the digest that is asked for, its files checked.
+    """The folder of the base with this digest, after verifying its files.
 
     Raises:
-        BaseError: no base has it, or the files are others than the owner named.
+        BaseError: no listed base has this digest, or the files have changed.
     """
     for base in bases:
         if base.sha256 and base.sha256 == asked:
             found = digest_of(base)
             if found != asked:
                 raise BaseError(
-                    f"base {base.name} has the digest {found} and not {asked} as site.toml says; put its"
-                    " files back, or write the new digest there if you trust them"
+                    f"base {base.name} has the digest {found}, not {asked} as in site.toml; restore its"
+                    " files, or write the new digest there if you trust them"
                 )
             return folder_of(base)
     raise BaseError(

@@ -1,12 +1,12 @@
-"""The site's audit log: one JSON line an event, only ever added to, kept by its owner alone.
+"""The site's audit log: one JSON line for each event, append-only and readable by its owner alone.
 
     audit-2026-11.jsonl         the events of a month
-    audit-2026-11.counts.json   what of it is counted with, so that no request reads the whole; made again
-                                from the log where it is missing or does not fit
-    audit.jsonl                 of earlier versions, read and never written
+    audit-2026-11.counts.json   counts of them, so that a request need not read the whole log; rebuilt from
+                                the log where the file is missing or does not match it
+    audit.jsonl                 log of an earlier version: read, never written
 
-It says what was asked, what was decided, and what left. It never holds text of an example: a failure is
-written as the class of its error, and what came from outside is cut short.
+It records what was asked, what was decided and what was released. It never holds text of an example: a
+failure is recorded as the class of its error, and text from outside is cut short.
 """
 
 from __future__ import annotations
@@ -37,18 +37,21 @@ if TYPE_CHECKING:
 FILE = "audit.jsonl"
 PRIVATE = 0o600
 WHOLE_LINES = 10
-"""Events of one sort that each have a line; after them only the 20th, 40th, 80th, ... has one."""
+"""Events of one class that are all written; after them only the 20th, 40th, 80th, ... is."""
 MOST_SORTS = 200
-"""Sorts told apart by their run; whoever names more runs is counted without it."""
+"""Event classes that are counted by run; beyond this many, the run is left out of the class."""
 TAIL_BYTES = 4096
 What = Literal["granted", "refused", "answered", "failed"]
 Question = tuple[str, int, str]
-"""A request's run, round and id."""
+"""Run, round and id of a request."""
 
 
 class Sort(NamedTuple):
-    """What makes events repeat one another. Of visits and scores, what was granted and answered is told
-    apart by the question, since the month's budget bounds how many there are; the rest by run and cause."""
+    """The class under which an event is counted.
+
+    Granted and answered visits and scores are counted by request, since the month's budget bounds their
+    number; all other events by run and cause.
+    """
 
     what: str
     kind: str = ""
@@ -56,15 +59,18 @@ class Sort(NamedTuple):
     round: int = -1
     id: str = ""
     why: str = ""
-    """A refusal's rule, or the class of a failure's error."""
+    """Rule of a refusal, or class of a failure's error."""
     begun: bool = False
-    """Whether what failed had been granted."""
+    """Whether a failed request had been granted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Released:
-    """What left the site: bytes of the reply, how many tensors, each metric with its value, and of a score
-    each category's mean loss, tokens and examples. Logs of earlier versions have no values."""
+    """What a reply released.
+
+    Its size and number of tensors, the value of each metric, and for a score each category's mean loss,
+    tokens and examples. Logs of earlier versions have no values.
+    """
 
     bytes: int
     tensors: int = 0
@@ -74,11 +80,11 @@ class Released:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One line: `granted` or `refused` first, then `answered` or `failed`.
+    """One line of the log: a request is first `granted` or `refused`, then `answered` or `failed`.
 
-    `when` is ISO 8601 in the site's local time; `asked` is what the request comes to; `rule` and
-    `sentence` are a refusal's; `fault` is the class of a failure's error; `left` is an answer's; `more` is
-    how many of the same sort came since the last line about them.
+    `when` is ISO 8601 in the site's local time; `asked` summarises the request; `rule` and `sentence` belong
+    to a refusal, `fault` (the class of the error) to a failure, `left` (what was released) to an answer;
+    `more` counts the events of the same class since the last line about them.
     """
 
     when: str
@@ -103,12 +109,12 @@ def granted_to(
     scoring: ScoringTable | None = None,
     behind: Mapping[str, int] = {},
 ) -> Event:
-    """The policy allows the request; to be recorded before anything is computed.
+    """The event of a request that the policy allows; record it before anything is computed.
 
     Args:
-        visit: of a request to train, how long the visit is.
-        scoring: of a request to score, what the owner has scored.
-        behind: of a request to score, how many examples stand behind each number.
+        visit: for a request to train, the length of the visit.
+        scoring: for a request to score, the owner's [scoring] table.
+        behind: for a request to score, the number of examples behind each number.
     """
     comes_to = {**summary(request), **_adapter(request)}
     if visit is not None:
@@ -119,30 +125,30 @@ def granted_to(
 
 
 def refused(request: Request, now: datetime, refusal: Refusal) -> Event:
-    """The policy refuses the request; what cannot be read of its settings is left out."""
+    """The event of a request that the policy refuses; unreadable settings are left out."""
     of = _of(request, now)
     try:
         comes_to = summary(request)
-    except SettingsError:  # as of another version, which is refused by its number
+    except SettingsError:  # such as another version's, which is refused for its version
         comes_to = {}
     return Event(what="refused", asked=comes_to, rule=refusal.rule, sentence=refusal.sentence, **of)
 
 
 def answered(request: Request, now: datetime, left: Released) -> Event:
-    """The answer leaves; to be recorded before it does."""
+    """The event of an answer; record it before the answer is sent."""
     return Event(what="answered", left=left, **_of(request, now))
 
 
 def failed(request: Request, now: datetime, error: BaseException) -> Event:
-    """No answer could be given. Only the class of the error is kept, since its message may quote data."""
+    """The event of a failed request, with only the class of the error, whose message may quote data."""
     return Event(what="failed", fault=type(error).__name__, **_of(request, now))
 
 
 def summary(request: Request) -> dict[str, Any]:
-    """What a request asks of the site, in the run file's words: all that decides how much leaves.
+    """Summarise a request by the keys of the run file that decide how much is released.
 
     Raises:
-        SettingsError: the request's settings are no run file's.
+        SettingsError: the request's settings are not valid.
     """
     run = asked(request.settings)
     return {
@@ -176,7 +182,7 @@ def _visit(run: RunSettings) -> dict[str, Any]:
 
 
 def _adapter(request: Request) -> dict[str, Any]:
-    """Which adapter the question is about, so that two questions about one can be told from two."""
+    """Digest and norm of the request's adapter, so that the log shows which requests share one."""
     if request.broadcast is None:
         return {}
     adapter, digest = request.broadcast.adapter, hashlib.sha256()
@@ -187,7 +193,7 @@ def _adapter(request: Request) -> dict[str, Any]:
 
 
 def _finite(number: float) -> float | str:
-    """JSON has no other numbers."""
+    """The number rounded to six digits; as text where JSON cannot express it."""
     return float(f"{number:.6g}") if abs(number) < float("inf") else str(number)
 
 
@@ -209,13 +215,13 @@ def _short(text: str) -> str:
 
 
 def record(path: Path, event: Event) -> None:
-    """Add one event to its month's log beside `path`, and see it on the disk before returning.
+    """Append one event to its month's log, next to `path`, and flush it to disk before returning.
 
-    A line that a crash has left unfinished gets its end first, so that it spoils no other. Of many events
-    of one sort only some have a line, which says how many more there were.
+    A line that a crash left unfinished is ended first. Of many events of one class only some are written,
+    with the number of those left out.
 
     Raises:
-        FolderError: it cannot be written; the log then holds no part of it, and the request is to be
+        FolderError: the event cannot be written; the log then holds no part of it, and the request has to be
             refused.
     """
     log = of_month(path, event.when[:7])
@@ -223,7 +229,7 @@ def record(path: Path, event: Event) -> None:
         new = not log.exists()
         handle = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
         try:
-            lock.wait_for(handle)  # given back when the handle is closed
+            lock.wait_for(handle)  # released when the handle is closed
             counts = counted(path, event.when[:7])
             line = _numbered(event, counts)
             if line is None:
@@ -239,7 +245,7 @@ def record(path: Path, event: Event) -> None:
 
 
 def of_month(path: Path, month: str) -> Path:
-    """Where the events of a month such as "2026-11" lie, beside `path`."""
+    """Path of the log of a month such as "2026-11", next to `path`."""
     return path.with_name(f"{path.stem}-{month}.jsonl")
 
 
@@ -248,7 +254,7 @@ def _beside(log: Path) -> Path:
 
 
 def _numbered(event: Event, counts: Counts) -> Event | None:
-    """The event as it is written, or None where it is only counted."""
+    """The event as it is written, or None if it is only counted."""
     number = counts.times.get(_sort(counts.times, event), 0) + 1
     if number <= WHOLE_LINES:
         return event
@@ -261,7 +267,7 @@ def _numbered(event: Event, counts: Counts) -> Event | None:
 
 
 def _plain(event: Event) -> dict[str, Any]:
-    """Without what has nothing to say."""
+    """The event as JSON's types, without empty fields."""
     kept = {name: value for name, value in asdict(event).items() if value not in ("", {}, None)}
     if not event.more:
         del kept["more"]
@@ -295,7 +301,7 @@ def _told(path: Path) -> Iterator[None]:
         why = "its disk is full" if full else error.strerror
         fix = "free some space" if full else "check the path and its permissions"
         raise FolderError(
-            f"audit log {path} cannot be used ({why}); {fix}: what cannot be audited is refused"
+            f"audit log {path} cannot be used ({why}); {fix}: until then every request is refused"
         ) from error
 
 
@@ -304,9 +310,9 @@ def _told(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What is counted of a month: how often there was an event of each sort.
+    """How many events of each class a month has had.
 
-    `bytes` of the log are counted in it, the last of which have the digest `tail`.
+    They cover the first `bytes` of the log, whose end has the digest `tail`.
     """
 
     bytes: int = 0
@@ -315,10 +321,10 @@ class Counts:
 
 
 def _sort(times: Mapping[Sort, int], event: Event) -> Sort:
-    """What an event is counted under; once there are many sorts that name a run, it is left out."""
+    """The class of an event; without its run, once there are many classes that name one."""
     if event.what in ("granted", "answered") and event.kind != "join":
         return Sort(event.what, event.kind, event.run, event.round, event.id)
-    kind = "" if event.what == "refused" else event.kind  # a rule refuses whatever was asked
+    kind = "" if event.what == "refused" else event.kind  # a rule refuses every kind of request
     begun = event.what == "failed" and _try(event.kind, (event.run, event.round, event.id)) in times
     sort = Sort(event.what, kind, event.run, why=event.rule or event.fault, begun=begun)
     told_apart = sort in times or sum(not each.id for each in times) < MOST_SORTS
@@ -330,7 +336,7 @@ def _try(kind: str, asked: Question) -> Sort:
 
 
 def _counting(times: Mapping[Sort, int], events: Iterable[Event]) -> dict[Sort, int]:
-    """The counts with these events, whose lines may stand for those before them."""
+    """The counts with these events added; a line may represent events before it."""
     counting = dict(times)
     for event in events:
         sort = _sort(counting, event)
@@ -339,10 +345,10 @@ def _counting(times: Mapping[Sort, int], events: Iterable[Event]) -> dict[Sort, 
 
 
 def counted(path: Path, month: str, known: Counts | None = None) -> Counts:
-    """What a month's log comes to: as it was kept, or is `known`, and what was added since.
+    """Count the events of a month, from the stored counts (or `known`) and the lines added since.
 
     Raises:
-        FolderError: the log is there and cannot be read.
+        FolderError: the log exists and cannot be read.
     """
     log = of_month(path, month)
     with _told(log):
@@ -354,7 +360,7 @@ def counted(path: Path, month: str, known: Counts | None = None) -> Counts:
                 before = _added(Counts(), _lines(path), month)
             file.seek(before.bytes)
             added = file.read()
-            whole = added.rfind(b"\n") + 1  # the rest is read again, with what follows it
+            whole = added.rfind(b"\n") + 1  # an unfinished line is read again when it is complete
             counts = _added(before, added.split(b"\n"), month)
             size = before.bytes + whole
             return replace(counts, bytes=size, tail=_digest(file.fileno(), size))
@@ -388,7 +394,7 @@ def _kept(place: Path) -> Counts | None:
 
 
 def _keep(place: Path, counts: Counts) -> None:
-    """Not forced to the disk, and no fault where it cannot be written: the log has it all."""
+    """Store the counts, best effort: they can be rebuilt from the log."""
     times = [[*sort, count] for sort, count in counts.times.items()]
     table = {"bytes": counts.bytes, "tail": counts.tail, "times": times}
     beside = place.with_name(f"{place.name}.new")
@@ -400,10 +406,14 @@ def _keep(place: Path, counts: Counts) -> None:
 
 
 def granted(path: Path, month: str, *, kind: str = "train", asked: Question = ("", -1, "")) -> Granted:
-    """What a month such as "2026-11" has granted already, and to whoever asks this question of a kind.
+    """What was granted in a month such as "2026-11", in all and to one request.
+
+    Args:
+        kind: "train" or "score".
+        asked: run, round and id of the request.
 
     Raises:
-        FolderError: the log is there and cannot be read.
+        FolderError: the log exists and cannot be read.
     """
     times = counted(path, month).times
     tries = {sort: times[sort] for sort in times if sort.what == "granted" and sort.id}
@@ -414,7 +424,7 @@ def granted(path: Path, month: str, *, kind: str = "train", asked: Question = ("
         rounds=sum(tries[each] for each in tries if each.kind == kind),
         runs=len({each.run for each in tries} - {asked[0]}),
         tries=times.get(_try(kind, asked), 0),
-        # by what began, since a process that was killed has left no other line
+        # counted from what was granted, since a killed process leaves no other line
         failures=sum(tries[each] for each in of_run)
         - answers
         + sum(times[each] for each in early if each.kind != "join"),
@@ -426,10 +436,10 @@ def granted(path: Path, month: str, *, kind: str = "train", asked: Question = ("
 
 
 def events(path: Path) -> list[Event]:
-    """The events of all months, oldest first, without a line that was never finished.
+    """The events of all months, oldest first, without unfinished lines.
 
     Raises:
-        FolderError: a log is there and cannot be read.
+        FolderError: a log exists and cannot be read.
     """
     months = [log for log in path.parent.glob(f"{path.stem}-*.jsonl") if re.search(r"-\d{4}-\d\d$", log.stem)]
     found = []
@@ -445,7 +455,7 @@ def _event(line: bytes) -> Event | None:
         left = row.pop("left", None)
         if left is not None:
             metrics = left.get("metrics", {})
-            # earlier versions wrote their names alone
+            # earlier versions wrote only the names
             metrics = metrics if isinstance(metrics, dict) else dict.fromkeys(metrics)
             left = Released(**{**left, "metrics": metrics})
         return Event(**{**row, "when": str(row["when"])}, left=left)
@@ -454,7 +464,7 @@ def _event(line: bytes) -> Event | None:
 
 
 def month_of(now: datetime) -> str:
-    """The month that a request counts to.
+    """The month in which a request is counted.
 
     >>> month_of(datetime(2026, 11, 22))
     '2026-11'

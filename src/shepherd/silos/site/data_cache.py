@@ -1,4 +1,4 @@
-"""What a site keeps loaded: one base, and its data as tokens: what is trained on, and what is scored."""
+"""The base and the tokenised data, for training and for scoring, that a site keeps loaded."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from shepherd.version import version
 
 log = logging.getLogger(__name__)
 
-FOLDERS = 8  # of tokens on the disk: those made last
+FOLDERS = 8  # tokenised data sets kept on the disk, the latest ones
 
 
 @dataclass(slots=True)
 class Holding:
-    """One base and one set of tokens of each kind; others take their place when they are asked for."""
+    """Holds one base, one tokenised training set and one tokenised held-out set; loads others on demand."""
 
     home: Path
     name: str
@@ -45,56 +45,54 @@ class Holding:
 
     @property
     def digest(self) -> str:
-        """Of the base that is loaded; "" where none is."""
+        """Digest of the loaded base; "" if none is loaded."""
         return self._base_key[0] if self._base is not None and self._base_key else ""
 
     def ready(self, settings: RunSettings, digest: str, longest: int) -> TokenisedData | None:
-        """The data, where both they and the base that these settings ask for are loaded."""
+        """The training data, if they and the base that these settings ask for are loaded; else None."""
         held = self._base is not None and self._base_key == _base_key(settings, digest, longest)
         return self._prepared if held and self._data_key == _data_key(settings, digest) else None
 
     def data(self, settings: RunSettings, digest: str) -> TokenisedData:
-        """The examples to train on as tokens: those in memory, those on the disk, or made now.
+        """The tokenised training examples: from memory, from the disk, or tokenised now.
 
         Raises:
-            SettingsError: the template prints the day, and the run does not say which.
-            DataError: they cannot be used.
+            SettingsError: the template prints the date, and the run does not set it.
+            DataError: the data cannot be used.
             BaseError: the base's tokenizer cannot be used.
             FolderError: the disk is full or cannot be written.
         """
         key = _data_key(settings, digest)
         if self._prepared is None or key != self._data_key:
             self._prepared = None
-            _require_date(settings, "the run names none; set data.date to one that the site allows")
+            _require_date(settings, "the run sets none; set data.date to one that the site allows")
             self._prepared = self._stored(key) or self._made(settings, key, pipeline.one_client)
             self._data_key = key
         return self._prepared
 
     def heldout(self, settings: RunSettings, digest: str) -> TokenisedData:
-        """The examples that are held out as tokens, likewise, rendered as the owner has them scored.
+        """The tokenised held-out examples, rendered as [scoring] says.
 
         Raises:
-            SettingsError: the template prints the day, and the owner has not said which.
-            DataError, BaseError, FolderError: as `data`.
+            SettingsError: the template prints the date, and [scoring] does not set it.
+            DataError, BaseError, FolderError: as for `data`.
         """
         key = "scored-" + _data_key(settings, digest)
         if self._heldout is None or key != self._heldout_key:
             self._heldout = None
-            _require_date(
-                settings, "its owner has not said which one scores are for; set scoring.date in its site.toml"
-            )
+            _require_date(settings, "its owner has set none for scores; set scoring.date in its site.toml")
             self._heldout = self._stored(key) or self._made(settings, key, pipeline.held_out)
             self._heldout_key = key
         return self._heldout
 
     def base(self, settings: RunSettings, digest: str, longest: int) -> bases.Base:
-        """The base with its adapted layers: the one in memory, if it is this one, or loaded now.
+        """The base with its adapted layers: from memory, or loaded now.
 
         Args:
-            longest: tokens of the longest example that it is for.
+            longest: length in tokens of the longest example that it has to process.
 
         Raises:
-            BaseError: it cannot be loaded.
+            BaseError: the base cannot be loaded.
         """
         key = _base_key(settings, digest, longest)
         if self._base is None or key != self._base_key:
@@ -109,7 +107,7 @@ class Holding:
         folder = self.home / "data" / key
         try:
             return pipeline.load(folder) if pipeline.whole(folder) else None
-        except FolderError:  # damaged; it is made again
+        except FolderError:  # damaged: tokenise again
             return None
 
     def _made(self, settings: RunSettings, key: str, make: Callable[..., TokenisedData]) -> TokenisedData:
@@ -126,7 +124,7 @@ class Holding:
 
 
 def _bare(example: Example) -> Example:
-    """Without its text, which only answering would need."""
+    """The example without its text, which only generating answers would need."""
     return Example(turns=(), category=example.category)
 
 
@@ -135,17 +133,17 @@ def _require_date(settings: RunSettings, why: str) -> None:
     if table.date or table.template != "chat":
         return
     if prints_date(Template.of(table), bases.load_tokenizer(settings.model)):
-        raise SettingsError(f"the chat template of its base prints the day, and {why}")
+        raise SettingsError(f"the chat template of its base prints the date, and {why}")
 
 
 def _base_key(settings: RunSettings, digest: str, longest: int) -> tuple[str, ModelTable, AdapterTable, int]:
-    """Of all that loading depends on, the length of the examples that the proof is for included."""
+    """Everything that loading the base depends on, including the length up to which packing is verified."""
     unnamed = settings.model.model_copy(update={"base": ""})
     return digest, unnamed, settings.adapter, longest
 
 
 def _data_key(settings: RunSettings, digest: str) -> str:
-    """Of all that the tokens depend on; the base's digest stands for its tokenizer."""
+    """A hash of everything that the tokens depend on; the base's digest covers its tokenizer."""
     plain = {
         "version": version(),
         "base": digest,
@@ -158,7 +156,7 @@ def _data_key(settings: RunSettings, digest: str) -> str:
 
 
 def _stamps(source: Path) -> Iterator[tuple[str, int, int]]:
-    """Sizes and times of the files of a source on this disk, so that changed data are read again."""
+    """Path, size and modification time of each file of a source, so that changed data are read again."""
     files = sorted(source.rglob("*")) if source.is_dir() else [source] if source.is_file() else []
     for file in files:
         about = file.stat()

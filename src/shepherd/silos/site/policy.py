@@ -1,4 +1,4 @@
-"""Whether a request may be answered: pure, and each rule refuses by its own name."""
+"""The policy rules as pure functions: whether a request may be answered, or which rule refuses it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from shepherd.silos.site.site_settings import PolicyTable, ScoringTable, asked, 
 if TYPE_CHECKING:
     from shepherd.silos.protocol.wire import Request
 
-LONGEST = 80  # letters of a name that came from outside, in a sentence
-MOST = 2.0**62  # examples: a visit that nobody makes, and a number that still can be counted with
-MOST_TRANSFORMS = 8  # of one run: each is work at the site
-MOST_SCALE = 64.0  # alpha / rank: recipes have 1 to 4, and a larger one drowns what the base says
-LEAST_CLIP_NORM = 1e-3  # below, a step has the same length whatever it is made of
-LEAST_BETA = 0.5  # below, an update is the last steps' rather than the visit's
+LONGEST = 80  # characters of a name from outside that a sentence quotes
+MOST = 2.0**62  # examples of a visit: beyond any real one, and still exact as an integer
+MOST_TRANSFORMS = 8  # of one run: each costs time at the site
+MOST_SCALE = 64.0  # alpha / rank: usual values are 1 to 4, and a large one overrides the base
+LEAST_CLIP_NORM = 1e-3  # below, every step has the same length, whatever its examples
+LEAST_BETA = 0.5  # below, an update reflects the last steps rather than the visit
 USUAL_BETAS = (0.9, 0.999)
-MOST_MOMENTUM = 0.95  # above, an update is the first steps' rather than the visit's
-MOST_FORGOTTEN = 0.01  # learning_rate * weight_decay or * mu, a step: at 1 only the last step is left
-MOST_TRIES = 5  # of one question in a month: a process that was killed, a disk that was full and is not
+MOST_MOMENTUM = 0.95  # above, an update reflects the first steps rather than the visit
+MOST_FORGOTTEN = 0.01  # learning_rate * weight_decay or * mu in a step: at 1 only the last step counts
+MOST_TRIES = 5  # of one request in a month, for killed processes and full disks
 SHORTER = "lower tuning.max_steps or tuning.epochs"
 USUAL = ScoringTable()
-NOISE, SECURE = "noise", "secure"  # the transforms' modules
+NOISE, SECURE = "noise", "secure"  # names of transforms
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The rule that refuses, and one sentence with what it allows and what was asked."""
+    """The name of the rule that refuses, and a sentence with its limit, the request and the fix."""
 
     rule: str
     sentence: str
@@ -45,7 +45,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What one rule has against a request: what it allows, what was asked, and how to fix it."""
+    """A request breaks a rule: the rule's limit, what was requested, and how to fix it."""
 
     rule: str
     allowed: object
@@ -59,18 +59,18 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """What a month has granted already: see `audit.granted`."""
+    """What was granted in a month so far: see `audit.granted`."""
 
     rounds: int = 0
-    """Visits or scores of this kind that were begun, whatever came of them."""
+    """Visits (or scores) that were started, whether or not they succeeded."""
     runs: int = 0
     """Other runs that were trained or scored."""
     tries: int = 0
-    """Of `rounds`, those for this very question."""
+    """Attempts at this request, among `rounds`."""
     failures: int = 0
-    """Visits and scores of this run that came to no answer."""
+    """Visits and scores of this run that failed."""
     answers: int = 0
-    """Answers to this very question."""
+    """Times that this request was answered."""
 
 
 def refusal(
@@ -84,21 +84,22 @@ def refusal(
     scored: int | None = None,
     scoring: ScoringTable = USUAL,
 ) -> Refusal | None:
-    """The first rule that refuses what the run asks for, or None; `refusal_now` is for the rest.
+    """The first rule on the run's settings that refuses the request, or None.
 
-    It is checked for every kind of request, so that a site refuses when it is asked to join.
+    It applies to every kind of request, so that a site refuses an unsuitable run when it is asked to join.
+    `refusal_now` has the rules on time and budget.
 
     Args:
         site: the site's name, for the sentence.
         bases: digests of the bases that may be loaded.
-        examples: that the site would train on, 1 or more; None before the data are looked at, and the
-            rules about them are left out.
-        different: examples that the visit took, where it is one whose answer was kept.
-        scored: held-out examples behind the numbers of a score; None where none is asked for.
-        scoring: how the owner has examples rendered.
+        examples: number of examples that the site trains on; None before the data are read, which leaves out
+            the rules about them.
+        different: distinct examples of the visit, for an answer that was kept.
+        scored: held-out examples behind the numbers of a score; None for other requests.
+        scoring: the owner's [scoring] table.
 
     Raises:
-        SettingsError: the request's settings are no run file's.
+        SettingsError: the request's settings are not valid.
     """
     run = asked(request.settings)
     faults = [_about_the_base(request.base, bases), _about_the_run(policy, run, request.round, scoring)]
@@ -116,14 +117,14 @@ def refusal(
 def refusal_now(
     policy: PolicyTable, request: Request, *, site: str, granted: Granted, now: datetime
 ) -> Refusal | None:
-    """The first rule about the cohort, the hours and the month's budget that refuses the request, or None.
+    """The first rule on the cohort, the hours and the month's budget that refuses the request, or None.
 
-    They hold where something is to be computed, and so neither for joining nor for an answer that was kept.
+    These rules apply only if something is to be computed: not to joining, and not to an answer that was kept.
 
     Args:
         site: the site's name, for the sentence.
-        granted: in this month.
-        now: in the site's local time.
+        granted: what was granted in this month so far.
+        now: the site's local time.
     """
     faults = _about_now(policy, request, granted, now) if request.kind != "join" else ()
     return next((fault.at(site) for fault in faults), None)
@@ -138,7 +139,7 @@ def broken_by(
     rounds: int = 0,
     scoring: ScoringTable = USUAL,
 ) -> list[Refusal]:
-    """Every rule that a run file breaks by itself, whatever its base and whenever it asks."""
+    """Every rule that a run file breaks, apart from those on its base, the time and the budget."""
     faults = (*_about_the_run(policy, run, rounds, scoring), *_about_a_visit(policy, run, examples))
     return [fault.at(site) for fault in faults]
 
@@ -175,7 +176,7 @@ def _about_the_run(
 
 
 def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
-    """Extremes make an update of single tokens or of single steps, whatever a visit takes."""
+    """Extreme values can make an update depend on single tokens or steps, however long the visit is."""
     tuning, dropout = run.tuning, run.adapter.dropout
     if dropout > policy.max_dropout:
         yield Fault("max_dropout", policy.max_dropout, f"dropout {dropout:g}", "lower adapter.dropout")
@@ -200,13 +201,13 @@ def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Faul
         ("mu", "algorithm", own.get("mu", 0.0)),
     ):
         if not rate * _number(value) <= MOST_FORGOTTEN:
-            got = f"a {rule} of {_toml(value)}, which forgets more than {MOST_FORGOTTEN:g} each step"
+            got = f"a {rule} of {_toml(value)}, which discards more than {MOST_FORGOTTEN:g} in each step"
             fix = f"lower {table}.{rule} to {MOST_FORGOTTEN:g} / tuning.learning_rate or less"
             yield Fault(rule, None, got, fix)
 
 
 def _number(value: object) -> float:
-    """A number from outside; NaN for what is none, since no bound holds for it."""
+    """A number from outside; NaN for anything else, which then fails every bound."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     try:
@@ -216,37 +217,41 @@ def _number(value: object) -> float:
 
 
 def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: ScoringTable) -> Iterator[Fault]:
-    """How examples are written decides what is trained on: two ways that differ little tell much."""
+    """Rendering decides what is trained on: two updates with slightly different renderings reveal much."""
     data = run.data
     if data.template not in policy.templates:
         got = f"template {_toml(data.template)}"
         yield Fault("templates", policy.templates, got, "set data.template to one of them")
     for name, value in data.template_options.items():
         if not isinstance(value, bool):
-            got = f"template option {_toml(name)} that is no switch"
+            got = f"template option {_toml(name)} that is not true or false"
             yield Fault("templates", None, got, "leave it out, or set it to true or false")
     if data.system is not None and data.system not in policy.system_prompts:
-        fix = "leave data.system out, or have it listed there, word by word"
+        fix = "leave data.system out, or ask the site's owner to list exactly this text"
         yield Fault("system_prompts", None, f"system prompt {_toml(data.system)}", fix)
     days = (*policy.dates, *((scoring.date,) if scoring.date else ()))
     if data.date and data.date not in days:
-        fix = "set data.date to one of them" if days else "leave data.date out, or have it listed there"
-        yield Fault("dates", days, f"to print {data.date} as the day", fix)
+        fix = (
+            "set data.date to one of them"
+            if days
+            else "leave data.date out, or ask the site's owner to list it"
+        )
+        yield Fault("dates", days, f"to print the date {data.date}", fix)
     if data.max_tokens not in policy.max_tokens:
         got = f"examples of {data.max_tokens} tokens"
         yield Fault("max_tokens", policy.max_tokens, got, _nearest(policy.max_tokens, data.max_tokens))
     if run.federation.weights == "tokens":
         shown = "trained_tokens" in policy.metrics and released.is_rendered_as_scored(data, scoring)
-        if not shown:  # the weight is that very number
+        if not shown:  # the weight would reveal that number
             fix = 'set federation.weights = "examples" or "equal"'
-            yield Fault("metrics", policy.metrics, "a weight that tells its trained tokens", fix)
+            yield Fault("metrics", policy.metrics, "a weight that reveals its trained tokens", fix)
 
 
 def _nearest(allowed: Collection[int], wanted: int) -> str:
     known = sorted(allowed)
     place = bisect(known, wanted)
     near = [str(each) for each in known[max(0, place - 1) : place + 1]]
-    return f"set data.max_tokens = {' or '.join(near)}" if near else "nothing is allowed there"
+    return f"set data.max_tokens = {' or '.join(near)}" if near else "no length is allowed"
 
 
 def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
@@ -275,22 +280,24 @@ def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
 def _about_a_visit(
     policy: PolicyTable, run: RunSettings, examples: int, different: int | None = None
 ) -> Iterator[Fault]:
-    """By what a visit from the start of an epoch takes, so that a run is refused at once or not at all: one
-    that goes over an epoch's end has as many different examples, or begins with the next (`data.cursor`)."""
+    """Rules on the length of a visit, taken from the start of an epoch.
+
+    So a run is refused in its first round or never: a visit across the end of an epoch has as many distinct
+    examples, or begins with the next epoch (`data.cursor`).
+    """
     if examples < max(policy.min_examples, policy.min_batch):
         rule = "min_examples" if examples < policy.min_examples else "min_batch"
         fix = "train with sites that hold more"
-        yield Fault(
-            rule, getattr(policy, rule), "to train on fewer examples", fix
-        )  # how many is its own affair
+        # the number of examples is not disclosed
+        yield Fault(rule, getattr(policy, rule), "to train on fewer examples", fix)
         return
     visit = length(run, examples, policy.min_batch)
     yield from _about_steps(policy, visit.steps)
     different = visit.different if different is None else different
     if different < policy.min_examples:
         fix = "raise tuning.batch_size, tuning.max_steps or tuning.epochs"
-        yield Fault("min_examples", policy.min_examples, f"a visit that takes {different}", fix)
-    # as asked, since an end may be moved a little
+        yield Fault("min_examples", policy.min_examples, f"a visit of {different} examples", fix)
+    # as requested, since the end of a visit may be moved a little
     wanted = run.tuning.max_steps * run.tuning.batch_size if run.tuning.max_steps else _wanted(run, examples)
     if wanted > policy.max_epochs * examples:
         got = f"{wanted / examples:.4g} epochs a visit ({wanted} examples of {examples})"
@@ -304,12 +311,14 @@ def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Fault]:
 
 def _about_scores(policy: PolicyTable) -> Iterator[Fault]:
     if "heldout" not in policy.metrics:
-        yield Fault("metrics", policy.metrics, '"heldout"', "go on without this site's scores")
+        yield Fault("metrics", policy.metrics, '"heldout"', "continue without this site's scores")
 
 
 def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Fault]:
     if scored < policy.min_examples:
-        fix = "go on without this site's score; its owner may raise scoring.share or scoring.examples"
+        fix = (
+            "continue without this site's score, or ask its owner to raise scoring.share or scoring.examples"
+        )
         yield Fault("min_examples", policy.min_examples, "a score over fewer held-out examples", fix)
 
 
@@ -318,27 +327,29 @@ def _about_now(policy: PolicyTable, request: Request, granted: Granted, now: dat
         got = f"a cohort of {request.cohort}"
         yield Fault("min_cohort", policy.min_cohort, got, "raise selection.share, or add sites")
     if policy.hours is not None and not within(policy.hours, now):
-        yield Fault("hours", policy.hours, f"at {now:%H:%M} of its local time", "ask again within them")
-    # a run is scored before its first round, too
+        yield Fault(
+            "hours", policy.hours, f"a request at {now:%H:%M} local time", "ask again within these hours"
+        )
+    # a run is also scored before its first round
     most = policy.rounds_per_month + (granted.runs + 1 if request.kind == "score" else 0)
     if granted.rounds >= most:
-        got = f"round {granted.rounds + 1} to {request.kind} of {now:%Y-%m}"
+        got = f"to {request.kind} {granted.rounds + 1} rounds in {now:%Y-%m}"
         yield Fault("rounds_per_month", policy.rounds_per_month, got, "ask again next month")
     if granted.runs >= policy.runs_per_month:
-        got = f"run {granted.runs + 1} of {now:%Y-%m}"
+        got = f"{granted.runs + 1} runs in {now:%Y-%m}"
         yield Fault("runs_per_month", policy.runs_per_month, got, "ask again next month")
     if granted.failures >= policy.failures_per_run:
-        got = f"to go on with a run of which {granted.failures} visits and scores came to nothing this month"
-        fix = "see the site's log, and begin another run once it is fixed"
+        got = f"to continue a run of which {granted.failures} visits and scores failed this month"
+        fix = "see the site's log, and start another run once the cause is fixed"
         yield Fault("failures_per_run", policy.failures_per_run, got, fix)
     if granted.tries >= MOST_TRIES:
-        got = f"one question again, of which {granted.tries} tries this month came to no answer"
-        yield Fault("tries", None, got, "go on with the next round, and see the site's log")
+        got = f"to try one request again, which failed {granted.tries} times this month"
+        yield Fault("tries", None, got, "continue with the next round, and see the site's log")
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """How long a visit is: optimiser steps, examples taken (one taken twice counts twice), different ones."""
+    """Length of a visit: optimiser steps, examples with repetition, and distinct examples."""
 
     steps: int
     taken: int
@@ -346,9 +357,9 @@ class Visit:
 
 
 def length(run: RunSettings, examples: int, min_batch: int = 1) -> Visit:
-    """The length of the visit that `data.cursor.visit` makes from the start of an epoch, without making it.
+    """The length of the visit that `data.cursor.visit` would make from the start of an epoch.
 
-    One that goes over the end of an epoch may have one or two steps more, since no batch straddles two.
+    A visit across the end of an epoch may have one or two more steps, since no batch spans two epochs.
     """
     batch, each = run.tuning.batch_size, cursor.batches(examples, run.tuning.batch_size, min_batch)
     if (steps := run.tuning.max_steps) is None:
@@ -366,7 +377,7 @@ def _wanted(run: RunSettings, examples: int) -> int:
 
 
 def within(hours: str, now: datetime) -> bool:
-    """Whether a time of day lies in a window, which may go over midnight; its end is not in it.
+    """Whether a time of day is in a window, which may cross midnight and excludes its end.
 
     >>> within("22:00-06:00", datetime(2026, 1, 1, 5, 59)), within("22:00-06:00", datetime(2026, 1, 1, 6))
     (True, False)
@@ -377,7 +388,7 @@ def within(hours: str, now: datetime) -> bool:
 
 
 def _toml(value: Any) -> str:
-    """As site.toml writes it, on one line; a text from outside cut short, and never a line of its own."""
+    """A value as site.toml writes it, on one line, with text from outside cut short."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -386,5 +397,5 @@ def _toml(value: Any) -> str:
 
 
 def _short(text: str) -> str:
-    """A text from outside: no longer than a name, and never a line of its own."""
+    """A text from outside in ASCII on one line, no longer than a name."""
     return ascii(text[:LONGEST])[1:-1]

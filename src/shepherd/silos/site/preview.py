@@ -1,6 +1,6 @@
-"""What a site would train on and what would leave it, found out before it joins anything.
+"""Preview for a site's owner: what the site would train on, and what would be released.
 
-Nothing is trained, nothing is fetched, and nothing is sent. The samples are for the owner's own eyes.
+Nothing is trained, downloaded or sent. The samples are shown to the owner alone.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from shepherd.silos.site.site_settings import BaseTable, PolicyTable, SiteSettin
 T = TypeVar("T")
 NUMBER = 4  # bytes of a float32
 OWN = "trained on"  # the one client's name in the report
-RENDERED = ("templates", "max_tokens", "dates")  # rules about a rendering that [scoring] decides here
-WALKED = 60  # visits: enough for the share of an epoch that they pass over
-FEW = 0.01  # of an epoch: every example is reached soon, since each epoch has another order
-MANY = 40  # categories: so many names are hardly kinds of instruction
+RENDERED = ("templates", "max_tokens", "dates")  # rules on the rendering, which [scoring] decides here
+WALKED = 60  # enough to estimate the share of an epoch that visits skip
+FEW = 0.01  # of an epoch: below, every example is reached soon, since each epoch has another order
+MANY = 40  # above, the names are hardly kinds of instruction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundBase:
-    """A base of site.toml: where it lies, and its digest; or why it cannot be used."""
+    """A base of site.toml: its folder and digest, or why it cannot be used."""
 
     name: str
     folder: str = ""
@@ -45,72 +45,76 @@ class FoundBase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundData:
-    """What the site holds, and what becomes of it."""
+    """The site's examples, and how they are used."""
 
     report: lint.Report | None
-    """Of every example that was read; its one client is what is trained on. None without any base."""
+    """Report on all examples; its one client has those for training. None if no base can be read."""
     examples: int
-    """That would be trained on."""
+    """Number of examples for training."""
     heldout: Mapping[str, int]
-    """How many examples of each category are not trained on."""
+    """Category -> number of held-out examples."""
     scored: Mapping[str, int]
-    """How many of them stand behind each number of a score, by its name."""
+    """Name of each number of a score -> number of held-out examples behind it."""
     duplicates: int
+    """Number of duplicates that were left out."""
     skipped: tuple[str, ...]
-    """One sentence a row that was left out."""
+    """One sentence for each unreadable row that was left out."""
     left_out: tuple[str, ...] = ()
-    """What lies in the data's folder and is not read, in sentences."""
+    """One sentence for each file in the data's folder that is not read."""
     notes: tuple[str, ...] = ()
-    """What of the rows is not read, refused or changed, a sentence each."""
+    """One sentence for each way in which rows are ignored, refused or changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaving:
-    """What an answer to one request to train holds, beside a weight: one number."""
+    """What a reply to one request to train contains, apart from the weight."""
 
     base: str
     rank: int
     tensors: Mapping[str, tuple[int, int]]
+    """Name of each tensor -> its shape."""
     metrics: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
-        """Of the tensors; the names and numbers around them are a few thousand more."""
+        """Size of the tensors; names and numbers add a few thousand bytes."""
         return sum(rows * columns for rows, columns in self.tensors.values()) * NUMBER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """All that `check` found. Where `faults` is empty the site is ready."""
+    """The result of `check`. The site is ready if `faults` is empty."""
 
     site: SiteSettings
     run: RunSettings
-    """What was assumed of a run: its template, its hold-out, its longest example, its rank."""
+    """Settings of the run that was assumed: template, hold-out, longest example, rank."""
     bases: tuple[FoundBase, ...] = ()
     data: FoundData | None = None
     leaving: Leaving | None = None
     policy: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
-    """What has to be mended, one sentence each."""
+    """Problems that have to be fixed, one sentence each."""
     notes: tuple[str, ...] = ()
-    """What the owner may want to think about."""
+    """Points that the owner may want to consider, one sentence each."""
 
 
 def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1) -> Found:
-    """Look at everything that a site.toml names, as a run would use it.
+    """Examine everything that a site.toml names, as a run would use it.
 
-    Without a run file, what a run decides is taken at its default, and the rank at the largest that the
-    policy allows. `samples` examples of each category are rendered to be shown.
+    Without a run file, a run's keys have their defaults, and the rank is the largest that the policy allows.
+
+    Args:
+        samples: number of examples of each category to render.
 
     Raises:
-        SettingsError: the site.toml cannot be read. What else is wrong stands in `faults`.
+        SettingsError: the site.toml cannot be read. All other problems are in `faults`.
     """
     site, name = read(path), Path(path).stem
     run, asks = run or _usual(site), run
     found = tuple(_base(base) for base in site.bases)
     faults = [base.fault for base in found if base.fault]
     if not any(base.digest for base in found):
-        faults.append(f"{path} names no base that can be read, so every run is refused; add one to [[bases]]")
+        faults.append(f"{path} lists no base that can be read, so every run is refused; add one to [[bases]]")
     base = next((base for base in found if base.digest), None)
     own = laid_over(site, run, base.folder if base else "")
     data = _told(faults, lambda: _data(site, own, samples))
@@ -132,14 +136,14 @@ def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1)
 
 
 def _usual(site: SiteSettings) -> RunSettings:
-    """A run that renders examples as they are scored, at the largest rank that is allowed."""
+    """Settings of a run that renders examples as [scoring] does, at the largest rank allowed."""
     scoring = site.scoring
     data = {"template": scoring.template, "date": scoring.date, "max_tokens": scoring.max_tokens}
     return asked({"adapter": {"rank": site.policy.max_rank}, "data": data})
 
 
 def _told(faults: list[str], work: Callable[[], T]) -> T | None:
-    """What `work` gives, or None with its fault added to the others."""
+    """The result of `work`; on an error, None with its message added to `faults`."""
     try:
         return work()
     except ShepherdError as error:
@@ -148,7 +152,7 @@ def _told(faults: list[str], work: Callable[[], T]) -> T | None:
 
 
 def _refusals(site: SiteSettings, asks: RunSettings | None, name: str, examples: int) -> list[str]:
-    """What the policy has against the run file; without one, against the site's own data."""
+    """Why the policy refuses the run file; without one, why it refuses every run on the site's data."""
     policy = site.policy
     if asks is not None:
         broken = broken_by(policy, asks, site=name, examples=examples, scoring=site.scoring)
@@ -159,8 +163,8 @@ def _refusals(site: SiteSettings, asks: RunSettings | None, name: str, examples:
             return [f"policy {key} = {least} refuses every run, {left}; add examples, or lower it"]
     if policy.max_epochs * examples < policy.min_examples:
         return [
-            f"policy max_epochs = {policy.max_epochs:g} and min_examples = {policy.min_examples} refuse every"
-            f" run between them, {left}; raise the one, or lower the other"
+            f"policy max_epochs = {policy.max_epochs:g} and min_examples = {policy.min_examples} together"
+            f" refuse every run, {left}; raise max_epochs, or lower min_examples"
         ]
     return []
 
@@ -175,14 +179,14 @@ def _base(base: BaseTable) -> FoundBase:
         fault = f'base {base.name} is not allowed yet; to allow it, write sha256 = "{found}" under it'
     elif base.sha256 != found:
         fault = (
-            f"base {base.name} has the digest {found} and not {base.sha256} as site.toml says; put its files"
-            " back, or write the new digest there if you trust them"
+            f"base {base.name} has the digest {found}, not {base.sha256} as in site.toml; restore its files,"
+            " or write the new digest there if you trust them"
         )
     return FoundBase(name=base.name, folder=folder, digest=found, fault=fault)
 
 
 def _data(site: SiteSettings, run: RunSettings, samples: int) -> FoundData:
-    from shepherd.model.base import load_tokenizer  # brings torch
+    from shepherd.model.base import load_tokenizer  # imports torch
 
     division = pipeline.alone(run, OWN)
     report = None
@@ -233,34 +237,33 @@ def _leaving(base: FoundBase, adapter: AdapterTable, policy: PolicyTable) -> Lea
 
 
 def in_words(policy: PolicyTable) -> list[str]:
-    """The policy in plain sentences, for its owner."""
-    what = "instructions and contexts too" if "all" in policy.loss_on else "responses alone"
+    """The policy as sentences, for its owner."""
+    what = "responses, instructions and contexts" if "all" in policy.loss_on else "responses only"
     when = f"between {policy.hours.replace('-', ' and ')}" if policy.hours else "at any hour"
     noise = "must" if policy.require_noise else "need not"
     secure = "must use" if policy.require_secure_aggregation else "need not use"
     return [
         f"An adapter has rank {policy.max_rank} at most, and is trained on {what}.",
-        f"Its dropout is {policy.max_dropout:g} at most, and the learning rate {policy.max_learning_rate:g}.",
-        f"A visit takes {policy.max_steps:,} steps and {policy.max_epochs:g} epochs at most.",
-        f"A visit begins {when} by this machine's clock.",
+        f"Its dropout is {policy.max_dropout:g} at most, its learning rate {policy.max_learning_rate:g}.",
+        f"A visit has {policy.max_steps:,} steps and {policy.max_epochs:g} epochs at most.",
+        f"A visit may start {when} by this machine's clock.",
         f"A run has {policy.max_rounds:,} rounds at most.",
-        f"A month has {policy.rounds_per_month:,} rounds at most, over all runs, of which there are"
-        f" {policy.runs_per_month:,} at most.",
-        f"A run is refused for the rest of a month after {policy.failures_per_run:,} of its visits and scores"
-        " came to nothing.",
-        f"A round needs {policy.min_cohort} sites or more.",
-        f"A visit takes {policy.min_examples} different examples or more, and no number that leaves is of"
-        f" fewer; a step takes {policy.min_batch} or more.",
-        f"Examples may be written as {_listed(policy.templates)}, and cut to {_listed(policy.max_tokens)}"
+        f"A month has {policy.rounds_per_month:,} rounds and {policy.runs_per_month:,} runs at most.",
+        f"A run is refused for the rest of a month once {policy.failures_per_run:,} of its visits and scores"
+        " have failed.",
+        f"A round has {policy.min_cohort} sites or more.",
+        f"A visit uses {policy.min_examples} distinct examples or more, and every number that is released is"
+        f" about as many; a step uses {policy.min_batch} or more.",
+        f"Examples may be rendered with {_listed(policy.templates)}, and cut to {_listed(policy.max_tokens)}"
         f" tokens; system prompts that a run may set: {_listed(policy.system_prompts)}.",
-        f"Days that a run may have a chat template print as today's: {_listed(policy.dates)}.",
+        f"Dates that a run may have a chat template print: {_listed(policy.dates)}.",
         f"Algorithms that may run: {_listed(policy.algorithms)}.",
         f"Transforms that may run: {_listed(policy.transforms)}.",
         f"Local optimisers that may run: {_listed(policy.optimisers)}; objectives:"
         f" {_listed(policy.objectives)}.",
         f"A run {noise} add noise.",
         f"A run {secure} secure aggregation; without it the server sees this site's own update.",
-        "Code that comes with a base never runs.",
+        "Code that comes with a base is never run.",
     ]
 
 
@@ -272,25 +275,25 @@ def _notes(path: Path, site: SiteSettings, run: RunSettings, data: FoundData | N
     policy, scoring = site.policy, site.scoring
     if scoring.template not in policy.templates or scoring.max_tokens not in policy.max_tokens:
         yield (
-            "No run may write examples as [scoring] has them, so no visit gives a loss: list"
-            f" {scoring.template} in policy.templates and {scoring.max_tokens} in policy.max_tokens, or score"
-            " as you allow."
+            "No run may render examples as [scoring] does, so no visit releases a loss: list"
+            f" {scoring.template} in policy.templates and {scoring.max_tokens} in policy.max_tokens, or"
+            " change [scoring] to allowed values."
         )
     elif not released.is_rendered_as_scored(run.data, scoring):
         yield (
-            "This run writes examples otherwise than [scoring] has them, so its visits give no loss and no"
-            " counts of tokens; agree on data.template, data.max_tokens and no system prompt."
+            "This run renders examples differently from [scoring], so its visits release no loss and no"
+            " token counts; agree on data.template, data.max_tokens and no system prompt."
         )
     if site.trainer.order_seed is not None:
         yield (
-            "trainer.order_seed is set, so whoever asks may know which examples a visit takes; leave it out"
-            " but for tests."
+            "trainer.order_seed is set, so the coordinator can know which examples a visit uses; set it only"
+            " in tests."
         )
     for name in (*policy.algorithms, *policy.transforms, *policy.optimisers, *policy.objectives):
         if "." in name:
-            yield f"{name} is code from outside this package, and runs here if a run asks for it."
+            yield f"{name} is code from outside this package, and is run here if a run names it."
     if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        yield f"Others on this machine may write {path}; `chmod go-w {path}` keeps the policy yours."
+        yield f"Other users of this machine can change {path}; `chmod go-w {path}` prevents it."
     if data is not None and "heldout" in policy.metrics:
         yield from _about_scores(data, policy.min_examples)
 
@@ -300,21 +303,21 @@ def _about_visits(
 ) -> Iterator[str]:
     policy, batch = site.policy, run.tuning.batch_size
     whole = broken_by(policy, run, site=name, examples=examples, scoring=site.scoring)
-    if broken := [each for each in whole if each.rule not in RENDERED]:  # those have a note of their own
-        yield f"A usual run (one epoch a visit, in steps of {batch} examples) is refused: {broken[0]}"
+    if broken := [each for each in whole if each.rule not in RENDERED]:  # those rules have their own note
+        yield f"A default run (one epoch a visit, {batch} examples a step) is refused: {broken[0]}"
         return
     taken = length(run, examples, policy.min_batch).taken
     over = _passed_over(run, examples, policy) if asks and taken < 2 * policy.min_examples else 0.0
     if over > FEW:
         yield (
-            f"Of {examples} examples, {100 * over:.0f} % of each epoch are passed over by visits of {taken}:"
-            f" one that would take fewer than {policy.min_examples} different ones at an epoch's end begins"
-            " with the next; longer visits pass over fewer."
+            f"Visits of {taken} examples skip {100 * over:.0f} % of the {examples} in each epoch: a visit"
+            f" that would have fewer than {policy.min_examples} distinct examples at the end of an epoch"
+            " begins with the next; longer visits skip fewer."
         )
 
 
 def _passed_over(run: RunSettings, examples: int, policy: PolicyTable) -> float:
-    """The share of an epoch that visits of this length do not reach, in an order that is drawn here."""
+    """The share of an epoch that visits of this length skip, simulated with an arbitrary order."""
     position, taken, tuning = 0, 0, run.tuning
     for _ in range(WALKED):
         steps, position = cursor.visit(
@@ -335,12 +338,11 @@ def _about_scores(data: FoundData, least: int) -> Iterator[str]:
     whole, names = sum(data.heldout.values()), len(data.scored)
     if not data.scored:
         yield (
-            f"No score is given: {whole} examples are held out, no category has {least} of them"
-            f" (policy min_examples = {least}), and all small ones together have not either; raise"
-            " scoring.share or scoring.examples."
+            f"No score is released: of {whole} held-out examples no category has {least} (policy min_examples"
+            f" = {least}), nor have the small categories together; raise scoring.share or scoring.examples."
         )
     elif names > MANY:
         yield (
-            f"The {names} names of categories leave with a score; is data.category free text? Take"
-            ' "heldout" out of policy.metrics to give no score.'
+            f"A score releases the names of {names} categories: if data.category is free text, remove"
+            ' "heldout" from policy.metrics, which releases no score.'
         )

@@ -1,8 +1,8 @@
-"""What a site says of its own faults: a fixed sentence to the server, and the whole of it in its own log.
+"""Reduce a site's errors to what may be disclosed: fixed sentences to the server, details in the site's log.
 
-The server may know what kind of thing went wrong, and what of its own request did not fit. It is told no
-path, no value and no text of this site's, and of what may depend on the examples one sentence a kind: whoever
-chooses the adapter could have an answer about them in a tensor's name, a number, or the class of an error.
+The server may learn the kind of an error, and what was wrong with its own request, but no path, value or text
+of the site. An error that may depend on the examples is one fixed sentence: whoever chooses the adapter could
+otherwise read an answer about them from a tensor's name, a number, or the class of an error.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ from shepherd.errors import (
 )
 from shepherd.silos.protocol.schema import sentence
 
-PLUGIN = "it cannot import a part that the run names; the site's log says why"
-DATA = "its data cannot be used; the site's log says which file and line"
-BASE = "it cannot load the base; the site's log says what to mend"
-MEMORY = "its memory ran out; lower tuning.batch_size, or have its owner lower trainer.micro_batch_tokens"
-FULL = "its disk is full; the site has to free some space, and what it had before stands"
-FOLDER = "its own files cannot be used; the site's log says which, and the mend"
-VISIT = "its examples cannot be trained on or scored as asked; the site's log says why"
-DIVERGED = "its visit came to numbers that are not finite; lower tuning.learning_rate or set tuning.clip_norm"
-OTHER = "it met a fault that it does not know; the site's log says where"
+PLUGIN = "it cannot import a plug-in that the run names; see the site's log"
+DATA = "its data cannot be used; see the site's log for the file and line"
+BASE = "it cannot load the base; see the site's log for the fix"
+MEMORY = "it ran out of memory; lower tuning.batch_size, or ask its owner to lower trainer.micro_batch_tokens"
+FULL = "its disk is full; ask its owner to free some space; nothing that it had saved is lost"
+FOLDER = "its own files cannot be used; see the site's log for the file and the fix"
+VISIT = "its examples cannot be trained on or scored with these settings; see the site's log"
+DIVERGED = (
+    "its visit diverged to numbers that are not finite; lower tuning.learning_rate or set tuning.clip_norm"
+)
+OTHER = "it met an unexpected error; see the site's log"
 
-# a role that is none; and the columns of a table, which are an example's where it has no header
+# an unknown role; and the columns of a table, which are an example's text if the table has no header
 _QUOTED = re.compile(r"'.*'|\".*\"|\(there are .*\)(?=; add it)", re.DOTALL)
 
 
@@ -43,20 +45,20 @@ _ABOUT_THE_REQUEST = (WireError, AdapterError, SettingsError)
 
 
 class GivenUp(Exception):
-    """Work that nobody waits for any more."""
+    """The work was cancelled, since its reply is no longer awaited."""
 
 
 class Diverged(Exception):
-    """A visit came to numbers that are not finite."""
+    """A visit diverged to numbers that are not finite."""
 
 
 class OverExamples(Exception):
-    """What went wrong in working with the examples, so that its text is for this site alone."""
+    """An error from processing the examples, whose text only this site may see."""
 
 
 @contextmanager
 def of_the_examples() -> Iterator[None]:
-    """What fails in this block may depend on the examples, also where it looks like the request's fault."""
+    """Treat errors in this block as depending on the examples, even those that blame the request."""
     try:
         yield
     except _ABOUT_THE_REQUEST as error:
@@ -64,9 +66,9 @@ def of_the_examples() -> Iterator[None]:
 
 
 def told(error: BaseException) -> str:
-    """What the server is told of a fault: what is about its own request in full, else a fixed sentence."""
+    """The sentence for the server: the full message if it is about the request, else a fixed one."""
     match error:
-        case PluginError():  # which says what went wrong in a module of the site's
+        case PluginError():  # its message quotes an error in a module of the site
             return PLUGIN
         case GivenUp() | WireError() | AdapterError() | SettingsError():
             return str(error)
@@ -89,10 +91,7 @@ def told(error: BaseException) -> str:
 
 
 def logged(error: BaseException) -> str:
-    """What this site's log is told: our sentences, without what they quote of the data; else the place.
-
-    One line, since a sentence may name what a request brought.
-    """
+    """The line for this site's log: our own message without quoted data, else the place in the code."""
     return sentence(_logged(error))
 
 
@@ -114,7 +113,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_of_memory(error: BaseException) -> bool:
-    """Python's own, CUDA's (by its name, since torch is not imported here), and torch's on a processor."""
+    """Whether memory ran out, in Python, in CUDA (matched by name without importing torch) or in torch."""
     names = {kind.__name__ for kind in type(error).__mro__}
     full = isinstance(error, OSError) and error.errno == errno.ENOMEM
     torch_says = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

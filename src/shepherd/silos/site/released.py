@@ -1,8 +1,8 @@
-"""Which numbers about its examples a site lets out, and how exactly: pure functions over values.
+"""Which numbers about its examples a site releases, and with what precision, as pure functions.
 
-A loss says which token it is of, where whoever asks chose the adapter. So each token counts `CAP_NATS` at
-most, a mean is rounded to `DIGITS`, and neither a number that leaves nor the difference of two is of fewer
-than `policy.min_examples` examples. The reasons stand in docs/decisions/0020-what-a-number-tells.md.
+Whoever chooses the adapter can make a token's loss identify the token. So each token counts `CAP_NATS` at
+most, a mean is rounded to `DIGITS` digits, and neither a released number nor the difference of two is about
+fewer than `policy.min_examples` examples. See docs/decisions/0020-what-a-number-tells.md.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from shepherd.settings import DataTable
 from shepherd.silos.site.site_settings import PolicyTable, ScoringTable
 
 CAP_NATS = 20.0
-"""Most that one token adds to a loss: above what an honest model loses on any but a few."""
+"""Cap on the loss of one token: above that of an ordinary model on all but a few tokens."""
 DIGITS = 2
-"""Digits after the point of a mean loss that leaves; its steps are wider where a token moves it more."""
+"""Decimal digits of a released mean loss; its steps are wider where one token changes it more."""
 NEAR = 10.0
-"""How many times its own update's length an adapter may be away from the one that a site trained: a mean
-is no longer than the longest update in it, and sites whose visits are longer move further."""
+"""Largest distance of a scored adapter from the one that the site trained, in lengths of its own update.
+
+A mean is no longer than the longest update in it, and sites with longer visits move further."""
 LATER = 10
-"""Most rounds since the site trained: one that sits some out is scored in them, too. A round moves an
-adapter by the longest update in its mean at most, so NEAR has room for ten of equal length."""
+"""Most rounds since the site last trained: it is also scored in rounds that it sits out. A round moves an
+adapter by the longest update in its mean at most, so NEAR allows for ten of equal length."""
 MOST_MOVED = 10.0
-"""Most that an update's length counts there: whoever asks chooses how long a visit's steps are."""
+"""Cap on the update's length in that product, since the coordinator chooses the length of a step."""
 OTHER = "other"
-"""What categories are called that are scored together, since each is too small."""
+"""Name of the pooled categories that are too small to be scored alone."""
 _OF_TOKENS = ("loss", "tokens", "trained_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A category's: mean loss in nats a token, capped and rounded; the tokens and the examples behind it."""
+    """Score of a category: capped and rounded mean loss in nats a token, its tokens and its examples."""
 
     mean: float
     tokens: int
@@ -49,14 +50,15 @@ class Score:
 def scores(
     sums: NDArray[np.float64], tokens: NDArray[np.int64], names: Sequence[str], least: int
 ) -> dict[str, Score]:
-    """What leaves of held-out losses: by category, each of `least` examples or more.
+    """The scores that are released: one for each category of `least` examples or more.
 
-    Smaller categories are pooled as `OTHER`; where they are too few even together, they stay away.
+    Smaller categories are pooled as `OTHER`; if they are too few even together, they are left out.
 
     Args:
-        sums: each example's loss, summed over its tokens with the cap, (n,).
-        tokens: that each example is scored on, (n,).
-        names: each example's category.
+        sums: loss of each example in nats, summed over its capped tokens, shape (n,).
+        tokens: number of scored tokens of each example, shape (n,).
+        names: category of each example.
+        least: fewest examples behind a number.
     """
     pooled = _pooled(names, least)
     found = {}
@@ -69,24 +71,24 @@ def scores(
 
 
 def still_told(scores: Mapping[str, Score], least: int) -> dict[str, Score]:
-    """Of a score that was told before, the categories of `least` examples or more."""
+    """The categories of an earlier score that have `least` examples or more."""
     return {name: score for name, score in scores.items() if score.examples >= least}
 
 
 def behind(names: Sequence[str], least: int) -> dict[str, int]:
-    """How many examples stand behind each number of a score, by the name that it would have."""
+    """Name of each number of a score -> number of examples behind it."""
     return dict(Counter(name for name in _pooled(names, least) if name is not None))
 
 
 def _pooled(names: Sequence[str], least: int) -> list[str | None]:
-    """The name that each example is scored under; None where it is under none."""
+    """The name under which each example is scored; None if it is not scored."""
     counts = Counter(names)
     pooled = [name if counts[name] >= least else OTHER for name in names]
     return [name if name != OTHER or pooled.count(OTHER) >= least else None for name in pooled]
 
 
 def rounded(mean: float, tokens: float) -> float:
-    """A mean loss over so many tokens as it leaves: in steps that no single token is longer than.
+    """Round a mean loss over `tokens` tokens for release, in steps that no single token exceeds.
 
     >>> rounded(2.34567, 5000), rounded(2.34567, 500)
     (2.35, 2.36)
@@ -96,15 +98,15 @@ def rounded(mean: float, tokens: float) -> float:
 
 
 def is_rendered_as_scored(data: DataTable, scoring: ScoringTable) -> bool:
-    """Whether a run writes examples as the site's owner has them scored, to the token."""
+    """Whether a run renders examples exactly as the site's [scoring] does."""
     asked = (data.template, data.template_options, data.system, data.date, data.max_tokens)
     return asked == (scoring.template, {}, None, scoring.date, scoring.max_tokens)
 
 
 def cuts_fairly(examples: int, position: int, least: int) -> bool:
-    """Whether a visit may begin or end here: each part of the epoch that it cuts has `least` or none.
+    """Whether a visit may begin or end here: each part of the epoch has `least` examples or none.
 
-    Else the number of the whole epoch, less those of the visits, would be of the few that are left.
+    Otherwise the number of a whole epoch minus those of visits would be about the few examples left.
 
     >>> [cuts_fairly(100, position, 16) for position in (100, 15, 16, 84, 85)]
     [True, False, True, True, False]
@@ -120,10 +122,12 @@ def is_blank(adapter: Adapter) -> bool:
 
 
 def is_near(adapter: Adapter, round: int, trained: Adapter, trained_round: int, moved: float) -> bool:
-    """Whether an adapter can have come of the one that the site trained, a few rounds ago at most.
+    """Whether an adapter can have come from the one that the site trained a few rounds ago.
 
     Args:
-        moved: the length of the site's own update then.
+        adapter: the adapter to be scored, at round `round`.
+        trained: the adapter that the site trained from, at round `trained_round`.
+        moved: length of the site's own update then.
     """
     try:
         distance = adapter.plus(trained, -1.0).norm()
@@ -133,10 +137,10 @@ def is_near(adapter: Adapter, round: int, trained: Adapter, trained_round: int, 
 
 
 def of_a_visit(metrics: Mapping[str, float], *, comparable: bool, known: bool) -> dict[str, float]:
-    """The numbers of a visit that may be told, its loss rounded; what the policy lists is chosen after.
+    """The metrics of a visit that may be released, with the loss rounded; the policy then selects from them.
 
     Args:
-        comparable: the visit is rendered as scored, and begins and ends where `cuts_fairly` says.
+        comparable: the visit is rendered as [scoring] does, and `cuts_fairly` at both ends.
         known: the adapter changes nothing yet, or is near one that the site trained.
     """
     told = {name: value for name, value in metrics.items() if comparable or name not in _OF_TOKENS}
@@ -148,5 +152,5 @@ def of_a_visit(metrics: Mapping[str, float], *, comparable: bool, known: bool) -
 
 
 def released_metrics(policy: PolicyTable, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Those of the numbers that the owner lists."""
+    """The metrics that the policy lists."""
     return {name: value for name, value in metrics.items() if name in policy.metrics}

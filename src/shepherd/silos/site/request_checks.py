@@ -1,4 +1,4 @@
-"""What is asked of a request before anything is done with it, besides the owner's policy."""
+"""Checks of a request before any work on it, apart from the owner's policy."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from shepherd.silos.protocol.wire import Request
 from shepherd.silos.site.policy import Refusal
 from shepherd.silos.site.redaction import Diverged
 
-CLOCKS = 300.0  # seconds that the server's clock and ours may be apart
+CLOCKS = 300.0  # between the server's clock and this site's
 LARGEST = 1e3
-"""Of an adapter's numbers, in size: none that was tuned comes near it, and larger ones make a base overflow
-for some texts and not for others."""
+"""Largest absolute value in an adapter: tuned values are far below, and larger ones can make a base overflow
+on some texts and not on others."""
 
 
 class Refused(Exception):
-    """The request is not answered, by a rule that has a name."""
+    """A named rule refuses the request."""
 
     def __init__(self, rule: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -29,12 +29,13 @@ class Refused(Exception):
 
 
 def require_none(refusal: Refusal | None) -> None:
-    """Raise Refused with what the owner's policy has against a request."""
+    """Raise Refused if the owner's policy refuses the request."""
     if refusal is not None:
         raise Refused(refusal.rule, refusal.sentence)
 
 
 def require_version(request: Request, name: str) -> None:
+    """Raise Refused if the server has another minor version of shepherd-fit."""
     here = wire.version()
     if request.version.split(".")[:2] != here.split(".")[:2]:
         raise Refused(
@@ -45,20 +46,20 @@ def require_version(request: Request, name: str) -> None:
 
 
 def require_id(request: Request, name: str) -> None:
-    """What was granted is counted by its id, and answers are kept under it: the asker cannot choose it."""
+    """Raise Refused if the id is not the request's hash: budgets and kept answers depend on the id."""
     if request.id != wire.request_id(request):
         raise Refused(
             "id",
-            f"the request's id is not the one of what it asks of {name};"
+            f"the id of the request to {name} does not match its content;"
             " install one version of shepherd-fit at both ends",
         )
 
 
 def require_clock(request: Request, size: int) -> None:
-    """Raise Refused where the request was sent at another time than now.
+    """Raise Refused if the request was not sent just now, by this site's clock.
 
     Args:
-        size: bytes of the message, which took their time if the line is slow.
+        size: size of the message in bytes, which may have taken time on a slow link.
     """
     ahead = request.sent - time.time()
     if not -CLOCKS - size / wire.SLOWEST <= ahead <= CLOCKS:
@@ -66,45 +67,46 @@ def require_clock(request: Request, size: int) -> None:
         raise Refused(
             "clock",
             f"the server's clock is {abs(ahead):.0f} s {way} this site's, or the message is an old one;"
-            f" set both clocks (at most {CLOCKS:.0f} s apart) and ask again",
+            f" set both clocks (to within {CLOCKS:.0f} s) and try again",
         )
 
 
 def require_newer(request: Request, other: Request, name: str) -> None:
-    """What is left over from an earlier round must not disturb a later one."""
+    """Raise Refused if the request is of an earlier round than the one under way."""
     if request.run == other.run and request.round < other.round:
         raise Refused(
             "replay",
-            f"{name} is at round {other.round + 1} of this run, and not {request.round + 1} as asked;"
-            " go on from the run's last round",
+            f"{name} is at round {other.round + 1} of this run, and the request is for round"
+            f" {request.round + 1}; continue from the run's last round",
         )
 
 
 def require_sound(request: Request) -> None:
-    """The broadcast, if there is one, is of this round and finite (law 6, on arrival at a site)."""
+    """Raise AdapterError unless the broadcast is of this round, finite and of plausible size (law 6)."""
     broadcast = request.broadcast
     if broadcast is None:
         return
     if broadcast.round != request.round:
         raise AdapterError(
-            f"the broadcast is of round {broadcast.round + 1}, not {request.round + 1} as asked; send it"
+            f"the broadcast is of round {broadcast.round + 1} and the request of round {request.round + 1};"
+            " send the broadcast of the request's round"
         )
     for part in (broadcast.adapter, broadcast.extra):
         for name in not_finite(part):
-            raise AdapterError(f"tensor {name} of the broadcast is not finite; go back to an earlier round")
+            raise AdapterError(f"tensor {name} of the broadcast is not finite; return to an earlier round")
     for name, tensor in broadcast.adapter.items():
         if np.abs(tensor).max(initial=0.0) > LARGEST:
             raise AdapterError(
-                f"tensor {name} of the broadcast has numbers above {LARGEST:g}; go back to an earlier round"
+                f"tensor {name} of the broadcast has values above {LARGEST:g}; return to an earlier round"
             )
 
 
 def require_fit(broadcast: Broadcast, base: Base) -> None:
-    """The broadcast has the base's layout."""
+    """Raise AdapterError unless the broadcast has the names and shapes of the base's adapter."""
     require_shapes(base.shapes, shapes_of(broadcast.adapter), "the broadcast")
 
 
 def require_finite(update: Update) -> None:
-    """Raise Diverged, naming the tensor for this site's log, where a visit came to numbers that are none."""
+    """Raise Diverged, naming the tensor for this site's log, if the update is not finite."""
     for name in (*not_finite(update.delta), *not_finite(update.extra)):
         raise Diverged(f"tensor {name} of its update is not finite")

@@ -1,7 +1,7 @@
-"""site.toml: what a site's owner allows, in a file that nobody else can write.
+"""The schema of site.toml, in which a site's owner says what the site allows.
 
-Every key has a safe default but `data.source`. A docstring under a key says what it means. Paths are
-relative to the folder that the file lies in.
+Every key but `data.source` has a safe default. The docstring under a key is its comment in a new site.toml.
+Paths are relative to the folder of the file.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ MINUTES = 24 * 60  # of a day
 
 
 def minutes(hours: str) -> tuple[int, int]:
-    """A window of the day as minutes since midnight: its start, and its end, which is not in it.
+    """Parse a time window of the day into minutes since midnight: start, and end (excluded).
 
     >>> minutes("22:00-06:30")
     (1320, 390)
 
     Raises:
-        ValueError: it is no window.
+        ValueError: the text is not a time window.
     """
     found = re.fullmatch(r"(\d\d):(\d\d)-(\d\d):(\d\d)", hours, re.ASCII)
     if found is None:
@@ -69,150 +69,147 @@ def _window(hours: str) -> str:
 
 def _digest(text: str) -> str:
     if text and not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise ValueError("64 hex digits are wanted, as `shepherd silos check` prints them")
+        raise ValueError("a digest has 64 hex digits, as `shepherd silos check` prints them")
     return text
 
 
 class SiteDataTable(Table):
     source: str
-    """A file, a folder of files, a saved data set, or a Hugging Face id; all its rows are this site's."""
+    """A file, a folder of files, a saved dataset or a Hugging Face id; all its rows belong to this site."""
     config: str | None = Field(default=None, examples=["default"])
-    """The configuration of a Hugging Face dataset."""
+    """Configuration of a Hugging Face dataset."""
     part: str = "train"
-    """The split of a Hugging Face dataset, or of several tables in one JSON file the key of one."""
+    """Split of a Hugging Face dataset, or the key of one of several tables in one JSON file."""
     delimiter: Delimiter = "auto"
-    """What is between two cells of a CSV or TSV file, such as ";" or "tab"; "auto" finds it."""
+    """Separator of the cells in a CSV or TSV file, such as ";" or "tab"; "auto" detects it."""
     encoding: Encoding = "auto"
-    """Of the data's text files, such as "cp1252"; "auto" is UTF-8, or UTF-16."""
+    """Encoding of the data's text files, such as "cp1252"; "auto" is UTF-8 or UTF-16."""
     columns: tuple[str, ...] = ()
-    """Names of the columns of a CSV, TSV or Excel file that has no header."""
+    """Names of the columns of a CSV, TSV or Excel file without a header."""
     sheet: str = "auto"
-    """The sheet of an Excel file; "auto" is the only one that holds anything."""
+    """Sheet of an Excel file; "auto" is the only one that is not empty."""
     fields: FieldsTable = FieldsTable()
     category: str = "category"
-    """The field that says what kind of instruction it is; "" where there is none. The names of the
-    categories leave the site with held-out scores, where the policy lets "heldout" leave."""
+    """Field with the kind of instruction; "" if there is none. The names of the categories are released with
+    held-out scores, if policy.metrics lists "heldout"."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """Stop at a row that cannot be read, or leave it out and count it."""
+    """At an unreadable row: stop with an error, or skip and count it."""
 
 
 class BaseTable(Table):
-    """A base that may be loaded. A run asks for a base by its digest and never by a path."""
+    """A base that may be loaded. A run asks for a base by its digest, never by a path."""
 
     name: str
-    """What messages call it."""
+    """Name of the base in messages."""
     folder: str
-    """Where it lies; "tiny" is the embedded one, and a Hugging Face id is looked for on this disk only."""
+    """Folder of the base; "tiny" is the embedded one, and a Hugging Face id is searched on this disk only."""
     sha256: Annotated[str, AfterValidator(_digest)] = ""
-    """The digest of its files, as `shepherd silos check` prints it; a base without one is never loaded."""
+    """Digest of its files, as `shepherd silos check` prints it; a base without a digest is never loaded."""
 
 
 class ScoringTable(Table):
-    """What is held out and scored, one choice for all runs. Every number about this site's examples, a
-    visit's loss too, is of examples as these keys render them: a run with another template or length
-    trains, and gets no loss. Agree on both with the coordinator."""
+    """What is held out and scored, the same for all runs. Every released number about this site's examples,
+    including the loss of a visit, is about examples rendered by these keys: a run with another template or
+    length trains, but gets no loss. Agree on both with the coordinator."""
 
     share: ShareBelowOne = 0.1
-    """The share of each category that is held out of training, to be scored; 0 holds nothing out."""
+    """Share of each category that is held out of training, to be scored; 0 holds nothing out."""
     seed: NonNegativeInt = 0
-    """Of the draw of what is held out."""
+    """Seed of the draw of held-out examples."""
     template: TemplateName = "alpaca"
-    """How examples are written: "alpaca", "alpaca-short", "vicuna", "plain" or "chat", the base's own."""
+    """Prompt template: "alpaca", "alpaca-short", "vicuna", "plain", or "chat" for the base's own."""
     date: Day = Field(default="", examples=["2026-11-28"])
-    """Day that a chat template prints as today's; only a template that prints one needs it."""
+    """Date that the chat template prints as today's; needed only if it prints one."""
     max_tokens: Tokens = 512
     """Longer examples are cut to this many tokens."""
     examples: PositiveInt = 200
-    """At most this many held-out examples are scored, spread evenly over the categories."""
+    """Most held-out examples that are scored, spread evenly over the categories."""
 
 
 class TrainerTable(Table):
-    """What a run may use of this machine."""
+    """How runs use this machine; no run can change these keys."""
 
     device: str = "auto"
-    """Where to train: "auto", "cpu", "cuda", "cuda:1", "mps"; a run cannot choose it."""
+    """Device to train on: "auto", "cpu", "cuda", "cuda:1" or "mps"."""
     threads: PositiveInt | None = Field(default=None, examples=[2])
-    """Processor threads; the default is one for each core."""
+    """CPU threads; the default is one for each core."""
     micro_batch_tokens: PositiveInt = 16384
-    """Most tokens in one forward pass: lower it where memory is short."""
+    """Most tokens in one forward pass; lower it if memory runs out."""
     joins_per_hour: PositiveInt = 60
-    """Most requests to join in an hour: each may load a base and read the data."""
+    """Most requests to join in an hour; each may load a base and read the data."""
     order_seed: NonNegativeInt | None = Field(default=None, examples=[0])
-    """Seed of the order in which visits take examples. Leave it out: the order then comes from a secret
-    that this site draws for itself, and nobody who asks can tell which examples a visit takes. Tests set it
-    to the run's seed, to compare a site with the same run in one process."""
+    """Seed of the order of examples. Leave it out: the order then comes from a secret of this site, so that
+    the coordinator cannot know which examples a visit uses. Tests set it to the run's seed, to compare a site
+    with the same run in one process."""
 
 
 class PolicyTable(Table):
-    """What may be asked of this site. A request outside it is refused by the name of the key."""
+    """What may be asked of this site. A request that breaks a rule is refused by the name of the key."""
 
     max_rank: PositiveInt = 16
-    """Largest rank of an adapter: a larger one carries more out, and can learn more by heart."""
+    """Largest rank of an adapter: a larger one can memorise more of the examples."""
     max_dropout: ShareBelowOne = 0.5
-    """Largest dropout of an adapter: where nearly all is dropped, an update is of single tokens."""
+    """Largest dropout of an adapter: close to 1, an update depends on single tokens."""
     max_learning_rate: PositiveFloat = 0.1
-    """Largest learning rate. By no key of its own, a request is also refused whose tuning.clip_norm is below
-    0.001 (0 clips nothing), whose optimiser's betas are below 0.5, momentum above 0.95, or learning_rate
-    times weight_decay, or times the algorithm's mu, above 0.01: each can make an update of a few examples out
-    of a visit of many."""
+    """Largest learning rate. Fixed rules without a key of their own also refuse a tuning.clip_norm below
+    0.001 (0, no clipping, is allowed), optimiser betas below 0.5, momentum above 0.95, and learning_rate
+    times weight_decay, or times the algorithm's mu, above 0.01: each can make the update of a long visit
+    depend on a few examples."""
     max_steps: PositiveInt = 1000
-    """Most optimiser steps in one visit, however the run file says its length (over the end of an epoch there
-    may be one or two more)."""
+    """Most optimiser steps in one visit (one or two more if it crosses the end of an epoch)."""
     max_epochs: PositiveFloat = 3.0
-    """Most passes over the site's examples in one visit, however the run file says its length."""
+    """Most passes over the site's examples in one visit."""
     max_rounds: PositiveInt = 100
     """Most rounds of one run."""
     rounds_per_month: PositiveInt = 300
-    """Most rounds trained in a month of the calendar, over all runs, as the audit log has them. A visit
-    that came to nothing counts, and so does each new try of it; an answer that is kept and given again does
-    not. As many may be scored, and one more a run."""
+    """Most rounds trained in a calendar month, over all runs, by the audit log. A failed visit counts, and so
+    does each new attempt; a kept answer that is sent again does not. As many rounds may be scored, plus one
+    for each run."""
     runs_per_month: PositiveInt = 30
-    """Most runs that train or are scored in a month: each new run takes the examples in another order."""
+    """Most runs in a calendar month: each new run takes the examples in another order."""
     failures_per_run: PositiveInt = 20
-    """Most visits and scores of a run that may come to nothing in a month, out of time or of memory or
-    whatever it was, until the run is refused: that a visit fails may tell of the examples in it. By no key of
-    its own, one question is tried five times at most."""
+    """Failed visits and scores of a run in a calendar month after which the run is refused, whatever the
+    cause: a failure may reveal something about the examples of the visit. A fixed rule without a key of its
+    own allows five attempts at one request."""
     algorithms: tuple[str, ...] = ("fedavg", "fedprox", "ffa_lora")
-    """The algorithms that may run, by the exact name of the module. A module outside this package runs
-    code of its own here: list it only if you have read it."""
+    """Algorithms that may run, by exact module name. A module outside this package runs its own code here:
+    list it only if you have read it."""
     transforms: tuple[str, ...] = ("clip",)
-    """The transforms that may run, by the exact name of the module, as above."""
+    """Transforms that may run, by exact module name, as above."""
     optimisers: tuple[str, ...] = ("adamw",)
-    """The local optimisers that may run, by the exact name of the module, as above. Under "sgd" an update is
-    the sum of the gradients, from which examples can be read more easily than from AdamW's steps."""
+    """Local optimisers that may run, by exact module name, as above. Under "sgd" an update is the sum of the
+    gradients, from which examples can be recovered more easily than from AdamW's steps."""
     objectives: tuple[str, ...] = ("sft",)
-    """The local objectives that may run, by the exact name of the module, as above."""
+    """Local objectives that may run, by exact module name, as above."""
     min_cohort: PositiveInt = 2
     """Fewest sites in a round: in a round of one, the mean is this site's own update."""
     min_examples: PositiveInt = 16
-    """Fewest different examples that a visit takes, and fewest behind any number that leaves: what comes from
-    a handful says much about each of them. A visit that would take fewer at the end of an epoch begins with
-    the next one. Smaller categories are scored together, as "other"."""
+    """Fewest distinct examples in a visit, and fewest behind any released number: a result of a few examples
+    reveals much about each. A visit that would have fewer at the end of an epoch begins with the next one.
+    Smaller categories are scored together, as "other"."""
     min_batch: PositiveInt = 8
-    """Fewest examples in one optimiser step. A last batch of an epoch that would be shorter is taken with
-    the one before it."""
+    """Fewest examples in one optimiser step. A shorter last batch of an epoch is merged with the batch
+    before it."""
     templates: tuple[TemplateName, ...] = get_args(TemplateName)
-    """How a run may write the examples."""
+    """Prompt templates that a run may use."""
     system_prompts: tuple[str, ...] = ()
-    """System prompts that a run may put before the examples, word by word; none is needed for a run that
-    sets none."""
+    """System prompts that a run may put before the examples, by exact text."""
     max_tokens: tuple[Tokens, ...] = (128, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
-    """Lengths that a run may cut examples to. They lie far apart, so that two updates which differ by one
-    token of an example cannot both be asked for."""
+    """Lengths in tokens that a run may cut examples to. They are far apart, so that no two updates can be
+    requested that differ by one token of an example."""
     dates: tuple[Day, ...] = ()
-    """Days that a run may have a chat template print as today's, beside scoring.date; only a template that
-    prints one needs it."""
+    """Dates, besides scoring.date, that a run may have a chat template print as today's."""
     loss_on: tuple[Literal["responses", "all"], ...] = ("responses",)
-    """What may be trained on: the responses, or ("all") the instructions and contexts too."""
+    """What may be trained on: "responses", or "all" for the instructions and contexts too."""
     require_noise: Switch = False
     """Refuse a run that has no transform called "noise"."""
     require_secure_aggregation: Switch = False
     """Refuse a run that has no transform called "secure": without it the server sees each update."""
     hours: Annotated[str, AfterValidator(_window)] | None = Field(default=None, examples=["18:00-06:00"])
-    """When a visit may begin, by this machine's clock, such as "18:00-06:00"; the default is any time."""
+    """When a visit may start, by this machine's clock, such as "18:00-06:00"; the default is at any time."""
     metrics: tuple[Metric, ...] = ("loss", "examples", "tokens", "trained_tokens", "steps")
-    """The numbers that may leave beside an update. "heldout" adds the mean loss on the held-out examples of
-    each category, after each round, with the category's name and tokens; without it no score is given."""
+    """Numbers that may be released with an update. "heldout" adds, after each round, the mean loss on the
+    held-out examples of each category, its name and number of tokens; without it no score is released."""
 
 
 class SiteSettings(Table):
@@ -228,15 +225,15 @@ class SiteSettings(Table):
     def _names_differ(self) -> Self:
         names = [base.name for base in self.bases]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two bases are called {min(twice)}; give each a name of its own")
+            raise ValueError(f"two bases have the name {min(twice)}; give each its own name")
         return self
 
 
 def read(path: str | Path) -> SiteSettings:
-    """Read a site.toml; its paths come back absolute.
+    """Read a site.toml, and make its paths absolute.
 
     Raises:
-        SettingsError: the file is missing or not TOML, a key is unknown, or a value is impossible.
+        SettingsError: the file is missing or not TOML, a key is unknown, or a value is invalid.
     """
     path = Path(path)
     table = toml.read(path, "site file")
@@ -265,10 +262,10 @@ def _path(text: str, home: Path, key: str) -> str:
 
 
 def asked(tables: Mapping[str, Any]) -> RunSettings:
-    """The tables of a request as settings. What is the site's own, they need not say.
+    """Validate the tables of a request as settings; keys that the site decides may be missing.
 
     Raises:
-        SettingsError: a key is unknown, or a value is impossible.
+        SettingsError: a key is unknown, or a value is invalid.
     """
     model = {"base": "", **_table(tables, "model")}
     data = {"source": "", **_table(tables, "data")}
@@ -276,16 +273,20 @@ def asked(tables: Mapping[str, Any]) -> RunSettings:
 
 
 def own(site: SiteSettings, tables: Mapping[str, Any], folder: str) -> RunSettings:
-    """The tables of a request, with the site's data, hold-out, machine and the base in `folder` over them.
+    """Settings of a request at this site, with the data, hold-out, machine and base of the site.
+
+    Args:
+        tables: tables of the run file in the request.
+        folder: folder of the base.
 
     Raises:
-        SettingsError: a key is unknown, or a value is impossible.
+        SettingsError: a key is unknown, or a value is invalid.
     """
     return laid_over(site, asked(tables), folder)
 
 
 def laid_over(site: SiteSettings, run: RunSettings, folder: str) -> RunSettings:
-    """As `own`, for tables that are read already."""
+    """Override the settings of a run by the site's data, hold-out and machine, and the base in `folder`."""
     model = {"base": folder, "revision": None, "trust_remote_code": False}
     data = {name: getattr(site.data, name) for name in SiteDataTable.model_fields}
     held = {"holdout": site.scoring.share, "seed": site.scoring.seed, "limit": None}
@@ -299,14 +300,14 @@ def laid_over(site: SiteSettings, run: RunSettings, folder: str) -> RunSettings:
 
 
 def _used(trainer: TrainerTable) -> MachineTable:
-    """What a run uses of the machine is its owner's to say."""
+    """The [machine] table of a run at this site, from the owner's [trainer] table."""
     cores = os.cpu_count() or 1
     threads: int | Literal["auto"] = min(trainer.threads, cores) if trainer.threads else "auto"
     return MachineTable(device=trainer.device, threads=threads)
 
 
 def scored(site: SiteSettings, run: RunSettings) -> RunSettings:
-    """The settings of a run that are laid over already, with the examples rendered as they are scored."""
+    """Settings of a run at this site with the examples rendered as [scoring] says."""
     scoring = site.scoring
     data: dict[str, Any] = {
         "template": scoring.template,
@@ -326,23 +327,23 @@ def scored(site: SiteSettings, run: RunSettings) -> RunSettings:
 def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     table = tables.get(name, {})
     if not isinstance(table, Mapping):
-        raise SettingsError(f"the request: key {name} is no table; ask with a run file's tables")
+        raise SettingsError(f"the request: key {name} is not a table; send the tables of a run file")
     return table
 
 
 EXAMPLE = """\
 # site.toml: what this site's owner allows. The server cannot read or change this file.
 #
-#   shepherd silos check {name}    what would be trained on, and what would leave
+#   shepherd silos check {name}    shows what would be trained on, and what would be released
 #
-# Only data.source has to be there. Any other key can go, and then has the value that it has here; without
-# [[bases]] nothing is trained. A key behind a # is not set. Paths are relative to this file's folder.
+# Only data.source is required. Every other key has the default that is shown here; without [[bases]] nothing
+# is trained. A key after a # is not set. Paths are relative to the folder of this file.
 """
 WIDTH = 100
 
 
 def example(source: str = "data.jsonl", name: str = "site.toml") -> str:
-    """A commented site.toml with every key, for data in `source` and with the embedded base allowed."""
+    """Text of a commented site.toml with every key, for data in `source`, that allows the embedded base."""
     tiny = BaseTable(name=TINY, folder=TINY, sha256=digest(world.base_path()))
     lines = [
         *_described("[data]", SiteDataTable(source=source)),
@@ -356,17 +357,17 @@ def example(source: str = "data.jsonl", name: str = "site.toml") -> str:
 
 
 def write_example(path: Path, source: str = "data.jsonl") -> None:
-    """Write a new site.toml that its owner alone may read and write.
+    """Write a new site.toml that only its owner may read and write.
 
     Raises:
-        FolderError: something is there already, or the file cannot be written.
+        FolderError: the file exists already, or cannot be written.
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(handle, "w", encoding="utf8") as file:
             file.write(example(source, path.name))
     except FileExistsError:
-        raise FolderError(f"{path} exists; name another file, or move it away first") from None
+        raise FolderError(f"{path} exists already; name another file, or move it away first") from None
     except OSError as error:
         raise FolderError(f"{path} cannot be written ({error.strerror}); check the path") from error
 

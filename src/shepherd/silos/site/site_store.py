@@ -1,15 +1,14 @@
-"""What a site keeps of a run between rounds: where it is in its data, its memory, and what it answered.
+"""The state of runs that a site keeps between rounds: position in the data, client memory, last answers.
 
-    HOME/state/RUN/round-00003/    a checkpoint: after the third round that the run asked of it
-                                   tensors: the algorithm's memory, and the update
-    HOME/state/RUN/start-00003     the adapter that was trained from then, as safetensors
-    HOME/runs/RUN.json             where it is in its data, the last questions answered, and its last score
-    HOME/secret                    what the order of the examples comes from
+    HOME/state/RUN/round-00003/    checkpoint after round 3: the algorithm's client memory, and the update
+    HOME/state/RUN/start-00003     the adapter that round 3 was trained from, as safetensors
+    HOME/runs/RUN.json             record of the run: position, last requests answered, last score
+    HOME/secret                    seed of the order of examples
 
-Each is whole or not there. Checkpoints are kept of the last two rounds of the last eight runs; the
-small record of a run for a year, so that a run that comes back goes on where it was. Nobody waits until a
-start is on the disk, which would double a round: where a power cut loses it, the site gives no score until it
-has trained again. None of it ever leaves the site but the update, to whoever asks the same question again.
+Writes are atomic. Checkpoints are kept of the last two rounds of the last eight runs, records for a year, so
+that a run that returns continues at its position. A start is not flushed to disk, which would double the time
+of a round: if a power cut loses it, the site releases no score until it has trained again. Nothing of this
+leaves the site but the update, in reply to a repeated request.
 """
 
 from __future__ import annotations
@@ -39,55 +38,59 @@ from shepherd.silos.site.released import Score
 KEEP = 2  # rounds of a run
 RUNS = 8  # those answered last
 OWN = "own"
-"""This site's name in the checkpoints of an earlier version."""
+"""The client's name in checkpoints of an earlier version."""
 YEAR_S = 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """The state after one answered round. Positions count examples taken, as `data.cursor` does."""
+    """The state after one answered round. Positions count examples used, as in `data.cursor`."""
 
     round: int
-    """The broadcast's: rounds finished before it."""
+    """Round of the broadcast: rounds finished before it."""
     id: str
-    """Of the request."""
+    """Id of the request."""
     update: Update
-    """As it was sent, with every number that might be told; the policy of the day chooses of them."""
+    """The update as sent, with all releasable metrics; the current policy selects from them."""
     start: int
-    """Where the visit began."""
+    """Position at which the visit began."""
     position: int
-    """Where it ended."""
+    """Position at which it ended."""
     different: int
-    """How many different examples it took."""
+    """Number of distinct examples in the visit."""
     examples: int
-    """That the site held then."""
+    """Number of examples that the site trained on then."""
     memory: Payload
+    """The algorithm's client memory."""
     moved: float
-    """How far the visit went at most: the length of its change, or of what was sent where that is shorter."""
+    """Length of the visit's change of the adapter, or of the update as sent if that is shorter."""
     adapter: Adapter | None
-    """That was trained from; None where it is lost."""
+    """The adapter that was trained from; None if it is lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What stays of a run for a year. Rounds are -1 before the first."""
+    """The record of a run, kept for a year. Rounds are -1 before the first."""
 
     round: int = -1
-    """The last one answered."""
+    """Last round answered."""
     id: str = ""
+    """Id of its request."""
     position: int = 0
+    """Position in the data after it."""
     spent: bool = False
-    """Whether that round's visit came to nothing that could be answered."""
+    """Whether its visit diverged, so that it could not be answered."""
     scored: int = -1
-    """The last one scored."""
+    """Last round scored."""
     scored_id: str = ""
+    """Id of its request."""
     score: Mapping[str, Score] | None = None
-    """What was told then, by category."""
+    """The score released then, by category."""
 
 
 @dataclass(slots=True)
 class Store:
-    """The states of all runs under one home; the run that was asked for last is held in memory."""
+    """Stores the state of all runs under `home`; the run used last is held in memory."""
 
     home: Path
     _run: str = ""
@@ -95,10 +98,10 @@ class Store:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def kept(self, run: str) -> tuple[Kept, ...]:
-        """What is kept of a run, oldest first.
+        """The answered rounds of a run that are kept, oldest first.
 
         Raises:
-            CheckpointError: it is damaged; the message names the fix.
+            CheckpointError: a checkpoint is damaged; the message names the fix.
         """
         with self._lock:
             if run != self._run:
@@ -107,34 +110,34 @@ class Store:
             return self._kept
 
     def answered(self, run: str, id: str) -> Kept | None:
-        """The round that answered the request of this id, if it is still kept."""
+        """The round that answered the request with this id, if it is still kept."""
         return next((kept for kept in self.kept(run) if kept.id == id), None)
 
     def before(self, run: str, round: int) -> Kept | None:
-        """The state that round `round` begins with: that after the last answered round before it."""
+        """The state before round `round`: that after the last answered round before it."""
         return next((kept for kept in reversed(self.kept(run)) if kept.round < round), None)
 
     def record(self, run: str) -> Record:
-        """Where a run is, also where its tensors are gone.
+        """The record of a run, which outlives its checkpoints.
 
         Raises:
-            FolderError: it is there and cannot be read.
+            FolderError: the record exists and cannot be read.
         """
         found = _record(self._place(run))
-        for last in self.kept(run)[-1:]:  # a kill between the two leaves the record behind
+        for last in self.kept(run)[-1:]:  # killed between the two writes, the record is older
             if last.round > found.round:
                 return _answered(found, last)
         return found
 
     def save(self, run: str, kept: Kept) -> None:
-        """Keep the state after one more round; when this returns, all but the start is on the disk.
+        """Save the state after a round; on return, everything but the start is flushed to disk.
 
         Raises:
-            FolderError: the disk is full or cannot be written; what was there before stands.
+            FolderError: the disk is full or cannot be written; the state before is kept.
         """
         before = self.kept(run)
         with self._lock:
-            self._run = ""  # whatever happens now, the disk knows
+            self._run = ""  # read again from the disk if this fails
             folder = self.home / "state" / run
             digest = _save_start(folder, kept.round, kept.adapter) if kept.adapter else ""
             checkpoint.save(folder, _checkpoint(kept, digest), keep=KEEP)
@@ -145,7 +148,7 @@ class Store:
             self._run, self._kept = run, (*before, kept)[-KEEP:]
 
     def spend(self, run: str, round: int, id: str, position: int) -> None:
-        """Keep that a round's visit was made and came to nothing, so that it is not made again.
+        """Record that the visit of a round diverged, so that it is not repeated.
 
         Raises:
             FolderError: the disk is full or cannot be written.
@@ -155,7 +158,7 @@ class Store:
             self._write(run, replace(known, round=round, id=id, position=position, spent=True))
 
     def save_score(self, run: str, round: int, id: str, score: Mapping[str, Score]) -> None:
-        """Keep the score of a round, before it is told.
+        """Save the score of a round; call it before the score is released.
 
         Raises:
             FolderError: the disk is full or cannot be written.
@@ -165,7 +168,7 @@ class Store:
             self._write(run, replace(known, scored=round, scored_id=id, score=score))
 
     def secret(self) -> int:
-        """This site's own, drawn once; nobody else ever sees it.
+        """The secret seed of this site, drawn once and never disclosed.
 
         Raises:
             FolderError: it cannot be read or written.
@@ -187,7 +190,7 @@ class Store:
 
 
 def sweep(folder: Path, keep: int) -> None:
-    """Delete all that lies in a folder but the `keep` things that changed last."""
+    """Delete all subfolders but the `keep` that changed last."""
     found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     for old in found[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -203,7 +206,8 @@ def _record(place: Path) -> Record:
         return Record()
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise FolderError(
-            f"the record {place} cannot be read ({type(error).__name__}); delete it, and the run begins anew"
+            f"the record {place} cannot be read ({type(error).__name__}); delete it, and the run starts again"
+            " at the beginning of the data"
         ) from error
 
 
@@ -212,7 +216,7 @@ def _answered(record: Record, kept: Kept) -> Record:
 
 
 def _save_start(folder: Path, round: int, adapter: Adapter) -> str:
-    """Write the adapter that a round was trained from, without waiting for the disk; give its digest."""
+    """Write the adapter that a round was trained from, without flushing it, and return its digest."""
     data = bytes_of(dict(adapter))
     with disk_errors(folder):
         private.make(folder)
@@ -224,11 +228,11 @@ def _save_start(folder: Path, round: int, adapter: Adapter) -> str:
 
 
 def _start(folder: Path, round: int) -> Path:
-    return folder / f"start-{round + 1:05d}"  # the number of its checkpoint
+    return folder / f"start-{round + 1:05d}"  # numbered like its checkpoint
 
 
 def _delete_starts(folder: Path) -> None:
-    """Of rounds whose checkpoint is gone."""
+    """Delete the starts of rounds whose checkpoint is gone."""
     with disk_errors(folder):
         for start in folder.glob("start-*"):
             if not start.with_name(start.name.replace("start", "round")).exists():
@@ -271,12 +275,12 @@ def _read(path: Path) -> Kept:
         update=_update(round, notes, tensors),
         start=notes["start"],
         position=notes["position"],
-        # an earlier version counted what it took
+        # an earlier version kept only the positions
         different=notes.get("different", min(notes["position"] - notes["start"], notes["examples"])),
         examples=notes["examples"],
         memory=saved.clients[OWN] if saved.clients else Payload(tensors["memory"]),
         moved=notes["moved"] if "moved" in notes else _update(round, notes, tensors).delta.norm(),
-        # which stood in the checkpoint itself
+        # an earlier version kept it in the checkpoint itself
         adapter=saved.state.adapter or _read_start(path.parent, round, notes.get("trained_from", "")),
     )
 
@@ -293,5 +297,5 @@ def _update(round: int, notes: Mapping[str, Any], tensors: Mapping[str, Any]) ->
 
 
 def _places(folder: Path) -> list[Path]:
-    # what begins otherwise is unfinished
+    # other names are unfinished writes
     return sorted(folder.glob("round-*"), key=lambda path: int(path.name.removeprefix("round-")))

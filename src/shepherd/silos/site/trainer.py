@@ -1,9 +1,9 @@
-"""A site's trainer: a process of its own that holds the base and the data and answers requests.
+"""A site's trainer: a separate process that holds the base and the data and answers requests.
 
     python -m shepherd.silos.site.trainer site.toml --name site-1 --home KIT/shepherd
 
-It knows no federation engine: bytes of `silos.protocol.wire` come in on a Unix socket, and bytes go out. The
-base stays loaded through rounds and runs. Whatever goes wrong with a request becomes its reply.
+It does not depend on FLARE: messages of `silos.protocol.wire` arrive and leave through a Unix socket. The
+base stays loaded across rounds and runs. An error while handling a request becomes its reply.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ from shepherd.visible import in_this_process
 LOG = "trainer.log"
 HOUR_S = 3600.0
 MOST_WAITING = 4
-"""Runs whose requests may wait for the one that is worked on: each holds an adapter."""
+"""Most runs whose requests are queued: each holds an adapter in memory."""
 MOST_ANSWERS = 20
-"""Answers to one question in a month: who needs more has another trouble than a lost connection."""
+"""Most answers to one request in a month: lost connections need fewer."""
 
-log = logging.getLogger("shepherd.silos.site.trainer")  # also where it is run as __main__
+log = logging.getLogger("shepherd.silos.site.trainer")  # also when run as __main__
 
 
 class Trainer:
-    """Answers the requests to one site, one at a time."""
+    """Answers the requests to a site, one at a time."""
 
     def __init__(self, settings: SiteSettings, name: str, home: Path) -> None:
         self.settings, self.name, self.home = settings, name, home
@@ -70,13 +70,13 @@ class Trainer:
             home.chmod(0o700)
         self.store, self.holding = Store(home), Holding(home, name)
         self._allowed = allowed_bases.allowed(settings.bases)
-        self._worker = ThreadPoolExecutor(1)  # one thread, and so one tuning at a time
+        self._worker = ThreadPoolExecutor(1)  # a single thread, so one visit at a time
         self._lock = threading.Lock()
-        self._tasks: dict[str, Task] = {}  # of each run, the last one
-        self._joins: deque[float] = deque()  # when the last ones came
+        self._tasks: dict[str, Task] = {}  # the last task of each run
+        self._joins: deque[float] = deque()  # times of the last requests to join
 
     def handle(self, message: bytes) -> bytes:
-        """The reply to a request; never raises."""
+        """Answer a request, both as bytes; never raises."""
         received = monotonic()
         try:
             request = wire.decode_request(message)
@@ -95,12 +95,12 @@ class Trainer:
             return self._failed(request, error)
 
     def stop(self) -> None:
-        """Give up what is being worked on."""
+        """Cancel all tasks."""
         with self._lock:
             for task in self._tasks.values():
                 task.cancel()
 
-    # what is decided at once ------------------------------------------------------------------------------
+    # decisions without work -------------------------------------------------------------------------------
 
     def _answer(self, request: Request, received: float, size: int) -> Answer:
         request_checks.require_version(request, self.name)
@@ -127,7 +127,7 @@ class Trainer:
         different: int | None = None,
         scored: int | None = None,
     ) -> None:
-        """By the rules about what is asked; before the data are looked at, by those that need no look."""
+        """Raise Refused by the rules on the settings; without `examples`, only by those that need no data."""
         request_checks.require_none(
             policy.refusal(
                 self.settings.policy,
@@ -142,6 +142,7 @@ class Trainer:
         )
 
     def _require_allowed_now(self, request: Request) -> None:
+        """Raise Refused by the rules on the cohort, the hours and the budget."""
         now = _now()
         granted = self._granted(request, now)
         request_checks.require_none(
@@ -161,7 +162,7 @@ class Trainer:
             if len(self._joins) >= most:
                 raise request_checks.Refused(
                     "joins_per_hour",
-                    f"{self.name} was asked to join {most} times within an hour; ask again later",
+                    f"{self.name} was asked to join {most} times within an hour; try again later",
                 )
             self._joins.append(now)
 
@@ -169,15 +170,15 @@ class Trainer:
         if self._granted(request, _now()).answers >= MOST_ANSWERS:
             raise request_checks.Refused(
                 "replay",
-                f"{self.name} has given this answer {MOST_ANSWERS} times; go on with the next round",
+                f"{self.name} has sent this answer {MOST_ANSWERS} times; continue with the next round",
             )
 
     def _kept_answer(self, request: Request) -> Answer | None:
-        """The answer that this question got before, as the policy of today lets it leave.
+        """The answer that this request got before, limited by the current policy; None if it got none.
 
         Raises:
-            Refused: a round that was answered already, or one before it, is asked with another question; or
-                the answer would not be given today.
+            Refused: another request for this round or a later one was answered; or the current policy refuses
+                the answer.
         """
         if request.kind == "join":
             return None
@@ -185,15 +186,18 @@ class Trainer:
         if request.kind == "score":
             return self._kept_score(request, record)
         if record.spent and record.id == request.id:
-            raise redaction.Diverged("this visit was made, and came to numbers that are not finite")
+            raise redaction.Diverged(
+                "this visit was made before, and diverged to numbers that are not finite"
+            )
         kept = self.store.answered(request.run, request.id)
         if kept is None and request.round <= record.round:
-            again = "another question" if request.id != record.id else "one whose answer is kept no more"
+            again = (
+                "another request" if request.id != record.id else "a request whose answer is no longer kept"
+            )
             raise request_checks.Refused(
                 "replay",
-                f"{self.name} answered round {record.round + 1} of this run and is asked for round"
-                f" {request.round + 1} with {again}; where the server has lost rounds, use `shepherd"
-                " silos anew`",
+                f"{self.name} has answered round {record.round + 1} of this run, and got {again} for round"
+                f" {request.round + 1}; if the server has lost rounds, use `shepherd silos anew`",
             )
         if kept is None:
             return None
@@ -201,9 +205,9 @@ class Trainer:
         return _left(self._told(kept.update))
 
     def _kept_score(self, request: Request, record: Record) -> Answer | None:
-        """As `_kept_answer`; one question a round: two scores of adapters that differ little tell much."""
+        """Like `_kept_answer`, with one request a round: scores of two similar adapters reveal much."""
         if (record.scored, record.scored_id) == (request.round, request.id):
-            if record.score is None:  # as an earlier version left it
+            if record.score is None:  # written by an earlier version
                 return None
             told = released.still_told(record.score, self.settings.policy.min_examples)
             self._require_allowed(request, scored=sum(each.examples for each in told.values()))
@@ -211,14 +215,13 @@ class Trainer:
         if request.round <= max(record.scored, record.round):
             raise request_checks.Refused(
                 "replay",
-                f"{self.name} has scored this run after {max(record.scored, record.round)} rounds, or trained"
-                f" since, and is asked to score it after {request.round} with another question; go on without"
-                " its score",
+                f"{self.name} has trained or scored this run after {max(record.scored, record.round)} rounds,"
+                f" and got another request to score it after {request.round}; continue without its score",
             )
         return None
 
     def _examples_held(self, request: Request) -> int:
-        """How many examples there are, if base and data are loaded: then nobody's work is disturbed."""
+        """Number of examples, if base and data are loaded, so that joining need not queue; else 0."""
         if self.holding.digest != request.base:
             return 0
         settings = self._own(request)
@@ -231,20 +234,21 @@ class Trainer:
             if task is not None and task.request.id == request.id and not task.cancelled:
                 task.until = max(task.until, until)
                 return task
-            self._require_allowed_now(request)  # before anybody's work is given up for it
+            self._require_allowed_now(request)  # before another task is cancelled for it
             if task is not None:
                 request_checks.require_newer(request, task.request, self.name)
                 task.cancel()
             elif len(self._tasks) > MOST_WAITING:
                 raise request_checks.Refused(
                     "busy",
-                    f"{self.name} works for one run and {MOST_WAITING} others wait; ask again later",
+                    f"{self.name} is working for one run and {MOST_WAITING} others are queued; try again"
+                    " later",
                 )
-            task = self._tasks[request.run] = Task(request, until)  # another run's waits for its turn
+            task = self._tasks[request.run] = Task(request, until)
             task.future = self._worker.submit(self._work, task)
             return task
 
-    # the work, in its own thread --------------------------------------------------------------------------
+    # work, in its own thread ------------------------------------------------------------------------------
 
     def _work(self, task: Task) -> Answer:
         try:
@@ -263,7 +267,7 @@ class Trainer:
         prepared = self.holding.data(settings, request.base)
         examples = len(prepared.clients[self.name])
         self._require_allowed(request, examples)
-        self._require_allowed_now(request)  # it may have waited
+        self._require_allowed_now(request)  # again, since it may have been queued
         clients = self._clients(request, settings, prepared)
         batches = clients.batches(self.name, self.store.record(request.run).position)
         steps = batches.indices
@@ -283,22 +287,22 @@ class Trainer:
         return own(self.settings, request.settings, allowed_bases.find(self.settings.bases, request.base))
 
     def _longest(self, settings: RunSettings) -> int:
-        """Tokens of the longest example that the base is loaded for."""
+        """Length in tokens of the longest example that the base has to process."""
         scores = self.settings.scoring.max_tokens if "heldout" in self.settings.policy.metrics else 0
         return max(settings.data.max_tokens, scores)
 
     def _micro_batch(self, base: Base) -> int:
-        """Tokens of a pass: what a simulation takes for this base, and no more than the owner allows."""
+        """Tokens in one pass: as in a simulation of this base, up to the owner's limit."""
         return min(memory.micro_batch(base), self.settings.trainer.micro_batch_tokens)
 
     def _order(self, request: Request) -> int:
-        """The seed of the order of the examples: of every run its own, and nobody's to know."""
+        """Seed of the order of the examples: secret, and different for each run."""
         if self.settings.trainer.order_seed is not None:
             return self.settings.trainer.order_seed
         return seed_for(self.store.secret(), "order", request.run)
 
     def _clients(self, request: Request, settings: RunSettings, prepared: TokenisedData) -> LocalClients:
-        """This site as the only client that it has."""
+        """This site's data as a set of one client."""
         limits = self.settings.policy
         return LocalClients(
             datasets={self.name: prepared.clients[self.name]},
@@ -312,8 +316,8 @@ class Trainer:
             min_batch=limits.min_batch,
             min_examples=limits.min_examples,
             cap_nats=released.CAP_NATS,
-            # the server knows what it broadcasts, and could take noise or masks that come from it away again;
-            # tests alone say in which order examples come, and then draw as one process does
+            # draws from the broadcast's seed would let the server remove noise and masks; only tests set an
+            # order seed, and then draw like a simulation
             draws=FromSystem() if self.settings.trainer.order_seed is None else None,
         )
 
@@ -335,14 +339,14 @@ class Trainer:
         start = batches.position - visit.taken
         before = self.store.before(request.run, request.round)
         if before is None and start:
-            log.warning("%s what it remembered is gone, and it goes on without", _named(request))
+            log.warning("%s the client memory is lost; continuing with an empty one", _named(request))
         with redaction.of_the_examples():
             tuned = self._tuned(task, clients, base, batches, before.memory if before else Payload())
             answer = clients.update(request.broadcast, tuned)
         examples, position = clients.size(name), batches.position
         try:
             request_checks.require_finite(answer)
-        except redaction.Diverged:  # which says something of these examples: once
+        except redaction.Diverged:  # reveals something about the examples, so never repeated
             self.store.spend(request.run, request.round, request.id, position)
             raise
         metrics = released.of_a_visit(
@@ -360,7 +364,7 @@ class Trainer:
             different=visit.different,
             examples=examples,
             memory=tuned.memory,
-            moved=min(tuned.delta.norm(), answer.delta.norm()),  # codes may have any length
+            moved=min(tuned.delta.norm(), answer.delta.norm()),  # a coded update may have any length
             adapter=request.broadcast.adapter,
         )
         self.store.save(request.run, kept)
@@ -385,7 +389,7 @@ class Trainer:
         return replace(update, metrics=released.released_metrics(self.settings.policy, update.metrics))
 
     def _is_comparable(self, settings: RunSettings, examples: int, start: int, end: int) -> bool:
-        """Whether the visit's numbers can stand beside every other number that leaves."""
+        """Whether the visit's metrics reveal nothing in combination with other released numbers."""
         least = self.settings.policy.min_examples
         return released.is_rendered_as_scored(settings.data, self.settings.scoring) and all(
             released.cuts_fairly(examples, position, least) for position in (start, end)
@@ -402,7 +406,7 @@ class Trainer:
         behind = released.behind(names, least)
         self._require_allowed(request, scored=sum(behind.values()))
         adapter = self._scorable(request, request.broadcast)
-        self._require_allowed_now(request)  # it may have waited
+        self._require_allowed_now(request)  # again, since it may have been queued
         self._record(audit.granted_to(request, _now(), scoring=scoring, behind=behind))
         task.require_wanted()
         base = self.holding.base(settings, request.base, self._longest(settings))
@@ -420,30 +424,30 @@ class Trainer:
     def _scores(
         self, request: Request, found: Mapping[str, Score]
     ) -> tuple[Scores, dict[str, dict[str, float]]]:
-        """A score as it leaves, and as the audit log has it."""
+        """A score as it is sent, and as the audit log records it."""
         by_name = {name: (each.mean * each.tokens, each.tokens) for name, each in found.items()}
         reply = Scores(client=self.name, round=request.round, categories=by_name)
         return reply, {name: asdict(each) for name, each in found.items()}
 
     def _scorable(self, request: Request, broadcast: Broadcast) -> Adapter:
-        """The adapter to score: near one that this site trained, or one that changes nothing.
+        """The adapter to score: one near the last that this site trained, or one that changes nothing.
 
         Raises:
-            Refused: it is another one.
+            Refused: the adapter is neither.
         """
         if released.is_blank(broadcast.adapter):
-            # of A nothing is wanted then, and large numbers in it could still overflow
+            # with B = 0, A has no effect, but large values in it could still overflow
             return broadcast.adapter.times(0.0)
         if not _is_known(broadcast, self.store.before(request.run, request.round)):
             raise request_checks.Refused(
                 "scoring",
-                f"{self.name} scores an adapter that changes nothing yet, or one that is near the last one"
-                f" that it trained, in the {released.LATER} rounds before, and this is neither; go on without"
-                " its score",
+                f"{self.name} scores only an adapter that changes nothing yet, or one near the last that it"
+                f" trained in the {released.LATER} rounds before, and this is neither; continue without its"
+                " score",
             )
         return broadcast.adapter
 
-    # what is said -----------------------------------------------------------------------------------------
+    # refusals, failures and the audit log -----------------------------------------------------------------
 
     def _refused(self, request: Request, refusal: Refusal) -> bytes:
         log.warning("%s refused: %s", _named(request), refusal.sentence)
@@ -462,7 +466,7 @@ class Trainer:
         audit.record(self.home / audit.FILE, event)
 
     def _noted(self, make: Callable[[], audit.Event]) -> None:
-        """Of what is not answered anyway: a log that cannot be written changes nothing."""
+        """Record an event, best effort: an audit error must not change a refusal or a failure."""
         try:
             self._record(make())
         except ShepherdError as error:
@@ -470,7 +474,7 @@ class Trainer:
 
 
 def _is_known(broadcast: Broadcast, trained: Kept | None) -> bool:
-    """Whether an adapter changes nothing, or can have come of the one that was trained before."""
+    """Whether an adapter changes nothing yet, or is near the last that this site trained."""
     if released.is_blank(broadcast.adapter):
         return True
     if trained is None or trained.adapter is None:
@@ -487,7 +491,7 @@ def _named(request: Request) -> str:
 
 
 def _left(reply: Reply, scores: dict[str, dict[str, float]] | None = None) -> Answer:
-    """A reply as it leaves, with what it lets out."""
+    """Encode a reply, with its entry for the audit log."""
     message = wire.encode_reply(reply)
     match reply:
         case Update() as update:
@@ -502,7 +506,7 @@ def _left(reply: Reply, scores: dict[str, dict[str, float]] | None = None) -> An
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM, or until whoever started this is gone; 2 where it cannot begin."""
+    """Serve until SIGTERM, or until the parent process is gone; return 2 if it cannot start."""
     given = _parser().parse_args(words)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -511,7 +515,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         trainer = Trainer(read(given.site), given.name, given.home)
         _log_to(given.home / LOG)
-        log.info("%s is read at the start alone; restart the site after a change to it", given.site)
+        log.info("%s is read only at the start; restart the site after changing it", given.site)
         most = allowed_bases.largest_message(trainer.settings.bases, trainer.settings.policy.max_rank)
         place = ipc.place(given.home)
         ipc.serve(place, trainer.handle, lambda: log.info("ready"), stopped, most)
@@ -526,14 +530,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m shepherd.silos.site.trainer")
     parser.add_argument("site", type=Path, metavar="SITE.toml")
     parser.add_argument("--name", required=True, help="the site's name in the federation")
-    parser.add_argument(
-        "--home", type=Path, required=True, help="where the site keeps its state and its logs"
-    )
+    parser.add_argument("--home", type=Path, required=True, help="folder for the site's state and logs")
     return parser
 
 
 def _log_to(path: Path) -> None:
-    """Our own lines alone: a library's might quote what it was given."""
+    """Log only this package's lines: those of a library might quote data."""
     with disk_errors(path.parent):
         handler = logging.handlers.RotatingFileHandler(path, maxBytes=2**20, backupCount=3, encoding="utf8")
         path.chmod(0o600)
@@ -544,7 +546,7 @@ def _log_to(path: Path) -> None:
 
 
 def _end_with(parent: int, stopped: threading.Event) -> None:
-    """A killed supervisor leaves no trainer behind."""
+    """Stop when the parent is gone, so that a killed supervisor leaves no trainer behind."""
     while not stopped.wait(1.0):
         if os.getppid() != parent:
             stopped.set()
@@ -554,4 +556,4 @@ if __name__ == "__main__":
     in_this_process()
     code = main()
     logging.shutdown()
-    os._exit(code)  # a step that is under way may take long, and nothing of it is wanted
+    os._exit(code)  # without waiting for a training step, whose result is not needed

@@ -1,4 +1,4 @@
-"""The commands `shepherd silos ...`: a federation over a network, for its coordinator and its sites."""
+"""The commands `shepherd silos ...`, for the coordinator, the server and the sites of a federation."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ trust = click.option(
     "--trust-remote-code",
     "remote_code",
     is_flag=True,
-    help="Run the code that comes with the base: read it first.",
+    help="Run the code that comes with the base; read it first.",
 )
 plugin = click.option(
     "--allow-plugin",
     "plugins",
     multiple=True,
     metavar="NAME",
-    help="Import this module from outside, which the run file names; once for each.",
+    help="Import this module from outside the package, which the run file names; repeatable.",
 )
 tracker = click.option(
     "--allow-tracker",
     "trackers",
     multiple=True,
     type=click.Choice(["wandb", "mlflow"]),
-    help="Send the run's figures to this service, which the run file names.",
+    help="Send the run's metrics to this service, which the run file names; repeatable.",
 )
 
 
@@ -43,7 +43,7 @@ def agreed(
     base_url: str | None = None,
     key_env: str | None = None,
 ) -> Consent:
-    """What the person has said yes to by options."""
+    """The consent that a person has given by options."""
     return Consent(
         remote_code=remote_code,
         plugins=frozenset(plugins),
@@ -54,23 +54,23 @@ def agreed(
 
 
 def wished(overrides: tuple[str, ...], remote_code: bool) -> tuple[str, ...]:
-    """The overrides, and what an option wishes for besides."""
+    """The overrides, with the one that --trust-remote-code stands for."""
     return (*overrides, "model.trust_remote_code=true") if remote_code else overrides
 
 
 def echo(text: object) -> None:
-    """Print a sentence, whoever's words are in it."""
+    """Print a sentence; text from outside in it is made safe for the terminal."""
     click.echo(shown(text))
 
 
 @click.group()
 @click.pass_context
 def silos(context: click.Context) -> None:
-    """A federation over a network, on NVIDIA FLARE: the server, the sites, and who may do what.
+    """Federations over a network, on NVIDIA FLARE: create one, and run its server and sites.
 
-    The guide is docs/silos.md.
+    See docs/silos.md for a guide.
     """
-    if context.invoked_subcommand != "check":  # which an owner may ask before anything is installed
+    if context.invoked_subcommand != "check":  # an owner may run `check` before FLARE is installed
         require_flare()
 
 
@@ -87,9 +87,12 @@ def require_flare() -> None:
 @silos.command()
 @federation_folder
 @click.option(
-    "--server", required=True, metavar="HOST[:PORT]", help="As sites reach it.  [default port: 8002]"
+    "--server",
+    required=True,
+    metavar="HOST[:PORT]",
+    help="Address at which the sites reach the server.  [default port: 8002]",
 )
-@click.option("--site", "sites", multiple=True, required=True, metavar="NAME", help="Once for each site.")
+@click.option("--site", "sites", multiple=True, required=True, metavar="NAME", help="A site; repeatable.")
 @click.option(
     "--admin",
     "admins",
@@ -97,10 +100,11 @@ def require_flare() -> None:
     default=("admin",),
     show_default=True,
     metavar="NAME[:ROLE]",
-    help="project_admin (also removes members), lead (runs), org_admin or member (look on).",
+    help="An administrator with a role: project_admin (runs, and removes members), lead (runs), org_admin or"
+    " member (view only); repeatable.",
 )
 def create(folder: Path, server: str, sites: tuple[str, ...], admins: tuple[str, ...]) -> None:
-    """Make the certificates and kits of a federation, and say which kit goes to whom."""
+    """Create the certificates and kits of a federation in FOLDER, and print who gets which kit."""
     from shepherd.silos.flare import provision
 
     for sentence in provision.create(folder, server, sites, admins).sentences:
@@ -111,7 +115,7 @@ def create(folder: Path, server: str, sites: tuple[str, ...], admins: tuple[str,
 @federation_folder
 @click.argument("name")
 def add_site(folder: Path, name: str) -> None:
-    """Make the kit of one more site."""
+    """Create the kit of another site, NAME."""
     from shepherd.silos.flare import provision
 
     for sentence in provision.add_site(folder, name).sentences:
@@ -125,7 +129,7 @@ def add_site(folder: Path, name: str) -> None:
     "--kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="[default: the first in FOLDER]"
 )
 def remove_site(folder: Path, name: str, kit: Path | None) -> None:
-    """Throw a site out at once, and let it in no more."""
+    """Disconnect the site NAME at once, and refuse it from now on."""
     from shepherd.silos.coordinator.admin import remove
 
     for sentence in remove(folder, name, kit):
@@ -140,7 +144,7 @@ def remove_site(folder: Path, name: str, kit: Path | None) -> None:
 )
 @click.option("--stop-runs", is_flag=True, help="Also stop the runs that NAME has submitted.")
 def remove_admin(folder: Path, name: str, kit: Path | None, stop_runs: bool) -> None:
-    """Shut an administrator out at once, say which runs are theirs, and let them in no more."""
+    """End the sessions of the administrator NAME, refuse the kit from now on, and list the submitted runs."""
     from shepherd.silos.coordinator import admin
 
     for sentence in admin.remove_admin(folder, name, kit, stop_runs=stop_runs):
@@ -149,15 +153,19 @@ def remove_admin(folder: Path, name: str, kit: Path | None, stop_runs: bool) -> 
 
 @silos.command()
 @federation_folder
-@click.option("--delete", "doomed", multiple=True, metavar="ID", help="Delete this run; once for each.")
+@click.option("--delete", "doomed", multiple=True, metavar="ID", help="Delete this run; repeatable.")
 @click.option(
-    "--older-than", "days", type=float, metavar="DAYS", help="Delete the runs that are idle so long."
+    "--older-than",
+    "days",
+    type=float,
+    metavar="DAYS",
+    help="Delete the runs that have been idle for DAYS or more.",
 )
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 def runs(folder: Path, doomed: tuple[str, ...], days: float | None, yes: bool) -> None:
-    """List what the server keeps of its runs, on its own machine, and delete old ones.
+    """List the runs that the server keeps on its own machine, or delete old ones.
 
-    FOLDER is what `create` made, or the server's own kit. A run under way is never deleted.
+    FOLDER is the federation's folder from `create`, or the server's kit. A run under way is never deleted.
     """
     from shepherd.silos.server import kept_runs
     from shepherd.ui.terminal.federation_tables import print_kept_runs
@@ -168,19 +176,19 @@ def runs(folder: Path, doomed: tuple[str, ...], days: float | None, yes: bool) -
         return
     named = sorted({*doomed, *(kept_runs.older(found, days) if days is not None else ())})
     if not named:
-        echo("no run is as old as that")
+        echo("no run has been idle for that long")
         return
     print_kept_runs([run for run in found if run.run in named])
     if not yes:
-        click.confirm("Delete what the server keeps of these runs, for good?", abort=True)
+        click.confirm("Delete these runs from the server permanently?", abort=True)
     freed = kept_runs.delete(folder, named)
-    echo(f"deleted {', '.join(named)}: {freed / 1e6:,.1f} MB are free again")
+    echo(f"deleted {', '.join(named)}: freed {freed / 1e6:,.1f} MB")
 
 
 @silos.command()
 @federation_folder
 def server(folder: Path) -> None:
-    """Run and supervise the server; FOLDER is what `create` made, or the server's own kit."""
+    """Run and supervise the server; FOLDER is the federation's folder from `create`, or the server's kit."""
     from shepherd.silos.server.serve import serve
 
     serve(folder, echo)
@@ -189,7 +197,11 @@ def server(folder: Path) -> None:
 @silos.command()
 @click.argument("kit", type=click.Path(path_type=Path), metavar="SITE_KIT")
 @click.option(
-    "--config", type=click.Path(path_type=Path), required=True, metavar="site.toml", help="The owner's own."
+    "--config",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="site.toml",
+    help="What the site allows, written by its owner.",
 )
 def site(kit: Path, config: Path) -> None:
     """Run and supervise a site: its connection to the server, and its trainer."""
@@ -200,12 +212,16 @@ def site(kit: Path, config: Path) -> None:
 
 @silos.command()
 @click.argument("file", type=click.Path(path_type=Path), default=Path("site.toml"), metavar="[site.toml]")
-@click.option("--new", is_flag=True, help="Write a commented site.toml to begin with.")
+@click.option("--new", is_flag=True, help="Write a commented site.toml to start from.")
 @click.option(
-    "--run", "run_file", type=click.Path(path_type=Path), metavar="RUN.toml", help="A run to check against."
+    "--run",
+    "run_file",
+    type=click.Path(path_type=Path),
+    metavar="RUN.toml",
+    help="Run file to check against the policy.",
 )
 def check(file: Path, new: bool, run_file: Path | None) -> None:
-    """Show a site's owner what would be trained on, and what would leave; joins nothing."""
+    """Show a site's owner what would be trained on and what would be released; connects to nothing."""
     from shepherd.silos.site import site_settings as settings
 
     if new:
@@ -223,7 +239,7 @@ def check(file: Path, new: bool, run_file: Path | None) -> None:
 @silos.command()
 @admin_kit
 def status(kit: Path) -> None:
-    """Show which sites are connected, and what runs."""
+    """Show which sites are connected, and which runs are under way."""
     from shepherd.silos.coordinator.admin import status as seen
     from shepherd.ui.terminal.federation_tables import print_status
 
@@ -236,7 +252,7 @@ def status(kit: Path) -> None:
     "--silos", "kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="[default: the run's own]"
 )
 def stop(folder: Path, kit: Path | None) -> None:
-    """Stop a run at the server and its sites; its finished rounds are kept, and `resume` goes on."""
+    """Stop a run at the server and its sites; finished rounds are kept, and `resume` continues it."""
     from shepherd.silos.coordinator.admin import stop as stopped
 
     echo(stopped(folder, kit))
@@ -248,9 +264,9 @@ def stop(folder: Path, kit: Path | None) -> None:
     "--silos", "kit", type=click.Path(path_type=Path), metavar="ADMIN_KIT", help="[default: the run's own]"
 )
 def anew(folder: Path, kit: Path | None) -> None:
-    """Have sites go on with a run whose server has lost rounds that they have answered.
+    """Give a run a new id, so that sites repeat rounds that the server has lost.
 
-    `resume` then goes on from the copy in the run folder, and each site begins its data from the front.
+    `resume` then continues from the copy in the run folder, and each site starts its data from the beginning.
     """
     from shepherd.silos.coordinator.admin import anew as named_anew
 
@@ -264,7 +280,7 @@ def anew(folder: Path, kit: Path | None) -> None:
     "--folder",
     type=click.Path(path_type=Path),
     required=True,
-    help="For kits, data and logs.",
+    help="New folder for kits, data and logs.",
 )
 @trust
 @plugin
@@ -277,7 +293,7 @@ def demo(
     plugins: tuple[str, ...],
     trackers: tuple[str, ...],
 ) -> None:
-    """Try it: server and sites on this machine, each with one client's share of the run file's data."""
+    """Run a server and sites on this machine, each site with one client's share of the run file's data."""
     from shepherd.overrides import read
     from shepherd.run.folder import require_free
 
@@ -292,9 +308,9 @@ def demo(
     sites = loopback.write_sites(settings, folder / "sites", consent=consent)
     try:
         with loopback.running(folder / "federation", sites) as made:
-            echo(f"server and {len(sites)} sites run on this machine; their logs: {folder}/federation/logs")
+            echo(f"a server and {len(sites)} sites run on this machine; logs: {folder}/federation/logs")
             opened = partial(coordinate.open_run, settings, made.admin, consent=consent)
             train(opened, Path(settings.output))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped, and with it the server and the sites of the demo") from None
-    echo(f"kits: {folder}/federation   sites' data, site.toml and audit: {folder}/sites, KIT/shepherd")
+        raise KeyboardInterrupt("stopped, with the server and the sites of the demo") from None
+    echo(f"kits: {folder}/federation   sites' data and site.toml: {folder}/sites   audit logs: KIT/shepherd")

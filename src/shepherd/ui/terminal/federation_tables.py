@@ -40,7 +40,7 @@ def _kept_table(runs: Sequence[KeptRun]) -> Table:
     for name in ("run", "rounds", "submitted by", "MB", "now"):
         table.add_column(name, overflow="fold")
     for run in runs:
-        now = "running" if run.going else f"idle for {duration(run.idle)}"
+        now = "running" if run.active else f"idle for {duration(run.idle_s)}"
         row = (run.run, str(run.round), run.submitter, f"{run.bytes / 1e6:,.1f}", now)
         table.add_row(*row)
     return table
