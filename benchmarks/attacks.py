@@ -4,7 +4,7 @@
 
 `benchmarks.leaks` runs each case twice: with the code of today, and with that of a former commit. So this
 file uses only what both have, and takes a refusal, of whatever kind, for nothing that came out. A real site's
-`Trainer` with its default policy answers, the server's real `Service` or the real round loop asks; FLARE,
+`Trainer` with its default policy answers, the server's real `ServerRun` or the real round loop asks; FLARE,
 which carries their bytes, is replaced by a function call. The site's data are the embedded world's.
 """
 
@@ -41,7 +41,7 @@ from shepherd.run.checkpoint import Checkpoint
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
-from shepherd.silos.server.server_run import Service
+from shepherd.silos.server.server_run import ServerRun
 from shepherd.silos.site import site_settings as site_file
 from shepherd.silos.site.trainer import Trainer
 
@@ -272,7 +272,7 @@ def _released(
 
 def _service(
     settings: RunSettings, sites: Sequence[str], post: Asked, base: bases.Base, home: Path, run: str
-) -> Service:
+) -> ServerRun:
     """The server's part of a lead's job, which brings a new adapter."""
     notes: dict[str, Any] = {"positions": {}, "row": None, "base": base.fingerprint}
     state = ServerState(round=0, adapter=lora.fresh(base.targets, 1, 0))
@@ -285,7 +285,7 @@ def _service(
         sites=tuple(sites),
         settings=plain(settings),
     )
-    return Service(order, home / "server", given, post)
+    return ServerRun(order, home / "server", given, post)
 
 
 """What a site says of itself by the default policy; nothing in former versions."""

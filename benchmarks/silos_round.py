@@ -169,11 +169,11 @@ def _alone(case: Case, scratch: Path) -> Figures:
     sites, count = silos_setting.names(case.sites), min(case.rounds, 5)
     state = silos_setting.first(scratch / "state", silos_setting.adapter(case.size))
     post = Direct({site: Stub(site, scratch / site) for site in sites})
-    served = server_run.Service(silos_setting.order(sites, count), scratch / "run", state, post)
+    served = server_run.ServerRun(silos_setting.order(sites, count), scratch / "run", state, post)
     with ExitStack() as clocks:
         running = [(part, clocks.enter_context(timed(owner, name))) for part, owner, name in PARTS]
         post.stopped = [clock for _, clock in running]
-        whole = clocks.enter_context(timed(server_run.Service, "_rounds"))
+        whole = clocks.enter_context(timed(server_run.ServerRun, "_rounds"))
         served.run()
     if served.told({})["outcome"] != {"finished": True}:
         raise RuntimeError(str(served.told({})["outcome"]))

@@ -23,7 +23,7 @@ import numpy as np
 from shepherd.core import Adapter, Broadcast, Update
 from shepherd.machine import malloc
 from shepherd.silos.protocol import ipc, wire
-from shepherd.silos.protocol.wire import Joined, Request, Scores
+from shepherd.silos.protocol.wire import Ready, Request, Scores
 from shepherd.silos.site import audit
 from shepherd.silos.site.audit import Released
 from shepherd.silos.site.site_store import Kept, Store
@@ -65,7 +65,7 @@ class Stub:
 
     def _reply(self, request: Request) -> bytes:
         if request.broadcast is None:
-            return wire.encode_reply(Joined(client=self.name, examples=100, version=wire.version()))
+            return wire.encode_reply(Ready(client=self.name, examples=100, version=wire.version()))
         if request.kind == "score":
             return wire.encode_reply(Scores(client=self.name, round=request.round, categories={}))
         kept = self.store.answered(request.run, request.id)
@@ -131,7 +131,7 @@ def main(name: str, home: Path) -> None:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    ipc.serve(ipc.place(home), Stub(name, home).handle, stopped=stopped)
+    ipc.serve(ipc.choose_address(home), Stub(name, home).handle, stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from shepherd.silos.coordinator import admin, coordinate, job_follower
 from shepherd.silos.flare.session import JobGone, JobSilent, Work
 from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.protocol.jobspec import JobSpec
-from shepherd.silos.server.server_run import Service
+from shepherd.silos.server.server_run import ServerRun
 from tests.silos.server.posts import Letters
 
 Row = dict[str, Any]
@@ -171,7 +171,7 @@ class Hosted:
     dies: list[int] = field(default_factory=list)
     """Rounds before which the next jobs die."""
     connected_: list[str] = field(default_factory=lambda: list(SITES))
-    served: dict[str, Service] = field(default_factory=dict)
+    served: dict[str, ServerRun] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
     asked: list[Row] = field(default_factory=list)
@@ -197,7 +197,7 @@ class Hosted:
         post = Mortal(self.post, self.dies.pop(0) if self.dies else None)
         kept = self.home / f"given-{job}"
         shutil.copytree(given, kept / given.name)
-        served = self.served[job] = Service(order, self.home / order.run, kept / given.name, post)
+        served = self.served[job] = ServerRun(order, self.home / order.run, kept / given.name, post)
         self.running.add(job)
         with suppress(Killed):
             served.run()

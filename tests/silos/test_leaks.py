@@ -30,7 +30,7 @@ from shepherd.silos.coordinator import coordinate
 from shepherd.silos.flare import provision
 from shepherd.silos.loopback import Loopback
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.wire import Joined, Reply, Request, Scores
+from shepherd.silos.protocol.wire import Ready, Reply, Request, Scores
 from shepherd.silos.site import audit, redaction
 from tests.silos import scene as scenes
 from tests.silos.relay import Relay, recording
@@ -227,7 +227,7 @@ def test_what_left_is_named_tensors_a_weight_and_the_metrics_that_the_policy_lis
                 assert set(answer.metrics) == set(METRICS[site]) - {"heldout"}
             case Scores():
                 assert "heldout" in METRICS[site]
-            case Joined():
+            case Ready():
                 assert header == {}
             case Failure(reason=reason):
                 assert header == {}

@@ -168,7 +168,7 @@ def test_a_policy_is_written_where_one_is_given(tmp_path: Path) -> None:
 
 
 def test_more_sites_than_a_machine_should_run_are_refused(tmp_path: Path) -> None:
-    many = settings(clients=loopback.MOST + 1)
+    many = settings(clients=loopback.MAX_LOCAL_SITES + 1)
     with pytest.raises(SilosError, match=r"21 clients would need as many sites .* split\.clients=3"):
         loopback.write_sites(many, tmp_path / "sites")
     assert not (tmp_path / "sites").exists()

@@ -31,9 +31,9 @@ from shepherd.silos.flare.supervise import bound
 from shepherd.silos.site.policy import length
 from shepherd.silos.site.site_settings import PolicyTable
 
-MOST = 20
+MAX_LOCAL_SITES = 20
 """Most sites on one machine: each is three processes, one with its own copy of the base."""
-READY, READY_EACH = 60.0, 10.0
+STARTUP_S, STARTUP_PER_SITE_S = 60.0, 10.0
 """Time for all sites to connect, and more for each, since they share the CPU."""
 
 
@@ -136,10 +136,10 @@ def write_sites(
     """
     division = pipeline.divide(settings, consent.plugins)
     base = settings.model.base
-    if len(division.clients) > MOST:
+    if len(division.clients) > MAX_LOCAL_SITES:
         raise SilosError(
             f"{len(division.clients)} clients would need as many sites on this machine, and the limit is"
-            f" {MOST}; set split.clients=3"
+            f" {MAX_LOCAL_SITES}; set split.clients=3"
         )
     if settings.data.template == "chat":
         settings = pipeline.dated(settings, load_tokenizer(placed(settings.model), consent))  # as in the run
@@ -281,7 +281,7 @@ def free_port() -> int:
 
 
 def _await(made: Loopback) -> None:
-    seconds = READY + READY_EACH * len(made.sites)
+    seconds = STARTUP_S + STARTUP_PER_SITE_S * len(made.sites)
     ends = time.monotonic() + seconds
     found: list[str] = []
     while time.monotonic() < ends:

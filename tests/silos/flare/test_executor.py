@@ -26,7 +26,7 @@ from shepherd.errors import LocalError, WireError
 from shepherd.silos.flare import executor, message
 from shepherd.silos.flare.executor import Door
 from shepherd.silos.protocol import ipc, wire
-from shepherd.silos.protocol.wire import Joined, Request
+from shepherd.silos.protocol.wire import Ready, Request
 
 SECRET = "Grandmother's recipe"
 
@@ -55,7 +55,7 @@ def trainer(home: Path, handle: Callable[[bytes], bytes], after: float = 0.0) ->
 
     def serve() -> None:
         time.sleep(after)
-        ipc.serve(ipc.place(home), handle, ready.set, stopped)
+        ipc.serve(ipc.choose_address(home), handle, ready.set, stopped)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -99,12 +99,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 def joined(data: bytes) -> bytes:
     wire.decode_request(data)
-    return wire.encode_reply(Joined(client="a", examples=7, version="0.1.0"))
+    return wire.encode_reply(Ready(client="a", examples=7, version="0.1.0"))
 
 
 def test_bytes_go_to_the_trainer_and_its_answer_back(site: Site) -> None:
     with trainer(site.home, joined):
-        assert site.asked(request()) == Joined(client="a", examples=7, version=wire.version())
+        assert site.asked(request()) == Ready(client="a", examples=7, version=wire.version())
     assert site.logged == []
 
 
@@ -113,7 +113,7 @@ def test_a_trainer_that_is_being_started_again_is_waited_for(
 ) -> None:
     monkeypatch.setattr(executor, "RESTART_S", 10.0)
     with trainer(site.home, joined, after=0.3):
-        assert isinstance(site.asked(request()), Joined)
+        assert isinstance(site.asked(request()), Ready)
 
 
 def test_but_no_longer_than_the_answer_is_wanted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_a_trainer_that_does_not_run_is_said_without_a_path(site: Site) -> None:
 
 
 def test_a_trainer_that_dies_at_work_is_not_waited_for(site: Site) -> None:
-    path = ipc.place(site.home)
+    path = ipc.choose_address(site.home)
     path.unlink(missing_ok=True)
     ready = threading.Event()
 
@@ -184,7 +184,7 @@ def test_what_nobody_thought_of_is_a_failure_and_its_text_stays_unsaid(
         raise error
 
     monkeypatch.setattr(ipc, "ask", fail)
-    ipc.place(site.home)
+    ipc.choose_address(site.home)
     assert site.asked(request()) == Failure(
         client="a", reason="something went wrong there; its log says what"
     )

@@ -56,7 +56,7 @@ def test_questions_are_answered_side_by_side(home) -> None:
         both.wait()
         return question[::-1]
 
-    path = ipc.place(home)
+    path = ipc.choose_address(home)
     with serving(path, handle), ThreadPoolExecutor(2) as pool:
         answers = pool.map(lambda question: ipc.ask(path, question, 10), [b"ab", b"cde"])
         assert list(answers) == [b"ba", b"edc"]
@@ -65,7 +65,7 @@ def test_questions_are_answered_side_by_side(home) -> None:
 def test_the_socket_and_its_folder_are_closed_to_others(home) -> None:
     home.mkdir(mode=0o755)
     home.chmod(0o777)
-    path = ipc.place(home)
+    path = ipc.choose_address(home)
     with serving(path, bytes):
         assert (mode(home), mode(path)) == (0o700, 0o600)
         assert ipc.ask(path, b"", 5) == b""
@@ -75,7 +75,7 @@ def test_the_socket_and_its_folder_are_closed_to_others(home) -> None:
 def test_another_user_is_hung_up_on(home, monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(ipc, "_peer_uid", lambda connection: os.geteuid() + 1)
-    path = ipc.place(home)
+    path = ipc.choose_address(home)
     with (
         serving(path, lambda question: asked.append(question) or b""),
         pytest.raises(LocalError, match="closed the connection before it had replied"),
@@ -88,21 +88,21 @@ def test_another_user_is_hung_up_on(home, monkeypatch) -> None:
 def test_the_system_tells_who_is_calling() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     with ours, theirs:
-        assert ipc._peer(ours) == os.geteuid()
+        assert ipc._peer_uid(ours) == os.geteuid()
 
 
 def test_a_long_path_is_replaced_by_a_short_one_that_is_ours(home) -> None:
     deep = home / ("x" * 120)
-    path = ipc.place(deep)
+    path = ipc.choose_address(deep)
     try:
         assert len(os.fsencode(path)) <= ipc.MAX_SOCKET_PATH_BYTES
         assert ipc.address(deep) == path
         assert mode(path.parent) == 0o700
         with serving(path, bytes.upper):
             assert ipc.ask(ipc.address(deep), b"a", 5) == b"A"
-        assert ipc.place(deep) == path  # and stays
+        assert ipc.choose_address(deep) == path  # and stays
         path.parent.chmod(0o755)
-        another = ipc.place(deep)
+        another = ipc.choose_address(deep)
         assert another.parent != path.parent  # somebody may have looked in
         another.parent.rmdir()
     finally:
@@ -112,12 +112,12 @@ def test_a_long_path_is_replaced_by_a_short_one_that_is_ours(home) -> None:
 
 
 def test_a_short_path_stays_in_the_home(home) -> None:
-    assert ipc.place(home) == home.resolve() / "trainer.sock" == ipc.address(home)
+    assert ipc.choose_address(home) == home.resolve() / "trainer.sock" == ipc.address(home)
 
 
 def test_an_adapter_of_80_megabytes_passes_in_its_bits_without_being_copied_over_and_over(home) -> None:
     message = os.urandom(2**20) * 80
-    path = ipc.place(home)
+    path = ipc.choose_address(home)
     with serving(path, lambda question: question):
         began = time.process_time()
         assert ipc.ask(path, message, 60) == message
@@ -127,13 +127,13 @@ def test_an_adapter_of_80_megabytes_passes_in_its_bits_without_being_copied_over
 def test_nobody_there_is_told(home) -> None:
     with pytest.raises(LocalError, match="no trainer has been started in"):
         ipc.address(home)
-    path = ipc.place(home)
+    path = ipc.choose_address(home)
     with pytest.raises(LocalError, match=r"no trainer listens at .*trainer\.sock; start it"):
         ipc.ask(path, b"", 5)
 
 
 def test_what_a_killed_trainer_left_is_no_trainer_and_in_nobodys_way(home) -> None:
-    path = ipc.place(home)
+    path = ipc.choose_address(home)
     program = (
         "import os, sys; from pathlib import Path; from shepherd.silos.protocol import ipc\n"
         "ipc.serve(Path(sys.argv[1]), lambda question: os.kill(os.getpid(), 9))"
@@ -153,7 +153,7 @@ def test_what_a_killed_trainer_left_is_no_trainer_and_in_nobodys_way(home) -> No
 
 
 def test_two_trainers_do_not_share_a_home(home) -> None:
-    path = ipc.place(home)
+    path = ipc.choose_address(home)
     with serving(path, bytes.upper):
         with pytest.raises(LocalError, match=r"another trainer already serves .*; stop it"):
             ipc.serve(path, bytes)
@@ -161,7 +161,7 @@ def test_two_trainers_do_not_share_a_home(home) -> None:
 
 
 def test_an_answer_that_does_not_come_is_waited_for_so_long_and_no_longer(home) -> None:
-    path, free = ipc.place(home), threading.Event()
+    path, free = ipc.choose_address(home), threading.Event()
     with serving(path, lambda question: b"" if free.wait(10) else b"late"):
         began = time.monotonic()
         with pytest.raises(LocalError, match=r"did not reply within 0\.3 s"):
@@ -171,7 +171,7 @@ def test_an_answer_that_does_not_come_is_waited_for_so_long_and_no_longer(home) 
 
 
 def test_an_answer_in_drops_does_not_outlast_its_time(home) -> None:
-    path = ipc.place(home)
+    path = ipc.choose_address(home)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -196,7 +196,7 @@ def test_an_answer_in_drops_does_not_outlast_its_time(home) -> None:
 
 @pytest.mark.parametrize("said", [b"", b"\0" * 7, struct.pack(">Q", 5) + b"four", struct.pack(">Q", 2**40)])
 def test_an_answer_that_breaks_off_is_told(home, said) -> None:
-    path = ipc.place(home)
+    path = ipc.choose_address(home)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -220,7 +220,7 @@ def test_who_asks_and_goes_or_makes_the_trainer_stumble_disturbs_nobody_else(hom
             raise ValueError("an example's text")
         return b"x" * 2**22
 
-    path = ipc.place(home)
+    path = ipc.choose_address(home)
     with serving(path, handle):
         for part in (b"", b"\0\0", struct.pack(">Q", 100) + b"part", struct.pack(">Q", 1) + b"q"):
             with socket.socket(socket.AF_UNIX) as connection:
@@ -237,14 +237,14 @@ def test_a_folder_that_is_not_ours_to_use_is_told(home) -> None:
     home.mkdir()
     (home / "file").write_text("")
     with pytest.raises(LocalError, match=r"cannot be used \(.*\); check that it belongs"):
-        ipc.place(home / "file" / "inside")
+        ipc.choose_address(home / "file" / "inside")
     with pytest.raises(LocalError, match=r"cannot be used \(.*\); check that it belongs"):
         ipc.serve(home / "file" / "trainer.sock", bytes)
 
 
 def test_a_question_that_is_announced_too_long_is_hung_up_on_unread(home) -> None:
     asked: list[bytes] = []
-    path, ready, stopped = ipc.place(home), threading.Event(), threading.Event()
+    path, ready, stopped = ipc.choose_address(home), threading.Event(), threading.Event()
     handle = lambda question: asked.append(question) or b""  # noqa: E731
     thread = threading.Thread(target=ipc.serve, args=(path, handle, ready.set, stopped, 1000))
     thread.start()
@@ -268,7 +268,7 @@ def test_no_more_callers_are_taken_than_can_be_answered(home, monkeypatch) -> No
         go.wait(10)
         return question
 
-    path = ipc.place(home)
+    path = ipc.choose_address(home)
     with serving(path, handle), ThreadPoolExecutor(1) as pool:
         first = pool.submit(ipc.ask, path, b"a", 10)
         assert begun.wait(10)

@@ -23,7 +23,7 @@ from shepherd.errors import WireError
 from shepherd.silos.protocol import schema, wire
 from shepherd.silos.protocol.wire import (
     HEADER,
-    Joined,
+    Ready,
     Request,
     Scores,
     decode_reply,
@@ -127,7 +127,7 @@ def test_an_update_comes_back_in_its_bits(delta, extra, weight, metrics) -> None
 def test_every_other_reply_comes_back(name, count, categories) -> None:
     for reply in (
         Failure(client=name, reason=f"it failed {count} times"),
-        Joined(client=name, examples=count, min_cohort=1 + count % 10**6, version="0.1.0"),
+        Ready(client=name, examples=count, min_cohort=1 + count % 10**6, version="0.1.0"),
         Scores(client=name, round=count, categories=categories),
     ):
         assert decode_reply(encode_reply(reply)) == reply
@@ -155,7 +155,7 @@ def test_a_whole_number_comes_as_a_float_since_products_of_it_have_no_bound() ->
 
 
 def test_a_reply_names_no_more_than_a_log_has_room_for() -> None:
-    many = {f"c{n}": (1.0, 1) for n in range(schema.MOST_NAMES + 1)}
+    many = {f"c{n}": (1.0, 1) for n in range(schema.MAX_REPLY_NAMES + 1)}
     few = dict(list(many.items())[:-1])
     assert decode_reply(encode_reply(Scores(client="a", round=0, categories=few))).categories == few
     with pytest.raises(WireError, match="has 1001 names, and the limit is 1000"):
@@ -169,7 +169,7 @@ def test_a_reason_goes_as_one_line_of_bounded_length() -> None:
         encode_reply(Failure(client="a", reason="one\ntwo\x1b[31m\u202ered\ud800" + "x" * 9000))
     )
     assert got.reason.startswith("one two [31m red x")
-    assert len(got.reason) == schema.MOST_SENTENCE
+    assert len(got.reason) == schema.MAX_SENTENCE_CHARS
 
 
 def test_the_arrays_that_come_in_are_not_copied_again() -> None:
@@ -383,7 +383,7 @@ def test_too_long_a_reply_is_refused_unread() -> None:
 
 
 def test_too_long_a_header_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(wire, "MOST_HEADER", 100)
+    monkeypatch.setattr(wire, "MAX_HEADER_BYTES", 100)
     with pytest.raises(WireError, match="header has"):
         decode_reply(UPDATE)
 

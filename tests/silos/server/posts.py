@@ -9,7 +9,7 @@ import numpy as np
 
 from shepherd.core import Adapter, Failure, Update
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.wire import Joined, Request, Scores
+from shepherd.silos.protocol.wire import Ready, Request, Scores
 
 Site = Callable[[Request], bytes | None]
 
@@ -54,8 +54,8 @@ def honest(
     return site
 
 
-def joined(name: str, request: Request, examples: int = 10, min_cohort: int = 1) -> Joined:
-    return Joined(client=name, examples=examples, min_cohort=min_cohort, version=request.version)
+def joined(name: str, request: Request, examples: int = 10, min_cohort: int = 1) -> Ready:
+    return Ready(client=name, examples=examples, min_cohort=min_cohort, version=request.version)
 
 
 def update(request: Request, name: str, step: float, weight: float = 1.0) -> Update:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shepherd.silos.protocol.wire import Scores
-from shepherd.silos.server.pooling import MOST_CATEGORIES, MOST_NAMES, pooled
+from shepherd.silos.server.pooling import MAX_ROW_CATEGORIES, MAX_SITE_CATEGORIES, pooled
 
 HONEST = {f"s{k}": Scores(client=f"s{k}", round=0, categories={"qa": (250.0, 100)}) for k in range(9)}
 
@@ -42,7 +42,7 @@ def test_a_site_with_a_thousand_dear_categories_is_left_out_by_name() -> None:
 
 
 def test_a_site_with_many_small_categories_of_its_own_counts_by_its_tokens() -> None:
-    own = {f"mine {k}": (9.5, 1) for k in range(MOST_CATEGORIES)}
+    own = {f"mine {k}": (9.5, 1) for k in range(MAX_SITE_CATEGORIES)}
     row = pooled({**HONEST, "odd": scores("odd", own)}, 0.5)
     assert row["loss"] == pytest.approx((9 * 100 * 2.5 + 100 * 9.5) / 1000)
 
@@ -61,7 +61,7 @@ def test_many_names_over_many_sites_are_pooled() -> None:
         for k in range(9)
     }
     row = pooled(many, 0.5)
-    assert len(row["category"]) <= MOST_NAMES
+    assert len(row["category"]) <= MAX_ROW_CATEGORIES
     assert row["category"]["qa"] == 1.0
     assert row["category"]["other"] == 2.0
     assert row["loss"] == pytest.approx((1 + 90 * 2) / 91)

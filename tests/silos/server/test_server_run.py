@@ -23,7 +23,7 @@ from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.silos.protocol.wire import Request, Scores
 from shepherd.silos.server import run_status, server_run
-from shepherd.silos.server.server_run import Service
+from shepherd.silos.server.server_run import ServerRun
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
 START = ServerState(round=0, adapter=Adapter({A: np.ones((2, 3)), B: np.zeros((3, 2))}))
@@ -47,8 +47,8 @@ def given(tmp_path: Path, state: ServerState = START) -> Path:
     return checkpoint.save(tmp_path / "given", Checkpoint(state=state, notes=notes), keep=1)
 
 
-def served(tmp_path: Path, post: Letters, asked: JobSpec | None = None) -> Service:
-    made = Service(asked or order(), tmp_path / "home", given(tmp_path) if post else None, post)
+def served(tmp_path: Path, post: Letters, asked: JobSpec | None = None) -> ServerRun:
+    made = ServerRun(asked or order(), tmp_path / "home", given(tmp_path) if post else None, post)
     made.run()
     return made
 
@@ -57,7 +57,7 @@ def both() -> Letters:
     return Letters({"a": honest("a", 1.0), "b": honest("b", 2.0, weight=3.0)})
 
 
-def told(made: Service, **asked: Any) -> dict[str, Any]:
+def told(made: ServerRun, **asked: Any) -> dict[str, Any]:
     return made.told({"rows": 0, "said": 0, **asked})
 
 
@@ -114,7 +114,7 @@ def test_it_goes_on_after_its_last_checkpoint_and_ends_with_the_same_bits(tmp_pa
     whole = served(tmp_path / "whole", both())
     served(tmp_path / "parts", both(), order(rounds=1))
     post = both()
-    again = Service(order(), tmp_path / "parts" / "home", tmp_path / "parts/given/round-00000", post)
+    again = ServerRun(order(), tmp_path / "parts" / "home", tmp_path / "parts/given/round-00000", post)
     again.run()
 
     trained = [request.round for request in post.requests if request.kind == "train"]
@@ -128,7 +128,7 @@ def test_a_server_that_lost_its_disk_goes_on_with_what_the_job_brought(tmp_path:
     served(tmp_path / "old", both(), order(rounds=2))
     post = both()
     brought = tmp_path / "old" / "home" / "checkpoints" / "round-00002"
-    fresh = Service(order(), tmp_path / "new", brought, post)
+    fresh = ServerRun(order(), tmp_path / "new", brought, post)
     fresh.run()
 
     assert [request.round for request in post.requests if request.kind == "train"] == [2]
@@ -210,7 +210,7 @@ def test_it_tells_only_what_is_new(tmp_path: Path) -> None:
 def test_a_long_log_is_told_in_parts_and_the_outcome_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_status, "ROWS", 2)
+    monkeypatch.setattr(run_status, "MAX_ROWS_PER_ANSWER", 2)
     made = served(tmp_path, both())
     parts = [told(made, rows=known) for known in (0, 2, 4)]
     assert [[row["round"] for row in part["rows"]] for part in parts] == [[0, 1], [2, 3], []]
@@ -220,7 +220,7 @@ def test_a_long_log_is_told_in_parts_and_the_outcome_last(
 def test_nothing_is_told_of_rounds_before_the_log_is_open(tmp_path: Path) -> None:
     spoilt = given(tmp_path)
     (spoilt / "state.json").write_text("{}")
-    made = Service(order(), tmp_path / "home", spoilt, both())
+    made = ServerRun(order(), tmp_path / "home", spoilt, both())
     made.run()
     answer = told(made)
     assert (answer["opened"], answer["count"], answer["rows"]) == (False, 0, [])
@@ -244,7 +244,7 @@ def test_numbers_that_cannot_be_counted_with_do_not_silence_the_run(tmp_path: Pa
         return honest("c")(request) or b""
 
     post = Letters({"a": honest("a"), "b": strange, "c": last})
-    made = Service(order(("a", "b", "c"), max_in_flight=2), tmp_path / "home", given(tmp_path), post)
+    made = ServerRun(order(("a", "b", "c"), max_in_flight=2), tmp_path / "home", given(tmp_path), post)
     made.run()
 
     rows = told(made)["rows"]
@@ -309,13 +309,13 @@ def test_clients_that_fail_to_join_are_not_counted_as_done(tmp_path: Path) -> No
         return honest("a")(request)
 
     post = Letters({"a": first, "b": failing("b")})
-    made = Service(order(), tmp_path / "home", given(tmp_path), post)
+    made = ServerRun(order(), tmp_path / "home", given(tmp_path), post)
     made.run()
     assert done == [0, 0, 0]
 
 
 def test_its_checkpoint_can_be_fetched_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_run, "CHUNK", 100)
+    monkeypatch.setattr(server_run, "CHUNK_BYTES", 100)
     made = served(tmp_path, both())
     copy = tmp_path / "copy" / "round-00003"
     copy.mkdir(parents=True)
@@ -345,7 +345,7 @@ def test_nothing_else_can_be_fetched(tmp_path: Path, asked: dict[str, Any]) -> N
 
 
 def _hold(home: Path, ready: Any, end: Any) -> None:
-    with server_run._held(home):
+    with server_run._lock_run(home):
         ready.set()
         end.wait(20)
 
@@ -353,7 +353,7 @@ def _hold(home: Path, ready: Any, end: Any) -> None:
 def test_one_process_at_a_time_goes_through_the_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_run, "TAKEOVER", 0.5)
+    monkeypatch.setattr(server_run, "LOCK_TIMEOUT_S", 0.5)
     spawn = multiprocessing.get_context("spawn")
     ready, end = spawn.Event(), spawn.Event()
     other = spawn.Process(target=_hold, args=(tmp_path / "home", ready, end))
@@ -440,7 +440,7 @@ def test_an_order_names_each_site_of_the_federation_once(
     tmp_path: Path, sites: tuple[str, ...], words: str
 ) -> None:
     post = both()
-    made = Service(order(sites), tmp_path / "home", given(tmp_path), post, known={"a", "b", "off"})
+    made = ServerRun(order(sites), tmp_path / "home", given(tmp_path), post, known={"a", "b", "off"})
     made.run()
     assert words in told(made)["outcome"]["error"]
     assert (told(made)["opened"], post.asked) == (False, [])
@@ -448,7 +448,7 @@ def test_an_order_names_each_site_of_the_federation_once(
 
 
 def test_a_site_that_is_known_may_be_off(tmp_path: Path) -> None:
-    made = Service(
+    made = ServerRun(
         order(("a", "b", "off")), tmp_path / "home", given(tmp_path), both(), known={"a", "b", "off"}
     )
     made.run()
@@ -499,7 +499,7 @@ def eight() -> Letters:
     return Letters({name: honest(name) for name in NAMES})
 
 
-def cohorts(made: Service) -> list[list[str]]:
+def cohorts(made: ServerRun) -> list[list[str]]:
     return [row["cohort"] for row in told(made)["rows"][1:]]
 
 
@@ -513,9 +513,9 @@ def test_the_cohorts_come_from_a_secret_of_the_server_that_nothing_it_sends_or_t
     assert len({str(cohorts(each)) for each in made}) == 3  # 70 sets a round: by chance alike once in 1e11
     for k, post in enumerate(posts):
         home = tmp_path / str(k) / "home"
-        text = (home / server_run.SECRET).read_text()
+        text = (home / server_run.SECRET_FILE).read_text()
         assert len(text) == 64
-        assert (home / server_run.SECRET).stat().st_mode & 0o077 == 0
+        assert (home / server_run.SECRET_FILE).stat().st_mode & 0o077 == 0
         sent = [wire.encode_request(request) for request in post.requests]
         files = [path.read_bytes() for path in home.rglob("*") if path.is_file() and path.name != "secret"]
         everything = b"".join([*sent, *files, str(told(made[k])).encode()])
@@ -530,12 +530,12 @@ def test_a_job_that_goes_on_draws_the_same_cohorts(tmp_path: Path) -> None:
     whole = served(tmp_path / "whole", eight(), asked)
 
     (tmp_path / "cut" / "home").mkdir(parents=True)
-    secret = (tmp_path / "whole" / "home" / server_run.SECRET).read_text()
-    (tmp_path / "cut" / "home" / server_run.SECRET).write_text(secret)
+    secret = (tmp_path / "whole" / "home" / server_run.SECRET_FILE).read_text()
+    (tmp_path / "cut" / "home" / server_run.SECRET_FILE).write_text(secret)
     broken = Letters({name: failing_at(name, 3) for name in NAMES})
     first = served(tmp_path / "cut", broken, asked)
     assert "error" in told(first)["outcome"]
-    second = Service(asked, tmp_path / "cut" / "home", None, eight())
+    second = ServerRun(asked, tmp_path / "cut" / "home", None, eight())
     second.run()
     assert cohorts(second) == cohorts(whole)
 
@@ -550,6 +550,6 @@ def failing_at(name: str, round: int) -> Callable[[Request], bytes | None]:
 
 def test_a_damaged_secret_is_said(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
-    (tmp_path / "home" / server_run.SECRET).write_text("cut")
+    (tmp_path / "home" / server_run.SECRET_FILE).write_text("cut")
     outcome = told(served(tmp_path, both()))["outcome"]
     assert "secret was cut or changed; delete it" in outcome["error"]

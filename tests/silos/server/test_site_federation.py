@@ -14,8 +14,13 @@ from tests.silos.server.posts import Letters, failing, honest, silent, update
 from shepherd.core import Adapter, Broadcast, Failure, Update
 from shepherd.settings import SilosTable
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.wire import Joined, Scores
-from shepherd.silos.server.site_federation import MAX_EXAMPLES, RequestContext, Silos, short_deadline_s
+from shepherd.silos.protocol.wire import Ready, Scores
+from shepherd.silos.server.site_federation import (
+    MAX_EXAMPLES,
+    RequestContext,
+    SiteFederation,
+    short_deadline_s,
+)
 
 TERMS = RequestContext(
     run="0" * 16,
@@ -29,11 +34,13 @@ TERMS = RequestContext(
 BROADCAST = Broadcast(round=3, adapter=Adapter({"q.lora_A.weight": np.ones((2, 3))}), seed=7)
 
 
-def silos(post: Letters, wave: int = 2, deadline: float = 5.0, *, new: bool = False) -> Silos:
+def silos(post: Letters, wave: int = 2, deadline: float = 5.0, *, new: bool = False) -> SiteFederation:
     """Sites that have joined, or that are all new."""
-    terms = replace(TERMS, max_in_flight=wave, deadline_s=deadline, short_deadline_s=deadline / 2)
-    joined = {name: Joined(client=name, examples=10, version="0.1.0") for name in post.sites}
-    return Silos(post=post, terms=terms, sites=list(post.sites), joined={} if new else joined)
+    request_context = replace(TERMS, max_in_flight=wave, deadline_s=deadline, short_deadline_s=deadline / 2)
+    joined = {name: Ready(client=name, examples=10, version="0.1.0") for name in post.sites}
+    return SiteFederation(
+        transport=post, request_context=request_context, sites=list(post.sites), joined={} if new else joined
+    )
 
 
 def names(count: int) -> list[str]:
@@ -88,7 +95,7 @@ def test_what_a_site_gets_wrong_is_its_failure_and_nobody_elses() -> None:
             "garbled": lambda request: b"nonsense",
             "masked": lambda request: wire.encode_reply(update(request, "good", 9.0)),
             "mistaken": lambda request: wire.encode_reply(
-                Joined(client="mistaken", examples=1, version="0.1.0")
+                Ready(client="mistaken", examples=1, version="0.1.0")
             ),
             "refusing": failing("refusing", "policy max_rank = 4 of refusing refuses rank 8"),
             "silent": silent,
@@ -137,7 +144,7 @@ def test_sites_that_are_away_stay_clients() -> None:
 
 def test_a_size_that_is_not_believed_is_a_failure_and_decides_nothing() -> None:
     def boasting(request: wire.Request) -> bytes:
-        return wire.encode_reply(Joined(client="b", examples=MAX_EXAMPLES + 1, version="0.1.0"))
+        return wire.encode_reply(Ready(client="b", examples=MAX_EXAMPLES + 1, version="0.1.0"))
 
     federation = silos(Letters({"a": honest("a"), "b": boasting}))
 

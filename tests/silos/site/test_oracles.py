@@ -30,12 +30,12 @@ from shepherd.silos.site.trainer import Trainer
 from tests import runs
 
 ADAPTER = {"rank": 1, "alpha": 1.0, "targets": ["down_proj"]}
-ROWS = 240
+MAX_ROWS_PER_ANSWER = 240
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl", runs.rows(ROWS))
+    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl", runs.rows(MAX_ROWS_PER_ANSWER))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from shepherd.silos.site import redaction
 def test_a_line_of_the_log_stays_one(error: Exception) -> None:
     said = redaction.logged(error)
     assert said.isprintable()
-    assert len(said) <= schema.MOST_SENTENCE
+    assert len(said) <= schema.MAX_SENTENCE_CHARS
 
 
 KINDS = [

@@ -35,7 +35,7 @@ from shepherd.model.digest import digest
 from shepherd.run.loading import load_base
 from shepherd.silos.protocol import ipc as local
 from shepherd.silos.protocol import wire
-from shepherd.silos.protocol.wire import Joined, Scores
+from shepherd.silos.protocol.wire import Ready, Scores
 from shepherd.silos.site import audit, data_cache, policy, redaction, released, request_checks, site_store
 from shepherd.silos.site import trainer as trainers
 from shepherd.silos.site.site_settings import own
@@ -178,7 +178,7 @@ def test_base_and_data_are_made_once_for_all_rounds_and_runs(born, asked, shaped
     monkeypatch.setattr(pipeline, "held_out", counted("heldout", pipeline.held_out))
     trainer = born()
     for run in (RUN, "f" * 16):
-        assert isinstance(ask(trainer, asked(run=run)), Joined)
+        assert isinstance(ask(trainer, asked(run=run)), Ready)
         for round in range(2):
             assert isinstance(ask(trainer, asked(broadcast(shaped, round), run=run)), Update)
         assert isinstance(ask(trainer, asked(blank(shaped, 2), "score", run=run)), Scores)
@@ -202,7 +202,7 @@ def test_who_joins_is_told_by_size_and_version(born, asked, source, llama_folder
     size = len(simulated(shaped, source, llama_folder, TABLES).local.datasets[NAME])
     trainer = born()
     for _ in range(2):  # loading, and loaded
-        joined = Joined(client=NAME, examples=size, version=wire.version(), min_cohort=2)
+        joined = Ready(client=NAME, examples=size, version=wire.version(), min_cohort=2)
         assert ask(trainer, asked()) == joined
 
 
@@ -210,7 +210,7 @@ def test_how_few_examples_a_site_has_is_never_told(asked, llama_folder, shaped, 
     """Not by a refusal, and not once all is loaded either."""
     source = runs.written(tmp_path / "rows.jsonl", runs.rows(36))
     trainer = Trainer(trained.settings(llama_folder, source, min_examples=6), NAME, tmp_path / "home")
-    assert isinstance(ask(trainer, asked()), Joined)
+    assert isinstance(ask(trainer, asked()), Ready)
     few = trainer.settings.policy.model_copy(update={"min_examples": 37})
     trainer.settings = trainer.settings.model_copy(update={"policy": few})
     said = reason(ask(trainer, asked()))
@@ -406,7 +406,7 @@ def test_a_request_outside_the_rules_is_refused_by_name(
 def test_clocks_a_little_apart_do_no_harm(born, asked) -> None:
     question = asked()
     for ahead in (-request_checks.CLOCKS + 60, request_checks.CLOCKS - 60):
-        assert isinstance(ask(born(), replace(question, sent=question.sent + ahead)), Joined)
+        assert isinstance(ask(born(), replace(question, sent=question.sent + ahead)), Ready)
 
 
 def test_a_message_that_took_its_time_on_a_slow_line_is_no_old_one(asked) -> None:
@@ -780,11 +780,11 @@ def test_joins_are_counted_by_the_hour(llama_folder, source, tmp_path, asked, mo
     site = site.model_copy(update={"trainer": site.trainer.model_copy(update={"joins_per_hour": 2})})
     trainer = Trainer(site, NAME, tmp_path / "home")
     for _ in range(2):
-        assert isinstance(ask(trainer, asked()), Joined)
+        assert isinstance(ask(trainer, asked()), Ready)
     assert "was asked to join 2 times within an hour" in reason(ask(trainer, asked()))
     now = time.monotonic()
     monkeypatch.setattr(trainers, "monotonic", lambda: now + 3601)
-    assert isinstance(ask(trainer, asked()), Joined)
+    assert isinstance(ask(trainer, asked()), Ready)
 
 
 def test_one_question_of_a_run_waits_and_of_a_few_runs(born, asked, slow, shaped) -> None:
@@ -844,7 +844,7 @@ def test_neither_joining_nor_a_leftover_nor_what_is_refused_disturbs_the_work_un
     with ThreadPoolExecutor() as pool:
         working = pool.submit(ask, trainer, slow(2, settings=plain))
         assert sleeping.begun.wait(30)
-        assert isinstance(ask(trainer, asked()), Joined)
+        assert isinstance(ask(trainer, asked()), Ready)
         said = reason(ask(trainer, asked(broadcast(shaped, 1))))
         assert said.startswith("site-1 is at round 3 of this run, and the request is for round 2")
         assert "policy min_cohort = 2" in reason(ask(trainer, asked(broadcast(shaped, 3), cohort=1)))
@@ -888,7 +888,7 @@ def test_the_process_answers_on_its_socket_until_it_is_told_to_end(
             assert process.wait(10) == 0
         finally:
             process.kill()
-    assert isinstance(wire.decode_reply(reply), Joined)
+    assert isinstance(wire.decode_reply(reply), Ready)
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert not (home / "trainer.sock").exists()
     told = (home / "trainer.log").read_text()

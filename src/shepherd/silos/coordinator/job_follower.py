@@ -258,7 +258,7 @@ class JobFollower:
             round=known[0],
             count=known[1],
             rows=told.rows,
-            said=told.said if self._said < status_update.MOST_SAID else (),
+            said=told.said if self._said < status_update.MAX_MESSAGES else (),
             progress=told.progress,
             outcome=_final(told.outcome),
             fetch=lambda round: _pieces(server, job, round, self.most_bytes),

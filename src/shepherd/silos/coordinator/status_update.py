@@ -16,18 +16,18 @@ from typing import Any
 
 from shepherd.errors import FederationError, WireError
 from shepherd.silos.protocol import schema
-from shepherd.silos.protocol.jobspec import MOST_SITES
+from shepherd.silos.protocol.jobspec import MAX_SITES
 from shepherd.silos.protocol.schema import Check
-from shepherd.silos.server.run_status import ROWS
-from shepherd.silos.server.server_run import CHUNK
+from shepherd.silos.server.run_status import MAX_ROWS_PER_ANSWER
+from shepherd.silos.server.server_run import CHUNK_BYTES
 
 Row = dict[str, Any]
-MOST_ROW = 10**6
+MAX_ROW_CHARS = 10**6
 """Length of a log row as JSON."""
-MOST_SAID = 1000
+MAX_MESSAGES = 1000
 """Messages of a job in one answer; if it has sent this many, further ones are not shown."""
-MOST_ROUND = 10**9
-MOST_SENTENCE = 20_000
+MAX_ROUND = 10**9
+MAX_MESSAGE_CHARS = 20_000
 """Length of a message: the error that ends a run quotes a sentence for each of several sites."""
 
 
@@ -63,7 +63,7 @@ def told(answer: Any, rounds: int, rows: int = 0) -> Told:
     Raises:
         FederationError: the answer is not a status.
     """
-    most = rounds if rounds >= 0 else MOST_ROUND
+    most = rounds if rounds >= 0 else MAX_ROUND
     checks: Mapping[str, Check] = {
         "opened": _switch,
         "round": _at_most(most),
@@ -129,7 +129,7 @@ def _yes(value: Any) -> bool:
 
 def _at_most(most: int) -> Check:
     def check(value: Any) -> int:
-        if schema.whole(value) > most:
+        if schema.whole_number(value) > most:
             raise ValueError(f"is more than {most}")
         return int(value)
 
@@ -142,7 +142,7 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _listed(check: Check, most: int = MOST_SITES) -> Callable[[Any], list[Any]]:
+def _listed(check: Check, most: int = MAX_SITES) -> Callable[[Any], list[Any]]:
     def checked(value: Any) -> list[Any]:
         if not isinstance(value, list) or len(value) > most:
             raise ValueError(f"is not a list of at most {most}")
@@ -162,17 +162,17 @@ def _by_name(check: Check) -> Check:
 def _sentence(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("is not a text")
-    return schema.sentence(value, MOST_SENTENCE)
+    return schema.sentence(value, MAX_MESSAGE_CHARS)
 
 
 def _sentences(value: Any) -> list[str]:
-    return _listed(_sentence, MOST_SAID)(value)
+    return _listed(_sentence, MAX_MESSAGES)(value)
 
 
 def _progress(value: Any) -> Row | None:
     if value is None:
         return None
-    counts = dict.fromkeys(("round", "rounds", "clients_done", "tokens"), schema.whole)
+    counts = dict.fromkeys(("round", "rounds", "clients_done", "tokens"), schema.whole_number)
     return schema.read(value, {**counts, "loss": _number, "seconds": _number})
 
 
@@ -185,8 +185,8 @@ def _outcome(value: Any) -> Row | None:
 
 
 def _base64(value: Any) -> bytes:
-    if not isinstance(value, str) or len(value) > 4 * (CHUNK // 3 + 1):
-        raise ValueError(f"is not a text of at most {CHUNK} bytes in base64")
+    if not isinstance(value, str) or len(value) > 4 * (CHUNK_BYTES // 3 + 1):
+        raise ValueError(f"is not a text of at most {CHUNK_BYTES} bytes in base64")
     try:
         return base64.b64decode(value, validate=True)
     except binascii.Error as error:
@@ -215,13 +215,13 @@ _ROW: Mapping[str, Check] = {
     "loss": _told_number,
     "losses": _BY_NAME,
     "failures": _by_name(_sentence),
-    "bytes_down": schema.whole,
-    "bytes_up": schema.whole,
-    "examples": schema.whole,
-    "steps": schema.whole,
+    "bytes_down": schema.whole_number,
+    "bytes_up": schema.whole_number,
+    "examples": schema.whole_number,
+    "steps": schema.whole_number,
     "tokens": lambda value: _numbers(value, ("seen", "trained")),
     "heldout": lambda value: _some(value, _HELDOUT),
-    "taken": _by_name(schema.whole),
+    "taken": _by_name(schema.whole_number),
     "coverage": _BY_NAME,
     "seconds": lambda value: _numbers(value, ("round", "tuning")),
 }
@@ -244,7 +244,7 @@ def _numbers(value: Any, needed: Sequence[str]) -> Row:
 
 
 def _rows(value: Any, first: int, last: int) -> list[Row]:
-    rows = [_row(each, last) for each in _listed(schema.mapping, ROWS)(value)]
+    rows = [_row(each, last) for each in _listed(schema.mapping, MAX_ROWS_PER_ANSWER)(value)]
     for earlier, row in zip([{"round": first - 1}, *rows], rows, strict=False):
         if row["round"] <= earlier["round"]:
             raise ValueError(f"has round {row['round']} out of order")
@@ -252,8 +252,8 @@ def _rows(value: Any, first: int, last: int) -> list[Row]:
 
 
 def _row(value: Row, last: int) -> Row:
-    if len(json.dumps(value)) > MOST_ROW:
-        raise ValueError(f"has a row of more than {MOST_ROW} characters")
+    if len(json.dumps(value)) > MAX_ROW_CHARS:
+        raise ValueError(f"has a row of more than {MAX_ROW_CHARS} characters")
     try:
         needed = ("round", *(_OF_A_ROUND if value.get("round") else ()))
         checks = {"round": _at_most(last), **_ROW}

@@ -26,7 +26,7 @@ from shepherd.silos.flare.job import BROUGHT, ORDER, TASK
 from shepherd.silos.flare.patches.server_job import outlive_updates
 from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.server import run_status, trusted_modules
-from shepherd.silos.server.server_run import Service
+from shepherd.silos.server.server_run import ServerRun
 
 TOPIC = "shepherd"
 HOME = "shepherd"
@@ -80,13 +80,13 @@ class Rounds(ModelController):  # type: ignore[misc]
                 served.run()
         self._linger()
 
-    def _service(self, brought: Path, meta: Path, kit: Path) -> Service:
+    def _service(self, brought: Path, meta: Path, kit: Path) -> ServerRun:
         # FLARE's own word: it writes over whatever a submitted job says of its submitter
         submitted = json.loads(meta.read_text(encoding="utf8"))
         _require_member(kit, submitted["submitter_name"])
         order = jobspec.read((brought / ORDER).read_text(encoding="utf8"))
         _require_same_version(order.version)
-        served = Service(
+        served = ServerRun(
             order,
             kit / HOME / "runs" / order.run,
             next(brought.glob("round-*"), None),

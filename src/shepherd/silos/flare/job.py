@@ -78,7 +78,7 @@ def configuration(kind: str, patience: int) -> tuple[str, dict[str, Any]]:
 def patience(state: Path) -> int:
     """Seconds in which an answer, about as large as the checkpoint `state`, gets through a slow line."""
     size = sum(file.stat().st_size for file in state.iterdir())
-    return min(MOST_PATIENCE, math.ceil(WAIT + size / wire.SLOWEST))
+    return min(MOST_PATIENCE, math.ceil(WAIT + size / wire.MIN_LINK_BYTES_PER_S))
 
 
 def _meta(run: str, sites: Sequence[str], quorum: int) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Session:
         """Names of the sites that are connected now."""
         with _our_words(self.kit):
             clients = self._flare.get_connected_client_list()
-        return sorted(schema.sentence(str(client.name))[: schema.MOST_NAME] for client in clients)
+        return sorted(schema.sentence(str(client.name))[: schema.MAX_NAME_CHARS] for client in clients)
 
     def working(self) -> dict[str, Work]:
         """For each site that is registered, the jobs whose process runs there, or why that is not known."""

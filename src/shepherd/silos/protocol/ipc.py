@@ -26,14 +26,14 @@ ADDRESS_FILE, SOCKET_FILE = "trainer.address", "trainer.sock"
 MAX_SOCKET_PATH_BYTES = 100  # bytes: Linux takes 107, macOS 103
 MAX_MESSAGE_BYTES = 2**32  # bytes
 MAX_CONNECTIONS = 64  # at once: each may bring a message
-POLL = 0.2  # seconds between two looks at whether to stop
-PATIENCE = 60.0  # seconds for a question to come in whole, or an answer to be taken
+STOP_POLL_S = 0.2  # seconds between two looks at whether to stop
+TRANSFER_TIMEOUT_S = 60.0  # seconds for a question to come in whole, or an answer to be taken
 _LENGTH = struct.Struct(">Q")
 
 log = logging.getLogger(__name__)
 
 
-def place(home: Path) -> Path:
+def choose_address(home: Path) -> Path:
     """Choose the path that the trainer of `home` listens on, and write it to `home`/trainer.address.
 
     The socket is in `home` itself, unless that path is longer than the system allows for a socket.
@@ -41,11 +41,11 @@ def place(home: Path) -> Path:
     Raises:
         LocalError: the home cannot be written.
     """
-    with _told(home):
+    with _os_errors_as_local_error(home):
         home.mkdir(parents=True, exist_ok=True)
         path = home.resolve() / SOCKET_FILE
         if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-            path = _short(home) / SOCKET_FILE
+            path = _short_folder(home) / SOCKET_FILE
         beside = home / f"{ADDRESS_FILE}.tmp"
         beside.write_text(str(path), encoding="utf8")
         beside.replace(home / ADDRESS_FILE)
@@ -66,7 +66,7 @@ def address(home: Path) -> Path:
         ) from error
 
 
-def _short(home: Path) -> Path:
+def _short_folder(home: Path) -> Path:
     """A folder with a short path that no other user can enter: the previous one if it still exists."""
     try:
         last = address(home).parent
@@ -111,24 +111,24 @@ def serve(
     Raises:
         LocalError: another process serves this path, or the folder cannot be used or closed to others.
     """
-    with _told(path.parent):
+    with _os_errors_as_local_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)
-        with _held(path), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        with _lock_socket(path), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             path.unlink(missing_ok=True)  # left by a killed process
             listener.bind(str(path))
             path.chmod(0o600)
             listener.listen()
-            listener.settimeout(POLL)
+            listener.settimeout(STOP_POLL_S)
             ready()
             try:
-                _accept(listener, handle, stopped or threading.Event(), max_bytes)
+                _accept_connections(listener, handle, stopped or threading.Event(), max_bytes)
             finally:
                 path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _lock_socket(path: Path) -> Iterator[None]:
     """Hold the lock of the socket, so that one process at a time serves it."""
     try:
         handle = lock.acquire(path.with_suffix(".lock"))
@@ -142,7 +142,7 @@ def _held(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _accept(
+def _accept_connections(
     listener: socket.socket,
     handle: Callable[[bytes], bytes],
     stopped: threading.Event,
@@ -156,7 +156,7 @@ def _accept(
             continue
         except OSError as error:  # such as too many open files, which passes
             log.error("cannot accept a connection now (%s); trying again", error.strerror)
-            stopped.wait(POLL)
+            stopped.wait(STOP_POLL_S)
             continue
         if not free.acquire(blocking=False):
             log.warning("refused a connection: %d are open already", MAX_CONNECTIONS)
@@ -171,13 +171,13 @@ def _answer(
     max_bytes: int,
     free: threading.BoundedSemaphore,
 ) -> None:
-    with connection, _given_back(free):
+    with connection, _release_when_done(free):
         try:
-            if (caller := _peer(connection)) not in (None, os.geteuid()):
+            if (caller := _peer_uid(connection)) not in (None, os.geteuid()):
                 log.warning("refused a connection to the trainer's socket from user %s", caller)
                 return
-            request = _receive(connection, monotonic() + PATIENCE, max_bytes)
-            _send(connection, handle(request), monotonic() + PATIENCE)
+            request = _receive(connection, monotonic() + TRANSFER_TIMEOUT_S, max_bytes)
+            _send(connection, handle(request), monotonic() + TRANSFER_TIMEOUT_S)
         except _TooLong as error:
             log.warning("closed a connection: %s", error)
         except OSError as error:
@@ -187,7 +187,7 @@ def _answer(
 
 
 @contextmanager
-def _given_back(free: threading.BoundedSemaphore) -> Iterator[None]:
+def _release_when_done(free: threading.BoundedSemaphore) -> Iterator[None]:
     try:
         yield
     finally:
@@ -198,7 +198,7 @@ class _TooLong(ConnectionError):
     """The announced length is above the limit."""
 
 
-def _peer(connection: socket.socket) -> int | None:
+def _peer_uid(connection: socket.socket) -> int | None:
     """The user id at the other end; None where the system does not provide it."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
@@ -241,22 +241,22 @@ def ask(path: Path, message: bytes, timeout: float) -> bytes:
 
 def _send(connection: socket.socket, message: bytes, until: float) -> None:
     for part in (_LENGTH.pack(len(message)), message):
-        connection.settimeout(_left(until))
+        connection.settimeout(_seconds_left(until))
         connection.sendall(part)
 
 
 def _receive(connection: socket.socket, until: float, max_bytes: int = MAX_MESSAGE_BYTES) -> bytes:
-    (size,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size, until))
+    (size,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size, until))
     if size > max_bytes:
         raise _TooLong(f"a message of {size} bytes was announced, and the limit is {max_bytes}")
-    return _exactly(connection, size, until)
+    return _receive_exactly(connection, size, until)
 
 
-def _exactly(connection: socket.socket, size: int, until: float) -> bytes:
+def _receive_exactly(connection: socket.socket, size: int, until: float) -> bytes:
     buffer = bytearray(size)
     rest = memoryview(buffer)
     while rest:
-        connection.settimeout(_left(until))
+        connection.settimeout(_seconds_left(until))
         got = connection.recv_into(rest)
         if not got:
             raise ConnectionError("the other end closed the connection")
@@ -264,7 +264,7 @@ def _exactly(connection: socket.socket, size: int, until: float) -> bytes:
     return bytes(buffer)
 
 
-def _left(until: float) -> float:
+def _seconds_left(until: float) -> float:
     left = until - monotonic()
     if left <= 0:
         raise TimeoutError
@@ -272,7 +272,7 @@ def _left(until: float) -> float:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _os_errors_as_local_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

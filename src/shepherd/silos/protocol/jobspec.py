@@ -15,12 +15,12 @@ from shepherd.settings import FederationTable, RunSettings, SilosTable, publishe
 from shepherd.silos.protocol.schema import label
 
 RUN_ID = "[0-9a-f]{16}"
-MOST_SITES = 1000
-TRAVELLING = ("model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
+MAX_SITES = 1000
+SITE_TABLES = ("model", "adapter", "federation", "tuning", "algorithm", "transforms", "evaluation")
 """Tables of the run file that are sent to sites."""
-TRAVELLING_DATA = ("template", "template_options", "system", "date", "holdout", "max_tokens", "seed")
+SITE_DATA_KEYS = ("template", "template_options", "system", "date", "holdout", "max_tokens", "seed")
 """Keys of [data] that are sent to sites: how examples are rendered, never where they come from."""
-STAYING = {"evaluation": ("metrics",)}
+OMITTED_KEYS = {"evaluation": ("metrics",)}
 """Keys of those tables that are not sent, since no site uses them: only the coordinator compares answers."""
 
 
@@ -90,16 +90,16 @@ def settings_of(settings: RunSettings) -> dict[str, Any]:
 
 
 def _sites(names: Any) -> tuple[str, ...]:
-    if not isinstance(names, list) or len(names) > MOST_SITES:
-        raise ValueError(f"its sites are not a list of at most {MOST_SITES} names")
+    if not isinstance(names, list) or len(names) > MAX_SITES:
+        raise ValueError(f"its sites are not a list of at most {MAX_SITES} names")
     return tuple(map(label, names))
 
 
 def settings_for_site(settings: RunSettings) -> dict[str, Any]:
     """The part of the run file that sites receive: no path of the coordinator's but the base's name."""
     whole = plain(published(settings))
-    data = {key: whole["data"][key] for key in TRAVELLING_DATA if key in whole["data"]}
-    told = {table: _without(whole[table], STAYING.get(table, ())) for table in TRAVELLING}
+    data = {key: whole["data"][key] for key in SITE_DATA_KEYS if key in whole["data"]}
+    told = {table: _without(whole[table], OMITTED_KEYS.get(table, ())) for table in SITE_TABLES}
     return {**told, "data": {"source": "the site's own", **data}}
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from shepherd.errors import WireError
 from shepherd.settings import LONGEST_WAIT_S
 
-MOST_NAME, MOST_SENTENCE = 200, 2000  # characters
-MOST_NAMES = 1000  # metrics or categories of a reply; every row of a run's log repeats them
-MOST_COHORT = 10**6  # sites of a round, or the fewest that a site may require
+MAX_NAME_CHARS, MAX_SENTENCE_CHARS = 200, 2000  # characters
+MAX_REPLY_NAMES = 1000  # metrics or categories of a reply; every row of a run's log repeats them
+MAX_COHORT = 10**6  # sites of a round, or the fewest that a site may require
 LAST_CLOCK_S = 4_102_444_800.0  # in Unix seconds: the year 2100
 # characters that could end a line of a log, or reverse a terminal's text
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -23,7 +23,7 @@ _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]
 Check = Callable[[Any], Any]
 
 
-def sentence(text: str, most: int = MOST_SENTENCE) -> str:
+def sentence(text: str, most: int = MAX_SENTENCE_CHARS) -> str:
     """The text as one line that is safe in a log and a terminal, cut to `most` characters.
 
     >>> sentence("two\\nlines")
@@ -79,18 +79,18 @@ def _text(value: Any, most: int) -> str:
 
 def label(value: Any) -> str:
     """Check for a name of at most 200 characters that is safe to repeat in errors and logs."""
-    return _text(value, MOST_NAME)
+    return _text(value, MAX_NAME_CHARS)
 
 
 def _labels(value: Any) -> tuple[str, ...]:
     """The clients of an update: one, unless a federation merges updates."""
-    if not isinstance(value, list) or not 0 < len(value) <= MOST_NAMES:
-        raise ValueError(f"is not a list of 1 to {MOST_NAMES} names")
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_REPLY_NAMES:
+        raise ValueError(f"is not a list of 1 to {MAX_REPLY_NAMES} names")
     return tuple(map(label, value))
 
 
 def _reason(value: Any) -> str:
-    return _text(value, MOST_SENTENCE)
+    return _text(value, MAX_SENTENCE_CHARS)
 
 
 def _hex(digits: int) -> Check:
@@ -102,7 +102,7 @@ def _hex(digits: int) -> Check:
     return check
 
 
-def whole(value: Any) -> int:
+def whole_number(value: Any) -> int:
     """Check for a whole number in [0, 2**63)."""
     if type(value) is not int or not 0 <= value < 2**63:  # `bool` is a subclass of `int`
         raise ValueError("is not a whole number in [0, 2**63)")
@@ -111,7 +111,7 @@ def whole(value: Any) -> int:
 
 def _at_most(most: int, least: int = 0) -> Check:
     def check(value: Any) -> int:
-        if not least <= whole(value) <= most:
+        if not least <= whole_number(value) <= most:
             raise ValueError(f"is not a whole number from {least} to {most}")
         return int(value)
 
@@ -145,47 +145,47 @@ def _kind(value: Any) -> str:
 
 
 def _metrics(value: Any) -> dict[str, float]:
-    return {label(name): _number(number) for name, number in _few(value).items()}
+    return {label(name): _number(number) for name, number in _bounded_mapping(value).items()}
 
 
 def _categories(value: Any) -> dict[str, tuple[float, int]]:
-    return {label(name): _sum_and_count(pair) for name, pair in _few(value).items()}
+    return {label(name): _sum_and_count(pair) for name, pair in _bounded_mapping(value).items()}
 
 
-def _few(value: Any) -> dict[str, Any]:
+def _bounded_mapping(value: Any) -> dict[str, Any]:
     named = mapping(value)
-    if len(named) > MOST_NAMES:
-        raise ValueError(f"has {len(named)} names, and the limit is {MOST_NAMES}")
+    if len(named) > MAX_REPLY_NAMES:
+        raise ValueError(f"has {len(named)} names, and the limit is {MAX_REPLY_NAMES}")
     return named
 
 
 def _sum_and_count(value: Any) -> tuple[float, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError("does not hold pairs of a sum and a count")
-    return _number(value[0]), whole(value[1])
+    return _number(value[0]), whole_number(value[1])
 
 
 REQUEST: Mapping[str, Check] = {
     "kind": _kind,
     "run": _hex(16),
     "id": _hex(32),
-    "round": whole,
+    "round": whole_number,
     "deadline": _deadline,
     "sent": _clock,
-    "cohort": _at_most(MOST_COHORT),
+    "cohort": _at_most(MAX_COHORT),
     "base": _hex(64),
     "settings": mapping,
 }
 UPDATE: Mapping[str, Check] = {
     "clients": _labels,
-    "round": whole,
+    "round": whole_number,
     "weight": _number,
     "metrics": _metrics,
 }
 FAILURE: Mapping[str, Check] = {"client": label, "reason": _reason}
-JOINED: Mapping[str, Check] = {
+READY: Mapping[str, Check] = {
     "client": label,
-    "examples": whole,
-    "min_cohort": _at_most(MOST_COHORT, 1),
+    "examples": whole_number,
+    "min_cohort": _at_most(MAX_COHORT, 1),
 }
-SCORES: Mapping[str, Check] = {"client": label, "round": whole, "categories": _categories}
+SCORES: Mapping[str, Check] = {"client": label, "round": whole_number, "categories": _categories}

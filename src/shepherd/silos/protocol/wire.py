@@ -30,10 +30,18 @@ from shepherd.version import version as version  # each message carries its writ
 
 FORMAT = 1
 HEADER = "shepherd"
-MOST_HEADER = 8 * 2**20  # the names of ten thousand tensors take two million bytes
-_FAULTS = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+MAX_HEADER_BYTES = 8 * 2**20  # the names of ten thousand tensors take two million bytes
+_DECODING_ERRORS = (
+    SafetensorError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
-SLOWEST = 125_000
+MIN_LINK_BYTES_PER_S = 125_000
 """Slowest link that timeouts allow for (1 Mbit/s)."""
 
 Kind = Literal["join", "train", "score"]
@@ -67,7 +75,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joined:
+class Ready:
     """Reply of a site that has loaded its base and its data."""
 
     client: str
@@ -89,7 +97,7 @@ class Scores:
     """Category -> (summed loss in nats, response tokens)."""
 
 
-Reply: TypeAlias = Update | Failure | Joined | Scores
+Reply: TypeAlias = Update | Failure | Ready | Scores
 
 
 def request_id(request: Request) -> str:
@@ -100,9 +108,13 @@ def request_id(request: Request) -> str:
     """
     tensors: dict[str, NDArray[Any]] = {}
     broadcast = request.broadcast
-    sent = (broadcast.round, broadcast.seed, flattened(_parts(broadcast), tensors)) if broadcast else None
+    sent = (
+        (broadcast.round, broadcast.seed, flattened(_broadcast_parts(broadcast), tensors))
+        if broadcast
+        else None
+    )
     what = (request.run, request.kind, request.round, request.base, request.settings, sent)
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=_number_of).encode())
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=_to_python_number).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
         digest.update(tensor.tobytes())
@@ -117,7 +129,7 @@ def encode_request(request: Request) -> bytes:
     sent = request.broadcast
     plain = {name: getattr(request, name) for name in schema.REQUEST}
     plain["broadcast"] = {"round": sent.round, "seed": sent.seed} if sent else None
-    return _written("request", plain, _parts(sent) if sent else {}, request.version)
+    return _message_bytes("request", plain, _broadcast_parts(sent) if sent else {}, request.version)
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -125,22 +137,24 @@ def encode_reply(reply: Reply) -> bytes:
     match reply:
         case Update():
             parts = {"delta": reply.delta, "extra": reply.extra}
-            return _written("update", {name: getattr(reply, name) for name in schema.UPDATE}, parts)
+            return _message_bytes("update", {name: getattr(reply, name) for name in schema.UPDATE}, parts)
         case Failure():
-            return _written("failure", {"client": reply.client, "reason": schema.sentence(reply.reason)})
-        case Joined():
-            return _written(
-                "joined", {name: getattr(reply, name) for name in schema.JOINED}, at=reply.version
+            return _message_bytes(
+                "failure", {"client": reply.client, "reason": schema.sentence(reply.reason)}
+            )
+        case Ready():
+            return _message_bytes(
+                "joined", {name: getattr(reply, name) for name in schema.READY}, at=reply.version
             )
         case Scores():
-            return _written("scores", {name: getattr(reply, name) for name in schema.SCORES})
+            return _message_bytes("scores", {name: getattr(reply, name) for name in schema.SCORES})
 
 
-def _parts(broadcast: Broadcast) -> dict[str, Tree]:
+def _broadcast_parts(broadcast: Broadcast) -> dict[str, Tree]:
     return {"adapter": broadcast.adapter, "extra": broadcast.extra, "transforms": broadcast.transforms}
 
 
-def _written(
+def _message_bytes(
     what: str, plain: Mapping[str, Any], parts: Mapping[str, Tree] = {}, at: str | None = None
 ) -> bytes:
     tensors: dict[str, NDArray[Any]] = {}
@@ -151,10 +165,10 @@ def _written(
         "plain": plain,
         "tensors": flattened(parts, tensors),
     }
-    return bytes(bytes_of(tensors, metadata={HEADER: json.dumps(head, default=_number_of)}))
+    return bytes(bytes_of(tensors, metadata={HEADER: json.dumps(head, default=_to_python_number)}))
 
 
-def _number_of(scalar: Any) -> Any:
+def _to_python_number(scalar: Any) -> Any:
     """A numpy scalar as a JSON number."""
     return scalar.item()
 
@@ -168,7 +182,7 @@ def decode_request(data: bytes) -> Request:
     Raises:
         WireError: the bytes are not a request in this format.
     """
-    with _faults_told():
+    with _decoding_errors_as_wire_error():
         head, tree = _read(data)
         if head["what"] != "request":
             raise WireError(f"the message is not a request but {head['what']!r:.40}; check what sends it")
@@ -198,7 +212,7 @@ def decode_reply(data: bytes, *, max_bytes: int | None = None) -> Reply:
     """
     if max_bytes is not None and len(data) > max_bytes:
         raise WireError(f"the reply has {len(data)} bytes, and the limit is {max_bytes}; send fewer")
-    with _faults_told():
+    with _decoding_errors_as_wire_error():
         head, tree = _read(data)
         what, plain = head["what"], head["plain"]
         if what not in ("update", "failure", "joined", "scores"):
@@ -212,16 +226,16 @@ def decode_reply(data: bytes, *, max_bytes: int | None = None) -> Reply:
             case "failure":
                 return Failure(**schema.read(plain, schema.FAILURE))
             case "joined":
-                return Joined(**schema.read(plain, schema.JOINED), version=head["version"])
+                return Ready(**schema.read(plain, schema.READY), version=head["version"])
             case _:
                 return Scores(**schema.read(plain, schema.SCORES))
 
 
 @contextmanager
-def _faults_told() -> Iterator[None]:
+def _decoding_errors_as_wire_error() -> Iterator[None]:
     try:
         yield
-    except _FAULTS as error:
+    except _DECODING_ERRORS as error:
         raise WireError(
             f"the message cannot be read ({type(error).__name__}): it was cut or changed on the way, or"
             " another version wrote it; use one version of shepherd-fit at both ends, and send it again"
@@ -250,14 +264,16 @@ def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tree]]:
 
 def _head(data: bytes) -> dict[str, Any]:
     size = int.from_bytes(data[:8], "little")
-    if not 0 < size <= 2 * MOST_HEADER:
+    if not 0 < size <= 2 * MAX_HEADER_BYTES:
         raise WireError(
             f"the message's header has {size} bytes, so shepherd-fit did not write it; check what sends it"
         )
     text = json.loads(data[8 : 8 + size])["__metadata__"][HEADER]
-    if len(text) > MOST_HEADER:
-        raise WireError(f"the message's header has {len(text)} characters, and the limit is {MOST_HEADER}")
-    head = schema.mapping(json.loads(text, object_pairs_hook=_once))
+    if len(text) > MAX_HEADER_BYTES:
+        raise WireError(
+            f"the message's header has {len(text)} characters, and the limit is {MAX_HEADER_BYTES}"
+        )
+    head = schema.mapping(json.loads(text, object_pairs_hook=_refuse_repeated_keys))
     writer = schema.label(head["version"])
     if head["format"] != FORMAT or isinstance(head["format"], bool):
         raise WireError(
@@ -269,7 +285,7 @@ def _head(data: bytes) -> dict[str, Any]:
     return head
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         raise WireError("a key is repeated in the message's header; write each key once")
@@ -294,7 +310,7 @@ def _broadcast(sent: Any, tree: dict[str, Tree]) -> Broadcast:
     if not isinstance(tree["transforms"], tuple):
         raise WireError("the broadcast's transforms are not a list; send one state for each transform")
     return Broadcast(
-        **schema.read(sent, {"round": schema.whole, "seed": schema.whole}),
+        **schema.read(sent, {"round": schema.whole_number, "seed": schema.whole_number}),
         adapter=_adapter(tree["adapter"]),
         extra=_payload(tree["extra"]),
         transforms=tree["transforms"],

@@ -20,8 +20,8 @@ from shepherd.silos.flare.controller import SUBMITTER
 from shepherd.silos.protocol.schema import sentence
 from shepherd.silos.server.serve import kit_in
 
-DAY = 24 * 3600.0
-DELETED = ".deleted-"
+DAY_S = 24 * 3600.0
+DELETED_PREFIX = ".deleted-"
 """Name prefix of a folder that is being deleted; the next deletion removes any that a kill left."""
 
 
@@ -44,7 +44,7 @@ class KeptRun:
     """Whether a job of it runs or is queued."""
 
 
-def kept(folder: str | Path) -> list[KeptRun]:
+def list_runs(folder: str | Path) -> list[KeptRun]:
     """List the runs that a server keeps, the longest idle first.
 
     Args:
@@ -59,7 +59,7 @@ def kept(folder: str | Path) -> list[KeptRun]:
     with disk_errors(home):
         places = [place for place in home.iterdir() if _is_run(place)] if home.is_dir() else []
         going = unfinished_runs(kit.folder)
-        runs = [_kept(place, going) for place in places]
+        runs = [_describe(place, going) for place in places]
     return sorted(runs, key=lambda run: (-run.idle_s, run.run))
 
 
@@ -73,7 +73,7 @@ def delete(folder: str | Path, runs: Collection[str]) -> int:
         SilosError: a run does not exist or is under way; then none is deleted.
         FolderError: the system refuses a deletion; the runs before it are deleted.
     """
-    found = {run.run: run for run in kept(folder)}
+    found = {run.run: run for run in list_runs(folder)}
     for name in runs:
         if name not in found:
             raise SilosError(
@@ -86,47 +86,47 @@ def delete(folder: str | Path, runs: Collection[str]) -> int:
     return sum(found[name].bytes for name in runs)
 
 
-def older(runs: Sequence[KeptRun], days: float) -> list[str]:
+def idle_runs(runs: Sequence[KeptRun], days: float) -> list[str]:
     """Ids of the runs that have been idle for `days` or more and are not under way."""
-    return [run.run for run in runs if not run.active and run.idle_s >= days * DAY]
+    return [run.run for run in runs if not run.active and run.idle_s >= days * DAY_S]
 
 
 def _delete(place: Path) -> None:
     with disk_errors(place.parent):
-        for leftover in place.parent.glob(f"{DELETED}*"):
+        for leftover in place.parent.glob(f"{DELETED_PREFIX}*"):
             shutil.rmtree(leftover)
-        with _locked(place) as free:
+        with _try_lock(place) as free:
             if not free:  # a job has started meanwhile
                 raise SilosError(f"run {place.name} is under way; stop it first with `shepherd silos stop`")
-            doomed = place.rename(place.with_name(DELETED + place.name))
+            doomed = place.rename(place.with_name(DELETED_PREFIX + place.name))
         shutil.rmtree(doomed)
 
 
-def _kept(place: Path, going: Collection[str]) -> KeptRun:
+def _describe(place: Path, going: Collection[str]) -> KeptRun:
     files = [file for file in place.rglob("*") if file.is_file()]
-    with _locked(place) as free:
+    with _try_lock(place) as free:
         busy = not free
     log = place / LOG
     last = log.stat().st_mtime if log.exists() else place.stat().st_mtime
     return KeptRun(
         run=place.name,
         folder=place,
-        submitter=_submitter(place),
-        round=_round(place),
+        submitter=_read_submitter(place),
+        round=_last_round(place),
         bytes=sum(file.stat().st_size for file in files),
         idle_s=max(0.0, time.time() - last),
         active=busy or place.name in going,
     )
 
 
-def _submitter(place: Path) -> str:
+def _read_submitter(place: Path) -> str:
     try:
         return sentence((place / SUBMITTER).read_text(encoding="utf8"))
     except OSError:
         return ""
 
 
-def _round(place: Path) -> int:
+def _last_round(place: Path) -> int:
     try:
         rows = read_rows(place)
     except FolderError:  # a run with a damaged log can still be deleted
@@ -139,7 +139,7 @@ def _is_run(place: Path) -> bool:
 
 
 @contextmanager
-def _locked(place: Path) -> Iterator[bool]:
+def _try_lock(place: Path) -> Iterator[bool]:
     """Yield whether the run was free; then it stays locked until the end of the block."""
     try:
         handle = lock.acquire(place / folders.LOCK)

@@ -16,9 +16,9 @@ from shepherd.rounds.report import MAX_NATS
 from shepherd.rounds.weights import Shares
 from shepherd.silos.protocol.wire import Scores
 
-MOST_CATEGORIES = 100
+MAX_SITE_CATEGORIES = 100
 """Categories of one site; a site that reports more is left out."""
-MOST_NAMES = 200
+MAX_ROW_CATEGORIES = 200
 """Categories in a row; beyond that, those held by the fewest sites are pooled as `OTHER`."""
 OTHER = "other"
 
@@ -36,28 +36,28 @@ def pooled(replies: Mapping[str, Scores | str], share: float) -> dict[str, Any]:
         `loss`, `category` and `client`, mean nats a token, and `left_out`, site -> reason; empty where no
         site has usable scores.
     """
-    sound = {site: _sound(reply) for site, reply in replies.items()}
+    sound = {site: _usable_scores(reply) for site, reply in replies.items()}
     sites = {site: pairs for site, pairs in sound.items() if not isinstance(pairs, str)}
     if not sites:
         return {}
-    named = _renamed(sites)
+    named = _limit_categories(sites)
     return {
-        "loss": _mean([_whole(pairs) for pairs in sites.values()], share),
+        "loss": _weighted_mean([_total(pairs) for pairs in sites.values()], share),
         "category": {
-            name: _mean([pairs[name] for pairs in named.values() if name in pairs], share)
+            name: _weighted_mean([pairs[name] for pairs in named.values() if name in pairs], share)
             for name in sorted({name for pairs in named.values() for name in pairs})
         },
-        "client": {site: nats / tokens for site, (nats, tokens) in _each(sites, _whole).items()},
+        "client": {site: nats / tokens for site, (nats, tokens) in _map_sites(sites, _total).items()},
         "left_out": {site: why for site, why in sound.items() if isinstance(why, str)},
     }
 
 
-def _sound(reply: Scores | str) -> Pairs | str:
+def _usable_scores(reply: Scores | str) -> Pairs | str:
     """The usable part of a site's scores, or the reason that there is none."""
     if isinstance(reply, str):
         return reply
-    if len(reply.categories) > MOST_CATEGORIES:
-        return f"it reports {len(reply.categories)} categories, and the limit is {MOST_CATEGORIES}"
+    if len(reply.categories) > MAX_SITE_CATEGORIES:
+        return f"it reports {len(reply.categories)} categories, and the limit is {MAX_SITE_CATEGORIES}"
     kept = {
         name: (min(float(nats), MAX_NATS * tokens), tokens)
         for name, (nats, tokens) in reply.categories.items()
@@ -66,32 +66,32 @@ def _sound(reply: Scores | str) -> Pairs | str:
     return kept or "it may release no held-out score, or reports no usable number"
 
 
-def _renamed(sites: Mapping[str, Pairs]) -> Mapping[str, Pairs]:
+def _limit_categories(sites: Mapping[str, Pairs]) -> Mapping[str, Pairs]:
     """Keep at most MOST_NAMES category names, those of the most sites; pool the rest as `OTHER`."""
     held: dict[str, int] = {}
     for name in (name for pairs in sites.values() for name in pairs):
         held[name] = held.get(name, 0) + 1
-    if len(held) <= MOST_NAMES:
+    if len(held) <= MAX_ROW_CATEGORIES:
         return sites
-    kept = set(sorted(held, key=lambda name: (-held[name], name))[: MOST_NAMES - 1])
-    return _each(sites, lambda pairs: _folded(pairs, kept))
+    kept = set(sorted(held, key=lambda name: (-held[name], name))[: MAX_ROW_CATEGORIES - 1])
+    return _map_sites(sites, lambda pairs: _pool_rare(pairs, kept))
 
 
-def _folded(pairs: Pairs, kept: set[str]) -> Pairs:
-    rest = _whole({name: pair for name, pair in pairs.items() if name not in kept or name == OTHER})
+def _pool_rare(pairs: Pairs, kept: set[str]) -> Pairs:
+    rest = _total({name: pair for name, pair in pairs.items() if name not in kept or name == OTHER})
     named = {name: pair for name, pair in pairs.items() if name in kept and name != OTHER}
     return {**named, OTHER: rest} if rest[1] else named
 
 
-def _each(sites: Mapping[str, Pairs], of: Callable[[Pairs], Any]) -> dict[str, Any]:
+def _map_sites(sites: Mapping[str, Pairs], of: Callable[[Pairs], Any]) -> dict[str, Any]:
     return {site: of(pairs) for site, pairs in sites.items()}
 
 
-def _whole(pairs: Pairs) -> tuple[float, int]:
+def _total(pairs: Pairs) -> tuple[float, int]:
     return math.fsum(nats for nats, _ in pairs.values()), sum(tokens for _, tokens in pairs.values())
 
 
-def _mean(sites: Sequence[tuple[float, int]], share: float) -> float:
+def _weighted_mean(sites: Sequence[tuple[float, int]], share: float) -> float:
     """Mean nats a token over sites, each given as (summed nats, tokens), with capped weights."""
     shares = Shares(share)
     for _, tokens in sites:

@@ -14,12 +14,12 @@ from shepherd.rounds.acceptance import MAX_METRIC
 from shepherd.silos.server.site_federation import Reply
 
 Row = dict[str, Any]
-ROWS = 100
+MAX_ROWS_PER_ANSWER = 100
 """Log rows in one answer to the coordinator; the next answer continues."""
 
 
 @dataclass(slots=True)
-class Book:
+class RunStatus:
     """Status of a job: the round loop writes it, and another thread reads it."""
 
     rounds: int
@@ -30,7 +30,7 @@ class Book:
     """{"finished": True} or {"error", "kind"} once the job has ended."""
     opened: bool = False
     """Whether the run's log has been read."""
-    came: list[Reply] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
     """Replies of the round under way, without their tensors."""
     began: float = field(default_factory=time.perf_counter)
 
@@ -43,7 +43,7 @@ class Book:
         """Add a finished round's row."""
         with self.lock:
             self.rows.append(row)
-            self.came, self.began = [], time.perf_counter()
+            self.replies, self.began = [], time.perf_counter()
 
     def echo(self, line: str) -> None:
         """Add a sentence for the coordinator to print."""
@@ -63,7 +63,7 @@ class Book:
         """Count a reply of the round under way."""
         if isinstance(reply, Update | Failure):
             with self.lock:
-                self.came.append(_bare(reply))
+                self.replies.append(_without_tensors(reply))
 
     def told(self, asked: Mapping[str, Any]) -> Row:
         """The status for a coordinator that has `rows` log rows and `said` sentences already."""
@@ -76,20 +76,20 @@ class Book:
                 "opened": self.opened,
                 "round": max(0, last),
                 "count": last + 1,
-                "rows": new[:ROWS],
+                "rows": new[:MAX_ROWS_PER_ANSWER],
                 "said": self.said[said:],
                 "progress": self._progress(),
-                "outcome": self.outcome if len(new) <= ROWS else None,
+                "outcome": self.outcome if len(new) <= MAX_ROWS_PER_ANSWER else None,
             }
 
     def _progress(self) -> Row:
-        metrics = [_sound(reply.metrics) for reply in self.came if isinstance(reply, Update)]
+        metrics = [_usable_metrics(reply.metrics) for reply in self.replies if isinstance(reply, Update)]
         tokens = sum(each.get("tokens", 0.0) for each in metrics)
         losses = [(each["loss"], each["tokens"]) for each in metrics if "loss" in each and each.get("tokens")]
         return {
             "round": (self.rows[-1]["round"] if self.rows else 0) + 1,
             "rounds": self.rounds,
-            "clients_done": len(self.came),
+            "clients_done": len(self.replies),
             "tokens": int(tokens),
             # a single site's loss is not shown before the round is finished
             "loss": _mean(losses) if len(losses) > 1 else 0.0,
@@ -101,18 +101,18 @@ def _mean(losses: Sequence[tuple[float, float]]) -> float:
     return sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
 
 
-def refused(error: ShepherdError) -> Book:
+def refused(error: ShepherdError) -> RunStatus:
     """The status of a job that cannot start: the error alone."""
-    book = Book(rounds=0)
+    book = RunStatus(rounds=0)
     book.fail(error)
     return book
 
 
-def _bare(reply: Update | Failure) -> Update | Failure:
+def _without_tensors(reply: Update | Failure) -> Update | Failure:
     """The reply without its tensors, so that they can be freed."""
     return replace(reply, delta=Adapter(), extra=Adapter()) if isinstance(reply, Update) else reply
 
 
-def _sound(metrics: Mapping[str, float]) -> Mapping[str, float]:
+def _usable_metrics(metrics: Mapping[str, float]) -> Mapping[str, float]:
     """The usable metrics of an update that has not been checked yet."""
     return {name: value for name, value in metrics.items() if 0 <= value <= MAX_METRIC}

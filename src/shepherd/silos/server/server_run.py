@@ -42,46 +42,46 @@ from shepherd.silos.protocol.jobspec import JobSpec, settings_for_site
 from shepherd.silos.protocol.wire import Scores
 from shepherd.silos.server import trusted_modules as trusted
 from shepherd.silos.server.pooling import pooled
-from shepherd.silos.server.run_status import Book
-from shepherd.silos.server.site_federation import RequestContext, Silos, Transport, short_deadline_s
+from shepherd.silos.server.run_status import RunStatus
+from shepherd.silos.server.site_federation import RequestContext, SiteFederation, Transport, short_deadline_s
 from shepherd.silos.server.trusted_modules import NO_OTHERS, Trusted
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-CHUNK = 3 * 2**20
+CHUNK_BYTES = 3 * 2**20
 """Size of one piece of a checkpoint in an answer to the coordinator, before base64."""
-TAKEOVER = 90.0
+LOCK_TIMEOUT_S = 90.0
 """How long to wait for the lock while an orphaned server process still holds it."""
-SECRET = "secret"
+SECRET_FILE = "secret"
 """The file, in the folder of the run, with the seed of this server's random draws."""
-KEEP = 2
+KEPT_CHECKPOINTS = 2
 """Checkpoints kept at the server; `checkpoints.keep` is for the coordinator's run folder."""
-MOST_WHY = 300  # why a site is left out of a score
+MAX_REASON_CHARS = 300  # why a site is left out of a score
 
 
 @dataclass(slots=True)
-class Service:
+class ServerRun:
     """One job of a run at the server: continues after the last finished round."""
 
     order: JobSpec
     home: Path
     """Folder of the run at the server."""
-    given: Path | None
+    brought_checkpoint: Path | None
     """The coordinator's last checkpoint, sent with the job; used if it is later than the server's own."""
-    post: Transport
+    transport: Transport
     known: Collection[str] | None = None
     """All sites of the federation, connected or not; None where no list is kept."""
     trusted: Trusted = NO_OTHERS
     """Modules outside the package that a run may name."""
     settings: RunSettings = field(init=False)
-    silos: Silos = field(init=False)
-    _book: Book = field(init=False)
+    silos: SiteFederation = field(init=False)
+    _status: RunStatus = field(init=False)
 
     def __post_init__(self) -> None:
         self.settings = validated(RunSettings, self.order.settings, "the job's run file")
         federation, silos = self.settings.federation, self.settings.silos
-        terms = RequestContext(
+        request_context = RequestContext(
             run=self.order.run,
             base=self.order.base,
             version=self.order.version,
@@ -90,22 +90,27 @@ class Service:
             short_deadline_s=short_deadline_s(silos),
             max_in_flight=silos.max_in_flight,
         )
-        self._book = Book(rounds=federation.rounds)
-        self.silos = Silos(post=self.post, terms=terms, sites=self.order.sites, on_reply=self._book.on_reply)
+        self._status = RunStatus(rounds=federation.rounds)
+        self.silos = SiteFederation(
+            transport=self.transport,
+            request_context=request_context,
+            sites=self.order.sites,
+            on_reply=self._status.on_reply,
+        )
 
     def run(self) -> None:
         """Run the rounds. Never raises: `told` reports the outcome, also where it is an error."""
         try:
             self.require_sound()
             # numpy's threads would compete with other work on this machine
-            with _held(self.home), threadpool_limits(1, user_api="blas"):
-                self._rounds()
-            self._book.end({"finished": True})
+            with _lock_run(self.home), threadpool_limits(1, user_api="blas"):
+                self._run_rounds()
+            self._status.end({"finished": True})
         except ShepherdError as error:
-            self._book.fail(error)
+            self._status.fail(error)
         except Exception as error:  # its message may quote anything, so it is not passed on
-            log.error("the run ended: %s at %s", type(error).__name__, _place(error))
-            self._book.fail(_unknown(error))
+            log.error("the run ended: %s at %s", type(error).__name__, _traceback_summary(error))
+            self._status.fail(_unexpected_error(error))
 
     def told(self, asked: Mapping[str, Any]) -> Row:
         """The answer to the coordinator's request for news; safe in any thread.
@@ -114,9 +119,9 @@ class Service:
             asked: `rows` and `said`, how many of each it has already; `state`, None or {"round", "file",
                 "offset"}, the part of a checkpoint to send.
         """
-        answer = self._book.told(asked)
+        answer = self._status.told(asked)
         wanted = asked.get("state")
-        return {**answer, "state": self._part(wanted) if wanted else None}
+        return {**answer, "state": self._checkpoint_piece(wanted) if wanted else None}
 
     def require_sound(self) -> None:
         """Raise FederationError unless this server accepts the job."""
@@ -129,23 +134,23 @@ class Service:
                 f" server does not allow; set it to {weights.MAX_SHARE:g} or less"
             )
 
-    def _rounds(self) -> None:
-        state, rows = self._opened()
-        self._book.open(rows)
+    def _run_rounds(self) -> None:
+        state, rows = self._load_state()
+        self._status.open(rows)
         for reply in self.silos.join(state.round):
             if isinstance(reply, Failure):
-                self._book.echo(f"{reply.client}: {reply.reason}")
+                self._status.echo(f"{reply.client}: {reply.reason}")
         if not rows:
-            self._log({"round": 0, **self._scored(state)})
+            self._log({"round": 0, **self._score(state)})
         taken = dict(rows[-1].get("taken", {})) if rows else {}
-        for after, report in self._going(state):
-            taken = _taken(taken, report)
+        for after, report in self._round_iterator(state):
+            taken = _add_taken(taken, report)
             row = self._row(after, report, taken)
             saved = Checkpoint(state=after, notes=self._notes(row))
-            checkpoint.save(self.home / "checkpoints", saved, keep=KEEP)
+            checkpoint.save(self.home / "checkpoints", saved, keep=KEPT_CHECKPOINTS)
             self._log(row)
 
-    def _going(self, state: ServerState) -> Iterator[tuple[ServerState, RoundReport]]:
+    def _round_iterator(self, state: ServerState) -> Iterator[tuple[ServerState, RoundReport]]:
         method = plugins.method(self.settings, self.trusted.all)
         secret = self._secret()
         return rounds(
@@ -166,7 +171,7 @@ class Service:
 
     def _secret(self) -> int:
         """The seed of cohorts and noise: drawn once for this run, and never sent to anybody."""
-        return secret(self.home / SECRET)
+        return secret(self.home / SECRET_FILE)
 
     def _context(self, state: ServerState) -> Context:
         return context_of(self.settings, self._selection(), state.adapter, len(self.order.sites))
@@ -174,10 +179,10 @@ class Service:
     def _selection(self) -> Selection:
         return plugins.selection(self.settings, self.trusted.all)
 
-    def _opened(self) -> tuple[ServerState, list[Row]]:
+    def _load_state(self) -> tuple[ServerState, list[Row]]:
         """The later of the two checkpoints, and the log up to its round."""
         mine = checkpoint.latest(self.home / "checkpoints")
-        found = [checkpoint.load(path) for path in (mine, self.given) if path]
+        found = [checkpoint.load(path) for path in (mine, self.brought_checkpoint) if path]
         if not found:
             raise FolderError(
                 f"{self.home} holds no checkpoint and the job brought none; submit the run again"
@@ -191,7 +196,7 @@ class Service:
     def _row(self, state: ServerState, report: RoundReport, taken: Mapping[str, int]) -> Row:
         began = time.perf_counter()
         due = state.round % self.settings.evaluation.every == 0
-        scored = self._scored(state) if due or state.round == self.settings.federation.rounds else {}
+        scored = self._score(state) if due or state.round == self.settings.federation.rounds else {}
         scoring = time.perf_counter() - began
         held = {site: joined.examples for site, joined in self.silos.joined.items()}
         return {
@@ -206,20 +211,22 @@ class Service:
             },
         }
 
-    def _scored(self, state: ServerState) -> Row:
+    def _score(self, state: ServerState) -> Row:
         """Held-out loss over the sites that release theirs."""
         if not self.settings.data.holdout:
             return {}
-        told = {reply.client: _told(reply) for reply in self.silos.score(state.round, state.adapter)}
+        told = {
+            reply.client: _scores_or_reason(reply) for reply in self.silos.score(state.round, state.adapter)
+        }
         absent = {site: "it was not asked" for site in self.order.sites if site not in told}
         heldout = pooled({**told, **absent}, self.settings.federation.max_share)
         return {"heldout": heldout} if heldout else {}
 
     def _log(self, row: Row) -> None:
         append_row(self.home, row)
-        self._book.row(row)
+        self._status.row(row)
 
-    def _part(self, wanted: Mapping[str, Any]) -> Row | None:
+    def _checkpoint_piece(self, wanted: Mapping[str, Any]) -> Row | None:
         """One piece of a checkpoint's file in base64; None where the checkpoint is gone."""
         place = self.home / "checkpoints" / f"round-{int(wanted['round']):05d}"
         name, offset = str(wanted["file"]), int(wanted["offset"])
@@ -228,14 +235,14 @@ class Service:
         try:
             with open(place / name, "rb") as file:
                 file.seek(offset)
-                data = file.read(CHUNK)
+                data = file.read(CHUNK_BYTES)
                 return {"of": os.fstat(file.fileno()).st_size, "data": base64.b64encode(data).decode()}
         except OSError:  # an older round's checkpoint, already deleted
             return None
 
 
-def _told(reply: Scores | Failure) -> Scores | str:
-    return reply if isinstance(reply, Scores) else reply.reason[:MOST_WHY]
+def _scores_or_reason(reply: Scores | Failure) -> Scores | str:
+    return reply if isinstance(reply, Scores) else reply.reason[:MAX_REASON_CHARS]
 
 
 def _require_sites(sites: Collection[str], known: Collection[str] | None) -> None:
@@ -250,7 +257,7 @@ def _require_sites(sites: Collection[str], known: Collection[str] | None) -> Non
         )
 
 
-def _unknown(error: Exception) -> FederationError:
+def _unexpected_error(error: Exception) -> FederationError:
     kind = type(error).__name__
     return FederationError(
         f"the server stopped on an unexpected error ({kind}); its log shows where: fix it there, then"
@@ -258,24 +265,24 @@ def _unknown(error: Exception) -> FederationError:
     )
 
 
-def _place(error: Exception) -> str:
+def _traceback_summary(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)[-5:]
     return " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))
 
 
-def _taken(before: Mapping[str, int], report: RoundReport) -> dict[str, int]:
+def _add_taken(before: Mapping[str, int], report: RoundReport) -> dict[str, int]:
     """Examples that each site reports to have trained on, over all rounds."""
     new = {site: max(0, int(metrics.get("examples", 0))) for site, metrics in report.metrics.items()}
     return {site: before.get(site, 0) + new.get(site, 0) for site in sorted({*before, *new})}
 
 
 @contextmanager
-def _held(home: Path) -> Iterator[None]:
+def _lock_run(home: Path) -> Iterator[None]:
     """Lock the run, since an orphaned process of an earlier job may still be running its rounds."""
     with disk_errors(home):
         home.mkdir(parents=True, exist_ok=True)
         try:
-            handle = lock.acquire(home / folder.LOCK, TAKEOVER)
+            handle = lock.acquire(home / folder.LOCK, LOCK_TIMEOUT_S)
         except BlockingIOError:
             raise FolderError(f"another process runs the rounds in {home}; stop it") from None
     try:

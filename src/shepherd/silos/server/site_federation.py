@@ -15,7 +15,7 @@ from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Update
 from shepherd.errors import WireError
 from shepherd.settings import SilosTable
 from shepherd.silos.protocol import schema, wire
-from shepherd.silos.protocol.wire import Joined, Request, Scores
+from shepherd.silos.protocol.wire import Ready, Request, Scores
 
 LEAST_SHORT_DEADLINE_S = 300.0
 """Lower bound of the default deadline for joining and scoring, unless silos.deadline_s is shorter."""
@@ -24,9 +24,9 @@ MAX_REPLY_RATIO, MAX_REPLY_EXTRA_BYTES = 4, 2**20
 than they receive, and scores are sent by category."""
 MAX_EXAMPLES = 100_000_000
 """Largest number of examples that a site may report."""
-AWAY = "it is not connected; start `shepherd silos site` there"
+NOT_CONNECTED = "it is not connected; start `shepherd silos site` there"
 
-Reply = Update | Failure | Joined | Scores
+Reply = Update | Failure | Ready | Scores
 
 
 class Transport(Protocol):
@@ -70,17 +70,17 @@ def short_deadline_s(table: SilosTable) -> float:
 
 
 @dataclass(slots=True, kw_only=True)
-class Silos:
+class SiteFederation:
     """A Federation whose clients are sites; it asks those that have joined and are connected."""
 
-    post: Transport
-    terms: RequestContext
+    transport: Transport
+    request_context: RequestContext
     sites: Sequence[str]
     on_reply: Callable[[Reply], None] = lambda reply: None
     """Called with each reply of a round as it is read, before it is checked."""
-    joined: dict[str, Joined] = field(default_factory=dict)
+    joined: dict[str, Ready] = field(default_factory=dict)
     """Each site's last reply to a request to join."""
-    silent: set[str] = field(default_factory=set)
+    unresponsive: set[str] = field(default_factory=set)
     """Sites that did not reply to their last request."""
     _refused: dict[str, str] = field(default_factory=dict)
     """Site -> why it did not join."""
@@ -92,7 +92,7 @@ class Silos:
         """
         known = [joined.examples for joined in self.joined.values()]
         usual = max(1, round(sum(known) / len(known))) if known else 1
-        return [_info(name, self.joined.get(name), usual) for name in sorted(self.sites)]
+        return [_client_info(name, self.joined.get(name), usual) for name in sorted(self.sites)]
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Have the cohort train; a site that is absent, late, or replies with nonsense yields a Failure.
@@ -100,17 +100,19 @@ class Silos:
         A site of the cohort that has connected since joins first. The request names the number of sites
         asked: those that have joined and are connected.
         """
-        late = [site for site in self._here() if site in cohort and site not in self.joined]
+        late = [site for site in self._connected_sites() if site in cohort and site not in self.joined]
         list(self._join(broadcast.round, late))
-        asked, others = self._members(cohort)
-        request = self._request("train", broadcast.round, broadcast, len(asked), self.terms.deadline_s)
-        for reply in self._asked(request, cohort, others):
+        asked, others = self._split_reachable(cohort)
+        request = self._request(
+            "train", broadcast.round, broadcast, len(asked), self.request_context.deadline_s
+        )
+        for reply in self._ask_in_waves(request, cohort, others):
             self.on_reply(reply)
             yield reply if isinstance(reply, Update | Failure) else _unexpected(reply)
 
-    def join(self, round: int) -> list[Joined | Failure]:
+    def join(self, round: int) -> list[Ready | Failure]:
         """Have every connected site load its base and its data."""
-        return list(self._join(round, self._here()))
+        return list(self._join(round, self._connected_sites()))
 
     def score(self, round: int, adapter: Adapter) -> list[Scores | Failure]:
         """Have every connected site score the adapter on its held-out examples.
@@ -119,20 +121,22 @@ class Silos:
         then costs a round one deadline, not two.
         """
         broadcast = Broadcast(round=round, adapter=adapter, seed=0)
-        sites = [site for site in self._here() if site in self.joined and site not in self.silent]
-        asked, others = self._members(sites)
-        request = self._request("score", round, broadcast, len(asked), self.terms.short_deadline_s)
-        replies = self._asked(request, sites, others)
+        sites = [
+            site for site in self._connected_sites() if site in self.joined and site not in self.unresponsive
+        ]
+        asked, others = self._split_reachable(sites)
+        request = self._request("score", round, broadcast, len(asked), self.request_context.short_deadline_s)
+        replies = self._ask_in_waves(request, sites, others)
         return [reply if isinstance(reply, Scores | Failure) else _unexpected(reply) for reply in replies]
 
-    def _here(self) -> list[str]:
-        here = set(self.post.present())
+    def _connected_sites(self) -> list[str]:
+        here = set(self.transport.present())
         return [site for site in sorted(self.sites) if site in here]
 
-    def _join(self, round: int, sites: Sequence[str]) -> Iterator[Joined | Failure]:
-        request = self._request("join", round, None, len(sites), self.terms.short_deadline_s)
-        for reply in map(_of_a_size, self._asked(request, sites, {})):
-            if isinstance(reply, Joined):
+    def _join(self, round: int, sites: Sequence[str]) -> Iterator[Ready | Failure]:
+        request = self._request("join", round, None, len(sites), self.request_context.short_deadline_s)
+        for reply in map(_check_size, self._ask_in_waves(request, sites, {})):
+            if isinstance(reply, Ready):
                 self.joined[reply.client] = reply
                 yield reply
             else:
@@ -140,46 +144,50 @@ class Silos:
                 self._refused[failure.client] = failure.reason
                 yield failure
 
-    def _members(self, sites: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    def _split_reachable(self, sites: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """The sites that can be asked, and for each other one the reason."""
-        here = set(self.post.present())
+        here = set(self.transport.present())
         others = {
             site: self._refused.get(site, "it has not joined") for site in sites if site not in self.joined
         }
-        others |= {site: AWAY for site in sites if site not in here}
+        others |= {site: NOT_CONNECTED for site in sites if site not in here}
         return [site for site in sites if site not in others], others
 
     def _request(
         self, kind: wire.Kind, round: int, broadcast: Broadcast | None, cohort: int, deadline: float
     ) -> Request:
-        terms = self.terms
+        request_context = self.request_context
         request = Request(
             kind=kind,
-            run=terms.run,
+            run=request_context.run,
             id="",
             round=round,
             deadline=deadline,
             sent=0.0,
-            version=terms.version,
+            version=request_context.version,
             cohort=cohort,
-            base=terms.base,
-            settings=terms.settings,
+            base=request_context.base,
+            settings=request_context.settings,
             broadcast=broadcast,
         )
         return replace(request, id=wire.request_id(request))
 
-    def _asked(self, request: Request, sites: Sequence[str], others: Mapping[str, str]) -> Iterator[Reply]:
+    def _ask_in_waves(
+        self, request: Request, sites: Sequence[str], others: Mapping[str, str]
+    ) -> Iterator[Reply]:
         """The reply of each site in order; `others` are not asked, and fail for the reason given."""
-        for start in range(0, len(sites), self.terms.max_in_flight):
-            yield from self._wave(request, sites[start : start + self.terms.max_in_flight], others)
+        for start in range(0, len(sites), self.request_context.max_in_flight):
+            yield from self._ask_wave(
+                request, sites[start : start + self.request_context.max_in_flight], others
+            )
 
-    def _wave(self, request: Request, wave: Sequence[str], others: Mapping[str, str]) -> Iterator[Reply]:
+    def _ask_wave(self, request: Request, wave: Sequence[str], others: Mapping[str, str]) -> Iterator[Reply]:
         # encoded for each wave, since a site compares the time in it with its clock
         message = wire.encode_request(replace(request, sent=time.time()))
-        present = set(self.post.present())
-        others = {**{site: AWAY for site in wave if site not in present}, **others}
+        present = set(self.transport.present())
+        others = {**{site: NOT_CONNECTED for site in wave if site not in present}, **others}
         here = [site for site in wave if site not in others]
-        coming = iter(self.post.ask(message, here, request.deadline) if here else ())
+        coming = iter(self.transport.ask(message, here, request.deadline) if here else ())
         came: dict[str, bytes] = {}
         for site in wave:
             if site in others:
@@ -192,17 +200,17 @@ class Silos:
                 came[arrived[0]] = arrived[1]
                 del arrived  # frees the last reply
             # popped, so that only replies that wait for their turn are held
-            yield self._read(site, came.pop(site, None), request, len(message))
+            yield self._read_reply(site, came.pop(site, None), request, len(message))
 
-    def _read(self, site: str, answer: bytes | None, request: Request, asked: int) -> Reply:
+    def _read_reply(self, site: str, answer: bytes | None, request: Request, asked: int) -> Reply:
         if answer is None:
-            self.silent.add(site)
+            self.unresponsive.add(site)
             return Failure(
                 client=site,
                 reason=f"it did not reply within {request.deadline:g} s; see its log, or raise"
                 f" silos.{_deadline_key(request)}",
             )
-        self.silent.discard(site)
+        self.unresponsive.discard(site)
         try:
             reply = wire.decode_reply(answer, max_bytes=MAX_REPLY_RATIO * asked + MAX_REPLY_EXTRA_BYTES)
         except WireError as error:
@@ -219,15 +227,15 @@ def _deadline_key(request: Request) -> str:
     return "deadline_s" if request.kind == "train" else "short_deadline_s"
 
 
-def _info(name: str, joined: Joined | None, usual: int) -> ClientInfo:
+def _client_info(name: str, joined: Ready | None, usual: int) -> ClientInfo:
     if joined is None:
         return ClientInfo(name=name, examples=usual)
     return ClientInfo(name=name, examples=joined.examples, min_cohort=joined.min_cohort)
 
 
-def _of_a_size(reply: Reply) -> Reply:
+def _check_size(reply: Reply) -> Reply:
     """Refuse an implausible size: it is unverified, and decides selection and weight."""
-    if isinstance(reply, Joined) and reply.examples > MAX_EXAMPLES:
+    if isinstance(reply, Ready) and reply.examples > MAX_EXAMPLES:
         return Failure(
             client=reply.client,
             reason=f"it reports {reply.examples:,} examples, and the limit is {MAX_EXAMPLES:,};"

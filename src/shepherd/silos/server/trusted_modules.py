@@ -18,7 +18,7 @@ from shepherd.errors import FederationError
 from shepherd.io.decoding import decoded
 from shepherd.settings import RunSettings
 
-FILE = "plugins.json"
+TRUSTED_FILE = "plugins.json"
 KINDS = {
     "algorithms": plugins.ALGORITHM,
     "aggregations": plugins.AGGREGATION,
@@ -27,7 +27,7 @@ KINDS = {
     "transforms": plugins.TRANSFORM,
 }
 """Keys of the list, and the kinds of plug-in that a server imports."""
-MOST_TRANSFORMS = 16
+MAX_SERVER_TRANSFORMS = 16
 """Transforms of one run: each processes every update."""
 
 
@@ -56,7 +56,7 @@ def read(local: Path) -> Trusted:
     Raises:
         FederationError: the file is not such a list.
     """
-    path = local / FILE
+    path = local / TRUSTED_FILE
     try:
         table = json.loads(decoded(path.read_bytes()))
         if not isinstance(table, dict) or not table.keys() <= KINDS.keys():
@@ -83,19 +83,19 @@ def require(settings: RunSettings, trusted: Trusted) -> None:
     Raises:
         FederationError: the run names such a module, or too many transforms.
     """
-    if len(settings.transforms) > MOST_TRANSFORMS:
+    if len(settings.transforms) > MAX_SERVER_TRANSFORMS:
         raise FederationError(
-            f"the run has {len(settings.transforms)} transforms, and the limit is {MOST_TRANSFORMS};"
+            f"the run has {len(settings.transforms)} transforms, and the limit is {MAX_SERVER_TRANSFORMS};"
             " leave some out"
         )
-    for kind, name in _unknown(settings, trusted):
+    for kind, name in _untrusted(settings, trusted):
         raise FederationError(
             f"the server does not allow the {kind} {name[:80]!a}; use one of this package, or have the"
-            f" server's operator list it in local/{FILE} of its kit"
+            f" server's operator list it in local/{TRUSTED_FILE} of its kit"
         )
 
 
-def _unknown(settings: RunSettings, trusted: Trusted) -> Iterator[tuple[str, str]]:
+def _untrusted(settings: RunSettings, trusted: Trusted) -> Iterator[tuple[str, str]]:
     parts: list[tuple[str, PartTable]] = [
         ("algorithms", settings.algorithm),
         ("aggregations", settings.aggregation),

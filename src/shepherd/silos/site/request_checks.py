@@ -62,7 +62,7 @@ def require_clock(request: Request, size: int) -> None:
         size: size of the message in bytes, which may have taken time on a slow link.
     """
     ahead = request.sent - time.time()
-    if not -CLOCKS - size / wire.SLOWEST <= ahead <= CLOCKS:
+    if not -CLOCKS - size / wire.MIN_LINK_BYTES_PER_S <= ahead <= CLOCKS:
         way = "ahead of" if ahead > 0 else "behind"
         raise Refused(
             "clock",

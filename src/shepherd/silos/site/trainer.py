@@ -36,7 +36,7 @@ from shepherd.machine import memory
 from shepherd.model.base import Base
 from shepherd.settings import RunSettings
 from shepherd.silos.protocol import ipc, schema, wire
-from shepherd.silos.protocol.wire import Joined, Reply, Request, Scores
+from shepherd.silos.protocol.wire import Ready, Reply, Request, Scores
 from shepherd.silos.site import allowed_bases, audit, policy, redaction, released, request_checks
 from shepherd.silos.site.audit import Released
 from shepherd.silos.site.data_cache import Holding
@@ -321,9 +321,9 @@ class Trainer:
             draws=FromSystem() if self.settings.trainer.order_seed is None else None,
         )
 
-    def _joined(self, examples: int) -> Joined:
+    def _joined(self, examples: int) -> Ready:
         fewest = self.settings.policy.min_cohort
-        return Joined(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
+        return Ready(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
 
     def _trained(
         self,
@@ -401,7 +401,7 @@ class Trainer:
         held = self.holding.heldout(scored(self.settings, settings), request.base)
         categories = pipeline.categories(held)
         places = loss.stratified_subset(categories, scoring.examples)
-        names = [schema.sentence(categories[i])[: schema.MOST_NAME] for i in places]
+        names = [schema.sentence(categories[i])[: schema.MAX_NAME_CHARS] for i in places]
         least = self.settings.policy.min_examples
         behind = released.behind(names, least)
         self._require_allowed(request, scored=sum(behind.values()))
@@ -517,7 +517,7 @@ def main(words: Sequence[str] | None = None) -> int:
         _log_to(given.home / LOG)
         log.info("%s is read only at the start; restart the site after changing it", given.site)
         most = allowed_bases.largest_message(trainer.settings.bases, trainer.settings.policy.max_rank)
-        place = ipc.place(given.home)
+        place = ipc.choose_address(given.home)
         ipc.serve(place, trainer.handle, lambda: log.info("ready"), stopped, most)
     except ShepherdError as error:
         print(error, file=sys.stderr)

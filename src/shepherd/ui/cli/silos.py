@@ -170,11 +170,11 @@ def runs(folder: Path, doomed: tuple[str, ...], days: float | None, yes: bool) -
     from shepherd.silos.server import kept_runs
     from shepherd.ui.terminal.federation_tables import print_kept_runs
 
-    found = kept_runs.kept(folder)
+    found = kept_runs.list_runs(folder)
     if days is None and not doomed:
         print_kept_runs(found)
         return
-    named = sorted({*doomed, *(kept_runs.older(found, days) if days is not None else ())})
+    named = sorted({*doomed, *(kept_runs.idle_runs(found, days) if days is not None else ())})
     if not named:
         echo("no run has been idle for that long")
         return
