@@ -56,7 +56,7 @@ LIMIT = 120  # seconds for one of them
 OPENING = 20  # tokens that the examples of a client share
 LENGTHS = ((12, 40, 33), (60, 90, 25))  # tokens of each client's examples
 PROMPTS = (5, 12, 23)
-DIGITS = re.compile(r" \(relative difference [^)]*\)")  # which another machine may round otherwise
+LOSS_DIGITS = re.compile(r" \(relative difference [^)]*\)")  # which another machine may round otherwise
 NAMED = re.compile(r"^base \S+ (\([^)]*\) )?")
 ADAPTER = AdapterTable(rank=4, alpha=8.0)
 
@@ -127,7 +127,7 @@ class Outcome:
     @property
     def expected(self) -> dict[str, str]:
         found = {key: value for key in ("runs", "answers", "why") if (value := getattr(self, key))}
-        return {key: DIGITS.sub("", value) for key, value in found.items()}
+        return {key: LOSS_DIGITS.sub("", value) for key, value in found.items()}
 
     @property
     def right(self) -> bool:

@@ -189,7 +189,7 @@ def trial(settings: RunSettings, made: Loopback, output: Path, planned: Trial | 
 
 
 def _strike(planned: Trial, made: Loopback, going: coordinate.SilosRun) -> None:
-    while going.following.job is None:
+    while going.follower.job is None:
         time.sleep(0.01)
     time.sleep(planned.after)
     for _ in range(200):  # a process that is just being started again is waited for

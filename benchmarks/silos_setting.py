@@ -127,7 +127,7 @@ def _site(made: Loopback, site: str, stop: threading.Event) -> None:
 def followed(made: Loopback, order: JobSpec, state: Path, scratch: Path) -> Iterator[int]:
     """Have the server do the order; yield the count of finished rounds as it grows."""
     said: list[str] = []
-    following = JobFollower(
+    follower = JobFollower(
         kit=made.admin,
         order=order,
         cohort=len(order.sites),
@@ -135,12 +135,12 @@ def followed(made: Loopback, order: JobSpec, state: Path, scratch: Path) -> Iter
         scratch=scratch,
         echo=said.append,
     )
-    for news in following.news():
+    for news in follower.news():
         for line in [*said, *news.said]:
             print(line, flush=True)
         said.clear()
         for row in news.rows:
-            following.rows = row["round"] + 1
+            follower.rows = row["round"] + 1
             if row.get("failures"):
                 print(f"round {row['round']}: {row['failures']}", flush=True)
             yield row["round"]

@@ -26,7 +26,7 @@ from shepherd.silos.protocol import ipc, wire
 from shepherd.silos.protocol.wire import Ready, Request, Scores
 from shepherd.silos.site import audit
 from shepherd.silos.site.audit import Released
-from shepherd.silos.site.site_store import Kept, Store
+from shepherd.silos.site.site_store import AnsweredRound, Store
 
 TIMES = "times.jsonl"
 STEP = 1e-3  # of a change, so that a mean over many rounds stays small
@@ -56,7 +56,7 @@ class Stub:
         """The reply to a request."""
         came = time()
         request = wire.decode_request(message)
-        audit.record(self.home / audit.FILE, audit.granted_to(request, datetime.now()))
+        audit.record(self.home / audit.FILE, audit.granted_event(request, datetime.now()))
         reply = self._reply(request)
         left = Released(bytes=len(reply), tensors=_tensors(reply))
         audit.record(self.home / audit.FILE, audit.answered(request, datetime.now(), left))
@@ -82,7 +82,7 @@ class Stub:
             weight=1.0,
             metrics={"loss": 1.0, "examples": 1.0, "tokens": 1.0, "trained_tokens": 1.0, "steps": 1.0},
         )
-        kept = Kept(
+        kept = AnsweredRound(
             round=request.round,
             id=request.id,
             update=update,

@@ -92,7 +92,7 @@ def outside_policy(
         reasons = [row["failures"].get("site-1", "") for row in rows]
         refused = [why for why in reasons if f"policy {rule} = " in why]
         audited = [e for e in scene.audited("site-1") if e.rule == rule]
-        whole = min(len(rows), audit.WHOLE_LINES)  # what repeats itself has a line no more
+        whole = min(len(rows), audit.FULL_LINES)  # what repeats itself has a line no more
         lines = matching(scene, "site-1", seen, rf"(join|train): refused: policy {rule} = ")
         return Tried(
             case=f"a request outside the policy: {rule}",

@@ -163,7 +163,7 @@ def listen_at(kit: Path, port: int) -> None:
     file.write_text(json.dumps(table))
 
 
-def holding(place: Path) -> list[Path]:
+def cache(place: Path) -> list[Path]:
     """The files below that hold a secret; sockets aside."""
     files = [path for path in place.rglob("*") if path.is_file() and not path.is_symlink()]
     return [path for path in files if is_told(path.read_bytes()) or is_told(str(path).encode())]
@@ -181,22 +181,22 @@ def test_the_run_went_as_it_should_have(ran: Ran) -> None:
     assert set(second["weights"]) == {"site-2"}
     assert first["failures"] == {"site-3": redaction.DATA}
     assert "policy rounds_per_month = 1 of site-1" in second["failures"]["site-1"]
-    assert len(holding(ran.place / "sites")) == len(SITES)
+    assert len(cache(ran.place / "sites")) == len(SITES)
     log = (ran.made.kit("site-3") / "shepherd" / "trainer.log").read_text()
     assert "data.jsonl" in log  # its owner is told where to look
     assert "line 1" in log
 
 
 def test_no_file_at_the_server_or_the_coordinator_holds_any_text(ran: Ran) -> None:
-    assert holding(ran.made.folder / "server") == []
-    assert holding(ran.place / "run") == []
+    assert cache(ran.made.folder / "server") == []
+    assert cache(ran.place / "run") == []
     assert not is_told("\n".join(ran.said).encode())
 
 
 def test_no_log_and_no_other_file_of_any_process_holds_any_text(ran: Ran) -> None:
     """Not at the sites either: beside the data themselves, they keep tokens and no text."""
     assert {path.name for path in (ran.made.folder / "logs").iterdir()} >= {"server.log", "site-1.log"}
-    assert holding(ran.made.folder) == []
+    assert cache(ran.made.folder) == []
     assert [
         path for path in (ran.place / "tmp").rglob("*") if path.is_file() and is_told(path.read_bytes())
     ] == []

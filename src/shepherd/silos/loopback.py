@@ -28,7 +28,7 @@ from shepherd.settings import TINY, RunSettings
 from shepherd.silos.flare import provision
 from shepherd.silos.flare.session import session
 from shepherd.silos.flare.supervise import bound
-from shepherd.silos.site.policy import length
+from shepherd.silos.site.policy import visit_length
 from shepherd.silos.site.site_settings import PolicyTable
 
 MAX_LOCAL_SITES = 20
@@ -170,7 +170,7 @@ def _policy(settings: RunSettings, sizes: Sequence[int]) -> dict[str, object]:
     """
     usual, data, tuning, rounds = PolicyTable(), settings.data, settings.tuning, settings.federation.rounds
     algorithms, transforms = [settings.algorithm.name], [part.name for part in settings.transforms]
-    steps = max(length(settings, size).steps for size in sizes)
+    steps = max(visit_length(settings, size).steps for size in sizes)
     left = (1 - data.holdout) * min(sizes) / 2  # a lower bound, since each category's share is rounded
     epochs = tuning.epochs or (tuning.max_steps or 0) * tuning.batch_size / left
     return {

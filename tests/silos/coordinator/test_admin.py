@@ -307,7 +307,7 @@ def test_a_run_is_stopped_at_the_server_and_for_whoever_follows_it(server: Scrip
     server.running = {"job-0"}
     assert membership.stop(run) == f"stopped; continue with: shepherd resume {run}"
     assert server.aborted == ["job-0"]
-    assert (run / state_file.STOP).exists()
+    assert (run / state_file.STOP_FILE).exists()
 
 
 def test_the_word_to_stop_is_there_before_the_job_ends(
@@ -316,7 +316,7 @@ def test_the_word_to_stop_is_there_before_the_job_ends(
     """Or whoever follows the run would begin another."""
     server.running = {"job-0"}
     marked: list[bool] = []
-    monkeypatch.setattr(server, "abort", lambda job: marked.append((run / state_file.STOP).exists()))
+    monkeypatch.setattr(server, "abort", lambda job: marked.append((run / state_file.STOP_FILE).exists()))
     membership.stop(run)
     assert marked == [True]
 
@@ -345,7 +345,7 @@ def test_a_run_gets_another_name_and_no_job(server: Scripted, run: Path) -> None
     said = membership.anew(run)
     assert said.endswith(f"shepherd resume {run}")
     assert server.aborted == ["job-0"]
-    kit, order, job = state_file.recorded(run)
+    kit, order, job = state_file.read_state(run)
     assert (kit, job) == (run.parent / "kit", None)
     assert order.run != ORDER.run
     assert replace(order, run=ORDER.run) == ORDER
@@ -360,7 +360,7 @@ def test_a_run_that_is_followed_or_over_keeps_its_name(server: Scripted, run: Pa
     for number in (2, 3):
         append_row(run, {"round": number})
     assert membership.anew(run) == f"the run in {run} has ended already"
-    assert state_file.recorded(run)[1] == ORDER
+    assert state_file.read_state(run)[1] == ORDER
     assert server.events == []
 
 
@@ -368,14 +368,14 @@ def test_a_run_without_a_job_is_stopped_without_a_server(server: Scripted, run: 
     (run / folder.SILOS).write_text(state_file.text(run.parent / "kit", ORDER, None))
     assert membership.stop(run).startswith("stopped")
     assert server.events == []
-    assert (run / state_file.STOP).exists()
+    assert (run / state_file.STOP_FILE).exists()
 
 
 def test_a_run_that_is_over_is_not_stopped(server: Scripted, run: Path) -> None:
     for number in (2, 3):
         append_row(run, {"round": number})
     assert membership.stop(run) == f"the run in {run} has ended already"
-    assert not (run / state_file.STOP).exists()
+    assert not (run / state_file.STOP_FILE).exists()
 
 
 def test_a_server_out_of_reach_is_said(server: Scripted, run: Path) -> None:
@@ -389,7 +389,7 @@ def test_a_kit_that_has_moved_can_be_named(server: Scripted, run: Path) -> None:
     (run.parent / "kit").rename(run.parent / "elsewhere")
     with pytest.raises(SilosError, match="does not exist; name the kit with --silos"):
         membership.stop(run)
-    assert not (run / state_file.STOP).exists()
+    assert not (run / state_file.STOP_FILE).exists()
     membership.stop(run, run.parent / "elsewhere")
     assert server.aborted == ["job-0"]
 

@@ -50,7 +50,7 @@ from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Request
 from shepherd.silos.server import server_run
 from shepherd.silos.site.request_checks import Refused
-from shepherd.silos.site.site_store import Kept, Store
+from shepherd.silos.site.site_store import AnsweredRound, Store
 from shepherd.silos.site.trainer import Trainer
 from shepherd.training.local import completed
 from shepherd.ui import report
@@ -130,7 +130,7 @@ def keeping(store: Store, name: str, site: Site) -> Site:
         reply = site(request)
         update = wire.decode_reply(reply) if reply else None
         if isinstance(update, Update):
-            answered = Kept(
+            answered = AnsweredRound(
                 round=request.round,
                 id=request.id,
                 update=update,
@@ -173,7 +173,7 @@ def test_a_base_by_its_hub_id_is_known_by_its_files(
     (home / "refs" / "main").write_text("c0ffee")
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with closing(opened(tmp_path, 'model.base="them/their-base"')) as run:
-        assert run.following.order.base == digest(world.base_path())
+        assert run.follower.order.base == digest(world.base_path())
 
 
 def test_a_run_fills_its_folder(tmp_path: Path, server: Hosted, base: Base) -> None:
@@ -344,7 +344,7 @@ def test_copies_leave_the_server_time_for_its_rounds(
 ) -> None:
     """A copy that took 3 s is followed by none for 6 s, but the last."""
     clock = hosted(monkeypatch, server)
-    real, copied = coordinate._fetched, list[str]()
+    real, copied = coordinate._fetch_checkpoint, list[str]()
 
     def slow(place: Path, *given: Any) -> None:
         copied.append(place.name)
@@ -356,7 +356,9 @@ def test_copies_leave_the_server_time_for_its_rounds(
     news = StatusUpdate(job="job-0", fetch=lambda round: iter([("state.json", b"")]))
     with closing(run):
         for number, pause in ((1, 5.5), (2, 1.0), (3, 0.0), (4, 0.0)):
-            run._copy(replace(news, round=number, outcome={"error": "over"} if number == 4 else None))
+            run._copy_checkpoint(
+                replace(news, round=number, outcome={"error": "over"} if number == 4 else None)
+            )
             clock.sleep(pause)
     assert copied == ["round-00001", "round-00003", "round-00004"]
 
@@ -628,7 +630,7 @@ def test_how_large_a_checkpoint_may_be_is_known_to_some_per_cent(tmp_path: Path,
     run = opened(tmp_path)
     with closing(run):
         state = checkpoint.load(run.holder.checkpoints / "round-00000").state
-        assert run.following.most_bytes == pytest.approx(1.05 * state.adapter.nbytes + 8 * 2**20, abs=2)
+        assert run.follower.max_file_bytes == pytest.approx(1.05 * state.adapter.nbytes + 8 * 2**20, abs=2)
 
 
 def test_a_server_that_would_fill_the_disk_is_refused(tmp_path: Path, server: Hosted) -> None:

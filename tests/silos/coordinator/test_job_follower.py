@@ -270,7 +270,7 @@ def test_a_site_that_never_gets_in_does_not_keep_the_others_from_working(follow:
             break
 
     pauses = np.diff(began[1:])
-    assert all(pauses[:-1] <= pauses[1:] + job_follower.LOOK_S)
+    assert all(pauses[:-1] <= pauses[1:] + job_follower.ABSENCE_CHECK_S)
     assert [round(float(pause) / job_follower.RESTART_PAUSE_S) for pause in pauses[:4]] == [1, 2, 4, 8]
     assert len(began) < 12
 
@@ -289,7 +289,7 @@ def test_a_site_that_gives_no_answer_is_given_up_after_a_while(follow: Follow) -
 
     first = next(now for now, sites in away if sites == ["b"])
     assert all(sites == [] for now, sites in away if now < 1000.0 + WAITS.grace_s)
-    assert first < 1000.0 + WAITS.grace_s + 2 * job_follower.LOOK_S
+    assert first < 1000.0 + WAITS.grace_s + 2 * job_follower.ABSENCE_CHECK_S
     assert server.submitted == ["job-0"]
 
 
@@ -300,7 +300,7 @@ def test_a_site_that_may_not_say_what_it_does_is_left_alone(follow: Follow) -> N
     followed = follow(server)
 
     assert followed.rounds() == [0, 1]
-    assert followed.clock.now > 1000.0 + job_follower.LONG_ROUND_S + 2 * job_follower.LOOK_S
+    assert followed.clock.now > 1000.0 + job_follower.LONG_ROUND_S + 2 * job_follower.ABSENCE_CHECK_S
     assert server.submitted == ["job-0"]
     assert all(asked["away"] == [] for asked in server.asked)
     assert followed.words == ["b does not disclose what it works on, so if it drops out it is not waited for"]
@@ -542,7 +542,7 @@ def test_a_checkpoint_larger_than_the_runs_is_not_taken(follow: Follow) -> None:
         def told(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
             return super().told(job, asked) if "state" not in asked else part(b"x" * 100, 10**9)
 
-    (*_, last) = follow(Large([[said(2, DONE)]]), most_bytes=1000).run.news()
+    (*_, last) = follow(Large([[said(2, DONE)]]), max_file_bytes=1000).run.news()
     assert last.fetch is not None
     with pytest.raises(FederationError, match="more than 1000"):
         next(last.fetch(1))

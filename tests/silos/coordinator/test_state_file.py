@@ -31,7 +31,7 @@ def kept(run: Path, kit: str) -> None:
 def test_a_kit_elsewhere_is_gone_on_with(run: Path, tmp_path: Path) -> None:
     (tmp_path / "ada").mkdir()
     kept(run, str(tmp_path / "ada"))
-    assert state_file.under_way(run) == (tmp_path / "ada", None)
+    assert state_file.kit_and_job(run) == (tmp_path / "ada", None)
 
 
 @pytest.mark.parametrize("kit", ["{run}/kit", "kit", "../run/kit", "{run}/../link"])
@@ -39,5 +39,5 @@ def test_a_kit_in_the_run_folder_is_not_used_by_the_folders_word(run: Path, kit:
     (run.parent / "link").symlink_to(run / "kit")
     kept(run, kit.format(run=run))
     with pytest.raises(SilosError, match="names a kit inside the run folder itself"):
-        state_file.under_way(run)
-    assert state_file.under_way(run, kit=run / "kit") == (run / "kit", None)
+        state_file.kit_and_job(run)
+    assert state_file.kit_and_job(run, kit=run / "kit") == (run / "kit", None)

@@ -56,7 +56,7 @@ def answer(**more: Any) -> Row:
 
 
 def test_an_answer_of_ours_is_taken_as_it_is() -> None:
-    told = status_update.told(answer(state=None), rounds=3)
+    told = status_update.parse_status(answer(state=None), rounds=3)
     assert (told.opened, told.round, told.count, told.present) == (True, 1, 2, ["a", "b"])
     assert list(told.rows) == [{"round": 0}, {**ROW, "gap": None}]  # as the log has it
     assert told.said == ["b: out of memory"]
@@ -68,7 +68,7 @@ def test_an_answer_of_ours_is_taken_as_it_is() -> None:
     "outcome", [None, {"finished": True}, {"error": "round 2: 1 of 2", "kind": "QuorumNotMet"}]
 )
 def test_an_outcome_is_one_of_three(outcome: Row | None) -> None:
-    assert status_update.told(answer(outcome=outcome), rounds=3).outcome == outcome
+    assert status_update.parse_status(answer(outcome=outcome), rounds=3).outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_an_outcome_is_one_of_three(outcome: Row | None) -> None:
 )
 def test_what_is_not_ends_in_one_sentence(wrong: Row) -> None:
     with pytest.raises(FederationError, match="the server's status of the run is invalid") as error:
-        status_update.told(answer(**wrong), rounds=3)
+        status_update.parse_status(answer(**wrong), rounds=3)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 3000
 
@@ -123,19 +123,19 @@ def test_what_is_not_ends_in_one_sentence(wrong: Row) -> None:
 @pytest.mark.parametrize("nothing", [None, [], "x", 3])
 def test_no_table_at_all_is_said(nothing: Any) -> None:
     with pytest.raises(FederationError, match="its answer is not a table"):
-        status_update.told(nothing, rounds=3)
+        status_update.parse_status(nothing, rounds=3)
     with pytest.raises(FederationError, match="its answer is not a table"):
-        status_update.piece(nothing, 0, 10)
+        status_update.parse_piece(nothing, 0, 10)
 
 
 def test_rows_that_are_known_do_not_come_again() -> None:
-    assert status_update.told(answer(rows=[ROW]), rounds=3, rows=1).rows
+    assert status_update.parse_status(answer(rows=[ROW]), rounds=3, rows=1).rows
     with pytest.raises(FederationError, match="out of order"):
-        status_update.told(answer(rows=[ROW]), rounds=3, rows=2)
+        status_update.parse_status(answer(rows=[ROW]), rounds=3, rows=2)
 
 
 def test_sentences_are_made_fit_for_a_terminal() -> None:
-    told = status_update.told(
+    told = status_update.parse_status(
         answer(said=["two\nlines \x1b[2J", "y" * 10**6], outcome={"error": "a\nb", "kind": "X"}), 3
     )
     assert told.said[0] == "two lines  [2J"
@@ -148,9 +148,9 @@ def part(data: bytes, of: int) -> Row:
 
 
 def test_a_piece_of_a_checkpoint() -> None:
-    assert status_update.piece(part(b"abc", 9), 6, 9) == (b"abc", 9)
-    assert status_update.piece({"state": None}, 0, 9) is None
-    assert status_update.piece({}, 0, 9) is None
+    assert status_update.parse_piece(part(b"abc", 9), 6, 9) == (b"abc", 9)
+    assert status_update.parse_piece({"state": None}, 0, 9) is None
+    assert status_update.parse_piece({}, 0, 9) is None
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_piece_of_a_checkpoint() -> None:
 )
 def test_a_piece_that_is_none(wrong: Row, why: str) -> None:
     with pytest.raises(FederationError, match=why):
-        status_update.piece(wrong, 2, 100)
+        status_update.parse_piece(wrong, 2, 100)
 
 
 JSON = st.recursive(
@@ -181,7 +181,7 @@ JSON = st.recursive(
 @given(st.fixed_dictionaries({name: JSON for name in answer()}))
 def test_whatever_is_told_there_is_no_other_error(told: Row) -> None:
     try:
-        found = status_update.told(told, rounds=3)
+        found = status_update.parse_status(told, rounds=3)
     except FederationError:
         return
     assert all(row["round"] <= 3 for row in found.rows)

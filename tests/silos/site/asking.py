@@ -8,7 +8,7 @@ from typing import Any
 
 from shepherd.silos.protocol.wire import Request
 from shepherd.silos.site import policy
-from shepherd.silos.site.policy import Granted, Refusal
+from shepherd.silos.site.policy import MonthUsage, Refusal
 from shepherd.silos.site.site_settings import PolicyTable
 
 BASE = "ab" * 32
@@ -48,7 +48,7 @@ def request(kind: Any = "train", **changed: Any) -> Request:
 def refused(table: PolicyTable | Mapping[str, Any], asked: Request, **about: Any) -> Refusal | None:
     """What site-1 with 100 examples says at noon, with nothing granted yet."""
     table = table if isinstance(table, PolicyTable) else PolicyTable(**table)
-    granted = Granted(**{name: about.pop(name, 0) for name in ("rounds", "runs", "tries", "failures")})
+    granted = MonthUsage(**{name: about.pop(name, 0) for name in ("rounds", "runs", "tries", "failures")})
     now = about.pop("now", NOON)
     return policy.refusal(
         table, asked, site="site-1", bases={BASE}, **{"examples": 100, **about}

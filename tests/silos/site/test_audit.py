@@ -20,7 +20,7 @@ from shepherd.core import Adapter, Broadcast
 from shepherd.errors import BadRow, FolderError
 from shepherd.silos.site import audit
 from shepherd.silos.site.audit import Released
-from shepherd.silos.site.policy import Granted, Refusal, Visit
+from shepherd.silos.site.policy import MonthUsage, Refusal, Visit
 from shepherd.silos.site.site_settings import ScoringTable
 from tests.silos.site.asking import NOON, request
 
@@ -40,7 +40,7 @@ def test_what_is_recorded_is_read_back(log: Path) -> None:
     asked = request(transforms=[{"name": "clip"}], tuning={"max_steps": 7})
     refusal = Refusal("max_rank", "policy max_rank = 8 of site-1 refuses rank 16; lower adapter.rank")
     written = [
-        audit.granted_to(asked, NOON),
+        audit.granted_event(asked, NOON),
         audit.answered(asked, NOON, LEFT),
         audit.refused(asked, NOON, refusal),
         audit.failed(asked, NOON, BadRow("line 3: secret")),
@@ -94,7 +94,7 @@ def test_a_refusal_of_what_another_version_asks_is_kept_too(log: Path) -> None:
 
 def test_an_event_is_one_line_however_it_was_asked_for(log: Path) -> None:
     name = "a\nb\u2028" + "x" * 999
-    audit.record(log, audit.granted_to(request(algorithm={"name": name}, id=name, run=name), NOON))
+    audit.record(log, audit.granted_event(request(algorithm={"name": name}, id=name, run=name), NOON))
     assert november(log).read_bytes().count(b"\n") == 1
     assert len(november(log).read_bytes()) < 1000
 
@@ -102,12 +102,12 @@ def test_an_event_is_one_line_however_it_was_asked_for(log: Path) -> None:
 def test_the_log_is_its_owners_alone(log: Path) -> None:
     before = os.umask(0)
     try:
-        audit.record(log, audit.granted_to(request(), NOON))
+        audit.record(log, audit.granted_event(request(), NOON))
     finally:
         os.umask(before)
     assert stat.S_IMODE(november(log).stat().st_mode) == 0o600
     november(log).chmod(0o644)
-    audit.record(log, audit.granted_to(request(), NOON))
+    audit.record(log, audit.granted_event(request(), NOON))
     assert stat.S_IMODE(november(log).stat().st_mode) == 0o600
 
 
@@ -115,14 +115,14 @@ def test_the_log_is_its_owners_alone(log: Path) -> None:
 def test_a_line_that_a_crash_cut_short_spoils_no_other(tmp_path_factory: Any, cut: int) -> None:
     log = tmp_path_factory.mktemp("home") / audit.FILE
     for number in range(3):
-        audit.record(log, audit.granted_to(request(round=number), NOON))
+        audit.record(log, audit.granted_event(request(round=number), NOON))
     whole = november(log).read_bytes()
     last = whole.splitlines(keepends=True)[-1]
     cut = min(cut, len(last))
     november(log).write_bytes(whole[: len(whole) - cut])
     survivors = 3 if cut == 1 else 2  # only the end of the line was lost
     assert audit.granted(log, "2026-11").rounds == survivors
-    audit.record(log, audit.granted_to(request(round=9), NOON))
+    audit.record(log, audit.granted_event(request(round=9), NOON))
     rounds = [event.round for event in audit.events(log)]
     assert rounds == [*range(survivors), 9]
     assert november(log).read_bytes().startswith(whole[: len(whole) - cut])
@@ -146,14 +146,14 @@ def full(handle: int, data: bytes) -> int:
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_part_of_the_line(log: Path, monkeypatch: Any) -> None:
-    audit.record(log, audit.granted_to(request(), NOON))
+    audit.record(log, audit.granted_event(request(), NOON))
     before = november(log).read_bytes()
     calls = iter([full, lambda *_: full(0, b"")])
     monkeypatch.setattr(os, "write", lambda *given: next(calls)(*given))
     with pytest.raises(
         FolderError, match=r"audit log .*audit-2026-11\.jsonl cannot be used \(its disk is full\); fre"
     ):
-        audit.record(log, audit.granted_to(request(), NOON))
+        audit.record(log, audit.granted_event(request(), NOON))
     assert november(log).read_bytes() == before
 
 
@@ -162,13 +162,13 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     elsewhere.touch()
     november(log).symlink_to(elsewhere)
     with pytest.raises(FolderError, match="cannot be used"):
-        audit.record(log, audit.granted_to(request(), NOON))
+        audit.record(log, audit.granted_event(request(), NOON))
     assert elsewhere.read_bytes() == b""
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"nowhere/audit-2026-11\.jsonl cannot be used \(No such file"):
-        audit.record(tmp_path / "nowhere" / audit.FILE, audit.granted_to(request(), NOON))
+        audit.record(tmp_path / "nowhere" / audit.FILE, audit.granted_event(request(), NOON))
 
 
 def test_no_log_holds_no_events(log: Path) -> None:
@@ -181,7 +181,7 @@ def test_no_log_holds_no_events(log: Path) -> None:
 
 def _add(log: Path, number: int) -> None:
     for k in range(20):
-        audit.record(log, audit.granted_to(request(round=k, id=f"{number}-{k}"), NOON))
+        audit.record(log, audit.granted_event(request(round=k, id=f"{number}-{k}"), NOON))
 
 
 def test_two_processes_lose_no_line(log: Path) -> None:
@@ -213,7 +213,7 @@ def test_each_try_of_the_month_counts(tmp_path_factory: Any, events: list[Any]) 
     for what, kind, run, number, when in events:
         asked = request(kind, run=run, round=number, id=f"{run}{number}")
         make = {
-            "granted": lambda asked, when: audit.granted_to(asked, when),
+            "granted": lambda asked, when: audit.granted_event(asked, when),
             "answered": lambda asked, when: audit.answered(asked, when, LEFT),
             "refused": lambda asked, when: audit.refused(asked, when, Refusal("hours", "no")),
         }
@@ -224,15 +224,15 @@ def test_each_try_of_the_month_counts(tmp_path_factory: Any, events: list[Any]) 
 
 def test_another_run_or_round_under_the_same_id_is_another_question(log: Path) -> None:
     for asked in (request(), request(run="f" * 16), request(round=1)):
-        audit.record(log, audit.granted_to(asked, NOON))
+        audit.record(log, audit.granted_event(asked, NOON))
     found = audit.granted(log, "2026-11", asked=("0123456789abcdef", 0, "q1"))
     assert (found.rounds, found.tries) == (3, 1)
 
 
 def test_scores_and_visits_are_counted_apart_and_by_month(log: Path) -> None:
     for name in ("q1", "q2"):
-        audit.record(log, audit.granted_to(request(id=name), NOON))
-    audit.record(log, audit.granted_to(request("score", id="q3"), NOON))
+        audit.record(log, audit.granted_event(request(id=name), NOON))
+    audit.record(log, audit.granted_event(request("score", id="q3"), NOON))
     assert audit.granted(log, "2026-11").rounds == 2
     assert audit.granted(log, "2026-11", kind="score").rounds == 1
     assert audit.granted(log, "2026-12").rounds == 0
@@ -240,7 +240,7 @@ def test_scores_and_visits_are_counted_apart_and_by_month(log: Path) -> None:
 
 def test_runs_are_counted_over_both_kinds_but_for_the_one_that_asks(log: Path) -> None:
     for kind, run in (("train", "a"), ("score", "a"), ("score", "b"), ("join", "c"), ("train", "d")):
-        audit.record(log, audit.granted_to(request(kind, run=run * 16), NOON))
+        audit.record(log, audit.granted_event(request(kind, run=run * 16), NOON))
     assert audit.granted(log, "2026-11").runs == 3
     assert audit.granted(log, "2026-11", asked=("b" * 16, 0, "q1")).runs == 2
     assert audit.granted(log, "2026-11", asked=("e" * 16, 0, "q1")).runs == 3
@@ -253,8 +253,8 @@ def test_what_decides_how_much_leaves_is_in_the_log(log: Path) -> None:
     for each in (sent, other):
         asked = request("score", broadcast=each)
         scoring = ScoringTable(examples=40)
-        audit.record(log, audit.granted_to(asked, NOON, scoring=scoring, behind={"qa": 40}))
-    audit.record(log, audit.granted_to(request(), NOON, visit=Visit(steps=3, taken=24, different=20)))
+        audit.record(log, audit.granted_event(asked, NOON, scoring=scoring, behind={"qa": 40}))
+    audit.record(log, audit.granted_event(request(), NOON, visit=Visit(steps=3, taken=24, different=20)))
     first, second, third = (event.asked for event in audit.events(log))
     assert (first["norm"], second["norm"]) == (5.0, 10.0)
     assert first["adapter"] != second["adapter"]
@@ -270,7 +270,7 @@ def test_an_older_log_is_read_and_counted_and_not_written(log: Path) -> None:
     log.write_text(json.dumps(old) + "\n" + json.dumps(left) + "\n")
     before = log.read_bytes()
     assert audit.granted(log, "2026-11").rounds == 1
-    audit.record(log, audit.granted_to(request(), NOON))
+    audit.record(log, audit.granted_event(request(), NOON))
     assert log.read_bytes() == before
     assert audit.granted(log, "2026-11").rounds == 2
     assert [event.what for event in audit.events(log)] == ["granted", "answered", "granted"]
@@ -297,26 +297,26 @@ def beside(log: Path) -> Path:
 )
 def test_counts_that_are_missing_or_wrong_are_made_again(log: Path, spoilt: Any) -> None:
     for number in range(5):
-        audit.record(log, audit.granted_to(request(round=number), NOON))
+        audit.record(log, audit.granted_event(request(round=number), NOON))
     text = spoilt(beside(log).read_text())
     if text is None:
         beside(log).unlink()
     else:
         beside(log).write_text(text)
     assert audit.granted(log, "2026-11").rounds == 5
-    audit.record(log, audit.granted_to(request(round=9), NOON))
+    audit.record(log, audit.granted_event(request(round=9), NOON))
     assert audit.granted(log, "2026-11").rounds == 6
     assert stat.S_IMODE(beside(log).stat().st_mode) == 0o600
 
 
 def test_only_what_was_added_is_read(log: Path, monkeypatch: Any) -> None:
     for number in range(50):
-        audit.record(log, audit.granted_to(request(round=number), NOON))
+        audit.record(log, audit.granted_event(request(round=number), NOON))
     read: list[bytes] = []
     honest = audit._event
     monkeypatch.setattr(audit, "_event", lambda line: read.append(line) or honest(line))
     assert audit.granted(log, "2026-11").rounds == 50
-    audit.record(log, audit.granted_to(request(round=99), NOON))
+    audit.record(log, audit.granted_event(request(round=99), NOON))
     assert audit.granted(log, "2026-11").rounds == 51
     assert len([line for line in read if line]) == 1
 
@@ -351,12 +351,12 @@ def test_refusals_of_one_rule_and_run_are_folded(log: Path) -> None:
 def test_naming_other_runs_does_not_unfold_them(log: Path) -> None:
     for number in range(400):
         refusals(log, 1, run=f"{number:016x}")
-    assert len(audit.events(log)) < audit.MOST_SORTS + 16
+    assert len(audit.events(log)) < audit.MAX_RUN_CLASSES + 16
 
 
 def test_a_new_question_always_has_its_line(log: Path) -> None:
     for number in range(30):
-        audit.record(log, audit.granted_to(request(round=number), NOON))
+        audit.record(log, audit.granted_event(request(round=number), NOON))
         audit.record(log, audit.answered(request(round=number), NOON, LEFT))
     assert len(audit.events(log)) == 60
 
@@ -364,7 +364,7 @@ def test_a_new_question_always_has_its_line(log: Path) -> None:
 REPEATED = {
     "refused": lambda asked: audit.refused(asked, NOON, Refusal("hours", "no")),
     "failed": lambda asked: audit.failed(asked, NOON, MemoryError()),
-    "granted": lambda asked: audit.granted_to(asked, NOON),
+    "granted": lambda asked: audit.granted_event(asked, NOON),
     "answered": lambda asked: audit.answered(asked, NOON, LEFT),
 }
 
@@ -388,16 +388,16 @@ def test_whoever_asks_without_end_does_not_fill_the_disk(log: Path) -> None:
         other = {"run": f"{number:016x}", "id": f"{number:032x}"}
         audit.record(log, audit.failed(request(**other), NOON, ValueError()))
         audit.record(log, audit.failed(request(id=f"{number:032x}"), NOON, MemoryError()))
-        audit.record(log, audit.granted_to(request("join", **other), NOON))
+        audit.record(log, audit.granted_event(request("join", **other), NOON))
         audit.record(log, audit.answered(request("join", **other), NOON, LEFT))
-    assert len(audit.events(log)) < audit.MOST_SORTS + 4 * 20
+    assert len(audit.events(log)) < audit.MAX_RUN_CLASSES + 4 * 20
     assert len(beside(log).read_bytes()) < 50_000
 
 
 # --- what came to nothing
 
 
-def tried(log: Path, **about: Any) -> Granted:
+def tried(log: Path, **about: Any) -> MonthUsage:
     asked = request(**about)
     question = (asked.run, asked.round, asked.id)
     return audit.granted(log, "2026-11", kind=asked.kind, asked=question)
@@ -406,7 +406,7 @@ def tried(log: Path, **about: Any) -> Granted:
 def test_each_try_counts_for_the_month_and_for_its_question(log: Path) -> None:
     for round, times in ((0, 3), (1, 1)):
         for _ in range(times):
-            audit.record(log, audit.granted_to(request(round=round), NOON))
+            audit.record(log, audit.granted_event(request(round=round), NOON))
     assert (tried(log).rounds, tried(log).tries, tried(log, round=1).tries) == (4, 3, 1)
     assert (tried(log, run="f" * 16).rounds, tried(log, run="f" * 16).tries) == (4, 0)
     beside(log).unlink()
@@ -416,7 +416,7 @@ def test_each_try_counts_for_the_month_and_for_its_question(log: Path) -> None:
 def test_what_came_to_nothing_is_counted_by_its_run(log: Path) -> None:
     """Where the process was killed there is no line but that it began."""
     for round in range(3):
-        audit.record(log, audit.granted_to(request(round=round), NOON))
+        audit.record(log, audit.granted_event(request(round=round), NOON))
     assert tried(log).failures == 3
     audit.record(log, audit.answered(request(round=0), NOON, LEFT))
     audit.record(log, audit.answered(request(round=0), NOON, LEFT))

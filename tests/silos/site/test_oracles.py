@@ -176,10 +176,10 @@ def test_a_site_that_sat_rounds_out_is_scored_and_tells_its_loss_again(site: Any
     update = asked(trainer, "train", blank, run=1)
     assert isinstance(update, Update)
     adapter = blank
-    for round in range(1, released.LATER + 1):
+    for round in range(1, released.MAX_ROUNDS_SINCE_TRAINED + 1):
         adapter = adapter.plus(update.delta, 0.5)
         assert isinstance(asked(trainer, "score", adapter, run=1, round=round), Scores)
-    again = asked(trainer, "train", adapter, run=1, round=released.LATER)
+    again = asked(trainer, "train", adapter, run=1, round=released.MAX_ROUNDS_SINCE_TRAINED)
     assert "loss" in again.metrics
 
 
@@ -190,12 +190,14 @@ def test_rounds_that_a_site_sat_out_show_no_text(site: Any, telling: Adapter) ->
     wordings = [{"data": {"max_tokens": length}} for length in (128, 256, 384)] + WORDING
     told = [
         asked(trainer, "score", telling, run=1, round=round, **wordings[round % len(wordings)])
-        for round in range(1, released.LATER + 4)
+        for round in range(1, released.MAX_ROUNDS_SINCE_TRAINED + 4)
     ]
     scores = [answer for answer in told if isinstance(answer, Scores)]
-    assert len(scores) == released.LATER  # a visit buys no more of them
+    assert len(scores) == released.MAX_ROUNDS_SINCE_TRAINED  # a visit buys no more of them
     assert len({tuple(sorted(answer.categories.items())) for answer in scores}) == 1
-    assert all("in the 10 rounds before" in answer.reason for answer in told[released.LATER :])
+    assert all(
+        "in the 10 rounds before" in answer.reason for answer in told[released.MAX_ROUNDS_SINCE_TRAINED :]
+    )
     month = site(policy={**SCORED["policy"], "rounds_per_month": 2})
     assert isinstance(asked(month, "train", telling, run=1), Update)
     found = [asked(month, "score", telling, run=1, round=round) for round in range(1, 6)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shepherd.data.cursor import visit
 from shepherd.errors import SettingsError
 from shepherd.overrides import parse
-from shepherd.silos.site.policy import MOST_TRIES, Visit, length, within
+from shepherd.silos.site.policy import MAX_TRIES, Visit, length, within
 from shepherd.silos.site.site_settings import PolicyTable, ScoringTable
 from tests.silos.site.asking import refused, request
 
@@ -249,7 +249,7 @@ def test_the_default_policy_grants_an_ordinary_run(kind: str, tables: dict[str, 
     ],
 )
 def test_what_is_just_allowed_is_granted(table: dict[str, Any]) -> None:
-    assert refused(table, request(), rounds=6, runs=2, tries=MOST_TRIES - 1, failures=4) is None
+    assert refused(table, request(), rounds=6, runs=2, tries=MAX_TRIES - 1, failures=4) is None
 
 
 def test_what_is_about_now_does_not_keep_a_site_from_joining() -> None:

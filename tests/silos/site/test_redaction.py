@@ -17,7 +17,7 @@ from shepherd.silos.site import redaction
         WireError("tensor a\n2026-11-22 INFO granted is missing\x1b[2J"),
         SettingsError("unknown key " + "x" * 10**6),
         BadRow("line 3\nof a file"),
-        redaction.GivenUp("a\u2028b"),
+        redaction.Cancelled("a\u2028b"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -50,8 +50,8 @@ def test_what_fails_over_the_examples_is_told_in_a_fixed_sentence(kind: type[Exc
 
 
 def test_what_was_given_up_is_told_as_it_is() -> None:
-    with pytest.raises(redaction.GivenUp), redaction.of_the_examples():
-        raise redaction.GivenUp("it did not finish within 5 s")
+    with pytest.raises(redaction.Cancelled), redaction.of_the_examples():
+        raise redaction.Cancelled("it did not finish within 5 s")
 
 
 def test_what_a_module_of_the_sites_says_stays_there() -> None:

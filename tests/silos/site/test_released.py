@@ -65,11 +65,11 @@ def test_no_difference_of_told_visits_is_of_a_handful(
 @given(st.floats(0.0, released.CAP_NATS), st.integers(1, 10**6))
 def test_a_token_moves_a_mean_by_one_step_at_most(mean: float, tokens: int) -> None:
     found = released.rounded(mean, tokens)
-    assert found == round(found, released.DIGITS)
+    assert found == round(found, released.LOSS_DIGITS)
     after = released.rounded(mean + released.CAP_NATS / tokens, tokens)
-    step = max(released.CAP_NATS / tokens, 10**-released.DIGITS)
-    assert after - found <= step + 10**-released.DIGITS + 1e-9
-    assert abs(found - mean) <= (step + 10**-released.DIGITS) / 2 + 1e-9
+    step = max(released.CAP_NATS / tokens, 10**-released.LOSS_DIGITS)
+    assert after - found <= step + 10**-released.LOSS_DIGITS + 1e-9
+    assert abs(found - mean) <= (step + 10**-released.LOSS_DIGITS) / 2 + 1e-9
 
 
 def test_a_run_renders_as_scored_only_where_every_token_is_the_same() -> None:
@@ -99,12 +99,14 @@ def test_an_adapter_changes_nothing_where_each_b_is_zero() -> None:
 
 def test_an_adapter_is_near_by_the_length_of_the_sites_own_update() -> None:
     trained = adapter(1.0, 1.0)
-    assert released.is_near(adapter(1.0, 1.0 + 0.9 * released.NEAR), 1, trained, 0, moved=1.0)
-    assert not released.is_near(adapter(1.0, 1.0 + 1.1 * released.NEAR), 1, trained, 0, moved=1.0)
-    far = adapter(1.0, 1.0 + 0.9 * released.NEAR)
+    assert released.is_near(adapter(1.0, 1.0 + 0.9 * released.MAX_DISTANCE_RATIO), 1, trained, 0, moved=1.0)
+    assert not released.is_near(
+        adapter(1.0, 1.0 + 1.1 * released.MAX_DISTANCE_RATIO), 1, trained, 0, moved=1.0
+    )
+    far = adapter(1.0, 1.0 + 0.9 * released.MAX_DISTANCE_RATIO)
     near = [round for round in range(-1, 30) if released.is_near(far, round + 4, trained, 4, moved=1.0)]
-    assert near == [*range(1, released.LATER + 1)]
-    most = released.NEAR * released.MOST_MOVED
+    assert near == [*range(1, released.MAX_ROUNDS_SINCE_TRAINED + 1)]
+    most = released.MAX_DISTANCE_RATIO * released.MAX_COUNTED_LENGTH
     assert released.is_near(adapter(1.0, 1.0 + 0.9 * most), 1, trained, 0, moved=1e9)
     assert not released.is_near(adapter(1.0, 1.0 + 1.1 * most), 1, trained, 0, moved=1e9)
     assert not released.is_near(Adapter({"x": [1.0]}), 1, trained, 0, moved=9.0)

@@ -19,12 +19,12 @@ from shepherd.errors import CheckpointError, FolderError
 from shepherd.run import checkpoint
 from shepherd.silos.site import site_store as store_module
 from shepherd.silos.site.released import Score
-from shepherd.silos.site.site_store import Kept, Record, Store
+from shepherd.silos.site.site_store import AnsweredRound, RunRecord, Store
 
 RUN, OTHER = "0123456789abcdef", "f" * 16
 
 
-def kept(round: int, size: int = 3) -> Kept:
+def kept(round: int, size: int = 3) -> AnsweredRound:
     """A state that tells its round in each of its parts."""
     memory = Adapter({"a": np.full((2, size), round), "b": np.full(1, np.nan)}) if round else Adapter()
     delta = Adapter({"b": np.full(250 * size, round, np.float32)})
@@ -35,7 +35,7 @@ def kept(round: int, size: int = 3) -> Kept:
         weight=4.0,
         metrics={"loss": 1 / 3, "steps": float(round)},
     )
-    return Kept(
+    return AnsweredRound(
         round=round,
         id=f"{round:032x}",
         update=update,
@@ -51,7 +51,7 @@ def kept(round: int, size: int = 3) -> Kept:
 
 def test_a_new_run_has_no_state(tmp_path) -> None:
     store = Store(tmp_path)
-    assert (store.kept(RUN), store.record(RUN), store.before(RUN, 5)) == ((), Record(), None)
+    assert (store.kept(RUN), store.record(RUN), store.before(RUN, 5)) == ((), RunRecord(), None)
     assert store.answered(RUN, "0" * 32) is None
 
 
@@ -86,7 +86,7 @@ def test_a_start_that_the_disk_lost_is_lost_and_nothing_else(tmp_path) -> None:
 
 
 def test_a_start_of_an_earlier_version_stands_in_the_checkpoint(tmp_path) -> None:
-    saved = store_module._checkpoint(kept(1), "")
+    saved = store_module._to_checkpoint(kept(1), "")
     state = replace(saved.state, adapter=kept(1).adapter)
     checkpoint.save(tmp_path / "state" / RUN, replace(saved, state=state), keep=2)
     assert Store(tmp_path).kept(RUN) == (kept(1),)
@@ -100,7 +100,7 @@ def test_of_many_runs_the_tensors_go_and_where_each_was_stays(tmp_path) -> None:
     assert [run for run in runs if store.kept(run)] == runs[2:]
     for found in (store, Store(tmp_path)):
         for run in runs:
-            assert found.record(run) == Record(round=3, id=kept(3).id, position=21)
+            assert found.record(run) == RunRecord(round=3, id=kept(3).id, position=21)
 
 
 def test_a_record_stays_a_year(tmp_path) -> None:
@@ -119,7 +119,7 @@ def test_what_was_scored_is_kept_beside(tmp_path) -> None:
     score = {"qa": Score(mean=2.31, tokens=812, examples=40), "other": Score(0.1, 9, 16)}
     store.save_score(RUN, 0, "a" * 32, score)
     store.save(RUN, kept(0))
-    assert Store(tmp_path).record(RUN) == Record(
+    assert Store(tmp_path).record(RUN) == RunRecord(
         id=kept(0).id, round=0, scored=0, scored_id="a" * 32, score=score
     )
 
@@ -129,7 +129,7 @@ def test_a_record_of_an_earlier_version_has_no_score(tmp_path) -> None:
     (tmp_path / "runs" / f"{RUN}.json").write_text(
         '{"round": 3, "id": "", "position": 9, "scored": 2, "scored_id": "b"}'
     )
-    assert Store(tmp_path).record(RUN) == Record(round=3, position=9, scored=2, scored_id="b")
+    assert Store(tmp_path).record(RUN) == RunRecord(round=3, position=9, scored=2, scored_id="b")
 
 
 def test_a_round_that_came_to_nothing_is_over(tmp_path) -> None:
@@ -137,10 +137,10 @@ def test_a_round_that_came_to_nothing_is_over(tmp_path) -> None:
     store.save(RUN, kept(0))
     store.spend(RUN, 1, "b" * 32, 12)
     for found in (store, Store(tmp_path)):
-        assert found.record(RUN) == Record(round=1, id="b" * 32, position=12, spent=True)
+        assert found.record(RUN) == RunRecord(round=1, id="b" * 32, position=12, spent=True)
         assert found.before(RUN, 2) == kept(0)
     store.save(RUN, kept(2))
-    assert store.record(RUN) == Record(round=2, id=kept(2).id, position=14)
+    assert store.record(RUN) == RunRecord(round=2, id=kept(2).id, position=14)
 
 
 def test_a_kill_between_the_state_and_the_record_loses_neither(tmp_path) -> None:
@@ -148,7 +148,7 @@ def test_a_kill_between_the_state_and_the_record_loses_neither(tmp_path) -> None
     before = (tmp_path / "runs" / f"{RUN}.json").read_bytes()
     Store(tmp_path).save(RUN, kept(1))
     (tmp_path / "runs" / f"{RUN}.json").write_bytes(before)
-    assert Store(tmp_path).record(RUN) == Record(round=1, id=kept(1).id, position=7)
+    assert Store(tmp_path).record(RUN) == RunRecord(round=1, id=kept(1).id, position=7)
 
 
 def test_a_damaged_record_is_told(tmp_path) -> None:
@@ -235,11 +235,11 @@ def test_after_a_kill_at_any_moment_a_whole_state_is_there(tmp_path) -> None:
 
 
 def test_a_visit_that_an_earlier_version_kept_is_read(tmp_path, monkeypatch) -> None:
-    def before(kept: Kept, start: str):
+    def before(kept: AnsweredRound, start: str):
         saved = honest(kept, start)
         return replace(saved, notes={key: note for key, note in saved.notes.items() if key != "different"})
 
-    honest = store_module._checkpoint
+    honest = store_module._to_checkpoint
     with monkeypatch.context() as patched:
         patched.setattr(store_module, "_checkpoint", before)
         Store(tmp_path).save(RUN, kept(1))

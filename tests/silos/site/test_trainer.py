@@ -160,7 +160,7 @@ def test_a_small_site_goes_on_over_the_end_of_an_epoch(
     assert {each["steps"] for each in granted} == {2}
 
 
-def _taken(kept: site_store.Kept) -> set[int]:
+def _taken(kept: site_store.AnsweredRound) -> set[int]:
     """The examples of a visit, by the orders of its epochs."""
     seed = seed_for(3, "order", NAME)
     orders = np.concatenate([cursor.order(30, epoch, seed) for epoch in range(kept.position // 30 + 1)])
@@ -280,7 +280,7 @@ def test_a_run_that_was_crowded_out_goes_on_where_it_was(born, asked, shaped, ca
 @pytest.mark.parametrize(("kind", "reply"), [("train", Update), ("score", Scores)])
 def test_the_same_answer_is_given_only_so_often(born, asked, shaped, monkeypatch, kind, reply) -> None:
     """Whatever else is asked in between, and whoever is started again."""
-    monkeypatch.setattr(trainers, "MOST_ANSWERS", 3)
+    monkeypatch.setattr(trainers, "MAX_ANSWERS", 3)
     for _ in range(3):
         trainer = born()
         for run in ("a" * 16, "b" * 16):
@@ -405,18 +405,18 @@ def test_a_request_outside_the_rules_is_refused_by_name(
 
 def test_clocks_a_little_apart_do_no_harm(born, asked) -> None:
     question = asked()
-    for ahead in (-request_checks.CLOCKS + 60, request_checks.CLOCKS - 60):
+    for ahead in (-request_checks.MAX_CLOCK_SKEW_S + 60, request_checks.MAX_CLOCK_SKEW_S - 60):
         assert isinstance(ask(born(), replace(question, sent=question.sent + ahead)), Ready)
 
 
 def test_a_message_that_took_its_time_on_a_slow_line_is_no_old_one(asked) -> None:
-    old = replace(asked(), sent=time.time() - request_checks.CLOCKS - 200)
+    old = replace(asked(), sent=time.time() - request_checks.MAX_CLOCK_SKEW_S - 200)
     request_checks.require_clock(old, size=32_000_000)  # 256 s at 125 kB/s
-    with pytest.raises(request_checks.Refused, match="an old one"):
+    with pytest.raises(request_checks.RequestRefused, match="an old one"):
         request_checks.require_clock(old, size=16_000_000)
-    with pytest.raises(request_checks.Refused, match="ahead of"):
+    with pytest.raises(request_checks.RequestRefused, match="ahead of"):
         request_checks.require_clock(
-            replace(old, sent=time.time() + request_checks.CLOCKS + 10), size=64_000_000
+            replace(old, sent=time.time() + request_checks.MAX_CLOCK_SKEW_S + 10), size=64_000_000
         )
 
 
@@ -636,7 +636,7 @@ def failing(monkeypatch) -> None:
 def test_one_question_is_tried_a_few_times(born, asked, shaped, monkeypatch, kind) -> None:
     """Also by a trainer that is started again."""
     failing(monkeypatch)
-    for _ in range(policy.MOST_TRIES):
+    for _ in range(policy.MAX_TRIES):
         assert reason(ask(born(), asked(blank(shaped), kind))) == redaction.MEMORY
     for _ in range(3):
         assert reason(ask(born(), asked(blank(shaped), kind))) == (
@@ -898,13 +898,13 @@ def test_the_process_answers_on_its_socket_until_it_is_told_to_end(
 
 def test_a_trainer_ends_with_whoever_started_it() -> None:
     stopped = threading.Event()
-    end = threading.Thread(target=trainers._end_with, args=(os.getppid(), stopped))
+    end = threading.Thread(target=trainers._stop_with_parent, args=(os.getppid(), stopped))
     end.start()
     end.join(1.5)
     assert not stopped.is_set()
     stopped.set()
     orphaned = threading.Event()
-    trainers._end_with(os.getppid() + 1, orphaned)
+    trainers._stop_with_parent(os.getppid() + 1, orphaned)
     assert orphaned.is_set()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from shepherd.errors import FederationError, OutOfReach, SilosError
 from shepherd.run import folder as folders
 from shepherd.silos.coordinator import state_file, status_update
-from shepherd.silos.coordinator.job_follower import NO_NEWS, ended
+from shepherd.silos.coordinator.job_follower import STATUS_ONLY, ended
 from shepherd.silos.flare import kits, probe, provision
 from shepherd.silos.flare.kits import Kit
 from shepherd.silos.flare.session import JobGone, JobSilent, NotAllowed, Quiet, Session, Work, session
@@ -40,11 +40,11 @@ def status(kit: str | Path) -> Status:
         working = server.working()
         jobs = server.jobs()
         known = (work for work in working.values() if isinstance(work, frozenset))
-        runs = {job: _run(server, job) for job in sorted(jobs.union(*known))}
+        runs = {job: _run_of_job(server, job) for job in sorted(jobs.union(*known))}
         return Status(
             server=f"{server.kit.host}:{server.kit.port}",
-            sites={site: _doing(working[site], runs) for site in sorted(working)},
-            runs=_under_way(server, {job: runs[job] for job in sorted(jobs)}),
+            sites={site: _site_activity(working[site], runs) for site in sorted(working)},
+            runs=_describe_runs(server, {job: runs[job] for job in sorted(jobs)}),
         )
 
 
@@ -59,12 +59,12 @@ def remove(folder: str | Path, name: str, kit: str | Path | None = None) -> list
             then. Or the site is recorded as removed, but the server could not be reached: the
             message says so.
     """
-    with_kit = _remover(folder, kit)
+    with_kit = _kit_to_remove_with(folder, kit)
     provision.remove_site(folder, name)
-    with _said_if_untold(folder, name), session(with_kit.folder) as server:
+    with _explain_unreached_server(folder, name), session(with_kit.folder) as server:
         server.disable(name)
     return [
-        _removed(folder, name),
+        _removed_sentence(folder, name),
         "the running server has disconnected it; its runs continue without it",
     ]
 
@@ -88,13 +88,13 @@ def remove_admin(
     """
     federation = provision.read(folder)
     full = provision.full_name(federation, Path(folder), name)
-    with_kit = _remover(folder, kit, last=full)
+    with_kit = _kit_to_remove_with(folder, kit, last=full)
     provision.remove_admin(folder, full)
-    with _said_if_untold(folder, full), session(with_kit.folder) as server:
-        theirs = _submitted(server, full, stop_runs)
+    with _explain_unreached_server(folder, full), session(with_kit.folder) as server:
+        theirs = _submitted_runs(server, full, stop_runs)
         _disable(server, full)
     return [
-        _removed(folder, full),
+        _removed_sentence(folder, full),
         "the running server has ended the sessions of that kit and accepts no new one",
         *theirs,
     ]
@@ -124,7 +124,7 @@ def _require_refused(kit: Kit) -> None:
     raise OutOfReach(f"the server at {kit.host}:{kit.port} still accepts the kit of {kit.name}; try again")
 
 
-def _submitted(server: Session, admin: str, stop_runs: bool) -> list[str]:
+def _submitted_runs(server: Session, admin: str, stop_runs: bool) -> list[str]:
     """List the runs that an administrator has submitted, by the server's records; optionally stop them."""
     jobs = server.jobs_of(admin)
     going = {job: run for job, (run, over) in jobs.items() if not over}
@@ -141,7 +141,7 @@ def _submitted(server: Session, admin: str, stop_runs: bool) -> list[str]:
     return [f"{listed}, of which {', '.join(under_way)} {state}{older}"]
 
 
-def _remover(folder: str | Path, kit: str | Path | None, last: str = "") -> Kit:
+def _kit_to_remove_with(folder: str | Path, kit: str | Path | None, last: str = "") -> Kit:
     """The kit to remove a member with."""
     federation = provision.read(folder)
     with_kit = kits.read(kit if kit is not None else _first_admin(Path(folder), federation, last), "admin")
@@ -149,12 +149,12 @@ def _remover(folder: str | Path, kit: str | Path | None, last: str = "") -> Kit:
     return with_kit
 
 
-def _removed(folder: str | Path, name: str) -> str:
+def _removed_sentence(folder: str | Path, name: str) -> str:
     return f"{name} is removed from the federation in {folder}; its kit is no longer valid"
 
 
 @contextmanager
-def _said_if_untold(folder: str | Path, name: str) -> Iterator[None]:
+def _explain_unreached_server(folder: str | Path, name: str) -> Iterator[None]:
     try:
         yield
     except SilosError as error:
@@ -176,7 +176,7 @@ def stop(folder: str | Path, kit: str | Path | None = None) -> str:
         FolderError: the folder does not hold a run over silos.
         SilosError: the kit has moved, the server refuses it, or cannot be reached.
     """
-    with_kit, job = state_file.under_way(folder, kit)
+    with_kit, job = state_file.kit_and_job(folder, kit)
     if state_file.is_finished(folder):
         return f"the run in {folder} has ended already"
     state_file.mark_stopped(folder)  # first, else another job would follow the one that ends
@@ -200,13 +200,13 @@ def anew(folder: str | Path, kit: str | Path | None = None) -> str:
         FolderError: the folder does not hold a run over silos, or another process follows it.
         SilosError: the kit has moved, the server refuses it, or cannot be reached.
     """
-    with_kit, _ = state_file.under_way(folder, kit)
+    with_kit, _ = state_file.kit_and_job(folder, kit)
     if state_file.is_finished(folder):
         return f"the run in {folder} has ended already"
     holder = folders.reopen(folder)
     with closing(holder):
         stop(folder, with_kit)
-        _, order, _ = state_file.recorded(holder.path)
+        _, order, _ = state_file.read_state(holder.path)
         named = replace(order, run=secrets.token_hex(8))
         holder.write(folders.SILOS, state_file.text(with_kit, named, None))
     return (
@@ -215,31 +215,31 @@ def anew(folder: str | Path, kit: str | Path | None = None) -> str:
     )
 
 
-def _doing(work: Work, runs: Mapping[str, str]) -> str:
+def _site_activity(work: Work, runs: Mapping[str, str]) -> str:
     if isinstance(work, Quiet):
         return work.value
     return f"works on {', '.join(sorted({runs[job] for job in work}))}" if work else "is idle"
 
 
-def _run(server: Session, job: str) -> str:
+def _run_of_job(server: Session, job: str) -> str:
     try:
         return server.run(job)
     except JobGone:
         return job
 
 
-def _under_way(server: Session, runs: Mapping[str, str]) -> dict[str, str]:
+def _describe_runs(server: Session, runs: Mapping[str, str]) -> dict[str, str]:
     """Run id -> progress; where its last job is still ending, the progress of each of its jobs."""
     said: dict[str, list[str]] = {}
     for job, run in runs.items():
-        said.setdefault(run, []).append(_how_far(server, job))
+        said.setdefault(run, []).append(_job_progress(server, job))
     return {run: "; ".join(lines) for run, lines in said.items()}
 
 
-def _how_far(server: Session, job: str) -> str:
+def _job_progress(server: Session, job: str) -> str:
     """Progress of a job's run, as far as this kit may see it."""
     try:
-        told = status_update.told(server.told(job, NO_NEWS), rounds=-1)
+        told = status_update.parse_status(server.told(job, STATUS_ONLY), rounds=-1)
     except (JobGone, JobSilent):
         return "is starting or ending, and does not respond now"
     except FederationError:

@@ -65,11 +65,11 @@ from shepherd.training.local import completed, require
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Echo = Callable[[str], None]
-SPARE = 2.0
+COPY_PAUSE_RATIO = 2.0
 """Pause after copying a checkpoint from the server, as a multiple of the copy's duration. Each finished round
 is copied into the run folder, since a site keeps only its last two answers: a server that lost its disk could
 not continue from an older copy. The pause keeps a large adapter from filling the server's time."""
-SPARE_TIMES, SPARE_BYTES = 1.05, 8 * 2**20
+MAX_FILE_RATIO, MAX_FILE_EXTRA_BYTES = 1.05, 8 * 2**20
 """Upper bound on a checkpoint's file: a multiple of its tensors' size, plus names, a log row and notes."""
 
 
@@ -83,12 +83,12 @@ class SilosRun:
     """Values chosen for the keys that it leaves open."""
     holder: RunFolder
     base: bases.Base
-    following: JobFollower
+    follower: JobFollower
     trackers: tracking.Trackers
     echo: Echo
     consent: Consent = NOTHING
     closed: bool = False
-    _due: float = 0.0
+    _next_copy: float = 0.0
     """Monotonic time from which the next checkpoint may be copied."""
     _next_line: float = field(default_factory=lambda: time.monotonic() + progress.EVERY_S)
     """Monotonic time at which the next progress line is due."""
@@ -129,19 +129,19 @@ class SilosRun:
                 has stopped the run.
             SilosError: the server refuses the kit or the job.
         """
-        if _whole(self.holder, self.until):
+        if _is_complete(self.holder, self.until):
             return
         outcome: Row | None = None
-        with closing(self.following.news()) as told:
+        with closing(self.follower.news()) as told:
             for news in told:
-                self._remember(news)
-                self._gone_back(news)
+                self._record_job(news)
+                self._rewind_log(news)
                 for row in news.rows:
-                    taken = self._taken(row)
+                    taken = self._log_row(row)
                     if taken["round"]:
                         yield self._state(), taken
                 self._show(news)
-                self._copy(news)
+                self._copy_checkpoint(news)
                 outcome = news.outcome
         if outcome and "error" in outcome:
             raise FederationError(outcome["error"])
@@ -189,19 +189,19 @@ class SilosRun:
             return []
         return division.of(division.held.heldout.tolist())
 
-    def _gone_back(self, news: StatusUpdate) -> None:
+    def _rewind_log(self, news: StatusUpdate) -> None:
         """Cut the log here to the server's last round, if the server has lost later ones."""
-        if 0 < news.count < self.following.rows:
+        if 0 < news.count < self.follower.rows:
             self.echo(f"the server continues after round {news.round}: it has lost the rounds after it")
-            self.following.rows = _known(self.holder.reconcile(news.round))
+            self.follower.rows = _row_count(self.holder.reconcile(news.round))
 
-    def _taken(self, row: Row) -> Row:
+    def _log_row(self, row: Row) -> Row:
         """Log a new row before it is yielded, so that stopping between two rows loses none."""
         table, federation = self.settings.tuning, self.settings.federation
         if row["round"]:
             row = {**row, "learning_rate": stack.round_rate(table, row["round"] - 1, federation.rounds)}
         self.holder.append(row)
-        self.following.rows = row["round"] + 1
+        self.follower.rows = row["round"] + 1
         self.trackers.log(row)
         return row
 
@@ -211,37 +211,37 @@ class SilosRun:
         if news.progress is not None:
             line_is_due = time.monotonic() >= self._next_line
             level = logging.INFO if line_is_due else logging.DEBUG
-            progress.log.log(level, "%s", Progress(clients=self.following.cohort, **news.progress))
+            progress.log.log(level, "%s", Progress(clients=self.follower.cohort, **news.progress))
             if line_is_due:
                 self._next_line = time.monotonic() + progress.EVERY_S
 
-    def _remember(self, news: StatusUpdate) -> None:
+    def _record_job(self, news: StatusUpdate) -> None:
         if news.restart:
-            kept = state_file.text(self.following.kit, self.following.order, news.job)
+            kept = state_file.text(self.follower.kit, self.follower.order, news.job)
             self.holder.write(folder.SILOS, kept)
 
     def _state(self) -> ServerState:
-        last = _last(self.holder)
+        last = _last_checkpoint(self.holder)
         if self._loaded is None or self._loaded[0] != last:
             self._loaded = (last, load_checkpoint(last, self.base).state)
         return self._loaded[1]
 
-    def _copy(self, news: StatusUpdate) -> None:
+    def _copy_checkpoint(self, news: StatusUpdate) -> None:
         """Copy the checkpoint of the round that the server has finished."""
         finished = bool(news.outcome) and "error" not in (news.outcome or {})
         began = time.monotonic()
         place = self.holder.checkpoints / f"round-{news.round:05d}"
-        if news.fetch is None or place.exists() or (began < self._due and not news.outcome):
+        if news.fetch is None or place.exists() or (began < self._next_copy and not news.outcome):
             return
         try:
-            _fetched(place, news.fetch(news.round), self.settings.checkpoints.keep)
+            _fetch_checkpoint(place, news.fetch(news.round), self.settings.checkpoints.keep)
         except (JobGone, OutOfReach):
-            self.following.again = finished  # the run does not end without the last checkpoint
+            self.follower.again = finished  # the run does not end without the last checkpoint
         except (FederationError, CheckpointError):  # the server may delete an earlier round's meanwhile
             if finished:
                 raise
         finally:
-            self._due = time.monotonic() + SPARE * (time.monotonic() - began)
+            self._next_copy = time.monotonic() + COPY_PAUSE_RATIO * (time.monotonic() - began)
 
 
 def open_run(
@@ -264,7 +264,7 @@ def open_run(
     _require_capped(settings)
     require(settings, consent.plugins)  # refuse a wrong name before anything is written
     settings = completed(settings, consent.plugins)
-    sites = _sites(settings, kit, echo)
+    sites = _choose_sites(settings, kit, echo)
     base = load_base(settings, consent)
     if told := files.rehearse(base):
         echo(told)
@@ -281,15 +281,15 @@ def open_run(
     )
     kept = state_file.text(Path(kit), order, None)
     holder = folder.create(settings.output, settings, plan.text(), kept)
-    with _given_back_on_error(holder):
+    with _close_on_error(holder):
         _save_start(holder, settings, base, len(sites), consent)
-        following = _following(holder, Path(kit), order, settings, echo, consent)
+        follower = _make_follower(holder, Path(kit), order, settings, echo, consent)
         return SilosRun(
             settings=settings,
             plan=plan,
             holder=holder,
             base=base,
-            following=following,
+            follower=follower,
             trackers=tracking.start(filled, holder),
             echo=echo,
             consent=consent,
@@ -313,11 +313,11 @@ def resume(
         SilosError: the recorded kit does not exist any more.
     """
     holder = folder.reopen(path)
-    with _given_back_on_error(holder):
+    with _close_on_error(holder):
         settings, plan = folder.read_settings(holder.path), plans.read(holder.path)
-        kept, order, job = state_file.recorded(holder.path)
+        kept, order, job = state_file.read_state(holder.path)
         kept = Path(kit or kept)
-        if not _whole(holder, settings.federation.rounds):
+        if not _is_complete(holder, settings.federation.rounds):
             state_file.require_kit(kept, path)
         tracking.require(settings.tracking, consent)
         base = load_base(plan.over(settings) if plan else settings, consent)
@@ -326,32 +326,32 @@ def resume(
             holder.write(PLAN, plan.text())
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was saved
             _save_start(holder, settings, base, len(order.sites), consent)
-        following = _following(holder, kept, order, settings, echo, consent)
-        following.job = job
+        follower = _make_follower(holder, kept, order, settings, echo, consent)
+        follower.job = job
         holder.write(folder.SILOS, state_file.text(kept, order, job))
         with disk_errors(holder.path):
-            (holder.path / state_file.STOP).unlink(missing_ok=True)
+            (holder.path / state_file.STOP_FILE).unlink(missing_ok=True)
         rows = read_rows(holder.path)
         rows = holder.reconcile(rows[-1]["round"]) if rows else []
-        following.rows = _known(rows)
-        echo(f"continuing after round {max(0, following.rows - 1)} of {settings.federation.rounds}")
+        follower.rows = _row_count(rows)
+        echo(f"continuing after round {max(0, follower.rows - 1)} of {settings.federation.rounds}")
         return SilosRun(
             settings=settings,
             plan=plan,
             holder=holder,
             base=base,
-            following=following,
+            follower=follower,
             trackers=tracking.start(plan.over(settings), holder, rows),
             echo=echo,
             consent=consent,
         )
 
 
-def _whole(holder: RunFolder, until: int) -> bool:
+def _is_complete(holder: RunFolder, until: int) -> bool:
     """Whether the last round and its checkpoint are here, so that the server is not needed."""
     last = checkpoint.latest(holder.checkpoints)
     rows = read_rows(holder.path)
-    return last is not None and last.name == f"round-{until:05d}" and _known(rows) > until
+    return last is not None and last.name == f"round-{until:05d}" and _row_count(rows) > until
 
 
 def _require_submitter(kit: kits.Kit) -> None:
@@ -370,7 +370,7 @@ def _require_capped(settings: RunSettings) -> None:
         )
 
 
-def _sites(settings: RunSettings, kit: str | Path, echo: Echo) -> tuple[str, ...]:
+def _choose_sites(settings: RunSettings, kit: str | Path, echo: Echo) -> tuple[str, ...]:
     with session(kit) as server:
         connected = server.connected()
     sites = sorted(set(settings.silos.sites)) or connected
@@ -385,7 +385,7 @@ def _sites(settings: RunSettings, kit: str | Path, echo: Echo) -> tuple[str, ...
     return tuple(sites)
 
 
-def _last(holder: RunFolder) -> Path:
+def _last_checkpoint(holder: RunFolder) -> Path:
     """The last checkpoint in the run folder."""
     last = checkpoint.latest(holder.checkpoints)
     if last is None:
@@ -393,26 +393,28 @@ def _last(holder: RunFolder) -> Path:
     return last
 
 
-def _following(
+def _make_follower(
     holder: RunFolder, kit: Path, order: JobSpec, settings: RunSettings, echo: Echo, consent: Consent
 ) -> JobFollower:
     return JobFollower(
         kit=kit,
         order=order,
         cohort=plugins.selection(settings, consent.plugins).size(len(order.sites)),
-        state=lambda: _last(holder),
+        state=lambda: _last_checkpoint(holder),
         scratch=holder.path / "jobs",
         echo=echo,
-        stopped=(holder.path / state_file.STOP).exists,
-        most_bytes=_most_bytes(settings, checkpoint.load(_last(holder)).state, len(order.sites), consent),
+        stopped=(holder.path / state_file.STOP_FILE).exists,
+        max_file_bytes=_max_file_bytes(
+            settings, checkpoint.load(_last_checkpoint(holder)).state, len(order.sites), consent
+        ),
     )
 
 
-def _most_bytes(settings: RunSettings, state: ServerState, sites: int, consent: Consent) -> int:
+def _max_file_bytes(settings: RunSettings, state: ServerState, sites: int, consent: Consent) -> int:
     """Largest file of the run's checkpoints that is accepted: a round may make the state grow."""
     context = _context(settings, state.adapter, sites, consent)
     after = rehearse(plugins.method(settings, consent.plugins), state, context)
-    return SPARE_BYTES + math.ceil(SPARE_TIMES * max(_bytes(state), _bytes(after)))
+    return MAX_FILE_EXTRA_BYTES + math.ceil(MAX_FILE_RATIO * max(_bytes(state), _bytes(after)))
 
 
 def _context(settings: RunSettings, adapter: Adapter, sites: int, consent: Consent) -> Context:
@@ -440,12 +442,12 @@ def _save_start(
     checkpoint.save(holder.checkpoints, Checkpoint(state=state, notes=notes), keep=1)
 
 
-def _known(rows: Sequence[Row]) -> int:
+def _row_count(rows: Sequence[Row]) -> int:
     """Number of rows in a log that ends with these: one for each round from 0."""
     return int(rows[-1]["round"]) + 1 if rows else 0
 
 
-def _fetched(place: Path, pieces: Iterator[tuple[str, bytes]], keep: int) -> None:
+def _fetch_checkpoint(place: Path, pieces: Iterator[tuple[str, bytes]], keep: int) -> None:
     unfinished = place.with_name(checkpoint.UNFINISHED + place.name)
     with disk_errors(place.parent.parent):
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -461,7 +463,7 @@ def _fetched(place: Path, pieces: Iterator[tuple[str, bytes]], keep: int) -> Non
 
 
 @contextmanager
-def _given_back_on_error(holder: RunFolder) -> Iterator[None]:
+def _close_on_error(holder: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException:

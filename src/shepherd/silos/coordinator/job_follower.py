@@ -19,7 +19,7 @@ from shepherd.errors import FederationError, OutOfReach
 from shepherd.run import checkpoint
 from shepherd.settings import SilosTable
 from shepherd.silos.coordinator import status_update
-from shepherd.silos.coordinator.status_update import Told
+from shepherd.silos.coordinator.status_update import JobStatus
 from shepherd.silos.flare import job as jobs
 from shepherd.silos.flare.probe import HungUp, Trials
 from shepherd.silos.flare.session import JobGone, JobSilent, Quiet, Session, Work, session
@@ -28,7 +28,7 @@ from shepherd.silos.protocol.jobspec import JobSpec
 Row = dict[str, Any]
 POLL_S = 0.25
 """Pause between two requests for the job's status."""
-LOOK_S = 3.0
+ABSENCE_CHECK_S = 3.0
 """Pause between two checks of which sites work on the job, while one is missing."""
 LONG_ROUND_S = 10.0
 """Duration of a round after which the sites are checked even if none is known to be missing."""
@@ -36,7 +36,7 @@ RESTART_PAUSE_S, MAX_RESTART_PAUSE_S = 30.0, 900.0
 """Pause between two new jobs on behalf of the same site; doubled while the site does not join."""
 RETRY_PAUSE_S, MAX_RETRY_PAUSE_S = 1.0, 30.0
 """Pause before an unreachable server is tried again; doubled with each attempt."""
-NO_NEWS: Row = {"rows": 2**31, "said": 2**31}
+STATUS_ONLY: Row = {"rows": 2**31, "said": 2**31}
 """Status request that is answered without log rows and messages."""
 WAITING = ("SUBMITTED", "APPROVED", "DISPATCHED")
 """FLARE's states of a job that has not started yet."""
@@ -79,7 +79,7 @@ class JobFollower:
     echo: Callable[[str], None]
     stopped: Callable[[], bool] = lambda: False
     """Returns whether a person has stopped the run."""
-    most_bytes: int = 2**32
+    max_file_bytes: int = 2**32
     """Largest file of a checkpoint that is accepted from the server."""
     rows: int = 0
     """Rows of the server's log that are known here already."""
@@ -87,9 +87,9 @@ class JobFollower:
     """Id of the last submitted job."""
     again: bool = False
     """Set by the consumer to have the last update delivered again."""
-    _mine: bool = False
+    _submitted_here: bool = False
     """Whether this object submitted the job."""
-    _over: bool = False
+    _must_replace: bool = False
     """Whether another job has to replace this one."""
     _said: int = 0
     _deaths: int = 0
@@ -100,9 +100,9 @@ class JobFollower:
     _absent: dict[str, float] = field(default_factory=dict)
     """Site that does not respond to the server -> since when."""
     _waits: SilosTable = field(init=False)
-    _unwilling: set[str] = field(default_factory=set)
+    _undisclosed: set[str] = field(default_factory=set)
     """Sites that do not disclose to this administrator what they work on."""
-    _unawaited: set[str] = field(default_factory=set)
+    _given_up_sites: set[str] = field(default_factory=set)
     """Sites that did not connect although they were waited for before the job was submitted."""
 
     def __post_init__(self) -> None:
@@ -123,7 +123,7 @@ class JobFollower:
                 with session(self.kit) as server:
                     met = True
                     trials.succeeded()
-                    for news in self._jobs(server):
+                    for news in self._follow_jobs(server):
                         pause, complaint = RETRY_PAUSE_S, ""
                         yield news
                 return
@@ -134,17 +134,17 @@ class JobFollower:
                 if str(error) != complaint:
                     complaint = str(error)
                     self.echo(f"{complaint}; trying again")
-                self._require_wanted()
+                self._require_not_stopped()
                 time.sleep(pause)
                 pause = min(MAX_RETRY_PAUSE_S, 2 * pause)
 
-    def _jobs(self, server: Session) -> Iterator[StatusUpdate]:
+    def _follow_jobs(self, server: Session) -> Iterator[StatusUpdate]:
         """Updates of one job after another, until one has a final outcome that the consumer has accepted."""
         while True:
-            if self._over or self.job is None or not _lives(server, self.job):
-                yield self._begun(server)
+            if self._must_replace or self.job is None or not _is_alive(server, self.job):
+                yield self._submit_job(server)
             assert self.job is not None
-            for news in self._told(server, self.job):
+            for news in self._follow_job(server, self.job):
                 self.again = False
                 yield news
                 if news.outcome and not self.again:
@@ -153,23 +153,23 @@ class JobFollower:
                     ):  # it would wait for further requests, and has nothing more to report
                         server.abort(self.job)
                     return
-            self._over = True
-            self._died()
+            self._must_replace = True
+            self._count_death()
 
-    def _begun(self, server: Session) -> StatusUpdate:
+    def _submit_job(self, server: Session) -> StatusUpdate:
         """Submit a job, after ending the last one so that it neither answers nor holds the run's lock."""
-        self._require_wanted()
+        self._require_not_stopped()
         if self.job is not None:
-            _end(server, self.job)
-        self._await_sites(server)
+            _abort(server, self.job)
+        self._wait_for_sites(server)
         try:
             self.job = server.submit(jobs.write(self.scratch, self.order, self.state(), self.cohort))
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)  # it holds a copy of the checkpoint
-        self._mine, self._over, self._said = True, False, 0
+        self._submitted_here, self._must_replace, self._said = True, False, 0
         return StatusUpdate(job=self.job, restart=True, round=max(0, self.rows - 1), count=self.rows)
 
-    def _died(self) -> None:
+    def _count_death(self) -> None:
         self._deaths += 1
         if self._deaths > self._waits.max_deaths:
             raise FederationError(
@@ -177,21 +177,21 @@ class JobFollower:
                 " server and the sites, then resume the run"
             )
 
-    def _require_wanted(self) -> None:
+    def _require_not_stopped(self) -> None:
         if self.stopped():
             raise FederationError(
                 "the run was stopped by `shepherd silos stop`; continue it with `shepherd resume`"
             )
 
-    def _told(self, server: Session, job: str) -> Iterator[StatusUpdate]:
+    def _follow_job(self, server: Session, job: str) -> Iterator[StatusUpdate]:
         """Updates of one job, until it has ended or has to be replaced by another."""
         heard = looked = round_began = time.monotonic()
         first = True
         while True:
             if self.stopped():  # the job may have been submitted after the run was stopped
-                _end(server, job)
-            self._require_wanted()
-            told = self._asked(server, job)
+                _abort(server, job)
+            self._require_not_stopped()
+            told = self._ask_status(server, job)
             now = time.monotonic()
             if told is None:
                 if now - heard > (self._waits.start_s if first else self._waits.silence_s) or ended(
@@ -204,15 +204,15 @@ class JobFollower:
                 heard = now
                 if told.rows:
                     self._deaths, round_began = 0, now
-                yield self._news(server, job, told)
+                yield self._status_update(server, job, told)
                 first = False
                 self._said += len(told.said)
             missing = told is not None and len(told.present) < len(self.order.sites)
-            if (missing or now - round_began > LONG_ROUND_S) and now - looked > LOOK_S:
+            if (missing or now - round_began > LONG_ROUND_S) and now - looked > ABSENCE_CHECK_S:
                 working = server.working()
                 looked = time.monotonic()
                 heard += looked - now  # sites that do not respond delay this check; the job is not to blame
-                if back := self._back(working, job):
+                if back := self._returned_sites(working, job):
                     self.echo(f"{', '.join(back)} reconnected: a new job repeats the round")
                     self._deaths -= 1  # not a death of the job
                     return
@@ -222,35 +222,35 @@ class JobFollower:
     def _rounds(self) -> int:
         return self.order.federation.rounds
 
-    def _failed_before(self, told: Told) -> bool:
+    def _failed_before(self, told: JobStatus) -> bool:
         """Whether a job that was found at the server had ended in an error, which may be fixed by now."""
-        return not self._mine and "error" in (told.outcome or {})
+        return not self._submitted_here and "error" in (told.outcome or {})
 
-    def _began_too_early(self, server: Session, job: str, told: Told) -> bool:
+    def _began_too_early(self, server: Session, job: str, told: JobStatus) -> bool:
         """Whether a job missed its quorum because of sites that are connected now, or soon."""
         lacking = (told.outcome or {}).get("kind") == "QuorumNotMet"
         if not lacking or set(self.order.sites) <= set(told.present):
             return False
         ends = time.monotonic() + self._waits.return_s
-        while not (back := self._idle(server.working(), job)) and time.monotonic() < ends:
+        while not (back := self._idle_sites(server.working(), job)) and time.monotonic() < ends:
             time.sleep(1.0)
         if back:
-            self.echo(f"{_listed(back)} connected too late for the round: a new job repeats it")
+            self.echo(f"{_join_names(back)} connected too late for the round: a new job repeats it")
         return bool(back)
 
-    def _asked(self, server: Session, job: str) -> Told | None:
+    def _ask_status(self, server: Session, job: str) -> JobStatus | None:
         asked = {
             "rows": self.rows,
             "said": self._said,
-            "away": self._away(),
-            "unawaited": sorted(self._unawaited),
+            "away": self._away_sites(),
+            "unawaited": sorted(self._given_up_sites),
         }
         try:
-            return status_update.told(server.told(job, asked), self._rounds, self.rows)
+            return status_update.parse_status(server.told(job, asked), self._rounds, self.rows)
         except (JobGone, JobSilent):
             return None
 
-    def _news(self, server: Session, job: str, told: Told) -> StatusUpdate:
+    def _status_update(self, server: Session, job: str, told: JobStatus) -> StatusUpdate:
         # a job that ended before it had read the run's log does not know its rounds
         known = (told.round, told.count) if told.opened else (max(0, self.rows - 1), self.rows)
         return StatusUpdate(
@@ -260,17 +260,17 @@ class JobFollower:
             rows=told.rows,
             said=told.said if self._said < status_update.MAX_MESSAGES else (),
             progress=told.progress,
-            outcome=_final(told.outcome),
-            fetch=lambda round: _pieces(server, job, round, self.most_bytes),
+            outcome=_final_outcome(told.outcome),
+            fetch=lambda round: _checkpoint_pieces(server, job, round, self.max_file_bytes),
         )
 
-    def _back(self, working: Mapping[str, Work], job: str) -> list[str]:
+    def _returned_sites(self, working: Mapping[str, Work], job: str) -> list[str]:
         """The sites on whose behalf a new job is due; also records which sites do not respond."""
         now = time.monotonic()
         gone = {site for site in self.order.sites if working.get(site, Quiet.SILENT) is Quiet.SILENT}
         self._absent = {site: self._absent.get(site, now) for site in gone}
-        self._tell_unwilling(working)
-        idle, back = self._idle(working, job), []
+        self._report_undisclosed(working)
+        idle, back = self._idle_sites(working, job), []
         for site in sorted(set(self.order.sites) - gone):
             if site not in idle:
                 self._pauses.pop(site, None)
@@ -282,69 +282,71 @@ class JobFollower:
                 self._pauses[site] = min(MAX_RESTART_PAUSE_S, 2 * self._pauses.get(site, RESTART_PAUSE_S / 2))
         return back
 
-    def _tell_unwilling(self, working: Mapping[str, Work]) -> None:
+    def _report_undisclosed(self, working: Mapping[str, Work]) -> None:
         """Report once which sites do not disclose whether they are idle: no job is restarted for them."""
         unwilling = {site for site in self.order.sites if working.get(site) is Quiet.UNWILLING}
-        if new := unwilling - self._unwilling:
+        if new := unwilling - self._undisclosed:
             self.echo(
-                f"{_listed(new)} does not disclose what it works on, so if it drops out it is not waited for"
+                f"{_join_names(new)} does not disclose what it works on, so if it drops out it is not waited"
+                " for"
             )
-        self._unwilling = unwilling
+        self._undisclosed = unwilling
 
-    def _idle(self, working: Mapping[str, Work], job: str) -> list[str]:
+    def _idle_sites(self, working: Mapping[str, Work], job: str) -> list[str]:
         """The run's sites that respond to the server and do not work on its job."""
         answering = {site: jobs for site, jobs in working.items() if isinstance(jobs, frozenset)}
         return [site for site in sorted(self.order.sites) if job not in answering.get(site, {job})]
 
-    def _away(self) -> list[str]:
+    def _away_sites(self) -> list[str]:
         now = time.monotonic()
         return sorted(site for site, since in self._absent.items() if now - since > self._waits.grace_s)
 
-    def _await_sites(self, server: Session) -> None:
+    def _wait_for_sites(self, server: Session) -> None:
         ends = time.monotonic() + self._waits.assembly_s
-        told = ""
+        printed = ""
         while missing := set(self.order.sites) - (connected := set(server.connected())):
-            self._require_wanted()
+            self._require_not_stopped()
             enough = len(self.order.sites) - len(missing) >= jobs.quorum(self.order, self.cohort)
             if time.monotonic() > ends and enough:
-                self.echo(f"starting without {_listed(missing)}")
-                self._unawaited = missing
+                self.echo(f"starting without {_join_names(missing)}")
+                self._given_up_sites = missing
                 return
-            line = f"waiting for {_listed(missing)} to connect; connected: {_listed(connected) or 'none'}"
-            if line != told:
+            there = _join_names(connected) or "none"
+            line = f"waiting for {_join_names(missing)} to connect; connected: {there}"
+            if line != printed:
                 self.echo(line)
-                told = line
+                printed = line
             time.sleep(1.0)
-        self._unawaited = set()
+        self._given_up_sites = set()
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join_names(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def _final(outcome: Row | None) -> Row | None:
+def _final_outcome(outcome: Row | None) -> Row | None:
     """The outcome, unless another job could change it."""
     return None if outcome and outcome.get("kind") == "Stopped" else outcome
 
 
-def _lives(server: Session, job: str) -> bool:
+def _is_alive(server: Session, job: str) -> bool:
     # the record of a job that died with its server may say RUNNING for ever
-    return job in server.jobs() or _status(server, job) in WAITING
+    return job in server.jobs() or _job_status(server, job) in WAITING
 
 
 def ended(server: Session, job: str) -> bool:
     """Whether a job has ended, or the server has no record of it."""
-    return _status(server, job).startswith("FINISHED")
+    return _job_status(server, job).startswith("FINISHED")
 
 
-def _status(server: Session, job: str) -> str:
+def _job_status(server: Session, job: str) -> str:
     try:
         return server.status(job)
     except JobGone:
         return "FINISHED:FORGOTTEN"
 
 
-def _end(server: Session, job: str) -> None:
+def _abort(server: Session, job: str) -> None:
     try:
         server.abort(job)
     except OutOfReach:  # also raised for a job that does not run
@@ -352,12 +354,12 @@ def _end(server: Session, job: str) -> None:
             raise
 
 
-def _pieces(server: Session, job: str, round: int, most: int) -> Iterator[tuple[str, bytes]]:
+def _checkpoint_pieces(server: Session, job: str, round: int, most: int) -> Iterator[tuple[str, bytes]]:
     for name in checkpoint.FILES:
         offset, size = 0, 1
         while offset < size:
             wanted = {"round": round, "file": name, "offset": offset}
-            part = status_update.piece(server.told(job, {**NO_NEWS, "state": wanted}), offset, most)
+            part = status_update.parse_piece(server.told(job, {**STATUS_ONLY, "state": wanted}), offset, most)
             data, size = part if part else (b"", size)
             if not data and size:
                 raise FederationError(

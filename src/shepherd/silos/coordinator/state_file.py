@@ -17,16 +17,16 @@ from shepherd.silos.protocol import jobspec
 from shepherd.silos.protocol.jobspec import JobSpec
 from shepherd.visible import shown_line
 
-STOP = "silos.stop"
+STOP_FILE = "silos.stop"
 
 
 def text(kit: Path, order: JobSpec, job: str | None) -> str:
-    """The content of silos.json; `recorded` reads it."""
+    """The content of silos.json; `read_state` reads it."""
     kept = {"kit": str(kit.absolute()), "job": job, "order": json.loads(order.text())}
     return json.dumps(kept, indent=1) + "\n"
 
 
-def recorded(path: Path) -> tuple[Path, JobSpec, str | None]:
+def read_state(path: Path) -> tuple[Path, JobSpec, str | None]:
     """Read silos.json: the administrator's kit, the job specification, and the id of the last job.
 
     Raises:
@@ -39,7 +39,7 @@ def recorded(path: Path) -> tuple[Path, JobSpec, str | None]:
         raise FolderError(f"{path / folder.SILOS} cannot be read ({error}); start the run again") from error
 
 
-def under_way(path: str | Path, kit: str | Path | None = None) -> tuple[Path, str | None]:
+def kit_and_job(path: str | Path, kit: str | Path | None = None) -> tuple[Path, str | None]:
     """The administrator's kit that a run over silos continues with, and the id of its last job.
 
     Args:
@@ -51,7 +51,7 @@ def under_way(path: str | Path, kit: str | Path | None = None) -> tuple[Path, st
     """
     if not folder.is_over_silos(path):
         raise FolderError(f"{path} does not hold a run over silos; name the folder of one")
-    kept, _, job = recorded(Path(path))
+    kept, _, job = read_state(Path(path))
     if kit is None:
         _require_own(kept, Path(path))
     require_kit(Path(kit or kept), path)
@@ -77,7 +77,7 @@ def require_kit(kit: Path, path: str | Path) -> None:
 
 def mark_stopped(path: str | Path) -> None:
     """Have the process that follows the run stop it."""
-    write_atomic(Path(path) / STOP, "")
+    write_atomic(Path(path) / STOP_FILE, "")
 
 
 def is_finished(path: str | Path) -> bool:

@@ -32,7 +32,7 @@ MAX_MESSAGE_CHARS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class JobStatus:
     """The status of a job, as the server reports it."""
 
     opened: bool
@@ -53,7 +53,7 @@ class Told:
     """Sites that are connected."""
 
 
-def told(answer: Any, rounds: int, rows: int = 0) -> Told:
+def parse_status(answer: Any, rounds: int, rows: int = 0) -> JobStatus:
     """Parse the status of a job.
 
     Args:
@@ -65,20 +65,22 @@ def told(answer: Any, rounds: int, rows: int = 0) -> Told:
     """
     most = rounds if rounds >= 0 else MAX_ROUND
     checks: Mapping[str, Check] = {
-        "opened": _switch,
+        "opened": _boolean,
         "round": _at_most(most),
         "count": _at_most(most + 1),
-        "rows": lambda value: _rows(value, rows, most),
+        "rows": lambda value: _check_rows(value, rows, most),
         "said": _sentences,
         "progress": _progress,
         "outcome": _outcome,
-        "present": _listed(schema.label),
+        "present": _list_of(schema.label),
     }
-    without_state = {key: value for key, value in _table(answer).items() if key != "state"}  # see `piece`
-    return Told(**_read(without_state, checks))
+    without_state = {
+        key: value for key, value in _table(answer).items() if key != "state"
+    }  # see `parse_piece`
+    return JobStatus(**_read_fields(without_state, checks))
 
 
-def piece(answer: Any, offset: int, most: int) -> tuple[bytes, int] | None:
+def parse_piece(answer: Any, offset: int, most: int) -> tuple[bytes, int] | None:
     """Parse a piece of a checkpoint's file: its bytes and the size of the whole file; None if it is gone.
 
     Args:
@@ -91,20 +93,20 @@ def piece(answer: Any, offset: int, most: int) -> tuple[bytes, int] | None:
     state = _table(answer).get("state")
     if state is None:
         return None
-    part = _read(state, {"of": _at_most(most), "data": _base64})
+    part = _read_fields(state, {"of": _at_most(most), "data": _base64})
     if offset + len(part["data"]) > part["of"]:
-        raise FederationError(_fault(f"a piece of a checkpoint goes beyond its {part['of']} bytes"))
+        raise FederationError(_invalid(f"a piece of a checkpoint goes beyond its {part['of']} bytes"))
     return part["data"], part["of"]
 
 
-def _read(value: Any, checks: Mapping[str, Check]) -> Row:
+def _read_fields(value: Any, checks: Mapping[str, Check]) -> Row:
     try:
         return schema.read(value, checks)
     except (WireError, ValueError, OverflowError) as error:  # the last for an integer of many digits
-        raise FederationError(_fault(str(error))) from error
+        raise FederationError(_invalid(str(error))) from error
 
 
-def _fault(why: str) -> str:
+def _invalid(why: str) -> str:
     return f"the server's status of the run is invalid ({schema.sentence(why)}); ask the server's operator"
 
 
@@ -112,16 +114,16 @@ def _table(value: Any) -> Row:
     try:
         return schema.mapping(value)
     except ValueError as error:
-        raise FederationError(_fault(f"its answer {error}")) from error
+        raise FederationError(_invalid(f"its answer {error}")) from error
 
 
-def _switch(value: Any) -> bool:
+def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("is neither true nor false")
     return value
 
 
-def _yes(value: Any) -> bool:
+def _true(value: Any) -> bool:
     if value is not True:
         raise ValueError("is not true")
     return True
@@ -142,7 +144,7 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _listed(check: Check, most: int = MAX_SITES) -> Callable[[Any], list[Any]]:
+def _list_of(check: Check, most: int = MAX_SITES) -> Callable[[Any], list[Any]]:
     def checked(value: Any) -> list[Any]:
         if not isinstance(value, list) or len(value) > most:
             raise ValueError(f"is not a list of at most {most}")
@@ -166,7 +168,7 @@ def _sentence(value: Any) -> str:
 
 
 def _sentences(value: Any) -> list[str]:
-    return _listed(_sentence, MAX_MESSAGES)(value)
+    return _list_of(_sentence, MAX_MESSAGES)(value)
 
 
 def _progress(value: Any) -> Row | None:
@@ -180,7 +182,7 @@ def _outcome(value: Any) -> Row | None:
     if value is None:
         return None
     if isinstance(value, dict) and "finished" in value:
-        return schema.read(value, {"finished": _yes})
+        return schema.read(value, {"finished": _true})
     return schema.read(value, {"error": _sentence, "kind": schema.label})
 
 
@@ -196,23 +198,23 @@ def _base64(value: Any) -> bytes:
 # a row ------------------------------------------------------------------------------------------------------
 
 
-def _told_number(value: Any) -> float | None:
+def _finite_or_none(value: Any) -> float | None:
     """A number, or None if it is not finite, as in the log (such as the gap of updates that cancel)."""
     return None if value is None or value in (math.inf, -math.inf) or value != value else _number(value)
 
 
-_BY_NAME = _by_name(_told_number)
+_BY_NAME = _by_name(_finite_or_none)
 _HELDOUT: Mapping[str, Check] = {
-    "loss": _told_number,
+    "loss": _finite_or_none,
     "category": _BY_NAME,
     "client": _BY_NAME,
     "left_out": _by_name(_sentence),
 }
 _ROW: Mapping[str, Check] = {
-    "cohort": _listed(schema.label),
+    "cohort": _list_of(schema.label),
     "weights": _BY_NAME,
-    "capped": _listed(schema.label),
-    "loss": _told_number,
+    "capped": _list_of(schema.label),
+    "loss": _finite_or_none,
     "losses": _BY_NAME,
     "failures": _by_name(_sentence),
     "bytes_down": schema.whole_number,
@@ -220,7 +222,7 @@ _ROW: Mapping[str, Check] = {
     "examples": schema.whole_number,
     "steps": schema.whole_number,
     "tokens": lambda value: _numbers(value, ("seen", "trained")),
-    "heldout": lambda value: _some(value, _HELDOUT),
+    "heldout": lambda value: _present_fields(value, _HELDOUT),
     "taken": _by_name(schema.whole_number),
     "coverage": _BY_NAME,
     "seconds": lambda value: _numbers(value, ("round", "tuning")),
@@ -228,7 +230,7 @@ _ROW: Mapping[str, Check] = {
 
 
 FIGURE = (int, float, type(None))
-_OF_A_ROUND = (
+_ROUND_KEYS = (
     *("cohort", "weights", "loss", "losses", "failures", "bytes_down", "bytes_up", "examples"),
     *("steps", "tokens", "seconds"),
 )
@@ -243,29 +245,32 @@ def _numbers(value: Any, needed: Sequence[str]) -> Row:
     return found
 
 
-def _rows(value: Any, first: int, last: int) -> list[Row]:
-    rows = [_row(each, last) for each in _listed(schema.mapping, MAX_ROWS_PER_ANSWER)(value)]
+def _check_rows(value: Any, first: int, last: int) -> list[Row]:
+    rows = [_check_row(each, last) for each in _list_of(schema.mapping, MAX_ROWS_PER_ANSWER)(value)]
     for earlier, row in zip([{"round": first - 1}, *rows], rows, strict=False):
         if row["round"] <= earlier["round"]:
             raise ValueError(f"has round {row['round']} out of order")
     return rows
 
 
-def _row(value: Row, last: int) -> Row:
+def _check_row(value: Row, last: int) -> Row:
     if len(json.dumps(value)) > MAX_ROW_CHARS:
         raise ValueError(f"has a row of more than {MAX_ROW_CHARS} characters")
     try:
-        needed = ("round", *(_OF_A_ROUND if value.get("round") else ()))
+        needed = ("round", *(_ROUND_KEYS if value.get("round") else ()))
         checks = {"round": _at_most(last), **_ROW}
         # a number under another name comes from an algorithm's observer
         found = {name for name, each in value.items() if name not in checks and type(each) in FIGURE}
         rest = {name: each for name, each in value.items() if name not in found}
-        return {**_some(rest, checks, needed=needed), **_BY_NAME({name: value[name] for name in found})}
+        return {
+            **_present_fields(rest, checks, needed=needed),
+            **_BY_NAME({name: value[name] for name in found}),
+        }
     except WireError as error:
         raise ValueError(f"has an invalid row ({error})") from error
 
 
-def _some(value: Any, checks: Mapping[str, Check], needed: Sequence[str] = ()) -> Row:
+def _present_fields(value: Any, checks: Mapping[str, Check], needed: Sequence[str] = ()) -> Row:
     """The fields that are present, each as its check returns it; WireError if a needed one is missing."""
     found = schema.mapping(value)
     known = {name: check for name, check in checks.items() if name in found or name in needed}

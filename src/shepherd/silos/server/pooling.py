@@ -67,7 +67,7 @@ def _usable_scores(reply: Scores | str) -> Pairs | str:
 
 
 def _limit_categories(sites: Mapping[str, Pairs]) -> Mapping[str, Pairs]:
-    """Keep at most MOST_NAMES category names, those of the most sites; pool the rest as `OTHER`."""
+    """Keep at most MAX_ROW_CATEGORIES category names, those of the most sites; pool the rest as `OTHER`."""
     held: dict[str, int] = {}
     for name in (name for pairs in sites.values() for name in pairs):
         held[name] = held.get(name, 0) + 1

@@ -12,8 +12,8 @@ from shepherd.model.digest import digest, snapshot
 from shepherd.settings import TINY
 from shepherd.silos.site.site_settings import BaseTable
 
-ADAPTERS = 4  # in one request
-SPARE = 32 * 2**20  # bytes: a message's header is half of it at most
+MAX_REQUEST_ADAPTERS = 4  # in one request
+REQUEST_OVERHEAD_BYTES = 32 * 2**20  # bytes: a message's header is half of it at most
 
 
 def folder_of(base: BaseTable) -> str:
@@ -38,7 +38,7 @@ def digest_of(base: BaseTable) -> str:
     return digest(folder_of(base))
 
 
-def largest_message(bases: Sequence[BaseTable], max_rank: int) -> int:
+def max_message_bytes(bases: Sequence[BaseTable], max_rank: int) -> int:
     """Size in bytes of the largest request that a site accepts: a few adapters of the largest rank.
 
     It includes names and other fields. An algorithm may send more than the adapter, such as a correction of
@@ -50,7 +50,7 @@ def largest_message(bases: Sequence[BaseTable], max_rank: int) -> int:
     for base in bases:
         with suppress(BaseError):  # an unreadable base is refused when a run asks for it
             sizes.append(meta_shapes.adapter_bytes(folder_of(base), max_rank))
-    return ADAPTERS * max(sizes) + SPARE
+    return MAX_REQUEST_ADAPTERS * max(sizes) + REQUEST_OVERHEAD_BYTES
 
 
 def allowed(bases: Sequence[BaseTable]) -> frozenset[str]:

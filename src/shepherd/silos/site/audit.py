@@ -28,25 +28,25 @@ import numpy as np
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import lock, private
 from shepherd.settings import RunSettings
-from shepherd.silos.site.policy import LONGEST, Granted, Refusal, Visit
+from shepherd.silos.site.policy import MAX_SHOWN_CHARS, MonthUsage, Refusal, Visit
 from shepherd.silos.site.site_settings import ScoringTable, asked
 
 if TYPE_CHECKING:
     from shepherd.silos.protocol.wire import Request
 
 FILE = "audit.jsonl"
-PRIVATE = 0o600
-WHOLE_LINES = 10
+FILE_MODE = 0o600
+FULL_LINES = 10
 """Events of one class that are all written; after them only the 20th, 40th, 80th, ... is."""
-MOST_SORTS = 200
+MAX_RUN_CLASSES = 200
 """Event classes that are counted by run; beyond this many, the run is left out of the class."""
 TAIL_BYTES = 4096
 What = Literal["granted", "refused", "answered", "failed"]
-Question = tuple[str, int, str]
+RequestKey = tuple[str, int, str]
 """Run, round and id of a request."""
 
 
-class Sort(NamedTuple):
+class EventClass(NamedTuple):
     """The class under which an event is counted.
 
     Granted and answered visits and scores are counted by request, since the month's budget bounds their
@@ -101,7 +101,7 @@ class Event:
     left: Released | None = None
 
 
-def granted_to(
+def granted_event(
     request: Request,
     now: datetime,
     *,
@@ -116,17 +116,17 @@ def granted_to(
         scoring: for a request to score, the owner's [scoring] table.
         behind: for a request to score, the number of examples behind each number.
     """
-    comes_to = {**summary(request), **_adapter(request)}
+    comes_to = {**summary(request), **_adapter_digest(request)}
     if visit is not None:
         comes_to |= {"steps": visit.steps, "examples": visit.taken, "different": visit.different}
     if scoring is not None:
         comes_to |= {"scoring": {**scoring.model_dump(), "behind": dict(behind)}}
-    return Event(what="granted", asked=comes_to, **_of(request, now))
+    return Event(what="granted", asked=comes_to, **_event_fields(request, now))
 
 
 def refused(request: Request, now: datetime, refusal: Refusal) -> Event:
     """The event of a request that the policy refuses; unreadable settings are left out."""
-    of = _of(request, now)
+    of = _event_fields(request, now)
     try:
         comes_to = summary(request)
     except SettingsError:  # such as another version's, which is refused for its version
@@ -136,12 +136,12 @@ def refused(request: Request, now: datetime, refusal: Refusal) -> Event:
 
 def answered(request: Request, now: datetime, left: Released) -> Event:
     """The event of an answer; record it before the answer is sent."""
-    return Event(what="answered", left=left, **_of(request, now))
+    return Event(what="answered", left=left, **_event_fields(request, now))
 
 
 def failed(request: Request, now: datetime, error: BaseException) -> Event:
     """The event of a failed request, with only the class of the error, whose message may quote data."""
-    return Event(what="failed", fault=type(error).__name__, **_of(request, now))
+    return Event(what="failed", fault=type(error).__name__, **_event_fields(request, now))
 
 
 def summary(request: Request) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def summary(request: Request) -> dict[str, Any]:
         "transforms": [_short(part.name) for part in run.transforms],
         "template": run.data.template,
         "max_tokens": run.data.max_tokens,
-        **_visit(run),
+        **_visit_keys(run),
         "batch_size": run.tuning.batch_size,
         "learning_rate": run.tuning.learning_rate,
         "optimiser": _short(json.dumps(run.tuning.optimiser.model_dump())),
@@ -175,13 +175,13 @@ def summary(request: Request) -> dict[str, Any]:
     }
 
 
-def _visit(run: RunSettings) -> dict[str, Any]:
+def _visit_keys(run: RunSettings) -> dict[str, Any]:
     if run.tuning.max_steps is not None:
         return {"max_steps": run.tuning.max_steps}
     return {"epochs": run.tuning.epochs or 1.0}
 
 
-def _adapter(request: Request) -> dict[str, Any]:
+def _adapter_digest(request: Request) -> dict[str, Any]:
     """Digest and norm of the request's adapter, so that the log shows which requests share one."""
     if request.broadcast is None:
         return {}
@@ -197,7 +197,7 @@ def _finite(number: float) -> float | str:
     return float(f"{number:.6g}") if abs(number) < float("inf") else str(number)
 
 
-def _of(request: Request, now: datetime) -> dict[str, Any]:
+def _event_fields(request: Request, now: datetime) -> dict[str, Any]:
     return {
         "when": now.isoformat(timespec="seconds"),
         "kind": request.kind,
@@ -208,7 +208,7 @@ def _of(request: Request, now: datetime) -> dict[str, Any]:
 
 
 def _short(text: str) -> str:
-    return text[:LONGEST]
+    return text[:MAX_SHOWN_CHARS]
 
 
 # writing ---------------------------------------------------------------------------------------------------
@@ -225,19 +225,21 @@ def record(path: Path, event: Event) -> None:
             refused.
     """
     log = of_month(path, event.when[:7])
-    with _told(log):
+    with _os_errors_as_folder_error(log):
         new = not log.exists()
-        handle = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
+        handle = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
         try:
             lock.wait_for(handle)  # released when the handle is closed
             counts = counted(path, event.when[:7])
-            line = _numbered(event, counts)
+            line = _thin_out(event, counts)
             if line is None:
-                counts = replace(counts, times=_counting(counts.times, [event]))
+                counts = replace(counts, times=_add_events(counts.times, [event]))
             else:
-                _append(handle, json.dumps(_plain(line), allow_nan=False, separators=(",", ":")).encode())
+                _append(
+                    handle, json.dumps(_without_empty(line), allow_nan=False, separators=(",", ":")).encode()
+                )
                 counts = counted(path, event.when[:7], counts)
-            _keep(_beside(log), counts)
+            _write_counts(_counts_file(log), counts)
         finally:
             os.close(handle)
         if new:
@@ -249,24 +251,24 @@ def of_month(path: Path, month: str) -> Path:
     return path.with_name(f"{path.stem}-{month}.jsonl")
 
 
-def _beside(log: Path) -> Path:
+def _counts_file(log: Path) -> Path:
     return log.with_suffix(".counts.json")
 
 
-def _numbered(event: Event, counts: Counts) -> Event | None:
+def _thin_out(event: Event, counts: Counts) -> Event | None:
     """The event as it is written, or None if it is only counted."""
-    number = counts.times.get(_sort(counts.times, event), 0) + 1
-    if number <= WHOLE_LINES:
+    number = counts.times.get(_event_class(counts.times, event), 0) + 1
+    if number <= FULL_LINES:
         return event
-    times, rest = divmod(number, WHOLE_LINES)
+    times, rest = divmod(number, FULL_LINES)
     if rest or times & (times - 1):
         return None
-    more = number - max(WHOLE_LINES, number // 2) - 1  # since the line before
+    more = number - max(FULL_LINES, number // 2) - 1  # since the line before
     said = f"{event.sentence} (and {more:,} more)" if event.sentence else ""
     return replace(event, more=more, sentence=said)
 
 
-def _plain(event: Event) -> dict[str, Any]:
+def _without_empty(event: Event) -> dict[str, Any]:
     """The event as JSON's types, without empty fields."""
     kept = {name: value for name, value in asdict(event).items() if value not in ("", {}, None)}
     if not event.more:
@@ -279,7 +281,7 @@ def _plain(event: Event) -> dict[str, Any]:
 def _append(handle: int, line: bytes) -> None:
     before = os.fstat(handle)
     if before.st_mode & 0o077:
-        os.fchmod(handle, PRIVATE)
+        os.fchmod(handle, FILE_MODE)
     torn = before.st_size and os.pread(handle, 1, before.st_size - 1) != b"\n"
     rest = b"\n" * bool(torn) + line + b"\n"
     try:
@@ -293,7 +295,7 @@ def _append(handle: int, line: bytes) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _os_errors_as_folder_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -317,29 +319,29 @@ class Counts:
 
     bytes: int = 0
     tail: str = ""
-    times: Mapping[Sort, int] = field(default_factory=dict)
+    times: Mapping[EventClass, int] = field(default_factory=dict)
 
 
-def _sort(times: Mapping[Sort, int], event: Event) -> Sort:
+def _event_class(times: Mapping[EventClass, int], event: Event) -> EventClass:
     """The class of an event; without its run, once there are many classes that name one."""
     if event.what in ("granted", "answered") and event.kind != "join":
-        return Sort(event.what, event.kind, event.run, event.round, event.id)
+        return EventClass(event.what, event.kind, event.run, event.round, event.id)
     kind = "" if event.what == "refused" else event.kind  # a rule refuses every kind of request
-    begun = event.what == "failed" and _try(event.kind, (event.run, event.round, event.id)) in times
-    sort = Sort(event.what, kind, event.run, why=event.rule or event.fault, begun=begun)
-    told_apart = sort in times or sum(not each.id for each in times) < MOST_SORTS
+    begun = event.what == "failed" and _attempt(event.kind, (event.run, event.round, event.id)) in times
+    sort = EventClass(event.what, kind, event.run, why=event.rule or event.fault, begun=begun)
+    told_apart = sort in times or sum(not each.id for each in times) < MAX_RUN_CLASSES
     return sort if told_apart else sort._replace(run="")
 
 
-def _try(kind: str, asked: Question) -> Sort:
-    return Sort("granted", kind, *asked)
+def _attempt(kind: str, asked: RequestKey) -> EventClass:
+    return EventClass("granted", kind, *asked)
 
 
-def _counting(times: Mapping[Sort, int], events: Iterable[Event]) -> dict[Sort, int]:
+def _add_events(times: Mapping[EventClass, int], events: Iterable[Event]) -> dict[EventClass, int]:
     """The counts with these events added; a line may represent events before it."""
     counting = dict(times)
     for event in events:
-        sort = _sort(counting, event)
+        sort = _event_class(counting, event)
         counting[sort] = max(counting.get(sort, 0) + 1, 2 * (event.more + 1) if event.more else 0)
     return counting
 
@@ -351,17 +353,17 @@ def counted(path: Path, month: str, known: Counts | None = None) -> Counts:
         FolderError: the log exists and cannot be read.
     """
     log = of_month(path, month)
-    with _told(log):
+    with _os_errors_as_folder_error(log):
         if not log.exists():
-            return _added(Counts(), _lines(path), month)
+            return _add_lines(Counts(), _lines(path), month)
         with open(log, "rb") as file:
-            before = known or _kept(_beside(log))
-            if before is None or not _fits(before, file.fileno()):
-                before = _added(Counts(), _lines(path), month)
+            before = known or _read_counts(_counts_file(log))
+            if before is None or not _matches_log(before, file.fileno()):
+                before = _add_lines(Counts(), _lines(path), month)
             file.seek(before.bytes)
             added = file.read()
             whole = added.rfind(b"\n") + 1  # an unfinished line is read again when it is complete
-            counts = _added(before, added.split(b"\n"), month)
+            counts = _add_lines(before, added.split(b"\n"), month)
             size = before.bytes + whole
             return replace(counts, bytes=size, tail=_digest(file.fileno(), size))
 
@@ -370,12 +372,12 @@ def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n") if path.exists() else []
 
 
-def _added(counts: Counts, lines: list[bytes], month: str) -> Counts:
+def _add_lines(counts: Counts, lines: list[bytes], month: str) -> Counts:
     found = (event for event in map(_event, lines) if event is not None and event.when.startswith(month))
-    return replace(counts, times=_counting(counts.times, found))
+    return replace(counts, times=_add_events(counts.times, found))
 
 
-def _fits(counts: Counts, log: int) -> bool:
+def _matches_log(counts: Counts, log: int) -> bool:
     return counts.bytes <= os.fstat(log).st_size and counts.tail == _digest(log, counts.bytes)
 
 
@@ -384,28 +386,28 @@ def _digest(log: int, size: int) -> str:
     return hashlib.sha256(os.pread(log, size - begin, begin)).hexdigest()
 
 
-def _kept(place: Path) -> Counts | None:
+def _read_counts(place: Path) -> Counts | None:
     try:
         table = json.loads(place.read_bytes())
-        times = {Sort(*sort): int(count) for *sort, count in table["times"]}
+        times = {EventClass(*sort): int(count) for *sort, count in table["times"]}
         return Counts(bytes=int(table["bytes"]), tail=table["tail"], times=times)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def _keep(place: Path, counts: Counts) -> None:
+def _write_counts(place: Path, counts: Counts) -> None:
     """Store the counts, best effort: they can be rebuilt from the log."""
     times = [[*sort, count] for sort, count in counts.times.items()]
     table = {"bytes": counts.bytes, "tail": counts.tail, "times": times}
     beside = place.with_name(f"{place.name}.new")
     with suppress(OSError):
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, PRIVATE)
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, FILE_MODE)
         with open(handle, "w", encoding="utf8") as file:
             file.write(json.dumps(table, separators=(",", ":")))  # json.dump is much slower
         beside.replace(place)
 
 
-def granted(path: Path, month: str, *, kind: str = "train", asked: Question = ("", -1, "")) -> Granted:
+def granted(path: Path, month: str, *, kind: str = "train", asked: RequestKey = ("", -1, "")) -> MonthUsage:
     """What was granted in a month such as "2026-11", in all and to one request.
 
     Args:
@@ -420,15 +422,15 @@ def granted(path: Path, month: str, *, kind: str = "train", asked: Question = ("
     of_run = [sort for sort in tries if sort.run == asked[0]]
     answers = sum(sort._replace(what="answered") in times for sort in of_run)
     early = [sort for sort in times if (sort.what, sort.run, sort.begun) == ("failed", asked[0], False)]
-    return Granted(
+    return MonthUsage(
         rounds=sum(tries[each] for each in tries if each.kind == kind),
         runs=len({each.run for each in tries} - {asked[0]}),
-        tries=times.get(_try(kind, asked), 0),
+        tries=times.get(_attempt(kind, asked), 0),
         # counted from what was granted, since a killed process leaves no other line
         failures=sum(tries[each] for each in of_run)
         - answers
         + sum(times[each] for each in early if each.kind != "join"),
-        answers=times.get(Sort("answered", kind, *asked), 0),
+        answers=times.get(EventClass("answered", kind, *asked), 0),
     )
 
 
@@ -444,7 +446,7 @@ def events(path: Path) -> list[Event]:
     months = [log for log in path.parent.glob(f"{path.stem}-*.jsonl") if re.search(r"-\d{4}-\d\d$", log.stem)]
     found = []
     for log in (path, *sorted(months)):
-        with _told(log):
+        with _os_errors_as_folder_error(log):
             found += [_event(line) for line in _lines(log)]
     return [event for event in found if event is not None]
 

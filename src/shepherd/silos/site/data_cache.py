@@ -27,11 +27,11 @@ from shepherd.version import version
 
 log = logging.getLogger(__name__)
 
-FOLDERS = 8  # tokenised data sets kept on the disk, the latest ones
+MAX_STORED_DATASETS = 8  # tokenised data sets kept on the disk, the latest ones
 
 
 @dataclass(slots=True)
-class Holding:
+class DataCache:
     """Holds one base, one tokenised training set and one tokenised held-out set; loads others on demand."""
 
     home: Path
@@ -66,7 +66,7 @@ class Holding:
         if self._prepared is None or key != self._data_key:
             self._prepared = None
             _require_date(settings, "the run sets none; set data.date to one that the site allows")
-            self._prepared = self._stored(key) or self._made(settings, key, pipeline.one_client)
+            self._prepared = self._load_stored(key) or self._tokenise(settings, key, pipeline.one_client)
             self._data_key = key
         return self._prepared
 
@@ -81,7 +81,7 @@ class Holding:
         if self._heldout is None or key != self._heldout_key:
             self._heldout = None
             _require_date(settings, "its owner has set none for scores; set scoring.date in its site.toml")
-            self._heldout = self._stored(key) or self._made(settings, key, pipeline.held_out)
+            self._heldout = self._load_stored(key) or self._tokenise(settings, key, pipeline.held_out)
             self._heldout_key = key
         return self._heldout
 
@@ -103,14 +103,14 @@ class Holding:
         memory.use_threads(settings.machine.threads)
         return self._base
 
-    def _stored(self, key: str) -> TokenisedData | None:
+    def _load_stored(self, key: str) -> TokenisedData | None:
         folder = self.home / "data" / key
         try:
             return pipeline.load(folder) if pipeline.whole(folder) else None
         except FolderError:  # damaged: tokenise again
             return None
 
-    def _made(self, settings: RunSettings, key: str, make: Callable[..., TokenisedData]) -> TokenisedData:
+    def _tokenise(self, settings: RunSettings, key: str, make: Callable[..., TokenisedData]) -> TokenisedData:
         made = make(settings, self.name, bases.load_tokenizer(settings.model))
         for remark in pipeline.training_remarks(made):
             log.info("%s", redaction.logged(DataError(remark)))
@@ -118,12 +118,14 @@ class Holding:
         with disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, mode=0o700)
-        pipeline.save(folder, replace(made, heldout_examples=[_bare(e) for e in made.heldout_examples]))
-        sweep(folder.parent, FOLDERS)
+        pipeline.save(
+            folder, replace(made, heldout_examples=[_without_text(e) for e in made.heldout_examples])
+        )
+        sweep(folder.parent, MAX_STORED_DATASETS)
         return pipeline.load(folder)
 
 
-def _bare(example: Example) -> Example:
+def _without_text(example: Example) -> Example:
     """The example without its text, which only generating answers would need."""
     return Example(turns=(), category=example.category)
 

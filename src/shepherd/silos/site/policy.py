@@ -17,19 +17,19 @@ from shepherd.silos.site.site_settings import PolicyTable, ScoringTable, asked, 
 if TYPE_CHECKING:
     from shepherd.silos.protocol.wire import Request
 
-LONGEST = 80  # characters of a name from outside that a sentence quotes
-MOST = 2.0**62  # examples of a visit: beyond any real one, and still exact as an integer
-MOST_TRANSFORMS = 8  # of one run: each costs time at the site
-MOST_SCALE = 64.0  # alpha / rank: usual values are 1 to 4, and a large one overrides the base
-LEAST_CLIP_NORM = 1e-3  # below, every step has the same length, whatever its examples
-LEAST_BETA = 0.5  # below, an update reflects the last steps rather than the visit
-USUAL_BETAS = (0.9, 0.999)
-MOST_MOMENTUM = 0.95  # above, an update reflects the first steps rather than the visit
-MOST_FORGOTTEN = 0.01  # learning_rate * weight_decay or * mu in a step: at 1 only the last step counts
-MOST_TRIES = 5  # of one request in a month, for killed processes and full disks
-SHORTER = "lower tuning.max_steps or tuning.epochs"
-USUAL = ScoringTable()
-NOISE, SECURE = "noise", "secure"  # names of transforms
+MAX_SHOWN_CHARS = 80  # characters of a name from outside that a sentence quotes
+MAX_COUNTED_EXAMPLES = 2.0**62  # examples of a visit: beyond any real one, and still exact as an integer
+MAX_SITE_TRANSFORMS = 8  # of one run: each costs time at the site
+MAX_ADAPTER_SCALE = 64.0  # alpha / rank: usual values are 1 to 4, and a large one overrides the base
+MIN_CLIP_NORM = 1e-3  # below, every step has the same length, whatever its examples
+MIN_BETA = 0.5  # below, an update reflects the last steps rather than the visit
+DEFAULT_BETAS = (0.9, 0.999)
+MAX_MOMENTUM = 0.95  # above, an update reflects the first steps rather than the visit
+MAX_DECAY_PER_STEP = 0.01  # learning_rate * weight_decay or * mu in a step: at 1 only the last step counts
+MAX_TRIES = 5  # of one request in a month, for killed processes and full disks
+SHORTEN_VISIT = "lower tuning.max_steps or tuning.epochs"
+DEFAULT_SCORING = ScoringTable()
+NOISE_TRANSFORM, SECURE_TRANSFORM = "noise", "secure"  # names of transforms
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Violation:
     """A request breaks a rule: the rule's limit, what was requested, and how to fix it."""
 
     rule: str
@@ -58,7 +58,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
+class MonthUsage:
     """What was granted in a month so far: see `audit.granted`."""
 
     rounds: int = 0
@@ -82,7 +82,7 @@ def refusal(
     examples: int | None,
     different: int | None = None,
     scored: int | None = None,
-    scoring: ScoringTable = USUAL,
+    scoring: ScoringTable = DEFAULT_SCORING,
 ) -> Refusal | None:
     """The first rule on the run's settings that refuses the request, or None.
 
@@ -115,7 +115,7 @@ def refusal(
 
 
 def refusal_now(
-    policy: PolicyTable, request: Request, *, site: str, granted: Granted, now: datetime
+    policy: PolicyTable, request: Request, *, site: str, granted: MonthUsage, now: datetime
 ) -> Refusal | None:
     """The first rule on the cohort, the hours and the month's budget that refuses the request, or None.
 
@@ -137,73 +137,75 @@ def broken_by(
     site: str,
     examples: int,
     rounds: int = 0,
-    scoring: ScoringTable = USUAL,
+    scoring: ScoringTable = DEFAULT_SCORING,
 ) -> list[Refusal]:
     """Every rule that a run file breaks, apart from those on its base, the time and the budget."""
     faults = (*_about_the_run(policy, run, rounds, scoring), *_about_a_visit(policy, run, examples))
     return [fault.at(site) for fault in faults]
 
 
-def _about_the_base(asked: str, bases: Collection[str]) -> Iterator[Fault]:
+def _about_the_base(asked: str, bases: Collection[str]) -> Iterator[Violation]:
     if asked not in bases:
         fix = "agree on one base, and list its sha256 in the site's [[bases]]"
-        yield Fault("bases", None, f"base {_short(asked)}", fix)
+        yield Violation("bases", None, f"base {_short(asked)}", fix)
 
 
 def _about_the_run(
     policy: PolicyTable, run: RunSettings, round: int, scoring: ScoringTable
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     if run.model.trust_remote_code:
         fix = "set model.trust_remote_code = false"
-        yield Fault("trust_remote_code", False, "code that comes with a base", fix)
+        yield Violation("trust_remote_code", False, "code that comes with a base", fix)
     if run.adapter.rank > policy.max_rank:
-        yield Fault("max_rank", policy.max_rank, f"rank {run.adapter.rank}", "lower adapter.rank")
+        yield Violation("max_rank", policy.max_rank, f"rank {run.adapter.rank}", "lower adapter.rank")
     scale = run.adapter.alpha / run.adapter.rank ** (0.5 if run.adapter.rank_stabilised else 1.0)
-    if scale > MOST_SCALE:
-        yield Fault("alpha", None, f"an adapter scaled by {scale:g}", "lower adapter.alpha")
+    if scale > MAX_ADAPTER_SCALE:
+        yield Violation("alpha", None, f"an adapter scaled by {scale:g}", "lower adapter.alpha")
     yield from _about_the_optimiser(policy, run)
     rounds = max(run.federation.rounds, round)
     if rounds > policy.max_rounds:
-        yield Fault("max_rounds", policy.max_rounds, f"{rounds} rounds", "lower federation.rounds")
+        yield Violation("max_rounds", policy.max_rounds, f"{rounds} rounds", "lower federation.rounds")
     if run.tuning.loss_on not in policy.loss_on:
         got = f"a loss on {_toml(run.tuning.loss_on)}"
-        yield Fault("loss_on", policy.loss_on, got, "set tuning.loss_on to what is allowed")
+        yield Violation("loss_on", policy.loss_on, got, "set tuning.loss_on to what is allowed")
     if run.tuning.batch_size < policy.min_batch:
         got = f"steps of {run.tuning.batch_size} examples"
-        yield Fault("min_batch", policy.min_batch, got, f"set tuning.batch_size = {policy.min_batch} or more")
+        yield Violation(
+            "min_batch", policy.min_batch, got, f"set tuning.batch_size = {policy.min_batch} or more"
+        )
     yield from _about_the_rendering(policy, run, scoring)
     yield from _about_its_parts(policy, run)
 
 
-def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
+def _about_the_optimiser(policy: PolicyTable, run: RunSettings) -> Iterator[Violation]:
     """Extreme values can make an update depend on single tokens or steps, however long the visit is."""
     tuning, dropout = run.tuning, run.adapter.dropout
     if dropout > policy.max_dropout:
-        yield Fault("max_dropout", policy.max_dropout, f"dropout {dropout:g}", "lower adapter.dropout")
+        yield Violation("max_dropout", policy.max_dropout, f"dropout {dropout:g}", "lower adapter.dropout")
     rate = tuning.learning_rate
     if rate > policy.max_learning_rate:
         got = f"a learning rate of {rate:g}"
-        yield Fault("max_learning_rate", policy.max_learning_rate, got, "lower tuning.learning_rate")
-    if 0.0 < tuning.clip_norm < LEAST_CLIP_NORM:
-        fix = f"set tuning.clip_norm = {LEAST_CLIP_NORM:g} or more, or 0 for no clipping"
-        yield Fault("clip_norm", None, f"gradients clipped to {tuning.clip_norm:g}", fix)
+        yield Violation("max_learning_rate", policy.max_learning_rate, got, "lower tuning.learning_rate")
+    if 0.0 < tuning.clip_norm < MIN_CLIP_NORM:
+        fix = f"set tuning.clip_norm = {MIN_CLIP_NORM:g} or more, or 0 for no clipping"
+        yield Violation("clip_norm", None, f"gradients clipped to {tuning.clip_norm:g}", fix)
     keys, own = tuning.optimiser.own, run.algorithm.own
-    betas = keys.get("betas", USUAL_BETAS)
-    if not isinstance(betas, list | tuple) or not all(_number(beta) >= LEAST_BETA for beta in betas):
-        fix = f"set both of tuning.optimiser.betas to {LEAST_BETA:g} or more"
-        yield Fault("betas", None, f"betas {_toml(betas)}", fix)
+    betas = keys.get("betas", DEFAULT_BETAS)
+    if not isinstance(betas, list | tuple) or not all(_number(beta) >= MIN_BETA for beta in betas):
+        fix = f"set both of tuning.optimiser.betas to {MIN_BETA:g} or more"
+        yield Violation("betas", None, f"betas {_toml(betas)}", fix)
     momentum = keys.get("momentum", 0.0)
-    if not _number(momentum) <= MOST_MOMENTUM:
-        fix = f"set tuning.optimiser.momentum to {MOST_MOMENTUM:g} or less"
-        yield Fault("momentum", None, f"momentum {_toml(momentum)}", fix)
+    if not _number(momentum) <= MAX_MOMENTUM:
+        fix = f"set tuning.optimiser.momentum to {MAX_MOMENTUM:g} or less"
+        yield Violation("momentum", None, f"momentum {_toml(momentum)}", fix)
     for rule, table, value in (
         ("weight_decay", "tuning.optimiser", keys.get("weight_decay", 0.0)),
         ("mu", "algorithm", own.get("mu", 0.0)),
     ):
-        if not rate * _number(value) <= MOST_FORGOTTEN:
-            got = f"a {rule} of {_toml(value)}, which discards more than {MOST_FORGOTTEN:g} in each step"
-            fix = f"lower {table}.{rule} to {MOST_FORGOTTEN:g} / tuning.learning_rate or less"
-            yield Fault(rule, None, got, fix)
+        if not rate * _number(value) <= MAX_DECAY_PER_STEP:
+            got = f"a {rule} of {_toml(value)}, which discards more than {MAX_DECAY_PER_STEP:g} in each step"
+            fix = f"lower {table}.{rule} to {MAX_DECAY_PER_STEP:g} / tuning.learning_rate or less"
+            yield Violation(rule, None, got, fix)
 
 
 def _number(value: object) -> float:
@@ -216,19 +218,19 @@ def _number(value: object) -> float:
         return math.inf
 
 
-def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: ScoringTable) -> Iterator[Fault]:
+def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: ScoringTable) -> Iterator[Violation]:
     """Rendering decides what is trained on: two updates with slightly different renderings reveal much."""
     data = run.data
     if data.template not in policy.templates:
         got = f"template {_toml(data.template)}"
-        yield Fault("templates", policy.templates, got, "set data.template to one of them")
+        yield Violation("templates", policy.templates, got, "set data.template to one of them")
     for name, value in data.template_options.items():
         if not isinstance(value, bool):
             got = f"template option {_toml(name)} that is not true or false"
-            yield Fault("templates", None, got, "leave it out, or set it to true or false")
+            yield Violation("templates", None, got, "leave it out, or set it to true or false")
     if data.system is not None and data.system not in policy.system_prompts:
         fix = "leave data.system out, or ask the site's owner to list exactly this text"
-        yield Fault("system_prompts", None, f"system prompt {_toml(data.system)}", fix)
+        yield Violation("system_prompts", None, f"system prompt {_toml(data.system)}", fix)
     days = (*policy.dates, *((scoring.date,) if scoring.date else ()))
     if data.date and data.date not in days:
         fix = (
@@ -236,15 +238,15 @@ def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: Scoring
             if days
             else "leave data.date out, or ask the site's owner to list it"
         )
-        yield Fault("dates", days, f"to print the date {data.date}", fix)
+        yield Violation("dates", days, f"to print the date {data.date}", fix)
     if data.max_tokens not in policy.max_tokens:
         got = f"examples of {data.max_tokens} tokens"
-        yield Fault("max_tokens", policy.max_tokens, got, _nearest(policy.max_tokens, data.max_tokens))
+        yield Violation("max_tokens", policy.max_tokens, got, _nearest(policy.max_tokens, data.max_tokens))
     if run.federation.weights == "tokens":
         shown = "trained_tokens" in policy.metrics and released.is_rendered_as_scored(data, scoring)
         if not shown:  # the weight would reveal that number
             fix = 'set federation.weights = "examples" or "equal"'
-            yield Fault("metrics", policy.metrics, "a weight that reveals its trained tokens", fix)
+            yield Violation("metrics", policy.metrics, "a weight that reveals its trained tokens", fix)
 
 
 def _nearest(allowed: Collection[int], wanted: int) -> str:
@@ -254,32 +256,38 @@ def _nearest(allowed: Collection[int], wanted: int) -> str:
     return f"set data.max_tokens = {' or '.join(near)}" if near else "no length is allowed"
 
 
-def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Fault]:
+def _about_its_parts(policy: PolicyTable, run: RunSettings) -> Iterator[Violation]:
     transforms = [part.name for part in run.transforms]
     fix = "use one that is allowed"
     if run.algorithm.name not in policy.algorithms:
-        yield Fault("algorithms", policy.algorithms, f"algorithm {_toml(run.algorithm.name)}", fix)
+        yield Violation("algorithms", policy.algorithms, f"algorithm {_toml(run.algorithm.name)}", fix)
     if run.tuning.optimiser.name not in policy.optimisers:
         got = f"optimiser {_toml(run.tuning.optimiser.name)}"
-        yield Fault("optimisers", policy.optimisers, got, fix)
+        yield Violation("optimisers", policy.optimisers, got, fix)
     if run.tuning.objective.name not in policy.objectives:
         got = f"objective {_toml(run.tuning.objective.name)}"
-        yield Fault("objectives", policy.objectives, got, fix)
-    if len(transforms) > MOST_TRANSFORMS:
-        yield Fault("transforms", None, f"{len(transforms)} transforms", f"use at most {MOST_TRANSFORMS}")
+        yield Violation("objectives", policy.objectives, got, fix)
+    if len(transforms) > MAX_SITE_TRANSFORMS:
+        yield Violation(
+            "transforms", None, f"{len(transforms)} transforms", f"use at most {MAX_SITE_TRANSFORMS}"
+        )
     for name in transforms:
         if name not in policy.transforms:
-            yield Fault("transforms", policy.transforms, f"transform {_toml(name)}", fix)
-    if policy.require_noise and NOISE not in transforms:
-        yield Fault("require_noise", True, "a run without noise", f"add the transform {_toml(NOISE)}")
-    if policy.require_secure_aggregation and SECURE not in transforms:
+            yield Violation("transforms", policy.transforms, f"transform {_toml(name)}", fix)
+    if policy.require_noise and NOISE_TRANSFORM not in transforms:
+        yield Violation(
+            "require_noise", True, "a run without noise", f"add the transform {_toml(NOISE_TRANSFORM)}"
+        )
+    if policy.require_secure_aggregation and SECURE_TRANSFORM not in transforms:
         got = "a run without secure aggregation"
-        yield Fault("require_secure_aggregation", True, got, f"add the transform {_toml(SECURE)}")
+        yield Violation(
+            "require_secure_aggregation", True, got, f"add the transform {_toml(SECURE_TRANSFORM)}"
+        )
 
 
 def _about_a_visit(
     policy: PolicyTable, run: RunSettings, examples: int, different: int | None = None
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     """Rules on the length of a visit, taken from the start of an epoch.
 
     So a run is refused in its first round or never: a visit across the end of an epoch has as many distinct
@@ -289,62 +297,68 @@ def _about_a_visit(
         rule = "min_examples" if examples < policy.min_examples else "min_batch"
         fix = "train with sites that hold more"
         # the number of examples is not disclosed
-        yield Fault(rule, getattr(policy, rule), "to train on fewer examples", fix)
+        yield Violation(rule, getattr(policy, rule), "to train on fewer examples", fix)
         return
-    visit = length(run, examples, policy.min_batch)
+    visit = visit_length(run, examples, policy.min_batch)
     yield from _about_steps(policy, visit.steps)
     different = visit.different if different is None else different
     if different < policy.min_examples:
         fix = "raise tuning.batch_size, tuning.max_steps or tuning.epochs"
-        yield Fault("min_examples", policy.min_examples, f"a visit of {different} examples", fix)
+        yield Violation("min_examples", policy.min_examples, f"a visit of {different} examples", fix)
     # as requested, since the end of a visit may be moved a little
-    wanted = run.tuning.max_steps * run.tuning.batch_size if run.tuning.max_steps else _wanted(run, examples)
+    wanted = (
+        run.tuning.max_steps * run.tuning.batch_size
+        if run.tuning.max_steps
+        else _requested_examples(run, examples)
+    )
     if wanted > policy.max_epochs * examples:
         got = f"{wanted / examples:.4g} epochs a visit ({wanted} examples of {examples})"
-        yield Fault("max_epochs", policy.max_epochs, got, SHORTER)
+        yield Violation("max_epochs", policy.max_epochs, got, SHORTEN_VISIT)
 
 
-def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Fault]:
+def _about_steps(policy: PolicyTable, steps: int) -> Iterator[Violation]:
     if steps > policy.max_steps:
-        yield Fault("max_steps", policy.max_steps, f"{steps} steps a visit", SHORTER)
+        yield Violation("max_steps", policy.max_steps, f"{steps} steps a visit", SHORTEN_VISIT)
 
 
-def _about_scores(policy: PolicyTable) -> Iterator[Fault]:
+def _about_scores(policy: PolicyTable) -> Iterator[Violation]:
     if "heldout" not in policy.metrics:
-        yield Fault("metrics", policy.metrics, '"heldout"', "continue without this site's scores")
+        yield Violation("metrics", policy.metrics, '"heldout"', "continue without this site's scores")
 
 
-def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Fault]:
+def _about_a_score(policy: PolicyTable, scored: int) -> Iterator[Violation]:
     if scored < policy.min_examples:
         fix = (
             "continue without this site's score, or ask its owner to raise scoring.share or scoring.examples"
         )
-        yield Fault("min_examples", policy.min_examples, "a score over fewer held-out examples", fix)
+        yield Violation("min_examples", policy.min_examples, "a score over fewer held-out examples", fix)
 
 
-def _about_now(policy: PolicyTable, request: Request, granted: Granted, now: datetime) -> Iterator[Fault]:
+def _about_now(
+    policy: PolicyTable, request: Request, granted: MonthUsage, now: datetime
+) -> Iterator[Violation]:
     if request.cohort < policy.min_cohort:
         got = f"a cohort of {request.cohort}"
-        yield Fault("min_cohort", policy.min_cohort, got, "raise selection.share, or add sites")
+        yield Violation("min_cohort", policy.min_cohort, got, "raise selection.share, or add sites")
     if policy.hours is not None and not within(policy.hours, now):
-        yield Fault(
+        yield Violation(
             "hours", policy.hours, f"a request at {now:%H:%M} local time", "ask again within these hours"
         )
     # a run is also scored before its first round
     most = policy.rounds_per_month + (granted.runs + 1 if request.kind == "score" else 0)
     if granted.rounds >= most:
         got = f"to {request.kind} {granted.rounds + 1} rounds in {now:%Y-%m}"
-        yield Fault("rounds_per_month", policy.rounds_per_month, got, "ask again next month")
+        yield Violation("rounds_per_month", policy.rounds_per_month, got, "ask again next month")
     if granted.runs >= policy.runs_per_month:
         got = f"{granted.runs + 1} runs in {now:%Y-%m}"
-        yield Fault("runs_per_month", policy.runs_per_month, got, "ask again next month")
+        yield Violation("runs_per_month", policy.runs_per_month, got, "ask again next month")
     if granted.failures >= policy.failures_per_run:
         got = f"to continue a run of which {granted.failures} visits and scores failed this month"
         fix = "see the site's log, and start another run once the cause is fixed"
-        yield Fault("failures_per_run", policy.failures_per_run, got, fix)
-    if granted.tries >= MOST_TRIES:
+        yield Violation("failures_per_run", policy.failures_per_run, got, fix)
+    if granted.tries >= MAX_TRIES:
         got = f"to try one request again, which failed {granted.tries} times this month"
-        yield Fault("tries", None, got, "continue with the next round, and see the site's log")
+        yield Violation("tries", None, got, "continue with the next round, and see the site's log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,14 +370,14 @@ class Visit:
     different: int
 
 
-def length(run: RunSettings, examples: int, min_batch: int = 1) -> Visit:
+def visit_length(run: RunSettings, examples: int, min_batch: int = 1) -> Visit:
     """The length of the visit that `data.cursor.visit` would make from the start of an epoch.
 
     A visit across the end of an epoch may have one or two more steps, since no batch spans two epochs.
     """
     batch, each = run.tuning.batch_size, cursor.batches(examples, run.tuning.batch_size, min_batch)
     if (steps := run.tuning.max_steps) is None:
-        taken = cursor.end(examples, 0, _wanted(run, examples), min_batch)
+        taken = cursor.end(examples, 0, _requested_examples(run, examples), min_batch)
         whole, rest = divmod(taken, examples)
         steps = whole * each + cursor.batches(rest, batch, min_batch)
     else:
@@ -372,8 +386,8 @@ def length(run: RunSettings, examples: int, min_batch: int = 1) -> Visit:
     return Visit(steps, taken, min(taken, examples))
 
 
-def _wanted(run: RunSettings, examples: int) -> int:
-    return max(1, round(min((run.tuning.epochs or 1.0) * examples, MOST)))
+def _requested_examples(run: RunSettings, examples: int) -> int:
+    return max(1, round(min((run.tuning.epochs or 1.0) * examples, MAX_COUNTED_EXAMPLES)))
 
 
 def within(hours: str, now: datetime) -> bool:
@@ -398,4 +412,4 @@ def _toml(value: Any) -> str:
 
 def _short(text: str) -> str:
     """A text from outside in ASCII on one line, no longer than a name."""
-    return ascii(text[:LONGEST])[1:-1]
+    return ascii(text[:MAX_SHOWN_CHARS])[1:-1]

@@ -21,20 +21,29 @@ from shepherd.evaluate import loss
 from shepherd.settings import AdapterTable, RunSettings
 from shepherd.silos.site import allowed_bases as bases
 from shepherd.silos.site import released
-from shepherd.silos.site.policy import broken_by, length
-from shepherd.silos.site.site_settings import BaseTable, PolicyTable, SiteSettings, asked, laid_over, read
+from shepherd.silos.site.policy import broken_by, visit_length
+from shepherd.silos.site.site_settings import (
+    BaseTable,
+    PolicyTable,
+    SiteSettings,
+    asked,
+    read,
+    with_site_settings,
+)
 
 T = TypeVar("T")
-NUMBER = 4  # bytes of a float32
-OWN = "trained on"  # the one client's name in the report
-RENDERED = ("templates", "max_tokens", "dates")  # rules on the rendering, which [scoring] decides here
-WALKED = 60  # enough to estimate the share of an epoch that visits skip
-FEW = 0.01  # of an epoch: below, every example is reached soon, since each epoch has another order
-MANY = 40  # above, the names are hardly kinds of instruction
+FLOAT32_BYTES = 4  # bytes of a float32
+CLIENT_NAME = "trained on"  # the one client's name in the report
+RENDERING_RULES = ("templates", "max_tokens", "dates")  # rules on the rendering, which [scoring] decides here
+SIMULATED_VISITS = 60  # enough to estimate the share of an epoch that visits skip
+MAX_SKIPPED_SHARE = (
+    0.01  # of an epoch: below, every example is reached soon, since each epoch has another order
+)
+MAX_CATEGORY_NAMES = 40  # above, the names are hardly kinds of instruction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoundBase:
+class BasePreview:
     """A base of site.toml: its folder and digest, or why it cannot be used."""
 
     name: str
@@ -44,7 +53,7 @@ class FoundBase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoundData:
+class DataPreview:
     """The site's examples, and how they are used."""
 
     report: lint.Report | None
@@ -66,7 +75,7 @@ class FoundData:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leaving:
+class OutgoingUpdate:
     """What a reply to one request to train contains, apart from the weight."""
 
     base: str
@@ -78,7 +87,7 @@ class Leaving:
     @property
     def bytes(self) -> int:
         """Size of the tensors; names and numbers add a few thousand bytes."""
-        return sum(rows * columns for rows, columns in self.tensors.values()) * NUMBER
+        return sum(rows * columns for rows, columns in self.tensors.values()) * FLOAT32_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +97,9 @@ class Found:
     site: SiteSettings
     run: RunSettings
     """Settings of the run that was assumed: template, hold-out, longest example, rank."""
-    bases: tuple[FoundBase, ...] = ()
-    data: FoundData | None = None
-    leaving: Leaving | None = None
+    bases: tuple[BasePreview, ...] = ()
+    data: DataPreview | None = None
+    leaving: OutgoingUpdate | None = None
     policy: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     """Problems that have to be fixed, one sentence each."""
@@ -110,14 +119,14 @@ def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1)
         SettingsError: the site.toml cannot be read. All other problems are in `faults`.
     """
     site, name = read(path), Path(path).stem
-    run, asks = run or _usual(site), run
+    run, asks = run or _default_run(site), run
     found = tuple(_base(base) for base in site.bases)
     faults = [base.fault for base in found if base.fault]
     if not any(base.digest for base in found):
         faults.append(f"{path} lists no base that can be read, so every run is refused; add one to [[bases]]")
     base = next((base for base in found if base.digest), None)
-    own = laid_over(site, run, base.folder if base else "")
-    data = _told(faults, lambda: _data(site, own, samples))
+    own = with_site_settings(site, run, base.folder if base else "")
+    data = _collect_fault(faults, lambda: _data(site, own, samples))
     if data is not None:
         faults += _refusals(site, asks, name, data.examples)
     return Found(
@@ -125,7 +134,7 @@ def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1)
         run=own,
         bases=found,
         data=data,
-        leaving=_told(faults, lambda: _leaving(base, run.adapter, site.policy)) if base else None,
+        leaving=_collect_fault(faults, lambda: _leaving(base, run.adapter, site.policy)) if base else None,
         policy=tuple(in_words(site.policy)),
         faults=tuple(faults),
         notes=(
@@ -135,14 +144,14 @@ def check(path: str | Path, run: RunSettings | None = None, *, samples: int = 1)
     )
 
 
-def _usual(site: SiteSettings) -> RunSettings:
+def _default_run(site: SiteSettings) -> RunSettings:
     """Settings of a run that renders examples as [scoring] does, at the largest rank allowed."""
     scoring = site.scoring
     data = {"template": scoring.template, "date": scoring.date, "max_tokens": scoring.max_tokens}
     return asked({"adapter": {"rank": site.policy.max_rank}, "data": data})
 
 
-def _told(faults: list[str], work: Callable[[], T]) -> T | None:
+def _collect_fault(faults: list[str], work: Callable[[], T]) -> T | None:
     """The result of `work`; on an error, None with its message added to `faults`."""
     try:
         return work()
@@ -169,11 +178,11 @@ def _refusals(site: SiteSettings, asks: RunSettings | None, name: str, examples:
     return []
 
 
-def _base(base: BaseTable) -> FoundBase:
+def _base(base: BaseTable) -> BasePreview:
     try:
         folder, found = bases.folder_of(base), bases.digest_of(base)
     except ShepherdError as error:
-        return FoundBase(name=base.name, fault=str(error))
+        return BasePreview(name=base.name, fault=str(error))
     fault = ""
     if not base.sha256:
         fault = f'base {base.name} is not allowed yet; to allow it, write sha256 = "{found}" under it'
@@ -182,13 +191,13 @@ def _base(base: BaseTable) -> FoundBase:
             f"base {base.name} has the digest {found}, not {base.sha256} as in site.toml; restore its files,"
             " or write the new digest there if you trust them"
         )
-    return FoundBase(name=base.name, folder=folder, digest=found, fault=fault)
+    return BasePreview(name=base.name, folder=folder, digest=found, fault=fault)
 
 
-def _data(site: SiteSettings, run: RunSettings, samples: int) -> FoundData:
+def _data(site: SiteSettings, run: RunSettings, samples: int) -> DataPreview:
     from shepherd.model.base import load_tokenizer  # imports torch
 
-    division = pipeline.alone(run, OWN)
+    division = pipeline.alone(run, CLIENT_NAME)
     report = None
     if run.model.base:
         report = lint.report(
@@ -202,9 +211,9 @@ def _data(site: SiteSettings, run: RunSettings, samples: int) -> FoundData:
             samples=samples,
             seed=run.data_seed,
         )
-    return FoundData(
+    return DataPreview(
         report=report,
-        examples=report.by_client[OWN].kept if report else len(division.clients[OWN]),
+        examples=report.by_client[CLIENT_NAME].kept if report else len(division.clients[CLIENT_NAME]),
         heldout=dict(Counter(_heldout(division))),
         scored=_scored(site, _heldout(division)),
         duplicates=division.held.duplicates,
@@ -225,10 +234,10 @@ def _scored(site: SiteSettings, categories: Sequence[str]) -> dict[str, int]:
     return released.behind([categories[place] for place in places], site.policy.min_examples)
 
 
-def _leaving(base: FoundBase, adapter: AdapterTable, policy: PolicyTable) -> Leaving:
+def _leaving(base: BasePreview, adapter: AdapterTable, policy: PolicyTable) -> OutgoingUpdate:
     from shepherd.model.meta_shapes import shapes
 
-    return Leaving(
+    return OutgoingUpdate(
         base=base.name,
         rank=adapter.rank,
         tensors=shapes(base.folder, adapter),
@@ -271,7 +280,7 @@ def _listed(names: Sequence[object]) -> str:
     return ", ".join(map(str, names)) or "none"
 
 
-def _notes(path: Path, site: SiteSettings, run: RunSettings, data: FoundData | None) -> Iterator[str]:
+def _notes(path: Path, site: SiteSettings, run: RunSettings, data: DataPreview | None) -> Iterator[str]:
     policy, scoring = site.policy, site.scoring
     if scoring.template not in policy.templates or scoring.max_tokens not in policy.max_tokens:
         yield (
@@ -303,12 +312,14 @@ def _about_visits(
 ) -> Iterator[str]:
     policy, batch = site.policy, run.tuning.batch_size
     whole = broken_by(policy, run, site=name, examples=examples, scoring=site.scoring)
-    if broken := [each for each in whole if each.rule not in RENDERED]:  # those rules have their own note
+    if broken := [
+        each for each in whole if each.rule not in RENDERING_RULES
+    ]:  # those rules have their own note
         yield f"A default run (one epoch a visit, {batch} examples a step) is refused: {broken[0]}"
         return
-    taken = length(run, examples, policy.min_batch).taken
-    over = _passed_over(run, examples, policy) if asks and taken < 2 * policy.min_examples else 0.0
-    if over > FEW:
+    taken = visit_length(run, examples, policy.min_batch).taken
+    over = _skipped_share(run, examples, policy) if asks and taken < 2 * policy.min_examples else 0.0
+    if over > MAX_SKIPPED_SHARE:
         yield (
             f"Visits of {taken} examples skip {100 * over:.0f} % of the {examples} in each epoch: a visit"
             f" that would have fewer than {policy.min_examples} distinct examples at the end of an epoch"
@@ -316,10 +327,10 @@ def _about_visits(
         )
 
 
-def _passed_over(run: RunSettings, examples: int, policy: PolicyTable) -> float:
+def _skipped_share(run: RunSettings, examples: int, policy: PolicyTable) -> float:
     """The share of an epoch that visits of this length skip, simulated with an arbitrary order."""
     position, taken, tuning = 0, 0, run.tuning
-    for _ in range(WALKED):
+    for _ in range(SIMULATED_VISITS):
         steps, position = cursor.visit(
             examples,
             position,
@@ -334,14 +345,14 @@ def _passed_over(run: RunSettings, examples: int, policy: PolicyTable) -> float:
     return 1 - taken / position
 
 
-def _about_scores(data: FoundData, least: int) -> Iterator[str]:
+def _about_scores(data: DataPreview, least: int) -> Iterator[str]:
     whole, names = sum(data.heldout.values()), len(data.scored)
     if not data.scored:
         yield (
             f"No score is released: of {whole} held-out examples no category has {least} (policy min_examples"
             f" = {least}), nor have the small categories together; raise scoring.share or scoring.examples."
         )
-    elif names > MANY:
+    elif names > MAX_CATEGORY_NAMES:
         yield (
             f"A score releases the names of {names} categories: if data.category is free text, remove"
             ' "heldout" from policy.metrics, which releases no score.'

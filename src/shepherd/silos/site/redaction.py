@@ -44,7 +44,7 @@ _QUOTED = re.compile(r"'.*'|\".*\"|\(there are .*\)(?=; add it)", re.DOTALL)
 _ABOUT_THE_REQUEST = (WireError, AdapterError, SettingsError)
 
 
-class GivenUp(Exception):
+class Cancelled(Exception):
     """The work was cancelled, since its reply is no longer awaited."""
 
 
@@ -70,7 +70,7 @@ def told(error: BaseException) -> str:
     match error:
         case PluginError():  # its message quotes an error in a module of the site
             return PLUGIN
-        case GivenUp() | WireError() | AdapterError() | SettingsError():
+        case Cancelled() | WireError() | AdapterError() | SettingsError():
             return str(error)
         case Diverged():
             return DIVERGED
@@ -98,7 +98,7 @@ def logged(error: BaseException) -> str:
 def _logged(error: BaseException) -> str:
     if isinstance(error, DataError):
         return _QUOTED.sub("(not shown)", str(error))
-    if isinstance(error, ShepherdError | GivenUp | Diverged | OverExamples):
+    if isinstance(error, ShepherdError | Cancelled | Diverged | OverExamples):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)[-5:]
     steps = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))

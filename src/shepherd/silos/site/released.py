@@ -1,8 +1,8 @@
 """Which numbers about its examples a site releases, and with what precision, as pure functions.
 
 Whoever chooses the adapter can make a token's loss identify the token. So each token counts `CAP_NATS` at
-most, a mean is rounded to `DIGITS` digits, and neither a released number nor the difference of two is about
-fewer than `policy.min_examples` examples. See docs/decisions/0020-what-a-number-tells.md.
+most, a mean is rounded to `LOSS_DIGITS` digits, and neither a released number nor the difference of two is
+about fewer than `policy.min_examples` examples. See docs/decisions/0020-what-a-number-tells.md.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from shepherd.silos.site.site_settings import PolicyTable, ScoringTable
 
 CAP_NATS = 20.0
 """Cap on the loss of one token: above that of an ordinary model on all but a few tokens."""
-DIGITS = 2
+LOSS_DIGITS = 2
 """Decimal digits of a released mean loss; its steps are wider where one token changes it more."""
-NEAR = 10.0
+MAX_DISTANCE_RATIO = 10.0
 """Largest distance of a scored adapter from the one that the site trained, in lengths of its own update.
 
 A mean is no longer than the longest update in it, and sites with longer visits move further."""
-LATER = 10
+MAX_ROUNDS_SINCE_TRAINED = 10
 """Most rounds since the site last trained: it is also scored in rounds that it sits out. A round moves an
 adapter by the longest update in its mean at most, so NEAR allows for ten of equal length."""
-MOST_MOVED = 10.0
+MAX_COUNTED_LENGTH = 10.0
 """Cap on the update's length in that product, since the coordinator chooses the length of a step."""
 OTHER = "other"
 """Name of the pooled categories that are too small to be scored alone."""
@@ -70,7 +70,7 @@ def scores(
     return found
 
 
-def still_told(scores: Mapping[str, Score], least: int) -> dict[str, Score]:
+def still_releasable(scores: Mapping[str, Score], least: int) -> dict[str, Score]:
     """The categories of an earlier score that have `least` examples or more."""
     return {name: score for name, score in scores.items() if score.examples >= least}
 
@@ -93,8 +93,8 @@ def rounded(mean: float, tokens: float) -> float:
     >>> rounded(2.34567, 5000), rounded(2.34567, 500)
     (2.35, 2.36)
     """
-    step = math.ceil(10**DIGITS * CAP_NATS / max(1.0, tokens)) / 10**DIGITS
-    return float(round(round(mean / step) * step, DIGITS))
+    step = math.ceil(10**LOSS_DIGITS * CAP_NATS / max(1.0, tokens)) / 10**LOSS_DIGITS
+    return float(round(round(mean / step) * step, LOSS_DIGITS))
 
 
 def is_rendered_as_scored(data: DataTable, scoring: ScoringTable) -> bool:
@@ -133,7 +133,9 @@ def is_near(adapter: Adapter, round: int, trained: Adapter, trained_round: int, 
         distance = adapter.plus(trained, -1.0).norm()
     except AdapterError:  # another layout
         return False
-    return 0 < round - trained_round <= LATER and distance <= NEAR * min(moved, MOST_MOVED)
+    return 0 < round - trained_round <= MAX_ROUNDS_SINCE_TRAINED and distance <= MAX_DISTANCE_RATIO * min(
+        moved, MAX_COUNTED_LENGTH
+    )
 
 
 def of_a_visit(metrics: Mapping[str, float], *, comparable: bool, known: bool) -> dict[str, float]:

@@ -14,13 +14,13 @@ from shepherd.silos.protocol.wire import Request
 from shepherd.silos.site.policy import Refusal
 from shepherd.silos.site.redaction import Diverged
 
-CLOCKS = 300.0  # between the server's clock and this site's
-LARGEST = 1e3
+MAX_CLOCK_SKEW_S = 300.0  # between the server's clock and this site's
+MAX_ABS_VALUE = 1e3
 """Largest absolute value in an adapter: tuned values are far below, and larger ones can make a base overflow
 on some texts and not on others."""
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A named rule refuses the request."""
 
     def __init__(self, rule: str, sentence: str) -> None:
@@ -28,17 +28,17 @@ class Refused(Exception):
         self.refusal = Refusal(rule, sentence)
 
 
-def require_none(refusal: Refusal | None) -> None:
+def raise_refusal(refusal: Refusal | None) -> None:
     """Raise Refused if the owner's policy refuses the request."""
     if refusal is not None:
-        raise Refused(refusal.rule, refusal.sentence)
+        raise RequestRefused(refusal.rule, refusal.sentence)
 
 
 def require_version(request: Request, name: str) -> None:
     """Raise Refused if the server has another minor version of shepherd-fit."""
     here = wire.version()
     if request.version.split(".")[:2] != here.split(".")[:2]:
-        raise Refused(
+        raise RequestRefused(
             "version",
             f"the server has shepherd-fit {request.version} and {name} has {here};"
             " install one version at both ends",
@@ -48,7 +48,7 @@ def require_version(request: Request, name: str) -> None:
 def require_id(request: Request, name: str) -> None:
     """Raise Refused if the id is not the request's hash: budgets and kept answers depend on the id."""
     if request.id != wire.request_id(request):
-        raise Refused(
+        raise RequestRefused(
             "id",
             f"the id of the request to {name} does not match its content;"
             " install one version of shepherd-fit at both ends",
@@ -62,19 +62,19 @@ def require_clock(request: Request, size: int) -> None:
         size: size of the message in bytes, which may have taken time on a slow link.
     """
     ahead = request.sent - time.time()
-    if not -CLOCKS - size / wire.MIN_LINK_BYTES_PER_S <= ahead <= CLOCKS:
+    if not -MAX_CLOCK_SKEW_S - size / wire.MIN_LINK_BYTES_PER_S <= ahead <= MAX_CLOCK_SKEW_S:
         way = "ahead of" if ahead > 0 else "behind"
-        raise Refused(
+        raise RequestRefused(
             "clock",
             f"the server's clock is {abs(ahead):.0f} s {way} this site's, or the message is an old one;"
-            f" set both clocks (to within {CLOCKS:.0f} s) and try again",
+            f" set both clocks (to within {MAX_CLOCK_SKEW_S:.0f} s) and try again",
         )
 
 
 def require_newer(request: Request, other: Request, name: str) -> None:
     """Raise Refused if the request is of an earlier round than the one under way."""
     if request.run == other.run and request.round < other.round:
-        raise Refused(
+        raise RequestRefused(
             "replay",
             f"{name} is at round {other.round + 1} of this run, and the request is for round"
             f" {request.round + 1}; continue from the run's last round",
@@ -95,9 +95,10 @@ def require_sound(request: Request) -> None:
         for name in not_finite(part):
             raise AdapterError(f"tensor {name} of the broadcast is not finite; return to an earlier round")
     for name, tensor in broadcast.adapter.items():
-        if np.abs(tensor).max(initial=0.0) > LARGEST:
+        if np.abs(tensor).max(initial=0.0) > MAX_ABS_VALUE:
             raise AdapterError(
-                f"tensor {name} of the broadcast has values above {LARGEST:g}; return to an earlier round"
+                f"tensor {name} of the broadcast has values above {MAX_ABS_VALUE:g}; return to an earlier"
+                " round"
             )
 
 

@@ -38,7 +38,7 @@ Switch = Annotated[bool, Strict()]
 Metric = Literal["loss", "examples", "tokens", "trained_tokens", "steps", "heldout"]
 TemplateName = Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"]
 Tokens = Annotated[int, Strict(), Field(ge=8)]
-MINUTES = 24 * 60  # of a day
+MINUTES_PER_DAY = 24 * 60  # of a day
 
 
 def minutes(hours: str) -> tuple[int, int]:
@@ -55,19 +55,19 @@ def minutes(hours: str) -> tuple[int, int]:
         raise ValueError("write it as 08:00-18:00")
     first, first_minute, last, last_minute = map(int, found.groups())
     start, end = first * 60 + first_minute, last * 60 + last_minute
-    if max(first_minute, last_minute) > 59 or start >= MINUTES or end > MINUTES:
+    if max(first_minute, last_minute) > 59 or start >= MINUTES_PER_DAY or end > MINUTES_PER_DAY:
         raise ValueError("a day has the hours 00:00 to 24:00")
     if start == end:
         raise ValueError("the window is empty; leave the key out to allow every hour")
     return start, end
 
 
-def _window(hours: str) -> str:
+def _check_window(hours: str) -> str:
     minutes(hours)
     return hours
 
 
-def _digest(text: str) -> str:
+def _check_digest(text: str) -> str:
     if text and not re.fullmatch(r"[0-9a-f]{64}", text):
         raise ValueError("a digest has 64 hex digits, as `shepherd silos check` prints them")
     return text
@@ -103,7 +103,7 @@ class BaseTable(Table):
     """Name of the base in messages."""
     folder: str
     """Folder of the base; "tiny" is the embedded one, and a Hugging Face id is searched on this disk only."""
-    sha256: Annotated[str, AfterValidator(_digest)] = ""
+    sha256: Annotated[str, AfterValidator(_check_digest)] = ""
     """Digest of its files, as `shepherd silos check` prints it; a base without a digest is never loaded."""
 
 
@@ -205,7 +205,9 @@ class PolicyTable(Table):
     """Refuse a run that has no transform called "noise"."""
     require_secure_aggregation: Switch = False
     """Refuse a run that has no transform called "secure": without it the server sees each update."""
-    hours: Annotated[str, AfterValidator(_window)] | None = Field(default=None, examples=["18:00-06:00"])
+    hours: Annotated[str, AfterValidator(_check_window)] | None = Field(
+        default=None, examples=["18:00-06:00"]
+    )
     """When a visit may start, by this machine's clock, such as "18:00-06:00"; the default is at any time."""
     metrics: tuple[Metric, ...] = ("loss", "examples", "tokens", "trained_tokens", "steps")
     """Numbers that may be released with an update. "heldout" adds, after each round, the mean loss on the
@@ -237,10 +239,10 @@ def read(path: str | Path) -> SiteSettings:
     """
     path = Path(path)
     table = toml.read(path, "site file")
-    return _placed(validated(SiteSettings, table, str(path)), path.absolute().parent)
+    return _with_absolute_paths(validated(SiteSettings, table, str(path)), path.absolute().parent)
 
 
-def _placed(site: SiteSettings, home: Path) -> SiteSettings:
+def _with_absolute_paths(site: SiteSettings, home: Path) -> SiteSettings:
     source, folders = site.data.source, [base.folder for base in site.bases]
     data = source if source == WORLD else _path(source, home, "data.source")
     bases = [folder if folder == TINY else _path(folder, home, "bases.folder") for folder in folders]
@@ -282,10 +284,10 @@ def own(site: SiteSettings, tables: Mapping[str, Any], folder: str) -> RunSettin
     Raises:
         SettingsError: a key is unknown, or a value is invalid.
     """
-    return laid_over(site, asked(tables), folder)
+    return with_site_settings(site, asked(tables), folder)
 
 
-def laid_over(site: SiteSettings, run: RunSettings, folder: str) -> RunSettings:
+def with_site_settings(site: SiteSettings, run: RunSettings, folder: str) -> RunSettings:
     """Override the settings of a run by the site's data, hold-out and machine, and the base in `folder`."""
     model = {"base": folder, "revision": None, "trust_remote_code": False}
     data = {name: getattr(site.data, name) for name in SiteDataTable.model_fields}
@@ -294,12 +296,12 @@ def laid_over(site: SiteSettings, run: RunSettings, folder: str) -> RunSettings:
         update={
             "model": run.model.model_copy(update=model),
             "data": run.data.model_copy(update={**data, **held}),
-            "machine": _used(site.trainer),
+            "machine": _machine_table(site.trainer),
         }
     )
 
 
-def _used(trainer: TrainerTable) -> MachineTable:
+def _machine_table(trainer: TrainerTable) -> MachineTable:
     """The [machine] table of a run at this site, from the owner's [trainer] table."""
     cores = os.cpu_count() or 1
     threads: int | Literal["auto"] = min(trainer.threads, cores) if trainer.threads else "auto"
@@ -331,7 +333,7 @@ def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return table
 
 
-EXAMPLE = """\
+EXAMPLE_HEADER = """\
 # site.toml: what this site's owner allows. The server cannot read or change this file.
 #
 #   shepherd silos check {name}    shows what would be trained on, and what would be released
@@ -339,21 +341,21 @@ EXAMPLE = """\
 # Only data.source is required. Every other key has the default that is shown here; without [[bases]] nothing
 # is trained. A key after a # is not set. Paths are relative to the folder of this file.
 """
-WIDTH = 100
+COMMENT_WIDTH = 100
 
 
 def example(source: str = "data.jsonl", name: str = "site.toml") -> str:
     """Text of a commented site.toml with every key, for data in `source`, that allows the embedded base."""
     tiny = BaseTable(name=TINY, folder=TINY, sha256=digest(world.base_path()))
     lines = [
-        *_described("[data]", SiteDataTable(source=source)),
-        *_described("[data.fields]", FieldsTable()),
-        *_introduced("[[bases]]", tiny),
-        *_introduced("[scoring]", ScoringTable()),
-        *_introduced("[trainer]", TrainerTable()),
-        *_introduced("[policy]", PolicyTable()),
+        *_table_without_comment("[data]", SiteDataTable(source=source)),
+        *_table_without_comment("[data.fields]", FieldsTable()),
+        *_table_with_comment("[[bases]]", tiny),
+        *_table_with_comment("[scoring]", ScoringTable()),
+        *_table_with_comment("[trainer]", TrainerTable()),
+        *_table_with_comment("[policy]", PolicyTable()),
     ]
-    return EXAMPLE.format(name=name) + "".join(f"{line}\n" for line in lines)
+    return EXAMPLE_HEADER.format(name=name) + "".join(f"{line}\n" for line in lines)
 
 
 def write_example(path: Path, source: str = "data.jsonl") -> None:
@@ -372,29 +374,31 @@ def write_example(path: Path, source: str = "data.jsonl") -> None:
         raise FolderError(f"{path} cannot be written ({error.strerror}); check the path") from error
 
 
-def _introduced(title: str, table: BaseModel) -> Iterator[str]:
+def _table_with_comment(title: str, table: BaseModel) -> Iterator[str]:
     yield ""
-    yield from textwrap.wrap(_meaning(type(table)), WIDTH, initial_indent="# ", subsequent_indent="# ")
-    yield from _keys(title, table)
+    yield from textwrap.wrap(
+        _comment(type(table)), COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# "
+    )
+    yield from _key_lines(title, table)
 
 
-def _described(title: str, table: BaseModel) -> Iterator[str]:
+def _table_without_comment(title: str, table: BaseModel) -> Iterator[str]:
     yield ""
-    yield from _keys(title, table)
+    yield from _key_lines(title, table)
 
 
-def _keys(title: str, table: BaseModel) -> Iterator[str]:
+def _key_lines(title: str, table: BaseModel) -> Iterator[str]:
     yield title
     for key, field in type(table).model_fields.items():
         value = getattr(table, key)
         if not isinstance(value, BaseModel):
-            yield from _key(key, field, value)
+            yield from _one_key(key, field, value)
 
 
-def _key(key: str, field: FieldInfo, value: Any) -> Iterator[str]:
+def _one_key(key: str, field: FieldInfo, value: Any) -> Iterator[str]:
     meaning = " ".join((field.description or "").split())
     yield from textwrap.wrap(
-        meaning, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+        meaning, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
     )
     if value is None and field.examples:
         yield f"# {key} = {_toml(field.examples[0])}"
@@ -402,7 +406,7 @@ def _key(key: str, field: FieldInfo, value: Any) -> Iterator[str]:
         yield f"{key} = {_toml(value)}"
 
 
-def _meaning(table: type[BaseModel]) -> str:
+def _comment(table: type[BaseModel]) -> str:
     return " ".join((table.__doc__ or "").split())
 
 

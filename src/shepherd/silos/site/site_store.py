@@ -35,15 +35,15 @@ from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos.site.released import Score
 
-KEEP = 2  # rounds of a run
-RUNS = 8  # those answered last
-OWN = "own"
+KEPT_ROUNDS = 2  # rounds of a run
+KEPT_RUNS = 8  # those answered last
+LEGACY_CLIENT = "own"
 """The client's name in checkpoints of an earlier version."""
 YEAR_S = 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class AnsweredRound:
     """The state after one answered round. Positions count examples used, as in `data.cursor`."""
 
     round: int
@@ -69,7 +69,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class RunRecord:
     """The record of a run, kept for a year. Rounds are -1 before the first."""
 
     round: int = -1
@@ -94,10 +94,10 @@ class Store:
 
     home: Path
     _run: str = ""
-    _kept: tuple[Kept, ...] = ()
+    _kept: tuple[AnsweredRound, ...] = ()
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def kept(self, run: str) -> tuple[Kept, ...]:
+    def kept(self, run: str) -> tuple[AnsweredRound, ...]:
         """The answered rounds of a run that are kept, oldest first.
 
         Raises:
@@ -105,31 +105,31 @@ class Store:
         """
         with self._lock:
             if run != self._run:
-                self._kept = tuple(_read(path) for path in _places(self.home / "state" / run))
+                self._kept = tuple(_read_round(path) for path in _round_folders(self.home / "state" / run))
                 self._run = run
             return self._kept
 
-    def answered(self, run: str, id: str) -> Kept | None:
+    def answered(self, run: str, id: str) -> AnsweredRound | None:
         """The round that answered the request with this id, if it is still kept."""
         return next((kept for kept in self.kept(run) if kept.id == id), None)
 
-    def before(self, run: str, round: int) -> Kept | None:
+    def before(self, run: str, round: int) -> AnsweredRound | None:
         """The state before round `round`: that after the last answered round before it."""
         return next((kept for kept in reversed(self.kept(run)) if kept.round < round), None)
 
-    def record(self, run: str) -> Record:
+    def record(self, run: str) -> RunRecord:
         """The record of a run, which outlives its checkpoints.
 
         Raises:
             FolderError: the record exists and cannot be read.
         """
-        found = _record(self._place(run))
+        found = _read_record(self._place(run))
         for last in self.kept(run)[-1:]:  # killed between the two writes, the record is older
             if last.round > found.round:
-                return _answered(found, last)
+                return _with_answer(found, last)
         return found
 
-    def save(self, run: str, kept: Kept) -> None:
+    def save(self, run: str, kept: AnsweredRound) -> None:
         """Save the state after a round; on return, everything but the start is flushed to disk.
 
         Raises:
@@ -140,12 +140,12 @@ class Store:
             self._run = ""  # read again from the disk if this fails
             folder = self.home / "state" / run
             digest = _save_start(folder, kept.round, kept.adapter) if kept.adapter else ""
-            checkpoint.save(folder, _checkpoint(kept, digest), keep=KEEP)
+            checkpoint.save(folder, _to_checkpoint(kept, digest), keep=KEPT_ROUNDS)
             _delete_starts(folder)
-            sweep(self.home / "state", RUNS)
-            known = _record(self._place(run))
-            self._write(run, _answered(known, kept))
-            self._run, self._kept = run, (*before, kept)[-KEEP:]
+            sweep(self.home / "state", KEPT_RUNS)
+            known = _read_record(self._place(run))
+            self._write(run, _with_answer(known, kept))
+            self._run, self._kept = run, (*before, kept)[-KEPT_ROUNDS:]
 
     def spend(self, run: str, round: int, id: str, position: int) -> None:
         """Record that the visit of a round diverged, so that it is not repeated.
@@ -154,7 +154,7 @@ class Store:
             FolderError: the disk is full or cannot be written.
         """
         with self._lock:
-            known = _record(self._place(run))
+            known = _read_record(self._place(run))
             self._write(run, replace(known, round=round, id=id, position=position, spent=True))
 
     def save_score(self, run: str, round: int, id: str, score: Mapping[str, Score]) -> None:
@@ -164,7 +164,7 @@ class Store:
             FolderError: the disk is full or cannot be written.
         """
         with self._lock:
-            known = _record(self._place(run))
+            known = _read_record(self._place(run))
             self._write(run, replace(known, scored=round, scored_id=id, score=score))
 
     def secret(self) -> int:
@@ -178,7 +178,7 @@ class Store:
     def _place(self, run: str) -> Path:
         return self.home / "runs" / f"{run}.json"
 
-    def _write(self, run: str, record: Record) -> None:
+    def _write(self, run: str, record: RunRecord) -> None:
         place = self._place(run)
         with disk_errors(place.parent):
             place.parent.mkdir(mode=0o700, exist_ok=True)
@@ -196,14 +196,14 @@ def sweep(folder: Path, keep: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _record(place: Path) -> Record:
+def _read_record(place: Path) -> RunRecord:
     try:
         table = json.loads(place.read_text(encoding="utf8"))
         score = table.pop("score", None)
         told = None if score is None else {name: Score(**each) for name, each in score.items()}
-        return Record(**table, score=told)
+        return RunRecord(**table, score=told)
     except FileNotFoundError:
-        return Record()
+        return RunRecord()
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise FolderError(
             f"the record {place} cannot be read ({type(error).__name__}); delete it, and the run starts again"
@@ -211,7 +211,7 @@ def _record(place: Path) -> Record:
         ) from error
 
 
-def _answered(record: Record, kept: Kept) -> Record:
+def _with_answer(record: RunRecord, kept: AnsweredRound) -> RunRecord:
     return replace(record, round=kept.round, id=kept.id, position=kept.position, spent=False)
 
 
@@ -220,14 +220,14 @@ def _save_start(folder: Path, round: int, adapter: Adapter) -> str:
     data = bytes_of(dict(adapter))
     with disk_errors(folder):
         private.make(folder)
-        unfinished = _start(folder, round).with_name("start.new")
+        unfinished = _start_path(folder, round).with_name("start.new")
         with open(unfinished, "wb", opener=private.owner_only) as file:
             file.write(data)
-        unfinished.replace(_start(folder, round))
+        unfinished.replace(_start_path(folder, round))
     return hashlib.sha256(data).hexdigest()
 
 
-def _start(folder: Path, round: int) -> Path:
+def _start_path(folder: Path, round: int) -> Path:
     return folder / f"start-{round + 1:05d}"  # numbered like its checkpoint
 
 
@@ -241,13 +241,13 @@ def _delete_starts(folder: Path) -> None:
 
 def _read_start(folder: Path, round: int, digest: str) -> Adapter | None:
     try:
-        data = _start(folder, round).read_bytes()
+        data = _start_path(folder, round).read_bytes()
     except OSError:
         return None
     return Adapter(tensors_from(data)) if hashlib.sha256(data).hexdigest() == digest else None
 
 
-def _checkpoint(kept: Kept, start: str) -> Checkpoint:
+def _to_checkpoint(kept: AnsweredRound, start: str) -> Checkpoint:
     update = kept.update
     tensors = {"delta": update.delta, "extra": update.extra, "memory": kept.memory}
     state = ServerState(round=kept.round + 1, adapter=Adapter(), transforms=tensors)
@@ -266,26 +266,26 @@ def _checkpoint(kept: Kept, start: str) -> Checkpoint:
     return Checkpoint(state=state, notes=notes)
 
 
-def _read(path: Path) -> Kept:
+def _read_round(path: Path) -> AnsweredRound:
     saved = checkpoint.load(path)
     notes, tensors, round = saved.notes, saved.state.transforms, saved.state.round - 1
-    return Kept(
+    return AnsweredRound(
         round=round,
         id=notes["id"],
-        update=_update(round, notes, tensors),
+        update=_read_update(round, notes, tensors),
         start=notes["start"],
         position=notes["position"],
         # an earlier version kept only the positions
         different=notes.get("different", min(notes["position"] - notes["start"], notes["examples"])),
         examples=notes["examples"],
-        memory=saved.clients[OWN] if saved.clients else Payload(tensors["memory"]),
-        moved=notes["moved"] if "moved" in notes else _update(round, notes, tensors).delta.norm(),
+        memory=saved.clients[LEGACY_CLIENT] if saved.clients else Payload(tensors["memory"]),
+        moved=notes["moved"] if "moved" in notes else _read_update(round, notes, tensors).delta.norm(),
         # an earlier version kept it in the checkpoint itself
         adapter=saved.state.adapter or _read_start(path.parent, round, notes.get("trained_from", "")),
     )
 
 
-def _update(round: int, notes: Mapping[str, Any], tensors: Mapping[str, Any]) -> Update:
+def _read_update(round: int, notes: Mapping[str, Any], tensors: Mapping[str, Any]) -> Update:
     return Update(
         round=round,
         clients=tuple(notes["clients"]) if "clients" in notes else (notes["client"],),
@@ -296,6 +296,6 @@ def _update(round: int, notes: Mapping[str, Any], tensors: Mapping[str, Any]) ->
     )
 
 
-def _places(folder: Path) -> list[Path]:
+def _round_folders(folder: Path) -> list[Path]:
     # other names are unfinished writes
     return sorted(folder.glob("round-*"), key=lambda path: int(path.name.removeprefix("round-")))

@@ -9,9 +9,9 @@ from time import monotonic
 
 from shepherd.silos.protocol.wire import Request
 from shepherd.silos.site.audit import Released
-from shepherd.silos.site.redaction import GivenUp
+from shepherd.silos.site.redaction import Cancelled
 
-NEWER = "it was cancelled, since a newer request arrived"
+SUPERSEDED = "it was cancelled, since a newer request arrived"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,17 @@ class Task:
     lock: threading.Lock = field(default_factory=threading.Lock)
     future: Future[Answer] = field(default_factory=Future)
 
-    def require_wanted(self) -> None:
+    def require_awaited(self) -> None:
         """Raise GivenUp if the reply is no longer awaited."""
         if self.cancelled:
-            raise GivenUp(NEWER)
+            raise Cancelled(SUPERSEDED)
         if monotonic() > self.until:
-            raise GivenUp(f"it did not finish within {self.request.deadline:g} s")
+            raise Cancelled(f"it did not finish within {self.request.deadline:g} s")
 
     def commit(self) -> None:
-        """Mark the work as certain to be finished; raises like `require_wanted`."""
+        """Mark the work as certain to be finished; raises like `require_awaited`."""
         with self.lock:
-            self.require_wanted()
+            self.require_awaited()
             self.committed = True
 
     def cancel(self) -> None:
@@ -54,17 +54,17 @@ class Task:
             self.request = replace(self.request, broadcast=None)
 
 
-def waited(task: Task, until: float) -> Answer:
+def wait_for(task: Task, until: float) -> Answer:
     """Wait for the task's answer until `until`; raise its error, or GivenUp if it is late."""
     try:
         return task.future.result(timeout=max(0.0, until - monotonic()))
     except CancelledError:
-        raise GivenUp(NEWER) from None
+        raise Cancelled(SUPERSEDED) from None
     except TimeoutError:
         if task.future.done():  # the work raised it, or finished just now
             return task.future.result()
     with task.lock:
         late = not task.future.done() and not task.committed
     if late:
-        raise GivenUp(f"it did not finish within {task.request.deadline:g} s")
+        raise Cancelled(f"it did not finish within {task.request.deadline:g} s")
     return task.future.result()

@@ -39,12 +39,12 @@ from shepherd.silos.protocol import ipc, schema, wire
 from shepherd.silos.protocol.wire import Ready, Reply, Request, Scores
 from shepherd.silos.site import allowed_bases, audit, policy, redaction, released, request_checks
 from shepherd.silos.site.audit import Released
-from shepherd.silos.site.data_cache import Holding
-from shepherd.silos.site.policy import Granted, Refusal, Visit
+from shepherd.silos.site.data_cache import DataCache
+from shepherd.silos.site.policy import MonthUsage, Refusal, Visit
 from shepherd.silos.site.released import Score
 from shepherd.silos.site.site_settings import SiteSettings, own, read, scored
-from shepherd.silos.site.site_store import Kept, Record, Store
-from shepherd.silos.site.task import Answer, Task, waited
+from shepherd.silos.site.site_store import AnsweredRound, RunRecord, Store
+from shepherd.silos.site.task import Answer, Task, wait_for
 from shepherd.training import score, tune
 from shepherd.training.local import local_training
 from shepherd.training.tune import Progress, TuningResult
@@ -52,9 +52,9 @@ from shepherd.visible import in_this_process
 
 LOG = "trainer.log"
 HOUR_S = 3600.0
-MOST_WAITING = 4
+MAX_QUEUED_RUNS = 4
 """Most runs whose requests are queued: each holds an adapter in memory."""
-MOST_ANSWERS = 20
+MAX_ANSWERS = 20
 """Most answers to one request in a month: lost connections need fewer."""
 
 log = logging.getLogger("shepherd.silos.site.trainer")  # also when run as __main__
@@ -68,7 +68,7 @@ class Trainer:
         with disk_errors(home):
             home.mkdir(parents=True, exist_ok=True)
             home.chmod(0o700)
-        self.store, self.holding = Store(home), Holding(home, name)
+        self.store, self.cache = Store(home), DataCache(home, name)
         self._allowed = allowed_bases.allowed(settings.bases)
         self._worker = ThreadPoolExecutor(1)  # a single thread, so one visit at a time
         self._lock = threading.Lock()
@@ -87,9 +87,9 @@ class Trainer:
             answer = self._answer(request, received, len(message))
             self._record(audit.answered(request, _now(), answer.left))
             size = len(answer.message)
-            log.info("%s answered in %.1f s: %d bytes", _named(request), monotonic() - received, size)
+            log.info("%s answered in %.1f s: %d bytes", _request_name(request), monotonic() - received, size)
             return answer.message
-        except request_checks.Refused as error:
+        except request_checks.RequestRefused as error:
             return self._refused(request, error.refusal)
         except Exception as error:
             return self._failed(request, error)
@@ -116,9 +116,9 @@ class Trainer:
             return kept
         if request.kind == "join" and (examples := self._examples_held(request)):
             self._require_allowed(request, examples)
-            return _left(self._joined(examples))
-        task = self._submitted(request, received + request.deadline)
-        return waited(task, received + request.deadline)
+            return _to_answer(self._ready(examples))
+        task = self._submit(request, received + request.deadline)
+        return wait_for(task, received + request.deadline)
 
     def _require_allowed(
         self,
@@ -128,7 +128,7 @@ class Trainer:
         scored: int | None = None,
     ) -> None:
         """Raise Refused by the rules on the settings; without `examples`, only by those that need no data."""
-        request_checks.require_none(
+        request_checks.raise_refusal(
             policy.refusal(
                 self.settings.policy,
                 request,
@@ -145,11 +145,11 @@ class Trainer:
         """Raise Refused by the rules on the cohort, the hours and the budget."""
         now = _now()
         granted = self._granted(request, now)
-        request_checks.require_none(
+        request_checks.raise_refusal(
             policy.refusal_now(self.settings.policy, request, site=self.name, granted=granted, now=now)
         )
 
-    def _granted(self, request: Request, now: datetime) -> Granted:
+    def _granted(self, request: Request, now: datetime) -> MonthUsage:
         asked = (request.run, request.round, request.id)
         return audit.granted(self.home / audit.FILE, audit.month_of(now), kind=request.kind, asked=asked)
 
@@ -160,17 +160,17 @@ class Trainer:
             while self._joins and self._joins[0] < now - HOUR_S:
                 self._joins.popleft()
             if len(self._joins) >= most:
-                raise request_checks.Refused(
+                raise request_checks.RequestRefused(
                     "joins_per_hour",
                     f"{self.name} was asked to join {most} times within an hour; try again later",
                 )
             self._joins.append(now)
 
     def _require_few_answers(self, request: Request) -> None:
-        if self._granted(request, _now()).answers >= MOST_ANSWERS:
-            raise request_checks.Refused(
+        if self._granted(request, _now()).answers >= MAX_ANSWERS:
+            raise request_checks.RequestRefused(
                 "replay",
-                f"{self.name} has sent this answer {MOST_ANSWERS} times; continue with the next round",
+                f"{self.name} has sent this answer {MAX_ANSWERS} times; continue with the next round",
             )
 
     def _kept_answer(self, request: Request) -> Answer | None:
@@ -194,7 +194,7 @@ class Trainer:
             again = (
                 "another request" if request.id != record.id else "a request whose answer is no longer kept"
             )
-            raise request_checks.Refused(
+            raise request_checks.RequestRefused(
                 "replay",
                 f"{self.name} has answered round {record.round + 1} of this run, and got {again} for round"
                 f" {request.round + 1}; if the server has lost rounds, use `shepherd silos anew`",
@@ -202,18 +202,18 @@ class Trainer:
         if kept is None:
             return None
         self._require_allowed(request, kept.examples, kept.different)
-        return _left(self._told(kept.update))
+        return _to_answer(self._releasable(kept.update))
 
-    def _kept_score(self, request: Request, record: Record) -> Answer | None:
+    def _kept_score(self, request: Request, record: RunRecord) -> Answer | None:
         """Like `_kept_answer`, with one request a round: scores of two similar adapters reveal much."""
         if (record.scored, record.scored_id) == (request.round, request.id):
             if record.score is None:  # written by an earlier version
                 return None
-            told = released.still_told(record.score, self.settings.policy.min_examples)
+            told = released.still_releasable(record.score, self.settings.policy.min_examples)
             self._require_allowed(request, scored=sum(each.examples for each in told.values()))
-            return _left(*self._scores(request, told))
+            return _to_answer(*self._scores(request, told))
         if request.round <= max(record.scored, record.round):
-            raise request_checks.Refused(
+            raise request_checks.RequestRefused(
                 "replay",
                 f"{self.name} has trained or scored this run after {max(record.scored, record.round)} rounds,"
                 f" and got another request to score it after {request.round}; continue without its score",
@@ -222,13 +222,13 @@ class Trainer:
 
     def _examples_held(self, request: Request) -> int:
         """Number of examples, if base and data are loaded, so that joining need not queue; else 0."""
-        if self.holding.digest != request.base:
+        if self.cache.digest != request.base:
             return 0
-        settings = self._own(request)
-        prepared = self.holding.ready(settings, request.base, self._longest(settings))
+        settings = self._settings_here(request)
+        prepared = self.cache.ready(settings, request.base, self._max_length(settings))
         return len(prepared.clients[self.name]) if prepared else 0
 
-    def _submitted(self, request: Request, until: float) -> Task:
+    def _submit(self, request: Request, until: float) -> Task:
         with self._lock:
             task = self._tasks.get(request.run)
             if task is not None and task.request.id == request.id and not task.cancelled:
@@ -238,10 +238,10 @@ class Trainer:
             if task is not None:
                 request_checks.require_newer(request, task.request, self.name)
                 task.cancel()
-            elif len(self._tasks) > MOST_WAITING:
-                raise request_checks.Refused(
+            elif len(self._tasks) > MAX_QUEUED_RUNS:
+                raise request_checks.RequestRefused(
                     "busy",
-                    f"{self.name} is working for one run and {MOST_WAITING} others are queued; try again"
+                    f"{self.name} is working for one run and {MAX_QUEUED_RUNS} others are queued; try again"
                     " later",
                 )
             task = self._tasks[request.run] = Task(request, until)
@@ -252,19 +252,19 @@ class Trainer:
 
     def _work(self, task: Task) -> Answer:
         try:
-            task.require_wanted()
+            task.require_awaited()
             kept = self._kept_answer(task.request)
-            return kept if kept is not None else self._worked(task)
+            return kept if kept is not None else self._carry_out(task)
         finally:
             with self._lock:
                 if self._tasks.get(task.request.run) is task:
                     del self._tasks[task.request.run]
 
-    def _worked(self, task: Task) -> Answer:
-        request, settings = task.request, self._own(task.request)
+    def _carry_out(self, task: Task) -> Answer:
+        request, settings = task.request, self._settings_here(task.request)
         if request.kind == "score":
-            return self._scored(task, settings)
-        prepared = self.holding.data(settings, request.base)
+            return self._score(task, settings)
+        prepared = self.cache.data(settings, request.base)
         examples = len(prepared.clients[self.name])
         self._require_allowed(request, examples)
         self._require_allowed_now(request)  # again, since it may have been queued
@@ -272,21 +272,21 @@ class Trainer:
         batches = clients.batches(self.name, self.store.record(request.run).position)
         steps = batches.indices
         visit = Visit(len(steps), sum(map(len, steps)), cursor.different(steps))
-        self._record(audit.granted_to(request, _now(), visit=visit))
-        task.require_wanted()
-        base = self.holding.base(settings, request.base, self._longest(settings))
+        self._record(audit.granted_event(request, _now(), visit=visit))
+        task.require_awaited()
+        base = self.cache.base(settings, request.base, self._max_length(settings))
         pipeline.require_readable(prepared, base)
-        task.require_wanted()
+        task.require_awaited()
         if request.broadcast is None:
-            return _left(self._joined(examples))
+            return _to_answer(self._ready(examples))
         request_checks.require_fit(request.broadcast, base)
         clients = replace(clients, micro_batch_tokens=self._micro_batch(base))
-        return self._trained(task, settings, clients, base, batches, visit)
+        return self._train(task, settings, clients, base, batches, visit)
 
-    def _own(self, request: Request) -> RunSettings:
+    def _settings_here(self, request: Request) -> RunSettings:
         return own(self.settings, request.settings, allowed_bases.find(self.settings.bases, request.base))
 
-    def _longest(self, settings: RunSettings) -> int:
+    def _max_length(self, settings: RunSettings) -> int:
         """Length in tokens of the longest example that the base has to process."""
         scores = self.settings.scoring.max_tokens if "heldout" in self.settings.policy.metrics else 0
         return max(settings.data.max_tokens, scores)
@@ -295,7 +295,7 @@ class Trainer:
         """Tokens in one pass: as in a simulation of this base, up to the owner's limit."""
         return min(memory.micro_batch(base), self.settings.trainer.micro_batch_tokens)
 
-    def _order(self, request: Request) -> int:
+    def _order_seed(self, request: Request) -> int:
         """Seed of the order of the examples: secret, and different for each run."""
         if self.settings.trainer.order_seed is not None:
             return self.settings.trainer.order_seed
@@ -311,7 +311,7 @@ class Trainer:
             tuning=settings.tuning,
             federation=settings.federation,
             micro_batch_tokens=self.settings.trainer.micro_batch_tokens,
-            order_seed=self._order(request),
+            order_seed=self._order_seed(request),
             training=local_training(settings.tuning, {*limits.optimisers, *limits.objectives}),
             min_batch=limits.min_batch,
             min_examples=limits.min_examples,
@@ -321,11 +321,11 @@ class Trainer:
             draws=FromSystem() if self.settings.trainer.order_seed is None else None,
         )
 
-    def _joined(self, examples: int) -> Ready:
+    def _ready(self, examples: int) -> Ready:
         fewest = self.settings.policy.min_cohort
         return Ready(client=self.name, examples=examples, min_cohort=fewest, version=wire.version())
 
-    def _trained(
+    def _train(
         self,
         task: Task,
         settings: RunSettings,
@@ -339,7 +339,7 @@ class Trainer:
         start = batches.position - visit.taken
         before = self.store.before(request.run, request.round)
         if before is None and start:
-            log.warning("%s the client memory is lost; continuing with an empty one", _named(request))
+            log.warning("%s the client memory is lost; continuing with an empty one", _request_name(request))
         with redaction.of_the_examples():
             tuned = self._tuned(task, clients, base, batches, before.memory if before else Payload())
             answer = clients.update(request.broadcast, tuned)
@@ -355,7 +355,7 @@ class Trainer:
             known=_is_known(request.broadcast, before),
         )
         task.commit()
-        kept = Kept(
+        kept = AnsweredRound(
             round=request.round,
             id=request.id,
             update=replace(answer, metrics=metrics),
@@ -368,7 +368,7 @@ class Trainer:
             adapter=request.broadcast.adapter,
         )
         self.store.save(request.run, kept)
-        return _left(self._told(kept.update))
+        return _to_answer(self._releasable(kept.update))
 
     def _tuned(
         self, task: Task, clients: LocalClients, base: Base, batches: Batches, memory: Payload
@@ -380,12 +380,12 @@ class Trainer:
 
             def watch(progress: Progress) -> None:
                 now.advance(progress.tokens - now.done)
-                task.require_wanted()
+                task.require_awaited()
 
             (tuned,) = tune.tune(base, clients.job(broadcast, [visit]), watch)
         return tuned
 
-    def _told(self, update: Update) -> Update:
+    def _releasable(self, update: Update) -> Update:
         return replace(update, metrics=released.released_metrics(self.settings.policy, update.metrics))
 
     def _is_comparable(self, settings: RunSettings, examples: int, start: int, end: int) -> bool:
@@ -395,10 +395,10 @@ class Trainer:
             released.cuts_fairly(examples, position, least) for position in (start, end)
         )
 
-    def _scored(self, task: Task, settings: RunSettings) -> Answer:
+    def _score(self, task: Task, settings: RunSettings) -> Answer:
         request, scoring = task.request, self.settings.scoring
         assert request.broadcast is not None
-        held = self.holding.heldout(scored(self.settings, settings), request.base)
+        held = self.cache.heldout(scored(self.settings, settings), request.base)
         categories = pipeline.categories(held)
         places = loss.stratified_subset(categories, scoring.examples)
         names = [schema.sentence(categories[i])[: schema.MAX_NAME_CHARS] for i in places]
@@ -407,9 +407,9 @@ class Trainer:
         self._require_allowed(request, scored=sum(behind.values()))
         adapter = self._scorable(request, request.broadcast)
         self._require_allowed_now(request)  # again, since it may have been queued
-        self._record(audit.granted_to(request, _now(), scoring=scoring, behind=behind))
-        task.require_wanted()
-        base = self.holding.base(settings, request.base, self._longest(settings))
+        self._record(audit.granted_event(request, _now(), scoring=scoring, behind=behind))
+        task.require_awaited()
+        base = self.cache.base(settings, request.base, self._max_length(settings))
         pipeline.require_readable(held, base)
         request_checks.require_fit(request.broadcast, base)
         data = held.heldout.take(places)
@@ -419,7 +419,7 @@ class Trainer:
         found = released.scores(sums, tune.predictions(data), names, least)
         task.commit()
         self.store.save_score(request.run, request.round, request.id, found)
-        return _left(*self._scores(request, found))
+        return _to_answer(*self._scores(request, found))
 
     def _scores(
         self, request: Request, found: Mapping[str, Score]
@@ -439,24 +439,24 @@ class Trainer:
             # with B = 0, A has no effect, but large values in it could still overflow
             return broadcast.adapter.times(0.0)
         if not _is_known(broadcast, self.store.before(request.run, request.round)):
-            raise request_checks.Refused(
+            raise request_checks.RequestRefused(
                 "scoring",
                 f"{self.name} scores only an adapter that changes nothing yet, or one near the last that it"
-                f" trained in the {released.LATER} rounds before, and this is neither; continue without its"
-                " score",
+                f" trained in the {released.MAX_ROUNDS_SINCE_TRAINED} rounds before, and this is neither;"
+                " continue without its score",
             )
         return broadcast.adapter
 
     # refusals, failures and the audit log -----------------------------------------------------------------
 
     def _refused(self, request: Request, refusal: Refusal) -> bytes:
-        log.warning("%s refused: %s", _named(request), refusal.sentence)
-        self._noted(lambda: audit.refused(request, _now(), refusal))
+        log.warning("%s refused: %s", _request_name(request), refusal.sentence)
+        self._record_if_possible(lambda: audit.refused(request, _now(), refusal))
         return self._failure(refusal.sentence)
 
     def _failed(self, request: Request, error: Exception) -> bytes:
-        log.error("%s failed: %s", _named(request), redaction.logged(error))
-        self._noted(lambda: audit.failed(request, _now(), error))
+        log.error("%s failed: %s", _request_name(request), redaction.logged(error))
+        self._record_if_possible(lambda: audit.failed(request, _now(), error))
         return self._failure(redaction.told(error))
 
     def _failure(self, reason: str) -> bytes:
@@ -465,7 +465,7 @@ class Trainer:
     def _record(self, event: audit.Event) -> None:
         audit.record(self.home / audit.FILE, event)
 
-    def _noted(self, make: Callable[[], audit.Event]) -> None:
+    def _record_if_possible(self, make: Callable[[], audit.Event]) -> None:
         """Record an event, best effort: an audit error must not change a refusal or a failure."""
         try:
             self._record(make())
@@ -473,7 +473,7 @@ class Trainer:
             log.error("%s", error)
 
 
-def _is_known(broadcast: Broadcast, trained: Kept | None) -> bool:
+def _is_known(broadcast: Broadcast, trained: AnsweredRound | None) -> bool:
     """Whether an adapter changes nothing yet, or is near the last that this site trained."""
     if released.is_blank(broadcast.adapter):
         return True
@@ -486,11 +486,11 @@ def _now() -> datetime:
     return datetime.now().astimezone()
 
 
-def _named(request: Request) -> str:
+def _request_name(request: Request) -> str:
     return f"run {request.run}, round {request.round + 1}, {request.kind}:"
 
 
-def _left(reply: Reply, scores: dict[str, dict[str, float]] | None = None) -> Answer:
+def _to_answer(reply: Reply, scores: dict[str, dict[str, float]] | None = None) -> Answer:
     """Encode a reply, with its entry for the audit log."""
     message = wire.encode_reply(reply)
     match reply:
@@ -511,12 +511,12 @@ def main(words: Sequence[str] | None = None) -> int:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    threading.Thread(target=_end_with, args=(os.getppid(), stopped), daemon=True).start()
+    threading.Thread(target=_stop_with_parent, args=(os.getppid(), stopped), daemon=True).start()
     try:
         trainer = Trainer(read(given.site), given.name, given.home)
         _log_to(given.home / LOG)
         log.info("%s is read only at the start; restart the site after changing it", given.site)
-        most = allowed_bases.largest_message(trainer.settings.bases, trainer.settings.policy.max_rank)
+        most = allowed_bases.max_message_bytes(trainer.settings.bases, trainer.settings.policy.max_rank)
         place = ipc.choose_address(given.home)
         ipc.serve(place, trainer.handle, lambda: log.info("ready"), stopped, most)
     except ShepherdError as error:
@@ -545,7 +545,7 @@ def _log_to(path: Path) -> None:
     ours.addHandler(handler)
 
 
-def _end_with(parent: int, stopped: threading.Event) -> None:
+def _stop_with_parent(parent: int, stopped: threading.Event) -> None:
     """Stop when the parent is gone, so that a killed supervisor leaves no trainer behind."""
     while not stopped.wait(1.0):
         if os.getppid() != parent:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TextIO
 
 from shepherd.silos.site import released
-from shepherd.silos.site.preview import Found, FoundBase, FoundData, Leaving
+from shepherd.silos.site.preview import BasePreview, DataPreview, Found, OutgoingUpdate
 from shepherd.ui.terminal.console import PlainConsole, styled
 from shepherd.ui.terminal.data_tables import print_lint_report
 
@@ -46,7 +46,7 @@ def _print_list(console: PlainConsole, sentences: Iterable[str], style: str = ""
         console.print(styled(f" · {sentence}", style), soft_wrap=True)
 
 
-def _print_data(console: PlainConsole, found: Found, data: FoundData, stream: TextIO | None) -> None:
+def _print_data(console: PlainConsole, found: Found, data: DataPreview, stream: TextIO | None) -> None:
     table = found.run.data
     _print_title(console, f"Training data from {table.source}")
     if data.report is not None:
@@ -71,7 +71,7 @@ def _count_list(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
-def _bases(bases: Iterable[FoundBase]) -> Iterable[str]:
+def _bases(bases: Iterable[BasePreview]) -> Iterable[str]:
     for base in bases:
         if base.digest:
             verdict = "not the digest in site.toml" if base.fault else "as in site.toml"
@@ -89,8 +89,8 @@ def _what_leaves(found: Found) -> Iterable[str]:
     yield f"With each update, one weight and these numbers: {', '.join(names) or 'none'}."
     if "loss" in policy.metrics:
         yield (
-            f"A loss is a mean over {policy.min_examples} examples or more, to {released.DIGITS} digits after"
-            f" the point; each token counts at most {released.CAP_NATS:g} nats in it."
+            f"A loss is a mean over {policy.min_examples} examples or more, to {released.LOSS_DIGITS} digits"
+            f" after the point; each token counts at most {released.CAP_NATS:g} nats in it."
         )
     if "heldout" in policy.metrics and found.data is not None and found.data.scored:
         yield (
@@ -106,7 +106,7 @@ def _what_leaves(found: Found) -> Iterable[str]:
     )
 
 
-def _tensors(leaving: Leaving) -> Iterable[str]:
+def _tensors(leaving: OutgoingUpdate) -> Iterable[str]:
     yield (
         f"Each round, {len(leaving.tensors)} tensors of float32 at rank {leaving.rank} over {leaving.base}:"
         f" {leaving.bytes:,} bytes, the change of the adapter."

@@ -64,7 +64,7 @@ def _has_job(folder: Path) -> bool:
     """Whether a run over sites has a job at the server, by its run folder."""
     from shepherd.silos.coordinator import state_file
 
-    return state_file.recorded(folder)[2] is not None and not state_file.is_finished(folder)
+    return state_file.read_state(folder)[2] is not None and not state_file.is_finished(folder)
 
 
 def _show_rounds(run: Run | SilosRun, shown: Display) -> None:
