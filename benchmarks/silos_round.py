@@ -175,8 +175,8 @@ def _alone(case: Case, scratch: Path) -> Figures:
         post.stopped = [clock for _, clock in running]
         whole = clocks.enter_context(timed(server_run.ServerRun, "_rounds"))
         served.run()
-    if served.told({})["outcome"] != {"finished": True}:
-        raise RuntimeError(str(served.told({})["outcome"]))
+    if served.snapshot({})["outcome"] != {"finished": True}:
+        raise RuntimeError(str(served.snapshot({})["outcome"]))
     running.append(("the sites, one after the other", post.at_sites))
     return _shares(running, whole, count)
 

@@ -41,7 +41,7 @@ from shepherd.silos.coordinator import coordinate
 from shepherd.silos.loopback import Loopback
 from shepherd.silos.protocol.jobspec import settings_for_site
 from shepherd.silos.site import released
-from shepherd.silos.site.site_settings import own, read
+from shepherd.silos.site.site_settings import read, settings_at_site
 
 Tensors = Mapping[str, np.ndarray]
 SITES = 3
@@ -150,7 +150,7 @@ def simulated(settings: RunSettings, sites: Mapping[str, Path]) -> Iterator[tupl
     """
     tables, base_folder = settings_for_site(settings), str(world.base_path())
     configs = {site: read(config) for site, config in sites.items()}
-    owned = {site: own(config, tables, base_folder) for site, config in configs.items()}
+    owned = {site: settings_at_site(config, tables, base_folder) for site, config in configs.items()}
     base = load_base(next(iter(owned.values())))
     datasets = {
         site: pipeline.one_client(each, site, base.tokenizer).clients[site] for site, each in owned.items()

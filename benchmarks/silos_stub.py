@@ -59,7 +59,7 @@ class Stub:
         audit.record(self.home / audit.FILE, audit.granted_event(request, datetime.now()))
         reply = self._reply(request)
         left = Released(bytes=len(reply), tensors=_tensors(reply))
-        audit.record(self.home / audit.FILE, audit.answered(request, datetime.now(), left))
+        audit.record(self.home / audit.FILE, audit.answered_event(request, datetime.now(), left))
         self._note(Visit(request.kind, request.round, request.sent, came, time()))
         return reply
 

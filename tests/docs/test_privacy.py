@@ -22,9 +22,9 @@ def test_what_a_site_gets_of_the_run_file() -> None:
     text = part("What a site gets")
     tables, _, keys = text.partition("and how examples are to be written")
     named = set(re.findall(r"`([a-z_]+)`", tables.partition("these tables")[2]))
-    assert named == set(jobspec.TRAVELLING)
+    assert named == set(jobspec.SITE_TABLES)
     data = {name.removeprefix("data.") for name in re.findall(r"`([a-z_.]+)`", keys.partition(")")[0])}
-    assert data == set(jobspec.TRAVELLING_DATA)
+    assert data == set(jobspec.SITE_DATA_KEYS)
 
 
 ROWS = re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", part("Who decides it"), re.MULTILINE)
@@ -42,7 +42,7 @@ def test_the_defaults_of_a_policy(keys: str, default: str) -> None:
 
 def test_what_bounds_a_number() -> None:
     assert set(PolicyTable().metrics) == {"loss", "examples", "tokens", "trained_tokens", "steps"}
-    assert (released.CAP_NATS, released.DIGITS, released.LATER) == (20.0, 2, 10)
+    assert (released.CAP_NATS, released.LOSS_DIGITS, released.MAX_ROUNDS_SINCE_TRAINED) == (20.0, 2, 10)
     text = " ".join(PAGE.split())
     for words in ("counts 20 nats at most", "two digits after the point", "the last ten rounds"):
         assert words in text

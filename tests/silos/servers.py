@@ -217,7 +217,7 @@ class Hosted:
             if isinstance(step, Exception):
                 raise step
             return {"state": step}
-        answer = self.served[job].told(asked)
+        answer = self.served[job].snapshot(asked)
         told = bool(answer["rows"] or answer["outcome"] or asked.get("state") or job not in self.on_reply)
         self.on_reply.add(job)
         if job not in self.running or not told:

@@ -49,7 +49,7 @@ from shepherd.silos.coordinator.job_follower import StatusUpdate
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Request
 from shepherd.silos.server import server_run
-from shepherd.silos.site.request_checks import Refused
+from shepherd.silos.site.request_checks import RequestRefused
 from shepherd.silos.site.site_store import AnsweredRound, Store
 from shepherd.silos.site.trainer import Trainer
 from shepherd.training.local import completed
@@ -115,7 +115,7 @@ def final(tmp_path: Path) -> bytes:
 def keeping(store: Store, name: str, site: Site) -> Site:
     """The site, with what a real one keeps of its answers and refuses by it."""
     trainer: Any = SimpleNamespace(
-        store=store, name=name, _require_allowed=lambda *_: None, _told=lambda update: update
+        store=store, name=name, _require_allowed=lambda *_: None, _releasable=lambda update: update
     )
 
     def asked(request: Request) -> bytes | None:
@@ -123,7 +123,7 @@ def keeping(store: Store, name: str, site: Site) -> Site:
             return site(request)
         try:
             kept = Trainer._kept_answer(trainer, request)
-        except Refused as error:
+        except RequestRefused as error:
             return failing(name, str(error))(request)
         if kept is not None:
             return kept.message
@@ -250,9 +250,9 @@ def test_who_stops_reading_can_read_on(tmp_path: Path, server: Hosted, whole: by
 def test_its_job_is_on_record_before_it_answers(tmp_path: Path, server: Hosted) -> None:
     run = opened(tmp_path)
     with closing(run):
-        assert record.recorded(tmp_path / "run")[2] is None
+        assert record.read_state(tmp_path / "run")[2] is None
         next(iter(run.rounds()))
-        assert record.recorded(tmp_path / "run")[2] == "job-0"
+        assert record.read_state(tmp_path / "run")[2] == "job-0"
 
 
 @pytest.mark.parametrize("dies", [[1], [0, 1, 3], [3, 3, 3]])
@@ -371,7 +371,7 @@ def test_sites_that_have_gone_on_take_the_copy_anew(
 
     What they still keep they answer again; what they do not, under another name.
     """
-    monkeypatch.setattr(server_run, "KEEP", 9)
+    monkeypatch.setattr(server_run, "KEPT_CHECKPOINTS", 9)
     sites = {name: keeping(Store(tmp_path / name), name, site) for name, site in server.post.sites.items()}
     server.post = replace(server.post, sites=sites)
     server.dies = [3]
@@ -391,9 +391,9 @@ def test_sites_that_have_gone_on_take_the_copy_anew(
         return
     with closing(again), pytest.raises(FederationError, match=r"round 1: 0 of 2 .*silos anew"):
         list(again.rounds())
-    before = record.recorded(tmp_path / "run")[1].run
+    before = record.read_state(tmp_path / "run")[1].run
     assert "start their data from the beginning" in membership.anew(tmp_path / "run")
-    assert record.recorded(tmp_path / "run")[1].run != before
+    assert record.read_state(tmp_path / "run")[1].run != before
     assert through(coordinate.resume(tmp_path / "run", lambda line: None)) == [1, 2, 3, 4]
     assert logged(tmp_path) == [0, 1, 2, 3, 4]
     assert final(tmp_path) == whole
@@ -474,7 +474,7 @@ def test_a_stopped_run_stays_stopped_until_it_is_resumed(tmp_path: Path, server:
     assert logged(tmp_path) == [0, 1, 2]
 
     assert through(coordinate.resume(tmp_path / "run", lambda line: None)) == [3, 4]
-    assert not (tmp_path / "run" / record.STOP).exists()
+    assert not (tmp_path / "run" / record.STOP_FILE).exists()
 
 
 def test_one_coordinator_at_a_time(tmp_path: Path, server: Hosted) -> None:
@@ -492,7 +492,7 @@ def test_a_kit_that_has_moved_is_asked_for_by_name(tmp_path: Path, server: Hoste
         coordinate.resume(tmp_path / "run")
 
     through(coordinate.resume(tmp_path / "run", lambda line: None, tmp_path / "elsewhere"))
-    assert record.recorded(tmp_path / "run")[0] == tmp_path / "elsewhere"
+    assert record.read_state(tmp_path / "run")[0] == tmp_path / "elsewhere"
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_with_the_same_bits(
@@ -621,7 +621,7 @@ def test_a_spoilt_record_is_said_by_its_file(tmp_path: Path, server: Hosted, tex
 def test_a_run_of_one_process_is_none_over_silos(tmp_path: Path) -> None:
     folder.create(tmp_path / "run", parse(RUN)).close()
     with pytest.raises(FolderError, match="does not hold a run over silos"):
-        record.under_way(tmp_path / "run")
+        record.kit_and_job(tmp_path / "run")
     with pytest.raises(SettingsError):
         overridden(parse(RUN), ["silos.deadline_s=inf"])
 

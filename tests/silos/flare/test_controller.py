@@ -185,7 +185,7 @@ def test_an_answer_of_a_site_that_went_is_taken_while_others_are_waited_for() ->
 
 def test_a_site_that_the_coordinator_knows_to_be_away_is_not_waited_for() -> None:
     flare = Flare(lambda data, sites, put: put(answer("a")))
-    served = SimpleNamespace(told=lambda asked: {"rows": asked["rows"]})
+    served = SimpleNamespace(snapshot=lambda asked: {"rows": asked["rows"]})
     flare.registered(controller.TOPIC, flare._told, served)
     later(0.1, lambda: flare.told(rows=3, away=["b"]))
 
@@ -198,7 +198,7 @@ def test_who_is_away_holds_until_the_coordinator_says_else_or_is_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     flare = Flare(lambda *given: None)
-    served = SimpleNamespace(told=lambda asked: {})
+    served = SimpleNamespace(snapshot=lambda asked: {})
     flare.registered(controller.TOPIC, flare._told, served)
     flare.told(rows=3, away=["b"])
     assert flare.told(state={"round": 1}) == {"present": ["a"]}  # of a checkpoint that is fetched
@@ -211,7 +211,7 @@ def test_who_is_away_holds_until_the_coordinator_says_else_or_is_silent(
 
 def test_a_command_that_is_none_is_answered_like_an_empty_one() -> None:
     flare = Flare(lambda *given: None)
-    served = SimpleNamespace(told=lambda asked: {"asked": asked})
+    served = SimpleNamespace(snapshot=lambda asked: {"asked": asked})
     assert flare._told(controller.TOPIC, "nonsense", None, served)["asked"] == {}
 
 
@@ -454,7 +454,7 @@ def test_an_order_may_name_what_the_servers_own_kit_lists(
 ) -> None:
     asked = replace(order, settings={**SETTINGS, "algorithm": {"name": "shepherd.algorithms.fedavg"}})
     told = outcome(job(tmp_path / "1", asked), monkeypatch)
-    assert "takes no algorithm called 'shepherd.algorithms.fedavg'" in told["outcome"]["error"]
+    assert "does not allow the algorithm 'shepherd.algorithms.fedavg'" in told["outcome"]["error"]
     (tmp_path / "2" / "kit" / "local").mkdir(parents=True)
     (tmp_path / "2" / "kit" / "local" / "plugins.json").write_text(
         '{"algorithms": ["shepherd.algorithms.fedavg"]}'

@@ -13,7 +13,7 @@ from shepherd.overrides import parse
 from shepherd.settings import FederationTable, MachineTable
 from shepherd.silos.protocol import jobspec
 from shepherd.silos.protocol.jobspec import JobSpec
-from shepherd.silos.site.site_settings import SiteDataTable, SiteSettings, own
+from shepherd.silos.site.site_settings import SiteDataTable, SiteSettings, settings_at_site
 
 ORDER = JobSpec(
     run="0123456789abcdef",
@@ -84,7 +84,7 @@ def test_how_chats_are_written_travels() -> None:
     settings = parse({"model": {"base": "tiny"}, "data": {"source": "x", **chat}})
     travels = json.loads(json.dumps(jobspec.settings_for_site(settings)))
     site = SiteSettings(data=SiteDataTable(source="its own"))
-    for data in (parse(travels).data, own(site, travels, "base").data):
+    for data in (parse(travels).data, settings_at_site(site, travels, "base").data):
         assert {key: getattr(data, key) for key in chat} == chat
 
 

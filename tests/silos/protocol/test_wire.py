@@ -378,7 +378,7 @@ def test_another_format_is_told_with_both_versions(monkeypatch) -> None:
 
 def test_too_long_a_reply_is_refused_unread() -> None:
     assert decode_reply(UPDATE, max_bytes=len(UPDATE)) == some_update()
-    with pytest.raises(WireError, match=f"has {len(UPDATE)} bytes and at most {len(UPDATE) - 1} are taken"):
+    with pytest.raises(WireError, match=f"has {len(UPDATE)} bytes, and the limit is {len(UPDATE) - 1}"):
         decode_reply(UPDATE, max_bytes=len(UPDATE) - 1)
 
 

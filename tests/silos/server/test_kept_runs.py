@@ -86,7 +86,7 @@ def test_what_is_deleted_is_gone_and_nothing_else(server: Path) -> None:
 
 
 def test_what_a_kill_left_of_a_deletion_is_swept(server: Path) -> None:
-    left = server / "shepherd" / "runs" / f"{kept_runs.DELETED}x"
+    left = server / "shepherd" / "runs" / f"{kept_runs.DELETED_PREFIX}x"
     left.mkdir()
     assert len(kept_runs.list_runs(server)) == 3
     kept_runs.delete(server, [RUNS[1]])

@@ -58,7 +58,7 @@ def both() -> Letters:
 
 
 def told(made: ServerRun, **asked: Any) -> dict[str, Any]:
-    return made.told({"rows": 0, "said": 0, **asked})
+    return made.snapshot({"rows": 0, "said": 0, **asked})
 
 
 def test_a_run_goes_through_its_rounds_and_keeps_them(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ LEFT = Released(bytes=4096, tensors=4, metrics={"loss": 2.31, "steps": 6.0})
 
 
 def november(log: Path) -> Path:
-    return audit.of_month(log, "2026-11")
+    return audit.month_log(log, "2026-11")
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def test_what_is_recorded_is_read_back(log: Path) -> None:
     refusal = Refusal("max_rank", "policy max_rank = 8 of site-1 refuses rank 16; lower adapter.rank")
     written = [
         audit.granted_event(asked, NOON),
-        audit.answered(asked, NOON, LEFT),
-        audit.refused(asked, NOON, refusal),
-        audit.failed(asked, NOON, BadRow("line 3: secret")),
+        audit.answered_event(asked, NOON, LEFT),
+        audit.refused_event(asked, NOON, refusal),
+        audit.failed_event(asked, NOON, BadRow("line 3: secret")),
     ]
     for event in written:
         audit.record(log, event)
@@ -87,7 +87,9 @@ def test_what_is_recorded_is_read_back(log: Path) -> None:
 
 def test_a_refusal_of_what_another_version_asks_is_kept_too(log: Path) -> None:
     asked = replace(request(), settings={**request().settings, "a_new_table": {"x": 1}})
-    audit.record(log, audit.refused(asked, NOON, Refusal("version", "the server has 2; install one version")))
+    audit.record(
+        log, audit.refused_event(asked, NOON, Refusal("version", "the server has 2; install one version"))
+    )
     (event,) = audit.events(log)
     assert (event.what, event.rule, event.asked) == ("refused", "version", {})
 
@@ -121,7 +123,7 @@ def test_a_line_that_a_crash_cut_short_spoils_no_other(tmp_path_factory: Any, cu
     cut = min(cut, len(last))
     november(log).write_bytes(whole[: len(whole) - cut])
     survivors = 3 if cut == 1 else 2  # only the end of the line was lost
-    assert audit.granted(log, "2026-11").rounds == survivors
+    assert audit.month_usage(log, "2026-11").rounds == survivors
     audit.record(log, audit.granted_event(request(round=9), NOON))
     rounds = [event.round for event in audit.events(log)]
     assert rounds == [*range(survivors), 9]
@@ -130,7 +132,7 @@ def test_a_line_that_a_crash_cut_short_spoils_no_other(tmp_path_factory: Any, cu
 
 @pytest.mark.parametrize("line", [b"[]", b"3", b'{"what": "granted"}', b"\xff\xfe", b'{"left": 3}', b""])
 def test_a_line_that_is_no_event_is_passed_over(log: Path, line: bytes) -> None:
-    audit.record(log, audit.answered(request(), NOON, LEFT))
+    audit.record(log, audit.answered_event(request(), NOON, LEFT))
     november(log).write_bytes(november(log).read_bytes() + line + b"\n")
     assert [event.what for event in audit.events(log)] == ["answered"]
 
@@ -173,7 +175,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_no_log_holds_no_events(log: Path) -> None:
     assert audit.events(log) == []
-    assert audit.granted(log, "2026-11").rounds == 0
+    assert audit.month_usage(log, "2026-11").rounds == 0
 
 
 # --- the budget
@@ -191,7 +193,7 @@ def test_two_processes_lose_no_line(log: Path) -> None:
         writer.start()
     for writer in writers:
         writer.join(60)
-    assert audit.granted(log, "2026-11").rounds == 40
+    assert audit.month_usage(log, "2026-11").rounds == 40
 
 
 EVENTS = st.lists(
@@ -214,18 +216,18 @@ def test_each_try_of_the_month_counts(tmp_path_factory: Any, events: list[Any]) 
         asked = request(kind, run=run, round=number, id=f"{run}{number}")
         make = {
             "granted": lambda asked, when: audit.granted_event(asked, when),
-            "answered": lambda asked, when: audit.answered(asked, when, LEFT),
-            "refused": lambda asked, when: audit.refused(asked, when, Refusal("hours", "no")),
+            "answered": lambda asked, when: audit.answered_event(asked, when, LEFT),
+            "refused": lambda asked, when: audit.refused_event(asked, when, Refusal("hours", "no")),
         }
         audit.record(log, make[what](asked, when))
         tries += (what, kind, when.year, when.month) == ("granted", "train", 2026, 11)
-    assert audit.granted(log, "2026-11").rounds == tries
+    assert audit.month_usage(log, "2026-11").rounds == tries
 
 
 def test_another_run_or_round_under_the_same_id_is_another_question(log: Path) -> None:
     for asked in (request(), request(run="f" * 16), request(round=1)):
         audit.record(log, audit.granted_event(asked, NOON))
-    found = audit.granted(log, "2026-11", asked=("0123456789abcdef", 0, "q1"))
+    found = audit.month_usage(log, "2026-11", asked=("0123456789abcdef", 0, "q1"))
     assert (found.rounds, found.tries) == (3, 1)
 
 
@@ -233,17 +235,17 @@ def test_scores_and_visits_are_counted_apart_and_by_month(log: Path) -> None:
     for name in ("q1", "q2"):
         audit.record(log, audit.granted_event(request(id=name), NOON))
     audit.record(log, audit.granted_event(request("score", id="q3"), NOON))
-    assert audit.granted(log, "2026-11").rounds == 2
-    assert audit.granted(log, "2026-11", kind="score").rounds == 1
-    assert audit.granted(log, "2026-12").rounds == 0
+    assert audit.month_usage(log, "2026-11").rounds == 2
+    assert audit.month_usage(log, "2026-11", kind="score").rounds == 1
+    assert audit.month_usage(log, "2026-12").rounds == 0
 
 
 def test_runs_are_counted_over_both_kinds_but_for_the_one_that_asks(log: Path) -> None:
     for kind, run in (("train", "a"), ("score", "a"), ("score", "b"), ("join", "c"), ("train", "d")):
         audit.record(log, audit.granted_event(request(kind, run=run * 16), NOON))
-    assert audit.granted(log, "2026-11").runs == 3
-    assert audit.granted(log, "2026-11", asked=("b" * 16, 0, "q1")).runs == 2
-    assert audit.granted(log, "2026-11", asked=("e" * 16, 0, "q1")).runs == 3
+    assert audit.month_usage(log, "2026-11").runs == 3
+    assert audit.month_usage(log, "2026-11", asked=("b" * 16, 0, "q1")).runs == 2
+    assert audit.month_usage(log, "2026-11", asked=("e" * 16, 0, "q1")).runs == 3
 
 
 def test_what_decides_how_much_leaves_is_in_the_log(log: Path) -> None:
@@ -269,10 +271,10 @@ def test_an_older_log_is_read_and_counted_and_not_written(log: Path) -> None:
     left = {**old, "what": "answered", "left": {"bytes": 9, "tensors": 1, "metrics": ["loss"]}}
     log.write_text(json.dumps(old) + "\n" + json.dumps(left) + "\n")
     before = log.read_bytes()
-    assert audit.granted(log, "2026-11").rounds == 1
+    assert audit.month_usage(log, "2026-11").rounds == 1
     audit.record(log, audit.granted_event(request(), NOON))
     assert log.read_bytes() == before
-    assert audit.granted(log, "2026-11").rounds == 2
+    assert audit.month_usage(log, "2026-11").rounds == 2
     assert [event.what for event in audit.events(log)] == ["granted", "answered", "granted"]
     assert audit.events(log)[1].left == Released(bytes=9, tensors=1, metrics={"loss": None})
 
@@ -303,9 +305,9 @@ def test_counts_that_are_missing_or_wrong_are_made_again(log: Path, spoilt: Any)
         beside(log).unlink()
     else:
         beside(log).write_text(text)
-    assert audit.granted(log, "2026-11").rounds == 5
+    assert audit.month_usage(log, "2026-11").rounds == 5
     audit.record(log, audit.granted_event(request(round=9), NOON))
-    assert audit.granted(log, "2026-11").rounds == 6
+    assert audit.month_usage(log, "2026-11").rounds == 6
     assert stat.S_IMODE(beside(log).stat().st_mode) == 0o600
 
 
@@ -315,9 +317,9 @@ def test_only_what_was_added_is_read(log: Path, monkeypatch: Any) -> None:
     read: list[bytes] = []
     honest = audit._event
     monkeypatch.setattr(audit, "_event", lambda line: read.append(line) or honest(line))
-    assert audit.granted(log, "2026-11").rounds == 50
+    assert audit.month_usage(log, "2026-11").rounds == 50
     audit.record(log, audit.granted_event(request(round=99), NOON))
-    assert audit.granted(log, "2026-11").rounds == 51
+    assert audit.month_usage(log, "2026-11").rounds == 51
     assert len([line for line in read if line]) == 1
 
 
@@ -326,7 +328,7 @@ def test_only_what_was_added_is_read(log: Path, monkeypatch: Any) -> None:
 
 def refusals(log: Path, count: int, rule: str = "hours", **about: Any) -> None:
     for _ in range(count):
-        audit.record(log, audit.refused(request(**about), NOON, Refusal(rule, "no")))
+        audit.record(log, audit.refused_event(request(**about), NOON, Refusal(rule, "no")))
 
 
 def test_refusals_of_one_rule_and_run_are_folded(log: Path) -> None:
@@ -357,15 +359,15 @@ def test_naming_other_runs_does_not_unfold_them(log: Path) -> None:
 def test_a_new_question_always_has_its_line(log: Path) -> None:
     for number in range(30):
         audit.record(log, audit.granted_event(request(round=number), NOON))
-        audit.record(log, audit.answered(request(round=number), NOON, LEFT))
+        audit.record(log, audit.answered_event(request(round=number), NOON, LEFT))
     assert len(audit.events(log)) == 60
 
 
 REPEATED = {
-    "refused": lambda asked: audit.refused(asked, NOON, Refusal("hours", "no")),
-    "failed": lambda asked: audit.failed(asked, NOON, MemoryError()),
+    "refused": lambda asked: audit.refused_event(asked, NOON, Refusal("hours", "no")),
+    "failed": lambda asked: audit.failed_event(asked, NOON, MemoryError()),
     "granted": lambda asked: audit.granted_event(asked, NOON),
-    "answered": lambda asked: audit.answered(asked, NOON, LEFT),
+    "answered": lambda asked: audit.answered_event(asked, NOON, LEFT),
 }
 
 
@@ -386,10 +388,10 @@ def test_whoever_asks_without_end_does_not_fill_the_disk(log: Path) -> None:
     """Runs and ids are the asker's words; what costs a line each is what the month's budget bounds."""
     for number in range(600):
         other = {"run": f"{number:016x}", "id": f"{number:032x}"}
-        audit.record(log, audit.failed(request(**other), NOON, ValueError()))
-        audit.record(log, audit.failed(request(id=f"{number:032x}"), NOON, MemoryError()))
+        audit.record(log, audit.failed_event(request(**other), NOON, ValueError()))
+        audit.record(log, audit.failed_event(request(id=f"{number:032x}"), NOON, MemoryError()))
         audit.record(log, audit.granted_event(request("join", **other), NOON))
-        audit.record(log, audit.answered(request("join", **other), NOON, LEFT))
+        audit.record(log, audit.answered_event(request("join", **other), NOON, LEFT))
     assert len(audit.events(log)) < audit.MAX_RUN_CLASSES + 4 * 20
     assert len(beside(log).read_bytes()) < 50_000
 
@@ -400,7 +402,7 @@ def test_whoever_asks_without_end_does_not_fill_the_disk(log: Path) -> None:
 def tried(log: Path, **about: Any) -> MonthUsage:
     asked = request(**about)
     question = (asked.run, asked.round, asked.id)
-    return audit.granted(log, "2026-11", kind=asked.kind, asked=question)
+    return audit.month_usage(log, "2026-11", kind=asked.kind, asked=question)
 
 
 def test_each_try_counts_for_the_month_and_for_its_question(log: Path) -> None:
@@ -418,22 +420,22 @@ def test_what_came_to_nothing_is_counted_by_its_run(log: Path) -> None:
     for round in range(3):
         audit.record(log, audit.granted_event(request(round=round), NOON))
     assert tried(log).failures == 3
-    audit.record(log, audit.answered(request(round=0), NOON, LEFT))
-    audit.record(log, audit.answered(request(round=0), NOON, LEFT))
-    audit.record(log, audit.failed(request(round=1), NOON, MemoryError()))
+    audit.record(log, audit.answered_event(request(round=0), NOON, LEFT))
+    audit.record(log, audit.answered_event(request(round=0), NOON, LEFT))
+    audit.record(log, audit.failed_event(request(round=1), NOON, MemoryError()))
     assert tried(log).failures == 2
     for _ in range(30):  # before anything was granted
-        audit.record(log, audit.failed(request(round=4), NOON, FolderError()))
+        audit.record(log, audit.failed_event(request(round=4), NOON, FolderError()))
     assert tried(log).failures == 32
     assert tried(log, kind="score").failures == 32
     assert tried(log, run="f" * 16).failures == 0
     for _ in range(9):
-        audit.record(log, audit.failed(request("join", run="f" * 16), NOON, FolderError()))
+        audit.record(log, audit.failed_event(request("join", run="f" * 16), NOON, FolderError()))
     assert tried(log, run="f" * 16).failures == 0
 
 
 def test_answers_to_one_question_are_counted_whoever_else_is_answered(log: Path) -> None:
     for _ in range(7):
         for run in "ab":
-            audit.record(log, audit.answered(request(run=run * 16), NOON, LEFT))
+            audit.record(log, audit.answered_event(request(run=run * 16), NOON, LEFT))
     assert [tried(log, run=run * 16).answers for run in "abc"] == [7, 7, 0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shepherd.data.cursor import visit
 from shepherd.errors import SettingsError
 from shepherd.overrides import parse
-from shepherd.silos.site.policy import MAX_TRIES, Visit, length, within
+from shepherd.silos.site.policy import MAX_TRIES, Visit, visit_length, within
 from shepherd.silos.site.site_settings import PolicyTable, ScoringTable
 from tests.silos.site.asking import refused, request
 
@@ -398,7 +398,7 @@ SIZES = {
 def test_epochs_are_as_long_as_the_cursor_goes(
     size: int, batch: int, position: int, least: int, epochs: float
 ) -> None:
-    found = length(tuned(epochs=epochs, batch_size=batch), size, least)
+    found = visit_length(tuned(epochs=epochs, batch_size=batch), size, least)
     how = {"epochs": epochs, "batch_size": batch, "seed": 0, "min_batch": least}
     steps, _ = visit(size, 0, **how)
     assert (found.steps, found.taken) == (len(steps), sum(map(len, steps)))
@@ -410,14 +410,14 @@ def test_epochs_are_as_long_as_the_cursor_goes(
 
 @given(**{name: SIZES[name] for name in ("size", "batch", "least")}, count=st.integers(1, 30))
 def test_steps_are_as_long_as_the_cursor_goes(size: int, batch: int, least: int, count: int) -> None:
-    found = length(tuned(max_steps=count, batch_size=batch), size, least)
+    found = visit_length(tuned(max_steps=count, batch_size=batch), size, least)
     steps, _ = visit(size, 0, max_steps=count, batch_size=batch, seed=0, min_batch=least)
     assert (found.steps, found.taken) == (count, sum(map(len, steps)))
     assert found.different == len({int(each) for step in steps for each in step})
 
 
 def test_neither_is_one_epoch() -> None:
-    assert length(tuned(batch_size=4), 10) == Visit(steps=3, taken=10, different=10)
+    assert visit_length(tuned(batch_size=4), 10) == Visit(steps=3, taken=10, different=10)
 
 
 def test_both_limits_hold_for_both_forms() -> None:

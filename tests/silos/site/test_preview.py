@@ -13,7 +13,7 @@ from shepherd import world
 from shepherd.errors import SettingsError
 from shepherd.model.digest import digest
 from shepherd.silos.site.preview import Found, check, in_words
-from shepherd.silos.site.site_settings import PolicyTable, asked, example
+from shepherd.silos.site.site_settings import PolicyTable, example, parse_request
 from shepherd.ui.terminal.site_preview import print_preview
 from tests import runs
 from tests.silos.site.asking import request
@@ -70,7 +70,7 @@ def test_a_site_that_is_ready(folder: Path) -> None:
 def test_what_leaves_is_what_an_adapter_of_that_rank_holds(folder: Path) -> None:
     from safetensors.torch import load_file
 
-    run = asked(request(adapter={"rank": 2, "targets": ["q_proj", "down_proj"]}).settings)
+    run = parse_request(request(adapter={"rank": 2, "targets": ["q_proj", "down_proj"]}).settings)
     leaving = check(folder / "site.toml", run).leaving
     assert leaving is not None
     weights = load_file(world.base_path() / "model.safetensors")
@@ -90,7 +90,7 @@ def test_what_leaves_is_what_an_adapter_of_that_rank_holds(folder: Path) -> None
 
 def test_the_runs_template_is_shown_and_the_owners_hold_out(folder: Path) -> None:
     path = changed(folder, ("share = 0.1", "share = 0.5"))
-    run = asked(request(data={"template": "plain", "holdout": 0.2, "max_tokens": 9}).settings)
+    run = parse_request(request(data={"template": "plain", "holdout": 0.2, "max_tokens": 9}).settings)
     found = check(path, run)
     assert found.data is not None
     assert found.data.report is not None
@@ -102,7 +102,7 @@ def test_the_runs_template_is_shown_and_the_owners_hold_out(folder: Path) -> Non
 
 def test_a_run_that_the_policy_refuses_is_told_rule_by_rule(folder: Path) -> None:
     path = changed(folder, ("max_rank = 16", "max_rank = 4"), ("max_steps = 1000", "max_steps = 3"))
-    run = asked(request(algorithm={"name": "their.module"}).settings)
+    run = parse_request(request(algorithm={"name": "their.module"}).settings)
     faults = check(path, run).faults
     assert [fault.split(" = ")[0] for fault in faults] == [
         "policy max_rank",
@@ -168,11 +168,11 @@ def test_a_usual_run_that_would_be_refused_is_told_without_a_run(
 
 def test_what_visits_pass_over_is_told(folder: Path) -> None:
     """Of 32, one step of 20 takes 20; the 12 that are left are too few for a visit."""
-    run = asked(request(tuning={"max_steps": 1, "batch_size": 20}).settings)
+    run = parse_request(request(tuning={"max_steps": 1, "batch_size": 20}).settings)
     (note,) = [each for each in check(folder / "site.toml", run).notes if "skip" in each]
     assert note.startswith("Visits of 20 examples skip 37 % of the 32 in each epoch: a visit that")
     for tuning in ({"max_steps": 2, "batch_size": 16}, {"max_steps": 1, "batch_size": 32}, {"epochs": 1}):
-        run = asked(request(tuning=tuning).settings)
+        run = parse_request(request(tuning=tuning).settings)
         assert "skip" not in " ".join(check(folder / "site.toml", run).notes)
 
 
@@ -367,7 +367,7 @@ def test_what_a_chat_template_adds_and_refuses_is_told(folder: Path) -> None:
     row = '{"instruction": "Say w9.", "response": "No."}\n'
     (folder / "data.jsonl").write_text((folder / "data.jsonl").read_text().replace("w9", "w8") + row)
     path = changed(folder, ('folder = "tiny"', f'folder = "{base}"'), (TINY, digest(base)))
-    run = asked(request(data={"template": "chat", "date": "2026-11-28"}).settings)
+    run = parse_request(request(data={"template": "chat", "date": "2026-11-28"}).settings)
     assert any("line 37" in fault and "no w9" in fault for fault in check(path, run).faults)
     skipping = changed(folder, ('on_bad_row = "error"', 'on_bad_row = "skip"'))
     text = printed(check(skipping, run))

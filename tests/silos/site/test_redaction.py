@@ -22,7 +22,7 @@ from shepherd.silos.site import redaction
     ids=lambda error: type(error).__name__,
 )
 def test_a_line_of_the_log_stays_one(error: Exception) -> None:
-    said = redaction.logged(error)
+    said = redaction.log_message(error)
     assert said.isprintable()
     assert len(said) <= schema.MAX_SENTENCE_CHARS
 
@@ -41,7 +41,7 @@ def test_what_fails_over_the_examples_is_told_in_a_fixed_sentence(kind: type[Exc
     def told(text: str) -> str:
         with pytest.raises(Exception) as caught, redaction.of_the_examples():  # noqa: PT011
             raise kind(text)
-        return redaction.told(caught.value)
+        return redaction.server_message(caught.value)
 
     assert told("tensor a of 17") == told("tensor b of 18")
     assert told("tensor a of 17") in {
@@ -56,11 +56,11 @@ def test_what_was_given_up_is_told_as_it_is() -> None:
 
 def test_what_a_module_of_the_sites_says_stays_there() -> None:
     error = PluginError("algorithm 'ours.best' cannot be imported (KeyError: '/srv/patients.csv'); mend it")
-    assert "patients" not in redaction.told(error)
-    assert "ours.best" in redaction.logged(error)
+    assert "patients" not in redaction.server_message(error)
+    assert "ours.best" in redaction.log_message(error)
 
 
 def test_a_key_of_the_settings_forges_no_line() -> None:
     with pytest.raises(ShepherdError) as caught:
         parse({"seed": 0, "a\n2026-11-22 10:00:00 INFO all is well": 1}, "the request")
-    assert "unknown key a 2026-11-22" in redaction.logged(caught.value)
+    assert "unknown key a 2026-11-22" in redaction.log_message(caught.value)

@@ -204,7 +204,7 @@ def test_nothing_of_it_can_change() -> None:
 
 def laid(text: str = DATA, **asked: Any) -> RunSettings:
     site = SiteSettings.model_validate(tomllib.loads(text))
-    return site_settings.own(site, request(**asked).settings, "/bases/b")
+    return site_settings.settings_at_site(site, request(**asked).settings, "/bases/b")
 
 
 def test_what_is_the_sites_stays_the_sites() -> None:
@@ -252,7 +252,7 @@ def test_what_is_held_out_and_how_it_is_scored_is_the_owners() -> None:
     run = laid(scoring, settings=asked)
     assert (run.data.holdout, run.data_seed) == (0.5, 4)
     site = SiteSettings.model_validate(tomllib.loads(scoring))
-    scored = site_settings.scored(site, run)
+    scored = site_settings.scoring_settings(site, run)
     assert (scored.data.template, scored.data.system, scored.data.max_tokens) == ("plain", None, 99)
     assert scored.tuning.loss_on == "responses"
 

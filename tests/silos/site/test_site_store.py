@@ -241,7 +241,7 @@ def test_a_visit_that_an_earlier_version_kept_is_read(tmp_path, monkeypatch) -> 
 
     honest = store_module._to_checkpoint
     with monkeypatch.context() as patched:
-        patched.setattr(store_module, "_checkpoint", before)
+        patched.setattr(store_module, "_to_checkpoint", before)
         Store(tmp_path).save(RUN, kept(1))
     (back,) = Store(tmp_path).kept(RUN)
     assert (back.round, back.different) == (1, 2)  # from 5 to 7

@@ -38,8 +38,8 @@ from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.wire import Ready, Scores
 from shepherd.silos.site import audit, data_cache, policy, redaction, released, request_checks, site_store
 from shepherd.silos.site import trainer as trainers
-from shepherd.silos.site.site_settings import own
-from shepherd.silos.site.site_settings import scored as as_scored
+from shepherd.silos.site.site_settings import scoring_settings as as_scored
+from shepherd.silos.site.site_settings import settings_at_site
 from shepherd.silos.site.trainer import Trainer
 from shepherd.training import score, tune
 from tests import runs
@@ -70,7 +70,7 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def shaped(llama_folder, source) -> Any:
     """The base as the trainer loads it."""
-    return load_base(own(trained.settings(llama_folder, source), TABLES, str(llama_folder)))
+    return load_base(settings_at_site(trained.settings(llama_folder, source), TABLES, str(llama_folder)))
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def asked(llama_folder) -> Callable[..., wire.Request]:
 
 def simulated(base: Any, source: Path, folder: Path, asked: Any, **least: int) -> Simulation:
     """The same client in process."""
-    run = own(trained.settings(folder, source), asked, str(folder))
+    run = settings_at_site(trained.settings(folder, source), asked, str(folder))
     local = LocalClients(
         datasets=pipeline.one_client(run, NAME, base.tokenizer).clients,
         algorithm=plugins.algorithm(run.algorithm, [trained.REMEMBERING]),
@@ -264,7 +264,7 @@ def test_a_run_that_was_crowded_out_goes_on_where_it_was(born, asked, shaped, ca
     """And answers no round again."""
     trainer = born()
     ask(trainer, asked(blank(shaped)))
-    for number in range(site_store.RUNS):
+    for number in range(site_store.KEPT_RUNS):
         ask(trainer, asked(blank(shaped), run=f"{number:016x}"))
     assert trainer.store.kept(RUN) == ()
     said = reason(ask(born(), asked(broadcast(shaped, 0))))
@@ -508,7 +508,7 @@ def test_scores_are_sums_over_the_sites_own_held_out_examples(
     born, asked, shaped, source, llama_folder
 ) -> None:
     sent, site = blank(shaped, 2), trained.settings(llama_folder, source)
-    run = as_scored(site, own(site, TABLES, str(llama_folder)))
+    run = as_scored(site, settings_at_site(site, TABLES, str(llama_folder)))
     prepared = pipeline.held_out(run, NAME, shaped.tokenizer)
     expected: dict[str, tuple[float, int]] = {}
     categories = pipeline.categories(prepared)

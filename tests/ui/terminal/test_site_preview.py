@@ -8,7 +8,7 @@ from dataclasses import replace
 from shepherd.data.lint import Report
 from shepherd.data.tokens import Counts
 from shepherd.overrides import parse
-from shepherd.silos.site.preview import Found, FoundBase, FoundData, Leaving
+from shepherd.silos.site.preview import BasePreview, DataPreview, Found, OutgoingUpdate
 from shepherd.silos.site.site_settings import SiteSettings
 from shepherd.ui.terminal.site_preview import print_preview
 from tests.ui.terminal.golden import require_golden
@@ -20,11 +20,11 @@ READY = Found(
     ),
     run=parse({"model": {"base": "tiny"}, "data": {"source": "/data/notes.csv", "template": "plain"}}),
     bases=(
-        FoundBase(name="tiny", folder="/models/tiny", digest="cb8d3f94"),
-        FoundBase(name="other", folder="/models/other", digest="0a1b2c3d", fault="another digest"),
-        FoundBase(name="gone"),
+        BasePreview(name="tiny", folder="/models/tiny", digest="cb8d3f94"),
+        BasePreview(name="other", folder="/models/other", digest="0a1b2c3d", fault="another digest"),
+        BasePreview(name="gone"),
     ),
-    data=FoundData(
+    data=DataPreview(
         report=Report(samples=(), counts=COUNTS, by_category={}, by_client={}),
         examples=32,
         heldout={"qa": 16, "poem": 16},
@@ -32,7 +32,7 @@ READY = Found(
         duplicates=2,
         skipped=("row 3 is empty",),
     ),
-    leaving=Leaving(
+    leaving=OutgoingUpdate(
         base="tiny",
         rank=8,
         tensors={

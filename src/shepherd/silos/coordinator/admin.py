@@ -239,18 +239,18 @@ def _describe_runs(server: Session, runs: Mapping[str, str]) -> dict[str, str]:
 def _job_progress(server: Session, job: str) -> str:
     """Progress of a job's run, as far as this kit may see it."""
     try:
-        told = status_update.parse_status(server.told(job, STATUS_ONLY), rounds=-1)
+        current = status_update.parse_status(server.told(job, STATUS_ONLY), rounds=-1)
     except (JobGone, JobSilent):
         return "is starting or ending, and does not respond now"
     except FederationError:
         return "reports an unreadable status; ask the server's operator"
     except NotAllowed:
         return "is under way; only its submitter and a project_admin can see its progress"
-    if told.outcome:
-        return "has ended" if told.outcome.get("finished") else "has ended in an error; see its run folder"
-    if not told.opened or told.progress is None:
+    if current.outcome:
+        return "has ended" if current.outcome.get("finished") else "has ended in an error; see its run folder"
+    if not current.opened or current.progress is None:
         return "is waiting for its sites"
-    return f"round {told.progress['round']} of {told.progress['rounds']}"
+    return f"round {current.progress['round']} of {current.progress['rounds']}"
 
 
 def _require_may_remove(kit: Kit, federation: provision.Federation) -> None:

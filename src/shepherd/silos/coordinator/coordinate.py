@@ -132,8 +132,8 @@ class SilosRun:
         if _is_complete(self.holder, self.until):
             return
         outcome: Row | None = None
-        with closing(self.follower.news()) as told:
-            for news in told:
+        with closing(self.follower.news()) as updates:
+            for news in updates:
                 self._record_job(news)
                 self._rewind_log(news)
                 for row in news.rows:
@@ -266,8 +266,8 @@ def open_run(
     settings = completed(settings, consent.plugins)
     sites = _choose_sites(settings, kit, echo)
     base = load_base(settings, consent)
-    if told := files.rehearse(base):
-        echo(told)
+    if warning := files.rehearse(base):
+        echo(warning)
     echo(coverage(base.model, base.targets).sentence)
     plan = planning.for_coordinator(pipeline.dated(settings, base.tokenizer), base)
     filled = plan.over(settings)

@@ -91,7 +91,7 @@ class JobFollower:
     """Whether this object submitted the job."""
     _must_replace: bool = False
     """Whether another job has to replace this one."""
-    _said: int = 0
+    _messages_seen: int = 0
     _deaths: int = 0
     _restarted: dict[str, float] = field(default_factory=dict)
     """Site -> when a job was last started on its behalf."""
@@ -166,7 +166,7 @@ class JobFollower:
             self.job = server.submit(jobs.write(self.scratch, self.order, self.state(), self.cohort))
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)  # it holds a copy of the checkpoint
-        self._submitted_here, self._must_replace, self._said = True, False, 0
+        self._submitted_here, self._must_replace, self._messages_seen = True, False, 0
         return StatusUpdate(job=self.job, restart=True, round=max(0, self.rows - 1), count=self.rows)
 
     def _count_death(self) -> None:
@@ -191,23 +191,23 @@ class JobFollower:
             if self.stopped():  # the job may have been submitted after the run was stopped
                 _abort(server, job)
             self._require_not_stopped()
-            told = self._ask_status(server, job)
+            status = self._ask_status(server, job)
             now = time.monotonic()
-            if told is None:
+            if status is None:
                 if now - heard > (self._waits.start_s if first else self._waits.silence_s) or ended(
                     server, job
                 ):
                     return
-            elif told.opened or told.outcome:
-                if self._failed_before(told) or self._began_too_early(server, job, told):
+            elif status.opened or status.outcome:
+                if self._failed_before(status) or self._began_too_early(server, job, status):
                     return
                 heard = now
-                if told.rows:
+                if status.rows:
                     self._deaths, round_began = 0, now
-                yield self._status_update(server, job, told)
+                yield self._status_update(server, job, status)
                 first = False
-                self._said += len(told.said)
-            missing = told is not None and len(told.present) < len(self.order.sites)
+                self._messages_seen += len(status.said)
+            missing = status is not None and len(status.present) < len(self.order.sites)
             if (missing or now - round_began > LONG_ROUND_S) and now - looked > ABSENCE_CHECK_S:
                 working = server.working()
                 looked = time.monotonic()
@@ -222,14 +222,14 @@ class JobFollower:
     def _rounds(self) -> int:
         return self.order.federation.rounds
 
-    def _failed_before(self, told: JobStatus) -> bool:
+    def _failed_before(self, status: JobStatus) -> bool:
         """Whether a job that was found at the server had ended in an error, which may be fixed by now."""
-        return not self._submitted_here and "error" in (told.outcome or {})
+        return not self._submitted_here and "error" in (status.outcome or {})
 
-    def _began_too_early(self, server: Session, job: str, told: JobStatus) -> bool:
+    def _began_too_early(self, server: Session, job: str, status: JobStatus) -> bool:
         """Whether a job missed its quorum because of sites that are connected now, or soon."""
-        lacking = (told.outcome or {}).get("kind") == "QuorumNotMet"
-        if not lacking or set(self.order.sites) <= set(told.present):
+        lacking = (status.outcome or {}).get("kind") == "QuorumNotMet"
+        if not lacking or set(self.order.sites) <= set(status.present):
             return False
         ends = time.monotonic() + self._waits.return_s
         while not (back := self._idle_sites(server.working(), job)) and time.monotonic() < ends:
@@ -241,7 +241,7 @@ class JobFollower:
     def _ask_status(self, server: Session, job: str) -> JobStatus | None:
         asked = {
             "rows": self.rows,
-            "said": self._said,
+            "said": self._messages_seen,
             "away": self._away_sites(),
             "unawaited": sorted(self._given_up_sites),
         }
@@ -250,17 +250,17 @@ class JobFollower:
         except (JobGone, JobSilent):
             return None
 
-    def _status_update(self, server: Session, job: str, told: JobStatus) -> StatusUpdate:
+    def _status_update(self, server: Session, job: str, status: JobStatus) -> StatusUpdate:
         # a job that ended before it had read the run's log does not know its rounds
-        known = (told.round, told.count) if told.opened else (max(0, self.rows - 1), self.rows)
+        known = (status.round, status.count) if status.opened else (max(0, self.rows - 1), self.rows)
         return StatusUpdate(
             job=job,
             round=known[0],
             count=known[1],
-            rows=told.rows,
-            said=told.said if self._said < status_update.MAX_MESSAGES else (),
-            progress=told.progress,
-            outcome=_final_outcome(told.outcome),
+            rows=status.rows,
+            said=status.said if self._messages_seen < status_update.MAX_MESSAGES else (),
+            progress=status.progress,
+            outcome=_final_outcome(status.outcome),
             fetch=lambda round: _checkpoint_pieces(server, job, round, self.max_file_bytes),
         )
 

@@ -46,7 +46,7 @@ TICK_S = 0.05
 class Telling(Protocol):
     """What has an answer for the coordinator."""
 
-    def told(self, asked: Mapping[str, Any]) -> dict[str, Any]: ...
+    def snapshot(self, asked: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
 class Stopped(FederationError):
@@ -71,7 +71,7 @@ class Rounds(ModelController):  # type: ignore[misc]
         try:
             served = self._service(brought, meta, Path(workspace.get_root_dir()))
         except ShepherdError as error:  # for the coordinator to hear: another job would fare no better
-            self.engine.register_app_command(TOPIC, self._told, run_status.refused(error))
+            self.engine.register_app_command(TOPIC, self._told, run_status.failed_status(error))
         else:
             self.engine.register_app_command(TOPIC, self._told, served)
             outlive_updates()
@@ -174,7 +174,7 @@ class Rounds(ModelController):  # type: ignore[misc]
             self._away = frozenset(asked["away"])
         if "unawaited" in asked:
             self._unawaited = frozenset(asked["unawaited"])
-        return {**served.told(asked), "present": list(self.present())}
+        return {**served.snapshot(asked), "present": list(self.present())}
 
     def _await_successor(self, sites: Sequence[str]) -> None:
         """Begin no round while the coordinator can yet have a job begin that all the sites take part in.

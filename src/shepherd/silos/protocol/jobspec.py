@@ -99,8 +99,8 @@ def settings_for_site(settings: RunSettings) -> dict[str, Any]:
     """The part of the run file that sites receive: no path of the coordinator's but the base's name."""
     whole = plain(published(settings))
     data = {key: whole["data"][key] for key in SITE_DATA_KEYS if key in whole["data"]}
-    told = {table: _without(whole[table], OMITTED_KEYS.get(table, ())) for table in SITE_TABLES}
-    return {**told, "data": {"source": "the site's own", **data}}
+    sent = {table: _without(whole[table], OMITTED_KEYS.get(table, ())) for table in SITE_TABLES}
+    return {**sent, "data": {"source": "the site's own", **data}}
 
 
 def _without(table: Any, keys: tuple[str, ...]) -> Any:

@@ -65,7 +65,7 @@ class RunStatus:
             with self.lock:
                 self.replies.append(_without_tensors(reply))
 
-    def told(self, asked: Mapping[str, Any]) -> Row:
+    def snapshot(self, asked: Mapping[str, Any]) -> Row:
         """The status for a coordinator that has `rows` log rows and `said` sentences already."""
         rows, said = int(asked.get("rows", 0)), int(asked.get("said", 0))
         with self.lock:
@@ -101,7 +101,7 @@ def _mean(losses: Sequence[tuple[float, float]]) -> float:
     return sum(loss * tokens for loss, tokens in losses) / sum(tokens for _, tokens in losses)
 
 
-def refused(error: ShepherdError) -> RunStatus:
+def failed_status(error: ShepherdError) -> RunStatus:
     """The status of a job that cannot start: the error alone."""
     book = RunStatus(rounds=0)
     book.fail(error)

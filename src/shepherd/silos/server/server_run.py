@@ -99,7 +99,7 @@ class ServerRun:
         )
 
     def run(self) -> None:
-        """Run the rounds. Never raises: `told` reports the outcome, also where it is an error."""
+        """Run the rounds. Never raises: `snapshot` reports the outcome, also where it is an error."""
         try:
             self.require_sound()
             # numpy's threads would compete with other work on this machine
@@ -112,14 +112,14 @@ class ServerRun:
             log.error("the run ended: %s at %s", type(error).__name__, _traceback_summary(error))
             self._status.fail(_unexpected_error(error))
 
-    def told(self, asked: Mapping[str, Any]) -> Row:
+    def snapshot(self, asked: Mapping[str, Any]) -> Row:
         """The answer to the coordinator's request for news; safe in any thread.
 
         Args:
             asked: `rows` and `said`, how many of each it has already; `state`, None or {"round", "file",
                 "offset"}, the part of a checkpoint to send.
         """
-        answer = self._status.told(asked)
+        answer = self._status.snapshot(asked)
         wanted = asked.get("state")
         return {**answer, "state": self._checkpoint_piece(wanted) if wanted else None}
 
@@ -215,11 +215,11 @@ class ServerRun:
         """Held-out loss over the sites that release theirs."""
         if not self.settings.data.holdout:
             return {}
-        told = {
+        replies = {
             reply.client: _scores_or_reason(reply) for reply in self.silos.score(state.round, state.adapter)
         }
-        absent = {site: "it was not asked" for site in self.order.sites if site not in told}
-        heldout = pooled({**told, **absent}, self.settings.federation.max_share)
+        absent = {site: "it was not asked" for site in self.order.sites if site not in replies}
+        heldout = pooled({**replies, **absent}, self.settings.federation.max_share)
         return {"heldout": heldout} if heldout else {}
 
     def _log(self, row: Row) -> None:

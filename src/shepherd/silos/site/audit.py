@@ -29,7 +29,7 @@ from shepherd.errors import FolderError, SettingsError
 from shepherd.io import lock, private
 from shepherd.settings import RunSettings
 from shepherd.silos.site.policy import MAX_SHOWN_CHARS, MonthUsage, Refusal, Visit
-from shepherd.silos.site.site_settings import ScoringTable, asked
+from shepherd.silos.site.site_settings import ScoringTable, parse_request
 
 if TYPE_CHECKING:
     from shepherd.silos.protocol.wire import Request
@@ -124,7 +124,7 @@ def granted_event(
     return Event(what="granted", asked=comes_to, **_event_fields(request, now))
 
 
-def refused(request: Request, now: datetime, refusal: Refusal) -> Event:
+def refused_event(request: Request, now: datetime, refusal: Refusal) -> Event:
     """The event of a request that the policy refuses; unreadable settings are left out."""
     of = _event_fields(request, now)
     try:
@@ -134,12 +134,12 @@ def refused(request: Request, now: datetime, refusal: Refusal) -> Event:
     return Event(what="refused", asked=comes_to, rule=refusal.rule, sentence=refusal.sentence, **of)
 
 
-def answered(request: Request, now: datetime, left: Released) -> Event:
+def answered_event(request: Request, now: datetime, left: Released) -> Event:
     """The event of an answer; record it before the answer is sent."""
     return Event(what="answered", left=left, **_event_fields(request, now))
 
 
-def failed(request: Request, now: datetime, error: BaseException) -> Event:
+def failed_event(request: Request, now: datetime, error: BaseException) -> Event:
     """The event of a failed request, with only the class of the error, whose message may quote data."""
     return Event(what="failed", fault=type(error).__name__, **_event_fields(request, now))
 
@@ -150,7 +150,7 @@ def summary(request: Request) -> dict[str, Any]:
     Raises:
         SettingsError: the request's settings are not valid.
     """
-    run = asked(request.settings)
+    run = parse_request(request.settings)
     return {
         "base": _short(request.base),
         "version": _short(request.version),
@@ -224,13 +224,13 @@ def record(path: Path, event: Event) -> None:
         FolderError: the event cannot be written; the log then holds no part of it, and the request has to be
             refused.
     """
-    log = of_month(path, event.when[:7])
+    log = month_log(path, event.when[:7])
     with _os_errors_as_folder_error(log):
         new = not log.exists()
         handle = os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
         try:
             lock.wait_for(handle)  # released when the handle is closed
-            counts = counted(path, event.when[:7])
+            counts = count_month(path, event.when[:7])
             line = _thin_out(event, counts)
             if line is None:
                 counts = replace(counts, times=_add_events(counts.times, [event]))
@@ -238,7 +238,7 @@ def record(path: Path, event: Event) -> None:
                 _append(
                     handle, json.dumps(_without_empty(line), allow_nan=False, separators=(",", ":")).encode()
                 )
-                counts = counted(path, event.when[:7], counts)
+                counts = count_month(path, event.when[:7], counts)
             _write_counts(_counts_file(log), counts)
         finally:
             os.close(handle)
@@ -246,7 +246,7 @@ def record(path: Path, event: Event) -> None:
             private.sync(log.parent)
 
 
-def of_month(path: Path, month: str) -> Path:
+def month_log(path: Path, month: str) -> Path:
     """Path of the log of a month such as "2026-11", next to `path`."""
     return path.with_name(f"{path.stem}-{month}.jsonl")
 
@@ -346,13 +346,13 @@ def _add_events(times: Mapping[EventClass, int], events: Iterable[Event]) -> dic
     return counting
 
 
-def counted(path: Path, month: str, known: Counts | None = None) -> Counts:
+def count_month(path: Path, month: str, known: Counts | None = None) -> Counts:
     """Count the events of a month, from the stored counts (or `known`) and the lines added since.
 
     Raises:
         FolderError: the log exists and cannot be read.
     """
-    log = of_month(path, month)
+    log = month_log(path, month)
     with _os_errors_as_folder_error(log):
         if not log.exists():
             return _add_lines(Counts(), _lines(path), month)
@@ -407,7 +407,9 @@ def _write_counts(place: Path, counts: Counts) -> None:
         beside.replace(place)
 
 
-def granted(path: Path, month: str, *, kind: str = "train", asked: RequestKey = ("", -1, "")) -> MonthUsage:
+def month_usage(
+    path: Path, month: str, *, kind: str = "train", asked: RequestKey = ("", -1, "")
+) -> MonthUsage:
     """What was granted in a month such as "2026-11", in all and to one request.
 
     Args:
@@ -417,7 +419,7 @@ def granted(path: Path, month: str, *, kind: str = "train", asked: RequestKey = 
     Raises:
         FolderError: the log exists and cannot be read.
     """
-    times = counted(path, month).times
+    times = count_month(path, month).times
     tries = {sort: times[sort] for sort in times if sort.what == "granted" and sort.id}
     of_run = [sort for sort in tries if sort.run == asked[0]]
     answers = sum(sort._replace(what="answered") in times for sort in of_run)

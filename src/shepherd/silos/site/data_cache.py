@@ -113,7 +113,7 @@ class DataCache:
     def _tokenise(self, settings: RunSettings, key: str, make: Callable[..., TokenisedData]) -> TokenisedData:
         made = make(settings, self.name, bases.load_tokenizer(settings.model))
         for remark in pipeline.training_remarks(made):
-            log.info("%s", redaction.logged(DataError(remark)))
+            log.info("%s", redaction.log_message(DataError(remark)))
         folder = self.home / "data" / key
         with disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shepherd.data import cursor
 from shepherd.settings import RunSettings
 from shepherd.silos.site import released
-from shepherd.silos.site.site_settings import PolicyTable, ScoringTable, asked, minutes
+from shepherd.silos.site.site_settings import PolicyTable, ScoringTable, minutes, parse_request
 
 if TYPE_CHECKING:
     from shepherd.silos.protocol.wire import Request
@@ -59,7 +59,7 @@ class Violation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonthUsage:
-    """What was granted in a month so far: see `audit.granted`."""
+    """What was granted in a month so far: see `audit.month_usage`."""
 
     rounds: int = 0
     """Visits (or scores) that were started, whether or not they succeeded."""
@@ -101,7 +101,7 @@ def refusal(
     Raises:
         SettingsError: the request's settings are not valid.
     """
-    run = asked(request.settings)
+    run = parse_request(request.settings)
     faults = [_about_the_base(request.base, bases), _about_the_run(policy, run, request.round, scoring)]
     if request.kind == "score":
         faults.append(_about_scores(policy))
@@ -249,9 +249,9 @@ def _about_the_rendering(policy: PolicyTable, run: RunSettings, scoring: Scoring
             yield Violation("metrics", policy.metrics, "a weight that reveals its trained tokens", fix)
 
 
-def _nearest(allowed: Collection[int], wanted: int) -> str:
+def _nearest(allowed: Collection[int], requested: int) -> str:
     known = sorted(allowed)
-    place = bisect(known, wanted)
+    place = bisect(known, requested)
     near = [str(each) for each in known[max(0, place - 1) : place + 1]]
     return f"set data.max_tokens = {' or '.join(near)}" if near else "no length is allowed"
 
@@ -306,13 +306,13 @@ def _about_a_visit(
         fix = "raise tuning.batch_size, tuning.max_steps or tuning.epochs"
         yield Violation("min_examples", policy.min_examples, f"a visit of {different} examples", fix)
     # as requested, since the end of a visit may be moved a little
-    wanted = (
+    requested = (
         run.tuning.max_steps * run.tuning.batch_size
         if run.tuning.max_steps
         else _requested_examples(run, examples)
     )
-    if wanted > policy.max_epochs * examples:
-        got = f"{wanted / examples:.4g} epochs a visit ({wanted} examples of {examples})"
+    if requested > policy.max_epochs * examples:
+        got = f"{requested / examples:.4g} epochs a visit ({requested} examples of {examples})"
         yield Violation("max_epochs", policy.max_epochs, got, SHORTEN_VISIT)
 
 

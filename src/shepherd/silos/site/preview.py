@@ -26,13 +26,13 @@ from shepherd.silos.site.site_settings import (
     BaseTable,
     PolicyTable,
     SiteSettings,
-    asked,
+    parse_request,
     read,
     with_site_settings,
 )
 
 T = TypeVar("T")
-FLOAT32_BYTES = 4  # bytes of a float32
+FLOAT32_BYTES = 4
 CLIENT_NAME = "trained on"  # the one client's name in the report
 RENDERING_RULES = ("templates", "max_tokens", "dates")  # rules on the rendering, which [scoring] decides here
 SIMULATED_VISITS = 60  # enough to estimate the share of an epoch that visits skip
@@ -148,7 +148,7 @@ def _default_run(site: SiteSettings) -> RunSettings:
     """Settings of a run that renders examples as [scoring] does, at the largest rank allowed."""
     scoring = site.scoring
     data = {"template": scoring.template, "date": scoring.date, "max_tokens": scoring.max_tokens}
-    return asked({"adapter": {"rank": site.policy.max_rank}, "data": data})
+    return parse_request({"adapter": {"rank": site.policy.max_rank}, "data": data})
 
 
 def _collect_fault(faults: list[str], work: Callable[[], T]) -> T | None:

@@ -65,7 +65,7 @@ def of_the_examples() -> Iterator[None]:
         raise OverExamples(str(error)) from error
 
 
-def told(error: BaseException) -> str:
+def server_message(error: BaseException) -> str:
     """The sentence for the server: the full message if it is about the request, else a fixed one."""
     match error:
         case PluginError():  # its message quotes an error in a module of the site
@@ -90,7 +90,7 @@ def told(error: BaseException) -> str:
     return OTHER
 
 
-def logged(error: BaseException) -> str:
+def log_message(error: BaseException) -> str:
     """The line for this site's log: our own message without quoted data, else the place in the code."""
     return sentence(_logged(error))
 

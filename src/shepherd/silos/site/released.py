@@ -145,12 +145,12 @@ def of_a_visit(metrics: Mapping[str, float], *, comparable: bool, known: bool) -
         comparable: the visit is rendered as [scoring] does, and `cuts_fairly` at both ends.
         known: the adapter changes nothing yet, or is near one that the site trained.
     """
-    told = {name: value for name, value in metrics.items() if comparable or name not in _OF_TOKENS}
+    released = {name: value for name, value in metrics.items() if comparable or name not in _OF_TOKENS}
     if not known:
-        told.pop("loss", None)
-    if "loss" in told:
-        told["loss"] = rounded(told["loss"], metrics["trained_tokens"])
-    return told
+        released.pop("loss", None)
+    if "loss" in released:
+        released["loss"] = rounded(released["loss"], metrics["trained_tokens"])
+    return released
 
 
 def released_metrics(policy: PolicyTable, metrics: Mapping[str, float]) -> dict[str, float]:

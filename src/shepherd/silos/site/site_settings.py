@@ -263,7 +263,7 @@ def _path(text: str, home: Path, key: str) -> str:
     return paths.placed(text, home)
 
 
-def asked(tables: Mapping[str, Any]) -> RunSettings:
+def parse_request(tables: Mapping[str, Any]) -> RunSettings:
     """Validate the tables of a request as settings; keys that the site decides may be missing.
 
     Raises:
@@ -274,7 +274,7 @@ def asked(tables: Mapping[str, Any]) -> RunSettings:
     return validated(RunSettings, {**tables, "model": model, "data": data}, "the request")
 
 
-def own(site: SiteSettings, tables: Mapping[str, Any], folder: str) -> RunSettings:
+def settings_at_site(site: SiteSettings, tables: Mapping[str, Any], folder: str) -> RunSettings:
     """Settings of a request at this site, with the data, hold-out, machine and base of the site.
 
     Args:
@@ -284,7 +284,7 @@ def own(site: SiteSettings, tables: Mapping[str, Any], folder: str) -> RunSettin
     Raises:
         SettingsError: a key is unknown, or a value is invalid.
     """
-    return with_site_settings(site, asked(tables), folder)
+    return with_site_settings(site, parse_request(tables), folder)
 
 
 def with_site_settings(site: SiteSettings, run: RunSettings, folder: str) -> RunSettings:
@@ -308,7 +308,7 @@ def _machine_table(trainer: TrainerTable) -> MachineTable:
     return MachineTable(device=trainer.device, threads=threads)
 
 
-def scored(site: SiteSettings, run: RunSettings) -> RunSettings:
+def scoring_settings(site: SiteSettings, run: RunSettings) -> RunSettings:
     """Settings of a run at this site with the examples rendered as [scoring] says."""
     scoring = site.scoring
     data: dict[str, Any] = {

@@ -42,7 +42,7 @@ from shepherd.silos.site.audit import Released
 from shepherd.silos.site.data_cache import DataCache
 from shepherd.silos.site.policy import MonthUsage, Refusal, Visit
 from shepherd.silos.site.released import Score
-from shepherd.silos.site.site_settings import SiteSettings, own, read, scored
+from shepherd.silos.site.site_settings import SiteSettings, read, scoring_settings, settings_at_site
 from shepherd.silos.site.site_store import AnsweredRound, RunRecord, Store
 from shepherd.silos.site.task import Answer, Task, wait_for
 from shepherd.training import score, tune
@@ -81,11 +81,11 @@ class Trainer:
         try:
             request = wire.decode_request(message)
         except Exception as error:
-            log.error("a message was refused: %s", redaction.logged(error))
-            return self._failure(redaction.told(error))
+            log.error("a message was refused: %s", redaction.log_message(error))
+            return self._failure(redaction.server_message(error))
         try:
             answer = self._answer(request, received, len(message))
-            self._record(audit.answered(request, _now(), answer.left))
+            self._record(audit.answered_event(request, _now(), answer.left))
             size = len(answer.message)
             log.info("%s answered in %.1f s: %d bytes", _request_name(request), monotonic() - received, size)
             return answer.message
@@ -151,7 +151,7 @@ class Trainer:
 
     def _granted(self, request: Request, now: datetime) -> MonthUsage:
         asked = (request.run, request.round, request.id)
-        return audit.granted(self.home / audit.FILE, audit.month_of(now), kind=request.kind, asked=asked)
+        return audit.month_usage(self.home / audit.FILE, audit.month_of(now), kind=request.kind, asked=asked)
 
     def _require_few_joins(self) -> None:
         most = self.settings.trainer.joins_per_hour
@@ -284,7 +284,9 @@ class Trainer:
         return self._train(task, settings, clients, base, batches, visit)
 
     def _settings_here(self, request: Request) -> RunSettings:
-        return own(self.settings, request.settings, allowed_bases.find(self.settings.bases, request.base))
+        return settings_at_site(
+            self.settings, request.settings, allowed_bases.find(self.settings.bases, request.base)
+        )
 
     def _max_length(self, settings: RunSettings) -> int:
         """Length in tokens of the longest example that the base has to process."""
@@ -398,7 +400,7 @@ class Trainer:
     def _score(self, task: Task, settings: RunSettings) -> Answer:
         request, scoring = task.request, self.settings.scoring
         assert request.broadcast is not None
-        held = self.cache.heldout(scored(self.settings, settings), request.base)
+        held = self.cache.heldout(scoring_settings(self.settings, settings), request.base)
         categories = pipeline.categories(held)
         places = loss.stratified_subset(categories, scoring.examples)
         names = [schema.sentence(categories[i])[: schema.MAX_NAME_CHARS] for i in places]
@@ -451,13 +453,13 @@ class Trainer:
 
     def _refused(self, request: Request, refusal: Refusal) -> bytes:
         log.warning("%s refused: %s", _request_name(request), refusal.sentence)
-        self._record_if_possible(lambda: audit.refused(request, _now(), refusal))
+        self._record_if_possible(lambda: audit.refused_event(request, _now(), refusal))
         return self._failure(refusal.sentence)
 
     def _failed(self, request: Request, error: Exception) -> bytes:
-        log.error("%s failed: %s", _request_name(request), redaction.logged(error))
-        self._record_if_possible(lambda: audit.failed(request, _now(), error))
-        return self._failure(redaction.told(error))
+        log.error("%s failed: %s", _request_name(request), redaction.log_message(error))
+        self._record_if_possible(lambda: audit.failed_event(request, _now(), error))
+        return self._failure(redaction.server_message(error))
 
     def _failure(self, reason: str) -> bytes:
         return wire.encode_reply(Failure(client=self.name, reason=reason))
