@@ -162,7 +162,7 @@ def test_clocks_apart_are_said_while_a_site_runs(federation: Path, monkeypatch: 
         return answers.pop(0)
 
     monkeypatch.setattr(site, "reach", reach)
-    monkeypatch.setattr(site, "LOOK", 0.001)
+    monkeypatch.setattr(site, "PROBE_INTERVAL_S", 0.001)
     site._watch(kit, said.append, stop)
     assert [line[:40] for line in said] == [
         "this machine's clock is 60 min ahead of ",
@@ -200,7 +200,7 @@ def test_a_server_that_hangs_up_may_be_ending(
         return Reached(skew=0.0)
 
     monkeypatch.setattr(site, "reach", reach)
-    monkeypatch.setattr(site, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(site, "_FIRST_PAUSE_S", 0.001)
     if times > DOUBT:
         with pytest.raises(HungUp):
             site._await_server(kit, said.append, threading.Event())

@@ -1,4 +1,4 @@
-"""The server of a federation: FLARE's server process, kept running."""
+"""Run and supervise the server of a federation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from shepherd.silos.flare.supervise import Child, Omen, supervise, until_signall
 
 
 def serve(folder: str | Path, echo: Callable[[str], None]) -> None:
-    """Run the server until SIGTERM or SIGINT; FLARE's process is started again whenever it dies.
+    """Run the server until SIGTERM or SIGINT, restarting FLARE's process if it dies.
 
     Args:
-        folder: the server's kit, or the folder of the federation that it is in.
-        say: takes one line for each event.
+        folder: the server's kit, or the federation folder that contains it.
+        echo: called with one line for each event.
 
     Raises:
-        SilosError: no kit of a server, its certificate does not hold, the port is taken, or the kit runs
-            on this machine already.
+        SilosError: there is no server kit, its certificate is invalid, the port is in use, or the kit is
+            already running on this machine.
     """
     with until_signalled() as stop:
         keep(kit_in(folder), echo, stop)
@@ -33,14 +33,14 @@ def kit_in(folder: str | Path) -> Kit:
     """The server's kit, from its own folder or from that of the federation.
 
     Raises:
-        SilosError: as `kits.read`.
+        SilosError: as for `kits.read`.
     """
     folder = Path(folder)
     return kits.read(folder / "server" if provision.holds_federation(folder) else folder, "server")
 
 
 def keep(kit: Kit, echo: Callable[[str], None], stop: threading.Event) -> None:
-    """`serve` until `stop` is set."""
+    """Run the server until `stop` is set."""
     kits.require_plain_path(kit)
     for line in harden(kit.folder, "server"):
         echo(line)

@@ -1,4 +1,4 @@
-"""A site of a federation: its trainer and FLARE's client process, kept running."""
+"""Run and supervise a site of a federation: its trainer and FLARE's client process."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from shepherd.silos.flare.probe import HungUp, Trials, clock, reach
 from shepherd.silos.flare.supervise import Child, Omen, supervise, until_signalled
 from shepherd.silos.site import site_settings
 
-LOOK = 30.0
-"""Seconds between two looks at whether the server still takes this kit."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0
+PROBE_INTERVAL_S = 30.0
+"""Pause between two checks of whether the server still accepts this kit."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 10.0
 
 
 def join(folder: str | Path, site_toml: str | Path, echo: Callable[[str], None]) -> None:
-    """Run a site until SIGTERM or SIGINT; its two processes are started again whenever they die.
+    """Run a site until SIGTERM or SIGINT, restarting its two processes if they die.
 
     Args:
         folder: the site's kit.
-        site_toml: what the site's owner permits.
-        say: takes one line for each event.
+        site_toml: the site.toml of the site's owner.
+        echo: called with one line for each event.
 
     Raises:
-        SilosError: no kit of a site, its certificate does not hold, the server is of another federation or
-            refuses the kit, or the kit runs on this machine already.
-        SettingsError: the site's file says something impossible.
+        SilosError: there is no site kit, its certificate is invalid, the server is of another federation or
+            refuses the kit, or the kit is already running on this machine.
+        SettingsError: the site.toml is invalid.
     """
     kit = kits.read(folder, "site")
     site_settings.read(site_toml)
@@ -52,8 +52,8 @@ def keep(kit: Kit, children: list[Child], echo: Callable[[str], None], stop: thr
 
 
 def _await_server(kit: Kit, echo: Callable[[str], None], stop: threading.Event) -> None:
-    """Return once the server takes the kit; raise what waiting cannot mend."""
-    pause, said, trials = _FIRST_PAUSE, "", Trials()
+    """Return once the server accepts the kit; raise errors that waiting cannot fix."""
+    pause, said, trials = _FIRST_PAUSE_S, "", Trials()
     while not stop.is_set():
         try:
             apart = clock(reach(kit))
@@ -63,7 +63,7 @@ def _await_server(kit: Kit, echo: Callable[[str], None], stop: threading.Event) 
                 echo(f"{error}; trying again")
             said = str(error)
             stop.wait(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
             continue
         echo(f"{kit.name} has reached the server at {kit.host}:{kit.port}")
         if apart:
@@ -74,7 +74,7 @@ def _await_server(kit: Kit, echo: Callable[[str], None], stop: threading.Event) 
 def _watch(kit: Kit, echo: Callable[[str], None], stop: threading.Event) -> None:
     """Say when the way to the server is lost or found again, or a clock is wrong: FLARE says nothing."""
     said = ""
-    while not stop.wait(LOOK):
+    while not stop.wait(PROBE_INTERVAL_S):
         try:
             now = clock(reach(kit)) or ""
         except SilosError as error:
