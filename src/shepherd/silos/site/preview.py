@@ -71,11 +71,7 @@ class DataPreview:
     left_out: tuple[str, ...] = ()
     """One sentence for each file in the data's folder that is not read."""
     notes: tuple[str, ...] = ()
-<<<<<<< HEAD
-    """One sentence for each kind of thing in the rows that is not read, refused or changed."""
-=======
     """One sentence for each way in which rows are ignored, refused or changed."""
->>>>>>> english-silos
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
