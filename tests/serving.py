@@ -132,12 +132,12 @@ def go_through_rounds(folder: Path) -> None:
         settings=plain(settings),
     )
     post = Letters({"a": honest("a", 1.0), "b": honest("b", 2.0, weight=2.0), "c": honest("c", 4.0)})
-    service = ServerRun(order, folder / "home", given, post)
-    service.run()
+    server = ServerRun(order, folder / "home", given, post)
+    server.run()
 
-    told = service.told({"rows": 0, "said": 0})
-    assert told["outcome"] == {"finished": True}, told
-    assert [sorted(row.get("weights", ())) for row in told["rows"]] == [[], ["a", "b", "c"], ["a", "b", "c"]]
+    found = server.snapshot({"rows": 0, "said": 0})
+    assert found["outcome"] == {"finished": True}, found
+    assert [sorted(row.get("weights", ())) for row in found["rows"]] == [[], ["a", "b", "c"], ["a", "b", "c"]]
     last = checkpoint.load(folder / "home" / "checkpoints" / "round-00002")
     np.testing.assert_allclose(last.state.adapter[name], 1 + 2 * (1 * 1 + 2 * 2 + 1 * 4) / 4)
 
