@@ -560,3 +560,17 @@ def test_questions_answers_and_prompts_of_any_editor(encoding: str, tmp_path: Pa
     for name in ("p.txt", "p"):
         asked = prompts.read(str(written(name, "Größe?\r\n\r\n東京?\r\n")), DataTable(source="x"))
         assert [prompt.text for prompt in asked] == ["Größe?", "東京?"]
+
+
+def test_a_first_line_that_is_broken_is_one_bad_row(tmp_path: Path) -> None:
+    """It is no beginning of an object over several lines where the others are whole, or there are none."""
+    whole = '{"instruction": "Who?", "response": "Ann."}\n'
+    for broken in ('{"instruction": "Who?", "response": \n', '{"instruction": {"a": [1,\n'):
+        (tmp_path / "a.jsonl").write_text(broken + whole)
+        (where, bad), (_, good) = files.rows_of(tmp_path / "a.jsonl")
+        assert where.endswith("line 1")
+        assert isinstance(bad, BadRow)
+        assert good == {"instruction": "Who?", "response": "Ann."}
+        (tmp_path / "a.jsonl").write_text(broken)
+        ((where, bad),) = files.rows_of(tmp_path / "a.jsonl")
+        assert (where[-6:], type(bad)) == ("line 1", BadRow)

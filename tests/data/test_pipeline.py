@@ -340,7 +340,7 @@ MANY = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from shepherd.data import pipeline as prepare
+from shepherd.data import pipeline
 from shepherd.data.tokens import Tokens
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 def one(n):
@@ -350,7 +350,9 @@ clients = {f"client-{n}": one(n) for n in range(500)}
 mixes = {name: {"all": 2} for name in clients}
 none = Tokens(ids=np.zeros(0, np.int32), trained=np.zeros(0, bool), offsets=np.zeros(1, np.int64))
 folder = Path(sys.argv[1])
-made = prepare.Prepared(clients=clients, mixes=mixes, heldout=none, heldout_examples=[], summary={})
+empty = dict(heldout=none, heldout_examples=[], summary={})
+made = pipeline.TokenisedData(clients=clients, category_counts=mixes, **empty)
+#heldout=none, heldout_examples=[], summary={})
 pipeline.save(folder, made)
 back = pipeline.load(folder)
 assert list(back.clients) == list(clients)

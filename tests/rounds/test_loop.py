@@ -111,7 +111,7 @@ BAD = {
     "weight inf": (spoilt(weight=float("inf")), "weight inf"),
     "weight too large": (spoilt(weight=2 * MAX_WEIGHT), "not in"),
     "old round": (spoilt(round=-1), "answers round 0, not 1"),
-    "many in one": (spoilt(clients=("c1", "c2")), "says it is 2 clients"),
+    "many in one": (spoilt(clients=("c1", "c2")), "claims to be of 2 clients"),
     "metric": (spoilt(metrics={"loss": float("nan")}), "metric loss is nan"),
     "metric inf": (spoilt(metrics={"loss": float("-inf")}), "metric loss is -inf"),
     "metric too large": (spoilt(metrics={"tokens": 2 * MAX_METRIC}), "metric tokens is 2e"),
@@ -139,7 +139,7 @@ def test_who_was_not_asked_or_answers_twice_does_not_count():
     ((state, report),) = run(answering(first, again, stranger), quorum=0.3)
     assert bits(state.adapter) == bits(drawn(0).plus(first.delta))
     assert report.failures == {
-        "c0": "it answered twice, and the first answer stands; send one answer",
+        "c0": "it answered twice, and only the first answer counts; send one answer",
         "c9": "client 'c9' was not asked this round; check who may answer",
         "c1": "it gave no answer",
         "c2": "it gave no answer",
@@ -174,7 +174,7 @@ def test_quorum_not_met_names_who_failed_and_why():
     with pytest.raises(QuorumNotMet) as error:
         next(run(Scripted(lambda broadcast, cohort: iter(answers), 12), quorum=0.25))
     assert str(error.value) == (
-        "round 1: 1 of 12 clients gave a usable update and federation.quorum = 0.25 asks for 3 "
+        "round 1: 1 of 12 clients gave a usable update and federation.quorum = 0.25 requires 3 "
         "(c1: it timed out; c2: it gave no answer; c3: it gave no answer; c4: it gave no answer; "
         "c5: it gave no answer; and 6 more); fix those clients or lower federation.quorum"
     )
@@ -389,8 +389,8 @@ def test_a_weight_that_was_not_asked_for_is_a_counted_failure():
     assert bits(state.adapter) == bits(drawn(0).plus(of("c0", 0.01).delta))
     assert report.weights == {"c0": 1.0, "c2": 1.0}
     assert report.failures["c1"] == (
-        "its weight 1000000000000 is not a whole number of 1, which is all that a visit with"
-        ' federation.weights = "equal" allows; count it as the run file says'
+        "its weight 1000000000000 is not 1, as a visit with"
+        ' federation.weights = "equal" requires; compute it as the run file says'
     )
 
 
@@ -411,7 +411,10 @@ def test_a_count_in_the_metrics_is_no_more_than_a_visit_either():
     many = replace(of("c1", 1.0), metrics={"trained_tokens": 1e12, "loss": 40.0})
     allow = lambda client: Allowed(counts={"trained_tokens": 100.0})  # noqa: E731
     ((_, report),) = run(answering(of("c0", 1.0), many, of("c2", 1.0)), allow=allow)
-    assert "metric trained_tokens is 1000000000000 and a visit has 100 at most" in report.failures["c1"]
+    assert (
+        "metric trained_tokens is 1000000000000, and a visit of this run has from 0 to 100;"
+        in report.failures["c1"]
+    )
 
 
 def test_no_client_counts_for_more_than_its_share():
@@ -464,7 +467,7 @@ def test_a_round_with_fewer_updates_than_a_member_asks_for_is_thrown_away():
     answers = [of("c0", 7.0), Failure(client="c1", reason="it timed out")]
     loop = run(Scripted(lambda broadcast, cohort: iter(answers), fewest=(2, 5)), quorum=0.1)
     with pytest.raises(
-        QuorumNotMet, match=r"1 of 3 .* and c0 lets its own into a mean of 2 or more .*c1: it timed"
+        QuorumNotMet, match=r"1 of 3 .* and client c0 requires a mean of at least 2 .*c1: it timed"
     ):
         next(loop)
 
@@ -488,7 +491,7 @@ def test_an_aggregation_that_stops_early_does_not_get_past_the_checks(taken):
     """The quorum and the smallest cohort are known after the last update alone."""
     early = Aggregation(combine=lambda state, updates: mean.mean(state, islice(updates, taken)))
     federation = Scripted(lambda broadcast, cohort: iter([of("c0", 7.0), of("c1", 7.0)]), fewest=(3,))
-    with pytest.raises(FederationError, match=r"it must take them all|lets its own into a mean of 3"):
+    with pytest.raises(FederationError, match=r"it must consume every update|requires a mean of at least 3"):
         next(run(federation, aggregation=early, quorum=0.1))
 
 
@@ -496,7 +499,7 @@ def test_a_promise_is_verified_on_arrival():
     answers = [of("c0", 0.001), of("c1", 1000.0), of("c2", 0.002)]
     ((state, report),) = run(answering(*answers), transform=chain(clip.build(clip.Config(norm=1.0))))
     assert list(report.failures) == ["c1"]
-    assert "the transform clip lets 1 through" in report.failures["c1"]
+    assert "above the 1 that the transform clip allows" in report.failures["c1"]
     assert state.adapter.plus(drawn(0), -1.0).norm() <= 1.0
 
 

@@ -27,6 +27,7 @@ KNOWN |= {"messages", "conversations"}
 USUAL_KEYS = {"data", "rows", "records", "examples", "instances", "items", "samples", "train", "training"}
 """What people call the one list in a file."""
 TURN = ({"role", "content"}, {"from", "value"})
+MAX_LINES_TRIED = 1000
 _BLANK = re.compile(r"\s*")
 
 
@@ -99,7 +100,7 @@ def _spread(path: Path, form: Form) -> Iterator[Placed] | None:
     try:
         whole, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
-        if error.lineno == 1 + text.count("\n", 0, start):
+        if error.lineno == 1 + text.count("\n", 0, start) or _is_by_lines(text[start:]):
             return None
         raise DataError(f"{path}, line {error.lineno} is not JSON ({error.msg}); fix it") from error
     except (ValueError, RecursionError) as error:
@@ -107,6 +108,16 @@ def _spread(path: Path, form: Form) -> Iterator[Placed] | None:
     if _next(text, end) == len(text):
         return _of_object(whole, form, path)
     return _sequence(text, start, path) if text[_next(text, end)] == "{" else None
+
+
+def _is_by_lines(text: str) -> bool:
+    """Whether a text with a broken first line has one object a line: no other line, or one that is whole."""
+    _, *others = (line for line in text.splitlines() if line.strip())
+    for line in others[:MAX_LINES_TRIED]:
+        with suppress(ValueError, RecursionError):
+            if isinstance(_loads(line), Mapping):
+                return True
+    return not others
 
 
 def _sequence(text: str, at: int, path: Path) -> Iterator[Placed]:
