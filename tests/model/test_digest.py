@@ -167,7 +167,9 @@ def test_a_pointer_of_git_lfs_is_named_before_anything_is_loaded(
 ) -> None:
     contents = {key: data for key, data in {**WHOLE, **others, name: POINTER}.items() if data is not None}
     base = folder(tmp_path / "base", contents)
-    words = rf"not complete: .*/{name} is a pointer of Git LFS .* 269,060,552 bytes; fetch it with `git lfs pull`"
+    words = (
+        rf"not complete: .*/{name} is a pointer of Git LFS .* 269,060,552 bytes; fetch it with `git lfs pull`"
+    )
     with pytest.raises(BaseError, match=words):
         digest(base)
     with pytest.raises(BaseError, match=words):

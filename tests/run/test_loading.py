@@ -35,7 +35,7 @@ def test_a_base_that_cannot_be_packed_is_said_to_be_slower(bloom, llama_folder, 
     assert "slower" not in caplog.text
     load_base(runs.settings(bloom, tmp_path / "rows.jsonl", tmp_path / "run"))
     assert (
-        f"{bloom} cannot be packed (its attention is code of its own, which takes no other function), so each"
+        f"{bloom} cannot be packed (its attention is code of its own and cannot be replaced), so each"
         " pass holds one client's examples, padded: this is slower" in caplog.text
     )
     assert "cannot generate" not in caplog.text

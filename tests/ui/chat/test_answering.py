@@ -101,7 +101,7 @@ def test_only_the_named_arms_are_there(compared: Path) -> None:
     [
         ({"instruction": " "}, DataError, "the instruction is empty"),
         ({"arms": []}, DataError, "no arm is chosen"),
-        ({"instruction": "w5 " * 70}, BaseError, "a prompt has 7. tokens .* reads 64; shorten"),
+        ({"instruction": "w5 " * 70}, BaseError, "a prompt has 7. tokens .* reads at most 64; shorten"),
         ({"template": "chat"}, TemplateError, "chat template"),
         ({"temperature": -1.0}, BaseError, "0 is greedy"),
         ({"top_p": 0.0}, BaseError, "above 0"),
