@@ -73,10 +73,10 @@ def _world() -> dict[str, Any]:
 def _dolly() -> dict[str, Any]:
     """The setting whose arms `models/README.md` there reports for a plain padded loop."""
     return {
-        "model": {"base": str(_needed(_shared() / "models" / "novella-8m"))},
+        "model": {"base": str(_needed(shared() / "models" / "novella-8m"))},
         "adapter": {"rank": 8, "alpha": 16, "targets": "all-linear"},
         "data": {
-            "source": str(_needed(_shared() / "data" / "dolly" / "ten_clients")),
+            "source": str(_needed(shared() / "data" / "dolly" / "ten_clients")),
             "template": "alpaca",
             "holdout": 0.1,
             "max_tokens": 384,
@@ -94,7 +94,7 @@ def _smollm2() -> dict[str, Any]:
     table = tomllib.loads((ROOT / "examples" / "smollm2.toml").read_text(encoding="utf8"))
     here = {
         "model": {"base": str(pretrained())},
-        "data": {"source": str(_needed(_shared() / "data" / "dolly" / "ten_clients"))},
+        "data": {"source": str(_needed(shared() / "data" / "dolly" / "ten_clients"))},
     }
     return {**merged(table, here), "split": {"by": "ready-made"}}
 
@@ -109,7 +109,8 @@ def pretrained() -> Path:
     return _needed(Path(os.environ.get("SHEPHERD_SMOLLM2", home)) / "config.json").parent
 
 
-def _shared() -> Path:
+def shared() -> Path:
+    """Folder of the shared data and models: SHEPHERD_SHARED, or `shared` next to this checkout."""
     return Path(os.environ.get("SHEPHERD_SHARED", ROOT.parent / "shared"))
 
 

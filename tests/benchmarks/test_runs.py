@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, compare, demo, dolly, kill, overhead, setting, tuning
+from benchmarks import common, compare, demo, dolly, kill, overhead, reading, setting, tuning
 
 Main = Callable[[Sequence[str]], int]
 
@@ -85,3 +85,11 @@ def test_tuning(tmp_path: Path) -> None:
     for side in figures["sides"].values():
         assert side["seconds"][0] * side["examples_per_second"] == pytest.approx(4)
         assert side["peak_bytes"] > 0
+
+
+def test_reading(tmp_path: Path) -> None:
+    figures = _figures(reading.main, tmp_path, "--clients", "20")
+    ours = figures["cases"]["200 clients of 5|shepherd"]
+    assert ours["examples"] == figures["cases"]["200 clients of 5|json and tokenizer"]["examples"] == 1000
+    assert set(ours["seconds"]) == set(reading.STEPS)
+    assert all(seconds > 0 for seconds in ours["seconds"].values())
