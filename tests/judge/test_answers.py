@@ -27,8 +27,8 @@ def test_what_is_written_reads_back(tmp_path_factory: pytest.TempPathFactory, te
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"question": "1", "answer": "again"}', "line 2: question 1 was answered before"),
-        ('{"question": 1, "answer": "again"}', "line 2: question 1 was answered before"),
+        ('{"question": "1", "answer": "again"}', "line 2: question 1 was already answered"),
+        ('{"question": 1, "answer": "again"}', "line 2: question 1 was already answered"),
         ('{"question": "2"}', 'line 2 is no answer; write it as {"question": "id", "answer": "text"}'),
         ('{"question": "2", "answer": null}', "line 2 is no answer"),
         ('{"question": "2", "answer": "\\ud800"}', "line 2 holds half of a surrogate pair"),

@@ -260,7 +260,7 @@ def test_a_parameter_is_given_up_only_where_that_was_the_reason(serve) -> None:
             1,
             "refuses the key in OPENAI_API_KEY (error 401 in the",
         ),
-        ({"code": 402, "message": "no credit"}, JudgeError, 1, "wants to be paid first (error 402"),
+        ({"code": 402, "message": "no credit"}, JudgeError, 1, "requires payment (error 402"),
         ({"code": 404, "message": "none"}, JudgeError, 1, "has no model judge-1, or no chat (error 404"),
         ({"code": 400, "message": "too long"}, client.Refused, 1, "error 400 in the body of a 200: too long"),
         ({"code": 301, "message": "moved"}, client.Refused, 3, "an error in the body of a 200: moved"),
@@ -394,14 +394,14 @@ def test_a_proxy_out_of_reach_is_named(monkeypatch) -> None:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("http_proxy", f"http://me:{PASSWORD}@127.0.0.1:{taken.getsockname()[1]}")
         said = fault(table("http://judge.example/v1", retries=0))
-    assert "cannot be reached, by way of the proxy in http_proxy" in said
+    assert "cannot be reached, through the proxy in http_proxy" in said
     assert PASSWORD not in said
 
 
 def test_a_proxy_that_wants_a_password_is_named(serve, monkeypatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
     said = fault(table(serve(always=server.status(407)).url))
-    assert said.startswith("the proxy in HTTP_PROXY wants a name and a password (HTTP 407)")
+    assert said.startswith("the proxy in HTTP_PROXY needs a user name and a password (HTTP 407)")
 
 
 @pytest.mark.parametrize("text", [None, "no certificate"])
@@ -456,7 +456,7 @@ class Watched(MutableMapping[str, str]):
 
 
 SECRETS = (
-    *("OPENAI_API_KEY", "OPENAI_BASE_URL", *client.OF_OPENAI_ALONE),
+    *("OPENAI_API_KEY", "OPENAI_BASE_URL", *client.OPENAI_ONLY_VARIABLES),
     *("AZURE_OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MINE"),
 )
 
@@ -469,7 +469,9 @@ def test_no_variable_is_read_but_the_one_with_the_key(serve, monkeypatch, key_en
     watched = Watched(os.environ)
     monkeypatch.setattr(os, "environ", watched)
     ask(table(judge.url, key_env=key_env))
-    read = watched.asked & {*SECRETS} - {*client.OF_OPENAI_ALONE}  # those are gone when they are looked for
+    read = watched.asked & {*SECRETS} - {
+        *client.OPENAI_ONLY_VARIABLES
+    }  # those are gone when they are looked for
     assert read == {key_env} - {""}
     (sent,) = judge.headers
     assert [name for name in SECRETS if f"of-mine-{name}" in str(sent)] == [key_env] * bool(key_env)
@@ -488,7 +490,7 @@ def test_the_names_of_what_is_openais_alone_are_all_that_the_package_reads() -> 
         *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
     }
     assert {name for name in found if name.startswith("OPENAI_")} <= {
-        *client.OF_OPENAI_ALONE,
+        *client.OPENAI_ONLY_VARIABLES,
         *given,
         *elsewhere,
     }
@@ -519,7 +521,7 @@ def test_a_redirection_leads_to_no_other_host(serve, code: int) -> None:
     other = serve(lambda _: "sent on")
     judge = serve(always=server.status(code, location=f"{other.url}/chat/completions"))
     said = fault(table(judge.url))
-    assert f"sends on to {other.url}/chat/completions (HTTP {code})" in said
+    assert f"redirects to {other.url}/chat/completions (HTTP {code})" in said
     assert "judge.base_url" in said
     assert other.calls == 0
     assert judge.calls == 1
@@ -550,7 +552,7 @@ def test_a_missing_key_is_asked_for_by_the_name_of_its_variable(serve, monkeypat
     for name in ("MINE", "NOT_SET_AT_ALL"):
         assert f"environment variable {name}" in fault(table(judge.url, key_env=name))
     monkeypatch.setenv("MINE", "sk-ключ-12345")
-    with pytest.raises(JudgeError, match="MINE holds what can be no key") as caught:
+    with pytest.raises(JudgeError, match="MINE holds no valid key") as caught:
         ask(table(judge.url, key_env="MINE"))
     assert "ключ" not in str(caught.value)
     assert judge.calls == 0

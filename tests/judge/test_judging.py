@@ -123,7 +123,7 @@ def test_a_second_run_calls_nobody(serve, tmp_path: Path, monkeypatch: pytest.Mo
             lines: list[str] = []
             again = judging.judge(MINE, BASE, asked(6), settings, tmp_path, lines.append)
         assert (again.row(), again.new_calls) == (once.row(), 0)
-        assert lines == [f"The judge judge-1 is not asked: all {once.calls} replies are here already."]
+        assert lines == [f"The judge judge-1 is not asked: all {once.calls} replies are already cached."]
     assert judge.calls == 28
 
 
@@ -148,8 +148,8 @@ def test_the_plan_says_what_is_coming_and_asks_nothing(serve, tmp_path: Path) ->
     assert plan.prompt_tokens == pytest.approx(sent * 10 / 4, rel=0.02)
     rest = judging.plan([(MINE, BASE)], asked(6), settings, folder, 3)
     assert (rest.calls, rest.cached, rest.completion_tokens) == (6, 4, 150)
-    assert "gets 6 calls (4 more are here already)" in rest.sentence(settings)
-    assert rest.sentence(settings).endswith("It stops after 3 of them, as --max-calls says.")
+    assert "gets 6 calls (4 replies are already cached)" in rest.sentence(settings)
+    assert rest.sentence(settings).endswith("It stops after 3 of them because of --max-calls.")
 
 
 def test_a_cap_leaves_whole_questions_and_goes_on_the_next_time(serve, tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_a_refused_prompt_is_counted_and_the_others_are_judged(serve, tmp_path: 
 
 def test_an_endpoint_that_refuses_everything_is_not_asked_on(serve, tmp_path: Path) -> None:
     judge = serve(always=server.status(400, "no such tool here"))
-    words = r"refuses what it is asked \(HTTP 400: no such tool here\); change that in the table judge"
+    words = r"refuses the requests \(HTTP 400: no such tool here\); change the table judge"
     with pytest.raises(JudgeError, match=words):
         judging.judge(MINE, BASE, asked(6), table(judge.url, concurrency=1), tmp_path, silent)
     assert judge.calls == 5

@@ -45,13 +45,13 @@ def test_a_table_is_a_file_of_questions_too(tmp_path: Path) -> None:
     [
         ("[1]", "line 2 is no object"),
         ("{", "line 2 is not JSON"),
-        ({"category": "a"}, "line 2 asks nothing; give it one of the fields question, instruction"),
-        ({"question": "  "}, "line 2 asks nothing"),
+        ({"category": "a"}, "line 2 has no question; give it one of the fields question, instruction"),
+        ({"question": "  "}, "line 2 has no question"),
         ({"question": ["a"], "id": {}}, "line 2: field id is no text"),
         ({"turns": []}, "line 2: field turns is no list of texts"),
         ({"turns": "Why?"}, "line 2: field turns is no list of texts"),
         ({"question": "\ud800"}, "line 2 holds half of a surrogate pair"),
-        ({"id": 1, "question": "Again?"}, "line 2: the id 1 was there before"),
+        ({"id": 1, "question": "Again?"}, "line 2: the id 1 is already used"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named_by_its_line(tmp_path: Path, row: object, message: str) -> None:
@@ -71,7 +71,7 @@ def test_an_empty_or_missing_file_is_one_sentence(tmp_path: Path) -> None:
 def test_the_known_files_are_found_where_the_environment_says(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SHEPHERD_SHARED", str(tmp_path))
     for name in ("vicuna", "mt-bench"):
-        with pytest.raises(DataError, match=r"looked for in .*prompts.*set SHEPHERD_SHARED to the folder"):
+        with pytest.raises(DataError, match=r"expected in .*prompts.*set SHEPHERD_SHARED to the folder"):
             questions.find(name)
     prompts = tmp_path / "data" / "prompts"
     prompts.mkdir(parents=True)

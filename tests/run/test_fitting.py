@@ -155,7 +155,7 @@ def test_files_as_people_have_them(tmp_path: Path) -> None:
     settings, text = made(tmp_path / "sites", tmp_path)
     assert settings.split.by == "ready_made"
     assert settings.data.fields.instruction == "frage"
-    assert "._Testklinik_Ulm.csv, ._ulm.csv are left out, being of the system" in text
+    assert "._Testklinik_Ulm.csv, ._ulm.csv are left out, as files of the system" in text
     assert list(inspect_data(settings).division.clients) == ["Testklinik_Ulm", "ulm"]
 
 
