@@ -188,11 +188,11 @@ class Endpoint:
             options = options.instead(error)
 
     async def _send(self, prompt: str, options: RequestOptions) -> Any:
-        options: dict[str, Any] = {options.limit: self.table.max_tokens}
+        arguments: dict[str, Any] = {options.limit: self.table.max_tokens}
         if options.temperature:
-            options["temperature"] = self.table.temperature
+            arguments["temperature"] = self.table.temperature
         return await self.client.chat.completions.create(
-            model=self.table.model, messages=[{"role": "user", "content": prompt}], **options
+            model=self.table.model, messages=[{"role": "user", "content": prompt}], **arguments
         )
 
     def _status_fault(self, error: openai.APIStatusError) -> Exception:

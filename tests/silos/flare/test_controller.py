@@ -29,7 +29,7 @@ from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos.flare import controller, known_sites, message, tls
 from shepherd.silos.flare.controller import Rounds, Stopped
-from shepherd.silos.flare.job import BROUGHT, ORDER
+from shepherd.silos.flare.job import ORDER, PAYLOAD
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import JobSpec
 
@@ -186,7 +186,7 @@ def test_an_answer_of_a_site_that_went_is_taken_while_others_are_waited_for() ->
 def test_a_site_that_the_coordinator_knows_to_be_away_is_not_waited_for() -> None:
     flare = Flare(lambda data, sites, put: put(answer("a")))
     served = SimpleNamespace(snapshot=lambda asked: {"rows": asked["rows"]})
-    flare.registered(controller.TOPIC, flare._told, served)
+    flare.registered(controller.TOPIC, flare._on_command, served)
     later(0.1, lambda: flare.told(rows=3, away=["b"]))
 
     assert list(flare.ask(b"q", ["a", "b"], 30.0)) == [("a", b"a")]
@@ -199,7 +199,7 @@ def test_who_is_away_holds_until_the_coordinator_says_else_or_is_silent(
 ) -> None:
     flare = Flare(lambda *given: None)
     served = SimpleNamespace(snapshot=lambda asked: {})
-    flare.registered(controller.TOPIC, flare._told, served)
+    flare.registered(controller.TOPIC, flare._on_command, served)
     flare.told(rows=3, away=["b"])
     assert flare.told(state={"round": 1}) == {"present": ["a"]}  # of a checkpoint that is fetched
     on_reply = flare._heard
@@ -212,14 +212,14 @@ def test_who_is_away_holds_until_the_coordinator_says_else_or_is_silent(
 def test_a_command_that_is_none_is_answered_like_an_empty_one() -> None:
     flare = Flare(lambda *given: None)
     served = SimpleNamespace(snapshot=lambda asked: {"asked": asked})
-    assert flare._told(controller.TOPIC, "nonsense", None, served)["asked"] == {}
+    assert flare._on_command(controller.TOPIC, "nonsense", None, served)["asked"] == {}
 
 
 def test_a_job_that_is_ended_stops_waiting() -> None:
     flare = Flare(lambda *given: None)
     later(0.1, lambda: flare.abort_signal.trigger("over"))
     began = time.monotonic()
-    with pytest.raises(Stopped, match="goes on with the run"):
+    with pytest.raises(Stopped, match="continue the run with"):
         list(flare.ask(b"q", ["a"], 30.0))
     assert time.monotonic() - began < 5.0
 
@@ -265,7 +265,7 @@ def job(
     tmp_path: Path, order: JobSpec, text: str | None = None, submitter: str = "ada", role: str = "lead"
 ) -> Flare:
     """The job of an order on a server, with sites that answer at once."""
-    brought = tmp_path / "config" / BROUGHT
+    brought = tmp_path / "config" / PAYLOAD
     notes: dict[str, Any] = {"positions": {}, "row": None, "base": "f"}
     checkpoint.save(brought, Checkpoint(state=START, notes=notes), keep=1)
     (brought / ORDER).write_text(text or order.text())

@@ -27,6 +27,6 @@ if __name__ == "__main__":
 
     in_this_process()
     restrict()
-    tls.shorten_silence()
-    tls.hold_to_server()
+    tls.limit_unconfirmed_time()
+    tls.require_server_identity()
     runpy.run_module(_THEIRS, run_name="__main__", alter_sys=True)

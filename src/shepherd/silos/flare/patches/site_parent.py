@@ -23,7 +23,7 @@ from shepherd.errors import ShepherdError
 from shepherd.silos.flare import kits, probe, tls
 from shepherd.silos.flare.cleanup import JOBS, sweep, temporary, tidy
 from shepherd.silos.flare.hardening import Kind
-from shepherd.silos.flare.supervise import HELPLESS
+from shepherd.silos.flare.supervise import EXIT_NEEDS_PERSON
 from shepherd.visible import in_this_process, shown_line
 
 HEARTBEAT = 2.0
@@ -63,17 +63,17 @@ def main(kind: Kind, kit: Path, name: str) -> None:
     with suppress(OSError):  # a full disk
         os.environ["TMPDIR"] = tempfile.tempdir = str(temporary(kit))  # where FLARE leaves whole jobs
     threading.Thread(target=_sweep, args=(kit,), daemon=True).start()
-    from shepherd.silos.flare.job_policy import tell_denials  # FLARE itself, which takes its time
+    from shepherd.silos.flare.job_policy import log_denials  # FLARE itself, which takes its time
 
-    tell_denials()
+    log_denials()
     if kind == "server":
         tls.watch(kit)
     else:
         from shepherd.silos.flare.patches.allowlist import restrict
 
         restrict()
-        tls.shorten_silence()
-        tls.hold_to_server()
+        tls.limit_unconfirmed_time()
+        tls.require_server_identity()
     sys.argv = [_MODULES[kind], *_arguments(kind, kit, name)]
     runpy.run_module(_MODULES[kind], run_name="__main__", alter_sys=True)
 
@@ -109,5 +109,5 @@ if __name__ == "__main__":
         require_fit(which, Path(where).resolve())  # type: ignore[arg-type]
     except ShepherdError as error:
         print(shown_line(error), file=sys.stderr)
-        sys.exit(HELPLESS)
+        sys.exit(EXIT_NEEDS_PERSON)
     main(which, Path(where).resolve(), who)  # type: ignore[arg-type]
