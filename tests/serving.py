@@ -135,7 +135,7 @@ def go_through_rounds(folder: Path) -> None:
     service = ServerRun(order, folder / "home", given, post)
     service.run()
 
-    told = service.told({"rows": 0, "said": 0})
+    told = service.snapshot({"rows": 0, "said": 0})
     assert told["outcome"] == {"finished": True}, told
     assert [sorted(row.get("weights", ())) for row in told["rows"]] == [[], ["a", "b", "c"], ["a", "b", "c"]]
     last = checkpoint.load(folder / "home" / "checkpoints" / "round-00002")

@@ -188,7 +188,7 @@ def test_waiting_for_a_server_can_be_stopped(federation: Path) -> None:
     assert member.started() == []
 
 
-@pytest.mark.parametrize("times", [MAX_HANG_UPS, DOUBT + 1])
+@pytest.mark.parametrize("times", [MAX_HANG_UPS, MAX_HANG_UPS + 1])
 def test_a_server_that_hangs_up_may_be_ending(
     federation: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:

@@ -100,7 +100,7 @@ def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
     held = {name: value for name in filled(row, names) if is_filled(value := from_cell(row[name]))}
     instruction = _known(table.fields.instruction, ())
     for name, value in held.items():
-        # what is no list is said to be none, but where "auto" only guesses that it is a chat
+        # a named field that holds no list is an error later; under "auto" it is not a chat
         if isinstance(value, list | tuple | Mapping) or table.fields.messages != "auto":
             return name
     if held and not filled(row, instruction):

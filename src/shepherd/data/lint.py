@@ -35,7 +35,7 @@ class Sample:
     cut: int
 
     def __repr__(self) -> str:
-        """Its place, and none of its text."""
+        """The place only: the text of an example stays out of logs."""
         return f"<Sample: {self.where}, {len(self.spans)} spans, {self.cut} tokens cut>"
 
 

@@ -58,7 +58,7 @@ def _kind(entry: Path, is_data: bool) -> str:
 
 
 def is_for_testing(stem: str) -> bool:
-    """Whether a file's name says that it is no client's: `test` and its like as a word of its own, at first.
+    """Whether a file's name marks it as a file for testing: its first word is `test`, `eval` or similar.
 
     >>> [is_for_testing(stem) for stem in ("test", "Test_set", "eval-1", "global_test", "validation")]
     [True, True, True, True, True]

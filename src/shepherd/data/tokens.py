@@ -178,7 +178,7 @@ def _joined(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> Tok
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How many examples and tokens were kept, cut, dropped or masked; tokens are those of kept examples.
+    """Numbers of examples and tokens kept, cut, dropped and masked; tokens are those of kept examples.
 
     `dropped` counts by reason, and `first` is the source of the first one of each reason. `cut_responses`
     were cut and have no end of turn; `marked` responses are masked because the data mark them as not to be

@@ -256,7 +256,7 @@ def _flawed(result: Result, used: Replies, bad: Sequence[Reply]) -> Iterator[str
 
 
 def _ends(bad: Sequence[Reply]) -> str:
-    """How replies end, the most frequent first."""
+    """The most frequent ends of replies, as a text for a sentence."""
     ends = Counter(end_of(reply) for reply in bad)
     shown = [
         f"{end} ({number:,} times)" if number > 1 else end for end, number in ends.most_common(_MAX_SHOWN)

@@ -358,9 +358,9 @@ def _checkpoint_pieces(server: Session, job: str, round: int, most: int) -> Iter
     for name in checkpoint.FILES:
         offset, size = 0, 1
         while offset < size:
-            wanted = {"round": round, "file": name, "offset": offset}
+            piece_request = {"round": round, "file": name, "offset": offset}
             part = status_update.parse_piece(
-                server.ask_job(job, {**STATUS_ONLY, "state": wanted}), offset, most
+                server.ask_job(job, {**STATUS_ONLY, "state": piece_request}), offset, most
             )
             data, size = part if part else (b"", size)
             if not data and size:

@@ -24,7 +24,7 @@ from shepherd.silos.flare.supervise import EXIT_NEEDS_PERSON
 def test_a_site_says_who_it_is_and_beats_often(tmp_path: Path) -> None:
     arguments = site_parent._arguments("site", tmp_path, "north")
     assert arguments[:4] == ["-m", str(tmp_path), "-s", "fed_client.json"]
-    assert {"uid=north", "secure_train=true", f"heart_beat_interval={site_parent.HEARTBEAT}"} <= set(
+    assert {"uid=north", "secure_train=true", f"heart_beat_interval={site_parent.HEARTBEAT_S}"} <= set(
         arguments
     )
     assert "uid" not in " ".join(site_parent._arguments("server", tmp_path, ""))
@@ -42,7 +42,7 @@ def test_flare_waits_for_a_slow_line_before_it_sends_again(
     monkeypatch.setattr(ConfigService, "_var_values", {})  # what an earlier test's FLARE has read
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(site_parent, "SWEEP", 0.01)
+    monkeypatch.setattr(site_parent, "SWEEP_INTERVAL_S", 0.01)
     swept, tries = threading.Event(), iter([OSError(24, "Too many open files"), None])
 
     def sweep(kit: Path, running: set[str]) -> None:
