@@ -90,7 +90,7 @@ def test_the_sentences_name_the_mend(serve) -> None:
             r"HTTP 429, 2 times: slow down\); wait, or lower judge.concurrency",
         ),
         (server.status(500, "oops"), r"fails with HTTP 500, 2 times \(oops\)"),
-        (server.silent, r"silent for 0.1 s, 2 times; raise judge.timeout"),
+        (server.silent, r"did not answer within 0.1 s, 2 times; raise judge.timeout"),
         (server.body("hello"), r"does not answer with chat completions, 2 times"),
     ):
         judge = serve(always=step)
@@ -110,7 +110,7 @@ def test_retry_after_is_waited_for(serve) -> None:
     [
         (401, "refuses the key in OPENAI_API_KEY (HTTP 401)"),
         (403, "refuses the key in OPENAI_API_KEY (HTTP 403)"),
-        (404, "has no model judge-1, or no chat (HTTP 404: no such model)"),
+        (404, "has no model judge-1, or no chat completions (HTTP 404: no such model)"),
     ],
 )
 def test_what_another_try_cannot_mend_is_not_tried_again(serve, code: int, words: str) -> None:
@@ -261,7 +261,12 @@ def test_a_parameter_is_given_up_only_where_that_was_the_reason(serve) -> None:
             "refuses the key in OPENAI_API_KEY (error 401 in the",
         ),
         ({"code": 402, "message": "no credit"}, JudgeError, 1, "requires payment (error 402"),
-        ({"code": 404, "message": "none"}, JudgeError, 1, "has no model judge-1, or no chat (error 404"),
+        (
+            {"code": 404, "message": "none"},
+            JudgeError,
+            1,
+            "has no model judge-1, or no chat completions (error 404",
+        ),
         ({"code": 400, "message": "too long"}, client.Refused, 1, "error 400 in the body of a 200: too long"),
         ({"code": 301, "message": "moved"}, client.Refused, 3, "an error in the body of a 200: moved"),
         (
@@ -361,11 +366,11 @@ PASSWORD = "of-mine-and-nobody-elses"
         (
             "all_proxy",
             f"socks://me:{PASSWORD}@127.0.0.1:9",
-            "no proxy that can be used here; write it as http://",
+            "names a proxy that cannot be used; write it as http://",
         ),
-        ("ALL_PROXY", "socks4://127.0.0.1:9", "no proxy that can be used here"),
-        ("HTTP_PROXY", f"http://me:{PASSWORD}@:bad:port", "no proxy that can be used here"),
-        ("HTTPS_PROXY", "http://[::1", "no proxy that can be used here"),
+        ("ALL_PROXY", "socks4://127.0.0.1:9", "names a proxy that cannot be used"),
+        ("HTTP_PROXY", f"http://me:{PASSWORD}@:bad:port", "names a proxy that cannot be used"),
+        ("HTTPS_PROXY", "http://[::1", "names a proxy that cannot be used"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_named_and_not_shown(
@@ -410,9 +415,7 @@ def test_certificates_that_cannot_be_read_are_named(monkeypatch, tmp_path, text:
         (tmp_path / "ca.pem").write_text(text)
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    assert "the certificates that SSL_CERT_FILE names cannot be read" in fault(
-        table("https://judge.example/v1")
-    )
+    assert "the certificates in SSL_CERT_FILE cannot be read" in fault(table("https://judge.example/v1"))
 
 
 def test_what_is_meant_for_openai_alone_is_sent_to_no_other_host(serve, monkeypatch) -> None:

@@ -196,7 +196,7 @@ def test_what_was_paid_for_is_kept_when_the_endpoint_fails(serve, tmp_path: Path
     judge = serve(fair, [*good, server.status(401)])
     settings = table(judge.url, concurrency=1)
     with pytest.raises(
-        JudgeError, match=r"HTTP 401.*; 4 replies are kept in .*, where the same command goes"
+        JudgeError, match=r"HTTP 401.*; 4 replies are kept in .*, and the same command continues"
     ):
         judging.judge(MINE, BASE, asked(6), settings, tmp_path, silent)
     assert judge.calls == 5
@@ -316,7 +316,7 @@ def test_a_filtered_reply_is_refused_and_not_unreadable(serve, tmp_path: Path) -
     judge = serve(always=rule)
     result = judging.judge(MINE, BASE, asked(6), table(judge.url), tmp_path, silent)
     assert (result.refused, result.unreadable, result.calls, result.left) == (2, 0, 8, 0)
-    assert result.says[-1].endswith("(its content filter stopped the reply, content_filter).")
+    assert result.says[-1].endswith("(its content filter stopped the reply: content_filter).")
 
 
 def test_a_judge_with_a_temperature_and_a_limit_of_its_own_is_judged_by(serve, tmp_path: Path) -> None:
@@ -396,7 +396,14 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_spent(serve, tmp_pa
     judge = serve(fair)
     for first, second, questions, settings, kind, words in (
         (MINE, BASE, (), table(judge.url), DataError, "there is no question to judge by"),
-        (MINE, BASE, asked(7), table(judge.url), DataError, r"mine has no answer to question q6 \(1 such\)"),
+        (
+            MINE,
+            BASE,
+            asked(7),
+            table(judge.url),
+            DataError,
+            r"mine has no answer to question q6 \(1 missing\)",
+        ),
         (MINE, MINE, asked(6), table(judge.url), DataError, "both arms are called mine"),
         (MINE, BASE, asked(6), table(judge.url, model=""), SettingsError, "judge.model is empty"),
     ):

@@ -26,7 +26,7 @@ class Answers:
         missing = [question.id for question in questions if question.id not in self.texts]
         if missing:
             raise DataError(
-                f"{self.name} has no answer to question {missing[0]} ({len(missing)} are missing); "
+                f"{self.name} has no answer to question {missing[0]} ({len(missing)} missing); "
                 "answer the same questions that are judged"
             )
 

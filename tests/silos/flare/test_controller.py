@@ -202,9 +202,9 @@ def test_who_is_away_holds_until_the_coordinator_says_else_or_is_silent(
     flare.registered(controller.TOPIC, flare._on_command, served)
     flare.told(rows=3, away=["b"])
     assert flare.told(state={"round": 1}) == {"present": ["a"]}  # of a checkpoint that is fetched
-    on_reply = flare._heard
+    on_reply = flare._last_contact
     assert flare.told(rows=3) == {"present": ["a"]}  # of who only looks on
-    assert flare._heard == on_reply
+    assert flare._last_contact == on_reply
     monkeypatch.setattr(controller, "AWAY_S", 0.0)
     assert flare.present() == ["a", "b"]
 
@@ -407,7 +407,7 @@ def test_a_run_is_gone_on_with_by_who_submitted_it_and_no_other_lead(
 
     stranger = job(tmp_path / "2", order, submitter="bo")
     told = outcome(stranger, monkeypatch)
-    assert "the run is ada's and bo is lead" in told["outcome"]["error"]
+    assert "the run belongs to ada, and bo is lead" in told["outcome"]["error"]
     assert (told["rows"], told["opened"]) == ([], False)
     wanted = {"round": 2, "file": checkpoint.FILES[0], "offset": 0}
     assert not stranger.told(rows=0, said=0, state=wanted).get("state")
@@ -418,7 +418,7 @@ def test_who_submitted_a_run_or_a_project_admin_goes_on_with_it(
     tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch, submitter: str, role: str
 ) -> None:
     home = tmp_path / "kit" / "shepherd" / "runs" / order.run
-    controller._require_submitter(home, "ada", "lead")
+    controller._require_same_submitter(home, "ada", "lead")
     told = outcome(job(tmp_path, order, submitter=submitter, role=role), monkeypatch)
     assert told["outcome"] == {"finished": True}
     kept = home / controller.SUBMITTER
@@ -436,7 +436,7 @@ def test_of_two_that_begin_a_run_at_once_one_has_it(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "link", late)
     with pytest.raises(FederationError, match="the run is bo's and ada is lead"):
-        controller._require_submitter(tmp_path / "run", "ada", "lead")
+        controller._require_same_submitter(tmp_path / "run", "ada", "lead")
 
 
 def test_an_order_with_a_site_that_is_not_in_the_federation_begins_nothing(

@@ -41,7 +41,7 @@ def test_a_certificate_holds_between_two_moments(federation: Path) -> None:
         assert kits.read(folder, now=moment) == kit
     with pytest.raises(SilosError, match=r"is not valid before .* clock says"):
         kits.read(folder, now=kit.not_before - second)
-    with pytest.raises(SilosError, match=r"ended on .* clock says .* new kit"):
+    with pytest.raises(SilosError, match=r"expired on .* clock says .* new kit"):
         kits.read(folder, now=kit.not_after + second)
     assert kit.not_before < datetime.now(UTC) < kit.not_after
 

@@ -185,7 +185,7 @@ def test_an_old_kit_is_not_refused_for_being_new(federation: Path, kit: Kit) -> 
     ("begins", "ends", "words"),
     [
         (minutes(1), 30, "is not valid yet by .*; set the clock, or wait"),
-        (-2, -1, "has ended by .* a new kit"),
+        (-2, -1, "has expired by .* a new kit"),
     ],
 )
 def test_the_servers_certificate_does_not_hold(

@@ -79,9 +79,9 @@ def test_no_site_without_the_authority(federation: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("server", "sites", "admins", "why"),
     [
-        ("host:0", ["a"], ["ada"], "no number from 1 to 65535"),
-        ("host:abc", ["a"], ["ada"], "no number from 1 to 65535"),
-        ("host:\u0661", ["a"], ["ada"], "no number from 1 to 65535"),
+        ("host:0", ["a"], ["ada"], "not a number from 1 to 65535"),
+        ("host:abc", ["a"], ["ada"], "not a number from 1 to 65535"),
+        ("host:\u0661", ["a"], ["ada"], "not a number from 1 to 65535"),
         ("two words", ["a"], ["ada"], "not a valid address of a server"),
         ("", ["a"], ["ada"], "not a valid address of a server: give HOST or HOST:PORT"),
         ("fl_server:8002", ["a"], ["ada"], "may not have an underscore; give .* such as fl-server"),

@@ -27,7 +27,7 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MIN_PAUSE_S", 0.05)
     monkeypatch.setattr(module, "MAX_PAUSE_S", 0.2)
     monkeypatch.setattr(module, "TERMINATE_WAIT_S", 0.5)
-    monkeypatch.setattr(module, "_TICK", 0.02)
+    monkeypatch.setattr(module, "_TICK_S", 0.02)
 
 
 def python(name: str, text: str, **more: object) -> Child:

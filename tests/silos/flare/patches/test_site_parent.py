@@ -90,7 +90,7 @@ def test_a_port_that_was_taken_since_is_one_line(federation: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("begins", "ends", "words"), [(1 / 24 / 60, 30, "is not valid before"), (-2, -1, "ended on")]
+    ("begins", "ends", "words"), [(1 / 24 / 60, 30, "is not valid before"), (-2, -1, "expired on")]
 )
 def test_a_certificate_that_does_not_hold_since_is_one_line(
     federation: Path, tmp_path: Path, begins: float, ends: float, words: str
