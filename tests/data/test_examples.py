@@ -192,7 +192,7 @@ def test_a_json_file_may_hold_one_object_a_line(tmp_path):
         ('[{"a": 1},', r"record 2 \(line 1\) is not JSON"),
         ('{"a": 1,\n"b" 2}', "line 2 is not JSON"),
         ('[{"a": 1}]\n[{"a": 2}]', r"a\.json has more text after the \] of its list"),
-        ("[] x", "goes on after"),
+        ("[] x", "has more text after"),
         ("[]", "has no rows"),
         (" \n", "has no rows"),
         (b'["\xff"]', "is not UTF-8 but cp1252 or similar; set data.encoding"),

@@ -75,7 +75,7 @@ def test_the_command_in_the_message_converts_it(name: str, tmp_path: Path) -> No
 
 def test_what_is_not_in_the_encoding_that_is_given_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("frage,antwort\nGröße,ß\n".encode("cp1252"))
-    with pytest.raises(DataError, match=r"is not in data\.encoding utf-8 .*; change it"):
+    with pytest.raises(DataError, match=r"is not in data\.encoding utf-8 .*; set another"):
         cells(tmp_path / "a.csv", Form(encoding="utf-8"))
     (tmp_path / "a.csv").write_bytes("frage,antwort\n".encode("utf-16") + b"x")
     with pytest.raises(DataError, match="is damaged: it begins as utf-16"):

@@ -22,7 +22,8 @@ def listed():
 before = listed()
 from shepherd.silos.flare.patches import allowlist as commands
 commands.restrict()
-print(json.dumps([before, listed(), [sorted(map(str, commands.PARENT_TOPICS)), sorted(commands.JOB_COMMANDS)]]))
+after = [sorted(map(str, commands.PARENT_TOPICS)), sorted(commands.JOB_COMMANDS)]
+print(json.dumps([before, listed(), after]))
 """
 
 
