@@ -178,7 +178,7 @@ def table_rows(whole: Mapping[str, Any], form: Form, where: str) -> list[Placed]
     """Rows in one object, under a key, by columns, or by name; None where the object is one row.
 
     Raises:
-        DataError: the object holds several tables, or rows and columns cannot be told apart.
+        DataError: the object holds several tables, or it is unclear what is a row and what a column.
     """
     known = KNOWN | {name.lower() for name in form.names}
     if any(key.lower() in known and not _is_part(value) for key, value in whole.items()):

@@ -435,7 +435,7 @@ def test_of_two_that_begin_a_run_at_once_one_has_it(tmp_path: Path, monkeypatch:
         link(mine, kept)
 
     monkeypatch.setattr(os, "link", late)
-    with pytest.raises(FederationError, match="the run is bo's and ada is lead"):
+    with pytest.raises(FederationError, match="the run belongs to bo, and ada is lead"):
         controller._require_same_submitter(tmp_path / "run", "ada", "lead")
 
 

@@ -219,7 +219,7 @@ def test_a_child_that_was_well_for_long_is_started_again_all_the_same(
 
 
 def test_a_log_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_LOG", 1000)
+    monkeypatch.setattr(module, "_MAX_LOG_BYTES", 1000)
     log = module._Log(tmp_path / "x.log")
     for number in range(500):
         log.write(f"line {number:04d}")
