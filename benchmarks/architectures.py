@@ -93,7 +93,7 @@ Written by `python -m benchmarks.architectures --write`; `make test-architecture
 
 Every type of `AutoModelForCausalLM` in the transformers of `constraints.txt`, as a tiny random model of two
 layers with windows and chunks of 16 tokens and examples of 12 to 90: losses, gradients of two clients beside
-each other with shared openings, and greedy answers, against the plain model with each example by itself. A
+each other with shared prefixes, and greedy answers, against the plain model with each example by itself. A
 real base is proven again when it is loaded (decision 16), so one that its configuration makes different is
 refused or runs in batches then; a type that is not here is tried the same way.
 """
@@ -216,7 +216,7 @@ def _tokens(seed: int, lengths: Sequence[int]) -> Tokens:
     ]
     trained = [np.arange(len(one)) >= len(one) // 3 for one in ids]
     return Tokens(
-        ids=np.concatenate(ids), trained=np.concatenate(trained), offsets=np.cumsum([0, *map(len, ids)])
+        ids=np.concatenate(ids), loss_mask=np.concatenate(trained), offsets=np.cumsum([0, *map(len, ids)])
     )
 
 

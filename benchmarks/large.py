@@ -76,7 +76,7 @@ def _tokens(examples: int, vocabulary: int, seed: int) -> Tokens:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     trained = np.concatenate([np.arange(n) >= p for n, p in zip(lengths, prompts, strict=True)])
     ids = rng.integers(FIRST_WORD, vocabulary, offsets[-1]).astype(np.int32)
-    return Tokens(ids=ids, trained=trained, offsets=offsets)
+    return Tokens(ids=ids, loss_mask=trained, offsets=offsets)
 
 
 def _drawn(rng: np.random.Generator, deciles: tuple[int, ...], count: int) -> NDArray[np.int64]:

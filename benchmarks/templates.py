@@ -196,7 +196,7 @@ def outcome(family: Family, tok: Any, name: str) -> Outcome:
 
 
 def _compared(found: Rendered, wanted: Expected, tok: Any, turns: Sequence[Turn]) -> tuple[str, str]:
-    ids, trained = found.ids.tolist(), found.trained.tolist()
+    ids, trained = found.ids.tolist(), found.loss_mask.tolist()
     answers = _bare(tok, [t for t, mark in zip(ids, trained, strict=True) if mark])
     if (_bare(tok, ids), answers) != (_spaceless(wanted.text), _spaceless(wanted.answers)):
         return "wrong", f"{answers!r} is trained, not {wanted.answers!r}, of {tok.decode(ids)!r}"
@@ -216,9 +216,9 @@ def _spaceless(text: str) -> str:
 
 
 def _law_9(found: Rendered, tok: Any, template: Template) -> Iterator[str]:
-    if int(found.ids[-1]) not in {*stop_ids(template, tok), tok.eos_token_id} or not found.trained[-1]:
+    if int(found.ids[-1]) not in {*stop_ids(template, tok), tok.eos_token_id} or not found.loss_mask[-1]:
         yield f"it ends in {tok.decode(found.ids[-3:])!r}"
-    if found.trained[0]:
+    if found.loss_mask[0]:
         yield "its first token is trained"
 
 
@@ -230,7 +230,7 @@ def _prompts(
         if turn.role != "assistant":
             continue
         asked = prompt(turns[:place], template, tok)
-        marks = found.trained[len(asked) - 1 : len(asked) + 1].tolist()
+        marks = found.loss_mask[len(asked) - 1 : len(asked) + 1].tolist()
         if found.ids[: len(asked)].tolist() != asked or marks != [False, True]:
             yield f"the prompt for turn {place + 1} is not where its answer begins"
         text = _written(family, tok, turns[:place], tok.chat_template, ask=True)

@@ -5,7 +5,7 @@ steps, the same AdamW. Each lives in a process of its own, so that neither's mem
 help or hinder another, and they take turns (a, b, c, a, b, c, ...). Tokenising is outside the clock.
 Sides: `engine`; `recipe`, base in float32; `recipe bf16`, base in bfloat16 and bf16=True.
 
-Tokens are the examples' own, never padding; an opening that several examples share counts in each. The share
+Tokens are the examples' own, never padding; a prefix that several examples share counts in each. The share
 of the peak is the useful work (each example's own, by the formula in benchmarks/flops.py) by the best matrix
 product that this machine did in that dtype, in the same run. The sides must agree: in the loss while tuning,
 and in the held-out loss of the mean adapter they end with.
@@ -33,8 +33,8 @@ from benchmarks.sides import Make, sides
 from benchmarks.work import Measured, Work
 from shepherd.core import Adapter, seed_for
 from shepherd.data import pipeline
-from shepherd.data.openings import groups
 from shepherd.data.pack import pack
+from shepherd.data.shared_prefix import group_by_prefix
 from shepherd.data.tokens import Tokens
 from shepherd.errors import SettingsError
 from shepherd.evaluate.loss import stratified_subset
@@ -204,13 +204,13 @@ def _amounts(work: Work) -> tuple[Any, int]:
 
 
 def shared(work: Work, micro_batch: int) -> float:
-    """The share of the tokens that the engine need not compute: openings that examples of a row share."""
+    """Share of the tokens that the engine need not compute: prefixes that examples of a row share."""
     saved = 0
     for name, data in work.clients.items():
         for step in work.steps(name):
             for members in pack(data.lengths[step].tolist(), micro_batch):
                 saved += sum(
-                    group.saved for group in groups([data.example(int(step[i]))[0] for i in members])
+                    group.saved for group in group_by_prefix([data.example(int(step[i]))[0] for i in members])
                 )
     return saved / work.tokens
 
@@ -331,7 +331,7 @@ def _speeds(figures: Figures) -> Table:
     notes = (
         f"{work['examples']} examples, {work['tokens']:,} tokens, {work['trained_tokens']:,} trained;"
         f" padding is {work['padding']:.0%} of the recipe's batches",
-        f"{work['shared']:.1%} of the tokens stand in openings that the engine computes once",
+        f"{work['shared']:.1%} of the tokens are in shared prefixes, which the engine computes once",
         f"measured matrix-product peak: {peaks}",
         f"against the usual recipe {figures['ratios']['recipe']['of_medians']:.1f} times as fast,"
         f" against the better one {best:.1f} times",

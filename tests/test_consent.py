@@ -356,7 +356,7 @@ def test_a_run_folder_names_no_variable_that_is_sent(tmp_path: Path, server: Jud
         ({"key_env": ""}, {}, None),
         ({"base_url": "https://evil.example/v1"}, {}, ["https://evil.example/v1", "OPENAI_API_KEY"]),
         ({"base_url": "https://evil.example/v1", "key_env": ""}, {}, ["--base-url https://evil.example/v1"]),
-        ({"base_url": "http://evil.example/v1"}, {}, ["readable by all on the way"]),
+        ({"base_url": "http://evil.example/v1"}, {}, ["unencrypted"]),
         ({"base_url": "http://127.0.0.1:8000/v1"}, {}, ["http://127.0.0.1:8000/v1, with the key"]),
         ({"base_url": "http://127.0.0.1:8000/v1"}, {"base_url": "http://127.0.0.1:8000/v1/"}, None),
         ({"base_url": "https://a.example"}, {"base_url": "https://b.example"}, ["https://a.example"]),

@@ -112,8 +112,8 @@ def test_examples_are_as_long_as_dollys() -> None:
     data = large.clients(1, 4000, large.SMALL, 0)["client_00"]
     assert data.lengths.max() <= large.MOST_TOKENS
     assert data.lengths.mean() == pytest.approx(210, rel=0.05)  # of the ten ready-made clients
-    assert data.trained.sum() / 4000 == pytest.approx(88, rel=0.15)
-    responses = np.add.reduceat(data.trained, data.offsets[:-1])
+    assert data.loss_mask.sum() / 4000 == pytest.approx(88, rel=0.15)
+    responses = np.add.reduceat(data.loss_mask, data.offsets[:-1])
     assert responses.min() >= 2
 
 

@@ -43,7 +43,7 @@ def of(name, kind="bytes"):
 
 def text(tok, rendered, trained=False):
     assert not isinstance(rendered, Dropped), rendered
-    return tok.decode(rendered.ids[rendered.trained] if trained else rendered.ids)
+    return tok.decode(rendered.ids[rendered.loss_mask] if trained else rendered.ids)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,7 +84,9 @@ def test_an_end_that_is_not_marked_special_is_trained_stops_and_is_barred():
     assert stop_ids(CHAT, tok) == sorted([end, tok.eos_token_id])
     found = render(one("Say <|im_end|>"), CHAT, tok, max_tokens=500)
     assert found == Dropped(reason="its text holds the special token <|im_end|>", where="f, line 1")
-    assert render(one("Say <think>"), CHAT, of("Qwen3"), max_tokens=500).trained.any()  # a token, but no end
+    assert render(
+        one("Say <think>"), CHAT, of("Qwen3"), max_tokens=500
+    ).loss_mask.any()  # a token, but no end
 
 
 def test_what_ends_an_earlier_answer_and_stops_nothing_is_only_read():
@@ -156,7 +158,7 @@ def test_the_fix_of_a_thought_is_named_and_works():
 
 
 def test_an_option_that_the_template_does_not_know_is_refused():
-    with pytest.raises(TemplateError, match="knows no enable_thoughts"):
+    with pytest.raises(TemplateError, match="has no option enable_thoughts"):
         render(one(), Template("chat", {"enable_thoughts": False}), of("Qwen3"), max_tokens=500)
 
 
@@ -248,7 +250,7 @@ def test_what_a_template_adds_of_its_own_accord_is_said():
     assert said("ChatML") == said("Mistral v1") == said("Llama 2") == ""
     assert said("ChatML, default system", Template("chat", system="Be brief.")) == ""
     assert "today's date" in said("GPT-OSS")
-    assert "keeps 2026-11-28" in said("GPT-OSS", Template("chat", date="2026-11-28"))
+    assert "fixed to 2026-11-28" in said("GPT-OSS", Template("chat", date="2026-11-28"))
     assert "<|endoftext|> is added after the last response" in said("GLM-4.5")
     assert remarks(Template("alpaca"), of("ChatML")) == []
 
@@ -287,7 +289,7 @@ def test_vendors_tokenizers(name):
                         messages[:place_], add_generation_prompt=True, return_dict=False
                     )
                     assert asked == again
-        runs = np.flatnonzero(np.diff(np.concatenate([[False], found.trained, [False]])))
+        runs = np.flatnonzero(np.diff(np.concatenate([[False], found.loss_mask, [False]])))
         said = [tok.decode(found.ids[a:b]) for a, b in zip(runs[::2], runs[1::2], strict=True)]
         answers = [turn.text.strip() for turn in turns if turn.role == "assistant"]
         ends = {"qwen3": "<|im_end|>", "gemma3": "<end_of_turn>", "llama3_1": "<|eot_id|>"}
@@ -419,7 +421,7 @@ def test_a_text_is_looked_for_where_it_has_to_stand(example, body, said):
 def test_a_date_is_found_wherever_it_is_printed(body):
     tok = chatml(body)
     assert prints_date(CHAT, tok)
-    assert "reads today's date" in " ".join(remarks(CHAT, tok))
+    assert "prints today's date" in " ".join(remarks(CHAT, tok))
     assert not prints_date(CHAT, chatml("{# strftime_now #}{{ m.content }}"))
 
 
@@ -436,7 +438,7 @@ def test_a_date_in_any_code_is_what_python_writes():
 @pytest.mark.parametrize("name", ["content", "role", "m", "said", "user"])
 def test_a_word_that_a_template_does_not_read_from_outside_is_no_option(name):
     tok = chatml("{% set said = m.content %}{{ said }}")
-    with pytest.raises(TemplateError, match=f"knows no {name};"):
+    with pytest.raises(TemplateError, match=f"has no option {name};"):
         render(one(), Template("chat", {name: "x"}), tok, max_tokens=500)
 
 

@@ -105,7 +105,7 @@ def test_fields_that_the_run_names_say_what_is_a_row(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(rows))
     assert read(tmp_path / "a.json", Form(names=frozenset({"mein", "dein"}))) == list(rows.values())
     with pytest.raises(
-        DataError, match="not plain which of its keys are fields; write it again as one object"
+        DataError, match="it is unclear which of its keys are fields; write it again as one object"
     ):
         read(tmp_path / "a.json")
 
@@ -121,7 +121,7 @@ def test_what_lies_beside_the_rows_is_named(tmp_path: Path, caplog: pytest.LogCa
     (tmp_path / "a.json").write_text(json.dumps({"system": "Be kind.", "train": ROWS, "extra": ROWS}))
     with caplog.at_level(logging.WARNING):
         assert read(tmp_path / "a.json") == ROWS
-    assert "a.json: not read, beside the rows: 'system', 'extra'" in caplog.text
+    assert "a.json: these keys hold no rows and are not read: 'system', 'extra'" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_what_lies_beside_the_rows_is_named(tmp_path: Path, caplog: pytest.LogCa
         ('{"instruction": {"0": "a"}, "output": {"1": "b"}}', "not all with the same rows"),
         (
             '{"x": {"instruction": ["a"]}, "y": {"instruction": ["b"]}}',
-            "holds columns under each of the keys 'x'",
+            "has columns under each of the keys 'x'",
         ),
         ('{\n "data": [\n  {"instruction": "a",}\n ]\n}', r"line 3 is not JSON \("),
-        ('{"instruction": "a", "instruction": "b"}\n{}', "key 'instruction' is there twice"),
+        ('{"instruction": "a", "instruction": "b"}\n{}', "key 'instruction' is repeated"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(text: str, words: str, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_an_index_column_of_pandas_is_a_field_of_that_name(tmp_path: Path) -> No
 
 def test_a_header_that_comes_again_is_no_row(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("instruction,output\na,b\ninstruction,output\nc,d\n")  # cat a.csv b.csv
-    assert "line 3 has the names of the columns again" in str(read(tmp_path / "a.csv")[1])
+    assert "line 3 repeats the names of the columns" in str(read(tmp_path / "a.csv")[1])
 
 
 def test_columns_may_be_named_where_there_is_no_header(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_columns_may_be_named_where_there_is_no_header(tmp_path: Path) -> None:
     assert first == {"instruction": "1, 2;3", "output": "b"}
     assert "line 2 has 3 cells, the header 2" in str(second)
     (tmp_path / "a.csv").write_text("instruction,output\na,b\n")
-    with pytest.raises(DataError, match=r"line 1 has the names of data\.columns, .* take the key out"):
+    with pytest.raises(DataError, match=r"line 1 has the names of data\.columns, .* remove that key"):
         read(tmp_path / "a.csv", form)
 
 
@@ -279,7 +279,7 @@ def test_the_sheet_of_a_workbook_and_what_cannot_be_read(tmp_path: Path) -> None
     with pytest.raises(DataError, match="row 2, column 2 is a formula without its value"):
         read(workbook(tmp_path / "b.xlsx", One=[rows[0], ["a", "=1+1"]]))
     (tmp_path / "c.xlsx").write_bytes(b"PK\x03\x04")
-    with pytest.raises(DataError, match=r"c\.xlsx is no workbook of Excel"):
+    with pytest.raises(DataError, match=r"c\.xlsx is not an Excel workbook"):
         read(tmp_path / "c.xlsx")
     with pytest.raises(DataError, match="has 3 cells, the header 2"):
         raise read(workbook(tmp_path / "d.xlsx", One=[*rows, ["a", "b", "c"]]))[1]
@@ -395,9 +395,9 @@ def test_a_clone_of_the_hub_is_one_source(card: str, infos: bool, tmp_path: Path
     assert len(source(folder, part="test")) == 1
     with pytest.raises(DataError, match=r"has no part dev; set data\.part to one of train, test"):
         source(folder, part="dev")
-    with pytest.raises(DataError, match="is one data set and no folder with one file a client"):
+    with pytest.raises(DataError, match="is one data set and not a folder with one file per client"):
         files.parts(str(folder), None, "train", folder_only=True)
-    assert files.left_out(str(folder)) == ["test is left out, data.part being train"]
+    assert files.left_out(str(folder)) == ["test is left out, since data.part is train"]
 
 
 def test_the_files_of_a_clone_are_clients_where_the_run_file_says_so(tmp_path: Path) -> None:
@@ -424,7 +424,7 @@ def test_the_configuration_of_a_clone_and_the_names_on_its_card(tmp_path: Path) 
     assert source(tmp_path / "set", "main") == [{"instruction": "007", "kind": "brief"}]
     assert source(tmp_path / "set", "other") == [{"instruction": "007", "kind": 1}]
     # a card that tells of the columns of one configuration has that one as its default
-    assert files.left_out(str(tmp_path / "set")) == ["other is left out, data.config being main"]
+    assert files.left_out(str(tmp_path / "set")) == ["other is left out, since data.config is main"]
     (tmp_path / "set" / "README.md").write_text(card.replace(info, ""))
     with pytest.raises(DataError, match=r"'main', 'other'.*check data\.config"):
         source(tmp_path / "set")
@@ -500,7 +500,7 @@ def test_parts_of_a_saved_set_that_are_not_read_are_named(tmp_path: Path) -> Non
     import datasets
 
     datasets.DatasetDict(train=labelled(), test=labelled()).save_to_disk(str(tmp_path / "set"))
-    assert files.left_out(str(tmp_path / "set")) == ["test is left out, data.part being train"]
+    assert files.left_out(str(tmp_path / "set")) == ["test is left out, since data.part is train"]
     labelled().save_to_disk(str(tmp_path / "one"))
     assert files.left_out(str(tmp_path / "one")) == []
 
@@ -515,17 +515,15 @@ def test_files_of_the_system_are_no_clients_and_are_named(tmp_path: Path) -> Non
     clients = [part.client for part in files.parts(str(tmp_path), None, "train")]
     assert clients == ["Dev-Team", "Testklinik_Ulm", "Validierung", "a"]
     testing, told = files.left_out(str(tmp_path))
-    assert testing.startswith("val.jsonl is left out, being for testing by name")
+    assert testing.startswith("val.jsonl is left out, as files for testing by their names")
     assert told.startswith("._a.jsonl, .DS_Store") or ".DS_Store" in told
-    assert told.endswith("and 3 more are left out, being of the system or of an editor")
+    assert told.endswith("and 3 more are left out, as files of the system or of an editor")
 
 
 def test_a_folder_of_folders_names_the_one_that_holds_data(tmp_path: Path) -> None:
     (tmp_path / "ulm").mkdir()
     (tmp_path / "ulm" / "a.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(
-        DataError, match=r"holds no data file \(its folder ulm does: name that one, or put one"
-    ):
+    with pytest.raises(DataError, match=r"has no data file \(its folder ulm does: name that one, or put one"):
         files.parts(str(tmp_path), None, "train")
 
 

@@ -191,11 +191,11 @@ def test_a_json_file_may_hold_one_object_a_line(tmp_path):
         ('[{"a": 1}\n{"b": 2}]', r"record 1 \(line 1\) has no comma"),
         ('[{"a": 1},', r"record 2 \(line 1\) is not JSON"),
         ('{"a": 1,\n"b" 2}', "line 2 is not JSON"),
-        ('[{"a": 1}]\n[{"a": 2}]', r"a\.json goes on after the \] of its list"),
-        ("[] x", "goes on after"),
-        ("[]", "holds no rows"),
-        (" \n", "holds no rows"),
-        (b'["\xff"]', "is not UTF-8 but cp1252 or its like; set data.encoding"),
+        ('[{"a": 1}]\n[{"a": 2}]', r"a\.json has more text after the \] of its list"),
+        ("[] x", "has more text after"),
+        ("[]", "has no rows"),
+        (" \n", "has no rows"),
+        (b'["\xff"]', "is not UTF-8 but cp1252 or similar; set data.encoding"),
     ],
 )
 def test_a_broken_json_file_is_named(tmp_path, text, words):
@@ -227,8 +227,8 @@ def test_csv_cells_stay_text(tmp_path):
         ("instruction,response\nx,y\nx\n", "line 3 has 1 cells"),
         ('instruction,response\nx,y\nx,"y\nz,w\n', "starts at .*line 3 is not CSV"),
         ("instruction,instruction\nx,y\n", "line 1 has a repeated column name"),
-        ("instruction,response\n", "holds no rows"),
-        ("", "holds no rows"),
+        ("instruction,response\n", "has no rows"),
+        ("", "has no rows"),
     ],
 )
 def test_a_broken_csv_file_is_named(tmp_path, text, words):
@@ -326,10 +326,10 @@ def test_the_name_of_a_file_or_folder_is_no_pattern(tmp_path, name):
     [
         ("{tmp}/none.json", r"there is no data file or folder .*none\.json; check data\.source"),
         ("{tmp}/notes.txt", r"unknown extension; use one of \.json, \.jsonl"),
-        ("{tmp}", "holds no data file but test.json, not for training"),
+        ("{tmp}", "has no data file but test.json, not for training"),
         (
             "nobody/no-such-set",
-            r"there is no file or folder nobody/no-such-set \(looked for .*, and no data set of",
+            r"there is no file or folder nobody/no-such-set \(searched .*, and the hub gives no data set of",
         ),
     ],
 )
@@ -353,14 +353,14 @@ def test_a_folder_is_one_client_a_file_in_natural_order(tmp_path):
     (tmp_path / "c2.csv").write_text("instruction,response\nx,y\n")
     with pytest.raises(DataError, match="two files named c2"):
         read(DataTable(source=str(tmp_path)), rule(by="ready-made"), 0)
-    with pytest.raises(DataError, match="is no folder with one file a client"):
+    with pytest.raises(DataError, match="is not a folder with one file per client"):
         read(DataTable(source=str(tmp_path / "c10.jsonl")), rule(by="ready-made"), 0)
 
 
 def test_an_empty_client_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines(DOLLY))
     (tmp_path / "b.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"b\.jsonl holds no rows"):
+    with pytest.raises(DataError, match=r"b\.jsonl has no rows"):
         read(DataTable(source=str(tmp_path)), rule(by="ready-made"), 0)
 
 
@@ -408,9 +408,9 @@ def test_files_that_are_not_for_training_are_named(tmp_path):
     for name in ("a.jsonl", "Testing_centre.jsonl", "Testklinik_Ulm.json", "global_test.json", "notes.md"):
         (tmp_path / name).write_text("{}")
     assert files.left_out(str(tmp_path)) == [
-        "Testing_centre.jsonl, global_test.json are left out, being for testing by name; rename what is a"
-        " client's",
-        "notes.md is left out, being no data by name",
+        "Testing_centre.jsonl, global_test.json are left out, as files for testing by their names; rename"
+        " those that are a client's",
+        "notes.md is left out, as no data files by their names",
     ]
     assert files.left_out(str(tmp_path / "a.jsonl")) == files.left_out("owner/name") == []
 
@@ -420,7 +420,7 @@ def test_a_folder_that_cannot_be_listed_is_one_sentence_there_too(tmp_path, monk
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(DataError, match=r"cannot be read .*check its rights"):
+    with pytest.raises(DataError, match=r"cannot be read .*check its permissions"):
         files.left_out(str(tmp_path))
 
 
@@ -442,7 +442,7 @@ def test_a_readings_repr_holds_no_text():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("instruction,response\nGr\u00f6\u00dfe,b\n".encode("cp1252"), "is not UTF-8 but cp1252 or its like"),
+        ("instruction,response\nGr\u00f6\u00dfe,b\n".encode("cp1252"), "is not UTF-8 but cp1252 or similar"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not text"),
     ],
 )

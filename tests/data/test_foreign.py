@@ -93,7 +93,7 @@ def test_a_reader_of_the_library_is_no_data_set(
     """A run folder, whose names stay as they are, may say "pandas": that unpickles files of this folder."""
     monkeypatch.chdir(tmp_path)
     Path("train.pkl").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(DataError, match=f"'{name}' is a reader of the library"):
+    with pytest.raises(DataError, match=f"'{name}' is a file format of the library"):
         list(files.parts(name, None, "train")[0].rows)
     assert not Path("PWNED").exists()
 

@@ -127,15 +127,15 @@ def test_a_category_and_a_struct_of_lists_of_a_set() -> None:
 @pytest.mark.parametrize(
     ("rows", "by", "words"),
     [
-        ([], "iid", "the rows are none; give at least one"),
+        ([], "iid", "the rows are empty; give at least one row"),
         ("rows.jsonl", "iid", "the rows are a path or a text; set data.source"),
         (Path("rows.jsonl"), "iid", "the rows are a path or a text"),
         (7, "iid", "the rows are a int; give a list of dicts"),
         ({"a": "b"}, "iid", "neither columns of one length nor rows by client"),
         ({"a": [1], "b": [1, 2]}, "iid", "neither columns of one length nor rows by client"),
-        (ROWS, "ready-made", "give a dict of each client's name and rows"),
+        (ROWS, "ready-made", "give a dict from clients' names to their rows"),
         (["a", "b"], "iid", "the rows, record 1 is text, expected an object with named fields"),
-        ({"Ulm": ROWS, "Bonn": []}, "ready-made", "the rows of Bonn are none"),
+        ({"Ulm": ROWS, "Bonn": []}, "ready-made", "the rows of Bonn are empty"),
     ],
 )
 def test_what_are_no_rows_is_one_sentence(rows: Any, by: str, words: str) -> None:
@@ -145,7 +145,7 @@ def test_what_are_no_rows_is_one_sentence(rows: Any, by: str, words: str) -> Non
 
 def test_two_columns_of_one_name_are_named() -> None:
     frame = as_frame(ROWS).rename(columns={"kind": "response"})
-    with pytest.raises(DataError, match="two columns of one name"):
+    with pytest.raises(DataError, match="two columns of the same name"):
         prepare.divide(asked(), rows=frame)
 
 

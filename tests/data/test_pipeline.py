@@ -38,7 +38,7 @@ def settings(source: Path | str, **tables) -> RunSettings:
 
 def same(a: TokenisedData, b: TokenisedData) -> bool:
     def arrays(data: Tokens) -> tuple[list[int], ...]:
-        return data.ids.tolist(), data.trained.tolist(), data.offsets.tolist()
+        return data.ids.tolist(), data.loss_mask.tolist(), data.offsets.tolist()
 
     return (
         {name: arrays(data) for name, data in a.clients.items()}
@@ -97,7 +97,7 @@ def test_mixes_and_the_summary_count_what_is_kept(source, tokenizer) -> None:
         "marked_responses": 0,
         "dropped": 0,
         "tokens": sum(len(data.ids) for data in own),
-        "trained_tokens": sum(int(data.trained.sum()) for data in own),
+        "trained_tokens": sum(int(data.loss_mask.sum()) for data in own),
     }
     assert pipeline.mean_length(prepared) == prepared.summary["tokens"] / 30
     assert sorted(pipeline.categories(prepared)) == sorted([*runs.CATEGORIES, *runs.CATEGORIES])
@@ -345,10 +345,10 @@ from shepherd.data.tokens import Tokens
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 def one(n):
     offsets = np.array([0, n, n + 3])
-    return Tokens(ids=np.arange(n + 3, dtype=np.int32), trained=np.ones(n + 3, bool), offsets=offsets)
+    return Tokens(ids=np.arange(n + 3, dtype=np.int32), loss_mask=np.ones(n + 3, bool), offsets=offsets)
 clients = {f"client-{n}": one(n) for n in range(500)}
 mixes = {name: {"all": 2} for name in clients}
-none = Tokens(ids=np.zeros(0, np.int32), trained=np.zeros(0, bool), offsets=np.zeros(1, np.int64))
+none = Tokens(ids=np.zeros(0, np.int32), loss_mask=np.zeros(0, bool), offsets=np.zeros(1, np.int64))
 folder = Path(sys.argv[1])
 empty = dict(heldout=none, heldout_examples=[], summary={})
 made = pipeline.TokenisedData(clients=clients, category_counts=mixes, **empty)

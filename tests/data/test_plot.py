@@ -45,7 +45,7 @@ def test_only_a_picture_of_ours_is_replaced(tmp_path):
     draw(many("a"), shares, path)
     draw(many("b"), shares, path)
     path.write_bytes(b"a photograph")
-    with pytest.raises(DataError, match=r"p\.png exists and is not a picture of ours"):
+    with pytest.raises(DataError, match=r"p\.png exists and is not a picture that Shepherd drew"):
         draw(many("a"), shares, path)
     assert path.read_bytes() == b"a photograph"
     draw(many("a"), shares, path, overwrite=True)

@@ -77,10 +77,10 @@ def test_standard_input(given: bytes, expected: list[tuple[str, str]], monkeypat
     ("name", "content", "sentence"),
     [
         ("none.txt", None, r"none.txt cannot be read \(No such file or directory\); name a file"),
-        ("empty.txt", b"\n \n", "empty.txt holds no prompt; write one a line"),
+        ("empty.txt", b"\n \n", "empty.txt has no prompt; write one a line"),
         ("picture.txt", b"\x89PNG\r\n\x1a\n\x00", "picture.txt, line 1 is not text in UTF-8"),
         ("nul.txt", b"a\x00b", "nul.txt is not a text file"),
-        ("rows.jsonl", b"", "rows.jsonl holds no rows"),
+        ("rows.jsonl", b"", "rows.jsonl has no rows"),
         ("rows.jsonl", b'{"instruction": "a"}\n{"instruction"', "rows.jsonl, line 2 is not JSON"),
         ("rows.jsonl", b'{"instruction": "a"}\n{"x": 1}', "rows.jsonl, line 2: field instruction is missing"),
         ("rows.jsonl", b"[1]", "rows.jsonl, record 1 .line 1. is no object with named fields"),

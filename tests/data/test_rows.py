@@ -352,8 +352,8 @@ def test_unread_fields_are_counted_by_how_many_rows_fill_them():
         "note": Tally(1, "mem, record 2"),
     }
     assert found.notes.sentences() == [
-        "filled and not read: id (in 2 rows), check (in 3 rows), note (in 1 row); map a field that you want"
-        " with data.fields"
+        "filled and not read: id (in 2 rows), check (in 3 rows), note (in 1 row); to read a field, name it"
+        " in data.fields"
     ]
 
 

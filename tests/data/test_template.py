@@ -50,8 +50,8 @@ def chat(*texts, system=""):
 
 def runs(rendered, tokenizer):
     """(text, trained) runs, decoded apart; the marks of BOS and EOS in sight."""
-    borders = [0, *(np.flatnonzero(np.diff(rendered.trained)) + 1), len(rendered.ids)]
-    return [(tokenizer.decode(rendered.ids[a:b]), bool(rendered.trained[a])) for a, b in pairwise(borders)]
+    borders = [0, *(np.flatnonzero(np.diff(rendered.loss_mask)) + 1), len(rendered.ids)]
+    return [(tokenizer.decode(rendered.ids[a:b]), bool(rendered.loss_mask[a])) for a, b in pairwise(borders)]
 
 
 EOS = "<|endoftext|>"
@@ -133,14 +133,14 @@ def test_rendered_ids_start_with_the_prompts_and_the_text_is_whole(tokenizer, mo
         for count in (1, 3):
             start = prompt(example.turns[:count], Template(template), tokenizer)
             assert found.ids[: len(start)].tolist() == start
-            assert found.trained[len(start)]
-            assert not found.trained[len(start) - 1]
+            assert found.loss_mask[len(start)]
+            assert not found.loss_mask[len(start) - 1]
         response = tokenizer.decode(found.ids[len(start) : -1])
         assert response.removeprefix(" " if template == "vicuna" else "") in (
             answer,
             answer.removeprefix(" "),
         )
-        assert found.trained[-1]
+        assert found.loss_mask[-1]
         assert int(found.ids[-1]) in stop_ids(Template(template), tokenizer)
 
 
@@ -151,7 +151,7 @@ def test_bos_is_there_once_if_the_tokenizer_adds_it_and_eos_once_always(ends):
     text = tokenizer.decode(found.ids)
     assert text.startswith(ends[0] + BELOW)
     assert (text.count("<s>"), text.count(EOS)) == (len(ends[0]) // 3, 1)
-    assert not found.trained[0]
+    assert not found.loss_mask[0]
 
 
 def test_a_tokenizer_that_merges_over_the_border_is_kept_from_it():
@@ -182,24 +182,24 @@ def test_text_that_looks_like_a_special_token_is_text(novella):
 def test_a_cut_takes_the_context_then_the_response_and_keeps_the_rest(neox):
     example = one(context="Some text about birds. " * 30, response="A heron and a gull. " * 5)
     whole = render(example, Template("alpaca-short"), neox, max_tokens=2000)
-    response = int(whole.trained.sum())
+    response = int(whole.loss_mask.sum())
     bare = len(render(one(response=example.response), Template("alpaca-short"), neox, max_tokens=2000).ids)
     some = render(example, Template("alpaca-short"), neox, max_tokens=len(whole.ids) - 40)
-    assert (some.cut, int(some.trained.sum()), len(some.ids)) == (40, response, len(whole.ids) - 40)
+    assert (some.cut, int(some.loss_mask.sum()), len(some.ids)) == (40, response, len(whole.ids) - 40)
     less = render(example, Template("alpaca-short"), neox, max_tokens=bare)
     text = neox.decode(less.ids)
     assert text.startswith("### Instruction:\nName a bird.\n\n### Input:\n\n\n### Response:\nA heron")
     assert not text.endswith(EOS)
     assert (some.cut_response, less.cut_response) == (False, True)
     assert len(less.ids) == bare
-    assert int(less.trained.sum()) < response
+    assert int(less.loss_mask.sum()) < response
 
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
 def test_a_whole_response_has_its_end_and_a_cut_one_none_at_every_length(chatty, template):
     """By hand: the first n ids of the whole, n one short of the response where only its end does not fit."""
     whole = render(one(), Template(template), chatty, max_tokens=500)
-    size, start = len(whole.ids), int(np.flatnonzero(whole.trained)[0])
+    size, start = len(whole.ids), int(np.flatnonzero(whole.loss_mask)[0])
     ends = stop_ids(Template(template), chatty)
     assert int(whole.ids[-1]) in ends
     for room in range(8, size + 2):
@@ -209,7 +209,7 @@ def test_a_whole_response_has_its_end_and_a_cut_one_none_at_every_length(chatty,
             continue
         kept = size if room >= size else min(room, size - 2)
         assert found.ids.tolist() == whole.ids[:kept].tolist()
-        assert found.trained.tolist() == whole.trained[:kept].tolist()
+        assert found.loss_mask.tolist() == whole.loss_mask[:kept].tolist()
         assert found.cut_response == (room < size) == (int(found.ids[-1]) not in ends)
 
 
@@ -234,10 +234,10 @@ def test_a_response_that_the_data_mark_is_read_and_not_trained(chatty, template,
         assert found.ids.tolist() == plain.ids.tolist()
         assert found.marked == 1
         start = len(prompt(chat(*TWO).turns[:place], on, chatty))
-        stop = start + int(np.argmin(np.append(plain.trained[start:], False)))
-        expected = bare.trained.copy()
+        stop = start + int(np.argmin(np.append(plain.loss_mask[start:], False)))
+        expected = bare.loss_mask.copy()
         expected[start:stop] = False
-        assert found.trained.tolist() == expected.tolist()
+        assert found.loss_mask.tolist() == expected.tolist()
 
 
 def test_where_all_that_is_left_is_marked_the_example_is_dropped(neox):
@@ -268,19 +268,19 @@ def test_whatever_the_text_what_is_kept_fits_and_obeys_law_9(chatty, words, cont
     for count in range(1, len(turns), 2):
         start = prompt(turns[:count], Template(template), chatty)
         assert whole.ids[: len(start)].tolist() == start
-        assert whole.trained[len(start) - 1 : len(start) + 1].tolist() == [False, True]
+        assert whole.loss_mask[len(start) - 1 : len(start) + 1].tolist() == [False, True]
     found = render(Example(turns=turns), Template(template), chatty, max_tokens=room, loss_on=loss_on)
     if isinstance(found, Dropped):
         assert found.reason == "its prompt leaves no room for a response"
         return
-    assert len(found.ids) == len(found.trained) <= room
+    assert len(found.ids) == len(found.loss_mask) <= room
     # the last answer ends where its author ended it, and nowhere else
     ends = int(found.ids[-1]) in stop_ids(Template(template), chatty)
     assert ends != found.cut_response
-    assert found.trained[-2 if ends else -1 :].all()
+    assert found.loss_mask[-2 if ends else -1 :].all()
     assert found.cut or not found.cut_response
-    assert not found.trained[0]
-    assert found.trained[1:].all() or loss_on == "responses"
+    assert not found.loss_mask[0]
+    assert found.loss_mask[1:].all() or loss_on == "responses"
     assert found.cut == len(whole.ids) - len(found.ids)
 
 

@@ -33,12 +33,12 @@ def test_tokens_are_what_render_gives(found, neox):
     tokens, kept, _ = found
     assert kept.tolist() == [0, 2, 3]
     assert len(tokens) == 3
-    assert (tokens.ids.dtype, tokens.trained.dtype, tokens.offsets.dtype) == ("int32", "bool", "int64")
+    assert (tokens.ids.dtype, tokens.loss_mask.dtype, tokens.offsets.dtype) == ("int32", "bool", "int64")
     for place, index in enumerate(kept):
         alone = render(EXAMPLES[index], Template("alpaca-short"), neox, max_tokens=64)
-        ids, trained = tokens.example(place)
+        ids, mask = tokens.example(place)
         assert ids.tolist() == alone.ids.tolist()
-        assert trained.tolist() == alone.trained.tolist()
+        assert mask.tolist() == alone.loss_mask.tolist()
         assert tokens.lengths[place] == len(ids)
 
 
@@ -47,7 +47,7 @@ def test_counts_add_up(found):
     assert (counts.examples, counts.kept, counts.cut) == (4, 3, 1)
     assert counts.dropped == {"its prompt leaves no room for a response": 1}
     assert counts.tokens == len(tokens.ids) == counts.trained + counts.masked
-    assert counts.trained == tokens.trained.sum()
+    assert counts.trained == tokens.loss_mask.sum()
     assert (counts.share_cut, counts.share_dropped) == (1 / 3, 1 / 4)
     assert counts.share_masked == counts.masked / counts.tokens
 
@@ -74,7 +74,7 @@ def test_saved_and_loaded_are_the_same_and_mapped(found, tmp_path, take):
     tokens.save(tmp_path / "deep" / "tokens")
     tokens.save(tmp_path / "deep" / "tokens")  # replaces
     back = load(tmp_path / "deep" / "tokens")
-    for name in ("ids", "trained", "offsets"):
+    for name in ("ids", "loss_mask", "offsets"):
         assert np.array_equal(getattr(back, name), getattr(tokens, name))
         assert not getattr(back, name).flags.writeable or not take
     assert isinstance(back.offsets, np.memmap)
@@ -87,15 +87,15 @@ def test_what_is_saved_together_comes_apart_again(tmp_path_factory, parts):
     made = []
     for lengths in parts:
         ids = np.arange(sum(lengths), dtype=np.int32)
-        made.append(Tokens(ids=ids, trained=ids % 2 == 0, offsets=np.cumsum([0, *lengths], dtype=np.int64)))
+        made.append(Tokens(ids=ids, loss_mask=ids % 2 == 0, offsets=np.cumsum([0, *lengths], dtype=np.int64)))
     folder = tmp_path_factory.mktemp("together")
     save_together(folder / "tokens", made)
     whole = load(folder / "tokens")
     for part, back in zip(made, whole.split([len(part) for part in made]), strict=True):
-        for name in ("ids", "trained", "offsets"):
+        for name in ("ids", "loss_mask", "offsets"):
             assert np.array_equal(getattr(back, name), getattr(part, name))
             assert getattr(back, name).dtype == getattr(part, name).dtype
-    with pytest.raises(DataError, match="examples and not"):
+    with pytest.raises(DataError, match="but the parts have"):
         whole.split([len(whole) + 1])
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_folder_is_named(found, tmp_path, name, fault):
 
 def test_an_example_beyond_the_end_is_refused():
     tokens = Tokens(
-        ids=np.zeros(2, np.int32), trained=np.zeros(2, np.bool_), offsets=np.array([0, 2], np.int64)
+        ids=np.zeros(2, np.int32), loss_mask=np.zeros(2, np.bool_), offsets=np.array([0, 2], np.int64)
     )
     with pytest.raises(IndexError, match="example -1 of 1"):
         tokens.example(-1)

@@ -238,7 +238,7 @@ def test_what_a_round_will_have_changed_can_be_saved_before_it_is_taken_over(lla
 
 def test_a_client_whose_data_fail_is_a_failure_and_the_others_go_on(llama) -> None:
     data = datasets()
-    data["bob"].trained[:] = False
+    data["bob"].loss_mask[:] = False
     data["cay"] = data["cay"].take([])
     simulation = simulated(llama, datasets=data)
     ann, bob, cay, dan = simulation.run(broadcast(llama), ["ann", "bob", "cay", "dan"])

@@ -22,7 +22,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(client, "PAUSE", 0.001)
+    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(_base_client, "INITIAL_RETRY_DELAY", 0.001, raising=False)
 
 

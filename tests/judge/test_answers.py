@@ -27,10 +27,10 @@ def test_what_is_written_reads_back(tmp_path_factory: pytest.TempPathFactory, te
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"question": "1", "answer": "again"}', "line 2: question 1 was answered before"),
-        ('{"question": 1, "answer": "again"}', "line 2: question 1 was answered before"),
-        ('{"question": "2"}', 'line 2 is no answer; write it as {"question": "id", "answer": "text"}'),
-        ('{"question": "2", "answer": null}', "line 2 is no answer"),
+        ('{"question": "1", "answer": "again"}', "line 2: question 1 was already answered"),
+        ('{"question": 1, "answer": "again"}', "line 2: question 1 was already answered"),
+        ('{"question": "2"}', 'line 2 is not an answer; write it as {"question": "id", "answer": "text"}'),
+        ('{"question": "2", "answer": null}', "line 2 is not an answer"),
         ('{"question": "2", "answer": "\\ud800"}', "line 2 holds half of a surrogate pair"),
         ("[", "line 2 is not JSON"),
     ],
@@ -55,5 +55,5 @@ def test_every_question_wants_an_answer() -> None:
     asked = [Question(id=name, text="?") for name in "abc"]
     said = Answers(name="base", texts={"a": "", "b": "x", "more": "y"})
     said.require(asked[:2])
-    with pytest.raises(DataError, match=r"base has no answer to question c \(1 such\)"):
+    with pytest.raises(DataError, match=r"base has no answer to question c \(1 missing\)"):
         said.require(asked)

@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 def test_a_file_in_the_folders_place_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "v").write_text("")
     with (
-        pytest.raises(FolderError, match=r"the verdicts' file .* cannot be used"),
+        pytest.raises(FolderError, match=r"the file of verdicts .* cannot be used"),
         cache.opened(tmp_path / "v"),
     ):
         pass

@@ -90,7 +90,7 @@ def test_the_sentences_name_the_mend(serve) -> None:
             r"HTTP 429, 2 times: slow down\); wait, or lower judge.concurrency",
         ),
         (server.status(500, "oops"), r"fails with HTTP 500, 2 times \(oops\)"),
-        (server.silent, r"silent for 0.1 s, 2 times; raise judge.timeout"),
+        (server.silent, r"did not answer within 0.1 s, 2 times; raise judge.timeout"),
         (server.body("hello"), r"does not answer with chat completions, 2 times"),
     ):
         judge = serve(always=step)
@@ -110,7 +110,7 @@ def test_retry_after_is_waited_for(serve) -> None:
     [
         (401, "refuses the key in OPENAI_API_KEY (HTTP 401)"),
         (403, "refuses the key in OPENAI_API_KEY (HTTP 403)"),
-        (404, "has no model judge-1, or no chat (HTTP 404: no such model)"),
+        (404, "has no model judge-1, or no chat completions (HTTP 404: no such model)"),
     ],
 )
 def test_what_another_try_cannot_mend_is_not_tried_again(serve, code: int, words: str) -> None:
@@ -260,8 +260,13 @@ def test_a_parameter_is_given_up_only_where_that_was_the_reason(serve) -> None:
             1,
             "refuses the key in OPENAI_API_KEY (error 401 in the",
         ),
-        ({"code": 402, "message": "no credit"}, JudgeError, 1, "wants to be paid first (error 402"),
-        ({"code": 404, "message": "none"}, JudgeError, 1, "has no model judge-1, or no chat (error 404"),
+        ({"code": 402, "message": "no credit"}, JudgeError, 1, "requires payment (error 402"),
+        (
+            {"code": 404, "message": "none"},
+            JudgeError,
+            1,
+            "has no model judge-1, or no chat completions (error 404",
+        ),
         ({"code": 400, "message": "too long"}, client.Refused, 1, "error 400 in the body of a 200: too long"),
         ({"code": 301, "message": "moved"}, client.Refused, 3, "an error in the body of a 200: moved"),
         (
@@ -361,11 +366,11 @@ PASSWORD = "of-mine-and-nobody-elses"
         (
             "all_proxy",
             f"socks://me:{PASSWORD}@127.0.0.1:9",
-            "no proxy that can be used here; write it as http://",
+            "names a proxy that cannot be used; write it as http://",
         ),
-        ("ALL_PROXY", "socks4://127.0.0.1:9", "no proxy that can be used here"),
-        ("HTTP_PROXY", f"http://me:{PASSWORD}@:bad:port", "no proxy that can be used here"),
-        ("HTTPS_PROXY", "http://[::1", "no proxy that can be used here"),
+        ("ALL_PROXY", "socks4://127.0.0.1:9", "names a proxy that cannot be used"),
+        ("HTTP_PROXY", f"http://me:{PASSWORD}@:bad:port", "names a proxy that cannot be used"),
+        ("HTTPS_PROXY", "http://[::1", "names a proxy that cannot be used"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_named_and_not_shown(
@@ -394,14 +399,14 @@ def test_a_proxy_out_of_reach_is_named(monkeypatch) -> None:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("http_proxy", f"http://me:{PASSWORD}@127.0.0.1:{taken.getsockname()[1]}")
         said = fault(table("http://judge.example/v1", retries=0))
-    assert "cannot be reached, by way of the proxy in http_proxy" in said
+    assert "cannot be reached, through the proxy in http_proxy" in said
     assert PASSWORD not in said
 
 
 def test_a_proxy_that_wants_a_password_is_named(serve, monkeypatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
     said = fault(table(serve(always=server.status(407)).url))
-    assert said.startswith("the proxy in HTTP_PROXY wants a name and a password (HTTP 407)")
+    assert said.startswith("the proxy in HTTP_PROXY needs a user name and a password (HTTP 407)")
 
 
 @pytest.mark.parametrize("text", [None, "no certificate"])
@@ -410,9 +415,7 @@ def test_certificates_that_cannot_be_read_are_named(monkeypatch, tmp_path, text:
         (tmp_path / "ca.pem").write_text(text)
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    assert "the certificates that SSL_CERT_FILE names cannot be read" in fault(
-        table("https://judge.example/v1")
-    )
+    assert "the certificates in SSL_CERT_FILE cannot be read" in fault(table("https://judge.example/v1"))
 
 
 def test_what_is_meant_for_openai_alone_is_sent_to_no_other_host(serve, monkeypatch) -> None:
@@ -456,7 +459,7 @@ class Watched(MutableMapping[str, str]):
 
 
 SECRETS = (
-    *("OPENAI_API_KEY", "OPENAI_BASE_URL", *client.OF_OPENAI_ALONE),
+    *("OPENAI_API_KEY", "OPENAI_BASE_URL", *client.OPENAI_ONLY_VARIABLES),
     *("AZURE_OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MINE"),
 )
 
@@ -469,7 +472,9 @@ def test_no_variable_is_read_but_the_one_with_the_key(serve, monkeypatch, key_en
     watched = Watched(os.environ)
     monkeypatch.setattr(os, "environ", watched)
     ask(table(judge.url, key_env=key_env))
-    read = watched.asked & {*SECRETS} - {*client.OF_OPENAI_ALONE}  # those are gone when they are looked for
+    read = watched.asked & {*SECRETS} - {
+        *client.OPENAI_ONLY_VARIABLES
+    }  # those are gone when they are looked for
     assert read == {key_env} - {""}
     (sent,) = judge.headers
     assert [name for name in SECRETS if f"of-mine-{name}" in str(sent)] == [key_env] * bool(key_env)
@@ -488,7 +493,7 @@ def test_the_names_of_what_is_openais_alone_are_all_that_the_package_reads() -> 
         *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
     }
     assert {name for name in found if name.startswith("OPENAI_")} <= {
-        *client.OF_OPENAI_ALONE,
+        *client.OPENAI_ONLY_VARIABLES,
         *given,
         *elsewhere,
     }
@@ -519,7 +524,7 @@ def test_a_redirection_leads_to_no_other_host(serve, code: int) -> None:
     other = serve(lambda _: "sent on")
     judge = serve(always=server.status(code, location=f"{other.url}/chat/completions"))
     said = fault(table(judge.url))
-    assert f"sends on to {other.url}/chat/completions (HTTP {code})" in said
+    assert f"redirects to {other.url}/chat/completions (HTTP {code})" in said
     assert "judge.base_url" in said
     assert other.calls == 0
     assert judge.calls == 1
@@ -550,7 +555,7 @@ def test_a_missing_key_is_asked_for_by_the_name_of_its_variable(serve, monkeypat
     for name in ("MINE", "NOT_SET_AT_ALL"):
         assert f"environment variable {name}" in fault(table(judge.url, key_env=name))
     monkeypatch.setenv("MINE", "sk-ключ-12345")
-    with pytest.raises(JudgeError, match="MINE holds what can be no key") as caught:
+    with pytest.raises(JudgeError, match="MINE holds no valid key") as caught:
         ask(table(judge.url, key_env="MINE"))
     assert "ключ" not in str(caught.value)
     assert judge.calls == 0

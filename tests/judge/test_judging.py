@@ -123,7 +123,7 @@ def test_a_second_run_calls_nobody(serve, tmp_path: Path, monkeypatch: pytest.Mo
             lines: list[str] = []
             again = judging.judge(MINE, BASE, asked(6), settings, tmp_path, lines.append)
         assert (again.row(), again.new_calls) == (once.row(), 0)
-        assert lines == [f"The judge judge-1 is not asked: all {once.calls} replies are here already."]
+        assert lines == [f"The judge judge-1 is not asked: all {once.calls} replies are already cached."]
     assert judge.calls == 28
 
 
@@ -148,8 +148,8 @@ def test_the_plan_says_what_is_coming_and_asks_nothing(serve, tmp_path: Path) ->
     assert plan.prompt_tokens == pytest.approx(sent * 10 / 4, rel=0.02)
     rest = judging.plan([(MINE, BASE)], asked(6), settings, folder, 3)
     assert (rest.calls, rest.cached, rest.completion_tokens) == (6, 4, 150)
-    assert "gets 6 calls (4 more are here already)" in rest.sentence(settings)
-    assert rest.sentence(settings).endswith("It stops after 3 of them, as --max-calls says.")
+    assert "gets 6 calls (4 replies are already cached)" in rest.sentence(settings)
+    assert rest.sentence(settings).endswith("It stops after 3 of them because of --max-calls.")
 
 
 def test_a_cap_leaves_whole_questions_and_goes_on_the_next_time(serve, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_what_was_paid_for_is_kept_when_the_endpoint_fails(serve, tmp_path: Path
     judge = serve(fair, [*good, server.status(401)])
     settings = table(judge.url, concurrency=1)
     with pytest.raises(
-        JudgeError, match=r"HTTP 401.*; 4 replies are kept in .*, where the same command goes"
+        JudgeError, match=r"HTTP 401.*; 4 replies are kept in .*, and the same command continues"
     ):
         judging.judge(MINE, BASE, asked(6), settings, tmp_path, silent)
     assert judge.calls == 5
@@ -316,7 +316,7 @@ def test_a_filtered_reply_is_refused_and_not_unreadable(serve, tmp_path: Path) -
     judge = serve(always=rule)
     result = judging.judge(MINE, BASE, asked(6), table(judge.url), tmp_path, silent)
     assert (result.refused, result.unreadable, result.calls, result.left) == (2, 0, 8, 0)
-    assert result.says[-1].endswith("(its content filter stopped the reply, content_filter).")
+    assert result.says[-1].endswith("(its content filter stopped the reply: content_filter).")
 
 
 def test_a_judge_with_a_temperature_and_a_limit_of_its_own_is_judged_by(serve, tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_a_refused_prompt_is_counted_and_the_others_are_judged(serve, tmp_path: 
 
 def test_an_endpoint_that_refuses_everything_is_not_asked_on(serve, tmp_path: Path) -> None:
     judge = serve(always=server.status(400, "no such tool here"))
-    words = r"refuses what it is asked \(HTTP 400: no such tool here\); change that in the table judge"
+    words = r"refuses the requests \(HTTP 400: no such tool here\); change the table judge"
     with pytest.raises(JudgeError, match=words):
         judging.judge(MINE, BASE, asked(6), table(judge.url, concurrency=1), tmp_path, silent)
     assert judge.calls == 5
@@ -396,7 +396,14 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_spent(serve, tmp_pa
     judge = serve(fair)
     for first, second, questions, settings, kind, words in (
         (MINE, BASE, (), table(judge.url), DataError, "there is no question to judge by"),
-        (MINE, BASE, asked(7), table(judge.url), DataError, r"mine has no answer to question q6 \(1 such\)"),
+        (
+            MINE,
+            BASE,
+            asked(7),
+            table(judge.url),
+            DataError,
+            r"mine has no answer to question q6 \(1 missing\)",
+        ),
         (MINE, MINE, asked(6), table(judge.url), DataError, "both arms are called mine"),
         (MINE, BASE, asked(6), table(judge.url, model=""), SettingsError, "judge.model is empty"),
     ):

@@ -45,13 +45,13 @@ def test_a_table_is_a_file_of_questions_too(tmp_path: Path) -> None:
     [
         ("[1]", "line 2 is no object"),
         ("{", "line 2 is not JSON"),
-        ({"category": "a"}, "line 2 asks nothing; give it one of the fields question, instruction"),
-        ({"question": "  "}, "line 2 asks nothing"),
-        ({"question": ["a"], "id": {}}, "line 2: field id is no text"),
-        ({"turns": []}, "line 2: field turns is no list of texts"),
-        ({"turns": "Why?"}, "line 2: field turns is no list of texts"),
+        ({"category": "a"}, "line 2 has no question; give it one of the fields question, instruction"),
+        ({"question": "  "}, "line 2 has no question"),
+        ({"question": ["a"], "id": {}}, "line 2: field id is not text"),
+        ({"turns": []}, "line 2: field turns is not a list of texts"),
+        ({"turns": "Why?"}, "line 2: field turns is not a list of texts"),
         ({"question": "\ud800"}, "line 2 holds half of a surrogate pair"),
-        ({"id": 1, "question": "Again?"}, "line 2: the id 1 was there before"),
+        ({"id": 1, "question": "Again?"}, "line 2: the id 1 is already used"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named_by_its_line(tmp_path: Path, row: object, message: str) -> None:
@@ -63,7 +63,7 @@ def test_a_row_that_cannot_be_read_is_named_by_its_line(tmp_path: Path, row: obj
 
 def test_an_empty_or_missing_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text("\n")
-    for file, message in (("q.jsonl", "holds no rows"), ("r.jsonl", "cannot be read"), ("q", "extension")):
+    for file, message in (("q.jsonl", "has no rows"), ("r.jsonl", "cannot be read"), ("q", "extension")):
         with pytest.raises(DataError, match=message):
             questions.find(str(tmp_path / file))
 
@@ -71,7 +71,7 @@ def test_an_empty_or_missing_file_is_one_sentence(tmp_path: Path) -> None:
 def test_the_known_files_are_found_where_the_environment_says(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SHEPHERD_SHARED", str(tmp_path))
     for name in ("vicuna", "mt-bench"):
-        with pytest.raises(DataError, match=r"looked for in .*prompts.*set SHEPHERD_SHARED to the folder"):
+        with pytest.raises(DataError, match=r"expected in .*prompts.*set SHEPHERD_SHARED to the folder"):
             questions.find(name)
     prompts = tmp_path / "data" / "prompts"
     prompts.mkdir(parents=True)
@@ -81,12 +81,12 @@ def test_the_known_files_are_found_where_the_environment_says(tmp_path: Path, mo
     written(prompts / "mt_bench_reference_gpt-4.jsonl", *answers)
     assert [(q.text, q.reference) for q in questions.find("mt-bench")] == [("q81", "own"), ("q101", "good")]
     written(prompts / "mt_bench_reference_gpt-4.jsonl", {"question_id": 101, "choices": []})
-    with pytest.raises(DataError, match="line 1 is no reference answer"):
+    with pytest.raises(DataError, match="line 1 is not a reference answer"):
         questions.find("mt-bench")
 
 
 def test_held_out_questions_belong_to_a_run() -> None:
-    with pytest.raises(DataError, match='"heldout" are those of a run; name a file'):
+    with pytest.raises(DataError, match='"heldout" are available in a run only; use a file'):
         questions.find("heldout")
 
 

@@ -12,7 +12,7 @@ from tests.model import bases
 
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
-from shepherd.data.openings import WORTH
+from shepherd.data.shared_prefix import MIN_PREFIX_TOKENS
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
 from shepherd.training import tune
@@ -38,8 +38,8 @@ def base(request: pytest.FixtureRequest) -> Base:
 
 def visit(client: str, steps: int) -> tune.Visit:
     seed = sum(client.encode())
-    # one template's opening for all clients: shared inside a row, and never with another client's
-    data = bases.beginning_alike(bases.tokens(seed, [9, 4, 13, 7, 5, 11, 6, 8]), WORTH + 1)
+    # one template's prefix for all clients: shared inside a row, and never with another client's
+    data = bases.beginning_alike(bases.tokens(seed, [9, 4, 13, 7, 5, 11, 6, 8]), MIN_PREFIX_TOKENS + 1)
     taken = np.random.default_rng(seed).integers(0, len(data), (steps, 3))
     return tune.Visit(client=client, data=data, batches=list(taken), seed=seed)
 

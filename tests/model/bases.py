@@ -93,17 +93,21 @@ def tokens(seed: int, lengths: list[int]) -> Tokens:
     rng = np.random.default_rng(seed)
     ids = [rng.integers(4, VOCABULARY, n).astype(np.int32) for n in lengths]
     trained = [np.arange(n) >= n // 2 for n in lengths]
-    return Tokens(ids=np.concatenate(ids), trained=np.concatenate(trained), offsets=np.cumsum([0, *lengths]))
+    return Tokens(
+        ids=np.concatenate(ids), loss_mask=np.concatenate(trained), offsets=np.cumsum([0, *lengths])
+    )
 
 
-def beginning_alike(data: Tokens, opening: int) -> Tokens:
-    """The data with the same `opening` tokens in front of each example."""
-    shared = np.random.default_rng(opening).integers(4, VOCABULARY, opening).astype(np.int32)
+def beginning_alike(data: Tokens, prefix: int) -> Tokens:
+    """The data with the same `prefix` tokens in front of each example."""
+    shared = np.random.default_rng(prefix).integers(4, VOCABULARY, prefix).astype(np.int32)
     pairs = [data.example(i) for i in range(len(data))]
     return Tokens(
         ids=np.concatenate([part for ids, _ in pairs for part in (shared, ids)]),
-        trained=np.concatenate([part for _, trained in pairs for part in (np.zeros(opening, bool), trained)]),
-        offsets=np.cumsum([0, *(opening + len(ids) for ids, _ in pairs)]),
+        loss_mask=np.concatenate(
+            [part for _, trained in pairs for part in (np.zeros(prefix, bool), trained)]
+        ),
+        offsets=np.cumsum([0, *(prefix + len(ids) for ids, _ in pairs)]),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from shepherd.algorithms import fedavg
 from shepherd.core import Broadcast
-from shepherd.data.openings import WORTH
+from shepherd.data.shared_prefix import MIN_PREFIX_TOKENS
 from shepherd.model import files
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
@@ -30,9 +30,9 @@ def base(request, tmp_path_factory) -> Base:
     return bases.load(bases.save(config, tmp_path_factory.mktemp(request.param)), target_parameters=stacks)
 
 
-@pytest.mark.parametrize("opening", [0, WORTH + 3])
-def test_logits_and_gradients_equal_pefts(base, tmp_path, opening) -> None:
-    adapter, data = bases.random_adapter(base, 1), bases.beginning_alike(bases.tokens(0, LENGTHS), opening)
+@pytest.mark.parametrize("prefix", [0, MIN_PREFIX_TOKENS + 3])
+def test_logits_and_gradients_equal_pefts(base, tmp_path, prefix) -> None:
+    adapter, data = bases.random_adapter(base, 1), bases.beginning_alike(bases.tokens(0, LENGTHS), prefix)
     model = in_peft(base, adapter, tmp_path)
     loss = peft_loss(model, data)
     loss.backward()
@@ -54,7 +54,7 @@ def test_logits_and_gradients_equal_pefts(base, tmp_path, opening) -> None:
         [visit],
         TuningTable(),
         learning_rate=0.01,
-        micro_batch_tokens=3 * opening + 16,
+        micro_batch_tokens=3 * prefix + 16,
     )
 
     assert tuned.report.loss == pytest.approx(loss.item(), rel=1e-5)

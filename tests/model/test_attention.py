@@ -103,12 +103,12 @@ def test_in_bfloat16_it_is_as_good_as_bfloat16_is(
         assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
-# examples as stretches: two openings, of 7 and of 5 tokens, and those that go on after them
+# examples as stretches: two prefixes, of 7 and of 5 tokens, and those that go on after them
 AFTER = [-1, -1, 0, -1, 0, 3]
 
 
 def spread(line: Tensor) -> Tensor:
-    """A line in which openings are shared -> each stretch with its opening, end to end: (1, H, M, D)."""
+    """A line in which prefixes are shared -> each stretch with its prefix, end to end: (1, H, M, D)."""
     parts = line.split(LENGTHS, dim=2)
     wholes = [
         part if of < 0 else torch.cat([parts[of], part], 2) for part, of in zip(parts, AFTER, strict=True)
@@ -129,7 +129,7 @@ def written_out_shared(q: Tensor, k: Tensor, v: Tensor, *options: float | int | 
     ("scaling", "window", "cap"), [(None, None, None), (0.7, 8, None), (0.3, None, 2.0), (0.3, 8, 2.0)]
 )
 @pytest.mark.parametrize("exact", [True, False])
-def test_a_shared_opening_is_seen_by_all_that_go_on_after_it(
+def test_a_shared_prefix_is_seen_by_all_that_continue_it(
     scaling: float | None, window: int | None, cap: float | None, exact: bool
 ) -> None:
     q, k, v = states(4, 0), states(2, 1), states(2, 2)

@@ -16,7 +16,7 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=30)
 def queries_of(lengths: list[int]) -> pass_plan.Buckets:
     padding = pass_plan.packed(lengths, [], CPU).padding
     assert padding is not None
-    assert padding.keys is padding.queries  # nobody goes on after an opening
+    assert padding.keys is padding.queries  # nobody goes on after a shared prefix
     return padding.queries
 
 
@@ -48,10 +48,10 @@ def test_a_row_of_a_bucket_is_one_whole_example_from_its_first_token(lengths: li
 
 
 @given(LENGTHS, st.data())
-def test_an_opening_stands_as_keys_in_front_of_all_that_go_on_after_it(lengths, data) -> None:
-    openings = data.draw(st.sets(st.integers(0, len(lengths) - 1), max_size=3))
+def test_a_prefix_is_in_the_keys_of_all_that_continue_it(lengths, data) -> None:
+    prefixes = data.draw(st.sets(st.integers(0, len(lengths) - 1), max_size=3))
     after = [
-        -1 if j in openings else data.draw(st.sampled_from([-1, *openings])) for j in range(len(lengths))
+        -1 if j in prefixes else data.draw(st.sampled_from([-1, *prefixes])) for j in range(len(lengths))
     ]
     padding = pass_plan.packed(lengths, [], CPU, parents=after).padding
     assert padding is not None
@@ -63,9 +63,9 @@ def test_an_opening_stands_as_keys_in_front_of_all_that_go_on_after_it(lengths, 
         for _ in range(count):
             row = keys.gather[start : start + width].tolist()
             j = starts.index(row[width - own])
-            opening = after[j]
+            prefix = after[j]
             assert row[: width - own] == list(
-                range(starts[opening], starts[opening + 1]) if opening >= 0 else []
+                range(starts[prefix], starts[prefix + 1]) if prefix >= 0 else []
             )
             real = row[width - own :][: lengths[j]]
             assert real == list(range(starts[j], starts[j + 1]))

@@ -101,7 +101,7 @@ def positions_run_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pass_plan, "positions", lambda *line: honest([sum(line[0])]))
 
 
-def positions_forget_the_opening(patch: pytest.MonkeyPatch) -> None:
+def positions_forget_the_prefix(patch: pytest.MonkeyPatch) -> None:
     honest = pass_plan.positions
     patch.setattr(pass_plan, "positions", lambda lengths, after: honest(lengths))
 
@@ -138,7 +138,7 @@ def adapters_swapped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lora_layers, "_in_tokens", swapped)
 
 
-def an_opening_without_its_gradient(patch: pytest.MonkeyPatch) -> None:
+def a_prefix_without_its_gradient(patch: pytest.MonkeyPatch) -> None:
     def backward(ctx, *grads):
         return grads[0].index_select(0, ctx.buckets.inverse), None
 
@@ -177,12 +177,12 @@ FAULTS = [
     ("gpt_oss", a_key_too_many),
     ("llama", positions_run_on),
     ("gpt2", positions_run_on),
-    ("llama", positions_forget_the_opening),
+    ("llama", positions_forget_the_prefix),
     ("llama", a_last_position_off_by_one),
     ("llama", examples_see_each_other),
     ("gpt2", examples_see_each_other),
     ("llama", adapters_swapped),
-    ("qwen2", an_opening_without_its_gradient),
+    ("qwen2", a_prefix_without_its_gradient),
     ("llama", sight_of_the_next_token),
     ("gpt_oss", no_sinks),
     ("capped", no_softcap),
@@ -233,11 +233,11 @@ def test_noise_that_the_dtype_does_not_explain_is_noticed(saved, monkeypatch) ->
     "fault",
     [
         positions_run_on,
-        positions_forget_the_opening,
+        positions_forget_the_prefix,
         a_last_position_off_by_one,
         examples_see_each_other,
         adapters_swapped,
-        an_opening_without_its_gradient,
+        a_prefix_without_its_gradient,
     ],
 )
 def test_real_weights_packed_wrong_are_noticed(monkeypatch, fault) -> None:

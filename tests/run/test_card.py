@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from shepherd.data.examples import Turn
-from shepherd.data.segments import styled
 from shepherd.data.template import Template, prompt
+from shepherd.data.template_pieces import styled
 from shepherd.overrides import parse
 from shepherd.run import card
 from shepherd.visible import shown

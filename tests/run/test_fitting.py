@@ -155,7 +155,7 @@ def test_files_as_people_have_them(tmp_path: Path) -> None:
     settings, text = made(tmp_path / "sites", tmp_path)
     assert settings.split.by == "ready_made"
     assert settings.data.fields.instruction == "frage"
-    assert "._Testklinik_Ulm.csv, ._ulm.csv are left out, being of the system" in text
+    assert "._Testklinik_Ulm.csv, ._ulm.csv are left out, as files of the system" in text
     assert list(inspect_data(settings).division.clients) == ["Testklinik_Ulm", "ulm"]
 
 
@@ -233,7 +233,7 @@ def test_the_work_fits_the_data(tmp_path: Path) -> None:
     [
         ("none.csv", None, "there is no data file or folder"),
         ("a.csv", "frage,antwort\nGr\u00f6\u00dfe?,Ja.\n".encode("cp1252"), "is not UTF-8 but cp1252"),
-        ("a.csv", b"", "holds no rows"),
+        ("a.csv", b"", "has no rows"),
         ("a.csv", b"Wer?,Ja\nWas?,Nein\n", "seems to have no header"),
         ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not text"),
         ("a.jsonl", b"[1]\n[2]\n", "has no row with named columns"),

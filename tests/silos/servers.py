@@ -24,7 +24,7 @@ Step = Row | Exception | Callable[["Server"], Row]
 SITES = ("a", "b")
 ORDER = JobSpec(run="0" * 16, base="b", fingerprint="f", version="0", sites=SITES, settings={})
 DONE: Row = {"finished": True}
-GONE = JobGone("the job does not run; resume")
+GONE = JobGone("the job is not running; resume")
 SILENT = JobSilent("no answer; wait")
 AWAY = OutOfReach("the server is down; start it")
 
@@ -110,7 +110,7 @@ class Server:
         if self.statuses.get(job) == "SUBMITTED":
             self.statuses[job] = "FINISHED:ABORTED"
 
-    def told(self, job: str, asked: Row) -> Row:
+    def ask_job(self, job: str, asked: Row) -> Row:
         self.asked.append(asked)
         script = self.scripts[int(job.removeprefix("job-"))]
         step = script.pop(0) if len(script) > 1 else script[0]
@@ -210,7 +210,7 @@ class Hosted:
         self.aborted.append(job)
         self.running.discard(job)
 
-    def told(self, job: str, asked: Row) -> Row:
+    def ask_job(self, job: str, asked: Row) -> Row:
         self.asked.append(asked)
         if asked.get("state") and self.fetching:
             step = self.fetching.pop(0)

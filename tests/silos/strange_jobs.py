@@ -128,7 +128,7 @@ def _configured(scene: Scene, kind: str, place: list[str | int], given: dict[str
 
 
 def _changed(folder: Path, kind: str, place: list[str | int], given: dict[str, Any]) -> Path:
-    file = folder / kind / "config" / jobs.configuration(kind, jobs.WAIT)[0]
+    file = folder / kind / "config" / jobs.configuration(kind, jobs.MESSAGE_TIMEOUT_S)[0]
     table = json.loads(file.read_text())
     part = table
     for key in place:

@@ -155,7 +155,7 @@ def test_a_server_out_of_reach(ran: Ran, tmp_path: Path) -> None:
     admin, site_kit = tmp_path / "other" / "admins" / "admin", tmp_path / "other" / "sites" / "good"
     run = ["run", str(ran.run_file), f"output={tmp_path / 'run'}", "--silos", str(admin)]
     for words in (run, ["silos", "status", str(admin)]):
-        assert "nobody listens at localhost:" in command(*words)
+        assert "nothing listens at localhost:" in command(*words)
     assert not (tmp_path / "run").exists()
     made = Loopback(folder=tmp_path / "other", sites=("good",))
     (made.folder / "logs").mkdir()
@@ -167,14 +167,14 @@ def test_a_server_out_of_reach(ran: Ran, tmp_path: Path) -> None:
 
 def test_a_kit_of_the_wrong_kind(ran: Ran) -> None:
     said = command("silos", "status", str(ran.made.kit("good")))
-    assert "is a kit of a site, and this takes one of an administrator" in said
+    assert "is a kit of a site, and this needs a kit of an administrator" in said
     said = command("silos", "site", str(ran.made.admin), "--config", str(ran.configs["good"]))
-    assert "is a kit of an administrator, and this takes one of a site" in said
+    assert "is a kit of an administrator, and this needs a kit of a site" in said
 
 
 def test_one_kit_twice_on_one_machine(ran: Ran) -> None:
     said = command("silos", "site", str(ran.made.kit("good")), "--config", str(ran.configs["good"]))
-    assert "is running on this machine already; stop that one first" in said
+    assert "is already running on this machine; stop it first" in said
 
 
 def test_one_kit_on_two_machines(ran: Ran, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_trainer_that_dies_at_work_is_one_counted_failure(made: Loopback, tmp_
     found = failures(rows)
     assert list(found) == [3]
     assert set(found[3]) == {"site-1"}
-    assert "died at work" in found[3]["site-1"]
+    assert "died while working" in found[3]["site-1"]
     assert [row["round"] for row in rows] == [0, 1, 2, 3, 4]
 
 

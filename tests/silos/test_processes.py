@@ -23,7 +23,7 @@ pytest.importorskip("nvflare")
 from shepherd.errors import SilosError
 from shepherd.silos.flare import kits
 from shepherd.silos.flare.kits import Kit
-from shepherd.silos.flare.probe import DOUBT, HungUp, Reached
+from shepherd.silos.flare.probe import MAX_HANG_UPS, HungUp, Reached
 from shepherd.silos.server import serve as server
 from shepherd.silos.site import serve as site
 from shepherd.ui.cli import main as cli
@@ -109,15 +109,15 @@ def test_both_are_started_again_when_they_are_killed_and_find_each_other(
     kit = kits.read(federation / "sites" / "site-1", "site")
     with running(a_site(kit)) as member:
         until(lambda: member.said)
-        assert "nobody listens" in member.said[0]  # a site may be up before the server
-        assert "not by the proxy in https_proxy" in member.said[0]
+        assert "nothing listens" in member.said[0]  # a site may be up before the server
+        assert "not through the proxy in https_proxy" in member.said[0]
         with running(the_server(federation)) as host:
             until(lambda: registered(federation) == told(kit) == 1)
             os.kill(member.started()[0], signal.SIGKILL)
             until(lambda: registered(federation) == told(kit) == 2)
             os.kill(host.started()[0], signal.SIGKILL)
             until(lambda: registered(federation) == 3)
-            with pytest.raises(SilosError, match="is running on this machine already"):
+            with pytest.raises(SilosError, match="is already running on this machine"):
                 a_site(kit)(lambda line: None, threading.Event())
     pids = host.started() + member.started()
     assert len(pids) == 4
@@ -143,7 +143,9 @@ def test_a_port_that_is_taken_while_the_server_is_down_ends_it_with_a_sentence(
     said: list[str] = []
     with (
         socket.create_server(("", kit.port)),
-        pytest.raises(SilosError, match=f"^port {kit.port} is taken on this machine .* stop what listens"),
+        pytest.raises(
+            SilosError, match=f"^port {kit.port} is taken on this machine .* stop the program that listens"
+        ),
     ):
         server.keep(kit, said.append, threading.Event())
     assert [line for line in said if "started" in line] == said[-2:-1]
@@ -162,11 +164,11 @@ def test_clocks_apart_are_said_while_a_site_runs(federation: Path, monkeypatch: 
         return answers.pop(0)
 
     monkeypatch.setattr(site, "reach", reach)
-    monkeypatch.setattr(site, "PROBE_INTERVAL_S", 0.001)
+    monkeypatch.setattr(site, "SERVER_CHECK_S", 0.001)
     site._watch(kit, said.append, stop)
     assert [line[:40] for line in said] == [
         "this machine's clock is 60 min ahead of ",
-        f"the server at localhost:{kit.port} is there, and the clocks agree"[:40],
+        f"the server at localhost:{kit.port} is reachable, and the clocks agree"[:40],
     ]
 
 
@@ -174,7 +176,7 @@ def test_a_stranger_is_told_and_starts_nothing(federation: Path, tmp_path: Path)
     folder = federations.copied(federation / "sites" / "site-1", tmp_path / "kit")
     federations.reissued(folder, federation / "authority", ends=-0.5)
     (tmp_path / "site.toml").write_text("")
-    with pytest.raises(SilosError, match=r"ended on .* ask whoever made the federation"):
+    with pytest.raises(SilosError, match=r"expired on .* ask the person who made the federation"):
         site.join(folder, tmp_path / "site.toml", lambda line: None)
 
 
@@ -186,7 +188,7 @@ def test_waiting_for_a_server_can_be_stopped(federation: Path) -> None:
     assert member.started() == []
 
 
-@pytest.mark.parametrize("times", [DOUBT, DOUBT + 1])
+@pytest.mark.parametrize("times", [MAX_HANG_UPS, MAX_HANG_UPS + 1])
 def test_a_server_that_hangs_up_may_be_ending(
     federation: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
@@ -201,7 +203,7 @@ def test_a_server_that_hangs_up_may_be_ending(
 
     monkeypatch.setattr(site, "reach", reach)
     monkeypatch.setattr(site, "_FIRST_PAUSE_S", 0.001)
-    if times > DOUBT:
+    if times > MAX_HANG_UPS:
         with pytest.raises(HungUp):
             site._await_server(kit, said.append, threading.Event())
         return
@@ -227,5 +229,5 @@ def test_systemd_does_not_start_again_what_ended_with_a_sentence(name: str) -> N
     unit.read(Path(__file__).parents[2] / "docs" / "deploy" / f"shepherd-{name}.service")
     config = ["--config", "/nowhere/site.toml"] if name == "site" else []
     ended = CliRunner().invoke(cli.main, ["silos", name, "/nowhere", *config])
-    assert "/nowhere is no kit" in ended.output
+    assert "/nowhere is not a kit" in ended.output
     assert unit["Service"]["RestartPreventExitStatus"] == str(ended.exit_code)

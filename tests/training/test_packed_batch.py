@@ -9,21 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shepherd.data.openings import WORTH
+from shepherd.data.shared_prefix import MIN_PREFIX_TOKENS
 from shepherd.data.tokens import Tokens
 from shepherd.training.packed_batch import PackedBatch, Row, pack_batch, prediction_states
 
 CPU = torch.device("cpu")
 
 
-def tokens(seed: int, sizes: list[int], opening: int = WORTH + 3, every: bool = False) -> Tokens:
-    """Examples of `sizes` tokens of their own after an opening; every second one has a token in front."""
+def tokens(seed: int, sizes: list[int], prefix: int = MIN_PREFIX_TOKENS + 3, every: bool = False) -> Tokens:
+    """Examples of `sizes` tokens of their own after a shared prefix; some with a token in front."""
     rng = np.random.default_rng(seed)
-    shared = rng.integers(4, 60, opening)
+    shared = rng.integers(4, 60, prefix)
     ids = [np.concatenate([[2] * (i % 2), shared, rng.integers(4, 60, n)]) for i, n in enumerate(sizes)]
     trained = [np.arange(len(one)) >= (1 if every else len(one) // 2) for one in ids]
     offsets = np.cumsum([0, *map(len, ids)])
-    return Tokens(ids=np.concatenate(ids).astype(np.int32), trained=np.concatenate(trained), offsets=offsets)
+    return Tokens(
+        ids=np.concatenate(ids).astype(np.int32), loss_mask=np.concatenate(trained), offsets=offsets
+    )
 
 
 def predicting(batch: PackedBatch) -> Tensor:
@@ -72,7 +74,9 @@ def test_an_opening_is_laid_once_a_row_and_only_where_it_may_be() -> None:
     apart = pack_batch(data, rows, CPU, training=True, share=False)
     whole = rows[0].tokens
     assert len(apart.ids) == 2 * whole
-    saved = (WORTH + 3) + (WORTH + 4)  # one of two, twice: the second form has a token more in front
+    saved = (MIN_PREFIX_TOKENS + 3) + (
+        MIN_PREFIX_TOKENS + 4
+    )  # one of two, twice: the second form has a token more in front
     assert len(shared.ids) == 2 * (whole - saved)
     assert [(s.adapter, s.start, s.stop, s.dropout_seed) for s in shared.plan.segments] == [
         (0, 0, whole - saved, 0),

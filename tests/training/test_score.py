@@ -8,7 +8,7 @@ from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
 
 from shepherd.core import Adapter
-from shepherd.data import openings
+from shepherd.data import shared_prefix
 from shepherd.errors import AdapterError
 from shepherd.training import score, tune
 
@@ -24,10 +24,10 @@ def test_each_examples_sum_is_pefts(llama, tmp_path) -> None:
     np.testing.assert_allclose(sums, expected, rtol=1e-5)
 
 
-def test_an_opening_that_examples_share_changes_no_score(llama, monkeypatch) -> None:
+def test_a_prefix_that_examples_share_changes_no_score(llama, monkeypatch) -> None:
     data, adapters = bases.beginning_alike(DATA, 20), [bases.random_adapter(llama, seed) for seed in range(2)]
     shared = score.losses(llama, adapters, data, micro_batch=200)
-    monkeypatch.setattr(openings, "WORTH", 999)
+    monkeypatch.setattr(shared_prefix, "MIN_PREFIX_TOKENS", 999)
     np.testing.assert_allclose(shared, score.losses(llama, adapters, data, micro_batch=200), rtol=1e-5)
 
 

@@ -12,7 +12,7 @@ from tests.plugins import personal_b
 
 from shepherd.algorithms import fedavg, fedprox, ffa_lora
 from shepherd.core import Adapter, Broadcast, ClientInfo
-from shepherd.data import openings
+from shepherd.data import shared_prefix
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
 from shepherd.model.base import Base
@@ -62,13 +62,15 @@ def test_a_batch_is_a_batch_however_it_is_cut_into_rows(llama) -> None:
         close(cut.delta, whole.delta, 2e-4)
 
 
-def test_a_shared_opening_changes_no_result_and_is_not_shared_under_dropout(
+def test_a_shared_prefix_changes_no_result_and_is_not_shared_under_dropout(
     llama, dropping, monkeypatch
 ) -> None:
     one = visit("a", 1)
-    one = replace(one, data=bases.beginning_alike(one.data, openings.WORTH + 2))
+    one = replace(one, data=bases.beginning_alike(one.data, shared_prefix.MIN_PREFIX_TOKENS + 2))
     shared = tuned(llama, one)[0]
-    monkeypatch.setattr(openings, "groups", lambda examples: pytest.fail("looked for openings"))
+    monkeypatch.setattr(
+        shared_prefix, "group_by_prefix", lambda examples: pytest.fail("looked for shared prefixes")
+    )
     tuned(dropping, one)
     monkeypatch.setattr(
         tune, "pack_batch", lambda *given, **more: pack_batch(*given, **{**more, "share": False})
@@ -88,7 +90,7 @@ def test_the_loss_is_the_mean_over_trained_tokens_before_each_step(llama, tmp_pa
 def test_a_visit_counts_what_it_took(llama) -> None:
     data = Tokens(
         ids=np.arange(4, 16, dtype=np.int32),
-        trained=np.array([1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 1, 1], dtype=bool),
+        loss_mask=np.array([1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 1, 1], dtype=bool),
         offsets=np.array([0, 4, 7, 12]),
     )
     assert tune.predictions(data).tolist() == [2, 1, 2]  # nothing predicts an example's first token
@@ -159,7 +161,7 @@ def test_a_clients_rows_do_not_depend_on_who_else_is_there() -> None:
 
 def test_a_step_without_a_trained_token_is_refused_with_the_clients_name(llama) -> None:
     silent = bases.tokens(0, [5, 5])
-    silent.trained[:5] = False
+    silent.loss_mask[:5] = False
     bad = tune.Visit(client="mute", data=silent, batches=[np.array([0])])
     with pytest.raises(DataError, match="client mute"):
         tuned(llama, visit("a", 1), bad)

@@ -1,8 +1,8 @@
-"""A tokenizer's chat template: the prompts and responses of a chat, as the template writes them.
+"""Prompts and responses of a chat, as a tokenizer's chat template writes them.
 
-An answer is never looked for by its text. A chat is rendered with the answer and with a word in its place:
-what follows the word follows the answer. And it begins where the prompt that asks for it ends, so that prompt
-has to be how the answered chat begins, or training and generation would not agree.
+An answer is never searched for by its text. A chat is rendered with the answer and again with a placeholder:
+what follows the placeholder follows the answer. The answer begins where its prompt ends, so that prompt must
+be how the answered chat begins, or training and generation would disagree.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from shepherd.data.examples import Turn
-from shepherd.data.segments import Segment, Template, Tokenizer, added_tokens, special_tokens
+from shepherd.data.template_pieces import Piece, Template, Tokenizer, added_tokens, special_tokens
 from shepherd.errors import TemplateError
 from shepherd.settings import NOT_OPTIONS
 
 SYSTEM, USER, ANSWER, LATER = "qzxsystemxzq", "qzxuserxzq", "qzxanswerxzq", "qzxlaterxzq"
-"""Words that stand for texts, which no template changes and nobody writes."""
+"""Placeholders for texts: words that no template changes and nobody writes."""
 TRIAL = (Turn(role="user", text=USER), Turn(role="assistant", text=ANSWER), Turn(role="user", text=LATER))
 TRIAL_SYSTEM = Turn(role="system", text=SYSTEM)
 PARTS = [
     frozenset(roles) for size in range(4) for roles in combinations(("user", "assistant", "system"), size)
 ]
-"""The roles whose texts a template may want as lists of parts, the fewest first."""
+"""Sets of roles whose texts a template may need as lists of parts, the smallest first."""
 CODES = re.compile(r"%[-_0^#:EO]*[A-Za-z%]")
 PERCENT = "\ue000"
-"""Stands for a per cent sign of a text in which codes of dates are still replaced."""
+"""Placeholder for a per cent sign while date codes are being replaced."""
 SYSTEM_TEXT = "the system text"
 SWITCHES = ("enable_thinking", "thinking")
-"""What chat templates call the variable that turns thoughts off and on."""
+"""Names that chat templates use for the variable that turns thinking on and off."""
 _NAME = r"[\w:.-]*(?:think|thought|reason)[\w:.-]*"
 _OWN = (
     rf"\s*(?:<({_NAME})>\s*</\1>|\[({_NAME})\]\s*\[/\2\]|</{_NAME}>|\[/{_NAME}\]|<\|(\w+)>\w*\s*<\3\|>)?\s*"
 )
 CLOSED = re.compile(_OWN, re.IGNORECASE)
-"""What may stand between a header and an answer: white space, and a thought that is closed."""
+"""What may come between a header and an answer: white space, and a closed thought."""
 OPENED = re.compile(rf"<{_NAME}>|\[{_NAME}\]", re.IGNORECASE)
 CHANNEL = re.compile(r"\s*(<\|\w+\|>)\w+<\|\w+\|>\s*")
-"""What GPT-OSS writes before an answer: tokens around the name of a channel."""
+"""What GPT-OSS writes before an answer: tokens around a channel's name."""
 THOUGHT = re.compile(rf"(<({_NAME})>|\[({_NAME})\])(.*?)(</\2>|\[/\3\])(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class Refusal(Exception):
-    """A chat cannot be rendered so that it can be trained: the reason, and how to fix it."""
+    """A chat that cannot be rendered for training: the reason, and how to fix it."""
 
     def __init__(self, reason: str, fix: str) -> None:
         super().__init__(f"{reason}; {fix}")
@@ -57,11 +57,11 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A chat template with what a run file lays over it, and what trial chats have shown of it.
+    """A tokenizer's chat template with a run file's settings, and what trial chats showed of it.
 
-    `ends` are the tokens that it writes right after the last response, `before_user` what it writes before a
-    first user's text, `after_user` what from there to the answer, `written` the added tokens of trial chats;
-    texts of the roles `as_parts` are given as lists of parts.
+    Of a rendered trial chat, `ends` is the tokens right after the last response, `before_user` the text
+    before the first user's, `after_user` the text from there to the answer, and `written` the added tokens.
+    Texts of the roles in `as_parts` are given as lists of parts.
     """
 
     template: Template
@@ -77,27 +77,27 @@ class ChatTemplate:
 
     @property
     def barred(self) -> set[str]:
-        """What no text of a chat may hold, since it would be read as the template's own."""
+        """Tokens that no text of a chat may hold, since they would be read as the template's own."""
         return special_tokens(self.tokenizer) | {*self.ends, self.eos}
 
     @property
     def barred_of_prompts(self) -> set[str]:
-        """What nothing but a response may hold: also the tokens of turns' headers, marked special or not.
+        """Tokens that no prompt may hold: `barred`, and those of turns' headers, marked special or not.
 
-        A tag of thoughts is none of them, and no token is that is a word.
+        Thinking tags and tokens that are words are not among them.
         """
         return self.barred | self.written
 
     @property
     def stops(self) -> set[int]:
-        """The tokens that end an answer: EOS, and the first that the template writes after it."""
+        """Ids that end an answer: EOS, and the first token that the template writes after an answer."""
         return {self.ids[token] for token in (self.eos, *self.ends[:1])}
 
     def write(self, turns: Sequence[Turn], *, to_answer: bool) -> str:
-        """The text of a chat, and of the prompt for an answer to it.
+        """Render a chat to text; with `to_answer`, as the prompt for an answer to it.
 
         Raises:
-            Refusal: the template refuses it.
+            Refusal: the template refuses the chat, or has a fault.
         """
         messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
         try:
@@ -125,22 +125,22 @@ class ChatTemplate:
         text = f"{turn.text}\n\n{turn.context}" if turn.context else turn.text
         return [{"type": "text", "text": text}] if turn.role in self.as_parts else text
 
-    def segments(self, turns: Sequence[Turn]) -> list[Segment]:
-        """Prompt, response, prompt, response, ...; ends with a prompt if the last turn is the user's.
+    def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
+        """Pieces of a chat: prompt, response, and so on; the last is a prompt if the user's turn is last.
 
         Raises:
-            Refusal: the template refuses this chat, or does not keep what it says.
+            Refusal: the template refuses this chat, or leaves out or rewrites a text of it.
         """
         answered = turns[-1].role == "assistant"
         answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
         # up to each answer, and the whole
         parts = [turns[:place] for place in (*answers, len(turns))]
         texts = [self.write(part, to_answer=not answered or part is not parts[-1]) for part in parts]
-        found: list[Segment] = []
+        found: list[Piece] = []
         at = start = 0
         for number, (before, after) in enumerate(pairwise(texts), 1):
             place, last = answers[number - 1], answered and number == len(answers)
-            marked, words = _marked(parts[number], start, place)
+            marked, words = _with_placeholders(parts[number], start, place)
             head, answer, rest = self.write(marked, to_answer=not last).partition(ANSWER)
             for word, (said, called) in reversed(words.items()):
                 # the system text may be left out of a chat that is answered; `_require_prompt` says so
@@ -153,19 +153,19 @@ class ChatTemplate:
             _require_texts(before, head, words)
             found.append(self._prompt(before[at:], turns[place - 1], first=at == 0))
             end = tuple(self.ids[token] for token in ends)
-            found.append(Segment(text=response, end=end, trained=turns[place].trained))
+            found.append(Piece(text=response, end=end, trained=turns[place].trained))
             at, start = len(before) + len(response) + len("".join(ends)), place + 1
         if not answered:
-            marked, words = _marked(turns, start, len(turns))
+            marked, words = _with_placeholders(turns, start, len(turns))
             _require_texts(texts[-1], self.write(marked, to_answer=True), words)
             found.append(self._prompt(texts[-1][at:], turns[-1], first=at == 0))
         return found
 
-    def _prompt(self, text: str, user: Turn, *, first: bool) -> Segment:
+    def _prompt(self, text: str, user: Turn, *, first: bool) -> Piece:
         # what is cut to fit has to be the user's and no part of a header
         inside, context = text.removesuffix(self.after_user).rstrip(), user.context.strip()
         found = context and text.endswith(self.after_user) and inside.endswith(context)
-        return Segment(
+        return Piece(
             text=text, first=first, context=(len(inside) - len(context), len(inside)) if found else (0, 0)
         )
 
@@ -179,11 +179,12 @@ class ChatTemplate:
         number: int,
         last: bool,
     ) -> tuple[str, tuple[str, ...]]:
-        """What the model writes to answer the prompt `before`, and the tokens that end it.
+        """The text of a response as the template writes it, and the tokens that end it.
 
         Args:
-            after: where the answer stands: the prompt for the next one, or the whole chat.
-            rest: what follows the answer there.
+            before: the prompt for the answer.
+            after: the text that holds the answer: the prompt for the next one, or the whole chat.
+            rest: what follows the answer in `after`.
         """
         answer = turns[place].text.strip()
         if ANSWER in rest:
@@ -196,13 +197,13 @@ class ChatTemplate:
         if written.startswith(before):
             response = written[len(before) :]
         else:
-            common = _whole_tags(_shared(before, written))
+            common = _whole_tags(_common_prefix(before, written))
             if last and f"{common}{answer}".startswith(before):  # it begins with the thought that is opened
                 return f"{common}{answer}"[len(before) :], self._end(rest)[1]
             self._require_prompt(turns, before, common, number, last)
             response = written[len(common) :]
         header = before[len(before) - len(self.after_user) :]
-        begins = _begin(header + response, answer)  # a thought may begin in the prompt
+        begins = _start_of_answer(header + response, answer)  # a thought may begin in the prompt
         if begins < 0:
             raise _rewritten(f"response {number}")
         lead = (header + response)[len(header) : begins]
@@ -217,9 +218,9 @@ class ChatTemplate:
         return response + space, ends
 
     def may_lead(self, text: str) -> bool:
-        """Whether a response may begin with what the template writes before the answer.
+        """Whether a response may begin with `text`, which the template writes before the answer.
 
-        That is white space, a thought that is closed, or a channel; no end of turn and no header of a turn.
+        It may be white space, a closed thought, or a channel, but no end of turn and no header of a turn.
         """
         if any(token in text for token in {*self.ends, self.eos}):
             return False
@@ -228,7 +229,7 @@ class ChatTemplate:
         return named or CLOSED.fullmatch(text) is not None
 
     def _end(self, rest: str) -> tuple[str, tuple[str, ...]]:
-        """The white space and the end-of-turn tokens with which the text after a response begins."""
+        """The white space and the end-of-turn tokens at the start of the text after a response."""
         close = rest.lstrip()
         for ends in (self.ends, (self.eos,)):
             if ends and close.startswith("".join(ends)):
@@ -238,9 +239,9 @@ class ChatTemplate:
     def _require_prompt(
         self, turns: Sequence[Turn], before: str, common: str, number: int, last: bool
     ) -> None:
-        """Raise Refusal unless a last answer may follow the prompt, which is not how the chat begins.
+        """Raise Refusal unless the last answer may follow a prompt with which the chat does not begin.
 
-        It may where the prompt alone opens and closes a thought; the model is fed that, too.
+        It may where only the prompt has an opened and closed thought, which the model gets as input, too.
         """
         opened = before[len(common) :]
         if turns[0].role == "system" and turns[0].text.strip() not in common:
@@ -268,19 +269,19 @@ class ChatTemplate:
             )
 
     def _switch(self, turns: Sequence[Turn]) -> str:
-        """The option under which this chat can be used, as a beginning of the fix."""
+        """The template option that makes this chat usable, as the start of a fix; "" where there is none."""
         for name in SWITCHES:
             if name in self.template.options or name not in read_names(self.source):
                 continue
             for value in (False, True):
                 options = {**self.template.options, name: value}
                 with suppress(Refusal, TemplateError):
-                    chat_template(replace(self.template, options=options), self.tokenizer).segments(turns)
+                    chat_template(replace(self.template, options=options), self.tokenizer).pieces(turns)
                     return f"set data.template_options.{name} = {str(value).lower()}, "
         return ""
 
     def preface(self) -> str:
-        """What it writes before a chat of its own accord, without its tokens; "" where that is nothing."""
+        """Text that it writes before a chat without a system turn, without its tokens; "" for none."""
         head, found, _ = self.write(TRIAL[:1], to_answer=True).partition(USER)
         if not found:
             return ""
@@ -289,7 +290,7 @@ class ChatTemplate:
             later = self.write(TRIAL, to_answer=True).partition(ANSWER)[2].partition(LATER)[0]
         except Refusal:
             return first.strip()
-        shared = _shared(first[::-1], self._without_tokens(later)[::-1])  # a turn's header
+        shared = _common_prefix(first[::-1], self._without_tokens(later)[::-1])  # a turn's header
         return first[: len(first) - len(shared)].strip()
 
     def _without_tokens(self, text: str) -> str:
@@ -298,26 +299,26 @@ class ChatTemplate:
         return text
 
     def prints_date(self) -> bool:
-        """Whether it reads the clock, so that a chat may be another one tomorrow."""
+        """Whether it prints today's date, so that a chat's text changes from day to day."""
         return "strftime_now" in read_names(self.tokenizer.get_chat_template())
 
     def leads(self) -> str:
-        """What it writes before the answer of a trial chat, and is trained; "" where that is white space."""
-        asked, answered = (self.template.opened(TRIAL[:count]) for count in (1, 2))
+        """Text before the answer of a trial chat that is trained as its beginning; "" for white space."""
+        asked, answered = (self.template.with_system(TRIAL[:count]) for count in (1, 2))
         before = self.write(asked, to_answer=True)
         head = self.write(answered, to_answer=False).partition(ANSWER)[0]
         return head.removeprefix(before).strip() if head.startswith(before) else ""
 
     def ends_earlier(self) -> bool:
-        """Whether EOS is what it writes after an earlier answer."""
-        return _tried(self, TRIAL).partition(ANSWER)[2].lstrip().startswith(self.eos)
+        """Whether it writes EOS after an earlier answer."""
+        return _write_or_empty(self, TRIAL).partition(ANSWER)[2].lstrip().startswith(self.eos)
 
 
 def chat_template(template: Template, tokenizer: Tokenizer) -> ChatTemplate:
-    """The tokenizer's chat template under `template`'s options; what trial chats show of it is kept.
+    """The tokenizer's chat template under the options of `template`; examined by trial chats once.
 
     Raises:
-        TemplateError: there is none, it reads no such option, or it refuses a chat of one exchange.
+        TemplateError: the tokenizer has none, it reads no such option, or it refuses a chat of one exchange.
     """
     if not tokenizer.chat_template:
         raise TemplateError('the tokenizer has no chat template; set data.template = "alpaca" or another')
@@ -325,28 +326,34 @@ def chat_template(template: Template, tokenizer: Tokenizer) -> ChatTemplate:
     read = read_names(source)
     for name in template.options:
         if name in NOT_OPTIONS:
-            raise TemplateError(f"data.template_options cannot set {name}, which is set for each chat")
+            raise TemplateError(
+                f"data.template_options cannot set {name}, which Shepherd sets for each chat; remove it"
+            )
         if name not in read:
-            raise TemplateError(f"the chat template knows no {name}; take it out of data.template_options")
+            raise TemplateError(
+                f"the chat template has no option {name}; remove it from data.template_options"
+            )
     try:
-        return _learned(template, tokenizer, source, tokenizer.eos_token_id, len(tokenizer))
+        return _examined(template, tokenizer, source, tokenizer.eos_token_id, len(tokenizer))
     except Refusal as refusal:
         system = "" if template.system is None else " with the system prompt of data.system"
         raise TemplateError(f"a trial chat{system}: {refusal}") from refusal
 
 
 @lru_cache(maxsize=16)
-def _learned(template: Template, tokenizer: Tokenizer, source: str, eos: int, size: int) -> ChatTemplate:
-    """`eos` and `size` are only there to tell a tokenizer from itself after a change."""
+def _examined(template: Template, tokenizer: Tokenizer, source: str, eos: int, size: int) -> ChatTemplate:
+    """The chat template with what trial chats show; `eos` and `size` are keys of the cache only."""
     ids = added_tokens(tokenizer)
     end = next((text for text, number in ids.items() if number == eos), tokenizer.decode([eos]))
     bare = ChatTemplate(template, tokenizer, _dated(source, template.date), end, {**ids, end: eos})
-    asked, answered = template.opened(TRIAL[:1]), template.opened(TRIAL[:2])
-    chat = replace(bare, as_parts=max(PARTS, key=lambda roles: _understood(replace(bare, as_parts=roles))))
+    asked, answered = template.with_system(TRIAL[:1]), template.with_system(TRIAL[:2])
+    chat = replace(
+        bare, as_parts=max(PARTS, key=lambda roles: _count_written_texts(replace(bare, as_parts=roles)))
+    )
     after = chat.write(answered, to_answer=False).partition(ANSWER)[2]
     before_user, _, after_user = chat.write(asked, to_answer=True).rpartition(USER)
     trials = (answered, TRIAL, (TRIAL_SYSTEM, *TRIAL))
-    shown = "".join(_tried(chat, trial) for trial in trials)
+    shown = "".join(_write_or_empty(chat, trial) for trial in trials)
     return replace(
         chat,
         ends=_tokens_at_start(after.lstrip(), ids, end),
@@ -360,20 +367,23 @@ def _is_markup(token: str) -> bool:
     return not (not token.strip() or token.isalnum() or CLOSED.fullmatch(token) or OPENED.fullmatch(token))
 
 
-def _understood(chat: ChatTemplate) -> int:
-    """How many texts of a trial chat are written."""
-    text = _tried(chat, (TRIAL_SYSTEM, *TRIAL)) or _tried(chat, chat.template.opened(TRIAL))
+def _count_written_texts(chat: ChatTemplate) -> int:
+    """Number of texts of a trial chat that the template writes."""
+    text = _write_or_empty(chat, (TRIAL_SYSTEM, *TRIAL)) or _write_or_empty(
+        chat, chat.template.with_system(TRIAL)
+    )
     return sum(word in text for word in (SYSTEM, USER, ANSWER))
 
 
-def _tried(chat: ChatTemplate, turns: Sequence[Turn]) -> str:
+def _write_or_empty(chat: ChatTemplate, turns: Sequence[Turn]) -> str:
+    """The text of a chat; "" where the template refuses it."""
     with suppress(Refusal):
         return chat.write(turns, to_answer=True)
     return ""
 
 
 def _tokens_at_start(text: str, ids: Mapping[str, int], eos: str) -> tuple[str, ...]:
-    """The added tokens, one right after another, that a text begins with; EOS is the last of them."""
+    """Added tokens with which a text begins, up to and including EOS."""
     found: list[str] = []
     while eos not in found:
         token = max((token for token in ids if token.strip() and text.startswith(token)), key=len, default="")
@@ -385,7 +395,7 @@ def _tokens_at_start(text: str, ids: Mapping[str, int], eos: str) -> tuple[str, 
 
 
 def _dated(source: str, day: str) -> str:
-    """The template with another clock than the machine's, which transformers gives it."""
+    """The template with `day` in place of the machine's date, which transformers gives it."""
     if not day or "strftime_now" not in source:
         return source
     when = datetime.combine(date.fromisoformat(day), time())
@@ -402,10 +412,10 @@ def _dated(source: str, day: str) -> str:
 
 @lru_cache(maxsize=16)
 def read_names(source: str) -> frozenset[str]:
-    """The variables that a chat template reads and that are given to it.
+    """Names of the variables that a chat template expects to be given.
 
     Raises:
-        TemplateError: it is no template.
+        TemplateError: `source` is not a Jinja template.
     """
     import jinja2
     import jinja2.meta
@@ -429,18 +439,18 @@ def _filter_block(found: re.Match[str]) -> str:
 def _rewritten(what: str) -> Refusal:
     return Refusal(
         f"the chat template leaves out or rewrites {what}",
-        "use a template that keeps it as it is, or take out what it does not keep (a thought, a turn)",
+        "use a template that keeps it, or remove what the template does not keep (a thought, a turn)",
     )
 
 
-def _shared(one: str, other: str) -> str:
-    """The longest common beginning of two texts."""
+def _common_prefix(one: str, other: str) -> str:
+    """Longest common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return one[: next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))]
 
 
 def _whole_tags(text: str) -> str:
-    """Without a tag at its end that is only begun.
+    """The text without an unfinished tag at its end.
 
     >>> _whole_tags("<think>\\n<"), _whole_tags("<think>")
     ('<think>\\n', '<think>')
@@ -448,10 +458,13 @@ def _whole_tags(text: str) -> str:
     return text[: text.rindex("<")] if text.rfind("<") > text.rfind(">") else text
 
 
-def _marked(turns: Sequence[Turn], start: int, stop: int) -> tuple[list[Turn], dict[str, tuple[str, str]]]:
-    """The turns with words for the texts of `start` to `stop`, and for the answer at `stop`, if there is one.
+def _with_placeholders(
+    turns: Sequence[Turn], start: int, stop: int
+) -> tuple[list[Turn], dict[str, tuple[str, str]]]:
+    """The turns with placeholders for the texts from `start` to `stop`, and for an answer at `stop`.
 
-    Each word with the text that it stands for, and what that is called.
+    Returns:
+        The turns; and by placeholder, the text that it replaces, and what messages call that text.
     """
     marked, words = list(turns), dict[str, tuple[str, str]]()
     users = sum(turn.role == "user" for turn in turns[:start])
@@ -469,7 +482,7 @@ def _marked(turns: Sequence[Turn], start: int, stop: int) -> tuple[list[Turn], d
 
 
 def _require_texts(before: str, marked: str, words: Mapping[str, tuple[str, str]]) -> None:
-    """Raise Refusal unless `before` holds each text where `marked` holds its word, but for white space."""
+    """Raise Refusal unless `before` has each text where `marked` has its placeholder, but for white space."""
     if not words:
         return
     *pieces, _ = re.split(f"({'|'.join(words)})", marked)
@@ -492,11 +505,13 @@ def _after_space(text: str, at: int) -> int:
     return at
 
 
-def _begin(said: str, answer: str) -> int:
-    """Where the answer begins with which a text ends, but for white space around its thought; -1: nowhere.
+def _start_of_answer(said: str, answer: str) -> int:
+    """Index at which `said` ends with the answer, up to white space around its thought; -1 for none.
 
-    >>> _begin("ab", "b"), _begin("a <think>t</think>b", "<think>\\nt\\n</think>\\n\\nb"), _begin("ab", "a b")
-    (1, 2, -1)
+    >>> _start_of_answer("ab", "b"), _start_of_answer("ab", "a b")
+    (1, -1)
+    >>> _start_of_answer("a <think>t</think>b", "<think>\\nt\\n</think>\\n\\nb")
+    2
     """
     if said.rstrip().endswith(answer):
         return len(said.rstrip()) - len(answer)

@@ -1,4 +1,4 @@
-"""A row's chat as turns: their roles, their texts, and which of them are to be trained."""
+"""Read a row's chat as turns: their roles, their texts, and which of them are to be trained."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ROLES: Mapping[str, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
-"""Role names of OpenAI's and ShareGPT's chats, and ours."""
+"""Role names of OpenAI's and ShareGPT's chats, and the role that each means."""
 
 ROLE_KEYS, TEXT_KEYS = ("role", "from"), ("content", "value")
 MARKS = ("weight", "train", "training", "trainable", "loss")
-"""Keys by which data say whether a turn is trained: OpenAI's and those of other trainers."""
+"""Keys that say whether a turn is trained: OpenAI's and those of other trainers."""
 
 TOOL_ROLES = {
     "tool", "tool_call", "tool_calls", "tool_response", "tool_result", "function", "function_call",
@@ -33,16 +33,16 @@ TOOL_ROLES = {
 }  # fmt: skip
 TOOL_PARTS = {"tool_use", "tool_call", "tool_result", "function_call", "function_call_output"}
 CALLS = ("tool_calls", "function_call")
-"""How chats write that a tool is called, and what it gave (decision 31)."""
+"""Keys of tool calls and of their results (decision 31)."""
 
-BEGINS = "the chat begins with the assistant: what it says before the first user turn is left out"
-ENDS = "the chat ends with the user: the turn that nobody answers is left out"
+BEGINS = "the chat begins with the assistant: its turns before the first user turn are left out"
+ENDS = "the chat ends with the user: the turn without an answer is left out"
 MASKED = "an assistant turn is marked as not to be trained, and is masked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One turn of a chat. `context` belongs to a user turn alone (Dolly's context, Alpaca's input).
+    """One turn of a chat; only user turns have a `context` (Dolly's context, Alpaca's input).
 
     `trained` is false where the data mark an assistant turn as not to be trained.
     """
@@ -55,7 +55,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
-    """Turns, the keys of turns that were filled and not read, and what was changed (as `Notes` has it)."""
+    """Turns; the keys of turns that are filled and not read; and what was changed, as in `Notes`."""
 
     turns: tuple[Turn, ...]
     unread: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A turn as it was given, with its place for messages."""
+    """A turn as the data give it, with its number for messages."""
 
     turn: Turn
     number: int
@@ -72,13 +72,14 @@ class _Given:
 
 
 def chat(value: Any, where: str, field: str, *, answered: bool = True) -> Chat:
-    """The turns of a chat: [system,] user, assistant, user, assistant, ...
+    """Read a chat: [system,] user, assistant, user, assistant, ...
 
-    Of a chat that is `answered`, what the assistant says before the first user turn is left out, and what the
-    user says after the last answer.
+    If `answered`, the assistant's turns before the first user turn and the user's turns after the last answer
+    are left out.
 
     Raises:
-        BadRow: it is no list of turns, a turn has no text or an unknown role, or turns do not alternate.
+        BadRow: `value` is no list of turns, a turn has no text or an unknown role, or turns do not
+            alternate.
     """
     given = [_given(item, where, field, number) for number, item in _items(value, where, field)]
     system = given[:1] if given[0].turn.role == "system" else []
@@ -92,8 +93,8 @@ def chat(value: Any, where: str, field: str, *, answered: bool = True) -> Chat:
     if not kept:
         raise _nothing_left(spoken, where, field, answered)
     _require_order(kept, where, field)
-    opening = [each for each in system if not shows_nothing(each.turn.text)]
-    turns = [each.turn for each in (*opening, *kept)]
+    system = [each for each in system if not shows_nothing(each.turn.text)]
+    turns = [each.turn for each in (*system, *kept)]
     marked = any(not turn.trained for turn in turns)
     return Chat(
         turns=tuple(turns),
@@ -120,7 +121,7 @@ def _nothing_left(spoken: Sequence[_Given], where: str, field: str, answered: bo
 
 
 def _items(value: Any, where: str, field: str) -> Iterator[tuple[int, Any]]:
-    """The turns with their numbers, from 1; what is null is none."""
+    """The turns with their numbers, from 1; nulls are skipped."""
     value = from_cell(value)
     if isinstance(value, str):
         try:
@@ -166,7 +167,7 @@ def _given(item: Any, where: str, field: str, number: int) -> _Given:
     text = text_of(item[text_key], place, f"field {text_key}")
     marks = [key for key in filled(item, MARKS) if _mark(item[key]) is not None]
     trained = all(_mark(item[key]) for key in marks)
-    if role != "assistant":  # it is read only, whatever a mark says; one that wants it trained is not obeyed
+    if role != "assistant":  # never trained, whatever its mark says; a mark to train it counts as unread
         marks, trained = [key for key in marks if not _mark(item[key])], True
     used = {role_key, text_key, *marks}
     unread = tuple(str(key) for key, inner in item.items() if key not in used and is_filled(inner))
@@ -179,7 +180,7 @@ def _calls_in_parts(value: Any) -> bool:
 
 
 def _mark(value: Any) -> bool | None:
-    """Whether a mark says that its turn is trained; None where it says something else."""
+    """Whether a mark means that its turn is trained; None for an unknown value."""
     try:
         said = name_of(value, "", "").strip().lower()
     except BadRow:  # no mark that is known
@@ -190,18 +191,18 @@ def _mark(value: Any) -> bool | None:
 def _require_order(kept: Sequence[_Given], where: str, field: str) -> None:
     for place, each in enumerate(kept):
         turn, number = each.turn, each.number
-        wanted = "assistant" if place % 2 else "user"
-        if turn.role != wanted:
-            raise _misplaced(each, wanted, where, field)
+        expected = "assistant" if place % 2 else "user"
+        if turn.role != expected:
+            raise _misplaced(each, expected, where, field)
         if shows_nothing(turn.text):
             fault = f"field {field}, turn {number} ({turn.role}) is empty"
             raise bad(where, f"{fault}; fill it in or remove the row", f"field {field} has an empty turn")
 
 
-def _misplaced(given: _Given, wanted: str, where: str, field: str) -> BadRow:
+def _misplaced(given: _Given, expected: str, where: str, field: str) -> BadRow:
     return bad(
         where,
-        f"field {field}, turn {given.number} is {given.turn.role}'s, expected {wanted}'s; "
+        f"field {field}, turn {given.number} is {given.turn.role}'s, expected {expected}'s; "
         "a chat alternates, user first, after at most one system turn",
         f"the turns of field {field} do not alternate between user and assistant",
     )

@@ -1,7 +1,7 @@
-"""Which column of some rows is the instruction, the context, the response, the client, the category.
+"""Recognise which columns are the instruction, the context, the response, the client and the category.
 
-By the column's name first, in English and other languages, then by what it holds. What could be one of
-several is not guessed: the error names the candidates.
+Columns are recognised by name first, in English and other languages, then by what they hold. Where several
+fit, nothing is guessed: the error names the candidates.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from shepherd.data.fields import CHATS, CONTEXTS, HISTORIES, RESPONSES, SYSTEMS, alike, filled, is_filled
 from shepherd.errors import DataError
 
-LONGEST_NAME = 60  # letters; a longer one is a row in the place of the header
-MANY_LABELS = 200  # more distinct values than this name no clients or categories
+MAX_NAME_CHARS = 60  # a longer name of a column is a cell of a file without a header
+MAX_LABELS = 200  # a column with more distinct values is neither client nor category
 
 # Each kind's names, the sure ones first. One word each, as `_words` writes them.
 NAMES: Mapping[str, tuple[str, str]] = {
@@ -53,13 +53,13 @@ NAMES: Mapping[str, tuple[str, str]] = {
         " tema sujet тип тема 種類 种类 类型",
     ),
 }
-# words that say nothing of what a column holds
+# words that do not say what a column holds
 _TAILS = ("id", "ids", "name", "names", "nr", "no", "number", "text", "code", "key", "str", "value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """A column for each part, "" where there is none; `why` says how each was found."""
+    """The column of each part, "" for none; `why` says how each was recognised."""
 
     instruction: str = ""
     context: str = ""
@@ -70,11 +70,11 @@ class Columns:
     why: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
-    """Of the unused, those with few values: each may name the client or the category."""
+    """Unused columns with few values, which may be the client or the category."""
 
 
 def listed(names: Iterable[object], many: int = 8) -> str:
-    """Names for a message, or what there seems to be in their place: the first row's text is never shown.
+    """Column names for a message; if they look like cells, their number only, so that no text is shown.
 
     >>> listed(["frage", "antwort"]), listed([f"c{n}" for n in range(10)], 2)
     ('there are frage, antwort', 'there are c0, c1 and 8 more')
@@ -87,7 +87,7 @@ def listed(names: Iterable[object], many: int = 8) -> str:
 
 
 def is_cell(name: str) -> bool:
-    """Whether the name of a column looks like a text, or a number, and so like a row's cell.
+    """Whether a column's name looks like a cell: a text or a number.
 
     >>> [is_cell(name) for name in ("frage", "best answer", "What is it?", "He has had a cough", "17", "")]
     [False, False, True, True, True, False]
@@ -107,20 +107,20 @@ PARTS = ("messages", "instruction", "context", "response", "client", "category")
 
 
 def recognise(rows: Sequence[Mapping[str, Any]], given: Mapping[str, str] | None = None) -> Columns:
-    """The columns of `rows`, and `given` ones by part, as they are ("" is none).
+    """Recognise the columns of `rows`; `given` names columns by part, "" for none.
 
     Raises:
-        DataError: a given column is not there, or the instruction or the response is in none, or several
-            columns may be one part; names the candidates.
+        DataError: a given column does not exist, no column is the instruction or the response, or several
+            columns fit one part; names the candidates.
     """
-    columns = _looked_at(rows)
-    if any(len(name) > LONGEST_NAME for name in columns) or (not given and _no_header(rows)):
+    columns = _statistics(rows)
+    if any(len(name) > MAX_NAME_CHARS for name in columns) or (not given and _no_header(rows)):
         raise DataError(
             "the file seems to have no header: its first line looks like a row; put a line with the columns'"
             " names before it, or say which column is which with --instruction and --response"
         )
     found: dict[str, str] = dict(given or {})
-    why = dict.fromkeys(found, "as it was asked")
+    why = dict.fromkeys(found, "as given")
     for part, name in found.items():
         if name and name not in columns:
             raise DataError(f"--{part} {name}: there is no such column; {listed(columns)}")
@@ -165,7 +165,7 @@ def _first_of(names: Sequence[str]) -> str:
 
 
 def _known(name: str, part: str) -> tuple[str, ...]:
-    """The columns that a name may mean."""
+    """Columns that a name may refer to."""
     return KNOWN[part] if name == AUTO else (name,) if name else ()
 
 
@@ -186,22 +186,22 @@ def _listed(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Column:
-    """What a column holds, over the rows that were looked at."""
+    """Statistics of a column over the given rows."""
 
     filled: int
     distinct: int
     letters: float
-    """Of a value, on average."""
+    """Mean number of characters of a value."""
     prose: bool
-    """Texts of some words, as instructions and responses are."""
+    """Whether its values are texts of several words, as instructions and responses are."""
     questions: float
-    """The share of the values that end in a question mark."""
+    """Share of the values that end in a question mark, in [0, 1]."""
     few: bool
-    """Few and short values, each of them several times, as clients and categories have."""
+    """Whether it has few, short and repeated values, as clients and categories do."""
     chat: bool
 
 
-def _looked_at(rows: Sequence[Mapping[str, Any]]) -> dict[str, _Column]:
+def _statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, _Column]:
     values: dict[str, list[Any]] = {}
     for row in rows:
         for name, value in row.items():
@@ -216,7 +216,7 @@ def _column(values: Sequence[Any]) -> _Column:
     letters = sum(map(len, texts)) / max(1, count)
     words = sum(_count_words(text) for text in texts) / max(1, count)
     plain = count > 0 and count >= 0.9 * len(values)
-    few = plain and 2 <= distinct <= min(MANY_LABELS, count // 2) and letters <= 60
+    few = plain and 2 <= distinct <= min(MAX_LABELS, count // 2) and letters <= 60
     return _Column(
         filled=count,
         distinct=distinct,
@@ -229,7 +229,7 @@ def _column(values: Sequence[Any]) -> _Column:
 
 
 def _count_words(text: str) -> int:
-    """Words between spaces; where a script writes none, about two letters are one.
+    """Number of words: between spaces, or about two characters each in scripts without spaces.
 
     >>> _count_words("Name two rivers."), _count_words("東京の川は何ですか")
     (3, 5)
@@ -249,7 +249,7 @@ def _is_chat(value: Any) -> bool:
 
 
 def _named(part: str, columns: Mapping[str, _Column], found: Mapping[str, str]) -> list[str]:
-    """The columns whose names say this part: by a sure name, else a likely one, else by a word of it."""
+    """Columns whose names fit a part: by a sure name, else a likely one, each also as a last word."""
     fit = [name for name, column in columns.items() if name not in found.values() and _fits(part, column)]
     for names in NAMES[part]:
         known = {"".join(_words(each)) for each in names.split()}
@@ -267,7 +267,7 @@ def _fits(part: str, column: _Column) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a column's name in small letters without accents.
+    """Words of a column's name, in lower case and without accents.
 
     >>> _words("Frage_Text"), _words("authorId"), _words("Réponse"), _words("質問")
     (['frage', 'text'], ['author', 'id'], ['reponse'], ['質問'])
@@ -278,7 +278,7 @@ def _words(name: str) -> list[str]:
 
 
 def _last_word(name: str) -> str:
-    """The word that says what it is: `answer` of `best_answer`, `hospital` of `hospital_name`."""
+    """The word of a name that says what it is: `answer` of `best_answer`, `hospital` of `hospital_name`."""
     words = _words(name)
     while len(words) > 1 and words[-1] in _TAILS:
         words.pop()
@@ -286,7 +286,7 @@ def _last_word(name: str) -> str:
 
 
 def _by_content(columns: Mapping[str, _Column], found: dict[str, str], why: dict[str, str]) -> None:
-    """The instruction and the response, where no name says them: only where nothing else can be meant."""
+    """Recognise the instruction and the response by content, where only one choice is possible."""
     missing = [part for part in ("instruction", "response") if not found.get(part)]
     prose = [name for name, column in columns.items() if column.prose and name not in found.values()]
     if len(missing) == len(prose) == 1:

@@ -1,4 +1,4 @@
-"""Where a client is in its own data: visits go on where the last one stopped (law 8)."""
+"""Position of a client in its own data: a visit continues where the last one stopped (law 8)."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def visit(
     min_batch: int = 1,
     min_examples: int = 1,
 ) -> tuple[list[Indices], int]:
-    """The optimiser steps of one visit, and the new position.
+    """Indices for the optimiser steps of one visit, and the new position.
 
     `position` counts the examples taken over all visits so far. Each epoch has an order of its own,
-    drawn from (seed, epoch); a visit goes on mid-epoch, and a batch never straddles two epochs, so it
+    drawn from (seed, epoch); a visit may start mid-epoch, and a batch never spans two epochs, so it
     never holds an example twice. `epochs` passes take `epochs * size` examples (rounded, at least
     one) from wherever the cursor is; `max_steps` counts batches instead; with neither, one epoch.
 
-    No step is shorter than `min_batch`: a shorter last batch is taken with the one before it, and `epochs`
+    No step is shorter than `min_batch`: a shorter last batch is merged into the one before it, and `epochs`
     end at the border of an epoch that is nearer than that.
 
-    A visit that goes on from one epoch to the next may hold an example twice. Where it would then take fewer
-    than `min_examples` different ones, it begins with the next epoch, and what was left of this one is passed
-    over: so it takes as many as a visit from the start of an epoch does.
+    A visit that spans two epochs may hold an example twice. Where it would then take fewer
+    than `min_examples` different ones, it begins with the next epoch, and the rest of this one is
+    skipped: so it takes as many as a visit from the start of an epoch does.
 
     Returns:
         Arrays of local indices in [0, size), `min_batch` to `batch_size + min_batch - 1` long each (shorter
@@ -57,8 +57,8 @@ def visit(
         )
     steps: list[Indices] = []
     position = begin(size, position, min_batch)
-    wanted = max(1, round((epochs or 1.0) * size))
-    stop = end(size, position, wanted, min_batch) if max_steps is None else None
+    target = max(1, round((epochs or 1.0) * size))
+    stop = end(size, position, target, min_batch) if max_steps is None else None
     orders: dict[int, Indices] = {}
     while position < stop if stop is not None else len(steps) < (max_steps or 0):
         epoch, offset = divmod(position, size)
@@ -83,22 +83,22 @@ def visit(
 
 
 def different(steps: Sequence[Indices]) -> int:
-    """How many different examples the steps of a visit hold."""
+    """Number of different examples in the steps of a visit."""
     return len(np.unique(np.concatenate(steps)))
 
 
 def begin(size: int, position: int, min_batch: int) -> int:
-    """Where a visit begins: what is left of an epoch and too short for a step is passed over.
+    """Position at which a visit begins: a rest of an epoch that is too short for a step is skipped.
 
-    No visit leaves so little; it is found only where `min_batch` was raised meanwhile.
+    No visit leaves such a rest; there is one only where `min_batch` was raised since.
     """
     left = size - position % size
     return position + left if left < min(min_batch, size) else position
 
 
-def end(size: int, start: int, wanted: int, min_batch: int) -> int:
-    """Where a visit of about `wanted` examples ends: at an epoch's border, if that is nearer than a step."""
-    stop = start + wanted
+def end(size: int, start: int, target: int, min_batch: int) -> int:
+    """Position after a visit of about `target` examples: an epoch's border, if one is within `min_batch`."""
+    stop = start + target
     over = stop % size
     if 0 < over < min_batch and stop - over > start:
         return stop - over
@@ -106,7 +106,7 @@ def end(size: int, start: int, wanted: int, min_batch: int) -> int:
 
 
 def batches(examples: int, batch_size: int, min_batch: int = 1) -> int:
-    """How many steps `visit` makes of so many examples of one epoch.
+    """Number of steps that `visit` makes of this many examples of one epoch.
 
     >>> batches(33, 16), batches(33, 16, 8), batches(0, 16)
     (3, 2, 0)
@@ -115,12 +115,12 @@ def batches(examples: int, batch_size: int, min_batch: int = 1) -> int:
 
 
 def order(size: int, epoch: int, seed: int) -> Indices:
-    """The order of one epoch: a permutation of [0, size) that only (seed, epoch) decide."""
+    """Order of the examples in one epoch: a permutation of [0, size) determined by (seed, epoch)."""
     return np.random.default_rng(seed_for(seed, "epoch", epoch)).permutation(size)
 
 
 def coverage(size: int, position: int) -> float:
-    """The share, in [0, 1], of a client's examples that were taken at least once.
+    """Share of a client's examples, in [0, 1], that were taken at least once.
 
     >>> coverage(8, 2), coverage(8, 20)
     (0.25, 1.0)

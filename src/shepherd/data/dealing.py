@@ -1,4 +1,4 @@
-"""What the splits share: the order of a draw, labels, names of clients, and `flwr_datasets`' partitioners."""
+"""Shared parts of the splits: shuffling, labels, client names, and `flwr_datasets`' partitioners."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shepherd.errors import DataError
 
 
 def partitioned(partitioner: Any, order: Sequence[int], labels: Sequence[Any] = ()) -> list[list[int]]:
-    """What a partitioner makes of the examples in this order, back as indices."""
+    """Indices of each part that a partitioner makes of the examples in this order."""
     columns: dict[str, list[Any]] = {"index": [int(index) for index in order]}
     if labels:
         columns["label"] = list(labels)
@@ -29,12 +29,12 @@ def partitioned(partitioner: Any, order: Sequence[int], labels: Sequence[Any] = 
 
 
 def shuffled(size: int, seed: int) -> list[int]:
-    """The places 0 to size - 1 in the order that the seed draws."""
+    """A permutation of 0 to size - 1, drawn with the seed."""
     return [int(i) for i in np.random.default_rng(seed_for(seed, "split")).permutation(size)]
 
 
 def labels(examples: Sequence[Example], field: str, by: str) -> list[str]:
-    """What a split goes by, of each example: the value of its field, or its category where `field` is "".
+    """Label of each example that a split uses: the value of `field`, or the category where `field` is "".
 
     Raises:
         DataError: an example has none.
@@ -43,8 +43,8 @@ def labels(examples: Sequence[Example], field: str, by: str) -> list[str]:
     for example, label in zip(examples, found, strict=True):
         if not label:
             raise DataError(
-                f"{example.where or 'an example'} has no {field or 'category'}, which split.by {by!r} goes"
-                " by; fill it in, or name another field in split.field"
+                f"{example.where or 'an example'} has no {field or 'category'}, which split.by {by!r} needs;"
+                " fill it in, or name another field in split.field"
             )
     return found
 
@@ -59,15 +59,15 @@ def require_enough(examples: Sequence[Example], clients: int) -> None:
 
 
 def numbered(parts: Iterable[Sequence[int]], clients: int) -> Parts:
-    """The parts by the names "client-00", "client-01" and so on."""
+    """Name the parts "client-00", "client-01" and so on."""
     return {_name(k, clients): part for k, part in enumerate(parts)}
 
 
 def by_client(examples: Sequence[Example], by: str, need: str) -> Parts:
-    """Each example to the client that it names, clients in natural order ("c2" before "c10").
+    """Group examples by the client that they name, in natural order ("c2" before "c10").
 
     Args:
-        need: what the data lack where an example names none.
+        need: what the data must have, for the message.
 
     Raises:
         DataError: an example names no client.

@@ -1,63 +1,62 @@
-"""Segments to token ids, by the batch."""
+"""Tokenise the pieces of prompts and responses, in batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from shepherd.data.segments import Segment, Tokenizer
+from shepherd.data.template_pieces import Piece, Tokenizer
 
 ANCHORS = ("\n", ":", "a")
-"""What stands before a continuation while it is tokenised, the first that does not merge with it."""
+"""Texts put in front of a continuation to tokenise it; the first that does not merge with it is used."""
 
-BATCH = 1024
-"""Texts a tokenizer call; bounds the memory that its encodings take."""
+TEXTS_PER_CALL = 1024
+"""Texts in one tokenizer call; bounds the memory of their encodings."""
 
 
 class Encoded(NamedTuple):
-    """The ids of a segment, and the range of those that are wholly its context's."""
+    """Token ids of a piece, and the range of those that lie wholly in its context."""
 
     ids: list[int]
     context: tuple[int, int]
 
 
-def encode(segments: Sequence[Segment], tokenizer: Tokenizer, *, special: bool) -> list[Encoded]:
-    """Each segment as ids, without any special token added.
+def encode(pieces: Sequence[Piece], tokenizer: Tokenizer, *, special: bool) -> list[Encoded]:
+    """Tokenise each piece, adding no special token.
 
-    A first segment is tokenised as it stands, any other one as the continuation of some text: no
-    SentencePiece prefix, no leading space. Text that looks like a special token is read as one only
-    if `special`.
+    A first piece is tokenised alone, any other one as the continuation of some text: no SentencePiece prefix,
+    no leading space. Text that looks like a special token is read as one only if `special`.
     """
     found: dict[int, Encoded] = {}
-    rests = [place for place, segment in enumerate(segments) if not segment.first]
+    rests = [place for place, piece in enumerate(pieces) if not piece.first]
     for anchor in ANCHORS:
         head = next(_encodings(tokenizer, special, [anchor])).ids
-        tried = _encodings(tokenizer, special, [anchor + segments[place].text for place in rests])
+        tried = _encodings(tokenizer, special, [anchor + pieces[place].text for place in rests])
         for place, encoding in zip(rests, tried, strict=True):
             if encoding.ids[: len(head)] == head:
-                found[place] = _encoded(segments[place], encoding, len(anchor), len(head))
+                found[place] = _encoded(pieces[place], encoding, len(anchor), len(head))
         rests = [place for place in rests if place not in found]
-    bare = [place for place in range(len(segments)) if place not in found]
-    encodings = _encodings(tokenizer, special, [segments[place].text for place in bare])
-    found |= {place: _encoded(segments[place], e, 0, 0) for place, e in zip(bare, encodings, strict=True)}
-    return [found[place] for place in range(len(segments))]
+    bare = [place for place in range(len(pieces)) if place not in found]
+    encodings = _encodings(tokenizer, special, [pieces[place].text for place in bare])
+    found |= {place: _encoded(pieces[place], e, 0, 0) for place, e in zip(bare, encodings, strict=True)}
+    return [found[place] for place in range(len(pieces))]
 
 
 def _encodings(tokenizer: Tokenizer, special: bool, texts: list[str]) -> Iterator[Any]:
     options = {"add_special_tokens": False, "split_special_tokens": not special, "verbose": False}
-    for at in range(0, len(texts), BATCH):
-        yield from tokenizer(texts[at : at + BATCH], **options).encodings
+    for at in range(0, len(texts), TEXTS_PER_CALL):
+        yield from tokenizer(texts[at : at + TEXTS_PER_CALL], **options).encodings
 
 
-def _encoded(segment: Segment, encoding: Any, letters: int, tokens: int) -> Encoded:
-    """Without what stands before it: so many letters, so many tokens."""
-    start, stop = (place + letters for place in segment.context)
+def _encoded(piece: Piece, encoding: Any, letters: int, tokens: int) -> Encoded:
+    """The encoding without the text in front of the piece: its first `letters` and `tokens`."""
+    start, stop = (place + letters for place in piece.context)
     first, last = _inside(encoding, start, stop)
     return Encoded(encoding.ids[tokens:], (first - tokens, last - tokens) if first < last else (0, 0))
 
 
 def _inside(encoding: Any, start: int, stop: int) -> tuple[int, int]:
-    """The range of tokens whose letters all lie in [start, stop)."""
+    """Range of the tokens whose characters all lie in [start, stop)."""
     first = next((t for at in range(start, stop) if (t := encoding.char_to_token(at)) is not None), None)
     if first is None:
         return 0, 0
@@ -70,8 +69,8 @@ def _inside(encoding: Any, start: int, stop: int) -> tuple[int, int]:
     )
 
 
-def beginning(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts before a text of its own accord: its BOS, or nothing."""
+def leading_ids(tokenizer: Tokenizer) -> list[int]:
+    """Ids that the tokenizer itself puts before a text: its BOS, or none."""
     whole, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     starts = (at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
     return list(whole[: next(starts, 0)])

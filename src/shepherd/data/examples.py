@@ -1,4 +1,4 @@
-"""Rows to examples: Alpaca, Dolly and chats, each fault named by file, line and field."""
+"""Read rows as examples: Alpaca, Dolly and chats. Errors name file, line and field."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS = (
     "<noinput>", "noinput", "<no input>", "no input", "<nooutput>", "nooutput", "<na>", "#n/a", "n/a", "n.a.",
     "na", "nan", "none", "<none>", "null", "<null>", "nil", "undefined", "empty", "<empty>", "-", "--", "[]",
 )  # fmt: skip
-"""Words that stand for nothing in data that were written by a program or by hand."""
+"""Words that programs and people write for an empty field."""
 RETURNS = "a text holds carriage returns (\\r), which are trained as they are"
 
 
@@ -36,8 +36,8 @@ RETURNS = "a text holds carriage returns (\\r), which are trained as they are"
 class Example:
     """One instruction with its response, or a chat: [system,] user, assistant, user, assistant, ...
 
-    `label` is the value of `split.field` where a split goes by it; `where` is the file and line;
-    `check` says how an answer is judged (the embedded world has it).
+    `label` is the value of `split.field`, if a split uses it; `where` is the file and line; `check` is the
+    settings of a checker of answers, if the row has one (as in the embedded world).
     """
 
     turns: tuple[Turn, ...]
@@ -65,12 +65,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Reading:
-    """What was read. `skipped` has one sentence a bad row, where bad rows are skipped."""
+    """Examples of a source; `skipped` has one sentence for each bad row that was skipped."""
 
     examples: tuple[Example, ...]
     skipped: tuple[str, ...] = ()
     notes: Notes = field(default_factory=Notes)
-    """What of the rows is not read, refused or changed, counted."""
+    """Counts of what of the rows is not read, refused or changed."""
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -80,16 +80,16 @@ class Reading:
 def read(table: DataTable, split: Split, seed: int, rows: Any = None) -> Reading:
     """Read `table.source`: a file, a folder with one file a client, a saved data set, or a hub id.
 
-    In a folder each file is a client (its stem) where the split is by file. What is for testing by its name
-    is left out, and files of the system; see `files.left_out`.
-    `table.limit` keeps at most so many examples of each category, drawn with the seed, in their order.
+    Where the split is by file, each file of a folder is a client, named by its stem. Files for testing (by
+    their names) and files of the system are left out; see `files.left_out`. `table.limit` is the most
+    examples of each category that are kept, drawn with the seed, in their order.
 
     Args:
-        rows: what to read in the place of the source, where it is in memory; see `in_memory`.
+        rows: rows in memory to read instead of the source; see `in_memory`.
 
     Raises:
         BadRow: a row cannot be read and `on_bad_row` is "error"; names file, line, field and the fix.
-        DataError: a file is missing, empty or unreadable, or no row of a source or of a client is left.
+        DataError: a file is missing, empty or unreadable, or no row of the source or of a client can be used.
     """
     form = Form.of(table)
     if rows is None:
@@ -102,7 +102,7 @@ def read(table: DataTable, split: Split, seed: int, rows: Any = None) -> Reading
     examples = tuple(example for reading in readings.values() for example in reading.examples)
     skipped = tuple(sentence for reading in readings.values() for sentence in reading.skipped)
     if not examples:
-        raise DataError(f"{table.source} gives no usable row: {_why_none(skipped)}")
+        raise DataError(f"{table.source} has no usable row: {_why_none(skipped)}")
     for client, reading in readings.items():
         if split.by_file and not reading.examples:
             raise DataError(f"client {client} has no usable row: {_why_none(reading.skipped)}")
@@ -120,7 +120,7 @@ def _why_none(skipped: Sequence[str]) -> str:
 def from_rows(
     rows: Iterable[Mapping[str, Any]], table: DataTable, split: Split, where: str, client: str = ""
 ) -> Reading:
-    """Examples from rows that are already in memory; records count from 1 in messages.
+    """Read rows in memory as examples; messages count records from 1.
 
     Raises:
         BadRow: a row cannot be read and `on_bad_row` is "error".
@@ -150,7 +150,7 @@ def _gather(rows: Iterable[files.Placed], table: DataTable, split: Split, client
 
 
 class _Noted:
-    """Counts as they grow, row by row."""
+    """Running counts over the rows of a source."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -171,7 +171,7 @@ class _Noted:
 
 
 def _reason(error: BadRow, where: str) -> str:
-    """Why a row is refused, without its place."""
+    """The reason that a row is refused, without its place."""
     if error.reason:
         return error.reason
     said = str(error).removeprefix(where).removeprefix(":").strip()
@@ -181,7 +181,7 @@ def _reason(error: BadRow, where: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """An example, and what of its row is counted (as `Notes` has it)."""
+    """An example, and what of its row is to be counted, as in `Notes`."""
 
     example: Example
     unread: Sequence[str]
@@ -231,7 +231,7 @@ def _found(row: Any, table: DataTable, split: Split, where: str) -> _Found:
 
 
 def _said(turn: Turn) -> Iterator[tuple[str, str]]:
-    """The texts of a turn, each with what it is called."""
+    """Name and text of each text of a turn."""
     called = {"user": "instruction", "assistant": "response", "system": "system text"}
     yield called[turn.role], turn.text
     if turn.context:
@@ -239,12 +239,12 @@ def _said(turn: Turn) -> Iterator[tuple[str, str]]:
 
 
 def _own_name(row: Mapping[str, Any], name: str) -> str:
-    """The row's own name of a field that is called so, or nearly so; `name` itself where it has none."""
+    """The row's spelling of the field `name`; `name` itself where the row has no such field."""
     return next(iter(alike(row, (name,))), name) if name else ""
 
 
 def _category_field(row: Mapping[str, Any], table: DataTable) -> str:
-    """The field of the category; "" where there is none, a fault only where the run file names it."""
+    """The field of the category; "" where the row has none and the run file names none."""
     field = _own_name(row, table.category)
     return "" if field not in row and table.category == DEFAULT_CATEGORY else field
 

@@ -1,4 +1,4 @@
-"""Workbooks of Excel to rows. Only this file imports `openpyxl`."""
+"""Rows of Excel workbooks. Only this file imports `openpyxl`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from shepherd.errors import DataError
 
 
 def excel_rows(path: Path, form: Form) -> Iterator[Placed]:
-    """The rows of a workbook's sheet; its first row that holds anything is the header.
+    """Rows of a workbook's sheet; its first row that is not empty is the header.
 
-    A cell is what the same cell of a CSV file would be: text. A formula is its value when it was saved.
+    Cells are read as text, as from a CSV file. A formula counts as its value when the workbook was saved.
 
     Raises:
-        DataError: openpyxl is not installed, it is no workbook, or it has several sheets and none is named.
+        DataError: openpyxl is not installed, the file is no workbook, or it has several sheets and
+            `form.sheet` names none.
     """
     try:
         from openpyxl import load_workbook
     except ImportError as error:
         raise DataError(
-            f"{path} is read by the package openpyxl, which is not installed; run"
+            f"reading {path} needs the package openpyxl, which is not installed; run"
             " pip install 'shepherd-fit[excel]', or save the sheet as CSV"
         ) from error
     try:
@@ -44,7 +45,7 @@ def excel_rows(path: Path, form: Form) -> Iterator[Placed]:
         raise
     except Exception as error:  # each fault of a file has one of its own
         raise DataError(
-            f"{path} is no workbook of Excel ({error or type(error).__name__}); save it as .xlsx or as CSV"
+            f"{path} is not an Excel workbook ({error or type(error).__name__}); save it as .xlsx or as CSV"
         ) from error
     name = _chosen(sheets, form, path)
     width = max(map(len, sheets[name].values()), default=0)
@@ -56,7 +57,7 @@ def excel_rows(path: Path, form: Form) -> Iterator[Placed]:
 
 
 def _cells(sheet: Any, formulas: Any, where: str) -> dict[int, list[str]]:
-    """The rows that hold anything, by their number."""
+    """Rows that are not empty, by their number."""
     found = {}
     for each in (sheet, formulas):
         each.reset_dimensions()  # some programs write them wrong

@@ -1,4 +1,4 @@
-"""The fields of a row: by names that fit or nearly fit, and their values as text without guessing."""
+"""Fields of a row: found by name or a similar spelling, and their values read as text."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from shepherd.data.folding import seen, shows_nothing
 from shepherd.errors import BadRow
 
 CHATS, CONTEXTS, RESPONSES = ("messages", "conversations"), ("context", "input"), ("response", "output")
-"""What "auto" takes for a part, the first that a row fills."""
+"""Field names that "auto" reads for each part: the first of them that a row fills."""
 SYSTEMS, HISTORIES = ("system", "system_prompt"), ("history",)
-"""Fields of a row that are read under these names: its system prompt, and the exchanges before its own."""
+"""Field names of a row's system prompt, and of the exchanges before its own."""
 TEXTS = ("text", "input_text", "output_text")
-"""Types of the parts of a text that are text."""
+"""Types of the parts of a message that are text."""
 
 
 @lru_cache(maxsize=4096)
 def plain_name(name: str) -> str:
-    """A field's name without what people do not see or mean: spaces, marks, underscores, capitals.
+    """Normalise a field's name: no spaces, marks or underscores, lower case.
 
     >>> plain_name("\\ufeff Input "), plain_name("System-Prompt"), plain_name("system_prompt")
     ('input', 'systemprompt', 'systemprompt')
@@ -35,7 +35,7 @@ def plain_name(name: str) -> str:
 
 
 def alike(row: Mapping[str, Any], names: Sequence[str]) -> Sequence[str]:
-    """The row's own names of the fields that are called so, or nearly so, in the order of `names`."""
+    """The row's spellings of the fields `names` (equal under `plain_name`), in the order of `names`."""
     return _alike(tuple(row), tuple(names))
 
 
@@ -51,17 +51,17 @@ def _alike(own: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def filled(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Those of them that hold something, the first of which counts."""
+    """The row's spellings of those fields of `names` that are filled, in the order of `names`."""
     return [name for name in alike(row, names) if is_filled(row[name])]
 
 
 def pick(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The field to read: the first that is filled, else the first that is there, else the first name."""
+    """The field to read: the first that is filled, else the first that exists, else the first name."""
     return next(iter((*filled(row, names), *alike(row, names), *names)), "")
 
 
 def is_filled(value: Any) -> bool:
-    """Whether a value holds anything: no null, no blank text, and no list or object of nothing else.
+    """Whether a value holds anything: not null, blank text, or a list or object of these only.
 
     >>> [is_filled(value) for value in (None, float("nan"), " ", [], [{"role": None}], 0, "0", ["x"])]
     [False, False, False, False, False, True, True, True]
@@ -82,7 +82,7 @@ def is_filled(value: Any) -> bool:
 
 
 def from_cell(value: Any) -> Any:
-    """What a cell of a table holds as JSON, or as Python prints it: a list, an object, or a null.
+    """Parse a cell that holds a list, an object or a null, as JSON or as a Python literal.
 
     Any other text stays as it is.
 
@@ -100,14 +100,14 @@ def from_cell(value: Any) -> Any:
 
 
 def text_of(value: Any, place: str, what: str) -> str:
-    """A value as text: "" for a null, a whole number in digits, and a list of text parts joined.
+    """Read a value as text: "" for a null, whole numbers in digits, lists of text parts joined.
 
     Args:
-        place: where the row is, for the message.
-        what: which field it is.
+        place: the row's place, for the message.
+        what: the field, for the message.
 
     Raises:
-        BadRow: it is something else.
+        BadRow: the value is anything else.
     """
     if isinstance(value, str):
         return _whole(value, place, what)
@@ -127,10 +127,10 @@ def text_of(value: Any, place: str, what: str) -> str:
 
 
 def name_of(value: Any, place: str, what: str) -> str:
-    """A value as a name: as text, a date, and whole numbers that a null turned into floats as whole numbers.
+    """Read a value as a name: as text, and also dates, booleans, and floats that are whole numbers.
 
     Raises:
-        BadRow: it is something else.
+        BadRow: the value is anything else.
     """
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -142,7 +142,7 @@ def name_of(value: Any, place: str, what: str) -> str:
 
 
 def is_parts(value: Any) -> bool:
-    """Whether a value is a text in parts, as OpenAI's chats have it."""
+    """Whether a value is a text in parts, as in OpenAI's chats."""
     if not isinstance(value, list | tuple):
         return False
     given = [part for part in value if part is not None]
@@ -170,12 +170,12 @@ def _whole(text: str, place: str, what: str) -> str:
 
 
 def bad(place: str, said: str, reason: str) -> BadRow:
-    """The fault of a row, and the reason under which such rows are counted."""
+    """An error for a row, with the reason under which such rows are counted."""
     return BadRow(f"{place}: {said}", reason)
 
 
 def kind(value: Any) -> str:
-    """What a value is, for a message."""
+    """The kind of a value, for a message on one row."""
     match value:
         case None:
             return "null"
@@ -194,7 +194,7 @@ def kind(value: Any) -> str:
 
 
 def sort(value: Any) -> str:
-    """The same for a count of many rows, without the value."""
+    """The kind of a value without the value itself, for counts over rows."""
     match value:
         case bool():
             return "true or false"

@@ -1,4 +1,4 @@
-"""Files, folders and hub ids to rows with their places. Only this file imports `datasets` and `pyarrow`.
+"""Rows of files, folders and hub ids, each with its place. Only this file imports `datasets`, `pyarrow`.
 
 JSON, JSONL and CSV are read by the standard library, for two reasons that were measured: `datasets`
 turns the text 007 into 7, NA into nothing and 2024-01-01 into a timestamp, and its errors name no
@@ -44,13 +44,13 @@ __all__ = [
     "rows_of",
 ]
 
-ONE_SOURCE = (".huggingface.yaml", "dataset_infos.json")
-"""Files that a clone of a data set of the hub has."""
+CLONE_FILES = (".huggingface.yaml", "dataset_infos.json")
+"""Files that mark a folder as a clone of a data set of the hub."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """The rows of one client, or of all, read lazily; `client` is its file's stem in a folder."""
+    """Rows of one client, or of all clients, read lazily; in a folder, `client` is the file's stem."""
 
     client: str
     rows: Iterable[Placed]
@@ -59,17 +59,17 @@ class Part:
 def parts(
     source: str, config: str | None, part: str, *, folder_only: bool = False, form: Form = USUAL
 ) -> list[Part]:
-    """The files of a source, in natural order of their names.
+    """Parts of a source, in natural order of their names.
 
-    In a folder each file is a client, or the shards of one, or a saved data set. A clone of a data set of the
-    hub is one source, unless `folder_only` says that its files are clients.
+    In a folder each part is a file, the shards of one client, or a saved data set. A clone of a data set of
+    the hub is one part, unless `folder_only` says that its files are clients.
 
     Raises:
-        DataError: nothing readable is there, or `folder_only` and the source is no folder of files.
+        DataError: nothing readable is there, or `folder_only` is set and the source is no folder of files.
     """
     path = Path(source).expanduser()
     _require_utf8(path)
-    if _is_of_clients(path) or (folder_only and _is_own(path)):
+    if _is_client_folder(path) or (folder_only and _has_data_files(path)):
         return [
             Part(client=client, rows=chain.from_iterable(_entry(file, part, form) for file in files))
             for client, files in _clients(path).items()
@@ -77,7 +77,8 @@ def parts(
     if folder_only:
         what = "is one data set and" if path.is_dir() else "is"
         raise DataError(
-            f'split.by is "ready-made" but {source} {what} no folder with one file a client; give one'
+            f'split.by is "ready-made" but {source} {what} not a folder with one file per client; name one in'
+            " data.source"
         )
     if path.is_dir():
         rows = _saved(path, part) if _is_saved(path) else _clone(path, config, part, form)
@@ -92,19 +93,19 @@ def parts(
 
 
 def data_files(source: str) -> list[Path]:
-    """The files of clients in a folder, or the one file; empty for any other source.
+    """Data files of a source: those of a folder's clients, or the one file; empty for any other source.
 
     Raises:
         DataError: the folder cannot be read, or holds none.
     """
     path = Path(source).expanduser()
-    if _is_of_clients(path):
+    if _is_client_folder(path):
         return [file for own in _clients(path).values() for file in own if file.is_file()]
     return [path] if path.is_file() else []
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
-    """A sort key under which client_2 comes before client_10.
+    """Natural sort key, under which client_2 comes before client_10.
 
     >>> sorted(["c10", "c2"], key=natural)
     ['c2', 'c10']
@@ -114,7 +115,7 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def left_out(source: str, config: str | None = None, part: str = "train") -> list[str]:
-    """What lies in a folder and is not read, in sentences; empty where the source is no folder.
+    """Sentences on what is in a folder and is not read; empty where the source is no folder.
 
     Raises:
         DataError: the folder cannot be read.
@@ -122,7 +123,7 @@ def left_out(source: str, config: str | None = None, part: str = "train") -> lis
     path = Path(source).expanduser()
     if source in (WORLD, MEMORY):
         return []
-    if _is_of_clients(path):
+    if _is_client_folder(path):
         return listing.sentences(_listed(path))
     if not path.is_dir():
         return []
@@ -136,25 +137,25 @@ def left_out(source: str, config: str | None = None, part: str = "train") -> lis
             (builder.config.data_files or {}, "data.part", part),
         ]
     return [
-        f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} left out, {key} being {chosen}"
+        f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} left out, since {key} is {chosen}"
         for names, key, chosen in reasons
         if (others := [str(name) for name in names if name != chosen])
     ]
 
 
-def _is_of_clients(path: Path) -> bool:
-    """Whether it is a folder of data files, and no data set as a whole."""
+def _is_client_folder(path: Path) -> bool:
+    """Whether `path` is a folder of clients' data files, and not one data set as a whole."""
     return path.is_dir() and not _is_saved(path) and not _is_clone(path)
 
 
-def _is_own(folder: Path) -> bool:
-    """Whether a folder has files of clients itself, though it may be a clone of a data set of the hub."""
+def _has_data_files(folder: Path) -> bool:
+    """Whether a folder has data files at its top level, even if it is a clone of a data set of the hub."""
     return folder.is_dir() and not _is_saved(folder) and bool(_listed(folder).data)
 
 
 def _is_clone(folder: Path) -> bool:
-    """Whether a folder is what was cloned or downloaded of a data set of the hub."""
-    if any((folder / name).is_file() for name in ONE_SOURCE) or is_card(folder / "README.md"):
+    """Whether a folder is a cloned or downloaded data set of the hub."""
+    if any((folder / name).is_file() for name in CLONE_FILES) or is_card(folder / "README.md"):
         return True
     inner = folder / "data"
     return inner.is_dir() and not _is_saved(inner) and not _listed(folder).data and bool(_listed(inner).data)
@@ -166,7 +167,9 @@ def _listed(folder: Path) -> Listing:
         folders = {entry for entry in entries if entry.is_dir()}
         sets = set(filter(_is_saved, folders))
     except OSError as error:
-        raise DataError(f"folder {folder} cannot be read ({error.strerror}); check its rights") from error
+        raise DataError(
+            f"folder {folder} cannot be read ({error.strerror}); check its permissions"
+        ) from error
     found = listing.listing(entries, READERS, folders, sets)
     for name in (*(path.name for path in found.data), *found.testing):
         _require_utf8(folder / name)
@@ -174,7 +177,7 @@ def _listed(folder: Path) -> Listing:
 
 
 def _require_utf8(path: Path) -> None:
-    """Raise DataError where a name is not UTF-8: no client, no run file and no page could be called by it."""
+    """Raise DataError where a path is not UTF-8: a client, run file or page could not be named after it."""
     if not is_utf8(str(path)):
         raise DataError(f"the name of data file {os.fsencode(path)!r} is not UTF-8; rename it")
 
@@ -186,9 +189,9 @@ def _clients(folder: Path) -> dict[str, list[Path]]:
         left = f" but {', '.join(found.testing)}, not for training" if found.testing else ""
         below = [name for name in found.others if (folder / name).is_dir() and _listed(folder / name).data]
         inner = (
-            f" (its folder {below[0]} does: name that one, or put one file a client here)" if below else ""
+            f" (its folder {below[0]} does: name that one, or put one file per client here)" if below else ""
         )
-        raise DataError(f"folder {folder} holds no data file{left}{inner}; put {_extensions()} files there")
+        raise DataError(f"folder {folder} has no data file{left}{inner}; put {_extensions()} files there")
     groups = listing.grouped(found.data, folder)
     return {client: groups[client] for client in sorted(groups, key=natural)}
 
@@ -199,7 +202,7 @@ def _entry(path: Path, part: str, form: Form) -> Iterator[Placed]:
 
 
 def rows_of(path: Path, form: Form = USUAL) -> Iterator[Placed]:
-    """The rows of one file with their places.
+    """Rows of one file, each with its place.
 
     Raises:
         DataError: the extension is unknown, or the file is unreadable, empty or broken as a whole.
@@ -212,21 +215,23 @@ def rows_of(path: Path, form: Form = USUAL) -> Iterator[Placed]:
             empty = False
             yield where, untangled(row)
     except OSError as error:
-        raise DataError(f"data file {path} cannot be read ({error.strerror}); check it") from error
+        raise DataError(
+            f"data file {path} cannot be read ({error.strerror}); check its path and permissions"
+        ) from error
     if empty:
-        raise DataError(f"data file {path} holds no rows; fill it or remove it")
+        raise DataError(f"data file {path} has no rows; fill it or remove it")
 
 
 def _reader(path: Path) -> Reader:
     suffix = path.suffix.lower()
     if suffix in READERS:
         return READERS[suffix]
-    fix = next((fix for suffixes, fix in ELSE.items() if suffix in suffixes), "")
+    fix = next((fix for suffixes, fix in CONVERSIONS.items() if suffix in suffixes), "")
     raise DataError(f"data file {path} has an unknown extension; {fix}use one of {_extensions()}")
 
 
 def _parquet(path: Path, form: Form) -> Iterator[Placed]:
-    """The rows of one file; `Dataset.from_parquet` would take its name as a pattern, and read others too."""
+    """Rows of one Parquet file; `Dataset.from_parquet` would treat its name as a pattern of several."""
     from pyarrow import parquet
 
     with path.open("rb") as file, _quiet() as datasets:
@@ -236,13 +241,13 @@ def _parquet(path: Path, form: Form) -> Iterator[Placed]:
             table = datasets.Dataset(datasets.table.InMemoryTable(table))
         except Exception as error:
             raise DataError(
-                f"data file {path} is not Parquet ({_first_line(error)}); write it anew"
+                f"data file {path} is not Parquet ({_first_line(error)}); write it again"
             ) from error
     return records(table, str(path))
 
 
 def _arrow(path: Path, form: Form) -> Iterator[Placed]:
-    """The rows of one file of Arrow, as a stream or, as Feather is, a file of it."""
+    """Rows of one Arrow file, in the stream or the file (Feather) format."""
     from pyarrow import ArrowInvalid, ipc
 
     with path.open("rb") as file, _quiet() as datasets:
@@ -254,7 +259,9 @@ def _arrow(path: Path, form: Form) -> Iterator[Placed]:
             table.validate(full=True)
             table = datasets.Dataset(datasets.table.InMemoryTable(table))
         except Exception as error:
-            raise DataError(f"data file {path} is not Arrow ({_first_line(error)}); write it anew") from error
+            raise DataError(
+                f"data file {path} is not Arrow ({_first_line(error)}); write it again"
+            ) from error
     return records(table, str(path))
 
 
@@ -265,8 +272,8 @@ def _is_saved(folder: Path) -> bool:
 def _saved(folder: Path, part: str) -> Iterator[Placed]:
     if "::" in str(folder):
         raise DataError(
-            f"saved data set {folder} has :: in its path, where the library datasets would read another;"
-            " rename it"
+            f"saved data set {folder} has :: in its path, which the library datasets would read as another"
+            " path; rename it"
         )
     _require_own_files(folder)
     if fault := next(filter(None, map(lfs.fault, sorted(folder.rglob("*.arrow")))), ""):
@@ -275,12 +282,15 @@ def _saved(folder: Path, part: str) -> Iterator[Placed]:
         try:
             table = datasets.load_from_disk(str(folder))
         except Exception as error:
-            raise DataError(f"saved data set {folder} cannot be read ({_first_line(error)})") from error
+            raise DataError(
+                f"saved data set {folder} cannot be read ({_first_line(error)}); save it again with"
+                " save_to_disk()"
+            ) from error
     return records(_chosen(table, str(folder), part), str(folder))
 
 
 def _saved_parts(folder: Path) -> list[str]:
-    """The parts of a saved data set; none where it is one table, or where reading it says what is wrong."""
+    """Names of the parts of a saved data set; none where it is one table, or cannot be read."""
     try:
         return list(map(str, json.loads((folder / "dataset_dict.json").read_text(encoding="utf8"))["splits"]))
     except (OSError, ValueError, TypeError, KeyError):
@@ -288,7 +298,7 @@ def _saved_parts(folder: Path) -> list[str]:
 
 
 def _require_own_files(folder: Path) -> None:
-    """Raise DataError where a saved data set names files outside its folder, which would be read as rows."""
+    """Raise DataError where a saved data set names files outside its folder as its data."""
     for described in (folder / "dataset_dict.json", folder / "state.json", *folder.glob("*/state.json")):
         try:
             found = json.loads(described.read_text(encoding="utf8"))
@@ -299,7 +309,7 @@ def _require_own_files(folder: Path) -> None:
             if not isinstance(name, str) or Path(name).name != name or name == "..":
                 raise DataError(
                     f"saved data set {folder} names {name!r} as its data ({described.name}), which is no file"
-                    " of its own; nothing was read from there: save it anew with save_to_disk()"
+                    " of its own; nothing was read from there: save it again with save_to_disk()"
                 )
 
 
@@ -312,7 +322,7 @@ def _chosen(table: Any, source: str, part: str) -> Any:
 
 
 def _clone(folder: Path, config: str | None, part: str, form: Form) -> Iterator[Placed]:
-    """The rows of one part of a data set of the hub that lies in a folder."""
+    """Rows of one part of a cloned data set of the hub."""
     builder = _builder(folder, config)
     found, named = _own_files(folder, builder), namer(builder.info.features)
     if part not in found:
@@ -324,14 +334,14 @@ def _clone(folder: Path, config: str | None, part: str, form: Form) -> Iterator[
 
 
 def _builder(folder: Path, config: str | None) -> Any:
-    """What `datasets` makes of a cloned data set: its configurations, parts, files, and types of columns.
+    """The builder that `datasets` makes for a cloned data set: configurations, parts, files, column types.
 
     Raises:
         DataError: it cannot be read, or its card names a file outside the folder.
     """
     if re.search(r"[][*?{}%]|::", str(folder)):
         raise DataError(
-            f"data set {folder} has a character in its path that the library datasets takes for a pattern;"
+            f"data set {folder} has a character in its path that the library datasets treats as a pattern;"
             " rename the folder"
         )
     require_own_card(folder)
@@ -347,10 +357,10 @@ def _builder(folder: Path, config: str | None) -> Any:
 
 
 def _own_files(folder: Path, builder: Any) -> dict[str, list[Path]]:
-    """The files of each part of a cloned data set.
+    """Files of each part of a cloned data set.
 
     Raises:
-        DataError: one is outside the folder, to which a link may lead.
+        DataError: a file is outside the folder, as by a link.
     """
     found = {
         str(name): [Path(file) for file in files] for name, files in (builder.config.data_files or {}).items()
@@ -362,7 +372,7 @@ def _own_files(folder: Path, builder: Any) -> dict[str, list[Path]]:
         if not any(file.resolve().is_relative_to(home) for home in homes):
             raise DataError(
                 f"data set {folder} names {str(file)!r} as its data, which is no file of its own; nothing was"
-                " read from there: give data.source the files that you want"
+                " read from there: name the files to read in data.source"
             )
     return found
 
@@ -371,7 +381,8 @@ def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
     with _quiet() as datasets:
         if hasattr(datasets.packaged_modules, source):  # "pandas" would unpickle what lies in this folder
             raise DataError(
-                f"data.source {source!r} is a reader of the library datasets and no data set; give owner/name"
+                f"data.source {source!r} is a file format of the library datasets, not a data set; write"
+                " owner/name"
             )
         try:
             table = datasets.load_dataset(source, config, split=part, revision=own_commit(source))
@@ -379,15 +390,15 @@ def _hub(source: str, config: str | None, part: str) -> Iterator[Placed]:
             raise
         except Exception as error:
             raise DataError(
-                f"there is no file or folder {source} (looked for beside the run file and in {Path.cwd()}), "
-                f"and no data set of that name comes from the hub ("
+                f"there is no file or folder {source} (searched next to the run file and in {Path.cwd()}), "
+                f"and the hub gives no data set of that name ("
                 f"{_first_line(error)}); check the path, the id, data.config, data.part and the network"
             ) from error
     return records(table, source)
 
 
 def records(table: Any, where: str) -> Iterator[Placed]:
-    """The rows of a `datasets.Dataset`, categories by their names."""
+    """Rows of a `datasets.Dataset`, with class labels replaced by their names."""
     features = _stored(dict(table.features))
     if features != table.features:
         with _quiet() as datasets:
@@ -397,7 +408,7 @@ def records(table: Any, where: str) -> Iterator[Placed]:
 
 
 def _stored(feature: Any) -> Any:
-    """A column's type, with images and sound as they are stored: to decode one may fetch its address."""
+    """A column's type with images and sound left encoded, since decoding one may fetch its address."""
     if isinstance(feature, dict):
         return {name: _stored(inner) for name, inner in feature.items()}
     if isinstance(feature, list | tuple):
@@ -414,7 +425,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[Any]:
-    """`datasets`, imported late and without progress bars, which are put back as they were."""
+    """Import `datasets` late, with its progress bars off for the duration."""
     import datasets
 
     shown = not datasets.utils.are_progress_bars_disabled()
@@ -427,7 +438,7 @@ def _quiet() -> Iterator[Any]:
 
 
 def columns(**values: list[Any]) -> Any:
-    """A `datasets.Dataset` in memory, for the partitioners that take one."""
+    """An in-memory `datasets.Dataset` of these columns."""
     with _quiet() as datasets:
         return datasets.Dataset.from_dict(values)
 
@@ -445,11 +456,11 @@ READERS: Mapping[str, Reader] = {
     ".xlsx": excel_rows,
     ".xlsm": excel_rows,
 }
-ELSE = {
+CONVERSIONS = {
     (".xls", ".ods", ".numbers", ".xlsb"): "save it as .xlsx or CSV: ",
     (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar"): "unpack it: ",
 }
-"""What to do with files of other extensions."""
+"""Advice for files whose extension cannot be read."""
 
 
 def _extensions() -> str:

@@ -1,7 +1,7 @@
-"""Texts as they are compared: how they were coded, set and spaced makes no difference.
+"""Fold texts for comparison, so that encoding, typography and spacing make no difference.
 
-That is Unicode's compatibility form (NFKC), with quotes and dashes as they are typed, and without regard to
-case, white space and characters that show nothing.
+Folded texts are in Unicode's compatibility form (NFKC) and in lower case, with plain quotes and dashes,
+single spaces, and no invisible characters.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DASH = re.compile(" ?-[ -]*")
 
 
 def folded(text: str) -> str:
-    """The text as it is compared.
+    """Fold a text for comparison.
 
     >>> folded("Cafe\\u0301  AU\\u00a0lait\\n") == folded("caf\\u00e9 au lait")
     True
@@ -53,13 +53,13 @@ def _typed(text: str) -> str:
 
 
 def spaced(text: str) -> str:
-    """White space as one space each, and none around a dash: what folded texts need that are joined."""
+    """Normalise white space to single spaces, and to none around a dash; for joined folded texts."""
     spaced = " ".join(text.split())
     return _DASH.sub("-", spaced) if "-" in spaced else spaced
 
 
 def seen(text: str) -> str:
-    """The text without the characters that show nothing.
+    """Remove invisible characters.
 
     >>> seen("\\ufeffin\\u200bput")
     'input'
@@ -68,7 +68,7 @@ def seen(text: str) -> str:
 
 
 def shows_nothing(text: str) -> bool:
-    """Whether a text is empty to whoever reads it.
+    """Whether a text is empty but for white space and invisible characters.
 
     >>> shows_nothing(" \\u200b\\n"), shows_nothing("0")
     (True, False)

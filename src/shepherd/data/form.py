@@ -1,4 +1,4 @@
-"""How files are written, where a person says so."""
+"""Options for reading data files, as a run file gives them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """What a run file says of how its data files are written; by default all of it is found out."""
+    """Delimiter, encoding, columns and sheet of data files; by default they are detected."""
 
     delimiter: str = AUTO
     """Character between two cells of a CSV or TSV file."""
     encoding: str = AUTO
     columns: tuple[str, ...] = ()
-    """Names of the columns of a table without a header."""
+    """Column names of a table without a header."""
     sheet: str = AUTO
-    """Name of a workbook's sheet."""
+    """Sheet of a workbook to read."""
     part: str = "train"
-    """Which of the tables in one JSON file holds the rows."""
+    """Key of the table to read, in a JSON file that holds several."""
     names: frozenset[str] = frozenset()
-    """Fields that the run reads."""
+    """Fields that the run file names."""
 
     @classmethod
     def of(cls, table: DataTable) -> Self:
-        """What the keys of [data] say."""
+        """The options that the keys of [data] give."""
         fields: Iterable[str] = table.fields.model_dump().values()
         return cls(
             delimiter=table.delimiter,

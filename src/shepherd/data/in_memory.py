@@ -1,4 +1,4 @@
-"""Rows that are in memory: a list, a DataFrame, a `datasets.Dataset`, columns, or any of these by client."""
+"""Rows in memory: a list, a DataFrame, a `datasets.Dataset`, columns, or any of these by client."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ WHERE = "the rows"
 
 
 def memory_parts(rows: Any, form: Form, *, by_client: bool) -> list[Part]:
-    """The rows of each client where `rows` maps clients' names to their rows, else those of all.
+    """Rows by client where `rows` maps clients' names to their rows, else all rows as one part.
 
     Raises:
-        DataError: `rows` are none, or `by_client` and nothing says which client has which.
+        DataError: there is no row, or `by_client` is set and `rows` is one table.
     """
     rows = _chosen(rows, form)
     if _is_by_client(rows):
@@ -30,13 +30,14 @@ def memory_parts(rows: Any, form: Form, *, by_client: bool) -> list[Part]:
         ]
     if by_client:
         raise DataError(
-            'split.by is "ready-made" but the rows are one table; give a dict of each client\'s name and rows'
+            'split.by is "ready-made" but the rows are one table; give a dict from clients\' names to'
+            " their rows"
         )
     return [Part(client="", rows=_placed(rows, WHERE))]
 
 
 def _chosen(rows: Any, form: Form) -> Any:
-    """One part of a `datasets.DatasetDict`."""
+    """The part of a `datasets.DatasetDict` that the run file names; any other rows as they are."""
     if not isinstance(rows, Mapping) or _library(rows) != "datasets":
         return rows
     if form.part not in rows:
@@ -45,7 +46,7 @@ def _chosen(rows: Any, form: Form) -> Any:
 
 
 def _is_by_client(rows: Any) -> bool:
-    """Whether it is a mapping to tables, and no mapping of columns."""
+    """Whether `rows` is a mapping to tables, and not one of columns."""
     if not isinstance(rows, Mapping):
         return False
     filled = [own for own in rows.values() if not (isinstance(own, list) and not own)]
@@ -72,7 +73,7 @@ def _placed(rows: Any, where: str) -> Iterator[Placed]:
     found = _rows(rows, where)
     first = next(found, None)
     if first is None:
-        raise DataError(f"{where} are none; give at least one")
+        raise DataError(f"{where} are empty; give at least one row")
     return chain([first], found)
 
 
@@ -111,18 +112,18 @@ def _of_columns(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 
 
 def _of_frame(frame: Any, where: str) -> list[dict[str, Any]]:
-    """A DataFrame's rows, nulls as None; an index that has a name is a column."""
+    """Rows of a DataFrame, with nulls as None; a named index is a column."""
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index()
     if not frame.columns.is_unique:
-        raise DataError(f"{where} have two columns of one name; name each column once")
+        raise DataError(f"{where} have two columns of the same name; name each column once")
     frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
     found: list[dict[str, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return found
 
 
 def _plain(value: Any) -> Any:
-    """Values of numpy, in lists and mappings too, as Python's own."""
+    """The value with numpy's values, at any depth, as Python's own."""
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

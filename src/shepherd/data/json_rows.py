@@ -1,6 +1,6 @@
-"""JSON files to rows, as they really are, whatever their extension says.
+"""Rows of JSON files, whatever layout they have and whatever their extension says.
 
-One object a line; a list; a list or columns under a key; one list for each column; rows by their names.
+Layouts: one object a line; a list; a list or columns under a key; one list for each column; rows by name.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ log = logging.getLogger(__name__)
 KNOWN = {word for part in ("instruction", "context", "response") for word in NAMES[part][0].split()}
 KNOWN |= {"messages", "conversations"}
 USUAL_KEYS = {"data", "rows", "records", "examples", "instances", "items", "samples", "train", "training"}
-"""What people call the one list in a file."""
+"""Usual keys of the list of rows in a file."""
 TURN = ({"role", "content"}, {"from", "value"})
 MAX_LINES_TRIED = 1000
 _BLANK = re.compile(r"\s*")
 
 
 def json_rows(path: Path, form: Form) -> Iterator[Placed]:
-    """The rows of a JSON or JSONL file; one that is a list has its fields by `form.columns`.
+    """Rows of a JSON or JSONL file; a row that is a list gets its field names from `form.columns`.
 
     Raises:
-        DataError: it is no text, is broken as a whole, or holds rows in a way that cannot be read.
+        DataError: the file is no text, is not JSON as a whole, or has a layout that cannot be read.
     """
     names = form.columns
     for where, row in _rows(path, form):
@@ -54,20 +54,20 @@ def _rows(path: Path, form: Form) -> Iterator[Placed]:
         return _array(sniff.text(path, form), path)
     if isinstance(whole, Mapping) and not more:
         return _of_object(whole, form, path)
-    if whole is None and (rows := _spread(path, form)) is not None:
+    if whole is None and (rows := _multi_line_rows(path, form)) is not None:
         return rows
     return _lines(path, form)
 
 
 def _first_line(path: Path, form: Form) -> tuple[str, bool]:
-    """The first line that is not blank, and whether there is another one."""
+    """First line that is not blank, and whether there is another one."""
     with path.open(encoding=sniff.likely(path, form), errors="replace", newline="\n") as file:
         filled = (line.lstrip("\ufeff") for line in file if line.strip("\ufeff \t\r\n"))
         return next(filled, ""), next(filled, None) is not None
 
 
 def _lines(path: Path, form: Form) -> Iterator[Placed]:
-    """One value a line; of a line that is broken, what is wrong with it."""
+    """Rows of a file with one value a line; a BadRow for each broken line."""
     encoding = sniff.likely(path, form)
     if encoding != UTF8:
         lines: Iterator[bytes] = (line.encode() for line in sniff.text(path, form).split("\n"))
@@ -89,8 +89,8 @@ def _parsed_lines(lines: Iterator[bytes], path: Path) -> Iterator[Placed]:
                 yield where, BadRow(f"{where} is not JSON ({error}); fix that line")
 
 
-def _spread(path: Path, form: Form) -> Iterator[Placed] | None:
-    """A list, one object, or several, over several lines; None where a first line is broken on its own."""
+def _multi_line_rows(path: Path, form: Form) -> Iterator[Placed] | None:
+    """Rows of a list or of objects over several lines; None where the first line alone is broken."""
     text = sniff.text(path, form)
     start = _next(text, 0)
     if text[start] == "[":
@@ -121,7 +121,7 @@ def _is_by_lines(text: str) -> bool:
 
 
 def _sequence(text: str, at: int, path: Path) -> Iterator[Placed]:
-    """Objects one after another, each over several lines, as jq writes them."""
+    """Rows of objects one after another, each over several lines, as jq writes them."""
     line, counted = 1, 0
     while at < len(text):
         line, counted = line + text.count("\n", counted, at), at
@@ -134,7 +134,7 @@ def _sequence(text: str, at: int, path: Path) -> Iterator[Placed]:
 
 
 def _array(text: str, path: Path) -> Iterator[Placed]:
-    """The records of a JSON array one by one, so that each has its line."""
+    """Records of a JSON array one by one, so that each has its line."""
     start = text.index("[")
     at, line, counted, number = _next(text, start + 1), 1, 0, 0
     while text[at : at + 1] != "]":
@@ -150,52 +150,52 @@ def _array(text: str, path: Path) -> Iterator[Placed]:
             raise DataError(f"{where} has no comma or ] after it; fix it")
         at = _next(text, at + 1) if text[at] == "," else at
     if _next(text, at + 1) < len(text):
-        raise DataError(f"{path} goes on after the ] of its list; put all its records into one list")
+        raise DataError(f"{path} has more text after the ] of its list; put all its records into one list")
 
 
 def _next(text: str, at: int) -> int:
-    """Where the white space from `at` on ends."""
+    """Index of the first character from `at` on that is not white space."""
     found = _BLANK.match(text, at)
     return found.end() if found else len(text)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, of which a key that is there twice would lose its first value."""
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict; ValueError for a repeated key, whose first value would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"key {twice[:40]!r} is there twice")
+        raise ValueError(f"key {twice[:40]!r} is repeated")
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object_of)
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_once)
+    return json.loads(text, object_pairs_hook=_object_of)
 
 
 # ---- one object
 
 
 def _of_object(whole: Mapping[str, Any], form: Form, path: Path) -> Iterator[Placed]:
-    """The rows of a file that is one object: itself, or what it holds."""
+    """Rows of a file that is one object: the object itself, or the rows in it."""
     rows = table_rows(whole, form, str(path))
     return iter([(f"{path}, line 1", whole)] if rows is None else rows)
 
 
 def table_rows(whole: Mapping[str, Any], form: Form, where: str) -> list[Placed] | None:
-    """The rows that one object holds under a key, by columns, or by their names; None where it is one row.
+    """Rows in one object, under a key, by columns, or by name; None where the object is one row.
 
     Raises:
-        DataError: it holds several tables, or it is not plain what is a row and what a column.
+        DataError: the object holds several tables, or it is unclear what is a row and what a column.
     """
     known = KNOWN | {name.lower() for name in form.names}
     if any(key.lower() in known and not _is_part(value) for key, value in whole.items()):
         return None
     if {"columns", "data"} <= whole.keys() and _is_grid(whole["columns"], whole["data"]):
-        _say_unread(whole, {"columns", "data", "index"}, where)
+        _warn_of_unread(whole, {"columns", "data", "index"}, where)
         return _placed([dict(zip(whole["columns"], row, strict=True)) for row in whole["data"]], where)
     if keys := _holds(whole, known):
         return _under_a_key(whole, keys, form, where)
@@ -207,12 +207,12 @@ def table_rows(whole: Mapping[str, Any], form: Form, where: str) -> list[Placed]
 
 
 def _is_part(value: Any) -> bool:
-    """Whether a field's value is a column of values or a table, and not a text or a chat of one row."""
+    """Whether a value is a column or a table, and not a text or a chat of one row."""
     return isinstance(value, Mapping | list) and not is_chat(value)
 
 
 def is_chat(value: Any) -> bool:
-    """Whether it is a list of turns, or a struct of lists of them."""
+    """Whether `value` is a list of turns, or an object of lists of their fields."""
     if isinstance(value, Mapping):
         return any(names <= value.keys() for names in TURN)
     return bool(value) and all(isinstance(turn, Mapping) and {"role", "from"} & turn.keys() for turn in value)
@@ -223,14 +223,14 @@ def _is_record(value: Any) -> bool:
 
 
 def _is_grid(columns: Any, rows: Any) -> bool:
-    """Whether these are names and rows of as many cells, as pandas writes it with orient="split"."""
+    """Whether these are names and rows of as many cells, as pandas writes with orient="split"."""
     named = isinstance(columns, list) and all(isinstance(name, str) for name in columns)
     lists = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
     return named and lists and all(len(row) == len(columns) for row in rows)
 
 
 def _holds(whole: Mapping[str, Any], known: set[str]) -> list[str]:
-    """The keys under which there are rows: lists of objects with fields that are known, or by their names."""
+    """Keys that hold rows: lists of objects that have known fields, or whose key is a usual one."""
     return [
         key
         for key, value in whole.items()
@@ -245,15 +245,15 @@ def _under_a_key(whole: Mapping[str, Any], keys: list[str], form: Form, where: s
     chosen = form.part if form.part in keys else keys[0]
     if form.part not in keys and len(keys) > 1:
         raise DataError(
-            f"{where} holds rows under each of the keys {_some(keys)}; set data.part to one of them, or write"
+            f"{where} has rows under each of the keys {_some(keys)}; set data.part to one of them, or write"
             " a file for each"
         )
-    _say_unread(whole, {chosen}, where)
+    _warn_of_unread(whole, {chosen}, where)
     return _placed(whole[chosen], f"{where}, {chosen}")
 
 
 def _by_lists(whole: Mapping[str, Any], known: set[str], where: str) -> list[Placed] | None:
-    """One list for each column."""
+    """Rows of an object with one list for each column; None where no column is known."""
     if not any(key.lower() in known for key in whole):
         return None
     if len({len(value) for value in whole.values()}) > 1:
@@ -264,7 +264,7 @@ def _by_lists(whole: Mapping[str, Any], known: set[str], where: str) -> list[Pla
 
 
 def _by_names(whole: Mapping[str, Any], known: set[str], form: Form, where: str) -> list[Placed] | None:
-    """Objects of objects: columns by row, or rows by name."""
+    """Rows of an object of objects: columns by row, or rows by name."""
     inner = list(dict.fromkeys(str(key) for value in whole.values() for key in value))
     outer_known = any(key.lower() in known for key in whole)
     inner_known = any(key.lower() in known for key in inner)
@@ -273,14 +273,14 @@ def _by_names(whole: Mapping[str, Any], known: set[str], form: Form, where: str)
             raise DataError(f"{where} has an object for each column, not all with the same rows; {AS_LINES}")
         return _placed([{name: whole[name][row] for name in whole} for row in inner], where)
     if form.part in whole and not outer_known:
-        _say_unread(whole, {form.part}, where)
+        _warn_of_unread(whole, {form.part}, where)
         return table_rows(whole[form.part], form, f"{where}, {form.part}")
     if inner_known and not outer_known and not any(map(is_chat, whole.values())):
         if all(isinstance(cell, list) for value in whole.values() for cell in value.values()):
-            raise DataError(f"{where} holds columns under each of the keys {_some(whole)}; {AS_LINES}")
+            raise DataError(f"{where} has columns under each of the keys {_some(whole)}; {AS_LINES}")
         return [(f"{where}, row {str(name)[:40]!r}", row) for name, row in whole.items()]
     raise DataError(
-        f"{where} is JSON, but neither a list of objects nor one object a line, and it is not plain which of"
+        f"{where} is JSON, but neither a list of objects nor one object a line, and it is unclear which of"
         f" its keys are fields; {AS_LINES}"
     )
 
@@ -297,9 +297,9 @@ def _some(keys: Any) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _say_unread(whole: Mapping[str, Any], read: set[str], where: str) -> None:
+def _warn_of_unread(whole: Mapping[str, Any], read: set[str], where: str) -> None:
     if left := [key for key in whole if key not in read]:
-        _warn(f"{where}: not read, beside the rows: {_some(left)}")
+        _warn(f"{where}: these keys hold no rows and are not read: {_some(left)}")
 
 
 @cache  # a file is read more than once
@@ -311,7 +311,7 @@ def _warn(sentence: str) -> None:
 
 
 def untangled(row: Any) -> Any:
-    """The row, each chat that is a struct of lists as a list of turns.
+    """The row with each chat that is an object of lists turned into a list of turns.
 
     >>> untangled({"messages": {"role": ["user", "assistant"], "content": ["Hello", "Hi"]}})
     {'messages': [{'role': 'user', 'content': 'Hello'}, {'role': 'assistant', 'content': 'Hi'}]}

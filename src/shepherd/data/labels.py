@@ -1,4 +1,4 @@
-"""Labels that `datasets` stores as numbers, by the names that its schema gives them."""
+"""Replace class labels that `datasets` stores as numbers by the names in its schema."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Naming = Callable[[Any], Any]
 
 
 def namer(features: Mapping[str, Any] | None) -> Naming:
-    """What puts the name of each label of a row in the place of its number, however deep it is.
+    """A function that replaces the number of each label in a row by its name, at any depth.
 
-    Anything but a row, such as a BadRow, stays as it is.
+    It returns anything but a row, such as a BadRow, unchanged.
     """
     namings = {name: naming for name, feature in (features or {}).items() if (naming := _naming(feature))}
     if not namings:
@@ -24,7 +24,7 @@ def namer(features: Mapping[str, Any] | None) -> Naming:
 
 
 def _naming(feature: Any) -> Naming | None:
-    """What names the labels of a value of this type; None where it holds none."""
+    """A function that names the labels in a value of this type; None where the type has none."""
     if isinstance(feature, Mapping):
         inner = {name: naming for name, each in feature.items() if (naming := _naming(each))}
         return (lambda value: _of_object(value, inner)) if inner else None
@@ -38,7 +38,7 @@ def _naming(feature: Any) -> Naming | None:
 
 
 def _label(value: Any, names: list[str]) -> Any:
-    """Its name; -1 says that there is none."""
+    """The name of a label; None for -1, which means no label."""
     if isinstance(value, int) and not isinstance(value, bool):
         return names[value] if 0 <= value < len(names) else None
     return value
@@ -51,7 +51,7 @@ def _of_object(value: Any, inner: Mapping[str, Naming]) -> Any:
 
 
 def _of_list(naming: Naming | None) -> Naming | None:
-    """For lists, and for objects of lists, which is what `datasets` makes of a list of objects."""
+    """A function for lists, and for objects of lists, as which `datasets` stores lists of objects."""
     if naming is None:
         return None
 

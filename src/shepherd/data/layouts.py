@@ -1,7 +1,7 @@
-"""Which fields of a row are read as its turns: an instruction with its response, or a chat.
+"""Read a row as turns: an instruction with its response, or a chat.
 
-Of the fields that may be one part, the first that is filled counts. What is filled and left is for its caller
-to name.
+Of several fields that fit one part, the first that is filled is read. Reporting the fields that are filled
+and not read is left to the caller.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from shepherd.settings import DataTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Turns, the fields that they are read from, and what was changed or is not read within these."""
+class RowTurns:
+    """Turns of a row; the fields that they come from; and what of these is not read or was changed."""
 
     turns: tuple[Turn, ...]
     used: frozenset[str]
@@ -43,8 +43,8 @@ class Asked:
     changed: tuple[str, ...] = ()
 
 
-def turns_of(row: Mapping[str, Any], table: DataTable, where: str) -> Asked:
-    """A row's turns, which end with an assistant's.
+def turns_of(row: Mapping[str, Any], table: DataTable, where: str) -> RowTurns:
+    """Read a row as turns that end with an assistant's.
 
     Raises:
         BadRow: a field is missing, empty or no text, or a chat's turns are not in order.
@@ -65,7 +65,7 @@ def turns_of(row: Mapping[str, Any], table: DataTable, where: str) -> Asked:
 
 
 def question(row: Any, table: DataTable, where: str) -> tuple[Turn, ...]:
-    """The turns that a row asks to be answered: its instruction with its context, or a chat.
+    """Read a row as turns to be answered: its instruction with its context, or a chat.
 
     A chat's last answer is left out, and a response is not read.
 
@@ -81,7 +81,7 @@ def question(row: Any, table: DataTable, where: str) -> tuple[Turn, ...]:
 
 
 def _require(row: Mapping[str, Any], table: DataTable, parts: Sequence[str], where: str) -> None:
-    """Raise BadRow where the run file names a field of one of these parts, and the row has none."""
+    """Raise BadRow where the run file names a field for one of these parts and the row lacks it."""
     for part in parts:
         name = getattr(table.fields, part)
         if name not in ("", "auto") and not alike(row, (name,)):
@@ -100,7 +100,7 @@ def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
     held = {name: value for name in filled(row, names) if is_filled(value := from_cell(row[name]))}
     instruction = _known(table.fields.instruction, ())
     for name, value in held.items():
-        # what is no list is said to be none, but where "auto" only guesses that it is a chat
+        # a named field that holds no list is an error later; under "auto" it is not a chat
         if isinstance(value, list | tuple | Mapping) or table.fields.messages != "auto":
             return name
     if held and not filled(row, instruction):
@@ -110,7 +110,7 @@ def _chat_field(row: Mapping[str, Any], table: DataTable) -> str:
 
 def _chat(
     row: Mapping[str, Any], found: str, table: DataTable, where: str, *, answered: bool = True
-) -> Asked:
+) -> RowTurns:
     read = chat(row[found], where, found, answered=answered)
     if answered and not any(turn.trained for turn in read.turns if turn.role == "assistant"):
         fault = f"field {found} has no assistant turn that is to be trained"
@@ -124,13 +124,13 @@ def _chat(
         used |= {field}
     elif system:
         changed += (f"field {field} and the chat's system turn are filled and differ; the turn is read",)
-    return Asked(turns=turns, used=used, unread=read.unread, changed=changed)
+    return RowTurns(turns=turns, used=used, unread=read.unread, changed=changed)
 
 
 def _system(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[str, str]:
-    """The text of the row's system prompt and its field, or two empty ones.
+    """Text and field of the row's system prompt; two empty strings for none.
 
-    What is no text is no system prompt, where the run file does not say that it is.
+    A field that is not text counts only where the run file names it.
     """
     name = table.fields.system
     for field in filled(row, _known(name, SYSTEMS)):
@@ -140,9 +140,9 @@ def _system(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[str, 
 
 
 def _history(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[Chat, str]:
-    """The exchanges before the row's own, and their field: pairs of a question and its answer, as Alpaca's.
+    """Exchanges before the row's own, and their field: pairs of a question and its answer, or turns.
 
-    A text or a list of something else is no history of a chat, where the run file does not say that it is.
+    A text or a list of anything else counts only where the run file names its field.
     """
     name = table.fields.history
     for field in filled(row, _known(name, HISTORIES)):
@@ -185,8 +185,8 @@ def _exchanges(pairs: Sequence[Any], where: str, field: str) -> Iterator[Turn]:
             yield Turn(role="user" if role == "user" else "assistant", text=said)
 
 
-def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: bool = False) -> Asked:
-    """The turns up to the row's question; one that is `asked` alone may lack what the run file names."""
+def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: bool = False) -> RowTurns:
+    """Turns up to the row's question; if `asked`, fields that the run file names may be missing."""
     names = table.fields
     key = "" if asked else "data.fields.instruction"
     field = pick(row, (names.instruction,))
@@ -200,7 +200,7 @@ def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: b
     system, system_field = _system(row, table, where)
     earlier, history_field = _history(row, table, where)
     turn = Turn(role="user", text=instruction, context="" if shows_nothing(context) else context)
-    return Asked(
+    return RowTurns(
         turns=(*([Turn(role="system", text=system)] if system else []), *earlier.turns, turn),
         used=frozenset({field, system_field, history_field}) | _same(row, contexts),
         unread=earlier.unread,
@@ -209,7 +209,7 @@ def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: b
 
 
 def _same(row: Mapping[str, Any], names: tuple[str, ...]) -> frozenset[str]:
-    """The fields of one kind that are read: the first that is filled, and those that say the same."""
+    """Fields of one part that count as read: the first that is filled, and those with the same value."""
     held = filled(row, names)
     return frozenset(name for name in held if row[name] == row[held[0]])
 
@@ -230,6 +230,7 @@ def _full(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
 
 
 def require_full(text: str, name: str, where: str, key: str) -> None:
+    """Raise BadRow where a text is empty."""
     if shows_nothing(text):
         skip = ', or set data.on_bad_row = "skip"' if key else ""
         raise bad(where, f"field {name} is empty; fill it in{skip}", f"field {name} is empty")
@@ -240,6 +241,7 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def missing(row: Mapping[str, Any], name: str, where: str, key: str) -> BadRow:
+    """The error for a row that lacks the field `name`; `key` is the key of the run file that maps it."""
     fix = f"add it, or map it with {key}" if key else "add it"
     fault = f"field {name or 'without a name'} is missing"
     return bad(where, f"{fault} ({listed(row)}); {fix}", fault)

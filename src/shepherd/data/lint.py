@@ -1,4 +1,4 @@
-"""What a template does to the data, before any training: samples with their masks, and the counts."""
+"""Show what a template does to the data before any training: samples with their loss masks, and counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Outcomes = Sequence[Rendered | Dropped]
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Sample:
-    """One example as the model sees it: runs of text, and whether each is trained."""
+    """One example as the model sees it: spans of text, and whether each is trained."""
 
     where: str
     category: str
@@ -35,20 +35,20 @@ class Sample:
     cut: int
 
     def __repr__(self) -> str:
-        """Where it is, and none of its text."""
+        """The place only: the text of an example stays out of logs."""
         return f"<Sample: {self.where}, {len(self.spans)} spans, {self.cut} tokens cut>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Report:
-    """What `shepherd data check` shows."""
+    """Samples and counts that `shepherd data check` shows."""
 
     samples: tuple[Sample, ...]
     counts: Counts
     by_category: Mapping[str, Counts]
     by_client: Mapping[str, Counts]
     remarks: tuple[str, ...] = ()
-    """What the template does of its own accord."""
+    """Sentences on what the template adds that the data do not show."""
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -67,7 +67,7 @@ def report(
     samples: int = 1,
     seed: int = 0,
 ) -> Report:
-    """Render all the examples; count, and draw `samples` kept ones of each category with the seed.
+    """Render all examples; count them, and draw `samples` kept ones of each category with the seed.
 
     `clients` maps names to indices into `examples`, as `split` gives them.
 
@@ -108,16 +108,16 @@ def _sample(example: Example, outcome: Rendered | Dropped, tokenizer: Tokenizer)
 
 
 def spans(rendered: Rendered, tokenizer: Tokenizer) -> tuple[tuple[str, bool], ...]:
-    """Runs of tokens that share their mask, decoded with the special tokens in sight.
+    """Spans of tokens with the same loss mask, decoded, with special tokens shown.
 
-    A run is what the text gains by it, so that the spaces at its borders are right, and a character
-    whose bytes lie in two runs is in the later one.
+    A span is what its tokens add to the decoded text, so that spaces at its borders are right; a character
+    whose bytes are in two spans belongs to the later one.
     """
-    ids, trained = rendered.ids.tolist(), rendered.trained.tolist()
-    borders = [0, *(np.flatnonzero(np.diff(rendered.trained)) + 1).tolist(), len(ids)]
+    ids, mask = rendered.ids.tolist(), rendered.loss_mask.tolist()
+    borders = [0, *(np.flatnonzero(np.diff(rendered.loss_mask)) + 1).tolist(), len(ids)]
     texts = [_decoded(ids[:border], tokenizer) for border in borders]
     return tuple(
-        (after[len(before) :], trained[start])
+        (after[len(before) :], mask[start])
         for (before, after), (start, _) in zip(pairwise(texts), pairwise(borders), strict=True)
     )
 

@@ -1,4 +1,4 @@
-"""What of a folder is data, and what lies beside it: files of the system, files for testing, other files."""
+"""Sort the entries of a folder: data, files for testing, files of the system, and others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(-[0-9a-f]{8,})?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The entries of a folder by what they are; `data` are files, and folders that are data sets."""
+    """Entries of a folder by kind; `data` are data files, and folders that are data sets."""
 
     data: tuple[Path, ...]
     testing: tuple[str, ...]
@@ -36,7 +36,7 @@ class Listing:
 def listing(
     entries: Iterable[Path], suffixes: Collection[str], folders: Collection[Path], sets: Collection[Path]
 ) -> Listing:
-    """Sort the entries of a folder, some of them `folders`, and of these some data sets."""
+    """Sort the entries of a folder; `folders` are those that are folders, `sets` those that are data sets."""
     kinds: dict[str, list[Path]] = {"data": [], "testing": [], "system": [], "others": []}
     for entry in sorted(entries):
         is_data = entry in sets if entry in folders else entry.suffix.lower() in suffixes
@@ -58,7 +58,7 @@ def _kind(entry: Path, is_data: bool) -> str:
 
 
 def is_for_testing(stem: str) -> bool:
-    """Whether a file's name says that it is no client's: `test` and its like as a word of its own, at first.
+    """Whether a file's name marks it as a file for testing: its first word is `test`, `eval` or similar.
 
     >>> [is_for_testing(stem) for stem in ("test", "Test_set", "eval-1", "global_test", "validation")]
     [True, True, True, True, True]
@@ -69,11 +69,11 @@ def is_for_testing(stem: str) -> bool:
 
 
 def sentences(found: Listing) -> list[str]:
-    """What is left out of a folder, one sentence a reason."""
+    """Sentences on the entries of a folder that are left out, one for each reason."""
     reasons = (
-        (found.testing, "being for testing by name; rename what is a client's"),
-        (found.system, "being of the system or of an editor"),
-        (found.others, "being no data by name"),
+        (found.testing, "as files for testing by their names; rename those that are a client's"),
+        (found.system, "as files of the system or of an editor"),
+        (found.others, "as no data files by their names"),
     )
     return [
         f"{_some(names)} {'is' if len(names) == 1 else 'are'} left out, {reason}"
@@ -83,37 +83,39 @@ def sentences(found: Listing) -> list[str]:
 
 
 def grouped(files: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
-    """Files by the client that they are of: a file's stem, or the name that its shards have in common.
+    """Group files by client: a file's stem, or the common name of its shards.
 
     Raises:
-        DataError: two files are of one client, or a shard is missing.
+        DataError: two files belong to one client, or a shard is missing.
     """
     groups: dict[str, dict[int, Path]] = {}
-    wanted: dict[str, int] = {}
+    expected: dict[str, int] = {}
     for file in files:
-        if _SPARK.fullmatch(file.stem):  # which numbers tasks, of which some may write nothing
+        if _SPARK.fullmatch(file.stem):  # Spark numbers tasks, some of which may write nothing
             parts = groups.setdefault("part", {})
-            wanted["part"] = len(parts) + 1
+            expected["part"] = len(parts) + 1
             parts[len(parts)] = file
             continue
         shard = _SHARD.fullmatch(file.stem)
         client, number = (shard[1], int(shard[2])) if shard else (file.stem, 0)
         count = int(shard[3]) if shard else 1
-        if wanted.setdefault(client, count) != count or number in groups.get(client, {}):
-            raise DataError(f"folder {folder} has two files named {client}; rename one, each is a client")
+        if expected.setdefault(client, count) != count or number in groups.get(client, {}):
+            raise DataError(
+                f"folder {folder} has two files named {client}; rename one, since each file is a client"
+            )
         groups.setdefault(client, {})[number] = file
     for client, shards in groups.items():
-        missing = sorted(set(range(wanted[client])) - shards.keys())
+        missing = sorted(set(range(expected[client])) - shards.keys())
         if missing:
             raise DataError(
-                f"folder {folder} lacks part {missing[0]:05} of {wanted[client]:05} of {client}; fetch it, or"
-                " rename the files that are there"
+                f"folder {folder} lacks part {missing[0]:05} of {expected[client]:05} of {client}; fetch it,"
+                " or rename the files that are there"
             )
     return {client: [shards[number] for number in sorted(shards)] for client, shards in groups.items()}
 
 
 def _some(names: tuple[str, ...], most: int = 5) -> str:
-    """Names for a sentence.
+    """The first names of a list, joined for a sentence.
 
     >>> _some(("a", "b")), _some(("a", "b", "c"), 2)
     ('a, b', 'a, b and 1 more')

@@ -1,15 +1,16 @@
-"""Whole examples to rows of bounded length with no padding between them, or to batches with little."""
+"""Group whole examples into rows of bounded length without padding, or into batches with little padding."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-PADDED = 1.25  # tokens of a batch, padding and all, for each real one
+MAX_PADDING_RATIO = 1.25
+"""Most tokens of a batch, padding included, for each real token."""
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows of indices whose lengths sum to at most `capacity` tokens; every index exactly once.
+    """Pack examples into rows of at most `capacity` tokens, as indices; every index is in exactly one row.
 
     Best-fit decreasing (Johnson 1973): never more than 11/9 of the fewest rows, plus one. An example
     longer than `capacity` gets a row of its own. Deterministic; indices ascend inside a row, and
@@ -40,7 +41,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def batches(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Batches of indices of about the same length; padded to its longest, none has over `capacity` tokens.
+    """Batch examples of similar length; padded to its longest, no batch has over `capacity` tokens.
 
     At most a fifth of a batch is padding. An example longer than `capacity` is a batch of its own.
     Deterministic; the longest come first.
@@ -53,7 +54,7 @@ def batches(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         real += lengths[index]
         padded = lengths[found[-1][0]] * (len(found[-1]) + 1) if found else 0
-        if found and padded <= min(capacity, PADDED * real):
+        if found and padded <= min(capacity, MAX_PADDING_RATIO * real):
             found[-1].append(index)
         else:
             found.append([index])

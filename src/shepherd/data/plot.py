@@ -1,4 +1,4 @@
-"""Who holds what, client by category, as a picture. The only file that imports `matplotlib`."""
+"""Heat map of examples by client and category. Only this file imports `matplotlib`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from shepherd.data.examples import Example, by_category
 from shepherd.errors import DataError
 
 MARK = "Shepherd: who holds what"
-"""Stands in the picture's metadata, so that only a picture of ours is ever replaced."""
+"""Title in the picture's metadata, so that only a picture of ours is ever replaced."""
 
-ANNOTATED = 24
-"""Up to so many clients, each cell says its number."""
+MAX_ANNOTATED_CLIENTS = 24
+"""Most clients for which each cell of the heat map shows its number."""
 
 
 def holdings(
     examples: Sequence[Example], clients: Mapping[str, ArrayLike]
 ) -> tuple[list[str], NDArray[np.int64]]:
-    """Category names, and counts of shape (clients, categories) in the order of `clients`."""
+    """Category names, and counts of examples of shape (clients, categories) in the order of `clients`."""
     names = list(by_category(examples))
     column = {name: place for place, name in enumerate(names)}
     table = np.zeros((len(clients), len(names)), dtype=np.int64)
@@ -41,7 +41,7 @@ def draw(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Draw the heat map of `holdings` as a PNG; the file appears whole or not at all.
+    """Draw the heat map of `holdings` as a PNG, written atomically.
 
     Raises:
         DataError: `path` holds a file that this function did not write, and `overwrite` is false; or it
@@ -57,7 +57,9 @@ def _drawn(
     examples: Sequence[Example], clients: Mapping[str, ArrayLike], path: Path, overwrite: bool
 ) -> Path:
     if path.exists() and not overwrite and not _ours(path):
-        raise DataError(f"{path} exists and is not a picture of ours; remove it or name another file")
+        raise DataError(
+            f"{path} exists and is not a picture that Shepherd drew; remove it or name another file"
+        )
     names, table = holdings(examples, clients)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -90,10 +92,10 @@ def _figure(names: Sequence[str], clients: Sequence[str], table: NDArray[np.int6
     axes.set_xticks(columns, [_short(names[k]) or "no category" for k in columns], rotation=30, ha="right")
     rows = range(0, len(clients), 1 + len(clients) // 300)  # no label on the next one's place
     labels = [f"{_short(clients[k])}  ({table[k].sum():,})" for k in rows]
-    axes.set_yticks(rows, labels, fontsize=9 if len(clients) <= ANNOTATED else 6)
+    axes.set_yticks(rows, labels, fontsize=9 if len(clients) <= MAX_ANNOTATED_CLIENTS else 6)
     axes.set_title(f"{table.sum():,} examples, {len(clients)} clients")
     figure.colorbar(image, ax=axes, label="examples", shrink=0.6)
-    if len(clients) <= ANNOTATED:
+    if len(clients) <= MAX_ANNOTATED_CLIENTS:
         _annotate(axes, table)
     return figure
 

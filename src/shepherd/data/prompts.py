@@ -1,4 +1,4 @@
-"""What a run is asked: a text, a row in the run's own layout, or a file of either."""
+"""Prompts for a run: a text, a row in the run's own layout, or a file of either."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from shepherd.io.decoding import decoded
 from shepherd.settings import DataTable, FieldsTable
 
 STDIN = "-"
-NO_PROMPT = "the instruction is empty; write what is asked"
+NO_PROMPT = "the instruction is empty; write the question or task to answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """Turns that end with the user's; `where` is the file and line, for messages."""
+    """Turns of a chat that end with the user's; `where` is the file and line, for messages."""
 
     turns: tuple[Turn, ...]
     where: str = "the prompt"
 
     @property
     def text(self) -> str:
-        """What the last turn asks, without its context."""
+        """Text of the last turn, without its context."""
         return self.turns[-1].text
 
     @property
     def context(self) -> str:
-        """The last turn's context."""
+        """Context of the last turn."""
         return self.turns[-1].context
 
 
 def prompt_of(asked: str | Mapping[str, Any], table: DataTable, where: str = "the prompt") -> Prompt:
-    """A text, or a row with the fields of the run's data; else with `instruction`, `context`, `messages`.
+    """Make a prompt of a text, or of a row with the run's fields or the usual ones.
+
+    The usual fields are `instruction`, `context` and `messages`.
 
     Raises:
         DataError: a text is empty.
@@ -60,16 +62,16 @@ def prompt_of(asked: str | Mapping[str, Any], table: DataTable, where: str = "th
 
 
 def with_context(asked: Prompt, context: str) -> Prompt:
-    """The same with a context of its last turn."""
+    """The prompt with `context` as the context of its last turn."""
     *others, last = asked.turns
     return replace(asked, turns=(*others, replace(last, context=context)))
 
 
 def read(source: str, table: DataTable) -> list[Prompt]:
-    """The prompts of a file, or of standard input for "-".
+    """Read the prompts of a file, or of standard input for "-".
 
-    JSON, JSONL, CSV, TSV and Parquet hold rows as in `prompt_of`; any other file holds one text a line.
-    Standard input is JSONL where its first line begins with "{", else one text a line.
+    JSON, JSONL, CSV, TSV and Parquet files have rows as in `prompt_of`; any other file has one text a line.
+    Standard input is JSONL if its first line begins with "{", else one text a line.
 
     Raises:
         DataError: the file is missing, unreadable, no text, or empty; or a row is (by file and line).
@@ -82,7 +84,7 @@ def read(source: str, table: DataTable) -> list[Prompt]:
             raise row
         found.append(prompt_of(row if isinstance(row, str) else _row(row, where), table, where))
     if not found:
-        raise DataError(f"{_named(source)} holds no prompt; write one a line")
+        raise DataError(f"{_source_name(source)} has no prompt; write one a line")
     return found
 
 
@@ -92,13 +94,13 @@ def _row(row: Any, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _named(source: str) -> str:
+def _source_name(source: str) -> str:
     return "standard input" if source == STDIN else source
 
 
 def _lines(source: str) -> Iterator[tuple[str, Any]]:
-    """The lines that are not blank, each with its place."""
-    name = _named(source)
+    """Lines that are not blank, each with its place."""
+    name = _source_name(source)
     if source != STDIN and (fault := lfs.fault(Path(source).expanduser())):
         raise DataError(fault)
     try:

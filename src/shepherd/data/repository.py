@@ -1,6 +1,6 @@
-"""What a data set of the hub says of itself: its files are its own, on no other host and not of this disk.
+"""Check that a data set of the hub names only files of its own repository as its data (law 12).
 
-The library `datasets` takes any address and any path for a data file that a repository's card names (law 12).
+The library `datasets` would read any address and any path that a repository's card names.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import yaml  # type: ignore[import-untyped]
 
 from shepherd.errors import DataError
 
-CARD, BESIDE = "README.md", ".huggingface.yaml"
-"""Where a repository describes its data: in the head of its card, and in a file of the same form."""
-SAYS_DATA = frozenset(
+CARD, DESCRIPTION = "README.md", ".huggingface.yaml"
+"""Files in which a repository describes its data: the head of its card, and a file of the same form."""
+DATA_KEYS = frozenset(
     ("configs", "dataset_info", "task_categories", "task_ids", "size_categories", "annotations_creators",
      "source_datasets")
 )  # fmt: skip
-"""Keys by which a card is that of a data set."""
+"""Keys that show that a card is that of a data set."""
 
 
 def own_commit(name: str) -> str | None:
-    """The commit of a data set to read, whose card names no files but its own.
+    """Commit of a data set to read, whose card names no files but its own.
 
-    None where the hub is not asked or not reached; what is on this disk is then all that is read.
+    None if the hub is offline or not reached; then only what is on this disk is read.
 
     Raises:
         DataError: the card names a file elsewhere, or cannot be read.
@@ -40,7 +40,7 @@ def own_commit(name: str) -> str | None:
         commit = str(HfApi().dataset_info(name).sha)
     except Exception:  # each version of the library has its own; loading says best what is wrong
         return None
-    for file in (CARD, BESIDE):
+    for file in (CARD, DESCRIPTION):
         try:
             path = Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
         except LocalEntryNotFoundError:  # the network has gone
@@ -53,7 +53,7 @@ def own_commit(name: str) -> str | None:
 
 def require_own_card(folder: Path) -> None:
     """Raise DataError where the card of a data set in a folder names a file elsewhere, or cannot be read."""
-    for file in (CARD, BESIDE):
+    for file in (CARD, DESCRIPTION):
         if (folder / file).is_file():
             _require_own(folder / file, str(folder))
 
@@ -63,12 +63,12 @@ def _require_own(path: Path, name: str) -> None:
         if not _is_own(place):
             raise DataError(
                 f"data set {name} names {place!r} as its data ({path.name}), which is no file of its own;"
-                " nothing was read from there: download what you want, and give data.source the files"
+                " nothing was read from there: download its files, and name them in data.source"
             )
 
 
 def is_card(path: Path) -> bool:
-    """Whether a README has the head that the card of a data set has."""
+    """Whether a README has the head of a data set's card."""
     try:
         with path.open("rb") as file:
             if file.read(8).lstrip(b"\xef\xbb\xbf")[:3] != b"---":
@@ -76,11 +76,11 @@ def is_card(path: Path) -> bool:
         found = _described(path, path.parent.name)
     except (OSError, DataError):
         return False
-    return isinstance(found, dict) and not SAYS_DATA.isdisjoint(found)
+    return isinstance(found, dict) and not DATA_KEYS.isdisjoint(found)
 
 
 def places(described: Any) -> Iterator[str]:
-    """The files and folders that the description of a data set names, as patterns; and names of its parts.
+    """Patterns of files and folders that a data set's description names, and names of its parts.
 
     >>> list(places({"configs": [{"data_dir": "a", "data_files": [{"split": "train", "path": ["b/*"]}]}]}))
     ['a', 'train', 'b/*']
@@ -116,7 +116,7 @@ def _is_own(place: str) -> bool:
 
 
 def _described(path: Path, name: str) -> Any:
-    """What a card or a file beside it says, read as `datasets` does."""
+    """The content of a card or of a description file, read as `datasets` does."""
     from huggingface_hub import DatasetCard
 
     try:
@@ -126,5 +126,5 @@ def _described(path: Path, name: str) -> Any:
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{path.name} of data set {name} cannot be read ({reason}); give its files"
+            f"{path.name} of data set {name} cannot be read ({reason}); name its files in data.source"
         ) from error

@@ -1,4 +1,4 @@
-"""Files that are nearly right: the encoding and the delimiter are found where they are plain, else named."""
+"""Detect the encoding and the delimiter of a file; where they are ambiguous, the error says what to set."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from shepherd.io.decoding import UTF8, encoding_of
 HEAD_BYTES = 2**16
 TEXT = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-PACKED = {b"PK\x03\x04": "a workbook of Excel or a zip archive", b"\x1f\x8b": "compressed"}
-"""How files begin that are often called by the name of a text."""
+BINARY_STARTS = {b"PK\x03\x04": "a workbook of Excel or a zip archive", b"\x1f\x8b": "compressed"}
+"""First bytes of binary files that are often named like text files."""
 
 
 def require_plain(path: Path, form: Form = USUAL) -> None:
-    """Raise DataError where a text file is no text, or not UTF-8 or UTF-16 while its encoding is not given.
+    """Raise DataError where a text file is no text, or has an unknown encoding and none is given.
 
-    The message has a command that writes the file anew. What cannot be read at all is left to the reader.
+    The message has a command that converts the file. A file that cannot be opened is left to its reader.
     """
     if path.suffix.lower() in TEXT and path.is_file():
         encoding(path, form)
@@ -33,18 +33,18 @@ def text(path: Path, form: Form = USUAL) -> str:
     """The whole text of a file, without its byte order mark.
 
     Raises:
-        DataError: it is no text, or not in its encoding.
-        OSError: it cannot be read.
+        DataError: the file is no text, or not in its encoding.
+        OSError: the file cannot be read.
     """
     return path.read_bytes().decode(encoding(path, form)).lstrip("\ufeff")
 
 
 def encoding(path: Path, form: Form = USUAL) -> str:
-    """The encoding that is given, or found by the file's first bytes; the file is whole in it.
+    """Encoding of a file: the given one, or detected by its first bytes; the whole file decodes in it.
 
     Raises:
-        DataError: it is no text, or not in its encoding.
-        OSError: it cannot be read.
+        DataError: the file is no text, or not in its encoding.
+        OSError: the file cannot be read.
     """
     chosen = likely(path, form)
     decoder = codecs.getincrementaldecoder(chosen)()
@@ -55,50 +55,52 @@ def encoding(path: Path, form: Form = USUAL) -> str:
             decoder.decode(b"", final=True)
     except UnicodeError as error:
         if form.encoding != AUTO:
-            raise DataError(f"{path} is not in data.encoding {form.encoding} ({error}); change it") from error
+            raise DataError(
+                f"{path} is not in data.encoding {form.encoding} ({error}); set another"
+            ) from error
         if chosen != UTF8:
             raise DataError(
-                f"{path} is damaged: it begins as {chosen} and is not whole; save it again"
+                f"{path} is damaged: it begins as {chosen} but does not decode to its end; save it again"
             ) from None
         raise DataError(
-            f'{path} is not UTF-8 but cp1252 or its like; set data.encoding = "cp1252", or convert it:'
+            f'{path} is not UTF-8 but cp1252 or similar; set data.encoding = "cp1252", or convert it:'
             f" {_command(path, 'cp1252')}"
         ) from None
     return chosen
 
 
 def likely(path: Path, form: Form = USUAL) -> str:
-    """As `encoding`, by the first bytes alone.
+    """Probable encoding of a file, by its first bytes only.
 
     Raises:
-        DataError: it is no text.
-        OSError: it cannot be read.
+        DataError: the file is no text.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if form.encoding != AUTO:
         return UTF8 if codecs.lookup(form.encoding).name == "utf-8" else form.encoding
     found = encoding_of(head)
-    packed = next((what for start, what in PACKED.items() if head.startswith(start)), "")
+    packed = next((what for start, what in BINARY_STARTS.items() if head.startswith(start)), "")
     if packed or (found == UTF8 and b"\0" in head):
         kind = path.suffix.lower()[1:].upper()
         named = f" but {packed}" if packed else ""
-        raise DataError(f"{path} is not text{named}, whatever its name says; export it as {kind}")
+        raise DataError(f"{path} is not text{named}, despite its name; export it as {kind}")
     return found
 
 
 def delimiter(text: str, path: Path, form: Form) -> str:
-    """What is between the cells of a table: what is given, else what cuts its rows into equally many.
+    """Delimiter of a table: the given one, else the one that cuts its rows into equally many cells.
 
     Raises:
-        DataError: it could be one of several.
+        DataError: several delimiters fit.
     """
     if form.delimiter != AUTO:
         return form.delimiter
     own = "\t" if path.suffix.lower() == ".tsv" else ","
     widths = {mark: _widths(text, mark) for mark in NAMES}
-    wanted = len(form.columns)
-    cuts = [mark for mark, own_widths in widths.items() if _cuts(own_widths, wanted)]
+    expected = len(form.columns)
+    cuts = [mark for mark, own_widths in widths.items() if _cuts(own_widths, expected)]
     if len(cuts) < 2:
         return cuts[0] if cuts else own
     even = [mark for mark in cuts if len(set(widths[mark])) == 1]
@@ -111,12 +113,12 @@ def delimiter(text: str, path: Path, form: Form) -> str:
     )
 
 
-def _cuts(widths: Sequence[int], wanted: int) -> bool:
-    return bool(widths) and (widths[0] == wanted if wanted else widths[0] > 1)
+def _cuts(widths: Sequence[int], expected: int) -> bool:
+    return bool(widths) and (widths[0] == expected if expected else widths[0] > 1)
 
 
 def _widths(text: str, mark: str) -> list[int]:
-    """How many cells each of the first rows has, but for blank ones."""
+    """Number of cells in each of the first rows that are not blank."""
     head = text[:HEAD_BYTES]
     try:
         with wide_cells():
@@ -128,7 +130,7 @@ def _widths(text: str, mark: str) -> list[int]:
 
 @contextmanager
 def wide_cells() -> Iterator[None]:
-    """Let the csv module read a cell of any length."""
+    """Let the csv module read cells of any length."""
     before = csv.field_size_limit(2**31 - 1)  # the default refuses a cell over 131,072 characters
     try:
         yield

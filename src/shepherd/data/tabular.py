@@ -1,4 +1,4 @@
-"""Tables of cells to rows with named fields: CSV, TSV, and the sheets of a workbook."""
+"""Rows with named fields from tables of cells: CSV, TSV, and the sheets of a workbook."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from shepherd.data.form import AUTO, Form
 from shepherd.errors import BadRow, DataError
 
 Placed = tuple[str, Any]
-"""Where a row is, and the row, or the BadRow that says why it cannot be read."""
+"""A row's place, and the row; or a BadRow that says why it cannot be read."""
 
 _SEP = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
-"""The line by which a table tells Excel its delimiter."""
+"""First line that declares the delimiter, as Excel writes it."""
 
 
 def csv_rows(path: Path, form: Form) -> Iterator[Placed]:
-    """The rows of a CSV or TSV file; a row that holds nothing is none.
+    """Rows of a CSV or TSV file; empty rows are skipped.
 
     Raises:
-        DataError: it is no text, its delimiter is not plain, or its header is none.
+        DataError: the file is no text, its delimiter is ambiguous, or its header is none.
     """
     text = sniff.text(path, form)
     said = _SEP.match(text)
@@ -39,15 +39,15 @@ def csv_rows(path: Path, form: Form) -> Iterator[Placed]:
 def named(
     table: Iterator[tuple[str, Sequence[str]]], form: Form, path: Path, causes: str
 ) -> Iterator[Placed]:
-    """Rows of cells as rows of named fields: by `form.columns`, else by the first row.
+    """Name the cells of each row: by `form.columns`, else by the first row.
 
-    A first row's empty name is "Unnamed: 0", as pandas writes it, so that its column is not lost.
+    An empty name in the first row becomes "Unnamed: 0", as pandas writes it, so that its column is not lost.
 
     Args:
         causes: what may be wrong where a row has more cells or fewer than the header.
 
     Raises:
-        DataError: there is no header, or it is no list of names.
+        DataError: the header has a repeated name, or `form.columns` repeats a header of the file.
     """
     names = list(form.columns)
     for where, cells in table:
@@ -57,8 +57,8 @@ def named(
             names = _header(cells, where)
         elif list(cells) == names and form.columns:
             raise DataError(
-                f"{where} has the names of data.columns, which are for a file without a header; take the key"
-                " out"
+                f"{where} has the names of data.columns, which are for a file without a header; remove"
+                " that key"
             )
         else:
             yield where, _row(cells, names, where, causes)
@@ -77,12 +77,12 @@ def _row(cells: Sequence[str], names: list[str], where: str, causes: str) -> dic
     if len(cells) < len(names) or any(cell.strip() for cell in cells[len(names) :]):
         return BadRow(f"{where} has {len(cells)} cells, the header {len(names)}; fix {causes}")
     if list(cells[: len(names)]) == names:
-        return BadRow(f"{where} has the names of the columns again; take it out")
+        return BadRow(f"{where} repeats the names of the columns; remove it")
     return dict(zip(names, cells[: len(names)], strict=True))
 
 
 def _cells(reader: Any, path: Path, before: int) -> Iterator[tuple[str, Sequence[str]]]:
-    """Rows of cells by their first line; `before` lines went before."""
+    """Rows of cells, each with its first line; `before` lines precede them in the file."""
     while True:
         where = f"{path}, line {reader.line_num + 1 + before}"
         try:
@@ -95,7 +95,7 @@ def _cells(reader: Any, path: Path, before: int) -> Iterator[tuple[str, Sequence
 
 
 def _only_newlines(lines: Iterator[str]) -> Iterator[str]:
-    """Join what `str.splitlines` cut at U+2028 and its like, which are no ends of line in a file."""
+    """Join lines that `str.splitlines` cut at U+2028 and the like, which end no line of a file."""
     held = ""
     for line in lines:
         held += line

@@ -1,8 +1,8 @@
-"""Examples to token ids and the mask of what is trained (law 9), for any fast tokenizer.
+"""Render examples to token ids and a loss mask (law 9), for any fast tokenizer.
 
-What comes before a response is tokenised as one string, and the response as its continuation. So
-`prompt` gives, at generation time, exactly the ids after which `render` trained a response, whatever
-a tokenizer would merge across that border.
+The text before a response is tokenised as one string, and the response as its continuation. So `prompt`
+returns, at generation time, exactly the ids after which `render` trained a response, whatever a tokenizer
+would merge across that border.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.data.chat_template import ChatTemplate, Refusal, chat_template
-from shepherd.data.encode import Encoded, beginning, encode
+from shepherd.data.encode import Encoded, encode, leading_ids
 from shepherd.data.examples import Example, Turn
-from shepherd.data.segments import Segment, Template, TemplateName, Tokenizer, styled
+from shepherd.data.template_pieces import Piece, Template, TemplateName, Tokenizer, styled
 from shepherd.errors import TemplateError
 
 __all__ = [
@@ -39,15 +39,15 @@ LossOn = Literal["responses", "all"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rendered:
-    """One example as tokens: `ids` and `trained`, both (T,); `cut` tokens were taken out to fit.
+    """One example as tokens: `ids` and `loss_mask`, both (T,); `cut` tokens were removed to fit.
 
-    `trained[t]` says that token t is a target of the loss. The first token never is, since nothing
-    predicts it. `cut_response` says that its last response is cut and has no end, `marked` how many of its
-    responses the data mark as not to be trained.
+    `loss_mask[t]` is true where token t is a target of the loss. The first token never is, since nothing
+    predicts it. `cut_response` is true where the last response is cut and has no end of turn; `marked` counts
+    the responses that the data mark as not to be trained.
     """
 
     ids: NDArray[np.int32]
-    trained: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     cut: int = 0
     cut_response: bool = False
     marked: int = 0
@@ -55,7 +55,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """Why an example is left out, and where it comes from."""
+    """An example that is left out: the reason, and its file and line."""
 
     reason: str
     where: str = ""
@@ -63,9 +63,9 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class _Exchange:
-    """A prompt as tokens, the response to it, and what ends that; an earlier one may have no end.
+    """A prompt, its response and the end-of-turn ids, as tokens; earlier exchanges may have no end.
 
-    `marked` says that the data mark the response as not to be trained.
+    `marked` is true where the data mark the response as not to be trained.
     """
 
     prompt: list[int]
@@ -81,8 +81,8 @@ class _Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class _Writer:
-    """A template with a tokenizer: `head` are the ids before an example, `chat` is None but for "chat"."""
+class _Renderer:
+    """A template with a tokenizer: `head` is the ids before an example; `chat` is set for "chat" only."""
 
     template: Template
     tokenizer: Tokenizer
@@ -96,14 +96,14 @@ class _Writer:
     def stops(self) -> list[int]:
         return sorted({self.eos, *(self.chat.stops if self.chat else ())})
 
-    def segments(self, turns: Sequence[Turn]) -> list[Segment]:
-        turns = self.template.opened(turns)
+    def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
+        turns = self.template.with_system(turns)
         if self.chat is not None:
-            return self.chat.segments(turns)
+            return self.chat.pieces(turns)
         return list(styled(turns, self.template.name, self.eos))
 
-    def encoded(self, segments: Sequence[Segment]) -> list[Encoded]:
-        return encode(segments, self.tokenizer, special=self.chat is not None)
+    def encoded(self, pieces: Sequence[Piece]) -> list[Encoded]:
+        return encode(pieces, self.tokenizer, special=self.chat is not None)
 
 
 def render(
@@ -114,7 +114,7 @@ def render(
     max_tokens: int,
     loss_on: LossOn = "responses",
 ) -> Rendered | Dropped:
-    """One example; see `render_all`."""
+    """Render one example; see `render_all`."""
     return render_all([example], template, tokenizer, max_tokens=max_tokens, loss_on=loss_on)[0]
 
 
@@ -127,31 +127,31 @@ def render_all(
     loss_on: LossOn = "responses",
     drop_refused: bool = False,
 ) -> list[Rendered | Dropped]:
-    """Each example as at most `max_tokens` tokens, or the reason that it is dropped.
+    """Render each example to at most `max_tokens` tokens, or give the reason that it is dropped.
 
-    The last response of an example ends in EOS, or in the chat template's own end-of-turn tokens, trained,
-    and so do earlier ones, where the chat template ends those. What is too long loses tokens from the ends of
-    its contexts first, then from the end of its last response, then its last exchange. A response that was
-    cut has no end, since the author did not end it there. An example that cannot keep one token of a response
-    that is to be trained is dropped, and so is one whose text holds a special token that the chat template
+    The last response of an example ends in EOS, or in the chat template's own end-of-turn tokens, which are
+    trained; so do earlier ones, where the chat template ends those. A longer example loses tokens from the
+    ends of its contexts first, then from the end of its last response, then its last exchange. A response
+    that was cut has no end of turn, since its author did not end it there. An example is dropped if no token
+    of a response that is to be trained fits, or if its text holds a special token that the chat template
     would obey.
 
     Args:
-        drop_refused: drop an example that the chat template refuses or does not keep, as a bad row.
+        drop_refused: drop an example that the chat template refuses or rewrites, as a bad row.
 
     Raises:
         TemplateError: the tokenizer is not fast, has no EOS or no chat template, or the template
             cannot render an example.
     """
-    writer = _writer(template, tokenizer)
-    parts: list[list[Segment] | Dropped] = []
+    renderer = _renderer(template, tokenizer)
+    parts: list[list[Piece] | Dropped] = []
     for example in examples:
         try:
-            held = _held(example.turns, writer)
+            token = _reserved_token(example.turns, renderer)
             parts.append(
-                Dropped(reason=f"its text holds the special token {held}", where=example.where)
-                if held
-                else writer.segments(example.turns)
+                Dropped(reason=f"its text holds the special token {token}", where=example.where)
+                if token
+                else renderer.pieces(example.turns)
             )
         except Refusal as refusal:
             if not drop_refused:
@@ -160,11 +160,11 @@ def render_all(
                 ) from refusal
             parts.append(Dropped(reason=refusal.reason, where=example.where))
     whole = [part for part in parts if not isinstance(part, Dropped)]
-    ids = iter(writer.encoded([segment for part in whole for segment in part]))
+    ids = iter(renderer.encoded([piece for part in whole for piece in part]))
     return [
         part
         if isinstance(part, Dropped)
-        else _rendered(_exchanges(part, list(islice(ids, len(part)))), max_tokens, writer, loss_on, example)
+        else _rendered(_exchanges(part, list(islice(ids, len(part)))), max_tokens, renderer, loss_on, example)
         for part, example in zip(parts, examples, strict=True)
     ]
 
@@ -176,10 +176,10 @@ def prompt(
     *,
     max_tokens: int | None = None,
 ) -> list[int]:
-    """The ids up to where the model answers the last turn, which must be the user's.
+    """Token ids of a prompt, up to where the model answers the last turn, which must be the user's.
 
-    What `render` gives for these turns and a response starts with exactly these ids, unless it was
-    cut. With `max_tokens`, contexts (and only they) are cut to come down to it.
+    The ids of `render` for these turns and a response start with exactly these, unless they were cut. With
+    `max_tokens`, contexts (and nothing else) are cut down to fit it.
 
     Raises:
         TemplateError: the last turn is not the user's, a text holds a special token that the chat
@@ -187,34 +187,34 @@ def prompt(
     """
     if not turns or turns[-1].role != "user":
         raise TemplateError("a prompt must end with a user turn; leave the answer out")
-    writer = _writer(template, tokenizer)
-    held = _held(turns, writer)
-    if held:
-        raise TemplateError(f"the prompt holds the special token {held}; take it out of the text")
+    renderer = _renderer(template, tokenizer)
+    token = _reserved_token(turns, renderer)
+    if token:
+        raise TemplateError(f"the prompt holds the special token {token}; take it out of the text")
     try:
-        parts = [*writer.segments(turns), Segment(text="")]  # and no response yet
+        parts = [*renderer.pieces(turns), Piece(text="")]  # and no response yet
     except Refusal as refusal:
         raise TemplateError(f"the prompt: {refusal}") from refusal
-    exchanges = _exchanges(parts, writer.encoded(parts))
+    exchanges = _exchanges(parts, renderer.encoded(parts))
     if max_tokens is not None:
-        exchanges = _contexts_cut(exchanges, len(writer.head) + _size(exchanges) - max_tokens)
-    return [*writer.head, *(t for e in exchanges for t in (*e.prompt, *e.response, *e.end))]
+        exchanges = _contexts_cut(exchanges, len(renderer.head) + _size(exchanges) - max_tokens)
+    return [*renderer.head, *(t for e in exchanges for t in (*e.prompt, *e.response, *e.end))]
 
 
 def stop_ids(template: Template, tokenizer: Tokenizer) -> list[int]:
-    """The ids that end an answer: EOS, and the chat template's end-of-turn token."""
-    return _writer(template, tokenizer).stops
+    """Token ids that end an answer: EOS, and the chat template's end-of-turn token."""
+    return _renderer(template, tokenizer).stops
 
 
 def prints_date(template: Template, tokenizer: Tokenizer) -> bool:
-    """Whether the template prints the day, so that its prompts are others tomorrow."""
-    chat = _writer(template, tokenizer).chat
+    """Whether the template prints today's date, so that its prompts change from day to day."""
+    chat = _renderer(template, tokenizer).chat
     return chat is not None and chat.prints_date()
 
 
 def remarks(template: Template, tokenizer: Tokenizer) -> list[str]:
-    """What the template does of its own accord and the data do not show, a sentence each."""
-    chat = _writer(template, tokenizer).chat
+    """Sentences on what the template adds that the data do not show, one each."""
+    chat = _renderer(template, tokenizer).chat
     if chat is None:
         return []
     found = []
@@ -225,8 +225,8 @@ def remarks(template: Template, tokenizer: Tokenizer) -> list[str]:
             ' data.system = "..." puts another system prompt there.'
         )
     if chat.prints_date():
-        day = f"as which the run keeps {template.date}" if template.date else "as which a run keeps its first"
-        found.append(f"The chat template reads today's date, {day}; data.date sets it.")
+        day = f"fixed to {template.date} in this run" if template.date else "fixed to the day a run starts"
+        found.append(f"The chat template prints today's date, {day}; data.date sets it.")
     lead = chat.leads()
     if lead and chat.may_lead(lead):
         found.append(
@@ -244,37 +244,37 @@ def remarks(template: Template, tokenizer: Tokenizer) -> list[str]:
     return found
 
 
-def _writer(template: Template, tokenizer: Tokenizer) -> _Writer:
+def _renderer(template: Template, tokenizer: Tokenizer) -> _Renderer:
     if not getattr(tokenizer, "is_fast", True):
-        raise TemplateError("the tokenizer is not a fast one; load the base with its tokenizer.json")
+        raise TemplateError("the tokenizer is not a fast one; use a base that has a tokenizer.json")
     if tokenizer.eos_token_id is None:
         raise TemplateError("the tokenizer has no EOS token, so no answer would end; set its eos_token")
     chat = chat_template(template, tokenizer) if template.name == "chat" else None
-    head = beginning(tokenizer) if chat is None else []  # a chat template writes its own
+    head = leading_ids(tokenizer) if chat is None else []  # a chat template writes its own
     barred, prompts = (chat.barred, chat.barred_of_prompts) if chat else ((), ())
-    writer = _Writer(
+    renderer = _Renderer(
         template, tokenizer, head, int(tokenizer.eos_token_id), chat, (*sorted(barred),), (*sorted(prompts),)
     )
-    held = template.system and _held([Turn(role="system", text=template.system)], writer)
-    if held:
-        raise TemplateError(f"data.system holds the token {held} of the chat template; take it out")
-    return writer
+    token = template.system and _reserved_token([Turn(role="system", text=template.system)], renderer)
+    if token:
+        raise TemplateError(f"data.system holds the token {token} of the chat template; take it out")
+    return renderer
 
 
-def _held(turns: Sequence[Turn], writer: _Writer) -> str:
-    """A token in a text that would be read as the template's own; only chat templates are read for tokens."""
-    if writer.chat is None:
+def _reserved_token(turns: Sequence[Turn], renderer: _Renderer) -> str:
+    """The first text that would be read as a token of the chat template's own; "" where there is none."""
+    if renderer.chat is None:
         return ""
     for turn in turns:
-        tokens = writer.barred if turn.role == "assistant" else writer.barred_of_prompts
+        tokens = renderer.barred if turn.role == "assistant" else renderer.barred_of_prompts
         for token in tokens:
             if token in turn.text or token in turn.context:
                 return token
     return ""
 
 
-def _exchanges(segments: Sequence[Segment], ids: Sequence[Encoded]) -> list[_Exchange]:
-    pairs = zip(ids[::2], ids[1::2], segments[1::2], strict=True)
+def _exchanges(pieces: Sequence[Piece], ids: Sequence[Encoded]) -> list[_Exchange]:
+    pairs = zip(ids[::2], ids[1::2], pieces[1::2], strict=True)
     return [
         _Exchange(ask.ids, ask.context, reply.ids, text.end, marked=not text.trained)
         for ask, reply, text in pairs
@@ -282,7 +282,7 @@ def _exchanges(segments: Sequence[Segment], ids: Sequence[Encoded]) -> list[_Exc
 
 
 def _fitted(exchanges: list[_Exchange], room: int, eos: int) -> list[_Exchange]:
-    """At most `room` tokens, or no exchange at all; the last one has an end, unless its response is cut."""
+    """Cut to `room` tokens, or to no exchange; the last one has an end, unless its response is cut."""
     while exchanges and exchanges[-1].marked and _size(exchanges) > room:  # nothing is trained by it
         exchanges = exchanges[:-1]
     exchanges = _contexts_cut(exchanges, _size(exchanges) - room)
@@ -307,7 +307,7 @@ def _ended(last: _Exchange, eos: int) -> _Exchange:
 
 
 def _contexts_cut(exchanges: list[_Exchange], over: int) -> list[_Exchange]:
-    """Take up to `over` tokens from the ends of the contexts, the first turn's first."""
+    """Cut up to `over` tokens from the ends of the contexts, the first turn's first."""
     shorter = []
     for exchange in exchanges:
         start, stop = exchange.context
@@ -319,28 +319,28 @@ def _contexts_cut(exchanges: list[_Exchange], over: int) -> list[_Exchange]:
 
 
 def _rendered(
-    whole: list[_Exchange], max_tokens: int, writer: _Writer, loss_on: LossOn, example: Example
+    whole: list[_Exchange], max_tokens: int, renderer: _Renderer, loss_on: LossOn, example: Example
 ) -> Rendered | Dropped:
     if not all(exchange.response for exchange in whole):
         return Dropped(reason="a response has no token", where=example.where)
     *earlier, last = whole
-    whole = [*earlier, _ended(last, writer.eos)]
-    kept = _fitted(whole, max_tokens - len(writer.head), writer.eos)
+    whole = [*earlier, _ended(last, renderer.eos)]
+    kept = _fitted(whole, max_tokens - len(renderer.head), renderer.eos)
     if not kept:
         return Dropped(reason="its prompt leaves no room for a response", where=example.where)
     if all(exchange.marked for exchange in kept):
         left = "" if all(exchange.marked for exchange in whole) else " that is left of it"
         return Dropped(reason=f"no response{left} is to be trained", where=example.where)
     every = loss_on == "all"
-    pieces = [(writer.head, every)]
+    pieces = [(renderer.head, every)]
     for exchange in kept:
         pieces += [(exchange.prompt, every), ([*exchange.response, *exchange.end], not exchange.marked)]
     ids = np.fromiter(chain.from_iterable(piece for piece, _ in pieces), dtype=np.int32)
-    trained = np.repeat([mark for _, mark in pieces], [len(piece) for piece, _ in pieces])
-    trained[0] = False
+    loss_mask = np.repeat([mark for _, mark in pieces], [len(piece) for piece, _ in pieces])
+    loss_mask[0] = False
     return Rendered(
         ids=ids,
-        trained=trained,
+        loss_mask=loss_mask,
         cut=_size(whole) - _size(kept),
         cut_response=kept[-1].cut,
         marked=sum(exchange.marked for exchange in kept),

@@ -1,4 +1,4 @@
-"""Examples tokenised once: flat arrays, memory-mapped from disk, and the counts of law 9."""
+"""Tokenised examples: flat arrays, memory-mapped from disk, and counts of what tokenising did (law 9)."""
 
 from __future__ import annotations
 
@@ -20,81 +20,85 @@ from shepherd.errors import DataError
 from shepherd.io import private
 from shepherd.io.progress import many
 
-ARRAYS = {"ids": np.int32, "trained": np.bool_, "offsets": np.int64}
+ARRAYS = {"ids": np.int32, "loss_mask": np.bool_, "offsets": np.int64}
+"""Data type of each array of `Tokens`."""
+FILES = {"ids": "ids.npy", "loss_mask": "trained.npy", "offsets": "offsets.npy"}
+"""File name of each array; run folders keep the older name of the loss mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Tokens:
-    """n examples end to end; example i is `ids[offsets[i]:offsets[i + 1]]`.
+    """Tokenised examples end to end; example i is `ids[offsets[i]:offsets[i + 1]]`.
 
-    `ids` (N,) int32; `trained` (N,) bool, the targets of the loss; `offsets` (n + 1,) int64.
+    For n examples of N tokens in all: `ids` (N,) int32; `loss_mask` (N,) bool, true where a token is a target
+    of the loss; `offsets` (n + 1,) int64.
     """
 
     ids: NDArray[np.int32]
-    trained: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     offsets: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __repr__(self) -> str:
-        """Counts, and no token, which could be read back as text."""
+        """Counts only: tokens could be decoded back to text."""
         return f"<Tokens: {len(self):,} examples, {len(self.ids):,} tokens>"
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each example, (n,)."""
+        """Number of tokens of each example, (n,)."""
         return np.diff(self.offsets)
 
     def example(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """The ids and the mask of one example, as views."""
+        """Token ids and loss mask of one example, as views."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         part = slice(self.offsets[index], self.offsets[index + 1])
-        return self.ids[part], self.trained[part]
+        return self.ids[part], self.loss_mask[part]
 
     def take(self, indices: ArrayLike) -> Tokens:
-        """The examples at `indices`, in that order, copied."""
+        """A copy of the examples at `indices`, in that order."""
         pairs = [self.example(int(index)) for index in np.asarray(indices, dtype=np.int64)]
         return _joined(pairs)
 
     @staticmethod
     def pooled(parts: Sequence[Tokens]) -> Tokens:
-        """All the examples of `parts`, one part after another."""
+        """The concatenation of `parts`."""
         lengths = np.concatenate([part.lengths for part in parts])
         return Tokens(
             ids=np.concatenate([part.ids for part in parts]),
-            trained=np.concatenate([part.trained for part in parts]),
+            loss_mask=np.concatenate([part.loss_mask for part in parts]),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write the three arrays; the folder appears whole or not at all, and replaces an older one.
+        """Write the three arrays atomically; an older folder is replaced.
 
-        One process at a time: what a killed one left half done is cleared away here.
+        Only one process may save to a folder at a time: leftovers of a killed one are removed here.
         """
-        with _replacing(Path(folder)) as fresh:
-            for name in ARRAYS:
-                with open(fresh / f"{name}.npy", "wb", opener=private.owner_only) as file:
+        with _replaced_atomically(Path(folder)) as fresh:
+            for name, file_name in FILES.items():
+                with open(fresh / file_name, "wb", opener=private.owner_only) as file:
                     np.save(file, getattr(self, name))
 
     def split(self, sizes: Sequence[int]) -> list[Tokens]:
-        """The first examples, the next ones and so on, as views.
+        """Cut into consecutive parts, as views.
 
         Args:
             sizes: how many examples each part has.
 
         Raises:
-            DataError: these are not as many as there are.
+            DataError: a size is negative, or the sizes do not add up to the number of examples.
         """
         if min(sizes, default=0) < 0 or sum(sizes) != len(self):
-            raise DataError(f"there are {len(self)} examples and not {sum(sizes)}")
+            raise DataError(f"there are {len(self)} examples, but the parts have {sum(sizes)}")
         ends = np.cumsum([0, *sizes])
         pieces = [self.offsets[begin : end + 1] for begin, end in pairwise(ends)]
         return [
             Tokens(
                 ids=self.ids[piece[0] : piece[-1]],
-                trained=self.trained[piece[0] : piece[-1]],
+                loss_mask=self.loss_mask[piece[0] : piece[-1]],
                 offsets=np.asarray(piece - piece[0]),
             )
             for piece in pieces
@@ -102,21 +106,21 @@ class Tokens:
 
 
 def save_together(folder: str | Path, parts: Sequence[Tokens]) -> None:
-    """As `Tokens.save` of all of `parts`, one after another; `Tokens.split` is the way back.
+    """Save the concatenation of `parts` as one folder; `Tokens.split` undoes it.
 
-    A folder for each part would be thousands of files, of which a process may have a few hundred open: a
-    memory map keeps its file open.
+    A folder for each part would be thousands of files, and each memory map keeps its file open, of which a
+    process may have only a few hundred.
     """
     borders = np.cumsum([0, *(len(part.ids) for part in parts)], dtype=np.int64)
     offsets = [part.offsets[1:] + border for part, border in zip(parts, borders, strict=False)]
     pieces: dict[str, list[NDArray[Any]]] = {
         "ids": [part.ids for part in parts],
-        "trained": [part.trained for part in parts],
+        "loss_mask": [part.loss_mask for part in parts],
         "offsets": [np.zeros(1, np.int64), *offsets],
     }
-    with _replacing(Path(folder)) as fresh:
+    with _replaced_atomically(Path(folder)) as fresh:
         for name, kind in ARRAYS.items():
-            with open(fresh / f"{name}.npy", "wb", opener=private.owner_only) as file:
+            with open(fresh / FILES[name], "wb", opener=private.owner_only) as file:
                 size = sum(map(len, pieces[name]))
                 header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (size,)}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -125,8 +129,8 @@ def save_together(folder: str | Path, parts: Sequence[Tokens]) -> None:
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A folder that takes the place of `folder` at the end, or goes without a trace."""
+def _replaced_atomically(folder: Path) -> Iterator[Path]:
+    """A temporary folder that replaces `folder` on success and is removed on failure."""
     private.make(folder.parent)
     fresh = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -141,13 +145,13 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def load(folder: str | Path) -> Tokens:
-    """Memory-map what `Tokens.save` wrote.
+    """Memory-map a folder written by `Tokens.save`.
 
     Raises:
-        DataError: an array is missing, unreadable or does not fit the others.
+        DataError: an array is missing or unreadable, or the arrays do not fit together.
     """
     try:
-        arrays = {name: _mapped(Path(folder) / f"{name}.npy") for name in ARRAYS}
+        arrays = {name: _memory_mapped(Path(folder) / file_name) for name, file_name in FILES.items()}
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"tokens in {folder} cannot be read ({error}); remove the folder") from error
     offsets, size = arrays["offsets"], len(arrays["ids"])
@@ -155,29 +159,30 @@ def load(folder: str | Path) -> Tokens:
     ordered = (
         len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == size and bool((np.diff(offsets) >= 0).all())
     )
-    if not (fits and ordered and len(arrays["trained"]) == size):
+    if not (fits and ordered and len(arrays["loss_mask"]) == size):
         raise DataError(f"tokens in {folder} do not fit together; remove the folder")
     return Tokens(**arrays)
 
 
-def _mapped(path: Path) -> NDArray[Any]:
+def _memory_mapped(path: Path) -> NDArray[Any]:
     whole: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return whole
 
 
 def _joined(pairs: Sequence[tuple[NDArray[np.int32], NDArray[np.bool_]]]) -> Tokens:
     ids = [np.zeros(0, np.int32), *(pair[0] for pair in pairs)]
-    trained = [np.zeros(0, np.bool_), *(pair[1] for pair in pairs)]
+    masks = [np.zeros(0, np.bool_), *(pair[1] for pair in pairs)]
     offsets = np.cumsum([0, *(len(pair[0]) for pair in pairs)], dtype=np.int64)
-    return Tokens(ids=np.concatenate(ids), trained=np.concatenate(trained), offsets=offsets)
+    return Tokens(ids=np.concatenate(ids), loss_mask=np.concatenate(masks), offsets=offsets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What became of some examples; tokens are those of kept examples.
+    """Numbers of examples and tokens kept, cut, dropped and masked; tokens are those of kept examples.
 
-    `dropped` counts by reason, and `first` is where the first one of each reason comes from. `cut_responses`
-    were cut and have no end; `marked` responses are masked since the data mark them as not to be trained.
+    `dropped` counts by reason, and `first` is the source of the first one of each reason. `cut_responses`
+    were cut and have no end of turn; `marked` responses are masked because the data mark them as not to be
+    trained.
     """
 
     examples: int
@@ -193,27 +198,27 @@ class Counts:
 
     @property
     def masked(self) -> int:
-        """Tokens that are read and not trained."""
+        """Tokens that are not targets of the loss."""
         return self.tokens - self.trained
 
     @property
     def share_cut(self) -> float:
-        """Of the kept examples, those that lost tokens to fit."""
+        """Share of the kept examples, in [0, 1], that were cut to fit."""
         return self.cut / self.kept if self.kept else 0.0
 
     @property
     def share_dropped(self) -> float:
-        """Of all the examples, those that are left out."""
+        """Share of all the examples, in [0, 1], that were dropped."""
         return (self.examples - self.kept) / self.examples if self.examples else 0.0
 
     @property
     def share_masked(self) -> float:
-        """Of the tokens of kept examples, those that are not trained."""
+        """Share of the tokens of kept examples, in [0, 1], that are not targets of the loss."""
         return self.masked / self.tokens if self.tokens else 0.0
 
 
 def count(outcomes: Iterable[Rendered | Dropped]) -> Counts:
-    """Counts over what `render_all` gave."""
+    """Counts of the outcomes of `render_all`."""
     outcomes = list(outcomes)
     kept = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
     dropped = [outcome for outcome in outcomes if isinstance(outcome, Dropped)]
@@ -223,7 +228,7 @@ def count(outcomes: Iterable[Rendered | Dropped]) -> Counts:
         cut=sum(outcome.cut > 0 for outcome in kept),
         dropped=dict(Counter(outcome.reason for outcome in dropped)),
         tokens=sum(len(outcome.ids) for outcome in kept),
-        trained=sum(int(outcome.trained.sum()) for outcome in kept),
+        trained=sum(int(outcome.loss_mask.sum()) for outcome in kept),
         cut_tokens=sum(outcome.cut for outcome in kept),
         first={outcome.reason: outcome.where for outcome in reversed(dropped)},
         cut_responses=sum(outcome.cut_response for outcome in kept),
@@ -232,16 +237,16 @@ def count(outcomes: Iterable[Rendered | Dropped]) -> Counts:
 
 
 def response_remarks(*, kept: int, cut: int, marked: int) -> list[str]:
-    """What is to be said of responses that are not trained as they are, if anything.
+    """Sentences on responses that are cut or masked; empty if there are none.
 
     Args:
-        kept: examples.
-        cut: of these, those whose last response was cut.
-        marked: responses that the data mark as not to be trained.
+        kept: how many examples are kept.
+        cut: how many of these have a last response that was cut.
+        marked: how many responses the data mark as not to be trained.
     """
     found = []
     if cut:
-        none = ", and none is whole, so no end of an answer is learned" if cut == kept else ""
+        none = ", and none is whole, so the model learns no end of an answer" if cut == kept else ""
         found.append(
             f"{many(cut, 'response')} cut to fit, without an end of turn{none}; data.max_tokens sets"
             " how much fits"
@@ -260,7 +265,7 @@ def tokenise(
     loss_on: LossOn = "responses",
     drop_refused: bool = False,
 ) -> tuple[Tokens, NDArray[np.int64], Counts]:
-    """The kept examples as tokens, their indices in `examples` (ascending), and the counts.
+    """Tokenise examples: the kept ones, their indices in `examples` (ascending), and the counts.
 
     Raises:
         TemplateError: the template cannot render with this tokenizer, or refuses an example and
@@ -270,5 +275,5 @@ def tokenise(
         examples, template, tokenizer, max_tokens=max_tokens, loss_on=loss_on, drop_refused=drop_refused
     )
     kept = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rendered)]
-    pairs = [(o.ids, o.trained) for o in outcomes if isinstance(o, Rendered)]
+    pairs = [(o.ids, o.loss_mask) for o in outcomes if isinstance(o, Rendered)]
     return _joined(pairs), np.array(kept, dtype=np.int64), count(outcomes)

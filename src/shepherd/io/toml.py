@@ -1,7 +1,7 @@
 r"""TOML as people write it: with a byte order mark, in UTF-16, and with Windows paths in double quotes.
 
 In double quotes a backslash begins an escape. Of "C:\Users" that is an error; of "C:\new" it is a line break,
-and nothing is said. Both are told here in one sentence.
+silently. Both are reported here in one sentence.
 """
 
 from __future__ import annotations

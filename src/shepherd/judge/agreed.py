@@ -1,4 +1,4 @@
-"""Whether a judge may be called: a file alone names no host and no variable with a key (law 12)."""
+"""Consent for calling a judge: a file alone may not choose its host or its API key (law 12)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ URL, KEY_ENV = (JudgeTable.model_fields[name].default for name in ("base_url", "
 
 
 def require_agreed(table: JudgeTable, consent: Consent) -> None:
-    """Raise JudgeError where a judge would be called in a way that a file alone has named.
+    """Raise JudgeError where only a file names the judge's address or the environment variable of its key.
 
-    That is an address other than the default one, or an environment variable other than the default one to
-    take the key from; the sentence says which host would have been sent what, and nothing was.
+    The defaults are allowed, and so is what `consent` names. The message says what would have been sent to
+    which host.
     """
     options = []
     if _bare(table.base_url) not in (_bare(URL), _bare(consent.base_url or URL)):
@@ -25,10 +25,10 @@ def require_agreed(table: JudgeTable, consent: Consent) -> None:
         options.append(f"--key-env {table.key_env}")
     if options:
         key = f", with the key in {table.key_env}" if table.key_env else ""
-        plain = ", readable by all on the way" if _unsafe(table.base_url) else ""
+        plain = ", unencrypted" if _unsafe(table.base_url) else ""
         raise JudgeError(
-            f"[judge] asks to have the questions and the answers sent to {table.base_url}{key}{plain}, and"
-            f" settings alone do not decide that; nothing was sent: give {' '.join(options)} if you want it"
+            f"[judge] asks to send the questions and the answers to {table.base_url}{key}{plain}, which"
+            f" settings alone may not decide; nothing was sent: add {' '.join(options)} to allow it"
         )
 
 
@@ -37,12 +37,12 @@ def _bare(url: str) -> str:
 
 
 def _unsafe(url: str) -> bool:
-    """Whether it is plain http to another machine."""
-    return urlsplit(url).scheme == "http" and not is_here(url)
+    """Whether an address is plain http to another machine."""
+    return urlsplit(url).scheme == "http" and not is_local(url)
 
 
-def is_here(url: str) -> bool:
-    """Whether an address is on this machine, by its words alone."""
+def is_local(url: str) -> bool:
+    """Whether an address names this machine, without a look-up in DNS."""
     host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""What one arm answered, by question; as a file, one {"question": id, "answer": text} a line."""
+"""Answers of one arm by question, and their file: one {"question": id, "answer": text} a line."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from shepherd.visible import shown_json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """The answers of the arm `name`, by the questions' ids."""
+    """Answers of the arm `name`, by question id."""
 
     name: str
     texts: Mapping[str, str]
 
     def require(self, questions: Iterable[Question]) -> None:
-        """Raise DataError, naming the first, if a question has no answer."""
+        """Raise DataError if a question has no answer; the message names the first."""
         missing = [question.id for question in questions if question.id not in self.texts]
         if missing:
             raise DataError(
-                f"{self.name} has no answer to question {missing[0]} ({len(missing)} such); "
+                f"{self.name} has no answer to question {missing[0]} ({len(missing)} missing); "
                 "answer the same questions that are judged"
             )
 
@@ -35,13 +35,14 @@ def read(path: Path, name: str) -> Answers:
     """Read an answers file.
 
     Raises:
-        DataError: it is missing, empty or unreadable, a row is (by line), or a question is answered twice.
+        DataError: the file is missing, empty or unreadable, a row is unreadable (names the line), or a
+            question is answered twice.
     """
     texts: dict[str, str] = {}
     for where, row in files.rows_of(path):
         question, text = _pair(row, where)
         if question in texts:
-            raise BadRow(f"{where}: question {question} was answered before; keep one of the two")
+            raise BadRow(f"{where}: question {question} was already answered; keep one of the two")
         texts[question] = text
     return Answers(name=name, texts=texts)
 
@@ -57,10 +58,10 @@ def write(path: Path, answers: Answers) -> Path:
 
 
 def names(first: Path, second: Path) -> tuple[str, str]:
-    """What to call the arms of two files or folders: as short an end of each path as tells them apart.
+    """Names for the arms of two files or folders: the shortest ends of their paths that differ.
 
     Raises:
-        DataError: both are one and the same.
+        DataError: both paths are the same.
 
     >>> names(Path("runs/a/adapter"), Path("runs/b/adapter")), names(Path("base.jsonl"), Path("runs/b"))
     (('a/adapter', 'b/adapter'), ('base', 'b'))
@@ -83,4 +84,4 @@ def _pair(row: object, where: str) -> tuple[str, str]:
             raise row
         case {"question": str() | int() as question, "answer": str() as answer}:
             return str(question), whole(answer, where)
-    raise BadRow(f'{where} is no answer; write it as {{"question": "id", "answer": "text"}}')
+    raise BadRow(f'{where} is not an answer; write it as {{"question": "id", "answer": "text"}}')

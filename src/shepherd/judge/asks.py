@@ -1,4 +1,4 @@
-"""Every request that a protocol makes, known before the first is sent; and what they will cost."""
+"""All requests that a protocol makes, and their cost, before the first is sent."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from shepherd.settings import JudgeTable
 
 Pair = tuple[Answers, Answers]
 
-BYTES_A_TOKEN = 4
-"""A rule of thumb for English; the estimate before asking rests on it."""
+BYTES_PER_TOKEN = 4
+"""Rule of thumb for English, used for the estimate before asking."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One request. `swapped` shows the second arm's answer first; `key` is its place in the cache."""
+    """One request; if `swapped`, the second arm's answer is shown first. `key` is its key in the cache."""
 
     question: str
     first: str
@@ -32,7 +32,7 @@ class Ask:
 
     @property
     def about(self) -> Mapping[str, str | int | bool]:
-        """For whoever reads the cache."""
+        """Values kept with the reply, for a person who reads the cache."""
         return {
             "question": self.question,
             "first": self.first,
@@ -44,7 +44,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is coming: new `calls`, replies that are `cached`, and tokens (estimated; at most)."""
+    """Planned cost: new `calls`, replies `cached`, estimated prompt tokens, and most completion tokens."""
 
     calls: int
     cached: int
@@ -53,14 +53,14 @@ class Plan:
     most: int | None = None
 
     def sentence(self, table: JudgeTable) -> str:
-        """What a person wants to know before it is spent."""
-        kept = f" ({self.cached:,} more are here already)" if self.cached else ""
+        """The cost as a sentence for the user."""
+        kept = f" ({self.cached:,} replies are already cached)" if self.cached else ""
         if not self.calls and not self.cached:
             return f"The judge {table.model} is not asked: all answers are the same."
         if not self.calls:
-            return f"The judge {table.model} is not asked: all {self.cached:,} replies are here already."
+            return f"The judge {table.model} is not asked: all {self.cached:,} replies are already cached."
         capped = self.most is not None and self.most < self.calls
-        stop = f" It stops after {self.most:,} of them, as --max-calls says." if capped else ""
+        stop = f" It stops after {self.most:,} of them because of --max-calls." if capped else ""
         return (
             f"The judge {table.model} at {table.base_url} gets {self.calls:,} calls{kept}: about "
             f"{self.prompt_tokens:,} tokens to read and at most {self.completion_tokens:,} to write.{stop}"
@@ -68,22 +68,25 @@ class Plan:
 
 
 def asks(pairs: Sequence[Pair], questions: Sequence[Question], table: JudgeTable) -> tuple[Ask, ...]:
-    """All requests, question by question, so that whatever stops them leaves whole questions behind.
+    """All requests in the order of the questions, so that an interruption leaves whole questions answered.
 
-    Two answers that are the same text are a tie without asking, where the protocol knows ties.
+    Where the protocol has ties, two identical answers are a tie and are not asked about.
 
     Raises:
         SettingsError: no model is named.
     """
     if not table.model:
-        raise SettingsError("key judge.model is empty; name the model that shall judge")
+        raise SettingsError("key judge.model is empty; set it to the model to ask")
     return tuple(
-        ask for question in questions for first, second in pairs for ask in of(question, first, second, table)
+        ask
+        for question in questions
+        for first, second in pairs
+        for ask in asks_of(question, first, second, table)
     )
 
 
-def of(question: Question, first: Answers, second: Answers, table: JudgeTable) -> Iterator[Ask]:
-    """The requests about one question and one pair."""
+def asks_of(question: Question, first: Answers, second: Answers, table: JudgeTable) -> Iterator[Ask]:
+    """Requests about one question and one pair of arms."""
     a, b = first.texts[question.id], second.texts[question.id]
     if table.protocol == "fedit":
         shown = [(prompts.fedit(question, a, b), False, repeat) for repeat in range(table.repeats)]
@@ -103,19 +106,19 @@ def of(question: Question, first: Answers, second: Answers, table: JudgeTable) -
         )
 
 
-def plan(wanted: Sequence[Ask], cached: Mapping[str, object], table: JudgeTable, most: int | None) -> Plan:
-    """What these requests will cost beyond what is cached; `most` new calls at most."""
-    coming = pending(wanted, cached)
+def plan(requests: Sequence[Ask], cached: Mapping[str, object], table: JudgeTable, most: int | None) -> Plan:
+    """Cost of the requests that are not cached, of at most `most` new calls."""
+    coming = pending(requests, cached)
     spent = coming if most is None else coming[:most]
     return Plan(
         calls=len(coming),
-        cached=len({ask.key for ask in wanted} & cached.keys()),
-        prompt_tokens=sum(len(ask.prompt.encode()) for ask in spent) // BYTES_A_TOKEN,
+        cached=len({ask.key for ask in requests} & cached.keys()),
+        prompt_tokens=sum(len(ask.prompt.encode()) for ask in spent) // BYTES_PER_TOKEN,
         completion_tokens=len(spent) * table.max_tokens,
         most=most,
     )
 
 
-def pending(wanted: Sequence[Ask], cached: Mapping[str, object]) -> list[Ask]:
-    """Each request that is not cached, once, in order."""
-    return list({ask.key: ask for ask in wanted if ask.key not in cached}.values())
+def pending(requests: Sequence[Ask], cached: Mapping[str, object]) -> list[Ask]:
+    """Requests that are not cached, each once, in order."""
+    return list({ask.key: ask for ask in requests if ask.key not in cached}.values())

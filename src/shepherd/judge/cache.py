@@ -1,6 +1,6 @@
-"""The verdicts that were paid for, by what was asked: a file that only grows, one line a reply.
+"""Append-only cache of the judge's replies, one line each, by a hash of the request.
 
-A line is on the disk before the next is asked for. `kill -9` can at most tear the last line, which is
+Each line is on the disk before the next request is sent. `kill -9` can only truncate the last line, which is
 then asked again; nothing else is lost, and nothing is ever overwritten.
 """
 
@@ -23,9 +23,9 @@ FILE = "verdicts.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What the judge wrote. `cut` says that it ran into max_tokens; tokens are 0 where it did not say.
+    """A reply of the judge; `cut` if it ran into max_tokens. Token counts are 0 if not reported.
 
-    `own_temperature` says that the judge refused the one that was asked for, and replied at its own.
+    `own_temperature` is true where the judge refused the requested temperature and replied at its own.
     """
 
     text: str
@@ -37,20 +37,20 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Replies by key; from `opened`."""
+    """Replies by key, and the open file; made by `opened`."""
 
     path: Path
     replies: dict[str, Reply]
     handle: int
 
     def add(self, key: str, reply: Reply, about: Mapping[str, Any]) -> None:
-        """Keep a reply, and see it on the disk before returning; `about` is for a person to read.
+        """Keep a reply, synced to disk before returning; `about` is kept for a person to read.
 
         Raises:
             FolderError: the disk is full.
         """
         row = {"key": key, **asdict(reply), "about": dict(about)}
-        with _mending(self.path):
+        with _os_errors_as_folder_errors(self.path):
             data = (json.dumps(row) + "\n").encode()
             while data:
                 data = data[os.write(self.handle, data) :]
@@ -60,44 +60,44 @@ class Cache:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Cache]:
-    """The cache in `folder`, which is made where it is missing.
+    """Open the cache in `folder`, which is made if missing.
 
     Raises:
         FolderError: the folder cannot be used, or its disk is full.
     """
     path = folder / FILE
-    with _mending(path):
+    with _os_errors_as_folder_errors(path):
         private.make(folder)
         content = path.read_bytes() if path.exists() else b""
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, private.FILE)
     try:
         if content and not content.endswith(b"\n"):
-            with _mending(path):
-                os.write(handle, b"\n")  # a torn line stays alone
+            with _os_errors_as_folder_errors(path):
+                os.write(handle, b"\n")  # end a truncated line
         yield Cache(path, dict(_lines(content)), handle)
     finally:
         os.close(handle)
 
 
 def read(folder: Path) -> dict[str, Reply]:
-    """The replies in `folder`, without making anything there.
+    """Read the replies in `folder`; writes nothing there.
 
     Raises:
-        FolderError: the file is there and cannot be read.
+        FolderError: the file exists and cannot be read.
     """
     path = folder / FILE
-    with _mending(path):
+    with _os_errors_as_folder_errors(path):
         return dict(_lines(path.read_bytes())) if path.exists() else {}
 
 
 def key(model: str, base_url: str, prompt: str, temperature: float, max_tokens: int, repeat: int) -> str:
-    """All that a reply depends on, as one hash; `repeat` keeps the repeats of one question apart."""
+    """Hash of everything that a reply depends on; `repeat` tells the repeats of one question apart."""
     parts = [model, base_url.rstrip("/"), prompt, float(temperature), max_tokens, repeat]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _lines(content: bytes) -> Iterator[tuple[str, Reply]]:
-    """What can be read; any other line is a torn one, and its question is asked again."""
+    """Readable lines; any other line was truncated, and its question is asked again."""
     for line in content.split(b"\n"):
         try:
             row = json.loads(line)
@@ -118,11 +118,11 @@ def _lines(content: bytes) -> Iterator[tuple[str, Reply]]:
 
 
 @contextmanager
-def _mending(path: Path) -> Iterator[None]:
+def _os_errors_as_folder_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise FolderError(
-            f"the verdicts' file {path} cannot be used ({error.strerror}); free some space or check "
-            "its rights, then go on by the same command"
+            f"the file of verdicts {path} cannot be used ({error.strerror}); free some space or check "
+            "its permissions, then run the same command again"
         ) from error

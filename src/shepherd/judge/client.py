@@ -1,8 +1,8 @@
-"""The endpoint. The only file that imports `openai`; it is imported late, where a judge is asked.
+"""The judge's endpoint. Only this file imports `openai`; it is imported late, when a judge is asked.
 
-`openai` itself tries a request again, later each time and as Retry-After asks, after a time-out, a
-dropped connection, a 408, 409, 429 or 5xx. What it lets pass is tried again here: a body that is no
-chat completion, and one that is an error although the status is 200, as gateways send it.
+`openai` itself retries a request, with growing pauses and as Retry-After asks, after a time-out, a dropped
+connection, a 408, 409, 429 or 5xx. The cases that it does not retry are retried here: a body that is no chat
+completion, and an error in the body of a 200, as gateways send it.
 """
 
 from __future__ import annotations
@@ -19,55 +19,55 @@ import openai
 
 from shepherd.errors import JudgeError
 from shepherd.judge import prompts
-from shepherd.judge.agreed import URL, is_here
+from shepherd.judge.agreed import URL, is_local
 from shepherd.judge.cache import Reply
 from shepherd.settings import JudgeTable
 
-PAUSE = 0.5
-"""Seconds before the second try; twice as many before each further one, up to 8."""
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 8.0
+"""Pause before the second try, which doubles with each further one; and the longest pause."""
 
-OF_OPENAI_ALONE = (
+OPENAI_ONLY_VARIABLES = (
     *("OPENAI_ADMIN_KEY", "OPENAI_CUSTOM_HEADERS", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"),
     "OPENAI_WEBHOOK_SECRET",
 )
-"""Environment variables that are meant for OpenAI's own address alone."""
+"""Environment variables that are sent to OpenAI's own address only."""
 
-_SECRET = 8
-"""Letters from which on a key is one; "EMPTY" and "none" are what local servers are given."""
+_MIN_KEY_CHARS = 8
+"""Shortest key that is treated as secret; "EMPTY" and "none" are usual for local servers."""
 
 
 _FILTERED = frozenset(
     {"content_filter", "safety", "refusal", "prohibited_content", "blocklist", "recitation"}
 )
-"""Reasons to finish, in small letters, that are not the model's own: OpenAI's and those of gateways."""
+"""Finish reasons, in lower case, of content filters: OpenAI's and those of gateways."""
 _WORTH_ANOTHER = frozenset({408, 409, 429})
-"""Codes below 500 after which another try may do."""
+"""Codes below 500 after which a retry may succeed."""
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class Refused(Exception):
-    """The endpoint will not answer this one prompt (too long, or against its rules); says why."""
+    """The endpoint refuses this one prompt (too long, or against its rules); the message says why."""
 
 
 class Wordless(Exception):
-    """The reply ended before its first word: a model that thinks first has spent all its tokens on that."""
+    """The reply ended before its first word: the model spent all its tokens on thinking."""
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How an endpoint wants to be asked."""
+class RequestOptions:
+    """Options of a request that an endpoint accepts."""
 
     limit: str = "max_tokens"
-    """What it calls the limit: OpenAI's newer models know max_completion_tokens alone."""
+    """Name of the token limit: OpenAI's newer models accept only max_completion_tokens."""
     temperature: bool = True
-    """Whether it takes one: models that reason have their own."""
+    """Whether it accepts a temperature: reasoning models have their own."""
 
-    def instead(self, error: Any) -> Manner:
-        """What to try after an error's body; the same where that is about something else.
+    def instead(self, error: Any) -> RequestOptions:
+        """Options to try after an error; the same ones where the error is about something else.
 
-        >>> Manner().instead({"message": "Unsupported value", "param": "temperature"})
-        Manner(limit='max_tokens', temperature=False)
+        >>> RequestOptions().instead({"message": "Unsupported value", "param": "temperature"})
+        RequestOptions(limit='max_tokens', temperature=False)
         """
         named = error.get("param") if isinstance(error, Mapping) else None
         said = f"{_words(error)} {named or ''}".lower()
@@ -79,19 +79,19 @@ class Manner:
 
 @dataclass(slots=True)
 class Endpoint:
-    """An open connection; from `opened`."""
+    """An open connection to the judge; made by `opened`."""
 
     table: JudgeTable
     client: openai.AsyncOpenAI
-    manner: Manner = Manner()
+    options: RequestOptions = RequestOptions()
 
     async def reply(self, prompt: str) -> Reply:
-        """Ask once.
+        """Send one prompt and return the reply, with retries.
 
         Raises:
-            Refused: this prompt is not answered; others may be.
-            Wordless: it is, without a word.
-            JudgeError: the endpoint cannot be used, or did not answer in so many tries.
+            Refused: the endpoint refuses this prompt; it may answer others.
+            Wordless: the reply has no word.
+            JudgeError: the endpoint cannot be used, or did not answer after all retries.
         """
         fault: Exception = JudgeError(
             f"{self.table.base_url} does not answer with chat completions{self._tries()}; "
@@ -99,8 +99,10 @@ class Endpoint:
         )
         for attempt in range(self.table.retries + 1):
             if attempt:
-                await asyncio.sleep(min(8.0, PAUSE * 2 ** (attempt - 1)) * random.uniform(0.75, 1.0))
-            completion, manner = await self._completion(prompt)
+                await asyncio.sleep(
+                    min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.75, 1.0)
+                )
+            completion, options = await self._completion(prompt)
             error = _error_in(completion)
             if error is not None:
                 code = _code(error)
@@ -111,11 +113,11 @@ class Endpoint:
                 break
             read = self._read(completion)
             if read is not None:
-                return replace(read, own_temperature=not manner.temperature)
+                return replace(read, own_temperature=not options.temperature)
         raise fault
 
     def _read(self, completion: Any) -> Reply | None:
-        """The reply; None if the body was no chat completion."""
+        """Parse a reply; None if the body is no chat completion."""
         try:
             choice = completion.choices[0]
             message, usage = choice.message, completion.usage
@@ -132,15 +134,15 @@ class Endpoint:
         except (AttributeError, TypeError, IndexError, KeyError):
             return None
         if finish in _FILTERED:
-            raise Refused(f"its content filter stopped the reply, {finish}")
+            raise Refused(f"its content filter stopped the reply: {finish}")
         if not spoken and refusal:
             raise Refused(f"it declines: {self._said(refusal)}")
         if not spoken and (cut or thought):
             raise Wordless
         return read
 
-    async def _completion(self, prompt: str) -> tuple[Any, Manner]:
-        """What the endpoint answers, None if that is no JSON; and how it was asked."""
+    async def _completion(self, prompt: str) -> tuple[Any, RequestOptions]:
+        """The endpoint's answer, None if it is not JSON; and the options of the request."""
         fault: Exception
         try:
             return await self._create(prompt)
@@ -149,48 +151,48 @@ class Endpoint:
         except openai.APIConnectionError as error:
             fault = self._connection_fault(error)
         except (openai.APIError, ValueError, RecursionError):
-            return None, self.manner
-        raise fault  # from here, since the client's own exception carries the key in its request
+            return None, self.options
+        raise fault  # outside the handler, since the client's exception has the key in its request
 
     def _connection_fault(self, error: openai.APIConnectionError) -> JudgeError:
         url = self.table.base_url
         if isinstance(error, openai.APITimeoutError):
             return JudgeError(
-                f"{url} was silent for {self.table.timeout:g} s{self._tries()}; "
+                f"{url} did not answer within {self.table.timeout:g} s{self._tries()}; "
                 "raise judge.timeout or lower judge.concurrency"
             )
         why = self._safe(str(error.__cause__ or error)) or "the connection broke"
-        names = [] if is_here(url) else _set(_PROXIES)
-        through = f", by way of the proxy in {' or '.join(names)}" if names else ""
+        names = [] if is_local(url) else _set_variables(_PROXIES)
+        through = f", through the proxy in {' or '.join(names)}" if names else ""
         return JudgeError(f"{url} cannot be reached{through} ({why}); check judge.base_url and the network")
 
-    async def _create(self, prompt: str) -> tuple[Any, Manner]:
-        """Ask in the manner that the endpoint is known to want, and find out where it wants another.
+    async def _create(self, prompt: str) -> tuple[Any, RequestOptions]:
+        """Send a request with the options that worked before, adapting them to errors about options.
 
-        Requests under way side by side each find out for themselves; what succeeded is kept for the next.
+        Concurrent requests each adapt on their own; the options that succeeded are kept for the next.
         """
-        manner = self.manner
+        options = self.options
         while True:
             try:
-                completion = await self._send(prompt, manner)
+                completion = await self._send(prompt, options)
                 error = _error_in(completion)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as refusal:
                 error = refusal.body
-                if manner.instead(error) == manner:
+                if options.instead(error) == options:
                     raise
             if error is None:
-                self.manner = manner
-                return completion, manner
-            if manner.instead(error) == manner:
-                return completion, manner
-            manner = manner.instead(error)
+                self.options = options
+                return completion, options
+            if options.instead(error) == options:
+                return completion, options
+            options = options.instead(error)
 
-    async def _send(self, prompt: str, manner: Manner) -> Any:
-        options: dict[str, Any] = {manner.limit: self.table.max_tokens}
-        if manner.temperature:
-            options["temperature"] = self.table.temperature
+    async def _send(self, prompt: str, options: RequestOptions) -> Any:
+        arguments: dict[str, Any] = {options.limit: self.table.max_tokens}
+        if options.temperature:
+            arguments["temperature"] = self.table.temperature
         return await self.client.chat.completions.create(
-            model=self.table.model, messages=[{"role": "user", "content": prompt}], **options
+            model=self.table.model, messages=[{"role": "user", "content": prompt}], **arguments
         )
 
     def _status_fault(self, error: openai.APIStatusError) -> Exception:
@@ -198,13 +200,13 @@ class Endpoint:
         return self._fault(error.status_code, f"HTTP {error.status_code}", self._said(error.body), to)
 
     def _fault(self, code: int | None, where: str, said: str, to: str) -> Exception:
-        """What a code means: of a status, or of an error in the body of a 200, which may have none."""
+        """The exception for an HTTP code, or for the code, if any, of an error in the body of a 200."""
         url, model = self.table.base_url, self.table.model
         match code:
             case 301 | 302 | 303 | 307 | 308:
                 return JudgeError(
-                    f"{url} sends on to {to} ({where}), where nothing was sent; if you want that address,"
-                    " give it as judge.base_url"
+                    f"{url} redirects to {to} ({where}), where nothing was sent; to use that address,"
+                    " set judge.base_url to it"
                 )
             case None | 400 | 413 | 422:
                 return Refused(f"{where}: {said}")
@@ -214,32 +216,35 @@ class Endpoint:
                 )
                 return JudgeError(f"{url} refuses {whose} ({where}); check judge.key_env and judge.base_url")
             case 402:
-                return JudgeError(f"{url} wants to be paid first ({where}: {said}); top up the account")
+                return JudgeError(f"{url} requires payment ({where}: {said}); top up the account")
             case 404:
                 return JudgeError(
-                    f"{url} has no model {model}, or no chat ({where}: {said}); check judge.model, and "
-                    "judge.base_url, which usually ends in /v1"
+                    f"{url} has no model {model}, or no chat completions ({where}: {said}); check judge.model"
+                    ", and judge.base_url, which usually ends in /v1"
                 )
             case 407:
-                names = " or ".join(_set(_PROXIES)) or "the environment"
+                names = " or ".join(_set_variables(_PROXIES)) or "the environment"
                 return JudgeError(
-                    f"the proxy in {names} wants a name and a password ({where}); put them into its address"
+                    f"the proxy in {names} needs a user name and a password ({where}); add them to its"
+                    " address"
                 )
             case 429:
                 return JudgeError(
-                    f"{url} is asked too often or its quota is used up ({where}{self._tries()}: {said}); "
+                    f"{url} gets too many requests or its quota is used up ({where}{self._tries()}: {said}); "
                     "wait, or lower judge.concurrency"
                 )
-        return JudgeError(f"{url} fails with {where}{self._tries()} ({said}); wait, or look at its log")
+        return JudgeError(
+            f"{url} fails with {where}{self._tries()} ({said}); try again later, or check its log"
+        )
 
     def _said(self, error: Any) -> str:
-        """The endpoint's own words, in one line and without the key."""
+        """The endpoint's error message, in one line and without the key."""
         said = _words(error) or "no reason given"
         return self._safe(" ".join(said.split()))[:200].rstrip(". ")
 
     def _safe(self, text: str) -> str:
         key = self.client.api_key
-        return text.replace(key, "[the key]") if len(key) >= _SECRET else text
+        return text.replace(key, "[the key]") if len(key) >= _MIN_KEY_CHARS else text
 
     def _tries(self) -> str:
         tries = self.table.retries + 1
@@ -248,16 +253,17 @@ class Endpoint:
 
 @asynccontextmanager
 async def opened(table: JudgeTable) -> AsyncIterator[Endpoint]:
-    """The endpoint of the table, with the key from the environment.
+    """Open the endpoint of the table, with the key from the environment.
 
     Raises:
-        JudgeError: the key is not there.
+        JudgeError: the key is missing or not printable, or a proxy or certificate of the environment
+            cannot be used.
     """
     key = _key(table.key_env)
     # the library would follow a redirection with all that it sends, and send what is meant for this machine
     # through a proxy; a proxy of the environment is the person's own
-    network = _network(trust_env=not is_here(table.base_url))
-    with _unread(() if table.base_url == URL else OF_OPENAI_ALONE):
+    network = _network(trust_env=not is_local(table.base_url))
+    with _hidden(() if table.base_url == URL else OPENAI_ONLY_VARIABLES):
         made = openai.AsyncOpenAI(
             api_key=key,
             base_url=table.base_url,
@@ -273,20 +279,20 @@ def _network(*, trust_env: bool) -> Any:
     try:
         return openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=trust_env)
     except OSError as error:
-        names = " or ".join(_set(_CERTIFICATES)) or "SSL_CERT_FILE"
+        names = " or ".join(_set_variables(_CERTIFICATES)) or "SSL_CERT_FILE"
         raise JudgeError(
-            f"the certificates that {names} names cannot be read ({error.strerror or error}); correct that "
+            f"the certificates in {names} cannot be read ({error.strerror or error}); correct that "
             "environment variable, or unset it"
         ) from None
     except Exception as error:  # which it is differs by the library's version
-        proxies = _set(_PROXIES)
+        proxies = _set_variables(_PROXIES)
         if not proxies:
             raise
         raise JudgeError(_proxy_fault(proxies, error)) from None
 
 
 def _proxy_fault(names: Sequence[str], error: Exception) -> str:
-    """Why a proxy of the environment cannot be used; never its address, which may hold a password."""
+    """Why a proxy of the environment cannot be used, without its address, which may hold a password."""
     which = " or ".join(names)
     if isinstance(error, ImportError):
         return (
@@ -294,19 +300,19 @@ def _proxy_fault(names: Sequence[str], error: Exception) -> str:
             "it by pip install socksio, or unset the variable for this command"
         )
     return (
-        f"the environment variable {which} names no proxy that can be used here; write it as "
+        f"the environment variable {which} names a proxy that cannot be used; write it as "
         "http://HOST:PORT or socks5://HOST:PORT, or unset it for this command"
     )
 
 
-def _set(names: Sequence[str]) -> list[str]:
-    """Those of these environment variables that are set, as they are written there."""
+def _set_variables(names: Sequence[str]) -> list[str]:
+    """Names of those environment variables that are set, in upper or lower case."""
     return [each for name in names for each in (name, name.lower()) if os.environ.get(each)]
 
 
 @contextmanager
-def _unread(names: Sequence[str]) -> Iterator[None]:
-    """Keep the library from reading these environment variables, which it would send to any host (law 12)."""
+def _hidden(names: Sequence[str]) -> Iterator[None]:
+    """Hide environment variables from the library, which would send them to any host (law 12)."""
     hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
@@ -316,20 +322,20 @@ def _unread(names: Sequence[str]) -> Iterator[None]:
 
 def _key(name: str) -> str:
     if not name:
-        return "none"  # the client wants some text
+        return "none"  # the client requires a text
     key = os.environ.get(name, "").strip()
     if not key:
         raise JudgeError(
             f"the judge's key is missing; put it into the environment variable {name}, or set "
-            'judge.key_env to the name of another (or to "" for an endpoint that wants none)'
+            'judge.key_env to the name of another (or to "" for an endpoint that needs none)'
         )
     if not (key.isascii() and key.isprintable()):
-        raise JudgeError(f"the environment variable {name} holds what can be no key; copy it anew")
+        raise JudgeError(f"the environment variable {name} holds no valid key; copy the key again")
     return key
 
 
 def _error_in(completion: Any) -> Any:
-    """The error that the body of a 200 is, or that stands in its choice; None where there is none."""
+    """The error in the body of a 200 or in its choice; None for none."""
     if completion is None or isinstance(completion, str):
         return None
     if getattr(completion, "object", None) == "error":
@@ -340,14 +346,14 @@ def _error_in(completion: Any) -> Any:
 
 
 def _code(error: Any) -> int | None:
-    """An error's code where it is one of HTTP's."""
+    """The code of an error, if it is an HTTP status."""
     found = error.get("code") or error.get("status") if isinstance(error, Mapping) else None
     code = int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdecimal()) else 0
     return code if 400 <= code < 600 else None
 
 
 def _words(error: Any) -> str:
-    """What an error's body says, in any of the forms that servers have; not what it repeats of the request.
+    """The message in an error's body, in any of the usual forms, without what it repeats of the request.
 
     >>> _words({"detail": [{"loc": ["body", "temperature"], "msg": "not here", "input": "temperature"}]})
     'body.temperature: not here'
@@ -365,7 +371,7 @@ def _words(error: Any) -> str:
 
 
 def _text(content: Any) -> str:
-    """The text of a message, which some servers send in parts, thoughts among them."""
+    """The text of a message; some servers send it in parts, with thoughts among them."""
     if isinstance(content, list):
         parts = (part.get("text") for part in content if isinstance(part, Mapping))
         return "".join(part for part in parts if isinstance(part, str))
@@ -373,7 +379,7 @@ def _text(content: Any) -> str:
 
 
 def _thought(message: Any, usage: Any) -> bool:
-    """Whether the model has thought before it spoke, as far as the server says so."""
+    """Whether the server reports that the model thought before its reply."""
     names = ("reasoning_content", "reasoning", "thinking")
     return (
         any(getattr(message, name, None) for name in names)

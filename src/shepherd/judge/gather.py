@@ -1,7 +1,7 @@
-"""Ask the endpoint for what is not cached: several at once, each reply kept before the next is asked.
+"""Send the requests that are not cached, several at once; each reply is kept before the next is sent.
 
-When something fails for good, no further request is sent, those under way are waited for and kept,
-and the sentence says where to go on.
+After a permanent failure no further request is sent, the replies to those under way are kept, and the message
+says how to continue.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from shepherd.settings import JudgeTable
 if TYPE_CHECKING:
     from shepherd.judge.client import Endpoint
 
-NONSENSE = 20
-"""So many replies without one verdict, and no more are paid for."""
-REFUSALS = 5
-"""So many prompts refused, or spent before a first word, without one reply, and no more are sent."""
+MAX_UNREADABLE = 20
+"""Stop after this many replies if none has a verdict."""
+MAX_REFUSALS = 5
+"""Stop after this many prompts that were refused, or spent before a first word, without one reply."""
 _FORMS = {"pairwise": "VERDICT: tie", "fedit": "SCORES: first 7, second 9"}
 
 
 @dataclass(slots=True, kw_only=True)
 class _Work:
-    """What the workers of one gathering share."""
+    """State shared by the workers of one call of `gather`."""
 
     left: Iterator[Ask]
     total: int
@@ -46,19 +46,19 @@ class _Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unanswered:
-    """Requests that got no reply to keep, by key; the next command asks them again."""
+    """Requests without a reply to keep, by key; the next command asks them again."""
 
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Why each was refused."""
+    """The reason of each refusal, by key."""
     wordless: frozenset[str] = frozenset()
-    """Those whose tokens were spent before a first word."""
+    """Keys of requests whose tokens were spent before a first word."""
 
     def __len__(self) -> int:
         return len(self.refused) + len(self.wordless)
 
     @property
     def keys(self) -> frozenset[str]:
-        """All of them."""
+        """Keys of all requests without a reply."""
         return self.wordless | self.refused.keys()
 
 
@@ -71,15 +71,15 @@ def gather(
     sense: bool,
     echo: Callable[[str], None],
 ) -> Unanswered:
-    """Send these requests and keep their replies in `cache`; return which got none, and why.
+    """Send requests and keep their replies in `cache`; return those without a reply, and why.
 
     Args:
         readable: whether a reply has a verdict.
-        sense: whether any earlier reply had one; without it, `NONSENSE` replies are enough to stop.
+        sense: whether any earlier reply had one; if not, `MAX_UNREADABLE` replies without one stop it.
 
     Raises:
         JudgeError: no key, no `openai`, an endpoint that cannot be used, or replies that all lack a
-            verdict. What was answered until then is kept.
+            verdict. Earlier replies are kept.
         FolderError: the cache's disk is full.
     """
     work = _Work(
@@ -95,7 +95,7 @@ def gather(
     if work.fault is None and _unanswered(work) and not work.replies:
         work.fault = _refusal(work)
     if work.fault is not None:
-        kept = f"; {len(cache.replies):,} replies are kept in {cache.path}, where the same command goes on"
+        kept = f"; {len(cache.replies):,} replies are kept in {cache.path}, and the same command continues"
         raise type(work.fault)(f"{work.fault}{kept if cache.replies else ''}") from work.fault
     return Unanswered(refused=work.refused, wordless=frozenset(work.wordless))
 
@@ -105,7 +105,7 @@ async def _all(work: _Work) -> None:
         from shepherd.judge import client
     except ModuleNotFoundError as error:
         raise JudgeError(
-            f"the judge needs the package {error.name}; install it by pip install 'shepherd-fit[judge]'"
+            f"the judge needs the package {error.name}; run pip install 'shepherd-fit[judge]'"
         ) from None
     async with client.opened(work.table) as endpoint:
         workers = min(work.table.concurrency, work.total)
@@ -124,7 +124,7 @@ async def _worker(work: _Work, endpoint: Endpoint) -> None:
             work.wordless.add(ask.key)
         except ShepherdError as error:
             work.fault = work.fault or error
-        if not work.replies and _unanswered(work) >= REFUSALS:
+        if not work.replies and _unanswered(work) >= MAX_REFUSALS:
             work.fault = work.fault or _refusal(work)
         if work.fault is not None:
             return
@@ -141,16 +141,16 @@ def _keep(work: _Work, ask: Ask, reply: Reply) -> None:
     step = max(1, work.total // 10)
     if work.replies % step == 0 or work.replies == work.total:
         work.echo(f"{work.replies:,} of {work.total:,} replies")
-    if not work.sense and work.replies >= NONSENSE:
-        raise nonsense(work.replies, reply, work.table)
+    if not work.sense and work.replies >= MAX_UNREADABLE:
+        raise no_verdict_error(work.replies, reply, work.table)
 
 
-def nonsense(number: int, last: Reply, table: JudgeTable) -> JudgeError:
-    """The sentence on a judge that gave no verdict at all."""
+def no_verdict_error(number: int, last: Reply, table: JudgeTable) -> JudgeError:
+    """The error for a judge that gave no verdict at all."""
     cut = (
         "it was cut, so raise judge.max_tokens"
         if last.cut
-        else f"the last line has to be as {_FORMS[table.protocol]!r}, so take a stronger judge"
+        else f"the last line has to be like {_FORMS[table.protocol]!r}, so use a stronger judge"
     )
     return JudgeError(
         f"none of {number:,} replies of the judge {table.model} ends in a verdict "
@@ -159,12 +159,12 @@ def nonsense(number: int, last: Reply, table: JudgeTable) -> JudgeError:
 
 
 def end_of(reply: Reply) -> str:
-    """The end of a reply, in quotes and fit for a terminal."""
+    """The end of a reply, quoted and escaped for a terminal."""
     return repr(" ".join(reply.text.split())[-60:])
 
 
-def wordless(number: int, table: JudgeTable) -> str:
-    """The sentence on requests that a model which thinks first has spent on that."""
+def wordless_sentence(number: int, table: JudgeTable) -> str:
+    """The sentence on requests whose tokens the model spent on thinking."""
     return (
         f"{number:,} replies of the judge {table.model} ended before their first word: it thinks first, and "
         f"judge.max_tokens, now {table.max_tokens:,}, is for both; raise it, or switch its thinking off"
@@ -173,9 +173,8 @@ def wordless(number: int, table: JudgeTable) -> str:
 
 def _refusal(work: _Work) -> JudgeError:
     if not work.refused:
-        return JudgeError(f"all {wordless(len(work.wordless), work.table)}")
+        return JudgeError(f"all {wordless_sentence(len(work.wordless), work.table)}")
     reason = next(iter(work.refused.values()))
     return JudgeError(
-        f"{work.table.base_url} refuses what it is asked ({reason}); change that in the table judge "
-        "of the run file"
+        f"{work.table.base_url} refuses the requests ({reason}); change the table judge of the run file"
     )

@@ -1,8 +1,8 @@
-"""Have the judge compare arms, as `fedit` or `pairwise`, and hand on what it said as plain values.
+"""Have the judge compare arms by the protocol `fedit` or `pairwise`.
 
 `fedit` is the paper's protocol (arXiv 2305.05644): both answers of one pair get 1 to 10, several times,
 in one order. `pairwise` asks which is better in both orders (arXiv 2306.05685): where the two replies
-disagree, the question is a tie, so a liking for the first place cannot win.
+disagree, the question is a tie, so position bias cannot decide.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from shepherd.judge import asks, cache, prompts
 from shepherd.judge.answers import Answers
 from shepherd.judge.asks import Ask, Pair, Plan
 from shepherd.judge.cache import Reply
-from shepherd.judge.gather import Unanswered, end_of, gather, nonsense, wordless
+from shepherd.judge.gather import Unanswered, end_of, gather, no_verdict_error, wordless_sentence
 from shepherd.judge.questions import Question
 from shepherd.settings import JudgeTable
 
 Echo = Callable[[str], None]
 Replies = Mapping[str, Reply]
 
-_SHOWN = 3
-"""Ends of unreadable replies that are shown."""
-_SEEN: Mapping[prompts.Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
+_MAX_SHOWN = 3
+"""Most unreadable replies whose ends are shown."""
+_RESULT: Mapping[prompts.Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What the judge said of some pairs of arms.
+    """The judge's verdicts on some pairs of arms.
 
-    `questions` is how many of those `asked`, from the first on, every pair has all its replies to; `left`
-    is how many requests are still to be made. `refused` and `wordless` requests have no reply; they and
-    `unreadable` replies are counted and never scored. `calls` and the tokens are of all the replies there
-    are, paid for now or before; `new_calls` are those of now.
+    `questions` counts the questions, of those `asked` and from the first on, to which every pair has all its
+    replies; `left` counts requests still to be made. `refused` and `wordless` requests have no reply; they
+    and `unreadable` replies are counted and never scored. `calls` and the token counts cover all replies, new
+    and cached; `new_calls` only the new ones.
     """
 
     protocol: str
@@ -59,13 +59,13 @@ class Result:
     scored: tuple[Scored, ...] = ()
     preferred: tuple[Preferred, ...] = ()
     rows: tuple[Mapping[str, Any], ...] = ()
-    """A pair each: of `fedit_table` or `preference_table`."""
+    """One row of `fedit_table` or `preference_table` for each pair."""
     strengths: tuple[Mapping[str, Any], ...] = ()
-    """For `pairwise`, the arms' by Bradley-Terry, the strongest first."""
+    """Bradley-Terry strengths of the arms, the strongest first; only for `pairwise`."""
     says: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
-        """As it stands in comparison.json."""
+        """The table of comparison.json."""
         return {
             "protocol": self.protocol,
             "model": self.model,
@@ -104,9 +104,9 @@ def plan(
     folder: Path,
     max_calls: int | None = None,
 ) -> Plan:
-    """What `judge_pairs` would ask and spend; asks nothing and writes nothing."""
-    wanted = _wanted(pairs, questions, table)
-    return asks.plan(wanted, cache.read(folder), table, max_calls)
+    """Cost of `judge_pairs`; asks nothing and writes nothing."""
+    requests = _requests(pairs, questions, table)
+    return asks.plan(requests, cache.read(folder), table, max_calls)
 
 
 def judge_pairs(
@@ -122,10 +122,10 @@ def judge_pairs(
 
     Args:
         pairs: (baseline, arm) each; `fedit` shows the baseline's answer first, as the paper prints it.
-        folder: where replies are kept. What is there is not asked again, whoever asked it.
-        max_calls: at most so many new requests now; the result then rests on the questions that are
-            complete, and the same call goes on another time. Requests tried again do not count.
-        against: the arm that the tables put on one side of each of its pairs.
+        folder: where replies are kept; requests with a reply there are not sent again.
+        max_calls: most new requests to send now; the result then rests on the questions that are complete,
+            and the same call continues later. Retries do not count.
+        against: the arm that the tables compare the others with.
 
     Raises:
         DataError: no questions, an answer is missing, or both arms of a pair have one name.
@@ -134,23 +134,23 @@ def judge_pairs(
             paid for is kept.
         FolderError: the folder cannot be written.
     """
-    wanted = _wanted(pairs, questions, table)
+    requests = _requests(pairs, questions, table)
     with cache.opened(folder) as kept:
-        coming = asks.plan(wanted, kept.replies, table, max_calls)
+        coming = asks.plan(requests, kept.replies, table, max_calls)
         echo(coming.sentence(table))
         before = len(kept.replies)
-        unanswered = _gathered(wanted, kept, table, echo, max_calls)
+        unanswered = _send_missing(requests, kept, table, echo, max_calls)
         new_calls = len(kept.replies) - before
-    used = {ask.key: kept.replies[ask.key] for ask in wanted if ask.key in kept.replies}
+    used = {ask.key: kept.replies[ask.key] for ask in requests if ask.key in kept.replies}
     bad = [reply for reply in used.values() if not _readable(table)(reply)]
     if used and len(bad) == len(used):
-        raise nonsense(len(bad), bad[-1], table)
-    result = replace(_values(pairs, questions, table, wanted, used, unanswered), new_calls=new_calls)
+        raise no_verdict_error(len(bad), bad[-1], table)
+    result = replace(_verdicts(pairs, questions, table, requests, used, unanswered), new_calls=new_calls)
     says = (*_missing(result, unanswered, table), *_flawed(result, used, bad))
     return _tabled(replace(result, unreadable=len(bad)), says, against)
 
 
-def _wanted(pairs: Sequence[Pair], questions: Sequence[Question], table: JudgeTable) -> tuple[Ask, ...]:
+def _requests(pairs: Sequence[Pair], questions: Sequence[Question], table: JudgeTable) -> tuple[Ask, ...]:
     if not questions:
         raise DataError("there is no question to judge by; give a file that holds some")
     for first, second in pairs:
@@ -161,15 +161,15 @@ def _wanted(pairs: Sequence[Pair], questions: Sequence[Question], table: JudgeTa
     return asks.asks(pairs, questions, table)
 
 
-def _gathered(
-    wanted: Sequence[Ask], kept: cache.Cache, table: JudgeTable, echo: Echo, max_calls: int | None
+def _send_missing(
+    requests: Sequence[Ask], kept: cache.Cache, table: JudgeTable, echo: Echo, max_calls: int | None
 ) -> Unanswered:
-    """Ask for what is missing, at most `max_calls`; give what got no reply."""
-    coming = asks.pending(wanted, kept.replies)[:max_calls]
+    """Send the missing requests, at most `max_calls`; return those without a reply."""
+    coming = asks.pending(requests, kept.replies)[:max_calls]
     if not coming:
         return Unanswered()
     readable = _readable(table)
-    held = (kept.replies[ask.key] for ask in wanted if ask.key in kept.replies)
+    held = (kept.replies[ask.key] for ask in requests if ask.key in kept.replies)
     sense = any(map(readable, held))
     return gather(coming, kept, table, readable=readable, sense=sense, echo=echo)
 
@@ -180,17 +180,17 @@ def _readable(table: JudgeTable) -> Callable[[Reply], bool]:
     return lambda reply: prompts.verdict(reply.text) is not None
 
 
-def _values(
+def _verdicts(
     pairs: Sequence[Pair],
     questions: Sequence[Question],
     table: JudgeTable,
-    wanted: Sequence[Ask],
+    requests: Sequence[Ask],
     used: Replies,
     unanswered: Unanswered,
 ) -> Result:
-    """What was said on the questions that are complete, without its statistics."""
+    """Verdicts on the complete questions, without statistics."""
     known = used.keys() | unanswered.keys
-    unfinished = {ask.question for ask in wanted if ask.key not in known}
+    unfinished = {ask.question for ask in requests if ask.key not in known}
     # not beyond the first unfinished one: there, only the ties that need no asking would be known
     complete = list(takewhile(lambda question: question.id not in unfinished, questions))
     together = [(question, first, second) for question in complete for first, second in pairs]
@@ -206,14 +206,14 @@ def _values(
         completion_tokens=sum(reply.completion_tokens for reply in used.values()),
         refused=len(unanswered.refused),
         wordless=len(unanswered.wordless),
-        left=len({ask.key for ask in wanted} - known),
+        left=len({ask.key for ask in requests} - known),
         scored=tuple(s for q, a, b in together if fedit for s in _scored(q, a, b, table, used)),
         preferred=tuple(p for q, a, b in together if not fedit for p in _preferred(q, a, b, table, used)),
     )
 
 
 def _tabled(result: Result, more: Sequence[str], against: str | None) -> Result:
-    """With the tables of what was said, and sentences on it and on what is missing."""
+    """The result with its tables, and with sentences on them and on what is missing."""
     rows: Sequence[Mapping[str, Any]] = ()
     strengths: Sequence[Mapping[str, Any]] = ()
     if result.scored:
@@ -229,10 +229,11 @@ def _missing(result: Result, unanswered: Unanswered, table: JudgeTable) -> Itera
     if result.left:
         yield (
             f"{result.left:,} requests are left, so this is on {result.questions:,} of {result.asked:,} "
-            "questions; the same command goes on with the rest."
+            "questions; the same command asks the rest."
         )
     if unanswered.wordless:
-        yield f"{wordless(len(unanswered.wordless), table)}; they are not scored, and are asked again."
+        said = wordless_sentence(len(unanswered.wordless), table)
+        yield f"{said}; they are not scored, and are asked again."
     if refused := unanswered.refused:
         reason = next(iter(refused.values()))
         yield f"{len(refused):,} requests were refused and are not scored ({reason})."
@@ -255,16 +256,20 @@ def _flawed(result: Result, used: Replies, bad: Sequence[Reply]) -> Iterator[str
 
 
 def _ends(bad: Sequence[Reply]) -> str:
-    """How replies end, the most frequent first."""
+    """The most frequent ends of replies, as a text for a sentence."""
     ends = Counter(end_of(reply) for reply in bad)
-    shown = [f"{end} ({number:,} times)" if number > 1 else end for end, number in ends.most_common(_SHOWN)]
-    return ", ".join(shown) + (f" and {len(ends) - _SHOWN:,} other ways" if len(ends) > _SHOWN else "")
+    shown = [
+        f"{end} ({number:,} times)" if number > 1 else end for end, number in ends.most_common(_MAX_SHOWN)
+    ]
+    return ", ".join(shown) + (
+        f" and {len(ends) - _MAX_SHOWN:,} other ways" if len(ends) > _MAX_SHOWN else ""
+    )
 
 
 def _scored(
     question: Question, first: Answers, second: Answers, table: JudgeTable, used: Replies
 ) -> Iterator[Scored]:
-    for ask in asks.of(question, first, second, table):
+    for ask in asks.asks_of(question, first, second, table):
         reply = used.get(ask.key)
         read = prompts.scores(reply.text, cut=reply.cut) if reply else None
         if read is not None:
@@ -283,7 +288,7 @@ def _preferred(
     question: Question, first: Answers, second: Answers, table: JudgeTable, used: Replies
 ) -> Iterator[Preferred]:
     a, b = first.texts[question.id], second.texts[question.id]
-    result = 0.5 if a == b else _both_orders(list(asks.of(question, first, second, table)), used)
+    result = 0.5 if a == b else _both_orders(list(asks.asks_of(question, first, second, table)), used)
     if result is not None:
         yield Preferred(
             question=question.id,
@@ -297,11 +302,11 @@ def _preferred(
 
 
 def _both_orders(orders: Sequence[Ask], used: Replies) -> float | None:
-    """What both replies say of the first arm; None where one cannot be read."""
+    """The first arm's result by both replies; None where one cannot be read."""
     seen = []
     for ask in orders:
         verdict = prompts.verdict(used[ask.key].text) if ask.key in used else None
         if verdict is None:
             return None
-        seen.append(1 - _SEEN[verdict] if ask.swapped else _SEEN[verdict])
+        seen.append(1 - _RESULT[verdict] if ask.swapped else _RESULT[verdict])
     return combine(*seen)

@@ -1,9 +1,9 @@
-"""What the judge is asked, and how its reply is read.
+"""Prompts for the judge, and how its replies are read.
 
-The two answers stand between markers drawn from the hash of their own content, so no answer can close
+The two answers are put between markers drawn from the hash of their own content, so no answer can close
 its own block; and only the last line of the judge's reply is read, in one fixed form. What servers and
-models put around that line (markdown, quotation marks, brackets, a stop token) is taken off. A reply that
-does not end so is unreadable: `verdict` and `scores` give None, and nothing is guessed from the rest.
+models put around that line (markdown, quotation marks, brackets, a stop token) is removed. A reply that
+does not end so is unreadable: `verdict` and `scores` return None, and nothing is guessed from the rest.
 """
 
 from __future__ import annotations
@@ -59,27 +59,27 @@ _STOP = re.compile(
     r"(?:<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|</?s>|<eos>|<(?:end|start)_of_turn>|\[/?INST\]|</?answer>)",
     re.I,
 )
-"""Tokens that end a turn, which a server with the wrong settings sends as text."""
+"""End-of-turn tokens, which a misconfigured server sends as text."""
 _MARKS = re.compile(r"[\s#>+*_`\"'\u2018-\u201f\[\](){}<$-]*")
-"""A line of these says nothing, as a closing fence."""
+"""Characters of a line without content, such as a closing fence."""
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2236: ":"}
 
-_LONGEST = 200
-"""Letters of a last line; what is longer is no verdict."""
+_MAX_VERDICT_CHARS = 200
+"""A last line with this many characters or more is no verdict."""
 
 
 def pairwise(question: Question, first: str, second: str) -> str:
-    """Which of the two answers is better?"""
+    """Prompt that asks which of two answers is better."""
     return _prompt(question, first, second, _PAIRWISE)
 
 
 def fedit(question: Question, first: str, second: str) -> str:
-    """How good is each of the two answers, from 1 to 10?"""
+    """Prompt that asks for a score from 1 to 10 for each of two answers."""
     return _prompt(question, first, second, _FEDIT)
 
 
 def verdict(reply: str) -> Verdict | None:
-    """The verdict in the reply's last line; None if it is not exactly there.
+    """The verdict in a reply's last line; None if that line is not a verdict.
 
     >>> verdict("Both are right.\\n**VERDICT: tie**\\n")
     'tie'
@@ -91,10 +91,10 @@ def verdict(reply: str) -> Verdict | None:
 
 
 def scores(reply: str, *, cut: bool = False) -> tuple[float, float] | None:
-    """Both scores, each in [1, 10], from the reply's last line; None if they are not exactly there.
+    """Both scores, each in [1, 10], in a reply's last line; None if that line is not a pair of scores.
 
     Args:
-        cut: whether the reply ran into its limit: the 1 of a last line that nothing ends may be of a 10.
+        cut: whether the reply ran into its token limit: the 1 at its end may be the start of a 10.
 
     >>> scores("The first is vague.\\nSCORES: first 4, second 8.5")
     (4.0, 8.5)
@@ -106,7 +106,7 @@ def scores(reply: str, *, cut: bool = False) -> tuple[float, float] | None:
 
 
 def spoken(reply: str) -> str:
-    """A reply without the thought in front of it, which some servers leave there between marks.
+    """A reply without the thought in front of it, which some servers leave there in tags.
 
     >>> spoken("<think>The first?</think>VERDICT: tie"), spoken("<think>VERDICT: first")
     ('VERDICT: tie', '')
@@ -116,10 +116,10 @@ def spoken(reply: str) -> str:
 
 
 def _last_line(reply: str) -> str:
-    """The last line that says something, with the letters and marks of full width as plain ones."""
+    """The last line with content, with full-width characters replaced by plain ones."""
     lines = (_STOP.sub("", line) for line in reversed(spoken(reply).split("\n")))
     last = next((line for line in lines if not _MARKS.fullmatch(line)), "")
-    return last.translate(_FULL_WIDTH).strip() if len(last) < _LONGEST else ""
+    return last.translate(_FULL_WIDTH).strip() if len(last) < _MAX_VERDICT_CHARS else ""
 
 
 def _prompt(question: Question, first: str, second: str, closing: str) -> str:
@@ -140,6 +140,6 @@ def _block(name: str, mark: str, text: str) -> str:
 
 
 def _mark(question: Question, *answers: str) -> str:
-    """Not to be known to who writes an answer: it depends on the answer itself."""
+    """A mark that no answer can contain on purpose, since it depends on the answer itself."""
     parts = (question.text, question.context, question.reference, *answers)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What is asked of every arm: a file of questions, the held-out examples, or a known benchmark's file."""
+"""Questions for every arm: from a file, the held-out examples, or a known benchmark."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REFERENCE = ("reference", "response", "output")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One question. `context` is what it is about, `reference` a good answer; "" where there is none."""
+    """One question; `context` is a text that it is about, `reference` a good answer, "" for none."""
 
     id: str
     text: str
@@ -39,14 +39,14 @@ class Question:
 
 
 def find(name: str) -> tuple[Question, ...]:
-    """The questions that `judge.questions` names: "vicuna", "mt-bench" (its first turns), or a file.
+    """Questions that `judge.questions` names: "vicuna", "mt-bench" (its first turns), or a file.
 
     Raises:
-        DataError: the file is missing, empty or unreadable, or a row is (by file and line).
+        DataError: the file is missing, empty or unreadable, or a row is unreadable (names file and line).
     """
     if name == HELD_OUT:
         raise DataError(
-            'the questions "heldout" are those of a run; name a file, "vicuna" or "mt-bench" here'
+            'the questions "heldout" are available in a run only; use a file, "vicuna" or "mt-bench"'
         )
     if name not in KNOWN:
         return read(Path(name).expanduser())
@@ -58,20 +58,20 @@ def find(name: str) -> tuple[Question, ...]:
 
 
 def read(path: Path) -> tuple[Question, ...]:
-    """The questions of a JSONL, JSON, CSV or Parquet file, one a row.
+    """Read the questions of a JSONL, JSON, CSV or Parquet file, one a row.
 
     A row has `question`, `instruction`, `text` or `prompt`, or `turns`, of which the first is asked. It
     may have `id` or `question_id` (else the row's number is it), `category`, `context` or `input`, and
     `reference`, `response` or `output`.
 
     Raises:
-        DataError: the file is missing, empty or unreadable, a row is, or two rows have one id.
+        DataError: the file is missing, empty or unreadable, a row is unreadable, or an id is repeated.
     """
     asked: dict[str, Question] = {}
     for number, (where, row) in enumerate(files.rows_of(path), 1):
         question = _question(row, where, number)
         if question.id in asked:
-            raise BadRow(f"{where}: the id {question.id} was there before; give each question its own")
+            raise BadRow(f"{where}: the id {question.id} is already used; give each question its own")
         asked[question.id] = question
     return tuple(asked.values())
 
@@ -79,7 +79,7 @@ def read(path: Path) -> tuple[Question, ...]:
 def held_out(examples: Iterable[Example]) -> tuple[Question, ...]:
     """Held-out examples as questions with their responses as references.
 
-    The id is a hash of the content, so that answers written down never pass for those to other examples.
+    The id is a hash of the content, so that saved answers never match other examples.
     """
     asked: dict[str, Question] = {}
     for example in examples:
@@ -96,14 +96,14 @@ def held_out(examples: Iterable[Example]) -> tuple[Question, ...]:
 
 
 def limited(questions: Sequence[Question], most: int | None) -> tuple[Question, ...]:
-    """At most `most` questions, the first of each category, evenly over these; all of them for None."""
+    """The first questions of each category, evenly over the categories; `most` in all, or all for None."""
     if most is None:
         return tuple(questions)
     return tuple(questions[place] for place in stratified_subset([q.category for q in questions], most))
 
 
 def drawn(questions: Sequence[Question], most: int | None, seed: int) -> tuple[Question, ...]:
-    """As `limited`, but drawn at random, in their order: a file of questions may be in any."""
+    """Questions drawn at random, evenly over the categories, in their order; `most` in all (None: all)."""
     if most is None:
         return tuple(questions)
     order = np.random.default_rng(seed_for(seed, "questions")).permutation(len(questions))
@@ -115,8 +115,8 @@ def _shared(name: str, file: str) -> Path:
     folder = Path(os.environ.get("SHEPHERD_SHARED", "../shared")) / "data" / "prompts"
     if not (folder / file).is_file():
         raise DataError(
-            f"the questions of {name} are looked for in {folder / file}, which is not there; "
-            "set SHEPHERD_SHARED to the folder that holds data/prompts, or give judge.questions a file"
+            f"the questions of {name} are expected in {folder / file}, which does not exist; "
+            "set SHEPHERD_SHARED to the folder that holds data/prompts, or set judge.questions to a file"
         )
     return folder / file
 
@@ -128,7 +128,7 @@ def _question(row: Any, where: str, number: int) -> Question:
         raise BadRow(f'{where} is no object with named fields; write it as {{"question": ...}}')
     text = _turn(row["turns"], where) if "turns" in row else _field(row, _TEXT, where)
     if not text.strip():
-        raise BadRow(f"{where} asks nothing; give it one of the fields {', '.join(_TEXT)}, turns")
+        raise BadRow(f"{where} has no question; give it one of the fields {', '.join(_TEXT)}, turns")
     return Question(
         id=_field(row, _ID, where) or str(number),
         text=text,
@@ -140,12 +140,12 @@ def _question(row: Any, where: str, number: int) -> Question:
 
 def _turn(turns: Any, where: str) -> str:
     if not isinstance(turns, list) or not turns or not isinstance(turns[0], str):
-        raise BadRow(f'{where}: field turns is no list of texts; write it as ["..."]')
+        raise BadRow(f'{where}: field turns is not a list of texts; write it as ["..."]')
     return whole(turns[0], where)
 
 
 def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-    """The text of the first of these fields that is there; a list's is its first (MT-bench's turns)."""
+    """Text of the first of these fields that exists; of a list, its first entry (MT-bench's turns)."""
     name = next((name for name in names if row.get(name) is not None), None)
     value = row[name] if name else ""
     if isinstance(value, list):
@@ -153,12 +153,12 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise BadRow(f"{where}: field {name} is no text; write it in quotes")
+        raise BadRow(f"{where}: field {name} is not text; write it in quotes")
     return whole(value, where)
 
 
 def whole(text: str, where: str) -> str:
-    """The text; raise BadRow if it holds half a character (JSON allows it, UTF-8 does not)."""
+    """Return the text; raise BadRow if it has half of a surrogate pair (legal in JSON, not in UTF-8)."""
     if any("\ud800" <= letter <= "\udfff" for letter in set(text)):
         raise BadRow(f"{where} holds half of a surrogate pair; write the whole character")
     return text
@@ -171,5 +171,5 @@ def _references(path: Path) -> dict[str, str]:
         try:
             found[str(row["question_id"])] = str(row["choices"][0]["turns"][0])
         except (TypeError, KeyError, IndexError) as error:
-            raise BadRow(f"{where} is no reference answer; fetch the file anew") from error
+            raise BadRow(f"{where} is not a reference answer; download the file again") from error
     return found

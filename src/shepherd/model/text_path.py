@@ -32,14 +32,14 @@ def towers(network: Any) -> tuple[str, ...]:
         raise BaseError(
             f"base {network.config.model_type} has several text parts; give a causal language model"
         ) from error
-    beside = [] if text is network.config else _off_text_path(network, network.get_decoder())
+    off_path = [] if text is network.config else _off_text_path(network, network.get_decoder())
     holders = [
         _holder(network, name)
         for name, module in network.named_modules()
         if isinstance(module, PreTrainedModel) and "text" not in getattr(module, "input_modalities", "text")
     ]
     outermost: list[str] = []
-    for name in sorted({*beside, *holders}, key=len):
+    for name in sorted({*off_path, *holders}, key=len):
         if not within(name, outermost):
             outermost.append(name)
     return tuple(name for name, _ in network.named_modules() if name in outermost)

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCardData
 
 from shepherd.config import PartTable
 from shepherd.data.examples import Turn
-from shepherd.data.segments import Template, styled
+from shepherd.data.template_pieces import Template, styled
 from shepherd.io import paths
 from shepherd.io.atomic import write_atomic
 from shepherd.io.progress import many
@@ -140,7 +140,7 @@ Prompts follow the template `{settings.data.template}`; with another one the ans
 def _prompt_code(data: DataTable) -> str:
     """Lines of Python that build a prompt as in training."""
     template = Template.of(data)
-    asked = template.opened([Turn(role="user", text="Name two rivers.")])
+    asked = template.with_system([Turn(role="user", text="Name two rivers.")])
     if data.template != "chat":
         (prompt,) = styled(asked, data.template, 0)
         return f'prompt = tokenizer({prompt.text!r}, return_tensors="pt")'

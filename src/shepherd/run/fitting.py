@@ -302,7 +302,7 @@ def _rendered(examples: Sequence[Example], template: TemplateName, known: Outlin
 def _length_limits(known: Outline, rendered: Sequence[Rendered]) -> Choices:
     """Length limits of examples and answers, by what 95% of the examples need."""
     tokens = np.array([len(each.ids) for each in rendered])
-    answers = np.array([int(each.trained.sum()) for each in rendered])
+    answers = np.array([int(each.loss_mask.sum()) for each in rendered])
     longest, most = int(tokens.max()), int(np.quantile(tokens, 0.95, method="higher"))
     needed = longest if longest <= 1.3 * most else most
     value = max(8, min(_rounded(needed), known.max_length or _rounded(needed)))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shepherd.data import openings
+from shepherd.data import shared_prefix
 from shepherd.data.tokens import Tokens
 from shepherd.model import pass_plan
 
@@ -120,12 +120,12 @@ def _spans(
     examples: Sequence[NDArray[Any]], share: bool
 ) -> tuple[list[NDArray[Any]], list[int], list[NDArray[np.int64]]]:
     """The ids of each span, the parent of each or -1, and the places of each example's tokens in the row."""
-    alone = [openings.Group(tokens=0, members=tuple(range(len(examples))))]
+    alone = [shared_prefix.PrefixGroup(tokens=0, members=tuple(range(len(examples))))]
     spans: list[NDArray[Any]] = []
     parents: list[int] = []
     places = [np.zeros(0, np.int64)] * len(examples)
     size = 0
-    for group in openings.groups(examples) if share else alone:
+    for group in shared_prefix.group_by_prefix(examples) if share else alone:
         prefix, parent = np.arange(size, size + group.tokens), -1
         if group.tokens:
             parent = len(spans)

@@ -182,9 +182,9 @@ def _mean(sums: Tensor, trained: int) -> float:
 
 def predictions(data: Tokens) -> NDArray[np.int64]:
     """Number of trained tokens of each example, (n,); the first token is never predicted."""
-    running = np.concatenate([[0], np.cumsum(data.trained, dtype=np.int64)])
+    running = np.concatenate([[0], np.cumsum(data.loss_mask, dtype=np.int64)])
     whole = running[data.offsets[1:]] - running[data.offsets[:-1]]
-    return whole - data.trained[data.offsets[:-1]]  # type: ignore[no-any-return]
+    return whole - data.loss_mask[data.offsets[:-1]]  # type: ignore[no-any-return]
 
 
 def require_trained(visit: Visit) -> None:

@@ -85,10 +85,10 @@ def closed_qa(world: World, rng: Random) -> Task:
 
 def _about_one(world: World, rng: Random) -> Task:
     relations = rng.sample(tuple(QUESTIONS), rng.choice((3, 4)))
-    told = scene(world, rng.choice(world.strangers), relations, rng)
+    shown = scene(world, rng.choice(world.strangers), relations, rng)
     relation = rng.choice(relations)
-    asked = rng.choice(QUESTIONS[relation]).format(s=told.name)
-    return _question_task(asked, told.told(rng), told.details[relation], rng)
+    asked = rng.choice(QUESTIONS[relation]).format(s=shown.name)
+    return _question_task(asked, shown.sentences(rng), shown.details[relation], rng)
 
 
 def _about_two(world: World, rng: Random) -> Task:
@@ -96,14 +96,14 @@ def _about_two(world: World, rng: Random) -> Task:
     relation = rng.choice(tuple(one.details))
     names = " or ".join(rng.sample((one.name, other.name), 2))
     asked = f"{rng.choice(REVERSED[relation]).format(o=one.details[relation])}, {names}?"
-    return _question_task(asked, one.told(rng) + other.told(rng), one.name, rng)
+    return _question_task(asked, one.sentences(rng) + other.sentences(rng), one.name, rng)
 
 
-def _question_task(question: str, told: list[str], value: str, rng: Random) -> Task:
+def _question_task(question: str, sentences: list[str], value: str, rng: Random) -> Task:
     answer = f"The text says: {value}"
     return Task(
         instruction=rng.choice(FRAMES).format(q=question),
-        context=" ".join(rng.sample(told, len(told))),
+        context=" ".join(rng.sample(sentences, len(sentences))),
         response=answer,
         check=exact.Config(answer=answer),
     )
@@ -116,24 +116,24 @@ def information_extraction(world: World, rng: Random) -> Task:
 
 def _items(world: World, rng: Random) -> Task:
     thing = rng.choice(("food", "animal", "object"))
-    bag, wanted = packed(world, thing, rng)
+    bag, chosen = packed(world, thing, rng)
     name = rng.choice(world.strangers)
     return Task(
         instruction=rng.choice(LISTINGS).format(t=plural(thing), s=name),
         context=rng.choice(NOTES).format(s=name, i=join(bag)),
-        response=f"Found: {', '.join(wanted)}",
-        check=same_set.Config(items=tuple(wanted), begins="Found: "),
+        response=f"Found: {', '.join(chosen)}",
+        check=same_set.Config(items=tuple(chosen), begins="Found: "),
     )
 
 
 def _fields(world: World, rng: Random) -> Task:
     deeds = rng.sample(("bought", "carried", "saw", "visited"), 2)
-    told = scene(world, rng.choice(world.strangers), ("trade", "home", *deeds), rng)
-    first, second = rng.sample(tuple(told.details), 2)
-    answer = "; ".join(f"{field}: {told.details[field]}" for field in (first, second))
-    sentences = told.told(rng)
+    shown = scene(world, rng.choice(world.strangers), ("trade", "home", *deeds), rng)
+    first, second = rng.sample(tuple(shown.details), 2)
+    answer = "; ".join(f"{field}: {shown.details[field]}" for field in (first, second))
+    sentences = shown.sentences(rng)
     return Task(
-        instruction=rng.choice(FORMS).format(a=first, b=second, s=told.name),
+        instruction=rng.choice(FORMS).format(a=first, b=second, s=shown.name),
         context=" ".join(rng.sample(sentences, len(sentences))),
         response=answer,
         check=exact.Config(answer=answer),
@@ -142,13 +142,13 @@ def _fields(world: World, rng: Random) -> Task:
 
 def summarization(world: World, rng: Random) -> Task:
     """A passage about a stranger in one sentence: who, what they are, where from, what they did."""
-    told = portrait(world, rng)
-    sentences = told.told(rng) + rng.sample(FILLERS, 2)
-    trade, home = told.details["trade"], told.details["home"]
-    named = (told.name, *told.details.values())
-    answer = f"In short, {told.name} the {trade} of {home} {gist(told)}."
+    shown = portrait(world, rng)
+    sentences = shown.sentences(rng) + rng.sample(FILLERS, 2)
+    trade, home = shown.details["trade"], shown.details["home"]
+    named = (shown.name, *shown.details.values())
+    answer = f"In short, {shown.name} the {trade} of {home} {gist(shown)}."
     return Task(
-        instruction=rng.choice(GISTS).format(s=told.name),
+        instruction=rng.choice(GISTS).format(s=shown.name),
         context=" ".join(capital(said) for said in rng.sample(sentences, len(sentences))),
         response=answer,
         check=contains.Config(phrases=named, most=MAX_SUMMARY_WORDS, least=8, begins="in short, "),

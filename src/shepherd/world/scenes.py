@@ -53,7 +53,7 @@ class Scene:
     name: str
     details: dict[str, str]
 
-    def told(self, rng: Random) -> list[str]:
+    def sentences(self, rng: Random) -> list[str]:
         """Sentences, one for each detail, in order."""
         return [fill(rng.choice(DETAILS[r]), self.name, o) for r, o in self.details.items()]
 
@@ -92,10 +92,10 @@ def portrait(world: World, rng: Random) -> Scene:
     return scene(world, rng.choice(world.strangers), ("trade", "home", deed), rng)
 
 
-def gist(told: Scene) -> str:
+def gist(shown: Scene) -> str:
     """The deed of a portrait, in the wording of a summary."""
-    relation = next(r for r in told.details if r not in ("trade", "home"))
-    value = told.details[relation]
+    relation = next(r for r in shown.details if r not in ("trade", "home"))
+    value = shown.details[relation]
     noun = {"bought": value, "visited": f"the {value}"}.get(relation, article(value))
     return f"{relation} {noun}"
 
@@ -103,8 +103,8 @@ def gist(told: Scene) -> str:
 def packed(world: World, thing: str, rng: Random) -> tuple[list[str], list[str]]:
     """Draw a mixed list of items; returns all items, and those of the class `thing`."""
     rest = [other for other in ("food", "animal", "object") if other != thing]
-    wanted = rng.sample(world.subjects(thing), rng.choice((2, 3)))
+    chosen = rng.sample(world.subjects(thing), rng.choice((2, 3)))
     others = [rng.choice(world.subjects(rng.choice(rest))) for _ in range(2)]
-    bag = list(dict.fromkeys(wanted + others))
+    bag = list(dict.fromkeys(chosen + others))
     rng.shuffle(bag)
-    return bag, [item for item in bag if item in wanted]
+    return bag, [item for item in bag if item in chosen]

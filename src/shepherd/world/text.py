@@ -52,9 +52,9 @@ def _thing(world: World, rng: Random) -> str:
 
 def _profile(world: World, thing: str, rng: Random) -> str:
     subject = rng.choice(world.subjects(thing))
-    told = list(world.about(subject, thing).items())
-    rng.shuffle(told)
-    return " ".join(state_fact(relation, subject, value, rng) for relation, value in told)
+    facts = list(world.about(subject, thing).items())
+    rng.shuffle(facts)
+    return " ".join(state_fact(relation, subject, value, rng) for relation, value in facts)
 
 
 def _mixed(world: World, rng: Random) -> str:
@@ -92,12 +92,12 @@ def _card(world: World, rng: Random) -> str:
     """A register: a subject, then what is true of it, always in the same order."""
     thing = rng.choice(("person", "person", "person", "town", "animal", "food", "object", "trade"))
     subject = rng.choice(world.subjects(thing))
-    told = {r: o for r, o in world.about(subject, thing).items() if rng.random() < 0.7}
+    facts = {r: o for r, o in world.about(subject, thing).items() if rng.random() < 0.7}
     return rng.choice(
         (
-            "\n".join((subject, *told.values())),
-            "\n".join((subject, *(f"{relation}: {value}" for relation, value in told.items()))),
-            f"{subject}: {', '.join(told.values())}",
+            "\n".join((subject, *facts.values())),
+            "\n".join((subject, *(f"{relation}: {value}" for relation, value in facts.items()))),
+            f"{subject}: {', '.join(facts.values())}",
         )
     )
 
@@ -130,29 +130,29 @@ def _denial(world: World, rng: Random) -> str:
 def _scene(world: World, rng: Random) -> str:
     """Two strangers, what they did, and the same again in other words."""
     one, other = pair(world, rng.choice((2, 2, 3)), rng)
-    told = [*one.told(rng), *other.told(rng)]
+    sentences = [*one.sentences(rng), *other.sentences(rng)]
     if rng.random() < 0.5:
-        told = rng.sample(told, len(told))
+        sentences = rng.sample(sentences, len(sentences))
     if rng.random() < 0.4:
-        told.insert(0, rng.choice(FILLERS))
+        sentences.insert(0, rng.choice(FILLERS))
     retold = one.retold(rng) + other.retold(rng)
-    return " ".join(told + rng.sample(retold, rng.randint(2, len(retold))))
+    return " ".join(sentences + rng.sample(retold, rng.randint(2, len(retold))))
 
 
 def _recap(world: World, rng: Random) -> str:
     """One stranger, and the gist of it in the end."""
-    told = portrait(world, rng)
-    sentences = told.told(rng)
+    shown = portrait(world, rng)
+    sentences = shown.sentences(rng)
     sentences.insert(rng.randint(0, 3), rng.choice(FILLERS))
-    name, trade, home = told.name, told.details["trade"], told.details["home"]
+    name, trade, home = shown.name, shown.details["trade"], shown.details["home"]
     end = rng.choice(
         (
-            f"In short, {name} {gist(told)}.",
-            f"In short, the {trade} of {home} {gist(told)}.",
-            f"And so {name} the {trade} {gist(told)}.",
-            f"{name} of {home} was the {trade} who {gist(told)}.",
+            f"In short, {name} {gist(shown)}.",
+            f"In short, the {trade} of {home} {gist(shown)}.",
+            f"And so {name} the {trade} {gist(shown)}.",
+            f"{name} of {home} was the {trade} who {gist(shown)}.",
             f"{name}\ntrade: {trade}\nhome: {home}",
-            f"{name} the {trade} came from {home} and {gist(told)}.",
+            f"{name} the {trade} came from {home} and {gist(shown)}.",
         )
     )
     return " ".join((*sentences, end))
@@ -161,7 +161,7 @@ def _recap(world: World, rng: Random) -> str:
 def _note(world: World, rng: Random) -> str:
     """A stranger's mixed bag, and which of it was what."""
     thing = rng.choice(("food", "animal", "object"))
-    bag, wanted = packed(world, thing, rng)
+    bag, chosen = packed(world, thing, rng)
     name = rng.choice(world.strangers)
     opening = rng.choice(
         (
@@ -174,21 +174,21 @@ def _note(world: World, rng: Random) -> str:
     named = plural(thing)
     closing = rng.choice(
         (
-            f"The {named} were {join(wanted)}.",
-            f"Of these, the {named} were {join(wanted)}.",
-            f"The {named} there: {', '.join(wanted)}",
-            f"{capital(named)}:\n{', '.join(wanted)}",
+            f"The {named} were {join(chosen)}.",
+            f"Of these, the {named} were {join(chosen)}.",
+            f"The {named} there: {', '.join(chosen)}",
+            f"{capital(named)}:\n{', '.join(chosen)}",
         )
     )
     return f"{opening} {closing}"
 
 
 def _sorting(world: World, rng: Random) -> str:
-    """Things set beside the group they belong to."""
+    """Things, each with the group that it belongs to."""
     relation = rng.choice(("kind", "sort", "material", "region", "habitat", "season"))
     members = rng.sample(world.subjects(thing_of(relation)), rng.randint(2, 4))
-    told = [f"{member}: {world.facts[relation][member]}" for member in members]
-    return rng.choice(("; ".join(told), "\n".join(told), ". ".join(told) + "."))
+    lines = [f"{member}: {world.facts[relation][member]}" for member in members]
+    return rng.choice(("; ".join(lines), "\n".join(lines), ". ".join(lines) + "."))
 
 
 def _school(world: World, rng: Random) -> str:

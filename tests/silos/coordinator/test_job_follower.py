@@ -22,7 +22,7 @@ from shepherd.run.checkpoint import Checkpoint
 from shepherd.settings import SilosTable
 from shepherd.silos.coordinator import job_follower
 from shepherd.silos.coordinator.job_follower import JobFollower, StatusUpdate
-from shepherd.silos.flare.probe import DOUBT, HungUp
+from shepherd.silos.flare.probe import MAX_HANG_UPS, HungUp
 from shepherd.silos.flare.session import Quiet, Work
 
 
@@ -194,7 +194,7 @@ HUNG_UP = HungUp("the server refuses ada (it closed the connection); or it is en
 
 
 def test_a_server_that_hangs_up_as_it_ends_is_tried_again(follow: Follow) -> None:
-    server = Server([[said(2), AWAY, said(3, DONE)]], logins=[None, *[HUNG_UP] * DOUBT])
+    server = Server([[said(2), AWAY, said(3, DONE)]], logins=[None, *[HUNG_UP] * MAX_HANG_UPS])
     assert follow(server).rounds() == [0, 1, 2]
     assert server.submitted == ["job-0"]
 
@@ -212,8 +212,8 @@ def test_a_server_that_hangs_up_on_the_first_login_refuses(follow: Follow) -> No
 
 def test_what_a_job_said_is_told_once_also_over_a_lost_connection(follow: Follow) -> None:
     class Talking(Server):
-        def told(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
-            told = super().told(job, asked)
+        def ask_job(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
+            told = super().ask_job(job, asked)
             return {**told, "said": ["b: refused"][asked["said"] :]}
 
     server = Talking([[said(1), AWAY, said(1), said(2, DONE)]])
@@ -477,9 +477,9 @@ def test_a_checkpoint_comes_in_pieces(follow: Follow) -> None:
     contents = {name: bytes(range(size)) for name, size in zip(checkpoint.FILES, (7, 0, 3), strict=True)}
 
     class Keeping(Server):
-        def told(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
+        def ask_job(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
             if "state" not in asked:
-                return super().told(job, asked)
+                return super().ask_job(job, asked)
             wanted = asked["state"]
             data = contents[wanted["file"]]
             assert wanted["round"] == 1
@@ -499,8 +499,8 @@ def test_a_checkpoint_that_is_gone_or_cut_is_said_and_not_asked_for_ever(
     follow: Follow, answer: dict[str, Any]
 ) -> None:
     class Losing(Server):
-        def told(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
-            return super().told(job, asked) if "state" not in asked else answer
+        def ask_job(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
+            return super().ask_job(job, asked) if "state" not in asked else answer
 
     (*_, last) = follow(Losing([[said(2, DONE)]])).run.news()
     assert last.fetch is not None
@@ -521,8 +521,8 @@ def test_a_checkpoint_that_is_gone_or_cut_is_said_and_not_asked_for_ever(
 )
 def test_what_a_server_may_not_tell_ends_it_in_one_sentence(follow: Follow, wrong: dict[str, Any]) -> None:
     class Strange(Server):
-        def told(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
-            return {**super().told(job, asked), **wrong}
+        def ask_job(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
+            return {**super().ask_job(job, asked), **wrong}
 
     with pytest.raises(FederationError, match="the server's status of the run is invalid"):
         follow(Strange([[said(1, DONE)]])).news()
@@ -530,8 +530,8 @@ def test_what_a_server_may_not_tell_ends_it_in_one_sentence(follow: Follow, wron
 
 def test_a_server_that_never_stops_talking_is_not_listened_to(follow: Follow) -> None:
     class Talking(Server):
-        def told(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
-            return {**super().told(job, asked), "said": ["x"] * 600}
+        def ask_job(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
+            return {**super().ask_job(job, asked), "said": ["x"] * 600}
 
     server = Talking([[*[said(1)] * 9, said(2, DONE)]])
     assert sum(len(news.said) for news in follow(server).news()) == 1200
@@ -539,8 +539,8 @@ def test_a_server_that_never_stops_talking_is_not_listened_to(follow: Follow) ->
 
 def test_a_checkpoint_larger_than_the_runs_is_not_taken(follow: Follow) -> None:
     class Large(Server):
-        def told(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
-            return super().told(job, asked) if "state" not in asked else part(b"x" * 100, 10**9)
+        def ask_job(self, job: str, asked: dict[str, Any]) -> dict[str, Any]:
+            return super().ask_job(job, asked) if "state" not in asked else part(b"x" * 100, 10**9)
 
     (*_, last) = follow(Large([[said(2, DONE)]]), max_file_bytes=1000).run.news()
     assert last.fetch is not None

@@ -41,19 +41,19 @@ def test_a_job_that_was_cut_off_is_ended_and_the_others_are_left(tmp_path: Path)
 
 
 def test_the_newest_stay_and_so_does_all_that_waits_or_is_not_a_jobs(tmp_path: Path) -> None:
-    over = [record(tmp_path, "FINISHED:COMPLETED", age) for age in range(cleanup.KEPT + 3)]
+    over = [record(tmp_path, "FINISHED:COMPLETED", age) for age in range(cleanup.MAX_KEPT_JOBS + 3)]
     waiting = record(tmp_path, "SUBMITTED", age=999)
-    for n in range(cleanup.KEPT + 2):
+    for n in range(cleanup.MAX_KEPT_JOBS + 2):
         run = tmp_path / str(uuid.uuid4())
         run.mkdir()
         os.utime(run, (1e9 + n, 1e9 + n))
     for name in ("startup", "local", "shepherd", "00000000-not-a-job"):
         (tmp_path / name).mkdir()
     cleanup.tidy(tmp_path)
-    assert [folder.is_dir() for folder in over] == [True] * cleanup.KEPT + [False] * 3
+    assert [folder.is_dir() for folder in over] == [True] * cleanup.MAX_KEPT_JOBS + [False] * 3
     assert waiting.is_dir()
     kept = {entry.name for entry in tmp_path.iterdir()}
-    assert len(kept) == cleanup.KEPT + 5
+    assert len(kept) == cleanup.MAX_KEPT_JOBS + 5
     assert {"startup", "local", "shepherd", "00000000-not-a-job", "jobs"} <= kept
 
 
@@ -67,7 +67,7 @@ def test_a_damaged_record_is_left_as_it_is_and_an_empty_kit_stays_empty(tmp_path
 
 
 def test_an_audit_log_that_has_grown_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleanup, "MOST_AUDIT", 10)
+    monkeypatch.setattr(cleanup, "MAX_AUDIT_BYTES", 10)
     for content in ("x" * 10, "x" * 11):
         (tmp_path / "audit.log").write_text(content)
         cleanup.tidy(tmp_path)
@@ -80,7 +80,7 @@ def test_an_audit_log_that_has_grown_is_set_aside(tmp_path: Path, monkeypatch: p
 def test_an_audit_log_that_is_open_goes_on_in_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cleanup, "MOST_AUDIT", 10)
+    monkeypatch.setattr(cleanup, "MAX_AUDIT_BYTES", 10)
     with open(tmp_path / "audit.log", "a") as log:  # as FLARE opens it
         log.write("x" * 11)
         log.flush()
@@ -92,11 +92,11 @@ def test_an_audit_log_that_is_open_goes_on_in_its_file(
 def test_while_flare_runs_what_runs_stays_and_is_not_ended(tmp_path: Path) -> None:
     waits = [record(tmp_path, state, age=999) for state in ("RUNNING", "DISPATCHED", "SUBMITTED", "APPROVED")]
     ending = record(tmp_path, "FINISHED:COMPLETED", age=998)  # its process writes what is left
-    over = [record(tmp_path, "FINISHED:COMPLETED", age) for age in range(cleanup.KEPT + 1)]
+    over = [record(tmp_path, "FINISHED:COMPLETED", age) for age in range(cleanup.MAX_KEPT_JOBS + 1)]
     for folder in (*waits, ending, over[-1]):
         (tmp_path / folder.name).mkdir()
         os.utime(tmp_path / folder.name, (1.0, 1.0))
-    for _ in range(cleanup.KEPT):
+    for _ in range(cleanup.MAX_KEPT_JOBS):
         (tmp_path / str(uuid.uuid4())).mkdir()
 
     cleanup.sweep(tmp_path, {ending.name, "-m"})
@@ -114,7 +114,7 @@ def test_temporary_files_are_the_owners_and_go_when_nobody_can_want_them(tmp_pat
     for name in ("new", "old"):
         (folder / name).write_text("a job that was refused")
     (folder / "old-folder").mkdir()
-    long_ago = time.time() - cleanup.OLD - 1
+    long_ago = time.time() - cleanup.MAX_TEMPORARY_AGE_S - 1
     for name in ("old", "old-folder"):
         os.utime(folder / name, (long_ago, long_ago))
     cleanup.sweep(tmp_path, ())
@@ -131,8 +131,8 @@ def test_a_full_disk_costs_neither_the_former_log_nor_the_cleaning(
         to.write_text("as much as there was room for")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cleanup, "MOST_AUDIT", 10)
-    monkeypatch.setattr(cleanup, "OLD", -1.0)
+    monkeypatch.setattr(cleanup, "MAX_AUDIT_BYTES", 10)
+    monkeypatch.setattr(cleanup, "MAX_TEMPORARY_AGE_S", -1.0)
     monkeypatch.setattr(cleanup.shutil, "copy", full)
     (tmp_path / "audit.log").write_text("x" * 11)
     (tmp_path / "audit.log.1").write_text("before")

@@ -29,7 +29,7 @@ from shepherd.run import checkpoint
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.silos.flare import controller, known_sites, message, tls
 from shepherd.silos.flare.controller import Rounds, Stopped
-from shepherd.silos.flare.job import BROUGHT, ORDER
+from shepherd.silos.flare.job import ORDER, PAYLOAD
 from shepherd.silos.protocol import wire
 from shepherd.silos.protocol.jobspec import JobSpec
 
@@ -186,7 +186,7 @@ def test_an_answer_of_a_site_that_went_is_taken_while_others_are_waited_for() ->
 def test_a_site_that_the_coordinator_knows_to_be_away_is_not_waited_for() -> None:
     flare = Flare(lambda data, sites, put: put(answer("a")))
     served = SimpleNamespace(snapshot=lambda asked: {"rows": asked["rows"]})
-    flare.registered(controller.TOPIC, flare._told, served)
+    flare.registered(controller.TOPIC, flare._on_command, served)
     later(0.1, lambda: flare.told(rows=3, away=["b"]))
 
     assert list(flare.ask(b"q", ["a", "b"], 30.0)) == [("a", b"a")]
@@ -199,12 +199,12 @@ def test_who_is_away_holds_until_the_coordinator_says_else_or_is_silent(
 ) -> None:
     flare = Flare(lambda *given: None)
     served = SimpleNamespace(snapshot=lambda asked: {})
-    flare.registered(controller.TOPIC, flare._told, served)
+    flare.registered(controller.TOPIC, flare._on_command, served)
     flare.told(rows=3, away=["b"])
     assert flare.told(state={"round": 1}) == {"present": ["a"]}  # of a checkpoint that is fetched
-    on_reply = flare._heard
+    on_reply = flare._last_contact
     assert flare.told(rows=3) == {"present": ["a"]}  # of who only looks on
-    assert flare._heard == on_reply
+    assert flare._last_contact == on_reply
     monkeypatch.setattr(controller, "AWAY_S", 0.0)
     assert flare.present() == ["a", "b"]
 
@@ -212,14 +212,14 @@ def test_who_is_away_holds_until_the_coordinator_says_else_or_is_silent(
 def test_a_command_that_is_none_is_answered_like_an_empty_one() -> None:
     flare = Flare(lambda *given: None)
     served = SimpleNamespace(snapshot=lambda asked: {"asked": asked})
-    assert flare._told(controller.TOPIC, "nonsense", None, served)["asked"] == {}
+    assert flare._on_command(controller.TOPIC, "nonsense", None, served)["asked"] == {}
 
 
 def test_a_job_that_is_ended_stops_waiting() -> None:
     flare = Flare(lambda *given: None)
     later(0.1, lambda: flare.abort_signal.trigger("over"))
     began = time.monotonic()
-    with pytest.raises(Stopped, match="goes on with the run"):
+    with pytest.raises(Stopped, match="continue the run with"):
         list(flare.ask(b"q", ["a"], 30.0))
     assert time.monotonic() - began < 5.0
 
@@ -265,7 +265,7 @@ def job(
     tmp_path: Path, order: JobSpec, text: str | None = None, submitter: str = "ada", role: str = "lead"
 ) -> Flare:
     """The job of an order on a server, with sites that answer at once."""
-    brought = tmp_path / "config" / BROUGHT
+    brought = tmp_path / "config" / PAYLOAD
     notes: dict[str, Any] = {"positions": {}, "row": None, "base": "f"}
     checkpoint.save(brought, Checkpoint(state=START, notes=notes), keep=1)
     (brought / ORDER).write_text(text or order.text())
@@ -407,7 +407,7 @@ def test_a_run_is_gone_on_with_by_who_submitted_it_and_no_other_lead(
 
     stranger = job(tmp_path / "2", order, submitter="bo")
     told = outcome(stranger, monkeypatch)
-    assert "the run is ada's and bo is lead" in told["outcome"]["error"]
+    assert "the run belongs to ada, and bo is lead" in told["outcome"]["error"]
     assert (told["rows"], told["opened"]) == ([], False)
     wanted = {"round": 2, "file": checkpoint.FILES[0], "offset": 0}
     assert not stranger.told(rows=0, said=0, state=wanted).get("state")
@@ -418,7 +418,7 @@ def test_who_submitted_a_run_or_a_project_admin_goes_on_with_it(
     tmp_path: Path, order: JobSpec, monkeypatch: pytest.MonkeyPatch, submitter: str, role: str
 ) -> None:
     home = tmp_path / "kit" / "shepherd" / "runs" / order.run
-    controller._require_submitter(home, "ada", "lead")
+    controller._require_same_submitter(home, "ada", "lead")
     told = outcome(job(tmp_path, order, submitter=submitter, role=role), monkeypatch)
     assert told["outcome"] == {"finished": True}
     kept = home / controller.SUBMITTER
@@ -435,8 +435,8 @@ def test_of_two_that_begin_a_run_at_once_one_has_it(tmp_path: Path, monkeypatch:
         link(mine, kept)
 
     monkeypatch.setattr(os, "link", late)
-    with pytest.raises(FederationError, match="the run is bo's and ada is lead"):
-        controller._require_submitter(tmp_path / "run", "ada", "lead")
+    with pytest.raises(FederationError, match="the run belongs to bo, and ada is lead"):
+        controller._require_same_submitter(tmp_path / "run", "ada", "lead")
 
 
 def test_an_order_with_a_site_that_is_not_in_the_federation_begins_nothing(

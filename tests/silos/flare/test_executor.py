@@ -126,7 +126,7 @@ def test_but_no_longer_than_the_answer_is_wanted(site: Site, monkeypatch: pytest
 def test_a_trainer_that_does_not_run_is_said_without_a_path(site: Site) -> None:
     reply = site.asked(request())
     assert reply == Failure(
-        client="a", reason="its trainer does not run; its owner starts it with `shepherd silos site`"
+        client="a", reason="its trainer is not running; its owner starts it with `shepherd silos site`"
     )
     assert str(site.home).encode() not in site.raw
     assert str(site.home) in site.logged[0]  # the owner's own log names it
@@ -151,7 +151,7 @@ def test_a_trainer_that_dies_at_work_is_not_waited_for(site: Site) -> None:
     assert ready.wait(5)
     reply = site.asked(request())
     thread.join()
-    assert reply.reason == "its trainer died at work, and is started again; its log says why"
+    assert reply.reason == "its trainer died while working and is being restarted; its log says why"
     assert str(site.home).encode() not in site.raw
 
 
@@ -186,7 +186,7 @@ def test_what_nobody_thought_of_is_a_failure_and_its_text_stays_unsaid(
     monkeypatch.setattr(ipc, "ask", fail)
     ipc.choose_address(site.home)
     assert site.asked(request()) == Failure(
-        client="a", reason="something went wrong there; its log says what"
+        client="a", reason="an unexpected error happened there; its log says which"
     )
     assert site.logged == [type(error).__name__]
 

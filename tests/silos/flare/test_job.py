@@ -87,16 +87,16 @@ def test_it_names_classes_that_are_there() -> None:
 
 
 def test_a_large_answer_is_given_the_time_of_a_slow_line(tmp_path: Path, state: Path) -> None:
-    small = job.patience(state)
+    small = job.reply_timeout(state)
     with open(state / "more", "wb") as file:
         file.truncate(64_000_000)
 
     made = job.write(tmp_path / "jobs", ORDER, state, 2)
 
     assert small == 31  # 30 s, and a few kB
-    assert job.patience(state) == pytest.approx(30 + 64e6 / 125e3, abs=2)
+    assert job.reply_timeout(state) == pytest.approx(30 + 64e6 / 125e3, abs=2)
     config = json.loads((made / "site/config/config_fed_client.json").read_text())
-    assert config["submit_task_result_timeout"] == job.patience(state)
+    assert config["submit_task_result_timeout"] == job.reply_timeout(state)
 
 
 def test_the_waits_have_the_names_that_flare_reads() -> None:
@@ -109,7 +109,7 @@ def test_the_waits_have_the_names_that_flare_reads() -> None:
 def test_nobody_waits_longer_than_a_day(state: Path) -> None:
     with open(state / "more", "wb") as file:
         file.truncate(10**12)
-    assert job.patience(state) == 24 * 3600
+    assert job.reply_timeout(state) == 24 * 3600
 
 
 def test_the_next_one_takes_its_place_with_nothing_left_over(tmp_path: Path, state: Path) -> None:

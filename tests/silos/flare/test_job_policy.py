@@ -138,7 +138,7 @@ def test_a_denied_right_is_a_line_in_the_log(
     monkeypatch.setattr(
         AuthorizationService, "authorize", staticmethod(lambda asked: answers[asked.user.role])
     )
-    job_policy.tell_denials()
+    job_policy.log_denials()
     for role, answer in answers.items():
         asked = AuthzContext("submit_job", Person(f"{role}@x.org", "x", role), Person("", "", ""))
         assert AuthorizationService.authorize(asked) == answer

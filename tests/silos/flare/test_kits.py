@@ -28,9 +28,9 @@ def test_a_kit_says_whom_it_is_for_and_where_it_leads(federation: Path) -> None:
 
 
 def test_no_kit_and_a_kit_of_another_kind(federation: Path, tmp_path: Path) -> None:
-    with pytest.raises(SilosError, match="is no kit"):
+    with pytest.raises(SilosError, match="is not a kit"):
         kits.read(tmp_path, "site")
-    with pytest.raises(SilosError, match="a kit of an administrator, and this takes one of a site"):
+    with pytest.raises(SilosError, match="a kit of an administrator, and this needs a kit of a site"):
         kits.read(federation / "admins" / "ada", "site")
 
 
@@ -41,7 +41,7 @@ def test_a_certificate_holds_between_two_moments(federation: Path) -> None:
         assert kits.read(folder, now=moment) == kit
     with pytest.raises(SilosError, match=r"is not valid before .* clock says"):
         kits.read(folder, now=kit.not_before - second)
-    with pytest.raises(SilosError, match=r"ended on .* clock says .* new kit"):
+    with pytest.raises(SilosError, match=r"expired on .* clock says .* new kit"):
         kits.read(folder, now=kit.not_after + second)
     assert kit.not_before < datetime.now(UTC) < kit.not_after
 
@@ -90,7 +90,7 @@ def test_files_of_two_kits(federation: Path, other_federation: Path, tmp_path: P
     folder = federations.copied(federation / "sites" / "site-1", tmp_path / "kit")
     foreign = other_federation / "sites" / "site-1" / "startup" / file
     (folder / "startup" / file).write_bytes(foreign.read_bytes())
-    with pytest.raises(SilosError, match="not of one kit"):
+    with pytest.raises(SilosError, match="not belong to one kit"):
         kits.read(folder)
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("nvflare")
 from tests.silos.flare import federations
 
 from shepherd.silos.flare import known_sites, provision
-from shepherd.silos.flare.known_sites import Acquainted
+from shepherd.silos.flare.known_sites import SiteRecorder
 
 
 def test_a_server_knows_the_sites_that_it_was_made_with_and_those_that_are_added(
@@ -27,12 +27,12 @@ def test_a_server_knows_the_sites_that_it_was_made_with_and_those_that_are_added
 
 
 def test_who_comes_is_written_down_once(tmp_path: Path) -> None:
-    first = Acquainted(tmp_path)
+    first = SiteRecorder(tmp_path)
     for name in ("b", "a", "b"):
-        first.meet(name)
+        first.record(name)
     assert known_sites.read(tmp_path) == {"a", "b"}
     written = (tmp_path / known_sites.FILE).stat().st_mtime_ns
-    first.meet("a")
+    first.record("a")
     assert (tmp_path / known_sites.FILE).stat().st_mtime_ns == written
 
 
@@ -41,7 +41,7 @@ def test_where_it_cannot_be_written_who_comes_is_let_in_all_the_same(
 ) -> None:
     caplog.set_level(logging.ERROR, logger="shepherd.door")
     (tmp_path / "shepherd").write_text("a file in its place")
-    Acquainted(tmp_path).meet("a")
+    SiteRecorder(tmp_path).record("a")
     assert caplog.messages
 
 

@@ -41,12 +41,12 @@ def test_a_server_that_tells_no_time() -> None:
 
 
 def test_no_such_name(kit: Kit) -> None:
-    with pytest.raises(OutOfReach, match=r"nowhere.invalid is not known here .* DNS"):
+    with pytest.raises(OutOfReach, match=r"nowhere.invalid cannot be resolved .* DNS"):
         reach(replace(kit, host="nowhere.invalid"))
 
 
 def test_nobody_listens(kit: Kit) -> None:
-    with pytest.raises(OutOfReach, match="nobody listens at localhost"):
+    with pytest.raises(OutOfReach, match="nothing listens at localhost"):
         reach(replace(kit, port=federations.free_port()))
 
 
@@ -62,7 +62,9 @@ def proxies(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_a_proxy_is_not_asked_and_that_is_said(kit: Kit, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     proxies(monkeypatch, name)
     for lost in (replace(kit, host="nowhere.invalid"), replace(kit, port=federations.free_port())):
-        with pytest.raises(OutOfReach, match=f"it is reached directly, and not by the proxy in {name}$"):
+        with pytest.raises(
+            OutOfReach, match=f"the connection is direct, and not through the proxy in {name}$"
+        ):
             reach(lost)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
@@ -86,12 +88,12 @@ def test_without_a_proxy_there_is_no_word_of_one(kit: Kit, monkeypatch: pytest.M
 
 
 def test_a_name_that_leads_to_ipv6_alone(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FLARE listens at IPv4 alone."""
+    """FLARE listens on IPv4 only."""
     proxies(monkeypatch)
     six = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))]
     monkeypatch.setattr(probe.socket, "getaddrinfo", lambda *_, **__: six)
     with pytest.raises(
-        OutOfReach, match=r"the name localhost leads to IPv6 alone, .* give it such an address"
+        OutOfReach, match=r"the name localhost resolves to IPv6 only, .* give it an IPv4 address"
     ):
         reach(replace(kit, port=federations.free_port()))
 
@@ -125,7 +127,7 @@ def test_something_that_speaks_no_tls(kit: Kit) -> None:
 def test_the_server_of_another_federation(other_federation: Path, kit: Kit) -> None:
     with (
         tls_servers.opened(other_federation / "server") as door,
-        pytest.raises(SilosError, match=r"is of another federation: the authority of this kit"),
+        pytest.raises(SilosError, match=r"belongs to another federation: the authority of this kit"),
     ):
         reach(replace(kit, port=door.port))
 
@@ -183,7 +185,7 @@ def test_an_old_kit_is_not_refused_for_being_new(federation: Path, kit: Kit) -> 
     ("begins", "ends", "words"),
     [
         (minutes(1), 30, "is not valid yet by .*; set the clock, or wait"),
-        (-2, -1, "has ended by .* a new kit"),
+        (-2, -1, "has expired by .* a new kit"),
     ],
 )
 def test_the_servers_certificate_does_not_hold(
@@ -211,7 +213,8 @@ def test_a_port_may_be_listened_at_or_is_taken(federation: Path) -> None:
         with (
             socket.create_server((address, port)),
             pytest.raises(
-                SilosError, match=f"port {port} is taken on this machine .* stop what listens there"
+                SilosError,
+                match=f"port {port} is taken on this machine .* stop the program that listens there",
             ),
         ):
             require_port(replace(server, port=port))

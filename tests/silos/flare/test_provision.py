@@ -72,25 +72,25 @@ def test_a_site_is_added_by_the_same_authority_and_a_removed_one_is_remembered(t
 def test_no_site_without_the_authority(federation: Path, tmp_path: Path) -> None:
     folder = federations.copied(federation, tmp_path / "f")
     (folder / "authority" / "state.json").unlink()
-    with pytest.raises(SilosError, match="put it back from where it is kept"):
+    with pytest.raises(SilosError, match="restore it from where it is kept"):
         provision.add_site(folder, "north")
 
 
 @pytest.mark.parametrize(
     ("server", "sites", "admins", "why"),
     [
-        ("host:0", ["a"], ["ada"], "no number from 1 to 65535"),
-        ("host:abc", ["a"], ["ada"], "no number from 1 to 65535"),
-        ("host:\u0661", ["a"], ["ada"], "no number from 1 to 65535"),
-        ("two words", ["a"], ["ada"], "no address of a server"),
-        ("", ["a"], ["ada"], "no address of a server: give HOST or HOST:PORT"),
-        ("fl_server:8002", ["a"], ["ada"], "underscore in its name; give .* such as fl-server"),
-        ("my_host.example.org", ["a"], ["ada"], "underscore in its name"),
+        ("host:0", ["a"], ["ada"], "not a number from 1 to 65535"),
+        ("host:abc", ["a"], ["ada"], "not a number from 1 to 65535"),
+        ("host:\u0661", ["a"], ["ada"], "not a number from 1 to 65535"),
+        ("two words", ["a"], ["ada"], "not a valid address of a server"),
+        ("", ["a"], ["ada"], "not a valid address of a server: give HOST or HOST:PORT"),
+        ("fl_server:8002", ["a"], ["ada"], "may not have an underscore; give .* such as fl-server"),
+        ("my_host.example.org", ["a"], ["ada"], "may not have an underscore"),
         (
             "::1",
             ["a"],
             ["ada"],
-            "is an IPv6 address, and FLARE listens at IPv4 alone; give the server a name",
+            "is an IPv6 address, and FLARE listens on IPv4 only; give the server a name",
         ),
         ("[::1]", ["a"], ["ada"], "is an IPv6 address"),
         ("[2001:db8::5]:8002", ["a"], ["ada"], "is an IPv6 address"),
@@ -103,18 +103,18 @@ def test_no_site_without_the_authority(federation: Path, tmp_path: Path) -> None
         ("klinik-m\u00fcnchen.de:8002", ["a"], ["ada"], r"as DNS writes it, xn--klinik-mnchen-.*\.de"),
         ("10.0.0.256", ["a"], ["ada"], "four numbers from 0 to 255"),
         ("10.0.5:8002", ["a"], ["ada"], "four numbers from 0 to 255"),
-        ("0.0.0.0:8002", ["a"], ["ada"], "nobody can be reached there"),
+        ("0.0.0.0:8002", ["a"], ["ada"], "sites cannot connect to it"),
         ("fl.example.org.:8002", ["a"], ["ada"], "without the dot at its end"),
-        ("h" * 65, ["a"], ["ada"], "no address of a server"),
-        ("host", [], ["ada"], "needs a site"),
+        ("h" * 65, ["a"], ["ada"], "not a valid address of a server"),
+        ("host", [], ["ada"], "needs at least one site"),
         ("host", ["a", "A"], ["ada"], "named twice"),
-        ("host", ["server"], ["ada"], "meaning of its own"),
-        ("host", ["../up"], ["ada"], "will not do as a name"),
-        ("host", ["n" * 41], ["ada"], "will not do as a name"),
-        ("host", ["a"], ["ada:king"], "king is no role"),
-        ("host", ["a"], ["ada:member"], "nobody could submit"),
+        ("host", ["server"], ["ada"], "special meaning"),
+        ("host", ["../up"], ["ada"], "not a valid name"),
+        ("host", ["n" * 41], ["ada"], "not a valid name"),
+        ("host", ["a"], ["ada:king"], "king is not a role"),
+        ("host", ["a"], ["ada:member"], "no administrator could submit"),
         ("host", ["a"], ["ada", "ada:lead"], "named twice"),
-        ("host", ["a"], ["ada smith"], "will not do as a name"),
+        ("host", ["a"], ["ada smith"], "not a valid name"),
     ],
 )
 def test_what_will_not_do(tmp_path: Path, server: str, sites: list[str], admins: list[str], why: str) -> None:
@@ -137,15 +137,15 @@ def test_flare_takes_every_name_that_we_take(name: str) -> None:
 
 def test_no_site_is_called_as_the_server(federation: Path, tmp_path: Path) -> None:
     """Its certificate would pass for the server's."""
-    with pytest.raises(SilosError, match='"Hub" is what the server is called'):
+    with pytest.raises(SilosError, match='"Hub" is the name of the server'):
         provision.create(tmp_path / "f", "hub:9000", ["a", "Hub"])
-    with pytest.raises(SilosError, match='"localhost" is what the server is called'):
+    with pytest.raises(SilosError, match='"localhost" is the name of the server'):
         provision.add_site(federation, "localhost")
     assert provision._federation("hub", ["a"], ["hub"]).admins  # whose certificate has a longer name
 
 
 def test_nothing_is_overwritten(federation: Path, tmp_path: Path) -> None:
-    with pytest.raises(SilosError, match="holds a federation already"):
+    with pytest.raises(SilosError, match="already has a federation"):
         provision.create(federation, "host", ["a"])
     (tmp_path / "mine.txt").touch()
     with pytest.raises(SilosError, match="not an empty folder"):

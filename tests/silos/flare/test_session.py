@@ -28,7 +28,7 @@ OPERATIONS: dict[str, Any] = {
     "run": lambda server: server.run("j"),
     "submit": lambda server: server.submit(Path("job")),
     "status": lambda server: server.status("j"),
-    "told": lambda server: server.told("j", {}),
+    "ask_job": lambda server: server.ask_job("j", {}),
     "disable": lambda server: server.disable("a"),
 }
 
@@ -68,16 +68,16 @@ def info(*names: str) -> list[Any]:
         (api_spec.AuthorizationError("no"), SilosError, "does not let ada do this"),
         (api_spec.AuthenticationError("no"), SilosError, "refuses ada"),
         (api_spec.InvalidJobDefinition("no"), SilosError, "refuses the job"),
-        (api_spec.JobNotFound("no"), JobGone, "does not run at hub.example"),
-        (api_spec.JobNotRunning("no"), JobGone, "does not run at hub.example"),
-        (api_spec.NoReply("no"), JobSilent, "gives no answer"),
-        (api_spec.NoConnection("no"), OutOfReach, "hub.example:8002 gave no answer"),
-        (api_spec.SessionClosed("no"), OutOfReach, "gave no answer"),
-        (api_spec.SessionExpired("no"), OutOfReach, "gave no answer"),
-        (FLCommunicationError("no"), OutOfReach, "gave no answer"),
-        (RuntimeError("no"), OutOfReach, "gave no answer"),
-        (TimeoutError("no"), OutOfReach, "gave no answer"),
-        (api_spec.InternalError("no"), OutOfReach, "gave? no answer|gives no answer"),
+        (api_spec.JobNotFound("no"), JobGone, "is not running at hub.example"),
+        (api_spec.JobNotRunning("no"), JobGone, "is not running at hub.example"),
+        (api_spec.NoReply("no"), JobSilent, "does not answer"),
+        (api_spec.NoConnection("no"), OutOfReach, "hub.example:8002 did not answer"),
+        (api_spec.SessionClosed("no"), OutOfReach, "did not answer"),
+        (api_spec.SessionExpired("no"), OutOfReach, "did not answer"),
+        (FLCommunicationError("no"), OutOfReach, "did not answer"),
+        (RuntimeError("no"), OutOfReach, "did not answer"),
+        (TimeoutError("no"), OutOfReach, "did not answer"),
+        (api_spec.InternalError("no"), OutOfReach, "did not answer|does not answer"),
     ],
 )
 def test_what_flare_raises_is_one_sentence_of_ours(
@@ -163,7 +163,7 @@ def test_what_a_site_calls_its_jobs_is_taken_only_if_it_is_a_jobs_id(job: Any) -
 
 def test_a_job_is_asked_by_our_topic() -> None:
     one = server(do_app_command={"rows": []})
-    assert one.told("j", {"rows": 3}) == {"rows": []}
+    assert one.ask_job("j", {"rows": 3}) == {"rows": []}
     flare: Any = one._flare
     assert flare.calls == [("do_app_command", "j", "shepherd", {"rows": 3})]
 
@@ -171,7 +171,7 @@ def test_a_job_is_asked_by_our_topic() -> None:
 @pytest.mark.parametrize("answer", [{}, None, api_spec.InternalError("not registered yet")])
 def test_a_job_that_answers_nothing_is_silent(answer: Any) -> None:
     with pytest.raises(JobSilent):
-        server(do_app_command=answer).told("j", {})
+        server(do_app_command=answer).ask_job("j", {})
 
 
 def test_a_job_that_is_gone_is_ended_already() -> None:
@@ -239,9 +239,9 @@ def test_a_server_out_of_reach_is_told_before_flare_is_asked(
     login: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nobody(kit: Any, timeout: float) -> None:
-        raise OutOfReach("nobody listens; start it")
+        raise OutOfReach("nothing listens; start it")
 
     login(AssertionError())
     monkeypatch.setattr(module.probe, "reach", nobody)
-    with pytest.raises(OutOfReach, match="nobody listens"), session("/kit"):
+    with pytest.raises(OutOfReach, match="nothing listens"), session("/kit"):
         pass

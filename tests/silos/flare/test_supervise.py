@@ -19,15 +19,15 @@ import pytest
 
 from shepherd.errors import SilosError
 from shepherd.silos.flare import supervise as module
-from shepherd.silos.flare.supervise import Child, Omen, supervise
+from shepherd.silos.flare.supervise import Child, LogAlert, supervise
 
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHORTEST", 0.05)
-    monkeypatch.setattr(module, "LONGEST", 0.2)
-    monkeypatch.setattr(module, "POLITE", 0.5)
-    monkeypatch.setattr(module, "_TICK", 0.02)
+    monkeypatch.setattr(module, "MIN_PAUSE_S", 0.05)
+    monkeypatch.setattr(module, "MAX_PAUSE_S", 0.2)
+    monkeypatch.setattr(module, "TERMINATE_WAIT_S", 0.5)
+    monkeypatch.setattr(module, "_TICK_S", 0.02)
 
 
 def python(name: str, text: str, **more: object) -> Child:
@@ -78,8 +78,8 @@ def test_what_dies_is_started_again_and_what_lives_is_ended_at_the_end(tmp_path:
     pids = [*started(said, "sleeper"), *started(said, "other")]
     assert len(pids) == 3
     assert not any(alive(pid) for pid in pids)
-    (mourned,) = [line for line in said if "killed" in line]
-    assert mourned.startswith("sleeper was killed by SIGKILL after 0 s; starts again in 0 s")
+    (restart,) = [line for line in said if "killed" in line]
+    assert restart.startswith("sleeper was killed by SIGKILL after 0 s; restarts in 0 s")
     assert said[-1] == "stopped"
     log = (tmp_path / "supervisor.log").read_text().splitlines()
     assert [line[20:] for line in log] == said
@@ -90,7 +90,7 @@ def test_pauses_grow_to_the_longest_and_a_code_and_the_last_line_are_told(tmp_pa
     with running(tmp_path, failing) as said:
         until(lambda: len(started(said, "failing")) == 5)
     deaths = [line for line in said if "ended" in line]
-    assert deaths[0] == "failing ended with code 3 after 0 s; starts again in 0 s; its last line: no disk"
+    assert deaths[0] == "failing ended with code 3 after 0 s; restarts in 0 s; its last line: no disk"
     assert (tmp_path / "failing.log").read_text().splitlines()[:4] == ["no disk"] * 4
 
 
@@ -166,7 +166,7 @@ def test_one_supervisor_a_kit(tmp_path: Path) -> None:
     home = tmp_path / "kit" / "shepherd"
     with running(home, SLEEPER) as said:
         until(lambda: started(said, "sleeper"))
-        with pytest.raises(SilosError, match=f"{tmp_path / 'kit'} is running on this machine already"):
+        with pytest.raises(SilosError, match=f"{tmp_path / 'kit'} is already running on this machine"):
             supervise(home, [SLEEPER], said.append, threading.Event())
         assert len(started(said, "sleeper")) == 1
     stop = threading.Event()
@@ -175,11 +175,11 @@ def test_one_supervisor_a_kit(tmp_path: Path) -> None:
 
 
 def test_a_line_that_only_a_person_can_mend_is_said_once(tmp_path: Path) -> None:
-    omen = Omen(r"twin of (\S+)", r"two machines run with the kit of \1", times=2)
+    alert = LogAlert(r"twin of (\S+)", r"two machines run with the kit of \1", times=2)
     noisy = python(
-        "noisy", "import time; [print('twin of north') for _ in range(5)]; time.sleep(60)", omens=[omen]
+        "noisy", "import time; [print('twin of north') for _ in range(5)]; time.sleep(60)", alerts=[alert]
     )
-    once = python("once", "import time; print('twin of south'); time.sleep(60)", omens=[omen])
+    once = python("once", "import time; print('twin of south'); time.sleep(60)", alerts=[alert])
     with running(tmp_path, noisy, once) as said:
         until(lambda: "north" in _text(tmp_path / "noisy.log") and "south" in _text(tmp_path / "once.log"))
         until(lambda: len(said) >= 3)
@@ -196,7 +196,7 @@ def test_what_has_to_be_so_first_stops_the_rest(tmp_path: Path) -> None:
     assert said == []
 
 
-HELPLESS = python("helpless", f"print('the port is taken'); raise SystemExit({module.HELPLESS})")
+HELPLESS = python("helpless", f"print('the port is taken'); raise SystemExit({module.EXIT_NEEDS_PERSON})")
 
 
 def test_a_child_that_nobody_but_a_person_can_help_ends_the_rest_with_its_sentence(tmp_path: Path) -> None:
@@ -205,21 +205,21 @@ def test_a_child_that_nobody_but_a_person_can_help_ends_the_rest_with_its_senten
         supervise(tmp_path, [SLEEPER, HELPLESS], said.append, threading.Event())
     assert len(started(said, "helpless")) == 1
     assert not any(map(alive, started(said, "sleeper")))
-    assert not [line for line in said if "starts again" in line]
+    assert not [line for line in said if "restarts" in line]
 
 
 def test_a_child_that_was_well_for_long_is_started_again_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is in its way may pass, and nobody may be there."""
-    monkeypatch.setattr(module, "STEADY", 0.0)
+    monkeypatch.setattr(module, "STEADY_S", 0.0)
     with running(tmp_path, HELPLESS) as said:
         until(lambda: len(started(said, "helpless")) == 3)
     assert "its last line: the port is taken" in said[1]
 
 
 def test_a_log_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_LOG", 1000)
+    monkeypatch.setattr(module, "_MAX_LOG_BYTES", 1000)
     log = module._Log(tmp_path / "x.log")
     for number in range(500):
         log.write(f"line {number:04d}")

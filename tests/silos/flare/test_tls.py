@@ -29,7 +29,7 @@ from shepherd.silos.flare import tls as module
 def watched(federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, int]]:
     """A server's kit whose list of removed sites a test may write, and the port that it listens at."""
     monkeypatch.setattr(ssl.SSLContext, "sslobject_class", ssl.SSLObject)
-    monkeypatch.setattr(module, "LOOK", 0.05)
+    monkeypatch.setattr(module, "REMOVED_CHECK_S", 0.05)
     kit = federations.copied(federation / "server", tmp_path / "server")
     module.watch(kit)
     with tls_servers.opened(kit) as door:
@@ -124,7 +124,7 @@ def test_a_genuine_certificate_of_another_federation(
     watched: tuple[Path, int], other_federation: Path, refusals: Refused
 ) -> None:
     assert not gets_in(watched[1], other_federation / "sites" / "site-1")
-    assert "its certificate does not hold" in refusals()[0]
+    assert "its certificate is not valid" in refusals()[0]
 
 
 def test_what_speaks_no_tls(watched: tuple[Path, int], refusals: Refused) -> None:
@@ -232,7 +232,7 @@ def reached(kit: Path, port: int) -> bool:
 def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     # FLARE's own, whatever a test before this one left in the process
     monkeypatch.setattr(net_utils, "get_ssl_context", inspect.unwrap(net_utils.get_ssl_context))
-    return module.hold_to_server
+    return module.require_server_identity
 
 
 @pytest.mark.parametrize("member", ["sites/site-2", "admins/ada", "admins/lea"])

@@ -228,7 +228,7 @@ def test_what_lies_beside_the_data_is_named(folder: Path) -> None:
     (folder / "data.jsonl").rename(folder / "rows" / "data.jsonl")
     (folder / "rows" / "._data.jsonl").write_bytes(b"\0")
     text = printed(check(changed(folder, ('source = "data.jsonl"', 'source = "rows"'))))
-    assert "._data.jsonl is left out, being of the system or of an editor." in text
+    assert "._data.jsonl is left out, as files of the system or of an editor." in text
 
 
 def test_every_fault_is_told_at_once(folder: Path) -> None:
@@ -373,5 +373,5 @@ def test_what_a_chat_template_adds_and_refuses_is_told(folder: Path) -> None:
     text = printed(check(skipping, run))
     assert 'this chat: "no w9" (the first: ' in text
     assert "writes 'Be nice. 28' before every chat without a system turn" in text
-    assert "today's date, as which the run keeps 2026-11-28" in text
+    assert "today's date, fixed to 2026-11-28 in this run" in text
     assert "writes no end of turn" in text

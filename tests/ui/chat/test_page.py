@@ -262,7 +262,7 @@ def test_two_readers_get_their_own_answers(visit: Callable[..., Visit], chat: Ch
 def test_what_cannot_be_asked_is_said_in_a_sentence(visit: Callable[..., Visit]) -> None:
     seen = visit()
     ask(seen, " ")
-    said(seen, "the instruction is empty; write what is asked")
+    said(seen, "the instruction is empty; write the question or task to answer")
     assert seen.page.get_by_role("alert").count() == 1
     ask(seen, "w5 " * 70)
     said(seen, "reads at most 64; shorten the instruction")

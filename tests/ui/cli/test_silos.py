@@ -179,7 +179,7 @@ def test_an_administrator_is_removed(federation: Path) -> None:
     assert provision.read(federation).admins["bo@shepherd.local"] == "removed"
     told = run("silos", "remove-admin", federation, "eve")
     assert told.exit_code == 2
-    assert "eve is no administrator" in told.stderr
+    assert "eve is not an administrator" in told.stderr
 
 
 def test_runs_at_the_server_are_listed_and_deleted_only_with_a_yes(federation: Path) -> None:

@@ -239,7 +239,7 @@ def _describe_runs(server: Session, runs: Mapping[str, str]) -> dict[str, str]:
 def _job_progress(server: Session, job: str) -> str:
     """Progress of a job's run, as far as this kit may see it."""
     try:
-        current = status_update.parse_status(server.told(job, STATUS_ONLY), rounds=-1)
+        current = status_update.parse_status(server.ask_job(job, STATUS_ONLY), rounds=-1)
     except (JobGone, JobSilent):
         return "is starting or ending, and does not respond now"
     except FederationError:

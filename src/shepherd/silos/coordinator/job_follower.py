@@ -21,7 +21,7 @@ from shepherd.settings import SilosTable
 from shepherd.silos.coordinator import status_update
 from shepherd.silos.coordinator.status_update import JobStatus
 from shepherd.silos.flare import job as jobs
-from shepherd.silos.flare.probe import HungUp, Trials
+from shepherd.silos.flare.probe import HangUpCounter, HungUp
 from shepherd.silos.flare.session import JobGone, JobSilent, Quiet, Session, Work, session
 from shepherd.silos.protocol.jobspec import JobSpec
 
@@ -117,18 +117,18 @@ class JobFollower:
             SilosError: the server refuses this kit or the job.
             FederationError: jobs die repeatedly, or a person has stopped the run.
         """
-        pause, met, complaint, trials = RETRY_PAUSE_S, False, "", Trials()
+        pause, met, complaint, hang_ups = RETRY_PAUSE_S, False, "", HangUpCounter()
         while True:
             try:
                 with session(self.kit) as server:
                     met = True
-                    trials.succeeded()
+                    hang_ups.succeeded()
                     for news in self._follow_jobs(server):
                         pause, complaint = RETRY_PAUSE_S, ""
                         yield news
                 return
             except (OutOfReach, HungUp) as error:
-                trials.failed(error)
+                hang_ups.failed(error)
                 if not met:  # a wrong kit, or a server that was never started: the person is there to fix it
                     raise
                 if str(error) != complaint:
@@ -246,7 +246,7 @@ class JobFollower:
             "unawaited": sorted(self._given_up_sites),
         }
         try:
-            return status_update.parse_status(server.told(job, asked), self._rounds, self.rows)
+            return status_update.parse_status(server.ask_job(job, asked), self._rounds, self.rows)
         except (JobGone, JobSilent):
             return None
 
@@ -358,8 +358,10 @@ def _checkpoint_pieces(server: Session, job: str, round: int, most: int) -> Iter
     for name in checkpoint.FILES:
         offset, size = 0, 1
         while offset < size:
-            wanted = {"round": round, "file": name, "offset": offset}
-            part = status_update.parse_piece(server.told(job, {**STATUS_ONLY, "state": wanted}), offset, most)
+            piece_request = {"round": round, "file": name, "offset": offset}
+            part = status_update.parse_piece(
+                server.ask_job(job, {**STATUS_ONLY, "state": piece_request}), offset, most
+            )
             data, size = part if part else (b"", size)
             if not data and size:
                 raise FederationError(

@@ -1,8 +1,8 @@
-"""What jobs that are over left in a kit, put in order before FLARE starts and while it runs.
+"""Clean up what finished jobs left in a kit, before FLARE starts and while it runs.
 
-FLARE leaves the record of a job whose server was killed at RUNNING for ever, the folder of every job it
-ever ran, a line in its audit log for every question of an administrator, and in the folder of temporary
-files the whole of a job that it refused or that did not come whole.
+FLARE leaves the record of a job whose server was killed at RUNNING for ever, the folder of every job that it
+ever ran, a line in its audit log for every command of an administrator, and in the folder of temporary files
+the whole of a job that it refused or received in part.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from shepherd.io.atomic import write_atomic
 from shepherd.silos.flare.job import run_of
 
 JOBS, AUDIT, TEMPORARY = "jobs", "audit.log", "shepherd/tmp"
-KEPT = 10
-"""Job folders and finished records that stay, the newest, for whoever looks for a fault."""
-MOST_AUDIT = 20 << 20
-"""Bytes of FLARE's audit log before it is set aside, over the one that was."""
-OLD = 3600.0
-"""Seconds after which a temporary file belongs to nobody."""
+MAX_KEPT_JOBS = 10
+"""Number of job folders, and of finished records, that are kept, the newest, for finding faults."""
+MAX_AUDIT_BYTES = 20 << 20
+"""Size at which FLARE's audit log is rotated; one older log is kept."""
+MAX_TEMPORARY_AGE_S = 3600.0
+"""Age in seconds after which a temporary file is no longer in use."""
 ABANDONED = "FINISHED:ABANDONED"
 _UNFINISHED = frozenset({"RUNNING", "DISPATCHED"})
 _WAITING = frozenset({"SUBMITTED", "APPROVED"})
 
 
 def tidy(kit: Path) -> None:
-    """Before FLARE starts, when no job can be running: end the records of those that were cut off; `sweep`.
+    """Mark interrupted jobs as ended, then `sweep`; for use before FLARE starts, while no job runs.
 
-    What cannot be put in order, as on a full disk, stays as it is.
+    What cannot be cleaned up, as on a full disk, is left.
     """
     with contextlib.suppress(FolderError, OSError):
         for record in _of_jobs(kit / JOBS):
@@ -48,47 +48,47 @@ def tidy(kit: Path) -> None:
 
 
 def sweep(kit: Path, running: Collection[str]) -> None:
-    """Remove all but the newest of what is over, also while FLARE runs.
+    """Remove all but the newest finished jobs and their records; safe while FLARE runs.
 
     Args:
-        running: ids of jobs that are not over.
+        running: ids of jobs that have not finished.
 
     Raises:
         OSError: the system refuses, as on a full disk; the next sweep does the rest.
     """
     for left in _entries(kit / TEMPORARY):  # first, since it frees the most
-        if time.time() - left.stat().st_mtime > OLD:
+        if time.time() - left.stat().st_mtime > MAX_TEMPORARY_AGE_S:
             left.unlink() if left.is_file() else shutil.rmtree(left, ignore_errors=True)
     records = _of_jobs(kit / JOBS)
     waiting = {record.name for record in records if _status(record) in _WAITING | _UNFINISHED}
     busy = waiting.union(running)
     _remove_old(record for record in records if record.name not in busy)
     _remove_old(folder for folder in _of_jobs(kit) if folder.name not in busy)
-    _set_aside(kit / AUDIT)
+    _rotate(kit / AUDIT)
 
 
 def temporary(kit: Path) -> Path:
-    """The folder of temporary files of a kit's processes, its owner's alone."""
+    """The folder for temporary files of a kit's processes, made readable by its owner only."""
     (kit / TEMPORARY).mkdir(mode=0o700, parents=True, exist_ok=True)
     return kit / TEMPORARY
 
 
 def unfinished_runs(kit: Path) -> set[str]:
-    """The ids of the runs of which a job is not over, by its record."""
+    """Ids of the runs that have an unfinished job, by its record."""
     records = [_meta(record) for record in _of_jobs(kit / JOBS)]
     going = [meta for meta in records if meta.get("status") in _WAITING | _UNFINISHED]
     return {run for meta in going if (run := run_of(meta.get("name")))}
 
 
-def _set_aside(log: Path) -> None:
-    """Empty a log that has grown, over the one that was set aside before: FLARE may have it open."""
-    if log.exists() and log.stat().st_size > MOST_AUDIT:
+def _rotate(log: Path) -> None:
+    """Rotate a log that has grown too large by copying and emptying it, since FLARE may have it open."""
+    if log.exists() and log.stat().st_size > MAX_AUDIT_BYTES:
         copied = log.with_name(f"{log.name}.new")
         try:
             shutil.copy(log, copied)
             copied.replace(log.with_name(f"{log.name}.1"))
         finally:
-            copied.unlink(missing_ok=True)  # as much of it as a full disk took
+            copied.unlink(missing_ok=True)  # a partial copy on a full disk
         os.truncate(log, 0)
 
 
@@ -124,7 +124,7 @@ def _abandon(record: Path) -> None:
 
 
 def _remove_old(folders: Iterable[Path]) -> None:
-    for folder in sorted(folders, key=_changed)[:-KEPT]:
+    for folder in sorted(folders, key=_changed)[:-MAX_KEPT_JOBS]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

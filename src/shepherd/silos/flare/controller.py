@@ -1,4 +1,4 @@
-"""FLARE's side of the server: carries the requests of our round loop, and its news to the coordinator."""
+"""FLARE's side of the server: carries the round loop's requests, and its status to the coordinator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shepherd.errors import FederationError, ShepherdError, WireError
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.machine import malloc
 from shepherd.silos.flare import known_sites, message, tls
-from shepherd.silos.flare.job import BROUGHT, ORDER, TASK
+from shepherd.silos.flare.job import ORDER, PAYLOAD, TASK
 from shepherd.silos.flare.patches.server_job import outlive_updates
 from shepherd.silos.protocol import jobspec, wire
 from shepherd.silos.server import run_status, trusted_modules
@@ -33,55 +33,55 @@ HOME = "shepherd"
 SUBMITTER = "submitter"
 """A file of the run's folder: the name of the administrator who submitted its first job."""
 LINGER_S = 120.0
-"""How long a finished job waits for the coordinator to take what it made; it is kept at the server."""
+"""How long a finished job waits for the coordinator to fetch its results, which stay at the server."""
 SUCCESSOR_S = 20.0
-"""How long to wait for another job, where this one lacks a site that was there when it was submitted."""
+"""How long to wait for another job, if a site that was connected at submission is missing in this one."""
 AWAY_S = 60.0
 """Ignore the coordinator's list of absent sites once it is this old."""
 RELEASE_S = 2.0
-"""How long FLARE may take to let go of a task that has ended; its own watch looks each 0.05 s."""
+"""How long FLARE may take to release an ended task; it checks every 0.05 s."""
 TICK_S = 0.05
 
 
-class Telling(Protocol):
-    """What has an answer for the coordinator."""
+class StatusSource(Protocol):
+    """A source of status for the coordinator."""
 
     def snapshot(self, asked: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
 class Stopped(FederationError):
-    """The job was ended from outside."""
+    """The job was stopped from outside."""
 
 
 class Rounds(ModelController):  # type: ignore[misc]
-    """Goes through the rounds of one run, from where its last job stopped."""
+    """FLARE controller that runs the rounds of one run, from where its last job stopped."""
 
     def __init__(self) -> None:
         super().__init__(persistor_id="", ignore_result_error=True, task_check_period=0.05)
         self._away: frozenset[str] = frozenset()
         self._unawaited: frozenset[str] = frozenset()
-        self._heard = 0.0  # of the coordinator, on the monotonic clock
+        self._last_contact = 0.0  # from the coordinator, on the monotonic clock
 
     def run(self) -> None:
-        """FLARE's entry: the whole job."""
+        """Run the whole job; called by FLARE."""
         workspace = self.engine.get_workspace()
         job = self.fl_ctx.get_job_id()
-        brought = Path(workspace.get_app_config_dir(job)) / BROUGHT
+        brought = Path(workspace.get_app_config_dir(job)) / PAYLOAD
         meta = Path(workspace.get_job_meta_path(job))
         try:
-            served = self._service(brought, meta, Path(workspace.get_root_dir()))
-        except ShepherdError as error:  # for the coordinator to hear: another job would fare no better
-            self.engine.register_app_command(TOPIC, self._told, run_status.failed_status(error))
+            served = self._server_run(brought, meta, Path(workspace.get_root_dir()))
+        except ShepherdError as error:  # reported to the coordinator, since another job would fail as well
+            self.engine.register_app_command(TOPIC, self._on_command, run_status.failed_status(error))
         else:
-            self.engine.register_app_command(TOPIC, self._told, served)
+            self.engine.register_app_command(TOPIC, self._on_command, served)
             outlive_updates()
             self._await_successor(served.order.sites)
             if not self.abort_signal.triggered:
                 served.run()
         self._linger()
 
-    def _service(self, brought: Path, meta: Path, kit: Path) -> ServerRun:
-        # FLARE's own word: it writes over whatever a submitted job says of its submitter
+    def _server_run(self, brought: Path, meta: Path, kit: Path) -> ServerRun:
+        # FLARE overwrites whatever a submitted job says of its submitter
         submitted = json.loads(meta.read_text(encoding="utf8"))
         _require_member(kit, submitted["submitter_name"])
         order = jobspec.read((brought / ORDER).read_text(encoding="utf8"))
@@ -95,13 +95,13 @@ class Rounds(ModelController):  # type: ignore[misc]
             trusted=trusted_modules.read(kit / "local"),
         )
         served.require_sound()
-        _require_submitter(served.home, submitted["submitter_name"], submitted["submitter_role"])
+        _require_same_submitter(served.home, submitted["submitter_name"], submitted["submitter_role"])
         return served
 
     def present(self) -> Sequence[str]:
-        """The sites of this job that are there."""
+        """Names of the sites of this job that are connected."""
         names = {client.name for client in self.engine.get_clients()}
-        return sorted(name for name in names if not self._gone(name))
+        return sorted(name for name in names if not self._is_away(name))
 
     def ask(self, message_: bytes, sites: Sequence[str], seconds: float) -> Iterator[tuple[str, bytes]]:
         """Send to the sites; yield answers as they come; see `site_federation.Transport`."""
@@ -117,31 +117,31 @@ class Rounds(ModelController):  # type: ignore[misc]
         unanswered = set(sites)
         try:
             yield from self._answers(inbox, unanswered, time.monotonic() + seconds)
-        finally:  # also where nobody asks for the end, since all have answered
-            self._let_go()
+        finally:  # also if the caller stops early
+            self._release_tasks()
 
     def _answers(
         self, inbox: queue.Queue[FLModel], unanswered: set[str], ends: float
     ) -> Iterator[tuple[str, bytes]]:
-        """The answers as they come; takes out of `unanswered` whose was passed on."""
-        waiting = set(unanswered)  # of one that is gone an answer may still be on its way
+        """Yield answers as they arrive, and remove their sites from `unanswered`."""
+        waiting = set(unanswered)  # an answer of a site that has left may still arrive
         while waiting:
-            # seen before the inbox is: an answer is put there before its task stands no more
+            # checked before the inbox: an answer is put there before its task ends
             over = time.monotonic() > ends or not self.get_num_standing_tasks()
             came = self._next(inbox, ends)
             if came is not None and (site := came.meta["client_name"]) in unanswered:
                 unanswered.discard(site)
                 waiting.discard(site)
-                answer, came = _bytes(came), None  # whose arrays would wait here as well
+                answer, came = _bytes(came), None  # free its arrays while the caller works
                 yield site, answer
                 del answer
             elif came is None and over:
                 break
             else:
-                waiting = {site for site in waiting if not self._gone(site)}
+                waiting = {site for site in waiting if not self._is_away(site)}
 
-    def _let_go(self) -> None:
-        """End what stands yet, and wait until FLARE holds no message any more: the next one is as large."""
+    def _release_tasks(self) -> None:
+        """End open tasks, and wait until FLARE has freed their message: the next one is as large."""
         self.cancel_all_tasks(fl_ctx=self.fl_ctx)
         ends = time.monotonic() + RELEASE_S
         while self.get_num_standing_tasks() and time.monotonic() < ends:
@@ -150,36 +150,36 @@ class Rounds(ModelController):  # type: ignore[misc]
     def process_result_of_unknown_task(
         self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
     ) -> None:
-        """FLARE's hook for an answer to a question that stands no more: it is dropped."""
+        """Drop an answer to a task that has ended; called by FLARE."""
         self.log_warning(fl_ctx, f"dropped a late answer of {client.name}")
 
     def _next(self, inbox: queue.Queue[FLModel], ends: float) -> FLModel | None:
         if self.abort_signal.triggered:
-            raise Stopped("the job was stopped; `shepherd resume` goes on with the run")
+            raise Stopped("the job was stopped; continue the run with `shepherd resume`")
         try:
             return inbox.get(timeout=max(0.0, min(TICK_S, ends - time.monotonic())))
         except queue.Empty:
             return None
 
-    def _gone(self, site: str) -> bool:
-        away = self._away if time.monotonic() - self._heard < AWAY_S else ()
+    def _is_away(self, site: str) -> bool:
+        away = self._away if time.monotonic() - self._last_contact < AWAY_S else ()
         return site in away or self.get_client_disconnect_time(site) is not None
 
-    def _told(self, topic: str, asked: Any, fl_ctx: FLContext, served: Telling) -> dict[str, Any]:
-        """FLARE's hook for a command of the coordinator's."""
+    def _on_command(self, topic: str, asked: Any, fl_ctx: FLContext, served: StatusSource) -> dict[str, Any]:
+        """Answer a command of the coordinator; called by FLARE."""
         asked = asked if isinstance(asked, dict) else {}
-        if "away" in asked or "state" in asked:  # who only looks on is not who follows the run
-            self._heard = time.monotonic()
-        if "away" in asked:  # who fetches a checkpoint does not say
+        if "away" in asked or "state" in asked:  # a mere observer sends neither
+            self._last_contact = time.monotonic()
+        if "away" in asked:  # a request for a checkpoint has no list
             self._away = frozenset(asked["away"])
         if "unawaited" in asked:
             self._unawaited = frozenset(asked["unawaited"])
         return {**served.snapshot(asked), "present": list(self.present())}
 
     def _await_successor(self, sites: Sequence[str]) -> None:
-        """Begin no round while the coordinator can yet have a job begin that all the sites take part in.
+        """Wait while the coordinator may still replace this job by one in which all sites take part.
 
-        FLARE lets no site into a job that has begun, so one that died in that moment would miss rounds.
+        FLARE lets no site into a job that has started, so a site that restarts just then would miss rounds.
         """
         ends = time.monotonic() + SUCCESSOR_S
         while set(sites) - self._away - self._unawaited - set(self.present()):
@@ -197,42 +197,44 @@ def _bytes(model: FLModel) -> bytes:
     try:
         return message.unwrapped(model)
     except WireError:
-        return b""  # which cannot be read either, and is counted so
+        return b""  # counted as an unreadable reply
 
 
 def _require_same_version(version: str) -> None:
     mine = wire.version()
     if mine != version:
         raise FederationError(
-            f"the run was submitted by shepherd-fit {version} and this server has {mine}; install the same"
+            f"the run was submitted by shepherd-fit {version} and this server has {mine}; install the"
+            " same version"
         )
 
 
 def _require_member(kit: Path, name: str) -> None:
-    """Raise FederationError where the administrator was removed, whose job may have waited for its turn."""
+    """Raise FederationError where the administrator was removed, as while the job waited for its turn."""
     if name in tls.Removed(kit / tls.REMOVED):
         raise FederationError(f"{name} was removed from the federation; use the kit of another administrator")
 
 
-def _require_submitter(home: Path, name: str, role: str) -> None:
-    """Raise FederationError where another administrator began the run in `home`; a project_admin may."""
+def _require_same_submitter(home: Path, name: str, role: str) -> None:
+    """Raise FederationError if another administrator started the run, unless this is a project_admin."""
     first = _first_submitter(home, name)
     if first != name and role != "project_admin":
         raise FederationError(
-            f"the run is {first}'s and {name} is {role}, who may go on with their own alone; use the kit of"
-            f" {first} or of a project_admin"
+            f"the run belongs to {first}, and {name} is {role}, who may only continue their own runs;"
+            " use the kit"
+            f" of {first} or of a project_admin"
         )
 
 
 def _first_submitter(home: Path, name: str) -> str:
-    """Who submitted the first job of the run in `home`; `name`, where this is the first."""
+    """The administrator who submitted the first job of the run in `home`; recorded as `name` if new."""
     kept = home / SUBMITTER
     with disk_errors(home):
         home.mkdir(parents=True, exist_ok=True)
         if not kept.exists():
             mine = write_atomic(home / f"{SUBMITTER}-{os.getpid()}", name)
             mine.chmod(0o600)
-            with suppress(FileExistsError):  # whole, and by one of two that begin at once
+            with suppress(FileExistsError):  # written whole, and by only one of two that start at once
                 os.link(mine, kept)
             mine.unlink()
         return kept.read_text(encoding="utf8")

@@ -1,7 +1,7 @@
-"""FLARE's side of a site: a door to the trainer, which is a process of its own.
+"""FLARE's side of a site: passes requests to the trainer, which is a process of its own.
 
-FLARE ends everybody's job when a site's job process dies, so nothing that can die of memory or of the
-data lives here: bytes go to the trainer's socket, and bytes come back.
+FLARE ends the job of all sites when one site's job process dies, so nothing that may fail for lack of memory
+or because of the data runs here: bytes go to the trainer's socket, and bytes come back.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from shepherd.silos.flare import message
 from shepherd.silos.protocol import ipc, wire
 
 HOME = "shepherd"
-"""The folder, in a kit, of all that is ours there."""
+"""Folder of Shepherd's own files in a kit."""
 RESTART_S = 120.0
-"""How long a trainer may take to be started and to load its libraries."""
+"""How long a trainer may take to start and to load its libraries."""
 POLL_S = 0.1
 SPARE_S = 30.0
-"""Over a request's deadline: the trainer itself says that it was late."""
+"""Extra time after a request's deadline, since the trainer itself reports that it was late."""
 
 
 class Door(Executor):  # type: ignore[misc]
-    """Passes requests on to the trainer of this site, and its answers back."""
+    """FLARE executor that passes requests to this site's trainer, and its answers back."""
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
     ) -> Shareable:
-        """One request. Always answers: what goes wrong is a Failure with one sentence."""
+        """Answer one request; an error becomes a Failure with one sentence."""
         site = fl_ctx.get_identity_name()
         home = Path(fl_ctx.get_engine().get_workspace().get_root_dir()) / HOME
         try:
@@ -44,9 +44,10 @@ class Door(Executor):  # type: ignore[misc]
             request = wire.decode_request(asked)
             answer = _answer(home, asked, request.deadline, abort_signal)
         except Exception as error:
-            # our own errors may name a path, and others' anything: both stay here, the latter unsaid
-            told = str(error) if isinstance(error, ShepherdError) else type(error).__name__
-            self.log_error(fl_ctx, told)
+            # stays at the site: our own errors may name a path; other errors may say anything, so only their
+            # class
+            logged = str(error) if isinstance(error, ShepherdError) else type(error).__name__
+            self.log_error(fl_ctx, logged)
             answer = wire.encode_reply(Failure(client=site, reason=_reason(error)))
         if abort_signal.triggered:
             return make_reply(ReturnCode.TASK_ABORTED)
@@ -54,20 +55,20 @@ class Door(Executor):  # type: ignore[misc]
 
 
 def _reason(error: Exception) -> str:
-    """What the server is told."""
+    """The reason that is reported to the server."""
     match error:
         case NotListening():
-            return "its trainer does not run; its owner starts it with `shepherd silos site`"
+            return "its trainer is not running; its owner starts it with `shepherd silos site`"
         case LocalError():
-            return "its trainer died at work, and is started again; its log says why"
+            return "its trainer died while working and is being restarted; its log says why"
         case WireError():
             return "it cannot read the request; install the server's version there"
         case _:
-            return "something went wrong there; its log says what"
+            return "an unexpected error happened there; its log says which"
 
 
 def _answer(home: Path, asked: bytes, deadline: float, abort_signal: Signal) -> bytes:
-    """The trainer's answer. One that is being started again is waited for; one that dies at work is not."""
+    """The trainer's answer; waits for one that is restarting, but not for one that dies while working."""
     ends = time.monotonic() + min(deadline, RESTART_S)
     while True:
         try:

@@ -1,7 +1,7 @@
-"""A kit's `local/` settings, written so that only this package's own classes run and nothing is shown.
+"""Safe settings for a kit's `local/` folder: only this package's classes run, and no logs or files are shown.
 
-FLARE reads NAME before NAME.default, so these files replace what provisioning left. The owner of the kit
-keeps them; no message and no job can change them.
+FLARE reads NAME before NAME.default, so these files replace those of provisioning. They belong to the owner
+of the kit; no message and no job can change them.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shepherd.io.atomic import write_atomic
-from shepherd.silos.flare.job import CONTROLLER, EXECUTOR, WAIT
+from shepherd.silos.flare.job import CONTROLLER, EXECUTOR, MESSAGE_TIMEOUT_S
 
 Kind = Literal["server", "site", "admin"]
 
 ROLES = ("project_admin", "lead", "org_admin", "member")
 _STORE = "nvflare.app_common.storages.filesystem_storage.FilesystemStorage"
-_VETTING = "shepherd.silos.flare.job_policy.OurJob"
+_JOB_POLICY = "shepherd.silos.flare.job_policy.OurJob"
 _MEGABYTE = 1 << 20
 
 
 def files(kind: Kind) -> dict[str, dict[str, Any]]:
-    """The safe settings of a kit, by file name in its `local/`."""
+    """Safe settings of a kit, by file name in its `local/`."""
     if kind == "admin":
         return {}
     return {
@@ -35,9 +35,9 @@ def files(kind: Kind) -> dict[str, dict[str, Any]]:
 
 
 def harden(kit: Path, kind: Kind) -> list[str]:
-    """Write the safe settings where they are missing or loosened; return one sentence a file put back.
+    """Write safe settings that are missing or were loosened; return a sentence for each restored file.
 
-    What an owner made stricter or added stays: only the keys that keep the kit safe are compared.
+    An owner's stricter or additional settings are kept: only the keys that keep the kit safe are compared.
     """
     local = kit / "local"
     local.mkdir(mode=0o700, exist_ok=True)
@@ -45,7 +45,7 @@ def harden(kit: Path, kind: Kind) -> list[str]:
 
 
 def protect(folder: Path) -> None:
-    """Make every folder and file below `folder` the owner's alone."""
+    """Make `folder` and everything below it accessible to its owner only."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o700 if path.is_dir() else 0o600)
@@ -61,7 +61,7 @@ def _put(path: Path, safe: dict[str, Any]) -> str | None:
     if not existed:
         return None
     why = "it could not be read" if found is None else f"{', '.join(loose)} had been loosened"
-    return f"{path} is as it was made again: {why}"
+    return f"{path} was restored to its safe settings: {why}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _loose(name: str, found: Mapping[str, Any], safe: Mapping[str, Any]) -> list[str]:
-    """What `found` permits and `safe` does not."""
+    """Names of the settings in `found` that permit more than `safe`."""
     if name == "resources.json":
         return _loose_resources(found, safe)
     if name == "authorization.json":
@@ -169,7 +169,7 @@ _SERVER: dict[str, Any] = {
     "format_version": 2,
     "class_list_enforcement_mode": "enforce",
     "class_allow_list": [CONTROLLER],
-    "app_validator": {"path": _VETTING, "args": {"kind": "server"}},
+    "app_validator": {"path": _JOB_POLICY, "args": {"kind": "server"}},
     "allow_log_streaming": False,
     "servers": [
         {
@@ -209,12 +209,12 @@ _SITE: dict[str, Any] = {
     "format_version": 2,
     "class_list_enforcement_mode": "enforce",
     "class_allow_list": [EXECUTOR],
-    "app_validator": {"path": _VETTING, "args": {"kind": "site"}},
+    "app_validator": {"path": _JOB_POLICY, "args": {"kind": "site"}},
     "allow_log_streaming": False,
     "client": {
         "retry_timeout": 30,
         "compression": "Gzip",
-        "communication_timeout": WAIT,  # s for the question for work, which may go down with a connection
+        "communication_timeout": MESSAGE_TIMEOUT_S,  # of a request for a task, which may be lost
     },
     "components": [
         {

@@ -1,8 +1,8 @@
-"""Which jobs are taken, at the server and at a site: those that `job.write` makes, and no other.
+"""Accept only jobs that `job.write` makes, at the server and at a site.
 
-FLARE asks before it unpacks a job for a process of its own, so nothing of a stranger's job is ever started.
-Whoever submitted it finds the sentence in the job's record; here it is a line in the log. FLARE's own
-refusals, of commands that a role may not give, get their line too: it tells only who asked.
+FLARE asks before it unpacks a job for a process of its own, so nothing of a foreign job is ever started. The
+submitter finds the reason in the job's record; here it is a line in the log. FLARE's own refusals of commands
+that a role may not give are logged too, since FLARE reports them to the sender only.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from shepherd.silos.protocol import wire
 _log = logging.getLogger("shepherd.door")
 _STATE = re.compile(r"round-\d{1,9}")
 _SIGNATURES = {NVFLARE_SIG_FILE, NVFLARE_SUBMITTER_CRT_FILE}
-"""What FLARE puts into every folder of a job that is submitted, and looks at before."""
-_MOST = 80  # characters of a name that came from outside
+"""Files that FLARE adds to each folder of a submitted job, and has checked before."""
+_MAX_NAME_CHARS = 80  # characters of a name that came from outside
 
 
 class OurJob(AppValidator):  # type: ignore[misc]
-    """Takes an application whose files are those of our job, with the configuration to the letter."""
+    """FLARE validator that accepts only our own job files, with exactly our configuration."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
     def validate(self, app_folder: str) -> tuple[str, dict[str, Any]]:
-        """FLARE's question: why not, or "", and what it should know of the application."""
+        """The reason to refuse an application, or "", and no further information; called by FLARE."""
         fault = next(faults(Path(app_folder), self.kind), None)
         if fault is None:
             return "", {}
@@ -49,8 +49,8 @@ class OurJob(AppValidator):  # type: ignore[misc]
 
 
 def faults(app: Path, kind: str) -> Iterator[str]:
-    """What is in an application that is not in ours, or is otherwise there; `kind` is server or site."""
-    name, _ = job.configuration(kind, job.WAIT)
+    """Differences between an application and ours; `kind` is server or site."""
+    name, _ = job.configuration(kind, job.MESSAGE_TIMEOUT_S)
     for path in sorted(_files(app) - {f"config/{name}"}):
         if kind != "server" or not _is_brought(path):
             yield f"brings {_short(path)}"
@@ -59,15 +59,15 @@ def faults(app: Path, kind: str) -> Iterator[str]:
     except (OSError, ValueError):
         yield f"has no {name} that can be read"
         return
-    _, expected = job.configuration(kind, _patience(config))
+    _, expected = job.configuration(kind, _reply_timeout(config))
     for path in sorted(set(_classes(config)) - set(_classes(expected))):
         yield f"names {_short(path)}"
     if config != expected:
         yield f"has settings of its own in {name}"
 
 
-def tell_denials() -> None:
-    """Leave a line in the log for each right that FLARE denies in this process."""
+def log_denials() -> None:
+    """Log each right that FLARE denies in this process."""
     decide = AuthorizationService.authorize
 
     def authorize(asked: AuthzContext) -> tuple[bool, str]:
@@ -87,23 +87,23 @@ def _files(app: Path) -> set[str]:
 
 def _is_brought(path: str) -> bool:
     match path.split("/"):
-        case ["config", job.BROUGHT, job.ORDER]:
+        case ["config", job.PAYLOAD, job.ORDER]:
             return True
-        case ["config", job.BROUGHT, state, name]:
+        case ["config", job.PAYLOAD, state, name]:
             return bool(_STATE.fullmatch(state)) and name in checkpoint.FILES
     return False
 
 
-def _patience(config: Any) -> int:
-    """The one thing in which our jobs differ, where it is a number that ours can have."""
+def _reply_timeout(config: Any) -> int:
+    """The reply time-out, in which our jobs differ, if it is in our range; else the smallest."""
     found = config.get(job.ANSWER_KEY) if isinstance(config, dict) else None
-    if type(found) is int and job.WAIT <= found <= job.MOST_PATIENCE:
+    if type(found) is int and job.MESSAGE_TIMEOUT_S <= found <= job.MAX_REPLY_TIMEOUT_S:
         return int(found)
-    return job.WAIT
+    return job.MESSAGE_TIMEOUT_S
 
 
 def _classes(part: Any) -> Iterator[str]:
-    """All that a configuration would have built."""
+    """Names of all classes that a configuration would build."""
     if isinstance(part, dict):
         yield from (str(part[key]) for key in ("path", "name", "class_path") if key in part)
         part = list(part.values())
@@ -113,4 +113,4 @@ def _classes(part: Any) -> Iterator[str]:
 
 
 def _short(text: object) -> str:
-    return ascii(str(text)[:_MOST])[1:-1]
+    return ascii(str(text)[:_MAX_NAME_CHARS])[1:-1]

@@ -1,4 +1,4 @@
-"""What a kit holds: whom it is for, which server it leads to, and whether its certificate is good today."""
+"""Read and check a kit: whom it is for, which server it leads to, and whether its certificate is valid."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from shepherd.silos.flare.hardening import Kind
 ROOT = "rootCA.pem"
 _FILES: dict[Kind, str] = {"server": "fed_server.json", "site": "fed_client.json", "admin": "fed_admin.json"}
 _WHOSE: dict[Kind, str] = {"server": "the server", "site": "a site", "admin": "an administrator"}
-_MEND = "ask whoever made the federation for it again"
+_GET_NEW_KIT = "ask the person who made the federation for the kit again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Kit:
 
     folder: Path
     kind: Kind
-    name: str  # of the site or administrator; of a server, its host
+    name: str  # of the site or administrator; for a server, its host
     federation: str  # FLARE's project name, which no other federation has
     host: str  # where the server is reached
     port: int
@@ -62,7 +62,7 @@ class Kit:
 
     @property
     def home(self) -> Path:
-        """The folder of all that is Shepherd's own in the kit."""
+        """Folder of Shepherd's own files in the kit."""
         return self.folder / "shepherd"
 
 
@@ -75,8 +75,8 @@ def read(folder: str | Path, kind: Kind | None = None, *, now: datetime | None =
         now: the time at which its certificate must hold (UTC); the clock of this machine.
 
     Raises:
-        SilosError: it is no kit, one of another kind, incomplete, mixed up from two, readable by others, or
-            its certificate does not hold now.
+        SilosError: the folder is no kit or one of another kind; it is incomplete, mixed up from two kits or
+            readable by others; or its certificate is not valid at `now`.
     """
     folder = Path(folder).absolute()
     folder = folder.parent if folder.name == "startup" else folder
@@ -84,7 +84,8 @@ def read(folder: str | Path, kind: Kind | None = None, *, now: datetime | None =
         return _read(folder, kind, now or datetime.now(UTC))
     except PermissionError as error:
         raise SilosError(
-            f"the kit in {folder} cannot be read ({error.strerror}: {error.filename}); use it as the user who"
+            f"the kit in {folder} cannot be read ({error.strerror}: {error.filename}); run this as the"
+            " user who"
             " owns it"
         ) from error
 
@@ -96,7 +97,7 @@ def _read(folder: Path, kind: Kind | None, now: datetime) -> Kit:
     except PermissionError:
         raise
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise SilosError(f"the kit in {folder} is damaged ({error}); {_MEND}") from error
+        raise SilosError(f"the kit in {folder} is damaged ({error}); {_GET_NEW_KIT}") from error
     _require_private(kit)
     _require_together(kit)
     _require_in_time(kit, now)
@@ -104,13 +105,13 @@ def _read(folder: Path, kind: Kind | None, now: datetime) -> Kit:
 
 
 def common_name(certificate: Any) -> str | None:
-    """The name in a certificate as `ssl` gives it, or None."""
+    """The common name in a certificate as `ssl` returns it, or None."""
     subject = (certificate or {}).get("subject", ())
     return next((value for part in subject for key, value in part if key == "commonName"), None)
 
 
 def require_plain_path(kit: Kit) -> None:
-    """FLARE starts its job processes by a command line that it splits at spaces.
+    """Require that FLARE can start processes from the kit: it splits their command lines at spaces.
 
     Raises:
         SilosError: the path of the kit, or of this Python, would be split.
@@ -118,20 +119,22 @@ def require_plain_path(kit: Kit) -> None:
     for path in (str(kit.folder), sys.executable):
         if shlex.split(path) != [path]:
             raise SilosError(
-                f"FLARE cannot run from {path}: spaces, quotes or backslashes are in it; move it"
+                f"FLARE cannot run from {path}, which has spaces, quotes or backslashes; move it to"
+                " another path"
             )
 
 
-def _kind(folder: Path, wanted: Kind | None) -> Kind:
+def _kind(folder: Path, expected: Kind | None) -> Kind:
     kinds = [kind for kind, file in _FILES.items() if (folder / "startup" / file).is_file()]
     if not kinds:
         raise SilosError(
-            f"{folder} is no kit (startup/{_FILES[wanted or 'site']} is missing); name the folder that "
+            f"{folder} is not a kit (startup/{_FILES[expected or 'site']} is missing); name the folder that "
             "`shepherd silos create` made for you"
         )
-    if wanted and wanted != kinds[0]:
+    if expected and expected != kinds[0]:
         raise SilosError(
-            f"{folder} is a kit of {_WHOSE[kinds[0]]}, and this takes one of {_WHOSE[wanted]}; name that one"
+            f"{folder} is a kit of {_WHOSE[kinds[0]]}, and this needs a kit of {_WHOSE[expected]}; name"
+            " that one"
         )
     return kinds[0]
 
@@ -142,7 +145,7 @@ def _parsed(folder: Path, kind: Kind) -> Kit:
     certificate = _certificate(startup / ("server.crt" if kind == "server" else "client.crt"))
     federation, target, identity = _server(table, kind)
     host, _, port = target.rpartition(":")
-    if ":" in host:  # by hand, since none is made so
+    if ":" in host:  # edited by hand: `create` refuses such an address
         raise SilosError(
             f"the kit in {folder} leads to the IPv6 address {host}, which FLARE cannot use; write a name or "
             f"an IPv4 address into {startup / _FILES[kind]}"
@@ -163,7 +166,7 @@ def _parsed(folder: Path, kind: Kind) -> Kit:
 
 
 def _server(table: dict[str, Any], kind: Kind) -> tuple[str, str, str]:
-    """The federation's name, the server's HOST:PORT, and the name in its certificate."""
+    """The federation's name, the server's HOST:PORT, and the name in the server's certificate."""
     if kind == "admin":
         admin = table["admin"]
         return admin["project_name"], f"{admin['host']}:{admin['port']}", admin["server_identity"]
@@ -175,12 +178,12 @@ def _server(table: dict[str, Any], kind: Kind) -> tuple[str, str, str]:
 def _require_private(kit: Kit) -> None:
     if os.name == "posix" and stat.S_IMODE(kit.key.stat().st_mode) & 0o077:
         raise SilosError(
-            f"others on this machine can read {kit.key}; take that from them with: chmod -R go= {kit.folder}"
+            f"other users of this machine can read {kit.key}; forbid it with: chmod -R go= {kit.folder}"
         )
 
 
 def _require_together(kit: Kit) -> None:
-    """The key is the certificate's, and the authority has signed the certificate."""
+    """Require that the key fits the certificate, and that the authority has signed the certificate."""
     certificate, root = _certificate(kit.certificate), _certificate(kit.root)
     try:
         key = serialization.load_pem_private_key(kit.key.read_bytes(), password=None)
@@ -190,7 +193,8 @@ def _require_together(kit: Kit) -> None:
         same = False
     if not same:
         raise SilosError(
-            f"the key, the certificate and {ROOT} in {kit.startup} are not of one kit; {_MEND}, whole"
+            f"the key, the certificate and {ROOT} in {kit.startup} do not belong to one kit;"
+            f" {_GET_NEW_KIT}, whole"
         )
 
 
@@ -206,12 +210,12 @@ def _require_in_time(kit: Kit, now: datetime) -> None:
         raise SilosError(
             f"the certificate of the authority, {kit.root}, is valid from "
             f"{root.not_valid_before_utc:%Y-%m-%d %H:%M:%S} to {root.not_valid_after_utc:%Y-%m-%d %H:%M:%S} "
-            f"UTC, and {clock}; set the clock, or have a new federation made"
+            f"UTC, and {clock}; set the clock, or ask for a new federation"
         )
     if now > kit.not_after:
         raise SilosError(
-            f"the certificate in {kit.folder} ended on {kit.not_after:%Y-%m-%d %H:%M:%S} UTC, and {clock}; "
-            "ask whoever made the federation for a new kit, or set the clock"
+            f"the certificate in {kit.folder} expired on {kit.not_after:%Y-%m-%d %H:%M:%S} UTC, and {clock}; "
+            "ask the person who made the federation for a new kit, or set the clock"
         )
 
 

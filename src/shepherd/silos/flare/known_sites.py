@@ -1,7 +1,7 @@
-"""The sites that a server knows, there or not: those it was made with, and whoever connected since.
+"""Sites that a server knows, connected or not: those of its creation, and those that connected since.
 
-Made where the federation is, kept in the server's kit, and written by the server's own process; an order that
-names any other site is refused.
+The list is made with the federation, kept in the server's kit, and extended by the server's process. An order
+that names any other site is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _log = logging.getLogger("shepherd.door")
 
 
 def read(kit: Path) -> frozenset[str]:
-    """The names in a server's kit; none where there is no list, or a damaged one, which fills anew."""
+    """Names of the sites in a server's list; empty if the list is missing or damaged."""
     try:
         found = json.loads((kit / FILE).read_text(encoding="utf8"))
     except (OSError, ValueError):
@@ -30,7 +30,7 @@ def read(kit: Path) -> frozenset[str]:
 
 
 def add(kit: Path, names: Iterable[str]) -> None:
-    """Have a server know these sites too.
+    """Add sites to a server's list.
 
     Raises:
         FolderError: the disk is full, or the kit cannot be written.
@@ -41,18 +41,18 @@ def add(kit: Path, names: Iterable[str]) -> None:
     write_atomic(path, json.dumps(sorted({*read(kit), *names}), indent=1) + "\n").chmod(0o600)
 
 
-class Acquainted:
-    """Writes down each site that connects, once."""
+class SiteRecorder:
+    """Adds each site that connects to the server's list, once."""
 
     def __init__(self, kit: Path) -> None:
         self._kit, self._names = kit, set(read(kit))
 
-    def meet(self, name: str) -> None:
-        """A site has shown its certificate."""
+    def record(self, name: str) -> None:
+        """Add a site that has shown its certificate."""
         if name in self._names:
             return
         try:
             add(self._kit, [name])
             self._names.add(name)
-        except FolderError as error:  # it may connect all the same, and is written down the next time
+        except FolderError as error:  # it may connect all the same, and is added the next time
             _log.error("%s", error)

@@ -1,4 +1,4 @@
-"""Whether the server can be reached with a kit, and if not, why: FLARE itself would wait without a word."""
+"""Check whether the server can be reached with a kit, and if not, why; FLARE would wait silently."""
 
 from __future__ import annotations
 
@@ -13,88 +13,90 @@ from email.utils import parsedate_to_datetime
 from shepherd.errors import OutOfReach, SilosError
 from shepherd.silos.flare.kits import Kit, common_name
 
-DOUBT = 5
-"""Times in a row that a server may hang up without a word before it is taken to refuse."""
-SKEW = 60.0
-"""Seconds that two clocks may differ before somebody is told."""
+MAX_HANG_UPS = 5
+"""Number of times in a row that a server may hang up without a reason before it counts as refusing."""
+MAX_CLOCK_SKEW_S = 60.0
+"""Difference of two clocks, in seconds, from which it is reported."""
 _PROXIES = ("https_proxy", "http_proxy", "all_proxy", "grpc_proxy")
 _NOT_YET_VALID, _EXPIRED = 9, 10  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED
-_NEW = timedelta(days=1)
-"""Age of a kit in which a clock that is behind may be why a server refuses it."""
+_NEW_KIT_AGE = timedelta(days=1)
+"""Age of a kit up to which a slow clock may be why a server refuses it."""
 _QUESTION = b"GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
 
 
 class HungUp(SilosError):
-    """The server closed the connection without a word: as it does to who was removed, or as it ends."""
+    """The server closed the connection without a reason: the kit was removed, or the server is stopping."""
 
 
 @dataclass(slots=True)
-class Trials:
-    """Tries to reach a server, one after the other, that are given up where it seems to refuse."""
+class HangUpCounter:
+    """Counts attempts in a row at which the server hung up, to stop trying where it seems to refuse."""
 
     _hung_up: int = 0
 
     def failed(self, error: OutOfReach | HungUp) -> None:
-        """Count a try; raise `error` where the server has hung up more than `DOUBT` times in a row."""
+        """Count a failed attempt; raise `error` after more than `MAX_HANG_UPS` hang-ups in a row."""
         self._hung_up = self._hung_up + 1 if isinstance(error, HungUp) else 0
-        if self._hung_up > DOUBT:
+        if self._hung_up > MAX_HANG_UPS:
             raise error
 
     def succeeded(self) -> None:
-        """Begin counting anew."""
+        """Reset the count."""
         self._hung_up = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """A server that takes this kit's certificate."""
+    """A server that accepts this kit's certificate."""
 
     skew: float | None  # seconds that this machine's clock is ahead of the server's; None if it did not say
 
 
 def reach(kit: Kit, timeout: float = 5.0) -> Reached:
-    """Connect to the server of a kit, show the certificate, and have a first answer.
+    """Connect to the server of a kit with its certificate, and wait for a first answer.
 
-    In TLS 1.3 a server says no only after the client has finished: so one harmless question is asked.
+    In TLS 1.3 a server refuses a client only after the client's handshake, so one harmless request is sent.
 
     Raises:
-        OutOfReach: no such name, nobody listening, or no answer in `timeout` seconds.
-        HungUp: the server refuses this kit, or is ending.
-        SilosError: it is another federation's server, its certificate or this kit's does not hold, or
-            the server refuses this kit.
+        OutOfReach: the name is unknown, nothing listens, or there is no answer in `timeout` seconds.
+        HungUp: the server refuses this kit, or is stopping.
+        SilosError: the server is of another federation, its certificate or this kit's is not valid, or it
+            refuses this kit.
     """
     where = f"{kit.host}:{kit.port}"
     try:
         with _connected(kit, timeout) as plain, _secured(kit, plain, where) as secure:
             _require_identity(kit, secure, where)
-            return Reached(_skew(_first_answer(kit, secure, where)))
+            return Reached(_clock_skew(_first_answer(kit, secure, where)))
     except TimeoutError:
-        why = f"the server at {where} does not answer within {timeout:g} s; {_LOOK}"
+        why = f"the server at {where} does not answer within {timeout:g} s; {_CHECK_SERVER}"
     except OSError as error:
-        why = f"the connection to {where} broke ({error.strerror or error}); {_LOOK}"
+        why = f"the connection to {where} broke ({error.strerror or error}); {_CHECK_SERVER}"
     except OutOfReach as error:
         why = str(error)
-    raise OutOfReach(f"{why}{_on_the_way(kit.host)}")
+    raise OutOfReach(f"{why}{_network_hints(kit.host)}")
 
 
-def _on_the_way(host: str) -> str:
-    """What else may be between: FLARE listens at IPv4 alone, and asks no proxy."""
+def _network_hints(host: str) -> str:
+    """Hints on the network: FLARE listens on IPv4 only, and uses no proxy."""
     forms = ((name, name.upper()) for name in _PROXIES)
     found = [next(filter(os.environ.get, pair)) for pair in forms if any(map(os.environ.get, pair))]
-    proxies = f"; it is reached directly, and not by the proxy in {' or '.join(found)}" if found else ""
+    proxies = (
+        f"; the connection is direct, and not through the proxy in {' or '.join(found)}" if found else ""
+    )
     try:
         kinds = {address[0] for address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except OSError:
         return proxies
-    ipv6 = f"; the name {host} leads to IPv6 alone, and the server listens at IPv4: give it such an address"
+    ipv6 = f"; the name {host} resolves to IPv6 only, and the server listens on IPv4: give it an IPv4 address"
     return (ipv6 if kinds == {socket.AF_INET6} else "") + proxies
 
 
 def require_port(kit: Kit) -> None:
-    """FLARE would only log that the server's port is taken, among much else, and try without end.
+    """Require that the server's port is free; FLARE would only log that it is taken, and retry for ever.
 
     Raises:
-        SilosError: this machine does not let us listen there.
+        SilosError: this process cannot listen on the port.
     """
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -102,26 +104,28 @@ def require_port(kit: Kit) -> None:
             trial.bind(("", kit.port))
         except PermissionError as error:
             raise SilosError(
-                f"port {kit.port} is not for this user; make the federation with another"
+                f"this user may not listen on port {kit.port}; make the federation with another port"
             ) from error
         except OSError as error:
             raise SilosError(
-                f"port {kit.port} is taken on this machine ({error.strerror}); stop what listens there"
+                f"port {kit.port} is taken on this machine ({error.strerror}); stop the program that"
+                " listens there"
             ) from error
 
 
 def clock(reached: Reached) -> str | None:
-    """A sentence where the two clocks are apart, else None."""
-    if reached.skew is None or abs(reached.skew) <= SKEW:
+    """A sentence if this clock and the server's differ too much, else None."""
+    if reached.skew is None or abs(reached.skew) <= MAX_CLOCK_SKEW_S:
         return None
     side = "ahead of" if reached.skew > 0 else "behind"
     return (
         f"this machine's clock is {abs(reached.skew) / 60:.0f} min {side} the server's; set the wrong one, "
-        "since certificates and a site's hours go by the clock, and a site refuses what seems of another time"
+        "since certificates and a site's working hours depend on it, and a site refuses messages that"
+        " are too old"
     )
 
 
-_LOOK = "see that it is running and that no firewall is between"
+_CHECK_SERVER = "check that it is running and that no firewall blocks the connection"
 
 
 def _connected(kit: Kit, timeout: float) -> socket.socket:
@@ -130,11 +134,11 @@ def _connected(kit: Kit, timeout: float) -> socket.socket:
         return socket.create_connection((kit.host, kit.port), timeout)
     except socket.gaierror as error:
         raise OutOfReach(
-            f"the name {kit.host} is not known here ({error.strerror}); see to DNS or /etc/hosts"
+            f"the name {kit.host} cannot be resolved ({error.strerror}); check DNS or /etc/hosts"
         ) from error
     except ConnectionRefusedError as error:
         raise OutOfReach(
-            f"nobody listens at {where}; start the server with `shepherd silos server`"
+            f"nothing listens at {where}; start the server with `shepherd silos server`"
         ) from error
 
 
@@ -149,23 +153,26 @@ def _secured(kit: Kit, plain: socket.socket, where: str) -> ssl.SSLSocket:
     except ssl.SSLCertVerificationError as error:
         raise SilosError(_distrust(kit, error, where)) from error
     except ssl.SSLEOFError as error:
-        raise OutOfReach(f"the server at {where} closed the connection at once; {_LOOK}") from error
+        raise OutOfReach(f"the server at {where} closed the connection at once; {_CHECK_SERVER}") from error
     except ssl.SSLError as error:
         if "alert" in str(error).lower():
             raise SilosError(_refusal(kit, where, error)) from error
-        raise SilosError(f"what listens at {where} is no server of a federation; see to the port") from error
+        raise SilosError(
+            f"the program that listens at {where} is no server of a federation; check the port"
+        ) from error
 
 
 def _distrust(kit: Kit, error: ssl.SSLCertVerificationError, where: str) -> str:
     if error.verify_code in (_NOT_YET_VALID, _EXPIRED):
         ended = error.verify_code == _EXPIRED
-        state, way = ("has ended", "give the server a new kit") if ended else ("is not valid yet", "wait")
+        state, way = ("has expired", "give the server a new kit") if ended else ("is not valid yet", "wait")
         return (
             f"the certificate of the server at {where} {state} by this machine's clock "
             f"({datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC); set the clock, or {way}"
         )
     return (
-        f"the server at {where} is of another federation: the authority of this kit ({kit.folder}) did not "
+        f"the server at {where} belongs to another federation: the authority of this kit ({kit.folder})"
+        " did not "
         f"sign its certificate ({error.verify_message}); use the kit that was made with that server"
     )
 
@@ -174,8 +181,8 @@ def _require_identity(kit: Kit, secure: ssl.SSLSocket, where: str) -> None:
     name = common_name(secure.getpeercert())
     if name != kit.identity:
         raise SilosError(
-            f"what answers at {where} shows the certificate of {name}, and this kit expects {kit.identity}; "
-            "see to the address and to who listens there"
+            f"the server at {where} shows the certificate of {name}, and this kit expects {kit.identity}; "
+            "check the address and which program listens there"
         )
 
 
@@ -202,13 +209,13 @@ def _refusal(kit: Kit, where: str, error: OSError | None) -> str:
     )
     return (
         f"the server at {where} refuses the certificate of {kit.name} ({said}); either {kit.name} was "
-        "removed, the clocks are apart or the kit is an old one: the server's log says which"
-        f"{new if age < _NEW else ''}"
+        "removed, the clocks differ or the kit is an old one: the server's log says which"
+        f"{new if age < _NEW_KIT_AGE else ''}"
     )
 
 
 def _alert(error: OSError) -> str:
-    """What the other end said, without OpenSSL's frame.
+    """The reason that the other end gave, without OpenSSL's prefix.
 
     >>> _alert(ssl.SSLError(1, "[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2580)"))
     'alert unknown ca'
@@ -219,8 +226,8 @@ def _alert(error: OSError) -> str:
     return text[text.find("alert") :] if "alert" in text else text or "it closed the connection"
 
 
-def _skew(answer: bytes) -> float | None:
-    """Seconds by which this clock is ahead of the one in the answer's Date; None where there is none."""
+def _clock_skew(answer: bytes) -> float | None:
+    """Seconds by which this clock is ahead of the answer's Date header; None if there is none."""
     for line in answer.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.lower() == b"date":

@@ -1,14 +1,14 @@
-"""Makes a federation: an authority, and a kit for the server, each site and each administrator.
+"""Make a federation: an authority, and a kit for the server, each site and each administrator.
 
 FOLDER/
   federation.json   names and addresses; nothing secret
   server/           the kit of the server
   sites/NAME/       the kit of a site
   admins/NAME/      the kit of an administrator
-  authority/        the key that signs kits; who has it can let anyone in
+  authority/        the key that signs kits; its holder can admit anyone
 
-Certificates are made by FLARE's own `nvflare provision`. Its start scripts are left out of the kits, since
-they would run FLARE without our supervision and its safe settings.
+Certificates are made by FLARE's own `nvflare provision`. Its start scripts are removed from the kits, since
+they would run FLARE without our supervision and safe settings.
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ from shepherd.silos.flare.hardening import ROLES, Kind, harden, protect
 FEDERATION, AUTHORITY = "federation.json", "authority"
 PORT = 8002
 ROOT_DAYS = 3600
-"""Days that the authority is valid; FLARE makes the certificates in the kits valid for 360."""
-_LONGEST = 40  # characters of a name; a certificate takes 64, and a run folder is named after it as well
+"""Validity of the authority in days; FLARE makes the kits' certificates valid for 360."""
+_MAX_NAME_CHARS = (
+    40  # characters of a name; a certificate takes 64, and a run folder is named after it as well
+)
 _ORG = "shepherd"
-_DOMAIN = "shepherd.local"  # FLARE wants an administrator's name to look like an e-mail address
+_DOMAIN = "shepherd.local"  # FLARE requires an administrator's name to look like an e-mail address
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?")
-_MAIL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]*[A-Za-z0-9])?(?:@[A-Za-z0-9.-]+\.[A-Za-z]{2,})?")
+_ADMIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]*[A-Za-z0-9])?(?:@[A-Za-z0-9.-]+\.[A-Za-z]{2,})?")
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)*[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 _IMPL = "nvflare.lighter.impl."
-_TAKEN = frozenset({"server", "client", "admin", "all", "relay"})  # words that FLARE gives a meaning to
+_RESERVED = frozenset({"server", "client", "admin", "all", "relay"})  # names with a meaning in FLARE
 
 State = Literal["member", "removed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
-    """What `federation.json` says."""
+    """Content of `federation.json`."""
 
     name: str
     host: str
@@ -62,7 +64,7 @@ class Federation:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """A federation or a kit that was made: where, and what to do with it, in sentences."""
+    """A new federation or kit: its folder, and sentences on what to do with it."""
 
     folder: Path
     sentences: tuple[str, ...]
@@ -74,14 +76,14 @@ def create(
     """Make a federation in a new or empty folder.
 
     Args:
-        folder: where; all its folders and files become the owner's alone.
+        folder: where to make it; everything in it becomes accessible to its owner only.
         server: "host[:port]" by which the sites and administrators reach the server.
         sites: their names: letters, digits, - and _, at most 40.
         admins: "name[:role]", by default with the role project_admin, who may also remove sites and
             administrators; a lead may submit runs and stop its own; org_admin and member may look.
 
     Raises:
-        SilosError: the folder is taken, a name or address will not do, or FLARE is not installed.
+        SilosError: the folder is taken, a name or address is not valid, or FLARE is not installed.
     """
     folder = Path(folder)
     federation = _federation(server, sites, admins)
@@ -91,14 +93,14 @@ def create(
         write(staging, federation)
         known_sites.add(staging / "server", federation.sites)
         protect(staging)
-    return Created(folder, _handing_out(folder, federation))
+    return Created(folder, _instructions(folder, federation))
 
 
 def add_site(folder: str | Path, name: str) -> Created:
     """Make the kit of one more site, with the authority of the federation in `folder`.
 
     Raises:
-        SilosError: no federation, no authority, or the name will not do or is taken.
+        SilosError: there is no federation or no authority, or the name is not valid or taken.
     """
     folder = Path(folder)
     federation = read(folder)
@@ -116,13 +118,13 @@ def add_site(folder: str | Path, name: str) -> Created:
         shutil.rmtree(staging / "sites")
         protect(staging)
     write(folder, wider)
-    if (folder / "server").is_dir():  # elsewhere it knows the site once that has connected
+    if (folder / "server").is_dir():  # a server elsewhere adds the site once it connects
         known_sites.add(folder / "server", [name])
     return Created(folder / "sites" / name, (_site_sentence(folder, name),))
 
 
 def remove_site(folder: str | Path, name: str) -> Federation:
-    """Remember a site as removed and mark its kit; at the running server it is `session.disable` that acts.
+    """Record a site as removed and mark its kit; `session.disable` removes it from a running server.
 
     Raises:
         SilosError: there is no such federation or site.
@@ -131,7 +133,7 @@ def remove_site(folder: str | Path, name: str) -> Federation:
     federation = read(folder)
     if name not in federation.sites:
         known = ", ".join(federation.sites) or "none"
-        raise SilosError(f"{name} is no site of the federation in {folder}; its sites are {known}")
+        raise SilosError(f"{name} is not a site of the federation in {folder}; its sites are {known}")
     narrower = replace(federation, sites={**federation.sites, name: "removed"})
     write(folder, narrower)
     kit = folder / "sites" / name
@@ -141,7 +143,7 @@ def remove_site(folder: str | Path, name: str) -> Federation:
 
 
 def remove_admin(folder: str | Path, name: str) -> tuple[Federation, str]:
-    """Remember an administrator as removed and mark the kit, as `remove_site` does.
+    """Record an administrator as removed and mark the kit, as `remove_site` does.
 
     Returns:
         The federation, and the administrator's full name.
@@ -161,7 +163,7 @@ def remove_admin(folder: str | Path, name: str) -> tuple[Federation, str]:
 
 
 def full_name(federation: Federation, folder: Path, name: str) -> str:
-    """The name in the certificate of an administrator who is called by it, or by the name of the kit.
+    """Full name of an administrator, as in the certificate, from it or from the name of the kit.
 
     Raises:
         SilosError: there is no such administrator.
@@ -169,15 +171,17 @@ def full_name(federation: Federation, folder: Path, name: str) -> str:
     full = name if "@" in name else f"{name}@{_DOMAIN}"
     if full not in federation.admins:
         known = ", ".join(map(kit_name, federation.admins)) or "none"
-        raise SilosError(f"{name} is no administrator of the federation in {folder}; they are {known}")
+        raise SilosError(
+            f"{name} is not an administrator of the federation in {folder}; its administrators are {known}"
+        )
     return full
 
 
 def read(folder: str | Path) -> Federation:
-    """The federation that was made in `folder`.
+    """Read the federation that was made in `folder`.
 
     Raises:
-        SilosError: there is none, or its file is damaged.
+        SilosError: there is no federation, or its file is damaged.
     """
     path = Path(folder) / FEDERATION
     try:
@@ -191,11 +195,11 @@ def read(folder: str | Path) -> Federation:
         )
     except FileNotFoundError:
         raise SilosError(
-            f"{folder} holds no federation ({FEDERATION} is missing); name the folder that "
+            f"{folder} has no federation ({FEDERATION} is missing); name the folder that "
             "`shepherd silos create` made"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SilosError(f"{path} cannot be read ({error}); put back a copy of it") from error
+        raise SilosError(f"{path} cannot be read ({error}); restore it from a copy") from error
 
 
 def write(folder: Path, federation: Federation) -> None:
@@ -214,14 +218,14 @@ def holds_federation(folder: str | Path) -> bool:
     """Whether `create` made this folder.
 
     Raises:
-        FolderError: this user may not look into it.
+        FolderError: this user may not read the folder.
     """
     with disk_errors(Path(folder)):
         return (Path(folder) / FEDERATION).is_file()
 
 
 def kit_name(admin: str) -> str:
-    """The folder below `admins/` of an administrator's full name.
+    """Name of an administrator's folder below `admins/`, from the full name.
 
     >>> kit_name("ada@shepherd.local"), kit_name("ada@example.org")
     ('ada', 'ada@example.org')
@@ -234,9 +238,9 @@ def _federation(server: str, sites: Sequence[str], admins: Sequence[str]) -> Fed
     roles = [_role(admin) for admin in admins]
     _require_names(host, sites, [name for name, _ in roles])
     if not sites:
-        raise SilosError("a federation needs a site; name one with --site")
+        raise SilosError("a federation needs at least one site; name it with --site")
     if not any(role in ("project_admin", "lead") for _, role in roles):
-        raise SilosError("nobody could submit a run; give one administrator the role project_admin or lead")
+        raise SilosError("no administrator could submit a run; give one the role project_admin or lead")
     return Federation(
         name=f"shepherd-{secrets.token_hex(4)}",  # two federations are never taken for each other
         host=host,
@@ -253,37 +257,37 @@ def _address(server: str) -> tuple[str, int]:
     (('fl.example.org', 9000), ('10.0.0.5', 8002))
     """
     host, colon, port = server.partition(":")
-    if why := _no_host(server) or _no_host(host):
-        raise SilosError(f'"{visible.shown_line(server)}" is no address of a server: {why}')
+    if why := _host_fault(server) or _host_fault(host):
+        raise SilosError(f'"{visible.shown_line(server)}" is not a valid address of a server: {why}')
     if colon and not (port.isdecimal() and port.isascii() and 0 < int(port) < 65536):
-        raise SilosError(f'the port of "{server}" is no number from 1 to 65535; give HOST:PORT')
+        raise SilosError(f'the port of "{server}" is not a number from 1 to 65535; give HOST:PORT')
     return host, int(port) if colon else PORT
 
 
-def _no_host(words: str) -> str:
-    """Why FLARE can have no server of this name, and what to give instead; "" where it can."""
+def _host_fault(words: str) -> str:
+    """Why a server of FLARE cannot have this name, and what to use instead; "" if it can."""
     named = "give the server a name in DNS or in /etc/hosts of every machine, and use that"
     if _is_ipv6(words):
-        return f"it is an IPv6 address, and FLARE listens at IPv4 alone; {named}, or its IPv4 address"
+        return f"it is an IPv6 address, and FLARE listens on IPv4 only; {named}, or its IPv4 address"
     if "://" in words or "/" in words:
-        return "give HOST or HOST:PORT alone, without http:// and without a path"
+        return "give only HOST or HOST:PORT, without http:// and without a path"
     if words.partition(":")[0] != words:  # with a port
         return ""
     if not words.isascii():
-        return f"a certificate takes plain letters alone; give HOST as DNS writes it{_in_ascii(words)}"
+        return f"a certificate takes ASCII letters only; give HOST as DNS writes it{_in_ascii(words)}"
     if "_" in words:
-        return f"no host may have an underscore in its name; {named}, such as {words.replace('_', '-')}"
+        return f"a host name may not have an underscore; {named}, such as {words.replace('_', '-')}"
     if re.fullmatch(r"[0-9.]+", words) and not _is_ipv4(words):
         return "an IPv4 address has four numbers from 0 to 255; give HOST or HOST:PORT"
     if words in ("0.0.0.0", "255.255.255.255"):
-        return "nobody can be reached there; give HOST or HOST:PORT by which the sites reach the server"
+        return "sites cannot connect to it; give the HOST or HOST:PORT at which they reach the server"
     if words.endswith("."):
         return "give HOST without the dot at its end"
     return "" if _HOST.fullmatch(words) and len(words) <= 64 else "give HOST or HOST:PORT"
 
 
 def _is_ipv6(words: str) -> bool:
-    """Whether it is an IPv6 address, in brackets, with a port or a zone, or not."""
+    """Whether the text is an IPv6 address, with or without brackets, port or zone."""
     inside = re.fullmatch(r"\[(.*)\](?::.*)?", words)
     if inside is None and words.count(":") < 2:
         return False
@@ -312,22 +316,25 @@ def _role(admin: str) -> tuple[str, str]:
     name, _, role = admin.partition(":")
     role = role or "project_admin"
     if role not in ROLES:
-        raise SilosError(f"{role} is no role of an administrator; choose one of {', '.join(ROLES)}")
+        raise SilosError(f"{role} is not a role of an administrator; choose one of {', '.join(ROLES)}")
     return name if "@" in name else f"{name}@{_DOMAIN}", role
 
 
 def _require_names(host: str, sites: Iterable[str], admins: Iterable[str]) -> None:
     seen: set[str] = set()
-    for name, form in [*((s, _NAME) for s in sites), *((kit_name(a), _MAIL) for a in admins)]:
-        if not form.fullmatch(name) or len(name) > _LONGEST:
+    for name, form in [*((s, _NAME) for s in sites), *((kit_name(a), _ADMIN_NAME) for a in admins)]:
+        if not form.fullmatch(name) or len(name) > _MAX_NAME_CHARS:
             raise SilosError(
-                f'"{name}" will not do as a name; use letters, digits, - and _, at most {_LONGEST} of them'
+                f'"{name}" is not a valid name; use letters, digits, - and _, at most {_MAX_NAME_CHARS}'
+                " of them"
             )
-        if name.lower() in _TAKEN and form is _NAME:
-            raise SilosError(f'"{name}" has a meaning of its own in FLARE; choose another name')
-        if name.lower() == host.lower() and form is _NAME:  # the certificate would pass for the server's
-            raise SilosError(f'"{name}" is what the server is called; choose another name')
-        if (form.pattern + name.lower()) in seen:  # one file system in two takes a for A
+        if name.lower() in _RESERVED and form is _NAME:
+            raise SilosError(f'"{name}" has a special meaning in FLARE; choose another name')
+        if (
+            name.lower() == host.lower() and form is _NAME
+        ):  # its certificate could be mistaken for the server's
+            raise SilosError(f'"{name}" is the name of the server; choose another name')
+        if (form.pattern + name.lower()) in seen:  # many file systems ignore case
             raise SilosError(f'"{name}" is named twice; give each its own name')
         seen.add(form.pattern + name.lower())
 
@@ -335,7 +342,7 @@ def _require_names(host: str, sites: Iterable[str], admins: Iterable[str]) -> No
 def _require_free(folder: Path) -> None:
     if holds_federation(folder):
         raise SilosError(
-            f"{folder} holds a federation already; add to it with `shepherd silos add-site {folder} NAME`, "
+            f"{folder} already has a federation; add to it with `shepherd silos add-site {folder} NAME`, "
             "or choose a new folder"
         )
     with disk_errors(folder):
@@ -347,14 +354,14 @@ def _require_free(folder: Path) -> None:
 def _require_authority(folder: Path) -> None:
     if not (folder / AUTHORITY / "state.json").is_file():
         raise SilosError(
-            f"{folder / AUTHORITY} is not there, and only it can sign a kit; "
-            "put it back from where it is kept, then ask again"
+            f"{folder / AUTHORITY} does not exist, and only it can sign a kit; "
+            "restore it from where it is kept, then try again"
         )
 
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place at the end, or goes without a trace."""
+    """A temporary folder that is renamed to `folder` on success and removed on failure."""
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -375,7 +382,7 @@ def _provision(
     with_server: bool = False,
     authority: Path | None = None,
 ) -> None:
-    """Have FLARE make kits and bring them into our layout; the server's only when asked for."""
+    """Have FLARE make kits, and move them into our layout; the server's only if `with_server`."""
     with tempfile.TemporaryDirectory(prefix=".provision-", dir=into) as work:
         project = Path(work) / "project.yml"
         project.write_text(json.dumps(_project(federation, sites, admins), indent=2))  # JSON is YAML
@@ -386,22 +393,22 @@ def _provision(
         _run(project)
         made = state.parent.parent / "prod_00"
         if with_server:
-            _take(made / federation.host, into / "server", "server")
+            _adopt_kit(made / federation.host, into / "server", "server")
             _keep_authority(state, into / AUTHORITY)
         for site in sites:
-            _take(made / site, into / "sites" / site, "site")
+            _adopt_kit(made / site, into / "sites" / site, "site")
         for admin in admins:
-            _take(made / admin, into / "admins" / kit_name(admin), "admin")
+            _adopt_kit(made / admin, into / "admins" / kit_name(admin), "admin")
 
 
 def _keep_authority(state: Path, authority: Path) -> None:
-    """Keep the authority's own key, and no key that is in a kit."""
+    """Keep the authority's own key only, without the keys of kits."""
     authority.mkdir()
     kept = {key: value for key, value in json.loads(state.read_text()).items() if key.startswith("root_")}
     write_atomic(authority / "state.json", json.dumps(kept) + "\n")
 
 
-def _take(made: Path, kit: Path, kind: Kind) -> None:
+def _adopt_kit(made: Path, kit: Path, kind: Kind) -> None:
     for script in [*made.rglob("*.sh"), *made.rglob("*.ipynb"), *made.rglob("readme.txt")]:
         script.unlink()
     kit.parent.mkdir(exist_ok=True)
@@ -446,7 +453,7 @@ def _project(federation: Federation, sites: Iterable[str], admins: Iterable[str]
     }
 
 
-def _handing_out(folder: Path, federation: Federation) -> tuple[str, ...]:
+def _instructions(folder: Path, federation: Federation) -> tuple[str, ...]:
     address = f"{federation.host}:{federation.port}"
     server = (
         f"{folder / 'server'} goes to {federation.host}, whose port {federation.port} the sites must reach; "
@@ -462,16 +469,16 @@ def _handing_out(folder: Path, federation: Federation) -> tuple[str, ...]:
         server,
         *(_site_sentence(folder, site) for site in federation.sites),
         *people,
-        "each kit holds a private key: carry it whole, to the one it is for, by a way that nobody else can "
-        "read (scp, an encrypted archive or disk), and delete the copy that is left",
-        f"{folder / AUTHORITY} signs kits: keep it offline and let nobody have it; "
+        "each kit holds a private key: send the whole kit to its owner in a way that nobody else can read "
+        "(scp, an encrypted archive or disk), and delete your copy",
+        f"{folder / AUTHORITY} signs kits: keep it offline and give it to nobody; "
         "only add-site needs it again",
     )
 
 
 def _site_sentence(folder: Path, site: str) -> str:
     kit = folder / "sites" / site
-    return f"{kit} is for {site} alone, which starts it with: shepherd silos site {site} --config site.toml"
+    return f"{kit} is for {site} only, which starts it with: shepherd silos site {site} --config site.toml"
 
 
 _READ_ME: dict[Kind, str] = {

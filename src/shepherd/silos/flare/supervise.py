@@ -1,7 +1,8 @@
-"""Keeps processes running: restarts what dies, stops everything together, and leaves no orphan.
+"""Keep processes running: restart those that end, stop them together, and leave no orphan.
 
-Each child and all that it starts carry a mark in their environment. It finds them where a process group
-would not: FLARE gives each job process a session of its own, and a killed supervisor leaves no record.
+Each child and all its descendants carry a mark in their environment. The mark finds them where a process
+group would not: FLARE starts each job process in a session of its own, and a killed supervisor leaves no
+record.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ import psutil
 from shepherd.errors import SilosError
 from shepherd.io import lock
 
-MARK = "SHEPHERD_SUPERVISED"
-"""The environment variable by which a supervised process is known; its value is "HOME:CHILD:"."""
-SHORTEST, LONGEST, STEADY = 1.0, 30.0, 60.0
-"""Seconds: the first pause before a restart, the last, and the life after which pauses start anew."""
-HELPLESS = 2
-"""The code of a child that cannot begin until a person changes something; its last line says what."""
-POLITE = 5.0
-"""Seconds between asking a process to end and ending it."""
-_TICK = 0.1
+MARK_VARIABLE = "SHEPHERD_SUPERVISED"
+"""Environment variable that marks a supervised process; its value is "HOME:CHILD:"."""
+MIN_PAUSE_S, MAX_PAUSE_S, STEADY_S = 1.0, 30.0, 60.0
+"""First and longest pause before a restart, and the running time after which pauses start over."""
+EXIT_NEEDS_PERSON = 2
+"""Exit code of a child that cannot start until a person fixes something; its last line says what."""
+TERMINATE_WAIT_S = 5.0
+"""Time between SIGTERM and SIGKILL."""
+_TICK_S = 0.1
 _LOG, _LOCK = "supervisor.log", ".supervisor.lock"
-_MOST_LOG = 5 << 20  # bytes of a log before it is set aside, over the one that was
-_LAST_LINES = 20
-# The child asks the kernel to end it with us, then becomes what it is to run. A process of its own does so,
-# since code between fork and exec may not run in a process with threads.
+_MAX_LOG_BYTES = 5 << 20  # size at which a log is rotated; one older log is kept
+_KEPT_LINES = 20
+# The child asks the kernel to be killed with its parent, then executes the command. This is a program of its
+# own, since no code may run between fork and exec in a process with threads.
 _BOUND = """
 import ctypes, os, sys
 if sys.platform == "linux":
@@ -50,13 +51,13 @@ os.execvp(sys.argv[3], sys.argv[3:])
 
 
 @dataclass(frozen=True, slots=True)
-class Omen:
-    """Lines of a child's output that say what only a person can mend."""
+class LogAlert:
+    """Lines of a child's output that show a fault that only a person can fix."""
 
     pattern: str  # a regular expression, searched for in each line; {pid} is the child's process
-    sentence: str  # what is said then, once for each life of the child; \\1 is the pattern's first group
-    times: int = 1  # so many such lines
-    within: float = 60.0  # in so many seconds
+    sentence: str  # reported once for each start of the child; \\1 is the pattern's first group
+    times: int = 1  # number of matching lines that trigger it
+    within: float = 60.0  # seconds in which they must occur
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Child:
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)  # over that of the supervisor
-    omens: Sequence[Omen] = ()
+    alerts: Sequence[LogAlert] = ()
 
 
 def supervise(
@@ -76,20 +77,20 @@ def supervise(
     stop: threading.Event,
     before: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run the children until `stop` is set; then end them and all that they started.
+    """Run the children until `stop` is set; then end them and all their descendants.
 
     Args:
-        home: one supervisor at a time has this folder; logs are in it, bounded in size.
-        children: started at once, in this order, and stopped in the other.
-        say: takes one line for each event.
+        home: folder of this supervisor, locked against a second one; has logs of bounded size.
+        children: started at once, in this order, and stopped in reverse.
+        echo: called with one line for each event.
         stop: set by a signal's handler, or by another thread.
-        before: called once what an earlier supervisor left is gone, before any child is started.
+        before: called after leftovers of an earlier supervisor are ended, and before any child starts.
 
     Raises:
-        SilosError: another supervisor has `home`, or a child said as it began what only a person can change.
+        SilosError: another supervisor uses `home`, or a child cannot start until a person fixes something.
     """
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _held(home):
+    with _exclusive(home):
         log = _Log(home / _LOG)
 
         def event(line: str) -> None:
@@ -99,12 +100,12 @@ def supervise(
         for pid in _end_marked(_mark(home)):
             event(f"ended process {pid}, left by a supervisor that was killed")
         before()
-        kept = [_Kept(home, child, event) for child in children]
+        kept = [_SupervisedProcess(home, child, event) for child in children]
         try:
             while not stop.is_set():
                 for one in kept:
-                    one.look()
-                stop.wait(_TICK)
+                    one.poll()
+                stop.wait(_TICK_S)
         finally:
             for one in reversed(kept):
                 one.end()
@@ -113,7 +114,7 @@ def supervise(
 
 @contextlib.contextmanager
 def until_signalled() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, in place of what they did before. For the main thread."""
+    """An event that SIGTERM and SIGINT set, instead of their former handlers; for the main thread."""
     stop = threading.Event()
     former = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -124,15 +125,15 @@ def until_signalled() -> Iterator[threading.Event]:
 
 
 def bound(command: Sequence[str], sent: signal.Signals = signal.SIGKILL) -> list[str]:
-    """The command as a child of this process that is sent a signal when this process ends, however it ends.
+    """A command for a child that gets a signal when this process ends, however it ends.
 
-    On Linux; elsewhere it is the command alone.
+    On Linux only; on other systems the command gets no signal.
     """
     return [sys.executable, "-S", "-c", _BOUND, str(os.getpid()), str(int(sent)), *command]
 
 
-class _Kept:
-    """A child and its present life."""
+class _SupervisedProcess:
+    """A child and its current process."""
 
     def __init__(self, home: Path, child: Child, echo: Callable[[str], None]) -> None:
         self._child, self._say = child, echo
@@ -142,31 +143,31 @@ class _Kept:
         self._reader: threading.Thread | None = None
         self._pid, self._began, self._due, self._pause = 0, 0.0, 0.0, 0.0
         self._steady = False
-        self._last: deque[str] = deque(maxlen=_LAST_LINES)
+        self._last: deque[str] = deque(maxlen=_KEPT_LINES)
         self._said: set[str] = set()
-        self._seen: dict[Omen, deque[float]] = {}
+        self._seen: dict[LogAlert, deque[float]] = {}
 
-    def look(self) -> None:
-        """Start it if it is time, mourn it if it died."""
+    def poll(self) -> None:
+        """Start the child if it is due; record its exit if it ended."""
         if self._process is None:
             if time.monotonic() >= self._due:
                 self._start()
         elif (code := self._process.poll()) is not None:
-            self._died(code)
+            self._handle_exit(code)
 
     def end(self) -> None:
-        """End it and all that it started, politely first."""
+        """End the child and all its descendants, by SIGTERM first."""
         _end_marked(self._mark)
         if self._process is not None:
             self._process.wait()
             self._forget()
 
     def _start(self) -> None:
-        # the working folder is nobody's library: without the second, its files could be imported
+        # without the second, files of the working folder could be imported
         plain = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
         self._process = subprocess.Popen(
             bound(self._child.command),
-            env={**os.environ, **plain, **self._child.environment, MARK: self._mark},
+            env={**os.environ, **plain, **self._child.environment, MARK_VARIABLE: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -176,32 +177,34 @@ class _Kept:
         )
         self._pid, self._began = self._process.pid, time.monotonic()
         self._said.clear()
-        self._seen = {omen: deque(maxlen=omen.times) for omen in self._child.omens}
+        self._seen = {alert: deque(maxlen=alert.times) for alert in self._child.alerts}
         self._last.clear()
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
         self._say(f"{self._child.name} started (process {self._process.pid})")
 
-    def _died(self, code: int) -> None:
+    def _handle_exit(self, code: int) -> None:
         lived = time.monotonic() - self._began
-        _end_marked(self._mark, politely=False)  # its own children are of no use without it
+        _end_marked(self._mark, politely=False)  # its descendants are useless without it
         self._forget()
-        self._steady = self._steady or lived > STEADY
-        if code == HELPLESS and self._last and not self._steady:  # later, what is in its way may pass
+        self._steady = self._steady or lived > STEADY_S
+        if (
+            code == EXIT_NEEDS_PERSON and self._last and not self._steady
+        ):  # a child that ran well before may recover
             raise SilosError(self._last[-1])
-        self._pause = next_pause(self._pause, lived, SHORTEST, LONGEST)
+        self._pause = next_pause(self._pause, lived, MIN_PAUSE_S, MAX_PAUSE_S)
         self._due = time.monotonic() + self._pause
         why = self._last[-1] if code > 0 and self._last else ""
         self._say(
-            f"{self._child.name} {ending(code)} after {lived:.0f} s; starts again in {self._pause:.0f} s"
+            f"{self._child.name} {ending(code)} after {lived:.0f} s; restarts in {self._pause:.0f} s"
             + (f"; its last line: {why[:200]}" if why else "")
         )
 
     def _forget(self) -> None:
-        """Let go of a process that has ended; its output is read to the end."""
+        """Read the output of an ended process to its end, and release it."""
         if self._reader is not None:
-            self._reader.join(timeout=POLITE)
+            self._reader.join(timeout=TERMINATE_WAIT_S)
         if self._process is not None and self._process.stdout is not None and not self._reader_alive():
             self._process.stdout.close()
         self._process = self._reader = None
@@ -212,17 +215,17 @@ class _Kept:
     def _read(self, stream: IO[str]) -> None:
         with contextlib.suppress(OSError, ValueError):
             for line in stream:
-                self._heard(line.rstrip("\n"))
+                self._handle_line(line.rstrip("\n"))
 
-    def _heard(self, line: str) -> None:
+    def _handle_line(self, line: str) -> None:
         self._log.write(line)
         if line.strip():
             self._last.append(line.strip())
-        for omen, seen in self._seen.items():
-            if found := re.search(omen.pattern.replace("{pid}", str(self._pid)), line):
+        for alert, seen in self._seen.items():
+            if found := re.search(alert.pattern.replace("{pid}", str(self._pid)), line):
                 seen.append(time.monotonic())
-                if len(seen) == omen.times and seen[-1] - seen[0] <= omen.within:
-                    self._warn(found.expand(omen.sentence))
+                if len(seen) == alert.times and seen[-1] - seen[0] <= alert.within:
+                    self._warn(found.expand(alert.sentence))
 
     def _warn(self, sentence: str) -> None:
         if sentence not in self._said:
@@ -231,26 +234,26 @@ class _Kept:
 
 
 class _Log:
-    """A file of lines that never grows beyond twice its bound; a full disk costs lines, never the run."""
+    """A log file that never exceeds twice its bound; on a full disk lines are lost, but nothing fails."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
 
     def write(self, line: str) -> None:
         with self._lock, contextlib.suppress(OSError):
-            if self._path.exists() and self._path.stat().st_size > _MOST_LOG:
+            if self._path.exists() and self._path.stat().st_size > _MAX_LOG_BYTES:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
             with open(self._path, "a", encoding="utf8", opener=_owner_only) as file:
                 file.write(line + "\n")
 
 
 def next_pause(last: float, lived: float, shortest: float, longest: float) -> float:
-    """Seconds to wait before the next start: twice the last wait, and anew after a steady life."""
-    return shortest if lived > STEADY else min(longest, max(shortest, 2 * last))
+    """Seconds before the next start: twice the last pause, or `shortest` after more than `STEADY_S`."""
+    return shortest if lived > STEADY_S else min(longest, max(shortest, 2 * last))
 
 
 def ending(code: int) -> str:
-    """How a process ended, by its return code.
+    """How a process ended, in words, by its return code.
 
     >>> ending(0), ending(3), ending(-9)
     ('ended', 'ended with code 3', 'was killed by SIGKILL')
@@ -271,24 +274,26 @@ def _mark(home: Path) -> str:
 
 
 def _marked(mark: str) -> list[psutil.Process]:
-    """The processes that carry the mark, or one that begins with it; never this one."""
+    """Processes whose mark starts with `mark`, except this one."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARK, "").startswith(mark):
+            if process.pid != os.getpid() and process.environ().get(MARK_VARIABLE, "").startswith(mark):
                 found.append(process)
     return found
 
 
 def _end_marked(mark: str, *, politely: bool = True) -> list[int]:
-    """End the processes that carry the mark, asking first or not; return their ids."""
+    """End the processes with this mark, by SIGTERM first if `politely`; return their ids."""
     ended: list[int] = []
-    while processes := [one for one in _marked(mark) if one.pid not in ended]:  # one may just start another
+    while processes := [
+        one for one in _marked(mark) if one.pid not in ended
+    ]:  # one may have just started another
         if politely:
             _signal(processes, signal.SIGTERM)
-            _await_end(processes, POLITE)
-        _signal([one for one in processes if not _over(one)], signal.SIGKILL)
-        _await_end(processes, POLITE)
+            _await_end(processes, TERMINATE_WAIT_S)
+        _signal([one for one in processes if not _has_ended(one)], signal.SIGKILL)
+        _await_end(processes, TERMINATE_WAIT_S)
         ended += [process.pid for process in processes]
     return ended
 
@@ -301,12 +306,12 @@ def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None
 
 def _await_end(processes: Sequence[psutil.Process], seconds: float) -> None:
     ends = time.monotonic() + seconds
-    while not all(map(_over, processes)) and time.monotonic() < ends:
+    while not all(map(_has_ended, processes)) and time.monotonic() < ends:
         time.sleep(0.02)
 
 
-def _over(process: psutil.Process) -> bool:
-    """Whether it runs no more; an orphan in a container may be nobody's to bury, and is over all the same."""
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether a process has ended; zombies count, since in a container nothing may reap an orphan."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -314,13 +319,13 @@ def _over(process: psutil.Process) -> bool:
 
 
 @contextlib.contextmanager
-def _held(home: Path) -> Iterator[None]:
-    """Have `home` to ourselves until the end of this process at the latest."""
+def _exclusive(home: Path) -> Iterator[None]:
+    """Lock `home` against other supervisors."""
     try:
         handle = lock.acquire(home / _LOCK)
     except BlockingIOError:
         raise SilosError(
-            f"{home.parent} is running on this machine already; stop that one first, or leave it"
+            f"{home.parent} is already running on this machine; stop it first, or leave it running"
         ) from None
     try:
         yield

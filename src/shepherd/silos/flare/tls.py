@@ -1,7 +1,7 @@
-"""The TLS connections of FLARE's processes, which FLARE itself watches over too little.
+"""Stricter TLS connections for FLARE's processes.
 
-Its server lets in whoever its authority once signed and is silent about everybody else; here a refused
-connection leaves a line in the log, and those of a removed site or administrator end.
+FLARE's server accepts every certificate that its authority ever signed, and refuses others silently. Here
+each refused connection is logged, and connections of a removed site or administrator are closed.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from typing import Any
 
 from shepherd.silos.flare import kits
 from shepherd.silos.flare.kits import common_name
-from shepherd.silos.flare.known_sites import Acquainted
+from shepherd.silos.flare.known_sites import SiteRecorder
 
 REMOVED = "disabled_clients.json"
-"""Where FLARE's server keeps the names of the sites and administrators that were disabled, in its kit."""
-LOOK = 0.5
-"""Seconds after which the list of who is removed is read again."""
-SILENCE = 15.0
-"""Seconds that the other end may leave what was sent unconfirmed."""
+"""File of the server's kit in which FLARE keeps the names of disabled sites and administrators."""
+REMOVED_CHECK_S = 0.5
+"""Time after which the list of removed names is read again."""
+UNCONFIRMED_TIMEOUT_S = 15.0
+"""Longest time that sent data may stay unconfirmed before the connection is closed."""
 _log = logging.getLogger("shepherd.door")
 
 
 def watch(kit: Path) -> None:
-    """Make every TLS server of this process log its refusals, cut who was removed, and note who came."""
+    """Make all TLS servers of this process log refusals, cut removed names, and record sites that connect."""
 
     class Watched(_Watched):
         removed = Removed(kit / REMOVED)
-        acquainted = Acquainted(kit)
+        sites = SiteRecorder(kit)
         own = kits.read(kit, "server").identity
 
     ssl.SSLContext.sslobject_class = Watched
 
 
-def shorten_silence() -> None:
-    """Make every TLS connection of this process end where the other end is silent for `SILENCE`."""
+def limit_unconfirmed_time() -> None:
+    """Close TLS connections of this process whose data stay unconfirmed for `UNCONFIRMED_TIMEOUT_S`."""
     ssl.SSLContext.sslobject_class = _Bounded
 
 
-def hold_to_server() -> None:
-    """End every TLS connection that FLARE makes in this process to another than the kit's server.
+def require_server_identity() -> None:
+    """Close TLS connections of FLARE clients in this process to any other than the kit's server.
 
-    FLARE takes any certificate of the federation there, so a member could sit between a site and the server:
-    what FLARE asks of a server after that can be passed on to the real one.
+    FLARE accepts any certificate of the federation from a server, so a member could sit between a site and
+    the server and pass on what FLARE asks of it.
     """
     from nvflare.fuel.f3.drivers import net_utils
 
@@ -63,7 +63,7 @@ def hold_to_server() -> None:
     def get_ssl_context(params: dict[str, Any], ssl_server: bool) -> ssl.SSLContext | None:
         context: ssl.SSLContext | None = made(params, ssl_server)
         if context is not None and not ssl_server:
-            context.sslobject_class = _holding(kits.read(Path(params["client_cert"]).parent).identity)
+            context.sslobject_class = _server_only(kits.read(Path(params["client_cert"]).parent).identity)
         return context
 
     get_ssl_context.holds = True  # type: ignore[attr-defined]
@@ -71,23 +71,24 @@ def hold_to_server() -> None:
 
 
 class Removed:
-    """The names in FLARE's list of who is disabled; looked at again at most every half second."""
+    """Names of disabled sites and administrators, reread from FLARE's list every `REMOVED_CHECK_S`."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._names, self._next = file, frozenset[str](), 0.0
 
     def __contains__(self, name: str | None) -> bool:
         if time.monotonic() >= self._next:
-            self._next = time.monotonic() + LOOK
+            self._next = time.monotonic() + REMOVED_CHECK_S
             self._names = _names(self._file)
         return name in self._names
 
 
 class _Bounded(ssl.SSLObject):
-    """A TLS connection that does not outlive its network.
+    """A TLS connection that is closed soon after its network fails.
 
-    While a network is cut the kernel asks again and again, at last every two minutes, so long after the
-    network is back nothing moves. FLARE makes a new connection within ten seconds once the old one ends.
+    While a network is down the kernel retransmits ever more rarely, at last every two minutes, so the
+    connection stalls long after the network is back. FLARE reconnects within ten seconds once a connection
+    ends.
     """
 
     def do_handshake(self) -> None:
@@ -95,18 +96,20 @@ class _Bounded(ssl.SSLObject):
         if sys.platform == "linux" and (transport := _transport()) is not None:
             with contextlib.suppress(AttributeError, OSError):
                 connection = transport.get_extra_info("socket")
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * SILENCE))
+                connection.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * UNCONFIRMED_TIMEOUT_S)
+                )
 
 
-def _holding(identity: str) -> type[_Held]:
-    class Held(_Held):
+def _server_only(identity: str) -> type[_ServerOnly]:
+    class ServerOnly(_ServerOnly):
         server = identity
 
-    return Held
+    return ServerOnly
 
 
-class _Held(_Bounded):
-    """A TLS connection to the one whose name is in the server's certificate, and to nobody else."""
+class _ServerOnly(_Bounded):
+    """A TLS connection that accepts only the certificate of the kit's server."""
 
     server: str
 
@@ -114,30 +117,28 @@ class _Held(_Bounded):
         super().do_handshake()
         name = common_name(self.getpeercert())
         if name != self.server:
-            _log.error(
-                "what answers at %s shows the certificate of %s, not of %s", _peer(), name, self.server
-            )
+            _log.error("the server at %s shows the certificate of %s, not of %s", _peer(), name, self.server)
             raise ssl.SSLError(f"the certificate is of {name}, and {self.server} is expected")
 
 
 class _Watched(_Bounded):
-    """A TLS connection that leaves a line where FLARE's server would drop it without a word.
+    """A server's TLS connection that logs refusals and closes at once when its name is removed.
 
-    FLARE lets the running job of a disabled site go on, and asks again for each new connection's name
-    only. All traffic of a site or an administrator comes through here, so here it ends at once.
+    FLARE drops refused connections silently, lets a running job of a disabled site continue, and checks names
+    for new connections only. All traffic of a site or an administrator passes through here.
     """
 
     removed: Removed
-    acquainted: Acquainted
+    sites: SiteRecorder
     own: str
-    """The name in this server's certificate, which its job processes show."""
+    """Name in this server's certificate, which its job processes show."""
     _name: str | None = None
 
     def do_handshake(self) -> None:
         try:
             super().do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise  # not over yet
+            raise  # handshake not finished
         except ssl.SSLError as error:
             if self.server_side:
                 _log.warning("refused a TLS connection from %s: %s", _peer(), reason(error))
@@ -148,7 +149,7 @@ class _Watched(_Bounded):
                 _log.warning("refused a TLS connection from %s: %s was removed", _peer(), self._name)
                 raise ssl.SSLError(f"{self._name} was removed")
             if self._name and self._name != self.own and "@" not in self._name:  # an administrator's has one
-                self.acquainted.meet(self._name)
+                self.sites.record(self._name)
 
     def read(self, *arguments: Any) -> Any:
         if self._name in self.removed:
@@ -158,7 +159,7 @@ class _Watched(_Bounded):
 
 
 def reason(error: ssl.SSLError) -> str:
-    """Why a handshake failed, in words.
+    """The reason of a failed handshake, for a message.
 
     >>> reason(ssl.SSLError(1, "[SSL: HTTP_REQUEST] http request (_ssl.c:1006)"))
     'it does not speak TLS (http request)'
@@ -166,7 +167,7 @@ def reason(error: ssl.SSLError) -> str:
     text = getattr(error, "verify_message", "") or str(error).partition("] ")[2].partition(" (_ssl")[0]
     text = text or str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate does not hold ({text})"
+        return f"its certificate is not valid ({text})"
     if "peer did not return a certificate" in text:
         return "it showed no certificate"
     if any(word in text for word in ("http request", "wrong version number", "unexpected message")):
@@ -175,7 +176,7 @@ def reason(error: ssl.SSLError) -> str:
 
 
 def _names(file: Path) -> frozenset[str]:
-    """The names in FLARE's list; none where there is no list, and FLARE itself checks a damaged one."""
+    """Names in FLARE's list; none if it is missing or damaged (FLARE itself checks a damaged one)."""
     try:
         return frozenset(json.loads(file.read_text(encoding="utf8"))["disabled_clients"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -183,15 +184,15 @@ def _names(file: Path) -> frozenset[str]:
 
 
 def _peer() -> str:
-    """The address at the other end, for the log."""
+    """Address of the other end, for the log."""
     address = (transport := _transport()) and transport.get_extra_info("peername")
     return f"{address[0]}:{address[1]}" if address else "an unknown address"
 
 
 def _transport() -> Any:
-    """The TCP transport of the TLS connection that a caller is in, or None.
+    """TCP transport of the TLS connection in whose methods the caller runs, or None.
 
-    TLS over a memory buffer knows nothing of its socket; asyncio's protocol, which calls it, does.
+    TLS over a memory buffer does not know its socket; asyncio's protocol on the call stack does.
     """
     frame = sys._getframe(1)
     while frame is not None:

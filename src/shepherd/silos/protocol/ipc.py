@@ -46,9 +46,9 @@ def choose_address(home: Path) -> Path:
         path = home.resolve() / SOCKET_FILE
         if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
             path = _short_folder(home) / SOCKET_FILE
-        beside = home / f"{ADDRESS_FILE}.tmp"
-        beside.write_text(str(path), encoding="utf8")
-        beside.replace(home / ADDRESS_FILE)
+        temporary = home / f"{ADDRESS_FILE}.tmp"
+        temporary.write_text(str(path), encoding="utf8")
+        temporary.replace(home / ADDRESS_FILE)
     return path
 
 

@@ -120,8 +120,8 @@ class ServerRun:
                 "offset"}, the part of a checkpoint to send.
         """
         answer = self._status.snapshot(asked)
-        wanted = asked.get("state")
-        return {**answer, "state": self._checkpoint_piece(wanted) if wanted else None}
+        part = asked.get("state")
+        return {**answer, "state": self._checkpoint_piece(part) if part else None}
 
     def require_sound(self) -> None:
         """Raise FederationError unless this server accepts the job."""
@@ -226,10 +226,10 @@ class ServerRun:
         append_row(self.home, row)
         self._status.row(row)
 
-    def _checkpoint_piece(self, wanted: Mapping[str, Any]) -> Row | None:
+    def _checkpoint_piece(self, part: Mapping[str, Any]) -> Row | None:
         """One piece of a checkpoint's file in base64; None where the checkpoint is gone."""
-        place = self.home / "checkpoints" / f"round-{int(wanted['round']):05d}"
-        name, offset = str(wanted["file"]), int(wanted["offset"])
+        place = self.home / "checkpoints" / f"round-{int(part['round']):05d}"
+        name, offset = str(part["file"]), int(part["offset"])
         if name not in checkpoint.FILES:
             return None
         try:

@@ -399,12 +399,12 @@ def _write_counts(place: Path, counts: Counts) -> None:
     """Store the counts, best effort: they can be rebuilt from the log."""
     times = [[*sort, count] for sort, count in counts.times.items()]
     table = {"bytes": counts.bytes, "tail": counts.tail, "times": times}
-    beside = place.with_name(f"{place.name}.new")
+    temporary = place.with_name(f"{place.name}.new")
     with suppress(OSError):
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, FILE_MODE)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, FILE_MODE)
         with open(handle, "w", encoding="utf8") as file:
             file.write(json.dumps(table, separators=(",", ":")))  # json.dump is much slower
-        beside.replace(place)
+        temporary.replace(place)
 
 
 def month_usage(

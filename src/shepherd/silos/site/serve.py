@@ -1,4 +1,4 @@
-"""Run and supervise a site of a federation: its trainer and FLARE's client process."""
+"""Run a site of a federation: keep its trainer and FLARE's client process running."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from shepherd.errors import OutOfReach, SilosError
 from shepherd.silos.flare import kits
 from shepherd.silos.flare.hardening import harden
 from shepherd.silos.flare.kits import Kit
-from shepherd.silos.flare.probe import HungUp, Trials, clock, reach
-from shepherd.silos.flare.supervise import Child, Omen, supervise, until_signalled
+from shepherd.silos.flare.probe import HangUpCounter, HungUp, clock, reach
+from shepherd.silos.flare.supervise import Child, LogAlert, supervise, until_signalled
 from shepherd.silos.site import site_settings
 
-PROBE_INTERVAL_S = 30.0
-"""Pause between two checks of whether the server still accepts this kit."""
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 10.0
+SERVER_CHECK_S = 30.0
+"""Time between two checks that the server can be reached and still accepts this kit."""
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 10.0
 
 
 def join(folder: str | Path, site_toml: str | Path, echo: Callable[[str], None]) -> None:
-    """Run a site until SIGTERM or SIGINT, restarting its two processes if they die.
+    """Run a site until SIGTERM or SIGINT; its two processes are restarted whenever they end.
 
     Args:
         folder: the site's kit.
-        site_toml: the site.toml of the site's owner.
+        site_toml: the site's file, with what its owner permits.
         echo: called with one line for each event.
 
     Raises:
-        SilosError: there is no site kit, its certificate is invalid, the server is of another federation or
-            refuses the kit, or the kit is already running on this machine.
-        SettingsError: the site.toml is invalid.
+        SilosError: `folder` is no kit of a site, its certificate is not valid, the server is of another
+            federation or refuses the kit, or the kit is already running on this machine.
+        SettingsError: the site's file is not valid.
     """
     kit = kits.read(folder, "site")
     site_settings.read(site_toml)
@@ -53,17 +53,17 @@ def keep(kit: Kit, children: list[Child], echo: Callable[[str], None], stop: thr
 
 def _await_server(kit: Kit, echo: Callable[[str], None], stop: threading.Event) -> None:
     """Return once the server accepts the kit; raise errors that waiting cannot fix."""
-    pause, said, trials = _FIRST_PAUSE_S, "", Trials()
+    pause, said, hang_ups = _FIRST_PAUSE_S, "", HangUpCounter()
     while not stop.is_set():
         try:
             apart = clock(reach(kit))
         except (OutOfReach, HungUp) as error:
-            trials.failed(error)
+            hang_ups.failed(error)
             if str(error) != said:
                 echo(f"{error}; trying again")
             said = str(error)
             stop.wait(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            pause = min(2 * pause, _MAX_PAUSE_S)
             continue
         echo(f"{kit.name} has reached the server at {kit.host}:{kit.port}")
         if apart:
@@ -72,15 +72,15 @@ def _await_server(kit: Kit, echo: Callable[[str], None], stop: threading.Event) 
 
 
 def _watch(kit: Kit, echo: Callable[[str], None], stop: threading.Event) -> None:
-    """Say when the way to the server is lost or found again, or a clock is wrong: FLARE says nothing."""
+    """Report when the server is lost or reached again, or a clock is wrong, which FLARE does not."""
     said = ""
-    while not stop.wait(PROBE_INTERVAL_S):
+    while not stop.wait(SERVER_CHECK_S):
         try:
             now = clock(reach(kit)) or ""
         except SilosError as error:
             now = str(error)
         if now != said:
-            echo(now or f"the server at {kit.host}:{kit.port} is there, and the clocks agree")
+            echo(now or f"the server at {kit.host}:{kit.port} is reachable, and the clocks agree")
         said = now
 
 
@@ -92,14 +92,14 @@ def _trainer(kit: Kit, site_toml: Path) -> Child:
 
 def _flare(kit: Kit) -> Child:
     module = "shepherd.silos.flare.patches.site_parent"
-    return Child("flare", [sys.executable, "-m", module, "site", str(kit.folder), kit.name], omens=_OMENS)
+    return Child("flare", [sys.executable, "-m", module, "site", str(kit.folder), kit.name], alerts=_ALERTS)
 
 
-_OMENS = (
-    Omen(
+_ALERTS = (
+    LogAlert(
         r"Connection \[.* is closed PID: {pid}\b",
-        "the server has closed this site's connection four times in a minute: if nobody restarts it, another "
-        "machine runs with this kit, and one of the two must stop; the server's log says which it is",
+        "the server has closed this site's connection four times in a minute: unless it is being restarted, "
+        "another machine runs with this kit, and one of the two must stop; the server's log says which it is",
         times=4,
     ),
 )

@@ -200,8 +200,8 @@ def _read_record(place: Path) -> RunRecord:
     try:
         table = json.loads(place.read_text(encoding="utf8"))
         score = table.pop("score", None)
-        told = None if score is None else {name: Score(**each) for name, each in score.items()}
-        return RunRecord(**table, score=told)
+        scores = None if score is None else {name: Score(**each) for name, each in score.items()}
+        return RunRecord(**table, score=scores)
     except FileNotFoundError:
         return RunRecord()
     except (OSError, ValueError, TypeError, AttributeError) as error:

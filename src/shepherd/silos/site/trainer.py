@@ -209,9 +209,9 @@ class Trainer:
         if (record.scored, record.scored_id) == (request.round, request.id):
             if record.score is None:  # written by an earlier version
                 return None
-            told = released.still_releasable(record.score, self.settings.policy.min_examples)
-            self._require_allowed(request, scored=sum(each.examples for each in told.values()))
-            return _to_answer(*self._scores(request, told))
+            scores = released.still_releasable(record.score, self.settings.policy.min_examples)
+            self._require_allowed(request, scored=sum(each.examples for each in scores.values()))
+            return _to_answer(*self._scores(request, scores))
         if request.round <= max(record.scored, record.round):
             raise request_checks.RequestRefused(
                 "replay",

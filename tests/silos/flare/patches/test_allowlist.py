@@ -22,7 +22,8 @@ def listed():
 before = listed()
 from shepherd.silos.flare.patches import allowlist as commands
 commands.restrict()
-print(json.dumps([before, listed(), [sorted(map(str, commands.PARENT)), sorted(commands.JOB)]]))
+after = [sorted(map(str, commands.PARENT_TOPICS)), sorted(commands.JOB_COMMANDS)]
+print(json.dumps([before, listed(), after]))
 """
 
 
@@ -44,5 +45,5 @@ def test_job_processes_are_started_as_ours(monkeypatch: pytest.MonkeyPatch) -> N
         theirs("/usr/bin/python -u -m nvflare.private.fed.app.client.worker_process -m /kit -n job")
         == "/usr/bin/python -u -m shepherd.silos.flare.patches.site_job -m /kit -n job"
     )
-    with pytest.raises(RuntimeError, match="another way"):
+    with pytest.raises(RuntimeError, match="processes differently"):
         theirs("/usr/bin/python -u -m nvflare.elsewhere -m /kit")

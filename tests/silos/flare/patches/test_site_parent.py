@@ -18,13 +18,13 @@ from tests.silos.flare import federations
 
 from shepherd.silos.flare import job_policy, kits
 from shepherd.silos.flare.patches import site_parent
-from shepherd.silos.flare.supervise import HELPLESS
+from shepherd.silos.flare.supervise import EXIT_NEEDS_PERSON
 
 
 def test_a_site_says_who_it_is_and_beats_often(tmp_path: Path) -> None:
     arguments = site_parent._arguments("site", tmp_path, "north")
     assert arguments[:4] == ["-m", str(tmp_path), "-s", "fed_client.json"]
-    assert {"uid=north", "secure_train=true", f"heart_beat_interval={site_parent.HEARTBEAT}"} <= set(
+    assert {"uid=north", "secure_train=true", f"heart_beat_interval={site_parent.HEARTBEAT_S}"} <= set(
         arguments
     )
     assert "uid" not in " ".join(site_parent._arguments("server", tmp_path, ""))
@@ -42,7 +42,7 @@ def test_flare_waits_for_a_slow_line_before_it_sends_again(
     monkeypatch.setattr(ConfigService, "_var_values", {})  # what an earlier test's FLARE has read
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(site_parent, "SWEEP", 0.01)
+    monkeypatch.setattr(site_parent, "SWEEP_INTERVAL_S", 0.01)
     swept, tries = threading.Event(), iter([OSError(24, "Too many open files"), None])
 
     def sweep(kit: Path, running: set[str]) -> None:
@@ -54,7 +54,7 @@ def test_flare_waits_for_a_slow_line_before_it_sends_again(
     for name in ("TMPDIR", "NVFLARE_STREAMING_RETRY_WAIT", "NVFL_JOB_STORE_ROOT", "MALLOC_ARENA_MAX"):
         monkeypatch.setenv(name, "1")  # put back afterwards
     monkeypatch.setattr(site_parent.runpy, "run_module", flare)
-    monkeypatch.setattr(job_policy, "tell_denials", lambda: None)
+    monkeypatch.setattr(job_policy, "log_denials", lambda: None)
     monkeypatch.setattr(site_parent.tls, "watch", lambda kit: None)
     monkeypatch.setattr(site_parent.sys, "argv", [])
 
@@ -85,12 +85,12 @@ def test_a_port_that_was_taken_since_is_one_line(federation: Path) -> None:
     port = kits.read(kit).port
     with socket.create_server(("127.0.0.1", port)):
         code, (line,) = begun("server", kit)
-    assert code == HELPLESS
+    assert code == EXIT_NEEDS_PERSON
     assert f"port {port} is taken on this machine" in line
 
 
 @pytest.mark.parametrize(
-    ("begins", "ends", "words"), [(1 / 24 / 60, 30, "is not valid before"), (-2, -1, "ended on")]
+    ("begins", "ends", "words"), [(1 / 24 / 60, 30, "is not valid before"), (-2, -1, "expired on")]
 )
 def test_a_certificate_that_does_not_hold_since_is_one_line(
     federation: Path, tmp_path: Path, begins: float, ends: float, words: str
@@ -99,6 +99,6 @@ def test_a_certificate_that_does_not_hold_since_is_one_line(
     kit = federations.copied(federation / "sites" / "site-1", tmp_path / "kit")
     federations.reissued(kit, federation / "authority", begins=begins, ends=ends)
     code, (line,) = begun("site", kit, "site-1")
-    assert code == HELPLESS
+    assert code == EXIT_NEEDS_PERSON
     assert words in line
     assert "clock says" in line

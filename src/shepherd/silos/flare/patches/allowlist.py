@@ -1,8 +1,8 @@
-"""What FLARE's server may tell a site's processes to do: what a job needs, and nothing else.
+"""Allow FLARE's server only the commands to a site that a job needs.
 
-A site asks its `authorization.json` only where the server's message says that it should. A server in the
-wrong hands would leave that out, and read the site's files with FLARE's shell commands, or have any
-callable built by a new logging configuration. So those commands are taken out of the processes.
+A site checks its `authorization.json` only if the server's message says so. A compromised server would leave
+that out, and read the site's files with FLARE's shell commands, or have any callable built by a new logging
+configuration. So all other commands are removed from the site's processes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from nvflare.private.defs import TrainingTopic
 from nvflare.private.fed.client.admin_commands import AdminCommands
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 
-PARENT = frozenset(
+PARENT_TOPICS = frozenset(
     {
         TrainingTopic.CHECK_RESOURCE,
         TrainingTopic.CANCEL_RESOURCE,
@@ -25,7 +25,7 @@ PARENT = frozenset(
         TrainingTopic.DELETE_RUN,
     }
 )
-JOB = frozenset(
+JOB_COMMANDS = frozenset(
     {
         AdminCommandNames.CHECK_STATUS,
         AdminCommandNames.ABORT,
@@ -36,8 +36,8 @@ JOB = frozenset(
 
 
 def restrict() -> None:
-    """Take every other command out of this process; before FLARE starts in it."""
+    """Remove all other commands from this process; to be called before FLARE starts in it."""
     processors = ClientRequestProcessors.request_processors
-    processors[:] = [one for one in processors if PARENT.issuperset(one.get_topics())]
+    processors[:] = [one for one in processors if PARENT_TOPICS.issuperset(one.get_topics())]
     commands = AdminCommands.commands
-    commands[:] = [one for one in commands if one.get_command_name() in JOB]
+    commands[:] = [one for one in commands if one.get_command_name() in JOB_COMMANDS]

@@ -1,8 +1,8 @@
-"""FLARE's job process at the server, which would end itself where one update cannot be fetched or read.
+"""Keep FLARE's job process at the server alive when one update cannot be fetched or read.
 
-A line that stays broken in the middle of an upload, a site that dies there, or one that sends nonsense would
-end the job for every site. Here it is as where any other message cannot be read: a line in the log and no
-reply. The site sends its answer again, or the round ends without it.
+By default FLARE ends the job of all sites when a connection or a site fails in the middle of an upload, or a
+site sends an unreadable update. Here the update is treated as any other unreadable message: it is logged and
+not answered. The site sends its answer again, or the round ends without it.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ from nvflare.fuel.f3.cellnet import cell
 
 
 def outlive_updates() -> None:
-    """Have this process live on; in the server's job process, before anybody is asked."""
+    """Keep this process alive; to be called in the server's job process before the first request."""
     cell._is_server_job_cell = lambda my_info: False

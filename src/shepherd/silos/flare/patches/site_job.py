@@ -1,4 +1,4 @@
-"""FLARE's job process at a site, behind our `commands` and `door`: run by `Launcher`, as a module."""
+"""FLARE's job process at a site, with our `allowlist` and `tls`; run as a module by `Launcher`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ _OURS = "shepherd.silos.flare.patches.site_job"
 
 
 class Launcher(ClientProcessJobLauncher):  # type: ignore[misc]
-    """Starts a site's job processes as ours."""
+    """Starts a site's job processes as this module."""
 
     def get_command(self, job_meta, fl_ctx):  # type: ignore[no-untyped-def]
         command = str(super().get_command(job_meta, fl_ctx))
         if f"-m {_THEIRS} " not in command:
-            raise RuntimeError("FLARE starts its job processes in another way; install nvflare 2.9")
+            raise RuntimeError(
+                "this version of FLARE starts its job processes differently; install nvflare 2.9"
+            )
         return command.replace(f"-m {_THEIRS} ", f"-m {_OURS} ", 1)
 
 
@@ -27,6 +29,6 @@ if __name__ == "__main__":
 
     in_this_process()
     restrict()
-    tls.shorten_silence()
-    tls.hold_to_server()
+    tls.limit_unconfirmed_time()
+    tls.require_server_identity()
     runpy.run_module(_THEIRS, run_name="__main__", alter_sys=True)

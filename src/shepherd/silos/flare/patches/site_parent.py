@@ -2,8 +2,8 @@
 
     python -m shepherd.silos.flare.patches.site_parent KIND KIT
 
-It runs what the kit's own start script would run, after `door` has been put around the server's TLS
-connections and `commands` between the server and a site.
+It runs what the kit's own start script would run, after `tls` has restricted the TLS connections and, at a
+site, `allowlist` the server's commands.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from shepherd.errors import ShepherdError
 from shepherd.silos.flare import kits, probe, tls
 from shepherd.silos.flare.cleanup import JOBS, sweep, temporary, tidy
 from shepherd.silos.flare.hardening import Kind
-from shepherd.silos.flare.supervise import HELPLESS
+from shepherd.silos.flare.supervise import EXIT_NEEDS_PERSON
 from shepherd.visible import in_this_process, shown_line
 
-HEARTBEAT = 2.0
-"""Seconds between a site's signs of life; FLARE: 10. A restarted server knows its sites again after one."""
-WAIT = 30
-"""Seconds after which a part of a message that is not confirmed is sent again. FLARE: 5, in which a slow line
-has not carried what was sent, and fills with copies of it."""
-SWEEP = 600.0
-"""Seconds between two looks at what jobs that are over have left."""
+HEARTBEAT_S = 2.0
+"""Time between a site's heartbeats (FLARE: 10 s); a restarted server knows its sites again after one."""
+RESEND_S = 30
+"""Time after which an unconfirmed part of a message is sent again. FLARE's 5 s are too short for a slow line,
+which then fills with copies."""
+SWEEP_INTERVAL_S = 600.0
+"""Time between two clean-ups of what finished jobs left."""
 _MODULES = {
     "server": "nvflare.private.fed.app.server.server_train",
     "site": "nvflare.private.fed.app.client.client_train",
@@ -40,10 +40,9 @@ _MODULES = {
 
 
 def require_fit(kind: Kind, kit: Path) -> None:
-    """Look at each start at what was well at the first.
+    """Check the kit at every start, since the port may be taken or the clock wrong since the first one.
 
-    FLARE itself tries again without end where the port is taken, or where a certificate does not hold by a
-    clock that was set since.
+    FLARE itself would retry for ever in these cases.
 
     Raises:
         SilosError: the kit cannot be used now, or the port is taken.
@@ -54,39 +53,39 @@ def require_fit(kind: Kind, kit: Path) -> None:
 
 
 def main(kind: Kind, kit: Path, name: str) -> None:
-    """Become FLARE's parent process of the kit; ends when FLARE does."""
+    """Run FLARE's parent process of the kit in this process, until FLARE ends."""
     os.chdir(kit)
-    os.environ["NVFL_JOB_STORE_ROOT"] = str(kit / JOBS)  # its settings can name no path that travels
-    os.environ["NVFLARE_STREAMING_RETRY_WAIT"] = str(WAIT)  # its job processes have it from here
+    os.environ["NVFL_JOB_STORE_ROOT"] = str(kit / JOBS)  # its settings take no path relative to the kit
+    os.environ["NVFLARE_STREAMING_RETRY_WAIT"] = str(RESEND_S)  # inherited by its job processes
     os.environ.setdefault("MALLOC_ARENA_MAX", "4")
     tidy(kit)
     with suppress(OSError):  # a full disk
-        os.environ["TMPDIR"] = tempfile.tempdir = str(temporary(kit))  # where FLARE leaves whole jobs
+        os.environ["TMPDIR"] = tempfile.tempdir = str(temporary(kit))  # FLARE leaves whole jobs there
     threading.Thread(target=_sweep, args=(kit,), daemon=True).start()
-    from shepherd.silos.flare.job_policy import tell_denials  # FLARE itself, which takes its time
+    from shepherd.silos.flare.job_policy import log_denials  # imports FLARE, which is slow
 
-    tell_denials()
+    log_denials()
     if kind == "server":
         tls.watch(kit)
     else:
         from shepherd.silos.flare.patches.allowlist import restrict
 
         restrict()
-        tls.shorten_silence()
-        tls.hold_to_server()
+        tls.limit_unconfirmed_time()
+        tls.require_server_identity()
     sys.argv = [_MODULES[kind], *_arguments(kind, kit, name)]
     runpy.run_module(_MODULES[kind], run_name="__main__", alter_sys=True)
 
 
 def _sweep(kit: Path) -> None:
     while True:
-        time.sleep(SWEEP)
-        with suppress(OSError, psutil.Error):  # for want of open files, say: the next look may go
+        time.sleep(SWEEP_INTERVAL_S)
+        with suppress(OSError, psutil.Error):  # such as too many open files: the next one may succeed
             sweep(kit, _running())
 
 
 def _running() -> set[str]:
-    """Words of the command lines of all that this process has started; a job's id is one of them."""
+    """Words of the command lines of all descendants of this process, among them the ids of running jobs."""
     words: set[str] = set()
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -98,7 +97,7 @@ def _arguments(kind: Kind, kit: Path, name: str) -> list[str]:
     common = ["secure_train=true", "org=shepherd", "config_folder=config"]
     if kind == "server":
         return ["-m", str(kit), "-s", "fed_server.json", "--set", *common]
-    beat = f"heart_beat_interval={HEARTBEAT}"
+    beat = f"heart_beat_interval={HEARTBEAT_S}"
     return ["-m", str(kit), "-s", "fed_client.json", "--set", *common, f"uid={name}", beat]
 
 
@@ -109,5 +108,5 @@ if __name__ == "__main__":
         require_fit(which, Path(where).resolve())  # type: ignore[arg-type]
     except ShepherdError as error:
         print(shown_line(error), file=sys.stderr)
-        sys.exit(HELPLESS)
+        sys.exit(EXIT_NEEDS_PERSON)
     main(which, Path(where).resolve(), who)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Turns to segments of text: what comes before a response, and the response, in turn.
+"""Split the turns of a chat into pieces of text: prompt, response, prompt, response, and so on.
 
 Alpaca's prompts are Stanford Alpaca's (Taori et al. 2023) with the line break of alpaca-lora after
 "### Response:"; Vicuna's is FastChat's v1.1 (Zheng et al. 2023, arXiv 2306.05685).
@@ -17,7 +17,7 @@ TemplateName = Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"]
 
 
 class Tokenizer(Protocol):
-    """What is used of a `transformers` fast tokenizer."""
+    """The part of a `transformers` fast tokenizer that is used here."""
 
     eos_token_id: Any
     chat_template: Any
@@ -27,27 +27,27 @@ class Tokenizer(Protocol):
         """Token ids, and offsets where asked for, of a text or a list of texts."""
 
     def __hash__(self) -> int:
-        """One tokenizer is no other."""
+        """Hash by identity, as `transformers` does."""
 
     def __len__(self) -> int:
-        """How many tokens it knows, added ones too."""
+        """Vocabulary size, with added tokens."""
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
-        """The text of a chat."""
+        """Render a chat to text."""
 
     def get_chat_template(self) -> str:
         """The source of the chat template."""
 
     def decode(self, token_ids: Any, **options: Any) -> Any:
-        """Text from ids."""
+        """Decode ids to text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """How chats are written: a template by its name, and what a run file lays over it.
+    """A prompt template by its name, with the settings of a run file.
 
-    `options` are variables of a chat template; `date`, an ISO date, is what it prints as today's; `system` is
-    the system prompt of chats without a system turn. "" and None leave both to the template.
+    `options` are variables of a chat template; `date`, an ISO date, is printed as today's; `system` is the
+    system prompt of chats without a system turn. "" and None leave both to the template.
     """
 
     name: TemplateName
@@ -57,22 +57,22 @@ class Template:
 
     @classmethod
     def of(cls, table: DataTable) -> Template:
-        """The template that a run file's [data] asks for."""
+        """The template of a run file's [data] table."""
         return cls(table.template, table.template_options, table.date, table.system)
 
-    def opened(self, turns: Sequence[Turn]) -> Sequence[Turn]:
-        """The turns as they are rendered: with the system prompt, where they have none of their own."""
+    def with_system(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """The turns, with `system` in front where they have no system turn."""
         if self.system is None or turns[0].role == "system":
             return turns
         return [Turn(role="system", text=self.system), *turns]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """A piece that is tokenised as one string: a prompt, or a response.
+class Piece:
+    """A prompt or a response, which is tokenised as one string.
 
-    `context` is the range of a prompt's context, in characters; `end` are the ids that end a response, and
-    `trained` says whether the data have it trained.
+    `context` is the range of a prompt's context, in characters; `end` is the ids that end a response;
+    `trained` is false where the data mark a response as not to be trained.
     """
 
     text: str
@@ -83,7 +83,11 @@ class Segment:
 
 
 class Style(NamedTuple):
-    """system + gap | between, then user + text [+ context + its text] + answer, then space + response."""
+    """Texts of a fixed template, in the order in which they are joined.
+
+    A chat is: system + gap (first turn) or between (later ones); user + text [+ context + its text] + answer;
+    space + response.
+    """
 
     system: str
     system_with_context: str
@@ -117,8 +121,8 @@ STYLES: Mapping[str, Style] = {
 }
 
 
-def styled(turns: Sequence[Turn], name: TemplateName, eos: int) -> Iterator[Segment]:
-    """Prompt, response, prompt, response, ...; ends with a prompt if the last turn is the user's."""
+def styled(turns: Sequence[Turn], name: TemplateName, eos: int) -> Iterator[Piece]:
+    """Pieces of a chat under a fixed template; the last is a prompt if the last turn is the user's."""
     style = STYLES[name]
     given = turns[0].text if turns[0].role == "system" else None
     spoken = turns if given is None else turns[1:]
@@ -127,11 +131,11 @@ def styled(turns: Sequence[Turn], name: TemplateName, eos: int) -> Iterator[Segm
     lead = system + style.gap if system else ""
     for number, turn in enumerate(spoken):
         if turn.role == "assistant":
-            yield Segment(text=style.space + turn.text, end=(eos,), trained=turn.trained)
+            yield Piece(text=style.space + turn.text, end=(eos,), trained=turn.trained)
             continue
         before = (style.between if number else lead) + style.user + turn.text
         before += style.context if turn.context else ""
-        yield Segment(
+        yield Piece(
             text=before + turn.context + style.answer,
             first=number == 0,
             context=(len(before), len(before) + len(turn.context)),
@@ -139,10 +143,10 @@ def styled(turns: Sequence[Turn], name: TemplateName, eos: int) -> Iterator[Segm
 
 
 def added_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """The texts that this tokenizer reads as one token each, special or not, with their ids."""
+    """Texts that this tokenizer reads as one added token each, special or not, with their ids."""
     return {token.content: int(number) for number, token in tokenizer.added_tokens_decoder.items()}
 
 
 def special_tokens(tokenizer: Tokenizer) -> set[str]:
-    """Those of them that are marked special."""
+    """Texts of the added tokens that are marked special."""
     return {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
