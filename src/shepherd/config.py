@@ -41,7 +41,17 @@ Day = Annotated[str, BeforeValidator(_iso_date)]
 """A date such as 2026-11-28, or ""."""
 
 
-class Table(BaseModel):
+class Unchanging(BaseModel):
+    """A model whose values never change; to set one says how to make another."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise SettingsError(
+            f"{name} cannot be set, since settings do not change once they are read; make others with"
+            f' shepherd.overridden(settings, ["TABLE.{name}=VALUE"])'
+        )
+
+
+class Table(Unchanging):
     """A table of the run file: unknown keys are refused, values never change."""
 
     model_config = ConfigDict(
@@ -87,7 +97,7 @@ PartName = Annotated[str, AfterValidator(_file_name)]
 the package."""
 
 
-class OpenTable(BaseModel):
+class OpenTable(Unchanging):
     """A table in which one key finds a module; the other keys are those of the module's `Config`."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
