@@ -81,7 +81,7 @@ class Answerer:
 
     @classmethod
     def of(cls, run: Run) -> Answerer:
-        """Answer with the base of a run that is open or finished in this process, and its adapter as it is."""
+        """Answer with the base of a run in this process, open or finished, and its adapter as it is now."""
         found = cls(run.folder, run.planned, run.base)
         found._adapters[None] = run.state.adapter
         return found

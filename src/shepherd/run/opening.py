@@ -204,8 +204,8 @@ def _require_same_parts(path: Path, begun_with: Sequence[str], given: Sequence[s
     if missing := [name for name in begun_with if name not in given]:
         values = ", ".join(f"{name}=VALUE" for name in begun_with)
         raise SettingsError(
-            f"the {' and the '.join(missing)} of the run in {path} was given as a value in Python, and no file"
-            f" holds its code; give it again: shepherd.resume({str(path)!r}, {values})"
+            f"the {' and the '.join(missing)} of the run in {path} was given as a value in Python, and no"
+            f" file holds its code; give it again: shepherd.resume({str(path)!r}, {values})"
         )
     if other := [name for name in given if name not in begun_with]:
         raise SettingsError(

@@ -28,6 +28,7 @@ from shepherd.ui.access import Token
 from shepherd.ui.chat.answering import Chat, open_chat
 from shepherd.ui.chat.arms import BASE, LOCAL
 from shepherd.ui.chat.gate import Gate
+from shepherd.version import install
 from shepherd.visible import shown
 
 _log = logging.getLogger(__name__)
@@ -170,9 +171,7 @@ def _gradio() -> Any:
     try:
         return import_module("gradio")
     except ImportError as error:
-        raise ShepherdError(
-            f"the chat page needs gradio ({error}); run pip install 'shepherd-fit[chat]'"
-        ) from error
+        raise ShepherdError(f"the chat page needs gradio ({error}); run {install('chat')}") from error
 
 
 @contextmanager
