@@ -259,8 +259,8 @@ def require_free(path: str | Path) -> None:
 def _require_empty(path: Path) -> None:
     if is_run(path) and _is_held_here(path):
         raise FolderError(
-            f"{path} holds a run that this process has open; continue with that one, or call close() on it and"
-            f" either set output to a new folder or take it up again with shepherd.resume({str(path)!r})"
+            f"{path} holds a run that this process has open; continue with that one, or call close() on it"
+            f" and set output to a new folder, or take it up again by shepherd.resume({str(path)!r})"
         )
     if is_run(path):
         raise FolderError(
