@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shepherd.io.paths import short
 from shepherd.run.folder import is_over_silos, is_run
 from shepherd.run.log import read_rows
+from shepherd.settings import WORLD
 from shepherd.ui.terminal.running import Display, display
 from shepherd.ui.terminal.summary import print_summary
 
@@ -31,7 +32,8 @@ def train(open_run: OpenRun, folder: Path) -> None:
         with display() as shown, closing(open_run()) as run:
             _show_rounds(run, shown)
             finished = run.finish()
-        print_summary(folder, read_rows(folder), finished)
+        asked = {"question": "Name three animals."} if run.settings.data.source == WORLD else {}
+        print_summary(folder, read_rows(folder), finished, **asked)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stop_message(folder)) from None
 
