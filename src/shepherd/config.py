@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
+from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
@@ -146,7 +147,9 @@ def _fault_sentence(kind: type[BaseModel], place: tuple[int | str, ...], items: 
     match items[0]["type"]:
         case "extra_forbidden":
             known = ", ".join(_known_keys(kind, place)) or "none"
-            return f"unknown key {key}; known keys there are {known}"
+            likely = _meant(kind, place)
+            meant = f"; did you mean {' or '.join(likely)}?" if likely else ""
+            return f"unknown key {key}; known keys there are {known}{meant}"
         case "missing":
             return f"key {key} is missing; add it"
         case _:
@@ -167,6 +170,22 @@ def _expectation(item: Any) -> str:
     toml = {"tuple_type": "input should be a list", "model_type": "input should be a table"}
     message = item["msg"].removeprefix("Value error, ")
     return toml.get(item["type"], f"{message[:1].lower()}{message[1:]}")
+
+
+def _meant(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """Keys that an unknown one may stand for: its name in another table, else a similar one where it is."""
+    *above, key = map(str, place)
+    there = _known_keys(kind, place)
+    everywhere = [*(("", name) for name in kind.model_fields), *_nested_keys(kind)]
+    elsewhere = [f"{table}{name}" for table, name in everywhere if name == key]
+    close = get_close_matches(key, there, n=1)
+    return elsewhere if elsewhere and len(elsewhere) <= 3 else [".".join([*above, name]) for name in close]
+
+
+def _nested_keys(kind: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    for table, field in kind.model_fields.items():
+        for name in getattr(field.annotation, "model_fields", {}):
+            yield f"{table}.", name
 
 
 def _known_keys(kind: Any, loc: tuple[int | str, ...]) -> list[str]:

@@ -254,7 +254,7 @@ def _theme(gradio: Any) -> Any:
         font=fonts,
         font_mono=mono,
     )
-    chosen = {}
+    chosen: dict[str, str] = {}
     for name, (light, dark) in COLOURS.items():
         chosen |= {name: light, f"{name}_dark": dark}
     return theme.set(**chosen, color_accent=STRONG[0], block_shadow="none", block_label_text_weight="600")
