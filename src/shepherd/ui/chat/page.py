@@ -52,6 +52,7 @@ PAPER, RAISED, INK, SOFT, RULE = (
 )
 """Colours of the report, light and dark; see ui/report/templates/style.css."""
 STRONG = ("#0b5c7a", "#86c8e3")
+COLOURS_OF_REPORT = (PAPER, RAISED, INK, SOFT, RULE, STRONG)
 COLOURS = {
     "body_background_fill": PAPER,
     "body_text_color": INK,
@@ -94,7 +95,7 @@ NEUTRAL = (
 )
 
 CSS = """
-.gradio-container { max-width: 80rem !important; }
+.gradio-container { max-width: 96rem !important; }
 .head .eyebrow { margin: 0; opacity: .75; font-size: .75rem; font-weight: 600; letter-spacing: .08em;
                  text-transform: uppercase; }
 .head h1 { margin: .2rem 0 0; font-size: clamp(1.7rem, 1.2rem + 2vw, 2.5rem); font-weight: 650;
@@ -445,7 +446,7 @@ class _Page:
 
 
 def _head(chat: Chat) -> str:
-    name, base = _text(chat.settings.output), _text(short(chat.settings.model.base))
+    name, base = _text(short(chat.settings.output)), _text(short(chat.settings.model.base))
     return (
         f'<p class="eyebrow">Shepherd chat</p><h1 dir="auto">{name}</h1>'
         f"<p>Ask once, and its arms answer side by side, on base {base}.</p>"
