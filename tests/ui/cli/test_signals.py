@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import psutil
+from tests import runs
 
 from shepherd.overrides import dump
 from shepherd.run.log import read_rows
-from tests import runs
 
 
 def test_workers_leave_nothing_behind_when_their_run_is_stopped(llama_folder: Path, tmp_path: Path) -> None:

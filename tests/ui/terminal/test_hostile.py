@@ -228,7 +228,7 @@ def test_a_folder_of_a_model_and_of_data_before_a_real_terminal(tmp_path: Path) 
         require_plain(done.stdout + done.stderr)
         if words[0] == "run":
             assert "rope_parameters" in done.stderr  # transformers' own words
-            assert "1 tensor that its architecture does not have, more\\x1b[2J" in done.stdout
+            assert "1 tensor that its architecture lacks, more\\x1b[2J" in done.stdout
             assert "LOAD REPORT" not in done.stderr  # with styles of its own among the names
             assert "test\\x1b[2J" in done.stdout
     for path in sorted((tmp_path / "run").rglob("*")):

@@ -15,6 +15,7 @@ from shepherd.ui.terminal.console import PlainConsole
 from shepherd.ui.terminal.figures import Row
 
 Pair = tuple[float | None, float | None]
+ANY_QUESTION = "YOUR QUESTION"
 _NONE: Pair = (None, None)
 
 
@@ -23,7 +24,7 @@ def print_summary(
     rows: Sequence[Row],
     finished: Mapping[str, Any],
     stream: TextIO | None = None,
-    question: str = "YOUR QUESTION",
+    question: str = ANY_QUESTION,
 ) -> None:
     """Print the final table; `finished` is from `Run.finish`, `rows` is the whole log.
 
