@@ -819,7 +819,9 @@ def test_a_resumed_run_needs_its_values_again(table) -> None:
 
 @pytest.mark.parametrize("part", list(Parts().__slots__))
 def test_what_is_not_a_part_is_refused_by_name(table, part) -> None:
-    with pytest.raises(SettingsError, match=rf"^{part}= is a str and not a \w+; give a value"):
+    with pytest.raises(
+        SettingsError, match=rf"^{part}= got a str; give a value of shepherd\.core\.\w+, such"
+    ):
         open_run(table, **{part: "fedprox"})
     with pytest.raises(TypeError, match="strategy"):
         open_run(table, strategy=None)

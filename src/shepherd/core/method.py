@@ -61,8 +61,8 @@ class Parts:
             if value is not None and not isinstance(value, type_):
                 several = "; combine several with shepherd.chain(first, second)" * (type_ is Transform)
                 raise SettingsError(
-                    f"{name}= is a {type(value).__name__} and not a {type_.__name__}; give a value of"
-                    f" shepherd.core.{type_.__name__}, or name a module in the run file{several}"
+                    f"{name}= got a {type(value).__name__}; give a value of shepherd.core.{type_.__name__},"
+                    f" such as build(Config()) of a plug-in returns, or name a module in the run file{several}"
                 )
 
     @property
