@@ -62,7 +62,8 @@ class Parts:
                 several = "; combine several with shepherd.chain(first, second)" * (type_ is Transform)
                 raise SettingsError(
                     f"{name}= got a {type(value).__name__}; give a value of shepherd.core.{type_.__name__},"
-                    f" such as build(Config()) of a plug-in returns, or name a module in the run file{several}"
+                    f" such as build(Config()) of a plug-in returns, or name a module in the run file"
+                    f"{several}"
                 )
 
     @property
