@@ -9,12 +9,13 @@ import pytest
 from shepherd import overrides
 from shepherd.errors import SettingsError
 from shepherd.io import toml
+from shepherd.silos.site import site_settings
 
 RUN = '# für Ulm\n[model]\nbase = "tiny"\n[data]\nsource = {source}\nsystem = "Größe 東京"\n'
 SITE = '# für Ulm\n[data]\nsource = {source}\ncategory = "Größe 東京"\n'
 READERS = {
     "run": (RUN, lambda path: overrides.read(path).data.system),
-    "site": (SITE, lambda path: site_overrides.read(path).data.category),
+    "site": (SITE, lambda path: site_settings.read(path).data.category),
 }
 
 
@@ -75,7 +76,7 @@ def test_so_do_overrides_outputs_and_bases(tmp_path: Path) -> None:
     assert overrides.read(tmp_path / "a.toml", [r"output=C:\Users\me"]).output == r"C:\Users\me"
     (tmp_path / "b.toml").write_text('[data]\nsource = "world"\n[[bases]]\nname = "b"\nfolder = "b\\tiny"\n')
     with pytest.raises(SettingsError, match=r"key bases\.folder: .*'b\\tiny'"):
-        site_overrides.read(tmp_path / "b.toml")
+        site_settings.read(tmp_path / "b.toml")
 
 
 def test_a_path_that_is_there_may_hold_anything(tmp_path: Path) -> None:
