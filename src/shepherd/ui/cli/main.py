@@ -51,7 +51,7 @@ class _Stops:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's
 
     def _stop(self, number: int, _: object) -> None:
         self.last = signal.Signals(number)
