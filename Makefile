@@ -10,8 +10,9 @@
 # make dist       both distributions, in dist/
 #
 # PYTHON=python3.12      another interpreter (3.11 to 3.13), with an environment of its own (.venv-dev-3.12)
-# PIP_ARGS="..."         more for pip; a machine without a GPU saves gigabytes with
-#                        PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# PIP_ARGS="..."         more for pip
+# TORCH=default          PyTorch as pip itself chooses it: with CUDA, on Linux. Without this, Linux without an NVIDIA
+#                        GPU gets PyTorch's build for processors: 1.6 GB in all instead of 5.3
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -25,6 +26,9 @@ SILOS := $(VENV)/installed-silos
 DEV := $(VENV_DEV)/installed
 DOCS := .venv-docs/installed
 BIN := $(VENV_DEV)/bin
+# /dev/dxg is a GPU in WSL
+NO_GPU := $(shell [ "$$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia/version ] && [ ! -e /dev/dxg ] && echo yes)
+TORCH ?= $(if $(NO_GPU),cpu,default)
 
 # the pins hold for the build backend too, which -c alone does not reach
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -50,8 +54,13 @@ $(DEV): EXTRAS := dev
 $(DEMO) $(SILOS) $(DEV): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "Python 3.11 to 3.13 is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@echo "installing into $(@D), PyTorch's build: $(TORCH); it takes minutes and gigabytes (docs/systems.md)"
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet -c constraints.txt $(PIP_ARGS) -e '.[$(EXTRAS)]'
+	@# PyTorch alone is taken from its own index; if that cannot be reached, pip's own choice follows
+	@[ "$(TORCH)" = default ] || $(@D)/bin/pip install --no-deps --retries 1 --timeout 20 -c constraints.txt \
+	  --index-url https://download.pytorch.org/whl/$(TORCH) torch || \
+	  echo "no PyTorch from download.pytorch.org/whl/$(TORCH); pip's own choice follows, which may be larger"
+	$(@D)/bin/pip install -c constraints.txt $(PIP_ARGS) -e '.[$(EXTRAS)]'
 	@touch $@
 
 # a run never goes into a folder that exists, so each demo takes the next free name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from shepherd.version import DISTRIBUTION, version
+from shepherd.version import DISTRIBUTION, install, version
 from tests.serving import normal
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +65,60 @@ def test_the_whole_trainer_asks_for_the_code_of_its_own_version() -> None:
     assert WHOLE["dependencies"] == core("train")
     extras = CORE["optional-dependencies"].keys() - {"train", "dev"}
     assert WHOLE["optional-dependencies"] == {extra: core(extra) for extra in extras}
+
+
+class Installed:
+    """A distribution, as pip records where it came from."""
+
+    def __init__(self, origin: object) -> None:
+        self.origin = origin
+
+    def read_text(self, name: str) -> str | None:
+        return None if self.origin is None else json.dumps(self.origin)
+
+
+@pytest.mark.parametrize("activated", [True, False])
+@pytest.mark.parametrize("kind", ["checkout", "editable", "wheel", "index", "gone", "path"])
+def test_an_extra_is_installed_from_where_the_package_came_from(
+    kind: str, activated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib import metadata
+
+    place = tmp_path / "a check out"
+    place.mkdir()
+    wheel = place / "shepherd.whl"
+    wheel.touch()
+    there, missing = {"url": place.as_uri()}, {"url": (tmp_path / "gone").as_uri(), "dir_info": {}}
+    origin, expected = {
+        "checkout": ({**there, "dir_info": {}}, f"'{place}[chat]'"),
+        "editable": ({**there, "dir_info": {"editable": True}}, f"-e '{place}[chat]'"),
+        "wheel": ({"url": wheel.as_uri(), "archive_info": {}}, f"'{wheel}[chat]'"),
+        "index": (None, "'shepherd-fit-core[chat]'"),
+        "gone": (missing, "'shepherd-fit-core[chat]'"),
+        "path": (None, f"-e '{ROOT}[chat]'"),  # not installed: the source is on PYTHONPATH
+    }[kind]
+
+    def distribution(name: str) -> Installed:
+        if kind == "path":
+            raise metadata.PackageNotFoundError(name)
+        return Installed(origin)
+
+    monkeypatch.setattr(metadata, "distribution", distribution)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my env" / "bin" / "python"))
+    bin_ = tmp_path / "my env" / "bin"
+    bin_.mkdir(parents=True)
+    (bin_ / "pip").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(bin_) if activated else "/usr/bin")
+    pip = "pip" if activated else f"'{bin_ / 'python'}' -m pip"
+    assert install("chat") == f"{pip} install {expected}"
+    words = shlex.split(install("chat"))
+    assert words[words.index("install") - 1] == "pip"
+
+
+def test_no_message_names_an_extra_by_hand() -> None:
+    by_hand = re.compile(r"install ['\"]?(shepherd|\.)")
+    for file in (ROOT / "src").rglob("*.py"):
+        assert not by_hand.search(file.read_text(encoding="utf8")), file
 
 
 def test_the_workflow_tests_each_python_that_is_claimed() -> None:

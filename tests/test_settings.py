@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -88,7 +90,7 @@ def test_a_run_file_is_read_as_it_stands(path: Path) -> None:
 def test_settings_never_change(path: Path) -> None:
     settings = read(path)
     for table, key in ((settings, "seed"), (settings.adapter, "rank"), (settings.algorithm, "name")):
-        with pytest.raises(ValueError, match="frozen"):
+        with pytest.raises(SettingsError, match=f"^{key} cannot be set"):
             setattr(table, key, 1)
 
 
@@ -317,3 +319,28 @@ def test_of_a_table_at_fault_only_the_keys_at_fault_are_printed() -> None:
         parse({"model": {"base": "tiny"}, "data": {"source": "world"}, "tuning": tuning})
     with pytest.raises(SettingsError, match=r"key model.base: input should be a valid string$"):
         parse({"model": {"base": {"name": "secret"}}, "data": {"source": "world"}})
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("rounds", "federation.rounds"),
+        ("federation.round", "federation.rounds"),
+        ("tuning.rank", "adapter.rank"),
+        ("batch_size", "tuning.batch_size"),
+        ("dta", "data"),
+        ("federation.batchsize", None),
+        ("xyzzy", None),
+    ],
+)
+def test_an_unknown_key_is_guessed_where_there_is_one_like_it(key: str, meant: str | None) -> None:
+    table: dict[str, Any] = {"model": {"base": "tiny"}, "data": {"source": "world"}}
+    *above, name = key.split(".")
+    inner = table
+    for part in above:
+        inner = inner.setdefault(part, {})
+    inner[name] = 2
+    with pytest.raises(SettingsError) as caught:
+        parse(table)
+    guess = re.search(r"did you mean (.*)\?$", str(caught.value))
+    assert (guess and guess[1]) == meant

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         seed_for,
     )
     from shepherd.errors import ShepherdError
-    from shepherd.overrides import dump, parse, read
+    from shepherd.overrides import dump, overridden, parse, read
     from shepherd.run.answerer import Answerer, generate, load_run
     from shepherd.run.inspection import inspect_data
     from shepherd.run.opening import open_run, resume
@@ -59,6 +59,7 @@ __all__ = [
     "inspect_data",
     "load_run",
     "open_run",
+    "overridden",
     "parse",
     "read",
     "resume",
@@ -72,7 +73,7 @@ _HOME = {
     "run.inspection": ("inspect_data",),
     "run.opening": ("open_run", "resume"),
     "run.run": ("Run",),
-    "overrides": ("dump", "parse", "read"),
+    "overrides": ("dump", "overridden", "parse", "read"),
     "settings": ("RunSettings",),
 }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
+from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
@@ -41,7 +42,17 @@ Day = Annotated[str, BeforeValidator(_iso_date)]
 """A date such as 2026-11-28, or ""."""
 
 
-class Table(BaseModel):
+class Unchanging(BaseModel):
+    """A model whose values never change; to set one says how to make another."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise SettingsError(
+            f"{name} cannot be set, since settings do not change once they are read; make others with"
+            f' shepherd.overridden(settings, ["TABLE.{name}=VALUE"])'
+        )
+
+
+class Table(Unchanging):
     """A table of the run file: unknown keys are refused, values never change."""
 
     model_config = ConfigDict(
@@ -87,7 +98,7 @@ PartName = Annotated[str, AfterValidator(_file_name)]
 the package."""
 
 
-class OpenTable(BaseModel):
+class OpenTable(Unchanging):
     """A table in which one key finds a module; the other keys are those of the module's `Config`."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
@@ -136,7 +147,9 @@ def _fault_sentence(kind: type[BaseModel], place: tuple[int | str, ...], items: 
     match items[0]["type"]:
         case "extra_forbidden":
             known = ", ".join(_known_keys(kind, place)) or "none"
-            return f"unknown key {key}; known keys there are {known}"
+            likely = _meant(kind, place)
+            meant = f"; did you mean {' or '.join(likely)}?" if likely else ""
+            return f"unknown key {key}; known keys there are {known}{meant}"
         case "missing":
             return f"key {key} is missing; add it"
         case _:
@@ -157,6 +170,22 @@ def _expectation(item: Any) -> str:
     toml = {"tuple_type": "input should be a list", "model_type": "input should be a table"}
     message = item["msg"].removeprefix("Value error, ")
     return toml.get(item["type"], f"{message[:1].lower()}{message[1:]}")
+
+
+def _meant(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """Keys that an unknown one may stand for: its name in another table, else a similar one where it is."""
+    *above, key = map(str, place)
+    there = _known_keys(kind, place)
+    everywhere = [*(("", name) for name in kind.model_fields), *_nested_keys(kind)]
+    elsewhere = [f"{table}{name}" for table, name in everywhere if name == key]
+    close = get_close_matches(key, there, n=1)
+    return elsewhere if elsewhere and len(elsewhere) <= 3 else [".".join([*above, name]) for name in close]
+
+
+def _nested_keys(kind: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    for table, field in kind.model_fields.items():
+        for name in getattr(field.annotation, "model_fields", {}):
+            yield f"{table}.", name
 
 
 def _known_keys(kind: Any, loc: tuple[int | str, ...]) -> list[str]:

@@ -20,7 +20,18 @@ from pydantic import BaseModel
 
 from shepherd import aggregations, algorithms, checkers, selections, server_optimisers, transforms
 from shepherd.config import PartTable, validated
-from shepherd.core import Aggregation, Algorithm, Method, Selection, ServerOptimiser, Transform, chain
+from shepherd.core import (
+    IN_PYTHON,
+    NAMED,
+    Aggregation,
+    Algorithm,
+    Method,
+    Parts,
+    Selection,
+    ServerOptimiser,
+    Transform,
+    chain,
+)
 from shepherd.core.checker import Checker
 from shepherd.errors import PluginError, SettingsError
 from shepherd.settings import RunSettings, SplitTable
@@ -54,8 +65,11 @@ KINDS = (ALGORITHM, AGGREGATION, SERVER, SELECTION, TRANSFORM, CHECKER)
 """The kinds that need no torch; a server that only aggregates needs no others."""
 
 
-def method(settings: RunSettings, allowed: Collection[str] = ()) -> Method:
+def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = NAMED) -> Method:
     """The method that a run file describes; `allowed` as for `built`.
+
+    Args:
+        parts: values that stand in for parts that the run file names.
 
     Raises:
         PluginError: a module outside the package is not allowed and was not imported, or cannot be imported.
@@ -63,16 +77,16 @@ def method(settings: RunSettings, allowed: Collection[str] = ()) -> Method:
             incompatible.
     """
     return Method(
-        algorithm=algorithm(settings.algorithm, allowed),
-        aggregation=aggregation(settings.aggregation, allowed),
-        server=server_optimiser(settings.server, allowed),
-        transform=transform(settings.transforms, allowed),
+        algorithm=parts.algorithm or algorithm(settings.algorithm, allowed),
+        aggregation=parts.aggregation or aggregation(settings.aggregation, allowed),
+        server=parts.server or server_optimiser(settings.server, allowed),
+        transform=parts.transform or transform(settings.transforms, allowed),
     )
 
 
-def selection(settings: RunSettings, allowed: Collection[str] = ()) -> Selection:
-    """The selection that `[selection]` names, if it fits `federation.weights`; errors as for `method`."""
-    made: Selection = built(SELECTION, settings.selection, allowed)
+def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = NAMED) -> Selection:
+    """The selection that `[selection]` names, if it fits `federation.weights`; as for `method`."""
+    made: Selection = parts.selection or built(SELECTION, settings.selection, allowed)
     weights = settings.federation.weights
     if made.by_size and weights != "equal":
         raise SettingsError(
@@ -103,8 +117,30 @@ def completed(settings: RunSettings, allowed: Collection[str] = ()) -> RunSettin
     return settings.model_copy(update=tables)
 
 
+def with_given(settings: RunSettings, parts: Parts) -> RunSettings:
+    """The settings with `IN_PYTHON` as the name of each part that is given as a value."""
+    tables: dict[str, Any] = {
+        name: type(getattr(settings, name))(name=IN_PYTHON) for name in parts.given if name != "transform"
+    }
+    if parts.transform:
+        tables["transforms"] = (PartTable(name=IN_PYTHON),)
+    return settings.model_copy(update=tables)
+
+
+def given(settings: RunSettings) -> list[str]:
+    """Names of the parts of a run that were given as values; see `core.Parts`."""
+    named = {
+        each: getattr(settings, each).name for each in ("algorithm", "aggregation", "server", "selection")
+    }
+    if any(table.name == IN_PYTHON for table in settings.transforms):
+        named["transform"] = IN_PYTHON
+    return [part for part, name in named.items() if name == IN_PYTHON]
+
+
 def completed_table(kind: Kind, table: PartTable | SplitTable, allowed: Collection[str]) -> Any:
     """A part's table with its defaults filled in; errors as for `built`."""
+    if table.name == IN_PYTHON:
+        return table
     _, config = _load_config(kind, table, allowed)
     return table.model_copy(update=config.model_dump(mode="json", exclude_none=True))
 
@@ -198,6 +234,12 @@ def _plugins_with_key(kind: Kind, module: ModuleType, keys: Collection[str]) -> 
 def module_of(kind: Kind, name: str, allowed: Collection[str] = ()) -> ModuleType:
     """The module of this name; arguments and errors as for `built`."""
     inside = names(kind.folder)
+    if name == IN_PYTHON:
+        raise SettingsError(
+            f"the {kind.name} of this run was given as a value in Python, and no file holds its code; give it"
+            f" again in Python, as open_run(..., {kind.name.split()[0]}=VALUE) or"
+            f" resume(..., {kind.name.split()[0]}=VALUE), or name a module in {kind.chosen_by}"
+        )
     if name not in inside and "." not in name:
         close = get_close_matches(name, inside, n=1)
         meant = f"; did you mean {close[0]!r}?" if close else ""

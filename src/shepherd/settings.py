@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -42,6 +42,8 @@ from shepherd.config import (
 from shepherd.errors import SettingsError
 from shepherd.io import paths
 
+MAX_SHOWN_CHARS = 60
+"""Longest value in the `repr` of settings."""
 TINY, WORLD, MEMORY = "tiny", "world", "memory"
 """Names of the embedded base, of the embedded data, and of rows that a Python program gives."""
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -450,10 +452,25 @@ class RunSettings(Table):
         where = (info.context or {}).get("where", "the run settings")
         return legacy.modern(table, where) if isinstance(table, Mapping) else table
 
+    def __repr__(self) -> str:
+        """The keys whose values are not the defaults, as overrides."""
+        return f"RunSettings({', '.join(_dotted(self.model_dump(exclude_defaults=True)))})"
+
+    __str__ = __repr__
+
     @property
     def data_seed(self) -> int:
         """Seed of the held-out examples and of the split."""
         return self.seed if self.data.seed is None else self.data.seed
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            text = repr(value)
+            yield f"{prefix}{key}={text if len(text) <= MAX_SHOWN_CHARS else f'{text[:MAX_SHOWN_CHARS]}…'}"
 
 
 def published(settings: RunSettings) -> RunSettings:

@@ -45,6 +45,13 @@ def folder(llama_folder, tmp_path_factory) -> Path:
     return place / "run"
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """A home of the test's own, in which what nobody asked a place for is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
 @pytest.fixture
 def copied(folder, tmp_path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "run"))
@@ -138,7 +145,7 @@ def asked(path: Path, count: int) -> Path:
     return path
 
 
-def test_two_answers_files_on_the_command_line(serve, tmp_path) -> None:
+def test_two_answers_files_on_the_command_line(serve, tmp_path, home) -> None:
     server = serve(longer)
     one, two = (
         answers(tmp_path / "one.jsonl", "a", "b", "long"),
@@ -151,6 +158,14 @@ def test_two_answers_files_on_the_command_line(serve, tmp_path) -> None:
     assert server.calls == 6
     assert shepherd(*words, server.url).exit_code == 0
     assert server.calls == 6
+    # nothing appears next to the files
+    assert {each.name for each in tmp_path.iterdir()} == {"one.jsonl", "two.jsonl", "q.jsonl", home.name}
+    kept = home / "shepherd" / "verdicts"
+    assert f"verdicts are kept in {kept}" in " ".join(result.output.split())
+    assert (kept / "verdicts.jsonl").is_file()
+    assert shepherd(*words, server.url, "--verdicts", tmp_path / "here").exit_code == 0
+    assert server.calls == 12
+    assert (tmp_path / "here" / "verdicts.jsonl").is_file()
 
 
 def test_two_adapters_are_judged_from_one_base(copied, serve, tmp_path) -> None:

@@ -417,7 +417,7 @@ def test_where_openai_is_not_installed_the_mend_is_named(tmp_path: Path, monkeyp
     monkeypatch.delitem(sys.modules, "shepherd.judge.client", raising=False)
     monkeypatch.delattr("shepherd.judge.client", raising=False)
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(JudgeError, match=r"needs the package openai; .*pip install 'shepherd-fit\[judge\]'"):
+    with pytest.raises(JudgeError, match=r"needs the package openai; .*pip install .*\[judge\]"):
         judging.judge(MINE, BASE, asked(6), table("http://127.0.0.1:1/v1"), tmp_path, silent)
 
 

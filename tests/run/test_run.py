@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+import shepherd
+from shepherd import plugins
+from shepherd.config import PartTable
 from shepherd.consent import Consent
-from shepherd.core import Adapter
+from shepherd.core import (
+    IN_PYTHON,
+    Adapter,
+    Algorithm,
+    ClientInfo,
+    Draws,
+    Parts,
+    Payload,
+    Selection,
+    Transform,
+    Update,
+)
 from shepherd.data import pipeline
 from shepherd.data.examples import Turn
 from shepherd.data.template import Template, prompt
@@ -50,7 +64,7 @@ from shepherd.model import base as bases_
 from shepherd.model import files, lora, pass_plan
 from shepherd.model.base import Base
 from shepherd.model.coverage import coverage
-from shepherd.overrides import dump, read
+from shepherd.overrides import dump, parse, read
 from shepherd.run import answerer, checkpoint, folder
 from shepherd.run import log as run_log
 from shepherd.run import run as run_module
@@ -718,10 +732,124 @@ def test_no_text_of_an_example_is_in_a_repr(table) -> None:
         held = len(run.prepared.heldout)
         assert repr(run.prepared) == f"<Prepared: 4 clients, {kept} examples, {held} held out>"
     inspection = inspect_data(table)
-    for part in (run, run.prepared, run.prepared.heldout, run.simulation, inspection, inspection.division):
-        assert len(repr(part)) < 200
-        assert " w" not in repr(part)  # the examples' words are w4, w5, ...
+    parts = (run, run.prepared, run.prepared.heldout, run.simulation, inspection, inspection.division)
+    for part in (*parts, run.base, run.state, run.plan, answerer.Answerer.of(run), run.holder):
+        assert len(repr(part)) < 300
+        assert not re.search(r"\bw\d", repr(part))  # the examples' words are w4, w5, ...
     assert repr(run).endswith("closed>")
+
+
+def test_settings_show_what_is_not_the_default_and_say_how_to_make_others(table) -> None:
+    assert "federation.rounds=3, " in repr(table)
+    assert "seed" not in repr(table)
+    assert str(table) == repr(table)
+    long = shepherd.overridden(table, [f"data.system={'s' * 500}"])
+    assert len(repr(long)) < len(repr(table)) + 100
+    for set_, key in ((table, "seed"), (table.federation, "rounds"), (table.algorithm, "mu")):
+        with pytest.raises(SettingsError, match=rf'shepherd\.overridden\(settings, \["TABLE\.{key}=VALUE'):
+            setattr(set_, key, 3)
+    assert shepherd.overridden(table, ["federation.rounds=4"]).federation.rounds == 4
+    assert table.federation.rounds == 3
+
+
+def test_a_cell_that_is_run_twice_is_told_which_process_holds_the_run(table) -> None:
+    with open_run(table), pytest.raises(FolderError, match=r"this process has open; .* close\(\)"):
+        open_run(table)
+    with pytest.raises(FolderError, match="holds another run"):
+        open_run(table)
+
+
+def doubled(update: Update, public: object, draws: Draws) -> Update:
+    return replace(update, delta=Payload({name: 2 * change for name, change in update.delta.items()}))
+
+
+def every_client(clients: Sequence[ClientInfo], round: int, seed: int) -> tuple[str, ...]:
+    return tuple(each.name for each in clients)
+
+
+def test_parts_may_be_values(table, whole, tmp_path) -> None:
+    """A value in the place of each part changes the run as the same part by its name does."""
+    given = {
+        "algorithm": plugins.algorithm(PartTable(name="fedprox", mu=0.5)),
+        "transform": plugins.transform([PartTable(name="clip", norm=0.1)]),
+        "selection": Selection(draw=every_client),
+        "server": plugins.server_optimiser(PartTable(name="sgd", learning_rate=0.5)),
+    }
+    named = {
+        "algorithm": {"name": "fedprox", "mu": 0.5},
+        "transforms": [{"name": "clip", "norm": 0.1}],
+        "selection": {"name": "all"},
+        "server": {"name": "sgd", "learning_rate": 0.5},
+    }
+    path = finish(open_run(table, **given))
+    assert weights(path) != weights(whole[0])
+    other = {**table.model_dump(exclude_none=True), **named, "output": str(tmp_path / "named")}
+    assert weights(path) == weights(finish(open_run(parse(other))))
+    kept = folder.read_settings(path)
+    assert {kept.algorithm.name, kept.selection.name, kept.transforms[0].name} == {IN_PYTHON}
+    assert kept.aggregation.name == "mean"
+    assert f"instruction-tuned by {IN_PYTHON}" in (path / "adapter" / "README.md").read_text()
+
+
+def test_a_resumed_run_needs_its_values_again(table) -> None:
+    given = {"transform": Transform(on_client=doubled)}
+    run = open_run(table, **given)
+    rounds = [row for _, row in run.rounds()]
+    run.finish()
+    path = run.folder
+    other = table.model_copy(update={"output": f"{table.output}-2"})
+    run = open_run(other, **given)
+    next(run.rounds())
+    run.close()
+    with pytest.raises(
+        SettingsError, match=r"transform of the run .* shepherd\.resume\(.*, transform=VALUE\)"
+    ):
+        resume(run.folder)
+    with pytest.raises(
+        SettingsError, match=r"began with the algorithm that its run file names; .*algorithm="
+    ):
+        resume(run.folder, algorithm=Algorithm(), **given)
+    again = resume(run.folder, **given)
+    assert runs.without_times([row for _, row in again.rounds()][-1]) == runs.without_times(rounds[-1])
+    again.finish()
+    assert weights(run.folder) == weights(path)
+    with pytest.raises(SettingsError, match=r"transform of this run was given as a value in Python"):
+        plugins.require(folder.read_settings(path))
+
+
+@pytest.mark.parametrize("part", list(Parts().__slots__))
+def test_what_is_not_a_part_is_refused_by_name(table, part) -> None:
+    with pytest.raises(
+        SettingsError, match=rf"^{part}= got a str; give a value of shepherd\.core\.\w+, such"
+    ):
+        open_run(table, **{part: "fedprox"})
+    with pytest.raises(TypeError, match="strategy"):
+        open_run(table, strategy=None)
+    assert not Path(table.output).exists()
+
+
+def test_a_value_is_used_in_worker_processes_too(table) -> None:
+    pair = shepherd.overridden(table, ["machine.workers=2", "machine.threads=2", "machine.stack_size=1"])
+    alone = shepherd.overridden(table, ["machine.stack_size=1", f"output={table.output}-alone"])
+    given = {"algorithm": Algorithm(correct=lambda name, grad, *_: 0.5 * grad, observe=None)}
+    assert weights(finish(open_run(pair, **given))) == weights(finish(open_run(alone, **given)))
+
+
+def test_an_open_run_is_asked_without_loading_its_base_again(table, whole, monkeypatch) -> None:
+    run = open_run(table)
+    prompt = "w5 w6"
+    monkeypatch.setattr(answerer, "load_base", lambda *_: pytest.fail("it is loaded already"))
+    untuned = shepherd.generate(run, prompt, base=True)
+    assert shepherd.generate(run, prompt) == untuned  # B is zero
+    for _ in run.rounds():
+        assert shepherd.generate(run, [prompt, {"instruction": "w7"}])[1]
+    run.finish()
+    assert weights(run.folder) == weights(whole[0])  # to ask changes no bit
+    last = shepherd.generate(run, prompt)
+    assert last == shepherd.generate(run, prompt, round=3)
+    monkeypatch.undo()
+    loaded = shepherd.load_run(run.folder)
+    assert shepherd.generate(loaded, prompt) == shepherd.generate(str(run.folder), prompt) == last
 
 
 def test_a_run_is_closed_at_the_end_of_its_with(table) -> None:

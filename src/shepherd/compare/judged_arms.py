@@ -23,7 +23,7 @@ from shepherd.core import Adapter
 from shepherd.data import pipeline
 from shepherd.data.examples import Turn
 from shepherd.errors import AdapterError, DataError, FolderError, SettingsError
-from shepherd.io import private
+from shepherd.io import paths, private
 from shepherd.judge import answers as answers_files
 from shepherd.judge import judging, questions
 from shepherd.judge.agreed import require_agreed
@@ -159,6 +159,7 @@ def judge_two(
     echo: Echo,
     max_calls: int | None = None,
     consent: Consent = NOTHING,
+    verdicts: Path | None = None,
 ) -> Row:
     """Have the judge compare two answers files, adapters or runs; returns a judge's row of comparison.json.
 
@@ -167,6 +168,8 @@ def judge_two(
         given: keys of the judge's table that take precedence over `overrides`.
         consent: the judge's address and key variable, if they are not the defaults; and whether code that
             comes with a base may run.
+        verdicts: folder to keep the verdicts in; by default inside the first run, and for files outside any
+            run this user's cache, so that nothing appears next to them.
 
     Raises:
         JudgeError: a file names an address or a variable without consent; nothing was sent.
@@ -192,7 +195,8 @@ def judge_two(
             "neither of the two belongs to a run, so no question is held out; give --questions FILE"
         )
     names = answers_files.names(first, second)
-    kept = compare_folder(runs[0]) / VERDICTS if runs else first.resolve().parent / VERDICTS
+    kept = verdicts or (compare_folder(runs[0]) if runs else paths.cache()) / VERDICTS
+    echo(f"verdicts are kept in {kept}; the same question to the same judge is not paid for twice")
     pair = _both_answers((first, second), names, settings, asked, echo, consent)
     return judging.judge(*pair, asked, table, kept, echo, max_calls).row()
 

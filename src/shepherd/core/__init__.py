@@ -13,7 +13,7 @@ from shepherd.core.messages import (
     ServerState,
     Update,
 )
-from shepherd.core.method import Method
+from shepherd.core.method import IN_PYTHON, NAMED, Method, Parts
 from shepherd.core.payload import (
     Layout,
     Payload,
@@ -28,6 +28,8 @@ from shepherd.core.server_optimiser import ServerOptimiser, moved
 from shepherd.core.transform import Mechanism, Transform, chain
 
 __all__ = [
+    "IN_PYTHON",
+    "NAMED",
     "Adapter",
     "Aggregation",
     "Algorithm",
@@ -48,6 +50,7 @@ __all__ = [
     "Mechanism",
     "Method",
     "Observer",
+    "Parts",
     "Payload",
     "Scoped",
     "Seeded",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from shepherd.core.aggregation import Aggregation
 from shepherd.core.algorithm import Algorithm
+from shepherd.core.selection import Selection
 from shepherd.core.server_optimiser import ServerOptimiser
 from shepherd.core.transform import Transform
 from shepherd.errors import SettingsError
+
+IN_PYTHON = "given_in_python"
+"""Name, in a run file, of a part that was given as a value in Python."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,3 +39,46 @@ class Method:
                 "this server optimiser requires a mean, and this aggregation is not a mean; set"
                 ' [aggregation] name = "mean", or [server] name = "sgd"'
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Parts of a run given as values, each in place of the one that the run file names.
+
+    Raises:
+        SettingsError: a value is of another type.
+    """
+
+    algorithm: Algorithm | None = None
+    aggregation: Aggregation | None = None
+    server: ServerOptimiser | None = None
+    transform: Transform | None = None
+    selection: Selection | None = None
+
+    def __post_init__(self) -> None:
+        for name, type_ in PART_TYPES.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, type_):
+                several = "; combine several with shepherd.chain(first, second)" * (type_ is Transform)
+                raise SettingsError(
+                    f"{name}= got a {type(value).__name__}; give a value of shepherd.core.{type_.__name__},"
+                    f" such as build(Config()) of a plug-in returns, or name a module in the run file"
+                    f"{several}"
+                )
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the parts that are given."""
+        return [each.name for each in fields(self) if getattr(self, each.name) is not None]
+
+
+PART_TYPES: dict[str, type] = {
+    "algorithm": Algorithm,
+    "aggregation": Aggregation,
+    "server": ServerOptimiser,
+    "transform": Transform,
+    "selection": Selection,
+}
+"""Type of each part of a run that can be given as a value."""
+NAMED = Parts()
+"""No part is given: the run file names them all."""

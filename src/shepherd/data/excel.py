@@ -11,6 +11,7 @@ from typing import Any
 from shepherd.data.form import AUTO, Form
 from shepherd.data.tabular import Placed, named
 from shepherd.errors import DataError
+from shepherd.version import install
 
 
 def excel_rows(path: Path, form: Form) -> Iterator[Placed]:
@@ -27,7 +28,7 @@ def excel_rows(path: Path, form: Form) -> Iterator[Placed]:
     except ImportError as error:
         raise DataError(
             f"reading {path} needs the package openpyxl, which is not installed; run"
-            " pip install 'shepherd-fit[excel]', or save the sheet as CSV"
+            f" {install('excel')}, or save the sheet as CSV"
         ) from error
     try:
         with warnings.catch_warnings(action="ignore"):  # of styles and extensions that are not read

@@ -93,3 +93,9 @@ def short(text: str) -> str:
     ['SmolLM2', 'Qwen/Qwen2.5-0.5B', 'tiny']
     """
     return os.path.basename(text) if os.path.isabs(text) else text
+
+
+def cache() -> Path:
+    """Folder of this user's cache, for what a command keeps that nobody asked for a place of."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "shepherd"

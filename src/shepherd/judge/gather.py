@@ -15,6 +15,7 @@ from shepherd.errors import JudgeError, ShepherdError
 from shepherd.judge.asks import Ask
 from shepherd.judge.cache import Cache, Reply
 from shepherd.settings import JudgeTable
+from shepherd.version import install
 
 if TYPE_CHECKING:
     from shepherd.judge.client import Endpoint
@@ -104,9 +105,7 @@ async def _all(work: _Work) -> None:
     try:
         from shepherd.judge import client
     except ModuleNotFoundError as error:
-        raise JudgeError(
-            f"the judge needs the package {error.name}; run pip install 'shepherd-fit[judge]'"
-        ) from None
+        raise JudgeError(f"the judge needs the package {error.name}; run {install('judge')}") from None
     async with client.opened(work.table) as endpoint:
         workers = min(work.table.concurrency, work.total)
         await asyncio.gather(*(_worker(work, endpoint) for _ in range(workers)))

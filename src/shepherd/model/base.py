@@ -48,7 +48,7 @@ class Proof:
     """Why the base cannot generate answers; "" if it can."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Base:
     """A frozen causal language model whose target modules carry stacks of adapters."""
 
@@ -64,6 +64,11 @@ class Base:
     targets: tuple[lora.Target, ...]
     attention: str
     proof: Proof = Proof()
+
+    def __repr__(self) -> str:
+        """Name, class, dtype and device."""
+        kind, dtype = type(self.model).__name__, str(self.dtype).removeprefix("torch.")
+        return f"<Base {self.name}: {kind}, {dtype} on {self.device}, {len(self.targets)} targets>"
 
     @property
     def packed(self) -> bool:

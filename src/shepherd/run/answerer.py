@@ -24,6 +24,7 @@ from shepherd.model.base import Base
 from shepherd.run import checkpoint, folder
 from shepherd.run.folder import planned
 from shepherd.run.loading import load_base, load_checkpoint
+from shepherd.run.run import Run
 from shepherd.settings import RunSettings
 
 __all__ = ["Answer", "Answerer", "Options", "adapter_of", "generate", "load_run"]
@@ -78,6 +79,16 @@ class Answerer:
         self.base = base
         self._adapters: dict[int | None, Adapter] = {}
 
+    @classmethod
+    def of(cls, run: Run) -> Answerer:
+        """Answer with the base of a run in this process, open or finished, and its adapter as it is now."""
+        found = cls(run.folder, run.planned, run.base)
+        found._adapters[None] = run.state.adapter
+        return found
+
+    def __repr__(self) -> str:
+        return f"<Answerer {self.path}: base {self.base.name}>"
+
     @overload
     def generate(self, prompts: str, context: str = "", **options: Any) -> str: ...
 
@@ -123,7 +134,10 @@ class Answerer:
             TemplateError: the template cannot render a prompt.
             BaseError: a prompt is too long for the base, or a number is out of its range.
         """
-        require_options(self.path, how)
+        if how.round is None and None in self._adapters:  # an open run may not have a round yet
+            require_ranges(how)
+        else:
+            require_options(self.path, how)
         longest = how.max_new_tokens or self.settings.evaluation.max_new_tokens
         adapter = None if how.base else self.adapter(how.round)
         drawn = (secrets.randbelow(2**31) if how.seed is None else how.seed) if how.temperature else None
@@ -170,6 +184,13 @@ def require_options(path: str | Path, how: Options) -> None:
         DataError: several greedy answers are asked for, or a round together with the base alone.
         BaseError: a number is out of its range.
     """
+    require_ranges(how)
+    if not how.base:
+        _checkpoint_of(Path(path), how.round)
+
+
+def require_ranges(how: Options) -> None:
+    """Check the options that do not depend on a run; errors as for `require_options`."""
     longest = 1 if how.max_new_tokens is None else how.max_new_tokens
     generation.require_ranges(longest, how.temperature, how.top_p)
     if how.n < 1 or (how.n > 1 and not how.temperature):
@@ -178,8 +199,6 @@ def require_options(path: str | Path, how: Options) -> None:
         )
     if how.base and how.round is not None:
         raise DataError(f"the untuned base has no round {how.round}; give either the round or the base")
-    if not how.base:
-        _checkpoint_of(Path(path), how.round)
 
 
 def load_run(path: str | Path, consent: Consent = NOTHING) -> Answerer:
@@ -196,26 +215,30 @@ def load_run(path: str | Path, consent: Consent = NOTHING) -> Answerer:
     return Answerer(Path(path), settings, load_base(settings, consent))
 
 
-@overload
-def generate(path: str | Path, prompts: str, context: str = "", **options: Any) -> str: ...
+Loaded = str | Path | Answerer | Run
+"""A run to ask: its folder, or what `load_run`, `open_run` or `resume` returned."""
 
 
 @overload
-def generate(path: str | Path, prompts: Sequence[Asked], context: str = "", **options: Any) -> list[str]: ...
+def generate(run: Loaded, prompts: str, context: str = "", **options: Any) -> str: ...
+
+
+@overload
+def generate(run: Loaded, prompts: Sequence[Asked], context: str = "", **options: Any) -> list[str]: ...
 
 
 def generate(
-    path: str | Path,
+    run: Loaded,
     prompts: str | Sequence[Asked],
     context: str = "",
     consent: Consent = NOTHING,
     **options: Any,
 ) -> str | list[str]:
-    """Answer one instruction, or several, with the adapter of the run in `path`.
-
-    The base is loaded in each call; `load_run` keeps it for several calls.
+    """Answer one instruction, or several, with the adapter of a run.
 
     Args:
+        run: a run folder, whose base is loaded in each call; or what `load_run`, `open_run` or `resume`
+            returned, whose base is in memory already.
         prompts: a text, or a sequence of texts and of rows with the field names of the run's data.
         context: context of a single text.
         consent: as for `load_run`.
@@ -229,6 +252,11 @@ def generate(
         DataError: an instruction is empty.
         ShepherdError: as `Answerer.answers`.
     """
+    if isinstance(run, Run):
+        run = Answerer.of(run)
+    if isinstance(run, Answerer):
+        return run.generate(prompts, context, **options)
+    path = run
     table = folder.read_settings(path).data  # before the base is loaded
     for number, each in enumerate([prompts] if isinstance(prompts, str) else prompts, 1):
         prompt_of(each, table, "the prompt" if isinstance(prompts, str) else f"prompt {number}")

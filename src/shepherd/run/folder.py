@@ -257,6 +257,11 @@ def require_free(path: str | Path) -> None:
 
 
 def _require_empty(path: Path) -> None:
+    if is_run(path) and _is_held_here(path):
+        raise FolderError(
+            f"{path} holds a run that this process has open; continue with that one, or call close() on it"
+            f" and set output to a new folder, or take it up again by shepherd.resume({str(path)!r})"
+        )
     if is_run(path):
         raise FolderError(
             f"{path} holds another run; continue that with `shepherd resume {path}`, "
@@ -287,8 +292,7 @@ def _acquire_lock(path: Path) -> int:
     try:
         handle = lock.acquire(path / LOCK)
     except BlockingIOError:
-        found = os.stat(path / LOCK)
-        if (found.st_dev, found.st_ino) in _own_locks:
+        if _is_held_here(path):
             raise FolderError(
                 f"this process already holds the run in {path}; call close() on that run first, or open runs"
                 " in a `with` block"
@@ -296,6 +300,15 @@ def _acquire_lock(path: Path) -> int:
         raise FolderError(f"another process is running in {path}; wait for it or stop it") from None
     _own_locks.add(_lock_identity(handle))
     return handle
+
+
+def _is_held_here(path: Path) -> bool:
+    """Whether this process holds the run in a folder."""
+    try:
+        found = os.stat(path / LOCK)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) in _own_locks
 
 
 def _lock_identity(handle: int) -> tuple[int, int]:

@@ -12,11 +12,11 @@ from typing import Any
 
 from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Algorithm, seed_for
+from shepherd.core import Algorithm, Parts, seed_for
 from shepherd.data import pipeline
 from shepherd.data.files import left_out
 from shepherd.data.pipeline import TokenisedData
-from shepherd.errors import FolderError
+from shepherd.errors import FolderError, SettingsError
 from shepherd.federation.client_store import ClientStore, StoredMemory
 from shepherd.io import paths
 from shepherd.io.progress import roughly, stage
@@ -45,6 +45,7 @@ def open_run(
     prepared: TokenisedData | None = None,
     consent: Consent = NOTHING,
     rows: Any = None,
+    **parts: Any,
 ) -> Run:
     """Start a new run: load base and data, divide them among clients, and create the run folder.
 
@@ -55,21 +56,28 @@ def open_run(
         consent: what a person has agreed to; the settings alone cannot allow it.
         rows: the data, where data.source is "memory": a list of dicts, a pandas DataFrame, a
             `datasets.Dataset`, columns by name; or any of these by the name of its client.
+        parts: `algorithm`, `aggregation`, `server`, `transform` or `selection`, a value of the type of that
+            name in `shepherd.core`, in place of what the settings name. The run file in the folder says so,
+            and `resume` needs the same again.
 
     Raises:
+        TypeError: there is no such part.
         FolderError: `output` holds another run or other files, or cannot be written.
         ShepherdError: the base, the data or a setting cannot be used; nothing has been written.
     """
     with stage("preparing the run"):
-        return _start(settings, prepared, consent, rows)
+        return _start(settings, prepared, consent, rows, Parts(**parts))
 
 
-def _start(settings: RunSettings, prepared: TokenisedData | None, consent: Consent, rows: Any) -> Run:
+def _start(
+    settings: RunSettings, prepared: TokenisedData | None, consent: Consent, rows: Any, parts: Parts
+) -> Run:
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
-    method = plugins.method(settings, consent.plugins)
+    settings = plugins.with_given(settings, parts)
+    method = plugins.method(settings, consent.plugins, parts)
     training = local_training(settings.tuning, consent.plugins)
-    selection = plugins.selection(settings, consent.plugins)
+    selection = plugins.selection(settings, consent.plugins, parts)
     settings = completed(settings, consent.plugins)
     base = load_base(settings, consent)
     if warning := files.rehearse(base):
@@ -114,7 +122,7 @@ def _read_data(settings: RunSettings, base: bases.Base, consent: Consent, rows: 
     return pipeline.prepare(settings, base.tokenizer, consent.plugins, rows)
 
 
-def resume(path: str | Path, consent: Consent = NOTHING) -> Run:
+def resume(path: str | Path, consent: Consent = NOTHING, **parts: Any) -> Run:
     """Continue a run from its last finished round; its results have the bits of an uninterrupted run.
 
     Progress goes to the logger "shepherd" at level INFO.
@@ -122,17 +130,21 @@ def resume(path: str | Path, consent: Consent = NOTHING) -> Run:
     Args:
         consent: what a person has agreed to now; the run file in the folder alone cannot allow it, and
             consent given when the run began does not count, since a folder may come from anywhere.
+        parts: the parts that were given as values when the run began; see `open_run`.
 
     Raises:
+        TypeError: there is no such part.
+        SettingsError: a part that was given as a value is missing, or one is given that the run file names.
         FolderError: there is no run, another process holds it, or its data are damaged.
         CheckpointError: its last checkpoint is damaged; the message says how to continue.
         DataError: the base cannot read an example of the run.
     """
     if folder.is_over_silos(path):
         raise FolderError(f"the run in {path} is over silos; continue it with `shepherd resume {path}`")
+    again = Parts(**parts)
     holder = folder.reopen(path)
     with _closed_on_error(holder), stage("preparing the run"):
-        return _continue(holder, consent)
+        return _continue(holder, consent, again)
 
 
 @contextmanager
@@ -144,12 +156,13 @@ def _closed_on_error(holder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _continue(holder: RunFolder, consent: Consent) -> Run:
+def _continue(holder: RunFolder, consent: Consent, parts: Parts) -> Run:
     settings, plan = _kept(holder)
+    _require_same_parts(holder.path, plugins.given(settings), parts.given)
     tracking.require(settings.tracking, consent)
-    method = plugins.method(settings, consent.plugins)
+    method = plugins.method(settings, consent.plugins, parts)
     training = local_training(settings.tuning, consent.plugins)
-    selection = plugins.selection(settings, consent.plugins)
+    selection = plugins.selection(settings, consent.plugins, parts)
     base = load_base(plan.over(settings) if plan else settings, consent)
     if plan is None:
         plan = planning.from_run_file(settings, base)
@@ -184,6 +197,21 @@ def _continue(holder: RunFolder, consent: Consent) -> Run:
         run.simulation.memories.update(_restored_memories(saved, run.simulation.store))
     _log_continuation(run, rows)
     return run
+
+
+def _require_same_parts(path: Path, begun_with: Sequence[str], given: Sequence[str]) -> None:
+    """Raise SettingsError unless the parts given as values are those that were given when the run began."""
+    if missing := [name for name in begun_with if name not in given]:
+        values = ", ".join(f"{name}=VALUE" for name in begun_with)
+        raise SettingsError(
+            f"the {' and the '.join(missing)} of the run in {path} was given as a value in Python, and no"
+            f" file holds its code; give it again: shepherd.resume({str(path)!r}, {values})"
+        )
+    if other := [name for name in given if name not in begun_with]:
+        raise SettingsError(
+            f"the run in {path} began with the {' and the '.join(other)} that its run file names; leave out"
+            f" {', '.join(f'{name}=' for name in other)}, or start a new run with it"
+        )
 
 
 def _kept(holder: RunFolder) -> tuple[RunSettings, Plan | None]:

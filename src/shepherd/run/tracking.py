@@ -19,6 +19,7 @@ from shepherd.io import private
 from shepherd.io.atomic import disk_errors
 from shepherd.run.folder import RunFolder
 from shepherd.settings import RunSettings, TrackingTable
+from shepherd.version import install
 
 IDS = "tracking.json"
 LOCAL = ("tensorboard",)
@@ -66,7 +67,7 @@ def require(table: TrackingTable, consent: Consent = NOTHING) -> None:
 def _require_installed(table: TrackingTable) -> None:
     for name in table.trackers:
         if find_spec(name) is None:
-            raise SettingsError(f"tracker {name} is not installed; run pip install 'shepherd-fit[{name}]'")
+            raise SettingsError(f"tracker {name} is not installed; run {install(name)}")
 
 
 def start(settings: RunSettings, folder: RunFolder, rows: Sequence[Mapping[str, Any]] = ()) -> Trackers:

@@ -19,7 +19,7 @@ import pytest
 
 from shepherd.errors import ShepherdError
 from shepherd.run.answerer import generate
-from shepherd.ui import access
+from shepherd.ui import access, report
 from shepherd.ui.chat import answering, page
 from shepherd.ui.chat.answering import Chat, open_chat
 from shepherd.ui.chat.page import serve, throttled
@@ -286,6 +286,15 @@ def test_what_a_model_writes_is_text_and_nothing_else(
     assert seen.page.title() == f"Shepherd: {chat.settings.output}"
 
 
+def test_its_colours_are_the_reports() -> None:
+    style = (Path(report.__file__).parent / "templates" / "style.css").read_text(encoding="utf8")
+    light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
+    names = ("paper", "raised", "ink", "soft", "rule", "accent")
+    for name, (by_day, by_night) in zip(names, (*page.COLOURS_OF_REPORT,), strict=True):
+        assert f"--{name}: {by_day};" in light
+        assert f"--{name}: {by_night};" in dark
+
+
 def test_it_fits_a_phone_and_a_wide_screen(visit: Callable[..., Visit]) -> None:
     seen = visit(width=360, height=740, dark=True)
     ask(seen)
@@ -388,7 +397,7 @@ def test_a_public_link_that_cannot_be_had_is_an_error(chat: Chat, monkeypatch: p
 
 def test_without_gradio_the_mend_is_named(compared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ShepherdError, match=r"pip install 'shepherd-fit\[chat\]'"):
+    with pytest.raises(ShepherdError, match=r"pip install .*\[chat\]"):
         page.launch(compared)
 
 

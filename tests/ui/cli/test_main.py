@@ -280,7 +280,9 @@ STAND_IN = (  # a job in the background would ignore Ctrl-C
 )
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_true_signal_ends_with_a_sentence(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     (tmp_path / "run.toml").write_text(RUN_FILE)
     script = STAND_IN + (
@@ -301,6 +303,40 @@ def test_a_true_signal_ends_with_a_sentence(tmp_path: Path, sent: signal.Signals
     _, said = process.communicate(timeout=30)
     assert process.returncode == code
     assert said == "shepherd: stopped before the run began\n"
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        'trap "" HUP; exec "$@"',  # as nohup
+        'exec "$@" >&-',
+        'exec "$@" >&- 2>&- <&-',
+        'exec "$@" > /dev/null 2>&-',
+    ],
+)
+def test_a_run_goes_on_without_terminal_and_streams(tmp_path: Path, around: str) -> None:
+    (tmp_path / "run.toml").write_text(RUN_FILE)
+    script = (
+        "import os; from tests.ui.cli.test_main import FakeRun; from shepherd.ui.cli.main import start\n"
+        + STAND_IN
+        + (
+            "hang_up = lambda number: os.kill(os.getpid(), signal.SIGHUP)\n"
+            "ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN\n"
+            "at = hang_up if ignored else lambda number: print(number)\n"
+            "fake.open_run = lambda settings, consent: FakeRun(settings, at)\n"
+            "sys.argv = ['shepherd', 'run', 'run.toml']; start()"
+        )
+    )
+    done = subprocess.run(
+        ["sh", "-c", around, "sh", sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert folder.is_finished(tmp_path / "runs" / "run")
 
 
 def test_a_reader_that_goes_away_does_not_end_a_run(tmp_path: Path) -> None:

@@ -167,6 +167,33 @@ def test_the_narrow_run_of_a_hundred_clients_can_be_used(chromium: Any, tmp_path
     assert max(map(abs, box)) < 2
 
 
+def test_the_first_screen_has_the_answer_and_its_plot_side_by_side(chromium: Any, whole: Path) -> None:
+    sides = "[...document.querySelector('.split').children].map((e) => e.getBoundingClientRect().left)"
+    with browser.visit(chromium, whole.as_uri(), width=1440) as seen:
+        left, right = seen(sides)
+        assert right > left + 400
+        assert seen("document.querySelector('.split .forest').getBoundingClientRect().top") < 900
+    with browser.visit(chromium, whole.as_uri(), width=390) as seen:
+        left, right = seen(sides)
+        assert left == right
+
+
+def test_on_a_phone_the_arms_are_lines_and_not_a_table_that_is_cut(chromium: Any, whole: Path) -> None:
+    inside = "document.getElementById('arms-table').scrollWidth"
+    label = "getComputedStyle(document.querySelector('#arms-table tbody td'), '::before').content"
+    with browser.visit(chromium, whole.as_uri(), width=360) as seen:
+        assert seen(inside) <= seen("document.getElementById('arms-box').clientWidth")
+        assert seen(label) == '"Right answers"'
+
+
+def test_a_long_page_is_folded(chromium: Any, whole: Path) -> None:
+    height = "document.documentElement.scrollHeight"
+    with browser.visit(chromium, whole.as_uri(), width=390) as seen:
+        folded = seen(height)
+        seen("document.querySelectorAll('details').forEach((e) => e.open = true)")
+        assert folded < 0.7 * seen(height)
+
+
 def test_the_keyboard_reaches_each_box(chromium: Any, whole: Path) -> None:
     with browser.visit(chromium, whole.as_uri()) as seen:
         unnamed = "[...document.querySelectorAll('.box')].filter((e) => e.tabIndex !== 0 ||"
@@ -179,6 +206,7 @@ def test_the_served_page_follows_the_run_and_keeps_the_place(chromium: Any, tmp_
     path = folders.write(tmp_path / "run", done=4)
     with report.serving(path) as url, browser.visit(chromium, url) as seen:
         seen("document.getElementById('every-round').open = true")
+        seen("document.getElementById('every-setting').open = true")  # or the page ends before its top
         seen("document.getElementById('settings').scrollIntoView()")
         before = seen("document.getElementById('settings').getBoundingClientRect().top")
         folders.comparison(path)

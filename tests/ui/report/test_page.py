@@ -13,7 +13,7 @@ import pytest
 
 from shepherd.errors import FolderError
 from shepherd.ui import report
-from shepherd.ui.report import number_formats, page
+from shepherd.ui.report import gather, number_formats, page
 from tests.ui.report import folders
 
 VOID = {"meta", "link", "br", "wbr", "img"}
@@ -150,14 +150,14 @@ def test_a_model_can_say_anything(tmp_path: Path) -> None:
     assert outline.tagged("title")[0]["text"].startswith("script>: ")  # the folder's own name, its last part
 
 
-def test_heat_is_told_by_numbers_and_rings_not_by_shade_alone(tmp_path: Path) -> None:
+def test_heat_is_told_by_numbers_and_daggers_not_by_shade_alone(tmp_path: Path) -> None:
     path = folders.comparison(folders.write(tmp_path / "run"), locals_=1)
     stored = report.collect(path)
     outline = Outline(page.html(stored))
     local = stored["arms"][1]
     unseen = sum(not local["categories"].get(name) for name in stored["categories"])
-    rings = [each for each in outline.all if each.get("aria-label") == "not trained on"]
-    assert len(rings) == 2 * unseen  # right answers and loss
+    daggers = [each for each in outline.all if each.get("aria-label") == "not trained on"]
+    assert len(daggers) == 2 * unseen  # right answers and loss
     assert page.shade(1.0, (1.0, 3.0), flip=True) == "1.00"
     assert page.shade(1.5, (1.0, 3.0)) == "0.25"
     assert page.shade(None, (1.0, 3.0)) == "0"
@@ -211,3 +211,24 @@ def test_names_break_where_a_person_would(name: str, shown: str) -> None:
 )
 def test_commands_in_sentences_are_code(sentence: str, shown: str) -> None:
     assert page.with_code(sentence) == shown
+
+
+def test_what_is_equal_in_all_rounds_is_a_sentence_and_no_chart(tmp_path: Path) -> None:
+    stored = gather.collect(folders.write(tmp_path / "run"))
+    rows = [{**row, "bytes_down": 10**6, "bytes_up": row["round"] * 10**5} for row in stored["rounds"]]
+    flat = [{**row, "bytes_up": 10**6, "gap": 0.25, "learning_rate": 0.004} for row in rows]
+    assert page.unchanging({**stored, "rounds": rows[:1]}) == []
+    inside = page.main({**stored, "rounds": rows})
+    assert "chart-bytes-t" in inside
+    assert "The same in every round: bytes down" in inside
+    inside = page.main({**stored, "rounds": flat})
+    for name in ("bytes", "gap", "learning-rate"):
+        assert f"chart-{name}-t" not in inside
+    assert "chart-seconds-t" in inside
+    alike = [{**row, "bytes_down": row["bytes_up"]} for row in rows]
+    assert "down and up" in page.main({**stored, "rounds": alike})
+
+
+def test_equal_cells_are_not_shaded() -> None:
+    assert page.shade(0.0, (0.0, 0.0)) == page.shade(1.0, (1.0, 1.0), flip=True) == "0"
+    assert page.shade(0.5, (0.0, 1.0), flip=True) == "0.50"

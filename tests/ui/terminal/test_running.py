@@ -10,6 +10,7 @@ from rich.console import Console
 
 from shepherd.io import progress
 from shepherd.io.progress import Progress
+from shepherd.ui.terminal.console import PlainConsole
 from shepherd.ui.terminal.running import LiveDisplay, PlainDisplay, display, plain_lines
 from tests.ui.terminal.golden import require_golden
 
@@ -69,6 +70,38 @@ def test_a_closed_pipe_ends_nothing() -> None:
         shown.echo("nobody reads this")
         shown.echo("nor this")
         stream.write("nor what waits in the buffer")
+
+
+def test_a_terminal_that_has_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("dumb", "xterm"):
+        monkeypatch.setenv("TERM", kind)
+        ours, theirs = os.openpty()
+        with open(theirs, "w", encoding="utf8") as stream, display(stream) as shown:
+            shown.begin("a run", 2, [])
+            os.close(ours)
+            shown.echo("nobody reads this")
+            seconds = {"round": 1.0, "tuning": 1.0}
+            shown.row({"round": 1, "loss": 1.0, "cohort": [], "tokens": {"seen": 9}, "seconds": seconds})
+
+
+def test_a_table_that_nobody_reads_ends_nothing() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf8") as stream:
+        console = PlainConsole(stream)
+        console.print("nobody reads this")
+        console.print("nor this")
+
+
+def test_a_fault_of_writing_that_is_not_a_readers_is_raised() -> None:
+    with open("/dev/full", "w", encoding="utf8") as stream:
+        with pytest.raises(OSError, match="No space left"):
+            PlainConsole(stream).print("a line")
+        with pytest.raises(OSError, match="No space left"), plain_lines(stream) as shown:
+            shown.echo("a line")
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())  # what waits in the buffer
+        os.close(null)
 
 
 class Terminal(io.StringIO):

@@ -232,8 +232,9 @@ def _begin(
     consent: Consent,
 ) -> None:
     global _base, _queue
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the process that is asked to stop
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # meant for the process that is asked to stop
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_exit_after_parent, args=(parent,), daemon=True).start()
     malloc.keep_pages()
     memory.use_threads(threads)

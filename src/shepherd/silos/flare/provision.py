@@ -32,6 +32,7 @@ from shepherd.errors import SilosError
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.silos.flare import known_sites
 from shepherd.silos.flare.hardening import ROLES, Kind, harden, protect
+from shepherd.version import install
 
 FEDERATION, AUTHORITY = "federation.json", "authority"
 PORT = 8002
@@ -427,9 +428,7 @@ def _run(project: Path) -> None:
         check=False,
     )
     if "No module named" in done.stderr:
-        raise SilosError(
-            "NVIDIA FLARE is not installed; install it with: pip install 'shepherd-fit-core[silos]'"
-        )
+        raise SilosError(f"NVIDIA FLARE is not installed; install it with: {install('silos')}")
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())[-300:]
         raise SilosError(f"FLARE could not make the kits: {said}")

@@ -28,6 +28,7 @@ from shepherd.ui.access import Token
 from shepherd.ui.chat.answering import Chat, open_chat
 from shepherd.ui.chat.arms import BASE, LOCAL
 from shepherd.ui.chat.gate import Gate
+from shepherd.version import install
 from shepherd.visible import shown
 
 _log = logging.getLogger(__name__)
@@ -42,8 +43,64 @@ LOCAL_LABEL = "a local client"
 GOING, WRONG = "going", "wrong"
 """CSS classes of the status line while answers grow, and after a fault."""
 
+PAPER, RAISED, INK, SOFT, RULE = (
+    ("#fcfbf8", "#14171a"),
+    ("#f4f2ec", "#1c2024"),
+    ("#1b2126", "#e9e6e0"),
+    ("#555e67", "#a9b0b7"),
+    ("#dcd8ce", "#363c42"),
+)
+"""Colours of the report, light and dark; see ui/report/templates/style.css."""
+STRONG = ("#0b5c7a", "#86c8e3")
+COLOURS_OF_REPORT = (PAPER, RAISED, INK, SOFT, RULE, STRONG)
+COLOURS = {
+    "body_background_fill": PAPER,
+    "body_text_color": INK,
+    "body_text_color_subdued": SOFT,
+    "background_fill_primary": PAPER,
+    "background_fill_secondary": RAISED,
+    "block_background_fill": RAISED,
+    "block_border_color": RULE,
+    "block_label_background_fill": RAISED,
+    "block_label_text_color": SOFT,
+    "block_title_text_color": SOFT,
+    "block_info_text_color": SOFT,
+    "border_color_primary": RULE,
+    "input_background_fill": PAPER,
+    "input_border_color": RULE,
+    "input_border_color_focus": STRONG,
+    "input_placeholder_color": SOFT,
+    "checkbox_label_background_fill": RAISED,
+    "checkbox_label_background_fill_selected": RAISED,
+    "checkbox_label_text_color": INK,
+    "checkbox_label_text_color_selected": INK,
+    "checkbox_background_color_selected": STRONG,
+    "checkbox_border_color_selected": STRONG,
+    "slider_color": STRONG,
+    "button_primary_background_fill": STRONG,
+    "button_primary_background_fill_hover": ("#084860", "#a8d8ec"),
+    "button_primary_text_color": ("#fcfbf8", "#14171a"),
+    "button_primary_text_color_hover": ("#fcfbf8", "#14171a"),
+    "button_secondary_background_fill": RAISED,
+    "button_secondary_background_fill_hover": RULE,
+    "button_secondary_text_color": INK,
+}
+ACCENT = (
+    *("#eef6f9", "#d9ebf2", "#b6d7e4", "#86c8e3", "#4f9dbb", "#0b5c7a"),
+    *("#0a536e", "#084860", "#073c50", "#053040", "#031f2a"),
+)
+NEUTRAL = (
+    *("#fcfbf8", "#f4f2ec", "#e6e2d8", "#dcd8ce", "#a9b0b7", "#7d868e"),
+    *("#555e67", "#363c42", "#2a2f34", "#1c2024", "#14171a"),
+)
+
 CSS = """
 .gradio-container { max-width: 96rem !important; }
+.head .eyebrow { margin: 0; opacity: .75; font-size: .75rem; font-weight: 600; letter-spacing: .08em;
+                 text-transform: uppercase; }
+.head h1 { margin: .2rem 0 0; font-size: clamp(1.7rem, 1.2rem + 2vw, 2.5rem); font-weight: 650;
+           letter-spacing: -.02em; line-height: 1.2; overflow-wrap: anywhere; }
+.head p { margin: .3rem 0 0; opacity: .85; overflow-wrap: anywhere; }
 #actions button { flex: 1 1 0; max-width: 9rem; }
 #answers { display: grid !important; gap: .25rem 1rem;
            grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
@@ -56,6 +113,7 @@ CSS = """
             white-space: pre-wrap; overflow-wrap: anywhere; height: 100%;
             border: 1px solid var(--border-color-primary); border-radius: var(--block-radius);
             background: var(--block-background-fill); }
+.answer p:empty::before { content: "The answer appears here."; opacity: .6; }
 .chat-status p { margin: 0; min-height: 1.6em; line-height: 1.6; overflow-wrap: anywhere; }
 .chat-status p.wrong { font-weight: 600; }
 """
@@ -170,9 +228,7 @@ def _gradio() -> Any:
     try:
         return import_module("gradio")
     except ImportError as error:
-        raise ShepherdError(
-            f"the chat page needs gradio ({error}); run pip install 'shepherd-fit[chat]'"
-        ) from error
+        raise ShepherdError(f"the chat page needs gradio ({error}); run {install('chat')}") from error
 
 
 @contextmanager
@@ -189,10 +245,20 @@ def _without_proxy() -> Iterator[None]:
 
 
 def _theme(gradio: Any) -> Any:
-    """A theme with system fonts; others would be fetched from elsewhere."""
-    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    mono = ["ui-monospace", "Consolas", "monospace"]
-    return gradio.themes.Default(primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=mono)
+    """The colours and system fonts of the report; other fonts would be fetched from elsewhere."""
+    fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
+    mono = ["ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace"]
+    theme = gradio.themes.Default(
+        primary_hue=gradio.themes.Color(*ACCENT, name="accent"),
+        neutral_hue=gradio.themes.Color(*NEUTRAL, name="paper"),
+        radius_size=gradio.themes.sizes.radius_sm,
+        font=fonts,
+        font_mono=mono,
+    )
+    chosen: dict[str, str] = {}
+    for name, (light, dark) in COLOURS.items():
+        chosen |= {name: light, f"{name}_dark": dark}
+    return theme.set(**chosen, color_accent=STRONG[0], block_shadow="none", block_label_text_weight="600")
 
 
 def build(chat: Chat) -> Any:
@@ -211,7 +277,7 @@ class _Page:
         self.columns = [*others[:place], *([LOCAL] if chat.local else []), *others[place:]]
         title = f"Shepherd: {shown(chat.settings.output)}"
         with gradio.Blocks(title=title, analytics_enabled=False) as self.blocks:
-            gradio.HTML(_head(chat))
+            gradio.HTML(_head(chat), elem_classes="head")
             self._question()
             self._choices()
             self._answers()
@@ -380,8 +446,11 @@ class _Page:
 
 
 def _head(chat: Chat) -> str:
-    name, base = _text(chat.settings.output), _text(short(chat.settings.model.base))
-    return f"<h1>Shepherd chat</h1><p>{name}: ask once, and its arms answer side by side, on base {base}.</p>"
+    name, base = _text(short(chat.settings.output)), _text(short(chat.settings.model.base))
+    return (
+        f'<p class="eyebrow">Shepherd chat</p><h1 dir="auto">{name}</h1>'
+        f"<p>Ask once, and its arms answer side by side, on base {base}.</p>"
+    )
 
 
 def _status_line(text: str, kind: str = "") -> str:

@@ -113,12 +113,19 @@ def compare(
 @key_env
 @click.option("--model", help="Model of the judge.")
 @click.option("--max-calls", type=click.IntRange(min=0), help="Most requests to send.")
+@click.option(
+    "--verdicts",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder of the verdicts.  [default: in A's run; for files outside a run, this user's cache]",
+)
 @trust
 def judge(
     first: Path,
     second: Path,
     overrides: tuple[str, ...],
     max_calls: int | None,
+    verdicts: Path | None,
     remote_code: bool,
     **options: str | None,
 ) -> None:
@@ -135,7 +142,7 @@ def judge(
     given = {name: value for name, value in options.items() if value is not None}
     consent = agreed(remote_code, base_url=options["base_url"], key_env=options["key_env"])
     with plain_lines() as display:
-        found = judge_two(first, second, overrides, given, display.echo, max_calls, consent)
+        found = judge_two(first, second, overrides, given, display.echo, max_calls, consent, verdicts)
     print_verdicts(found)
 
 

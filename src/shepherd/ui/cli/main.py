@@ -1,16 +1,18 @@
 """The command `shepherd`. Heavy packages are imported only by the commands that use them.
 
-An error that a person can fix is one line on stderr and exit code 2; Ctrl-C is exit code 130, SIGTERM 143.
+An error that a person can fix is one line on stderr and exit code 2. Ctrl-C is exit code 130, SIGTERM 143 and
+SIGHUP 129.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, NoReturn
 
@@ -24,37 +26,45 @@ from shepherd.ui.cli.data_commands import data
 from shepherd.ui.cli.export_commands import export, list_plugins
 from shepherd.ui.cli.run_commands import new, resume, run
 from shepherd.ui.cli.silos import silos
-from shepherd.version import DISTRIBUTION
+from shepherd.version import DISTRIBUTION, install
 from shepherd.visible import in_this_process, shown
 
-_sigterm_received = threading.Event()
+ASKED_TO_STOP = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""What Slurm, Kubernetes and `timeout` send, and what a terminal sends that is closed."""
 
 
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Have SIGTERM, which Slurm, Kubernetes and `timeout` send, stop a command as Ctrl-C does."""
+class _Stops:
+    """Has the signals of `ASKED_TO_STOP` stop a command as Ctrl-C does, and knows which one came last."""
 
-    def stop(*_: object) -> None:
-        _sigterm_received.set()
+    def __init__(self) -> None:
+        self.last = signal.SIGINT
+
+    @contextmanager
+    def as_interrupts(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
+            yield
+            return
+        # what is ignored stays so: `nohup` ignores SIGHUP
+        heard = [number for number in ASKED_TO_STOP if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._stop) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's
+
+    def _stop(self, number: int, _: object) -> None:
+        self.last = signal.Signals(number)
         raise KeyboardInterrupt
-
-    _sigterm_received.clear()
-    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Commands(click.Group):
     """A group whose commands report a fault in one sentence instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        stops = _Stops()
         try:
-            with _sigterm_as_interrupt():
+            with stops.as_interrupts():
                 return super().invoke(ctx)
         except ShepherdError as error:
             _fail(str(error))
@@ -63,11 +73,10 @@ class Commands(click.Group):
                 raise
             _fail(
                 f"{error.name} is not installed: this installation can only run the server of a federation;"
-                " to use this command, run pip install shepherd-fit"
+                f" to use this command, run {install('train')}"
             )
         except KeyboardInterrupt as stopped:
-            number = signal.SIGTERM if _sigterm_received.is_set() else signal.SIGINT
-            _fail(str(stopped) or "stopped", 128 + number)  # as shells count
+            _fail(str(stopped) or "stopped", 128 + stops.last)  # as shells count
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -76,7 +85,8 @@ class Commands(click.Group):
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    click.echo(f"shepherd: {shown(message)}", err=True)
+    with suppress(OSError):  # a terminal that is closed, which nobody reads
+        click.echo(f"shepherd: {shown(message)}", err=True)
     raise click.exceptions.Exit(code)
 
 
@@ -97,9 +107,24 @@ for command in (
     main.add_command(command)
 
 
+def _open_closed_streams() -> None:
+    """Drop what is printed where the program was started with its output closed (`>&-`).
+
+    Otherwise a file of a run would get the number of that stream, and what libraries print there.
+    """
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
 def start() -> None:
     """Entry point of the program; commands that tune restart once with allocator settings for tuning."""
     if sys.argv[1:2] in (["run"], ["resume"], ["compare"]):
         malloc.restart()
+    _open_closed_streams()
     in_this_process()
     main(prog_name="shepherd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 
 from shepherd.consent import Consent
 from shepherd.errors import SilosError
+from shepherd.version import install
 from shepherd.visible import shown
 
 federation_folder = click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER")
@@ -59,8 +61,18 @@ def wished(overrides: tuple[str, ...], remote_code: bool) -> tuple[str, ...]:
 
 
 def echo(text: object) -> None:
-    """Print a sentence; text from outside in it is made safe for the terminal."""
-    click.echo(shown(text))
+    """Print a sentence; text from outside in it is made safe, and it is dropped if nobody reads it any more."""
+    try:
+        click.echo(shown(text))
+    except OSError as error:
+        if not _dropped(error):
+            raise
+
+
+def _dropped(error: OSError) -> bool:
+    from shepherd.ui.terminal.console import dropped  # brings rich
+
+    return dropped(error, sys.stdout)
 
 
 @click.group()
@@ -79,9 +91,7 @@ def require_flare() -> None:
     from importlib.util import find_spec
 
     if find_spec("nvflare") is None:
-        raise SilosError(
-            "NVIDIA FLARE is not installed; install it with: pip install 'shepherd-fit-core[silos]'"
-        )
+        raise SilosError(f"NVIDIA FLARE is not installed; install it with: {install('silos')}")
 
 
 @silos.command()

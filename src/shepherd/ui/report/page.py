@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -128,6 +128,7 @@ def _template_variables(report: Report) -> dict[str, Any]:
         "judged_form": judged_form,
         "judged_label": judged_label,
         "mark": _kind_mark,
+        "unchanging": unchanging(report),
         "against": _against(report),
     }
 
@@ -199,8 +200,8 @@ def _span(values: Sequence[float | None]) -> tuple[float, float]:
 
 
 def shade(value: float | None, span: tuple[float, float], *, flip: bool = False) -> str:
-    """How dark a cell of a heat map is, from 0 to 1, as text for a style."""
-    if value is None:
+    """How dark a cell of a heat map is, from 0 to 1, as text for a style; 0 if all of them are equal."""
+    if value is None or span[0] == span[1]:
         return "0"
     share = chart.percent(value, *span) / 100
     return f"{1 - share if flip else share:.2f}"
@@ -298,31 +299,58 @@ def _charts(report: Report) -> dict[str, str]:
     curves, rows = report["curves"], report["rounds"]
     heldout = [Series(c["name"], _points(c["points"], "heldout")) for c in curves]
     train = [Series(c["name"], _points(c["points"], "train")) for c in curves]
-    traffic = [
-        Series("down", _points(rows, "bytes_down")),
-        Series("up", _points(rows, "bytes_up")),
-    ]
+    down, up = _points(rows, "bytes_down"), _points(rows, "bytes_up")
+    # two equal lines would hide each other
+    traffic = [Series("down and up", down)] if down == up else [Series("down", down), Series("up", up)]
+    flat = {key for _, _, key in unchanging(report)}
+    if {"bytes_down", "bytes_up"} <= flat:
+        traffic = []
     small = partial(_chart, height=170, zero=True)
     return {
         "heldout": _chart("heldout", "Held-out loss by round", heldout, number_formats.rate, height=300),
         "train": _chart("train", "Training loss by round", train, number_formats.rate, height=300),
         "bytes": small("bytes", "Bytes by round", traffic, number_formats.data_size),
         "gap": small(
-            "gap", "Aggregation gap by round", [Series("gap", _points(rows, "gap"))], number_formats.rate
+            "gap",
+            "Aggregation gap by round",
+            [Series("gap", _changing(rows, "gap", flat))],
+            number_formats.rate,
         ),
         "learning_rate": small(
             "learning-rate",
             "Learning rate by round",
-            [Series("learning rate", _points(rows, "learning_rate"))],
+            [Series("learning rate", _changing(rows, "learning_rate", flat))],
             number_formats.rate,
         ),
         "seconds": small(
             "seconds",
             "Seconds by round",
-            [Series("seconds", _points(rows, "seconds"))],
+            [Series("seconds", _changing(rows, "seconds", flat))],
             number_formats.duration,
         ),
     }
+
+
+_COSTS = (
+    ("bytes down", "bytes", "bytes_down"),
+    ("bytes up", "bytes", "bytes_up"),
+    ("gap", "rate", "gap"),
+    ("learning rate", "rate", "learning_rate"),
+)
+
+
+def unchanging(report: Report) -> list[tuple[str, str, str]]:
+    """Figures that are equal in all rounds, which need no chart: label, form and key in the rows."""
+    found = []
+    for label, form, key in _COSTS:
+        values = [y for _, y in _points(report["rounds"], key)]
+        if len(values) > 1 and len(set(values)) == 1 and report["rounds"][-1].get(key) is not None:
+            found.append((label, form, key))
+    return found
+
+
+def _changing(rows: Sequence[Mapping[str, Any]], key: str, flat: Collection[str]) -> list[chart.Point]:
+    return [] if key in flat else _points(rows, key)
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[chart.Point]:

@@ -17,7 +17,7 @@ from rich.table import Table
 from shepherd.io import progress
 from shepherd.io.progress import Progress, duration
 from shepherd.ui.terminal import figures
-from shepherd.ui.terminal.console import PlainConsole, styled
+from shepherd.ui.terminal.console import PlainConsole, dropped, styled
 from shepherd.ui.terminal.figures import Row
 from shepherd.visible import shown_line
 
@@ -111,8 +111,9 @@ class PlainDisplay:
     def echo(self, text: str) -> None:
         try:
             print(shown_line(text), file=self._stream, flush=True)
-        except BrokenPipeError:  # the reader has gone, as with `| head`; the work continues
-            _discard(self._stream)
+        except OSError as error:
+            if not dropped(error, self._stream):
+                raise
 
     def on_progress(self, record: logging.LogRecord) -> None:
         self.echo(record.getMessage())
@@ -128,13 +129,6 @@ class PlainDisplay:
         for failure in figures.failures(row):
             self.echo(failure)
         self.echo(figures.line(row, self._rows, self._until))
-
-
-def _discard(stream: TextIO) -> None:
-    """Drop what is written to the stream from now on, and what is still in its buffer."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
 
 
 class LiveDisplay:

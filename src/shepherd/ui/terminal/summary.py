@@ -15,13 +15,21 @@ from shepherd.ui.terminal.console import PlainConsole
 from shepherd.ui.terminal.figures import Row
 
 Pair = tuple[float | None, float | None]
+ANY_QUESTION = "YOUR QUESTION"
 _NONE: Pair = (None, None)
 
 
 def print_summary(
-    folder: Path, rows: Sequence[Row], finished: Mapping[str, Any], stream: TextIO | None = None
+    folder: Path,
+    rows: Sequence[Row],
+    finished: Mapping[str, Any],
+    stream: TextIO | None = None,
+    question: str = ANY_QUESTION,
 ) -> None:
-    """Print the final table; `finished` is from `Run.finish`, `rows` is the whole log."""
+    """Print the final table; `finished` is from `Run.finish`, `rows` is the whole log.
+
+    The question is one to try next; none of the data, whose text does not belong in a log.
+    """
     console = PlainConsole(stream)
     answers: Mapping[str, Pair] = finished.get("answers") or {}
     losses = loss_by_category(rows)
@@ -32,7 +40,7 @@ def print_summary(
         console.print(sentence, soft_wrap=True)
     console.print(f"{_effort(rows)}Adapter: {finished['adapter']}\n", soft_wrap=True)
     console.print("Try next:")
-    for command in _next_commands(folder):
+    for command in _next_commands(folder, question):
         console.print(f"  {command}", soft_wrap=True)
 
 
@@ -83,9 +91,9 @@ def _effort(rows: Sequence[Row]) -> str:
     return f"{len(trained)} round{'s' * (len(trained) > 1)} in {took}{covered}.\n"
 
 
-def _next_commands(folder: Path) -> list[str]:
+def _next_commands(folder: Path, question: str) -> list[str]:
     name = shlex.quote(str(folder))
     return [
-        f'shepherd generate {name} "Name three animals."',
-        f'shepherd generate {name} "Name three animals." --base',
+        f'shepherd generate {name} "{question}"',
+        f'shepherd generate {name} "{question}" --base',
     ]

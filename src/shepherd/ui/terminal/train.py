@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from shepherd.io.paths import short
 from shepherd.run.folder import is_over_silos, is_run
 from shepherd.run.log import read_rows
+from shepherd.settings import WORLD
 from shepherd.ui.terminal.running import Display, display
-from shepherd.ui.terminal.summary import print_summary
+from shepherd.ui.terminal.summary import ANY_QUESTION, print_summary
 
 if TYPE_CHECKING:
     from shepherd.run.run import Run
@@ -31,7 +32,8 @@ def train(open_run: OpenRun, folder: Path) -> None:
         with display() as shown, closing(open_run()) as run:
             _show_rounds(run, shown)
             finished = run.finish()
-        print_summary(folder, read_rows(folder), finished)
+        question = "Name three animals." if run.settings.data.source == WORLD else ANY_QUESTION
+        print_summary(folder, read_rows(folder), finished, question=question)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stop_message(folder)) from None
 

@@ -6,7 +6,8 @@ const live = document.getElementById("live");
 let tag = main.dataset.tag;
 
 function place() {
-  const seen = [...main.querySelectorAll("[id]")].find((e) => e.getBoundingClientRect().bottom > 0);
+  const seen = [...main.querySelectorAll("[id]")]
+    .find((e) => e.checkVisibility() && e.getBoundingClientRect().bottom > 0);
   return {
     id: seen?.id,
     top: seen?.getBoundingClientRect().top,
