@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -28,7 +28,7 @@ from shepherd.model import base as bases
 from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.rounds import context_of, start
-from shepherd.run import checkpoint, folder, tracking
+from shepherd.run import changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint
@@ -114,17 +114,20 @@ def _read_data(settings: RunSettings, base: bases.Base, consent: Consent, rows: 
     return pipeline.prepare(settings, base.tokenizer, consent.plugins, rows)
 
 
-def resume(path: str | Path, consent: Consent = NOTHING) -> Run:
+def resume(path: str | Path, consent: Consent = NOTHING, overrides: Iterable[str] = ()) -> Run:
     """Continue a run from its last finished round; its results have the bits of an uninterrupted run.
 
     Progress goes to the logger "shepherd" at level INFO.
 
     Args:
+        overrides: `key=value` texts; "federation.rounds=30" gives the run more rounds, see `run.changes`.
         consent: what a person has agreed to now; the run file in the folder alone cannot allow it, and
             consent given when the run began does not count, since a folder may come from anywhere.
 
     Raises:
-        FolderError: there is no run, another process holds it, or its data are damaged.
+        FolderError: there is no run, another process holds it, its data are damaged, or its run file was
+            edited in a key that its rounds depend on.
+        SettingsError: an override changes such a key.
         CheckpointError: its last checkpoint is damaged; the message says how to continue.
         DataError: the base cannot read an example of the run.
     """
@@ -132,7 +135,7 @@ def resume(path: str | Path, consent: Consent = NOTHING) -> Run:
         raise FolderError(f"the run in {path} is over silos; continue it with `shepherd resume {path}`")
     holder = folder.reopen(path)
     with _closed_on_error(holder), stage("preparing the run"):
-        return _continue(holder, consent)
+        return _continue(holder, consent, changes.continued(path, overrides))
 
 
 @contextmanager
@@ -144,8 +147,8 @@ def _closed_on_error(holder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _continue(holder: RunFolder, consent: Consent) -> Run:
-    settings, plan = _kept(holder)
+def _continue(holder: RunFolder, consent: Consent, settings: RunSettings) -> Run:
+    plan = _kept_plan(holder, settings)
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins)
     training = local_training(settings.tuning, consent.plugins)
@@ -165,6 +168,10 @@ def _continue(holder: RunFolder, consent: Consent) -> Run:
     saved = load_checkpoint(last, base) if last else None
     context = context_of(settings, selection, fresh, len(prepared.clients))
     state = saved.state if saved else start(method, fresh, context)
+    if said := changes.remark(settings, holder.path):
+        changes.require_extendable(method)
+        log.info("%s", said)
+    changes.keep(holder, settings)
     rows = holder.reconcile(state.round, saved.notes["row"] if saved else None)
     run = Run(
         settings=settings,
@@ -186,15 +193,15 @@ def _continue(holder: RunFolder, consent: Consent) -> Run:
     return run
 
 
-def _kept(holder: RunFolder) -> tuple[RunSettings, Plan | None]:
-    """Settings and plan of a run folder; an older version wrote no plan file, but all it chose."""
-    settings, plan = folder.read_settings(holder.path), plans.read(holder.path)
+def _kept_plan(holder: RunFolder, settings: RunSettings) -> Plan | None:
+    """Plan of a run folder; an older version wrote no plan file, but all it chose into the run file."""
+    plan = plans.read(holder.path)
     if plan is None and settings.machine.stack_size == "auto":
         raise FolderError(
             f"{holder.path} has no {PLAN}, so its run never began; set output=ANOTHER_FOLDER, or start it"
             " with `shepherd run`"
         )
-    return settings, plan
+    return plan
 
 
 def _kept_data(

@@ -12,9 +12,9 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,7 +45,7 @@ from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
 from shepherd.rounds import context_of, rehearse, start, weights
-from shepherd.run import card, checkpoint, folder, tracking
+from shepherd.run import card, changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
@@ -300,20 +300,24 @@ def resume(
     echo: Echo = log.info,
     kit: str | Path | None = None,
     consent: Consent = NOTHING,
+    overrides: Iterable[str] = (),
 ) -> SilosRun:
     """Go on following a run, and have the server go on with it where it has stopped.
 
     Args:
+        overrides: `key=value` texts; "federation.rounds=30" gives the run more rounds, see `run.changes`.
         kit: of an administrator, where it is another than the run went on with or has moved.
         consent: what a person has agreed to that the run file in the folder only wishes for.
 
     Raises:
-        FolderError: there is no such run, or another process holds it.
+        FolderError: there is no such run, another process holds it, or its run file was edited in a key that
+            its rounds depend on.
+        SettingsError: an override changes such a key.
         SilosError: the kit is not there any more.
     """
     holder = folder.reopen(path)
     with _given_back_on_error(holder):
-        settings, plan = folder.read_settings(holder.path), plans.read(holder.path)
+        settings, plan = changes.continued(path, overrides), plans.read(holder.path)
         kept, order, job = state_file.recorded(holder.path)
         kept = Path(kit or kept)
         if not _whole(holder, settings.federation.rounds):
@@ -325,9 +329,11 @@ def resume(
             holder.write(PLAN, plan.text())
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was written
             _save_start(holder, settings, base, len(order.sites), consent)
-        following = _following(holder, kept, order, settings, echo, consent)
-        following.job = job
-        holder.write(folder.SILOS, state_file.text(kept, order, job))
+        extended = _extended(order, settings, echo, consent)
+        following = _following(holder, kept, extended, settings, echo, consent)
+        following.job, following.outdated = job, extended != order
+        changes.keep(holder, settings)
+        holder.write(folder.SILOS, state_file.text(kept, extended, job))
         with disk_errors(holder.path):
             (holder.path / state_file.STOP).unlink(missing_ok=True)
         rows = read_rows(holder.path)
@@ -344,6 +350,21 @@ def resume(
             echo=echo,
             consent=consent,
         )
+
+
+def _extended(order: JobSpec, settings: RunSettings, echo: Echo, consent: Consent) -> JobSpec:
+    """The order with the number of rounds that the run goes on to.
+
+    Raises:
+        SettingsError: a transform set its noise for the number of rounds.
+    """
+    was, now = order.federation.rounds, settings.federation.rounds
+    if now <= was:
+        return order
+    changes.require_extendable(plugins.method(settings, consent.plugins))
+    echo(f"the run has {now} rounds instead of {was}, as far as each site's owner allows")
+    asked = {**order.settings, "federation": {**order.settings.get("federation", {}), "rounds": now}}
+    return replace(order, settings=asked)
 
 
 def _whole(holder: RunFolder, until: int) -> bool:

@@ -81,6 +81,8 @@ class JobFollower:
     rows: int = 0
     job: str | None = None
     """The last job that was submitted."""
+    outdated: bool = False
+    """Whether that job has another order, and makes room for one with this order."""
     again: bool = False
     """Set by who reads the news and could not take what the last one offered: then it is told again."""
     _mine: bool = False
@@ -137,7 +139,7 @@ class JobFollower:
     def _jobs(self, server: Session) -> Iterator[StatusUpdate]:
         """News of one job after the other, until one has an outcome that is taken."""
         while True:
-            if self._over or self.job is None or not _lives(server, self.job):
+            if self.outdated or self._over or self.job is None or not _lives(server, self.job):
                 yield self._begun(server)
             assert self.job is not None
             for news in self._told(server, self.job):
@@ -160,7 +162,7 @@ class JobFollower:
             self.job = server.submit(jobs.write(self.scratch, self.order, self.state(), self.cohort))
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)  # it holds a copy of the checkpoint
-        self._mine, self._over, self._said = True, False, 0
+        self._mine, self._over, self.outdated, self._said = True, False, False, 0
         return StatusUpdate(job=self.job, restart=True, round=max(0, self.rows - 1), count=self.rows)
 
     def _died(self) -> None:
