@@ -11,8 +11,13 @@ from shepherd.evaluate.statistics import Compared, Interval
 from shepherd.evaluate.still import LOSS as NATS
 from shepherd.evaluate.still import SHARE, Span
 from shepherd.io.phrases import listed
+from shepherd.io.progress import many
 
 ALPHA = 0.05
+SETTLED_SEEDS = 3
+"""Trainings from which on a decided comparison is called settled: fewer say little of the luck of training."""
+FEW_QUESTIONS = 30
+"""Below this number of questions, a sentence says that they are few, and nothing is called settled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +127,30 @@ def says(
 def decided(compared: Compared, p_holm: float | None = None) -> bool:
     """Whether the two differ at the 5% level, corrected if several are tested."""
     return (compared.p if p_holm is None else p_holm) < ALPHA
+
+
+def limits(questions: int, seeds: int, asked: str = "questions") -> str:
+    """Phrase for what a headline rests on, if that is one training or few questions; else nothing.
+
+    >>> limits(12, 1, "examples"), limits(400, 1), limits(400, 3)
+    (', in this one training and on only 12 examples', ', in this one training', '')
+    """
+    parts = ["in this one training"] * (seeds == 1) + [f"on only {many(questions, asked[:-1])}"] * (
+        questions < FEW_QUESTIONS
+    )
+    return f", {' and '.join(parts)}" if parts else ""
+
+
+def missing(questions: int, seeds: int, asked: str = "questions") -> str:
+    """What a decided comparison lacks to be called settled; nothing if it is.
+
+    >>> missing(12, 3), missing(400, 1), missing(400, 3)
+    ('at least 30 questions', 'at least 3 seeds', '')
+    """
+    parts = [f"{SETTLED_SEEDS} seeds"] * (seeds < SETTLED_SEEDS) + [f"{FEW_QUESTIONS} {asked}"] * (
+        questions < FEW_QUESTIONS
+    )
+    return f"at least {' and '.join(parts)}" if parts else ""
 
 
 def settle(compared: Compared, p_holm: float | None = None, asked: str = "questions") -> str:
