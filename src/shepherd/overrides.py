@@ -103,7 +103,7 @@ def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
 
 
 def overridden(settings: RunSettings, overrides: Iterable[str]) -> RunSettings:
-    """Settings with `key=value` overrides applied; paths in an override are relative to the current directory.
+    """Settings with `key=value` overrides applied; paths in them are relative to the current directory.
 
     Raises:
         SettingsError: as `read`.

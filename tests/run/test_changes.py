@@ -13,6 +13,7 @@ import pytest
 from shepherd.core import Mechanism, chain
 from shepherd.errors import FolderError, SettingsError, ShepherdError
 from shepherd.model import files
+from shepherd.overrides import plain
 from shepherd.run import changes, folder
 from shepherd.run.log import read_rows
 from shepherd.run.opening import open_run, resume
@@ -48,7 +49,7 @@ def finish(run: Run) -> bytes:
 
 def edit(path: Path, key: str, value: object) -> None:
     """Change one key of a run folder's run file as a person would with an editor."""
-    tables = folder.plain(folder.read_settings(path))
+    tables = plain(folder.read_settings(path))
     *parents, last = key.split(".")
     inner = tables
     for parent in parents:
@@ -84,7 +85,7 @@ def test_an_override_that_rounds_depend_on_is_refused_by_its_key(begun, key, val
 
 
 def _old(path: Path, key: str) -> object:
-    found = folder.plain(folder.read_settings(path))
+    found = plain(folder.read_settings(path))
     for part in key.split("."):
         found = found[part]
     return found
@@ -182,9 +183,9 @@ def test_a_folder_of_an_earlier_version_goes_on_and_is_known_from_then(begun, tm
         resume(path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"model": 3}', "null", '"text"'])
+@pytest.mark.parametrize("content", ["", "[", "model = 3", "\\x00"])
 def test_a_damaged_file_is_named(begun, tmp_path, content) -> None:
     path = Path(shutil.copytree(begun, tmp_path / "run"))
     (path / folder.TRAINED_WITH).write_text(content)
-    with pytest.raises(ShepherdError, match=r"settings\.json is damaged"):
+    with pytest.raises(ShepherdError, match=r"trained-with\.toml is damaged"):
         resume(path)

@@ -85,8 +85,8 @@ def _fonts_for(text: str, path: Path) -> Iterator[None]:
     families, lacking = chosen_fonts(wanted, _installed()) if wanted else ((), "")
     if lacking:
         log.warning(
-            "picture %s: no installed font has the glyphs of %s, which are drawn as boxes; install one, such as"
-            " Noto Sans CJK",
+            "picture %s: no installed font has the glyphs of %s, which are drawn as boxes; install one, such"
+            " as Noto Sans CJK",
             path, lacking,
         )  # fmt: skip
     with rc_context({"font.family": ["DejaVu Sans", *families]}), warnings.catch_warnings():

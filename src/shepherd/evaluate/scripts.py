@@ -1,7 +1,7 @@
 """Texts as tokens, also in scripts that put no spaces between words.
 
-A character of such a script counts as a word: Chinese, Japanese, Thai, Lao, Khmer, Burmese and their kind. So a
-text that differs in one character of twenty is not wholly different.
+A character of such a script counts as a word: Chinese, Japanese, Thai, Lao, Khmer, Burmese and their kind. So
+a text that differs in one character of twenty is not wholly different.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def spaced(text: str, keep: bool = False) -> str:
     punctuation and symbols are left out.
 
     Args:
-        keep: whether ASCII punctuation and symbols are kept as parts of words, for a metric that removes them.
+        keep: whether ASCII punctuation and symbols stay as parts of words, for a metric that removes them.
 
     >>> spaced("The «red» fox."), spaced("通常１０mgです。")
     ('the red fox', '通 常 10mg で す')

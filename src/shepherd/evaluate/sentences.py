@@ -15,7 +15,7 @@ from shepherd.io.progress import many
 
 ALPHA = 0.05
 SETTLED_SEEDS = 3
-"""Trainings from which on a decided comparison is called settled: fewer say little of the luck of training."""
+"""Number of trainings from which a difference is called settled; fewer say little of the luck of training."""
 FEW_QUESTIONS = 30
 """Below this number of questions, a sentence says that they are few, and nothing is called settled."""
 

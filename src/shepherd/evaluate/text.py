@@ -1,8 +1,9 @@
 """Compare free text with a reference answer, by torchmetrics.
 
 Exact match and F1 are SQuAD's (arXiv 1606.05250): lower case, without punctuation (of any script) and English
-articles. ROUGE-L is the F-measure of the longest common subsequence (Lin, 2004), without stemming. In scripts without
-spaces between words, each character counts as a word (`scripts.py`), as MLQA (arXiv 1910.07475) counts Chinese.
+articles. ROUGE-L is the F-measure of the longest common subsequence (Lin, 2004), without stemming. In scripts
+without spaces between words, each character counts as a word (`scripts.py`), as MLQA (arXiv 1910.07475)
+counts Chinese.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What may change in the settings of a run that has begun.
 
-`settings.json` in a run folder holds the settings that its rounds were trained with. Report, model card and log
-describe all rounds by one run file, so a change is refused by its key; more rounds may be added.
+`trained-with.toml` in a run folder holds the settings that its rounds were trained with. Report, model card
+and log describe all rounds by one run file, so a change is refused by its key; more rounds may be added.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shepherd.config import validated
 from shepherd.core import Method
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io.phrases import listed
 from shepherd.machine.plan import PLAN
-from shepherd.overrides import dump, overridden, plain
+from shepherd.overrides import dump, overridden, plain, read_kept
 from shepherd.run import checkpoint, folder
 from shepherd.run.folder import RUN_FILE, TRAINED_WITH, RunFolder
 from shepherd.settings import RunSettings
@@ -45,9 +44,9 @@ def continued(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
     if edited := _refused(before, written, path):
         key, was, now = edited[0]
         raise FolderError(
-            f"{path / RUN_FILE} was edited: {listed([each[0] for each in edited])} changed since the run began"
-            f" ({key} was {_value(was)} and is {_value(now)}), and its rounds were trained with the old value;"
-            f" put it back, or start a run with output=ANOTHER_FOLDER{_place_of(key)}"
+            f"{path / RUN_FILE} was edited: {listed([each[0] for each in edited])} changed since the run"
+            f" began ({key} was {_value(was)} and is {_value(now)}), and its rounds were trained with the old"
+            f" value; put it back, or start a run with output=ANOTHER_FOLDER{_place_of(key)}"
         )
     after = overridden(written, overrides) if overrides else written
     if changed := _refused(before, after, path):
@@ -68,7 +67,7 @@ def keep(holder: RunFolder, settings: RunSettings) -> None:
     if settings != folder.read_settings(holder.path):
         holder.write(RUN_FILE, dump(settings))
     if settings != _trained_with(holder.path):
-        holder.write(TRAINED_WITH, folder.settings_text(settings))
+        holder.write(TRAINED_WITH, dump(settings))
 
 
 def remark(settings: RunSettings, path: Path) -> str:
@@ -81,8 +80,8 @@ def remark(settings: RunSettings, path: Path) -> str:
     if settings.tuning.round_schedule == "constant":
         return said
     return (
-        f"{said}: its first rounds followed tuning.round_schedule over {was}, the others follow it over {now},"
-        f" so the result is not that of a run of {now} rounds from the start"
+        f"{said}: its first rounds followed tuning.round_schedule over {was}, the others follow it over"
+        f" {now}, so the result is not that of a run of {now} rounds from the start"
     )
 
 
@@ -106,16 +105,14 @@ def _require_no_fewer(path: Path, before: RunSettings, after: RunSettings) -> No
 def _trained_with(path: Path) -> RunSettings | None:
     """Settings that the rounds of a run were trained with; None in a folder of an earlier version."""
     file = path / TRAINED_WITH
-    if not (path / PLAN).is_file():
+    if not (file.is_file() and (path / PLAN).is_file()):
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf8"))
-        return validated(RunSettings, found, str(file))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, AttributeError, SettingsError) as error:
+        return read_kept(file)
+    except SettingsError as error:
         raise FolderError(
-            f"{file} is damaged ({error}); restore it from a copy, or remove it if {RUN_FILE} was never edited"
+            f"{file} is damaged ({error}); restore it from a copy, or remove it if {RUN_FILE} was"
+            " never edited"
         ) from error
 
 

@@ -4,7 +4,7 @@ runs/NAME/
   run.toml        the run file as it was given; a folder is a run once it is there
   plan.json       what was chosen for this machine; see `machine.plan`
   versions.json   what the run was started with
-  settings.json   the settings that its rounds were trained with; see `run.changes`
+  trained-with.toml  the settings that its rounds were trained with; see `run.changes`
   rounds.jsonl    one line a finished round; round 0 is the untuned base
   finished.json   the last round and the run's results, once its adapter is written
   checkpoints/    the last server states
@@ -29,7 +29,7 @@ from shepherd.io import lock, private
 from shepherd.io.atomic import disk_errors, leftovers, write_atomic
 from shepherd.machine import plan as plans
 from shepherd.machine.plan import PLAN
-from shepherd.overrides import dump, plain, read_kept
+from shepherd.overrides import dump, read_kept
 from shepherd.run import log
 from shepherd.run.log import LOG
 from shepherd.run.versions import VERSIONS, versions
@@ -38,7 +38,7 @@ from shepherd.settings import RunSettings
 RUN_FILE, FINISHED, LOCK = "run.toml", "finished.json", ".lock"
 SILOS = "silos.json"
 """File of a run over silos that names its server."""
-TRAINED_WITH = "settings.json"
+TRAINED_WITH = "trained-with.toml"
 """File of the settings that a run's rounds were trained with; the run file may be edited, this is not."""
 OWN_FILES = (VERSIONS, PLAN, SILOS, TRAINED_WITH, RUN_FILE, LOG, FINISHED)
 logger = logging.getLogger(__name__)
@@ -134,17 +134,12 @@ def create(
                 folder.write(PLAN, plan)
             if silos is not None:
                 folder.write(SILOS, silos)
-            folder.write(TRAINED_WITH, settings_text(settings))
+            folder.write(TRAINED_WITH, dump(settings))
             folder.write(RUN_FILE, dump(settings))
         except BaseException:
             folder.close()
             raise
         return folder
-
-
-def settings_text(settings: RunSettings) -> str:
-    """Content of `settings.json`."""
-    return json.dumps(plain(settings), indent=1) + "\n"
 
 
 def reopen(path: str | Path) -> RunFolder:
