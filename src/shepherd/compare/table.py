@@ -190,20 +190,21 @@ def _range(trained: Mapping[str, Mapping[str, Any] | None], arms: Sequence[str],
 
 
 def unequal(arms: Sequence[Arm], trained: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """Phrase naming the tuned arms that saw another number of examples than federated; "" if there are none.
+    """Phrase naming the tuned arms that saw another number of examples than federated; "" if none did."""
+    return seen_unequally(FEDERATED, {arm.name: trained[arm.name] for arm in arms})
+
+
+def seen_unequally(first: str, trained: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """Phrase naming those that saw another number of `examples` than the first; "" if there are none.
 
     Numbers within 1% are equal, since an arm ends with a whole batch.
     """
-    federated = (trained[FEDERATED] or {}).get("examples")
-    seen = {arm.name: (trained[arm.name] or {}).get("examples") for arm in arms if arm.name != FEDERATED}
-    if not federated:
-        return ""
+    most = (trained[first] or {}).get("examples")
+    seen = {name: (each or {}).get("examples") for name, each in trained.items() if name != first}
     others: dict[int, list[str]] = {}
     for name, examples in seen.items():
-        if examples is not None and abs(examples - federated) > 0.01 * federated:
+        if most and examples is not None and abs(examples - most) > 0.01 * most:
             others.setdefault(examples, []).append(name)
-    if not others:
-        return ""
     said = [
         f"{listed(names, most=3)} saw {examples:,}{' each' * (len(names) > 1)}"
         for examples, names in others.items()
@@ -211,7 +212,7 @@ def unequal(arms: Sequence[Arm], trained: Mapping[str, Mapping[str, Any] | None]
     if len(said) > MOST_AMOUNTS:
         names = [name for group in others.values() for name in group]
         said = [f"{listed(names, most=3)} saw {min(others):,} to {max(others):,}"]
-    return f"they saw unequal amounts: {FEDERATED} {federated:,} examples, {', '.join(said)}"
+    return f"they saw unequal amounts: {first} {most:,} examples, {', '.join(said)}" if said else ""
 
 
 def sentences(rows: Sequence[Against], amounts: str = "") -> list[str]:

@@ -26,7 +26,7 @@ class Measure:
 
     more, fewer: the phrase for an arm with the higher or the lower number; "" makes it from the label.
     share: whether it is from 0 to 1, shown in percent and points; otherwise it is in nats per token.
-    asked: noun of what it is measured on.
+    asked: noun of what it is measured on. unit: of a measure that is not a share.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Measure:
     share: bool = True
     asked: str = "questions"
     lower_is_better: bool = False
+    unit: str = "nats a token"
 
     @property
     def span(self) -> Span:
@@ -63,7 +64,7 @@ class Measure:
 
     def amount(self, value: float) -> str:
         """Format a difference, in points or nats per token."""
-        return f"{self.bare(value)} {'points' if self.share else 'nats a token'}"
+        return f"{self.bare(value)} {'points' if self.share else self.unit}"
 
     def bare(self, value: float) -> str:
         """Format a number without its unit."""

@@ -122,15 +122,16 @@ def _refused(before: RunSettings, after: RunSettings, path: Path) -> Sequence[tu
     allowed = (ROUNDS, *(CHECKED if begun else ()))
     return [
         change
-        for change in _differing(plain(before), plain(after))
+        for change in differing(plain(before), plain(after))
         if change[0] not in allowed and change[0].split(".")[0] not in FREE
     ]
 
 
-def _differing(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differing(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys that differ between two plain tables, each with its values; None where there is none."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in dict.fromkeys((*before, *after)):
-            yield from _differing(before.get(name), after.get(name), f"{key}.{name}" if key else name)
+            yield from differing(before.get(name), after.get(name), f"{key}.{name}" if key else name)
     elif before != after:
         yield key, before, after
 

@@ -64,7 +64,9 @@ def _arms_table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chie
     for name in names:
         table.add_column(labels(comparison)[name], justify="right", no_wrap=True)
     table.add_column(
-        f"federated\n/ arm, {labels(comparison)[chief].removesuffix(' %')}", justify="right", no_wrap=True
+        f"{comparison.get('against', 'federated')}\n/ arm, {labels(comparison)[chief].removesuffix(' %')}",
+        justify="right",
+        no_wrap=True,
     )
     table.add_column("Holm p", justify="right", no_wrap=True)
     for arm in arms:
