@@ -250,7 +250,7 @@ def _measured(
 def _loss(found: Mapping[str, Scored], examples: Sequence[Example], chosen: Sequence[int]) -> Measured | None:
     """Loss per token where all runs have the same tokens, else per character of the expected response."""
     counts = np.array([each.tokens for each in found.values()])  # (runs, Q)
-    trained = (counts > 0).all(axis=0)
+    trained: NDArray[np.bool_] = np.all(counts > 0, axis=0)
     if not trained.any():
         return None
     alike = bool((counts == counts[0]).all())
@@ -260,7 +260,11 @@ def _loss(found: Mapping[str, Scored], examples: Sequence[Example], chosen: Sequ
         measure=LOSS if alike else PER_CHARACTER,
         values={name: each.sums[trained] / weights for name, each in found.items()},
         draws=draws(
-            [examples[place].category or "all" for place, kept in zip(chosen, trained, strict=True) if kept]
+            [
+                examples[place].category or "all"
+                for place, kept in zip(chosen, trained.tolist(), strict=True)
+                if kept
+            ]
         ),
         weights=weights,
     )
