@@ -314,8 +314,8 @@ def _sentences(
     said += [_differs(runs[0], run) for run in runs[1:]]
     if any(each.measure == PER_CHARACTER for each in measures):
         said.append(
-            "The runs have other tokens for the same examples, so their loss is given per character of"
-            " the expected response; a response that one run cut at data.max_tokens counts with its first part."
+            "The runs have other tokens for the same examples, so their loss is given per character of the"
+            " expected response; one that a run cut at data.max_tokens counts with its first part."
         )
     if left_out:
         said.append(
