@@ -103,12 +103,14 @@ def _path(text: str, folder: Path, key: str, file: Path | None) -> str:
 
 
 def overridden(settings: RunSettings, overrides: Iterable[str]) -> RunSettings:
-    """Settings with `key=value` overrides applied.
+    """Settings with `key=value` overrides applied; paths in them are relative to the current directory.
 
     Raises:
         SettingsError: as `read`.
     """
-    return parse(_overridden(_without_none(settings.model_dump(mode="json")), overrides))
+    own = plain(settings)
+    changed = _overridden(copy.deepcopy(own), overrides)
+    return validated(RunSettings, _placed(changed, Path.cwd(), known=own), "the run settings")
 
 
 def assigned(overrides: Iterable[str]) -> dict[str, Any]:

@@ -120,6 +120,14 @@ def test_the_first_sentence_says_how_many_examples_each_arm_saw(made) -> None:
     )
 
 
+def test_the_headline_says_how_few_questions_there_are_and_who_saw_another_amount(made) -> None:
+    _, found = made
+    headline = next(sentence for sentence in found["says"] if sentence.startswith("By "))
+    assert f"By held-out loss, on only {found['loss_examples']} examples, federated" in headline
+    assert f"they saw unequal amounts: federated {arm(found, 'federated')['trained']['examples']}" in headline
+    assert "centralised" in headline.partition("unequal amounts")[2]
+
+
 def test_by_default_the_centralised_arm_is_trained_both_ways(llama_folder, source, tmp_path) -> None:
     found = compare(table(llama_folder, source, tmp_path / "run"), CompareSpec(locals=("client-1",)))
     assert found["match"] == "both"

@@ -18,6 +18,7 @@ from shepherd.consent import Consent
 from shepherd.errors import JudgeError
 from shepherd.model import files
 from shepherd.run.answerer import generate
+from shepherd.run.opening import open_run
 from shepherd.settings import JudgeTable
 from shepherd.ui.chat import arms as chat_arms
 from shepherd.ui.cli import main as cli
@@ -182,6 +183,21 @@ def test_two_adapters_are_judged_from_one_base(copied, serve, tmp_path) -> None:
         "--base-url",
         server.url,
     )
+    assert result.exit_code == 0, result.output
+    assert server.calls > 0
+
+
+def test_two_runs_of_another_rank_and_base_each_answer_with_their_own(copied, serve, tmp_path) -> None:
+    gpt2 = bases.save(bases.CONFIGS["gpt2"], tmp_path / "gpt2")
+    source = runs.written(tmp_path / "rows.jsonl")
+    table = {"adapter": {"rank": 3}, "federation": {"rounds": 1}, "tuning": {"max_steps": 1}}
+    with open_run(runs.settings(gpt2, source, tmp_path / "other", **table)) as run:
+        for _ in run.rounds():
+            pass
+        run.finish(answer=False)
+    server = serve(longer)
+    words = ("judge", copied, tmp_path / "other", "--questions", "heldout", "--model", "j", "limit=4")
+    result = shepherd(*words, "--base-url", server.url)
     assert result.exit_code == 0, result.output
     assert server.calls > 0
 

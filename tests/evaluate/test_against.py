@@ -82,7 +82,7 @@ def test_a_lower_loss_is_better() -> None:
 def test_what_it_comes_to() -> None:
     one = summary(against("federated", arms(), draws(NAMES), RIGHT))
     assert one[0] == (
-        "By right answers, federated beats base and local-ann, is beaten by larger, "
+        "By right answers, in this one training, federated beats base and local-ann, is beaten by larger, "
         "and cannot be told from centralised."
     )
     assert one[1].startswith("federated comes to 0.98")
@@ -97,6 +97,18 @@ def test_what_it_comes_to() -> None:
         "as these seeds show it."
     )
     assert summary([]) == []
+
+
+def test_a_headline_says_what_it_rests_on() -> None:
+    few = {arm: values[:, :12] if values.ndim > 1 else values[:12] for arm, values in arms(2).items()}
+    rows = against("federated", few, draws(NAMES[:12], seeds=2), RIGHT)
+    assert summary(rows)[0].startswith("By right answers, on only 12 questions, federated ")
+    one = {arm: values[-1:] for arm, values in few.items() if arm != "base"} | {"base": few["base"]}
+    said = summary(against("federated", one, draws(NAMES[:12]), RIGHT), amounts="they saw unequal amounts: x")
+    assert said[0].startswith("By right answers, in this one training and on only 12 questions, federated ")
+    assert said[0].endswith("; they saw unequal amounts: x.")
+    many = summary(against("federated", arms(3), draws(NAMES, seeds=3), RIGHT))
+    assert many[0].startswith("By right answers, federated ")
 
 
 def test_a_reference_near_nothing_has_no_relative_score() -> None:

@@ -88,7 +88,8 @@ def test_the_arm_against_which_all_are_held_stands_second() -> None:
     assert [(row["first"], row["second"]) for row in table] == [("base", "federated"), ("local", "federated")]
     assert table[0]["relative"]["value"] == 2
     assert table[0]["says"] == (
-        "The judge scores federated above base: 160.0 against 80.0 of 200, relative score 2.000 "
+        "The judge scores federated above base on these 20 questions, which are few: 160.0 "
+        "against 80.0 of 200, relative score 2.000 "
         "(95%: 1.476 to 2.201; Holm p = 0.003)."
     )
     assert all(row["p_holm"] >= row["p"] for row in table)
@@ -141,7 +142,8 @@ def test_win_rates_by_hand() -> None:
     assert row["p"] == row["p_holm"] < 0.001
     assert table["says"] == [row["says"]]
     assert row["says"].startswith(
-        "The judge prefers federated to base: federated wins 60, ties 10 and loses 10, win rate 81.2% (95%: 7"
+        "The judge prefers federated to base on these 80 questions: "
+        "federated wins 60, ties 10 and loses 10, win rate 81.2% (95%: 7"
     )
     assert row["says"].endswith("; p < 0.001).")
     strengths = [(one["arm"], one["strength"]["value"]) for one in table["strengths"]]
@@ -163,7 +165,8 @@ def test_what_is_not_decided_says_how_many_would() -> None:
 def test_the_loser_is_named_as_the_loser() -> None:
     (row,) = preference_table(pair("base", "federated", 2, 0, 30))["rows"]
     assert row["says"].startswith(
-        "The judge prefers federated to base: base wins 2, ties 0 and loses 30, win rate 6.2%"
+        "The judge prefers federated to base on these 32 questions: "
+        "base wins 2, ties 0 and loses 30, win rate 6.2%"
     )
 
 

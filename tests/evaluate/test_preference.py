@@ -160,3 +160,28 @@ def test_turned_round_it_is_the_rest() -> None:
 def test_a_win_rate_at_equal_length_is_of_one_pair() -> None:
     with pytest.raises(StatisticsError, match="one pair"):
         length_controlled([preferred(0, "a", "b", 1), preferred(0, "a", "c", 1)])
+
+
+def test_questions_that_are_all_ties_have_an_interval() -> None:
+    """Clopper and Pearson's bound for 3 of 3; also where a tie is a win each way, as by a judge that always
+    prefers the first answer."""
+    hidden = 1 - 0.025 ** (1 / 3)
+    tied = [[0.5], [0.5, 0.5, 0.5], [1.0, 0.0], [0.0, 1.0, 0.5]]
+    for results in tied:
+        found = length_controlled(
+            [
+                Preferred(
+                    question=f"q{n}",
+                    category="",
+                    first="a",
+                    second="b",
+                    result=r,
+                    length_first=9,
+                    length_second=9,
+                )
+                for n in range(3)
+                for r in results
+            ]
+        )
+        assert found.value == pytest.approx(0.5)
+        assert (found.low, found.high) == (pytest.approx(0.5 - hidden / 2), pytest.approx(0.5 + hidden / 2))

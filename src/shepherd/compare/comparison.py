@@ -278,7 +278,11 @@ def _write_results(
             for arm in chosen
         ],
         "differences": [row.row() for row in rows],
-        "says": [table.lengths(chosen, trained), *table.sentences(rows)],
+        "says": [
+            table.lengths(chosen, trained),
+            *table.sentences(rows, table.unequal(chosen, trained)),
+            *table.notes(measures, asked, prepared),
+        ],
         "judge": kept.get("judge"),
         "samples": table.samples(scores, asked, prepared),
     }

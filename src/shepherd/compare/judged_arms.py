@@ -222,14 +222,31 @@ def _both_answers(
     """Answers of both: read from a file or generated, adapters of one base in one pass."""
     read = {i: answers_files.read(path, names[i]) for i, path in enumerate(paths) if path.is_file()}
     rest = [i for i in range(2) if i not in read]
-    if rest:
-        chosen = settings or _settings_of(paths[rest[0]], consent)
-        base = load_base(chosen, consent)
-        adapters = [_adapter_at(paths[i], base) for i in rest]
-        echo(f"{' and '.join(names[i] for i in rest)} answer {len(asked)} questions")
-        for i, texts in zip(rest, _texts(base, chosen, adapters, asked), strict=True):
+    own = {i: _own_settings(paths[i], settings, consent) for i in rest}
+    shared = len(rest) == 2 and _same_base(own[0], own[1])
+    for group in [rest] if shared else [[i] for i in rest]:
+        base = load_base(own[group[0]], consent)
+        adapters = [_adapter_at(paths[i], base) for i in group]
+        echo(f"{' and '.join(names[i] for i in group)} answer {len(asked)} questions")
+        for i, texts in zip(group, _texts(base, own[group[0]], adapters, asked), strict=True):
             read[i] = Answers(name=names[i], texts=texts)
     return read[0], read[1]
+
+
+def _own_settings(path: Path, settings: RunSettings | None, consent: Consent) -> RunSettings:
+    """Settings that an adapter answers with: of its own run, else the first run's, else those of its files.
+
+    How long an answer may be is the same for both.
+    """
+    run = _run_of(path)
+    if run is None or settings is None:
+        return settings or _settings_of(path, consent)
+    return planned(run).model_copy(update={"evaluation": settings.evaluation})
+
+
+def _same_base(one: RunSettings, other: RunSettings) -> bool:
+    """Whether two adapters fit one loaded base, and are asked in the same way."""
+    return (one.model, one.adapter, one.data) == (other.model, other.adapter, other.data)
 
 
 def _adapter_at(path: Path, base: Base) -> Adapter:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shepherd.compare.arms import BY_STEPS, CENTRALISED, FEDERATED, Arm
 from shepherd.compare.scoring import Questions
 from shepherd.data.pipeline import TokenisedData, categories
-from shepherd.evaluate import loss
+from shepherd.evaluate import loss, scripts
 from shepherd.evaluate.against import Against, against, summary
 from shepherd.evaluate.draws import Draws, draws
 from shepherd.evaluate.metric import Metric
@@ -27,6 +27,8 @@ Scores = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> content of its scor
 RIGHT = "right"
 """Name of the metric that the table compares by, if examples have a check."""
 SAMPLES_PER_CATEGORY = 2  # answers shown
+MOST_AMOUNTS = 3
+"""More different numbers of examples than this are shown as a range."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,14 +189,56 @@ def _range(trained: Mapping[str, Mapping[str, Any] | None], arms: Sequence[str],
     return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
-def sentences(rows: Sequence[Against]) -> list[str]:
-    """Conclusions from the differences: by right answers if there are any, then by loss."""
+def unequal(arms: Sequence[Arm], trained: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """Phrase naming the tuned arms that saw another number of examples than federated; "" if none did."""
+    return seen_unequally(FEDERATED, {arm.name: trained[arm.name] for arm in arms})
+
+
+def seen_unequally(first: str, trained: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """Phrase naming those that saw another number of `examples` than the first; "" if there are none.
+
+    Numbers within 1% are equal, since an arm ends with a whole batch.
+    """
+    most = (trained[first] or {}).get("examples")
+    seen = {name: (each or {}).get("examples") for name, each in trained.items() if name != first}
+    others: dict[int, list[str]] = {}
+    for name, examples in seen.items():
+        if most and examples is not None and abs(examples - most) > 0.01 * most:
+            others.setdefault(examples, []).append(name)
+    said = [
+        f"{listed(names, most=3)} saw {examples:,}{' each' * (len(names) > 1)}"
+        for examples, names in others.items()
+    ]
+    if len(said) > MOST_AMOUNTS:
+        names = [name for group in others.values() for name in group]
+        said = [f"{listed(names, most=3)} saw {min(others):,} to {max(others):,}"]
+    return f"they saw unequal amounts: {first} {most:,} examples, {', '.join(said)}" if said else ""
+
+
+def sentences(rows: Sequence[Against], amounts: str = "") -> list[str]:
+    """Conclusions from the differences: by right answers if there are any, then by loss.
+
+    Args:
+        amounts: from `unequal`; it goes into the first sentence.
+    """
     by_measure: dict[str, list[Against]] = {}
     for row in rows:
         by_measure.setdefault(row.measure.name, []).append(row)
     order = sorted(by_measure, key=lambda name: name != RIGHT)
-    said = [s for name in order for s in summary(by_measure[name], references=(CENTRALISED, BY_STEPS))]
+    references = (CENTRALISED, BY_STEPS)
+    said = [
+        sentence
+        for place, name in enumerate(order)
+        for sentence in summary(by_measure[name], references=references, amounts=amounts if not place else "")
+    ]
     return list(dict.fromkeys(said))
+
+
+def notes(measures: Sequence[Measured], asked: Questions, prepared: TokenisedData) -> list[str]:
+    """Sentences on how answers were measured, below the table."""
+    by_words = any(each.measure.name in ("exact", "f1", "rouge_l") for each in measures)
+    expected = (prepared.heldout_examples[place].response for place in asked.answers)
+    return [scripts.NOTE] if by_words and any(map(scripts.has_unspaced, expected)) else []
 
 
 def samples(scores: Scores, asked: Questions, prepared: TokenisedData) -> list[Row]:

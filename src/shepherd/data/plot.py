@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from shepherd.data.examples import Example, by_category
 from shepherd.errors import DataError
 
+log = logging.getLogger(__name__)
 MARK = "Shepherd: who holds what"
 """Title in the picture's metadata, so that only a picture of ours is ever replaced."""
 
@@ -64,14 +67,76 @@ def _drawn(
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with fresh.open("wb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a name in a script that the font lacks
+        with fresh.open("wb") as file, _fonts_for("".join((*names, *clients)), path):
             _figure(names, list(clients), table).savefig(file, format="png", metadata={"Title": MARK})
         os.replace(fresh, path)
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
     return path
+
+
+@contextmanager
+def _fonts_for(text: str, path: Path) -> Iterator[None]:
+    """Draw with installed fonts that have the glyphs of a text; those that none has are logged."""
+    from matplotlib import rc_context
+    from matplotlib.font_manager import FontProperties, findfont
+
+    usual = findfont(FontProperties())
+    wanted = {character for character in text if character.isprintable()} - _glyphs(usual)
+    families, lacking = chosen_fonts(wanted, _installed()) if wanted else ((), "")
+    if lacking:
+        log.warning(
+            "picture %s: no installed font has the glyphs of %s, which are drawn as boxes; install one, such"
+            " as Noto Sans CJK",
+            path, lacking,
+        )  # fmt: skip
+    with rc_context({"font.family": ["DejaVu Sans", *families]}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same in matplotlib's words
+        yield
+
+
+def chosen_fonts(wanted: Set[str], fonts: Iterable[tuple[str, Set[str]]]) -> tuple[tuple[str, ...], str]:
+    """Choose the fonts that have most of the wanted characters, one after another.
+
+    Args:
+        fonts: the name of each, with the characters that it has.
+
+    Returns:
+        Names of fonts, and the characters that none has, in order.
+
+    >>> chosen_fonts({"東", "ก"}, [("Thai", {"ก"}), ("Latin", {"a"})])
+    (('Thai',), '東')
+    """
+    left, chosen = set(wanted), list[str]()
+    having = [(name, found) for name, held in fonts if (found := set(held) & left)]
+    while left and having:
+        name, found = max(having, key=lambda font: (len(font[1] & left), font[0]))
+        if not found & left:
+            break
+        chosen.append(name)
+        left -= found
+    return tuple(chosen), "".join(sorted(left))
+
+
+def _installed() -> Iterator[tuple[str, Set[str]]]:
+    from matplotlib.font_manager import fontManager
+
+    paths = {font.name: font.fname for font in reversed(fontManager.ttflist)}
+    for name, path in sorted(paths.items()):
+        try:
+            yield name, _glyphs(path)
+        except (
+            OSError,
+            RuntimeError,
+        ):  # removed since matplotlib listed it, or of a kind that it cannot read
+            continue
+
+
+def _glyphs(path: str) -> Set[str]:
+    from matplotlib.font_manager import get_font
+
+    return {chr(code) for code in get_font(path).get_charmap()}
 
 
 def _ours(path: Path) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from shepherd.errors import StatisticsError
 from shepherd.evaluate.draws import Draws
-from shepherd.evaluate.sentences import Measure, decided, says, these, verdict
+from shepherd.evaluate.sentences import Measure, decided, limits, says, these, verdict
 from shepherd.evaluate.statistics import Compared, between, holm, sample
 
 
@@ -94,13 +94,21 @@ def against(
     ]
 
 
-def summary(rows: Sequence[Against], *, references: Sequence[str] = ("centralised",)) -> list[str]:
-    """Summarise one table: whom the first arm beats, its ratio to references, what intervals cover."""
+def summary(
+    rows: Sequence[Against], *, references: Sequence[str] = ("centralised",), amounts: str = ""
+) -> list[str]:
+    """Summarise one table: whom the first arm beats, its ratio to references, what intervals cover.
+
+    Args:
+        amounts: how much each arm saw, if that differs; it goes into the first sentence.
+    """
     if not rows:
         return []
     first, measure, compared = rows[0].first, rows[0].measure, rows[0].compared
     by_outcome = {sign: [row.arm for row in rows if row.outcome == sign] for sign in (1, -1, 0)}
-    said = [f"By {measure.label}, {verdict(first, by_outcome[1], by_outcome[-1], by_outcome[0])}."]
+    rests_on = limits(compared.questions, compared.seeds, measure.asked)
+    outcome = verdict(first, by_outcome[1], by_outcome[-1], by_outcome[0])
+    said = [f"By {measure.label}{rests_on}, {outcome}{amounts and f'; {amounts}'}."]
     said += [_ratio_sentence(row) for row in rows if row.arm in references]
     said.append(_coverage_sentence(compared, measure.asked))
     return said

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shepherd.errors import StatisticsError
 from shepherd.evaluate.draws import draws
 from shepherd.evaluate.preference import bradley_terry, length_controlled
-from shepherd.evaluate.sentences import decided, settle, shown, these
+from shepherd.evaluate.sentences import FEW_QUESTIONS, decided, settle, shown, these
 from shepherd.evaluate.statistics import (
     Compared,
     Interval,
@@ -192,7 +192,7 @@ def _fedit_says(pair: Pair, compared: Compared, sums: Mapping[str, Interval], p_
     if decided(compared, p_holm):
         where = "above" if compared.difference.value > 0 else "below"
         return (
-            f"The judge scores {arm} {where} {baseline}: {against}, {relative} "
+            f"The judge scores {arm} {where} {baseline} on {_rests_on(compared)}: {against}, {relative} "
             f"({bounds}; {shown(compared.p, p_holm)})."
         )
     return (
@@ -242,10 +242,16 @@ def _preference_says(
         )
     better, worse = pair if compared.difference.value > 0 else pair[::-1]
     return (
-        f"The judge prefers {better} to {worse}: {pair[0]} wins {results.count(1)}, "
+        f"The judge prefers {better} to {worse} on {_rests_on(compared)}: {pair[0]} wins {results.count(1)}, "
         f"ties {results.count(0.5)} and loses {results.count(0)}, {rated} "
         f"({bounds}; {shown(compared.p, p_holm)})."
     )
+
+
+def _rests_on(compared: Compared) -> str:
+    """The questions that a verdict rests on, with a word if they are few."""
+    few = ", which are few" if 1 < compared.questions < FEW_QUESTIONS else ""
+    return f"{these(compared)}{few}"
 
 
 def _strengths(preferred: Sequence[Preferred]) -> list[dict[str, Any]]:

@@ -136,11 +136,11 @@ def length_controlled(
     outcome = np.array([verdict.result for verdict in preferred] + [0.5])
     rates = chance(fit(design, outcome, weights, np.array([0.0, _LENGTH_RIDGE]))[:, 0])
     found = percentiles(float(rates[0]), rates[1:])
-    results = np.array([verdict.result for verdict in preferred])
-    if np.ptp(results):
+    wins = np.bincount(row, [verdict.result for verdict in preferred]) / np.bincount(row)  # (Q,)
+    if np.ptp(wins) > _TINY:
         return found
     hidden = exact(len(questions), ALPHA)  # no resample shows a spread other than that of the lengths
-    low, high = results[0] * (1 - hidden), results[0] + hidden * (1 - results[0])
+    low, high = float(wins[0] * (1 - hidden)), float(wins[0] + hidden * (1 - wins[0]))
     return Interval(found.value, min(found.low, low), max(found.high, high))
 
 

@@ -11,8 +11,13 @@ from shepherd.evaluate.statistics import Compared, Interval
 from shepherd.evaluate.still import LOSS as NATS
 from shepherd.evaluate.still import SHARE, Span
 from shepherd.io.phrases import listed
+from shepherd.io.progress import many
 
 ALPHA = 0.05
+SETTLED_SEEDS = 3
+"""Number of trainings from which a difference is called settled; fewer say little of the luck of training."""
+FEW_QUESTIONS = 30
+"""Below this number of questions, a sentence says that they are few, and nothing is called settled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +26,7 @@ class Measure:
 
     more, fewer: the phrase for an arm with the higher or the lower number; "" makes it from the label.
     share: whether it is from 0 to 1, shown in percent and points; otherwise it is in nats per token.
-    asked: noun of what it is measured on.
+    asked: noun of what it is measured on. unit: of a measure that is not a share.
     """
 
     name: str
@@ -31,6 +36,7 @@ class Measure:
     share: bool = True
     asked: str = "questions"
     lower_is_better: bool = False
+    unit: str = "nats a token"
 
     @property
     def span(self) -> Span:
@@ -58,7 +64,7 @@ class Measure:
 
     def amount(self, value: float) -> str:
         """Format a difference, in points or nats per token."""
-        return f"{self.bare(value)} {'points' if self.share else 'nats a token'}"
+        return f"{self.bare(value)} {'points' if self.share else self.unit}"
 
     def bare(self, value: float) -> str:
         """Format a number without its unit."""
@@ -122,6 +128,30 @@ def says(
 def decided(compared: Compared, p_holm: float | None = None) -> bool:
     """Whether the two differ at the 5% level, corrected if several are tested."""
     return (compared.p if p_holm is None else p_holm) < ALPHA
+
+
+def limits(questions: int, seeds: int, asked: str = "questions") -> str:
+    """Phrase for what a headline rests on, if that is one training or few questions; else nothing.
+
+    >>> limits(12, 1, "examples"), limits(400, 1), limits(400, 3)
+    (', in this one training and on only 12 examples', ', in this one training', '')
+    """
+    parts = ["in this one training"] * (seeds == 1) + [f"on only {many(questions, asked[:-1])}"] * (
+        questions < FEW_QUESTIONS
+    )
+    return f", {' and '.join(parts)}" if parts else ""
+
+
+def missing(questions: int, seeds: int, asked: str = "questions") -> str:
+    """What a decided comparison lacks to be called settled; nothing if it is.
+
+    >>> missing(12, 3), missing(400, 1), missing(400, 3)
+    ('at least 30 questions', 'at least 3 seeds', '')
+    """
+    parts = [f"{SETTLED_SEEDS} seeds"] * (seeds < SETTLED_SEEDS) + [f"{FEW_QUESTIONS} {asked}"] * (
+        questions < FEW_QUESTIONS
+    )
+    return f"at least {' and '.join(parts)}" if parts else ""
 
 
 def settle(compared: Compared, p_holm: float | None = None, asked: str = "questions") -> str:

@@ -1,14 +1,16 @@
 """Compare free text with a reference answer, by torchmetrics.
 
-Exact match and F1 are SQuAD's (arXiv 1606.05250): lower case, without punctuation and articles. ROUGE-L is
-the F-measure of the longest common subsequence (Lin, 2004), without stemming.
+Exact match and F1 are SQuAD's (arXiv 1606.05250): lower case, without punctuation (of any script) and English
+articles. ROUGE-L is the F-measure of the longest common subsequence (Lin, 2004), without stemming. In scripts
+without spaces between words, each character counts as a word (`scripts.py`), as MLQA (arXiv 1910.07475)
+counts Chinese.
 """
 
 from __future__ import annotations
 
-import re
-
 from torchmetrics.functional.text import rouge_score, squad
+
+from shepherd.evaluate.scripts import spaced
 
 
 def exact(answer: str, reference: str) -> float:
@@ -39,7 +41,7 @@ def rouge_l(answer: str, reference: str) -> float:
         answer,
         reference,
         rouge_keys="rougeL",
-        normalizer=lambda text: " ".join(re.findall(r"\w+", text.lower())),  # its own keeps a-z and 0-9 only
+        normalizer=spaced,  # its own keeps a-z and 0-9 only
         tokenizer=str.split,
     )
     return float(found["rougeL_fmeasure"])
@@ -47,7 +49,7 @@ def rouge_l(answer: str, reference: str) -> float:
 
 def _squad(answer: str, reference: str) -> dict[str, float]:
     found = squad(
-        [{"prediction_text": answer, "id": "0"}],
-        [{"answers": {"answer_start": [0], "text": [reference]}, "id": "0"}],
+        [{"prediction_text": spaced(answer, keep=True), "id": "0"}],
+        [{"answers": {"answer_start": [0], "text": [spaced(reference, keep=True)]}, "id": "0"}],
     )
     return {name: float(percent) / 100 for name, percent in found.items()}

@@ -4,6 +4,7 @@ runs/NAME/
   run.toml        the run file as it was given; a folder is a run once it is there
   plan.json       what was chosen for this machine; see `machine.plan`
   versions.json   what the run was started with
+  trained-with.toml  the settings that its rounds were trained with; see `run.changes`
   rounds.jsonl    one line a finished round; round 0 is the untuned base
   finished.json   the last round and the run's results, once its adapter is written
   checkpoints/    the last server states
@@ -37,7 +38,9 @@ from shepherd.settings import RunSettings
 RUN_FILE, FINISHED, LOCK = "run.toml", "finished.json", ".lock"
 SILOS = "silos.json"
 """File of a run over silos that names its server."""
-OWN_FILES = (VERSIONS, PLAN, SILOS, RUN_FILE, LOG, FINISHED)
+TRAINED_WITH = "trained-with.toml"
+"""File of the settings that a run's rounds were trained with; the run file may be edited, this is not."""
+OWN_FILES = (VERSIONS, PLAN, SILOS, TRAINED_WITH, RUN_FILE, LOG, FINISHED)
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
@@ -131,6 +134,7 @@ def create(
                 folder.write(PLAN, plan)
             if silos is not None:
                 folder.write(SILOS, silos)
+            folder.write(TRAINED_WITH, dump(settings))
             folder.write(RUN_FILE, dump(settings))
         except BaseException:
             folder.close()
@@ -268,7 +272,7 @@ def _require_empty(path: Path) -> None:
             "or set output to a new folder"
         )
     # all that a run leaves if it dies before it has written its run file
-    ours = {LOCK, VERSIONS, PLAN, SILOS, *(each.name for each in leftovers(path, OWN_FILES))}
+    ours = {LOCK, VERSIONS, PLAN, SILOS, TRAINED_WITH, *(each.name for each in leftovers(path, OWN_FILES))}
     other = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
     if other:
         raise FolderError(f"{path} is not empty (it holds {other[0]}); set output to a new folder")

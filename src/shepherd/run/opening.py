@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -28,7 +28,7 @@ from shepherd.model import base as bases
 from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.rounds import context_of, start
-from shepherd.run import checkpoint, folder, tracking
+from shepherd.run import changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import Row, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint
@@ -122,20 +122,23 @@ def _read_data(settings: RunSettings, base: bases.Base, consent: Consent, rows: 
     return pipeline.prepare(settings, base.tokenizer, consent.plugins, rows)
 
 
-def resume(path: str | Path, consent: Consent = NOTHING, **parts: Any) -> Run:
+def resume(path: str | Path, consent: Consent = NOTHING, overrides: Iterable[str] = (), **parts: Any) -> Run:
     """Continue a run from its last finished round; its results have the bits of an uninterrupted run.
 
     Progress goes to the logger "shepherd" at level INFO.
 
     Args:
+        overrides: `key=value` texts; "federation.rounds=30" gives the run more rounds, see `run.changes`.
         consent: what a person has agreed to now; the run file in the folder alone cannot allow it, and
             consent given when the run began does not count, since a folder may come from anywhere.
         parts: the parts that were given as values when the run began; see `open_run`.
 
     Raises:
         TypeError: there is no such part.
-        SettingsError: a part that was given as a value is missing, or one is given that the run file names.
-        FolderError: there is no run, another process holds it, or its data are damaged.
+        SettingsError: a part that was given as a value is missing, or one is given that the run file names;
+            or an override changes a key that the rounds depend on.
+        FolderError: there is no run, another process holds it, its data are damaged, or its run file was
+            edited in such a key.
         CheckpointError: its last checkpoint is damaged; the message says how to continue.
         DataError: the base cannot read an example of the run.
     """
@@ -144,7 +147,7 @@ def resume(path: str | Path, consent: Consent = NOTHING, **parts: Any) -> Run:
     again = Parts(**parts)
     holder = folder.reopen(path)
     with _closed_on_error(holder), stage("preparing the run"):
-        return _continue(holder, consent, again)
+        return _continue(holder, consent, changes.continued(path, overrides), again)
 
 
 @contextmanager
@@ -156,8 +159,8 @@ def _closed_on_error(holder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _continue(holder: RunFolder, consent: Consent, parts: Parts) -> Run:
-    settings, plan = _kept(holder)
+def _continue(holder: RunFolder, consent: Consent, settings: RunSettings, parts: Parts) -> Run:
+    plan = _kept_plan(holder, settings)
     _require_same_parts(holder.path, plugins.given(settings), parts.given)
     tracking.require(settings.tracking, consent)
     method = plugins.method(settings, consent.plugins, parts)
@@ -178,6 +181,10 @@ def _continue(holder: RunFolder, consent: Consent, parts: Parts) -> Run:
     saved = load_checkpoint(last, base) if last else None
     context = context_of(settings, selection, fresh, len(prepared.clients))
     state = saved.state if saved else start(method, fresh, context)
+    if said := changes.remark(settings, holder.path):
+        changes.require_extendable(method)
+        log.info("%s", said)
+    changes.keep(holder, settings)
     rows = holder.reconcile(state.round, saved.notes["row"] if saved else None)
     run = Run(
         settings=settings,
@@ -214,15 +221,15 @@ def _require_same_parts(path: Path, begun_with: Sequence[str], given: Sequence[s
         )
 
 
-def _kept(holder: RunFolder) -> tuple[RunSettings, Plan | None]:
-    """Settings and plan of a run folder; an older version wrote no plan file, but all it chose."""
-    settings, plan = folder.read_settings(holder.path), plans.read(holder.path)
+def _kept_plan(holder: RunFolder, settings: RunSettings) -> Plan | None:
+    """Plan of a run folder; an older version wrote no plan file, but all it chose into the run file."""
+    plan = plans.read(holder.path)
     if plan is None and settings.machine.stack_size == "auto":
         raise FolderError(
             f"{holder.path} has no {PLAN}, so its run never began; set output=ANOTHER_FOLDER, or start it"
             " with `shepherd run`"
         )
-    return settings, plan
+    return plan
 
 
 def _kept_data(

@@ -234,6 +234,40 @@ def test_a_folder_of_an_earlier_version_is_followed_on(tmp_path: Path, server: H
     assert plan.read(path) == kept
 
 
+def test_a_run_gets_more_rounds_with_the_bits_of_a_longer_run(
+    tmp_path: Path, server: Hosted, whole: bytes
+) -> None:
+    run = opened(tmp_path, "federation.rounds=2")
+    assert through(run) == [1, 2]
+    path = tmp_path / "run"
+    assert through(coordinate.resume(path, lambda line: None, overrides=["federation.rounds=4"])) == [3, 4]
+    assert final(tmp_path) == whole
+    assert folder.read_settings(path).federation.rounds == 4
+    assert record.recorded(path)[1].federation.rounds == 4
+
+
+def test_a_job_of_the_shorter_run_makes_room(tmp_path: Path, server: Hosted, whole: bytes) -> None:
+    with closing(opened(tmp_path, "federation.rounds=3")) as run:
+        assert len(list(islice(run.rounds(), 1))) == 1
+    path = tmp_path / "run"
+    again = coordinate.resume(path, lambda line: None, overrides=["federation.rounds=4"])
+    assert through(again)[-1] == 4
+    assert final(tmp_path) == whole
+
+
+def test_an_edited_run_file_is_refused_by_its_key(tmp_path: Path, server: Hosted) -> None:
+    with closing(opened(tmp_path)) as run:
+        next(iter(run.rounds()))
+    path = tmp_path / "run"
+    text = (path / folder.RUN_FILE).read_text()
+    (path / folder.RUN_FILE).write_text(text.replace("seed = 0", "seed = 9", 1))
+    with pytest.raises(FolderError, match="seed changed since the run began"):
+        coordinate.resume(path)
+    (path / folder.RUN_FILE).write_text(text)
+    with pytest.raises(SettingsError, match=r"silos\.grace_s=.* cannot be changed"):
+        coordinate.resume(path, overrides=["silos.grace_s=1.0"])
+
+
 def test_who_stops_reading_can_read_on(tmp_path: Path, server: Hosted, whole: bytes) -> None:
     run = opened(tmp_path)
     with closing(run):

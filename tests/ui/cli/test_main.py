@@ -179,6 +179,22 @@ def test_a_finished_run_says_so_and_is_not_made_again(shepherd: Callable[..., Re
     )
 
 
+def test_resume_passes_on_more_rounds_and_refuses_other_changes(
+    shepherd: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shepherd("run", "run.toml")
+
+    def asked(folder: Path, consent: Any, overrides: Any) -> None:
+        raise AdapterError(f"asked for {overrides}")
+
+    monkeypatch.setattr(sys.modules["shepherd.run.opening"], "resume", asked, raising=False)
+    result = CliRunner().invoke(cli.main, ("resume", "runs/run", "federation.rounds=4"))
+    assert "asked for ('federation.rounds=4',)" in result.stderr
+    refused = shepherd("resume", "runs/run", "tuning.learning_rate=0.5")
+    assert refused.exit_code == 2
+    assert "tuning.learning_rate=0.5 cannot be changed in runs/run" in refused.stderr
+
+
 def test_new_writes_a_run_file_that_runs(shepherd: Callable[..., Result]) -> None:
     assert shepherd("new", "fresh.toml").stdout == "wrote fresh.toml; next: shepherd data check fresh.toml\n"
     assert shepherd("run", "fresh.toml", "federation.rounds=1").exit_code == 0

@@ -155,7 +155,9 @@ def test_a_comparison_is_shown_as_it_stands(compared: Path) -> None:
     losses = [each for each in given["differences"] if each["measure"] == "loss"]
     rights = [each for each in given["differences"] if each["measure"] == "right"]
     assert len(losses) == len(rights) == len(given["arms"]) - 1
-    assert found["differences"] == rights + losses
+    assert [
+        {k: v for k, v in each.items() if k != "lacks"} for each in found["differences"]
+    ] == rights + losses
     assert found["samples"] == given["samples"]
     assert found["comparison"] == {
         "finished": True,
@@ -323,3 +325,23 @@ def test_no_missing_key_and_no_mad_value_stops_the_page(tmp_path: Path) -> None:
             for key, name in (("loss", "train_loss"), ("bytes_up", "bytes_up"), ("gap", "gap")):
                 if key in before and row[key] == before[key]:
                     assert found_row[name] == before[key]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "questions", "lacks"),
+    [
+        ([0], 12, "at least 3 seeds and 30 questions"),
+        ([0, 1], 200, "at least 3 seeds"),
+        ([0, 1, 2], 29, "at least 30 questions"),
+        ([0, 1, 2], 30, ""),
+    ],
+)
+def test_settled_takes_three_seeds_and_enough_questions(tmp_path: Path, seeds, questions, lacks) -> None:
+    path = folders.comparison(folders.write(tmp_path / "run"), seeds=len(seeds))
+    file = path / "compare" / "comparison.json"
+    given = json.loads(file.read_text()) | {"seeds": seeds, "questions": questions, "loss_examples": 500}
+    file.write_text(json.dumps(given))
+    found = [each for each in collect(path)["differences"] if each["measure"] == "right"]
+    for each in found:
+        assert each["lacks"] == (lacks if each["p_holm"] < 0.05 else None)
+    assert (">settled<" in page.html(collect(path))) == (len(seeds) >= 3)  # by the loss it is

@@ -13,9 +13,9 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,7 +46,7 @@ from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
 from shepherd.rounds import context_of, rehearse, start, weights
-from shepherd.run import card, checkpoint, folder, tracking
+from shepherd.run import card, changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
@@ -301,20 +301,24 @@ def resume(
     echo: Echo = log.info,
     kit: str | Path | None = None,
     consent: Consent = NOTHING,
+    overrides: Iterable[str] = (),
 ) -> SilosRun:
     """Follow a run again, and have the server continue it if it has stopped.
 
     Args:
+        overrides: `key=value` texts; "federation.rounds=30" gives the run more rounds, see `run.changes`.
         kit: an administrator's kit to use instead of the recorded one.
         consent: risky requests of the run file that a person has agreed to.
 
     Raises:
-        FolderError: there is no such run, or another process follows it.
+        FolderError: there is no such run, another process holds it, or its run file was edited in a key that
+            its rounds depend on.
+        SettingsError: an override changes such a key.
         SilosError: the recorded kit does not exist any more.
     """
     holder = folder.reopen(path)
     with _close_on_error(holder):
-        settings, plan = folder.read_settings(holder.path), plans.read(holder.path)
+        settings, plan = changes.continued(path, overrides), plans.read(holder.path)
         kept, order, job = state_file.read_state(holder.path)
         kept = Path(kit or kept)
         if not _is_complete(holder, settings.federation.rounds):
@@ -326,9 +330,11 @@ def resume(
             holder.write(PLAN, plan.text())
         if checkpoint.latest(holder.checkpoints) is None:  # killed before it was saved
             _save_start(holder, settings, base, len(order.sites), consent)
-        follower = _make_follower(holder, kept, order, settings, echo, consent)
-        follower.job = job
-        holder.write(folder.SILOS, state_file.text(kept, order, job))
+        extended = _extended(order, settings, echo, consent)
+        follower = _make_follower(holder, kept, extended, settings, echo, consent)
+        follower.job, follower.outdated = job, extended != order
+        changes.keep(holder, settings)
+        holder.write(folder.SILOS, state_file.text(kept, extended, job))
         with disk_errors(holder.path):
             (holder.path / state_file.STOP_FILE).unlink(missing_ok=True)
         rows = read_rows(holder.path)
@@ -345,6 +351,21 @@ def resume(
             echo=echo,
             consent=consent,
         )
+
+
+def _extended(order: JobSpec, settings: RunSettings, echo: Echo, consent: Consent) -> JobSpec:
+    """The order with the number of rounds to which the run is extended.
+
+    Raises:
+        SettingsError: a transform set its noise for the number of rounds.
+    """
+    was, now = order.federation.rounds, settings.federation.rounds
+    if now <= was:
+        return order
+    changes.require_extendable(plugins.method(settings, consent.plugins))
+    echo(f"the run has {now} rounds instead of {was}, as far as each site's owner allows")
+    asked = {**order.settings, "federation": {**order.settings.get("federation", {}), "rounds": now}}
+    return replace(order, settings=asked)
 
 
 def _is_complete(holder: RunFolder, until: int) -> bool:

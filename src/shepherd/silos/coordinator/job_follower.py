@@ -85,6 +85,8 @@ class JobFollower:
     """Rows of the server's log that are known here already."""
     job: str | None = None
     """Id of the last submitted job."""
+    outdated: bool = False
+    """Whether that job has another order, so that a job with this order has to replace it."""
     again: bool = False
     """Set by the consumer to have the last update delivered again."""
     _submitted_here: bool = False
@@ -141,7 +143,7 @@ class JobFollower:
     def _follow_jobs(self, server: Session) -> Iterator[StatusUpdate]:
         """Updates of one job after another, until one has a final outcome that the consumer has accepted."""
         while True:
-            if self._must_replace or self.job is None or not _is_alive(server, self.job):
+            if self.outdated or self._must_replace or self.job is None or not _is_alive(server, self.job):
                 yield self._submit_job(server)
             assert self.job is not None
             for news in self._follow_job(server, self.job):
@@ -166,7 +168,7 @@ class JobFollower:
             self.job = server.submit(jobs.write(self.scratch, self.order, self.state(), self.cohort))
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)  # it holds a copy of the checkpoint
-        self._submitted_here, self._must_replace, self._messages_seen = True, False, 0
+        self._submitted_here, self._must_replace, self.outdated, self._messages_seen = True, False, False, 0
         return StatusUpdate(job=self.job, restart=True, round=max(0, self.rows - 1), count=self.rows)
 
     def _count_death(self) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
+from shepherd.consent import Consent
 from shepherd.ui.cli.options import base_url, key_env, overrides, run_file, run_folder
 from shepherd.ui.cli.silos import agreed, echo, plugin, tracker, trust, wished
 
@@ -41,12 +43,20 @@ from shepherd.ui.cli.silos import agreed, echo, plugin, tracker, trust, wished
     help="How often each arm is trained, with a seed for each time.",
 )
 @click.option("--max-calls", type=click.IntRange(min=0), help="Most requests to send to the judge.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="Of finished runs: also write the comparison into this file.",
+)
 @base_url
 @key_env
 @trust
 @plugin
 @tracker
+@click.pass_context
 def compare(
+    context: click.Context,
     run_file: Path,
     overrides: tuple[str, ...],
     locals_: tuple[str, ...],
@@ -54,6 +64,7 @@ def compare(
     match: Literal["both", "steps", "examples"],
     seeds: int,
     max_calls: int | None,
+    output: Path | None,
     base_url: str | None,
     key_env: str | None,
     remote_code: bool,
@@ -64,7 +75,14 @@ def compare(
 
     What is already trained or scored is kept: to continue a stopped comparison, give the same command
     again. With a [judge] in the run file, the answers are judged too.
+
+    Finished runs of any rank, base or method are compared on the held-out examples that all of them have:
+    shepherd compare RUN_A RUN_B ...
     """
+    if run_file.is_dir():
+        return _compare_runs(context, run_file, overrides, output, agreed(remote_code, plugins))
+    if output is not None:
+        raise click.UsageError("--output is for finished runs; a run file names its own output")
     from shepherd.compare.arms import CompareSpec, variant
     from shepherd.overrides import read
 
@@ -98,6 +116,34 @@ def compare(
         raise KeyboardInterrupt(stop_message(output, "compare")) from None
     name = shlex.quote(str(output))
     echo(f"\nTry next:\n  shepherd report {name}\n  shepherd chat {name}")
+
+
+OF_RUN_FILES = ("locals_", "arms", "match", "seeds", "max_calls", "base_url", "key_env", "trackers")
+"""Parameters of `compare` that finished runs have no use for."""
+
+
+def _compare_runs(
+    context: click.Context, first: Path, others: tuple[str, ...], output: Path | None, consent: Consent
+) -> None:
+    """Compare finished runs; `others` are run folders and overrides of [evaluation]."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in OF_RUN_FILES and source is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{parameter.opts[0]} is for a run file; finished runs are compared as they are"
+            )
+    from shepherd.compare.folders import write_json
+    from shepherd.compare.runs import compare_runs
+    from shepherd.ui.terminal.comparison_table import print_comparison
+    from shepherd.ui.terminal.running import plain_lines
+
+    overrides = [each for each in others if "=" in each and not Path(each).is_dir()]
+    paths = [first, *(Path(each) for each in others if each not in overrides)]
+    with plain_lines():
+        found = compare_runs(paths, overrides, consent)
+    print_comparison(found)
+    if output is not None:
+        echo(f"wrote {write_json(output, found)}")
 
 
 @click.command()

@@ -84,7 +84,7 @@ def _print_left_out(division: Partition, settings: RunSettings) -> None:
     held = division.held
     left = many(held.duplicates, "duplicate"), many(len(division.reading.skipped), "bad row")
     echo(
-        f"{many(len(held.train), 'example')} to train on, {len(held.heldout)} held out,"
+        f"{many(len(held.train), 'example')} to train on, {len(held.heldout):,} held out,"
         f" {' and '.join(left)} left out"
     )
     table = settings.data

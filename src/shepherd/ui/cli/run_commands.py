@@ -96,6 +96,7 @@ def run(
 
 @click.command()
 @run_folder
+@overrides
 @click.option(
     "--silos",
     "kit",
@@ -108,17 +109,22 @@ def run(
 @tracker
 def resume(
     folder: Path,
+    overrides: tuple[str, ...],
     kit: Path | None,
     remote_code: bool,
     plugins: tuple[str, ...],
     trackers: tuple[str, ...],
 ) -> None:
-    """Continue a run that was stopped or killed, after its last finished round."""
+    """Continue a run that was stopped or killed, after its last finished round.
+
+    A run gets more rounds by federation.rounds=30; what its rounds were trained with cannot change.
+    """
+    from shepherd.run.changes import continued
     from shepherd.run.folder import is_finished, is_over_silos, read_settings
 
-    rounds = read_settings(folder).federation.rounds
+    rounds = continued(folder, overrides).federation.rounds
     consent = agreed(remote_code, plugins, trackers)
-    if is_finished(folder):
+    if is_finished(folder) and rounds == read_settings(folder).federation.rounds:
         done = many(rounds, "round")
         echo(f"{folder} is already finished, after {done}; its adapter is in {folder / 'adapter'}")
         return
@@ -128,10 +134,10 @@ def resume(
         require_flare()
         from shepherd.silos.coordinator import coordinate
 
-        train(lambda: coordinate.resume(folder, kit=kit, consent=consent), folder)
+        train(lambda: coordinate.resume(folder, kit=kit, consent=consent, overrides=overrides), folder)
         return
     if kit is not None:
         raise FolderError(f"the run in {folder} is not a run over sites; resume it without --silos")
     from shepherd.run.opening import resume
 
-    train(lambda: resume(folder, consent=consent), folder)
+    train(lambda: resume(folder, consent=consent, overrides=overrides), folder)

@@ -61,7 +61,7 @@ def wished(overrides: tuple[str, ...], remote_code: bool) -> tuple[str, ...]:
 
 
 def echo(text: object) -> None:
-    """Print a sentence; text from outside in it is made safe, and it is dropped if nobody reads it any more."""
+    """Print a sentence; text from outside in it is made safe, and it is dropped if nobody reads it."""
     try:
         click.echo(shown(text))
     except OSError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from shepherd.evaluate.sentences import ALPHA, missing
 from shepherd.io.lock import is_held
 from shepherd.io.progress import many
 from shepherd.run import folder as folders
@@ -72,7 +73,7 @@ def collect(folder: str | Path) -> dict[str, Any]:
         "arms": arms,
         "measures": [m for m in measures if any(m in arm["measures"] for arm in arms)],
         "other_measures": others,
-        "differences": _differences(compared),
+        "differences": [{**each, "lacks": _lacks(each, compared)} for each in _differences(compared)],
         "data": numbers(index.get("summary")),
         "clients": _clients(index, rows),
         "categories": _categories(index, arms),
@@ -191,6 +192,15 @@ def _differences(compared: Mapping[str, Any]) -> list[Row]:
     found = [_difference(table(given)) for given in items(compared.get("differences"))]
     places = {measure: place for place, measure in enumerate(MEASURES)}
     return sorted(found, key=lambda each: places.get(each["measure"], len(MEASURES)))
+
+
+def _lacks(difference: Row, compared: Mapping[str, Any]) -> str | None:
+    """What a significant difference lacks to be called settled; None if it is not significant."""
+    if difference["p_holm"] is None or difference["p_holm"] >= ALPHA:
+        return None
+    loss = difference["measure"] == "loss"
+    asked = number(compared.get("loss_examples" if loss else "questions")) or 0
+    return missing(int(asked), len(items(compared.get("seeds"))), "examples" if loss else "questions")
 
 
 def _difference(given: Row) -> Row:

@@ -34,9 +34,9 @@ def print_comparison(comparison: Row, stream: TextIO | None = None) -> None:
     tested = {row["measure"] for row in comparison["differences"]}
     chief = next((name for name in names if name in tested), names[0])
     console.print()
-    console.print(_arms_table(comparison, arms, names, chief))
+    console.print_table(_arms_table(comparison, arms, names, chief))
     if chief == "right" and len(arms) <= MAX_ARM_COLUMNS:
-        console.print(_category_table(arms, chief, labels(comparison)[chief]))
+        console.print_table(_category_table(arms, chief, labels(comparison)[chief]))
     for sentence in _sentences(comparison, chief):
         console.print(f"- {sentence}")
 
@@ -64,7 +64,9 @@ def _arms_table(comparison: Row, arms: Sequence[Row], names: Sequence[str], chie
     for name in names:
         table.add_column(labels(comparison)[name], justify="right", no_wrap=True)
     table.add_column(
-        f"federated\n/ arm, {labels(comparison)[chief].removesuffix(' %')}", justify="right", no_wrap=True
+        f"{comparison.get('against', 'federated')}\n/ arm, {labels(comparison)[chief].removesuffix(' %')}",
+        justify="right",
+        no_wrap=True,
     )
     table.add_column("Holm p", justify="right", no_wrap=True)
     for arm in arms:

@@ -30,12 +30,20 @@ def print_lint_report(report: Report, stream: TextIO | None = None) -> None:
         console.print(styled(shown_line(title), "bold underline"))
         console.print(_marked(sample.spans), soft_wrap=True, end="\n\n")
     console.print("Text in [[ ]] is trained; the model only reads the rest.\n")
-    groups = [("category", report.by_category), ("client", _smallest_and_largest(report.by_client))]
-    console.print(_count_table([*groups, ("", {"all": report.counts})]))
+    if report.by_category and report.by_client:
+        console.print(
+            "Categories and all count every example that was read; clients count those to train on, without"
+            " duplicates and what is held out."
+        )
+    groups = [
+        ("by category, as read", report.by_category),
+        ("by client, to train on", _smallest_and_largest(report.by_client)),
+    ]
+    console.print_table(_count_table([*groups, ("", {"all": report.counts})]))
     for reason, number in report.counts.dropped.items():
         first = report.counts.first.get(reason)
         where = f" (the first: {first})" if first else ""
-        console.print(f"{number} dropped: {reason}{where}", soft_wrap=True)
+        console.print(f"{number:,} dropped: {reason}{where}", soft_wrap=True)
     counts = report.counts
     for remark in response_remarks(kept=counts.kept, cut=counts.cut_responses, marked=counts.marked):
         console.print(remark, soft_wrap=True)
@@ -67,7 +75,7 @@ def _count_table(groups: Sequence[tuple[str, Mapping[str, Counts]]]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for title, counts in groups:
         if title and counts:
-            table.add_row(f"by {title}", style="dim")
+            table.add_row(title, style="dim")
         for name, group in counts.items():
             shares = f"{group.share_cut:.1%}", f"{group.share_dropped:.1%}"
             numbers = f"{group.tokens:,}", f"{group.trained:,}", f"{group.share_masked:.1%}"
@@ -91,8 +99,8 @@ def print_holdings(
         table.add_column(name.replace("_", " ") or "(none)", justify="right", overflow="fold")
     table.add_column("all", justify="right", no_wrap=True)
     for client, row in zip(clients, counts, strict=True):
-        table.add_row(client, *(f"{number}" if number else "·" for number in row), f"{sum(row)}")
-    PlainConsole(stream).print(table)
+        table.add_row(client, *(f"{number:,}" if number else "·" for number in row), f"{sum(row):,}")
+    PlainConsole(stream).print_table(table)
 
 
 def _commonest(

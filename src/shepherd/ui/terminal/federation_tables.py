@@ -23,7 +23,7 @@ def print_status(status: Status, stream: TextIO | None = None) -> None:
     console.print(f"server {status.server}: {counts}")
     for name, rows in (("site", status.sites), ("run", status.runs)):
         if rows:
-            console.print(_table(name, rows))
+            console.print_table(_table(name, rows))
 
 
 def print_kept_runs(runs: Sequence[KeptRun], stream: TextIO | None = None) -> None:
@@ -32,7 +32,7 @@ def print_kept_runs(runs: Sequence[KeptRun], stream: TextIO | None = None) -> No
     total = sum(run.bytes for run in runs) / 1e6
     console.print(f"{many(len(runs), 'run')}, {total:,.1f} MB")
     if runs:
-        console.print(_kept_table(runs))
+        console.print_table(_kept_table(runs))
 
 
 def _kept_table(runs: Sequence[KeptRun]) -> Table:

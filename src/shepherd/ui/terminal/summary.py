@@ -35,7 +35,7 @@ def print_summary(
     losses = loss_by_category(rows)
     console.print()
     if answers or losses:
-        console.print(_table(answers, losses))
+        console.print_table(_table(answers, losses))
     for sentence in finished.get("remarks", ()):
         console.print(sentence, soft_wrap=True)
     console.print(f"{_effort(rows)}Adapter: {finished['adapter']}\n", soft_wrap=True)

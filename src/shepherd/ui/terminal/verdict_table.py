@@ -18,11 +18,11 @@ def print_verdicts(judge: Row, stream: TextIO | None = None) -> None:
     console = PlainConsole(stream)
     rows = judge["rows"]
     if rows:
-        console.print(
+        console.print_table(
             _fedit_table(judge, rows) if judge["protocol"] == "fedit" else _pairwise_table(judge, rows)
         )
     if len(judge.get("strengths", ())) > 2:
-        console.print(_strength_table(judge["strengths"]))
+        console.print_table(_strength_table(judge["strengths"]))
     for sentence in judge["says"]:
         console.print(sentence, soft_wrap=True)
     console.print(
@@ -38,7 +38,7 @@ def _fedit_table(judge: Row, rows: list[Row]) -> Table:
             interval(row["sum_first"], 1),
             row["second"],
             interval(row["sum_second"], 1),
-            f"{row['out_of']}",
+            f"{row['out_of']:,}",
             interval(row["relative"], 3),
         )
     return table
@@ -50,7 +50,7 @@ def _pairwise_table(judge: Row, rows: list[Row]) -> Table:
         table.add_row(
             row["first"],
             row["second"],
-            *(f"{row[name]}" for name in ("win", "tie", "loss")),
+            *(f"{row[name]:,}" for name in ("win", "tie", "loss")),
             interval(row["win_rate"], 1, 100),
             interval(row["length_controlled"], 1, 100),
         )
