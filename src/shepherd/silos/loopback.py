@@ -153,6 +153,7 @@ def write_sites(
             scoring=_scoring(settings),
             order_seed=settings.seed,
             micro_batch_tokens=settings.machine.micro_batch_tokens,
+            duplicates=settings.data.duplicates,
         )
         for number, places in enumerate(division.clients.values(), 1)
     }
@@ -220,6 +221,7 @@ def write_site(
     scoring: Mapping[str, object] | None = None,
     order_seed: int | None = None,
     micro_batch_tokens: Literal["auto"] | int = "auto",
+    duplicates: Literal["drop", "keep"] = "drop",
 ) -> Path:
     """A site's folder: data.jsonl, and a site.toml that allows the base, the embedded one or a folder's.
 
@@ -230,7 +232,11 @@ def write_site(
     rows = (json.dumps(_row(example), ensure_ascii=False) + "\n" for example in examples)
     (folder / "data.jsonl").write_text("".join(rows), encoding="utf8")
     table = {
-        "data": {"source": "data.jsonl"},
+        "data": {
+            "source": "data.jsonl",
+            **({} if duplicates == "drop" else {"duplicates": duplicates}),
+            **({"group": "group"} if any(example.group for example in examples) else {}),
+        },
         "trainer": {
             "threads": 1,
             "joins_per_hour": 3600,  # of whoever starts run after run to try things
@@ -259,6 +265,7 @@ def _row(example: Example) -> dict[str, str]:
         "context": example.context,
         "response": example.response,
         "category": example.category,
+        **({"group": example.group} if example.group else {}),
     }
 
 

@@ -20,8 +20,9 @@ TRAVELLING = ("model", "adapter", "federation", "tuning", "algorithm", "transfor
 """Tables of the run file that a site is told."""
 TRAVELLING_DATA = ("template", "template_options", "system", "date", "holdout", "max_tokens", "seed")
 """Keys of [data] that a site is told: how to render, and never where from."""
-STAYING = {"evaluation": ("metrics",)}
-"""Keys of travelling tables that no site has a use for: answers are measured where they are compared."""
+STAYING = {"evaluation": ("data", "metrics")}
+"""Keys of travelling tables that no site has a use for: a site scores its own examples, and answers are
+measured where they are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

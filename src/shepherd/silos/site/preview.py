@@ -60,6 +60,8 @@ class FoundData:
     """One sentence a row that was left out."""
     left_out: tuple[str, ...] = ()
     """What lies in the data's folder and is not read, in sentences."""
+    repeated: tuple[str, ...] = ()
+    """What is to be said of duplicates, in sentences."""
     notes: tuple[str, ...] = ()
     """What of the rows is not read, refused or changed, a sentence each."""
 
@@ -207,6 +209,7 @@ def _data(site: SiteSettings, run: RunSettings, samples: int) -> FoundData:
         skipped=division.reading.skipped,
         left_out=tuple(left_out(run.data.source, run.data.config, run.data.part)),
         notes=tuple(division.reading.notes.sentences()),
+        repeated=tuple(pipeline.repeat_remarks(division, run)),
     )
 
 

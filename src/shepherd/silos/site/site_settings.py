@@ -92,6 +92,12 @@ class SiteDataTable(Table):
     category: str = "category"
     """The field that says what kind of instruction it is; "" where there is none. The names of the
     categories leave the site with held-out scores, where the policy lets "heldout" leave."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Leave out an example that is here already, question and answer, or train on it as often as it is here.
+    Kept copies count as examples of their own, under policy.min_examples too."""
+    group: str = ""
+    """The field that names what an example belongs to, such as a patient or a thread; examples of one group
+    are held out or trained on together. "#row" is the row's number in its file, "" no group."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a row that cannot be read, or leave it out and count it."""
 
