@@ -157,8 +157,8 @@ def duplicate_remarks(repeated: int, *, kept: bool, size: int, places: Sequence[
     rest = f"; the first: {'; '.join(places)}" if places else ""
     equal = "equals an earlier one" if repeated == 1 else "equal an earlier one each"
     return [
-        f"{many(repeated, 'example')} ({repeated / size:.1%}) {equal} of the same client, question and answer,"
-        f" and {'is' if repeated == 1 else 'are'} {done}{rest}"
+        f"{many(repeated, 'example')} ({repeated / size:.1%}) {equal} of the same client, question and"
+        f" answer, and {'is' if repeated == 1 else 'are'} {done}{rest}"
     ]
 
 

@@ -240,6 +240,12 @@ def held_out(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedData:
     return _prepared(replace(alone(settings, name), clients={}), settings, tokenizer)
 
 
+def only_scored(test: Reading, settings: RunSettings, tokenizer: Any) -> TokenisedData:
+    """The examples of a test set, all held out, in the order in which they are drawn to be scored."""
+    held = set_apart((), test.examples, seed_for(settings.data_seed, "data"))
+    return _prepared(Partition(reading=test, held=held, clients={}), settings, tokenizer)
+
+
 def alone(settings: RunSettings, name: str) -> Partition:
     """The examples of `data.source` as the one client `name`'s, in the order that they were read.
 
@@ -479,13 +485,14 @@ def _test_remarks(counts: Mapping[str, int], places: Mapping[str, Sequence[str]]
     ]
     if gone := counts.get("in_test_set", 0):
         said.append(
-            f"{many(gone, 'example')} of the data {'is' if gone == 1 else 'are'} in the test set, or of a group"
-            f" that is, and {'is' if gone == 1 else 'are'} not trained on{_first(places, 'in_test_set')}"
+            f"{many(gone, 'example')} of the data {'is' if gone == 1 else 'are'} in the test set, or of a"
+            f" group that is, and {'is' if gone == 1 else 'are'} not trained on"
+            + _first(places, "in_test_set")
         )
     if shared := counts.get("heldout_shared_with_training", 0):
         said.append(
-            f"{many(shared, 'example')} of the test set {'shares' if shared == 1 else 'share'} a question with"
-            " examples that are trained on, so scores on them may be too good"
+            f"{many(shared, 'example')} of the test set {'shares' if shared == 1 else 'share'} a question"
+            " with examples that are trained on, so scores on them may be too good"
             + _first(places, "heldout_shared_with_training")
         )
     return said
