@@ -322,7 +322,8 @@ def test_duplicates_are_equal_pairs_within_one_client(
 
 def test_many_duplicates_are_warned_of_and_few_are_not() -> None:
     few, more = (duplicate_warning(n, kept=False, size=100) for n in (5, 6))
-    assert few == "" and more.startswith("warning: 6.0% of the examples are duplicates")
+    assert few == ""
+    assert more.startswith("warning: 6.0% of the examples are duplicates")
     assert 'data.duplicates = "keep"' in more
     assert 'data.duplicates = "drop"' in duplicate_warning(6, kept=True, size=100)
 
@@ -354,14 +355,16 @@ def test_groups_stay_whole_where_all_hangs_together() -> None:
     ]
     found = hold_out(examples, 0.1, 0)
     held = Counter(examples[i].group for i in found.heldout)
-    assert 8 <= len(found.heldout) <= 12 and set(held.values()) == {4}
+    assert 8 <= len(found.heldout) <= 12
+    assert set(held.values()) == {4}
 
 
 def test_eleven_languages_hold_out_the_same_problems() -> None:
     examples = [grouped(25 * lang + n, f"{n}", f"l{lang}") for lang in range(11) for n in range(25)]
     found = hold_out(examples, 0.1, 0)
     held = Counter(examples[i].group for i in found.heldout)
-    assert len(held) in (2, 3) and set(held.values()) == {11}
+    assert len(held) in (2, 3)
+    assert set(held.values()) == {11}
 
 
 # ---- a test set of one's own

@@ -72,7 +72,9 @@ def test_duplicates_are_shown_by_place_and_warned_of(tmp_path, tokenizer) -> Non
     prepared = pipeline.prepare(settings(path), tokenizer)
     said = " ".join(pipeline.training_remarks(prepared))
     assert "2 examples (16.7%) equal an earlier one each of the same client, question and answer" in said
-    assert "left out" in said and "rows.jsonl, line 11 equals" in said and "line 12 equals" in said
+    assert "left out" in said
+    assert "rows.jsonl, line 11 equals" in said
+    assert "line 12 equals" in said
     assert "warning: 16.7%" in pipeline.training_warnings(prepared)[0]
     assert prepared.summary["repeated"] == prepared.summary["duplicates"] == 2
     pipeline.save(tmp_path / "kept", prepared)
@@ -104,7 +106,8 @@ def test_a_field_groups_and_nearly_the_same_name_does(tmp_path, tokenizer) -> No
     path = runs.written(tmp_path / "rows.jsonl", rows)
     division = pipeline.divide(settings(path, data={"group": "problem"}))
     groups = [{e.group for e in division.of(side)} for side in (division.held.train, division.held.heldout)]
-    assert groups[1] and not groups[0] & groups[1]
+    assert groups[1]
+    assert not groups[0] & groups[1]
     assert "Problem" not in division.reading.notes.unread
 
 
@@ -159,8 +162,10 @@ def test_a_test_set_is_scored_whole_and_never_trained_on(tmp_path, tokenizer) ->
     assert not held & {tuple(row) for name in prepared.clients for row in tokens(prepared, name)}
     said = pipeline.remarks(prepared)
     assert said[0].startswith("the test set has 3 examples, which are scored and not trained on")
-    assert "1 example of the data is in the test set" in said[1] and "rows.jsonl, line 4" in said[1]
-    assert "1 example of the test set shares a question" in said[2] and "test.jsonl, line 2" in said[2]
+    assert "1 example of the data is in the test set" in said[1]
+    assert "rows.jsonl, line 4" in said[1]
+    assert "1 example of the test set shares a question" in said[2]
+    assert "test.jsonl, line 2" in said[2]
     assert not any("nothing held out" in sentence for sentence in said)
     pipeline.save(tmp_path / "kept", prepared)
     assert pipeline.remarks(pipeline.load(tmp_path / "kept")) == said
