@@ -93,7 +93,7 @@ def test_kept_duplicates_are_trained_on_as_often_as_they_are_there(tmp_path, tok
 
 def test_without_duplicates_nothing_is_said_of_them(tmp_path, tokenizer) -> None:
     prepared = pipeline.prepare(settings(runs.written(tmp_path / "rows.jsonl")), tokenizer)
-    assert "repeated" not in prepared.summary
+    assert prepared.summary["repeated"] == 0
     assert not pipeline.training_warnings(prepared)
     assert not any("equal" in sentence for sentence in pipeline.training_remarks(prepared))
 

@@ -508,7 +508,7 @@ def _remarks(
     heldout: Sequence[Example],
     places: Mapping[str, Sequence[str]],
 ) -> list[str]:
-    tested = "test_examples" in counts
+    tested = counts.get("test_examples", 0) > 0
     said = _test_remarks(counts, places) if tested else []
     if alone := counts.get("without_group", 0):
         said.append(f"{many(alone, 'example')} name no group (data.group); each is a group of its own")
@@ -552,18 +552,12 @@ def _counts(division: Partition, settings: RunSettings, heldout: Sequence[Exampl
             else 0
         ),
         "heldout": len(heldout),
-        **{key: count for key, count in _rarer(division, settings).items() if count},
-    }
-
-
-def _rarer(division: Partition, settings: RunSettings) -> dict[str, int]:
-    """Counts that are only there where they are not 0."""
-    held, every = division.held, division.reading.examples
-    return {
-        "repeated": held.repeated,
-        "test_examples": len(held.heldout) if settings.evaluation.data else 0,
-        "in_test_set": held.tested,
-        "without_group": sum(not example.group for example in every) if settings.data.group else 0,
+        "repeated": division.held.repeated,
+        "test_examples": len(division.held.heldout) if settings.evaluation.data else 0,
+        "in_test_set": division.held.tested,
+        "without_group": (
+            sum(not example.group for example in division.reading.examples) if settings.data.group else 0
+        ),
     }
 
 
