@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from shepherd.errors import ShepherdError
     from shepherd.overrides import dump, overridden, parse, read
     from shepherd.run.answerer import Answerer, generate, load_run
+    from shepherd.run.evaluation import Evaluation, evaluate_run
     from shepherd.run.inspection import inspect_data
     from shepherd.run.opening import open_run, resume
     from shepherd.run.run import Run
@@ -45,6 +46,7 @@ __all__ = [
     "Broadcast",
     "ClientInfo",
     "Consent",
+    "Evaluation",
     "Failure",
     "Federation",
     "Run",
@@ -55,6 +57,7 @@ __all__ = [
     "Update",
     "chain",
     "dump",
+    "evaluate_run",
     "generate",
     "inspect_data",
     "load_run",
@@ -70,6 +73,7 @@ _HOME = {
     "consent": ("Consent",),
     "errors": ("ShepherdError",),
     "run.answerer": ("Answerer", "generate", "load_run"),
+    "run.evaluation": ("Evaluation", "evaluate_run"),
     "run.inspection": ("inspect_data",),
     "run.opening": ("open_run", "resume"),
     "run.run": ("Run",),

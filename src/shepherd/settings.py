@@ -46,9 +46,12 @@ MAX_SHOWN_CHARS = 60
 """Longest value in the `repr` of settings."""
 TINY, WORLD, MEMORY = "tiny", "world", "memory"
 """Names of the embedded base, of the embedded data, and of rows that a Python program gives."""
+ROW_NUMBER = "#row"
+"""Value of data.group that stands for a row's number in its file."""
 PATHS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("model", "base"): (TINY,),
     ("data", "source"): (WORLD, MEMORY),
+    ("evaluation", "data"): ("",),
     ("judge", "questions"): ("heldout", "vicuna", "mt-bench"),
 }
 """Keys that may hold a path, each with the values that are names and not paths."""
@@ -155,6 +158,14 @@ class DataTable(Table):
     fields: FieldsTable = FieldsTable()
     category: str = "category"
     """Field that names the kind of instruction; "" if there is none."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """What to do with an example that its client has already, question and answer: leave it out, or train on
+    it as often as it is there. The same question with another answer is no duplicate. What several clients
+    have stays with each of them. Both are counted and shown."""
+    group: str = ""
+    """Field that names what an example belongs to, such as a problem, a thread or a passage; examples of one
+    group are held out or trained on together. "#row" is the row's number in its file, for files whose lines
+    match, such as translations. "" if there is none."""
     template: Literal["alpaca", "alpaca-short", "vicuna", "plain", "chat"] = "alpaca"
     """Prompt template; "chat" is the tokenizer's own chat template."""
     template_options: dict[str, JsonValue] = {}  # noqa: RUF012 (pydantic copies it)
@@ -167,7 +178,7 @@ class DataTable(Table):
     starts."""
     holdout: ShareBelowOne = 0.1
     """Share of the examples held out of training, taken before the split and from each category alike;
-    examples that share a question stay together."""
+    examples that share a question stay together. Not used where evaluation.data is set."""
     max_tokens: Annotated[int, Strict(), Field(ge=8)] = 512
     """Longest example, in tokens; longer ones are cut, contexts first, and counted. A response that is cut
     gets no end token (law 9)."""
@@ -295,6 +306,10 @@ NamedPart = Annotated[PartTable, BeforeValidator(_as_table), PlainSerializer(_as
 
 
 class EvaluationTable(Table):
+    data: PathText = ""
+    """Test set: a file relative to this file, such as a folder's global_test.json, with the fields of the
+    data. All of it is held out, in place of data.holdout: examples that it holds are not trained on. "" takes
+    the held-out examples from the data."""
     every: PositiveInt = 1
     """Score the held-out examples after every this many rounds, and always after the last."""
     examples: PositiveInt = 200
@@ -477,6 +492,7 @@ def published(settings: RunSettings) -> RunSettings:
     """The settings for readers on other machines: each path reduced to its last name."""
     table = settings.model_dump()
     for name, key in PATHS:
-        table[name][key] = paths.short(table[name][key])
+        if table[name][key]:
+            table[name][key] = paths.short(table[name][key])
     table["output"] = paths.short(table["output"])
     return RunSettings.model_validate(table)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shepherd.data.examples import Example, Turn
 from shepherd.data.folding import folded, shows_nothing
 from shepherd.data.groups import joined, marks
-from shepherd.data.holdout import HoldOut, hold_out, hold_out_remarks
+from shepherd.data.holdout import HoldOut, duplicate_warning, hold_out, hold_out_remarks, set_apart
 from shepherd.evaluate.loss import stratified_subset
 
 
@@ -282,6 +282,113 @@ def test_equal_pairs_are_dropped_within_a_client_and_kept_with_each_that_has_the
     assert (
         "20 examples are held by more than one client" in hold_out_remarks(shared=0, copies=found.copies)[0]
     )
+
+
+def test_another_spelling_of_the_answer_is_another_answer() -> None:
+    """Case and indentation are what a program, or an answer in German, is trained for."""
+    asked = "Write the loop."
+    answers = ["for x in y:\n    f(X)", "for x in y:\n    f(x)", "for x in y: f(x)", "for x in y: f(x) "]
+    found = hold_out([chat(asked, answer, client="a") for answer in answers], 0.0, 0)
+    assert found.train.tolist() == [0, 1, 2]
+    assert (found.duplicates, found.repeats) == (1, ((3, 2),))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.sampled_from("pqr"), st.sampled_from("xyz")),
+        min_size=1,
+        max_size=30,
+    ),
+    st.sampled_from([0.0, 0.3]),
+    st.booleans(),
+)
+def test_duplicates_are_equal_pairs_within_one_client(
+    rows: list[tuple[str, str, str]], share: float, keep: bool
+) -> None:
+    """Against sets: every different (client, question, answer) is there once, or as often as in the data."""
+    examples = [chat(f"question {q}", f"answer {a}", client=client) for client, q, a in rows]
+    found = hold_out(examples, share, 0, keep_duplicates=keep)
+    here = [rows[i] for i in (*found.train, *found.heldout)]
+    assert sorted(here) == (sorted(rows) if keep else sorted({*rows}))
+    assert found.repeated == len(rows) - len({*rows})
+    assert found.duplicates == (0 if keep else found.repeated)
+    assert all(rows[index] == rows[first] and first < index for index, first in found.repeats)
+    pairs = Counter((q, a) for _, q, a in {*rows})
+    assert found.copies == sum(n for n in pairs.values() if n > 1)
+    if not found.shared:
+        sides = [{rows[i][1:] for i in side} for side in (found.train, found.heldout)]
+        assert not sides[0] & sides[1]
+
+
+def test_many_duplicates_are_warned_of_and_few_are_not() -> None:
+    few, more = (duplicate_warning(n, kept=False, size=100) for n in (5, 6))
+    assert few == ""
+    assert more.startswith("warning: 6.0% of the examples are duplicates")
+    assert 'data.duplicates = "keep"' in more
+    assert 'data.duplicates = "drop"' in duplicate_warning(6, kept=True, size=100)
+
+
+# ---- groups that the data name
+
+
+def grouped(number: int, group: str, client: str = "") -> Example:
+    return replace(single(number, client=client), group=group)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.sampled_from("abc")), min_size=2, max_size=60),
+    st.floats(0.05, 0.6),
+    st.integers(0, 3),
+)
+def test_a_group_is_on_one_side_whatever_its_size(rows, share, seed) -> None:
+    examples = [grouped(n, f"g{group}", client) for n, (group, client) in enumerate(rows)]
+    found = hold_out(examples, share, seed)
+    sides = [{examples[i].group for i in side} for side in (found.train, found.heldout)]
+    assert not sides[0] & sides[1]
+    assert {e.client for e in examples} == {examples[i].client for i in found.train}
+
+
+def test_groups_stay_whole_where_all_hangs_together() -> None:
+    """Ties by text are given up there, and the groups are not."""
+    examples = [
+        replace(chat(f"q{i}", f"a{i}", "Thanks!", "You are welcome."), group=f"{i // 4}") for i in range(100)
+    ]
+    found = hold_out(examples, 0.1, 0)
+    held = Counter(examples[i].group for i in found.heldout)
+    assert 8 <= len(found.heldout) <= 12
+    assert set(held.values()) == {4}
+
+
+def test_eleven_languages_hold_out_the_same_problems() -> None:
+    examples = [grouped(25 * lang + n, f"{n}", f"l{lang}") for lang in range(11) for n in range(25)]
+    found = hold_out(examples, 0.1, 0)
+    held = Counter(examples[i].group for i in found.heldout)
+    assert len(held) in (2, 3)
+    assert set(held.values()) == {11}
+
+
+# ---- a test set of one's own
+
+
+def test_what_the_test_set_holds_is_not_trained_on_and_what_it_shares_is_counted() -> None:
+    examples = [single(n, client="ab"[n % 2]) for n in range(20)]
+    tested = [
+        single(3),  # the same example
+        chat("Question  4", "ANSWER 4", system="Be kind."),  # the same to a reader
+        chat("Question 5", "Something else"),
+        single(100),
+    ]
+    found = set_apart(examples, tested, 0)
+    assert found.train.tolist() == [n for n in range(20) if n not in (3, 4)]
+    assert sorted(found.heldout.tolist()) == [20, 21, 22, 23]
+    assert (found.tested, found.first_tested, found.shared, found.first_shared) == (2, 3, 1, 22)
+
+
+def test_a_group_of_the_test_set_is_not_trained_on() -> None:
+    examples = [grouped(n, f"{n // 2}") for n in range(10)] + [single(50)]
+    found = set_apart(examples, [grouped(100, "3"), single(101)], 0)
+    assert found.train.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, 10]
+    assert found.tested == 2
 
 
 def test_what_cannot_be_kept_apart_is_counted_and_said() -> None:

@@ -179,8 +179,10 @@ def _require_arms(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
     Raises:
         SettingsError: nothing is held out, or a variant has a key that a run file does not have.
     """
-    if not settings.data.holdout:
-        raise SettingsError("no example is held out to compare on; set data.holdout, for example to 0.1")
+    if not settings.data.holdout and not settings.evaluation.data:
+        raise SettingsError(
+            "no example is held out to compare on; set data.holdout, for example to 0.1, or evaluation.data"
+        )
     metrics(settings.evaluation.metrics, consent.plugins)
     for arm in map(variant, spec.variants):
         changed = overridden(settings, arm.overrides)

@@ -147,8 +147,13 @@ def _rows(columns: Mapping[str, Any]) -> Any:
 def _given(item: Any, where: str, field: str, number: int) -> _Given:
     place = f"{where}: field {field}, turn {number}"
     if not isinstance(item, Mapping):
+        fix = "fix it"
+        if isinstance(item, str):
+            fix = 'write each turn as {"role": "user", "content": "..."}, since a text alone has no role'
+        elif isinstance(item, list):
+            fix = "it is a list of lists; write a row for each chat, and its turns in one list"
         raise _fault(
-            place, f"is {kind(item)}, expected role and content; fix it", field, "is no role and content"
+            place, f"is {kind(item)}, expected role and content; {fix}", field, "is no role and content"
         )
     role_key, text_key = pick(item, ROLE_KEYS), pick(item, TEXT_KEYS)
     said = text_of(item.get(role_key), place, f"field {role_key}")

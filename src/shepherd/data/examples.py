@@ -20,7 +20,7 @@ from shepherd.data.layouts import missing, question, require_full, turns_of
 from shepherd.data.noted import Notes, Tally
 from shepherd.data.split import Split
 from shepherd.errors import BadRow, DataError
-from shepherd.settings import DataTable
+from shepherd.settings import ROW_NUMBER, DataTable
 
 __all__ = ["ROLES", "Example", "Reading", "Role", "Turn", "by_category", "from_rows", "question", "read"]
 
@@ -36,14 +36,15 @@ RETURNS = "a text holds carriage returns (\\r), which are trained as they are"
 class Example:
     """One instruction with its response, or a chat: [system,] user, assistant, user, assistant, ...
 
-    `label` is the value of `split.field`, if a split uses it; `where` is the file and line; `check` is the
-    settings of a checker of answers, if the row has one (as in the embedded world).
+    `label` is the value of `split.field`, if a split uses it; `group` that of `data.group`; `where` is the file
+    and line; `check` is the settings of a checker of answers, if the row has one (as in the embedded world).
     """
 
     turns: tuple[Turn, ...]
     category: str = ""
     client: str = ""
     label: str = ""
+    group: str = ""
     where: str = ""
     check: Mapping[str, Any] | None = None
 
@@ -136,7 +137,7 @@ def _gather(rows: Iterable[files.Placed], table: DataTable, split: Split, client
         try:
             if isinstance(row, BadRow):
                 raise row
-            found = _found(row, table, split, where)
+            found = _found(row, table, split, where, noted.rows)
         except BadRow as error:
             if table.on_bad_row == "error":
                 raise
@@ -190,7 +191,8 @@ class _Found:
     empty: Sequence[str]
 
 
-def _found(row: Any, table: DataTable, split: Split, where: str) -> _Found:
+def _found(row: Any, table: DataTable, split: Split, where: str, number: int) -> _Found:
+    """Read a row, the `number`th of its file."""
     if not isinstance(row, Mapping):
         fault = f"is {kind(row)}, expected an object with named fields"
         raise BadRow(
@@ -202,16 +204,18 @@ def _found(row: Any, table: DataTable, split: Split, where: str) -> _Found:
         _own_name(row, split.client_field),
         _own_name(row, split.label_field),
     )
+    group = _own_name(row, table.group)
     check = row.get("check")
     example = Example(
         turns=read.turns,
         category=_name(row, category, where, "data.category") if category else "",
         client=_full_name(row, client, where) if client else "",
         label=_full_name(row, label, where) if label else "",
+        group=str(number) if table.group == ROW_NUMBER else _group(row, group, where),
         where=where,
         check=check if isinstance(check, Mapping) else None,
     )
-    used = {*read.used, category, client, label, *(["check"] if example.check is not None else [])}
+    used = {*read.used, category, client, label, group, *(["check"] if example.check is not None else [])}
     unread = [str(name) for name, value in row.items() if name not in used and is_filled(from_cell(value))]
     texts = [(name, text) for turn in read.turns for name, text in _said(turn)]
     names = [("category", example.category), ("client", example.client), (f"field {label}", example.label)]
@@ -256,6 +260,12 @@ def _name(row: Mapping[str, Any], name: str, where: str, key: str) -> str:
     if name not in row:
         raise missing(row, name, where, key)
     return name_of(row[name], where, f"field {name}")
+
+
+def _group(row: Mapping[str, Any], field: str, where: str) -> str:
+    """The group of a row; "" where it names none, which is a group of its own."""
+    value = row.get(field)
+    return name_of(value, where, f"field {field}").strip() if is_filled(value) else ""
 
 
 def _full_name(row: Mapping[str, Any], name: str, where: str) -> str:

@@ -191,7 +191,10 @@ def _clients(folder: Path) -> dict[str, list[Path]]:
         inner = (
             f" (its folder {below[0]} does: name that one, or put one file per client here)" if below else ""
         )
-        raise DataError(f"folder {folder} has no data file{left}{inner}; put {_extensions()} files there")
+        odd = next((f" ({name}: {fix[:-2]})" for name in found.others if (fix := _fix(folder / name))), "")
+        raise DataError(
+            f"folder {folder} has no data file{left}{inner or odd}; put {_extensions()} files there"
+        )
     groups = listing.grouped(found.data, folder)
     return {client: groups[client] for client in sorted(groups, key=natural)}
 
@@ -226,8 +229,12 @@ def _reader(path: Path) -> Reader:
     suffix = path.suffix.lower()
     if suffix in READERS:
         return READERS[suffix]
-    fix = next((fix for suffixes, fix in CONVERSIONS.items() if suffix in suffixes), "")
-    raise DataError(f"data file {path} has an unknown extension; {fix}use one of {_extensions()}")
+    raise DataError(f"data file {path} has an unknown extension; {_fix(path)}use one of {_extensions()}")
+
+
+def _fix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    return next((fix for suffixes, fix in CONVERSIONS.items() if suffix in suffixes), "")
 
 
 def _parquet(path: Path, form: Form) -> Iterator[Placed]:
@@ -459,6 +466,7 @@ READERS: Mapping[str, Reader] = {
 CONVERSIONS = {
     (".xls", ".ods", ".numbers", ".xlsb"): "save it as .xlsx or CSV: ",
     (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar"): "unpack it: ",
+    (".yml", ".yaml"): "it is YAML; write its rows as JSONL, or give them from Python: ",
 }
 """Advice for files whose extension cannot be read."""
 

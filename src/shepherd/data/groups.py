@@ -6,6 +6,7 @@ Texts are compared folded (`folding.py`). Each is kept as a digest, so that no t
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from hashlib import blake2b
 from typing import Self
 
 from shepherd.data.examples import Example, Turn
-from shepherd.data.folding import folded, spaced
+from shepherd.data.folding import folded, seen, spaced
 
 _BLANK = re.compile(r"\n\s*\n")
 COMMON, FEW = 0.01, 20
@@ -26,9 +27,10 @@ class Marks:
 
     The text may stand in the field of the context, in the user turn, or in the system turn.
 
-    whole: every turn. said: every turn but the system's. asked: every turn but the last response.
-    questions: its first user turn. exchanges: each user turn with the response to it. later: the user turns
-    after the first. bare: the exchanges without what may be their context.
+    whole: every turn, responses letter by letter, since another spelling is another answer. said: every turn
+    but the system's. asked: every turn but the last response. questions: its first user turn.
+    exchanges: each user turn with the response to it. later: the user turns after the first. bare: the
+    exchanges without what may be their context. group: what the data say it belongs to, if anything.
     """
 
     whole: bytes
@@ -38,12 +40,13 @@ class Marks:
     exchanges: tuple[bytes, ...]
     later: tuple[bytes, ...]
     bare: tuple[bytes, ...]
+    group: tuple[bytes, ...] = ()
 
 
 def marks(example: Example) -> Marks:
     """What the example shares with others, if anything."""
     texts = [(folded(turn.text), folded(turn.context)) for turn in example.turns]
-    whole = [
+    turns = [
         _digest(turn.role, *both, *([] if turn.trained else ["masked"]))
         for turn, both in zip(example.turns, texts, strict=True)
     ]
@@ -53,8 +56,8 @@ def marks(example: Example) -> Marks:
     asked = {place: _questions(*texts[place], system) for place in users}
     told = [(place, texts[place + 1][0]) for place in users if place + 1 < len(texts)]
     return Marks(
-        whole=b"".join(whole),
-        said=b"".join(digest for digest, apart in zip(whole, is_system, strict=True) if not apart),
+        whole=_digest(*turns, *(_exact(turn.text) for turn in example.turns if turn.role == "assistant")),
+        said=b"".join(digest for digest, apart in zip(turns, is_system, strict=True) if not apart),
         asked=_digest(*(spaced(" ".join(both)) for both in texts[:-1])),
         questions=_digests((question,) for question in asked[users[0]]),
         exchanges=_digests((question, response) for place, response in told for question in asked[place]),
@@ -64,7 +67,13 @@ def marks(example: Example) -> Marks:
             for place, response in told
             for question in _instructions(example.turns[place])
         ),
+        group=(_digest("group", example.group),) if example.group else (),
     )
+
+
+def _exact(text: str) -> str:
+    """A response as a reader sees it: capitals, signs and inner spaces count, as they do in a program."""
+    return unicodedata.normalize("NFC", seen(text)).strip()
 
 
 def _questions(text: str, context: str, system: str) -> list[str]:
@@ -89,9 +98,9 @@ def _digests(parts: Iterable[Sequence[str]]) -> tuple[bytes, ...]:
     return tuple(sorted({_digest(*each) for each in parts}))
 
 
-def _digest(*parts: str) -> bytes:
-    text = "\0".join(parts)
-    return blake2b(text.encode("utf8", "surrogatepass"), digest_size=12).digest()
+def _digest(*parts: str | bytes) -> bytes:
+    coded = (part if isinstance(part, bytes) else part.encode("utf8", "surrogatepass") for part in parts)
+    return blake2b(b"\0".join(coded), digest_size=12).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,8 @@ class Ties:
 
     known: what is a first question, or an exchange, of one of them. common: ties that so many different
     conversations hold that they tell nothing, as a greeting is. Equal questions with equal answers, and equal
-    conversations up to the last response, are ties however many there are.
+    conversations up to the last response, are ties however many there are. A group that the data name is
+    a tie that is never given up.
     """
 
     known: Collection[bytes]
@@ -135,11 +145,11 @@ class Ties:
 
     def whole(self, mark: Marks) -> tuple[Hashable, ...]:
         """All that comes before the last response, which may be one of several good ones."""
-        return (mark.asked, mark.said)
+        return (mark.asked, mark.said, *mark.group)
 
     def none(self, mark: Marks) -> tuple[Hashable, ...]:
-        """Nothing: each example on its own."""
-        return ()
+        """Nothing but its group: each other example is on its own."""
+        return mark.group
 
     def common_questions(self, mark: Marks) -> tuple[Hashable, ...]:
         """First questions, its own or others', that it holds and that do not tie it."""

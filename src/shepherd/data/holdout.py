@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from shepherd.core import seed_for
 from shepherd.data.examples import Example
 from shepherd.data.groups import FEW, Marks, Ties, joined, marks, shared_by_most, ties_shared
+from shepherd.io.progress import many
 
 Indices = NDArray[np.int64]
+SHOWN, UNUSUAL = 3, 0.05
+"""Of duplicates, this many are shown; of more than this share of the examples, there is a warning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,6 +30,10 @@ class HoldOut:
     """Any number from the front is spread evenly over categories, and over clients where there are any."""
     duplicates: int
     """Examples in neither: the same client has the same question with the same answer already."""
+    repeated: int = 0
+    """The same, where they are kept as well."""
+    repeats: tuple[tuple[int, int], ...] = ()
+    """The first few of them, each with the example that it is equal to."""
     copies: int = 0
     """Examples that another client has as well: each client keeps its own, all on one side."""
     shared: int = 0
@@ -35,20 +42,31 @@ class HoldOut:
     """Examples on both sides that share a first instruction which is too common to keep them together."""
     commonest: int = 0
     """How many of them share the commonest of these."""
+    tested: int = 0
+    """Examples in neither: the test set holds them, or one of their group."""
+    first_tested: int | None = None
+    """The first of them."""
+    first_shared: int | None = None
+    """The first example of the test set that shares a question with training."""
 
 
-def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
+def hold_out(
+    examples: Sequence[Example], share: float, seed: int, *, keep_duplicates: bool = False
+) -> HoldOut:
     """Set aside `share` of the examples, of each category and client its part, with the seed.
 
-    First an example that its client has already, question and answer, is removed. Examples that share
+    First an example that its client has already, question and answer, is removed, unless duplicates are kept.
+    Examples that share
     their first instruction with its context, or any user turn with its response, stay on one side, whole
     groups at a time, so the share is met to within one group. What too many share to tell anything, such as a
     greeting, does not tie; `common` counts it. Groups too large to be held out are trained on, where that
     leaves twice the share to choose from; else they are taken apart, by weaker ties first; `shared` counts
-    what that costs. A client's last example is never held out.
+    what that costs. A group that the data name is never taken apart. A client's last example is never held
+    out.
     """
     found = {index: marks(example) for index, example in enumerate(examples)}
-    kept = _distinct(examples, found)
+    distinct, repeats = _distinct(examples, found)
+    kept = list(found) if keep_duplicates else distinct
     rng = np.random.default_rng(seed_for(seed, "holdout"))
     wanted = min(len(kept) - 1, max(1, round(share * len(kept)))) if share > 0 and len(kept) > 1 else 0
     room = _Room(
@@ -70,10 +88,92 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> HoldOut:
         train=_indices(train),
         heldout=np.array(_scoring_order(scored, examples, seed), dtype=np.int64),
         duplicates=len(examples) - len(kept),
-        copies=_copies([found[index] for index in kept]),
+        repeated=len(repeats),
+        repeats=tuple(repeats[:SHOWN]),
+        copies=_copies([found[index] for index in distinct]),
         shared=ties_shared((tied[index] for index in held), (tied[index] for index in train)),
         common=common,
         commonest=commonest,
+    )
+
+
+def set_apart(
+    examples: Sequence[Example], tested: Sequence[Example], seed: int, *, keep_duplicates: bool = False
+) -> HoldOut:
+    """Train on `examples` without those that a test set holds, and score the test set, all of it.
+
+    An example that is in the test set, whatever its system text, or of whose group one is, is not trained
+    on. What shares a question with the test set but has another answer is trained on, and `shared` counts
+    the examples of the test set that it concerns.
+
+    Returns:
+        Indices into `examples` followed by `tested`.
+    """
+    size = len(examples)
+    every = [*examples, *tested]
+    found = {index: marks(example) for index, example in enumerate(every)}
+    own = {index: found[index] for index in range(size)}
+    distinct, repeats = _distinct(examples, own)
+    kept = list(own) if keep_duplicates else distinct
+    scored = range(size, len(every))
+    said = {found[index].said for index in scored}
+    groups = {group for index in scored for group in found[index].group}
+    gone = [index for index in kept if found[index].said in said or not groups.isdisjoint(found[index].group)]
+    train = sorted({*kept} - {*gone})
+    ties = Ties.among([found[index] for index in (*train, *scored)])
+    tied = {index: ties.every(found[index]) for index in (*train, *scored)}
+    known = {tie for index in train for tie in tied[index]}
+    shared = [index for index in scored if not known.isdisjoint(tied[index])]
+    order = _scoring_order(joined({index: tied[index] for index in scored}), every, seed)
+    common, commonest = shared_by_most(
+        *([ties.common_questions(found[index]) for index in side] for side in (scored, train))
+    )
+    return HoldOut(
+        train=_indices(train),
+        heldout=np.array(order, dtype=np.int64),
+        duplicates=size - len(kept),
+        repeated=len(repeats),
+        repeats=tuple(repeats[:SHOWN]),
+        copies=_copies([found[index] for index in distinct]),
+        shared=len(shared),
+        common=common,
+        commonest=commonest,
+        tested=len(gone),
+        first_tested=min(gone, default=None),
+        first_shared=min(shared, default=None),
+    )
+
+
+def duplicate_remarks(repeated: int, *, kept: bool, size: int, places: Sequence[str]) -> list[str]:
+    """What is to be said of `repeated` examples of `size` that their client has already.
+
+    Args:
+        kept: whether they are trained on all the same.
+        places: where the first of them are.
+    """
+    if not repeated:
+        return []
+    done = 'kept (data.duplicates = "keep")' if kept else "left out"
+    rest = f"; the first: {'; '.join(places)}" if places else ""
+    equal = "equals an earlier one" if repeated == 1 else "equal an earlier one each"
+    return [
+        f"{many(repeated, 'example')} ({repeated / size:.1%}) {equal} of the same client, question and"
+        f" answer, and {'is' if repeated == 1 else 'are'} {done}{rest}"
+    ]
+
+
+def duplicate_warning(repeated: int, *, kept: bool, size: int) -> str:
+    """A sentence where so many examples are duplicates that something may be wrong; else ""."""
+    if repeated <= UNUSUAL * size:
+        return ""
+    fix = (
+        'set data.duplicates = "drop" to leave them out'
+        if kept
+        else 'set data.duplicates = "keep" if they are meant'
+    )
+    return (
+        f"warning: {repeated / size:.1%} of the examples are duplicates, more than {UNUSUAL:.0%}; check that"
+        f" data.fields names what tells them apart, or {fix}"
     )
 
 
@@ -144,16 +244,21 @@ def _too_large(
     }
 
 
-def _distinct(examples: Sequence[Example], found: Mapping[int, Marks]) -> list[int]:
-    """The first of each conversation that a client has, ascending."""
+def _distinct(
+    examples: Sequence[Example], found: Mapping[int, Marks]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The first of each conversation that a client has, ascending; and each later one with its first."""
     first: dict[tuple[str, bytes], int] = {}
+    repeats = []
     for index, mark in found.items():
-        first.setdefault((examples[index].client, mark.whole), index)
-    return list(first.values())
+        same = first.setdefault((examples[index].client, mark.whole), index)
+        if same != index:
+            repeats.append((index, same))
+    return list(first.values()), repeats
 
 
-def _copies(kept: Sequence[Marks]) -> int:
-    times = Counter(mark.whole for mark in kept)
+def _copies(distinct: Sequence[Marks]) -> int:
+    times = Counter(mark.whole for mark in distinct)
     return sum(count for count in times.values() if count > 1)
 
 

@@ -23,7 +23,14 @@ from shepherd import plugins, world
 from shepherd.core import seed_for
 from shepherd.data import tokens as stored
 from shepherd.data.examples import Example, Reading, Turn, from_rows, read
-from shepherd.data.holdout import HoldOut, hold_out, hold_out_remarks
+from shepherd.data.holdout import (
+    HoldOut,
+    duplicate_remarks,
+    duplicate_warning,
+    hold_out,
+    hold_out_remarks,
+    set_apart,
+)
 from shepherd.data.noted import Notes
 from shepherd.data.split import Split, rule, split
 from shepherd.data.template import Template, prints_date
@@ -33,7 +40,8 @@ from shepherd.io import private
 from shepherd.io.atomic import disk_errors, write_atomic
 from shepherd.io.phrases import listed
 from shepherd.io.progress import many, stage
-from shepherd.settings import MEMORY, WORLD, RunSettings, SplitTable
+from shepherd.settings import MEMORY, WORLD, DataTable, RunSettings, SplitTable
+from shepherd.visible import shown_line
 
 if TYPE_CHECKING:  # torch is not for `data split`
     from shepherd.model.base import Base
@@ -74,6 +82,8 @@ class TokenisedData:
     """One sentence for each reason that examples were dropped for."""
     notes: Notes = field(default_factory=Notes)
     """What of the rows is not read, refused or changed."""
+    places: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Where the first are of what `summary` counts, by its key there."""
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -97,11 +107,68 @@ def divide(settings: RunSettings, allowed: Collection[str] = (), rows: Any = Non
     with stage(f"reading {settings.data.source}"):
         reading = examples(settings, chosen, rows)
     seed = seed_for(settings.data_seed, "data")
-    held = hold_out(reading.examples, settings.data.holdout, seed)
+    if settings.evaluation.data:
+        reading, held = _tested(reading, settings, seed)
+    else:
+        held = _held(reading.examples, settings, seed)
     training = [reading.examples[i] for i in held.train]
     shares = split(training, chosen, seed)
     clients = {name: held.train[places].tolist() for name, places in shares.items()}
     return Partition(reading=reading, held=held, clients=clients)
+
+
+def _held(examples: Sequence[Example], settings: RunSettings, seed: int) -> HoldOut:
+    keep = settings.data.duplicates == "keep"
+    return hold_out(examples, settings.data.holdout, seed, keep_duplicates=keep)
+
+
+def _tested(reading: Reading, settings: RunSettings, seed: int) -> tuple[Reading, HoldOut]:
+    """The reading with the test set's examples behind it, and all of these held out."""
+    path = settings.evaluation.data
+    with stage(f"reading {path}"):
+        test = test_set(settings.data, path, "evaluation.data")
+    keep = settings.data.duplicates == "keep"
+    held = set_apart(reading.examples, test.examples, seed, keep_duplicates=keep)
+    left = {reading.examples[index].client for index in held.train}
+    for example in reading.examples:
+        if example.client not in left:
+            whose = f"client {example.client} has" if example.client else f"{settings.data.source} has"
+            raise DataError(
+                f"{whose} nothing to train on that is not in the test set {path}; name another file in"
+                " evaluation.data, or take these examples out of it"
+            )
+    together = Reading(
+        examples=(*reading.examples, *test.examples),
+        skipped=(*reading.skipped, *test.skipped),
+        notes=Notes.together([reading.notes, test.notes]),
+    )
+    return together, held
+
+
+def test_set(table: DataTable, path: str, key: str) -> Reading:
+    """Read a file of examples that are only scored, with the fields of the training data.
+
+    Args:
+        key: the key or option that names the file.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        fault = "is a folder and no file" if file.is_dir() else "does not exist"
+        raise DataError(f"the test set {path} {fault}; give a file of rows in {key}")
+    own = table.model_copy(update={"source": str(file), "config": None, "limit": None})
+    return read(own, rule(SplitTable()), 0)
+
+
+def _require_groups(reading: Reading, table: DataTable) -> Reading:
+    if table.group and not any(example.group for example in reading.examples):
+        raise DataError(
+            f"no row of {table.source} fills a field {table.group}, which data.group names; name another"
+            ' field, or set data.group = ""'
+        )
+    return reading
 
 
 def examples(settings: RunSettings, split_rule: Split, rows: Any = None) -> Reading:
@@ -114,13 +181,14 @@ def examples(settings: RunSettings, split_rule: Split, rows: Any = None) -> Read
             else f'rows are given, and data.source is {source!r}; write "memory" there'
         )
     if source != WORLD:
-        return read(settings.data, split_rule, settings.data_seed, rows)
+        found = read(settings.data, split_rule, settings.data_seed, rows)
+        return _require_groups(found, settings.data)
     count = settings.data.limit or WORLD_EXAMPLES
     try:
         rows = world.rows(world.build(world.SEED), count, seed_for(settings.data_seed, "world"))
     except ValueError as error:
         raise DataError(f"data.limit = {count} asks too much of the embedded world: {error}") from error
-    return from_rows(rows, settings.data, split_rule, WORLD)
+    return _require_groups(from_rows(rows, settings.data, split_rule, WORLD), settings.data)
 
 
 def prepare(
@@ -172,6 +240,12 @@ def held_out(settings: RunSettings, name: str, tokenizer: Any) -> TokenisedData:
     return _prepared(replace(alone(settings, name), clients={}), settings, tokenizer)
 
 
+def only_scored(test: Reading, settings: RunSettings, tokenizer: Any) -> TokenisedData:
+    """The examples of a test set, all held out, in the order in which they are drawn to be scored."""
+    held = set_apart((), test.examples, seed_for(settings.data_seed, "data"))
+    return _prepared(Partition(reading=test, held=held, clients={}), settings, tokenizer)
+
+
 def alone(settings: RunSettings, name: str) -> Partition:
     """The examples of `data.source` as the one client `name`'s, in the order that they were read.
 
@@ -180,7 +254,7 @@ def alone(settings: RunSettings, name: str) -> Partition:
     """
     reading = examples(settings, rule(SplitTable()))
     own = tuple(replace(example, client=name) for example in reading.examples)
-    held = hold_out(own, settings.data.holdout, seed_for(settings.data_seed, "data"))
+    held = _held(own, settings, seed_for(settings.data_seed, "data"))
     return Partition(reading=replace(reading, examples=own), held=held, clients={name: held.train.tolist()})
 
 
@@ -219,6 +293,7 @@ def _prepared(division: Partition, settings: RunSettings, tokenizer: Any) -> Tok
         },
         dropped=list(_dropped([*counts, count])),
         notes=division.reading.notes,
+        places=_places(division),
     )
 
 
@@ -287,6 +362,7 @@ def save(folder: Path, prepared: TokenisedData) -> None:
         "summary": prepared.summary,
         "dropped": list(prepared.dropped),
         "rows": prepared.notes.plain(),
+        "places": {key: list(places) for key, places in prepared.places.items()},
     }
     write_atomic(folder / INDEX, json.dumps(index, indent=1))
 
@@ -317,6 +393,7 @@ def load(folder: Path) -> TokenisedData:
             summary=index["summary"],
             dropped=index.get("dropped", []),
             notes=Notes.of(index.get("rows", {})),
+            places=index.get("places", {}),
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise FolderError(
@@ -327,7 +404,7 @@ def load(folder: Path) -> TokenisedData:
 
 def remarks(prepared: TokenisedData) -> list[str]:
     """What is to be said of what was held out, if anything."""
-    return _remarks(prepared.summary, list(prepared.clients), prepared.heldout_examples)
+    return _remarks(prepared.summary, list(prepared.clients), prepared.heldout_examples, prepared.places)
 
 
 def training_remarks(prepared: TokenisedData) -> list[str]:
@@ -335,6 +412,7 @@ def training_remarks(prepared: TokenisedData) -> list[str]:
     counts = prepared.summary
     return [
         *prepared.notes.sentences(),
+        *_repeat_remarks(counts, prepared.places),
         *prepared.dropped,
         *response_remarks(
             kept=counts["kept"],
@@ -347,15 +425,95 @@ def training_remarks(prepared: TokenisedData) -> list[str]:
 def division_remarks(division: Partition, settings: RunSettings) -> list[str]:
     """Sentences on the rows and on what is held out, before anything is tokenised."""
     held = division.of(division.held.heldout.tolist())
+    counts, places = _counts(division, settings, held), _places(division)
     return [
         *division.reading.notes.sentences(),
-        *_remarks(_counts(division, settings, held), list(division.clients), held),
+        *repeat_remarks(division, settings),
+        *_remarks(counts, list(division.clients), held, places),
     ]
 
 
-def _remarks(counts: Mapping[str, int], clients: Sequence[str], heldout: Sequence[Example]) -> list[str]:
-    said = hold_out_remarks(
-        shared=counts.get("heldout_shared_with_training", 0),  # older folders lack what was not counted then
+def repeat_remarks(division: Partition, settings: RunSettings) -> list[str]:
+    """Sentences on duplicates: how many, the first few, and whether they are too many."""
+    counts = _counts(division, settings, ())
+    said = [*_repeat_remarks(counts, _places(division)), _repeat_warning(counts)]
+    return [sentence for sentence in said if sentence]
+
+
+def training_warnings(prepared: TokenisedData) -> list[str]:
+    """What should be looked at before the run goes on."""
+    return list(filter(None, [_repeat_warning(prepared.summary)]))
+
+
+def _repeat_remarks(counts: Mapping[str, int], places: Mapping[str, Sequence[str]]) -> list[str]:
+    repeated = counts.get("repeated", 0)
+    return duplicate_remarks(
+        repeated,
+        kept=counts["duplicates"] < repeated,
+        size=_own_size(counts),
+        places=places.get("repeated", ()),
+    )
+
+
+def _repeat_warning(counts: Mapping[str, int]) -> str:
+    repeated = counts.get("repeated", 0)
+    return duplicate_warning(repeated, kept=counts["duplicates"] < repeated, size=_own_size(counts))
+
+
+def _own_size(counts: Mapping[str, int]) -> int:
+    """How many examples the data have, without the test set's."""
+    return counts["examples"] - counts.get("test_examples", 0)
+
+
+def _places(division: Partition) -> dict[str, list[str]]:
+    """Where the first are of what `_counts` counts, as far as the rows have a place."""
+    held, of = division.held, division.reading.examples
+    repeats = [f"{of[index].where} equals {of[first].where}" for index, first in held.repeats]
+    found = {
+        "repeated": repeats if all(of[index].where for index, _ in held.repeats) else [],
+        "in_test_set": [] if held.first_tested is None else [of[held.first_tested].where],
+        "heldout_shared_with_training": [] if held.first_shared is None else [of[held.first_shared].where],
+    }
+    return {key: [shown_line(place) for place in places] for key, places in found.items() if any(places)}
+
+
+def _test_remarks(counts: Mapping[str, int], places: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is to be said of a test set of one's own, and of what it shares with training."""
+    said = [
+        f"the test set has {many(counts['test_examples'], 'example')}, which are scored and not trained on;"
+        " data.holdout is not used"
+    ]
+    if gone := counts.get("in_test_set", 0):
+        said.append(
+            f"{many(gone, 'example')} of the data {'is' if gone == 1 else 'are'} in the test set, or of a"
+            f" group that is, and {'is' if gone == 1 else 'are'} not trained on"
+            + _first(places, "in_test_set")
+        )
+    if shared := counts.get("heldout_shared_with_training", 0):
+        said.append(
+            f"{many(shared, 'example')} of the test set {'shares' if shared == 1 else 'share'} a question"
+            " with examples that are trained on, so scores on them may be too good"
+            + _first(places, "heldout_shared_with_training")
+        )
+    return said
+
+
+def _first(places: Mapping[str, Sequence[str]], key: str) -> str:
+    return "".join(f" (the first: {place})" for place in places.get(key, ())[:1])
+
+
+def _remarks(
+    counts: Mapping[str, int],
+    clients: Sequence[str],
+    heldout: Sequence[Example],
+    places: Mapping[str, Sequence[str]],
+) -> list[str]:
+    tested = counts.get("test_examples", 0) > 0
+    said = _test_remarks(counts, places) if tested else []
+    if alone := counts.get("without_group", 0):
+        said.append(f"{many(alone, 'example')} name no group (data.group); each is a group of its own")
+    said += hold_out_remarks(
+        shared=0 if tested else counts.get("heldout_shared_with_training", 0),  # older folders lack some
         copies=counts.get("held_by_several_clients", 0),
         common=counts.get("sharing_a_common_instruction", 0),
         commonest=counts.get("sharing_the_commonest", 0),
@@ -394,6 +552,12 @@ def _counts(division: Partition, settings: RunSettings, heldout: Sequence[Exampl
             else 0
         ),
         "heldout": len(heldout),
+        "repeated": division.held.repeated,
+        "test_examples": len(division.held.heldout) if settings.evaluation.data else 0,
+        "in_test_set": division.held.tested,
+        "without_group": (
+            sum(not example.group for example in division.reading.examples) if settings.data.group else 0
+        ),
     }
 
 

@@ -91,6 +91,8 @@ def _start(
     _log_description(base, plan, method.algorithm, prepared)
     for sentence in (*pipeline.training_remarks(prepared), *pipeline.remarks(prepared)):
         log.info("%s", sentence)
+    for sentence in pipeline.training_warnings(prepared):
+        log.warning("%s", sentence)
     sample = next(iter(prepared.clients.values()))
     _log_expectation(expected(base, settings.tuning, plan, sample, _round_tokens(settings, prepared, cohort)))
     holder = folder.create(settings.output, settings, plan.text())

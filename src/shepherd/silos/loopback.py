@@ -157,6 +157,7 @@ def write_sites(
             scoring=_scoring(settings),
             order_seed=settings.seed,
             micro_batch_tokens=settings.machine.micro_batch_tokens,
+            duplicates=settings.data.duplicates,
         )
         for number, places in enumerate(division.clients.values(), 1)
     }
@@ -224,6 +225,7 @@ def write_site(
     scoring: Mapping[str, object] | None = None,
     order_seed: int | None = None,
     micro_batch_tokens: Literal["auto"] | int = "auto",
+    duplicates: Literal["drop", "keep"] = "drop",
 ) -> Path:
     """Write a site's folder: data.jsonl, and a site.toml that allows the base.
 
@@ -241,7 +243,11 @@ def write_site(
     rows = (json.dumps(_row(example), ensure_ascii=False) + "\n" for example in examples)
     (folder / "data.jsonl").write_text("".join(rows), encoding="utf8")
     table = {
-        "data": {"source": "data.jsonl"},
+        "data": {
+            "source": "data.jsonl",
+            **({} if duplicates == "drop" else {"duplicates": duplicates}),
+            **({"group": "group"} if any(example.group for example in examples) else {}),
+        },
         "trainer": {
             "threads": 1,
             "joins_per_hour": 3600,  # for trying many runs in a row
@@ -270,6 +276,7 @@ def _row(example: Example) -> dict[str, str]:
         "context": example.context,
         "response": example.response,
         "category": example.category,
+        **({"group": example.group} if example.group else {}),
     }
 
 

@@ -260,6 +260,11 @@ def open_run(
     """
     folder.require_free(settings.output)
     tracking.require(settings.tracking, consent)
+    if settings.evaluation.data:
+        raise SettingsError(
+            "evaluation.data is for a run in one process, since each site scores its own examples; leave it"
+            " out, and score the run afterwards with `shepherd evaluate RUN_FOLDER --data FILE`"
+        )
     _require_submitter(kits.read(kit, "admin"))
     _require_capped(settings)
     require(settings, consent.plugins)  # refuse a wrong name before anything is written

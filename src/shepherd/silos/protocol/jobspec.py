@@ -20,7 +20,7 @@ SITE_TABLES = ("model", "adapter", "federation", "tuning", "algorithm", "transfo
 """Tables of the run file that are sent to sites."""
 SITE_DATA_KEYS = ("template", "template_options", "system", "date", "holdout", "max_tokens", "seed")
 """Keys of [data] that are sent to sites: how examples are rendered, never where they come from."""
-OMITTED_KEYS = {"evaluation": ("metrics",)}
+OMITTED_KEYS = {"evaluation": ("data", "metrics")}
 """Keys of those tables that are not sent, since no site uses them: only the coordinator compares answers."""
 
 

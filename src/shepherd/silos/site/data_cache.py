@@ -112,7 +112,7 @@ class DataCache:
 
     def _tokenise(self, settings: RunSettings, key: str, make: Callable[..., TokenisedData]) -> TokenisedData:
         made = make(settings, self.name, bases.load_tokenizer(settings.model))
-        for remark in pipeline.training_remarks(made):
+        for remark in (*pipeline.training_remarks(made), *pipeline.training_warnings(made)):
             log.info("%s", redaction.log_message(DataError(remark)))
         folder = self.home / "data" / key
         with disk_errors(folder):

@@ -70,6 +70,8 @@ class DataPreview:
     """One sentence for each unreadable row that was left out."""
     left_out: tuple[str, ...] = ()
     """One sentence for each file in the data's folder that is not read."""
+    repeated: tuple[str, ...] = ()
+    """Sentences on duplicates."""
     notes: tuple[str, ...] = ()
     """One sentence for each way in which rows are ignored, refused or changed."""
 
@@ -220,6 +222,7 @@ def _data(site: SiteSettings, run: RunSettings, samples: int) -> DataPreview:
         skipped=division.reading.skipped,
         left_out=tuple(left_out(run.data.source, run.data.config, run.data.part)),
         notes=tuple(division.reading.notes.sentences()),
+        repeated=tuple(pipeline.repeat_remarks(division, run)),
     )
 
 

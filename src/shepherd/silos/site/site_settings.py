@@ -92,6 +92,12 @@ class SiteDataTable(Table):
     category: str = "category"
     """Field with the kind of instruction; "" if there is none. The names of the categories are released with
     held-out scores, if policy.metrics lists "heldout"."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Leave out an example whose question and answer are there already, or train on every copy.
+    Kept copies count as examples of their own, under policy.min_examples too."""
+    group: str = ""
+    """The field that names what an example belongs to, such as a patient or a thread; examples of one group
+    are held out or trained on together. "#row" is the row's number in its file, "" no group."""
     on_bad_row: Literal["error", "skip"] = "error"
     """At an unreadable row: stop with an error, or skip and count it."""
 

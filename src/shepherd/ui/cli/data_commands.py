@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,7 @@ from shepherd.errors import TemplateError
 from shepherd.io.progress import many
 from shepherd.ui.cli.options import overrides, run_file
 from shepherd.ui.cli.silos import agreed, echo, plugin, trust, wished
+from shepherd.visible import shown_line
 
 if TYPE_CHECKING:
     from shepherd.data.pipeline import Partition
@@ -87,6 +89,10 @@ def _print_left_out(division: Partition, settings: RunSettings) -> None:
         f"{many(len(held.train), 'example')} to train on, {len(held.heldout):,} held out,"
         f" {' and '.join(left)} left out"
     )
+    for index, _ in held.repeats:
+        twice = division.reading.examples[index]
+        question, answer = (shorten(text, 60) for text in (twice.instruction, twice.response))
+        echo(shown_line(f"  duplicate: {question} -> {answer}"))
     table = settings.data
     for sentence in (
         *left_out(table.source, table.config, table.part),

@@ -58,6 +58,7 @@ def _print_data(console: PlainConsole, found: Found, data: DataPreview, stream: 
             f"{data.examples:,} examples are trained on; {heldout:,} are held out:"
             f" {_count_list(data.heldout)}.",
             f"{data.duplicates:,} duplicates and {len(data.skipped):,} unreadable rows are left out.",
+            *(f"{sentence}." for sentence in data.repeated),
             *(f"{sentence}." for sentence in data.left_out),
             *data.notes,
             f"A run chooses the template (here {table.template}) and the longest example (here"
