@@ -36,7 +36,7 @@ RETURNS = "a text holds carriage returns (\\r), which are trained as they are"
 class Example:
     """One instruction with its response, or a chat: [system,] user, assistant, user, assistant, ...
 
-    `label` is the value of `split.field`, if a split uses it; `group` that of `data.group`; `where` is the file
+    `label` is the value of `split.field`, if a split uses it; `group` that of `data.group`; `where` is file
     and line; `check` is the settings of a checker of answers, if the row has one (as in the embedded world).
     """
 

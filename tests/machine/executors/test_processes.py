@@ -148,7 +148,7 @@ def test_numpy_leaves_the_cores_to_the_workers_while_they_compute(llama, pair) -
 
 
 def untrained(data: Tokens) -> Tokens:
-    return replace(data, trained=np.zeros_like(data.trained))
+    return replace(data, loss_mask=np.zeros_like(data.loss_mask))
 
 
 def test_a_mistake_in_the_data_comes_back_as_its_sentence(llama, pair) -> None:

@@ -243,7 +243,7 @@ def test_a_run_gets_more_rounds_with_the_bits_of_a_longer_run(
     assert through(coordinate.resume(path, lambda line: None, overrides=["federation.rounds=4"])) == [3, 4]
     assert final(tmp_path) == whole
     assert folder.read_settings(path).federation.rounds == 4
-    assert record.recorded(path)[1].federation.rounds == 4
+    assert record.read_state(path)[1].federation.rounds == 4
 
 
 def test_a_job_of_the_shorter_run_makes_room(tmp_path: Path, server: Hosted, whole: bytes) -> None:
