@@ -173,7 +173,7 @@ def _alone(case: Case, scratch: Path) -> Figures:
     with ExitStack() as clocks:
         running = [(part, clocks.enter_context(timed(owner, name))) for part, owner, name in PARTS]
         post.stopped = [clock for _, clock in running]
-        whole = clocks.enter_context(timed(server_run.ServerRun, "_rounds"))
+        whole = clocks.enter_context(timed(server_run.ServerRun, "_run_rounds"))
         served.run()
     if served.snapshot({})["outcome"] != {"finished": True}:
         raise RuntimeError(str(served.snapshot({})["outcome"]))

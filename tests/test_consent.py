@@ -84,7 +84,8 @@ def strange(tmp_path: Path, evil: Path, mark: Path) -> Path:
     kept = folder.read_settings(tmp_path / "run")
     assert not mark.exists()
     model = kept.model.model_copy(update={"trust_remote_code": True})
-    (tmp_path / "run" / "run.toml").write_text(dump(kept.model_copy(update={"model": model})))
+    for name in (folder.RUN_FILE, folder.TRAINED_WITH):  # whoever edits one can edit both
+        (tmp_path / "run" / name).write_text(dump(kept.model_copy(update={"model": model})))
     return tmp_path / "run"
 
 
@@ -294,7 +295,8 @@ def test_a_run_folder_imports_nothing_and_an_arm_neither(
     shepherd.open_run(asked).close()
     kept = folder.read_settings(tmp_path / "run")
     algorithm = kept.algorithm.model_copy(update={"name": module})
-    (tmp_path / "run" / "run.toml").write_text(dump(kept.model_copy(update={"algorithm": algorithm})))
+    for name in (folder.RUN_FILE, folder.TRAINED_WITH):
+        (tmp_path / "run" / name).write_text(dump(kept.model_copy(update={"algorithm": algorithm})))
     refused(said("resume", tmp_path / "run"), "--allow-plugin")
     with pytest.raises(PluginError):
         compare(asked, CompareSpec(variants=(f"mine: algorithm.name={module}",)))

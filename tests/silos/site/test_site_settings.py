@@ -195,7 +195,7 @@ def test_hours_are_two_times_or_an_error(text: str) -> None:
 
 def test_nothing_of_it_can_change() -> None:
     site = SiteSettings(data=SiteDataTable(source="a"))
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(SettingsError, match="max_rank cannot be set"):
         site.policy.max_rank = 99  # type: ignore[misc]
 
 

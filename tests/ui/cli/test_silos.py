@@ -41,8 +41,8 @@ def test_create_says_which_kit_goes_to_whom(tmp_path: Path) -> None:
     assert told.exit_code == 0
     for words in (
         f"{folder}/server goes to localhost",
-        f"{folder}/sites/charite is for charite alone",
-        f"{folder}/sites/lmu is for lmu alone",
+        f"{folder}/sites/charite is for charite only",
+        f"{folder}/sites/lmu is for lmu only",
         f"{folder}/admins/ada is for ada",
         "keep it offline",
     ):
@@ -74,7 +74,7 @@ def test_a_name_or_a_role_that_cannot_be_is_named(tmp_path: Path, words: tuple[s
 def test_a_site_is_added_and_removed(federation: Path) -> None:
     added = run("silos", "add-site", federation, "tum")
     assert added.exit_code == 0
-    assert f"{federation}/sites/tum is for tum alone" in added.stdout
+    assert f"{federation}/sites/tum is for tum only" in added.stdout
     removed = run("silos", "remove-site", federation, "tum")
     assert removed.exit_code == 2  # no server runs
     assert "tum is recorded as removed" in removed.stderr

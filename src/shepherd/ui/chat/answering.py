@@ -17,6 +17,7 @@ from typing import Any, get_args
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter
 from shepherd.data.examples import Turn
+from shepherd.data.prompts import NO_PROMPT
 from shepherd.data.template import Template, TemplateName, prompt, stop_ids
 from shepherd.errors import AdapterError, DataError, TemplateError
 from shepherd.model import files
@@ -85,7 +86,7 @@ class Chat:
             AdapterError: an adapter is unreadable, or was made for another base.
         """
         if not instruction.strip():
-            raise DataError("the instruction is empty; write what is asked")
+            raise DataError(NO_PROMPT)
         self.require_arms(arms)
         style = _template(self.settings, template or self.settings.data.template)
         turns = (Turn(role="user", text=instruction, context=context),)
