@@ -18,17 +18,17 @@ import logging
 import os
 import shlex
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from shepherd.errors import FolderError, SettingsError
 from shepherd.io import lock, private
 from shepherd.io.atomic import disk_errors, leftovers, write_atomic
 from shepherd.machine import plan as plans
-from shepherd.machine.plan import PLAN
+from shepherd.machine.plan import PLAN, Plan
 from shepherd.overrides import dump, read_kept
 from shepherd.run import log
 from shepherd.run.log import LOG
@@ -96,10 +96,56 @@ class RunFolder:
         """Make the log agree with the checkpoint of round `upto_round`; see `log.reconciled`."""
         return log.reconciled(self.path, upto_round, row)
 
+    @contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Close the folder if the block raises, since nobody holds it then."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Release the folder. The lock also ends with the process, however that ends."""
         _own_locks.discard(_lock_identity(self.lock))
         os.close(self.lock)
+
+
+class HeldRun:
+    """What every run that this process holds has: its settings, its plan and its folder.
+
+    `with` closes it at the end.
+    """
+
+    __slots__ = ()
+    settings: RunSettings
+    plan: Plan
+    holder: RunFolder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def folder(self) -> Path:
+        """Path of the run folder."""
+        return self.holder.path
+
+    @property
+    def planned(self) -> RunSettings:
+        """Settings with everything that they leave open filled in from the plan."""
+        return self.plan.over(self.settings)
+
+    @property
+    def until(self) -> int:
+        """Number of rounds of the whole run."""
+        return self.settings.federation.rounds
+
+    def close(self) -> None:
+        """Release the run folder; a second call does nothing."""
+        raise NotImplementedError
 
 
 def create(

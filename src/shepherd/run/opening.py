@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -96,7 +95,7 @@ def _start(
     sample = next(iter(prepared.clients.values()))
     _log_expectation(expected(base, settings.tuning, plan, sample, _round_tokens(settings, prepared, cohort)))
     holder = folder.create(settings.output, settings, plan.text())
-    with _closed_on_error(holder):
+    with holder.closed_on_error():
         pipeline.save(holder.path / "data", prepared)
         adapter = lora.fresh(base.targets, settings.adapter.rank, seed_for(settings.seed, "adapter"))
         run = Run(
@@ -148,17 +147,8 @@ def resume(path: str | Path, consent: Consent = NOTHING, overrides: Iterable[str
         raise FolderError(f"the run in {path} is over silos; continue it with `shepherd resume {path}`")
     again = Parts(**parts)
     holder = folder.reopen(path)
-    with _closed_on_error(holder), stage("preparing the run"):
+    with holder.closed_on_error(), stage("preparing the run"):
         return _continue(holder, consent, changes.continued(path, overrides), again)
-
-
-@contextmanager
-def _closed_on_error(holder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        holder.close()
-        raise
 
 
 def _continue(holder: RunFolder, consent: Consent, settings: RunSettings, parts: Parts) -> Run:

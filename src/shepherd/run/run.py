@@ -15,9 +15,8 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter
-from typing import Any, Self
+from typing import Any
 
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Adapter, Method, Selection, ServerState
@@ -38,7 +37,7 @@ from shepherd.model import base as bases
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
 from shepherd.run import card, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
-from shepherd.run.folder import RunFolder
+from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.log import read_rows
 from shepherd.settings import RunSettings
 from shepherd.training import score, tune
@@ -50,7 +49,7 @@ ANSWERS = "answers.jsonl"
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
-class Run:
+class Run(HeldRun):
     """A run, held by this process until `close()` or the end of its `with`; see `open_run` and `resume`."""
 
     settings: RunSettings
@@ -95,27 +94,6 @@ class Run:
         s = self.settings
         closed = ", closed" if self.closed else ""
         return f"<Run {self.folder}: {s.algorithm.name}, round {self.state.round} of {self.until}{closed}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    @property
-    def folder(self) -> Path:
-        """Path of the run folder."""
-        return self.holder.path
-
-    @property
-    def planned(self) -> RunSettings:
-        """Settings with everything that they leave open filled in from the plan."""
-        return self.plan.over(self.settings)
-
-    @property
-    def until(self) -> int:
-        """Number of rounds of the whole run."""
-        return self.settings.federation.rounds
 
     def rounds(self) -> Iterator[tuple[ServerState, Row]]:
         """Train to the last round; each round is saved and logged before it is yielded.

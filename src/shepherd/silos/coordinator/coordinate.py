@@ -14,10 +14,10 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +48,7 @@ from shepherd.model.digest import digest, folder_of
 from shepherd.rounds import context_of, rehearse, start, weights
 from shepherd.run import card, changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
-from shepherd.run.folder import RunFolder
+from shepherd.run.folder import HeldRun, RunFolder
 from shepherd.run.loading import load_base, load_checkpoint, placed
 from shepherd.run.log import read_rows
 from shepherd.run.run import answer_heldout
@@ -74,7 +74,7 @@ MAX_FILE_RATIO, MAX_FILE_EXTRA_BYTES = 1.05, 8 * 2**20
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
-class SilosRun:
+class SilosRun(HeldRun):
     """A run over silos that this process follows; made by `open_run` or `resume`."""
 
     settings: RunSettings
@@ -97,27 +97,6 @@ class SilosRun:
     def __repr__(self) -> str:
         """The folder, the algorithm and the number of rounds."""
         return f"<SilosRun {self.folder}: {self.settings.algorithm.name}, {self.until} rounds>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.holder.path
-
-    @property
-    def planned(self) -> RunSettings:
-        """The settings with every open key filled in from the plan."""
-        return self.plan.over(self.settings)
-
-    @property
-    def until(self) -> int:
-        """Number of rounds of the whole run."""
-        return self.settings.federation.rounds
 
     def rounds(self) -> Iterator[tuple[ServerState, Row]]:
         """Follow the run to its last round; yield each round's state and log row, once it is logged here.
@@ -286,7 +265,7 @@ def open_run(
     )
     kept = state_file.text(Path(kit), order, None)
     holder = folder.create(settings.output, settings, plan.text(), kept)
-    with _close_on_error(holder):
+    with holder.closed_on_error():
         _save_start(holder, settings, base, len(sites), consent)
         follower = _make_follower(holder, Path(kit), order, settings, echo, consent)
         return SilosRun(
@@ -322,7 +301,7 @@ def resume(
         SilosError: the recorded kit does not exist any more.
     """
     holder = folder.reopen(path)
-    with _close_on_error(holder):
+    with holder.closed_on_error():
         settings, plan = changes.continued(path, overrides), plans.read(holder.path)
         kept, order, job = state_file.read_state(holder.path)
         kept = Path(kit or kept)
@@ -486,12 +465,3 @@ def _fetch_checkpoint(place: Path, pieces: Iterator[tuple[str, bytes]], keep: in
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
     checkpoint.adopt(unfinished, place, keep=keep)
-
-
-@contextmanager
-def _close_on_error(holder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        holder.close()
-        raise
