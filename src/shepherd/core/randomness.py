@@ -34,7 +34,7 @@ class Draws(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """Reproducible draws from a seed: whoever knows the seed can repeat them, so they protect nobody.
+    """Reproducible draws from a seed: anyone who knows the seed can repeat them, so they protect nobody.
 
     >>> a, b = Seeded(1).generator("noise"), Seeded(1).generator("noise")
     >>> float(a.random()) == float(b.random())

@@ -163,7 +163,7 @@ def duplicate_remarks(repeated: int, *, kept: bool, size: int, places: Sequence[
 
 
 def duplicate_warning(repeated: int, *, kept: bool, size: int) -> str:
-    """A sentence where so many examples are duplicates that something may be wrong; else ""."""
+    """Warning if the share of duplicates suggests a mistake; "" if not."""
     if repeated <= UNUSUAL * size:
         return ""
     fix = (

@@ -79,6 +79,15 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise FolderError(disk_fault(path, error)) from error
 
 
+@contextmanager
+def os_errors(what: str, fix: str) -> Iterator[None]:
+    """Turn what the file system refuses into FolderError "WHAT (reason); FIX"."""
+    try:
+        yield
+    except OSError as error:
+        raise FolderError(f"{what} ({error.strerror or error}); {fix}") from error
+
+
 def disk_fault(path: Path, error: OSError) -> str:
     """Say in one sentence why the file system refused, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

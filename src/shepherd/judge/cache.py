@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shepherd.errors import FolderError
 from shepherd.io import private
+from shepherd.io.atomic import os_errors
 
 FILE = "verdicts.jsonl"
 
@@ -50,7 +50,7 @@ class Cache:
             FolderError: the disk is full.
         """
         row = {"key": key, **asdict(reply), "about": dict(about)}
-        with _os_errors_as_folder_errors(self.path):
+        with _os_errors(self.path):
             data = (json.dumps(row) + "\n").encode()
             while data:
                 data = data[os.write(self.handle, data) :]
@@ -66,13 +66,13 @@ def opened(folder: Path) -> Iterator[Cache]:
         FolderError: the folder cannot be used, or its disk is full.
     """
     path = folder / FILE
-    with _os_errors_as_folder_errors(path):
+    with _os_errors(path):
         private.make(folder)
         content = path.read_bytes() if path.exists() else b""
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, private.FILE)
     try:
         if content and not content.endswith(b"\n"):
-            with _os_errors_as_folder_errors(path):
+            with _os_errors(path):
                 os.write(handle, b"\n")  # end a truncated line
         yield Cache(path, dict(_lines(content)), handle)
     finally:
@@ -86,7 +86,7 @@ def read(folder: Path) -> dict[str, Reply]:
         FolderError: the file exists and cannot be read.
     """
     path = folder / FILE
-    with _os_errors_as_folder_errors(path):
+    with _os_errors(path):
         return dict(_lines(path.read_bytes())) if path.exists() else {}
 
 
@@ -117,12 +117,8 @@ def _lines(content: bytes) -> Iterator[tuple[str, Reply]]:
             yield key, reply
 
 
-@contextmanager
-def _os_errors_as_folder_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise FolderError(
-            f"the file of verdicts {path} cannot be used ({error.strerror}); free some space or check "
-            "its permissions, then run the same command again"
-        ) from error
+def _os_errors(path: Path) -> AbstractContextManager[None]:
+    return os_errors(
+        f"the file of verdicts {path} cannot be used",
+        "free some space or check its permissions, then run the same command again",
+    )

@@ -21,8 +21,9 @@ from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
 from shepherd.core import Adapter, require_shapes, shapes_of
-from shepherd.errors import AdapterError, BaseError, FolderError
+from shepherd.errors import AdapterError, BaseError
 from shepherd.io import lfs, paths, private
+from shepherd.io.atomic import os_errors
 from shepherd.model import fingerprint, lora
 from shepherd.model.base import Base
 from shepherd.model.lora import PEFT_PREFIX, layers, scaling
@@ -211,7 +212,7 @@ def _make_portable(path: Path) -> None:
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files then replace those of the same names in `folder`, each atomically."""
-    try:
+    with os_errors(f"adapter folder {folder} cannot be written", "free disk space or check its permissions"):
         private.make(folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
             yield Path(scratch)
@@ -222,11 +223,6 @@ def replacing(folder: Path) -> Iterator[Path]:
                 else:
                     path.chmod(private.FILE)
                     os.replace(path, place)
-    except OSError as error:
-        raise FolderError(
-            f"adapter folder {folder} cannot be written ({error.strerror}); free disk space or check its"
-            " permissions"
-        ) from error
 
 
 def _sort_metadata(content: bytes) -> bytes:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def continued(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
-    """Read the settings that a run goes on with: those of its run file, with `overrides` applied.
+    """Read the settings with which a run continues: those of its run file, with `overrides` applied.
 
     A folder of an earlier version does not say what its rounds were trained with; its run file counts.
 
@@ -60,7 +60,7 @@ def continued(path: str | Path, overrides: Iterable[str] = ()) -> RunSettings:
 
 
 def keep(holder: RunFolder, settings: RunSettings) -> None:
-    """Write the settings that a run goes on with into its folder, the run file first.
+    """Write the settings with which a run continues into its folder, the run file first.
 
     A kill between the two leaves a run file with more rounds, which is what a person may write as well.
     """

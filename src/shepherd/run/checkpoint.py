@@ -18,8 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,9 @@ from shepherd.core import Adapter, Payload, ServerState
 from shepherd.core.tree import flattened, rebuilt
 from shepherd.errors import CheckpointError, FolderError
 from shepherd.io import private
+from shepherd.io.atomic import os_errors
 
+FIX = "free the disk or repair the folder, then resume"
 FORMAT = 2
 READ = (1, 2)
 """Formats that this version reads; format 1 had no server optimiser, and held the clients' memories."""
@@ -61,9 +62,9 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         FolderError: the disk is full, the folder cannot be written, or the round exists already.
     """
     place = folder / f"round-{checkpoint.state.round:05d}"
-    with _os_errors_as(f"checkpoint {place} cannot be written"):
+    with os_errors(f"checkpoint {place} cannot be written", FIX):
         _write(place, _contents(checkpoint))
-    with _os_errors_as(f"checkpoints before {place} cannot be deleted"):
+    with os_errors(f"checkpoints before {place} cannot be deleted", FIX):
         _delete_before(place, keep)
     return place
 
@@ -77,7 +78,7 @@ def adopt(unfinished: Path, place: Path, *, keep: int) -> Path:
     """
     try:
         _require_whole(unfinished, place)
-        with _os_errors_as(f"checkpoint {place} cannot be written"):
+        with os_errors(f"checkpoint {place} cannot be written", FIX):
             for name in FILES:
                 with open(unfinished / name, "rb") as file:
                     os.fsync(file.fileno())
@@ -86,7 +87,7 @@ def adopt(unfinished: Path, place: Path, *, keep: int) -> Path:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    with _os_errors_as(f"checkpoints before {place} cannot be deleted"):
+    with os_errors(f"checkpoints before {place} cannot be deleted", FIX):
         _delete_before(place, keep)
     return place
 
@@ -148,16 +149,6 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     contents = {TENSORS: bytes_of(tensors), STATE: json.dumps(kept, indent=1).encode()}
     lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
     return {**contents, SUMS: "".join(lines).encode()}
-
-
-@contextmanager
-def _os_errors_as(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise FolderError(
-            f"{what} ({error.strerror or error}); free the disk or repair the folder, then resume"
-        ) from error
 
 
 def _write(place: Path, contents: Mapping[str, bytes]) -> None:
