@@ -1,6 +1,6 @@
 """Which numbers about its examples a site releases, and with what precision, as pure functions.
 
-Whoever chooses the adapter can make a token's loss identify the token. So each token counts `CAP_NATS` at
+Anyone who chooses the adapter can make a token's loss identify the token. So each token counts `CAP_NATS` at
 most, a mean is rounded to `LOSS_DIGITS` digits, and neither a released number nor the difference of two is
 about fewer than `policy.min_examples` examples. See docs/decisions/0020-what-a-number-tells.md.
 """
