@@ -1,7 +1,7 @@
 """Reduce a site's errors to what may be disclosed: fixed sentences to the server, details in the site's log.
 
 The server may learn the kind of an error, and what was wrong with its own request, but no path, value or text
-of the site. An error that may depend on the examples is one fixed sentence: anyone who chooses the adapter could
+of the site. An error that may depend on the examples is one fixed sentence: who chooses the adapter could
 otherwise read an answer about them from a tensor's name, a number, or the class of an error.
 """
 
