@@ -34,6 +34,7 @@ from shepherd.core import (
     Transform,
     Update,
     chain,
+    corner,
     seed_for,
 )
 from shepherd.server_optimisers import sgd
@@ -143,7 +144,7 @@ class Quadratic:
         self, broadcast: Broadcast, client: str, start: Adapter, local: Mapping[str, np.ndarray]
     ) -> Update:
         shared = [n for n in local if self.algorithm.shared(n, broadcast.round)]
-        delta = Adapter({n: local[n] - broadcast.adapter[n] for n in shared})
+        delta = Adapter({n: local[n] - corner(broadcast.adapter[n], local[n].shape) for n in shared})
         memory = self.memories.get(client, Payload())
         result = LocalResult(
             start=start, local=Adapter(local), steps=self.steps, rate_sum=self.steps * self.rate

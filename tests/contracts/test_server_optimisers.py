@@ -67,3 +67,14 @@ def test_one_that_needs_a_mean_is_refused_with_anything_else(name):
     with pytest.raises(SettingsError, match="requires a mean"):
         method(aggregation=Aggregation(combine=mean.mean, is_mean=False), server=needing)
     assert method(server=needing).server is needing
+
+
+def test_one_that_does_not_move_by_the_aggregate_itself_is_refused_where_factors_are_made_anew(name):
+    anew = Aggregation(combine=mean.mean, is_mean=False, keeps_basis=False)
+    partial = replace(built(name), whole_step=False, needs_mean=False)
+    with pytest.raises(
+        SettingsError, match=r"factorises the sum of the products anew .* set \[server\] name"
+    ):
+        method(aggregation=anew, server=partial)
+    whole = replace(partial, whole_step=True)
+    assert method(aggregation=anew, server=whole).server is whole

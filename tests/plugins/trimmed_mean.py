@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from shepherd.config import PositiveInt, Table
-from shepherd.core import Adapter, Aggregation, ServerState, Update
+from shepherd.core import Adapter, Aggregation, Context, ServerState, Update
 
 
 class Config(Table):
@@ -18,7 +18,7 @@ class Config(Table):
 def build(config: Config) -> Aggregation:
     """Of each coordinate's values, the plain mean of those in the middle; weights do not count."""
 
-    def combine(state: ServerState, updates: Iterable[Update]) -> Update:
+    def combine(state: ServerState, updates: Iterable[Update], context: Context) -> Update:
         held = list(updates)
         delta = {
             name: np.sort(np.stack([u.delta[name] for u in held]), axis=0)[

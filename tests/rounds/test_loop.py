@@ -14,6 +14,7 @@ from shepherd.core import (
     Adapter,
     Aggregation,
     ClientInfo,
+    Context,
     Expected,
     Failure,
     Transform,
@@ -125,7 +126,7 @@ def test_a_bad_update_is_a_counted_failure_and_never_a_zero_in_the_mean(answer, 
     good = [update_of("c0", 1, 2.0), update_of("c2", 3, 5.0)]
     ((state, report),) = run(answering(good[0], answer, good[1]))
     begun = start(method(), drawn(0))
-    expected = moved(begun, mean.mean(begun, good).delta)
+    expected = moved(begun, mean.mean(begun, good, Context()).delta)
     assert bits(state.adapter) == bits(expected.adapter)
     assert report.weights == {"c0": 2.0, "c2": 5.0}
     # nobody's own answer is lost by what another says in its name
@@ -219,8 +220,8 @@ def test_clients_are_asked_only_as_the_mean_is_taken():
             log.append(f"ask {client}")
             yield update_of(client, k)
 
-    def aggregate(state, updates):
-        return mean.mean(state, (log.append(f"use {u.client}") or u for u in updates))
+    def aggregate(state, updates, context):
+        return mean.mean(state, (log.append(f"use {u.client}") or u for u in updates), context)
 
     next(run(Scripted(answers), aggregation=Aggregation(combine=aggregate)))
     assert log == ["ask c0", "use c0", "ask c1", "use c1", "ask c2", "use c2"]
@@ -489,7 +490,9 @@ def test_who_asks_for_more_than_there_are_is_left_out_and_stops_no_round():
 @pytest.mark.parametrize("taken", [1, 2])
 def test_an_aggregation_that_stops_early_does_not_get_past_the_checks(taken):
     """The quorum and the smallest cohort are known after the last update alone."""
-    early = Aggregation(combine=lambda state, updates: mean.mean(state, islice(updates, taken)))
+    early = Aggregation(
+        combine=lambda state, updates, context: mean.mean(state, islice(updates, taken), context)
+    )
     federation = Scripted(lambda broadcast, cohort: iter([of("c0", 7.0), of("c1", 7.0)]), fewest=(3,))
     with pytest.raises(FederationError, match=r"it must consume every update|requires a mean of at least 3"):
         next(run(federation, aggregation=early, quorum=0.1))

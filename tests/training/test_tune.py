@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
 from tests.plugins import personal_b
@@ -15,6 +17,7 @@ from shepherd.core import Adapter, Broadcast, ClientInfo
 from shepherd.data import shared_prefix
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
+from shepherd.model import lora
 from shepherd.model.base import Base
 from shepherd.settings import TuningTable
 from shepherd.training import tune
@@ -299,6 +302,39 @@ def test_clients_of_unequal_ranks_in_one_stack_are_tuned_as_if_each_were_alone(l
     assert {n: t.shape for n, t in together[0].delta.items()} == {n: t.shape for n, t in small.items()}
     close(together[0].delta, alone.delta, 1e-4)
     close(together[1].delta, whole.delta, 1e-4)
+
+
+def test_ranks_beyond_those_that_are_trained_act_as_a_part_of_the_base(llama) -> None:
+    sent = replace(broadcast(llama), adapter=bases.random_adapter(llama, 8, size=0.3))
+    rank = min(sent.adapter[n].shape[0] for n in sent.adapter if "lora_A" in n) - 1
+    small = truncated(sent.adapter, rank)
+    decayed = DEFAULT_TRAINING._replace(optimiser=adamw.build(adamw.Config(weight_decay=0.5)))
+    how = {"learning_rate": RATE, "training": decayed}
+    visits = [replace(visit("frozen", 1), rank=rank), visit("whole", 2)]
+    frozen, whole = bases.tuned(llama, sent, PLAIN, visits, TuningTable(), **how)
+    (alone,) = bases.tuned(llama, sent, PLAIN, [visit("whole", 2)], TuningTable(), **how)
+    close(whole.delta, alone.delta, 1e-4)
+    with folded(llama, sent.adapter, rank):
+        (due,) = bases.tuned(
+            llama, replace(sent, adapter=small), PLAIN, [visit("frozen", 1)], TuningTable(), **how
+        )
+    close(frozen.delta, due.delta, 1e-4)
+
+
+@contextmanager
+def folded(base: Base, adapter: Adapter, first: int):
+    """Add the ranks of an adapter from `first` on to the base's matrices, as a dense product."""
+    scale, added = lora.scaling(base.adapter), []
+    for target, layer in lora.layers(base.model, base.targets):
+        a, b = adapter[target.name_a][first:], adapter[target.name_b][:, first:]
+        change = torch.from_numpy(scale * b @ a)
+        weight = layer.base.weight
+        added.append((weight, change if weight.shape == change.shape else change.T))
+    for weight, change in added:
+        weight.data += change
+    yield
+    for weight, change in added:
+        weight.data -= change
 
 
 def test_what_is_not_shared_stays_with_the_client_and_its_next_visit_starts_from_it(llama) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shepherd.config import Table
-from shepherd.core import Adapter, Aggregation, Payload, ServerState, Update, require_same_layout
+from shepherd.core import Adapter, Aggregation, Context, Payload, ServerState, Update, require_same_layout
 from shepherd.errors import FederationError
 
 Sums = dict[str, NDArray[np.float64]]
@@ -24,7 +24,7 @@ class Config(Table):
     """The mean has no keys."""
 
 
-def mean(state: ServerState, updates: Iterable[Update]) -> Update:
+def mean(state: ServerState, updates: Iterable[Update], context: Context) -> Update:
     """The weighted mean of `delta` and of `extra`, in one pass that holds one update at a time.
 
     Sums are float64 in the order of `updates`: the same order gives the same bits, another order differs

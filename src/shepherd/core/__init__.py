@@ -23,6 +23,7 @@ from shepherd.core.payload import (
     shapes_of,
 )
 from shepherd.core.randomness import Draws, FromSystem, Scoped, Seeded, seed_for
+from shepherd.core.ranks import corner, of_rank, padded
 from shepherd.core.selection import Cohort, Draw, Selection, names_at, share_of
 from shepherd.core.server_optimiser import ServerOptimiser, moved
 from shepherd.core.transform import Mechanism, Transform, chain
@@ -61,9 +62,12 @@ __all__ = [
     "Transform",
     "Update",
     "chain",
+    "corner",
     "moved",
     "names_at",
     "not_finite",
+    "of_rank",
+    "padded",
     "require_same_layout",
     "require_shapes",
     "seed_for",

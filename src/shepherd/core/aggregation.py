@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from shepherd.core.messages import ServerState, Update
+from shepherd.core.messages import Context, ServerState, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,10 +15,18 @@ class Aggregation:
     `combine` must consume every update that it is given, and names the clients that the result is made of.
     """
 
-    combine: Callable[[ServerState, Iterable[Update]], Update]
+    combine: Callable[[ServerState, Iterable[Update], Context], Update]
     streams: bool = True
     """Whether it holds one update at a time, whatever the size of the cohort (law 5)."""
     is_mean: bool = True
     """Whether the result is the weighted mean, which noise, secure sums and momentum rely on."""
     smallest_cohort: int = 1
     """Fewest usable updates that give a meaningful result."""
+    keeps_basis: bool = True
+    """Whether rank j of the result continues rank j of the broadcast. A rule that factorises a product anew
+    does not: a momentum of an earlier round would then be added to other directions."""
+    takes_ranks: bool = False
+    """Whether the updates of a round may have different ranks."""
+    side_rank: int = 0
+    """Ranks that the adapter has in addition to the trained ones: what does not fit into these is kept there,
+    frozen. The trained ranks come first."""

@@ -10,6 +10,7 @@ from shepherd.core.adapter import Adapter
 from shepherd.core.messages import Broadcast, ClientInfo, Context, ServerState, Update
 from shepherd.core.payload import Layout, Payload, shapes_of
 from shepherd.core.randomness import Draws
+from shepherd.core.ranks import of_rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,17 +136,3 @@ class Algorithm:
         shapes = shapes_of(broadcast.adapter)
         names = [name for name in shapes if self.leaves(name, broadcast.round)]
         return Expected(delta={name: of_rank(name, shapes[name], client.rank) for name in names})
-
-
-def of_rank(name: str, shape: tuple[int, ...], rank: int | None) -> tuple[int, ...]:
-    """The shape of a factor at a smaller rank: rows of A, columns of B.
-
-    >>> of_rank("q.lora_A.weight", (8, 64), 4), of_rank("q.lora_B.weight", (64, 8), 4)
-    ((4, 64), (64, 4))
-    """
-    if rank is None:
-        return shape
-    parts = name.split(".")
-    if "lora_A" in parts:
-        return (min(rank, shape[0]), *shape[1:])
-    return (*shape[:-1], min(rank, shape[-1])) if "lora_B" in parts else shape

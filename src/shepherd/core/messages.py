@@ -89,7 +89,7 @@ class ClientInfo:
     min_cohort: int = 1
     """Fewest usable updates in a mean that this client's update may be part of."""
     rank: int | None = None
-    """Rank of its adapter, if smaller than the broadcast's."""
+    """How many ranks of the adapter it trains, the first ones; None for all. An update has these alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,12 @@ class Method:
                 "a transform that spends privacy budget adds its noise to a mean, and this aggregation is"
                 ' not a mean; set [aggregation] name = "mean", or remove the transform'
             )
+        if not self.aggregation.keeps_basis and not self.server.whole_step:
+            raise SettingsError(
+                "this aggregation factorises the sum of the products anew in each round, so the adapter can"
+                ' only move to its result, by a whole step and without a momentum; set [server] name = "sgd"'
+                " with learning_rate = 1, or another aggregation"
+            )
         if self.server.needs_mean and not self.aggregation.is_mean:
             raise SettingsError(
                 "this server optimiser requires a mean, and this aggregation is not a mean; set"

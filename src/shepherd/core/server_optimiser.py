@@ -28,6 +28,8 @@ class ServerOptimiser:
     init: Callable[[Adapter], Mapping[str, Payload]] = no_state
     needs_mean: bool = False
     """Whether it is correct only for a weighted mean of the updates."""
+    whole_step: bool = False
+    """Whether the adapter moves by exactly the aggregate, as rules that factorise products anew require."""
 
 
 def moved(state: ServerState, change: Mapping[str, np.ndarray]) -> ServerState:

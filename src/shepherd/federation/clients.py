@@ -64,6 +64,8 @@ class LocalClients:
     """Fewest different examples of a visit; see `data.cursor.visit`."""
     cap_nats: float = math.inf
     """Largest loss of one token in the reported loss, in nats; see `training.tune.Job`."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Client -> how many ranks of the adapter it trains, the first ones; all, if it is not there."""
     draws: Draws | None = None
     """Randomness of the transforms' client half; by default the broadcast's seed decides it (law 2)."""
 
@@ -73,7 +75,7 @@ class LocalClients:
 
     def info(self, client: str) -> ClientInfo:
         """A client's name and size."""
-        return ClientInfo(name=client, examples=self.size(client))
+        return ClientInfo(name=client, examples=self.size(client), rank=self.ranks.get(client))
 
     def size(self, client: str) -> int:
         """Number of examples that a client trains on; of groups, if the objective draws groups."""
@@ -115,7 +117,12 @@ class LocalClients:
     def with_memory(self, broadcast: Broadcast, visit: Visit, memory: Payload) -> Visit:
         """A visit with the client's memory and the adapter that it starts from."""
         start = self.algorithm.start(broadcast, memory, self.info(visit.client))
-        return replace(visit, memory=memory, start=None if start is broadcast.adapter else start)
+        return replace(
+            visit,
+            memory=memory,
+            start=None if start is broadcast.adapter else start,
+            rank=self.ranks.get(visit.client),
+        )
 
     def job(self, broadcast: Broadcast, visits: Sequence[Visit]) -> Job:
         """A job that tunes these visits in one pass."""

@@ -29,6 +29,7 @@ from shepherd.core import (
     ServerState,
     Update,
     not_finite,
+    padded,
     seed_for,
     shapes_of,
 )
@@ -42,7 +43,8 @@ UNKNOWN_CONTEXT = Context()
 
 
 def start(method: Method, adapter: Adapter, context: Context = UNKNOWN_CONTEXT) -> ServerState:
-    """The state before the first round."""
+    """The state before the first round; the adapter gets the ranks that the aggregation keeps in addition."""
+    adapter = padded(adapter, method.aggregation.side_rank)
     return ServerState(
         round=0,
         adapter=adapter,
@@ -108,7 +110,8 @@ def rounds(
         log, observer = RoundLog(), _observer(method, broadcast, context, Seeded(secret))
         if cohort:
             updates = _observe(usable_updates(request, Shares(max_share), log), observer)
-            aggregate = method.aggregation.combine(state, updates)  # pulls the clients through one at a time
+            # pulls the clients through one at a time
+            aggregate = method.aggregation.combine(state, updates, context)
             _require_no_more(updates)
         else:
             aggregate = _empty_aggregate(method, broadcast)
@@ -146,10 +149,11 @@ def context_of(settings: RunSettings, selection: Selection, adapter: Adapter, cl
 def rehearse(method: Method, state: ServerState, context: Context) -> ServerState:
     """The state after a round whose clients changed nothing, without randomness; used for its layout."""
     broadcast = next_broadcast(method, state, 0)
-    delta, extra = _zeros(method, broadcast)
+    trained = context.rank if method.aggregation.side_rank else None
+    delta, extra = _zeros(method, broadcast, trained)
     update = Update(round=state.round, delta=delta, extra=extra, weight=1.0, clients=("anyone",))
     many = iter([update] * method.aggregation.smallest_cohort)
-    return next_state(method, state, method.aggregation.combine(state, many), context, Seeded(0))
+    return next_state(method, state, method.aggregation.combine(state, many, context), context, Seeded(0))
 
 
 def next_broadcast(method: Method, state: ServerState, seed: int) -> Broadcast:
@@ -188,9 +192,9 @@ def _empty_aggregate(method: Method, broadcast: Broadcast) -> Update:
     return Update(round=broadcast.round, delta=delta, extra=extra, weight=0.0, clients=())
 
 
-def _zeros(method: Method, broadcast: Broadcast) -> tuple[Adapter, Payload]:
-    """The change and the extra of a client that changed nothing."""
-    expected = method.algorithm.expects(broadcast, ClientInfo(name="anyone", examples=1))
+def _zeros(method: Method, broadcast: Broadcast, rank: int | None = None) -> tuple[Adapter, Payload]:
+    """The change and the extra of a client that trained this many ranks and changed nothing."""
+    expected = method.algorithm.expects(broadcast, ClientInfo(name="anyone", examples=1, rank=rank))
     delta, extra = (
         {name: np.zeros(shape, np.float32) for name, shape in part.items()}
         for part in (expected.delta, expected.extra)

@@ -83,6 +83,7 @@ class Run(HeldRun):
                 micro_batch_tokens=self.plan.micro_batch_tokens,
                 order_seed=self.settings.seed,
                 training=self.training,
+                ranks=self._ranks(),
             ),
             executor=executor(self.plan, self.base, self.consent),
             stack_size=self.plan.stack_size,
@@ -174,6 +175,12 @@ class Run(HeldRun):
             raise FolderError(
                 f"the run in {self.folder} is closed; continue it with shepherd.resume({str(self.folder)!r})"
             )
+
+    def _ranks(self) -> dict[str, int]:
+        """How many ranks each client trains, where the adapter has more."""
+        if not self.method.aggregation.side_rank:
+            return {}
+        return dict.fromkeys(self.prepared.clients, self.settings.adapter.rank)
 
     def _log_start(self) -> None:
         if not read_rows(self.folder):

@@ -24,4 +24,4 @@ def build(config: Config) -> ServerOptimiser:
             return moved(state, update.delta)
         return moved(state, update.delta.times(config.learning_rate))
 
-    return ServerOptimiser(apply=apply)
+    return ServerOptimiser(apply=apply, whole_step=config.learning_rate == 1.0)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shepherd.core import Adapter
+from shepherd.core import Adapter, corner, of_rank
 from shepherd.settings import TuningTable
 
 
@@ -32,7 +32,9 @@ class Stack:
     tensors: Mapping[str, Tensor]
     frozen: Mapping[str, Tensor]
     masks: Mapping[str, Tensor] = field(default_factory=dict)
-    """Masks of the trained tensors in which clients have different ranks, (K, ...)."""
+    """For tensors that are not trained as a whole: True where they are, (K, ...), bool."""
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)
+    """The values of these tensors before the first step, (K, ...)."""
 
     @property
     def all(self) -> dict[str, Tensor]:
@@ -54,10 +56,18 @@ class Stack:
             start = stop
 
 
-def build(adapters: Sequence[Adapter], trainable: Callable[[str], bool], device: torch.device) -> Stack:
+def build(
+    adapters: Sequence[Adapter],
+    trainable: Callable[[str], bool],
+    device: torch.device,
+    ranks: Sequence[int | None] = (),
+) -> Stack:
     """Stack the clients' adapters, at the largest rank among them.
 
     If all start from one adapter, tensors that are not trained are expanded from one copy.
+
+    Args:
+        ranks: how many ranks of its adapter each client trains, the first ones; None, or no entry, for all.
 
     Raises:
         AdapterError: two of them differ in names, or in shapes by more than the rank.
@@ -73,8 +83,10 @@ def build(adapters: Sequence[Adapter], trainable: Callable[[str], bool], device:
         view.grad = grads[start:stop].view(copies[name].shape)  # autograd adds into it in place
         tensors[name], start = view, stop
     frozen = {name: copies[name] for name in copies if name not in tensors}
-    masks = {name: mask for name in tensors if (mask := _mask(name, adapters, device)) is not None}
-    return Stack(values=values, grads=grads, tensors=tensors, frozen=frozen, masks=masks)
+    own = ranks or [None] * len(adapters)
+    masks = {name: mask for name in tensors if (mask := _mask(name, adapters, own, device)) is not None}
+    fixed = {name: tensors[name].detach().clone() for name in masks}
+    return Stack(values=values, grads=grads, tensors=tensors, frozen=frozen, masks=masks, fixed=fixed)
 
 
 def side_by_side(tensors: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
@@ -89,17 +101,26 @@ def side_by_side(tensors: Sequence[NDArray[Any]], device: torch.device) -> Tenso
     return torch.from_numpy(whole).to(device)
 
 
-def corner(tensor: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The part of a factor that a client of a smaller rank has: its first rows or columns."""
-    return tensor if tensor.shape == shape else tensor[tuple(map(slice, shape))]
-
-
-def _mask(name: str, adapters: Sequence[Adapter], device: torch.device) -> Tensor | None:
-    """1 where a client has the entry and 0 where it was padded, (K, ...); None if nothing was padded."""
+def _mask(
+    name: str, adapters: Sequence[Adapter], ranks: Sequence[int | None], device: torch.device
+) -> Tensor | None:
+    """True where a client trains the entry, (K, ...); None if all clients train all of it."""
     shapes = [adapter[name].shape for adapter in adapters]
-    if len(set(shapes)) == 1:
+    trained = [of_rank(name, shape, rank) for shape, rank in zip(shapes, ranks, strict=True)]
+    if len({*shapes, *trained}) == 1:
         return None
-    return side_by_side([np.ones(shape, np.float32) for shape in shapes], device)
+    whole = tuple(map(max, *shapes)) if len(shapes) > 1 else shapes[0]
+    mask = np.zeros((len(shapes), *whole), bool)
+    for own, shape in zip(mask, trained, strict=True):
+        own[tuple(map(slice, shape))] = True
+    return torch.from_numpy(mask).to(device)
+
+
+def keep_fixed(stack: Stack) -> None:
+    """Set the entries that are not trained back: weight decay moves what has no gradient."""
+    with torch.no_grad():
+        for name, mask in stack.masks.items():
+            torch.where(mask, stack.tensors[name], stack.fixed[name], out=stack.tensors[name])
 
 
 def clip(stack: Stack, norm: float) -> Tensor:
@@ -140,10 +161,13 @@ def decay(schedule: str, progress: float, final: float) -> float:
             return 1.0
 
 
-def trained_adapters(stack: Stack, starts: Sequence[Adapter]) -> list[Adapter]:
-    """Trained tensors of each client, at the rank that it started with."""
+def trained_adapters(
+    stack: Stack, starts: Sequence[Adapter], ranks: Sequence[int | None] = ()
+) -> list[Adapter]:
+    """Trained tensors of each client, at the rank that it trained."""
     host = {name: tensor.detach().to("cpu").numpy() for name, tensor in stack.tensors.items()}
+    own = ranks or [None] * len(starts)
     return [
-        Adapter({name: corner(host[name][k], start[name].shape) for name in host})
-        for k, start in enumerate(starts)
+        Adapter({name: corner(host[name][k], of_rank(name, start[name].shape, rank)) for name in host})
+        for k, (start, rank) in enumerate(zip(starts, own, strict=True))
     ]

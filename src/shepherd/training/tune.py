@@ -17,7 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shepherd.core import Adapter, Algorithm, Broadcast, LocalReport, LocalResult, Payload, Step, seed_for
+from shepherd.core import (
+    Adapter,
+    Algorithm,
+    Broadcast,
+    LocalReport,
+    LocalResult,
+    Payload,
+    Step,
+    corner,
+    seed_for,
+)
 from shepherd.data.pack import batches, pack
 from shepherd.data.tokens import Tokens
 from shepherd.errors import AdapterError, DataError
@@ -46,6 +56,8 @@ class Visit:
     memory: Payload = field(default_factory=Payload)
     start: Adapter | None = None
     """Adapter that the visit starts from; None for the broadcast's."""
+    rank: int | None = None
+    """How many ranks of this adapter are trained, the first ones; None for all."""
     trained_tokens: NDArray[np.int64] = field(default_factory=lambda: UNCOUNTED, repr=False)
     """Trained tokens of each example in `data`, (n,); counted if not given."""
 
@@ -130,13 +142,14 @@ def tune(
         raise AdapterError(
             f"the algorithm trains no tensor in round {broadcast.round}; choose another algorithm"
         )
-    adapters = stack.build(starts, set(trainable).__contains__, base.device)
+    ranks = [visit.rank for visit in ordered]
+    adapters = stack.build(starts, set(trainable).__contains__, base.device, ranks)
     ordered_job = replace(job, visits=ordered)
     references = _references(base, ordered_job)
     lora.bind_adapters(base.model, base.targets, adapters.all)
     with tuning_attention(base):
         losses = _run(base, adapters, ordered_job, references, watch)
-    results = zip(ordered, starts, stack.trained_adapters(adapters, starts), losses, strict=True)
+    results = zip(ordered, starts, stack.trained_adapters(adapters, starts, ranks), losses, strict=True)
     tuned = {visit.client: _result(job, visit, start, local, loss) for visit, start, local, loss in results}
     return [tuned[visit.client] for visit in job.visits]
 
@@ -172,6 +185,7 @@ def _run(
             adapters.grad(name).mul_(mask)
         stack.clip(adapters, tuning.clip_norm)
         state = job.training.optimiser.step(adapters, state, step + 1, rates)
+        stack.keep_fixed(adapters)
         watch(Progress(tokens=tokens, loss=_mean(sums, trained), step=step + 1, steps=steps))
     return sums.cpu().numpy()
 
@@ -350,7 +364,7 @@ def _memories(memories: Sequence[Payload], device: torch.device) -> dict[str, Te
 def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: float) -> TuningResult:
     broadcast, steps = job.broadcast, len(visit.batches)
     shared = {n: t for n, t in local.items() if job.algorithm.shared(n, broadcast.round)}
-    delta = Adapter({n: t - stack.corner(broadcast.adapter[n], t.shape) for n, t in shared.items()})
+    delta = Adapter({n: t - corner(broadcast.adapter[n], t.shape) for n, t in shared.items()})
     rates = (stack.rate(job.tuning, step, steps) for step in range(steps))
     result = LocalResult(start=start, local=local, steps=steps, rate_sum=job.learning_rate * math.fsum(rates))
     memory, extra = job.algorithm.remember(visit.memory, broadcast, result)
