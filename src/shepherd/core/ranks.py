@@ -1,0 +1,43 @@
+"""The rank of a pair of LoRA factors: A (r, in) has r rows, and B (out, r) has r columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shepherd.core.adapter import Adapter
+
+
+def of_rank(name: str, shape: tuple[int, ...], rank: int | None) -> tuple[int, ...]:
+    """The shape of a factor at a rank that is no larger: rows of A, columns of B; None keeps it.
+
+    >>> of_rank("q.lora_A.weight", (8, 64), 4), of_rank("q.lora_B.weight", (64, 8), 4)
+    ((4, 64), (64, 4))
+    """
+    if rank is None:
+        return shape
+    parts = name.split(".")
+    if "lora_A" in parts:
+        return (min(rank, shape[0]), *shape[1:])
+    return (*shape[:-1], min(rank, shape[-1])) if "lora_B" in parts else shape
+
+
+def padded(adapter: Adapter, ranks: int) -> Adapter:
+    """The adapter with this many ranks of zeros after its own; its product stays the same.
+
+    >>> padded(Adapter({"q.lora_A.weight": [[1, 2]]}), 1)["q.lora_A.weight"].tolist()
+    [[1.0, 2.0], [0.0, 0.0]]
+    """
+    if not ranks:
+        return adapter
+    more = {True: ((0, ranks), (0, 0)), False: ((0, 0), (0, ranks))}
+    return Adapter(
+        {name: np.pad(tensor, more["lora_A" in name.split(".")]) for name, tensor in adapter.items()}
+    )
+
+
+def corner(tensor: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The first rows and columns of a tensor, as many as `shape` says; the tensor itself if that is all."""
+    return tensor if tensor.shape == shape else tensor[tuple(map(slice, shape))]
