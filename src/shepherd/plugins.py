@@ -76,12 +76,18 @@ def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = 
         SettingsError: there is no such module, it is of another kind, a key is not its own, or two parts are
             incompatible.
     """
-    return Method(
+    made = Method(
         algorithm=parts.algorithm or algorithm(settings.algorithm, allowed),
         aggregation=parts.aggregation or aggregation(settings.aggregation, allowed),
         server=parts.server or server_optimiser(settings.server, allowed),
         transform=parts.transform or transform(settings.transforms, allowed),
     )
+    if settings.adapter.ranks and not made.aggregation.takes_ranks:
+        raise SettingsError(
+            f"adapter.ranks gives clients unequal ranks, and aggregation.name ="
+            f' "{settings.aggregation.name}" averages factors of one rank; set [aggregation] name = "product"'
+        )
+    return made
 
 
 def selection(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = NAMED) -> Selection:

@@ -86,8 +86,12 @@ class ModelTable(Table):
 class AdapterTable(Table):
     rank: PositiveInt = 8
     """Rank of the two factors A and B."""
+    ranks: tuple[PositiveInt, ...] | dict[str, PositiveInt] = ()
+    """Ranks of clients that train fewer than `rank`, the first ones of the adapter; the others stay as they
+    were sent. A table names clients; a list is dealt out to all clients in the order of their names. The
+    aggregation has to take unequal ranks, such as "product". Sites of a federation see this key."""
     alpha: PositiveFloat = 16.0
-    """Scale of the adapter: its output is multiplied by alpha / rank."""
+    """Scale of the adapter: its output is multiplied by alpha / rank, whatever part of it a client trains."""
     dropout: ShareBelowOne = 0.0
     """Dropout on the input of A during tuning."""
     rank_stabilised: Annotated[bool, Strict()] = False
@@ -108,6 +112,19 @@ class AdapterTable(Table):
             raise ValueError(
                 "target_parameters cannot be tuned with dropout, as in PEFT; set dropout to 0 or remove"
                 " target_parameters"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _require_ranks_within(self) -> Self:
+        own = self.ranks.values() if isinstance(self.ranks, Mapping) else self.ranks
+        if max(own, default=0) > self.rank:
+            raise ValueError(
+                f"ranks has {max(own)}, above rank = {self.rank}; raise rank to the largest of them"
+            )
+        if self.ranks and self.target_parameters:
+            raise ValueError(
+                "ranks cannot be used with target_parameters, whose experts share one tensor; remove one"
             )
         return self
 

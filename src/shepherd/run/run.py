@@ -35,6 +35,7 @@ from shepherd.machine.plan import Plan
 from shepherd.model import answer, files
 from shepherd.model import base as bases
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
+from shepherd.rounds.ranks import ranks_of
 from shepherd.run import card, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
@@ -83,7 +84,7 @@ class Run(HeldRun):
                 micro_batch_tokens=self.plan.micro_batch_tokens,
                 order_seed=self.settings.seed,
                 training=self.training,
-                ranks=self._ranks(),
+                ranks=ranks_of(self.settings.adapter, self.method.aggregation, list(self.prepared.clients)),
             ),
             executor=executor(self.plan, self.base, self.consent),
             stack_size=self.plan.stack_size,
@@ -175,12 +176,6 @@ class Run(HeldRun):
             raise FolderError(
                 f"the run in {self.folder} is closed; continue it with shepherd.resume({str(self.folder)!r})"
             )
-
-    def _ranks(self) -> dict[str, int]:
-        """How many ranks each client trains, where the adapter has more."""
-        if not self.method.aggregation.side_rank:
-            return {}
-        return dict.fromkeys(self.prepared.clients, self.settings.adapter.rank)
 
     def _log_start(self) -> None:
         if not read_rows(self.folder):

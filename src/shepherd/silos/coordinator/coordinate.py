@@ -46,6 +46,7 @@ from shepherd.model import files, lora
 from shepherd.model.coverage import coverage
 from shepherd.model.digest import digest, folder_of
 from shepherd.rounds import context_of, rehearse, start, weights
+from shepherd.rounds.ranks import require_for_sites
 from shepherd.run import card, changes, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.folder import HeldRun, RunFolder
@@ -249,6 +250,8 @@ def open_run(
     require(settings, consent.plugins)  # refuse a wrong name before anything is written
     settings = completed(settings, consent.plugins)
     sites = _choose_sites(settings, kit, echo)
+    aggregation = plugins.aggregation(settings.aggregation, consent.plugins)
+    require_for_sites(settings.adapter, aggregation, sites)
     base = load_base(settings, consent)
     if warning := files.rehearse(base):
         echo(warning)

@@ -34,6 +34,7 @@ from shepherd.errors import FederationError, FolderError, ShepherdError
 from shepherd.io import lock
 from shepherd.io.atomic import disk_errors, secret
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
+from shepherd.rounds.ranks import ranks_of, require_for_sites
 from shepherd.run import checkpoint, folder
 from shepherd.run.checkpoint import Checkpoint
 from shepherd.run.log import append_row, reconciled
@@ -133,6 +134,9 @@ class ServerRun:
                 f"federation.max_share = {share:g} would let one site be more than half of a mean, which a"
                 f" server does not allow; set it to {weights.MAX_SHARE:g} or less"
             )
+        aggregation = plugins.aggregation(self.settings.aggregation, self.trusted.all)
+        require_for_sites(self.settings.adapter, aggregation, self.order.sites)
+        self.silos.ranks = ranks_of(self.settings.adapter, aggregation, self.order.sites)
 
     def _run_rounds(self) -> None:
         state, rows = self._load_state()

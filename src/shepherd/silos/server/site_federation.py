@@ -76,6 +76,8 @@ class SiteFederation:
     transport: Transport
     request_context: RequestContext
     sites: Sequence[str]
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Sites that train fewer ranks than the adapter has."""
     on_reply: Callable[[Reply], None] = lambda reply: None
     """Called with each reply of a round as it is read, before it is checked."""
     joined: dict[str, Ready] = field(default_factory=dict)
@@ -92,7 +94,10 @@ class SiteFederation:
         """
         known = [joined.examples for joined in self.joined.values()]
         usual = max(1, round(sum(known) / len(known))) if known else 1
-        return [_client_info(name, self.joined.get(name), usual) for name in sorted(self.sites)]
+        return [
+            replace(_client_info(name, self.joined.get(name), usual), rank=self.ranks.get(name))
+            for name in sorted(self.sites)
+        ]
 
     def run(self, broadcast: Broadcast, cohort: Sequence[str]) -> Iterator[Update | Failure]:
         """Have the cohort train; a site that is absent, late, or replies with nonsense yields a Failure.

@@ -318,6 +318,7 @@ class Trainer:
             min_batch=limits.min_batch,
             min_examples=limits.min_examples,
             cap_nats=released.CAP_NATS,
+            ranks=_own_rank(settings, self.name),
             # draws from the broadcast's seed would let the server remove noise and masks; only tests set an
             # order seed, and then draw like a simulation
             draws=FromSystem() if self.settings.trainer.order_seed is None else None,
@@ -473,6 +474,11 @@ class Trainer:
             self._record(make())
         except ShepherdError as error:
             log.error("%s", error)
+
+
+def _own_rank(settings: RunSettings, name: str) -> dict[str, int]:
+    ranks = settings.adapter.ranks
+    return {name: ranks[name]} if isinstance(ranks, Mapping) and name in ranks else {}
 
 
 def _is_known(broadcast: Broadcast, trained: AnsweredRound | None) -> bool:
