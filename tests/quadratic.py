@@ -138,13 +138,16 @@ class Quadratic:
     def _grad(self, broadcast: Broadcast, client: str, name: str, step: int, param: np.ndarray):
         rng = np.random.default_rng(seed_for(broadcast.seed, client, name, step))
         noise = np.float32(self.noise) * rng.standard_normal(param.shape, dtype=np.float32)
-        return param - self.targets[client][name] + noise
+        target = self.targets[client][name]
+        beyond = [(0, size - known) for size, known in zip(param.shape, target.shape, strict=True)]
+        return param - np.pad(target, beyond) + noise  # ranks of a client's own are pulled to zero
 
     def _sent(
         self, broadcast: Broadcast, client: str, start: Adapter, local: Mapping[str, np.ndarray]
     ) -> Update:
         shared = [n for n in local if self.algorithm.shared(n, broadcast.round)]
-        delta = Adapter({n: local[n] - corner(broadcast.adapter[n], local[n].shape) for n in shared})
+        sent = {n: broadcast.adapter[n] for n in shared}
+        delta = Adapter({n: corner(local[n], t.shape) - corner(t, local[n].shape) for n, t in sent.items()})
         memory = self.memories.get(client, Payload())
         result = LocalResult(
             start=start, local=Adapter(local), steps=self.steps, rate_sum=self.steps * self.rate

@@ -87,6 +87,11 @@ def method(settings: RunSettings, allowed: Collection[str] = (), parts: Parts = 
             f"adapter.ranks gives clients unequal ranks, and aggregation.name ="
             f' "{settings.aggregation.name}" averages factors of one rank; set [aggregation] name = "product"'
         )
+    if settings.adapter.ranks and made.algorithm.personal:
+        raise SettingsError(
+            f"adapter.ranks has clients train a part of the adapter, and algorithm.name ="
+            f' "{settings.algorithm.name}" leaves a part of its own with each client; remove one of them'
+        )
     return made
 
 

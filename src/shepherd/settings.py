@@ -332,6 +332,9 @@ class EvaluationTable(Table):
     examples: PositiveInt = 200
     """Largest number of held-out examples scored by loss, drawn evenly over the categories, and over the
     clients where the data name them."""
+    clients: PositiveInt = 20
+    """Largest number of clients whose own models are scored, where the algorithm leaves a part of the model
+    with each client; evenly drawn from their names."""
     answers: NonNegativeInt = 0
     """Number of held-out examples to answer before the first and after the last round, if a checker can judge
     them (the embedded world has checkers); 0 answers none."""

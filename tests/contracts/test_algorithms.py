@@ -13,7 +13,7 @@ from shepherd.rounds.loop import next_broadcast
 from shepherd.transforms import clip
 
 STACKED = 1e-6  # relative and absolute: float32 sums in another order
-NAMES = found(algorithms, "personal_b", "scaffold")
+NAMES = found(algorithms, "scaffold")
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 

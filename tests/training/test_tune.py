@@ -10,9 +10,8 @@ import pytest
 import torch
 from tests.model import bases
 from tests.model.in_peft import in_peft, peft_loss
-from tests.plugins import personal_b
 
-from shepherd.algorithms import fedavg, fedprox, ffa_lora
+from shepherd.algorithms import fedavg, fedprox, fedsa_lora, ffa_lora
 from shepherd.core import Adapter, Broadcast, ClientInfo
 from shepherd.data import shared_prefix
 from shepherd.data.tokens import Tokens
@@ -338,7 +337,7 @@ def folded(base: Base, adapter: Adapter, first: int):
 
 
 def test_what_is_not_shared_stays_with_the_client_and_its_next_visit_starts_from_it(llama) -> None:
-    algorithm = personal_b.build(personal_b.Config())
+    algorithm = fedsa_lora.build(fedsa_lora.Config())
     sent = broadcast(llama)
     (first,) = tuned(llama, visit("a", 1), algorithm=algorithm)
     assert {n.split(".")[-2] for n in first.delta} == {"lora_A"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from shepherd import plugins
 from shepherd.compare import table
 from shepherd.compare.adapters import arm_adapter, digest
 from shepherd.compare.arms import BASE, FEDERATED, Arm, CompareSpec, arms, variant
@@ -184,9 +185,13 @@ def _require_arms(settings: RunSettings, spec: CompareSpec, consent: Consent) ->
             "no example is held out to compare on; set data.holdout, for example to 0.1, or evaluation.data"
         )
     metrics(settings.evaluation.metrics, consent.plugins)
-    for arm in map(variant, spec.variants):
-        changed = overridden(settings, arm.overrides)
+    for changed in (settings, *(overridden(settings, variant(each).overrides) for each in spec.variants)):
         require(changed, consent.plugins)
+        if not plugins.algorithm(changed.algorithm, consent.plugins).server_is_model:
+            raise SettingsError(
+                f"algorithm.name = {changed.algorithm.name!r} leaves a part of each model with its client, so"
+                " there is no one model to compare; see the clients' losses in rounds.jsonl of its run"
+            )
 
 
 def _require_data(settings: RunSettings, spec: CompareSpec, consent: Consent) -> None:

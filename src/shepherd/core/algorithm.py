@@ -125,6 +125,11 @@ class Algorithm:
     server_remember: Callable[[ServerState, Update, Context], Memory] = keep_server_memory
     """The server's memory after a round, computed from the aggregated update."""
 
+    personal: bool = False
+    """Whether a client's own model is what `start` makes of its memory, and not the server's adapter."""
+    server_is_model: bool = True
+    """Whether the server's adapter is a model without what the clients keep."""
+
     def leaves(self, name: str, round: int) -> bool:
         """Whether a tensor is part of an update in a round: trained and shared."""
         return self.trainable(name, round) and self.shared(name, round)

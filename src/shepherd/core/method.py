@@ -40,6 +40,16 @@ class Method:
                 ' only move to its result, by a whole step and without a momentum; set [server] name = "sgd"'
                 " with learning_rate = 1, or another aggregation"
             )
+        if not self.aggregation.keeps_basis and not self.algorithm.server_is_model:
+            raise SettingsError(
+                "this algorithm leaves one factor with each client, and this aggregation turns the basis that"
+                ' the factors share; set [aggregation] name = "mean"'
+            )
+        if self.aggregation.side_rank and self.algorithm.personal:
+            raise SettingsError(
+                "this algorithm adds a client's own ranks after those of the server, where this aggregation"
+                ' keeps frozen ranks; set [aggregation] name = "mean" or "product"'
+            )
         if self.server.needs_mean and not self.aggregation.is_mean:
             raise SettingsError(
                 "this server optimiser requires a mean, and this aggregation is not a mean; set"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from shepherd.core import Broadcast, ClientInfo, Failure, Payload, Update
+from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, Payload, Update
 from shepherd.data import cursor
 from shepherd.errors import DataError
 from shepherd.federation.client_store import ClientStore, InMemory, StoredMemory
@@ -102,6 +102,13 @@ class Simulation:
         """Positions and memories as they will be once the round under way is finished."""
         draft = self.draft if self.draft.complete else Draft()
         return {**self.positions, **draft.positions}, {**self.memories, **draft.memories}
+
+    def own_adapter(self, broadcast: Broadcast, client: str) -> Adapter:
+        """The adapter that a client's next visit would start from: its own model, if it keeps a part."""
+        _, memories = self.reached()
+        kept = memories.get(client)
+        memory = self.store.get(client, kept) if kept else Payload()
+        return self.local.algorithm.start(broadcast, memory, self.local.info(client))
 
     def coverage(self) -> dict[str, float]:
         """Share of each client's examples that it has trained on (law 8), the round under way included."""

@@ -10,14 +10,18 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, overload
 
+from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
-from shepherd.core import Adapter
+from shepherd.core import Adapter, Broadcast, ClientInfo, Payload
+from shepherd.data import pipeline
 from shepherd.data.prompts import Prompt, prompt_of, with_context
 from shepherd.data.template import Template, prompt
-from shepherd.errors import DataError, FolderError, TemplateError
+from shepherd.errors import DataError, FolderError, SettingsError, TemplateError
+from shepherd.federation.client_store import OnDisk, StoredMemory
 from shepherd.model import answer, files
 from shepherd.model import generate as generation
 from shepherd.model.base import Base
@@ -27,7 +31,7 @@ from shepherd.run.loading import load_base, load_checkpoint
 from shepherd.run.run import Run
 from shepherd.settings import RunSettings
 
-__all__ = ["Answer", "Answerer", "Options", "adapter_of", "generate", "load_run"]
+__all__ = ["Answer", "Answerer", "Options", "adapter_of", "generate", "load_run", "own_adapter_of"]
 
 Asked = str | Mapping[str, Any]
 """A prompt: a text, or a row with the field names of the run's data, such as `instruction` and `context`."""
@@ -275,7 +279,44 @@ def adapter_of(path: Path, base: Base, round: int | None = None) -> Adapter:
     place = _checkpoint_of(path, round)
     if place is None:
         return files.read(path / "adapter", base)
-    return load_checkpoint(place, base).state.adapter
+    saved = load_checkpoint(place, base)
+    if not saved.notes.get("is_model", True):
+        raise FolderError(
+            f"the run in {path} leaves a part of each model with its client, so there is no one adapter;"
+            f" write a client's with `shepherd export {path} --client NAME -o FOLDER` and use that folder"
+        )
+    return saved.state.adapter
+
+
+def own_adapter_of(path: Path, base: Base, client: str, round: int | None, consent: Consent) -> Adapter:
+    """The adapter of a client's own model, in a run whose algorithm leaves a part of it with each client.
+
+    Args:
+        round: round of a kept checkpoint; None for the last.
+
+    Raises:
+        SettingsError: the algorithm leaves nothing with the clients.
+        FolderError: there is no such client, or no such round.
+        CheckpointError, PluginError: as for `resume`.
+    """
+    settings = folder.read_settings(path)
+    algorithm = plugins.algorithm(settings.algorithm, consent.plugins)
+    if not algorithm.personal:
+        raise SettingsError(
+            f"algorithm.name = {settings.algorithm.name!r} gives all clients of {path} one model; leave out"
+            " the client"
+        )
+    prepared = pipeline.load(path / "data")
+    if client not in prepared.clients:
+        close = get_close_matches(client, prepared.clients, n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise FolderError(f"the run in {path} has no client {client!r}{meant}")
+    saved = load_checkpoint(_kept_checkpoint(path, round), base)
+    kept = saved.notes["memories"].get(client)
+    store = OnDisk(path / "clients", settings.checkpoints.keep)
+    memory = store.get(client, StoredMemory(*kept)) if kept else Payload()
+    broadcast = Broadcast(round=saved.state.round, adapter=saved.state.adapter, seed=0)
+    return algorithm.start(broadcast, memory, ClientInfo(name=client, examples=len(prepared.clients[client])))
 
 
 def _checkpoint_of(path: Path, round: int | None) -> Path | None:
@@ -286,6 +327,10 @@ def _checkpoint_of(path: Path, round: int | None) -> Path | None:
     """
     if round is None and (path / "adapter" / files.CONFIG).is_file():
         return None
+    return _kept_checkpoint(path, round)
+
+
+def _kept_checkpoint(path: Path, round: int | None) -> Path:
     kept = checkpoint.kept(path / "checkpoints")
     if not kept:
         raise FolderError(

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -25,16 +27,17 @@ from shepherd.data.examples import Example
 from shepherd.data.pipeline import TokenisedData
 from shepherd.data.template import Template, stop_ids
 from shepherd.errors import FederationError, FolderError
-from shepherd.evaluate import answers, loss
+from shepherd.evaluate import answers, loss, personal
 from shepherd.federation.client_store import OnDisk
 from shepherd.federation.clients import LocalClients
 from shepherd.federation.simulation import Simulation
-from shepherd.io.progress import stage
+from shepherd.io.progress import many, stage
 from shepherd.machine.executors import Executor, Inline, processes
 from shepherd.machine.plan import Plan
 from shepherd.model import answer, files
 from shepherd.model import base as bases
 from shepherd.rounds import RoundReport, context_of, report_row, rounds, weights
+from shepherd.rounds.loop import next_broadcast
 from shepherd.rounds.ranks import ranks_of
 from shepherd.run import card, checkpoint, folder, tracking
 from shepherd.run.checkpoint import Checkpoint
@@ -47,6 +50,9 @@ from shepherd.training.local import LocalTraining
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 ANSWERS = "answers.jsonl"
+PERSONAL = (
+    "each client has a model of its own: write one with shepherd export {folder} --client NAME -o FOLDER"
+)
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
@@ -143,7 +149,8 @@ class Run(HeldRun):
             answer: whether to answer held-out examples; a comparison does it later, for all its arms.
 
         Returns:
-            `adapter`, its folder; `answers`, category -> (share right before, share right after); and
+            `adapter`, its folder, or None if the server's adapter is no model; `answers`, category ->
+            (share right before, share right after); and
             `remarks`, sentences on what the scores are based on. A second call only returns the same again.
         """
         if self.finished is not None:
@@ -151,16 +158,22 @@ class Run(HeldRun):
         self._require_open()
         self.holder.require_held()
         self._complete_saved()
-        files.write(self.holder.adapter, self.state.adapter, self.base)
-        stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
-        files.write_tokenizer(self.holder.adapter, self.base, stop)
-        examples = self.prepared.heldout_examples if answer else []
+        is_model = self.method.algorithm.server_is_model
+        examples = self.prepared.heldout_examples if answer and is_model else []
+        if is_model:
+            files.write(self.holder.adapter, self.state.adapter, self.base)
+            stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
+            files.write_tokenizer(self.holder.adapter, self.base, stop)
         scores = answer_heldout(self.holder, self.planned, self.base, self.state.adapter, examples)
-        self._write_card(scores)
+        if is_model:
+            self._write_card(scores)
         self.holder.write(folder.FINISHED, json.dumps({"round": self.state.round, "answers": scores}) + "\n")
         self.close()
         said = pipeline.remarks(self.prepared)
-        self.finished = {"adapter": self.holder.adapter, "answers": scores, "remarks": said}
+        if self.method.algorithm.personal:
+            said = [*said, PERSONAL.format(folder=shlex.quote(str(self.folder)))]
+        written = self.holder.adapter if is_model else None
+        self.finished = {"adapter": written, "answers": scores, "remarks": said}
         return self.finished
 
     def close(self) -> None:
@@ -179,9 +192,7 @@ class Run(HeldRun):
 
     def _log_start(self) -> None:
         if not read_rows(self.folder):
-            scored = (
-                {"heldout": self._heldout_scores(self.state.adapter)} if len(self.prepared.heldout) else {}
-            )
+            scored = self._scored(self.state)
             row = {"round": 0, **scored}
             self.holder.append(row)
             self.trackers.log(row)
@@ -191,9 +202,7 @@ class Run(HeldRun):
     def _round_row(self, state: ServerState, report: RoundReport) -> Row:
         began = perf_counter()
         due = state.round % self.settings.evaluation.every == 0 or state.round == self.until
-        scored = (
-            {"heldout": self._heldout_scores(state.adapter)} if due and len(self.prepared.heldout) else {}
-        )
+        scored = self._scored(state) if due else {}
         scoring = perf_counter() - began
         return {
             **report_row(report),
@@ -207,21 +216,58 @@ class Run(HeldRun):
             },
         }
 
+    def _scored(self, state: ServerState) -> Row:
+        """Held-out loss: of the server's model, and of the clients' own where they differ from it."""
+        algorithm = self.method.algorithm
+        found: Row = {}
+        if len(self.prepared.heldout) and algorithm.server_is_model:
+            found["heldout"] = self._heldout_scores(state.adapter)
+        if len(self.prepared.heldout) and algorithm.personal:
+            found["personal" if algorithm.server_is_model else "heldout"] = self._personal_scores(state)
+        return found
+
+    def _personal_scores(self, state: ServerState) -> Row:
+        """Held-out loss of clients' own models, each on its own data or on data like its own."""
+        prepared, broadcast = self.prepared, next_broadcast(self.method, state, 0)
+        scored = loss.stratified_subset(pipeline.categories(prepared), self.settings.evaluation.examples)
+        names = sorted(prepared.clients)
+        names = names[:: math.ceil(len(names) / self.settings.evaluation.clients)]
+        found = {}
+        with stage(f"scoring the models of {many(len(names), 'client')}", len(names)) as now:
+            for name in names:
+                mix = prepared.category_counts[name]
+                places = personal.own_places(prepared.heldout_examples, scored.tolist(), name, mix)
+                if places:
+                    own = self.simulation.own_adapter(broadcast, name)
+                    found[name] = self._losses(own, places, {name: mix})
+                now.advance()
+        return personal.summarise(found).row() if found else {}
+
     def _heldout_scores(self, adapter: Adapter) -> Row:
         """Held-out loss of an adapter, on the same examples in every round."""
         categories = pipeline.categories(self.prepared)
         places = loss.stratified_subset(categories, self.settings.evaluation.examples)
-        data = self.prepared.heldout.take(places)
+        return self._losses(adapter, places.tolist(), self.prepared.category_counts).row()
+
+    def _losses(
+        self, adapter: Adapter, places: Sequence[int], clients: Mapping[str, Mapping[str, int]]
+    ) -> loss.HeldOutLoss:
+        data, categories = self.prepared.heldout.take(places), pipeline.categories(self.prepared)
         sums = score.losses(self.base, [adapter], data, micro_batch=self.plan.micro_batch_tokens)[0]
-        counts = tune.predictions(data)
-        named = [categories[i] for i in places]
-        return loss.summarise(sums, counts, named, self.prepared.category_counts).row()
+        named = [categories[place] for place in places]
+        return loss.summarise(sums, tune.predictions(data), named, clients)
 
     def _save(self, state: ServerState, row: Row) -> None:
         """Save a round on disk before it counts: if saving fails, this run stays at the previous round."""
         self.holder.require_held()
         positions, memories = self.simulation.reached()
-        notes = {"positions": positions, "memories": memories, "row": row, "base": self.base.fingerprint}
+        notes = {
+            "positions": positions,
+            "memories": memories,
+            "row": row,
+            "base": self.base.fingerprint,
+            "is_model": self.method.algorithm.server_is_model,
+        }
         saved = Checkpoint(state=state, notes=notes)
         before = checkpoint.latest(self.holder.checkpoints)
         try:

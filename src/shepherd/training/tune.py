@@ -363,8 +363,11 @@ def _memories(memories: Sequence[Payload], device: torch.device) -> dict[str, Te
 
 def _result(job: Job, visit: Visit, start: Adapter, local: Adapter, loss_sum: float) -> TuningResult:
     broadcast, steps = job.broadcast, len(visit.batches)
-    shared = {n: t for n, t in local.items() if job.algorithm.shared(n, broadcast.round)}
-    delta = Adapter({n: t - corner(broadcast.adapter[n], t.shape) for n, t in shared.items()})
+    sent = {
+        n: t for n, t in broadcast.adapter.items() if n in local and job.algorithm.shared(n, broadcast.round)
+    }
+    # a client may train fewer ranks than it was sent, and others of its own
+    delta = Adapter({n: corner(local[n], t.shape) - corner(t, local[n].shape) for n, t in sent.items()})
     rates = (stack.rate(job.tuning, step, steps) for step in range(steps))
     result = LocalResult(start=start, local=local, steps=steps, rate_sum=job.learning_rate * math.fsum(rates))
     memory, extra = job.algorithm.remember(visit.memory, broadcast, result)

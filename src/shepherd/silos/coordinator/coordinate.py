@@ -130,10 +130,14 @@ class SilosRun(HeldRun):
         """Write the final adapter with its model card, and score answers if the run file asks for it.
 
         Returns:
-            `adapter`, its folder; and `answers`, category -> (share correct before, share correct after).
+            `adapter`, its folder, or None where each site keeps a part of its model; `answers`, category ->
+            (share correct before, share correct after).
         """
         self.holder.require_held()
         adapter = self._state().adapter
+        if not plugins.algorithm(self.settings.algorithm, self.consent.plugins).server_is_model:
+            self._record_end({})
+            return {"adapter": None, "answers": {}}
         files.write(self.holder.adapter, adapter, self.base)
         stop = stop_ids(Template.of(self.planned.data), self.base.tokenizer)
         files.write_tokenizer(self.holder.adapter, self.base, stop)
@@ -149,10 +153,14 @@ class SilosRun(HeldRun):
             data={},
             clients={site: int(count) for site, count in rows[-1].get("taken", {}).items()} if rows else {},
         )
+        self._record_end(scores)
+        return {"adapter": self.holder.adapter, "answers": scores}
+
+    def _record_end(self, scores: Mapping[str, tuple[float, float]]) -> None:
+        rows = read_rows(self.folder)
         done = rows[-1]["round"] if rows else 0
         self.holder.write(folder.FINISHED, json.dumps({"round": done, "answers": scores}) + "\n")
         self.close()
-        return {"adapter": self.holder.adapter, "answers": scores}
 
     def close(self) -> None:
         """Release the run folder. The run at the server continues."""

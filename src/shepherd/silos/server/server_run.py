@@ -195,7 +195,9 @@ class ServerRun:
         return last.state, reconciled(self.home, last.state.round, last.notes.get("row"))
 
     def _notes(self, row: Row) -> Row:
-        return {"positions": row["taken"], "row": row, "base": self.order.fingerprint}
+        is_model = plugins.algorithm(self.settings.algorithm, self.trusted.all).server_is_model
+        base = self.order.fingerprint
+        return {"positions": row["taken"], "row": row, "base": base, "is_model": is_model}
 
     def _row(self, state: ServerState, report: RoundReport, taken: Mapping[str, int]) -> Row:
         began = time.perf_counter()

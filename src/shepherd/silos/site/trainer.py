@@ -24,7 +24,7 @@ from pathlib import Path
 from time import monotonic
 
 from shepherd import plugins
-from shepherd.core import Adapter, Broadcast, Failure, FromSystem, Payload, Update, seed_for
+from shepherd.core import Adapter, Broadcast, ClientInfo, Failure, FromSystem, Payload, Update, seed_for
 from shepherd.data import cursor, pipeline
 from shepherd.data.pipeline import TokenisedData
 from shepherd.errors import ShepherdError
@@ -408,7 +408,7 @@ class Trainer:
         least = self.settings.policy.min_examples
         behind = released.behind(names, least)
         self._require_allowed(request, scored=sum(behind.values()))
-        adapter = self._scorable(request, request.broadcast)
+        adapter = self._scorable(request, request.broadcast, settings)
         self._require_allowed_now(request)  # again, since it may have been queued
         self._record(audit.granted_event(request, _now(), scoring=scoring, behind=behind))
         task.require_awaited()
@@ -432,23 +432,30 @@ class Trainer:
         reply = Scores(client=self.name, round=request.round, categories=by_name)
         return reply, {name: asdict(each) for name, each in found.items()}
 
-    def _scorable(self, request: Request, broadcast: Broadcast) -> Adapter:
+    def _scorable(self, request: Request, broadcast: Broadcast, settings: RunSettings) -> Adapter:
         """The adapter to score: one near the last that this site trained, or one that changes nothing.
+
+        Where the server's adapter is no model by itself, it is completed by what this site keeps.
 
         Raises:
             Refused: the adapter is neither.
         """
-        if released.is_blank(broadcast.adapter):
+        algorithm = plugins.algorithm(settings.algorithm, self.settings.policy.algorithms)
+        if algorithm.server_is_model and released.is_blank(broadcast.adapter):
             # with B = 0, A has no effect, but large values in it could still overflow
             return broadcast.adapter.times(0.0)
-        if not _is_known(broadcast, self.store.before(request.run, request.round)):
+        before = self.store.before(request.run, request.round)
+        if not _is_known(broadcast, before):
             raise request_checks.RequestRefused(
                 "scoring",
                 f"{self.name} scores only an adapter that changes nothing yet, or one near the last that it"
                 f" trained in the {released.MAX_ROUNDS_SINCE_TRAINED} rounds before, and this is neither;"
                 " continue without its score",
             )
-        return broadcast.adapter
+        if algorithm.server_is_model or before is None:
+            return broadcast.adapter
+        own = ClientInfo(name=self.name, examples=before.examples)
+        return algorithm.start(broadcast, before.memory, own)
 
     # refusals, failures and the audit log -----------------------------------------------------------------
 

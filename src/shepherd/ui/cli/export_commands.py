@@ -29,6 +29,7 @@ from shepherd.ui.cli.silos import agreed, echo, plugin, trust
     help="Folder to write to, new or empty.",
 )
 @click.option("--round", type=click.IntRange(min=1), help="Round of a kept checkpoint.  [default: the last]")
+@click.option("--client", metavar="NAME", help="Client whose own model is written, where each has one.")
 @trust
 @plugin
 def export(
@@ -37,6 +38,7 @@ def export(
     to: str,
     output: Path,
     round: int | None,
+    client: str | None,
     remote_code: bool,
     plugins: tuple[str, ...],
 ) -> None:
@@ -46,7 +48,8 @@ def export(
     """
     from shepherd.run.export import export as write
 
-    write(folder, output, to, overrides, round=round, consent=agreed(remote_code, plugins))
+    consent = agreed(remote_code, plugins)
+    write(folder, output, to, overrides, round=round, client=client, consent=consent)
     echo(f"wrote {output}")
 
 

@@ -1,0 +1,126 @@
+"""Runs whose algorithm leaves a part of each model with its client."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shepherd.errors import FolderError, SettingsError
+from shepherd.model import files
+from shepherd.run import checkpoint
+from shepherd.run.answerer import load_run
+from shepherd.run.export import export
+from shepherd.run.log import read_rows
+from shepherd.run.opening import open_run, resume
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return runs.written(tmp_path_factory.mktemp("data") / "rows.jsonl")
+
+
+def finished(base, source, output, name, **keys):
+    tuning = {"batch_size": 4, "learning_rate": 0.05}
+    table = runs.settings(
+        base, source, output, algorithm={"name": name, **keys}, tuning=tuning, selection={"share": 1.0}
+    )
+    with open_run(table) as run:
+        for _ in run.rounds():
+            pass
+        return run, run.finish()
+
+
+@pytest.fixture(scope="module")
+def fedsa(llama_folder, source, tmp_path_factory):
+    return finished(llama_folder, source, tmp_path_factory.mktemp("fedsa") / "run", "fedsa_lora")
+
+
+@pytest.fixture(scope="module")
+def beside(llama_folder, source, tmp_path_factory):
+    return finished(llama_folder, source, tmp_path_factory.mktemp("beside") / "run", "local_adapter", rank=1)
+
+
+def test_where_the_server_has_no_model_none_is_written_or_answered_with(fedsa, tmp_path):
+    run, result = fedsa
+    assert result["adapter"] is None
+    assert not run.holder.adapter.exists()
+    assert any("export" in said and "--client" in said for said in result["remarks"])
+    with pytest.raises(FolderError, match="leaves a part of each model with its client"):
+        load_run(run.folder).generate("w5 w6")
+    with pytest.raises(FolderError, match="--client NAME"):
+        export(run.folder, tmp_path / "out")
+
+
+def test_the_score_is_of_each_clients_own_model(fedsa):
+    run, _ = fedsa
+    first, *_, last = [row["heldout"] for row in read_rows(run.folder)]
+    assert set(last["client"]) == set(run.prepared.clients)
+    assert last["loss"] == pytest.approx(np.mean(list(last["client"].values())))
+    assert last["loss"] < first["loss"]  # the server's adapter alone is the base, round after round
+
+
+def test_where_the_server_has_a_model_both_are_scored(beside):
+    run, result = beside
+    last = read_rows(run.folder)[-1]
+    assert {"heldout", "personal"} <= last.keys()
+    assert result["adapter"] == run.holder.adapter
+    assert files.read(result["adapter"], run.base) == run.state.adapter
+    assert last["personal"]["loss"] != last["heldout"]["loss"]
+
+
+def test_a_clients_own_model_is_exported_and_loads_in_peft(fedsa, tmp_path):
+    run, _ = fedsa
+    name = min(run.prepared.clients)
+    export(run.folder, tmp_path / "own", client=name)
+    saved = checkpoint.load(checkpoint.latest(run.holder.checkpoints))
+    own = files.read(tmp_path / "own", run.base)
+    kept = run.simulation.store.get(name, run.simulation.memories[name])
+    assert kept
+    assert all(np.array_equal(own[n], kept[n]) for n in kept)
+    assert all(np.array_equal(own[n], t) for n, t in saved.state.adapter.items() if n not in kept)
+
+
+def test_exporting_names_what_cannot_be(fedsa, beside, llama_folder, source, tmp_path):
+    run, _ = fedsa
+    with pytest.raises(FolderError, match=r"has no client 'client-9'; did you mean 'client-\d'"):
+        export(run.folder, tmp_path / "none", client="client-9")
+    plain, _ = finished(llama_folder, source, tmp_path / "plain", "fedavg")
+    with pytest.raises(SettingsError, match=r"gives all clients of .* one model"):
+        export(plain.folder, tmp_path / "one", client="client-0")
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"adapter": {"rank": 2, "ranks": [1]}}, "adapter.ranks"),
+    ],
+)
+def test_combinations_that_are_not_sound_are_refused(llama_folder, source, tmp_path, tables, said):
+    table = runs.settings(llama_folder, source, tmp_path / "run", algorithm={"name": "fedsa_lora"}, **tables)
+    with pytest.raises(SettingsError, match=said):
+        open_run(table)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["fedsa_lora", "local_adapter"])
+def test_it_resumes_to_the_same_bits(name, llama_folder, source, tmp_path):
+    whole, _ = finished(llama_folder, source, tmp_path / "whole", name)
+    table = runs.settings(
+        llama_folder,
+        source,
+        tmp_path / "stopped",
+        algorithm={"name": name},
+        tuning={"batch_size": 4, "learning_rate": 0.05},
+        selection={"share": 1.0},
+    )
+    with open_run(table) as run:
+        next(run.rounds())
+    with resume(run.folder) as again:
+        for _ in again.rounds():
+            pass
+        again.finish()
+    assert again.state.adapter == whole.state.adapter
+    rows = [[row.get("personal", row["heldout"]) for row in read_rows(r.folder)] for r in (whole, again)]
+    assert json.dumps(rows[0]) == json.dumps(rows[1])
