@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, compare, demo, dolly, kill, overhead, reading, setting, tuning
+from benchmarks import common, compare, demo, dolly, kill, methods, overhead, reading, setting, tuning
 
 Main = Callable[[Sequence[str]], int]
 
@@ -93,3 +93,16 @@ def test_reading(tmp_path: Path) -> None:
     assert ours["examples"] == figures["cases"]["200 clients of 5|json and tokenizer"]["examples"] == 1000
     assert set(ours["seconds"]) == set(reading.STEPS)
     assert all(seconds > 0 for seconds in ours["seconds"].values())
+
+
+def test_methods(tmp_path: Path) -> None:
+    options = ["--keep", str(tmp_path / "kept"), "--methods", "central", "fedavg", "--seeds", "2"]
+    figures = _figures(methods.main, tmp_path, *options, "--rates", "1", "2")
+    rows = {row["method"]: row for row in figures["methods"]}
+    assert rows["central"]["examples"] == rows["fedavg"]["examples"] == 1 * 6 * 2 * 16
+    assert rows["central"]["of_central"]["value"] == 1.0 or not rows["central"]["right"]["value"]
+    assert rows["fedavg"]["bytes"] > 0 == rows["central"]["bytes"]
+    kept = {path.name for path in (tmp_path / "kept" / "world").iterdir()}
+    assert len(kept) == 2 * (2 + 1)  # two rates with the first seed, the better one with the second
+    again = _figures(methods.main, tmp_path, *options, "--rates", "1", "2", "--table")
+    assert again == figures

@@ -1,0 +1,368 @@
+"""The matched grid: every method at the same examples and rounds, each with its own best learning rate.
+
+    python -m benchmarks.methods --keep runs/methods             # the embedded world, all methods, 3 seeds
+    python -m benchmarks.methods --keep runs/methods --on dolly --methods fedavg ffa_lora
+    python -m benchmarks.methods --keep runs/methods --table     # only print what is there already
+
+Every arm trains on as many examples: the federated ones in the same rounds, cohorts and visits, central
+tuning one step after another with the schedule of the rounds over its steps. Each learning rate of `--rates`
+is tried with the first seed and judged by the loss on one half of the held-out examples; the best one is
+trained with the other seeds, too, and the table is of the other half. A training that is kept in the folder
+is not made again, so the grid can be made in parts. Intervals are 95%, over questions and seeds
+(`shepherd.evaluate.statistics`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks import common, setting
+from benchmarks.common import Figures, Table
+from shepherd.algorithms import fedavg
+from shepherd.config import PartTable
+from shepherd.core import Adapter, Broadcast, Failure, chain, seed_for
+from shepherd.data import pipeline
+from shepherd.data.pipeline import TokenisedData
+from shepherd.data.tokens import Tokens
+from shepherd.errors import FederationError
+from shepherd.evaluate import draws, loss, statistics
+from shepherd.evaluate.metric import metrics, scores
+from shepherd.federation.clients import LocalClients
+from shepherd.federation.simulation import Simulation
+from shepherd.machine.executors import Inline
+from shepherd.model import lora
+from shepherd.model.answer import answers, prompt_ids
+from shepherd.model.base import Base
+from shepherd.overrides import overridden
+from shepherd.run.opening import open_run
+from shepherd.run.run import Run
+from shepherd.settings import FederationTable, RunSettings
+from shepherd.training import score, tune
+
+CENTRAL = "central"
+METHODS: Mapping[str, tuple[str, ...]] = {
+    CENTRAL: (),
+    "fedavg": (),
+    "fedavg, server rate 1.5": ("server.learning_rate=1.5",),
+    "fedavg, server rate 2": ("server.learning_rate=2",),
+    "fedprox": ("algorithm.name=fedprox",),
+    "ffa_lora": ("algorithm.name=ffa_lora",),
+}
+"""Name -> what it changes in the setting's run file."""
+RATES = (0.5, 1.0, 2.0)
+"""Learning rates, as multiples of the setting's."""
+QUESTIONS = 800
+"""Held-out examples that are answered and scored, at most."""
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "world": (),
+    "dolly": ("federation.rounds=20", "selection.share=0.6", "tuning.round_schedule=linear"),
+    "dolly-100": (
+        "federation.rounds=20",
+        "selection.share=0.1",
+        "tuning.round_schedule=linear",
+        "split.by=shards",
+        "split.clients=100",
+        "split.shards_per_client=2",
+    ),
+    "smollm2": ("selection.share=0.6",),
+}
+"""Setting -> changes of it; all clients hold a part of the same examples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One training: a method with a learning rate and a seed."""
+
+    method: str
+    rate: float
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Name of the file that keeps its scores."""
+        plain = "".join(c if c.isalnum() else "-" for c in self.method)
+        return f"{plain}-{self.rate:g}-{self.seed}.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make what is missing of the grid, and print its table."""
+    made = common.parser(__doc__)
+    made.add_argument("--keep", type=Path, required=True, metavar="FOLDER", help="folder of the scores")
+    made.add_argument("--on", choices=sorted(SETTINGS), default="world", help="setting (default: world)")
+    made.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS), metavar="NAME")
+    made.add_argument("--rates", nargs="+", type=float, default=RATES, help="multiples of the rate")
+    made.add_argument("--seeds", type=int, default=3, help="seeds of the best rate (default 3)")
+    made.add_argument("--table", action="store_true", help="train nothing")
+    options = made.parse_args(arguments)
+    return common.run(options, measure, tables)
+
+
+def measure(options: Namespace) -> Figures:
+    """The scores of every cell, made or read."""
+    grid = Grid.of(options)
+    best: dict[str, float] = {}
+    for method in options.methods:
+        tried = {rate: grid.scores(Cell(method=method, rate=rate, seed=0)) for rate in options.rates}
+        known = {rate: found["choice"] for rate, found in tried.items() if found is not None}
+        if known:
+            best[method] = min(known, key=lambda rate: known[rate])
+    for number in range(1, options.seeds):  # seed by seed, so that an early end leaves whole columns
+        for method, rate in best.items():
+            grid.scores(Cell(method=method, rate=rate, seed=number))
+    return {"on": options.on, "methods": grid.compared(best, options.seeds)}
+
+
+class Grid:
+    """The cells of one setting: makes them, keeps them, reads them."""
+
+    def __init__(self, asked: RunSettings, folder: Path, train: bool) -> None:
+        self.asked, self.folder, self.train = asked, folder, train
+        self.prepared: TokenisedData | None = None
+
+    @classmethod
+    def of(cls, options: Namespace) -> Grid:
+        """The grid that the options ask for."""
+        named = options.on.removesuffix("-100")
+        asked = overridden(setting.settings(named), (*SETTINGS[options.on], "data.seed=0"))
+        silent = ["evaluation.answers=0", "evaluation.examples=8"]
+        silent.append(f"evaluation.every={asked.federation.rounds}")
+        if options.quick:
+            silent += ["federation.rounds=1", "tuning.max_steps=2", "data.limit=40"]
+        return cls(overridden(asked, silent), options.keep / options.on, not options.table)
+
+    def scores(self, cell: Cell) -> dict[str, Any] | None:
+        """The scores of a cell; trains it if it is not kept. None if it may not be trained, or diverged."""
+        place = self.folder / cell.file
+        if not place.is_file() and self.train:
+            print(f"training {cell.method} at {cell.rate:g} times the rate, seed {cell.seed}", flush=True)
+            found = self._made(cell)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            unfinished = place.with_suffix(".part")
+            unfinished.write_text(json.dumps(found), encoding="utf8")
+            unfinished.replace(place)
+        found = json.loads(place.read_text(encoding="utf8")) if place.is_file() else {"failed": "not made"}
+        return None if "failed" in found else found
+
+    def _made(self, cell: Cell) -> dict[str, Any]:
+        rate = cell.rate * self.asked.tuning.learning_rate
+        changes = [f"seed={cell.seed}", f"tuning.learning_rate={rate!r}", *METHODS[cell.method]]
+        scratch = Path(tempfile.mkdtemp(prefix="methods-"))
+        began = perf_counter()
+        try:
+            settings = overridden(self.asked, [*changes, f"output={scratch / 'run'}"])
+            with open_run(settings, self.prepared) as run:
+                self.prepared = run.prepared
+                adapter, trained = _central(run) if cell.method == CENTRAL else _federated(run)
+                seconds = perf_counter() - began
+                return {**trained, "seconds": seconds, **_scored(run, adapter)}
+        except FederationError as error:  # the rate was too large
+            return {"failed": str(error)}
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def compared(self, best: Mapping[str, float], seeds: int) -> list[dict[str, Any]]:
+        """A row for each method, on the half of the questions that no rate was chosen by."""
+        columns = {
+            method: [
+                found
+                for number in range(seeds)
+                if (found := self.scores(Cell(method=method, rate=rate, seed=number))) is not None
+            ]
+            for method, rate in best.items()
+        }
+        whole = {method: found for method, found in columns.items() if len(found) == seeds}
+        if not whole:
+            return []
+        some = next(iter(whole.values()))[0]
+        kept = draws.draws([some["categories"][i] for i in some["report"]], seeds=seeds)
+        against = whole.get("fedavg")
+        return [
+            {
+                "method": method,
+                "rate": best[method],
+                **_summary(found, kept),
+                **({"against": _against(found, against, kept)} if against and method != "fedavg" else {}),
+                **({"of_central": _of_central(found, whole[CENTRAL], kept)} if CENTRAL in whole else {}),
+            }
+            for method, found in whole.items()
+        ]
+
+
+def _federated(run: Run) -> tuple[Adapter, dict[str, Any]]:
+    rows = [row for _, row in run.rounds()]
+    return run.state.adapter, {
+        "examples": sum(row["examples"] for row in rows),
+        "bytes": sum(row["bytes_up"] + row["bytes_down"] for row in rows),
+        "gap": [row.get("gap") for row in rows],
+    }
+
+
+def _central(run: Run) -> tuple[Adapter, dict[str, Any]]:
+    """Tuning on all clients' data, one step after another, on as many examples as the rounds see."""
+    asked = run.settings
+    visits = asked.federation.rounds * run.selection.size(len(run.prepared.clients))
+    assert asked.tuning.max_steps is not None, "the grid's settings give visits by steps"
+    steps = visits * asked.tuning.max_steps
+    tuning = asked.tuning.model_copy(
+        update={"max_steps": steps, "schedule": asked.tuning.round_schedule, "round_schedule": "constant"}
+    )
+    local = LocalClients(
+        datasets={CENTRAL: Tokens.pooled(list(run.prepared.clients.values()))},
+        algorithm=fedavg.ALGORITHM,
+        transform=chain(),
+        tuning=tuning,
+        federation=FederationTable(rounds=1),
+        micro_batch_tokens=run.plan.micro_batch_tokens,
+        order_seed=asked.seed,
+        training=run.training,
+    )
+    first = lora.fresh(run.base.targets, asked.adapter.rank, seed_for(asked.seed, "adapter"))
+    simulation = Simulation(local=local, executor=Inline(run.base), stack_size=1)
+    broadcast = Broadcast(round=0, adapter=first, seed=seed_for(asked.seed, "arms"))
+    (update,) = simulation.run(broadcast, [CENTRAL])
+    if isinstance(update, Failure):
+        raise FederationError(update.reason)
+    adapter = first.plus(update.delta)
+    return adapter, {"examples": steps * tuning.batch_size, "bytes": 0, "gap": []}
+
+
+def _scored(run: Run, adapter: Adapter) -> dict[str, Any]:
+    """Loss and answers of each held-out question; one half chooses the rate, the other is reported."""
+    base, prepared = run.base, run.prepared
+    named = pipeline.categories(prepared)
+    places = loss.stratified_subset(named, QUESTIONS).tolist()
+    held = prepared.heldout.take(places)
+    sums = score.losses(base, [adapter], held, micro_batch=run.plan.micro_batch_tokens)[0]
+    counts = tune.predictions(held)
+    categories = [named[place] for place in places]
+    choice = [
+        i for n in sorted(set(categories)) for i in [j for j, c in enumerate(categories) if c == n][::2]
+    ]
+    report = sorted(set(range(len(places))) - set(choice))
+    mixes = prepared.category_counts
+    reported = loss.summarise(sums[report], counts[report], [categories[i] for i in report], mixes)
+    return {
+        "categories": categories,
+        "report": report,
+        "losses": (sums / counts).tolist(),
+        "tokens": counts.tolist(),
+        "choice": loss.summarise(sums[choice], counts[choice], [categories[i] for i in choice], {}).loss,
+        "worst_client": max(reported.client.values()),
+        "right": _right(base, run.settings, prepared, adapter, places, report),
+    }
+
+
+def _right(
+    base: Base,
+    settings: RunSettings,
+    prepared: TokenisedData,
+    adapter: Adapter,
+    places: Sequence[int],
+    report: Sequence[int],
+) -> list[float] | None:
+    """Whether each reported question is answered right; None if the data have no checkers."""
+    examples = [prepared.heldout_examples[places[i]] for i in report]
+    if any(example.check is None for example in examples):
+        return None
+    prompts = [prompt_ids(base, settings.data, example.turns[:-1]) for example in examples]
+    longest = settings.evaluation.max_new_tokens
+    (found,) = answers(base, settings.data, [adapter], prompts, max_new_tokens=longest)
+    (right,) = metrics([PartTable(name="right")])
+    return [scores([right], a.text, e)["right"] or 0.0 for a, e in zip(found, examples, strict=True)]
+
+
+def _values(found: Sequence[Mapping[str, Any]], what: str) -> np.ndarray:
+    if what == "right":
+        return np.array([each["right"] for each in found])
+    return np.array([[each["losses"][i] for i in each["report"]] for each in found])
+
+
+def _tokens(found: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    return np.array([found[0]["tokens"][i] for i in found[0]["report"]], dtype=float)
+
+
+def _summary(found: Sequence[Mapping[str, Any]], kept: draws.Draws) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "loss": statistics.score(_values(found, "loss"), kept, _tokens(found)).row(),
+        "worst_client": float(np.mean([each["worst_client"] for each in found])),
+        "examples": found[0]["examples"],
+        "bytes": found[0]["bytes"],
+        "seconds": float(np.median([each["seconds"] for each in found])),
+        "gap": found[0]["gap"][-1] if found[0]["gap"] else None,
+    }
+    if found[0]["right"] is not None:
+        row["right"] = statistics.score(_values(found, "right"), kept).row()
+    return row
+
+
+def _against(
+    found: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]], kept: draws.Draws
+) -> dict[str, Any]:
+    """The difference to plain averaging, paired by question and seed."""
+    apart = statistics.difference(_values(found, "loss"), _values(plain, "loss"), kept, _tokens(found))
+    return {"loss": apart.difference.row(), "p": apart.p}
+
+
+def _of_central(
+    found: Sequence[Mapping[str, Any]], central: Sequence[Mapping[str, Any]], kept: draws.Draws
+) -> dict[str, Any]:
+    what = "loss" if found[0]["right"] is None else "right"
+    weights = _tokens(found) if what == "loss" else None
+    return statistics.relative(_values(found, what), _values(central, what), kept, weights).row()
+
+
+def tables(figures: Figures) -> list[Table]:
+    """The grid as it is printed."""
+    columns = [
+        "method",
+        "rate",
+        "loss",
+        "right %",
+        "of central",
+        "against fedavg",
+        "worst client",
+        "gap",
+        "MB",
+        "s",
+    ]
+    rows = [
+        [
+            row["method"],
+            f"{row['rate']:g}x",
+            _interval(row["loss"]),
+            _interval(row.get("right"), 100, 1),
+            _interval(row.get("of_central")),
+            _interval(row.get("against", {}).get("loss")),
+            f"{row['worst_client']:.3f}",
+            "" if row["gap"] is None else f"{row['gap']:.3f}",
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in figures["methods"]
+    ]
+    notes = [
+        "of central: right answers, or loss where nothing can be checked, as a ratio to central tuning's"
+    ]
+    return [Table(f"methods at equal examples on {figures['on']}", columns, rows, notes)]
+
+
+def _interval(found: Mapping[str, float] | None, scale: float = 1.0, digits: int = 3) -> str:
+    if found is None:
+        return ""
+    low, high = (found[end] if found[end] is not None else float("nan") for end in ("low", "high"))
+    return f"{found['value'] * scale:.{digits}f} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
