@@ -13,7 +13,7 @@ import numpy as np
 from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.chats import ROLES, Role, Turn
-from shepherd.data.fields import alike, from_cell, is_filled, kind, name_of, sort
+from shepherd.data.fields import alike, from_cell, is_filled, kind, name_of, part_keys, sort
 from shepherd.data.form import Form
 from shepherd.data.in_memory import memory_parts
 from shepherd.data.layouts import missing, question, require_full, turns_of
@@ -27,6 +27,8 @@ __all__ = ["ROLES", "Example", "Reading", "Role", "Turn", "by_category", "from_r
 WORDS = (
     "<noinput>", "noinput", "<no input>", "no input", "<nooutput>", "nooutput", "<na>", "#n/a", "n/a", "n.a.",
     "na", "nan", "none", "<none>", "null", "<null>", "nil", "undefined", "empty", "<empty>", "-", "--", "[]",
+    "none.", "n/a.", "no input.", "not applicable", "(none)", "(null)", "(empty)", "[null]", "[none]", "\\n",
+    "{}", '""', "''", "#div/0!", "#value!", "#ref!", "#name?", "#num!", "#null!",
 )  # fmt: skip
 """Words that programs and people write for an empty field."""
 RETURNS = "a text holds carriage returns (\\r), which are trained as they are"
@@ -144,8 +146,9 @@ def _gather(rows: Iterable[files.Placed], table: DataTable, split: Split, client
             skipped.append(str(error))
             noted.count("refused", [_reason(error, where)], where)
             continue
-        for name in ("unread", "changed", "seen", "empty"):
+        for name in ("unread", "changed", "seen"):
             noted.count(name, getattr(found, name), where)
+        noted.count("empty", map(noted.spelled, found.empty), where)
         examples.append(found.example if split.client_field else replace(found.example, client=client))
     return Reading(examples=tuple(examples), skipped=tuple(skipped), notes=noted.notes())
 
@@ -156,12 +159,17 @@ class _Noted:
     def __init__(self) -> None:
         self.rows = 0
         self._found: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
+        self._spellings: dict[str, str] = {}
 
     def count(self, kind: str, whats: Iterable[str], where: str) -> None:
         found = self._found[kind]
         for what in whats:
             rows, first = found.get(what, (0, where))
             found[what] = rows + 1, first
+
+    def spelled(self, what: str) -> str:
+        """The first spelling of what is counted, so that N/A and n/a are one."""
+        return self._spellings.setdefault(what.casefold(), what)
 
     def notes(self) -> Notes:
         tallies = {
@@ -217,6 +225,7 @@ def _found(row: Any, table: DataTable, split: Split, where: str, number: int) ->
     )
     used = {*read.used, category, client, label, group, *(["check"] if example.check is not None else [])}
     unread = [str(name) for name, value in row.items() if name not in used and is_filled(from_cell(value))]
+    unread += [f"{name}[].{key}" for name in row if name in used for key in part_keys(row[name])]
     texts = [(name, text) for turn in read.turns for name, text in _said(turn)]
     names = [("category", example.category), ("client", example.client), (f"field {label}", example.label)]
     return _Found(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shepherd.data import files
+from shepherd.data import files, packed
 from shepherd.data.examples import Turn, question
 from shepherd.data.fields import alike, filled
 from shepherd.data.folding import shows_nothing
@@ -76,7 +76,7 @@ def read(source: str, table: DataTable) -> list[Prompt]:
     Raises:
         DataError: the file is missing, unreadable, no text, or empty; or a row is (by file and line).
     """
-    suffix = Path(source).suffix.lower()
+    suffix = packed.suffix(Path(source))
     placed = files.rows_of(Path(source).expanduser()) if suffix in files.READERS else _lines(source)
     found = []
     for where, row in placed:
@@ -104,7 +104,7 @@ def _lines(source: str) -> Iterator[tuple[str, Any]]:
     if source != STDIN and (fault := lfs.fault(Path(source).expanduser())):
         raise DataError(fault)
     try:
-        raw = sys.stdin.buffer.read() if source == STDIN else Path(source).expanduser().read_bytes()
+        raw = sys.stdin.buffer.read() if source == STDIN else packed.read(Path(source).expanduser())
     except OSError as error:
         raise DataError(
             f"{name} cannot be read ({error.strerror}); name a file with one prompt a line"
