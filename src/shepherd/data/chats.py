@@ -53,7 +53,7 @@ ENDS = "the chat ends with the user: the turn without an answer is left out"
 MASKED = "an assistant turn is marked as not to be trained, and is masked"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Turn:
     """One turn of a chat; only user turns have a `context` (Dolly's context, Alpaca's input).
 
@@ -64,6 +64,10 @@ class Turn:
     text: str
     context: str = ""
     trained: bool = True
+
+    def __repr__(self) -> str:
+        """The role and how long the text is: the text itself stays out of logs."""
+        return f"<Turn: {self.role}, {len(self.text) + len(self.context):,} characters>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

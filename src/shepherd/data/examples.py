@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +35,7 @@ WORDS = (
 RETURNS = "a text holds carriage returns (\\r), which are trained as they are"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Example:
     """One instruction with its response, or a chat: [system,] user, assistant, user, assistant, ...
 
@@ -49,6 +50,10 @@ class Example:
     group: str = ""
     where: str = ""
     check: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        """The place and the number of turns: the text of an example stays out of logs."""
+        return f"<Example: {self.where or 'in memory'}, {len(self.turns)} turns>"
 
     @property
     def instruction(self) -> str:
@@ -74,6 +79,8 @@ class Reading:
     skipped: tuple[str, ...] = ()
     notes: Notes = field(default_factory=Notes)
     """Counts of what of the rows is not read, refused or changed."""
+    skipped_by_client: Mapping[str, int] = field(default_factory=dict)
+    """How many rows were skipped of each client, as far as the rows or their file say whose they are."""
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -113,6 +120,9 @@ def read(table: DataTable, split: Split, seed: int, rows: Any = None) -> Reading
         examples=_limited(examples, table.limit, seed),
         skipped=skipped,
         notes=Notes.together(reading.notes for reading in readings.values()),
+        skipped_by_client=sum(
+            (Counter(reading.skipped_by_client) for reading in readings.values()), Counter()
+        ),
     )
 
 
@@ -133,7 +143,7 @@ def from_rows(
 
 
 def _gather(rows: Iterable[files.Placed], table: DataTable, split: Split, client: str) -> Reading:
-    examples, skipped, noted = list[Example](), list[str](), _Noted()
+    examples, skipped, noted, whose = list[Example](), list[str](), _Noted(), Counter[str]()
     for where, row in rows:
         noted.rows += 1
         try:
@@ -144,13 +154,17 @@ def _gather(rows: Iterable[files.Placed], table: DataTable, split: Split, client
             if table.on_bad_row == "error":
                 raise
             skipped.append(str(error))
+            whose[client or _client(row, split)] += 1
             noted.count("refused", [_reason(error, where)], where)
             continue
         for name in ("unread", "changed", "seen"):
             noted.count(name, getattr(found, name), where)
         noted.count("empty", map(noted.spelled, found.empty), where)
         examples.append(found.example if split.client_field else replace(found.example, client=client))
-    return Reading(examples=tuple(examples), skipped=tuple(skipped), notes=noted.notes())
+    del whose[""]
+    return Reading(
+        examples=tuple(examples), skipped=tuple(skipped), notes=noted.notes(), skipped_by_client=whose
+    )
 
 
 class _Noted:
@@ -177,6 +191,14 @@ class _Noted:
             for kind, found in self._found.items()
         }
         return Notes(rows=self.rows, **tallies)
+
+
+def _client(row: Any, split: Split) -> str:
+    """The client that a row names; "" if it names none."""
+    with suppress(BadRow):
+        if isinstance(row, Mapping) and (field := _own_name(row, split.client_field)) in row:
+            return name_of(row[field], "", "")
+    return ""
 
 
 def _reason(error: BadRow, where: str) -> str:

@@ -73,12 +73,18 @@ def question(row: Any, table: DataTable, where: str) -> tuple[Turn, ...]:
     Raises:
         BadRow: a field is missing or is no text, or a chat has no user turn to answer.
     """
+    return asked_of(row, table, where).turns
+
+
+def asked_of(row: Any, table: DataTable, where: str) -> RowTurns:
+    """As `question`, with the fields that are read; a response counts as read, since it is left out."""
     if not isinstance(row, Mapping):
         raise BadRow(f"{where} is {kind(row)}, expected an object with named fields; rewrite that row")
     if found := _chat_field(row, table):
-        turns = _chat(row, found, table, where, answered=False).turns
-        return turns[:-1] if turns[-1].role == "assistant" else turns
-    return _user_turn(row, table, where, asked=True).turns
+        read = _chat(row, found, table, where, answered=False)
+        return replace(read, turns=read.turns[:-1]) if read.turns[-1].role == "assistant" else read
+    read = _user_turn(row, table, where, asked=True)
+    return replace(read, used=read.used | set(alike(row, _known(table.fields.response, RESPONSES))))
 
 
 def _require(row: Mapping[str, Any], table: DataTable, parts: Sequence[str], where: str) -> None:
