@@ -167,7 +167,7 @@ def _listed(folder: Path) -> Listing:
         entries = list(folder.iterdir())
         folders = {entry for entry in entries if entry.is_dir()}
         sets = set(filter(_is_saved, folders))
-        strange = {entry for entry in entries if entry.exists() and not (entry.is_file() or entry.is_dir())}
+        strange = set(filter(_is_strange, entries))
     except OSError as error:
         raise DataError(
             f"folder {folder} cannot be read ({error.strerror}); check its permissions"
@@ -176,6 +176,11 @@ def _listed(folder: Path) -> Listing:
     for name in (*(path.name for path in found.data), *found.testing):
         _require_utf8(folder / name)
     return found
+
+
+def _is_strange(path: Path) -> bool:
+    """Whether a path is a pipe, a device or a socket."""
+    return not path.is_file() and not path.is_dir() and path.exists()
 
 
 def _require_utf8(path: Path) -> None:
@@ -214,7 +219,7 @@ def rows_of(path: Path, form: Form = USUAL) -> Iterator[Placed]:
     """
     empty = True
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # reading it might never end
+        if _is_strange(path):  # reading it might never end
             raise DataError(f"{path} is a pipe or a device and no file; write its rows to a file")
         if fault := lfs.fault(path):
             raise DataError(fault)

@@ -218,12 +218,12 @@ def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: b
         context = _text(row, pick(row, contexts), where)
     system, system_field = _system(row, table, where)
     earlier, history_field = _history(row, table, where)
-    first, *later = earlier.turns or [None]
+    first = next(iter(earlier.turns), None)
     if first is not None and first.role == "system":
         if system and system != first.text:
             fault = f"field {system_field} and the system turn of field {history_field} differ"
             raise bad(where, f"{fault}; keep one of them", fault)
-        system, earlier = first.text, replace(earlier, turns=tuple(later))
+        system, earlier = first.text, replace(earlier, turns=earlier.turns[1:])
     turn = Turn(role="user", text=instruction, context="" if shows_nothing(context) else context)
     return RowTurns(
         turns=(*([Turn(role="system", text=system)] if system else []), *earlier.turns, turn),

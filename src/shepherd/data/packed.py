@@ -58,11 +58,12 @@ def opened(path: Path) -> BinaryIO:
         DataError: while it is read: it is damaged, or unpacks to more than the bound.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        head = file.read(10)
-    opener = next((each for start, each in OPENERS.items() if re.match(start, head, re.DOTALL)), None)
-    if opener is None:
-        return path.open("rb")
+    file = path.open("rb")
+    head = file.peek(10)
+    if not PACKED.match(head):
+        return file
+    file.close()
+    opener = next(each for start, each in OPENERS.items() if re.match(start, head))
     return io.BufferedReader(_Bounded(opener(path), path), buffer_size=2**16)
 
 
@@ -116,3 +117,4 @@ OPENERS: Mapping[bytes, Callable[[Path], Any]] = {
     rb"\x28\xb5\x2f\xfd": _zstd,
 }
 """How to open each format, by the bytes that it begins with."""
+PACKED = re.compile(b"|".join(OPENERS))

@@ -18,16 +18,17 @@ from shepherd.io.decoding import UTF8, encoding_of
 HEAD_BYTES = 2**16
 TEXT = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".jsonlines", ".jl")
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-OTHER_STARTS = {
-    rb"PK\x03\x04": "a workbook of Excel or a zip archive",
-    rb"\xd0\xcf\x11\xe0": "a workbook of an old or protected Excel",
-    rb"PAR1": "Parquet",
-    rb"ARROW1": "Arrow",
-    rb"SQLite format": "a database of SQLite",
-    rb"%PDF-": "PDF",
-    rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)": "a web page, as a download that failed leaves",
-}
+OTHER_STARTS = (
+    (rb"PK\x03\x04", "a workbook of Excel or a zip archive"),
+    (rb"\xd0\xcf\x11\xe0", "a workbook of an old or protected Excel"),
+    (rb"PAR1", "Parquet"),
+    (rb"ARROW1", "Arrow"),
+    (rb"SQLite format", "a database of SQLite"),
+    (rb"%PDF-", "PDF"),
+    (rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)", "a web page, as a download that failed leaves"),
+)
 """How files begin that are often named like text files, and what they are."""
+OTHER = re.compile(b"|".join(b"(" + start + b")" for start, _ in OTHER_STARTS), re.IGNORECASE)
 
 
 def require_plain(path: Path, form: Form = USUAL) -> None:
@@ -91,7 +92,8 @@ def likely(path: Path, form: Form = USUAL) -> str:
     if form.encoding != AUTO:
         return UTF8 if codecs.lookup(form.encoding).name == "utf-8" else form.encoding
     found = encoding_of(head)
-    other = next((what for start, what in OTHER_STARTS.items() if re.match(start, head, re.I)), "")
+    found_other = OTHER.match(head)
+    other = OTHER_STARTS[found_other.lastindex - 1][1] if found_other and found_other.lastindex else ""
     if other or (found == UTF8 and b"\0" in head):
         kind = packed.suffix(path)[1:].upper() or "text"
         named = f"{kind} but {other}" if other else "text"
