@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import logging
+import lzma
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shepherd.data import files, prompts
+from shepherd.data import files, packed, prompts
 from shepherd.data.form import USUAL, Form
+from shepherd.data.labels import namer
 from shepherd.errors import BadRow, DataError
 from shepherd.judge import answers, questions
 from shepherd.settings import DataTable
@@ -147,7 +152,7 @@ def test_what_cannot_be_read_is_one_sentence(text: str, words: str, tmp_path: Pa
 
 
 def test_a_line_that_is_broken_is_one_bad_row(tmp_path: Path) -> None:
-    for first in ('{"instruction": "a', '{"a": 1},', "# a comment"):
+    for first in ('{"instruction": "a', '{"a": 1},,', "# a comment"):
         (tmp_path / "a.jsonl").write_text(f"{first}\n{json.dumps(ROWS[1])}\n")
         bad, good = read(tmp_path / "a.jsonl")
         assert isinstance(bad, BadRow)
@@ -333,7 +338,7 @@ def test_a_category_that_is_stored_as_a_number_gives_its_name(tmp_path: Path) ->
         assert rows[0]["tags"] == ["brief", "qa"]
         assert [turn["role"] for turn in rows[0]["turns"]] == ["user", "assistant"]
     (tmp_path / "b.arrow").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"b\.arrow is not Arrow"):
+    with pytest.raises(DataError, match=r"b\.arrow cannot be read as Arrow"):
         source(tmp_path / "b.arrow")
 
 
@@ -572,3 +577,230 @@ def test_a_first_line_that_is_broken_is_one_bad_row(tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(broken)
         ((where, bad),) = files.rows_of(tmp_path / "a.jsonl")
         assert (where[-6:], type(bad)) == ("line 1", BadRow)
+
+
+# ---- one row, several lines, other spellings
+
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        [TURNS[0], None, TURNS[1]],
+        [*TURNS, {}],
+        [TURNS[0], {"content": "b"}],
+        [{"role": "user", "content": "a"}, {"type": "function_call", "name": "f"}],
+        ["a", "b"],
+    ],
+)
+def test_a_chat_alone_in_a_file_is_one_row_whatever_its_turns_are(chat: list[Any], tmp_path: Path) -> None:
+    for name in ("messages", "Conversations "):
+        (tmp_path / "a.jsonl").write_text(json.dumps({name: chat}))
+        assert read(tmp_path / "a.jsonl") == [{name: chat}]
+    for column in ([TURNS, TURNS], [json.dumps(TURNS)] * 2):
+        (tmp_path / "a.json").write_text(json.dumps({"messages": column}))
+        assert read(tmp_path / "a.json") == [{"messages": each} for each in column]
+
+
+def test_chats_by_name_and_chats_without_an_object_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"c1": {"messages": TURNS}, "c2": {"messages": TURNS}}))
+    assert read(tmp_path / "a.json") == [{"messages": TURNS}] * 2
+    (tmp_path / "a.json").write_text(json.dumps([TURNS, TURNS]))
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(TURNS)}\n{json.dumps(TURNS)}\n")
+    assert read(tmp_path / "a.json") == read(tmp_path / "a.jsonl") == [{"messages": TURNS}] * 2
+    (tmp_path / "a.json").write_text(json.dumps({"chosen": TURNS, "rejected": TURNS}))
+    assert read(tmp_path / "a.json") == [{"chosen": TURNS, "rejected": TURNS}]  # no two chats to train on
+
+
+TWICE = '{"instruction": "a", "output": "1", "output": "2"}'
+
+
+@pytest.mark.parametrize("first", [TWICE, '{"instruction": "a", "n": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize("form", ["{0}\n{1}\n", "[{0},{1}]", "{0}{1}", "{0},\n{1},\n"])
+def test_a_record_that_cannot_be_read_is_one_bad_row(first: str, form: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(form.format(first, json.dumps(ROWS[1])))
+    bad, good = read(tmp_path / "a.json")
+    assert isinstance(bad, BadRow)
+    assert good == ROWS[1]
+    if first is TWICE:
+        assert bad.reason == "the row has two values for one key"
+
+
+def test_a_key_with_the_same_value_twice_loses_nothing(tmp_path: Path) -> None:
+    for second, is_row in (("1", True), ("1.0", False), ("true", False)):
+        (tmp_path / "a.jsonl").write_text(f'{{"a": 1, "a": {second}}}\n{{"a": 2}}\n')
+        assert isinstance(read(tmp_path / "a.jsonl")[0], dict) is is_row
+
+
+@pytest.mark.parametrize("name", ["a.txt", "rows", "a.jsonl.txt", "a.jsonlines", "a.jl"])
+@pytest.mark.parametrize("form", ["{0}\n{1}\n", "{0},\n{1},\n", "[\n{0},\n{1}\n]", "[{0},{1}]"])
+def test_json_of_another_name_is_read(name: str, form: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(form.format(json.dumps(ROWS[0]), json.dumps(ROWS[1])))
+    assert read(tmp_path / name) == ROWS[:2]
+
+
+def test_a_text_of_another_name_is_no_json(tmp_path: Path) -> None:
+    for text in ("[a] hello\n", "{x}\n", "question,answer\n", ""):
+        (tmp_path / "a.txt").write_text(text)
+        with pytest.raises(DataError, match=r"a\.txt has an unknown extension"):
+            read(tmp_path / "a.txt")
+
+
+# ---- what a spreadsheet program writes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a, b\n"x, y", "z"\n',
+        "'a','b'\n'x, y','z'\n",
+        'SEP=|\ra|b\r"x, y"|z\r',
+        'sep = ;\n"a";"b"\n"x, y";"z"\n',
+        '\ufeffa,b\n"x, y",z\n',
+    ],
+)
+def test_quotes_after_spaces_and_other_quotes_are_no_text(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    assert read(tmp_path / "a.csv") == [{"a": "x, y", "b": "z"}]
+
+
+def test_a_space_after_some_commas_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('a,b\nx, "y"\n')
+    assert read(tmp_path / "a.csv") == [{"a": "x", "b": ' "y"'}]
+
+
+@pytest.mark.parametrize("again", ["\ufeffa,b", "A,B", " a , b "])
+def test_a_header_that_comes_again_in_another_spelling_is_no_row(again: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"a,b\nx,y\n{again}\nz,w\n", encoding="utf8")
+    first, bad, last = read(tmp_path / "a.csv")
+    assert (first, last) == ({"a": "x", "b": "y"}, {"a": "z", "b": "w"})
+    assert "repeats the names of the columns" in str(bad)
+
+
+def test_a_title_above_the_header_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("# Export of May\n\na,b\nx,y\n")
+    assert "remove that header if it is a title or a remark above the columns' names" in str(
+        read(tmp_path / "a.csv")[0]
+    )
+
+
+def test_a_cell_that_is_merged_over_rows_is_the_cell_of_each(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    rows = (["ward", "question"], ["A", "q1"], [None, "q2"], [None, None], ["B", "q3"], [None, "q4"])
+    for row in rows:
+        book.active.append(row)
+    book.active.merge_cells("A2:A4")
+    book.save(tmp_path / "a.xlsx")
+    wards = [row["ward"] for row in read(tmp_path / "a.xlsx")]
+    assert wards == ["A", "A", "B", ""]
+
+
+# ---- compressed files
+
+
+def _zstd(raw: bytes) -> bytes:
+    import pyarrow
+
+    packed: bytes = pyarrow.compress(raw, codec="zstd", asbytes=True)
+    return packed
+
+
+PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": _zstd}
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+def test_a_compressed_file_is_read_as_what_it_holds(ending: str, tmp_path: Path) -> None:
+    pack = PACKERS[ending]
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    table = "instruction,output\n" + "".join(f"{r['instruction']},{r['output']}\n" for r in ROWS)
+    plain = {"a.jsonl": lines.encode(), "b.csv": ("\ufeff" + table).encode("utf-16"), "c.json": b"[]"}
+    plain["c.json"] = json.dumps({"data": ROWS}, indent=1).encode()
+    files.columns(**COLUMNS).to_parquet(str(tmp_path / "d.parquet"))
+    plain["d.parquet"] = (tmp_path / "d.parquet").read_bytes()
+    (tmp_path / "packed").mkdir()
+    for name, raw in plain.items():
+        (tmp_path / "packed" / (name + ending)).write_bytes(pack(raw))
+        assert read(tmp_path / "packed" / (name + ending)) == ROWS
+    (tmp_path / "e.jsonl").write_bytes(pack(lines.encode()))  # its name hides it
+    assert read(tmp_path / "e.jsonl") == ROWS
+    (tmp_path / f"f.jsonl{ending}").write_text(lines)  # unpacked by a browser
+    assert read(tmp_path / f"f.jsonl{ending}") == ROWS
+    assert [part.client for part in files.parts(str(tmp_path / "packed"), None, "train")] == list("abcd")
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+def test_a_compressed_file_that_is_cut_off_is_one_sentence(ending: str, tmp_path: Path) -> None:
+    raw = "".join(json.dumps({**row, "n": n}) + "\n" for n in range(500) for row in ROWS).encode()
+    whole = PACKERS[ending](raw)
+    (tmp_path / f"a.jsonl{ending}").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"compressed file .* is damaged \(.*; fetch it or compress it again"):
+        read(tmp_path / f"a.jsonl{ending}")
+
+
+def test_what_a_compressed_file_may_become_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "MIN_BYTES", 10_000)
+    for ending, pack in PACKERS.items():
+        (tmp_path / f"a.jsonl{ending}").write_bytes(pack(b"\n" * 5_000_000))
+        with pytest.raises(DataError, match=r"unpacks to more than .* MiB; unpack it if you trust it"):
+            read(tmp_path / f"a.jsonl{ending}")
+
+
+def test_an_archive_among_the_files_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]))
+    for name in ("b.zip", "c.tar.gz"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04")
+    assert files.left_out(str(tmp_path)) == [
+        "b.zip, c.tar.gz are left out, as archives; unpack those that hold data"
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_no_client_and_is_never_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]))
+    os.mkfifo(tmp_path / "b.jsonl")
+    assert source(tmp_path) == [ROWS[0]]
+    assert any("b.jsonl" in said for said in files.left_out(str(tmp_path)))
+    with pytest.raises(DataError, match="is a pipe or a device and no file"):
+        read(tmp_path / "b.jsonl")
+
+
+# ---- class labels that another program wrote
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train.csv", "q,kind,tags\na,1,\nb,-1,\nc,bio,\nd,1.0,\n"),
+        ("train.jsonl", '{"kind": 1}\n{"kind": -1}\n{"kind": "bio"}\n{"kind": 1.0}\n'),
+    ],
+)
+def test_a_label_in_a_text_file_of_a_clone_gives_its_name(name: str, text: str, tmp_path: Path) -> None:
+    card = {
+        "dataset_info": {
+            "features": [{"name": "kind", "dtype": {"class_label": {"names": {"0": "bio", "1": "chem"}}}}]
+        }
+    }
+    (tmp_path / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    (tmp_path / name).write_text(text)
+    assert [row["kind"] for row in source(tmp_path)] == ["chem", None, "bio", "chem"]
+
+
+def test_the_role_of_a_turn_may_be_a_label_in_any_layout() -> None:
+    import datasets
+
+    role = datasets.ClassLabel(names=["user", "assistant"])
+    text = datasets.Value("string")
+    struct = {"messages": {"role": datasets.List(role), "content": datasets.List(text)}}
+    turns = [{"role": 0, "content": "a"}, {"role": 1.0, "content": "b"}]
+    assert namer(datasets.Features(struct))({"messages": turns}) == {"messages": TURNS}
+    assert namer(datasets.Features({"messages": [{"role": role, "content": text}]}))({"messages": turns}) == {
+        "messages": TURNS
+    }
+    assert namer(datasets.Features({"kind": role}))({"kind": 7}) == {
+        "kind": 7
+    }  # a number without a name stays

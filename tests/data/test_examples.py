@@ -110,7 +110,8 @@ BAD = {
     "field response is empty": {**DOLLY, "response": " \n"},
     "response is empty; fill": {**DOLLY, "response": "\u200b\ufeff \u00ad"},
     "field instruction is empty": {**DOLLY, "instruction": None},
-    "field context is a list, expected text": {**DOLLY, "context": ["x"]},
+    "field context is a list, expected text": {**DOLLY, "context": [["x"]]},
+    "field context is a list of several texts; join them into one": {**DOLLY, "context": ["x", "y"]},
     r"field response is the number 3\.5, expected text": {**DOLLY, "response": 3.5},
     "field response holds half of a surrogate": {**DOLLY, "response": "\ud83d"},
     "field response is true": {**DOLLY, "response": True},
@@ -261,7 +262,7 @@ def test_parquet_and_saved_sets_come_through_datasets_and_leave_nothing_behind(t
     with pytest.raises(DataError, match=r"no part test; set data\.part to one of train"):
         read(DataTable(source=str(tmp_path / "saved"), part="test"), IID, 0)
     (tmp_path / "b.parquet").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"b\.parquet is not Parquet"):
+    with pytest.raises(DataError, match=r"b\.parquet cannot be read as Parquet"):
         read(DataTable(source=str(tmp_path / "b.parquet")), IID, 0)
 
 
@@ -272,7 +273,7 @@ def test_a_text_in_parquet_that_is_not_utf8_is_said_of_the_file(tmp_path):
     raw = pyarrow.array([b"a", b"\xff"])
     text = pyarrow.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
     parquet.write_table(pyarrow.table({"instruction": text, "response": text}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet is not Parquet \(.*UTF8"):
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read as Parquet \(.*UTF8"):
         read(DataTable(source=str(tmp_path / "a.parquet")), IID, 0)
 
 

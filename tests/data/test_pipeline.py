@@ -512,3 +512,73 @@ def test_the_day_is_kept_where_a_template_prints_it(source, chatting, tokenizer)
     assert pipeline.dated(plain, tokenizer) == plain
     chatting.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
     assert pipeline.dated(chat, chatting) == chat
+
+
+def test_what_is_cut_dropped_masked_or_skipped_is_counted_by_client(tmp_path: Path, tokenizer) -> None:
+    folder = tmp_path / "clients"
+    folder.mkdir()
+    long = {"instruction": "Name a bird.", "output": "heron " * 400}
+    marked = [
+        {"role": role, "content": text, "weight": weight}
+        for role, text, weight in (
+            ("user", "a", 1),
+            ("assistant", "b", 0),
+            ("user", "c", 1),
+            ("assistant", "d", 1),
+        )
+    ]
+    rows = {
+        "Ulm": [long, {"messages": marked}, {"instruction": "x", "output": ""}],
+        "Bonn": [
+            {"instruction": "x " * 400, "output": "y"},
+            {"instruction": "Name one.", "output": "Heron."},
+        ],
+    }
+    for name, own in rows.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, own)))
+    (folder / "Thumbs.db").touch()
+    asked = settings(
+        folder,
+        data={"holdout": 0.0, "on_bad_row": "skip", "max_tokens": 100},
+        split={"by": "ready-made", "clients": None},
+    )
+    made = pipeline.prepare(asked, tokenizer)
+    pipeline.save(tmp_path / "kept", made)
+    back = pipeline.load(tmp_path / "kept")
+    assert back.by_client == made.by_client == {
+        "Bonn": {
+            "examples": 2, "kept": 1, "cut": 0, "cut_responses": 0, "marked_responses": 0, "dropped": 1,
+            "skipped_rows": 0,
+        },
+        "Ulm": {
+            "examples": 2, "kept": 2, "cut": 1, "cut_responses": 1, "marked_responses": 1, "dropped": 0,
+            "skipped_rows": 1,
+        },
+    }  # fmt: skip
+    assert list(back.left_out) == ["Thumbs.db is left out, as files of the system or of an editor"]
+    said = pipeline.training_remarks(back)
+    assert said[-5:] == [
+        "rows skipped, by client: Ulm 1",
+        "examples dropped, by client: Bonn 1 of 2",
+        "examples cut to fit, by client: Ulm 1 of 2",
+        "of these, responses cut, by client: Ulm 1 of 2",
+        "responses masked by marks, by client: Ulm 1",
+    ]
+    for key in ("kept", "cut", "cut_responses", "marked_responses", "dropped"):
+        assert made.summary[key] == sum(counts[key] for counts in made.by_client.values())
+
+
+def test_a_row_that_is_skipped_is_counted_for_the_client_it_names(tmp_path: Path, tokenizer) -> None:
+    rows = [{"instruction": f"q{n}", "output": "y" if n else "", "ward": 1.0} for n in range(3)]
+    rows += [
+        {"instruction": "q", "output": "y", "ward": "b"},
+        {"instruction": "q", "output": "", "ward": None},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = settings(
+        tmp_path / "a.jsonl",
+        data={"holdout": 0.0, "on_bad_row": "skip"},
+        split={"by": "natural", "field": "ward", "clients": None},
+    )
+    by_client = pipeline.prepare(asked, tokenizer).by_client
+    assert {name: counts["skipped_rows"] for name, counts in by_client.items()} == {"1": 1, "b": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from shepherd.data import prompts
-from shepherd.data.examples import Turn
+from shepherd.data.examples import Example, Reading, Turn
 from shepherd.data.prompts import Prompt, prompt_of, read
 from shepherd.errors import BadRow, DataError
 from shepherd.settings import DataTable, FieldsTable
@@ -115,3 +116,36 @@ def test_a_rows_faults_are_said_by_the_runs_own_fields(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("frage,kontext\nWas?,\n,Hier\n")
     with pytest.raises(BadRow, match=r"line 3: field frage is empty; fill it in$"):
         read(str(tmp_path / "a.csv"), GERMAN)
+
+
+def test_fields_of_prompts_that_are_not_read_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "asked.jsonl"
+    rows = [
+        {"instruction": "What?", "output": "That.", "context": "", "id": 7, "topic": "birds"},
+        {"messages": [{"role": "user", "content": "Who?", "name": "Ann"}], "id": 8, "topic": None},
+        "a text alone",
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = read(str(file), USUAL)
+    assert [each.unread for each in found] == [("id", "topic"), ("id", "messages[].name"), ()]
+    assert prompts.remarks(found) == [
+        "filled and not read: id (in 2 prompts), topic (in 1 prompt) and messages[].name (in 1 prompt); to"
+        " read a field, name it in data.fields of the run"
+    ]
+    assert prompts.remarks(found[2:]) == []
+
+
+def test_a_compressed_file_of_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "asked.txt.gz"
+    file.write_bytes(gzip.compress(b"Name two.\nWho?\n"))
+    assert asked(read(str(file), USUAL)) == [("Name two.", ""), ("Who?", "")]
+
+
+def test_no_text_is_shown_of_a_prompt_or_an_example() -> None:
+    turns = (Turn(role="user", text="private", context="private"), Turn(role="assistant", text="private"))
+    shown = repr(
+        [Prompt(turns=turns), Example(turns=turns), turns, Reading(examples=(Example(turns=turns),))]
+    )
+    assert "private" not in shown
+    assert "<Turn: user, 14 characters>" in shown
+    assert "<Example: in memory, 2 turns>" in shown

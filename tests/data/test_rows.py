@@ -512,3 +512,95 @@ def test_the_same_chat_with_other_turns_masked_is_no_duplicate(neox):
     masked["messages"][1]["weight"] = 0
     examples = reading(masked, said(*HI, ("user", "More"), ("assistant", "No")), masked).examples
     assert hold_out(examples, 0.0, 0).train.tolist() == [0, 1]
+
+
+# ---- what two layouts say, and what only one says
+
+
+def test_two_chats_that_say_the_same_are_both_read():
+    other = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    same = reading(said(*HI, conversations=other))
+    assert (same.notes.unread, same.notes.changed) == ({}, {})
+    differ = reading(said(*HI, conversations=[other[0], {"from": "gpt", "value": "Go away"}]))
+    assert counted(differ.notes.unread) == {"conversations": 1}
+    assert "fields messages and conversations are both filled and differ" in next(iter(differ.notes.changed))
+
+
+def test_of_two_keys_of_a_turn_the_same_is_read_and_another_is_named():
+    def turn(**more):
+        return {
+            "messages": [{"role": "user", "content": "Hi", **more}, {"role": "assistant", "content": "Ho"}]
+        }
+
+    same = reading(turn(**{"from": "human", "value": "Hi"}))
+    assert (same.notes.unread, same.notes.changed) == ({}, {})
+    found = reading(turn(**{"from": "gpt"}), turn(value="Bye"))
+    assert [texts(each)[0] for each in found.examples] == [("user", "Hi")] * 2
+    assert counted(found.notes.unread) == {"messages[].from": 1, "messages[].value": 1}
+    assert list(found.notes.changed) == [
+        "keys role and from of a turn of field messages are both filled and differ; role is read",
+        "keys content and value of a turn of field messages are both filled and differ; content is read",
+    ]
+
+
+def test_the_keys_of_text_parts_are_named():
+    parts = [
+        {"type": "text", "text": "Hi", "citations": ["A"], "image": None},
+        {"type": "text", "value": "lost"},
+    ]
+    chat = said(("user", parts), ("assistant", "Hello"))
+    found = reading(chat, {"instruction": parts, "output": "b"})
+    assert [each.instruction for each in found.examples] == ["Hi", "Hi"]
+    assert counted(found.notes.unread) == {
+        "messages[].content[].citations": 1,
+        "messages[].content[].value": 1,
+        "instruction[].citations": 1,
+        "instruction[].value": 1,
+    }
+
+
+def test_plain_texts_in_a_list_are_parts_of_a_turn_and_elsewhere_one_text_or_refused():
+    (found,) = reading(said(("user", ["Hi ", None, "there"]), ("assistant", ["Hello"]))).examples
+    assert texts(found) == [("user", "Hi there"), ("assistant", "Hello")]
+    (found,) = reading({"instruction": ["a", None, " "], "output": ["b"], "category": ["c"]}).examples
+    assert (found.instruction, found.response, found.category) == ("a", "b", "c")
+    found = reading(
+        {"instruction": "a", "output": ["b", "c"]}, {"instruction": "a", "output": "b"}, on_bad_row="skip"
+    )
+    assert counted(found.notes.refused) == {"field output is a list of several texts": 1}
+
+
+def test_a_system_turn_that_begins_the_history_is_the_rows():
+    earlier = [{"role": role, "content": text} for role, text in (("system", "Be brief."), *HI)]
+    row = {"instruction": "a", "output": "b", "history": earlier}
+    for more in ({}, {"system": "Be brief."}):
+        (found,) = reading({**row, **more}).examples
+        assert texts(found) == [("system", "Be brief."), *HI, ("user", "a"), ("assistant", "b")]
+    with pytest.raises(BadRow, match="field system and the system turn of field history differ"):
+        reading({**row, "system": "Be long."})
+
+
+def test_a_row_that_is_a_turn_is_named_as_one():
+    with pytest.raises(BadRow, match=r"the row is one turn of a chat; write a row for each chat"):
+        reading({"role": "user", "content": "Hi"})
+
+
+@pytest.mark.parametrize("kind", ["function_call", "function_call_output"])
+def test_a_tool_call_without_a_role_is_one(kind):
+    items = [{"role": "user", "content": "a"}, {"type": kind, "call_id": "1"}]
+    with pytest.raises(BadRow, match=r"calls tools \(turn 2\)"):
+        reading({"messages": items})
+
+
+def test_a_role_is_read_without_what_nobody_sees():
+    (found,) = reading(said(("User ", "Hi"), ("assistant\u200b", "Hello"))).examples
+    assert texts(found) == [*HI]
+
+
+@pytest.mark.parametrize("words", [("N/A", "n/a"), ("None.", "none"), ("#DIV/0!", "#div/0!"), ("\\N", "\\n")])
+def test_spellings_of_a_word_for_nothing_are_counted_together(words):
+    found = reading(*({"instruction": f"q{n}", "input": word, "output": "1"} for n, word in enumerate(words)))
+    same = words[0].casefold() == words[1].casefold()
+    assert counted(found.notes.empty) == (
+        {f"the context is {words[0]!r}": 2} if same else {f"the context is {word!r}": 1 for word in words}
+    )

@@ -14,6 +14,7 @@ from shepherd.data.files import rows_of
 from shepherd.data.form import USUAL, Form
 from shepherd.data.sniff import delimiter, require_plain
 from shepherd.errors import BadRow, DataError, SettingsError
+from shepherd.io.decoding import UTF8, encoding_of
 from shepherd.overrides import parse
 
 ROWS = [["frage", "antwort"], ["Größe, bitte?", "42; zwei"], ["Ä\nÖ", 'sagt "ß"']]
@@ -124,14 +125,30 @@ def test_any_table_is_cut_by_its_own_delimiter(rows: list[tuple[str, ...]], mark
 
 def test_a_packed_file_is_named_for_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"PK\x03\x04rest")
-    with pytest.raises(DataError, match="is not text but a workbook of Excel or a zip archive"):
+    with pytest.raises(DataError, match="is not CSV but a workbook of Excel or a zip archive"):
         cells(tmp_path / "a.csv")
-    (tmp_path / "a.jsonl").write_bytes(b"\x1f\x8brest")
-    with pytest.raises(DataError, match="is not text but compressed"):
-        cells(tmp_path / "a.jsonl")
-    (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8brest")
-    with pytest.raises(DataError, match="unknown extension; unpack it: use one of"):
-        cells(tmp_path / "a.jsonl.gz")
+    (tmp_path / "b.jsonl").write_bytes(b"PAR1\x15\x04PAR1")
+    with pytest.raises(DataError, match="is not JSONL but Parquet, despite its name; export it as JSONL"):
+        cells(tmp_path / "b.jsonl")
+    (tmp_path / "c.json").write_text(
+        "\ufeff\n<!DOCTYPE html><html><title>404</title></html>", encoding="utf8"
+    )
+    with pytest.raises(DataError, match="is not JSON but a web page, as a download that failed leaves"):
+        cells(tmp_path / "c.json")
+    for name in ("a.zip", "a.jsonl.zip", "a.tar.gz", "a.tgz", "a.7z"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04rest")
+        with pytest.raises(
+            DataError, match="unknown extension; it is an archive; unpack it, and name a file"
+        ):
+            cells(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["質問,output\n一一二,三\n", "ä;ö\n一;二\n", '[{"質問": "一"}]'])
+def test_utf16_without_a_mark_is_seen_by_its_ascii(text: str, encoding: str) -> None:
+    assert encoding_of(text.encode(encoding)) == encoding
+    assert encoding_of(text.encode()) == UTF8
+    assert encoding_of(bytes(range(256))) == UTF8  # no text at all
 
 
 def test_the_keys_of_the_run_file() -> None:

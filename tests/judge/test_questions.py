@@ -63,7 +63,12 @@ def test_a_row_that_cannot_be_read_is_named_by_its_line(tmp_path: Path, row: obj
 
 def test_an_empty_or_missing_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text("\n")
-    for file, message in (("q.jsonl", "has no rows"), ("r.jsonl", "cannot be read"), ("q", "extension")):
+    for file, message in (
+        ("q.jsonl", "has no rows"),
+        ("r.jsonl", "cannot be read"),
+        ("q", "cannot be read"),
+        ("q.odt", "extension"),
+    ):
         with pytest.raises(DataError, match=message):
             questions.find(str(tmp_path / file))
 

@@ -7,7 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shepherd.data.fields import bad, filled, from_cell, is_filled, kind, name_of, pick, text_of
+from shepherd.data.fields import (
+    alike,
+    bad,
+    filled,
+    from_cell,
+    is_filled,
+    is_texts,
+    kind,
+    name_of,
+    part_keys,
+    pick,
+    plain_name,
+    text_of,
+)
 from shepherd.data.folding import shows_nothing
 from shepherd.errors import BadRow
 
@@ -40,7 +53,7 @@ ENDS = "the chat ends with the user: the turn without an answer is left out"
 MASKED = "an assistant turn is marked as not to be trained, and is masked"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Turn:
     """One turn of a chat; only user turns have a `context` (Dolly's context, Alpaca's input).
 
@@ -51,6 +64,10 @@ class Turn:
     text: str
     context: str = ""
     trained: bool = True
+
+    def __repr__(self) -> str:
+        """The role and how long the text is: the text itself stays out of logs."""
+        return f"<Turn: {self.role}, {len(self.text) + len(self.context):,} characters>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +86,7 @@ class _Given:
     turn: Turn
     number: int
     unread: tuple[str, ...]
+    changed: tuple[str, ...] = ()
 
 
 def chat(value: Any, where: str, field: str, *, answered: bool = True) -> Chat:
@@ -103,6 +121,7 @@ def chat(value: Any, where: str, field: str, *, answered: bool = True) -> Chat:
             *([BEGINS] if _say_something(spoken[:first]) else []),
             *([ENDS] if _say_something(spoken[last:]) else []),
             *([MASKED] if marked and answered else []),
+            *dict.fromkeys(what for each in given for what in each.changed),
         ),
     )
 
@@ -157,7 +176,7 @@ def _given(item: Any, where: str, field: str, number: int) -> _Given:
         )
     role_key, text_key = pick(item, ROLE_KEYS), pick(item, TEXT_KEYS)
     said = text_of(item.get(role_key), place, f"field {role_key}")
-    if said.strip().lower() in TOOL_ROLES or filled(item, CALLS) or _calls_in_parts(item.get(text_key)):
+    if _calls_tools(item, said, item.get(text_key)):
         fault = f"the chat of field {field} calls tools"
         fix = 'leave such chats out, or set data.on_bad_row = "skip"'
         raise bad(where, f"{fault} (turn {number}), which Shepherd does not train yet; {fix}", fault)
@@ -165,21 +184,40 @@ def _given(item: Any, where: str, field: str, number: int) -> _Given:
         if key not in item:
             names = " or ".join(known)
             raise _fault(place, f": field {known[0]} is missing; add it", field, f"has no {names}")
-    role = ROLES.get(said.strip().lower())
+    role = ROLES.get(plain_name(said))
     if role is None:
         fault = f"has the role {said!r}"
         raise _fault(place, f"{fault}; known roles are {', '.join(ROLES)}", field, fault)
-    text = text_of(item[text_key], place, f"field {text_key}")
+    value = item[text_key]
+    parts = [{"text": text} for text in value] if is_texts(value) and any(map(is_filled, value)) else value
+    text = text_of(parts, place, f"field {text_key}")  # texts in a list are parts here, and nothing else
     marks = [key for key in filled(item, MARKS) if _mark(item[key]) is not None]
     trained = all(_mark(item[key]) for key in marks)
     if role != "assistant":  # never trained, whatever its mark says; a mark to train it counts as unread
         marks, trained = [key for key in marks if not _mark(item[key])], True
-    used = {role_key, text_key, *marks}
-    unread = tuple(str(key) for key, inner in item.items() if key not in used and is_filled(inner))
-    return _Given(Turn(role=role, text=text, trained=trained), number, unread)
+    same = {key for key in filled(item, ROLE_KEYS) if ROLES.get(plain_name(str(item[key]))) == role}
+    same |= {key for key in filled(item, TEXT_KEYS) if item[key] == value}
+    used = {role_key, text_key, *marks, *same}
+    differ = [key for key in (*filled(item, ROLE_KEYS), *filled(item, TEXT_KEYS)) if key not in used]
+    return _Given(
+        turn=Turn(role=role, text=text, trained=trained),
+        number=number,
+        unread=(
+            *(str(key) for key, inner in item.items() if key not in used and is_filled(inner)),
+            *(f"{text_key}[].{key}" for key in part_keys(value)),
+        ),
+        changed=tuple(
+            f"keys {read} and {key} of a turn of field {field} are both filled and differ; {read} is read"
+            for key in differ
+            for read in [role_key if key in alike(item, ROLE_KEYS) else text_key]
+        ),
+    )
 
 
-def _calls_in_parts(value: Any) -> bool:
+def _calls_tools(item: Mapping[str, Any], role: str, value: Any) -> bool:
+    """Whether a turn is a call or its result: by its role or type, its keys, or its parts."""
+    if role.strip().lower() in TOOL_ROLES or item.get("type") in TOOL_PARTS or filled(item, CALLS):
+        return True
     parts = value if isinstance(value, list | tuple) else []
     return any(isinstance(part, Mapping) and part.get("type") in TOOL_PARTS for part in parts)
 

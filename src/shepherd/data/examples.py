@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from shepherd.core import seed_for
 from shepherd.data import files
 from shepherd.data.chats import ROLES, Role, Turn
-from shepherd.data.fields import alike, from_cell, is_filled, kind, name_of, sort
+from shepherd.data.fields import alike, from_cell, is_filled, kind, name_of, part_keys, sort
 from shepherd.data.form import Form
 from shepherd.data.in_memory import memory_parts
 from shepherd.data.layouts import missing, question, require_full, turns_of
@@ -27,12 +28,14 @@ __all__ = ["ROLES", "Example", "Reading", "Role", "Turn", "by_category", "from_r
 WORDS = (
     "<noinput>", "noinput", "<no input>", "no input", "<nooutput>", "nooutput", "<na>", "#n/a", "n/a", "n.a.",
     "na", "nan", "none", "<none>", "null", "<null>", "nil", "undefined", "empty", "<empty>", "-", "--", "[]",
+    "none.", "n/a.", "no input.", "not applicable", "(none)", "(null)", "(empty)", "[null]", "[none]", "\\n",
+    "{}", '""', "''", "#div/0!", "#value!", "#ref!", "#name?", "#num!", "#null!",
 )  # fmt: skip
 """Words that programs and people write for an empty field."""
 RETURNS = "a text holds carriage returns (\\r), which are trained as they are"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Example:
     """One instruction with its response, or a chat: [system,] user, assistant, user, assistant, ...
 
@@ -47,6 +50,10 @@ class Example:
     group: str = ""
     where: str = ""
     check: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        """The place and the number of turns: the text of an example stays out of logs."""
+        return f"<Example: {self.where or 'in memory'}, {len(self.turns)} turns>"
 
     @property
     def instruction(self) -> str:
@@ -72,6 +79,8 @@ class Reading:
     skipped: tuple[str, ...] = ()
     notes: Notes = field(default_factory=Notes)
     """Counts of what of the rows is not read, refused or changed."""
+    skipped_by_client: Mapping[str, int] = field(default_factory=dict)
+    """How many rows were skipped of each client, as far as the rows or their file say whose they are."""
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -111,6 +120,9 @@ def read(table: DataTable, split: Split, seed: int, rows: Any = None) -> Reading
         examples=_limited(examples, table.limit, seed),
         skipped=skipped,
         notes=Notes.together(reading.notes for reading in readings.values()),
+        skipped_by_client=sum(
+            (Counter(reading.skipped_by_client) for reading in readings.values()), Counter()
+        ),
     )
 
 
@@ -131,7 +143,7 @@ def from_rows(
 
 
 def _gather(rows: Iterable[files.Placed], table: DataTable, split: Split, client: str) -> Reading:
-    examples, skipped, noted = list[Example](), list[str](), _Noted()
+    examples, skipped, noted, whose = list[Example](), list[str](), _Noted(), Counter[str]()
     for where, row in rows:
         noted.rows += 1
         try:
@@ -142,12 +154,17 @@ def _gather(rows: Iterable[files.Placed], table: DataTable, split: Split, client
             if table.on_bad_row == "error":
                 raise
             skipped.append(str(error))
+            whose[client or _client(row, split)] += 1
             noted.count("refused", [_reason(error, where)], where)
             continue
-        for name in ("unread", "changed", "seen", "empty"):
+        for name in ("unread", "changed", "seen"):
             noted.count(name, getattr(found, name), where)
+        noted.count("empty", map(noted.spelled, found.empty), where)
         examples.append(found.example if split.client_field else replace(found.example, client=client))
-    return Reading(examples=tuple(examples), skipped=tuple(skipped), notes=noted.notes())
+    del whose[""]
+    return Reading(
+        examples=tuple(examples), skipped=tuple(skipped), notes=noted.notes(), skipped_by_client=whose
+    )
 
 
 class _Noted:
@@ -156,6 +173,7 @@ class _Noted:
     def __init__(self) -> None:
         self.rows = 0
         self._found: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
+        self._spellings: dict[str, str] = {}
 
     def count(self, kind: str, whats: Iterable[str], where: str) -> None:
         found = self._found[kind]
@@ -163,12 +181,24 @@ class _Noted:
             rows, first = found.get(what, (0, where))
             found[what] = rows + 1, first
 
+    def spelled(self, what: str) -> str:
+        """The first spelling of what is counted, so that N/A and n/a are one."""
+        return self._spellings.setdefault(what.casefold(), what)
+
     def notes(self) -> Notes:
         tallies = {
             kind: {what: Tally(*tally) for what, tally in found.items()}
             for kind, found in self._found.items()
         }
         return Notes(rows=self.rows, **tallies)
+
+
+def _client(row: Any, split: Split) -> str:
+    """The client that a row names; "" if it names none."""
+    with suppress(BadRow):
+        if isinstance(row, Mapping) and (field := _own_name(row, split.client_field)) in row:
+            return name_of(row[field], "", "")
+    return ""
 
 
 def _reason(error: BadRow, where: str) -> str:
@@ -217,6 +247,7 @@ def _found(row: Any, table: DataTable, split: Split, where: str, number: int) ->
     )
     used = {*read.used, category, client, label, group, *(["check"] if example.check is not None else [])}
     unread = [str(name) for name, value in row.items() if name not in used and is_filled(from_cell(value))]
+    unread += [f"{name}[].{key}" for name in row if name in used for key in part_keys(row[name])]
     texts = [(name, text) for turn in read.turns for name, text in _said(turn)]
     names = [("category", example.category), ("client", example.client), (f"field {label}", example.label)]
     return _Found(

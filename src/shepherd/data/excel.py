@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from datetime import date, datetime, time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from shepherd.data import packed
 from shepherd.data.form import AUTO, Form
 from shepherd.data.tabular import Placed, named
 from shepherd.errors import DataError
@@ -32,10 +34,8 @@ def excel_rows(path: Path, form: Form) -> Iterator[Placed]:
         ) from error
     try:
         with warnings.catch_warnings(action="ignore"):  # of styles and extensions that are not read
-            values, formulas = (
-                load_workbook(path, read_only=True, data_only=data_only, keep_links=False)
-                for data_only in (True, False)
-            )
+            values = load_workbook(_source(path), read_only=True, data_only=True, keep_links=False)
+            formulas = load_workbook(_source(path), keep_links=False)  # merged cells are known only here
             sheets = {
                 sheet.title: _cells(sheet, formulas[sheet.title], f"{path}, sheet {sheet.title}")
                 for sheet in values.worksheets
@@ -60,10 +60,10 @@ def excel_rows(path: Path, form: Form) -> Iterator[Placed]:
 def _cells(sheet: Any, formulas: Any, where: str) -> dict[int, list[str]]:
     """Rows that are not empty, by their number."""
     found = {}
-    for each in (sheet, formulas):
-        each.reset_dimensions()  # some programs write them wrong
-    for number, (cells, written) in enumerate(zip(sheet.values, formulas.values, strict=True), 1):
-        for column, (cell, formula) in enumerate(zip(cells, written, strict=True), 1):
+    sheet.reset_dimensions()  # some programs write them wrong
+    for number, cells in enumerate(sheet.values, 1):
+        written = next(formulas.iter_rows(number, number, 1, max(1, len(cells)), values_only=True))
+        for column, (cell, formula) in enumerate(zip(cells, written, strict=False), 1):
             if cell is None and formula is not None:
                 raise DataError(
                     f"{where}, row {number}, column {column} is a formula without its value; open the"
@@ -72,7 +72,22 @@ def _cells(sheet: Any, formulas: Any, where: str) -> dict[int, list[str]]:
         texts = [_text(cell) for cell in cells]
         if any(text.strip() for text in texts):
             found[number] = texts
+    for area in formulas.merged_cells.ranges:
+        _fill(found, area.min_row, area.max_row, area.min_col - 1)
     return found
+
+
+def _fill(found: dict[int, list[str]], first: int, last: int, column: int) -> None:
+    """Give a cell that is merged over several rows to each of those that hold anything else."""
+    text = found[first][column] if column < len(found.get(first, ())) else ""
+    for number in range(first + 1, last + 1):
+        if text and number in found:
+            cells = found[number] + [""] * (column + 1 - len(found[number]))
+            found[number] = [*cells[:column], text, *cells[column + 1 :]]
+
+
+def _source(path: Path) -> Any:
+    return BytesIO(packed.read(path)) if packed.is_packed(path) else path
 
 
 def _chosen(sheets: dict[str, dict[int, list[str]]], form: Form, path: Path) -> str:

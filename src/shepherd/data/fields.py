@@ -102,6 +102,9 @@ def from_cell(value: Any) -> Any:
 def text_of(value: Any, place: str, what: str) -> str:
     """Read a value as text: "" for a null, whole numbers in digits, lists of text parts joined.
 
+    A list of one plain text is that text; several may be paragraphs, words or other answers, so that nothing
+    says how to join them.
+
     Args:
         place: the row's place, for the message.
         what: the field, for the message.
@@ -115,6 +118,11 @@ def text_of(value: Any, place: str, what: str) -> str:
         return ""
     if isinstance(value, Integral) and not isinstance(value, bool):  # loses nothing
         return str(int(value))
+    if is_texts(value) and len(texts := [text for text in value if is_filled(text)]) <= 1:
+        return text_of(texts[0], place, what) if texts else ""
+    if is_texts(value):
+        fault = f"{what} is a list of several texts"
+        raise bad(place, f"{fault}; join them into one, or keep one", fault)
     if is_parts(value):
         return "".join(_part(part, place, what) for part in value if part is not None)
     if value != {} and not is_filled(value):
@@ -148,6 +156,24 @@ def is_parts(value: Any) -> bool:
     given = [part for part in value if part is not None]
     parts = [part for part in given if isinstance(part, Mapping) and {"text", "type"} & part.keys()]
     return bool(parts) and all(part in parts or isinstance(part, str) for part in given)
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a value is a list of plain texts, or of nulls."""
+    return isinstance(value, list | tuple) and all(text is None or isinstance(text, str) for text in value)
+
+
+def part_keys(value: Any) -> list[str]:
+    """Keys of the parts of a text that are filled and hold neither its text nor the part's type.
+
+    >>> part_keys([{"type": "text", "text": "a", "citations": ["b"]}, "c"]), part_keys("a")
+    (['citations'], [])
+    """
+    parts = value if is_parts(value) else ()
+    keys = (
+        key for part in parts if isinstance(part, Mapping) for key, inner in part.items() if is_filled(inner)
+    )
+    return list(dict.fromkeys(str(key) for key in keys if key not in ("type", "text")))
 
 
 def _part(part: Any, place: str, what: str) -> str:

@@ -14,14 +14,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from shepherd.data import listing
+from shepherd.data import listing, packed
 from shepherd.data.excel import excel_rows
 from shepherd.data.form import USUAL, Form
-from shepherd.data.json_rows import json_rows, untangled
+from shepherd.data.json_rows import holds_json, json_rows, untangled
 from shepherd.data.labels import namer
 from shepherd.data.listing import Listing
 from shepherd.data.repository import is_card, own_commit, require_own_card
@@ -166,14 +167,20 @@ def _listed(folder: Path) -> Listing:
         entries = list(folder.iterdir())
         folders = {entry for entry in entries if entry.is_dir()}
         sets = set(filter(_is_saved, folders))
+        strange = set(filter(_is_strange, entries))
     except OSError as error:
         raise DataError(
             f"folder {folder} cannot be read ({error.strerror}); check its permissions"
         ) from error
-    found = listing.listing(entries, READERS, folders, sets)
+    found = listing.listing(entries, READERS, folders | strange, sets)
     for name in (*(path.name for path in found.data), *found.testing):
         _require_utf8(folder / name)
     return found
+
+
+def _is_strange(path: Path) -> bool:
+    """Whether a path is a pipe, a device or a socket."""
+    return not path.is_file() and not path.is_dir() and path.exists()
 
 
 def _require_utf8(path: Path) -> None:
@@ -212,6 +219,8 @@ def rows_of(path: Path, form: Form = USUAL) -> Iterator[Placed]:
     """
     empty = True
     try:
+        if _is_strange(path):  # reading it might never end
+            raise DataError(f"{path} is a pipe or a device and no file; write its rows to a file")
         if fault := lfs.fault(path):
             raise DataError(fault)
         for where, row in _reader(path)(path, form):
@@ -226,14 +235,16 @@ def rows_of(path: Path, form: Form = USUAL) -> Iterator[Placed]:
 
 
 def _reader(path: Path) -> Reader:
-    suffix = path.suffix.lower()
+    suffix = packed.suffix(path)
     if suffix in READERS:
         return READERS[suffix]
+    if suffix in NO_KIND and holds_json(path):
+        return json_rows
     raise DataError(f"data file {path} has an unknown extension; {_fix(path)}use one of {_extensions()}")
 
 
 def _fix(path: Path) -> str:
-    suffix = path.suffix.lower()
+    suffix = packed.suffix(path)
     return next((fix for suffixes, fix in CONVERSIONS.items() if suffix in suffixes), "")
 
 
@@ -241,14 +252,14 @@ def _parquet(path: Path, form: Form) -> Iterator[Placed]:
     """Rows of one Parquet file; `Dataset.from_parquet` would treat its name as a pattern of several."""
     from pyarrow import parquet
 
-    with path.open("rb") as file, _quiet() as datasets:
+    with _seekable(path) as file, _quiet() as datasets:
         try:
             table = parquet.ParquetFile(file).read()
             table.validate(full=True)  # or a text that is not UTF-8 would be found at its row
             table = datasets.Dataset(datasets.table.InMemoryTable(table))
         except Exception as error:
             raise DataError(
-                f"data file {path} is not Parquet ({_first_line(error)}); write it again"
+                f"data file {path} cannot be read as Parquet ({_first_line(error)}); write it again"
             ) from error
     return records(table, str(path))
 
@@ -257,7 +268,7 @@ def _arrow(path: Path, form: Form) -> Iterator[Placed]:
     """Rows of one Arrow file, in the stream or the file (Feather) format."""
     from pyarrow import ArrowInvalid, ipc
 
-    with path.open("rb") as file, _quiet() as datasets:
+    with _seekable(path) as file, _quiet() as datasets:
         try:
             try:
                 table = ipc.open_stream(file).read_all()
@@ -267,9 +278,13 @@ def _arrow(path: Path, form: Form) -> Iterator[Placed]:
             table = datasets.Dataset(datasets.table.InMemoryTable(table))
         except Exception as error:
             raise DataError(
-                f"data file {path} is not Arrow ({_first_line(error)}); write it again"
+                f"data file {path} cannot be read as Arrow ({_first_line(error)}); write it again"
             ) from error
     return records(table, str(path))
+
+
+def _seekable(path: Path) -> BinaryIO:
+    return BytesIO(packed.read(path)) if packed.is_packed(path) else path.open("rb")
 
 
 def _is_saved(folder: Path) -> bool:
@@ -455,6 +470,8 @@ READERS: Mapping[str, Reader] = {
     ".json": json_rows,
     ".jsonl": json_rows,
     ".ndjson": json_rows,
+    ".jsonlines": json_rows,
+    ".jl": json_rows,
     ".csv": csv_rows,
     ".tsv": csv_rows,
     ".parquet": _parquet,
@@ -465,10 +482,12 @@ READERS: Mapping[str, Reader] = {
 }
 CONVERSIONS = {
     (".xls", ".ods", ".numbers", ".xlsb"): "save it as .xlsx or CSV: ",
-    (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar"): "unpack it: ",
+    listing.ARCHIVES: "it is an archive; unpack it, and name a file or the folder: ",
     (".yml", ".yaml"): "it is YAML; write its rows as JSONL, or give them from Python: ",
 }
 """Advice for files whose extension cannot be read."""
+NO_KIND = ("", ".txt", ".text")
+"""Extensions that do not say what a file holds."""
 
 
 def _extensions() -> str:

@@ -26,6 +26,8 @@ class Form:
     """Key of the table to read, in a JSON file that holds several."""
     names: frozenset[str] = frozenset()
     """Fields that the run file names."""
+    chats: frozenset[str] = frozenset()
+    """Fields of these that hold chats."""
 
     @classmethod
     def of(cls, table: DataTable) -> Self:
@@ -38,6 +40,7 @@ class Form:
             sheet=table.sheet,
             part=table.part,
             names=frozenset(fields) - {AUTO, ""},
+            chats=frozenset([table.fields.messages]) - {AUTO, ""},
         )
 
 

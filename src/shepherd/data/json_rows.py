@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from shepherd.data import sniff
+from shepherd.data import packed, sniff
 from shepherd.data.columns import NAMES
-from shepherd.data.form import Form
+from shepherd.data.fields import CHATS, from_cell, is_filled, plain_name
+from shepherd.data.form import USUAL, Form
 from shepherd.data.tabular import Placed
 from shepherd.errors import BadRow, DataError
 from shepherd.io.decoding import UTF8
@@ -49,7 +51,7 @@ def _rows(path: Path, form: Form) -> Iterator[Placed]:
         return iter(())
     whole = None
     with suppress(ValueError, RecursionError):
-        whole = _loads(first)
+        whole = _loads(_without_comma(first))
     if isinstance(whole, list) and (not more or all(map(_is_record, whole))):
         return _array(sniff.text(path, form), path)
     if isinstance(whole, Mapping) and not more:
@@ -59,9 +61,25 @@ def _rows(path: Path, form: Form) -> Iterator[Placed]:
     return _lines(path, form)
 
 
+def holds_json(path: Path) -> bool:
+    """Whether the first line of a text file is an object, or begins a list or an object of JSON."""
+    try:
+        first = _first_line(path, USUAL)[0].strip()
+    except DataError:
+        return False
+    return first in ("{", "[", "[{") or (first[:1] in ("{", "[") and _is_json(_without_comma(first)))
+
+
+def _is_json(text: str) -> bool:
+    with suppress(ValueError, RecursionError):
+        return isinstance(_ANY.decode(text), Mapping | list)
+    return False
+
+
 def _first_line(path: Path, form: Form) -> tuple[str, bool]:
     """First line that is not blank, and whether there is another one."""
-    with path.open(encoding=sniff.likely(path, form), errors="replace", newline="\n") as file:
+    encoding = sniff.likely(path, form)
+    with TextIOWrapper(packed.opened(path), encoding=encoding, errors="replace", newline="\n") as file:
         filled = (line.lstrip("\ufeff") for line in file if line.strip("\ufeff \t\r\n"))
         return next(filled, ""), next(filled, None) is not None
 
@@ -73,7 +91,7 @@ def _lines(path: Path, form: Form) -> Iterator[Placed]:
         lines: Iterator[bytes] = (line.encode() for line in sniff.text(path, form).split("\n"))
         yield from _parsed_lines(lines, path)
         return
-    with path.open("rb") as file:
+    with packed.opened(path) as file:
         yield from _parsed_lines(iter(file), path)
 
 
@@ -82,11 +100,11 @@ def _parsed_lines(lines: Iterator[bytes], path: Path) -> Iterator[Placed]:
         where = f"{path}, line {number}"
         if raw.strip(b"\xef\xbb\xbf \t\r\n"):
             try:
-                yield where, _loads(raw.decode("utf8").lstrip("\ufeff"))
+                yield where, _loads(_without_comma(raw.decode("utf8").lstrip("\ufeff")))
             except UnicodeDecodeError:
                 yield where, BadRow(f"{where} is not UTF-8; save the file as UTF-8, or set data.encoding")
             except (ValueError, RecursionError) as error:
-                yield where, BadRow(f"{where} is not JSON ({error}); fix that line")
+                yield where, _bad(where, error, "fix that line")
 
 
 def _multi_line_rows(path: Path, form: Form) -> Iterator[Placed] | None:
@@ -104,10 +122,28 @@ def _multi_line_rows(path: Path, form: Form) -> Iterator[Placed] | None:
             return None
         raise DataError(f"{path}, line {error.lineno} is not JSON ({error.msg}); fix it") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}); fix it") from error
+        return _unread_first(text, start, path, error)
     if _next(text, end) == len(text):
         return _of_object(whole, form, path)
     return _sequence(text, start, path) if text[_next(text, end)] == "{" else None
+
+
+def _unread_first(text: str, start: int, path: Path, error: Exception) -> Iterator[Placed] | None:
+    """Rows of a file whose first object is whole and cannot be read, as for a key that is repeated."""
+    after = ""
+    with suppress(ValueError, RecursionError):
+        after = text[_ANY.raw_decode(text, start)[1] :].lstrip(" \t")[:1]
+    if after != "{" and _is_by_lines(text[start:]):
+        return None
+    if after not in ("{", ",", "\r", "\n"):
+        raise DataError(f"{path} cannot be read as JSON ({error}); fix it") from error
+    return _sequence(text, start, path)
+
+
+def _without_comma(line: str) -> str:
+    """A line of JSON Lines without the comma that some programs leave after each object."""
+    bare = line.rstrip()
+    return bare[:-1] if bare.endswith("},") else line
 
 
 def _is_by_lines(text: str) -> bool:
@@ -125,12 +161,11 @@ def _sequence(text: str, at: int, path: Path) -> Iterator[Placed]:
     line, counted = 1, 0
     while at < len(text):
         line, counted = line + text.count("\n", counted, at), at
-        try:
-            record, at = _DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"the object at {path}, line {line} is not JSON ({error}); fix it") from error
-        yield f"{path}, line {line}", record
+        where = f"{path}, line {line}"
+        record, at = _record(text, at, where, f"the object at {where}")
+        yield where, record
         at = _next(text, at)
+        at = _next(text, at + 1) if text[at : at + 1] == "," else at
 
 
 def _array(text: str, path: Path) -> Iterator[Placed]:
@@ -140,10 +175,7 @@ def _array(text: str, path: Path) -> Iterator[Placed]:
     while text[at : at + 1] != "]":
         line, counted, number = line + text.count("\n", counted, at), at, number + 1
         where = f"{path}, record {number} (line {line})"
-        try:
-            record, at = _DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is not JSON ({error}); fix it") from error
+        record, at = _record(text, at, where, where)
         yield where, record
         at = _next(text, at)
         if text[at : at + 1] not in (",", "]"):
@@ -153,6 +185,25 @@ def _array(text: str, path: Path) -> Iterator[Placed]:
         raise DataError(f"{path} has more text after the ] of its list; put all its records into one list")
 
 
+def _record(text: str, at: int, where: str, what: str) -> tuple[Any, int]:
+    """A record and where it ends; a BadRow where its text is whole JSON, but something of it would be lost.
+
+    Raises:
+        DataError: it is not JSON, so that nobody knows where the next one begins.
+    """
+    try:
+        return _DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError) as error:
+        with suppress(ValueError, RecursionError):
+            return _bad(where, error, "fix it"), _ANY.raw_decode(text, at)[1]
+        raise DataError(f"{what} is not JSON ({error}); fix it") from error
+
+
+def _bad(where: str, error: Exception, fix: str) -> BadRow:
+    reason = "" if not isinstance(error, _RepeatedKeyError) else "the row has two values for one key"
+    return BadRow(f"{where} is not JSON ({error}); {fix}", reason)
+
+
 def _next(text: str, at: int) -> int:
     """Index of the first character from `at` on that is not white space."""
     found = _BLANK.match(text, at)
@@ -160,16 +211,22 @@ def _next(text: str, at: int) -> int:
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict; ValueError for a repeated key, whose first value would be lost."""
+    """A JSON object as a dict; ValueError for a key with two values, one of which would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"key {twice[:40]!r} is repeated")
+        for key, value in pairs:
+            if found[key] != value or type(found[key]) is not type(value):
+                raise _RepeatedKeyError(f"key {key[:40]!r} is repeated")
     return found
 
 
+class _RepeatedKeyError(ValueError):
+    """An object has two values for one key, of which only one could be read."""
+
+
 _DECODER = json.JSONDecoder(object_pairs_hook=_object_of)
+_ANY = json.JSONDecoder(parse_int=str)
+"""A decoder that finds the end of any JSON value, with repeated keys and integers of any length."""
 
 
 def _loads(text: str) -> Any:
@@ -192,7 +249,11 @@ def table_rows(whole: Mapping[str, Any], form: Form, where: str) -> list[Placed]
         DataError: the object holds several tables, or it is unclear what is a row and what a column.
     """
     known = KNOWN | {name.lower() for name in form.names}
-    if any(key.lower() in known and not _is_part(value) for key, value in whole.items()):
+    chats = {plain_name(name) for name in (*CHATS, *form.chats)}
+    if any(
+        key.lower() in known and (not _is_part(value) or (plain_name(key) in chats and _is_one_chat(value)))
+        for key, value in whole.items()
+    ):
         return None
     if {"columns", "data"} <= whole.keys() and _is_grid(whole["columns"], whole["data"]):
         _warn_of_unread(whole, {"columns", "data", "index"}, where)
@@ -209,6 +270,12 @@ def table_rows(whole: Mapping[str, Any], form: Form, where: str) -> list[Placed]
 def _is_part(value: Any) -> bool:
     """Whether a value is a column or a table, and not a text or a chat of one row."""
     return isinstance(value, Mapping | list) and not is_chat(value)
+
+
+def _is_one_chat(value: Any) -> bool:
+    """Whether the value of a field of chats is one chat, as far as it can be read, and no column of chats."""
+    filled = [from_cell(each) for each in value if is_filled(each)] if isinstance(value, list) else []
+    return bool(filled) and not any(isinstance(each, list) or _is_struct(each) for each in filled)
 
 
 def is_chat(value: Any) -> bool:
@@ -276,7 +343,11 @@ def _by_names(whole: Mapping[str, Any], known: set[str], form: Form, where: str)
         _warn_of_unread(whole, {form.part}, where)
         return table_rows(whole[form.part], form, f"{where}, {form.part}")
     if inner_known and not outer_known and not any(map(is_chat, whole.values())):
-        if all(isinstance(cell, list) for value in whole.values() for cell in value.values()):
+        if all(
+            isinstance(cell, list) and not is_chat(cell)
+            for value in whole.values()
+            for cell in value.values()
+        ):
             raise DataError(f"{where} has columns under each of the keys {_some(whole)}; {AS_LINES}")
         return [(f"{where}, row {str(name)[:40]!r}", row) for name, row in whole.items()]
     raise DataError(
@@ -313,9 +384,13 @@ def _warn(sentence: str) -> None:
 def untangled(row: Any) -> Any:
     """The row with each chat that is an object of lists turned into a list of turns.
 
+    A row that is nothing but a list of turns becomes one with the field `messages`.
+
     >>> untangled({"messages": {"role": ["user", "assistant"], "content": ["Hello", "Hi"]}})
     {'messages': [{'role': 'user', 'content': 'Hello'}, {'role': 'assistant', 'content': 'Hi'}]}
     """
+    if isinstance(row, list) and is_chat(row):
+        return {CHATS[0]: row}
     if not isinstance(row, Mapping) or not any(map(_is_struct, row.values())):
         return row
     return {name: _turns(value) if _is_struct(value) else value for name, value in row.items()}

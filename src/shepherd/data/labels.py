@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,16 +39,39 @@ def _naming(feature: Any) -> Naming | None:
 
 
 def _label(value: Any, names: list[str]) -> Any:
-    """The name of a label; None for -1, which means no label."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return names[value] if 0 <= value < len(names) else None
-    return value
+    """The name of a label; None for -1, which means no label.
+
+    A label that is not a name is a number, also as JSON and CSV files write it: 1.0 and "1".
+    """
+    if value in names or isinstance(value, bool):
+        return value
+    number = _number(value)
+    if number is None:
+        return value
+    return names[number] if 0 <= number < len(names) else None if number == -1 else value
+
+
+def _number(value: Any) -> int | None:
+    """The whole number that a value is, or that its text writes; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,9}(\.0+)?\s*", value, re.ASCII):
+        value = float(value)
+    if isinstance(value, int | float) and value == value // 1:
+        return int(value)
+    return None
 
 
 def _of_object(value: Any, inner: Mapping[str, Naming]) -> Any:
+    if isinstance(value, list):  # rows, where the schema has an object of lists
+        return [_of_row(each, inner) for each in value]
     if not isinstance(value, Mapping):
         return value
     return {name: inner[name](each) if name in inner else each for name, each in value.items()}
+
+
+def _of_row(row: Any, inner: Mapping[str, Naming]) -> Any:
+    if not isinstance(row, Mapping):
+        return row
+    return {name: inner[name]([each])[0] if name in inner else each for name, each in row.items()}
 
 
 def _of_list(naming: Naming | None) -> Naming | None:

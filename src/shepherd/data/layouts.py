@@ -7,10 +7,11 @@ and not read is left to the caller.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shepherd.data.chats import ROLE_KEYS, Chat, Turn, chat
+from shepherd.data.chats import ROLE_KEYS, TEXT_KEYS, Chat, Turn, chat
 from shepherd.data.columns import listed
 from shepherd.data.fields import (
     CHATS,
@@ -72,12 +73,18 @@ def question(row: Any, table: DataTable, where: str) -> tuple[Turn, ...]:
     Raises:
         BadRow: a field is missing or is no text, or a chat has no user turn to answer.
     """
+    return asked_of(row, table, where).turns
+
+
+def asked_of(row: Any, table: DataTable, where: str) -> RowTurns:
+    """As `question`, with the fields that are read; a response counts as read, since it is left out."""
     if not isinstance(row, Mapping):
         raise BadRow(f"{where} is {kind(row)}, expected an object with named fields; rewrite that row")
     if found := _chat_field(row, table):
-        turns = _chat(row, found, table, where, answered=False).turns
-        return turns[:-1] if turns[-1].role == "assistant" else turns
-    return _user_turn(row, table, where, asked=True).turns
+        read = _chat(row, found, table, where, answered=False)
+        return replace(read, turns=read.turns[:-1]) if read.turns[-1].role == "assistant" else read
+    read = _user_turn(row, table, where, asked=True)
+    return replace(read, used=read.used | set(alike(row, _known(table.fields.response, RESPONSES))))
 
 
 def _require(row: Mapping[str, Any], table: DataTable, parts: Sequence[str], where: str) -> None:
@@ -116,7 +123,10 @@ def _chat(
         fault = f"field {found} has no assistant turn that is to be trained"
         raise bad(where, f"{fault}, by the marks of its turns; remove the row", fault)
     names = _known(table.fields.messages, CHATS)
-    used, turns, changed = _same(row, names), read.turns, (*read.changed, *_differ(row, names))
+    same = _same_chats(row, found, filled(row, names), where, answered)
+    used, turns = same, read.turns
+    others = [name for name in filled(row, names) if name not in same]
+    changed = (*read.changed, *(_both(found, name) for name in others))
     system, field = _system(row, table, where)
     if system and turns[0].role != "system":
         turns, used = (Turn(role="system", text=system), *turns), used | {field}
@@ -125,6 +135,18 @@ def _chat(
     elif system:
         changed += (f"field {field} and the chat's system turn are filled and differ; the turn is read",)
     return RowTurns(turns=turns, used=used, unread=read.unread, changed=changed)
+
+
+def _same_chats(
+    row: Mapping[str, Any], found: str, others: Sequence[str], where: str, answered: bool
+) -> frozenset[str]:
+    """Fields that hold the chat of the field `found`, in whatever layout."""
+    turns, same = chat(row[found], where, found, answered=answered).turns, {found}
+    for name in others:
+        with suppress(BadRow):
+            if name != found and chat(row[name], where, name, answered=answered).turns == turns:
+                same.add(name)
+    return frozenset(same)
 
 
 def _system(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[str, str]:
@@ -152,19 +174,11 @@ def _history(row: Mapping[str, Any], table: DataTable, where: str) -> tuple[Chat
         if isinstance(value, list) and all(
             isinstance(each, Mapping) and alike(each, ROLE_KEYS) for each in value
         ):
-            return _earlier(value, where, field), field
+            return chat(value, where, field), field
         if name != "auto":
             fault = f"field {field} is {kind(value)}"
             raise bad(where, f"{fault}, expected pairs of a question and its answer; fix it", fault)
     return Chat(turns=()), ""
-
-
-def _earlier(value: Any, where: str, field: str) -> Chat:
-    read = chat(value, where, field)
-    if read.turns[0].role == "system":
-        fault = f"field {field} holds a system turn"
-        raise bad(where, f"{fault}; write it in a field system", fault)
-    return read
 
 
 def _is_pair(value: Any) -> bool:
@@ -190,6 +204,11 @@ def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: b
     names = table.fields
     key = "" if asked else "data.fields.instruction"
     field = pick(row, (names.instruction,))
+    if field not in row and filled(row, ROLE_KEYS) and filled(row, TEXT_KEYS):
+        fault = "the row is one turn of a chat"
+        raise bad(
+            where, f"{fault}; write a row for each chat, with its turns in a list under messages", fault
+        )
     instruction = _full(row, field, where, key)
     contexts = _known(names.context, CONTEXTS)
     context = ""
@@ -199,6 +218,12 @@ def _user_turn(row: Mapping[str, Any], table: DataTable, where: str, *, asked: b
         context = _text(row, pick(row, contexts), where)
     system, system_field = _system(row, table, where)
     earlier, history_field = _history(row, table, where)
+    first = next(iter(earlier.turns), None)
+    if first is not None and first.role == "system":
+        if system and system != first.text:
+            fault = f"field {system_field} and the system turn of field {history_field} differ"
+            raise bad(where, f"{fault}; keep one of them", fault)
+        system, earlier = first.text, replace(earlier, turns=earlier.turns[1:])
     turn = Turn(role="user", text=instruction, context="" if shows_nothing(context) else context)
     return RowTurns(
         turns=(*([Turn(role="system", text=system)] if system else []), *earlier.turns, turn),
@@ -218,7 +243,11 @@ def _differ(row: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[str]:
     first, *others = filled(row, names) or [""]
     for name in others:
         if row[name] != row[first]:
-            yield f"fields {first} and {name} are both filled and differ; {first} is read"
+            yield _both(first, name)
+
+
+def _both(read: str, other: str) -> str:
+    return f"fields {read} and {other} are both filled and differ; {read} is read"
 
 
 def _full(row: Mapping[str, Any], name: str, where: str, key: str) -> str:

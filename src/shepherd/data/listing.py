@@ -7,7 +7,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shepherd.data import packed
 from shepherd.errors import DataError
+
+ARCHIVES = (".zip", ".7z", ".tar", ".tgz", ".rar")
 
 _SYSTEM = re.compile(
     r"\..*|~\$.*|.*~|#.*#|thumbs\.db|ehthumbs\.db|desktop\.ini|icon\r|__macosx|__pycache__|\$recycle\.bin"
@@ -39,7 +42,7 @@ def listing(
     """Sort the entries of a folder; `folders` are those that are folders, `sets` those that are data sets."""
     kinds: dict[str, list[Path]] = {"data": [], "testing": [], "system": [], "others": []}
     for entry in sorted(entries):
-        is_data = entry in sets if entry in folders else entry.suffix.lower() in suffixes
+        is_data = entry in sets if entry in folders else packed.suffix(entry) in suffixes
         kinds[_kind(entry, is_data)].append(entry)
     return Listing(
         data=tuple(kinds["data"]),
@@ -54,7 +57,7 @@ def _kind(entry: Path, is_data: bool) -> str:
         return "system"
     if not is_data:
         return "others"
-    return "testing" if is_for_testing(entry.stem) else "data"
+    return "testing" if is_for_testing(packed.stem(entry)) else "data"
 
 
 def is_for_testing(stem: str) -> bool:
@@ -70,10 +73,13 @@ def is_for_testing(stem: str) -> bool:
 
 def sentences(found: Listing) -> list[str]:
     """Sentences on the entries of a folder that are left out, one for each reason."""
+    archives = tuple(name for name in found.others if packed.suffix(Path(name)) in ARCHIVES)
+    others = tuple(name for name in found.others if name not in archives)
     reasons = (
         (found.testing, "as files for testing by their names; rename those that are a client's"),
         (found.system, "as files of the system or of an editor"),
-        (found.others, "as no data files by their names"),
+        (archives, "as archives; unpack those that hold data"),
+        (others, "as no data files by their names"),
     )
     return [
         f"{_some(names)} {'is' if len(names) == 1 else 'are'} left out, {reason}"
@@ -91,13 +97,14 @@ def grouped(files: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
     groups: dict[str, dict[int, Path]] = {}
     expected: dict[str, int] = {}
     for file in files:
-        if _SPARK.fullmatch(file.stem):  # Spark numbers tasks, some of which may write nothing
+        stem = packed.stem(file)
+        if _SPARK.fullmatch(stem):  # Spark numbers tasks, some of which may write nothing
             parts = groups.setdefault("part", {})
             expected["part"] = len(parts) + 1
             parts[len(parts)] = file
             continue
-        shard = _SHARD.fullmatch(file.stem)
-        client, number = (shard[1], int(shard[2])) if shard else (file.stem, 0)
+        shard = _SHARD.fullmatch(stem)
+        client, number = (shard[1], int(shard[2])) if shard else (stem, 0)
         count = int(shard[3]) if shard else 1
         if expected.setdefault(client, count) != count or number in groups.get(client, {}):
             raise DataError(

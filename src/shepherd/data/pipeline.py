@@ -23,6 +23,7 @@ from shepherd import plugins, world
 from shepherd.core import seed_for
 from shepherd.data import tokens as stored
 from shepherd.data.examples import Example, Reading, Turn, from_rows, read
+from shepherd.data.files import left_out
 from shepherd.data.holdout import (
     HoldOut,
     duplicate_remarks,
@@ -46,6 +47,7 @@ from shepherd.visible import shown_line
 if TYPE_CHECKING:  # torch is not for `data split`
     from shepherd.model.base import Base
 
+MAX_CLIENTS_NAMED = 5
 WORLD_EXAMPLES = 1000  # of each category, where data.limit does not say
 INDEX, HELDOUT = "index.json", "heldout.jsonl"
 
@@ -84,6 +86,10 @@ class TokenisedData:
     """What of the rows is not read, refused or changed."""
     places: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Where the first are of what `summary` counts, by its key there."""
+    by_client: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """The counts of each client: see `client_counts`."""
+    left_out: Sequence[str] = ()
+    """Sentences on what is in the folder of the data and is not read."""
 
     def __repr__(self) -> str:
         """Counts, and no text of any example."""
@@ -141,6 +147,7 @@ def _tested(reading: Reading, settings: RunSettings, seed: int) -> tuple[Reading
         examples=(*reading.examples, *test.examples),
         skipped=(*reading.skipped, *test.skipped),
         notes=Notes.together([reading.notes, test.notes]),
+        skipped_by_client=reading.skipped_by_client,
     )
     return together, held
 
@@ -203,7 +210,9 @@ def prepare(
     division = divide(settings, allowed, rows)
     if settings.evaluation.answers:
         _require_checks(division.of(division.held.heldout.tolist()))
-    return _prepared(division, settings, tokenizer)
+    table = settings.data
+    said = left_out(table.source, table.config, table.part)
+    return replace(_prepared(division, settings, tokenizer), left_out=said)
 
 
 def dated(settings: RunSettings, tokenizer: Any) -> RunSettings:
@@ -259,7 +268,7 @@ def alone(settings: RunSettings, name: str) -> Partition:
 
 
 def _prepared(division: Partition, settings: RunSettings, tokenizer: Any) -> TokenisedData:
-    clients, category_counts, counts = {}, {}, list[Counts]()
+    clients, category_counts, counts, of = {}, {}, list[Counts](), dict[str, Counts]()
     total = sum(map(len, division.clients.values()))
     with stage(f"tokenising the examples of {len(division.clients)} clients", total) as now:
         for name, indices in division.clients.items():
@@ -267,6 +276,7 @@ def _prepared(division: Partition, settings: RunSettings, tokenizer: Any) -> Tok
             clients[name], kept, count = _tokenised(own, settings, tokenizer)
             category_counts[name] = dict(Counter(own[i].category or "all" for i in kept))
             counts.append(count)
+            of[name] = count
             if not len(kept):
                 reason = next(iter(count.dropped), "it had none")
                 raise DataError(
@@ -294,7 +304,44 @@ def _prepared(division: Partition, settings: RunSettings, tokenizer: Any) -> Tok
         dropped=list(_dropped([*counts, count])),
         notes=division.reading.notes,
         places=_places(division),
+        by_client=client_counts(of, division.reading),
     )
+
+
+def client_counts(counts: Mapping[str, Counts], reading: Reading) -> dict[str, dict[str, int]]:
+    """For each client: its examples to train on, and how many are kept, cut, dropped, masked, or not read."""
+    return {
+        name: {
+            "examples": count.examples,
+            "kept": count.kept,
+            "cut": count.cut,
+            "cut_responses": count.cut_responses,
+            "marked_responses": count.marked,
+            "dropped": count.examples - count.kept,
+            "skipped_rows": reading.skipped_by_client.get(name, 0),
+        }
+        for name, count in counts.items()
+    }
+
+
+def client_remarks(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Sentences on which clients what is cut, dropped, masked or not read belongs to; none for one client."""
+    kinds = (
+        ("skipped_rows", "rows skipped", ""),
+        ("dropped", "examples dropped", "examples"),
+        ("cut", "examples cut to fit", "kept"),
+        ("cut_responses", "of these, responses cut", "kept"),
+        ("marked_responses", "responses masked by marks", ""),
+    )
+    said = []
+    for key, what, whole in kinds if len(counts) > 1 else ():
+        own = sorted((-count[key], name) for name, count in counts.items() if count[key])
+        named = [
+            f"{shown_line(name)} {-count:,}" + (f" of {counts[name][whole]:,}" if whole else "")
+            for count, name in own
+        ]
+        said += [f"{what}, by client: {listed(named, MAX_CLIENTS_NAMED)}"] if own else []
+    return said
 
 
 def _dropped(counts: Sequence[Counts]) -> Iterator[str]:
@@ -363,6 +410,8 @@ def save(folder: Path, prepared: TokenisedData) -> None:
         "dropped": list(prepared.dropped),
         "rows": prepared.notes.plain(),
         "places": {key: list(places) for key, places in prepared.places.items()},
+        "by_client": {name: dict(counts) for name, counts in prepared.by_client.items()},
+        "left_out": list(prepared.left_out),
     }
     write_atomic(folder / INDEX, json.dumps(index, indent=1))
 
@@ -394,6 +443,8 @@ def load(folder: Path) -> TokenisedData:
             dropped=index.get("dropped", []),
             notes=Notes.of(index.get("rows", {})),
             places=index.get("places", {}),
+            by_client=index.get("by_client", {}),
+            left_out=index.get("left_out", []),
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise FolderError(
@@ -419,6 +470,7 @@ def training_remarks(prepared: TokenisedData) -> list[str]:
             cut=counts.get("cut_responses", 0),
             marked=counts.get("marked_responses", 0),
         ),
+        *client_remarks(prepared.by_client),
     ]
 
 

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shepherd.data import files
-from shepherd.data.examples import Turn, question
-from shepherd.data.fields import alike, filled
+from shepherd.data import files, packed
+from shepherd.data.examples import Turn
+from shepherd.data.fields import alike, filled, is_filled
 from shepherd.data.folding import shows_nothing
+from shepherd.data.layouts import asked_of
 from shepherd.errors import BadRow, DataError
 from shepherd.io import lfs
 from shepherd.io.decoding import decoded
+from shepherd.io.phrases import listed
+from shepherd.io.progress import many
 from shepherd.settings import DataTable, FieldsTable
+from shepherd.visible import shown_line
 
 STDIN = "-"
 NO_PROMPT = "the instruction is empty; write the question or task to answer"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Prompt:
     """Turns of a chat that end with the user's; `where` is the file and line, for messages."""
 
     turns: tuple[Turn, ...]
     where: str = "the prompt"
+    unread: tuple[str, ...] = ()
+    """Fields of its row that are filled and not read."""
+
+    def __repr__(self) -> str:
+        """The place and the number of turns: the text of a prompt stays out of logs."""
+        return f"<Prompt: {self.where}, {len(self.turns)} turns>"
 
     @property
     def text(self) -> str:
@@ -55,7 +66,11 @@ def prompt_of(asked: str | Mapping[str, Any], table: DataTable, where: str = "th
         usual = bool(alike(asked, ("instruction", "messages", "conversations"))) or not names.instruction
         if usual and not own:
             table = table.model_copy(update={"fields": FieldsTable()})
-        return Prompt(turns=question(asked, table, where), where=where)
+        found = asked_of(asked, table, where)
+        unread = tuple(
+            str(name) for name, value in asked.items() if name not in found.used and is_filled(value)
+        )
+        return Prompt(turns=found.turns, where=where, unread=(*unread, *found.unread))
     if shows_nothing(asked):
         raise DataError(NO_PROMPT if where == "the prompt" else f"{where}: {NO_PROMPT}")
     return Prompt(turns=(Turn(role="user", text=asked),), where=where)
@@ -76,7 +91,7 @@ def read(source: str, table: DataTable) -> list[Prompt]:
     Raises:
         DataError: the file is missing, unreadable, no text, or empty; or a row is (by file and line).
     """
-    suffix = Path(source).suffix.lower()
+    suffix = packed.suffix(Path(source))
     placed = files.rows_of(Path(source).expanduser()) if suffix in files.READERS else _lines(source)
     found = []
     for where, row in placed:
@@ -86,6 +101,15 @@ def read(source: str, table: DataTable) -> list[Prompt]:
     if not found:
         raise DataError(f"{_source_name(source)} has no prompt; write one a line")
     return found
+
+
+def remarks(asked: Sequence[Prompt]) -> list[str]:
+    """A sentence on the fields of the prompts that are filled and not read, if there are any."""
+    fields = Counter(name for prompt in asked for name in prompt.unread)
+    if not fields:
+        return []
+    named = [f"{shown_line(name[:60])} (in {many(rows, 'prompt')})" for name, rows in fields.items()]
+    return [f"filled and not read: {listed(named, 12)}; to read a field, name it in data.fields of the run"]
 
 
 def _row(row: Any, where: str) -> Mapping[str, Any]:
@@ -104,7 +128,7 @@ def _lines(source: str) -> Iterator[tuple[str, Any]]:
     if source != STDIN and (fault := lfs.fault(Path(source).expanduser())):
         raise DataError(fault)
     try:
-        raw = sys.stdin.buffer.read() if source == STDIN else Path(source).expanduser().read_bytes()
+        raw = sys.stdin.buffer.read() if source == STDIN else packed.read(Path(source).expanduser())
     except OSError as error:
         raise DataError(
             f"{name} cannot be read ({error.strerror}); name a file with one prompt a line"

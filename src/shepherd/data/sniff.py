@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from shepherd.data import packed
 from shepherd.data.form import AUTO, USUAL, Form
 from shepherd.errors import DataError
 from shepherd.io.decoding import UTF8, encoding_of
 
 HEAD_BYTES = 2**16
-TEXT = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+TEXT = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".jsonlines", ".jl")
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-BINARY_STARTS = {b"PK\x03\x04": "a workbook of Excel or a zip archive", b"\x1f\x8b": "compressed"}
-"""First bytes of binary files that are often named like text files."""
+OTHER_STARTS = (
+    (rb"PK\x03\x04", "a workbook of Excel or a zip archive"),
+    (rb"\xd0\xcf\x11\xe0", "a workbook of an old or protected Excel"),
+    (rb"PAR1", "Parquet"),
+    (rb"ARROW1", "Arrow"),
+    (rb"SQLite format", "a database of SQLite"),
+    (rb"%PDF-", "PDF"),
+    (rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)", "a web page, as a download that failed leaves"),
+)
+"""How files begin that are often named like text files, and what they are."""
+OTHER = re.compile(b"|".join(b"(" + start + b")" for start, _ in OTHER_STARTS), re.IGNORECASE)
 
 
 def require_plain(path: Path, form: Form = USUAL) -> None:
@@ -25,7 +36,7 @@ def require_plain(path: Path, form: Form = USUAL) -> None:
 
     The message has a command that converts the file. A file that cannot be opened is left to its reader.
     """
-    if path.suffix.lower() in TEXT and path.is_file():
+    if packed.suffix(path) in TEXT and path.is_file():
         encoding(path, form)
 
 
@@ -36,7 +47,7 @@ def text(path: Path, form: Form = USUAL) -> str:
         DataError: the file is no text, or not in its encoding.
         OSError: the file cannot be read.
     """
-    return path.read_bytes().decode(encoding(path, form)).lstrip("\ufeff")
+    return packed.read(path).decode(encoding(path, form)).lstrip("\ufeff")
 
 
 def encoding(path: Path, form: Form = USUAL) -> str:
@@ -49,7 +60,7 @@ def encoding(path: Path, form: Form = USUAL) -> str:
     chosen = likely(path, form)
     decoder = codecs.getincrementaldecoder(chosen)()
     try:
-        with path.open("rb") as file:
+        with packed.opened(path) as file:
             while piece := file.read(HEAD_BYTES):
                 decoder.decode(piece)
             decoder.decode(b"", final=True)
@@ -76,16 +87,17 @@ def likely(path: Path, form: Form = USUAL) -> str:
         DataError: the file is no text.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with packed.opened(path) as file:
         head = file.read(HEAD_BYTES)
     if form.encoding != AUTO:
         return UTF8 if codecs.lookup(form.encoding).name == "utf-8" else form.encoding
     found = encoding_of(head)
-    packed = next((what for start, what in BINARY_STARTS.items() if head.startswith(start)), "")
-    if packed or (found == UTF8 and b"\0" in head):
-        kind = path.suffix.lower()[1:].upper()
-        named = f" but {packed}" if packed else ""
-        raise DataError(f"{path} is not text{named}, despite its name; export it as {kind}")
+    found_other = OTHER.match(head)
+    other = OTHER_STARTS[found_other.lastindex - 1][1] if found_other and found_other.lastindex else ""
+    if other or (found == UTF8 and b"\0" in head):
+        kind = packed.suffix(path)[1:].upper() or "text"
+        named = f"{kind} but {other}" if other else "text"
+        raise DataError(f"{path} is not {named}, despite its name; export it as {kind}")
     return found
 
 
@@ -97,7 +109,7 @@ def delimiter(text: str, path: Path, form: Form) -> str:
     """
     if form.delimiter != AUTO:
         return form.delimiter
-    own = "\t" if path.suffix.lower() == ".tsv" else ","
+    own = "\t" if packed.suffix(path) == ".tsv" else ","
     widths = {mark: _widths(text, mark) for mark in NAMES}
     expected = len(form.columns)
     cuts = [mark for mark, own_widths in widths.items() if _cuts(own_widths, expected)]

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from shepherd.data import sniff
+from shepherd.data.fields import plain_name
 from shepherd.data.form import AUTO, Form
 from shepherd.errors import BadRow, DataError
 
 Placed = tuple[str, Any]
 """A row's place, and the row; or a BadRow that says why it cannot be read."""
 
-_SEP = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
+_SEP = re.compile(r'"?sep ?= ?(.)"?(\r\n?|\n)', re.IGNORECASE)
 """First line that declares the delimiter, as Excel writes it."""
 
 
@@ -32,8 +33,20 @@ def csv_rows(path: Path, form: Form) -> Iterator[Placed]:
     name = sniff.NAMES.get(mark, f"the delimiter {mark}")
     with sniff.wide_cells():
         lines = _only_newlines(iter(text.splitlines(keepends=True)))
-        reader = csv.reader(lines, delimiter=mark, strict=True)
+        reader = csv.reader(lines, delimiter=mark, strict=True, **_habits(text, mark))
         yield from named(_cells(reader, path, 1 if said else 0), form, path, f"its {name} or quotes")
+
+
+def _habits(text: str, mark: str) -> dict[str, Any]:
+    """How the first row is written, as options of `csv`: spaces after each delimiter, quotes that are single.
+
+    Both would else become part of the texts.
+    """
+    cells = text.lstrip().partition("\n")[0].rstrip().split(mark)
+    spaced = len(cells) > 1 and all(cell[:1] == " " and cell.strip() for cell in cells[1:])
+    bare = [cell.strip() for cell in cells]
+    single = all(len(cell) > 2 and cell[0] == cell[-1] == "'" for cell in bare)
+    return {"skipinitialspace": spaced, **({"quotechar": "'"} if single else {})}
 
 
 def named(
@@ -75,8 +88,10 @@ def _header(cells: Sequence[str], where: str) -> list[str]:
 
 def _row(cells: Sequence[str], names: list[str], where: str, causes: str) -> dict[str, str] | BadRow:
     if len(cells) < len(names) or any(cell.strip() for cell in cells[len(names) :]):
+        if len(names) == 1:
+            causes += ", or remove that header if it is a title or a remark above the columns' names"
         return BadRow(f"{where} has {len(cells)} cells, the header {len(names)}; fix {causes}")
-    if list(cells[: len(names)]) == names:
+    if list(map(plain_name, cells[: len(names)])) == list(map(plain_name, names)):
         return BadRow(f"{where} repeats the names of the columns; remove it")
     return dict(zip(names, cells[: len(names)], strict=True))
 

@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 
 DATA_FILES = (
-    ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx", ".xlsm"
+    ".json", ".jsonl", ".ndjson", ".jsonlines", ".jl", ".csv", ".tsv", ".parquet", ".arrow", ".feather",
+    ".xlsx", ".xlsm",
 )  # fmt: skip
 """How the names of data files end: what ends so is never a data set of the hub."""
+PACKED_FILES = (".gz", ".gzip", ".bz2", ".xz", ".lzma", ".zst", ".zstd")
+"""How the names of compressed files end."""
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?/snapshots/([0-9a-f]{40})", re.ASCII)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
@@ -20,7 +23,7 @@ def is_hub_id(text: str) -> bool:
     >>> [is_hub_id(text) for text in ("gpt2", "Qwen/Qwen2.5-0.5B", "a/b/c", "./a", "/a", "~/a", "a/b.csv")]
     [True, True, False, False, False, False, False]
     """
-    return _HUB_ID.fullmatch(text) is not None and not text.lower().endswith(DATA_FILES)
+    return _HUB_ID.fullmatch(text) is not None and not text.lower().endswith((*DATA_FILES, *PACKED_FILES))
 
 
 def is_path(text: str, folder: Path) -> bool:

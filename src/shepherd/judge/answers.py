@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shepherd.data import files
+from shepherd.data import files, packed
 from shepherd.errors import BadRow, DataError
 from shepherd.io.atomic import write_atomic
 from shepherd.judge.questions import Question, whole
@@ -75,7 +75,7 @@ def names(first: Path, second: Path) -> tuple[str, str]:
 
 
 def _called(path: Path) -> str:
-    return path.stem if path.suffix in files.READERS else path.name
+    return packed.stem(path) if packed.suffix(path) in files.READERS else path.name
 
 
 def _pair(row: object, where: str) -> tuple[str, str]:

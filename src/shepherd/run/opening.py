@@ -13,7 +13,6 @@ from shepherd import plugins
 from shepherd.consent import NOTHING, Consent
 from shepherd.core import Algorithm, Parts, seed_for
 from shepherd.data import pipeline
-from shepherd.data.files import left_out
 from shepherd.data.pipeline import TokenisedData
 from shepherd.errors import FolderError, SettingsError
 from shepherd.federation.client_store import ClientStore, StoredMemory
@@ -117,10 +116,10 @@ def _start(
 
 def _read_data(settings: RunSettings, base: bases.Base, consent: Consent, rows: Any) -> TokenisedData:
     log.info("reading %s", settings.data.source)
-    table = settings.data
-    for sentence in left_out(table.source, table.config, table.part):
+    found = pipeline.prepare(settings, base.tokenizer, consent.plugins, rows)
+    for sentence in found.left_out:
         log.info("%s", sentence)
-    return pipeline.prepare(settings, base.tokenizer, consent.plugins, rows)
+    return found
 
 
 def resume(path: str | Path, consent: Consent = NOTHING, overrides: Iterable[str] = (), **parts: Any) -> Run:

@@ -72,7 +72,7 @@ def generate(
         )
     if options["n"] > 1 and not options["temperature"]:
         raise click.UsageError("--n needs a --temperature above 0; greedy answers are all the same")
-    from shepherd.data.prompts import prompt_of, read, with_context
+    from shepherd.data.prompts import prompt_of, read, remarks, with_context
     from shepherd.run.folder import read_settings
     from shepherd.ui.terminal import answers
     from shepherd.ui.terminal.running import plain_lines
@@ -82,6 +82,8 @@ def generate(
         asked = [with_context(prompt_of(instruction or "", settings.data), context)]
     else:
         asked = read(prompts, settings.data)
+        for sentence in remarks(asked):
+            answers.print_stderr(sentence)
     if options["temperature"] and options["seed"] is None:
         import secrets
 

@@ -40,6 +40,7 @@ def check(
     run_file: Path, overrides: tuple[str, ...], samples: int, remote_code: bool, plugins: tuple[str, ...]
 ) -> None:
     """Show examples with their trained part marked, and what share is cut, dropped and masked."""
+    from shepherd.data.pipeline import client_counts, client_remarks
     from shepherd.overrides import read
     from shepherd.run.inspection import inspect_data
     from shepherd.ui.terminal.data_tables import print_lint_report
@@ -47,6 +48,8 @@ def check(
     settings = read(run_file, wished(overrides, remote_code))
     found = inspect_data(settings, samples=samples, consent=agreed(remote_code, plugins))
     print_lint_report(found.report)
+    for sentence in client_remarks(client_counts(found.report.by_client, found.division.reading)):
+        echo(sentence)
     _print_left_out(found.division, settings)
     if not found.report.counts.kept:
         raise TemplateError("no example is left to train on; change data.template or data.max_tokens")
