@@ -24,6 +24,8 @@ from shepherd.settings import RunSettings
 ROUNDS = "federation.rounds"
 FREE = ("judge", "tracking", "checkpoints")
 """Tables that no number of a run depends on."""
+NO_DIFFERENCE = ("output", "machine", "judge", "tracking", "checkpoints", "silos")
+"""Tables and keys that do not change what is trained."""
 CHECKED = ("model.base",)
 """Keys that may change after the first checkpoint, which knows what they name by its fingerprint."""
 log = logging.getLogger(__name__)

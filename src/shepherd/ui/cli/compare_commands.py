@@ -49,6 +49,12 @@ from shepherd.ui.cli.silos import agreed, echo, plugin, tracker, trust, wished
     metavar="FILE.json",
     help="Of finished runs: also write the comparison into this file.",
 )
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Of finished runs: also write a page that needs no network into this file.",
+)
 @base_url
 @key_env
 @trust
@@ -65,6 +71,7 @@ def compare(
     seeds: int,
     max_calls: int | None,
     output: Path | None,
+    html: Path | None,
     base_url: str | None,
     key_env: str | None,
     remote_code: bool,
@@ -80,9 +87,13 @@ def compare(
     shepherd compare RUN_A RUN_B ...
     """
     if run_file.is_dir():
-        return _compare_runs(context, run_file, overrides, output, agreed(remote_code, plugins))
+        return _compare_runs(context, run_file, overrides, output, html, agreed(remote_code, plugins))
     if output is not None:
         raise click.UsageError("--output is for finished runs; a run file names its own output")
+    if html is not None:
+        raise click.UsageError(
+            "--html is for finished runs; `shepherd report RUN_FOLDER` writes a run's page"
+        )
     from shepherd.compare.arms import CompareSpec, variant
     from shepherd.overrides import read
 
@@ -123,7 +134,12 @@ OF_RUN_FILES = ("locals_", "arms", "match", "seeds", "max_calls", "base_url", "k
 
 
 def _compare_runs(
-    context: click.Context, first: Path, others: tuple[str, ...], output: Path | None, consent: Consent
+    context: click.Context,
+    first: Path,
+    others: tuple[str, ...],
+    output: Path | None,
+    html: Path | None,
+    consent: Consent,
 ) -> None:
     """Compare finished runs; `others` are run folders and overrides of [evaluation]."""
     for parameter in context.command.params:
@@ -144,6 +160,10 @@ def _compare_runs(
     print_comparison(found)
     if output is not None:
         echo(f"wrote {write_json(output, found)}")
+    if html is not None:
+        from shepherd.ui.report.writing import write_runs
+
+        echo(f"wrote {write_runs(html, paths, found)}")
 
 
 @click.command()
