@@ -15,7 +15,7 @@ from shepherd.ui.cli.options import base_url, key_env, overrides, run_file, run_
 from shepherd.ui.cli.silos import agreed, echo, plugin, tracker, trust, wished
 
 
-@click.command()
+@click.command(short_help="Compare federated with local and central, or runs.")
 @run_file
 @overrides
 @click.option(
@@ -212,7 +212,7 @@ def judge(
     print_verdicts(found)
 
 
-@click.command()
+@click.command(short_help="Write a run's report as one HTML page.")
 @run_folder
 def report(folder: Path) -> None:
     """Write report.html, a page that needs no network, and report.json, the figures on it."""
@@ -221,7 +221,7 @@ def report(folder: Path) -> None:
     echo(f"wrote {write(folder)}")
 
 
-@click.command()
+@click.command(short_help="Serve the report of a run while it trains.")
 @run_folder
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1.  [default: a free one]"
