@@ -169,6 +169,12 @@ def test_the_command_prints_a_table_and_writes_where_it_is_asked(
     assert f"wrote {html}" in done.stdout
     assert "2 finished runs, compared on the held-out examples that all of them have" in html.read_text()
     assert sorted(path for path in trained["plain"].rglob("*")) == before
+    (tmp_path / "file").write_text("")
+    for option, place in (("--html", "file/x.html"), ("--output", "file/x.json"), ("--output", "new")):
+        refused = CliRunner().invoke(cli.main, [*words, option, str(tmp_path / place)])
+        assert refused.exit_code == 2
+        assert "scoring" not in refused.output  # it is refused before anything is scored
+        assert f"{place} cannot be written (" in refused.output.replace("\n", "")
     refused = CliRunner().invoke(cli.main, [*words, "--seeds", "3"])
     assert refused.exit_code == 2
     assert "--seeds is for a run file" in refused.output

@@ -150,11 +150,14 @@ def _compare_runs(
             )
     from shepherd.compare.folders import write_json
     from shepherd.compare.runs import compare_runs
+    from shepherd.io.atomic import require_place
     from shepherd.ui.terminal.comparison_table import print_comparison
     from shepherd.ui.terminal.running import plain_lines
 
     overrides = [each for each in others if "=" in each and not Path(each).is_dir()]
     paths = [first, *(Path(each) for each in others if each not in overrides)]
+    for file in filter(None, (output, html)):
+        require_place(file)
     with plain_lines():
         found = compare_runs(paths, overrides, consent)
     print_comparison(found)
