@@ -331,6 +331,21 @@ def test_a_session_keeps_its_questions_until_they_are_forgotten(
     assert headings.count() == 1
 
 
+def test_an_answer_that_is_empty_is_said_to_be(
+    visit: Callable[..., Visit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*given: Any, **options: Any) -> Iterator[dict[str, str]]:
+        yield dict.fromkeys(options["arms"], "")
+
+    words = "getComputedStyle(document.querySelector('#answer-0 p'), '::before').content"
+    monkeypatch.setattr(Chat, "answer", silent)
+    seen = visit()
+    assert "The answer appears here." in seen(words)
+    ask(seen)
+    said(seen, "Answered in")
+    assert "An empty answer." in seen(words)
+
+
 def test_examples_fill_the_question_and_answers_are_copied(visit: Callable[..., Visit]) -> None:
     seen = visit()
     seen.page.context.grant_permissions(["clipboard-read", "clipboard-write"])

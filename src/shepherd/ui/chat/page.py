@@ -133,6 +133,7 @@ CSS = """
 .history dt { font-weight: 600; font-size: .85rem; }
 .history dd { margin: 0 0 .4rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .answer p:empty::before { content: "The answer appears here."; opacity: .6; }
+.answer p.nothing:empty::before { content: "An empty answer."; }
 .chat-status p { margin: 0; min-height: 1.6em; line-height: 1.6; overflow-wrap: anywhere; }
 .chat-status p.wrong { font-weight: 600; }
 """
@@ -491,8 +492,10 @@ class _Page:
         kind: str = "",
         show: Callable[[str], str] | None = None,
     ) -> list[str]:
-        answers = (texts.get(arms.get(name, ""), "") for name in self.columns)
-        return [_status_line(status, kind), *(_answer_text(text, show or _text) for text in answers)]
+        asked = [arms.get(name, "") for name in self.columns]
+        ended = kind != GOING
+        shown = (_answer_text(texts.get(arm, ""), show or _text, ended and arm in texts) for arm in asked)
+        return [_status_line(status, kind), *shown]
 
 
 def _head(chat: Chat) -> str:
@@ -523,7 +526,9 @@ def _button_updates(*buttons: bool) -> str:
     return ", ".join(json.dumps({"__type__": "update", "interactive": each}) for each in buttons)
 
 
-def _answer_text(text: str, show: Callable[[str], str] | None = None) -> str:
+def _answer_text(text: str, show: Callable[[str], str] | None = None, ended: bool = False) -> str:
+    if ended and not text:
+        return '<p class="nothing"></p>'
     if show is as_html and text:
         return f'<div class="md">{as_html(text)}</div>'
     return f"<p>{_text(text)}</p>"
